@@ -1,0 +1,113 @@
+"""What a user may say about the model: a strict schema whose cross-checks live beside the fields they protect."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from model.scheme import SCHEMES, scheme_names
+
+
+class Strict(BaseModel):
+    """Base of every configuration section: unknown keys are refused, values are never coerced across types."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class InitConfig(Strict):
+    """Weight initialisation. Every weight's standard deviation follows from the scheme and these choices (`model/init.py`)."""
+
+    base: Literal["scheme", "xavier", "normal", "fairseq"] = Field(
+        "scheme",
+        description="Weight variances before the scheme's own gains. scheme: what the scheme was published with. xavier: 2/(fan_in+fan_out) per matrix, "
+        "unit-variance embeddings. normal: `std` everywhere, divided by sqrt(2 x layers) for output projections (GPT-2, Megatron). "
+        "fairseq: the initialisation of the B2T repository.",
+    )
+    std: float = Field(0.02, gt=0, description="Standard deviation of base `normal`; no other base reads it.")
+    token_correlation: float | Literal["zipf"] = Field(
+        "zipf",
+        description="Token correlation r0 of the word embedding that DeepScaleLM's recursion starts from: a number (`fathom data prepare` prints the one of "
+        "your corpus), or `zipf` for the value Zipf's law gives for the vocabulary size.",
+    )
+    causal_correction: bool = Field(
+        True, description="DeepScaleLM: finite-length correction of attention's gain under a causal mask. false gives the published gain, which overshoots in a decoder."
+    )
+
+    @model_validator(mode="after")
+    def _std_needs_normal(self) -> InitConfig:
+        if "std" in self.model_fields_set and self.base != "normal" and self.std != 0.02:
+            raise ValueError(f"init.std={self.std} has no effect with init.base={self.base}: set init.base=normal or remove init.std")
+        return self
+
+
+class ModelConfig(Strict):
+    """A GPT-style decoder. Sizes are whole-model sizes, never per-rank ones."""
+
+    scheme: str = Field("deepscalelm_pre_ln", description="Depth scheme: norm positions, residual constants and weight gains, by name.")
+    num_layers: int = Field(ge=1, description="Transformer layers of the whole model (each has an attention and a feed-forward sublayer).")
+    hidden_size: int = Field(ge=1, description="Width of the residual stream.")
+    num_attention_heads: int = Field(ge=1, description="Query heads.")
+    num_query_groups: int | None = Field(None, ge=1, description="Key/value heads for grouped-query attention; null means one per query head.")
+    head_dim: int | None = Field(None, ge=1, description="Width of one head; null means hidden_size / num_attention_heads.")
+    ffn_hidden_size: int | None = Field(None, ge=1, description="Feed-forward width; null means 4 x hidden_size, or 8/3 x rounded up to 64 for gated activations.")
+    vocab_size: int | None = Field(None, ge=2, description="Vocabulary before padding; null takes it from the tokenizer of the data.")
+    vocab_multiple: int = Field(128, ge=1, description="The embedding is padded to a multiple of this; independent of the parallel layout, so that checkpoints are too.")
+    max_position_embeddings: int | None = Field(None, ge=1, description="Longest sequence; null means data.seq_length.")
+    normalization: Literal["layernorm", "rmsnorm"] = Field("layernorm", description="Kind of every norm.")
+    norm_epsilon: float = Field(1e-5, gt=0, description="Epsilon inside every norm.")
+    activation: Literal["gelu", "relu", "relu2", "silu", "swiglu", "geglu"] = Field("gelu", description="Feed-forward activation; swiglu and geglu are gated.")
+    position: Literal["learned", "rotary", "none"] = Field("learned", description="Position information: a learned table, rotary embedding of queries and keys, or none.")
+    rotary_base: int = Field(10000, ge=1, description="Base period of rotary embeddings.")
+    tie_embeddings: bool = Field(True, description="Use the word embedding as output projection.")
+    bias: bool = Field(True, description="Biases in all linear layers of the stack.")
+    hidden_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout after the embedding and after every branch.")
+    attention_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on attention probabilities.")
+    scheme_options: dict[str, float | bool] = Field(
+        default_factory=dict, description="Options of the scheme, e.g. {rescale: false} for b2t, {k: 4.0, alpha: 1.0} for deepscalelm_*. An option the scheme lacks is refused."
+    )
+    init: InitConfig = Field(default_factory=InitConfig, description="Initialisation.")
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        if self.scheme not in SCHEMES:
+            raise ValueError(f"model.scheme={self.scheme!r} is not a scheme; choose one of {', '.join(scheme_names())}")
+        SCHEMES[self.scheme].check_options(self.scheme_options)
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"model.hidden_size={self.hidden_size} is not divisible by model.num_attention_heads={self.num_attention_heads}: change one of them or set model.head_dim"
+            )
+        if self.num_attention_heads % self.groups:
+            raise ValueError(f"model.num_query_groups={self.groups} does not divide model.num_attention_heads={self.num_attention_heads}")
+        if self.position == "rotary" and self.kv_channels % 2:
+            raise ValueError(f"model.position=rotary needs an even head width, got {self.kv_channels}: set model.head_dim")
+        return self
+
+    @property
+    def groups(self) -> int:
+        """Key/value heads."""
+        return self.num_query_groups or self.num_attention_heads
+
+    @property
+    def kv_channels(self) -> int:
+        """Width of one head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward has a gate and an up projection (fc1 rows: [gate; up])."""
+        return self.activation in ("swiglu", "geglu")
+
+    @property
+    def ffn_size(self) -> int:
+        """Feed-forward width after defaults."""
+        if self.ffn_hidden_size is not None:
+            return self.ffn_hidden_size
+        return -(-8 * self.hidden_size // 3 // 64) * 64 if self.gated else 4 * self.hidden_size
+
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the embedding table. Raises ValueError before the vocabulary is known."""
+        if self.vocab_size is None:
+            raise ValueError("model.vocab_size is not known yet: give it, or take it from the data set's tokenizer")
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple

@@ -1,0 +1,241 @@
+"""Depth schemes as data: where norms sit, the residual algebra's coefficients, the weight gains. The only place that knows a scheme's name.
+
+One sublayer (attention, cross-attention or feed-forward) of layer l computes, for stream x and the layer's input x_layer,
+
+    u  = input_scale * Norm_in(x)
+    b  = Norm_branch(F(u))
+    R  = residual_scale * (Norm_in(x) if residual_from_norm else x)
+    x' = Norm_out(R + Dropout(branch_scale * b) + skip_scale * x_layer)
+
+where every norm is optional. All coefficients are Python floats computed from the global layer number and depth: never buffers, which a
+meta-device build would wipe, and never stage-local counts, which pipeline parallelism would change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["embedding", "q", "k", "v", "o", "fc1", "fc2", "output"]
+Base = Literal["xavier", "fairseq", "normal", "deepscale"]
+Options = Mapping[str, float | bool]
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """Coefficients and norm positions of one sublayer; see the module docstring for the equation."""
+
+    norm_in: bool = False
+    norm_branch: bool = False
+    norm_out: bool = False
+    residual_from_norm: bool = False
+    input_scale: float = 1.0
+    branch_scale: float = 1.0
+    residual_scale: float = 1.0
+    skip_scale: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.residual_from_norm and not self.norm_in:
+            raise ValueError("residual_from_norm needs norm_in: there is no normed input to take the residual from")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The sublayers of one transformer layer, in order. `cross` is used by encoder-decoder stacks only."""
+
+    attention: Sublayer
+    mlp: Sublayer
+    cross: Sublayer = field(default_factory=Sublayer)
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Where a layer stands: 1-based global number and total, the sublayers per layer (3 with cross-attention), and the scheme's options."""
+
+    number: int
+    total: int
+    options: Options
+    sublayers: int = 2
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way to connect sublayers.
+
+    layer: coefficients of a layer.
+    gains: factor on the standard deviation of each weight role, applied on top of the base initialisation.
+    base: initialisation the scheme was published with. embedding_norm, final_norm: a norm before and after the stack.
+    options: every option with its default; others are refused.
+    """
+
+    name: str
+    summary: str
+    source: str
+    layer: Callable[[Depth], Layer]
+    gains: Callable[[Depth], Mapping[Role, float]] = lambda depth: {}
+    base: Base = "xavier"
+    embedding_norm: bool = False
+    final_norm: bool = True
+    options: Options = field(default_factory=dict)
+
+    def check_options(self, given: Options) -> None:
+        """Raises ValueError for an option the scheme lacks, or a value of another type."""
+        for key, value in given.items():
+            if key not in self.options:
+                known = ", ".join(f"{name}={default}" for name, default in self.options.items()) or "none"
+                raise ValueError(f"model.scheme_options.{key} has no effect with model.scheme={self.name}; its options: {known}")
+            if isinstance(self.options[key], bool) != isinstance(value, bool):
+                raise ValueError(f"model.scheme_options.{key}={value!r} must be a {'true/false value' if isinstance(self.options[key], bool) else 'number'}")
+
+    def plan(self, num_layers: int, options: Options | None = None, sublayers: int = 2) -> tuple[Layer, ...]:
+        """Coefficients of all layers of a stack. Raises ValueError on unknown options."""
+        return tuple(self.layer(depth) for depth in self._depths(num_layers, options, sublayers))
+
+    def gain_plan(self, num_layers: int, options: Options | None = None, sublayers: int = 2) -> tuple[Mapping[Role, float], ...]:
+        """Weight gains of all layers of a stack, by role; a missing role has gain 1. Raises ValueError on unknown options."""
+        return tuple(self.gains(depth) for depth in self._depths(num_layers, options, sublayers))
+
+    def _depths(self, num_layers: int, options: Options | None, sublayers: int) -> list[Depth]:
+        self.check_options(options or {})
+        merged = {**self.options, **(options or {})}
+        return [Depth(number, num_layers, merged, sublayers) for number in range(1, num_layers + 1)]
+
+
+def _pre() -> Layer:
+    sublayer = Sublayer(norm_in=True)
+    return Layer(sublayer, sublayer, sublayer)
+
+
+def _post(residual: float = 1.0, branch: float = 1.0) -> Layer:
+    """LN(residual x + branch F(x)). All norms but the layer's last are written as the next sublayer's Norm_in with the residual taken after
+    it, which is the same function and lets a fused norm + linear kernel return the normed residual."""
+    first = Sublayer(residual_scale=residual, branch_scale=branch)
+    middle = Sublayer(norm_in=True, residual_from_norm=True, residual_scale=residual, branch_scale=branch)
+    last = Sublayer(norm_in=True, residual_from_norm=True, norm_out=True, residual_scale=residual, branch_scale=branch)
+    return Layer(attention=first, cross=middle, mlp=last)
+
+
+def _b2t(depth: Depth) -> Layer:
+    """y = LN(x_layer + h + F(h)): post-LN plus the layer's input, coefficient 1, before the layer's last norm (Takase et al. 2023, eq. for B2T)."""
+    post = _post()
+    last = Sublayer(norm_in=True, residual_from_norm=True, norm_out=True, skip_scale=1.0)
+    return Layer(attention=post.attention, cross=post.cross, mlp=last)
+
+
+def _rescale_gains(depth: Depth) -> Mapping[Role, float]:
+    return dict.fromkeys(LAYER_ROLES, depth.total**-0.5) if depth.options["rescale"] else {}
+
+
+def deepscale_constants(depth: Depth) -> tuple[float, float]:
+    """(lambda, beta) with beta^2 = k / (number of sublayers)^alpha and lambda^2 = 1 - beta^2 (Kedia et al. 2024).
+
+    Raises ValueError when k is so large that beta^2 exceeds 1.
+    """
+    beta2 = float(depth.options["k"]) / (depth.sublayers * depth.total) ** float(depth.options["alpha"])
+    if not 0 < beta2 <= 1:
+        raise ValueError(f"model.scheme_options.k={depth.options['k']} gives beta^2={beta2:.3g} at {depth.total} layers: it must lie in (0, 1]")
+    return math.sqrt(1 - beta2), math.sqrt(beta2)
+
+
+def _deepscale_pre(depth: Depth) -> Layer:
+    lam, beta = deepscale_constants(depth)
+    sublayer = Sublayer(norm_in=True, residual_scale=lam, branch_scale=beta)
+    return Layer(sublayer, sublayer, sublayer)
+
+
+def _deepscale_post(depth: Depth) -> Layer:
+    return _post(*deepscale_constants(depth))
+
+
+def _deepnorm_gains(depth: Depth) -> Mapping[Role, float]:
+    """v, o, fc1, fc2 divided by (8N)^1/4 (Wang et al. 2022, decoder-only or encoder-only row)."""
+    return dict.fromkeys(("v", "o", "fc1", "fc2"), (8 * depth.total) ** -0.25)
+
+
+def _layernorm_scaling(depth: Depth) -> Layer:
+    sublayer = Sublayer(norm_in=True, input_scale=depth.number**-0.5)
+    return Layer(sublayer, sublayer, sublayer)
+
+
+def _peri() -> Layer:
+    sublayer = Sublayer(norm_in=True, norm_branch=True)
+    return Layer(sublayer, sublayer, sublayer)
+
+
+def _mix(depth: Depth) -> Layer:
+    """Post-LN in the first floor(post_fraction x N) layers, pre-LN above them."""
+    return _post() if depth.number <= math.floor(float(depth.options["post_fraction"]) * depth.total) else _pre()
+
+
+def _spannorm(depth: Depth) -> Layer:
+    """h = LN(x + Attn(x)); y = LN(x + FFN(h)): the layer's input replaces the feed-forward residual."""
+    post = _post()
+    last = Sublayer(norm_in=True, norm_out=True, residual_scale=0.0, skip_scale=1.0)
+    return Layer(attention=post.attention, cross=post.cross, mlp=last)
+
+
+LAYER_ROLES: tuple[Role, ...] = ("q", "k", "v", "o", "fc1", "fc2")
+_DEEPSCALE = {"k": 2.0, "alpha": 1.0}
+
+SCHEMES: dict[str, Scheme] = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme("pre_ln", "x + F(LN x), norm after the stack", "Xiong et al. 2020", lambda depth: _pre()),
+        Scheme(
+            "post_ln",
+            "LN(x + F x); option `rescale` multiplies all layer weights by N^-1/2",
+            "Vaswani et al. 2017",
+            lambda depth: _post(),
+            gains=_rescale_gains,
+            final_norm=False,
+            options={"rescale": False},
+        ),
+        Scheme(
+            "b2t",
+            "post-LN with the layer's input added before its last norm; option `rescale` (default on) multiplies all layer weights by N^-1/2",
+            "Takase et al. 2023 and the authors' code of May 2023",
+            _b2t,
+            gains=_rescale_gains,
+            base="fairseq",
+            final_norm=False,
+            options={"rescale": True},
+        ),
+        Scheme(
+            "deepscalelm_pre_ln",
+            "lambda x + beta F(LN x), variance-preserving weights",
+            "Kedia et al. 2024",
+            _deepscale_pre,
+            base="deepscale",
+            options=_DEEPSCALE,
+        ),
+        Scheme(
+            "deepscalelm_post_ln",
+            "LN(lambda x + beta F x), variance-preserving weights, norm after the embedding",
+            "Kedia et al. 2024",
+            _deepscale_post,
+            base="deepscale",
+            embedding_norm=True,
+            final_norm=False,
+            options=_DEEPSCALE,
+        ),
+        Scheme(
+            "deepnorm",
+            "LN(a x + F x), a = (2N)^1/4, v, o, fc1, fc2 divided by (8N)^1/4",
+            "Wang et al. 2022",
+            lambda depth: _post(residual=(2 * depth.total) ** 0.25),
+            gains=_deepnorm_gains,
+            final_norm=False,
+        ),
+        Scheme("layernorm_scaling", "x + F(LN(x) / sqrt(layer number))", "Sun et al. 2025", _layernorm_scaling),
+        Scheme("peri_ln", "x + LN(F(LN x)), norms around the stack (sandwich)", "Kim et al. 2025", lambda depth: _peri(), embedding_norm=True),
+        Scheme("mix_ln", "post-LN in the first quarter of the layers, pre-LN after", "Li et al. 2024", _mix, options={"post_fraction": 0.25}),
+        Scheme("spannorm", "LN(x_layer + FFN(LN(x_layer + Attn x_layer)))", "SpanNorm 2026", _spannorm, embedding_norm=True, final_norm=False),
+    )
+}
+
+
+def scheme_names() -> list[str]:
+    """All schemes, in table order."""
+    return list(SCHEMES)

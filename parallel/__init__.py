@@ -1,0 +1,1 @@
+"""Topology and engines: process launch, parallel degrees, the Megatron-DeepSpeed joint, checkpoints."""

@@ -1,0 +1,38 @@
+"""What a user may say about the parallel layout and the engine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from model.config import Strict
+
+
+class RecomputeConfig(Strict):
+    """Activation recomputation."""
+
+    granularity: Literal["none", "selective", "full"] = Field("none", description="none; selective: attention cores only; full: whole layers.")
+    num_layers: int = Field(1, ge=1, description="Layers per recomputed group; read with granularity=full.")
+
+
+class OffloadConfig(Strict):
+    """Host offload."""
+
+    optimizer: bool = Field(False, description="Keep optimizer state in host memory (ZeRO-1 or 2).")
+
+
+class ParallelConfig(Strict):
+    """How the model is laid out over processes. Data-parallel size = processes / (tensor x pipeline x context)."""
+
+    processes: int | None = Field(None, ge=1, description="Local processes `fathom pretrain` starts when no launcher did; null means one per GPU, or 1 on a CPU host.")
+    tensor: int = Field(1, ge=1, description="Tensor-parallel size (TP).")
+    pipeline: int = Field(1, ge=1, description="Pipeline stages (PP).")
+    virtual_stages: int = Field(1, ge=1, description="Model chunks per pipeline stage (interleaved schedule).")
+    pipeline_split: list[int] | None = Field(None, description="Layers of each pipeline stage, first to last, for uneven splits; null means equal stages.")
+    context: int = Field(1, ge=1, description="Context-parallel size (CP).")
+    sequence_parallel: bool = Field(False, description="Shard norms and residual stream along the sequence over the tensor-parallel group.")
+    zero: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage: 1 shards optimizer state, 2 gradients too, 3 parameters too.")
+    recompute: RecomputeConfig = Field(default_factory=RecomputeConfig, description="Activation recomputation.")
+    offload: OffloadConfig = Field(default_factory=OffloadConfig, description="Host offload.")
+    timeout_minutes: float = Field(10.0, gt=0, description="A collective that takes longer than this ends the run.")

@@ -1,0 +1,1 @@
+"""Pretraining: configuration, data, the loop and its callbacks."""

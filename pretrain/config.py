@@ -1,0 +1,98 @@
+"""The configuration of a run: one strict schema, assembled from the sections that each folder owns."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from model.config import ModelConfig, Strict
+from parallel.config import ParallelConfig
+
+
+class Corpus(Strict):
+    """One prepared data set in a blend."""
+
+    path: str = Field(description="Folder written by `fathom data prepare`.")
+    weight: float = Field(1.0, gt=0, description="Relative share of training samples; weights are normalised over the blend.")
+
+
+class DataConfig(Strict):
+    """Where tokens come from."""
+
+    corpora: list[Corpus] = Field(min_length=1, description="Prepared data sets, blended by weight. All must share one tokenizer.")
+    seq_length: int = Field(ge=2, description="Tokens per training sample.")
+    cache: str | None = Field(None, description="Folder for sample indices; null means `index_cache` beside the first corpus.")
+
+
+class OptimizerConfig(Strict):
+    """AdamW. Biases, norms and embeddings' one-dimensional parameters are not decayed."""
+
+    lr: float = Field(gt=0, description="Peak learning rate.")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay rates of Adam's first and second moment.")
+    eps: float = Field(1e-8, gt=0, description="Adam's epsilon.")
+    weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay of matrices.")
+    decay_embeddings: bool = Field(False, description="Decay embedding tables too.")
+    clip_grad: float = Field(1.0, ge=0, description="Global gradient norm limit; 0 turns clipping off.")
+
+
+class ScheduleConfig(Strict):
+    """Learning rate over steps."""
+
+    kind: Literal["cosine", "linear", "wsd", "constant"] = Field("cosine", description="Shape after warm-up. wsd: constant, then linear decay over decay_steps.")
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up from 0.")
+    decay_steps: int | None = Field(None, ge=1, description="Steps of the final decay; read with kind=wsd only, where null means 10 % of all steps.")
+    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="Final learning rate divided by the peak.")
+
+    @model_validator(mode="after")
+    def _check(self) -> ScheduleConfig:
+        if self.decay_steps is not None and self.kind != "wsd":
+            raise ValueError(f"schedule.decay_steps={self.decay_steps} has no effect with schedule.kind={self.kind}: remove it or set schedule.kind=wsd")
+        return self
+
+
+class TrainConfig(Strict):
+    """The loop."""
+
+    steps: int = Field(ge=1, description="Optimizer steps of the whole run.")
+    stop_at_step: int | None = Field(None, ge=1, description="Save and leave cleanly after this step although the run is not finished; schedules still span `steps`.")
+    global_batch_size: int = Field(ge=1, description="Samples per optimizer step over all processes.")
+    micro_batch_size: int = Field(ge=1, description="Samples per forward pass of one process.")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware computes it fast, else fp32. Gradients and weights accumulate in fp32.")
+    seed: int = Field(1234, ge=0, description="Seed of weights, data order and dropout.")
+    eval_interval: int = Field(0, ge=0, description="Steps between evaluations on the validation split; 0: only at the end.")
+    eval_samples: int = Field(64, ge=0, description="Validation samples per evaluation; 0 turns evaluation off.")
+    nan_guard: Literal["stop", "skip"] = Field("stop", description="A non-finite loss or gradient: stop the run, or skip that step and count it.")
+
+
+class CheckpointConfig(Strict):
+    """When to save, what to keep, where to continue from."""
+
+    interval: int = Field(0, ge=0, description="Steps between checkpoints; 0: only at the end and on a signal.")
+    keep_last: int = Field(2, ge=1, description="Newest checkpoints kept.")
+    keep_every: int = Field(0, ge=0, description="Also keep every checkpoint whose step is a multiple of this; 0: none.")
+    load: str | None = Field(None, description="Start from this checkpoint folder when the run directory has none yet.")
+
+
+class LogConfig(Strict):
+    """What is written while training."""
+
+    interval: int = Field(1, ge=1, description="Steps between lines of metrics.jsonl.")
+    signal_interval: int = Field(50, ge=0, description="Steps between per-layer signal measurements; 0 turns them off.")
+    tensorboard: bool = Field(True, description="Write TensorBoard events.")
+    progress: Literal["auto", "bar", "plain", "none"] = Field("auto", description="Live progress: a bar on a terminal, else plain lines.")
+
+
+class RunConfig(Strict):
+    """Everything that defines a run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run; its folder is `runs_dir`/`name`.")
+    runs_dir: str = Field("runs", description="Parent of run folders.")
+    model: ModelConfig
+    data: DataConfig
+    parallel: ParallelConfig = Field(default_factory=lambda: ParallelConfig())
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = Field(default_factory=lambda: ScheduleConfig())
+    train: TrainConfig
+    checkpoint: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig())
+    log: LogConfig = Field(default_factory=lambda: LogConfig())
