@@ -1,0 +1,79 @@
+"""Floating-point operations of a training step, per token: what the model needs, and what the hardware does with recomputation.
+
+Counted are the matrix products, two operations per multiply-add: attention projections, attention scores and their product with the values,
+feed-forward and vocabulary projection. Not counted are norms, softmax, activations, rotary embedding, the embedding look-up and the optimizer,
+which together stay below a few percent at usual widths. No depth scheme adds a matrix product, so the scheme does not enter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from model.config import ModelConfig
+
+Recompute = Literal["none", "selective", "full"]
+BACKWARD = 2
+"""Products per forward product in the backward pass: the gradients of both of its factors."""
+
+
+@dataclass(frozen=True)
+class ForwardFlops:
+    """One forward pass per token over the whole model, in operations.
+
+    attention_core: scores and weighted values under the causal mask, which leaves half of the full square (derived: query i sees i of s keys, on
+    average (s+1)/2; taken as s/2, the usual convention).
+    """
+
+    attention_linear: float
+    attention_core: float
+    mlp: float
+    vocabulary: float
+
+    @property
+    def total(self) -> float:
+        """Sum of all parts."""
+        return self.attention_linear + self.attention_core + self.mlp + self.vocabulary
+
+
+@dataclass(frozen=True)
+class FlopCount:
+    """Operations per token of forward and backward together. model: each product once, the base of MFU. hardware: with what is recomputed, the base of HFU."""
+
+    model: float
+    hardware: float
+
+
+def forward_flops(config: ModelConfig, seq_length: int) -> ForwardFlops:
+    """Operations per token of one forward pass on sequences of `seq_length` tokens (derived from the shapes; the vocabulary is the padded one).
+
+    Raises ValueError before the vocabulary is known, or for a sequence without tokens.
+    """
+    if seq_length < 1:
+        raise ValueError(f"seq_length={seq_length} must be at least 1")
+    heads, width, hidden = config.num_attention_heads, config.kv_channels, config.hidden_size
+    query_key_value = 2 * hidden * (heads + 2 * config.groups) * width
+    projection = 2 * heads * width * hidden
+    scores_and_values = 2 * (2 * heads * width * seq_length) / 2  # two products over s keys per query; the mask leaves half
+    matrices = 3 if config.gated else 2
+    return ForwardFlops(
+        attention_linear=config.num_layers * (query_key_value + projection),
+        attention_core=config.num_layers * scores_and_values,
+        mlp=config.num_layers * matrices * 2 * hidden * config.ffn_size,
+        vocabulary=2 * hidden * config.padded_vocab,
+    )
+
+
+def flops_per_token(config: ModelConfig, seq_length: int, *, recompute: Recompute = "none") -> FlopCount:
+    """Operations per token of one training step: 3 x forward (a backward pass has two products per forward product), and with recomputation.
+
+    recompute, as in parallel.recompute.granularity: `selective` runs the attention cores forward once more, `full` all layers but not the
+    vocabulary projection. The second look at the scores inside fused attention kernels is theirs and not counted.
+    Raises ValueError before the vocabulary is known, and for another `recompute`.
+    """
+    forward = forward_flops(config, seq_length)
+    again = {"none": 0.0, "selective": forward.attention_core, "full": forward.total - forward.vocabulary}
+    if recompute not in again:
+        raise ValueError(f"recompute={recompute!r} is none of {', '.join(again)}")
+    model = (1 + BACKWARD) * forward.total
+    return FlopCount(model=model, hardware=model + again[recompute])
