@@ -49,9 +49,14 @@ def test_round_trip_of_every_event(tmp_path: Path) -> None:
     assert (start.parameters, start.world_size, start.layout["zero"], start.precision, start.unigram_entropy) == (10, 2, 1, "bf16", 6.5)
     assert (step.step, step.loss, step.grad_norm, step.lr, step.tokens, step.data_wait_share, step.skipped) == (1, 3.5, 0.5, 1e-3, 64, 0.1, False)
     assert [(event.split, event.loss) for event in metrics.eval] == [("validation", 3.25), ("test", 3.75)]
-    assert signal.profile("residual_rms") == ([1, 2], [1.0, 2.0]) and signal.profile("grad_norm") == ([1], [0.1]) and signal.profile("nothing") == ([], [])
+    assert signal.profile("residual_rms") == ([1, 2], [1.0, 2.0])
+    assert signal.profile("grad_norm") == ([1], [0.1])
+    assert signal.profile("nothing") == ([], [])
     assert [event.message for event in metrics.warning] == ["one", "two"]
-    assert metrics.checkpoint[0].seconds == 0.25 and metrics.finished is end and end.reason == "finished" and metrics.step == 1
+    assert metrics.checkpoint[0].seconds == 0.25
+    assert metrics.finished is end
+    assert end.reason == "finished"
+    assert metrics.step == 1
     assert all(event.time > 1e9 for event in (start, step, signal, end))
 
 
@@ -61,10 +66,14 @@ def test_numbers_that_are_not_finite_are_null_and_named(tmp_path: Path) -> None:
         writer.write("train", 1, loss=math.nan, grad_norm=torch.tensor(math.inf), lr=0.1)
         writer.write("signal", 1, layers=[{"layer": 1, "residual_rms": 1.0}, {"layer": 2, "residual_rms": -math.inf}])
     first, second = map(json.loads, path.read_text().splitlines())
-    assert first["loss"] is None and first["grad_norm"] is None and first["nonfinite"] == ["loss", "grad_norm"] and first["lr"] == 0.1
+    assert first["loss"] is None
+    assert first["grad_norm"] is None
+    assert first["nonfinite"] == ["loss", "grad_norm"]
+    assert first["lr"] == 0.1
     assert second["nonfinite"] == ["layers[1].residual_rms"]
     metrics = read_metrics(path)
-    assert math.isnan(metrics.train[0].loss) and math.isnan(metrics.train[0].grad_norm)
+    assert math.isnan(metrics.train[0].loss)
+    assert math.isnan(metrics.train[0].grad_norm)
     assert metrics.signal[0].profile("residual_rms") == ([1], [1.0])
 
 
@@ -84,8 +93,10 @@ def test_the_last_line_of_a_step_counts_and_order_is_by_step(tmp_path: Path) -> 
     )
     metrics = read_metrics(path)
     assert [(event.step, event.loss) for event in metrics.train] == [(1, 5.0), (2, 4.5), (3, 3.5), (4, 2.0)]
-    assert [event.step for event in metrics.starts] == [0, 1] and [event.step for event in metrics.resumes] == [1]
-    assert metrics.step == 3 and metrics.finished is None
+    assert [event.step for event in metrics.starts] == [0, 1]
+    assert [event.step for event in metrics.resumes] == [1]
+    assert metrics.step == 3
+    assert metrics.finished is None
     assert [event.step for event in metrics.settled().train] == [1, 2, 3]
     assert metrics.busy_seconds == pytest.approx(4.0 + 20.0)
 
@@ -104,13 +115,16 @@ def test_a_line_cut_off_by_a_kill_is_skipped_and_closed_on_reopening(tmp_path: P
     path = tmp_path / "metrics.jsonl"
     whole = lines(train(1, 5.0), train(2, 4.0))
     path.write_text(whole + lines(train(3, 3.0))[:cut])
-    assert [event.step for event in read_metrics(path).train] == [1, 2] and read_metrics(path).torn == 1
+    assert [event.step for event in read_metrics(path).train] == [1, 2]
+    assert read_metrics(path).torn == 1
     with MetricsWriter(path) as writer:
         writer.write("start", 2)
         writer.write("train", 3, loss=2.5)
     metrics = read_metrics(path)
     assert [(event.step, event.loss) for event in metrics.train] == [(1, 5.0), (2, 4.0), (3, 2.5)]
-    assert metrics.torn == 1 and path.read_text().startswith(whole) and path.read_text().count("\n") == 5
+    assert metrics.torn == 1
+    assert path.read_text().startswith(whole)
+    assert path.read_text().count("\n") == 5
 
 
 def test_a_complete_last_line_without_newline_is_kept(tmp_path: Path) -> None:
@@ -154,7 +168,8 @@ def test_a_damaged_line_is_named(tmp_path: Path, bad: str, words: str) -> None:
     path.write_text(lines(train(1, 5.0), bad, train(3, 3.0)))
     with pytest.raises(UserError, match="line 2") as caught:
         read_metrics(path)
-    assert str(path) in str(caught.value) and words in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert words in str(caught.value)
 
 
 def test_a_missing_file_is_a_user_error(tmp_path: Path) -> None:
@@ -165,4 +180,7 @@ def test_a_missing_file_is_a_user_error(tmp_path: Path) -> None:
 def test_an_empty_file_has_no_events(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").touch()
     metrics = read_metrics(tmp_path / "metrics.jsonl")
-    assert metrics.starts == metrics.train == () and metrics.step == 0 and metrics.finished is None and metrics.busy_seconds == 0.0
+    assert metrics.starts == metrics.train == ()
+    assert metrics.step == 0
+    assert metrics.finished is None
+    assert metrics.busy_seconds == 0.0
