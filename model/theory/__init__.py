@@ -1,0 +1,45 @@
+"""Signal-propagation theory: what a scheme and an initialisation do to variance, token correlation and gradients. Numbers in, numbers out; no torch."""
+
+from __future__ import annotations
+
+from model.theory.correlation import correlation_map, fixed_point, product_moment, relu_kappa, second_moment, slope_moment, stream_correlation, zipf_correlation
+from model.theory.laws import (
+    b2t_factor,
+    deepscale_gradient_bound,
+    geometric_gradient_variance,
+    post_ln_factor,
+    pre_ln_variance,
+    pre_ln_weight_gradient_norm,
+    spannorm_factor,
+)
+from model.theory.prediction import predict
+from model.theory.recursion import PlannedLayer, Sizes, bidirectional_attention, causal_attention, deepscale_plan, published_attention
+from model.theory.stack import LayerSignal, Stream, propagate
+
+__all__ = [
+    "LayerSignal",
+    "PlannedLayer",
+    "Sizes",
+    "Stream",
+    "b2t_factor",
+    "bidirectional_attention",
+    "causal_attention",
+    "correlation_map",
+    "deepscale_gradient_bound",
+    "deepscale_plan",
+    "fixed_point",
+    "geometric_gradient_variance",
+    "post_ln_factor",
+    "pre_ln_variance",
+    "pre_ln_weight_gradient_norm",
+    "predict",
+    "product_moment",
+    "propagate",
+    "published_attention",
+    "relu_kappa",
+    "second_moment",
+    "slope_moment",
+    "spannorm_factor",
+    "stream_correlation",
+    "zipf_correlation",
+]

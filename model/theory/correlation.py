@@ -1,0 +1,153 @@
+"""Activations under Gaussian inputs: second moments, token-correlation maps, and the token correlation of embeddings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.theory import moments
+
+Array = NDArray[np.float64]
+# 80 nodes a dimension: the quadrature of smooth activations is exact to 1e-12 at unit variance.
+QUADRATURE_NODES = 80
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Moments of a pointwise function a(x), x zero-mean Gaussian of variance s2.
+
+    product(s2, r): E[a(x) a(y)] for inputs of correlation r; r = 1 gives E[a(x)^2]. slope(s2): E[a'(x)^2].
+    """
+
+    product: Callable[[float, float], float]
+    slope: Callable[[float], float]
+
+
+@lru_cache(maxsize=1)
+def _nodes() -> tuple[Array, Array]:
+    nodes, weights = np.polynomial.hermite_e.hermegauss(QUADRATURE_NODES)
+    return nodes, weights / math.sqrt(2 * math.pi)
+
+
+def gaussian_expectation(function: Callable[[Array], Array], variance: float) -> float:
+    """E[function(x)], x ~ N(0, variance), by Gauss-Hermite quadrature; for smooth functions."""
+    nodes, weights = _nodes()
+    return float(weights @ function(math.sqrt(variance) * nodes))
+
+
+def gaussian_product(function: Callable[[Array], Array], variance: float, correlation: float) -> float:
+    """E[function(x) function(y)] for x, y ~ N(0, variance) of the given correlation, by Gauss-Hermite quadrature; for smooth functions."""
+    nodes, weights = _nodes()
+    s = math.sqrt(variance)
+    other = correlation * nodes[:, None] + math.sqrt(max(0.0, 1 - correlation**2)) * nodes[None, :]
+    return float((weights * function(s * nodes)) @ function(s * other) @ weights)
+
+
+def _relu_product(s2: float, r: float) -> float:
+    """Arc-cosine kernel of degree 1 (Cho & Saul 2009)."""
+    angle = math.acos(r)
+    return s2 * (math.sin(angle) + (math.pi - angle) * r) / (2 * math.pi)
+
+
+def _relu2_product(s2: float, r: float) -> float:
+    """Arc-cosine kernel of degree 2 (Cho & Saul 2009)."""
+    angle = math.acos(r)
+    return s2**2 * (3 * math.sin(angle) * r + (math.pi - angle) * (1 + 2 * r * r)) / (2 * math.pi)
+
+
+def _gelu_product(s2: float, r: float) -> float:
+    out = moments.gelu(s2, r)
+    return out.covariance + out.mean**2
+
+
+def _silu(x: Array) -> Array:
+    return x / (1 + np.exp(-x))
+
+
+def _silu_slope(x: Array) -> Array:
+    gate = 1 / (1 + np.exp(-x))
+    return gate * (1 + x * (1 - gate))
+
+
+POINTWISE: dict[str, Activation] = {
+    "relu": Activation(_relu_product, lambda s2: 0.5),
+    "relu2": Activation(_relu2_product, lambda s2: 2 * s2),
+    "gelu": Activation(_gelu_product, lambda s2: moments.gelu_gradient(s2, 1.0, 1.0, 1.0).variance),
+    "silu": Activation(
+        lambda s2, r: gaussian_product(_silu, s2, r),
+        lambda s2: gaussian_expectation(lambda x: _silu_slope(x) ** 2, s2),
+    ),
+}
+# Gated activations: a(gate) * up, gate and up independent of each other.
+GATES = {"swiglu": "silu", "geglu": "gelu"}
+
+
+def second_moment(activation: str, variance: float = 1.0) -> float:
+    """E[hidden^2] of the feed-forward's hidden entries, from pre-activations (gate and up alike) of the given variance."""
+    return product_moment(activation, variance, 1.0)
+
+
+def product_moment(activation: str, variance: float, correlation: float) -> float:
+    """E[hidden hidden'] between two tokens whose pre-activations have the given variance and correlation. Derived; see `Activation`."""
+    r = min(1.0, max(-1.0, correlation))
+    if activation in GATES:
+        return POINTWISE[GATES[activation]].product(variance, r) * variance * r
+    return POINTWISE[activation].product(variance, r)
+
+
+def slope_moment(activation: str, variance: float = 1.0) -> float:
+    """Sum over pre-activations of E[(d hidden / d pre-activation)^2]: E[a'^2], or E[a'^2] variance + E[a^2] with a gate."""
+    if activation in GATES:
+        gate = POINTWISE[GATES[activation]]
+        return gate.slope(variance) * variance + gate.product(variance, 1.0)
+    return POINTWISE[activation].slope(variance)
+
+
+def correlation_map(activation: str, correlation: float, variance: float = 1.0) -> float:
+    """Token correlation after a feed-forward block, from the correlation before it: E[hidden hidden'] / E[hidden^2]. Dropout is not included."""
+    return product_moment(activation, variance, correlation) / second_moment(activation, variance)
+
+
+def relu_kappa(correlation: float) -> float:
+    """kappa(r) = r + (sqrt(1 - r^2) - r arccos r) / pi, the correlation map of ReLU (Kedia et al. 2024; Cho & Saul 2009)."""
+    r = correlation
+    return r + (math.sqrt(1 - r * r) - r * math.acos(r)) / math.pi
+
+
+def fixed_point(activation: str, p: float) -> float:
+    """Token correlation r* that a very deep stack with equal attention and feed-forward branches approaches (derived).
+
+    Solves r = (1 - p)(1 + map(r)) / 2: attention emits fully correlated tokens, the feed-forward map(r), and dropout p of either
+    divides correlation by 1 / (1 - p). 1 without dropout: rank collapse.
+    """
+    if p == 0:
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if (1 - p) * (1 + correlation_map(activation, middle)) / 2 > middle:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+@lru_cache(maxsize=64)
+def zipf_correlation(vocab_size: int) -> float:
+    """Sum of squared unigram probabilities under p_i ~ 1/i, i = 1..vocab_size: the chance that two tokens are the same word (exact sums)."""
+    inverse = 1 / np.arange(1, vocab_size + 1, dtype=np.float64)
+    return float(np.sum(inverse**2) / np.sum(inverse) ** 2)
+
+
+def stream_correlation(word_correlation: float, *, positions: bool, segments: bool = False) -> float:
+    """Token correlation of a sum of equal-variance embedding tables, before dropout (derived).
+
+    Positions never coincide; two segments split at a uniform cut give the same segment with probability 2/3.
+    """
+    tables = 1 + positions + segments
+    return (word_correlation + (2 / 3 if segments else 0.0)) / tables

@@ -1,0 +1,35 @@
+"""Predicted signal of a configured model at initialisation."""
+
+from __future__ import annotations
+
+from model.config import ModelConfig
+from model.scheme import SCHEMES
+from model.theory.recursion import bidirectional_attention, causal_attention
+from model.theory.stack import LayerSignal, Stream, propagate
+
+
+def predict(config: ModelConfig, seq_length: int, *, stream_correlation: float | None = None, causal: bool = True) -> list[LayerSignal]:
+    """Signals of every layer at initialisation, first to last, for any scheme and initialisation.
+
+    seq_length: tokens a sequence. stream_correlation: token correlation of the embedding before dropout; null takes it from the tables'
+    variances and `model.init.token_correlation`. causal: False predicts the same weights under unmasked attention. Causal gradients are those of
+    late positions; unmasked ones leave attention's share out too and are a lower bound. Padding, document masks and rotary embedding do not enter.
+    Raises UserError where the vocabulary size is needed and unknown.
+    """
+    # Imported here because the initialisation takes its variances from this package.
+    from model.bases import stack_sizes, word_correlation
+    from model.init import standard_deviations
+
+    scheme, init = SCHEMES[config.scheme], standard_deviations(config, seq_length)
+    variance = init.word**2 + (init.position or 0.0) ** 2
+    correlation = word_correlation(config) * init.word**2 / variance if stream_correlation is None else stream_correlation
+    start = Stream(variance / (1 - config.hidden_dropout), variance * correlation)
+    law = causal_attention if causal else bidirectional_attention
+    return propagate(
+        scheme.plan(config.num_layers, config.scheme_options),
+        [{role: std**2 for role, std in layer.items()} for layer in init.layers],
+        stack_sizes(config),
+        start.times(1 / start.variance) if scheme.embedding_norm else start,
+        attention=law(seq_length, config.attention_dropout),
+        p=config.hidden_dropout,
+    )

@@ -1,0 +1,124 @@
+"""DeepScaleLM's weight variances: the token-correlation recursion, as published and for a causal decoder of finite length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from model.scheme import Layer, Sublayer
+from model.theory.correlation import correlation_map, second_moment
+
+
+@dataclass(frozen=True)
+class AttentionMoments:
+    """Second moment of an attention output entry and covariance between two tokens, for values of unit variance."""
+
+    second: float
+    covariance: float
+
+
+# (token correlation, variance of the attention scores) -> moments of the output
+AttentionLaw = Callable[[float, float], AttentionMoments]
+
+
+def published_attention(correlation: float, score_variance: float) -> AttentionMoments:
+    """Long-sequence limit: every output is the mean of all values, so both moments are r (Kedia et al. 2024)."""
+    return AttentionMoments(correlation, correlation)
+
+
+def bidirectional_attention(length: int, p: float) -> AttentionLaw:
+    """Unmasked attention over `length` tokens, dropout p on the probabilities (derived; terms of order 1/length of `moments.attention_head`)."""
+
+    def law(correlation: float, score_variance: float) -> AttentionMoments:
+        r = correlation
+        own = min(1.0, math.exp((1 - r) * score_variance) / length) / (1 - p)
+        return AttentionMoments(r + (1 - r) * own, r + (1 - r) / length)
+
+    return law
+
+
+def causal_attention(length: int, p: float) -> AttentionLaw:
+    """Causal attention over `length` tokens, dropout p on the probabilities (derived).
+
+    Query i averages i values. Its sum of squared probabilities is about exp((1 - r) score_variance) / i, at most 1, over (1 - p);
+    two queries share 1 / max(i, j). Both are averaged over positions: second = r + (1 - r) mean_i min(1, e^((1-r)W) / i) / (1 - p),
+    covariance = r + (1 - r) 2 (L - H_L) / (L (L - 1)), H_L the harmonic number.
+    """
+    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, length + 1, dtype=np.float64))])
+    shared = 2 * (length - harmonic[length]) / (length * (length - 1)) if length > 1 else 1.0
+
+    def law(correlation: float, score_variance: float) -> AttentionMoments:
+        r = correlation
+        peak = math.exp(min(700.0, (1 - r) * score_variance))
+        saturated = int(min(length, peak))
+        own = (saturated + peak * (harmonic[length] - harmonic[saturated])) / length / (1 - p)
+        return AttentionMoments(float(r + (1 - r) * own), float(r + (1 - r) * shared))
+
+    return law
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Widths of a layer. hidden: stream; inner: all query heads together; ffn: feed-forward (of one of gate and up); activation: by name."""
+
+    hidden: int
+    inner: int
+    ffn: int
+    activation: str
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """Weight variances of one layer, and the stream's token correlation where the attention sublayer reads it."""
+
+    token_correlation: float
+    qk: float
+    v: float
+    o: float
+    fc1: float
+    fc2: float
+
+
+def feed_forward_variances(sizes: Sizes, p: float) -> tuple[float, float]:
+    """(fc1, fc2) weight variances that give the branch unit variance after dropout p, for unit-variance input.
+
+    ReLU is homogeneous, so only the product counts and both matrices share it equally (Kedia et al. 2024):
+    w = sqrt(2 (1 - p) / (hidden ffn)), which is sqrt((1 - p) / 2) / hidden at ffn = 4 hidden. Every other activation gets
+    unit-variance pre-activations, w1 = 1 / hidden, and w2 = (1 - p) / (ffn E[hidden entry^2]) (derived).
+    """
+    if sizes.activation == "relu":
+        equal = math.sqrt((1 - p) / (sizes.hidden * sizes.ffn * second_moment("relu")))
+        return equal, equal
+    return 1 / sizes.hidden, (1 - p) / (sizes.ffn * second_moment(sizes.activation))
+
+
+def deepscale_plan(layers: Sequence[Layer], sizes: Sizes, correlation: float, p: float, attention: AttentionLaw) -> list[PlannedLayer]:
+    """Weight variances of every layer (Kedia et al. 2024; with `causal_attention`, derived).
+
+    correlation: token correlation r0 of the embedding before dropout; p: dropout after the embedding and after every branch.
+    Values and outputs: w_v = w_o = sqrt((1 - p) / m2) / sqrt(hidden inner), with m2 the attention law's second moment at the correlation that
+    reaches the layer (m2 = r as published). Queries and keys: 1 / hidden, unit score variance. Both branches then have unit variance, and
+    with residual_scale^2 + branch_scale^2 = 1 so has the stream. Plans for pre-norm and post-norm are the same: norms keep correlation.
+    Raises ValueError for zero correlation under `published_attention`, whose weights would be infinite.
+    """
+    fc1, fc2 = feed_forward_variances(sizes, p)
+    r, variance = correlation * (1 - p), 1.0
+    if attention(r, 1.0).second <= 0:
+        raise ValueError(f"token correlation {correlation} leaves the published attention gain without a finite weight: it must be positive")
+    planned = []
+    for layer in layers:
+        out = attention(r, 1.0)
+        value = math.sqrt((1 - p) / (out.second * sizes.hidden * sizes.inner))
+        planned.append(PlannedLayer(r, 1 / sizes.hidden, value, value, fc1, fc2))
+        r, variance = _mix(layer.attention, r, variance, (1 - p) * out.covariance / out.second)
+        r, variance = _mix(layer.mlp, r, variance, (1 - p) * correlation_map(sizes.activation, r))
+    return planned
+
+
+def _mix(sublayer: Sublayer, correlation: float, variance: float, branch_correlation: float) -> tuple[float, float]:
+    """(correlation, variance) of residual_scale x + branch_scale b for a branch b of unit variance."""
+    kept, added = sublayer.residual_scale**2 * variance, sublayer.branch_scale**2
+    return (kept * correlation + added * branch_correlation) / (kept + added), kept + added

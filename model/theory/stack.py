@@ -1,0 +1,176 @@
+"""Signal propagation through a stack under any depth scheme: variance and token correlation upwards, late-token gradient downwards.
+
+Mean-field theory at initialisation (derived; the tests compare it with simulation): a branch is independent of the stream it reads, so only
+identity paths add coherently. It needs the scheme's plan (`model/scheme.py`) and the weight variances, nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from model.scheme import Layer, Role, Sublayer
+from model.theory.correlation import product_moment, second_moment, slope_moment
+from model.theory.recursion import AttentionLaw, Sizes
+
+# Variance of one weight, by role.
+WeightVariances = Mapping[Role, float]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Entrywise second moments: `variance` of one token's vector, `covariance` between two tokens."""
+
+    variance: float
+    covariance: float
+
+    @property
+    def correlation(self) -> float:
+        """Token correlation; 0 for a stream of zeros."""
+        return self.covariance / self.variance if self.variance else 0.0
+
+    def times(self, gain: float) -> Stream:
+        """Moments of the stream multiplied by sqrt(gain)."""
+        return Stream(self.variance * gain, self.covariance * gain)
+
+    def plus(self, other: Stream) -> Stream:
+        """Moments of the sum with an independent stream."""
+        return Stream(self.variance + other.variance, self.covariance + other.covariance)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Output moments of a sublayer's function F, and its backward gain: gradient variance at its input over that at its output."""
+
+    output: Stream
+    backward: float
+
+
+BranchLaw = Callable[[Stream], Branch]
+
+
+def attention_branch(u: Stream, weights: WeightVariances, sizes: Sizes, attention: AttentionLaw, backward: float = 0.0) -> Branch:
+    """Attention block on input u.
+
+    backward: backward gain as a share of the forward one. 0 is right for late tokens under a causal mask, which few queries read (derived).
+    """
+    gain = sizes.hidden * weights["v"] * sizes.inner * weights["o"]
+    score_variance = sizes.hidden**2 * weights["q"] * weights["k"] * u.variance**2
+    out = attention(u.correlation, score_variance)
+    return Branch(Stream(out.second, out.covariance).times(gain * u.variance), backward * gain * out.second)
+
+
+def feed_forward_branch(u: Stream, weights: WeightVariances, sizes: Sizes) -> Branch:
+    """Feed-forward block on input u: Kedia et al. 2024 for ReLU, derived for the others."""
+    pre = sizes.hidden * weights["fc1"] * u.variance
+    up = sizes.ffn * weights["fc2"]
+    output = Stream(second_moment(sizes.activation, pre), product_moment(sizes.activation, pre, u.correlation)).times(up)
+    backward = sizes.hidden * weights["fc2"] * sizes.ffn * weights["fc1"] * slope_moment(sizes.activation, pre)
+    return Branch(output, backward)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One sublayer on moments: the stream after it and what the backward pass needs.
+
+    layer_share: amplitude of the layer's input in the stream after the sublayer. added: variance that the branch adds to the sum.
+    residual, skip: amplitudes of the sublayer's and the layer's input in the sum. branch_gain: gradient variance that the branch hands to the
+    sublayer's input, over the gradient variance at the sum. norm: factor of norm_out on variances.
+    """
+
+    stream: Stream
+    layer_share: float
+    added: float
+    residual: float
+    skip: float
+    branch_gain: float
+    norm: float
+
+
+def _inverse(variance: float, apply: bool) -> float:
+    """Factor of a norm on variances; a norm leaves a stream of zeros alone."""
+    return 1 / variance if apply and variance else 1.0
+
+
+def sublayer_step(x: Stream, layer_input: Stream, layer_share: float, plan: Sublayer, law: BranchLaw, p: float) -> Step:
+    """The sublayer equation of `model/scheme.py` on moments. layer_share: amplitude of the layer's input in x; p: dropout on the branch."""
+    norm_in = _inverse(x.variance, plan.norm_in)
+    input_gain = plan.input_scale**2 * norm_in
+    branch = law(x.times(input_gain))
+    branch_gain = plan.branch_scale**2 * _inverse(branch.output.variance, plan.norm_branch)
+    # Dropout raises a token's variance and leaves the covariance between tokens.
+    added = Stream(branch.output.variance * branch_gain / (1 - p), branch.output.covariance * branch_gain)
+    residual = plan.residual_scale * (math.sqrt(norm_in) if plan.residual_from_norm else 1.0)
+    # (residual x + skip x_layer)^2, with x = layer_share x_layer + something independent.
+    coherent = plan.skip_scale**2 + 2 * plan.skip_scale * residual * layer_share
+    total = x.times(residual**2).plus(layer_input.times(coherent)).plus(added)
+    norm = _inverse(total.variance, plan.norm_out)
+    return Step(
+        stream=total.times(norm),
+        layer_share=(residual * layer_share + plan.skip_scale) * math.sqrt(norm),
+        added=added.variance,
+        residual=residual,
+        skip=plan.skip_scale,
+        branch_gain=branch_gain / (1 - p) * branch.backward * input_gain,
+        norm=norm,
+    )
+
+
+def backward_factor(steps: Sequence[Step]) -> float:
+    """Gradient variance at a layer's input over that at its output, from the layer's sublayers in forward order.
+
+    The gradient is a coherent multiple of the incoming one, through identity paths, plus independent parts from the branches. Gives
+    exactly `laws.post_ln_factor`, `laws.b2t_factor` and `laws.spannorm_factor` for those schemes.
+    """
+    amplitude, independent, skipped = 1.0, 0.0, 0.0
+    for step in reversed(steps):
+        amplitude, independent = amplitude * math.sqrt(step.norm), independent * step.norm
+        skipped += step.skip * amplitude
+        total = amplitude**2 + independent
+        amplitude, independent = amplitude * step.residual, independent * step.residual**2 + total * step.branch_gain
+    return (amplitude + skipped) ** 2 + independent
+
+
+@dataclass(frozen=True)
+class LayerSignal:
+    """Predicted signal of one layer at initialisation.
+
+    layer: number from 1. forward_variance, token_correlation: of the stream after the layer. grad_variance_late: variance of the loss gradient
+    at the stream ENTERING the layer, late positions only, relative to that of the last layer (so 1 there).
+    attention_variance, mlp_variance: variance that the branch adds to the stream, dropout and scale included.
+    """
+
+    layer: int
+    forward_variance: float
+    token_correlation: float
+    grad_variance_late: float
+    attention_variance: float
+    mlp_variance: float
+
+
+def propagate(
+    plan: Sequence[Layer],
+    weights: Sequence[WeightVariances],
+    sizes: Sizes,
+    start: Stream,
+    *,
+    attention: AttentionLaw,
+    p: float = 0.0,
+    attention_backward: float = 0.0,
+) -> list[LayerSignal]:
+    """Signals of all layers, first to last. start: the stream entering layer 1; p: dropout on every branch; attention_backward: see `attention_branch`."""
+    stream, signals, factors = start, [], []
+    for number, (layer, weight) in enumerate(zip(plan, weights, strict=True), start=1):
+        attend = partial(attention_branch, weights=weight, sizes=sizes, attention=attention, backward=attention_backward)
+        attended = sublayer_step(stream, stream, 1.0, layer.attention, attend, p)
+        after = sublayer_step(attended.stream, stream, attended.layer_share, layer.mlp, partial(feed_forward_branch, weights=weight, sizes=sizes), p)
+        stream = after.stream
+        factors.append(backward_factor((attended, after)))
+        signals.append((number, stream, attended.added, after.added))
+    gradients = [1.0]
+    for factor in reversed(factors[:-1]):
+        gradients.append(gradients[-1] * factor)
+    gradients.reverse()
+    return [LayerSignal(n, s.variance, s.correlation, g, a, f) for (n, s, a, f), g in zip(signals, gradients, strict=True)]
