@@ -1,0 +1,183 @@
+"""A decoder-only language model in plain PyTorch under every depth scheme, each from its published equation.
+
+Parameters are a dict from topology-free name to whole tensor (`decoder.layers.3.mlp.linear_fc1.weight`, ...). The fused query-key-value matrix
+has, for every group, the rows of its query heads, of its key and of its value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.reference import b2t, deepnorm, deepscalelm, layernorm_scaling, mix_ln, peri_ln, post_ln, pre_ln, spannorm
+from tests.reference.parts import Drop, Options, Weights, keep, norm
+
+Parameters = Mapping[str, Tensor]
+
+# Names of norms by where they stand: before attention, before the feed-forward, on a branch, or after the layer's last sum.
+PRE = {"input_layernorm": "ln1", "pre_mlp_layernorm": "ln2"}
+POST = {"pre_mlp_layernorm": "ln1", "mlp_output_norm": "ln2"}
+PERI = {**PRE, "self_attention_branch_norm": "ln1_out", "mlp_branch_norm": "ln2_out"}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model. options: of the scheme; missing ones have the published value. rotary_base is read with position="rotary"."""
+
+    scheme: str
+    num_layers: int
+    heads: int
+    groups: int | None = None
+    activation: str = "gelu"
+    normalization: str = "layernorm"
+    eps: float = 1e-5
+    position: str = "learned"
+    rotary_base: float = 10000.0
+    logit_scale: float = 1.0
+    options: Mapping[str, float | bool] = field(default_factory=dict)
+    drop: Drop = keep
+    drop_attention: Drop = keep
+
+
+def layer_weights(parameters: Parameters, index: int, shape: Shape, norms: Mapping[str, str]) -> Weights:
+    """One layer's weights under the names of `parts`. norms: from the parameter's name to the reference's name of each norm of the layer."""
+    prefix = f"decoder.layers.{index}."
+    weights: Weights = {}
+    for name, own in norms.items():
+        weights[own] = parameters[f"{prefix}{name}.weight"]
+        if f"{prefix}{name}.bias" in parameters:
+            weights[own + "_b"] = parameters[f"{prefix}{name}.bias"]
+    matrices = {"self_attention.linear_proj": "o", "mlp.linear_fc1": "fc1", "mlp.linear_fc2": "fc2"}
+    for kind, mark in (("weight", ""), ("bias", "b")):
+        if f"{prefix}mlp.linear_fc1.{kind}" not in parameters:
+            continue
+        for name, own in matrices.items():
+            weights[mark + own] = parameters[f"{prefix}{name}.{kind}"]
+        fused = parameters[f"{prefix}self_attention.linear_qkv.{kind}"]
+        groups = shape.groups or shape.heads
+        per_group = shape.heads // groups
+        rows = fused.reshape(groups, per_group + 2, -1, *fused.shape[1:])
+        weights[mark + "q"] = rows[:, :per_group].flatten(0, 2)
+        weights[mark + "k"] = rows[:, per_group].flatten(0, 1)
+        weights[mark + "v"] = rows[:, per_group + 1].flatten(0, 1)
+    return weights
+
+
+def _layers(parameters: Parameters, shape: Shape, norms: Mapping[str, str]) -> list[Weights]:
+    return [layer_weights(parameters, index, shape, norms) for index in range(shape.num_layers)]
+
+
+def _mix_layers(parameters: Parameters, shape: Shape) -> list[Weights]:
+    post = int(shape.options.get("post_fraction", 0.25) * shape.num_layers)
+    return [layer_weights(parameters, index, shape, POST if index < post else PRE) for index in range(shape.num_layers)]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A scheme around and inside the stack: whether norms stand on the embedding and after the stack, and the stack itself."""
+
+    embedding_norm: bool
+    final_norm: bool
+    run: Callable[[Parameters, Shape, Tensor, Options, list[Tensor] | None], Tensor]
+
+
+def _deepscale(shape: Shape) -> dict[str, float]:
+    return {"k": float(shape.options.get("k", 2.0)), "alpha": float(shape.options.get("alpha", 1.0))}
+
+
+FAMILIES: dict[str, Family] = {
+    "pre_ln": Family(False, True, lambda w, s, x, o, t: pre_ln.stack(x, _layers(w, s, PRE), o, trace=t)),
+    "post_ln": Family(False, False, lambda w, s, x, o, t: post_ln.stack(x, _layers(w, s, POST), o, trace=t)),
+    "b2t": Family(False, False, lambda w, s, x, o, t: b2t.stack(x, _layers(w, s, POST), o, trace=t)),
+    "deepscalelm_pre_ln": Family(False, True, lambda w, s, x, o, t: deepscalelm.pre_ln_stack(x, _layers(w, s, PRE), o, **_deepscale(s), trace=t)),
+    "deepscalelm_post_ln": Family(True, False, lambda w, s, x, o, t: deepscalelm.post_ln_stack(x, _layers(w, s, POST), o, **_deepscale(s), trace=t)),
+    "deepnorm": Family(False, False, lambda w, s, x, o, t: deepnorm.stack(x, _layers(w, s, POST), o, trace=t)),
+    "layernorm_scaling": Family(False, True, lambda w, s, x, o, t: layernorm_scaling.stack(x, _layers(w, s, PRE), o, trace=t)),
+    "peri_ln": Family(True, True, lambda w, s, x, o, t: peri_ln.stack(x, _layers(w, s, PERI), o, trace=t)),
+    "mix_ln": Family(
+        False, True, lambda w, s, x, o, t: mix_ln.stack(x, _mix_layers(w, s), o, post_fraction=float(s.options.get("post_fraction", 0.25)), trace=t)
+    ),
+    "spannorm": Family(True, False, lambda w, s, x, o, t: spannorm.stack(x, _layers(w, s, POST), o, trace=t)),
+}
+
+
+def logits(parameters: Parameters, shape: Shape, tokens: Tensor, trace: list[Tensor] | None = None) -> Tensor:
+    """Next-token logits [batch, tokens, padded vocabulary] of token ids [batch, tokens].
+
+    trace: gets the stream entering layer 1 and every layer's output, [batch, tokens, hidden] each.
+    """
+    family = FAMILIES[shape.scheme]
+    options = Options(
+        heads=shape.heads,
+        groups=shape.groups,
+        activation=shape.activation,
+        norm=shape.normalization,
+        eps=shape.eps,
+        rotary_base=shape.rotary_base if shape.position == "rotary" else None,
+        drop=shape.drop,
+        drop_attention=shape.drop_attention,
+    )
+
+    def outer_norm(x: Tensor, name: str) -> Tensor:
+        pair = {"ln": parameters[f"{name}.weight"]}
+        if f"{name}.bias" in parameters:
+            pair["ln_b"] = parameters[f"{name}.bias"]
+        return norm(x, pair, "ln", options)
+
+    word = parameters["embedding.word_embeddings.weight"]
+    x = word[tokens]
+    if shape.position == "learned":
+        x = x + parameters["embedding.position_embeddings.weight"][: tokens.shape[1]]
+    x = shape.drop(x)
+    if family.embedding_norm:
+        x = outer_norm(x, "embedding.norm")
+    if trace is not None:
+        trace.append(x)
+    x = family.run(parameters, shape, x, options, trace)
+    if family.final_norm:
+        x = outer_norm(x, "decoder.final_layernorm")
+    return x * shape.logit_scale @ parameters.get("output_layer.weight", word).T
+
+
+def loss(parameters: Parameters, shape: Shape, tokens: Tensor, targets: Tensor, vocab_size: int | None = None) -> Tensor:
+    """Mean cross-entropy in nats. vocab_size: real rows; the padding above them takes no part in the softmax."""
+    scores = logits(parameters, shape, tokens)[..., :vocab_size]
+    return F.cross_entropy(scores.flatten(0, 1), targets.flatten())
+
+
+def parameter_shapes(
+    shape: Shape, hidden: int, ffn: int, vocab: int, positions: int, head_width: int | None = None, bias: bool = True, tied: bool = True
+) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter. vocab: with padding."""
+    family, groups, d = FAMILIES[shape.scheme], shape.groups or shape.heads, head_width or hidden // shape.heads
+    ln_kinds = ("weight", "bias") if shape.normalization == "layernorm" else ("weight",)
+    out: dict[str, tuple[int, ...]] = {"embedding.word_embeddings.weight": (vocab, hidden)}
+    if shape.position == "learned":
+        out["embedding.position_embeddings.weight"] = (positions, hidden)
+    wide = (2 if shape.activation in ("swiglu", "geglu") else 1) * ffn
+    matrices = {
+        "self_attention.linear_qkv": (groups * (shape.heads // groups + 2) * d, hidden),
+        "self_attention.linear_proj": (hidden, shape.heads * d),
+        "mlp.linear_fc1": (wide, hidden),
+        "mlp.linear_fc2": (hidden, ffn),
+    }
+    post = int(shape.options.get("post_fraction", 0.25) * shape.num_layers)
+    for index in range(shape.num_layers):
+        if shape.scheme == "mix_ln":
+            norms = POST if index < post else PRE
+        else:
+            norms = {"peri_ln": PERI, "pre_ln": PRE, "deepscalelm_pre_ln": PRE, "layernorm_scaling": PRE}.get(shape.scheme, POST)
+        for name in norms:
+            out |= {f"decoder.layers.{index}.{name}.{kind}": (hidden,) for kind in ln_kinds}
+        for name, size in matrices.items():
+            out[f"decoder.layers.{index}.{name}.weight"] = size
+            if bias:
+                out[f"decoder.layers.{index}.{name}.bias"] = size[:1]
+    outer = ["embedding.norm"] * family.embedding_norm + ["decoder.final_layernorm"] * family.final_norm
+    out |= {f"{name}.{kind}": (hidden,) for name in outer for kind in ln_kinds}
+    if not tied:
+        out["output_layer.weight"] = (vocab, hidden)
+    return out

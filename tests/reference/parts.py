@@ -1,0 +1,109 @@
+"""Plain PyTorch pieces of a transformer layer, written without any of the product's code: what the references of the depth schemes share.
+
+Tensors are [batch, tokens, width], weights are [out, in] as in torch. Everything works in float64.
+A layer is a dict of tensors: q, k, v, o, fc1, fc2 and, where there are biases, bq, bk, bv, bo, bfc1, bfc2. A norm called `ln1` has its gain
+under `ln1` and, for LayerNorm, its bias under `ln1_b`. A gated fc1 is [gate; up].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Weights = dict[str, Tensor]
+Drop = Callable[[Tensor], Tensor]
+
+
+def keep(x: Tensor) -> Tensor:
+    """No dropout."""
+    return x
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a layer needs besides weights. drop: after every branch; drop_attention: on attention probabilities; rotary_base: None for no rotation."""
+
+    heads: int
+    groups: int | None = None
+    activation: str = "relu"
+    norm: str = "layernorm"
+    eps: float = 1e-5
+    causal: bool = True
+    rotary_base: float | None = None
+    drop: Drop = keep
+    drop_attention: Drop = keep
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b."""
+    y = x @ weight.T
+    return y if bias is None else y + bias
+
+
+def norm(x: Tensor, weights: Weights, name: str, options: Options) -> Tensor:
+    """LayerNorm (biased variance) or RMSNorm over the last dimension."""
+    if options.norm == "rmsnorm":
+        return x / torch.sqrt((x * x).mean(-1, keepdim=True) + options.eps) * weights[name]
+    centred = x - x.mean(-1, keepdim=True)
+    y = centred / torch.sqrt((centred * centred).mean(-1, keepdim=True) + options.eps)
+    return y * weights[name] + weights[name + "_b"]
+
+
+def rotate(x: Tensor, base: float) -> Tensor:
+    """Rotary embedding of [batch, heads, tokens, d], halves paired: entry i turns with entry i + d/2 by position x base^(-2i/d)."""
+    half = x.shape[-1] // 2
+    frequency = base ** (-torch.arange(half, dtype=x.dtype) / half)
+    angle = torch.arange(x.shape[-2], dtype=x.dtype)[:, None] * frequency[None, :]
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat((a * torch.cos(angle) - b * torch.sin(angle), b * torch.cos(angle) + a * torch.sin(angle)), dim=-1)
+
+
+def attention(u: Tensor, weights: Weights, options: Options, prefix: str = "", memory: Tensor | None = None, hide: Tensor | None = None) -> Tensor:
+    """Multi-head attention with output projection. memory: keys' and values' source if not u. prefix: of the weight names.
+
+    hide: booleans broadcastable to [batch, heads, tokens, memory tokens], True where a key must not be seen, besides the causal mask.
+    """
+    source = u if memory is None else memory
+    b, t, _ = u.shape
+    s = source.shape[1]
+    groups = options.groups or options.heads
+
+    def project(role: str, x: Tensor, heads: int) -> Tensor:
+        y = linear(x, weights[prefix + role], weights.get(prefix + "b" + role))
+        return y.view(b, x.shape[1], heads, -1).transpose(1, 2)
+
+    q, k, v = project("q", u, options.heads), project("k", source, groups), project("v", source, groups)
+    if options.rotary_base is not None:
+        q, k = rotate(q, options.rotary_base), rotate(k, options.rotary_base)
+    # Query head i reads key group i // (heads / groups).
+    k, v = (x.repeat_interleave(options.heads // groups, dim=1) for x in (k, v))
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    if options.causal and memory is None:
+        scores = scores.masked_fill(torch.ones(t, s, dtype=torch.bool).triu(1), -math.inf)
+    if hide is not None:
+        scores = scores.masked_fill(hide, -math.inf)
+    context = options.drop_attention(torch.softmax(scores, dim=-1)) @ v
+    return linear(context.transpose(1, 2).reshape(b, t, -1), weights[prefix + "o"], weights.get(prefix + "bo"))
+
+
+def activate(x: Tensor, name: str) -> Tensor:
+    """The feed-forward's non-linearity on fc1's output; gated ones halve the width."""
+    if name in ("swiglu", "geglu"):
+        gate, up = x.chunk(2, dim=-1)
+        return activate(gate, {"swiglu": "silu", "geglu": "gelu"}[name]) * up
+    if name == "gelu":
+        return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+    if name == "silu":
+        return x * torch.sigmoid(x)
+    positive = torch.clamp(x, min=0)
+    return {"relu": positive, "relu2": positive * positive}[name]
+
+
+def feed_forward(u: Tensor, weights: Weights, options: Options) -> Tensor:
+    """fc2(activation(fc1 u))."""
+    hidden = activate(linear(u, weights["fc1"], weights.get("bfc1")), options.activation)
+    return linear(hidden, weights["fc2"], weights.get("bfc2"))
