@@ -1,0 +1,138 @@
+"""Configuration -> Megatron-core's GPTModel on our layer specification."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt import GPTModel
+from megatron.core.parallel_state import get_pipeline_model_parallel_rank
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.init import logit_scale
+from model.local import Norm
+from model.scheme import SCHEMES
+from model.spec import local_layer_spec
+
+
+def relu2(x: Tensor) -> Tensor:
+    """Squared ReLU (So et al. 2021), any shape."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS = {"gelu": F.gelu, "geglu": F.gelu, "relu": F.relu, "relu2": relu2, "silu": F.silu, "swiglu": F.silu}
+
+
+def transformer_config(model: ModelConfig, *, dtype: torch.dtype = torch.float32, on_cpu: bool = True, **parallel: Any) -> TransformerConfig:
+    """Megatron-core's configuration of a model. parallel: its fields about degrees and communication, given by the topology."""
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.groups,
+        kv_channels=model.kv_channels,
+        ffn_hidden_size=model.ffn_size,
+        hidden_dropout=model.hidden_dropout,
+        attention_dropout=model.attention_dropout,
+        layernorm_epsilon=model.norm_epsilon,
+        normalization={"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[model.normalization],
+        activation_func=ACTIVATIONS[model.activation],
+        gated_linear_unit=model.gated,
+        add_bias_linear=model.bias,
+        # Values come from `model/init.py`, by global name, after the build.
+        perform_initialization=False,
+        use_cpu_initialization=on_cpu,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        gradient_accumulation_fusion=False,
+        bias_dropout_fusion=False,
+        bias_activation_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        **parallel,
+    )
+
+
+def mark_tensor_parallel(module: nn.Module) -> None:
+    """Sets the attributes that say how weights are cut over tensor-parallel ranks. Megatron-core sets them only where it draws the values itself."""
+    for part in module.modules():
+        weight = getattr(part, "weight", None)
+        if weight is None or hasattr(weight, "tensor_model_parallel"):
+            continue
+        if isinstance(part, (ColumnParallelLinear, VocabParallelEmbedding)):
+            set_tensor_model_parallel_attributes(weight, True, 0, 1)
+        elif isinstance(part, RowParallelLinear):
+            set_tensor_model_parallel_attributes(weight, True, 1, 1)
+
+
+class GPT(GPTModel):
+    """A decoder-only language model under a depth scheme, or one pipeline stage of it.
+
+    Forward as Megatron-core's: tokens [b, s], positions [b, s] -> logits [b, s, V / TP], or per-token losses [b, s] where labels are given.
+    """
+
+    def __init__(self, model: ModelConfig, config: TransformerConfig, *, seq_length: int, pre_process: bool = True, post_process: bool = True, vp_stage: int | None = None) -> None:
+        scheme = SCHEMES[model.scheme]
+        plan = scheme.plan(model.num_layers, model.scheme_options)
+        # Slices by GLOBAL layer number: a stage must never compute depth constants from its own layer count.
+        first = get_transformer_layer_offset(config, vp_stage, get_pipeline_model_parallel_rank())
+        count = get_num_layers_to_build(config, vp_stage, get_pipeline_model_parallel_rank())
+        layers = [local_layer_spec(layer) for layer in plan[first : first + count]]
+        super().__init__(
+            config=config,
+            transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=Norm if scheme.final_norm else None),
+            vocab_size=model.padded_vocab,
+            max_sequence_length=model.max_position_embeddings or seq_length,
+            pre_process=pre_process,
+            post_process=post_process,
+            share_embeddings_and_output_weights=model.tie_embeddings,
+            position_embedding_type={"learned": "learned_absolute", "rotary": "rope", "none": "none"}[model.position],
+            rotary_base=model.rotary_base,
+            vp_stage=vp_stage,
+        )
+        mark_tensor_parallel(self)
+        if pre_process and scheme.embedding_norm:
+            self.embedding.norm = Norm(config, config.hidden_size, config.layernorm_epsilon)
+        self.embedding_norm = pre_process and scheme.embedding_norm
+        self.logit_scale = logit_scale(model)
+        self.true_vocab = model.vocab_size or model.padded_vocab
+
+    def setup_embeddings_and_output_layer(self) -> None:
+        """Nothing to send: both copies of a tied embedding are drawn from its name (`model/init.py`), and gradients are summed by attribute."""
+
+    def _preprocess(self, input_ids: Tensor, position_ids: Tensor, decoder_input: Tensor | None = None, **kwargs: Any) -> tuple[Any, ...]:
+        """Embeds tokens, with the scheme's norm after the embedding."""
+        if self.embedding_norm and decoder_input is None:
+            decoder_input = self.embedding.norm(self.embedding(input_ids=input_ids, position_ids=position_ids))
+        return super()._preprocess(input_ids=input_ids, position_ids=position_ids, decoder_input=decoder_input, **kwargs)
+
+    def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Logits or losses of the last stage; the logit scale belongs to the output projection and is applied to its input [s, b, h]."""
+        if self.post_process and self.logit_scale != 1.0:
+            hidden_states = hidden_states * self.logit_scale
+        return super()._postprocess(hidden_states, *args, **kwargs)
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Cross-entropy per token in nats. labels: [b, s]; logits: [s, b, V / TP]; returns [b, s]. Padding rows of the vocabulary take no part."""
+        if self.tp_group_size == 1:
+            logits_nv = logits[..., : self.true_vocab].float().flatten(0, 1)
+            loss = F.cross_entropy(logits_nv, labels.t().flatten(), reduction="none")
+            return loss.view(labels.shape[1], labels.shape[0]).t().contiguous()
+        local = logits.shape[-1]
+        valid = min(max(self.true_vocab - self.pg_collection.tp.rank() * local, 0), local)
+        if valid < local:
+            logits[..., valid:].fill_(torch.finfo(logits.dtype).min)
+        return super().compute_language_model_loss(labels, logits)
+
+    @property
+    def tp_group_size(self) -> int:
+        """Tensor-parallel size."""
+        return self.pg_collection.tp.size()

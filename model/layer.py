@@ -1,0 +1,110 @@
+"""One transformer layer for all depth schemes: Megatron-core's layer with its forward replaced by the residual algebra of `model/scheme.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.spec_utils import ModuleSpec, build_module
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor
+
+from model.residual import ResidualJoin
+from model.scheme import Layer, Sublayer
+
+
+@dataclass
+class DepthLayerSubmodules(TransformerLayerSubmodules):
+    """Megatron-core's parts plus the norms that only some schemes have: on a branch before the join, and on the stream after it."""
+
+    self_attention_branch_norm: ModuleSpec | type = IdentityOp
+    self_attention_output_norm: ModuleSpec | type = IdentityOp
+    cross_attention_branch_norm: ModuleSpec | type = IdentityOp
+    cross_attention_output_norm: ModuleSpec | type = IdentityOp
+    mlp_branch_norm: ModuleSpec | type = IdentityOp
+    mlp_output_norm: ModuleSpec | type = IdentityOp
+
+
+EXTRA_NORMS = tuple(f"{part}_{place}_norm" for part in ("self_attention", "cross_attention", "mlp") for place in ("branch", "output"))
+
+
+class DepthLayer(TransformerLayer):
+    """A transformer layer whose connections are data.
+
+    plan: coefficients and norm positions of this layer, for its global layer number.
+    Parts, names and tensor-parallel behaviour are Megatron-core's, so that any specification (local or Transformer Engine) can fill them.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        submodules: DepthLayerSubmodules,
+        plan: Layer,
+        layer_number: int = 1,
+        hidden_dropout: float | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+        vp_stage: int | None = None,
+    ) -> None:
+        super().__init__(config, submodules, layer_number, hidden_dropout, pg_collection, vp_stage)
+        self.plan = plan
+        self.has_cross = not isinstance(self.cross_attention, IdentityOp)
+        # Only norms that exist become modules: an identity costs host time in every layer of every step.
+        self.norms: dict[str, bool] = {}
+        for name in EXTRA_NORMS:
+            spec = getattr(submodules, name)
+            self.norms[name] = spec is not IdentityOp
+            if self.norms[name]:
+                setattr(self, name, build_module(spec, config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon))
+        self.self_attention_join = ResidualJoin(plan.attention, self.hidden_dropout)
+        if self.has_cross:
+            self.cross_attention_join = ResidualJoin(plan.cross, self.hidden_dropout)
+        self.mlp_join = ResidualJoin(plan.mlp, self.hidden_dropout)
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        rotary_pos_emb: Tensor | None = None,
+        **unused: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """hidden_states: [s, b, h]; context: encoder output [s_enc, b, h] for layers with cross-attention; masks: True hides, or None for the
+        layer's own mask type. Returns the stream [s, b, h] and the context unchanged."""
+        layer_input = stream = hidden_states
+
+        branch_input, residual = self._enter(self.plan.attention, self.input_layernorm, stream)
+        branch, bias = self.self_attention(branch_input, attention_mask, rotary_pos_emb=rotary_pos_emb)
+        stream = self._leave("self_attention", residual, branch, bias, layer_input)
+
+        if self.has_cross:
+            branch_input, residual = self._enter(self.plan.cross, self.pre_cross_attn_layernorm, stream)
+            branch, bias = self.cross_attention(branch_input, attention_mask=context_mask, key_value_states=context)
+            stream = self._leave("cross_attention", residual, branch, bias, layer_input)
+
+        branch_input, residual = self._enter(self.plan.mlp, self.pre_mlp_layernorm, stream)
+        branch, bias = self.mlp(branch_input)
+        return self._leave("mlp", residual, branch, bias, layer_input), context
+
+    def _enter(self, plan: Sublayer, norm: Any, stream: Tensor) -> tuple[Tensor, Tensor]:
+        """Branch input and residual of a sublayer, both [s, b, h]."""
+        if not plan.norm_in:
+            branch_input, residual = stream, stream
+        else:
+            branch_input = norm(stream)
+            residual = branch_input if plan.residual_from_norm else stream
+        if plan.input_scale != 1.0:
+            branch_input = branch_input * plan.input_scale
+        return branch_input, residual
+
+    def _leave(self, part: str, residual: Tensor, branch: Tensor, bias: Tensor | None, layer_input: Tensor) -> Tensor:
+        """The new stream [s, b, h]: branch norm, join, output norm."""
+        if self.norms[f"{part}_branch_norm"]:
+            branch, bias = getattr(self, f"{part}_branch_norm")(branch if bias is None else branch + bias), None
+        stream = getattr(self, f"{part}_join")(residual, branch, bias, layer_input)
+        if self.norms[f"{part}_output_norm"]:
+            stream = getattr(self, f"{part}_output_norm")(stream)
+        return stream

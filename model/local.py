@@ -1,0 +1,122 @@
+"""Parts of the layer without Transformer Engine: norms, linear layers and attention for CPUs and for GPUs where it is not installed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import tensor_parallel
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor, nn
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm over the last dimension, by `config.normalization`.
+
+    Parameters carry `sequence_parallel`, which marks those whose gradients are partial sums over the tensor-parallel group
+    when the stream is sharded along the sequence.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.shape = (hidden_size,)
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.bias = nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype)) if config.normalization == "LayerNorm" else None
+        for parameter in self.parameters():
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., h] -> the same shape."""
+        if self.bias is None:
+            return F.rms_norm(x, self.shape, self.weight, self.eps)
+        return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+
+
+class ColumnLinear(ColumnParallelLinear):
+    """Column-parallel linear layer that is a plain one, without Megatron's autograd function, where nothing is parallel."""
+
+    def forward(self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None) -> tuple[Tensor, Tensor | None]:
+        """input_: [s, b, in] -> ([s, b, out / TP], bias if it is left to the caller)."""
+        if self.tp_group.size() > 1:
+            return super().forward(input_, weight, runtime_gather_output)
+        weight = self.weight if weight is None else weight
+        return F.linear(input_, weight, self.bias), None
+
+
+class RowLinear(RowParallelLinear):
+    """Row-parallel linear layer; without tensor parallelism the bias goes into the matrix product instead of to the caller."""
+
+    def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
+        """input_: [s, b, in / TP] -> ([s, b, out], bias if it is left to the caller)."""
+        if self.tp_group.size() > 1:
+            return super().forward(input_)
+        return F.linear(input_, self.weight, self.bias), None
+
+
+class SdpaAttention(MegatronModule):
+    """Core attention over torch's scaled_dot_product_attention: its flash and memory-efficient kernels where they exist.
+
+    Stands where Megatron-core's unfused DotProductAttention would. Raises ValueError for context parallelism, which it does not have.
+    """
+
+    def __init__(self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType, attention_type: str, **unused: Any) -> None:
+        super().__init__(config=config)
+        if config.context_parallel_size > 1:
+            raise ValueError("context parallelism needs Transformer Engine's attention: set parallel.context=1")
+        self.causal = attn_mask_type == AttnMaskType.causal
+        self.dropout = config.attention_dropout
+        # Inside a sequence-parallel block the model-parallel random stream is already in force.
+        self.fork_rng = bool(config.attention_dropout) and not config.sequence_parallel
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **unused: Any) -> Tensor:
+        """query: [s, b, heads, d]; key, value: [t, b, groups, d]; attention_mask: True hides, broadcastable to [b, heads, s, t].
+
+        Returns [s, b, heads d].
+        """
+        mask = None if self.causal or attention_mask is None else ~attention_mask
+        dropout = self.dropout if self.training else 0.0
+        args = (query.permute(1, 2, 0, 3), key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3), mask, dropout, self.causal)
+        grouped = {"enable_gqa": True} if query.shape[2] != key.shape[2] else {}
+        if dropout and self.fork_rng:
+            with tensor_parallel.get_cuda_rng_tracker().fork():
+                out_bhsd = F.scaled_dot_product_attention(*args, **grouped)
+        else:
+            out_bhsd = F.scaled_dot_product_attention(*args, **grouped)
+        return out_bhsd.permute(2, 0, 1, 3).flatten(2)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding, rotate-half form (Su et al. 2021 as in Llama). x: [s, b, heads, d]; cos, sin: [s, 1, 1, d]."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class LocalSelfAttention(SelfAttention):
+    """Megatron-core's self-attention with a forward for training only: the same parameters and layout, less host time per layer."""
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, rotary_pos_emb: Tensor | None = None, **unused: Any) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+        """hidden_states: [s, b, h] (or [s / TP, b, h] under sequence parallelism); rotary_pos_emb: angles [s, 1, 1, d].
+
+        Returns ([s, b, h], bias if it is left to the caller).
+        """
+        qkv, _ = self.linear_qkv(hidden_states)
+        groups, width = self.num_query_groups_per_partition, self.hidden_size_per_attention_head
+        per_group = self.num_attention_heads_per_partition // groups
+        # Rows of one group: its query heads, then its key, then its value.
+        qkv = qkv.view(*qkv.shape[:2], groups, (per_group + 2) * width)
+        query, key, value = qkv.split([per_group * width, width, width], dim=-1)
+        query = query.reshape(*query.shape[:2], groups * per_group, width)
+        if rotary_pos_emb is not None:
+            cos, sin = rotary_pos_emb.cos().to(query.dtype), rotary_pos_emb.sin().to(query.dtype)
+            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        if self.checkpoint_core_attention and self.training:
+            context = tensor_parallel.checkpoint(self.core_attention, False, query, key, value, attention_mask)
+        else:
+            context = self.core_attention(query, key, value, attention_mask)
+        return self.linear_proj(context)

@@ -1,0 +1,79 @@
+"""All that lets Megatron-core run on CPU processes. Imported on CPU hosts only; a GPU run never sees it.
+
+Megatron-core names CUDA devices in its schedules, point-to-point communication and random-state tracker. Instead of intercepting every torch call,
+which would cost host time on the hot path, its modules are given a stand-in for the module `torch` in which only device-taking factories and
+`torch.cuda` differ.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+FACTORIES = ("arange", "empty", "full", "ones", "rand", "randn", "tensor", "zeros", "empty_like", "ones_like", "zeros_like", "full_like")
+
+
+def _is_cuda(device: Any) -> bool:
+    if isinstance(device, str):
+        return device.startswith("cuda")
+    if isinstance(device, torch.device):
+        return device.type == "cuda"
+    return isinstance(device, int) and not isinstance(device, bool)
+
+
+def _redirect(factory: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(factory)
+    def on_cpu(*args: Any, **kwargs: Any) -> Any:
+        if "device" in kwargs and _is_cuda(kwargs["device"]):
+            kwargs["device"] = "cpu"
+        return factory(*args, **kwargs)
+
+    return on_cpu
+
+
+def _copy_of(module: types.ModuleType, **changes: Any) -> types.ModuleType:
+    twin = types.ModuleType(module.__name__)
+    twin.__dict__.update(module.__dict__)
+    twin.__dict__.update(changes)
+    return twin
+
+
+def _stand_in() -> types.ModuleType:
+    """A module like torch whose CUDA names mean the CPU."""
+    nothing = lambda *args, **kwargs: None  # noqa: E731
+    cuda = _copy_of(
+        torch.cuda,
+        current_device=lambda: "cpu",
+        synchronize=nothing,
+        current_stream=nothing,
+        get_rng_state=lambda *args, **kwargs: torch.get_rng_state(),
+        set_rng_state=lambda state, *args, **kwargs: torch.set_rng_state(state),
+        manual_seed=torch.manual_seed,
+        memory_allocated=lambda *args: 0,
+        max_memory_allocated=lambda *args: 0,
+    )
+    return _copy_of(torch, cuda=cuda, **{name: _redirect(getattr(torch, name)) for name in FACTORIES})
+
+
+@functools.cache
+def enable() -> None:
+    """Makes Megatron-core's loaded modules run on the CPU. Call after importing them and before using them; more calls do nothing."""
+    import deepspeed.comm.torch
+    import megatron.core.pipeline_parallel.p2p_communication
+    import megatron.core.pipeline_parallel.schedules
+    from megatron.core.tensor_parallel import random
+
+    stand_in = _stand_in()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("megatron.core") and getattr(module, "torch", None) is torch:
+            module.torch = stand_in
+    # DeepSpeed would compile a shared-memory kernel at the first start, most of a minute, for collectives that gloo does as well.
+    deepspeed.comm.torch.build_shm_op = lambda: None
+    # These two read torch.cuda through default generators that a CPU build lacks.
+    random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)

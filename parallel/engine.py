@@ -1,0 +1,216 @@
+"""Megatron-core's schedule and DeepSpeed's engine joined.
+
+Megatron-core runs forward, backward and the pipeline; `parallel.gradients` accumulates and reduces; DeepSpeed owns the sharded optimizer state, the
+step and the gathering of updated parameters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from model.names import NamedParameter, named_parameters
+from parallel.gradients import GradientBuffer, Group, build_groups
+from parallel.topology import Topology
+
+ForwardStep = Callable[[Iterator[Any], nn.Module], tuple[Tensor, Callable[[Tensor], Any]]]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """loss: mean over the global batch; grad_norm: before clipping; applied: False where a non-finite value made the step be skipped;
+    votes: sum over all ranks of what each passed as `vote`."""
+
+    loss: float
+    grad_norm: float
+    applied: bool
+    votes: float
+
+
+@contextlib.contextmanager
+def _quick_initialize() -> Iterator[None]:
+    """DeepSpeed's check for duplicate parameters rebuilds the list of all ids once per parameter; the same check with sets is linear. Its broadcast of
+    every parameter is left out: weights are drawn by global name and equal on all ranks by construction."""
+    from deepspeed import DeepSpeedEngine
+
+    def check(self: Any, optimizer: torch.optim.Optimizer) -> None:
+        seen: set[int] = set()
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) in seen:
+                    raise ValueError("a parameter occurs twice in the optimizer's groups")
+                seen.add(id(parameter))
+
+    saved = DeepSpeedEngine._check_for_duplicates, DeepSpeedEngine._broadcast_model
+    DeepSpeedEngine._check_for_duplicates = check
+    DeepSpeedEngine._broadcast_model = lambda self: None
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._check_for_duplicates, DeepSpeedEngine._broadcast_model = saved
+
+
+def _deepspeed_config(topology: Topology, dtype: torch.dtype, micro_batch_size: int) -> dict[str, Any]:
+    half = dtype == torch.bfloat16
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        # The schedule divides the loss by the number of micro-batches; to DeepSpeed each of our steps is one.
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+        "steps_per_print": 2**31,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": topology.layout.zero, "overlap_comm": False, "contiguous_gradients": False}
+        | ({"compute_grad_norm": False} if topology.layout.zero else {}),
+        "bf16": {"enabled": half},
+        # With fp32 here DeepSpeed would pick an optimizer that accumulates by itself; ours accumulates in fp32 in any case.
+        "data_types": {"grad_accum_dtype": "bf16" if half else "fp32"},
+    }
+
+
+class Engine:
+    """One training engine per process.
+
+    chunks: model chunks of this rank (several with interleaved pipelines); clip: global gradient norm limit, 0 for none.
+    make_optimizer: from DeepSpeed-style parameter groups to a torch optimizer.
+    """
+
+    def __init__(
+        self,
+        chunks: Sequence[nn.Module],
+        topology: Topology,
+        *,
+        make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+        dtype: torch.dtype,
+        micro_batch_size: int,
+        seq_length: int,
+        clip: float,
+        tied: bool,
+        decay_embeddings: bool,
+    ) -> None:
+        import deepspeed
+        from deepspeed.utils import logger
+
+        logger.setLevel(logging.ERROR)
+        self.chunks, self.topology, self.clip = list(chunks), topology, clip
+        self.micro_batch_size, self.seq_length = micro_batch_size, seq_length
+        self.parameters: list[NamedParameter] = [
+            named for chunk in self.chunks for named in named_parameters(chunk, topology.tensor_rank, topology.layout.tensor)
+        ]
+        self.groups: list[Group] = build_groups(self.parameters, topology, tied=tied, decay_embeddings=decay_embeddings)
+        optimizer = make_optimizer([{"params": [named.parameter for named in group.parameters], "decay": group.decay} for group in self.groups])
+        with _quick_initialize():
+            self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
+                model=nn.ModuleList(self.chunks),
+                optimizer=optimizer,
+                config=_deepspeed_config(topology, dtype, micro_batch_size),
+                mpu=topology,
+                dist_init_required=False,
+            )
+        self.zero = topology.layout.zero > 0
+        self.device = self.parameters[0].parameter.device
+        self.buffers = self._buffers()
+        for chunk in self.chunks:
+            chunk.train()
+
+    def _buffers(self) -> list[GradientBuffer]:
+        if not self.zero:
+            offsets = [_offsets(group) for group in self.groups]
+            return [GradientBuffer(group, offset, end, self.topology, sharded=False) for group, (offset, end) in zip(self.groups, offsets, strict=True)]
+        for hook in self.optimizer._grad_acc_hooks:
+            hook.remove()
+        self.optimizer._grad_acc_hooks.clear()
+        return [
+            GradientBuffer(group, self.optimizer.round_robin_bit16_offsets[i], self.optimizer.bit16_groups_flat[i].numel(), self.topology, sharded=True)
+            for i, group in enumerate(self.groups)
+        ]
+
+    def set_lr(self, lr: float) -> None:
+        """Learning rate of the next steps."""
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+
+    def _run(self, forward_step: ForwardStep, batches: Callable[[], Iterator[Any]], num_microbatches: int, *, forward_only: bool) -> list[Any]:
+        from megatron.core.pipeline_parallel import get_forward_backward_func
+
+        # Every chunk of an interleaved stage walks the same micro-batches.
+        iterators = [batches() for _ in self.chunks]
+        single = len(self.chunks) == 1
+        return get_forward_backward_func()(  # type: ignore[no-any-return]
+            forward_step_func=forward_step,
+            data_iterator=iterators[0] if single else iterators,
+            model=self.chunks[0] if single else self.chunks,
+            num_microbatches=num_microbatches,
+            seq_length=self.seq_length,
+            micro_batch_size=self.micro_batch_size,
+            forward_only=forward_only,
+        )
+
+    def train_step(self, forward_step: ForwardStep, batches: Callable[[], Iterator[Any]], num_microbatches: int, vote: float = 0.0, inspect: Callable[[], None] | None = None) -> StepResult:
+        """One optimizer step over `num_microbatches` micro-batches of this rank.
+
+        batches: makes an iterator over them; forward_step: Megatron-core's convention, its loss function returning (loss, detached loss).
+        inspect: called when gradients are reduced and not yet clipped.
+        One collective carries norm, loss and votes, so that all ranks take the same decision.
+        """
+        for buffer in self.buffers:
+            buffer.prepare()
+        losses = self._run(forward_step, batches, num_microbatches, forward_only=False)
+        for buffer in self.buffers:
+            buffer.reduce()
+        if inspect is not None:
+            inspect()
+        squared = torch.stack([buffer.squared_norm() for buffer in self.buffers]).sum().double()
+        squared_norm, loss, votes = self._share([squared, self._mean(losses), torch.tensor(vote, dtype=torch.float64, device=self.device)])
+        norm = math.sqrt(squared_norm) if squared_norm >= 0 else math.nan
+        applied = math.isfinite(norm) and math.isfinite(loss)
+        if applied:
+            self._apply(min(1.0, self.clip / (norm + 1e-6)) if self.clip > 0 else 1.0)
+        return StepResult(loss, norm, applied, votes)
+
+    def evaluate(self, forward_step: ForwardStep, batches: Callable[[], Iterator[Any]], num_microbatches: int) -> float:
+        """Mean loss over the micro-batches of all ranks, without gradients and dropout."""
+        for chunk in self.chunks:
+            chunk.eval()
+        with torch.no_grad():
+            losses = self._run(forward_step, batches, num_microbatches, forward_only=True)
+        for chunk in self.chunks:
+            chunk.train()
+        return self._share([self._mean(losses)])[0]
+
+    def _mean(self, losses: list[Any]) -> Tensor:
+        """This rank's share of the mean loss: one tensor-parallel rank of the last stage contributes."""
+        if not losses or self.topology.tensor_rank or not self.topology.last_stage:
+            return torch.zeros((), dtype=torch.float64, device=self.device)
+        return torch.stack(losses).double().mean() / self.topology.layout.data
+
+    def _share(self, values: list[Tensor]) -> list[float]:
+        packed = torch.stack(values)
+        dist.all_reduce(packed)
+        return [float(value) for value in packed.tolist()]
+
+    def _apply(self, scale: float) -> None:
+        if scale != 1.0:
+            for buffer in self.buffers:
+                buffer.partition.mul_(scale)
+        if self.zero:
+            from deepspeed.runtime.zero.stage_1_and_2 import GradPartitionBufferGroup
+
+            for index, buffer in enumerate(self.buffers):
+                self.optimizer.averaged_gradients[index] = GradPartitionBufferGroup([buffer.partition], buffer.partition)
+        self.deepspeed.step()
+
+
+def _offsets(group: Group) -> tuple[list[int], int]:
+    offsets, end = [], 0
+    for named in group.parameters:
+        offsets.append(end)
+        end += named.parameter.numel()
+    return offsets, end

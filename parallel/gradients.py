@@ -1,0 +1,127 @@
+"""Gradients of a model as a few flat fp32 buffers: accumulated in place by backward, reduced with one collective a group, clipped as a whole.
+
+DeepSpeed's own reduction calls a Python hook per parameter and micro-batch, which at a thousand layers costs more than the arithmetic, and under a
+pipeline schedule fires at the wrong times. Here backward only adds into views; everything else happens once a step on whole buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from model.names import NamedParameter
+from parallel.topology import Topology
+
+
+class Kind(Enum):
+    """How a parameter's gradient is shared over the model-parallel ranks; decides its reduction and how often the global norm counts it."""
+
+    SHARDED = "sharded"  # a slice of its own on every tensor-parallel rank
+    REPLICATED = "replicated"  # equal gradients on all tensor-parallel ranks
+    SEQUENCE = "sequence"  # replicated, gradients are partial sums over the sequence shards
+    TIED = "tied"  # embedding of the first stage and its copy on the last
+
+
+@dataclass
+class Group:
+    """Parameters that are decayed, reduced and counted alike."""
+
+    kind: Kind
+    decay: bool
+    parameters: list[NamedParameter]
+
+
+def kind_of(named: NamedParameter, topology: Topology, tied: bool) -> Kind:
+    """Kind of a parameter, by its attributes, never by its module's class. tied: embedding and output share weights."""
+    parameter = named.parameter
+    if tied and topology.layout.pipeline > 1 and (named.copy or named.name == "embedding.word_embeddings.weight"):
+        return Kind.TIED
+    if getattr(parameter, "tensor_model_parallel", False):
+        return Kind.SHARDED
+    if topology.layout.tensor > 1 and getattr(parameter, "sequence_parallel", False):
+        return Kind.SEQUENCE
+    return Kind.REPLICATED
+
+
+def build_groups(parameters: Sequence[NamedParameter], topology: Topology, *, tied: bool, decay_embeddings: bool) -> list[Group]:
+    """Groups of the local parameters, in a fixed order; only non-empty ones. Matrices are decayed, vectors are not."""
+    groups: dict[tuple[Kind, bool], Group] = {}
+    for named in parameters:
+        matrix = named.parameter.dim() >= 2
+        decay = matrix and (decay_embeddings or not named.name.startswith("embedding."))
+        key = (kind_of(named, topology, tied), decay)
+        groups.setdefault(key, Group(*key, [])).parameters.append(named)
+    return sorted(groups.values(), key=lambda group: (group.kind.value, group.decay))
+
+
+class GradientBuffer:
+    """The flat fp32 gradient of one group.
+
+    offsets: first element of each parameter; numel: size with padding, a multiple of the data-parallel size where the buffer is sharded.
+    In fp32 the views are the parameters' `.grad`; in lower precision a hook adds each gradient into `main_grad` and drops it.
+    """
+
+    def __init__(self, group: Group, offsets: Sequence[int], numel: int, topology: Topology, *, sharded: bool) -> None:
+        self.group = group
+        self.topology = topology
+        first = group.parameters[0].parameter
+        self.flat = torch.zeros(numel, dtype=torch.float32, device=first.device)
+        self.parameters = [named.parameter for named in group.parameters]
+        self.views = [self.flat[start : start + p.numel()].view_as(p) for p, start in zip(self.parameters, offsets, strict=True)]
+        count = topology.layout.data if sharded else 1
+        size = numel // count
+        start = topology.data_rank * size if sharded else 0
+        self.sharded = sharded
+        self.partition = self.flat[start : start + size]
+        self.direct = first.dtype == torch.float32
+        if not self.direct:
+            for parameter, view in zip(self.parameters, self.views, strict=True):
+                parameter.main_grad = view  # type: ignore[attr-defined]
+                parameter.register_post_accumulate_grad_hook(_accumulate)
+        layout = topology.layout
+        self.counted = {
+            Kind.SHARDED: True,
+            Kind.REPLICATED: topology.tensor_rank == 0,
+            Kind.SEQUENCE: topology.tensor_rank == 0,
+            Kind.TIED: topology.first_stage or layout.pipeline == 1,
+        }[group.kind] and (sharded or topology.data_rank == 0)
+
+    def prepare(self) -> None:
+        """Before the first micro-batch of a step: zero, and in fp32 hand the views to backward, which adds in place."""
+        self.flat.zero_()
+        if self.direct:
+            for parameter, view in zip(self.parameters, self.views, strict=True):
+                parameter.grad = view
+
+    def reduce(self) -> None:
+        """After the last micro-batch: sums over sequence shards and tied copies, mean over data-parallel ranks (of the own partition where sharded)."""
+        if self.group.kind is Kind.SEQUENCE:
+            dist.all_reduce(self.flat, group=self.topology.tensor_group)
+        elif self.group.kind is Kind.TIED:
+            dist.all_reduce(self.flat, group=self.topology.embedding_group)
+        data = self.topology.layout.data
+        if data == 1:
+            return
+        # Gloo has no averaging; the division is exact for powers of two and the same on every rank.
+        self.flat.div_(data)
+        if self.sharded and self.flat.is_cuda:
+            dist.reduce_scatter_tensor(self.partition, self.flat, group=self.topology.data_group)
+        else:
+            dist.all_reduce(self.flat, group=self.topology.data_group)
+
+    def squared_norm(self) -> Tensor:
+        """This rank's share of the squared global norm, a scalar."""
+        if not self.counted:
+            return torch.zeros((), dtype=torch.float32, device=self.flat.device)
+        return torch.linalg.vector_norm(self.partition).square()
+
+
+def _accumulate(parameter: nn.Parameter) -> None:
+    if parameter.grad is not None:
+        parameter.main_grad.add_(parameter.grad)  # type: ignore[attr-defined]
+        parameter.grad = None

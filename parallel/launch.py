@@ -1,0 +1,133 @@
+"""Who am I: the rank of this process, from whatever started it, and the start of local processes where nothing did."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from model.errors import UserError
+
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+GRACE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class RankInfo:
+    """One process among all."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    master_addr: str
+    master_port: int
+
+
+def rank_from_environment(env: Mapping[str, str]) -> RankInfo | None:
+    """The rank that torchrun, deepspeed, srun or our own start gave, or None where nothing did. Raises UserError for a half-set environment."""
+    if "RANK" in env or "WORLD_SIZE" in env:
+        missing = [key for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if key not in env]
+        if missing:
+            raise UserError(f"environment: RANK or WORLD_SIZE is set but {', '.join(missing)} is not: start through fathom, torchrun, deepspeed or srun, or unset them")
+        return RankInfo(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0")), env["MASTER_ADDR"], int(env["MASTER_PORT"]))
+    if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
+        from parallel.slurm import slurm_environment
+
+        info = slurm_environment(env)
+        if info is not None:
+            return RankInfo(info.rank, info.world_size, info.local_rank, info.master_addr, info.master_port)
+    return None
+
+
+def has_gpu() -> bool:
+    """Whether CUDA works here."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def init_process_group(info: RankInfo, timeout_minutes: float) -> None:
+    """Joins the processes: NCCL with GPUs, gloo without. Sets the environment DeepSpeed reads. Raises RuntimeError when the others do not come."""
+    os.environ.update(
+        RANK=str(info.rank), WORLD_SIZE=str(info.world_size), LOCAL_RANK=str(info.local_rank), MASTER_ADDR=info.master_addr, MASTER_PORT=str(info.master_port)
+    )
+    gpu = has_gpu()
+    if not gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import torch
+
+    if gpu:
+        torch.cuda.set_device(info.local_rank % torch.cuda.device_count())
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", info.world_size)))))
+    import megatron.core.models.gpt  # loaded before `enable`, which changes loaded modules
+
+    if not gpu:
+        from parallel import cpu
+
+        cpu.enable()
+    torch.distributed.init_process_group(
+        "nccl" if gpu else "gloo", rank=info.rank, world_size=info.world_size, timeout=timedelta(minutes=timeout_minutes)
+    )
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_local(arguments: Sequence[str], processes: int) -> int:
+    """Runs `python arguments...` as local ranks; returns the first non-zero exit code, or 0.
+
+    Signals for a clean stop are passed on to every rank. When a rank fails, the others get a moment to notice and are then ended.
+    """
+    port = free_port()
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    ranks: list[subprocess.Popen[bytes]] = []
+    received: list[int] = []
+
+    def forward(number: int, frame: object) -> None:
+        received.append(number)
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.send_signal(number)
+
+    previous = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        for index in range(processes):
+            env = dict(os.environ, RANK=str(index), LOCAL_RANK=str(index), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes))
+            env.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            env.setdefault("OMP_NUM_THREADS", threads)
+            # A session of its own: a terminal's ctrl-C reaches a rank once, through us.
+            ranks.append(subprocess.Popen([sys.executable, *arguments], env=env, start_new_session=True))
+        return _wait(ranks)
+    finally:
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.kill()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
+    failed_at: float | None = None
+    code = 0
+    while any(rank.poll() is None for rank in ranks):
+        for rank in ranks:
+            if code == 0 and rank.returncode:
+                code, failed_at = rank.returncode, time.monotonic()
+        if failed_at is not None and time.monotonic() - failed_at > GRACE_SECONDS:
+            for rank in ranks:
+                if rank.poll() is None:
+                    rank.kill()
+        time.sleep(0.05)
+    code = code or next((rank.returncode for rank in ranks if rank.returncode), 0)
+    return 128 - code if code < 0 else code

@@ -1,0 +1,168 @@
+"""The one object that knows the parallel layout: degrees, ranks, process groups, and what DeepSpeed asks of its `mpu`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from model.config import ModelConfig
+from model.errors import UserError
+from parallel.config import ParallelConfig
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Degrees of parallelism of a run; valid by construction (`check_layout`)."""
+
+    world: int
+    tensor: int
+    pipeline: int
+    virtual: int
+    context: int
+    data: int
+    zero: int
+    sequence_parallel: bool
+    pipeline_split: tuple[int, ...] | None
+
+    def summary(self) -> dict[str, int]:
+        """Degrees by their usual abbreviations, for logs."""
+        return {"tp": self.tensor, "pp": self.pipeline, "vp": self.virtual, "cp": self.context, "dp": self.data, "zero": self.zero}
+
+
+def check_layout(config: ParallelConfig, model: ModelConfig, world: int) -> Layout:
+    """The layout of a run over `world` processes. Raises UserError for an impossible or harmful combination, naming a working choice."""
+    degrees = config.tensor * config.pipeline * config.context
+    if world % degrees:
+        raise UserError(
+            f"parallel: tensor x pipeline x context = {config.tensor} x {config.pipeline} x {config.context} = {degrees} does not divide {world} processes: "
+            f"use parallel.processes={max(1, round(world / degrees)) * degrees} or smaller degrees"
+        )
+    _check_model(config, model)
+    _check_pipeline(config, model)
+    if config.context > 1:
+        raise UserError(f"parallel.context={config.context} needs an attention kernel for context parallelism, which this build does not have: set parallel.context=1")
+    if config.zero == 3:
+        raise UserError("parallel.zero=3 is not supported: its parameter gathering has no place under the pipeline schedules. Use parallel.zero=1 or 2")
+    if config.offload.optimizer:
+        raise UserError("parallel.offload.optimizer=true is not supported yet: set it to false")
+    return Layout(
+        world,
+        config.tensor,
+        config.pipeline,
+        config.virtual_stages,
+        config.context,
+        world // degrees,
+        config.zero,
+        config.sequence_parallel,
+        tuple(config.pipeline_split) if config.pipeline_split else None,
+    )
+
+
+def _check_model(config: ParallelConfig, model: ModelConfig) -> None:
+    tensor = config.tensor
+    for key, value in (("num_attention_heads", model.num_attention_heads), ("num_query_groups", model.groups), ("ffn_hidden_size", model.ffn_size)):
+        if value % tensor:
+            raise UserError(f"model.{key}={value} is not divisible by parallel.tensor={tensor}: choose a tensor-parallel size that divides it")
+    if model.vocab_size is not None and model.padded_vocab % tensor:
+        raise UserError(f"model.vocab_multiple={model.vocab_multiple} is not divisible by parallel.tensor={tensor}: set model.vocab_multiple={model.vocab_multiple * tensor}")
+    if config.sequence_parallel and tensor == 1:
+        raise UserError("parallel.sequence_parallel=true has no effect with parallel.tensor=1: set it to false or raise parallel.tensor")
+
+
+def _check_pipeline(config: ParallelConfig, model: ModelConfig) -> None:
+    stages, chunks, layers = config.pipeline, config.virtual_stages, model.num_layers
+    if config.pipeline_split is not None:
+        if len(config.pipeline_split) != stages or sum(config.pipeline_split) != layers or min(config.pipeline_split) < 1:
+            raise UserError(f"parallel.pipeline_split={config.pipeline_split} must have {stages} positive entries (parallel.pipeline) that sum to model.num_layers={layers}")
+        if chunks > 1:
+            raise UserError(f"parallel.pipeline_split does not combine with parallel.virtual_stages={chunks}: set virtual_stages=1 or remove the split")
+    elif layers % stages:
+        quotient, rest = divmod(layers, stages)
+        split = [quotient + (index < rest) for index in range(stages)]
+        raise UserError(f"model.num_layers={layers} is not divisible by parallel.pipeline={stages}: set parallel.pipeline_split={split}")
+    if chunks > 1 and stages == 1:
+        raise UserError(f"parallel.virtual_stages={chunks} has no effect with parallel.pipeline=1: set it to 1 or raise parallel.pipeline")
+    if chunks > 1 and layers % (stages * chunks):
+        raise UserError(f"model.num_layers={layers} is not divisible by parallel.pipeline x virtual_stages = {stages * chunks}: choose virtual_stages that divides {layers // stages}")
+
+
+class Topology:
+    """Process groups of a layout. Also DeepSpeed's `mpu`: Megatron-core's parallel_state plus the three methods it lacks.
+
+    It must not offer `initialize_sequence_parallel`, which DeepSpeed would take for Ulysses.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        """Creates Megatron-core's groups. torch.distributed must be initialised with `layout.world` processes."""
+        from megatron.core import parallel_state
+
+        self.layout = layout
+        self._state = parallel_state
+        parallel_state.initialize_model_parallel(
+            layout.tensor,
+            layout.pipeline,
+            virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
+            context_parallel_size=layout.context,
+        )
+        self.tensor_rank: int = parallel_state.get_tensor_model_parallel_rank()
+        self.pipeline_rank: int = parallel_state.get_pipeline_model_parallel_rank()
+        self.data_rank: int = parallel_state.get_data_parallel_rank()
+        self.data_group = parallel_state.get_data_parallel_group()
+        self.tensor_group = parallel_state.get_tensor_model_parallel_group()
+        self.embedding_group = parallel_state.get_embedding_group() if self.first_stage or self.last_stage else None
+
+    @property
+    def first_stage(self) -> bool:
+        """Whether this rank holds the embedding."""
+        return self.pipeline_rank == 0
+
+    @property
+    def last_stage(self) -> bool:
+        """Whether this rank computes the loss."""
+        return self.pipeline_rank == self.layout.pipeline - 1
+
+    def core_fields(self) -> dict[str, Any]:
+        """Megatron-core's configuration fields that describe the layout."""
+        layout = self.layout
+        interleaved = layout.virtual > 1
+        fields: dict[str, Any] = dict(
+            tensor_model_parallel_size=layout.tensor,
+            pipeline_model_parallel_size=layout.pipeline,
+            virtual_pipeline_model_parallel_size=layout.virtual if interleaved else None,
+            context_parallel_size=layout.context,
+            sequence_parallel=layout.sequence_parallel,
+            # With two stages, batched point-to-point messages of an interleaved schedule swap; separate ones do not.
+            overlap_p2p_comm=interleaved,
+            batch_p2p_comm=not interleaved,
+            deallocate_pipeline_outputs=layout.pipeline > 1,
+        )
+        if layout.pipeline_split is not None:
+            fields["pipeline_model_parallel_layout"] = split_layout(layout.pipeline_split)
+        return fields
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("get_"):
+            return getattr(self._state, name)
+        raise AttributeError(name)
+
+    def get_model_parallel_rank(self) -> int:
+        """Rank over tensor x pipeline; DeepSpeed names shards and the norm group by it."""
+        return self.tensor_rank + self.layout.tensor * self.pipeline_rank
+
+    def get_model_parallel_world_size(self) -> int:
+        """Processes that hold one copy of the model."""
+        return self.layout.tensor * self.layout.pipeline
+
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        """Global ranks of this rank's data-parallel group."""
+        return list(torch.distributed.get_process_group_ranks(self.data_group))
+
+
+def split_layout(split: tuple[int, ...]) -> str:
+    """Megatron-core's notation of an uneven split: E embedding, t layer, L loss, stages parted by '|'."""
+    stages = ["t" * count for count in split]
+    stages[0] = "E" + stages[0]
+    stages[-1] += "L"
+    return "|".join(stages)

@@ -1,0 +1,86 @@
+"""From a configuration to a ready engine: topology, model chunks, weights by name, optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from model.config import ModelConfig
+from model.gpt import GPT, transformer_config
+from model.init import initialize_
+from model.names import named_parameters
+from parallel.engine import Engine
+from parallel.topology import Topology
+from pretrain.config import OptimizerConfig, RunConfig
+
+
+def resolve_precision(precision: str) -> torch.dtype:
+    """bf16 or fp32. `auto` takes bf16 on a GPU that has it; CPUs train in fp32, which is faster there."""
+    if precision == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+
+
+def seed_everything(seed: int, topology: Topology) -> None:
+    """Random streams for dropout: own ones for data-parallel ranks and pipeline stages, and Megatron-core's for tensor-parallel regions."""
+    from megatron.core import tensor_parallel
+
+    own = seed + 100 * topology.pipeline_rank + 10_000 * topology.data_rank
+    torch.manual_seed(own)
+    tensor_parallel.model_parallel_cuda_manual_seed(own)
+
+
+def build_chunks(model: ModelConfig, topology: Topology, *, seq_length: int, dtype: torch.dtype, seed: int, **core: Any) -> list[GPT]:
+    """The model chunks of this rank with their initial weights. core: further fields for Megatron-core's configuration."""
+    on_cpu = not torch.cuda.is_available()
+    config = transformer_config(model, dtype=dtype, on_cpu=on_cpu, **topology.core_fields(), **core)
+    virtual = topology.layout.virtual
+    chunks = []
+    for stage in range(virtual):
+        chunk = GPT(
+            model,
+            config,
+            seq_length=seq_length,
+            pre_process=topology.first_stage and stage == 0,
+            post_process=topology.last_stage and stage == virtual - 1,
+            vp_stage=stage if virtual > 1 else None,
+        )
+        named = named_parameters(chunk, topology.tensor_rank, topology.layout.tensor)
+        initialize_(((one.name, one.parameter, one.shard) for one in named), model, seq_length, seed)
+        chunks.append(chunk if on_cpu else chunk.cuda())
+    return chunks
+
+
+def recompute_fields(config: RunConfig) -> dict[str, Any]:
+    """Megatron-core's fields for activation recomputation."""
+    recompute = config.parallel.recompute
+    if recompute.granularity == "none":
+        return {}
+    if recompute.granularity == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": recompute.num_layers}
+
+
+def adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+    """AdamW over the engine's groups; only those marked `decay` decay."""
+    decayed = [{"params": group["params"], "weight_decay": config.weight_decay if group["decay"] else 0.0} for group in groups]
+    return torch.optim.AdamW(decayed, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def build_engine(config: RunConfig, topology: Topology) -> Engine:
+    """The engine of a run. `config.model.vocab_size` must be set."""
+    dtype = resolve_precision(config.train.precision)
+    seed_everything(config.train.seed, topology)
+    chunks = build_chunks(config.model, topology, seq_length=config.data.seq_length, dtype=dtype, seed=config.train.seed, **recompute_fields(config))
+    return Engine(
+        chunks,
+        topology,
+        make_optimizer=lambda groups: adamw(config.optimizer, groups),
+        dtype=dtype,
+        micro_batch_size=config.train.micro_batch_size,
+        seq_length=config.data.seq_length,
+        clip=config.optimizer.clip_grad,
+        tied=config.model.tie_embeddings,
+        decay_embeddings=config.optimizer.decay_embeddings,
+    )

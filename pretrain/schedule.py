@@ -1,0 +1,24 @@
+"""Learning rate over steps."""
+
+from __future__ import annotations
+
+import math
+
+from pretrain.config import ScheduleConfig
+
+
+def learning_rate(schedule: ScheduleConfig, peak: float, step: int, total: int) -> float:
+    """Rate of 1-based step `step` of `total`: linear warm-up from 0, then the configured shape down to `min_lr_ratio` of the peak."""
+    warmup = schedule.warmup_steps
+    if step <= warmup:
+        return peak * step / warmup
+    floor = schedule.min_lr_ratio
+    if schedule.kind == "constant":
+        return peak
+    if schedule.kind == "wsd":
+        decay = schedule.decay_steps or max(1, total // 10)
+        left = (total - step) / decay
+        return peak * (floor + (1 - floor) * min(1.0, max(0.0, left)))
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    shape = 0.5 * (1 + math.cos(math.pi * done)) if schedule.kind == "cosine" else 1 - done
+    return peak * (floor + (1 - floor) * shape)
