@@ -1,0 +1,98 @@
+"""What pydantic finds wrong with a configuration, said in one line: the key, the value, what it must be, and where it was written."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import ValidationError
+
+from model.errors import UserError
+from pretrain.compose import Composition
+from pretrain.schema import general, schema, suggest
+
+EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true/false",
+    "string": "text",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a section of keys",
+    "model": "a section of keys",
+}
+"""What a key must be, by the first word of the error's type."""
+LIMITS = {"greater_than": ("gt", "above"), "greater_than_equal": ("ge", "at least"), "less_than": ("lt", "below"), "less_than_equal": ("le", "at most")}
+
+
+def user_error(error: ValidationError, composition: Composition) -> UserError:
+    """The first problem as an exception to raise, with the number of the others. Spelling mistakes come first."""
+    groups: dict[str, list[Any]] = {}
+    for item in error.errors(include_url=False):
+        groups.setdefault(_key(item, composition.values), []).append(item)
+    unknown = {key: suggest(key) for key, items in groups.items() if items[0]["type"] == "extra_forbidden"}
+    meant = set(unknown.values())
+    others = [key for key, items in groups.items() if key not in unknown and not (items[0]["type"] == "missing" and key in meant)]
+    # A misspelt key is the likely cause of the rest, so it comes first, and the key it was meant to be is not reported as missing.
+    problems = [_unknown(key, unknown[key], composition) for key in unknown] + [_wrong(key, groups[key], composition) for key in others]
+    rest = len(problems) - 1
+    return UserError(" ".join(problems[0].split()) + (f" (and {rest} more problem{'s' if rest > 1 else ''})" if rest else ""))
+
+
+def _key(item: Any, values: Any) -> str:
+    """The dotted key an error is about: its location without the marks that pydantic adds for the arms of a union."""
+    path, node = [], values
+    for part in item["loc"]:
+        inside = part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int) and part < len(node)
+        if not inside:
+            if item["type"] == "missing":
+                path.append(str(part))
+            break
+        path.append(str(part))
+        node = node[part]
+    if item["type"] == "extra_forbidden":
+        while isinstance(node, dict) and node:
+            part, node = next(iter(node.items()))
+            path.append(str(part))
+    return ".".join(path)
+
+
+def _place(key: str, composition: Composition) -> str:
+    origin = composition.origin(key)
+    return f" ({origin})" if origin else ""
+
+
+def _unknown(key: str, meant: str | None, composition: Composition) -> str:
+    if key.rpartition(".")[2] == "include":
+        return f"{key}: `include` belongs at the top level of a file{_place(key, composition)}"
+    hint = f"did you mean {meant}?" if meant else "`fathom config FILE` lists all keys"
+    return f"{key} is not a known key{_place(key, composition)}; {hint}"
+
+
+def _wrong(key: str, items: list[Any], composition: Composition) -> str:
+    first = items[0]
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    if first["type"] == "missing":
+        field = schema().get(general(key))
+        meaning = f": {field.description.rstrip('.')}" if field and field.description else ""
+        return f"{key} must be set{meaning}{_place(key, composition)}"
+    value = first["input"] if isinstance(first["input"], str) else json.dumps(first["input"])
+    value = repr(value) if isinstance(first["input"], str) else value
+    return f"{key}={value if len(value) <= 60 else value[:57] + '...'} must be {' or '.join(dict.fromkeys(map(_expected, items)))}{_place(key, composition)}"
+
+
+def _expected(item: Any) -> str:
+    kind, context = item["type"], item.get("ctx", {})
+    if kind == "literal_error":
+        return f"one of {context['expected']}" if " or " in context["expected"] else str(context["expected"])
+    if kind in LIMITS:
+        name, words = LIMITS[kind]
+        return f"{words} {context[name]:g}"
+    if kind == "too_short":
+        return f"a list of at least {context['min_length']}"
+    if kind == "too_long":
+        return f"a list of at most {context['max_length']}"
+    if kind == "string_pattern_mismatch":
+        return f"text like {context['pattern']}"
+    return EXPECTED.get(kind.split("_")[0], item["msg"])

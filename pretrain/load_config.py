@@ -1,0 +1,103 @@
+"""A run's configuration: read from YAML with includes and overrides, checked, written back, and explained key by key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from pydantic import BaseModel, ValidationError
+
+from model.config import ModelConfig
+from model.errors import UserError
+from pretrain.compose import Composition, compose
+from pretrain.config import RunConfig
+from pretrain.config_errors import user_error
+from pretrain.schema import general, schema
+
+
+@dataclass(frozen=True)
+class Row:
+    """One key of a configuration. changed: differs from the default; required: has none. source: file and line, command line, or '' for a default."""
+
+    key: str
+    value: Any
+    default: Any
+    required: bool
+    changed: bool
+    description: str
+    source: str
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads and checks a configuration (`pretrain/compose.py` tells how files and overrides are merged).
+
+    Raises UserError in one line for a missing file, an unknown or misplaced key, a value of another type or out of range, a missing key, or keys
+    that do not fit each other. Of several problems it names the first and counts the rest.
+    """
+    return load_with_origins(path, overrides)[0]
+
+
+def load_with_origins(path: str | Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, Composition]:
+    """As `load_config`, and also where every key came from."""
+    composition = compose(path, overrides)
+    try:
+        # Strict JSON: no conversion between types, but whole numbers are numbers and lists are tuples.
+        return RunConfig.model_validate_json(json.dumps(composition.values), strict=True), composition
+    except ValidationError as error:
+        raise user_error(error, composition) from error
+    except TypeError as error:
+        raise UserError(f"configuration {path}: {error}") from error
+
+
+def dump_config(config: RunConfig) -> str:
+    """The configuration as YAML with every key, defaults included; `load_config` reads an equal object from it."""
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(config.model_dump(mode="json"))))
+
+
+def describe(config: RunConfig, origins: Composition | None = None) -> list[Row]:
+    """Every key that holds a value, in the order of the schema, with its meaning. origins: from `load_with_origins`, for the column `source`."""
+    return list(_rows(config, "", origins or Composition()))
+
+
+def complete_model(config: RunConfig, vocab_size: int | None = None) -> ModelConfig:
+    """The model section with what it takes from the data filled in: the vocabulary (of the tokenizer) and the longest sequence.
+
+    Raises UserError where model.vocab_size and the tokenizer's differ, or the sequences are longer than the model's positions.
+    """
+    model = config.model
+    if vocab_size is not None and model.vocab_size not in (None, vocab_size):
+        raise UserError(
+            f"model.vocab_size={model.vocab_size} differs from the tokenizer's {vocab_size}: remove model.vocab_size or prepare the data with another tokenizer"
+        )
+    positions = model.max_position_embeddings or config.data.seq_length
+    if positions < config.data.seq_length:
+        raise UserError(f"data.seq_length={config.data.seq_length} exceeds model.max_position_embeddings={positions}: raise the latter or remove it")
+    return model.model_copy(update={"vocab_size": model.vocab_size or vocab_size, "max_position_embeddings": positions})
+
+
+def _rows(section: BaseModel, prefix: str, origins: Composition) -> Iterator[Row]:
+    for name in type(section).model_fields:
+        value, key = getattr(section, name), prefix + name
+        if isinstance(value, BaseModel):
+            yield from _rows(value, f"{key}.", origins)
+            continue
+        if isinstance(value, list) and value and isinstance(value[0], BaseModel):
+            for index, item in enumerate(value):
+                yield from _rows(item, f"{key}.{index}.", origins)
+            continue
+        field = schema()[general(key)]
+        changed = field.required or value != field.default
+        yield Row(key, value, field.default, field.required, changed, field.description, origins.origin(key) if key in origins.origins else "")
+
+
+def _escaped(value: Any) -> Any:
+    """Text that only looks like an interpolation, protected from being one when it is read again."""
+    if isinstance(value, str):
+        return value.replace("${", "\\${")
+    if isinstance(value, dict):
+        return {key: _escaped(inner) for key, inner in value.items()}
+    return [_escaped(inner) for inner in value] if isinstance(value, list) else value

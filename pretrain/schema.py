@@ -1,0 +1,90 @@
+"""The schema of a run as a flat list of dotted keys: what a key means, and which key a mistaken one was meant to be."""
+
+from __future__ import annotations
+
+import functools
+import re
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from pretrain.config import RunConfig
+
+Kind = Literal["value", "section", "list", "free"]
+INDEX = re.compile(r"\.\d+(?=\.|$)")
+LEAST_LIKENESS = 0.6
+
+
+@dataclass(frozen=True)
+class SchemaField:
+    """One key. Indices of lists are written `*`. kind: value; section (keys inside); list (of sections); free (a mapping whose keys the schema leaves open)."""
+
+    key: str
+    kind: Kind
+    description: str
+    required: bool
+    default: Any
+
+
+@functools.cache
+def schema() -> dict[str, SchemaField]:
+    """Every key of a run's configuration, in the order of the schema."""
+    return {field.key: field for field in _walk(RunConfig, "")}
+
+
+def general(key: str) -> str:
+    """A key with its list indices replaced by `*`: data.corpora.0.path is data.corpora.*.path."""
+    return INDEX.sub(".*", key)
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section class inside an annotation such as `X`, `X | None` or `list[X]`; None where there is none."""
+    if isinstance(annotation, type) and get_origin(annotation) is None:
+        return annotation if issubclass(annotation, BaseModel) else None
+    if get_origin(annotation) in (Union, types.UnionType, list):
+        return next((found for found in map(section_of, get_args(annotation)) if found is not None), None)
+    return None
+
+
+def suggest(key: str) -> str | None:
+    """The valid key nearest to a mistaken one, or None.
+
+    The last part of the key counts most, then its section: `model.num_layer` is a spelling mistake, `train.num_layers` is a misplaced key.
+    """
+    parent, _, last = general(key).rpartition(".")
+
+    def likeness(candidate: SchemaField) -> tuple[float, float]:
+        """(overall, of the last part alone)"""
+        its_parent, _, its_last = candidate.key.rpartition(".")
+        name = _ratio(last, its_last)
+        return name + 0.3 * _ratio(parent, its_parent) - 0.2 * its_parent.count("."), name
+
+    # A section is meant only where the mistaken key is a whole section itself, at the top level.
+    wanted = [field for field in schema().values() if field.kind in ("value", "free") or not parent]
+    scored = [(*likeness(field), field.key) for field in wanted]
+    near = [item for item in scored if item[1] >= LEAST_LIKENESS]
+    return max(near, key=lambda item: item[0])[2].replace(".*", ".0") if near else None
+
+
+def _ratio(left: str, right: str) -> float:
+    return SequenceMatcher(None, left, right).ratio()
+
+
+def _kind(annotation: Any) -> Kind:
+    if section_of(annotation) is not None:
+        return "list" if get_origin(annotation) is list else "section"
+    return "free" if get_origin(annotation) is dict else "value"
+
+
+def _walk(model: type[BaseModel], prefix: str) -> Iterator[SchemaField]:
+    for name, info in model.model_fields.items():
+        key, kind = prefix + name, _kind(info.annotation)
+        default = None if info.is_required() or kind == "section" else info.get_default(call_default_factory=True, validated_data={})
+        yield SchemaField(key, kind, info.description or "", info.is_required(), default)
+        section = section_of(info.annotation)
+        if section is not None:
+            yield from _walk(section, f"{key}.*." if kind == "list" else f"{key}.")

@@ -1,0 +1,127 @@
+"""The command line `fathom`: a table of commands, each imported only when it runs, so that help is quick and needs no PyTorch.
+
+A new command needs one row in COMMANDS and its module, which has either a function `command` or a `typer.Typer` named `app`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command, get_command_name, get_group
+
+from model.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+USER_ERRORS = (UserError, FileNotFoundError, PermissionError)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One command: its name, the `module:attribute` that runs it, one line of help, and the panel of `fathom --help` it stands in."""
+
+    name: str
+    target: str
+    help: str
+    panel: str
+
+    @property
+    def available(self) -> bool:
+        """Whether the module is part of this checkout. Looks at files only."""
+        path = ROOT.joinpath(*self.target.partition(":")[0].split("."))
+        return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+COMMANDS = (
+    Row("data", "tools.data:app", "Prepare text for training, and look at prepared data.", "Data"),
+    Row("tokenizer", "tools.tokenizer:app", "Train a tokenizer.", "Data"),
+    Row("config", "tools.config:command", "Check a configuration and explain every field of it.", "Training"),
+    Row("pretrain", "tools.train:command", "Train a model, or go on with a run.", "Training"),
+    Row("report", "tools.report:command", "Write a run's report: curves, signal through depth, speed.", "Training"),
+    Row("checkpoint", "tools.checkpoint:app", "List, inspect and check checkpoints.", "Training"),
+    Row("generate", "tools.generate:command", "Continue a text with a trained model.", "Models"),
+    Row("export", "tools.export:command", "Write a checkpoint as a Hugging Face model.", "Models"),
+    Row("import", "tools.import_:command", "Read a Hugging Face model as a checkpoint.", "Models"),
+    Row("probe", "tools.probe:command", "Measure a model's signals at initialisation against theory.", "Depth"),
+    Row("depth-duel", "tools.depth_duel:command", "Train several depth schemes side by side and compare them.", "Depth"),
+    Row("submit", "tools.submit:command", "Send a run to Slurm.", "Cluster"),
+    Row("status", "tools.status:command", "Show runs and their Slurm jobs.", "Cluster"),
+    Row("doctor", "tools.doctor:command", "Check this machine: devices, compilers, packages, network.", "Cluster"),
+)
+
+
+class LazyGroup(TyperGroup):
+    """A group whose commands are stand-ins with a name and a help line until one of them is invoked."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.rows = {row.name: row for row in COMMANDS if row.available}
+        for row in self.rows.values():
+            self.add_command(TyperCommand(name=row.name, help=row.help, short_help=row.help, rich_help_panel=row.panel))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        """The real command behind the name in args[0]."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load(self.rows[name]) if name in self.rows else command, rest
+
+
+def load(row: Row) -> Any:
+    """Imports a row's module and makes its command. Raises UserError for a module that has not what the row says."""
+    module, _, attribute = row.target.partition(":")
+    target = getattr(importlib.import_module(module), attribute, None)
+    if isinstance(target, typer.Typer):
+        names = [info.name or get_command_name(getattr(info.callback, "__name__", "")) for info in target.registered_commands]
+        # An app with one command of the row's own name is that command; any other app is a group, also while it has one command only.
+        command: Any = get_command(target) if names == [row.name] and not target.registered_groups else get_group(target)
+    elif callable(target):
+        wrapper = typer.Typer(add_completion=False)
+        wrapper.command(row.name)(target)
+        command = get_command(wrapper)
+    else:
+        raise UserError(f"command {row.name}: {module} has no {attribute}")
+    command.name = row.name
+    command.params = [parameter for parameter in command.params if parameter.name not in ("install_completion", "show_completion")]
+    return command
+
+
+app = typer.Typer(cls=LazyGroup, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"fathom {version('fathom')}")
+        raise typer.Exit
+
+
+@app.callback(epilog="FATHOM_DEBUG=1 shows the full traceback of an error.")
+def _fathom(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version and leave.")) -> None:
+    """Pretrain very deep transformers with Megatron-core and DeepSpeed."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Leaves with 0; 2 and one line on stderr for a mistake of the user; 130 for ctrl-C; or what the command says."""
+    try:
+        get_command(app)(args=arguments, prog_name="fathom")
+    except USER_ERRORS as error:
+        if os.environ.get("FATHOM_DEBUG") == "1":
+            raise
+        print(f"fathom: error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    main()
