@@ -16,10 +16,10 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from model.errors import UserError
-from pretrain.schema import general, schema
+from pretrain.schema import defaults, general, schema
 
 SHIPPED = Path(__file__).resolve().parent.parent / "configs"
 COMMAND_LINE = "command line"
@@ -28,7 +28,7 @@ BRACKETS = re.compile(r"\[(\d+)\]")
 
 @dataclass
 class Composition:
-    """Merged values. origins: the file and line, or the command line, that gave each dotted key."""
+    """Merged values over the schema's defaults. origins: the file and line, or the command line, that gave each dotted key."""
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
@@ -132,11 +132,13 @@ class _Merging:
 
     def resolved(self) -> dict[str, Any]:
         try:
-            return OmegaConf.to_container(self.config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+            # Over the defaults, so that `${model.scheme}` also finds a scheme that nobody gave.
+            return OmegaConf.to_container(OmegaConf.merge(defaults(), self.config), resolve=True, throw_on_missing=True)  # type: ignore[return-value]
         except OmegaConfBaseException as error:
-            key = str(getattr(error, "full_key", "") or "")
-            place = self.origins.get(key)
-            raise UserError(f"{key or 'configuration'}: {_first_line(error)}{f' ({place})' if place else ''}") from error
+            key = BRACKETS.sub(r".\1", str(getattr(error, "full_key", "") or ""))
+            place = f" ({self.origins[key]})" if key in self.origins else ""
+            problem = "must be set" if isinstance(error, MissingMandatoryValue) else _first_line(error)
+            raise UserError(f"{key or 'configuration'}: {problem}{place}") from error
 
     def _forget(self, key: str) -> None:
         """Drops the value of a key and the origins below it, so that what follows replaces it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from pretrain.compose import Composition, compose
 from pretrain.config import RunConfig
 from pretrain.config_errors import user_error
 from pretrain.schema import general, schema
+
+INTERPOLATION = re.compile(r"(\\*)\$\{")
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def _rows(section: BaseModel, prefix: str, origins: Composition) -> Iterator[Row
 def _escaped(value: Any) -> Any:
     """Text that only looks like an interpolation, protected from being one when it is read again."""
     if isinstance(value, str):
-        return value.replace("${", "\\${")
+        return INTERPOLATION.sub(lambda match: match[1] * 2 + "\\${", value)
     if isinstance(value, dict):
         return {key: _escaped(inner) for key, inner in value.items()}
     return [_escaped(inner) for inner in value] if isinstance(value, list) else value

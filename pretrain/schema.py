@@ -36,6 +36,20 @@ def schema() -> dict[str, SchemaField]:
     return {field.key: field for field in _walk(RunConfig, "")}
 
 
+def defaults() -> dict[str, Any]:
+    """Every section with the keys that have a default, as plain nested values."""
+    nested: dict[str, Any] = {}
+    for field in schema().values():
+        *parents, last = field.key.split(".")
+        if "*" in parents or (field.required and field.kind != "section"):
+            continue
+        section = nested
+        for parent in parents:
+            section = section[parent]
+        section[last] = {} if field.kind == "section" else list(field.default) if isinstance(field.default, tuple) else field.default
+    return nested
+
+
 def general(key: str) -> str:
     """A key with its list indices replaced by `*`: data.corpora.0.path is data.corpora.*.path."""
     return INDEX.sub(".*", key)

@@ -1,0 +1,51 @@
+"""What all tests share: one thread per process, no network, and skips with their reasons where a machine lacks something."""
+
+from __future__ import annotations
+
+import os
+
+# Set before anything imports a numerical library, which reads them once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import functools
+import importlib.util
+import shutil
+
+import pytest
+
+SBIN = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
+
+
+@functools.cache
+def _no_cuda() -> str | None:
+    import torch
+
+    return None if torch.cuda.is_available() else "no CUDA device"
+
+
+@functools.cache
+def _no_transformer_engine() -> str | None:
+    return _no_cuda() or (None if importlib.util.find_spec("transformer_engine") else "Transformer Engine is not installed")
+
+
+@functools.cache
+def _no_slurm() -> str | None:
+    missing = [name for name in ("slurmctld", "slurmd", "munged") if shutil.which(name, path=SBIN) is None]
+    return f"Slurm is not installed: {', '.join(missing)} missing" if missing else None
+
+
+LACKS = {"gpu": _no_cuda, "te": _no_transformer_engine, "slurm": _no_slurm}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks what this machine cannot run; looks at it only where a collected test needs it."""
+    for item in items:
+        for mark, lack in LACKS.items():
+            reason = lack() if item.get_closest_marker(mark) else None
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))
