@@ -1,0 +1,110 @@
+"""What a worker process of `fathom data prepare` does: raw records in, numpy-ready token bytes per split out. Must stay free of torch and Megatron."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from pretrain.records import Broken, Record, resolve
+from pretrain.tokenizer import Tokenizer
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """What every worker needs to know.
+
+    split: shares of train, validation and test, adding up to 1. split_by: whether documents, or whole files, are assigned to a split.
+    """
+
+    tokenizer: str
+    text_key: str
+    split: tuple[float, float, float]
+    split_by: Literal["document", "file"]
+    seed: int
+
+
+@dataclass
+class EncodedSplit:
+    """The documents of one batch that belong to one split: bytes of their ids with end marks, their lengths in tokens, their size as UTF-8 text."""
+
+    tokens: bytes
+    lengths: np.ndarray
+    text_bytes: int
+
+
+@dataclass
+class EncodedBatch:
+    """The result for one batch of records. `records` and `size` count what went in."""
+
+    records: int
+    size: int
+    splits: tuple[EncodedSplit, ...] = ()
+    empty: int = 0
+    broken: list[Broken] = field(default_factory=list)
+
+
+class Encoder:
+    """Turns batches of records into tokens. One for each process."""
+
+    def __init__(self, job: EncodeJob) -> None:
+        """Raises UserError when the tokenizer cannot be loaded."""
+        self.job = job
+        self.tokenizer = Tokenizer(job.tokenizer)
+        self._end_mark = np.array([self.tokenizer.eod_id], dtype=self.tokenizer.dtype).tobytes()
+
+    def encode(self, batch: list[Record], size: int) -> EncodedBatch:
+        """Encodes the records of a batch; order is kept within each split."""
+        result = EncodedBatch(records=len(batch), size=size)
+        texts: list[str] = []
+        sizes: list[int] = []
+        splits: list[int] = []
+        for record in batch:
+            found = resolve(record, self.job.text_key)
+            if isinstance(found, Broken):
+                result.broken.append(found)
+                continue
+            text, data = found
+            if not text:
+                result.empty += 1
+                continue
+            texts.append(text)
+            sizes.append(len(data))
+            splits.append(self._split(data if self.job.split_by == "document" else record.group.encode(errors="surrogateescape")))
+        documents = [ids + self._end_mark for ids in self.tokenizer.encode_documents(texts)]
+        itemsize = len(self._end_mark)
+        gathered = []
+        for split in range(len(SPLITS)):
+            chosen = [number for number, own in enumerate(splits) if own == split]
+            lengths = np.array([len(documents[number]) // itemsize for number in chosen], dtype=np.int32)
+            gathered.append(EncodedSplit(b"".join(documents[number] for number in chosen), lengths, sum(sizes[number] for number in chosen)))
+        result.splits = tuple(gathered)
+        return result
+
+    def _split(self, key: bytes) -> int:
+        """Assigns by a hash of (seed, key). The key is the document itself or the file's name, so neither order nor neighbours matter."""
+        digest = hashlib.blake2b(key, digest_size=8, key=self.job.seed.to_bytes(8, "little")).digest()
+        share = int.from_bytes(digest, "little") / 2**64
+        train, validation, _ = self.job.split
+        return 0 if share < train else 1 if share < train + validation or not self.job.split[2] else 2
+
+
+_encoder: Encoder | None = None
+
+
+def start_worker(job: EncodeJob) -> None:
+    """Prepares a worker process. The parent alone answers Ctrl-C."""
+    global _encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _encoder = Encoder(job)
+
+
+def encode_in_worker(batch: list[Record], size: int) -> EncodedBatch:
+    """Encodes in a process that `start_worker` prepared."""
+    assert _encoder is not None
+    return _encoder.encode(batch, size)

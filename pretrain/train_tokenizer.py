@@ -1,0 +1,137 @@
+"""Training of a SentencePiece tokenizer that keeps every text exactly: code, indentation, any byte of UTF-8."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import sentencepiece
+
+from model.errors import UserError
+from model.files import atomic_write_bytes
+from pretrain.records import Broken, records, resolve
+from pretrain.sources import Shard, find_sources
+
+ModelType = Literal["bpe", "unigram"]
+FIXED_PIECES = 3 + 256  # unk, bos and eos, and one piece per byte
+LEAST_SHARE = 1 << 20  # bytes that a file may give at least, so that a long list of small files is not read to its end
+_PIECES_OF_TEXT = re.compile(r".{1,4000}(?:\n|\Z)|.{1,4000}", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class TrainedTokenizer:
+    """What was trained, from how much. `bytes`: UTF-8 bytes of the sample; `broken`: records that gave no text."""
+
+    path: str
+    sha256: str
+    vocab_size: int
+    model: ModelType
+    documents: int
+    bytes: int
+    broken: int
+
+
+def train_tokenizer(
+    inputs: list[str],
+    out: str | Path,
+    vocab_size: int = 4096,
+    model: ModelType = "bpe",
+    max_bytes: int = 10_000_000,
+    text_key: str = "text",
+    streaming: bool = True,
+) -> TrainedTokenizer:
+    """Trains on a sample of at most about `max_bytes` UTF-8 bytes of the inputs (as for `fathom data prepare`) and writes the model file.
+
+    The same inputs and settings give the same file: the sample, its order and the number of threads are fixed.
+    Raises UserError when the sample is empty or cannot fill the vocabulary, or a setting is out of range.
+    """
+    if vocab_size <= FIXED_PIECES:
+        raise UserError(f"--vocab-size {vocab_size}: {FIXED_PIECES} pieces are taken by bytes and marks; use at least {FIXED_PIECES + 100}")
+    if max_bytes < 1:
+        raise UserError(f"--max-bytes {max_bytes}: must be at least 1")
+    sample = _Sample(inputs, max_bytes, text_key, streaming)
+    pieces = list(sample)
+    if not pieces:
+        raise UserError(f"INPUT {' '.join(inputs)}: no text to train on{sample.first_broken}")
+    written = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(pieces),
+            model_writer=written,
+            model_type=model,
+            vocab_size=vocab_size,
+            # Text comes back as it went in: no Unicode normalisation, no spaces added or merged, unknown characters as their bytes.
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            byte_fallback=True,
+            # Indentation is worth pieces of its own; numbers are spelt digit by digit.
+            allow_whitespace_only_pieces=True,
+            split_digits=True,
+            required_chars="\n\t",
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            # The result depends on the order of sentences and, for unigram, on the number of threads: both are constants.
+            shuffle_input_sentence=False,
+            num_threads=2,
+            max_sentence_length=1 << 30,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        reason = str(error).rpartition("] ")[2].strip() or str(error)
+        raise UserError(f"--vocab-size {vocab_size} does not suit {sample.bytes} bytes of text: {reason}") from error
+    data = written.getvalue()
+    try:
+        atomic_write_bytes(out, data)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {error.strerror}") from error
+    return TrainedTokenizer(str(out), hashlib.sha256(data).hexdigest(), vocab_size, model, sample.documents, sample.bytes, sample.broken)
+
+
+class _Sample:
+    """Pieces of text from the inputs, at most `max_bytes`; what was taken is counted.
+
+    Files are visited in an order that does not follow their names, and none gives more than its share, so that a sample of a large input covers it.
+    """
+
+    def __init__(self, inputs: list[str], max_bytes: int, text_key: str, streaming: bool) -> None:
+        self.max_bytes, self.text_key, self.streaming = max_bytes, text_key, streaming
+        shards = [shard for source in find_sources(inputs) for shard in source.shards]
+        self.shards = sorted(shards, key=lambda shard: hashlib.sha256(os.fsencode(shard.group)).digest())
+        self.share = max(max_bytes // len(self.shards), LEAST_SHARE)
+        self.documents = self.bytes = self.broken = 0
+        self.first_broken = ""
+
+    def __iter__(self) -> Iterator[str]:
+        for shard in self.shards:
+            for text in self._texts(shard, min(self.share, self.max_bytes - self.bytes)):
+                yield from _PIECES_OF_TEXT.findall(text)
+            if self.bytes >= self.max_bytes:
+                return
+
+    def _texts(self, shard: Shard, limit: int) -> Iterator[str]:
+        taken = 0
+        for record in records(shard, self.text_key, self.streaming):
+            found = resolve(record, self.text_key)
+            if isinstance(found, Broken):
+                self.first_broken = self.first_broken or f"; {found.place}"
+                self.broken += 1
+                continue
+            text, data = found
+            if len(data) > limit - taken:
+                text = data[: limit - taken].decode("utf-8", errors="ignore")
+            taken += len(data)
+            self.documents += bool(text)
+            self.bytes += len(text.encode())
+            if text:
+                yield text
+            if taken >= limit:
+                return

@@ -1,0 +1,51 @@
+"""`fathom tokenizer`: train a tokenizer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Tokenizers.", no_args_is_help=True)
+
+
+class Model(str, Enum):
+    """Kinds of SentencePiece models."""
+
+    bpe = "bpe"
+    unigram = "unigram"
+
+
+@app.callback()
+def _group() -> None:
+    """Tokenizers."""  # a callback keeps `train` a command of its own although it is the only one
+
+
+@app.command()
+def train(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, globs or data set names, as for `fathom data prepare`.")],
+    out: Annotated[Path, typer.Option(help="Model file to write.")] = Path("tokenizer.model"),
+    vocab_size: Annotated[int, typer.Option(help="Pieces of the vocabulary, including 256 bytes and 3 marks.")] = 4096,
+    model: Annotated[Model, typer.Option(help="bpe trains and encodes documents faster; unigram is SentencePiece's own.")] = Model.bpe,
+    max_bytes: Annotated[int, typer.Option(help="Bytes of text to train on at most; more input is sampled.")] = 10_000_000,
+    text_key: Annotated[str, typer.Option(help="Key or column that holds the text.")] = "text",
+    streaming: Annotated[bool, typer.Option(help="Read a hub data set without downloading it whole.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> None:
+    """Train a SentencePiece tokenizer that keeps every text exactly, indentation included."""
+    from rich.console import Console
+
+    from pretrain.train_tokenizer import train_tokenizer
+
+    with Console(stderr=True, quiet=quiet or as_json).status("training the tokenizer"):
+        trained = train_tokenizer(inputs, out, vocab_size, model.value, max_bytes, text_key, streaming)
+    if as_json:
+        typer.echo(json.dumps(asdict(trained), indent=1))
+    elif not quiet:
+        left_out = f"; {trained.broken} broken records left out" if trained.broken else ""
+        typer.echo(f"{trained.path}: {trained.vocab_size} pieces ({trained.model}) from {trained.documents} documents, {trained.bytes / 1e6:.1f} MB{left_out}")
