@@ -14,7 +14,7 @@ from datetime import timedelta
 
 from model.errors import UserError
 
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 GRACE_SECONDS = 30.0
 
 

@@ -136,7 +136,8 @@ class Topology:
             # With two stages, batched point-to-point messages of an interleaved schedule swap; separate ones do not.
             overlap_p2p_comm=interleaved,
             batch_p2p_comm=not interleaved,
-            deallocate_pipeline_outputs=layout.pipeline > 1,
+            # Freeing an output while its send is still in flight is ordered by CUDA's streams; gloo would send freed memory.
+            deallocate_pipeline_outputs=layout.pipeline > 1 and torch.cuda.is_available(),
         )
         if layout.pipeline_split is not None:
             fields["pipeline_model_parallel_layout"] = split_layout(layout.pipeline_split)

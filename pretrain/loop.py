@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -18,13 +16,15 @@ from parallel.checkpoint.loader import load
 from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
 from parallel.checkpoint.writer import prune, save
 from parallel.engine import Engine
+from parallel.exit_codes import ExitCode
 from pretrain.callbacks import Callback
 from pretrain.config import RunConfig
 from pretrain.data import Prefetcher, TokenBlend, micro_batch_indices
 from pretrain.environment import environment
 from pretrain.schedule import learning_rate
+from pretrain.stop import StopRequest
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+BY_USER = 1e6  # outweighs any number of ranks that ask for a stop and a restart
 
 
 def forward_step(iterator: Iterator[Tensor], chunk: nn.Module) -> tuple[Tensor, Any]:
@@ -57,7 +57,7 @@ class Trainer:
         self.step = self.applied_steps = 0
         self.last_step = min(config.train.steps, config.train.stop_at_step or config.train.steps)
         self.saved_step = -1
-        self.stop_requested: str | None = None
+        self.stop = StopRequest(run_dir)
 
     # -- what a run is made of
 
@@ -154,60 +154,58 @@ class Trainer:
 
     # -- the loop
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_requested is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # a second ctrl-C means now
-        self.stop_requested = signal.Signals(number).name
-
-    def run(self) -> str:
-        """Trains to the end of this start. Returns the reason it ended: finished, stop_at_step, the name of a signal, or not_finite.
+    def run(self) -> tuple[ExitCode, str]:
+        """Trains to the end of this start. Returns the exit code and the reason in words.
 
         Saves before it returns, except after a value that was not finite.
         """
-        previous = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
-        reason = "finished"
+        self.stop.install()
+        code, reason = ExitCode.CRASH, "ended by an error"
         try:
             self._call("on_start")
-            reason = self._loop()
-            if reason != "not_finite":
-                if reason in ("finished", "stop_at_step"):
+            code, reason = self._loop()
+            if code is not ExitCode.DIVERGED:
+                if code is ExitCode.FINISHED:
                     self.evaluate()
                 self.save()
         finally:
             self._call("on_end", reason)
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-        return reason
+        return code, reason
 
-    def _loop(self) -> str:
+    def _loop(self) -> tuple[ExitCode, str]:
         config = self.config.train
         if self.step >= self.last_step:
-            return self._end_reason()
+            return self._end()
         with Prefetcher(self._fetch, self.step, self.last_step - self.step) as prefetcher:
             while self.step < self.last_step:
                 begin = time.perf_counter()
                 batches = self._to_device(prefetcher.get())
-                skipped, stop = self._train_step(batches, begin, prefetcher.last_wait_s)
-                if skipped and config.nan_guard == "stop":
-                    return "not_finite"
-                if config.eval_interval and self.step % config.eval_interval == 0 and self.step < self.last_step:
+                applied, votes = self._train_step(batches, begin, prefetcher.last_wait_s)
+                if not applied and config.nan_guard == "stop":
+                    return ExitCode.DIVERGED, f"loss or gradient is not finite at step {self.step}"
+                if config.eval_interval and self.step % config.eval_interval == 0 and self.step < config.steps:
                     self.evaluate()
                 if self.config.checkpoint.interval and self.step % self.config.checkpoint.interval == 0:
                     self.save()
-                if stop:
-                    return self.stop_requested or "signal"
-        return self._end_reason()
+                if votes and self.step < config.steps:
+                    return ExitCode.STOPPED_BY_USER if votes >= BY_USER else ExitCode.STOPPED, self.stop.reason() or "another rank was asked to stop"
+        return self._end()
 
-    def _end_reason(self) -> str:
-        return "finished" if self.step >= self.config.train.steps else "stop_at_step"
+    def _end(self) -> tuple[ExitCode, str]:
+        if self.step >= self.config.train.steps:
+            return ExitCode.FINISHED, "all steps are done"
+        return ExitCode.STOPPED_BY_USER, f"train.stop_at_step={self.last_step} is reached"
 
-    def _train_step(self, batches: list[Tensor], begin: float, wait: float) -> tuple[bool, bool]:
+    def _vote(self) -> float:
+        code = self.stop.code()
+        return BY_USER if code == ExitCode.STOPPED_BY_USER else float(code > 0)
+
+    def _train_step(self, batches: list[Tensor], begin: float, wait: float) -> tuple[bool, float]:
         self.step += 1
         self._call("before_step")
         lr = learning_rate(self.config.schedule, self.config.optimizer.lr, self.step, self.config.train.steps)
         self.engine.set_lr(lr)
-        vote = 1.0 if self.stop_requested else 0.0
-        result = self.engine.train_step(forward_step, lambda: iter(batches), len(batches), vote, inspect=lambda: self._call("on_gradients"))
+        result = self.engine.train_step(forward_step, lambda: iter(batches), len(batches), self._vote(), inspect=lambda: self._call("on_gradients"))
         self.applied_steps += result.applied
         seconds = time.perf_counter() - begin
         record = {
@@ -222,7 +220,7 @@ class Trainer:
             "skipped": not result.applied,
         }
         self._call("on_step", record)
-        return not result.applied, result.votes > 0
+        return result.applied, result.votes
 
 
 def check_same_model(reader: CheckpointReader, config: RunConfig) -> None:

@@ -1,0 +1,25 @@
+"""Our layers on one process, for research, tests and tools: no launcher, no data-parallel engine."""
+
+from __future__ import annotations
+
+import functools
+
+from model.config import ModelConfig
+from parallel.config import ParallelConfig
+from parallel.launch import RankInfo, free_port, init_process_group
+from parallel.topology import Topology, check_layout
+
+
+@functools.cache
+def single_process() -> Topology:
+    """Makes this process a world of one, with random streams seeded with 0; more calls give the same topology.
+
+    Raises RuntimeError where torch.distributed is initialised already.
+    """
+    from megatron.core import tensor_parallel
+
+    smallest = ModelConfig(num_layers=1, hidden_size=1, num_attention_heads=1)
+    init_process_group(RankInfo(0, 1, 0, "127.0.0.1", free_port()), timeout_minutes=10)
+    topology = Topology(check_layout(ParallelConfig(), smallest, 1))
+    tensor_parallel.model_parallel_cuda_manual_seed(0)
+    return topology

@@ -1,0 +1,43 @@
+"""Live progress on the first process's terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from parallel.checkpoint.format import step_folder
+from pretrain.callbacks import Callback
+from pretrain.callbacks.progress import Progress
+
+if TYPE_CHECKING:
+    from pretrain.loop import Trainer
+
+
+class Display(Callback):
+    """Shows each step, evaluation and save. mode: see `LogConfig.progress`; resumed: checkpoint the run continues from, or None."""
+
+    def __init__(self, mode: str, resumed: str | None) -> None:
+        self.mode, self.resumed = mode, resumed
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Opens the display."""
+        self.progress = Progress(trainer.config.train.steps, self.mode, start_step=trainer.step)
+        if self.resumed is not None:
+            self.progress.note(f"continuing from {self.resumed}, step {trainer.step}")
+
+    def on_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        """Moves the bar."""
+        self.progress.update(record["step"], record["loss"], record["grad_norm"], record["lr"], record["tokens_per_s"])
+        if record["skipped"]:
+            self.progress.note(f"step {record['step']}: loss or gradient is not finite; the step was not applied")
+
+    def on_eval(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        """Shows the evaluation loss."""
+        self.progress.evaluated(record["step"], record["loss"])
+
+    def on_checkpoint(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        """Says where the checkpoint is."""
+        self.progress.note(f"saved {trainer.checkpoints / step_folder(record['step'])} in {record['seconds']:.1f} s")
+
+    def on_end(self, trainer: Trainer, reason: str) -> None:
+        """Closes the display."""
+        self.progress.close()

@@ -1,0 +1,28 @@
+"""Keeps `state.json`: what the run is doing, for `fathom status` and for whatever started it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pretrain import state
+from pretrain.callbacks import Callback
+
+if TYPE_CHECKING:
+    from pretrain.loop import Trainer
+
+
+class RunState(Callback):
+    """Claims the run directory for this start and reports every change."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        """The run is this start's."""
+        state.claim(trainer.run_dir, state=state.RUNNING, reason="", step=trainer.step)
+
+    def on_checkpoint(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        """A new checkpoint is progress."""
+        state.write_state(trainer.run_dir, step=record["step"])
+
+    def on_end(self, trainer: Trainer, reason: str) -> None:
+        """How it ended."""
+        finished = trainer.step >= trainer.config.train.steps
+        state.write_state(trainer.run_dir, state=state.FINISHED if finished else state.STOPPED, reason=reason, step=trainer.step)

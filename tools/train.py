@@ -1,0 +1,22 @@
+"""`fathom pretrain`."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+
+def command(
+    config: str = typer.Argument(help="Run configuration, a YAML file."),
+    overrides: list[str] = typer.Argument(None, metavar="[KEY=VALUE]...", help="Settings that replace the file's, e.g. optimizer.lr=1e-3 train.steps=100."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress; the outcome is in the exit code and in the run's state.json."),
+) -> None:
+    """Train a model, or continue a run from its newest checkpoint.
+
+    Starts one local process per GPU (or `parallel.processes`), unless torchrun, deepspeed or srun has started this one. Ctrl-C saves and stops; the
+    same command continues. Exit codes: 0 finished, 2 a mistake in the configuration, 75 and 76 saved and stopped, 77 not finite, 1 an error.
+    """
+    from pretrain.run import pretrain
+
+    sys.exit(pretrain(config, [*(overrides or []), *(["log.progress=none"] if quiet else [])]))
