@@ -65,8 +65,9 @@ def standard_library_files() -> list[Path]:
 
 
 def find_sources(inputs: list[str]) -> list[Source]:
-    """Resolves the INPUTs: files, folders (every file below, except hidden ones and Python's caches), globs, or data set names (`hf://name`, `name`, `name:config:split`).
+    """Resolves the INPUTs: files, folders, globs, or data set names (`hf://name`, `name`, `name:config:split`).
 
+    A folder stands for every file below it, except hidden ones and Python's caches.
     The order is that of the arguments, sorted within a folder or glob; a file named twice is read once.
     Raises UserError when an input matches nothing, cannot be read here, or none is given.
     """
