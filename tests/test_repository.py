@@ -1,0 +1,119 @@
+"""Habits of the repository that tools do not check: sizes of files and functions, scheme logic in one place, the files every checkout has."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from model.scheme import SCHEMES
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("model", "parallel", "pretrain", "tools")
+FOLDERS = (*PACKAGES, "tests", "configs", "slurm", "benchmarks")
+CODE = (".py", ".sh", ".yaml", ".yml", ".toml", ".cpp", ".html", ".sbatch")
+MOST_LINES, MOST_FUNCTION_LINES = 500, 60
+
+
+def sources(folders: tuple[str, ...], suffixes: tuple[str, ...] = (".py",)) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in suffixes and "__pycache__" not in path.parts)
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+
+
+def mentions_scheme_name(node: ast.expr) -> bool:
+    """Whether a side of a comparison is the name of a scheme, or a literal collection with one."""
+    return any(isinstance(inner, ast.Constant) and inner.value in SCHEMES for inner in ast.walk(node) if isinstance(getattr(inner, "value", None), str))
+
+
+def scheme_branches(tree: ast.AST) -> list[int]:
+    """Lines that compare something called `scheme` with text, or anything with the name of a scheme."""
+    lines = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            named = any((isinstance(side, ast.Name) and side.id == "scheme") or (isinstance(side, ast.Attribute) and side.attr == "scheme") for side in sides)
+            text = any(isinstance(side, ast.Constant) and isinstance(side.value, str) for side in sides)
+            if (named and text) or any(mentions_scheme_name(side) for side in sides):
+                lines.append(node.lineno)
+        if isinstance(node, ast.MatchValue) and mentions_scheme_name(node.value):
+            lines.append(node.lineno)
+    return lines
+
+
+def test_no_file_is_too_long() -> None:
+    long = {str(path.relative_to(ROOT)): lines for path in sources(FOLDERS, CODE) if (lines := path.read_text(encoding="utf-8").count("\n")) > MOST_LINES}
+    assert not long
+
+
+def test_no_function_is_too_long() -> None:
+    long = {
+        f"{path.relative_to(ROOT)}:{node.name}": lines
+        for path in sources(FOLDERS)
+        for node in functions(path)
+        if (lines := (node.end_lineno or node.lineno) - node.lineno + 1) > MOST_FUNCTION_LINES
+    }
+    assert not long
+
+
+def test_schemes_are_data() -> None:
+    branches = {
+        str(path.relative_to(ROOT)): lines
+        for path in sources((*PACKAGES, "benchmarks"))
+        if path != ROOT / "model" / "scheme.py" and (lines := scheme_branches(ast.parse(path.read_text(encoding="utf-8"))))
+    }
+    assert not branches
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("if config.scheme == 'b2t': pass", True),
+        ("x = scheme != 'other'", True),
+        ("x = name in ('pre_ln', 'post_ln')", True),
+        ("match name:\n    case 'b2t': pass", True),
+        ("x = base == 'deepscale'", False),
+        ("x = scheme.base == 'normal'", False),
+        ("x = SCHEMES[config.scheme].final_norm", False),
+    ],
+)
+def test_the_search_for_branches_finds_branches(code: str, found: bool) -> None:
+    assert bool(scheme_branches(ast.parse(code))) is found
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", "pyproject.toml", ".pre-commit-config.yaml", ".ci/run"]
+)
+def test_a_checkout_has_its_files(name: str) -> None:
+    assert (ROOT / name).stat().st_size > 0
+
+
+def test_the_license_is_what_the_package_says() -> None:
+    assert 'license = "Apache-2.0"' in (ROOT / "pyproject.toml").read_text()
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text
+    assert "Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_the_changelog_has_the_version() -> None:
+    version = next(line.split('"')[1] for line in (ROOT / "pyproject.toml").read_text().splitlines() if line.startswith("version = "))
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_constraints_are_plain_pins() -> None:
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        requirement = line.partition("#")[0].strip()
+        if requirement:
+            assert requirement.partition(";")[0].count("==") == 1, line
+            assert not any(mark in requirement for mark in ("+", "@", "://", "--")), line
+
+
+def test_the_ci_script_can_be_run() -> None:
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
