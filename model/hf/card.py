@@ -1,0 +1,99 @@
+"""The README of an exported model: how to use it, what it is, where it comes from, and what was proved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from model.config import ModelConfig
+from model.scheme import SCHEMES
+
+if TYPE_CHECKING:
+    from model.hf.export import Export
+
+
+def model_card(config: ModelConfig, result: Export, provenance: Mapping[str, Any]) -> str:
+    """Markdown with the metadata block that the Hub reads. provenance: label -> value, shown in order."""
+    trust = ", trust_remote_code=True" if result.architecture == "fathom" else ""
+    code = "The depth scheme has no class in transformers, so its modelling code travels with the weights." if trust else ""
+    return "\n".join(
+        [
+            "---",
+            "library_name: transformers",
+            "pipeline_tag: text-generation",
+            f"tags: [fathom, {config.scheme}]",
+            "---",
+            "",
+            f"# {provenance.get('name', result.path.name)}",
+            "",
+            f"A decoder-only language model of {config.num_layers} layers, pretrained with the depth scheme `{config.scheme}`:",
+            f"{SCHEMES[config.scheme].summary} ({SCHEMES[config.scheme].source}). {code}".rstrip(),
+            "",
+            "```python",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            f'model = AutoModelForCausalLM.from_pretrained("."{trust})',
+            *(
+                [
+                    f'tokenizer = AutoTokenizer.from_pretrained("."{trust})',
+                    'ids = tokenizer("Once upon a time", return_tensors="pt").input_ids',
+                    "print(tokenizer.decode(model.generate(ids, max_new_tokens=32)[0]))",
+                ]
+                if result.tokenizer
+                else []
+            ),
+            "```",
+            "",
+            "## Model",
+            "",
+            *_table(_model_rows(config, result)),
+            "## Provenance",
+            "",
+            *_table({str(label): value for label, value in provenance.items() if label != "name"} or {"": "not recorded"}),
+            "## Proof",
+            "",
+            *_proof(result),
+            "",
+        ]
+    )
+
+
+def _model_rows(config: ModelConfig, result: Export) -> dict[str, Any]:
+    options = ", ".join(f"{key}={value}" for key, value in config.scheme_options.items())
+    return {
+        "class": {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "fathom": "FathomForCausalLM (modeling_fathom.py)"}[result.architecture],
+        "parameters": f"{result.parameters:,}",
+        "layers": config.num_layers,
+        "hidden size": config.hidden_size,
+        "heads": f"{config.num_attention_heads} query, {config.groups} key/value, width {config.kv_channels}",
+        "feed-forward": f"{config.ffn_size}, {config.activation}",
+        "norms": config.normalization,
+        "positions": config.position,
+        "vocabulary": config.vocab_size,
+        "embeddings": "tied" if config.tie_embeddings else "untied",
+        "scheme options": options or "defaults",
+        "stored as": result.dtype,
+    }
+
+
+def _table(rows: Mapping[str, Any]) -> list[str]:
+    return ["| | |", "|---|---|", *(f"| {label} | {str(value).replace('|', '&#124;')} |" for label, value in rows.items()), ""]
+
+
+def _proof(result: Export) -> list[str]:
+    proof = result.proof
+    lines = [
+        "Before it was put in place, this folder was loaded with transformers in fp32 and its logits were compared with the pretraining model's "
+        f"on {proof.tokens} tokens: they differ by at most {proof.difference:.1e} of their standard deviation ({proof.scale:.3g}); "
+        f"allowed was {proof.tolerance:.1e}.",
+    ]
+    if result.folded:
+        effect = f", which moves the logits by {proof.epsilon_effect:.1e} standard deviations" if proof.epsilon_effect else ""
+        lines.append(f"The depth scheme's constants are folded into the weights; the one epsilon of all norms is {result.epsilon:.3g}{effect}.")
+    if result.dtype != "float32":
+        lines.append(f"Storing the weights as {result.dtype} afterwards moved the logits by up to {result.dtype_difference:.1e} standard deviations.")
+    if result.tokenizer:
+        ties = f", except that {result.tokenizer.ties} had another segmentation of the same score" if result.tokenizer.ties else ""
+        lines.append(f"The tokenizer gives SentencePiece's ids and text on a fuzz corpus{ties}.")
+    lines += [f"Not exact enough, and so not used: {reason}." for reason in result.skipped]
+    return lines

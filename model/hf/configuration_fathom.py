@@ -1,0 +1,103 @@
+"""Configuration of a Fathom model: a decoder whose depth scheme is data. This file travels with the weights and needs transformers only."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from transformers import PretrainedConfig
+
+# One sublayer (attention or feed-forward) with input x, F its linear layers, x_layer the input of its layer:
+#   u  = input_scale * norm_in(x)
+#   b  = norm_branch(F(u))
+#   R  = residual_scale * (norm_in(x) if residual_from_norm else x)
+#   x' = norm_out(R + branch_scale * b + skip_scale * x_layer)
+# Norms that are off are the identity. The depth plan lists only what differs from these values.
+SUBLAYER: dict[str, bool | float] = {
+    "norm_in": False,
+    "norm_branch": False,
+    "norm_out": False,
+    "residual_from_norm": False,
+    "input_scale": 1.0,
+    "branch_scale": 1.0,
+    "residual_scale": 1.0,
+    "skip_scale": 0.0,
+}
+
+
+class FathomConfig(PretrainedConfig):
+    """depth_plan: runs of equal layers from the bottom up, each {"layers": count, "attention": {...}, "mlp": {...}} with the keys of SUBLAYER.
+
+    activation: gelu, relu, relu2, silu, or gated swiglu, geglu. normalization: layernorm or rmsnorm. position: learned, rotary or none.
+    logit_scale: factor on the last hidden state, before the output projection.
+    Raises ValueError where the depth plan and num_hidden_layers disagree, or for an unknown key in the plan.
+    """
+
+    model_type = "fathom"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+
+    def __init__(
+        self,
+        vocab_size: int = 32000,
+        hidden_size: int = 768,
+        intermediate_size: int = 3072,
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 12,
+        num_key_value_heads: int | None = None,
+        head_dim: int | None = None,
+        max_position_embeddings: int = 2048,
+        activation: str = "gelu",
+        normalization: str = "layernorm",
+        norm_epsilon: float = 1e-5,
+        position: str = "learned",
+        rotary_base: float = 10000.0,
+        bias: bool = True,
+        embedding_norm: bool = False,
+        final_norm: bool = True,
+        logit_scale: float = 1.0,
+        depth_plan: list[dict[str, Any]] | None = None,
+        hidden_dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        initializer_range: float = 0.02,
+        use_cache: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = num_key_value_heads or num_attention_heads
+        self.head_dim = head_dim or hidden_size // num_attention_heads
+        self.max_position_embeddings = max_position_embeddings
+        self.activation = activation
+        self.normalization = normalization
+        self.norm_epsilon = norm_epsilon
+        self.position = position
+        self.rotary_base = rotary_base
+        self.bias = bias
+        self.embedding_norm = embedding_norm
+        self.final_norm = final_norm
+        self.logit_scale = logit_scale
+        self.depth_plan = depth_plan or [{"layers": num_hidden_layers, "attention": {"norm_in": True}, "mlp": {"norm_in": True}}]
+        self.hidden_dropout = hidden_dropout
+        self.attention_dropout = attention_dropout
+        self.initializer_range = initializer_range
+        self.use_cache = use_cache
+        self.sublayers()
+        super().__init__(**kwargs)
+
+    def sublayers(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """(attention, feed-forward) coefficients of every layer, defaults filled in. Raises ValueError as the class does."""
+        expanded = []
+        for run in self.depth_plan:
+            pair = (run["attention"], run["mlp"])
+            for given in pair:
+                if unknown := set(given) - set(SUBLAYER):
+                    raise ValueError(f"depth_plan has unknown keys {sorted(unknown)}; known: {', '.join(SUBLAYER)}")
+            expanded += [({**SUBLAYER, **pair[0]}, {**SUBLAYER, **pair[1]})] * run["layers"]
+        if len(expanded) != self.num_hidden_layers:
+            raise ValueError(f"depth_plan describes {len(expanded)} layers, but num_hidden_layers={self.num_hidden_layers}")
+        return expanded
+
+
+__all__ = ["SUBLAYER", "FathomConfig"]

@@ -1,0 +1,217 @@
+"""Plain PyTorch evaluation of canonical weights: the independent reference for exports, and generation on one process.
+
+Reads one tensor at a time from the mapping, so that a mapping backed by a file never has the whole model in memory.
+Shape letters: b batch, s new positions, t positions seen so far, h hidden, n query heads, g key/value heads, d head width, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.errors import UserError
+from model.hf.plan import Plan
+from model.scheme import Sublayer
+
+Weights = Mapping[str, Tensor]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "silu": F.silu,
+    "swiglu": F.silu,
+    "geglu": F.gelu,
+}
+
+
+@dataclass
+class Cache:
+    """Keys and values [b, g, t, d] of every layer for the positions seen so far."""
+
+    entries: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """Positions seen so far."""
+        return self.entries[0][0].shape[2] if self.entries else 0
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends new keys and values along the position axis and returns all of them."""
+        if layer in self.entries:
+            old_k, old_v = self.entries[layer]
+            k, v = torch.cat((old_k, k), dim=2), torch.cat((old_v, v), dim=2)
+        self.entries[layer] = (k, v)
+        return k, v
+
+
+class Evaluation:
+    """The model function of canonical weights.
+
+    weights: canonical name -> whole tensor. logit_scale: factor on the last hidden state. dtype: arithmetic; weights are cast as they are read.
+    epsilons: canonical name of a norm -> its own epsilon, where it is not the configuration's.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        config: ModelConfig,
+        *,
+        logit_scale: float,
+        dtype: torch.dtype = torch.float32,
+        epsilons: Mapping[str, float] | None = None,
+    ) -> None:
+        self.weights, self.config, self.logit_scale, self.dtype, self.epsilons = weights, config, logit_scale, dtype, epsilons or {}
+        self.plan = Plan.of(config)
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tensor, cache: Cache | None = None, last_only: bool = False) -> Tensor:
+        """Logits [b, s, v] of token ids [b, s], padding rows of the vocabulary left out; last_only keeps the last position.
+
+        With a cache, `tokens` continue the sequence in it. Raises UserError when a learned position table is too short.
+        """
+        start = cache.length if cache else 0
+        x_bsh = self._embed(tokens, start)
+        for index, layer in enumerate(self.plan.layers):
+            name, given = f"decoder.layers.{index}", x_bsh
+            attention, mlp = partial(self._attention, layer=index, start=start, cache=cache), partial(self._mlp, name=f"{name}.mlp")
+            x_bsh = self._sublayer(x_bsh, given, layer.attention, attention, f"{name}.input_layernorm", f"{name}.self_attention")
+            x_bsh = self._sublayer(x_bsh, given, layer.mlp, mlp, f"{name}.pre_mlp_layernorm", f"{name}.mlp")
+        if last_only:
+            x_bsh = x_bsh[:, -1:]
+        if self.plan.final_norm:
+            x_bsh = self._norm(x_bsh, "decoder.final_layernorm")
+        table = "embedding.word_embeddings.weight" if self.config.tie_embeddings else "output_layer.weight"
+        rows = self.config.vocab_size or self.config.padded_vocab
+        return (x_bsh * self.logit_scale) @ self._weight(table)[:rows].T
+
+    def _weight(self, name: str) -> Tensor:
+        return self.weights[name].to(self.dtype)
+
+    def _embed(self, tokens: Tensor, start: int) -> Tensor:
+        x_bsh = self.weights["embedding.word_embeddings.weight"][tokens].to(self.dtype)
+        if self.config.position == "learned":
+            table = self._weight("embedding.position_embeddings.weight")
+            if start + tokens.shape[1] > len(table):
+                raise UserError(
+                    f"{start + tokens.shape[1]} positions asked for, but the model has learned only {len(table)}: shorten the prompt or max_new_tokens"
+                )
+            x_bsh = x_bsh + table[start : start + tokens.shape[1]]
+        return self._norm(x_bsh, "embedding.norm") if self.plan.embedding_norm else x_bsh
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        gain, epsilon = self._weight(f"{name}.weight"), self.epsilons.get(name, self.config.norm_epsilon)
+        if self.config.normalization == "rmsnorm":
+            return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon) * gain
+        return F.layer_norm(x, x.shape[-1:], gain, self._weight(f"{name}.bias"), epsilon)
+
+    def _linear(self, x: Tensor, name: str) -> Tensor:
+        return F.linear(x, self._weight(f"{name}.weight"), self._weight(f"{name}.bias") if self.config.bias else None)
+
+    def _sublayer(self, x: Tensor, given: Tensor, c: Sublayer, branch: Callable[[Tensor], Tensor], norm_in: str, prefix: str) -> Tensor:
+        """One application of the equation in `model/scheme.py`; `given` is the layer's input."""
+        normed = self._norm(x, norm_in) if c.norm_in else x
+        b = branch(c.input_scale * normed)
+        if c.norm_branch:
+            b = self._norm(b, f"{prefix}_branch_norm")
+        out = c.residual_scale * (normed if c.residual_from_norm else x) + c.branch_scale * b + c.skip_scale * given
+        return self._norm(out, f"{prefix}_output_norm") if c.norm_out else out
+
+    def _mlp(self, u: Tensor, name: str) -> Tensor:
+        activation = ACTIVATIONS[self.config.activation]
+        hidden = self._linear(u, f"{name}.linear_fc1")
+        if self.config.gated:
+            gate, up = hidden.chunk(2, dim=-1)
+            return self._linear(activation(gate) * up, f"{name}.linear_fc2")
+        return self._linear(activation(hidden), f"{name}.linear_fc2")
+
+    def _attention(self, u: Tensor, layer: int, start: int, cache: Cache | None) -> Tensor:
+        config, (b, s, _) = self.config, u.shape
+        groups, d, share = config.groups, config.kv_channels, config.num_attention_heads // config.groups
+        qkv = self._linear(u, f"decoder.layers.{layer}.self_attention.linear_qkv").view(b, s, groups, share + 2, d)
+        q = qkv[:, :, :, :share].reshape(b, s, groups * share, d).transpose(1, 2)
+        k, v = (qkv[:, :, :, share + i].transpose(1, 2) for i in range(2))
+        if config.position == "rotary":
+            angles_sd = self._angles(start, s)
+            q, k = (x * angles_sd.cos() + torch.cat((-x[..., d // 2 :], x[..., : d // 2]), dim=-1) * angles_sd.sin() for x in (q, k))
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)
+        k, v = (x.repeat_interleave(share, dim=1) for x in (k, v))
+        scores = q @ k.transpose(2, 3) / d**0.5
+        future = torch.ones(s, start + s, dtype=torch.bool).triu(start + 1)
+        probabilities = scores.masked_fill(future, float("-inf")).softmax(-1)
+        out = (probabilities @ v).transpose(1, 2).reshape(b, s, -1)
+        return self._linear(out, f"decoder.layers.{layer}.self_attention.linear_proj")
+
+    def _angles(self, start: int, length: int) -> Tensor:
+        """Rotary angles [s, d], both halves alike. At least fp32: low precision would round late positions together."""
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        d = self.config.kv_channels
+        frequencies = 1.0 / self.config.rotary_base ** (torch.arange(0, d, 2, dtype=dtype) / d)
+        return torch.outer(torch.arange(start, start + length, dtype=dtype), frequencies).repeat(1, 2)
+
+
+def pick(logits_v: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator) -> int:
+    """One token id from logits [v]: the largest at temperature 0, else sampled after the top-k and then the top-p (nucleus) cut."""
+    if temperature == 0:
+        return int(logits_v.argmax())
+    logits_v = logits_v.double() / temperature
+    if top_k is not None and top_k < len(logits_v):
+        logits_v = logits_v.masked_fill(logits_v < logits_v.topk(top_k).values[-1], float("-inf"))
+    probabilities_v = logits_v.softmax(-1)
+    if top_p is not None:
+        ordered, order = probabilities_v.sort(descending=True)
+        # A token stays while the mass before it is below top_p, so that at least one always stays.
+        ordered[ordered.cumsum(0) - ordered >= top_p] = 0
+        probabilities_v = torch.zeros_like(probabilities_v).scatter(0, order, ordered)
+    return int(torch.multinomial(probabilities_v, 1, generator=generator))
+
+
+def generate(
+    weights: Weights,
+    config: ModelConfig,
+    ids: list[int],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    *,
+    logit_scale: float,
+    stop_id: int | None = None,
+) -> Iterator[int]:
+    """Continues token ids one at a time, each yielded as it is chosen; ends after `stop_id` (which is yielded) or max_new_tokens.
+
+    Every step reads every weight once: pass a dict for speed.
+    Raises UserError on an empty prompt, ids outside the vocabulary or sampling settings out of range.
+    """
+    checks = (
+        (not ids, "the prompt is empty: give at least one token (the end-of-document token starts a document)"),
+        (any(not 0 <= i < (config.vocab_size or config.padded_vocab) for i in ids), f"the prompt has token ids outside the vocabulary of {config.vocab_size}"),
+        (temperature < 0, f"temperature={temperature} must be 0 (greedy) or larger"),
+        (top_k is not None and top_k < 1, f"top_k={top_k} must be at least 1"),
+        (top_p is not None and not 0 < top_p <= 1, f"top_p={top_p} must lie in (0, 1]"),
+    )
+    for wrong, message in checks:
+        if wrong:
+            raise UserError(message)
+    generator = torch.Generator().manual_seed(seed)
+    return _continue(
+        Evaluation(weights, config, logit_scale=logit_scale), ids, max_new_tokens, stop_id, lambda logits: pick(logits, temperature, top_k, top_p, generator)
+    )
+
+
+def _continue(evaluation: Evaluation, ids: list[int], max_new_tokens: int, stop_id: int | None, choose: Callable[[Tensor], int]) -> Iterator[int]:
+    cache, tokens = Cache(), torch.tensor([ids])
+    for _ in range(max_new_tokens):
+        token = choose(evaluation(tokens, cache, last_only=True)[0, -1])
+        yield token
+        if token == stop_id:
+            return
+        tokens = torch.tensor([[token]])

@@ -1,0 +1,128 @@
+"""Which stock architecture computes a model exactly, and the factors that make it so; decided from the depth plan's data.
+
+Pre-LN form: every sublayer is x_j = a_j x_{j-1} + b_j F_j(s_j Norm(x_{j-1})). With c_j = a_1 ... a_j and y_j = x_j / c_j,
+
+    y_j = y_{j-1} + (b_j / c_j) F_j(s_j Norm(y_{j-1})),
+
+because a norm does not see the scale of its input. So b_j / c_j goes into F_j's last linear layer (weight and bias), s_j into the norm's gain and
+bias, the embeddings stay, and a factor on the logits goes into the last norm (derived; epsilon aside). Epsilon is where scale shows: a norm of y
+with epsilon e is the norm of x = c y with epsilon e c^2. A stock model has one epsilon for all its norms, so it can only be near the right one; the
+export is our model with other epsilons, exactly, and how far that moves the logits is measured before anything is written (`model/hf/proof.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from model.config import ModelConfig
+from model.errors import UserError
+from model.hf.mapping import TARGETS, Target
+from model.hf.plan import Plan
+
+# Our activation -> the name transformers has for the same function.
+GPT2_ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "relu2": "relu2", "silu": "silu"}
+LLAMA_ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu"}
+
+
+@dataclass(frozen=True)
+class Fold:
+    """factors: canonical tensor name -> factor on it; names left out have 1. epsilon: the exported one.
+
+    epsilons: canonical norm name -> the epsilon it then has in terms of our stream; empty where that is the model's own everywhere.
+    """
+
+    factors: Mapping[str, float]
+    epsilon: float
+    epsilons: Mapping[str, float] = field(default_factory=dict)
+
+
+def pre_ln_obstacle(plan: Plan) -> str | None:
+    """Why a plan is not of pre-LN form, or None."""
+    if plan.embedding_norm:
+        return "the scheme has a norm after the embedding"
+    if not plan.final_norm:
+        return "the scheme has no norm after the last layer"
+    for index, kind, sublayer in plan.sublayers():
+        problems = (
+            (not sublayer.norm_in, "has no norm before its branch"),
+            (sublayer.norm_branch, "has a norm after its branch"),
+            (sublayer.norm_out, "has a norm after the residual sum"),
+            (sublayer.residual_from_norm, "takes its residual after a norm"),
+            (sublayer.skip_scale != 0, "adds the layer's input a second time"),
+            (not sublayer.residual_scale > 0, f"scales its residual by {sublayer.residual_scale}"),
+        )
+        for present, problem in problems:
+            if present:
+                return f"the scheme's {kind} sublayer of layer {index + 1} {problem}"
+    return None
+
+
+def obstacle(target: Target, config: ModelConfig) -> str | None:
+    """The first concrete reason why `target` cannot compute this model, or None."""
+    if target == "fathom":
+        return None
+    if reason := pre_ln_obstacle(Plan.of(config)):
+        return reason
+    if target == "gpt2":
+        problems = [
+            (config.normalization != "layernorm", f"it has LayerNorm, the model {config.normalization}"),
+            (config.position != "learned", f"it has learned positions, the model {config.position}"),
+            (config.activation not in GPT2_ACTIVATIONS, f"its feed-forward has no {config.activation}"),
+            (config.groups != config.num_attention_heads, f"it has no grouped-query attention, the model {config.groups} key/value heads"),
+            (config.kv_channels * config.num_attention_heads != config.hidden_size, f"its heads span hidden_size, the model has head_dim={config.kv_channels}"),
+        ]
+    else:
+        problems = [
+            (config.normalization != "rmsnorm", f"it has RMSNorm, the model {config.normalization}"),
+            (config.position != "rotary", f"it has rotary positions, the model {config.position}"),
+            (config.activation not in LLAMA_ACTIVATIONS, f"its feed-forward is gated by silu or gelu, the model's activation is {config.activation}"),
+            (config.hidden_size % config.num_attention_heads != 0, f"it wants hidden_size divisible by num_attention_heads={config.num_attention_heads}"),
+        ]
+    return next((reason for present, reason in problems if present), None)
+
+
+def targets(architecture: str, config: ModelConfig) -> list[Target]:
+    """Targets to try, best first. Raises UserError where the one asked for is not exact, or unknown."""
+    if architecture == "auto":
+        return [target for target in TARGETS if obstacle(target, config) is None]
+    target = next((known for known in TARGETS if known == architecture), None)
+    if target is None:
+        raise UserError(f"architecture={architecture!r} is not known; choose auto or one of {', '.join(TARGETS)}")
+    if reason := obstacle(target, config):
+        raise UserError(f"architecture={target} cannot compute this model (scheme {config.scheme}): {reason}; use auto or fathom")
+    return [target]
+
+
+def fold(target: Target, config: ModelConfig, logit_scale: float) -> Fold:
+    """Factors and epsilons of one export. Meaningful where `obstacle` is None."""
+    if target == "fathom":
+        return Fold({}, config.norm_epsilon)
+    factors: dict[str, float] = {}
+    scales: dict[str, float] = {}
+    c = 1.0
+    for index, kind, sublayer in Plan.of(config).sublayers():
+        norm, output = ("input_layernorm", "self_attention.linear_proj") if kind == "attention" else ("pre_mlp_layernorm", "mlp.linear_fc2")
+        scales[f"decoder.layers.{index}.{norm}"] = c
+        c *= sublayer.residual_scale
+        for leaf in ("weight", "bias"):
+            factors[f"decoder.layers.{index}.{norm}.{leaf}"] = sublayer.input_scale
+            factors[f"decoder.layers.{index}.{output}.{leaf}"] = sublayer.branch_scale / c
+    scales["decoder.final_layernorm"] = c
+    for leaf in ("weight", "bias"):
+        factors[f"decoder.final_layernorm.{leaf}"] = logit_scale
+    factors = {name: factor for name, factor in factors.items() if factor != 1.0}
+    if all(scale == 1.0 for scale in scales.values()):
+        return Fold(factors, config.norm_epsilon)
+    epsilon = shared_epsilon(config.norm_epsilon, list(scales.values()))
+    return Fold(factors, epsilon, {name: epsilon * scale**2 for name, scale in scales.items()})
+
+
+def shared_epsilon(epsilon: float, scales: list[float]) -> float:
+    """The one epsilon for norms whose input is our stream divided by each of `scales`.
+
+    To first order the norm of x = c y is off by the factor 1 - (e c^2 - epsilon) / (2 var x), which this e keeps smallest at its largest, for a stream
+    of even variance (derived). Scaling the embeddings as well would only scale e.
+    """
+    squares = [scale**2 for scale in scales]
+    return epsilon * 2 / (min(squares) + max(squares))

@@ -1,0 +1,214 @@
+"""Names and layouts, canonical <-> Hugging Face, as data: one table per target, read in both directions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.errors import UserError
+from model.hf.plan import Plan
+
+Target = Literal["gpt2", "llama", "fathom"]
+TARGETS: tuple[Target, ...] = ("gpt2", "llama", "fathom")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one canonical tensor becomes one or several Hugging Face tensors, and back. Both work on weights and, where there are any, biases."""
+
+    to_hf: Callable[[Tensor, ModelConfig], tuple[Tensor, ...]]
+    from_hf: Callable[[tuple[Tensor, ...], ModelConfig], Tensor]
+
+
+def _split_qkv(t: Tensor, config: ModelConfig) -> tuple[Tensor, ...]:
+    """Rows [group: q.., k, v] -> (Q, K, V) with heads in order."""
+    groups, share, rest = config.groups, config.num_attention_heads // config.groups, t.shape[1:]
+    grouped = t.reshape(groups, share + 2, config.kv_channels, *rest)
+    return grouped[:, :share].reshape(-1, *rest), grouped[:, share].reshape(-1, *rest), grouped[:, share + 1].reshape(-1, *rest)
+
+
+def _join_qkv(parts: tuple[Tensor, ...], config: ModelConfig) -> Tensor:
+    rest = parts[0].shape[1:]
+    grouped = [part.reshape(config.groups, -1, config.kv_channels, *rest) for part in parts]
+    return torch.cat(grouped, dim=1).reshape(-1, *rest)
+
+
+def _flip(t: Tensor) -> Tensor:
+    """Conv1D keeps weights [in, out]; biases stay."""
+    return t.T if t.dim() == 2 else t
+
+
+def _split_fused(parts: tuple[Tensor, ...], config: ModelConfig) -> Tensor:
+    return _join_qkv(_flip(parts[0]).chunk(3), config)
+
+
+def _pad_rows(t: Tensor, config: ModelConfig) -> Tensor:
+    return torch.cat((t, t.new_zeros(config.padded_vocab - len(t), *t.shape[1:])))
+
+
+PLAIN = Layout(lambda t, config: (t,), lambda parts, config: parts[0])
+CONV1D = Layout(lambda t, config: (_flip(t),), lambda parts, config: _flip(parts[0]))
+QKV = Layout(_split_qkv, _join_qkv)
+QKV_CONV1D = Layout(lambda t, config: (_flip(torch.cat(_split_qkv(t, config))),), _split_fused)
+GATE_UP = Layout(lambda t, config: tuple(t.chunk(2)), lambda parts, config: torch.cat(parts))
+VOCABULARY = Layout(lambda t, config: (t[: config.vocab_size],), lambda parts, config: _pad_rows(parts[0], config))
+
+# Module name -> (Hugging Face module names, layout). {i} is the 0-based layer. Rows a model has no tensor for are not used.
+Rule = tuple[tuple[str, ...], Layout]
+_L = "decoder.layers.{i}."
+_GPT2: dict[str, Rule] = {
+    "embedding.word_embeddings": (("transformer.wte",), VOCABULARY),
+    "embedding.position_embeddings": (("transformer.wpe",), PLAIN),
+    _L + "input_layernorm": (("transformer.h.{i}.ln_1",), PLAIN),
+    _L + "self_attention.linear_qkv": (("transformer.h.{i}.attn.c_attn",), QKV_CONV1D),
+    _L + "self_attention.linear_proj": (("transformer.h.{i}.attn.c_proj",), CONV1D),
+    _L + "pre_mlp_layernorm": (("transformer.h.{i}.ln_2",), PLAIN),
+    _L + "mlp.linear_fc1": (("transformer.h.{i}.mlp.c_fc",), CONV1D),
+    _L + "mlp.linear_fc2": (("transformer.h.{i}.mlp.c_proj",), CONV1D),
+    "decoder.final_layernorm": (("transformer.ln_f",), PLAIN),
+    "output_layer": (("lm_head",), VOCABULARY),
+}
+_LLAMA: dict[str, Rule] = {
+    "embedding.word_embeddings": (("model.embed_tokens",), VOCABULARY),
+    _L + "input_layernorm": (("model.layers.{i}.input_layernorm",), PLAIN),
+    _L + "self_attention.linear_qkv": (tuple("model.layers.{i}.self_attn." + p + "_proj" for p in "qkv"), QKV),
+    _L + "self_attention.linear_proj": (("model.layers.{i}.self_attn.o_proj",), PLAIN),
+    _L + "pre_mlp_layernorm": (("model.layers.{i}.post_attention_layernorm",), PLAIN),
+    _L + "mlp.linear_fc1": (("model.layers.{i}.mlp.gate_proj", "model.layers.{i}.mlp.up_proj"), GATE_UP),
+    _L + "mlp.linear_fc2": (("model.layers.{i}.mlp.down_proj",), PLAIN),
+    "decoder.final_layernorm": (("model.norm",), PLAIN),
+    "output_layer": (("lm_head",), VOCABULARY),
+}
+_A, _M = "model.layers.{i}.attention.", "model.layers.{i}.mlp."
+_FATHOM: dict[str, Rule] = {
+    "embedding.word_embeddings": (("model.embed_tokens",), VOCABULARY),
+    "embedding.position_embeddings": (("model.embed_positions",), PLAIN),
+    "embedding.norm": (("model.embed_norm",), PLAIN),
+    _L + "input_layernorm": ((_A + "norm_in",), PLAIN),
+    _L + "self_attention.linear_qkv": (tuple(_A + "branch." + p + "_proj" for p in "qkv"), QKV),
+    _L + "self_attention.linear_proj": ((_A + "branch.o_proj",), PLAIN),
+    _L + "self_attention_branch_norm": ((_A + "norm_branch",), PLAIN),
+    _L + "self_attention_output_norm": ((_A + "norm_out",), PLAIN),
+    _L + "pre_mlp_layernorm": ((_M + "norm_in",), PLAIN),
+    _L + "mlp.linear_fc1": ((_M + "branch.gate_proj", _M + "branch.up_proj"), GATE_UP),
+    _L + "mlp.linear_fc2": ((_M + "branch.down_proj",), PLAIN),
+    _L + "mlp_branch_norm": ((_M + "norm_branch",), PLAIN),
+    _L + "mlp_output_norm": ((_M + "norm_out",), PLAIN),
+    "decoder.final_layernorm": (("model.norm",), PLAIN),
+    "output_layer": (("lm_head",), VOCABULARY),
+}
+TABLES: dict[Target, dict[str, Rule]] = {"gpt2": _GPT2, "llama": _LLAMA, "fathom": _FATHOM}
+_LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One canonical tensor and the Hugging Face tensors made of it. zero: the model has no such tensor and the target wants zeros there."""
+
+    canonical: str
+    shape: tuple[int, ...]
+    hf: tuple[str, ...]
+    layout: Layout
+    zero: bool = False
+
+    def shapes(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+        """Shapes of the Hugging Face tensors."""
+        return {name: tuple(t.shape) for name, t in zip(self.hf, self.layout.to_hf(torch.empty(self.shape, device="meta"), config), strict=True)}
+
+
+def canonical_shapes(config: ModelConfig, positions: int) -> dict[str, tuple[int, ...]]:
+    """Shape of every canonical tensor of a model, in the order of its forward pass. positions: rows of a learned position table."""
+    plan, h, f, width = Plan.of(config), config.hidden_size, config.ffn_size, config.num_attention_heads * config.kv_channels
+    shapes: dict[str, tuple[int, ...]] = {"embedding.word_embeddings.weight": (config.padded_vocab, h)}
+
+    def norm(name: str, present: bool = True) -> None:
+        if present:
+            shapes[f"{name}.weight"] = (h,)
+            if config.normalization == "layernorm":
+                shapes[f"{name}.bias"] = (h,)
+
+    def linear(name: str, rows: int, columns: int) -> None:
+        shapes[f"{name}.weight"] = (rows, columns)
+        if config.bias:
+            shapes[f"{name}.bias"] = (rows,)
+
+    if config.position == "learned":
+        shapes["embedding.position_embeddings.weight"] = (positions, h)
+    norm("embedding.norm", plan.embedding_norm)
+    for i, layer in enumerate(plan.layers):
+        name = f"decoder.layers.{i}"
+        norm(f"{name}.input_layernorm", layer.attention.norm_in)
+        linear(f"{name}.self_attention.linear_qkv", width + 2 * config.groups * config.kv_channels, h)
+        linear(f"{name}.self_attention.linear_proj", h, width)
+        norm(f"{name}.self_attention_branch_norm", layer.attention.norm_branch)
+        norm(f"{name}.self_attention_output_norm", layer.attention.norm_out)
+        norm(f"{name}.pre_mlp_layernorm", layer.mlp.norm_in)
+        linear(f"{name}.mlp.linear_fc1", f * (2 if config.gated else 1), h)
+        linear(f"{name}.mlp.linear_fc2", h, f)
+        norm(f"{name}.mlp_branch_norm", layer.mlp.norm_branch)
+        norm(f"{name}.mlp_output_norm", layer.mlp.norm_out)
+    norm("decoder.final_layernorm", plan.final_norm)
+    if not config.tie_embeddings:
+        shapes["output_layer.weight"] = (config.padded_vocab, h)
+    return shapes
+
+
+def entries(target: Target, config: ModelConfig, positions: int) -> list[Entry]:
+    """The whole mapping of one model to one target. Raises KeyError for a tensor the target has no home for (`folding.obstacle` tells beforehand)."""
+    own = canonical_shapes(config, positions)
+    # GPT-2's linear layers always have biases.
+    wanted = canonical_shapes(config.model_copy(update={"bias": True}), positions) if target == "gpt2" else own
+    result = []
+    for name, shape in wanted.items():
+        module, leaf = name.rsplit(".", 1)
+        match = _LAYER.match(name)
+        names, layout = TABLES[target][_LAYER.sub(_L, module)]
+        if layout is GATE_UP and not config.gated:
+            names, layout = names[1:], PLAIN
+        number = match[1] if match else ""
+        result.append(Entry(name, shape, tuple(f"{hf.replace('{i}', number)}.{leaf}" for hf in names), layout, name not in own))
+    return result
+
+
+def check_weights(weights: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises UserError naming the first canonical tensor that is missing, or that the model does not have."""
+    given = set(weights)
+    for name in shapes:
+        if name not in given:
+            raise UserError(f"the weights have no tensor {name!r}, which this model configuration needs: is this the checkpoint's own configuration?")
+    for name in sorted(given - set(shapes)):
+        raise UserError(f"the weights have a tensor {name!r}, which this model configuration has no place for: is this the checkpoint's own configuration?")
+
+
+class CanonicalWeights(Mapping[str, Tensor]):
+    """Hugging Face tensors seen under canonical names; each is converted when it is read.
+
+    Reading raises UserError for a tensor that is missing or has another shape than the configuration gives.
+    """
+
+    def __init__(self, hf: Mapping[str, Tensor], target: Target, config: ModelConfig, positions: int) -> None:
+        self._hf, self._config = hf, config
+        self._entries = {entry.canonical: entry for entry in entries(target, config, positions)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        entry, parts = self._entries[name], []
+        for hf_name, shape in entry.shapes(self._config).items():
+            if hf_name not in self._hf:
+                raise UserError(f"the model files have no tensor {hf_name!r}, which config.json asks for")
+            tensor = self._hf[hf_name]
+            if tuple(tensor.shape) != shape:
+                raise UserError(f"{hf_name} has shape {tuple(tensor.shape)}, but config.json gives {shape}")
+            parts.append(tensor.float())
+        return entry.layout.from_hf(tuple(parts), self._config).contiguous()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)

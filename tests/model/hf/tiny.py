@@ -1,0 +1,60 @@
+"""Tiny models with weights that hide nothing: random gains, biases and a random row order in every matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.hf.mapping import canonical_shapes
+from tests.reference import gpt
+
+POSITIONS = 24
+LOGIT_SCALE = 0.3
+
+
+def make_config(scheme: str = "pre_ln", **given: object) -> ModelConfig:
+    """5 layers, so that mix_ln has both kinds; 101 tokens padded to 112."""
+    base: dict[str, object] = {"num_layers": 5, "hidden_size": 32, "num_attention_heads": 4, "ffn_hidden_size": 48, "vocab_size": 101, "vocab_multiple": 16}
+    return ModelConfig(scheme=scheme, **{**base, **given})
+
+
+def make_weights(config: ModelConfig, seed: int = 0, positions: int = POSITIONS) -> dict[str, Tensor]:
+    """Stream and logits of about unit size."""
+    generator, out = torch.Generator().manual_seed(seed), {}
+    for name, shape in canonical_shapes(config, positions).items():
+        r = torch.randn(shape, generator=generator)
+        if "norm" in name:
+            out[name] = 1 + 0.2 * r if name.endswith("weight") else 0.2 * r
+        elif name.endswith("bias"):
+            out[name] = 0.2 * r
+        else:
+            out[name] = r * (0.7 if "embeddings" in name else shape[1] ** -0.5)
+    return out
+
+
+def reference(
+    config: ModelConfig, weights: dict[str, Tensor], logit_scale: float = LOGIT_SCALE, dtype: torch.dtype = torch.float32
+) -> Callable[[Tensor], Tensor]:
+    """Token ids [b, s] -> logits [b, s, padded vocabulary] by the references of the depth schemes, which share no code with the product."""
+    shape = gpt.Shape(
+        scheme=config.scheme,
+        num_layers=config.num_layers,
+        heads=config.num_attention_heads,
+        groups=config.num_query_groups,
+        activation=config.activation,
+        normalization=config.normalization,
+        eps=config.norm_epsilon,
+        position=config.position,
+        rotary_base=float(config.rotary_base),
+        logit_scale=logit_scale,
+        options=config.scheme_options,
+    )
+    cast = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    return lambda tokens: gpt.logits(cast, shape, tokens)
+
+
+def make_tokens(config: ModelConfig, batch: int = 2, length: int = 16, seed: int = 1) -> Tensor:
+    return torch.randint(0, config.vocab_size or 0, (batch, length), generator=torch.Generator().manual_seed(seed))
