@@ -32,17 +32,18 @@ TABLE: tuple[tuple[str, Mapping[str, float]], ...] = (
     (r"(GeForce )?RTX 5090", {"bf16": 209.5, "fp16": 209.5, "fp8": 419, "fp32": 104.8}),
     (r"V100-SXM2-(16|32)GB", {"fp16": 125, "fp32": 15.7}),
 )
+DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 def peak_tflops(gpu: str | None, precision: str = "bf16") -> float | None:
     """Dense peak of one GPU in TFLOP/s; None where the GPU, or that precision on it, is not in the table.
 
-    gpu: the driver's name, e.g. "NVIDIA H100 80GB HBM3". precision: bf16, fp16, fp8 or fp32.
+    gpu: the driver's name, e.g. "NVIDIA H100 80GB HBM3". precision: bf16, fp16, fp8 or fp32, or PyTorch's bfloat16, float16, float32.
     """
     name = re.sub(r"^(NVIDIA|Tesla|\s)+", "", gpu or "").strip()
     for pattern, speeds in TABLE:
         if re.fullmatch(pattern, name, flags=re.IGNORECASE):
-            return speeds.get(precision)
+            return speeds.get(DTYPES.get(precision, precision))
     return None
 
 

@@ -1,7 +1,6 @@
 """report.html: one self-contained page that shows a run to someone who was not there.
 
-Read are metrics.jsonl (needed), config.yaml, environment.json and state.json (each used where it is there). From environment.json are taken, at any
-depth: commit, dirty, hostname, gpu (a name), gpu_count, cpu, command and config; everything else in it is shown as it is.
+Read are metrics.jsonl (needed), and config.yaml, environment.json (as `pretrain/environment.py` writes it) and state.json where they are there.
 """
 
 from __future__ import annotations
@@ -50,9 +49,9 @@ class Run:
         """A dotted key of the configuration."""
         return _dig(self.config, key, default)
 
-    def fact(self, name: str) -> Any:
-        """The first value of that name anywhere in environment.json; None where there is none."""
-        return _find(self.environment, name)
+    def fact(self, key: str) -> Any:
+        """A dotted key of environment.json; None where there is none."""
+        return _dig(self.environment, key, None)
 
     @property
     def name(self) -> str:
@@ -116,7 +115,7 @@ def render(run: Run) -> str:
         headlines=headlines(run),
         charts=all_charts(context),
         commands=commands(run),
-        dirty=bool(run.fact("dirty")),
+        dirty=bool(run.fact("git.dirty")),
         warnings=warnings[:MOST_WARNINGS],
         hidden_warnings=max(0, len(warnings) - MOST_WARNINGS),
         config_text=run.config_text,
@@ -196,8 +195,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
         sizes += f", feed-forward {model.ffn_size} ({model.activation})"
     batch, length = run.setting("train.global_batch_size"), run.setting("data.seq_length")
     planned = batch * length * (run.setting("train.steps") or 0) if batch and length else 0
-    machine = ", ".join(part for part in (_devices(run), str(run.fact("hostname") or "")) if part)
-    commit = str(run.fact("commit") or "")
+    machine = ", ".join(part for part in (_devices(run), str(run.fact("host") or "")) if part)
+    commit = str(run.fact("git.commit") or "")
     found = [
         ("Model", sizes if run.setting("model") else ""),
         ("Parameters", f"{start.parameters:,}" if start and start.parameters else ""),
@@ -208,7 +207,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Precision", str((start and start.precision) or run.setting("train.precision") or "")),
         ("Layout", _layout(start.layout, start.world_size) if start else ""),
         ("Machine", machine),
-        ("Commit", (commit[:12] + (" with local changes" if run.fact("dirty") else "")) if commit else ""),
+        ("Commit", (commit[:12] + (" with local changes" if run.fact("git.dirty") else "")) if commit else ""),
         ("Started", _date(run.metrics.starts[0].time) if run.metrics.starts else ""),
     ]
     return [(label, value) for label, value in found if value]
@@ -229,11 +228,10 @@ def status(run: Run) -> tuple[str, str]:
 
 def commands(run: Run) -> list[str]:
     """Shell lines that would do the run again."""
-    commit, command = run.fact("commit"), run.fact("command")
+    commit, started = run.fact("git.commit"), run.fact("command")
     lines = [f"git checkout {shlex.quote(str(commit))}"] if commit else []
-    if command:
-        lines.append(shlex.join(map(str, command)) if isinstance(command, list) else str(command))
-        lines.append("# or, from the resolved configuration kept with the run:")
+    if isinstance(started, list) and started:
+        lines += [shlex.join(_typed([str(word) for word in started])), "# or, from the resolved configuration kept with the run:"]
     config = Path(str(run.setting("runs_dir", "runs"))) / run.name / "config.yaml"
     return [*lines, f"fathom pretrain {shlex.quote(str(config))} name={shlex.quote(run.name + '-again')}"]
 
@@ -261,18 +259,34 @@ def _mfu(run: Run, tokens_per_s: float | None) -> float | None:
     start = run.metrics.starts[-1] if run.metrics.starts else None
     if tokens_per_s is None or model is None or model.vocab_size is None or not length or start is None:
         return None
-    return mfu(tokens_per_s, flops_per_token(model, length).model, str(run.fact("gpu") or ""), _world_size(run), start.precision or "")
+    return mfu(tokens_per_s, flops_per_token(model, length).model, _gpu(run), _world_size(run), start.precision or "")
 
 
 def _world_size(run: Run) -> int:
     return (run.metrics.starts[-1].world_size if run.metrics.starts else None) or 1
 
 
+def _gpu(run: Run) -> str | None:
+    """Name of the GPUs of the first host, where it has GPUs of one kind and they were not hidden from the run."""
+    found = run.fact("gpus")
+    names = {str(gpu.get("name")) for gpu in found if isinstance(gpu, Mapping)} if isinstance(found, list) else set()
+    return names.pop() if len(names) == 1 and run.fact("variables.CUDA_VISIBLE_DEVICES") not in ("", "-1") else None
+
+
 def _devices(run: Run) -> str:
-    gpu, count = run.fact("gpu"), run.fact("gpu_count")
-    if gpu:
-        return f"{count} × {gpu}" if count else str(gpu)
-    return str(run.fact("cpu") or "")
+    gpu = _gpu(run)
+    if gpu is not None:
+        return f"{len(run.fact('gpus'))} × {gpu} a host"
+    cores = run.fact("cpu.usable_cores")
+    return str(run.fact("cpu.model") or "") + (f" ({cores} cores)" if cores else "")
+
+
+def _typed(argv: list[str]) -> list[str]:
+    """What a user types for a process that was started with `argv`: interpreter and module paths replaced by the command."""
+    for word in ("pretrain.run", "pretrain"):
+        if word in argv:
+            return ["fathom", "pretrain", *argv[argv.index(word) + 1 :]]
+    return argv
 
 
 def _layout(layout: Mapping[str, Any], world_size: int | None) -> str:
@@ -318,13 +332,3 @@ def _dig(tree: Any, key: str, default: Any) -> Any:
             return default
         tree = tree[part]
     return default if tree is None else tree
-
-
-def _find(tree: Any, name: str) -> Any:
-    if isinstance(tree, Mapping):
-        if tree.get(name) is not None and not isinstance(tree[name], Mapping):
-            return tree[name]
-        tree = list(tree.values())
-    if isinstance(tree, list):
-        return next((found for found in (_find(inner, name) for inner in tree) if found is not None), None)
-    return None

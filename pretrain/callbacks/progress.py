@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
@@ -16,7 +16,6 @@ from rich.text import Text
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Mode = Literal["auto", "bar", "plain", "none"]
 WINDOW = 100
 """Updates over which the rate is measured: long enough that one evaluation or checkpoint hardly moves the time left."""
 REFRESH_SECONDS = 0.25
@@ -33,13 +32,13 @@ class Progress:
     """
 
     def __init__(
-        self, total_steps: int, mode: Mode = "auto", start_step: int = 0, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+        self, total_steps: int, mode: str = "auto", start_step: int = 0, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         if mode not in ("auto", "bar", "plain", "none"):
             raise ValueError(f"log.progress={mode!r} is none of auto, bar, plain, none")
         self.total_steps, self.step = total_steps, start_step
         self._console = console or Console()
-        self.mode: Mode = ("bar" if self._console.is_terminal and not self._console.is_dumb_terminal else "plain") if mode == "auto" else mode
+        self.mode = ("bar" if self._console.is_terminal and not self._console.is_dumb_terminal else "plain") if mode == "auto" else mode
         self._clock = clock
         self._began = self._shown_at = clock()
         self._shown_step: int | None = None

@@ -56,6 +56,8 @@ def test_precisions_keep_their_order() -> None:
     for _, speeds in TABLE:
         assert speeds["fp32"] < speeds.get("bf16", speeds["fp16"]) < speeds.get("fp8", float("inf"))
     assert peak_tflops("NVIDIA H200", "fp4") is None
+    for dtype, short in (("bfloat16", "bf16"), ("float16", "fp16"), ("float32", "fp32")):
+        assert peak_tflops("NVIDIA H200", dtype) == peak_tflops("NVIDIA H200", short)
 
 
 def test_mfu_is_a_share_of_all_gpus() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from markupsafe import escape
 from model.errors import UserError
 from pretrain.charts import Context, all_charts, gradient_chart, layer_gradient_chart, loss_chart, stream_chart
 from pretrain.drawing import MOST_POINTS, compact, envelope, running_median, smoothing_window
+from pretrain.environment import environment
 from pretrain.metrics import Metrics, MetricsWriter, read_metrics
 from pretrain.report import commands, facts, grouped_warnings, headlines, numbers, read_run, render, status, write_report
 
@@ -28,12 +30,12 @@ CONFIG: dict[str, Any] = {
     "optimizer": {"lr": 0.001, "clip_grad": 1.0},
     "train": {"steps": 60, "global_batch_size": 4},
 }
-ENVIRONMENT = {
+ENVIRONMENT: dict[str, Any] = {
     "git": {"commit": "0123456789abcdef", "dirty": True},
-    "hostname": "node-7",
-    "gpu": "NVIDIA H200",
-    "gpu_count": 2,
-    "command": ["fathom", "pretrain", "a b.yaml"],
+    "host": "node-7",
+    "cpu": {"model": "Some CPU", "usable_cores": 4},
+    "gpus": [{"name": "NVIDIA H200"}] * 2,
+    "command": ["/usr/bin/python", "-m", "pretrain.run", "a b.yaml", "train.steps=60"],
 }
 
 
@@ -54,7 +56,7 @@ def make_run(folder: Path, resumes: tuple[int, ...] = (30,), steps: int = 60) ->
                 parameters=123456,
                 world_size=2,
                 layout={"tp": 2, "pp": 1, "dp": 1, "zero": 1},
-                precision="bf16",
+                precision="bfloat16",
                 unigram_entropy=4.25,
             )
             for step in range(begin + 1, stop + 1):
@@ -144,9 +146,9 @@ def test_page_says_what_was_run(page_path: Path) -> None:
         "6 layers, width 32, 4 heads",
         "123,456",
         "2 processes: tensor 2, ZeRO-1",
-        "2 × NVIDIA H200, node-7",
+        "2 × NVIDIA H200 a host, node-7",
         "0123456789ab with local changes",
-        "fathom pretrain 'a b.yaml'",
+        "fathom pretrain 'a b.yaml' train.steps=60 #",
         "fathom pretrain runs/deep/config.yaml name=deep-again",
         "num_layers: 6",
         "slow <disk> & more",
@@ -267,6 +269,32 @@ def test_what_cannot_be_read_is_left_out(run_dir: Path) -> None:
     assert dict(facts(run))["Model"].startswith("7 layers")
     assert numbers(run)["mfu"] is None
     assert commands(run) == ["fathom pretrain 'runs/<i>x</i>/config.yaml' name='<i>x</i>-again'"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"gpus": []}, {"gpus": None}, {"variables": {"CUDA_VISIBLE_DEVICES": ""}}, {"gpus": [{"name": "NVIDIA H200"}, {"name": "NVIDIA L4"}]}]
+)
+def test_no_share_of_a_peak_without_gpus_of_one_kind(run_dir: Path, change: dict[str, Any]) -> None:
+    (run_dir / "environment.json").write_text(json.dumps({**ENVIRONMENT, **change}))
+    run = read_run(run_dir)
+    assert numbers(run)["mfu"] is None
+    assert dict(facts(run))["Machine"] == "Some CPU (4 cores), node-7"
+
+
+@pytest.mark.parametrize(
+    "argv", [["/v/bin/python", "/v/bin/fathom", "pretrain", "x.yaml"], ["fathom", "pretrain", "x.yaml"], ["python", "-m", "pretrain.run", "x.yaml"]]
+)
+def test_the_command_is_what_a_user_types(run_dir: Path, argv: list[str]) -> None:
+    (run_dir / "environment.json").write_text(json.dumps({"command": argv}))
+    assert commands(read_run(run_dir))[0] == "fathom pretrain x.yaml"
+
+
+def test_the_facts_fit_what_a_run_records(run_dir: Path) -> None:
+    (run_dir / "environment.json").write_text(json.dumps(environment()))
+    run = read_run(run_dir)
+    assert dict(facts(run))["Machine"].endswith(socket.gethostname())
+    assert len(run.fact("git.commit") or "0" * 40) == 40
+    assert run.fact("command")
 
 
 def test_state_tells_how_a_killed_run_ended(run_dir: Path) -> None:
