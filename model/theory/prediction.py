@@ -23,13 +23,13 @@ def predict(config: ModelConfig, seq_length: int, *, stream_correlation: float |
     scheme, init = SCHEMES[config.scheme], standard_deviations(config, seq_length)
     variance = init.word**2 + (init.position or 0.0) ** 2
     correlation = word_correlation(config) * init.word**2 / variance if stream_correlation is None else stream_correlation
-    start = Stream(variance / (1 - config.hidden_dropout), variance * correlation)
+    start = Stream(variance, variance * correlation, variance).dropped(config.hidden_dropout)
     law = causal_attention if causal else bidirectional_attention
     return propagate(
         scheme.plan(config.num_layers, config.scheme_options),
         [{role: std**2 for role, std in layer.items()} for layer in init.layers],
         stack_sizes(config),
-        start.times(1 / start.variance) if scheme.embedding_norm else start,
+        start.normed(scheme.embedding_norm),
         attention=law(seq_length, config.attention_dropout),
         p=config.hidden_dropout,
     )

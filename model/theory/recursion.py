@@ -14,10 +14,17 @@ from model.theory.correlation import correlation_map, second_moment
 
 @dataclass(frozen=True)
 class AttentionMoments:
-    """Second moment of an attention output entry and covariance between two tokens, for values of unit variance."""
+    """One attention output entry, for values of unit variance and at late positions, those of the second half of the sequence.
+
+    second: second moment, mean over all positions. covariance: between two tokens. late: second moment at late positions.
+    late_value, late_query: backward gains at late positions, through being read as a value or key, and through the token's own query.
+    """
 
     second: float
     covariance: float
+    late: float
+    late_value: float = 0.0
+    late_query: float = 0.0
 
 
 # (token correlation, variance of the attention scores) -> moments of the output
@@ -26,7 +33,7 @@ AttentionLaw = Callable[[float, float], AttentionMoments]
 
 def published_attention(correlation: float, score_variance: float) -> AttentionMoments:
     """Long-sequence limit: every output is the mean of all values, so both moments are r (Kedia et al. 2024)."""
-    return AttentionMoments(correlation, correlation)
+    return AttentionMoments(correlation, correlation, correlation)
 
 
 def bidirectional_attention(length: int, p: float) -> AttentionLaw:
@@ -34,8 +41,8 @@ def bidirectional_attention(length: int, p: float) -> AttentionLaw:
 
     def law(correlation: float, score_variance: float) -> AttentionMoments:
         r = correlation
-        own = min(1.0, math.exp((1 - r) * score_variance) / length) / (1 - p)
-        return AttentionMoments(r + (1 - r) * own, r + (1 - r) / length)
+        second = r + (1 - r) * min(1.0, math.exp(min(700.0, (1 - r) * score_variance)) / length) / (1 - p)
+        return AttentionMoments(second, r + (1 - r) / length, second)
 
     return law
 
@@ -43,19 +50,29 @@ def bidirectional_attention(length: int, p: float) -> AttentionLaw:
 def causal_attention(length: int, p: float) -> AttentionLaw:
     """Causal attention over `length` tokens, dropout p on the probabilities (derived).
 
-    Query i averages i values. Its sum of squared probabilities is about exp((1 - r) score_variance) / i, at most 1, over (1 - p);
-    two queries share 1 / max(i, j). Both are averaged over positions: second = r + (1 - r) mean_i min(1, e^((1-r)W) / i) / (1 - p),
-    covariance = r + (1 - r) 2 (L - H_L) / (L (L - 1)), H_L the harmonic number.
+    Query i averages i values. Its sum of squared probabilities is about S_i = min(1, e^((1 - r) W) / i) / (1 - p), W the score variance, and two
+    queries share 1 / max(i, j). With L = length, H_L its harmonic number:
+      second = r + (1 - r) mean_i S_i                           covariance = r + (1 - r) 2 (L - H_L) / (L (L - 1))
+    Late positions, with independent token gradients: key i is read by queries j >= i with sum of squares T_i = e^((1 - r) W) (1/i - 1/L) / (1 - p),
+      late_value = (1 + (1 - r)^2 W) mean_late T_i              late_query = (1 - r)^2 W mean_late S_i
+    (the first through values and keys; both are lower bounds where token gradients are correlated).
     """
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, length + 1, dtype=np.float64))])
     shared = 2 * (length - harmonic[length]) / (length * (length - 1)) if length > 1 else 1.0
+    first_late = length // 2
+
+    def mean_of_squares(start: int, peak: float) -> float:
+        """Mean of min(1, peak / i) over i = start + 1 .. length."""
+        saturated = max(start, int(min(length, peak)))
+        return float((saturated - start + peak * (harmonic[length] - harmonic[saturated])) / (length - start))
 
     def law(correlation: float, score_variance: float) -> AttentionMoments:
         r = correlation
         peak = math.exp(min(700.0, (1 - r) * score_variance))
-        saturated = int(min(length, peak))
-        own = (saturated + peak * (harmonic[length] - harmonic[saturated])) / length / (1 - p)
-        return AttentionMoments(float(r + (1 - r) * own), float(r + (1 - r) * shared))
+        own, late = mean_of_squares(0, peak) / (1 - p), mean_of_squares(first_late, peak) / (1 - p)
+        read = min(1.0, max(0.0, late - min(peak, length) / length / (1 - p)))
+        scores = (1 - r) ** 2 * score_variance
+        return AttentionMoments(r + (1 - r) * own, r + (1 - r) * shared, r + (1 - r) * late, (1 + scores) * read, scores * late)
 
     return law
 

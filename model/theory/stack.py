@@ -21,10 +21,12 @@ WeightVariances = Mapping[Role, float]
 
 @dataclass(frozen=True)
 class Stream:
-    """Entrywise second moments: `variance` of one token's vector, `covariance` between two tokens."""
+    """Entrywise second moments: `variance` of one token's vector, `covariance` between two tokens, `late` the variance at late positions
+    (second half of the sequence), which under a causal mask average more values and so gain less from attention."""
 
     variance: float
     covariance: float
+    late: float
 
     @property
     def correlation(self) -> float:
@@ -33,16 +35,24 @@ class Stream:
 
     def times(self, gain: float) -> Stream:
         """Moments of the stream multiplied by sqrt(gain)."""
-        return Stream(self.variance * gain, self.covariance * gain)
+        return Stream(self.variance * gain, self.covariance * gain, self.late * gain)
 
     def plus(self, other: Stream) -> Stream:
         """Moments of the sum with an independent stream."""
-        return Stream(self.variance + other.variance, self.covariance + other.covariance)
+        return Stream(self.variance + other.variance, self.covariance + other.covariance, self.late + other.late)
+
+    def normed(self, apply: bool = True) -> Stream:
+        """Moments after a norm, which divides every token by its own size and leaves a stream of zeros alone."""
+        return Stream(1.0, self.correlation, 1.0) if apply and self.variance else self
+
+    def dropped(self, p: float) -> Stream:
+        """Moments after dropout, which raises a token's variance and leaves the covariance between tokens."""
+        return Stream(self.variance / (1 - p), self.covariance, self.late / (1 - p))
 
 
 @dataclass(frozen=True)
 class Branch:
-    """Output moments of a sublayer's function F, and its backward gain: gradient variance at its input over that at its output."""
+    """Output moments of a sublayer's function F, and its backward gain at late positions: gradient variance at its input over that at its output."""
 
     output: Stream
     backward: float
@@ -51,29 +61,29 @@ class Branch:
 BranchLaw = Callable[[Stream], Branch]
 
 
-def attention_branch(u: Stream, weights: WeightVariances, sizes: Sizes, attention: AttentionLaw, backward: float = 0.0) -> Branch:
-    """Attention block on input u.
-
-    backward: backward gain as a share of the forward one. 0 is right for late tokens under a causal mask, which few queries read (derived).
-    """
+def attention_branch(u: Stream, weights: WeightVariances, sizes: Sizes, attention: AttentionLaw) -> Branch:
+    """Attention block on input u (derived)."""
     gain = sizes.hidden * weights["v"] * sizes.inner * weights["o"]
     score_variance = sizes.hidden**2 * weights["q"] * weights["k"] * u.variance**2
     out = attention(u.correlation, score_variance)
-    return Branch(Stream(out.second, out.covariance).times(gain * u.variance), backward * gain * out.second)
+    return Branch(Stream(out.second, out.covariance, out.late).times(gain * u.variance), gain * (out.late_value + out.late_query))
 
 
 def feed_forward_branch(u: Stream, weights: WeightVariances, sizes: Sizes) -> Branch:
     """Feed-forward block on input u: Kedia et al. 2024 for ReLU, derived for the others."""
-    pre = sizes.hidden * weights["fc1"] * u.variance
-    up = sizes.ffn * weights["fc2"]
-    output = Stream(second_moment(sizes.activation, pre), product_moment(sizes.activation, pre, u.correlation)).times(up)
-    backward = sizes.hidden * weights["fc2"] * sizes.ffn * weights["fc1"] * slope_moment(sizes.activation, pre)
-    return Branch(output, backward)
+    pre, pre_late = (sizes.hidden * weights["fc1"] * variance for variance in (u.variance, u.late))
+    output = Stream(
+        second_moment(sizes.activation, pre),
+        product_moment(sizes.activation, pre, u.correlation),
+        second_moment(sizes.activation, pre_late),
+    )
+    backward = sizes.hidden * weights["fc2"] * sizes.ffn * weights["fc1"] * slope_moment(sizes.activation, pre_late)
+    return Branch(output.times(sizes.ffn * weights["fc2"]), backward)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One sublayer on moments: the stream after it and what the backward pass needs.
+    """One sublayer on moments: the stream after it and what the backward pass needs, for late positions.
 
     layer_share: amplitude of the layer's input in the stream after the sublayer. added: variance that the branch adds to the sum.
     residual, skip: amplitudes of the sublayer's and the layer's input in the sum. branch_gain: gradient variance that the branch hands to the
@@ -90,30 +100,29 @@ class Step:
 
 
 def _inverse(variance: float, apply: bool) -> float:
-    """Factor of a norm on variances; a norm leaves a stream of zeros alone."""
     return 1 / variance if apply and variance else 1.0
 
 
 def sublayer_step(x: Stream, layer_input: Stream, layer_share: float, plan: Sublayer, law: BranchLaw, p: float) -> Step:
     """The sublayer equation of `model/scheme.py` on moments. layer_share: amplitude of the layer's input in x; p: dropout on the branch."""
-    norm_in = _inverse(x.variance, plan.norm_in)
-    input_gain = plan.input_scale**2 * norm_in
-    branch = law(x.times(input_gain))
-    branch_gain = plan.branch_scale**2 * _inverse(branch.output.variance, plan.norm_branch)
-    # Dropout raises a token's variance and leaves the covariance between tokens.
-    added = Stream(branch.output.variance * branch_gain / (1 - p), branch.output.covariance * branch_gain)
+    entered = x.normed(plan.norm_in)
+    branch = law(entered.times(plan.input_scale**2))
+    added = branch.output.normed(plan.norm_branch).times(plan.branch_scale**2).dropped(p)
+    kept = (entered if plan.residual_from_norm else x).times(plan.residual_scale**2)
+    norm_in = _inverse(x.late, plan.norm_in)
     residual = plan.residual_scale * (math.sqrt(norm_in) if plan.residual_from_norm else 1.0)
     # (residual x + skip x_layer)^2, with x = layer_share x_layer + something independent.
     coherent = plan.skip_scale**2 + 2 * plan.skip_scale * residual * layer_share
-    total = x.times(residual**2).plus(layer_input.times(coherent)).plus(added)
-    norm = _inverse(total.variance, plan.norm_out)
+    total = kept.plus(layer_input.times(coherent)).plus(added)
+    norm = _inverse(total.late, plan.norm_out)
+    gain = plan.branch_scale**2 * _inverse(branch.output.late, plan.norm_branch) / (1 - p)
     return Step(
-        stream=total.times(norm),
+        stream=total.normed(plan.norm_out),
         layer_share=(residual * layer_share + plan.skip_scale) * math.sqrt(norm),
         added=added.variance,
         residual=residual,
         skip=plan.skip_scale,
-        branch_gain=branch_gain / (1 - p) * branch.backward * input_gain,
+        branch_gain=gain * branch.backward * plan.input_scale**2 * norm_in,
         norm=norm,
     )
 
@@ -158,12 +167,11 @@ def propagate(
     *,
     attention: AttentionLaw,
     p: float = 0.0,
-    attention_backward: float = 0.0,
 ) -> list[LayerSignal]:
-    """Signals of all layers, first to last. start: the stream entering layer 1; p: dropout on every branch; attention_backward: see `attention_branch`."""
+    """Signals of all layers, first to last. start: the stream entering layer 1; p: dropout on every branch."""
     stream, signals, factors = start, [], []
     for number, (layer, weight) in enumerate(zip(plan, weights, strict=True), start=1):
-        attend = partial(attention_branch, weights=weight, sizes=sizes, attention=attention, backward=attention_backward)
+        attend = partial(attention_branch, weights=weight, sizes=sizes, attention=attention)
         attended = sublayer_step(stream, stream, 1.0, layer.attention, attend, p)
         after = sublayer_step(attended.stream, stream, attended.layer_share, layer.mlp, partial(feed_forward_branch, weights=weight, sizes=sizes), p)
         stream = after.stream
