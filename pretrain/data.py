@@ -36,7 +36,7 @@ class _CorpusReader:
         if not self.samples:
             raise UserError(
                 f"data set {path}: the {split} split has {tokens} tokens, one sample needs seq_length + 1 = {seq_length + 1}; "
-                f"prepare more data or a larger share of it (--split), or lower data.seq_length"
+                f"prepare more data or a larger share of it (--split), or lower data.seq_length{'' if split == 'train' else ', or set train.eval_samples=0'}"
             )
         self.fingerprint = fingerprint(self.manifest, split)
         self.split, self.seq_length, self.cache = split, seq_length, cache

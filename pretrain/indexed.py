@@ -7,6 +7,6 @@ import warnings
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
     from megatron.core.datasets import helpers
-    from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+    from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
-__all__ = ["IndexedDataset", "IndexedDatasetBuilder", "helpers"]
+__all__ = ["DType", "IndexedDataset", "IndexedDatasetBuilder", "helpers"]

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Prefetcher(Generic[T]):
-    """Calls fetch(first), fetch(first + 1), ... in one background thread, a few ahead of `next`. last_wait_s: seconds the latest `next` had to wait."""
+    """Calls fetch(first), fetch(first + 1), ... in one background thread, a few ahead of `get`. last_wait_s: seconds the latest `get` had to wait."""
 
     def __init__(self, fetch: Callable[[int], T], first: int, count: int, depth: int = 2) -> None:
         """Starts loading positions first .. first + count - 1; depth: results held ready at most."""
@@ -24,7 +24,7 @@ class Prefetcher(Generic[T]):
         for _ in range(depth):
             self._submit()
 
-    def next(self) -> T:
+    def get(self) -> T:
         """Returns the next result in order. Raises StopIteration after the last, and whatever `fetch` raised for this position."""
         if not self._ready:
             raise StopIteration
@@ -47,7 +47,7 @@ class Prefetcher(Generic[T]):
     def __iter__(self) -> Prefetcher[T]:
         return self
 
-    __next__ = next
+    __next__ = get
 
     def __enter__(self) -> Prefetcher[T]:
         return self

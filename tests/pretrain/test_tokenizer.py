@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+import pretrain.tokenizer as tokenizer_module
+from model.errors import UserError
+from pretrain.sources import standard_library_files
+from pretrain.tokenizer import Tokenizer
+from pretrain.train_tokenizer import train_tokenizer
+
+FUZZ = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+LIBRARY = [str(path) for path in standard_library_files() if path.parent.name in ("json", "asyncio", "email", "logging")]
+CODE = [*"abcXYZ_ (){}[]:;.,=+-*/'\"\\#\n\t\r012789", "self", "def ", "    ", "\n    ", "é", "中", "\u2581", "😀", "\ufeff", "\0"]
+
+
+@pytest.fixture(scope="module", params=["bpe", "unigram"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp(request.param) / "tokenizer.model"
+    train_tokenizer(LIBRARY, path, vocab_size=800, model=request.param, max_bytes=100_000)
+    return Tokenizer(path)
+
+
+@pytest.fixture(scope="module")
+def bpe(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("bpe") / "tokenizer.model"
+    train_tokenizer(LIBRARY, path, vocab_size=1500, max_bytes=400_000)
+    return Tokenizer(path)
+
+
+@given(text=st.one_of(st.text(st.characters(exclude_categories=["Cs"])), st.lists(st.sampled_from(CODE)).map("".join)))
+@example("  leading and trailing  ")
+@example("\u2581\u2581 \u2581")
+@example("</s><s><unk><0x0A>")
+@example("\u2047 \u2585 a\u0301 \ufb01 \u00a0 \u3000 \r\n\v\f\x85\u2028")
+@FUZZ
+def test_decoding_gives_the_text_back(trained: Tokenizer, text: str) -> None:
+    assert trained.decode(trained.encode(text)) == text
+
+
+@given(text=st.lists(st.sampled_from(CODE), max_size=80).map("".join).filter(lambda text: "\u2581" not in text))
+@FUZZ
+def test_encoding_by_chunks_gives_the_ids_of_the_library(bpe: Tokenizer, text: str) -> None:
+    library = sentencepiece.SentencePieceProcessor(model_file=str(bpe.path))
+    assert bpe._properties.pattern is not None, "the quick way is not taken, so this test compares nothing"
+    assert bpe.encode(text) == library.encode(text)
+
+
+def test_real_documents_in_one_call(bpe: Tokenizer) -> None:
+    texts = [Path(name).read_text() for name in LIBRARY]
+    library = sentencepiece.SentencePieceProcessor(model_file=str(bpe.path))
+    for text, ids in zip(texts, bpe.encode_documents(texts), strict=True):
+        assert np.frombuffer(ids, dtype=bpe.dtype).tolist() == library.encode(text)
+        assert bpe.decode(library.encode(text)) == text
+
+
+def test_long_documents_and_a_full_table_change_nothing(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["def f(x):\n    return  x + 1\n" * 20, "", "x" * 100, " " * 100, "a \u2581 b " * 20]
+    expected = Tokenizer(bpe.path).encode_documents(texts)
+    monkeypatch.setattr(tokenizer_module, "SEGMENT_CHARS", 16)
+    monkeypatch.setattr(tokenizer_module, "CACHE_BYTES", 0)
+    assert Tokenizer(bpe.path).encode_documents(texts) == expected
+
+
+def test_ids_and_vocabulary(trained: Tokenizer) -> None:
+    library = sentencepiece.SentencePieceProcessor(model_file=str(trained.path))
+    assert (library.unk_id(), library.bos_id(), library.eos_id(), library.pad_id()) == (0, 1, 2, -1)
+    assert (trained.eod_id, trained.vocab_size, trained.dtype) == (2, 800, np.uint16)
+    assert len(trained.encode("1984")) == 4, "numbers are spelt digit by digit"
+    assert len(trained.encode("\n")) == len(trained.encode("\t")) == 1
+    assert len(trained.encode("        return")) <= 3, "indentation has pieces of its own"
+
+
+def test_training_is_deterministic(tmp_path: Path) -> None:
+    for model in ("bpe", "unigram"):
+        first = train_tokenizer(LIBRARY[:6], tmp_path / "a.model", vocab_size=500, model=model, max_bytes=60_000)
+        second = train_tokenizer(LIBRARY[:6], tmp_path / "b.model", vocab_size=500, model=model, max_bytes=60_000)
+        assert first.sha256 == second.sha256 == Tokenizer(tmp_path / "b.model").sha256
+        assert first.bytes == 60_000
+
+
+def test_a_sample_visits_all_large_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pretrain.train_tokenizer.LEAST_SHARE", 100)
+    for name in "abcd":
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": f"{name * 5} {number}"}) + "\n" for number in range(1000)))
+    trained = train_tokenizer([str(tmp_path / "*.jsonl")], tmp_path / "t.model", vocab_size=290, max_bytes=4000)
+    assert (trained.bytes, trained.broken) == (4000, 0)
+    tokenizer = Tokenizer(tmp_path / "t.model")
+    assert all(len(tokenizer.encode(name * 5)) < 5 for name in "abcd")
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "max_bytes", "message"), [(200, 1000, "--vocab-size 200"), (90_000, 1000, "--vocab-size 90000"), (300, 0, "--max-bytes 0")]
+)
+def test_impossible_settings_are_named(tmp_path: Path, vocab_size: int, max_bytes: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train_tokenizer(LIBRARY[:2], tmp_path / "t.model", vocab_size=vocab_size, max_bytes=max_bytes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_to_train_on_names_the_first_broken_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
+    with pytest.raises(UserError, match=r"a.jsonl:1: no key 'text'; the keys are 'body'"):
+        train_tokenizer([str(tmp_path / "a.jsonl")], tmp_path / "t.model")
+
+
+def test_unusable_model_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent.model: No such file"):
+        Tokenizer(tmp_path / "absent.model")
+    (tmp_path / "text.model").write_text("not a model")
+    with pytest.raises(UserError, match=r"text.model: not a SentencePiece model"):
+        Tokenizer(tmp_path / "text.model")
+
+
+def test_a_model_made_elsewhere_is_left_to_the_library(tmp_path: Path) -> None:
+    """With normalisation and a dummy prefix, a chunk on its own would encode differently."""
+    written = io.BytesIO()
+    lines = [line for name in LIBRARY[:10] for line in Path(name).read_text().splitlines()]
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=written, vocab_size=500, model_type="bpe", minloglevel=2)
+    (tmp_path / "t.model").write_bytes(written.getvalue())
+    tokenizer = Tokenizer(tmp_path / "t.model")
+    assert tokenizer.encode("def  f(x): \u2581 return") == sentencepiece.SentencePieceProcessor(model_proto=written.getvalue()).encode(
+        "def  f(x): \u2581 return"
+    )
+
+
+def test_lone_surrogates_are_refused(bpe: Tokenizer) -> None:
+    with pytest.raises(UnicodeEncodeError):
+        bpe.encode("a\ud800b")
