@@ -134,8 +134,9 @@ class Metrics:
 
     @property
     def resumes(self) -> tuple[Start, ...]:
-        """Every start but the first."""
-        return self.starts[1:]
+        """Every start but the first, where steps followed it: a finished run that is started again takes none."""
+        reached = self.train[-1].step if self.train else 0
+        return tuple(start for start in self.starts[1:] if start.step < reached)
 
     def settled(self) -> Metrics:
         """Without the steps beyond `step`, which an interrupted process had done and the one after it has not redone yet."""

@@ -220,7 +220,7 @@ def status(run: Run) -> tuple[str, str]:
         if state.get("state") in ("failed", "cancelled"):
             return "bad", f"{state['state']} at step {run.metrics.step:,}" + (f": {state['reason']}" if state.get("reason") else "")
         return "open", f"at step {run.metrics.step:,}; the run has not ended, or was killed"
-    if end.reason == "finished":
+    if end.reason == "finished" or (end.reason != "not_finite" and end.step >= (run.setting("train.steps") or math.inf)):
         return "good", f"finished at step {end.step:,}"
     words = {"stop_at_step": "stopped as asked (train.stop_at_step)", "not_finite": "stopped: a loss or gradient was not finite"}
     return "bad" if end.reason == "not_finite" else "open", f"{words.get(end.reason, f'stopped ({end.reason})')} at step {end.step:,}"
@@ -302,7 +302,7 @@ def _span(metrics: Metrics) -> str:
     if not times:
         return "times not recorded"
     idle = max(times) - min(times) - metrics.busy_seconds
-    return f"of running, plus {duration(idle)} between stop and resume" if metrics.resumes and idle >= 1 else "from start to the last line"
+    return f"of running, plus {duration(idle)} between stop and resume" if len(metrics.starts) > 1 and idle >= 1 else "from start to the last line"
 
 
 def _date(seconds: float) -> str:

@@ -297,6 +297,15 @@ def test_the_facts_fit_what_a_run_records(run_dir: Path) -> None:
     assert run.fact("command")
 
 
+def test_starting_a_finished_run_again_changes_nothing(run_dir: Path) -> None:
+    with MetricsWriter(run_dir / "metrics.jsonl") as writer:
+        writer.write("start", 60)
+        writer.write("end", 60, reason="all steps are done")
+    run = read_run(run_dir)
+    assert status(run) == ("good", "finished at step 60")
+    assert numbers(run)["resumes"] == 1
+
+
 def test_state_tells_how_a_killed_run_ended(run_dir: Path) -> None:
     with MetricsWriter(run_dir / "metrics.jsonl") as writer:
         writer.write("start", 60)
