@@ -73,7 +73,8 @@ def enable() -> None:
         if name.startswith("megatron.core") and getattr(module, "torch", None) is torch:
             module.torch = stand_in
     # DeepSpeed would compile a shared-memory kernel at the first start, most of a minute, for collectives that gloo does as well.
-    deepspeed.comm.torch.build_shm_op = lambda: None
+    # By sys.modules: the attribute `deepspeed.comm.torch` is PyTorch itself.
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     # These two read torch.cuda through default generators that a CPU build lacks.
     random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -66,6 +67,9 @@ def init_process_group(info: RankInfo, timeout_minutes: float) -> None:
         torch.cuda.set_device(info.local_rank % torch.cuda.device_count())
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", info.world_size)))))
+    # What the libraries say about themselves on every start and every rank is not for users of this one.
+    for module in ("megatron", "deepspeed", "torch.distributed"):
+        warnings.filterwarnings("ignore", module=module.replace(".", r"\."))
     import megatron.core.models.gpt  # loaded before `enable`, which changes loaded modules
 
     if not gpu:

@@ -72,7 +72,7 @@ class Trainer:
 
         return {
             "step": self.step,
-            "parameters": parameter_count(self.config.model, self.config.data.seq_length)["total"],
+            "parameters": parameter_count(self.config.model)["total"],
             "world_size": self.engine.topology.layout.world,
             "layout": self.engine.topology.layout.summary(),
             "precision": str(self.engine.parameters[0].parameter.dtype).removeprefix("torch."),
@@ -161,8 +161,8 @@ class Trainer:
         """
         self.stop.install()
         code, reason = ExitCode.CRASH, "ended by an error"
+        self._call("on_start")
         try:
-            self._call("on_start")
             code, reason = self._loop()
             if code is not ExitCode.DIVERGED:
                 if code is ExitCode.FINISHED:

@@ -25,12 +25,20 @@ def prepare(path: str, overrides: Sequence[str]) -> RunConfig:
     config = load_config(path, overrides)
     for corpus in config.data.corpora:
         if not (Path(corpus.path) / "dataset.json").is_file():
-            raise UserError(f"data.corpora: {corpus.path} is no prepared data set (it has no dataset.json): run `fathom data prepare` first, or correct the path")
+            raise UserError(
+                f"data.corpora: {corpus.path} is no prepared data set (it has no dataset.json): run `fathom data prepare` first, or correct the path"
+            )
     vocab = int(json.loads((Path(config.data.corpora[0].path) / "dataset.json").read_text())["vocab_size"])
     if config.model.vocab_size is None:
         config.model.vocab_size = vocab
     elif config.model.vocab_size != vocab:
-        raise UserError(f"model.vocab_size={config.model.vocab_size}, but {config.data.corpora[0].path} was made with {vocab} pieces: remove model.vocab_size or prepare the data again")
+        raise UserError(
+            f"model.vocab_size={config.model.vocab_size}, but {config.data.corpora[0].path} was made with {vocab} pieces: remove model.vocab_size or prepare the data again"
+        )
+    if config.model.max_position_embeddings is None:
+        config.model.max_position_embeddings = config.data.seq_length
+    elif config.model.max_position_embeddings < config.data.seq_length and config.model.position == "learned":
+        raise UserError(f"model.max_position_embeddings={config.model.max_position_embeddings} is less than data.seq_length={config.data.seq_length}: raise it")
     return config
 
 
