@@ -47,7 +47,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@echo "install: making .venv from $(CONSTRAINTS); the first time downloads PyTorch and takes some minutes"
 	@test -x $(RUN) && $(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(RUN) -m pip install --quiet --upgrade --constraint $(CONSTRAINTS) pip setuptools wheel
-	@DS_BUILD_OPS=0 $(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --build-constraint $(CONSTRAINTS) --editable ".[dev]"
+	@DS_BUILD_OPS=0 PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --build-constraint $(CONSTRAINTS) --editable ".[dev]"
 	@touch $@
 
 .PHONY: quickstart
