@@ -1,0 +1,43 @@
+"""What the exit code of a training process says, so that whatever started it knows whether to start it again."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of `fathom pretrain`.
+
+    64 to 78 are the range of sysexits.h; 75 is its "temporary failure, try again". Nothing here collides with 128 + signal number.
+    """
+
+    FINISHED = 0
+    """All steps are done."""
+    CRASH = 1
+    """An unexpected error, a traceback: worth another try while there is progress."""
+    USER_ERROR = 2
+    """A mistake in the configuration or the call: the same start would end the same way."""
+    STOPPED = 75
+    """Saved and left on request (time limit, preemption): start again."""
+    STOPPED_BY_USER = 76
+    """Saved and left because a person, or train.stop_at_step, said so: do not start again."""
+    DIVERGED = 77
+    """The loss is not finite and train.nan_guard is `stop`: the same data would do it again."""
+    HUNG = 78
+    """A step or a collective did not end in time; the watchdog ended the process: start again."""
+    BAD_NODE = 79
+    """This node failed its check before the first step: start again elsewhere."""
+    STALE = 80
+    """A newer start owns the run directory; this process left without touching it."""
+
+
+RESTARTABLE = frozenset({ExitCode.CRASH, ExitCode.STOPPED, ExitCode.HUNG, ExitCode.BAD_NODE})
+"""Codes after which another start can help. Everything that is no ExitCode (a signal, an out-of-memory kill) counts as a crash."""
+
+
+def as_exit_code(code: int) -> ExitCode:
+    """The meaning of a process's return code; numbers of no meaning of ours, such as 137, are crashes."""
+    try:
+        return ExitCode(code)
+    except ValueError:
+        return ExitCode.CRASH

@@ -1,0 +1,67 @@
+"""From a run and a site to the text of a batch script (`slurm/train.sbatch.j2`)."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.errors import UserError
+from pretrain.site import SiteConfig
+from pretrain.supervise import MAX_RESTARTS, NOTHING_TO_DO
+
+TEMPLATE = Path(__file__).resolve().parent.parent / "slurm" / "train.sbatch.j2"
+
+LEFT_OVER_SECONDS = 120
+"""srun --wait: how long tasks may outlive the first one that ended, before they count as stuck."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """What a batch script depends on besides the site.
+
+    nodes: as sbatch takes it, such as 4 or 2-4. run: run directory; of an array, what its elements' directories have in common before `-INDEX`.
+    command: the tasks' arguments after Python, with `$RUN` for the run directory.
+    """
+
+    name: str
+    nodes: str
+    time: str
+    run: Path
+    code: Path
+    log: Path
+    python: str
+    array: str | None = None
+    allowed_nodes: Sequence[int] = ()
+    max_restarts: int = MAX_RESTARTS
+    command: Sequence[str] = ("-m", "tools.cli", "pretrain", "$RUN/config.yaml")
+
+
+def render(script: Script, site: SiteConfig) -> str:
+    """The text of the batch script. Raises UserError for a path that Slurm would read as something else."""
+    import jinja2
+
+    for path in (script.run, script.code):
+        # Slurm expands % and \ in file names and reads a comma-separated list of container mounts.
+        if not path.is_absolute() or any(character in str(path) for character in "%\\\n\"',:"):
+            raise UserError(
+                f"the run directory {str(path)!r} has a character that Slurm reads in a way of its own (% \\ \" ' , :): set runs_dir to another path"
+            )
+    if not TEMPLATE.is_file():
+        raise UserError(f"{TEMPLATE} is missing: run `fathom submit` from a checkout of the repository")
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    environment.filters["quote"] = lambda value: shlex.quote(str(value))
+    environment.filters["option"] = lambda value: f'"{value}"' if " " in str(value) else str(value)
+    fields = {**vars(script), "allowed_nodes": ",".join(map(str, script.allowed_nodes)) if len(script.allowed_nodes) > 1 else ""}
+    fields["command"] = _command(script, site)
+    mounts = [f"{script.run.parent}:{script.run.parent}", *(site.container.mounts if site.container else [])]
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        **fields, site=site, wait=LEFT_OVER_SECONDS, nothing_to_do=NOTHING_TO_DO, container_mounts=",".join(mounts)
+    )
+
+
+def _command(script: Script, site: SiteConfig) -> str:
+    """Words for the shell; `$RUN` stays a variable, inside of double quotes."""
+    python = shlex.quote(site.container.python) if site.container else '"$PYTHON"'
+    return " ".join([python, *(f'"{word}"' if "$RUN" in word else shlex.quote(word) for word in script.command)])

@@ -1,0 +1,74 @@
+"""A copy of the code as it is now, so that a queued job does not change when the checkout does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from model.errors import UserError
+from model.files import atomic_write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("model", "parallel", "pretrain", "tools", "slurm", "configs", "pyproject.toml")
+"""What a run may need of the repository; tests, docs and data are left out."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where the copied code came from. commit: HEAD, null outside of git; changed: files that differ from it, new ones included."""
+
+    source: str
+    commit: str | None
+    changed: list[str]
+    files: int
+
+
+def copy_code(target: Path, source: Path = ROOT) -> Snapshot:
+    """Copies the code of `source` to `target`, replacing an older copy; describes it in `target`/SNAPSHOT.json.
+
+    In a git checkout: tracked files with their uncommitted changes, and new files of the packages that git does not ignore, because
+    changed code may import them. Elsewhere: the packages without caches. Raises OSError as the file system does.
+    """
+    commit = _git(source, "rev-parse", "HEAD") if (source / ".git").exists() else None
+    files = _files_of_git(source) if commit else _files(source)
+    changed = sorted(line[3:] for line in (_git(source, "status", "--porcelain", "--", *PARTS) or "").splitlines()) if commit else []
+    fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+    for folder in (fresh, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in files:
+        (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source / name, fresh / name)
+    snapshot = Snapshot(str(source), commit.strip() if commit else None, changed, len(files))
+    atomic_write_text(fresh / "SNAPSHOT.json", json.dumps(asdict(snapshot), indent=1) + "\n")
+    if target.exists():
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+    return snapshot
+
+
+def _files_of_git(source: Path) -> list[str]:
+    listing = _git(source, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS) or ""
+    # A tracked file that was deleted and not committed is listed too.
+    return sorted({name for name in listing.split("\0") if name and (source / name).is_file()})
+
+
+def _files(source: Path) -> list[str]:
+    found = [path for part in PARTS for path in ([source / part] if (source / part).is_file() else (source / part).rglob("*"))]
+    return sorted(str(path.relative_to(source)) for path in found if path.is_file() and "__pycache__" not in path.parts)
+
+
+def _git(source: Path, *arguments: str) -> str | None:
+    """Output of git; None where git is missing or this is no repository it wants to read."""
+    try:
+        answer = subprocess.run(["git", "-C", str(source), *arguments], capture_output=True, text=True, check=True)
+    except OSError:
+        return None
+    except subprocess.CalledProcessError as error:
+        if "dubious ownership" in error.stderr:
+            raise UserError(f"git refuses to read {source}, which belongs to another user: run `git config --global --add safe.directory {source}`") from None
+        return None
+    return answer.stdout

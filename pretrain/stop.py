@@ -1,0 +1,69 @@
+"""How a running process learns that it should save and leave."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+from parallel.exit_codes import ExitCode
+from pretrain.state import Owner, asked_to_stop
+
+REASONS = {
+    "USR1": "the time limit is near, or the job is preempted",
+    "TERM": "ended from outside (preemption, scancel, or the time limit itself)",
+    "USR2": "asked to save and stop for good",
+    "INT": "interrupted from the keyboard",
+}
+
+
+class StopRequest:
+    """A flag that signals set. `code()` is 0 until then; the ranks of a run must agree on it (all-reduce, maximum) before one of them acts.
+
+    SIGUSR1 and SIGTERM ask for save, leave and be started again; SIGUSR2 and ctrl-C for save and leave for good. A second ctrl-C interrupts at once.
+    """
+
+    def __init__(self, run_dir: Path | str, env: Mapping[str, str] | None = None) -> None:
+        self._run_dir, self._owner = run_dir, Owner.from_environment(env)
+        self._name = ""
+
+    def install(self) -> None:
+        """Sets the signal handlers; a request that came earlier, while this process was still importing, is found in the file the batch script wrote."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._receive)
+        self._name = self._name or ("USR1" if asked_to_stop(self._run_dir, self._owner) else "")
+
+    def code(self) -> int:
+        """0 while nobody asked; ExitCode.STOPPED, or ExitCode.STOPPED_BY_USER, which is the larger number."""
+        if not self._name:
+            return 0
+        return int(ExitCode.STOPPED_BY_USER if self._resolved() in ("USR2", "INT") else ExitCode.STOPPED)
+
+    def reason(self) -> str:
+        """What asked, in words; empty while nobody did."""
+        return REASONS.get(self._resolved(), self._name) if self._name else ""
+
+    def _resolved(self) -> str:
+        # srun passes USR1 on for every request that reaches the batch script; which one it was is in the file.
+        return (self._name == "USR1" and asked_to_stop(self._run_dir, self._owner)) or self._name
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name.removeprefix("SIG")
+        if name == "INT" and self._name == "INT":
+            raise KeyboardInterrupt
+        self._name = self._name or name
+
+
+def task_exit_code(code: ExitCode, env: Mapping[str, str] | None = None) -> int:
+    """What a rank should pass to sys.exit after it left in order.
+
+    A task of srun ends with 0 when all ranks left together: any other code would make `srun --kill-on-bad-exit` kill those that are a moment
+    later, and hide the code behind theirs. state.json holds it (`exit_code`). Failures keep their code, so that the others are ended.
+    """
+    env = os.environ if env is None else env
+    in_order = code in (ExitCode.FINISHED, ExitCode.STOPPED, ExitCode.STOPPED_BY_USER)
+    return 0 if in_order and "SLURM_STEP_ID" in env else int(code)

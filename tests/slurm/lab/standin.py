@@ -1,0 +1,93 @@
+"""In place of `fathom pretrain` in tests of the cluster side: steps that take no time, and the same signals, exit codes and files."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from parallel.exit_codes import ExitCode
+from parallel.slurm import check_port, slurm_environment
+from pretrain.metrics import MetricsWriter
+from pretrain.state import FINISHED, RUNNING, STOPPED, check_owner, claim, latest_step, record_failure, write_state
+from pretrain.stop import StopRequest, task_exit_code
+
+
+def joined(info: Any) -> Any:
+    """A function that adds a number over all ranks; imports torch, which is most of the time these tests take."""
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    check_port(info)
+    dist.init_process_group("gloo", init_method=f"tcp://{info.master_addr}:{info.master_port}", rank=info.rank, world_size=info.world_size)
+
+    def largest(value: int) -> int:
+        both = torch.tensor([value, -1])
+        dist.all_reduce(both, op=dist.ReduceOp.MAX)
+        return int(both[0])
+
+    return largest
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--step-time", type=float, default=0.1)
+    parser.add_argument("--save-every", type=int, default=1000)
+    parser.add_argument("--collective", action="store_true")
+    parser.add_argument("--fail-with", type=int, help="leave with this exit code at once")
+    options = parser.parse_args()
+    run_dir: Path = options.run_dir
+    info = slurm_environment(os.environ)
+    assert info is not None
+    if options.fail_with is not None:
+        if info.rank == info.world_size - 1:
+            record_failure(run_dir, info.rank, options.fail_with, "a failure on purpose")
+            return int(options.fail_with)
+        time.sleep(600)
+    stop = StopRequest(run_dir)
+    stop.install()
+    largest = joined(info) if options.collective else lambda value: value
+    step = latest_step(run_dir) or 0
+    node = os.environ["SLURMD_NODENAME"]
+    print(
+        f"rank {info.rank}/{info.world_size} local {info.local_rank}/{info.local_world_size} node {info.node_rank}/{info.num_nodes} ({node}) from step {step}"
+    )
+    writer = None
+    if info.rank == 0:
+        claim(run_dir, state=RUNNING, step=step)
+        writer = MetricsWriter(run_dir / "metrics.jsonl")
+        writer.write("start", step, world_size=info.world_size)
+
+    def save() -> None:
+        check_owner(run_dir)
+        (run_dir / "checkpoints" / f"step_{step:08d}").mkdir(parents=True, exist_ok=True)
+        (run_dir / "checkpoints" / "latest").write_text(f"step_{step:08d}\n")
+
+    code = 0
+    while step < options.steps and not code:
+        time.sleep(options.step_time)
+        step += 1
+        if writer is not None:
+            writer.write("train", step, loss=10.0 / step, tokens=step * 1000, tokens_per_s=1000 / options.step_time, step_time_s=options.step_time)
+            if step % options.save_every == 0:
+                save()
+        code = largest(stop.code())
+    if writer is not None:
+        save()
+        reason = "" if not code else stop.reason()
+        write_state(run_dir, state=STOPPED if code else FINISHED, reason=reason, step=step, exit_code=code)
+        writer.write("end", step, reason=reason)
+    largest(0)
+    print(f"rank {info.rank} leaves after step {step} with {code} {stop.reason()}")
+    return task_exit_code(ExitCode(code))
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.exit(main())

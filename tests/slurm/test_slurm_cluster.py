@@ -1,0 +1,225 @@
+"""The cluster side of a run on a real Slurm: what happens to it, and what is said about it afterwards. The training itself is stood in for."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from slurm_cluster import LAB, Cluster
+
+from parallel.slurm import expand_hosts
+from pretrain.load_config import load_config
+from pretrain.site import SiteConfig
+from pretrain.state import read_state, read_submitted
+from pretrain.submit import Request, log_path, plan, submit
+
+pytestmark = pytest.mark.slurm
+
+CONFIG = """
+name: demo
+runs_dir: {folder}/runs
+model: {{num_layers: 4, hidden_size: 16, num_attention_heads: 2, vocab_size: 128}}
+data: {{corpora: [{{path: {folder}/data}}], seq_length: 8}}
+optimizer: {{lr: 0.001}}
+train: {{steps: 20, global_batch_size: 8, micro_batch_size: 1}}
+"""
+
+
+class Runs:
+    """Submits stand-in runs of one test and follows them."""
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        self.cluster, self.folder = cluster, folder
+        (folder / "data").mkdir()
+        (folder / "data" / "dataset.json").write_text("{}")
+        self.config_file = folder / "demo.yaml"
+        self.config_file.write_text(CONFIG.format(folder=folder))
+        self.run_dir = folder / "runs" / "demo"
+        self.log = Path()
+
+    def submit(self, *arguments: str, nodes: str = "2", site: dict[str, Any] | None = None, overrides: Sequence[str] = (), **request: Any) -> list[str]:
+        facts = SiteConfig(
+            gpus_per_node=0, tasks_per_node=2, time="10", signal_margin=60, environment={"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}, **(site or {})
+        )
+        command = (str(LAB / "standin.py"), "$RUN", *arguments)
+        planned = plan(lambda more: load_config(self.config_file, [*overrides, *more]), facts, Request(nodes=nodes, command=command, **request))
+        jobs = submit(planned)
+        self.log = log_path(planned, jobs[0])
+        return jobs
+
+    def says(self, pattern: str, timeout: float = 60) -> None:
+        self.cluster.wait_text(self.log, pattern, timeout)
+
+    def count(self, pattern: str) -> int:
+        return len(re.findall(pattern, self.log.read_text(), re.MULTILINE))
+
+    def state(self, run_dir: Path | None = None) -> dict[str, Any]:
+        return read_state(run_dir or self.run_dir)
+
+    def steps(self) -> list[int]:
+        """Steps in the order they were trained."""
+        lines = [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
+        return [line["step"] for line in lines if line["event"] == "train"]
+
+
+@pytest.fixture
+def runs(cluster: Cluster, tmp_path: Path) -> Runs:
+    return Runs(cluster, tmp_path)
+
+
+def test_two_nodes_signal_requeue_resume(runs: Runs) -> None:
+    """Ranks and the meeting point from Slurm alone; the warning before a time limit saves, requeues and loses no step."""
+    (job,) = runs.submit("--steps", "30", "--collective")
+    runs.says(r"rank 3/4 local 1/2 node 1/2 \(node2\) from step 0")
+    for rank, local, node in ((0, 0, 0), (1, 1, 0), (2, 0, 1)):
+        assert runs.count(rf"rank {rank}/4 local {local}/2 node {node}/2 \(node{node + 1}\) from step 0") == 1
+    runs.cluster.wait_text(runs.run_dir / "metrics.jsonl", '"step": 5', 60)
+    runs.cluster.signal_batch(job)
+    assert runs.cluster.wait(job, timeout=90) == "COMPLETED"
+    assert runs.cluster.job(job)["Restarts"] == "1"
+    state = runs.state()
+    assert (state["state"], state["step"], state["restarts"], state["job_id"], state["exit_code"]) == ("finished", 30, 1, job, 0)
+    assert runs.steps() == list(range(1, 31))
+    assert runs.count("requeued: the time limit is near, or the job is preempted") == 1
+    assert runs.count(r"rank \d/4 .* from step [1-9]") == 4
+
+
+def test_asked_to_stop_for_good(runs: Runs) -> None:
+    (job,) = runs.submit("--steps", "1000", nodes="1")
+    runs.says("rank 0/2")
+    runs.cluster.signal_batch(job, "USR2")
+    assert runs.cluster.wait(job) == "COMPLETED"
+    assert runs.cluster.job(job)["Restarts"] == "0"
+    state = runs.state()
+    assert (state["state"], state["reason"], state["step"]) == ("stopped", "asked to save and stop for good", runs.steps()[-1])
+
+
+def test_signal_while_tasks_are_starting(runs: Runs) -> None:
+    """A request that comes before Python has handlers is neither lost nor deadly."""
+    python, started = runs.folder / "slow_python", runs.folder / "started"
+    python.write_text(f'#!/bin/bash\nif [ -n "$SLURM_STEP_ID" ]; then echo >>{started}; sleep 2; fi\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    (job,) = runs.submit("--steps", "1000", nodes="1", site={"python": str(python)})
+    runs.cluster.wait_text(started, "\n")
+    runs.cluster.signal_batch(job, "USR2")
+    assert runs.cluster.wait(job) == "COMPLETED"
+    assert runs.state()["state"] == "stopped"
+    assert len(runs.steps()) <= 1
+
+
+def test_crash_loop_ends(runs: Runs) -> None:
+    (job,) = runs.submit("--fail-with", "1", max_restarts=1)
+    assert runs.cluster.wait(job) == "FAILED"
+    assert runs.cluster.job(job)["Restarts"] == "1"
+    state = runs.state()
+    assert state["state"] == "failed"
+    assert state["reason"].startswith("rank 3 on node2: a failure on purpose; no new checkpoint in 2 starts in a row (the newest is none)")
+
+
+def test_user_error_is_not_repeated(runs: Runs) -> None:
+    (job,) = runs.submit("--fail-with", "2", nodes="1")
+    assert runs.cluster.wait(job) == "FAILED"
+    assert (runs.cluster.job(job)["Restarts"], runs.state()["state"]) == ("0", "failed")
+
+
+def test_killed_rank_restarts_from_the_checkpoint(runs: Runs) -> None:
+    """A rank that dies without a word takes the others along; the run goes on from its newest checkpoint."""
+    (job,) = runs.submit("--steps", "60", "--save-every", "10")
+    runs.cluster.wait_text(runs.run_dir / "checkpoints" / "latest", "step_00000010")
+    victim = subprocess.run(["pgrep", "-f", f"^{sys.executable} .*standin.py {runs.run_dir}"], capture_output=True, text=True, check=True).stdout.split()[0]
+    subprocess.run(["kill", "-KILL", victim], check=True)
+    assert runs.cluster.wait(job) == "COMPLETED"
+    assert runs.cluster.job(job)["Restarts"] == "1"
+    assert runs.count(r"requeued: a rank was killed by signal|requeued: srun returned") == 1
+    assert runs.count(r"rank 0/4 .* from step [1-9]0") == 1
+    assert sorted(set(runs.steps())) == list(range(1, 61))
+
+
+def test_scancel_is_final(runs: Runs) -> None:
+    (job,) = runs.submit("--steps", "1000")
+    runs.says("rank 0/4")
+    runs.cluster.run("scancel", job)
+    assert runs.cluster.wait(job) == "CANCELLED"
+    end = time.monotonic() + 15
+    while runs.state()["state"] != "cancelled" and time.monotonic() < end:
+        time.sleep(0.1)
+    assert runs.state()["state"] == "cancelled"
+    time.sleep(3)
+    assert runs.cluster.job(job)["JobState"] == "CANCELLED"
+
+
+@pytest.mark.parametrize(("node", "nodes", "before", "after"), [("node1", "2", 4, 4), ("node2", "2-3", 6, 4)])
+def test_power_off(runs: Runs, node: str, nodes: str, before: int, after: int) -> None:
+    """A node that is gone, of the batch script or not: the run goes on on what is left, from its newest checkpoint."""
+    (job,) = runs.submit("--steps", "60", "--save-every", "10", nodes=nodes, overrides=["train.global_batch_size=12"])
+    runs.cluster.wait_text(runs.run_dir / "checkpoints" / "latest", "step_00000010")
+    runs.cluster.node_off(node)
+    assert runs.cluster.wait(job, timeout=90) == "COMPLETED"
+    assert runs.cluster.job(job)["Restarts"] == "1"
+    assert node not in expand_hosts(runs.cluster.job(job)["NodeList"])
+    assert runs.count(rf"rank 0/{before} .* from step 0$") == runs.count(rf"rank 0/{after} .* from step [1-9][0-9]$") == 1
+    state = runs.state()
+    assert (state["state"], state["step"], state["restarts"]) == ("finished", 60, 1)
+    assert sorted(set(runs.steps())) == list(range(1, 61))
+
+
+def test_range_of_nodes(runs: Runs) -> None:
+    """Slurm gives all three; eight samples do not divide over six processes, so two are used."""
+    (job,) = runs.submit("--steps", "2", nodes="1-4")
+    assert runs.cluster.wait(job) == "COMPLETED"
+    assert (runs.cluster.job(job)["NumNodes"], runs.count(r"rank \d/4 .* node \d/2 ")) == ("3", 4)
+
+
+def test_chain(runs: Runs) -> None:
+    """At a time limit the next job goes on instead of a requeue; a job that is left over leaves at once."""
+    first, second, third = runs.submit("--steps", "40", nodes="1", chain=3)
+    runs.says("rank 0/2")
+    runs.cluster.signal_batch(first)
+    assert [runs.cluster.wait(job) for job in (first, second, third)] == ["COMPLETED"] * 3
+    assert [runs.cluster.job(job)["Restarts"] for job in (first, second, third)] == ["0"] * 3
+    assert (runs.state()["state"], runs.state()["job_id"], runs.steps()) == ("finished", second, list(range(1, 41)))
+    assert read_submitted(runs.run_dir)["jobs"] == [first, second, third]
+    assert "the run is finished" in (runs.run_dir / f"slurm-{third}.out").read_text()
+
+
+def test_dependency_on_another_job(runs: Runs) -> None:
+    other = runs.cluster.run("sbatch", "--parsable", "--wrap=sleep 2").strip()
+    (job,) = runs.submit("--steps", "2", nodes="1", dependency=f"afterok:{other}")
+    assert runs.cluster.job(job)["JobState"] == "PENDING"
+    assert runs.state()["state"] == "queued"
+    assert (runs.cluster.wait(job), runs.cluster.job(other)["JobState"]) == ("COMPLETED", "COMPLETED")
+
+
+def test_array(runs: Runs) -> None:
+    """Two runs of one array; stopping one for a requeue leaves the other alone."""
+    (job,) = runs.submit("--steps", "40", nodes="1", array=["optimizer.lr=0.01", "optimizer.lr=0.1 train.seed=7"])
+    folders = [runs.run_dir / f"demo-{index}" for index in range(2)]
+    for index, folder in enumerate(folders):
+        runs.cluster.wait_text(folder / "metrics.jsonl", '"step": 3')
+        assert f"seed: {(1234, 7)[index]}" in (folder / "config.yaml").read_text()
+    # The element that Slurm started last has the id of the array: a requeue by that id would restart both.
+    runs.cluster.signal_batch(f"{job}_1")
+    for index in range(2):
+        assert runs.cluster.wait(f"{job}_{index}") == "COMPLETED"
+    assert [runs.state(folder)["state"] for folder in folders] == ["finished"] * 2
+    assert [runs.state(folder)["restarts"] for folder in folders] == [0, 1]
+    assert [runs.cluster.job(f"{job}_{index}")["Restarts"] for index in range(2)] == ["0", "1"]
+
+
+def test_second_submission_is_refused_while_a_job_is_at_it(runs: Runs) -> None:
+    (job,) = runs.submit("--steps", "1000", nodes="1")
+    with pytest.raises(ValueError, match=rf"job {job} \((pending|configuring|running)\) is at .*demo already: scancel {job}, or choose another name"):
+        runs.submit("--steps", "1000", nodes="1")
+
+
+def test_slurm_refuses(runs: Runs) -> None:
+    with pytest.raises(ValueError, match="Slurm refused the job: .*invalid partition"):
+        runs.submit(site={"partition": "nosuch"})
+    assert runs.state()["state"] == "failed"

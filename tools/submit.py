@@ -1,0 +1,121 @@
+"""`fathom submit`: hand a run to Slurm."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from model.errors import UserError
+
+if TYPE_CHECKING:
+    from pretrain.submit import Plan
+
+FOLLOW_SECONDS = 1.0
+QUEUE_SECONDS = 15.0
+"""Between two looks at the queue while following: slurmctld serves everybody."""
+
+
+def command(
+    config: Annotated[str, typer.Argument(help="Configuration file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it, key=value.")] = None,
+    nodes: Annotated[str, typer.Option("--nodes", "-N", help="Number of nodes, or a range such as 2-4: each start uses what it gets.")] = "1",
+    limit: Annotated[
+        str | None, typer.Option("--time", "-t", help="Time limit of one start: minutes, HH:MM:SS or D-HH:MM:SS. Default: that of the site file.")
+    ] = None,
+    site: Annotated[Path | None, typer.Option(help="Site file. Default: the one FATHOM_SITE names.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the script, write and submit nothing.")] = False,
+    dependency: Annotated[str | None, typer.Option(help="As sbatch takes it, such as afterok:1234.")] = None,
+    chain: Annotated[int, typer.Option(help="Submit this many jobs, each going on where the one before was at its time limit.")] = 1,
+    array: Annotated[list[str] | None, typer.Option(help="A file with one line of overrides for each run, or such a line; may be given several times.")] = None,
+    max_restarts: Annotated[int, typer.Option(min=0, help="Restarts in a row without a new checkpoint before the run is given up.")] = 3,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show the log until the job has left the queue; ctrl-C leaves the job alone.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Submit a run to Slurm.
+
+    Code, configuration and the batch script are copied into the run directory, and the job runs from there. It saves and requeues itself before its
+    time limit and after failures, until all steps are done.
+    """
+    from pretrain.load_config import load_config
+    from pretrain.site import load_site
+    from pretrain.submit import Request, log_path, plan, submit
+
+    if as_json and follow:
+        raise UserError("--json does not combine with --follow")
+    facts = load_site(site)
+    request = Request(nodes, limit, dependency, chain, array_lines(array or []), max_restarts)
+    planned = plan(lambda more: load_config(config, [*(overrides or []), *more]), facts, request)
+    if not as_json:
+        typer.echo(planned.script, nl=False)
+    jobs = [] if dry_run else submit(planned)
+    if as_json:
+        logs = [str(log_path(planned, job, element)) for job in jobs for element in range(len(planned.runs))]
+        runs = [str(run_dir) for run_dir, _ in planned.runs]
+        typer.echo(json.dumps({"jobs": jobs, "runs": runs, "logs": logs, "script_file": str(planned.script_file), "script": planned.script}))
+        return
+    if dry_run:
+        typer.echo(f"\nNothing was submitted. The job would run in {planned.folder}")
+        return
+    describe(planned, jobs)
+    if follow:
+        follow_log(log_path(planned, jobs[0]), f"{jobs[0]}_0" if request.array else jobs[0])
+
+
+def array_lines(given: Sequence[str]) -> list[str]:
+    """Lines of overrides: of every file that was given, and what is no file but has a `=` as a line of its own. Raises UserError for anything else."""
+    lines: list[str] = []
+    for item in given:
+        path = Path(item)
+        if "=" in item and not path.is_file():
+            lines.append(item)
+            continue
+        if not path.is_file():
+            raise UserError(f"--array {item}: no such file, and no override such as optimizer.lr=1e-3")
+        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines.extend(line for line in found if line and not line.startswith("#"))
+    if given and not lines:
+        raise UserError(f"--array {' '.join(given)}: no line of overrides in it")
+    return lines
+
+
+def describe(planned: Plan, jobs: Sequence[str]) -> None:
+    """Says what was submitted, where its log is and how to stop it."""
+    from pretrain.submit import log_path
+
+    last = len(planned.runs) - 1
+    typer.echo("")
+    for job in jobs:
+        typer.echo(
+            f"job {job}{f' with {last + 1} elements' if last else ''}, log {log_path(planned, job)}{f' ... {log_path(planned, job, last)}' if last else ''}"
+        )
+    ids = " ".join(jobs)
+    typer.echo(f"look:                       fathom status {planned.folder}")
+    typer.echo(f"save, then stop for good:   scancel --batch --signal=USR2 {ids}")
+    typer.echo(f"stop at once, for good:     scancel {ids}")
+
+
+def follow_log(log: Path, handle: str) -> None:
+    """Prints a log as it grows, until the job has left the queue. ctrl-C ends the printing only."""
+    from parallel import slurm_queue
+
+    position, looked, gone = 0, 0.0, False
+    try:
+        while True:
+            if log.is_file():
+                with log.open(encoding="utf-8", errors="replace") as file:
+                    file.seek(position)
+                    typer.echo(file.read(), nl=False)
+                    position = file.tell()
+            if gone:
+                return
+            if time.monotonic() - looked > QUEUE_SECONDS:
+                looked, queued = time.monotonic(), slurm_queue.queue()
+                gone = queued is not None and handle not in queued
+            time.sleep(FOLLOW_SECONDS)
+    except KeyboardInterrupt:
+        typer.echo(f"\njob {handle} goes on; its log is {log}")
