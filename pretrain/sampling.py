@@ -85,14 +85,13 @@ class BlendPattern:
         from pretrain.indexed import helpers
 
         shares = np.array(weights, dtype=np.float64) / sum(weights)
+        if shares[number := int(shares.argmin())] * block < 1:
+            raise UserError(f"data.corpora.{number}.weight={weights[number]:g}: less than one sample in {block}; raise the weight or leave the corpus out")
         self._block = block
         self._corpus = np.zeros(block, dtype=np.int16)  # [block]
         self._rank = np.zeros(block, dtype=np.int64)  # [block] samples of the same corpus before this one
         helpers.build_blending_indices(self._corpus, self._rank, shares, len(weights), block, False)
         self._counts = np.bincount(self._corpus, minlength=len(weights))  # [K]
-        for number, count in enumerate(self._counts):
-            if not count:
-                raise UserError(f"data.corpora.{number}.weight={weights[number]:g}: less than one sample in {block}; raise the weight or leave the corpus out")
 
     def locate(self, index: int) -> tuple[int, int]:
         """Returns (corpus, sample within that corpus) of sample `index`. Raises IndexError for a negative index."""

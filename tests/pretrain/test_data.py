@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import pretrain.index_cache as index_cache
+from model.errors import UserError
+from pretrain.config import Corpus
+from pretrain.data import Prefetcher, TokenBlend, micro_batch_indices, open_blend
+from pretrain.index_cache import build_once
+from pretrain.indexed import IndexedDataset
+from pretrain.prepare import PrepareOptions, prepare
+from pretrain.sampling import BlendPattern
+from pretrain.train_tokenizer import train_tokenizer
+
+SEQ = 32
+
+
+def write_set(folder: Path, tokenizer: Path, word: str, documents: int, split: tuple[float, float, float] = (0.8, 0.2, 0.0)) -> None:
+    generator = random.Random(word)
+    lines = [" ".join(f"{word} {generator.randrange(1000)}" for _ in range(generator.randrange(1, 40))) for _ in range(documents)]
+    (folder.parent / f"{word}.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    prepare(PrepareOptions([str(folder.parent / f"{word}.jsonl")], folder, tokenizer, split=split, workers=1))
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data sets `red` and `blue` with one tokenizer, `other` with another, `short` without enough validation data."""
+    root = tmp_path_factory.mktemp("sets")
+    (root / "text.txt").write_text("red blue other short 0123456789 " * 50)
+    for name, size in (("one", 290), ("two", 291)):
+        train_tokenizer([str(root / "text.txt")], root / f"{name}.model", vocab_size=size)
+    write_set(root / "red", root / "one.model", "red", 120)
+    write_set(root / "blue", root / "one.model", "blue", 60)
+    write_set(root / "other", root / "two.model", "other", 20)
+    write_set(root / "short", root / "one.model", "short", 3, (1.0, 0.0, 0.0))
+    return root
+
+
+def blend(sets: Path, *names: str, weights: tuple[float, ...] = (1.0, 1.0), split: str = "train", seed: int = 7, seq_length: int = SEQ) -> TokenBlend:
+    corpora = [Corpus(path=str(sets / name), weight=weight) for name, weight in zip(names, weights, strict=False)]
+    return open_blend(corpora, split, seq_length, seed, sets / "cache")
+
+
+def documents(sets: Path, name: str, split: str = "train") -> list[list[int]]:
+    dataset = IndexedDataset(str(sets / name / split))
+    return [dataset[index].tolist() for index in range(len(dataset))]
+
+
+def test_one_pass_reads_every_document_once_in_a_new_order(sets: Path) -> None:
+    data = blend(sets, "red")
+    count = data.samples_per_epoch[0]
+    stored = documents(sets, "red")
+    assert count == (sum(map(len, stored)) - 1) // SEQ
+    passes = []
+    for epoch in range(2):
+        samples = [data.sample(epoch * count + index).tolist() for index in range(count)]
+        assert {len(sample) for sample in samples} == {SEQ + 1}
+        order = data._readers[0].order(epoch)
+        assert sorted(order.samples.tolist()) == list(range(count))
+        in_stream = [sample for _, sample in sorted(zip(order.samples.tolist(), samples, strict=True))]
+        stream = in_stream[0] + [token for sample in in_stream[1:] for token in sample[1:]]
+        assert all(left[-1] == right[0] for left, right in pairwise(in_stream)), "neighbours share one token"
+        read = [[*document, data.eod_id] for document in split_at(stream, data.eod_id)]
+        assert Counter(map(tuple, read[:-1])) <= Counter(map(tuple, stored))
+        assert len(read) >= len(stored) - SEQ, "only the rest that fills no sample is left out"
+        passes.append(read)
+    assert passes[0] != passes[1]
+    assert passes[0][:-1] != stored[: len(passes[0]) - 1]
+
+
+def split_at(stream: list[int], mark: int) -> list[list[int]]:
+    parts: list[list[int]] = [[]]
+    for token in stream:
+        if token == mark:
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    return parts
+
+
+def test_a_sample_is_a_function_of_its_position(sets: Path) -> None:
+    """A fresh reader that starts anywhere, in any order, as after a resume, sees what the first one saw."""
+    first = blend(sets, "red", "blue", weights=(2.0, 1.0))
+    straight = [first.sample(index) for index in range(600)]
+    assert sum(first.samples_per_epoch) < 600, "several passes are covered"
+    resumed = blend(sets, "red", "blue", weights=(2.0, 1.0))
+    for index in random.Random(0).sample(range(600), 200):
+        np.testing.assert_array_equal(resumed.sample(index), straight[index])
+    np.testing.assert_array_equal(resumed.batch(range(300, 310)).numpy(), straight[300:310])
+    for changed in (blend(sets, "red", "blue", weights=(2.0, 1.0), seed=8), blend(sets, "red", "blue", weights=(1.0, 2.0))):
+        assert any((changed.sample(index) != straight[index]).any() for index in range(20))
+
+
+def test_moving_the_folders_changes_nothing(sets: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").symlink_to(sets / "red")
+    moved = open_blend([Corpus(path=str(tmp_path / "elsewhere"))], "train", SEQ, 7, None)
+    assert (tmp_path / "index_cache").is_dir()
+    np.testing.assert_array_equal(moved.batch(range(50)), blend(sets, "red").batch(range(50)))
+
+
+def test_positions_far_away(sets: Path) -> None:
+    data = blend(sets, "red", "blue")
+    assert data.sample(10**9 + 7).shape == (SEQ + 1,)
+    with pytest.raises(IndexError, match="positions start at 0"):
+        data.sample(-1)
+
+
+def test_shares_follow_the_weights(sets: Path) -> None:
+    data = blend(sets, "red", "blue", weights=(3.0, 1.0))
+    corpora = [data._pattern.locate(index) for index in range(4000)]
+    for length in (40, 400, 4000):
+        assert abs(sum(corpus == 0 for corpus, _ in corpora[:length]) - 0.75 * length) <= 1
+    assert [sample for corpus, sample in corpora if corpus == 1] == list(range(1000)), "each corpus is read without gaps"
+
+
+def test_the_pattern_goes_on_across_blocks() -> None:
+    pattern = BlendPattern([0.5, 0.3, 0.2], block=100)
+    seen = [pattern.locate(index) for index in range(1000)]
+    for corpus, share in enumerate((500, 300, 200)):
+        assert [sample for number, sample in seen if number == corpus] == list(range(share))
+    assert seen[:10] == [BlendPattern([0.5, 0.3, 0.2]).locate(index) for index in range(10)]
+    with pytest.raises(UserError, match=r"data.corpora.1.weight=0.001"):
+        BlendPattern([1.0, 0.001], block=100)
+
+
+def test_batches_and_properties(sets: Path) -> None:
+    data = blend(sets, "red")
+    batch = data.batch([3, 1, 3])
+    assert (batch.shape, batch.dtype) == ((3, SEQ + 1), torch.int64)
+    assert torch.equal(batch[0], batch[2])
+    assert batch[1].tolist() == data.sample(1).tolist()
+    assert (data.vocab_size, data.eod_id, data.manifests[0]["splits"]["train"]["documents"]) == (290, 2, len(documents(sets, "red")))
+
+
+def test_validation_has_one_order_that_no_seed_changes(sets: Path) -> None:
+    data = blend(sets, "red", split="validation")
+    count = data.samples_per_epoch[0]
+    np.testing.assert_array_equal(data.batch(range(count)), blend(sets, "red", split="validation", seed=99).batch(range(count, 2 * count)))
+
+
+def test_mistakes_are_named(sets: Path, tmp_path: Path) -> None:
+    tokens = sum(map(len, documents(sets, "short")))
+    with pytest.raises(UserError, match=rf"short: the train split has {tokens} tokens, one sample needs seq_length \+ 1 = {tokens + 1}"):
+        blend(sets, "short", seq_length=tokens)
+    assert blend(sets, "short", seq_length=tokens - 1).sample(0).shape == (tokens,)
+    with pytest.raises(UserError, match="the validation split has 0 tokens.*train.eval_samples=0"):
+        blend(sets, "short", split="validation")
+    with pytest.raises(UserError, match=r"red and .*other were prepared with different tokenizers"):
+        blend(sets, "red", "other")
+    with pytest.raises(UserError, match="hold the same data"):
+        blend(sets, "red", "red")
+    with pytest.raises(UserError, match="absent: no readable dataset.json"):
+        blend(sets, "absent")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="data.cache: no sample indices can be written"):
+        open_blend([Corpus(path=str(sets / "red"))], "train", SEQ, 7, tmp_path / "file" / "cache")
+
+
+def test_damaged_index_files_are_named(sets: Path, tmp_path: Path) -> None:
+    corpora = [Corpus(path=str(sets / "red"))]
+    open_blend(corpora, "train", SEQ, 7, tmp_path)
+    (path,) = tmp_path.glob("*.npy")
+    np.save(path, np.zeros(5, dtype=np.int64))
+    with pytest.raises(UserError, match="does not fit the data set; delete this file"):
+        open_blend(corpora, "train", SEQ, 7, tmp_path)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="is damaged"):
+        open_blend(corpora, "train", SEQ, 7, tmp_path)
+
+
+RACE = """
+import os, sys, time
+from pathlib import Path
+import numpy as np
+from pretrain.index_cache import build_once
+
+folder = Path(sys.argv[1])
+
+def build():
+    (folder / f"built-{os.getpid()}").touch()
+    time.sleep(0.5)
+    return np.arange(1000)
+
+(folder / f"ready-{os.getpid()}").touch()
+while len(list(folder.glob("ready-*"))) < 4:
+    time.sleep(0.001)
+assert build_once(folder / "cache" / "index.npy", build).sum() == 499500
+"""
+
+
+def test_of_four_processes_one_builds_and_all_read(tmp_path: Path) -> None:
+    processes = [subprocess.Popen([sys.executable, "-c", RACE, str(tmp_path)]) for _ in range(4)]
+    assert [process.wait(60) for process in processes] == [0] * 4
+    assert len(list(tmp_path.glob("built-*"))) == 1
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["index.npy"]
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    (tmp_path / "index.npy.lock").write_text(json.dumps({"host": socket.gethostname(), "pid": child.pid}))
+    assert build_once(tmp_path / "index.npy", lambda: np.arange(3)).tolist() == [0, 1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["index.npy"]
+
+
+def test_a_silent_lock_is_taken_over_and_a_living_one_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(index_cache, "STALE_S", 1.0)
+    monkeypatch.setattr(index_cache, "NOTICE_S", 0.2)
+    lock = tmp_path / "index.npy.lock"
+    lock.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    alive = threading.Event()
+
+    def beat() -> None:
+        for _ in range(10):
+            time.sleep(0.15)
+            os.utime(lock)
+        alive.set()
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    build_once(tmp_path / "index.npy", lambda: np.arange(3))
+    assert alive.is_set(), "taken over although its owner showed signs of life"
+    thread.join()
+    assert "waiting for index built by elsewhere" in caplog.text
+
+
+def test_a_failed_build_frees_the_lock(tmp_path: Path) -> None:
+    with pytest.raises(MemoryError):
+        build_once(tmp_path / "index.npy", lambda: (_ for _ in ()).throw(MemoryError()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prefetching_keeps_order_measures_waiting_and_passes_errors_on() -> None:
+    def fetch(position: int) -> int:
+        time.sleep(0.15 if position == 5 else 0)
+        if position == 8:
+            raise OSError("disk gone")
+        return position * position
+
+    with Prefetcher(fetch, 5, 10) as loader:
+        assert loader.get() == 25
+        assert loader.last_wait_s > 0.1
+        time.sleep(0.05)
+        assert [loader.get(), loader.get()] == [36, 49]
+        assert loader.last_wait_s < 0.1
+        with pytest.raises(OSError, match="disk gone"):
+            loader.get()
+    assert list(Prefetcher(abs, 2, 3)) == [2, 3, 4]
+
+
+def test_prefetching_works_while_the_caller_computes() -> None:
+    with Prefetcher(lambda position: time.sleep(0.05), 0, 6) as loader:
+        waits = []
+        for _ in range(6):
+            loader.get()
+            waits.append(loader.last_wait_s)
+            time.sleep(0.08)
+    assert sum(waits[1:]) < 0.1
+
+
+@pytest.mark.parametrize(("dp_size", "micro", "world"), [(1, 2, 12), (2, 3, 12), (4, 3, 12), (3, 1, 12)])
+def test_a_step_uses_each_sample_once_whatever_the_layout(dp_size: int, micro: int, world: int) -> None:
+    per_rank = world // (micro * dp_size)
+    for step in (0, 5):
+        used = [list(micro_batch_indices(step, k, rank, dp_size, micro, world)) for k in range(per_rank) for rank in range(dp_size)]
+        assert [index for part in used for index in part] == list(range(step * world, (step + 1) * world))
+
+
+def test_batch_sizes_that_do_not_divide_are_named() -> None:
+    with pytest.raises(UserError, match="train.global_batch_size=12: must be a multiple of .* = 5 x 2 = 10"):
+        micro_batch_indices(0, 0, 0, 2, 5, 12)
+    with pytest.raises(ValueError, match="no micro-batch 3"):
+        micro_batch_indices(0, 3, 0, 2, 2, 12)
