@@ -268,4 +268,8 @@ class FathomForCausalLM(FathomPreTrainedModel, GenerationMixin):
         return result.to_tuple() if return_dict is False else result
 
 
+# So that saving a loaded model writes this file and the configuration's again, with every version of transformers.
+FathomConfig.register_for_auto_class()
+FathomForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+
 __all__ = ["FathomForCausalLM", "FathomModel", "FathomPreTrainedModel"]

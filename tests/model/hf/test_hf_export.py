@@ -1,0 +1,279 @@
+"""Exports of every scheme against the references, and everything the exporter refuses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from model.errors import UserError
+from model.hf.export import Export, export, parse_size
+from model.hf.proof import ProofError
+from model.scheme import SCHEMES
+from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_config, make_tokens, make_weights, reference
+
+KINDS = list(itertools.product((4, 2), ("layernorm", "rmsnorm"), ("learned", "rotary"), (True, False)))
+# Every pair of values meets in these, with the activations spread over them.
+PAIRS = [
+    (4, "layernorm", "learned", True),
+    (4, "rmsnorm", "rotary", False),
+    (2, "layernorm", "rotary", False),
+    (2, "rmsnorm", "learned", True),
+    (2, "rmsnorm", "rotary", True),
+]
+ACTIVATIONS = ("gelu", "swiglu", "relu2", "geglu", "silu", "relu")
+
+
+def run(tmp_path: Path, config: Any, weights: dict[str, Tensor], **given: Any) -> Export:
+    arguments = {"logit_scale": LOGIT_SCALE, "tokenizer": None, "seq_length": POSITIONS, **given}
+    return export(weights, config, tmp_path / "out", **arguments)
+
+
+def check_scheme(tmp_path: Path, scheme: str, kind: tuple[int, str, str, bool], number: int) -> None:
+    groups, normalization, position, tied = kind
+    config = make_config(
+        scheme, num_query_groups=groups, normalization=normalization, position=position, tie_embeddings=tied,
+        activation=ACTIVATIONS[number % 6], bias=number % 3 != 0, rotary_base=500, hidden_dropout=0.1, attention_dropout=0.1,
+    )  # fmt: skip
+    weights = make_weights(config)
+    for architecture in ("auto", "fathom"):
+        result = run(tmp_path, config, weights, architecture=architecture, prove_with=reference(config, weights), overwrite=True)
+        assert result.proof.difference <= (1e-5 if result.proof.epsilon_effect == 0 else 1e-4)
+    assert json.loads((tmp_path / "out/config.json").read_text())["vocab_size"] == 101
+    assert load_file(tmp_path / "out/model.safetensors")["model.embed_tokens.weight"].shape == (101, 32)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_over_pairs_of_kinds(tmp_path: Path, scheme: str) -> None:
+    for number, kind in enumerate(PAIRS):
+        check_scheme(tmp_path, scheme, kind, number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheme", "number"), list(itertools.product(SCHEMES, range(len(KINDS)))))
+def test_every_scheme_in_every_kind(tmp_path: Path, scheme: str, number: int) -> None:
+    check_scheme(tmp_path, scheme, KINDS[number], number)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", "relu2", "silu"])
+@pytest.mark.parametrize(("bias", "tied"), [(True, True), (False, False)])
+def test_gpt2_has_the_activations_biases_and_ties_it_says(tmp_path: Path, activation: str, bias: bool, tied: bool) -> None:
+    config = make_config("pre_ln", activation=activation, bias=bias, tie_embeddings=tied)
+    weights = make_weights(config)
+    result = run(tmp_path, config, weights, prove_with=reference(config, weights))
+    assert result.architecture == "gpt2"
+    assert ("lm_head.weight" in load_file(tmp_path / "out/model.safetensors")) is not tied
+
+
+@pytest.mark.parametrize("activation", ["swiglu", "geglu"])
+@pytest.mark.parametrize(("bias", "groups"), [(True, 4), (False, 2)])
+def test_llama_has_the_activations_biases_and_groups_it_says(tmp_path: Path, activation: str, bias: bool, groups: int) -> None:
+    config = make_config("pre_ln", activation=activation, bias=bias, num_query_groups=groups, head_dim=12, normalization="rmsnorm", position="rotary")
+    weights = make_weights(config)
+    assert run(tmp_path, config, weights, prove_with=reference(config, weights)).architecture == "llama"
+
+
+@pytest.mark.parametrize("damage", ["coefficient", "reference", "nan"])
+def test_a_failing_proof_leaves_nothing(tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config("b2t")
+    weights = make_weights(config)
+    prove_with = reference(config, weights)
+    if damage == "coefficient":
+        from model.hf import configs
+
+        honest = configs.depth_plan
+        monkeypatch.setattr(configs, "depth_plan", lambda plan: [{**run, "mlp": {**run["mlp"], "skip_scale": 0.999}} for run in honest(plan)])
+    elif damage == "reference":
+        right, prove_with = prove_with, lambda tokens: 1.001 * right(tokens)
+    else:
+        weights["decoder.layers.2.mlp.linear_fc2.weight"][0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"not finite" if damage == "nan" else r"largest logit difference \d.*e-0\d.*allowed 1.*e-05"):
+        run(tmp_path, config, weights, prove_with=prove_with)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_proof_finds_a_wrong_mapping_below_the_epsilon_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fold of DeepScaleLM moves logits by some 1e-5; an error of that size elsewhere must not hide behind it."""
+    from model.hf import export as exporter
+
+    config = make_config("deepscalelm_pre_ln")
+    weights = make_weights(config)
+    assert 2e-5 < run(tmp_path, config, weights).proof.epsilon_effect < 1e-4
+    honest = exporter.hf_tensors
+    monkeypatch.setattr(
+        exporter,
+        "hf_tensors",
+        lambda entry, *rest: {n: t * (1 + 5e-5 * (entry.canonical == "decoder.final_layernorm.weight")) for n, t in honest(entry, *rest).items()},
+    )
+    with pytest.raises(ProofError, match="gpt2 model does not compute this model"):
+        run(tmp_path, config, weights, overwrite=True)
+
+
+def test_auto_takes_fathom_where_one_epsilon_is_too_coarse(tmp_path: Path) -> None:
+    config = make_config("deepscalelm_pre_ln", norm_epsilon=1e-2)
+    weights = make_weights(config)
+    with pytest.raises(UserError, match=r"architecture=gpt2 .* one epsilon for all norms.*standard deviations"):
+        run(tmp_path, config, weights, architecture="gpt2")
+    assert list(tmp_path.iterdir()) == []
+    result = run(tmp_path, config, weights, prove_with=reference(config, weights))
+    assert result.architecture == "fathom"
+    assert "one epsilon for all norms" in result.skipped[0]
+    assert result.proof.difference <= 1e-5
+    assert result.skipped[0] in (tmp_path / "out/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "model", "reason"),
+    [
+        ("gpt2", {"scheme": "b2t"}, "no norm after the last layer"),
+        ("gpt2", {"scheme": "peri_ln"}, "a norm after the embedding"),
+        ("gpt2", {"scheme": "mix_ln"}, "attention sublayer of layer 1 has no norm before its branch"),
+        ("gpt2", {"normalization": "rmsnorm"}, "the model rmsnorm"),
+        ("gpt2", {"position": "rotary"}, "the model rotary"),
+        ("gpt2", {"activation": "swiglu"}, "no swiglu"),
+        ("gpt2", {"num_query_groups": 2}, "no grouped-query attention"),
+        ("gpt2", {"head_dim": 16}, "head_dim=16"),
+        ("llama", {}, "the model layernorm"),
+        ("llama", {"normalization": "rmsnorm"}, "the model learned"),
+        ("llama", {"normalization": "rmsnorm", "position": "rotary"}, "activation is gelu"),
+        ("llama", {"normalization": "rmsnorm", "position": "rotary", "activation": "swiglu", "hidden_size": 30, "head_dim": 8}, "divisible"),
+        ("bert", {}, "choose auto or one of gpt2, llama, fathom"),
+    ],
+)
+def test_an_inexact_architecture_is_refused_with_the_reason(tmp_path: Path, architecture: str, model: dict[str, Any], reason: str) -> None:
+    config = make_config(**model)
+    with pytest.raises(UserError, match=reason):
+        run(tmp_path, config, make_weights(config), architecture=architecture)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    config, name = make_config(), "decoder.layers.3.mlp.linear_fc1.weight"
+    weights = make_weights(config)
+    for change, reason in (
+        (lambda w: w.pop(name), "no tensor"),
+        (lambda w: w.__setitem__(name, w[name][:, :-1]), "has shape"),
+        (lambda w: w.__setitem__("decoder.layers.9.x", w[name]), "has no place for"),
+    ):
+        damaged = dict(weights)
+        change(damaged)
+        with pytest.raises(UserError, match=reason):
+            run(tmp_path, config, damaged, prove_with=reference(config, weights))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_have_the_size_asked_for_and_load(tmp_path: Path) -> None:
+    config = make_config("b2t")
+    result = run(tmp_path, config, make_weights(config), max_shard_size="30KB")
+    shards = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert len(shards) > 4
+    assert all(path.stat().st_size < 33_000 for path in shards)
+    index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
+    assert {tmp_path / "out" / name for name in index["weight_map"].values()} == set(shards)
+    assert index["metadata"]["total_size"] == 4 * result.parameters == sum(4 * t.numel() for path in shards for t in load_file(path).values())
+
+
+def test_bfloat16_is_rounded_after_the_proof(tmp_path: Path) -> None:
+    config = make_config("b2t")
+    weights = make_weights(config)
+    exact = run(tmp_path, config, weights)
+    full = load_file(tmp_path / "out/model.safetensors")
+    rounded = run(tmp_path, config, weights, dtype="bfloat16", overwrite=True)
+    assert rounded.proof == exact.proof
+    assert 1e-4 < rounded.dtype_difference < 0.1
+    stored = load_file(tmp_path / "out/model.safetensors")
+    assert all(torch.equal(tensor, full[name].bfloat16()) for name, tensor in stored.items())
+    from transformers import AutoConfig
+
+    assert AutoConfig.from_pretrained(tmp_path / "out", trust_remote_code=True).dtype == torch.bfloat16
+
+
+def test_values_beyond_float16_are_refused(tmp_path: Path) -> None:
+    config = make_config()
+    weights = make_weights(config)
+    weights["decoder.final_layernorm.weight"] *= 1e6
+    with pytest.raises(UserError, match="transformer.ln_f.weight does not fit"):
+        run(tmp_path, config, weights, dtype="float16")
+    with pytest.raises(UserError, match="dtype='int8'"):
+        run(tmp_path, config, weights, dtype="int8")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_kept_or_replaced_whole(tmp_path: Path) -> None:
+    config, out = make_config(), tmp_path / "out"
+    weights = make_weights(config)
+    out.mkdir()
+    (out / "precious.txt").write_text("x")
+    for overwrite, reason in ((False, "exists"), (True, "not an exported model")):
+        with pytest.raises(UserError, match=reason):
+            run(tmp_path, config, weights, overwrite=overwrite)
+    assert [path.name for path in out.iterdir()] == ["precious.txt"]
+    (out / "config.json").write_text("{}")
+    run(tmp_path, config, weights, overwrite=True)
+    assert not (out / "precious.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_card_tells_where_the_model_comes_from(tmp_path: Path) -> None:
+    config = make_config("b2t", scheme_options={"rescale": False})
+    run(tmp_path, config, make_weights(config), provenance={"name": "deep", "step": 300, "commit": "abc|def"})
+    card = (tmp_path / "out/README.md").read_text()
+    for part in (
+        "# deep",
+        "`b2t`",
+        "Takase",
+        "| step | 300 |",
+        "abc&#124;def",
+        "rescale=False",
+        "trust_remote_code=True",
+        "FathomForCausalLM",
+        "tags: [fathom, b2t]",
+    ):
+        assert part in card
+
+
+def test_given_tokens_are_part_of_the_proof(tmp_path: Path) -> None:
+    config = make_config()
+    weights, seen = make_weights(config), []
+    given = make_tokens(config, batch=3, length=10)
+
+    def prove_with(tokens: Tensor) -> Tensor:
+        seen.append(tokens)
+        return reference(config, weights)(tokens)
+
+    result = run(tmp_path, config, weights, prove_with=prove_with, prove_tokens=given)
+    assert torch.equal(seen[0][:3], given)
+    assert result.proof.tokens == 50
+
+
+def test_the_cache_of_modelling_files_stays_clean(tmp_path: Path) -> None:
+    import sys
+
+    from transformers.dynamic_module_utils import HF_MODULES_CACHE
+
+    def copies() -> Iterator[str]:
+        return (path.name for path in Path(HF_MODULES_CACHE, "transformers_modules").glob("*dot_out*"))
+
+    before = set(copies())
+    config = make_config("b2t")
+    run(tmp_path, config, make_weights(config))
+    assert set(copies()) == before
+    assert not [name for name in sys.modules if "dot_out" in name]
+
+
+@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("1.5 mb", 1_500_000), (123, 123), ("10K", 10_000)])
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1", "5 potatoes", "0"])
+def test_bad_sizes(text: str) -> None:
+    with pytest.raises(UserError, match="max_shard_size"):
+        parse_size(text)
