@@ -53,13 +53,16 @@ def causal_attention(length: int, p: float) -> AttentionLaw:
     Query i averages i values. Its sum of squared probabilities is about S_i = min(1, e^((1 - r) W) / i) / (1 - p), W the score variance, and two
     queries share 1 / max(i, j). With L = length, H_L its harmonic number:
       second = r + (1 - r) mean_i S_i                           covariance = r + (1 - r) 2 (L - H_L) / (L (L - 1))
-    Late positions, with independent token gradients: key i is read by queries j >= i with sum of squares T_i = e^((1 - r) W) (1/i - 1/L) / (1 - p),
+    Late positions, with independent token gradients: key i is read by queries j >= i with sum of squares T_i = e^((1 - r) W) / (1 - p) sum_j 1/j^2,
       late_value = (1 + (1 - r)^2 W) mean_late T_i              late_query = (1 - r)^2 W mean_late S_i
     (the first through values and keys; both are lower bounds where token gradients are correlated).
     """
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, length + 1, dtype=np.float64))])
-    shared = 2 * (length - harmonic[length]) / (length * (length - 1)) if length > 1 else 1.0
+    shared = float(2 * (length - harmonic[length]) / (length * (length - 1))) if length > 1 else 1.0
     first_late = length // 2
+    # mean over late keys i of the sum over queries j >= i of 1 / j^2
+    late = np.arange(first_late + 1, length + 1, dtype=np.float64)
+    reads = float(np.mean(np.cumsum(late[::-1] ** -2.0)))
 
     def mean_of_squares(start: int, peak: float) -> float:
         """Mean of min(1, peak / i) over i = start + 1 .. length."""
@@ -69,10 +72,10 @@ def causal_attention(length: int, p: float) -> AttentionLaw:
     def law(correlation: float, score_variance: float) -> AttentionMoments:
         r = correlation
         peak = math.exp(min(700.0, (1 - r) * score_variance))
-        own, late = mean_of_squares(0, peak) / (1 - p), mean_of_squares(first_late, peak) / (1 - p)
-        read = min(1.0, max(0.0, late - min(peak, length) / length / (1 - p)))
+        own, own_late = mean_of_squares(0, peak) / (1 - p), mean_of_squares(first_late, peak) / (1 - p)
+        read = min(peak, length) * reads / (1 - p)
         scores = (1 - r) ** 2 * score_variance
-        return AttentionMoments(r + (1 - r) * own, r + (1 - r) * shared, r + (1 - r) * late, (1 + scores) * read, scores * late)
+        return AttentionMoments(r + (1 - r) * own, r + (1 - r) * shared, r + (1 - r) * own_late, (1 + scores) * read, scores * own_late)
 
     return law
 
