@@ -68,7 +68,8 @@ def test_beam_search_runs_on_the_cache(case: Any) -> None:
 
 def test_continuing_from_a_given_cache_in_pieces(case: Any) -> None:
     config, _, _, model = case
-    tokens, cache, pieces = make_tokens(config), None, []
+    tokens, cache = make_tokens(config), None
+    pieces: list[torch.Tensor] = []
     with torch.no_grad():
         whole = model(tokens).logits
         for part in tokens.split([5, 1, 7, 3], dim=1):

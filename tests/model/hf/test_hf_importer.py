@@ -1,0 +1,184 @@
+"""Reading Hugging Face models: bit-exact both ways, or refused with the reason."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+
+from model.errors import UserError
+from model.hf.evaluate import Evaluation
+from model.hf.export import export
+from model.hf.importer import import_model
+from model.scheme import SCHEMES
+from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_config, make_tokens, make_weights, reference
+
+GPT2 = {"vocab_size": 101, "n_positions": 24, "n_embd": 32, "n_layer": 3, "n_head": 4, "activation_function": "gelu"}
+LLAMA = {"vocab_size": 101, "max_position_embeddings": 24, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+
+
+def save(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Saves with random weights everywhere: fresh models have zero biases, which would hide a wrong one."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+def check(model: PreTrainedModel, folder: Path, tmp_path: Path) -> Any:
+    """Logits equal, and the way back gives the very tensors of the source."""
+    imported = import_model(folder, vocab_multiple=16)
+    tokens = make_tokens(imported.config)
+    weights = dict(imported.weights)
+    with torch.no_grad():
+        theirs = model(tokens).logits
+    for ours in (Evaluation(weights, imported.config, logit_scale=imported.logit_scale), reference(imported.config, weights, imported.logit_scale)):
+        torch.testing.assert_close(ours(tokens)[..., :101], theirs, rtol=1e-5, atol=1e-5)
+    assert weights["embedding.word_embeddings.weight"].shape == (112, 32)
+    assert not weights["embedding.word_embeddings.weight"][101:].any()
+    export(imported.weights, imported.config, tmp_path / "back", logit_scale=imported.logit_scale, tokenizer=None, seq_length=imported.positions)
+    before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "back/model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    return imported
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_gpt2(tmp_path: Path, tied: bool, activation: str) -> None:
+    model = save(GPT2LMHeadModel(GPT2Config(**{**GPT2, "activation_function": activation, "tie_word_embeddings": tied})), tmp_path / "source")
+    imported = check(model, tmp_path / "source", tmp_path)
+    assert (imported.config.scheme, imported.config.hidden_dropout) == ("pre_ln", 0.1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"num_key_value_heads": 2, "tie_word_embeddings": True},
+        {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"},
+        {"head_dim": 12, "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
+    ],
+)
+def test_llama(tmp_path: Path, settings: dict[str, Any]) -> None:
+    imported = check(save(LlamaForCausalLM(LlamaConfig(**{**LLAMA, **settings})), tmp_path / "source"), tmp_path / "source", tmp_path)
+    assert imported.config.rotary_base == (500000 if "head_dim" in settings else 10000)
+
+
+def test_mistral_without_a_window_is_a_llama(tmp_path: Path) -> None:
+    model = save(MistralForCausalLM(MistralConfig(**{**LLAMA, "num_key_value_heads": 2, "sliding_window": None})), tmp_path / "source")
+    check(model, tmp_path / "source", tmp_path)
+
+
+def test_old_files_in_shards_without_prefix_and_with_masks(tmp_path: Path) -> None:
+    """The Hub's GPT-2 has no `transformer.` in its names and carries the causal mask; several files have an index."""
+    folder = tmp_path / "source"
+    save(GPT2LMHeadModel(GPT2Config(**GPT2)), folder)
+    plain = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    old = {name.removeprefix("transformer."): tensor for name, tensor in plain.items()} | {
+        "h.0.attn.bias": torch.ones(1, 1, 24, 24),
+        "h.0.attn.masked_bias": torch.ones(()),
+    }
+    places: dict[str, str] = {}
+    for number, names in enumerate((sorted(old)[::2], sorted(old)[1::2])):
+        save_file({name: old[name].contiguous() for name in names}, folder / f"part{number}.safetensors")
+        places |= dict.fromkeys(names, f"part{number}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    weights = import_model(folder).weights
+    assert torch.equal(weights["decoder.layers.1.mlp.linear_fc2.weight"], plain["transformer.h.1.mlp.c_proj.weight"].T)
+    (folder / "part1.safetensors").unlink()
+    with pytest.raises(UserError, match=r"part1.safetensors is missing"):
+        import_model(folder)
+
+
+@pytest.mark.parametrize(("scheme", "number"), list(itertools.product(SCHEMES, range(2))))
+def test_our_exports_come_back_bit_by_bit(tmp_path: Path, scheme: str, number: int) -> None:
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"num_query_groups": 2, "normalization": "rmsnorm", "position": "rotary", "activation": "swiglu", "bias": False, "tie_embeddings": False},
+    ]
+    config = make_config(scheme, **kinds[number], scheme_options={"rescale": False} if scheme == "b2t" else {})
+    weights = make_weights(config)
+    for name in ("embedding.word_embeddings.weight", "output_layer.weight"):
+        if name in weights:
+            weights[name][101:] = 0
+    export(weights, config, tmp_path / "out", logit_scale=LOGIT_SCALE, tokenizer=None, seq_length=POSITIONS, architecture="fathom")
+    imported = import_model(tmp_path / "out")
+    assert imported.config == config
+    assert (imported.logit_scale, imported.positions) == (LOGIT_SCALE, POSITIONS)
+    assert set(imported.weights) == set(weights)
+    assert all(torch.equal(imported.weights[name], tensor) for name, tensor in weights.items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"model_type": "bert"}, "model_type='bert' cannot be imported; supported: gpt2, llama, mistral, fathom"),
+        ({**GPT2, "model_type": "gpt2", "activation_function": "gelu_new"}, "activation is gelu_new .*tanh approximation"),
+        ({**GPT2, "model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scaled by the layer number"),
+        ({**GPT2, "model_type": "gpt2", "scale_attn_weights": False}, "not scaled"),
+        ({**GPT2, "model_type": "gpt2", "add_cross_attention": True}, "cross-attention"),
+        ({**GPT2, "model_type": "gpt2", "embd_pdrop": 0.0}, "resid_pdrop=0.1 and embd_pdrop=0.0 differ"),
+        ({**LLAMA, "model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type=linear"),
+        ({**LLAMA, "model_type": "llama", "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_type=llama3"),
+        ({**LLAMA, "model_type": "llama", "rope_parameters": {"partial_rotary_factor": 0.5}}, "part of each head"),
+        ({**LLAMA, "model_type": "llama", "rope_theta": 10000.5}, "not a whole number"),
+        ({**LLAMA, "model_type": "llama", "attention_bias": True}, "attention_bias=True and mlp_bias=False"),
+        ({**LLAMA, "model_type": "llama", "hidden_act": "relu"}, "activation is relu"),
+        ({**LLAMA, "model_type": "mistral"}, r"sliding-window attention \(4096 tokens\)"),
+        ({"model_type": "fathom"}, "no `pretraining` section"),
+    ],
+)
+def test_what_is_not_ours_is_refused_with_the_reason(tmp_path: Path, settings: dict[str, Any], reason: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=reason):
+        import_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), "no tensor 'model.layers.1.mlp.up_proj.weight'"),
+        (
+            lambda t: t.__setitem__("model.layers.1.self_attn.q_norm.weight", torch.ones(8)),
+            "'model.layers.1.self_attn.q_norm.weight', which config.json does not account for",
+        ),
+        (lambda t: t.__setitem__("model.norm.weight", torch.ones(31)), r"model.norm.weight has shape \(31,\)"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(tmp_path: Path, damage: Any, reason: str) -> None:
+    save(LlamaForCausalLM(LlamaConfig(**LLAMA)), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    damage(tensors)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=reason):
+        dict(import_model(tmp_path).weights)
+
+
+def test_a_changed_plan_is_not_read_as_the_scheme(tmp_path: Path) -> None:
+    config = make_config("b2t")
+    export(make_weights(config), config, tmp_path / "out", logit_scale=1.0, tokenizer=None, seq_length=POSITIONS)
+    data = json.loads((tmp_path / "out/config.json").read_text())
+    data["depth_plan"][0]["mlp"]["skip_scale"] = 0.5
+    (tmp_path / "out/config.json").write_text(json.dumps(data))
+    with pytest.raises(UserError, match=r"has depth_plan=.*0\.5.* but its `pretraining` section gives"):
+        import_model(tmp_path / "out")
+
+
+def test_sources_that_are_no_models(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no config.json"):
+        import_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**GPT2, "model_type": "gpt2"}))
+    with pytest.raises(UserError, match="has no model.safetensors"):
+        import_model(tmp_path)
+    with pytest.raises(UserError, match="neither a folder nor a model"):
+        import_model("no/such/model/anywhere")
