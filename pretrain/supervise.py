@@ -222,15 +222,16 @@ def _run(options: argparse.Namespace, owner: Owner) -> int:
 
 
 def _what_happened(run_dir: Path | str, exit_code: int, state: Mapping[str, Any], owner: Owner) -> tuple[ExitCode, str]:
-    """The exit code that counts, with a sentence. In order: what rank 0 wrote when it left, what the first failing rank wrote, what srun returned."""
-    if state.get("exit_code") is not None:
-        return as_exit_code(int(state["exit_code"])), str(state.get("reason") or "")
+    """The exit code that counts, with a sentence. In order: what rank 0 wrote when it left in order, what the first failing rank wrote, what srun returned."""
+    code = None if state.get("exit_code") is None else as_exit_code(int(state["exit_code"]))
     failures = states.read_failures(run_dir, owner)
-    if failures:
+    if failures and code in (None, ExitCode.CRASH):
         # A lost collective is what the others see when one rank dies: a code that says more wins over an earlier crash.
         first = next((failure for failure in failures if failure.exit_code != ExitCode.CRASH), failures[0])
         more = f" (and {len(failures) - 1} more ranks)" if len(failures) > 1 else ""
         return as_exit_code(first.exit_code), f"rank {first.rank} on {first.host}: {first.reason}{more}"
+    if code is not None:
+        return code, str(state.get("reason") or "")
     if exit_code == TOO_LATE:
         return ExitCode.STOPPED, "the time limit came before the run had saved and left: a larger signal_margin in the site file gives it more time"
     if exit_code > 128:

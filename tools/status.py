@@ -99,8 +99,8 @@ def duration(seconds: float) -> str:
 
 def quantity(number: float) -> str:
     """Three digits and a unit: 950, 12.3k, 1.25M."""
-    for unit in ("", "k", "M", "G"):
-        if number < 999.5 or unit == "G":
+    for unit in ("", "k", "M", "G", "T"):
+        if number < 999.5 or unit == "T":
             return f"{number:.3g}{unit}"
         number /= 1000
     raise AssertionError

@@ -1,0 +1,281 @@
+"""Who starts a run again, and when not: every way a start can end, without Slurm."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.errors import UserError
+from parallel.exit_codes import ExitCode
+from parallel.slurm_queue import Job
+from pretrain import state as states
+from pretrain.state import (
+    Owner,
+    StaleStartError,
+    asked_to_stop,
+    check_owner,
+    claim,
+    latest_step,
+    read_failures,
+    read_state,
+    record_failure,
+    stop_file,
+    write_state,
+)
+from pretrain.stop import StopRequest, task_exit_code
+from pretrain.supervise import NOTHING_TO_DO, decide, main, on_term, start, usable_nodes
+
+OWNER = Owner("12", 0)
+RUNNING = Job("RUNNING")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run directory that start 12.0 has claimed, with a checkpoint of step 100."""
+    run_dir = tmp_path / "run"
+    (run_dir / "control").mkdir(parents=True)
+    checkpoint(run_dir, 100)
+    assert start(run_dir, OWNER, RUNNING) is None
+    return run_dir
+
+
+def checkpoint(run_dir: Path, step: int) -> None:
+    (run_dir / "checkpoints").mkdir(exist_ok=True)
+    (run_dir / "checkpoints" / "latest").write_text(f"step_{step:08d}\n")
+
+
+def left(run_dir: Path, state: str, code: ExitCode, reason: str = "why") -> None:
+    write_state(run_dir, OWNER, state=state, exit_code=int(code), reason=reason)
+
+
+def test_finished(run: Path) -> None:
+    left(run, states.FINISHED, ExitCode.FINISHED)
+    decision = decide(run, 0, RUNNING, OWNER)
+    assert (decision.requeue, decision.state, decision.exit_code) == (False, "finished", 0)
+    # A library that crashes while Python shuts down, or a scancel a moment later, changes nothing.
+    assert decide(run, 139, Job("COMPLETING"), OWNER).state == "finished"
+
+
+def test_stopped_on_request(run: Path) -> None:
+    left(run, states.STOPPED, ExitCode.STOPPED)
+    checkpoint(run, 120)
+    for srun in (0, 143):  # what srun returns is the code of a victim
+        decision = decide(run, srun, RUNNING, OWNER)
+        assert (decision.requeue, decision.state, decision.step, decision.stalled) == (True, "requeued", 120, 0)
+
+
+def test_stopped_for_good(run: Path) -> None:
+    left(run, states.STOPPED, ExitCode.STOPPED_BY_USER)
+    assert (decide(run, 0, RUNNING, OWNER).requeue, decide(run, 0, RUNNING, OWNER).state) == (False, "stopped")
+
+
+@pytest.mark.parametrize(("code", "again"), [(1, True), (78, True), (79, True), (137, True), (2, False), (77, False), (80, False)])
+def test_codes_of_srun(run: Path, code: int, again: bool) -> None:
+    decision = decide(run, code, RUNNING, OWNER)
+    assert (decision.requeue, decision.state) == (again, "requeued" if again else "failed")
+    assert str(code) in decision.reason
+    assert decision.exit_code == (0 if again else code)
+
+
+def test_the_first_rank_that_says_something_counts(run: Path) -> None:
+    record_failure(run, 3, ExitCode.CRASH, "lost the connection\nto its peer", OWNER)
+    record_failure(run, 7, ExitCode.USER_ERROR, "data: no such file", OWNER)
+    record_failure(run, 1, ExitCode.CRASH, "of another start", Owner("12", 1))
+    assert [failure.rank for failure in read_failures(run, OWNER)] == [3, 7]
+    assert read_failures(run, OWNER)[0].reason == "lost the connection to its peer"
+    decision = decide(run, 143, RUNNING, OWNER)
+    assert not decision.requeue
+    assert decision.reason.startswith("rank 7 on ")
+    assert decision.reason.endswith(": data: no such file (and 1 more ranks)")
+
+
+def restart_until_given_up(run: Path, code: int, job: Job, limit: int = 10) -> int:
+    """Lets each start end with a code, until one is not followed by another; returns the number of starts."""
+    for count in range(limit):
+        owner = Owner("12", count)
+        assert count == 0 or start(run, owner, job) is None
+        decision = decide(run, code, Job(job.state, restarts=count, preempted=job.preempted), owner)
+        if not decision.requeue:
+            return count + 1
+        write_state(run, owner, state=decision.state, stalled=decision.stalled)
+    return limit
+
+
+def test_crash_loop(run: Path) -> None:
+    """Three restarts without a new checkpoint, then no more."""
+    assert restart_until_given_up(run, 1, RUNNING) == 4
+
+
+def test_time_limit_that_leaves_no_time_for_a_step(run: Path) -> None:
+    assert restart_until_given_up(run, 75, RUNNING) == 4
+
+
+def test_preemption_is_not_the_runs_fault(run: Path) -> None:
+    assert restart_until_given_up(run, 75, Job("RUNNING", preempted=True)) == 10
+
+
+def test_progress_resets_the_count(run: Path) -> None:
+    write_state(run, OWNER, stalled=3)
+    assert not decide(run, 1, RUNNING, OWNER).requeue
+    checkpoint(run, 101)
+    assert (decide(run, 1, RUNNING, OWNER).requeue, decide(run, 1, RUNNING, OWNER).stalled) == (True, 0)
+
+
+def test_first_checkpoint_is_progress(tmp_path: Path) -> None:
+    assert start(tmp_path, OWNER, RUNNING) is None
+    assert (latest_step(tmp_path), decide(tmp_path, 1, RUNNING, OWNER).stalled) == (None, 1)
+    checkpoint(tmp_path, 1)
+    assert decide(tmp_path, 1, RUNNING, OWNER).stalled == 0
+
+
+def test_lost_batch_nodes_count_too(run: Path) -> None:
+    """Slurm requeues by itself when the node of the batch script dies; nobody decided, so the next start counts."""
+    for count in (1, 2, 3):
+        assert start(run, Owner("12", count), RUNNING) is None
+        assert (read_state(run)["stalled"], read_state(run)["restarts"]) == (count, count)
+    reason = start(run, Owner("12", 4), RUNNING)
+    assert reason == "no new checkpoint in 4 starts in a row (the newest is step 100): not started again"
+    assert (read_state(run)["state"], read_state(run)["reason"]) == ("failed", reason)
+
+
+def test_what_slurm_does_itself(run: Path) -> None:
+    """The states of a job in COMPLETING: a requeue has been counted, a time limit has its reason, and what is left is scancel."""
+    requeued = decide(run, 143, Job("COMPLETING", restarts=1), OWNER)
+    assert (requeued.requeue, requeued.by_slurm, requeued.stalled) == (True, True, 0)
+    assert decide(run, 143, Job("COMPLETING"), OWNER).state == "cancelled"
+    assert decide(run, 143, Job("CANCELLED"), OWNER).state == "cancelled"
+    assert decide(run, 143, None, OWNER).state == "requeued"  # slurmctld does not answer
+
+
+def test_term(run: Path) -> None:
+    """What the batch script can say at once; a grace period before preemption says nothing yet."""
+    assert on_term(run, OWNER, RUNNING) is None
+    late = on_term(run, OWNER, Job("COMPLETING", "TimeLimit"))
+    assert late is not None
+    assert (late.requeue, late.by_slurm) == (True, False)
+    assert "larger signal_margin" in late.reason
+    cancelled = on_term(run, OWNER, Job("COMPLETING"))
+    assert cancelled is not None
+    write_state(run, OWNER, state=cancelled.state)
+    left(run, states.STOPPED, ExitCode.STOPPED)  # a rank that was still saving
+    assert read_state(run)["state"] == "cancelled"
+    assert on_term(run, OWNER, Job("COMPLETING")) is None
+
+
+def test_chain(run: Path) -> None:
+    (run / "submitted.json").write_text(json.dumps({"jobs": ["12", "13"]}))
+    left(run, states.STOPPED, ExitCode.STOPPED)
+    decision = decide(run, 0, RUNNING, OWNER)
+    assert (decision.requeue, decision.state, decision.exit_code) == (False, "requeued", 0)
+    assert decision.reason == "why; job 13 of the chain continues"
+    write_state(run, OWNER, state=decision.state)
+    last = Owner("13", 0)
+    assert start(run, last, RUNNING) is None
+    write_state(run, last, exit_code=75)
+    assert decide(run, 0, RUNNING, last).requeue
+    late = on_term(run, last, Job("COMPLETING", "TimeLimit"))
+    assert late is not None
+    assert late.requeue
+
+
+@pytest.mark.parametrize("state", [states.FINISHED, states.FAILED, states.CANCELLED])
+def test_what_has_ended_is_not_started(run: Path, state: str) -> None:
+    write_state(run, OWNER, state=state, reason="why")
+    assert start(run, Owner("13", 0), RUNNING) == f"the run is {state} (why): submit it again to go on"
+
+
+def test_stop_for_good_is_kept_when_saving_fails(run: Path) -> None:
+    stop_file(run, OWNER).write_text("USR2\n")
+    decision = decide(run, 1, RUNNING, OWNER)
+    assert (decision.requeue, decision.state) == (False, "failed")
+
+
+def test_fence(run: Path) -> None:
+    """A rank of an earlier start can not write, and can not take the run back."""
+    newer = Owner("12", 1)
+    assert start(run, newer, RUNNING) is None
+    for stale in (OWNER, Owner("11", 0), Owner(None, 0)):
+        with pytest.raises(StaleStartError, match=r"belongs to start 12\.1 now"):
+            check_owner(run, stale)
+        with pytest.raises(StaleStartError):
+            write_state(run, stale, state="running")
+        with pytest.raises(StaleStartError):
+            decide(run, 0, RUNNING, stale)
+    with pytest.raises(StaleStartError, match="belongs to restart 1 of job 12; this is restart 0"):
+        claim(run, OWNER)
+    check_owner(run, newer)
+    claim(run, Owner(None, 0), state="running")  # a person who goes on locally
+    with pytest.raises(StaleStartError):
+        check_owner(run, newer)
+
+
+def test_old_requests_are_cleared_by_a_new_start(run: Path) -> None:
+    stop_file(run, OWNER).write_text("USR2\n")
+    stop_file(run, Owner("12", 1)).write_text("USR1\n")
+    start(run, Owner("12", 1), RUNNING)
+    assert [asked_to_stop(run, Owner("12", count)) for count in (0, 1)] == ["", "USR1"]
+
+
+def test_damaged_state(run: Path) -> None:
+    (run / "state.json").write_text('{"state": ')
+    with pytest.raises(UserError, match=r"state\.json is damaged .*: remove it; checkpoints and metrics are not affected"):
+        read_state(run)
+
+
+def test_nodes() -> None:
+    assert [usable_nodes(number, [2, 4]) for number in (2, 3, 4, 5)] == [2, 2, 4, 4]
+    with pytest.raises(UserError, match="the job got 1 nodes; its layout needs 2 or 4"):
+        usable_nodes(1, [2, 4])
+
+
+def test_commands_of_the_batch_script(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no scontrol
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert main(["start", str(run)]) == 2
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "3")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert main(["start", str(run), "--allowed-nodes=2,4"]) == 0
+    assert capsys.readouterr().out == "2\n"
+    assert main(["after-exit", str(run), "--exit-code=1"]) == 1
+    assert read_state(run)["state"] == "failed"
+    assert "it should start again, but: scontrol is missing" in read_state(run)["reason"]
+    assert main(["start", str(run)]) == NOTHING_TO_DO
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    assert main(["after-exit", str(run)]) == ExitCode.STALE
+
+
+def test_stop_request(run: Path) -> None:
+    env = {"SLURM_JOB_ID": "12"}
+    previous = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)}
+    try:
+        stop = StopRequest(run, env)
+        stop.install()
+        assert (stop.code(), stop.reason()) == (0, "")
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert (stop.code(), stop.reason()) == (75, "the time limit is near, or the job is preempted")
+        stop_file(run, OWNER).write_text("USR2\n")  # srun passes USR1 on for it as well
+        assert (stop.code(), stop.reason()) == (76, "asked to save and stop for good")
+        early = StopRequest(run, env)
+        early.install()
+        assert early.code() == 76
+        local = StopRequest(run, {})
+        local.install()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert local.code() == 76
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("code", "in_step", "alone"), [(0, 0, 0), (75, 0, 75), (76, 0, 76), (1, 1, 1), (77, 77, 77), (2, 2, 2)])
+def test_codes_of_tasks(code: int, in_step: int, alone: int) -> None:
+    env: dict[str, Any] = {"SLURM_STEP_ID": "0"}
+    assert (task_exit_code(ExitCode(code), env), task_exit_code(ExitCode(code), {})) == (in_step, alone)
