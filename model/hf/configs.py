@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from model.config import ModelConfig
+from model.config import InitConfig, ModelConfig
 from model.errors import UserError
 from model.hf.folding import GPT2_ACTIVATIONS, LLAMA_ACTIVATIONS, Fold
 from model.hf.mapping import Target
@@ -14,6 +14,8 @@ from model.hf.plan import Plan
 from model.scheme import Sublayer
 
 ARCHITECTURES: dict[Target, str] = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "fathom": "FathomForCausalLM"}
+# The initialisation under which tied embeddings have no factor on the logits, as in both stock architectures.
+STOCK_INIT = InitConfig(base="normal")
 _SAME_ACTIVATION = {"swish": "silu", "gelu_python": "gelu"}
 
 
@@ -161,6 +163,7 @@ def _read_gpt2(data: Mapping[str, Any]) -> tuple[Target, ModelConfig, int, float
     hidden = int(data.get("n_embd", 768))
     config = ModelConfig(
         scheme="pre_ln",
+        init=STOCK_INIT,
         num_layers=data.get("n_layer", 12),
         hidden_size=hidden,
         num_attention_heads=data.get("n_head", 12),
@@ -202,6 +205,7 @@ def _read_llama(data: Mapping[str, Any]) -> tuple[Target, ModelConfig, int, floa
     positions = int(data.get("max_position_embeddings", 2048))
     config = ModelConfig(
         scheme="pre_ln",
+        init=STOCK_INIT,
         num_layers=data.get("num_hidden_layers", 32),
         hidden_size=hidden,
         num_attention_heads=heads,

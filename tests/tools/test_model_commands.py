@@ -1,0 +1,110 @@
+"""`fathom import`, `fathom export` and `fathom generate` on real files, from end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from pretrain import import_
+from pretrain.train_tokenizer import train_tokenizer
+from tools.cli import main
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face GPT-2 with a SentencePiece model beside it."""
+    folder = tmp_path_factory.mktemp("source")
+    (folder / "text.txt").write_text("deep layers keep the signal\nthe norm of a residual stream\n" * 200)
+    train_tokenizer([str(folder / "text.txt")], folder / "tokenizer.model", vocab_size=280)
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=280, n_positions=32, n_embd=32, n_layer=3, n_head=4, activation_function="gelu", bos_token_id=None, eos_token_id=None)
+    model = GPT2LMHeadModel(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    with torch.no_grad():
+        # Byte tokens get logit 0 and so are never the likeliest: bytes that are no UTF-8 have no one right text.
+        model.transformer.wte.weight[:259] = 0
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "checkpoints"
+    limit, import_.FILE_BYTES = import_.FILE_BYTES, 20_000
+    try:
+        fathom("import", str(source), str(folder), "--quiet")
+    finally:
+        import_.FILE_BYTES = limit
+    assert len(list(folder.glob("step_00000000/*.safetensors"))) > 3
+    return folder
+
+
+def fathom(*arguments: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(list(arguments))
+    assert not left.value.code
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as left:
+        main(list(arguments))
+    assert left.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def test_a_model_comes_back_bit_by_bit(source: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fathom("export", str(checkpoint), str(tmp_path / "hf"), "--json", "--max-shard-size", "100KB")
+    facts: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert (facts["architecture"], facts["dtype"], facts["tokenizer_ties"]) == ("gpt2", "float32", 0)
+    assert facts["logit_difference"] <= facts["allowed"] <= 1e-4
+    assert sum(name.endswith(".safetensors") for name in facts["files"]) > 1
+    stored = {name: tensor for path in (tmp_path / "hf").glob("*.safetensors") for name, tensor in load_file(path).items()}
+    original = load_file(source / "model.safetensors")
+    assert stored.keys() == original.keys()
+    assert all(torch.equal(stored[name], original[name]) for name in stored)
+    card = (tmp_path / "hf/README.md").read_text()
+    assert "| training step | 0 |" in card
+    assert str(source) in card
+
+
+def test_greedy_text_equals_that_of_the_export(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fathom("export", str(checkpoint), str(tmp_path / "hf"), "--quiet")
+    assert capsys.readouterr().out == ""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path / "hf"), AutoTokenizer.from_pretrained(tmp_path / "hf")
+    for prompt in ("the signal", ""):
+        fathom("generate", str(checkpoint), "--prompt", prompt, "--max-new-tokens", "12", "--temperature", "0", "--json")
+        ours = json.loads(capsys.readouterr().out)
+        ids = torch.tensor([tokenizer.encode(prompt) or [tokenizer.eos_token_id]])
+        new = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+        assert ours["continuation"] == tokenizer.decode(new, skip_special_tokens=True)
+    fathom("generate", str(checkpoint), "--prompt", "the signal", "--max-new-tokens", "12", "--seed", "3")
+    assert capsys.readouterr().out.startswith("the signal")
+
+
+def test_mistakes_are_one_line(checkpoint: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "holds no checkpoint" in refused(capsys, "export", str(tmp_path), str(tmp_path / "x"))
+    assert "the model layernorm" in refused(capsys, "export", str(checkpoint), str(tmp_path / "x"), "--architecture", "llama")
+    assert "max_new_tokens=64 does not fit" in refused(capsys, "generate", str(checkpoint), "--prompt", "the")
+    assert "temperature=-1.0" in refused(capsys, "generate", str(checkpoint), "--temperature", "-1", "--max-new-tokens", "4")
+    assert "exists" in refused(capsys, "import", str(source), str(checkpoint))
+    assert "has no config.json" in refused(capsys, "import", str(tmp_path), str(tmp_path / "x"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_checkpoint_is_not_exported(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fathom("import", str(source), str(tmp_path / "c"), "--quiet")
+    path = tmp_path / "c/step_00000000/rank_00000.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(bytes(data))
+    assert "is damaged" in refused(capsys, "export", str(tmp_path / "c"), str(tmp_path / "x"))
+    assert not (tmp_path / "x").exists()

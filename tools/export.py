@@ -1,0 +1,54 @@
+"""`fathom export`: a checkpoint as a Hugging Face model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    checkpoint: Annotated[Path, typer.Argument(help="Run folder, its checkpoints folder, or one step folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    architecture: Annotated[
+        str, typer.Option(help="auto, gpt2, llama, or fathom (with its modelling file). auto takes a stock one where it is exact.")
+    ] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; the proof is made in float32 before the weights are rounded.")] = "float32",
+    max_shard_size: Annotated[str, typer.Option(help="Largest weight file, e.g. 500MB or 5GB.")] = "5GB",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Write a checkpoint as a folder that `AutoModelForCausalLM.from_pretrained` loads.
+
+    The folder is loaded with transformers and its logits are compared with the checkpoint's before it is put in place.
+    """
+    from pretrain.export import export_checkpoint
+
+    result = export_checkpoint(checkpoint, out, architecture=architecture, dtype=dtype, max_shard_size=max_shard_size, overwrite=overwrite)
+    proof = result.proof
+    if as_json:
+        facts = {
+            "path": str(result.path),
+            "architecture": result.architecture,
+            "dtype": result.dtype,
+            "parameters": result.parameters,
+            "files": list(result.files),
+            "logit_difference": proof.difference,
+            "allowed": proof.tolerance,
+            "tokens": proof.tokens,
+            "epsilon_effect": proof.epsilon_effect,
+            "dtype_difference": result.dtype_difference,
+            "tokenizer_ties": result.tokenizer.ties if result.tokenizer else None,
+            "skipped": list(result.skipped),
+        }
+        typer.echo(json.dumps(facts))
+    elif not quiet:
+        for reason in result.skipped:
+            typer.echo(f"not used: {reason}")
+        typer.echo(f"{result.path}: {result.architecture}, {result.parameters:,} parameters, {result.dtype}")
+        typer.echo(f"proved: {proof}")
+        if result.tokenizer is None:
+            typer.echo("the checkpoint has no tokenizer, so the export has none either")

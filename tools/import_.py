@@ -1,0 +1,30 @@
+"""`fathom import`: a Hugging Face model as a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    source: Annotated[str, typer.Argument(help="Folder, or name of a model on the Hub.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write step_00000000 into; name it in checkpoint.load to start a run from it.")],
+    vocab_multiple: Annotated[int, typer.Option(min=1, help="Pad the vocabulary to a multiple of this, as model.vocab_multiple.")] = 128,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print folder and model section as JSON.")] = False,
+) -> None:
+    """Read a GPT-2 or Llama model, or an export of ours, as a checkpoint. What cannot be represented exactly is refused with the reason."""
+    from parallel.checkpoint.reader import open_checkpoint
+    from pretrain.import_ import import_checkpoint
+
+    folder = import_checkpoint(source, out, vocab_multiple=vocab_multiple)
+    model = open_checkpoint(folder).config["model"]
+    if as_json:
+        typer.echo(json.dumps({"checkpoint": str(folder), "model": model}))
+    elif not quiet:
+        typer.echo(f"{folder}: {model['num_layers']} layers, hidden size {model['hidden_size']}")
+        typer.echo("model section of a run that starts from it:")
+        typer.echo(json.dumps({"model": model}, indent=2))
