@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from slurm_cluster import Cluster, UnavailableError
+from slurm_cluster import Cluster, UnavailableError  # type: ignore[import-not-found]
 
 
 def _start(mode: str, nodes: int) -> Cluster:
@@ -23,11 +23,30 @@ def flat_cluster() -> Iterator[Cluster]:
     cluster.close()
 
 
-@pytest.fixture
-def cluster(flat_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Three nodes; the client commands that the code under test calls reach this cluster."""
+@pytest.fixture(scope="session")
+def netns_cluster() -> Iterator[Cluster]:
+    cluster = _start("netns", 2)
+    yield cluster
+    cluster.close()
+
+
+def _reachable(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """The client commands that the code under test calls reach this cluster, and no other."""
     for key in [key for key in os.environ if key.startswith(("SLURM", "SBATCH", "SRUN", "SQUEUE"))]:
         monkeypatch.delenv(key)
-    monkeypatch.setenv("SLURM_CONF", str(flat_cluster.conf))
-    yield flat_cluster
+    monkeypatch.setenv("PATH", f"{cluster.commands}{os.pathsep}{os.environ['PATH']}")
+    return cluster
+
+
+@pytest.fixture
+def cluster(flat_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Three nodes on one address; their names do not resolve."""
+    yield _reachable(flat_cluster, monkeypatch)
     flat_cluster.reset()
+
+
+@pytest.fixture
+def separate_cluster(netns_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Two nodes, each with its own network, host name and address."""
+    yield _reachable(netns_cluster, monkeypatch)
+    netns_cluster.reset()

@@ -39,7 +39,12 @@ class Cluster:
             raise RuntimeError(answer.stderr)
         self.work = self.dir / "work"
         self.work.mkdir()
-        self.conf = self.dir / "slurm.conf"
+        self.commands = self.dir / "commands"
+        self.commands.mkdir()
+        for name in ("sbatch", "squeue", "scontrol"):
+            wrapper = self.commands / name
+            wrapper.write_text(f'#!/bin/sh\nexec {self.dir}/in {shutil.which(name)} "$@"\n')
+            wrapper.chmod(0o755)
 
     def run(self, *command: object, check: bool = True, timeout: float = 60, env: Mapping[str, str] | None = None, **options: str) -> str:
         """Output of a client command on this cluster."""
@@ -54,7 +59,7 @@ class Cluster:
         line = self.run("scontrol", "show", "job", "-o", job).splitlines()[0]
         return {key: value for key, mark, value in (field.partition("=") for field in line.split()) if mark}
 
-    def wait(self, job: str, states: Collection[str] = FINAL, timeout: float = 60) -> str:
+    def wait(self, job: str, states: Collection[str] = FINAL, timeout: float = 120) -> str:
         """Polls until a job is in one of the states (sbatch --wait looks after 2, 8, 32, 32, ... s only)."""
         end = time.monotonic() + timeout
         while (state := self.job(job)["JobState"]) not in states:
@@ -63,7 +68,7 @@ class Cluster:
             time.sleep(0.2)
         return state
 
-    def wait_text(self, path: Path, pattern: str, timeout: float = 60) -> None:
+    def wait_text(self, path: Path, pattern: str, timeout: float = 120) -> None:
         """Polls until a file has a text: before a signal, wait for a line, as RUNNING alone does not say that handlers are there."""
         end = time.monotonic() + timeout
         while not (path.exists() and re.search(pattern, path.read_text(errors="replace"))):

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slurm_cluster import LAB, Cluster
+from slurm_cluster import LAB, Cluster  # type: ignore[import-not-found]
 
 from parallel.slurm import expand_hosts
 from pretrain.load_config import load_config
 from pretrain.site import SiteConfig
 from pretrain.state import read_state, read_submitted
+from pretrain.status import collect
 from pretrain.submit import Request, log_path, plan, submit
+from tools.submit import follow_log
 
 pytestmark = pytest.mark.slurm
 
@@ -45,17 +47,22 @@ class Runs:
         self.log = Path()
 
     def submit(self, *arguments: str, nodes: str = "2", site: dict[str, Any] | None = None, overrides: Sequence[str] = (), **request: Any) -> list[str]:
-        facts = SiteConfig(
-            gpus_per_node=0, tasks_per_node=2, time="10", signal_margin=60, environment={"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}, **(site or {})
-        )
+        common = {
+            "gpus_per_node": 0,
+            "tasks_per_node": 2,
+            "time": "10",
+            "signal_margin": 60,
+            "environment": {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        }
+        facts = SiteConfig.model_validate({**common, **(site or {})})
         command = (str(LAB / "standin.py"), "$RUN", *arguments)
         planned = plan(lambda more: load_config(self.config_file, [*overrides, *more]), facts, Request(nodes=nodes, command=command, **request))
         jobs = submit(planned)
         self.log = log_path(planned, jobs[0])
         return jobs
 
-    def says(self, pattern: str, timeout: float = 60) -> None:
-        self.cluster.wait_text(self.log, pattern, timeout)
+    def says(self, pattern: str) -> None:
+        self.cluster.wait_text(self.log, pattern)
 
     def count(self, pattern: str) -> int:
         return len(re.findall(pattern, self.log.read_text(), re.MULTILINE))
@@ -80,15 +87,23 @@ def test_two_nodes_signal_requeue_resume(runs: Runs) -> None:
     runs.says(r"rank 3/4 local 1/2 node 1/2 \(node2\) from step 0")
     for rank, local, node in ((0, 0, 0), (1, 1, 0), (2, 0, 1)):
         assert runs.count(rf"rank {rank}/4 local {local}/2 node {node}/2 \(node{node + 1}\) from step 0") == 1
-    runs.cluster.wait_text(runs.run_dir / "metrics.jsonl", '"step": 5', 60)
+    runs.cluster.wait_text(runs.run_dir / "metrics.jsonl", '"step": 5')
     runs.cluster.signal_batch(job)
-    assert runs.cluster.wait(job, timeout=90) == "COMPLETED"
+    assert runs.cluster.wait(job) == "COMPLETED"
     assert runs.cluster.job(job)["Restarts"] == "1"
     state = runs.state()
     assert (state["state"], state["step"], state["restarts"], state["job_id"], state["exit_code"]) == ("finished", 30, 1, job, 0)
     assert runs.steps() == list(range(1, 31))
     assert runs.count("requeued: the time limit is near, or the job is preempted") == 1
     assert runs.count(r"rank \d/4 .* from step [1-9]") == 4
+
+
+def test_nodes_with_addresses_of_their_own(separate_cluster: Cluster, tmp_path: Path) -> None:
+    runs = Runs(separate_cluster, tmp_path)
+    (job,) = runs.submit("--steps", "3", "--collective", site={"environment": {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"}})
+    assert separate_cluster.wait(job) == "COMPLETED"
+    assert runs.count(r"rank \d/4 local \d/2 node \d/2 \(node\d\) from step 0") == 4
+    assert (runs.state()["state"], runs.steps()) == ("finished", [1, 2, 3])
 
 
 def test_asked_to_stop_for_good(runs: Runs) -> None:
@@ -153,6 +168,28 @@ def test_scancel_is_final(runs: Runs) -> None:
     assert runs.state()["state"] == "cancelled"
     time.sleep(3)
     assert runs.cluster.job(job)["JobState"] == "CANCELLED"
+    assert [(status.state, status.job) for status in collect(runs.folder / "runs")] == [("cancelled", job)]
+
+
+def test_preemption(runs: Runs) -> None:
+    """A job of a higher partition takes the nodes; the run saves, waits, goes on, and none of it counts as a failure."""
+    (job,) = runs.submit("--steps", "60", nodes="3", site={"partition": "low", "exclusive": True}, overrides=["train.global_batch_size=12"])
+    runs.cluster.wait_text(runs.run_dir / "metrics.jsonl", '"step": 3')
+    urgent = runs.cluster.run("sbatch", "--parsable", "--partition=high", "--nodes=3", "--exclusive", "--wrap=sleep 1").strip()
+    assert runs.cluster.wait(urgent) == "COMPLETED"
+    assert runs.cluster.wait(job) == "COMPLETED"
+    state = runs.state()
+    assert (state["state"], state["step"], state["restarts"], state["stalled"]) == ("finished", 60, 1, 0)
+    assert runs.steps() == list(range(1, 61))
+
+
+@pytest.mark.slow
+def test_time_limit(runs: Runs) -> None:
+    """Slurm's own clock: the warning, a save, and on in a second start. Takes two minutes, as limits are whole minutes and the clock is coarse."""
+    (job,) = runs.submit("--steps", "700", nodes="1", time="2", site={"signal_margin": 60})
+    assert runs.cluster.wait(job, timeout=240) == "COMPLETED"
+    assert runs.cluster.job(job)["Restarts"] == "1"
+    assert runs.steps() == list(range(1, 701))
 
 
 @pytest.mark.parametrize(("node", "nodes", "before", "after"), [("node1", "2", 4, 4), ("node2", "2-3", 6, 4)])
@@ -161,7 +198,7 @@ def test_power_off(runs: Runs, node: str, nodes: str, before: int, after: int) -
     (job,) = runs.submit("--steps", "60", "--save-every", "10", nodes=nodes, overrides=["train.global_batch_size=12"])
     runs.cluster.wait_text(runs.run_dir / "checkpoints" / "latest", "step_00000010")
     runs.cluster.node_off(node)
-    assert runs.cluster.wait(job, timeout=90) == "COMPLETED"
+    assert runs.cluster.wait(job) == "COMPLETED"
     assert runs.cluster.job(job)["Restarts"] == "1"
     assert node not in expand_hosts(runs.cluster.job(job)["NodeList"])
     assert runs.count(rf"rank 0/{before} .* from step 0$") == runs.count(rf"rank 0/{after} .* from step [1-9][0-9]$") == 1
@@ -189,12 +226,17 @@ def test_chain(runs: Runs) -> None:
     assert "the run is finished" in (runs.run_dir / f"slurm-{third}.out").read_text()
 
 
-def test_dependency_on_another_job(runs: Runs) -> None:
+def test_dependency_and_log(runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Waits for another job; status says so; --follow shows the whole log and ends with the job."""
     other = runs.cluster.run("sbatch", "--parsable", "--wrap=sleep 2").strip()
     (job,) = runs.submit("--steps", "2", nodes="1", dependency=f"afterok:{other}")
-    assert runs.cluster.job(job)["JobState"] == "PENDING"
-    assert runs.state()["state"] == "queued"
+    (status,) = collect(runs.run_dir)
+    assert (status.state, status.job, status.reason.split(",")[0]) == ("queued", job, "waits: Dependency")
+    monkeypatch.setattr("tools.submit.QUEUE_SECONDS", 1.0)
+    follow_log(runs.log, job)
+    assert capsys.readouterr().out == runs.log.read_text()
     assert (runs.cluster.wait(job), runs.cluster.job(other)["JobState"]) == ("COMPLETED", "COMPLETED")
+    assert [status.state for status in collect(runs.run_dir)] == ["finished"]
 
 
 def test_array(runs: Runs) -> None:
