@@ -28,6 +28,7 @@ from pretrain.tokenizer import Tokenizer
 
 BATCH_BYTES = 1 << 19  # raw input that one task of a worker holds
 BATCH_RECORDS = 4096
+SOURCES_LISTED = 100  # a shell pattern may have been expanded to thousands of inputs
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,9 @@ def prepare(options: PrepareOptions, on_progress: Callable[[Progress], None] = l
         copy.write_bytes(tokenizer.model_bytes)
         job = EncodeJob(str(copy), options.text_key, split, options.split_by, options.seed)
         output = DatasetOutput(folder, tokenizer, options.strict)
-        total = None if options.limit is not None or any(shard.compressed or not shard.size for source in sources for shard in source.shards) else 0
-        if total is not None:
-            total = sum(shard.size for source in sources for shard in source.shards)
+        shards = [shard for source in sources for shard in source.shards]
+        predictable = options.limit is None and not any(shard.compressed or shard.kind == "hub" for shard in shards)
+        total = sum(shard.size for shard in shards) if predictable else None
         for result in _encode_in_order(_batches(sources, options), job, options.workers or _usable_cores()):
             output.add(result)
             on_progress(Progress(output.documents, output.tokens, output.bytes, total))
@@ -106,6 +107,7 @@ def inspect_dataset(folder: Path, split: str = "train", documents: int = 0) -> t
 
 
 def _manifest(options: PrepareOptions, sources: list[Source], tokenizer: Tokenizer, output: DatasetOutput) -> dict[str, Any]:
+    rest = sources[SOURCES_LISTED:]
     return {
         "format": FORMAT,
         "tokenizer_sha256": tokenizer.sha256,
@@ -117,9 +119,15 @@ def _manifest(options: PrepareOptions, sources: list[Source], tokenizer: Tokeniz
         "text_key": options.text_key,
         "limit": options.limit,
         **output.finish(),
-        "sources": [{"input": source.input, "kinds": sorted({s.kind for s in source.shards}), "parts": len(source.shards)} for source in sources],
+        "sources": [{"input": source.input, **_extent([source])} for source in sources[:SOURCES_LISTED]]
+        + ([{"input": f"({len(rest)} more)", **_extent(rest)}] if rest else []),
         "versions": {name: importlib.metadata.version(name) for name in ("megatron-core", "sentencepiece", "datasets", "numpy")},
     }
+
+
+def _extent(sources: list[Source]) -> dict[str, Any]:
+    shards = [shard for source in sources for shard in source.shards]
+    return {"kinds": sorted({shard.kind for shard in shards}), "parts": len(shards)}
 
 
 def _check(options: PrepareOptions) -> tuple[float, float, float]:

@@ -6,6 +6,7 @@ This module says which files and data sets an INPUT stands for; pretrain/records
 from __future__ import annotations
 
 import glob
+import os
 import re
 import sysconfig
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def _shards(given: str) -> list[Shard]:
     if given.startswith("hf://"):
         return [Shard(given.removeprefix("hf://"), "hub", given)]
     if path.is_file():
-        return [_file_shard(path, path.parent)]
+        return [_file_shard(path, path.absolute().parent.parent)]  # many folders hold an __init__.py or a README
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*")) if file.is_file() and not any(map(_hidden, file.relative_to(path).parts))]
         if not files:
@@ -123,4 +124,4 @@ def _file_shard(path: Path, base: Path) -> Shard:
         if compression not in fsspec.compression.compr:
             raise UserError(f"INPUT {path}: reading {path.suffix} files needs a package that is not installed: pip install zstandard")
     kind = KINDS.get((path.with_suffix("") if compression else path).suffix, "text")
-    return Shard(str(path), kind, path.relative_to(base).as_posix() if path.is_relative_to(base) else path.as_posix(), path.stat().st_size)
+    return Shard(str(path), kind, os.path.relpath(path, base), path.stat().st_size)

@@ -126,6 +126,14 @@ def test_split_by_file_keeps_files_whole(options: PrepareOptions, tmp_path: Path
     assert all(load_manifest(options.out)["splits"][split]["documents"] == 5 * len(group) for split, group in zip(SPLITS, sets, strict=True))
 
 
+def test_long_lists_of_inputs_are_summed_up(options: PrepareOptions) -> None:
+    manifest = prepare(replace(options, inputs=[*map(str, FILES), *options.inputs] * 3))
+    assert [source["input"] for source in manifest["sources"]][:2] == [str(path) for path in FILES[:2]]
+    assert sum(source["parts"] for source in manifest["sources"]) == len(FILES) + 1, "an input named again is read once"
+    assert len(manifest["sources"]) == 101
+    assert len(json.dumps(manifest["sources"])) < 20_000
+
+
 def test_limit_and_a_split_without_a_share(options: PrepareOptions) -> None:
     manifest = prepare(replace(options, limit=7, split=(3.0, 1.0, 0.0)))
     assert sum(split["documents"] for split in manifest["splits"].values()) + manifest["empty_documents"] == 7

@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,7 +36,7 @@ def json_lines(texts: list[str]) -> bytes:
 
 
 @pytest.mark.parametrize(("suffix", "pack"), [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)])
-def test_json_lines_and_text_files_plain_and_compressed(tmp_path: Path, suffix: str, pack) -> None:
+def test_json_lines_and_text_files_plain_and_compressed(tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]) -> None:
     (tmp_path / f"a.jsonl{suffix}").write_bytes(pack(json_lines(TEXTS) + b"\n"))
     (tmp_path / f"b.txt{suffix}").write_bytes(pack(TEXTS[1].encode("utf-8-sig")))
     assert read(tmp_path / f"a.jsonl{suffix}", tmp_path / f"b.txt{suffix}") == ([*TEXTS, TEXTS[1]], [])
