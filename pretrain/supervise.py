@@ -236,6 +236,8 @@ def _what_happened(run_dir: Path | str, exit_code: int, state: Mapping[str, Any]
         return ExitCode.STOPPED, "the time limit came before the run had saved and left: a larger signal_margin in the site file gives it more time"
     if exit_code > 128:
         return ExitCode.CRASH, f"a rank was killed by signal {exit_code - 128} (srun returned {exit_code})"
+    if exit_code == 0 and state.get("state") != states.FINISHED:
+        return ExitCode.CRASH, "the tasks ended with 0 but rank 0 did not write how (exit_code in state.json)"
     code = as_exit_code(exit_code)
     return code, "" if code == ExitCode.FINISHED else f"srun returned {exit_code} ({code.name.lower().replace('_', ' ')})"
 

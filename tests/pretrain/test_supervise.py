@@ -74,6 +74,13 @@ def test_stopped_for_good(run: Path) -> None:
     assert (decide(run, 0, RUNNING, OWNER).requeue, decide(run, 0, RUNNING, OWNER).state) == (False, "stopped")
 
 
+def test_tasks_that_leave_without_a_word(run: Path) -> None:
+    """0 from srun is no proof that all steps are done."""
+    decision = decide(run, 0, RUNNING, OWNER)
+    assert (decision.requeue, decision.state, decision.stalled) == (True, "requeued", 1)
+    assert "rank 0 did not write how" in decision.reason
+
+
 @pytest.mark.parametrize(("code", "again"), [(1, True), (78, True), (79, True), (137, True), (2, False), (77, False), (80, False)])
 def test_codes_of_srun(run: Path, code: int, again: bool) -> None:
     decision = decide(run, code, RUNNING, OWNER)
