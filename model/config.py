@@ -31,13 +31,14 @@ class InitConfig(Strict):
         "your corpus), or `zipf` for the value Zipf's law gives for the vocabulary size.",
     )
     causal_correction: bool = Field(
-        True, description="DeepScaleLM: finite-length correction of attention's gain under a causal mask. false gives the published gain, which overshoots in a decoder."
+        True,
+        description="DeepScaleLM: finite-length correction of attention's gain under a causal mask; false: the published gain, which overshoots in a decoder.",
     )
 
     @model_validator(mode="after")
     def _std_needs_normal(self) -> InitConfig:
         if "std" in self.model_fields_set and self.base != "normal" and self.std != 0.02:
-            raise ValueError(f"init.std={self.std} has no effect with init.base={self.base}: set init.base=normal or remove init.std")
+            raise ValueError(f"model.init.std={self.std} has no effect with model.init.base={self.base}: set model.init.base=normal or remove model.init.std")
         return self
 
 
@@ -50,21 +51,28 @@ class ModelConfig(Strict):
     num_attention_heads: int = Field(ge=1, description="Query heads.")
     num_query_groups: int | None = Field(None, ge=1, description="Key/value heads for grouped-query attention; null means one per query head.")
     head_dim: int | None = Field(None, ge=1, description="Width of one head; null means hidden_size / num_attention_heads.")
-    ffn_hidden_size: int | None = Field(None, ge=1, description="Feed-forward width; null means 4 x hidden_size, or 8/3 x rounded up to 64 for gated activations.")
+    ffn_hidden_size: int | None = Field(
+        None, ge=1, description="Feed-forward width; null means 4 x hidden_size, or 8/3 x rounded up to 64 for gated activations."
+    )
     vocab_size: int | None = Field(None, ge=2, description="Vocabulary before padding; null takes it from the tokenizer of the data.")
-    vocab_multiple: int = Field(128, ge=1, description="The embedding is padded to a multiple of this; independent of the parallel layout, so that checkpoints are too.")
+    vocab_multiple: int = Field(
+        128, ge=1, description="The embedding is padded to a multiple of this; independent of the parallel layout, so that checkpoints are too."
+    )
     max_position_embeddings: int | None = Field(None, ge=1, description="Longest sequence; null means data.seq_length.")
     normalization: Literal["layernorm", "rmsnorm"] = Field("layernorm", description="Kind of every norm.")
     norm_epsilon: float = Field(1e-5, gt=0, description="Epsilon inside every norm.")
     activation: Literal["gelu", "relu", "relu2", "silu", "swiglu", "geglu"] = Field("gelu", description="Feed-forward activation; swiglu and geglu are gated.")
-    position: Literal["learned", "rotary", "none"] = Field("learned", description="Position information: a learned table, rotary embedding of queries and keys, or none.")
+    position: Literal["learned", "rotary", "none"] = Field(
+        "learned", description="Position information: a learned table, rotary embedding of queries and keys, or none."
+    )
     rotary_base: int = Field(10000, ge=1, description="Base period of rotary embeddings.")
     tie_embeddings: bool = Field(True, description="Use the word embedding as output projection.")
     bias: bool = Field(True, description="Biases in all linear layers of the stack.")
     hidden_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout after the embedding and after every branch.")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on attention probabilities.")
     scheme_options: dict[str, float | bool] = Field(
-        default_factory=dict, description="Options of the scheme, e.g. {rescale: false} for b2t, {k: 4.0, alpha: 1.0} for deepscalelm_*. An option the scheme lacks is refused."
+        default_factory=dict,
+        description="Options of the scheme, e.g. {rescale: false} for b2t, {k: 4.0, alpha: 1.0} for deepscalelm_*. An option the scheme lacks is refused.",
     )
     init: InitConfig = Field(default_factory=InitConfig, description="Initialisation.")
 
@@ -72,10 +80,11 @@ class ModelConfig(Strict):
     def _check(self) -> ModelConfig:
         if self.scheme not in SCHEMES:
             raise ValueError(f"model.scheme={self.scheme!r} is not a scheme; choose one of {', '.join(scheme_names())}")
-        SCHEMES[self.scheme].check_options(self.scheme_options)
+        SCHEMES[self.scheme].plan(self.num_layers, self.scheme_options)  # refuses options and depths that have no constants
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"model.hidden_size={self.hidden_size} is not divisible by model.num_attention_heads={self.num_attention_heads}: change one of them or set model.head_dim"
+                f"model.hidden_size={self.hidden_size} is not divisible by model.num_attention_heads={self.num_attention_heads}: "
+                "change one of them or set model.head_dim"
             )
         if self.num_attention_heads % self.groups:
             raise ValueError(f"model.num_query_groups={self.groups} does not divide model.num_attention_heads={self.num_attention_heads}")

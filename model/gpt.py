@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from megatron.core.parallel_state import get_pipeline_model_parallel_rank
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.init import logit_scale
 from model.local import Norm
-from model.scheme import SCHEMES
+from model.scheme import SCHEMES, Layer
 from model.spec import local_layer_spec
 
 
@@ -28,6 +30,17 @@ def relu2(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS = {"gelu": F.gelu, "geglu": F.gelu, "relu": F.relu, "relu2": relu2, "silu": F.silu, "swiglu": F.silu}
+
+Kernels = Literal["local", "te"]
+
+
+def kernel_parts(kernels: Kernels) -> tuple[Callable[[Layer], ModuleSpec], type]:
+    """The layer specification and the norm of a set of kernels. Raises ImportError for `te` where Transformer Engine is not installed."""
+    if kernels == "te":
+        from model.te_spec import TENorm, te_layer_spec
+
+        return te_layer_spec, TENorm
+    return local_layer_spec, Norm
 
 
 def transformer_config(model: ModelConfig, *, dtype: torch.dtype = torch.float32, on_cpu: bool = True, **parallel: Any) -> TransformerConfig:
@@ -77,18 +90,30 @@ class GPT(GPTModel):
     """A decoder-only language model under a depth scheme, or one pipeline stage of it.
 
     Forward as Megatron-core's: tokens [b, s], positions [b, s] -> logits [b, s, V / TP], or per-token losses [b, s] where labels are given.
+    kernels: parts of the layers, PyTorch's (`local`) or Transformer Engine's (`te`); names and values of parameters are the same.
     """
 
-    def __init__(self, model: ModelConfig, config: TransformerConfig, *, seq_length: int, pre_process: bool = True, post_process: bool = True, vp_stage: int | None = None) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: TransformerConfig,
+        *,
+        seq_length: int,
+        pre_process: bool = True,
+        post_process: bool = True,
+        vp_stage: int | None = None,
+        kernels: Kernels = "local",
+    ) -> None:
         scheme = SCHEMES[model.scheme]
         plan = scheme.plan(model.num_layers, model.scheme_options)
         # Slices by GLOBAL layer number: a stage must never compute depth constants from its own layer count.
         first = get_transformer_layer_offset(config, vp_stage, get_pipeline_model_parallel_rank())
         count = get_num_layers_to_build(config, vp_stage, get_pipeline_model_parallel_rank())
-        layers = [local_layer_spec(layer) for layer in plan[first : first + count]]
+        layer_spec, norm = kernel_parts(kernels)
+        layers = [layer_spec(layer) for layer in plan[first : first + count]]
         super().__init__(
             config=config,
-            transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=Norm if scheme.final_norm else None),
+            transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm if scheme.final_norm else None),
             vocab_size=model.padded_vocab,
             max_sequence_length=model.max_position_embeddings or seq_length,
             pre_process=pre_process,
@@ -100,7 +125,7 @@ class GPT(GPTModel):
         )
         mark_tensor_parallel(self)
         if pre_process and scheme.embedding_norm:
-            self.embedding.norm = Norm(config, config.hidden_size, config.layernorm_epsilon)
+            self.embedding.norm = norm(config, config.hidden_size, config.layernorm_epsilon)
         self.embedding_norm = pre_process and scheme.embedding_norm
         self.logit_scale = logit_scale(model)
         self.true_vocab = model.vocab_size or model.padded_vocab

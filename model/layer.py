@@ -58,6 +58,9 @@ class DepthLayer(TransformerLayer):
             self.norms[name] = spec is not IdentityOp
             if self.norms[name]:
                 setattr(self, name, build_module(spec, config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon))
+        # A first linear layer that norms its input itself hands the normed input over where the residual is taken from there.
+        self.normed_by_qkv = hasattr(self.self_attention.linear_qkv, "take_normed")
+        self.normed_by_fc1 = hasattr(self.mlp.linear_fc1, "take_normed")
         self.self_attention_join = ResidualJoin(plan.attention, self.hidden_dropout)
         if self.has_cross:
             self.cross_attention_join = ResidualJoin(plan.cross, self.hidden_dropout)
@@ -78,6 +81,8 @@ class DepthLayer(TransformerLayer):
 
         branch_input, residual = self._enter(self.plan.attention, self.input_layernorm, stream)
         branch, bias = self.self_attention(branch_input, attention_mask, rotary_pos_emb=rotary_pos_emb)
+        if self.normed_by_qkv:
+            residual = self.self_attention.linear_qkv.take_normed()
         stream = self._leave("self_attention", residual, branch, bias, layer_input)
 
         if self.has_cross:
@@ -87,11 +92,13 @@ class DepthLayer(TransformerLayer):
 
         branch_input, residual = self._enter(self.plan.mlp, self.pre_mlp_layernorm, stream)
         branch, bias = self.mlp(branch_input)
+        if self.normed_by_fc1:
+            residual = self.mlp.linear_fc1.take_normed()
         return self._leave("mlp", residual, branch, bias, layer_input), context
 
     def _enter(self, plan: Sublayer, norm: Any, stream: Tensor) -> tuple[Tensor, Tensor]:
-        """Branch input and residual of a sublayer, both [s, b, h]."""
-        if not plan.norm_in:
+        """Branch input and residual of a sublayer, both [s, b, h]. norm: an identity where there is none, or where it is part of the linear layer."""
+        if isinstance(norm, IdentityOp):
             branch_input, residual = stream, stream
         else:
             branch_input = norm(stream)

@@ -81,8 +81,8 @@ class SdpaAttention(MegatronModule):
         """
         mask = None if self.causal or attention_mask is None else ~attention_mask
         dropout = self.dropout if self.training else 0.0
-        args = (query.permute(1, 2, 0, 3), key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3), mask, dropout, self.causal)
-        grouped = {"enable_gqa": True} if query.shape[2] != key.shape[2] else {}
+        args: tuple[Any, ...] = (query.permute(1, 2, 0, 3), key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3), mask, dropout, self.causal)
+        grouped: dict[str, Any] = {"enable_gqa": True} if query.shape[2] != key.shape[2] else {}
         if dropout and self.fork_rng:
             with tensor_parallel.get_cuda_rng_tracker().fork():
                 out_bhsd = F.scaled_dot_product_attention(*args, **grouped)
@@ -100,7 +100,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class LocalSelfAttention(SelfAttention):
     """Megatron-core's self-attention with a forward for training only: the same parameters and layout, less host time per layer."""
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, rotary_pos_emb: Tensor | None = None, **unused: Any) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, rotary_pos_emb: Tensor | None = None, **unused: Any
+    ) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         """hidden_states: [s, b, h] (or [s / TP, b, h] under sequence parallelism); rotary_pos_emb: angles [s, 1, 1, d].
 
         Returns ([s, b, h], bias if it is left to the caller).

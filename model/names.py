@@ -54,7 +54,9 @@ def named_parameters(chunk: nn.Module, tensor_rank: int, tensor_size: int) -> It
     offset = layers[0].layer_number - 1 if len(layers) else 0  # type: ignore[index, arg-type, operator, union-attr]
     for local, parameter in chunk.named_parameters():
         copy = local == "output_layer.weight" and bool(chunk.share_embeddings_and_output_weights)
-        yield NamedParameter(WORD_EMBEDDING if copy else canonical_name(local, offset), parameter, _shard(local, parameter, chunk, tensor_rank, tensor_size), copy)
+        yield NamedParameter(
+            WORD_EMBEDDING if copy else canonical_name(local, offset), parameter, _shard(local, parameter, chunk, tensor_rank, tensor_size), copy
+        )
 
 
 def _shard(local: str, parameter: nn.Parameter, chunk: nn.Module, rank: int, size: int) -> Shard:

@@ -25,7 +25,9 @@ class OffloadConfig(Strict):
 class ParallelConfig(Strict):
     """How the model is laid out over processes. Data-parallel size = processes / (tensor x pipeline x context)."""
 
-    processes: int | None = Field(None, ge=1, description="Local processes `fathom pretrain` starts when no launcher did; null means one per GPU, or 1 on a CPU host.")
+    processes: int | None = Field(
+        None, ge=1, description="Local processes `fathom pretrain` starts when no launcher did; null means one per GPU, or 1 on a CPU host."
+    )
     tensor: int = Field(1, ge=1, description="Tensor-parallel size (TP).")
     pipeline: int = Field(1, ge=1, description="Pipeline stages (PP).")
     virtual_stages: int = Field(1, ge=1, description="Model chunks per pipeline stage (interleaved schedule).")

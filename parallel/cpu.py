@@ -63,18 +63,18 @@ def _stand_in() -> types.ModuleType:
 @functools.cache
 def enable() -> None:
     """Makes Megatron-core's loaded modules run on the CPU. Call after importing them and before using them; more calls do nothing."""
-    import deepspeed.comm.torch
+    import deepspeed.comm.torch  # noqa: F401 - loaded, to be changed
     import megatron.core.pipeline_parallel.p2p_communication
-    import megatron.core.pipeline_parallel.schedules
+    import megatron.core.pipeline_parallel.schedules  # noqa: F401 - loaded, to be changed
     from megatron.core.tensor_parallel import random
 
     stand_in = _stand_in()
     for name, module in list(sys.modules.items()):
         if name.startswith("megatron.core") and getattr(module, "torch", None) is torch:
-            module.torch = stand_in
+            vars(module)["torch"] = stand_in
     # DeepSpeed would compile a shared-memory kernel at the first start, most of a minute, for collectives that gloo does as well.
     # By sys.modules: the attribute `deepspeed.comm.torch` is PyTorch itself.
-    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+    vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: None
     # These two read torch.cuda through default generators that a CPU build lacks.
     random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)

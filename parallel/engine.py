@@ -153,7 +153,14 @@ class Engine:
             forward_only=forward_only,
         )
 
-    def train_step(self, forward_step: ForwardStep, batches: Callable[[], Iterator[Any]], num_microbatches: int, vote: float = 0.0, inspect: Callable[[], None] | None = None) -> StepResult:
+    def train_step(
+        self,
+        forward_step: ForwardStep,
+        batches: Callable[[], Iterator[Any]],
+        num_microbatches: int,
+        vote: float = 0.0,
+        inspect: Callable[[], None] | None = None,
+    ) -> StepResult:
         """One optimizer step over `num_microbatches` micro-batches of this rank.
 
         batches: makes an iterator over them; forward_step: Megatron-core's convention, its loss function returning (loss, detached loss).

@@ -35,7 +35,9 @@ def rank_from_environment(env: Mapping[str, str]) -> RankInfo | None:
     if "RANK" in env or "WORLD_SIZE" in env:
         missing = [key for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if key not in env]
         if missing:
-            raise UserError(f"environment: RANK or WORLD_SIZE is set but {', '.join(missing)} is not: start through fathom, torchrun, deepspeed or srun, or unset them")
+            raise UserError(
+                f"environment: RANK or WORLD_SIZE is set but {', '.join(missing)} is not: start through fathom, torchrun, deepspeed or srun, or unset them"
+            )
         return RankInfo(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0")), env["MASTER_ADDR"], int(env["MASTER_PORT"]))
     if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
         from parallel.slurm import slurm_environment
@@ -70,15 +72,13 @@ def init_process_group(info: RankInfo, timeout_minutes: float) -> None:
     # What the libraries say about themselves on every start and every rank is not for users of this one.
     for module in ("megatron", "deepspeed", "torch.distributed"):
         warnings.filterwarnings("ignore", module=module.replace(".", r"\."))
-    import megatron.core.models.gpt  # loaded before `enable`, which changes loaded modules
+    import megatron.core.models.gpt  # noqa: F401 - loaded before `enable`, which changes loaded modules
 
     if not gpu:
         from parallel import cpu
 
         cpu.enable()
-    torch.distributed.init_process_group(
-        "nccl" if gpu else "gloo", rank=info.rank, world_size=info.world_size, timeout=timedelta(minutes=timeout_minutes)
-    )
+    torch.distributed.init_process_group("nccl" if gpu else "gloo", rank=info.rank, world_size=info.world_size, timeout=timedelta(minutes=timeout_minutes))
 
 
 def free_port() -> int:

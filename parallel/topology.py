@@ -42,7 +42,9 @@ def check_layout(config: ParallelConfig, model: ModelConfig, world: int) -> Layo
     _check_model(config, model)
     _check_pipeline(config, model)
     if config.context > 1:
-        raise UserError(f"parallel.context={config.context} needs an attention kernel for context parallelism, which this build does not have: set parallel.context=1")
+        raise UserError(
+            f"parallel.context={config.context} needs an attention kernel for context parallelism, which this build does not have: set parallel.context=1"
+        )
     if config.zero == 3:
         raise UserError("parallel.zero=3 is not supported: its parameter gathering has no place under the pipeline schedules. Use parallel.zero=1 or 2")
     if config.offload.optimizer:
@@ -66,7 +68,10 @@ def _check_model(config: ParallelConfig, model: ModelConfig) -> None:
         if value % tensor:
             raise UserError(f"model.{key}={value} is not divisible by parallel.tensor={tensor}: choose a tensor-parallel size that divides it")
     if model.vocab_size is not None and model.padded_vocab % tensor:
-        raise UserError(f"model.vocab_multiple={model.vocab_multiple} is not divisible by parallel.tensor={tensor}: set model.vocab_multiple={model.vocab_multiple * tensor}")
+        raise UserError(
+            f"model.vocab_multiple={model.vocab_multiple} is not divisible by parallel.tensor={tensor}: "
+            f"set model.vocab_multiple={model.vocab_multiple * tensor}"
+        )
     if config.sequence_parallel and tensor == 1:
         raise UserError("parallel.sequence_parallel=true has no effect with parallel.tensor=1: set it to false or raise parallel.tensor")
 
@@ -75,7 +80,9 @@ def _check_pipeline(config: ParallelConfig, model: ModelConfig) -> None:
     stages, chunks, layers = config.pipeline, config.virtual_stages, model.num_layers
     if config.pipeline_split is not None:
         if len(config.pipeline_split) != stages or sum(config.pipeline_split) != layers or min(config.pipeline_split) < 1:
-            raise UserError(f"parallel.pipeline_split={config.pipeline_split} must have {stages} positive entries (parallel.pipeline) that sum to model.num_layers={layers}")
+            raise UserError(
+                f"parallel.pipeline_split={config.pipeline_split} must have {stages} positive entries (parallel.pipeline) that sum to model.num_layers={layers}"
+            )
         if chunks > 1:
             raise UserError(f"parallel.pipeline_split does not combine with parallel.virtual_stages={chunks}: set virtual_stages=1 or remove the split")
     elif layers % stages:
@@ -85,7 +92,10 @@ def _check_pipeline(config: ParallelConfig, model: ModelConfig) -> None:
     if chunks > 1 and stages == 1:
         raise UserError(f"parallel.virtual_stages={chunks} has no effect with parallel.pipeline=1: set it to 1 or raise parallel.pipeline")
     if chunks > 1 and layers % (stages * chunks):
-        raise UserError(f"model.num_layers={layers} is not divisible by parallel.pipeline x virtual_stages = {stages * chunks}: choose virtual_stages that divides {layers // stages}")
+        raise UserError(
+            f"model.num_layers={layers} is not divisible by parallel.pipeline x virtual_stages = {stages * chunks}: "
+            f"choose virtual_stages that divides {layers // stages}"
+        )
 
 
 class Topology:
@@ -127,18 +137,18 @@ class Topology:
         """Megatron-core's configuration fields that describe the layout."""
         layout = self.layout
         interleaved = layout.virtual > 1
-        fields: dict[str, Any] = dict(
-            tensor_model_parallel_size=layout.tensor,
-            pipeline_model_parallel_size=layout.pipeline,
-            virtual_pipeline_model_parallel_size=layout.virtual if interleaved else None,
-            context_parallel_size=layout.context,
-            sequence_parallel=layout.sequence_parallel,
+        fields: dict[str, Any] = {
+            "tensor_model_parallel_size": layout.tensor,
+            "pipeline_model_parallel_size": layout.pipeline,
+            "virtual_pipeline_model_parallel_size": layout.virtual if interleaved else None,
+            "context_parallel_size": layout.context,
+            "sequence_parallel": layout.sequence_parallel,
             # With two stages, batched point-to-point messages of an interleaved schedule swap; separate ones do not.
-            overlap_p2p_comm=interleaved,
-            batch_p2p_comm=not interleaved,
+            "overlap_p2p_comm": interleaved,
+            "batch_p2p_comm": not interleaved,
             # Freeing an output while its send is still in flight is ordered by CUDA's streams; gloo would send freed memory.
-            deallocate_pipeline_outputs=layout.pipeline > 1 and torch.cuda.is_available(),
-        )
+            "deallocate_pipeline_outputs": layout.pipeline > 1 and torch.cuda.is_available(),
+        }
         if layout.pipeline_split is not None:
             fields["pipeline_model_parallel_layout"] = split_layout(layout.pipeline_split)
         return fields

@@ -39,7 +39,9 @@ class OptimizerConfig(Strict):
 class ScheduleConfig(Strict):
     """Learning rate over steps."""
 
-    kind: Literal["cosine", "linear", "wsd", "constant"] = Field("cosine", description="Shape after warm-up. wsd: constant, then linear decay over decay_steps.")
+    kind: Literal["cosine", "linear", "wsd", "constant"] = Field(
+        "cosine", description="Shape after warm-up. wsd: constant, then linear decay over decay_steps."
+    )
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up from 0.")
     decay_steps: int | None = Field(None, ge=1, description="Steps of the final decay; read with kind=wsd only, where null means 10 % of all steps.")
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="Final learning rate divided by the peak.")
@@ -55,10 +57,14 @@ class TrainConfig(Strict):
     """The loop."""
 
     steps: int = Field(ge=1, description="Optimizer steps of the whole run.")
-    stop_at_step: int | None = Field(None, ge=1, description="Save and leave cleanly after this step although the run is not finished; schedules still span `steps`.")
+    stop_at_step: int | None = Field(
+        None, ge=1, description="Save and leave cleanly after this step although the run is not finished; schedules still span `steps`."
+    )
     global_batch_size: int = Field(ge=1, description="Samples per optimizer step over all processes.")
     micro_batch_size: int = Field(ge=1, description="Samples per forward pass of one process.")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware computes it fast, else fp32. Gradients and weights accumulate in fp32.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 where the hardware computes it fast, else fp32. Gradients and weights accumulate in fp32."
+    )
     seed: int = Field(1234, ge=0, description="Seed of weights, data order and dropout.")
     eval_interval: int = Field(0, ge=0, description="Steps between evaluations on the validation split; 0: only at the end.")
     eval_samples: int = Field(64, ge=0, description="Validation samples per evaluation; 0 turns evaluation off.")
@@ -90,9 +96,9 @@ class RunConfig(Strict):
     runs_dir: str = Field("runs", description="Parent of run folders.")
     model: ModelConfig
     data: DataConfig
-    parallel: ParallelConfig = Field(default_factory=lambda: ParallelConfig())
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig
-    schedule: ScheduleConfig = Field(default_factory=lambda: ScheduleConfig())
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     train: TrainConfig
-    checkpoint: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig())
-    log: LogConfig = Field(default_factory=lambda: LogConfig())
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    log: LogConfig = Field(default_factory=LogConfig)

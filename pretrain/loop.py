@@ -230,5 +230,6 @@ def check_same_model(reader: CheckpointReader, config: RunConfig) -> None:
         # Initial values and dropout do not change what a loaded model computes.
         if key not in ("init", "hidden_dropout", "attention_dropout") and ours.get(key) != theirs.get(key):
             raise UserError(
-                f"{reader.folder} was trained with model.{key}={theirs.get(key)!r}, the configuration has {ours.get(key)!r}: change it back, or start a run with another name"
+                f"{reader.folder} was trained with model.{key}={theirs.get(key)!r}, the configuration has {ours.get(key)!r}: "
+                "change it back, or start a run with another name"
             )

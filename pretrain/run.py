@@ -15,7 +15,7 @@ from parallel.exit_codes import ExitCode
 from parallel.launch import RankInfo, free_port, has_gpu, init_process_group, rank_from_environment, start_local
 from parallel.topology import Topology, check_layout
 from pretrain.config import RunConfig
-from pretrain.load_config import dump_config, load_config
+from pretrain.load_config import complete_model, dump_config, load_config
 
 LOCAL_ARGUMENTS = ("-m", "pretrain.run")
 
@@ -29,16 +29,7 @@ def prepare(path: str, overrides: Sequence[str]) -> RunConfig:
                 f"data.corpora: {corpus.path} is no prepared data set (it has no dataset.json): run `fathom data prepare` first, or correct the path"
             )
     vocab = int(json.loads((Path(config.data.corpora[0].path) / "dataset.json").read_text())["vocab_size"])
-    if config.model.vocab_size is None:
-        config.model.vocab_size = vocab
-    elif config.model.vocab_size != vocab:
-        raise UserError(
-            f"model.vocab_size={config.model.vocab_size}, but {config.data.corpora[0].path} was made with {vocab} pieces: remove model.vocab_size or prepare the data again"
-        )
-    if config.model.max_position_embeddings is None:
-        config.model.max_position_embeddings = config.data.seq_length
-    elif config.model.max_position_embeddings < config.data.seq_length and config.model.position == "learned":
-        raise UserError(f"model.max_position_embeddings={config.model.max_position_embeddings} is less than data.seq_length={config.data.seq_length}: raise it")
+    config.model = complete_model(config, vocab)
     return config
 
 

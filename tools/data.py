@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -69,6 +70,8 @@ def prepare(
         strict=strict,
         overwrite=overwrite,
     )
+    if quiet:
+        os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     with _ProgressBar(visible=not (quiet or as_json)) as bar:
         manifest = run(options, bar.show)
     if as_json:
@@ -117,6 +120,7 @@ class _ProgressBar:
             TextColumn("{task.fields[speed]:,.0f} tokens/s"),
             TimeElapsedColumn(),
             console=Console(stderr=True),
+            transient=True,
             disable=not visible,
         )
         self._task = self._bar.add_task("", total=None, documents=0, tokens=0, speed=0.0)
@@ -159,8 +163,8 @@ def _print_summary(folder: Path, manifest: dict[str, Any]) -> None:
         f"token correlation {manifest['token_correlation']:.5f}, empty documents {manifest['empty_documents']}",
         highlight=False,
     )
-    for name, split in manifest["splits"].items():
-        if not split["documents"] and name != "test":
+    for share, (name, split) in zip(manifest["split"], manifest["splits"].items(), strict=True):
+        if share and not split["documents"]:
             console.out(f"note: the {name} split is empty; give more documents or a larger share in --split", highlight=False)
     broken = manifest["broken"]
     if broken["count"]:

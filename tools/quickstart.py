@@ -85,7 +85,7 @@ def step(done: bool, what: str, arguments: list[str], long: list[str] | None = N
 
 def shell(command: list[str], allowed: tuple[int, ...] = (0,)) -> None:
     """Runs a command on this terminal; a code that is not allowed ends the quick start with it."""
-    code = subprocess.run(command, env=dict(os.environ, PYTHONWARNINGS="ignore")).returncode
+    code = subprocess.run(command, check=False, env=dict(os.environ, PYTHONWARNINGS="ignore")).returncode
     if code not in allowed:
         console.print(f"[red]the command above ended with code {code}; run `make quickstart` again to go on from here[/red]")
         raise typer.Exit(code if code > 0 else 1)

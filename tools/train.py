@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -17,6 +18,8 @@ def command(
     Starts one local process per GPU (or `parallel.processes`), unless torchrun, deepspeed or srun has started this one. Ctrl-C saves and stops; the
     same command continues. Exit codes: 0 finished, 2 a mistake in the configuration, 75 and 76 saved and stopped, 77 not finite, 1 an error.
     """
+    # Waiting threads must not burn the cores that other ranks compute on; read when PyTorch is loaded, so it comes first.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pretrain.run import pretrain
 
     sys.exit(pretrain(config, [*(overrides or []), *(["log.progress=none"] if quiet else [])]))

@@ -17,10 +17,10 @@ from parallel.gradients import Kind
 def owned_fragments(engine: Engine) -> Iterator[tuple[NamedParameter, Fragment]]:
     """All pieces of this process's optimizer state with the parameters they belong to."""
     for index, (group, buffer) in enumerate(zip(engine.groups, engine.buffers, strict=True)):
-        first = buffer.partition.storage_offset() - buffer.flat.storage_offset()
+        first = int(buffer.partition.storage_offset() - buffer.flat.storage_offset())
         last = first + buffer.partition.numel()
         for named, view in zip(group.parameters, buffer.views, strict=True):
-            begin = view.storage_offset() - buffer.flat.storage_offset()
+            begin = int(view.storage_offset() - buffer.flat.storage_offset())
             low, high = max(begin, first), min(begin + view.numel(), last)
             if low < high:
                 yield named, Fragment(named.name, index, low - first, low - begin, high - low, tuple(view.shape), named.shard)

@@ -20,7 +20,9 @@ from parallel.checkpoint.fragments import flat_state, is_writer, owned_fragments
 from parallel.engine import Engine
 
 
-def save(engine: Engine, folder: Path, step: int, *, progress: dict[str, Any], config: dict[str, Any], versions: dict[str, Any], extra: dict[str, bytes]) -> float:
+def save(
+    engine: Engine, folder: Path, step: int, *, progress: dict[str, Any], config: dict[str, Any], versions: dict[str, Any], extra: dict[str, bytes]
+) -> float:
     """Saves a checkpoint of `step` under `folder`; returns the seconds it took. Collective: every process calls it.
 
     progress: position in the data and whatever else the run needs to continue; config: resolved configuration; extra: small files kept with it

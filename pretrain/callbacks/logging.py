@@ -11,7 +11,13 @@ from pretrain.metrics import MetricsWriter
 if TYPE_CHECKING:
     from pretrain.loop import Trainer
 
-SCALARS = {"loss": "loss/train", "grad_norm": "optimizer/grad_norm", "lr": "optimizer/lr", "tokens_per_s": "speed/tokens_per_s", "data_wait_share": "speed/data_wait_share"}
+SCALARS = {
+    "loss": "loss/train",
+    "grad_norm": "optimizer/grad_norm",
+    "lr": "optimizer/lr",
+    "tokens_per_s": "speed/tokens_per_s",
+    "data_wait_share": "speed/data_wait_share",
+}
 
 
 class MetricsFile(Callback):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from tests.reference import b2t, deepnorm, deepscalelm, gpt, layernorm_scaling, 
 from tests.reference.parts import Options
 
 LAYERS, WIDTH, HEADS, TOKENS = 4, 16, 4, 7
-STACKS = {
+STACKS: dict[str, Any] = {
     "pre_ln": pre_ln.stack,
     "post_ln": post_ln.stack,
     "b2t": b2t.stack,
@@ -24,7 +26,7 @@ STACKS = {
     "mix_ln": mix_ln.stack,
     "spannorm": spannorm.stack,
 }
-NORM_NAMES = {"mix_ln": gpt.POST | gpt.PRE, "peri_ln": gpt.PERI} | {name: gpt.PRE for name in ("pre_ln", "deepscalelm_pre_ln", "layernorm_scaling")}
+NORM_NAMES = {"mix_ln": gpt.POST | gpt.PRE, "peri_ln": gpt.PERI} | dict.fromkeys(("pre_ln", "deepscalelm_pre_ln", "layernorm_scaling"), gpt.PRE)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,7 +34,7 @@ def _process() -> None:
     single_process()
 
 
-def build(scheme: str, **arguments: object) -> Stack:
+def build(scheme: str, **arguments: Any) -> Stack:
     """A stack with random weights, biases, gains and norm shifts."""
     torch.manual_seed(3)
     stack = Stack(scheme, num_layers=LAYERS, hidden_size=WIDTH, num_attention_heads=HEADS, dtype=torch.float64, **arguments)
@@ -67,7 +69,7 @@ def compare(stack: Stack, layers: list[dict[str, torch.Tensor]], ours: torch.Ten
         gradients = {reference_name(name, norms): value for name, value in stack.gradients(index).items()}
         assert gradients.keys() == weights.keys()
         for name, weight in weights.items():
-            torch.testing.assert_close(gradients[name], weight.grad, rtol=1e-10, atol=1e-10, msg=lambda text, n=name, i=index: f"layer {i} {n}: {text}")
+            torch.testing.assert_close(gradients[name], weight.grad, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
@@ -79,9 +81,11 @@ def test_stack_equals_reference(scheme: str, causal: bool) -> None:
     compare(stack, layers, stack(x), STACKS[scheme](x, layers, Options(heads=HEADS, causal=causal, activation="gelu")), scheme)
 
 
-@pytest.mark.parametrize("options", [{"activation": "swiglu", "normalization": "rmsnorm", "num_query_groups": 2}, {"activation": "relu"}, {"activation": "relu2"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"activation": "swiglu", "normalization": "rmsnorm", "num_query_groups": 2}, {"activation": "relu"}, {"activation": "relu2"}], ids=str
+)
 @pytest.mark.parametrize("scheme", ["b2t", "deepscalelm_pre_ln", "peri_ln"])
-def test_kinds_of_parts(scheme: str, options: dict[str, object]) -> None:
+def test_kinds_of_parts(scheme: str, options: dict[str, Any]) -> None:
     stack = build(scheme, **options)
     layers = reference_weights(stack, scheme)
     x = torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)

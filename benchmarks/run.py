@@ -1,0 +1,118 @@
+"""`make bench`: tokens per second of Fathom and its peers, taken in turns in one process, printed as ratios with their spread.
+
+These machines are noisy, so only ratios within one round count: every round lets each contestant take one step, and the ratio of a round is
+against the bare loop's step of the same round.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.peers import Contestant, Fathom, HuggingFaceDeepSpeed, Shape, bare, huggingface, megatron_core
+
+SHAPES = {
+    "24x256": Shape(24, 256, 4, 256, 4, 2, 8192),
+    "192x128": Shape(192, 128, 4, 128, 4, 2, 8192),
+    "1000x64": Shape(1000, 64, 4, 64, 4, 2, 4096),
+}
+MAKERS: dict[str, Callable[[Shape], Contestant]] = {
+    "bare": bare,
+    "fathom": Fathom,
+    "fathom-deepscalelm_pre_ln": lambda shape: Fathom(shape, "deepscalelm_pre_ln"),
+    "fathom-b2t": lambda shape: Fathom(shape, "b2t"),
+    "megatron": megatron_core,
+    "huggingface": huggingface,
+    "huggingface-deepspeed": HuggingFaceDeepSpeed,
+}
+RESULTS = Path(__file__).parent / "results"
+
+
+def measure(shape: Shape, names: Sequence[str], rounds: int) -> dict[str, dict[str, Any]]:
+    """Seconds per step of each contestant, by turns. The first round warms up and is not counted."""
+    built: dict[str, tuple[Contestant, float]] = {}
+    for name in names:
+        begin = time.perf_counter()
+        built[name] = MAKERS[name](shape), time.perf_counter() - begin
+    generator = torch.Generator().manual_seed(0)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds + 1):
+        tokens = torch.randint(0, shape.vocab, (shape.accumulation, shape.batch, shape.seq + 1), generator=generator)
+        # Turn about: a slow moment of the machine must not always hit the same contestant.
+        for name in names if turn % 2 else reversed(names):
+            begin = time.perf_counter()
+            built[name][0].step(tokens)
+            if turn:
+                seconds[name].append(time.perf_counter() - begin)
+    return {
+        name: {
+            "label": built[name][0].name,
+            "build_s": built[name][1],
+            "seconds": seconds[name],
+            "tokens_per_s": shape.tokens / statistics.median(seconds[name]),
+            "ratios": [base / own for base, own in zip(seconds[names[0]], seconds[name], strict=True)],
+        }
+        for name in names
+    }
+
+
+def table(shape: Shape, results: dict[str, dict[str, Any]]) -> Table:
+    """Medians and quartiles of the ratios to the first contestant."""
+    out = Table(title=f"{shape.layers} layers x {shape.hidden}, sequence {shape.seq}, {shape.accumulation} x {shape.batch} samples a step")
+    for column in ("contestant", "tokens/s", "ratio to bare", "quartiles", "build"):
+        out.add_column(column, justify="left" if column == "contestant" else "right")
+    for row in results.values():
+        low, middle, high = statistics.quantiles(row["ratios"], n=4)
+        out.add_row(row["label"], f"{row['tokens_per_s']:,.0f}", f"{middle:.3f}", f"{low:.3f} - {high:.3f}", f"{row['build_s']:.1f} s")
+    return out
+
+
+def main(
+    shapes: str = typer.Option(",".join(SHAPES), help="Shapes to measure, by name."),
+    contestants: str = typer.Option(",".join(MAKERS), help="Contestants; the first one is what the others are compared with."),
+    rounds: int = typer.Option(7, min=3, help="Counted rounds."),
+    threads: int = typer.Option(1, min=1, help="Threads of every contestant."),
+    out: Path = typer.Option(RESULTS, help="Folder for the JSON."),
+) -> None:
+    """Measure and print."""
+    from parallel.single import single_process
+
+    torch.set_num_threads(threads)
+    single_process()
+    torch.set_num_threads(threads)
+    console = Console(width=110)
+    report: dict[str, Any] = {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip(),
+        "threads": threads,
+        "cpus": os.cpu_count(),
+        "torch": torch.__version__,
+        "shapes": {},
+    }
+    for name in shapes.split(","):
+        if name not in SHAPES:
+            sys.exit(f"benchmark: unknown shape {name}; known: {', '.join(SHAPES)}")
+        results = measure(SHAPES[name], contestants.split(","), rounds)
+        console.print(table(SHAPES[name], results))
+        report["shapes"][name] = results
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"cpu-{report['time'][:10]}.json"
+    path.write_text(json.dumps(report, indent=1))
+    console.print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
