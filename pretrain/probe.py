@@ -1,0 +1,331 @@
+"""Signal propagation of a real model, measured: one forward and backward pass of the language-model loss a seed, statistics of every layer, and the
+theory's prediction for the same tokens beside them.
+
+Statistics are taken while the passes run: hooks look at the stream and at its gradient, and each layer's weight gradients are dropped as soon as
+their norms are known. Sums are in float64 and gradient variances are kept as logarithms, so that a gradient that float32 still holds is reported
+although its square would underflow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.errors import UserError
+from model.gpt import GPT
+from model.init import standard_deviations
+from model.names import named_parameters
+from model.scheme import LAYER_ROLES, SCHEMES
+from model.shards import take
+from model.size import parameter_count
+from model.theory import LayerSignal, predict
+from parallel.checkpoint.reader import CheckpointReader
+from parallel.topology import Topology
+from pretrain.build import build_chunks, seed_everything
+from pretrain.loop import forward_step
+
+KINDS = LAYER_ROLES
+MATRICES = {"self_attention.linear_proj": "o", "mlp.linear_fc1": "fc1", "mlp.linear_fc2": "fc2"}
+QKV = "self_attention.linear_qkv"
+
+
+@dataclass(frozen=True)
+class LayerProbe:
+    """One layer, over all seeds. `_theory`: prediction, None where there is none.
+
+    layer: from 1. forward_variance: torch.var of the stream after the layer, mean over seeds; _min, _max: over seeds. token_correlation: mean product
+    of two different tokens' vectors of that stream over their mean square. grad_variance: mean square of the loss gradient at the stream entering the
+    layer, relative to the last layer's, geometric mean over seeds; _late: of the positions in the second half of the sequence only; log10_*: their
+    decimal logarithms, which do not underflow. weight_grad_norm: Frobenius norm of all matrices' gradients of the layer, and weight_grad_norms by kind
+    (q, k, v, o, fc1, fc2), geometric means.
+    """
+
+    layer: int
+    forward_variance: float
+    forward_variance_min: float
+    forward_variance_max: float
+    token_correlation: float
+    grad_variance: float
+    grad_variance_late: float
+    grad_variance_late_min: float
+    grad_variance_late_max: float
+    log10_grad_variance: float
+    log10_grad_variance_late: float
+    weight_grad_norm: float
+    weight_grad_norms: dict[str, float]
+    forward_variance_theory: float | None = None
+    token_correlation_theory: float | None = None
+    grad_variance_late_theory: float | None = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A measured model.
+
+    scheme: its name; label: name with options; embedding_variance: of the stream entering layer 1; loss: nats per token, mean over seeds; tokens: their
+    source in words; smallest_gradient_log10: decimal logarithm of the smallest root mean square, over layers and seeds, of the late gradient itself.
+    """
+
+    scheme: str
+    label: str
+    num_layers: int
+    seeds: int
+    layers: tuple[LayerProbe, ...]
+    model: ModelConfig
+    seq_length: int
+    batch: int
+    dtype: str
+    tokens: str
+    parameters: int
+    loss: float
+    embedding_variance: float
+    smallest_gradient_log10: float
+    checkpoint: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def values(self, key: str) -> list[float]:
+        """One measurement of all layers, first to last; nan where there is none."""
+        found = [getattr(layer, key) for layer in self.layers]
+        return [math.nan if value is None else float(value) for value in found]
+
+
+@dataclass
+class _Sample:
+    """One layer in one pass. log_gradient, log_late: natural logarithm of the mean square gradient of the stream entering the layer."""
+
+    variance: float = math.nan
+    correlation: float = math.nan
+    log_gradient: float = -math.inf
+    log_late: float = -math.inf
+    squares: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
+
+
+def zipf_tokens(vocab: int, batch: int, length: int, seed: int) -> Tensor:
+    """Independent tokens with p_i ~ 1/i, [batch, length], int64."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = 1 / torch.arange(1, vocab + 1, dtype=torch.float64)
+    return torch.multinomial(weights, batch * length, replacement=True, generator=generator).view(batch, length)
+
+
+def coincidence(tokens: Tensor) -> float:
+    """Chance that two different places of a sequence hold the same token, [batch, length]: the word table's token correlation on these tokens."""
+    length = tokens.shape[1]
+    same = sum(float((torch.bincount(row).double() ** 2).sum()) - length for row in tokens)
+    return same / (tokens.shape[0] * length * (length - 1))
+
+
+def token_correlation(x_sbh: Tensor) -> float:
+    """Mean product of different tokens' vectors over the mean square of one's, within sequences; x: [s, b, h]. 0 for a stream of zeros."""
+    x = x_sbh.detach().double()
+    own = float(x.square().sum())
+    pairs = float(x.sum(0).square().sum()) - own
+    return pairs / (x.shape[0] - 1) / own if own and x.shape[0] > 1 else 0.0
+
+
+def log_mean_square(x: Tensor) -> float:
+    """Natural logarithm of the mean square, without underflow of squares; -inf for zeros, nan where a value is not finite."""
+    peak = float(x.detach().abs().max())
+    if peak == 0.0:
+        return -math.inf
+    return 2 * math.log(peak) + math.log(float((x.detach().double() / peak).square().mean())) if math.isfinite(peak) else math.nan
+
+
+class Meter:
+    """Hooks on a model that fill `samples`, one a layer, during one forward and backward pass. A context manager; the model keeps no layer gradients."""
+
+    def __init__(self, chunk: GPT, model: ModelConfig) -> None:
+        self.chunk, self.model = chunk, model
+        self.samples = [_Sample() for _ in range(model.num_layers)]
+        self.embedding_variance = math.nan
+        self.handles: list[Any] = []
+
+    def __enter__(self) -> Meter:
+        for sample, layer in zip(self.samples, self.chunk.decoder.layers, strict=True):
+            self.handles.append(layer.register_forward_pre_hook(self._entering(sample), with_kwargs=True))
+            self.handles.append(layer.register_forward_hook(self._leaving(sample)))
+        for named in named_parameters(self.chunk, 0, 1):
+            self.handles.append(named.parameter.register_post_accumulate_grad_hook(self._weight(named.name)))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+
+    def _entering(self, sample: _Sample) -> Callable[..., None]:
+        def on_gradient(gradient_sbh: Tensor) -> None:
+            sample.log_gradient = log_mean_square(gradient_sbh)
+            # The loss reaches early positions through many later ones, and in a causal stack they hide how the others fade.
+            sample.log_late = log_mean_square(gradient_sbh[gradient_sbh.shape[0] // 2 :])
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            stream: Tensor = args[0] if args else kwargs["hidden_states"]
+            if sample is self.samples[0]:
+                self.embedding_variance = float(stream.detach().double().var())
+            stream.register_hook(on_gradient)
+
+        return hook
+
+    def _leaving(self, sample: _Sample) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> None:
+            sample.variance = float(output[0].detach().double().var())
+            sample.correlation = token_correlation(output[0])
+
+        return hook
+
+    def _weight(self, name: str) -> Callable[[Tensor], None]:
+        part, _, kind = name.rpartition(".")
+        number, _, module = part.removeprefix("decoder.layers.").partition(".")
+
+        def hook(parameter: Tensor) -> None:
+            gradient, parameter.grad = parameter.grad, None
+            if gradient is None or kind != "weight" or not number.isdigit():
+                return
+            squares = self.samples[int(number)].squares
+            if module == QKV:
+                for role, rows in self._qkv(gradient).items():
+                    squares[role] += float(rows.double().square().sum())
+            elif module in MATRICES:
+                squares[MATRICES[module]] += float(gradient.double().square().sum())
+
+        return hook
+
+    def _qkv(self, gradient: Tensor) -> dict[str, Tensor]:
+        """The fused projection's rows by kind; a group holds its queries, its key, its value."""
+        per_group = self.model.num_attention_heads // self.model.groups
+        grouped = gradient.unflatten(0, (self.model.groups, per_group + 2, -1))
+        return {"q": grouped[:, :per_group], "k": grouped[:, per_group], "v": grouped[:, per_group + 1]}
+
+
+def measure(chunk: GPT, model: ModelConfig, tokens: Tensor) -> tuple[Meter, float]:
+    """One training pass over tokens [batch, s + 1]. Returns the filled meter and the loss in nats per token."""
+    with Meter(chunk, model) as meter:
+        output, loss_of = forward_step(iter([tokens]), chunk)
+        loss, _ = loss_of(output)
+        loss.backward()
+    return meter, float(loss.detach())
+
+
+def probe(
+    model: ModelConfig,
+    topology: Topology,
+    *,
+    seq_length: int,
+    tokens: Callable[[int], Tensor],
+    seeds: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    source: str = "",
+    label: str = "",
+    checkpoint: CheckpointReader | None = None,
+) -> Probe:
+    """Measures a model, freshly initialised once a seed, or with a checkpoint's weights.
+
+    model: with vocab_size and max_position_embeddings; tokens: from a seed to tokens [batch, seq_length + 1]; source: the tokens' origin in words.
+    Dropout acts as in training. Theory is left out for a checkpoint: it speaks of initialisation. Raises UserError for a checkpoint of another model.
+    """
+    runs: list[list[_Sample]] = []
+    losses, entering, coincidences = [], [], []
+    batch = 0
+    for seed in seeds:
+        seed_everything(seed, topology)
+        (chunk,) = build_chunks(model, topology, seq_length=seq_length, dtype=dtype, seed=seed)
+        if checkpoint is not None:
+            load_weights(chunk, checkpoint)
+        chunk.train()
+        given = tokens(seed)
+        batch = given.shape[0]
+        meter, loss = measure(chunk, model, given.to(next(chunk.parameters()).device))
+        del chunk
+        runs.append(meter.samples)
+        losses.append(loss)
+        entering.append(meter.embedding_variance)
+        coincidences.append(coincidence(given[:, :-1]))
+    theory = None if checkpoint is not None else predict_for(model, seq_length, sum(coincidences) / len(coincidences))
+    return Probe(
+        scheme=model.scheme,
+        label=label or model.scheme,
+        num_layers=model.num_layers,
+        seeds=len(seeds),
+        layers=tuple(_layers(runs, theory)),
+        model=model,
+        seq_length=seq_length,
+        batch=batch,
+        dtype=str(dtype).removeprefix("torch."),
+        tokens=source,
+        parameters=parameter_count(model)["total"],
+        loss=sum(losses) / len(losses),
+        embedding_variance=sum(entering) / len(entering),
+        smallest_gradient_log10=min(sample.log_late for run in runs for sample in run) / 2 / math.log(10),
+        checkpoint=None if checkpoint is None else str(checkpoint.folder),
+        options={**SCHEMES[model.scheme].options, **model.scheme_options},
+    )
+
+
+def predict_for(model: ModelConfig, seq_length: int, word_coincidence: float) -> list[LayerSignal]:
+    """The theory's signals for tokens that coincide with the given chance, which need not be the one that the weights were planned for."""
+    init = standard_deviations(model, seq_length)
+    words, positions = init.word**2, (init.position or 0.0) ** 2
+    return predict(model, seq_length, stream_correlation=word_coincidence * words / (words + positions))
+
+
+def load_weights(chunk: GPT, reader: CheckpointReader) -> None:
+    """Puts a checkpoint's master weights into a model. Raises UserError where a tensor is missing or has another shape."""
+    with torch.no_grad():
+        for named in named_parameters(chunk, 0, 1):
+            value = take(reader.tensor(named.name), named.shard)
+            if value.shape != named.parameter.shape:
+                raise UserError(f"{reader.folder}: {named.name} has shape {list(value.shape)}, the configured model needs {list(named.parameter.shape)}")
+            named.parameter.copy_(value)
+
+
+def _layers(runs: list[list[_Sample]], theory: list[LayerSignal] | None) -> list[LayerProbe]:
+    layers = []
+    for index in range(len(runs[0])):
+        samples = [run[index] for run in runs]
+        variances = [sample.variance for sample in samples]
+        lates = [_difference(run[index].log_late, run[-1].log_late) for run in runs]
+        late, everywhere = _mean(lates), _mean([_difference(run[index].log_gradient, run[-1].log_gradient) for run in runs])
+        predicted = None if theory is None else theory[index]
+        layers.append(
+            LayerProbe(
+                layer=index + 1,
+                forward_variance=_mean(variances),
+                forward_variance_min=min(variances),
+                forward_variance_max=max(variances),
+                token_correlation=_mean([sample.correlation for sample in samples]),
+                grad_variance=_exp(everywhere),
+                grad_variance_late=_exp(late),
+                grad_variance_late_min=_exp(min(lates)),
+                grad_variance_late_max=_exp(max(lates)),
+                log10_grad_variance=everywhere / math.log(10),
+                log10_grad_variance_late=late / math.log(10),
+                weight_grad_norm=_exp(_mean([_log(sum(sample.squares.values())) / 2 for sample in samples])),
+                weight_grad_norms={kind: _exp(_mean([_log(sample.squares[kind]) / 2 for sample in samples])) for kind in KINDS},
+                forward_variance_theory=None if predicted is None else predicted.forward_variance,
+                token_correlation_theory=None if predicted is None else predicted.token_correlation,
+                grad_variance_late_theory=None if predicted is None else predicted.grad_variance_late,
+            )
+        )
+    return layers
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _difference(a: float, b: float) -> float:
+    return math.nan if math.isinf(b) else a - b
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf if value == 0 else math.nan
+
+
+def _exp(value: float) -> float:
+    return math.nan if math.isnan(value) else math.exp(value) if value < 700 else math.inf

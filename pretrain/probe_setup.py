@@ -1,0 +1,156 @@
+"""From a configuration and a few choices to probes: which model, which tokens, whether it fits into memory."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.errors import UserError
+from model.size import parameter_count
+from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
+from parallel.single import single_process
+from pretrain.config import RunConfig
+from pretrain.data import open_blend
+from pretrain.load_config import complete_model, load_config
+from pretrain.loop import check_same_model
+from pretrain.probe import Probe, probe, zipf_tokens
+from pretrain.variant import Variant, parse_variant, parse_variants
+
+ASSUMED_VOCABULARY = 32_000
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+# Values of the stream's width that the backward pass of one layer keeps for each token, beside the feed-forward's; measured.
+KEPT_WIDTHS, KEPT_FFN = 15, 3
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the command line may say. tokens: auto, synthetic or data; compare: comma-separated schemes; layers: None means the configuration's."""
+
+    scheme: str | None = None
+    layers: int | None = None
+    seeds: int = 1
+    batch: int = 2
+    tokens: str = "auto"
+    dtype: str = "float32"
+    compare: str | None = None
+    checkpoint: Path | None = None
+
+
+def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Probe]:
+    """Measures one model, or one for each scheme of `choices.compare`. Raises UserError for what cannot work, before anything is built."""
+    config = load_config(path, overrides)
+    vocab, has_data = _vocabulary(config)
+    use_data = has_data if choices.tokens == "auto" else choices.tokens == "data"
+    if use_data and not has_data:
+        raise UserError(f"--tokens data: {config.data.corpora[0].path} is no prepared data set: run `fathom data prepare` first, or use --tokens synthetic")
+    note = "" if vocab else f", vocabulary of {ASSUMED_VOCABULARY:,} assumed"
+    model = complete_model(config, vocab or config.model.vocab_size or ASSUMED_VOCABULARY)
+    if choices.layers is not None:
+        model = model.model_copy(update={"num_layers": choices.layers})
+    reader = None if choices.checkpoint is None else _checkpoint(choices.checkpoint, config, model)
+    variants: list[Variant | None] = [None]
+    if choices.compare:
+        variants = list(parse_variants(choices.compare))
+    elif choices.scheme:
+        variants = [parse_variant(choices.scheme)]
+    models = [(variant.text if variant else model.scheme, variant.apply(model) if variant else model) for variant in variants]
+    for _, chosen in models:
+        check_memory(chosen, config.data.seq_length, choices.batch, DTYPES[choices.dtype])
+    source, tokens = _data(config, choices.batch) if use_data else _synthetic(model, config.data.seq_length, choices.batch)
+    topology = single_process()
+    for label, chosen in models:
+        with _quiet():
+            yield probe(
+                chosen,
+                topology,
+                seq_length=config.data.seq_length,
+                tokens=tokens,
+                seeds=range(config.train.seed, config.train.seed + choices.seeds),
+                dtype=DTYPES[choices.dtype],
+                source=source + note,
+                label=label,
+                checkpoint=reader,
+            )
+
+
+def check_memory(model: ModelConfig, seq_length: int, batch: int, dtype: torch.dtype) -> None:
+    """Raises UserError where weights and activations of one pass would not fit into the memory that is free."""
+    needed = memory_needed(model, seq_length, batch, dtype)
+    free = _free_memory()
+    if free and needed > 0.9 * free:
+        raise UserError(
+            f"the probe would need about {needed / 2**30:.0f} GiB and {free / 2**30:.0f} GiB are free: "
+            f"lower --batch={batch}, data.seq_length={seq_length}, model.hidden_size={model.hidden_size} or --layers (signals hardly depend on the width)"
+        )
+
+
+def memory_needed(model: ModelConfig, seq_length: int, batch: int, dtype: torch.dtype) -> int:
+    """Bytes of weights, one layer's gradients and everything that the backward pass keeps (estimate)."""
+    tokens, size = batch * seq_length, dtype.itemsize
+    ffn = model.ffn_size * (2 if model.gated else 1)
+    layer = tokens * (KEPT_WIDTHS * model.hidden_size + KEPT_FFN * ffn)
+    # With attention dropout the probabilities are kept, and their mask.
+    probabilities = 3 * tokens * seq_length * model.num_attention_heads if model.attention_dropout else 0
+    logits = 4 * tokens * model.padded_vocab
+    return size * (parameter_count(model)["total"] + model.num_layers * (layer + probabilities) + logits)
+
+
+def _free_memory() -> int:
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
+
+
+def _vocabulary(config: RunConfig) -> tuple[int | None, bool]:
+    """(vocabulary of the first data set or of the configuration, whether all data sets are there)."""
+    manifests = [Path(corpus.path) / "dataset.json" for corpus in config.data.corpora]
+    if all(manifest.is_file() for manifest in manifests):
+        return int(json.loads(manifests[0].read_text(encoding="utf-8"))["vocab_size"]), True
+    return config.model.vocab_size, False
+
+
+def _data(config: RunConfig, batch: int) -> tuple[str, Callable[[int], Tensor]]:
+    cache = Path(config.data.cache) if config.data.cache else None
+    blend = open_blend(config.data.corpora, "train", config.data.seq_length, config.train.seed, cache)
+
+    def tokens(seed: int) -> Tensor:
+        first = (seed - config.train.seed) * batch
+        return blend.batch(range(first, first + batch))
+
+    return "tokens of " + ", ".join(corpus.path for corpus in config.data.corpora), tokens
+
+
+def _synthetic(model: ModelConfig, seq_length: int, batch: int) -> tuple[str, Callable[[int], Tensor]]:
+    vocab = model.vocab_size or ASSUMED_VOCABULARY
+    return "synthetic tokens after Zipf's law", lambda seed: zipf_tokens(vocab, batch, seq_length + 1, seed)
+
+
+def _checkpoint(path: Path, config: RunConfig, model: ModelConfig) -> CheckpointReader:
+    inside = path / "checkpoints"
+    reader = open_checkpoint(inside if inside.is_dir() else path)
+    check_same_model(reader, config.model_copy(update={"model": model}))
+    return reader
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Megatron-core warns once a layer when its GPU random stream is the CPU's, which on a CPU it always is."""
+    logger = logging.getLogger("megatron.core.tensor_parallel.random")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

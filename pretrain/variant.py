@@ -1,0 +1,96 @@
+"""A depth scheme with its options as one word: `b2t`, `b2t:rescale=false`, `post_ln:rescale=true:init.base=fairseq`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import OmegaConf
+from pydantic import ValidationError
+from yaml import YAMLError
+
+from model.config import ModelConfig
+from model.errors import UserError
+from model.scheme import SCHEMES, scheme_names
+
+# Settings of the model, beside the scheme's own options, that belong to how a scheme is used.
+SETTINGS = (
+    "init.base",
+    "init.std",
+    "init.token_correlation",
+    "init.causal_correction",
+    "normalization",
+    "activation",
+    "position",
+    "bias",
+    "hidden_dropout",
+    "attention_dropout",
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A scheme as it is to be compared. text: as it was written; options: of the scheme; settings: dotted keys of the model section."""
+
+    text: str
+    scheme: str
+    options: dict[str, float | bool] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def slug(self) -> str:
+        """The text as a file name."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.text)
+
+    def apply(self, model: ModelConfig) -> ModelConfig:
+        """The model under this scheme, everything else kept. Raises UserError where the two do not fit together."""
+        values = model.model_dump()
+        values.update(scheme=self.scheme, scheme_options=self.options)
+        for key, value in self.settings.items():
+            section, _, last = key.rpartition(".")
+            (values[section] if section else values)[last] = value
+        try:
+            return ModelConfig.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise UserError(f"scheme {self.text!r}: {f'model.{place}: ' if place else ''}{first['msg'].removeprefix('Value error, ')}") from error
+
+
+def parse_variant(text: str) -> Variant:
+    """Reads NAME[:KEY=VALUE]..., KEY an option of the scheme or one of SETTINGS. Raises UserError in one line for anything else."""
+    name, *pairs = text.strip().split(":")
+    if name not in SCHEMES:
+        raise UserError(f"scheme {name!r} is unknown; choose one of {', '.join(scheme_names())}")
+    options: dict[str, float | bool] = {}
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"scheme {text!r}: {pair!r} is not of the form KEY=VALUE, as in {name}:{next(iter(SCHEMES[name].options), 'init.base')}=...")
+        try:
+            parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index, call-overload]
+        except YAMLError as error:
+            raise UserError(f"scheme {text!r}: {value!r} is not a value") from error
+        if key in SETTINGS:
+            settings[key] = parsed
+        else:
+            options[key] = float(parsed) if isinstance(parsed, int) and not isinstance(parsed, bool) else parsed
+    try:
+        SCHEMES[name].check_options(options)
+    except ValueError as error:
+        others = f"; beside them {', '.join(SETTINGS)}" if set(options) - set(SCHEMES[name].options) else ""
+        raise UserError(f"scheme {text!r}: {error}{others}") from error
+    return Variant(text.strip(), name, options, settings)
+
+
+def parse_variants(text: str) -> list[Variant]:
+    """Reads a comma-separated list. Raises UserError for an empty list, a scheme that occurs twice, or as `parse_variant`."""
+    variants = [parse_variant(part) for part in text.split(",") if part.strip()]
+    if not variants:
+        raise UserError("no scheme is named: give a list such as pre_ln,b2t,deepscalelm_pre_ln")
+    twice = {variant.text for variant in variants if [other.text for other in variants].count(variant.text) > 1}
+    if twice:
+        raise UserError(f"scheme {', '.join(sorted(twice))} is named twice")
+    return variants
