@@ -1,0 +1,143 @@
+"""The same layer from Transformer Engine's parts: norms fused into the linear layer after them, attention through its fused back ends.
+
+A norm that directly precedes a matrix product becomes part of it, by the data of `model/scheme.py`: where the residual is taken after the norm (post-norm
+schemes, all but the layer's last norm), the fused kernel also returns what it normed, so that no norm costs a pass of its own. A norm stays apart
+where a factor stands between it and the matrix (`input_scale`), on a branch, and at the end of a layer.
+
+Importing this module needs Transformer Engine; raises ImportError without it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core.extensions.transformer_engine import (
+    HAVE_TE,
+    TEColumnParallelLinear,
+    TEDotProductAttention,
+    TELayerNormColumnParallelLinear,
+    TENorm,
+    TERowParallelLinear,
+)
+from megatron.core.transformer.attention import CrossAttention, CrossAttentionSubmodules, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from torch import Tensor
+
+from model.layer import DepthLayer, DepthLayerSubmodules
+from model.local import LocalSelfAttention
+from model.scheme import Layer, Sublayer
+
+if not HAVE_TE:
+    raise ImportError("Transformer Engine is not installed: its layers cannot be built")
+
+__all__ = ["TENorm", "te_layer_spec"]
+
+
+class TEColumn(TEColumnParallelLinear):
+    """Column-parallel linear layer whose bias is added inside the matrix product, whatever the caller offers to do with it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs | {"skip_bias_add": False})
+
+
+class TENormColumn(TELayerNormColumnParallelLinear):
+    """Norm and column-parallel linear layer in one, bias included."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs | {"skip_bias_add": False})
+
+
+class TENormColumnWithResidual(TENormColumn):
+    """Norm and column-parallel linear layer in one, which keeps the normed input for `take_normed`.
+
+    Megatron-core's wrapper always builds with return_layernorm_output=False; the attribute is read at every forward pass.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.return_layernorm_output = True
+        self.normed: Tensor | None = None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        """x: [s, b, h] -> ([s, b, out / TP], None)."""
+        (out, self.normed), _ = super().forward(x)
+        return out, None
+
+    def take_normed(self) -> Tensor:
+        """The normed input [s, b, h] of the last forward pass, once: nothing is kept alive here."""
+        normed, self.normed = self.normed, None
+        assert normed is not None
+        return normed
+
+
+class TERow(TERowParallelLinear):
+    """Row-parallel linear layer; without tensor parallelism the bias goes into the matrix product instead of to the caller."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        alone = kwargs["config"].tensor_model_parallel_size == 1
+        super().__init__(*args, **kwargs | {"skip_bias_add": kwargs["skip_bias_add"] and not alone})
+        if alone:
+            # Transformer Engine adds the bias of a row-parallel layer after the reduction over ranks; here there is none.
+            self.gemm_bias_unfused_add = False
+
+
+class TEAttention(TEDotProductAttention):
+    """Core attention through Transformer Engine, which picks cuDNN's fused kernel, flash attention or its own by what the device has."""
+
+    def __init__(self, config: Any, layer_number: int, attn_mask_type: AttnMaskType, attention_type: str, **kwargs: Any) -> None:
+        super().__init__(config, layer_number, attn_mask_type, attention_type, **kwargs)
+        self.mask_type = attn_mask_type
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Tensor:
+        """query: [s, b, heads, d]; key, value: [t, b, groups, d]; attention_mask: True hides, read by the padding mask type only.
+
+        Returns [s, b, heads d].
+        """
+        return super().forward(query, key, value, attention_mask, **{"attn_mask_type": self.mask_type} | kwargs)
+
+
+def _norm(present: bool) -> type:
+    return TENorm if present else IdentityOp
+
+
+def _entrance(plan: Sublayer) -> tuple[type, type]:
+    """The norm module before a branch (identity where it is fused or absent) and the branch's first linear layer."""
+    if not plan.norm_in:
+        return IdentityOp, TEColumn
+    if plan.input_scale != 1.0:
+        return TENorm, TEColumn
+    return IdentityOp, TENormColumnWithResidual if plan.residual_from_norm else TENormColumn
+
+
+def te_layer_spec(plan: Layer, *, causal: bool = True, cross: bool = False) -> ModuleSpec:
+    """One layer from Transformer Engine's parts; arguments and result as `model.spec.local_layer_spec`."""
+    mask = AttnMaskType.causal if causal else AttnMaskType.no_mask
+    attention_norm, qkv = _entrance(plan.attention)
+    mlp_norm, fc1 = _entrance(plan.mlp)
+    submodules = DepthLayerSubmodules(
+        input_layernorm=attention_norm,
+        self_attention=ModuleSpec(
+            module=LocalSelfAttention,
+            params={"attn_mask_type": mask},
+            submodules=SelfAttentionSubmodules(linear_qkv=qkv, core_attention=TEAttention, linear_proj=TERow),
+        ),
+        self_attention_branch_norm=_norm(plan.attention.norm_branch),
+        self_attention_output_norm=_norm(plan.attention.norm_out),
+        pre_mlp_layernorm=mlp_norm,
+        mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=fc1, linear_fc2=TERow)),
+        mlp_branch_norm=_norm(plan.mlp.norm_branch),
+        mlp_output_norm=_norm(plan.mlp.norm_out),
+    )
+    if cross:
+        submodules.pre_cross_attn_layernorm = _norm(plan.cross.norm_in)
+        submodules.cross_attention = ModuleSpec(
+            module=CrossAttention,
+            params={"attn_mask_type": AttnMaskType.no_mask},
+            submodules=CrossAttentionSubmodules(linear_q=TEColumn, linear_kv=TEColumn, core_attention=TEAttention, linear_proj=TERow),
+        )
+        submodules.cross_attention_branch_norm = _norm(plan.cross.norm_branch)
+        submodules.cross_attention_output_norm = _norm(plan.cross.norm_out)
+    return ModuleSpec(module=DepthLayer, params={"plan": plan}, submodules=submodules)

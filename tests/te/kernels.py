@@ -1,0 +1,67 @@
+"""Forward passes of Transformer Engine's modules in plain PyTorch, on their own parameters, with their own switches.
+
+Not its arithmetic, but its interface: which norm sits where, what is returned, where biases go. Enough to run a model that is made of these modules on a
+CPU in full precision, and so to check how ours are put together. Numbers of the real kernels are checked on GPUs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    return F.rms_norm(x, weight.shape, weight, eps) if bias is None else F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def _linear(module: Any, x: Tensor, bias_in_product: bool) -> Tensor:
+    bias = module.bias if module.apply_bias and bias_in_product else None
+    return F.linear(x, module.weight, bias)
+
+
+def layer_norm_linear(self: Any, inp: Tensor, is_first_microbatch: bool | None = None, **unused: Any) -> Any:
+    """`transformer_engine.pytorch.LayerNormLinear.forward`: out, [bias,] [norm output]."""
+    normed = _norm(inp, self.layer_norm_weight, self.layer_norm_bias, self.eps)
+    out = _linear(self, normed, bias_in_product=True)
+    returned = [out]
+    returned += [self.bias] if self.return_bias else []
+    returned += [normed] if self.return_layernorm_output else []
+    return returned[0] if len(returned) == 1 else tuple(returned)
+
+
+def linear(self: Any, inp: Tensor, is_first_microbatch: bool | None = None, **unused: Any) -> Any:
+    """`transformer_engine.pytorch.Linear.forward`."""
+    out = _linear(self, inp, bias_in_product=not self.gemm_bias_unfused_add)
+    if self.gemm_bias_unfused_add:
+        out = out + self.bias
+    return (out, self.bias) if self.return_bias else out
+
+
+def norm(self: Any, inp: Tensor) -> Tensor:
+    """`transformer_engine.pytorch.LayerNorm.forward` and RMSNorm's."""
+    return _norm(inp, self.weight, getattr(self, "bias", None), self.eps)
+
+
+def attention(self: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, attn_mask_type: str, **unused: Any) -> Tensor:
+    """`transformer_engine.pytorch.DotProductAttention.forward` on [s, b, heads, d]; raises ValueError for a mask type that Fathom does not use."""
+    if attn_mask_type not in ("causal", "no_mask"):
+        raise ValueError(f"attn_mask_type={attn_mask_type!r}")
+    arguments = (part.permute(1, 2, 0, 3) for part in (query, key, value))
+    out = F.scaled_dot_product_attention(*arguments, is_causal=attn_mask_type == "causal", enable_gqa=query.shape[2] != key.shape[2])
+    return out.permute(2, 0, 1, 3).flatten(2)
+
+
+def install(te: Any) -> None:
+    """Replaces the forward passes of the modules of `transformer_engine.pytorch`."""
+    for owner, forward in (
+        (te.LayerNormLinear, layer_norm_linear),
+        (te.Linear, linear),
+        (te.LayerNorm, norm),
+        (te.RMSNorm, norm),
+        (te.DotProductAttention, attention),
+    ):
+        assert issubclass(owner, (nn.Module, torch.nn.Module))
+        owner.forward = forward

@@ -1,0 +1,159 @@
+"""What the tests of this folder do in a process of their own: build models from both kinds of parts beside the stand-in, and describe them as JSON.
+
+python -m tests.te.worker FOLDER_OF_TRANSFORMER_ENGINE OUTPUT.json
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import unittest.mock
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.te import kernels, standin
+
+LAYERS, WIDTH, HEADS, VOCAB, SEQ = 4, 32, 4, 96, 8
+NORMS, ACTIVATIONS, DEGREES = ("layernorm", "rmsnorm"), ("gelu", "swiglu"), (1, 2)
+
+
+def cases() -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name of a case, fields of its model)."""
+    from model.scheme import SCHEMES
+
+    for scheme, normalization, activation in itertools.product(SCHEMES, NORMS, ACTIVATIONS):
+        yield f"{scheme}-{normalization}-{activation}", {"scheme": scheme, "normalization": normalization, "activation": activation}
+
+
+def model_config(**fields: Any) -> Any:
+    from model.config import ModelConfig
+
+    shape = {"num_layers": LAYERS, "hidden_size": WIDTH, "num_attention_heads": HEADS, "vocab_size": VOCAB, "vocab_multiple": 32}
+    return ModelConfig(**shape | {"max_position_embeddings": SEQ} | fields)
+
+
+def topology_of(tensor: int, sequence_parallel: bool) -> Any:
+    """Process groups of `tensor` imagined ranks, of which this is the first."""
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from parallel.config import ParallelConfig
+    from parallel.topology import Topology, check_layout
+
+    if dist.is_initialized():
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+    dist.init_process_group("fake", rank=0, world_size=tensor, store=FakeStore())
+    real = dist.new_group
+    # Groups that ask for gloo would wait for ranks that are not there.
+    with unittest.mock.patch.object(dist, "new_group", lambda *args, **kwargs: real(*args, **kwargs | {"backend": "fake"})):
+        return Topology(check_layout(ParallelConfig(tensor=tensor, sequence_parallel=sequence_parallel), model_config(), tensor))
+
+
+def build(model: Any, topology: Any, kinds: str, device: str) -> Any:
+    """A model as on a GPU, its tensors on `device`. kinds: `local` or `te`."""
+    from model.gpt import GPT, transformer_config
+
+    config = transformer_config(model, on_cpu=False, init_model_with_meta_device=device == "meta", **topology.core_fields())
+    with standin.pretend_cuda(device):
+        return GPT(model, config, seq_length=SEQ, kernels=kinds)
+
+
+def parameters(chunk: Any, topology: Any) -> dict[str, Any]:
+    """Canonical name -> shape, attributes that say how it is parallel, and its place in the whole tensor."""
+    from model.names import named_parameters
+    from model.shards import full_shape
+
+    described = {}
+    for named in named_parameters(chunk, topology.tensor_rank, topology.layout.tensor):
+        parameter, shard = named.parameter, named.shard
+        described[named.name] = {
+            "shape": list(parameter.shape),
+            "whole": list(full_shape(parameter.shape, shard)),
+            "shard": [shard.dim, shard.index, shard.count, shard.stride],
+            "tensor_model_parallel": bool(getattr(parameter, "tensor_model_parallel", False)),
+            "sequence_parallel": bool(getattr(parameter, "sequence_parallel", False)),
+            "dtype": str(parameter.dtype),
+        }
+    return described
+
+
+def sharded(chunk: Any) -> dict[str, Any]:
+    """Megatron-core's sharded state dict under canonical keys: global shape, offset and pieces of every tensor. Without the state of FP8."""
+    from model.names import canonical_name
+
+    described = {}
+    for key, part in chunk.sharded_state_dict(metadata={}).items():
+        if not hasattr(part, "global_shape") or "_extra_state" in key:
+            continue
+        described[canonical_name(key, 0)] = [list(map(int, field or ())) for field in (part.global_shape, part.global_offset, part.axis_fragmentations)]
+    return described
+
+
+def describe(name: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """One case at every degree of tensor parallelism; at degrees above 1 with sequence parallelism. meta: by own names, what is on the meta device."""
+    model, described = model_config(**fields), {}
+    for tensor in DEGREES:
+        topology = topology_of(tensor, sequence_parallel=tensor > 1)
+        for kinds in ("local", "te"):
+            chunk = build(model, topology, kinds, "cpu")
+            described[f"{kinds}-{tensor}"] = {"parameters": parameters(chunk, topology), "sharded": sharded(chunk)}
+        meta = build(model, topology, "te", "meta")
+        described[f"meta-{tensor}"] = {name: list(parameter.shape) for name, parameter in meta.named_parameters() if parameter.is_meta}
+        described[f"te-{tensor}"]["own names"] = [name for name, _ in chunk.named_parameters()]
+    return described
+
+
+def compare_runs(name: str, fields: dict[str, Any]) -> dict[str, float]:
+    """Loss and gradients of both kinds of model on the same weights and tokens, by plain forward passes: largest relative differences."""
+    import torch
+
+    from model.init import initialize_
+    from model.names import named_parameters
+
+    model, topology = model_config(**fields), topology_of(1, False)
+    tokens = torch.randint(0, VOCAB, (2, SEQ + 1), generator=torch.Generator().manual_seed(0))
+    results = []
+    for kinds in ("local", "te"):
+        chunk = build(model, topology, kinds, "cpu").double()
+        named = list(named_parameters(chunk, 0, 1))
+        initialize_(((one.name, one.parameter, one.shard) for one in named), model, SEQ, 1)
+        with torch.no_grad():
+            for one in named:
+                if one.parameter.dim() == 1:  # norms and biases at their initial values would hide mistakes
+                    one.parameter.add_(torch.linspace(-0.3, 0.3, one.parameter.numel()).roll(len(one.name)))
+        with standin.pretend_cuda("cpu"):
+            loss = chunk(tokens[:, :-1], torch.arange(SEQ).expand(2, SEQ), None, labels=tokens[:, 1:])
+        loss.sum().backward()
+        held = [layer.mlp.linear_fc1.normed for layer in chunk.decoder.layers if hasattr(layer.mlp.linear_fc1, "normed")]
+        assert not any(tensor is not None for tensor in held), "a layer keeps its normed input alive"
+        results.append((loss.detach(), {one.name: one.parameter.grad for one in named}))
+    (loss, gradients), (te_loss, te_gradients) = results
+    assert gradients.keys() == te_gradients.keys()
+    worst = max(float((gradients[key] - te_gradients[key]).norm() / gradients[key].norm()) for key in gradients)
+    return {"loss": float(((loss - te_loss) / loss).abs().max()), "gradient": worst}
+
+
+def main(folder: str, output: str) -> None:
+    te = standin.load(Path(folder))
+    import megatron.core.models.gpt  # noqa: F401
+
+    warnings.simplefilter("ignore")
+    found: dict[str, Any] = {"described": {}, "compared": {}}
+    for name, fields in cases():
+        found["described"][name] = describe(name, fields)
+    kernels.install(te)
+    for name, fields in cases():
+        found["compared"][name] = compare_runs(name, fields)
+    found["compared"]["grouped-rotary-untied"] = compare_runs(
+        "", {"scheme": "b2t", "num_query_groups": 2, "position": "rotary", "tie_embeddings": False, "normalization": "rmsnorm", "bias": False}
+    )
+    Path(output).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])
