@@ -77,7 +77,7 @@ def screen(statuses: Sequence[RunStatus]) -> RenderableType:
         )
     whole = Table.grid()
     whole.add_row(table)
-    remarks = [status for status in statuses if status.reason]
+    remarks = [status for status in statuses if status.reason and status.state != "finished"]
     if remarks:
         whole.add_row("")
     for status in remarks:
