@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from model.errors import UserError
 from model.names import NamedParameter, named_parameters
 from parallel.gradients import GradientBuffer, Group, build_groups
 from parallel.topology import Topology
@@ -79,7 +80,7 @@ class Engine:
     """One training engine per process.
 
     chunks: model chunks of this rank (several with interleaved pipelines); clip: global gradient norm limit, 0 for none.
-    make_optimizer: from DeepSpeed-style parameter groups to a torch optimizer.
+    make_optimizer: from DeepSpeed-style parameter groups to a torch optimizer. Raises UserError for a precision that the ZeRO stage cannot train.
     """
 
     def __init__(
@@ -98,6 +99,8 @@ class Engine:
         import deepspeed
         from deepspeed.utils import logger
 
+        if topology.layout.zero == 0 and dtype != torch.float32:
+            raise UserError("parallel.zero=0 keeps no fp32 copy of bf16 weights: use parallel.zero=1, or train.precision=fp32")
         logger.setLevel(logging.ERROR)
         self.chunks, self.topology, self.clip = list(chunks), topology, clip
         self.micro_batch_size, self.seq_length = micro_batch_size, seq_length
@@ -174,7 +177,7 @@ class Engine:
             buffer.reduce()
         if inspect is not None:
             inspect()
-        squared = torch.stack([buffer.squared_norm() for buffer in self.buffers]).sum().double()
+        squared = torch.stack([buffer.squared_norm() for buffer in self.buffers]).sum()
         squared_norm, loss, votes = self._share([squared, self._mean(losses), torch.tensor(vote, dtype=torch.float64, device=self.device)])
         norm = math.sqrt(squared_norm) if squared_norm >= 0 else math.nan
         applied = math.isfinite(norm) and math.isfinite(loss)

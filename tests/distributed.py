@@ -1,0 +1,209 @@
+"""Groups of local gloo processes for tests.
+
+One launcher process imports the libraries once, then forks the ranks of each group, so that a group costs its own work and little more:
+
+    first, second = launch(Group(2, worker, (1,)), Group(4, other))     # lists of what each rank returned
+
+Inside a rank `rebuild(...)` gives a new layout over the same processes, so that many cases share one group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import importlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from model.config import ModelConfig
+    from parallel.config import ParallelConfig
+    from parallel.topology import Topology
+
+ROOT = Path(__file__).resolve().parents[1]
+RANK_TIMEOUT_MINUTES = 2.0  # a rank that waits longer for the others gives up and says where
+GRACE_SECONDS = 5.0
+# What ranks would each import for themselves, some of it only inside deepspeed.initialize.
+PRELOADED = (
+    "deepspeed",
+    "megatron.core.models.gpt",
+    "pretrain.loop",
+    "pretrain.build",
+    "deepspeed.comm.mori",
+    "deepspeed.moe.ep_count",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "deepspeed.utils.pin_memory",
+    "torch.utils.serialization.config",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """`function(*args)` on `world` processes. function: a module-level function; it and its arguments and results are pickled.
+
+    killed: a rank may be ended by SIGKILL; its result is None then.
+    """
+
+    world: int
+    function: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    killed: bool = False
+
+
+def launch(*groups: Group, timeout: float = 300.0) -> list[list[Any]]:
+    """Runs groups one after another; returns for each what its ranks returned. timeout: seconds for everything.
+
+    Raises AssertionError with the traceback of the first rank that failed, or when the time is over.
+    """
+    with tempfile.TemporaryDirectory(prefix="fathom-ranks-") as folder:
+        request = Path(folder) / "request"
+        plain = [(group.world, group.function.__module__, group.function.__qualname__, group.args, group.killed) for group in groups]
+        request.write_bytes(pickle.dumps(plain))
+        env = dict(os.environ, OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            env.pop(name, None)
+        # A session of its own, so that everything it started can be ended by its group.
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.distributed", folder], cwd=ROOT, env=env, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            raise AssertionError(f"ranks did not finish in {timeout:.0f} s\n{output.decode(errors='replace')[-4000:]}") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        assert process.returncode == 0, output.decode(errors="replace")[-8000:]
+        return [
+            [pickle.loads(path.read_bytes()) if (path := _result(Path(folder), index, rank)).exists() else None for rank in range(group.world)]
+            for index, group in enumerate(groups)
+        ]
+
+
+def _result(folder: Path, group: int, rank: int) -> Path:
+    return folder / f"result_{group}_{rank}"
+
+
+def _serve(folder: Path) -> None:
+    """The launcher: imports, then forks each group."""
+    import warnings
+
+    warnings.filterwarnings("ignore")
+    # Bare `warning` and `print` of the libraries at import are nothing a test reads.
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+        for module in PRELOADED:
+            importlib.import_module(module)
+    # What is imported stays: the collector need not walk it again in every rank and case.
+    gc.freeze()
+    requests = pickle.loads((folder / "request").read_bytes())
+    for index, (world, module, name, args, killed) in enumerate(requests):
+        function: Any = importlib.import_module(module)
+        for part in name.split("."):
+            function = getattr(function, part)
+        if not _run_group(folder, index, world, function, args, killed):
+            sys.exit(1)
+
+
+def _run_group(folder: Path, index: int, world: int, function: Callable[..., Any], args: tuple[Any, ...], killed: bool) -> bool:
+    from parallel.launch import free_port
+
+    port = free_port()
+    ranks: dict[int, int] = {}
+    for rank in range(world):
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid == 0:
+            os._exit(_run_rank(folder, index, rank, world, port, function, args))
+        ranks[pid] = rank
+    failed_at: float | None = None
+    while ranks:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid:
+            rank = ranks.pop(pid)
+            code = os.waitstatus_to_exitcode(status)
+            if code and not (killed and code == -signal.SIGKILL):
+                print(f"rank {rank} of {world} ended with code {code}", flush=True)
+                failed_at = failed_at or time.monotonic()
+            continue
+        if failed_at is not None and time.monotonic() - failed_at > GRACE_SECONDS:
+            for pid in ranks:
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    return failed_at is None
+
+
+def _run_rank(folder: Path, index: int, rank: int, world: int, port: int, function: Callable[..., Any], args: tuple[Any, ...]) -> int:
+    from parallel.launch import RankInfo, init_process_group
+
+    try:
+        init_process_group(RankInfo(rank, world, rank, "127.0.0.1", port), RANK_TIMEOUT_MINUTES)
+        answer = pickle.dumps(function(*args))
+        path = _result(folder, index, rank)
+        path.with_suffix(".part").write_bytes(answer)
+        path.with_suffix(".part").replace(path)
+        return 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def rebuild(parallel: ParallelConfig, model: ModelConfig) -> Topology:
+    """Inside a rank: a new layout over the processes, after the groups of the previous one are gone."""
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    from parallel.topology import Topology, check_layout
+
+    parallel_state.destroy_model_parallel()
+    gc.collect()
+    return Topology(check_layout(parallel, model, dist.get_world_size()))
+
+
+def gather(value: Any) -> list[Any]:
+    """Inside a rank: the values of all ranks, on all ranks."""
+    import torch.distributed as dist
+
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def shared(base: Path, name: str, compute: Callable[[], Any]) -> Any:
+    """`compute()` once for all test processes of a run. base: `tmp_path_factory.getbasetemp()`; the answer is pickled."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return compute()
+    from filelock import FileLock
+
+    path = base.parent / f"{name}.pickle"
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            answer = pickle.dumps(compute())
+            path.with_suffix(".part").write_bytes(answer)
+            path.with_suffix(".part").replace(path)
+    return pickle.loads(path.read_bytes())
+
+
+def first_difference(ours: Sequence[Any], theirs: Sequence[Any]) -> int | None:
+    """Index of the first unequal pair, None where all are equal."""
+    return next((index for index, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), None)
+
+
+if __name__ == "__main__":
+    # By its importable name, so that what is pickled here can be read by the tests.
+    importlib.import_module("tests.distributed")._serve(Path(sys.argv[1]))

@@ -1,0 +1,194 @@
+"""The parallel layouts that are compared with one process, and the comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from model.scheme import scheme_names
+from pretrain.config import RunConfig
+from tests.distributed import Group, launch
+from tests.parallel.training import Curve, given, run, run_config
+
+STEPS = 10
+# Adam divides by the square root of the second moment. A key bias has gradient zero but for rounding (softmax does not see it), and with the
+# default epsilon rounding noise would move it at full speed. This epsilon is far above that noise and below every real gradient's scale.
+OPTIMIZER = given(eps=1e-6)
+UNTIED = given(tie_embeddings=False)
+LLAMA = given(num_query_groups=2, position="rotary", activation="swiglu", normalization="rmsnorm", bias=False, tie_embeddings=False)
+DEEP = given(num_layers=8)
+BF16 = given(precision="bf16")
+FULL = given(recompute=given(granularity="full"))
+SELECTIVE = given(recompute=given(granularity="selective"))
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """loss, norm: largest relative difference of any step; parameters: largest absolute difference of any element at the end."""
+
+    loss: float
+    norm: float
+    parameters: float
+
+
+# In ten steps at lr 1e-3 a weight travels up to 1e-2: the parameters may differ by a two-hundredth of that.
+FP32 = Tolerance(loss=1e-6, norm=1e-6, parameters=5e-5)
+# bf16 has 8 bits: one rounding that falls the other way is 4e-3 of a weight near 1, and sums over tensor-parallel ranks are rounded to bf16.
+HALF = Tolerance(loss=2e-3, norm=3e-2, parameters=4e-2)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layout and the model it is tried on. exact: losses and parameters must be bit-identical to those of one process."""
+
+    name: str
+    world: int
+    parallel: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    reference_train: dict[str, Any] | None = None  # where the reference has other micro-batches than the case
+    exact: bool = False
+
+    @property
+    def tolerance(self) -> Tolerance:
+        return HALF if self.train.get("precision") == "bf16" else FP32
+
+    def config(self) -> RunConfig:
+        return run_config(self.model, self.parallel, self.train, **(OPTIMIZER | self.optimizer))
+
+    def reference(self) -> RunConfig:
+        train = self.train if self.reference_train is None else self.reference_train
+        return run_config(self.model, {}, train, **(OPTIMIZER | self.optimizer))
+
+
+def _one() -> list[Case]:
+    return [
+        Case("8 micro-batches of 1 against 1 of 8", 1, train=given(micro_batch_size=1), reference_train=given(micro_batch_size=8)),
+        Case("full recompute", 1, FULL, exact=True),
+        Case("full recompute, groups of 2", 1, given(recompute=given(granularity="full", num_layers=2)), exact=True),
+        Case("selective recompute", 1, SELECTIVE, exact=True),
+        Case("ZeRO-0", 1, given(zero=0), exact=True),
+        Case("ZeRO-2", 1, given(zero=2), exact=True),
+    ]
+
+
+def _two() -> list[Case]:
+    tp, sp, pp = given(tensor=2), given(tensor=2, sequence_parallel=True), given(pipeline=2)
+    vp, split = given(pipeline=2, virtual_stages=2), given(pipeline=2, pipeline_split=[3, 1])
+    unclipped = given(clip_grad=0.0)
+    cases = [Case("TP2", 2, tp), Case("TP2 + SP", 2, sp), Case("PP2", 2, pp), Case("PP2 interleaved, VP2", 2, vp), Case("PP2, layers 3 + 1", 2, split)]
+    cases += [Case(f"DP2, ZeRO-{stage}", 2, given(zero=stage)) for stage in (0, 1, 2)]
+    cases += [
+        # Nothing is summed in another order here: only the norm that clips is, so clipping is off.
+        Case("PP2, untied, unclipped", 2, pp, UNTIED, optimizer=unclipped, exact=True),
+        Case("PP2 interleaved, untied, unclipped", 2, vp, UNTIED, optimizer=unclipped, exact=True),
+        Case("PP2, layers 3 + 1, untied, unclipped", 2, split, UNTIED, optimizer=unclipped, exact=True),
+        Case("DP2, 1 micro-batch each, unclipped", 2, {}, train=given(micro_batch_size=4), optimizer=unclipped, exact=True),
+        Case("TP2 + SP, untied", 2, sp, UNTIED),
+        Case("DP2, untied", 2, {}, UNTIED),
+        Case("TP2, GQA rotary SwiGLU RMSNorm", 2, tp, LLAMA),
+        Case("TP2 + SP, GQA rotary SwiGLU RMSNorm", 2, sp, LLAMA),
+        Case("PP2, GQA rotary SwiGLU RMSNorm", 2, pp, LLAMA),
+        Case("DP2, ZeRO-2, GQA rotary SwiGLU RMSNorm", 2, given(zero=2), LLAMA),
+        Case("TP2 + SP, full recompute", 2, sp | FULL),
+        Case("TP2, selective recompute", 2, tp | SELECTIVE),
+        Case("PP2, full recompute", 2, pp | FULL),
+        Case("PP2 interleaved, selective recompute", 2, vp | SELECTIVE),
+        Case("TP2 + SP, bf16", 2, sp, train=BF16),
+        Case("PP2, bf16", 2, pp, train=BF16),
+        *[Case(f"DP2, ZeRO-{stage}, bf16", 2, given(zero=stage), train=BF16) for stage in (1, 2)],
+    ]
+    for scheme in scheme_names():
+        cases += [Case(f"TP2 + SP, {scheme}", 2, sp, given(scheme=scheme)), Case(f"PP2, {scheme}", 2, pp, given(scheme=scheme))]
+    return cases
+
+
+def _four() -> list[Case]:
+    tp_pp, tp_dp, pp_dp = given(tensor=2, pipeline=2), given(tensor=2, sequence_parallel=True), given(pipeline=2)
+    return [
+        Case("TP2 x PP2", 4, tp_pp),
+        Case("TP2 x PP2 + SP", 4, tp_pp | given(sequence_parallel=True)),
+        Case("TP2 x PP2 interleaved + SP", 4, tp_pp | given(sequence_parallel=True, virtual_stages=2)),
+        *[Case(f"TP2 x DP2 + SP, ZeRO-{stage}", 4, tp_dp | given(zero=stage)) for stage in (0, 1, 2)],
+        *[Case(f"PP2 x DP2, ZeRO-{stage}", 4, pp_dp | given(zero=stage)) for stage in (0, 1, 2)],
+        Case("PP2 interleaved x DP2, ZeRO-2", 4, given(pipeline=2, virtual_stages=2, zero=2)),
+        Case("PP4", 4, given(pipeline=4)),
+        Case("TP4 + SP", 4, given(tensor=4, sequence_parallel=True)),
+        Case("DP4, ZeRO-2", 4, given(zero=2)),
+        Case("TP2 x PP2 + SP, GQA rotary SwiGLU RMSNorm", 4, tp_pp | given(sequence_parallel=True), LLAMA),
+        Case("TP2 x PP2 + SP, b2t, full recompute", 4, tp_pp | given(sequence_parallel=True) | FULL, given(scheme="b2t")),
+        Case("PP2 x DP2, untied, ZeRO-1", 4, pp_dp, UNTIED),
+        Case("TP2 x DP2 + SP, bf16, ZeRO-2", 4, tp_dp | given(zero=2), train=BF16),
+        Case("PP2 x DP2, bf16, ZeRO-2", 4, pp_dp | given(zero=2), train=BF16),
+    ]
+
+
+def _eight() -> list[Case]:
+    sp = given(sequence_parallel=True)
+    return [
+        *[Case(f"TP2 x PP2 x DP2 + SP, ZeRO-{stage}", 8, given(tensor=2, pipeline=2, zero=stage) | sp) for stage in (1, 2)],
+        Case("TP2 x PP2 interleaved x DP2 + SP, ZeRO-2", 8, given(tensor=2, pipeline=2, virtual_stages=2, zero=2) | sp),
+        Case("TP2 x PP4 interleaved + SP, 8 layers", 8, given(tensor=2, pipeline=4, virtual_stages=2) | sp, DEEP),
+        Case("TP4 x PP2 + SP", 8, given(tensor=4, pipeline=2) | sp),
+        Case("TP2 x DP4 + SP, ZeRO-2, untied", 8, given(tensor=2, zero=2) | sp, UNTIED),
+        Case("PP4 x DP2, layers 2 + 3 + 2 + 1, ZeRO-2", 8, given(pipeline=4, pipeline_split=[2, 3, 2, 1], zero=2), DEEP),
+        Case("TP2 x PP2 x DP2 + SP, bf16, ZeRO-2", 8, given(tensor=2, pipeline=2, zero=2) | sp, train=BF16),
+    ]
+
+
+CASES: dict[int, list[Case]] = {1: _one(), 2: _two(), 4: _four(), 8: _eight()}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measured cell of the table: differences as in `Tolerance`; identical: losses and parameters are bit for bit those of one process."""
+
+    name: str
+    world: int
+    loss: float
+    norm: float
+    parameters: float
+    identical: bool
+    unequal: tuple[str, ...]
+
+
+def run_all(configs: list[RunConfig]) -> list[Curve | None]:
+    """Runs inside a rank: the training of each configuration."""
+    curves = []
+    for config in configs:
+        try:
+            curves.append(run(config, STEPS))
+        except Exception as error:
+            raise RuntimeError(f"the case with {config.parallel!r} {config.model.scheme} {config.train.precision} failed") from error
+    return curves
+
+
+def measure(worlds: tuple[int, ...], timeout: float) -> dict[str, Row]:
+    """Trains all cases of the given world sizes and their references, and compares them."""
+    cases = [case for world in worlds for case in CASES[world]]
+    references = {case.reference().model_dump_json(): case.reference() for case in cases}
+    groups = [Group(1, run_all, (list(references.values()),)), *(Group(world, run_all, ([case.config() for case in CASES[world]],)) for world in worlds)]
+    results = launch(*groups, timeout=timeout)
+    expected = dict(zip(references, results[0][0], strict=True))
+    curves = [curve for ranks in results[1:] for curve in ranks[0]]
+    return {case.name: compare(case, curve, expected[case.reference().model_dump_json()]) for case, curve in zip(cases, curves, strict=True)}
+
+
+def compare(case: Case, curve: Curve, reference: Curve) -> Row:
+    """Differences of a case from its reference. Raises AssertionError where names or shapes of parameters differ."""
+    shapes = [{name: tuple(value.shape) for name, value in one.parameters.items()} for one in (curve, reference)]
+    assert shapes[0] == shapes[1], f"{case.name}: other parameters than one process has"
+    return Row(
+        case.name,
+        case.world,
+        loss=_relative(curve.losses, reference.losses),
+        norm=_relative(curve.norms, reference.norms),
+        parameters=max(float((value - reference.parameters[name]).abs().max()) for name, value in curve.parameters.items()),
+        identical=curve.losses == reference.losses and all(value.equal(reference.parameters[name]) for name, value in curve.parameters.items()),
+        unequal=tuple(curve.unequal),
+    )
+
+
+def _relative(ours: list[float], theirs: list[float]) -> float:
+    return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))

@@ -1,0 +1,60 @@
+"""Every layout gives the training of one process: losses, global gradient norms and parameters after ten steps."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.distributed import shared
+from tests.parallel.layouts import CASES, STEPS, Case, Row, measure
+from tests.parallel.write_table import DOCUMENT, rows_in
+
+QUICK = (1, 2, 4)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Row]:
+    return shared(tmp_path_factory.getbasetemp(), "layouts", lambda: measure(QUICK, timeout=500))
+
+
+@pytest.fixture(scope="module")
+def slow_rows() -> dict[str, Row]:
+    return measure((8,), timeout=500)
+
+
+def check(case: Case, row: Row) -> None:
+    assert not row.unequal, f"ranks hold different values of {row.unequal}"
+    assert row.loss <= case.tolerance.loss
+    assert row.norm <= case.tolerance.norm
+    assert row.parameters <= case.tolerance.parameters
+    if case.exact:
+        assert row.identical, "losses and parameters must be bit for bit those of one process"
+
+
+def ids(cases: list[Case]) -> list[str]:
+    return [case.name for case in cases]
+
+
+QUICK_CASES = [case for world in QUICK for case in CASES[world]]
+
+
+@pytest.mark.parametrize("case", QUICK_CASES, ids=ids(QUICK_CASES))
+def test_layout_equals_one_process(case: Case, rows: dict[str, Row]) -> None:
+    check(case, rows[case.name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES[8], ids=ids(CASES[8]))
+def test_layout_of_eight_equals_one_process(case: Case, slow_rows: dict[str, Row]) -> None:
+    check(case, slow_rows[case.name])
+
+
+def test_documented_table_has_every_case() -> None:
+    assert rows_in(DOCUMENT.read_text()) == [(case.name, case.world) for cases in CASES.values() for case in cases], (
+        "docs/parallelism.md is older than the cases: python -m tests.parallel.write_table"
+    )
+
+
+def test_names_are_unique_and_steps_are_ten() -> None:
+    names = [case.name for cases in CASES.values() for case in cases]
+    assert len(names) == len(set(names))
+    assert STEPS == 10

@@ -1,0 +1,118 @@
+"""A tiny model trained for a few steps under any layout, with what is needed to compare two such trainings. Runs inside ranks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.shards import full_shape, put
+from parallel.config import ParallelConfig
+from parallel.engine import Engine
+from pretrain.build import build_engine
+from pretrain.config import RunConfig
+from pretrain.loop import forward_step
+from pretrain.sampling import micro_batch_indices
+from tests.distributed import gather, rebuild
+
+SEQ_LENGTH = 16
+VOCAB_SIZE = 120  # padded to 128: under tensor parallelism the last rank has rows that are no token
+
+
+def given(**fields: Any) -> dict[str, Any]:
+    """Some fields of a configuration section."""
+    return fields
+
+
+MODEL = given(scheme="deepscalelm_pre_ln", num_layers=4, hidden_size=32, num_attention_heads=4, vocab_size=VOCAB_SIZE, max_position_embeddings=SEQ_LENGTH)
+OPTIMIZER = given(lr=1e-3)
+TRAIN = given(steps=100, global_batch_size=8, micro_batch_size=2, precision="fp32", seed=1)
+
+
+def run_config(model: dict[str, Any] | None = None, parallel: dict[str, Any] | None = None, train: dict[str, Any] | None = None, **optimizer: Any) -> RunConfig:
+    """A run of the tiny model with changes. Its data set does not exist: batches come from `sample`."""
+    return RunConfig(
+        name="tiny",
+        model=ModelConfig(**(MODEL | (model or {}))),
+        data={"corpora": [{"path": "none"}], "seq_length": SEQ_LENGTH},
+        parallel=ParallelConfig(**(parallel or {})),
+        optimizer=OPTIMIZER | optimizer,
+        train=TRAIN | (train or {}),
+    )
+
+
+def engine_of(config: RunConfig) -> Engine:
+    """A new engine over the processes of this group; the previous layout is gone afterwards."""
+    return build_engine(config, rebuild(config.parallel, config.model))
+
+
+def sample(index: int) -> Tensor:
+    """Tokens [seq_length + 1] of a sample, the same on every rank."""
+    return torch.randint(0, VOCAB_SIZE, (SEQ_LENGTH + 1,), generator=torch.Generator().manual_seed(index))
+
+
+def batches_of(config: RunConfig, engine: Engine, step: int) -> list[Tensor]:
+    """This rank's micro-batches [b, s + 1] of a step, by the product's own order."""
+    layout, batch, micro = engine.topology.layout, config.train.global_batch_size, config.train.micro_batch_size
+    count = batch // (micro * layout.data)
+    return [torch.stack([sample(int(i)) for i in micro_batch_indices(step, k, engine.topology.data_rank, layout.data, micro, batch)]) for k in range(count)]
+
+
+@dataclass
+class Curve:
+    """What a training gave: loss and global gradient norm of every step, and the whole parameters at the end by canonical name.
+
+    unequal: parameters of which two ranks that must agree held different values.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+    unequal: list[str] = field(default_factory=list)
+
+
+def train(config: RunConfig, engine: Engine, first: int, last: int, each_step: Callable[[int], None] | None = None) -> Curve:
+    """Steps first .. last - 1 with the tiny model's data."""
+    curve = Curve()
+    engine.set_lr(config.optimizer.lr)
+    for step in range(first, last):
+        batches = batches_of(config, engine, step)
+        result = engine.train_step(forward_step, functools.partial(iter, batches), len(batches))
+        assert result.applied, f"step {step} was skipped: loss {result.loss}, norm {result.grad_norm}"
+        curve.losses.append(result.loss)
+        curve.norms.append(result.grad_norm)
+        if each_step is not None:
+            each_step(step)
+    return curve
+
+
+def whole_parameters(engine: Engine) -> tuple[dict[str, Tensor], list[str]]:
+    """Whole parameters by canonical name in fp32, and the names of those that ranks hold differently. The same on all ranks."""
+    local = [(named.name, named.shard, named.parameter.detach().float().clone()) for named in engine.parameters]
+    parts: dict[str, dict[Any, Tensor]] = {}
+    unequal: list[str] = []
+    for name, shard, tensor in (entry for rank in gather(local) for entry in rank):
+        held = parts.setdefault(name, {}).setdefault(shard, tensor)
+        if not torch.equal(held, tensor) and name not in unequal:
+            unequal.append(name)
+    whole = {}
+    for name, shards in parts.items():
+        shard, tensor = next(iter(shards.items()))
+        assert len(shards) == shard.count, f"{name} has {len(shards)} of {shard.count} parts"
+        whole[name] = torch.empty(full_shape(tensor.shape, shard))
+        for shard, tensor in shards.items():
+            put(whole[name], tensor, shard)
+    return whole, unequal
+
+
+def run(config: RunConfig, steps: int) -> Curve | None:
+    """A training from the start, on all ranks; the curve comes from rank 0, others give None."""
+    engine = engine_of(config)
+    curve = train(config, engine, 0, steps)
+    curve.parameters, curve.unequal = whole_parameters(engine)
+    return curve if torch.distributed.get_rank() == 0 else None
