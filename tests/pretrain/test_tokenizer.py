@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,6 +130,29 @@ def test_a_model_made_elsewhere_is_left_to_the_library(tmp_path: Path) -> None:
     assert tokenizer.encode("def  f(x): \u2581 return") == sentencepiece.SentencePieceProcessor(model_proto=written.getvalue()).encode(
         "def  f(x): \u2581 return"
     )
+
+
+@pytest.mark.parametrize(
+    ("extra", "ways"),
+    [({"split_by_unicode_script": False}, 1), ({"split_by_number": False, "split_digits": False}, 1), ({"user_defined_symbols": ["f( x"]}, 0)],
+)
+def test_pieces_that_cross_boundaries_make_chunks_larger(tmp_path: Path, extra: dict[str, Any], ways: int) -> None:
+    """`ways`: how many of the chunk patterns remain usable; the ids stay those of the library."""
+    written = io.BytesIO()
+    lines = ["def f( x1 ): return x1 + 12.5", "self.x1 = x1; self.y2 = y2"] * 200 + [
+        line for name in LIBRARY[:10] for line in Path(name).read_text().splitlines()
+    ]
+    neutral: Any = {"normalization_rule_name": "identity", "add_dummy_prefix": False, "remove_extra_whitespaces": False, "byte_fallback": True}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=written, vocab_size=1000, model_type="bpe", minloglevel=2, **neutral, **extra
+    )
+    (tmp_path / "t.model").write_bytes(written.getvalue())
+    tokenizer, library = Tokenizer(tmp_path / "t.model"), sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    pattern = tokenizer._properties.pattern
+    assert (pattern is None) == (ways == 0)
+    assert pattern != tokenizer_module._CHUNKS[0]
+    text = "\n".join(lines)
+    assert tokenizer.encode(text) == library.encode(text)
 
 
 def test_lone_surrogates_are_refused(bpe: Tokenizer) -> None:
