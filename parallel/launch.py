@@ -124,10 +124,9 @@ def start_local(arguments: Sequence[str], processes: int) -> int:
 def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
     failed_at: float | None = None
     code = 0
-    while any(rank.poll() is None for rank in ranks):
-        for rank in ranks:
-            if code == 0 and rank.returncode:
-                code, failed_at = rank.returncode, time.monotonic()
+    while None in (codes := [rank.poll() for rank in ranks]):
+        if code == 0 and any(codes):
+            code, failed_at = next(one for one in codes if one), time.monotonic()
         if failed_at is not None and time.monotonic() - failed_at > GRACE_SECONDS:
             for rank in ranks:
                 if rank.poll() is None:

@@ -52,7 +52,6 @@ class Trainer:
         self.checkpoints = run_dir / "checkpoints"
         layout = engine.topology.layout
         self.batch, self.micro = config.train.global_batch_size, config.train.micro_batch_size
-        micro_batch_indices(0, 0, 0, layout.data, self.micro, self.batch)  # refuses sizes that do not divide
         self.num_microbatches = self.batch // (self.micro * layout.data)
         self.step = self.applied_steps = 0
         self.last_step = min(config.train.steps, config.train.stop_at_step or config.train.steps)

@@ -13,9 +13,10 @@ from model.errors import UserError
 from model.files import atomic_write_text
 from parallel.exit_codes import ExitCode
 from parallel.launch import RankInfo, free_port, has_gpu, init_process_group, rank_from_environment, start_local
-from parallel.topology import Topology, check_layout
+from parallel.topology import Layout, Topology, check_layout
 from pretrain.config import RunConfig
 from pretrain.load_config import complete_model, dump_config, load_config
+from pretrain.sampling import micro_batch_indices
 
 LOCAL_ARGUMENTS = ("-m", "pretrain.run")
 
@@ -31,6 +32,13 @@ def prepare(path: str, overrides: Sequence[str]) -> RunConfig:
     vocab = int(json.loads((Path(config.data.corpora[0].path) / "dataset.json").read_text())["vocab_size"])
     config.model = complete_model(config, vocab)
     return config
+
+
+def check_sizes(config: RunConfig, world: int) -> Layout:
+    """The layout of a run over `world` processes. Raises UserError where degrees or batch sizes do not fit."""
+    layout = check_layout(config.parallel, config.model, world)
+    micro_batch_indices(0, 0, 0, layout.data, config.train.micro_batch_size, config.train.global_batch_size)
+    return layout
 
 
 def processes_of(config: RunConfig) -> int:
@@ -49,7 +57,7 @@ def pretrain(path: str, overrides: Sequence[str]) -> int:
         return run_rank(prepare(path, overrides), info)
     config = prepare(path, overrides)
     world = processes_of(config)
-    check_layout(config.parallel, config.model, world)
+    check_sizes(config, world)
     if world == 1:
         return run_rank(config, RankInfo(0, 1, 0, "127.0.0.1", free_port()))
     return start_local([*LOCAL_ARGUMENTS, path, *overrides], world)
@@ -62,7 +70,7 @@ def run_rank(config: RunConfig, info: RankInfo) -> int:
     from pretrain.state import record_failure
     from pretrain.stop import task_exit_code
 
-    layout = check_layout(config.parallel, config.model, info.world_size)
+    layout = check_sizes(config, info.world_size)
     run_dir = Path(config.runs_dir) / config.name
     init_process_group(info, config.parallel.timeout_minutes)
     try:

@@ -1,0 +1,75 @@
+"""Ranks from the environment, and local processes: exit codes, signals, the end of all when one fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from model.errors import UserError
+from parallel.launch import rank_from_environment, start_local
+
+COMPLETE = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node7", "MASTER_PORT": "1234"}
+
+
+def test_rank_of_torchrun() -> None:
+    info = rank_from_environment(COMPLETE)
+    assert info is not None
+    assert (info.rank, info.world_size, info.local_rank, info.master_addr, info.master_port) == (3, 4, 1, "node7", 1234)
+
+
+def test_no_launcher_means_none() -> None:
+    assert rank_from_environment({"PATH": "/bin"}) is None
+
+
+def test_half_an_environment_is_refused() -> None:
+    with pytest.raises(UserError, match="MASTER_ADDR, MASTER_PORT is not"):
+        rank_from_environment({"RANK": "0", "WORLD_SIZE": "2"})
+
+
+def script(folder: Path, text: str) -> str:
+    path = folder / "rank.py"
+    path.write_text(text)
+    return str(path)
+
+
+def test_every_rank_gets_its_number(tmp_path: Path) -> None:
+    code = "import os, pathlib; pathlib.Path(os.environ['OUT'], os.environ['RANK']).write_text(os.environ['WORLD_SIZE'] + os.environ['MASTER_PORT'])"
+    os.environ["OUT"] = str(tmp_path)
+    assert start_local([script(tmp_path, code)], 3) == 0
+    assert len({(tmp_path / str(rank)).read_text() for rank in range(3)}) == 1
+
+
+def test_the_first_failure_is_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("parallel.launch.GRACE_SECONDS", 0.2)
+    text = "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(7)\ntime.sleep(60)"
+    begin = time.monotonic()
+    assert start_local([script(tmp_path, text)], 2) == 7
+    assert time.monotonic() - begin < 30
+
+
+def test_a_killed_rank_counts_as_128_plus_signal(tmp_path: Path) -> None:
+    assert start_local([script(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")], 1) == 137
+
+
+def test_signals_are_passed_on(tmp_path: Path) -> None:
+    rank = script(
+        tmp_path,
+        "import signal, sys, time, pathlib\n"
+        "signal.signal(signal.SIGUSR1, lambda *a: sys.exit(75))\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'ready').write_text('')\n"
+        "time.sleep(60)",
+    )
+    parent = subprocess.Popen([sys.executable, "-c", f"import sys; from parallel.launch import start_local; sys.exit(start_local([{rank!r}], 1))"])
+    try:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.05)
+        parent.send_signal(signal.SIGUSR1)
+        assert parent.wait(timeout=30) == 75
+    finally:
+        parent.kill()

@@ -1,0 +1,124 @@
+"""Whole runs through the command line: finish, stop and continue, interrupts, values that are not finite."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from parallel.exit_codes import ExitCode
+from pretrain.metrics import read_metrics
+
+CONFIG = """
+name: tiny
+model: {scheme: b2t, num_layers: 3, hidden_size: 16, num_attention_heads: 2, hidden_dropout: 0.1, attention_dropout: 0.1}
+data: {corpora: [{path: DATA}], seq_length: 16}
+optimizer: {lr: 1.0e-2}
+schedule: {warmup_steps: 2}
+train: {steps: 8, global_batch_size: 4, micro_batch_size: 2, eval_interval: 4, eval_samples: 4}
+log: {signal_interval: 4, progress: none, tensorboard: false}
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration with a data set of its own."""
+    from pretrain.prepare import PrepareOptions, prepare
+    from pretrain.train_tokenizer import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("run")
+    texts = folder / "texts"
+    texts.mkdir()
+    for index in range(40):
+        (texts / f"{index}.txt").write_text(" ".join(f"word{(index * 7 + word * word) % 50}" for word in range(60)))
+    train_tokenizer([str(texts)], folder / "tokenizer.model", 282, "bpe")
+    prepare(PrepareOptions(inputs=[str(texts)], out=folder / "data", tokenizer=folder / "tokenizer.model", split=(0.8, 0.2, 0.0), workers=1))
+    path = folder / "config.yaml"
+    path.write_text(CONFIG.replace("DATA", str(folder / "data")))
+    return path
+
+
+def start(config: Path, runs: Path, *overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tools.cli", "pretrain", str(config), f"runs_dir={runs}", *overrides]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+
+
+def run(config: Path, runs: Path, *overrides: str) -> tuple[int, str]:
+    process = start(config, runs, *overrides)
+    _, errors = process.communicate(timeout=240)
+    return process.returncode, errors
+
+
+def losses(runs: Path) -> dict[int, tuple[float, float]]:
+    return {event.step: (event.loss, event.grad_norm) for event in read_metrics(runs / "tiny" / "metrics.jsonl").train}
+
+
+@pytest.fixture(scope="module")
+def whole(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    runs = tmp_path_factory.mktemp("whole")
+    code, errors = run(config, runs)
+    assert code == ExitCode.FINISHED, errors
+    return runs
+
+
+def test_a_finished_run_leaves_everything(whole: Path) -> None:
+    folder = whole / "tiny"
+    metrics = read_metrics(folder / "metrics.jsonl")
+    assert [event.step for event in metrics.train] == list(range(1, 9))
+    assert [event.step for event in metrics.eval] == [4, 8]
+    assert [event.step for event in metrics.signal] == [1, 4, 8]
+    assert len(metrics.signal[0].layers) == 3
+    assert (folder / "checkpoints" / "latest").read_text() == "step_00000008\n"
+    assert json.loads((folder / "state.json").read_text())["state"] == "finished"
+    assert json.loads((folder / "environment.json").read_text())["packages"]["torch"]
+
+
+def test_stopped_and_continued_is_the_same_run(config: Path, whole: Path, tmp_path: Path) -> None:
+    """With dropout on, bit for bit."""
+    assert run(config, tmp_path, "train.stop_at_step=5")[0] == ExitCode.STOPPED_BY_USER
+    assert run(config, tmp_path)[0] == ExitCode.FINISHED
+    assert losses(tmp_path) == losses(whole)
+
+
+def test_interrupt_saves_and_the_same_command_continues(config: Path, tmp_path: Path) -> None:
+    process = start(config, tmp_path, "train.steps=100000", "parallel.processes=2", "train.micro_batch_size=1")
+    metrics = tmp_path / "tiny" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text().count('"train"') > 3):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == ExitCode.STOPPED_BY_USER, errors
+    last = max(losses(tmp_path))
+    assert (tmp_path / "tiny" / "checkpoints" / "latest").read_text() == f"step_{last:08d}\n"
+
+
+def test_not_finite_ends_the_run_without_a_checkpoint_of_it(config: Path, tmp_path: Path) -> None:
+    code, errors = run(config, tmp_path, "optimizer.lr=1e30", "schedule.warmup_steps=0")
+    assert code == ExitCode.DIVERGED, errors
+    assert "not finite" in errors
+    assert not (tmp_path / "tiny" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.num_layer=12", "model.num_layer is not a known key (command line); did you mean model.num_layers?"),
+        ("model.scheme=b3t", "b3t"),
+        ("train.global_batch_size=3", "train.global_batch_size=3"),
+        ("data.corpora.0.path=nowhere", "nowhere is no prepared data set"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(config: Path, tmp_path: Path, override: str, message: str) -> None:
+    code, errors = run(config, tmp_path, override)
+    assert code == ExitCode.USER_ERROR
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,48 @@
+"""Learning-rate schedules: end points, shape, and no dependence on anything but the step."""
+
+from __future__ import annotations
+
+import pytest
+
+from pretrain.config import ScheduleConfig
+from pretrain.schedule import learning_rate
+
+TOTAL, PEAK = 100, 2.0
+
+
+def rates(**settings: object) -> list[float]:
+    schedule = ScheduleConfig.model_validate(settings)
+    return [learning_rate(schedule, PEAK, step, TOTAL) for step in range(1, TOTAL + 1)]
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "wsd", "constant"])
+def test_warm_up_is_linear_and_ends_at_the_peak(kind: str) -> None:
+    curve = rates(kind=kind, warmup_steps=10)
+    assert curve[:10] == pytest.approx([PEAK * step / 10 for step in range(1, 11)])
+
+
+@pytest.mark.parametrize(("kind", "last"), [("cosine", 0.2), ("linear", 0.2), ("wsd", 0.2), ("constant", 2.0)])
+def test_last_rate(kind: str, last: float) -> None:
+    assert rates(kind=kind, warmup_steps=10, min_lr_ratio=0.1)[-1] == pytest.approx(last)
+
+
+def test_cosine_and_linear_are_half_way_down_in_the_middle() -> None:
+    for kind in ("cosine", "linear"):
+        assert learning_rate(ScheduleConfig(kind=kind, min_lr_ratio=0.0), PEAK, 50, TOTAL) == pytest.approx(1.0)  # type: ignore[arg-type]
+
+
+def test_wsd_stays_at_the_peak_until_its_decay() -> None:
+    curve = rates(kind="wsd", decay_steps=20, min_lr_ratio=0.0)
+    assert curve[:80] == [PEAK] * 80
+    assert curve[89] == pytest.approx(1.0)
+
+
+def test_curves_never_rise_after_warm_up() -> None:
+    for kind in ("cosine", "linear", "wsd"):
+        curve = rates(kind=kind, warmup_steps=5)[4:]
+        assert curve == sorted(curve, reverse=True)
+
+
+def test_decay_steps_without_wsd_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"schedule\.decay_steps=5 has no effect"):
+        ScheduleConfig(kind="cosine", decay_steps=5)
