@@ -4,9 +4,27 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from model.config import Strict
+
+
+class Fp8Config(Strict):
+    """Matrix products of the layers in FP8, through Transformer Engine. Weights, activations between products and attention stay in bf16."""
+
+    recipe: Literal["none", "delayed", "tensorwise", "blockwise", "mxfp8"] = Field(
+        "none",
+        description="How FP8 tensors are scaled. none: no FP8; delayed: by the largest values of past steps, tensorwise: by each tensor's present one "
+        "(both from Ada on); blockwise: by tiles (from Hopper on); mxfp8: by groups of 32 (Blackwell).",
+    )
+    first_last_bf16: bool = Field(False, description="Keep the first and the last layer in bf16; not with recipe=delayed.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Fp8Config:
+        if self.first_last_bf16 and self.recipe in ("none", "delayed"):
+            why = "has no effect with" if self.recipe == "none" else "does not combine with"
+            raise ValueError(f"train.fp8.first_last_bf16=true {why} train.fp8.recipe={self.recipe}: set it to false, or set train.fp8.recipe=tensorwise")
+        return self
 
 
 class RecomputeConfig(Strict):

@@ -7,19 +7,13 @@ from typing import Any
 import torch
 
 from model.config import ModelConfig
-from model.gpt import GPT, transformer_config
+from model.gpt import GPT, Kernels, transformer_config
 from model.init import initialize_
 from model.names import named_parameters
 from parallel.engine import Engine
+from parallel.precision import check_sizes, resolve, this_machine
 from parallel.topology import Topology
 from pretrain.config import OptimizerConfig, RunConfig
-
-
-def resolve_precision(precision: str) -> torch.dtype:
-    """bf16 or fp32. `auto` takes bf16 on a GPU that has it; CPUs train in fp32, which is faster there."""
-    if precision == "auto":
-        return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 
 def seed_everything(seed: int, topology: Topology) -> None:
@@ -31,7 +25,9 @@ def seed_everything(seed: int, topology: Topology) -> None:
     tensor_parallel.model_parallel_cuda_manual_seed(own)
 
 
-def build_chunks(model: ModelConfig, topology: Topology, *, seq_length: int, dtype: torch.dtype, seed: int, **core: Any) -> list[GPT]:
+def build_chunks(
+    model: ModelConfig, topology: Topology, *, seq_length: int, dtype: torch.dtype, seed: int, kernels: Kernels = "local", **core: Any
+) -> list[GPT]:
     """The model chunks of this rank with their initial weights. core: further fields for Megatron-core's configuration."""
     on_cpu = not torch.cuda.is_available()
     config = transformer_config(model, dtype=dtype, on_cpu=on_cpu, **topology.core_fields(), **core)
@@ -45,6 +41,7 @@ def build_chunks(model: ModelConfig, topology: Topology, *, seq_length: int, dty
             pre_process=topology.first_stage and stage == 0,
             post_process=topology.last_stage and stage == virtual - 1,
             vp_stage=stage if virtual > 1 else None,
+            kernels=kernels,
         )
         named = named_parameters(chunk, topology.tensor_rank, topology.layout.tensor)
         initialize_(((one.name, one.parameter, one.shard) for one in named), model, seq_length, seed)
@@ -69,15 +66,26 @@ def adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.
 
 
 def build_engine(config: RunConfig, topology: Topology) -> Engine:
-    """The engine of a run. `config.model.vocab_size` must be set."""
-    dtype = resolve_precision(config.train.precision)
+    """The engine of a run. `config.model.vocab_size` must be set. Raises UserError for a precision that this machine does not have."""
+    train = config.train
+    numerics = resolve(train.precision, train.kernels, train.fp8, this_machine())
+    check_sizes(numerics, config.model, topology.layout, seq_length=config.data.seq_length, micro_batch_size=train.micro_batch_size)
     seed_everything(config.train.seed, topology)
-    chunks = build_chunks(config.model, topology, seq_length=config.data.seq_length, dtype=dtype, seed=config.train.seed, **recompute_fields(config))
+    chunks = build_chunks(
+        config.model,
+        topology,
+        seq_length=config.data.seq_length,
+        dtype=numerics.dtype,
+        seed=train.seed,
+        kernels=numerics.kernels,
+        **recompute_fields(config),
+        **numerics.core_fields(),
+    )
     return Engine(
         chunks,
         topology,
         make_optimizer=lambda groups: adamw(config.optimizer, groups),
-        dtype=dtype,
+        dtype=numerics.dtype,
         micro_batch_size=config.train.micro_batch_size,
         seq_length=config.data.seq_length,
         clip=config.optimizer.clip_grad,

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from model.config import ModelConfig, Strict
-from parallel.config import ParallelConfig
+from parallel.config import Fp8Config, ParallelConfig
 
 
 class Corpus(Strict):
@@ -65,10 +65,23 @@ class TrainConfig(Strict):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where the hardware computes it fast, else fp32. Gradients and weights accumulate in fp32."
     )
+    kernels: Literal["auto", "local", "te"] = Field(
+        "auto",
+        description="Parts of the layers. te: Transformer Engine's; local: PyTorch's; auto: te for bf16 on a GPU where it is installed. Weights fit both.",
+    )
+    fp8: Fp8Config = Field(default_factory=Fp8Config, description="FP8 matrix products.")
     seed: int = Field(1234, ge=0, description="Seed of weights, data order and dropout.")
     eval_interval: int = Field(0, ge=0, description="Steps between evaluations on the validation split; 0: only at the end.")
     eval_samples: int = Field(64, ge=0, description="Validation samples per evaluation; 0 turns evaluation off.")
     nan_guard: Literal["stop", "skip"] = Field("stop", description="A non-finite loss or gradient: stop the run, or skip that step and count it.")
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.fp8.recipe != "none" and self.kernels == "local":
+            raise ValueError(f"train.fp8.recipe={self.fp8.recipe} needs Transformer Engine's kernels: set train.kernels=te or train.fp8.recipe=none")
+        if self.fp8.recipe != "none" and self.precision == "fp32":
+            raise ValueError(f"train.fp8.recipe={self.fp8.recipe} needs weights in bf16: set train.precision=bf16 or train.fp8.recipe=none")
+        return self
 
 
 class CheckpointConfig(Strict):

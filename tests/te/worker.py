@@ -54,7 +54,7 @@ def topology_of(tensor: int, sequence_parallel: bool) -> Any:
         return Topology(check_layout(ParallelConfig(tensor=tensor, sequence_parallel=sequence_parallel), model_config(), tensor))
 
 
-def build(model: Any, topology: Any, kinds: str, device: str) -> Any:
+def build(model: Any, topology: Any, kinds: Any, device: str) -> Any:
     """A model as on a GPU, its tensors on `device`. kinds: `local` or `te`."""
     from model.gpt import GPT, transformer_config
 
@@ -96,7 +96,8 @@ def sharded(chunk: Any) -> dict[str, Any]:
 
 def describe(name: str, fields: dict[str, Any]) -> dict[str, Any]:
     """One case at every degree of tensor parallelism; at degrees above 1 with sequence parallelism. meta: by own names, what is on the meta device."""
-    model, described = model_config(**fields), {}
+    model = model_config(**fields)
+    described: dict[str, Any] = {}
     for tensor in DEGREES:
         topology = topology_of(tensor, sequence_parallel=tensor > 1)
         for kinds in ("local", "te"):
@@ -117,7 +118,7 @@ def compare_runs(name: str, fields: dict[str, Any]) -> dict[str, float]:
 
     model, topology = model_config(**fields), topology_of(1, False)
     tokens = torch.randint(0, VOCAB, (2, SEQ + 1), generator=torch.Generator().manual_seed(0))
-    results = []
+    results: list[tuple[Any, dict[str, Any]]] = []
     for kinds in ("local", "te"):
         chunk = build(model, topology, kinds, "cpu").double()
         named = list(named_parameters(chunk, 0, 1))
@@ -134,7 +135,7 @@ def compare_runs(name: str, fields: dict[str, Any]) -> dict[str, float]:
         results.append((loss.detach(), {one.name: one.parameter.grad for one in named}))
     (loss, gradients), (te_loss, te_gradients) = results
     assert gradients.keys() == te_gradients.keys()
-    worst = max(float((gradients[key] - te_gradients[key]).norm() / gradients[key].norm()) for key in gradients)
+    worst = max(float((te_gradients[key] - gradient).norm() / gradient.norm()) for key, gradient in gradients.items())
     return {"loss": float(((loss - te_loss) / loss).abs().max()), "gradient": worst}
 
 

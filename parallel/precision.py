@@ -1,0 +1,199 @@
+"""Number formats and kernels: what a machine can do, and what the wishes of a run come to on it.
+
+Megatron-core without Transformer Engine ignores fp8 without a word, and Transformer Engine fails on an unfit GPU in the middle of the first step: both are
+found here, before anything is built.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from model.config import ModelConfig
+from model.errors import UserError
+from parallel.config import Fp8Config
+from parallel.versions import in_range, installed, supported
+
+if TYPE_CHECKING:  # Megatron-core takes seconds to import, and questions about a machine do not need it
+    from model.gpt import Kernels
+    from parallel.topology import Layout
+
+INSTALL = "install it (pip install --no-build-isolation '.[te]')"
+AMAX_HISTORY = 1024
+"""Steps over which delayed scaling looks back for the largest value; Transformer Engine's default."""
+
+
+@dataclass(frozen=True)
+class Fp8Recipe:
+    """One way to scale FP8 tensors.
+
+    lowest, below: compute capabilities that can run it; cuda: lowest version of the toolkit torch was built with.
+    multiple: what sizes of matrices must be divisible by. format: Megatron-core's; hybrid has E5M2 gradients.
+    """
+
+    lowest: tuple[int, int]
+    cuda: tuple[int, int]
+    below: tuple[int, int] = (99, 0)
+    multiple: int = 16
+    format: str = "hybrid"
+
+    def runs_on(self, machine: Machine) -> bool:
+        """Whether a machine's GPU and toolkit can run it."""
+        return self.lowest <= machine.capability < self.below and machine.cuda >= self.cuda
+
+
+# In order of preference where another one does not run. Requirements are those of Transformer Engine 2.9 to 2.11 (`transformer_engine.pytorch.quantization`).
+RECIPES = {
+    "mxfp8": Fp8Recipe(lowest=(10, 0), below=(12, 0), cuda=(12, 8), multiple=32, format="e4m3"),
+    "blockwise": Fp8Recipe(lowest=(9, 0), cuda=(12, 9), format="e4m3"),
+    "tensorwise": Fp8Recipe(lowest=(8, 9), cuda=(12, 1)),
+    "delayed": Fp8Recipe(lowest=(8, 9), cuda=(12, 1)),
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What decides about formats and kernels.
+
+    gpu: name, None without one; capability: its compute capability; cuda: toolkit of torch, (0, 0) without.
+    te: version of Transformer Engine that can be imported; te_problem: why there is none.
+    """
+
+    gpu: str | None = None
+    capability: tuple[int, int] = (0, 0)
+    cuda: tuple[int, int] = (0, 0)
+    te: str | None = None
+    te_problem: str = "is not installed"
+
+    @property
+    def fast_bf16(self) -> bool:
+        """Whether matrix units compute bf16 (compute capability 8.0 and up)."""
+        return self.capability >= (8, 0)
+
+    def recipes(self) -> list[str]:
+        """FP8 recipes that run here, best first; none without Transformer Engine."""
+        return [name for name, recipe in RECIPES.items() if self.te and recipe.runs_on(self)]
+
+
+@functools.cache
+def this_machine() -> Machine:
+    """The machine of this process, by its current GPU. Imports Transformer Engine where there is a GPU."""
+    if not torch.cuda.is_available():
+        return Machine(te_problem="is not used without a GPU")
+    major, _, minor = (torch.version.cuda or "0.0").partition(".")
+    te, problem = _transformer_engine()
+    return Machine(torch.cuda.get_device_name(), torch.cuda.get_device_capability(), (int(major), int(minor.partition(".")[0])), te, problem)
+
+
+def _transformer_engine() -> tuple[str | None, str]:
+    version = installed("transformer-engine")
+    if version is None:
+        return None, "is not installed"
+    if not in_range("transformer-engine", version):
+        return None, f"{version} is outside the supported range {supported().get('transformer-engine')}"
+    try:
+        importlib.import_module("transformer_engine.pytorch")
+    except Exception as error:  # a broken installation raises whatever its loader meets
+        return None, f"{version} cannot be imported ({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})"
+    return version, ""
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """What a run computes with. dtype: of weights and activations; recipe: of FP8 products, None for none."""
+
+    dtype: torch.dtype
+    kernels: Kernels
+    recipe: str | None = None
+    first_last_bf16: bool = False
+
+    @property
+    def label(self) -> str:
+        """fp8, bf16 or fp32: the format of the matrix products."""
+        return "fp8" if self.recipe else {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.dtype]
+
+    def core_fields(self) -> dict[str, Any]:
+        """Megatron-core's configuration fields about FP8."""
+        if self.recipe is None:
+            return {}
+        return {
+            "fp8": RECIPES[self.recipe].format,
+            "fp8_recipe": self.recipe,
+            "fp8_amax_history_len": AMAX_HISTORY,
+            "fp8_amax_compute_algo": "max",
+            "first_last_layers_bf16": self.first_last_bf16,
+        }
+
+
+def resolve(precision: str, kernels: str, fp8: Fp8Config, machine: Machine) -> Numerics:
+    """What `train.precision`, `train.kernels` and `train.fp8` mean on a machine.
+
+    precision auto: bf16 where the GPU computes it fast, else fp32. kernels auto: Transformer Engine for bf16 and fp8 where it can be used.
+    Raises UserError for what the machine cannot do, naming the nearest choice that works.
+    """
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32, "auto": torch.bfloat16 if machine.fast_bf16 else torch.float32}[precision]
+    if kernels == "te" and machine.te is None:
+        why = "needs a GPU, and this machine has none" if machine.gpu is None else f"needs Transformer Engine, which {machine.te_problem}: {INSTALL}"
+        raise UserError(f"train.kernels=te {why}; without it, set train.kernels=local")
+    if fp8.recipe != "none":
+        _check_fp8(fp8.recipe, machine)
+        if dtype != torch.bfloat16:
+            raise UserError(f"train.fp8.recipe={fp8.recipe} needs weights in bf16: set train.precision=bf16")
+    use_te = kernels == "te" or (kernels == "auto" and machine.te is not None and dtype == torch.bfloat16)
+    return Numerics(dtype, "te" if use_te else "local", None if fp8.recipe == "none" else fp8.recipe, fp8.first_last_bf16)
+
+
+def _check_fp8(recipe: str, machine: Machine) -> None:
+    if machine.gpu is None:
+        raise UserError(f"train.fp8.recipe={recipe} needs a GPU, and this machine has none: set train.fp8.recipe=none")
+    if machine.te is None:
+        raise UserError(
+            f"train.fp8.recipe={recipe} needs Transformer Engine, which {machine.te_problem}; without it the run would silently compute in bf16: "
+            f"{INSTALL}, or set train.fp8.recipe=none"
+        )
+    if RECIPES[recipe].runs_on(machine):
+        return
+    need, here = RECIPES[recipe], machine.capability
+    fits = need.lowest <= here < need.below
+    upto = f" and below {_dots(need.below)}" if need.below[0] < 99 else ""
+    why = (
+        f"CUDA {_dots(need.cuda)}, and torch was built with {_dots(machine.cuda)}"
+        if fits
+        else f"compute capability {_dots(need.lowest)}{upto}, and {machine.gpu} has {_dots(here)}"
+    )
+    nearest = next(iter(machine.recipes()), "none")
+    raise UserError(f"train.fp8.recipe={recipe} needs {why}: set train.fp8.recipe={nearest}" + (" and train.precision=bf16" if nearest == "none" else ""))
+
+
+def _dots(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+def check_sizes(numerics: Numerics, model: ModelConfig, layout: Layout, *, seq_length: int, micro_batch_size: int) -> None:
+    """Raises UserError where FP8 products would meet a matrix of a size that their kernels do not take, naming the size to change."""
+    if numerics.recipe is None:
+        return
+    multiple, tensor = RECIPES[numerics.recipe].multiple, layout.tensor
+    width = model.kv_channels
+    tokens = seq_length * micro_batch_size // (tensor if layout.sequence_parallel else 1)
+    sizes = {
+        "model.hidden_size": model.hidden_size,
+        "query, key and value rows per tensor-parallel rank (model.num_attention_heads, model.num_query_groups, model.head_dim)": (
+            (model.num_attention_heads + 2 * model.groups) * width // tensor
+        ),
+        "attention width per tensor-parallel rank (model.num_attention_heads x head width)": model.num_attention_heads * width // tensor,
+        "model.ffn_hidden_size per tensor-parallel rank": model.ffn_size // tensor,
+        "tokens of a micro-batch per rank (data.seq_length x train.micro_batch_size)": tokens,
+    }
+    for what, size in sizes.items():
+        if size % multiple:
+            raise UserError(f"train.fp8.recipe={numerics.recipe}: {what} = {size} is not a multiple of {multiple}: change it, or set train.fp8.recipe=none")
+    if numerics.recipe == "blockwise" and layout.sequence_parallel and (tokens % 128 or model.hidden_size % 128):
+        raise UserError(
+            f"train.fp8.recipe=blockwise with parallel.sequence_parallel=true gathers tiles of 128 x 128: tokens of a micro-batch per rank ({tokens}) and "
+            f"model.hidden_size={model.hidden_size} must be multiples of 128; change them, or set train.fp8.recipe=tensorwise"
+        )
