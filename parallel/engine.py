@@ -143,6 +143,7 @@ class Engine:
     def _run(self, forward_step: ForwardStep, batches: Callable[[], Iterator[Any]], num_microbatches: int, *, forward_only: bool) -> list[Any]:
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
+        self.topology.layout.check_batches(self.seq_length, num_microbatches)
         # Every chunk of an interleaved stage walks the same micro-batches.
         iterators = [batches() for _ in self.chunks]
         single = len(self.chunks) == 1

@@ -30,6 +30,19 @@ class Layout:
         """Degrees by their usual abbreviations, for logs."""
         return {"tp": self.tensor, "pp": self.pipeline, "vp": self.virtual, "cp": self.context, "dp": self.data, "zero": self.zero}
 
+    def check_batches(self, seq_length: int, num_microbatches: int) -> None:
+        """Raises UserError where the schedule cannot cut up a step of `num_microbatches` micro-batches per rank, of sequences this long in tokens."""
+        if self.sequence_parallel and seq_length % self.tensor:
+            raise UserError(
+                f"data.seq_length={seq_length} is not divisible by parallel.tensor={self.tensor}, as parallel.sequence_parallel needs: "
+                f"use {-(-seq_length // self.tensor) * self.tensor}"
+            )
+        if self.virtual > 1 and num_microbatches % self.pipeline:
+            raise UserError(
+                f"{num_microbatches} micro-batches per step and rank are not a multiple of parallel.pipeline={self.pipeline}, as "
+                f"parallel.virtual_stages={self.virtual} needs: change train.global_batch_size or train.micro_batch_size, or set virtual_stages=1"
+            )
+
 
 def check_layout(config: ParallelConfig, model: ModelConfig, world: int) -> Layout:
     """The layout of a run over `world` processes. Raises UserError for an impossible or harmful combination, naming a working choice."""
@@ -85,6 +98,8 @@ def _check_pipeline(config: ParallelConfig, model: ModelConfig) -> None:
             )
         if chunks > 1:
             raise UserError(f"parallel.pipeline_split does not combine with parallel.virtual_stages={chunks}: set virtual_stages=1 or remove the split")
+    elif layers < stages:
+        raise UserError(f"parallel.pipeline={stages} stages are more than model.num_layers={layers}: use parallel.pipeline={layers} or less")
     elif layers % stages:
         quotient, rest = divmod(layers, stages)
         split = [quotient + (index < rest) for index in range(stages)]

@@ -50,7 +50,8 @@ PRELOADED = (
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """`function(*args)` on `world` processes. function: a module-level function; it and its arguments and results are pickled.
+    """`function(*args)` on `world` processes. function: a module-level function of this project; arguments and results are pickled, so they hold
+    no classes that a test file defines.
 
     killed: a rank may be ended by SIGKILL; its result is None then.
     """
@@ -68,7 +69,7 @@ def launch(*groups: Group, timeout: float = 300.0) -> list[list[Any]]:
     """
     with tempfile.TemporaryDirectory(prefix="fathom-ranks-") as folder:
         request = Path(folder) / "request"
-        plain = [(group.world, group.function.__module__, group.function.__qualname__, group.args, group.killed) for group in groups]
+        plain = [(group.world, _module(group.function), group.function.__qualname__, group.args, group.killed) for group in groups]
         request.write_bytes(pickle.dumps(plain))
         env = dict(os.environ, OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
@@ -91,6 +92,12 @@ def launch(*groups: Group, timeout: float = 300.0) -> list[list[Any]]:
             [pickle.loads(path.read_bytes()) if (path := _result(Path(folder), index, rank)).exists() else None for rank in range(group.world)]
             for index, group in enumerate(groups)
         ]
+
+
+def _module(function: Callable[..., Any]) -> str:
+    """Importable name of a function's module: pytest imports test files under their bare names."""
+    path = Path(function.__code__.co_filename).resolve()
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
 def _result(folder: Path, group: int, rank: int) -> Path:
