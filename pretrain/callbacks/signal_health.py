@@ -1,114 +1,273 @@
-"""Per-layer signal: how the stream and the branches grow with depth, and each layer's gradient norm, every n steps.
+"""Signal health: every layer's stream, branches, gradient, attention logits and updates while training, and a warning when one leaves its own history.
 
-Hooks are on the residual joins and exist only during a measured step, so that other steps pay nothing.
+Two sets. Cheap, at every logged step: the gradient norm of every layer, from the flat buffers, and the size of the stream after a few layers; their ends
+and extremes become `signal` in the step's own record. Full, every `interval` steps, at the first and at the last: everything, layer by layer, as a
+`signal` event.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.layer import DepthLayer
 from parallel.checkpoint.fragments import owned_fragments
 from pretrain.callbacks import Callback
+from pretrain.callbacks.signal_history import Departure, History, message
+from pretrain.callbacks.signal_hooks import MEANS, LayerHooks
 
 if TYPE_CHECKING:
     from pretrain.loop import Trainer
 
-FORWARD = ("residual_rms", "forward_variance", "branch_ratio_attention", "branch_ratio_mlp")
+SAMPLED_LAYERS = 8
+"""Layers whose stream the cheap set looks at, evenly spread with the first and the last."""
+SAMPLED_WEIGHTS = 1024
+"""Elements of each matrix that stand for it in the update-to-weight ratio: enough for 2 % a layer, and no copy of the weights."""
+SHOWN_LAYERS = 16
+"""Layers with curves of their own in TensorBoard."""
+GRADIENT, UPDATE, WEIGHT = "grad_square", "update_square", "weight_square"
+COLUMNS = (*MEANS, GRADIENT, UPDATE, WEIGHT)
 
 
-def _mean_square(x: Tensor) -> Tensor:
-    return x.detach().float().square().mean()
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a group's flat partition that belongs to one layer (0-based). matrices: of weights only, element by element a sample of them."""
+
+    layer: int
+    group: int
+    start: int
+    stop: int
 
 
 class SignalHealth(Callback):
-    """Writes a `signal` event every `interval` steps, at the first step, and at the last. write: takes (event, record); None on other ranks."""
+    """Writes `signal` and `warning` events. interval: steps between full sets, 0 for none; write: takes (event, record); None on other ranks.
+
+    Each of the two sets costs well under 1 % of the time of the steps that it is responsible for (docs/probe.md says how that was measured).
+    """
 
     def __init__(self, interval: int, write: Any = None) -> None:
         self.interval = interval
         self.write = write
-        self.handles: list[Any] = []
-        self.forward: dict[int, list[Tensor]] = {}
+        self.hooks = LayerHooks()
+        self.history = History()
+        self.layers: list[dict[str, float]] = []
+        self.segments: list[Segment] | None = None
+        self.before: Tensor | None = None
 
-    def _due(self, trainer: Trainer) -> bool:
+    def _full(self, trainer: Trainer) -> bool:
         return self.interval > 0 and (trainer.step == 1 or trainer.step % self.interval == 0 or trainer.step == trainer.last_step)
+
+    def _cheap(self, trainer: Trainer) -> bool:
+        return trainer.step % trainer.config.log.interval == 0
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Comes before the callbacks that write a step's record, because it adds to it."""
+        trainer.callbacks.remove(self)
+        trainer.callbacks.insert(0, self)
 
     def before_step(self, trainer: Trainer) -> None:
         """Hangs the hooks where this step is measured."""
-        if not self._due(trainer):
+        full = self._full(trainer)
+        if not full and not self._cheap(trainer):
             return
-        self.forward = {}
+        self.hooks = LayerHooks()
+        chosen = set(spread(trainer.config.model.num_layers, SAMPLED_LAYERS))
+        late = not trainer.engine.topology.layout.sequence_parallel
         for chunk in trainer.engine.chunks:
-            for layer in chunk.decoder.layers:  # type: ignore[union-attr]
-                self._watch(layer)  # type: ignore[arg-type]
-
-    def _watch(self, layer: DepthLayer) -> None:
-        number = layer.layer_number
-        values = self.forward.setdefault(number, [torch.zeros(()) for _ in range(6)])
-
-        def joined(offset: int) -> Any:
-            def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-                residual, branch, bias = args[:3]
-                branch = branch if bias is None else branch + bias
-                # (mean squares of branch and residual, then of the stream after the layer's last join)
-                values[offset] = values[offset] + _mean_square(branch) * module.branch_scale**2  # type: ignore[operator]
-                values[offset + 1] = values[offset + 1] + _mean_square(residual) * max(module.residual_scale, module.skip_scale) ** 2  # type: ignore[operator, type-var]
-
-            return hook
-
-        def left(module: nn.Module, args: tuple[Any, ...], output: tuple[Tensor, Any]) -> None:
-            stream = output[0].detach().float()
-            values[4] = values[4] + stream.square().mean()
-            values[5] = values[5] + stream.var()
-
-        self.handles += [
-            layer.self_attention_join.register_forward_hook(joined(0)),
-            layer.mlp_join.register_forward_hook(joined(2)),
-            layer.register_forward_hook(left),
-        ]
+            layers: Any = chunk.decoder.layers  # type: ignore[union-attr]
+            for layer in layers:
+                assert isinstance(layer, DepthLayer)
+                if full:
+                    self.hooks.watch(layer, late)
+                elif layer.layer_number in chosen:
+                    self.hooks.watch_stream(layer)
 
     def on_gradients(self, trainer: Trainer) -> None:
-        """Gathers what the hooks saw and each layer's share of the gradient norm; takes the hooks away."""
-        if not self._due(trainer):
+        """Takes the hooks away and remembers a sample of the weights before they move."""
+        self.hooks.remove()
+        if not self._full(trainer) and not self._cheap(trainer):
             return
-        for handle in self.handles:
-            handle.remove()
-        self.handles = []
-        total = trainer.config.model.num_layers
-        table = torch.zeros(total, 7, dtype=torch.float64)
-        topology = trainer.engine.topology
-        if topology.tensor_rank == 0 and topology.layout.data:
-            scale = 1.0 / (trainer.num_microbatches * topology.layout.data)
-            for number, values in self.forward.items():
-                table[number - 1, :6] = torch.stack([value.double().cpu() for value in values]) * scale
-        for _, fragment in owned_fragments(trainer.engine):
-            buffer = trainer.engine.buffers[fragment.group]
-            if buffer.counted and fragment.name.startswith("decoder.layers."):
-                piece = buffer.partition[fragment.offset : fragment.offset + fragment.length]
-                table[int(fragment.name.split(".")[2]), 6] += float(torch.linalg.vector_norm(piece)) ** 2
-        table = table.to(trainer.engine.device)
-        dist.all_reduce(table)
-        self.layers = [_row(index + 1, row) for index, row in enumerate(table.tolist())]
+        if self.segments is None:
+            self.segments = segments(trainer)
+        self.gradients = squares(trainer, self.segments)
+        self.before = weight_sample(trainer)[1] if self._full(trainer) else None
 
     def on_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        """Writes the event."""
-        if self._due(trainer) and self.write is not None:
-            self.write("signal", {"step": trainer.step, "layers": self.layers})
+        """Gathers the measurements of all ranks, writes them, and compares them with their history."""
+        full = self._full(trainer)
+        if not full and not self._cheap(trainer):
+            return
+        table, logits = self._gather(trainer, full)
+        if self.write is None:
+            return
+        rows = [_row(number, dict(zip(COLUMNS, row, strict=True)), logit) for number, (row, logit) in enumerate(zip(table, logits, strict=True), 1)]
+        self.layers = rows if full else []
+        record["signal"] = summary(rows)
+        if full:
+            self.write("signal", {"step": trainer.step, "layers": rows})
+        self._tensorboard(trainer, record["signal"])
+        self._warn(trainer, rows, record["lr"])
+
+    def _gather(self, trainer: Trainer, full: bool) -> tuple[list[list[float]], list[float]]:
+        """(one row of COLUMNS for every layer of the model, largest attention logit of each), over all ranks. nan-free: what was not measured is 0."""
+        topology, device = trainer.engine.topology, trainer.engine.device
+        total = trainer.config.model.num_layers
+        table = torch.zeros(total, len(COLUMNS), dtype=torch.float64, device=device)
+        logits = torch.full((total,), -math.inf, dtype=torch.float64, device=device)
+        shares = topology.layout.tensor if topology.layout.sequence_parallel else 1
+        scale = 1.0 / (trainer.num_microbatches * topology.layout.data * shares)
+        if topology.tensor_rank == 0 or shares > 1:
+            for number, sums in self.hooks.sums.items():
+                for key, value in sums.items():
+                    table[number - 1, MEANS.index(key)] = value.double() * scale
+        for number, value in self.hooks.logits.items():
+            logits[number - 1] = value.double()
+        column = COLUMNS.index(GRADIENT)
+        table[:, column] += self.gradients.to(device)
+        if full and self.before is not None:
+            table[:, column + 1 :] += update_squares(trainer, self.before)
+        self.before = None
+        dist.all_reduce(table)
+        if full:
+            dist.all_reduce(logits, op=dist.ReduceOp.MAX)
+        return table.tolist(), logits.tolist()
+
+    def _warn(self, trainer: Trainer, rows: list[dict[str, float]], lr: float) -> None:
+        """One warning for each kind of value that departed, naming the layer that departed most."""
+        found: dict[str, list[Departure]] = {}
+        for row in rows:
+            for key, value in row.items():
+                if key == "layer":
+                    continue
+                # Updates follow the schedule, which is no departure.
+                departed = self.history.check(int(row["layer"]), key, value / lr if key == "update_ratio" and lr else value)
+                if departed is not None:
+                    found.setdefault(key, []).append(departed)
+        from pretrain.callbacks.display import Display
+
+        for departures in found.values():
+            text = message(departures, len(rows))
+            self.write("warning", {"step": trainer.step, "message": text})
+            for callback in trainer.callbacks:
+                if isinstance(callback, Display):
+                    callback.progress.note(f"step {trainer.step}: {text}")
+
+    def _tensorboard(self, trainer: Trainer, short: dict[str, float]) -> None:
+        from pretrain.callbacks.logging import TensorBoard
+
+        board = next((callback for callback in trainer.callbacks if isinstance(callback, TensorBoard)), None)
+        if board is None:
+            return
+        for key, value in short.items():
+            if not key.endswith("_layer") and math.isfinite(value):
+                board.writer.add_scalar(f"signal/{key}", value, trainer.step)
+        for number in spread(len(self.layers), SHOWN_LAYERS):
+            for key, value in self.layers[number - 1].items():
+                if key != "layer" and math.isfinite(value):
+                    board.writer.add_scalar(f"signal_{key}/layer_{number:04}", value, trainer.step)
 
 
-def _row(number: int, values: list[float]) -> dict[str, float]:
-    attention, attention_residual, mlp, mlp_residual, square, variance, gradient = values
-    ratio = lambda branch, residual: math.sqrt(branch / residual) if residual > 0 else 0.0  # noqa: E731
-    return {
-        "layer": number,
-        "residual_rms": math.sqrt(square),
-        "forward_variance": variance,
-        "branch_ratio_attention": ratio(attention, attention_residual),
-        "branch_ratio_mlp": ratio(mlp, mlp_residual),
-        "grad_norm": math.sqrt(gradient),
-    }
+def spread(total: int, count: int) -> list[int]:
+    """At most `count` numbers from 1 to `total`, evenly spread, with both ends."""
+    if total <= count:
+        return list(range(1, total + 1))
+    return sorted({round(1 + index * (total - 1) / (count - 1)) for index in range(count)})
+
+
+def segments(trainer: Trainer) -> list[Segment]:
+    """What this rank counts of every layer in its flat gradient partitions; neighbours of one layer are joined."""
+    found: list[Segment] = []
+    for _, fragment in owned_fragments(trainer.engine):
+        if not trainer.engine.buffers[fragment.group].counted or not fragment.name.startswith("decoder.layers."):
+            continue
+        layer, start = int(fragment.name.split(".")[2]), fragment.offset
+        last = found[-1] if found else None
+        if last is not None and (last.layer, last.group, last.stop) == (layer, fragment.group, start):
+            found[-1] = Segment(layer, fragment.group, last.start, start + fragment.length)
+        else:
+            found.append(Segment(layer, fragment.group, start, start + fragment.length))
+    return found
+
+
+def squares(trainer: Trainer, parts: list[Segment]) -> Tensor:
+    """Squared gradient norm of every layer, this rank's share, [layers] in float64."""
+    total = torch.zeros(trainer.config.model.num_layers, dtype=torch.float64, device=trainer.engine.device)
+    if parts:
+        views = [trainer.engine.buffers[part.group].partition[part.start : part.stop] for part in parts]
+        norms = torch.stack(torch._foreach_norm(views)).double()
+        total.index_add_(0, torch.tensor([part.layer for part in parts], device=total.device), norms.square())
+    return total
+
+
+def weight_sample(trainer: Trainer) -> tuple[list[int], Tensor]:
+    """(layer of each part, a copy of evenly spaced elements of this rank's fp32 master matrices, end to end with equal length [parts, n])."""
+    engine = trainer.engine
+    owners: list[int] = []
+    parts: list[Tensor] = []
+    for named, fragment in owned_fragments(engine):
+        if not engine.buffers[fragment.group].counted or named.parameter.dim() < 2 or not fragment.name.startswith("decoder.layers."):
+            continue
+        if engine.zero:
+            flat = engine.optimizer.single_partition_of_fp32_groups[fragment.group][fragment.offset : fragment.offset + fragment.length]
+        else:
+            flat = named.parameter.view(-1)[fragment.start : fragment.start + fragment.length]
+        step = max(1, fragment.length // SAMPLED_WEIGHTS)
+        piece = flat.detach()[::step][:SAMPLED_WEIGHTS]
+        # A short piece is filled up with zeros, which add nothing to either square.
+        parts.append(torch.nn.functional.pad(piece, (0, SAMPLED_WEIGHTS - piece.numel())) * math.sqrt(fragment.length / piece.numel()))
+        owners.append(int(fragment.name.split(".")[2]))
+    return owners, torch.stack(parts) if parts else torch.zeros(0, SAMPLED_WEIGHTS, device=engine.device)
+
+
+def update_squares(trainer: Trainer, before: Tensor) -> Tensor:
+    """Estimated squared norms of every layer's last update and of its weights, this rank's share, [layers, 2] in float64."""
+    owners, after = weight_sample(trainer)
+    total = torch.zeros(trainer.config.model.num_layers, 2, dtype=torch.float64, device=after.device)
+    if owners:
+        both = torch.stack([(after - before).double().square().sum(1), after.double().square().sum(1)], dim=1)
+        total.index_add_(0, torch.tensor(owners, device=after.device), both)
+    return total
+
+
+def summary(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Ends and extremes over layers of what was measured: KEY_first, _last, _min, _max and the layers of the extremes, _min_layer, _max_layer."""
+    short: dict[str, float] = {}
+    for key in dict.fromkeys(key for row in rows for key in row if key != "layer"):
+        values = [(row[key], int(row["layer"])) for row in rows if math.isfinite(row.get(key, math.nan))]
+        if not values:
+            continue
+        (low, low_layer), (high, high_layer) = min(values), max(values)
+        short |= {
+            f"{key}_first": values[0][0],
+            f"{key}_last": values[-1][0],
+            f"{key}_min": low,
+            f"{key}_min_layer": low_layer,
+            f"{key}_max": high,
+            f"{key}_max_layer": high_layer,
+        }
+    return short
+
+
+def _row(number: int, sums: dict[str, float], logit: float) -> dict[str, float]:
+    """One layer of a `signal` event, with what was measured."""
+    row: dict[str, float] = {"layer": number, "grad_norm": math.sqrt(sums[GRADIENT])}
+    if sums["stream_square"]:
+        row["residual_rms"] = math.sqrt(sums["stream_square"])
+    if sums["forward_variance"]:
+        row["forward_variance"] = sums["forward_variance"]
+    for part in ("attention", "mlp"):
+        if sums[f"{part}_residual"]:
+            row[f"branch_ratio_{part}"] = math.sqrt(sums[f"{part}_branch"] / sums[f"{part}_residual"])
+    if sums["grad_variance_late"]:
+        row["grad_variance_late"] = sums["grad_variance_late"]
+    if math.isfinite(logit):
+        row["attention_logit_max"] = logit
+    if sums[WEIGHT]:
+        row["weight_norm"] = math.sqrt(sums[WEIGHT])
+        row["update_ratio"] = math.sqrt(sums[UPDATE] / sums[WEIGHT])
+    return row

@@ -1,0 +1,118 @@
+"""What hooks on layers measure during one step: sizes of the stream and of the branches, the late gradient, the largest attention logit.
+
+Hooks exist only while a step is measured, so that other steps pay nothing. Values stay on the device until the step is over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.layer import DepthLayer
+
+MEANS = ("attention_branch", "attention_residual", "mlp_branch", "mlp_residual", "stream_square", "forward_variance", "grad_variance_late")
+"""Sums over micro-batches that become means."""
+CHEAP = "stream_square"
+# Scores of one sample are made in pieces of at most this many numbers.
+PIECE = 1 << 24
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """Mean of squares in float32, a scalar on the tensor's device."""
+    return torch.linalg.vector_norm(x.detach(), dtype=torch.float32).square() / x.numel()
+
+
+def largest_logit(query: Tensor, key: Tensor) -> Tensor:
+    """Largest scaled attention score of the first sample under a causal mask, over all heads.
+
+    query: [s, b, heads, d]; key: [s, b, groups, d]. A scalar. The score of its size that softmax sees, as large logits are what makes attention collapse.
+    """
+    q, k = query.detach()[:, 0].float(), key.detach()[:, 0].float()
+    length, heads, width = q.shape
+    k = k.repeat_interleave(heads // k.shape[1], dim=1)
+    rows = max(1, PIECE // (length * heads))
+    best = torch.full((), -math.inf, device=q.device)
+    for start in range(0, length, rows):
+        piece = torch.einsum("ihd,jhd->hij", q[start : start + rows], k[: start + rows])
+        later = torch.ones(piece.shape[-2:], dtype=torch.bool, device=q.device).triu(start + 1) if piece.shape[-2] > 1 else None
+        if later is not None:
+            piece = piece.masked_fill(later, -math.inf)
+        best = torch.maximum(best, piece.max())
+    return best / math.sqrt(width)
+
+
+class LayerHooks:
+    """Hooks on some layers and what they have seen, by global layer number from 1."""
+
+    def __init__(self) -> None:
+        self.sums: dict[int, dict[str, Tensor]] = {}
+        self.logits: dict[int, Tensor] = {}
+        self.handles: list[Any] = []
+
+    def remove(self) -> None:
+        """Takes the hooks away; what they saw stays."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+
+    def _add(self, number: int, key: str, value: Tensor) -> None:
+        sums = self.sums.setdefault(number, {})
+        sums[key] = sums[key] + value if key in sums else value
+
+    def watch_stream(self, layer: DepthLayer) -> None:
+        """The cheap set: the size of the stream after the layer."""
+        number = layer.layer_number
+
+        def left(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> None:
+            # Recomputation runs the forward pass twice, the first time without gradients.
+            if torch.is_grad_enabled():
+                self._add(number, CHEAP, mean_square(output[0]))
+
+        self.handles.append(layer.register_forward_hook(left))
+
+    def watch(self, layer: DepthLayer, late: bool) -> None:
+        """The full set. late: whether the second half of the stream's first dimension is the second half of the sequence."""
+        number = layer.layer_number
+        self.watch_stream(layer)
+
+        def entering(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            stream: Tensor = args[0] if args else kwargs["hidden_states"]
+            if late and torch.is_grad_enabled() and stream.requires_grad:
+                stream.register_hook(lambda g: self._add(number, "grad_variance_late", mean_square(g[g.shape[0] // 2 :])))
+
+        def left(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> None:
+            if torch.is_grad_enabled():
+                self._add(number, "forward_variance", output[0].detach().float().var())
+
+        self.handles += [
+            layer.register_forward_pre_hook(entering, with_kwargs=True),
+            layer.register_forward_hook(left),
+            layer.self_attention_join.register_forward_hook(self._joined(number, "attention")),
+            layer.mlp_join.register_forward_hook(self._joined(number, "mlp")),
+        ]
+        core = getattr(layer.self_attention, "core_attention", None)
+        if core is not None:
+            self.handles.append(core.register_forward_pre_hook(self._attending(number)))
+
+    def _joined(self, number: int, part: str) -> Callable[..., None]:
+        def hook(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+            if not torch.is_grad_enabled():
+                return
+            residual, branch, bias = args[:3]
+            branch = branch if bias is None else branch + bias
+            self._add(number, f"{part}_branch", mean_square(branch) * module.branch_scale**2)
+            self._add(number, f"{part}_residual", mean_square(residual) * max(module.residual_scale, module.skip_scale) ** 2)
+
+        return hook
+
+    def _attending(self, number: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            # One micro-batch is enough for a maximum that is followed over steps.
+            if number not in self.logits and len(args) >= 2:
+                self.logits[number] = largest_logit(args[0], args[1])
+
+        return hook

@@ -1,0 +1,58 @@
+"""A data set of a few thousand tokens, and runs on it inside the test process."""
+
+from __future__ import annotations
+
+import copy
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from model.config import ModelConfig
+from parallel.single import single_process
+from pretrain.build import build_engine
+from pretrain.config import Corpus, DataConfig, LogConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
+from pretrain.data import open_blend
+from pretrain.loop import Trainer
+from pretrain.prepare import PrepareOptions, prepare
+from pretrain.train_tokenizer import train_tokenizer
+
+VOCAB = 300
+
+
+def small_data(folder: Path) -> Path:
+    """Prepares words in random order whose frequencies fall as 1/rank; returns the data set folder."""
+    generator = random.Random(0)
+    words = ["".join(generator.choices("abcdefghijklmnop", k=5)) for _ in range(60)]
+    texts = folder / "texts"
+    texts.mkdir(parents=True)
+    for index in range(40):
+        (texts / f"{index}.txt").write_text(" ".join(generator.choices(words, [1 / (rank + 1) for rank in range(60)], k=120)))
+    train_tokenizer([str(texts)], folder / "tokenizer.model", VOCAB, "bpe")
+    prepare(PrepareOptions(inputs=[str(texts)], out=folder / "data", tokenizer=folder / "tokenizer.model", split=(0.8, 0.2, 0.0), workers=1))
+    return folder / "data"
+
+
+def small_config(data: Path, runs: Path, steps: int, *, signal_interval: int = 1, **model: Any) -> RunConfig:
+    """A run of a model of width 16 with VOCAB tokens on `data`, two micro-batches a step. model: further fields of the model section."""
+    fields = {"scheme": "pre_ln", "num_layers": 3, "hidden_size": 16, "num_attention_heads": 2, "vocab_size": VOCAB, "max_position_embeddings": 16}
+    return RunConfig(
+        name="small",
+        runs_dir=str(runs),
+        model=ModelConfig.model_validate({**fields, **model}),
+        data=DataConfig(corpora=[Corpus(path=str(data))], seq_length=16),
+        optimizer=OptimizerConfig(lr=1e-2),
+        schedule=ScheduleConfig(kind="constant"),
+        train=TrainConfig(steps=steps, global_batch_size=4, micro_batch_size=2, eval_samples=4),
+        log=LogConfig(signal_interval=signal_interval, progress="none", tensorboard=False),
+    )
+
+
+def small_trainer(config: RunConfig) -> Trainer:
+    """The trainer of a run, without callbacks."""
+    blends = {split: open_blend(config.data.corpora, split, config.data.seq_length, config.train.seed, None) for split in ("train", "validation")}
+    folder = Path(config.runs_dir) / config.name
+    folder.mkdir(parents=True)
+    topology = copy.copy(single_process())
+    topology.layout = replace(topology.layout, zero=config.parallel.zero)
+    return Trainer(config, folder, build_engine(config, topology), blends["train"], blends["validation"], [])

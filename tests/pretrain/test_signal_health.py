@@ -1,0 +1,267 @@
+"""Signal health: the measured values against plain autograd, what is written when, and warnings that name the layer."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import pretrain.callbacks.signal_hooks as signal_hooks
+from model.names import named_parameters
+from parallel.single import single_process
+from pretrain.build import build_chunks
+from pretrain.callbacks import Callback
+from pretrain.callbacks.logging import MetricsFile, TensorBoard
+from pretrain.callbacks.signal_health import SignalHealth, spread, summary
+from pretrain.callbacks.signal_history import ENOUGH, History, message
+from pretrain.callbacks.signal_hooks import largest_logit
+from pretrain.config import RunConfig
+from pretrain.loop import forward_step
+from pretrain.metrics import read_metrics
+from tests.pretrain.small import small_config, small_data, small_trainer
+
+# ---- departures ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def filled(values: list[float]) -> History:
+    history = History()
+    assert [history.check(1, "grad_norm", value) for value in values] == [None] * len(values)
+    return history
+
+
+def test_a_jump_departs_and_names_layer_and_factor() -> None:
+    history = filled([1.0, 1.1, 0.9, 1.0, 1.05, 0.95, 1.0, 1.0])
+    departed = history.check(1, "grad_norm", 5.0)
+    assert departed is not None
+    assert (departed.layer, departed.key, departed.count) == (1, "grad_norm", 8)
+    assert departed.factor == pytest.approx(5.0)
+    assert "layer 1: grad_norm 5 is 5 times the median" in str(departed)
+    assert history.check(1, "residual_rms", 5.0) is None  # another value has a history of its own
+
+
+def test_a_collapse_departs_too() -> None:
+    assert filled([1.0] * 8).check(1, "grad_norm", 0.2) is not None
+
+
+def test_no_history_no_departure() -> None:
+    assert filled([1.0] * (ENOUGH - 1)).check(1, "grad_norm", 100.0) is None
+
+
+def test_what_varies_by_itself_may_vary() -> None:
+    generator = random.Random(0)
+    history = filled([math.exp(generator.gauss(0, 0.5)) for _ in range(30)])
+    assert history.check(1, "grad_norm", 5.0) is None  # 3.2 standard deviations
+    assert history.check(1, "grad_norm", 500.0) is not None
+
+
+def test_small_but_sharp_moves_are_no_departure() -> None:
+    assert filled([1.0] * 20).check(1, "grad_norm", 2.9) is None
+
+
+def test_slow_growth_is_no_departure() -> None:
+    filled([1.1**step for step in range(60)])
+
+
+def test_a_quick_climb_is_no_jump() -> None:
+    filled([1.0] * 12 + [1.7, 2.9, 4.9, 8.0])
+
+
+def test_a_departure_is_reported_once_and_becomes_the_history() -> None:
+    history = filled([1.0] * ENOUGH)
+    assert history.check(1, "grad_norm", 10.0) is not None
+    later = [history.check(1, "grad_norm", 10.0) for _ in range(30)]
+    assert [index for index, departed in enumerate(later) if departed is not None] == []
+
+
+def test_not_finite_departs_without_history() -> None:
+    departed = History().check(3, "residual_rms", math.nan)
+    assert departed is not None
+    assert str(departed) == "layer 3: residual_rms is not finite"
+    assert History().check(3, "residual_rms", 0.0) is None
+
+
+def test_several_layers_make_one_line() -> None:
+    histories = History()
+    for layer in (1, 2, 3):
+        for _ in range(8):
+            histories.check(layer, "grad_norm", 1.0)
+    departures = [histories.check(layer, "grad_norm", value) for layer, value in ((1, 4.0), (2, 400.0), (3, 4.0))]
+    text = message([departed for departed in departures if departed is not None], 12)
+    assert text.startswith("layer 2: grad_norm 400")
+    assert text.endswith("so do 2 of the other 11 layers")
+
+
+# ---- single measurements ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("piece", [1, 40, 1 << 24])
+@pytest.mark.parametrize("groups", [4, 2, 1])
+def test_largest_logit_is_that_of_plain_causal_attention(piece: int, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal_hooks, "PIECE", piece)
+    generator = torch.Generator().manual_seed(groups)
+    query, key = torch.randn(9, 2, 4, 6, generator=generator), torch.randn(9, 2, groups, 6, generator=generator)
+    scores = [float(query[i, 0, head] @ key[j, 0, head // (4 // groups)]) / math.sqrt(6) for head in range(4) for i in range(9) for j in range(i + 1)]
+    assert float(largest_logit(query, key)) == pytest.approx(max(scores), rel=1e-6)
+
+
+def test_spread_has_both_ends() -> None:
+    assert spread(3, 8) == [1, 2, 3]
+    chosen = spread(1000, 8)
+    assert (chosen[0], chosen[-1], len(chosen)) == (1, 1000, 8)
+
+
+def test_summary_names_the_layers_of_the_extremes() -> None:
+    short = summary([{"layer": 1, "grad_norm": 2.0}, {"layer": 2, "grad_norm": 5.0, "residual_rms": 1.0}, {"layer": 3, "grad_norm": 1.0}])
+    assert (short["grad_norm_first"], short["grad_norm_last"], short["grad_norm_max"], short["grad_norm_max_layer"]) == (2.0, 1.0, 5.0, 2)
+    assert (short["grad_norm_min"], short["grad_norm_min_layer"], short["residual_rms_first"]) == (1.0, 3, 1.0)
+
+
+# ---- in a run -----------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_data(tmp_path_factory.mktemp("data"))
+
+
+def train(config: RunConfig, *more: Callback) -> tuple[list[dict[str, Any]], Any]:
+    """Runs with signal health; returns the lines of metrics.jsonl and the trainer."""
+    trainer = small_trainer(config)
+    metrics = MetricsFile(config.log.interval)
+    trainer.callbacks += [metrics, *more, SignalHealth(config.log.signal_interval, metrics.write)]
+    trainer.run()
+    return [json.loads(line) for line in (trainer.run_dir / "metrics.jsonl").read_text().splitlines()], trainer
+
+
+class Weights(Callback):
+    """The layers' matrices before and after the step."""
+
+    def before_step(self, trainer: Any) -> None:
+        self.before = self.take(trainer)
+
+    def on_step(self, trainer: Any, record: dict[str, Any]) -> None:
+        self.after = self.take(trainer)
+
+    @staticmethod
+    def take(trainer: Any) -> dict[str, Tensor]:
+        return {named.name: named.parameter.detach().clone() for named in trainer.engine.parameters if named.parameter.dim() == 2}
+
+
+def expected_layers(config: RunConfig, batches: list[Tensor]) -> list[dict[str, float]]:
+    """The same values from one plain forward and backward pass a micro-batch."""
+    (chunk,) = build_chunks(config.model, single_process(), seq_length=config.data.seq_length, dtype=torch.float32, seed=config.train.seed)
+    streams: list[list[Tensor]] = []
+    for batch in batches:
+        trace: list[Tensor] = []
+        handles = [layer.register_forward_hook(lambda module, args, output, trace=trace: trace.append(output[0])) for layer in chunk.decoder.layers]
+        output, loss_of = forward_step(iter([batch]), chunk)
+        (loss_of(output)[0] / len(batches)).backward()
+        for handle in handles:
+            handle.remove()
+        streams.append(trace)
+    rows = []
+    for index in range(config.model.num_layers):
+        gradients = [named.parameter.grad for named in named_parameters(chunk, 0, 1) if named.name.startswith(f"decoder.layers.{index}.")]
+        square = sum(float(gradient.double().square().sum()) for gradient in gradients if gradient is not None)
+        layer = [trace[index].detach().double() for trace in streams]
+        rows.append(
+            {
+                "grad_norm": math.sqrt(square),
+                "residual_rms": math.sqrt(sum(float(x.square().mean()) for x in layer) / len(layer)),
+                "forward_variance": sum(float(x.var()) for x in layer) / len(layer),
+            }
+        )
+    return rows
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("zero", [0, 1])
+def test_a_measured_step_is_what_plain_autograd_gives(data: Path, tmp_path: Path, zero: int, recompute: str) -> None:
+    config = small_config(data, tmp_path, 1, scheme="b2t", activation="relu")
+    config.parallel.zero, config.parallel.recompute.granularity = zero, recompute  # type: ignore[assignment]
+    weights = Weights()
+    lines, trainer = train(config, weights)
+    (event,) = [line for line in lines if line["event"] == "signal"]
+    for layer, expected in zip(event["layers"], expected_layers(config, trainer._fetch(0)), strict=True):
+        assert {key: layer[key] for key in expected} == pytest.approx(expected, rel=1e-4)
+        names = [name for name in weights.before if name.startswith(f"decoder.layers.{layer['layer'] - 1}.")]
+        moved = math.sqrt(sum(float((weights.after[name] - weights.before[name]).square().sum()) for name in names))
+        size = math.sqrt(sum(float(weights.after[name].square().sum()) for name in names))
+        assert layer["update_ratio"] == pytest.approx(moved / size, rel=1e-4)
+        assert layer["weight_norm"] == pytest.approx(size, rel=1e-4)
+        assert {"branch_ratio_attention", "branch_ratio_mlp", "attention_logit_max", "grad_variance_late"} <= set(layer)
+
+
+def test_the_update_of_a_large_matrix_is_estimated_from_a_sample(data: Path, tmp_path: Path) -> None:
+    config = small_config(data, tmp_path, 1, hidden_size=64)
+    weights = Weights()
+    lines, _ = train(config, weights)
+    (event,) = [line for line in lines if line["event"] == "signal"]
+    for layer in event["layers"]:
+        names = [name for name in weights.before if name.startswith(f"decoder.layers.{layer['layer'] - 1}.")]
+        moved = math.sqrt(sum(float((weights.after[name] - weights.before[name]).square().sum()) for name in names))
+        size = math.sqrt(sum(float(weights.after[name].square().sum()) for name in names))
+        assert layer["update_ratio"] == pytest.approx(moved / size, rel=0.05)
+
+
+def test_cheap_set_every_step_and_full_set_at_the_interval(data: Path, tmp_path: Path) -> None:
+    config = small_config(data, tmp_path, 7, signal_interval=4)
+    board = TensorBoard()
+    lines, trainer = train(config, board)
+    assert [line["step"] for line in lines if line["event"] == "signal"] == [1, 4, 7]
+    steps = [line for line in lines if line["event"] == "train"]
+    assert [step["step"] for step in steps] == list(range(1, 8))
+    for step in steps:
+        assert step["signal"]["grad_norm_max"] > 0
+        assert step["signal"]["residual_rms_last"] > 0
+        assert ("attention_logit_max_max" in step["signal"]) == (step["step"] in (1, 4, 7))
+        squares = step["signal"]["grad_norm_max"] ** 2
+        assert squares <= step["grad_norm"] ** 2 * 1.001
+    assert len(read_metrics(trainer.run_dir / "metrics.jsonl").signal) == 3
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trainer.run_dir / "tensorboard"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"signal/grad_norm_max", "signal_update_ratio/layer_0001", "signal_attention_logit_max/layer_0003"} <= tags
+    assert [event.step for event in events.Scalars("signal_residual_rms/layer_0002")] == [1, 4, 7]
+    assert [event.step for event in events.Scalars("signal/grad_norm_first")] == list(range(1, 8))
+
+
+def test_no_hook_stays(data: Path, tmp_path: Path) -> None:
+    _, trainer = train(small_config(data, tmp_path, 2))
+    for module in trainer.engine.chunks[0].modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+class Damage(Callback):
+    """Makes the second layer's feed-forward output 40 times as large for one forward pass."""
+
+    def before_step(self, trainer: Any) -> None:
+        if trainer.step == 14:
+            for named in trainer.engine.parameters:
+                if named.name == "decoder.layers.1.mlp.linear_fc2.weight":
+                    named.parameter.data.mul_(40.0)
+
+
+def test_a_warning_names_the_layer_that_departs(data: Path, tmp_path: Path) -> None:
+    lines, _ = train(small_config(data, tmp_path, 15), Damage())
+    warnings = [line for line in lines if line["event"] == "warning"]
+    assert warnings
+    assert {line["step"] for line in warnings} <= {14, 15}
+    assert any(line["step"] == 14 and line["message"].startswith("layer 2: branch_ratio_mlp") for line in warnings)
+
+
+def test_a_sound_run_warns_of_nothing(data: Path, tmp_path: Path) -> None:
+    config = small_config(data, tmp_path, 40, scheme="deepscalelm_pre_ln")
+    config.schedule.warmup_steps = 10
+    lines, _ = train(config)
+    assert [line["message"] for line in lines if line["event"] == "warning"] == []
