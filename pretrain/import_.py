@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from model.errors import UserError
-from model.files import sync_folder
+from model.files import atomic_write_text, sync_folder
 from parallel.checkpoint.format import FORMAT, MANIFEST, Fragment, file_hash, step_folder
 from pretrain.environment import versions
 
@@ -26,7 +28,9 @@ FILE_BYTES = 1 << 30
 
 
 def import_checkpoint(source: str, out: Path | str, *, vocab_multiple: int = 128) -> Path:
-    """Reads a local folder or a model of the Hub by name, and writes OUT/step_00000000; returns that folder.
+    """Reads a local folder or a model of the Hub by name, and writes OUT/step_00000000 and OUT/model.yaml; returns the former.
+
+    model.yaml: the model section of a run that starts from it, for `+include=`.
 
     Raises UserError where the model cannot be represented exactly, with the reason, or the folder exists.
     """
@@ -49,6 +53,7 @@ def import_checkpoint(source: str, out: Path | str, *, vocab_multiple: int = 128
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     sync_folder(target.parent)
+    atomic_write_text(target.parent / "model.yaml", yaml.safe_dump({"model": imported.config.model_dump(mode="json")}, sort_keys=False))
     return target
 
 

@@ -25,6 +25,5 @@ def command(
     if as_json:
         typer.echo(json.dumps({"checkpoint": str(folder), "model": model}))
     elif not quiet:
-        typer.echo(f"{folder}: {model['num_layers']} layers, hidden size {model['hidden_size']}")
-        typer.echo("model section of a run that starts from it:")
-        typer.echo(json.dumps({"model": model}, indent=2))
+        typer.echo(f"{folder}: {model['num_layers']} layers, hidden size {model['hidden_size']}, vocabulary {model['vocab_size']}")
+        typer.echo(f"start from it: fathom pretrain CONFIG +include={out / 'model.yaml'} checkpoint.load={out}")

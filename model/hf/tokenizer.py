@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,9 +115,11 @@ class TokenIds:
 
 
 def write_tokenizer(model_path: Path | str, folder: Path, max_length: int) -> TokenIds:
-    """Writes tokenizer.json and tokenizer_config.json. Raises UserError for a model that has no equal fast tokenizer (see `load_proto`)."""
+    """Writes tokenizer.json, tokenizer_config.json and tokenizer.model. Raises UserError for a model that has no equal fast tokenizer (see `load_proto`)."""
     proto = load_proto(model_path)
     build(proto).save(str(folder / "tokenizer.json"))
+    # transformers has no use for the source, but the way back to training, and other programs, have.
+    shutil.copyfile(model_path, folder / "tokenizer.model")
     trainer = proto.trainer_spec
     settings = {
         # The one name that both transformers 4 and 5 load as "use tokenizer.json as it is".

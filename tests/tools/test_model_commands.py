@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from model.config import ModelConfig
+from parallel.checkpoint.reader import open_checkpoint
 from pretrain import import_
 from pretrain.train_tokenizer import train_tokenizer
 from tools.cli import main
@@ -43,6 +46,8 @@ def checkpoint(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         import_.FILE_BYTES = limit
     assert len(list(folder.glob("step_00000000/*.safetensors"))) > 3
+    model = yaml.safe_load((folder / "model.yaml").read_text())["model"]
+    assert ModelConfig(**model) == ModelConfig(**open_checkpoint(folder).config["model"])
     return folder
 
 
@@ -74,6 +79,11 @@ def test_a_model_comes_back_bit_by_bit(source: Path, checkpoint: Path, tmp_path:
     card = (tmp_path / "hf/README.md").read_text()
     assert "| training step | 0 |" in card
     assert str(source) in card
+    fathom("export", str(checkpoint), str(tmp_path / "hf"), "--overwrite", "--dtype", "bfloat16", "--architecture", "gpt2")
+    text = capsys.readouterr().out
+    assert "gpt2, " in text
+    assert "bfloat16" in text
+    assert "proved: largest logit difference" in text
 
 
 def test_greedy_text_equals_that_of_the_export(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

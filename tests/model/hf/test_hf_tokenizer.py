@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +160,17 @@ def test_missing_and_broken_files_are_refused(tmp_path: Path) -> None:
             T.load_proto(tmp_path / name)
 
 
+def test_loading_needs_no_sentencepiece(models: dict[str, Path], tmp_path: Path) -> None:
+    ids = T.write_tokenizer(models["bpe"], tmp_path, 128)
+    assert ids.size == SIZE
+    code = (
+        "import sys; sys.modules['sentencepiece'] = sys.modules['google.protobuf'] = None; from transformers import AutoTokenizer as A;"
+        f"print(A.from_pretrained({str(tmp_path)!r}).encode('deep  layers'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={"PATH": ""})
+    assert done.stdout.strip() == str(TrainingTokenizer(models["bpe"]).encode("deep  layers")), done.stderr
+
+
 @pytest.mark.parametrize("scheme", ["b2t", "pre_ln"])
 def test_exports_carry_the_tokenizer(models: dict[str, Path], scheme: str, tmp_path: Path) -> None:
     from transformers import AutoTokenizer, GenerationConfig
@@ -171,6 +184,7 @@ def test_exports_carry_the_tokenizer(models: dict[str, Path], scheme: str, tmp_p
     fast = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
     assert fast.encode("  deep\n\tlayers ▁") == trained.encode("  deep\n\tlayers ▁")
     assert fast.model_max_length == 24
+    assert (tmp_path / "out/tokenizer.model").read_bytes() == models["bpe"].read_bytes()
     generation = GenerationConfig.from_pretrained(tmp_path / "out")
     assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (2, 2, 0)
     other = make_config(scheme, vocab_size=SIZE + 1)
