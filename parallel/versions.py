@@ -15,6 +15,7 @@ from packaging.version import InvalidVersion, Version
 
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 DEVELOPMENT = "dev"
+OPTIONAL = {"transformer-engine"}
 
 
 def _requirements() -> Sequence[str]:
@@ -35,6 +36,11 @@ def _requirements() -> Sequence[str]:
 def supported() -> dict[str, SpecifierSet]:
     """Range of releases by normalised package name, needed and optional packages alike; empty where neither source can be read."""
     return {canonicalize_name(requirement.name): requirement.specifier for requirement in map(Requirement, _requirements())}
+
+
+def optional() -> set[str]:
+    """Normalised names of the supported packages that training does not need."""
+    return OPTIONAL & supported().keys()
 
 
 def installed(package: str) -> str | None:
