@@ -1,0 +1,86 @@
+"""An exported model against the run it came from, as a user of transformers meets it: loss on the validation tokens, logits, a sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from model.config import ModelConfig
+from model.errors import UserError
+from pretrain.metrics import read_metrics
+
+LOSS_TOLERANCE = 2e-3
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Verification:
+    """trained_loss: printed by the trainer; exported_loss: computed by transformers on the same tokens, both nats per token;
+    logit_difference: largest, as a share of the logits' standard deviation; sample: text generated from the prompt."""
+
+    trained_loss: float
+    exported_loss: float
+    logit_difference: float
+    samples: int
+    model_class: str
+    prompt: str
+    sample: str
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the two losses are the same up to 0.2 %."""
+        return abs(self.exported_loss - self.trained_loss) <= LOSS_TOLERANCE * self.trained_loss
+
+
+def validation_tokens(config: dict[str, Any], samples: int) -> torch.Tensor:
+    """The tokens [samples, seq_length + 1] that the trainer evaluated on."""
+    from pretrain.config import Corpus
+    from pretrain.data import open_blend
+
+    data = config["data"]
+    cache = Path(data["cache"]) if data.get("cache") else None
+    blend = open_blend([Corpus(**corpus) for corpus in data["corpora"]], "validation", data["seq_length"], config["train"]["seed"], cache)
+    return blend.batch(range(samples))
+
+
+def verify(run_dir: Path, exported: Path, prompt: str, new_tokens: int = 48) -> Verification:
+    """Loads the export with transformers and compares. Raises UserError where the run has no evaluation of its newest checkpoint."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    from model.hf.evaluate import Evaluation
+    from pretrain.export import open_trained
+
+    disable_progress_bar()
+    trained = open_trained(run_dir)
+    evaluations = [event for event in read_metrics(run_dir / "metrics.jsonl").eval if event.step == trained.reader.step]
+    if not evaluations or not evaluations[-1].samples:
+        raise UserError(f"{run_dir}/metrics.jsonl has no evaluation at step {trained.reader.step}, the step of the newest checkpoint")
+    tokens = validation_tokens(trained.reader.config, int(evaluations[-1].samples))
+    model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True, dtype=torch.float32).eval()
+    with torch.no_grad():
+        losses = [_loss(model(batch[:, :-1]).logits, batch) for batch in tokens.split(BATCH)]
+        theirs = model(tokens[:BATCH, :-1]).logits
+    ours = Evaluation(dict(trained.weights), ModelConfig(**trained.config.model_dump()), logit_scale=trained.logit_scale)(tokens[:BATCH, :-1])
+    tokenizer = AutoTokenizer.from_pretrained(exported, trust_remote_code=True)
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    torch.manual_seed(0)
+    generated = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=True, temperature=0.7, top_p=0.95)
+    return Verification(
+        trained_loss=evaluations[-1].loss,
+        exported_loss=float(torch.cat(losses).mean()),
+        logit_difference=float((ours - theirs).abs().max() / ours.std()),
+        samples=len(tokens),
+        model_class=type(model).__name__,
+        prompt=prompt,
+        sample=tokenizer.decode(generated[0][inputs["input_ids"].shape[1] :]),
+    )
+
+
+def _loss(logits_bsv: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Loss per token, flat."""
+    return F.cross_entropy(logits_bsv.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")

@@ -1,0 +1,35 @@
+"""Checks an export in a process of its own: `python -m tools.check_export RUN [--exported RUN/hf]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+
+def main(
+    run: Path = typer.Argument(help="Run folder."),
+    exported: Path = typer.Option(None, help="Exported model; default: `hf` in the run folder."),
+    prompt: str = typer.Option("def main(", help="Text to continue."),
+) -> None:
+    """Load with transformers, compare loss and logits with the run's, print a sample. Exit code 1 where the losses differ by more than 0.2 %."""
+    from pretrain.verify_export import verify
+
+    result = verify(run, exported or run / "hf", prompt)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"loaded {exported or run / 'hf'} as {result.model_class}")
+    console.print(
+        f"validation loss on {result.samples} samples: trainer {result.trained_loss:.5f}, transformers {result.exported_loss:.5f} "
+        f"({abs(result.exported_loss / result.trained_loss - 1):.1e} apart)"
+    )
+    console.print(f"largest logit difference from ours: {result.logit_difference:.1e} of a standard deviation")
+    console.print(f"sample after {result.prompt!r}:")
+    console.print(result.prompt + result.sample, markup=False)
+    if not result.agrees:
+        console.print("[red]the losses differ by more than 0.2 %[/red]")
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
