@@ -1,0 +1,244 @@
+"""A duel of depth schemes: the same model trained under several schemes, depths, rates and warm-ups, each cell a run folder of its own.
+
+Cells are trained by a few worker processes that stay alive from cell to cell, because importing costs more than many a small cell. A cell that is
+finished is never trained again, one that was cut off continues from its checkpoint: the same command resumes the duel.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from model.config import ModelConfig
+from model.errors import UserError
+from model.files import atomic_write_text
+from model.size import parameter_count
+from parallel.config import ParallelConfig
+from parallel.exit_codes import ExitCode
+from pretrain.config import RunConfig
+from pretrain.load_config import dump_config
+from pretrain.variant import Variant
+
+Equal = Literal["tokens", "parameters"]
+RESULT = "cell.json"
+DONE = (ExitCode.FINISHED, ExitCode.DIVERGED)
+# Learned from this share on, whatever the depth: a width further off is no longer the same budget.
+PARAMETER_TOLERANCE = 0.15
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training. warmup: share of the steps."""
+
+    variant: Variant
+    layers: int
+    lr: float
+    warmup: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Folder of the cell."""
+        return f"{self.variant.slug}_{self.layers}_layers_lr{self.lr:g}_warmup{self.warmup:g}_seed{self.seed}"
+
+    @property
+    def words(self) -> str:
+        """The cell for a line of progress."""
+        return f"{self.variant.text}, {self.layers} layers, lr {self.lr:g}, warm-up {self.warmup:.0%}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every choice of a duel. lrs: peak rates; warmups: shares of the steps; equal: what is kept over depths, see `sized`."""
+
+    variants: Sequence[Variant]
+    layers: Sequence[int]
+    lrs: Sequence[float]
+    warmups: Sequence[float]
+    seeds: Sequence[int]
+    equal: Equal = "tokens"
+
+    def cells(self) -> list[Cell]:
+        """All cells, schemes innermost, so that an unfinished duel compares all of them at its first settings."""
+        return [
+            Cell(variant, layers, lr, warmup, seed)
+            for seed in self.seeds
+            for warmup in self.warmups
+            for lr in self.lrs
+            for layers in self.layers
+            for variant in self.variants
+        ]
+
+
+def sized(model: ModelConfig, layers: int, equal: Equal) -> ModelConfig:
+    """The model at another depth.
+
+    tokens: the same width, so that deeper models have more parameters. parameters: the number of heads (of unchanged width) whose model comes nearest
+    to the given one's parameters. Both train on the same tokens. Raises UserError where no width comes near.
+    """
+    if equal == "tokens":
+        return model.model_copy(update={"num_layers": layers})
+    wanted = parameter_count(model)["total"]
+    ratio = model.ffn_size / model.hidden_size
+
+    def with_heads(heads: int) -> ModelConfig:
+        hidden = heads * model.hidden_size // model.num_attention_heads
+        ffn = None if model.ffn_hidden_size is None else round(ratio * hidden)
+        return model.model_copy(update={"num_layers": layers, "num_attention_heads": heads, "hidden_size": hidden, "ffn_hidden_size": ffn})
+
+    step = model.groups if model.num_query_groups else 1
+    whole = [n for n in range(step, 64 * model.num_attention_heads, step) if n * model.hidden_size % model.num_attention_heads == 0]
+    best = min((with_heads(heads) for heads in whole), key=lambda one: abs(math.log(parameter_count(one)["total"] / wanted)))
+    found = parameter_count(best)["total"]
+    if abs(found / wanted - 1) > PARAMETER_TOLERANCE:
+        raise UserError(
+            f"--equal parameters: no model of {layers} layers with heads of width {model.kv_channels} has about {wanted:,} parameters (nearest: {found:,}): "
+            "use more and narrower heads, or --equal tokens"
+        )
+    return best
+
+
+def cell_config(base: RunConfig, cell: Cell, equal: Equal, folder: Path) -> RunConfig:
+    """The run of a cell, on one process. base: with the vocabulary of its data. Raises UserError where scheme, depth or batch do not fit."""
+    model = cell.variant.apply(sized(base.model, cell.layers, equal))
+    config = base.model_copy(deep=True)
+    config.name, config.runs_dir, config.model = cell.name, str(folder / "cells"), model
+    config.parallel = ParallelConfig(recompute=base.parallel.recompute)
+    config.optimizer.lr = cell.lr
+    config.schedule.warmup_steps = round(cell.warmup * base.train.steps)
+    config.train.seed, config.train.stop_at_step = cell.seed, None
+    config.checkpoint.keep_last, config.checkpoint.keep_every, config.checkpoint.load = 1, 0, None
+    config.log.tensorboard, config.log.progress, config.log.interval = False, "none", 1
+    return config
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The result of a cell's folder, or None while it is not trained to its end."""
+    try:
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return result if result.get("code") in [int(code) for code in DONE] else None
+
+
+def check_unchanged(configs: Sequence[RunConfig]) -> None:
+    """Raises UserError where a cell's folder holds a run of other settings than the one that is wanted now."""
+    for config in configs:
+        path = Path(config.runs_dir) / config.name / "config.yaml"
+        if path.is_file() and path.read_text(encoding="utf-8") != dump_config(config):
+            raise UserError(f"{path} was written by a duel with other settings: give another --out, or remove {path.parent}")
+
+
+def train_cell(config: RunConfig) -> dict[str, Any]:
+    """Trains one cell in this process and writes its result. Checkpoints are removed once the cell is finished."""
+    from parallel.launch import RankInfo
+    from parallel.single import single_process
+    from pretrain.run import _train
+
+    folder = Path(config.runs_dir) / config.name
+    begin = time.time()
+    try:
+        code, reason = _train(config, RankInfo(0, 1, 0, "127.0.0.1", 0), single_process(), folder)
+    finally:
+        gc.collect()  # an engine is a circle of references, and the next cell needs its memory
+    result = {"name": config.name, "code": int(code), "reason": reason, "seconds": round(time.time() - begin, 1)}
+    if code in DONE:
+        atomic_write_text(folder / RESULT, json.dumps(result))
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return result
+
+
+def _worker(index: int, gpus: int, jobs: Any, results: Any, stop: Any) -> None:
+    """Trains cells until there are no more, or the duel is interrupted."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until a run listens itself
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(index % gpus)
+    else:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import warnings
+
+    warnings.filterwarnings("ignore")
+    while not stop.is_set():
+        config = jobs.get()
+        if config is None:
+            return
+        results.put(("begin", config.name, os.getpid()))
+        try:
+            result = train_cell(config)
+        except Exception as error:  # one broken cell must not end the others
+            if os.environ.get("FATHOM_DEBUG") == "1":
+                raise
+            result = {"name": config.name, "code": int(ExitCode.CRASH), "reason": f"{type(error).__name__}: {error}", "seconds": 0.0}
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if result["code"] in (ExitCode.STOPPED, ExitCode.STOPPED_BY_USER):
+            stop.set()
+        results.put(("end", result, os.getpid()))
+
+
+def default_jobs() -> int:
+    """One worker per GPU, or per processor."""
+    import torch
+
+    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+
+
+def train_cells(configs: Sequence[RunConfig], jobs: int, report: Callable[[str], None]) -> bool:
+    """Trains what is not finished, `jobs` cells at a time. report: takes lines of progress. Returns whether all cells are finished."""
+    check_unchanged(configs)
+    waiting = [config for config in configs if finished(Path(config.runs_dir) / config.name) is None]
+    if not waiting:
+        return True
+    report(f"{len(configs) - len(waiting)} of {len(configs)} cells are finished; training {len(waiting)} with {min(jobs, len(waiting))} workers")
+    done = 0
+    for result in _run(waiting, min(jobs, len(waiting))):
+        done += result["code"] in [int(code) for code in DONE]
+        report(f"[{len(configs) - len(waiting) + done}/{len(configs)}] {result['name']}: {result['reason']} ({result['seconds']:.0f} s)")
+    return done == len(waiting)
+
+
+def _run(configs: Sequence[RunConfig], workers: int) -> Iterator[dict[str, Any]]:
+    """Results as cells end. Ctrl-C makes running cells save and leave."""
+    import torch
+
+    context = multiprocessing.get_context("spawn")
+    jobs, results, stop = context.Queue(), context.Queue(), context.Event()
+    for config in [*configs, *[None] * workers]:
+        jobs.put(config)
+    gpus = torch.cuda.device_count()
+    processes = [context.Process(target=_worker, args=(index, gpus, jobs, results, stop), daemon=True) for index in range(workers)]
+    for process in processes:
+        process.start()
+    at_work: dict[int, str] = {}
+    try:
+        while any(process.is_alive() for process in processes) or not results.empty():
+            try:
+                kind, content, pid = results.get(timeout=0.5)
+            except multiprocessing.queues.Empty:  # type: ignore[attr-defined]
+                continue
+            except KeyboardInterrupt:
+                stop.set()
+                for process in processes:
+                    if process.is_alive() and process.pid is not None:
+                        os.kill(process.pid, signal.SIGINT)
+                continue
+            if kind == "begin":
+                at_work[pid] = content
+            else:
+                at_work.pop(pid, None)
+                yield content
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+    for name in at_work.values():
+        yield {"name": name, "code": int(ExitCode.CRASH), "reason": "the worker was killed (out of memory?)", "seconds": 0.0}

@@ -1,0 +1,148 @@
+"""Pictures of a duel: loss curves at every scheme's own best setting, final loss over rate, over depth, and over time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pretrain.charts import Chart
+from pretrain.drawing import HALF, INK, WIDE, drawing, envelope, running_median, smoothing_window, step_axis, to_svg
+from pretrain.duel_results import Best, Outcome, best_settings
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#22262b", "#7a3b00", "#004d73", "#7d4a6b", "#00523c", "#8a6d00")
+MARKERS = "oDs^vP"
+LINES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+
+
+def looks(variants: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour and marker of every scheme, the same in all pictures."""
+    return {variant: {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]} for index, variant in enumerate(variants)}
+
+
+def charts(outcomes: Sequence[Outcome], unigram: float) -> list[Chart]:
+    """All pictures that the cells allow."""
+    look = looks(list(dict.fromkeys(one.cell.variant.text for one in outcomes)))
+    best = best_settings(outcomes)
+    depths = sorted({one.layers for one in best})
+    made = [curves([one for one in best if one.layers == layers], layers, unigram, look) for layers in depths]
+    if len({one.cell.lr for one in outcomes}) > 1:
+        made += [sweep(outcomes, layers, unigram, look) for layers in depths]
+    if len(depths) > 1:
+        made.append(over_depth(best, unigram, look))
+    return made
+
+
+def _legend(figure: Any, axes: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", handlelength=1.6, fontsize=8)
+
+
+def _unigram(axes: Any, unigram: float) -> None:
+    if math.isfinite(unigram):
+        axes.axhline(unigram, color=INK, linestyle=":", linewidth=1.2, label=f"token frequencies, {unigram:.2f}", zorder=1)
+
+
+def curves(best: Sequence[Best], layers: int, unigram: float, look: dict[str, dict[str, Any]]) -> Chart:
+    """Training loss of the best cells of one depth."""
+    title = f"Training loss at each scheme's own best setting, {layers} layers"
+    caption = (
+        "Running median of the training loss of the best cell of every scheme (lowest final loss on held-out text; its rate and warm-up are in the legend). "
+        "Every cell reads the same tokens in the same order. A line that stays at the dotted one has learned token frequencies only."
+    )
+    lowest = math.inf
+    with drawing() as new:
+        figure = new((WIDE[0], 4.4))
+        axes = figure.add_subplot()
+        _unigram(axes, unigram)
+        for one in best:
+            points = [(step, loss) for step, loss in one.outcomes[0].curve if math.isfinite(loss)]
+            steps, losses = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
+            places, smooth = running_median(losses, smoothing_window(len(losses)))
+            label = f"{one.variant}  ({one.lr:g}, {one.warmup:.0%}): {one.validation:.3f}"
+            axes.plot(*envelope(steps[places], smooth), color=look[one.variant]["color"], linewidth=1.5, label=label)
+            lowest = min(lowest, float(smooth.min()))
+        if math.isfinite(unigram) and math.isfinite(lowest):
+            axes.set_ylim(lowest - 0.15, max(unigram + 1.2, lowest + 2.5))
+        step_axis(axes)
+        axes.set_ylabel("loss (nats per token)")
+        _legend(figure, axes)
+        svg = to_svg(figure, f"curves-{layers}", title)
+    return Chart(title, caption, svg, wide=True)
+
+
+def sweep(outcomes: Sequence[Outcome], layers: int, unigram: float, look: dict[str, dict[str, Any]]) -> Chart:
+    """Final loss over the peak rate, one line a scheme and warm-up."""
+    title = f"Sweep over rate and warm-up, {layers} layers"
+    caption = "Final loss on held-out text over the peak learning rate, one panel a warm-up; a missing point diverged or is not finished."
+    chosen = [one for one in outcomes if one.cell.layers == layers]
+    warmups = sorted({one.cell.warmup for one in chosen})
+    finite = [one.validation for one in chosen if math.isfinite(one.validation)]
+    with drawing() as new:
+        figure = new((WIDE[0], 3.8))
+        panels = figure.subplots(1, len(warmups), sharey=True, squeeze=False)[0]
+        for axes, warmup in zip(panels, warmups, strict=True):
+            _unigram(axes, unigram)
+            for variant, style in look.items():
+                points: dict[float, list[float]] = {}
+                for one in chosen:
+                    if one.cell.variant.text == variant and one.cell.warmup == warmup and math.isfinite(one.validation):
+                        points.setdefault(one.cell.lr, []).append(one.validation)
+                rates = sorted(points)
+                if rates:
+                    axes.plot(
+                        rates,
+                        [sum(points[rate]) / len(points[rate]) for rate in rates],
+                        **style,
+                        markersize=4.5,
+                        linewidth=1.2,
+                        markeredgewidth=0,
+                        label=variant,
+                    )
+            axes.set_xscale("log")
+            rates = sorted({one.cell.lr for one in chosen})
+            axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+            axes.set_xticks([], minor=True)
+            axes.set_xlabel(f"peak learning rate (warm-up {warmup:.0%} of the steps)")
+        if finite:
+            panels[0].set_ylim(min(finite) - 0.1, min(max(finite), max(unigram if math.isfinite(unigram) else 0, min(finite)) + 1.0) + 0.1)
+        panels[0].set_ylabel("final loss (nats per token)")
+        seen: dict[str, Any] = {}
+        for axes in panels:
+            seen.update(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        figure.legend(list(seen.values()), list(seen), loc="outside right upper", handlelength=1.6, fontsize=8)
+        svg = to_svg(figure, f"sweep-{layers}", title)
+    return Chart(title, caption, svg, wide=True)
+
+
+def over_depth(best: Sequence[Best], unigram: float, look: dict[str, dict[str, Any]]) -> Chart:
+    """Final loss over depth."""
+    title = "Final loss over depth"
+    caption = (
+        "Final loss on held-out text at each scheme's own best setting. A scheme that profits from depth falls to the right; bars: lowest and highest seed."
+    )
+    with drawing() as new:
+        figure = new((WIDE[0], HALF[1] + 0.3))
+        axes = figure.add_subplot()
+        _unigram(axes, unigram)
+        for variant, style in look.items():
+            own = sorted((one for one in best if one.variant == variant), key=lambda one: one.layers)
+            if own:
+                errors = [
+                    [one.validation - min(o.validation for o in one.outcomes) for one in own],
+                    [max(o.validation for o in one.outcomes) - one.validation for one in own],
+                ]
+                axes.errorbar(
+                    [one.layers for one in own], [one.validation for one in own], yerr=errors, **style, markersize=4.5, linewidth=1.3, capsize=2, label=variant
+                )
+        axes.set_xscale("log")
+        depths = sorted({one.layers for one in best})
+        axes.set_xticks(depths, [str(depth) for depth in depths])
+        axes.set_xticks([], minor=True)
+        axes.set_xlabel("layers")
+        axes.set_ylabel("final loss (nats per token)")
+        _legend(figure, axes)
+        svg = to_svg(figure, "depth", title)
+    return Chart(title, caption, svg, wide=True)

@@ -1,0 +1,74 @@
+"""`fathom depth-duel`: depth schemes trained side by side, each compared at its own best rate and warm-up."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from model.errors import UserError
+
+
+def command(
+    config: Annotated[str, typer.Argument(help="Run configuration of the model that all schemes train, e.g. configs/duel.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")] = None,
+    schemes: Annotated[str, typer.Option(help="Comma-separated schemes, with options as in b2t:rescale=false.")] = "pre_ln,post_ln,b2t,deepscalelm_pre_ln",
+    layers: Annotated[str | None, typer.Option(help="Comma-separated depths; the configuration's unless given.")] = None,
+    lrs: Annotated[str | None, typer.Option(help="Comma-separated peak learning rates; the configuration's unless given.")] = None,
+    warmups: Annotated[str | None, typer.Option(help="Comma-separated warm-ups as shares of the steps; the configuration's unless given.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each cell, from train.seed upwards.")] = 1,
+    equal: Annotated[str, typer.Option(help="tokens: every depth has the configured width; parameters: widths are fitted to the configured size.")] = "tokens",
+    steps: Annotated[int | None, typer.Option(min=2, help="Steps of every cell instead of the configuration's.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the cells, the page and the JSON; the same command there resumes.")] = Path("duel"),
+    jobs: Annotated[int | None, typer.Option(min=1, help="Cells trained at once; one per GPU or processor unless given.")] = None,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Train nothing; write the page of what is there.")] = False,
+) -> None:
+    """Train every scheme at every depth, rate and warm-up, and write one page: loss curves, the sweep, stability and cost.
+
+    Finished cells are kept, so that a duel can be stopped with ctrl-C and resumed, or given more rates later. Exit code 1 while cells are missing.
+    """
+    # Megatron-core's remarks on packages that a duel does not need.
+    warnings.filterwarnings("ignore", module=r"megatron\.")
+    from pretrain.duel import Grid, cell_config, check_unchanged, default_jobs, train_cells
+    from pretrain.duel_report import Duel, text, write
+    from pretrain.duel_results import outcome
+    from pretrain.manifest import load_manifest
+    from pretrain.run import prepare
+    from pretrain.variant import parse_variants
+
+    if equal not in ("tokens", "parameters"):
+        raise UserError(f"--equal {equal}: choose tokens or parameters")
+    base = prepare(config, [*(overrides or []), *([f"train.steps={steps}"] if steps else [])])
+    depths = [int(number) for number in _numbers("--layers", layers)] or [base.model.num_layers]
+    rates = _numbers("--lrs", lrs) or [base.optimizer.lr]
+    shares = _numbers("--warmups", warmups, zero=True) or [base.schedule.warmup_steps / base.train.steps]
+    if max(shares) >= 1:
+        raise UserError(f"--warmups {warmups}: shares of the steps lie below 1")
+    grid = Grid(parse_variants(schemes), depths, rates, shares, range(base.train.seed, base.train.seed + seeds), equal)  # type: ignore[arg-type]
+    cells = grid.cells()
+    configs = [cell_config(base, cell, grid.equal, out) for cell in cells]
+    check_unchanged(configs)
+    complete = report_only or train_cells(configs, jobs or default_jobs(), typer.echo)
+    unigram = float(load_manifest(base.data.corpora[0].path).get("unigram_entropy_nats") or "nan")
+    typed = ["fathom", *sys.argv[1:]] if sys.argv[1:2] == ["depth-duel"] else ["fathom", "depth-duel", config]
+    duel = Duel(base, grid, [outcome(cell, one, unigram) for cell, one in zip(cells, configs, strict=True)], unigram, shlex.join(typed))
+    page, data = write(duel, out)
+    typer.echo(text(duel))
+    typer.echo(f"page: {page}\njson: {data}")
+    if not complete:
+        raise typer.Exit(1)
+
+
+def _numbers(option: str, text: str | None, zero: bool = False) -> list[float]:
+    """Comma-separated numbers above 0 (or from 0). Raises UserError for anything else and for a number that occurs twice."""
+    try:
+        numbers = [float(part) for part in (text or "").split(",") if part.strip()]
+    except ValueError:
+        raise UserError(f"{option} {text}: give numbers separated by commas") from None
+    if any(number < 0 or (number == 0 and not zero) for number in numbers) or len(set(numbers)) < len(numbers):
+        raise UserError(f"{option} {text}: every number must be positive and named once")
+    return numbers
