@@ -204,10 +204,11 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "loss_starts_high",
-        "risk",
+        "note",
         excess_loss,
-        "the first loss is {value:.2f} nats above that of knowing nothing: the logits are too large",
-        "unit-variance logits cost half a nat; more than 2 nats are confident guesses that the first steps have to undo",
+        "the first loss is {value:.2f} nats above that of knowing nothing",
+        "unit-variance logits cost half a nat; more than 2 nats are confident guesses that the first steps undo: with tied embeddings and small branches the "
+        "stream still is the embedding, and predicts its own token",
         above=2.0,
     ),
 )
