@@ -17,7 +17,7 @@ from pretrain.sources import standard_library_files
 from pretrain.tokenizer import Tokenizer
 from pretrain.train_tokenizer import train_tokenizer
 
-FUZZ = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LIBRARY = [str(path) for path in standard_library_files() if path.parent.name in ("json", "asyncio", "email", "logging")]
 CODE = [*"abcXYZ_ (){}[]:;.,=+-*/'\"\\#\n\t\r012789", "self", "def ", "    ", "\n    ", "é", "中", "\u2581", "😀", "\ufeff", "\0"]
 
@@ -25,7 +25,7 @@ CODE = [*"abcXYZ_ (){}[]:;.,=+-*/'\"\\#\n\t\r012789", "self", "def ", "    ", "\
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     path = tmp_path_factory.mktemp(request.param) / "tokenizer.model"
-    train_tokenizer(LIBRARY, path, vocab_size=800, model=request.param, max_bytes=100_000)
+    train_tokenizer(LIBRARY, path, vocab_size=600, model=request.param, max_bytes=40_000)
     return Tokenizer(path)
 
 
@@ -73,7 +73,7 @@ def test_long_documents_and_a_full_table_change_nothing(bpe: Tokenizer, monkeypa
 def test_ids_and_vocabulary(trained: Tokenizer) -> None:
     library = sentencepiece.SentencePieceProcessor(model_file=str(trained.path))
     assert (library.unk_id(), library.bos_id(), library.eos_id(), library.pad_id()) == (0, 1, 2, -1)
-    assert (trained.eod_id, trained.vocab_size, trained.dtype) == (2, 800, np.uint16)
+    assert (trained.eod_id, trained.vocab_size, trained.dtype) == (2, 600, np.uint16)
     assert len(trained.encode("1984")) == 4, "numbers are spelt digit by digit"
     assert len(trained.encode("\n")) == len(trained.encode("\t")) == 1
     assert len(trained.encode("        return")) <= 3, "indentation has pieces of its own"
@@ -81,10 +81,10 @@ def test_ids_and_vocabulary(trained: Tokenizer) -> None:
 
 def test_training_is_deterministic(tmp_path: Path) -> None:
     for model in ("bpe", "unigram"):
-        first = train_tokenizer(LIBRARY[:6], tmp_path / "a.model", vocab_size=500, model=model, max_bytes=60_000)
-        second = train_tokenizer(LIBRARY[:6], tmp_path / "b.model", vocab_size=500, model=model, max_bytes=60_000)
+        first = train_tokenizer(LIBRARY[:6], tmp_path / "a.model", vocab_size=400, model=model, max_bytes=30_000)
+        second = train_tokenizer(LIBRARY[:6], tmp_path / "b.model", vocab_size=400, model=model, max_bytes=30_000)
         assert first.sha256 == second.sha256 == Tokenizer(tmp_path / "b.model").sha256
-        assert first.bytes == 60_000
+        assert first.bytes == 30_000
 
 
 def test_a_sample_visits_all_large_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
