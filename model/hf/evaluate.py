@@ -55,6 +55,7 @@ class Evaluation:
     """The model function of canonical weights.
 
     weights: canonical name -> whole tensor. logit_scale: factor on the last hidden state. dtype: arithmetic; weights are cast as they are read.
+    plan: the depth plan, where it is not the configuration's to the last bit.
     epsilons: canonical name of a norm -> its own epsilon, where it is not the configuration's.
     """
 
@@ -66,9 +67,10 @@ class Evaluation:
         logit_scale: float,
         dtype: torch.dtype = torch.float32,
         epsilons: Mapping[str, float] | None = None,
+        plan: Plan | None = None,
     ) -> None:
         self.weights, self.config, self.logit_scale, self.dtype, self.epsilons = weights, config, logit_scale, dtype, epsilons or {}
-        self.plan = Plan.of(config)
+        self.plan = plan or Plan.of(config)
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor, cache: Cache | None = None, last_only: bool = False) -> Tensor:

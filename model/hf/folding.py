@@ -101,7 +101,7 @@ def fold(target: Target, config: ModelConfig, logit_scale: float) -> Fold:
     factors: dict[str, float] = {}
     scales: dict[str, float] = {}
     c = 1.0
-    for index, kind, sublayer in Plan.of(config).sublayers():
+    for index, kind, sublayer in Plan.of(config).in_float32().sublayers():
         norm, output = ("input_layernorm", "self_attention.linear_proj") if kind == "attention" else ("pre_mlp_layernorm", "mlp.linear_fc2")
         scales[f"decoder.layers.{index}.{norm}"] = c
         c *= sublayer.residual_scale

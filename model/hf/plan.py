@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from model.config import ModelConfig
 from model.scheme import SCHEMES, Layer, Sublayer
@@ -21,6 +23,23 @@ class Plan:
         """The plan of a configuration. Raises ValueError on scheme options out of range."""
         scheme = SCHEMES[config.scheme]
         return cls(scheme.plan(config.num_layers, config.scheme_options), scheme.embedding_norm, scheme.final_norm)
+
+    def in_float32(self) -> Plan:
+        """The same plan with the constants that float32 tensors are multiplied by.
+
+        A thousand layers turn the rounding of one residual constant into a relative error of 1e-4, which the trained model has and a fold must have too.
+        """
+
+        def rounded(sublayer: Sublayer) -> Sublayer:
+            return replace(
+                sublayer,
+                input_scale=float(np.float32(sublayer.input_scale)),
+                branch_scale=float(np.float32(sublayer.branch_scale)),
+                residual_scale=float(np.float32(sublayer.residual_scale)),
+                skip_scale=float(np.float32(sublayer.skip_scale)),
+            )
+
+        return replace(self, layers=tuple(Layer(rounded(layer.attention), rounded(layer.mlp)) for layer in self.layers))
 
     def sublayers(self) -> list[tuple[int, str, Sublayer]]:
         """All (0-based layer, "attention" or "mlp", sublayer), in the order in which the stream passes them."""

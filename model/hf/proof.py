@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from model.errors import UserError
 from model.hf.evaluate import Evaluation, Weights
 from model.hf.folding import Fold
 from model.hf.mapping import Target
+from model.hf.plan import Plan
 
 # Relative to the standard deviation of the logits. A wrong coefficient, permutation or activation is orders of magnitude above both.
 EXACT_TOLERANCE = 1e-5
@@ -64,8 +65,14 @@ def epsilon_effect(weights: Weights, config: ModelConfig, tokens: Tensor, logit_
     """How far the epsilons of a fold move the logits, in fp64: what separates the export from our model beside rounding. 0 for an exact fold."""
     if not fold.epsilons:
         return 0.0
-    own, folded = (Evaluation(weights, config, logit_scale=logit_scale, dtype=torch.float64, epsilons=e)(tokens) for e in ({}, fold.epsilons))
+    own, folded = (_in_float64(weights, config, tokens, logit_scale, epsilons) for epsilons in ({}, fold.epsilons))
     return change(folded, own)
+
+
+def _in_float64(weights: Weights, config: ModelConfig, tokens: Tensor, logit_scale: float, epsilons: Mapping[str, float] | None = None) -> Tensor:
+    """Our logits [b, s, v] without rounding, for the very constants that fp32 uses."""
+    plan = Plan.of(config).in_float32()
+    return Evaluation(weights, config, logit_scale=logit_scale, dtype=torch.float64, epsilons=epsilons, plan=plan)(tokens)
 
 
 def load(folder: Path, target: Target) -> Any:
@@ -127,7 +134,7 @@ def prove(
     ours = reference(tokens).float()[..., : config.vocab_size] if reference else plain
     if not (plain.isfinite().all() and ours.isfinite().all()):
         raise UserError("the model's own logits are not finite: this checkpoint cannot be exported")
-    rounding = change(plain, Evaluation(weights, config, logit_scale=logit_scale, dtype=torch.float64)(tokens))
+    rounding = change(plain, _in_float64(weights, config, tokens, logit_scale))
     allowed = min(max(EXACT_TOLERANCE, 4 * rounding), LIMIT)
     theirs, scale = logits(folder, target, tokens), float(ours.double().std())
     if theirs.shape != ours.shape:
