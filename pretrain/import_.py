@@ -15,7 +15,7 @@ import yaml
 
 from model.errors import UserError
 from model.files import atomic_write_text, sync_folder
-from parallel.checkpoint.format import FORMAT, MANIFEST, Fragment, file_hash, step_folder
+from parallel.checkpoint.format import FORMAT, MANIFEST, Fragment, file_facts, manifest_text, step_folder
 from pretrain.environment import versions
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _write(imported: Imported, folder: Path, source: str) -> None:
         files += [f"{name}.safetensors", f"{name}.json"]
     if imported.tokenizer:
         shutil.copyfile(imported.tokenizer, folder / "tokenizer.model")
-    facts = {name: {"bytes": (folder / name).stat().st_size, "sha256": file_hash(folder / name)} for name in files}
+    facts = {name: file_facts(folder / name) for name in files}
     manifest = {
         "format": FORMAT,
         "step": 0,
@@ -96,7 +96,7 @@ def _write(imported: Imported, folder: Path, source: str) -> None:
         "config": {"model": imported.config.model_dump(mode="json")},
         "versions": versions(),
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    (folder / MANIFEST).write_text(manifest_text(manifest))
     for path in folder.iterdir():
         with path.open("rb+") as file:
             os.fsync(file.fileno())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from model.errors import UserError
 from model.shards import Shard
@@ -17,6 +19,8 @@ MANIFEST = "manifest.json"
 LATEST = "latest"
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 STEP_FOLDER = re.compile(r"^step_(\d{8,})$")
+LEFTOVER = re.compile(r"^\.step_\d{8,}\.(partial|replaced|pruned)$")
+CHECKSUM = "xxh3_64"  # finds damage at the speed of memory; it is no protection against forgery
 HASH_BLOCK = 1 << 22
 
 
@@ -60,6 +64,12 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(int(match[1]) for entry in folder.iterdir() if (match := STEP_FOLDER.match(entry.name)) and (entry / MANIFEST).is_file())
 
 
+def leftovers_in(folder: Path, *, older_than_s: float = 0.0) -> list[Path]:
+    """What killed saves and removals left in a `checkpoints` folder. older_than_s: only what nobody changed within so many seconds."""
+    horizon = time.time() - older_than_s
+    return sorted(entry for entry in folder.iterdir() if LEFTOVER.match(entry.name) and entry.stat().st_mtime <= horizon)
+
+
 def resolve(path: Path | str) -> Path:
     """The step folder meant by a run folder, a `checkpoints` folder or a step folder. Raises UserError where there is none."""
     start = Path(path)
@@ -79,22 +89,40 @@ def resolve(path: Path | str) -> Path:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
+    """Checksum of a file, by the method `CHECKSUM`."""
+    digest = xxhash.xxh3_64()
     with path.open("rb") as file:
         while block := file.read(HASH_BLOCK):
             digest.update(block)
     return digest.hexdigest()
 
 
+def file_facts(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    return {"bytes": path.stat().st_size, CHECKSUM: file_hash(path)}
+
+
+def manifest_text(manifest: dict[str, Any]) -> str:
+    """A manifest as it is written, sealed with a checksum of its own content."""
+    return json.dumps(manifest | {CHECKSUM: _seal(manifest)}, indent=1)
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    content = {key: value for key, value in manifest.items() if key != CHECKSUM}
+    # Read back first, so that what is sealed is what a reader will see (tuples are lists there).
+    return xxhash.xxh3_64_hexdigest(json.dumps(json.loads(json.dumps(content)), sort_keys=True).encode())
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a step folder. Raises UserError where it is missing, torn, or of a format this version does not read."""
+    """The manifest of a step folder. Raises UserError where it is missing, damaged, or of a format this version does not read."""
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError:
         raise UserError(f"{folder} is no checkpoint: it has no {MANIFEST}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{folder / MANIFEST} is damaged ({error}): use an older checkpoint") from None
+    if not isinstance(manifest, dict) or manifest.get(CHECKSUM) != _seal(manifest):
+        raise UserError(f"{folder / MANIFEST} is damaged: its content differs from its checksum. Use an older checkpoint")
     if manifest.get("format") != FORMAT:
         raise UserError(f"{folder} has checkpoint format {manifest.get('format')!r}; this version reads {FORMAT}")
     return manifest

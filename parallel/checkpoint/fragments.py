@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ def flat_state(engine: Engine, group: int, *, create: bool = False) -> dict[str,
         flat = engine.optimizer.single_partition_of_fp32_groups[group]
         state = engine.optimizer.optimizer.state[flat]
         if create and not state:
-            state.update(step=torch.zeros((), dtype=torch.float32), exp_avg=torch.zeros_like(flat), exp_avg_sq=torch.zeros_like(flat))
+            state.update(step=_step_count(engine.optimizer.optimizer, group, flat, 0), exp_avg=torch.zeros_like(flat), exp_avg_sq=torch.zeros_like(flat))
         return {"master": flat.detach(), **{kind: state[kind] for kind in ("exp_avg", "exp_avg_sq") if kind in state}}
     states = [engine.optimizer.state[named.parameter] for named in engine.groups[group].parameters]
     gathered: dict[str, Any] = {"master": [named.parameter.detach() for named in engine.groups[group].parameters]}
@@ -55,14 +55,18 @@ def flat_state(engine: Engine, group: int, *, create: bool = False) -> dict[str,
     return {kind: torch.cat([tensor.flatten() for tensor in tensors]) for kind, tensors in gathered.items()}
 
 
-def set_state(engine: Engine, group: int, values: dict[str, Tensor], step: int) -> None:
-    """Puts a group's flat master weights and moments [n] into the optimizer, and the number of steps Adam has taken."""
-    if engine.zero:
-        target = flat_state(engine, group, create=True)
-        for kind, value in values.items():
+def set_state(engine: Engine, group: int, kinds: Sequence[str], fill: Callable[[str, Tensor], None], step: int) -> None:
+    """Sets master weights, moments and the number of steps Adam has taken. fill: writes a group's flat values of one kind into a CPU tensor [n]."""
+    target = flat_state(engine, group, create=True)
+    direct = engine.zero and not target["master"].is_cuda
+    values = {kind: target[kind] if direct else torch.zeros_like(target["master"], device="cpu") for kind in kinds}
+    for kind, value in values.items():
+        fill(kind, value)
+        if engine.zero and not direct:
             target[kind].copy_(value)
+    if engine.zero:
         flat = engine.optimizer.single_partition_of_fp32_groups[group]
-        engine.optimizer.optimizer.state[flat]["step"] = torch.full_like(engine.optimizer.optimizer.state[flat]["step"], float(step))
+        engine.optimizer.optimizer.state[flat]["step"] = _step_count(engine.optimizer.optimizer, group, flat, step)
         return
     for named, view in zip(engine.groups[group].parameters, engine.buffers[group].views, strict=True):
         start = view.storage_offset()
@@ -70,5 +74,11 @@ def set_state(engine: Engine, group: int, values: dict[str, Tensor], step: int) 
         named.parameter.data.copy_(piece["master"])
         if "exp_avg" in piece:
             state = engine.optimizer.state[named.parameter]
-            state["step"] = torch.tensor(float(step))
-            state["exp_avg"], state["exp_avg_sq"] = piece["exp_avg"].clone(), piece["exp_avg_sq"].clone()
+            state["step"] = _step_count(engine.optimizer, group, named.parameter, step)
+            state["exp_avg"], state["exp_avg_sq"] = (piece[kind].to(named.parameter.device, copy=True) for kind in ("exp_avg", "exp_avg_sq"))
+
+
+def _step_count(optimizer: torch.optim.Optimizer, group: int, parameter: Tensor, step: int) -> Tensor:
+    """Adam's step counter: fused kernels read it on the parameter's device, the others want it on the CPU."""
+    on_device = optimizer.param_groups[group].get("fused") or optimizer.param_groups[group].get("capturable")
+    return torch.tensor(float(step), device=parameter.device if on_device else "cpu")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from model.errors import UserError
 from model.names import NamedParameter
-from model.shards import full_shape, take
-from parallel.checkpoint.format import Fragment
-from parallel.checkpoint.fragments import flat_state, owned_fragments, set_state
-from parallel.checkpoint.reader import CheckpointReader
+from model.shards import full_shape
+from parallel.checkpoint.format import KINDS, Fragment
+from parallel.checkpoint.fragments import owned_fragments, set_state
+from parallel.checkpoint.reader import CheckpointReader, Run
 from parallel.checkpoint.writer import set_rng_states
 from parallel.engine import Engine
 
@@ -31,45 +31,58 @@ def check_model(reader: CheckpointReader, parameters: Sequence[NamedParameter]) 
 def load(engine: Engine, reader: CheckpointReader) -> bool:
     """Puts weights, moments and, on an unchanged layout, random states into an engine. Returns whether the random states were restored.
 
-    Raises UserError for damage or another model, before anything is changed.
+    Collective. Raises UserError on every process for damage or another model, before anything is changed.
     """
-    check_model(reader, engine.parameters)
-    _verify_together(reader)
+    _check_together(engine, reader)
     step = int(reader.progress["optimizer_step"])
-    moments = ["exp_avg", "exp_avg_sq"] if reader.has("exp_avg") else []
-    _load_weights(engine, reader)
+    kinds = KINDS if reader.has("exp_avg") else KINDS[:1]
+    with torch.no_grad():
+        for named in engine.parameters:
+            shape = named.parameter.shape
+            named.parameter.copy_(reader.part(named.name, "master", named.shard, 0, shape.numel()).view(shape))
     by_group: dict[int, list[Fragment]] = defaultdict(list)
     for _, fragment in owned_fragments(engine):
         by_group[fragment.group].append(fragment)
     for group in range(len(engine.groups)):
-        values = {kind: torch.zeros_like(flat_state(engine, group, create=True)["master"], device="cpu") for kind in ("master", *moments)}
-        for fragment in by_group[group]:
-            for kind, flat in values.items():
-                flat[fragment.offset : fragment.offset + fragment.length] = _piece(reader, fragment, kind)
-        set_state(engine, group, values, step)
+        set_state(engine, group, kinds, _filler(reader, by_group[group]), step)
     same = reader.manifest["layout"] == engine.topology.layout.summary() and reader.manifest["world_size"] == dist.get_world_size()
     if same:
         set_rng_states(reader.rng_states(dist.get_rank()))
     return same
 
 
-def _piece(reader: CheckpointReader, fragment: Fragment, kind: str) -> Tensor:
-    local = take(reader.tensor(fragment.name, kind), fragment.shard)
-    return local.reshape(-1)[fragment.start : fragment.start + fragment.length]
+def _filler(reader: CheckpointReader, fragments: Sequence[Fragment]) -> Callable[[str, Tensor], None]:
+    """Writes these fragments of any kind into a flat tensor. On an unchanged layout neighbours were neighbours: they are copied as one."""
+    copies: list[tuple[int, Run]] = []
+    others: list[Fragment] = []
+    for fragment in fragments:
+        runs, at = reader.runs(fragment.name, fragment.shard, fragment.start, fragment.length), fragment.offset
+        if runs is None:
+            others.append(fragment)
+            continue
+        for run in runs:
+            start, last = copies[-1] if copies else (0, Run("", 0, 0, 0))
+            if (last.file, last.group, last.offset + last.length, start + last.length) == (run.file, run.group, run.offset, at):
+                copies[-1] = start, last._replace(length=last.length + run.length)
+            else:
+                copies.append((at, run))
+            at += run.length
+
+    def fill(kind: str, flat: Tensor) -> None:
+        for at, run in copies:
+            flat[at : at + run.length] = reader.flat(run.file, run.group, kind)[run.offset : run.offset + run.length]
+        for fragment in others:
+            flat[fragment.offset : fragment.offset + fragment.length] = reader.part(fragment.name, kind, fragment.shard, fragment.start, fragment.length)
+
+    return fill
 
 
-def _load_weights(engine: Engine, reader: CheckpointReader) -> None:
-    """Model weights, in the model's precision, from the master weights."""
-    with torch.no_grad():
-        for named in engine.parameters:
-            named.parameter.copy_(take(reader.tensor(named.name), named.shard))
-
-
-def _verify_together(reader: CheckpointReader) -> None:
-    """Every process checks its share of the files; all raise UserError when any finds damage."""
+def _check_together(engine: Engine, reader: CheckpointReader) -> None:
+    """Every process checks its parameters and its share of the files; all raise UserError when any finds something wrong."""
     rank, world = dist.get_rank(), dist.get_world_size()
     problem = ""
     try:
+        check_model(reader, engine.parameters)
         reader.verify(sorted(reader.manifest["files"])[rank::world])
     except UserError as error:
         problem = str(error)

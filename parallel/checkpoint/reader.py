@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model.errors import UserError
-from model.shards import full_shape, put
-from parallel.checkpoint.format import Fragment, file_hash, fragment_from_json, read_manifest, resolve
+from model.shards import Shard, full_shape, put, take
+from parallel.checkpoint.format import CHECKSUM, Fragment, file_hash, fragment_from_json, read_manifest, resolve
+
+INDEX_FILE = re.compile(r"^rank_\d+\.json$")
+
+
+class Run(NamedTuple):
+    """Neighbouring elements of one flat tensor: file name, group, first element, and how many."""
+
+    file: str
+    group: int
+    offset: int
+    length: int
 
 
 class CheckpointReader:
-    """One checkpoint. Tensors are put together when asked for; nothing is kept.
+    """One checkpoint. Tensors are put together when asked for; files are mapped, and nothing is kept in memory.
 
     Raises UserError for a missing or damaged file, naming it.
     """
@@ -31,11 +45,14 @@ class CheckpointReader:
         self.progress: dict[str, Any] = self.manifest["progress"]
         self.fragments: dict[str, list[tuple[str, Fragment]]] = defaultdict(list)
         self._open: dict[str, Any] = {}
+        self._flats: dict[tuple[str, int, str], Tensor] = {}
         for file, facts in self.manifest["files"].items():
             path = folder / file
             if not path.is_file() or path.stat().st_size != facts["bytes"]:
                 raise UserError(f"{path} is missing or has another size than its manifest says: use an older checkpoint")
-            if file.endswith(".json"):
+            if INDEX_FILE.match(file):
+                # A damaged index could name wrong places without being unreadable.
+                self.verify([file])
                 for row in json.loads(path.read_text())["fragments"]:
                     fragment = fragment_from_json(row)
                     self.fragments[fragment.name].append((file.replace(".json", ".safetensors"), fragment))
@@ -49,7 +66,7 @@ class CheckpointReader:
     def verify(self, files: list[str] | None = None) -> None:
         """Compares checksums of all files, or of some. Raises UserError naming the first that differs."""
         for file in files if files is not None else list(self.manifest["files"]):
-            if file_hash(self.folder / file) != self.manifest["files"][file]["sha256"]:
+            if file_hash(self.folder / file) != self.manifest["files"][file][CHECKSUM]:
                 raise UserError(f"{self.folder / file} is damaged: its checksum differs from the manifest. Use an older checkpoint")
 
     def names(self) -> list[str]:
@@ -69,22 +86,50 @@ class CheckpointReader:
     def tensor(self, name: str, kind: str = "master") -> Tensor:
         """A whole tensor in fp32. kind: master, exp_avg or exp_avg_sq. Raises UserError for an unknown name or where elements are missing."""
         pieces = self._pieces(name)
+        shards = {fragment.shard: fragment.shape for _, fragment in pieces}
+        count = pieces[0][1].shard.count
+        if len(shards) != count:
+            raise UserError(f"{self.folder}: {name} has {len(shards)} of {count} tensor-parallel parts")
         whole = torch.empty(self.shape(name), dtype=torch.float32)
-        parts: dict[Any, tuple[Tensor, int]] = {}
-        for file, fragment in pieces:
-            local, filled = parts.get(fragment.shard, (None, 0))
-            if local is None:
-                local = torch.empty(fragment.shape, dtype=torch.float32)
-            values = self._file(file).get_slice(f"group{fragment.group}.{kind}")[fragment.offset : fragment.offset + fragment.length]
-            local.view(-1)[fragment.start : fragment.start + fragment.length] = values
-            parts[fragment.shard] = (local, filled + fragment.length)
-        for shard, (local, filled) in parts.items():
-            if filled != local.numel():
-                raise UserError(f"{self.folder}: {name} has {filled} of {local.numel()} elements; a file of the checkpoint is missing")
-            put(whole, local, shard)
-        if len(parts) != pieces[0][1].shard.count:
-            raise UserError(f"{self.folder}: {name} has {len(parts)} of {pieces[0][1].shard.count} tensor-parallel parts")
+        for shard, shape in shards.items():
+            put(whole, self.part(name, kind, shard, 0, math.prod(shape)).view(shape), shard)
         return whole
+
+    def part(self, name: str, kind: str, shard: Shard, start: int, length: int) -> Tensor:
+        """Elements start .. start + length of the flattened part `shard` of a tensor, in fp32 [length]; not to be written to.
+
+        Where the checkpoint was saved in such parts only these elements are read, else the whole tensor. Raises UserError as `tensor` does.
+        """
+        runs = self.runs(name, shard, start, length)
+        if runs is None:
+            return take(self.tensor(name, kind), shard).reshape(-1)[start : start + length]
+        found = [self.flat(run.file, run.group, kind)[run.offset : run.offset + run.length] for run in runs]
+        return found[0] if len(found) == 1 else torch.cat(found) if found else torch.empty(0)
+
+    def runs(self, name: str, shard: Shard, start: int, length: int) -> list[Run] | None:
+        """Where these elements of a part lie, in order; None where the checkpoint was saved in other parts. Raises UserError as `tensor` does."""
+        pieces = [(fragment.start, file, fragment) for file, fragment in self._pieces(name) if fragment.shard == shard]
+        if not pieces:
+            return None
+        found, at = [], start
+        for first, file, fragment in sorted(pieces, key=itemgetter(0)) if len(pieces) > 1 else pieces:
+            high = min(start + length, first + fragment.length)
+            if first <= at < high:
+                found.append(Run(file, fragment.group, fragment.offset + at - first, high - at))
+                at = high
+        if at != start + length:
+            raise UserError(f"{self.folder}: {name} lacks elements from {at} on; a file of the checkpoint is missing")
+        return found
+
+    def flat(self, file: str, group: int, kind: str) -> Tensor:
+        """A flat tensor of a file, mapped: its bytes are read when they are used. Not to be written to. Raises UserError where the file lacks it."""
+        key = (file, group, kind)
+        if key not in self._flats:
+            try:
+                self._flats[key] = self._file(file).get_tensor(f"group{group}.{kind}")
+            except SafetensorError as error:
+                raise UserError(f"{self.folder / file} has no tensor group{group}.{kind} ({error}): use an older checkpoint") from None
+        return self._flats[key]
 
     def rng_states(self, rank: int) -> dict[str, Tensor]:
         """Random states that rank saved."""

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.files import atomic_write_text, sync_folder
-from parallel.checkpoint.format import FORMAT, LATEST, MANIFEST, file_hash, step_folder, steps_in
+from parallel.checkpoint.format import FORMAT, LATEST, MANIFEST, file_facts, leftovers_in, manifest_text, step_folder, steps_in
 from parallel.checkpoint.fragments import flat_state, is_writer, owned_fragments
 from parallel.engine import Engine
 
@@ -31,42 +32,47 @@ def save(
     begin = time.monotonic()
     rank = dist.get_rank()
     partial = folder / f".{step_folder(step)}.partial"
-    problem = ""
-    if rank == 0:
-        try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        except OSError as error:
-            problem = f"{folder}: {error.strerror or error}"
-    _agree(problem)
-    report: dict[str, Any] = {}
-    problem = ""
     try:
-        report = _write_rank(engine, partial, rank)
-    except Exception as error:  # any failure here must reach all ranks, or they would wait for this one
-        problem = f"{partial}: {error}"
-    reports: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(reports, (problem, report))
-    _raise_first([text for text, _ in reports])
-    problem = ""
-    if rank == 0:
-        try:
-            manifest = {
-                "format": FORMAT,
-                "step": step,
-                "time": time.time(),
-                "world_size": dist.get_world_size(),
-                "layout": engine.topology.layout.summary(),
-                "files": {name: facts for _, files in reports for name, facts in files.items()},
-                "progress": progress,
-                "config": config,
-                "versions": versions,
-            }
-            _publish(partial, folder, step, manifest, extra)
-        except OSError as error:
-            problem = f"{folder}: {error.strerror or error}"
-    _agree(problem)
+        _agree(_attempt(folder, lambda: _make_partial(partial)) if rank == 0 else "")
+        report: dict[str, Any] = {}
+        problem = _attempt(partial, lambda: report.update(_write_rank(engine, partial, rank)))
+        reports: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(reports, (problem, report))
+        _raise_first([text for text, _ in reports])
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "time": time.time(),
+            "world_size": dist.get_world_size(),
+            "layout": engine.topology.layout.summary(),
+            "files": {name: facts for _, files in reports for name, facts in files.items()},
+            "progress": progress,
+            "config": config,
+            "versions": versions,
+        }
+        _agree(_attempt(folder, lambda: _publish(partial, folder, step, manifest, extra)) if rank == 0 else "")
+    except OSError:
+        # On a full disk a torn copy would only make things worse.
+        if rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
     return time.monotonic() - begin
+
+
+def _attempt(place: Path, action: Callable[[], None]) -> str:
+    """Runs an action; returns what went wrong in one line, or nothing. Any failure must reach all ranks, or they would wait for this one."""
+    try:
+        action()
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split()) or type(error).__name__
+        return f"{place}: {reason}"
+    return ""
+
+
+def _make_partial(partial: Path) -> None:
+    if partial.parent.is_dir():
+        remove(leftovers_in(partial.parent))
+    partial.mkdir(parents=True)
 
 
 def _agree(problem: str) -> None:
@@ -99,7 +105,7 @@ def _write_rank(engine: Engine, folder: Path, rank: int) -> dict[str, dict[str, 
     for path in (data, index):
         with path.open("rb+") as file:
             os.fsync(file.fileno())
-    return {path.name: {"bytes": path.stat().st_size, "sha256": file_hash(path)} for path in (data, index)}
+    return {path.name: file_facts(path) for path in (data, index)}
 
 
 def _publish(partial: Path, folder: Path, step: int, manifest: dict[str, Any], extra: dict[str, bytes]) -> None:
@@ -107,24 +113,46 @@ def _publish(partial: Path, folder: Path, step: int, manifest: dict[str, Any], e
         (partial / name).write_bytes(content)
         with (partial / name).open("rb+") as file:
             os.fsync(file.fileno())
-    atomic_write_text(partial / MANIFEST, json.dumps(manifest, indent=1))
+        manifest["files"][name] = file_facts(partial / name)
+    atomic_write_text(partial / MANIFEST, manifest_text(manifest))
     final = folder / step_folder(step)
     replaced = folder / f".{step_folder(step)}.replaced"
     if final.exists():
         final.rename(replaced)
-    partial.rename(final)
+    try:
+        partial.rename(final)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(final)
+        raise
     sync_folder(folder)
     atomic_write_text(folder / LATEST, step_folder(step) + "\n")
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def prune(folder: Path, *, keep_last: int, keep_every: int) -> list[int]:
-    """Removes old checkpoints and left-over partial ones; returns the steps removed. keep_every: multiples of it stay, 0 for none."""
+def remove(folders: Iterable[Path]) -> None:
+    """Removes folders with what is in them; one that cannot be removed stays without a word, it does no harm."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def doomed_steps(folder: Path, *, keep_last: int, keep_every: int) -> list[int]:
+    """Steps that `prune` would remove."""
     steps = steps_in(folder)
-    doomed = [step for step in steps[:-keep_last] if not (keep_every and step % keep_every == 0)]
+    pointer = folder / LATEST
+    # After a crash `latest` may name an older step than the newest folder; the run goes on from it, so it stays.
+    current = pointer.read_text().strip() if pointer.is_file() else ""
+    kept = set(steps[-keep_last:]) | {step for step in steps if keep_every and step % keep_every == 0}
+    return [step for step in steps if step not in kept and step_folder(step) != current]
+
+
+def prune(folder: Path, *, keep_last: int, keep_every: int) -> list[int]:
+    """Removes old checkpoints; returns their steps. keep_last: newest ones that stay, at least 1; keep_every: multiples of it stay, 0 for none."""
+    doomed = doomed_steps(folder, keep_last=keep_last, keep_every=keep_every)
     for step in doomed:
         # Renamed first: a half-removed folder must not look like a checkpoint.
         grave = folder / f".{step_folder(step)}.pruned"
+        shutil.rmtree(grave, ignore_errors=True)
         (folder / step_folder(step)).rename(grave)
         shutil.rmtree(grave, ignore_errors=True)
     return doomed

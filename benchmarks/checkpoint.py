@@ -1,0 +1,96 @@
+"""`python -m benchmarks.checkpoint`: a deep model's checkpoint against one torch.save and torch.load of the same bytes, as ratios.
+
+Depth must not hurt: a thousand narrow layers are 12,000 parameters, and neither saving nor loading may cost by the parameter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+
+from model.config import ModelConfig
+from parallel.checkpoint.format import step_folder
+from parallel.checkpoint.fragments import flat_state
+from parallel.checkpoint.loader import load
+from parallel.checkpoint.reader import open_checkpoint
+from parallel.checkpoint.writer import prune, save
+from parallel.engine import Engine
+from parallel.single import single_process
+from pretrain.build import build_engine
+from pretrain.config import RunConfig
+
+
+def engine_of(layers: int, hidden: int) -> Engine:
+    """A one-process engine whose moments are set as after a step."""
+    config = RunConfig.model_validate(
+        {
+            "name": "bench",
+            "model": ModelConfig(scheme="pre_ln", num_layers=layers, hidden_size=hidden, num_attention_heads=4, vocab_size=512, max_position_embeddings=64),
+            "data": {"corpora": [{"path": "none"}], "seq_length": 64},
+            "optimizer": {"lr": 1e-3},
+            "train": {"steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "precision": "fp32"},
+        }
+    )
+    engine = build_engine(config, single_process())
+    for group in range(len(engine.groups)):
+        for kind, values in flat_state(engine, group, create=True).items():
+            if kind != "master":
+                values.uniform_()
+    return engine
+
+
+def measure(layers: int, hidden: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """Seconds of saving and loading in each round, by turns with the baseline. folder: where to write; emptied by the caller."""
+    engine = engine_of(layers, hidden)
+    tensors = [{kind: value.clone() for kind, value in flat_state(engine, group).items()} for group in range(len(engine.groups))]
+    size = sum(value.numel() * 4 for group in tensors for value in group.values())
+    checkpoints, files = folder / "checkpoints", 0
+    seconds: dict[str, list[float]] = {"save": [], "torch.save": [], "load": [], "torch.load": []}
+    for step in range(rounds + 1):
+        begin = time.perf_counter()
+        with (folder / "baseline.pt").open("wb") as file:
+            torch.save(tensors, file)
+            file.flush()
+            os.fsync(file.fileno())
+        middle = time.perf_counter()
+        save(engine, checkpoints, step, progress={"optimizer_step": 1}, config={}, versions={}, extra={})
+        saved = time.perf_counter()
+        torch.load(folder / "baseline.pt", weights_only=True)
+        baseline = time.perf_counter()
+        load(engine, open_checkpoint(checkpoints))
+        loaded = time.perf_counter()
+        files = len(list((checkpoints / step_folder(step)).iterdir()))
+        prune(checkpoints, keep_last=1, keep_every=0)
+        if step:  # the first round warms up
+            for name, value in {"torch.save": middle - begin, "save": saved - middle, "torch.load": baseline - saved, "load": loaded - baseline}.items():
+                seconds[name].append(value)
+    return {
+        "parameters": len(engine.parameters),
+        "bytes": size,
+        "files": files,
+        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "save_ratio": statistics.median(a / b for a, b in zip(seconds["save"], seconds["torch.save"], strict=True)),
+        "load_ratio": statistics.median(a / b for a, b in zip(seconds["load"], seconds["torch.load"], strict=True)),
+    }
+
+
+def main(
+    layers: int = typer.Option(1000, min=1, help="Layers of the model."),
+    hidden: int = typer.Option(64, min=4, help="Its width."),
+    rounds: int = typer.Option(5, min=1, help="Counted rounds; medians are printed."),
+) -> None:
+    """Measure and print as JSON."""
+    with tempfile.TemporaryDirectory(prefix="fathom-bench-") as folder:
+        print(json.dumps(measure(layers, hidden, rounds, Path(folder)), indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,110 @@
+"""What `fathom checkpoint` does: look at checkpoints, check them and remove old ones. Needs no process group."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+from model.errors import UserError
+from parallel.checkpoint.format import LATEST, MANIFEST, leftovers_in, read_manifest, step_folder, steps_in
+from parallel.checkpoint.reader import open_checkpoint
+from parallel.checkpoint.writer import doomed_steps, prune
+from parallel.checkpoint.writer import remove as remove_folders
+
+LEFTOVER_AGE_S = 3600.0  # a younger one may be a save that is going on
+
+
+def checkpoints_folder(path: Path) -> Path:
+    """The folder with the step folders, given itself or its run folder. Raises UserError where there is none."""
+    for folder in (path / "checkpoints", path):
+        if folder.is_dir() and (steps_in(folder) or (folder / LATEST).is_file() or leftovers_in(folder)):
+            return folder
+    raise UserError(f"{path} holds no checkpoint: give a run folder or its checkpoints folder")
+
+
+def list_checkpoints(path: Path) -> list[dict[str, Any]]:
+    """One row for each checkpoint: step, latest, time, bytes, layout, consumed tokens, problem (None, or why it cannot be read). Raises UserError
+    where there is none."""
+    folder = checkpoints_folder(path)
+    pointer = folder / LATEST
+    latest = pointer.read_text().strip() if pointer.is_file() else ""
+    rows = []
+    for step in steps_in(folder):
+        row: dict[str, Any] = {"step": step, "folder": str(folder / step_folder(step)), "latest": step_folder(step) == latest, "problem": None}
+        try:
+            manifest = read_manifest(folder / step_folder(step))
+            row |= {
+                "time": manifest.get("time"),
+                "bytes": sum(facts["bytes"] for facts in manifest["files"].values()),
+                "layout": manifest["layout"],
+                "processes": manifest["world_size"],
+                "consumed_tokens": manifest["progress"].get("consumed_tokens"),
+            }
+        except UserError as error:
+            row["problem"] = str(error)
+        rows.append(row)
+    return rows
+
+
+def leftovers(path: Path) -> list[str]:
+    """Names of what killed saves left behind."""
+    return [entry.name for entry in leftovers_in(checkpoints_folder(path))]
+
+
+def describe(path: Path, *, names: bool) -> dict[str, Any]:
+    """What a checkpoint holds. names: with the shape of every parameter. Raises UserError where it cannot be read."""
+    reader = open_checkpoint(path)
+    manifest = reader.manifest
+    shapes = {name: list(reader.shape(name)) for name in reader.names()}
+    facts = {
+        "folder": str(reader.folder),
+        "step": reader.step,
+        "time": local_time(manifest.get("time")),
+        "layout": manifest["layout"],
+        "processes": manifest["world_size"],
+        "progress": reader.progress,
+        "parameters": sum(_product(shape) for shape in shapes.values()),
+        "tensors": len(shapes),
+        "moments": reader.has("exp_avg"),
+        "files": {name: facts["bytes"] for name, facts in manifest["files"].items()},
+        "model": reader.config.get("model"),
+        "versions": manifest["versions"],
+    }
+    return facts | ({"shapes": shapes} if names else {})
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint whole: checksums of all files, and whether every element of every tensor is there. Raises UserError naming what is wrong."""
+    reader = open_checkpoint(path)
+    reader.verify()
+    kinds = ("master", "exp_avg", "exp_avg_sq") if reader.has("exp_avg") else ("master",)
+    for name in reader.names():
+        for kind in kinds:
+            if not reader.tensor(name, kind).isfinite().all():
+                raise UserError(f"{reader.folder}: {name} ({kind}) has values that are not finite: the run had diverged; use an older checkpoint")
+    return {"folder": str(reader.folder), "step": reader.step, "files": len(reader.manifest["files"]), "tensors": len(kinds) * len(reader.names())}
+
+
+def clean(path: Path, *, keep_last: int, keep_every: int, dry_run: bool) -> dict[str, Any]:
+    """Removes old checkpoints and old left-overs; returns what was, or would be, removed. Raises UserError where there is nothing to look at."""
+    folder = checkpoints_folder(path)
+    if (path / MANIFEST).is_file():
+        raise UserError(f"{path} is one checkpoint: give its run folder")
+    steps, old = doomed_steps(folder, keep_last=keep_last, keep_every=keep_every), leftovers_in(folder, older_than_s=LEFTOVER_AGE_S)
+    if not dry_run:
+        prune(folder, keep_last=keep_last, keep_every=keep_every)
+        remove_folders(old)
+    return {"steps": steps, "leftovers": [entry.name for entry in old]}
+
+
+def local_time(seconds: float | None) -> str | None:
+    """Time of day for people, in the machine's zone, from seconds since 1970."""
+    return None if seconds is None else datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+
+
+def _product(shape: list[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
