@@ -48,10 +48,15 @@ def canonical_name(local: str, layer_offset: int) -> str:
     return f"decoder.layers.{number}.{rest}"
 
 
+def layer_offset(chunk: nn.Module) -> int:
+    """Global number of a model chunk's first layer, 0-based."""
+    layers = chunk.decoder.layers  # type: ignore[union-attr]
+    return int(layers[0].layer_number) - 1 if len(layers) else 0  # type: ignore[index, arg-type, operator, union-attr]
+
+
 def named_parameters(chunk: nn.Module, tensor_rank: int, tensor_size: int) -> Iterator[NamedParameter]:
     """Parameters of one model chunk (a `GPT`), in module order."""
-    layers = chunk.decoder.layers  # type: ignore[union-attr]
-    offset = layers[0].layer_number - 1 if len(layers) else 0  # type: ignore[index, arg-type, operator, union-attr]
+    offset = layer_offset(chunk)
     for local, parameter in chunk.named_parameters():
         copy = local == "output_layer.weight" and bool(chunk.share_embeddings_and_output_weights)
         yield NamedParameter(

@@ -1,0 +1,150 @@
+"""Engines over both kinds of layers, in a process of its own beside the stand-in: training, checkpoints from one read by the other, FP8 state.
+
+python -m tests.te.engine_worker FOLDER_OF_TRANSFORMER_ENGINE OUTPUT.json
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import tempfile
+import unittest.mock
+import warnings
+from pathlib import Path
+from typing import Any
+
+from tests.te import kernels, standin
+from tests.te.worker import SEQ, VOCAB, build, model_config
+
+STEPS = 2
+HISTORY = 4
+
+
+def engine_of(model: Any, kinds: str) -> Any:
+    """An engine on the CPU, with initial weights."""
+    import torch
+
+    from model.init import initialize_
+    from model.names import named_parameters
+    from parallel.engine import Engine
+    from parallel.single import single_process
+    from pretrain.build import adamw
+    from pretrain.config import OptimizerConfig
+
+    topology = single_process()
+    chunk = build(model, topology, kinds, "cpu")
+    initialize_(((one.name, one.parameter, one.shard) for one in named_parameters(chunk, 0, 1)), model, SEQ, 1)
+    optimizer = OptimizerConfig(lr=1e-2)
+    return Engine(
+        [chunk],
+        topology,
+        make_optimizer=functools.partial(adamw, optimizer),
+        dtype=torch.float32,
+        micro_batch_size=2,
+        seq_length=SEQ,
+        clip=1.0,
+        tied=True,
+        decay_embeddings=False,
+    )
+
+
+def train(engine: Any, first: int) -> list[float]:
+    """Losses of STEPS steps from step `first` on."""
+    import torch
+
+    from pretrain.loop import forward_step
+
+    engine.set_lr(1e-2)
+    losses = []
+    for step in range(first, first + STEPS):
+        batches = [torch.randint(0, VOCAB, (2, SEQ + 1), generator=torch.Generator().manual_seed(10 * step + part)) for part in range(2)]
+        losses.append(engine.train_step(forward_step, lambda batches=batches: iter(batches), len(batches)).loss)
+    return losses
+
+
+def exchange(writer: str, reader: str, scheme: str) -> dict[str, list[float]]:
+    """Losses after a checkpoint: of the engine that wrote it, and of one over the other kind of layers that read it."""
+    from parallel.checkpoint.loader import load
+    from parallel.checkpoint.reader import open_checkpoint
+    from parallel.checkpoint.writer import save
+
+    model = model_config(scheme=scheme)
+    one = engine_of(model, writer)
+    before = train(one, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        save(one, Path(folder), STEPS, progress={"optimizer_step": STEPS}, config={}, versions={}, extra={})
+        other = engine_of(model, reader)
+        load(other, open_checkpoint(Path(folder)))
+    return {"before": before, "writer": train(one, STEPS), "reader": train(other, STEPS)}
+
+
+def fp8_state(te: Any) -> dict[str, Any]:
+    """A made-up state of delayed scaling through a checkpoint file into another model."""
+    import torch
+    from transformer_engine.pytorch import quantization
+
+    from model.gpt import GPT, transformer_config
+    from parallel.fp8_state import checkpoint_file, fp8_state, has_state, restore, set_fp8_state
+    from parallel.precision import Numerics
+    from parallel.single import single_process
+
+    model, topology = model_config(scheme="b2t"), single_process()
+
+    def chunk(recipe: str | None) -> Any:
+        fields = Numerics(torch.bfloat16, "te", recipe).core_fields()
+        config = transformer_config(
+            model, dtype=torch.bfloat16, on_cpu=False, **topology.core_fields(), **fields | ({"fp8_amax_history_len": HISTORY} if recipe else {})
+        )
+        with standin.pretend_cuda("cpu"):
+            return GPT(model, config, seq_length=SEQ, kernels="te")
+
+    states = quantization.DelayedScalingRecipeState
+    real = states.__init__
+
+    def on_cpu(self: Any, *args: Any, **kwargs: Any) -> None:
+        real(self, *args, **kwargs | {"device": torch.device("cpu")})
+
+    hopper = unittest.mock.patch.object(quantization, "get_default_fp8_recipe", quantization.DelayedScaling)
+    with hopper, unittest.mock.patch.object(states, "__init__", on_cpu):
+        one, other, stateless = chunk("delayed"), chunk("delayed"), chunk("tensorwise")
+        generator = torch.Generator().manual_seed(0)
+        layers = [f"decoder.layers.{index}.{part}" for index in range(model.num_layers) for part in ("self_attention.linear_qkv", "mlp.linear_fc2")]
+        made_up = {}
+        for name in layers:
+            for part, shape in {"scale_fwd": (3,), "amax_history_fwd": (HISTORY, 3), "scale_bwd": (2,), "amax_history_bwd": (HISTORY, 2)}.items():
+                made_up[f"{name}.{part}"] = torch.rand(shape, generator=generator)
+        set_fp8_state([one], made_up)
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in checkpoint_file([one], topology).items():
+                (Path(folder) / name).write_bytes(content)
+            restored = restore([other], Path(folder))
+            ignored = restore([stateless], Path(folder))
+        found = fp8_state([other])
+    module = other.decoder.layers[1].mlp.linear_fc2
+    quantizer = module.quantizers["scaling_fwd"][0]
+    return {
+        "restored": restored,
+        "ignored": not ignored and not has_state([stateless]) and checkpoint_file([stateless], topology) == {},
+        "equal": found.keys() == made_up.keys() and all(torch.equal(found[name], tensor) for name, tensor in made_up.items()),
+        "in force": bool(quantizer.scale == made_up["decoder.layers.1.mlp.linear_fc2.scale_fwd"][0]),
+        "tensors": len(found),
+    }
+
+
+def main(folder: str, output: str) -> None:
+    te = standin.load(Path(folder))
+    import megatron.core.models.gpt  # noqa: F401
+
+    warnings.simplefilter("ignore")
+    kernels.install(te)
+    found: dict[str, Any] = {
+        "local to te": exchange("local", "te", "b2t"),
+        "te to local": exchange("te", "local", "deepscalelm_pre_ln"),
+        "fp8 state": fp8_state(te),
+    }
+    Path(output).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])
