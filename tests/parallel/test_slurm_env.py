@@ -140,7 +140,10 @@ def test_job_handles() -> None:
 
 
 def test_scontrol_output() -> None:
-    line = "JobId=8 JobName=a b JobState=COMPLETING Reason=TimeLimit Dependency=(null) Requeue=1 Restarts=2 EndTime=2026-11-21T21:43:14 PreemptTime=None NodeList=node1 "
+    line = (
+        "JobId=8 JobName=a b JobState=COMPLETING Reason=TimeLimit Dependency=(null) Requeue=1 Restarts=2 "
+        "EndTime=2026-11-21T21:43:14 PreemptTime=None NodeList=node1 "
+    )
     job = parse_job(line)
     assert job is not None
     assert (job.state, job.reason, job.restarts, job.preempted, job.nodes) == ("COMPLETING", "TimeLimit", 2, False, "node1")
