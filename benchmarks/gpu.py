@@ -1,0 +1,234 @@
+"""`make bench-gpu`: how fast one GPU trains models of 1.5 billion parameters, shallow to very deep, in bf16 and FP8, eager.
+
+Each measurement is a process of its own, so that nothing of one stays in another's memory. What does not fit is tried again with half the micro-batch.
+Launch-time share: the part of a step in which the GPU runs nothing because the host has not launched it yet, 1 - busy / step. Busy time is the union of all
+kernels of one profiled step; the step's duration is the median of steps without the profiler, which would slow the host down.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pretrain.config import RunConfig
+from pretrain.load_config import load_config
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+SEQ = 1024
+WARM_UP, OUT_OF_MEMORY = 5, 3
+DEPTHS = (24, 48, 96, 192, 384, 1000)
+FILES = {"gpt2_xl": "configs/gpt2_xl.yaml"} | {f"deep_{depth}": f"configs/deep_1p5b_{depth}_layers.yaml" for depth in DEPTHS}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement. model: a key of FILES; kernels and recipe as train.kernels and train.fp8.recipe; micro: samples of a micro-batch."""
+
+    model: str
+    kernels: str
+    recipe: str
+    micro: int
+    accumulation: int
+
+    @property
+    def precision(self) -> str:
+        """Format of the matrix products."""
+        return "bf16" if self.recipe == "none" else "fp8"
+
+    @property
+    def label(self) -> str:
+        """Model, kernels and recipe."""
+        return f"{self.model} {self.kernels} {self.precision if self.recipe == 'none' else self.recipe}"
+
+    def config(self) -> RunConfig:
+        """The run of this case. Raises UserError for a case that cannot be configured."""
+        return load_config(
+            ROOT / FILES[self.model],
+            [
+                "name=benchmark",
+                f"data.seq_length={SEQ}",
+                f"model.max_position_embeddings={SEQ}",
+                "parallel.recompute.granularity=none",
+                f"train.micro_batch_size={self.micro}",
+                f"train.global_batch_size={self.micro * self.accumulation}",
+                "train.precision=bf16",
+                f"train.kernels={self.kernels}",
+                f"train.fp8.recipe={self.recipe}",
+            ],
+        )
+
+
+def busy_seconds(intervals: Iterable[tuple[float, float]]) -> float:
+    """Length of the union of (start, end) intervals in microseconds, in seconds."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total / 1e6
+
+
+def gpu_intervals(profile: Any) -> list[tuple[float, float]]:
+    """(start, end) in microseconds of everything a profiled GPU ran, without annotations, which span idle time too."""
+    from torch.autograd import DeviceType
+
+    events = (event for event in profile.events() if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False))
+    return [(event.time_range.start, event.time_range.end) for event in events]
+
+
+def measure(case: Case, steps: int) -> dict[str, Any]:
+    """One case in this process, on the current GPU."""
+    from model.flops import flops_per_token
+    from model.size import parameter_count
+    from parallel.peaks import mfu
+    from parallel.single import single_process
+    from pretrain.build import build_engine
+    from pretrain.loop import forward_step
+
+    config = case.config()
+    begin = time.perf_counter()
+    engine = build_engine(config, single_process())
+    build = time.perf_counter() - begin
+    vocab = config.model.vocab_size or 0
+    generator = torch.Generator(device="cuda").manual_seed(0)
+    batches = [torch.randint(0, vocab, (case.micro, SEQ + 1), device="cuda", generator=generator) for _ in range(case.accumulation)]
+    engine.set_lr(1e-5)
+
+    def step() -> float:
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        engine.train_step(forward_step, lambda: iter(batches), len(batches))
+        torch.cuda.synchronize()
+        return time.perf_counter() - begin
+
+    for _ in range(WARM_UP):
+        step()
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats()
+    seconds = [step() for _ in range(steps)]
+    allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+    busy = busy_seconds(gpu_intervals(profile))
+    median, tokens = statistics.median(seconds), case.micro * case.accumulation * SEQ
+    flops = flops_per_token(config.model, SEQ).model
+    gpu = torch.cuda.get_device_name()
+    return asdict(case) | {
+        "label": case.label,
+        "parameters": parameter_count(config.model)["total"],
+        "layers": config.model.num_layers,
+        "hidden": config.model.hidden_size,
+        "gpu": gpu,
+        "build_s": build,
+        "step_s": median,
+        "steps_s": seconds,
+        "tokens_per_s": tokens / median,
+        "tflops": tokens / median * flops / 1e12,
+        "mfu": mfu(tokens / median, flops, gpu, precision=case.precision),
+        "busy_s": busy,
+        "launch_share": max(0.0, 1 - busy / median),
+        "memory_allocated_bytes": allocated,
+        "memory_reserved_bytes": reserved,
+    }
+
+
+def cases_for(models: Sequence[str], kernels: Sequence[str], recipes: Sequence[str], micro: int, accumulation: int) -> list[Case]:
+    """GPT-2 XL with all kinds of kernels and recipes; the family by depth with the last of each, to see depth and nothing else."""
+    cases = []
+    for model in models:
+        all_kinds = not model.startswith("deep_")
+        cases += [Case(model, kind, "none", micro, accumulation) for kind in (kernels if all_kinds else kernels[-1:])]
+        cases += [Case(model, "te", recipe, micro, accumulation) for recipe in (recipes if all_kinds else recipes[:1])]
+    return cases
+
+
+def run_case(case: Case, steps: int) -> dict[str, Any]:
+    """A case in a process of its own; with half the micro-batch, and twice the accumulation, as often as memory runs out."""
+    micro, accumulation = case.micro, case.accumulation
+    while micro:
+        fitting = Case(case.model, case.kernels, case.recipe, micro, accumulation)
+        command = [sys.executable, "-m", "benchmarks.gpu", "--only", json.dumps(asdict(fitting)), "--steps", str(steps)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return json.loads(done.stdout.strip().splitlines()[-1])
+        if done.returncode != OUT_OF_MEMORY:
+            return asdict(fitting) | {"label": case.label, "error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
+        micro, accumulation = micro // 2, accumulation * 2
+    return asdict(case) | {"label": case.label, "error": "out of memory with one sample"}
+
+
+def table(results: Sequence[dict[str, Any]]) -> Table:
+    """What is printed."""
+    out = Table(title=f"One GPU, sequences of {SEQ}, eager, no recomputation; MFU against the dense peak of the format of the matrix products")
+    columns = ("case", "parameters", "micro-batch", "step", "tokens/s", "TFLOP/s", "MFU", "peak memory", "launch-time share")
+    for column in columns:
+        out.add_column(column, justify="left" if column == "case" else "right")
+    for row in results:
+        if "error" in row:
+            out.add_row(row["label"], "", str(row["micro"]), row["error"])
+            continue
+        share = "unknown" if row["mfu"] is None else f"{100 * row['mfu']:.1f} %"
+        memory = f"{row['memory_allocated_bytes'] / 2**30:.1f} GiB"
+        numbers = (f"{row['step_s']:.3f} s", f"{row['tokens_per_s']:,.0f}", f"{row['tflops']:.1f}", share, memory, f"{100 * row['launch_share']:.0f} %")
+        out.add_row(row["label"], f"{row['parameters'] / 1e9:.2f} B", str(row["micro"]), *numbers)
+    return out
+
+
+def main(
+    models: str = typer.Option(",".join(FILES), help="Models to measure, by name."),
+    micro: int = typer.Option(8, min=1, help="Samples of a micro-batch; halved where memory runs out."),
+    accumulation: int = typer.Option(4, min=1, help="Micro-batches of a step."),
+    steps: int = typer.Option(10, min=2, help="Timed steps."),
+    out: Path = typer.Option(RESULTS, help="Folder for the JSON."),
+    only: str = typer.Option("", hidden=True, help="One case as JSON, measured in this process."),
+) -> None:
+    """Measure and print."""
+    if not torch.cuda.is_available():
+        print(
+            "benchmarks.gpu: this machine has no CUDA GPU that PyTorch can use, and these measurements are about nothing else (`fathom doctor` says more)",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    if only:
+        try:
+            print(json.dumps(measure(Case(**json.loads(only)), steps)))
+        except torch.cuda.OutOfMemoryError:
+            sys.exit(OUT_OF_MEMORY)
+        return
+    from parallel.precision import this_machine
+
+    machine, console = this_machine(), Console()
+    unknown = [name for name in models.split(",") if name not in FILES]
+    if unknown:
+        sys.exit(f"benchmarks.gpu: unknown model {unknown[0]}; known: {', '.join(FILES)}")
+    kernels = ["local", "te"] if machine.te else ["local"]
+    results = []
+    for case in cases_for(models.split(","), kernels, machine.recipes(), micro, accumulation):
+        results.append(run_case(case, steps))
+        console.print(f"{case.label}: {results[-1].get('error') or format(results[-1]['tflops'], '.1f') + ' TFLOP/s'}")
+    console.print(table(results))
+    now = datetime.now(timezone.utc)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    report = {"time": now.isoformat(timespec="seconds"), "commit": commit, "torch": torch.__version__, **asdict(machine), "results": results}
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"gpu-{(machine.gpu or 'unknown').lower().replace(' ', '-')}-{now:%Y-%m-%d}.json"
+    path.write_text(json.dumps(report, indent=1))
+    console.print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
