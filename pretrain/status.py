@@ -16,6 +16,7 @@ import yaml
 
 from model.errors import UserError
 from parallel import slurm_queue
+from parallel.exit_codes import ExitCode
 from parallel.slurm_queue import Queued
 from pretrain import state as states
 
@@ -95,7 +96,8 @@ def run_status(folder: Path, queued: Mapping[str, Queued] | None, now: float | N
         job=state.get("job_id"),
         nodes=str(state.get("nodes") or ""),
     )
-    status = _with_job(status, [str(job) for job in (status.job, *submitted.get("jobs", [])) if job is not None], queued)
+    jobs = [str(job) for job in (status.job, *submitted.get("jobs", [])) if job is not None]
+    status = _with_job(status, jobs, queued, to_be_continued=state.get("exit_code") == ExitCode.STOPPED)
     if status.state == states.RUNNING:
         if status.job is None and state.get("host") == socket.gethostname() and not _alive(state.get("pid")):
             return replace(status, state=DEAD, reason=f"process {state.get('pid')} is gone; it left no word", left_s=None)
@@ -128,8 +130,8 @@ def last_events(path: Path, block: int = 1 << 16, limit: int = 1 << 24) -> dict[
     return found
 
 
-def _with_job(status: RunStatus, jobs: list[str], queued: Mapping[str, Queued] | None) -> RunStatus:
-    """What the queue adds: why a job waits, and that a run which says `running` has no job any more."""
+def _with_job(status: RunStatus, jobs: list[str], queued: Mapping[str, Queued] | None, to_be_continued: bool = False) -> RunStatus:
+    """What the queue adds: why a job waits, and that a run which says `running`, or stopped to be continued, has no job any more."""
     waiting = next((queued[job] for job in jobs if job in queued), None) if queued else None
     if waiting is not None:
         if status.state in (states.FINISHED, states.FAILED, states.CANCELLED, states.STOPPED):
@@ -141,13 +143,15 @@ def _with_job(status: RunStatus, jobs: list[str], queued: Mapping[str, Queued] |
     if not jobs:
         return status
     status = replace(status, job=status.job or jobs[0])
-    if queued is None or status.state in states.ENDED:
+    if queued is None or (status.state in states.ENDED and not (status.state == states.STOPPED and to_be_continued)):
         return status
     job = slurm_queue.show_job(jobs[0])  # of another user, or ended not long ago
     if job is not None and job.state in (*slurm_queue.ACTIVE, "PENDING", "REQUEUED"):
         return status
     if job is not None and job.state.startswith("CANCELLED"):
         return replace(status, state=states.CANCELLED, reason="cancelled with scancel")
+    if status.state == states.STOPPED:
+        return replace(status, reason=f"{status.reason}; it saved, but no job is there to go on: submit it again")
     how = f"ended as {job.state}" if job is not None else "is not in the queue any more"
     return replace(status, state=DEAD, reason=f"job {jobs[0]} {how}; the run left no word", left_s=None)
 

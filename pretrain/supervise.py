@@ -6,7 +6,9 @@ Uses the standard library only: it runs on the node of the batch script, possibl
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -230,16 +232,26 @@ def _what_happened(run_dir: Path | str, exit_code: int, state: Mapping[str, Any]
         first = next((failure for failure in failures if failure.exit_code != ExitCode.CRASH), failures[0])
         more = f" (and {len(failures) - 1} more ranks)" if len(failures) > 1 else ""
         return as_exit_code(first.exit_code), f"rank {first.rank} on {first.host}: {first.reason}{more}"
+    if code == ExitCode.STOPPED and 0 < exit_code <= 255 and not states.asked_to_stop(run_dir, owner):
+        # Nobody asked this start to stop: srun told the others because one failed.
+        return ExitCode.CRASH, f"{_words_of(exit_code)}; the other ranks saved and left"
     if code is not None:
         return code, str(state.get("reason") or "")
     if exit_code == TOO_LATE:
         return ExitCode.STOPPED, "the time limit came before the run had saved and left: a larger signal_margin in the site file gives it more time"
-    if exit_code > 128:
-        return ExitCode.CRASH, f"a rank was killed by signal {exit_code - 128} (srun returned {exit_code})"
     if exit_code == 0 and state.get("state") != states.FINISHED:
         return ExitCode.CRASH, "the tasks ended with 0 but rank 0 did not write how (exit_code in state.json)"
     code = as_exit_code(exit_code)
-    return code, "" if code == ExitCode.FINISHED else f"srun returned {exit_code} ({code.name.lower().replace('_', ' ')})"
+    return code, "" if code == ExitCode.FINISHED else _words_of(exit_code)
+
+
+def _words_of(exit_code: int) -> str:
+    """What srun returned, in words: 128 + a signal that ended a task, or the code of a task, or one of srun's own."""
+    with contextlib.suppress(ValueError):
+        return f"a rank was killed by {signal.Signals(exit_code - 128).name} (srun returned {exit_code})"
+    with contextlib.suppress(ValueError):
+        return f"srun returned {exit_code} ({ExitCode(exit_code).name.lower().replace('_', ' ')})"
+    return f"srun returned {exit_code}"
 
 
 def _named(step: int | None) -> str:

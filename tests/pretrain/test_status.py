@@ -92,6 +92,16 @@ def test_what_slurm_remembers(tmp_path: Path, answer: str, state: str, reason: s
     assert (run_status(run, {}).state, run_status(run, {}).reason) == (state, reason)
 
 
+def test_stopped_to_be_continued_but_nobody_will(tmp_path: Path) -> None:
+    """A batch script that was killed before it could say what happened."""
+    run = make_run(tmp_path / "a")
+    claim(run, Owner("12", 0), state="stopped", reason="ended from outside", exit_code=75)
+    assert run_status(run, {}).reason == "ended from outside; it saved, but no job is there to go on: submit it again"
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho 'JobId=12 JobState=CANCELLED Reason=None '\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    assert run_status(run, {}).state == "cancelled"
+
+
 @pytest.mark.parametrize("state", ["finished", "failed", "cancelled", "stopped"])
 def test_ended(tmp_path: Path, state: str) -> None:
     run = make_run(tmp_path / "a")

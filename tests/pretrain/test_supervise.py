@@ -64,9 +64,18 @@ def test_finished(run: Path) -> None:
 def test_stopped_on_request(run: Path) -> None:
     left(run, states.STOPPED, ExitCode.STOPPED)
     checkpoint(run, 120)
+    stop_file(run, OWNER).write_text("USR1\n")
     for srun in (0, 143):  # what srun returns is the code of a victim
         decision = decide(run, srun, RUNNING, OWNER)
-        assert (decision.requeue, decision.state, decision.step, decision.stalled) == (True, "requeued", 120, 0)
+        assert (decision.requeue, decision.state, decision.reason, decision.step, decision.stalled) == (True, "requeued", "why", 120, 0)
+
+
+def test_ranks_that_left_because_another_failed(run: Path) -> None:
+    """srun --kill-on-bad-exit sends TERM to the others, which may save and leave in order; it was a crash all the same."""
+    left(run, states.STOPPED, ExitCode.STOPPED)
+    decision = decide(run, 137, RUNNING, OWNER)
+    assert (decision.requeue, decision.stalled) == (True, 1)
+    assert decision.reason == "a rank was killed by SIGKILL (srun returned 137); the other ranks saved and left"
 
 
 def test_stopped_for_good(run: Path) -> None:
@@ -81,7 +90,7 @@ def test_tasks_that_leave_without_a_word(run: Path) -> None:
     assert "rank 0 did not write how" in decision.reason
 
 
-@pytest.mark.parametrize(("code", "again"), [(1, True), (78, True), (79, True), (137, True), (2, False), (77, False), (80, False)])
+@pytest.mark.parametrize(("code", "again"), [(1, True), (78, True), (79, True), (137, True), (167, True), (2, False), (77, False), (80, False)])
 def test_codes_of_srun(run: Path, code: int, again: bool) -> None:
     decision = decide(run, code, RUNNING, OWNER)
     assert (decision.requeue, decision.state) == (again, "requeued" if again else "failed")

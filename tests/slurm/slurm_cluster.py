@@ -59,7 +59,7 @@ class Cluster:
         line = self.run("scontrol", "show", "job", "-o", job).splitlines()[0]
         return {key: value for key, mark, value in (field.partition("=") for field in line.split()) if mark}
 
-    def wait(self, job: str, states: Collection[str] = FINAL, timeout: float = 120) -> str:
+    def wait(self, job: str, states: Collection[str] = FINAL, timeout: float = 300) -> str:
         """Polls until a job is in one of the states (sbatch --wait looks after 2, 8, 32, 32, ... s only)."""
         end = time.monotonic() + timeout
         while (state := self.job(job)["JobState"]) not in states:
@@ -68,7 +68,7 @@ class Cluster:
             time.sleep(0.2)
         return state
 
-    def wait_text(self, path: Path, pattern: str, timeout: float = 120) -> None:
+    def wait_text(self, path: Path, pattern: str, timeout: float = 300) -> None:
         """Polls until a file has a text: before a signal, wait for a line, as RUNNING alone does not say that handlers are there."""
         end = time.monotonic() + timeout
         while not (path.exists() and re.search(pattern, path.read_text(errors="replace"))):

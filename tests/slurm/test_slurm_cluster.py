@@ -83,17 +83,17 @@ def runs(cluster: Cluster, tmp_path: Path) -> Runs:
 
 def test_two_nodes_signal_requeue_resume(runs: Runs) -> None:
     """Ranks and the meeting point from Slurm alone; the warning before a time limit saves, requeues and loses no step."""
-    (job,) = runs.submit("--steps", "30", "--collective")
+    (job,) = runs.submit("--steps", "20", "--collective")
     runs.says(r"rank 3/4 local 1/2 node 1/2 \(node2\) from step 0")
     for rank, local, node in ((0, 0, 0), (1, 1, 0), (2, 0, 1)):
         assert runs.count(rf"rank {rank}/4 local {local}/2 node {node}/2 \(node{node + 1}\) from step 0") == 1
-    runs.cluster.wait_text(runs.run_dir / "metrics.jsonl", '"step": 5')
+    runs.cluster.wait_text(runs.run_dir / "metrics.jsonl", '"step": 3')
     runs.cluster.signal_batch(job)
     assert runs.cluster.wait(job) == "COMPLETED"
     assert runs.cluster.job(job)["Restarts"] == "1"
     state = runs.state()
-    assert (state["state"], state["step"], state["restarts"], state["job_id"], state["exit_code"]) == ("finished", 30, 1, job, 0)
-    assert runs.steps() == list(range(1, 31))
+    assert (state["state"], state["step"], state["restarts"], state["job_id"], state["exit_code"]) == ("finished", 20, 1, job, 0)
+    assert runs.steps() == list(range(1, 21))
     assert runs.count("requeued: the time limit is near, or the job is preempted") == 1
     assert runs.count(r"rank \d/4 .* from step [1-9]") == 4
 
@@ -146,15 +146,15 @@ def test_user_error_is_not_repeated(runs: Runs) -> None:
 
 def test_killed_rank_restarts_from_the_checkpoint(runs: Runs) -> None:
     """A rank that dies without a word takes the others along; the run goes on from its newest checkpoint."""
-    (job,) = runs.submit("--steps", "60", "--save-every", "10")
-    runs.cluster.wait_text(runs.run_dir / "checkpoints" / "latest", "step_00000010")
+    (job,) = runs.submit("--steps", "40", "--save-every", "5")
+    runs.cluster.wait_text(runs.run_dir / "checkpoints" / "latest", "step_00000005")
     victim = subprocess.run(["pgrep", "-f", f"^{sys.executable} .*standin.py {runs.run_dir}"], capture_output=True, text=True, check=True).stdout.split()[0]
     subprocess.run(["kill", "-KILL", victim], check=True)
     assert runs.cluster.wait(job) == "COMPLETED"
     assert runs.cluster.job(job)["Restarts"] == "1"
-    assert runs.count(r"requeued: a rank was killed by signal|requeued: srun returned") == 1
-    assert runs.count(r"rank 0/4 .* from step [1-9]0") == 1
-    assert sorted(set(runs.steps())) == list(range(1, 61))
+    assert runs.count(r"requeued: a rank was killed by SIGKILL") == 1
+    assert runs.count(r"rank 0/4 .* from step ([1-9]0|[1-9]?5)$") == 1
+    assert sorted(set(runs.steps())) == list(range(1, 41))
 
 
 def test_scancel_is_final(runs: Runs) -> None:
@@ -166,21 +166,21 @@ def test_scancel_is_final(runs: Runs) -> None:
     while runs.state()["state"] != "cancelled" and time.monotonic() < end:
         time.sleep(0.1)
     assert runs.state()["state"] == "cancelled"
-    time.sleep(3)
+    time.sleep(1)
     assert runs.cluster.job(job)["JobState"] == "CANCELLED"
     assert [(status.state, status.job) for status in collect(runs.folder / "runs")] == [("cancelled", job)]
 
 
 def test_preemption(runs: Runs) -> None:
     """A job of a higher partition takes the nodes; the run saves, waits, goes on, and none of it counts as a failure."""
-    (job,) = runs.submit("--steps", "60", nodes="3", site={"partition": "low", "exclusive": True}, overrides=["train.global_batch_size=12"])
+    (job,) = runs.submit("--steps", "40", nodes="3", site={"partition": "low", "exclusive": True}, overrides=["train.global_batch_size=12"])
     runs.cluster.wait_text(runs.run_dir / "metrics.jsonl", '"step": 3')
     urgent = runs.cluster.run("sbatch", "--parsable", "--partition=high", "--nodes=3", "--exclusive", "--wrap=sleep 1").strip()
     assert runs.cluster.wait(urgent) == "COMPLETED"
     assert runs.cluster.wait(job) == "COMPLETED"
     state = runs.state()
-    assert (state["state"], state["step"], state["restarts"], state["stalled"]) == ("finished", 60, 1, 0)
-    assert runs.steps() == list(range(1, 61))
+    assert (state["state"], state["step"], state["restarts"], state["stalled"]) == ("finished", 40, 1, 0)
+    assert runs.steps() == list(range(1, 41))
 
 
 @pytest.mark.slow
@@ -195,16 +195,16 @@ def test_time_limit(runs: Runs) -> None:
 @pytest.mark.parametrize(("node", "nodes", "before", "after"), [("node1", "2", 4, 4), ("node2", "2-3", 6, 4)])
 def test_power_off(runs: Runs, node: str, nodes: str, before: int, after: int) -> None:
     """A node that is gone, of the batch script or not: the run goes on on what is left, from its newest checkpoint."""
-    (job,) = runs.submit("--steps", "60", "--save-every", "10", nodes=nodes, overrides=["train.global_batch_size=12"])
-    runs.cluster.wait_text(runs.run_dir / "checkpoints" / "latest", "step_00000010")
+    (job,) = runs.submit("--steps", "40", "--save-every", "5", nodes=nodes, overrides=["train.global_batch_size=12"])
+    runs.cluster.wait_text(runs.run_dir / "checkpoints" / "latest", "step_00000005")
     runs.cluster.node_off(node)
     assert runs.cluster.wait(job) == "COMPLETED"
     assert runs.cluster.job(job)["Restarts"] == "1"
     assert node not in expand_hosts(runs.cluster.job(job)["NodeList"])
-    assert runs.count(rf"rank 0/{before} .* from step 0$") == runs.count(rf"rank 0/{after} .* from step [1-9][0-9]$") == 1
+    assert runs.count(rf"rank 0/{before} .* from step 0$") == runs.count(rf"rank 0/{after} .* from step [1-9][0-9]?$") == 1
     state = runs.state()
-    assert (state["state"], state["step"], state["restarts"]) == ("finished", 60, 1)
-    assert sorted(set(runs.steps())) == list(range(1, 61))
+    assert (state["state"], state["step"], state["restarts"]) == ("finished", 40, 1)
+    assert sorted(set(runs.steps())) == list(range(1, 41))
 
 
 def test_range_of_nodes(runs: Runs) -> None:
