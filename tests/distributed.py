@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import gc
 import importlib
+import logging
 import os
 import pickle
 import signal
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 RANK_TIMEOUT_MINUTES = 2.0  # a rank that waits longer for the others gives up and says where
 GRACE_SECONDS = 5.0
+WRONG = 3  # exit code of a rank that found something wrong, not just that another one is gone
 # What ranks would each import for themselves, some of it only inside deepspeed.initialize.
 PRELOADED = (
     "deepspeed",
@@ -53,7 +55,7 @@ class Group:
     """`function(*args)` on `world` processes. function: a module-level function of this project; arguments and results are pickled, so they hold
     no classes that a test file defines.
 
-    killed: a rank may be ended by SIGKILL; its result is None then.
+    killed: a rank may be ended by SIGKILL, and others by losing it; their results are None then. What is asserted still fails.
     """
 
     world: int
@@ -87,7 +89,7 @@ def launch(*groups: Group, timeout: float = 300.0) -> list[list[Any]]:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-        assert process.returncode == 0, output.decode(errors="replace")[-8000:]
+        assert process.returncode == 0, f"the launcher ended with code {process.returncode}\n{output.decode(errors='replace')[-8000:]}"
         return [
             [pickle.loads(path.read_bytes()) if (path := _result(Path(folder), index, rank)).exists() else None for rank in range(group.world)]
             for index, group in enumerate(groups)
@@ -113,6 +115,8 @@ def _serve(folder: Path) -> None:
     with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
         for module in PRELOADED:
             importlib.import_module(module)
+    # On a CPU the model-parallel stream is the default stream, which Megatron-core remarks on in every layer.
+    logging.getLogger("megatron").setLevel(logging.ERROR)
     # What is imported stays: the collector need not walk it again in every rank and case.
     gc.freeze()
     requests = pickle.loads((folder / "request").read_bytes())
@@ -136,20 +140,23 @@ def _run_group(folder: Path, index: int, world: int, function: Callable[..., Any
             os._exit(_run_rank(folder, index, rank, world, port, function, args))
         ranks[pid] = rank
     failed_at: float | None = None
+    good = True
     while ranks:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid:
             rank = ranks.pop(pid)
             code = os.waitstatus_to_exitcode(status)
-            if code and not (killed and code == -signal.SIGKILL):
-                print(f"rank {rank} of {world} ended with code {code}", flush=True)
+            if code:
                 failed_at = failed_at or time.monotonic()
+                if not killed or code == WRONG:
+                    good = False
+                    print(f"rank {rank} of {world} ended with code {code}", flush=True)
             continue
         if failed_at is not None and time.monotonic() - failed_at > GRACE_SECONDS:
             for pid in ranks:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
-    return failed_at is None
+    return good
 
 
 def _run_rank(folder: Path, index: int, rank: int, world: int, port: int, function: Callable[..., Any], args: tuple[Any, ...]) -> int:
@@ -162,9 +169,9 @@ def _run_rank(folder: Path, index: int, rank: int, world: int, port: int, functi
         path.with_suffix(".part").write_bytes(answer)
         path.with_suffix(".part").replace(path)
         return 0
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
-        return 1
+        return WRONG if isinstance(error, (AssertionError, ValueError)) else 1
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

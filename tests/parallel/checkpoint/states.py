@@ -1,0 +1,42 @@
+"""Saving, loading and comparing engines of the tiny model. Runs inside ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from parallel.checkpoint.fragments import flat_state
+from parallel.checkpoint.loader import load
+from parallel.checkpoint.reader import open_checkpoint
+from parallel.checkpoint.writer import save
+from parallel.engine import Engine
+from pretrain.config import RunConfig
+
+
+def keep(engine: Engine, config: RunConfig, folder: Path, step: int) -> None:
+    """Saves as a run does."""
+    save(engine, folder, step, progress={"optimizer_step": step}, config=config.model_dump(mode="json"), versions={}, extra={"tokenizer.model": b"none"})
+
+
+def bring(engine: Engine, folder: Path) -> bool:
+    """Loads the newest checkpoint; returns whether random states came with it."""
+    return load(engine, open_checkpoint(folder))
+
+
+def state(engine: Engine) -> list[Tensor]:
+    """Copies of everything a step changes: weights, masters, moments, step counts, random states."""
+    from parallel.checkpoint.writer import rng_states
+
+    tensors = [named.parameter.detach().clone() for named in engine.parameters]
+    for group in range(len(engine.groups)):
+        tensors += [value.clone() for value in flat_state(engine, group).values()]
+    optimizer = engine.optimizer.optimizer if engine.zero else engine.optimizer
+    tensors += [torch.as_tensor(one["step"]).clone() for one in optimizer.state.values()]
+    return tensors + [one.clone() for _, one in sorted(rng_states().items())]
+
+
+def equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    """Bit for bit."""
+    return len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))

@@ -1,0 +1,179 @@
+"""Reading without a process group: whole tensors, ranges, and one clear line for every kind of damage."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from model.errors import UserError
+from model.names import NamedParameter
+from model.shards import WHOLE, Shard, take
+from parallel.checkpoint.format import KINDS, LATEST, MANIFEST, manifest_text, read_manifest, resolve, step_folder, steps_in
+from parallel.checkpoint.loader import check_model
+from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
+from tests.parallel.checkpoint.handmade import NAMES, flip, tensors, write
+
+FC1, FC2, NORM = NAMES
+
+
+def read_all(path: Path) -> None:
+    reader = open_checkpoint(path)
+    reader.verify()
+    for name in reader.names():
+        for kind in KINDS:
+            reader.tensor(name, kind)
+
+
+def test_whole_tensors_are_put_together(tmp_path: Path) -> None:
+    write(tmp_path)
+    reader = open_checkpoint(tmp_path)
+    assert not torch.distributed.is_initialized()
+    assert set(reader.names()) == set(NAMES)
+    assert reader.step == 3
+    for kind, whole in tensors().items():
+        for name, tensor in whole.items():
+            assert reader.shape(name) == NAMES[name]
+            assert reader.tensor(name, kind).equal(tensor)
+    assert {name: tensor.shape for name, tensor in reader.weights().items()} == NAMES
+    with pytest.raises(KeyError):
+        reader.weights()["nothing"]
+
+
+@pytest.mark.parametrize("shard", [WHOLE, *(Shard(0, index, 2, 2) for index in (0, 1)), *(Shard(0, index, 4, 2) for index in range(4))], ids=str)
+def test_ranges_of_any_part(tmp_path: Path, shard: Shard) -> None:
+    write(tmp_path)
+    reader = open_checkpoint(tmp_path)
+    expected = take(tensors()["exp_avg"][FC1], shard).flatten()
+    for start in range(expected.numel()):
+        for length in (0, 1, expected.numel() - start):
+            assert reader.part(FC1, "exp_avg", shard, start, length).equal(expected[start : start + length])
+
+
+def test_ranges_over_files(tmp_path: Path) -> None:
+    write(tmp_path)
+    reader = open_checkpoint(tmp_path)
+    expected = tensors()["master"][FC2].flatten()
+    for start in range(16):
+        for stop in range(start, 17):
+            assert reader.part(FC2, "master", WHOLE, start, stop - start).equal(expected[start:stop])
+
+
+def test_unknown_parameter_and_other_shapes(tmp_path: Path) -> None:
+    write(tmp_path)
+    reader = open_checkpoint(tmp_path)
+    with pytest.raises(UserError, match="holds no parameter decoder.layers.1.*another model"):
+        reader.tensor("decoder.layers.1.mlp.linear_fc1.weight")
+    check_model(reader, [NamedParameter(FC1, nn.Parameter(torch.empty(2, 4)), Shard(0, 3, 4, 2))])
+    with pytest.raises(UserError, match=r"linear_fc1.weight has shape \[8, 4\], the configured model needs \[16, 4\]"):
+        check_model(reader, [NamedParameter(FC1, nn.Parameter(torch.empty(16, 4)), WHOLE)])
+
+
+def _remove(name: str) -> Callable[[Path], object]:
+    return lambda step: (step / name).unlink()
+
+
+def _truncate(name: str) -> Callable[[Path], object]:
+    return lambda step: (step / name).write_bytes((step / name).read_bytes()[:-1])
+
+
+def _reseal(change: Callable[[dict], object]) -> Callable[[Path], object]:
+    def damage(step: Path) -> None:
+        manifest = read_manifest(step)
+        change(manifest)
+        (step / MANIFEST).write_text(manifest_text(manifest))
+
+    return damage
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing shard": (_remove("rank_00001.safetensors"), "rank_00001.safetensors is missing or has another size"),
+    "missing index": (_remove("rank_00000.json"), "rank_00000.json is missing"),
+    "truncated shard": (_truncate("rank_00000.safetensors"), "rank_00000.safetensors is missing or has another size"),
+    "truncated index": (_truncate("rank_00001.json"), "rank_00001.json is missing or has another size"),
+    "truncated manifest": (_truncate(MANIFEST), "manifest.json is damaged"),
+    "empty manifest": (lambda step: (step / MANIFEST).write_text(""), "manifest.json is damaged"),
+    "manifest of something else": (lambda step: (step / MANIFEST).write_text("[1, 2]"), "manifest.json is damaged"),
+    "flipped data": (lambda step: flip(step / "rank_00001.safetensors", -1), "rank_00001.safetensors is damaged: its checksum differs"),
+    "flipped header": (lambda step: flip(step / "rank_00000.safetensors", 20), "rank_00000.safetensors is damaged: its checksum differs"),
+    "flipped length": (lambda step: flip(step / "rank_00000.safetensors", 0), "rank_00000.safetensors is damaged: its checksum differs"),
+    "flipped index": (lambda step: flip(step / "rank_00000.json", 40), "rank_00000.json is damaged: its checksum differs"),
+    "shard left out": (
+        _reseal(lambda manifest: [manifest["files"].pop(f"rank_00001.{end}") for end in ("json", "safetensors")]),
+        "has 1 of 2 tensor-parallel parts",
+    ),
+    "other format": (_reseal(lambda manifest: manifest.update(format=99)), "has checkpoint format 99; this version reads 1"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damage_is_one_clear_line(tmp_path: Path, case: str) -> None:
+    damage, message = DAMAGE[case]
+    step = write(tmp_path)
+    read_all(tmp_path)
+    damage(step)
+    with pytest.raises(UserError, match=message) as caught:
+        read_all(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert str(step) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "rank_00000.json", "rank_00001.safetensors"])
+def test_any_flipped_bit_is_found(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path) / name
+    original = path.read_bytes()
+    draw = random.Random(0)
+    for _ in range(150):
+        position, mask = draw.randrange(len(original)), 1 << draw.randrange(8)
+        flip(path, position, mask)
+        if name == MANIFEST and _same_json(path, original):
+            continue  # white space between values
+        with pytest.raises(UserError):
+            read_all(tmp_path)
+        path.write_bytes(original)
+    read_all(tmp_path)
+
+
+def _same_json(path: Path, original: bytes) -> bool:
+    try:
+        return json.loads(path.read_bytes()) == json.loads(original)
+    except ValueError:
+        return False
+
+
+def test_newest_is_what_latest_names(tmp_path: Path) -> None:
+    first, second = write(tmp_path, 3), write(tmp_path, 6)
+    assert steps_in(tmp_path) == [3, 6]
+    assert resolve(tmp_path) == second
+    # A crash between the rename and the pointer: the run goes on from what was confirmed.
+    (tmp_path / LATEST).write_text("step_00000003\n")
+    assert resolve(tmp_path) == first
+    assert resolve(second) == second
+    for content in ("step_00000009\n", "", "../elsewhere"):
+        (tmp_path / LATEST).write_text(content)
+        assert resolve(tmp_path) == second
+    (tmp_path / LATEST).unlink()
+    assert resolve(tmp_path) == second
+
+
+def test_run_folder_and_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no checkpoint: give a run folder"):
+        resolve(tmp_path)
+    with pytest.raises(UserError, match="is no checkpoint: it has no manifest.json"):
+        CheckpointReader(tmp_path)
+    step = write(tmp_path / "run" / "checkpoints")
+    assert resolve(tmp_path / "run") == step
+
+
+def test_unfinished_folders_are_no_checkpoints(tmp_path: Path) -> None:
+    step = write(tmp_path)
+    for name in (".step_00000006.partial", ".step_00000003.replaced", ".step_00000001.pruned"):
+        write(tmp_path / "other", seed=1).rename(tmp_path / name)
+    (tmp_path / step_folder(9)).mkdir()
+    assert steps_in(tmp_path) == [3]
+    assert resolve(tmp_path) == step

@@ -1,0 +1,221 @@
+"""Saving fails as a whole or succeeds as a whole, on all ranks, and the order of writing leaves nothing half-done to be found."""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from parallel.checkpoint import writer
+from parallel.checkpoint.format import LATEST, MANIFEST, leftovers_in, resolve, steps_in
+from parallel.checkpoint.reader import open_checkpoint
+from parallel.engine import Engine
+from tests.distributed import Group, gather, launch, shared
+from tests.parallel.checkpoint.handmade import flip
+from tests.parallel.checkpoint.states import bring, equal, keep, state
+from tests.parallel.training import engine_of, given, run_config, train
+
+CONFIG = run_config()
+
+
+def said(action: Any) -> str:
+    """The message of the error that an action ends with, or nothing."""
+    try:
+        action()
+    except (OSError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def two_ranks() -> dict[str, Any]:
+    """Runs inside two ranks."""
+    folder = Path(gather(tempfile.mkdtemp(prefix="fathom-save-"))[0])
+    engine = engine_of(CONFIG)
+    train(CONFIG, engine, 0, 1)
+    found: dict[str, Any] = {"order": order(engine, folder / "order")}
+    found["blocked"] = blocked(engine, folder / "blocked")
+    found["full"] = full_disk(engine, folder / "full")
+    found["pointer"] = pointer_fails(engine, folder / "pointer")
+    found["twice"] = saved_twice(engine, folder / "twice")
+    found["damaged"] = damaged(engine, folder / "damaged")
+    found["deeper"] = other_model(folder / "damaged")
+    return found
+
+
+def order(engine: Engine, folder: Path) -> list[str]:
+    """What rank 0 makes final, in order."""
+    done: list[str] = []
+    write, rename = writer.atomic_write_text, Path.rename
+
+    def noting_write(path: Path, text: str) -> None:
+        done.append(path.name)
+        write(path, text)
+
+    def noting_rename(self: Path, target: Path) -> Path:
+        present = sorted(entry.name for entry in self.iterdir())
+        done.append(f"{self.name} -> {target.name} with {', '.join(present)}")
+        return rename(self, target)
+
+    writer.atomic_write_text, Path.rename = noting_write, noting_rename  # type: ignore[assignment, method-assign]
+    try:
+        keep(engine, CONFIG, folder, 1)
+    finally:
+        writer.atomic_write_text, Path.rename = write, rename  # type: ignore[method-assign]
+    return done
+
+
+def blocked(engine: Engine, folder: Path) -> dict[str, Any]:
+    """A file stands where the folder should be, as no root may write to a read-only one in a test."""
+    if dist.get_rank() == 0:
+        folder.write_text("in the way")
+    dist.barrier()
+    return {"said": gather(said(lambda: keep(engine, CONFIG, folder, 1))), "left": folder.read_text()}
+
+
+def full_disk(engine: Engine, folder: Path) -> dict[str, Any]:
+    """Rank 1 may write no file above a few kilobytes."""
+    keep(engine, CONFIG, folder, 1)
+    before = {path.name: path.read_bytes() for path in resolve(folder).iterdir()}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if dist.get_rank() == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+    message = said(lambda: keep(engine, CONFIG, folder, 2))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    dist.barrier()
+    found = {
+        "said": gather(message),
+        "steps": steps_in(folder),
+        "leftovers": [entry.name for entry in leftovers_in(folder)],
+        "intact": {path.name: path.read_bytes() for path in resolve(folder).iterdir()} == before,
+    }
+    dist.barrier()
+    keep(engine, CONFIG, folder, 2)
+    return found | {"then": steps_in(folder)}
+
+
+def pointer_fails(engine: Engine, folder: Path) -> dict[str, Any]:
+    """The disk is full when only `latest` is missing."""
+    keep(engine, CONFIG, folder, 1)
+    write = writer.atomic_write_text
+
+    def failing(path: Path, text: str) -> None:
+        if path.name == LATEST:
+            raise OSError(28, "No space left on device")
+        write(path, text)
+
+    writer.atomic_write_text = failing  # type: ignore[assignment]
+    message = said(lambda: keep(engine, CONFIG, folder, 2))
+    writer.atomic_write_text = write
+    found = {"said": gather(message), "newest": resolve(folder).name}
+    dist.barrier()
+    return found
+
+
+def saved_twice(engine: Engine, folder: Path) -> dict[str, Any]:
+    """The same step again, over what crashed saves left behind."""
+    keep(engine, CONFIG, folder, 1)
+    if dist.get_rank() == 0:
+        for name in (".step_00000001.replaced", ".step_00000001.partial", ".step_00000007.pruned"):
+            (folder / name).mkdir()
+            (folder / name / "half").write_text("")
+    dist.barrier()
+    train(CONFIG, engine, 1, 2)
+    keep(engine, CONFIG, folder, 1)
+    second = state(engine)
+    train(CONFIG, engine, 2, 3)
+    bring(engine, folder)
+    return {"second": all(gather(equal(state(engine), second))), "left": sorted(entry.name for entry in folder.iterdir())}
+
+
+def damaged(engine: Engine, folder: Path) -> dict[str, Any]:
+    """A byte of rank 1's file is flipped: both ranks refuse, and the engine is as it was."""
+    keep(engine, CONFIG, folder, 1)
+    path = resolve(folder) / "rank_00001.safetensors"
+    if dist.get_rank() == 0:
+        flip(path, path.stat().st_size // 2)
+    dist.barrier()
+    before = state(engine)
+    found = {"said": gather(said(lambda: bring(engine, folder))), "unchanged": gather(equal(state(engine), before)), "path": str(path)}
+    if dist.get_rank() == 0:
+        flip(path, path.stat().st_size // 2)
+    dist.barrier()
+    return found
+
+
+def other_model(folder: Path) -> list[str]:
+    """A model with more layers, of which only the second stage lacks some in the checkpoint: every rank must be told."""
+    return gather(said(lambda: bring(engine_of(run_config(given(num_layers=6), given(pipeline=2))), folder)))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return shared(tmp_path_factory.getbasetemp(), "save", lambda: launch(Group(2, two_ranks), timeout=300)[0][0])
+
+
+def test_latest_moves_last(found: dict[str, Any]) -> None:
+    files = "rank_00000.json, rank_00000.safetensors, rank_00001.json, rank_00001.safetensors"
+    assert found["order"] == [MANIFEST, f".step_00000001.partial -> step_00000001 with {MANIFEST}, {files}, tokenizer.model", LATEST]
+
+
+def test_a_folder_that_cannot_be_made(found: dict[str, Any]) -> None:
+    first, second = found["blocked"]["said"]
+    assert first == second
+    assert first.startswith("NotADirectoryError: checkpoint not saved, rank 0: ") or first.startswith("OSError: checkpoint not saved, rank 0: ")
+    assert "\n" not in first
+    assert found["blocked"]["left"] == "in the way"
+
+
+def test_full_disk_on_one_rank(found: dict[str, Any]) -> None:
+    first, second = found["full"]["said"]
+    assert first == second
+    assert first.startswith("OSError: checkpoint not saved, rank 1: ")
+    assert "\n" not in first
+    assert found["full"]["steps"] == [1]
+    assert found["full"]["leftovers"] == []
+    assert found["full"]["intact"]
+    assert found["full"]["then"] == [1, 2]
+
+
+def test_a_pointer_that_cannot_move(found: dict[str, Any]) -> None:
+    assert found["pointer"]["newest"] == "step_00000001"
+    assert all(message.endswith("No space left on device") for message in found["pointer"]["said"])
+
+
+def test_a_step_saved_again_over_left_overs(found: dict[str, Any]) -> None:
+    assert found["twice"] == {"second": True, "left": [LATEST, "step_00000001"]}
+
+
+def test_damage_is_told_on_every_rank_before_anything_changes(found: dict[str, Any]) -> None:
+    message = f"UserError: {found['damaged']['path']} is damaged: its checksum differs from the manifest. Use an older checkpoint"
+    assert found["damaged"]["said"] == [message, message]
+    assert found["damaged"]["unchanged"] == [True, True]
+
+
+def test_another_model_is_told_on_every_rank(found: dict[str, Any]) -> None:
+    first, second = found["deeper"]
+    assert first == second
+    assert "holds no parameter decoder.layers.4." in first
+    assert "it is a checkpoint of another model" in first
+
+
+def test_reading_needs_no_process_group(tmp_path: Path) -> None:
+    launch(Group(1, one_saved, (str(tmp_path),)))
+    assert not dist.is_initialized()
+    reader = open_checkpoint(tmp_path)
+    reader.verify()
+    assert reader.tokenizer_path is not None
+    assert "tokenizer.model" in reader.manifest["files"]
+    assert all(torch.isfinite(tensor).all() for tensor in reader.weights().values())
+    flip(reader.tokenizer_path, 0)
+    with pytest.raises(ValueError, match="tokenizer.model is damaged"):
+        open_checkpoint(tmp_path).verify()
+
+
+def one_saved(folder: str) -> None:
+    """Runs inside one rank."""
+    keep(engine_of(CONFIG), CONFIG, Path(folder), 0)
