@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from model.scheme import SCHEMES
 from model.size import parameter_count
@@ -35,7 +36,8 @@ def test_every_scheme_has_a_piece_that_chooses_it() -> None:
     for name, path in pieces.items():
         for options in ([], ["model.scheme_options={rescale: true}", "model.scheme=b2t"]):
             config = load_config(SHIPPED / "quickstart.yaml", [*options, f"+include={path}"])
-            assert (config.model.scheme, config.model.scheme_options, config.name) == (name, {}, f"quickstart_{name}")
+            chosen = yaml.safe_load(path.read_text())["model"].get("scheme_options", {})
+            assert (config.model.scheme, config.model.scheme_options, config.name) == (name, chosen, "quickstart")
 
 
 @pytest.mark.parametrize("path", FAMILY, ids=lambda path: path.stem)

@@ -46,7 +46,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(config: Path, runs: Path, *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tools.cli", "pretrain", str(config), f"runs_dir={runs}", *overrides]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+    # Other tests of this process may have made it a rank of its own; the run must not take that for a launcher.
+    env = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(env, OMP_NUM_THREADS="1"))
 
 
 def run(config: Path, runs: Path, *overrides: str) -> tuple[int, str]:
