@@ -11,6 +11,7 @@ import json
 import math
 import multiprocessing
 import os
+import queue
 import shutil
 import signal
 import time
@@ -49,7 +50,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Folder of the cell."""
-        return f"{self.variant.slug}_{self.layers}_layers_lr{self.lr:g}_warmup{self.warmup:g}_seed{self.seed}"
+        return f"{self.variant.slug}_{self.layers}_layers_lr{self.lr:g}_warmup{self.warmup:g}_seed{self.seed}".replace("+", "")
 
     @property
     def words(self) -> str:
@@ -92,13 +93,17 @@ def sized(model: ModelConfig, layers: int, equal: Equal) -> ModelConfig:
     ratio = model.ffn_size / model.hidden_size
 
     def with_heads(heads: int) -> ModelConfig:
-        hidden = heads * model.hidden_size // model.num_attention_heads
+        hidden = round(heads * model.hidden_size / model.num_attention_heads)
         ffn = None if model.ffn_hidden_size is None else round(ratio * hidden)
         return model.model_copy(update={"num_layers": layers, "num_attention_heads": heads, "hidden_size": hidden, "ffn_hidden_size": ffn})
 
     step = model.groups if model.num_query_groups else 1
-    whole = [n for n in range(step, 64 * model.num_attention_heads, step) if n * model.hidden_size % model.num_attention_heads == 0]
-    best = min((with_heads(heads) for heads in whole), key=lambda one: abs(math.log(parameter_count(one)["total"] / wanted)))
+    low, high = 1, 64 * model.num_attention_heads  # in units of `step`; the count grows with the heads
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if parameter_count(with_heads(middle * step))["total"] >= wanted else (middle + 1, high)
+    nearest = [with_heads(heads * step) for heads in (low - 1, low) if heads]
+    best = min(nearest, key=lambda one: abs(math.log(parameter_count(one)["total"] / wanted)))
     found = parameter_count(best)["total"]
     if abs(found / wanted - 1) > PARAMETER_TOLERANCE:
         raise UserError(
@@ -168,7 +173,8 @@ def _worker(index: int, gpus: int, jobs: Any, results: Any, stop: Any) -> None:
     import warnings
 
     warnings.filterwarnings("ignore")
-    while not stop.is_set():
+    parent = os.getppid()
+    while not stop.is_set() and os.getppid() == parent:
         config = jobs.get()
         if config is None:
             return
@@ -207,7 +213,7 @@ def train_cells(configs: Sequence[RunConfig], jobs: int, report: Callable[[str],
 
 
 def _run(configs: Sequence[RunConfig], workers: int) -> Iterator[dict[str, Any]]:
-    """Results as cells end. Ctrl-C makes running cells save and leave."""
+    """Results as cells end. Ctrl-C and SIGTERM make running cells save and leave."""
     import torch
 
     context = multiprocessing.get_context("spawn")
@@ -218,18 +224,20 @@ def _run(configs: Sequence[RunConfig], workers: int) -> Iterator[dict[str, Any]]
     processes = [context.Process(target=_worker, args=(index, gpus, jobs, results, stop), daemon=True) for index in range(workers)]
     for process in processes:
         process.start()
+
+    def interrupt(number: int, frame: object) -> None:
+        stop.set()
+        for process in processes:
+            if process.is_alive() and process.pid is not None:
+                os.kill(process.pid, signal.SIGINT)
+
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     at_work: dict[int, str] = {}
     try:
         while any(process.is_alive() for process in processes) or not results.empty():
             try:
                 kind, content, pid = results.get(timeout=0.5)
-            except multiprocessing.queues.Empty:  # type: ignore[attr-defined]
-                continue
-            except KeyboardInterrupt:
-                stop.set()
-                for process in processes:
-                    if process.is_alive() and process.pid is not None:
-                        os.kill(process.pid, signal.SIGINT)
+            except queue.Empty:
                 continue
             if kind == "begin":
                 at_work[pid] = content
@@ -237,6 +245,8 @@ def _run(configs: Sequence[RunConfig], workers: int) -> Iterator[dict[str, Any]]
                 at_work.pop(pid, None)
                 yield content
     finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         for process in processes:
             if process.is_alive():
                 process.terminate()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pretrain.charts import Chart
-from pretrain.drawing import HALF, INK, WIDE, drawing, envelope, running_median, smoothing_window, step_axis, to_svg
+from pretrain.drawing import HALF, INK, SHORT, WIDE, drawing, envelope, running_median, smoothing_window, step_axis, to_svg
 from pretrain.duel_results import Best, Outcome, best_settings
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#22262b", "#7a3b00", "#004d73", "#7d4a6b", "#00523c", "#8a6d00")
@@ -60,7 +60,7 @@ def curves(best: Sequence[Best], layers: int, unigram: float, look: dict[str, di
         for one in best:
             points = [(step, loss) for step, loss in one.outcomes[0].curve if math.isfinite(loss)]
             steps, losses = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
-            places, smooth = running_median(losses, smoothing_window(len(losses)))
+            places, smooth = running_median(losses, smoothing_window(len(losses))) if len(losses) >= SHORT else (np.arange(len(losses)), losses)
             label = f"{one.variant}  ({one.lr:g}, {one.warmup:.0%}): {one.validation:.3f}"
             axes.plot(*envelope(steps[places], smooth), color=look[one.variant]["color"], linewidth=1.5, label=label)
             lowest = min(lowest, float(smooth.min()))

@@ -1,0 +1,270 @@
+"""Depth duels: the grid, cells as runs, stop and resume, what is said about the results, and the command."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model.config import ModelConfig
+from model.errors import UserError
+from model.size import parameter_count
+from pretrain.duel import Cell, Grid, cell_config, check_unchanged, finished, sized, train_cell, train_cells
+from pretrain.duel_results import Outcome, best_settings, count_bursts, count_spikes, outcome, statements
+from pretrain.metrics import read_metrics
+from pretrain.run import prepare
+from pretrain.variant import parse_variant, parse_variants
+from tests.pretrain.small import small_data
+
+UNIGRAM = 3.6
+CONFIG = """
+name: small
+model: {num_layers: 2, hidden_size: 16, num_attention_heads: 2}
+data: {corpora: [{path: DATA}], seq_length: 16}
+optimizer: {lr: 1.0e-2}
+schedule: {warmup_steps: 2}
+train: {steps: 10, global_batch_size: 4, micro_batch_size: 2, eval_samples: 8}
+parallel: {processes: 2, zero: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("duel")
+    path = folder / "duel.yaml"
+    path.write_text(CONFIG.replace("DATA", str(small_data(folder))))
+    return path
+
+
+# ---- the grid -------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_grid_is_a_product_with_names_of_their_own() -> None:
+    grid = Grid(parse_variants("pre_ln,b2t:rescale=false"), [2, 4], [1e-3, 2e-3], [0.1, 0.5], [1, 2])
+    cells = grid.cells()
+    assert len(cells) == len({cell.name for cell in cells}) == 32
+    assert cells[0].name == "pre_ln_2_layers_lr0.001_warmup0.1_seed1"
+    assert [cell.variant.text for cell in cells[:2]] == ["pre_ln", "b2t:rescale=false"]
+
+
+def test_a_cell_is_the_configured_run_on_one_process(config: Path, tmp_path: Path) -> None:
+    base = prepare(str(config), [])
+    cell = Cell(parse_variant("b2t:rescale=false"), 5, 3e-3, 0.3, 7)
+    made = cell_config(base, cell, "tokens", tmp_path)
+    assert (made.model.scheme, made.model.scheme_options, made.model.num_layers) == ("b2t", {"rescale": False}, 5)
+    assert (made.optimizer.lr, made.schedule.warmup_steps, made.train.seed, made.train.steps) == (3e-3, 3, 7, 10)
+    assert made.parallel.processes is None
+    assert base.model.num_layers == 2
+
+
+def test_equal_tokens_keeps_the_width_and_equal_parameters_the_size() -> None:
+    model = ModelConfig(num_layers=12, hidden_size=256, num_attention_heads=16, vocab_size=1000, max_position_embeddings=64)
+    assert sized(model, 48, "tokens").hidden_size == 256
+    wanted = parameter_count(model)["total"]
+    for layers in (3, 12, 48, 96):
+        fitted = sized(model, layers, "parameters")
+        assert fitted.num_layers == layers
+        assert fitted.kv_channels == model.kv_channels
+        assert parameter_count(fitted)["total"] == pytest.approx(wanted, rel=0.15)
+    assert sized(model, 48, "parameters").hidden_size < 256 < sized(model, 3, "parameters").hidden_size
+
+
+def test_a_size_that_no_width_reaches_is_refused() -> None:
+    model = ModelConfig(num_layers=2, hidden_size=64, num_attention_heads=1, vocab_size=100, max_position_embeddings=64)
+    with pytest.raises(UserError, match="more and narrower heads"):
+        sized(model, 5, "parameters")
+
+
+# ---- cells ----------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_cells_train_one_after_another_in_one_process_as_they_would_alone(config: Path, tmp_path: Path) -> None:
+    base = prepare(str(config), [])
+    cell = Cell(parse_variant("deepscalelm_post_ln:hidden_dropout=0.2"), 2, 1e-2, 0.2, 1)
+    losses = []
+    for folder, first in (("alone", None), ("after", Cell(parse_variant("pre_ln"), 3, 1e-2, 0.2, 1))):
+        for one in (first, cell) if first else (cell,):
+            result = train_cell(cell_config(base, one, "tokens", tmp_path / folder))
+            assert result["code"] == 0
+        run = tmp_path / folder / "cells" / cell.name
+        losses.append([event.loss for event in read_metrics(run / "metrics.jsonl").train])
+        assert finished(run) is not None
+        assert not (run / "checkpoints").exists()
+    assert losses[0] == losses[1]
+
+
+def test_a_cell_of_other_settings_is_not_mixed_in(config: Path, tmp_path: Path) -> None:
+    cell = Cell(parse_variant("pre_ln"), 1, 1e-2, 0.2, 1)
+    train_cell(cell_config(prepare(str(config), ["train.steps=3"]), cell, "tokens", tmp_path))
+    same = cell_config(prepare(str(config), ["train.steps=3"]), cell, "tokens", tmp_path)
+    check_unchanged([same])
+    with pytest.raises(UserError, match="other settings"):
+        check_unchanged([cell_config(prepare(str(config), ["train.steps=4"]), cell, "tokens", tmp_path)])
+
+
+def test_a_cell_that_diverges_is_finished_and_has_no_loss(config: Path, tmp_path: Path) -> None:
+    wanted = cell_config(prepare(str(config), ["schedule.warmup_steps=0"]), cell := Cell(parse_variant("pre_ln"), 2, 1e30, 0.0, 1), "tokens", tmp_path)
+    assert train_cell(wanted)["code"] == 77
+    found = outcome(cell, wanted, UNIGRAM)
+    assert found.status == "diverged"
+    assert math.isnan(found.validation)
+
+
+# ---- results --------------------------------------------------------------------------------------------------------------------------------------
+
+
+def made(scheme: str, lr: float, validation: float, *, layers: int = 12, warmup: float = 0.1, seed: int = 1, status: str = "learned") -> Outcome:
+    cell = Cell(parse_variant(scheme), layers, lr, warmup, seed)
+    return Outcome(cell, status, validation, validation, 0, 0, 0.1, 10.0, 1000, 6000.0, 16, [(1, 4.0), (100, validation)])  # type: ignore[arg-type]
+
+
+def test_each_scheme_is_taken_at_its_own_best() -> None:
+    best = best_settings([made("pre_ln", 1e-3, 3.0), made("pre_ln", 2e-3, 2.5), made("pre_ln", 4e-3, 2.8), made("b2t", 1e-3, 2.7), made("b2t", 2e-3, math.nan)])
+    assert [(one.variant, one.lr, one.validation, one.edge) for one in best] == [("pre_ln", 2e-3, 2.5, ""), ("b2t", 1e-3, 2.7, "")]
+    assert [one.edge for one in best_settings([made("pre_ln", 1e-3, 3.0), made("pre_ln", 2e-3, 2.5)])] == ["highest rate"]
+
+
+def test_seeds_are_averaged_and_fewer_seeds_do_not_win() -> None:
+    outcomes = [made("pre_ln", 1e-3, 3.0, seed=1), made("pre_ln", 1e-3, 2.8, seed=2), made("pre_ln", 2e-3, 2.0, seed=1)]
+    (best,) = best_settings(outcomes)
+    assert (best.lr, best.validation) == (1e-3, pytest.approx(2.9))
+    assert best.spread == pytest.approx(0.1)
+
+
+def test_statements_name_winner_ties_losers_and_the_stuck() -> None:
+    outcomes = [
+        made("deepscalelm_pre_ln", 1e-3, 2.50),
+        made("pre_ln", 1e-3, 2.51),
+        made("b2t", 1e-3, 2.90),
+        made("post_ln", 1e-3, 3.59, status="stuck"),
+        made("deepnorm", 1e-3, math.nan, status="diverged"),
+    ]
+    said = " ".join(statements(outcomes, UNIGRAM))
+    assert "deepscalelm_pre_ln ends lowest, at 2.500" in said
+    assert "which is noise here: pre_ln." in said
+    assert "b2t by 0.40" in said
+    assert "post_ln learned no more than how frequent tokens are (entropy 3.600)" in said
+    assert "1 cell diverged: deepnorm, 12 layers, lr 0.001" in said
+    assert "one seed" in said
+
+
+def test_spikes_and_bursts_are_counted_once_each() -> None:
+    losses = np.full(100, 2.0) + 0.01 * np.sin(np.arange(100))
+    assert count_spikes(losses) == 0
+    losses[[50, 51, 70]] += 1.0
+    assert count_spikes(losses) == 2
+    norms = np.full(100, 0.3)
+    norms[40] = 10.0
+    assert count_bursts(norms) == 1
+    assert count_spikes(np.linspace(5, 2, 100)) == 0
+
+
+def test_a_loss_that_climbs_is_divergence(config: Path, tmp_path: Path) -> None:
+    from pretrain.duel_results import _status
+
+    down = np.linspace(4, 2, 100)
+    assert _status(True, 2.0, down, UNIGRAM) == "learned"
+    assert _status(True, 3.55, np.full(100, 3.55), UNIGRAM) == "stuck"
+    assert _status(True, 3.4, np.concatenate([down, np.linspace(2, 3.4, 50)]), UNIGRAM) == "diverged"
+    assert _status(False, math.nan, down, UNIGRAM) == "unfinished"
+
+
+def test_the_page_shows_every_cell_and_picture(config: Path) -> None:
+    from pretrain.duel_report import Duel, as_json, render, text
+
+    grid = Grid(parse_variants("pre_ln,b2t"), [12, 48], [1e-3, 2e-3], [0.1, 0.5], [1, 2])
+    outcomes = [
+        made(cell.variant.text, cell.lr, 3.0 + 0.01 * index, layers=cell.layers, warmup=cell.warmup, seed=cell.seed)
+        for index, cell in enumerate(grid.cells()[:-1])
+    ]
+    outcomes.append(made("b2t", 2e-3, math.nan, layers=48, warmup=0.5, seed=2, status="unfinished"))
+    duel = Duel(prepare(str(config), []), grid, outcomes, UNIGRAM, "fathom depth-duel x.yaml")
+    page = render(duel)
+    assert page.count("<svg") == 5
+    assert "1 of 32 cells are not finished" in page
+    assert page.count("not finished") >= 2
+    assert "± seeds" in page
+    assert "fathom depth-duel x.yaml" in page
+    found = json.loads(json.dumps(as_json(duel), allow_nan=False))
+    assert found["cells"][-1]["validation_loss"] is None
+    assert {one["seeds"] for one in found["best"]} == {2}
+    assert "ends lowest" in text(duel)
+
+
+# ---- the command --------------------------------------------------------------------------------------------------------------------------------
+
+
+def start(config: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tools.cli", "depth-duel", str(config), "--out", str(out), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+
+
+def test_finished_cells_are_not_trained_again(config: Path, tmp_path: Path) -> None:
+    base = prepare(str(config), ["train.steps=2"])
+    configs = [cell_config(base, Cell(parse_variant("pre_ln"), 1, lr, 0.0, 1), "tokens", tmp_path) for lr in (1e-2, 2e-2)]
+    for one in configs:
+        train_cell(one)
+    assert train_cells(configs, 2, lambda line: pytest.fail(line))
+
+
+@pytest.mark.slow
+def test_the_command_stops_and_resumes_and_writes_its_page(config: Path, tmp_path: Path) -> None:
+    options = ("--schemes", "pre_ln,b2t:rescale=false", "--layers", "1,2", "--steps", "60")
+    process = start(config, tmp_path, "--jobs", "2", *options)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not list(tmp_path.glob("cells/*/cell.json")):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=250)
+    done = {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*/cell.json")}
+    assert 0 < len(done) < 4, output + errors
+    assert process.returncode == 1
+    assert "not finished" in (tmp_path / "duel.html").read_text()
+
+    process = start(config, tmp_path, "--jobs", "1", *options)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert f"{len(done)} of 4 cells are finished" in output
+    assert all((tmp_path / "cells" / name / "cell.json").stat().st_mtime_ns == when for name, when in done.items())
+    found: dict[str, Any] = json.loads((tmp_path / "duel.json").read_text())
+    assert len(found["cells"]) == 4
+    assert {cell["status"] for cell in found["cells"]} <= {"learned", "stuck"}
+    assert [(one["layers"], one["settings_tried"]) for one in found["best"]] == [(1, 1), (1, 1), (2, 1), (2, 1)]
+    assert found["unigram_entropy"] == pytest.approx(UNIGRAM, abs=1.0)
+    page = (tmp_path / "duel.html").read_text()
+    assert page.count("<svg") == 3
+    assert "b2t:rescale=false" in page
+    assert "ends lowest" in output
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (("--schemes", "nope"), "is unknown"),
+        (("--lrs", "1e-3,x"), "separated by commas"),
+        (("--warmups", "1.5"), "below 1"),
+        (("--equal", "time"), "tokens or parameters"),
+        (("--layers", "2,2"), "named once"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_trains(config: Path, tmp_path: Path, wrong: tuple[str, ...], says: str) -> None:
+    import typer
+    from typer.testing import CliRunner
+
+    from tools.depth_duel import command
+
+    app = typer.Typer()
+    app.command()(command)
+    failed = CliRunner().invoke(app, [str(config), "--out", str(tmp_path), *wrong])
+    assert isinstance(failed.exception, UserError)
+    assert says in str(failed.exception)
+    assert list(tmp_path.iterdir()) == []
