@@ -213,7 +213,7 @@ def test_finished_cells_are_not_trained_again(config: Path, tmp_path: Path) -> N
     configs = [cell_config(base, Cell(parse_variant("pre_ln"), 1, lr, 0.0, 1), "tokens", tmp_path) for lr in (1e-2, 2e-2)]
     for one in configs:
         train_cell(one)
-    assert train_cells(configs, 2, lambda line: pytest.fail(line))
+    assert train_cells(configs, 2, pytest.fail)
 
 
 @pytest.mark.slow
