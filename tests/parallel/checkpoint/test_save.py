@@ -165,7 +165,7 @@ def test_latest_moves_last(found: dict[str, Any]) -> None:
 def test_a_folder_that_cannot_be_made(found: dict[str, Any]) -> None:
     first, second = found["blocked"]["said"]
     assert first == second
-    assert first.startswith("NotADirectoryError: checkpoint not saved, rank 0: ") or first.startswith("OSError: checkpoint not saved, rank 0: ")
+    assert first.startswith(("NotADirectoryError: checkpoint not saved, rank 0: ", "OSError: checkpoint not saved, rank 0: "))
     assert "\n" not in first
     assert found["blocked"]["left"] == "in the way"
 
