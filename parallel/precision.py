@@ -147,6 +147,13 @@ def resolve(precision: str, kernels: str, fp8: Fp8Config, machine: Machine) -> N
     return Numerics(dtype, "te" if use_te else "local", None if fp8.recipe == "none" else fp8.recipe, fp8.first_last_bf16)
 
 
+def fallback(kernels: str, numerics: Numerics, machine: Machine) -> str | None:
+    """A line for users whose Transformer Engine is installed but cannot be used, so that `auto` quietly took PyTorch's kernels; else None."""
+    if kernels != "auto" or numerics.kernels == "te" or numerics.dtype != torch.bfloat16 or machine.gpu is None or installed("transformer-engine") is None:
+        return None
+    return f"Transformer Engine {machine.te_problem}: layers run in plain PyTorch, slower; mend it, or set train.kernels=local"
+
+
 def _check_fp8(recipe: str, machine: Machine) -> None:
     if machine.gpu is None:
         raise UserError(f"train.fp8.recipe={recipe} needs a GPU, and this machine has none: set train.fp8.recipe=none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from model.gpt import GPT, Kernels, transformer_config
 from model.init import initialize_
 from model.names import named_parameters
 from parallel.engine import Engine
-from parallel.precision import check_sizes, resolve, this_machine
+from parallel.precision import check_sizes, fallback, resolve, this_machine
 from parallel.topology import Topology
 from pretrain.config import OptimizerConfig, RunConfig
 
@@ -69,6 +70,9 @@ def build_engine(config: RunConfig, topology: Topology) -> Engine:
     """The engine of a run. `config.model.vocab_size` must be set. Raises UserError for a precision that this machine does not have."""
     train = config.train
     numerics = resolve(train.precision, train.kernels, train.fp8, this_machine())
+    note = fallback(train.kernels, numerics, this_machine())
+    if note and torch.distributed.get_rank() == 0:
+        print(f"fathom: {note}", file=sys.stderr)
     check_sizes(numerics, config.model, topology.layout, seq_length=config.data.seq_length, micro_batch_size=train.micro_batch_size)
     seed_everything(config.train.seed, topology)
     chunks = build_chunks(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from model.scheme import SCHEMES
+from parallel.checkpoint.loader import load
+from parallel.checkpoint.reader import open_checkpoint
+from parallel.checkpoint.writer import save
 from parallel.engine import Engine
+from parallel.fp8_state import checkpoint_file, restore
 from parallel.precision import RECIPES
 from parallel.single import single_process
 from pretrain.build import build_engine
@@ -76,3 +81,37 @@ def test_transformer_engine_bf16(scheme: str) -> None:
 def test_transformer_engine_fp8(recipe: str, scheme: str) -> None:
     needs(recipe)
     check_learns(scheme=scheme, precision="bf16", fp8={"recipe": recipe})
+
+
+def check_goes_on(folder: Path, first: RunConfig, second: RunConfig, tolerance: float) -> None:
+    """A checkpoint of one run goes on in another: losses of the next steps."""
+    _, one = train(first, STEPS // 2)
+    extra = checkpoint_file(one.chunks, one.topology)
+    save(one, folder, STEPS // 2, progress={"optimizer_step": STEPS // 2}, config={}, versions={}, extra=extra)
+    other = build_engine(second, single_process())
+    reader = open_checkpoint(folder)
+    load(other, reader)
+    restore(other.chunks, reader.folder)
+    assert train(second, 3, other)[0] == pytest.approx(train(first, 3, one)[0], rel=tolerance)
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.gpu)])
+def test_a_checkpoint_goes_on(precision: str, tmp_path: Path) -> None:
+    config = run_config(scheme="b2t", precision=precision, kernels="local")
+    check_goes_on(tmp_path, config, config, 1e-4)
+
+
+@pytest.mark.te
+@pytest.mark.parametrize(("writer", "reader"), [("local", "te"), ("te", "local")])
+def test_a_checkpoint_goes_on_in_the_other_kind_of_layers(writer: str, reader: str, tmp_path: Path) -> None:
+    first, second = (run_config(scheme="b2t", precision="bf16", kernels=kind) for kind in (writer, reader))
+    check_goes_on(tmp_path, first, second, 0.02)
+
+
+@pytest.mark.te
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_a_checkpoint_goes_on_in_fp8(recipe: str, tmp_path: Path) -> None:
+    """With the state of delayed scaling, the same steps follow; without it, scales would start at 1."""
+    needs(recipe)
+    config = run_config(scheme="b2t", fp8={"recipe": recipe}, precision="bf16")
+    check_goes_on(tmp_path, config, config, 2e-3)

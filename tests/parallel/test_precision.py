@@ -9,8 +9,9 @@ import torch
 
 from model.config import ModelConfig
 from model.errors import UserError
+from parallel import precision
 from parallel.config import Fp8Config, ParallelConfig
-from parallel.precision import RECIPES, Machine, check_sizes, resolve, this_machine
+from parallel.precision import RECIPES, Machine, check_sizes, fallback, resolve, this_machine
 from parallel.topology import check_layout
 from pretrain.config import TrainConfig
 
@@ -153,3 +154,16 @@ def test_fields_for_megatron_core(recipe: str) -> None:
 def test_this_machine_without_a_gpu() -> None:
     machine = this_machine()
     assert (machine.gpu, machine.te, machine.recipes()) == (None, None, [])
+
+
+def test_a_broken_installation_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Machine(H100.gpu, H100.capability, H100.cuda, None, "2.11.0 cannot be imported (no libcudnn)")
+    numerics = resolve("auto", "auto", Fp8Config(), broken)
+    monkeypatch.setattr(precision, "installed", lambda package: "2.11.0")
+    note = fallback("auto", numerics, broken)
+    assert note is not None
+    assert note.startswith("Transformer Engine 2.11.0 cannot be imported (no libcudnn)")
+    assert fallback("local", numerics, broken) is None
+    assert fallback("auto", resolve("auto", "auto", Fp8Config(), H100), H100) is None
+    monkeypatch.setattr(precision, "installed", lambda package: None)
+    assert fallback("auto", numerics, broken) is None
