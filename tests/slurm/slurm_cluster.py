@@ -31,7 +31,11 @@ class Cluster:
         # With the variables of an outer job, srun would make a step of that job.
         self.env = {key: value for key, value in os.environ.items() if not re.match(r"(SLURM|SBATCH|SRUN|SALLOC|SQUEUE|SINFO)", key)}
         self.env.update(LAB_MODE=mode, LAB_NODES=str(nodes), OMP_NUM_THREADS="1", **env)
-        answer = subprocess.run([LAB / "start.sh", self.dir], env=self.env, text=True, capture_output=True, timeout=60)
+        try:
+            answer = subprocess.run([LAB / "start.sh", self.dir], env=self.env, text=True, capture_output=True, timeout=180)
+        except subprocess.TimeoutExpired:
+            self.close()  # the daemons that did start
+            raise
         if answer.returncode:
             shutil.rmtree(self.dir, ignore_errors=True)
             if answer.returncode == CANNOT_RUN_HERE:
