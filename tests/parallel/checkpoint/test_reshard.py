@@ -35,7 +35,7 @@ FOUR = {
     "TP2 x PP2 from DP2, ZeRO-1": ("DP2, ZeRO-1", SOURCE),
     "TP2 x PP2 from PP2": ("PP2", SOURCE),
     "PP2 x DP2, ZeRO-2 from DP2, ZeRO-0": ("DP2, ZeRO-0", given(pipeline=2, zero=2)),
-    "TP4 from TP2": ("TP2", given(tensor=4)),
+    "TP2 x DP2 from TP2": ("TP2", given(tensor=2)),
     "PP4 from PP2 interleaved": ("PP2 interleaved", given(pipeline=4)),
     "PP2, layers 1 + 3, x DP2 from DP2, ZeRO-2": ("DP2, ZeRO-2", given(pipeline=2, pipeline_split=[1, 3])),
 }
