@@ -78,7 +78,7 @@ bench: $(STAMP) ## Run the benchmarks on the CPU
 .PHONY: bench-gpu
 bench-gpu: $(STAMP) ## Run the benchmarks on the GPU
 	@echo "bench-gpu: benchmarks on the GPU"
-	@$(RUN) -m benchmarks.run --gpu $(ARGS)
+	@$(RUN) -m benchmarks.gpu $(ARGS)
 
 .PHONY: lint
 lint: $(STAMP) ## Check style and layout with ruff
