@@ -11,11 +11,13 @@ import torch
 
 from parallel.checkpoint.format import KINDS
 from parallel.checkpoint.reader import open_checkpoint
-from tests.distributed import Group, gather, launch, shared
+from tests.distributed import Group, launch, shared
 from tests.parallel.checkpoint.states import bring, keep
 from tests.parallel.training import engine_of, given, run_config, train
 
 START, END = 3, 13
+# Layouts in which a gated, grouped model is cut in another way than in the one before; the rest says nothing new about it.
+CUT_OTHERWISE = ("DP2, ZeRO-1", "TP2", "TP2 x PP2 from DP2, ZeRO-1", "TP2 x DP2 from TP2")
 MODELS = {
     "tied": {},
     # Gated, so that a tensor-parallel part is two blocks; grouped, so that query, key and value have other sizes.
@@ -35,7 +37,7 @@ FOUR = {
     "TP2 x PP2 from DP2, ZeRO-1": ("DP2, ZeRO-1", SOURCE),
     "TP2 x PP2 from PP2": ("PP2", SOURCE),
     "PP2 x DP2, ZeRO-2 from DP2, ZeRO-0": ("DP2, ZeRO-0", given(pipeline=2, zero=2)),
-    "TP2 x DP2 from TP2": ("TP2", given(tensor=2)),
+    "TP2 x DP2 from TP2": ("TP2", given(tensor=2, zero=2)),
     "PP4 from PP2 interleaved": ("PP2 interleaved", given(pipeline=4)),
     "PP2, layers 1 + 3, x DP2 from DP2, ZeRO-2": ("DP2, ZeRO-2", given(pipeline=2, pipeline_split=[1, 3])),
 }
@@ -58,6 +60,8 @@ def go_on(root: str, layouts: dict[str, tuple[str, dict[str, Any]]]) -> dict[str
     curves: dict[str, Any] = {}
     for name, model in MODELS.items():
         for target, (source, parallel) in layouts.items():
+            if f"{target}, {name}" not in CASES:
+                continue
             config = run_config(model, parallel, given(seed=77), eps=1e-6)
             engine = engine_of(config)
             streams = bring(engine, Path(root) / name / source)
@@ -66,7 +70,7 @@ def go_on(root: str, layouts: dict[str, tuple[str, dict[str, Any]]]) -> dict[str
     return curves
 
 
-CASES = [f"{target}, {name}" for name in MODELS for target in (*TWO, *FOUR)]
+CASES = [f"{target}, {name}" for name in MODELS for target in (*TWO, *FOUR) if name == "tied" or target in CUT_OTHERWISE]
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +102,3 @@ def test_the_curve_goes_on(found: dict[str, Any], case: str) -> None:
     assert not streams, "random states belong to the layout that saved them"
     assert losses == pytest.approx(found["source"][case.rpartition(", ")[2]], rel=1e-5)
     assert len(losses) == END - START
-
-
-def test_gathered_ranks_agree() -> None:
-    # The helper that the cases above rely on.
-    (ranks,) = launch(Group(2, gather, ("same",)))
-    assert ranks == [["same", "same"], ["same", "same"]]
