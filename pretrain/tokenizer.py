@@ -79,6 +79,22 @@ class Tokenizer:
         text: str = self._sp.decode([int(index) for index in ids])
         return text
 
+    @property
+    def lossless(self) -> bool:
+        """Whether the ids of every text spell that very text."""
+        return self._properties.lossless
+
+    def token_bytes(self) -> list[bytes]:
+        """Returns what each id adds to a text, in UTF-8; b"" for ids that are no text, such as the end mark."""
+        parts = []
+        for index in range(self.vocab_size):
+            piece: str = self._sp.id_to_piece(index)
+            if self._sp.is_control(index) or self._sp.is_unknown(index):
+                parts.append(b"")
+            else:
+                parts.append(bytes([int(piece[3:5], 16)]) if self._sp.is_byte(index) else piece.replace(SPACE_MARK, " ").encode())
+        return parts
+
     def encode_documents(self, texts: Sequence[str]) -> list[bytes]:
         """Encodes many texts: for each the bytes of its ids, elements of type `self.dtype`, without an end mark.
 

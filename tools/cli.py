@@ -46,6 +46,7 @@ COMMANDS = (
     Row("report", "tools.report:command", "Write a run's report: curves, signal through depth, speed.", "Training"),
     Row("checkpoint", "tools.checkpoint:app", "List, inspect and check checkpoints.", "Training"),
     Row("generate", "tools.generate:command", "Continue a text with a trained model.", "Models"),
+    Row("eval", "tools.eval:command", "Measure a checkpoint's perplexity on prepared data or text.", "Models"),
     Row("export", "tools.export:command", "Write a checkpoint as a Hugging Face model.", "Models"),
     Row("import", "tools.import_:command", "Read a Hugging Face model as a checkpoint.", "Models"),
     Row("probe", "tools.probe:command", "Measure a model's signals at initialisation against theory.", "Depth"),

@@ -1,0 +1,221 @@
+"""Perplexity of a checkpoint on prepared data or on text: per token, per byte and per word.
+
+Tokens are cut into windows as in training: documents follow each other in one stream, each ended by the end-of-document token, and a window may begin
+inside a document. Without a stride, windows do not overlap: the first token of a window is seen by nothing before it but the token it is predicted from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.errors import UserError
+from pretrain.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from pretrain.export import Trained
+
+BATCH = 8
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """nats: summed loss of `tokens` predicted tokens, the ends of documents among them. bytes, words: what these tokens spell, words being
+    separated by white space; None where the checkpoint has no tokenizer that spells texts exactly."""
+
+    checkpoint: str
+    step: int
+    data: str
+    windows: int
+    window: int
+    stride: int
+    precision: str
+    nats: float
+    tokens: int
+    bytes: int | None
+    words: int | None
+
+    def per(self, count: int | None) -> dict[str, float | None] | None:
+        """nats, bits and perplexity per one of `count` units; None without units. A perplexity beyond the floating-point range is None."""
+        if not count:
+            return None
+        nats = self.nats / count
+        return {"nats": nats, "bits": nats / math.log(2), "perplexity": math.exp(nats) if nats < 700 else None}
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        facts = {name: value for name, value in vars(self).items() if name != "nats"}
+        return facts | {"total_nats": self.nats, **{f"per_{unit}": self.per(getattr(self, f"{unit}s")) for unit in ("token", "byte", "word")}}
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """What is scored. batches: windows [b, n + 1] with the first target that counts in each, of `count` windows in all."""
+
+    data: str
+    count: int
+    window: int
+    stride: int
+    batches: Iterator[tuple[Tensor, int]]
+
+
+class Units:
+    """Bytes and words that tokens spell."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.pieces = tokenizer.token_bytes()
+
+    def count(self, ids: Sequence[int], first: int) -> tuple[int, int]:
+        """(bytes, words) of ids[first:]; a word counts where it begins. Documents end words."""
+        parts = [self.pieces[index] for index in ids[first:]]
+        text = b"".join(part or b"\n" for part in parts).decode(errors="replace")
+        before = self.pieces[ids[first - 1]].decode(errors="replace")
+        continues = bool(text and before) and not text[0].isspace() and not before[-1].isspace()
+        return sum(map(len, parts)), len(text.split()) - continues
+
+
+def evaluate(
+    checkpoint: Path | str,
+    *,
+    data: Path | str | None = None,
+    split: str = "validation",
+    text: Sequence[str] = (),
+    samples: int | None = None,
+    stride: int | None = None,
+    batch_size: int | None = None,
+    precision: str | None = None,
+    progress: Progress | None = None,
+) -> Perplexity:
+    """Loss of a checkpoint's model on a split of a prepared data set (the run's own where neither `data` nor `text` is given), or on text files.
+
+    samples: windows to score, from the first on; None: all. stride: tokens from one window to the next, for text only. batch_size: windows at once;
+    None: the run's micro_batch_size. precision: auto, fp32, bf16; None: the run's. The first `train.eval_samples` windows of the run's validation
+    split are those that the trainer evaluates on.
+    Raises UserError where data and model do not fit, or an argument has no effect.
+    """
+    from pretrain.export import open_trained
+
+    trained = open_trained(checkpoint)
+    run = trained.reader.config
+    tokenizer = Tokenizer(trained.tokenizer) if trained.tokenizer else None
+    if batch_size is None:
+        batch_size = int((run.get("train") or {}).get("micro_batch_size", BATCH))
+    window = int((run.get("data") or {}).get("seq_length", trained.positions))
+    if data is not None and text:
+        raise UserError("give either --data or --text, not both")
+    if text:
+        found = _text_windows(text, tokenizer, window, stride, samples, batch_size)
+    elif stride is not None:
+        raise UserError(f"stride={stride} has an effect on --text only: windows of prepared data do not overlap")
+    else:
+        found = _data_windows(trained, tokenizer, data, split, window, samples, batch_size)
+    return _score(trained, tokenizer, found, precision or (run.get("train") or {}).get("precision", "auto"), progress)
+
+
+def _score(trained: Trained, tokenizer: Tokenizer | None, found: _Windows, precision: str, progress: Progress | None) -> Perplexity:
+    from pretrain.scorer import Scorer
+
+    scorer = Scorer(trained, precision)
+    units = Units(tokenizer) if tokenizer and tokenizer.lossless else None
+    nats, totals, done = torch.zeros((), dtype=torch.float64), np.zeros(3, dtype=np.int64), 0
+    for batch, first in found.batches:
+        losses = scorer.losses(batch)[:, first:]
+        nats += losses.double().sum()
+        for row in batch.tolist():
+            totals += (len(row) - 1 - first, *(units.count(row, first + 1) if units else (0, 0)))
+        done += len(batch)
+        if progress:
+            progress(done, found.count)
+    tokens, size, words = (int(total) for total in totals)
+    result = Perplexity(
+        str(trained.reader.folder), trained.reader.step, found.data, done, found.window, found.stride, scorer.label, float(nats), tokens, size, words
+    )
+    return result if units else replace(result, bytes=None, words=None)
+
+
+def _data_windows(
+    trained: Trained, tokenizer: Tokenizer | None, data: Path | str | None, split: str, window: int, samples: int | None, batch_size: int
+) -> _Windows:
+    from pretrain.config import Corpus
+    from pretrain.data import open_blend
+
+    own = trained.reader.config.get("data")
+    if data is None and not own:
+        raise UserError(f"{trained.reader.folder} does not say what it was trained on: name a data set with --data, or files with --text")
+    corpora = [Corpus(path=str(data))] if data is not None or not own else [Corpus(**corpus) for corpus in own["corpora"]]
+    cache = Path(own["cache"]) if data is None and own and own.get("cache") else None
+    blend = open_blend(corpora, split, window, 0, cache)
+    name = ", ".join(corpus.path for corpus in corpora)
+    if blend.vocab_size != trained.config.vocab_size:
+        raise UserError(f"data set {name} has a vocabulary of {blend.vocab_size}, the model {trained.config.vocab_size}: prepare it with the model's tokenizer")
+    if tokenizer and blend.manifests[0]["tokenizer_sha256"] != tokenizer.sha256:
+        raise UserError(f"data set {name} was prepared with another tokenizer than the model's, {tokenizer.path}: prepare it with that one")
+    if len(corpora) == 1:
+        samples = _limit(samples, blend.samples_per_epoch[0], f"the {split} split of {name}")
+    elif samples is None:
+        raise UserError("the run blends several data sets, which has no end: give --samples, or name one with --data")
+    steps = range(0, samples, batch_size)
+    batches = ((blend.batch(range(at, min(at + batch_size, samples))), 0) for at in steps)
+    return _Windows(f"{split} split of {name}", samples, window, window, batches)
+
+
+def _text_windows(files: Sequence[str], tokenizer: Tokenizer | None, window: int, stride: int | None, samples: int | None, batch_size: int) -> _Windows:
+    if tokenizer is None:
+        raise UserError("--text needs a tokenizer, and the checkpoint has none: put the tokenizer.model of its data there")
+    stride = window if stride is None else stride
+    if not 1 <= stride <= window:
+        raise UserError(f"stride={stride} must lie between 1 and the window of {window} tokens")
+    ids, documents = read_text(files, tokenizer)
+    starts = list(range(0, max(len(ids) - 1 - window, 0) + stride, stride))
+    name = f"{documents} document{'s' * (documents > 1)} of {', '.join(files)}"
+    starts = starts[: _limit(samples, len(starts), name)]
+    return _Windows(name, len(starts), window, stride, _cut(ids, starts, window, stride, batch_size))
+
+
+def _cut(ids: Tensor, starts: list[int], window: int, stride: int, batch_size: int) -> Iterator[tuple[Tensor, int]]:
+    """The first window alone, which counts whole; then full windows in batches, of which the last `stride` targets count; then what is left."""
+    full = [start for start in starts[1:] if start + window < len(ids)]
+    yield ids[starts[0] : starts[0] + window + 1][None], 0
+    for at in range(0, len(full), batch_size):
+        yield torch.stack([ids[start : start + window + 1] for start in full[at : at + batch_size]]), window - stride
+    for start in starts[1 + len(full) :]:
+        yield ids[start : start + window + 1][None], window - stride
+
+
+def _limit(samples: int | None, available: int, what: str) -> int:
+    if samples is not None and samples > available:
+        raise UserError(f"samples={samples}: {what} gives {available} windows only")
+    return available if samples is None else samples
+
+
+def read_text(files: Sequence[str], tokenizer: Tokenizer) -> tuple[Tensor, int]:
+    """(ids of all documents, number of documents): an end mark, then every document with one after it.
+
+    Files are read as `fathom data prepare` reads them. Raises UserError for a file that is missing, empty or not readable.
+    """
+    from pretrain.records import Broken, records, resolve
+    from pretrain.sources import find_sources
+
+    ids: list[int] = [tokenizer.eod_id]
+    documents = 0
+    for shard in (shard for source in find_sources(list(files)) for shard in source.shards):
+        if shard.kind == "hub":
+            raise UserError(f"--text {shard.name}: no such file")
+        for record in records(shard):
+            found = resolve(record)
+            if isinstance(found, Broken):
+                raise UserError(f"--text {found.place}")
+            if found[0]:
+                ids += [*tokenizer.encode(found[0]), tokenizer.eod_id]
+                documents += 1
+    if not documents:
+        raise UserError(f"--text {' '.join(files)}: there is no text in it")
+    return torch.tensor(ids), documents

@@ -1,0 +1,61 @@
+"""The model of a checkpoint on one process: losses of given tokens, as the trainer computes them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from model.errors import UserError
+from parallel.config import Fp8Config
+
+if TYPE_CHECKING:
+    from pretrain.export import Trained
+
+
+class Scorer:
+    """Weights of a checkpoint of any layout, whole, on this process: on its GPU where there is one.
+
+    precision: auto, fp32 or bf16, as `train.precision`; label: what it came to. Raises UserError for damage, or a precision this machine lacks.
+    """
+
+    def __init__(self, trained: Trained, precision: str = "auto") -> None:
+        from model.gpt import GPT, transformer_config
+        from model.names import named_parameters
+        from parallel.checkpoint.loader import check_model
+        from parallel.precision import resolve, this_machine
+        from parallel.single import single_process
+
+        trained.reader.verify()
+        topology = single_process()
+        numerics = resolve(precision, "auto", Fp8Config(), this_machine())
+        on_cpu = not torch.cuda.is_available()
+        config = transformer_config(trained.config, dtype=numerics.dtype, on_cpu=on_cpu, **topology.core_fields())
+        chunk = GPT(trained.config, config, seq_length=trained.positions, kernels=numerics.kernels)
+        # Megatron-core makes the table of positions in fp32; in training DeepSpeed converts the whole model.
+        self.model = (chunk if on_cpu else chunk.cuda()).to(numerics.dtype).eval()
+        parameters = list(named_parameters(self.model, 0, 1))
+        check_model(trained.reader, parameters)
+        with torch.no_grad():
+            for named in parameters:
+                named.parameter.copy_(trained.reader.tensor(named.name))
+        self.device = parameters[0].parameter.device
+        self.label = f"{numerics.label} on {'the CPU' if on_cpu else this_machine().gpu}"
+        self.vocab_size, self.positions = trained.config.vocab_size or trained.config.padded_vocab, trained.positions
+        self.learned = trained.config.position == "learned"
+
+    @torch.no_grad()
+    def losses(self, tokens: Tensor) -> Tensor:
+        """Loss of every token but the first, given those before it, in nats: tokens [b, n + 1] -> [b, n], fp32, on the CPU.
+
+        Raises UserError for ids outside the vocabulary, or more tokens than there are learned positions.
+        """
+        if not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size:
+            raise UserError(f"the data have token ids up to {int(tokens.max())}, the model's vocabulary is {self.vocab_size}: it was trained with another one")
+        inputs, labels = (part.to(self.device) for part in (tokens[:, :-1], tokens[:, 1:]))
+        if self.learned and inputs.shape[1] > self.positions:
+            raise UserError(f"windows of {inputs.shape[1]} tokens do not fit: the model has learned {self.positions} positions")
+        positions = torch.arange(inputs.shape[1], device=self.device).expand_as(inputs)
+        losses: Tensor = self.model(inputs, positions, None, labels=labels.contiguous())
+        return losses.float().cpu()

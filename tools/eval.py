@@ -1,0 +1,68 @@
+"""`fathom eval`: perplexity of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pretrain.evaluate import Perplexity
+
+
+def command(
+    checkpoint: Annotated[Path, typer.Argument(help="Run folder, its checkpoints folder, or one step folder; of any parallel layout.")],
+    data: Annotated[Path | None, typer.Option(help="Data set folder written by `fathom data prepare`; default: the data of the run.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the data set; default: validation.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="Text file, folder or pattern instead of a data set; may be given several times.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Windows to score, from the first on; default: all.")] = None,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Tokens between the starts of windows of --text; default: the window, so that none overlap.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Windows at once; default: the run's micro batch.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16; default: as in the run.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Measure perplexity per token, byte and word, on one process, and on a GPU if there is one.
+
+    Without --data and --text on the validation split of the run. Words are separated by white space; ends of documents count as tokens.
+    """
+    from model.errors import UserError
+    from pretrain.evaluate import evaluate
+
+    if precision not in (None, "auto", "fp32", "bf16"):
+        raise UserError(f"precision={precision!r} is not known; choose auto, fp32 or bf16")
+    if split is not None and text:
+        raise UserError(f"split={split} has no effect with --text: remove one of them")
+    live = sys.stderr.isatty() and not as_json
+
+    def progress(done: int, total: int) -> None:
+        print(f"\r{done}/{total} windows", end="\n" if done == total else "", file=sys.stderr)
+
+    result = evaluate(
+        checkpoint, data=data, split=split or "validation", text=text or (), samples=samples, stride=stride, batch_size=batch_size, precision=precision,
+        progress=progress if live else None,
+    )  # fmt: skip
+    typer.echo(json.dumps(result.to_json()) if as_json else table(result))
+
+
+def table(result: Perplexity) -> str:
+    """The result for people."""
+    overlap = "none overlapping" if result.stride == result.window else f"{result.stride} tokens apart"
+    lines = [
+        f"{result.checkpoint}, {result.precision}",
+        f"{result.data}: {result.windows:,} windows of {result.window} tokens, {overlap}",
+        f"{'per':>6} {'count':>14} {'nats':>10} {'bits':>10} {'perplexity':>14}",
+    ]
+    for unit in ("token", "byte", "word"):
+        count = getattr(result, f"{unit}s")
+        row = result.per(count)
+        if row is None:
+            lines.append(f"{unit:>6} {'-':>14}")
+        else:
+            perplexity = f"{row['perplexity']:,.4f}" if row["perplexity"] is not None else "too large"
+            lines.append(f"{unit:>6} {count:>14,} {row['nats']:>10.5f} {row['bits']:>10.5f} {perplexity:>14}")
+    return "\n".join(lines)
