@@ -37,7 +37,9 @@ class RecomputeConfig(Strict):
 class OffloadConfig(Strict):
     """Host offload."""
 
-    optimizer: bool = Field(False, description="Keep optimizer state in host memory (ZeRO-1 or 2).")
+    optimizer: bool = Field(
+        False, description="Keep fp32 weights and moments in host memory and step there (ZeRO-1 or 2). Results stay the same; on a CPU host so does everything."
+    )
 
 
 class ParallelConfig(Strict):
@@ -56,3 +58,10 @@ class ParallelConfig(Strict):
     recompute: RecomputeConfig = Field(default_factory=RecomputeConfig, description="Activation recomputation.")
     offload: OffloadConfig = Field(default_factory=OffloadConfig, description="Host offload.")
     timeout_minutes: float = Field(10.0, gt=0, description="A collective that takes longer than this ends the run.")
+    step_timeout_minutes: float | None = Field(
+        None,
+        ge=0,
+        description="A training step that takes longer than this ends the run on all processes, with a stack dump of each and the late one named. null: ten times "
+        "the slowest of the latest steps, at least half of timeout_minutes; 0: off. The first step of a start, evaluation and checkpoints have an hour.",
+    )
+    preflight: bool = Field(True, description="Check every node (GPUs, versions, run directory, clock, network) before the first step.")

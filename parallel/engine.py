@@ -61,6 +61,11 @@ def _quick_initialize() -> Iterator[None]:
 
 def _deepspeed_config(topology: Topology, dtype: torch.dtype, micro_batch_size: int) -> dict[str, Any]:
     half = dtype == torch.bfloat16
+    zero: dict[str, Any] = {"stage": topology.layout.zero, "overlap_comm": False, "contiguous_gradients": False}
+    if topology.layout.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    elif topology.layout.zero:
+        zero["compute_grad_norm"] = False
     return {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         # The schedule divides the loss by the number of micro-batches; to DeepSpeed each of our steps is one.
@@ -68,8 +73,9 @@ def _deepspeed_config(topology: Topology, dtype: torch.dtype, micro_batch_size: 
         "gradient_clipping": 0.0,
         "steps_per_print": 2**31,
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": topology.layout.zero, "overlap_comm": False, "contiguous_gradients": False}
-        | ({"compute_grad_norm": False} if topology.layout.zero else {}),
+        # PyTorch's fused AdamW updates host memory with vector instructions too, and needs no compiler on the machine.
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
         "bf16": {"enabled": half},
         # With fp32 here DeepSpeed would pick an optimizer that accumulates by itself; ours accumulates in fp32 in any case.
         "data_types": {"grad_accum_dtype": "bf16" if half else "fp32"},
@@ -215,6 +221,9 @@ class Engine:
             from deepspeed.runtime.zero.stage_1_and_2 import GradPartitionBufferGroup
 
             for index, buffer in enumerate(self.buffers):
+                if self.topology.layout.offload:
+                    self.optimizer.single_partition_of_fp32_groups[index].grad.copy_(buffer.partition)
+                    continue
                 self.optimizer.averaged_gradients[index] = GradPartitionBufferGroup([buffer.partition], buffer.partition)
         self.deepspeed.step()
 

@@ -25,6 +25,7 @@ class Layout:
     zero: int
     sequence_parallel: bool
     pipeline_split: tuple[int, ...] | None
+    offload: bool = False
 
     def summary(self) -> dict[str, int]:
         """Degrees by their usual abbreviations, for logs."""
@@ -60,8 +61,8 @@ def check_layout(config: ParallelConfig, model: ModelConfig, world: int) -> Layo
         )
     if config.zero == 3:
         raise UserError("parallel.zero=3 is not supported: its parameter gathering has no place under the pipeline schedules. Use parallel.zero=1 or 2")
-    if config.offload.optimizer:
-        raise UserError("parallel.offload.optimizer=true is not supported yet: set it to false")
+    if config.offload.optimizer and config.zero not in (1, 2):
+        raise UserError(f"parallel.offload.optimizer=true moves the state that ZeRO-1 and 2 shard, and parallel.zero={config.zero}: set parallel.zero=1")
     return Layout(
         world,
         config.tensor,
@@ -72,6 +73,7 @@ def check_layout(config: ParallelConfig, model: ModelConfig, world: int) -> Layo
         config.zero,
         config.sequence_parallel,
         tuple(config.pipeline_split) if config.pipeline_split else None,
+        config.offload.optimizer,
     )
 
 

@@ -70,8 +70,10 @@ def build_engine(config: RunConfig, topology: Topology) -> Engine:
     """The engine of a run. `config.model.vocab_size` must be set. Raises UserError for a precision that this machine does not have."""
     train = config.train
     numerics = resolve(train.precision, train.kernels, train.fp8, this_machine())
-    note = fallback(train.kernels, numerics, this_machine())
-    if note and torch.distributed.get_rank() == 0:
+    notes = [fallback(train.kernels, numerics, this_machine())]
+    if topology.layout.offload and not torch.cuda.is_available():
+        notes.append("parallel.offload.optimizer=true: optimizer state is in host memory anyway on a machine without GPUs; the results are the same")
+    for note in filter(None, notes if torch.distributed.get_rank() == 0 else []):
         print(f"fathom: {note}", file=sys.stderr)
     check_sizes(numerics, config.model, topology.layout, seq_length=config.data.seq_length, micro_batch_size=train.micro_batch_size)
     seed_everything(config.train.seed, topology)

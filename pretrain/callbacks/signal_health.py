@@ -217,7 +217,7 @@ def weight_sample(trainer: Trainer) -> tuple[list[int], Tensor]:
         else:
             flat = named.parameter.view(-1)[fragment.start : fragment.start + fragment.length]
         step = max(1, fragment.length // SAMPLED_WEIGHTS)
-        piece = flat.detach()[::step][:SAMPLED_WEIGHTS]
+        piece = flat.detach()[::step][:SAMPLED_WEIGHTS].to(engine.device)
         # A short piece is filled up with zeros, which add nothing to either square.
         parts.append(torch.nn.functional.pad(piece, (0, SAMPLED_WEIGHTS - piece.numel())) * math.sqrt(fragment.length / piece.numel()))
         owners.append(int(fragment.name.split(".")[2]))

@@ -43,7 +43,7 @@ REFUSED: dict[str, tuple[int, dict[str, Any], dict[str, Any], str]] = {
     ),
     "context": (2, {}, given(context=2), "parallel.context=2 needs an attention kernel .* set parallel.context=1"),
     "ZeRO-3": (1, {}, given(zero=3), "parallel.zero=3 is not supported: .* Use parallel.zero=1 or 2"),
-    "offload": (1, {}, {"offload": {"optimizer": True}}, "parallel.offload.optimizer=true is not supported"),
+    "offload without shards": (1, {}, given(zero=0, offload={"optimizer": True}), "offload.optimizer=true moves the state .* and parallel.zero=0: set parallel.zero=1"),
 }
 
 
