@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.init import logit_scale
-from model.local import Norm
+from model.local import Norm, rotary_table
 from model.scheme import SCHEMES, Layer
 from model.spec import local_layer_spec
 
@@ -128,16 +128,20 @@ class GPT(GPTModel):
             self.embedding.norm = norm(config, config.hidden_size, config.layernorm_epsilon)
         self.embedding_norm = pre_process and scheme.embedding_norm
         self.logit_scale = logit_scale(model)
+        self.kernels = kernels
         self.true_vocab = model.vocab_size or model.padded_vocab
 
     def setup_embeddings_and_output_layer(self) -> None:
         """Nothing to send: both copies of a tied embedding are drawn from its name (`model/init.py`), and gradients are summed by attribute."""
 
     def _preprocess(self, input_ids: Tensor, position_ids: Tensor, decoder_input: Tensor | None = None, **kwargs: Any) -> tuple[Any, ...]:
-        """Embeds tokens, with the scheme's norm after the embedding."""
+        """Embeds tokens, with the scheme's norm after the embedding, and turns rotary angles into what the layers read."""
         if self.embedding_norm and decoder_input is None:
             decoder_input = self.embedding.norm(self.embedding(input_ids=input_ids, position_ids=position_ids))
-        return super()._preprocess(input_ids=input_ids, position_ids=position_ids, decoder_input=decoder_input, **kwargs)
+        hidden, angles, *rest = super()._preprocess(input_ids=input_ids, position_ids=position_ids, decoder_input=decoder_input, **kwargs)
+        if angles is not None and self.kernels == "local":
+            angles = rotary_table(angles, self.config.params_dtype)
+        return hidden, angles, *rest
 
     def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Logits or losses of the last stage; the logit scale belongs to the output projection and is applied to its input [s, b, h]."""

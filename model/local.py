@@ -11,6 +11,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 
@@ -91,6 +92,14 @@ class SdpaAttention(MegatronModule):
         return out_bhsd.permute(2, 0, 1, 3).flatten(2)
 
 
+def rotary_table(angles: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cosines, then sines, of rotary angles [s, 1, 1, d] in the format of the activations, as one tensor [s, 1, 1, 2 d].
+
+    Made once a micro-batch: in every layer it would cost four launches and two tensors kept for backward.
+    """
+    return torch.cat((angles.cos(), angles.sin()), dim=-1).to(dtype)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding, rotate-half form (Su et al. 2021 as in Llama). x: [s, b, heads, d]; cos, sin: [s, 1, 1, d]."""
     first, second = x.chunk(2, dim=-1)
@@ -103,7 +112,7 @@ class LocalSelfAttention(SelfAttention):
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, rotary_pos_emb: Tensor | None = None, **unused: Any
     ) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
-        """hidden_states: [s, b, h] (or [s / TP, b, h] under sequence parallelism); rotary_pos_emb: angles [s, 1, 1, d].
+        """hidden_states: [s, b, h] (or [s / TP, b, h] under sequence parallelism); rotary_pos_emb: a `rotary_table`.
 
         Returns ([s, b, h], bias if it is left to the caller).
         """
@@ -115,10 +124,26 @@ class LocalSelfAttention(SelfAttention):
         query, key, value = qkv.split([per_group * width, width, width], dim=-1)
         query = query.reshape(*query.shape[:2], groups * per_group, width)
         if rotary_pos_emb is not None:
-            cos, sin = rotary_pos_emb.cos().to(query.dtype), rotary_pos_emb.sin().to(query.dtype)
+            cos, sin = rotary_pos_emb.chunk(2, dim=-1)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if self.checkpoint_core_attention and self.training:
             context = tensor_parallel.checkpoint(self.core_attention, False, query, key, value, attention_mask)
         else:
             context = self.core_attention(query, key, value, attention_mask)
         return self.linear_proj(context)
+
+
+class LocalMLP(MLP):
+    """Megatron-core's feed-forward with a forward for training only: a gate is one product, without an offset of zero added to a copy of its input."""
+
+    def forward(self, hidden_states: Tensor, per_token_scale: Tensor | None = None, **unused: Any) -> tuple[Tensor, Tensor | None]:
+        """hidden_states: [s, b, h] (or [s / TP, b, h] under sequence parallelism). Returns the same shape, and the bias if it is left to the caller."""
+        inner, bias = self.linear_fc1(hidden_states)
+        if bias is not None:
+            inner = inner + bias
+        if self.config.gated_linear_unit:
+            gate, up = inner.chunk(2, dim=-1)
+            inner = self.activation_func(gate) * up
+        else:
+            inner = self.activation_func(inner)
+        return self.linear_fc2(inner)  # type: ignore[no-any-return]
