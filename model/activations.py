@@ -1,0 +1,123 @@
+"""Bytes that the forward pass keeps for the backward pass, from the shapes alone: what PyTorch's autograd saves in layers of local kernels.
+
+Counted are distinct storages (a view costs nothing beyond its base) without parameters; `tests/model/test_activations.py` holds the sum against what
+`torch.autograd.graph.saved_tensors_hooks` sees on the real model. Every count is derived from the backward formulas of the operators.
+Attention is fused: scores are never stored. With attention dropout on a CPU they are, and this count is too small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from model.config import ModelConfig
+from model.flops import Recompute
+from model.scheme import SCHEMES, Layer, Sublayer
+
+FP32 = 4
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What one micro-batch on one rank looks like.
+
+    samples: sequences of a micro-batch, `seq_length` tokens each; element: bytes of an activation, 2 or 4; tensor: tensor-parallel size;
+    sequence_parallel: norms and stream are cut along the sequence over it; recompute: as parallel.recompute.granularity, group: layers of a group
+    of full recomputation; fused: a GPU's fused kernels for RMSNorm and dropout, where a CPU keeps one more copy of what they act on.
+    """
+
+    config: ModelConfig
+    samples: int
+    seq_length: int
+    element: int = FP32
+    tensor: int = 1
+    sequence_parallel: bool = False
+    recompute: Recompute = "none"
+    group: int = 1
+    fused: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a micro-batch."""
+        return self.samples * self.seq_length
+
+    @property
+    def rows(self) -> float:
+        """Tokens whose stream and norms this rank holds."""
+        return self.tokens / (self.tensor if self.sequence_parallel else 1)
+
+    @property
+    def stream(self) -> float:
+        """Bytes of the residual stream [s, b, h] on one rank."""
+        return self.rows * self.config.hidden_size * self.element
+
+    def _norm(self) -> float:
+        """A norm keeps its input and fp32 statistics; an RMSNorm that is not fused also its normalized input."""
+        if self.config.normalization == "layernorm":
+            return self.stream + 2 * FP32 * self.rows
+        return self.stream * (1 if self.fused else 2) + FP32 * self.rows
+
+    def _dropout(self, probability: float) -> float:
+        """The mask: a byte per element where fused, else a scaled mask in the format of the stream."""
+        return 0 if probability == 0 else self.stream / self.element if self.fused else self.stream
+
+    def _connection(self, plan: Sublayer) -> float:
+        """What lies around a branch: norms, dropout, and the input of its first matrix."""
+        norms = plan.norm_in + plan.norm_branch + plan.norm_out
+        return norms * self._norm() + self._dropout(self.config.hidden_dropout) + self.stream
+
+    def _attention(self, recomputed: bool) -> float:
+        config, n = self.config, self.tokens * self.element / self.tensor
+        query, key = config.num_attention_heads * config.kv_channels, config.groups * config.kv_channels
+        kept = n * (query + 2 * key)
+        if config.position == "rotary":
+            kept += n * (query + key)
+        elif config.num_attention_heads > config.groups > self.tensor:
+            kept += n * query  # queries of several groups do not lie side by side: they are copied together
+        statistics = FP32 * self.tokens * config.num_attention_heads / self.tensor
+        return kept + n * query + (0 if recomputed else statistics)
+
+    def _feed_forward(self) -> float:
+        """Before the activation, after it, and for a gate also the activated gate; a ReLU's gradient needs its result only."""
+        widths = {"gelu": 2, "silu": 2, "relu": 1, "relu2": 2, "swiglu": 4, "geglu": 4}[self.config.activation]
+        return widths * self.tokens * self.config.ffn_size * self.element / self.tensor
+
+    def layer(self, plan: Layer, *, recomputed: bool = False) -> float:
+        """Bytes of one layer; recomputed: its attention core is computed again in the backward pass."""
+        return self._connection(plan.attention) + self._attention(recomputed) + self._connection(plan.mlp) + self._feed_forward()
+
+    def layers(self, plans: Iterable[Layer]) -> float:
+        """Bytes kept by these layers between forward and backward, under the recomputation that was asked for."""
+        chosen = list(plans)
+        if self.recompute == "full":
+            return -(-len(chosen) // self.group) * self.stream
+        return sum(self.layer(plan, recomputed=self.recompute == "selective") for plan in chosen)
+
+    def working(self, plans: Iterable[Layer]) -> float:
+        """Bytes that recomputation brings back for a while: the largest group of layers, or the largest attention core."""
+        chosen = list(plans)
+        if self.recompute == "full":
+            return max((sum(self.layer(plan) for plan in chosen[i : i + self.group]) for i in range(0, len(chosen), self.group)), default=0.0)
+        if self.recompute == "selective":
+            return max((self.layer(plan) - self.layer(plan, recomputed=True) for plan in chosen), default=0.0)
+        return 0.0
+
+    def embedding(self) -> float:
+        """Bytes kept by the embedding: token and position numbers, its norm and dropout."""
+        scheme = SCHEMES[self.config.scheme]
+        numbers = 8 * self.samples * (self.seq_length + 1) + (8 * self.seq_length if self.config.position == "learned" else 0)
+        return numbers + (self._norm() if scheme.embedding_norm else 0) + self._dropout(self.config.hidden_dropout)
+
+    def head(self) -> float:
+        """Bytes kept by the final norm, the output projection and the loss (fp32 log-probabilities, labels, a weight)."""
+        scheme, config = SCHEMES[self.config.scheme], self.config
+        vocab = config.vocab_size or config.padded_vocab
+        if self.tensor > 1:
+            vocab = config.padded_vocab / self.tensor
+        labels = 8 * self.tokens if self.samples > 1 else 0  # turned to [s, b], which is a copy unless b is 1
+        return (self._norm() if scheme.final_norm else 0) + self.stream + FP32 * self.tokens * vocab + labels + FP32
+
+    def whole(self) -> float:
+        """Bytes of a whole model on one pipeline stage."""
+        plans = SCHEMES[self.config.scheme].plan(self.config.num_layers, self.config.scheme_options)
+        return self.embedding() + self.layers(plans) + self.head()
