@@ -61,7 +61,7 @@ class ParallelConfig(Strict):
     step_timeout_minutes: float | None = Field(
         None,
         ge=0,
-        description="A training step that takes longer than this ends the run on all processes, with a stack dump of each and the late one named. null: ten times "
-        "the slowest of the latest steps, at least half of timeout_minutes; 0: off. The first step of a start, evaluation and checkpoints have an hour.",
+        description="A training step that takes longer ends the run on all processes, with a stack dump of each and the late one named. null: ten times the "
+        "slowest of the latest steps, at least half of timeout_minutes; 0: off. The first step of a start, evaluation and checkpoints have an hour.",
     )
     preflight: bool = Field(True, description="Check every node (GPUs, versions, run directory, clock, network) before the first step.")

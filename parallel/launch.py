@@ -12,8 +12,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from model.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 GRACE_SECONDS = 30.0
@@ -28,6 +32,8 @@ class RankInfo:
     local_rank: int
     master_addr: str
     master_port: int
+    derived: bool = False
+    """Whether the port was computed from a job id, so that another process may have it."""
 
 
 def rank_from_environment(env: Mapping[str, str]) -> RankInfo | None:
@@ -44,7 +50,7 @@ def rank_from_environment(env: Mapping[str, str]) -> RankInfo | None:
 
         info = slurm_environment(env)
         if info is not None:
-            return RankInfo(info.rank, info.world_size, info.local_rank, info.master_addr, info.master_port)
+            return RankInfo(info.rank, info.world_size, info.local_rank, info.master_addr, info.master_port, derived=True)
     return None
 
 
@@ -55,11 +61,29 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def init_process_group(info: RankInfo, timeout_minutes: float) -> None:
-    """Joins the processes: NCCL with GPUs, gloo without. Sets the environment DeepSpeed reads. Raises RuntimeError when the others do not come."""
+def open_store(info: RankInfo, timeout_minutes: float) -> Store:
+    """Joins the processes' common store of small texts, all that exists before the process group, so that a sick GPU or network cannot hang it.
+
+    Sets the environment that DeepSpeed reads. Raises RuntimeError when the port is taken or the others do not come in time.
+    """
     os.environ.update(
         RANK=str(info.rank), WORLD_SIZE=str(info.world_size), LOCAL_RANK=str(info.local_rank), MASTER_ADDR=info.master_addr, MASTER_PORT=str(info.master_port)
     )
+    from torch.distributed import rendezvous
+
+    if info.derived and info.rank == 0:
+        from parallel.slurm import check_port
+
+        check_port(info.master_addr, info.master_port)
+    # The launcher's own store, where it has one (torchrun).
+    store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=timeout_minutes)))
+    store.set_timeout(timedelta(minutes=timeout_minutes))
+    return store  # type: ignore[no-any-return]
+
+
+def init_process_group(info: RankInfo, timeout_minutes: float, store: Store | None = None) -> None:
+    """Joins the processes: NCCL with GPUs, gloo without. Sets the environment DeepSpeed reads. Raises RuntimeError when the others do not come."""
+    store = store or open_store(info, timeout_minutes)
     gpu = has_gpu()
     if not gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -78,7 +102,13 @@ def init_process_group(info: RankInfo, timeout_minutes: float) -> None:
         from parallel import cpu
 
         cpu.enable()
-    torch.distributed.init_process_group("nccl" if gpu else "gloo", rank=info.rank, world_size=info.world_size, timeout=timedelta(minutes=timeout_minutes))
+    torch.distributed.init_process_group(
+        "nccl" if gpu else "gloo",
+        store=torch.distributed.PrefixStore("group", store),
+        rank=info.rank,
+        world_size=info.world_size,
+        timeout=timedelta(minutes=timeout_minutes),
+    )
 
 
 def free_port() -> int:

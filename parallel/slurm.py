@@ -130,19 +130,17 @@ def node_address(node: str) -> str | None:
     return match[1] if answer.returncode == 0 and match and resolves(match[1]) else None
 
 
-def check_port(info: RankInfo) -> None:
-    """On rank 0: tries the meeting point's port before the process group needs it. Raises RuntimeError, naming port and node, when it is taken."""
-    if info.rank != 0:
-        return
+def check_port(address: str, port: int) -> None:
+    """On rank 0: tries the meeting point's port before the process group needs it. Raises RuntimeError, naming port and address, when it is taken."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("", info.master_port))
+            probe.bind(("", port))
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
             raise RuntimeError(
-                f"port {info.master_port} on {info.master_addr} (from job {info.job_id}, restart {info.restart_count}) is in use by another process: "
+                f"port {port} on {address}, which follows from job id and restart count, is in use by another process: "
                 "a restart takes another port; FATHOM_MASTER_PORT sets one"
             ) from None
 

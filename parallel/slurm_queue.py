@@ -72,12 +72,26 @@ def show_job(handle: str) -> Job | None:
     return parse_job(answer.stdout.partition("\n")[0]) if answer is not None and answer.returncode == 0 else None
 
 
-def requeue(handle: str) -> str | None:
-    """Puts a running or timed-out job back into the queue. Returns Slurm's refusal, or None when it was accepted."""
-    answer = _call("scontrol", "requeue", handle)
+def requeue(handle: str, hold: bool = False) -> str | None:
+    """Puts a running or timed-out job back into the queue. hold: not to start before `release`. Returns Slurm's refusal, or None when it was accepted."""
+    return _refusal("scontrol", "requeuehold" if hold else "requeue", handle)
+
+
+def exclude_nodes(handle: str, nodes: Sequence[str]) -> str | None:
+    """Keeps a waiting job off some nodes. Returns Slurm's refusal, or None when it was accepted."""
+    return _refusal("scontrol", "update", f"JobId={handle}", f"ExcNodeList={','.join(nodes)}")
+
+
+def release(handle: str) -> str | None:
+    """Lets a held job start. Returns Slurm's refusal, or None when it was accepted."""
+    return _refusal("scontrol", "release", handle)
+
+
+def _refusal(*command: str) -> str | None:
+    answer = _call(*command)
     if answer is None:
         return "scontrol is missing or slurmctld does not answer"
-    return None if answer.returncode == 0 else (answer.stderr.strip() or f"scontrol requeue ended with {answer.returncode}")
+    return None if answer.returncode == 0 else (answer.stderr.strip() or f"{' '.join(command)} ended with {answer.returncode}")
 
 
 def queue() -> dict[str, Queued] | None:

@@ -6,19 +6,26 @@ import contextlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from model.errors import UserError
 from model.files import atomic_write_text
 from parallel.exit_codes import ExitCode
-from parallel.launch import RankInfo, free_port, has_gpu, init_process_group, rank_from_environment, start_local
+from parallel.launch import RankInfo, free_port, has_gpu, init_process_group, open_store, rank_from_environment, start_local
 from parallel.topology import Layout, Topology, check_layout
+from pretrain.callbacks.watchdog import Watchdog, timed_out
 from pretrain.config import RunConfig
 from pretrain.load_config import complete_model, dump_config, load_config
+from pretrain.preflight import BadNodeError, check_network, check_nodes
 from pretrain.sampling import micro_batch_indices
+from pretrain.state import FAILED, StaleStartError, forget_failures, read_state, record_failure, write_state
+from pretrain.stop import task_exit_code
 
 LOCAL_ARGUMENTS = ("-m", "pretrain.run")
+CODES: dict[type[Exception], ExitCode] = {UserError: ExitCode.USER_ERROR, BadNodeError: ExitCode.BAD_NODE, StaleStartError: ExitCode.STALE}
 
 
 def prepare(path: str, overrides: Sequence[str]) -> RunConfig:
@@ -54,7 +61,7 @@ def pretrain(path: str, overrides: Sequence[str]) -> int:
     """Runs a configuration on the processes that a launcher started, or on local ones that this starts. Returns the exit code."""
     info = rank_from_environment(os.environ)
     if info is not None:
-        return run_rank(prepare(path, overrides), info)
+        return start_rank(path, overrides, info)
     config = prepare(path, overrides)
     world = processes_of(config)
     check_sizes(config, world)
@@ -63,33 +70,82 @@ def pretrain(path: str, overrides: Sequence[str]) -> int:
     return start_local([*LOCAL_ARGUMENTS, path, *overrides], world)
 
 
-def run_rank(config: RunConfig, info: RankInfo) -> int:
-    """Everything one process does. Returns the exit code of the process."""
-    import torch
-
-    from pretrain.state import record_failure
-    from pretrain.stop import task_exit_code
-
-    layout = check_sizes(config, info.world_size)
-    run_dir = Path(config.runs_dir) / config.name
-    init_process_group(info, config.parallel.timeout_minutes)
+def start_rank(path: str, overrides: Sequence[str], info: RankInfo) -> int:
+    """One of several processes, from the configuration file on. What one node lacks and others have is a fault of that node. Returns the exit code."""
     try:
-        code, reason = _train(config, info, Topology(layout), run_dir)
-    except (UserError, OSError) as error:
-        record_failure(run_dir, info.rank, ExitCode.USER_ERROR if isinstance(error, UserError) else ExitCode.CRASH, str(error))
-        if os.environ.get("FATHOM_DEBUG") == "1":
+        return run_rank(prepare(path, overrides), info)
+    except UserError as error:
+        if info.world_size == 1:
             raise
-        if info.rank == 0 or not isinstance(error, UserError):
-            print(f"fathom: error: {error}", file=sys.stderr)
-        return int(ExitCode.USER_ERROR if isinstance(error, UserError) else ExitCode.CRASH)
-    if info.rank == 0:
-        print(f"{config.name}: {reason}", file=sys.stderr)
+        return run_rank(load_config(path, overrides), info, str(error))
+
+
+def run_rank(config: RunConfig, info: RankInfo, problem: str = "") -> int:
+    """Everything one process does. problem: why the run cannot start on this node, if it cannot. Returns the exit code of the process."""
+    run_dir = Path(config.runs_dir) / config.name
+    try:
+        layout = None if problem else check_sizes(config, info.world_size)
+    except UserError as error:
+        layout, problem = None, str(error)
+        if info.world_size == 1:
+            raise
+    watchdog: Watchdog | None = None
+    try:
+        if info.rank == 0:
+            forget_failures(run_dir)
+        store = open_store(info, config.parallel.timeout_minutes)
+        verdict = check_nodes(store, info, config, problem) if config.parallel.preflight else None
+        if layout is None:
+            raise UserError(problem)
+        hosts = verdict.hosts if verdict else [f"node of {rank}" for rank in range(info.world_size)]
+        watchdog = Watchdog(run_dir, info.rank, hosts, config.parallel.step_timeout_minutes, config.parallel.timeout_minutes)
+        init_process_group(info, config.parallel.timeout_minutes, store)
+        if verdict is not None and info.world_size > 1:
+            check_network(info, run_dir, verdict)
+        code, reason = _train(config, info, Topology(layout), run_dir, watchdog)
+    except Exception as error:
+        return _failed(error, info, run_dir, watchdog)
+    _leave_word(code, reason, info, run_dir)
     with contextlib.suppress(Exception):
+        import torch
+
         torch.distributed.destroy_process_group()
     return task_exit_code(code)
 
 
-def _train(config: RunConfig, info: RankInfo, topology: Topology, run_dir: Path) -> tuple[ExitCode, str]:
+def _leave_word(code: ExitCode, reason: str, info: RankInfo, run_dir: Path) -> None:
+    """The exit code into state.json, where whatever started this looks for it: a task of srun that leaves in order has to end with 0."""
+    if info.rank == 0:
+        with contextlib.suppress(StaleStartError, OSError):
+            fields: dict[str, Any] = {"state": FAILED} if code is ExitCode.DIVERGED and "SLURM_JOB_ID" not in os.environ else {}
+            write_state(run_dir, exit_code=int(code), reason=reason, **fields)
+        print(f"{run_dir.name}: {reason}", file=sys.stderr)
+    if code is ExitCode.DIVERGED and info.rank == 0:
+        record_failure(run_dir, info.rank, code, reason)
+
+
+def _failed(error: Exception, info: RankInfo, run_dir: Path, watchdog: Watchdog | None) -> int:
+    """Says why this process ends, in one line where that is all there is to know, and leaves it for whatever started the run. Returns the exit code."""
+    if watchdog is not None and info.world_size > 1 and timed_out(error):
+        watchdog.end(f"a collective did not end in time ({' '.join(str(error).split())[:200]})")
+    code = next((code for kind, code in CODES.items() if isinstance(error, kind)), ExitCode.CRASH)
+    text = " ".join(str(error).split()) or type(error).__name__
+    if code is ExitCode.CRASH and not isinstance(error, OSError):
+        text = f"{type(error).__name__}: {text}"
+        traceback.print_exc()
+    if os.environ.get("FATHOM_DEBUG") == "1":
+        raise error
+    if not isinstance(error, BadNodeError):  # which has left word already, on the node that is bad
+        record_failure(run_dir, info.rank, code, text)
+    if info.rank == 0 or not isinstance(error, UserError | BadNodeError):
+        print(f"fathom: error: {text}", file=sys.stderr)
+    if info.rank == 0 and "SLURM_JOB_ID" not in os.environ and not isinstance(error, StaleStartError) and read_state(run_dir):
+        with contextlib.suppress(StaleStartError, OSError):
+            write_state(run_dir, state=FAILED, reason=text, exit_code=int(code))
+    return int(code)
+
+
+def _train(config: RunConfig, info: RankInfo, topology: Topology, run_dir: Path, watchdog: Watchdog | None = None) -> tuple[ExitCode, str]:
     from pretrain.build import build_engine
     from pretrain.callbacks import Callback
     from pretrain.callbacks.display import Display
@@ -110,7 +166,8 @@ def _train(config: RunConfig, info: RankInfo, topology: Topology, run_dir: Path)
         for split in (("train", "validation") if config.train.eval_samples else ("train",))
     }
     engine = build_engine(config, topology)
-    callbacks: list[Callback] = []
+    # First of all, so that what the others do counts as time between two steps.
+    callbacks: list[Callback] = [watchdog] if watchdog is not None else []
     trainer = Trainer(config, run_dir, engine, blends["train"], blends.get("validation"), callbacks)
     resumed = trainer.resume()
     metrics = MetricsFile(config.log.interval)
@@ -126,4 +183,4 @@ if __name__ == "__main__":
     rank = rank_from_environment(os.environ)
     if rank is None:
         sys.exit("fathom: error: pretrain.run is started by `fathom pretrain`")
-    sys.exit(run_rank(prepare(sys.argv[1], sys.argv[2:]), rank))
+    sys.exit(start_rank(sys.argv[1], sys.argv[2:], rank))

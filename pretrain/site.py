@@ -80,6 +80,9 @@ class SiteConfig(Strict):
     environment: dict[str, str] = Field(
         default_factory=dict, description="Environment variables of the tasks, taken literally: network interfaces, NCCL settings."
     )
+    exclude_bad_nodes: bool = Field(
+        False, description="A node that fails its check before the first step is excluded from the following starts of the job (its ExcNodeList)."
+    )
     container: ContainerConfig | None = Field(None, description="Run the tasks in a container; null runs them directly.")
     python: Line | None = Field(
         None, description="Python of the batch script, and of the tasks where there is no container; null means the one that runs `fathom submit`."

@@ -162,6 +162,20 @@ def record_failure(run_dir: Path | str, rank: int, exit_code: int, reason: str, 
         atomic_write_text(Path(run_dir) / CONTROL / f"{owner.label}.rank{rank:05d}.json", json.dumps(asdict(failure)))
 
 
+def forget_failures(run_dir: Path | str, owner: Owner | None = None) -> None:
+    """Removes what an earlier start of the same name left: without Slurm, and in an interactive allocation, all have the same one.
+
+    In a batch job the batch script has claimed the run and cleared up, and other ranks of this start may have failed already.
+    """
+    owner = owner or Owner.from_environment()
+    state = read_state(run_dir)
+    if owner_of(state) == owner and state.get("state") == STARTING:
+        return
+    for pattern in (f"{owner.label}.rank*", f"{owner.label}.hang*", f"{owner.label}.preflight*"):
+        for path in (Path(run_dir) / CONTROL).glob(pattern):
+            path.unlink(missing_ok=True)
+
+
 def read_failures(run_dir: Path | str, owner: Owner) -> list[Failure]:
     """What the ranks of one start left, first one first."""
     failures = []

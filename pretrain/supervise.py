@@ -33,7 +33,8 @@ TOO_LATE = 1000
 
 @dataclass(frozen=True)
 class Decision:
-    """What happens after a start has ended. state and reason go into state.json, exit_code is that of the batch script."""
+    """What happens after a start has ended. state and reason go into state.json, exit_code is that of the batch script; exclude: nodes that failed their
+    check before the first step."""
 
     requeue: bool
     reason: str
@@ -42,6 +43,7 @@ class Decision:
     step: int | None = None
     stalled: int = 0
     by_slurm: bool = False
+    exclude: tuple[str, ...] = ()
 
 
 def decide(run_dir: Path | str, exit_code: int, job: Job | None = None, owner: Owner | None = None, max_restarts: int = MAX_RESTARTS) -> Decision:
@@ -82,7 +84,8 @@ def decide(run_dir: Path | str, exit_code: int, job: Job | None = None, owner: O
             step,
             stalled,
         )
-    return Decision(True, words, states.REQUEUED, 0, step, 0 if preempted else stalled)
+    bad = {failure.host for failure in states.read_failures(run_dir, owner) if failure.exit_code == ExitCode.BAD_NODE} if code == ExitCode.BAD_NODE else ()
+    return Decision(True, words, states.REQUEUED, 0, step, 0 if preempted else stalled, exclude=tuple(sorted(bad)))
 
 
 def cancelled(job: Job | None, owner: Owner) -> bool:
@@ -149,12 +152,15 @@ def on_term(run_dir: Path, owner: Owner, job: Job | None, max_restarts: int = MA
     return decide(run_dir, TOO_LATE if job.reason == "TimeLimit" else 128 + 15, job, owner, max_restarts)
 
 
-def carry_out(run_dir: Path, owner: Owner, decision: Decision) -> int:
+def carry_out(run_dir: Path, owner: Owner, decision: Decision, exclude_bad_nodes: bool = False) -> int:
     """Writes the state, asks Slurm for another start where decided, and returns the exit code for the batch script."""
-    fields = {"state": decision.state, "reason": decision.reason, "step": decision.step, "stalled": decision.stalled}
+    fields: dict[str, Any] = {"state": decision.state, "reason": decision.reason, "step": decision.step, "stalled": decision.stalled}
+    excluded = sorted({*(states.read_state(run_dir).get("excluded") or []), *decision.exclude}) if exclude_bad_nodes else []
+    if excluded:
+        fields["excluded"] = excluded
     states.write_state(run_dir, owner, **fields)  # first: after the requeue Slurm ends this process
     if decision.requeue and not decision.by_slurm:
-        refusal = slurm_queue.requeue(owner.job_id or "")
+        refusal = slurm_queue.requeue(owner.job_id or "") if not (exclude_bad_nodes and decision.exclude) else requeue_elsewhere(owner.job_id or "", excluded)
         if refusal is not None:
             reason = f"{decision.reason}; it should start again, but: {refusal}. Submit it again to go on"
             states.write_state(run_dir, owner, state=states.FAILED, reason=reason)
@@ -162,6 +168,19 @@ def carry_out(run_dir: Path, owner: Owner, decision: Decision) -> int:
             return 1
     say(f"{decision.state}: {decision.reason}")
     return decision.exit_code
+
+
+def requeue_elsewhere(handle: str, excluded: Sequence[str]) -> str | None:
+    """Puts the job back into the queue, not to run on some nodes again. Returns Slurm's refusal to requeue it, or None.
+
+    Slurm changes the nodes of waiting jobs only, so the job is held until that is done; where it is refused, the job goes on without.
+    """
+    refusal = slurm_queue.requeue(handle, hold=True)
+    if refusal is not None:
+        return refusal
+    problem = slurm_queue.exclude_nodes(handle, excluded)
+    say(f"nodes {','.join(excluded)} {f'could not be excluded: {problem}' if problem else 'are excluded from now on'}")
+    return slurm_queue.release(handle)
 
 
 def usable_nodes(allocated: int, allowed: Sequence[int]) -> int:
@@ -184,6 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--exit-code", type=int, default=0)
     parser.add_argument("--max-restarts", type=int, default=MAX_RESTARTS)
+    parser.add_argument("--exclude-bad-nodes", action="store_true", help="never again use a node that failed its check")
     parser.add_argument("--allowed-nodes", default="", help="numbers of nodes the layout can use; prints the one to use")
     options = parser.parse_args(arguments)
     owner = Owner.from_environment()
@@ -216,11 +236,12 @@ def _run(options: argparse.Namespace, owner: Owner) -> int:
         return 0
     if options.command == "on-term":
         decision = on_term(run_dir, owner, job, options.max_restarts)
-        return 0 if decision is None else carry_out(run_dir, owner, decision)
+        return 0 if decision is None else carry_out(run_dir, owner, decision, options.exclude_bad_nodes)
     state = states.read_state(run_dir)
     if states.owner_of(state) == owner and state.get("state") in (states.CANCELLED, states.REQUEUED):
         return 0  # on-term was faster
-    return carry_out(run_dir, owner, decide(run_dir, options.exit_code, job, owner, options.max_restarts))
+    decision = decide(run_dir, options.exit_code, job, owner, options.max_restarts)
+    return carry_out(run_dir, owner, decision, options.exclude_bad_nodes)
 
 
 def _what_happened(run_dir: Path | str, exit_code: int, state: Mapping[str, Any], owner: Owner) -> tuple[ExitCode, str]:
@@ -230,6 +251,8 @@ def _what_happened(run_dir: Path | str, exit_code: int, state: Mapping[str, Any]
     if failures and code in (None, ExitCode.CRASH):
         # A lost collective is what the others see when one rank dies: a code that says more wins over an earlier crash.
         first = next((failure for failure in failures if failure.exit_code != ExitCode.CRASH), failures[0])
+        if first.exit_code == ExitCode.HUNG:  # all ranks say the same, and it is about another one
+            return ExitCode.HUNG, first.reason
         more = f" (and {len(failures) - 1} more ranks)" if len(failures) > 1 else ""
         return as_exit_code(first.exit_code), f"rank {first.rank} on {first.host}: {first.reason}{more}"
     if code == ExitCode.STOPPED and 0 < exit_code <= 255 and not states.asked_to_stop(run_dir, owner):

@@ -16,7 +16,7 @@ class RunState(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         """The run is this start's."""
-        state.claim(trainer.run_dir, state=state.RUNNING, reason="", step=trainer.step)
+        state.claim(trainer.run_dir, state=state.RUNNING, reason="", step=trainer.step, exit_code=None)
 
     def on_checkpoint(self, trainer: Trainer, record: dict[str, Any]) -> None:
         """A new checkpoint is progress."""

@@ -25,7 +25,7 @@ def flat_cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def netns_cluster() -> Iterator[Cluster]:
-    cluster = _start("netns", 2)
+    cluster = _start("netns", 3)
     yield cluster
     cluster.close()
 
@@ -47,6 +47,6 @@ def cluster(flat_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 @pytest.fixture
 def separate_cluster(netns_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Two nodes, each with its own network, host name and address."""
+    """Three nodes, each with its own network, host name and address."""
     yield _reachable(netns_cluster, monkeypatch)
     netns_cluster.reset()

@@ -2,78 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from slurm_cluster import LAB, Cluster  # type: ignore[import-not-found]
+from slurm_cluster import Cluster  # type: ignore[import-not-found]
+from slurm_runs import Runs  # type: ignore[import-not-found]
 
 from parallel.slurm import expand_hosts
-from pretrain.load_config import load_config
-from pretrain.site import SiteConfig
-from pretrain.state import read_state, read_submitted
+from pretrain.state import read_submitted
 from pretrain.status import collect
-from pretrain.submit import Request, log_path, plan, submit
 from tools.submit import follow_log
 
 pytestmark = pytest.mark.slurm
-
-CONFIG = """
-name: demo
-runs_dir: {folder}/runs
-model: {{num_layers: 4, hidden_size: 16, num_attention_heads: 2, vocab_size: 128}}
-data: {{corpora: [{{path: {folder}/data}}], seq_length: 8}}
-optimizer: {{lr: 0.001}}
-train: {{steps: 20, global_batch_size: 8, micro_batch_size: 1}}
-"""
-
-
-class Runs:
-    """Submits stand-in runs of one test and follows them."""
-
-    def __init__(self, cluster: Cluster, folder: Path) -> None:
-        self.cluster, self.folder = cluster, folder
-        (folder / "data").mkdir()
-        (folder / "data" / "dataset.json").write_text("{}")
-        self.config_file = folder / "demo.yaml"
-        self.config_file.write_text(CONFIG.format(folder=folder))
-        self.run_dir = folder / "runs" / "demo"
-        self.log = Path()
-
-    def submit(self, *arguments: str, nodes: str = "2", site: dict[str, Any] | None = None, overrides: Sequence[str] = (), **request: Any) -> list[str]:
-        common = {
-            "gpus_per_node": 0,
-            "tasks_per_node": 2,
-            "time": "10",
-            "signal_margin": 60,
-            "environment": {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
-        }
-        facts = SiteConfig.model_validate({**common, **(site or {})})
-        command = (str(LAB / "standin.py"), "$RUN", *arguments)
-        planned = plan(lambda more: load_config(self.config_file, [*overrides, *more]), facts, Request(nodes=nodes, command=command, **request))
-        jobs = submit(planned)
-        self.log = log_path(planned, jobs[0])
-        return jobs
-
-    def says(self, pattern: str) -> None:
-        self.cluster.wait_text(self.log, pattern)
-
-    def count(self, pattern: str) -> int:
-        return len(re.findall(pattern, self.log.read_text(), re.MULTILINE))
-
-    def state(self, run_dir: Path | None = None) -> dict[str, Any]:
-        return read_state(run_dir or self.run_dir)
-
-    def steps(self) -> list[int]:
-        """Steps in the order they were trained."""
-        lines = [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
-        return [line["step"] for line in lines if line["event"] == "train"]
 
 
 @pytest.fixture

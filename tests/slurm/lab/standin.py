@@ -22,7 +22,8 @@ def joined(info: Any) -> Any:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    check_port(info)
+    if info.rank == 0:
+        check_port(info.master_addr, info.master_port)
     dist.init_process_group("gloo", init_method=f"tcp://{info.master_addr}:{info.master_port}", rank=info.rank, world_size=info.world_size)
 
     def largest(value: int) -> int:

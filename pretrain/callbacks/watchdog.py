@@ -1,0 +1,274 @@
+"""Ends a run whose step or collective does not end: stacks of every rank, the late one by name, exit code 78 everywhere.
+
+Each rank watches its own progress, in memory, so that a run in order costs two assignments a step and one look at a file every few seconds. The first rank
+that has waited too long leaves a mark beside state.json; every rank that can still run then dumps its stacks and says where it is. A rank that is stopped,
+or whose node is gone, is known by saying nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model.files import atomic_write_text
+from parallel.exit_codes import ExitCode
+from pretrain.callbacks import Callback
+from pretrain.state import CONTROL, FAILED, Owner, record_failure, write_state
+
+if TYPE_CHECKING:
+    from pretrain.loop import Trainer
+
+UNMEASURED_SECONDS = 3600.0
+"""For what has no usual length: the first step with its compilation, reading data, evaluation, checkpoints."""
+MEASURED_STEPS = 100
+BETWEEN, BACKWARD, UPDATE = 0, 1, 2
+PHASES = ("before its forward pass (data, evaluation, checkpoint, callbacks)", "forward or backward pass", "norm, optimizer, gathering of weights")
+NAMED_RANKS = 4
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where a rank is. step: being taken, or to be taken next; phase: index into PHASES; waiting: inside of a collective; where: innermost line of code."""
+
+    rank: int
+    host: str
+    step: int
+    phase: int
+    waiting: bool
+    where: str
+
+
+class Watchdog(Callback):
+    """One for each rank.
+
+    hosts: node of each rank; step_minutes: limit of a step, None for one that follows from the steps, 0 for none; collective_minutes: of the process group.
+    leave: ends the process, given the exit code.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        rank: int,
+        hosts: Sequence[str],
+        step_minutes: float | None,
+        collective_minutes: float,
+        owner: Owner | None = None,
+        leave: Callable[[int], Any] = os._exit,
+    ) -> None:
+        self.run_dir, self.rank, self.hosts, self.leave = run_dir, rank, list(hosts), leave
+        self.owner = owner or Owner.from_environment()
+        self.folder = run_dir / CONTROL
+        self.step_seconds = None if step_minutes is None else 60 * step_minutes
+        self.collective_seconds = 60 * collective_minutes
+        self._recent: deque[float] = deque(maxlen=MEASURED_STEPS)
+        self._compiled = False  # a start's first step says nothing about the others
+        self._mark = (0, BETWEEN, time.monotonic())
+        self._stop, self._ending = threading.Event(), threading.Lock()
+        self._main = threading.main_thread()
+        shortest = self.step_seconds if self.step_seconds else self.collective_seconds / 2
+        self.poll_seconds = min(10.0, max(0.2, shortest / 10))
+        self._thread: threading.Thread | None = None
+
+    @property
+    def on(self) -> bool:
+        """Whether steps are watched."""
+        return self.step_seconds != 0
+
+    # -- moments of a run
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Starts watching."""
+        self._mark = (trainer.step + 1, BETWEEN, time.monotonic())
+        self.start()
+
+    def before_step(self, trainer: Trainer) -> None:
+        """A step begins."""
+        self._mark = (trainer.step, BACKWARD, time.monotonic())
+
+    def on_gradients(self, trainer: Trainer) -> None:
+        """Gradients are reduced; the clock of the step goes on."""
+        step, _, begin = self._mark
+        self._mark = (step, UPDATE, begin)
+
+    def on_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        """The step is done."""
+        if self._compiled:
+            self._recent.append(float(record["step_time_s"]))
+        self._compiled = True
+        self._between(trainer)
+
+    def on_eval(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        """An evaluation is progress."""
+        self._between(trainer)
+
+    def on_checkpoint(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        """So is a checkpoint."""
+        self._between(trainer)
+
+    def on_end(self, trainer: Trainer, reason: str) -> None:
+        """Stops watching."""
+        self.stop()
+
+    def _between(self, trainer: Trainer) -> None:
+        self._mark = (trainer.step + 1, BETWEEN, time.monotonic())
+
+    # -- watching
+
+    def start(self) -> None:
+        """Begins to watch, in a thread of its own."""
+        if self.on and self._thread is None:
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Ends watching."""
+        self._stop.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=60)
+            faulthandler.cancel_dump_traceback_later()
+            with contextlib.suppress(OSError):
+                if not self.stacks_file(self.rank).stat().st_size:
+                    self.stacks_file(self.rank).unlink()
+
+    def limit(self, phase: int) -> float:
+        """Seconds after the last progress at which a rank in this phase counts as hung."""
+        explicit = self.step_seconds or 0.0
+        if phase == BETWEEN or not self._recent:
+            return max(UNMEASURED_SECONDS, explicit)
+        if self.step_seconds:
+            return self.step_seconds
+        slowest = max(self._recent)
+        # Before the collectives' own limit, which ends processes without a word; but a step may take twice what one took a moment ago.
+        return max(self.collective_seconds / 2, min(10 * slowest, 0.9 * self.collective_seconds), 2 * slowest)
+
+    def _watch(self) -> None:
+        stacks = self._open_stacks()
+        looked = time.monotonic()
+        while not self._stop.wait(self.poll_seconds):
+            now = time.monotonic()
+            step, phase, since = self._mark
+            asleep = now - looked - self.poll_seconds
+            if asleep > 5 * self.poll_seconds:  # this process was itself stopped, or starved: no time of its own has passed
+                since += asleep
+                if self._mark[:2] == (step, phase):
+                    self._mark = (step, phase, since)
+            looked = now
+            if stacks is not None and len(self.hosts) > 1:
+                # A thread in C, for a rank that computes without ever giving Python a turn: it dumps, and ends the process with code 1.
+                faulthandler.dump_traceback_later(2 * self.limit(phase) + 60, exit=True, file=stacks)
+            if now - since > self.limit(phase) or self.trigger.exists():
+                self.end(f"step {step} did not end within {self.limit(phase):.0f} s")
+                return
+
+    @property
+    def trigger(self) -> Path:
+        """Its existence asks every rank of this start to report and leave; it holds what went wrong."""
+        return self.folder / f"{self.owner.label}.hang"
+
+    def stacks_file(self, rank: int) -> Path:
+        """Where a rank's stacks are."""
+        return self.folder / f"{self.owner.label}.rank{rank:05d}.stacks"
+
+    def _open_stacks(self) -> Any:
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return self.stacks_file(self.rank).open("w")
+        return None
+
+    # -- the end
+
+    def end(self, what: str) -> None:
+        """Dumps stacks, waits for the other ranks' words, names the late one, and leaves with code 78. Does not return (unless `leave` does)."""
+        if not self._ending.acquire(blocking=False):
+            time.sleep(600)  # the other thread of this rank is at it, and ends the process
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self.trigger.exists():
+                atomic_write_text(self.trigger, what)
+            with self.stacks_file(self.rank).open("w") as file:
+                faulthandler.dump_traceback(file, all_threads=True)
+            atomic_write_text(self._report_file(self.rank), json.dumps(asdict(self.report())))
+            what = self.trigger.read_text() or what
+        reports = self._collect()
+        late = late_ranks(reports, self.hosts)
+        reason = f"{what}: {late}; stacks in {self.folder}"
+        record_failure(self.run_dir, self.rank, ExitCode.HUNG, reason, self.owner)
+        if self.rank == min((report.rank for report in reports), default=self.rank):
+            print(f"fathom: hung: {reason}", file=sys.stderr, flush=True)
+            if self.owner.job_id is None:  # a batch script says it by itself
+                with contextlib.suppress(Exception):
+                    write_state(self.run_dir, self.owner, state=FAILED, reason=reason, exit_code=int(ExitCode.HUNG))
+        self.leave(int(ExitCode.HUNG))
+
+    def report(self) -> Report:
+        """Where this rank is."""
+        step, phase, _ = self._mark
+        waiting, where = stack_of(self._main.ident)
+        return Report(self.rank, self.hosts[self.rank], step, phase, waiting, where)
+
+    def _report_file(self, rank: int) -> Path:
+        return self.folder / f"{self.owner.label}.hang.{rank:05d}.json"
+
+    def _collect(self) -> list[Report]:
+        """The reports of all ranks, or of those that came in the time in which every living one must have seen the mark."""
+        end = time.monotonic() + max(5.0, 3 * self.poll_seconds)
+        while True:
+            reports = []
+            for path in sorted(self.folder.glob(f"{self.owner.label}.hang.*.json")):
+                with contextlib.suppress(OSError, ValueError, TypeError):
+                    reports.append(Report(**json.loads(path.read_text(encoding="utf-8"))))
+            if len(reports) >= len(self.hosts) or time.monotonic() > end:
+                return reports
+            time.sleep(0.2 if len(self.hosts) <= 32 else 2.0)
+
+
+def late_ranks(reports: Sequence[Report], hosts: Sequence[str]) -> str:
+    """Who holds the others up, in words. hosts: node of each rank; a rank without a report is stopped, or its node is gone."""
+    told = {report.rank for report in reports}
+    silent = [rank for rank in range(len(hosts)) if rank not in told]
+    if silent:
+        return f"{_names(silent, hosts)} gave no sign of life"
+    first = min((report.step, report.phase) for report in reports)
+    behind = [report for report in reports if (report.step, report.phase) == first]
+    if len(behind) == len(reports):
+        behind = [report for report in reports if not report.waiting]
+    if behind and len(behind) < max(len(reports), 2):
+        where = behind[0]
+        return f"{_names([report.rank for report in behind], hosts)} held up the others, in step {where.step}, {PHASES[where.phase]}, at {where.where}"
+    where = reports[0]
+    return f"no rank is behind the others: step {where.step}, {PHASES[where.phase]}, rank {where.rank} at {where.where}"
+
+
+def _names(ranks: Sequence[int], hosts: Sequence[str]) -> str:
+    named = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in ranks[:NAMED_RANKS])
+    return named + (f" and {len(ranks) - NAMED_RANKS} more" if len(ranks) > NAMED_RANKS else "")
+
+
+def stack_of(thread: int | None) -> tuple[bool, str]:
+    """Whether a thread waits in a collective, and its innermost line as `file.py:12 in name`."""
+    frame = sys._current_frames().get(thread) if thread is not None else None
+    if frame is None:
+        return False, "unknown"
+    where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}"
+    waiting = False
+    while frame is not None:
+        name = frame.f_code.co_filename
+        waiting = waiting or "torch/distributed/" in name or name.endswith("p2p_communication.py")
+        frame = frame.f_back
+    return waiting, where
+
+
+def timed_out(error: BaseException) -> bool:
+    """Whether an error of PyTorch says that a collective took too long."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("timed out" in text or "timeout" in text)

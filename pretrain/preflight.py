@@ -1,0 +1,319 @@
+"""Before the first step: is every node fit for this run? Exchanged through the processes' store, so that a sick GPU or network cannot hang the check."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model.errors import UserError
+from model.files import atomic_write_text
+from parallel.exit_codes import ExitCode
+from parallel.launch import RankInfo, has_gpu
+from pretrain.config import RunConfig
+from pretrain.environment import ROOT, git, versions
+from pretrain.state import CONTROL, Owner, record_failure
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+RECORD = "preflight.json"
+COMPARED = ("torch", "deepspeed", "megatron-core", "transformer-engine")
+CHECKPOINT_BYTES = 12
+"""Of one parameter: weights and two moments of Adam in fp32."""
+CLOCK_SECONDS = 5.0
+MATRIX = 512
+ALL_REDUCE_BYTES = {True: 64 * 2**20, False: 2**20}
+"""Of the network's trial, with and without GPUs."""
+SHARED_SECONDS = 10.0
+"""How long a network file system may take to show a new file."""
+GPU, PATH, VERSION = "gpu", "path", "version"
+
+
+class BadNodeError(RuntimeError):
+    """At least one node is not fit for the run, others are; the text names it. here: whether it is the node of this process."""
+
+    def __init__(self, text: str, here: bool) -> None:
+        super().__init__(text)
+        self.here = here
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One rank's findings. problems: (kind, text); gpu: unique id of its GPU; commit and free_bytes: told by the first rank of each node."""
+
+    rank: int
+    host: str
+    problems: list[list[str]]
+    software: dict[str, str | None]
+    gpu: str | None = None
+    gpu_name: str | None = None
+    free_bytes: int | None = None
+
+
+@dataclass
+class Verdict:
+    """hosts: node of each rank; bad: what is wrong with which node; mistake: what is wrong on all of them; notes: what a run survives."""
+
+    hosts: list[str]
+    bad: dict[str, list[str]] = field(default_factory=dict)
+    mistake: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+def check_nodes(store: Store, info: RankInfo, config: RunConfig, problem: str = "") -> Verdict:
+    """Every rank's part of the check; the same verdict everywhere. problem: what kept this rank from reading configuration and data, if anything.
+
+    Raises UserError for what is wrong on all nodes, BadNodeError for what is wrong on some, RuntimeError naming the ranks that did not come.
+    """
+    run_dir = Path(config.runs_dir) / config.name
+    facts = _facts(store, info, config, run_dir, problem)
+    store.set(f"preflight/{info.rank}", json.dumps(asdict(facts)))
+    if info.rank == 0:
+        everyone = [Facts(**json.loads(store.get(f"preflight/{rank}"))) for rank in range(info.world_size)]
+        verdict = judge(everyone)
+        with contextlib.suppress(OSError):  # told as a problem of this node
+            atomic_write_text(run_dir / RECORD, json.dumps(_record(everyone, verdict), indent=1) + "\n")
+        store.set("preflight/verdict", json.dumps(asdict(verdict)))
+    verdict = Verdict(**json.loads(store.get("preflight/verdict")))
+    here = facts.host in verdict.bad
+    if verdict.bad and here and verdict.hosts.index(facts.host) == info.rank:
+        record_failure(run_dir, info.rank, ExitCode.BAD_NODE, "; ".join(verdict.bad[facts.host]))
+    _leave_together(store, info)
+    if info.rank == 0:
+        for token in (run_dir / CONTROL).glob(f"{Owner.from_environment().label}.preflight.*"):
+            token.unlink(missing_ok=True)
+    if verdict.mistake:
+        raise UserError(verdict.mistake)
+    if verdict.bad:
+        raise BadNodeError("; ".join(f"{host}: {'; '.join(texts)}" for host, texts in sorted(verdict.bad.items())), here)
+    return verdict
+
+
+def judge(everyone: Sequence[Facts]) -> Verdict:
+    """What the facts of all ranks, in order of rank, say about the nodes."""
+    verdict = Verdict([facts.host for facts in everyone])
+    problems: dict[str, dict[str, str]] = defaultdict(dict)
+    for facts in everyone:
+        for kind, text in facts.problems:
+            problems[facts.host].setdefault(kind, text)
+    for host, owners in _shared_gpus(everyone).items():
+        problems[host].setdefault(GPU, f"ranks {' and '.join(map(str, owners))} have the same GPU: give each task its own (gpus_per_node of the site file)")
+    for host, text in _odd_software(everyone).items():
+        problems[host].setdefault(VERSION, text)
+    hosts = list(dict.fromkeys(verdict.hosts))
+    paths = [problems[host][PATH] for host in hosts if PATH in problems[host]]
+    if len(paths) == len(hosts):
+        verdict.mistake = paths[0]
+    else:
+        verdict.bad = {host: list(texts.values()) for host, texts in problems.items() if texts}
+    names = Counter(facts.gpu_name for facts in everyone)
+    if len(names) > 1:
+        verdict.notes.append(f"different GPUs: {', '.join(f'{number} x {name}' for name, number in names.items())}")
+    return verdict
+
+
+def _shared_gpus(everyone: Sequence[Facts]) -> dict[str, list[int]]:
+    owners: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for facts in everyone:
+        if facts.gpu is not None:
+            owners[facts.host, facts.gpu].append(facts.rank)
+    return {host: ranks for (host, _), ranks in owners.items() if len(ranks) > 1}
+
+
+def _odd_software(everyone: Sequence[Facts]) -> dict[str, str]:
+    """Nodes whose versions differ from those of most nodes (of rank 0, where two are as common)."""
+    odd: dict[str, str] = {}
+    for name in dict.fromkeys(name for facts in everyone for name in facts.software):
+        found = {facts.host: facts.software[name] for facts in reversed(everyone) if name in facts.software}
+        numbers = Counter(found[host] for host in reversed(found))
+        usual = max(numbers, key=lambda version: numbers[version])
+        for host, version in found.items():
+            if version != usual:
+                odd.setdefault(host, f"{name} is {version or 'missing'} here and {usual or 'missing'} on other nodes")
+    return odd
+
+
+def _facts(store: Store, info: RankInfo, config: RunConfig, run_dir: Path, problem: str) -> Facts:
+    problems = [[PATH, problem]] if problem else []
+    host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    software: dict[str, str | None] = {"python": platform.python_version()}
+    gpu, gpu_name, failed = _gpu(info)
+    if failed:
+        problems.append([GPU, failed])
+    free = None
+    if info.rank == 0:
+        store.set("preflight/token", _token(run_dir))
+    if info.local_rank == 0:
+        software |= {name: version for name, version in versions().items() if name in COMPARED} | {"the commit of Fathom": _commit()}
+        trouble, free = _run_directory(run_dir, store.get("preflight/token").decode(), config if not problem else None)
+        if trouble:
+            problems.append([PATH, trouble])
+    return Facts(info.rank, host, problems, software, gpu, gpu_name, free)
+
+
+def _token(run_dir: Path) -> str:
+    """Name of a new file in the run directory, which other nodes must see; empty where it cannot be written."""
+    name = f"{Owner.from_environment().label}.preflight.{os.getpid()}.{time.time_ns()}"
+    try:
+        (run_dir / CONTROL).mkdir(parents=True, exist_ok=True)
+        (run_dir / CONTROL / name).write_text(name)
+    except OSError:
+        return ""
+    return name
+
+
+def _run_directory(run_dir: Path, token: str, config: RunConfig | None) -> tuple[str, int | None]:
+    """What is wrong with the run directory on this node, and its free bytes."""
+    folder = run_dir / CONTROL
+    probe = folder / f".{socket.gethostname()}.{os.getpid()}.probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with probe.open("wb") as file:
+            file.write(b"fathom" * 1000)
+            file.flush()
+            os.fsync(file.fileno())
+        probe.unlink()
+        free = shutil.disk_usage(run_dir).free
+    except OSError as error:
+        return f"{run_dir} is not writable here: {error.strerror}", None
+    end = time.monotonic() + SHARED_SECONDS
+    while token and not (folder / token).exists():
+        if time.monotonic() > end:
+            return f"{run_dir} is not the same folder as on the node of rank 0: runs_dir must be on a file system that all nodes share", free
+        time.sleep(0.1)
+    needed = _checkpoint_bytes(config)
+    if free < needed:
+        return f"{run_dir} has {free / 2**30:.1f} GiB free, one checkpoint takes about {needed / 2**30:.1f} GiB: make room, or set runs_dir", free
+    return "", free
+
+
+def _checkpoint_bytes(config: RunConfig | None) -> int:
+    from model.size import parameter_count
+
+    return CHECKPOINT_BYTES * parameter_count(config.model)["total"] if config is not None else 0
+
+
+def _commit() -> str | None:
+    """What code this is: HEAD, or what a snapshot says it was copied from."""
+    try:
+        return str(json.loads((ROOT / "SNAPSHOT.json").read_text(encoding="utf-8"))["commit"])
+    except (OSError, ValueError, KeyError):
+        return (git() or {}).get("commit")
+
+
+def _gpu(info: RankInfo) -> tuple[str | None, str | None, str]:
+    """Unique id and name of this rank's GPU, and what is wrong with it: a product whose result is known, in the formats that training uses."""
+    if not has_gpu():
+        wanted = os.environ.get("SLURM_GPUS_ON_NODE") or os.environ.get("SLURM_STEP_GPUS")
+        return None, None, f"the job has GPUs here ({wanted}), but CUDA does not work: see nvidia-smi on this node" if wanted not in (None, "", "0") else ""
+    import torch
+
+    try:
+        index = info.local_rank % torch.cuda.device_count()
+        device = torch.device("cuda", index)
+        properties = torch.cuda.get_device_properties(index)
+        # Small whole numbers: exact in every format, as are their sums below 2^8 in bf16 and 2^24 in fp32.
+        a = (torch.arange(MATRIX * MATRIX, device=device).reshape(MATRIX, MATRIX) % 2).float()
+        for dtype in (torch.float32, torch.bfloat16):
+            product = (a.to(dtype) @ torch.ones_like(a, dtype=dtype)).float()
+            expected = a.cpu().sum(1, keepdim=True)
+            if not torch.equal(product.cpu(), expected.expand(MATRIX, MATRIX)):
+                return str(properties.uuid), properties.name, f"GPU {index} ({properties.name}) computes wrong products in {dtype}: take the node out"
+        free, total = torch.cuda.mem_get_info(index)
+    except RuntimeError as error:
+        return None, None, f"GPU {info.local_rank}: {' '.join(str(error).split())[:200]}"
+    if free < 0.8 * total and "SLURM_JOB_ID" in os.environ:  # on a workstation that may be on purpose
+        busy = f"GPU {index} has {free / 2**30:.0f} of {total / 2**30:.0f} GiB free: another process is on it"
+        return str(properties.uuid), properties.name, busy
+    return str(properties.uuid), properties.name, ""
+
+
+def _leave_together(store: Store, info: RankInfo) -> None:
+    """The store lives in rank 0, which must not end before all have read the verdict."""
+    store.add("preflight/read", 1)
+    end = time.monotonic() + 60
+    while info.rank == 0 and store.add("preflight/read", 0) < info.world_size and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+def _record(everyone: Sequence[Facts], verdict: Verdict) -> dict[str, Any]:
+    nodes: dict[str, dict[str, Any]] = {}
+    for facts in everyone:
+        node = nodes.setdefault(facts.host, {"ranks": [], "gpus": [], "software": {}, "free_bytes": None, "problems": verdict.bad.get(facts.host, [])})
+        node["ranks"].append(facts.rank)
+        node["gpus"] += [facts.gpu_name] if facts.gpu_name else []
+        node["software"] |= facts.software
+        node["free_bytes"] = facts.free_bytes if facts.free_bytes is not None else node["free_bytes"]
+    return {"time": time.time(), "mistake": verdict.mistake, "notes": verdict.notes, "nodes": nodes}
+
+
+def check_network(info: RankInfo, run_dir: Path, verdict: Verdict) -> None:
+    """A small all-reduce over all ranks: its result, its speed, and how far the nodes' clocks are apart. Collective. Rank 0 reports.
+
+    Raises RuntimeError where the sum is wrong.
+    """
+    import torch
+    import torch.distributed as dist
+
+    device = torch.device("cuda", torch.cuda.current_device()) if has_gpu() else torch.device("cpu")
+    world = info.world_size
+    data = torch.ones(ALL_REDUCE_BYTES[device.type == "cuda"] // 4, device=device)
+    dist.all_reduce(data)  # the first one connects
+    clocks = torch.zeros(world, dtype=torch.float64, device=device)
+    clocks[info.rank] = time.time()  # all ranks have just left the same collective
+    if float(data.min()) != world or float(data.max()) != world:
+        raise RuntimeError(
+            f"an all-reduce of ones over {world} ranks gave {float(data.min())} to {float(data.max())} on rank {info.rank}: network or GPU fault"
+        )
+    dist.all_reduce(clocks)
+    data.fill_(1.0)
+    dist.barrier()
+    begin = time.perf_counter()
+    dist.all_reduce(data)
+    float(data[0])
+    seconds = time.perf_counter() - begin
+    if info.rank:
+        return
+    bandwidth = 2 * (world - 1) / world * data.numel() * 4 / seconds
+    offsets = (clocks - clocks.median()).tolist()
+    skewed = {verdict.hosts[rank]: offset for rank, offset in enumerate(offsets) if abs(offset) > CLOCK_SECONDS}
+    verdict.notes += [f"the clock of {host} is {abs(offset):.0f} s {'ahead' if offset > 0 else 'behind'}" for host, offset in skewed.items()]
+    network = {"all_reduce_bytes": data.numel() * 4, "all_reduce_seconds": seconds, "bus_bytes_per_s": bandwidth, "clock_spread_s": max(offsets) - min(offsets)}
+    _add_to_record(run_dir, {"network": network, "notes": verdict.notes})
+    for line in _lines(run_dir, verdict, network):
+        print(f"preflight: {line}", file=sys.stderr, flush=True)
+
+
+def _add_to_record(run_dir: Path, fields: Mapping[str, Any]) -> None:
+    path = run_dir / RECORD
+    with contextlib.suppress(OSError, ValueError):
+        atomic_write_text(path, json.dumps({**json.loads(path.read_text(encoding="utf-8")), **fields}, indent=1) + "\n")
+
+
+def _lines(run_dir: Path, verdict: Verdict, network: Mapping[str, float]) -> list[str]:
+    hosts = list(dict.fromkeys(verdict.hosts))
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        nodes = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))["nodes"]
+        gpus = Counter(name for node in nodes.values() for name in node["gpus"])
+        what = ", ".join(f"{number} x {name}" for name, number in gpus.items()) or "no GPU"
+        free = min((node["free_bytes"] for node in nodes.values() if node["free_bytes"] is not None), default=0)
+        software = ", ".join(f"{name} {version}" for name, version in nodes[hosts[0]]["software"].items() if version and name != "the commit of Fathom")
+        return [
+            f"{len(verdict.hosts)} ranks on {len(hosts)} nodes, {what}; {software}: the same everywhere",
+            f"{run_dir}: writable and shared, {free / 2**30:.0f} GiB free",
+            f"all-reduce of {network['all_reduce_bytes'] / 2**20:.0f} MiB: {network['all_reduce_seconds'] * 1e3:.1f} ms, "
+            f"{network['bus_bytes_per_s'] / 1e9:.2f} GB/s; clocks agree to {network['clock_spread_s']:.2f} s",
+            *verdict.notes,
+        ]
+    return list(verdict.notes)
