@@ -10,21 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.errors import UserError
-from parallel.checkpoint.format import steps_in
-from parallel.checkpoint.loader import load
-from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
-from parallel.checkpoint.writer import prune, save
+from parallel.checkpoint.background import Saved
 from parallel.engine import Engine
 from parallel.exit_codes import ExitCode
 from pretrain.callbacks import Callback
 from pretrain.config import RunConfig
 from pretrain.data import Prefetcher, TokenBlend, micro_batch_indices
-from pretrain.environment import environment
+from pretrain.requests import Decision, Requests, decision
+from pretrain.saving import Checkpoints
 from pretrain.schedule import learning_rate
-from pretrain.stop import StopRequest
-
-BY_USER = 1e6  # outweighs any number of ranks that ask for a stop and a restart
+from pretrain.state import StaleStartError
+from pretrain.stop import BEGAN
 
 
 def forward_step(iterator: Iterator[Tensor], chunk: nn.Module) -> tuple[Tensor, Any]:
@@ -43,20 +39,22 @@ def forward_step(iterator: Iterator[Tensor], chunk: nn.Module) -> tuple[Tensor, 
 class Trainer:
     """One process of a run.
 
-    step: finished optimizer steps; last_step: where this start of the run ends; records go to callbacks.
+    step: finished optimizer steps; last_step: where this start of the run ends; exit_code: known at its end; records go to callbacks.
     """
 
     def __init__(self, config: RunConfig, run_dir: Path, engine: Engine, train: TokenBlend, validation: TokenBlend | None, callbacks: list[Callback]) -> None:
         self.config, self.run_dir, self.engine = config, run_dir, engine
         self.train_data, self.validation_data, self.callbacks = train, validation, callbacks
-        self.checkpoints = run_dir / "checkpoints"
+        self.saving = Checkpoints(config, run_dir, engine)
+        self.checkpoints = self.saving.folder
         layout = engine.topology.layout
         self.batch, self.micro = config.train.global_batch_size, config.train.micro_batch_size
         self.num_microbatches = self.batch // (self.micro * layout.data)
         self.step = self.applied_steps = 0
         self.last_step = min(config.train.steps, config.train.stop_at_step or config.train.steps)
         self.saved_step = -1
-        self.stop = StopRequest(run_dir)
+        self.requests = Requests(run_dir, config.checkpoint, torch.distributed.get_rank(), BEGAN)
+        self.exit_code: ExitCode | None = None
 
     # -- what a run is made of
 
@@ -74,7 +72,8 @@ class Trainer:
             "parameters": parameter_count(self.config.model)["total"],
             "world_size": self.engine.topology.layout.world,
             "layout": self.engine.topology.layout.summary(),
-            "precision": str(self.engine.parameters[0].parameter.dtype).removeprefix("torch."),
+            "precision": "fp8" if self.config.train.fp8.recipe != "none" else str(self.engine.parameters[0].parameter.dtype).removeprefix("torch."),
+            "device": torch.cuda.get_device_name(self.engine.device) if self.engine.device.type == "cuda" else self.engine.device.type,
             "unigram_entropy": self.train_data.manifests[0].get("unigram_entropy_nats"),
         }
 
@@ -89,40 +88,48 @@ class Trainer:
 
         Raises UserError for a damaged checkpoint or one of another model.
         """
-        source: Path | str | None = self.checkpoints if steps_in(self.checkpoints) else self.config.checkpoint.load
-        if source is None:
+        found = self.saving.continue_run()
+        if found is None:
             return None
-        reader = open_checkpoint(source)
-        check_same_model(reader, self.config)
-        load(self.engine, reader)
-        if source == self.checkpoints:
+        reader, own = found
+        if own:
             self.step = self.saved_step = reader.step
             self.applied_steps = int(reader.progress["optimizer_step"])
         return str(reader.folder)
 
-    def save(self) -> None:
-        """Saves a checkpoint of the present step, unless there is one, and removes old ones."""
-        if self.saved_step == self.step:
-            return
-        tokenizer = Path(self.config.data.corpora[0].path) / "tokenizer.model"
-        seconds = save(
-            self.engine,
-            self.checkpoints,
-            self.step,
-            progress={
-                "optimizer_step": self.applied_steps,
-                "consumed_samples": self.step * self.batch,
-                "consumed_tokens": self.tokens,
-                "seed": self.config.train.seed,
-            },
-            config=self.config.model_dump(mode="json"),
-            versions=environment()["packages"],
-            extra={"tokenizer.model": tokenizer.read_bytes()} if tokenizer.is_file() else {},
-        )
-        self.saved_step = self.step
-        if torch.distributed.get_rank() == 0:
-            prune(self.checkpoints, keep_last=self.config.checkpoint.keep_last, keep_every=self.config.checkpoint.keep_every)
-        self._call("on_checkpoint", {"step": self.step, "seconds": seconds})
+    def save(self, *, asynchronous: bool = False) -> None:
+        """Saves a checkpoint of the present step, unless there is one, and removes old ones. Waits for the save before, where that still goes on.
+
+        asynchronous: returns when the step's state is copied; the loop reports the rest when it is done.
+        """
+        if self.saved_step != self.step:
+            self._settle()
+            self.requests.save_begins()
+            self.saved_step = self.step
+            saved = self.saving.save(self.step, self.applied_steps, asynchronous=asynchronous)
+            if saved is not None:
+                self._report(saved)
+        if not asynchronous:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Waits for the save in the background, if any, and reports it. Raises what made it fail."""
+        saved = self.saving.saver.wait()
+        if saved is not None:
+            self._report(saved)
+
+    def _look_at_save(self, decided: Decision) -> None:
+        """Takes the outcome of the save in the background, if it is there. A failure ends the run on all ranks at the same step, so it waits for the vote."""
+        saver = self.saving.saver
+        if decided.failed:
+            self._settle()
+            raise OSError("checkpoint not saved: another rank has lost the connection")
+        if saver.done and not saver.failed:
+            self._settle()
+
+    def _report(self, saved: Saved) -> None:
+        self.requests.honoured(save=True, leave=False)
+        self._call("on_checkpoint", {"step": saved.step, "seconds": saved.seconds, "stall_seconds": saved.stall_seconds, "bytes": saved.bytes})
 
     # -- batches
 
@@ -158,17 +165,29 @@ class Trainer:
 
         Saves before it returns, except after a value that was not finite.
         """
-        self.stop.install()
-        code, reason = ExitCode.CRASH, "ended by an error"
+        self.requests.install()
         self._call("on_start")
         try:
-            code, reason = self._loop()
-            if code is not ExitCode.DIVERGED:
-                if code is ExitCode.FINISHED:
-                    self.evaluate()
-                self.save()
-        finally:
-            self._call("on_end", reason)
+            code, reason = self._work()
+        except StaleStartError:
+            raise  # the directory is another start's: not even the end of this one is written there
+        except BaseException:
+            self._call("on_end", "ended by an error")
+            raise
+        self.exit_code = code
+        self._call("on_end", reason)
+        self.saving.saver.close()
+        return code, reason
+
+    def _work(self) -> tuple[ExitCode, str]:
+        code, reason = self._loop()
+        if code is ExitCode.DIVERGED:
+            self._settle()
+            return code, reason
+        if code is ExitCode.FINISHED:
+            self.evaluate()
+        self.save()
+        self.requests.honoured(save=True, leave=True)
         return code, reason
 
     def _loop(self) -> tuple[ExitCode, str]:
@@ -179,15 +198,18 @@ class Trainer:
             while self.step < self.last_step:
                 begin = time.perf_counter()
                 batches = self._to_device(prefetcher.get())
-                applied, votes = self._train_step(batches, begin, prefetcher.last_wait_s)
+                applied, decided = self._train_step(batches, begin, prefetcher.last_wait_s)
+                if decided.fenced:
+                    raise self.requests.stale()
+                self._look_at_save(decided)
                 if not applied and config.nan_guard == "stop":
                     return ExitCode.DIVERGED, f"loss or gradient is not finite at step {self.step}"
                 if config.eval_interval and self.step % config.eval_interval == 0 and self.step < config.steps:
                     self.evaluate()
-                if self.config.checkpoint.interval and self.step % self.config.checkpoint.interval == 0:
-                    self.save()
-                if votes and self.step < config.steps:
-                    return ExitCode.STOPPED_BY_USER if votes >= BY_USER else ExitCode.STOPPED, self.stop.reason() or "another rank was asked to stop"
+                self._save_if_due(decided)
+                if (decided.restart or decided.leave) and self.step < config.steps:
+                    reason = self.requests.stop.reason() or "another rank was asked to stop"
+                    return ExitCode.STOPPED_BY_USER if decided.leave else ExitCode.STOPPED, reason
         return self._end()
 
     def _end(self) -> tuple[ExitCode, str]:
@@ -195,16 +217,20 @@ class Trainer:
             return ExitCode.FINISHED, "all steps are done"
         return ExitCode.STOPPED_BY_USER, f"train.stop_at_step={self.last_step} is reached"
 
-    def _vote(self) -> float:
-        code = self.stop.code()
-        return BY_USER if code == ExitCode.STOPPED_BY_USER else float(code > 0)
+    def _save_if_due(self, decided: Decision) -> None:
+        interval = self.config.checkpoint.interval
+        if decided.save or (interval and self.step % interval == 0):
+            # A save that is the last thing this start does would only be waited for.
+            leaving = decided.restart or decided.leave or self.step >= self.last_step
+            self.save(asynchronous=self.config.checkpoint.asynchronous and not leaving)
 
-    def _train_step(self, batches: list[Tensor], begin: float, wait: float) -> tuple[bool, float]:
+    def _train_step(self, batches: list[Tensor], begin: float, wait: float) -> tuple[bool, Decision]:
         self.step += 1
         self._call("before_step")
         lr = learning_rate(self.config.schedule, self.config.optimizer.lr, self.step, self.config.train.steps)
         self.engine.set_lr(lr)
-        result = self.engine.train_step(forward_step, lambda: iter(batches), len(batches), self._vote(), inspect=lambda: self._call("on_gradients"))
+        vote = self.requests.vote(self.saving.saver.failed)
+        result = self.engine.train_step(forward_step, lambda: iter(batches), len(batches), vote, inspect=lambda: self._call("on_gradients"))
         self.applied_steps += result.applied
         seconds = time.perf_counter() - begin
         record = {
@@ -219,16 +245,4 @@ class Trainer:
             "skipped": not result.applied,
         }
         self._call("on_step", record)
-        return result.applied, result.votes
-
-
-def check_same_model(reader: CheckpointReader, config: RunConfig) -> None:
-    """Raises UserError naming the first model setting that differs from the checkpoint's."""
-    ours, theirs = config.model.model_dump(mode="json"), reader.config["model"]
-    for key in sorted(set(ours) | set(theirs)):
-        # Initial values and dropout do not change what a loaded model computes.
-        if key not in ("init", "hidden_dropout", "attention_dropout") and ours.get(key) != theirs.get(key):
-            raise UserError(
-                f"{reader.folder} was trained with model.{key}={theirs.get(key)!r}, the configuration has {ours.get(key)!r}: "
-                "change it back, or start a run with another name"
-            )
+        return result.applied, decision(result.votes)

@@ -20,7 +20,7 @@ from parallel.single import single_process
 from pretrain.config import RunConfig
 from pretrain.data import open_blend
 from pretrain.load_config import complete_model, load_config
-from pretrain.loop import check_same_model
+from pretrain.saving import check_same_model
 from pretrain.probe import Probe, probe, zipf_tokens
 from pretrain.variant import Variant, parse_variant, parse_variants
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
@@ -17,7 +18,12 @@ REASONS = {
     "TERM": "ended from outside (preemption, scancel, or the time limit itself)",
     "USR2": "asked to save and stop for good",
     "INT": "interrupted from the keyboard",
+    "FILE": "asked to save and stop by the file control/exit",
+    "TIME": "checkpoint.leave_after_minutes is over",
 }
+FOR_GOOD = ("USR2", "INT", "FILE")
+BEGAN = time.monotonic()
+"""About when this process started, by time.monotonic."""
 
 
 class StopRequest:
@@ -37,11 +43,15 @@ class StopRequest:
                 signal.signal(number, self._receive)
         self._name = self._name or ("USR1" if asked_to_stop(self._run_dir, self._owner) else "")
 
+    def ask(self, name: str) -> None:
+        """Asks as a signal would. name: a key of REASONS; the first request counts."""
+        self._name = self._name or name
+
     def code(self) -> int:
         """0 while nobody asked; ExitCode.STOPPED, or ExitCode.STOPPED_BY_USER, which is the larger number."""
         if not self._name:
             return 0
-        return int(ExitCode.STOPPED_BY_USER if self._resolved() in ("USR2", "INT") else ExitCode.STOPPED)
+        return int(ExitCode.STOPPED_BY_USER if self._resolved() in FOR_GOOD else ExitCode.STOPPED)
 
     def reason(self) -> str:
         """What asked, in words; empty while nobody did."""

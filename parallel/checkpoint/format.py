@@ -19,7 +19,7 @@ MANIFEST = "manifest.json"
 LATEST = "latest"
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 STEP_FOLDER = re.compile(r"^step_(\d{8,})$")
-LEFTOVER = re.compile(r"^\.step_\d{8,}\.(partial|replaced|pruned)$")
+LEFTOVER = re.compile(r"^\.(step_\d{8,})(?:\.[\w.-]+)?\.(partial|replaced|pruned)$")
 CHECKSUM = "xxh3_64"  # finds damage at the speed of memory; it is no protection against forgery
 HASH_BLOCK = 1 << 22
 
@@ -68,6 +68,22 @@ def leftovers_in(folder: Path, *, older_than_s: float = 0.0) -> list[Path]:
     """What killed saves and removals left in a `checkpoints` folder. older_than_s: only what nobody changed within so many seconds."""
     horizon = time.time() - older_than_s
     return sorted(entry for entry in folder.iterdir() if LEFTOVER.match(entry.name) and entry.stat().st_mtime <= horizon)
+
+
+def findings(folder: Path) -> list[str]:
+    """What killed processes left in a `checkpoints` folder, a phrase each; empty where the newest save was completed."""
+    if not folder.is_dir():
+        return []
+    marks = [match for entry in leftovers_in(folder) if (match := LEFTOVER.match(entry.name))]
+    found = [f"{match[1]} is incomplete (killed while saving)" for match in marks if match[2] == "partial"]
+    pointer = folder / LATEST
+    newest = pointer.read_text().strip() if pointer.is_file() else ""
+    if newest and not (folder / newest / MANIFEST).is_file():
+        found.append(f"{newest}, the newest, is gone")
+    elif steps := steps_in(folder):
+        later = [step_folder(step) for step in steps if step_folder(step) != newest and newest < step_folder(step)]
+        found += [f"{name} was not confirmed (killed before `{LATEST}` named it)" for name in later]
+    return found
 
 
 def resolve(path: Path | str) -> Path:

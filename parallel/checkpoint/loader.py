@@ -14,8 +14,8 @@ from model.names import NamedParameter
 from model.shards import full_shape
 from parallel.checkpoint.format import KINDS, Fragment
 from parallel.checkpoint.fragments import owned_fragments, set_state
+from parallel.checkpoint.random_state import rng_states, set_rng_states
 from parallel.checkpoint.reader import CheckpointReader, Run
-from parallel.checkpoint.writer import set_rng_states
 from parallel.engine import Engine
 
 
@@ -46,9 +46,14 @@ def load(engine: Engine, reader: CheckpointReader) -> bool:
     for group in range(len(engine.groups)):
         set_state(engine, group, kinds, _filler(reader, by_group[group]), step)
     same = reader.manifest["layout"] == engine.topology.layout.summary() and reader.manifest["world_size"] == dist.get_world_size()
-    if same:
-        set_rng_states(reader.rng_states(dist.get_rank()))
-    return same
+    if not same:
+        return False
+    saved = reader.rng_states(dist.get_rank())
+    # A run that moves between CPU and GPU has other generators; theirs do not read each other's states.
+    if {name: state.shape for name, state in saved.items()} != {name: state.shape for name, state in rng_states().items()}:
+        return False
+    set_rng_states(saved)
+    return True
 
 
 def _filler(reader: CheckpointReader, fragments: Sequence[Fragment]) -> Callable[[str, Tensor], None]:

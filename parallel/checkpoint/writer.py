@@ -1,4 +1,7 @@
-"""Saving: written beside, synced, confirmed by every process, renamed; only then does `latest` move."""
+"""Saving: written beside, synced, confirmed by every process, renamed; only then does `latest` move.
+
+`take` copies what a process owns, `write` brings such a copy to disk; `save` is both. `parallel.checkpoint.background` writes while training goes on.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,64 @@ from torch import Tensor
 from model.files import atomic_write_text, sync_folder
 from parallel.checkpoint.format import FORMAT, LATEST, MANIFEST, file_facts, leftovers_in, manifest_text, step_folder, steps_in
 from parallel.checkpoint.fragments import flat_state, is_writer, owned_fragments
+from parallel.checkpoint.random_state import rng_states
 from parallel.engine import Engine
+
+Fence = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one process writes for a step. tensors: on the host; rows: its index; facts: the manifest without files; extra: small files by name."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    rows: list[list[Any]]
+    facts: dict[str, Any]
+    extra: dict[str, bytes]
+
+
+def take(
+    engine: Engine,
+    step: int,
+    *,
+    progress: dict[str, Any],
+    config: dict[str, Any],
+    versions: dict[str, Any],
+    extra: dict[str, bytes],
+    buffers: dict[str, Tensor] | None = None,
+) -> Snapshot:
+    """What this process owns at `step`. buffers: host memory to copy into, kept by the caller from save to save; without it the snapshot may share memory
+    with the engine, which must not step before it is written."""
+    writes = [is_writer(engine, group) for group in range(len(engine.groups))]
+    tensors: dict[str, Tensor] = {}
+    for group in range(len(engine.groups)):
+        if writes[group]:
+            for kind, tensor in flat_state(engine, group).items():
+                name = f"group{group}.{kind}"
+                tensors[name] = tensor.cpu().contiguous() if buffers is None else _copied(tensor, name, buffers)
+    if buffers is not None and torch.cuda.is_available():
+        torch.cuda.synchronize()
+    tensors |= {f"rng.{name}": state for name, state in rng_states().items()}
+    rows = [fragment.to_json() for _, fragment in owned_fragments(engine) if writes[fragment.group]]
+    facts = {
+        "format": FORMAT,
+        "step": step,
+        "time": time.time(),
+        "world_size": dist.get_world_size(),
+        "layout": engine.topology.layout.summary(),
+        "progress": progress,
+        "config": config,
+        "versions": versions,
+    }
+    return Snapshot(step, tensors, rows, facts, extra)
+
+
+def _copied(tensor: Tensor, name: str, buffers: dict[str, Tensor]) -> Tensor:
+    buffer = buffers.get(name)
+    if buffer is None or buffer.numel() != tensor.numel():
+        buffer = buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return buffer.copy_(tensor, non_blocking=True)
 
 
 def save(
@@ -30,43 +91,53 @@ def save(
     (the tokenizer), by name. Raises OSError on every process when any of them could not write, with the old state intact.
     """
     begin = time.monotonic()
-    rank = dist.get_rank()
-    partial = folder / f".{step_folder(step)}.partial"
+    write(take(engine, step, progress=progress, config=config, versions=versions, extra=extra), folder)
+    return time.monotonic() - begin
+
+
+def write(snapshot: Snapshot, folder: Path, *, group: dist.ProcessGroup | None = None, fence: Fence | None = None, tag: str = "") -> int:
+    """Writes a snapshot under `folder` and makes it the newest; returns its bytes over all processes. Collective over `group`.
+
+    fence: called by process 0 before anything is touched and again before the checkpoint becomes visible; what it raises is raised on every process.
+    tag: distinguishes the half-written folders of different starts of a run. Raises OSError on every process when any of them could not write, with the
+    old state intact.
+    """
+    rank, step = dist.get_rank(), snapshot.step
+    partial = folder / f".{step_folder(step)}{'.' if tag else ''}{tag}.partial"
+
+    def fenced(action: Callable[[], None]) -> Exception | None:
+        try:
+            if fence is not None:
+                fence()
+        except Exception as error:
+            return error
+        return _attempt(folder, action)
+
     try:
-        _agree(_attempt(folder, lambda: _make_partial(partial)) if rank == 0 else "")
+        _agree(fenced(lambda: _make_partial(partial)) if rank == 0 else None, group)
         report: dict[str, Any] = {}
-        problem = _attempt(partial, lambda: report.update(_write_rank(engine, partial, rank)))
+        problem = _attempt(partial, lambda: report.update(_write_rank(snapshot, partial, rank)))
         reports: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(reports, (problem, report))
-        _raise_first([text for text, _ in reports])
-        manifest = {
-            "format": FORMAT,
-            "step": step,
-            "time": time.time(),
-            "world_size": dist.get_world_size(),
-            "layout": engine.topology.layout.summary(),
-            "files": {name: facts for _, files in reports for name, facts in files.items()},
-            "progress": progress,
-            "config": config,
-            "versions": versions,
-        }
-        _agree(_attempt(folder, lambda: _publish(partial, folder, step, manifest, extra)) if rank == 0 else "")
-    except OSError:
+        dist.all_gather_object(reports, (problem, report), group=group)
+        _raise_first([problem for problem, _ in reports])
+        manifest = snapshot.facts | {"files": {name: facts for _, files in reports for name, facts in files.items()}}
+        _agree(fenced(lambda: _publish(partial, folder, step, manifest, snapshot.extra)) if rank == 0 else None, group)
+    except Exception:
         # On a full disk a torn copy would only make things worse.
         if rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
         raise
-    return time.monotonic() - begin
+    return sum(facts["bytes"] for facts in manifest["files"].values())
 
 
-def _attempt(place: Path, action: Callable[[], None]) -> str:
+def _attempt(place: Path, action: Callable[[], None]) -> Exception | None:
     """Runs an action; returns what went wrong in one line, or nothing. Any failure must reach all ranks, or they would wait for this one."""
     try:
         action()
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split()) or type(error).__name__
-        return f"{place}: {reason}"
-    return ""
+        return OSError(f"checkpoint not saved, rank {dist.get_rank()}: {place}: {reason}")
+    return None
 
 
 def _make_partial(partial: Path) -> None:
@@ -75,33 +146,25 @@ def _make_partial(partial: Path) -> None:
     partial.mkdir(parents=True)
 
 
-def _agree(problem: str) -> None:
-    """Raises OSError everywhere when rank 0 met a problem."""
+def _agree(problem: Exception | None, group: dist.ProcessGroup | None) -> None:
+    """Raises everywhere what rank 0 met."""
     box = [problem]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=group)
     _raise_first(box)
 
 
-def _raise_first(problems: list[str]) -> None:
-    for rank, problem in enumerate(problems):
-        if problem:
-            raise OSError(f"checkpoint not saved, rank {rank}: {problem}")
+def _raise_first(problems: Iterable[Exception | None]) -> None:
+    for problem in problems:
+        if problem is not None:
+            raise problem
 
 
-def _write_rank(engine: Engine, folder: Path, rank: int) -> dict[str, dict[str, Any]]:
+def _write_rank(snapshot: Snapshot, folder: Path, rank: int) -> dict[str, dict[str, Any]]:
     """Writes this process's files; returns size and hash of each."""
-    writes = [is_writer(engine, group) for group in range(len(engine.groups))]
-    tensors: dict[str, Tensor] = {}
-    for group in range(len(engine.groups)):
-        if writes[group]:
-            for kind, tensor in flat_state(engine, group).items():
-                tensors[f"group{group}.{kind}"] = tensor.cpu().contiguous()
-    tensors |= {f"rng.{name}": state for name, state in rng_states().items()}
     name = f"rank_{rank:05d}"
     data, index = folder / f"{name}.safetensors", folder / f"{name}.json"
-    save_file(tensors, data)
-    rows = [fragment.to_json() for _, fragment in owned_fragments(engine) if writes[fragment.group]]
-    index.write_text(json.dumps({"fragments": rows}))
+    save_file(snapshot.tensors, data)
+    index.write_text(json.dumps({"fragments": snapshot.rows}))
     for path in (data, index):
         with path.open("rb+") as file:
             os.fsync(file.fileno())
@@ -156,25 +219,3 @@ def prune(folder: Path, *, keep_last: int, keep_every: int) -> list[int]:
         (folder / step_folder(step)).rename(grave)
         shutil.rmtree(grave, ignore_errors=True)
     return doomed
-
-
-def rng_states() -> dict[str, Tensor]:
-    """Random states of this process, as byte tensors by generator name."""
-    from megatron.core.tensor_parallel import get_cuda_rng_tracker
-
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states | {f"tracker.{name}": state for name, state in get_cuda_rng_tracker().get_states().items()}
-
-
-def set_rng_states(states: dict[str, Tensor]) -> None:
-    """Restores what `rng_states` gave."""
-    from megatron.core.tensor_parallel import get_cuda_rng_tracker
-
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-    tracked = {name.removeprefix("tracker."): state for name, state in states.items() if name.startswith("tracker.")}
-    if tracked:
-        get_cuda_rng_tracker().set_states(tracked)

@@ -1,0 +1,28 @@
+"""Random states of a process: what dropout draws from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rng_states() -> dict[str, Tensor]:
+    """Random states of this process, as byte tensors by generator name."""
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states | {f"tracker.{name}": state for name, state in get_cuda_rng_tracker().get_states().items()}
+
+
+def set_rng_states(states: dict[str, Tensor]) -> None:
+    """Restores what `rng_states` gave."""
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+    tracked = {name.removeprefix("tracker."): state for name, state in states.items() if name.startswith("tracker.")}
+    if tracked:
+        get_cuda_rng_tracker().set_states(tracked)

@@ -1,0 +1,117 @@
+"""Checkpoints of a run: where to continue, what goes in, the fence around the folder, and what is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+from model.errors import UserError
+from parallel.checkpoint.background import Saved, Saver
+from parallel.checkpoint.format import findings, steps_in
+from parallel.checkpoint.loader import load
+from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
+from parallel.checkpoint.writer import prune
+from parallel.engine import Engine
+from parallel.fp8_state import checkpoint_file, restore
+from pretrain.build import seed_everything
+from pretrain.config import RunConfig
+from pretrain.environment import versions
+from pretrain.state import Owner, StaleStartError, check_owner
+
+FIXED = ("data.seq_length", "train.global_batch_size", "train.seed")
+"""Settings that say which samples a step takes: with others, a run that goes on would leave out some of its data or see it twice."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, on every process. folder: where they are."""
+
+    def __init__(self, config: RunConfig, run_dir: Path, engine: Engine) -> None:
+        self.config, self.run_dir, self.engine = config, run_dir, engine
+        self.folder = run_dir / "checkpoints"
+        self.saver = Saver(self.folder, fence=lambda: check_owner(run_dir), tag=Owner.from_environment().label, after=self._prune)
+
+    def continue_run(self) -> tuple[CheckpointReader, bool] | None:
+        """Loads the newest checkpoint of the run, or `checkpoint.load` where the run has none. Returns it, and whether it is the run's own.
+
+        Process 0 says what killed processes left. Raises UserError for a damaged checkpoint or one of another model.
+        """
+        own = bool(steps_in(self.folder))
+        source: Path | str | None = self.folder if own else self.config.checkpoint.load
+        found = findings(self.folder)
+        if source is None:
+            self._say(found, "starting from the beginning")
+            return None
+        reader = open_checkpoint(source)
+        self._say(found, f"continuing from {reader.folder.name if own else reader.folder}")
+        check_same_model(reader, self.config)
+        if own:
+            check_same_data(reader, self.config)
+        if not load(self.engine, reader):
+            # Streams of another layout cannot be cut anew; these are as good, and the same for every start from this checkpoint.
+            seed_everything(fresh_seed(self.config.train.seed, reader.step), self.engine.topology)
+        restore(self.engine.chunks, reader.folder)
+        return reader, own
+
+    def save(self, step: int, applied_steps: int, *, asynchronous: bool) -> Saved | None:
+        """Begins a save, or does it all. Raises OSError and StaleStartError as `Saver.save` does."""
+        train = self.config.train
+        tokenizer = Path(self.config.data.corpora[0].path) / "tokenizer.model"
+        files = {"tokenizer.model": tokenizer.read_bytes()} if dist.get_rank() == 0 and tokenizer.is_file() else {}
+        return self.saver.save(
+            self.engine,
+            step,
+            asynchronous=asynchronous,
+            progress={
+                "optimizer_step": applied_steps,
+                "consumed_samples": step * train.global_batch_size,
+                "consumed_tokens": step * train.global_batch_size * self.config.data.seq_length,
+                "seed": train.seed,
+            },
+            config=self.config.model_dump(mode="json"),
+            versions=versions(),
+            extra=files | checkpoint_file(self.engine.chunks, self.engine.topology),
+        )
+
+    def _prune(self) -> None:
+        try:
+            check_owner(self.run_dir)
+        except StaleStartError:
+            return
+        prune(self.folder, keep_last=self.config.checkpoint.keep_last, keep_every=self.config.checkpoint.keep_every)
+
+    def _say(self, found: list[str], then: str) -> None:
+        if found and dist.get_rank() == 0:
+            print(f"{self.config.name}: {', '.join(found)}; {then}", file=sys.stderr, flush=True)
+
+
+def fresh_seed(seed: int, step: int) -> int:
+    """Seed of random streams that cannot be the saved ones: other than at the beginning of the run or at any other step."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:4], "big")
+
+
+def check_same_model(reader: CheckpointReader, config: RunConfig) -> None:
+    """Raises UserError naming the first model setting that differs from the checkpoint's."""
+    ours, theirs = config.model.model_dump(mode="json"), reader.config["model"]
+    for key in sorted(set(ours) | set(theirs)):
+        # Initial values and dropout do not change what a loaded model computes.
+        if key not in ("init", "hidden_dropout", "attention_dropout") and ours.get(key) != theirs.get(key):
+            raise UserError(
+                f"{reader.folder} was trained with model.{key}={theirs.get(key)!r}, the configuration has {ours.get(key)!r}: "
+                "change it back, or start a run with another name"
+            )
+
+
+def check_same_data(reader: CheckpointReader, config: RunConfig) -> None:
+    """Raises UserError naming the first setting by which the run would lose its place in the data."""
+    ours = config.model_dump(mode="json")
+    for name in FIXED:
+        section, key = name.split(".")
+        theirs = reader.config.get(section, {}).get(key)
+        if theirs is not None and theirs != ours[section][key]:
+            raise UserError(
+                f"{reader.folder} was trained with {name}={theirs!r}, the configuration has {ours[section][key]!r}: change it back, "
+                "or start a run with another name from it (checkpoint.load)"
+            )
