@@ -28,7 +28,7 @@ from pretrain.state import (
     write_state,
 )
 from pretrain.stop import StopRequest, task_exit_code
-from pretrain.supervise import NOTHING_TO_DO, decide, main, on_term, start, usable_nodes
+from pretrain.supervise import NOTHING_TO_DO, carry_out, decide, main, on_term, start, usable_nodes
 
 OWNER = Owner("12", 0)
 RUNNING = Job("RUNNING")
@@ -295,3 +295,45 @@ def test_stop_request(run: Path) -> None:
 def test_codes_of_tasks(code: int, in_step: int, alone: int) -> None:
     env: dict[str, Any] = {"SLURM_STEP_ID": "0"}
     assert (task_exit_code(ExitCode(code), env), task_exit_code(ExitCode(code), {})) == (in_step, alone)
+
+
+def test_hung_names_the_late_rank(run: Path) -> None:
+    """All ranks that are left say the same about another one, which must not look like the fault of the one that was first to say it."""
+    for rank in (2, 0, 1):
+        record_failure(run, rank, ExitCode.HUNG, "step 3 did not end within 60 s: rank 3 on node2 gave no sign of life", OWNER)
+    decision = decide(run, 137, RUNNING, OWNER)
+    assert (decision.requeue, decision.reason) == (True, "step 3 did not end within 60 s: rank 3 on node2 gave no sign of life")
+
+
+@pytest.fixture
+def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A scontrol that writes down its calls, and refuses what is in the file `refused`."""
+    folder = tmp_path / "commands"
+    folder.mkdir()
+    (folder / "refused").write_text("nothing\n")
+    command = folder / "scontrol"
+    command.write_text(f'#!/bin/sh\necho "$@" >>{folder}/calls\nif grep -qx "$1" {folder}/refused; then echo "no $1" >&2; exit 1; fi\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder
+
+
+@pytest.mark.parametrize("refused", ["nothing", "update"])
+def test_bad_nodes_are_left_out(run: Path, scontrol: Path, refused: str) -> None:
+    (scontrol / "refused").write_text(f"{refused}\n")
+    write_state(run, OWNER, excluded=["node9"])
+    record_failure(run, 3, ExitCode.BAD_NODE, "GPU 1 computes wrong products", OWNER)
+    failure = read_failures(run, OWNER)[0]
+    decision = decide(run, 79, RUNNING, OWNER)
+    assert decision.exclude == (failure.host,)
+    assert carry_out(run, OWNER, decision, exclude_bad_nodes=True) == 0
+    excluded = ",".join(sorted(["node9", failure.host]))
+    assert (scontrol / "calls").read_text().splitlines() == ["requeuehold 12", f"update JobId=12 ExcNodeList={excluded}", "release 12"]
+    assert (read_state(run)["state"], read_state(run)["excluded"]) == ("requeued", sorted(["node9", failure.host]))
+
+
+def test_bad_nodes_stay_where_the_site_says_nothing(run: Path, scontrol: Path) -> None:
+    record_failure(run, 3, ExitCode.BAD_NODE, "GPU 1 computes wrong products", OWNER)
+    carry_out(run, OWNER, decide(run, 79, RUNNING, OWNER))
+    assert (scontrol / "calls").read_text().splitlines() == ["requeue 12"]
+    assert "excluded" not in read_state(run)

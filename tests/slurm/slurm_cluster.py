@@ -13,6 +13,8 @@ from pathlib import Path
 
 LAB = Path(__file__).resolve().parent / "lab"
 CANNOT_RUN_HERE = 77
+PATIENCE = 900.0
+"""Seconds until a wait is given up: many times what anything takes on an idle machine, as tests share theirs."""
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED")
 
 
@@ -32,7 +34,7 @@ class Cluster:
         self.env = {key: value for key, value in os.environ.items() if not re.match(r"(SLURM|SBATCH|SRUN|SALLOC|SQUEUE|SINFO)", key)}
         self.env.update(LAB_MODE=mode, LAB_NODES=str(nodes), OMP_NUM_THREADS="1", **env)
         try:
-            answer = subprocess.run([LAB / "start.sh", self.dir], env=self.env, text=True, capture_output=True, timeout=180)
+            answer = subprocess.run([LAB / "start.sh", self.dir], env=self.env, text=True, capture_output=True, timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             self.close()  # the daemons that did start
             raise
@@ -50,7 +52,7 @@ class Cluster:
             wrapper.write_text(f'#!/bin/sh\nexec {self.dir}/in {shutil.which(name)} "$@"\n')
             wrapper.chmod(0o755)
 
-    def run(self, *command: object, check: bool = True, timeout: float = 60, env: Mapping[str, str] | None = None, **options: str) -> str:
+    def run(self, *command: object, check: bool = True, timeout: float = PATIENCE, env: Mapping[str, str] | None = None, **options: str) -> str:
         """Output of a client command on this cluster."""
         words = [str(self.dir / "in"), *map(str, command)]
         answer = subprocess.run(words, cwd=self.work, env={**self.env, **(env or {})}, text=True, capture_output=True, timeout=timeout, **options)  # type: ignore[call-overload]
@@ -63,7 +65,7 @@ class Cluster:
         line = self.run("scontrol", "show", "job", "-o", job).splitlines()[0]
         return {key: value for key, mark, value in (field.partition("=") for field in line.split()) if mark}
 
-    def wait(self, job: str, states: Collection[str] = FINAL, timeout: float = 300) -> str:
+    def wait(self, job: str, states: Collection[str] = FINAL, timeout: float = PATIENCE) -> str:
         """Polls until a job is in one of the states (sbatch --wait looks after 2, 8, 32, 32, ... s only)."""
         end = time.monotonic() + timeout
         while (state := self.job(job)["JobState"]) not in states:
@@ -72,7 +74,7 @@ class Cluster:
             time.sleep(0.2)
         return state
 
-    def wait_text(self, path: Path, pattern: str, timeout: float = 300) -> None:
+    def wait_text(self, path: Path, pattern: str, timeout: float = PATIENCE) -> None:
         """Polls until a file has a text: before a signal, wait for a line, as RUNNING alone does not say that handlers are there."""
         end = time.monotonic() + timeout
         while not (path.exists() and re.search(pattern, path.read_text(errors="replace"))):
@@ -102,7 +104,7 @@ class Cluster:
         for node in self.nodes:
             if not (self.dir / (f"pid/{node}" if self.mode == "netns" else f"slurmd.{node}.pid")).exists():
                 self.node_on(node)
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE
         while self.run("squeue", "-h") or not all(self._state(node) in ("idle", "mixed", "allocated") for node in self.nodes):
             for node in self.nodes:
                 if self._state(node).startswith("drain"):

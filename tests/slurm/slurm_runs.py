@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from slurm_cluster import LAB, Cluster  # type: ignore[import-not-found]
+from slurm_cluster import LAB, PATIENCE, Cluster  # type: ignore[import-not-found]
 
 from pretrain.load_config import load_config
 from pretrain.metrics import read_metrics
@@ -112,7 +112,7 @@ class Runs:
         return found
 
 
-def wait_for(found: Callable[[], Any], timeout: float = 300) -> Any:
+def wait_for(found: Callable[[], Any], timeout: float = PATIENCE) -> Any:
     """Polls until a function returns something."""
     end = time.monotonic() + timeout
     while not (answer := found()):

@@ -16,7 +16,7 @@ from pretrain.state import read_submitted
 from pretrain.status import collect
 from tools.submit import follow_log
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_preemption(runs: Runs) -> None:
 def test_time_limit(runs: Runs) -> None:
     """Slurm's own clock: the warning, a save, and on in a second start. Takes two minutes, as limits are whole minutes and the clock is coarse."""
     (job,) = runs.submit("--steps", "700", nodes="1", time="2", site={"signal_margin": 60})
-    assert runs.cluster.wait(job, timeout=240) == "COMPLETED"
+    assert runs.cluster.wait(job) == "COMPLETED"
     assert runs.cluster.job(job)["Restarts"] == "1"
     assert runs.steps() == list(range(1, 701))
 

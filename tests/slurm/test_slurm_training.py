@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from slurm_cluster import Cluster  # type: ignore[import-not-found]
+from slurm_cluster import PATIENCE, Cluster  # type: ignore[import-not-found]
 from slurm_runs import Runs, wait_for  # type: ignore[import-not-found]
 
 from parallel.exit_codes import ExitCode
@@ -18,7 +18,7 @@ from parallel.slurm import expand_hosts
 from pretrain.metrics import read_metrics
 from pretrain.status import collect
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]
 
 STEPS = 60
 CHECKPOINTS = "checkpoint.interval=5"
@@ -50,7 +50,7 @@ def alone(runs: Runs) -> list[float]:
     options = [f"runs_dir={runs.folder}/alone", "parallel.tensor=1", "parallel.pipeline=1", "parallel.processes=1"]
     env = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_"))}
     command = [sys.executable, "-m", "tools.cli", "pretrain", str(runs.config_file), *options]
-    subprocess.run(command, check=True, env={**env, "OMP_NUM_THREADS": "1"}, timeout=300)
+    subprocess.run(command, check=True, env={**env, "OMP_NUM_THREADS": "1"}, timeout=PATIENCE)
     return [event.loss for event in read_metrics(runs.folder / "alone" / "demo" / "metrics.jsonl").train]
 
 

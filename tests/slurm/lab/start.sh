@@ -8,7 +8,7 @@
 #   LAB_NODES (2)  LAB_CPUS (4, per node)  LAB_AUTH (munge | none)
 #   LAB_GPUS (0)   fake GPUs per node (device nodes like /dev/null in DIR/dev; root): --gpus-per-node etc., CUDA_VISIBLE_DEVICES
 #   LAB_EXTRA      more slurm.conf lines
-#   LAB_SLURMD_TIMEOUT (10)  LAB_CRED_EXPIRE (5: less makes Slurm take its default of 120)  LAB_DEBUG (info)
+#   LAB_SLURMD_TIMEOUT (300)  LAB_CRED_EXPIRE (5: less makes Slurm take its default of 120)  LAB_DEBUG (info)
 # Exit status 77: cannot run here (program missing / not root), reason on stderr: a test should skip.
 # Nothing outside DIR is written; /etc/slurm and /etc/munge are not used.
 set -euo pipefail
@@ -66,7 +66,7 @@ if [ "$auth" = munge ]; then authtxt="AuthType=auth/munge"$'\n'"CredType=cred/mu
 else                         authtxt="AuthType=auth/none"$'\n'"CredType=cred/none"$'\n'"AuthInfo=$cred"; fi
 conf=$dir/slurm.conf
 K_HOST=$host K_CTLADDR=$ctladdr K_CTLPORT=$ctlport K_USER=$user K_AUTH=$authtxt K_DIR=$dir K_COMM=$comm K_NODES=$nodetxt${gres:+GresTypes=gpu}$'\n'${LAB_EXTRA:-} \
-K_DEBUG=${LAB_DEBUG:-info} K_SLURMDTIMEOUT=${LAB_SLURMD_TIMEOUT:-10} python3 -c '
+K_DEBUG=${LAB_DEBUG:-info} K_SLURMDTIMEOUT=${LAB_SLURMD_TIMEOUT:-300} python3 -c '
 import os,re,sys
 sys.stdout.write(re.sub(r"@([A-Z]+)@", lambda m: os.environ["K_"+m[1]], open(sys.argv[1]).read()))' "$here/slurm.conf.in" >"$conf"
 export SLURM_CONF=$conf
@@ -135,11 +135,11 @@ chmod +x "$dir/node_up"
 for i in $(seq "$nodes"); do echo "node$i" >>"$dir/nodes"; "$dir/node_up" "node$i" || die "slurmd node$i did not start"; done
 
 ok=
-for _ in $(seq 150); do
+for _ in $(seq 1200); do
   n=$("$dir/in" sinfo -h -N -t idle -o %N 2>/dev/null | sort -u | wc -l) || n=0
   [ "$n" = "$nodes" ] && { ok=1; break; }
   sleep 0.1
 done
-[ -n "$ok" ] || { "$dir/in" sinfo -N -l >&2 || true; die "the nodes did not become idle in 15 s"; }
+[ -n "$ok" ] || { "$dir/in" sinfo -N -l >&2 || true; die "the nodes did not become idle in 120 s"; }
 echo "export SLURM_CONF=$conf"
 echo "export LAB_DIR=$dir"
