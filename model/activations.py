@@ -7,12 +7,11 @@ Attention is fused: scores are never stored. With attention dropout on a CPU the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from model.config import ModelConfig
 from model.flops import Recompute
-from model.scheme import SCHEMES, Layer, Sublayer
+from model.scheme import SCHEMES, Layer
 
 FP32 = 4
 
@@ -61,10 +60,9 @@ class Activations:
         """The mask: a byte per element where fused, else a scaled mask in the format of the stream."""
         return 0 if probability == 0 else self.stream / self.element if self.fused else self.stream
 
-    def _connection(self, plan: Sublayer) -> float:
-        """What lies around a branch: norms, dropout, and the input of its first matrix."""
-        norms = plan.norm_in + plan.norm_branch + plan.norm_out
-        return norms * self._norm() + self._dropout(self.config.hidden_dropout) + self.stream
+    def _connections(self, norms: float) -> float:
+        """What lies around a layer's branches: norms, dropout, and the inputs of their first matrices."""
+        return norms * self._norm() + 2 * (self._dropout(self.config.hidden_dropout) + self.stream)
 
     def _attention(self, recomputed: bool) -> float:
         config, n = self.config, self.tokens * self.element / self.tensor
@@ -79,28 +77,24 @@ class Activations:
 
     def _feed_forward(self) -> float:
         """Before the activation, after it, and for a gate also the activated gate; a ReLU's gradient needs its result only."""
-        widths = {"gelu": 2, "silu": 2, "relu": 1, "relu2": 2, "swiglu": 4, "geglu": 4}[self.config.activation]
+        widths = {"gelu": 2, "gelu_tanh": 2, "silu": 2, "relu": 1, "relu2": 2, "swiglu": 4, "geglu": 4}[self.config.activation]
         return widths * self.tokens * self.config.ffn_size * self.element / self.tensor
 
-    def layer(self, plan: Layer, *, recomputed: bool = False) -> float:
-        """Bytes of one layer; recomputed: its attention core is computed again in the backward pass."""
-        return self._connection(plan.attention) + self._attention(recomputed) + self._connection(plan.mlp) + self._feed_forward()
+    def layer(self, norms: float = 2, *, recomputed: bool = False) -> float:
+        """Bytes of one layer with so many norms; recomputed: its attention core is computed again in the backward pass."""
+        return self._connections(norms) + self._attention(recomputed) + self._feed_forward()
 
-    def layers(self, plans: Iterable[Layer]) -> float:
-        """Bytes kept by these layers between forward and backward, under the recomputation that was asked for."""
-        chosen = list(plans)
+    def layers(self, count: int, norms: int) -> float:
+        """Bytes that `count` layers with `norms` norms in all keep between forward and backward, under the recomputation that was asked for."""
         if self.recompute == "full":
-            return -(-len(chosen) // self.group) * self.stream
-        return sum(self.layer(plan, recomputed=self.recompute == "selective") for plan in chosen)
+            return -(-count // self.group) * self.stream
+        return count * self.layer(0, recomputed=self.recompute == "selective") + norms * self._norm()
 
-    def working(self, plans: Iterable[Layer]) -> float:
-        """Bytes that recomputation brings back for a while: the largest group of layers, or the largest attention core."""
-        chosen = list(plans)
+    def working(self, norms: float) -> float:
+        """Bytes that recomputation brings back for a while: a group of layers with so many norms each, or one attention core."""
         if self.recompute == "full":
-            return max((sum(self.layer(plan) for plan in chosen[i : i + self.group]) for i in range(0, len(chosen), self.group)), default=0.0)
-        if self.recompute == "selective":
-            return max((self.layer(plan) - self.layer(plan, recomputed=True) for plan in chosen), default=0.0)
-        return 0.0
+            return self.group * self.layer(norms)
+        return self.layer(norms) - self.layer(norms, recomputed=True) if self.recompute == "selective" else 0.0
 
     def embedding(self) -> float:
         """Bytes kept by the embedding: token and position numbers, its norm and dropout."""
@@ -111,7 +105,7 @@ class Activations:
     def head(self) -> float:
         """Bytes kept by the final norm, the output projection and the loss (fp32 log-probabilities, labels, a weight)."""
         scheme, config = SCHEMES[self.config.scheme], self.config
-        vocab = config.vocab_size or config.padded_vocab
+        vocab: float = config.vocab_size or config.padded_vocab
         if self.tensor > 1:
             vocab = config.padded_vocab / self.tensor
         labels = 8 * self.tokens if self.samples > 1 else 0  # turned to [s, b], which is a copy unless b is 1
@@ -120,4 +114,9 @@ class Activations:
     def whole(self) -> float:
         """Bytes of a whole model on one pipeline stage."""
         plans = SCHEMES[self.config.scheme].plan(self.config.num_layers, self.config.scheme_options)
-        return self.embedding() + self.layers(plans) + self.head()
+        return self.embedding() + self.layers(len(plans), sum(map(norms_of, plans))) + self.head()
+
+
+def norms_of(plan: Layer) -> int:
+    """Norms of one layer without cross-attention."""
+    return sum(part.norm_in + part.norm_branch + part.norm_out for part in (plan.attention, plan.mlp))

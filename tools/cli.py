@@ -42,6 +42,7 @@ COMMANDS = (
     Row("data", "tools.data:app", "Prepare text for training, and look at prepared data.", "Data"),
     Row("tokenizer", "tools.tokenizer:app", "Train a tokenizer.", "Data"),
     Row("config", "tools.config:command", "Check a configuration and explain every field of it.", "Training"),
+    Row("plan", "tools.plan:command", "Predict memory, speed, duration and cost of a run, and rank layouts.", "Training"),
     Row("pretrain", "tools.train:command", "Train a model, or go on with a run.", "Training"),
     Row("report", "tools.report:command", "Write a run's report: curves, signal through depth, speed.", "Training"),
     Row("checkpoint", "tools.checkpoint:app", "List, inspect and check checkpoints.", "Training"),

@@ -74,7 +74,6 @@ def test_formula_counts_every_saved_byte(case: dict[str, Any]) -> None:
 
 def test_parallel_shards_divide_what_they_shard() -> None:
     config = ModelConfig(num_layers=4, hidden_size=64, num_attention_heads=4, vocab_size=512)
-    plan = SCHEMES[config.scheme].plan(4, {})[0]
-    whole, cut, sequence = (Activations(config, 2, 64, tensor=t, sequence_parallel=sp).layer(plan) for t, sp in ((1, False), (4, False), (4, True)))
+    whole, cut, sequence = (Activations(config, 2, 64, tensor=t, sequence_parallel=sp).layer() for t, sp in ((1, False), (4, False), (4, True)))
     assert sequence == whole / 4
     assert sequence < cut < whole

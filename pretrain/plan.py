@@ -1,0 +1,141 @@
+"""What a run will need and how long it will take, before it starts: one prediction per layout, and the layouts that fit, best first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from model.activations import Activations
+from model.config import ModelConfig
+from model.errors import UserError
+from model.flops import Recompute, flops_per_token
+from parallel.accelerators import GIB, Accelerator
+from parallel.config import ParallelConfig, RecomputeConfig
+from parallel.topology import Layout, check_layout
+from pretrain.config import RunConfig
+from pretrain.plan_memory import Memory, peak_memory, stages
+from pretrain.plan_speed import StepTime, Traffic, bubble_share, step_time, traffic
+
+RESERVED = 3 * GIB
+"""Memory that no tensor may have: CUDA context, NCCL and kernel workspaces, fragments."""
+MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
+VIRTUAL = (1, 2, 4, 8)
+MOST_TENSOR = 8
+RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What has to be done, whatever the layout. batch: samples of a step over all GPUs; precision: of matrix products, bf16, fp32 or fp8."""
+
+    config: ModelConfig
+    seq_length: int
+    batch: int
+    precision: str
+
+    @property
+    def element(self) -> int:
+        """Bytes of a weight and of an activation."""
+        return 4 if self.precision == "fp32" else 2
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One layout. micro: samples of a micro-batch; micro_batches: per step and rank; mfu: model FLOPs over the peak of all GPUs, causal attention counted
+    as half."""
+
+    layout: Layout
+    micro: int
+    micro_batches: int
+    recompute: Recompute
+    memory: Memory
+    time: StepTime
+    traffic: Traffic
+    bubble: float
+    tokens_per_s: float
+    mfu: float
+    fits: bool
+
+    def summary(self) -> dict[str, int | str]:
+        """Degrees and choices by their usual abbreviations."""
+        return {**self.layout.summary(), "sp": int(self.layout.sequence_parallel), "micro": self.micro, "recompute": self.recompute}
+
+
+def work_of(config: RunConfig, model: ModelConfig) -> Work:
+    """The work of a run; `auto` precision is bf16, as on every GPU that can be planned for. Raises UserError while the vocabulary is unknown."""
+    if model.vocab_size is None:
+        raise UserError("model.vocab_size is not known: set it (model.vocab_size=50257), or prepare the data, whose tokenizer gives it")
+    precision = "fp8" if config.train.fp8.recipe != "none" else "fp32" if config.train.precision == "fp32" else "bf16"
+    return Work(model, config.data.seq_length, config.train.global_batch_size, precision)
+
+
+def predict(work: Work, gpu: Accelerator, parallel: ParallelConfig, world: int, micro: int, *, overlap: bool = False) -> Prediction:
+    """The prediction for one layout over `world` GPUs. overlap: as in `step_time`. Raises UserError where the layout is impossible."""
+    layout = check_layout(parallel, work.config, world)
+    if work.batch % (micro * layout.data):
+        raise UserError(
+            f"train.global_batch_size={work.batch} is not a multiple of train.micro_batch_size x data-parallel size = {micro} x {layout.data}: "
+            "change one of them"
+        )
+    count = work.batch // (micro * layout.data)
+    layout.check_batches(work.seq_length, count)
+    recompute, group = parallel.recompute.granularity, parallel.recompute.num_layers
+    sequence = layout.sequence_parallel
+    activations = Activations(work.config, micro, work.seq_length, work.element, layout.tensor, sequence, recompute, group, fused=True)
+    time = step_time(gpu, layout, activations, count, work.precision, overlap=overlap)
+    memory = peak_memory(work.config, layout, activations, count)
+    if parallel.offload.optimizer:
+        memory = replace(memory, optimizer=0.0)  # it lies in host memory
+    rate = work.batch * work.seq_length / time.total
+    flops = flops_per_token(work.config, work.seq_length).model
+    heaviest = max(stages(work.config, layout, count), key=lambda stage: stage.parameters)
+    sent = traffic(layout, heaviest, activations, count)
+    mfu = rate * flops / (world * gpu.peak(work.precision))
+    fits = memory.total + RESERVED <= gpu.memory
+    return Prediction(layout, micro, count, recompute, memory, time, sent, bubble_share(layout, count), rate, mfu, fits)
+
+
+def layouts(config: ModelConfig, world: int) -> Iterator[ParallelConfig]:
+    """Layouts worth trying over `world` GPUs: tensor parallelism within a host and with sequence parallelism, pipelines as even as the depth allows."""
+    for tensor in range(1, min(MOST_TENSOR, world) + 1):
+        for pipeline in range(1, min(config.num_layers, world // tensor) + 1):
+            if world % (tensor * pipeline):
+                continue
+            quotient, rest = divmod(config.num_layers, pipeline)
+            split = [quotient + (index < rest) for index in range(pipeline)] if rest else None
+            for virtual in VIRTUAL if pipeline > 1 and not rest else (1,):
+                for granularity in RECOMPUTE:
+                    yield ParallelConfig(
+                        tensor=tensor,
+                        pipeline=pipeline,
+                        virtual_stages=virtual,
+                        pipeline_split=split,
+                        sequence_parallel=tensor > 1,
+                        zero=1,
+                        recompute=RecomputeConfig(granularity=granularity),
+                    )
+
+
+def rank(work: Work, gpu: Accelerator, world: int, *, most: int = 10) -> list[Prediction]:
+    """The layouts that fit into the GPU's memory, fastest first, at most `most`. Of equals (within 0.1 %) the one that needs less memory."""
+    found = []
+    for parallel in layouts(work.config, world):
+        for micro in MICRO_BATCHES:
+            try:
+                prediction = predict(work, gpu, parallel, world, micro)
+            except UserError:
+                continue
+            if prediction.fits:
+                found.append(prediction)
+    found.sort(key=lambda one: (round(one.time.total, 3 - len(str(int(one.time.total)))), one.memory.total))
+    return found[:most]
+
+
+def configured(config: RunConfig, work: Work, gpu: Accelerator, world: int) -> Prediction:
+    """The layout that the configuration asks for. Raises UserError where it does not fit the GPUs."""
+    return predict(work, gpu, config.parallel, world, config.train.micro_batch_size)
+
+
+def days(prediction: Prediction, tokens: float) -> float:
+    """Days for a number of tokens, without evaluation, checkpoints and standstill."""
+    return tokens / prediction.tokens_per_s / 86400

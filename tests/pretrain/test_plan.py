@@ -1,0 +1,117 @@
+"""`fathom plan`'s predictions: memory by hand, layouts that are possible, and the table of published runs as documented."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+
+from model.activations import Activations
+from model.config import ModelConfig
+from model.errors import UserError
+from model.size import parameter_count
+from parallel.accelerators import ACCELERATORS, accelerator
+from parallel.config import ParallelConfig, RecomputeConfig
+from parallel.topology import check_layout
+from pretrain.plan import RESERVED, Work, predict, rank
+from pretrain.plan_memory import peak_memory, stages
+from pretrain.plan_published import errors, table
+from pretrain.plan_speed import bubble_share
+from tools.plan import plan
+
+MODEL = ModelConfig(scheme="pre_ln", num_layers=8, hidden_size=256, num_attention_heads=8, vocab_size=1024, max_position_embeddings=128)
+H100 = accelerator("h100")
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
+
+
+def test_documented_table_is_what_the_code_gives() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    documented = text.partition("<!-- published: begin -->\n")[2].partition("\n<!-- published: end -->")[0]
+    assert documented == table(), "write it anew with python -m benchmarks.plan_published"
+    found = [abs(error) for error in errors()]
+    assert statistics.median(found) < 0.08
+    assert max(found) < 0.35
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+@pytest.mark.parametrize("pipeline", [1, 4])
+def test_stages_hold_the_whole_model(tensor: int, pipeline: int) -> None:
+    untied = MODEL.model_copy(update={"tie_embeddings": False})
+    layout = check_layout(ParallelConfig(tensor=tensor, pipeline=pipeline), untied, tensor * pipeline)
+    held = sum(stage.parameters for stage in stages(untied, layout, 8))
+    total = parameter_count(untied)["total"]
+    if tensor == 1:
+        assert held == total
+    else:
+        small = 128 * 256 + 8 * (4 * 256 + 2 * 256) + 2 * 256  # position table, norms and row biases, which every rank has
+        assert tensor * held == total + small
+
+
+def test_memory_of_mixed_precision_by_hand() -> None:
+    layout = check_layout(ParallelConfig(), MODEL, 4)
+    parameters = parameter_count(MODEL)["total"]
+    memory = peak_memory(MODEL, layout, Activations(MODEL, 1, 128, element=2), 4)
+    assert memory.weights == 2 * parameters
+    assert memory.optimizer == 12 * parameters / 4
+    assert memory.gradients == 4 * parameters + 2 * 1024 * 256
+    full = peak_memory(MODEL, layout, Activations(MODEL, 1, 128, element=2, recompute="full"), 4)
+    assert full.activations < memory.activations == full.without_recompute
+
+
+def test_bubble_and_interleaving() -> None:
+    one, two = (check_layout(ParallelConfig(pipeline=4, virtual_stages=v), MODEL, 4) for v in (1, 2))
+    assert bubble_share(one, 8) == 3 / 11
+    assert bubble_share(two, 8) == 3 / 19
+    flights = [stages(MODEL, layout, 8)[0].in_flight for layout in (one, two)]
+    assert flights == [4, (2 * 3 + 4 + 1) / 2]
+
+
+def test_more_gpus_are_faster_and_deeper_is_slower() -> None:
+    work = Work(MODEL, 128, 64, "bf16")
+    one, eight = (predict(work, H100, ParallelConfig(), world, 1).tokens_per_s for world in (1, 8))
+    assert 4 < eight / one <= 8
+    deep = MODEL.model_copy(update={"num_layers": 1000, "hidden_size": 64})
+    launches = predict(Work(deep, 128, 64, "bf16"), H100, ParallelConfig(), 8, 1).time
+    assert launches.host > launches.total / 2
+
+
+def test_ranked_layouts_are_possible_and_fit() -> None:
+    big = ModelConfig(scheme="pre_ln", num_layers=90, hidden_size=8192, num_attention_heads=64, vocab_size=50257, max_position_embeddings=2048)
+    found = rank(Work(big, 2048, 512, "bf16"), H100, 64, most=100)
+    assert len(found) > 10
+    assert all(one.memory.total + RESERVED <= H100.memory for one in found)
+    assert [one.time.total for one in found] == pytest.approx(sorted(one.time.total for one in found), rel=1e-2)
+    assert all(one.layout.tensor * one.layout.pipeline > 1 for one in found)  # 1.4 TB of state do not fit in one GPU
+    assert all(math.isfinite(one.mfu) and 0 < one.mfu < 0.76 for one in found)
+    assert rank(Work(big, 2048, 512, "bf16"), H100, 1) == []
+
+
+def test_recompute_costs_time_and_saves_memory() -> None:
+    work = Work(MODEL.model_copy(update={"hidden_size": 2048}), 128, 64, "bf16")
+    plain, full = (predict(work, H100, ParallelConfig(recompute=RecomputeConfig(granularity=kind)), 8, 8) for kind in ("none", "full"))
+    assert full.time.total > plain.time.total
+    assert full.memory.total < plain.memory.total
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(UserError, match=f"--gpu v100 is not known: choose one of {', '.join(ACCELERATORS)}"):
+        accelerator("v100")
+    with pytest.raises(UserError, match="has no fp8"):
+        predict(Work(MODEL, 128, 8, "fp8"), accelerator("a100"), ParallelConfig(), 1, 1)
+    with pytest.raises(UserError, match="train.global_batch_size=6 is not a multiple"):
+        predict(Work(MODEL, 128, 6, "bf16"), H100, ParallelConfig(), 4, 1)
+    with pytest.raises(UserError, match="model.vocab_size is not known"):
+        plan("configs/quickstart.yaml", ["data.corpora.0.path=nowhere"], 8, "h100", None, None, 3)
+
+
+def test_whole_report_on_a_shipped_configuration() -> None:
+    report = plan("configs/gpt2_xl.yaml", [], 8, "H100", 1e9, 2.0, 3)
+    assert report["parameters"]["total"] > 1.5e9
+    assert len(report["layouts"]) == 3
+    own = report["configured"]
+    assert own["cost"] == pytest.approx(own["days"] * 24 * 8 * 2)
+    assert own["days"] == pytest.approx(1e9 / own["tokens_per_s"] / 86400)
+    assert own["memory"]["total"] == pytest.approx(sum(own["memory"][part] for part in ("weights", "gradients", "optimizer", "activations", "buffers")))
+    assert "impossible" in plan("configs/gpt2_xl.yaml", ["parallel.tensor=3"], 6, "h100", None, None, 1)["configured"]

@@ -1,0 +1,145 @@
+"""`fathom plan`: what a run will need and how long it will take, before it starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from model.errors import UserError
+
+PIPED_WIDTH = 160
+
+
+def command(
+    config: Annotated[str, typer.Argument(help="Configuration file, or the name of a shipped one.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value sets a value, as in `fathom pretrain`.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs; default: the processes the configuration's layout needs.")] = None,
+    gpu: Annotated[str, typer.Option(help="Kind of GPU: a100, h100, h200 or b200.")] = "h100",
+    tokens: Annotated[float | None, typer.Option(min=1, help="Token budget, e.g. 30e9; default: all steps of the configuration.")] = None,
+    price_per_gpu_hour: Annotated[float | None, typer.Option(min=0, help="Price of one GPU for an hour, for the cost.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Layouts to list.")] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Predict memory, speed, duration and cost of a run, and rank the layouts that fit. Needs no GPU. How far off it may be: docs/performance.md."""
+    report = plan(config, overrides or [], gpus, gpu, tokens, price_per_gpu_hour, top)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+        return
+    console = Console()
+    _print(report, console if console.is_terminal else Console(width=PIPED_WIDTH))
+
+
+def plan(path: str, overrides: list[str], gpus: int | None, gpu: str, tokens: float | None, price: float | None, top: int) -> dict[str, Any]:
+    """The whole answer as plain data; bytes, seconds, days. Raises UserError for an unknown GPU, an impossible layout or an unknown vocabulary."""
+    from model.flops import flops_per_token
+    from model.size import parameter_count
+    from parallel.accelerators import accelerator
+    from pretrain.load_config import complete_model, load_config
+    from pretrain.plan import configured, rank, work_of
+    from tools.config import known_vocabulary
+
+    device = accelerator(gpu)
+    config = load_config(path, overrides)
+    model = complete_model(config, config.model.vocab_size or known_vocabulary(config))
+    work = work_of(config, model)
+    parallel = config.parallel
+    world = gpus or parallel.processes or parallel.tensor * parallel.pipeline * parallel.context
+    budget = tokens or config.train.steps * work.batch * work.seq_length
+    flops = flops_per_token(model, work.seq_length, recompute=parallel.recompute.granularity)
+    try:
+        own: dict[str, Any] = _row(configured(config, work, device, world), budget, world, price)
+    except UserError as error:
+        own = {"impossible": str(error)}
+    best = [_row(one, budget, world, price) for one in rank(work, device, world, most=top)]
+    return {
+        "gpu": device.name,
+        "gpus": world,
+        "precision": work.precision,
+        "memory_of_gpu": device.memory,
+        "efficiency_fitted": device.fitted,
+        "parameters": parameter_count(model),
+        "flops_per_token": {"model": flops.model, "hardware": flops.hardware},
+        "tokens_per_step": work.batch * work.seq_length,
+        "tokens": budget,
+        "configured": own,
+        "layouts": best,
+    }
+
+
+def _row(one: Any, tokens: float, world: int, price: float | None) -> dict[str, Any]:
+    from pretrain.plan import days
+
+    length = days(one, tokens)
+    return {
+        "layout": one.summary(),
+        "micro_batches": one.micro_batches,
+        "memory": dataclasses.asdict(one.memory) | {"total": one.memory.total},
+        "fits": one.fits,
+        "step": dataclasses.asdict(one.time) | {"total": one.time.total},
+        "sent_per_step": dataclasses.asdict(one.traffic),
+        "bubble": one.bubble,
+        "tokens_per_s": one.tokens_per_s,
+        "mfu": one.mfu,
+        "days": length,
+        "cost": None if price is None else length * 24 * world * price,
+    }
+
+
+def _print(report: dict[str, Any], console: Console) -> None:
+    counts, flops = report["parameters"], report["flops_per_token"]
+    console.print(f"{counts['total']:,} parameters; {flops['model'] / 1e9:.3f} GFLOP per token ({flops['hardware'] / 1e9:.3f} with what is computed again)")
+    note = "" if report["efficiency_fitted"] else "; no published run tells what it reaches, so the shares of H100 are taken"
+    console.print(
+        f"{report['gpus']} x {report['gpu']}, {report['precision']}, {report['tokens_per_step']:,} tokens a step, {report['tokens']:,.0f} in all{note}"
+    )
+    own = report["configured"]
+    console.print()
+    if "impossible" in own:
+        console.print(f"The configured layout is impossible here: {own['impossible']}", soft_wrap=True)
+    else:
+        _details(own, report["memory_of_gpu"], console)
+    console.print()
+    if not report["layouts"]:
+        console.print("No layout fits: take more GPUs, a smaller model or parallel.recompute.granularity=full with a smaller micro-batch.")
+        return
+    console.print(_table(report))
+    console.print("tp tensor, pp pipeline, vp virtual stages, dp data parallel, zero ZeRO stage, micro samples of a micro-batch", style="dim")
+
+
+def _details(own: dict[str, Any], memory: float, console: Console) -> None:
+    parts, step, sent = own["memory"], own["step"], own["sent_per_step"]
+    gib = ", ".join(f"{name} {parts[name] / 2**30:.2f}" for name in ("weights", "gradients", "optimizer", "activations", "buffers"))
+    fits = "fits" if own["fits"] else "does NOT fit"
+    console.print(f"As configured ({_degrees(own)}): {fits}, {parts['total'] / 2**30:.2f} of {memory / 2**30:.1f} GiB")
+    console.print(f"  memory per GPU, GiB  {gib} (activations without recompute {parts['without_recompute'] / 2**30:.2f})")
+    console.print(
+        f"  step {step['total']:.3f} s       compute {step['compute']:.3f} (of it waiting for launches {step['host']:.3f}), bubble {step['bubble']:.3f} "
+        f"({own['bubble']:.1%}), communication {step['communication']:.3f}, optimizer {step['optimizer']:.3f}"
+    )
+    console.print(
+        f"  sent per GPU and step, GiB  tensor {sent['tensor'] / 2**30:.2f}, pipeline {sent['pipeline'] / 2**30:.2f}, data {sent['data'] / 2**30:.2f}"
+    )
+    cost = "" if own["cost"] is None else f", cost {own['cost']:,.0f}"
+    console.print(f"  {own['tokens_per_s']:,.0f} tokens/s, MFU {own['mfu']:.1%}, {own['days']:.2f} days{cost}")
+
+
+def _degrees(row: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in row["layout"].items() if name not in ("cp", "sp"))
+
+
+def _table(report: dict[str, Any]) -> Table:
+    table = Table(title="Layouts that fit, fastest first", title_justify="left")
+    cost = report["layouts"][0]["cost"] is not None
+    for name in ("tp", "pp", "vp", "dp", "zero", "recompute", "micro", "GiB", "step", "tokens/s", "MFU", "bubble", "days", *(("cost",) if cost else ())):
+        table.add_column(name, justify="right")
+    for row in report["layouts"]:
+        layout = row["layout"]
+        cells = [str(layout[name]) for name in ("tp", "pp", "vp", "dp", "zero", "recompute", "micro")]
+        cells += [f"{row['memory']['total'] / 2**30:.1f}", f"{row['step']['total']:.3f} s", f"{row['tokens_per_s']:,.0f}", f"{row['mfu']:.1%}"]
+        table.add_row(*cells, f"{row['bubble']:.1%}", f"{row['days']:.2f}", *((f"{row['cost']:,.0f}",) if cost else ()))
+    return table
