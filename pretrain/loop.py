@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from parallel.checkpoint.background import Saved
+from parallel.checkpoint.errors import SaveError
 from parallel.engine import Engine
 from parallel.exit_codes import ExitCode
 from pretrain.callbacks import Callback
@@ -123,7 +124,7 @@ class Trainer:
         saver = self.saving.saver
         if decided.failed:
             self._settle()
-            raise OSError("checkpoint not saved: another rank has lost the connection")
+            raise SaveError("checkpoint not saved: another rank has lost the connection")
         if saver.done and not saver.failed:
             self._settle()
 

@@ -13,12 +13,14 @@ from typing import Any
 
 from model.errors import UserError
 from model.files import atomic_write_text
+from parallel.checkpoint.errors import SaveError
 from parallel.exit_codes import ExitCode
 from parallel.launch import RankInfo, free_port, has_gpu, init_process_group, open_store, rank_from_environment, start_local
 from parallel.topology import Layout, Topology, check_layout
 from pretrain.callbacks.watchdog import Watchdog, timed_out
 from pretrain.config import RunConfig
 from pretrain.load_config import complete_model, dump_config, load_config
+from pretrain.ownership import InUseError, check_free, owned
 from pretrain.preflight import BadNodeError, check_network, check_nodes
 from pretrain.sampling import micro_batch_indices
 from pretrain.state import FAILED, StaleStartError, forget_failures, read_state, record_failure, write_state
@@ -67,6 +69,7 @@ def pretrain(path: str, overrides: Sequence[str]) -> int:
     check_sizes(config, world)
     if world == 1:
         return run_rank(config, RankInfo(0, 1, 0, "127.0.0.1", free_port()))
+    check_free(Path(config.runs_dir) / config.name)
     return start_local([*LOCAL_ARGUMENTS, path, *overrides], world)
 
 
@@ -83,6 +86,15 @@ def start_rank(path: str, overrides: Sequence[str], info: RankInfo) -> int:
 def run_rank(config: RunConfig, info: RankInfo, problem: str = "") -> int:
     """Everything one process does. problem: why the run cannot start on this node, if it cannot. Returns the exit code of the process."""
     run_dir = Path(config.runs_dir) / config.name
+    try:
+        with owned(run_dir, info.rank):
+            return _run_rank(config, info, run_dir, problem)
+    except (InUseError, StaleStartError) as error:
+        print(f"fathom: error: {error}", file=sys.stderr)
+        return int(ExitCode.STALE if isinstance(error, StaleStartError) else ExitCode.USER_ERROR)
+
+
+def _run_rank(config: RunConfig, info: RankInfo, run_dir: Path, problem: str) -> int:
     try:
         layout = None if problem else check_sizes(config, info.world_size)
     except UserError as error:
@@ -137,7 +149,7 @@ def _failed(error: Exception, info: RankInfo, run_dir: Path, watchdog: Watchdog 
         raise error
     if not isinstance(error, BadNodeError):  # which has left word already, on the node that is bad
         record_failure(run_dir, info.rank, code, text)
-    if info.rank == 0 or not isinstance(error, UserError | BadNodeError):
+    if info.rank == 0 or not isinstance(error, UserError | BadNodeError | StaleStartError | SaveError):  # which all ranks raise together
         print(f"fathom: error: {text}", file=sys.stderr)
     if info.rank == 0 and "SLURM_JOB_ID" not in os.environ and not isinstance(error, StaleStartError) and read_state(run_dir):
         with contextlib.suppress(StaleStartError, OSError):

@@ -56,7 +56,7 @@ class Checkpoints:
         return reader, own
 
     def save(self, step: int, applied_steps: int, *, asynchronous: bool) -> Saved | None:
-        """Begins a save, or does it all. Raises OSError and StaleStartError as `Saver.save` does."""
+        """Begins a save, or does it all. Raises SaveError and StaleStartError as `Saver.save` does."""
         train = self.config.train
         tokenizer = Path(self.config.data.corpora[0].path) / "tokenizer.model"
         files = {"tokenizer.model": tokenizer.read_bytes()} if dist.get_rank() == 0 and tokenizer.is_file() else {}

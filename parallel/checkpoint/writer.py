@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.files import atomic_write_text, sync_folder
+from parallel.checkpoint.errors import SaveError
 from parallel.checkpoint.format import FORMAT, LATEST, MANIFEST, file_facts, leftovers_in, manifest_text, step_folder, steps_in
 from parallel.checkpoint.fragments import flat_state, is_writer, owned_fragments
 from parallel.checkpoint.random_state import rng_states
@@ -88,7 +89,7 @@ def save(
     """Saves a checkpoint of `step` under `folder`; returns the seconds it took. Collective: every process calls it.
 
     progress: position in the data and whatever else the run needs to continue; config: resolved configuration; extra: small files kept with it
-    (the tokenizer), by name. Raises OSError on every process when any of them could not write, with the old state intact.
+    (the tokenizer), by name. Raises SaveError on every process when any of them could not write, with the old state intact.
     """
     begin = time.monotonic()
     write(take(engine, step, progress=progress, config=config, versions=versions, extra=extra), folder)
@@ -99,7 +100,7 @@ def write(snapshot: Snapshot, folder: Path, *, group: dist.ProcessGroup | None =
     """Writes a snapshot under `folder` and makes it the newest; returns its bytes over all processes. Collective over `group`.
 
     fence: called by process 0 before anything is touched and again before the checkpoint becomes visible; what it raises is raised on every process.
-    tag: distinguishes the half-written folders of different starts of a run. Raises OSError on every process when any of them could not write, with the
+    tag: distinguishes the half-written folders of different starts of a run. Raises SaveError on every process when any of them could not write, with the
     old state intact.
     """
     rank, step = dist.get_rank(), snapshot.step
@@ -136,13 +137,15 @@ def _attempt(place: Path, action: Callable[[], None]) -> Exception | None:
         action()
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split()) or type(error).__name__
-        return OSError(f"checkpoint not saved, rank {dist.get_rank()}: {place}: {reason}")
+        return SaveError(f"checkpoint not saved, rank {dist.get_rank()}: {place}: {reason}")
     return None
 
 
 def _make_partial(partial: Path) -> None:
     if partial.parent.is_dir():
         remove(leftovers_in(partial.parent))
+        for torn in partial.parent.glob(f".{LATEST}.*.tmp"):
+            torn.unlink(missing_ok=True)
     partial.mkdir(parents=True)
 
 
