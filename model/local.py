@@ -11,7 +11,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.mlp import MLP
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 
@@ -134,7 +134,13 @@ class LocalSelfAttention(SelfAttention):
 
 
 class LocalMLP(MLP):
-    """Megatron-core's feed-forward with a forward for training only: a gate is one product, without an offset of zero added to a copy of its input."""
+    """Megatron-core's feed-forward with a forward for training only: a gate is one product, without an offset of zero added to a copy of its input.
+
+    It brings its parts along, because Megatron-core warns once a layer of every specification of a feed-forward that it does not know by name.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config, MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear))
 
     def forward(self, hidden_states: Tensor, per_token_scale: Tensor | None = None, **unused: Any) -> tuple[Tensor, Tensor | None]:
         """hidden_states: [s, b, h] (or [s / TP, b, h] under sequence parallelism). Returns the same shape, and the bias if it is left to the caller."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from megatron.core.transformer.attention import CrossAttention, CrossAttentionSubmodules, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 
 from model.layer import DepthLayer, DepthLayerSubmodules
@@ -29,7 +28,7 @@ def local_layer_spec(plan: Layer, *, causal: bool = True, cross: bool = False) -
         self_attention_branch_norm=_norm(plan.attention.norm_branch),
         self_attention_output_norm=_norm(plan.attention.norm_out),
         pre_mlp_layernorm=_norm(plan.mlp.norm_in),
-        mlp=ModuleSpec(module=LocalMLP, submodules=MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)),
+        mlp=LocalMLP,
         mlp_branch_norm=_norm(plan.mlp.norm_branch),
         mlp_output_norm=_norm(plan.mlp.norm_out),
     )
