@@ -63,7 +63,7 @@ test: $(STAMP) ## Run the quick tests (JOBS=2 at a time, ARGS for pytest)
 .PHONY: test-slow
 test-slow: $(STAMP) ## Run the tests that take minutes
 	@echo "test-slow: tests marked slow"
-	@$(RUN) -m pytest -m "slow and not gpu" $(ARGS)
+	@$(RUN) -m pytest -m "slow and not gpu" --timeout 3600 $(ARGS)
 
 .PHONY: test-gpu
 test-gpu: $(STAMP) ## Run the tests that need a GPU
