@@ -61,7 +61,9 @@ class ModelConfig(Strict):
     max_position_embeddings: int | None = Field(None, ge=1, description="Longest sequence; null means data.seq_length.")
     normalization: Literal["layernorm", "rmsnorm"] = Field("layernorm", description="Kind of every norm.")
     norm_epsilon: float = Field(1e-5, gt=0, description="Epsilon inside every norm.")
-    activation: Literal["gelu", "relu", "relu2", "silu", "swiglu", "geglu"] = Field("gelu", description="Feed-forward activation; swiglu and geglu are gated.")
+    activation: Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "swiglu", "geglu"] = Field(
+        "gelu", description="Feed-forward activation. gelu is the exact one, gelu_tanh GPT-2's approximation of it; swiglu and geglu are gated."
+    )
     position: Literal["learned", "rotary", "none"] = Field(
         "learned", description="Position information: a learned table, rotary embedding of queries and keys, or none."
     )

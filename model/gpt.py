@@ -29,7 +29,12 @@ def relu2(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-ACTIVATIONS = {"gelu": F.gelu, "geglu": F.gelu, "relu": F.relu, "relu2": relu2, "silu": F.silu, "swiglu": F.silu}
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU in its tanh approximation (Hendrycks & Gimpel 2016), as GPT-2 has it; any shape."""
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": gelu_tanh, "geglu": F.gelu, "relu": F.relu, "relu2": relu2, "silu": F.silu, "swiglu": F.silu}
 
 Kernels = Literal["local", "te"]
 

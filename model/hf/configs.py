@@ -16,7 +16,8 @@ from model.scheme import Sublayer
 ARCHITECTURES: dict[Target, str] = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "fathom": "FathomForCausalLM"}
 # The initialisation under which tied embeddings have no factor on the logits, as in both stock architectures.
 STOCK_INIT = InitConfig(base="normal")
-_SAME_ACTIVATION = {"swish": "silu", "gelu_python": "gelu"}
+# Three spellings of one function; files of GPT-2 have the first.
+_SAME_ACTIVATION = {"swish": "silu", "gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}
 
 
 def depth_plan(plan: Plan) -> list[dict[str, Any]]:
@@ -139,10 +140,7 @@ def _activation(kind: str, name: str, table: Mapping[str, str]) -> str:
     for ours, theirs in table.items():
         if theirs == name:
             return ours
-    hint = (
-        " (GPT-2's tanh approximation of GELU is another function than the exact GELU here)" if name in ("gelu_new", "gelu_pytorch_tanh", "gelu_fast") else ""
-    )
-    raise UserError(f"this {kind} model cannot be imported: its activation is {name}{hint}; supported: {', '.join(table.values())}")
+    raise UserError(f"this {kind} model cannot be imported: its activation is {name}; supported: {', '.join(table.values())}")
 
 
 def _read_gpt2(data: Mapping[str, Any]) -> tuple[Target, ModelConfig, int, float]:

@@ -27,7 +27,7 @@ SUBLAYER: dict[str, bool | float] = {
 class FathomConfig(PretrainedConfig):
     """depth_plan: runs of equal layers from the bottom up, each {"layers": count, "attention": {...}, "mlp": {...}} with the keys of SUBLAYER.
 
-    activation: gelu, relu, relu2, silu, or gated swiglu, geglu. normalization: layernorm or rmsnorm. position: learned, rotary or none.
+    activation: gelu, gelu_tanh, relu, relu2, silu, or gated swiglu, geglu. normalization: layernorm or rmsnorm. position: learned, rotary or none.
     logit_scale: factor on the last hidden state, before the output projection.
     Raises ValueError where the depth plan and num_hidden_layers disagree, or for an unknown key in the plan.
     """

@@ -21,7 +21,7 @@ from model.hf.mapping import TARGETS, Target
 from model.hf.plan import Plan
 
 # Our activation -> the name transformers has for the same function.
-GPT2_ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "relu2": "relu2", "silu": "silu"}
+GPT2_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "relu2": "relu2", "silu": "silu"}
 LLAMA_ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu"}
 
 

@@ -15,6 +15,8 @@ from model.theory import moments
 Array = NDArray[np.float64]
 # 80 nodes a dimension: the quadrature of smooth activations is exact to 1e-12 at unit variance.
 QUADRATURE_NODES = 80
+# x Phi(x) ~ x / 2 (1 + tanh(scale (x + cube x^3))), Hendrycks & Gimpel 2016.
+_TANH_SCALE, _TANH_CUBE = math.sqrt(2 / math.pi), 0.044715
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,23 @@ def _silu_slope(x: Array) -> Array:
     return gate * (1 + x * (1 - gate))
 
 
+def _gelu_tanh(x: Array) -> Array:
+    return 0.5 * x * (1 + np.tanh(_TANH_SCALE * (x + _TANH_CUBE * x**3)))
+
+
+def _gelu_tanh_slope(x: Array) -> Array:
+    t = np.tanh(_TANH_SCALE * (x + _TANH_CUBE * x**3))
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t**2) * _TANH_SCALE * (1 + 3 * _TANH_CUBE * x**2)
+
+
 POINTWISE: dict[str, Activation] = {
     "relu": Activation(_relu_product, lambda s2: 0.5),
     "relu2": Activation(_relu2_product, lambda s2: 2 * s2),
     "gelu": Activation(_gelu_product, lambda s2: moments.gelu_gradient(s2, 1.0, 1.0, 1.0).variance),
+    "gelu_tanh": Activation(
+        lambda s2, r: gaussian_product(_gelu_tanh, s2, r),
+        lambda s2: gaussian_expectation(lambda x: _gelu_tanh_slope(x) ** 2, s2),
+    ),
     "silu": Activation(
         lambda s2, r: gaussian_product(_silu, s2, r),
         lambda s2: gaussian_expectation(lambda x: _silu_slope(x) ** 2, s2),

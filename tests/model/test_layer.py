@@ -82,7 +82,9 @@ def test_stack_equals_reference(scheme: str, causal: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"activation": "swiglu", "normalization": "rmsnorm", "num_query_groups": 2}, {"activation": "relu"}, {"activation": "relu2"}], ids=str
+    "options",
+    [{"activation": "swiglu", "normalization": "rmsnorm", "num_query_groups": 2}, {"activation": "gelu_tanh"}, {"activation": "relu"}, {"activation": "relu2"}],
+    ids=str,
 )
 @pytest.mark.parametrize("scheme", ["b2t", "deepscalelm_pre_ln", "peri_ln"])
 def test_kinds_of_parts(scheme: str, options: dict[str, Any]) -> None:

@@ -64,7 +64,10 @@ def test_relu_correlation_map_at_its_ends() -> None:
     assert correlation_map("relu", 0.37) == pytest.approx(relu_kappa(0.37), abs=1e-14)
 
 
-@pytest.mark.parametrize(("activation", "second", "slope"), [("relu", 0.5, 0.5), ("gelu", 0.4252, 0.4559), ("silu", 0.3558, 0.3795), ("relu2", 1.5, 2.0)])
+@pytest.mark.parametrize(
+    ("activation", "second", "slope"),
+    [("relu", 0.5, 0.5), ("gelu", 0.4252, 0.4559), ("gelu_tanh", 0.4252, 0.4558), ("silu", 0.3558, 0.3795), ("relu2", 1.5, 2.0)],
+)
 def test_activation_moments_at_unit_variance(activation: str, second: float, slope: float) -> None:
     assert second_moment(activation) == pytest.approx(second, abs=5e-5)
     assert slope_moment(activation) == pytest.approx(slope, abs=5e-5)
@@ -93,13 +96,33 @@ def test_gelu_closed_forms_equal_quadrature() -> None:
         assert out.variance + out.mean**2 == pytest.approx(gaussian_product(gelu, variance, 1.0), abs=1e-12)
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "relu2", "swiglu", "geglu"])
+@pytest.mark.parametrize("activation", ["gelu_tanh", "silu"])
+def test_moments_by_quadrature_equal_fine_sums(activation: str) -> None:
+    """Riemann sums of a smooth function that falls off on both sides converge faster than any power of the step; the slopes are torch's."""
+    x = torch.linspace(-12, 12, 24_001, dtype=torch.float64, requires_grad=True)
+    function: Function = {"gelu_tanh": lambda z: F.gelu(z, approximate="tanh"), "silu": SILU}[activation]
+    value = function(x)
+    (slope,) = torch.autograd.grad(value.sum(), x)
+    weights = torch.exp(-(x**2) / 2) / math.sqrt(2 * math.pi) * 1e-3
+    assert second_moment(activation) == pytest.approx(float((weights * value**2).sum().detach()), abs=1e-12)
+    assert slope_moment(activation) == pytest.approx(float((weights * slope**2).sum().detach()), abs=1e-12)
+    r = 0.4
+    noise = x[::40].detach()
+    joint = torch.outer(weights[::40] * 40, weights[::40] * 40).detach()
+    product = float((joint * function(noise)[:, None] * function(r * noise[:, None] + math.sqrt(1 - r * r) * noise)).sum())
+    assert POINTWISE[activation].product(1.0, r) == pytest.approx(product, abs=1e-12)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu", "relu2", "swiglu", "geglu"])
 def test_correlation_map_against_sampling(activation: str) -> None:
     generator = torch.Generator().manual_seed(0)
     r, samples = 0.4, 400_000
     common, a, b, c, d, e = torch.randn(6, samples, generator=generator, dtype=torch.float64)
     x, y = (math.sqrt(r) * common + math.sqrt(1 - r) * noise for noise in (a, b))
-    functions: dict[str, Function] = {"relu": RELU, "gelu": GELU, "silu": SILU, "relu2": lambda z: F.relu(z) ** 2, "swiglu": SILU, "geglu": GELU}
+    functions: dict[str, Function] = {
+        "relu": RELU, "gelu": GELU, "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"), "silu": SILU, "relu2": lambda z: F.relu(z) ** 2,
+        "swiglu": SILU, "geglu": GELU,
+    }  # fmt: skip
     pointwise = functions[activation]
     u, v = pointwise(x), pointwise(y)
     if activation in ("swiglu", "geglu"):
@@ -263,7 +286,7 @@ def test_pre_and_post_norm_share_a_plan() -> None:
 
 def test_feed_forward_weights_give_a_unit_branch() -> None:
     assert feed_forward_variances(Sizes(512, 512, 2048, "relu"), P) == pytest.approx([math.sqrt((1 - P) / 2) / 512] * 2)
-    for activation in ("relu", "gelu", "silu", "relu2", "swiglu", "geglu"):
+    for activation in ("relu", "gelu", "gelu_tanh", "silu", "relu2", "swiglu", "geglu"):
         sizes = Sizes(96, 96, 200, activation)
         fc1, fc2 = feed_forward_variances(sizes, P)
         branch = feed_forward_branch(Stream(1.0, 0.3, 1.0), {"fc1": fc1, "fc2": fc2}, sizes)

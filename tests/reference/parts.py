@@ -97,6 +97,8 @@ def activate(x: Tensor, name: str) -> Tensor:
         return activate(gate, {"swiglu": "silu", "geglu": "gelu"}[name]) * up
     if name == "gelu":
         return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+    if name == "gelu_tanh":
+        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     if name == "silu":
         return x * torch.sigmoid(x)
     positive = torch.clamp(x, min=0)

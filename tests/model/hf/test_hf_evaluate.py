@@ -17,7 +17,7 @@ from tests.model.hf.tiny import LOGIT_SCALE, make_config, make_tokens, make_weig
 VARIANTS = [
     {"num_query_groups": 2, "normalization": "rmsnorm", "position": "rotary", "activation": "swiglu", "bias": False, "tie_embeddings": False},
     {"head_dim": 12, "activation": "geglu", "norm_epsilon": 1e-3},
-    {"num_query_groups": 1, "position": "rotary", "rotary_base": 500, "activation": "relu2"},
+    {"num_query_groups": 1, "position": "rotary", "rotary_base": 500, "activation": "gelu_tanh"},
     {"normalization": "rmsnorm", "position": "none", "activation": "silu", "tie_embeddings": False},
 ]
 

@@ -28,7 +28,7 @@ PAIRS = [
     (2, "rmsnorm", "learned", True),
     (2, "rmsnorm", "rotary", True),
 ]
-ACTIVATIONS = ("gelu", "swiglu", "relu2", "geglu", "silu", "relu")
+ACTIVATIONS = ("gelu", "swiglu", "relu2", "geglu", "silu", "gelu_tanh")
 
 
 def run(tmp_path: Path, config: Any, weights: dict[str, Tensor], **given: Any) -> Export:
@@ -62,7 +62,7 @@ def test_every_scheme_in_every_kind(tmp_path: Path, scheme: str, number: int) ->
     check_scheme(tmp_path, scheme, KINDS[number], number)
 
 
-@pytest.mark.parametrize("activation", ["gelu", "relu", "relu2", "silu"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "relu2", "silu"])
 @pytest.mark.parametrize(("bias", "tied"), [(True, True), (False, False)])
 def test_gpt2_has_the_activations_biases_and_ties_it_says(tmp_path: Path, activation: str, bias: bool, tied: bool) -> None:
     config = make_config("pre_ln", activation=activation, bias=bias, tie_embeddings=tied)

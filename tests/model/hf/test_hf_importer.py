@@ -52,11 +52,19 @@ def check(model: PreTrainedModel, folder: Path, tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
 def test_gpt2(tmp_path: Path, tied: bool, activation: str) -> None:
     model = save(GPT2LMHeadModel(GPT2Config(**{**GPT2, "activation_function": activation, "tie_word_embeddings": tied})), tmp_path / "source")
     imported = check(model, tmp_path / "source", tmp_path)
     assert (imported.config.scheme, imported.config.hidden_dropout) == ("pre_ln", 0.1)
+
+
+def test_gpt2_as_openai_configured_it(tmp_path: Path) -> None:
+    """Only sizes are given: everything else, the tanh approximation of GELU among it, is what `GPT2Config` says."""
+    model = save(GPT2LMHeadModel(GPT2Config(vocab_size=101, n_positions=24, n_embd=32, n_layer=2, n_head=4)), tmp_path / "source")
+    imported = check(model, tmp_path / "source", tmp_path)
+    assert (imported.config.activation, imported.config.tie_embeddings) == ("gelu_tanh", True)
+    assert json.loads((tmp_path / "back/config.json").read_text())["activation_function"] == "gelu_new"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +131,7 @@ def test_our_exports_come_back_bit_by_bit(tmp_path: Path, scheme: str, number: i
     ("settings", "reason"),
     [
         ({"model_type": "bert"}, "model_type='bert' cannot be imported; supported: gpt2, llama, mistral, fathom"),
-        ({**GPT2, "model_type": "gpt2", "activation_function": "gelu_new"}, "activation is gelu_new .*tanh approximation"),
+        ({**GPT2, "model_type": "gpt2", "activation_function": "tanh"}, "activation is tanh; supported: gelu, gelu_new, relu"),
         ({**GPT2, "model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scaled by the layer number"),
         ({**GPT2, "model_type": "gpt2", "scale_attn_weights": False}, "not scaled"),
         ({**GPT2, "model_type": "gpt2", "add_cross_attention": True}, "cross-attention"),
