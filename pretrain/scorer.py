@@ -21,14 +21,16 @@ class Scorer:
     """
 
     def __init__(self, trained: Trained, precision: str = "auto") -> None:
+        from parallel.single import single_process
+
+        trained.reader.verify()
+        # First, because it silences what the libraries below say when they are imported.
+        topology = single_process()
         from model.gpt import GPT, transformer_config
         from model.names import named_parameters
         from parallel.checkpoint.loader import check_model
         from parallel.precision import resolve, this_machine
-        from parallel.single import single_process
 
-        trained.reader.verify()
-        topology = single_process()
         numerics = resolve(precision, "auto", Fp8Config(), this_machine())
         on_cpu = not torch.cuda.is_available()
         config = transformer_config(trained.config, dtype=numerics.dtype, on_cpu=on_cpu, **topology.core_fields())

@@ -1,0 +1,163 @@
+"""Perplexity: the trainer's own number, exact counts of tokens, bytes and words, windows with and without overlap, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model.errors import UserError
+from model.hf.evaluate import Evaluation
+from parallel.checkpoint.reader import CheckpointReader
+from pretrain.evaluate import evaluate, read_text
+from pretrain.export import open_trained
+from pretrain.prepare import PrepareOptions, prepare
+from pretrain.tokenizer import Tokenizer
+from pretrain.train_tokenizer import train_tokenizer
+from tests.pretrain.small import VOCAB, small_config, small_data, small_trainer
+from tools.cli import main
+
+WINDOW = 16
+TEXTS = ("a b  abcde\n\nkl mnop", "Größe\u00a0日本語 \U0001f600\t x" * 5, "p")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A run of two steps, its data, and what its trainer evaluated to."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    data = small_data(folder)
+    config = small_config(data, folder / "runs", 2, scheme="deepscalelm_pre_ln")
+    trainer, seen = small_trainer(config), []
+    trainer._call = lambda moment, *args: seen.append(args[0]) if moment == "on_eval" else None  # type: ignore[method-assign]
+    trainer.run()
+    return {"run": folder / "runs" / "small", "data": data, "eval": seen[-1], "texts": folder}
+
+
+def test_equals_the_evaluation_of_the_trainer(run: dict[str, Any]) -> None:
+    ours = evaluate(run["run"], samples=run["eval"]["samples"])
+    assert ours.per(ours.tokens)["nats"] == pytest.approx(run["eval"]["loss"], rel=1e-6)  # type: ignore[index]
+    assert (ours.windows, ours.tokens, ours.step) == (4, 4 * WINDOW, 2)
+    named = evaluate(run["run"], data=run["data"], samples=4, batch_size=3)
+    assert named.nats == pytest.approx(ours.nats, rel=1e-6)
+    assert (named.bytes, named.words) == (ours.bytes, ours.words)
+
+
+def test_a_whole_split_has_every_window_once(run: dict[str, Any]) -> None:
+    manifest = json.loads((run["data"] / "dataset.json").read_text())
+    facts, whole = manifest["splits"]["validation"], evaluate(run["run"], batch_size=64)
+    available = (facts["tokens"] - 1) // WINDOW
+    assert (whole.windows, whole.tokens) == (available, available * WINDOW)
+    # The tokens after the last whole window are the only ones left out.
+    assert 0 <= facts["bytes"] - whole.bytes < WINDOW * 6  # type: ignore[operator]
+
+
+def losses_of(run: Path, ids: list[int]) -> list[float]:
+    """Loss of ids[1:], by the plain evaluation."""
+    trained = open_trained(run)
+    logits = Evaluation(dict(trained.weights), trained.config, logit_scale=trained.logit_scale)(torch.tensor([ids[:-1]]))
+    return F.cross_entropy(logits[0], torch.tensor(ids[1:]), reduction="none").tolist()
+
+
+@pytest.mark.parametrize("stride", [None, 16, 7])
+def test_text_in_windows(run: dict[str, Any], stride: int | None) -> None:
+    """Every token counts once, with the context that its window has, against a plain evaluation window by window."""
+    files = []
+    for number, text in enumerate(TEXTS):
+        files.append(str(run["texts"] / f"{number}.txt"))
+        Path(files[-1]).write_text(text)
+    tokenizer = Tokenizer(run["data"] / "tokenizer.model")
+    ids = [tokenizer.eod_id]
+    for text in TEXTS:
+        ids += [*tokenizer.encode(text), tokenizer.eod_id]
+    got = evaluate(run["run"], text=files, stride=stride)
+    expected, counted, start = 0.0, 0, 0
+    while counted < len(ids) - 1:
+        window = ids[start : start + WINDOW + 1]
+        fresh = start + len(window) - 1 - counted
+        expected += sum(losses_of(run["run"], window)[-fresh:])
+        counted, start = counted + fresh, start + (stride or WINDOW)
+    assert got.nats == pytest.approx(expected, rel=1e-5)
+    assert got.tokens == len(ids) - 1
+    assert got.bytes == sum(len(text.encode()) for text in TEXTS)
+    assert got.words == sum(len(text.split()) for text in TEXTS)
+    assert got.per(got.bytes)["bits"] == pytest.approx(expected / math.log(2) / got.bytes, rel=1e-5)  # type: ignore[index]
+
+
+def test_json_lines_are_documents(run: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
+    tokenizer = Tokenizer(run["data"] / "tokenizer.model")
+    ids, documents = read_text([str(path)], tokenizer)
+    assert documents == len(TEXTS)
+    assert ids.tolist().count(tokenizer.eod_id) == len(TEXTS) + 1
+
+
+def test_the_command(run: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--samples", "4", "--json"], ["--samples", "4"]):
+        with pytest.raises(SystemExit) as left:
+            main(["eval", str(run["run"]), *arguments])
+        assert not left.value.code
+    first, text = capsys.readouterr().out.split("\n", 1)
+    facts = json.loads(first)
+    assert facts["per_token"]["nats"] == pytest.approx(run["eval"]["loss"], rel=1e-6)
+    assert facts["per_token"]["perplexity"] == pytest.approx(math.exp(facts["per_token"]["nats"]))
+    for unit, value in (("token", facts["per_token"]["nats"]), ("byte", facts["per_byte"]["bits"]), ("word", facts["per_word"]["bits"])):
+        line = next(line for line in text.splitlines() if line.split()[0] == unit)
+        assert f"{value:.5f}" in line
+        assert f"{facts[unit + 's']:,}" in line
+
+
+def test_what_does_not_fit_is_refused(run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.txt").write_text("another tokenizer of the same size " * 20 + "".join(map(chr, range(97, 123))))
+    (tmp_path / "u.txt").write_text("a second document, for the other split " * 20)
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xff")
+    other = {}
+    for name, size in (("same", VOCAB), ("larger", VOCAB + 5)):
+        train_tokenizer([str(run["texts"] / "texts")] if name == "larger" else [str(tmp_path / "t.txt")], tmp_path / f"{name}.model", size, "bpe")
+        other[name] = tmp_path / name
+        prepare(PrepareOptions(inputs=[str(tmp_path / "[tu].txt")], out=other[name], tokenizer=tmp_path / f"{name}.model", split=(1, 1, 0), workers=1))
+    cases = [
+        ({"data": other["same"]}, "was prepared with another tokenizer than the model's"),
+        ({"data": other["larger"]}, f"vocabulary of {VOCAB + 5}, the model {VOCAB}"),
+        ({"data": run["data"], "text": ["x"]}, "either --data or --text"),
+        ({"data": run["data"], "split": "test"}, "the test split has 0 tokens"),
+        ({"data": run["data"], "stride": 4}, "stride=4 has an effect on --text only"),
+        ({"data": run["data"], "samples": 10**6}, r"samples=1000000: .* gives \d+ windows only"),
+        ({"text": [str(tmp_path / "t.txt")], "stride": 17}, "stride=17 must lie between 1 and the window of 16"),
+        ({"text": [str(tmp_path / "nothing.txt")]}, "no such file"),
+        ({"text": [str(tmp_path / "empty.txt")]}, "there is no text"),
+        ({"text": [str(tmp_path / "bad.txt")]}, "not UTF-8"),
+    ]
+    for arguments, reason in cases:
+        with pytest.raises(UserError, match=reason):
+            evaluate(run["run"], **arguments)
+    with pytest.raises(SystemExit) as left:
+        main(["eval", str(run["run"]), "--text", "x.txt", "--split", "train"])
+    assert left.value.code == 2
+    assert "split=train has no effect with --text" in capsys.readouterr().err
+
+
+def test_without_a_tokenizer_there_are_tokens_only(run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CheckpointReader, "tokenizer_path", None)
+    without = evaluate(run["run"], samples=4)
+    assert without.nats / without.tokens == pytest.approx(run["eval"]["loss"], rel=1e-6)
+    assert (without.bytes, without.words, without.per(without.bytes)) == (None, None, None)
+    with pytest.raises(UserError, match="needs a tokenizer"):
+        evaluate(run["run"], text=["x.txt"])
+
+
+def test_a_damaged_checkpoint_is_not_scored(run: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(run["run"] / "checkpoints", tmp_path / "c")
+    path = next((tmp_path / "c").glob("*/rank_*.safetensors"))
+    damaged = bytearray(path.read_bytes())
+    damaged[-5] ^= 1
+    path.write_bytes(bytes(damaged))
+    with pytest.raises(UserError, match="is damaged"):
+        evaluate(tmp_path / "c", data=run["data"], samples=1)
