@@ -35,7 +35,7 @@ data: {{corpora: [{{path: {data}}}], seq_length: 16, cache: {folder}/cache}}
 parallel: {{tensor: 2, pipeline: 2}}
 optimizer: {{lr: 0.001}}
 schedule: {{kind: constant}}
-train: {{steps: 60, global_batch_size: 16, micro_batch_size: 1, eval_samples: 0}}
+train: {{steps: 30, global_batch_size: 16, micro_batch_size: 1, eval_samples: 0}}
 log: {{signal_interval: 0, progress: none, tensorboard: false}}
 """
 

@@ -20,7 +20,7 @@ from pretrain.status import collect
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]
 
-STEPS = 60
+STEPS = 30
 CHECKPOINTS = "checkpoint.interval=5"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel.exit_codes import ExitCode
-from parallel.slurm import check_port, slurm_environment
+from parallel.slurm import check_port, expand_hosts, slurm_environment
 from pretrain.metrics import MetricsWriter
 from pretrain.state import FINISHED, RUNNING, STOPPED, check_owner, claim, latest_step, record_failure, write_state
 from pretrain.stop import StopRequest, task_exit_code
@@ -40,8 +40,10 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--step-time", type=float, default=0.1)
     parser.add_argument("--save-every", type=int, default=1000)
+    parser.add_argument("--hold-at", type=int, help="in the first start, go no further than this step until asked to stop, or ended")
     parser.add_argument("--collective", action="store_true")
     parser.add_argument("--fail-with", type=int, help="leave with this exit code at once")
+    parser.add_argument("--bad-node", help="leave as the check before the first step does when it runs on this node")
     options = parser.parse_args()
     run_dir: Path = options.run_dir
     info = slurm_environment(os.environ)
@@ -50,6 +52,11 @@ def main() -> int:
         if info.rank == info.world_size - 1:
             record_failure(run_dir, info.rank, options.fail_with, "a failure on purpose")
             return int(options.fail_with)
+        time.sleep(600)
+    if options.bad_node in expand_hosts(os.environ["SLURM_STEP_NODELIST"]):
+        if info.local_rank == 0 and os.environ["SLURMD_NODENAME"] == options.bad_node:
+            record_failure(run_dir, info.rank, ExitCode.BAD_NODE, "GPU 1 computes wrong products")
+            return int(ExitCode.BAD_NODE)
         time.sleep(600)
     stop = StopRequest(run_dir)
     stop.install()
@@ -71,8 +78,13 @@ def main() -> int:
         (run_dir / "checkpoints" / "latest").write_text(f"step_{step:08d}\n")
 
     code = 0
+    # In an array, the second element is the one that is interrupted.
+    first = step == info.restart_count == 0 and os.environ.get("SLURM_ARRAY_TASK_ID", "1") == "1"
     while step < options.steps and not code:
         time.sleep(options.step_time)
+        if first and step == options.hold_at:
+            code = largest(stop.code())
+            continue
         step += 1
         if writer is not None:
             writer.write("train", step, loss=10.0 / step, tokens=step * 1000, tokens_per_s=1000 / options.step_time, step_time_s=options.step_time)
