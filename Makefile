@@ -74,6 +74,8 @@ test-gpu: $(STAMP) ## Run the tests that need a GPU
 bench: $(STAMP) ## Run the benchmarks on the CPU
 	@echo "bench: benchmarks on the CPU"
 	@$(RUN) -m benchmarks.run $(ARGS)
+	@echo "bench: checkpoints of 1000 layers"
+	@$(RUN) -m benchmarks.checkpoint
 
 .PHONY: bench-gpu
 bench-gpu: $(STAMP) ## Run the benchmarks on the GPU

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -17,6 +18,7 @@ import torch
 import typer
 
 from model.config import ModelConfig
+from parallel.checkpoint.background import Saver
 from parallel.checkpoint.format import step_folder
 from parallel.checkpoint.fragments import flat_state
 from parallel.checkpoint.loader import load
@@ -48,12 +50,16 @@ def engine_of(layers: int, hidden: int) -> Engine:
 
 
 def measure(layers: int, hidden: int, rounds: int, folder: Path) -> dict[str, Any]:
-    """Seconds of saving and loading in each round, by turns with the baseline. folder: where to write; emptied by the caller."""
+    """Seconds of saving and loading in each round, by turns with the baseline.
+
+    stall: for how long an asynchronous save holds training up. folder: where to write; emptied by the caller.
+    """
     engine = engine_of(layers, hidden)
     tensors = [{kind: value.clone() for kind, value in flat_state(engine, group).items()} for group in range(len(engine.groups))]
     size = sum(value.numel() * 4 for group in tensors for value in group.values())
     checkpoints, files = folder / "checkpoints", 0
-    seconds: dict[str, list[float]] = {"save": [], "torch.save": [], "load": [], "torch.load": []}
+    seconds: dict[str, list[float]] = {"save": [], "stall": [], "torch.save": [], "load": [], "torch.load": []}
+    saver = Saver(folder / "background")
     for step in range(rounds + 1):
         begin = time.perf_counter()
         with (folder / "baseline.pt").open("wb") as file:
@@ -62,6 +68,11 @@ def measure(layers: int, hidden: int, rounds: int, folder: Path) -> dict[str, An
             os.fsync(file.fileno())
         middle = time.perf_counter()
         save(engine, checkpoints, step, progress={"optimizer_step": 1}, config={}, versions={}, extra={})
+        between = time.perf_counter()
+        saver.save(engine, step, asynchronous=True, progress={"optimizer_step": 1}, config={}, versions={}, extra={})
+        copied = time.perf_counter()
+        saver.wait()
+        shutil.rmtree(saver.folder)
         saved = time.perf_counter()
         torch.load(folder / "baseline.pt", weights_only=True)
         baseline = time.perf_counter()
@@ -70,14 +81,17 @@ def measure(layers: int, hidden: int, rounds: int, folder: Path) -> dict[str, An
         files = len(list((checkpoints / step_folder(step)).iterdir()))
         prune(checkpoints, keep_last=1, keep_every=0)
         if step:  # the first round warms up
-            for name, value in {"torch.save": middle - begin, "save": saved - middle, "torch.load": baseline - saved, "load": loaded - baseline}.items():
+            took = {"torch.save": middle - begin, "save": between - middle, "torch.load": baseline - saved, "load": loaded - baseline}
+            for name, value in (took | {"stall": copied - between}).items():
                 seconds[name].append(value)
+    saver.close()
     return {
         "parameters": len(engine.parameters),
         "bytes": size,
         "files": files,
         "seconds": {name: statistics.median(values) for name, values in seconds.items()},
         "save_ratio": statistics.median(a / b for a, b in zip(seconds["save"], seconds["torch.save"], strict=True)),
+        "stall_ratio": statistics.median(a / b for a, b in zip(seconds["stall"], seconds["save"], strict=True)),
         "load_ratio": statistics.median(a / b for a, b in zip(seconds["load"], seconds["torch.load"], strict=True)),
     }
 

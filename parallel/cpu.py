@@ -8,6 +8,7 @@ which would cost host time on the hot path, its modules are given a stand-in for
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 import types
 from collections.abc import Callable
@@ -78,3 +79,5 @@ def enable() -> None:
     # These two read torch.cuda through default generators that a CPU build lacks.
     random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    # It remarks, in every layer with dropout, that the stream it drew from is the CPU's.
+    logging.getLogger(random.__name__).setLevel(logging.ERROR)
