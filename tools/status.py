@@ -62,7 +62,10 @@ def screen(statuses: Sequence[RunStatus]) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
     for heading in ("RUN", "STATE", "STEP", "LOSS", "TOKENS/S", "LEFT", "RESTARTS", "CHECKPOINT", "JOB"):
         right = heading in ("STEP", "LOSS", "TOKENS/S", "LEFT", "RESTARTS")
-        table.add_column(heading, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
+        # On a narrow terminal names give way: everything else is short.
+        table.add_column(
+            heading, justify="right" if right else "left", no_wrap=heading != "RUN", overflow="ellipsis", min_width=8 if heading == "RUN" else None
+        )
     for status in statuses:
         table.add_row(
             status.name,

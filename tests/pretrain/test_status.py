@@ -177,6 +177,17 @@ def test_screen(tmp_path: Path) -> None:
     assert " ".join(lines[3]) == "sweep-0: rank 3 on node2: out of memory"
 
 
+def test_narrow_screen() -> None:
+    """Names give way before states and numbers do."""
+    console = Console(width=80, record=True, force_terminal=False)
+    status = RunStatus("a_run_of_a_name_longer_than_anybody_would_type", "folder", "finished", step=400, total=400, loss=6.0636, checkpoint_step=400)
+    with console.capture() as captured:
+        console.print(screen([status]))
+    assert "a_run" in captured.get()
+    assert all(text in captured.get() for text in ("finished", "400/400", "6.0636", "400, 0s ago"))
+    assert "anybody" not in captured.get()
+
+
 def test_units() -> None:
     assert [duration(seconds) for seconds in (0, 59.4, 60, 3599, 3600, 86399, 180000)] == ["0s", "59s", "1m00s", "59m59s", "1h00m", "23h59m", "2d02h"]
     assert [quantity(number) for number in (0, 999, 1000, 12345, 9.99e6, 2.5e12)] == ["0", "999", "1k", "12.3k", "9.99M", "2.5T"]
