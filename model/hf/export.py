@@ -180,6 +180,7 @@ def write_weights(folder: Path, todo: list[Entry], weights: Weights, config: Mod
         shard = {hf: tensor for entry in group for hf, tensor in hf_tensors(entry, weights, config, plan).items()}
         places.update(dict.fromkeys(shard, name))
         save_file(shard, folder / name, metadata={"format": "pt"})
+        del shard  # before the next one is read
     if len(groups) > 1:
         _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total * itemsize}, "weight_map": places})
     return total

@@ -124,7 +124,9 @@ def write_tokenizer(model_path: Path | str, folder: Path, max_length: int) -> To
     settings = {
         # The one name that both transformers 4 and 5 load as "use tokenizer.json as it is".
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": trainer.bos_piece,
+        # Training documents follow each other with the end mark alone between them: what a first token is predicted from is that mark, and programs
+        # that start a text with "bos" (lm-evaluation-harness does) would otherwise start it with a token that the model has never seen.
+        "bos_token": trainer.eos_piece,
         "eos_token": trainer.eos_piece,
         "unk_token": trainer.unk_piece,
         # Never produced from text, because of byte fallback; so padding with it hides no token.

@@ -84,7 +84,7 @@ def test_names_of_special_tokens_in_text_are_text(models: dict[str, Path], kind:
     fast = AutoTokenizer.from_pretrained(tmp_path)
     for text in ("</s>", "<s>", "<unk>", "<0x0A>", "a</s>b"):
         assert not {0, 1, 2, 3 + 10} & set(fast.encode(text))
-    assert (fast.bos_token_id, fast.eos_token_id, fast.unk_token_id, fast.pad_token_id) == (1, 2, 0, 0)
+    assert (fast.bos_token_id, fast.eos_token_id, fast.unk_token_id, fast.pad_token_id) == (2, 2, 0, 0)
     assert fast.decode([2]) == "</s>"
     assert fast.decode([2], skip_special_tokens=True) == ""
     assert fast.encode("") == []
