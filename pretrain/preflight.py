@@ -80,15 +80,18 @@ def check_nodes(store: Store, info: RankInfo, config: RunConfig, problem: str = 
     facts = _facts(store, info, config, run_dir, problem)
     store.set(f"preflight/{info.rank}", json.dumps(asdict(facts)))
     if info.rank == 0:
-        everyone = [Facts(**json.loads(store.get(f"preflight/{rank}"))) for rank in range(info.world_size)]
+        everyone = [_wait_for(store, rank, config.parallel.timeout_minutes) for rank in range(info.world_size)]
         verdict = judge(everyone)
         with contextlib.suppress(OSError):  # told as a problem of this node
             atomic_write_text(run_dir / RECORD, json.dumps(_record(everyone, verdict), indent=1) + "\n")
         store.set("preflight/verdict", json.dumps(asdict(verdict)))
     verdict = Verdict(**json.loads(store.get("preflight/verdict")))
     here = facts.host in verdict.bad
-    if verdict.bad and here and verdict.hosts.index(facts.host) == info.rank:
-        record_failure(run_dir, info.rank, ExitCode.BAD_NODE, "; ".join(verdict.bad[facts.host]))
+    # Said for a node by another one, as that one may be unable to write.
+    healthy = next((rank for rank, host in enumerate(verdict.hosts) if host not in verdict.bad), 0)
+    if info.rank == healthy:
+        for host, texts in verdict.bad.items():
+            record_failure(run_dir, verdict.hosts.index(host), ExitCode.BAD_NODE, "; ".join(texts), host=host)
     _leave_together(store, info)
     if info.rank == 0:
         for token in (run_dir / CONTROL).glob(f"{Owner.from_environment().label}.preflight.*"):
@@ -98,6 +101,14 @@ def check_nodes(store: Store, info: RankInfo, config: RunConfig, problem: str = 
     if verdict.bad:
         raise BadNodeError("; ".join(f"{host}: {'; '.join(texts)}" for host, texts in sorted(verdict.bad.items())), here)
     return verdict
+
+
+def _wait_for(store: Store, rank: int, minutes: float) -> Facts:
+    """What a rank found. Its time counts from when all ranks before it were there."""
+    try:
+        return Facts(**json.loads(store.get(f"preflight/{rank}")))
+    except RuntimeError as error:
+        raise RuntimeError(f"rank {rank} did not come within {minutes:g} minutes (parallel.timeout_minutes): see the log of its node") from error
 
 
 def judge(everyone: Sequence[Facts]) -> Verdict:

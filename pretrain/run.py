@@ -89,9 +89,11 @@ def run_rank(config: RunConfig, info: RankInfo, problem: str = "") -> int:
     try:
         with owned(run_dir, info.rank):
             return _run_rank(config, info, run_dir, problem)
-    except (InUseError, StaleStartError) as error:
+    except (InUseError, StaleStartError, OSError) as error:
+        code = next((code for kind, code in CODES.items() if isinstance(error, kind)), ExitCode.CRASH)
+        record_failure(run_dir, info.rank, code, str(error))
         print(f"fathom: error: {error}", file=sys.stderr)
-        return int(ExitCode.STALE if isinstance(error, StaleStartError) else ExitCode.USER_ERROR)
+        return int(code)
 
 
 def _run_rank(config: RunConfig, info: RankInfo, run_dir: Path, problem: str) -> int:
@@ -109,7 +111,7 @@ def _run_rank(config: RunConfig, info: RankInfo, run_dir: Path, problem: str) ->
         verdict = check_nodes(store, info, config, problem) if config.parallel.preflight else None
         if layout is None:
             raise UserError(problem)
-        hosts = verdict.hosts if verdict else [f"node of {rank}" for rank in range(info.world_size)]
+        hosts = verdict.hosts if verdict else [""] * info.world_size
         watchdog = Watchdog(run_dir, info.rank, hosts, config.parallel.step_timeout_minutes, config.parallel.timeout_minutes)
         init_process_group(info, config.parallel.timeout_minutes, store)
         if verdict is not None and info.world_size > 1:
@@ -145,13 +147,13 @@ def _failed(error: Exception, info: RankInfo, run_dir: Path, watchdog: Watchdog 
     if code is ExitCode.CRASH and not isinstance(error, OSError):
         text = f"{type(error).__name__}: {text}"
         traceback.print_exc()
+    if not isinstance(error, BadNodeError):  # of which word was left already
+        record_failure(run_dir, info.rank, code, text)
     if os.environ.get("FATHOM_DEBUG") == "1":
         raise error
-    if not isinstance(error, BadNodeError):  # which has left word already, on the node that is bad
-        record_failure(run_dir, info.rank, code, text)
     if info.rank == 0 or not isinstance(error, UserError | BadNodeError | StaleStartError | SaveError):  # which all ranks raise together
         print(f"fathom: error: {text}", file=sys.stderr)
-    if info.rank == 0 and "SLURM_JOB_ID" not in os.environ and not isinstance(error, StaleStartError) and read_state(run_dir):
+    if info.rank == 0 and "SLURM_JOB_ID" not in os.environ and not isinstance(error, UserError | StaleStartError) and read_state(run_dir):
         with contextlib.suppress(StaleStartError, OSError):
             write_state(run_dir, state=FAILED, reason=text, exit_code=int(code))
     return int(code)

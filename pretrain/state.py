@@ -153,10 +153,13 @@ def asked_to_stop(run_dir: Path | str, owner: Owner) -> str:
         return ""
 
 
-def record_failure(run_dir: Path | str, rank: int, exit_code: int, reason: str, owner: Owner | None = None) -> None:
-    """Leaves one line about why this rank ends, for the batch script to find; the first one is what the user reads. Never raises."""
+def record_failure(run_dir: Path | str, rank: int, exit_code: int, reason: str, owner: Owner | None = None, host: str | None = None) -> None:
+    """Leaves one line about why a rank ends, for the batch script to find; the first one is what the user reads. host: its node, if not this one.
+
+    Never raises.
+    """
     owner = owner or Owner.from_environment()
-    host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    host = host or os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     failure = Failure(rank, int(exit_code), " ".join(reason.split())[:500], host, time.time())
     with contextlib.suppress(OSError):  # the disk may be why it fails
         atomic_write_text(Path(run_dir) / CONTROL / f"{owner.label}.rank{rank:05d}.json", json.dumps(asdict(failure)))

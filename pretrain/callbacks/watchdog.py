@@ -51,7 +51,8 @@ class Report:
 class Watchdog(Callback):
     """One for each rank.
 
-    hosts: node of each rank; step_minutes: limit of a step, None for one that follows from the steps, 0 for none; collective_minutes: of the process group.
+    hosts: node of each rank, empty where it is not known; step_minutes: limit of a step, None for one that follows from the steps, 0 for none;
+    collective_minutes: of the process group.
     leave: ends the process, given the exit code.
     """
 
@@ -250,7 +251,7 @@ def late_ranks(reports: Sequence[Report], hosts: Sequence[str]) -> str:
 
 
 def _names(ranks: Sequence[int], hosts: Sequence[str]) -> str:
-    named = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in ranks[:NAMED_RANKS])
+    named = ", ".join(f"rank {rank}" + (f" on {hosts[rank]}" if hosts[rank] else "") for rank in ranks[:NAMED_RANKS])
     return named + (f" and {len(ranks) - NAMED_RANKS} more" if len(ranks) > NAMED_RANKS else "")
 
 
