@@ -80,11 +80,13 @@ class Signal:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A saved state; seconds: how long saving held the run."""
+    """A saved state. seconds: until it was the newest; stall_seconds: of these, how long training stood still; bytes: of all processes."""
 
     step: int
     time: float = math.nan
     seconds: float = math.nan
+    stall_seconds: float = math.nan
+    bytes: float = math.nan
 
 
 @dataclass(frozen=True)

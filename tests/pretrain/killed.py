@@ -30,14 +30,14 @@ from pretrain.metrics import read_metrics
 
 # Things a process does to files; after the start of each is a place to die.
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.listdir", "os.scandir", "shutil.rmtree")
-INTERVAL, STEPS, WORLD = 3, 36, 2
+INTERVAL, STEPS, WORLD = 3, 24, 2
 PATIENCE = 240.0
 CONFIG = """
 name: killed
 model: {scheme: b2t, num_layers: 3, hidden_size: 16, num_attention_heads: 2, hidden_dropout: 0.1}
 optimizer: {lr: 1.0e-2}
 schedule: {warmup_steps: 2}
-train: {steps: STEPS, global_batch_size: 4, micro_batch_size: 1, eval_samples: 0}
+train: {steps: STEPS, global_batch_size: 4, micro_batch_size: 2, eval_samples: 0}
 checkpoint: {interval: INTERVAL, keep_last: 2}
 parallel: {preflight: false}
 log: {signal_interval: 0, progress: none, tensorboard: false}
@@ -200,7 +200,7 @@ class Trial:
                 note = self.folder / "moment"
                 moment = f"`{note.read_text()}`" if note.exists() else f"after {kill.seconds:.1f} s"
                 self.rows.append(Row(len(self.rows) + 1, kill.asynchronous, kill.ranks, moment, done))
-                print(self.rows[-1], flush=True)
+                self._write()
         assert self._start(None) is None
         return self.rows
 
@@ -236,6 +236,11 @@ class Trial:
                 bound = 2 * INTERVAL if row.asynchronous else INTERVAL
                 assert 0 <= row.lost <= bound, f"kill {row.kill}: {row.lost} steps lost"
 
+        self._write()
+
+    def _write(self) -> None:
+        (self.folder / "rows.json").write_text(json.dumps([asdict(row) | {"lost": row.lost} for row in self.rows]))
+
     def _ended(self) -> None:
         assert curve(self.run_dir) == self.curve
         assert contents(self.run_dir) == self.contents
@@ -270,7 +275,6 @@ def main() -> None:
         for module in (*PRELOADED, "pretrain.run", "tools.train", "pretrain.callbacks.signal_health", "pretrain.callbacks.display"):
             importlib.import_module(module)
     rows = Trial(options.config, options.folder, options.kills, options.seed).run()
-    (options.folder / "rows.json").write_text(json.dumps([asdict(row) | {"lost": row.lost} for row in rows]))
     (options.folder / "table.md").write_text(table(rows) + "\n")
 
 

@@ -52,7 +52,7 @@ def small_trainer(config: RunConfig) -> Trainer:
     """The trainer of a run, without callbacks."""
     blends = {split: open_blend(config.data.corpora, split, config.data.seq_length, config.train.seed, None) for split in ("train", "validation")}
     folder = Path(config.runs_dir) / config.name
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     topology = copy.copy(single_process())
     topology.layout = replace(topology.layout, zero=config.parallel.zero)
     return Trainer(config, folder, build_engine(config, topology), blends["train"], blends["validation"], [])

@@ -1,0 +1,179 @@
+"""Checkpoints of a run: what is saved and when, who may save, and what the next start makes of what it finds."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.errors import UserError
+from parallel.checkpoint.errors import SaveError
+from parallel.checkpoint.format import leftovers_in, steps_in
+from parallel.checkpoint.reader import open_checkpoint
+from pretrain import saving
+from pretrain.callbacks import Callback
+from pretrain.callbacks.run_state import RunState
+from pretrain.config import RunConfig
+from pretrain.loop import Trainer
+from pretrain.state import Owner, StaleStartError, claim
+from tests.pretrain.small import small_config, small_data, small_trainer
+
+
+class Records(Callback):
+    """Keeps checkpoint records, and the step at which each came."""
+
+    def __init__(self) -> None:
+        self.checkpoints: list[dict[str, Any]] = []
+        self.ended: list[str] = []
+
+    def on_checkpoint(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        self.checkpoints.append(record)
+
+    def on_end(self, trainer: Trainer, reason: str) -> None:
+        self.ended.append(reason)
+
+
+class TakeOver(Callback):
+    """After a step, a newer start claims the run."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        if record["step"] == self.step:
+            while not trainer.saving.saver.done:
+                time.sleep(0.01)
+            claim(trainer.run_dir, Owner("12", 1), state="running")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_data(tmp_path_factory.mktemp("data"))
+
+
+def run_config(data: Path, runs: Path, **checkpoint: Any) -> RunConfig:
+    config = small_config(data, runs, 4, signal_interval=0, hidden_dropout=0.1)
+    config.train.eval_samples = 0
+    config.checkpoint = config.checkpoint.model_copy(update={"interval": 1, **checkpoint})
+    return config
+
+
+def trained(config: RunConfig, *callbacks: Callback) -> Trainer:
+    trainer = small_trainer(config)
+    trainer.callbacks += callbacks
+    trainer.resume()
+    trainer.run()
+    return trainer
+
+
+def files(run_dir: Path, step: int) -> dict[str, Any]:
+    found: dict[str, Any] = open_checkpoint(run_dir / "checkpoints" / f"step_{step:08d}").manifest["files"]
+    return found
+
+
+def test_saving_in_the_background_saves_the_same(data: Path, tmp_path: Path) -> None:
+    once, background = Records(), Records()
+    trained(run_config(data, tmp_path / "a"), once)
+    trained(run_config(data, tmp_path / "b", asynchronous=True), background)
+    assert [record["step"] for record in once.checkpoints] == [record["step"] for record in background.checkpoints] == [1, 2, 3, 4]
+    assert steps_in(tmp_path / "a" / "small" / "checkpoints") == steps_in(tmp_path / "b" / "small" / "checkpoints") == [3, 4]
+    for step in (3, 4):
+        assert files(tmp_path / "a" / "small", step) == files(tmp_path / "b" / "small", step)
+    for record in once.checkpoints:
+        assert record["stall_seconds"] == record["seconds"] > 0
+    for record in background.checkpoints[:-1]:
+        assert 0 < record["stall_seconds"] <= record["seconds"]
+        assert record["bytes"] == once.checkpoints[0]["bytes"]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_start_that_was_replaced_touches_nothing(data: Path, tmp_path: Path, asynchronous: bool) -> None:
+    config = run_config(data, tmp_path, asynchronous=asynchronous)
+    folder, records = tmp_path / "small" / "checkpoints", Records()
+    with pytest.raises(StaleStartError, match=r"belongs to start 12\.1 now"):
+        trained(config, RunState(), TakeOver(3), records)
+    assert steps_in(folder) == [1, 2]
+    assert not leftovers_in(folder)
+    assert (folder / "latest").read_text() == "step_00000002\n"
+    assert records.ended == []
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_place_that_cannot_be_written_is_one_line(data: Path, tmp_path: Path, asynchronous: bool) -> None:
+    config, records = run_config(data, tmp_path, asynchronous=asynchronous), Records()
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "checkpoints").write_text("in the way")
+    with pytest.raises(SaveError) as said:
+        trained(config, records)
+    assert str(said.value).startswith("checkpoint not saved, rank 0: ")
+    assert "\n" not in str(said.value)
+    assert records.ended == ["ended by an error"]
+
+
+def test_the_next_start_says_what_it_found(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = run_config(data, tmp_path)
+    config.train.stop_at_step = 2
+    trained(config)
+    folder = tmp_path / "small" / "checkpoints"
+    (folder / ".step_00000003.local.0.partial").mkdir()
+    capsys.readouterr()
+    trainer = small_trainer(config)
+    trainer.resume()
+    assert capsys.readouterr().err == "small: step_00000003 is incomplete (killed while saving); continuing from step_00000002\n"
+    (folder / "latest").write_text("step_00000001\n")
+    trainer.resume()
+    assert trainer.step == 1
+    assert "step_00000002 was not confirmed (killed before `latest` named it); continuing from step_00000001\n" in capsys.readouterr().err
+
+
+def test_random_streams_on_another_layout(data: Path, tmp_path: Path) -> None:
+    """Not the saved ones, not those of the beginning, and the same at every start."""
+    config = run_config(data, tmp_path)
+    config.train.stop_at_step = 2
+    trained(config)
+    saved = torch.get_rng_state()
+    config.parallel.zero = 2
+    states = []
+    for _ in range(2):
+        trainer = small_trainer(config)
+        first = torch.get_rng_state()
+        trainer.resume()
+        states.append(torch.get_rng_state())
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], first)
+    assert not torch.equal(states[0], saved)
+
+
+def test_other_settings_of_the_data_order_are_refused(data: Path, tmp_path: Path) -> None:
+    config = run_config(data, tmp_path)
+    config.train.stop_at_step = 1
+    trained(config)
+    config.train.global_batch_size = 8
+    with pytest.raises(UserError, match=r"was trained with train\.global_batch_size=4, the configuration has 8: change it back, or start a run with another"):
+        small_trainer(config).resume()
+
+
+def test_the_state_of_fp8_goes_with_the_checkpoint(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its content is tested where Transformer Engine is; here, that it is asked for and given back."""
+    brought: list[Path] = []
+    monkeypatch.setattr(saving, "checkpoint_file", lambda chunks, topology: {"fp8_state.safetensors": b"state"})
+    monkeypatch.setattr(saving, "restore", lambda chunks, folder: brought.append(folder))
+    config = run_config(data, tmp_path)
+    config.train.stop_at_step = 1
+    trained(config)
+    folder = tmp_path / "small" / "checkpoints" / "step_00000001"
+    assert (folder / "fp8_state.safetensors").read_bytes() == b"state"
+    assert "fp8_state.safetensors" in files(tmp_path / "small", 1)
+    assert not brought
+    small_trainer(config).resume()
+    assert brought == [folder]
+
+
+def test_the_start_record_names_precision_and_device(data: Path, tmp_path: Path) -> None:
+    trainer = small_trainer(run_config(data, tmp_path))
+    assert {key: trainer.start_record()[key] for key in ("precision", "device")} == {"precision": "float32", "device": "cpu"}
+    trainer.config.train.fp8.recipe = "delayed"
+    assert trainer.start_record()["precision"] == "fp8"
