@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.errors import UserError
-from model.hf.export import Export, export, parse_size
+from model.hf.export import Export, export, parse_size, write_weights
+from model.hf.folding import fold
+from model.hf.mapping import entries
 from model.hf.proof import ProofError
 from model.scheme import SCHEMES
 from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_config, make_tokens, make_weights, reference
@@ -28,6 +31,7 @@ PAIRS = [
     (2, "rmsnorm", "learned", True),
     (2, "rmsnorm", "rotary", True),
 ]
+FOLDS_INTO_LLAMA = {"normalization": "rmsnorm", "position": "rotary", "activation": "swiglu", "bias": False, "num_query_groups": 2}
 ACTIVATIONS = ("gelu", "swiglu", "relu2", "geglu", "silu", "gelu_tanh")
 
 
@@ -178,6 +182,42 @@ def test_shards_have_the_size_asked_for_and_load(tmp_path: Path) -> None:
     index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
     assert {tmp_path / "out" / name for name in index["weight_map"].values()} == set(shards)
     assert index["metadata"]["total_size"] == 4 * result.parameters == sum(4 * t.numel() for path in shards for t in load_file(path).values())
+
+
+def test_converting_holds_one_shard_at_a_time(tmp_path: Path) -> None:
+    """Bytes of tensors that are alive, measured on every read of a model stored in many shards: one shard and the tensor that is being converted."""
+    config = make_config("b2t", num_layers=12, activation="swiglu")
+    weights, alive, most = make_weights(config), [0], [0]
+    entries_ = entries("fathom", config, POSITIONS)
+
+    class Lazy(dict[str, Tensor]):
+        def __getitem__(self, name: str) -> Tensor:
+            return counted(super().__getitem__(name).clone())
+
+    def counted(tensor: Tensor) -> Tensor:
+        size = tensor.nbytes
+        alive[0] += size
+        most[0] = max(most[0], alive[0])
+        weakref.finalize(tensor.untyped_storage(), lambda: alive.__setitem__(0, alive[0] - size))
+        return tensor
+
+    largest = max(tensor.nbytes for tensor in weights.values())
+    total = sum(tensor.nbytes for tensor in weights.values())
+    shard = 2 * largest
+    write_weights(tmp_path, entries_, Lazy(weights), config, fold("fathom", config, 1.0), shard, 4)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 10
+    assert most[0] <= shard + largest < total / 5
+    assert alive[0] == 0
+
+
+def test_deepscalelm_folds_into_llama(tmp_path: Path) -> None:
+    config = make_config("deepscalelm_pre_ln", norm_epsilon=1e-6, **FOLDS_INTO_LLAMA)
+    weights = make_weights(config)
+    result = run(tmp_path, config, weights, architecture="llama", prove_with=reference(config, weights))
+    assert (result.architecture, result.folded) == ("llama", True)
+    assert 0 < result.proof.epsilon_effect < 1e-4
+    assert "trust_remote_code" not in (tmp_path / "out/README.md").read_text()
+    assert not list((tmp_path / "out").glob("*.py"))
 
 
 def test_bfloat16_is_rounded_after_the_proof(tmp_path: Path) -> None:
