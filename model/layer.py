@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.identity_op import IdentityOp
@@ -65,6 +67,20 @@ class DepthLayer(TransformerLayer):
         if self.has_cross:
             self.cross_attention_join = ResidualJoin(plan.cross, self.hidden_dropout)
         self.mlp_join = ResidualJoin(plan.mlp, self.hidden_dropout)
+        self.input_scales: dict[str, float | Tensor] = {"attention": plan.attention.input_scale, "cross": plan.cross.input_scale, "mlp": plan.mlp.input_scale}
+        self.scaled = {part for part, scale in self.input_scales.items() if scale != 1.0}
+        self.compiled: Callable[..., tuple[Tensor, Tensor | None]] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward pass, compiled where `model/compiled.py` said so and nobody listens: hooks and evaluation get the layer as it is."""
+        if self.compiled is None or not self.training or self._forward_hooks or self._forward_pre_hooks or not torch.is_grad_enabled():
+            return super().__call__(*args, **kwargs)
+        return self.compiled(self, *args, **kwargs)
+
+    def scales_as_tensors(self) -> None:
+        """Holds input scales as scalars of tensors, which one compiled function can take from many layers; a number would be compiled in."""
+        self.input_scales = {part: torch.tensor(scale, dtype=torch.float64) for part, scale in self.input_scales.items()}
+        self.scaled = set(self.input_scales)
 
     def forward(  # type: ignore[override]
         self,
@@ -79,32 +95,32 @@ class DepthLayer(TransformerLayer):
         layer's own mask type. Returns the stream [s, b, h] and the context unchanged."""
         layer_input = stream = hidden_states
 
-        branch_input, residual = self._enter(self.plan.attention, self.input_layernorm, stream)
+        branch_input, residual = self._enter("attention", self.plan.attention, self.input_layernorm, stream)
         branch, bias = self.self_attention(branch_input, attention_mask, rotary_pos_emb=rotary_pos_emb)
         if self.normed_by_qkv:
             residual = self.self_attention.linear_qkv.take_normed()
         stream = self._leave("self_attention", residual, branch, bias, layer_input)
 
         if self.has_cross:
-            branch_input, residual = self._enter(self.plan.cross, self.pre_cross_attn_layernorm, stream)
+            branch_input, residual = self._enter("cross", self.plan.cross, self.pre_cross_attn_layernorm, stream)
             branch, bias = self.cross_attention(branch_input, attention_mask=context_mask, key_value_states=context)
             stream = self._leave("cross_attention", residual, branch, bias, layer_input)
 
-        branch_input, residual = self._enter(self.plan.mlp, self.pre_mlp_layernorm, stream)
+        branch_input, residual = self._enter("mlp", self.plan.mlp, self.pre_mlp_layernorm, stream)
         branch, bias = self.mlp(branch_input)
         if self.normed_by_fc1:
             residual = self.mlp.linear_fc1.take_normed()
         return self._leave("mlp", residual, branch, bias, layer_input), context
 
-    def _enter(self, plan: Sublayer, norm: Any, stream: Tensor) -> tuple[Tensor, Tensor]:
+    def _enter(self, part: str, plan: Sublayer, norm: Any, stream: Tensor) -> tuple[Tensor, Tensor]:
         """Branch input and residual of a sublayer, both [s, b, h]. norm: an identity where there is none, or where it is part of the linear layer."""
         if isinstance(norm, IdentityOp):
             branch_input, residual = stream, stream
         else:
             branch_input = norm(stream)
             residual = branch_input if plan.residual_from_norm else stream
-        if plan.input_scale != 1.0:
-            branch_input = branch_input * plan.input_scale
+        if part in self.scaled:
+            branch_input = branch_input * self.input_scales[part]
         return branch_input, residual
 
     def _leave(self, part: str, residual: Tensor, branch: Tensor, bias: Tensor | None, layer_input: Tensor) -> Tensor:

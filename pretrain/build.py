@@ -14,6 +14,7 @@ from model.names import named_parameters
 from parallel.engine import Engine
 from parallel.precision import check_sizes, fallback, resolve, this_machine
 from parallel.topology import Topology
+from pretrain.compiling import compile_chunks
 from pretrain.config import OptimizerConfig, RunConfig
 
 
@@ -87,6 +88,8 @@ def build_engine(config: RunConfig, topology: Topology) -> Engine:
         **recompute_fields(config),
         **numerics.core_fields(),
     )
+    if train.compile:
+        compile_chunks(config, numerics, chunks)
     return Engine(
         chunks,
         topology,

@@ -69,6 +69,9 @@ class TrainConfig(Strict):
         "auto",
         description="Parts of the layers. te: Transformer Engine's; local: PyTorch's; auto: te for bf16 on a GPU where it is installed. Weights fit both.",
     )
+    compile: bool = Field(
+        False, description="Compile the layers with torch.compile, once for all of them; with PyTorch's kernels, no recomputation and tensor=1."
+    )
     fp8: Fp8Config = Field(default_factory=Fp8Config, description="FP8 matrix products.")
     seed: int = Field(1234, ge=0, description="Seed of weights, data order and dropout.")
     eval_interval: int = Field(0, ge=0, description="Steps between evaluations on the validation split; 0: only at the end.")

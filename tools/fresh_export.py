@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,7 @@ def make_venv(folder: Path) -> Path:
     for command in ([sys.executable, "-m", "venv", str(folder)], [str(python), "-m", "pip", "install", "--quiet", *wanted]):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
+            shutil.rmtree(folder, ignore_errors=True)  # half an environment would be taken for a whole one next time
             raise UserError(f"{' '.join(command)} failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
     return python
 
