@@ -91,7 +91,8 @@ def run_rank(config: RunConfig, info: RankInfo, problem: str = "") -> int:
             return _run_rank(config, info, run_dir, problem)
     except (InUseError, StaleStartError, OSError) as error:
         code = next((code for kind, code in CODES.items() if isinstance(error, kind)), ExitCode.CRASH)
-        record_failure(run_dir, info.rank, code, str(error))
+        if not isinstance(error, InUseError):  # the other process's folder stays as it is
+            record_failure(run_dir, info.rank, code, str(error))
         print(f"fathom: error: {error}", file=sys.stderr)
         return int(code)
 
