@@ -35,6 +35,11 @@ class NamedParameter:
     shard: Shard
     copy: bool = False
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the local tensor, also where ZeRO-3 has cut it over data-parallel ranks and the parameter itself is empty."""
+        return tuple(getattr(self.parameter, "ds_shape", self.parameter.shape))
+
 
 def canonical_name(local: str, layer_offset: int) -> str:
     """Canonical name of a parameter of one model chunk. layer_offset: global number of the chunk's first layer, 0-based."""

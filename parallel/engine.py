@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.errors import UserError
 from model.names import NamedParameter, named_parameters
-from parallel.gradients import GradientBuffer, Group, build_groups
+from parallel import stage3
+from parallel.gradients import Gradient, GradientBuffer, Group, build_groups
+from parallel.muon import Muon, Orthogonalizer, matrices_of
 from parallel.topology import Topology
 
 ForwardStep = Callable[[Iterator[Any], nn.Module], tuple[Tensor, Callable[[Tensor], Any]]]
@@ -64,6 +66,8 @@ def _deepspeed_config(topology: Topology, dtype: torch.dtype, micro_batch_size: 
     zero: dict[str, Any] = {"stage": topology.layout.zero, "overlap_comm": False, "contiguous_gradients": False}
     if topology.layout.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    elif topology.layout.zero == 3:
+        zero = stage3.zero_config()
     elif topology.layout.zero:
         zero["compute_grad_norm"] = False
     return {
@@ -78,7 +82,9 @@ def _deepspeed_config(topology: Topology, dtype: torch.dtype, micro_batch_size: 
         "zero_optimization": zero,
         "bf16": {"enabled": half},
         # With fp32 here DeepSpeed would pick an optimizer that accumulates by itself; ours accumulates in fp32 in any case.
-        "data_types": {"grad_accum_dtype": "bf16" if half else "fp32"},
+        "data_types": {"grad_accum_dtype": "bf16" if half and topology.layout.zero < 3 else "fp32"},
+        # At stage 3 DeepSpeed reduces; at the other stages `parallel.gradients` does.
+        "communication_data_type": "fp32",
     }
 
 
@@ -101,23 +107,25 @@ class Engine:
         clip: float,
         tied: bool,
         decay_embeddings: bool,
+        muon: bool = False,
     ) -> None:
         import deepspeed
         from deepspeed.utils import logger
 
-        if topology.layout.zero == 0 and dtype != torch.float32:
-            raise UserError("parallel.zero=0 keeps no fp32 copy of bf16 weights: use parallel.zero=1, or train.precision=fp32")
+        topology.layout.check_dtype(dtype)
         logger.setLevel(logging.ERROR)
         self.chunks, self.topology, self.clip = list(chunks), topology, clip
-        self.micro_batch_size, self.seq_length = micro_batch_size, seq_length
+        self.micro_batch_size, self.seq_length, self.muon = micro_batch_size, seq_length, muon
         self.parameters: list[NamedParameter] = [
             named for chunk in self.chunks for named in named_parameters(chunk, topology.tensor_rank, topology.layout.tensor)
         ]
-        self.groups: list[Group] = build_groups(self.parameters, topology, tied=tied, decay_embeddings=decay_embeddings)
-        optimizer = make_optimizer([{"params": [named.parameter for named in group.parameters], "decay": group.decay} for group in self.groups])
+        self.groups: list[Group] = build_groups(self.parameters, topology, tied=tied, decay_embeddings=decay_embeddings, muon=muon)
+        optimizer = make_optimizer(
+            [{"params": [named.parameter for named in group.parameters], "decay": group.decay, "muon": group.muon} for group in self.groups]
+        )
         with _quick_initialize():
             self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
-                model=nn.ModuleList(self.chunks),
+                model=self.chunks[0] if topology.layout.zero == 3 else nn.ModuleList(self.chunks),
                 optimizer=optimizer,
                 config=_deepspeed_config(topology, dtype, micro_batch_size),
                 mpu=topology,
@@ -125,11 +133,40 @@ class Engine:
             )
         self.zero = topology.layout.zero > 0
         self.device = self.parameters[0].parameter.device
+        self.models: list[nn.Module] = self.chunks if topology.layout.zero < 3 else [stage3.Gathering(self.deepspeed, self.chunks[0])]
         self.buffers = self._buffers()
+        if isinstance(optimizer, Muon):
+            core: Any = self.chunks[0].config
+            split = matrices_of(core.num_attention_heads, core.num_query_groups, core.gated_linear_unit)
+            optimizer.orthogonalizers = {
+                index: Orthogonalizer(buffer, split, dtype)
+                for index, buffer in enumerate(self.buffers)
+                if buffer.group.muon and isinstance(buffer, GradientBuffer)
+            }
         for chunk in self.chunks:
             chunk.train()
 
-    def _buffers(self) -> list[GradientBuffer]:
+    @property
+    def masters(self) -> list[Tensor]:
+        """This rank's fp32 master weights of each group, flat, laid out as the group's gradient partition. Under ZeRO only."""
+        return self.optimizer.fp32_partitioned_groups_flat if self.topology.layout.zero == 3 else self.optimizer.single_partition_of_fp32_groups  # type: ignore[no-any-return]
+
+    def gathered(self) -> AbstractContextManager[Any]:
+        """Inside it every rank holds its parameters whole, to read them; elsewhere that is so at all stages but 3. Collective."""
+        if self.topology.layout.zero < 3:
+            return contextlib.nullcontext()
+        from deepspeed.runtime.zero import GatheredParameters
+
+        return GatheredParameters([named.parameter for named in self.parameters])  # type: ignore[no-any-return]
+
+    def weights_from_masters(self) -> None:
+        """After master weights were set, at stage 3: the weights that forward gathers."""
+        for index in range(len(self.groups)):
+            self.optimizer._reassign_or_swap_out_partitioned_parameters(index)
+
+    def _buffers(self) -> Sequence[Gradient]:
+        if self.topology.layout.zero == 3:
+            return stage3.scattered(self.groups, self.optimizer, self.topology)
         if not self.zero:
             offsets = [_offsets(group) for group in self.groups]
             return [GradientBuffer(group, offset, end, self.topology, sharded=False) for group, (offset, end) in zip(self.groups, offsets, strict=True)]
@@ -152,11 +189,11 @@ class Engine:
         self.topology.layout.check_batches(self.seq_length, num_microbatches)
         # Every chunk of an interleaved stage walks the same micro-batches.
         iterators = [batches() for _ in self.chunks]
-        single = len(self.chunks) == 1
+        single = len(self.models) == 1
         return get_forward_backward_func()(  # type: ignore[no-any-return]
             forward_step_func=forward_step,
             data_iterator=iterators[0] if single else iterators,
-            model=self.chunks[0] if single else self.chunks,
+            model=self.models[0] if single else self.models,
             num_microbatches=num_microbatches,
             seq_length=self.seq_length,
             micro_batch_size=self.micro_batch_size,
@@ -217,7 +254,7 @@ class Engine:
         if scale != 1.0:
             for buffer in self.buffers:
                 buffer.partition.mul_(scale)
-        if self.zero:
+        if self.topology.layout.zero in (1, 2):
             from deepspeed.runtime.zero.stage_1_and_2 import GradPartitionBufferGroup
 
             for index, buffer in enumerate(self.buffers):

@@ -6,9 +6,10 @@ pipeline schedule fires at the wrong times. Here backward only adds into views; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -32,11 +33,12 @@ class Kind(Enum):
 
 @dataclass
 class Group:
-    """Parameters that are decayed, reduced and counted alike."""
+    """Parameters that are decayed, reduced, counted and updated alike. muon: by Muon where the run uses it."""
 
     kind: Kind
     decay: bool
     parameters: list[NamedParameter]
+    muon: bool = False
 
 
 def kind_of(named: NamedParameter, topology: Topology, tied: bool) -> Kind:
@@ -51,48 +53,93 @@ def kind_of(named: NamedParameter, topology: Topology, tied: bool) -> Kind:
     return Kind.REPLICATED
 
 
-def build_groups(parameters: Sequence[NamedParameter], topology: Topology, *, tied: bool, decay_embeddings: bool) -> list[Group]:
-    """Groups of the local parameters, in a fixed order; only non-empty ones. Matrices are decayed, vectors are not."""
-    groups: dict[tuple[Kind, bool], Group] = {}
+def build_groups(parameters: Sequence[NamedParameter], topology: Topology, *, tied: bool, decay_embeddings: bool, muon: bool = False) -> list[Group]:
+    """Groups of the local parameters, in a fixed order; only non-empty ones. Matrices are decayed, vectors are not. muon: the layers' matrices apart."""
+    groups: dict[tuple[Kind, bool, bool], Group] = {}
     for named in parameters:
         matrix = named.parameter.dim() >= 2
         decay = matrix and (decay_embeddings or not named.name.startswith("embedding."))
-        key = (kind_of(named, topology, tied), decay)
-        groups.setdefault(key, Group(*key, [])).parameters.append(named)
-    return sorted(groups.values(), key=lambda group: (group.kind.value, group.decay))
+        apart = muon and matrix and named.name.startswith("decoder.layers.")
+        kind = kind_of(named, topology, tied)
+        groups.setdefault((kind, decay, apart), Group(kind, decay, [], apart)).parameters.append(named)
+    return sorted(groups.values(), key=lambda group: (group.kind.value, group.decay, group.muon))
 
 
-class GradientBuffer:
-    """The flat fp32 gradient of one group.
+class Piece(NamedTuple):
+    """Elements start .. start + length of the flattened local tensor, [shape], at `offset` of a group's partition."""
+
+    named: NamedParameter
+    offset: int
+    start: int
+    length: int
+    shape: tuple[int, ...]
+
+
+class Gradient:
+    """The gradient of one group: this rank's partition of it, flat in fp32.
+
+    counted: whether the global norm counts it on this rank. sharded: partitions of data-parallel ranks differ.
+    """
+
+    def __init__(self, group: Group, partition: Tensor, topology: Topology, *, sharded: bool) -> None:
+        self.group, self.partition, self.topology, self.sharded = group, partition, topology, sharded
+        self.counted = {
+            Kind.SHARDED: True,
+            Kind.REPLICATED: topology.tensor_rank == 0,
+            Kind.SEQUENCE: topology.tensor_rank == 0,
+            Kind.TIED: topology.first_stage or topology.layout.pipeline == 1,
+        }[group.kind] and (sharded or topology.data_rank == 0)
+
+    def pieces(self) -> Iterator[Piece]:
+        """What of which parameter lies in the partition, in order."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Before the first micro-batch of a step."""
+        raise NotImplementedError
+
+    def reduce(self) -> None:
+        """After the last micro-batch: what is still to be summed over ranks."""
+        raise NotImplementedError
+
+    def squared_norm(self) -> Tensor:
+        """This rank's share of the squared global norm, a scalar in fp64."""
+        if not self.counted:
+            return torch.zeros((), dtype=torch.float64, device=self.partition.device)
+        whole = self.partition.numel() // NORM_BLOCK * NORM_BLOCK
+        blocks = self.partition[:whole].view(-1, NORM_BLOCK)
+        norms = torch.linalg.vector_norm(blocks, dim=1).double().square().sum()
+        return norms + torch.linalg.vector_norm(self.partition[whole:]).double().square()
+
+
+class GradientBuffer(Gradient):
+    """The whole flat fp32 gradient of one group, of which a partition is this rank's.
 
     offsets: first element of each parameter; numel: size with padding, a multiple of the data-parallel size where the buffer is sharded.
     In fp32 the views are the parameters' `.grad`; in lower precision a hook adds each gradient into `main_grad` and drops it.
     """
 
     def __init__(self, group: Group, offsets: Sequence[int], numel: int, topology: Topology, *, sharded: bool) -> None:
-        self.group = group
-        self.topology = topology
         first = group.parameters[0].parameter
         self.flat = torch.zeros(numel, dtype=torch.float32, device=first.device)
         self.parameters = [named.parameter for named in group.parameters]
         self.views = [self.flat[start : start + p.numel()].view_as(p) for p, start in zip(self.parameters, offsets, strict=True)]
-        count = topology.layout.data if sharded else 1
-        size = numel // count
-        start = topology.data_rank * size if sharded else 0
-        self.sharded = sharded
-        self.partition = self.flat[start : start + size]
+        size = numel // (topology.layout.data if sharded else 1)
+        self.first = topology.data_rank * size if sharded else 0
+        super().__init__(group, self.flat[self.first : self.first + size], topology, sharded=sharded)
         self.direct = first.dtype == torch.float32
         if not self.direct:
             for parameter, view in zip(self.parameters, self.views, strict=True):
                 parameter.main_grad = view  # type: ignore[attr-defined]
                 parameter.register_post_accumulate_grad_hook(_accumulate)
-        layout = topology.layout
-        self.counted = {
-            Kind.SHARDED: True,
-            Kind.REPLICATED: topology.tensor_rank == 0,
-            Kind.SEQUENCE: topology.tensor_rank == 0,
-            Kind.TIED: topology.first_stage or layout.pipeline == 1,
-        }[group.kind] and (sharded or topology.data_rank == 0)
+
+    def pieces(self) -> Iterator[Piece]:
+        last = self.first + self.partition.numel()
+        for named, view in zip(self.group.parameters, self.views, strict=True):
+            begin = int(view.storage_offset() - self.flat.storage_offset())
+            low, high = max(begin, self.first), min(begin + view.numel(), last)
+            if low < high:
+                yield Piece(named, low - self.first, low - begin, high - low, tuple(view.shape))
 
     def prepare(self) -> None:
         """Before the first micro-batch of a step: zero, and in fp32 hand the views to backward, which adds in place."""
@@ -116,15 +163,6 @@ class GradientBuffer:
             dist.reduce_scatter_tensor(self.partition, self.flat, group=self.topology.data_group)
         else:
             dist.all_reduce(self.flat, group=self.topology.data_group)
-
-    def squared_norm(self) -> Tensor:
-        """This rank's share of the squared global norm, a scalar in fp64."""
-        if not self.counted:
-            return torch.zeros((), dtype=torch.float64, device=self.flat.device)
-        whole = self.partition.numel() // NORM_BLOCK * NORM_BLOCK
-        blocks = self.partition[:whole].view(-1, NORM_BLOCK)
-        norms = torch.linalg.vector_norm(blocks, dim=1).double().square().sum()
-        return norms + torch.linalg.vector_norm(self.partition[whole:]).double().square()
 
 
 def _accumulate(parameter: nn.Parameter) -> None:

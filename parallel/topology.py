@@ -31,6 +31,11 @@ class Layout:
         """Degrees by their usual abbreviations, for logs."""
         return {"tp": self.tensor, "pp": self.pipeline, "vp": self.virtual, "cp": self.context, "dp": self.data, "zero": self.zero}
 
+    def check_dtype(self, dtype: torch.dtype) -> None:
+        """Raises UserError for weights of a type that the ZeRO stage cannot train."""
+        if self.zero == 0 and dtype != torch.float32:
+            raise UserError("parallel.zero=0 keeps no fp32 copy of bf16 weights: use parallel.zero=1, or train.precision=fp32")
+
     def check_batches(self, seq_length: int, num_microbatches: int) -> None:
         """Raises UserError where the schedule cannot cut up a step of `num_microbatches` micro-batches per rank, of sequences this long in tokens."""
         if self.sequence_parallel and seq_length % self.tensor:
@@ -57,10 +62,14 @@ def check_layout(config: ParallelConfig, model: ModelConfig, world: int) -> Layo
     _check_pipeline(config, model)
     if config.context > 1:
         raise UserError(
-            f"parallel.context={config.context} needs an attention kernel for context parallelism, which this build does not have: set parallel.context=1"
+            f"parallel.context={config.context}: Megatron-core attends over a cut sequence with Transformer Engine only, and no test has shown that equal to "
+            "one process: set parallel.context=1, and for long sequences raise parallel.tensor with parallel.sequence_parallel=true"
         )
-    if config.zero == 3:
-        raise UserError("parallel.zero=3 is not supported: its parameter gathering has no place under the pipeline schedules. Use parallel.zero=1 or 2")
+    if config.zero == 3 and config.pipeline > 1:
+        raise UserError(
+            f"parallel.zero=3 with parallel.pipeline={config.pipeline}: gathered parameters would be dropped and fetched again for every micro-batch in "
+            "flight, and no test has proven it equal to one process. Use parallel.zero=1 or 2, or parallel.pipeline=1"
+        )
     if config.offload.optimizer and config.zero not in (1, 2):
         raise UserError(f"parallel.offload.optimizer=true moves the state that ZeRO-1 and 2 shard, and parallel.zero={config.zero}: set parallel.zero=1")
     return Layout(
@@ -81,7 +90,8 @@ def _check_model(config: ParallelConfig, model: ModelConfig) -> None:
     tensor = config.tensor
     for key, value in (("num_attention_heads", model.num_attention_heads), ("num_query_groups", model.groups), ("ffn_hidden_size", model.ffn_size)):
         if value % tensor:
-            raise UserError(f"model.{key}={value} is not divisible by parallel.tensor={tensor}: choose a tensor-parallel size that divides it")
+            nearest = max(size for size in range(1, tensor) if value % size == 0)
+            raise UserError(f"model.{key}={value} is not divisible by parallel.tensor={tensor}: set parallel.tensor={nearest}, or another size that divides it")
     if model.vocab_size is not None and model.padded_vocab % tensor:
         raise UserError(
             f"model.vocab_multiple={model.vocab_multiple} is not divisible by parallel.tensor={tensor}: "

@@ -12,10 +12,11 @@ from model.gpt import GPT, Kernels, transformer_config
 from model.init import initialize_
 from model.names import named_parameters
 from parallel.engine import Engine
+from parallel.muon import Muon
 from parallel.precision import check_sizes, fallback, resolve, this_machine
 from parallel.topology import Topology
 from pretrain.compiling import compile_chunks
-from pretrain.config import OptimizerConfig, RunConfig
+from pretrain.config import MOMENTUM, OptimizerConfig, RunConfig
 
 
 def seed_everything(seed: int, topology: Topology) -> None:
@@ -63,8 +64,22 @@ def recompute_fields(config: RunConfig) -> dict[str, Any]:
 
 def adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
     """AdamW over the engine's groups; only those marked `decay` decay."""
-    decayed = [{"params": group["params"], "weight_decay": config.weight_decay if group["decay"] else 0.0} for group in groups]
-    return torch.optim.AdamW(decayed, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    return torch.optim.AdamW(_decayed(config, groups), **_adam_fields(config))
+
+
+def make_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+    """The configured optimizer over the engine's groups. With Muon, those marked `muon` are its, and AdamW has the others."""
+    if config.kind == "muon":
+        return Muon(_decayed(config, groups), momentum=MOMENTUM if config.momentum is None else config.momentum, **_adam_fields(config))
+    return adamw(config, groups)
+
+
+def _decayed(config: OptimizerConfig, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"params": group["params"], "muon": group["muon"], "weight_decay": config.weight_decay if group["decay"] else 0.0} for group in groups]
+
+
+def _adam_fields(config: OptimizerConfig) -> dict[str, Any]:
+    return {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
 
 
 def build_engine(config: RunConfig, topology: Topology) -> Engine:
@@ -76,6 +91,7 @@ def build_engine(config: RunConfig, topology: Topology) -> Engine:
         notes.append("parallel.offload.optimizer=true: optimizer state is in host memory anyway on a machine without GPUs; the results are the same")
     for note in filter(None, notes if torch.distributed.get_rank() == 0 else []):
         print(f"fathom: {note}", file=sys.stderr)
+    topology.layout.check_dtype(numerics.dtype)
     check_sizes(numerics, config.model, topology.layout, seq_length=config.data.seq_length, micro_batch_size=train.micro_batch_size)
     seed_everything(config.train.seed, topology)
     chunks = build_chunks(
@@ -93,11 +109,12 @@ def build_engine(config: RunConfig, topology: Topology) -> Engine:
     return Engine(
         chunks,
         topology,
-        make_optimizer=lambda groups: adamw(config.optimizer, groups),
+        make_optimizer=lambda groups: make_optimizer(config.optimizer, groups),
         dtype=numerics.dtype,
         micro_batch_size=config.train.micro_batch_size,
         seq_length=config.data.seq_length,
         clip=config.optimizer.clip_grad,
         tied=config.model.tie_embeddings,
         decay_embeddings=config.optimizer.decay_embeddings,
+        muon=config.optimizer.kind == "muon",
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
-from parallel.checkpoint.format import LATEST, MANIFEST, leftovers_in, read_manifest, step_folder, steps_in
+from parallel.checkpoint.format import KINDS, LATEST, MANIFEST, leftovers_in, read_manifest, step_folder, steps_in
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.checkpoint.writer import doomed_steps, prune
 from parallel.checkpoint.writer import remove as remove_folders
@@ -78,12 +78,11 @@ def verify(path: Path) -> dict[str, Any]:
     """Reads a checkpoint whole: checksums of all files, and whether every element of every tensor is there. Raises UserError naming what is wrong."""
     reader = open_checkpoint(path)
     reader.verify()
-    kinds = ("master", "exp_avg", "exp_avg_sq") if reader.has("exp_avg") else ("master",)
-    for name in reader.names():
-        for kind in kinds:
-            if not reader.tensor(name, kind).isfinite().all():
-                raise UserError(f"{reader.folder}: {name} ({kind}) has values that are not finite: the run had diverged; use an older checkpoint")
-    return {"folder": str(reader.folder), "step": reader.step, "files": len(reader.manifest["files"]), "tensors": len(kinds) * len(reader.names())}
+    tensors = [(name, kind) for name in reader.names() for kind in KINDS if reader.has(kind, name)]
+    for name, kind in tensors:
+        if not reader.tensor(name, kind).isfinite().all():
+            raise UserError(f"{reader.folder}: {name} ({kind}) has values that are not finite: the run had diverged; use an older checkpoint")
+    return {"folder": str(reader.folder), "step": reader.step, "files": len(reader.manifest["files"]), "tensors": len(tensors)}
 
 
 def clean(path: Path, *, keep_last: int, keep_every: int, dry_run: bool) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from model.config import ModelConfig, Strict
 from parallel.config import Fp8Config, ParallelConfig
@@ -25,15 +25,27 @@ class DataConfig(Strict):
     cache: str | None = Field(None, description="Folder for sample indices; null means `index_cache` beside the first corpus.")
 
 
-class OptimizerConfig(Strict):
-    """AdamW. Biases, norms and embeddings' one-dimensional parameters are not decayed."""
+MOMENTUM = 0.95
+"""Muon's momentum where the configuration gives none."""
 
-    lr: float = Field(gt=0, description="Peak learning rate.")
+
+class OptimizerConfig(Strict):
+    """AdamW, or Muon for the layers' matrices and AdamW for the rest. Biases, norms and embeddings' one-dimensional parameters are not decayed."""
+
+    kind: Literal["adamw", "muon"] = Field("adamw", description="muon: orthogonal updates for the matrices of the layers, AdamW for everything else.")
+    lr: float = Field(gt=0, description="Peak learning rate; Muon's updates are scaled to the size of AdamW's and share it.")
     betas: tuple[float, float] = Field((0.9, 0.95), description="Decay rates of Adam's first and second moment.")
     eps: float = Field(1e-8, gt=0, description="Adam's epsilon.")
+    momentum: float | None = Field(None, ge=0, lt=1, description="Decay rate of Muon's momentum; read with kind=muon only, where null means 0.95.")
     weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay of matrices.")
     decay_embeddings: bool = Field(False, description="Decay embedding tables too.")
     clip_grad: float = Field(1.0, ge=0, description="Global gradient norm limit; 0 turns clipping off.")
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimizerConfig:
+        if self.momentum is not None and self.kind != "muon":
+            raise ValueError(f"optimizer.momentum={self.momentum} has no effect with optimizer.kind={self.kind}: remove it or set optimizer.kind=muon")
+        return self
 
 
 class ScheduleConfig(Strict):
@@ -77,6 +89,13 @@ class TrainConfig(Strict):
     eval_interval: int = Field(0, ge=0, description="Steps between evaluations on the validation split; 0: only at the end.")
     eval_samples: int = Field(64, ge=0, description="Validation samples per evaluation; 0 turns evaluation off.")
     nan_guard: Literal["stop", "skip"] = Field("stop", description="A non-finite loss or gradient: stop the run, or skip that step and count it.")
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _check_precision(cls, value: object) -> object:
+        if value in ("fp16", "float16", "half"):
+            raise ValueError(f"train.precision={value} needs loss scaling, which Fathom does not do: set train.precision=bf16, or fp32 on GPUs without bf16")
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -125,3 +144,20 @@ class RunConfig(Strict):
     train: TrainConfig
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     log: LogConfig = Field(default_factory=LogConfig)
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        if self.optimizer.kind == "muon":
+            _check_muon(self.parallel)
+        return self
+
+
+def _check_muon(parallel: ParallelConfig) -> None:
+    why = {0: "its momentum is kept in ZeRO's flat pieces", 3: "ZeRO-3 gives no rank the pieces of whole matrices in order"}.get(parallel.zero)
+    if why:
+        raise ValueError(f"optimizer.kind=muon does not combine with parallel.zero={parallel.zero}: {why}; set parallel.zero=1 or optimizer.kind=adamw")
+    if parallel.offload.optimizer:
+        raise ValueError(
+            "optimizer.kind=muon multiplies matrices in every step, for which parallel.offload.optimizer=true would use the host's cores: "
+            "set parallel.offload.optimizer=false or optimizer.kind=adamw"
+        )

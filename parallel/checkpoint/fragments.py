@@ -16,14 +16,9 @@ from parallel.gradients import Kind
 
 def owned_fragments(engine: Engine) -> Iterator[tuple[NamedParameter, Fragment]]:
     """All pieces of this process's optimizer state with the parameters they belong to."""
-    for index, (group, buffer) in enumerate(zip(engine.groups, engine.buffers, strict=True)):
-        first = int(buffer.partition.storage_offset() - buffer.flat.storage_offset())
-        last = first + buffer.partition.numel()
-        for named, view in zip(group.parameters, buffer.views, strict=True):
-            begin = int(view.storage_offset() - buffer.flat.storage_offset())
-            low, high = max(begin, first), min(begin + view.numel(), last)
-            if low < high:
-                yield named, Fragment(named.name, index, low - first, low - begin, high - low, tuple(view.shape), named.shard)
+    for index, buffer in enumerate(engine.buffers):
+        for named, offset, start, length, shape in buffer.pieces():
+            yield named, Fragment(named.name, index, offset, start, length, shape, named.shard)
 
 
 def is_writer(engine: Engine, group: int) -> bool:
@@ -37,17 +32,22 @@ def is_writer(engine: Engine, group: int) -> bool:
     return kind is not Kind.TIED or topology.first_stage
 
 
+def moments(engine: Engine, group: int) -> tuple[str, ...]:
+    """Kinds of tensors that the optimizer of a group keeps besides the weights."""
+    return ("exp_avg",) if engine.groups[group].muon else ("exp_avg", "exp_avg_sq")
+
+
 def flat_state(engine: Engine, group: int, *, create: bool = False) -> dict[str, Tensor]:
     """fp32 master weights and Adam moments of a group's partition, each [n], by kind.
 
     Under ZeRO these are the optimizer's own tensors; at stage 0 they are gathered copies. create: make zero moments where no step was taken yet.
     """
     if engine.zero:
-        flat = engine.optimizer.single_partition_of_fp32_groups[group]
-        state = engine.optimizer.optimizer.state[flat]
+        flat = engine.masters[group]
+        state, kinds = engine.optimizer.optimizer.state[flat], moments(engine, group)
         if create and not state:
-            state.update(step=_step_count(engine.optimizer.optimizer, group, flat, 0), exp_avg=torch.zeros_like(flat), exp_avg_sq=torch.zeros_like(flat))
-        return {"master": flat.detach(), **{kind: state[kind] for kind in ("exp_avg", "exp_avg_sq") if kind in state}}
+            state.update(step=_step_count(engine.optimizer.optimizer, group, flat, 0), **{kind: torch.zeros_like(flat) for kind in kinds})
+        return {"master": flat.detach(), **{kind: state[kind] for kind in kinds if kind in state}}
     states = [engine.optimizer.state[named.parameter] for named in engine.groups[group].parameters]
     gathered: dict[str, Any] = {"master": [named.parameter.detach() for named in engine.groups[group].parameters]}
     if all(states):
@@ -58,6 +58,7 @@ def flat_state(engine: Engine, group: int, *, create: bool = False) -> dict[str,
 def set_state(engine: Engine, group: int, kinds: Sequence[str], fill: Callable[[str, Tensor], None], step: int) -> None:
     """Sets master weights, moments and the number of steps Adam has taken. fill: writes a group's flat values of one kind into a CPU tensor [n]."""
     target = flat_state(engine, group, create=True)
+    kinds = [kind for kind in kinds if kind in target or not engine.zero]
     direct = engine.zero and not target["master"].is_cuda
     values = {kind: target[kind] if direct else torch.zeros_like(target["master"], device="cpu") for kind in kinds}
     for kind, value in values.items():
@@ -65,12 +66,11 @@ def set_state(engine: Engine, group: int, kinds: Sequence[str], fill: Callable[[
         if engine.zero and not direct:
             target[kind].copy_(value)
     if engine.zero:
-        flat = engine.optimizer.single_partition_of_fp32_groups[group]
+        flat = engine.masters[group]
         engine.optimizer.optimizer.state[flat]["step"] = _step_count(engine.optimizer.optimizer, group, flat, step)
         return
-    for named, view in zip(engine.groups[group].parameters, engine.buffers[group].views, strict=True):
-        start = view.storage_offset()
-        piece = {kind: value[start : start + view.numel()].view_as(view) for kind, value in values.items()}
+    for named, start, _, length, shape in engine.buffers[group].pieces():
+        piece = {kind: value[start : start + length].view(shape) for kind, value in values.items()}
         named.parameter.data.copy_(piece["master"])
         if "exp_avg" in piece:
             state = engine.optimizer.state[named.parameter]

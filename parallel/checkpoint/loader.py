@@ -22,10 +22,20 @@ from parallel.engine import Engine
 def check_model(reader: CheckpointReader, parameters: Sequence[NamedParameter]) -> None:
     """Raises UserError when a checkpoint lacks a parameter of the model or has it in another shape."""
     for named in parameters:
-        wanted = full_shape(named.parameter.shape, named.shard)
+        wanted = full_shape(named.shape, named.shard)
         found = reader.shape(named.name)
         if wanted != found:
             raise UserError(f"{reader.folder}: {named.name} has shape {list(found)}, the configured model needs {list(wanted)}")
+
+
+def check_optimizer(reader: CheckpointReader, engine: Engine) -> None:
+    """Raises UserError when a checkpoint's moments are another optimizer's."""
+    saved = reader.config.get("optimizer", {}).get("kind", "adamw")
+    wanted = "muon" if engine.muon else "adamw"
+    if saved != wanted:
+        raise UserError(
+            f"{reader.folder} was written with optimizer.kind={saved}, whose moments optimizer.kind={wanted} cannot go on from: set optimizer.kind={saved}"
+        )
 
 
 def load(engine: Engine, reader: CheckpointReader) -> bool:
@@ -37,7 +47,7 @@ def load(engine: Engine, reader: CheckpointReader) -> bool:
     step = int(reader.progress["optimizer_step"])
     kinds = KINDS if reader.has("exp_avg") else KINDS[:1]
     with torch.no_grad():
-        for named in engine.parameters:
+        for named in engine.parameters if engine.topology.layout.zero < 3 else ():
             shape = named.parameter.shape
             named.parameter.copy_(reader.part(named.name, "master", named.shard, 0, shape.numel()).view(shape))
     by_group: dict[int, list[Fragment]] = defaultdict(list)
@@ -45,6 +55,8 @@ def load(engine: Engine, reader: CheckpointReader) -> bool:
         by_group[fragment.group].append(fragment)
     for group in range(len(engine.groups)):
         set_state(engine, group, kinds, _filler(reader, by_group[group]), step)
+    if engine.topology.layout.zero == 3:
+        engine.weights_from_masters()
     same = reader.manifest["layout"] == engine.topology.layout.summary() and reader.manifest["world_size"] == dist.get_world_size()
     if not same:
         return False
@@ -88,6 +100,7 @@ def _check_together(engine: Engine, reader: CheckpointReader) -> None:
     problem = ""
     try:
         check_model(reader, engine.parameters)
+        check_optimizer(reader, engine)
         reader.verify(sorted(reader.manifest["files"])[rank::world])
     except UserError as error:
         problem = str(error)

@@ -78,9 +78,9 @@ class CheckpointReader:
         _, fragment = self._pieces(name)[0]
         return full_shape(fragment.shape, fragment.shard)
 
-    def has(self, kind: str) -> bool:
-        """Whether tensors of a kind ("exp_avg") were saved; before the first step there are no moments."""
-        file, fragment = next(iter(self.fragments.values()))[0]
+    def has(self, kind: str, name: str | None = None) -> bool:
+        """Whether tensors of a kind ("exp_avg") were saved, of one parameter or of the first. Before the first step there are no moments."""
+        file, fragment = self._pieces(name)[0] if name else next(iter(self.fragments.values()))[0]
         return f"group{fragment.group}.{kind}" in self._file(file).keys()  # noqa: SIM118 - a safetensors file is no mapping
 
     def tensor(self, name: str, kind: str = "master") -> Tensor:

@@ -210,10 +210,10 @@ def weight_sample(trainer: Trainer) -> tuple[list[int], Tensor]:
     owners: list[int] = []
     parts: list[Tensor] = []
     for named, fragment in owned_fragments(engine):
-        if not engine.buffers[fragment.group].counted or named.parameter.dim() < 2 or not fragment.name.startswith("decoder.layers."):
+        if not engine.buffers[fragment.group].counted or len(fragment.shape) < 2 or not fragment.name.startswith("decoder.layers."):
             continue
         if engine.zero:
-            flat = engine.optimizer.single_partition_of_fp32_groups[fragment.group][fragment.offset : fragment.offset + fragment.length]
+            flat = engine.masters[fragment.group][fragment.offset : fragment.offset + fragment.length]
         else:
             flat = named.parameter.view(-1)[fragment.start : fragment.start + fragment.length]
         step = max(1, fragment.length // SAMPLED_WEIGHTS)

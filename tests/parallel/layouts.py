@@ -20,6 +20,9 @@ DEEP = given(num_layers=8)
 BF16 = given(precision="bf16")
 FULL = given(recompute=given(granularity="full"))
 SELECTIVE = given(recompute=given(granularity="selective"))
+THREE = given(zero=3)
+OFFLOAD = given(offload=given(optimizer=True))
+MUON = given(kind="muon")
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ def _one() -> list[Case]:
         Case("selective recompute", 1, SELECTIVE, exact=True),
         Case("ZeRO-0", 1, given(zero=0), exact=True),
         Case("ZeRO-2", 1, given(zero=2), exact=True),
+        Case("ZeRO-3", 1, THREE, exact=True),
+        Case("offload", 1, OFFLOAD, exact=True),
     ]
 
 
@@ -98,6 +103,17 @@ def _two() -> list[Case]:
         Case("TP2 + SP, bf16", 2, sp, train=BF16),
         Case("PP2, bf16", 2, pp, train=BF16),
         *[Case(f"DP2, ZeRO-{stage}, bf16", 2, given(zero=stage), train=BF16) for stage in (1, 2)],
+        Case("DP2, ZeRO-3", 2, THREE),
+        Case("DP2, ZeRO-3, untied", 2, THREE, UNTIED),
+        Case("DP2, ZeRO-3, GQA rotary SwiGLU RMSNorm", 2, THREE, LLAMA),
+        Case("DP2, ZeRO-3, full recompute", 2, THREE | FULL),
+        Case("DP2, ZeRO-3, selective recompute", 2, THREE | SELECTIVE),
+        Case("DP2, ZeRO-3, bf16", 2, THREE, train=BF16),
+        Case("DP2, offload", 2, OFFLOAD),
+        Case("DP2, ZeRO-2, offload, bf16", 2, OFFLOAD | given(zero=2), train=BF16),
+        Case("DP2, Muon", 2, {}, optimizer=MUON),
+        Case("TP2 + SP, Muon", 2, sp, optimizer=MUON),
+        Case("DP2, Muon, bf16", 2, {}, train=BF16, optimizer=MUON),
     ]
     for scheme in scheme_names():
         cases += [Case(f"TP2 + SP, {scheme}", 2, sp, given(scheme=scheme)), Case(f"PP2, {scheme}", 2, pp, given(scheme=scheme))]
@@ -121,6 +137,8 @@ def _four() -> list[Case]:
         Case("PP2 x DP2, untied, ZeRO-1", 4, pp_dp, UNTIED),
         Case("TP2 x DP2 + SP, bf16, ZeRO-2", 4, tp_dp | given(zero=2), train=BF16),
         Case("PP2 x DP2, bf16, ZeRO-2", 4, pp_dp | given(zero=2), train=BF16),
+        Case("TP2 x DP2 + SP, ZeRO-3", 4, tp_dp | THREE),
+        Case("TP2 x DP2 + SP, ZeRO-2, Muon", 4, tp_dp | given(zero=2), optimizer=MUON),
     ]
 
 

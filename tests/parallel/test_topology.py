@@ -2,57 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
-from model.config import ModelConfig
 from model.errors import UserError
-from parallel.config import ParallelConfig
-from parallel.topology import Layout, Topology, check_layout, split_layout
+from parallel.topology import Topology, split_layout
 from tests.distributed import Group, gather, launch, rebuild
+from tests.parallel.refusals import REFUSALS, Refusal, layout
 from tests.parallel.training import given, run_config
-
-MODEL = given(num_layers=6, hidden_size=32, num_attention_heads=4, vocab_size=120)
-
-
-def layout(world: int, model: dict[str, Any] | None = None, **parallel: Any) -> Layout:
-    return check_layout(ParallelConfig(**parallel), ModelConfig(**(MODEL | (model or {}))), world)
+from tests.parallel.write_table import DOCUMENT, refusal_list, refusals_in
 
 
-REFUSED: dict[str, tuple[int, dict[str, Any], dict[str, Any], str]] = {
-    "world": (3, {}, given(tensor=2), "tensor x pipeline x context = 2 x 1 x 1 = 2 does not divide 3 processes: use parallel.processes=4 or smaller degrees"),
-    "world too small": (1, {}, given(tensor=2, pipeline=2), "= 4 does not divide 1 processes: use parallel.processes=4"),
-    "heads": (8, given(num_query_groups=1), given(tensor=8), "model.num_attention_heads=4 is not divisible by parallel.tensor=8"),
-    "groups": (4, given(num_query_groups=2), given(tensor=4), "model.num_query_groups=2 is not divisible by parallel.tensor=4"),
-    "ffn": (2, given(ffn_hidden_size=33), given(tensor=2), "model.ffn_hidden_size=33 is not divisible by parallel.tensor=2"),
-    "vocabulary": (2, given(vocab_multiple=1, vocab_size=121), given(tensor=2), "model.vocab_multiple=1 .* set model.vocab_multiple=2"),
-    "sequence parallel alone": (1, {}, given(sequence_parallel=True), "sequence_parallel=true has no effect with parallel.tensor=1"),
-    "uneven layers": (4, {}, given(pipeline=4), r"model.num_layers=6 is not divisible by parallel.pipeline=4: set parallel.pipeline_split=\[2, 2, 1, 1\]"),
-    "more stages than layers": (8, {}, given(pipeline=8), "parallel.pipeline=8 stages are more than model.num_layers=6: use parallel.pipeline=6 or less"),
-    "split count": (2, {}, given(pipeline=2, pipeline_split=[6]), "must have 2 positive entries .* that sum to model.num_layers=6"),
-    "split sum": (2, {}, given(pipeline=2, pipeline_split=[3, 4]), r"pipeline_split=\[3, 4\] must have 2 positive entries"),
-    "split of nothing": (2, {}, given(pipeline=2, pipeline_split=[6, 0]), "positive entries"),
-    "split and virtual": (2, {}, given(pipeline=2, pipeline_split=[4, 2], virtual_stages=2), "does not combine with parallel.virtual_stages=2"),
-    "virtual alone": (1, {}, given(virtual_stages=2), "virtual_stages=2 has no effect with parallel.pipeline=1"),
-    "virtual layers": (
-        2,
-        {},
-        given(pipeline=2, virtual_stages=2),
-        "not divisible by parallel.pipeline x virtual_stages = 4: choose virtual_stages that divides 3",
-    ),
-    "context": (2, {}, given(context=2), "parallel.context=2 needs an attention kernel .* set parallel.context=1"),
-    "ZeRO-3": (1, {}, given(zero=3), "parallel.zero=3 is not supported: .* Use parallel.zero=1 or 2"),
-    "offload without shards": (1, {}, given(zero=0, offload={"optimizer": True}), "offload.optimizer=true moves the state .* and parallel.zero=0: set parallel.zero=1"),
-}
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.what)
+def test_refusal_names_the_key_and_a_way_out(refusal: Refusal) -> None:
+    line = refusal.line()
+    assert re.search(refusal.message, line), line
+    assert "\n" not in line
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_refusal_names_the_key_and_a_way_out(case: str) -> None:
-    world, model, parallel, message = REFUSED[case]
-    with pytest.raises(UserError, match=message) as caught:
-        layout(world, model, **parallel)
-    assert "\n" not in str(caught.value)
+def test_documented_refusals_are_what_users_read() -> None:
+    assert refusals_in(DOCUMENT.read_text()) == refusal_list(), "docs/parallelism.md is older than the refusals: python -m tests.parallel.write_table refusals"
 
 
 def test_choices_offered_by_refusals_work() -> None:

@@ -93,7 +93,8 @@ def train(config: RunConfig, engine: Engine, first: int, last: int, each_step: C
 
 def whole_parameters(engine: Engine) -> tuple[dict[str, Tensor], list[str]]:
     """Whole parameters by canonical name in fp32, and the names of those that ranks hold differently. The same on all ranks."""
-    local = [(named.name, named.shard, named.parameter.detach().float().clone()) for named in engine.parameters]
+    with engine.gathered():
+        local = [(named.name, named.shard, named.parameter.detach().float().clone()) for named in engine.parameters]
     parts: dict[str, dict[Any, Tensor]] = {}
     unequal: list[str] = []
     for name, shard, tensor in (entry for rank in gather(local) for entry in rank):

@@ -1,4 +1,9 @@
-"""Measures every layout and writes the table of docs/parallelism.md: python -m tests.parallel.write_table"""
+"""Measures every layout and writes the table and the refusals of docs/parallelism.md.
+
+python -m tests.parallel.write_table            everything
+python -m tests.parallel.write_table new        rows that the document lacks are measured, the others stay
+python -m tests.parallel.write_table refusals   no row is measured
+"""
 
 from __future__ import annotations
 
@@ -8,39 +13,67 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests.parallel import layouts
 from tests.parallel.layouts import CASES, Row, measure
+from tests.parallel.refusals import REFUSALS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "parallelism.md"
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+TABLE, LIST = ("<!-- table: begin -->", "<!-- table: end -->"), ("<!-- refusals: begin -->", "<!-- refusals: end -->")
 HEADER = "| layout and model | processes | loss | gradient norm | parameters | bit-identical |\n|---|---|---|---|---|---|"
 LINE = re.compile(r"^\| (.+?) \| (\d+) \|", re.MULTILINE)
 
 
-def table(rows: Iterable[Row]) -> str:
-    """The table in Markdown."""
-    lines = [f"| {row.name} | {row.world} | {row.loss:.1e} | {row.norm:.1e} | {row.parameters:.1e} | {'yes' if row.identical else 'no'} |" for row in rows]
-    return "\n".join([HEADER, *lines])
+def table_line(row: Row) -> str:
+    """One row in Markdown."""
+    return f"| {row.name} | {row.world} | {row.loss:.1e} | {row.norm:.1e} | {row.parameters:.1e} | {'yes' if row.identical else 'no'} |"
 
 
 def rows_in(text: str) -> list[tuple[str, int]]:
     """Names and processes of the rows in the document."""
-    return [(name, int(world)) for name, world in LINE.findall(_parts(text)[1])]
+    return [(name, int(world)) for name, world in LINE.findall(_parts(text, TABLE)[1])]
 
 
-def _parts(text: str) -> tuple[str, str, str]:
-    before, _, rest = text.partition(BEGIN)
-    inside, _, after = rest.partition(END)
+def refusal_list() -> str:
+    """What is refused, with the lines that users read, in Markdown."""
+    return "\n".join(f"* {refusal.what}: `{refusal.line()}`" for refusal in REFUSALS)
+
+
+def refusals_in(text: str) -> str:
+    """The list in the document."""
+    return _parts(text, LIST)[1].strip()
+
+
+def _parts(text: str, marks: tuple[str, str]) -> tuple[str, str, str]:
+    before, _, rest = text.partition(marks[0])
+    inside, _, after = rest.partition(marks[1])
     return before, inside, after
 
 
-def main() -> None:
-    """Trains everything, minutes on a small machine, and replaces the table."""
+def _write(marks: tuple[str, str], inside: str) -> None:
+    before, _, after = _parts(DOCUMENT.read_text(), marks)
+    DOCUMENT.write_text(f"{before}{marks[0]}\n{inside}\n{marks[1]}{after}")
+
+
+def _measured(known: Iterable[str]) -> dict[str, str]:
+    """Lines by name of all cases but the known ones."""
+    cases = {world: [case for case in some if case.name not in known] for world, some in CASES.items()}
+    layouts.CASES = {world: some for world, some in cases.items() if some}
+    return {name: table_line(row) for name, row in measure(tuple(layouts.CASES), timeout=7200).items()} if layouts.CASES else {}
+
+
+def main(what: str = "all") -> None:
+    """Writes the refusals, and trains what is asked for, minutes on a small machine."""
     begin = time.monotonic()
-    rows = measure(tuple(CASES), timeout=3600)
-    before, _, after = _parts(DOCUMENT.read_text())
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{table(rows.values())}\n{END}{after}")
-    print(f"{DOCUMENT}: {len(rows)} rows in {time.monotonic() - begin:.0f} s", file=sys.stderr)
+    _write(LIST, refusal_list())
+    if what == "refusals":
+        return
+    inside = _parts(DOCUMENT.read_text(), TABLE)[1]
+    lines = {match[1]: line for line in inside.splitlines() if (match := LINE.match(line))} if what == "new" else {}
+    names = [case.name for cases in CASES.values() for case in cases]
+    measured = _measured([name for name in names if name in lines])
+    _write(TABLE, "\n".join([HEADER, *[(lines | measured)[name] for name in names]]))
+    print(f"{DOCUMENT}: {len(measured)} rows in {time.monotonic() - begin:.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

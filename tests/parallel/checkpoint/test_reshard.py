@@ -28,6 +28,8 @@ TWO = {
     "DP2, ZeRO-1": given(),
     "DP2, ZeRO-0": given(zero=0),
     "DP2, ZeRO-2": given(zero=2),
+    "DP2, ZeRO-3": given(zero=3),
+    "DP2, offload": given(offload=given(optimizer=True)),
     "PP2": given(pipeline=2),
     "PP2 interleaved": given(pipeline=2, virtual_stages=2),
     "TP2": given(tensor=2),
@@ -38,6 +40,7 @@ FOUR = {
     "TP2 x PP2 from PP2": ("PP2", SOURCE),
     "PP2 x DP2, ZeRO-2 from DP2, ZeRO-0": ("DP2, ZeRO-0", given(pipeline=2, zero=2)),
     "TP2 x DP2 from TP2": ("TP2", given(tensor=2, zero=2)),
+    "TP2 x DP2, ZeRO-3 from DP2, ZeRO-3": ("DP2, ZeRO-3", given(tensor=2, zero=3)),
     "PP4 from PP2 interleaved": ("PP2 interleaved", given(pipeline=4)),
     "PP2, layers 1 + 3, x DP2 from DP2, ZeRO-2": ("DP2, ZeRO-2", given(pipeline=2, pipeline_split=[1, 3])),
 }

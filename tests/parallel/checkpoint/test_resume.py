@@ -24,6 +24,9 @@ ONE: dict[str, RunConfig] = {
 TWO: dict[str, RunConfig] = {
     **{f"DP2, ZeRO-{stage}": run_config(DROPOUT, given(zero=stage)) for stage in (0, 1, 2)},
     "DP2, ZeRO-2, bf16": run_config(DROPOUT, given(zero=2), BF16),
+    "DP2, ZeRO-3, bf16": run_config(DROPOUT, given(zero=3), BF16),
+    "DP2, offload, bf16": run_config(DROPOUT, given(offload=given(optimizer=True)), BF16),
+    "DP2, Muon": run_config(DROPOUT, kind="muon"),
     "TP2": run_config(DROPOUT, given(tensor=2)),
     "TP2 + SP, bf16": run_config(DROPOUT, SP, BF16),
     "TP2 + SP, full recompute": run_config(DROPOUT, SP | {"recompute": given(granularity="full")}),

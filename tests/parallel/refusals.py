@@ -1,0 +1,107 @@
+"""Everything that is refused before a run starts, tried, with the line that a user reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from model.config import ModelConfig
+from model.errors import UserError
+from parallel.config import Fp8Config, ParallelConfig
+from parallel.precision import Machine, check_sizes, resolve
+from parallel.topology import Layout, check_layout
+from tests.parallel.training import given, run_config
+
+MODEL = given(num_layers=6, hidden_size=32, num_attention_heads=4, vocab_size=120)
+CPU = Machine(te_problem="is not used without a GPU")
+A100 = Machine("NVIDIA A100-SXM4-80GB", (8, 0), (13, 0), "2.11.0", "")
+H100 = Machine("NVIDIA H100 80GB HBM3", (9, 0), (13, 0), "2.11.0", "")
+H100_BARE = Machine("NVIDIA H100 80GB HBM3", (9, 0), (13, 0))
+H100_OLD_CUDA = Machine("NVIDIA H100 80GB HBM3", (9, 0), (12, 6), "2.11.0", "")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """what: in a table's words; message: a regular expression for the essential part of the line; attempt: raises it."""
+
+    what: str
+    message: str
+    attempt: Callable[[], Any]
+
+    def line(self) -> str:
+        """The line a user reads. Raises AssertionError where nothing is refused."""
+        try:
+            self.attempt()
+        except UserError as error:
+            return str(error)
+        except ValidationError as error:
+            return str(error.errors()[0]["ctx"]["error"])
+        raise AssertionError(f"not refused: {self.what}")
+
+
+def layout(world: int, model: dict[str, Any] | None = None, **parallel: Any) -> Layout:
+    """A layout of the small model."""
+    return check_layout(ParallelConfig(**parallel), ModelConfig(**(MODEL | (model or {}))), world)
+
+
+def _layout(what: str, message: str, world: int, model: dict[str, Any] | None = None, **parallel: Any) -> Refusal:
+    return Refusal(what, message, lambda: layout(world, model, **parallel))
+
+
+def _run(what: str, message: str, **changes: Any) -> Refusal:
+    return Refusal(what, message, lambda: run_config(changes.get("model"), changes.get("parallel"), changes.get("train"), **changes.get("optimizer", {})))
+
+
+def _machine(what: str, message: str, machine: Machine, precision: str = "auto", kernels: str = "auto", recipe: str = "none") -> Refusal:
+    return Refusal(what, message, lambda: resolve(precision, kernels, Fp8Config(recipe=recipe), machine))
+
+
+def _sizes() -> None:
+    model, parallel = ModelConfig(**(MODEL | given(ffn_hidden_size=1520, hidden_size=1536, num_attention_heads=24))), ParallelConfig(tensor=2)
+    check_sizes(resolve("bf16", "te", Fp8Config(recipe="delayed"), H100), model, check_layout(parallel, model, 2), seq_length=128, micro_batch_size=1)
+
+
+SP, VP = given(tensor=2, sequence_parallel=True), given(pipeline=2, virtual_stages=3)
+REFUSALS = [
+    _layout("processes that the degrees do not divide", r"2 x 1 x 1 = 2 does not divide 3 processes: use parallel.processes=4 or smaller", 3, tensor=2),
+    _layout("too few processes", r"= 4 does not divide 1 processes: use parallel.processes=4", 1, tensor=2, pipeline=2),
+    _layout("heads that TP does not divide", "num_attention_heads=4 is not divisible by parallel.tensor=8", 8, given(num_query_groups=1), tensor=8),
+    _layout("query groups that TP does not divide", "num_query_groups=2 is not divisible by parallel.tensor=4", 4, given(num_query_groups=2), tensor=4),
+    _layout("a feed-forward that TP does not divide", "ffn_hidden_size=33 is not divisible by parallel.tensor=2", 2, given(ffn_hidden_size=33), tensor=2),
+    _layout("a vocabulary that TP does not divide", "set model.vocab_multiple=2", 2, given(vocab_multiple=1, vocab_size=121), tensor=2),
+    _layout("sequence parallelism without TP", "has no effect with parallel.tensor=1", 1, sequence_parallel=True),
+    Refusal("a sequence that SP cannot cut", r"data.seq_length=15 .*: use 16", lambda: layout(2, **SP).check_batches(15, 1)),
+    _layout("layers that stages do not divide", r"set parallel.pipeline_split=\[2, 2, 1, 1\]", 4, pipeline=4),
+    _layout("more stages than layers", "use parallel.pipeline=6 or less", 8, pipeline=8),
+    _layout("a split of another count", "must have 2 positive entries .* that sum to model.num_layers=6", 2, pipeline=2, pipeline_split=[6]),
+    _layout("a split of another sum", r"pipeline_split=\[3, 4\] must have 2 positive entries", 2, pipeline=2, pipeline_split=[3, 4]),
+    _layout("a stage without layers", "positive entries", 2, pipeline=2, pipeline_split=[6, 0]),
+    _layout("a split with interleaving", "does not combine with parallel.virtual_stages=2", 2, pipeline=2, pipeline_split=[4, 2], virtual_stages=2),
+    _layout("interleaving without a pipeline", "has no effect with parallel.pipeline=1", 1, virtual_stages=2),
+    _layout("layers that chunks do not divide", "choose virtual_stages that divides 3", 2, pipeline=2, virtual_stages=2),
+    Refusal("micro-batches that interleaving cannot order", r"3 micro-batches .*virtual_stages=1", lambda: layout(2, **VP).check_batches(16, 3)),
+    _layout("context parallelism", "Transformer Engine only.* set parallel.context=1", 2, context=2),
+    _layout("ZeRO-3 under a pipeline", "parallel.zero=3 with parallel.pipeline=2: .* parallel.pipeline=1", 2, pipeline=2, zero=3),
+    _layout("offload without shards", "and parallel.zero=0: set parallel.zero=1", 1, zero=0, offload={"optimizer": True}),
+    _layout("offload under ZeRO-3", "and parallel.zero=3: set parallel.zero=1", 1, zero=3, offload={"optimizer": True}),
+    Refusal("bf16 without fp32 copies", "parallel.zero=0 keeps no fp32 copy", lambda: layout(1, zero=0).check_dtype(torch.bfloat16)),
+    _run("Muon without ZeRO", "set parallel.zero=1 or optimizer.kind=adamw", parallel=given(zero=0), optimizer=given(kind="muon")),
+    _run("Muon under ZeRO-3", "set parallel.zero=1 or optimizer.kind=adamw", parallel=given(zero=3), optimizer=given(kind="muon")),
+    _run("Muon with offload", "offload.optimizer=false or", parallel=given(offload=given(optimizer=True)), optimizer=given(kind="muon")),
+    _run("momentum without Muon", "set optimizer.kind=muon", optimizer=given(momentum=0.9)),
+    _run("fp16", "loss scaling.*set train.precision=bf16", train=given(precision="fp16")),
+    _run("FP8 with PyTorch's kernels", "set train.kernels=te", train=given(kernels="local", fp8=given(recipe="delayed"))),
+    _run("FP8 in fp32", "set train.precision=bf16", train=given(precision="fp32", fp8=given(recipe="delayed"))),
+    _machine("Transformer Engine without a GPU", "set train.kernels=local", CPU, kernels="te"),
+    _machine("Transformer Engine that is not there", "set train.kernels=local", H100_BARE, kernels="te"),
+    _machine("FP8 without a GPU", "set train.fp8.recipe=none", CPU, recipe="delayed"),
+    _machine("FP8 without Transformer Engine", "silently compute in bf16: install it", H100_BARE, recipe="delayed"),
+    _machine("FP8 on a GPU that has none", "set train.fp8.recipe=none and train.precision=bf16", A100, recipe="delayed"),
+    _machine("a recipe of another GPU", "set train.fp8.recipe=blockwise", H100, recipe="mxfp8"),
+    _machine("a recipe of a newer CUDA", "set train.fp8.recipe=tensorwise", H100_OLD_CUDA, recipe="blockwise"),
+    Refusal("sizes that FP8 kernels do not take", "= 760 is not a multiple of 16: change it", _sizes),
+]

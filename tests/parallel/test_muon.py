@@ -1,0 +1,124 @@
+"""Muon: its update is PyTorch's own, whole matrices are seen by every layout (tests/parallel/test_layouts.py), and its momentum survives a checkpoint."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.errors import UserError
+from parallel.muon import Muon, matrices_of, newton_schulz, scale
+from pretrain.loop import forward_step
+from tests.distributed import Group, launch, shared
+from tests.parallel.checkpoint.states import bring, keep
+from tests.parallel.training import batches_of, engine_of, given, run_config
+
+LLAMA = given(num_query_groups=2, position="rotary", activation="swiglu", normalization="rmsnorm", bias=False, tie_embeddings=False)
+SETTINGS = given(kind="muon", clip_grad=0.0, momentum=0.9, weight_decay=0.1, lr=1e-2)
+STEPS = 3
+
+
+def own_matrices(name: str, tensor: Tensor) -> list[Tensor]:
+    """The matrices in a tensor of the grouped, gated model, by index and not by the product's views: 2 groups of 2 queries, key, value of 8 rows."""
+    if "linear_qkv" in name:
+        rows = torch.arange(tensor.shape[0]).view(2, 4, 8)
+        return [tensor[rows[:, part].flatten()] for part in (slice(0, 2), slice(2, 3), slice(3, 4))]
+    if "linear_fc1" in name:
+        half = tensor.shape[0] // 2
+        return [tensor[:half], tensor[half:]]
+    return [tensor]
+
+
+def against_pytorch() -> dict[str, Any]:
+    """Runs inside one rank: PyTorch's Muon and AdamW get the engine's gradients; where the two end."""
+    config = run_config(LLAMA, **SETTINGS)
+    engine = engine_of(config)
+    optimizer = engine.optimizer.optimizer
+    assert isinstance(optimizer, Muon)
+    for one in optimizer.orthogonalizers.values():
+        one.dtype = torch.bfloat16  # PyTorch's iteration knows no other
+    twins = {named.name: own_matrices(named.name, named.parameter.detach().clone()) for named in engine.parameters}
+    hidden = {named.name for group in engine.groups if group.muon for named in group.parameters}
+    twins = {name: [torch.nn.Parameter(part.contiguous()) for part in parts] for name, parts in twins.items()}
+    decayed = [p for name, parts in twins.items() if name not in hidden and name == "output_layer.weight" for p in parts]
+    plain = [p for name, parts in twins.items() if name not in hidden and name != "output_layer.weight" for p in parts]
+    theirs: list[torch.optim.Optimizer] = [
+        torch.optim.Muon([p for name in hidden for p in twins[name]], lr=1e-2, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}], lr=1e-2, betas=(0.9, 0.95)),
+    ]
+    engine.set_lr(1e-2)
+
+    def copy_gradients() -> None:
+        for buffer in engine.buffers:
+            for piece in buffer.pieces():
+                gradient = buffer.partition[piece.offset : piece.offset + piece.length].view(piece.shape).clone()
+                for twin, part in zip(twins[piece.named.name], own_matrices(piece.named.name, gradient), strict=True):
+                    twin.grad = part.contiguous()
+
+    for step in range(STEPS):
+        batches = batches_of(config, engine, step)
+        engine.train_step(forward_step, functools.partial(iter, batches), len(batches), inspect=copy_gradients)
+        for their in theirs:
+            their.step()
+    apart = {
+        named.name: max(float((a - b).abs().max()) for a, b in zip(own_matrices(named.name, named.parameter.detach()), twins[named.name], strict=True))
+        for named in engine.parameters
+    }
+    return {"apart": apart, "hidden": sorted(hidden), "refused": other_optimizer(config, engine)}
+
+
+def other_optimizer(config: Any, engine: Any) -> str:
+    """What is said when AdamW is to go on from Muon's checkpoint."""
+    folder = Path(tempfile.mkdtemp(prefix="fathom-muon-"))
+    keep(engine, config, folder, STEPS)
+    try:
+        bring(engine_of(run_config(LLAMA)), folder)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return shared(tmp_path_factory.getbasetemp(), "muon", lambda: launch(Group(1, against_pytorch))[0][0])
+
+
+def test_updates_are_those_of_pytorch(found: dict[str, Any]) -> None:
+    # A step moves a weight by about 2e-3 (a fifth of the learning rate); bf16 rounds the update to 4e-3 of itself.
+    assert max(found["apart"].values()) < 2e-5
+
+
+def test_muon_gets_the_matrices_of_the_layers_and_nothing_else(found: dict[str, Any]) -> None:
+    parts = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
+    assert found["hidden"] == sorted(f"decoder.layers.{layer}.{part}.weight" for layer in range(4) for part in parts)
+
+
+def test_another_optimizer_cannot_go_on(found: dict[str, Any]) -> None:
+    assert "was written with optimizer.kind=muon" in found["refused"]
+
+
+@pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])
+def test_singular_values_become_one(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    result = newton_schulz(matrix)
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    values = torch.linalg.svdvals(result)
+    # The coefficients trade exactness for speed: values end between 0.7 and 1.2 (Jordan et al. 2024), directions stay.
+    assert 0.6 < values.min() <= values.max() < 1.3
+    diagonal = left.mT @ result @ right.mT
+    assert torch.allclose(diagonal, torch.diag(diagonal.diagonal()), atol=1e-9)
+    assert scale(shape) == pytest.approx(0.2 * max(shape) ** 0.5)
+
+
+def test_tensors_that_hold_several_matrices() -> None:
+    split = matrices_of(heads=4, groups=2, gated=True)
+    qkv = torch.arange(2 * 4 * 8.0).repeat_interleave(3).view(64, 3)
+    views = [view.reshape(-1, 3) for view in split("decoder.layers.0.self_attention.linear_qkv.weight", qkv)]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(views, own_matrices("linear_qkv", qkv), strict=True))
+    assert [tuple(view.shape) for view in split("decoder.layers.0.mlp.linear_fc1.weight", torch.zeros(10, 3))] == [(5, 3), (5, 3)]
+    assert len(list(matrices_of(4, 2, gated=False)("decoder.layers.0.mlp.linear_fc1.weight", torch.zeros(10, 3)))) == 1
