@@ -22,6 +22,7 @@ from pretrain.train_tokenizer import train_tokenizer
 from tests.model.hf.tiny import LOGIT_SCALE, make_config, make_weights
 
 pytestmark = [
+    pytest.mark.timeout(1800),
     pytest.mark.slow,
     pytest.mark.skipif(
         importlib.util.find_spec("lm_eval") is None or importlib.util.find_spec("accelerate") is None, reason="lm_eval or accelerate is not installed"
