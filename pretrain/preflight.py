@@ -22,12 +22,11 @@ from parallel.exit_codes import ExitCode
 from parallel.launch import RankInfo, has_gpu
 from pretrain.config import RunConfig
 from pretrain.environment import ROOT, git, versions
-from pretrain.state import CONTROL, Owner, record_failure
+from pretrain.state import CONTROL, PREFLIGHT_FILE, Owner, record_failure
 
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-RECORD = "preflight.json"
 COMPARED = ("torch", "deepspeed", "megatron-core", "transformer-engine")
 CHECKPOINT_BYTES = 12
 """Of one parameter: weights and two moments of Adam in fp32."""
@@ -83,7 +82,7 @@ def check_nodes(store: Store, info: RankInfo, config: RunConfig, problem: str = 
         everyone = [_wait_for(store, rank, config.parallel.timeout_minutes) for rank in range(info.world_size)]
         verdict = judge(everyone)
         with contextlib.suppress(OSError):  # told as a problem of this node
-            atomic_write_text(run_dir / RECORD, json.dumps(_record(everyone, verdict), indent=1) + "\n")
+            atomic_write_text(run_dir / PREFLIGHT_FILE, json.dumps(_record(everyone, verdict), indent=1) + "\n")
         store.set("preflight/verdict", json.dumps(asdict(verdict)))
     verdict = Verdict(**json.loads(store.get("preflight/verdict")))
     here = facts.host in verdict.bad
@@ -307,7 +306,7 @@ def check_network(info: RankInfo, run_dir: Path, verdict: Verdict) -> None:
 
 
 def _add_to_record(run_dir: Path, fields: Mapping[str, Any]) -> None:
-    path = run_dir / RECORD
+    path = run_dir / PREFLIGHT_FILE
     with contextlib.suppress(OSError, ValueError):
         atomic_write_text(path, json.dumps({**json.loads(path.read_text(encoding="utf-8")), **fields}, indent=1) + "\n")
 
@@ -315,7 +314,7 @@ def _add_to_record(run_dir: Path, fields: Mapping[str, Any]) -> None:
 def _lines(run_dir: Path, verdict: Verdict, network: Mapping[str, float]) -> list[str]:
     hosts = list(dict.fromkeys(verdict.hosts))
     with contextlib.suppress(OSError, ValueError, KeyError):
-        nodes = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))["nodes"]
+        nodes = json.loads((run_dir / PREFLIGHT_FILE).read_text(encoding="utf-8"))["nodes"]
         gpus = Counter(name for node in nodes.values() for name in node["gpus"])
         what = ", ".join(f"{number} x {name}" for name, number in gpus.items()) or "no GPU"
         free = min((node["free_bytes"] for node in nodes.values() if node["free_bytes"] is not None), default=0)

@@ -25,6 +25,7 @@ from parallel.slurm_queue import job_handle
 
 STATE_FILE = "state.json"
 SUBMITTED_FILE = "submitted.json"
+PREFLIGHT_FILE = "preflight.json"
 CONTROL = "control"
 
 QUEUED, STARTING, RUNNING, STOPPED, REQUEUED, FINISHED, FAILED, CANCELLED = (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ from parallel import slurm_queue
 from parallel.exit_codes import RESTARTABLE, ExitCode, as_exit_code
 from parallel.slurm_queue import Job
 from pretrain import state as states
-from pretrain.state import Owner
+from pretrain.state import PREFLIGHT_FILE, Failure, Owner
 
 MAX_RESTARTS = 3
 NOTHING_TO_DO = 100
@@ -253,6 +254,9 @@ def _what_happened(run_dir: Path | str, exit_code: int, state: Mapping[str, Any]
         first = next((failure for failure in failures if failure.exit_code != ExitCode.CRASH), failures[0])
         if first.exit_code == ExitCode.HUNG:  # all ranks say the same, and it is about another one
             return ExitCode.HUNG, first.reason
+        silent = _silent_ranks(run_dir, failures) if all(_lost_a_peer(failure.reason) for failure in failures) else ""
+        if silent:
+            return ExitCode.CRASH, f"{silent} died without a word ({_words_of(exit_code)}); the others lost the connection"
         more = f" (and {len(failures) - 1} more ranks)" if len(failures) > 1 else ""
         return as_exit_code(first.exit_code), f"rank {first.rank} on {first.host}: {first.reason}{more}"
     if code == ExitCode.STOPPED and 0 < exit_code <= 255 and not states.asked_to_stop(run_dir, owner):
@@ -266,6 +270,22 @@ def _what_happened(run_dir: Path | str, exit_code: int, state: Mapping[str, Any]
         return ExitCode.CRASH, "the tasks ended with 0 but rank 0 did not write how (exit_code in state.json)"
     code = as_exit_code(exit_code)
     return code, "" if code == ExitCode.FINISHED else _words_of(exit_code)
+
+
+def _lost_a_peer(reason: str) -> bool:
+    """Whether a rank ended because another one was gone: true of its victims, and of no use to whoever looks for the cause."""
+    return any(words in reason.lower() for words in ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited"))
+
+
+def _silent_ranks(run_dir: Path | str, failures: Sequence[Failure]) -> str:
+    """The few ranks that did not say why they ended, where the others did; empty where those are many, or the ranks are not known."""
+    try:
+        nodes = json.loads((Path(run_dir) / PREFLIGHT_FILE).read_text(encoding="utf-8"))["nodes"]
+        hosts = {int(rank): host for host, node in nodes.items() for rank in node["ranks"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    silent = sorted(set(hosts) - {failure.rank for failure in failures})
+    return ", ".join(f"rank {rank} on {hosts[rank]}" for rank in silent) if 0 < len(silent) <= min(8, len(hosts) / 2) else ""
 
 
 def _words_of(exit_code: int) -> str:

@@ -305,6 +305,18 @@ def test_hung_names_the_late_rank(run: Path) -> None:
     assert (decision.requeue, decision.reason) == (True, "step 3 did not end within 60 s: rank 3 on node2 gave no sign of life")
 
 
+def test_who_died_without_a_word(run: Path) -> None:
+    """Its victims lose the connection and say so; what they say is not the reason."""
+    nodes = {f"node{node}": {"ranks": [2 * node - 2, 2 * node - 1]} for node in (1, 2)}
+    (run / "preflight.json").write_text(json.dumps({"nodes": nodes}))
+    for rank in (0, 1, 3):
+        record_failure(run, rank, ExitCode.CRASH, "RuntimeError: Connection closed by peer [127.0.0.1]:21924", OWNER)
+    words = "rank 2 on node2 died without a word (a rank was killed by SIGKILL (srun returned 137)); the others lost the connection"
+    assert (decide(run, 137, RUNNING, OWNER).reason, decide(run, 137, RUNNING, OWNER).requeue) == (words, True)
+    record_failure(run, 1, ExitCode.CRASH, "RuntimeError: CUDA error", OWNER)  # somebody knows more
+    assert "rank 2" not in decide(run, 137, RUNNING, OWNER).reason
+
+
 @pytest.fixture
 def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A scontrol that writes down its calls, and refuses what is in the file `refused`."""

@@ -103,7 +103,7 @@ def test_killed_rank(runs: Runs) -> None:
     os.kill(runs.rank_process(2), signal.SIGKILL)
     assert runs.cluster.wait(job) == "COMPLETED", runs.log.read_text()
     assert (runs.cluster.job(job)["Restarts"], runs.state()["state"]) == ("1", "finished")
-    assert runs.count(r"^.*fathom: requeued: ") == 1
+    assert runs.count(r"requeued: rank 2 on node2 died without a word") == 1
     assert runs.history() == list(range(1, STEPS + 1))
     assert runs.losses() == pytest.approx(alone(runs), rel=2e-6)
 
