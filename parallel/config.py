@@ -54,7 +54,10 @@ class ParallelConfig(Strict):
     pipeline_split: list[int] | None = Field(None, description="Layers of each pipeline stage, first to last, for uneven splits; null means equal stages.")
     context: int = Field(1, ge=1, description="Context-parallel size (CP).")
     sequence_parallel: bool = Field(False, description="Shard norms and residual stream along the sequence over the tensor-parallel group.")
-    zero: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage: 1 shards optimizer state, 2 gradients too, 3 parameters too.")
+    zero: Literal[0, 1, 2, 3] = Field(
+        1,
+        description="DeepSpeed ZeRO stage: 1 and 2 shard optimizer state and reduce gradients once a step; 3 shards gradients and parameters too (no pipeline).",
+    )
     recompute: RecomputeConfig = Field(default_factory=RecomputeConfig, description="Activation recomputation.")
     offload: OffloadConfig = Field(default_factory=OffloadConfig, description="Host offload.")
     timeout_minutes: float = Field(10.0, gt=0, description="A collective that takes longer than this ends the run.")
