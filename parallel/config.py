@@ -56,7 +56,7 @@ class ParallelConfig(Strict):
     sequence_parallel: bool = Field(False, description="Shard norms and residual stream along the sequence over the tensor-parallel group.")
     zero: Literal[0, 1, 2, 3] = Field(
         1,
-        description="DeepSpeed ZeRO stage: 1 and 2 shard optimizer state and reduce gradients once a step; 3 shards gradients and parameters too (no pipeline).",
+        description="DeepSpeed ZeRO stage: 1 and 2 shard optimizer state, 3 gradients and parameters too (no pipeline).",
     )
     recompute: RecomputeConfig = Field(default_factory=RecomputeConfig, description="Activation recomputation.")
     offload: OffloadConfig = Field(default_factory=OffloadConfig, description="Host offload.")
