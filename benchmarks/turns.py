@@ -1,0 +1,39 @@
+"""Taking turns: the way every benchmark here compares things on a noisy machine, where only what happened in the same round may be compared."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+
+def turns(actions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every action in each of `rounds` counted rounds, after one that warms up. The order turns about, so that a slow moment of the machine
+    does not always hit the same one."""
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    for turn in range(rounds + 1):
+        for name in actions if turn % 2 else reversed(list(actions)):
+            begin = time.perf_counter()
+            actions[name]()
+            if turn:
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def spread(ratios: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {"median": middle, "low": low, "high": high}
+
+
+def ratio_table(title: str, what: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
+    """Median and quartiles of ratios, by name."""
+    table = Table(title=title, title_justify="left")
+    for column in ("", what, "quartiles"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, row in rows.items():
+        table.add_row(name, f"{row['median']:.3f}", f"{row['low']:.3f} - {row['high']:.3f}")
+    return table
