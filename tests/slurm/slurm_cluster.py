@@ -49,7 +49,8 @@ class Cluster:
         self.commands.mkdir()
         for name in ("sbatch", "squeue", "scontrol"):
             wrapper = self.commands / name
-            wrapper.write_text(f'#!/bin/sh\nexec {self.dir}/in {shutil.which(name)} "$@"\n')
+            # sbatch hands PATH on to the job, which is inside of the cluster already.
+            wrapper.write_text(f'#!/bin/sh\nif [ -n "$SLURM_JOB_ID" ]; then exec {shutil.which(name)} "$@"; fi\nexec {self.dir}/in {shutil.which(name)} "$@"\n')
             wrapper.chmod(0o755)
 
     def run(self, *command: object, check: bool = True, timeout: float = PATIENCE, env: Mapping[str, str] | None = None, **options: str) -> str:
