@@ -76,6 +76,11 @@ bench: $(STAMP) ## Run the benchmarks on the CPU
 	@$(RUN) -m benchmarks.run $(ARGS)
 	@echo "bench: checkpoints of 1000 layers"
 	@$(RUN) -m benchmarks.checkpoint
+	@echo "bench: cost of a layer by depth, start-up, data preparation, memory against the plan"
+	@$(RUN) -W ignore -m benchmarks.depth --out benchmarks/results/depth.json
+	@$(RUN) -W ignore -m benchmarks.startup --out benchmarks/results/startup.json
+	@$(RUN) -W ignore -m benchmarks.data --out benchmarks/results/data.json
+	@$(RUN) -W ignore -m benchmarks.memory
 
 .PHONY: bench-gpu
 bench-gpu: $(STAMP) ## Run the benchmarks on the GPU

@@ -213,8 +213,11 @@ class Fathom:
         topology = single_process()
         chunks = build_chunks(model, topology, seq_length=shape.seq, dtype=torch.float32, seed=1)
         if compiled:
-            for layer in chunks[0].decoder.layers:
-                layer.compile()
+            from model.compiled import compile_layers
+
+            torch._dynamo.utils.counters.clear()
+            compile_layers(chunks)
+        self.compiled = compiled
         optimizer = OptimizerConfig(lr=RATE, betas=BETAS, weight_decay=DECAY)
         self.engine = Engine(
             chunks,
@@ -232,4 +235,7 @@ class Fathom:
         """One optimizer step."""
         from pretrain.loop import forward_step
 
-        return self.engine.train_step(forward_step, lambda: iter(tokens), len(tokens)).loss
+        loss = self.engine.train_step(forward_step, lambda: iter(tokens), len(tokens)).loss
+        if self.compiled and (graphs := torch._dynamo.utils.counters["stats"]["unique_graphs"]) != 1:
+            raise RuntimeError(f"{graphs} compilations instead of one for all layers")
+        return loss

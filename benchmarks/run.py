@@ -6,8 +6,10 @@ against the bare loop's step of the same round.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -23,21 +25,25 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.peers import Contestant, Fathom, HuggingFaceDeepSpeed, Shape, bare, huggingface, megatron_core
+from benchmarks.turns import turns
+from model.scheme import SCHEMES
 
 SHAPES = {
     "24x256": Shape(24, 256, 4, 256, 4, 2, 8192),
     "192x128": Shape(192, 128, 4, 128, 4, 2, 8192),
     "1000x64": Shape(1000, 64, 4, 64, 4, 2, 4096),
 }
+SCHEME_SHAPE = Shape(48, 128, 4, 128, 4, 2, 2048)
+"""Where the schemes are compared with pre_ln."""
 MAKERS: dict[str, Callable[[Shape], Contestant]] = {
     "bare": bare,
     "fathom": Fathom,
-    "fathom-deepscalelm_pre_ln": lambda shape: Fathom(shape, "deepscalelm_pre_ln"),
-    "fathom-b2t": lambda shape: Fathom(shape, "b2t"),
+    "fathom-compiled": lambda shape: Fathom(shape, compiled=True),
     "megatron": megatron_core,
     "huggingface": huggingface,
     "huggingface-deepspeed": HuggingFaceDeepSpeed,
 }
+SCHEME_MAKERS: dict[str, Callable[[Shape], Contestant]] = {f"scheme-{scheme}": functools.partial(Fathom, scheme=scheme) for scheme in SCHEMES}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -46,17 +52,9 @@ def measure(shape: Shape, names: Sequence[str], rounds: int) -> dict[str, dict[s
     built: dict[str, tuple[Contestant, float]] = {}
     for name in names:
         begin = time.perf_counter()
-        built[name] = MAKERS[name](shape), time.perf_counter() - begin
-    generator = torch.Generator().manual_seed(0)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds + 1):
-        tokens = torch.randint(0, shape.vocab, (shape.accumulation, shape.batch, shape.seq + 1), generator=generator)
-        # Turn about: a slow moment of the machine must not always hit the same contestant.
-        for name in names if turn % 2 else reversed(names):
-            begin = time.perf_counter()
-            built[name][0].step(tokens)
-            if turn:
-                seconds[name].append(time.perf_counter() - begin)
+        built[name] = (MAKERS | SCHEME_MAKERS)[name](shape), time.perf_counter() - begin
+    tokens = torch.randint(0, shape.vocab, (shape.accumulation, shape.batch, shape.seq + 1), generator=torch.Generator().manual_seed(0))
+    seconds = turns({name: functools.partial(contestant.step, tokens) for name, (contestant, _) in built.items()}, rounds)
     return {
         name: {
             "label": built[name][0].name,
@@ -72,7 +70,7 @@ def measure(shape: Shape, names: Sequence[str], rounds: int) -> dict[str, dict[s
 def table(shape: Shape, results: dict[str, dict[str, Any]]) -> Table:
     """Medians and quartiles of the ratios to the first contestant."""
     out = Table(title=f"{shape.layers} layers x {shape.hidden}, sequence {shape.seq}, {shape.accumulation} x {shape.batch} samples a step")
-    for column in ("contestant", "tokens/s", "ratio to bare", "quartiles", "build"):
+    for column in ("contestant", "tokens/s", "ratio to first", "quartiles", "build"):
         out.add_column(column, justify="left" if column == "contestant" else "right")
     for row in results.values():
         low, middle, high = statistics.quantiles(row["ratios"], n=4)
@@ -80,10 +78,17 @@ def table(shape: Shape, results: dict[str, dict[str, Any]]) -> Table:
     return out
 
 
+def cpu_name() -> str:
+    """The processor's name, or `unknown`."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
 def main(
     shapes: str = typer.Option(",".join(SHAPES), help="Shapes to measure, by name."),
     contestants: str = typer.Option(",".join(MAKERS), help="Contestants; the first one is what the others are compared with."),
-    rounds: int = typer.Option(7, min=3, help="Counted rounds."),
+    rounds: int = typer.Option(5, min=2, help="Counted rounds."),
+    schemes: bool = typer.Option(True, help="Compare every scheme with pre_ln."),
     threads: int = typer.Option(1, min=1, help="Threads of every contestant."),
     out: Path = typer.Option(RESULTS, help="Folder for the JSON."),
 ) -> None:
@@ -99,15 +104,20 @@ def main(
         "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip(),
         "threads": threads,
         "cpus": os.cpu_count(),
+        "machine": f"{platform.machine()}, {cpu_name()}",
+        "load": os.getloadavg()[0],
         "torch": torch.__version__,
         "shapes": {},
     }
-    for name in shapes.split(","):
+    for name in filter(None, shapes.split(",")):
         if name not in SHAPES:
             sys.exit(f"benchmark: unknown shape {name}; known: {', '.join(SHAPES)}")
         results = measure(SHAPES[name], contestants.split(","), rounds)
         console.print(table(SHAPES[name], results))
         report["shapes"][name] = results
+    if schemes:
+        report["schemes"] = measure(SCHEME_SHAPE, sorted(SCHEME_MAKERS, key=lambda name: name != "scheme-pre_ln"), rounds)
+        console.print(table(SCHEME_SHAPE, report["schemes"]))
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"cpu-{report['time'][:10]}.json"
     path.write_text(json.dumps(report, indent=1))
