@@ -128,10 +128,11 @@ class Orthogonalizer:
         whole = parts[0].new_empty(full_shape(one.shape, shard))
         for index, part in enumerate(parts[: shard.count]):
             put(whole, part, type(shard)(shard.dim, index, shard.count, shard.stride))
-        for view in self.split(one.named.name, whole):
+        scaled = torch.empty_like(whole, dtype=torch.float32)
+        for view, target in zip(self.split(one.named.name, whole), self.split(one.named.name, scaled), strict=True):
             matrix = view.reshape(-1, view.shape[-1])
-            view.copy_((newton_schulz(matrix) * scale(matrix.shape)).view(view.shape))
-        return take(whole, shard)
+            target.copy_((newton_schulz(matrix).float() * scale(matrix.shape)).view(view.shape))
+        return take(scaled, shard)
 
 
 class Muon(torch.optim.AdamW):

@@ -64,7 +64,7 @@ def two_ranks() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return shared(tmp_path_factory.getbasetemp(), "stage3", lambda: launch(Group(2, two_ranks))[0][0])
+    return shared(tmp_path_factory.getbasetemp(), "stage3", lambda: launch(Group(2, two_ranks), timeout=600)[0][0])
 
 
 def test_evaluation_and_skipped_steps_change_nothing(found: dict[str, Any]) -> None:
