@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from model.errors import UserError
 from parallel.checkpoint import writer
+from parallel.checkpoint.background import Saver
 from parallel.checkpoint.format import LATEST, MANIFEST, leftovers_in, resolve, steps_in
 from parallel.checkpoint.fragments import flat_state
 from parallel.checkpoint.reader import open_checkpoint
@@ -24,6 +27,7 @@ from tests.parallel.checkpoint.states import bring, equal, keep, state
 from tests.parallel.training import engine_of, given, run_config, train
 
 CONFIG = run_config()
+CONTENT: dict[str, Any] = {"progress": {"optimizer_step": 1}, "config": {}, "versions": {}, "extra": {}}
 
 
 def said(action: Any) -> str:
@@ -43,6 +47,8 @@ def two_ranks() -> dict[str, Any]:
     found: dict[str, Any] = {"order": order(engine, folder / "order")}
     found["blocked"] = blocked(engine, folder / "blocked")
     found["full"] = full_disk(engine, folder / "full")
+    found["background"] = in_the_background(engine, folder / "background")
+    found["fenced"] = fenced(engine, folder / "fenced")
     found["pointer"] = pointer_fails(engine, folder / "pointer")
     found["twice"] = saved_twice(engine, folder / "twice")
     found["damaged"] = damaged(engine, folder / "damaged")
@@ -99,6 +105,51 @@ def full_disk(engine: Engine, folder: Path) -> dict[str, Any]:
     dist.barrier()
     keep(engine, CONFIG, folder, 2)
     return found | {"then": steps_in(folder)}
+
+
+def in_the_background(engine: Engine, folder: Path) -> dict[str, Any]:
+    """A save that goes well while the weights change under it, and one that meets a full disk on rank 1."""
+    saver = Saver(folder, tag="12.0")
+    saved = state(engine)
+    first = saver.save(engine, 1, asynchronous=True, **CONTENT)
+    with torch.no_grad():
+        for group in range(len(engine.groups)):
+            flat_state(engine, group)["master"].mul_(0.5)
+    facts = saver.wait()
+    found: dict[str, Any] = {"first": first, "facts": facts is not None and (facts.step, facts.bytes > 0, 0 < facts.stall_seconds <= facts.seconds)}
+    bring(engine, folder)
+    found["saved"] = gather(equal(state(engine), saved))
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if dist.get_rank() == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+    saver.save(engine, 2, asynchronous=True, **CONTENT)
+    while not saver.done:
+        time.sleep(0.01)
+    found["failed"] = gather(saver.failed)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    found["said"] = gather(said(saver.wait))
+    found |= {"steps": steps_in(folder), "leftovers": leftovers_in(folder)}
+    dist.barrier()
+    saver.save(engine, 2, asynchronous=True, **CONTENT)
+    saver.wait()
+    saver.close()
+    return found | {"then": steps_in(folder)}
+
+
+def fenced(engine: Engine, folder: Path) -> dict[str, Any]:
+    """A newer start takes the run over while rank 0 of this one waits for the others' bytes."""
+    asked: list[int] = []
+
+    def fence() -> None:
+        asked.append(1)
+        if len(asked) == 4:
+            raise UserError("taken over")
+
+    saver = Saver(folder, fence=fence)
+    saver.save(engine, 1, asynchronous=False, **CONTENT)
+    found = {"said": gather(said(lambda: saver.save(engine, 2, asynchronous=False, **CONTENT)))}
+    saver.close()
+    return found | {"left": sorted(entry.name for entry in folder.iterdir()), "newest": (folder / LATEST).read_text()}
 
 
 def pointer_fails(engine: Engine, folder: Path) -> dict[str, Any]:
@@ -187,6 +238,22 @@ def test_full_disk_on_one_rank(found: dict[str, Any]) -> None:
     assert found["full"]["leftovers"] == []
     assert found["full"]["intact"]
     assert found["full"]["then"] == [1, 2]
+
+
+def test_saving_in_the_background(found: dict[str, Any]) -> None:
+    background = found["background"]
+    assert background["first"] is None
+    assert background["facts"] == (1, True, True)
+    assert background["saved"] == [True, True]
+    assert background["failed"] == [True, True]
+    first, second = background["said"]
+    assert first == second
+    assert first.startswith("SaveError: checkpoint not saved, rank 1: ")
+    assert (background["steps"], background["leftovers"], background["then"]) == ([1], [], [1, 2])
+
+
+def test_a_start_that_was_replaced_publishes_nothing(found: dict[str, Any]) -> None:
+    assert found["fenced"] == {"said": ["UserError: taken over"] * 2, "left": [LATEST, "step_00000001"], "newest": "step_00000001\n"}
 
 
 def test_a_pointer_that_cannot_move(found: dict[str, Any]) -> None:
