@@ -80,8 +80,8 @@ def findings(folder: Path) -> list[str]:
     newest = pointer.read_text().strip() if pointer.is_file() else ""
     if newest and not (folder / newest / MANIFEST).is_file():
         found.append(f"{newest}, the newest, is gone")
-    elif steps := steps_in(folder):
-        later = [step_folder(step) for step in steps if step_folder(step) != newest and newest < step_folder(step)]
+    elif newest:
+        later = [step_folder(step) for step in steps_in(folder) if newest < step_folder(step)]
         found += [f"{name} was not confirmed (killed before `{LATEST}` named it)" for name in later]
     return found
 
