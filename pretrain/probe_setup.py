@@ -20,8 +20,8 @@ from parallel.single import single_process
 from pretrain.config import RunConfig
 from pretrain.data import open_blend
 from pretrain.load_config import complete_model, load_config
-from pretrain.saving import check_same_model
 from pretrain.probe import Probe, probe, zipf_tokens
+from pretrain.saving import check_same_model
 from pretrain.variant import Variant, parse_variant, parse_variants
 
 ASSUMED_VOCABULARY = 32_000
