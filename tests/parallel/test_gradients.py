@@ -87,6 +87,11 @@ def skipped_together() -> dict[str, Any]:
     return {"applied": gather(result.applied), "unchanged": unchanged, "loss": recovered.losses[0]}
 
 
+def whole_gradients(engine: Engine) -> list[torch.Tensor]:
+    """The flat fp32 buffers, one a group."""
+    return [buffer.flat for buffer in engine.buffers if isinstance(buffer, GradientBuffer)]
+
+
 def one_rank() -> dict[str, Any]:
     """Runs inside one rank."""
     found: dict[str, Any] = {}
@@ -98,7 +103,7 @@ def one_rank() -> dict[str, Any]:
         flats: list[torch.Tensor] = []
         weights = [named.parameter.detach().clone() for named in engine.parameters]
         engine.set_lr(0.0)
-        engine.train_step(forward_step, lambda: iter(chosen), len(chosen), inspect=lambda: flats.extend(buffer.flat.clone() for buffer in engine.buffers))
+        engine.train_step(forward_step, lambda: iter(chosen), len(chosen), inspect=lambda: flats.extend(flat.clone() for flat in whole_gradients(engine)))
         assert all(torch.equal(named.parameter, weight) for named, weight in zip(engine.parameters, weights, strict=True))
         return flats
 
@@ -113,7 +118,7 @@ def one_rank() -> dict[str, Any]:
     found["fp32_sum"] = all(map(torch.equal, together, exact))
     found["bf16_sum"] = all(torch.equal(flat, coarse.float()) for flat, coarse in zip(together, rounded, strict=True))
     found["no_grad_left"] = all(named.parameter.grad is None for named in engine.parameters)
-    found["dtypes"] = {str(buffer.flat.dtype) for buffer in engine.buffers}
+    found["dtypes"] = {str(flat.dtype) for flat in whole_gradients(engine)}
 
     big = nn.Parameter(torch.empty(5_000_001))
     group = Group(Kind.REPLICATED, True, [NamedParameter("big", big, WHOLE)])
@@ -124,7 +129,7 @@ def one_rank() -> dict[str, Any]:
     clipped = run_config(clip_grad=0.1)
     engine = engine_of(clipped)
     norm = train(clipped, engine, 0, 1).norms[0]
-    after = sum(float(buffer.flat.double().square().sum()) for buffer in engine.buffers) ** 0.5
+    after = sum(float(flat.double().square().sum()) for flat in whole_gradients(engine)) ** 0.5
     found["clip"] = (norm, after)
     found["decay"] = {(group.decay, named.name) for group in engine.groups for named in group.parameters}
     engine = Engine(

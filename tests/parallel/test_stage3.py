@@ -43,9 +43,9 @@ def eventful(config: RunConfig, engine: Engine) -> dict[str, Any]:
 def held(engine: Engine) -> dict[str, int]:
     """Elements of weights, gradients and master weights on this rank between steps, and of the whole model."""
     return {
-        "whole": sum(int(named.parameter.ds_numel) for named in engine.parameters),  # type: ignore[attr-defined]
+        "whole": sum(int(named.parameter.ds_numel) for named in engine.parameters),  # type: ignore[attr-defined,misc]
         "gathered": sum(named.parameter.numel() for named in engine.parameters),
-        "weights": sum(int(named.parameter.ds_tensor.numel()) for named in engine.parameters),  # type: ignore[attr-defined]
+        "weights": sum(int(named.parameter.ds_tensor.numel()) for named in engine.parameters),  # type: ignore[attr-defined,misc]
         "gradients": sum(buffer.partition.numel() for buffer in engine.buffers),
         "masters": sum(master.numel() for master in engine.masters),
     }
