@@ -133,7 +133,6 @@ class GPT(GPTModel):
             self.embedding.norm = norm(config, config.hidden_size, config.layernorm_epsilon)
         self.embedding_norm = pre_process and scheme.embedding_norm
         self.logit_scale = logit_scale(model)
-        self.kernels = kernels
         self.true_vocab = model.vocab_size or model.padded_vocab
 
     def setup_embeddings_and_output_layer(self) -> None:
@@ -144,7 +143,7 @@ class GPT(GPTModel):
         if self.embedding_norm and decoder_input is None:
             decoder_input = self.embedding.norm(self.embedding(input_ids=input_ids, position_ids=position_ids))
         hidden, angles, *rest = super()._preprocess(input_ids=input_ids, position_ids=position_ids, decoder_input=decoder_input, **kwargs)
-        if angles is not None and self.kernels == "local":
+        if angles is not None:
             angles = rotary_table(angles, self.config.params_dtype)
         return hidden, angles, *rest
 
