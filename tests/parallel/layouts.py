@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,6 +158,23 @@ def _eight() -> list[Case]:
 
 
 CASES: dict[int, list[Case]] = {1: _one(), 2: _two(), 4: _four(), 8: _eight()}
+# What every run of the tests measures; the rest, whose parts are all among these, is left to the slow tests.
+QUICK_OF_FOUR = (
+    "TP2 x PP2 + SP",
+    "TP2 x PP2 interleaved + SP",
+    "TP2 x DP2 + SP, ZeRO-2",
+    "PP2 x DP2, ZeRO-2",
+    "PP2 interleaved x DP2, ZeRO-2",
+    "TP2 x PP2 + SP, b2t, full recompute",
+    "TP2 x DP2 + SP, ZeRO-3",
+    "TP2 x DP2 + SP, ZeRO-2, Muon",
+)
+SLOW_OF_TWO = tuple(f"PP2, {scheme}" for scheme in scheme_names())
+
+
+def is_quick(case: Case) -> bool:
+    """Whether the quick tests measure it."""
+    return case.world == 1 or (case.world == 2 and case.name not in SLOW_OF_TWO) or case.name in QUICK_OF_FOUR
 
 
 @dataclass(frozen=True)
@@ -182,11 +201,12 @@ def run_all(configs: list[RunConfig]) -> list[Curve | None]:
     return curves
 
 
-def measure(worlds: tuple[int, ...], timeout: float) -> dict[str, Row]:
-    """Trains all cases of the given world sizes and their references, and compares them."""
-    cases = [case for world in worlds for case in CASES[world]]
+def measure(cases: Iterable[Case], timeout: float) -> dict[str, Row]:
+    """Trains the cases and their references, and compares them."""
+    cases = sorted(cases, key=lambda case: case.world)
     references = {case.reference().model_dump_json(): case.reference() for case in cases}
-    groups = [Group(1, run_all, (list(references.values()),)), *(Group(world, run_all, ([case.config() for case in CASES[world]],)) for world in worlds)]
+    by_world = [(world, [case.config() for case in group]) for world, group in itertools.groupby(cases, key=lambda case: case.world)]
+    groups = [Group(1, run_all, (list(references.values()),)), *(Group(world, run_all, (configs,)) for world, configs in by_world)]
     results = launch(*groups, timeout=timeout)
     expected = dict(zip(references, results[0][0], strict=True))
     curves = [curve for ranks in results[1:] for curve in ranks[0]]

@@ -5,20 +5,24 @@ from __future__ import annotations
 import pytest
 
 from tests.distributed import shared
-from tests.parallel.layouts import CASES, STEPS, Case, Row, measure
+from tests.parallel.layouts import CASES, STEPS, Case, Row, is_quick, measure
 from tests.parallel.write_table import DOCUMENT, rows_in
 
-QUICK = (1, 2, 4)
+# All rows are measured before the first test.
+pytestmark = pytest.mark.timeout(1200)
+
+ALL = [case for cases in CASES.values() for case in cases]
+QUICK, SLOW = [case for case in ALL if is_quick(case)], [case for case in ALL if not is_quick(case)]
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Row]:
-    return shared(tmp_path_factory.getbasetemp(), "layouts", lambda: measure(QUICK, timeout=500))
+    return shared(tmp_path_factory.getbasetemp(), "layouts", lambda: measure(QUICK, timeout=1100))
 
 
 @pytest.fixture(scope="module")
 def slow_rows() -> dict[str, Row]:
-    return measure((8,), timeout=500)
+    return measure(SLOW, timeout=3400)
 
 
 def check(case: Case, row: Row) -> None:
@@ -34,17 +38,14 @@ def ids(cases: list[Case]) -> list[str]:
     return [case.name for case in cases]
 
 
-QUICK_CASES = [case for world in QUICK for case in CASES[world]]
-
-
-@pytest.mark.parametrize("case", QUICK_CASES, ids=ids(QUICK_CASES))
+@pytest.mark.parametrize("case", QUICK, ids=ids(QUICK))
 def test_layout_equals_one_process(case: Case, rows: dict[str, Row]) -> None:
     check(case, rows[case.name])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES[8], ids=ids(CASES[8]))
-def test_layout_of_eight_equals_one_process(case: Case, slow_rows: dict[str, Row]) -> None:
+@pytest.mark.parametrize("case", SLOW, ids=ids(SLOW))
+def test_larger_layout_equals_one_process(case: Case, slow_rows: dict[str, Row]) -> None:
     check(case, slow_rows[case.name])
 
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.parallel import layouts
 from tests.parallel.layouts import CASES, Row, measure
 from tests.parallel.refusals import REFUSALS
 
@@ -56,9 +55,9 @@ def _write(marks: tuple[str, str], inside: str) -> None:
 
 def _measured(known: Iterable[str]) -> dict[str, str]:
     """Lines by name of all cases but the known ones."""
-    cases = {world: [case for case in some if case.name not in known] for world, some in CASES.items()}
-    layouts.CASES = {world: some for world, some in cases.items() if some}
-    return {name: table_line(row) for name, row in measure(tuple(layouts.CASES), timeout=7200).items()} if layouts.CASES else {}
+    known = set(known)
+    cases = [case for some in CASES.values() for case in some if case.name not in known]
+    return {name: table_line(row) for name, row in measure(cases, timeout=7200).items()} if cases else {}
 
 
 def main(what: str = "all") -> None:

@@ -128,7 +128,7 @@ def test_an_empty_section_is_no_mistake(tiny: Path) -> None:
         ("train.steps=", "train.steps=null must be a whole number (command line)"),
         ("model.bias=1", "model.bias=1 must be true/false (command line)"),
         ("model.hidden_dropout=1.0", "model.hidden_dropout=1.0 must be below 1 (command line)"),
-        ("model.activation=gelo", "model.activation='gelo' must be one of 'gelu', 'relu', 'relu2', 'silu', 'swiglu' or 'geglu' (command line)"),
+        ("model.activation=gelo", "model.activation='gelo' must be one of 'gelu', 'gelu_tanh', 'relu', 'relu2', 'silu', 'swiglu' or 'geglu' (command line)"),
         ("model.init.token_correlation=x", "model.init.token_correlation='x' must be a number or 'zipf' (command line)"),
         ("model.scheme_options.k=x", "model.scheme_options.k='x' must be a number or true/false (command line)"),
         ("model.hidden_size.x=3", 'model.hidden_size={"x": 3} must be a whole number (command line)'),

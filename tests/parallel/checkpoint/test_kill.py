@@ -43,10 +43,6 @@ def check(lines: list[dict[str, Any]]) -> None:
     assert any(line["leftovers"] for line in lines), "no kill fell into a save: the moments are badly chosen"
 
 
-def test_killed_ten_times() -> None:
-    check(killed_run(10, seed=0))
-
-
 @pytest.mark.slow
 def test_killed_fifty_times() -> None:
     check(killed_run(50, seed=1))

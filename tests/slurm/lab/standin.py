@@ -34,7 +34,8 @@ def joined(info: Any) -> Any:
     return largest
 
 
-def main() -> int:
+def options_given() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--steps", type=int, default=20)
@@ -44,7 +45,11 @@ def main() -> int:
     parser.add_argument("--collective", action="store_true")
     parser.add_argument("--fail-with", type=int, help="leave with this exit code at once")
     parser.add_argument("--bad-node", help="leave as the check before the first step does when it runs on this node")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = options_given()
     run_dir: Path = options.run_dir
     info = slurm_environment(os.environ)
     assert info is not None
