@@ -56,7 +56,7 @@ def main(
     half = half_way(train[1:])
     title("2/6  Pretraining, first half: the run is told to stop at the middle")
     step(done >= half, f"checkpoint of step {done}", [*train, f"train.stop_at_step={half}"], allowed=(0, STOPPED))
-    title("3/6  Pretraining, second half: the same command finds the checkpoint and continues")
+    title("3/6  Pretraining, second half: the same command continues")
     step(newest_step(folder) >= 2 * half, "the finished run", train)
     title("4/6  Export to Hugging Face format")
     step(False, "", ["export", str(folder), str(folder / "hf"), "--overwrite"])
