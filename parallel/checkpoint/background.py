@@ -94,7 +94,8 @@ class Saver:
         self._thread = None
         if isinstance(self._result, Exception):
             raise self._result
-        return Saved(self._step, self._seconds, self._stall, self._result)
+        # The join ends a moment after the thread has looked at the clock.
+        return Saved(self._step, self._seconds, min(self._stall, self._seconds), self._result)
 
     def close(self) -> None:
         """Gives up the group. Collective; not while a save is going on."""
