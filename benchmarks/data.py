@@ -17,6 +17,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from benchmarks.results import write_results
 from benchmarks.turns import ratio_table, spread, turns
 
 
@@ -104,7 +105,7 @@ def main(
     Console().print(ratio_table("Data preparation, tokens per second over one document at a time", "ratio", report["ratios"]))
     print("tokens/s per core:", ", ".join(f"{name} {rate:,.0f}" for name, rate in report["tokens_per_s_per_core"].items()))
     if out is not None:
-        out.write_text(json.dumps(report, indent=1))
+        write_results(out, report)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ model in question, so that embedding, output and fixed costs do not count. Memor
 from __future__ import annotations
 
 import gc
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from rich.console import Console
 
 from benchmarks.checkpoint import engine_of
 from benchmarks.memory import resident
+from benchmarks.results import write_results
 from benchmarks.turns import ratio_table, spread, turns
 from parallel.engine import Engine
 
@@ -110,7 +110,7 @@ def main(
     Console().print(ratio_table(f"Cost per layer, {deep} layers over {shallow}, width {hidden}", "ratio", report["ratios"]))
     print(f"memory per layer {report['memory_ratio']:.3f}")
     if out is not None:
-        out.write_text(json.dumps(report, indent=1))
+        write_results(out, report)
 
 
 if __name__ == "__main__":

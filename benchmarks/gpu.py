@@ -24,11 +24,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.results import RESULTS, write_results
 from pretrain.config import RunConfig
 from pretrain.load_config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 SEQ = 1024
 WARM_UP, OUT_OF_MEMORY = 5, 3
 DEPTHS = (24, 48, 96, 192, 384, 1000)
@@ -221,12 +221,8 @@ def main(
         results.append(run_case(case, steps))
         console.print(f"{case.label}: {results[-1].get('error') or format(results[-1]['tflops'], '.1f') + ' TFLOP/s'}")
     console.print(table(results))
-    now = datetime.now(timezone.utc)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    report = {"time": now.isoformat(timespec="seconds"), "commit": commit, "torch": torch.__version__, **asdict(machine), "results": results}
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"gpu-{(machine.gpu or 'unknown').lower().replace(' ', '-')}-{now:%Y-%m-%d}.json"
-    path.write_text(json.dumps(report, indent=1))
+    path = out / f"gpu-{(machine.gpu or 'unknown').lower().replace(' ', '-')}-{datetime.now(timezone.utc):%Y-%m-%d}.json"
+    write_results(path, {**asdict(machine), "results": results})
     console.print(f"written to {path}")
 
 

@@ -7,11 +7,7 @@ against the bare loop's step of the same round.
 from __future__ import annotations
 
 import functools
-import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.peers import Contestant, Fathom, HuggingFaceDeepSpeed, Shape, bare, huggingface, megatron_core
-from benchmarks.turns import turns
+from benchmarks.results import RESULTS, write_results
+from benchmarks.turns import spread, turns
 from model.scheme import SCHEMES
 
 SHAPES = {
@@ -44,7 +41,6 @@ MAKERS: dict[str, Callable[[Shape], Contestant]] = {
     "huggingface-deepspeed": HuggingFaceDeepSpeed,
 }
 SCHEME_MAKERS: dict[str, Callable[[Shape], Contestant]] = {f"scheme-{scheme}": functools.partial(Fathom, scheme=scheme) for scheme in SCHEMES}
-RESULTS = Path(__file__).parent / "results"
 
 
 def measure(shape: Shape, names: Sequence[str], rounds: int) -> dict[str, dict[str, Any]]:
@@ -73,15 +69,11 @@ def table(shape: Shape, results: dict[str, dict[str, Any]]) -> Table:
     for column in ("contestant", "tokens/s", "ratio to first", "quartiles", "build"):
         out.add_column(column, justify="left" if column == "contestant" else "right")
     for row in results.values():
-        low, middle, high = statistics.quantiles(row["ratios"], n=4)
-        out.add_row(row["label"], f"{row['tokens_per_s']:,.0f}", f"{middle:.3f}", f"{low:.3f} - {high:.3f}", f"{row['build_s']:.1f} s")
+        ratio = spread(row["ratios"])
+        out.add_row(
+            row["label"], f"{row['tokens_per_s']:,.0f}", f"{ratio['median']:.3f}", f"{ratio['low']:.3f} - {ratio['high']:.3f}", f"{row['build_s']:.1f} s"
+        )
     return out
-
-
-def cpu_name() -> str:
-    """The processor's name, or `unknown`."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def main(
@@ -99,16 +91,7 @@ def main(
     single_process()
     torch.set_num_threads(threads)
     console = Console(width=110)
-    report: dict[str, Any] = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip(),
-        "threads": threads,
-        "cpus": os.cpu_count(),
-        "machine": f"{platform.machine()}, {cpu_name()}",
-        "load": os.getloadavg()[0],
-        "torch": torch.__version__,
-        "shapes": {},
-    }
+    report: dict[str, Any] = {"threads": threads, "shapes": {}}
     for name in filter(None, shapes.split(",")):
         if name not in SHAPES:
             sys.exit(f"benchmark: unknown shape {name}; known: {', '.join(SHAPES)}")
@@ -118,9 +101,8 @@ def main(
     if schemes:
         report["schemes"] = measure(SCHEME_SHAPE, sorted(SCHEME_MAKERS, key=lambda name: name != "scheme-pre_ln"), rounds)
         console.print(table(SCHEME_SHAPE, report["schemes"]))
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"cpu-{report['time'][:10]}.json"
-    path.write_text(json.dumps(report, indent=1))
+    path = out / f"cpu-{datetime.now(timezone.utc):%Y-%m-%d}.json"
+    write_results(path, report)
     console.print(f"written to {path}")
 
 

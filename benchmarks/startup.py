@@ -12,6 +12,8 @@ from typing import Any
 
 import typer
 
+from benchmarks.results import write_results
+
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("imports", "processes", "layers", "weights", "engine", "first step")
 
@@ -90,7 +92,7 @@ def main(
         beyond = sum(row[part]["seconds"] for part in PARTS[1:])
         print(f"| {layers} | " + " | ".join(f"{row[part]['seconds']:.2f} s ({row[part]['cpu']:.2f} CPU)" for part in PARTS) + f" | {beyond:.2f} s |")
     if out is not None:
-        out.write_text(json.dumps(report, indent=1))
+        write_results(out, report)
 
 
 if __name__ == "__main__":

@@ -123,6 +123,7 @@ class GradientBuffer(Gradient):
         first = group.parameters[0].parameter
         self.flat = torch.zeros(numel, dtype=torch.float32, device=first.device)
         self.parameters = [named.parameter for named in group.parameters]
+        self.offsets = list(offsets)
         self.views = [self.flat[start : start + p.numel()].view_as(p) for p, start in zip(self.parameters, offsets, strict=True)]
         size = numel // (topology.layout.data if sharded else 1)
         self.first = topology.data_rank * size if sharded else 0
@@ -135,8 +136,7 @@ class GradientBuffer(Gradient):
 
     def pieces(self) -> Iterator[Piece]:
         last = self.first + self.partition.numel()
-        for named, view in zip(self.group.parameters, self.views, strict=True):
-            begin = int(view.storage_offset() - self.flat.storage_offset())
+        for named, view, begin in zip(self.group.parameters, self.views, self.offsets, strict=True):
             low, high = max(begin, self.first), min(begin + view.numel(), last)
             if low < high:
                 yield Piece(named, low - self.first, low - begin, high - low, tuple(view.shape))

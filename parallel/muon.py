@@ -82,11 +82,10 @@ class Orthogonalizer:
 
     def __init__(self, buffer: GradientBuffer, split: Split, dtype: torch.dtype) -> None:
         self.buffer, self.split, self.dtype = buffer, split, dtype
-        base = buffer.flat.storage_offset()
         first, last = buffer.first, buffer.first + buffer.partition.numel()
         matrices = [
-            _Matrix(named, int(view.storage_offset() - base), view.numel(), tuple(view.shape))
-            for named, view in zip(buffer.group.parameters, buffer.views, strict=True)
+            _Matrix(named, begin, view.numel(), tuple(view.shape))
+            for named, view, begin in zip(buffer.group.parameters, buffer.views, buffer.offsets, strict=True)
         ]
         self.matrices = sorted((one for one in matrices if one.begin < last and one.begin + one.numel > first), key=lambda one: one.begin)
 

@@ -14,6 +14,7 @@ import pytest
 
 from parallel.exit_codes import ExitCode
 from pretrain.metrics import read_metrics
+from tests.pretrain.small import small_data
 
 CONFIG = """
 name: tiny
@@ -29,18 +30,9 @@ log: {signal_interval: 4, progress: none, tensorboard: false}
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A configuration with a data set of its own."""
-    from pretrain.prepare import PrepareOptions, prepare
-    from pretrain.train_tokenizer import train_tokenizer
-
     folder = tmp_path_factory.mktemp("run")
-    texts = folder / "texts"
-    texts.mkdir()
-    for index in range(40):
-        (texts / f"{index}.txt").write_text(" ".join(f"word{(index * 7 + word * word) % 50}" for word in range(60)))
-    train_tokenizer([str(texts)], folder / "tokenizer.model", 282, "bpe")
-    prepare(PrepareOptions(inputs=[str(texts)], out=folder / "data", tokenizer=folder / "tokenizer.model", split=(0.8, 0.2, 0.0), workers=1))
     path = folder / "config.yaml"
-    path.write_text(CONFIG.replace("DATA", str(folder / "data")))
+    path.write_text(CONFIG.replace("DATA", str(small_data(folder))))
     return path
 
 

@@ -17,6 +17,7 @@ from parallel.exit_codes import ExitCode
 from parallel.slurm import expand_hosts
 from pretrain.metrics import read_metrics
 from pretrain.status import collect
+from tests.pretrain.small import small_data
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]
 
@@ -27,17 +28,7 @@ CHECKPOINTS = "checkpoint.interval=5"
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of a few thousand tokens."""
-    from pretrain.prepare import PrepareOptions, prepare
-    from pretrain.train_tokenizer import train_tokenizer
-
-    folder = tmp_path_factory.mktemp("data")
-    texts = folder / "texts"
-    texts.mkdir()
-    for index in range(60):
-        (texts / f"{index}.txt").write_text(" ".join(f"word{(index * 7 + word * word) % 50}" for word in range(120)))
-    train_tokenizer([str(texts)], folder / "tokenizer.model", 282, "bpe")
-    prepare(PrepareOptions(inputs=[str(texts)], out=folder / "data", tokenizer=folder / "tokenizer.model", split=(0.8, 0.2, 0.0), workers=1))
-    return folder / "data"
+    return small_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture

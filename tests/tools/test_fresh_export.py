@@ -6,13 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from model.errors import UserError
 from pretrain.export import export_checkpoint, generate_text
 from pretrain.import_ import import_checkpoint
-from pretrain.train_tokenizer import train_tokenizer
+from tests.tools.gpt2 import save_gpt2
 from tools.fresh_export import PROMPTS, continue_there, make_venv
 
 TOKENS = 64
@@ -22,16 +20,7 @@ TOKENS = 64
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """GPT-2 as its configuration has it, with random weights and a tokenizer."""
     folder = tmp_path_factory.mktemp("fresh")
-    (folder / "text.txt").write_text("deep layers keep the signal\nthe norm of a residual stream\n" * 200)
-    train_tokenizer([str(folder / "text.txt")], folder / "tokenizer.model", vocab_size=280)
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=280, n_positions=128, n_embd=32, n_layer=3, n_head=4, bos_token_id=None, eos_token_id=None))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.3)
-        # Byte tokens and the end mark get logit 0 and so are never the likeliest: bytes that are no UTF-8 have no one right text.
-        model.transformer.wte.weight[:259] = 0
-    model.save_pretrained(folder)
+    save_gpt2(folder, n_positions=128)
     import_checkpoint(str(folder), folder / "checkpoint")
     return folder / "checkpoint"
 

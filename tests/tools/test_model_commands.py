@@ -10,12 +10,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model.config import ModelConfig
 from parallel.checkpoint.reader import open_checkpoint
 from pretrain import import_
-from pretrain.train_tokenizer import train_tokenizer
+from tests.tools.gpt2 import save_gpt2
 from tools.cli import main
 
 
@@ -23,17 +23,7 @@ from tools.cli import main
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face GPT-2 with a SentencePiece model beside it."""
     folder = tmp_path_factory.mktemp("source")
-    (folder / "text.txt").write_text("deep layers keep the signal\nthe norm of a residual stream\n" * 200)
-    train_tokenizer([str(folder / "text.txt")], folder / "tokenizer.model", vocab_size=280)
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=280, n_positions=32, n_embd=32, n_layer=3, n_head=4, activation_function="gelu", bos_token_id=None, eos_token_id=None)
-    model = GPT2LMHeadModel(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    with torch.no_grad():
-        # Byte tokens get logit 0 and so are never the likeliest: bytes that are no UTF-8 have no one right text.
-        model.transformer.wte.weight[:259] = 0
-    model.save_pretrained(folder)
+    save_gpt2(folder, n_positions=32, activation_function="gelu")
     return folder
 
 
