@@ -77,10 +77,6 @@ def plan(load: Callable[[Sequence[str]], RunConfig], site: SiteConfig, request: 
     if request.chain < 1 or (request.chain > 1 and request.array):
         raise UserError(f"--chain {request.chain} {'does not combine with --array' if request.array else 'must be at least 1'}")
     runs = _elements(load, request.array, folder, base) if request.array else [(folder, config)]
-    for _, run in runs:
-        for corpus in run.data.corpora:
-            if not (Path(corpus.path) / "dataset.json").is_file():
-                raise UserError(f"data.corpora: {corpus.path} holds no dataset.json: prepare it with `fathom data prepare`, or correct the path")
     allowed = {tuple(allowed_nodes(run, site, request.nodes)) for _, run in runs}
     if len(allowed) > 1:
         raise UserError(f"--nodes {request.nodes}: the elements of the array fit different numbers of nodes; submit them apart")
@@ -99,6 +95,14 @@ def plan(load: Callable[[Sequence[str]], RunConfig], site: SiteConfig, request: 
     if request.command is not None:
         script = replace(script, command=request.command)
     return Plan(folder, runs, render(script, site), str(script.log), request, site)
+
+
+def check_data(planned: Plan) -> None:
+    """Raises UserError where a run's data are not there: apart from `plan`, so that a script can be read before they are prepared."""
+    for _, run in planned.runs:
+        for corpus in run.data.corpora:
+            if not (Path(corpus.path) / "dataset.json").is_file():
+                raise UserError(f"data.corpora: {corpus.path} holds no dataset.json: prepare it with `fathom data prepare`, or correct the path")
 
 
 def absolute_paths(config: RunConfig, base: Path) -> RunConfig:
@@ -136,8 +140,9 @@ def allowed_nodes(config: RunConfig, site: SiteConfig, nodes: str) -> list[int]:
 def submit(planned: Plan) -> list[str]:
     """Writes snapshot, configurations and script, and hands the script to sbatch. Returns the job ids, more than one for a chain.
 
-    Raises UserError when a job is at one of the runs already, or Slurm refuses; then state.json is as before.
+    Raises UserError when data are missing, a job is at one of the runs already, or Slurm refuses; then state.json is as before.
     """
+    check_data(planned)
     queued = slurm_queue.queue()
     for run_dir, _ in planned.runs:
         _refuse_if_active(run_dir, queued or {})

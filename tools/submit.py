@@ -28,7 +28,7 @@ def command(
         str | None, typer.Option("--time", "-t", help="Time limit of one start: minutes, HH:MM:SS or D-HH:MM:SS. Default: that of the site file.")
     ] = None,
     site: Annotated[Path | None, typer.Option(help="Site file. Default: the one FATHOM_SITE names.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the script, write and submit nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the script, write and submit nothing. Data that are missing are reported after it, with exit code 2.")] = False,
     dependency: Annotated[str | None, typer.Option(help="As sbatch takes it, such as afterok:1234.")] = None,
     chain: Annotated[int, typer.Option(help="Submit this many jobs, each going on where the one before was at its time limit.")] = 1,
     array: Annotated[list[str] | None, typer.Option(help="A file with one line of overrides for each run, or such a line; may be given several times.")] = None,
@@ -43,13 +43,15 @@ def command(
     """
     from pretrain.load_config import load_config
     from pretrain.site import load_site
-    from pretrain.submit import Request, log_path, plan, submit
+    from pretrain.submit import Request, check_data, log_path, plan, submit
 
     if as_json and follow:
         raise UserError("--json does not combine with --follow")
     facts = load_site(site)
     request = Request(nodes, limit, dependency, chain, array_lines(array or []), max_restarts)
     planned = plan(lambda more: load_config(config, [*(overrides or []), *more]), facts, request)
+    if not dry_run:
+        check_data(planned)
     if not as_json:
         typer.echo(planned.script, nl=False)
     jobs = [] if dry_run else submit(planned)
@@ -57,9 +59,11 @@ def command(
         logs = [str(log_path(planned, job, element)) for job in jobs for element in range(len(planned.runs))]
         runs = [str(run_dir) for run_dir, _ in planned.runs]
         typer.echo(json.dumps({"jobs": jobs, "runs": runs, "logs": logs, "script_file": str(planned.script_file), "script": planned.script}))
-        return
-    if dry_run:
+    elif dry_run:
         typer.echo(f"\nNothing was submitted. The job would run in {planned.folder}")
+    if dry_run:
+        check_data(planned)
+    if dry_run or as_json:
         return
     describe(planned, jobs)
     if follow:

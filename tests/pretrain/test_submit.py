@@ -114,8 +114,10 @@ def test_requests_that_cannot_work(folder: Path, site: dict[str, object], reques
 
 
 def test_missing_data_is_noticed_before_the_queue(folder: Path) -> None:
+    planned = plan(loading("data.corpora=[{path: nowhere}]"), SITE, Request("1"))
     with pytest.raises(UserError, match=r"data\.corpora: .*/nowhere holds no dataset\.json"):
-        plan(loading("data.corpora=[{path: nowhere}]"), SITE, Request("1"))
+        submit(planned)
+    assert not planned.folder.exists()
 
 
 def test_paths_that_slurm_would_change(folder: Path) -> None:
@@ -241,6 +243,7 @@ def test_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "#SBATCH --array=0-2\n" in answer["script"]
     assert not (folder / "runs").exists()
     for arguments, message in (
+        (["data.corpora=[{path: nowhere}]"], "fathom: error: data.corpora:"),
         (["--nodes", "x"], "fathom: error: --nodes x must be a number of nodes"),
         (["--array", "missing.txt"], "fathom: error: --array missing.txt: no such file"),
         (["--json", "--follow"], "fathom: error: --json does not combine with --follow"),
