@@ -28,7 +28,7 @@ def command(
         str | None, typer.Option("--time", "-t", help="Time limit of one start: minutes, HH:MM:SS or D-HH:MM:SS. Default: that of the site file.")
     ] = None,
     site: Annotated[Path | None, typer.Option(help="Site file. Default: the one FATHOM_SITE names.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the script, write and submit nothing. Data that are missing are reported after it, with exit code 2.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the script, write and submit nothing. Missing data are named after it.")] = False,
     dependency: Annotated[str | None, typer.Option(help="As sbatch takes it, such as afterok:1234.")] = None,
     chain: Annotated[int, typer.Option(help="Submit this many jobs, each going on where the one before was at its time limit.")] = 1,
     array: Annotated[list[str] | None, typer.Option(help="A file with one line of overrides for each run, or such a line; may be given several times.")] = None,
