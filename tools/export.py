@@ -13,7 +13,7 @@ def command(
     checkpoint: Annotated[Path, typer.Argument(help="Run folder, its checkpoints folder, or one step folder.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     architecture: Annotated[
-        str, typer.Option(help="auto, gpt2, llama, or fathom (with its modelling file). auto takes a stock one where it is exact.")
+        str, typer.Option(help="auto, gpt2, llama, opt, or fathom (with its modelling file). auto takes a stock one where it is exact.")
     ] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; the proof is made in float32 before the weights are rounded.")] = "float32",
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file, e.g. 500MB or 5GB.")] = "5GB",

@@ -16,7 +16,7 @@ def command(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print folder and model section as JSON.")] = False,
 ) -> None:
-    """Read a GPT-2 or Llama model, or an export of ours, as a checkpoint. What cannot be represented exactly is refused with the reason."""
+    """Read a GPT-2, Llama or post-LN OPT model, or an export of ours, as a checkpoint. What cannot be represented exactly is refused with the reason."""
     from parallel.checkpoint.reader import open_checkpoint
     from pretrain.import_ import import_checkpoint
 

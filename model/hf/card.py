@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from model.config import ModelConfig
+from model.hf.configs import ARCHITECTURES
+from model.hf.mapping import norm_layers
+from model.hf.plan import Plan
 from model.scheme import SCHEMES
 
 if TYPE_CHECKING:
@@ -52,7 +55,7 @@ def model_card(config: ModelConfig, result: Export, provenance: Mapping[str, Any
             *_table({str(label): value for label, value in provenance.items() if label != "name"} or {"": "not recorded"}),
             "## Proof",
             "",
-            *_proof(result),
+            *_proof(config, result),
             "",
         ]
     )
@@ -61,7 +64,7 @@ def model_card(config: ModelConfig, result: Export, provenance: Mapping[str, Any
 def _model_rows(config: ModelConfig, result: Export) -> dict[str, Any]:
     options = ", ".join(f"{key}={value}" for key, value in config.scheme_options.items())
     return {
-        "class": {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "fathom": "FathomForCausalLM (modeling_fathom.py)"}[result.architecture],
+        "class": ARCHITECTURES[result.architecture] + (" (modeling_fathom.py)" if result.architecture == "fathom" else ""),
         "parameters": f"{result.parameters:,}",
         "layers": config.num_layers,
         "hidden size": config.hidden_size,
@@ -80,8 +83,8 @@ def _table(rows: Mapping[str, Any]) -> list[str]:
     return ["| | |", "|---|---|", *(f"| {label} | {str(value).replace('|', '&#124;')} |" for label, value in rows.items()), ""]
 
 
-def _proof(result: Export) -> list[str]:
-    proof = result.proof
+def _proof(config: ModelConfig, result: Export) -> list[str]:
+    proof, extra = result.proof, norm_layers(result.architecture, Plan.of(config))
     lines = [
         "Before it was put in place, this folder was loaded with transformers in fp32 and its logits were compared with the pretraining model's "
         f"on {proof.tokens} tokens: they differ by at most {proof.difference:.1e} of their standard deviation ({proof.scale:.3g}); "
@@ -90,6 +93,9 @@ def _proof(result: Export) -> list[str]:
     if result.folded:
         effect = f", which moves the logits by {proof.epsilon_effect:.1e} standard deviations" if proof.epsilon_effect else ""
         lines.append(f"The depth scheme's constants are folded into the weights; the one epsilon of all norms is {result.epsilon:.3g}{effect}.")
+    for place, present, normed in zip(("first", "last"), extra, ("embedding", "output of the stack"), strict=True):
+        if present:
+            lines.append(f"The {place} layer is one more than in pretraining: its branches are zero, and it only norms the {normed}.")
     if result.dtype != "float32":
         lines.append(f"Storing the weights as {result.dtype} afterwards moved the logits by up to {result.dtype_difference:.1e} standard deviations.")
     if result.tokenizer:

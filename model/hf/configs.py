@@ -8,13 +8,13 @@ from typing import Any
 
 from model.config import InitConfig, ModelConfig
 from model.errors import UserError
-from model.hf.folding import GPT2_ACTIVATIONS, LLAMA_ACTIVATIONS, Fold
-from model.hf.mapping import Target
+from model.hf.folding import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS, Fold
+from model.hf.mapping import OPT_EPSILON, Target, norm_layers
 from model.hf.plan import Plan
 from model.scheme import Sublayer
 
-ARCHITECTURES: dict[Target, str] = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "fathom": "FathomForCausalLM"}
-# The initialisation under which tied embeddings have no factor on the logits, as in both stock architectures.
+ARCHITECTURES: dict[Target, str] = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "opt": "OPTForCausalLM", "fathom": "FathomForCausalLM"}
+# The initialisation under which tied embeddings have no factor on the logits, as in all stock architectures.
 STOCK_INIT = InitConfig(base="normal")
 # Three spellings of one function; files of GPT-2 have the first.
 _SAME_ACTIVATION = {"swish": "silu", "gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}
@@ -51,7 +51,7 @@ def write_config(
         "torch_dtype": dtype,
         **special,
     }
-    return {**common, **{"gpt2": _gpt2, "llama": _llama, "fathom": _fathom}[target](config, fold, positions, logit_scale)}
+    return {**common, **{"gpt2": _gpt2, "llama": _llama, "opt": _opt, "fathom": _fathom}[target](config, fold, positions, logit_scale)}
 
 
 def _gpt2(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def _gpt2(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -
         "n_layer": config.num_layers,
         "n_head": config.num_attention_heads,
         "n_inner": config.ffn_size,
-        "activation_function": GPT2_ACTIVATIONS[config.activation],
+        "activation_function": UNGATED_ACTIVATIONS[config.activation],
         "layer_norm_epsilon": fold.epsilon,
         "resid_pdrop": config.hidden_dropout,
         "embd_pdrop": config.hidden_dropout,
@@ -86,6 +86,24 @@ def _llama(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) 
         "attention_bias": config.bias,
         "mlp_bias": config.bias,
         "attention_dropout": config.attention_dropout,
+    }
+
+
+def _opt(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, Any]:
+    return {
+        "max_position_embeddings": positions,
+        "hidden_size": config.hidden_size,
+        "word_embed_proj_dim": config.hidden_size,
+        "ffn_dim": config.ffn_size,
+        "num_hidden_layers": config.num_layers + sum(norm_layers("opt", Plan.of(config))),
+        "num_attention_heads": config.num_attention_heads,
+        "activation_function": UNGATED_ACTIVATIONS[config.activation],
+        "do_layer_norm_before": False,
+        "layer_norm_elementwise_affine": True,
+        "enable_bias": config.bias,
+        "dropout": config.hidden_dropout,
+        "attention_dropout": config.attention_dropout,
+        "layerdrop": 0.0,
     }
 
 
@@ -123,7 +141,7 @@ def read_config(data: Mapping[str, Any]) -> tuple[Target, ModelConfig, int, floa
     Raises UserError with the first reason why it is not one of our models.
     """
     kind = data.get("model_type")
-    readers = {"gpt2": _read_gpt2, "llama": _read_llama, "mistral": _read_llama, "fathom": _read_fathom}
+    readers = {"gpt2": _read_gpt2, "llama": _read_llama, "mistral": _read_llama, "opt": _read_opt, "fathom": _read_fathom}
     if kind not in readers:
         raise UserError(f"model_type={kind!r} cannot be imported; supported: {', '.join(readers)}")
     return readers[kind](data)
@@ -169,7 +187,7 @@ def _read_gpt2(data: Mapping[str, Any]) -> tuple[Target, ModelConfig, int, float
         vocab_size=data.get("vocab_size", 50257),
         max_position_embeddings=positions,
         norm_epsilon=data.get("layer_norm_epsilon", 1e-5),
-        activation=_activation("gpt2", data.get("activation_function", "gelu_new"), GPT2_ACTIVATIONS),  # type: ignore[arg-type]
+        activation=_activation("gpt2", data.get("activation_function", "gelu_new"), UNGATED_ACTIVATIONS),  # type: ignore[arg-type]
         tie_embeddings=data.get("tie_word_embeddings", True),
         hidden_dropout=dropouts[0],
         attention_dropout=data.get("attn_pdrop", 0.1),
@@ -222,6 +240,38 @@ def _read_llama(data: Mapping[str, Any]) -> tuple[Target, ModelConfig, int, floa
         attention_dropout=data.get("attention_dropout") or 0.0,
     )
     return "llama", config, positions, 1.0
+
+
+def _read_opt(data: Mapping[str, Any]) -> tuple[Target, ModelConfig, int, float]:
+    hidden, layerdrop = data.get("hidden_size", 768), data.get("layerdrop", 0.0)
+    width = data.get("word_embed_proj_dim") or hidden
+    _refuse(
+        "opt",
+        [
+            (data.get("do_layer_norm_before", True), "its norms stand before the sublayers (do_layer_norm_before=true); only post-LN ones are read"),
+            (width != hidden, f"its embeddings are {width} wide and projected to hidden_size={hidden} (word_embed_proj_dim)"),
+            (not data.get("layer_norm_elementwise_affine", True), "its norms have no gain and bias (layer_norm_elementwise_affine=false)"),
+            (layerdrop != 0, f"it leaves layers out in training (layerdrop={layerdrop}); set layerdrop to 0 in config.json"),
+        ],
+    )
+    positions = int(data.get("max_position_embeddings", 2048))
+    config = ModelConfig(
+        scheme="post_ln",
+        init=STOCK_INIT,
+        num_layers=data.get("num_hidden_layers", 12),
+        hidden_size=hidden,
+        num_attention_heads=data.get("num_attention_heads", 12),
+        ffn_hidden_size=data.get("ffn_dim", 3072),
+        vocab_size=data.get("vocab_size", 50272),
+        max_position_embeddings=positions,
+        norm_epsilon=OPT_EPSILON,
+        activation=_activation("opt", data.get("activation_function", "relu"), UNGATED_ACTIVATIONS),  # type: ignore[arg-type]
+        tie_embeddings=data.get("tie_word_embeddings", True),
+        bias=data.get("enable_bias", True),
+        hidden_dropout=data.get("dropout", 0.1),
+        attention_dropout=data.get("attention_dropout", 0.0),
+    )
+    return "opt", config, positions, 1.0
 
 
 def _read_fathom(data: Mapping[str, Any]) -> tuple[Target, ModelConfig, int, float]:

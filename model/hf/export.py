@@ -188,7 +188,7 @@ def write_weights(folder: Path, todo: list[Entry], weights: Weights, config: Mod
 
 def hf_tensors(entry: Entry, weights: Weights, config: ModelConfig, plan: Fold) -> dict[str, Tensor]:
     """The Hugging Face tensors of one canonical tensor, folded, fp32. Raises UserError where its shape is not the configuration's."""
-    tensor = torch.zeros(entry.shape) if entry.zero else weights[entry.canonical].float()
+    tensor = weights[entry.canonical].float() if entry.constant is None else torch.full(entry.shape, entry.constant)
     if tuple(tensor.shape) != entry.shape:
         raise UserError(f"{entry.canonical} has shape {tuple(tensor.shape)}, but the model configuration gives {entry.shape}")
     if (factor := plan.factors.get(entry.canonical, 1.0)) != 1.0:

@@ -8,6 +8,8 @@ because a norm does not see the scale of its input. So b_j / c_j goes into F_j's
 bias, the embeddings stay, and a factor on the logits goes into the last norm (derived; epsilon aside). Epsilon is where scale shows: a norm of y
 with epsilon e is the norm of x = c y with epsilon e c^2. A stock model has one epsilon for all its norms, so it can only be near the right one; the
 export is our model with other epsilons, exactly, and how far that moves the logits is measured before anything is written (`model/hf/proof.py`).
+
+Post-LN form: `model/hf/post_ln.py`.
 """
 
 from __future__ import annotations
@@ -17,11 +19,12 @@ from dataclasses import dataclass, field
 
 from model.config import ModelConfig
 from model.errors import UserError
-from model.hf.mapping import TARGETS, Target
+from model.hf.mapping import OPT_EPSILON, TARGETS, Target
 from model.hf.plan import Plan
+from model.hf.post_ln import post_ln_factors, post_ln_obstacle
 
 # Our activation -> the name transformers has for the same function.
-GPT2_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "relu2": "relu2", "silu": "silu"}
+UNGATED_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "relu2": "relu2", "silu": "silu"}
 LLAMA_ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu"}
 
 
@@ -62,22 +65,23 @@ def obstacle(target: Target, config: ModelConfig) -> str | None:
     """The first concrete reason why `target` cannot compute this model, or None."""
     if target == "fathom":
         return None
-    if reason := pre_ln_obstacle(Plan.of(config)):
+    plan = Plan.of(config)
+    if reason := post_ln_obstacle(plan) if target == "opt" else pre_ln_obstacle(plan):
         return reason
-    if target == "gpt2":
-        problems = [
-            (config.normalization != "layernorm", f"it has LayerNorm, the model {config.normalization}"),
-            (config.position != "learned", f"it has learned positions, the model {config.position}"),
-            (config.activation not in GPT2_ACTIVATIONS, f"its feed-forward has no {config.activation}"),
-            (config.groups != config.num_attention_heads, f"it has no grouped-query attention, the model {config.groups} key/value heads"),
-            (config.kv_channels * config.num_attention_heads != config.hidden_size, f"its heads span hidden_size, the model has head_dim={config.kv_channels}"),
-        ]
-    else:
+    if target == "llama":
         problems = [
             (config.normalization != "rmsnorm", f"it has RMSNorm, the model {config.normalization}"),
             (config.position != "rotary", f"it has rotary positions, the model {config.position}"),
             (config.activation not in LLAMA_ACTIVATIONS, f"its feed-forward is gated by silu or gelu, the model's activation is {config.activation}"),
             (config.hidden_size % config.num_attention_heads != 0, f"it wants hidden_size divisible by num_attention_heads={config.num_attention_heads}"),
+        ]
+    else:
+        problems = [
+            (config.normalization != "layernorm", f"it has LayerNorm, the model {config.normalization}"),
+            (config.position != "learned", f"it has learned positions, the model {config.position}"),
+            (config.activation not in UNGATED_ACTIVATIONS, f"its feed-forward has no {config.activation}"),
+            (config.groups != config.num_attention_heads, f"it has no grouped-query attention, the model {config.groups} key/value heads"),
+            (config.kv_channels * config.num_attention_heads != config.hidden_size, f"its heads span hidden_size, the model has head_dim={config.kv_channels}"),
         ]
     return next((reason for present, reason in problems if present), None)
 
@@ -98,6 +102,8 @@ def fold(target: Target, config: ModelConfig, logit_scale: float) -> Fold:
     """Factors and epsilons of one export. Meaningful where `obstacle` is None."""
     if target == "fathom":
         return Fold({}, config.norm_epsilon)
+    if target == "opt":
+        return Fold(post_ln_factors(config, logit_scale), OPT_EPSILON)
     factors: dict[str, float] = {}
     scales: dict[str, float] = {}
     c = 1.0

@@ -14,8 +14,11 @@ from model.config import ModelConfig
 from model.errors import UserError
 from model.hf.plan import Plan
 
-Target = Literal["gpt2", "llama", "fathom"]
-TARGETS: tuple[Target, ...] = ("gpt2", "llama", "fathom")
+Target = Literal["gpt2", "llama", "opt", "fathom"]
+TARGETS: tuple[Target, ...] = ("gpt2", "llama", "opt", "fathom")
+# Every norm of OPT's is a torch.nn.LayerNorm without an epsilon in config.json, so torch's default is the only one.
+OPT_EPSILON = 1e-5
+NORM_LAYER_GAIN = OPT_EPSILON**0.5
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,18 @@ def _pad_rows(t: Tensor, config: ModelConfig) -> Tensor:
     return torch.cat((t, t.new_zeros(config.padded_vocab - len(t), *t.shape[1:])))
 
 
+def _lead_rows(t: Tensor, config: ModelConfig) -> Tensor:
+    return torch.cat((t.new_zeros(2, *t.shape[1:]), t))
+
+
 PLAIN = Layout(lambda t, config: (t,), lambda parts, config: parts[0])
 CONV1D = Layout(lambda t, config: (_flip(t),), lambda parts, config: _flip(parts[0]))
 QKV = Layout(_split_qkv, _join_qkv)
 QKV_CONV1D = Layout(lambda t, config: (_flip(torch.cat(_split_qkv(t, config))),), _split_fused)
 GATE_UP = Layout(lambda t, config: tuple(t.chunk(2)), lambda parts, config: torch.cat(parts))
 VOCABULARY = Layout(lambda t, config: (t[: config.vocab_size],), lambda parts, config: _pad_rows(parts[0], config))
+# OPT looks positions up from row 2 on; row 1 is read at padding only, row 0 never.
+POSITIONS_FROM_2 = Layout(lambda t, config: (_lead_rows(t, config),), lambda parts, config: parts[0][2:])
 
 # Module name -> (Hugging Face module names, layout). {i} is the 0-based layer. Rows a model has no tensor for are not used.
 Rule = tuple[tuple[str, ...], Layout]
@@ -85,6 +94,20 @@ _LLAMA: dict[str, Rule] = {
     "decoder.final_layernorm": (("model.norm",), PLAIN),
     "output_layer": (("lm_head",), VOCABULARY),
 }
+_D = "model.decoder.layers.{i}."
+# Post-LN: the norm between the sublayers may be written as the first one's norm_out or as the second one's norm_in, see `model/hf/post_ln.py`.
+_OPT: dict[str, Rule] = {
+    "embedding.word_embeddings": (("model.decoder.embed_tokens",), VOCABULARY),
+    "embedding.position_embeddings": (("model.decoder.embed_positions",), POSITIONS_FROM_2),
+    _L + "self_attention.linear_qkv": (tuple(_D + "self_attn." + p + "_proj" for p in "qkv"), QKV),
+    _L + "self_attention.linear_proj": ((_D + "self_attn.out_proj",), PLAIN),
+    _L + "self_attention_output_norm": ((_D + "self_attn_layer_norm",), PLAIN),
+    _L + "pre_mlp_layernorm": ((_D + "self_attn_layer_norm",), PLAIN),
+    _L + "mlp.linear_fc1": ((_D + "fc1",), PLAIN),
+    _L + "mlp.linear_fc2": ((_D + "fc2",), PLAIN),
+    _L + "mlp_output_norm": ((_D + "final_layer_norm",), PLAIN),
+    "output_layer": (("lm_head",), VOCABULARY),
+}
 _A, _M = "model.layers.{i}.attention.", "model.layers.{i}.mlp."
 _FATHOM: dict[str, Rule] = {
     "embedding.word_embeddings": (("model.embed_tokens",), VOCABULARY),
@@ -103,19 +126,19 @@ _FATHOM: dict[str, Rule] = {
     "decoder.final_layernorm": (("model.norm",), PLAIN),
     "output_layer": (("lm_head",), VOCABULARY),
 }
-TABLES: dict[Target, dict[str, Rule]] = {"gpt2": _GPT2, "llama": _LLAMA, "fathom": _FATHOM}
+TABLES: dict[Target, dict[str, Rule]] = {"gpt2": _GPT2, "llama": _LLAMA, "opt": _OPT, "fathom": _FATHOM}
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One canonical tensor and the Hugging Face tensors made of it. zero: the model has no such tensor and the target wants zeros there."""
+    """One canonical tensor and the Hugging Face tensors made of it. constant: the model has no such tensor, and the target wants this number there."""
 
     canonical: str
     shape: tuple[int, ...]
     hf: tuple[str, ...]
     layout: Layout
-    zero: bool = False
+    constant: float | None = None
 
     def shapes(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
         """Shapes of the Hugging Face tensors."""
@@ -159,20 +182,48 @@ def canonical_shapes(config: ModelConfig, positions: int) -> dict[str, tuple[int
     return shapes
 
 
+def norm_layers(target: Target, plan: Plan) -> tuple[bool, bool]:
+    """Whether the norm (after the embedding, after the stack) becomes a layer of its own: an OPT layer whose branches are zero."""
+    return (plan.embedding_norm, plan.final_norm) if target == "opt" else (False, False)
+
+
 def entries(target: Target, config: ModelConfig, positions: int) -> list[Entry]:
     """The whole mapping of one model to one target. Raises KeyError for a tensor the target has no home for (`folding.obstacle` tells beforehand)."""
     own = canonical_shapes(config, positions)
     # GPT-2's linear layers always have biases.
     wanted = canonical_shapes(config.model_copy(update={"bias": True}), positions) if target == "gpt2" else own
+    first, last = norm_layers(target, Plan.of(config))
+    places = {"embedding.norm": 0} if first else {}
+    if last:
+        places["decoder.final_layernorm"] = config.num_layers + first
     result = []
     for name, shape in wanted.items():
         module, leaf = name.rsplit(".", 1)
-        match = _LAYER.match(name)
+        if module in places:
+            if leaf == "weight":
+                result += _norm_layer(own, config, places[module])
+            module, number = _L + "mlp_output_norm", str(places[module])
+        else:
+            match = _LAYER.match(name)
+            number = str(int(match[1]) + first) if match else ""
         names, layout = TABLES[target][_LAYER.sub(_L, module)]
         if layout is GATE_UP and not config.gated:
             names, layout = names[1:], PLAIN
-        number = match[1] if match else ""
-        result.append(Entry(name, shape, tuple(f"{hf.replace('{i}', number)}.{leaf}" for hf in names), layout, name not in own))
+        result.append(Entry(name, shape, tuple(f"{hf.replace('{i}', number)}.{leaf}" for hf in names), layout, None if name in own else 0.0))
+    return result
+
+
+def _norm_layer(shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, number: int) -> list[Entry]:
+    """What makes OPT's layer `number` a norm, except for its last norm, which is the norm itself: see `model/hf/post_ln.py`."""
+    result = []
+    for name, shape in shapes.items():
+        if not name.startswith("decoder.layers.0.") or ".mlp_output_norm." in name:
+            continue
+        module, leaf = _LAYER.sub(_L, name).rsplit(".", 1)
+        names, layout = TABLES["opt"][module]
+        gain = "norm" in module and leaf == "weight"
+        hf = tuple(f"{hf.replace('{i}', str(number))}.{leaf}" for hf in names)
+        result.append(Entry(f"norm layer {number}: {name}", shape, hf, layout, NORM_LAYER_GAIN if gain else 0.0))
     return result
 
 

@@ -32,7 +32,12 @@ SIZE, POSITIONS = 300, 32
 QUESTIONS = [("the deep", [" layer", " signal norm"], 0), ("norm of", [" a", " the deep layer", " residual"], 2), ("signal", [" deep", " norm"], 1)]
 PAGES = ["the deep layer\nhas a norm", "signal of the residual stream, deep", "layer"]
 LLAMA = {"normalization": "rmsnorm", "position": "rotary", "activation": "swiglu", "num_query_groups": 2}
-CASES: dict[str, dict[str, Any]] = {"gpt2": {"scheme": "pre_ln"}, "llama": {"scheme": "deepscalelm_pre_ln", **LLAMA}, "fathom": {"scheme": "b2t"}}
+CASES: dict[str, dict[str, Any]] = {
+    "gpt2": {"scheme": "pre_ln"},
+    "llama": {"scheme": "deepscalelm_pre_ln", **LLAMA},
+    "opt": {"scheme": "deepscalelm_post_ln"},
+    "fathom": {"scheme": "b2t"},
+}
 
 
 def write_tasks(folder: Path) -> None:

@@ -84,6 +84,34 @@ def test_llama_has_the_activations_biases_and_groups_it_says(tmp_path: Path, act
     assert run(tmp_path, config, weights, prove_with=reference(config, weights)).architecture == "llama"
 
 
+@pytest.mark.parametrize("activation", ["gelu", "relu2"])
+@pytest.mark.parametrize(("bias", "tied"), [(True, True), (False, False)])
+def test_opt_has_the_activations_biases_and_ties_it_says(tmp_path: Path, activation: str, bias: bool, tied: bool) -> None:
+    config = make_config("deepnorm", activation=activation, bias=bias, tie_embeddings=tied, norm_epsilon=1e-6)
+    weights = make_weights(config)
+    result = run(tmp_path, config, weights, prove_with=reference(config, weights))
+    assert (result.architecture, result.epsilon, result.proof.epsilon_effect) == ("opt", 1e-5, 0)
+    tensors = load_file(tmp_path / "out/model.safetensors")
+    assert ("lm_head.weight" in tensors) is not tied
+    assert ("model.decoder.layers.0.fc1.bias" in tensors) is bias
+    assert "trust_remote_code" not in (tmp_path / "out/README.md").read_text()
+
+
+@pytest.mark.parametrize(("scheme", "options", "place"), [("deepscalelm_post_ln", {}, "first"), ("mix_ln", {"post_fraction": 1.0}, "last")])
+def test_a_norm_around_a_post_ln_stack_is_a_layer_without_branches(tmp_path: Path, scheme: str, options: dict[str, float], place: str) -> None:
+    config = make_config(scheme, scheme_options=options)
+    weights = make_weights(config)
+    result = run(tmp_path, config, weights, prove_with=reference(config, weights))
+    assert (result.architecture, result.proof.tolerance) == ("opt", 1e-5)
+    assert json.loads((tmp_path / "out/config.json").read_text())["num_hidden_layers"] == 6
+    assert f"The {place} layer is one more than in pretraining" in (tmp_path / "out/README.md").read_text()
+    tensors = load_file(tmp_path / "out/model.safetensors")
+    extra = {"first": 0, "last": 5}[place]
+    for layer in range(6):
+        assert bool(tensors[f"model.decoder.layers.{layer}.fc2.weight"].any()) is (layer != extra)
+        assert bool(tensors[f"model.decoder.layers.{layer}.self_attn.out_proj.bias"].any()) is (layer != extra)
+
+
 @pytest.mark.parametrize("damage", ["coefficient", "reference", "nan"])
 def test_a_failing_proof_leaves_nothing(tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config("b2t")
@@ -148,7 +176,14 @@ def test_auto_takes_fathom_where_one_epsilon_is_too_coarse(tmp_path: Path) -> No
         ("llama", {"normalization": "rmsnorm"}, "the model learned"),
         ("llama", {"normalization": "rmsnorm", "position": "rotary"}, "activation is gelu"),
         ("llama", {"normalization": "rmsnorm", "position": "rotary", "activation": "swiglu", "hidden_size": 30, "head_dim": 8}, "divisible"),
-        ("bert", {}, "choose auto or one of gpt2, llama, fathom"),
+        ("opt", {}, "attention sublayer of layer 1 has a norm before its branch"),
+        ("opt", {"scheme": "b2t"}, "adds the layer's input a second time"),
+        ("opt", {"scheme": "post_ln", "normalization": "rmsnorm"}, "the model rmsnorm"),
+        ("opt", {"scheme": "post_ln", "position": "none"}, "the model none"),
+        ("opt", {"scheme": "post_ln", "activation": "geglu"}, "no geglu"),
+        ("opt", {"scheme": "post_ln", "num_query_groups": 2}, "no grouped-query attention"),
+        ("opt", {"scheme": "post_ln", "head_dim": 16}, "head_dim=16"),
+        ("bert", {}, "choose auto or one of gpt2, llama, opt, fathom"),
     ],
 )
 def test_an_inexact_architecture_is_refused_with_the_reason(tmp_path: Path, architecture: str, model: dict[str, Any], reason: str) -> None:

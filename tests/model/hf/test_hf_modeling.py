@@ -25,6 +25,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "b2t": {"num_query_groups": 2},
     "spannorm": {"position": "none"},
     "pre_ln": {},
+    "deepscalelm_post_ln": {},
     "layernorm_scaling": {"position": "rotary", "normalization": "rmsnorm", "activation": "swiglu", "num_query_groups": 2},
 }
 
@@ -94,7 +95,7 @@ def test_loss_gradients_and_gradient_checkpointing(case: Any) -> None:
     tokens = make_tokens(config)
     model.train()
     grads, calls = [], []
-    layer = next(module for name, module in model.named_modules() if name.endswith((".layers.0.mlp", ".h.0.mlp")))
+    layer = next(module for name, module in model.named_modules() if name.endswith((".layers.0.mlp", ".h.0.mlp", ".layers.0.fc1")))
     layer.register_forward_pre_hook(lambda *_: calls.append(1))
     for checkpointing in (False, True):
         calls.clear()

@@ -1,0 +1,83 @@
+"""Post-LN models in OPT's form: exact for any residual constant, and for any epsilon although OPT has only one.
+
+Post-LN form: sublayer j is x_j = Norm_j(a_j x_{j-1} + b_j F_j(s_j x_{j-1})), epsilon `eps` in every norm. OPT with `do_layer_norm_before=False` computes
+y_j = Norm_j(y_{j-1} + G_j(y_{j-1})) with epsilon e. Let the stream into sublayer j be y_{j-1} = c_j x_{j-1}, and
+
+    G_j(y) = (b_j c_j / a_j) F_j(s_j y / c_j).
+
+Then the sum is c_j / a_j times ours, and a norm of r u with epsilon e is the norm of u with epsilon e / r^2. It is our norm for c_j = a_j sqrt(e / eps).
+So s_j / c_j goes into the weight of F_j's first linear layer, b_j c_j / a_j into weight and bias of its last one, and c_j into gain and bias of the
+norm before it, or into the embeddings. Nothing stands between the last norm and the logits, so their factor goes into that norm, with 1 / c for a tied
+table that was multiplied by c (derived).
+
+A norm around the stack becomes a layer whose branches are zero: two norms in a row. The first has the gain k = sqrt(e) and no bias. With v the variance of
+x, an input c x with c^2 = e / (2 eps) leaves it as (x - mean) sqrt(e / (v + 2 eps)), of variance e v / (v + 2 eps), and the second makes that
+(x - mean) / sqrt(2 (v + eps)): the norm of x, epsilon included, when its gain has a factor sqrt(2) (derived).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+
+from model.config import ModelConfig
+from model.hf.mapping import OPT_EPSILON, norm_layers
+from model.hf.plan import Plan
+
+LEAVES = ("weight", "bias")
+
+
+def post_ln_obstacle(plan: Plan) -> str | None:
+    """Why a plan is not of post-LN form, or None. A norm after the embedding and one after the stack do no harm."""
+    normed = True  # whether the norm between this sublayer and the one before it is there: none is needed before the first
+    for index, kind, sublayer in plan.sublayers():
+        problems = (
+            (not normed and not sublayer.norm_in, "gets a residual sum without a norm"),
+            (normed and sublayer.norm_in, "has a norm before its branch"),
+            (sublayer.norm_in and not sublayer.residual_from_norm, "takes its residual before the norm"),
+            (sublayer.norm_branch, "has a norm after its branch"),
+            (sublayer.skip_scale != 0, "adds the layer's input a second time"),
+            (not sublayer.residual_scale > 0, f"scales its residual by {sublayer.residual_scale}"),
+            (kind == "mlp" and not sublayer.norm_out, "has no norm after the residual sum"),
+        )
+        for present, problem in problems:
+            if present:
+                return f"the scheme's {kind} sublayer of layer {index + 1} {problem}"
+        normed = sublayer.norm_out
+    return None
+
+
+def post_ln_factors(config: ModelConfig, logit_scale: float) -> dict[str, float]:
+    """Canonical tensor name -> factor on it, for an OPT with the epsilon that OPT has. Meaningful where `post_ln_obstacle` is None."""
+    plan, ratio = Plan.of(config).in_float32(), math.sqrt(OPT_EPSILON / config.norm_epsilon)
+    factors: defaultdict[str, float] = defaultdict(lambda: 1.0)
+    before = ["embedding.word_embeddings", "embedding.position_embeddings"]  # what makes the stream, and so takes its factor
+
+    def scale(modules: list[str], factor: float) -> None:
+        for module in modules:
+            for leaf in LEAVES:
+                factors[f"{module}.{leaf}"] *= factor
+
+    def norm_layer(norm: str) -> None:
+        scale(before, ratio / math.sqrt(2))
+        factors[f"{norm}.weight"] *= math.sqrt(2)
+        before[:] = [norm]
+
+    first, last = norm_layers("opt", plan)
+    if first:
+        norm_layer("embedding.norm")
+    for index, kind, sublayer in plan.sublayers():
+        name, attention = f"decoder.layers.{index}", kind == "attention"
+        inner, outer = ("self_attention.linear_qkv", "self_attention.linear_proj") if attention else ("mlp.linear_fc1", "mlp.linear_fc2")
+        if sublayer.norm_in:
+            before = [f"{name}.pre_mlp_layernorm"]
+        c = sublayer.residual_scale * ratio
+        scale(before, c)
+        factors[f"{name}.{inner}.weight"] *= sublayer.input_scale / c
+        scale([f"{name}.{outer}"], sublayer.branch_scale * ratio)
+        if sublayer.norm_out:
+            before = [f"{name}.self_attention_output_norm" if attention else f"{name}.mlp_output_norm"]
+    if last:
+        norm_layer("decoder.final_layernorm")
+    scale(before, logit_scale / (factors["embedding.word_embeddings.weight"] if config.tie_embeddings else 1.0))
+    return {name: factor for name, factor in factors.items() if factor != 1.0}
