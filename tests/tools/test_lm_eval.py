@@ -34,7 +34,7 @@ PAGES = ["the deep layer\nhas a norm", "signal of the residual stream, deep", "l
 LLAMA = {"normalization": "rmsnorm", "position": "rotary", "activation": "swiglu", "num_query_groups": 2}
 CASES: dict[str, dict[str, Any]] = {
     "gpt2": {"scheme": "pre_ln"},
-    "llama": {"scheme": "deepscalelm_pre_ln", **LLAMA},
+    "llama": {"scheme": "deepscalelm_pre_ln", "norm_epsilon": 1e-6, **LLAMA},  # the fold moves logits in proportion to epsilon
     "opt": {"scheme": "deepscalelm_post_ln"},
     "fathom": {"scheme": "b2t"},
 }
