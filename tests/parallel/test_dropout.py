@@ -13,13 +13,15 @@ from pretrain.loop import forward_step
 from tests.distributed import Group, gather, launch, shared
 from tests.parallel.training import Curve, batches_of, engine_of, given, run_config, train, whole_parameters
 
-STEPS = 3
+STEPS = 2  # the second shows that the streams went on in the same way
 BOTH = given(hidden_dropout=0.1, attention_dropout=0.1)
 HIDDEN = given(hidden_dropout=0.1)
 TP, SP, PP = given(tensor=2), given(tensor=2, sequence_parallel=True), given(pipeline=2)
 LAYOUTS = {"TP2": TP, "TP2 + SP": SP, "PP2": PP, "PP2 interleaved": PP | given(virtual_stages=2), "DP2": given()}
 FULL = {"recompute": given(granularity="full")}
 SELECTIVE = {"recompute": given(granularity="selective")}
+# Attention alone is computed again in one way for all; with sequence parallelism its masks and those of the rest come from different streams.
+RECOMPUTE = dict.fromkeys(LAYOUTS, (FULL,)) | {"TP2 + SP": (FULL, SELECTIVE)}
 
 
 def curve(config: RunConfig) -> Curve:
@@ -71,7 +73,7 @@ def two_ranks() -> dict[str, Any]:
     for name, layout in LAYOUTS.items():
         first = curve(run_config(BOTH, layout))
         found["repeatable"][name] = same(first, curve(run_config(BOTH, layout))) and not first.unequal
-        found["recompute"][name] = [same(first, curve(run_config(BOTH, layout | how))) for how in (FULL, SELECTIVE)]
+        found["recompute"][name] = [same(first, curve(run_config(BOTH, layout | how))) for how in RECOMPUTE[name]]
     found["hidden"] = curve(run_config(HIDDEN, TP)).losses
     found["other_seed"] = [curve(run_config(BOTH, TP, given(seed=seed))).losses for seed in (1, 2)]
     found["tensor"] = losses_on_every_rank(TP, BOTH)
@@ -108,7 +110,7 @@ def test_another_seed_is_another_training(found: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_recompute_draws_the_same_masks_again(found: dict[str, Any], layout: str) -> None:
-    assert found["recompute"][layout] == [True, True]
+    assert found["recompute"][layout] == [True] * len(RECOMPUTE[layout])
 
 
 def test_hidden_masks_of_tensor_parallel_ranks_are_those_of_one_process(found: dict[str, Any]) -> None:

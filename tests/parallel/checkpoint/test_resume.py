@@ -18,7 +18,6 @@ SP, VP = given(tensor=2, sequence_parallel=True), given(pipeline=2, virtual_stag
 BF16 = given(precision="bf16")
 ONE: dict[str, RunConfig] = {
     "1 process": run_config(DROPOUT),
-    "1 process, ZeRO-0": run_config(DROPOUT, given(zero=0)),
     "1 process, bf16": run_config(DROPOUT, {}, BF16),
 }
 TWO: dict[str, RunConfig] = {
@@ -27,9 +26,8 @@ TWO: dict[str, RunConfig] = {
     "DP2, ZeRO-3, bf16": run_config(DROPOUT, given(zero=3), BF16),
     "DP2, offload, bf16": run_config(DROPOUT, given(offload=given(optimizer=True)), BF16),
     "DP2, Muon": run_config(DROPOUT, kind="muon"),
-    "TP2": run_config(DROPOUT, given(tensor=2)),
     "TP2 + SP, bf16": run_config(DROPOUT, SP, BF16),
-    "TP2 + SP, full recompute": run_config(DROPOUT, SP | {"recompute": given(granularity="full")}),
+    "TP2, full recompute": run_config(DROPOUT, given(tensor=2, recompute=given(granularity="full"))),
     "PP2": run_config(DROPOUT, given(pipeline=2)),
     "PP2 interleaved, untied": run_config(DROPOUT | given(tie_embeddings=False), VP),
 }
