@@ -1,4 +1,7 @@
-"""`python -m benchmarks.startup`: from the start of a process to the first step of a deep model, by parts, each depth in a fresh process."""
+"""`python -m benchmarks.startup`: from the start of a process to the end of the first step of a deep model, by parts, each depth in a fresh process.
+
+The parts are those of `fathom pretrain`, in its order and with its garbage collection, on a small data set of the standard library's source text.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +20,13 @@ import typer
 from benchmarks.results import write_results
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("imports", "processes", "layers", "weights", "engine", "first step")
+PARTS = ("imports", "processes", "data", "layers", "weights", "engine", "first step")
+SEQ, BATCH = 32, 2
+VOCABULARY, TEXT_BYTES = 512, 200_000
 
 
-def parts(layers: int, hidden: int) -> dict[str, dict[str, float]]:
-    """Seconds of each part in this process, by the clock and of the processor."""
+def parts(layers: int, hidden: int, data: Path) -> dict[str, dict[str, float]]:
+    """Seconds of each part in this process, by the clock and of the processor. data: a prepared data set."""
     marks = [(0.0, 0.0)]
     begin = time.perf_counter(), time.process_time()
 
@@ -29,68 +36,91 @@ def parts(layers: int, hidden: int) -> dict[str, dict[str, float]]:
     import torch
 
     torch.set_num_threads(1)
-    import deepspeed  # noqa: F401
+    from parallel.startup import collector_at_rest, load_libraries
 
+    load_libraries()
     import pretrain.build as build
     from model.config import ModelConfig
     from model.gpt import GPT, transformer_config
     from parallel.engine import Engine
     from parallel.single import single_process
-    from pretrain.config import OptimizerConfig
+    from pretrain.config import Corpus, OptimizerConfig
+    from pretrain.data import open_blend
     from pretrain.loop import forward_step
 
     mark()
-    topology = single_process()
+    with collector_at_rest():
+        topology = single_process()
+        mark()
+        blend = open_blend([Corpus(path=str(data))], "train", SEQ, 0, None)
+        batches = [blend.batch(range(BATCH))]
+        mark()
+        model = ModelConfig(scheme="pre_ln", num_layers=layers, hidden_size=hidden, num_attention_heads=4, vocab_size=VOCABULARY, max_position_embeddings=SEQ)
+        chunk = GPT(model, transformer_config(model, **topology.core_fields()), seq_length=SEQ)
+        mark()
+        named = build.named_parameters(chunk, 0, 1)
+        build.initialize_(((one.name, one.parameter, one.shard) for one in named), model, SEQ, 1)
+        mark()
+        optimizer = OptimizerConfig(lr=1e-3)
+        engine = Engine(
+            [chunk],
+            topology,
+            make_optimizer=lambda groups: build.adamw(optimizer, groups),
+            dtype=torch.float32,
+            micro_batch_size=BATCH,
+            seq_length=SEQ,
+            clip=1.0,
+            tied=True,
+            decay_embeddings=False,
+        )
     mark()
-    model = ModelConfig(scheme="pre_ln", num_layers=layers, hidden_size=hidden, num_attention_heads=4, vocab_size=512, max_position_embeddings=32)
-    chunk = GPT(model, transformer_config(model, **topology.core_fields()), seq_length=32)
+    engine.train_step(forward_step, lambda: iter(batches), 1)
     mark()
-    named = build.named_parameters(chunk, 0, 1)
-    build.initialize_(((one.name, one.parameter, one.shard) for one in named), model, 32, 1)
-    mark()
-    optimizer = OptimizerConfig(lr=1e-3)
-    engine = Engine(
-        [chunk],
-        topology,
-        make_optimizer=lambda groups: build.adamw(optimizer, groups),
-        dtype=torch.float32,
-        micro_batch_size=2,
-        seq_length=32,
-        clip=1.0,
-        tied=True,
-        decay_embeddings=False,
-    )
-    mark()
-    engine.train_step(forward_step, lambda: iter([torch.randint(0, 512, (2, 33))]), 1)
-    mark()
-    return {name: {"seconds": b[0] - a[0], "cpu": b[1] - a[1]} for name, a, b in zip(PARTS, marks, marks[1:], strict=True)}
+    return {name: {"seconds": b[0] - a[0], "cpu": b[1] - a[1]} for name, (a, b) in zip(PARTS, pairwise(marks), strict=True)}
+
+
+def data_set(folder: Path) -> Path:
+    """A small prepared data set."""
+    from benchmarks.data import corpus
+    from pretrain.prepare import PrepareOptions, prepare
+    from pretrain.train_tokenizer import train_tokenizer
+
+    text, tokenizer = folder / "text.jsonl", folder / "tokenizer.model"
+    corpus(text, TEXT_BYTES)
+    train_tokenizer([str(text)], tokenizer, vocab_size=VOCABULARY)
+    prepare(PrepareOptions([str(text)], folder / "data", tokenizer, workers=1))
+    return folder / "data"
 
 
 def measure(depths: list[int], hidden: int) -> dict[str, Any]:
     """Every depth in a process of its own."""
     found = {}
-    for layers in depths:
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.startup", "--child", str(layers), "--hidden", str(hidden)]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        found[str(layers)] = json.loads(result.stdout.splitlines()[-1])
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory(prefix="fathom-startup-") as name:
+        data = str(data_set(Path(name)))
+        for layers in depths:
+            command = [sys.executable, "-W", "ignore", "-m", "benchmarks.startup", "--child", str(layers), "--hidden", str(hidden), "--data", data]
+            result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, env=env)
+            found[str(layers)] = json.loads(result.stdout.splitlines()[-1])
     return {"hidden": hidden, "depths": found}
 
 
 def main(
-    depths: str = typer.Option("250,1000", help="Layers."),
+    depths: str = typer.Option("24,192,1000", help="Layers."),
     hidden: int = typer.Option(64, help="Width."),
     child: int = typer.Option(0, hidden=True),
+    data: Path = typer.Option(Path(), hidden=True),
     out: Path | None = typer.Option(None, help="File for the JSON."),
 ) -> None:
-    """Measure and print as a table."""
+    """Measure and print as a table: seconds, and in brackets seconds of the processor, which other work on the machine prolongs less."""
     if child:
-        print(json.dumps(parts(child, hidden)))
+        print(json.dumps(parts(child, hidden, data)))
         return
     report = measure([int(depth) for depth in depths.split(",")], hidden)
-    print("| layers | " + " | ".join(PARTS) + " | without imports |\n|" + "---|" * (len(PARTS) + 2))
+    print("| layers | " + " | ".join(PARTS) + " | beyond imports |\n|" + "---|" * (len(PARTS) + 2))
     for layers, row in report["depths"].items():
-        beyond = sum(row[part]["seconds"] for part in PARTS[1:])
-        print(f"| {layers} | " + " | ".join(f"{row[part]['seconds']:.2f} s ({row[part]['cpu']:.2f} CPU)" for part in PARTS) + f" | {beyond:.2f} s |")
+        beyond = {unit: sum(row[part][unit] for part in PARTS[1:]) for unit in ("seconds", "cpu")}
+        print(f"| {layers} | " + " | ".join(f"{one['seconds']:.2f} ({one['cpu']:.2f})" for one in [*(row[part] for part in PARTS), beyond]) + " |")
     if out is not None:
         write_results(out, report)
 

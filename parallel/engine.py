@@ -144,7 +144,8 @@ class Engine:
                 if buffer.group.muon and isinstance(buffer, GradientBuffer)
             }
         for chunk in self.chunks:
-            chunk.train()
+            if not chunk.training:  # a new one is, and setting it walks all modules
+                chunk.train()
 
     @property
     def masters(self) -> list[Tensor]:

@@ -96,8 +96,9 @@ def init_process_group(info: RankInfo, timeout_minutes: float, store: Store | No
     # What the libraries say about themselves on every start and every rank is not for users of this one.
     for module in ("megatron", "deepspeed", "torch.distributed"):
         warnings.filterwarnings("ignore", module=module.replace(".", r"\."))
-    import megatron.core.models.gpt  # noqa: F401 - loaded before `enable`, which changes loaded modules
+    from parallel.startup import load_libraries
 
+    load_libraries()  # before `enable`, which changes loaded modules
     if not gpu:
         from parallel import cpu
 

@@ -16,10 +16,10 @@ def single_process() -> Topology:
 
     Raises RuntimeError where torch.distributed is initialised already.
     """
-    from megatron.core import tensor_parallel
-
     smallest = ModelConfig(num_layers=1, hidden_size=1, num_attention_heads=1)
     init_process_group(RankInfo(0, 1, 0, "127.0.0.1", free_port()), timeout_minutes=10)
     topology = Topology(check_layout(ParallelConfig(), smallest, 1))
+    from megatron.core import tensor_parallel  # loaded by then
+
     tensor_parallel.model_parallel_cuda_manual_seed(0)
     return topology

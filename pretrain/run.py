@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model.errors import UserError
 from model.files import atomic_write_text
@@ -25,6 +26,9 @@ from pretrain.preflight import BadNodeError, check_network, check_nodes
 from pretrain.sampling import micro_batch_indices
 from pretrain.state import FAILED, StaleStartError, forget_failures, read_state, record_failure, write_state
 from pretrain.stop import task_exit_code
+
+if TYPE_CHECKING:
+    from pretrain.loop import Trainer
 
 LOCAL_ARGUMENTS = ("-m", "pretrain.run")
 CODES: dict[type[Exception], ExitCode] = {UserError: ExitCode.USER_ERROR, BadNodeError: ExitCode.BAD_NODE, StaleStartError: ExitCode.STALE}
@@ -161,6 +165,17 @@ def _failed(error: Exception, info: RankInfo, run_dir: Path, watchdog: Watchdog 
 
 
 def _train(config: RunConfig, info: RankInfo, topology: Topology, run_dir: Path, watchdog: Watchdog | None = None) -> tuple[ExitCode, str]:
+    from parallel.startup import collector_at_rest
+
+    try:
+        with collector_at_rest():
+            trainer = _trainer(config, info, topology, run_dir, watchdog)
+        return trainer.run()
+    finally:
+        gc.unfreeze()  # this process may train another model
+
+
+def _trainer(config: RunConfig, info: RankInfo, topology: Topology, run_dir: Path, watchdog: Watchdog | None) -> Trainer:
     from pretrain.build import build_engine
     from pretrain.callbacks import Callback
     from pretrain.callbacks.display import Display
@@ -191,7 +206,7 @@ def _train(config: RunConfig, info: RankInfo, topology: Topology, run_dir: Path,
         callbacks += [TensorBoard()] if config.log.tensorboard else []
     if config.log.signal_interval:
         callbacks.append(SignalHealth(config.log.signal_interval, metrics.write if info.rank == 0 else None))
-    return trainer.run()
+    return trainer
 
 
 if __name__ == "__main__":
