@@ -22,6 +22,16 @@ from tests.pretrain.small import small_data
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]
 
 STEPS = 30
+QUICK_START = f"""
+include: [{Path(__file__).resolve().parents[2]}/configs/quickstart.yaml]
+name: demo
+runs_dir: {{folder}}/runs
+{{data}}
+parallel: {{{{tensor: 2, pipeline: 2}}}}
+schedule: {{{{warmup_steps: 5}}}}
+train: {{{{steps: 10, micro_batch_size: 4, eval_samples: 0}}}}
+log: {{{{signal_interval: 0, progress: none, tensorboard: false}}}}
+"""
 CHECKPOINTS = "checkpoint.interval=5"
 
 
@@ -57,6 +67,20 @@ def test_signal_save_requeue_resume(runs: Runs) -> None:
     assert (state["state"], state["step"], state["restarts"], state["stalled"], state["exit_code"]) == ("finished", STEPS, 1, 0, ExitCode.FINISHED)
     assert runs.count("requeued: the time limit is near, or the job is preempted") == 1
     assert runs.count(r"preflight: 4 ranks on 2 nodes, no GPU") == 2
+    assert runs.losses() == pytest.approx(alone(runs), rel=2e-6)
+
+
+@pytest.mark.slow
+def test_quick_start_model(runs: Runs) -> None:
+    """The same with the 48 layers of the quick start."""
+    small = f"data: {{corpora: [{{path: {runs.data}}}], seq_length: 32, cache: {runs.folder}/cache}}"
+    runs.config_file.write_text(QUICK_START.format(folder=runs.folder, data=small))
+    (job,) = runs.submit()
+    runs.cluster.wait_text(runs.run_dir / "metrics.jsonl", '"step": 3,')
+    runs.cluster.signal_batch(job)
+    assert runs.cluster.wait(job) == "COMPLETED", runs.log.read_text()
+    assert runs.cluster.job(job)["Restarts"] == "1"
+    assert runs.steps() == list(range(1, 11))
     assert runs.losses() == pytest.approx(alone(runs), rel=2e-6)
 
 
