@@ -52,7 +52,7 @@ def test_the_collector_rests_and_comes_back() -> None:
     try:
         with collector_at_rest():
             assert not gc.isenabled()
-            kept = [[] for _ in range(10)]
+            kept: list[list[int]] = [[] for _ in range(10)]
         assert gc.isenabled()
         assert gc.get_freeze_count() > len(kept)
         with pytest.raises(RuntimeError), collector_at_rest():
