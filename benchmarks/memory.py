@@ -18,6 +18,8 @@ from typing import Any
 
 import typer
 
+from benchmarks.turns import allocator
+
 ROOT = Path(__file__).resolve().parent.parent
 WORLD = 2
 CASES: dict[str, dict[str, Any]] = {
@@ -48,6 +50,7 @@ def rank_main(case: dict[str, Any], rank: int, port: int, out: Path) -> None:
     layout = check_sizes(config, WORLD)
     init_process_group(RankInfo(rank, WORLD, rank, "127.0.0.1", port), 10)
     topology = Topology(layout)
+    allocator(keeps=False, large=1 << 16)  # freed memory goes back, so that what is resident is in use
     warm_up()
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -109,8 +112,8 @@ def measure(name: str) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory(prefix="fathom-memory-") as folder:
         port, outs = free_port(), [Path(folder) / f"{rank}.json" for rank in range(WORLD)]
-        # One arena: freed memory of one thread is then there for the others, as it is on a GPU. The threshold keeps large tensors out of the heap.
-        quiet = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+        # One arena: freed memory of one thread is then there for the others, as it is on a GPU.
+        quiet = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", "--case", name, "--port", str(port)]
         ranks = [subprocess.Popen([*command, "--rank", str(rank), "--out", str(out)], cwd=ROOT, env=quiet) for rank, out in enumerate(outs)]
         codes = [process.wait() for process in ranks]

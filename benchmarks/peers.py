@@ -42,6 +42,8 @@ class Contestant(Protocol):
     """Something that trains."""
 
     name: str
+    keeps_memory: bool
+    """Whether it runs with Fathom's setting of the C library's memory allocator, `parallel.cpu.keep_freed_memory`, or with the library's own."""
 
     def step(self, tokens: Tensor) -> float:
         """One optimizer step; returns the mean loss."""
@@ -50,8 +52,8 @@ class Contestant(Protocol):
 class PlainLoop:
     """Micro-batches, backward, clip, fused AdamW: the loop everybody writes. loss_of: (inputs, labels) [b, s] -> mean loss."""
 
-    def __init__(self, name: str, module: nn.Module, loss_of: Any) -> None:
-        self.name, self.module, self.loss_of = name, module, loss_of
+    def __init__(self, name: str, module: nn.Module, loss_of: Any, *, keeps_memory: bool = False) -> None:
+        self.name, self.module, self.loss_of, self.keeps_memory = name, module, loss_of, keeps_memory
         self.optimizer = torch.optim.AdamW(module.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY, fused=True)
 
     def step(self, tokens: Tensor) -> float:
@@ -89,14 +91,11 @@ class BareLayer(nn.Module):
 class BareGPT(nn.Module):
     """The smallest GPT."""
 
-    def __init__(self, shape: Shape, *, compiled: bool = False) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.word, self.position = nn.Embedding(shape.vocab, shape.hidden), nn.Embedding(shape.seq, shape.hidden)
         nn.init.normal_(self.word.weight, std=0.02)
         self.layers = nn.ModuleList(BareLayer(shape) for _ in range(shape.layers))
-        if compiled:
-            for layer in self.layers:
-                layer.compile()
         self.norm = nn.LayerNorm(shape.hidden)
 
     def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -111,6 +110,12 @@ def bare(shape: Shape) -> Contestant:
     """Bare PyTorch, eager."""
     model = BareGPT(shape)
     return PlainLoop("bare PyTorch", model, model)
+
+
+def bare_keeping(shape: Shape) -> Contestant:
+    """Bare PyTorch, eager, with Fathom's setting of the memory allocator: what is left of the difference."""
+    model = BareGPT(shape)
+    return PlainLoop("bare PyTorch, memory kept", model, model, keeps_memory=True)
 
 
 def _hf_model(shape: Shape) -> nn.Module:
@@ -141,15 +146,18 @@ def huggingface(shape: Shape) -> Contestant:
     return PlainLoop("Hugging Face GPT-2", model, loss_of)
 
 
-class HuggingFaceDeepSpeed:
-    """Hugging Face GPT-2 under DeepSpeed ZeRO-1, driven as Trainer drives it: engine(inputs), engine.backward, engine.step per micro-batch."""
+class UnderDeepSpeed:
+    """A model under DeepSpeed ZeRO-1, driven as DeepSpeed's manual and Hugging Face's Trainer drive it: forward, engine.backward and engine.step per
+    micro-batch. loss_of: (engine, inputs, labels [b, s]) -> mean loss."""
 
-    def __init__(self, shape: Shape) -> None:
+    keeps_memory = False
+
+    def __init__(self, name: str, shape: Shape, model: nn.Module, loss_of: Any) -> None:
         import deepspeed
+        from deepspeed.utils import logger
 
-        self.name = "Hugging Face GPT-2, DeepSpeed ZeRO-1"
-        model = _hf_model(shape)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY, fused=True)
+        logger.setLevel("ERROR")
+        self.name, self.loss_of = name, loss_of
         config = {
             "train_micro_batch_size_per_gpu": shape.batch,
             "gradient_accumulation_steps": shape.accumulation,
@@ -158,17 +166,41 @@ class HuggingFaceDeepSpeed:
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 2**31,
         }
+        optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY, fused=True)
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
 
     def step(self, tokens: Tensor) -> float:
         """One optimizer step."""
         total = 0.0
         for micro in tokens:
-            loss = F.cross_entropy(self.engine(micro[:, :-1]).logits.flatten(0, 1), micro[:, 1:].flatten())
+            loss = self.loss_of(self.engine, micro[:, :-1], micro[:, 1:])
             self.engine.backward(loss)
             self.engine.step()
             total += float(loss.detach()) / len(tokens)
         return total
+
+
+def huggingface_deepspeed(shape: Shape) -> Contestant:
+    """Hugging Face GPT-2 under DeepSpeed."""
+
+    def loss_of(engine: Any, inputs: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(engine(inputs).logits.flatten(0, 1), labels.flatten())
+
+    return UnderDeepSpeed("Hugging Face GPT-2, DeepSpeed ZeRO-1", shape, _hf_model(shape), loss_of)
+
+
+def fathom_deepspeed(shape: Shape) -> Contestant:
+    """Our model with nothing of our engine."""
+    from parallel.single import single_process
+    from pretrain.build import build_chunks
+
+    (model,) = build_chunks(_fathom_model(shape, "pre_ln"), single_process(), seq_length=shape.seq, dtype=torch.float32, seed=1)
+
+    def loss_of(engine: Any, inputs: Tensor, labels: Tensor) -> Tensor:
+        loss: Tensor = engine(inputs, torch.arange(shape.seq).expand_as(inputs), None, labels=labels).mean()
+        return loss
+
+    return UnderDeepSpeed("Fathom's model, DeepSpeed's engine", shape, model.train(), loss_of)
 
 
 def megatron_core(shape: Shape) -> Contestant:
@@ -198,20 +230,24 @@ def megatron_core(shape: Shape) -> Contestant:
     return PlainLoop("Megatron-core, its own layers", model, loss_of)
 
 
+def _fathom_model(shape: Shape, scheme: str) -> Any:
+    from model.config import ModelConfig
+
+    return ModelConfig(scheme=scheme, num_layers=shape.layers, hidden_size=shape.hidden, num_attention_heads=shape.heads, vocab_size=shape.vocab)
+
+
 class Fathom:
     """Fathom: its model, Megatron-core's schedule, its gradient buffers, DeepSpeed ZeRO-1."""
 
     def __init__(self, shape: Shape, scheme: str = "pre_ln", *, compiled: bool = False) -> None:
-        from model.config import ModelConfig
         from parallel.engine import Engine
         from parallel.single import single_process
         from pretrain.build import adamw, build_chunks
         from pretrain.config import OptimizerConfig
 
-        self.name = f"Fathom {scheme}" + (", compiled" if compiled else "")
-        model = ModelConfig(scheme=scheme, num_layers=shape.layers, hidden_size=shape.hidden, num_attention_heads=shape.heads, vocab_size=shape.vocab)
+        self.name, self.keeps_memory = f"Fathom {scheme}" + (", compiled" if compiled else ""), True
         topology = single_process()
-        chunks = build_chunks(model, topology, seq_length=shape.seq, dtype=torch.float32, seed=1)
+        chunks = build_chunks(_fathom_model(shape, scheme), topology, seq_length=shape.seq, dtype=torch.float32, seed=1)
         if compiled:
             from model.compiled import compile_layers
 

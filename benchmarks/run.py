@@ -20,9 +20,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.peers import Contestant, Fathom, HuggingFaceDeepSpeed, Shape, bare, huggingface, megatron_core
+from benchmarks.peers import Contestant, Fathom, Shape, bare, bare_keeping, huggingface, huggingface_deepspeed, megatron_core
 from benchmarks.results import RESULTS, write_results
-from benchmarks.turns import spread, turns
+from benchmarks.turns import allocator, spread, turns
 from model.scheme import SCHEMES
 
 SHAPES = {
@@ -34,11 +34,12 @@ SCHEME_SHAPE = Shape(48, 128, 4, 128, 4, 2, 2048)
 """Where the schemes are compared with pre_ln."""
 MAKERS: dict[str, Callable[[Shape], Contestant]] = {
     "bare": bare,
+    "bare-keeping": bare_keeping,
     "fathom": Fathom,
     "fathom-compiled": lambda shape: Fathom(shape, compiled=True),
     "megatron": megatron_core,
     "huggingface": huggingface,
-    "huggingface-deepspeed": HuggingFaceDeepSpeed,
+    "huggingface-deepspeed": huggingface_deepspeed,
 }
 SCHEME_MAKERS: dict[str, Callable[[Shape], Contestant]] = {f"scheme-{scheme}": functools.partial(Fathom, scheme=scheme) for scheme in SCHEMES}
 
@@ -50,7 +51,12 @@ def measure(shape: Shape, names: Sequence[str], rounds: int) -> dict[str, dict[s
         begin = time.perf_counter()
         built[name] = (MAKERS | SCHEME_MAKERS)[name](shape), time.perf_counter() - begin
     tokens = torch.randint(0, shape.vocab, (shape.accumulation, shape.batch, shape.seq + 1), generator=torch.Generator().manual_seed(0))
-    seconds = turns({name: functools.partial(contestant.step, tokens) for name, (contestant, _) in built.items()}, rounds)
+
+    def step(contestant: Contestant) -> None:
+        allocator(keeps=contestant.keeps_memory)
+        contestant.step(tokens)
+
+    seconds = turns({name: functools.partial(step, contestant) for name, (contestant, _) in built.items()}, rounds)
     return {
         name: {
             "label": built[name][0].name,

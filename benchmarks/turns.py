@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
+
+M_MMAP_THRESHOLD = -3
 
 
 def turns(actions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -21,6 +24,22 @@ def turns(actions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, li
             if turn:
                 seconds[name].append(time.perf_counter() - begin)
     return seconds
+
+
+def allocator(*, keeps: bool, large: int = 32 << 20) -> None:
+    """The C library's memory allocator for what runs next: Fathom's setting, or glibc's own as it is once it has adapted itself to large tensors.
+
+    large: bytes from which glibc asks the system each time.
+    """
+    from parallel.cpu import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if keeps:
+        keep_freed_memory()
+    elif mallopt is not None:
+        mallopt(M_MMAP_MAX, 65536)
+        mallopt(M_MMAP_THRESHOLD, large)
+        mallopt(M_TRIM_THRESHOLD, 2 * large)
 
 
 def spread(ratios: Sequence[float]) -> dict[str, float]:

@@ -103,13 +103,13 @@ class Activations:
         return numbers + (self._norm() if scheme.embedding_norm else 0) + self._dropout(self.config.hidden_dropout)
 
     def head(self) -> float:
-        """Bytes kept by the final norm, the output projection and the loss (fp32 log-probabilities, labels, a weight)."""
+        """Bytes kept by the final norm, the output projection and the loss (fp32 log-probabilities, labels)."""
         scheme, config = SCHEMES[self.config.scheme], self.config
         vocab: float = config.vocab_size or config.padded_vocab
         if self.tensor > 1:
             vocab = config.padded_vocab / self.tensor
         labels = 8 * self.tokens if self.samples > 1 else 0  # turned to [s, b], which is a copy unless b is 1
-        return (self._norm() if scheme.final_norm else 0) + self.stream + FP32 * self.tokens * vocab + labels + FP32
+        return (self._norm() if scheme.final_norm else 0) + self.stream + FP32 * self.tokens * vocab + labels
 
     def whole(self) -> float:
         """Bytes of a whole model on one pipeline stage."""

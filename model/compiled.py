@@ -6,12 +6,14 @@ each: numbers are handed over as scalars of tensors where a scheme varies them w
 
 from __future__ import annotations
 
+import functools
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.errors import UserError
 from model.layer import DepthLayer
@@ -23,19 +25,60 @@ def _forward(layer: DepthLayer, *args: Any, **kwargs: Any) -> tuple[Tensor, Tens
     return layer.forward(*args, **kwargs)
 
 
-def compile_layers(chunks: Iterable[nn.Module], *, backend: str | Callable[..., Any] = "inductor") -> int:
+Kind = tuple[torch.Size, torch.dtype]
+
+
+class Shared:
+    """The compiled function of all layers of a stack. guarded: layers that were called under all guards, by kind of input."""
+
+    def __init__(self, function: Callable[..., tuple[Tensor, Tensor | None]]) -> None:
+        self.function = function
+        self.guarded: defaultdict[Kind, set[int]] = defaultdict(set)
+        self.trusted = False
+
+    def __call__(self, layer: DepthLayer, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """The layer's forward pass."""
+        if not self.trusted:
+            self.guarded[hidden_states.shape, hidden_states.dtype].add(layer.layer_number)
+        return self.function(layer, hidden_states, *args, **kwargs)
+
+
+def _without_guards(stack: Any, shared: Shared, layers: int) -> None:
+    """Has the forward pass of a stack (Megatron-core's block) skip the guards where each of its layers has passed them with such an input. Guards that tell
+    two compilations apart still run."""
+    forward = stack.forward
+
+    @functools.wraps(forward)
+    def run(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        x_sbh: Tensor = hidden_states if stack.pre_process else stack.input_tensor  # as the block itself chooses
+        # Where the input has no gradient, the first layer is another compilation than the rest.
+        shared.trusted = x_sbh.requires_grad and len(shared.guarded[x_sbh.shape, x_sbh.dtype]) == layers
+        try:
+            with torch.compiler.set_stance(skip_guard_eval_unsafe=shared.trusted):
+                return forward(hidden_states, *args, **kwargs)
+        finally:
+            shared.trusted = False
+
+    stack.forward = run
+
+
+def compile_layers(chunks: Iterable[Any], *, backend: str | Callable[..., Any] = "inductor") -> int:
     """Compiles the layers of these model chunks together; returns their number. They run compiled in training steps and as they were in evaluation and
     under hooks, which a compiled layer would not call.
 
     backend: torch.compile's. Raises UserError on a CPU without a C++ compiler.
     """
-    layers = [layer for chunk in chunks for layer in chunk.modules() if isinstance(layer, DepthLayer)]
+    chunks = list(chunks)
+    layers: list[DepthLayer] = [layer for chunk in chunks for layer in chunk.decoder.layers]
     if backend == "inductor" and not torch.cuda.is_available() and not any(map(shutil.which, COMPILERS)):
         raise UserError("train.compile=true needs a C++ compiler on a machine without GPUs: install g++ (apt-get install g++) or set train.compile=false")
-    shared = torch.compile(_forward, fullgraph=True, dynamic=False, backend=backend)
+    function = torch.compile(_forward, fullgraph=True, dynamic=False, backend=backend)
     varying = {layer.plan.attention.input_scale for layer in layers} | {layer.plan.mlp.input_scale for layer in layers}
-    for layer in layers:
-        layer.compiled = shared
-        if len(varying) > 1:
-            layer.scales_as_tensors()
+    for stack in (chunk.decoder for chunk in chunks):
+        shared = Shared(function)
+        for layer in stack.layers:
+            layer.compiled = shared
+            if len(varying) > 1:
+                layer.scales_as_tensors()
+        _without_guards(stack, shared, len(stack.layers))
     return len(layers)

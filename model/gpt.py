@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.init import logit_scale
 from model.local import Norm, rotary_table
+from model.loss import cross_entropy
 from model.scheme import SCHEMES, Layer
 from model.spec import local_layer_spec
 
@@ -156,8 +157,7 @@ class GPT(GPTModel):
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Cross-entropy per token in nats. labels: [b, s]; logits: [s, b, V / TP]; returns [b, s]. Padding rows of the vocabulary take no part."""
         if self.tp_group_size == 1:
-            logits_nv = logits[..., : self.true_vocab].float().flatten(0, 1)
-            loss = F.cross_entropy(logits_nv, labels.t().flatten(), reduction="none")
+            loss = cross_entropy(logits.flatten(0, 1), labels.t().flatten(), self.true_vocab)
             return loss.view(labels.shape[1], labels.shape[0]).t().contiguous()
         local = logits.shape[-1]
         valid = min(max(self.true_vocab - self.pg_collection.tp.rank() * local, 0), local)

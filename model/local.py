@@ -40,13 +40,20 @@ class Norm(nn.Module):
 
 
 class ColumnLinear(ColumnParallelLinear):
-    """Column-parallel linear layer that is a plain one, without Megatron's autograd function, where nothing is parallel."""
+    """Column-parallel linear layer that is a plain one, without Megatron's autograd function, where nothing is parallel.
+
+    adds_bias: False where the caller adds it, in compiled code, in the element-wise kernel that follows anyway.
+    """
+
+    adds_bias = True
 
     def forward(self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None) -> tuple[Tensor, Tensor | None]:
         """input_: [s, b, in] -> ([s, b, out / TP], bias if it is left to the caller)."""
         if self.tp_group.size() > 1:
             return super().forward(input_, weight, runtime_gather_output)
         weight = self.weight if weight is None else weight
+        if torch.compiler.is_compiling() and not self.adds_bias:
+            return F.linear(input_, weight), self.bias
         return F.linear(input_, weight, self.bias), None
 
 
@@ -57,6 +64,8 @@ class RowLinear(RowParallelLinear):
         """input_: [s, b, in / TP] -> ([s, b, out], bias if it is left to the caller)."""
         if self.tp_group.size() > 1:
             return super().forward(input_)
+        if torch.compiler.is_compiling():  # every caller takes the bias of these
+            return F.linear(input_, self.weight), self.bias
         return F.linear(input_, self.weight, self.bias), None
 
 
@@ -109,6 +118,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class LocalSelfAttention(SelfAttention):
     """Megatron-core's self-attention with a forward for training only: the same parameters and layout, less host time per layer."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.linear_qkv.adds_bias = False
+
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, rotary_pos_emb: Tensor | None = None, **unused: Any
     ) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
@@ -116,7 +129,9 @@ class LocalSelfAttention(SelfAttention):
 
         Returns ([s, b, h], bias if it is left to the caller).
         """
-        qkv, _ = self.linear_qkv(hidden_states)
+        qkv, bias = self.linear_qkv(hidden_states)
+        if bias is not None:
+            qkv = qkv + bias
         groups, width = self.num_query_groups_per_partition, self.hidden_size_per_attention_head
         per_group = self.num_attention_heads_per_partition // groups
         # Rows of one group: its query heads, then its key, then its value.
@@ -141,6 +156,7 @@ class LocalMLP(MLP):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config, MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear))
+        self.linear_fc1.adds_bias = False
 
     def forward(self, hidden_states: Tensor, per_token_scale: Tensor | None = None, **unused: Any) -> tuple[Tensor, Tensor | None]:
         """hidden_states: [s, b, h] (or [s / TP, b, h] under sequence parallelism). Returns the same shape, and the bias if it is left to the caller."""

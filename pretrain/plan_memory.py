@@ -112,11 +112,11 @@ def _kept(stage: Stage, activations: Activations) -> float:
 def _buffers(stage: Stage, a: Activations) -> float:
     """The larger of what the loss and what one layer's backward pass hold for a moment beside the saved values (derived).
 
-    Loss: its gradient twice in fp32, on the way through log-softmax, or the logits and their fp32 copy. Layer: the gradients of the two widest
-    activations and of the stream on both sides of a join.
+    Loss: the logits and, in lower precision, their fp32 copy (`model/loss.py`); under tensor parallelism its gradient twice in fp32. Layer: the gradients of
+    the two widest activations and of the stream on both sides of a join.
     """
-    vocab = a.config.padded_vocab / a.tensor
-    loss = max(2 * FP32, FP32 + a.element) * a.tokens * vocab if stage.last else 0.0
+    each = 2 * FP32 if a.tensor > 1 else a.element + (FP32 if a.element < FP32 else 0)
+    loss = each * a.tokens * a.config.padded_vocab / a.tensor if stage.last else 0.0
     width = a.config.ffn_size * (2 if a.config.gated else 1) / a.tensor
     return max(loss, a.working(stage.most_norms) + 2 * a.tokens * width * a.element + 2 * a.stream)
 

@@ -99,6 +99,56 @@ def test_hooks_and_evaluation_see_the_layer_itself() -> None:
     assert len(graphs) == count == 1
 
 
+def loss_of(model: GPT, batch: int) -> torch.Tensor:
+    tokens = torch.randint(0, 128, (batch, SEQ + 1), generator=torch.Generator().manual_seed(batch))
+    loss: torch.Tensor = model(tokens[:, :-1], torch.arange(SEQ).expand(batch, SEQ), None, labels=tokens[:, 1:]).mean()
+    return loss.detach()
+
+
+def test_an_input_of_another_shape_is_guarded_again() -> None:
+    model = build("mix_ln")
+    expected = {batch: loss_of(model, batch) for batch in (2, 3)}
+    graphs, backend = counting()
+    compile_layers([model], backend=backend)
+    shared = model.decoder.layers[0].compiled
+    for batch, count in ((2, 2), (2, 2), (3, 4), (2, 4), (3, 4)):
+        torch.testing.assert_close(loss_of(model, batch), expected[batch], rtol=1e-6, atol=0)
+        assert len(graphs) == count
+    assert {kind[0][1]: len(layers) for kind, layers in shared.guarded.items()} == {2: 8, 3: 8}
+
+
+def test_layers_that_a_hook_kept_from_compiling_are_not_trusted() -> None:
+    model = build("mix_ln")
+    graphs, backend = counting()
+    compile_layers([model], backend=backend)
+    handles = [layer.register_forward_hook(lambda *_: None) for layer in model.decoder.layers[1:]]
+    expected = loss_of(model, 2)
+    assert len(graphs) == 1
+    for handle in handles:
+        handle.remove()
+    for _ in range(2):
+        torch.testing.assert_close(loss_of(model, 2), expected, rtol=1e-6, atol=0)
+    assert len(graphs) == 2
+
+
+def test_a_later_stage_of_a_pipeline_is_compiled_too() -> None:
+    config = ModelConfig(scheme="b2t", num_layers=4, hidden_size=32, num_attention_heads=4, vocab_size=128, max_position_embeddings=SEQ)
+    stage = GPT(config, transformer_config(config), seq_length=SEQ, pre_process=False, post_process=False).train()
+    initialize_(((one.name, one.parameter, one.shard) for one in named_parameters(stage, 0, 1)), config, SEQ, 1)
+    graphs, backend = counting()
+
+    def output() -> torch.Tensor:
+        stage.set_input_tensor(torch.randn(SEQ, 2, 32, generator=torch.Generator().manual_seed(0)).requires_grad_())
+        result: torch.Tensor = stage(None, None, None)
+        return result.detach()
+
+    expected = output()
+    compile_layers([stage], backend=backend)
+    for _ in range(3):
+        torch.testing.assert_close(output(), expected, rtol=1e-5, atol=1e-6)
+    assert len(graphs) == 1
+
+
 def test_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "COMPILERS", ("no-such-compiler",))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

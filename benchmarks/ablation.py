@@ -1,0 +1,107 @@
+"""`python -m benchmarks.ablation`: what each of our ways to save time buys. Fathom's optimizer step as it is, by turns with the same step where one of
+them is taken back."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+import typer
+from rich.console import Console
+from torch import Tensor
+
+from benchmarks.peers import Fathom, Shape, fathom_deepspeed
+from benchmarks.results import write_results
+from benchmarks.run import SHAPES
+from benchmarks.turns import allocator, ratio_table, spread, turns
+
+ALL = "Fathom as it is"
+
+
+def _torch_loss(self: Any, labels: Tensor, logits: Tensor) -> Tensor:
+    logits_nv = logits[..., : self.true_vocab].float().flatten(0, 1)
+    return F.cross_entropy(logits_nv, labels.t().flatten(), reduction="none").view(labels.shape[1], labels.shape[0]).t()
+
+
+def _deepspeed_slices(contestant: Fathom) -> AbstractContextManager[Any]:
+    optimizer = contestant.engine.optimizer
+    return patch.object(optimizer, "_update_model_bit16_weights", functools.partial(type(optimizer)._update_model_bit16_weights, optimizer))
+
+
+def _torch_cross_entropy(contestant: Fathom) -> AbstractContextManager[Any]:
+    from model.gpt import GPT
+
+    return patch.object(GPT, "compute_language_model_loss", _torch_loss)
+
+
+@contextlib.contextmanager
+def _megatron_parts(contestant: Fathom) -> Iterator[None]:
+    from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+    from megatron.core.transformer.attention import SelfAttention
+    from megatron.core.transformer.mlp import MLP
+
+    from model import local
+
+    pairs = ((local.ColumnLinear, ColumnParallelLinear), (local.RowLinear, RowParallelLinear), (local.LocalSelfAttention, SelfAttention), (local.LocalMLP, MLP))
+    with contextlib.ExitStack() as stack:
+        for ours, theirs in pairs:
+            stack.enter_context(patch.object(ours, "forward", theirs.forward))
+        yield
+
+
+def _nothing(contestant: Any) -> AbstractContextManager[Any]:
+    return contextlib.nullcontext()
+
+
+TAKEN_BACK: dict[str, tuple[Callable[[Shape], Any], Callable[[Any], AbstractContextManager[Any]], bool]] = {
+    ALL: (Fathom, _nothing, True),
+    "DeepSpeed accumulates and reduces gradients": (fathom_deepspeed, _nothing, True),
+    "Megatron-core's linear layers, attention and feed-forward": (Fathom, _megatron_parts, True),
+    "the C library gives freed memory back": (Fathom, _nothing, False),
+    "PyTorch's cross-entropy": (Fathom, _torch_cross_entropy, True),
+    "DeepSpeed cuts weights anew after each step": (Fathom, _deepspeed_slices, True),
+}
+"""What is taken back: how the contestant is made, what is different while it takes a step, and whether freed memory is kept."""
+
+
+def measure(shape: Shape, rounds: int) -> dict[str, Any]:
+    """Step time with one thing taken back over the step time as it is, by turns."""
+    tokens = torch.randint(0, shape.vocab, (shape.accumulation, shape.batch, shape.seq + 1), generator=torch.Generator().manual_seed(0))
+    shared = {make: make(shape) for make in {make for make, _, _ in TAKEN_BACK.values()}}
+
+    def step(make: Callable[[Shape], Any], different: Callable[[Any], AbstractContextManager[Any]], keeps: bool) -> None:
+        allocator(keeps=keeps)
+        with different(shared[make]):
+            shared[make].step(tokens)
+
+    seconds = turns({name: functools.partial(step, *how) for name, how in TAKEN_BACK.items()}, rounds)
+    ratios = {name: spread([own / base for own, base in zip(times, seconds[ALL], strict=True)]) for name, times in seconds.items() if name != ALL}
+    return {"ratios": ratios, "seconds": seconds}
+
+
+def main(
+    shapes: str = typer.Option(",".join(SHAPES), help="Shapes to measure, by name."),
+    rounds: int = typer.Option(5, min=2, help="Counted rounds."),
+    out: Path | None = typer.Option(None, help="File for the JSON."),
+) -> None:
+    """Measure and print."""
+    from parallel.single import single_process
+
+    single_process()
+    torch.set_num_threads(1)
+    report = {name: measure(SHAPES[name], rounds) for name in shapes.split(",")}
+    for name, result in report.items():
+        Console(width=110).print(ratio_table(f"{name}: step time with one thing taken back, over the step as it is", "ratio", result["ratios"]))
+    if out is not None:
+        write_results(out, {"shapes": report})
+
+
+if __name__ == "__main__":
+    typer.run(main)

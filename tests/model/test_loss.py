@@ -1,0 +1,60 @@
+"""Our cross-entropy against PyTorch's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.loss import cross_entropy
+
+ROWS, VOCAB, PADDED = 50, 37, 40
+
+
+def example(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits_nv = (3 * torch.randn(ROWS, PADDED, generator=generator, dtype=torch.float64)).to(dtype).requires_grad_()
+    return logits_nv, torch.randint(0, VOCAB, (ROWS,), generator=generator), torch.rand(ROWS, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_loss_and_gradient_are_those_of_torch(dtype: torch.dtype, tolerance: float) -> None:
+    logits_nv, labels_n, weights_n = example(dtype)
+    loss_n = cross_entropy(logits_nv, labels_n, VOCAB)
+    wide = logits_nv.detach().double().requires_grad_()
+    expected_n = F.cross_entropy(wide[:, :VOCAB], labels_n, reduction="none")
+    assert loss_n.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(loss_n.double(), expected_n, rtol=min(tolerance, 1e-6), atol=0)  # the logits are what they are, in any format
+    (loss_n * weights_n).sum().backward()
+    (expected_n * weights_n).sum().backward()
+    assert logits_nv.grad is not None
+    assert wide.grad is not None
+    assert logits_nv.grad.dtype == dtype
+    torch.testing.assert_close(logits_nv.grad.double(), wide.grad, rtol=tolerance, atol=tolerance)
+
+
+def test_padding_takes_no_part() -> None:
+    logits_nv, labels_n, _ = example(torch.float32)
+    cross_entropy(logits_nv, labels_n, VOCAB).sum().backward()
+    assert logits_nv.grad is not None
+    assert not logits_nv.grad[:, VOCAB:].any()
+    assert logits_nv.grad[:, :VOCAB].all()
+    with torch.no_grad():
+        logits_nv[:, VOCAB:] = 1e9
+        assert cross_entropy(logits_nv, labels_n, VOCAB).max() < 100
+
+
+def test_logits_stay_as_they_are() -> None:
+    logits_nv, labels_n, _ = example(torch.float32)
+    before = logits_nv.detach().clone()
+    cross_entropy(logits_nv, labels_n, VOCAB).sum().backward()
+    assert torch.equal(logits_nv, before)
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    logits_nv, labels_n, _ = example(torch.float32)
+    loss = cross_entropy(logits_nv, labels_n, VOCAB).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -1,0 +1,46 @@
+"""The stand-ins that let Megatron-core run without a GPU, and the memory that its steps reuse."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from parallel import cpu
+
+FAULTS = """
+import resource, sys, torch
+torch.set_num_threads(1)
+from parallel.cpu import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def use():
+    return [torch.ones(10 << 20) for _ in range(6)]  # 240 MiB; glibc asks the system for each of these
+for _ in range(5):
+    use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_devices_of_gpus_become_the_cpu() -> None:
+    stand_in = cpu._stand_in()
+    assert stand_in.empty(2, device="cuda").device.type == "cpu"
+    assert stand_in.zeros(2, device=0).device.type == "cpu"
+    assert stand_in.cuda.current_device() == "cpu"
+    assert torch.cuda is not stand_in.cuda
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the switch is glibc's")
+def test_freed_memory_is_used_again() -> None:
+    def faults(mode: str) -> int:
+        return int(subprocess.run([sys.executable, "-W", "ignore", "-c", FAULTS, mode], check=True, capture_output=True, text=True).stdout)
+
+    pages = 3 * (240 << 20) // resource.getpagesize()
+    assert faults("keep") < pages // 20 < pages // 2 < faults("give back")
