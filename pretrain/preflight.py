@@ -25,6 +25,7 @@ from pretrain.environment import ROOT, git, versions
 from pretrain.state import CONTROL, PREFLIGHT_FILE, Owner, record_failure
 
 if TYPE_CHECKING:
+    import torch
     from torch.distributed import Store
 
 COMPARED = ("torch", "deepspeed", "megatron-core", "transformer-engine")
@@ -233,13 +234,9 @@ def _gpu(info: RankInfo) -> tuple[str | None, str | None, str]:
         index = info.local_rank % torch.cuda.device_count()
         device = torch.device("cuda", index)
         properties = torch.cuda.get_device_properties(index)
-        # Small whole numbers: exact in every format, as are their sums below 2^8 in bf16 and 2^24 in fp32.
-        a = (torch.arange(MATRIX * MATRIX, device=device).reshape(MATRIX, MATRIX) % 2).float()
-        for dtype in (torch.float32, torch.bfloat16):
-            product = (a.to(dtype) @ torch.ones_like(a, dtype=dtype)).float()
-            expected = a.cpu().sum(1, keepdim=True)
-            if not torch.equal(product.cpu(), expected.expand(MATRIX, MATRIX)):
-                return str(properties.uuid), properties.name, f"GPU {index} ({properties.name}) computes wrong products in {dtype}: take the node out"
+        wrong = _wrong_products(device)
+        if wrong:
+            return str(properties.uuid), properties.name, f"GPU {index} ({properties.name}) computes wrong products in {wrong}: take the node out"
         free, total = torch.cuda.mem_get_info(index)
     except RuntimeError as error:
         return None, None, f"GPU {info.local_rank}: {' '.join(str(error).split())[:200]}"
@@ -247,6 +244,20 @@ def _gpu(info: RankInfo) -> tuple[str | None, str | None, str]:
         busy = f"GPU {index} has {free / 2**30:.0f} of {total / 2**30:.0f} GiB free: another process is on it"
         return str(properties.uuid), properties.name, busy
     return str(properties.uuid), properties.name, ""
+
+
+def _wrong_products(device: torch.device) -> str:
+    """The first format in which the device multiplies two matrices wrongly, or nothing."""
+    import torch
+
+    # Small whole numbers: exact in every format, as are their sums below 2^8 in bf16 and 2^24 in fp32.
+    a = (torch.arange(MATRIX * MATRIX, device=device).reshape(MATRIX, MATRIX) % 2).float()
+    expected = a.cpu().sum(1, keepdim=True).expand(MATRIX, MATRIX)
+    for dtype in (torch.float32, torch.bfloat16):
+        product = (a.to(dtype) @ torch.ones_like(a, dtype=dtype)).float()
+        if not torch.equal(product.cpu(), expected):
+            return str(dtype).removeprefix("torch.")
+    return ""
 
 
 def _leave_together(store: Store, info: RankInfo) -> None:

@@ -6,9 +6,11 @@ import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from model.config import ModelConfig
@@ -108,6 +110,55 @@ def test_folder_that_is_not_shared(config: RunConfig, tmp_path: Path, monkeypatc
     monkeypatch.setattr(preflight, "SHARED_SECONDS", 0.0)
     trouble, _ = preflight._run_directory(tmp_path / "demo", "a file of rank 0", config)
     assert "is not the same folder as on the node of rank 0" in trouble
+
+
+@pytest.mark.parametrize("faulty", ["", "float32", "bfloat16"])
+def test_products_are_checked_in_every_format(monkeypatch: pytest.MonkeyPatch, faulty: str) -> None:
+    right = torch.Tensor.__matmul__
+
+    def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        result = right(a, b)
+        if str(a.dtype) == f"torch.{faulty}":
+            result[100, 200] -= 1
+        return result
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", product)
+    assert preflight._wrong_products(torch.device("cpu")) == faulty
+
+
+def out_of_order() -> None:
+    raise RuntimeError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be asynchronously reported")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, ""),
+        ({"wrong": "bfloat16"}, "GPU 3 (H200) computes wrong products in bfloat16: take the node out"),
+        ({"free": 20}, "GPU 3 has 20 of 140 GiB free: another process is on it"),
+        ({"count": out_of_order}, "GPU 3: CUDA error: uncorrectable ECC error encountered CUDA kernel errors might be asynchronously reported"),
+    ],
+)
+def test_what_is_said_of_a_gpu(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], said: str) -> None:
+    """torch.cuda's answers stand in for a GPU: four on a node, this rank's is the last."""
+    monkeypatch.setattr(preflight, "has_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", changes.get("count", lambda: 4))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"uuid{index}", name="H200"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (changes.get("free", 139) << 30, 140 << 30))
+    monkeypatch.setattr(preflight, "_wrong_products", lambda device: changes.get("wrong", ""))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    uuid, name, problem = preflight._gpu(RankInfo(11, 16, 3, "localhost", 1))
+    assert problem == said
+    assert (uuid, name) == ((None, None) if "count" in changes else ("uuid3", "H200"))
+    monkeypatch.delenv("SLURM_JOB_ID")
+    if "free" in changes:  # on a workstation another process may be meant to be there
+        assert preflight._gpu(RankInfo(11, 16, 3, "localhost", 1)) == ("uuid3", "H200", "")
+
+
+def test_a_job_with_gpus_where_cuda_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "has_gpu", lambda: False)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
+    assert preflight._gpu(ALONE)[2] == "the job has GPUs here (8), but CUDA does not work: see nvidia-smi on this node"
 
 
 def test_the_bad_node_leaves_word(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
