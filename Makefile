@@ -73,13 +73,15 @@ test-gpu: $(STAMP) ## Run the tests that need a GPU
 .PHONY: bench
 bench: $(STAMP) ## Run the benchmarks on the CPU
 	@echo "bench: benchmarks on the CPU"
-	@$(RUN) -m benchmarks.run $(ARGS)
+	@$(RUN) -W ignore -m benchmarks.run --rounds 2 $(ARGS)
+	@echo "bench: where the time of a step goes"
+	@$(RUN) -W ignore -m benchmarks.profile --repeats 1 --out benchmarks/results/profile.json
 	@echo "bench: checkpoints of 1000 layers"
-	@$(RUN) -m benchmarks.checkpoint
+	@$(RUN) -W ignore -m benchmarks.checkpoint
 	@echo "bench: cost of a layer by depth, start-up, data preparation, memory against the plan"
-	@$(RUN) -W ignore -m benchmarks.depth --out benchmarks/results/depth.json
+	@$(RUN) -W ignore -m benchmarks.depth --rounds 2 --out benchmarks/results/depth.json
 	@$(RUN) -W ignore -m benchmarks.startup --out benchmarks/results/startup.json
-	@$(RUN) -W ignore -m benchmarks.data --out benchmarks/results/data.json
+	@$(RUN) -W ignore -m benchmarks.data --rounds 2 --out benchmarks/results/data.json
 	@$(RUN) -W ignore -m benchmarks.memory
 
 .PHONY: bench-gpu

@@ -41,6 +41,12 @@ def _torch_cross_entropy(contestant: Fathom) -> AbstractContextManager[Any]:
     return patch.object(GPT, "compute_language_model_loss", _torch_loss)
 
 
+def _attention_in_place(contestant: Fathom) -> AbstractContextManager[Any]:
+    from model import local
+
+    return patch.object(local, "COPIED_FROM", 1 << 62)
+
+
 @contextlib.contextmanager
 def _megatron_parts(contestant: Fathom) -> Iterator[None]:
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
@@ -67,6 +73,7 @@ TAKEN_BACK: dict[str, tuple[Callable[[Shape], Any], Callable[[Any], AbstractCont
     "the C library gives freed memory back": (Fathom, _nothing, False),
     "PyTorch's cross-entropy": (Fathom, _torch_cross_entropy, True),
     "DeepSpeed cuts weights anew after each step": (Fathom, _deepspeed_slices, True),
+    "attention reads heads where they lie": (Fathom, _attention_in_place, True),
 }
 """What is taken back: how the contestant is made, what is different while it takes a step, and whether freed memory is kept."""
 
