@@ -83,14 +83,15 @@ def measure(shape: Shape, rounds: int) -> dict[str, Any]:
     tokens = torch.randint(0, shape.vocab, (shape.accumulation, shape.batch, shape.seq + 1), generator=torch.Generator().manual_seed(0))
     shared = {make: make(shape) for make in {make for make, _, _ in TAKEN_BACK.values()}}
 
-    def step(make: Callable[[Shape], Any], different: Callable[[Any], AbstractContextManager[Any]], keeps: bool) -> None:
-        allocator(keeps=keeps)
+    def step(make: Callable[[Shape], Any], different: Callable[[Any], AbstractContextManager[Any]]) -> None:
         with different(shared[make]):
             shared[make].step(tokens)
 
-    seconds = turns({name: functools.partial(step, *how) for name, how in TAKEN_BACK.items()}, rounds)
+    actions = {name: functools.partial(step, make, different) for name, (make, different, _) in TAKEN_BACK.items()}
+    seconds = turns(actions, rounds, {name: functools.partial(allocator, keeps=keeps) for name, (_, _, keeps) in TAKEN_BACK.items()})
     ratios = {name: spread([own / base for own, base in zip(times, seconds[ALL], strict=True)]) for name, times in seconds.items() if name != ALL}
-    return {"ratios": ratios, "seconds": seconds}
+    best = {name: min(times) / min(seconds[ALL]) for name, times in seconds.items() if name != ALL}
+    return {"ratios": ratios, "best": best, "seconds": seconds}
 
 
 def main(
@@ -106,6 +107,7 @@ def main(
     report = {name: measure(SHAPES[name], rounds) for name in shapes.split(",")}
     for name, result in report.items():
         Console(width=110).print(ratio_table(f"{name}: step time with one thing taken back, over the step as it is", "ratio", result["ratios"]))
+        print("of the quickest steps:", ", ".join(f"{what} {ratio:.3f}" for what, ratio in result["best"].items()))
     if out is not None:
         write_results(out, {"shapes": report})
 

@@ -8,17 +8,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from rich.table import Table
 
 M_MMAP_THRESHOLD = -3
+KEPT = 5 << 29
+"""Bytes; the activations of the largest shape that is measured."""
 
 
-def turns(actions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+def turns(actions: Mapping[str, Callable[[], Any]], rounds: int, before: Mapping[str, Callable[[], Any]] | None = None) -> dict[str, list[float]]:
     """Seconds of every action in each of `rounds` counted rounds, after one that warms up. The order turns about, so that a slow moment of the machine
-    does not always hit the same one."""
+    does not always hit the same one. before: what is done before an action and not timed."""
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for turn in range(rounds + 1):
         for name in actions if turn % 2 else reversed(list(actions)):
+            if before is not None:
+                before[name]()
             begin = time.perf_counter()
             actions[name]()
             if turn:
@@ -29,13 +34,14 @@ def turns(actions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, li
 def allocator(*, keeps: bool, large: int = 32 << 20) -> None:
     """The C library's memory allocator for what runs next: Fathom's setting, or glibc's own as it is once it has adapted itself to large tensors.
 
-    large: bytes from which glibc asks the system each time.
+    large: bytes from which glibc asks the system each time. Fathom's comes with as much freed memory as its earlier steps would have left.
     """
     from parallel.cpu import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
 
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if keeps:
         keep_freed_memory()
+        torch.zeros(KEPT // 4).fill_(1.0)
     elif mallopt is not None:
         mallopt(M_MMAP_MAX, 65536)
         mallopt(M_MMAP_THRESHOLD, large)
