@@ -62,15 +62,11 @@ def _megatron_parts(contestant: Fathom) -> Iterator[None]:
         yield
 
 
-def _nothing(contestant: Any) -> AbstractContextManager[Any]:
-    return contextlib.nullcontext()
-
-
 TAKEN_BACK: dict[str, tuple[Callable[[Shape], Any], Callable[[Any], AbstractContextManager[Any]], bool]] = {
-    ALL: (Fathom, _nothing, True),
-    "DeepSpeed accumulates and reduces gradients": (fathom_deepspeed, _nothing, True),
+    ALL: (Fathom, contextlib.nullcontext, True),
+    "DeepSpeed accumulates and reduces gradients": (fathom_deepspeed, contextlib.nullcontext, True),
     "Megatron-core's linear layers, attention and feed-forward": (Fathom, _megatron_parts, True),
-    "the C library gives freed memory back": (Fathom, _nothing, False),
+    "the C library gives freed memory back": (Fathom, contextlib.nullcontext, False),
     "PyTorch's cross-entropy": (Fathom, _torch_cross_entropy, True),
     "DeepSpeed cuts weights anew after each step": (Fathom, _deepspeed_slices, True),
     "attention reads heads where they lie": (Fathom, _attention_in_place, True),
@@ -80,7 +76,7 @@ TAKEN_BACK: dict[str, tuple[Callable[[Shape], Any], Callable[[Any], AbstractCont
 
 def measure(shape: Shape, rounds: int) -> dict[str, Any]:
     """Step time with one thing taken back over the step time as it is, by turns."""
-    tokens = torch.randint(0, shape.vocab, (shape.accumulation, shape.batch, shape.seq + 1), generator=torch.Generator().manual_seed(0))
+    tokens = shape.sample()
     shared = {make: make(shape) for make in {make for make, _, _ in TAKEN_BACK.values()}}
 
     def step(make: Callable[[Shape], Any], different: Callable[[Any], AbstractContextManager[Any]]) -> None:

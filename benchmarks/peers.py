@@ -37,6 +37,10 @@ class Shape:
         """Tokens of one optimizer step."""
         return self.seq * self.batch * self.accumulation
 
+    def sample(self) -> Tensor:
+        """Token ids of one optimizer step, [accumulation, batch, seq + 1], the same for all that are compared."""
+        return torch.randint(0, self.vocab, (self.accumulation, self.batch, self.seq + 1), generator=torch.Generator().manual_seed(0))
+
 
 class Contestant(Protocol):
     """Something that trains."""

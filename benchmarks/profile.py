@@ -32,7 +32,10 @@ KINDS: dict[str, tuple[str, ...]] = {
     "copies": ("aten::copy_", "aten::cat", "aten::clone", "aten::contiguous", "aten::_to_copy"),
     "residual sums, sums of gradients": ("aten::add", "aten::add_"),
     "gradients of biases": ("aten::sum",),
-    "loss": ("aten::_log_softmax", "aten::_log_softmax_backward_data", "aten::nll_loss_forward", "aten::nll_loss_backward", "aten::nll_loss_nd"),
+    "loss": (
+        *("aten::_log_softmax", "aten::_log_softmax_backward_data", "aten::nll_loss_forward", "aten::nll_loss_backward", "aten::nll_loss_nd"),
+        *("aten::gather", "aten::exp_", "aten::_index_put_impl_"),
+    ),
     "zeros": ("aten::fill_", "aten::zero_", "aten::zeros", "aten::zeros_like"),
     "AdamW": ("aten::_fused_adamw_",),
     "norm and clipping of gradients": ("aten::linalg_vector_norm", "aten::_foreach_norm", "aten::mul_", "aten::_foreach_mul_", "aten::stack"),
@@ -145,8 +148,7 @@ def main(
     single_process()
     torch.set_num_threads(1)
     chosen = SHAPES[shape]
-    tokens = torch.randint(0, chosen.vocab, (chosen.accumulation, chosen.batch, chosen.seq + 1), generator=torch.Generator().manual_seed(0))
-    results = {name: measure(MAKERS[name](chosen), tokens, repeats) for name in contestants.split(",")}
+    results = {name: measure(MAKERS[name](chosen), chosen.sample(), repeats) for name in contestants.split(",")}
     Console(width=140).print(table(f"One step of {shape}", results))
     if out is not None:
         write_results(out, {"shape": shape, "results": results})

@@ -50,7 +50,7 @@ def measure(shape: Shape, names: Sequence[str], rounds: int) -> dict[str, dict[s
     for name in names:
         begin = time.perf_counter()
         built[name] = (MAKERS | SCHEME_MAKERS)[name](shape), time.perf_counter() - begin
-    tokens = torch.randint(0, shape.vocab, (shape.accumulation, shape.batch, shape.seq + 1), generator=torch.Generator().manual_seed(0))
+    tokens = shape.sample()
     actions = {name: functools.partial(contestant.step, tokens) for name, (contestant, _) in built.items()}
     seconds = turns(actions, rounds, {name: functools.partial(allocator, keeps=contestant.keeps_memory) for name, (contestant, _) in built.items()})
     return {

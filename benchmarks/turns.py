@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 from rich.table import Table
 
-M_MMAP_THRESHOLD = -3
 KEPT = 5 << 29
 """Bytes; the activations of the largest shape that is measured."""
 
@@ -36,16 +34,13 @@ def allocator(*, keeps: bool, large: int = 32 << 20) -> None:
 
     large: bytes from which glibc asks the system each time. Fathom's comes with as much freed memory as its earlier steps would have left.
     """
-    from parallel.cpu import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
+    from parallel import cpu
 
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if keeps:
-        keep_freed_memory()
-        torch.zeros(KEPT // 4).fill_(1.0)
-    elif mallopt is not None:
-        mallopt(M_MMAP_MAX, 65536)
-        mallopt(M_MMAP_THRESHOLD, large)
-        mallopt(M_TRIM_THRESHOLD, 2 * large)
+        cpu.keep_freed_memory()
+        torch.ones(KEPT // 4)
+    else:
+        cpu.mallopt({cpu.M_MMAP_MAX: 65536, cpu.M_MMAP_THRESHOLD: large, cpu.M_TRIM_THRESHOLD: 2 * large})
 
 
 def spread(ratios: Sequence[float]) -> dict[str, float]:

@@ -33,7 +33,8 @@ class _CrossEntropy(torch.autograd.Function):
         grad_nv[torch.arange(len(labels_n), device=labels_n.device), labels_n] -= 1.0
         grad_nv.mul_(grad_n[:, None])
         dtype, padding = ctx.like
-        return F.pad(grad_nv.to(dtype), (0, padding)) if padding else grad_nv.to(dtype), None, None
+        grad_nv = grad_nv.to(dtype)
+        return F.pad(grad_nv, (0, padding)) if padding else grad_nv, None, None
 
 
 def cross_entropy(logits_nv: Tensor, labels_n: Tensor, vocab: int) -> Tensor:

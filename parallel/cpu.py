@@ -12,7 +12,7 @@ import functools
 import logging
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -63,14 +63,19 @@ def _stand_in() -> types.ModuleType:
 
 
 # Numbers of <malloc.h>.
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+
+
+def mallopt(settings: Mapping[int, int]) -> bool:
+    """Sets options of the C library's memory allocator. False where the library has no such switch (it is glibc's) or refuses a value."""
+    switch = getattr(ctypes.CDLL(None), "mallopt", None)
+    return switch is not None and all(switch(option, value) for option, value in settings.items())
 
 
 def keep_freed_memory() -> bool:
     """Has the C library keep what PyTorch frees instead of giving it back to the system: a step frees and asks for the same gigabytes again and again,
-    and fresh pages cost a fault each, up to 8 % of a step. False where the C library has no such switch (it is glibc's)."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
+    and fresh pages cost a fault each, up to 8 % of a step. False where `mallopt` says so."""
+    return mallopt({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1})
 
 
 @functools.cache

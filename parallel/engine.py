@@ -133,7 +133,7 @@ class Engine:
             )
         self.zero = topology.layout.zero > 0
         if topology.layout.zero in (1, 2):
-            # After every step it would cut each parameter anew out of the flat group, of which it is a view already: 1.5 % of a step at 1000 layers.
+            # After every step it would cut each parameter anew out of the flat group, of which it is a view already: 0.17 s at 1000 layers.
             self.optimizer._update_model_bit16_weights = lambda group: None
         self.device = self.parameters[0].parameter.device
         self.models: list[nn.Module] = self.chunks if topology.layout.zero < 3 else [stage3.Gathering(self.deepspeed, self.chunks[0])]

@@ -250,7 +250,7 @@ def _wrong_products(device: torch.device) -> str:
     """The first format in which the device multiplies two matrices wrongly, or nothing."""
     import torch
 
-    # Small whole numbers: exact in every format, as are their sums below 2^8 in bf16 and 2^24 in fp32.
+    # Small whole numbers: exact in every format, as are their sums up to 2^8 in bf16 and 2^24 in fp32.
     a = (torch.arange(MATRIX * MATRIX, device=device).reshape(MATRIX, MATRIX) % 2).float()
     expected = a.cpu().sum(1, keepdim=True).expand(MATRIX, MATRIX)
     for dtype in (torch.float32, torch.bfloat16):
