@@ -1,4 +1,4 @@
-"""`make bench-gpu`: how fast one GPU trains models of 1.5 billion parameters, shallow to very deep, in bf16 and FP8, eager.
+"""`make bench-gpu`: how fast one GPU trains models of 1.5 billion parameters, shallow to very deep, in bf16 and FP8, eager and by CUDA graphs.
 
 Each measurement is a process of its own, so that nothing of one stays in another's memory. What does not fit is tried again with half the micro-batch.
 Launch-time share: the part of a step in which the GPU runs nothing because the host has not launched it yet, 1 - busy / step. Busy time is the union of all
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -32,18 +32,21 @@ ROOT = Path(__file__).resolve().parent.parent
 SEQ = 1024
 WARM_UP, OUT_OF_MEMORY = 5, 3
 DEPTHS = (24, 48, 96, 192, 384, 1000)
+COMPILED = ("deep_24", "deep_1000")
 FILES = {"gpt2_xl": "configs/gpt2_xl.yaml"} | {f"deep_{depth}": f"configs/deep_1p5b_{depth}_layers.yaml" for depth in DEPTHS}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement. model: a key of FILES; kernels and recipe as train.kernels and train.fp8.recipe; micro: samples of a micro-batch."""
+    """One measurement. model: a key of FILES; micro: samples of a micro-batch; the rest as train.kernels, .fp8.recipe, .cuda_graph and .compile."""
 
     model: str
     kernels: str
     recipe: str
     micro: int
     accumulation: int
+    graph: bool = False
+    compiled: bool = False
 
     @property
     def precision(self) -> str:
@@ -52,8 +55,9 @@ class Case:
 
     @property
     def label(self) -> str:
-        """Model, kernels and recipe."""
-        return f"{self.model} {self.kernels} {self.precision if self.recipe == 'none' else self.recipe}"
+        """Model, kernels, recipe, and how steps are launched."""
+        how = ["compiled"] * self.compiled + ["graph" if self.graph else "eager"]
+        return f"{self.model} {self.kernels} {self.precision if self.recipe == 'none' else self.recipe} {' '.join(how)}"
 
     def config(self) -> RunConfig:
         """The run of this case. Raises UserError for a case that cannot be configured."""
@@ -69,6 +73,8 @@ class Case:
                 "train.precision=bf16",
                 f"train.kernels={self.kernels}",
                 f"train.fp8.recipe={self.recipe}",
+                f"train.cuda_graph={str(self.graph).lower()}",
+                f"train.compile={str(self.compiled).lower()}",
             ],
         )
 
@@ -115,8 +121,10 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
         torch.cuda.synchronize()
         return time.perf_counter() - begin
 
+    captures = []
     for _ in range(WARM_UP):
         step()
+        captures += [engine.graph.capture_s] if engine.graph is not None else []
     gc.collect()
     torch.cuda.reset_peak_memory_stats()
     seconds = [step() for _ in range(steps)]
@@ -134,6 +142,7 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
         "hidden": config.model.hidden_size,
         "gpu": gpu,
         "build_s": build,
+        "capture_s": next((seconds for seconds in captures if seconds is not None), None),
         "step_s": median,
         "steps_s": seconds,
         "tokens_per_s": tokens / median,
@@ -147,12 +156,20 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
 
 
 def cases_for(models: Sequence[str], kernels: Sequence[str], recipes: Sequence[str], micro: int, accumulation: int) -> list[Case]:
-    """GPT-2 XL with all kinds of kernels and recipes; the family by depth with the last of each, to see depth and nothing else."""
+    """GPT-2 XL with all kinds of kernels and recipes, the first recipe also eager; the family by depth with the last kind, to see depth and launches only.
+
+    Compiled residual joins at both ends of the family.
+    """
     cases = []
     for model in models:
-        all_kinds = not model.startswith("deep_")
-        cases += [Case(model, kind, "none", micro, accumulation) for kind in (kernels if all_kinds else kernels[-1:])]
-        cases += [Case(model, "te", recipe, micro, accumulation) for recipe in (recipes if all_kinds else recipes[:1])]
+        family = model.startswith("deep_")
+        for kind in kernels[-1:] if family else kernels:
+            cases += [Case(model, kind, "none", micro, accumulation, graph) for graph in (False, True)]
+        if model in COMPILED:
+            cases.append(Case(model, kernels[-1], "none", micro, accumulation, graph=True, compiled=True))
+        if recipes and not family:
+            cases.append(Case(model, "te", recipes[0], micro, accumulation))
+        cases += [Case(model, "te", recipe, micro, accumulation, graph=True) for recipe in (recipes[:1] if family else recipes)]
     return cases
 
 
@@ -160,7 +177,7 @@ def run_case(case: Case, steps: int) -> dict[str, Any]:
     """A case in a process of its own; with half the micro-batch, and twice the accumulation, as often as memory runs out."""
     micro, accumulation = case.micro, case.accumulation
     while micro:
-        fitting = Case(case.model, case.kernels, case.recipe, micro, accumulation)
+        fitting = replace(case, micro=micro, accumulation=accumulation)
         command = [sys.executable, "-m", "benchmarks.gpu", "--only", json.dumps(asdict(fitting)), "--steps", str(steps)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode == 0:
@@ -173,7 +190,7 @@ def run_case(case: Case, steps: int) -> dict[str, Any]:
 
 def table(results: Sequence[dict[str, Any]]) -> Table:
     """What is printed."""
-    out = Table(title=f"One GPU, sequences of {SEQ}, eager, no recomputation; MFU against the dense peak of the format of the matrix products")
+    out = Table(title=f"One GPU, sequences of {SEQ}, no recomputation; MFU against the dense peak of the format of the matrix products")
     columns = ("case", "parameters", "micro-batch", "step", "tokens/s", "TFLOP/s", "MFU", "peak memory", "launch-time share")
     for column in columns:
         out.add_column(column, justify="left" if column == "case" else "right")

@@ -20,7 +20,10 @@ from torch import Tensor
 
 from model.errors import UserError
 from model.layer import DepthLayer
+from model.residual import ResidualJoin, join
 
+RECOMPILES = 8
+"""Compilations of one function that PyTorch makes before it gives up."""
 COMPILERS = ("g++", "clang++", "c++")
 
 
@@ -85,3 +88,19 @@ def compile_layers(chunks: Iterable[Any], *, backend: str | Callable[..., Any] =
                 layer.scales_as_tensors()
         _without_guards(stack, shared)
     return len(layers)
+
+
+def compile_joins(chunks: Iterable[Any], *, backend: str | Callable[..., Any] = "inductor") -> int:
+    """Compiles the residual joins of layers whose other parts are kernels already, so that scales, bias and additions are one pass over memory.
+
+    Returns the number of joins that had more than one operation; the others stay as they are, and with none nothing is compiled.
+    Raises ValueError for more sets of coefficients than PyTorch compiles one function for.
+    """
+    joins = [part for chunk in chunks for part in chunk.modules() if isinstance(part, ResidualJoin) and part.kernels > 1]
+    kinds = {(part.residual_scale, part.branch_scale, part.skip_scale) for part in joins}
+    if len(kinds) >= RECOMPILES:
+        raise ValueError(f"{len(kinds)} sets of residual coefficients: each would be compiled by itself")
+    function = torch.compile(join, fullgraph=True, dynamic=False, backend=backend)
+    for part in joins:
+        part.function = function
+    return len(joins)

@@ -9,6 +9,7 @@ Importing this module needs Transformer Engine; raises ImportError without it.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from megatron.core.extensions.transformer_engine import (
@@ -90,6 +91,10 @@ class TEAttention(TEDotProductAttention):
     def __init__(self, config: Any, layer_number: int, attn_mask_type: AttnMaskType, attention_type: str, **kwargs: Any) -> None:
         super().__init__(config, layer_number, attn_mask_type, attention_type, **kwargs)
         self.mask_type = attn_mask_type
+        if not self.attention_dropout:
+            # Without dropout nothing is drawn, yet every call would exchange the random states of host and GPU, which no CUDA graph may contain.
+            for backend in (self.flash_attention, self.fused_attention, self.unfused_attention):
+                backend.attention_dropout_ctx = contextlib.nullcontext
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Tensor:
         """query: [s, b, heads, d]; key, value: [t, b, groups, d]; attention_mask: True hides, read by the padding mask type only.

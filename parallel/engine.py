@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from model.names import NamedParameter, named_parameters
 from parallel import stage3
 from parallel.gradients import Gradient, GradientBuffer, Group, build_groups
+from parallel.graphs import StepGraph
 from parallel.muon import Muon, Orthogonalizer, matrices_of
 from parallel.topology import Topology
 
@@ -92,6 +93,7 @@ class Engine:
     """One training engine per process.
 
     chunks: model chunks of this rank (several with interleaved pipelines); clip: global gradient norm limit, 0 for none.
+    cuda_graph: run the passes of a step by a CUDA graph; without a pipeline and below ZeRO-3 only.
     make_optimizer: from DeepSpeed-style parameter groups to a torch optimizer. Raises UserError for a precision that the ZeRO stage cannot train.
     """
 
@@ -108,6 +110,7 @@ class Engine:
         tied: bool,
         decay_embeddings: bool,
         muon: bool = False,
+        cuda_graph: bool = False,
     ) -> None:
         import deepspeed
         from deepspeed.utils import logger
@@ -146,6 +149,7 @@ class Engine:
                 for index, buffer in enumerate(self.buffers)
                 if buffer.group.muon and isinstance(buffer, GradientBuffer)
             }
+        self.graph = StepGraph(self._fixed()) if cuda_graph else None
         for chunk in self.chunks:
             if not chunk.training:  # a new one is, and setting it walks all modules
                 chunk.train()
@@ -182,6 +186,10 @@ class Engine:
             for i, group in enumerate(self.groups)
         ]
 
+    def _fixed(self) -> list[Tensor]:
+        """What stands for all weights and gradients in their flat groups: a group moves as a whole."""
+        return [tensor for buffer in self.buffers for tensor in (buffer.partition, buffer.group.parameters[0].parameter)]
+
     def set_lr(self, lr: float) -> None:
         """Learning rate of the next steps."""
         for group in self.deepspeed.optimizer.param_groups:
@@ -211,16 +219,21 @@ class Engine:
         num_microbatches: int,
         vote: float = 0.0,
         inspect: Callable[[], None] | None = None,
+        watched: bool = False,
     ) -> StepResult:
         """One optimizer step over `num_microbatches` micro-batches of this rank.
 
         batches: makes an iterator over them; forward_step: Megatron-core's convention, its loss function returning (loss, detached loss).
-        inspect: called when gradients are reduced and not yet clipped.
+        inspect: called when gradients are reduced and not yet clipped. watched: modules have hooks, which must run in this step.
         One collective carries norm, loss and votes, so that all ranks take the same decision.
         """
         for buffer in self.buffers:
             buffer.prepare()
-        losses = self._run(forward_step, batches, num_microbatches, forward_only=False)
+        if self.graph is None:
+            losses = self._run(forward_step, batches, num_microbatches, forward_only=False)
+        else:
+            passes = lambda static: self._run(forward_step, lambda: iter(static), num_microbatches, forward_only=False)  # noqa: E731
+            losses = self.graph.run(passes, list(batches()), watched=watched)
         for buffer in self.buffers:
             buffer.reduce()
         if inspect is not None:

@@ -45,6 +45,10 @@ class Gathering(nn.Module):
         """The chunk's forward; the same arguments and result."""
         return self.engine[0](*inputs, **keywords) if torch.is_grad_enabled() else self.module(*inputs, **keywords)
 
+    def set_is_first_microbatch(self) -> None:
+        """Called by the schedule once a step, where FP8 casts of weights are made anew; without it they would stay those of the first step."""
+        self.module.set_is_first_microbatch()  # type: ignore[operator]
+
 
 class ScatteredGradient(Gradient):
     """A group's slice of DeepSpeed's buffer of partitions: of every parameter the rank's equal piece, the last one padded with zeros."""

@@ -15,7 +15,7 @@ from parallel.engine import Engine
 from parallel.muon import Muon
 from parallel.precision import check_sizes, fallback, resolve, this_machine
 from parallel.topology import Topology
-from pretrain.compiling import compile_chunks
+from pretrain.compiling import check_cuda_graph, compile_chunks
 from pretrain.config import MOMENTUM, OptimizerConfig, RunConfig
 
 
@@ -93,6 +93,8 @@ def build_engine(config: RunConfig, topology: Topology) -> Engine:
         print(f"fathom: {note}", file=sys.stderr)
     topology.layout.check_dtype(numerics.dtype)
     check_sizes(numerics, config.model, topology.layout, seq_length=config.data.seq_length, micro_batch_size=train.micro_batch_size)
+    if train.cuda_graph:
+        check_cuda_graph(config, topology.layout)
     seed_everything(config.train.seed, topology)
     chunks = build_chunks(
         config.model,
@@ -117,4 +119,5 @@ def build_engine(config: RunConfig, topology: Topology) -> Engine:
         tied=config.model.tie_embeddings,
         decay_embeddings=config.optimizer.decay_embeddings,
         muon=config.optimizer.kind == "muon",
+        cuda_graph=train.cuda_graph,
     )

@@ -82,7 +82,13 @@ class TrainConfig(Strict):
         description="Parts of the layers. te: Transformer Engine's; local: PyTorch's; auto: te for bf16 on a GPU where it is installed. Weights fit both.",
     )
     compile: bool = Field(
-        False, description="Compile the layers with torch.compile, once for all of them; with PyTorch's kernels, no recomputation and tensor=1."
+        False,
+        description="Compile with torch.compile, once for all layers: whole layers of PyTorch's kernels (tensor=1), or the residual joins between Transformer "
+        "Engine's. Without recomputation and dropout, zero below 3.",
+    )
+    cuda_graph: bool = Field(
+        False,
+        description="Launch forward and backward of a step at once, as a CUDA graph; with pipeline=1, zero below 3, no recomputation, no dropout.",
     )
     fp8: Fp8Config = Field(default_factory=Fp8Config, description="FP8 matrix products.")
     seed: int = Field(1234, ge=0, description="Seed of weights, data order and dropout.")

@@ -231,7 +231,8 @@ class Trainer:
         lr = learning_rate(self.config.schedule, self.config.optimizer.lr, self.step, self.config.train.steps)
         self.engine.set_lr(lr)
         vote = self.requests.vote(self.saving.saver.failed)
-        result = self.engine.train_step(forward_step, lambda: iter(batches), len(batches), vote, inspect=lambda: self._call("on_gradients"))
+        watched = any(callback.watching for callback in self.callbacks)
+        result = self.engine.train_step(forward_step, lambda: iter(batches), len(batches), vote, lambda: self._call("on_gradients"), watched)
         self.applied_steps += result.applied
         seconds = time.perf_counter() - begin
         record = {
@@ -245,5 +246,8 @@ class Trainer:
             "data_wait_share": wait / seconds,
             "skipped": not result.applied,
         }
+        graph = self.engine.graph
+        if graph is not None and graph.capture_s is not None:
+            record["graph_capture_s"] = graph.capture_s
         self._call("on_step", record)
         return result.applied, decision(result.votes)

@@ -9,7 +9,12 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Base of all callbacks: every moment of a run, doing nothing."""
+    """Base of all callbacks: every moment of a run, doing nothing.
+
+    watching: hooks of modules that must run in the step about to be taken; set in `before_step`.
+    """
+
+    watching = False
 
     def on_start(self, trainer: Trainer) -> None:
         """After everything is built and loaded, before the first step."""

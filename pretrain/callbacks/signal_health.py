@@ -71,11 +71,13 @@ class SignalHealth(Callback):
         trainer.callbacks.insert(0, self)
 
     def before_step(self, trainer: Trainer) -> None:
-        """Hangs the hooks where this step is measured."""
-        full = self._full(trainer)
+        """Hangs the hooks where this step is measured. Under a CUDA graph the cheap set does without: its hooks would take the graph from every step."""
+        full = self.watching = self._full(trainer)
         if not full and not self._cheap(trainer):
             return
         self.hooks = LayerHooks()
+        if not full and trainer.engine.graph is not None:
+            return
         chosen = set(spread(trainer.config.model.num_layers, SAMPLED_LAYERS))
         late = not trainer.engine.topology.layout.sequence_parallel
         for chunk in trainer.engine.chunks:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from model.size import parameter_count
 from parallel.config import ParallelConfig
 from parallel.precision import RECIPES, Machine, check_sizes, resolve
 from parallel.topology import check_layout
+from pretrain.compiling import check_compile, check_cuda_graph
 
 ROOT = Path(__file__).resolve().parents[2]
 B200 = Machine("NVIDIA B200", (10, 0), (13, 0), "2.11.0", "")
@@ -48,12 +50,31 @@ def test_every_case_can_be_configured_at_1p5_billion(model: str) -> None:
         check_sizes(numerics, config.model, layout, seq_length=SEQ, micro_batch_size=case.micro)
         assert numerics.label == case.precision
         assert config.train.global_batch_size == 32
+        if case.compiled:
+            check_compile(config, numerics)
+        with mock.patch.object(torch.cuda, "is_available", return_value=True):
+            check_cuda_graph(config, layout)
     assert 1.45e9 < parameter_count(config.model)["total"] < 1.6e9
 
 
 def test_cases() -> None:
-    labels = [case.label for case in cases_for(["gpt2_xl", "deep_1000"], ["local", "te"], ["blockwise", "delayed"], 8, 4)]
-    assert labels == ["gpt2_xl local bf16", "gpt2_xl te bf16", "gpt2_xl te blockwise", "gpt2_xl te delayed", "deep_1000 te bf16", "deep_1000 te blockwise"]
+    labels = [case.label for case in cases_for(["gpt2_xl", "deep_96", "deep_1000"], ["local", "te"], ["blockwise", "delayed"], 8, 4)]
+    assert labels == [
+        "gpt2_xl local bf16 eager",
+        "gpt2_xl local bf16 graph",
+        "gpt2_xl te bf16 eager",
+        "gpt2_xl te bf16 graph",
+        "gpt2_xl te blockwise eager",
+        "gpt2_xl te blockwise graph",
+        "gpt2_xl te delayed graph",
+        "deep_96 te bf16 eager",
+        "deep_96 te bf16 graph",
+        "deep_96 te blockwise graph",
+        "deep_1000 te bf16 eager",
+        "deep_1000 te bf16 graph",
+        "deep_1000 te bf16 compiled graph",
+        "deep_1000 te blockwise graph",
+    ]
 
 
 def test_the_table_shows_numbers_and_failures() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model import compiled
-from model.compiled import compile_layers
+from model.compiled import compile_joins, compile_layers
 from model.config import ModelConfig
 from model.errors import UserError
 from model.gpt import GPT, transformer_config
@@ -168,3 +168,41 @@ def test_inductor_gives_the_same_numbers(scheme: str) -> None:
     torch.testing.assert_close(again, loss, rtol=1e-5, atol=0)
     for name, gradient in gradients.items():
         torch.testing.assert_close(compiled_gradients[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+def test_joins_are_compiled_where_one_pass_would_do(scheme: str) -> None:
+    """Every set of coefficients once, whatever the depth; joins that are one operation stay as they are."""
+    model = build(scheme, layers=12)
+    graphs, backend = counting()
+    eager_loss, eager = loss_and_gradients(model)
+    joins = [join for layer in model.decoder.layers for join in (layer.self_attention_join, layer.mlp_join)]
+    expected = [join for join in joins if join.kernels > 1]
+    assert compile_joins([model], backend=backend) == len(expected)
+    loss, gradients = loss_and_gradients(model)
+    assert len(graphs) == len({(join.residual_scale, join.branch_scale, join.skip_scale) for join in expected})
+    assert torch.equal(loss, eager_loss)
+    assert all(torch.equal(gradient, eager[name]) for name, gradient in gradients.items())
+    model.eval()
+    loss_and_gradients(model)
+    model.train()
+    assert loss_and_gradients(model)[0] == loss
+    assert len(graphs) == len({(join.residual_scale, join.branch_scale, join.skip_scale) for join in expected})
+
+
+@pytest.mark.parametrize(("scheme", "share"), [("pre_ln", 0.0), ("b2t", 0.5), ("deepscalelm_pre_ln", 1.0), ("deepnorm", 1.0), ("spannorm", 0.0)])
+def test_which_joins_take_more_than_one_operation(scheme: str, share: float) -> None:
+    model = build(scheme, layers=4)
+    assert compile_joins([model], backend=counting()[1]) == share * 2 * 4
+
+
+@pytest.mark.parametrize("scheme", ["b2t", "deepscalelm_pre_ln"])
+def test_compiled_joins_give_the_same_numbers(scheme: str) -> None:
+    """In fp64, where only the order of additions may differ."""
+    model = build(scheme, layers=3).double()
+    loss, gradients = loss_and_gradients(model)
+    assert compile_joins([model])
+    compiled_loss, compiled_gradients = loss_and_gradients(model)
+    assert float(compiled_loss) == pytest.approx(float(loss), rel=1e-13)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(compiled_gradients[name], gradient, rtol=1e-10, atol=1e-14)

@@ -15,6 +15,7 @@ from torch import Tensor
 import pretrain.callbacks.signal_hooks as signal_hooks
 from model.names import named_parameters
 from parallel.single import single_process
+from pretrain import build
 from pretrain.build import build_chunks
 from pretrain.callbacks import Callback
 from pretrain.callbacks.logging import MetricsFile, TensorBoard
@@ -24,6 +25,7 @@ from pretrain.callbacks.signal_hooks import largest_logit
 from pretrain.config import RunConfig
 from pretrain.loop import forward_step
 from pretrain.metrics import read_metrics
+from tests.parallel.graph_emulator import emulated
 from tests.pretrain.small import small_config, small_data, small_trainer
 
 # ---- departures ---------------------------------------------------------------------------------------------------------------------------------
@@ -265,3 +267,26 @@ def test_a_sound_run_warns_of_nothing(data: Path, tmp_path: Path) -> None:
     config.schedule.warmup_steps = 10
     lines, _ = train(config)
     assert [line["message"] for line in lines if line["event"] == "warning"] == []
+
+
+def test_under_a_cuda_graph_only_fully_measured_steps_run_without_it(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same values as without a graph; the sizes of streams, which take hooks, at fully measured steps only."""
+    monkeypatch.setattr(build, "check_cuda_graph", lambda config, layout: None)
+    without, _ = train(small_config(data, tmp_path / "without", 12, signal_interval=7))
+    config = small_config(data, tmp_path / "with", 12, signal_interval=7)
+    config.train.cuda_graph = True
+    with emulated() as graphs:
+        lines, _ = train(config)
+    assert (graphs.captures, graphs.replays) == (2, 12 - 3 - 2)  # three to warm up; steps 7 and 12 are measured
+    by_step = {line["step"]: line for line in without if line["event"] == "train"}
+    steps = [line for line in lines if line["event"] == "train"]
+    assert [line["step"] for line in steps if "graph_capture_s" in line] == [4, 8]
+    for line in steps:
+        expected = by_step[line["step"]]
+        assert (line["loss"], line["grad_norm"]) == (expected["loss"], expected["grad_norm"])
+        present = {key: value for key, value in expected["signal"].items() if line["step"] in (1, 7, 12) or not key.startswith("residual_rms")}
+        assert line["signal"] == present
+    assert [line for line in lines if line["event"] == "signal"] == [
+        line | {"time": ours["time"]}
+        for line, ours in zip((line for line in without if line["event"] == "signal"), (line for line in lines if line["event"] == "signal"), strict=True)
+    ]

@@ -5,12 +5,14 @@ python -m tests.te.engine_worker FOLDER_OF_TRANSFORMER_ENGINE OUTPUT.json
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import sys
 import tempfile
 import unittest.mock
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ STEPS = 2
 HISTORY = 4
 
 
-def engine_of(model: Any, kinds: str) -> Any:
-    """An engine on the CPU, with initial weights."""
+def engine_of(model: Any, kinds: str, *, zero: int = 1, cuda_graph: bool = False, **core: Any) -> Any:
+    """An engine on the CPU, with initial weights. core: as `tests.te.worker.build`."""
     import torch
 
     from model.init import initialize_
@@ -32,32 +34,35 @@ def engine_of(model: Any, kinds: str) -> Any:
     from pretrain.build import adamw
     from pretrain.config import OptimizerConfig
 
-    topology = single_process()
-    chunk = build(model, topology, kinds, "cpu")
+    topology = copy.copy(single_process())
+    topology.layout = replace(topology.layout, zero=zero)
+    dtype = core.get("dtype", torch.float32)
+    chunk = build(model, topology, kinds, "cpu", **core)
     initialize_(((one.name, one.parameter, one.shard) for one in named_parameters(chunk, 0, 1)), model, SEQ, 1)
     optimizer = OptimizerConfig(lr=1e-2)
     return Engine(
         [chunk],
         topology,
         make_optimizer=functools.partial(adamw, optimizer),
-        dtype=torch.float32,
+        dtype=dtype,
         micro_batch_size=2,
         seq_length=SEQ,
         clip=1.0,
         tied=True,
         decay_embeddings=False,
+        cuda_graph=cuda_graph,
     )
 
 
-def train(engine: Any, first: int) -> list[float]:
-    """Losses of STEPS steps from step `first` on."""
+def train(engine: Any, first: int, steps: int = STEPS) -> list[float]:
+    """Losses of steps from step `first` on, of two micro-batches each."""
     import torch
 
     from pretrain.loop import forward_step
 
     engine.set_lr(1e-2)
     losses = []
-    for step in range(first, first + STEPS):
+    for step in range(first, first + steps):
         batches = [torch.randint(0, VOCAB, (2, SEQ + 1), generator=torch.Generator().manual_seed(10 * step + part)) for part in range(2)]
         losses.append(engine.train_step(forward_step, lambda batches=batches: iter(batches), len(batches)).loss)
     return losses
@@ -163,17 +168,73 @@ def fp8_contexts(te: Any) -> dict[str, list[str | None]]:
     return found
 
 
+def weight_casts(te: Any, zero: int) -> list[bool | None]:
+    """For every pass of one FP8 layer through two steps of two micro-batches: whether its weights were to be cast, or the cast of before used."""
+    import torch
+    from transformer_engine.pytorch import quantization
+
+    from parallel.precision import Numerics
+
+    forward = te.LayerNormLinear.forward
+    seen: list[bool | None] = []
+
+    def spy(self: Any, inp: Any, is_first_microbatch: bool | None = None, **more: Any) -> Any:
+        if self is watched:
+            seen.append(is_first_microbatch)
+        return forward(self, inp, is_first_microbatch=is_first_microbatch, **more)
+
+    fields = Numerics(torch.bfloat16, "te", "tensorwise").core_fields()
+    hopper = unittest.mock.patch.object(quantization, "get_device_compute_capability", return_value=(9, 0))
+    toolkit = unittest.mock.patch.object(torch.version, "cuda", "13.0")
+    with hopper, toolkit, unittest.mock.patch.object(te.LayerNormLinear, "forward", spy):
+        engine = engine_of(model_config(scheme="pre_ln"), "te", zero=zero, dtype=torch.bfloat16, **fields)
+        watched = engine.chunks[0].decoder.layers[1].mlp.linear_fc1
+        train(engine, 0)
+    return seen
+
+
+def random_states() -> dict[str, list[bool]]:
+    """By attention dropout: whether each back end of attention exchanges random states at every call."""
+    import contextlib
+
+    from parallel.single import single_process
+
+    found = {}
+    for dropout in (0.0, 0.1):
+        core = build(model_config(scheme="pre_ln", attention_dropout=dropout), single_process(), "te", "cpu").decoder.layers[0].self_attention.core_attention
+        backends = (core.flash_attention, core.fused_attention, core.unfused_attention)
+        found[str(dropout)] = [backend.attention_dropout_ctx is not contextlib.nullcontext for backend in backends]
+    return found
+
+
+def graphed(scheme: str) -> dict[str, Any]:
+    """Losses of steps with and without a CUDA graph, on the imitation of one."""
+    from parallel.graphs import WARM_UP
+    from tests.parallel.graph_emulator import emulated
+
+    model, steps = model_config(scheme=scheme), WARM_UP + 3
+    with emulated() as graphs:
+        by_graph = train(engine_of(model, "te", cuda_graph=True), 0, steps)
+        counts = [graphs.captures, graphs.replays]
+    return {"eager": train(engine_of(model, "te"), 0, steps), "graph": by_graph, "counts": counts}
+
+
 def main(folder: str, output: str) -> None:
     te = standin.load(Path(folder))
     import megatron.core.models.gpt  # noqa: F401
 
     warnings.simplefilter("ignore")
     kernels.install(te)
+    from model.scheme import SCHEMES
+
     found: dict[str, Any] = {
         "local to te": exchange("local", "te", "b2t"),
         "te to local": exchange("te", "local", "deepscalelm_pre_ln"),
         "fp8 state": fp8_state(te),
         "fp8 contexts": fp8_contexts(te),
+        "weight casts": {f"zero {zero}": weight_casts(te, zero) for zero in (1, 3)},
+        "random states": random_states(),
+        "graphed": {scheme: graphed(scheme) for scheme in SCHEMES},
     }
     Path(output).write_text(json.dumps(found))
 

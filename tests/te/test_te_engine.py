@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from model.scheme import SCHEMES
 from tests.te.worker import LAYERS
 
 RECIPES = {"delayed": "TEDelayedScaling", "tensorwise": "Float8CurrentScaling", "blockwise": "Float8BlockScaling", "mxfp8": "MXFP8BlockScaling"}
@@ -23,6 +24,23 @@ def test_the_state_of_delayed_scaling_goes_through_a_file(fact: str, engines: di
     """restored: the file is read; ignored: other recipes write and read none; equal: every number; in force: the quantizers hold what was read."""
     assert engines["fp8 state"][fact] is True
     assert engines["fp8 state"]["tensors"] == 4 * 2 * 4
+
+
+@pytest.mark.parametrize("zero", ["zero 1", "zero 3"])
+def test_fp8_weights_are_cast_once_a_step(zero: str, engines: dict[str, Any]) -> None:
+    """Two steps of two micro-batches: the second one of each step uses the first one's casts, and the second step makes new ones."""
+    assert engines["weight casts"][zero] == [True, False, True, False]
+
+
+def test_attention_without_dropout_leaves_random_states_alone(engines: dict[str, Any]) -> None:
+    assert engines["random states"] == {"0.0": [False] * 3, "0.1": [True] * 3}
+
+
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+def test_steps_by_a_cuda_graph_are_bit_identical(scheme: str, engines: dict[str, Any]) -> None:
+    losses = engines["graphed"][scheme]
+    assert losses["graph"] == losses["eager"]
+    assert losses["counts"] == [1, 3]
 
 
 @pytest.mark.parametrize("recipe", list(RECIPES))

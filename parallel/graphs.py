@@ -1,0 +1,93 @@
+"""The forward and backward passes of an optimizer step as one CUDA graph: the host launches it once instead of launching every kernel of every layer.
+
+A graph repeats what the GPU did while it was captured, at the same addresses: Python does not run again. That fits our passes because everything that
+outlives them has its place already: micro-batches are copied into the same tensors, gradients are added into the flat buffers of `parallel.gradients`,
+weights are views of DeepSpeed's flat groups. Reduction, clipping and the optimizer follow outside, a few kernels on whole buffers.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from model.errors import UserError
+
+WARM_UP = 3
+"""Steps before the capture that run as ever: libraries allocate and choose kernels on first use, which no capture may contain."""
+
+Passes = Callable[[list[Tensor]], list[Tensor]]
+"""From the micro-batches of a step to their losses, scalars on the GPU; gradients are left in buffers."""
+
+
+class StepGraph:
+    """Runs the passes of steps: the first as they are, then by a graph captured from them.
+
+    fixed: tensors whose addresses the passes have in them; the graph is captured anew where one has moved.
+    capture_s: seconds of the capture that the latest step began with, None where it had one already.
+    """
+
+    def __init__(self, fixed: Sequence[Tensor] = ()) -> None:
+        self.fixed = list(fixed)
+        # Not the default stream, which a capture cannot be on; the same for all passes, because autograd's nodes remember the stream they were made on.
+        self.stream = torch.cuda.Stream()
+        self.warm = 0
+        self.capture_s: float | None = None
+        self.release()
+
+    def release(self) -> None:
+        """Drops the graph with its memory. The next step captures another one."""
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs: list[Tensor] = []
+        self.losses: list[Tensor] = []
+        self.addresses: list[int] = []
+
+    def run(self, passes: Passes, batches: list[Tensor], *, watched: bool = False) -> list[Tensor]:
+        """The passes over these micro-batches, of any shape and number. Losses are valid until the next call.
+
+        watched: somebody listens to the modules, whose hooks a graph would not call: the passes run as they are, in the memory that the graph held.
+        Raises UserError where the passes cannot be captured.
+        """
+        self.capture_s = None
+        if watched or self.warm < WARM_UP:
+            self.release()
+            self.warm += 1
+            return self._beside(passes, batches)
+        if self.graph is None or self.addresses != self._addresses() or [x.shape for x in self.inputs] != [x.shape for x in batches]:
+            self.release()
+            self._capture(passes, batches)
+        assert self.graph is not None
+        for static, batch in zip(self.inputs, batches, strict=True):
+            static.copy_(batch)
+        self.graph.replay()
+        return self.losses
+
+    def _addresses(self) -> list[int]:
+        return [tensor.data_ptr() for tensor in self.fixed]
+
+    def _beside(self, passes: Passes, batches: list[Tensor]) -> list[Tensor]:
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            losses = passes(batches)
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return losses
+
+    def _capture(self, passes: Passes, batches: list[Tensor]) -> None:
+        begin = time.perf_counter()
+        self.inputs, self.addresses = [batch.clone() for batch in batches], self._addresses()
+        gc.collect()  # what a cycle keeps alive would stay allocated beside the graph
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other threads (communication, data, checkpoints) may go on with their own work meanwhile.
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                self.losses = passes(self.inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"train.cuda_graph=true: the step cannot be captured ({first}): set train.cuda_graph=false") from error
+        self.graph = graph
+        self.capture_s = time.perf_counter() - begin

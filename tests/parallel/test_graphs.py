@@ -1,0 +1,149 @@
+"""Steps by a CUDA graph are the steps without one, on an imitation of graphs that a CPU can run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.errors import UserError
+from model.scheme import SCHEMES
+from parallel.engine import Engine
+from parallel.graphs import WARM_UP, StepGraph
+from parallel.single import single_process
+from pretrain import build
+from pretrain.loop import forward_step
+from tests.parallel.graph_emulator import Graph, emulated
+from tests.parallel.training import run_config, sample
+
+STEPS, MICRO, ACCUMULATION = WARM_UP + 4, 2, 2
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Graph]]:
+    monkeypatch.setattr(build, "check_cuda_graph", lambda config, layout: None)
+    with emulated() as kind:
+        yield kind
+
+
+def engine_of(graph: bool, scheme: str = "pre_ln", precision: str = "fp32") -> Engine:
+    return build.build_engine(run_config({"scheme": scheme}, train={"cuda_graph": graph, "precision": precision}), single_process())
+
+
+def batches(step: int, length: int = 16) -> list[Tensor]:
+    return [torch.stack([sample(100 * step + 10 * part + row)[: length + 1] for row in range(MICRO)]) for part in range(ACCUMULATION)]
+
+
+def one_step(engine: Engine, step: int, **more: Any) -> tuple[float, float]:
+    engine.set_lr(1e-2 / step)
+    micro = batches(step)
+    result = engine.train_step(forward_step, lambda: iter(micro), len(micro), **more)
+    return result.loss, result.grad_norm
+
+
+def weights(engine: Engine) -> dict[str, Tensor]:
+    return {named.name: named.parameter.detach().clone() for named in engine.parameters}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+def test_steps_are_bit_identical(scheme: str, precision: str, graphs: type[Graph]) -> None:
+    eager, graphed = engine_of(False, scheme, precision), engine_of(True, scheme, precision)
+    for step in range(1, STEPS + 1):
+        assert one_step(graphed, step) == one_step(eager, step)
+    assert (graphs.captures, graphs.replays) == (1, STEPS - WARM_UP)
+    expected = weights(eager)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(graphed).items())
+
+
+def test_a_watched_step_calls_hooks_and_the_next_one_captures_again(graphs: type[Graph]) -> None:
+    eager, graphed = engine_of(False), engine_of(True)
+    calls = []
+    graphed.chunks[0].decoder.layers[0].register_forward_hook(lambda *args: calls.append(1))  # type: ignore[union-attr,index]
+    seen = []
+    for step in range(1, STEPS + 1):
+        before = len(calls)
+        assert one_step(graphed, step, watched=step == WARM_UP + 2) == one_step(eager, step)
+        seen.append(len(calls) - before)
+    captured, replayed = ACCUMULATION, 0
+    assert seen == [*[ACCUMULATION] * WARM_UP, captured, ACCUMULATION, captured, replayed]
+    assert (graphs.captures, graphs.replays) == (2, 3)
+
+
+def test_evaluation_between_steps_changes_nothing(graphs: type[Graph]) -> None:
+    eager, graphed = engine_of(False), engine_of(True)
+    for step in range(1, STEPS + 1):
+        assert one_step(graphed, step) == one_step(eager, step)
+        micro = batches(1000)
+        held_out = functools.partial(iter, micro)
+        assert graphed.evaluate(forward_step, held_out, 2) == eager.evaluate(forward_step, held_out, 2)
+    assert graphs.captures == 1
+
+
+class Passes:
+    """A step whose loss and gradient are known: loss = weight . input, gradient = input. runs: how often Python ran."""
+
+    def __init__(self) -> None:
+        self.weight, self.gradient, self.runs = torch.tensor([2.0, 3.0]), torch.zeros(2), 0
+
+    def __call__(self, micro: list[Tensor]) -> list[Tensor]:
+        self.runs += 1
+        losses = []
+        for x in micro:
+            self.gradient.add_(x)
+            losses.append((self.weight * x).sum())
+        return losses
+
+    def step(self, graph: StepGraph, *values: float) -> tuple[list[float], list[float]]:
+        self.gradient.zero_()
+        losses = graph.run(self, [torch.tensor([value, 1.0]) for value in values])
+        return [float(loss) for loss in losses], self.gradient.tolist()
+
+
+def test_a_replay_reads_new_batches_and_the_present_weights(graphs: type[Graph]) -> None:
+    passes, graph = Passes(), StepGraph()
+    for number in range(WARM_UP + 3):
+        assert passes.step(graph, number, 10.0) == ([2.0 * number + 3, 23.0], [number + 10.0, 2.0])
+        if number >= WARM_UP:
+            assert passes.runs == WARM_UP + 1
+        assert (graph.capture_s is not None) == (number == WARM_UP)
+    passes.weight.mul_(2)  # in place, as an optimizer does
+    assert passes.step(graph, 1.0, 1.0)[0] == [10.0, 10.0]
+
+
+def test_another_number_or_shape_of_batches_is_captured_anew(graphs: type[Graph]) -> None:
+    passes, graph = Passes(), StepGraph()
+    for _ in range(WARM_UP + 1):
+        passes.step(graph, 1.0)
+    assert passes.step(graph, 1.0, 2.0)[0] == [5.0, 7.0]
+    assert graphs.captures == 2
+
+
+def test_memory_that_has_moved_is_captured_anew(graphs: type[Graph]) -> None:
+    passes = Passes()
+    graph = StepGraph([passes.weight])
+    for _ in range(WARM_UP + 1):
+        passes.step(graph, 1.0)
+    passes.weight = passes.weight * 10
+    graph.fixed = [passes.weight]
+    assert passes.step(graph, 1.0)[0] == [50.0]
+    assert graphs.captures == 2
+
+
+def test_passes_that_cannot_be_captured_are_refused_in_one_line(graphs: type[Graph]) -> None:
+    graph = StepGraph()
+
+    def passes(micro: list[Tensor]) -> list[Tensor]:
+        if graph.warm >= WARM_UP and graph.inputs:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        return micro
+
+    for _ in range(WARM_UP):
+        graph.run(passes, [torch.ones(())])
+    with pytest.raises(UserError, match=r"train.cuda_graph=true: .*not permitted when stream is capturing\): set train.cuda_graph=false"):
+        graph.run(passes, [torch.ones(())])
+    assert graph.graph is None
