@@ -15,7 +15,7 @@ from parallel.engine import Engine
 from parallel.muon import Muon
 from parallel.precision import check_sizes, fallback, resolve, this_machine
 from parallel.topology import Topology
-from pretrain.compiling import check_cuda_graph, compile_chunks
+from pretrain.compiling import check_graphs, compile_chunks
 from pretrain.config import MOMENTUM, OptimizerConfig, RunConfig
 
 
@@ -94,7 +94,7 @@ def build_engine(config: RunConfig, topology: Topology) -> Engine:
     topology.layout.check_dtype(numerics.dtype)
     check_sizes(numerics, config.model, topology.layout, seq_length=config.data.seq_length, micro_batch_size=train.micro_batch_size)
     if train.cuda_graph:
-        check_cuda_graph(config, topology.layout)
+        check_graphs()
     seed_everything(config.train.seed, topology)
     chunks = build_chunks(
         config.model,

@@ -1,9 +1,9 @@
-"""`train.compile` and `train.cuda_graph`: which runs can have them, refused in one line where the option would fail or do nothing."""
+"""`train.compile` and `train.cuda_graph` on the machine at hand: what only it can refuse. The rest is in `pretrain/config_combinations.py`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -11,17 +11,18 @@ from torch import nn
 from model.compiled import compile_joins, compile_layers
 from model.errors import UserError
 from parallel.precision import Numerics
-from parallel.topology import Layout
 from pretrain.config import RunConfig
+from pretrain.config_combinations import inside_layers
 
 
 def compile_chunks(config: RunConfig, numerics: Numerics, chunks: Sequence[nn.Module]) -> None:
     """Compiles the layers of this rank together, or their joins where Transformer Engine has the rest.
 
-    Raises UserError for what does not combine, for joins that compiling would not change, and on a CPU without a C++ compiler.
+    Raises UserError for joins that compiling would not change, for layers with collectives, and on a CPU without a C++ compiler.
     """
-    check_compile(config, numerics)
     if numerics.kernels == "local":
+        if config.parallel.tensor > 1:
+            raise UserError(inside_layers(config.parallel.tensor))
         compile_layers(chunks)
     elif not compile_joins(chunks):
         raise UserError(
@@ -30,43 +31,10 @@ def compile_chunks(config: RunConfig, numerics: Numerics, chunks: Sequence[nn.Mo
         )
 
 
-def check_compile(config: RunConfig, numerics: Numerics) -> None:
-    """Raises UserError, naming the first setting that `train.compile=true` does not combine with."""
-    parallel = config.parallel
-    problems = (
-        (parallel.recompute.granularity != "none", f"does not combine with parallel.recompute.granularity={parallel.recompute.granularity}: set it to none"),
-        (
-            parallel.tensor > 1 and numerics.kernels == "local",
-            f"does not combine with parallel.tensor={parallel.tensor}, whose collectives lie inside the layers: set parallel.tensor=1",
-        ),
-        (parallel.zero == 3, "does not combine with parallel.zero=3, which fetches weights in hooks of the layers: set parallel.zero=1"),
-        _dropout(config),
-    )
-    _refuse("train.compile", problems)
-
-
-def check_cuda_graph(config: RunConfig, layout: Layout) -> None:
-    """Raises UserError, naming the first setting that `train.cuda_graph=true` does not combine with, and on a machine without a GPU."""
-    recompute = config.parallel.recompute.granularity
-    # Without it, NCCL would register memory that expandable segments may move.
-    segments = "expandable_segments:True" in os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "") and os.environ.get("NCCL_GRAPH_REGISTER") != "0"
-    problems = (
-        (not torch.cuda.is_available(), "needs a GPU, and this machine has none: set train.cuda_graph=false"),
-        (layout.pipeline > 1, f"does not combine with parallel.pipeline={layout.pipeline}, whose stages wait for each other: set parallel.pipeline=1"),
-        (layout.zero == 3, "does not combine with parallel.zero=3, which fetches weights in hooks of the layers: set parallel.zero=1"),
-        (recompute != "none", f"has not been shown to compute the same with parallel.recompute.granularity={recompute}: set it to none"),
-        _dropout(config),
-        (segments, "with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True needs NCCL_GRAPH_REGISTER=0 in the environment too: export it"),
-    )
-    _refuse("train.cuda_graph", problems)
-
-
-def _dropout(config: RunConfig) -> tuple[bool, str]:
-    model = config.model
-    return model.hidden_dropout > 0 or model.attention_dropout > 0, "has no tested dropout: set model.hidden_dropout=0 and model.attention_dropout=0"
-
-
-def _refuse(option: str, problems: Iterable[tuple[bool, str]]) -> None:
-    for wrong, why in problems:
-        if wrong:
-            raise UserError(f"{option}=true {why}")
+def check_graphs() -> None:
+    """Raises UserError where this machine cannot have CUDA graphs."""
+    if not torch.cuda.is_available():
+        raise UserError("train.cuda_graph=true needs a GPU, and this machine has none: set train.cuda_graph=false")
+    # Otherwise NCCL would register memory that expandable segments may move.
+    if "expandable_segments:True" in os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "") and os.environ.get("NCCL_GRAPH_REGISTER") != "0":
+        raise UserError("train.cuda_graph=true with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True needs NCCL_GRAPH_REGISTER=0 in the environment: export it")

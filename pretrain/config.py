@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from model.config import ModelConfig, Strict
 from parallel.config import Fp8Config, ParallelConfig
+from pretrain.config_combinations import check_compile, check_cuda_graph, check_muon
 
 
 class Corpus(Strict):
@@ -154,16 +155,9 @@ class RunConfig(Strict):
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
         if self.optimizer.kind == "muon":
-            _check_muon(self.parallel)
+            check_muon(self.parallel)
+        if self.train.compile:
+            check_compile(self)
+        if self.train.cuda_graph:
+            check_cuda_graph(self)
         return self
-
-
-def _check_muon(parallel: ParallelConfig) -> None:
-    why = {0: "its momentum is kept in ZeRO's flat pieces", 3: "ZeRO-3 gives no rank the pieces of whole matrices in order"}.get(parallel.zero)
-    if why:
-        raise ValueError(f"optimizer.kind=muon does not combine with parallel.zero={parallel.zero}: {why}; set parallel.zero=1 or optimizer.kind=adamw")
-    if parallel.offload.optimizer:
-        raise ValueError(
-            "optimizer.kind=muon multiplies matrices in every step, for which parallel.offload.optimizer=true would use the host's cores: "
-            "set parallel.offload.optimizer=false or optimizer.kind=adamw"
-        )

@@ -26,12 +26,14 @@ RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 
 @dataclass(frozen=True)
 class Work:
-    """What has to be done, whatever the layout. batch: samples of a step over all GPUs; precision: of matrix products, bf16, fp32 or fp8."""
+    """What has to be done, whatever the layout. batch: samples of a step over all GPUs; precision: of matrix products, bf16, fp32 or fp8;
+    graph: `train.cuda_graph`."""
 
     config: ModelConfig
     seq_length: int
     batch: int
     precision: str
+    graph: bool = False
 
     @property
     def element(self) -> int:
@@ -66,7 +68,7 @@ def work_of(config: RunConfig, model: ModelConfig) -> Work:
     if model.vocab_size is None:
         raise UserError("model.vocab_size is not known: set it (model.vocab_size=50257), or prepare the data, whose tokenizer gives it")
     precision = "fp8" if config.train.fp8.recipe != "none" else "fp32" if config.train.precision == "fp32" else "bf16"
-    return Work(model, config.data.seq_length, config.train.global_batch_size, precision)
+    return Work(model, config.data.seq_length, config.train.global_batch_size, precision, config.train.cuda_graph)
 
 
 def predict(work: Work, gpu: Accelerator, parallel: ParallelConfig, world: int, micro: int, *, overlap: bool = False) -> Prediction:
@@ -82,8 +84,8 @@ def predict(work: Work, gpu: Accelerator, parallel: ParallelConfig, world: int, 
     recompute, group = parallel.recompute.granularity, parallel.recompute.num_layers
     sequence = layout.sequence_parallel
     activations = Activations(work.config, micro, work.seq_length, work.element, layout.tensor, sequence, recompute, group, fused=True)
-    time = step_time(gpu, layout, activations, count, work.precision, overlap=overlap)
-    memory = peak_memory(work.config, layout, activations, count)
+    time = step_time(gpu, layout, activations, count, work.precision, overlap=overlap, graph=work.graph)
+    memory = peak_memory(work.config, layout, activations, count, fp8=work.precision == "fp8")
     if parallel.offload.optimizer:
         memory = replace(memory, optimizer=0.0)  # it lies in host memory
     rate = work.batch * work.seq_length / time.total

@@ -14,6 +14,8 @@ from parallel.topology import Layout
 
 CUT = ("word_embeddings", "output_layer", "linear_qkv", "linear_fc1", "linear_proj.weight", "linear_fc2.weight")
 """Parameters of which a tensor-parallel rank holds a slice; it holds all of the others."""
+FP8_CASTS = 2
+"""Bytes per weight of a layer: its FP8 value, and once more in the order that the backward pass reads (Hopper's FP8 products take one order only)."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Memory:
 @dataclass(frozen=True)
 class Stage:
     """One pipeline rank: its layers (of all its chunks) and their norms, all and the most of one layer; parameters it holds; in_flight: forward passes of
-    the whole rank that wait at once."""
+    the whole rank that wait at once; in_layers: parameters of its layers."""
 
     layers: int
     norms: int
@@ -46,6 +48,7 @@ class Stage:
     last: bool
     parameters: int
     in_flight: float
+    in_layers: int
 
 
 @functools.lru_cache(maxsize=256)
@@ -74,7 +77,7 @@ def stages(config: ModelConfig, layout: Layout, micro_batches: int) -> list[Stag
         held += sum(size for name, size in rest.items() if last and name.startswith(("decoder.final", "output_layer")))
         if last and not first and config.tie_embeddings:
             held += rest["embedding.word_embeddings.weight"]
-        result.append(Stage(count, sum(norms[own]), max(norms[own]), first, last, held, _in_flight(layout, rank, micro_batches)))
+        result.append(Stage(count, sum(norms[own]), max(norms[own]), first, last, held, _in_flight(layout, rank, micro_batches), sum(layers[own])))
         start += count
     return result
 
@@ -88,11 +91,11 @@ def _in_flight(layout: Layout, rank: int, micro_batches: int) -> float:
     return min((2 * (p - rank - 1) + (v - 1) * p + 1) / v, micro_batches)
 
 
-def rank_memory(stage: Stage, layout: Layout, activations: Activations) -> Memory:
+def rank_memory(stage: Stage, layout: Layout, activations: Activations, *, fp8: bool = False) -> Memory:
     """Memory of one pipeline rank.
 
     Weights in the format of the activations; fp32 gradients, whole on every rank; AdamW's moments and, beside bf16 weights or under ZeRO, an fp32 copy of
-    the weights, over data-parallel ranks from ZeRO-1 on.
+    the weights, over data-parallel ranks from ZeRO-1 on. With FP8 also the layers' weights cast, as they are and transposed, kept for a step's micro-batches.
     """
     element, p, shards = activations.element, stage.parameters, layout.data if layout.zero else 1
     state = (3 if layout.zero else 2) * FP32 * p / shards
@@ -100,7 +103,7 @@ def rank_memory(stage: Stage, layout: Layout, activations: Activations) -> Memor
     gradients: float = FP32 * p
     if element < FP32:
         gradients += element * _largest(activations.config, layout.tensor)
-    weights = element * p / (layout.data if layout.zero == 3 else 1)
+    weights = element * p / (layout.data if layout.zero == 3 else 1) + (FP8_CASTS * stage.in_layers if fp8 else 0)
     return Memory(weights, gradients, state, _kept(stage, activations), plain, _buffers(stage, activations))
 
 
@@ -125,6 +128,6 @@ def _largest(config: ModelConfig, tensor: int) -> float:
     return max(config.padded_vocab * config.hidden_size, config.hidden_size * config.ffn_size * (2 if config.gated else 1)) / tensor
 
 
-def peak_memory(config: ModelConfig, layout: Layout, activations: Activations, micro_batches: int) -> Memory:
+def peak_memory(config: ModelConfig, layout: Layout, activations: Activations, micro_batches: int, *, fp8: bool = False) -> Memory:
     """Memory of the pipeline rank that needs most."""
-    return max((rank_memory(stage, layout, activations) for stage in stages(config, layout, micro_batches)), key=lambda memory: memory.total)
+    return max((rank_memory(stage, layout, activations, fp8=fp8) for stage in stages(config, layout, micro_batches)), key=lambda memory: memory.total)

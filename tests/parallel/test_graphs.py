@@ -25,7 +25,7 @@ STEPS, MICRO, ACCUMULATION = WARM_UP + 4, 2, 2
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Graph]]:
-    monkeypatch.setattr(build, "check_cuda_graph", lambda config, layout: None)
+    monkeypatch.setattr(build, "check_graphs", lambda: None)
     with emulated() as kind:
         yield kind
 

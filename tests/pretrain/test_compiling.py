@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from model.errors import UserError
 from parallel.precision import Numerics
-from parallel.topology import check_layout
-from pretrain.compiling import check_compile, check_cuda_graph, compile_chunks
+from pretrain.compiling import check_graphs, compile_chunks
 from pretrain.config import RunConfig
 
 LOCAL, TE = Numerics(torch.float32, "local"), Numerics(torch.bfloat16, "te")
@@ -27,28 +27,34 @@ def config(**sections: dict[str, Any]) -> RunConfig:
     return RunConfig.model_validate({key: base.get(key, {}) | sections.get(key, {}) if key != "name" else "compile" for key in {**base, **sections}})
 
 
-def test_plain_run_is_accepted() -> None:
-    check_compile(config(), LOCAL)
+def test_plain_runs_are_accepted() -> None:
+    config(train={"cuda_graph": True})
 
 
-@pytest.mark.parametrize(
-    ("sections", "numerics", "word"),
-    [
-        ({"parallel": {"recompute": {"granularity": "full"}}}, LOCAL, "recompute.granularity=full"),
-        ({"parallel": {"tensor": 2}}, LOCAL, "parallel.tensor=2"),
-        ({"parallel": {"zero": 3}}, LOCAL, "parallel.zero=3"),
-        ({"model": {"hidden_dropout": 0.1}}, LOCAL, "model.hidden_dropout=0"),
-        ({"model": {"hidden_dropout": 0.1}}, TE, "model.hidden_dropout=0"),
-        ({"parallel": {"zero": 3}}, TE, "parallel.zero=3"),
-    ],
-)
-def test_what_does_not_combine_is_named(sections: dict[str, dict[str, Any]], numerics: Numerics, word: str) -> None:
-    with pytest.raises(UserError, match=f"train.compile=true .*{word}"):
-        check_compile(config(**sections), numerics)
+COMMON: list[tuple[dict[str, Any], str]] = [
+    ({"parallel": {"recompute": {"granularity": "full"}}}, "recompute.granularity=full"),
+    ({"parallel": {"zero": 3}}, "parallel.zero=3"),
+    ({"model": {"hidden_dropout": 0.1}}, "model.hidden_dropout=0"),
+    ({"model": {"attention_dropout": 0.1}}, "model.attention_dropout=0"),
+]
 
 
-def test_joins_between_transformer_engine_s_parts_may_be_tensor_parallel() -> None:
-    check_compile(config(parallel={"tensor": 2}), TE)
+@pytest.mark.parametrize(("sections", "word"), [*COMMON, ({"parallel": {"tensor": 2}, "train": {"kernels": "local"}}, "parallel.tensor=2")])
+def test_what_compile_does_not_combine_with_is_named(sections: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValidationError, match=f"train.compile=true .*{word}"):
+        config(**sections)
+
+
+@pytest.mark.parametrize(("sections", "word"), [*COMMON, ({"parallel": {"pipeline": 2}}, "parallel.pipeline=2")])
+def test_what_a_graph_does_not_combine_with_is_named(sections: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValidationError, match=f"train.cuda_graph=true .*{word}"):
+        config(**sections | {"train": {"compile": False, "cuda_graph": True}})
+
+
+def test_layers_with_collectives_are_not_compiled() -> None:
+    """With kernels=auto it depends on the machine, which is known when layers are built."""
+    with pytest.raises(UserError, match="train.compile=true .*parallel.tensor=2"):
+        compile_chunks(config(parallel={"tensor": 2}), LOCAL, [])
 
 
 def test_compiling_joins_of_one_addition_is_refused() -> None:
@@ -56,38 +62,17 @@ def test_compiling_joins_of_one_addition_is_refused() -> None:
         compile_chunks(config(model={"scheme": "pre_ln"}), TE, [])
 
 
-def graphable(**sections: Any) -> tuple[RunConfig, Any]:
-    run = config(**sections)
-    processes = run.parallel.tensor * run.parallel.pipeline
-    return run, check_layout(run.parallel, run.model, processes)
-
-
 def test_a_graph_on_a_machine_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="train.cuda_graph=true needs a GPU"):
-        check_cuda_graph(*graphable())
-
-
-@pytest.mark.parametrize(
-    ("sections", "word"),
-    [
-        ({"parallel": {"pipeline": 2}}, "parallel.pipeline=2"),
-        ({"parallel": {"zero": 3}}, "parallel.zero=3"),
-        ({"parallel": {"recompute": {"granularity": "selective"}}}, "recompute.granularity=selective"),
-        ({"model": {"attention_dropout": 0.1}}, "model.attention_dropout=0"),
-    ],
-)
-def test_what_a_graph_does_not_combine_with_is_named(sections: dict[str, Any], word: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    check_cuda_graph(*graphable(parallel={"tensor": 2}))
-    with pytest.raises(UserError, match=f"train.cuda_graph=true .*{word}"):
-        check_cuda_graph(*graphable(**sections))
+        check_graphs()
 
 
 def test_a_graph_with_memory_that_may_move_needs_another_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    check_graphs()
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     with pytest.raises(UserError, match="NCCL_GRAPH_REGISTER=0"):
-        check_cuda_graph(*graphable())
+        check_graphs()
     monkeypatch.setenv("NCCL_GRAPH_REGISTER", "0")
-    check_cuda_graph(*graphable())
+    check_graphs()

@@ -11,7 +11,7 @@ import pytest
 from model.activations import Activations
 from model.config import ModelConfig
 from model.errors import UserError
-from model.size import parameter_count
+from model.size import parameter_count, parameter_shapes
 from parallel.accelerators import ACCELERATORS, accelerator
 from parallel.config import ParallelConfig, RecomputeConfig
 from parallel.topology import check_layout
@@ -75,6 +75,18 @@ def test_more_gpus_are_faster_and_deeper_is_slower() -> None:
     deep = MODEL.model_copy(update={"num_layers": 1000, "hidden_size": 64})
     launches = predict(Work(deep, 128, 64, "bf16"), H100, ParallelConfig(), 8, 1).time
     assert launches.host > launches.total / 2
+    graphed = predict(Work(deep, 128, 64, "bf16", graph=True), H100, ParallelConfig(), 8, 1).time
+    assert graphed.host == 0
+    assert graphed.compute == pytest.approx(launches.compute - launches.host)
+    stages_wait = predict(Work(deep, 128, 64, "bf16", graph=True), H100, ParallelConfig(pipeline=2), 8, 1).time
+    assert stages_wait.host > 0
+
+
+def test_fp8_keeps_casts_of_the_layers_weights() -> None:
+    plain, cast = (predict(Work(MODEL, 128, 64, precision), H100, ParallelConfig(), 8, 1).memory for precision in ("bf16", "fp8"))
+    in_layers = sum(math.prod(shape) for name, shape in parameter_shapes(MODEL) if name.startswith("decoder.layers."))
+    assert cast.weights - plain.weights == 2 * in_layers
+    assert cast.activations == plain.activations
 
 
 def test_ranked_layouts_are_possible_and_fit() -> None:

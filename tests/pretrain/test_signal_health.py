@@ -271,7 +271,7 @@ def test_a_sound_run_warns_of_nothing(data: Path, tmp_path: Path) -> None:
 
 def test_under_a_cuda_graph_only_fully_measured_steps_run_without_it(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same values as without a graph; the sizes of streams, which take hooks, at fully measured steps only."""
-    monkeypatch.setattr(build, "check_cuda_graph", lambda config, layout: None)
+    monkeypatch.setattr(build, "check_graphs", lambda: None)
     without, _ = train(small_config(data, tmp_path / "without", 12, signal_interval=7))
     config = small_config(data, tmp_path / "with", 12, signal_interval=7)
     config.train.cuda_graph = True
