@@ -59,6 +59,11 @@ class ParallelConfig(Strict):
         description="DeepSpeed ZeRO stage: 1 and 2 shard optimizer state, 3 gradients and parameters too (no pipeline).",
     )
     recompute: RecomputeConfig = Field(default_factory=RecomputeConfig, description="Activation recomputation.")
+    overlap_grad_reduce: bool | None = Field(
+        None,
+        description="Reduce gradients over data-parallel ranks while the last backward pass still runs. null: where it can be, which is without "
+        "train.cuda_graph and below ZeRO-3.",
+    )
     offload: OffloadConfig = Field(default_factory=OffloadConfig, description="Host offload.")
     timeout_minutes: float = Field(10.0, gt=0, description="A collective that takes longer than this ends the run.")
     step_timeout_minutes: float | None = Field(

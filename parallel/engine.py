@@ -23,6 +23,7 @@ from parallel import stage3
 from parallel.gradients import Gradient, GradientBuffer, Group, build_groups
 from parallel.graphs import StepGraph
 from parallel.muon import Muon, Orthogonalizer, matrices_of
+from parallel.overlap import Overlap
 from parallel.topology import Topology
 
 ForwardStep = Callable[[Iterator[Any], nn.Module], tuple[Tensor, Callable[[Tensor], Any]]]
@@ -93,7 +94,8 @@ class Engine:
     """One training engine per process.
 
     chunks: model chunks of this rank (several with interleaved pipelines); clip: global gradient norm limit, 0 for none.
-    cuda_graph: run the passes of a step by a CUDA graph; without a pipeline and below ZeRO-3 only.
+    cuda_graph: run the passes of a step by a CUDA graph; without a pipeline and below ZeRO-3 only. overlap: reduce gradients during the last backward
+    pass, where there are data-parallel ranks and neither a graph nor ZeRO-3.
     make_optimizer: from DeepSpeed-style parameter groups to a torch optimizer. Raises UserError for a precision that the ZeRO stage cannot train.
     """
 
@@ -111,6 +113,7 @@ class Engine:
         decay_embeddings: bool,
         muon: bool = False,
         cuda_graph: bool = False,
+        overlap: bool = True,
     ) -> None:
         import deepspeed
         from deepspeed.utils import logger
@@ -150,6 +153,7 @@ class Engine:
                 if buffer.group.muon and isinstance(buffer, GradientBuffer)
             }
         self.graph = StepGraph(self._fixed()) if cuda_graph else None
+        self.overlap = Overlap(self.buffers) if overlap and topology.layout.data > 1 and not cuda_graph else None
         for chunk in self.chunks:
             if not chunk.training:  # a new one is, and setting it walks all modules
                 chunk.train()
@@ -229,6 +233,8 @@ class Engine:
         """
         for buffer in self.buffers:
             buffer.prepare()
+        if self.overlap is not None:
+            self.overlap.prepare(num_microbatches)
         if self.graph is None:
             losses = self._run(forward_step, batches, num_microbatches, forward_only=False)
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -128,6 +128,8 @@ class GradientBuffer(Gradient):
         size = numel // (topology.layout.data if sharded else 1)
         self.first = topology.data_rank * size if sharded else 0
         super().__init__(group, self.flat[self.first : self.first + size], topology, sharded=sharded)
+        self.started = numel
+        self.works: list[Any] = []
         self.direct = first.dtype == torch.float32
         if not self.direct:
             for parameter, view in zip(self.parameters, self.views, strict=True):
@@ -144,12 +146,32 @@ class GradientBuffer(Gradient):
     def prepare(self) -> None:
         """Before the first micro-batch of a step: zero, and in fp32 hand the views to backward, which adds in place."""
         self.flat.zero_()
+        self.started = self.flat.numel()
         if self.direct:
             for parameter, view in zip(self.parameters, self.views, strict=True):
                 parameter.grad = view
 
+    def start(self, low: int) -> None:
+        """Begins the mean over data-parallel ranks of what is final: from element `low` to where the last call of this step began, or the end."""
+        part, data, group = self.flat[low : self.started], self.topology.layout.data, self.topology.data_group
+        part.div_(data)
+        if not self.sharded:
+            self.works.append(dist.all_reduce(part, group=group, async_op=True))
+        else:
+            size = self.partition.numel()
+            for rank in range(low // size, -(-self.started // size)):
+                own = self.flat[max(low, rank * size) : min(self.started, (rank + 1) * size)]
+                self.works.append(dist.reduce(own, group=group, group_dst=rank, async_op=True))
+        self.started = low
+
     def reduce(self) -> None:
         """After the last micro-batch: sums over sequence shards and tied copies, mean over data-parallel ranks (of the own partition where sharded)."""
+        if self.started < self.flat.numel():
+            self.start(0)
+            for work in self.works:
+                work.wait()
+            self.works.clear()
+            return
         if self.group.kind is Kind.SEQUENCE:
             dist.all_reduce(self.flat, group=self.topology.tensor_group)
         elif self.group.kind is Kind.TIED:

@@ -58,6 +58,10 @@ def check_layout(config: ParallelConfig, model: ModelConfig, world: int) -> Layo
             f"parallel: tensor x pipeline x context = {config.tensor} x {config.pipeline} x {config.context} = {degrees} does not divide {world} processes: "
             f"use parallel.processes={max(1, round(world / degrees)) * degrees} or smaller degrees"
         )
+    if config.overlap_grad_reduce and world == degrees:
+        raise UserError("parallel.overlap_grad_reduce=true has no effect with one data-parallel rank: set it to null")
+    if config.overlap_grad_reduce and config.zero == 3:
+        raise UserError("parallel.overlap_grad_reduce=true does not combine with parallel.zero=3, where DeepSpeed reduces gradients: set it to null")
     _check_model(config, model)
     _check_pipeline(config, model)
     if config.context > 1:

@@ -120,4 +120,5 @@ def build_engine(config: RunConfig, topology: Topology) -> Engine:
         decay_embeddings=config.optimizer.decay_embeddings,
         muon=config.optimizer.kind == "muon",
         cuda_graph=train.cuda_graph,
+        overlap=config.parallel.overlap_grad_reduce is not False,
     )

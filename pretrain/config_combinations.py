@@ -44,6 +44,8 @@ def check_cuda_graph(config: RunConfig) -> None:
         raise ValueError(f"train.cuda_graph=true does not combine with parallel.pipeline={pipeline}, whose stages wait for each other: set parallel.pipeline=1")
     if granularity != "none":
         raise ValueError(f"train.cuda_graph=true with parallel.recompute.granularity={granularity} has not been shown to compute the same: set it to none")
+    if config.parallel.overlap_grad_reduce:
+        raise ValueError("train.cuda_graph=true does not combine with parallel.overlap_grad_reduce=true: the reduction follows the graph; set it to null")
     _zero_and_dropout("train.cuda_graph", config)
 
 

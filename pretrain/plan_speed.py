@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from model.activations import FP32, Activations
 from model.flops import forward_flops
 from parallel.accelerators import Accelerator
+from parallel.overlap import PIECES
 from parallel.topology import Layout
 from pretrain.plan_memory import Stage, stages
 
@@ -25,6 +26,8 @@ LAUNCHES = {"forward": 18, "backward": 36, "accumulate": 12}
 """Operators of one pre-norm layer with biases, counted with torch.profiler; `accumulate` in bf16 only, one per parameter."""
 SELECTIVE_LAUNCHES = 6
 """Further operators where attention's core is computed again."""
+BACKWARD = 2 / 3
+"""Share of a micro-batch's time that is its backward pass, behind which gradients are reduced."""
 ATTENTION_BACKWARD = 2.5
 """Products of fused attention's backward pass per forward product: it computes the scores again."""
 
@@ -106,9 +109,11 @@ def traffic(layout: Layout, stage: Stage, a: Activations, micro_batches: int) ->
     return Traffic(tensor, pipeline, data)
 
 
-def step_time(gpu: Accelerator, layout: Layout, a: Activations, micro_batches: int, precision: str, *, overlap: bool = False, graph: bool = False) -> StepTime:
-    """The step of a layout. overlap: data- and pipeline-parallel communication runs beside the computation, as in the published runs; here it does not.
-    graph: the host launches a step at once, where the layout can have it."""
+def step_time(
+    gpu: Accelerator, layout: Layout, a: Activations, micro_batches: int, precision: str, *, overlap: bool = False, graph: bool = False, early: bool = False
+) -> StepTime:
+    """The step of a layout. overlap: data- and pipeline-parallel communication runs beside the computation, as in the published runs; here most does not.
+    graph: the host launches a step at once, where the layout can have it; early: gradients are reduced during the last backward pass."""
     slowest, held = 0.0, 0.0
     device, host = layer_seconds(gpu, a, precision)
     if graph and layout.pipeline == 1 and layout.zero < 3:
@@ -126,6 +131,9 @@ def step_time(gpu: Accelerator, layout: Layout, a: Activations, micro_batches: i
     pipeline = sent.pipeline / _wire(gpu, layout.tensor * layout.pipeline)
     data = sent.data / _wire(gpu, layout.world)
     compute = micro_batches * slowest
+    if early and layout.zero < 3:
+        reduced = data * (FP32 / (FP32 + a.element) if layout.zero else 1.0)
+        data -= min(reduced * (1 - 1 / PIECES), BACKWARD * slowest)
     late = max(0.0, pipeline + data - compute) if overlap else pipeline + data
     bubble = (layout.pipeline - 1) / layout.virtual * slowest
     return StepTime(compute, bubble, late, _optimizer(gpu, heaviest, layout, a), micro_batches * held)

@@ -65,6 +65,7 @@ def _sizes() -> None:
     check_sizes(resolve("bf16", "te", Fp8Config(recipe="delayed"), H100), model, check_layout(parallel, model, 2), seq_length=128, micro_batch_size=1)
 
 
+COMPILE, GRAPH = given(compile=True), given(cuda_graph=True)
 SP, VP = given(tensor=2, sequence_parallel=True), given(pipeline=2, virtual_stages=3)
 REFUSALS = [
     _layout("processes that the degrees do not divide", r"2 x 1 x 1 = 2 does not divide 3 processes: use parallel.processes=4 or smaller", 3, tensor=2),
@@ -88,11 +89,22 @@ REFUSALS = [
     _layout("ZeRO-3 under a pipeline", "parallel.zero=3 with parallel.pipeline=2: .* parallel.pipeline=1", 2, pipeline=2, zero=3),
     _layout("offload without shards", "and parallel.zero=0: set parallel.zero=1", 1, zero=0, offload={"optimizer": True}),
     _layout("offload under ZeRO-3", "and parallel.zero=3: set parallel.zero=1", 1, zero=3, offload={"optimizer": True}),
+    _layout("overlapping a reduction that is not there", "has no effect with one data-parallel rank", 2, tensor=2, overlap_grad_reduce=True),
+    _layout("overlapping DeepSpeed's reduction", "does not combine with parallel.zero=3", 2, zero=3, overlap_grad_reduce=True),
     Refusal("bf16 without fp32 copies", "parallel.zero=0 keeps no fp32 copy", lambda: layout(1, zero=0).check_dtype(torch.bfloat16)),
     _run("Muon without ZeRO", "set parallel.zero=1 or optimizer.kind=adamw", parallel=given(zero=0), optimizer=given(kind="muon")),
     _run("Muon under ZeRO-3", "set parallel.zero=1 or optimizer.kind=adamw", parallel=given(zero=3), optimizer=given(kind="muon")),
     _run("Muon with offload", "offload.optimizer=false or", parallel=given(offload=given(optimizer=True)), optimizer=given(kind="muon")),
     _run("momentum without Muon", "set optimizer.kind=muon", optimizer=given(momentum=0.9)),
+    _run("compiled layers with recomputation", "train.compile=true .*set it to none", parallel=given(recompute=given(granularity="full")), train=COMPILE),
+    _run("compiled layers with TP", "set parallel.tensor=1", parallel=given(tensor=2), train=COMPILE | given(kernels="local")),
+    _run("compiled layers under ZeRO-3", "train.compile=true .*set parallel.zero=1", parallel=given(zero=3), train=COMPILE),
+    _run("compiled layers with dropout", "train.compile=true .*set model.hidden_dropout=0", model=given(hidden_dropout=0.1), train=COMPILE),
+    _run("a CUDA graph with a pipeline", "set parallel.pipeline=1", parallel=given(pipeline=2), train=GRAPH),
+    _run("a CUDA graph with recomputation", "cuda_graph=true .*set it to none", parallel=given(recompute=given(granularity="full")), train=GRAPH),
+    _run("a CUDA graph under ZeRO-3", "cuda_graph=true .*set parallel.zero=1", parallel=given(zero=3), train=GRAPH),
+    _run("a CUDA graph with an overlapped reduction", "set it to null", parallel=given(overlap_grad_reduce=True), train=GRAPH),
+    _run("a CUDA graph with dropout", "cuda_graph=true .*set model.hidden_dropout=0", model=given(hidden_dropout=0.1), train=GRAPH),
     _run("fp16", "loss scaling.*set train.precision=bf16", train=given(precision="fp16")),
     _run("FP8 with PyTorch's kernels", "set train.kernels=te", train=given(kernels="local", fp8=given(recipe="delayed"))),
     _run("FP8 in fp32", "set train.precision=bf16", train=given(precision="fp32", fp8=given(recipe="delayed"))),

@@ -116,7 +116,8 @@ def time_of_saves(root: str, count: int) -> float:
     for step in range(1, count + 1):
         train(CONFIG, engine, step, step + 1)
         keep(engine, CONFIG, Path(root) / "timing", step)
-        prune(Path(root) / "timing", keep_last=1, keep_every=0)
+        if dist.get_rank() == 0:
+            prune(Path(root) / "timing", keep_last=1, keep_every=0)
     value = torch.tensor(time.perf_counter() - begin)
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return float(value)

@@ -1,0 +1,70 @@
+"""Gradients on their way to other data-parallel ranks while the last backward pass of a step still runs.
+
+Backward passes walk the layers from the last to the first, and a flat gradient buffer holds them from the first to the last. So when the gradients of a
+layer begin to arrive for the last time in a step, everything behind that layer in the buffer is final. A few layers a buffer are marked: one hook each,
+where DeepSpeed's own overlap has a hook on every parameter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from torch import Tensor
+
+from parallel.gradients import Gradient, GradientBuffer, Kind
+
+PIECES = 8
+"""Parts in which a buffer is reduced: the last one is not hidden, and each costs the latency of a collective for every rank whose partition it touches."""
+SMALLEST = 1 << 20
+"""Elements below which a buffer is reduced at once, at the end."""
+LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
+
+
+class Overlap:
+    """Begins the reduction of final pieces of these buffers in backward passes. Buffers whose sums over tensor-parallel ranks or tied embeddings come first
+    are left to the end, like small ones."""
+
+    def __init__(self, buffers: Sequence[Gradient]) -> None:
+        self.passes = 0
+        self.seen: list[int] = []
+        for buffer in buffers:
+            if isinstance(buffer, GradientBuffer) and buffer.group.kind in (Kind.SHARDED, Kind.REPLICATED) and buffer.flat.numel() >= SMALLEST:
+                for parameter, low in marks(buffer):
+                    parameter.register_post_accumulate_grad_hook(self._hook(buffer, low))
+
+    def prepare(self, num_microbatches: int) -> None:
+        """Before the first of that many backward passes."""
+        self.passes = num_microbatches
+        self.seen = [0] * len(self.seen)
+
+    def _hook(self, buffer: GradientBuffer, low: int) -> Callable[[Tensor], None]:
+        number = len(self.seen)
+        self.seen.append(0)
+
+        def passed(parameter: Tensor) -> None:
+            self.seen[number] += 1
+            if self.seen[number] == self.passes:
+                buffer.start(low)
+
+        return passed
+
+
+def marks(buffer: GradientBuffer) -> list[tuple[Tensor, int]]:
+    """(parameter, element): once the parameter's last gradient of a step has arrived, the buffer is final from that element on. From the end to the beginning.
+
+    A marked parameter belongs to the layer before the piece that it declares final, whose last gradient is a sign that backward has left that piece.
+    """
+    ends: dict[int, tuple[Tensor, int]] = {}
+    for named, offset in zip(buffer.group.parameters, buffer.offsets, strict=True):
+        match = LAYER.match(named.name)
+        if match:
+            ends[int(match[1])] = (named.parameter, offset + named.parameter.numel())
+    assert all(first < second for first, second in pairwise(buffer.offsets)), "parameters of a group lie in order"
+    found, high = [], buffer.flat.numel()
+    for parameter, end in reversed(list(ends.values())):
+        if high - end >= buffer.flat.numel() / PIECES:
+            found.append((parameter, end))
+            high = end
+    return found
