@@ -74,8 +74,6 @@ test-gpu: $(STAMP) ## Run the tests that need a GPU
 bench: $(STAMP) ## Run the benchmarks on the CPU
 	@echo "bench: benchmarks on the CPU"
 	@$(RUN) -W ignore -m benchmarks.run --rounds 2 $(ARGS)
-	@echo "bench: where the time of a step goes"
-	@$(RUN) -W ignore -m benchmarks.profile --repeats 1 --out benchmarks/results/profile.json
 	@echo "bench: checkpoints of 1000 layers"
 	@$(RUN) -W ignore -m benchmarks.checkpoint
 	@echo "bench: cost of a layer by depth, start-up, data preparation, memory against the plan"
@@ -83,6 +81,11 @@ bench: $(STAMP) ## Run the benchmarks on the CPU
 	@$(RUN) -W ignore -m benchmarks.startup --out benchmarks/results/startup.json
 	@$(RUN) -W ignore -m benchmarks.data --rounds 2 --out benchmarks/results/data.json
 	@$(RUN) -W ignore -m benchmarks.memory
+
+.PHONY: bench-profile
+bench-profile: $(STAMP) ## Show where the time of a 1000-layer step goes, on the CPU
+	@echo "bench-profile: one step under the profiler, and the bare loop's"
+	@$(RUN) -W ignore -m benchmarks.profile --repeats 1 --out benchmarks/results/profile.json $(ARGS)
 
 .PHONY: bench-gpu
 bench-gpu: $(STAMP) ## Run the benchmarks on the GPU
