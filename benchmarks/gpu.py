@@ -122,11 +122,12 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
         return time.perf_counter() - begin
 
     captures = []
-    for _ in range(WARM_UP):
+    for number in range(WARM_UP):
         step()
+        if number == 0:  # a replay allocates nothing: the peak of a graph is that of its capture
+            torch.cuda.reset_peak_memory_stats()
         captures += [engine.graph.capture_s] if engine.graph is not None else []
     gc.collect()
-    torch.cuda.reset_peak_memory_stats()
     seconds = [step() for _ in range(steps)]
     allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -149,7 +150,7 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
         "tflops": tokens / median * flops / 1e12,
         "mfu": mfu(tokens / median, flops, gpu, precision=case.precision),
         "busy_s": busy,
-        "launch_share": max(0.0, 1 - busy / median),
+        "launch_share": max(0.0, 1 - busy / median) if busy else None,
         "memory_allocated_bytes": allocated,
         "memory_reserved_bytes": reserved,
     }
@@ -188,6 +189,11 @@ def run_case(case: Case, steps: int) -> dict[str, Any]:
     return asdict(case) | {"label": case.label, "error": "out of memory with one sample"}
 
 
+def share_of(value: float | None, digits: int) -> str:
+    """A share in per cent, or that it is unknown."""
+    return "unknown" if value is None else f"{100 * value:.{digits}f} %"
+
+
 def table(results: Sequence[dict[str, Any]]) -> Table:
     """What is printed."""
     out = Table(title=f"One GPU, sequences of {SEQ}, no recomputation; MFU against the dense peak of the format of the matrix products")
@@ -198,9 +204,9 @@ def table(results: Sequence[dict[str, Any]]) -> Table:
         if "error" in row:
             out.add_row(row["label"], "", str(row["micro"]), row["error"])
             continue
-        share = "unknown" if row["mfu"] is None else f"{100 * row['mfu']:.1f} %"
+        share = share_of(row["mfu"], 1)
         memory = f"{row['memory_allocated_bytes'] / 2**30:.1f} GiB"
-        numbers = (f"{row['step_s']:.3f} s", f"{row['tokens_per_s']:,.0f}", f"{row['tflops']:.1f}", share, memory, f"{100 * row['launch_share']:.0f} %")
+        numbers = (f"{row['step_s']:.3f} s", f"{row['tokens_per_s']:,.0f}", f"{row['tflops']:.1f}", share, memory, share_of(row["launch_share"], 0))
         out.add_row(row["label"], f"{row['parameters'] / 1e9:.2f} B", str(row["micro"]), *numbers)
     return out
 

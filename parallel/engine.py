@@ -253,7 +253,9 @@ class Engine:
         return StepResult(loss, norm, applied, votes)
 
     def evaluate(self, forward_step: ForwardStep, batches: Callable[[], Iterator[Any]], num_microbatches: int) -> float:
-        """Mean loss over the micro-batches of all ranks, without gradients and dropout."""
+        """Mean loss over the micro-batches of all ranks, without gradients and dropout. In the memory of a CUDA graph, where there is one."""
+        if self.graph is not None:
+            self.graph.release()
         for chunk in self.chunks:
             chunk.eval()
         with torch.no_grad():

@@ -7,9 +7,10 @@ weights are views of DeepSpeed's flat groups. Reduction, clipping and the optimi
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -36,11 +37,15 @@ class StepGraph:
         self.stream = torch.cuda.Stream()
         self.warm = 0
         self.capture_s: float | None = None
+        self.graph: torch.cuda.CUDAGraph | None = None
         self.release()
 
     def release(self) -> None:
-        """Drops the graph with its memory. The next step captures another one."""
-        self.graph: torch.cuda.CUDAGraph | None = None
+        """Drops the graph with its memory. The next step captures another one. Also to be called before communicators are destroyed, which wait for graphs
+        that use them."""
+        if self.graph is not None:
+            self.graph.reset()
+        self.graph = None
         self.inputs: list[Tensor] = []
         self.losses: list[Tensor] = []
         self.addresses: list[int] = []
@@ -54,7 +59,7 @@ class StepGraph:
         self.capture_s = None
         if watched or self.warm < WARM_UP:
             self.release()
-            self.warm += 1
+            self.warm += not watched
             return self._beside(passes, batches)
         if self.graph is None or self.addresses != self._addresses() or [x.shape for x in self.inputs] != [x.shape for x in batches]:
             self.release()
@@ -78,16 +83,36 @@ class StepGraph:
     def _capture(self, passes: Passes, batches: list[Tensor]) -> None:
         begin = time.perf_counter()
         self.inputs, self.addresses = [batch.clone() for batch in batches], self._addresses()
-        gc.collect()  # what a cycle keeps alive would stay allocated beside the graph
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads (communication, data, checkpoints) may go on with their own work meanwhile.
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            with _collected(), torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.losses = passes(self.inputs)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"train.cuda_graph=true: the step cannot be captured ({first}): set train.cuda_graph=false") from error
+            cause = _first(error)
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None
+            line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+            raise UserError(f"train.cuda_graph=true: the step cannot be captured ({line}): set train.cuda_graph=false") from error
         self.graph = graph
         self.capture_s = time.perf_counter() - begin
+
+
+@contextlib.contextmanager
+def _collected() -> Iterator[None]:
+    """Without garbage, which would stay allocated beside the graph, and without collection, which may destroy another graph in the middle of a capture."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _first(error: BaseException) -> BaseException:
+    """What went wrong first: ending a failed capture raises an error of its own."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error

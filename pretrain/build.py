@@ -94,7 +94,7 @@ def build_engine(config: RunConfig, topology: Topology) -> Engine:
     topology.layout.check_dtype(numerics.dtype)
     check_sizes(numerics, config.model, topology.layout, seq_length=config.data.seq_length, micro_batch_size=train.micro_batch_size)
     if train.cuda_graph:
-        check_graphs()
+        check_graphs(config.data.seq_length)
     seed_everything(config.train.seed, topology)
     chunks = build_chunks(
         config.model,

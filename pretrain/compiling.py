@@ -14,6 +14,9 @@ from parallel.precision import Numerics
 from pretrain.config import RunConfig
 from pretrain.config_combinations import inside_layers
 
+ATTENTION_BLOCK, CUDNN_MENDED = 128, 91501
+"""Sequence lengths that cuDNN's fused attention takes whole, and the first version (9.15.1) whose captured kernels take others (Transformer Engine's bound)."""
+
 
 def compile_chunks(config: RunConfig, numerics: Numerics, chunks: Sequence[nn.Module]) -> None:
     """Compiles the layers of this rank together, or their joins where Transformer Engine has the rest.
@@ -31,10 +34,18 @@ def compile_chunks(config: RunConfig, numerics: Numerics, chunks: Sequence[nn.Mo
         )
 
 
-def check_graphs() -> None:
-    """Raises UserError where this machine cannot have CUDA graphs."""
+def check_graphs(seq_length: int) -> None:
+    """Raises UserError where this machine cannot have CUDA graphs of passes over sequences of this length."""
     if not torch.cuda.is_available():
         raise UserError("train.cuda_graph=true needs a GPU, and this machine has none: set train.cuda_graph=false")
+    cudnn = torch.backends.cudnn.version() or 0
+    if seq_length % ATTENTION_BLOCK and cudnn < CUDNN_MENDED:
+        here = f"{cudnn // 10000}.{cudnn // 100 % 100}"
+        raise UserError(
+            f"train.cuda_graph=true with data.seq_length={seq_length}, not a multiple of {ATTENTION_BLOCK}: cuDNN {here}, as all "
+            "up to 9.15, may read wrong memory in graphs of its attention: change the length, install a later one, or set train.cuda_graph=false"
+        )
     # Otherwise NCCL would register memory that expandable segments may move.
-    if "expandable_segments:True" in os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "") and os.environ.get("NCCL_GRAPH_REGISTER") != "0":
-        raise UserError("train.cuda_graph=true with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True needs NCCL_GRAPH_REGISTER=0 in the environment: export it")
+    for variable in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        if "expandable_segments:True" in os.environ.get(variable, "") and os.environ.get("NCCL_GRAPH_REGISTER") != "0":
+            raise UserError(f"train.cuda_graph=true with {variable}=expandable_segments:True needs NCCL_GRAPH_REGISTER=0 in the environment: export it")

@@ -89,7 +89,7 @@ class TrainConfig(Strict):
     )
     cuda_graph: bool = Field(
         False,
-        description="Launch forward and backward of a step at once, as a CUDA graph; with pipeline=1, zero below 3, no recomputation, no dropout.",
+        description="Launch forward and backward of a step at once, as a CUDA graph; without pipeline, sequence parallelism, ZeRO-3, recomputation, dropout.",
     )
     fp8: Fp8Config = Field(default_factory=Fp8Config, description="FP8 matrix products.")
     seed: int = Field(1234, ge=0, description="Seed of weights, data order and dropout.")

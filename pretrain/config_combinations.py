@@ -42,6 +42,11 @@ def check_cuda_graph(config: RunConfig) -> None:
     granularity, pipeline = config.parallel.recompute.granularity, config.parallel.pipeline
     if pipeline > 1:
         raise ValueError(f"train.cuda_graph=true does not combine with parallel.pipeline={pipeline}, whose stages wait for each other: set parallel.pipeline=1")
+    if config.parallel.sequence_parallel:
+        raise ValueError(
+            "train.cuda_graph=true does not combine with parallel.sequence_parallel=true, for which Megatron-core exchanges random states in every pass: "
+            "set it to false"
+        )
     if granularity != "none":
         raise ValueError(f"train.cuda_graph=true with parallel.recompute.granularity={granularity} has not been shown to compute the same: set it to none")
     if config.parallel.overlap_grad_reduce:

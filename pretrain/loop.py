@@ -175,6 +175,9 @@ class Trainer:
         except BaseException:
             self._call("on_end", "ended by an error")
             raise
+        finally:
+            if self.engine.graph is not None:
+                self.engine.graph.release()
         self.exit_code = code
         self._call("on_end", reason)
         self.saving.saver.close()

@@ -63,8 +63,13 @@ class Graph(TorchDispatchMode):
         self.before.clear()
         Graph.captures += 1
 
+    def reset(self) -> None:
+        """Nothing is left to replay."""
+        self.operators.clear()
+
     def replay(self) -> None:
         """The recorded operators, their results into the recorded memory."""
+        assert self.operators
         Graph.replays += 1
         with torch._C._AutoDispatchBelowAutograd():  # where they were recorded
             for func, args, kwargs, result in self.operators:

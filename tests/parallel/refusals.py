@@ -101,6 +101,7 @@ REFUSALS = [
     _run("compiled layers under ZeRO-3", "train.compile=true .*set parallel.zero=1", parallel=given(zero=3), train=COMPILE),
     _run("compiled layers with dropout", "train.compile=true .*set model.hidden_dropout=0", model=given(hidden_dropout=0.1), train=COMPILE),
     _run("a CUDA graph with a pipeline", "set parallel.pipeline=1", parallel=given(pipeline=2), train=GRAPH),
+    _run("a CUDA graph with SP", "sequence_parallel=true.*set it to false", parallel=SP, train=GRAPH),
     _run("a CUDA graph with recomputation", "cuda_graph=true .*set it to none", parallel=given(recompute=given(granularity="full")), train=GRAPH),
     _run("a CUDA graph under ZeRO-3", "cuda_graph=true .*set parallel.zero=1", parallel=given(zero=3), train=GRAPH),
     _run("a CUDA graph with an overlapped reduction", "set it to null", parallel=given(overlap_grad_reduce=True), train=GRAPH),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ def test_plain_runs_are_accepted() -> None:
     config(train={"cuda_graph": True})
 
 
+SP = {"tensor": 2, "sequence_parallel": True}
 COMMON: list[tuple[dict[str, Any], str]] = [
     ({"parallel": {"recompute": {"granularity": "full"}}}, "recompute.granularity=full"),
     ({"parallel": {"zero": 3}}, "parallel.zero=3"),
@@ -45,7 +47,7 @@ def test_what_compile_does_not_combine_with_is_named(sections: dict[str, Any], w
         config(**sections)
 
 
-@pytest.mark.parametrize(("sections", "word"), [*COMMON, ({"parallel": {"pipeline": 2}}, "parallel.pipeline=2")])
+@pytest.mark.parametrize(("sections", "word"), [*COMMON, ({"parallel": {"pipeline": 2}}, "parallel.pipeline=2"), ({"parallel": SP}, "sequence_parallel")])
 def test_what_a_graph_does_not_combine_with_is_named(sections: dict[str, Any], word: str) -> None:
     with pytest.raises(ValidationError, match=f"train.cuda_graph=true .*{word}"):
         config(**sections | {"train": {"compile": False, "cuda_graph": True}})
@@ -65,14 +67,23 @@ def test_compiling_joins_of_one_addition_is_refused() -> None:
 def test_a_graph_on_a_machine_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="train.cuda_graph=true needs a GPU"):
-        check_graphs()
+        check_graphs(128)
 
 
-def test_a_graph_with_memory_that_may_move_needs_another_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variable", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
+def test_a_graph_with_memory_that_may_move_needs_another_variable(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    check_graphs()
-    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    with pytest.raises(UserError, match="NCCL_GRAPH_REGISTER=0"):
-        check_graphs()
+    check_graphs(128)
+    monkeypatch.setenv(variable, "expandable_segments:True")
+    with pytest.raises(UserError, match=f"{variable}=.*NCCL_GRAPH_REGISTER=0"):
+        check_graphs(128)
     monkeypatch.setenv("NCCL_GRAPH_REGISTER", "0")
-    check_graphs()
+    check_graphs(128)
+
+
+@pytest.mark.parametrize(("cudnn", "length", "refused"), [(91500, 200, True), (91501, 200, False), (91002, 256, False)])
+def test_lengths_that_old_attention_kernels_do_not_take_in_graphs(cudnn: int, length: int, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
+    with pytest.raises(UserError, match=r"data.seq_length=200, not a multiple of 128: cuDNN 9.15,") if refused else contextlib.nullcontext():
+        check_graphs(length)

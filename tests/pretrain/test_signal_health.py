@@ -271,16 +271,16 @@ def test_a_sound_run_warns_of_nothing(data: Path, tmp_path: Path) -> None:
 
 def test_under_a_cuda_graph_only_fully_measured_steps_run_without_it(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same values as without a graph; the sizes of streams, which take hooks, at fully measured steps only."""
-    monkeypatch.setattr(build, "check_graphs", lambda: None)
+    monkeypatch.setattr(build, "check_graphs", lambda seq_length: None)
     without, _ = train(small_config(data, tmp_path / "without", 12, signal_interval=7))
     config = small_config(data, tmp_path / "with", 12, signal_interval=7)
     config.train.cuda_graph = True
     with emulated() as graphs:
         lines, _ = train(config)
-    assert (graphs.captures, graphs.replays) == (2, 12 - 3 - 2)  # three to warm up; steps 7 and 12 are measured
+    assert (graphs.captures, graphs.replays) == (2, 12 - 3 - 3)  # steps 1, 7 and 12 are measured; three others warm up
     by_step = {line["step"]: line for line in without if line["event"] == "train"}
     steps = [line for line in lines if line["event"] == "train"]
-    assert [line["step"] for line in steps if "graph_capture_s" in line] == [4, 8]
+    assert [line["step"] for line in steps if "graph_capture_s" in line] == [5, 8]
     for line in steps:
         expected = by_step[line["step"]]
         assert (line["loss"], line["grad_norm"]) == (expected["loss"], expected["grad_norm"])
