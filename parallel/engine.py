@@ -131,7 +131,8 @@ class Engine:
         )
         with _quick_initialize():
             self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
-                model=self.chunks[0] if topology.layout.zero == 3 else nn.ModuleList(self.chunks),
+                # Below stage 3 it has no use for modules but to walk all of them eight times.
+                model=self.chunks[0] if topology.layout.zero == 3 else nn.ParameterList(named.parameter for named in self.parameters),
                 optimizer=optimizer,
                 config=_deepspeed_config(topology, dtype, micro_batch_size),
                 mpu=topology,
