@@ -111,8 +111,8 @@ def _collected() -> Iterator[None]:
             gc.enable()
 
 
-def _first(error: BaseException) -> BaseException:
+def _first(error: RuntimeError) -> RuntimeError:
     """What went wrong first: ending a failed capture raises an error of its own."""
-    while error.__context__ is not None:
+    while isinstance(error.__context__, RuntimeError):
         error = error.__context__
     return error

@@ -119,12 +119,24 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def reserve_port() -> socket.socket:
+    """A socket that holds a free TCP port until it is closed: nobody is given it, but a server that asks for it by number may listen on it.
+
+    Ranks take seconds to load their libraries before one of them listens, and a port that was merely free would be given away meanwhile.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    return holder
+
+
 def start_local(arguments: Sequence[str], processes: int) -> int:
     """Runs `python arguments...` as local ranks; returns the first non-zero exit code, or 0.
 
     Signals for a clean stop are passed on to every rank. When a rank fails, the others get a moment to notice and are then ended.
     """
-    port = free_port()
+    holder = reserve_port()
+    port = holder.getsockname()[1]
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     ranks: list[subprocess.Popen[bytes]] = []
     received: list[int] = []
@@ -145,6 +157,7 @@ def start_local(arguments: Sequence[str], processes: int) -> int:
             ranks.append(subprocess.Popen([sys.executable, *arguments], env=env, start_new_session=True))
         return _wait(ranks)
     finally:
+        holder.close()
         for rank in ranks:
             if rank.poll() is None:
                 rank.kill()

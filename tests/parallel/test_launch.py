@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from model.errors import UserError
-from parallel.launch import rank_from_environment, start_local
+from parallel.launch import rank_from_environment, reserve_port, start_local
 
 COMPLETE = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node7", "MASTER_PORT": "1234"}
 
@@ -30,6 +31,19 @@ def test_no_launcher_means_none() -> None:
 def test_half_an_environment_is_refused() -> None:
     with pytest.raises(UserError, match="MASTER_ADDR, MASTER_PORT is not"):
         rank_from_environment({"RANK": "0", "WORLD_SIZE": "2"})
+
+
+def test_a_reserved_port_is_given_to_nobody_but_the_server_that_names_it() -> None:
+    with reserve_port() as holder:
+        address = holder.getsockname()
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(address)
+        with socket.socket() as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as PyTorch's store does
+            server.bind(address)
+            server.listen()
+            with socket.create_connection(address):
+                pass
 
 
 def script(folder: Path, text: str) -> str:

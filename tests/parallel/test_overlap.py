@@ -13,7 +13,6 @@ from torch import nn
 
 from model.errors import UserError
 from model.names import NamedParameter
-from model.scheme import scheme_names
 from model.shards import WHOLE
 from parallel import overlap
 from parallel.config import ParallelConfig
@@ -29,7 +28,7 @@ STEPS = 3
 DEEP = given(num_layers=12)
 INTERLEAVED = given(pipeline=2, virtual_stages=3)
 CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
-    **{scheme: (2, given(scheme=scheme), {}, {}) for scheme in scheme_names()},
+    **{scheme: (2, given(scheme=scheme), {}, {}) for scheme in ("pre_ln", "b2t", "spannorm", "mix_ln")},
     "zero 0": (2, {}, given(zero=0), {}),
     "zero 2": (2, {}, given(zero=2), {}),
     "bf16": (2, {}, {}, given(precision="bf16")),

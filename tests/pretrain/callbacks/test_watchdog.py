@@ -138,7 +138,7 @@ def test_a_stopped_rank_ends_the_others(tmp_path: Path) -> None:
     parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.getcwd()}, stderr=subprocess.PIPE, text=True)
     try:
         while not (tmp_path / "1.pid").exists():
-            assert parent.poll() is None
+            assert parent.poll() is None, parent.communicate()[1]
             time.sleep(0.05)
         os.kill(int((tmp_path / "1.pid").read_text()), signal.SIGSTOP)
         _, errors = parent.communicate(timeout=240)
