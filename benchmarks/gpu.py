@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -30,7 +31,9 @@ from pretrain.load_config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 SEQ = 1024
-WARM_UP, OUT_OF_MEMORY = 5, 3
+WARM_UP = 5
+OUT_OF_MEMORY, FAILED = 3, 4
+"""Exit codes of a case's process."""
 DEPTHS = (24, 48, 96, 192, 384, 1000)
 COMPILED = ("deep_24", "deep_1000")
 FILES = {"gpt2_xl": "configs/gpt2_xl.yaml"} | {f"deep_{depth}": f"configs/deep_1p5b_{depth}_layers.yaml" for depth in DEPTHS}
@@ -117,8 +120,10 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
     def step() -> float:
         torch.cuda.synchronize()
         begin = time.perf_counter()
-        engine.train_step(forward_step, lambda: iter(batches), len(batches))
+        result = engine.train_step(forward_step, lambda: iter(batches), len(batches))
         torch.cuda.synchronize()
+        if not result.applied:
+            raise RuntimeError(f"a step was skipped: loss {result.loss}, gradient norm {result.grad_norm}")
         return time.perf_counter() - begin
 
     captures = []
@@ -174,6 +179,15 @@ def cases_for(models: Sequence[str], kernels: Sequence[str], recipes: Sequence[s
     return cases
 
 
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether want of GPU memory lies behind an error; libraries and graphs have words of their own for it."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower() or "ALLOC_FAILED" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def run_case(case: Case, steps: int) -> dict[str, Any]:
     """A case in a process of its own; with half the micro-batch, and twice the accumulation, as often as memory runs out."""
     micro, accumulation = case.micro, case.accumulation
@@ -184,7 +198,8 @@ def run_case(case: Case, steps: int) -> dict[str, Any]:
         if done.returncode == 0:
             return json.loads(done.stdout.strip().splitlines()[-1])
         if done.returncode != OUT_OF_MEMORY:
-            return asdict(fitting) | {"label": case.label, "error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
+            lines = done.stdout.strip().splitlines() if done.returncode == FAILED else done.stderr.strip().splitlines()
+            return asdict(fitting) | {"label": case.label, "error": (lines or ["no message"])[-1]}
         micro, accumulation = micro // 2, accumulation * 2
     return asdict(case) | {"label": case.label, "error": "out of memory with one sample"}
 
@@ -229,8 +244,10 @@ def main(
     if only:
         try:
             print(json.dumps(measure(Case(**json.loads(only)), steps)))
-        except torch.cuda.OutOfMemoryError:
-            sys.exit(OUT_OF_MEMORY)
+        except Exception as error:
+            traceback.print_exc()
+            print(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            sys.exit(OUT_OF_MEMORY if out_of_memory(error) else FAILED)
         return
     from parallel.precision import this_machine
 
@@ -239,13 +256,14 @@ def main(
     if unknown:
         sys.exit(f"benchmarks.gpu: unknown model {unknown[0]}; known: {', '.join(FILES)}")
     kernels = ["local", "te"] if machine.te else ["local"]
-    results = []
-    for case in cases_for(models.split(","), kernels, machine.recipes(), micro, accumulation):
-        results.append(run_case(case, steps))
-        console.print(f"{case.label}: {results[-1].get('error') or format(results[-1]['tflops'], '.1f') + ' TFLOP/s'}")
-    console.print(table(results))
     path = out / f"gpu-{(machine.gpu or 'unknown').lower().replace(' ', '-')}-{datetime.now(timezone.utc):%Y-%m-%d}.json"
-    write_results(path, {**asdict(machine), "results": results})
+    # Cases that an earlier start of today has measured stay, so that a few models at a time make one file.
+    results: dict[str, dict[str, Any]] = {row["label"]: row for row in json.loads(path.read_text())["results"]} if path.is_file() else {}
+    for case in cases_for(models.split(","), kernels, machine.recipes(), micro, accumulation):
+        row = results[case.label] = run_case(case, steps)
+        console.print(f"{case.label}: {row.get('error') or format(row['tflops'], '.1f') + ' TFLOP/s'}")
+        write_results(path, {**asdict(machine), "results": list(results.values())})
+    console.print(table(list(results.values())))
     console.print(f"written to {path}")
 
 

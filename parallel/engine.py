@@ -43,7 +43,8 @@ class StepResult:
 @contextlib.contextmanager
 def _quick_initialize() -> Iterator[None]:
     """DeepSpeed's check for duplicate parameters rebuilds the list of all ids once per parameter; the same check with sets is linear. Its broadcast of
-    every parameter is left out: weights are drawn by global name and equal on all ranks by construction."""
+    every parameter is left out: weights are drawn by global name and equal on all ranks by construction. So are, on GPUs, its passes for a compiler that
+    Fathom does not use, for which it would import Inductor."""
     from deepspeed import DeepSpeedEngine
 
     def check(self: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -54,13 +55,19 @@ def _quick_initialize() -> Iterator[None]:
                     raise ValueError("a parameter occurs twice in the optimizer's groups")
                 seen.add(id(parameter))
 
-    saved = DeepSpeedEngine._check_for_duplicates, DeepSpeedEngine._broadcast_model
-    DeepSpeedEngine._check_for_duplicates = check
-    DeepSpeedEngine._broadcast_model = lambda self: None
+    changes: dict[str, Callable[..., None]] = {
+        "_check_for_duplicates": check,
+        "_broadcast_model": lambda self: None,
+        "register_compile_pass": lambda self, *args: None,
+    }
+    saved = {name: getattr(DeepSpeedEngine, name) for name in changes}
+    for name, change in changes.items():
+        setattr(DeepSpeedEngine, name, change)
     try:
         yield
     finally:
-        DeepSpeedEngine._check_for_duplicates, DeepSpeedEngine._broadcast_model = saved
+        for name, original in saved.items():
+            setattr(DeepSpeedEngine, name, original)
 
 
 def _deepspeed_config(topology: Topology, dtype: torch.dtype, micro_batch_size: int) -> dict[str, Any]:
@@ -82,7 +89,8 @@ def _deepspeed_config(topology: Topology, dtype: torch.dtype, micro_batch_size: 
         # PyTorch's fused AdamW updates host memory with vector instructions too, and needs no compiler on the machine.
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": zero,
-        "bf16": {"enabled": half},
+        # Not finite gradients are found before its step; it would read all of them twice more.
+        "bf16": {"enabled": half, "check_grad_overflow": False},
         # With fp32 here DeepSpeed would pick an optimizer that accumulates by itself; ours accumulates in fp32 in any case.
         "data_types": {"grad_accum_dtype": "bf16" if half and topology.layout.zero < 3 else "fp32"},
         # At stage 3 DeepSpeed reduces; at the other stages `parallel.gradients` does.

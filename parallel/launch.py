@@ -91,6 +91,8 @@ def init_process_group(info: RankInfo, timeout_minutes: float, store: Store | No
 
     if gpu:
         torch.cuda.set_device(info.local_rank % torch.cuda.device_count())
+        # Where a task sees its own GPU only, DeepSpeed would look for another one under the local rank.
+        os.environ["LOCAL_RANK"] = str(torch.cuda.current_device())
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", info.world_size)))))
     # What the libraries say about themselves on every start and every rank is not for users of this one.
@@ -110,6 +112,9 @@ def init_process_group(info: RankInfo, timeout_minutes: float, store: Store | No
         world_size=info.world_size,
         timeout=timedelta(minutes=timeout_minutes),
     )
+    if gpu and info.world_size == 1:
+        # NCCL takes its memory at the first collective, which would otherwise be when a first step has filled the GPU. More processes test their network.
+        torch.distributed.all_reduce(torch.zeros(1, device="cuda"))
 
 
 def free_port() -> int:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 from torch.autograd import DeviceType
 
-from benchmarks.gpu import FILES, SEQ, busy_seconds, cases_for, gpu_intervals, table
+from benchmarks import gpu
+from benchmarks.gpu import FAILED, FILES, OUT_OF_MEMORY, SEQ, Case, busy_seconds, cases_for, gpu_intervals, out_of_memory, run_case, table
 from model.size import parameter_count
 from parallel.config import ParallelConfig
 from parallel.precision import RECIPES, Machine, check_sizes, resolve
@@ -88,3 +91,45 @@ def test_without_a_gpu_it_says_so() -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "has no CUDA GPU" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("tried to allocate"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("device-side assert"), False),
+    ],
+)
+def test_want_of_memory_by_whatever_name(error: Exception, expected: bool) -> None:
+    assert out_of_memory(error) is expected
+    later = ValueError("the step cannot be captured")
+    later.__cause__ = error
+    assert out_of_memory(later) is expected
+
+
+def case_process(monkeypatch: pytest.MonkeyPatch, *outcomes: tuple[int, str, str]) -> list[int]:
+    """Stands in for the processes of cases: (exit code, stdout, stderr) of each. Returns where their micro-batches are noted."""
+    micros: list[int] = []
+    left = list(outcomes)
+
+    def run(command: list[str], **options: Any) -> SimpleNamespace:
+        micros.append(json.loads(command[command.index("--only") + 1])["micro"])
+        code, out, errors = left.pop(0)
+        return SimpleNamespace(returncode=code, stdout=out, stderr=errors)
+
+    monkeypatch.setattr(gpu.subprocess, "run", run)
+    return micros
+
+
+def test_a_case_without_memory_is_tried_with_smaller_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    micros = case_process(monkeypatch, (OUT_OF_MEMORY, "", ""), (OUT_OF_MEMORY, "", ""), (0, 'loading\n{"tflops": 1.0}\n', ""))
+    assert run_case(Case("gpt2_xl", "te", "none", 8, 4), 10) == {"tflops": 1.0}
+    assert micros == [8, 4, 2]
+
+
+@pytest.mark.parametrize(("code", "expected"), [(FAILED, "RuntimeError: why"), (-9, "killed")])
+def test_a_case_that_fails_says_why(code: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case_process(monkeypatch, (code, "RuntimeError: why\n", "something\nkilled\n"))
+    assert run_case(Case("gpt2_xl", "te", "none", 8, 4), 10)["error"] == expected

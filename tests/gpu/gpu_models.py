@@ -64,7 +64,8 @@ class Pass:
 
 
 def one_pass(chunk: GPT, batch: Tensor) -> Pass:
-    """Forward and backward through the mean loss."""
+    """Forward and backward through the mean loss, as the first micro-batch of a step."""
+    chunk.set_is_first_microbatch()
     for parameter in chunk.parameters():
         parameter.grad = None
     losses, _ = forward_step(iter([batch]), chunk)

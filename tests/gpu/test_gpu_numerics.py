@@ -53,6 +53,7 @@ def check(found: tuple[float, float], precision: str) -> None:
 def needs(recipe: str) -> None:
     """Skips where a recipe does not run."""
     machine = this_machine()
+    assert machine.te, machine.te_problem
     if recipe not in machine.recipes():
         pytest.skip(f"FP8 recipe {recipe} does not run on {machine.gpu} with CUDA {machine.cuda[0]}.{machine.cuda[1]}")
 
