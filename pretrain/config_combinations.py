@@ -9,6 +9,9 @@ from parallel.config import ParallelConfig
 if TYPE_CHECKING:
     from pretrain.config import RunConfig
 
+SELDOM = 10
+"""Steps between full measurements of signals from which a CUDA graph is worth its captures."""
+
 
 def check_muon(parallel: ParallelConfig) -> None:
     """Raises ValueError for a layout that Muon has no form for."""
@@ -51,6 +54,11 @@ def check_cuda_graph(config: RunConfig) -> None:
         raise ValueError(f"train.cuda_graph=true with parallel.recompute.granularity={granularity} has not been shown to compute the same: set it to none")
     if config.parallel.overlap_grad_reduce:
         raise ValueError("train.cuda_graph=true does not combine with parallel.overlap_grad_reduce=true: the reduction follows the graph; set it to null")
+    if 0 < config.log.signal_interval < SELDOM:
+        raise ValueError(
+            f"train.cuda_graph=true with log.signal_interval={config.log.signal_interval}: measured steps run without the graph and the next one captures again, "
+            f"which costs more than it saves: set log.signal_interval={SELDOM} or more, or 0"
+        )
     _zero_and_dropout("train.cuda_graph", config)
 
 

@@ -14,6 +14,7 @@ from model.errors import UserError
 from parallel.config import Fp8Config, ParallelConfig
 from parallel.precision import Machine, check_sizes, resolve
 from parallel.topology import Layout, check_layout
+from pretrain.config import RunConfig
 from tests.parallel.training import given, run_config
 
 MODEL = given(num_layers=6, hidden_size=32, num_attention_heads=4, vocab_size=120)
@@ -105,6 +106,11 @@ REFUSALS = [
     _run("a CUDA graph with recomputation", "cuda_graph=true .*set it to none", parallel=given(recompute=given(granularity="full")), train=GRAPH),
     _run("a CUDA graph under ZeRO-3", "cuda_graph=true .*set parallel.zero=1", parallel=given(zero=3), train=GRAPH),
     _run("a CUDA graph with an overlapped reduction", "set it to null", parallel=given(overlap_grad_reduce=True), train=GRAPH),
+    Refusal(
+        "a CUDA graph that is hardly used",
+        "set log.signal_interval=10 or more, or 0",
+        lambda: RunConfig.model_validate(run_config(train=GRAPH).model_dump() | {"log": given(signal_interval=5)}),
+    ),
     _run("a CUDA graph with dropout", "cuda_graph=true .*set model.hidden_dropout=0", model=given(hidden_dropout=0.1), train=GRAPH),
     _run("fp16", "loss scaling.*set train.precision=bf16", train=given(precision="fp16")),
     _run("FP8 with PyTorch's kernels", "set train.kernels=te", train=given(kernels="local", fp8=given(recipe="delayed"))),
