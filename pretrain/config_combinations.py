@@ -56,8 +56,8 @@ def check_cuda_graph(config: RunConfig) -> None:
         raise ValueError("train.cuda_graph=true does not combine with parallel.overlap_grad_reduce=true: the reduction follows the graph; set it to null")
     if 0 < config.log.signal_interval < SELDOM:
         raise ValueError(
-            f"train.cuda_graph=true with log.signal_interval={config.log.signal_interval}: measured steps run without the graph and the next one captures again, "
-            f"which costs more than it saves: set log.signal_interval={SELDOM} or more, or 0"
+            f"train.cuda_graph=true with log.signal_interval={config.log.signal_interval}: measured steps run without the graph and the next one captures "
+            f"again, which costs more than it saves: set log.signal_interval={SELDOM} or more, or 0"
         )
     _zero_and_dropout("train.cuda_graph", config)
 
