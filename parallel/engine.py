@@ -7,6 +7,7 @@ step and the gathering of updated parameters.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -244,11 +245,11 @@ class Engine:
             buffer.prepare()
         if self.overlap is not None:
             self.overlap.prepare(num_microbatches)
+        passes = functools.partial(self._run, forward_step, num_microbatches=num_microbatches, forward_only=False)
         if self.graph is None:
-            losses = self._run(forward_step, batches, num_microbatches, forward_only=False)
+            losses = passes(batches)
         else:
-            passes = lambda static: self._run(forward_step, lambda: iter(static), num_microbatches, forward_only=False)  # noqa: E731
-            losses = self.graph.run(passes, list(batches()), watched=watched)
+            losses = self.graph.run(lambda static: passes(lambda: iter(static)), list(batches()), watched=watched)
         for buffer in self.buffers:
             buffer.reduce()
         if inspect is not None:

@@ -119,9 +119,8 @@ def init_process_group(info: RankInfo, timeout_minutes: float, store: Store | No
 
 def free_port() -> int:
     """A TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with reserve_port() as holder:
+        return int(holder.getsockname()[1])
 
 
 def reserve_port() -> socket.socket:

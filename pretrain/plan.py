@@ -84,8 +84,10 @@ def predict(work: Work, gpu: Accelerator, parallel: ParallelConfig, world: int, 
     recompute, group = parallel.recompute.granularity, parallel.recompute.num_layers
     sequence = layout.sequence_parallel
     activations = Activations(work.config, micro, work.seq_length, work.element, layout.tensor, sequence, recompute, group, fused=True)
-    early = not work.graph and parallel.overlap_grad_reduce is not False
-    time = step_time(gpu, layout, activations, count, work.precision, overlap=overlap, graph=work.graph, early=early)
+    # The ranked list has layouts that a graph does not combine with (pretrain/config_combinations.py).
+    graph = work.graph and layout.pipeline == 1 and not sequence and layout.zero < 3 and recompute == "none"
+    early = not graph and parallel.overlap_grad_reduce is not False and layout.zero < 3
+    time = step_time(gpu, layout, activations, count, work.precision, overlap=overlap, graph=graph, early=early)
     memory = peak_memory(work.config, layout, activations, count, fp8=work.precision == "fp8")
     if parallel.offload.optimizer:
         memory = replace(memory, optimizer=0.0)  # it lies in host memory

@@ -113,10 +113,10 @@ def step_time(
     gpu: Accelerator, layout: Layout, a: Activations, micro_batches: int, precision: str, *, overlap: bool = False, graph: bool = False, early: bool = False
 ) -> StepTime:
     """The step of a layout. overlap: data- and pipeline-parallel communication runs beside the computation, as in the published runs; here most does not.
-    graph: the host launches a step at once, where the layout can have it; early: gradients are reduced during the last backward pass."""
+    graph: the host launches a step at once; early: gradients are reduced during the last backward pass."""
     slowest, held = 0.0, 0.0
     device, host = layer_seconds(gpu, a, precision)
-    if graph and layout.pipeline == 1 and layout.zero < 3:
+    if graph:
         host = 0.0
     everything = stages(a.config, layout, micro_batches)
     heaviest = everything[0]
@@ -131,7 +131,7 @@ def step_time(
     pipeline = sent.pipeline / _wire(gpu, layout.tensor * layout.pipeline)
     data = sent.data / _wire(gpu, layout.world)
     compute = micro_batches * slowest
-    if early and layout.zero < 3:
+    if early:
         reduced = data * (FP32 / (FP32 + a.element) if layout.zero else 1.0)
         data -= min(reduced * (1 - 1 / PIECES), BACKWARD * slowest)
     late = max(0.0, pipeline + data - compute) if overlap else pipeline + data
