@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import importlib.util
 import os
+import shutil
+import tempfile
+
+import pytest
 
 # Set before anything imports a numerical library, which reads them once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,12 +18,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
-
-import functools
-import importlib.util
-import shutil
-
-import pytest
+# Where transformers copies the modelling files of exports: not the user's cache, and each test process has its own, so that none sees another's copies.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="fathom-tests-hf-")
+atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
 SBIN = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -336,6 +337,7 @@ def test_the_cache_of_modelling_files_stays_clean(tmp_path: Path) -> None:
     def copies() -> Iterator[str]:
         return (path.name for path in Path(HF_MODULES_CACHE, "transformers_modules").glob("*dot_out*"))
 
+    assert os.environ["HF_MODULES_CACHE"] == HF_MODULES_CACHE, "transformers was imported before tests/conftest.py: other processes write there too"
     before = set(copies())
     config = make_config("b2t")
     run(tmp_path, config, make_weights(config))
