@@ -57,8 +57,8 @@ quickstart: $(STAMP) ## Train a 48-layer model on this machine, from text to rep
 
 .PHONY: test
 test: $(STAMP) ## Run the quick tests (JOBS=2 at a time, ARGS for pytest)
-	@echo "test: everything but GPU and slow tests"
-	@$(RUN) -m pytest -m "not gpu and not slow" -n $(JOBS) $(ARGS)
+	@echo "test: everything but GPU and slow tests; a file's tests share what one process measured for them"
+	@$(RUN) -m pytest -m "not gpu and not slow" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## Run the tests that take minutes

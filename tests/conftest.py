@@ -8,7 +8,9 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Set before anything imports a numerical library, which reads them once.
@@ -21,6 +23,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # Where transformers copies the modelling files of exports: not the user's cache, and each test process has its own, so that none sees another's copies.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="fathom-tests-hf-")
 atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
+
+TESTS = Path(__file__).resolve().parent
+# The same inputs in every run, so that a failure belongs to a change; `--hypothesis-profile=default` draws new ones.
+hypothesis.settings.register_profile("fixed", derandomize=True, database=None)
+hypothesis.settings.load_profile("fixed")
 
 SBIN = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
 
@@ -43,11 +50,26 @@ def _no_slurm() -> str | None:
     return f"Slurm is not installed: {', '.join(missing)} missing" if missing else None
 
 
+# The files that take longest go first, so that none of them is still running when all others are through.
+LONGEST = (
+    "slurm/test_slurm_cluster.py",
+    "parallel/test_layouts.py",
+    "slurm/test_slurm_training.py",
+    "parallel/checkpoint/test_reshard.py",
+    "parallel/test_gradients.py",
+    "parallel/checkpoint/test_resume.py",
+    "pretrain/test_run.py",
+    "parallel/test_dropout.py",
+)
+
 LACKS = {"gpu": _no_cuda, "te": _no_transformer_engine, "slurm": _no_slurm}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks what this machine cannot run; looks at it only where a collected test needs it."""
+    """Marks what this machine cannot run, looking at it only where a collected test needs it; moves the longest files to the front."""
+    first = {TESTS / name: place for place, name in enumerate(LONGEST)}
+    assert all(path.is_file() for path in first), "LONGEST in tests/conftest.py names a file that is gone"
+    items.sort(key=lambda item: first.get(item.path, len(first)))
     for item in items:
         for mark, lack in LACKS.items():
             reason = lack() if item.get_closest_marker(mark) else None

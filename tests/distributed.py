@@ -64,8 +64,9 @@ class Group:
     killed: bool = False
 
 
-def launch(*groups: Group, timeout: float = 300.0) -> list[list[Any]]:
-    """Runs groups one after another; returns for each what its ranks returned. timeout: seconds for everything.
+def launch(*groups: Group, timeout: float = 1500.0) -> list[list[Any]]:
+    """Runs groups one after another; returns for each what its ranks returned. timeout: seconds for everything; only a safety net, as
+    ranks that wait for each other give up by themselves long before.
 
     Raises AssertionError with the traceback of the first rank that failed, or when the time is over.
     """
@@ -73,7 +74,9 @@ def launch(*groups: Group, timeout: float = 300.0) -> list[list[Any]]:
         request = Path(folder) / "request"
         plain = [(group.world, _module(group.function), group.function.__qualname__, group.args, group.killed) for group in groups]
         request.write_bytes(pickle.dumps(plain))
-        env = dict(os.environ, OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        # Temporary files of ranks go when this is over, also those of killed ones.
+        env = dict(os.environ, TMPDIR=folder, OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")
+        env["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
             env.pop(name, None)
         # A session of its own, so that everything it started can be ended by its group.
@@ -129,9 +132,10 @@ def _serve(folder: Path) -> None:
 
 
 def _run_group(folder: Path, index: int, world: int, function: Callable[..., Any], args: tuple[Any, ...], killed: bool) -> bool:
-    from parallel.launch import free_port
+    from parallel.launch import reserve_port
 
-    port = free_port()
+    holder = reserve_port()
+    port = holder.getsockname()[1]
     ranks: dict[int, int] = {}
     for rank in range(world):
         sys.stdout.flush()
@@ -156,6 +160,7 @@ def _run_group(folder: Path, index: int, world: int, function: Callable[..., Any
             for pid in ranks:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
+    holder.close()
     return good
 
 
@@ -184,6 +189,11 @@ def rebuild(parallel: ParallelConfig, model: ModelConfig) -> Topology:
 
     from parallel.topology import Topology, check_layout
 
+    dist.barrier()  # a rank that is ahead would hang up on others' last messages
+    # Megatron-core forgets its groups without closing them: their threads and connections would stay, and slow every later case.
+    for group in parallel_state._global_process_group_list or ():
+        if isinstance(group, dist.ProcessGroup):
+            dist.destroy_process_group(group)
     parallel_state.destroy_model_parallel()
     gc.collect()
     return Topology(check_layout(parallel, model, dist.get_world_size()))
@@ -196,21 +206,6 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
-
-
-def shared(base: Path, name: str, compute: Callable[[], Any]) -> Any:
-    """`compute()` once for all test processes of a run. base: `tmp_path_factory.getbasetemp()`; the answer is pickled."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return compute()
-    from filelock import FileLock
-
-    path = base.parent / f"{name}.pickle"
-    with FileLock(path.with_suffix(".lock")):
-        if not path.exists():
-            answer = pickle.dumps(compute())
-            path.with_suffix(".part").write_bytes(answer)
-            path.with_suffix(".part").replace(path)
-    return pickle.loads(path.read_bytes())
 
 
 def first_difference(ours: Sequence[Any], theirs: Sequence[Any]) -> int | None:

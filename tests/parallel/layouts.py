@@ -201,7 +201,7 @@ def run_all(configs: list[RunConfig]) -> list[Curve | None]:
     return curves
 
 
-def measure(cases: Iterable[Case], timeout: float) -> dict[str, Row]:
+def measure(cases: Iterable[Case], timeout: float = 1500.0) -> dict[str, Row]:
     """Trains the cases and their references, and compares them."""
     cases = sorted(cases, key=lambda case: case.world)
     references = {case.reference().model_dump_json(): case.reference() for case in cases}

@@ -10,7 +10,7 @@ from torch import nn
 
 from pretrain.config import RunConfig
 from pretrain.loop import forward_step
-from tests.distributed import Group, gather, launch, shared
+from tests.distributed import Group, gather, launch
 from tests.parallel.training import Curve, batches_of, engine_of, given, run_config, train, whole_parameters
 
 STEPS = 2  # the second shows that the streams went on in the same way
@@ -90,12 +90,9 @@ def one_rank() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    def compute() -> dict[str, Any]:
-        one, two = launch(Group(1, one_rank), Group(2, two_ranks), timeout=400)
-        return one[0] | two[0]
-
-    return shared(tmp_path_factory.getbasetemp(), "dropout", compute)
+def found() -> dict[str, Any]:
+    one, two = launch(Group(1, one_rank), Group(2, two_ranks))
+    return one[0] | two[0]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

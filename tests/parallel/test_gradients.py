@@ -17,7 +17,7 @@ from parallel.engine import Engine
 from parallel.gradients import GradientBuffer, Group, Kind
 from pretrain.loop import forward_step
 from tests import distributed
-from tests.distributed import gather, launch, rebuild, shared
+from tests.distributed import gather, launch, rebuild
 from tests.parallel.training import batches_of, engine_of, given, run_config, train, whole_parameters
 
 SP = given(tensor=2, sequence_parallel=True)
@@ -152,12 +152,9 @@ def one_rank() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    def compute() -> dict[str, Any]:
-        one, two = launch(distributed.Group(1, one_rank), distributed.Group(2, two_ranks), timeout=400)
-        return one[0] | two[0]
-
-    return shared(tmp_path_factory.getbasetemp(), "gradients", compute)
+def found() -> dict[str, Any]:
+    one, two = launch(distributed.Group(1, one_rank), distributed.Group(2, two_ranks))
+    return one[0] | two[0]
 
 
 @pytest.mark.parametrize("scheme", scheme_names())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -52,9 +51,9 @@ def script(folder: Path, text: str) -> str:
     return str(path)
 
 
-def test_every_rank_gets_its_number(tmp_path: Path) -> None:
+def test_every_rank_gets_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import os, pathlib; pathlib.Path(os.environ['OUT'], os.environ['RANK']).write_text(os.environ['WORLD_SIZE'] + os.environ['MASTER_PORT'])"
-    os.environ["OUT"] = str(tmp_path)
+    monkeypatch.setenv("OUT", str(tmp_path))
     assert start_local([script(tmp_path, code)], 3) == 0
     assert len({(tmp_path / str(rank)).read_text() for rank in range(3)}) == 1
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from tests.distributed import shared
 from tests.parallel.layouts import CASES, STEPS, Case, Row, is_quick, measure
 from tests.parallel.write_table import DOCUMENT, rows_in
-
-# All rows are measured before the first test.
-pytestmark = pytest.mark.timeout(1200)
 
 ALL = [case for cases in CASES.values() for case in cases]
 QUICK, SLOW = [case for case in ALL if is_quick(case)], [case for case in ALL if not is_quick(case)]
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Row]:
-    return shared(tmp_path_factory.getbasetemp(), "layouts", lambda: measure(QUICK, timeout=1100))
+def rows() -> dict[str, Row]:
+    return measure(QUICK)
 
 
 @pytest.fixture(scope="module")

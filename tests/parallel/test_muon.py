@@ -14,7 +14,7 @@ from torch import Tensor
 from model.errors import UserError
 from parallel.muon import Muon, matrices_of, newton_schulz, scale
 from pretrain.loop import forward_step
-from tests.distributed import Group, launch, shared
+from tests.distributed import Group, launch
 from tests.parallel.checkpoint.states import bring, keep
 from tests.parallel.training import batches_of, engine_of, given, run_config
 
@@ -84,8 +84,8 @@ def other_optimizer(config: Any, engine: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return shared(tmp_path_factory.getbasetemp(), "muon", lambda: launch(Group(1, against_pytorch))[0][0])
+def found() -> dict[str, Any]:
+    return launch(Group(1, against_pytorch))[0][0]
 
 
 def test_updates_are_those_of_pytorch(found: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from parallel.overlap import PIECES, marks
 from parallel.single import single_process
 from parallel.topology import check_layout
 from tests import distributed
-from tests.distributed import launch, shared
+from tests.distributed import launch
 from tests.parallel.training import MODEL, engine_of, given, run_config, train, whole_parameters
 
 STEPS = 3
@@ -79,12 +79,9 @@ def all_cases(world: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    def compute() -> dict[str, Any]:
-        answers = launch(distributed.Group(2, all_cases, (2,)), distributed.Group(4, all_cases, (4,)), timeout=600)
-        return answers[0][0] | answers[1][0]
-
-    return shared(tmp_path_factory.getbasetemp(), "overlap", compute)
+def found() -> dict[str, Any]:
+    two, four = launch(distributed.Group(2, all_cases, (2,)), distributed.Group(4, all_cases, (4,)))
+    return two[0] | four[0]
 
 
 @pytest.mark.parametrize("name", list(CASES))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,7 +107,15 @@ def test_damaged_environment(change: dict[str, str], message: str) -> None:
         slurm_environment({**STEP, **change})
 
 
-def test_address_where_names_do_not_resolve(no_slurm: Path) -> None:
+def test_address_where_names_do_not_resolve(no_slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.getaddrinfo
+
+    def getaddrinfo(name: str, *rest: Any, **more: Any) -> list[Any]:  # whatever the name server here would answer, and however late
+        if name.endswith(".invalid"):
+            raise socket.gaierror(socket.EAI_NONAME, f"{name} is not known")
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     env = {**STEP, "SLURM_STEP_NODELIST": "nosuchnode[1-2].invalid"}
     assert master_address(env) == "127.0.0.1"  # the host of srun
     with pytest.raises(UserError, match=r"the first node, nosuchnode1\.invalid, does not resolve on node2 .* export FATHOM_MASTER_ADDR"):

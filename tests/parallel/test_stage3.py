@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from parallel.engine import Engine
 from pretrain.config import RunConfig
 from pretrain.loop import forward_step
-from tests.distributed import Group, gather, launch, shared
+from tests.distributed import Group, gather, launch
 from tests.parallel.training import batches_of, engine_of, given, run_config, train, whole_parameters
 
 MODEL = given(hidden_size=33, num_attention_heads=3, num_layers=3)  # odd sizes: pieces of two ranks need padding
@@ -64,8 +64,8 @@ def two_ranks() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return shared(tmp_path_factory.getbasetemp(), "stage3", lambda: launch(Group(2, two_ranks), timeout=600)[0][0])
+def found() -> dict[str, Any]:
+    return launch(Group(2, two_ranks))[0][0]
 
 
 def test_evaluation_and_skipped_steps_change_nothing(found: dict[str, Any]) -> None:

@@ -121,10 +121,11 @@ def _rank(rank: int, port: int, config: Path, run_dir: Path, kill: Kill | None, 
 
 def start(config: Path, run_dir: Path, kill: Kill | None, log: Path) -> list[int]:
     """One start of the run, to its end or to its kill. Returns the exit codes of the ranks, negative for signals."""
-    from parallel.launch import free_port
+    from parallel.launch import reserve_port
 
     log.unlink(missing_ok=True)
-    port, begin = free_port(), time.monotonic()
+    holder, begin = reserve_port(), time.monotonic()
+    port = holder.getsockname()[1]
     ranks: dict[int, int] = {}
     for rank in range(WORLD):
         pid = os.fork()
@@ -149,6 +150,7 @@ def start(config: Path, run_dir: Path, kill: Kill | None, log: Path) -> list[int
                 os.kill(pid, signal.SIGKILL)
         else:
             time.sleep(0.01)
+    holder.close()
     return [codes[rank] for rank in range(WORLD)]
 
 

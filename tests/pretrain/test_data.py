@@ -7,10 +7,10 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -217,25 +217,32 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["index.npy"]
 
 
+class Clock:
+    """Stands in for the module `time`; a lock shows signs of life until `silent_after`."""
+
+    def __init__(self, lock: Path, silent_after: float) -> None:
+        self.now, self.lock, self.silent_after = 0.0, lock, silent_after
+
+    def monotonic(self) -> float:
+        return self.now
+
+    time = monotonic
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        if self.now < self.silent_after:
+            os.utime(self.lock, ns=(round(self.now * 1e9),) * 2)
+
+
 def test_a_silent_lock_is_taken_over_and_a_living_one_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(index_cache, "STALE_S", 1.0)
-    monkeypatch.setattr(index_cache, "NOTICE_S", 0.2)
     lock = tmp_path / "index.npy.lock"
     lock.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
-    alive = threading.Event()
-
-    def beat() -> None:
-        for _ in range(10):
-            time.sleep(0.15)
-            os.utime(lock)
-        alive.set()
-
-    thread = threading.Thread(target=beat)
-    thread.start()
+    clock = Clock(lock, silent_after=100.0)
+    monkeypatch.setattr(index_cache, "time", clock)
     build_once(tmp_path / "index.npy", lambda: np.arange(3))
-    assert alive.is_set(), "taken over although its owner showed signs of life"
-    thread.join()
-    assert "waiting for index built by elsewhere" in caplog.text
+    assert clock.now + index_cache.POLL_S >= 100.0 + index_cache.STALE_S
+    assert clock.now < 100.0 + index_cache.STALE_S + 3 * index_cache.POLL_S
+    assert caplog.text.count("waiting for index built by elsewhere") == 3  # after 5 s, and then each minute
 
 
 def test_a_failed_build_frees_the_lock(tmp_path: Path) -> None:
@@ -244,32 +251,40 @@ def test_a_failed_build_frees_the_lock(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_prefetching_keeps_order_measures_waiting_and_passes_errors_on() -> None:
+def test_prefetching_keeps_order_measures_waiting_and_passes_errors_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, now = threading.Event(), 0.0
+
+    def perf_counter() -> float:
+        waits.set()  # the first reading is that of a caller about to wait
+        return now
+
     def fetch(position: int) -> int:
-        time.sleep(0.15 if position == 5 else 0)
+        nonlocal now
+        if position == 5:
+            assert waits.wait(60)
+            now += 0.15
         if position == 8:
             raise OSError("disk gone")
         return position * position
 
+    monkeypatch.setattr("pretrain.prefetch.time", SimpleNamespace(perf_counter=perf_counter))
     with Prefetcher(fetch, 5, 10) as loader:
         assert loader.get() == 25
-        assert loader.last_wait_s > 0.1
-        time.sleep(0.05)
+        assert loader.last_wait_s == 0.15
         assert [loader.get(), loader.get()] == [36, 49]
-        assert loader.last_wait_s < 0.1
+        assert loader.last_wait_s == 0.0
         with pytest.raises(OSError, match="disk gone"):
             loader.get()
     assert list(Prefetcher(abs, 2, 3)) == [2, 3, 4]
 
 
 def test_prefetching_works_while_the_caller_computes() -> None:
-    with Prefetcher(lambda position: time.sleep(0.05), 0, 6) as loader:
-        waits = []
-        for _ in range(6):
+    fetched = [threading.Event() for _ in range(6)]
+    with Prefetcher(lambda position: fetched[position].set(), 0, 6, depth=2) as loader:
+        for position in range(6):
+            assert all(event.wait(60) for event in fetched[position : position + 2]), "nothing is loaded ahead of the caller"
+            assert not any(event.is_set() for event in fetched[position + 2 :])
             loader.get()
-            waits.append(loader.last_wait_s)
-            time.sleep(0.08)
-    assert sum(waits[1:]) < 0.1
 
 
 @pytest.mark.parametrize(("dp_size", "micro", "world"), [(1, 2, 12), (2, 3, 12), (4, 3, 12), (3, 1, 12)])

@@ -35,6 +35,7 @@ def test_small_shared_memory_and_few_open_files_are_warned_about(monkeypatch: py
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(64 << 20, 0, 64 << 20))
     monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, 1 << 20))
     monkeypatch.setattr(doctor, "gpus", lambda: [{"name": "x", "driver": "1"}] * 8)
+    monkeypatch.setattr(doctor, "cpu", lambda: {"model": "x", "cores": 16, "usable_cores": 15, "memory_bytes": None})
     found = list(doctor.limits())
     assert only(found, "/dev/shm").state == "warning"
     assert "--shm-size=16g" in only(found, "/dev/shm").advice

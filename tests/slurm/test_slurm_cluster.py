@@ -178,10 +178,12 @@ def test_chain(runs: Runs) -> None:
 
 def test_dependency_and_log(runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Waits for another job; status says so; --follow shows the whole log and ends with the job."""
-    other = runs.cluster.run("sbatch", "--parsable", "--wrap=sleep 2").strip()
+    over = runs.folder / "over"
+    other = runs.cluster.run("sbatch", "--parsable", f"--wrap=until [ -e {over} ]; do sleep 0.1; done").strip()
     (job,) = runs.submit("--steps", "2", nodes="1", dependency=f"afterok:{other}")
     (status,) = collect(runs.run_dir)
     assert (status.state, status.job, status.reason.split(",")[0]) == ("queued", job, "waits: Dependency")
+    over.touch()
     monkeypatch.setattr("tools.submit.QUEUE_SECONDS", 1.0)
     follow_log(runs.log, job)
     assert capsys.readouterr().out == runs.log.read_text()

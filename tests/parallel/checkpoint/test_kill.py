@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,9 @@ from tests.parallel.checkpoint.kills import kills, start, time_of_saves, undistu
 SAVES = 4
 
 
-def killed_run(count: int, seed: int) -> list[dict[str, Any]]:
-    """Kills a run `count` times and lets it end; what each start found. Raises AssertionError as `kills.start` does."""
-    root = tempfile.mkdtemp(prefix="fathom-kill-")
-    plain, timing = launch(Group(2, undisturbed, (8 * count,)), Group(2, time_of_saves, (root, SAVES)), timeout=300)
+def killed_run(root: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """Kills a run in folder `root` `count` times and lets it end; what each start found. Raises AssertionError as `kills.start` does."""
+    plain, timing = launch(Group(2, undisturbed, (8 * count,)), Group(2, time_of_saves, (root, SAVES)))
     moments = kills(count, seed, longest=timing[0])
     until = 3
     starts = [Group(2, start, (root, plain[0], kill, until), killed=True) for kill in moments]
@@ -44,5 +42,5 @@ def check(lines: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.slow
-def test_killed_fifty_times() -> None:
-    check(killed_run(50, seed=1))
+def test_killed_fifty_times(tmp_path: Path) -> None:
+    check(killed_run(str(tmp_path), 50, seed=1))

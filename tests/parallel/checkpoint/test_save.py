@@ -21,7 +21,7 @@ from parallel.checkpoint.format import LATEST, MANIFEST, leftovers_in, resolve, 
 from parallel.checkpoint.fragments import flat_state
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.engine import Engine
-from tests.distributed import Group, gather, launch, shared
+from tests.distributed import Group, gather, launch
 from tests.parallel.checkpoint.handmade import flip
 from tests.parallel.checkpoint.states import bring, equal, keep, state
 from tests.parallel.training import engine_of, given, run_config, train
@@ -212,8 +212,8 @@ def other_model(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return shared(tmp_path_factory.getbasetemp(), "save", lambda: launch(Group(2, two_ranks), timeout=300)[0][0])
+def found() -> dict[str, Any]:
+    return launch(Group(2, two_ranks))[0][0]
 
 
 def test_latest_moves_last(found: dict[str, Any]) -> None:

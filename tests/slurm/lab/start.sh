@@ -46,10 +46,16 @@ if [ "$mode" = flat ]; then
            echo "start.sh: warning: '$host' resolves to '${res:-nothing}', not to 127.*: the daemons will listen on every address" >&2;;
   esac
   mapfile -t ports < <(python3 -c '
-import socket,sys
-ss=[socket.socket() for _ in range(int(sys.argv[1]))]
-for s in ss: s.bind(("127.0.0.1",0))
-for s in ss: print(s.getsockname()[1])' $((nodes+1)))
+import random,socket,sys
+# Below the ports that the kernel gives to whoever asks: nobody is given one of these before its daemon listens, or while a node is off.
+free=[]
+while len(free)<int(sys.argv[1]):
+    port=random.randrange(10000,20000)
+    try:
+        with socket.socket() as s: s.bind(("127.0.0.1",port))
+    except OSError: continue
+    if port not in free: free.append(port)
+print(*free,sep="\n")' $((nodes+1)))
   ctlport=${ports[0]}
   for i in $(seq "$nodes"); do
     nodetxt+="NodeName=node$i NodeHostname=$host NodeAddr=$ctladdr Port=${ports[$i]} CPUs=$cpus RealMemory=4000 ${gres}State=UNKNOWN"$'\n'
@@ -66,7 +72,7 @@ if [ "$auth" = munge ]; then authtxt="AuthType=auth/munge"$'\n'"CredType=cred/mu
 else                         authtxt="AuthType=auth/none"$'\n'"CredType=cred/none"$'\n'"AuthInfo=$cred"; fi
 conf=$dir/slurm.conf
 K_HOST=$host K_CTLADDR=$ctladdr K_CTLPORT=$ctlport K_USER=$user K_AUTH=$authtxt K_DIR=$dir K_COMM=$comm K_NODES=$nodetxt${gres:+GresTypes=gpu}$'\n'${LAB_EXTRA:-} \
-K_DEBUG=${LAB_DEBUG:-info} K_SLURMDTIMEOUT=${LAB_SLURMD_TIMEOUT:-300} python3 -c '
+K_DEBUG=${LAB_DEBUG:-info} K_SLURMDTIMEOUT=${LAB_SLURMD_TIMEOUT:-300} K_FIRSTJOB=$((1 + RANDOM)) python3 -c '
 import os,re,sys
 sys.stdout.write(re.sub(r"@([A-Z]+)@", lambda m: os.environ["K_"+m[1]], open(sys.argv[1]).read()))' "$here/slurm.conf.in" >"$conf"
 export SLURM_CONF=$conf
@@ -90,7 +96,7 @@ else
       ip link set lo up; trap "exit 0" TERM
       : test-cluster "$LAB_DIR"; while :; do sleep 1000 & wait $!; done' >>"$dir/log/holder.$1.log" 2>&1 </dev/null &
     local up=$!; disown
-    for _ in $(seq 100); do
+    for _ in $(seq 1500); do
       p=$(cat /proc/$up/task/$up/children 2>/dev/null | tr -d ' ') || p=
       if [ -n "$p" ] && nsenter -t "$p" -u hostname 2>/dev/null | grep -qx "$1"; then echo "$p" >"$dir/pid/$1"; return 0; fi
       sleep 0.02
