@@ -43,11 +43,11 @@ def rank_main(case: dict[str, Any], rank: int, port: int, out: Path) -> None:
     from parallel.launch import RankInfo, init_process_group
     from parallel.topology import Topology
     from pretrain.build import build_engine
+    from pretrain.fit import fit_processes
     from pretrain.loop import forward_step
-    from pretrain.run import check_sizes
 
     config = run_config(case)
-    layout = check_sizes(config, WORLD)
+    layout = fit_processes(config, WORLD)
     init_process_group(RankInfo(rank, WORLD, rank, "127.0.0.1", port), 10)
     topology = Topology(layout)
     allocator(keeps=False, large=1 << 16)  # freed memory goes back, so that what is resident is in use

@@ -36,6 +36,17 @@ class Layout:
         if self.zero == 0 and dtype != torch.float32:
             raise UserError("parallel.zero=0 keeps no fp32 copy of bf16 weights: use parallel.zero=1, or train.precision=fp32")
 
+    def num_microbatches(self, global_batch_size: int, micro_batch_size: int) -> int:
+        """Micro-batches of one rank in a step. Raises UserError where a step does not divide into them."""
+        share = micro_batch_size * self.data
+        if global_batch_size % share:
+            nearest = max(1, round(global_batch_size / share)) * share
+            raise UserError(
+                f"train.global_batch_size={global_batch_size} is not divisible by train.micro_batch_size x data-parallel ranks = "
+                f"{micro_batch_size} x {self.data} = {share}: set train.global_batch_size={nearest}, or change the others"
+            )
+        return global_batch_size // share
+
     def check_batches(self, seq_length: int, num_microbatches: int) -> None:
         """Raises UserError where the schedule cannot cut up a step of `num_microbatches` micro-batches per rank, of sequences this long in tokens."""
         if self.sequence_parallel and seq_length % self.tensor:

@@ -13,10 +13,11 @@ from model.init import initialize_
 from model.names import named_parameters
 from parallel.engine import Engine
 from parallel.muon import Muon
-from parallel.precision import check_sizes, fallback, resolve, this_machine
+from parallel.precision import fallback, this_machine
 from parallel.topology import Topology
-from pretrain.compiling import check_graphs, compile_chunks
+from pretrain.compiling import compile_chunks
 from pretrain.config import MOMENTUM, OptimizerConfig, RunConfig
+from pretrain.fit import fit_machine
 
 
 def seed_everything(seed: int, topology: Topology) -> None:
@@ -85,16 +86,12 @@ def _adam_fields(config: OptimizerConfig) -> dict[str, Any]:
 def build_engine(config: RunConfig, topology: Topology) -> Engine:
     """The engine of a run. `config.model.vocab_size` must be set. Raises UserError for a precision that this machine does not have."""
     train = config.train
-    numerics = resolve(train.precision, train.kernels, train.fp8, this_machine())
+    numerics = fit_machine(config, topology.layout)
     notes = [fallback(train.kernels, numerics, this_machine())]
     if topology.layout.offload and not torch.cuda.is_available():
         notes.append("parallel.offload.optimizer=true: optimizer state is in host memory anyway on a machine without GPUs; the results are the same")
     for note in filter(None, notes if torch.distributed.get_rank() == 0 else []):
         print(f"fathom: {note}", file=sys.stderr)
-    topology.layout.check_dtype(numerics.dtype)
-    check_sizes(numerics, config.model, topology.layout, seq_length=config.data.seq_length, micro_batch_size=train.micro_batch_size)
-    if train.cuda_graph:
-        check_graphs(config.data.seq_length)
     seed_everything(config.train.seed, topology)
     chunks = build_chunks(
         config.model,

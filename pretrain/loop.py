@@ -50,7 +50,7 @@ class Trainer:
         self.checkpoints = self.saving.folder
         layout = engine.topology.layout
         self.batch, self.micro = config.train.global_batch_size, config.train.micro_batch_size
-        self.num_microbatches = self.batch // (self.micro * layout.data)
+        self.num_microbatches = layout.num_microbatches(self.batch, self.micro)
         self.step = self.applied_steps = 0
         self.last_step = min(config.train.steps, config.train.stop_at_step or config.train.steps)
         self.saved_step = -1

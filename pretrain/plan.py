@@ -74,12 +74,7 @@ def work_of(config: RunConfig, model: ModelConfig) -> Work:
 def predict(work: Work, gpu: Accelerator, parallel: ParallelConfig, world: int, micro: int, *, overlap: bool = False) -> Prediction:
     """The prediction for one layout over `world` GPUs. overlap: as in `step_time`. Raises UserError where the layout is impossible."""
     layout = check_layout(parallel, work.config, world)
-    if work.batch % (micro * layout.data):
-        raise UserError(
-            f"train.global_batch_size={work.batch} is not a multiple of train.micro_batch_size x data-parallel size = {micro} x {layout.data}: "
-            "change one of them"
-        )
-    count = work.batch // (micro * layout.data)
+    count = layout.num_microbatches(work.batch, micro)
     layout.check_batches(work.seq_length, count)
     recompute, group = parallel.recompute.granularity, parallel.recompute.num_layers
     sequence = layout.sequence_parallel

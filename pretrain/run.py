@@ -17,13 +17,13 @@ from model.files import atomic_write_text
 from parallel.checkpoint.errors import SaveError
 from parallel.exit_codes import ExitCode
 from parallel.launch import RankInfo, free_port, has_gpu, init_process_group, open_store, rank_from_environment, start_local
-from parallel.topology import Layout, Topology, check_layout
+from parallel.topology import Topology
 from pretrain.callbacks.watchdog import Watchdog, timed_out
 from pretrain.config import RunConfig
+from pretrain.fit import fit_machine, fit_processes
 from pretrain.load_config import complete_model, dump_config, load_config
 from pretrain.ownership import InUseError, check_free, owned
 from pretrain.preflight import BadNodeError, check_network, check_nodes
-from pretrain.sampling import micro_batch_indices
 from pretrain.state import FAILED, StaleStartError, forget_failures, read_state, record_failure, write_state
 from pretrain.stop import task_exit_code
 
@@ -47,13 +47,6 @@ def prepare(path: str, overrides: Sequence[str]) -> RunConfig:
     return config
 
 
-def check_sizes(config: RunConfig, world: int) -> Layout:
-    """The layout of a run over `world` processes. Raises UserError where degrees or batch sizes do not fit."""
-    layout = check_layout(config.parallel, config.model, world)
-    micro_batch_indices(0, 0, 0, layout.data, config.train.micro_batch_size, config.train.global_batch_size)
-    return layout
-
-
 def processes_of(config: RunConfig) -> int:
     """Local processes to start: as configured, else one per GPU, else one."""
     import torch
@@ -70,7 +63,9 @@ def pretrain(path: str, overrides: Sequence[str]) -> int:
         return start_rank(path, overrides, info)
     config = prepare(path, overrides)
     world = processes_of(config)
-    check_sizes(config, world)
+    layout = fit_processes(config, world)
+    if world == 1 or not has_gpu():  # beside its ranks this process would only take memory of a GPU: they look
+        fit_machine(config, layout)
     if world == 1:
         return run_rank(config, RankInfo(0, 1, 0, "127.0.0.1", free_port()))
     check_free(Path(config.runs_dir) / config.name)
@@ -103,7 +98,7 @@ def run_rank(config: RunConfig, info: RankInfo, problem: str = "") -> int:
 
 def _run_rank(config: RunConfig, info: RankInfo, run_dir: Path, problem: str) -> int:
     try:
-        layout = None if problem else check_sizes(config, info.world_size)
+        layout = None if problem else fit_processes(config, info.world_size)
     except UserError as error:
         layout, problem = None, str(error)
         if info.world_size == 1:

@@ -107,13 +107,10 @@ class BlendPattern:
 def micro_batch_indices(step: int, micro_batch: int, dp_rank: int, dp_size: int, micro_batch_size: int, global_batch_size: int) -> range:
     """Returns the samples of one forward pass of one process: step s (from 0) consumes samples [s G, (s + 1) G), each exactly once over all processes.
 
-    Raises UserError when the global batch does not divide into micro-batches over dp_size processes, ValueError for a position outside the step.
+    Raises ValueError where the global batch does not divide into micro-batches over dp_size processes, and for a position outside the step.
     """
     if global_batch_size % (micro_batch_size * dp_size):
-        raise UserError(
-            f"train.global_batch_size={global_batch_size}: must be a multiple of train.micro_batch_size x data-parallel processes = "
-            f"{micro_batch_size} x {dp_size} = {micro_batch_size * dp_size}"
-        )
+        raise ValueError(f"a global batch of {global_batch_size} does not divide into micro-batches of {micro_batch_size} over {dp_size} processes")
     if not 0 <= micro_batch < global_batch_size // (micro_batch_size * dp_size) or not 0 <= dp_rank < dp_size or step < 0:
         raise ValueError(f"no micro-batch {micro_batch} on rank {dp_rank} of {dp_size} in step {step} with global batch {global_batch_size}")
     first = step * global_batch_size + (micro_batch * dp_size + dp_rank) * micro_batch_size

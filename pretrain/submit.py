@@ -16,7 +16,7 @@ from model.files import atomic_write_text
 from parallel import slurm_queue
 from pretrain import state as states
 from pretrain.config import RunConfig
-from pretrain.load_config import complete_model, dump_config
+from pretrain.load_config import dump_config
 from pretrain.sbatch import Script, render
 from pretrain.site import SiteConfig, parse_time
 from pretrain.snapshot import copy_code
@@ -133,7 +133,7 @@ def allowed_nodes(config: RunConfig, site: SiteConfig, nodes: str) -> list[int]:
     problems = {number: _misfit(config, number * site.tasks) for number in range(low, high + 1)}
     if problems[low] is not None:
         fitting = next((number for number in range(low, 8 * high + 1) if _misfit(config, number * site.tasks) is None), None)
-        raise UserError(f"--nodes {nodes}: {problems[low]}" + (f"; {fitting} nodes would fit" if fitting else ""))
+        raise UserError(f"--nodes {nodes} ({low * site.tasks} processes): {problems[low]}" + (f"; {fitting} nodes would fit" if fitting else ""))
     return [number for number, problem in problems.items() if problem is None]
 
 
@@ -221,16 +221,10 @@ def _time_limit(request: Request, site: SiteConfig) -> str:
 
 def _misfit(config: RunConfig, world: int) -> str | None:
     """Why a run does not fit a number of processes; None where it does."""
-    from parallel.topology import check_layout
+    from pretrain.fit import fit_processes
 
     try:
-        layout = check_layout(config.parallel, complete_model(config), world)
+        fit_processes(config, world)
     except UserError as error:
         return str(error)
-    share = config.train.micro_batch_size * layout.data
-    if config.train.global_batch_size % share:
-        return (
-            f"train.global_batch_size={config.train.global_batch_size} is not divisible by micro_batch_size x data-parallel size = "
-            f"{config.train.micro_batch_size} x {layout.data} = {share} on {world} processes"
-        )
     return None

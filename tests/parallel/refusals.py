@@ -76,6 +76,7 @@ REFUSALS = [
     _layout("a feed-forward that TP does not divide", "ffn_hidden_size=33 is not divisible by parallel.tensor=2", 2, given(ffn_hidden_size=33), tensor=2),
     _layout("a vocabulary that TP does not divide", "set model.vocab_multiple=2", 2, given(vocab_multiple=1, vocab_size=121), tensor=2),
     _layout("sequence parallelism without TP", "has no effect with parallel.tensor=1", 1, sequence_parallel=True),
+    Refusal("a step that micro-batches do not divide", r"=12 .* 4 x 2 = 8: set train.global_batch_size=16", lambda: layout(2).num_microbatches(12, 4)),
     Refusal("a sequence that SP cannot cut", r"data.seq_length=15 .*: use 16", lambda: layout(2, **SP).check_batches(15, 1)),
     _layout("layers that stages do not divide", r"set parallel.pipeline_split=\[2, 2, 1, 1\]", 4, pipeline=4),
     _layout("more stages than layers", "use parallel.pipeline=6 or less", 8, pipeline=8),

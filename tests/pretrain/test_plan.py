@@ -112,7 +112,7 @@ def test_mistakes_are_named() -> None:
         accelerator("v100")
     with pytest.raises(UserError, match="has no fp8"):
         predict(Work(MODEL, 128, 8, "fp8"), accelerator("a100"), ParallelConfig(), 1, 1)
-    with pytest.raises(UserError, match="train.global_batch_size=6 is not a multiple"):
+    with pytest.raises(UserError, match="train.global_batch_size=6 is not divisible"):
         predict(Work(MODEL, 128, 6, "bf16"), H100, ParallelConfig(), 4, 1)
     with pytest.raises(UserError, match="model.vocab_size is not known"):
         plan("configs/quickstart.yaml", ["data.corpora.0.path=nowhere"], 8, "h100", None, None, 3)

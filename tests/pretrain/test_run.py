@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from parallel.exit_codes import ExitCode
 from pretrain.metrics import read_metrics
 from tests.pretrain.small import small_data
+from tools.cli import main
 
 CONFIG = """
 name: tiny
@@ -101,18 +103,35 @@ def test_not_finite_ends_the_run_without_a_checkpoint_of_it(config: Path, tmp_pa
     assert not (tmp_path / "tiny" / "checkpoints").exists()
 
 
+def test_a_mistake_is_one_line_and_exit_code_2(config: Path, tmp_path: Path) -> None:
+    code, errors = run(config, tmp_path, "model.num_layer=12")
+    assert code == ExitCode.USER_ERROR
+    assert errors == "fathom: error: model.num_layer is not a known key (command line); did you mean model.num_layers?\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs, the processes find out what these cannot do")
+@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("overrides", "message"),
     [
-        ("model.num_layer=12", "model.num_layer is not a known key (command line); did you mean model.num_layers?"),
-        ("model.scheme=b3t", "b3t"),
-        ("train.global_batch_size=3", "train.global_batch_size=3"),
-        ("data.corpora.0.path=nowhere", "nowhere is no prepared data set"),
+        (["model.scheme=b3t"], "b3t"),
+        (["train.global_batch_size=3"], "train.global_batch_size=3"),
+        (["data.corpora.0.path=nowhere"], "nowhere is no prepared data set"),
+        (["train.fp8.recipe=delayed"], "train.fp8.recipe=delayed needs a GPU"),
+        (["train.kernels=te"], "train.kernels=te"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_2(config: Path, tmp_path: Path, override: str, message: str) -> None:
-    code, errors = run(config, tmp_path, override)
-    assert code == ExitCode.USER_ERROR
+def test_mistakes_are_said_before_anything_starts(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str, processes: int
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr("pretrain.run.start_local", pytest.fail)
+    monkeypatch.setattr("pretrain.run.run_rank", pytest.fail)
+    with pytest.raises(SystemExit) as leaving:
+        main(["pretrain", str(config), f"runs_dir={tmp_path}", f"parallel.processes={processes}", *overrides])
+    assert leaving.value.code == ExitCode.USER_ERROR
+    errors = capsys.readouterr().err
     assert message in errors
     assert errors.count("\n") == 1
     assert not list(tmp_path.iterdir())

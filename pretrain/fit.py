@@ -1,0 +1,31 @@
+"""Whether a run fits its processes and the machine at hand: asked before local processes start or a job is submitted, and again by each process."""
+
+from __future__ import annotations
+
+from parallel.precision import Numerics, check_sizes, resolve, this_machine
+from parallel.topology import Layout, check_layout
+from pretrain.config import RunConfig
+from pretrain.load_config import complete_model
+
+
+def fit_processes(config: RunConfig, world: int) -> Layout:
+    """The layout of a run over `world` processes. Raises UserError where degrees, batch sizes or the sequence length do not come out even."""
+    layout = check_layout(config.parallel, complete_model(config), world)
+    layout.check_batches(config.data.seq_length, layout.num_microbatches(config.train.global_batch_size, config.train.micro_batch_size))
+    return layout
+
+
+def fit_machine(config: RunConfig, layout: Layout) -> Numerics:
+    """What the run computes with on this machine; looks at its GPU, which takes some of its memory.
+
+    Raises UserError for a precision, kernels or a CUDA graph that this machine cannot have, and for sizes that its FP8 products do not take.
+    """
+    train = config.train
+    numerics = resolve(train.precision, train.kernels, train.fp8, this_machine())
+    layout.check_dtype(numerics.dtype)
+    check_sizes(numerics, config.model, layout, seq_length=config.data.seq_length, micro_batch_size=train.micro_batch_size)
+    if train.cuda_graph:
+        from pretrain.compiling import check_graphs  # loads Megatron-core
+
+        check_graphs(config.data.seq_length)
+    return numerics

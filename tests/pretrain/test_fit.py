@@ -1,0 +1,67 @@
+"""What is asked of a run before its processes start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from model.errors import UserError
+from parallel.precision import Machine
+from pretrain import fit
+from pretrain.fit import fit_machine, fit_processes
+from tests.parallel.training import given, run_config
+
+H100 = Machine("NVIDIA H100 80GB HBM3", (9, 0), (13, 0), "2.11.0", "")
+
+
+def test_a_run_that_fits() -> None:
+    layout = fit_processes(run_config(parallel=given(tensor=2, sequence_parallel=True)), 4)
+    assert (layout.tensor, layout.data, layout.num_microbatches(8, 2)) == (2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("world", "parallel", "train", "message"),
+    [
+        (3, given(tensor=2), {}, "does not divide 3 processes"),
+        (3, {}, {}, "train.global_batch_size=8 is not divisible by .* = 2 x 3 = 6: set train.global_batch_size=6"),
+        (8, {}, {}, "set train.global_batch_size=16"),
+        (2, given(pipeline=2, virtual_stages=2), given(global_batch_size=6), "3 micro-batches per step and rank are not a multiple of parallel.pipeline=2"),
+    ],
+)
+def test_processes_that_do_not_fit(world: int, parallel: dict[str, Any], train: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        fit_processes(run_config(parallel=parallel, train=train), world)
+
+
+def test_a_sequence_is_asked_about_before_the_vocabulary_is_known() -> None:
+    config = run_config(given(vocab_size=None), given(tensor=2, sequence_parallel=True))
+    config.data.seq_length = 15
+    with pytest.raises(UserError, match="data.seq_length=15 is not divisible by parallel.tensor=2"):
+        fit_processes(config, 2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without GPUs refuses")
+@pytest.mark.parametrize(
+    ("parallel", "train", "message"),
+    [
+        ({}, given(precision="bf16", fp8=given(recipe="delayed")), "train.fp8.recipe=delayed needs a GPU"),
+        ({}, given(kernels="te"), "train.kernels=te"),
+        (given(zero=0), given(precision="bf16"), "parallel.zero=0 keeps no fp32 copy"),
+        ({}, given(cuda_graph=True), "train.cuda_graph=true needs a GPU"),
+    ],
+)
+def test_machines_that_do_not_fit(parallel: dict[str, Any], train: dict[str, Any], message: str) -> None:
+    config = run_config(parallel=parallel, train=train)
+    with pytest.raises(UserError, match=message):
+        fit_machine(config, fit_processes(config, 1))
+
+
+def test_sizes_that_fp8_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "this_machine", lambda: H100)
+    config = run_config(given(ffn_hidden_size=40), train=given(precision="bf16", fp8=given(recipe="delayed")))
+    with pytest.raises(UserError, match="model.ffn_hidden_size per tensor-parallel rank = 40 is not a multiple of 16"):
+        fit_machine(config, fit_processes(config, 1))
+    config.model.ffn_hidden_size = 64
+    assert fit_machine(config, fit_processes(config, 1)).recipe == "delayed"
