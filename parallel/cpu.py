@@ -87,6 +87,9 @@ def enable() -> None:
     from megatron.core.tensor_parallel import random
 
     keep_freed_memory()
+    # Where a gradient vanishes it passes through numbers too small for full precision, with which a CPU computes many times slower: they become zero.
+    # Threads that are made later inherit this.
+    torch.set_flush_denormal(True)
     stand_in = _stand_in()
     for name, module in list(sys.modules.items()):
         if name.startswith("megatron.core") and getattr(module, "torch", None) is torch:

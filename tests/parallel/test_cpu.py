@@ -6,6 +6,7 @@ import platform
 import resource
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -29,6 +30,25 @@ for _ in range(3):
     use()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
+
+
+def product(a: float, b: float) -> float:
+    return float(torch.tensor(a) * torch.tensor(b))
+
+
+def test_numbers_without_full_precision_are_zero_in_every_thread() -> None:
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor has no such mode")
+    assert product(1e-30, 1e-10) > 0
+    cpu.enable.__wrapped__()
+    found: list[float] = []
+    thread = threading.Thread(target=lambda: found.append(product(1e-30, 1e-10)))
+    thread.start()
+    thread.join()
+    weight = torch.tensor(1.0, requires_grad=True)
+    (weight * 1e-30 * 1e-10).backward()
+    assert (found, weight.grad, product(1e-30, 1e-10)) == ([0.0], 0.0, 0.0)
+    assert product(1e-30, 1e-7) > 0
 
 
 def test_devices_of_gpus_become_the_cpu() -> None:
