@@ -28,6 +28,8 @@ SAMPLED_LAYERS = 8
 """Layers whose stream the cheap set looks at, evenly spread with the first and the last."""
 SAMPLED_WEIGHTS = 1024
 """Elements of each matrix that stand for it in the update-to-weight ratio: enough for 2 % a layer, and no copy of the weights."""
+EXACT = 1e-12
+"""Norms below this are summed in float64: elements under 1e-19, whose squares fp32 does not hold, can be no part of a larger one that would matter."""
 SHOWN_LAYERS = 16
 """Layers with curves of their own in TensorBoard."""
 GRADIENT, UPDATE, WEIGHT = "grad_square", "update_square", "weight_square"
@@ -201,9 +203,17 @@ def squares(trainer: Trainer, parts: list[Segment]) -> Tensor:
     total = torch.zeros(trainer.config.model.num_layers, dtype=torch.float64, device=trainer.engine.device)
     if parts:
         views = [trainer.engine.buffers[part.group].partition[part.start : part.stop] for part in parts]
-        norms = torch.stack(torch._foreach_norm(views)).double()
-        total.index_add_(0, torch.tensor([part.layer for part in parts], device=total.device), norms.square())
+        total.index_add_(0, torch.tensor([part.layer for part in parts], device=total.device), norms_of(views).square())
     return total
+
+
+def norms_of(views: list[Tensor]) -> Tensor:
+    """Norm of each of some fp32 tensors, [n] in float64, also where squares of their elements are too small for fp32: a vanishing gradient is not zero."""
+    norms = torch.stack(torch._foreach_norm(views)).double()
+    small = (norms < EXACT).nonzero().flatten().tolist()
+    if small:
+        norms[small] = torch.stack(torch._foreach_norm([views[index] for index in small], 2, dtype=torch.float64))
+    return norms
 
 
 def weight_sample(trainer: Trainer) -> tuple[list[int], Tensor]:

@@ -16,7 +16,7 @@ from model.scheme import SCHEMES
 from parallel.engine import Engine
 from parallel.graphs import WARM_UP, StepGraph
 from parallel.single import single_process
-from pretrain import build
+from pretrain.build import build_engine
 from pretrain.loop import forward_step
 from tests.parallel.graph_emulator import Graph, emulated
 from tests.parallel.training import run_config, sample
@@ -26,13 +26,13 @@ STEPS, MICRO, ACCUMULATION = WARM_UP + 4, 2, 2
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Graph]]:
-    monkeypatch.setattr(build, "check_graphs", lambda seq_length: None)
+    monkeypatch.setattr("pretrain.compiling.check_graphs", lambda seq_length: None)
     with emulated() as kind:
         yield kind
 
 
 def engine_of(graph: bool, scheme: str = "pre_ln", precision: str = "fp32") -> Engine:
-    return build.build_engine(run_config({"scheme": scheme}, train={"cuda_graph": graph, "precision": precision}), single_process())
+    return build_engine(run_config({"scheme": scheme}, train={"cuda_graph": graph, "precision": precision}), single_process())
 
 
 def batches(step: int, length: int = 16) -> list[Tensor]:

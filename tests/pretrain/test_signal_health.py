@@ -15,11 +15,10 @@ from torch import Tensor
 import pretrain.callbacks.signal_hooks as signal_hooks
 from model.names import named_parameters
 from parallel.single import single_process
-from pretrain import build
 from pretrain.build import build_chunks
 from pretrain.callbacks import Callback
 from pretrain.callbacks.logging import MetricsFile, TensorBoard
-from pretrain.callbacks.signal_health import SignalHealth, spread, summary
+from pretrain.callbacks.signal_health import SignalHealth, norms_of, spread, summary
 from pretrain.callbacks.signal_history import ENOUGH, History, message
 from pretrain.callbacks.signal_hooks import largest_logit
 from pretrain.config import RunConfig
@@ -110,6 +109,12 @@ def test_largest_logit_is_that_of_plain_causal_attention(piece: int, groups: int
     query, key = torch.randn(9, 2, 4, 6, generator=generator), torch.randn(9, 2, groups, 6, generator=generator)
     scores = [float(query[i, 0, head] @ key[j, 0, head // (4 // groups)]) / math.sqrt(6) for head in range(4) for i in range(9) for j in range(i + 1)]
     assert float(largest_logit(query, key)) == pytest.approx(max(scores), rel=1e-6)
+
+
+def test_a_vanishing_gradient_is_not_zero() -> None:
+    sizes = [3.0, 1e-18, 1e-30, 0.0, math.nan]
+    norms = norms_of([torch.full((400,), size) for size in sizes])
+    assert norms.tolist() == pytest.approx([60.0, 2e-17, 2e-29, 0.0, math.nan], rel=1e-6, abs=0, nan_ok=True)
 
 
 def test_spread_has_both_ends() -> None:
@@ -271,7 +276,7 @@ def test_a_sound_run_warns_of_nothing(data: Path, tmp_path: Path) -> None:
 
 def test_under_a_cuda_graph_only_fully_measured_steps_run_without_it(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same values as without a graph; the sizes of streams, which take hooks, at fully measured steps only."""
-    monkeypatch.setattr(build, "check_graphs", lambda seq_length: None)
+    monkeypatch.setattr("pretrain.compiling.check_graphs", lambda seq_length: None)
     without, _ = train(small_config(data, tmp_path / "without", 12, signal_interval=7))
     config = small_config(data, tmp_path / "with", 12, signal_interval=7)
     config.train.cuda_graph = True
