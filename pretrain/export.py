@@ -63,10 +63,16 @@ def export_checkpoint(
     dtype: str = "float32",
     max_shard_size: int | str = "5GB",
     overwrite: bool = False,
+    tokenizer: str = "auto",
 ) -> Export:
-    """Verifies a checkpoint's files and writes it as a Hugging Face folder; arguments and errors as `model.hf.export.export`."""
+    """Verifies a checkpoint's files and writes it as a Hugging Face folder; arguments and errors as `model.hf.export.export`.
+
+    tokenizer: auto for the checkpoint's own, none, or a Hugging Face folder to copy one from.
+    """
     from model.hf.export import export
 
+    if tokenizer not in ("auto", "none") and not Path(tokenizer).is_dir():
+        raise UserError(f"--tokenizer {tokenizer} is no folder: name a Hugging Face folder whose tokenizer is copied, auto or none")
     trained = open_trained(checkpoint)
     trained.reader.verify()
     return export(
@@ -74,7 +80,8 @@ def export_checkpoint(
         trained.config,
         out,
         logit_scale=trained.logit_scale,
-        tokenizer=trained.tokenizer,
+        tokenizer={"auto": trained.tokenizer, "none": None}.get(tokenizer, Path(tokenizer)),
+        special=trained.reader.progress.get("special_tokens"),
         seq_length=trained.positions,
         architecture=architecture,
         dtype=dtype,

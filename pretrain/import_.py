@@ -92,7 +92,7 @@ def _write(imported: Imported, folder: Path, source: str) -> None:
         "world_size": 0,
         "layout": None,
         "files": facts,
-        "progress": {"optimizer_step": 0, "consumed_samples": 0, "consumed_tokens": 0, "imported_from": source},
+        "progress": {"optimizer_step": 0, "consumed_samples": 0, "consumed_tokens": 0, "imported_from": source, "special_tokens": imported.special},
         "config": {"model": imported.config.model_dump(mode="json")},
         "versions": versions(),
     }

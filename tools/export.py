@@ -17,6 +17,9 @@ def command(
     ] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; the proof is made in float32 before the weights are rounded.")] = "float32",
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file, e.g. 500MB or 5GB.")] = "5GB",
+    tokenizer: Annotated[
+        str, typer.Option(help="auto: the checkpoint's own, proved equal; none; or a Hugging Face folder, whose tokenizer is copied as it is.")
+    ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -27,7 +30,8 @@ def command(
     """
     from pretrain.export import export_checkpoint
 
-    result = export_checkpoint(checkpoint, out, architecture=architecture, dtype=dtype, max_shard_size=max_shard_size, overwrite=overwrite)
+    options = {"architecture": architecture, "dtype": dtype, "max_shard_size": max_shard_size, "tokenizer": tokenizer}
+    result = export_checkpoint(checkpoint, out, overwrite=overwrite, **options)
     proof = result.proof
     if as_json:
         facts = {
@@ -50,5 +54,7 @@ def command(
             typer.echo(f"not used: {reason}")
         typer.echo(f"{result.path}: {result.architecture}, {result.parameters:,} parameters, {result.dtype}")
         typer.echo(f"proved: {proof}")
-        if result.tokenizer is None:
-            typer.echo("the checkpoint has no tokenizer, so the export has none either")
+        if result.copied_tokenizer:
+            typer.echo(f"tokenizer: copied from {result.copied_tokenizer}, not proved")
+        elif result.tokenizer is None:
+            typer.echo("the export has no tokenizer" + ("" if tokenizer == "none" else ": the checkpoint has none either"))

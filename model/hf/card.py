@@ -42,7 +42,7 @@ def model_card(config: ModelConfig, result: Export, provenance: Mapping[str, Any
                     'ids = tokenizer("Once upon a time", return_tensors="pt").input_ids',
                     "print(tokenizer.decode(model.generate(ids, max_new_tokens=32)[0]))",
                 ]
-                if result.tokenizer
+                if result.tokenizer or result.copied_tokenizer
                 else []
             ),
             "```",
@@ -101,5 +101,7 @@ def _proof(config: ModelConfig, result: Export) -> list[str]:
     if result.tokenizer:
         ties = f", except that {result.tokenizer.ties} had another segmentation of the same score" if result.tokenizer.ties else ""
         lines.append(f"The tokenizer gives SentencePiece's ids and text on a fuzz corpus{ties}.")
+    if result.copied_tokenizer:
+        lines.append(f"The tokenizer was copied from {result.copied_tokenizer} as it is; whether the model was trained with it was not checked.")
     lines += [f"Not exact enough, and so not used: {reason}." for reason in result.skipped]
     return lines

@@ -37,9 +37,9 @@ def depth_plan(plan: Plan) -> list[dict[str, Any]]:
 
 
 def write_config(
-    target: Target, config: ModelConfig, fold: Fold, *, positions: int, logit_scale: float, dtype: str, special: Mapping[str, int | None]
+    target: Target, config: ModelConfig, fold: Fold, *, positions: int, logit_scale: float, dtype: str, special: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Contents of config.json. special: bos_token_id, eos_token_id and pad_token_id, or None where there is no tokenizer."""
+    """Contents of config.json. special: bos_token_id, eos_token_id and pad_token_id, or None where they are not known."""
     common = {
         "architectures": [ARCHITECTURES[target]],
         "model_type": target,

@@ -25,10 +25,11 @@ from model.hf.evaluate import Weights
 from model.hf.folding import Fold, fold, targets
 from model.hf.mapping import Entry, Target, canonical_shapes, check_weights, entries
 from model.hf.proof import LIMIT, Proof, change, epsilon_effect, logits, proof_tokens, prove
-from model.hf.tokenizer import TokenIds, write_tokenizer
+from model.hf.tokenizer import TokenIds, copy_tokenizer, write_tokenizer
 from model.hf.tokenizer import prove as prove_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 CODE = ("configuration_fathom.py", "modeling_fathom.py")
 
 
@@ -36,6 +37,7 @@ CODE = ("configuration_fathom.py", "modeling_fathom.py")
 class Export:
     """What was written. dtype_difference: change of the logits by storing weights in `dtype`, in standard deviations of the logits (0 for float32).
 
+    tokenizer: of one made from a SentencePiece model; copied_tokenizer: the folder that another was copied from.
     skipped: targets passed over, with the reason why each is not exact enough.
     """
 
@@ -49,6 +51,7 @@ class Export:
     files: tuple[str, ...]
     dtype_difference: float = 0.0
     tokenizer: TokenIds | None = None
+    copied_tokenizer: Path | None = None
     skipped: tuple[str, ...] = ()
 
 
@@ -67,6 +70,7 @@ class _Job:
     tokens: Tensor
     texts: tuple[str, ...]
     shard_bytes: int
+    special: Mapping[str, Any]
 
 
 def export(
@@ -85,10 +89,13 @@ def export(
     sample_texts: Iterable[str] = (),
     max_shard_size: int | str = "5GB",
     overwrite: bool = False,
+    special: Mapping[str, Any] | None = None,
 ) -> Export:
     """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` load, after proving it.
 
     weights: canonical name -> whole fp32 tensor, read one at a time. seq_length: positions, where the configuration names none.
+    tokenizer: a SentencePiece model, from which an equal fast tokenizer is made and proved; a Hugging Face folder, whose tokenizer is copied; or None.
+    special: bos_token_id, eos_token_id and pad_token_id where there is no tokenizer; unknown without.
     prove_with: token ids [b, s] -> our model's logits [b, s, at least v]; the plain evaluation of `weights` where None.
     prove_tokens [b, s], sample_texts: real data for the proofs of model and tokenizer, on top of random tokens and fuzz texts.
     max_shard_size: bytes, or text such as 5GB. Memory stays within the largest shard in fp32, except for the proof, which loads the whole model.
@@ -103,7 +110,7 @@ def export(
     check_weights(weights, canonical_shapes(config, positions))
     tokens = proof_tokens(config, positions, prove_tokens)
     path, shard_bytes = Path(tokenizer) if tokenizer else None, parse_size(max_shard_size)
-    job = _Job(weights, config, logit_scale, path, positions, dtype, provenance or {}, prove_with, tokens, tuple(sample_texts), shard_bytes)
+    job = _Job(weights, config, logit_scale, path, positions, dtype, provenance or {}, prove_with, tokens, tuple(sample_texts), shard_bytes, special or {})
     _check_place(out, overwrite)
     target, plan, effect, skipped = _choose(job, architecture)
     with _into_place(out) as folder:
@@ -127,16 +134,13 @@ def _choose(job: _Job, architecture: str) -> tuple[Target, Fold, float, tuple[st
 
 def _build(job: _Job, target: Target, plan: Fold, effect: float, folder: Path, out: Path, skipped: tuple[str, ...]) -> Export:
     config = job.config
-    ids = write_tokenizer(job.tokenizer, folder, job.positions) if job.tokenizer else None
-    if ids is not None and ids.size != config.vocab_size:
-        raise UserError(f"tokenizer {job.tokenizer} has {ids.size} pieces, but model.vocab_size={config.vocab_size}: is it the tokenizer of this model?")
-    special = _special(ids)
+    ids, special = _write_tokenizer(job, folder)
     settings = write_config(target, config, plan, positions=job.positions, logit_scale=job.logit_scale, dtype="float32", special=special)
     _write_json(folder / "config.json", settings)
     _write_json(folder / "generation_config.json", {"_from_model_config": True, **{k: v for k, v in special.items() if v is not None}})
     for name in CODE if target == "fathom" else ():
         shutil.copyfile(Path(__file__).with_name(name), folder / name)
-    if job.tokenizer and ids:
+    if job.tokenizer is not None and ids is not None:
         ids = replace(ids, ties=prove_tokenizer(job.tokenizer, folder, job.texts, trust=target == "fathom"))
     parameters = write_weights(folder, entries(target, config, job.positions), job.weights, config, plan, job.shard_bytes, DTYPES[job.dtype].itemsize)
     proof = prove(folder, target, job.weights, config, job.tokens, logit_scale=job.logit_scale, fold=plan, effect=effect, reference=job.prove_with)
@@ -147,15 +151,26 @@ def _build(job: _Job, target: Target, plan: Fold, effect: float, folder: Path, o
         _write_json(folder / "config.json", {**settings, "dtype": job.dtype, "torch_dtype": job.dtype})
         moved = change(logits(folder, target, job.tokens), exact)
     files = tuple(sorted([path.name for path in folder.iterdir()] + ["README.md"]))
-    result = Export(out, target, job.dtype, proof, plan.epsilon, bool(plan.factors), parameters, files, moved, ids, skipped)
+    result = Export(out, target, job.dtype, proof, plan.epsilon, bool(plan.factors), parameters, files, moved, ids, None if ids else job.tokenizer, skipped)
     (folder / "README.md").write_text(model_card(config, result, job.provenance))
     return result
 
 
-def _special(ids: TokenIds | None) -> dict[str, int | None]:
-    """Special token ids. Training documents end with eos and nothing marks their start, so eos is what generation from nothing must start with."""
-    start, end, pad = (ids.eos, ids.eos, ids.unk) if ids else (None, None, None)
-    return {"bos_token_id": start, "eos_token_id": end, "pad_token_id": pad}
+def _write_tokenizer(job: _Job, folder: Path) -> tuple[TokenIds | None, dict[str, Any]]:
+    """(ids of a tokenizer made from a SentencePiece model, special token ids for the configuration).
+
+    Training documents end with eos and nothing marks their start, so eos is what generation from nothing must start with.
+    """
+    size = job.config.vocab_size
+    if job.tokenizer is None:
+        return None, {key: job.special.get(key) for key in SPECIAL}
+    if job.tokenizer.is_dir():
+        assert size is not None
+        return None, copy_tokenizer(job.tokenizer, folder, size)
+    ids = write_tokenizer(job.tokenizer, folder, job.positions)
+    if ids.size != size:
+        raise UserError(f"tokenizer {job.tokenizer} has {ids.size} pieces, but model.vocab_size={size}: is it the tokenizer of this model?")
+    return ids, dict(zip(SPECIAL, (ids.eos, ids.eos, ids.unk), strict=True))
 
 
 def write_weights(folder: Path, todo: list[Entry], weights: Weights, config: ModelConfig, plan: Fold, shard_bytes: int, itemsize: int) -> int:
@@ -225,7 +240,7 @@ def _check_place(out: Path, overwrite: bool) -> None:
     if not out.exists():
         return
     if not overwrite:
-        raise UserError(f"{out} exists: choose another folder, or replace it with overwrite")
+        raise UserError(f"{out} exists: choose another folder, or replace it with --overwrite")
     if not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").exists()):
         raise UserError(f"{out} is not an exported model (it has no config.json): overwrite does not replace it")
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -23,7 +24,8 @@ _NO_WEIGHTS = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
 class Imported:
     """weights: canonical names, fp32, converted as they are read. positions: rows of the position table, or the longest sequence.
 
-    layout: whose tensor names the files have. tokenizer: the files' SentencePiece model, where they have one.
+    layout: whose tensor names the files have. special: the ids that begin and end a text and fill up, by their names in config.json.
+    tokenizer: the files' SentencePiece model, where they have one.
     """
 
     config: ModelConfig
@@ -32,6 +34,7 @@ class Imported:
     logit_scale: float
     layout: Target
     tokenizer: Path | None
+    special: dict[str, Any]
 
 
 class SafetensorsFolder(Mapping[str, Tensor]):
@@ -96,7 +99,16 @@ def import_model(source: str | Path, *, vocab_multiple: int = 128) -> Imported:
     _check_names(files, layout, config, positions)
     weights = CanonicalWeights(files, layout, config, positions)
     tokenizer = next((folder / name for name in ("tokenizer.model", "spiece.model") if (folder / name).exists()), None)
-    return Imported(config, weights, positions, logit_scale, layout, tokenizer)
+    return Imported(config, weights, positions, logit_scale, layout, tokenizer, _special(folder))
+
+
+def _special(folder: Path) -> dict[str, Any]:
+    """Special token ids of a folder: what generation uses goes before what the configuration says."""
+    found: dict[str, Any] = {}
+    for name in ("config.json", "generation_config.json"):
+        data = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+        found |= {key: data[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if data.get(key) is not None}
+    return found
 
 
 def _names(path: Path) -> list[str]:

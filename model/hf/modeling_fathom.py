@@ -186,6 +186,8 @@ class FathomModel(FathomPreTrainedModel):
         start = int(cache.get_seq_length()) if cache is not None else 0
         if position_ids is None:
             position_ids = torch.arange(start, start + x.shape[1], device=x.device).unsqueeze(0)
+            if attention_mask is not None and attention_mask.dim() == 2:  # padding on the left takes no positions
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, start : start + x.shape[1]]
         if self.embed_positions is not None:
             x = x + self.embed_positions(position_ids)
         x = self.embed_norm(F.dropout(x, self.config.hidden_dropout, self.training))
@@ -201,7 +203,10 @@ class FathomModel(FathomPreTrainedModel):
     def _mask(self, attention_mask: Tensor | None, start: int, x: Tensor) -> Tensor | None:
         """True where query [s] may see key [t], [b or 1, 1, s, t]; None where plain causality says it all."""
         if attention_mask is not None and attention_mask.dim() != 2:
-            raise ValueError(f"attention_mask must be [batch, positions], got shape {tuple(attention_mask.shape)}")
+            raise ValueError(
+                f"attention_mask must be [batch, positions], got shape {tuple(attention_mask.shape)}: caches of fixed length "
+                "(cache_implementation='static') and masks between positions are not supported; use the default cache, and a mask of padding"
+            )
         padded = attention_mask is not None and not bool(attention_mask.all())
         if not padded and (start == 0 or x.shape[1] == 1):
             return None

@@ -46,7 +46,10 @@ def load_proto(path: Path | str) -> Any:
     )
     for present, problem in problems:
         if present:
-            raise UserError(f"tokenizer {path} has no equal fast tokenizer: {problem}")
+            raise UserError(
+                f"tokenizer {path} has no equal fast tokenizer: {problem}; export with --tokenizer FOLDER, a Hugging Face folder whose tokenizer is copied, "
+                "or --tokenizer none"
+            )
     return proto
 
 
@@ -103,6 +106,19 @@ def _split_characters(proto: Any) -> str:
     return "".join(f"\\x{{{ord(character):x}}}" for character in sorted(special - known))
 
 
+COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+"""Files of which tokenizers of Hugging Face folders consist."""
+
+
 @dataclass(frozen=True)
 class TokenIds:
     """Special ids of an exported tokenizer. ties: fuzz texts with another segmentation of the same score (unigram only)."""
@@ -131,6 +147,8 @@ def write_tokenizer(model_path: Path | str, folder: Path, max_length: int) -> To
         "unk_token": trainer.unk_piece,
         # Never produced from text, because of byte fallback; so padding with it hides no token.
         "pad_token": trainer.unk_piece,
+        # Batches are continued from their last token, which must not be padding.
+        "padding_side": "left",
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
         # The text "</s>" is text: only code ends a document.
@@ -138,6 +156,28 @@ def write_tokenizer(model_path: Path | str, folder: Path, max_length: int) -> To
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     return TokenIds(trainer.unk_id, trainer.bos_id, trainer.eos_id, len(proto.pieces))
+
+
+def copy_tokenizer(source: Path, folder: Path, vocab_size: int) -> dict[str, int | None]:
+    """Copies the tokenizer of a Hugging Face folder as it is; returns its special ids (bos_token_id, eos_token_id, pad_token_id).
+
+    Raises UserError where the folder has none that transformers loads, or it has ids that a model of `vocab_size` tokens has no row for.
+    """
+    from transformers import AutoTokenizer
+
+    names = [name for name in COPIED if (source / name).is_file()]
+    if "tokenizer_config.json" not in names:
+        raise UserError(f"tokenizer {source} is no folder with a tokenizer_config.json: name a Hugging Face folder, auto or none")
+    for name in names:
+        shutil.copyfile(source / name, folder / name)
+    try:
+        loaded = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"tokenizer {source} cannot be loaded by transformers: {str(error).splitlines()[0]}") from error
+    largest = max(loaded.get_vocab().values())
+    if largest >= vocab_size:
+        raise UserError(f"tokenizer {source} has a token with id {largest}, but model.vocab_size={vocab_size}: is it the tokenizer of this model?")
+    return {"bos_token_id": loaded.bos_token_id, "eos_token_id": loaded.eos_token_id, "pad_token_id": loaded.pad_token_id}
 
 
 def prove(model_path: Path | str, folder: Path, texts: Iterable[str] = (), trust: bool = False) -> int:
