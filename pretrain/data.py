@@ -43,7 +43,10 @@ class _CorpusReader:
         # Evaluations are compared between runs, so their order depends neither on the run's seed nor on the pass.
         self.fixed = split != "train"
         self.seed = 0 if self.fixed else seed
-        self.dataset = IndexedDataset(prefix)
+        try:
+            self.dataset = IndexedDataset(prefix)
+        except Exception as error:  # whatever the reader meets in a file that was cut short or overwritten
+            raise UserError(f"data set {path}: {split}.idx is damaged ({error}); prepare or copy the data set again") from error
         if len(self.dataset) != self.manifest["splits"][split]["documents"]:
             raise UserError(f"data set {path}: {split}.idx does not belong to dataset.json; prepare or copy the data set again")
         self.orders: OrderedDict[int, EpochOrder] = OrderedDict()

@@ -198,8 +198,11 @@ class MetricsWriter:
 
     def _put(self, text: str) -> None:
         data = text.encode()
-        while data:  # an unbuffered write may take less than all of it, on a nearly full disk for example
-            data = data[self._file.write(data) :]
+        try:
+            while data:  # an unbuffered write may take less than all of it, on a nearly full disk for example
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._file.name)) from None
 
 
 def read_metrics(path: Path | str) -> Metrics:

@@ -18,21 +18,35 @@ UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 """What file systems without locks answer; there, state.json alone keeps starts apart."""
 
 
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST)
+"""What stays as it is until somebody changes something; other errors of file systems may pass."""
+
+
 class InUseError(UserError):
     """Another process trains in the run directory. Nothing was touched."""
+
+
+class UnwritableError(UserError):
+    """The run directory cannot be made or written, and another attempt would not change that."""
 
 
 @contextmanager
 def owned(run_dir: Path, rank: int) -> Iterator[None]:
     """Rank 0 holds the run directory for this start while the block runs; the kernel lets it go when the process dies. Other ranks do nothing.
 
-    Raises InUseError where another process trains in it, and StaleStartError where a newer start of this Slurm job has it.
+    Raises InUseError where another process trains in it, UnwritableError where it cannot be written, and StaleStartError where a newer start of this
+    Slurm job has it.
     """
     if rank:
         yield
         return
-    run_dir.mkdir(parents=True, exist_ok=True)
-    handle = _lock(run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        handle = _lock(run_dir)
+    except OSError as error:
+        if error.errno in UNWRITABLE:
+            raise UnwritableError(f"runs_dir: {run_dir} cannot be written ({error.strerror}): name another folder, or change its permissions") from None
+        raise
     try:
         if read_state(run_dir):
             claim(run_dir)  # from here on an older start that still lives is fenced off

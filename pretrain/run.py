@@ -22,7 +22,8 @@ from pretrain.callbacks.watchdog import Watchdog, timed_out
 from pretrain.config import RunConfig
 from pretrain.fit import fit_machine, fit_processes
 from pretrain.load_config import complete_model, dump_config, load_config
-from pretrain.ownership import InUseError, check_free, owned
+from pretrain.manifest import load_manifest
+from pretrain.ownership import InUseError, UnwritableError, check_free, owned
 from pretrain.preflight import BadNodeError, check_network, check_nodes
 from pretrain.state import FAILED, StaleStartError, forget_failures, read_state, record_failure, write_state
 from pretrain.stop import task_exit_code
@@ -42,8 +43,7 @@ def prepare(path: str, overrides: Sequence[str]) -> RunConfig:
             raise UserError(
                 f"data.corpora: {corpus.path} is no prepared data set (it has no dataset.json): run `fathom data prepare` first, or correct the path"
             )
-    vocab = int(json.loads((Path(config.data.corpora[0].path) / "dataset.json").read_text())["vocab_size"])
-    config.model = complete_model(config, vocab)
+    config.model = complete_model(config, int(load_manifest(config.data.corpora[0].path)["vocab_size"]))
     return config
 
 
@@ -88,9 +88,9 @@ def run_rank(config: RunConfig, info: RankInfo, problem: str = "") -> int:
     try:
         with owned(run_dir, info.rank):
             return _run_rank(config, info, run_dir, problem)
-    except (InUseError, StaleStartError, OSError) as error:
+    except (InUseError, UnwritableError, StaleStartError, OSError) as error:
         code = next((code for kind, code in CODES.items() if isinstance(error, kind)), ExitCode.CRASH)
-        if not isinstance(error, InUseError):  # the other process's folder stays as it is
+        if not isinstance(error, (InUseError, UnwritableError)):  # the other process's folder stays as it is
             record_failure(run_dir, info.rank, code, str(error))
         print(f"fathom: error: {error}", file=sys.stderr)
         return int(code)
@@ -178,13 +178,10 @@ def _trainer(config: RunConfig, info: RankInfo, topology: Topology, run_dir: Pat
     from pretrain.callbacks.run_state import RunState
     from pretrain.callbacks.signal_health import SignalHealth
     from pretrain.data import open_blend
-    from pretrain.environment import environment
     from pretrain.loop import Trainer
 
-    if info.rank == 0:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(run_dir / "config.yaml", dump_config(config))
-        atomic_write_text(run_dir / "environment.json", json.dumps(environment(), indent=1))
+    if info.rank == 0 and not (run_dir / "config.yaml").exists():
+        _describe(config, run_dir)
     cache = Path(config.data.cache) if config.data.cache else None
     blends = {
         split: open_blend(config.data.corpora, split, config.data.seq_length, config.train.seed, cache)
@@ -195,6 +192,8 @@ def _trainer(config: RunConfig, info: RankInfo, topology: Topology, run_dir: Pat
     callbacks: list[Callback] = [watchdog] if watchdog is not None else []
     trainer = Trainer(config, run_dir, engine, blends["train"], blends.get("validation"), callbacks)
     resumed = trainer.resume()
+    if info.rank == 0:  # not before: a start that is refused leaves the run's description as it was
+        _describe(config, run_dir)
     metrics = MetricsFile(config.log.interval)
     if info.rank == 0:
         callbacks += [RunState(), metrics, Display(config.log.progress, resumed)]
@@ -202,6 +201,15 @@ def _trainer(config: RunConfig, info: RankInfo, topology: Topology, run_dir: Pat
     if config.log.signal_interval:
         callbacks.append(SignalHealth(config.log.signal_interval, metrics.write if info.rank == 0 else None))
     return trainer
+
+
+def _describe(config: RunConfig, run_dir: Path) -> None:
+    """Writes what the run is and where it runs."""
+    from pretrain.environment import environment
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(run_dir / "config.yaml", dump_config(config))
+    atomic_write_text(run_dir / "environment.json", json.dumps(environment(), indent=1))
 
 
 if __name__ == "__main__":

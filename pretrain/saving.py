@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch.distributed as dist
 
 from model.errors import UserError
 from parallel.checkpoint.background import Saved, Saver
-from parallel.checkpoint.format import findings, steps_in
+from parallel.checkpoint.format import LATEST, findings, resolve, step_folder, steps_in
 from parallel.checkpoint.loader import load
 from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
 from parallel.checkpoint.writer import prune
@@ -19,6 +21,7 @@ from parallel.fp8_state import checkpoint_file, restore
 from pretrain.build import seed_everything
 from pretrain.config import RunConfig
 from pretrain.environment import versions
+from pretrain.metrics import read_metrics
 from pretrain.state import Owner, StaleStartError, check_owner
 
 FIXED = ("data.seq_length", "train.global_batch_size", "train.seed")
@@ -40,16 +43,23 @@ class Checkpoints:
         """
         own = bool(steps_in(self.folder))
         source: Path | str | None = self.folder if own else self.config.checkpoint.load
+        if not own:
+            check_nothing_lost(self.run_dir)
         found = findings(self.folder)
         if source is None:
             self._say(found, "starting from the beginning")
             return None
-        reader = open_checkpoint(source)
+        if own and self.config.checkpoint.load:
+            found.append("checkpoint.load is not used, as the run has checkpoints of its own")
+        with going_back(self.folder if own else None):
+            reader = open_checkpoint(source)
         self._say(found, f"continuing from {reader.folder.name if own else reader.folder}")
         check_same_model(reader, self.config)
         if own:
             check_same_data(reader, self.config)
-        if not load(self.engine, reader):
+        with going_back(self.folder if own else None):
+            whole = load(self.engine, reader)
+        if not whole:
             # Streams of another layout cannot be cut anew; these are as good, and the same for every start from this checkpoint.
             seed_everything(fresh_seed(self.config.train.seed, reader.step), self.engine.topology)
         restore(self.engine.chunks, reader.folder)
@@ -87,6 +97,34 @@ class Checkpoints:
             print(f"{self.config.name}: {', '.join(found)}; {then}", file=sys.stderr, flush=True)
 
 
+@contextmanager
+def going_back(folder: Path | None) -> Iterator[None]:
+    """What can be done about a damaged checkpoint of the run itself, added to the error. folder: of its checkpoints, None for another's."""
+    try:
+        yield
+    except UserError as error:
+        steps = steps_in(folder) if folder is not None else []
+        if folder is None or not steps:
+            raise
+        newest = resolve(folder)
+        before = [step_folder(step) for step in steps if step_folder(step) < newest.name]
+        after = f"the run goes on from {before[-1]}" if before else "it is the run's only one, so keep it, and begin again under another name"
+        raise UserError(f"{error}. To go back, move {newest} away and start again: {after}") from None
+
+
+def check_nothing_lost(run_dir: Path) -> None:
+    """Raises UserError where a run without complete checkpoints had some: it would begin again, and replace what is left of them."""
+    folder, metrics = run_dir / "checkpoints", run_dir / "metrics.jsonl"
+    saved = max((event.step for event in read_metrics(metrics).checkpoint), default=None) if metrics.is_file() else None
+    pointer = folder / LATEST
+    newest = pointer.read_text().strip() if pointer.is_file() else step_folder(saved) if saved is not None else None
+    if newest is not None:
+        raise UserError(
+            f"{run_dir} had saved {newest}, but {folder} holds no complete checkpoint: restore it (a folder that is not mounted?), "
+            "or begin again under another name, or with the run folder moved away"
+        )
+
+
 def fresh_seed(seed: int, step: int) -> int:
     """Seed of random streams that cannot be the saved ones: other than at the beginning of the run or at any other step."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:4], "big")
@@ -105,7 +143,13 @@ def check_same_model(reader: CheckpointReader, config: RunConfig) -> None:
 
 
 def check_same_data(reader: CheckpointReader, config: RunConfig) -> None:
-    """Raises UserError naming the first setting by which the run would lose its place in the data."""
+    """Raises UserError naming the first setting by which the run would lose its place in the data, or another tokenizer."""
+    ours_at, theirs_at = Path(config.data.corpora[0].path) / "tokenizer.model", reader.tokenizer_path
+    if theirs_at is not None and ours_at.is_file() and ours_at.read_bytes() != theirs_at.read_bytes():
+        raise UserError(
+            f"data.corpora: {ours_at} is not the tokenizer the run was trained with, {theirs_at}: name data prepared with that one, "
+            "or start a run with another name"
+        )
     ours = config.model_dump(mode="json")
     for name in FIXED:
         section, key = name.split(".")

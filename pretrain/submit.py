@@ -17,6 +17,7 @@ from parallel import slurm_queue
 from pretrain import state as states
 from pretrain.config import RunConfig
 from pretrain.load_config import dump_config
+from pretrain.ownership import check_free
 from pretrain.sbatch import Script, render
 from pretrain.site import SiteConfig, parse_time
 from pretrain.snapshot import copy_code
@@ -192,6 +193,7 @@ def _text(path: Path) -> str:
 def _refuse_if_active(run_dir: Path, queued: dict[str, slurm_queue.Queued]) -> None:
     jobs = [*states.read_submitted(run_dir).get("jobs", []), states.read_state(run_dir).get("job_id")]
     active = next((str(job) for job in jobs if job is not None and str(job) in queued), None)
+    check_free(run_dir)
     if active is not None:
         raise UserError(f"job {active} ({queued[active].state.lower()}) is at {run_dir} already: scancel {active}, or choose another name")
 

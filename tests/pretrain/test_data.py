@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -103,6 +104,14 @@ def test_a_sample_is_a_function_of_its_position(sets: Path) -> None:
     np.testing.assert_array_equal(resumed.batch(range(300, 310)).numpy(), straight[300:310])
     for changed in (blend(sets, "red", "blue", weights=(2.0, 1.0), seed=8), blend(sets, "red", "blue", weights=(1.0, 2.0))):
         assert any((changed.sample(index) != straight[index]).any() for index in range(20))
+
+
+@pytest.mark.parametrize("name", ["train.idx", "dataset.json"])
+def test_damaged_files_are_named(sets: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(sets / "red", tmp_path / "red")
+    os.truncate(tmp_path / "red" / name, 10)
+    with pytest.raises(UserError, match=rf"data set .*/red: {name} is damaged \(.*\); prepare"):
+        blend(tmp_path, "red")
 
 
 def test_moving_the_folders_changes_nothing(sets: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.ownership import InUseError, check_free, owned
+from pretrain.ownership import InUseError, UnwritableError, check_free, owned
 from pretrain.state import Owner, StaleStartError, claim, read_state
 
 
@@ -28,6 +28,12 @@ def test_the_second_is_refused_while_the_first_runs(tmp_path: Path) -> None:
             pass
     check_free(run_dir)
     with owned(run_dir, 0):
+        pass
+
+
+def test_a_place_that_cannot_be_written_is_the_users_to_change(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnwritableError, match=r"runs_dir: .*/file/run cannot be written \(Not a directory\)"), owned(tmp_path / "file" / "run", 0):
         pass
 
 

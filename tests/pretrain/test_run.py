@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,15 @@ def test_interrupt_saves_and_the_same_command_continues(config: Path, tmp_path: 
     assert process.returncode == ExitCode.STOPPED_BY_USER, errors
     last = max(losses(tmp_path))
     assert (tmp_path / "tiny" / "checkpoints" / "latest").read_text() == f"step_{last:08d}\n"
+
+
+def test_a_refused_start_leaves_the_runs_description(config: Path, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole / "tiny", tmp_path / "tiny")
+    before = (tmp_path / "tiny" / "config.yaml").read_text()
+    code, errors = run(config, tmp_path, "model.num_layers=4")
+    assert (code, errors.count("\n")) == (ExitCode.USER_ERROR, 1), errors
+    assert "was trained with model.num_layers=3" in errors
+    assert (tmp_path / "tiny" / "config.yaml").read_text() == before
 
 
 def test_not_finite_ends_the_run_without_a_checkpoint_of_it(config: Path, tmp_path: Path) -> None:

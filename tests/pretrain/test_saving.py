@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from parallel.checkpoint.format import leftovers_in, steps_in
 from parallel.checkpoint.reader import open_checkpoint
 from pretrain import saving
 from pretrain.callbacks import Callback
+from pretrain.callbacks.logging import MetricsFile
 from pretrain.callbacks.run_state import RunState
 from pretrain.config import RunConfig
 from pretrain.loop import Trainer
@@ -154,6 +156,66 @@ def test_other_settings_of_the_data_order_are_refused(data: Path, tmp_path: Path
     config.train.global_batch_size = 8
     with pytest.raises(UserError, match=r"was trained with train\.global_batch_size=4, the configuration has 8: change it back, or start a run with another"):
         small_trainer(config).resume()
+
+
+def test_another_tokenizer_is_refused(data: Path, tmp_path: Path) -> None:
+    config = run_config(data, tmp_path)
+    config.train.stop_at_step = 1
+    trained(config)
+    shutil.copytree(data, tmp_path / "other")
+    with (tmp_path / "other" / "tokenizer.model").open("ab") as file:
+        file.write(b"\0")
+    config.data.corpora[0].path = str(tmp_path / "other")
+    with pytest.raises(UserError, match=r"other/tokenizer\.model is not the tokenizer the run was trained with, .*step_00000001/tokenizer\.model: name data"):
+        small_trainer(config).resume()
+
+
+@pytest.mark.parametrize("witness", ["latest", "metrics.jsonl"])
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(data: Path, tmp_path: Path, witness: str) -> None:
+    config = run_config(data, tmp_path)
+    config.train.stop_at_step = 2
+    trained(config, *([] if witness == "latest" else [MetricsFile(1)]))
+    folder = tmp_path / "small" / "checkpoints"
+    if witness == "latest":
+        for manifest in folder.glob("*/manifest.json"):
+            manifest.unlink()
+    else:
+        shutil.rmtree(folder)
+    config.checkpoint.load = str(tmp_path / "another")
+    for _ in range(2):
+        with pytest.raises(UserError, match="had saved step_00000002, but .*checkpoints holds no complete checkpoint: restore it .* or begin again under"):
+            small_trainer(config).resume()
+        config.checkpoint.load = None
+
+
+def test_a_run_that_ended_before_its_first_save_begins_again(data: Path, tmp_path: Path) -> None:
+    config = run_config(data, tmp_path, interval=100)
+    (tmp_path / "small" / "checkpoints" / ".step_00000003.local.0.partial").mkdir(parents=True)
+    metrics = MetricsFile(1)
+    trainer = small_trainer(config)
+    trainer.callbacks.append(metrics)
+    metrics.on_start(trainer)
+    metrics.on_step(trainer, {"step": 1, "loss": 1.0, "grad_norm": 1.0, "lr": 1.0, "tokens": 1})
+    trainer.resume()
+    assert trainer.step == 0
+
+
+def test_a_damaged_checkpoint_says_how_to_go_back(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = run_config(data, tmp_path)
+    config.train.stop_at_step = 2
+    trained(config)
+    newest, older = (tmp_path / "small" / "checkpoints" / f"step_{step:08d}" for step in (2, 1))
+    weights = newest / "rank_00000.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=f"is damaged.*To go back, move {newest} away and start again: the run goes on from {older.name}$"):
+        small_trainer(config).resume()
+    newest.rename(tmp_path / "away")
+    config.checkpoint.load = str(tmp_path / "away")
+    capsys.readouterr()
+    trainer = small_trainer(config)
+    trainer.resume()
+    assert trainer.step == 1
+    assert "step_00000002, the newest, is gone, checkpoint.load is not used, as the run has checkpoints of its own; continuing from" in capsys.readouterr().err
 
 
 def test_the_state_of_fp8_goes_with_the_checkpoint(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

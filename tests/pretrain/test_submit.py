@@ -12,6 +12,7 @@ import pytest
 from model.errors import UserError
 from pretrain.config import RunConfig
 from pretrain.load_config import load_config
+from pretrain.ownership import owned
 from pretrain.site import SiteConfig, load_site, parse_time
 from pretrain.snapshot import ROOT, copy_code
 from pretrain.state import read_state
@@ -111,6 +112,14 @@ def test_numbers_of_nodes(folder: Path) -> None:
 def test_requests_that_cannot_work(folder: Path, site: dict[str, object], request_: Request, message: str) -> None:
     with pytest.raises(UserError, match=message):
         plan(loading(), SITE.model_copy(update=site), request_)
+
+
+def test_a_run_that_a_local_process_trains_is_left_to_it(folder: Path) -> None:
+    (folder / "data" / "dataset.json").write_text("{}")
+    planned = plan(loading(), SITE, Request("1"))
+    with owned(folder / "runs" / "demo", 0), pytest.raises(UserError, match=r"runs/demo is in use by process \d+ on "):
+        submit(planned)
+    assert not list((folder / "runs" / "demo").glob("*.sbatch"))
 
 
 def test_missing_data_is_noticed_before_the_queue(folder: Path) -> None:

@@ -76,6 +76,37 @@ def test_a_model_comes_back_bit_by_bit(source: Path, checkpoint: Path, tmp_path:
     assert "proved: largest logit difference" in text
 
 
+def test_the_tokenizer_can_be_left_out_or_copied(checkpoint: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fathom("export", str(checkpoint), str(tmp_path / "own"))
+    fathom("export", str(checkpoint), str(tmp_path / "none"), "--tokenizer", "none")
+    assert capsys.readouterr().out.endswith("the export has no tokenizer\n")
+    assert not list((tmp_path / "none").glob("tokenizer*"))
+    ids = [json.loads((tmp_path / "none" / "config.json").read_text())[f"{mark}_token_id"] for mark in ("bos", "eos", "pad")]
+    assert ids == [json.loads((source / "config.json").read_text()).get(f"{mark}_token_id") for mark in ("bos", "eos", "pad")]
+    fathom("export", str(checkpoint), str(tmp_path / "copied"), "--tokenizer", str(tmp_path / "own"))
+    assert f"tokenizer: copied from {tmp_path / 'own'}, not proved" in capsys.readouterr().out
+    for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"):
+        assert (tmp_path / "copied" / name).read_bytes() == (tmp_path / "own" / name).read_bytes()
+    assert (tmp_path / "copied" / "generation_config.json").read_bytes() == (tmp_path / "own" / "generation_config.json").read_bytes()
+    assert "copied from" in (tmp_path / "copied" / "README.md").read_text()
+    for given, reason in (("nowhere", "--tokenizer nowhere is no folder"), (str(tmp_path), "is no folder with a tokenizer_config.json")):
+        assert reason in refused(capsys, "export", str(checkpoint), str(tmp_path / "no"), "--tokenizer", given)
+    assert not (tmp_path / "no").exists()
+
+
+def test_batches_are_continued_with_the_exports_own_tokenizer(checkpoint: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    fathom("export", str(checkpoint), str(tmp_path / "hf"), "--quiet")
+    tokenizer, model = AutoTokenizer.from_pretrained(tmp_path / "hf"), AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    texts = ["a", "a longer text than that"]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    together = model.generate(**batch, max_new_tokens=4, do_sample=False)
+    for text, row in zip(texts, together, strict=True):
+        alone = tokenizer(text, return_tensors="pt")
+        assert row[-4:].tolist() == model.generate(**alone, max_new_tokens=4, do_sample=False)[0, -4:].tolist()
+
+
 def test_greedy_text_equals_that_of_the_export(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fathom("export", str(checkpoint), str(tmp_path / "hf"), "--quiet")
     assert capsys.readouterr().out == ""

@@ -60,6 +60,32 @@ def test_left_padding_changes_nothing(case: Any) -> None:
         assert batch[row, start:].tolist() == alone[0].tolist()
 
 
+def test_left_padding_takes_no_positions_in_a_plain_pass(case: Any) -> None:
+    config, _, _, model = case
+    if model.config.model_type == "gpt2":
+        pytest.skip("transformers' own class asks for position_ids")
+    tokens = make_tokens(config, batch=2, length=6)
+    mask = torch.ones_like(tokens)
+    mask[0, :3] = 0
+    with torch.no_grad():
+        batch = model(tokens, attention_mask=mask)
+        torch.testing.assert_close(batch.logits[0, 3:], model(tokens[:1, 3:]).logits[0], rtol=0, atol=2e-5)
+        following = make_tokens(config, batch=2, length=2, seed=5)
+        whole = torch.cat([tokens, following], 1)
+        longer = torch.cat([mask, torch.ones_like(following)], 1)
+        continued = model(following, attention_mask=longer, past_key_values=batch.past_key_values)
+        torch.testing.assert_close(continued.logits, model(whole, attention_mask=longer).logits[:, 6:], rtol=0, atol=2e-5)
+
+
+def test_a_cache_of_fixed_length_is_refused_with_the_reason(tmp_path: Path) -> None:
+    config = make_config("b2t")
+    export(make_weights(config), config, tmp_path / "out", logit_scale=LOGIT_SCALE, tokenizer=None, seq_length=POSITIONS)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
+    with pytest.raises(ValueError, match="caches of fixed length .* are not supported; use the default cache"):
+        model(torch.tensor([[1, 2]]), attention_mask=torch.ones(1, 1, 2, 2))
+    forget(model)
+
+
 def test_beam_search_runs_on_the_cache(case: Any) -> None:
     config, _, _, model = case
     tokens = make_tokens(config, batch=1, length=4)
