@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # what only looks at checkpoint folders does without PyTorch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -19,7 +21,7 @@ from model.errors import UserError
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 GRACE_SECONDS = 30.0
 
 
@@ -134,6 +136,21 @@ def reserve_port() -> socket.socket:
     return holder
 
 
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """Signals that ask a run to save and leave. SIGHUP is none where it is ignored: under nohup a run outlives its terminal."""
+    return tuple(number for number in FORWARDED if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN)
+
+
+def leave_terminal() -> None:
+    """Sends what this process still says at its terminal nowhere: every write to a terminal that is gone is an error, and would end it before it saved."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):  # os.isatty does not know a terminal that is gone
+                os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
 def start_local(arguments: Sequence[str], processes: int) -> int:
     """Runs `python arguments...` as local ranks; returns the first non-zero exit code, or 0.
 
@@ -147,11 +164,13 @@ def start_local(arguments: Sequence[str], processes: int) -> int:
 
     def forward(number: int, frame: object) -> None:
         received.append(number)
+        if number == signal.SIGHUP:
+            leave_terminal()
         for rank in ranks:
             if rank.poll() is None:
                 rank.send_signal(number)
 
-    previous = {number: signal.signal(number, forward) for number in FORWARDED}
+    previous = {number: signal.signal(number, forward) for number in stop_signals()}
     try:
         for index in range(processes):
             env = dict(os.environ, RANK=str(index), LOCAL_RANK=str(index), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes))
@@ -159,7 +178,7 @@ def start_local(arguments: Sequence[str], processes: int) -> int:
             env.setdefault("OMP_NUM_THREADS", threads)
             # A session of its own: a terminal's ctrl-C reaches a rank once, through us.
             ranks.append(subprocess.Popen([sys.executable, *arguments], env=env, start_new_session=True))
-        return _wait(ranks)
+        return _wait(ranks, received)
     finally:
         holder.close()
         for rank in ranks:
@@ -169,16 +188,31 @@ def start_local(arguments: Sequence[str], processes: int) -> int:
             signal.signal(number, handler)
 
 
-def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], received: Collection[int]) -> int:
     failed_at: float | None = None
-    code = 0
+    code, said = 0, False
     while None in (codes := [rank.poll() for rank in ranks]):
+        said = said or _say_killed(codes, received)
         if code == 0 and any(codes):
             code, failed_at = next(one for one in codes if one), time.monotonic()
         if failed_at is not None and time.monotonic() - failed_at > GRACE_SECONDS:
+            said = True  # the signals from here on are ours
             for rank in ranks:
                 if rank.poll() is None:
                     rank.kill()
         time.sleep(0.05)
+    if not said:
+        _say_killed([rank.returncode for rank in ranks], received)
     code = code or next((rank.returncode for rank in ranks if rank.returncode), 0)
     return 128 - code if code < 0 else code
+
+
+def _say_killed(codes: Sequence[int | None], received: Collection[int]) -> bool:
+    """Names the first rank that a signal nobody asked for has ended, as it could not do so itself. Returns whether there is one."""
+    for rank, code in enumerate(codes):
+        if code is not None and code < 0 and -code not in received:
+            known = -code in set(signal.Signals)
+            hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+            print(f"fathom: error: rank {rank} was ended by {signal.Signals(-code).name if known else f'signal {-code}'}{hint}", file=sys.stderr, flush=True)
+            return True
+    return False

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
-from parallel.checkpoint.format import KINDS, LATEST, MANIFEST, leftovers_in, read_manifest, step_folder, steps_in
+from parallel.checkpoint.format import KINDS, LATEST, MANIFEST, findings, leftovers_in, read_manifest, step_folder, steps_in
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.checkpoint.writer import doomed_steps, prune
 from parallel.checkpoint.writer import remove as remove_folders
@@ -25,7 +25,7 @@ def checkpoints_folder(path: Path) -> Path:
 
 def list_checkpoints(path: Path) -> list[dict[str, Any]]:
     """One row for each checkpoint: step, latest, time, bytes, layout, consumed tokens, problem (None, or why it cannot be read). Raises UserError
-    where there is none."""
+    where there is none. Sizes of files are compared with the manifest; `verify` reads them."""
     folder = checkpoints_folder(path)
     pointer = folder / LATEST
     latest = pointer.read_text().strip() if pointer.is_file() else ""
@@ -34,6 +34,7 @@ def list_checkpoints(path: Path) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"step": step, "folder": str(folder / step_folder(step)), "latest": step_folder(step) == latest, "problem": None}
         try:
             manifest = read_manifest(folder / step_folder(step))
+            row["problem"] = _missing(folder / step_folder(step), manifest)
             row |= {
                 "time": manifest.get("time"),
                 "bytes": sum(facts["bytes"] for facts in manifest["files"].values()),
@@ -45,6 +46,11 @@ def list_checkpoints(path: Path) -> list[dict[str, Any]]:
             row["problem"] = str(error)
         rows.append(row)
     return rows
+
+
+def remarks(path: Path) -> list[str]:
+    """What killed saves and lost folders mean for the newest checkpoint, a phrase each."""
+    return findings(checkpoints_folder(path))
 
 
 def leftovers(path: Path) -> list[str]:
@@ -100,6 +106,18 @@ def clean(path: Path, *, keep_last: int, keep_every: int, dry_run: bool) -> dict
 def local_time(seconds: float | None) -> str | None:
     """Time of day for people, in the machine's zone, from seconds since 1970."""
     return None if seconds is None else datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+
+
+def _missing(folder: Path, manifest: dict[str, Any]) -> str | None:
+    """The first file that is not there or has another size than the manifest says."""
+    for name, facts in manifest["files"].items():
+        try:
+            size = (folder / name).stat().st_size
+        except OSError as error:
+            return f"{folder / name} is damaged: {error.strerror}"
+        if size != facts["bytes"]:
+            return f"{folder / name} is damaged: it has {size} bytes, and {facts['bytes']} in the manifest"
+    return None
 
 
 def _product(shape: list[int]) -> int:

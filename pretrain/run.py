@@ -6,11 +6,17 @@ import contextlib
 import gc
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # The imports below take seconds; ctrl-C in them has nothing to save and would only print where each rank was. StopRequest takes over before
+    # the first step. Where SIGINT is ignored, in the background of a script, it stays so.
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
 
 from model.errors import UserError
 from model.files import atomic_write_text

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import socket
 import time
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from typing import Any
 
 from model.errors import UserError
 from model.files import atomic_write_text
+from parallel.checkpoint.format import LATEST, MANIFEST, STEP_FOLDER, steps_in
 from parallel.slurm_queue import job_handle
 
 STATE_FILE = "state.json"
@@ -122,12 +122,19 @@ def write_state(run_dir: Path | str, owner: Owner | None = None, **fields: Any) 
 
 
 def latest_step(run_dir: Path | str) -> int | None:
-    """Step of the checkpoint that `checkpoints/latest` names; None where there is none."""
+    """Step of the checkpoint that `checkpoints/latest` names, or the newest complete one where that is not there; None where there is none.
+
+    It is the one that the next start goes on from.
+    """
+    folder = Path(run_dir) / "checkpoints"
     try:
-        match = re.search(r"step_(\d+)", (Path(run_dir) / "checkpoints" / "latest").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return int(match[1]) if match else None
+        named = (folder / LATEST).read_text(encoding="utf-8").strip()
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
+        named = ""
+    match = STEP_FOLDER.match(named)
+    if match and (folder / named / MANIFEST).is_file():
+        return int(match[1])
+    return max(steps_in(folder), default=None)
 
 
 @dataclass(frozen=True)

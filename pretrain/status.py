@@ -16,6 +16,7 @@ import yaml
 
 from model.errors import UserError
 from parallel import slurm_queue
+from parallel.checkpoint.format import MANIFEST, step_folder
 from parallel.exit_codes import ExitCode
 from parallel.slurm_queue import Queued
 from pretrain import state as states
@@ -80,6 +81,7 @@ def run_status(folder: Path, queued: Mapping[str, Queued] | None, now: float | N
     step = int(train[-1]["step"]) if train else int(state.get("step") or 0)
     total = _total_steps(folder)
     step_time = _mean([event.get("step_time_s") for event in train])
+    checkpoint = states.latest_step(folder)
     status = RunStatus(
         name=folder.name,
         folder=str(folder),
@@ -91,8 +93,8 @@ def run_status(folder: Path, queued: Mapping[str, Queued] | None, now: float | N
         tokens_per_s=_mean([event.get("tokens_per_s") for event in train]),
         left_s=max(0, total - step) * step_time if total is not None and step_time is not None else None,
         restarts=int(state.get("restarts") or 0),
-        checkpoint_step=states.latest_step(folder),
-        checkpoint_age_s=_age(folder / "checkpoints" / "latest", now),
+        checkpoint_step=checkpoint,
+        checkpoint_age_s=None if checkpoint is None else _age(folder / "checkpoints" / step_folder(checkpoint) / MANIFEST, now),
         job=state.get("job_id"),
         nodes=str(state.get("nodes") or ""),
     )

@@ -11,11 +11,13 @@ from pathlib import Path
 from types import FrameType
 
 from parallel.exit_codes import ExitCode
+from parallel.launch import leave_terminal, stop_signals
 from pretrain.state import Owner, asked_to_stop
 
 REASONS = {
     "USR1": "the time limit is near, or the job is preempted",
     "TERM": "ended from outside (preemption, scancel, or the time limit itself)",
+    "HUP": "the terminal it was started from is gone",
     "USR2": "asked to save and stop for good",
     "INT": "interrupted from the keyboard",
     "FILE": "asked to save and stop by the file control/exit",
@@ -29,7 +31,8 @@ BEGAN = time.monotonic()
 class StopRequest:
     """A flag that signals set. `code()` is 0 until then; the ranks of a run must agree on it (all-reduce, maximum) before one of them acts.
 
-    SIGUSR1 and SIGTERM ask for save, leave and be started again; SIGUSR2 and ctrl-C for save and leave for good. A second ctrl-C interrupts at once.
+    SIGUSR1, SIGTERM and SIGHUP ask for save, leave and be started again; SIGUSR2 and ctrl-C for save and leave for good. A second ctrl-C interrupts
+    at once. SIGHUP stays ignored where it is, as under nohup.
     """
 
     def __init__(self, run_dir: Path | str, env: Mapping[str, str] | None = None) -> None:
@@ -39,7 +42,7 @@ class StopRequest:
     def install(self) -> None:
         """Sets the signal handlers; a request that came earlier, while this process was still importing, is found in the file the batch script wrote."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+            for number in stop_signals():
                 signal.signal(number, self._receive)
         self._name = self._name or ("USR1" if asked_to_stop(self._run_dir, self._owner) else "")
 
@@ -65,6 +68,8 @@ class StopRequest:
         name = signal.Signals(number).name.removeprefix("SIG")
         if name == "INT" and self._name == "INT":
             raise KeyboardInterrupt
+        if name == "HUP":
+            leave_terminal()
         self._name = self._name or name
 
 

@@ -21,11 +21,11 @@ def list_(run: Run, as_json: AsJson = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pretrain.checkpoint_commands import leftovers, list_checkpoints, local_time
+    from pretrain.checkpoint_commands import leftovers, list_checkpoints, local_time, remarks
 
-    rows, left = list_checkpoints(run), leftovers(run)
+    rows, left, found = list_checkpoints(run), leftovers(run), remarks(run)
     if as_json:
-        typer.echo(json.dumps({"checkpoints": rows, "leftovers": left}, indent=1))
+        typer.echo(json.dumps({"checkpoints": rows, "leftovers": left, "findings": found}, indent=1))
         return
     table = Table("step", "written", "MB", "tokens", "layout", "")
     for column in (0, 2, 3):
@@ -39,6 +39,8 @@ def list_(run: Run, as_json: AsJson = False) -> None:
         mark = "latest" if row["latest"] else ""
         table.add_row(str(row["step"]), local_time(row["time"]) or "", f"{row['bytes'] / 1e6:,.1f}", f"{tokens:,}" if tokens is not None else "", layout, mark)
     Console().print(table)
+    for line in found:
+        typer.echo(line)
     if left:
         typer.echo(f"left over from saves that were killed (harmless; `fathom checkpoint prune` removes them): {', '.join(left)}")
 

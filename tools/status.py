@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -30,6 +32,11 @@ COLOURS = {
     "dead": "bold red",
     "damaged": "bold red",
 }
+HEADINGS = ("RUN", "STATE", "STEP", "LOSS", "TOKENS/S", "LEFT", "RESTARTS", "CHECKPOINT", "JOB")
+RIGHT = ("STEP", "LOSS", "TOKENS/S", "LEFT", "RESTARTS")
+FIRST_TO_GO, LAST_TO_GO = ("TOKENS/S", "RESTARTS", "LEFT"), ("LOSS", "CHECKPOINT")
+"""Columns that a narrow console does without: the first ones to keep names on one line, the others only where nothing else helps."""
+LEAST_NAME, GAP, PIPE_WIDTH = 8, 2, 140
 
 
 def command(
@@ -45,39 +52,44 @@ def command(
         typer.echo(json.dumps([asdict(status) for status in collect(run)], indent=1))
         return
     console = Console()
+    if not sys.stdout.isatty():  # a file or a pipe has no width of its own
+        console.width = max(PIPE_WIDTH, console.width)
     if not watch:
-        console.print(screen(collect(run)))
+        console.print(screen(collect(run), console.width))
         return
     try:
-        with Live(screen(collect(run)), console=console, screen=console.is_terminal, auto_refresh=False) as live:
+        with Live(screen(collect(run), console.width), console=console, screen=console.is_terminal, auto_refresh=False) as live:
             while True:
                 time.sleep(interval)
-                live.update(screen(collect(run)), refresh=True)
+                live.update(screen(collect(run), console.width), refresh=True)
     except KeyboardInterrupt:
         return
 
 
-def screen(statuses: Sequence[RunStatus]) -> RenderableType:
-    """The table, with a line below it for each run that has something to say."""
+def screen(statuses: Sequence[RunStatus], width: int = PIPE_WIDTH) -> RenderableType:
+    """The table, with a line below it for each run that has something to say. width: columns of the console; names and jobs are whole on any."""
+    rows = [cells(status) for status in statuses]
+    widths = {heading: max(cell_len(row[heading]) for row in (dict(zip(HEADINGS, HEADINGS, strict=True)), *rows)) for heading in HEADINGS}
+    for heading in FIRST_TO_GO:
+        if _total(widths) > width:
+            del widths[heading]
+    for heading in LAST_TO_GO:
+        if _total(widths | {"RUN": min(widths["RUN"], LEAST_NAME)}) > width:
+            del widths[heading]
+    # A long name goes on in the next line; nothing is cut off, as names and jobs are what other commands are given.
+    widths["RUN"] = min(widths["RUN"], max(LEAST_NAME, width - (_total(widths) - widths["RUN"])))
     table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
-    for heading in ("RUN", "STATE", "STEP", "LOSS", "TOKENS/S", "LEFT", "RESTARTS", "CHECKPOINT", "JOB"):
-        right = heading in ("STEP", "LOSS", "TOKENS/S", "LEFT", "RESTARTS")
-        # On a narrow terminal names give way: everything else is short.
+    for heading in widths:
+        name = heading in ("RUN", "JOB")
         table.add_column(
-            heading, justify="right" if right else "left", no_wrap=heading != "RUN", overflow="ellipsis", min_width=8 if heading == "RUN" else None
+            heading,
+            justify="right" if heading in RIGHT else "left",
+            no_wrap=not name,
+            overflow="fold" if name else "ellipsis",
+            width=widths["RUN"] if heading == "RUN" else None,
         )
-    for status in statuses:
-        table.add_row(
-            status.name,
-            Text(status.state, style=COLOURS.get(status.state, "")),
-            f"{status.step}/{'?' if status.total is None else status.total}",
-            "" if status.loss is None else f"{status.loss:.4f}",
-            "" if status.tokens_per_s is None else quantity(status.tokens_per_s),
-            "" if status.left_s is None else duration(status.left_s),
-            str(status.restarts or ""),
-            "none" if status.checkpoint_step is None else f"{status.checkpoint_step}, {duration(status.checkpoint_age_s or 0)} ago",
-            status.job or "",
-        )
+    for status, row in zip(statuses, rows, strict=True):
+        table.add_row(*(Text(row[heading], style=COLOURS.get(status.state, "") if heading == "STATE" else "") for heading in widths))
     whole = Table.grid()
     whole.add_row(table)
     remarks = [status for status in statuses if status.reason and status.state != "finished"]
@@ -86,6 +98,26 @@ def screen(statuses: Sequence[RunStatus]) -> RenderableType:
     for status in remarks:
         whole.add_row(Text.assemble((status.name, "bold"), f": {status.reason}"))
     return whole
+
+
+def cells(status: RunStatus) -> dict[str, str]:
+    """What the table says of a run, by heading."""
+    texts = (
+        status.name,
+        status.state,
+        f"{status.step}/{'?' if status.total is None else status.total}",
+        "" if status.loss is None else f"{status.loss:.4f}",
+        "" if status.tokens_per_s is None else quantity(status.tokens_per_s),
+        "" if status.left_s is None else duration(status.left_s),
+        str(status.restarts or ""),
+        "none" if status.checkpoint_step is None else f"{status.checkpoint_step}, {duration(status.checkpoint_age_s or 0)} ago",
+        status.job or "",
+    )
+    return dict(zip(HEADINGS, texts, strict=True))
+
+
+def _total(widths: Mapping[str, int]) -> int:
+    return sum(widths.values()) + GAP * (len(widths) - 1)
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import signal
 import socket
 import subprocess
@@ -68,6 +70,80 @@ def test_the_first_failure_is_the_exit_code(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_killed_rank_counts_as_128_plus_signal(tmp_path: Path) -> None:
     assert start_local([script(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")], 1) == 137
+
+
+@pytest.mark.parametrize(("name", "hint"), [("SIGKILL", " (out of memory?)"), ("SIGSEGV", "")])
+def test_a_rank_that_a_signal_ended_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, hint: str) -> None:
+    """Once, and not those that are ended because of it."""
+    monkeypatch.setattr("parallel.launch.GRACE_SECONDS", 0.2)
+    text = (
+        "import os, resource, signal, time\nresource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
+        f"if os.environ['RANK'] == '1': os.kill(os.getpid(), signal.{name})\ntime.sleep(60)"
+    )
+    assert start_local([script(tmp_path, text)], 3) == 128 + signal.Signals[name]
+    assert capsys.readouterr().err == f"fathom: error: rank 1 was ended by {name}{hint}\n"
+
+
+def test_ranks_that_are_ended_with_a_failed_one_are_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("parallel.launch.GRACE_SECONDS", 0.2)
+    assert start_local([script(tmp_path, "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(7)\ntime.sleep(60)")], 2) == 7
+    assert capsys.readouterr().err == ""
+
+
+PARENT = "import signal, sys; signal.signal(signal.SIGHUP, signal.{}); from parallel.launch import start_local; sys.exit(start_local([{!r}], 1))"
+
+
+def wait_for(path: Path, parent: subprocess.Popen[str]) -> None:
+    while not path.exists():
+        assert parent.poll() is None
+        time.sleep(0.05)
+
+
+def test_a_signal_that_was_passed_on_is_no_news(tmp_path: Path) -> None:
+    rank = script(tmp_path, f"import pathlib, time\npathlib.Path({str(tmp_path)!r}, 'ready').write_text('')\ntime.sleep(60)")
+    parent = subprocess.Popen([sys.executable, "-c", PARENT.format("SIG_DFL", rank)], stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(tmp_path / "ready", parent)
+        parent.send_signal(signal.SIGTERM)
+        assert parent.communicate(timeout=60)[1] == ""
+        assert parent.returncode == 128 + signal.SIGTERM
+    finally:
+        parent.kill()
+
+
+def test_nohup_is_respected(tmp_path: Path) -> None:
+    text = f"import pathlib, time\nfolder = pathlib.Path({str(tmp_path)!r})\n(folder / 'ready').touch()\nwhile not (folder / 'go').exists(): time.sleep(0.05)"
+    parent = subprocess.Popen([sys.executable, "-c", PARENT.format("SIG_IGN", script(tmp_path, text))], stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(tmp_path / "ready", parent)
+        parent.send_signal(signal.SIGHUP)
+        (tmp_path / "go").touch()
+        assert parent.communicate(timeout=60) == (None, "")
+        assert parent.returncode == 0
+    finally:
+        parent.kill()
+
+
+def test_a_terminal_that_is_gone_can_be_written_to(tmp_path: Path) -> None:
+    """Every write to it would fail otherwise, the parent's and the ranks'."""
+    text = (
+        "import pathlib, signal, sys, time\nfrom pretrain.stop import StopRequest\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\nstop = StopRequest(folder, {{}})\nstop.install()\n(folder / 'ready').touch()\n"
+        "while not stop.code(): time.sleep(0.05)\n"
+        "print('words', flush=True)\nprint('words', file=sys.stderr, flush=True)\n(folder / 'reason').write_text(stop.reason())\nsys.exit(stop.code())"
+    )
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "PYTHONPATH": os.getcwd()}
+    parent = subprocess.Popen([sys.executable, "-c", PARENT.format("SIG_DFL", script(tmp_path, text))], stdout=theirs, stderr=theirs, text=True, env=env)
+    try:
+        wait_for(tmp_path / "ready", parent)
+        os.close(theirs)
+        os.close(ours)  # from here on a write is an error
+        parent.send_signal(signal.SIGHUP)
+        assert parent.wait(timeout=60) == 75
+    finally:
+        parent.kill()
+    assert (tmp_path / "reason").read_text() == "the terminal it was started from is gone"
 
 
 def test_signals_are_passed_on(tmp_path: Path) -> None:

@@ -106,6 +106,26 @@ def test_a_refused_start_leaves_the_runs_description(config: Path, whole: Path, 
     assert (tmp_path / "tiny" / "config.yaml").read_text() == before
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_interrupt_while_a_rank_imports_is_quiet(ignored: bool) -> None:
+    action = signal.SIG_IGN if ignored else signal.default_int_handler
+    previous = signal.signal(signal.SIGINT, action)  # ignoring is inherited
+    try:
+        env = dict(os.environ, RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
+        process = subprocess.Popen([sys.executable, "-X", "importtime", "-m", "pretrain.run", "no/such.yaml"], stderr=subprocess.PIPE, text=True, env=env)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.endswith("model.errors\n"):  # long before PyTorch is loaded
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode > 0, "there is no such file"
+    assert (process.returncode == 130) is not ignored
+    assert "KeyboardInterrupt" not in errors
+
+
 def test_not_finite_ends_the_run_without_a_checkpoint_of_it(config: Path, tmp_path: Path) -> None:
     code, errors = run(config, tmp_path, "optimizer.lr=1e30", "schedule.warmup_steps=0")
     assert code == ExitCode.DIVERGED, errors

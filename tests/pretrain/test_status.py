@@ -44,9 +44,11 @@ def make_run(folder: Path, steps: int = 10, total: int = 100, layers: int = 0) -
 def test_running(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
     claim(run, Owner("12", 2), state="running", restarts=2, nodes="node[1-2]")
-    (run / "checkpoints").mkdir()
+    checkpoint = run / "checkpoints" / "step_00000008"
+    checkpoint.mkdir(parents=True)
     (run / "checkpoints" / "latest").write_text("step_00000008\n")
-    os.utime(run / "checkpoints" / "latest", (1000, 1000))
+    (checkpoint / "manifest.json").write_text("{}")
+    os.utime(checkpoint / "manifest.json", (1000, 1000))
     os.utime(run / "metrics.jsonl", (1090, 1090))
     queue = {"12": Queued("12", "RUNNING", "", "", "node[1-2]")}
     status = run_status(run, queue, now=1100)
@@ -177,15 +179,50 @@ def test_screen(tmp_path: Path) -> None:
     assert " ".join(lines[3]) == "sweep-0: rank 3 on node2: out of memory"
 
 
-def test_narrow_screen() -> None:
-    """Names give way before states and numbers do."""
-    console = Console(width=80, record=True, force_terminal=False)
-    status = RunStatus("a_run_of_a_name_longer_than_anybody_would_type", "folder", "finished", step=400, total=400, loss=6.0636, checkpoint_step=400)
+def shown(statuses: list[RunStatus], width: int) -> list[str]:
+    """Lines of the screen on a console of so many columns."""
+    console = Console(width=width, force_terminal=False)
     with console.capture() as captured:
-        console.print(screen([status]))
-    assert "a_run" in captured.get()
-    assert all(text in captured.get() for text in ("finished", "400/400", "6.0636", "400, 0s ago"))
-    assert "anybody" not in captured.get()
+        console.print(screen(statuses, width))
+    return captured.get().splitlines()
+
+
+def test_narrow_screen() -> None:
+    """Names and jobs are whole, whatever has to go for them."""
+    long = "a_run_of_a_name_longer_than_anybody_would_type"
+    statuses = [
+        RunStatus("deep1000", "x", "requeued", "", 123456, 500000, 3.21987, 1.234e6, 11100.0, 2, 123000, 754.0, "47112345"),
+        RunStatus(long, "x", "finished", "", 400, 400, 6.0636, checkpoint_step=400, checkpoint_age_s=5.0),
+    ]
+    lines = shown(statuses[:1], 80)
+    assert lines[0].split() == ["RUN", "STATE", "STEP", "LOSS", "LEFT", "CHECKPOINT", "JOB"]
+    assert lines[1].split() == ["deep1000", "requeued", "123456/500000", "3.2199", "3h05m", "123000,", "12m34s", "ago", "47112345"]
+    assert len(lines) == 2
+    lines = shown(statuses, 80)
+    assert "".join(line.split(" ")[0] for line in lines[2:]) == long
+    assert all(text in lines[2] for text in ("finished", "400/400", "6.0636", "400, 5s ago"))
+    assert lines[1].endswith("47112345")
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["RUN", "STATE", "STEP", "LOSS", "CHECKPOINT", "JOB"]
+
+
+@pytest.mark.parametrize("width", [36, 45, 60, 79, 100, 140, 200])
+def test_no_width_cuts_names_or_jobs(width: int) -> None:
+    status = RunStatus("abcdefghijklmnopqrstuvwxyz", "x", "RUN", "", 0, 0, job="47112345_1234")
+    lines = shown([status], width)
+    place = lines[0].index("JOB")
+    assert "".join(line[:place].split(" ")[0] for line in lines[1:]) == status.name
+    assert "".join(line[place:].strip() for line in lines[1:]) == status.job
+
+
+def test_a_pipe_has_room_for_all(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    make_run(tmp_path / "runs" / ("a" * 60))
+    with pytest.raises(SystemExit):
+        main(["status", str(tmp_path / "runs")])
+    out = capsys.readouterr().out
+    assert "a" * 60 in out
+    assert "TOKENS/S" in out
 
 
 def test_units() -> None:

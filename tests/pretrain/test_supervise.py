@@ -45,7 +45,9 @@ def run(tmp_path: Path) -> Path:
 
 
 def checkpoint(run_dir: Path, step: int) -> None:
-    (run_dir / "checkpoints").mkdir(exist_ok=True)
+    folder = run_dir / "checkpoints" / f"step_{step:08d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").write_text("{}")
     (run_dir / "checkpoints" / "latest").write_text(f"step_{step:08d}\n")
 
 
@@ -266,10 +268,31 @@ def test_commands_of_the_batch_script(run: Path, monkeypatch: pytest.MonkeyPatch
     assert main(["after-exit", str(run)]) == ExitCode.STALE
 
 
+def test_latest_step_is_a_checkpoint_that_is_there(tmp_path: Path) -> None:
+    assert latest_step(tmp_path) is None
+    for step in (100, 200, 300):
+        checkpoint(tmp_path, step)
+    folder = tmp_path / "checkpoints"
+    (folder / "latest").write_text("step_00000200\n")
+    assert latest_step(tmp_path) == 200, "300 was not confirmed"
+    (folder / "step_00000200" / "manifest.json").unlink()
+    assert latest_step(tmp_path) == 300
+    for pointer in ("", "step_1", "nonsense", "../step_00000100"):
+        (folder / "latest").write_text(pointer)
+        assert latest_step(tmp_path) == 300
+    (folder / "latest").unlink()
+    assert latest_step(tmp_path) == 300
+    for step in (100, 300):
+        (folder / f"step_{step:08d}" / "manifest.json").unlink()
+    (folder / "latest").write_text("step_00000300\n")
+    assert latest_step(tmp_path) is None
+
+
 def test_stop_request(run: Path) -> None:
     env = {"SLURM_JOB_ID": "12"}
-    previous = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         stop = StopRequest(run, env)
         stop.install()
         assert (stop.code(), stop.reason()) == (0, "")
@@ -280,6 +303,7 @@ def test_stop_request(run: Path) -> None:
         early = StopRequest(run, env)
         early.install()
         assert early.code() == 76
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         local = StopRequest(run, {})
         local.install()
         os.kill(os.getpid(), signal.SIGINT)

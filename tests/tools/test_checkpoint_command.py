@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,35 @@ def test_ls_shows_damage(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = fathom(capsys, "ls", run)
     assert code == 0
     assert out.count("damaged") == 1
+
+
+@pytest.mark.parametrize("harm", ["gone", "short", "long"])
+def test_ls_looks_at_the_files(run: Path, capsys: pytest.CaptureFixture[str], harm: str) -> None:
+    file = run / "checkpoints" / "step_00000006" / "rank_00001.safetensors"
+    content = file.read_bytes()
+    if harm == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content[:-1] if harm == "short" else content + b"x")
+    code, out, _ = fathom(capsys, "ls", run)
+    assert code == 0
+    assert ["damaged" in line for line in out.splitlines() if "│" in line and line.split()[1].isdigit()] == [False, True, False]
+    _, out, _ = fathom(capsys, "ls", run, "--json")
+    problems = [row["problem"] for row in json.loads(out)["checkpoints"]]
+    assert problems[::2] == [None, None]
+    assert problems[1].startswith(f"{file} is damaged: ")
+
+
+def test_ls_says_what_was_found(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "step_00000012 is incomplete (killed while saving)" in fathom(capsys, "ls", run)[1].splitlines()
+    shutil.rmtree(run / "checkpoints" / "step_00000009")
+    _, out, _ = fathom(capsys, "ls", run)
+    assert "step_00000009, the newest, is gone" in out.splitlines()
+    assert "latest" not in out
+    assert json.loads(fathom(capsys, "ls", run, "--json")[1])["findings"] == [
+        "step_00000012 is incomplete (killed while saving)",
+        "step_00000009, the newest, is gone",
+    ]
 
 
 def test_inspect(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

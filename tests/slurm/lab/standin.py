@@ -80,6 +80,7 @@ def main() -> int:
     def save() -> None:
         check_owner(run_dir)
         (run_dir / "checkpoints" / f"step_{step:08d}").mkdir(parents=True, exist_ok=True)
+        (run_dir / "checkpoints" / f"step_{step:08d}" / "manifest.json").write_text("{}")
         (run_dir / "checkpoints" / "latest").write_text(f"step_{step:08d}\n")
 
     code = 0
