@@ -20,9 +20,10 @@ class InitConfig(Strict):
 
     base: Literal["scheme", "xavier", "normal", "fairseq"] = Field(
         "scheme",
-        description="Weight variances before the scheme's own gains. scheme: what the scheme was published with. xavier: 2/(fan_in+fan_out) per matrix, "
-        "unit-variance embeddings. normal: `std` everywhere, divided by sqrt(2 x layers) for output projections (GPT-2, Megatron). "
-        "fairseq: the initialisation of the B2T repository.",
+        description="Weight variances before the scheme's own gains. scheme: the scheme's own (deepscalelm_*: the published ones; b2t: fairseq; others: xavier,"
+        " which is Fathom's choice for pre-LN and its relatives). xavier: 2/(fan_in+fan_out) per matrix, unit-variance embeddings. "
+        "normal: `std` everywhere, divided by sqrt(2 x layers) for output projections (GPT-2, Megatron). "
+        "fairseq: the variances of the B2T repository, drawn from a normal distribution, with biases at 0.",
     )
     std: float = Field(0.02, gt=0, description="Standard deviation of base `normal`; no other base reads it.")
     token_correlation: float | Literal["zipf"] = Field(
@@ -40,6 +41,11 @@ class InitConfig(Strict):
         if "std" in self.model_fields_set and self.base != "normal" and self.std != 0.02:
             raise ValueError(f"model.init.std={self.std} has no effect with model.init.base={self.base}: set model.init.base=normal or remove model.init.std")
         return self
+
+
+def _written(value: float | str) -> str:
+    """A value as it is written in YAML."""
+    return str(value).lower()
 
 
 class ModelConfig(Strict):
@@ -83,6 +89,7 @@ class ModelConfig(Strict):
         if self.scheme not in SCHEMES:
             raise ValueError(f"model.scheme={self.scheme!r} is not a scheme; choose one of {', '.join(scheme_names())}")
         SCHEMES[self.scheme].plan(self.num_layers, self.scheme_options)  # refuses options and depths that have no constants
+        self._check_init_is_read()
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"model.hidden_size={self.hidden_size} is not divisible by model.num_attention_heads={self.num_attention_heads}: "
@@ -93,6 +100,18 @@ class ModelConfig(Strict):
         if self.position == "rotary" and self.kv_channels % 2:
             raise ValueError(f"model.position=rotary needs an even head width, got {self.kv_channels}: set model.head_dim")
         return self
+
+    def _check_init_is_read(self) -> None:
+        """Refuses options of DeepScaleLM's recursion where another base is in force. Defaults pass: a written-out configuration holds them."""
+        if self.init.base == "scheme" and SCHEMES[self.scheme].base == "deepscale":
+            return
+        for name in ("token_correlation", "causal_correction"):
+            value, default = getattr(self.init, name), InitConfig.model_fields[name].default
+            if value != default:
+                raise ValueError(
+                    f"model.init.{name}={_written(value)} has no effect with model.scheme={self.scheme} and model.init.base={self.init.base}: remove it "
+                    f"(its default is {_written(default)}), or choose deepscalelm_pre_ln or deepscalelm_post_ln with model.init.base=scheme"
+                )
 
     @property
     def groups(self) -> int:

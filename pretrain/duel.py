@@ -28,7 +28,7 @@ from parallel.config import ParallelConfig
 from parallel.exit_codes import ExitCode
 from pretrain.config import RunConfig
 from pretrain.load_config import dump_config
-from pretrain.variant import Variant
+from pretrain.variant import Variant, validated
 
 Equal = Literal["tokens", "parameters"]
 RESULT = "cell.json"
@@ -89,6 +89,7 @@ def sized(model: ModelConfig, layers: int, equal: Equal) -> ModelConfig:
     """
     if equal == "tokens":
         return model.model_copy(update={"num_layers": layers})
+    validated({**model.model_dump(), "num_layers": layers}, f"{layers} layers: ")
     wanted = parameter_count(model)["total"]
     ratio = model.ffn_size / model.hidden_size
 

@@ -18,16 +18,19 @@ from pretrain.config import RunConfig
 from pretrain.duel import Cell, finished
 from pretrain.metrics import Metrics, read_metrics
 
-Status = Literal["learned", "stuck", "diverged", "unfinished", "failed"]
+Status = Literal["learned", "stuck", "above", "diverged", "unfinished", "failed"]
 STATUS_WORDS: dict[Status, str] = {
     "learned": "learned",
     "stuck": "at token frequencies",
+    "above": "not yet at token frequencies",
     "diverged": "diverged",
     "unfinished": "not finished",
     "failed": "failed",
 }
 MARGIN = 0.1
-"""Nats below the unigram entropy from which a model counts as having learned more than how frequent tokens are."""
+"""Nats from the unigram entropy within which a model counts as knowing how frequent tokens are and no more; below it has learned more, above less.
+
+The entropy is of the train split: knowing its frequencies costs a little more than that on the validation split."""
 CLIMB = 1.0
 """Nats by which the training loss may end above its lowest level before the run counts as diverged."""
 BEFORE = 20
@@ -101,7 +104,9 @@ def _status(complete: bool, validation: float, losses: np.ndarray, unigram: floa
     levels = np.convolve(losses, np.ones(window) / window, mode="valid")
     if len(levels) and levels[-1] > levels.min() + CLIMB:
         return "diverged"
-    return "learned" if validation < unigram - MARGIN else "stuck"
+    if validation < unigram - MARGIN:
+        return "learned"
+    return "above" if validation > unigram + MARGIN else "stuck"
 
 
 def count_spikes(losses: np.ndarray) -> int:
@@ -201,9 +206,12 @@ def _of_depth(ranked: list[Best], layers: int, unigram: float) -> list[str]:
     behind = [f"{one.variant} by {one.validation - first.validation:.2f}" for one in ranked[1:] if one.variant not in level]
     if behind:
         said.append(f"{layers} layers, behind it each at its own best setting: {', '.join(behind)}.")
-    stuck = [one.variant for one in ranked if one.validation >= unigram - MARGIN]
+    stuck = [one.variant for one in ranked if abs(one.validation - unigram) <= MARGIN]
     if stuck:
         said.append(f"{layers} layers: {', '.join(stuck)} learned no more than how frequent tokens are (entropy {unigram:.3f}) at any setting tried.")
+    above = [f"{one.variant} ({one.validation:.3f})" for one in ranked if one.validation > unigram + MARGIN]
+    if above:
+        said.append(f"{layers} layers: not yet at token frequencies (entropy {unigram:.3f}) at any setting tried: {', '.join(above)}.")
     edges = [f"{one.variant} ({one.edge})" for one in ranked if one.edge]
     if edges:
         said.append(f"{layers} layers: best at the edge of the grid, so that a better setting may lie outside: {', '.join(edges)}.")

@@ -22,7 +22,7 @@ from pretrain.data import open_blend
 from pretrain.load_config import complete_model, load_config
 from pretrain.probe import Probe, probe, zipf_tokens
 from pretrain.saving import check_same_model
-from pretrain.variant import Variant, parse_variant, parse_variants
+from pretrain.variant import Variant, base_asked_for, parse_variant, parse_variants, validated
 
 ASSUMED_VOCABULARY = 32_000
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -54,13 +54,16 @@ def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Pr
     note = "" if vocab else f", vocabulary of {ASSUMED_VOCABULARY:,} assumed"
     model = complete_model(config, vocab or config.model.vocab_size or ASSUMED_VOCABULARY)
     if choices.layers is not None:
-        model = model.model_copy(update={"num_layers": choices.layers})
+        # Not every scheme has constants at every depth.
+        model = validated({**model.model_dump(), "num_layers": choices.layers}, f"--layers {choices.layers}: ")
     reader = None if choices.checkpoint is None else _checkpoint(choices.checkpoint, config, model)
     variants: list[Variant | None] = [None]
     if choices.compare:
         variants = list(parse_variants(choices.compare))
     elif choices.scheme:
         variants = [parse_variant(choices.scheme)]
+    base = base_asked_for(path, overrides)
+    variants = [variant and variant.with_base(base) for variant in variants]
     models = [(variant.text if variant else model.scheme, variant.apply(model) if variant else model) for variant in variants]
     for _, chosen in models:
         check_memory(chosen, config.data.seq_length, choices.batch, DTYPES[choices.dtype])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -13,6 +14,8 @@ from yaml import YAMLError
 from model.config import ModelConfig
 from model.errors import UserError
 from model.scheme import SCHEMES, scheme_names
+from pretrain.compose import COMMAND_LINE
+from pretrain.load_config import load_with_origins
 
 # Settings of the model, beside the scheme's own options, that belong to how a scheme is used.
 SETTINGS = (
@@ -44,18 +47,46 @@ class Variant:
         return re.sub(r"[^A-Za-z0-9._-]+", "-", self.text)
 
     def apply(self, model: ModelConfig) -> ModelConfig:
-        """The model under this scheme, everything else kept. Raises UserError where the two do not fit together."""
+        """The model under this scheme, everything else kept but what belongs to the scheme of `model`: its weights (model.init).
+
+        Another scheme gets its own base initialisation unless the settings name one. Options of model.init that the base in force does not read
+        are left out, unless they are among the settings. Raises UserError where the two do not fit together.
+        """
         values = model.model_dump()
         values.update(scheme=self.scheme, scheme_options=self.options)
+        init = values["init"]
+        if self.scheme != model.scheme:
+            init["base"] = "scheme"
+        base = self.settings.get("init.base", init["base"])
+        if base != "normal":
+            del init["std"]
+        if base != "scheme" or SCHEMES[self.scheme].base != "deepscale":
+            del init["token_correlation"], init["causal_correction"]
         for key, value in self.settings.items():
             section, _, last = key.rpartition(".")
             (values[section] if section else values)[last] = value
-        try:
-            return ModelConfig.model_validate(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"scheme {self.text!r}: {f'model.{place}: ' if place else ''}{first['msg'].removeprefix('Value error, ')}") from error
+        return validated(values, f"scheme {self.text!r}: ")
+
+    def with_base(self, base: str | None) -> Variant:
+        """The variant with a base initialisation that was asked for, unless it names its own. base: None changes nothing."""
+        return self if base is None else replace(self, settings={"init.base": base, **self.settings})
+
+
+def validated(values: dict[str, Any], prefix: str = "") -> ModelConfig:
+    """The model of these values. Raises UserError in one line, after `prefix`, where they do not fit together."""
+    try:
+        return ModelConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{prefix}{f'model.{place}: ' if place else ''}{first['msg'].removeprefix('Value error, ')}") from error
+
+
+def base_asked_for(path: str, overrides: Sequence[str]) -> str | None:
+    """The base initialisation that an override on the command line gives (init.std there means the base it fits), else None."""
+    config, composition = load_with_origins(path, overrides)
+    given = {composition.origins.get(key) for key in ("model.init.base", "model.init.std")}
+    return config.model.init.base if COMMAND_LINE in given else None
 
 
 def parse_variant(text: str) -> Variant:

@@ -40,6 +40,12 @@ def test_every_scheme_has_a_piece_that_chooses_it() -> None:
             assert (config.model.scheme, config.model.scheme_options, config.name) == (name, chosen, "quickstart")
 
 
+def test_a_scheme_included_over_other_weights_brings_its_own() -> None:
+    for name in SCHEMES:
+        config = load_config(SHIPPED / "gpt2_xl.yaml", [f"+include={SHIPPED / 'scheme' / name}.yaml"])
+        assert config.model.init.base == ("normal" if name in ("pre_ln", "mix_ln", "spannorm") else "scheme")
+
+
 @pytest.mark.parametrize("path", FAMILY, ids=lambda path: path.stem)
 def test_the_family_has_one_size(path: Path) -> None:
     model = complete_model(load_config(path))

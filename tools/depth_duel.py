@@ -38,17 +38,20 @@ def command(
     from pretrain.duel_results import outcome
     from pretrain.manifest import load_manifest
     from pretrain.run import prepare
-    from pretrain.variant import parse_variants
+    from pretrain.variant import base_asked_for, parse_variants
 
     if equal not in ("tokens", "parameters"):
         raise UserError(f"--equal {equal}: choose tokens or parameters")
-    base = prepare(config, [*(overrides or []), *([f"train.steps={steps}"] if steps else [])])
-    depths = [int(number) for number in _numbers("--layers", layers)] or [base.model.num_layers]
+    settings = [*(overrides or []), *([f"train.steps={steps}"] if steps else [])]
+    base = prepare(config, settings)
+    depths = _depths(layers) or [base.model.num_layers]
     rates = _numbers("--lrs", lrs) or [base.optimizer.lr]
     shares = _numbers("--warmups", warmups, zero=True) or [base.schedule.warmup_steps / base.train.steps]
     if max(shares) >= 1:
         raise UserError(f"--warmups {warmups}: shares of the steps lie below 1")
-    grid = Grid(parse_variants(schemes), depths, rates, shares, range(base.train.seed, base.train.seed + seeds), equal)  # type: ignore[arg-type]
+    asked = base_asked_for(config, settings)
+    variants = [variant.with_base(asked) for variant in parse_variants(schemes)]
+    grid = Grid(variants, depths, rates, shares, range(base.train.seed, base.train.seed + seeds), equal)  # type: ignore[arg-type]
     cells = grid.cells()
     configs = [cell_config(base, cell, grid.equal, out) for cell in cells]
     check_unchanged(configs)
@@ -61,6 +64,14 @@ def command(
     typer.echo(f"page: {page}\njson: {data}")
     if not complete:
         raise typer.Exit(1)
+
+
+def _depths(text: str | None) -> list[int]:
+    """Comma-separated whole numbers above 0. Raises UserError for anything else and for one that occurs twice."""
+    numbers = _numbers("--layers", text)
+    if not all(number.is_integer() for number in numbers):
+        raise UserError(f"--layers {text}: depths are whole numbers")
+    return [int(number) for number in numbers]
 
 
 def _numbers(option: str, text: str | None, zero: bool = False) -> list[float]:

@@ -24,6 +24,7 @@ from pretrain.metrics import read_metrics
 from pretrain.run import prepare
 from pretrain.variant import parse_variant, parse_variants
 from tests.pretrain.small import small_data
+from tools.depth_duel import _depths
 
 UNIGRAM = 3.6
 CONFIG = """
@@ -82,6 +83,9 @@ def test_a_size_that_no_width_reaches_is_refused() -> None:
     model = ModelConfig(num_layers=2, hidden_size=64, num_attention_heads=1, vocab_size=100, max_position_embeddings=64)
     with pytest.raises(UserError, match="more and narrower heads"):
         sized(model, 5, "parameters")
+    few = ModelConfig(num_layers=3, hidden_size=16, num_attention_heads=2, vocab_size=100, max_position_embeddings=64, scheme_options={"k": 5.0})
+    with pytest.raises(UserError, match="2 layers: .*k"):
+        sized(few, 2, "parameters")
 
 
 # ---- cells ----------------------------------------------------------------------------------------------------------------------------------------
@@ -146,13 +150,15 @@ def test_statements_name_winner_ties_losers_and_the_stuck() -> None:
         made("pre_ln", 1e-3, 2.51),
         made("b2t", 1e-3, 2.90),
         made("post_ln", 1e-3, 3.59, status="stuck"),
+        made("mix_ln", 1e-3, 4.80, status="above"),
         made("deepnorm", 1e-3, math.nan, status="diverged"),
     ]
     said = " ".join(statements(outcomes, UNIGRAM))
     assert "deepscalelm_pre_ln ends lowest, at 2.500" in said
     assert "which is noise here: pre_ln." in said
     assert "b2t by 0.40" in said
-    assert "post_ln learned no more than how frequent tokens are (entropy 3.600)" in said
+    assert "12 layers: post_ln learned no more than how frequent tokens are (entropy 3.600)" in said
+    assert "not yet at token frequencies (entropy 3.600) at any setting tried: mix_ln (4.800)." in said
     assert "1 cell diverged: deepnorm, 12 layers, lr 0.001" in said
     assert "one seed" in said
 
@@ -174,6 +180,8 @@ def test_a_loss_that_climbs_is_divergence(config: Path, tmp_path: Path) -> None:
     down = np.linspace(4, 2, 100)
     assert _status(True, 2.0, down, UNIGRAM) == "learned"
     assert _status(True, 3.55, np.full(100, 3.55), UNIGRAM) == "stuck"
+    assert _status(True, 3.69, np.full(100, 3.69), UNIGRAM) == "stuck"
+    assert _status(True, 3.71, np.full(100, 3.71), UNIGRAM) == "above"
     assert _status(True, 3.4, np.concatenate([down, np.linspace(2, 3.4, 50)]), UNIGRAM) == "diverged"
     assert _status(False, math.nan, down, UNIGRAM) == "unfinished"
 
@@ -208,6 +216,13 @@ def start(config: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
 
 
+def test_depths_are_whole_numbers() -> None:
+    assert _depths("2,48") == [2, 48]
+    for wrong in ("2.7", "2,inf", "nan"):
+        with pytest.raises(UserError, match="whole numbers"):
+            _depths(wrong)
+
+
 def test_finished_cells_are_not_trained_again(config: Path, tmp_path: Path) -> None:
     base = prepare(str(config), ["train.steps=2"])
     configs = [cell_config(base, Cell(parse_variant("pre_ln"), 1, lr, 0.0, 1), "tokens", tmp_path) for lr in (1e-2, 2e-2)]
@@ -237,7 +252,7 @@ def test_the_command_stops_and_resumes_and_writes_its_page(config: Path, tmp_pat
     assert all((tmp_path / "cells" / name / "cell.json").stat().st_mtime_ns == when for name, when in done.items())
     found: dict[str, Any] = json.loads((tmp_path / "duel.json").read_text())
     assert len(found["cells"]) == 4
-    assert {cell["status"] for cell in found["cells"]} <= {"learned", "stuck"}
+    assert {cell["status"] for cell in found["cells"]} <= {"learned", "stuck", "above"}
     assert [(one["layers"], one["settings_tried"]) for one in found["best"]] == [(1, 1), (1, 1), (2, 1), (2, 1)]
     assert found["unigram_entropy"] == pytest.approx(UNIGRAM, abs=1.0)
     page = (tmp_path / "duel.html").read_text()

@@ -130,6 +130,14 @@ def test_an_empty_section_is_no_mistake(tiny: Path) -> None:
         ("model.hidden_dropout=1.0", "model.hidden_dropout=1.0 must be below 1 (command line)"),
         ("model.activation=gelo", "model.activation='gelo' must be one of 'gelu', 'gelu_tanh', 'relu', 'relu2', 'silu', 'swiglu' or 'geglu' (command line)"),
         ("model.init.token_correlation=x", "model.init.token_correlation='x' must be a number or 'zipf' (command line)"),
+        (
+            "model.init={base: normal, token_correlation: 0.02}",
+            "model.init.token_correlation=0.02 has no effect with model.scheme=deepscalelm_pre_ln and model.init.base=normal: remove it ",
+        ),
+        (
+            "model={scheme: pre_ln, num_layers: 2, hidden_size: 8, num_attention_heads: 2, init: {causal_correction: false}}",
+            "model.init.causal_correction=false has no effect with model.scheme=pre_ln and model.init.base=scheme: remove it (its default is true), ",
+        ),
         ("model.scheme_options.k=x", "model.scheme_options.k='x' must be a number or true/false (command line)"),
         ("model.hidden_size.x=3", 'model.hidden_size={"x": 3} must be a whole number (command line)'),
         ("data.corpora=[]", "data.corpora=[] must be a list of at least 1 (command line)"),

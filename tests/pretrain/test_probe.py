@@ -326,6 +326,27 @@ def test_compare_measures_every_scheme_on_the_same_tokens(data: Path, tmp_path: 
     assert found[1].options == {"rescale": False}
 
 
+def test_a_depth_without_constants_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="^--layers 2: .*k.*$"):
+        next(
+            probes(
+                written(tmp_path, tmp_path / "missing"),
+                ["model.scheme=deepscalelm_pre_ln", "model.num_layers=3", "model.scheme_options.k=5"],
+                Choices(layers=2),
+            )
+        )
+
+
+def test_compared_schemes_have_their_own_weights_unless_the_command_line_says_otherwise(tmp_path: Path) -> None:
+    config = written(tmp_path, tmp_path / "missing")
+    path = tmp_path / "small_weights.yaml"
+    path.write_text(f"include: [{config}]\nmodel: {{scheme: pre_ln, num_layers: 1, vocab_size: 50, init: {{base: normal, std: 0.01}}}}\n")
+    choices = Choices(compare="pre_ln,deepscalelm_pre_ln,b2t:init.base=xavier", batch=1)
+    assert [one.model.init.base for one in probes(str(path), [], choices)] == ["normal", "scheme", "xavier"]
+    assert [one.model.init.base for one in probes(str(path), ["model.init.base=normal"], choices)] == ["normal", "normal", "xavier"]
+    assert [one.model.init.std for one in probes(str(path), ["model.init.std=0.03"], choices)] == [0.03, 0.03, 0.02]
+
+
 def test_a_checkpoint_is_measured_without_theory(data: Path, tmp_path: Path) -> None:
     config = small_config(data, tmp_path, 6, num_layers=2)
     trainer = small_trainer(config)
@@ -391,6 +412,14 @@ def test_variants_are_read_and_applied() -> None:
     assert (applied.scheme, applied.scheme_options, applied.init.base, applied.activation) == ("b2t", {"rescale": False}, "xavier", "relu")
     assert parse_variant("deepscalelm_pre_ln:k=4").options == {"k": 4.0}
     assert [one.text for one in parse_variants("pre_ln, b2t")] == ["pre_ln", "b2t"]
+
+
+def test_what_another_scheme_does_not_read_is_left_out_unless_it_was_asked_for() -> None:
+    given = model("deepscalelm_pre_ln", init={"token_correlation": 0.3, "causal_correction": False})
+    assert parse_variant("deepscalelm_post_ln").apply(given).init == given.init
+    assert parse_variant("pre_ln").apply(given).init == ModelConfig(num_layers=1, hidden_size=4, num_attention_heads=1).init
+    with pytest.raises(UserError, match="causal_correction=false has no effect with model.scheme=pre_ln"):
+        parse_variant("pre_ln:init.causal_correction=false").apply(given)
 
 
 @pytest.mark.parametrize(
