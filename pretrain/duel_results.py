@@ -30,7 +30,7 @@ STATUS_WORDS: dict[Status, str] = {
 MARGIN = 0.1
 """Nats from the unigram entropy within which a model counts as knowing how frequent tokens are and no more; below it has learned more, above less.
 
-The entropy is of the train split: knowing its frequencies costs a little more than that on the validation split."""
+The entropy is of the train split: on a few validation samples, knowing its frequencies may cost some hundredths more or less than that."""
 CLIMB = 1.0
 """Nats by which the training loss may end above its lowest level before the run counts as diverged."""
 BEFORE = 20
