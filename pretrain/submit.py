@@ -193,7 +193,10 @@ def _text(path: Path) -> str:
 def _refuse_if_active(run_dir: Path, queued: dict[str, slurm_queue.Queued]) -> None:
     jobs = [*states.read_submitted(run_dir).get("jobs", []), states.read_state(run_dir).get("job_id")]
     active = next((str(job) for job in jobs if job is not None and str(job) in queued), None)
-    check_free(run_dir)
+    state = states.read_state(run_dir)
+    # A local run. The lock of a Slurm job that has left the queue may be that of a lost node, which stays for a long time.
+    if active is None and state.get("job_id") is None and state.get("state") != states.QUEUED:
+        check_free(run_dir)
     if active is not None:
         raise UserError(f"job {active} ({queued[active].state.lower()}) is at {run_dir} already: scancel {active}, or choose another name")
 

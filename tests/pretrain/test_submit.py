@@ -15,7 +15,7 @@ from pretrain.load_config import load_config
 from pretrain.ownership import owned
 from pretrain.site import SiteConfig, load_site, parse_time
 from pretrain.snapshot import ROOT, copy_code
-from pretrain.state import read_state
+from pretrain.state import Owner, claim, read_state
 from pretrain.submit import Request, allowed_nodes, log_path, parse_nodes, plan, submit
 from tools.cli import main
 
@@ -84,6 +84,14 @@ def test_array_elements(folder: Path) -> None:
     assert log_path(planned, "12", 1) == folder / "runs/demo/demo-1/slurm-12_1.out"
 
 
+def without_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PATH with git and nothing else."""
+    git = subprocess.run(["bash", "-c", "command -v git"], capture_output=True, text=True, check=True).stdout.strip()
+    (folder / "bin").mkdir()
+    (folder / "bin" / "git").symlink_to(git)
+    monkeypatch.setenv("PATH", str(folder / "bin"))
+
+
 def test_numbers_of_nodes(folder: Path) -> None:
     config = load_config("demo.yaml")
     assert allowed_nodes(config, SITE, "1-8") == [1, 2, 4, 8]  # 32 samples
@@ -114,12 +122,18 @@ def test_requests_that_cannot_work(folder: Path, site: dict[str, object], reques
         plan(loading(), SITE.model_copy(update=site), request_)
 
 
-def test_a_run_that_a_local_process_trains_is_left_to_it(folder: Path) -> None:
-    (folder / "data" / "dataset.json").write_text("{}")
+@pytest.mark.parametrize(
+    ("job", "state", "refusal"), [(None, "running", "in use by process"), ("7", "running", "sbatch is not"), (None, "queued", "sbatch is not")]
+)
+def test_a_run_that_a_local_process_trains_is_left_to_it(folder: Path, monkeypatch: pytest.MonkeyPatch, job: str | None, state: str, refusal: str) -> None:
+    """The lock of a job that Slurm no longer has may be that of a lost node."""
     planned = plan(loading(), SITE, Request("1"))
-    with owned(folder / "runs" / "demo", 0), pytest.raises(UserError, match=r"runs/demo is in use by process \d+ on "):
-        submit(planned)
-    assert not list((folder / "runs" / "demo").glob("*.sbatch"))
+    without_slurm(folder, monkeypatch)
+    with owned(folder / "runs" / "demo", 0):
+        claim(folder / "runs" / "demo", Owner(job, 0), state=state)
+        with pytest.raises(UserError, match=refusal):
+            submit(planned)
+    assert (folder / "runs" / "demo" / "config.yaml").exists() is ("sbatch" in refusal)
 
 
 def test_missing_data_is_noticed_before_the_queue(folder: Path) -> None:
@@ -217,10 +231,7 @@ def test_snapshot_outside_of_git(tmp_path: Path) -> None:
 def test_no_slurm_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line, and the run directory does not say that anything is queued."""
     planned = plan(loading(), SITE, Request("2"))
-    git = subprocess.run(["bash", "-c", "command -v git"], capture_output=True, text=True, check=True).stdout.strip()
-    (folder / "bin").mkdir()
-    (folder / "bin" / "git").symlink_to(git)
-    monkeypatch.setenv("PATH", str(folder / "bin"))
+    without_slurm(folder, monkeypatch)
     with pytest.raises(UserError, match="sbatch is not installed on this machine: submit from a login node"):
         submit(planned)
     assert read_state(folder / "runs" / "demo").get("state") in (None, "failed")
