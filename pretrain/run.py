@@ -186,7 +186,8 @@ def _trainer(config: RunConfig, info: RankInfo, topology: Topology, run_dir: Pat
     from pretrain.data import open_blend
     from pretrain.loop import Trainer
 
-    if info.rank == 0 and not (run_dir / "config.yaml").exists():
+    known = info.rank == 0 and (run_dir / "config.yaml").exists()
+    if info.rank == 0 and not known:
         _describe(config, run_dir)
     cache = Path(config.data.cache) if config.data.cache else None
     blends = {
@@ -198,7 +199,7 @@ def _trainer(config: RunConfig, info: RankInfo, topology: Topology, run_dir: Pat
     callbacks: list[Callback] = [watchdog] if watchdog is not None else []
     trainer = Trainer(config, run_dir, engine, blends["train"], blends.get("validation"), callbacks)
     resumed = trainer.resume()
-    if info.rank == 0:  # not before: a start that is refused leaves the run's description as it was
+    if known:  # not before: a start that is refused leaves the run's description as it was
         _describe(config, run_dir)
     metrics = MetricsFile(config.log.interval)
     if info.rank == 0:

@@ -20,7 +20,7 @@ from typing import Any
 
 from model.errors import UserError
 from model.files import atomic_write_text
-from parallel.checkpoint.format import LATEST, MANIFEST, STEP_FOLDER, steps_in
+from parallel.checkpoint.format import STEP_FOLDER, resolve
 from parallel.slurm_queue import job_handle
 
 STATE_FILE = "state.json"
@@ -126,15 +126,11 @@ def latest_step(run_dir: Path | str) -> int | None:
 
     It is the one that the next start goes on from.
     """
-    folder = Path(run_dir) / "checkpoints"
     try:
-        named = (folder / LATEST).read_text(encoding="utf-8").strip()
-    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
-        named = ""
-    match = STEP_FOLDER.match(named)
-    if match and (folder / named / MANIFEST).is_file():
-        return int(match[1])
-    return max(steps_in(folder), default=None)
+        match = STEP_FOLDER.match(resolve(Path(run_dir) / "checkpoints").name)
+    except (UserError, UnicodeDecodeError):
+        return None
+    return int(match[1]) if match else None
 
 
 @dataclass(frozen=True)

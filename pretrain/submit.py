@@ -191,14 +191,14 @@ def _text(path: Path) -> str:
 
 
 def _refuse_if_active(run_dir: Path, queued: dict[str, slurm_queue.Queued]) -> None:
-    jobs = [*states.read_submitted(run_dir).get("jobs", []), states.read_state(run_dir).get("job_id")]
-    active = next((str(job) for job in jobs if job is not None and str(job) in queued), None)
     state = states.read_state(run_dir)
-    # A local run. The lock of a Slurm job that has left the queue may be that of a lost node, which stays for a long time.
-    if active is None and state.get("job_id") is None and state.get("state") != states.QUEUED:
-        check_free(run_dir)
+    jobs = [*states.read_submitted(run_dir).get("jobs", []), state.get("job_id")]
+    active = next((str(job) for job in jobs if job is not None and str(job) in queued), None)
     if active is not None:
         raise UserError(f"job {active} ({queued[active].state.lower()}) is at {run_dir} already: scancel {active}, or choose another name")
+    # A local run. The lock of a Slurm job that has left the queue may be that of a lost node, which stays for a long time.
+    if state.get("job_id") is None and state.get("state") != states.QUEUED:
+        check_free(run_dir)
 
 
 def _elements(load: Callable[[Sequence[str]], RunConfig], lines: Sequence[str], folder: Path, base: Path) -> list[tuple[Path, RunConfig]]:

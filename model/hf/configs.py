@@ -14,6 +14,8 @@ from model.hf.plan import Plan
 from model.scheme import Sublayer
 
 ARCHITECTURES: dict[Target, str] = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "opt": "OPTForCausalLM", "fathom": "FathomForCausalLM"}
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""Ids that begin and end a text and fill up, by their names in config.json."""
 # The initialisation under which tied embeddings have no factor on the logits, as in all stock architectures.
 STOCK_INIT = InitConfig(base="normal")
 # Three spellings of one function; files of GPT-2 have the first.
@@ -39,7 +41,7 @@ def depth_plan(plan: Plan) -> list[dict[str, Any]]:
 def write_config(
     target: Target, config: ModelConfig, fold: Fold, *, positions: int, logit_scale: float, dtype: str, special: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Contents of config.json. special: bos_token_id, eos_token_id and pad_token_id, or None where they are not known."""
+    """Contents of config.json. special: an id, or None where it is not known, for each of SPECIAL."""
     common = {
         "architectures": [ARCHITECTURES[target]],
         "model_type": target,

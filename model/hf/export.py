@@ -20,7 +20,7 @@ from model.config import ModelConfig
 from model.errors import UserError
 from model.files import sync_folder
 from model.hf.card import model_card
-from model.hf.configs import write_config
+from model.hf.configs import SPECIAL, write_config
 from model.hf.evaluate import Weights
 from model.hf.folding import Fold, fold, targets
 from model.hf.mapping import Entry, Target, canonical_shapes, check_weights, entries
@@ -29,7 +29,6 @@ from model.hf.tokenizer import TokenIds, copy_tokenizer, write_tokenizer
 from model.hf.tokenizer import prove as prove_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 CODE = ("configuration_fathom.py", "modeling_fathom.py")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.errors import UserError
-from model.hf.configs import read_config
+from model.hf.configs import SPECIAL, read_config
 from model.hf.mapping import CanonicalWeights, Target, entries
 
 # Tensors that some files carry and no weight depends on: GPT-2's causal mask, Llama's rotary frequencies.
@@ -24,7 +24,7 @@ _NO_WEIGHTS = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
 class Imported:
     """weights: canonical names, fp32, converted as they are read. positions: rows of the position table, or the longest sequence.
 
-    layout: whose tensor names the files have. special: the ids that begin and end a text and fill up, by their names in config.json.
+    layout: whose tensor names the files have. special: token ids by the names in SPECIAL, those that are given.
     tokenizer: the files' SentencePiece model, where they have one.
     """
 
@@ -107,7 +107,7 @@ def _special(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):
         data = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
-        found |= {key: data[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if data.get(key) is not None}
+        found |= {key: data[key] for key in SPECIAL if data.get(key) is not None}
     return found
 
 

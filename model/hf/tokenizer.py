@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
+from model.hf.configs import SPECIAL
 
 SPACE_MARK = "\u2581"
 # Piece types of the SentencePiece model format.
@@ -159,7 +160,7 @@ def write_tokenizer(model_path: Path | str, folder: Path, max_length: int) -> To
 
 
 def copy_tokenizer(source: Path, folder: Path, vocab_size: int) -> dict[str, int | None]:
-    """Copies the tokenizer of a Hugging Face folder as it is; returns its special ids (bos_token_id, eos_token_id, pad_token_id).
+    """Copies the tokenizer of a Hugging Face folder as it is; returns its special ids by the names in SPECIAL.
 
     Raises UserError where the folder has none that transformers loads, or it has ids that a model of `vocab_size` tokens has no row for.
     """
@@ -177,7 +178,7 @@ def copy_tokenizer(source: Path, folder: Path, vocab_size: int) -> dict[str, int
     largest = max(loaded.get_vocab().values())
     if largest >= vocab_size:
         raise UserError(f"tokenizer {source} has a token with id {largest}, but model.vocab_size={vocab_size}: is it the tokenizer of this model?")
-    return {"bos_token_id": loaded.bos_token_id, "eos_token_id": loaded.eos_token_id, "pad_token_id": loaded.pad_token_id}
+    return {key: getattr(loaded, key) for key in SPECIAL}
 
 
 def prove(model_path: Path | str, folder: Path, texts: Iterable[str] = (), trust: bool = False) -> int:
