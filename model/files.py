@@ -8,6 +8,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from model.errors import UserError
+from model.words import printable
+
+
+def umask() -> int:
+    """The permissions that the user wants withheld from new files."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def inside(folder: Path | str, name: str) -> Path:
+    """The path of a name that a file from outside gives, such as an entry of an index or a pointer.
+
+    Raises UserError for a name that is empty, absolute, leads out of `folder`, or is a link to somewhere else.
+    """
+    base = Path(folder)
+    path = base / name
+    if not name or "\0" in name or Path(name).is_absolute() or not path.resolve().is_relative_to(base.resolve()):
+        raise UserError(f"{base}: the name {printable(name)!r} leads out of the folder; it is not followed")
+    return path
+
 
 def sync_folder(folder: Path) -> None:
     """Makes renames inside a folder durable. Raises OSError where the folder cannot be opened."""
@@ -33,7 +55,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(0o666 & ~umask())
         temporary.replace(target)
         sync_folder(target.parent)
     finally:

@@ -1,0 +1,57 @@
+"""What is read from files that others wrote: parsed once into a typed record, or refused in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from model.errors import UserError
+from model.words import printable
+
+LARGEST = 1 << 28
+"""Bytes of the largest JSON file that is read: the manifest of a thousand layers has about one percent of it."""
+
+
+class Record(BaseModel):
+    """Base of what is read from a file: frozen, typed without conversion from text, finite, and tolerant of keys it does not know."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read_json(path: Path | str, advice: str) -> Any:
+    """The content of a JSON file. advice: what the user can do where it is damaged, a phrase.
+
+    Raises UserError for a file that is no regular file, too large, no UTF-8 or no JSON; FileNotFoundError where there is none.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    if not path.is_file():
+        raise UserError(f"{path} is no regular file: {advice}")
+    if size > LARGEST:
+        raise UserError(f"{path} has {size} bytes, which is no plausible size for it: {advice}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({printable(error)}): {advice}") from None
+
+
+def read_record(path: Path | str, kind: type[R], advice: str) -> R:
+    """A JSON file as a record of `kind`. Raises what `read_json` raises, and UserError naming the key that does not fit."""
+    return as_record(read_json(path, advice), kind, str(path), advice)
+
+
+def as_record(content: Any, kind: type[R], source: str, advice: str) -> R:
+    """Parsed JSON as a record of `kind`. source: where it came from, for the message. Raises UserError naming the first key that does not fit."""
+    try:
+        # By way of JSON, where a list is what stands for a tuple.
+        return kind.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(printable(part) for part in first["loc"]) or "the whole"
+        raise UserError(f"{source} is damaged ({key}: {printable(first['msg'])}): {advice}") from None

@@ -1,0 +1,75 @@
+import json
+import os
+
+import pytest
+
+from model.errors import UserError
+from model.files import atomic_write_text, inside
+from model.records import Record, read_record
+from model.words import printable
+
+
+class Facts(Record):
+    tokens: int
+    rate: float = 1.0
+    splits: dict[str, tuple[int, int]] = {}
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("{", "damaged"),
+        ("[]", "the whole"),
+        ("null", "the whole"),
+        ('{"tokens": "3"}', "tokens"),
+        ('{"tokens": 3, "rate": NaN}', "rate"),
+        ('{"tokens": 3, "splits": {"train": [1]}}', "splits.train"),
+        ("[" * 100_000, "damaged"),
+        ("\udcff", "damaged"),
+    ],
+)
+def test_damaged_json_is_one_line_that_names_the_key(tmp_path, content, named):
+    path = tmp_path / "facts.json"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=named) as error:
+        read_record(path, Facts, "make it anew")
+    assert "make it anew" in str(error.value)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_sound_json_is_read_and_unknown_keys_are_left(tmp_path):
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps({"tokens": 3, "splits": {"train": [1, 2]}, "later": 1}))
+    assert read_record(path, Facts, "") == Facts(tokens=3, splits={"train": (1, 2)})
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="no regular file"):
+        read_record(tmp_path / "pipe", Facts, "")
+
+
+@pytest.mark.parametrize("name", ["", "../x", "/etc/passwd", "a/../../x", "link/x", "a\0b"])
+def test_names_that_lead_out_of_a_folder_are_not_followed(tmp_path, name):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="leads out"):
+        inside(folder, name)
+    assert inside(folder, "a/b") == folder / "a" / "b"
+
+
+def test_terminal_escapes_are_shown_and_not_sent():
+    assert printable("a\x1b]0;x\x07\x1b[2J\nb\u202e\u00e9") == "a\\x1b]0;x\\x07\\x1b[2J\\nb\\u202e\u00e9"
+    assert len(printable("x" * 1000)) == 200
+
+
+def test_new_files_have_the_modes_that_the_umask_leaves(tmp_path):
+    for mask, mode in ((0o077, 0o600), (0o002, 0o664), (0o022, 0o644)):
+        before = os.umask(mask)
+        try:
+            atomic_write_text(tmp_path / "file", "x")
+        finally:
+            os.umask(before)
+        assert (tmp_path / "file").stat().st_mode & 0o777 == mode
