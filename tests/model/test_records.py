@@ -12,7 +12,7 @@ from model.words import printable
 class Facts(Record):
     tokens: int
     rate: float = 1.0
-    splits: dict[str, tuple[int, int]] = {}
+    splits: dict[str, tuple[int, int]] | None = None
 
 
 @pytest.mark.parametrize(
