@@ -27,7 +27,7 @@ from parallel.checkpoint.writer import prune, save
 from parallel.engine import Engine
 from parallel.single import single_process
 from pretrain.build import build_engine
-from pretrain.config import RunConfig
+from pretrain.config.schema import RunConfig
 
 
 def engine_of(layers: int, hidden: int) -> Engine:

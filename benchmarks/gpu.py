@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.results import RESULTS, write_results
-from pretrain.config import RunConfig
-from pretrain.load_config import load_config
+from pretrain.config.load import load_config
+from pretrain.config.schema import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SEQ = 1024

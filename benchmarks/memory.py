@@ -80,7 +80,7 @@ def warm_up() -> None:
 
 def run_config(case: dict[str, Any]) -> Any:
     """The configuration of a case."""
-    from pretrain.config import RunConfig
+    from pretrain.config.schema import RunConfig
 
     return RunConfig.model_validate(
         {

@@ -247,7 +247,7 @@ class Fathom:
         from parallel.engine import Engine
         from parallel.single import single_process
         from pretrain.build import adamw, build_chunks
-        from pretrain.config import OptimizerConfig
+        from pretrain.config.schema import OptimizerConfig
 
         self.name, self.keeps_memory = f"Fathom {scheme}" + (", compiled" if compiled else ""), True
         topology = single_process()

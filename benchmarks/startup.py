@@ -44,7 +44,7 @@ def parts(layers: int, hidden: int, data: Path) -> dict[str, dict[str, float]]:
     from model.gpt import GPT, transformer_config
     from parallel.engine import Engine
     from parallel.single import single_process
-    from pretrain.config import Corpus, OptimizerConfig
+    from pretrain.config.schema import Corpus, OptimizerConfig
     from pretrain.data import open_blend
     from pretrain.loop import forward_step
 

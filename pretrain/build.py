@@ -16,7 +16,7 @@ from parallel.muon import Muon
 from parallel.precision import fallback, this_machine
 from parallel.topology import Topology
 from pretrain.compiling import compile_chunks
-from pretrain.config import MOMENTUM, OptimizerConfig, RunConfig
+from pretrain.config.schema import MOMENTUM, OptimizerConfig, RunConfig
 from pretrain.fit import fit_machine
 
 

@@ -1,4 +1,4 @@
-"""`train.compile` and `train.cuda_graph` on the machine at hand: what only it can refuse. The rest is in `pretrain/config_combinations.py`."""
+"""`train.compile` and `train.cuda_graph` on the machine at hand: what only it can refuse. The rest is in `pretrain/config/conflicts.py`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import nn
 from model.compiled import compile_joins, compile_layers
 from model.errors import UserError
 from parallel.precision import Numerics
-from pretrain.config import RunConfig
-from pretrain.config_combinations import inside_layers
+from pretrain.config.conflicts import inside_layers
+from pretrain.config.schema import RunConfig
 
 ATTENTION_BLOCK, CUDNN_MENDED = 128, 91501
 """Sequence lengths that cuDNN's fused attention takes whole, and the first version (9.15.1) whose captured kernels take others (Transformer Engine's bound)."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from model.errors import UserError
-from pretrain.config import Corpus
+from pretrain.config.schema import Corpus
 from pretrain.index_cache import build_once
 from pretrain.indexed import IndexedDataset
 from pretrain.manifest import fingerprint, load_manifest, split_prefix

@@ -26,9 +26,9 @@ from model.files import atomic_write_text
 from model.size import parameter_count
 from parallel.config import ParallelConfig
 from parallel.exit_codes import ExitCode
-from pretrain.config import RunConfig
-from pretrain.load_config import dump_config
-from pretrain.variant import Variant, validated
+from pretrain.config.load import dump_config
+from pretrain.config.schema import RunConfig
+from pretrain.config.scheme_choice import Variant, validated
 
 Equal = Literal["tokens", "parameters"]
 RESULT = "cell.json"

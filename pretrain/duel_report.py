@@ -11,7 +11,7 @@ from typing import Any
 
 from model.files import atomic_write_text
 from pretrain.callbacks.progress import duration
-from pretrain.config import RunConfig
+from pretrain.config.schema import RunConfig
 from pretrain.drawing import compact
 from pretrain.duel import Grid
 from pretrain.duel_charts import charts

@@ -14,7 +14,7 @@ import numpy as np
 from model.errors import UserError
 from model.flops import flops_per_token
 from model.size import parameter_count
-from pretrain.config import RunConfig
+from pretrain.config.schema import RunConfig
 from pretrain.duel import Cell, finished
 from pretrain.metrics import Metrics, read_metrics
 

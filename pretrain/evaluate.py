@@ -148,7 +148,7 @@ def _score(trained: Trained, tokenizer: Tokenizer | None, found: _Windows, preci
 def _data_windows(
     trained: Trained, tokenizer: Tokenizer | None, data: Path | str | None, split: str, window: int, samples: int | None, batch_size: int
 ) -> _Windows:
-    from pretrain.config import Corpus
+    from pretrain.config.schema import Corpus
     from pretrain.data import open_blend
 
     own = trained.reader.config.get("data")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from parallel.precision import Numerics, check_sizes, resolve, this_machine
 from parallel.topology import Layout, check_layout
-from pretrain.config import RunConfig
-from pretrain.load_config import complete_model
+from pretrain.config.load import complete_model
+from pretrain.config.schema import RunConfig
 
 
 def fit_processes(config: RunConfig, world: int) -> Layout:

@@ -15,7 +15,7 @@ from parallel.checkpoint.errors import SaveError
 from parallel.engine import Engine
 from parallel.exit_codes import ExitCode
 from pretrain.callbacks import Callback
-from pretrain.config import RunConfig
+from pretrain.config.schema import RunConfig
 from pretrain.data import Prefetcher, TokenBlend, micro_batch_indices
 from pretrain.requests import Decision, Requests, decision
 from pretrain.saving import Checkpoints

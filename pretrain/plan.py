@@ -12,7 +12,7 @@ from model.flops import Recompute, flops_per_token
 from parallel.accelerators import GIB, Accelerator
 from parallel.config import ParallelConfig, RecomputeConfig
 from parallel.topology import Layout, check_layout
-from pretrain.config import RunConfig
+from pretrain.config.schema import RunConfig
 from pretrain.plan_memory import Memory, peak_memory, stages
 from pretrain.plan_speed import StepTime, Traffic, bubble_share, step_time, traffic
 
@@ -79,7 +79,7 @@ def predict(work: Work, gpu: Accelerator, parallel: ParallelConfig, world: int, 
     recompute, group = parallel.recompute.granularity, parallel.recompute.num_layers
     sequence = layout.sequence_parallel
     activations = Activations(work.config, micro, work.seq_length, work.element, layout.tensor, sequence, recompute, group, fused=True)
-    # The ranked list has layouts that a graph does not combine with (pretrain/config_combinations.py).
+    # The ranked list has layouts that a graph does not combine with (pretrain/config/conflicts.py).
     graph = work.graph and layout.pipeline == 1 and not sequence and layout.zero < 3 and recompute == "none"
     early = not graph and parallel.overlap_grad_reduce is not False and layout.zero < 3
     time = step_time(gpu, layout, activations, count, work.precision, overlap=overlap, graph=graph, early=early)

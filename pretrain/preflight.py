@@ -20,7 +20,7 @@ from model.errors import UserError
 from model.files import atomic_write_text
 from parallel.exit_codes import ExitCode
 from parallel.launch import RankInfo, has_gpu
-from pretrain.config import RunConfig
+from pretrain.config.schema import RunConfig
 from pretrain.environment import ROOT, git, versions
 from pretrain.state import CONTROL, PREFLIGHT_FILE, Owner, record_failure
 

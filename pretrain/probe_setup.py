@@ -17,12 +17,12 @@ from model.errors import UserError
 from model.size import parameter_count
 from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
 from parallel.single import single_process
-from pretrain.config import RunConfig
+from pretrain.config.load import complete_model, load_config
+from pretrain.config.schema import RunConfig
+from pretrain.config.scheme_choice import Variant, base_asked_for, parse_variant, parse_variants, validated
 from pretrain.data import open_blend
-from pretrain.load_config import complete_model, load_config
 from pretrain.probe import Probe, probe, zipf_tokens
 from pretrain.saving import check_same_model
-from pretrain.variant import Variant, base_asked_for, parse_variant, parse_variants, validated
 
 ASSUMED_VOCABULARY = 32_000
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

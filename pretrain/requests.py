@@ -10,7 +10,7 @@ from pathlib import Path
 
 from model.errors import UserError
 from parallel.exit_codes import ExitCode
-from pretrain.config import CheckpointConfig
+from pretrain.config.schema import CheckpointConfig
 from pretrain.state import CONTROL, StaleStartError, check_owner
 from pretrain.stop import StopRequest
 

@@ -25,9 +25,9 @@ from parallel.exit_codes import ExitCode
 from parallel.launch import RankInfo, free_port, has_gpu, init_process_group, open_store, rank_from_environment, start_local
 from parallel.topology import Topology
 from pretrain.callbacks.watchdog import Watchdog, timed_out
-from pretrain.config import RunConfig
+from pretrain.config.load import complete_model, dump_config, load_config
+from pretrain.config.schema import RunConfig
 from pretrain.fit import fit_machine, fit_processes
-from pretrain.load_config import complete_model, dump_config, load_config
 from pretrain.manifest import load_manifest
 from pretrain.ownership import InUseError, UnwritableError, check_free, owned
 from pretrain.preflight import BadNodeError, check_network, check_nodes

@@ -19,7 +19,7 @@ from parallel.checkpoint.writer import prune
 from parallel.engine import Engine
 from parallel.fp8_state import checkpoint_file, restore
 from pretrain.build import seed_everything
-from pretrain.config import RunConfig
+from pretrain.config.schema import RunConfig
 from pretrain.environment import versions
 from pretrain.metrics import read_metrics
 from pretrain.state import Owner, StaleStartError, check_owner

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pretrain.config import ScheduleConfig
+from pretrain.config.schema import ScheduleConfig
 
 
 def learning_rate(schedule: ScheduleConfig, peak: float, step: int, total: int) -> float:

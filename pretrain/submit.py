@@ -15,8 +15,8 @@ from model.errors import UserError
 from model.files import atomic_write_text
 from parallel import slurm_queue
 from pretrain import state as states
-from pretrain.config import RunConfig
-from pretrain.load_config import dump_config
+from pretrain.config.load import dump_config
+from pretrain.config.schema import RunConfig
 from pretrain.ownership import check_free
 from pretrain.sbatch import Script, render
 from pretrain.site import SiteConfig, parse_time

@@ -10,8 +10,8 @@ import yaml
 
 from model.scheme import SCHEMES
 from model.size import parameter_count
-from pretrain.compose import SHIPPED
-from pretrain.load_config import complete_model, load_config
+from pretrain.config.compose import SHIPPED
+from pretrain.config.load import complete_model, load_config
 
 RUNS = sorted(SHIPPED.glob("*.yaml"))
 PIECES = sorted(SHIPPED.glob("*/*.yaml"))

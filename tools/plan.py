@@ -39,7 +39,7 @@ def plan(path: str, overrides: list[str], gpus: int | None, gpu: str, tokens: fl
     from model.flops import flops_per_token
     from model.size import parameter_count
     from parallel.accelerators import accelerator
-    from pretrain.load_config import complete_model, load_config
+    from pretrain.config.load import complete_model, load_config
     from pretrain.plan import configured, rank, work_of
     from tools.config import known_vocabulary
 

@@ -100,7 +100,7 @@ def newest_step(folder: Path) -> int:
 
 def half_way(arguments: list[str]) -> int:
     """Half of the run's steps."""
-    from pretrain.load_config import load_config
+    from pretrain.config.load import load_config
 
     return load_config(arguments[0], arguments[1:]).train.steps // 2
 

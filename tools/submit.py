@@ -41,7 +41,7 @@ def command(
     Code, configuration and the batch script are copied into the run directory, and the job runs from there. It saves and requeues itself before its
     time limit and after failures, until all steps are done.
     """
-    from pretrain.load_config import load_config
+    from pretrain.config.load import load_config
     from pretrain.site import load_site
     from pretrain.submit import Request, check_data, log_path, plan, submit
 

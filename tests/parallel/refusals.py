@@ -14,7 +14,7 @@ from model.errors import UserError
 from parallel.config import Fp8Config, ParallelConfig
 from parallel.precision import Machine, check_sizes, resolve
 from parallel.topology import Layout, check_layout
-from pretrain.config import RunConfig
+from pretrain.config.schema import RunConfig
 from tests.parallel.training import given, run_config
 
 MODEL = given(num_layers=6, hidden_size=32, num_attention_heads=4, vocab_size=120)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.config import RunConfig
+from pretrain.config.schema import RunConfig
 from pretrain.loop import forward_step
 from tests.distributed import Group, gather, launch
 from tests.parallel.training import Curve, batches_of, engine_of, given, run_config, train, whole_parameters

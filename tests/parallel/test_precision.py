@@ -13,7 +13,7 @@ from parallel import precision
 from parallel.config import Fp8Config, ParallelConfig
 from parallel.precision import RECIPES, Machine, check_sizes, fallback, resolve, this_machine
 from parallel.topology import check_layout
-from pretrain.config import TrainConfig
+from pretrain.config.schema import TrainConfig
 
 CPU = Machine(te_problem="is not used without a GPU")
 V100 = Machine("Tesla V100-SXM2-16GB", (7, 0), (12, 6), "2.11.0", "")

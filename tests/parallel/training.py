@@ -15,7 +15,7 @@ from model.shards import full_shape, put
 from parallel.config import ParallelConfig
 from parallel.engine import Engine
 from pretrain.build import build_engine
-from pretrain.config import RunConfig
+from pretrain.config.schema import RunConfig
 from pretrain.loop import forward_step
 from pretrain.sampling import micro_batch_indices
 from tests.distributed import gather, rebuild

@@ -11,7 +11,7 @@ from typing import Any
 from model.config import ModelConfig
 from parallel.single import single_process
 from pretrain.build import build_engine
-from pretrain.config import Corpus, DataConfig, LogConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
+from pretrain.config.schema import Corpus, DataConfig, LogConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
 from pretrain.data import open_blend
 from pretrain.loop import Trainer
 from pretrain.prepare import PrepareOptions, prepare

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from model.errors import UserError
 from parallel.precision import Numerics
 from pretrain.compiling import check_graphs, compile_chunks
-from pretrain.config import RunConfig
+from pretrain.config.schema import RunConfig
 
 LOCAL, TE = Numerics(torch.float32, "local"), Numerics(torch.bfloat16, "te")
 

@@ -19,7 +19,7 @@ import torch
 
 import pretrain.index_cache as index_cache
 from model.errors import UserError
-from pretrain.config import Corpus
+from pretrain.config.schema import Corpus
 from pretrain.data import Prefetcher, TokenBlend, micro_batch_indices, open_blend
 from pretrain.index_cache import build_once
 from pretrain.indexed import IndexedDataset

@@ -18,7 +18,7 @@ from model.errors import UserError
 from parallel.exit_codes import ExitCode
 from parallel.launch import RankInfo
 from pretrain import preflight
-from pretrain.config import Corpus, DataConfig, OptimizerConfig, RunConfig, TrainConfig
+from pretrain.config.schema import Corpus, DataConfig, OptimizerConfig, RunConfig, TrainConfig
 from pretrain.preflight import GPU, PATH, BadNodeError, Facts, check_nodes, judge
 from pretrain.state import Owner, read_failures
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from parallel.exit_codes import ExitCode
-from pretrain.config import CheckpointConfig
+from pretrain.config.schema import CheckpointConfig
 from pretrain.requests import FAILED, FENCED, LEAVE, RESTART, SAVE, Decision, Requests, decision
 from pretrain.state import CONTROL, Owner, claim
 

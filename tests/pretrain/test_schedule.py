@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pretrain.config import ScheduleConfig
+from pretrain.config.schema import ScheduleConfig
 from pretrain.schedule import learning_rate
 
 TOTAL, PEAK = 100, 2.0

@@ -21,7 +21,7 @@ from pretrain.callbacks.logging import MetricsFile, TensorBoard
 from pretrain.callbacks.signal_health import SignalHealth, norms_of, spread, summary
 from pretrain.callbacks.signal_history import ENOUGH, History, message
 from pretrain.callbacks.signal_hooks import largest_logit
-from pretrain.config import RunConfig
+from pretrain.config.schema import RunConfig
 from pretrain.loop import forward_step
 from pretrain.metrics import read_metrics
 from tests.parallel.graph_emulator import emulated

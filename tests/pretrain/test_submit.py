@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from model.errors import UserError
-from pretrain.config import RunConfig
-from pretrain.load_config import load_config
+from pretrain.config.load import load_config
+from pretrain.config.schema import RunConfig
 from pretrain.ownership import owned
 from pretrain.site import SiteConfig, load_site, parse_time
 from pretrain.snapshot import ROOT, copy_code

@@ -11,7 +11,7 @@ from typing import Any
 
 from slurm_cluster import LAB, PATIENCE, Cluster  # type: ignore[import-not-found]
 
-from pretrain.load_config import load_config
+from pretrain.config.load import load_config
 from pretrain.metrics import read_metrics
 from pretrain.site import SiteConfig
 from pretrain.state import read_state

@@ -32,7 +32,7 @@ def engine_of(model: Any, kinds: str, *, zero: int = 1, cuda_graph: bool = False
     from parallel.engine import Engine
     from parallel.single import single_process
     from pretrain.build import adamw
-    from pretrain.config import OptimizerConfig
+    from pretrain.config.schema import OptimizerConfig
 
     topology = copy.copy(single_process())
     topology.layout = replace(topology.layout, zero=zero)

@@ -9,7 +9,7 @@ import pytest
 
 from model.errors import UserError
 from model.scheme import SCHEMES
-from pretrain.config import RunConfig
+from pretrain.config.schema import RunConfig
 from tools.config import command
 
 

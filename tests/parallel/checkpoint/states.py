@@ -12,7 +12,7 @@ from parallel.checkpoint.loader import load
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.checkpoint.writer import save
 from parallel.engine import Engine
-from pretrain.config import RunConfig
+from pretrain.config.schema import RunConfig
 
 
 def keep(engine: Engine, config: RunConfig, folder: Path, step: int) -> None:

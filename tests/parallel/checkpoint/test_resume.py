@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.config import RunConfig
+from pretrain.config.schema import RunConfig
 from tests.distributed import Group, gather, launch
 from tests.parallel.checkpoint.states import bring, equal, keep, state
 from tests.parallel.training import engine_of, given, run_config, train

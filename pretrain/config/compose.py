@@ -19,9 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from model.errors import UserError
-from pretrain.schema import defaults, general, schema
+from pretrain.config.keys import defaults, general, schema
 
-SHIPPED = Path(__file__).resolve().parent.parent / "configs"
+SHIPPED = Path(__file__).resolve().parents[2] / "configs"
 COMMAND_LINE = "command line"
 BRACKETS = re.compile(r"\[(\d+)\]")
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.errors import UserError
-from pretrain.compose import SHIPPED
-from pretrain.config import RunConfig
-from pretrain.load_config import complete_model, describe, dump_config, load_config, load_with_origins
-from pretrain.schema import schema
+from pretrain.config.compose import SHIPPED
+from pretrain.config.keys import schema
+from pretrain.config.load import complete_model, describe, dump_config, load_config, load_with_origins
+from pretrain.config.schema import RunConfig
 
 MINIMAL = """\
 name: tiny

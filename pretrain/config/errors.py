@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from model.errors import UserError
-from pretrain.compose import Composition
-from pretrain.schema import general, schema, suggest
+from pretrain.config.compose import Composition
+from pretrain.config.keys import general, schema, suggest
 
 EXPECTED = {
     "int": "a whole number",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from parallel.config import ParallelConfig
 
 if TYPE_CHECKING:
-    from pretrain.config import RunConfig
+    from pretrain.config.schema import RunConfig
 
 SELDOM = 10
 """Steps between full measurements of signals from which a CUDA graph is worth its captures."""

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from model.config import ModelConfig, Strict
 from parallel.config import Fp8Config, ParallelConfig
-from pretrain.config_combinations import check_compile, check_cuda_graph, check_muon
+from pretrain.config.conflicts import check_compile, check_cuda_graph, check_muon
 
 
 class Corpus(Strict):

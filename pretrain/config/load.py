@@ -14,10 +14,10 @@ from pydantic import BaseModel, ValidationError
 
 from model.config import ModelConfig
 from model.errors import UserError
-from pretrain.compose import Composition, compose
-from pretrain.config import RunConfig
-from pretrain.config_errors import user_error
-from pretrain.schema import general, schema
+from pretrain.config.compose import Composition, compose
+from pretrain.config.errors import user_error
+from pretrain.config.keys import general, schema
+from pretrain.config.schema import RunConfig
 
 INTERPOLATION = re.compile(r"(\\*)\$\{")
 
@@ -36,7 +36,7 @@ class Row:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads and checks a configuration (`pretrain/compose.py` tells how files and overrides are merged).
+    """Reads and checks a configuration (`pretrain/config/compose.py` tells how files and overrides are merged).
 
     Raises UserError in one line for a missing file, an unknown or misplaced key, a value of another type or out of range, a missing key, or keys
     that do not fit each other. Of several problems it names the first and counts the rest.

@@ -14,8 +14,8 @@ from yaml import YAMLError
 from model.config import ModelConfig
 from model.errors import UserError
 from model.scheme import SCHEMES, scheme_names
-from pretrain.compose import COMMAND_LINE
-from pretrain.load_config import load_with_origins
+from pretrain.config.compose import COMMAND_LINE
+from pretrain.config.load import load_with_origins
 
 # Settings of the model, beside the scheme's own options, that belong to how a scheme is used.
 SETTINGS = (

@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from pretrain.config import RunConfig
+from pretrain.config.schema import RunConfig
 
 Kind = Literal["value", "section", "list", "free"]
 INDEX = re.compile(r"\.\d+(?=\.|$)")

@@ -1,0 +1,1 @@
+"""What may a user say, and where did each value come from?"""
