@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model.files import atomic_write_text
-from pretrain.environment import environment
+from pretrain.rundir.environment import environment
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FACTS = ("time", "git", "platform", "cpu", "gpus", "packages")

@@ -32,7 +32,7 @@ from pretrain.drawing import (
     to_svg,
     whole_ticks,
 )
-from pretrain.metrics import Metrics, Signal, Train
+from pretrain.rundir.metrics import Metrics, Signal, Train
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

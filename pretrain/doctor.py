@@ -15,7 +15,7 @@ from typing import Literal
 from parallel.peaks import peak_tflops
 from parallel.precision import RECIPES, this_machine
 from parallel.versions import in_range, installed, optional, supported
-from pretrain.environment import cpu, gpus
+from pretrain.rundir.environment import cpu, gpus
 
 State = Literal["ok", "note", "warning", "failure"]
 GIB = 2**30

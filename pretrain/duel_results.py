@@ -16,7 +16,7 @@ from model.flops import flops_per_token
 from model.size import parameter_count
 from pretrain.config.schema import RunConfig
 from pretrain.duel import Cell, finished
-from pretrain.metrics import Metrics, read_metrics
+from pretrain.rundir.metrics import Metrics, read_metrics
 
 Status = Literal["learned", "stuck", "above", "diverged", "unfinished", "failed"]
 STATUS_WORDS: dict[Status, str] = {

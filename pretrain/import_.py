@@ -16,7 +16,7 @@ import yaml
 from model.errors import UserError
 from model.files import atomic_write_text, sync_folder
 from parallel.checkpoint.format import FORMAT, MANIFEST, Fragment, file_facts, manifest_text, step_folder
-from pretrain.environment import versions
+from pretrain.rundir.environment import versions
 
 if TYPE_CHECKING:
     from torch import Tensor

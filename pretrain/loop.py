@@ -18,9 +18,9 @@ from pretrain.callbacks import Callback
 from pretrain.config.schema import RunConfig
 from pretrain.data import Prefetcher, TokenBlend, micro_batch_indices
 from pretrain.requests import Decision, Requests, decision
+from pretrain.rundir.state import StaleStartError
 from pretrain.saving import Checkpoints
 from pretrain.schedule import learning_rate
-from pretrain.state import StaleStartError
 from pretrain.stop import BEGAN
 
 

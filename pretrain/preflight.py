@@ -21,8 +21,8 @@ from model.files import atomic_write_text
 from parallel.exit_codes import ExitCode
 from parallel.launch import RankInfo, has_gpu
 from pretrain.config.schema import RunConfig
-from pretrain.environment import ROOT, git, versions
-from pretrain.state import CONTROL, PREFLIGHT_FILE, Owner, record_failure
+from pretrain.rundir.environment import ROOT, git, versions
+from pretrain.rundir.state import CONTROL, PREFLIGHT_FILE, Owner, record_failure
 
 if TYPE_CHECKING:
     import torch

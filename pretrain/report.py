@@ -1,6 +1,6 @@
 """report.html: one self-contained page that shows a run to someone who was not there.
 
-Read are metrics.jsonl (needed), and config.yaml, environment.json (as `pretrain/environment.py` writes it) and state.json where they are there.
+Read are metrics.jsonl (needed), and config.yaml, environment.json (as `pretrain/rundir/environment.py` writes it) and state.json where they are there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from parallel.peaks import mfu
 from pretrain.callbacks.progress import duration
 from pretrain.charts import Context, all_charts
 from pretrain.drawing import SHORT, compact, smoothing_window
-from pretrain.metrics import End, Metrics, Start, Train, read_metrics
+from pretrain.rundir.metrics import End, Metrics, Start, Train, read_metrics
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 MOST_WARNINGS = 100

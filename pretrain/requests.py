@@ -11,7 +11,7 @@ from pathlib import Path
 from model.errors import UserError
 from parallel.exit_codes import ExitCode
 from pretrain.config.schema import CheckpointConfig
-from pretrain.state import CONTROL, StaleStartError, check_owner
+from pretrain.rundir.state import CONTROL, StaleStartError, check_owner
 from pretrain.stop import StopRequest
 
 SAVE_FILE, EXIT_FILE = "save", "exit"

@@ -29,9 +29,9 @@ from pretrain.config.load import complete_model, dump_config, load_config
 from pretrain.config.schema import RunConfig
 from pretrain.fit import fit_machine, fit_processes
 from pretrain.manifest import load_manifest
-from pretrain.ownership import InUseError, UnwritableError, check_free, owned
 from pretrain.preflight import BadNodeError, check_network, check_nodes
-from pretrain.state import FAILED, StaleStartError, forget_failures, read_state, record_failure, write_state
+from pretrain.rundir.lock import InUseError, UnwritableError, check_free, owned
+from pretrain.rundir.state import FAILED, StaleStartError, forget_failures, read_state, record_failure, write_state
 from pretrain.stop import task_exit_code
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def _trainer(config: RunConfig, info: RankInfo, topology: Topology, run_dir: Pat
 
 def _describe(config: RunConfig, run_dir: Path) -> None:
     """Writes what the run is and where it runs."""
-    from pretrain.environment import environment
+    from pretrain.rundir.environment import environment
 
     run_dir.mkdir(parents=True, exist_ok=True)
     atomic_write_text(run_dir / "config.yaml", dump_config(config))

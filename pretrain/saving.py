@@ -20,9 +20,9 @@ from parallel.engine import Engine
 from parallel.fp8_state import checkpoint_file, restore
 from pretrain.build import seed_everything
 from pretrain.config.schema import RunConfig
-from pretrain.environment import versions
-from pretrain.metrics import read_metrics
-from pretrain.state import Owner, StaleStartError, check_owner
+from pretrain.rundir.environment import versions
+from pretrain.rundir.metrics import read_metrics
+from pretrain.rundir.state import Owner, StaleStartError, check_owner
 
 FIXED = ("data.seq_length", "train.global_batch_size", "train.seed")
 """Settings that say which samples a step takes: with others, a run that goes on would leave out some of its data or see it twice."""

@@ -19,7 +19,7 @@ from parallel import slurm_queue
 from parallel.checkpoint.format import MANIFEST, step_folder
 from parallel.exit_codes import ExitCode
 from parallel.slurm_queue import Queued
-from pretrain import state as states
+from pretrain.rundir import state as states
 
 MARKS = (states.STATE_FILE, "metrics.jsonl", "config.yaml")
 SKIPPED = frozenset({"code", "checkpoints", "tensorboard", "hf", "control"})

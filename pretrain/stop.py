@@ -12,7 +12,7 @@ from types import FrameType
 
 from parallel.exit_codes import ExitCode
 from parallel.launch import leave_terminal, stop_signals
-from pretrain.state import Owner, asked_to_stop
+from pretrain.rundir.state import Owner, asked_to_stop
 
 REASONS = {
     "USR1": "the time limit is near, or the job is preempted",

@@ -14,10 +14,10 @@ from pathlib import Path
 from model.errors import UserError
 from model.files import atomic_write_text
 from parallel import slurm_queue
-from pretrain import state as states
 from pretrain.config.load import dump_config
 from pretrain.config.schema import RunConfig
-from pretrain.ownership import check_free
+from pretrain.rundir import state as states
+from pretrain.rundir.lock import check_free
 from pretrain.sbatch import Script, render
 from pretrain.site import SiteConfig, parse_time
 from pretrain.snapshot import copy_code

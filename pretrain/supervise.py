@@ -21,8 +21,8 @@ from model.errors import UserError
 from parallel import slurm_queue
 from parallel.exit_codes import RESTARTABLE, ExitCode, as_exit_code
 from parallel.slurm_queue import Job
-from pretrain import state as states
-from pretrain.state import PREFLIGHT_FILE, Failure, Owner
+from pretrain.rundir import state as states
+from pretrain.rundir.state import PREFLIGHT_FILE, Failure, Owner
 
 MAX_RESTARTS = 3
 NOTHING_TO_DO = 100

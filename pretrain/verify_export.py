@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from model.config import ModelConfig
 from model.errors import UserError
-from pretrain.metrics import read_metrics
+from pretrain.rundir.metrics import read_metrics
 
 LOSS_TOLERANCE = 2e-3
 BATCH = 8

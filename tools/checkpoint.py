@@ -21,7 +21,7 @@ def list_(run: Run, as_json: AsJson = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pretrain.checkpoint_commands import leftovers, list_checkpoints, local_time, remarks
+    from pretrain.rundir.checkpoint_admin import leftovers, list_checkpoints, local_time, remarks
 
     rows, left, found = list_checkpoints(run), leftovers(run), remarks(run)
     if as_json:
@@ -50,7 +50,7 @@ def inspect(
     checkpoint: Checkpoint, names: Annotated[bool, typer.Option("--names", help="Every parameter with its shape.")] = False, as_json: AsJson = False
 ) -> None:
     """Show what a checkpoint holds."""
-    from pretrain.checkpoint_commands import describe
+    from pretrain.rundir.checkpoint_admin import describe
 
     facts = describe(checkpoint, names=names)
     if as_json:
@@ -66,7 +66,7 @@ def inspect(
 @app.command()
 def verify(checkpoint: Checkpoint, as_json: AsJson = False, quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False) -> None:
     """Read a checkpoint whole and compare it with its checksums; leaves with 2 and one line where anything is wrong."""
-    from pretrain.checkpoint_commands import verify as run
+    from pretrain.rundir.checkpoint_admin import verify as run
 
     facts = run(checkpoint)
     if as_json:
@@ -84,7 +84,7 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Remove old checkpoints, and what killed saves left behind more than an hour ago. The one that `latest` names always stays."""
-    from pretrain.checkpoint_commands import clean
+    from pretrain.rundir.checkpoint_admin import clean
 
     removed = clean(run, keep_last=keep_last, keep_every=keep_every, dry_run=dry_run)
     if as_json:

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from pretrain.callbacks import Callback
-from pretrain.metrics import MetricsWriter
+from pretrain.rundir.metrics import MetricsWriter
 
 if TYPE_CHECKING:
     from pretrain.loop import Trainer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pretrain import state
 from pretrain.callbacks import Callback
+from pretrain.rundir import state
 
 if TYPE_CHECKING:
     from pretrain.loop import Trainer

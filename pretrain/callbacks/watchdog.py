@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from model.files import atomic_write_text
 from parallel.exit_codes import ExitCode
 from pretrain.callbacks import Callback
-from pretrain.state import CONTROL, FAILED, Owner, record_failure, write_state
+from pretrain.rundir.state import CONTROL, FAILED, Owner, record_failure, write_state
 
 if TYPE_CHECKING:
     from pretrain.loop import Trainer

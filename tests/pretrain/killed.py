@@ -26,7 +26,7 @@ from typing import Any
 from parallel.checkpoint.format import resolve, steps_in
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.exit_codes import ExitCode
-from pretrain.metrics import read_metrics
+from pretrain.rundir.metrics import read_metrics
 
 # Things a process does to files; after the start of each is a place to die.
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.listdir", "os.scandir", "shutil.rmtree")

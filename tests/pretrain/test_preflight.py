@@ -20,7 +20,7 @@ from parallel.launch import RankInfo
 from pretrain import preflight
 from pretrain.config.schema import Corpus, DataConfig, OptimizerConfig, RunConfig, TrainConfig
 from pretrain.preflight import GPU, PATH, BadNodeError, Facts, check_nodes, judge
-from pretrain.state import Owner, read_failures
+from pretrain.rundir.state import Owner, read_failures
 
 SOFTWARE = {"python": "3.11.7", "torch": "2.13.0"}
 

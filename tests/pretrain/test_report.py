@@ -17,9 +17,9 @@ from markupsafe import escape
 from model.errors import UserError
 from pretrain.charts import Context, all_charts, gradient_chart, layer_gradient_chart, loss_chart, stream_chart
 from pretrain.drawing import MOST_POINTS, compact, envelope, running_median, smoothing_window
-from pretrain.environment import environment
-from pretrain.metrics import Metrics, MetricsWriter, read_metrics
 from pretrain.report import commands, facts, grouped_warnings, headlines, numbers, read_run, render, status, write_report
+from pretrain.rundir.environment import environment
+from pretrain.rundir.metrics import Metrics, MetricsWriter, read_metrics
 
 LAYERS = 6
 CONFIG: dict[str, Any] = {

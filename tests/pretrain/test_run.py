@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from parallel.exit_codes import ExitCode
-from pretrain.metrics import read_metrics
+from pretrain.rundir.metrics import read_metrics
 from tests.pretrain.small import small_data
 from tools.cli import main
 

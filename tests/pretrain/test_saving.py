@@ -20,7 +20,7 @@ from pretrain.callbacks.logging import MetricsFile
 from pretrain.callbacks.run_state import RunState
 from pretrain.config.schema import RunConfig
 from pretrain.loop import Trainer
-from pretrain.state import Owner, StaleStartError, claim
+from pretrain.rundir.state import Owner, StaleStartError, claim
 from tests.pretrain.small import small_config, small_data, small_trainer
 
 

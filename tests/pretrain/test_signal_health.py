@@ -23,7 +23,7 @@ from pretrain.callbacks.signal_history import ENOUGH, History, message
 from pretrain.callbacks.signal_hooks import largest_logit
 from pretrain.config.schema import RunConfig
 from pretrain.loop import forward_step
-from pretrain.metrics import read_metrics
+from pretrain.rundir.metrics import read_metrics
 from tests.parallel.graph_emulator import emulated
 from tests.pretrain.small import small_config, small_data, small_trainer
 

@@ -12,10 +12,10 @@ import pytest
 from model.errors import UserError
 from pretrain.config.load import load_config
 from pretrain.config.schema import RunConfig
-from pretrain.ownership import owned
+from pretrain.rundir.lock import owned
+from pretrain.rundir.state import Owner, claim, read_state
 from pretrain.site import SiteConfig, load_site, parse_time
 from pretrain.snapshot import ROOT, copy_code
-from pretrain.state import Owner, claim, read_state
 from pretrain.submit import Request, allowed_nodes, log_path, parse_nodes, plan, submit
 from tools.cli import main
 

@@ -13,8 +13,8 @@ import pytest
 from model.errors import UserError
 from parallel.exit_codes import ExitCode
 from parallel.slurm_queue import Job
-from pretrain import state as states
-from pretrain.state import (
+from pretrain.rundir import state as states
+from pretrain.rundir.state import (
     Owner,
     StaleStartError,
     asked_to_stop,

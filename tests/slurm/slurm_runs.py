@@ -12,9 +12,9 @@ from typing import Any
 from slurm_cluster import LAB, PATIENCE, Cluster  # type: ignore[import-not-found]
 
 from pretrain.config.load import load_config
-from pretrain.metrics import read_metrics
+from pretrain.rundir.metrics import read_metrics
+from pretrain.rundir.state import read_state
 from pretrain.site import SiteConfig
-from pretrain.state import read_state
 from pretrain.submit import Request, log_path, plan, submit
 
 CONFIG = """

@@ -15,7 +15,7 @@ import pytest
 
 from parallel.exit_codes import ExitCode
 from pretrain.callbacks.watchdog import BACKWARD, BETWEEN, UNMEASURED_SECONDS, UPDATE, Report, Watchdog, late_ranks, timed_out
-from pretrain.state import Owner, read_failures, read_state
+from pretrain.rundir.state import Owner, read_failures, read_state
 
 HOSTS = ["node1", "node1", "node2", "node2"]
 OWNER = Owner("7", 1)

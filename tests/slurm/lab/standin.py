@@ -11,8 +11,8 @@ from typing import Any
 
 from parallel.exit_codes import ExitCode
 from parallel.slurm import check_port, expand_hosts, slurm_environment
-from pretrain.metrics import MetricsWriter
-from pretrain.state import FINISHED, RUNNING, STOPPED, check_owner, claim, latest_step, record_failure, write_state
+from pretrain.rundir.metrics import MetricsWriter
+from pretrain.rundir.state import FINISHED, RUNNING, STOPPED, check_owner, claim, latest_step, record_failure, write_state
 from pretrain.stop import StopRequest, task_exit_code
 
 

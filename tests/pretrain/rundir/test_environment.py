@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.environment import cpu, environment, git, gpus, versions
+from pretrain.rundir.environment import cpu, environment, git, gpus, versions
 
 
 def test_everything_is_json_and_the_essentials_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,7 +25,7 @@ def test_everything_is_json_and_the_essentials_are_there(monkeypatch: pytest.Mon
 
 
 def test_versions_need_no_import() -> None:
-    script = "import sys\nfrom pretrain.environment import environment\nenvironment()\nassert not {'torch', 'numpy', 'transformers'} & set(sys.modules)"
+    script = "import sys\nfrom pretrain.rundir.environment import environment\nenvironment()\nassert not {'torch', 'numpy', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
     assert versions()["torch"]
     assert set(versions()) >= {"fathom", "megatron-core", "deepspeed"}

@@ -33,7 +33,7 @@ VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "RANK", "LOCAL_RANK", "W
 PREFIXES = ("SLURM_", "NCCL_", "GLOO_", "DS_", "FATHOM_", "CUBLAS_", "NVTE_")
 HIDDEN = ("TOKEN", "SECRET", "PASSWORD", "KEY", "JWT")
 """Variables with these words in their names are left out: the file may be shared."""
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def environment() -> dict[str, Any]:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.ownership import InUseError, UnwritableError, check_free, owned
-from pretrain.state import Owner, StaleStartError, claim, read_state
+from pretrain.rundir.lock import InUseError, UnwritableError, check_free, owned
+from pretrain.rundir.state import Owner, StaleStartError, claim, read_state
 
 
 def test_the_second_is_refused_while_the_first_runs(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_a_place_that_cannot_be_written_is_the_users_to_change(tmp_path: Path) -
 
 
 def test_the_lock_dies_with_its_holder(tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from pretrain.ownership import owned\n"
+    code = "import sys, time; from pathlib import Path; from pretrain.rundir.lock import owned\n"
     code += "with owned(Path(sys.argv[1]), 0): print(1, flush=True); time.sleep(600)"
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     assert holder.stdout is not None

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from model.errors import UserError
-from pretrain.metrics import MetricsWriter, read_metrics
+from pretrain.rundir.metrics import MetricsWriter, read_metrics
 
 
 def lines(*records: dict[str, object] | str) -> str:

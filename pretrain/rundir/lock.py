@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from model.errors import UserError
-from pretrain.state import Owner, claim, read_state
+from pretrain.rundir.state import Owner, claim, read_state
 
 LOCK_FILE = ".lock"
 UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)

@@ -1,0 +1,1 @@
+"""Which files does a run leave, and who may write them?"""
