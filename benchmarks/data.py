@@ -51,7 +51,7 @@ def append_per_document(text: Path, tokenizer: Path, out: Path, workers: int) ->
 
 def corpus(path: Path, limit: int) -> int:
     """Writes JSON lines of the standard library's files, up to `limit` bytes; returns the bytes."""
-    from pretrain.sources import standard_library_files
+    from pretrain.data.inputs import standard_library_files
 
     size = 0
     with path.open("w", encoding="utf-8") as file:
@@ -64,8 +64,8 @@ def corpus(path: Path, limit: int) -> int:
 
 def measure(megabytes: float, workers: int, rounds: int) -> dict[str, Any]:
     """Seconds of each, and the ratio in tokens per second."""
-    from pretrain.prepare import PrepareOptions, prepare
-    from pretrain.train_tokenizer import train_tokenizer
+    from pretrain.data.prepare import PrepareOptions, prepare
+    from pretrain.data.train_tokenizer import train_tokenizer
 
     with tempfile.TemporaryDirectory(prefix="fathom-data-") as name:
         folder = Path(name)

@@ -45,7 +45,7 @@ def parts(layers: int, hidden: int, data: Path) -> dict[str, dict[str, float]]:
     from parallel.engine import Engine
     from parallel.single import single_process
     from pretrain.config.schema import Corpus, OptimizerConfig
-    from pretrain.data import open_blend
+    from pretrain.data.blend import open_blend
     from pretrain.loop import forward_step
 
     mark()
@@ -82,8 +82,8 @@ def parts(layers: int, hidden: int, data: Path) -> dict[str, dict[str, float]]:
 def data_set(folder: Path) -> Path:
     """A small prepared data set."""
     from benchmarks.data import corpus
-    from pretrain.prepare import PrepareOptions, prepare
-    from pretrain.train_tokenizer import train_tokenizer
+    from pretrain.data.prepare import PrepareOptions, prepare
+    from pretrain.data.train_tokenizer import train_tokenizer
 
     text, tokenizer = folder / "text.jsonl", folder / "tokenizer.model"
     corpus(text, TEXT_BYTES)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from model.errors import UserError
-from pretrain.tokenizer import Tokenizer
+from pretrain.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from pretrain.export import Trained
@@ -149,7 +149,7 @@ def _data_windows(
     trained: Trained, tokenizer: Tokenizer | None, data: Path | str | None, split: str, window: int, samples: int | None, batch_size: int
 ) -> _Windows:
     from pretrain.config.schema import Corpus
-    from pretrain.data import open_blend
+    from pretrain.data.blend import open_blend
 
     own = trained.reader.config.get("data")
     if data is None and not own:
@@ -205,8 +205,8 @@ def read_text(files: Sequence[str], tokenizer: Tokenizer) -> tuple[Tensor, int]:
 
     Files are read as `fathom data prepare` reads them. Raises UserError for a file that is missing, empty or not readable.
     """
-    from pretrain.records import Broken, records, resolve
-    from pretrain.sources import find_sources
+    from pretrain.data.documents import Broken, records, resolve
+    from pretrain.data.inputs import find_sources
 
     ids: list[int] = [tokenizer.eod_id]
     documents = 0

@@ -16,7 +16,7 @@ from parallel.engine import Engine
 from parallel.exit_codes import ExitCode
 from pretrain.callbacks import Callback
 from pretrain.config.schema import RunConfig
-from pretrain.data import Prefetcher, TokenBlend, micro_batch_indices
+from pretrain.data.blend import Prefetcher, TokenBlend, micro_batch_indices
 from pretrain.requests import Decision, Requests, decision
 from pretrain.rundir.state import StaleStartError
 from pretrain.saving import Checkpoints

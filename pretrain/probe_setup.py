@@ -20,7 +20,7 @@ from parallel.single import single_process
 from pretrain.config.load import complete_model, load_config
 from pretrain.config.schema import RunConfig
 from pretrain.config.scheme_choice import Variant, base_asked_for, parse_variant, parse_variants, validated
-from pretrain.data import open_blend
+from pretrain.data.blend import open_blend
 from pretrain.probe import Probe, probe, zipf_tokens
 from pretrain.saving import check_same_model
 

@@ -27,8 +27,8 @@ from parallel.topology import Topology
 from pretrain.callbacks.watchdog import Watchdog, timed_out
 from pretrain.config.load import complete_model, dump_config, load_config
 from pretrain.config.schema import RunConfig
+from pretrain.data.manifest import load_manifest
 from pretrain.fit import fit_machine, fit_processes
-from pretrain.manifest import load_manifest
 from pretrain.preflight import BadNodeError, check_network, check_nodes
 from pretrain.rundir.lock import InUseError, UnwritableError, check_free, owned
 from pretrain.rundir.state import FAILED, StaleStartError, forget_failures, read_state, record_failure, write_state
@@ -183,7 +183,7 @@ def _trainer(config: RunConfig, info: RankInfo, topology: Topology, run_dir: Pat
     from pretrain.callbacks.logging import MetricsFile, TensorBoard
     from pretrain.callbacks.run_state import RunState
     from pretrain.callbacks.signal_health import SignalHealth
-    from pretrain.data import open_blend
+    from pretrain.data.blend import open_blend
     from pretrain.loop import Trainer
 
     known = info.rank == 0 and (run_dir / "config.yaml").exists()

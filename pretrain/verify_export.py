@@ -39,7 +39,7 @@ class Verification:
 def validation_tokens(config: dict[str, Any], samples: int) -> torch.Tensor:
     """The tokens [samples, seq_length + 1] that the trainer evaluated on."""
     from pretrain.config.schema import Corpus
-    from pretrain.data import open_blend
+    from pretrain.data.blend import open_blend
 
     data = config["data"]
     cache = Path(data["cache"]) if data.get("cache") else None

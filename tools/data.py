@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from pretrain.prepare import Progress
+    from pretrain.data.prepare import Progress
 
 app = typer.Typer(help="Data sets.", no_args_is_help=True)
 
@@ -49,8 +49,8 @@ def prepare(
 ) -> None:
     """Tokenize text into a data set folder for training."""
     from model.errors import UserError
-    from pretrain.prepare import PrepareOptions
-    from pretrain.prepare import prepare as run
+    from pretrain.data.prepare import PrepareOptions
+    from pretrain.data.prepare import prepare as run
 
     try:
         shares = tuple(float(share) for share in split.split(","))
@@ -91,7 +91,7 @@ def inspect(
     from rich.console import Console
     from rich.rule import Rule
 
-    from pretrain.prepare import inspect_dataset
+    from pretrain.data.prepare import inspect_dataset
 
     manifest, texts = inspect_dataset(folder, split, documents)
     if as_json:
@@ -148,7 +148,7 @@ def _print_summary(folder: Path, manifest: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pretrain.records import Broken
+    from pretrain.data.documents import Broken
 
     table = Table("split", "documents", "tokens", "bytes of text", "bytes/token", title=str(folder), title_justify="left")
     for column in table.columns[1:]:

@@ -26,7 +26,7 @@ def main(
     fresh: bool = typer.Option(False, help="Remove this quick start's data and run first."),
 ) -> None:
     """Prepare the Python standard library's source text, pretrain a 48-layer model on it, stop and resume, export, report."""
-    from pretrain.sources import standard_library_files
+    from pretrain.data.inputs import standard_library_files
 
     run = "quickstart" if scheme == DEFAULT_SCHEME else f"quickstart_{scheme}"
     folder = Path("runs") / run

@@ -40,7 +40,7 @@ def train(
     """Train a SentencePiece tokenizer that keeps every text exactly, indentation included."""
     from rich.console import Console
 
-    from pretrain.train_tokenizer import train_tokenizer
+    from pretrain.data.train_tokenizer import train_tokenizer
 
     with Console(stderr=True, quiet=quiet or as_json).status("training the tokenizer"):
         trained = train_tokenizer(inputs, out, vocab_size, model.value, max_bytes, text_key, streaming)

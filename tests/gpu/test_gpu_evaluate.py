@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from model.hf.evaluate import Evaluation
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.train_tokenizer import train_tokenizer
 from pretrain.evaluate import evaluate, read_text
 from pretrain.export import open_trained
 from pretrain.import_ import import_checkpoint
-from pretrain.tokenizer import Tokenizer
-from pretrain.train_tokenizer import train_tokenizer
 
 pytestmark = pytest.mark.gpu
 

@@ -16,8 +16,8 @@ from parallel.config import ParallelConfig
 from parallel.engine import Engine
 from pretrain.build import build_engine
 from pretrain.config.schema import RunConfig
+from pretrain.data.order import micro_batch_indices
 from pretrain.loop import forward_step
-from pretrain.sampling import micro_batch_indices
 from tests.distributed import gather, rebuild
 
 SEQ_LENGTH = 16

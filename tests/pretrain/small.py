@@ -12,10 +12,10 @@ from model.config import ModelConfig
 from parallel.single import single_process
 from pretrain.build import build_engine
 from pretrain.config.schema import Corpus, DataConfig, LogConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
-from pretrain.data import open_blend
+from pretrain.data.blend import open_blend
+from pretrain.data.prepare import PrepareOptions, prepare
+from pretrain.data.train_tokenizer import train_tokenizer
 from pretrain.loop import Trainer
-from pretrain.prepare import PrepareOptions, prepare
-from pretrain.train_tokenizer import train_tokenizer
 
 VOCAB = 300
 

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from model.errors import UserError
 from model.hf.evaluate import Evaluation
 from parallel.checkpoint.reader import CheckpointReader
+from pretrain.data.prepare import PrepareOptions, prepare
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.train_tokenizer import train_tokenizer
 from pretrain.evaluate import evaluate, read_text
 from pretrain.export import open_trained
-from pretrain.prepare import PrepareOptions, prepare
-from pretrain.tokenizer import Tokenizer
-from pretrain.train_tokenizer import train_tokenizer
 from tests.pretrain.small import VOCAB, small_config, small_data, small_trainer
 from tools.cli import main
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from model.hf.proof import logits
-from pretrain.data import open_blend
+from pretrain.data.blend import open_blend
 from pretrain.evaluate import evaluate
 from pretrain.export import export_checkpoint
 from pretrain.loop import forward_step

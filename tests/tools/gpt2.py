@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from pretrain.train_tokenizer import train_tokenizer
+from pretrain.data.train_tokenizer import train_tokenizer
 
 VOCAB, BYTES = 280, 259
 

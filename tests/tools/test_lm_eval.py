@@ -17,8 +17,8 @@ import yaml
 
 from model.hf.evaluate import Evaluation
 from model.hf.export import export
-from pretrain.tokenizer import Tokenizer
-from pretrain.train_tokenizer import train_tokenizer
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.train_tokenizer import train_tokenizer
 from tests.model.hf.tiny import LOGIT_SCALE, make_config, make_weights
 
 pytestmark = [

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 from model.errors import UserError
 from model.hf import tokenizer as T
 from model.hf.export import export
-from pretrain.tokenizer import Tokenizer as TrainingTokenizer
-from pretrain.train_tokenizer import train_tokenizer
+from pretrain.data.tokenizer import Tokenizer as TrainingTokenizer
+from pretrain.data.train_tokenizer import train_tokenizer
 from tests.model.hf.tiny import make_config, make_weights
 
 SIZE = 340

@@ -15,8 +15,8 @@ import sentencepiece
 
 from model.errors import UserError
 from model.files import atomic_write_bytes
-from pretrain.records import Broken, records, resolve
-from pretrain.sources import Shard, find_sources
+from pretrain.data.documents import Broken, records, resolve
+from pretrain.data.inputs import Shard, find_sources
 
 ModelType = Literal["bpe", "unigram"]
 FIXED_PIECES = 3 + 256  # unk, bos and eos, and one piece per byte

@@ -82,7 +82,7 @@ class BlendPattern:
         self._single = len(weights) == 1
         if self._single:
             return
-        from pretrain.indexed import helpers
+        from pretrain.data.indexed import helpers
 
         shares = np.array(weights, dtype=np.float64) / sum(weights)
         if shares[number := int(shares.argmin())] * block < 1:

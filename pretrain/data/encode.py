@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from pretrain.records import Broken, Record, resolve
-from pretrain.tokenizer import Tokenizer
+from pretrain.data.documents import Broken, Record, resolve
+from pretrain.data.tokenizer import Tokenizer
 
 SPLITS = ("train", "validation", "test")
 

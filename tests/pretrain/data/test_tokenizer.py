@@ -11,11 +11,11 @@ import sentencepiece
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-import pretrain.tokenizer as tokenizer_module
+import pretrain.data.tokenizer as tokenizer_module
 from model.errors import UserError
-from pretrain.sources import standard_library_files
-from pretrain.tokenizer import Tokenizer
-from pretrain.train_tokenizer import train_tokenizer
+from pretrain.data.inputs import standard_library_files
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.train_tokenizer import train_tokenizer
 
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LIBRARY = [str(path) for path in standard_library_files() if path.parent.name in ("json", "asyncio", "email", "logging")]
@@ -88,7 +88,7 @@ def test_training_is_deterministic(tmp_path: Path) -> None:
 
 
 def test_a_sample_visits_all_large_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pretrain.train_tokenizer.LEAST_SHARE", 100)
+    monkeypatch.setattr("pretrain.data.train_tokenizer.LEAST_SHARE", 100)
     for name in "abcd":
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": f"{name * 5} {number}"}) + "\n" for number in range(1000)))
     trained = train_tokenizer([str(tmp_path / "*.jsonl")], tmp_path / "t.model", vocab_size=290, max_bytes=4000)

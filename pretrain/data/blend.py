@@ -14,11 +14,11 @@ import torch
 
 from model.errors import UserError
 from pretrain.config.schema import Corpus
-from pretrain.index_cache import build_once
-from pretrain.indexed import IndexedDataset
-from pretrain.manifest import fingerprint, load_manifest, split_prefix
-from pretrain.prefetch import Prefetcher
-from pretrain.sampling import INDEX_VERSION, BlendPattern, EpochOrder, build_epoch, epoch_key, micro_batch_indices, samples_per_epoch
+from pretrain.data.index_cache import build_once
+from pretrain.data.indexed import IndexedDataset
+from pretrain.data.manifest import fingerprint, load_manifest, split_prefix
+from pretrain.data.order import INDEX_VERSION, BlendPattern, EpochOrder, build_epoch, epoch_key, micro_batch_indices, samples_per_epoch
+from pretrain.data.prefetch import Prefetcher
 
 __all__ = ["Prefetcher", "TokenBlend", "micro_batch_indices", "open_blend"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from model.errors import UserError
-from pretrain.encode import SPLITS, EncodedBatch, EncodedSplit
-from pretrain.records import Broken
-from pretrain.tokenizer import Tokenizer
+from pretrain.data.documents import Broken
+from pretrain.data.encode import SPLITS, EncodedBatch, EncodedSplit
+from pretrain.data.tokenizer import Tokenizer
 
 BROKEN_EXAMPLES = 20
 
@@ -65,7 +65,7 @@ class _SplitWriter:
     """One .bin and .idx. Whole batches go to the .bin; Megatron-core's builder writes the .idx."""
 
     def __init__(self, prefix: Path, tokenizer: Tokenizer) -> None:
-        from pretrain.indexed import IndexedDatasetBuilder
+        from pretrain.data.indexed import IndexedDatasetBuilder
 
         self.prefix = prefix
         self.builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=tokenizer.dtype)

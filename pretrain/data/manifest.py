@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
-from pretrain.tokenizer import token_dtype
+from pretrain.data.tokenizer import token_dtype
 
 MANIFEST = "dataset.json"
 FORMAT = 1

@@ -1,6 +1,6 @@
 """Where documents come from: local files of several formats, and data sets that the `datasets` library knows by name.
 
-This module says which files and data sets an INPUT stands for; pretrain/records.py reads them. Nothing here imports torch or Megatron.
+This module says which files and data sets an INPUT stands for; pretrain/data/documents.py reads them. Nothing here imports torch or Megatron.
 """
 
 from __future__ import annotations

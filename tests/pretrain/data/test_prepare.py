@@ -14,15 +14,15 @@ import sentencepiece
 import torch
 from typer.testing import CliRunner
 
-import pretrain.prepare as prepare_module
+import pretrain.data.prepare as prepare_module
 from model.errors import UserError
-from pretrain.encode import Encoder
-from pretrain.indexed import DType, IndexedDataset, IndexedDatasetBuilder
-from pretrain.manifest import load_manifest, split_prefix
-from pretrain.prepare import PrepareOptions, inspect_dataset, prepare
-from pretrain.sources import standard_library_files
-from pretrain.tokenizer import token_dtype
-from pretrain.train_tokenizer import train_tokenizer
+from pretrain.data.encode import Encoder
+from pretrain.data.indexed import DType, IndexedDataset, IndexedDatasetBuilder
+from pretrain.data.inputs import standard_library_files
+from pretrain.data.manifest import load_manifest, split_prefix
+from pretrain.data.prepare import PrepareOptions, inspect_dataset, prepare
+from pretrain.data.tokenizer import token_dtype
+from pretrain.data.train_tokenizer import train_tokenizer
 
 FILES = [path for path in standard_library_files() if path.parent.name in ("json", "asyncio", "logging")]
 SPLITS = ("train", "validation", "test")

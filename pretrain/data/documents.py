@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from model.errors import UserError
-from pretrain.sources import COMPRESSIONS, Shard
+from pretrain.data.inputs import COMPRESSIONS, Shard
 
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 

@@ -18,13 +18,13 @@ from typing import Any, Literal
 
 from model.errors import UserError
 from model.files import atomic_write_text
-from pretrain.dataset_output import DatasetOutput
-from pretrain.encode import SPLITS, EncodedBatch, EncodeJob, Encoder, encode_in_worker, start_worker
-from pretrain.manifest import FORMAT, MANIFEST, load_manifest, split_prefix
-from pretrain.records import Record, records
-from pretrain.sources import Source, find_sources
-from pretrain.staging import staged_folder
-from pretrain.tokenizer import Tokenizer
+from model.folders import staged_folder
+from pretrain.data.documents import Record, records
+from pretrain.data.encode import SPLITS, EncodedBatch, EncodeJob, Encoder, encode_in_worker, start_worker
+from pretrain.data.inputs import Source, find_sources
+from pretrain.data.manifest import FORMAT, MANIFEST, load_manifest, split_prefix
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.writer import DatasetOutput
 
 BATCH_BYTES = 1 << 19  # raw input that one task of a worker holds
 BATCH_RECORDS = 4096
@@ -98,7 +98,7 @@ def inspect_dataset(folder: Path, split: str = "train", documents: int = 0) -> t
         split_prefix(folder, name, manifest)
     prefix = split_prefix(folder, split, manifest)
     if documents and manifest["splits"][split]["documents"]:
-        from pretrain.indexed import IndexedDataset
+        from pretrain.data.indexed import IndexedDataset
 
         tokenizer = Tokenizer(folder / "tokenizer.model")
         dataset = IndexedDataset(prefix)

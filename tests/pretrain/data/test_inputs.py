@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.errors import UserError
-from pretrain.records import Broken, records, resolve
-from pretrain.sources import find_sources, standard_library_files
+from pretrain.data.documents import Broken, records, resolve
+from pretrain.data.inputs import find_sources, standard_library_files
 
 TEXTS = ["first document\n\twith a tab", "  zweites Dokument: äöü 中文 \r\n", 'third, "quoted"', "x"]
 

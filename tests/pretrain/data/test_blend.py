@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 import torch
 
-import pretrain.index_cache as index_cache
+import pretrain.data.index_cache as index_cache
 from model.errors import UserError
 from pretrain.config.schema import Corpus
-from pretrain.data import Prefetcher, TokenBlend, micro_batch_indices, open_blend
-from pretrain.index_cache import build_once
-from pretrain.indexed import IndexedDataset
-from pretrain.prepare import PrepareOptions, prepare
-from pretrain.sampling import BlendPattern
-from pretrain.train_tokenizer import train_tokenizer
+from pretrain.data.blend import Prefetcher, TokenBlend, micro_batch_indices, open_blend
+from pretrain.data.index_cache import build_once
+from pretrain.data.indexed import IndexedDataset
+from pretrain.data.order import BlendPattern
+from pretrain.data.prepare import PrepareOptions, prepare
+from pretrain.data.train_tokenizer import train_tokenizer
 
 SEQ = 32
 
@@ -195,7 +195,7 @@ RACE = """
 import os, sys, time
 from pathlib import Path
 import numpy as np
-from pretrain.index_cache import build_once
+from pretrain.data.index_cache import build_once
 
 folder = Path(sys.argv[1])
 
@@ -276,7 +276,7 @@ def test_prefetching_keeps_order_measures_waiting_and_passes_errors_on(monkeypat
             raise OSError("disk gone")
         return position * position
 
-    monkeypatch.setattr("pretrain.prefetch.time", SimpleNamespace(perf_counter=perf_counter))
+    monkeypatch.setattr("pretrain.data.prefetch.time", SimpleNamespace(perf_counter=perf_counter))
     with Prefetcher(fetch, 5, 10) as loader:
         assert loader.get() == 25
         assert loader.last_wait_s == 0.15
