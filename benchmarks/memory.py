@@ -99,7 +99,7 @@ def predicted(case: dict[str, Any]) -> dict[str, float]:
 
     from model.activations import Activations
     from parallel.topology import check_layout
-    from pretrain.plan_memory import peak_memory
+    from pretrain.plan.memory import peak_memory
 
     config = run_config(case)
     memory = peak_memory(config.model, check_layout(config.parallel, config.model, WORLD), Activations(config.model, case["micro"], case["seq"]), 2)

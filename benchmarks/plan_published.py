@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 
 from model.files import atomic_write_text
-from pretrain.plan_published import errors, table
+from pretrain.plan.published import errors, table
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 

@@ -40,7 +40,7 @@ def plan(path: str, overrides: list[str], gpus: int | None, gpu: str, tokens: fl
     from model.size import parameter_count
     from parallel.accelerators import accelerator
     from pretrain.config.load import complete_model, load_config
-    from pretrain.plan import configured, rank, work_of
+    from pretrain.plan.layouts import configured, rank, work_of
     from tools.config import known_vocabulary
 
     device = accelerator(gpu)
@@ -72,7 +72,7 @@ def plan(path: str, overrides: list[str], gpus: int | None, gpu: str, tokens: fl
 
 
 def _row(one: Any, tokens: float, world: int, price: float | None) -> dict[str, Any]:
-    from pretrain.plan import days
+    from pretrain.plan.layouts import days
 
     length = days(one, tokens)
     return {

@@ -12,7 +12,7 @@ from model.flops import forward_flops
 from parallel.accelerators import Accelerator
 from parallel.overlap import PIECES
 from parallel.topology import Layout
-from pretrain.plan_memory import Stage, stages
+from pretrain.plan.memory import Stage, stages
 
 HOST_GPUS = 8
 """GPUs that share NVLink; groups that reach beyond use the network."""

@@ -11,7 +11,7 @@ from model.config import ModelConfig
 from model.flops import flops_per_token, forward_flops
 from parallel.accelerators import accelerator
 from parallel.config import ParallelConfig, RecomputeConfig
-from pretrain.plan import Work, predict
+from pretrain.plan.layouts import Work, predict
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from parallel.accelerators import GIB, Accelerator
 from parallel.config import ParallelConfig, RecomputeConfig
 from parallel.topology import Layout, check_layout
 from pretrain.config.schema import RunConfig
-from pretrain.plan_memory import Memory, peak_memory, stages
-from pretrain.plan_speed import StepTime, Traffic, bubble_share, step_time, traffic
+from pretrain.plan.memory import Memory, peak_memory, stages
+from pretrain.plan.speed import StepTime, Traffic, bubble_share, step_time, traffic
 
 RESERVED = 3 * GIB
 """Memory that no tensor may have: CUDA context, NCCL and kernel workspaces, fragments."""

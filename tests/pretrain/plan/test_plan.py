@@ -15,15 +15,15 @@ from model.size import parameter_count, parameter_shapes
 from parallel.accelerators import ACCELERATORS, accelerator
 from parallel.config import ParallelConfig, RecomputeConfig
 from parallel.topology import check_layout
-from pretrain.plan import RESERVED, Work, predict, rank
-from pretrain.plan_memory import peak_memory, stages
-from pretrain.plan_published import errors, table
-from pretrain.plan_speed import bubble_share
+from pretrain.plan.layouts import RESERVED, Work, predict, rank
+from pretrain.plan.memory import peak_memory, stages
+from pretrain.plan.published import errors, table
+from pretrain.plan.speed import bubble_share
 from tools.plan import plan
 
 MODEL = ModelConfig(scheme="pre_ln", num_layers=8, hidden_size=256, num_attention_heads=8, vocab_size=1024, max_position_embeddings=128)
 H100 = accelerator("h100")
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
+DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "performance.md"
 
 
 def test_documented_table_is_what_the_code_gives() -> None:

@@ -1,0 +1,1 @@
+"""What will a run cost in memory, time and money?"""
