@@ -26,8 +26,8 @@ from parallel.checkpoint.reader import open_checkpoint
 from parallel.checkpoint.writer import prune, save
 from parallel.engine import Engine
 from parallel.single import single_process
-from pretrain.build import build_engine
 from pretrain.config.schema import RunConfig
+from pretrain.train.build import build_engine
 
 
 def engine_of(layers: int, hidden: int) -> Engine:

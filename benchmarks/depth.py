@@ -31,7 +31,7 @@ def actions_of(engine: Engine, repeats: int, folder: Path) -> dict[str, Callable
     from model.layer import DepthLayer
     from parallel.checkpoint.writer import prune, save
     from pretrain.callbacks.signal_hooks import LayerHooks
-    from pretrain.loop import forward_step
+    from pretrain.train.loop import forward_step
 
     batches = [torch.randint(0, 500, (BATCH, SEQ + 1))]
     layers = [module for module in engine.chunks[0].modules() if isinstance(module, DepthLayer)]

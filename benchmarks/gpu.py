@@ -105,8 +105,8 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
     from model.size import parameter_count
     from parallel.peaks import mfu
     from parallel.single import single_process
-    from pretrain.build import build_engine
-    from pretrain.loop import forward_step
+    from pretrain.train.build import build_engine
+    from pretrain.train.loop import forward_step
 
     config = case.config()
     begin = time.perf_counter()

@@ -42,9 +42,9 @@ def rank_main(case: dict[str, Any], rank: int, port: int, out: Path) -> None:
     torch.set_num_threads(1)
     from parallel.launch import RankInfo, init_process_group
     from parallel.topology import Topology
-    from pretrain.build import build_engine
-    from pretrain.fit import fit_processes
-    from pretrain.loop import forward_step
+    from pretrain.train.build import build_engine
+    from pretrain.train.feasibility import fit_processes
+    from pretrain.train.loop import forward_step
 
     config = run_config(case)
     layout = fit_processes(config, WORLD)

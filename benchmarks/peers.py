@@ -196,7 +196,7 @@ def huggingface_deepspeed(shape: Shape) -> Contestant:
 def fathom_deepspeed(shape: Shape) -> Contestant:
     """Our model with nothing of our engine."""
     from parallel.single import single_process
-    from pretrain.build import build_chunks
+    from pretrain.train.build import build_chunks
 
     (model,) = build_chunks(_fathom_model(shape, "pre_ln"), single_process(), seq_length=shape.seq, dtype=torch.float32, seed=1)
 
@@ -246,8 +246,8 @@ class Fathom:
     def __init__(self, shape: Shape, scheme: str = "pre_ln", *, compiled: bool = False) -> None:
         from parallel.engine import Engine
         from parallel.single import single_process
-        from pretrain.build import adamw, build_chunks
         from pretrain.config.schema import OptimizerConfig
+        from pretrain.train.build import adamw, build_chunks
 
         self.name, self.keeps_memory = f"Fathom {scheme}" + (", compiled" if compiled else ""), True
         topology = single_process()
@@ -273,7 +273,7 @@ class Fathom:
 
     def step(self, tokens: Tensor) -> float:
         """One optimizer step."""
-        from pretrain.loop import forward_step
+        from pretrain.train.loop import forward_step
 
         loss = self.engine.train_step(forward_step, lambda: iter(tokens), len(tokens)).loss
         if self.compiled and (graphs := torch._dynamo.utils.counters["stats"]["unique_graphs"]) != 1:

@@ -39,14 +39,14 @@ def parts(layers: int, hidden: int, data: Path) -> dict[str, dict[str, float]]:
     from parallel.startup import collector_at_rest, load_libraries
 
     load_libraries()
-    import pretrain.build as build
+    import pretrain.train.build as build
     from model.config import ModelConfig
     from model.gpt import GPT, transformer_config
     from parallel.engine import Engine
     from parallel.single import single_process
     from pretrain.config.schema import Corpus, OptimizerConfig
     from pretrain.data.blend import open_blend
-    from pretrain.loop import forward_step
+    from pretrain.train.loop import forward_step
 
     mark()
     with collector_at_rest():

@@ -149,7 +149,7 @@ def train_cell(config: RunConfig) -> dict[str, Any]:
     """Trains one cell in this process and writes its result. Checkpoints are removed once the cell is finished."""
     from parallel.launch import RankInfo
     from parallel.single import single_process
-    from pretrain.run import _train
+    from pretrain.train.run import _train
 
     folder = Path(config.runs_dir) / config.name
     begin = time.time()

@@ -27,8 +27,8 @@ from model.size import parameter_count
 from model.theory import LayerSignal, predict
 from parallel.checkpoint.reader import CheckpointReader
 from parallel.topology import Topology
-from pretrain.build import build_chunks, seed_everything
-from pretrain.loop import forward_step
+from pretrain.train.build import build_chunks, seed_everything
+from pretrain.train.loop import forward_step
 
 KINDS = LAYER_ROLES
 MATRICES = {"self_attention.linear_proj": "o", "mlp.linear_fc1": "fc1", "mlp.linear_fc2": "fc2"}

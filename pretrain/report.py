@@ -283,7 +283,7 @@ def _devices(run: Run) -> str:
 
 def _typed(argv: list[str]) -> list[str]:
     """What a user types for a process that was started with `argv`: interpreter and module paths replaced by the command."""
-    for word in ("pretrain.run", "pretrain"):
+    for word in ("pretrain.train.run", "pretrain"):
         if word in argv:
             return ["fathom", "pretrain", *argv[argv.index(word) + 1 :]]
     return argv

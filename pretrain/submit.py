@@ -226,7 +226,7 @@ def _time_limit(request: Request, site: SiteConfig) -> str:
 
 def _misfit(config: RunConfig, world: int) -> str | None:
     """Why a run does not fit a number of processes; None where it does."""
-    from pretrain.fit import fit_processes
+    from pretrain.train.feasibility import fit_processes
 
     try:
         fit_processes(config, world)

@@ -58,7 +58,7 @@ LONGEST = (
     "parallel/checkpoint/test_reshard.py",
     "parallel/test_gradients.py",
     "parallel/checkpoint/test_resume.py",
-    "pretrain/test_run.py",
+    "pretrain/train/test_run.py",
     "parallel/test_dropout.py",
 )
 

@@ -39,8 +39,8 @@ WRONG = 3  # exit code of a rank that found something wrong, not just that anoth
 PRELOADED = (
     "deepspeed",
     "megatron.core.models.gpt",
-    "pretrain.loop",
-    "pretrain.build",
+    "pretrain.train.loop",
+    "pretrain.train.build",
     "deepspeed.comm.mori",
     "deepspeed.moe.ep_count",
     "deepspeed.module_inject.auto_ep_layer",

@@ -38,7 +38,7 @@ def command(
     from pretrain.duel import Grid, cell_config, check_unchanged, default_jobs, train_cells
     from pretrain.duel_report import Duel, text, write
     from pretrain.duel_results import outcome
-    from pretrain.run import prepare
+    from pretrain.train.run import prepare
 
     if equal not in ("tokens", "parameters"):
         raise UserError(f"--equal {equal}: choose tokens or parameters")

@@ -22,6 +22,6 @@ def command(
     """
     # Waiting threads must not burn the cores that other ranks compute on; read when PyTorch is loaded, so it comes first.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from pretrain.run import pretrain
+    from pretrain.train.run import pretrain
 
     sys.exit(pretrain(config, [*(overrides or []), *(["log.progress=none"] if quiet else [])]))

@@ -9,7 +9,7 @@ from pretrain.callbacks import Callback
 from pretrain.callbacks.progress import Progress
 
 if TYPE_CHECKING:
-    from pretrain.loop import Trainer
+    from pretrain.train.loop import Trainer
 
 
 class Display(Callback):

@@ -9,7 +9,7 @@ from pretrain.callbacks import Callback
 from pretrain.rundir.metrics import MetricsWriter
 
 if TYPE_CHECKING:
-    from pretrain.loop import Trainer
+    from pretrain.train.loop import Trainer
 
 SCALARS = {
     "loss": "loss/train",

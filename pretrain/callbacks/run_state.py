@@ -8,7 +8,7 @@ from pretrain.callbacks import Callback
 from pretrain.rundir import state
 
 if TYPE_CHECKING:
-    from pretrain.loop import Trainer
+    from pretrain.train.loop import Trainer
 
 
 class RunState(Callback):

@@ -22,7 +22,7 @@ from pretrain.callbacks.signal_history import Departure, History, message
 from pretrain.callbacks.signal_hooks import MEANS, LayerHooks
 
 if TYPE_CHECKING:
-    from pretrain.loop import Trainer
+    from pretrain.train.loop import Trainer
 
 SAMPLED_LAYERS = 8
 """Layers whose stream the cheap set looks at, evenly spread with the first and the last."""

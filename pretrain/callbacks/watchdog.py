@@ -26,7 +26,7 @@ from pretrain.callbacks import Callback
 from pretrain.rundir.state import CONTROL, FAILED, Owner, record_failure, write_state
 
 if TYPE_CHECKING:
-    from pretrain.loop import Trainer
+    from pretrain.train.loop import Trainer
 
 UNMEASURED_SECONDS = 3600.0
 """For what has no usual length: the first step with its compilation, reading data, evaluation, checkpoints."""

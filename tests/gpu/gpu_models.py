@@ -14,8 +14,8 @@ from model.names import named_parameters
 from parallel.config import Fp8Config
 from parallel.precision import Machine, Numerics, check_sizes, resolve, this_machine
 from parallel.single import single_process
-from pretrain.build import build_chunks
-from pretrain.loop import forward_step
+from pretrain.train.build import build_chunks
+from pretrain.train.loop import forward_step
 
 SEQ, BATCH, VOCAB, SEED = 128, 2, 512, 7
 SHAPE: dict[str, Any] = {"num_layers": 4, "hidden_size": 128, "num_attention_heads": 2, "vocab_size": VOCAB, "max_position_embeddings": SEQ}

@@ -13,8 +13,8 @@ from parallel.engine import Engine
 from parallel.graphs import WARM_UP
 from parallel.precision import RECIPES
 from parallel.single import single_process
-from pretrain.build import build_engine
-from pretrain.loop import forward_step
+from pretrain.train.build import build_engine
+from pretrain.train.loop import forward_step
 from tests.gpu.gpu_models import tokens
 from tests.gpu.test_gpu_numerics import needs
 from tests.gpu.test_gpu_training import BATCH, MICRO, RATE, run_config

@@ -16,9 +16,9 @@ from parallel.engine import Engine
 from parallel.fp8_state import checkpoint_file, restore
 from parallel.precision import RECIPES
 from parallel.single import single_process
-from pretrain.build import build_engine
 from pretrain.config.schema import RunConfig
-from pretrain.loop import forward_step
+from pretrain.train.build import build_engine
+from pretrain.train.loop import forward_step
 from tests.gpu.gpu_models import SEQ, SHAPE, tokens
 from tests.gpu.test_gpu_numerics import needs
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pretrain.config.schema import RunConfig
-from pretrain.loop import forward_step
+from pretrain.train.loop import forward_step
 from tests.distributed import Group, gather, launch
 from tests.parallel.training import Curve, batches_of, engine_of, given, run_config, train, whole_parameters
 

@@ -15,7 +15,7 @@ from model.scheme import SCHEMES, scheme_names
 from model.shards import WHOLE
 from parallel.engine import Engine
 from parallel.gradients import GradientBuffer, Group, Kind
-from pretrain.loop import forward_step
+from pretrain.train.loop import forward_step
 from tests import distributed
 from tests.distributed import gather, launch, rebuild
 from tests.parallel.training import batches_of, engine_of, given, run_config, train, whole_parameters

@@ -16,8 +16,8 @@ from model.scheme import SCHEMES
 from parallel.engine import Engine
 from parallel.graphs import WARM_UP, StepGraph
 from parallel.single import single_process
-from pretrain.build import build_engine
-from pretrain.loop import forward_step
+from pretrain.train.build import build_engine
+from pretrain.train.loop import forward_step
 from tests.parallel.graph_emulator import Graph, emulated
 from tests.parallel.training import run_config, sample
 
@@ -26,7 +26,7 @@ STEPS, MICRO, ACCUMULATION = WARM_UP + 4, 2, 2
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Graph]]:
-    monkeypatch.setattr("pretrain.compiling.check_graphs", lambda seq_length: None)
+    monkeypatch.setattr("pretrain.train.compiling.check_graphs", lambda seq_length: None)
     with emulated() as kind:
         yield kind
 

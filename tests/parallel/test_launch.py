@@ -127,7 +127,7 @@ def test_nohup_is_respected(tmp_path: Path) -> None:
 def test_a_terminal_that_is_gone_can_be_written_to(tmp_path: Path) -> None:
     """Every write to it would fail otherwise, the parent's and the ranks'."""
     text = (
-        "import pathlib, signal, sys, time\nfrom pretrain.stop import StopRequest\n"
+        "import pathlib, signal, sys, time\nfrom pretrain.train.stop_signals import StopRequest\n"
         f"folder = pathlib.Path({str(tmp_path)!r})\nstop = StopRequest(folder, {{}})\nstop.install()\n(folder / 'ready').touch()\n"
         "while not stop.code(): time.sleep(0.05)\n"
         "print('words', flush=True)\nprint('words', file=sys.stderr, flush=True)\n(folder / 'reason').write_text(stop.reason())\nsys.exit(stop.code())"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.errors import UserError
 from parallel.muon import Muon, matrices_of, newton_schulz, scale
-from pretrain.loop import forward_step
+from pretrain.train.loop import forward_step
 from tests.distributed import Group, launch
 from tests.parallel.checkpoint.states import bring, keep
 from tests.parallel.training import batches_of, engine_of, given, run_config

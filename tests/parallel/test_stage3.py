@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from parallel.engine import Engine
 from pretrain.config.schema import RunConfig
-from pretrain.loop import forward_step
+from pretrain.train.loop import forward_step
 from tests.distributed import Group, gather, launch
 from tests.parallel.training import batches_of, engine_of, given, run_config, train, whole_parameters
 

@@ -14,10 +14,10 @@ from model.config import ModelConfig
 from model.shards import full_shape, put
 from parallel.config import ParallelConfig
 from parallel.engine import Engine
-from pretrain.build import build_engine
 from pretrain.config.schema import RunConfig
 from pretrain.data.order import micro_batch_indices
-from pretrain.loop import forward_step
+from pretrain.train.build import build_engine
+from pretrain.train.loop import forward_step
 from tests.distributed import gather, rebuild
 
 SEQ_LENGTH = 16

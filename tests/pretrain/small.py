@@ -10,12 +10,12 @@ from typing import Any
 
 from model.config import ModelConfig
 from parallel.single import single_process
-from pretrain.build import build_engine
 from pretrain.config.schema import Corpus, DataConfig, LogConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
 from pretrain.data.blend import open_blend
 from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.train_tokenizer import train_tokenizer
-from pretrain.loop import Trainer
+from pretrain.train.build import build_engine
+from pretrain.train.loop import Trainer
 
 VOCAB = 300
 

@@ -21,8 +21,8 @@ from model.size import parameter_count
 from pretrain.config.scheme_choice import parse_variant, parse_variants
 from pretrain.duel import Cell, Grid, cell_config, check_unchanged, finished, sized, train_cell, train_cells
 from pretrain.duel_results import Outcome, best_settings, count_bursts, count_spikes, outcome, statements
-from pretrain.run import prepare
 from pretrain.rundir.metrics import read_metrics
+from pretrain.train.run import prepare
 from tests.pretrain.small import small_data
 from tools.depth_duel import _depths
 

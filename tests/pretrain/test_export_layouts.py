@@ -11,7 +11,7 @@ from model.hf.proof import logits
 from pretrain.data.blend import open_blend
 from pretrain.evaluate import evaluate
 from pretrain.export import export_checkpoint
-from pretrain.loop import forward_step
+from pretrain.train.loop import forward_step
 from tests.distributed import Group, launch
 from tests.parallel.training import SEQ_LENGTH, engine_of, given, run_config, train, whole_parameters
 from tests.pretrain.small import VOCAB, small_data

@@ -18,12 +18,12 @@ from model.errors import UserError
 from model.names import named_parameters
 from model.stack import Stack
 from parallel.single import single_process
-from pretrain.build import build_chunks, seed_everything
 from pretrain.config.scheme_choice import parse_variant, parse_variants
 from pretrain.probe import KINDS, Probe, coincidence, log_mean_square, probe, token_correlation, zipf_tokens
 from pretrain.probe_report import as_json, page, text, write_json, write_plot
 from pretrain.probe_rules import RULES, findings, trainable, verdict
 from pretrain.probe_setup import Choices, memory_needed, probes
+from pretrain.train.build import build_chunks, seed_everything
 from tests.pretrain.small import small_config, small_data, small_trainer
 
 LENGTH = 12

@@ -35,7 +35,7 @@ ENVIRONMENT: dict[str, Any] = {
     "host": "node-7",
     "cpu": {"model": "Some CPU", "usable_cores": 4},
     "gpus": [{"name": "NVIDIA H200"}] * 2,
-    "command": ["/usr/bin/python", "-m", "pretrain.run", "a b.yaml", "train.steps=60"],
+    "command": ["/usr/bin/python", "-m", "pretrain.train.run", "a b.yaml", "train.steps=60"],
 }
 
 
@@ -282,7 +282,7 @@ def test_no_share_of_a_peak_without_gpus_of_one_kind(run_dir: Path, change: dict
 
 
 @pytest.mark.parametrize(
-    "argv", [["/v/bin/python", "/v/bin/fathom", "pretrain", "x.yaml"], ["fathom", "pretrain", "x.yaml"], ["python", "-m", "pretrain.run", "x.yaml"]]
+    "argv", [["/v/bin/python", "/v/bin/fathom", "pretrain", "x.yaml"], ["fathom", "pretrain", "x.yaml"], ["python", "-m", "pretrain.train.run", "x.yaml"]]
 )
 def test_the_command_is_what_a_user_types(run_dir: Path, argv: list[str]) -> None:
     (run_dir / "environment.json").write_text(json.dumps({"command": argv}))

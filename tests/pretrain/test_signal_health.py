@@ -15,15 +15,15 @@ from torch import Tensor
 import pretrain.callbacks.signal_hooks as signal_hooks
 from model.names import named_parameters
 from parallel.single import single_process
-from pretrain.build import build_chunks
 from pretrain.callbacks import Callback
 from pretrain.callbacks.logging import MetricsFile, TensorBoard
 from pretrain.callbacks.signal_health import SignalHealth, norms_of, spread, summary
 from pretrain.callbacks.signal_history import ENOUGH, History, message
 from pretrain.callbacks.signal_hooks import largest_logit
 from pretrain.config.schema import RunConfig
-from pretrain.loop import forward_step
 from pretrain.rundir.metrics import read_metrics
+from pretrain.train.build import build_chunks
+from pretrain.train.loop import forward_step
 from tests.parallel.graph_emulator import emulated
 from tests.pretrain.small import small_config, small_data, small_trainer
 
@@ -276,7 +276,7 @@ def test_a_sound_run_warns_of_nothing(data: Path, tmp_path: Path) -> None:
 
 def test_under_a_cuda_graph_only_fully_measured_steps_run_without_it(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same values as without a graph; the sizes of streams, which take hooks, at fully measured steps only."""
-    monkeypatch.setattr("pretrain.compiling.check_graphs", lambda seq_length: None)
+    monkeypatch.setattr("pretrain.train.compiling.check_graphs", lambda seq_length: None)
     without, _ = train(small_config(data, tmp_path / "without", 12, signal_interval=7))
     config = small_config(data, tmp_path / "with", 12, signal_interval=7)
     config.train.cuda_graph = True

@@ -27,8 +27,8 @@ from pretrain.rundir.state import (
     stop_file,
     write_state,
 )
-from pretrain.stop import StopRequest, task_exit_code
 from pretrain.supervise import NOTHING_TO_DO, carry_out, decide, main, on_term, start, usable_nodes
+from pretrain.train.stop_signals import StopRequest, task_exit_code
 
 OWNER = Owner("12", 0)
 RUNNING = Job("RUNNING")

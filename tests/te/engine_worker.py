@@ -31,8 +31,8 @@ def engine_of(model: Any, kinds: str, *, zero: int = 1, cuda_graph: bool = False
     from model.names import named_parameters
     from parallel.engine import Engine
     from parallel.single import single_process
-    from pretrain.build import adamw
     from pretrain.config.schema import OptimizerConfig
+    from pretrain.train.build import adamw
 
     topology = copy.copy(single_process())
     topology.layout = replace(topology.layout, zero=zero)
@@ -58,7 +58,7 @@ def train(engine: Any, first: int, steps: int = STEPS) -> list[float]:
     """Losses of steps from step `first` on, of two micro-batches each."""
     import torch
 
-    from pretrain.loop import forward_step
+    from pretrain.train.loop import forward_step
 
     engine.set_lr(1e-2)
     losses = []

@@ -13,7 +13,7 @@ from parallel.exit_codes import ExitCode
 from parallel.slurm import check_port, expand_hosts, slurm_environment
 from pretrain.rundir.metrics import MetricsWriter
 from pretrain.rundir.state import FINISHED, RUNNING, STOPPED, check_owner, claim, latest_step, record_failure, write_state
-from pretrain.stop import StopRequest, task_exit_code
+from pretrain.train.stop_signals import StopRequest, task_exit_code
 
 
 def joined(info: Any) -> Any:

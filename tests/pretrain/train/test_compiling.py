@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from model.errors import UserError
 from parallel.precision import Numerics
-from pretrain.compiling import check_graphs, compile_chunks
 from pretrain.config.schema import RunConfig
+from pretrain.train.compiling import check_graphs, compile_chunks
 
 LOCAL, TE = Numerics(torch.float32, "local"), Numerics(torch.bfloat16, "te")
 

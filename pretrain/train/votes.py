@@ -12,7 +12,7 @@ from model.errors import UserError
 from parallel.exit_codes import ExitCode
 from pretrain.config.schema import CheckpointConfig
 from pretrain.rundir.state import CONTROL, StaleStartError, check_owner
-from pretrain.stop import StopRequest
+from pretrain.train.stop_signals import StopRequest
 
 SAVE_FILE, EXIT_FILE = "save", "exit"
 LOOK_SECONDS, OWNER_SECONDS = 1.0, 10.0

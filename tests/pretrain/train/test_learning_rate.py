@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pretrain.config.schema import ScheduleConfig
-from pretrain.schedule import learning_rate
+from pretrain.train.learning_rate import learning_rate
 
 TOTAL, PEAK = 100, 2.0
 

@@ -18,11 +18,11 @@ from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
 from parallel.checkpoint.writer import prune
 from parallel.engine import Engine
 from parallel.fp8_state import checkpoint_file, restore
-from pretrain.build import seed_everything
 from pretrain.config.schema import RunConfig
 from pretrain.rundir.environment import versions
 from pretrain.rundir.metrics import read_metrics
 from pretrain.rundir.state import Owner, StaleStartError, check_owner
+from pretrain.train.build import seed_everything
 
 FIXED = ("data.seq_length", "train.global_batch_size", "train.seed")
 """Settings that say which samples a step takes: with others, a run that goes on would leave out some of its data or see it twice."""

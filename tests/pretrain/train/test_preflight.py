@@ -17,10 +17,10 @@ from model.config import ModelConfig
 from model.errors import UserError
 from parallel.exit_codes import ExitCode
 from parallel.launch import RankInfo
-from pretrain import preflight
 from pretrain.config.schema import Corpus, DataConfig, OptimizerConfig, RunConfig, TrainConfig
-from pretrain.preflight import GPU, PATH, BadNodeError, Facts, check_nodes, judge
 from pretrain.rundir.state import Owner, read_failures
+from pretrain.train import preflight
+from pretrain.train.preflight import GPU, PATH, BadNodeError, Facts, check_nodes, judge
 
 SOFTWARE = {"python": "3.11.7", "torch": "2.13.0"}
 

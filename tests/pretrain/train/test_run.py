@@ -112,7 +112,7 @@ def test_interrupt_while_a_rank_imports_is_quiet(ignored: bool) -> None:
     previous = signal.signal(signal.SIGINT, action)  # ignoring is inherited
     try:
         env = dict(os.environ, RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
-        process = subprocess.Popen([sys.executable, "-X", "importtime", "-m", "pretrain.run", "no/such.yaml"], stderr=subprocess.PIPE, text=True, env=env)
+        process = subprocess.Popen([sys.executable, "-X", "importtime", "-m", "pretrain.train.run", "no/such.yaml"], stderr=subprocess.PIPE, text=True, env=env)
     finally:
         signal.signal(signal.SIGINT, previous)
     assert process.stderr is not None
@@ -156,8 +156,8 @@ def test_mistakes_are_said_before_anything_starts(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str, processes: int
 ) -> None:
     monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.setattr("pretrain.run.start_local", pytest.fail)
-    monkeypatch.setattr("pretrain.run.run_rank", pytest.fail)
+    monkeypatch.setattr("pretrain.train.run.start_local", pytest.fail)
+    monkeypatch.setattr("pretrain.train.run.run_rank", pytest.fail)
     with pytest.raises(SystemExit) as leaving:
         main(["pretrain", str(config), f"runs_dir={tmp_path}", f"parallel.processes={processes}", *overrides])
     assert leaving.value.code == ExitCode.USER_ERROR

@@ -25,7 +25,7 @@ def fit_machine(config: RunConfig, layout: Layout) -> Numerics:
     layout.check_dtype(numerics.dtype)
     check_sizes(numerics, config.model, layout, seq_length=config.data.seq_length, micro_batch_size=train.micro_batch_size)
     if train.cuda_graph:
-        from pretrain.compiling import check_graphs  # loads Megatron-core
+        from pretrain.train.compiling import check_graphs  # loads Megatron-core
 
         check_graphs(config.data.seq_length)
     return numerics

@@ -15,9 +15,9 @@ from parallel.engine import Engine
 from parallel.muon import Muon
 from parallel.precision import fallback, this_machine
 from parallel.topology import Topology
-from pretrain.compiling import compile_chunks
 from pretrain.config.schema import MOMENTUM, OptimizerConfig, RunConfig
-from pretrain.fit import fit_machine
+from pretrain.train.compiling import compile_chunks
+from pretrain.train.feasibility import fit_machine
 
 
 def seed_everything(seed: int, topology: Topology) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from parallel.exit_codes import ExitCode
 from pretrain.config.schema import CheckpointConfig
-from pretrain.requests import FAILED, FENCED, LEAVE, RESTART, SAVE, Decision, Requests, decision
 from pretrain.rundir.state import CONTROL, Owner, claim
+from pretrain.train.votes import FAILED, FENCED, LEAVE, RESTART, SAVE, Decision, Requests, decision
 
 
 class Clock:

@@ -14,13 +14,13 @@ from model.errors import UserError
 from parallel.checkpoint.errors import SaveError
 from parallel.checkpoint.format import leftovers_in, steps_in
 from parallel.checkpoint.reader import open_checkpoint
-from pretrain import saving
 from pretrain.callbacks import Callback
 from pretrain.callbacks.logging import MetricsFile
 from pretrain.callbacks.run_state import RunState
 from pretrain.config.schema import RunConfig
-from pretrain.loop import Trainer
 from pretrain.rundir.state import Owner, StaleStartError, claim
+from pretrain.train import run_checkpoints
+from pretrain.train.loop import Trainer
 from tests.pretrain.small import small_config, small_data, small_trainer
 
 
@@ -124,7 +124,7 @@ def test_the_next_start_says_what_it_found(data: Path, tmp_path: Path, capsys: p
     capsys.readouterr()
     trainer = small_trainer(config)
     trainer.resume()
-    assert capsys.readouterr().err == "small: step_00000003 is incomplete (killed while saving); continuing from step_00000002\n"
+    assert capsys.readouterr().err == "small: step_00000003 is incomplete (killed while run_checkpoints); continuing from step_00000002\n"
     (folder / "latest").write_text("step_00000001\n")
     trainer.resume()
     assert trainer.step == 1
@@ -221,8 +221,8 @@ def test_a_damaged_checkpoint_says_how_to_go_back(data: Path, tmp_path: Path, ca
 def test_the_state_of_fp8_goes_with_the_checkpoint(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its content is tested where Transformer Engine is; here, that it is asked for and given back."""
     brought: list[Path] = []
-    monkeypatch.setattr(saving, "checkpoint_file", lambda chunks, topology: {"fp8_state.safetensors": b"state"})
-    monkeypatch.setattr(saving, "restore", lambda chunks, folder: brought.append(folder))
+    monkeypatch.setattr(run_checkpoints, "checkpoint_file", lambda chunks, topology: {"fp8_state.safetensors": b"state"})
+    monkeypatch.setattr(run_checkpoints, "restore", lambda chunks, folder: brought.append(folder))
     config = run_config(data, tmp_path)
     config.train.stop_at_step = 1
     trained(config)

@@ -17,11 +17,11 @@ from parallel.exit_codes import ExitCode
 from pretrain.callbacks import Callback
 from pretrain.config.schema import RunConfig
 from pretrain.data.blend import Prefetcher, TokenBlend, micro_batch_indices
-from pretrain.requests import Decision, Requests, decision
 from pretrain.rundir.state import StaleStartError
-from pretrain.saving import Checkpoints
-from pretrain.schedule import learning_rate
-from pretrain.stop import BEGAN
+from pretrain.train.learning_rate import learning_rate
+from pretrain.train.run_checkpoints import Checkpoints
+from pretrain.train.stop_signals import BEGAN
+from pretrain.train.votes import Decision, Requests, decision
 
 
 def forward_step(iterator: Iterator[Tensor], chunk: nn.Module) -> tuple[Tensor, Any]:

@@ -28,16 +28,16 @@ from pretrain.callbacks.watchdog import Watchdog, timed_out
 from pretrain.config.load import complete_model, dump_config, load_config
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import load_manifest
-from pretrain.fit import fit_machine, fit_processes
-from pretrain.preflight import BadNodeError, check_network, check_nodes
 from pretrain.rundir.lock import InUseError, UnwritableError, check_free, owned
 from pretrain.rundir.state import FAILED, StaleStartError, forget_failures, read_state, record_failure, write_state
-from pretrain.stop import task_exit_code
+from pretrain.train.feasibility import fit_machine, fit_processes
+from pretrain.train.preflight import BadNodeError, check_network, check_nodes
+from pretrain.train.stop_signals import task_exit_code
 
 if TYPE_CHECKING:
-    from pretrain.loop import Trainer
+    from pretrain.train.loop import Trainer
 
-LOCAL_ARGUMENTS = ("-m", "pretrain.run")
+LOCAL_ARGUMENTS = ("-m", "pretrain.train.run")
 CODES: dict[type[Exception], ExitCode] = {UserError: ExitCode.USER_ERROR, BadNodeError: ExitCode.BAD_NODE, StaleStartError: ExitCode.STALE}
 
 
@@ -177,14 +177,14 @@ def _train(config: RunConfig, info: RankInfo, topology: Topology, run_dir: Path,
 
 
 def _trainer(config: RunConfig, info: RankInfo, topology: Topology, run_dir: Path, watchdog: Watchdog | None) -> Trainer:
-    from pretrain.build import build_engine
     from pretrain.callbacks import Callback
     from pretrain.callbacks.display import Display
     from pretrain.callbacks.logging import MetricsFile, TensorBoard
     from pretrain.callbacks.run_state import RunState
     from pretrain.callbacks.signal_health import SignalHealth
     from pretrain.data.blend import open_blend
-    from pretrain.loop import Trainer
+    from pretrain.train.build import build_engine
+    from pretrain.train.loop import Trainer
 
     known = info.rank == 0 and (run_dir / "config.yaml").exists()
     if info.rank == 0 and not known:
@@ -222,5 +222,5 @@ def _describe(config: RunConfig, run_dir: Path) -> None:
 if __name__ == "__main__":
     rank = rank_from_environment(os.environ)
     if rank is None:
-        sys.exit("fathom: error: pretrain.run is started by `fathom pretrain`")
+        sys.exit("fathom: error: pretrain.train.run is started by `fathom pretrain`")
     sys.exit(start_rank(sys.argv[1], sys.argv[2:], rank))

@@ -9,8 +9,8 @@ import torch
 
 from model.errors import UserError
 from parallel.precision import Machine
-from pretrain import fit
-from pretrain.fit import fit_machine, fit_processes
+from pretrain.train import feasibility
+from pretrain.train.feasibility import fit_machine, fit_processes
 from tests.parallel.training import given, run_config
 
 H100 = Machine("NVIDIA H100 80GB HBM3", (9, 0), (13, 0), "2.11.0", "")
@@ -59,7 +59,7 @@ def test_machines_that_do_not_fit(parallel: dict[str, Any], train: dict[str, Any
 
 
 def test_sizes_that_fp8_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "this_machine", lambda: H100)
+    monkeypatch.setattr(feasibility, "this_machine", lambda: H100)
     config = run_config(given(ffn_hidden_size=40), train=given(precision="bf16", fp8=given(recipe="delayed")))
     with pytest.raises(UserError, match="model.ffn_hidden_size per tensor-parallel rank = 40 is not a multiple of 16"):
         fit_machine(config, fit_processes(config, 1))

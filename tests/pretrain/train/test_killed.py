@@ -14,7 +14,7 @@ import pytest
 from tests.pretrain.killed import CONFIG
 from tests.pretrain.small import small_data
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def trial(folder: Path, kills: int, seed: int, timeout: float) -> list[dict[str, Any]]:
