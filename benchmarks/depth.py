@@ -30,7 +30,7 @@ def actions_of(engine: Engine, repeats: int, folder: Path) -> dict[str, Callable
     """What is timed on one model, each `repeats` times so that shallow models take long enough to be timed."""
     from model.layer import DepthLayer
     from parallel.checkpoint.writer import prune, save
-    from pretrain.callbacks.signal_hooks import LayerHooks
+    from pretrain.train.callbacks.signal.hooks import LayerHooks
     from pretrain.train.loop import forward_step
 
     batches = [torch.randint(0, 500, (BATCH, SEQ + 1))]

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from model.files import atomic_write_text
-from pretrain.callbacks.progress import duration
 from pretrain.config.schema import RunConfig
 from pretrain.drawing import compact
 from pretrain.duel import Grid
 from pretrain.duel_charts import charts
 from pretrain.duel_results import STATUS_WORDS, Best, Outcome, best_settings, statements
 from pretrain.page import Page, Section, Table, render_page
+from pretrain.train.callbacks.progress import duration
 
 PAGE, DATA = "duel.html", "duel.json"
 

@@ -25,10 +25,10 @@ from model.files import atomic_write_text
 from model.flops import flops_per_token
 from model.scheme import SCHEMES
 from parallel.peaks import mfu
-from pretrain.callbacks.progress import duration
 from pretrain.charts import Context, all_charts
 from pretrain.drawing import SHORT, compact, smoothing_window
 from pretrain.rundir.metrics import End, Metrics, Start, Train, read_metrics
+from pretrain.train.callbacks.progress import duration
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 MOST_WARNINGS = 100

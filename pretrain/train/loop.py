@@ -14,10 +14,10 @@ from parallel.checkpoint.background import Saved
 from parallel.checkpoint.errors import SaveError
 from parallel.engine import Engine
 from parallel.exit_codes import ExitCode
-from pretrain.callbacks import Callback
 from pretrain.config.schema import RunConfig
 from pretrain.data.blend import Prefetcher, TokenBlend, micro_batch_indices
 from pretrain.rundir.state import StaleStartError
+from pretrain.train.callbacks.base import Callback
 from pretrain.train.learning_rate import learning_rate
 from pretrain.train.run_checkpoints import Checkpoints
 from pretrain.train.stop_signals import BEGAN

@@ -24,12 +24,12 @@ from parallel.checkpoint.errors import SaveError
 from parallel.exit_codes import ExitCode
 from parallel.launch import RankInfo, free_port, has_gpu, init_process_group, open_store, rank_from_environment, start_local
 from parallel.topology import Topology
-from pretrain.callbacks.watchdog import Watchdog, timed_out
 from pretrain.config.load import complete_model, dump_config, load_config
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import load_manifest
 from pretrain.rundir.lock import InUseError, UnwritableError, check_free, owned
 from pretrain.rundir.state import FAILED, StaleStartError, forget_failures, read_state, record_failure, write_state
+from pretrain.train.callbacks.watchdog import Watchdog, timed_out
 from pretrain.train.feasibility import fit_machine, fit_processes
 from pretrain.train.preflight import BadNodeError, check_network, check_nodes
 from pretrain.train.stop_signals import task_exit_code
@@ -177,13 +177,13 @@ def _train(config: RunConfig, info: RankInfo, topology: Topology, run_dir: Path,
 
 
 def _trainer(config: RunConfig, info: RankInfo, topology: Topology, run_dir: Path, watchdog: Watchdog | None) -> Trainer:
-    from pretrain.callbacks import Callback
-    from pretrain.callbacks.display import Display
-    from pretrain.callbacks.logging import MetricsFile, TensorBoard
-    from pretrain.callbacks.run_state import RunState
-    from pretrain.callbacks.signal_health import SignalHealth
     from pretrain.data.blend import open_blend
     from pretrain.train.build import build_engine
+    from pretrain.train.callbacks.base import Callback
+    from pretrain.train.callbacks.display import Display
+    from pretrain.train.callbacks.metrics_log import MetricsFile, TensorBoard
+    from pretrain.train.callbacks.run_state import RunState
+    from pretrain.train.callbacks.signal.health import SignalHealth
     from pretrain.train.loop import Trainer
 
     known = info.rank == 0 and (run_dir / "config.yaml").exists()

@@ -14,12 +14,12 @@ from model.errors import UserError
 from parallel.checkpoint.errors import SaveError
 from parallel.checkpoint.format import leftovers_in, steps_in
 from parallel.checkpoint.reader import open_checkpoint
-from pretrain.callbacks import Callback
-from pretrain.callbacks.logging import MetricsFile
-from pretrain.callbacks.run_state import RunState
 from pretrain.config.schema import RunConfig
 from pretrain.rundir.state import Owner, StaleStartError, claim
 from pretrain.train import run_checkpoints
+from pretrain.train.callbacks.base import Callback
+from pretrain.train.callbacks.metrics_log import MetricsFile
+from pretrain.train.callbacks.run_state import RunState
 from pretrain.train.loop import Trainer
 from tests.pretrain.small import small_config, small_data, small_trainer
 

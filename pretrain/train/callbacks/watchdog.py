@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from model.files import atomic_write_text
 from parallel.exit_codes import ExitCode
-from pretrain.callbacks import Callback
 from pretrain.rundir.state import CONTROL, FAILED, Owner, record_failure, write_state
+from pretrain.train.callbacks.base import Callback
 
 if TYPE_CHECKING:
     from pretrain.train.loop import Trainer

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from parallel.checkpoint.format import step_folder
-from pretrain.callbacks import Callback
-from pretrain.callbacks.progress import Progress
+from pretrain.train.callbacks.base import Callback
+from pretrain.train.callbacks.progress import Progress
 
 if TYPE_CHECKING:
     from pretrain.train.loop import Trainer

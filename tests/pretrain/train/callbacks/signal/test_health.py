@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-import pretrain.callbacks.signal_hooks as signal_hooks
+import pretrain.train.callbacks.signal.hooks as signal_hooks
 from model.names import named_parameters
 from parallel.single import single_process
-from pretrain.callbacks import Callback
-from pretrain.callbacks.logging import MetricsFile, TensorBoard
-from pretrain.callbacks.signal_health import SignalHealth, norms_of, spread, summary
-from pretrain.callbacks.signal_history import ENOUGH, History, message
-from pretrain.callbacks.signal_hooks import largest_logit
 from pretrain.config.schema import RunConfig
 from pretrain.rundir.metrics import read_metrics
 from pretrain.train.build import build_chunks
+from pretrain.train.callbacks.base import Callback
+from pretrain.train.callbacks.metrics_log import MetricsFile, TensorBoard
+from pretrain.train.callbacks.signal.health import SignalHealth, norms_of, spread, summary
+from pretrain.train.callbacks.signal.history import ENOUGH, History, message
+from pretrain.train.callbacks.signal.hooks import largest_logit
 from pretrain.train.loop import forward_step
 from tests.parallel.graph_emulator import emulated
 from tests.pretrain.small import small_config, small_data, small_trainer

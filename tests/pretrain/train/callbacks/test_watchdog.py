@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from parallel.exit_codes import ExitCode
-from pretrain.callbacks.watchdog import BACKWARD, BETWEEN, UNMEASURED_SECONDS, UPDATE, Report, Watchdog, late_ranks, timed_out
 from pretrain.rundir.state import Owner, read_failures, read_state
+from pretrain.train.callbacks.watchdog import BACKWARD, BETWEEN, UNMEASURED_SECONDS, UPDATE, Report, Watchdog, late_ranks, timed_out
 
 HOSTS = ["node1", "node1", "node2", "node2"]
 OWNER = Owner("7", 1)
@@ -110,7 +110,7 @@ RANK = """
 import os, pathlib, sys, time
 from datetime import timedelta
 import torch, torch.distributed as dist
-from pretrain.callbacks.watchdog import Watchdog
+from pretrain.train.callbacks.watchdog import Watchdog
 
 class Trainer: step = 0
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from model.layer import DepthLayer
 from parallel.checkpoint.fragments import owned_fragments
-from pretrain.callbacks import Callback
-from pretrain.callbacks.signal_history import Departure, History, message
-from pretrain.callbacks.signal_hooks import MEANS, LayerHooks
+from pretrain.train.callbacks.base import Callback
+from pretrain.train.callbacks.signal.history import Departure, History, message
+from pretrain.train.callbacks.signal.hooks import MEANS, LayerHooks
 
 if TYPE_CHECKING:
     from pretrain.train.loop import Trainer
@@ -152,7 +152,7 @@ class SignalHealth(Callback):
                 departed = self.history.check(int(row["layer"]), key, value / lr if key == "update_ratio" and lr else value)
                 if departed is not None:
                     found.setdefault(key, []).append(departed)
-        from pretrain.callbacks.display import Display
+        from pretrain.train.callbacks.display import Display
 
         for departures in found.values():
             text = message(departures, len(rows))
@@ -162,7 +162,7 @@ class SignalHealth(Callback):
                     callback.progress.note(f"step {trainer.step}: {text}")
 
     def _tensorboard(self, trainer: Trainer, short: dict[str, float]) -> None:
-        from pretrain.callbacks.logging import TensorBoard
+        from pretrain.train.callbacks.metrics_log import TensorBoard
 
         board = next((callback for callback in trainer.callbacks if isinstance(callback, TensorBoard)), None)
         if board is None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pretrain.callbacks import Callback
 from pretrain.rundir import state
+from pretrain.train.callbacks.base import Callback
 
 if TYPE_CHECKING:
     from pretrain.train.loop import Trainer

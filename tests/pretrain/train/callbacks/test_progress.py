@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import pytest
 from rich.console import Console
 
-from pretrain.callbacks.progress import Progress, duration
+from pretrain.train.callbacks.progress import Progress, duration
 
 
 class Clock:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from pretrain.callbacks import Callback
 from pretrain.rundir.metrics import MetricsWriter
+from pretrain.train.callbacks.base import Callback
 
 if TYPE_CHECKING:
     from pretrain.train.loop import Trainer

@@ -1,0 +1,1 @@
+"""How does the signal through the layers fare while a model trains?"""
