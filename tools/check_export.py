@@ -14,7 +14,7 @@ def main(
     prompt: str = typer.Option("def main(", help="Text to continue."),
 ) -> None:
     """Load with transformers, compare loss and logits with the run's, print a sample. Exit code 1 where the losses differ by more than 0.2 %."""
-    from pretrain.verify_export import verify
+    from pretrain.trained.verify_export import verify
 
     result = verify(run, exported or run / "hf", prompt)
     console = Console(highlight=False, soft_wrap=True)

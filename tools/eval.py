@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pretrain.evaluate import Perplexity
+    from pretrain.trained.perplexity import Perplexity
 
 
 def command(
@@ -31,7 +31,7 @@ def command(
     Without --data and --text on the validation split of the run. Words are separated by white space; ends of documents count as tokens.
     """
     from model.errors import UserError
-    from pretrain.evaluate import evaluate
+    from pretrain.trained.perplexity import evaluate
 
     if precision not in (None, "auto", "fp32", "bf16"):
         raise UserError(f"precision={precision!r} is not known; choose auto, fp32 or bf16")

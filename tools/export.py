@@ -28,7 +28,7 @@ def command(
 
     The folder is loaded with transformers and its logits are compared with the checkpoint's before it is put in place.
     """
-    from pretrain.export import export_checkpoint
+    from pretrain.trained.export import export_checkpoint
 
     options = {"architecture": architecture, "dtype": dtype, "max_shard_size": max_shard_size, "tokenizer": tokenizer}
     result = export_checkpoint(checkpoint, out, overwrite=overwrite, **options)

@@ -18,7 +18,7 @@ def command(
 ) -> None:
     """Read a GPT-2, Llama or post-LN OPT model, or an export of ours, as a checkpoint. What cannot be represented exactly is refused with the reason."""
     from parallel.checkpoint.reader import open_checkpoint
-    from pretrain.import_ import import_checkpoint
+    from pretrain.trained.import_hf import import_checkpoint
 
     folder = import_checkpoint(source, out, vocab_multiple=vocab_multiple)
     model = open_checkpoint(folder).config["model"]

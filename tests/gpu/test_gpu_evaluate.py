@@ -12,9 +12,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from model.hf.evaluate import Evaluation
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.train_tokenizer import train_tokenizer
-from pretrain.evaluate import evaluate, read_text
-from pretrain.export import open_trained
-from pretrain.import_ import import_checkpoint
+from pretrain.trained.export import open_trained
+from pretrain.trained.import_hf import import_checkpoint
+from pretrain.trained.perplexity import evaluate, read_text
 
 pytestmark = pytest.mark.gpu
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model.config import ModelConfig
 from parallel.checkpoint.reader import open_checkpoint
-from pretrain import import_
+from pretrain.trained import import_hf
 from tests.tools.gpt2 import save_gpt2
 from tools.cli import main
 
@@ -30,11 +30,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def checkpoint(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
-    limit, import_.FILE_BYTES = import_.FILE_BYTES, 20_000
+    limit, import_hf.FILE_BYTES = import_hf.FILE_BYTES, 20_000
     try:
         fathom("import", str(source), str(folder), "--quiet")
     finally:
-        import_.FILE_BYTES = limit
+        import_hf.FILE_BYTES = limit
     assert len(list(folder.glob("step_00000000/*.safetensors"))) > 3
     model = yaml.safe_load((folder / "model.yaml").read_text())["model"]
     assert ModelConfig(**model) == ModelConfig(**open_checkpoint(folder).config["model"])

@@ -21,7 +21,7 @@ from model.errors import UserError
 from pretrain.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from pretrain.export import Trained
+    from pretrain.trained.export import Trained
 
 BATCH = 8
 Progress = Callable[[int, int], None]
@@ -105,7 +105,7 @@ def evaluate(
     split are those that the trainer evaluates on.
     Raises UserError where data and model do not fit, or an argument has no effect.
     """
-    from pretrain.export import open_trained
+    from pretrain.trained.export import open_trained
 
     trained = open_trained(checkpoint)
     run = trained.reader.config
@@ -125,7 +125,7 @@ def evaluate(
 
 
 def _score(trained: Trained, tokenizer: Tokenizer | None, found: _Windows, precision: str, progress: Progress | None) -> Perplexity:
-    from pretrain.scorer import Scorer
+    from pretrain.trained.scorer import Scorer
 
     scorer = Scorer(trained, precision)
     units = Units(tokenizer) if tokenizer and tokenizer.lossless else None

@@ -9,9 +9,9 @@ import torch
 
 from model.hf.proof import logits
 from pretrain.data.blend import open_blend
-from pretrain.evaluate import evaluate
-from pretrain.export import export_checkpoint
 from pretrain.train.loop import forward_step
+from pretrain.trained.export import export_checkpoint
+from pretrain.trained.perplexity import evaluate
 from tests.distributed import Group, launch
 from tests.parallel.training import SEQ_LENGTH, engine_of, given, run_config, train, whole_parameters
 from tests.pretrain.small import VOCAB, small_data
