@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.charts import Chart
-from pretrain.drawing import HALF, INK, SHORT, WIDE, drawing, envelope, running_median, smoothing_window, step_axis, to_svg
 from pretrain.duel_results import Best, Outcome, best_settings
+from pretrain.report.run_charts import Chart
+from pretrain.report.style import HALF, INK, SHORT, WIDE, drawing, envelope, running_median, smoothing_window, step_axis, to_svg
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#22262b", "#7a3b00", "#004d73", "#7d4a6b", "#00523c", "#8a6d00")
 MARKERS = "oDs^vP"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pretrain.charts import Chart
-from pretrain.drawing import BLUE, GREEN, GREY, HALF, INK, ORANGE, PURPLE, drawing, legend, log_ticks, to_svg, whole_ticks
 from pretrain.probe import KINDS, Probe
+from pretrain.report.run_charts import Chart
+from pretrain.report.style import BLUE, GREEN, GREY, HALF, INK, ORANGE, PURPLE, drawing, legend, log_ticks, to_svg, whole_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

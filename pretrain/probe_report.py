@@ -13,10 +13,10 @@ import numpy as np
 
 from model.errors import UserError
 from model.files import atomic_path, atomic_write_text
-from pretrain.drawing import compact
-from pretrain.page import Page, Section, Table, render_page
 from pretrain.probe import Probe
 from pretrain.probe_rules import RULES, findings, trainable, verdict
+from pretrain.report.page import Page, Section, Table, render_page
+from pretrain.report.style import compact
 
 PICTURES = (".png", ".svg", ".pdf")
 ROWS_SHOWN = 9

@@ -19,7 +19,7 @@ def command(
 
     Raises UserError where RUN is no run folder or its metrics.jsonl is damaged.
     """
-    from pretrain.report import numbers, read_run, write_report
+    from pretrain.report.run_report import numbers, read_run, write_report
 
     path = write_report(run, out)
     if json_:

@@ -25,12 +25,12 @@ from model.files import atomic_write_text
 from model.flops import flops_per_token
 from model.scheme import SCHEMES
 from parallel.peaks import mfu
-from pretrain.charts import Context, all_charts
-from pretrain.drawing import SHORT, compact, smoothing_window
+from pretrain.report.run_charts import Context, all_charts
+from pretrain.report.style import SHORT, compact, smoothing_window
 from pretrain.rundir.metrics import End, Metrics, Start, Train, read_metrics
 from pretrain.train.callbacks.progress import duration
 
-TEMPLATE = Path(__file__).with_name("report_template.html")
+TEMPLATE = Path(__file__).with_name("templates") / "report.html"
 MOST_WARNINGS = 100
 
 

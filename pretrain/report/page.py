@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from pretrain.charts import Chart
+from pretrain.report.run_charts import Chart
 
-TEMPLATE = Path(__file__).with_name("page_template.html")
+TEMPLATE = Path(__file__).with_name("templates") / "page.html"
 
 
 @dataclass(frozen=True)

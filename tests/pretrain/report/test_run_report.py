@@ -15,9 +15,9 @@ import yaml
 from markupsafe import escape
 
 from model.errors import UserError
-from pretrain.charts import Context, all_charts, gradient_chart, layer_gradient_chart, loss_chart, stream_chart
-from pretrain.drawing import MOST_POINTS, compact, envelope, running_median, smoothing_window
-from pretrain.report import commands, facts, grouped_warnings, headlines, numbers, read_run, render, status, write_report
+from pretrain.report.run_charts import Context, all_charts, gradient_chart, layer_gradient_chart, loss_chart, stream_chart
+from pretrain.report.run_report import commands, facts, grouped_warnings, headlines, numbers, read_run, render, status, write_report
+from pretrain.report.style import MOST_POINTS, compact, envelope, running_median, smoothing_window
 from pretrain.rundir.environment import environment
 from pretrain.rundir.metrics import Metrics, MetricsWriter, read_metrics
 

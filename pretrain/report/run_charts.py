@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pretrain.drawing import (
+from pretrain.report.style import (
     BLUE,
     GREEN,
     GREY,
