@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from pretrain.doctor import Check
+    from pretrain.cluster.doctor import Check
 
 MARKS = {"ok": ("ok", "green"), "note": ("note", "cyan"), "warning": ("warning", "yellow"), "failure": ("FAILURE", "bold red")}
 
@@ -23,7 +23,7 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
 
     Leaves with 0 when training is possible, else with 1.
     """
-    from pretrain.doctor import examine, training_possible
+    from pretrain.cluster.doctor import examine, training_possible
 
     found = examine()
     possible = training_possible(found)

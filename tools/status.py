@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from pretrain.status import RunStatus
+    from pretrain.cluster.status import RunStatus
 
 COLOURS = {
     "running": "green",
@@ -46,7 +46,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of JSON objects instead.")] = False,
 ) -> None:
     """Show the state of runs: step, loss, speed, time left, restarts, newest checkpoint, Slurm job."""
-    from pretrain.status import collect
+    from pretrain.cluster.status import collect
 
     if as_json:
         typer.echo(json.dumps([asdict(status) for status in collect(run)], indent=1))

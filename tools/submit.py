@@ -13,7 +13,7 @@ import typer
 from model.errors import UserError
 
 if TYPE_CHECKING:
-    from pretrain.submit import Plan
+    from pretrain.cluster.submit import Plan
 
 FOLLOW_SECONDS = 1.0
 QUEUE_SECONDS = 15.0
@@ -41,9 +41,9 @@ def command(
     Code, configuration and the batch script are copied into the run directory, and the job runs from there. It saves and requeues itself before its
     time limit and after failures, until all steps are done.
     """
+    from pretrain.cluster.site_file import load_site
+    from pretrain.cluster.submit import Request, check_data, log_path, plan, submit
     from pretrain.config.load import load_config
-    from pretrain.site import load_site
-    from pretrain.submit import Request, check_data, log_path, plan, submit
 
     if as_json and follow:
         raise UserError("--json does not combine with --follow")
@@ -89,7 +89,7 @@ def array_lines(given: Sequence[str]) -> list[str]:
 
 def describe(planned: Plan, jobs: Sequence[str]) -> None:
     """Says what was submitted, where its log is and how to stop it."""
-    from pretrain.submit import log_path
+    from pretrain.cluster.submit import log_path
 
     last = len(planned.runs) - 1
     typer.echo("")

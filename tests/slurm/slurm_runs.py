@@ -11,11 +11,11 @@ from typing import Any
 
 from slurm_cluster import LAB, PATIENCE, Cluster  # type: ignore[import-not-found]
 
+from pretrain.cluster.site_file import SiteConfig
+from pretrain.cluster.submit import Request, log_path, plan, submit
 from pretrain.config.load import load_config
 from pretrain.rundir.metrics import read_metrics
 from pretrain.rundir.state import read_state
-from pretrain.site import SiteConfig
-from pretrain.submit import Request, log_path, plan, submit
 
 CONFIG = """
 name: demo

@@ -11,8 +11,8 @@ from slurm_cluster import Cluster  # type: ignore[import-not-found]
 from slurm_runs import Runs, wait_for  # type: ignore[import-not-found]
 
 from parallel.slurm import expand_hosts
+from pretrain.cluster.status import collect
 from pretrain.rundir.state import read_submitted
-from pretrain.status import collect
 from tools.submit import follow_log
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]

@@ -15,8 +15,8 @@ from slurm_runs import Runs, wait_for  # type: ignore[import-not-found]
 
 from parallel.exit_codes import ExitCode
 from parallel.slurm import expand_hosts
+from pretrain.cluster.status import collect
 from pretrain.rundir.metrics import read_metrics
-from pretrain.status import collect
 from tests.pretrain.small import small_data
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]

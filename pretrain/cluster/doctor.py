@@ -163,7 +163,7 @@ def communication() -> Iterator[Check]:
 
 def slurm() -> Iterator[Check]:
     """Slurm's commands and the site file."""
-    from pretrain.site import SITE_VARIABLE
+    from pretrain.cluster.site_file import SITE_VARIABLE
 
     found = shutil.which("sbatch")
     if found is None:

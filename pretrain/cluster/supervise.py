@@ -1,4 +1,4 @@
-"""What the batch script asks: may this start go on, and what follows after it. `python -m pretrain.supervise start|on-term|after-exit RUN_DIR`.
+"""What the batch script asks: may this start go on, and what follows after it. `python -m pretrain.cluster.supervise start|on-term|after-exit RUN_DIR`.
 
 Uses the standard library only: it runs on the node of the batch script, possibly outside of the container that the tasks run in.
 """
@@ -199,7 +199,7 @@ def say(text: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one of the three commands; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m pretrain.supervise")
+    parser = argparse.ArgumentParser(prog="python -m pretrain.cluster.supervise")
     parser.add_argument("command", choices=("start", "on-term", "after-exit"))
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--exit-code", type=int, default=0)

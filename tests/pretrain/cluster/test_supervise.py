@@ -13,6 +13,7 @@ import pytest
 from model.errors import UserError
 from parallel.exit_codes import ExitCode
 from parallel.slurm_queue import Job
+from pretrain.cluster.supervise import NOTHING_TO_DO, carry_out, decide, main, on_term, start, usable_nodes
 from pretrain.rundir import state as states
 from pretrain.rundir.state import (
     Owner,
@@ -27,7 +28,6 @@ from pretrain.rundir.state import (
     stop_file,
     write_state,
 )
-from pretrain.supervise import NOTHING_TO_DO, carry_out, decide, main, on_term, start, usable_nodes
 from pretrain.train.stop_signals import StopRequest, task_exit_code
 
 OWNER = Owner("12", 0)

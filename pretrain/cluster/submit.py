@@ -14,14 +14,14 @@ from pathlib import Path
 from model.errors import UserError
 from model.files import atomic_write_text
 from parallel import slurm_queue
+from pretrain.cluster.code_copy import copy_code
+from pretrain.cluster.script import Script, render
+from pretrain.cluster.site_file import SiteConfig, parse_time
+from pretrain.cluster.supervise import MAX_RESTARTS
 from pretrain.config.load import dump_config
 from pretrain.config.schema import RunConfig
 from pretrain.rundir import state as states
 from pretrain.rundir.lock import check_free
-from pretrain.sbatch import Script, render
-from pretrain.site import SiteConfig, parse_time
-from pretrain.snapshot import copy_code
-from pretrain.supervise import MAX_RESTARTS
 
 CLOCK_SECONDS = 60
 """Slurm looks at its clock every 30 s: a signal may come that much early, a limit that much late."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.errors import UserError
-from pretrain.site import SiteConfig
-from pretrain.supervise import MAX_RESTARTS, NOTHING_TO_DO
+from pretrain.cluster.site_file import SiteConfig
+from pretrain.cluster.supervise import MAX_RESTARTS, NOTHING_TO_DO
 
-TEMPLATE = Path(__file__).resolve().parent.parent / "slurm" / "train.sbatch.j2"
+TEMPLATE = Path(__file__).resolve().parents[2] / "slurm" / "train.sbatch.j2"
 
 LEFT_OVER_SECONDS = 120
 """srun --wait: how long tasks may outlive the first one that ended, before they count as stuck."""

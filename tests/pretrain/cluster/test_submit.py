@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from model.errors import UserError
+from pretrain.cluster.code_copy import ROOT, copy_code
+from pretrain.cluster.site_file import SiteConfig, load_site, parse_time
+from pretrain.cluster.submit import Request, allowed_nodes, log_path, parse_nodes, plan, submit
 from pretrain.config.load import load_config
 from pretrain.config.schema import RunConfig
 from pretrain.rundir.lock import owned
 from pretrain.rundir.state import Owner, claim, read_state
-from pretrain.site import SiteConfig, load_site, parse_time
-from pretrain.snapshot import ROOT, copy_code
-from pretrain.submit import Request, allowed_nodes, log_path, parse_nodes, plan, submit
 from tools.cli import main
 
 GOLDEN = Path(__file__).parent / "golden"

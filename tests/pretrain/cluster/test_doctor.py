@@ -16,8 +16,8 @@ import typer
 from typer.testing import CliRunner
 
 from parallel.precision import Machine
-from pretrain import doctor
-from pretrain.doctor import Check, training_possible
+from pretrain.cluster import doctor
+from pretrain.cluster.doctor import Check, training_possible
 from tools.doctor import command
 
 app = typer.Typer()
@@ -103,7 +103,7 @@ def test_the_command_says_it_in_both_forms(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_training_is_possible_where_these_tests_run() -> None:
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     done = subprocess.run([sys.executable, "-m", "tools.cli", "doctor", "--json"], cwd=root, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from model.errors import UserError
 from parallel.slurm_queue import Queued
+from pretrain.cluster.status import RunStatus, collect, find_runs, last_events, run_status
 from pretrain.rundir.metrics import MetricsWriter
 from pretrain.rundir.state import Owner, claim
-from pretrain.status import RunStatus, collect, find_runs, last_events, run_status
 from tools.cli import main
 from tools.status import duration, quantity, screen
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from model.errors import UserError
 from model.files import atomic_write_text
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("model", "parallel", "pretrain", "tools", "slurm", "configs", "pyproject.toml")
 """What a run may need of the repository; tests, docs and data are left out."""
 

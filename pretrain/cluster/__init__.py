@@ -1,0 +1,1 @@
+"""How do runs get onto a cluster's machines, and stay there?"""
