@@ -39,7 +39,7 @@ def command(
     """
     # Megatron-core's remarks on packages that a probe does not need.
     warnings.filterwarnings("ignore", module=r"megatron\.")
-    from pretrain.probe_report import check_plot, text, write_json, write_plot
+    from pretrain.probe.report import check_plot, text, write_json, write_plot
 
     for name, value, allowed in (("--tokens", tokens, SOURCES), ("--dtype", dtype, PRECISIONS)):
         if value not in allowed:
@@ -52,8 +52,8 @@ def command(
         plot = Path("probe.html")
     if plot is not None:
         check_plot(plot)
-    from pretrain.probe_rules import verdict
-    from pretrain.probe_setup import Choices, probes
+    from pretrain.probe.rules import verdict
+    from pretrain.probe.setup import Choices, probes
 
     choices = Choices(scheme, layers, seeds, batch, tokens, dtype, compare, checkpoint)
     measured = []

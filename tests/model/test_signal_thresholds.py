@@ -16,7 +16,7 @@ from model.scheme import SCHEMES
 from model.theory import fixed_point, relu_kappa
 from parallel.single import single_process
 from pretrain.config.scheme_choice import parse_variant
-from pretrain.probe import Probe, probe, zipf_tokens
+from pretrain.probe.measure import Probe, probe, zipf_tokens
 
 VOCAB, LENGTH, BATCH = 4096, 128, 2
 SEEDS = (1234, 1235, 1236)

@@ -12,10 +12,10 @@ from PIL import Image
 
 from model.files import atomic_write_bytes, atomic_write_text
 from model.scheme import SCHEMES
-from pretrain.probe import Probe
-from pretrain.probe_charts import save_picture
-from pretrain.probe_rules import trainable, verdict
-from pretrain.probe_setup import Choices, probes
+from pretrain.probe.charts import save_picture
+from pretrain.probe.measure import Probe
+from pretrain.probe.rules import trainable, verdict
+from pretrain.probe.setup import Choices, probes
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT, IMAGES = ROOT / "docs" / "schemes.md", ROOT / "docs" / "images"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from pretrain.probe import Probe
+from pretrain.probe.measure import Probe
 
 Level = Literal["fails", "risk", "note"]
 ORDER: tuple[Level, ...] = ("fails", "risk", "note")

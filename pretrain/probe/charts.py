@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pretrain.probe import KINDS, Probe
+from pretrain.probe.measure import KINDS, Probe
 from pretrain.report.run_charts import Chart
 from pretrain.report.style import BLUE, GREEN, GREY, HALF, INK, ORANGE, PURPLE, drawing, legend, log_ticks, to_svg, whole_ticks
 

@@ -21,7 +21,7 @@ from pretrain.config.load import complete_model, load_config
 from pretrain.config.schema import RunConfig
 from pretrain.config.scheme_choice import Variant, base_asked_for, parse_variant, parse_variants, validated
 from pretrain.data.blend import open_blend
-from pretrain.probe import Probe, probe, zipf_tokens
+from pretrain.probe.measure import Probe, probe, zipf_tokens
 from pretrain.train.run_checkpoints import check_same_model
 
 ASSUMED_VOCABULARY = 32_000

@@ -13,8 +13,8 @@ import numpy as np
 
 from model.errors import UserError
 from model.files import atomic_path, atomic_write_text
-from pretrain.probe import Probe
-from pretrain.probe_rules import RULES, findings, trainable, verdict
+from pretrain.probe.measure import Probe
+from pretrain.probe.rules import RULES, findings, trainable, verdict
 from pretrain.report.page import Page, Section, Table, render_page
 from pretrain.report.style import compact
 
@@ -62,7 +62,7 @@ def write_plot(probes: Sequence[Probe], path: Path) -> None:
     if path.suffix == ".html":
         atomic_write_text(path, page(probes))
         return
-    from pretrain.probe_charts import save_picture
+    from pretrain.probe.charts import save_picture
 
     subtitle = verdict(probes[0]) if len(probes) == 1 else "Line: theory. Points: measured, mean over seeds; bands: lowest to highest seed."
     with atomic_path(path) as temporary:
@@ -142,7 +142,7 @@ def text(probe: Probe) -> str:
 
 def page(probes: Sequence[Probe]) -> str:
     """A page with every picture, the findings with their reasons, and all numbers."""
-    from pretrain.probe_charts import charts
+    from pretrain.probe.charts import charts
 
     first = probes[0]
     worst = {"no": "bad", "at risk": "open", "yes": "good"}

@@ -19,10 +19,10 @@ from model.names import named_parameters
 from model.stack import Stack
 from parallel.single import single_process
 from pretrain.config.scheme_choice import parse_variant, parse_variants
-from pretrain.probe import KINDS, Probe, coincidence, log_mean_square, probe, token_correlation, zipf_tokens
-from pretrain.probe_report import as_json, page, text, write_json, write_plot
-from pretrain.probe_rules import RULES, findings, trainable, verdict
-from pretrain.probe_setup import Choices, memory_needed, probes
+from pretrain.probe.measure import KINDS, Probe, coincidence, log_mean_square, probe, token_correlation, zipf_tokens
+from pretrain.probe.report import as_json, page, text, write_json, write_plot
+from pretrain.probe.rules import RULES, findings, trainable, verdict
+from pretrain.probe.setup import Choices, memory_needed, probes
 from pretrain.train.build import build_chunks, seed_everything
 from tests.pretrain.small import small_config, small_data, small_trainer
 
@@ -148,7 +148,7 @@ def test_seeds_are_averaged() -> None:
 
 
 def test_the_model_is_left_without_hooks_and_layer_gradients() -> None:
-    from pretrain.probe import Meter
+    from pretrain.probe.measure import Meter
 
     config = model()
     (chunk,) = build_chunks(config, single_process(), seq_length=LENGTH, dtype=torch.float32, seed=1)

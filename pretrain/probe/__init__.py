@@ -1,0 +1,1 @@
+"""What does the signal do at initialisation?"""
