@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.duel_results import Best, Outcome, best_settings
+from pretrain.duel.results import Best, Outcome, best_settings
 from pretrain.report.run_charts import Chart
 from pretrain.report.style import HALF, INK, SHORT, WIDE, drawing, envelope, running_median, smoothing_window, step_axis, to_svg
 

@@ -15,7 +15,7 @@ from model.errors import UserError
 from model.flops import flops_per_token
 from model.size import parameter_count
 from pretrain.config.schema import RunConfig
-from pretrain.duel import Cell, finished
+from pretrain.duel.grid import Cell, finished
 from pretrain.rundir.metrics import Metrics, read_metrics
 
 Status = Literal["learned", "stuck", "above", "diverged", "unfinished", "failed"]

@@ -11,9 +11,9 @@ from typing import Any
 
 from model.files import atomic_write_text
 from pretrain.config.schema import RunConfig
-from pretrain.duel import Grid
-from pretrain.duel_charts import charts
-from pretrain.duel_results import STATUS_WORDS, Best, Outcome, best_settings, statements
+from pretrain.duel.charts import charts
+from pretrain.duel.grid import Grid
+from pretrain.duel.results import STATUS_WORDS, Best, Outcome, best_settings, statements
 from pretrain.report.page import Page, Section, Table, render_page
 from pretrain.report.style import compact
 from pretrain.train.callbacks.progress import duration

@@ -19,8 +19,8 @@ from model.config import ModelConfig
 from model.errors import UserError
 from model.size import parameter_count
 from pretrain.config.scheme_choice import parse_variant, parse_variants
-from pretrain.duel import Cell, Grid, cell_config, check_unchanged, finished, sized, train_cell, train_cells
-from pretrain.duel_results import Outcome, best_settings, count_bursts, count_spikes, outcome, statements
+from pretrain.duel.grid import Cell, Grid, cell_config, check_unchanged, finished, sized, train_cell, train_cells
+from pretrain.duel.results import Outcome, best_settings, count_bursts, count_spikes, outcome, statements
 from pretrain.rundir.metrics import read_metrics
 from pretrain.train.run import prepare
 from tests.pretrain.small import small_data
@@ -175,7 +175,7 @@ def test_spikes_and_bursts_are_counted_once_each() -> None:
 
 
 def test_a_loss_that_climbs_is_divergence(config: Path, tmp_path: Path) -> None:
-    from pretrain.duel_results import _status
+    from pretrain.duel.results import _status
 
     down = np.linspace(4, 2, 100)
     assert _status(True, 2.0, down, UNIGRAM) == "learned"
@@ -187,7 +187,7 @@ def test_a_loss_that_climbs_is_divergence(config: Path, tmp_path: Path) -> None:
 
 
 def test_the_page_shows_every_cell_and_picture(config: Path) -> None:
-    from pretrain.duel_report import Duel, as_json, render, text
+    from pretrain.duel.report import Duel, as_json, render, text
 
     grid = Grid(parse_variants("pre_ln,b2t"), [12, 48], [1e-3, 2e-3], [0.1, 0.5], [1, 2])
     outcomes = [

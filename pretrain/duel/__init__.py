@@ -1,0 +1,1 @@
+"""Which depth scheme is better, fairly compared?"""
