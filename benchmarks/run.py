@@ -23,7 +23,7 @@ from rich.table import Table
 from benchmarks.peers import Contestant, Fathom, Shape, bare, bare_keeping, huggingface, huggingface_deepspeed, megatron_core
 from benchmarks.results import RESULTS, write_results
 from benchmarks.turns import allocator, spread, turns
-from model.scheme import SCHEMES
+from model.depth.scheme import SCHEMES
 
 SHAPES = {
     "24x256": Shape(24, 256, 4, 256, 4, 2, 8192),

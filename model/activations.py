@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model.config import ModelConfig
+from model.depth.scheme import SCHEMES, Layer
 from model.flops import Recompute
-from model.scheme import SCHEMES, Layer
 
 FP32 = 4
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from model.config import ModelConfig
+from model.depth.scheme import LAYER_ROLES, SCHEMES, Role
 from model.errors import UserError
-from model.scheme import LAYER_ROLES, SCHEMES, Role
 from model.theory.correlation import stream_correlation, zipf_correlation
 from model.theory.recursion import Sizes, causal_attention, deepscale_plan, published_attention
 

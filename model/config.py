@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from model.scheme import SCHEMES, scheme_names
+from model.depth.scheme import SCHEMES, scheme_names
 
 
 class Strict(BaseModel):

@@ -18,10 +18,10 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.depth.scheme import SCHEMES, Layer
 from model.init import logit_scale
 from model.local import Norm, rotary_table
 from model.loss import cross_entropy
-from model.scheme import SCHEMES, Layer
 from model.spec import local_layer_spec
 
 

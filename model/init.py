@@ -13,8 +13,8 @@ from torch import Tensor
 
 from model.bases import base_of
 from model.config import ModelConfig
+from model.depth.scheme import SCHEMES, Role
 from model.errors import UserError
-from model.scheme import SCHEMES, Role
 from model.shards import Shard, full_shape, take
 
 

@@ -1,4 +1,4 @@
-"""One transformer layer for all depth schemes: Megatron-core's layer with its forward replaced by the residual algebra of `model/scheme.py`."""
+"""One transformer layer for all depth schemes: Megatron-core's layer with its forward replaced by the residual algebra of `model/depth/scheme.py`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
+from model.depth.scheme import Layer, Sublayer
 from model.residual import ResidualJoin
-from model.scheme import Layer, Sublayer
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.scheme import Sublayer
+from model.depth.scheme import Sublayer
 
 
 def join(
@@ -28,7 +28,7 @@ def join(
 
 
 class ResidualJoin(nn.Module):
-    """x' = residual_scale R + Dropout(branch_scale (b + bias)) + skip_scale x_layer; the middle of the equation in `model/scheme.py`.
+    """x' = residual_scale R + Dropout(branch_scale (b + bias)) + skip_scale x_layer; the middle of the equation in `model/depth/scheme.py`.
 
     Coefficients are Python floats. A join whose residual_scale is 0 does not read the residual. function: `join`, or
     `join` compiled, in training; evaluation has `join`.

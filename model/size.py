@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 
 from model.config import ModelConfig
+from model.depth.scheme import SCHEMES, Layer
 from model.errors import UserError
-from model.scheme import SCHEMES, Layer
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 PARTS = ("word_embeddings", "position_embeddings", "attention", "mlp", "norms", "output_layer")

@@ -7,9 +7,9 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 
+from model.depth.scheme import Layer
 from model.layer import DepthLayer, DepthLayerSubmodules
 from model.local import ColumnLinear, LocalMLP, LocalSelfAttention, Norm, RowLinear, SdpaAttention
-from model.scheme import Layer
 
 
 def _norm(present: bool) -> type:

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.depth.scheme import SCHEMES, Options
 from model.gpt import transformer_config
-from model.scheme import SCHEMES, Options
 from model.spec import local_layer_spec
 
 MATRICES = {

@@ -1,6 +1,6 @@
 """The same layer from Transformer Engine's parts: norms fused into the linear layer after them, attention through its fused back ends.
 
-A norm that directly precedes a matrix product becomes part of it, by the data of `model/scheme.py`: where the residual is taken after the norm (post-norm
+A norm that directly precedes a matrix product becomes part of it, by the data of `model/depth/scheme.py`: where the residual is taken after the norm (post-norm
 schemes, all but the layer's last norm), the fused kernel also returns what it normed, so that no norm costs a pass of its own. A norm stays apart
 where a factor stands between it and the matrix (`input_scale`), on a branch, and at the end of a layer.
 
@@ -27,9 +27,9 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from torch import Tensor
 
+from model.depth.scheme import Layer, Sublayer
 from model.layer import DepthLayer, DepthLayerSubmodules
 from model.local import LocalSelfAttention
-from model.scheme import Layer, Sublayer
 
 if not HAVE_TE:
     raise ImportError("Transformer Engine is not installed: its layers cannot be built")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from model.scheme import SCHEMES
+from model.depth.scheme import SCHEMES
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("model", "parallel", "pretrain", "tools")
@@ -66,7 +66,7 @@ def test_schemes_are_data() -> None:
     branches = {
         str(path.relative_to(ROOT)): lines
         for path in sources((*PACKAGES, "benchmarks"))
-        if path != ROOT / "model" / "scheme.py" and (lines := scheme_branches(ast.parse(path.read_text(encoding="utf-8"))))
+        if path != ROOT / "model" / "depth" / "scheme.py" and (lines := scheme_branches(ast.parse(path.read_text(encoding="utf-8"))))
     }
     assert not branches
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from model.config import ModelConfig
+from model.depth.plan import Plan
+from model.depth.scheme import SCHEMES
 from model.hf.configs import ARCHITECTURES
 from model.hf.mapping import norm_layers
-from model.hf.plan import Plan
-from model.scheme import SCHEMES
 
 if TYPE_CHECKING:
     from model.hf.export import Export

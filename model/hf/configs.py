@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from model.config import InitConfig, ModelConfig
+from model.depth.plan import Plan
+from model.depth.scheme import Sublayer
 from model.errors import UserError
 from model.hf.folding import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS, Fold
 from model.hf.mapping import OPT_EPSILON, Target, norm_layers
-from model.hf.plan import Plan
-from model.scheme import Sublayer
 
 ARCHITECTURES: dict[Target, str] = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "opt": "OPTForCausalLM", "fathom": "FathomForCausalLM"}
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")

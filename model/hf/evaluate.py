@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.depth.plan import Plan
+from model.depth.scheme import Sublayer
 from model.errors import UserError
-from model.hf.plan import Plan
-from model.scheme import Sublayer
 
 Weights = Mapping[str, Tensor]
 
@@ -118,7 +118,7 @@ class Evaluation:
         return F.linear(x, self._weight(f"{name}.weight"), self._weight(f"{name}.bias") if self.config.bias else None)
 
     def _sublayer(self, x: Tensor, given: Tensor, c: Sublayer, branch: Callable[[Tensor], Tensor], norm_in: str, prefix: str) -> Tensor:
-        """One application of the equation in `model/scheme.py`; `given` is the layer's input."""
+        """One application of the equation in `model/depth/scheme.py`; `given` is the layer's input."""
         normed = self._norm(x, norm_in) if c.norm_in else x
         b = branch(c.input_scale * normed)
         if c.norm_branch:

@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from model.config import ModelConfig
+from model.depth.plan import Plan
 from model.errors import UserError
 from model.hf.mapping import OPT_EPSILON, TARGETS, Target
-from model.hf.plan import Plan
 from model.hf.post_ln import post_ln_factors, post_ln_obstacle
 
 # Our activation -> the name transformers has for the same function.

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.depth.plan import Plan
 from model.errors import UserError
-from model.hf.plan import Plan
 
 Target = Literal["gpt2", "llama", "opt", "fathom"]
 TARGETS: tuple[Target, ...] = ("gpt2", "llama", "opt", "fathom")

@@ -21,8 +21,8 @@ import math
 from collections import defaultdict
 
 from model.config import ModelConfig
+from model.depth.plan import Plan
 from model.hf.mapping import OPT_EPSILON, norm_layers
-from model.hf.plan import Plan
 
 LEAVES = ("weight", "bias")
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.depth.plan import Plan
 from model.errors import UserError
 from model.hf.evaluate import Evaluation, Weights
 from model.hf.folding import Fold
 from model.hf.mapping import Target
-from model.hf.plan import Plan
 
 # Relative to the standard deviation of the logits. A wrong coefficient, permutation or activation is orders of magnitude above both.
 EXACT_TOLERANCE = 1e-5

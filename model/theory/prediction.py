@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from model.config import ModelConfig
-from model.scheme import SCHEMES
+from model.depth.scheme import SCHEMES
 from model.theory.recursion import bidirectional_attention, causal_attention
 from model.theory.stack import LayerSignal, Stream, propagate
 

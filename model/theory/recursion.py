@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.scheme import Layer, Sublayer
+from model.depth.scheme import Layer, Sublayer
 from model.theory.correlation import correlation_map, second_moment
 
 

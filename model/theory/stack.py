@@ -1,7 +1,7 @@
 """Signal propagation through a stack under any depth scheme: variance and token correlation upwards, late-token gradient downwards.
 
 Mean-field theory at initialisation (derived; the tests compare it with simulation): a branch is independent of the stream it reads, so only
-identity paths add coherently. It needs the scheme's plan (`model/scheme.py`) and the weight variances, nothing else.
+identity paths add coherently. It needs the scheme's plan (`model/depth/scheme.py`) and the weight variances, nothing else.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from model.scheme import Layer, Role, Sublayer
+from model.depth.scheme import Layer, Role, Sublayer
 from model.theory.correlation import product_moment, second_moment, slope_moment
 from model.theory.recursion import AttentionLaw, Sizes
 
@@ -104,7 +104,7 @@ def _inverse(variance: float, apply: bool) -> float:
 
 
 def sublayer_step(x: Stream, layer_input: Stream, layer_share: float, plan: Sublayer, law: BranchLaw, p: float) -> Step:
-    """The sublayer equation of `model/scheme.py` on moments. layer_share: amplitude of the layer's input in x; p: dropout on the branch."""
+    """The sublayer equation of `model/depth/scheme.py` on moments. layer_share: amplitude of the layer's input in x; p: dropout on the branch."""
     entered = x.normed(plan.norm_in)
     branch = law(entered.times(plan.input_scale**2))
     added = branch.output.normed(plan.norm_branch).times(plan.branch_scale**2).dropped(p)

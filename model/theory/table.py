@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from model.config import ModelConfig
-from model.scheme import SCHEMES
+from model.depth.scheme import SCHEMES
 from model.theory.prediction import predict
 
 COLUMNS = ("scheme", "options", "base init", "variance, first layer", "variance, last", "token correlation, last", "late gradient, first / last")

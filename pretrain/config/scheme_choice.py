@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from yaml import YAMLError
 
 from model.config import ModelConfig
+from model.depth.scheme import SCHEMES, scheme_names
 from model.errors import UserError
-from model.scheme import SCHEMES, scheme_names
 from pretrain.config.compose import COMMAND_LINE
 from pretrain.config.load import load_with_origins
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from model.activations import FP32, Activations, norms_of
 from model.config import ModelConfig
-from model.scheme import SCHEMES
+from model.depth.scheme import SCHEMES
 from model.size import parameter_shapes
 from parallel.topology import Layout
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.depth.scheme import LAYER_ROLES, SCHEMES
 from model.errors import UserError
 from model.gpt import GPT
 from model.init import standard_deviations
 from model.names import named_parameters
-from model.scheme import LAYER_ROLES, SCHEMES
 from model.shards import take
 from model.size import parameter_count
 from model.theory import LayerSignal, predict

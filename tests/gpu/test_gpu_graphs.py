@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.scheme import SCHEMES
+from model.depth.scheme import SCHEMES
 from parallel.engine import Engine
 from parallel.graphs import WARM_UP
 from parallel.precision import RECIPES

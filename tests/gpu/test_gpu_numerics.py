@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.scheme import SCHEMES
+from model.depth.scheme import SCHEMES
 from parallel.precision import RECIPES, this_machine
 from tests.gpu.gpu_models import build, numerics_of, one_pass, round_weights, tokens
 

@@ -11,11 +11,11 @@ import torch
 from model import compiled
 from model.compiled import compile_joins, compile_layers
 from model.config import ModelConfig
+from model.depth.scheme import SCHEMES
 from model.errors import UserError
 from model.gpt import GPT, transformer_config
 from model.init import initialize_
 from model.names import named_parameters
-from model.scheme import SCHEMES
 from parallel.single import single_process
 
 SEQ = 16

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.scheme import SCHEMES
+from model.depth.scheme import SCHEMES
 from model.stack import Stack
 from parallel.single import single_process
 from tests.reference import b2t, deepnorm, deepscalelm, gpt, layernorm_scaling, mix_ln, peri_ln, post_ln, pre_ln, spannorm

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from model.config import ModelConfig
-from model.scheme import SCHEMES
+from model.depth.scheme import SCHEMES
 from model.theory import fixed_point, relu_kappa
 from parallel.single import single_process
 from pretrain.config.scheme_choice import parse_variant

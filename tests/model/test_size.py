@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from model.config import ModelConfig
+from model.depth.scheme import SCHEMES
 from model.errors import UserError
-from model.scheme import SCHEMES
 from model.size import parameter_count, parameter_shapes
 
 H, L, V, P = 8, 3, 128, 16

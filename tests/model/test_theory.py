@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from model.config import ModelConfig
+from model.depth.scheme import SCHEMES
 from model.errors import UserError
 from model.init import initialize_, logit_scale
-from model.scheme import SCHEMES
 from model.shards import WHOLE
 from model.theory import (
     Sizes,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from model.depth.scheme import SCHEMES
 from model.files import atomic_write_bytes, atomic_write_text
-from model.scheme import SCHEMES
 from pretrain.probe.charts import save_picture
 from pretrain.probe.measure import Probe
 from pretrain.probe.rules import trainable, verdict

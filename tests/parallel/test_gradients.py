@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from model.depth.scheme import SCHEMES, scheme_names
 from model.names import NamedParameter
-from model.scheme import SCHEMES, scheme_names
 from model.shards import WHOLE
 from parallel.engine import Engine
 from parallel.gradients import GradientBuffer, Group, Kind

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.depth.scheme import SCHEMES
 from model.errors import UserError
-from model.scheme import SCHEMES
 from parallel.engine import Engine
 from parallel.graphs import WARM_UP, StepGraph
 from parallel.single import single_process

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from model.scheme import SCHEMES
+from model.depth.scheme import SCHEMES
 from tests.te.worker import LAYERS
 
 RECIPES = {"delayed": "TEDelayedScaling", "tensorwise": "Float8CurrentScaling", "blockwise": "Float8BlockScaling", "mxfp8": "MXFP8BlockScaling"}

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from model.depth.scheme import SCHEMES
 from model.names import canonical_name
-from model.scheme import SCHEMES
 from tests.te import extension, standin
 from tests.te.worker import ACTIVATIONS, DEGREES, LAYERS, NORMS
 

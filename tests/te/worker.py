@@ -22,7 +22,7 @@ NORMS, ACTIVATIONS, DEGREES = ("layernorm", "rmsnorm"), ("gelu", "swiglu"), (1, 
 
 def cases() -> Iterator[tuple[str, dict[str, Any]]]:
     """(name of a case, fields of its model)."""
-    from model.scheme import SCHEMES
+    from model.depth.scheme import SCHEMES
 
     for scheme, normalization, activation in itertools.product(SCHEMES, NORMS, ACTIVATIONS):
         yield f"{scheme}-{normalization}-{activation}", {"scheme": scheme, "normalization": normalization, "activation": activation}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from model.depth.scheme import SCHEMES
 from model.errors import UserError
-from model.scheme import SCHEMES
 from pretrain.config.schema import RunConfig
 from tools.config import command
 

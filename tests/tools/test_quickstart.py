@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from model.scheme import scheme_names
+from model.depth.scheme import scheme_names
 from tools import quickstart
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from model.config import ModelConfig
+from model.depth.scheme import SCHEMES
 from model.errors import UserError
 from model.hf.evaluate import ACTIVATIONS, Cache, Evaluation, generate, pick
-from model.scheme import SCHEMES
 from tests.model.hf.tiny import LOGIT_SCALE, make_config, make_tokens, make_weights, reference
 
 VARIANTS = [

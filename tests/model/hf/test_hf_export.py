@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from model.depth.scheme import SCHEMES
 from model.errors import UserError
 from model.hf.export import Export, export, parse_size, write_weights
 from model.hf.folding import fold
 from model.hf.mapping import entries
 from model.hf.proof import ProofError
-from model.scheme import SCHEMES
 from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_config, make_tokens, make_weights, reference
 
 KINDS = list(itertools.product((4, 2), ("layernorm", "rmsnorm"), ("learned", "rotary"), (True, False)))

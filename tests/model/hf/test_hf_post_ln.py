@@ -11,14 +11,14 @@ from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
 from model.config import ModelConfig
+from model.depth.plan import Plan
+from model.depth.scheme import SCHEMES, Layer, Scheme, Sublayer
 from model.hf.configs import write_config
 from model.hf.evaluate import Evaluation
 from model.hf.folding import Fold, fold, obstacle
 from model.hf.mapping import entries
-from model.hf.plan import Plan
 from model.hf.post_ln import post_ln_factors, post_ln_obstacle
 from model.hf.proof import change
-from model.scheme import SCHEMES, Layer, Scheme, Sublayer
 from tests.model.hf.tiny import POSITIONS, make_config, make_tokens, make_weights
 
 SPECIAL = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}

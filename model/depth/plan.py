@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from model.config import ModelConfig
-from model.scheme import SCHEMES, Layer, Sublayer
+from model.depth.scheme import SCHEMES, Layer, Sublayer
 
 
 @dataclass(frozen=True)

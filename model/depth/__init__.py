@@ -1,0 +1,1 @@
+"""What are the depth schemes, and what does one say for layer l of N?"""
