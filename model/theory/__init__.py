@@ -13,8 +13,8 @@ from model.theory.laws import (
     spannorm_factor,
 )
 from model.theory.prediction import predict
+from model.theory.propagation import LayerSignal, Stream, propagate
 from model.theory.recursion import PlannedLayer, Sizes, bidirectional_attention, causal_attention, deepscale_plan, published_attention
-from model.theory.stack import LayerSignal, Stream, propagate
 
 __all__ = [
     "LayerSignal",

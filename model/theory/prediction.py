@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES
+from model.theory.propagation import LayerSignal, Stream, propagate
 from model.theory.recursion import bidirectional_attention, causal_attention
-from model.theory.stack import LayerSignal, Stream, propagate
 
 
 def predict(config: ModelConfig, seq_length: int, *, stream_correlation: float | None = None, causal: bool = True) -> list[LayerSignal]:

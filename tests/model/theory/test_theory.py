@@ -42,10 +42,10 @@ from model.theory import (
     stream_correlation,
     zipf_correlation,
 )
+from model.theory.__main__ import signal_table
 from model.theory.correlation import POINTWISE, gaussian_expectation, gaussian_product
+from model.theory.propagation import attention_branch, backward_factor, feed_forward_branch, sublayer_step
 from model.theory.recursion import feed_forward_variances
-from model.theory.stack import attention_branch, backward_factor, feed_forward_branch, sublayer_step
-from model.theory.table import signal_table
 from tests.reference import gpt, oracle
 
 P = 0.1
@@ -489,5 +489,5 @@ def test_branch_share_of_the_stream_is_what_the_stack_adds() -> None:
 
 
 def test_documented_table_is_the_computed_one() -> None:
-    document = Path(__file__).parents[2] / "docs" / "theory.md"
+    document = Path(__file__).parents[3] / "docs" / "theory.md"
     assert signal_table(192) in document.read_text()
