@@ -15,7 +15,7 @@ from model.bases import base_of
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES, Role
 from model.errors import UserError
-from model.shards import Shard, full_shape, take
+from model.parameters.shards import Shard, full_shape, take
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.names import NamedParameter, named_parameters
+from model.parameters.names import NamedParameter, named_parameters
 from parallel import stage3
 from parallel.gradients import Gradient, GradientBuffer, Group, build_groups
 from parallel.graphs import StepGraph

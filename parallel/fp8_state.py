@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from model.names import canonical_name, layer_offset
+from model.parameters.names import canonical_name, layer_offset
 from parallel.topology import Topology
 
 FILE = "fp8_state.safetensors"

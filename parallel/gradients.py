@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.names import NamedParameter
+from model.parameters.names import NamedParameter
 from parallel.topology import Topology
 
 # One fp32 sum over 5 million elements is wrong by 1e-4 on a CPU, so the norm would depend on the layout; blocks of this size are right to 1e-8 at no cost.

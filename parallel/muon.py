@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from model.names import NamedParameter
-from model.shards import full_shape, put, take
+from model.parameters.names import NamedParameter
+from model.parameters.shards import full_shape, put, take
 from parallel.gradients import GradientBuffer
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration: steepest at 0 while singular values end near 1

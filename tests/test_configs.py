@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from model.depth.scheme import SCHEMES
-from model.size import parameter_count
+from model.parameters.size import parameter_count
 from pretrain.config.compose import SHIPPED
 from pretrain.config.load import complete_model, load_config
 

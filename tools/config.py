@@ -15,7 +15,7 @@ from rich.text import Text
 
 from model.config import ModelConfig
 from model.errors import UserError
-from model.size import parameter_count
+from model.parameters.size import parameter_count
 from pretrain.config.load import Row, complete_model, describe, load_with_origins
 from pretrain.config.schema import RunConfig
 

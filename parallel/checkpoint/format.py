@@ -12,7 +12,7 @@ from typing import Any
 import xxhash
 
 from model.errors import UserError
-from model.shards import Shard
+from model.parameters.shards import Shard
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.names import NamedParameter
+from model.parameters.names import NamedParameter
 from parallel.checkpoint.format import Fragment
 from parallel.engine import Engine
 from parallel.gradients import Kind

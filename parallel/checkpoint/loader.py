@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.errors import UserError
-from model.names import NamedParameter
-from model.shards import full_shape
+from model.parameters.names import NamedParameter
+from model.parameters.shards import full_shape
 from parallel.checkpoint.format import KINDS, Fragment
 from parallel.checkpoint.fragments import owned_fragments, set_state
 from parallel.checkpoint.random_state import rng_states, set_rng_states

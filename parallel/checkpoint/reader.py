@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model.errors import UserError
-from model.shards import Shard, full_shape, put, take
+from model.parameters.shards import Shard, full_shape, put, take
 from parallel.checkpoint.format import CHECKSUM, Fragment, file_hash, fragment_from_json, read_manifest, resolve
 
 INDEX_FILE = re.compile(r"^rank_\d+\.json$")

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from model.config import ModelConfig
 from model.errors import UserError
 from model.files import atomic_write_text
-from model.size import parameter_count
+from model.parameters.size import parameter_count
 from parallel.config import ParallelConfig
 from parallel.exit_codes import ExitCode
 from pretrain.config.load import dump_config

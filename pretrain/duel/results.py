@@ -13,7 +13,7 @@ import numpy as np
 
 from model.errors import UserError
 from model.flops import flops_per_token
-from model.size import parameter_count
+from model.parameters.size import parameter_count
 from pretrain.config.schema import RunConfig
 from pretrain.duel.grid import Cell, finished
 from pretrain.rundir.metrics import Metrics, read_metrics

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from model.activations import FP32, Activations, norms_of
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES
-from model.size import parameter_shapes
+from model.parameters.size import parameter_shapes
 from parallel.topology import Layout
 
 CUT = ("word_embeddings", "output_layer", "linear_qkv", "linear_fc1", "linear_proj.weight", "linear_fc2.weight")

@@ -21,9 +21,9 @@ from model.depth.scheme import LAYER_ROLES, SCHEMES
 from model.errors import UserError
 from model.gpt import GPT
 from model.init import standard_deviations
-from model.names import named_parameters
-from model.shards import take
-from model.size import parameter_count
+from model.parameters.names import named_parameters
+from model.parameters.shards import take
+from model.parameters.size import parameter_count
 from model.theory import LayerSignal, predict
 from parallel.checkpoint.reader import CheckpointReader
 from parallel.topology import Topology

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.errors import UserError
-from model.size import parameter_count
+from model.parameters.size import parameter_count
 from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
 from parallel.single import single_process
 from pretrain.config.load import complete_model, load_config

@@ -10,7 +10,7 @@ import torch
 from model.config import ModelConfig
 from model.gpt import GPT, Kernels, transformer_config
 from model.init import initialize_
-from model.names import named_parameters
+from model.parameters.names import named_parameters
 from parallel.engine import Engine
 from parallel.muon import Muon
 from parallel.precision import fallback, this_machine

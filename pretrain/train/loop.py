@@ -66,7 +66,7 @@ class Trainer:
 
     def start_record(self) -> dict[str, Any]:
         """The start event."""
-        from model.size import parameter_count
+        from model.parameters.size import parameter_count
 
         return {
             "step": self.step,

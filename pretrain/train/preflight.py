@@ -210,7 +210,7 @@ def _run_directory(run_dir: Path, token: str, config: RunConfig | None) -> tuple
 
 
 def _checkpoint_bytes(config: RunConfig | None) -> int:
-    from model.size import parameter_count
+    from model.parameters.size import parameter_count
 
     return CHECKPOINT_BYTES * parameter_count(config.model)["total"] if config is not None else 0
 

@@ -59,7 +59,7 @@ def import_checkpoint(source: str, out: Path | str, *, vocab_multiple: int = 128
 
 def _parts(imported: Imported) -> Iterator[tuple[dict[str, Tensor], list[list[Any]]]]:
     """(flat tensors, fragment rows) of one file after another."""
-    from model.shards import WHOLE
+    from model.parameters.shards import WHOLE
 
     tensors: dict[str, Tensor] = {}
     rows: list[list[Any]] = []

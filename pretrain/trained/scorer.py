@@ -27,7 +27,7 @@ class Scorer:
         # First, because it silences what the libraries below say when they are imported.
         topology = single_process()
         from model.gpt import GPT, transformer_config
-        from model.names import named_parameters
+        from model.parameters.names import named_parameters
         from parallel.checkpoint.loader import check_model
         from parallel.precision import resolve, this_machine
 

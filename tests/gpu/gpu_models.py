@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.gpt import GPT
-from model.names import named_parameters
+from model.parameters.names import named_parameters
 from parallel.config import Fp8Config
 from parallel.precision import Machine, Numerics, check_sizes, resolve, this_machine
 from parallel.single import single_process

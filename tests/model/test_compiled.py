@@ -15,7 +15,7 @@ from model.depth.scheme import SCHEMES
 from model.errors import UserError
 from model.gpt import GPT, transformer_config
 from model.init import initialize_
-from model.names import named_parameters
+from model.parameters.names import named_parameters
 from parallel.single import single_process
 
 SEQ = 16

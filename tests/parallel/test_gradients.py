@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from model.depth.scheme import SCHEMES, scheme_names
-from model.names import NamedParameter
-from model.shards import WHOLE
+from model.parameters.names import NamedParameter
+from model.parameters.shards import WHOLE
 from parallel.engine import Engine
 from parallel.gradients import GradientBuffer, Group, Kind
 from pretrain.train.loop import forward_step

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from model.errors import UserError
-from model.names import NamedParameter
-from model.shards import WHOLE
+from model.parameters.names import NamedParameter
+from model.parameters.shards import WHOLE
 from parallel import overlap
 from parallel.config import ParallelConfig
 from parallel.gradients import GradientBuffer, Group, Kind

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.shards import full_shape, put
+from model.parameters.shards import full_shape, put
 from parallel.config import ParallelConfig
 from parallel.engine import Engine
 from pretrain.config.schema import RunConfig

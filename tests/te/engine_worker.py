@@ -28,7 +28,7 @@ def engine_of(model: Any, kinds: str, *, zero: int = 1, cuda_graph: bool = False
     import torch
 
     from model.init import initialize_
-    from model.names import named_parameters
+    from model.parameters.names import named_parameters
     from parallel.engine import Engine
     from parallel.single import single_process
     from pretrain.config.schema import OptimizerConfig

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from model.depth.scheme import SCHEMES
-from model.names import canonical_name
+from model.parameters.names import canonical_name
 from tests.te import extension, standin
 from tests.te.worker import ACTIVATIONS, DEGREES, LAYERS, NORMS
 

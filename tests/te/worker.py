@@ -65,8 +65,8 @@ def build(model: Any, topology: Any, kinds: Any, device: str, **core: Any) -> An
 
 def parameters(chunk: Any, topology: Any) -> dict[str, Any]:
     """Canonical name -> shape, attributes that say how it is parallel, and its place in the whole tensor."""
-    from model.names import named_parameters
-    from model.shards import full_shape
+    from model.parameters.names import named_parameters
+    from model.parameters.shards import full_shape
 
     described = {}
     for named in named_parameters(chunk, topology.tensor_rank, topology.layout.tensor):
@@ -84,7 +84,7 @@ def parameters(chunk: Any, topology: Any) -> dict[str, Any]:
 
 def sharded(chunk: Any) -> dict[str, Any]:
     """Megatron-core's sharded state dict under canonical keys: global shape, offset and pieces of every tensor. Without the state of FP8."""
-    from model.names import canonical_name
+    from model.parameters.names import canonical_name
 
     described = {}
     for key, part in chunk.sharded_state_dict(metadata={}).items():
@@ -114,7 +114,7 @@ def compare_runs(name: str, fields: dict[str, Any]) -> dict[str, float]:
     import torch
 
     from model.init import initialize_
-    from model.names import named_parameters
+    from model.parameters.names import named_parameters
 
     model, topology = model_config(**fields), topology_of(1, False)
     tokens = torch.randint(0, VOCAB, (2, SEQ + 1), generator=torch.Generator().manual_seed(0))

@@ -16,7 +16,7 @@ from model.config import ModelConfig
 from model.depth.scheme import SCHEMES
 from model.errors import UserError
 from model.init import initialize_, logit_scale
-from model.shards import WHOLE
+from model.parameters.shards import WHOLE
 from model.theory import (
     Sizes,
     Stream,

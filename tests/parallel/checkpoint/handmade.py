@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.shards import Shard, take
+from model.parameters.shards import Shard, take
 from parallel.checkpoint.format import FORMAT, KINDS, LATEST, MANIFEST, Fragment, file_facts, manifest_text, step_folder
 
 NAMES = {"decoder.layers.0.mlp.linear_fc1.weight": (8, 4), "decoder.layers.0.mlp.linear_fc2.weight": (4, 4), "decoder.final_layernorm.weight": (6,)}

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from model.errors import UserError
-from model.names import NamedParameter
-from model.shards import WHOLE, Shard, take
+from model.parameters.names import NamedParameter
+from model.parameters.shards import WHOLE, Shard, take
 from parallel.checkpoint.format import KINDS, LATEST, MANIFEST, manifest_text, read_manifest, resolve, step_folder, steps_in
 from parallel.checkpoint.loader import check_model
 from parallel.checkpoint.reader import CheckpointReader, open_checkpoint

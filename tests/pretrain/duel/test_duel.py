@@ -17,7 +17,7 @@ import pytest
 
 from model.config import ModelConfig
 from model.errors import UserError
-from model.size import parameter_count
+from model.parameters.size import parameter_count
 from pretrain.config.scheme_choice import parse_variant, parse_variants
 from pretrain.duel.grid import Cell, Grid, cell_config, check_unchanged, finished, sized, train_cell, train_cells
 from pretrain.duel.results import Outcome, best_settings, count_bursts, count_spikes, outcome, statements

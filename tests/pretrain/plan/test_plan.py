@@ -11,7 +11,7 @@ import pytest
 from model.activations import Activations
 from model.config import ModelConfig
 from model.errors import UserError
-from model.size import parameter_count, parameter_shapes
+from model.parameters.size import parameter_count, parameter_shapes
 from parallel.accelerators import ACCELERATORS, accelerator
 from parallel.config import ParallelConfig, RecomputeConfig
 from parallel.topology import check_layout

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from model.config import ModelConfig
 from model.errors import UserError
-from model.names import named_parameters
+from model.parameters.names import named_parameters
 from model.stack import Stack
 from parallel.single import single_process
 from pretrain.config.scheme_choice import parse_variant, parse_variants

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import pretrain.train.callbacks.signal.hooks as signal_hooks
-from model.names import named_parameters
+from model.parameters.names import named_parameters
 from parallel.single import single_process
 from pretrain.config.schema import RunConfig
 from pretrain.rundir.metrics import read_metrics

@@ -9,7 +9,7 @@ import pytest
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES
 from model.errors import UserError
-from model.size import parameter_count, parameter_shapes
+from model.parameters.size import parameter_count, parameter_shapes
 
 H, L, V, P = 8, 3, 128, 16
 LINEAR = 4 * H * H + 4 * H + 2 * 4 * H * H + 5 * H  # qkv and proj with biases; fc1 and fc2 of width 4h with biases

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from model.shards import Shard
+from model.parameters.shards import Shard
 
 # Transformer Engine fuses a norm into the linear layer after it; the canonical name is the norm's own.
 FUSED_NORMS = {

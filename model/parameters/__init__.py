@@ -1,0 +1,1 @@
+"""Which parameters does a model have, what are they called, and how are they cut?"""
