@@ -16,7 +16,7 @@ class Strict(BaseModel):
 
 
 class InitConfig(Strict):
-    """Weight initialisation. Every weight's standard deviation follows from the scheme and these choices (`model/init.py`)."""
+    """Weight initialisation. Every weight's standard deviation follows from the scheme and these choices (`model/weights/init.py`)."""
 
     base: Literal["scheme", "xavier", "normal", "fairseq"] = Field(
         "scheme",

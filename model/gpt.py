@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES, Layer
-from model.init import logit_scale
 from model.local import Norm, rotary_table
 from model.loss import cross_entropy
 from model.spec import local_layer_spec
+from model.weights.init import logit_scale
 
 
 def relu2(x: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def transformer_config(model: ModelConfig, *, dtype: torch.dtype = torch.float32
         activation_func=ACTIVATIONS[model.activation],
         gated_linear_unit=model.gated,
         add_bias_linear=model.bias,
-        # Values come from `model/init.py`, by global name, after the build.
+        # Values come from `model/weights/init.py`, by global name, after the build.
         perform_initialization=False,
         use_cpu_initialization=on_cpu,
         params_dtype=dtype,
@@ -137,7 +137,7 @@ class GPT(GPTModel):
         self.true_vocab = model.vocab_size or model.padded_vocab
 
     def setup_embeddings_and_output_layer(self) -> None:
-        """Nothing to send: both copies of a tied embedding are drawn from its name (`model/init.py`), and gradients are summed by attribute."""
+        """Nothing to send: both copies of a tied embedding are drawn from its name (`model/weights/init.py`), and gradients are summed by attribute."""
 
     def _preprocess(self, input_ids: Tensor, position_ids: Tensor, decoder_input: Tensor | None = None, **kwargs: Any) -> tuple[Any, ...]:
         """Embeds tokens, with the scheme's norm after the embedding, and turns rotary angles into what the layers read."""

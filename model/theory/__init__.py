@@ -12,9 +12,9 @@ from model.theory.laws import (
     pre_ln_weight_gradient_norm,
     spannorm_factor,
 )
-from model.theory.prediction import predict
 from model.theory.propagation import LayerSignal, Stream, propagate
 from model.theory.recursion import PlannedLayer, Sizes, bidirectional_attention, causal_attention, deepscale_plan, published_attention
+from model.weights.prediction import predict
 
 __all__ = [
     "LayerSignal",

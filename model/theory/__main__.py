@@ -6,7 +6,7 @@ import argparse
 
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES
-from model.theory.prediction import predict
+from model.weights.prediction import predict
 
 COLUMNS = ("scheme", "options", "base init", "variance, first layer", "variance, last", "token correlation, last", "late gradient, first / last")
 # Options worth a row of their own beside the defaults.

@@ -20,11 +20,11 @@ from model.config import ModelConfig
 from model.depth.scheme import LAYER_ROLES, SCHEMES
 from model.errors import UserError
 from model.gpt import GPT
-from model.init import standard_deviations
 from model.parameters.names import named_parameters
 from model.parameters.shards import take
 from model.parameters.size import parameter_count
 from model.theory import LayerSignal, predict
+from model.weights.init import standard_deviations
 from parallel.checkpoint.reader import CheckpointReader
 from parallel.topology import Topology
 from pretrain.train.build import build_chunks, seed_everything

@@ -9,8 +9,8 @@ import torch
 
 from model.config import ModelConfig
 from model.gpt import GPT, Kernels, transformer_config
-from model.init import initialize_
 from model.parameters.names import named_parameters
+from model.weights.init import initialize_
 from parallel.engine import Engine
 from parallel.muon import Muon
 from parallel.precision import fallback, this_machine

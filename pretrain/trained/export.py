@@ -40,7 +40,7 @@ def open_trained(checkpoint: Path | str) -> Trained:
 
     Raises UserError where there is no checkpoint, it is damaged, or its vocabulary size is not known.
     """
-    from model.init import logit_scale
+    from model.weights.init import logit_scale
 
     reader = open_checkpoint(checkpoint)
     config = ModelConfig(**reader.config["model"])

@@ -35,7 +35,7 @@ def import_checkpoint(source: str, out: Path | str, *, vocab_multiple: int = 128
     Raises UserError where the model cannot be represented exactly, with the reason, or the folder exists.
     """
     from model.hf.importer import import_model
-    from model.init import logit_scale
+    from model.weights.init import logit_scale
 
     target = Path(out) / step_folder(0)
     if target.exists():

@@ -14,8 +14,8 @@ from model.config import ModelConfig
 from model.depth.scheme import SCHEMES
 from model.errors import UserError
 from model.gpt import GPT, transformer_config
-from model.init import initialize_
 from model.parameters.names import named_parameters
+from model.weights.init import initialize_
 from parallel.single import single_process
 
 SEQ = 16

@@ -27,8 +27,8 @@ def engine_of(model: Any, kinds: str, *, zero: int = 1, cuda_graph: bool = False
     """An engine on the CPU, with initial weights. core: as `tests.te.worker.build`."""
     import torch
 
-    from model.init import initialize_
     from model.parameters.names import named_parameters
+    from model.weights.init import initialize_
     from parallel.engine import Engine
     from parallel.single import single_process
     from pretrain.config.schema import OptimizerConfig

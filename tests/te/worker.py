@@ -113,8 +113,8 @@ def compare_runs(name: str, fields: dict[str, Any]) -> dict[str, float]:
     """Loss and gradients of both kinds of model on the same weights and tokens, by plain forward passes: largest relative differences."""
     import torch
 
-    from model.init import initialize_
     from model.parameters.names import named_parameters
+    from model.weights.init import initialize_
 
     model, topology = model_config(**fields), topology_of(1, False)
     tokens = torch.randint(0, VOCAB, (2, SEQ + 1), generator=torch.Generator().manual_seed(0))

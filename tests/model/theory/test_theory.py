@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES
 from model.errors import UserError
-from model.init import initialize_, logit_scale
 from model.parameters.shards import WHOLE
 from model.theory import (
     Sizes,
@@ -46,6 +45,7 @@ from model.theory.__main__ import signal_table
 from model.theory.correlation import POINTWISE, gaussian_expectation, gaussian_product
 from model.theory.propagation import attention_branch, backward_factor, feed_forward_branch, sublayer_step
 from model.theory.recursion import feed_forward_variances
+from model.weights.init import initialize_, logit_scale
 from tests.reference import gpt, oracle
 
 P = 0.1

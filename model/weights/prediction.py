@@ -17,8 +17,8 @@ def predict(config: ModelConfig, seq_length: int, *, stream_correlation: float |
     Raises UserError where the vocabulary size is needed and unknown.
     """
     # Imported here because the initialisation takes its variances from this package.
-    from model.bases import stack_sizes, word_correlation
-    from model.init import standard_deviations
+    from model.weights.bases import stack_sizes, word_correlation
+    from model.weights.init import standard_deviations
 
     scheme, init = SCHEMES[config.scheme], standard_deviations(config, seq_length)
     variance = init.word**2 + (init.position or 0.0) ** 2

@@ -12,10 +12,10 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.depth.scheme import LAYER_ROLES, SCHEMES
 from model.errors import UserError
-from model.init import InitPlan, initialize_, logit_scale, standard_deviations
 from model.parameters.shards import WHOLE, Shard, full_shape, put, take
 from model.theory import causal_attention, deepscale_plan, published_attention, second_moment, zipf_correlation
 from model.theory.recursion import Sizes
+from model.weights.init import InitPlan, initialize_, logit_scale, standard_deviations
 from tests.reference import gpt
 
 LENGTH = 32

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.bases import base_of
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES, Role
 from model.errors import UserError
 from model.parameters.shards import Shard, full_shape, take
+from model.weights.bases import base_of
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def parameter_fill(name: str, plan: InitPlan, config: ModelConfig) -> Fill:
             return Fill(None)
         if kind == "weight":
             return Fill(_qkv_rows(plan.layers[layer], config) if module == QKV else plan.layers[layer][MATRICES[module]])
-    raise UserError(f"parameter {name!r} has no initialisation in a model of {len(plan.layers)} layers: add its role to model/init.py or fix its name")
+    raise UserError(f"parameter {name!r} has no initialisation in a model of {len(plan.layers)} layers: add its role to model/weights/init.py or fix its name")
 
 
 def _qkv_rows(layer: Mapping[Role, float], config: ModelConfig) -> Tensor:

@@ -1,0 +1,1 @@
+"""How are weights drawn, and what do they make of a signal?"""
