@@ -42,9 +42,9 @@ def _torch_cross_entropy(contestant: Fathom) -> AbstractContextManager[Any]:
 
 
 def _attention_in_place(contestant: Fathom) -> AbstractContextManager[Any]:
-    from model import local
+    from model.layers import torch_parts
 
-    return patch.object(local, "COPIED_FROM", 1 << 62)
+    return patch.object(torch_parts, "COPIED_FROM", 1 << 62)
 
 
 @contextlib.contextmanager
@@ -53,9 +53,14 @@ def _megatron_parts(contestant: Fathom) -> Iterator[None]:
     from megatron.core.transformer.attention import SelfAttention
     from megatron.core.transformer.mlp import MLP
 
-    from model import local
+    from model.layers import torch_parts
 
-    pairs = ((local.ColumnLinear, ColumnParallelLinear), (local.RowLinear, RowParallelLinear), (local.LocalSelfAttention, SelfAttention), (local.LocalMLP, MLP))
+    pairs = (
+        (torch_parts.ColumnLinear, ColumnParallelLinear),
+        (torch_parts.RowLinear, RowParallelLinear),
+        (torch_parts.LocalSelfAttention, SelfAttention),
+        (torch_parts.LocalMLP, MLP),
+    )
     with contextlib.ExitStack() as stack:
         for ours, theirs in pairs:
             stack.enter_context(patch.object(ours, "forward", theirs.forward))

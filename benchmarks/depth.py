@@ -28,7 +28,7 @@ SEQ, BATCH = 64, 2
 
 def actions_of(engine: Engine, repeats: int, folder: Path) -> dict[str, Callable[[], Any]]:
     """What is timed on one model, each `repeats` times so that shallow models take long enough to be timed."""
-    from model.layer import DepthLayer
+    from model.layers.layer import DepthLayer
     from parallel.checkpoint.writer import prune, save
     from pretrain.train.callbacks.signal.hooks import LayerHooks
     from pretrain.train.loop import forward_step

@@ -253,7 +253,7 @@ class Fathom:
         topology = single_process()
         chunks = build_chunks(_fathom_model(shape, scheme), topology, seq_length=shape.seq, dtype=torch.float32, seed=1)
         if compiled:
-            from model.compiled import compile_layers
+            from model.layers.compiled import compile_layers
 
             torch._dynamo.utils.counters.clear()
             compile_layers(chunks)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES, Layer
-from model.local import Norm, rotary_table
+from model.layers.torch_parts import Norm, rotary_table
+from model.layers.torch_spec import local_layer_spec
 from model.loss import cross_entropy
-from model.spec import local_layer_spec
 from model.weights.init import logit_scale
 
 
@@ -43,7 +43,7 @@ Kernels = Literal["local", "te"]
 def kernel_parts(kernels: Kernels) -> tuple[Callable[[Layer], ModuleSpec], type]:
     """The layer specification and the norm of a set of kernels. Raises ImportError for `te` where Transformer Engine is not installed."""
     if kernels == "te":
-        from model.te_spec import TENorm, te_layer_spec
+        from model.layers.te_spec import TENorm, te_layer_spec
 
         return te_layer_spec, TENorm
     return local_layer_spec, Norm

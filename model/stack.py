@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES, Options
 from model.gpt import transformer_config
-from model.spec import local_layer_spec
+from model.layers.torch_spec import local_layer_spec
 
 MATRICES = {
     "self_attention.linear_proj": ("", "o"),
@@ -72,7 +72,7 @@ class Stack(nn.Module):
         for number, layer in enumerate(plan, 1):
             spec = local_layer_spec(layer, causal=causal, cross=cross)
             self.layers.append(spec.module(config, spec.submodules, layer_number=number, pg_collection=groups, **spec.params))
-        from model.local import Norm
+        from model.layers.torch_parts import Norm
 
         self.final_layernorm = Norm(config, hidden_size, config.layernorm_epsilon) if final_norm and SCHEMES[scheme].final_norm else None
         self.to(dtype)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from model.compiled import compile_joins, compile_layers
 from model.errors import UserError
+from model.layers.compiled import compile_joins, compile_layers
 from parallel.precision import Numerics
 from pretrain.config.conflicts import inside_layers
 from pretrain.config.schema import RunConfig

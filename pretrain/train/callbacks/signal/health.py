@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from model.layer import DepthLayer
+from model.layers.layer import DepthLayer
 from parallel.checkpoint.fragments import owned_fragments
 from pretrain.train.callbacks.base import Callback
 from pretrain.train.callbacks.signal.history import Departure, History, message

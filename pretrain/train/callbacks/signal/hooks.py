@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.layer import DepthLayer
+from model.layers.layer import DepthLayer
 
 MEANS = ("attention_branch", "attention_residual", "mlp_branch", "mlp_residual", "stream_square", "forward_variance", "grad_variance_late")
 """Sums over micro-batches that become means."""

@@ -15,7 +15,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from model.depth.scheme import Layer, Sublayer
-from model.residual import ResidualJoin
+from model.layers.residual import ResidualJoin
 
 
 @dataclass
@@ -72,7 +72,7 @@ class DepthLayer(TransformerLayer):
         self.compiled: Callable[..., tuple[Tensor, Tensor | None]] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The forward pass, compiled where `model/compiled.py` said so and nobody listens: hooks and evaluation get the layer as it is."""
+        """The forward pass, compiled where `model/layers/compiled.py` said so and nobody listens: hooks and evaluation get the layer as it is."""
         if self.compiled is None or not self.training or self._forward_hooks or self._forward_pre_hooks or not torch.is_grad_enabled():
             return super().__call__(*args, **kwargs)
         return self.compiled(self, *args, **kwargs)

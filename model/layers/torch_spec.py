@@ -8,8 +8,8 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 
 from model.depth.scheme import Layer
-from model.layer import DepthLayer, DepthLayerSubmodules
-from model.local import ColumnLinear, LocalMLP, LocalSelfAttention, Norm, RowLinear, SdpaAttention
+from model.layers.layer import DepthLayer, DepthLayerSubmodules
+from model.layers.torch_parts import ColumnLinear, LocalMLP, LocalSelfAttention, Norm, RowLinear, SdpaAttention
 
 
 def _norm(present: bool) -> type:

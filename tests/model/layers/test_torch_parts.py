@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import local
+from model.layers import torch_parts
 from model.stack import Stack
 from parallel.single import single_process
 
@@ -34,7 +34,7 @@ def test_attention_over_copied_heads(shape: dict[str, Any], monkeypatch: pytest.
     x_bsh = torch.randn(2, TOKENS, 32, dtype=torch.float64)
 
     def outcome(copied_from: int) -> tuple[Tensor, list[Tensor]]:
-        monkeypatch.setattr(local, "COPIED_FROM", copied_from)
+        monkeypatch.setattr(torch_parts, "COPIED_FROM", copied_from)
         in_one_piece.clear()
         stack.zero_grad()
         y_bsh = stack(x_bsh)

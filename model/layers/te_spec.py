@@ -28,8 +28,8 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from torch import Tensor
 
 from model.depth.scheme import Layer, Sublayer
-from model.layer import DepthLayer, DepthLayerSubmodules
-from model.local import LocalSelfAttention
+from model.layers.layer import DepthLayer, DepthLayerSubmodules
+from model.layers.torch_parts import LocalSelfAttention
 
 if not HAVE_TE:
     raise ImportError("Transformer Engine is not installed: its layers cannot be built")

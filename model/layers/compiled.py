@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from model.errors import UserError
-from model.layer import DepthLayer
-from model.residual import ResidualJoin, join
+from model.layers.layer import DepthLayer
+from model.layers.residual import ResidualJoin, join
 
 RECOMPILES = 8
 """Compilations of one function that PyTorch makes before it gives up."""

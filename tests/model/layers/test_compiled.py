@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from model import compiled
-from model.compiled import compile_joins, compile_layers
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES
 from model.errors import UserError
 from model.gpt import GPT, transformer_config
+from model.layers import compiled
+from model.layers.compiled import compile_joins, compile_layers
 from model.parameters.names import named_parameters
 from model.weights.init import initialize_
 from parallel.single import single_process

@@ -1,0 +1,1 @@
+"""How is one layer computed, by PyTorch's parts and by Transformer Engine's?"""
