@@ -36,7 +36,7 @@ def _deepspeed_slices(contestant: Fathom) -> AbstractContextManager[Any]:
 
 
 def _torch_cross_entropy(contestant: Fathom) -> AbstractContextManager[Any]:
-    from model.gpt import GPT
+    from model.families.gpt import GPT
 
     return patch.object(GPT, "compute_language_model_loss", _torch_loss)
 

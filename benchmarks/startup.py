@@ -41,7 +41,7 @@ def parts(layers: int, hidden: int, data: Path) -> dict[str, dict[str, float]]:
     load_libraries()
     import pretrain.train.build as build
     from model.config import ModelConfig
-    from model.gpt import GPT, transformer_config
+    from model.families.gpt import GPT, transformer_config
     from parallel.engine import Engine
     from parallel.single import single_process
     from pretrain.config.schema import Corpus, OptimizerConfig

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES, Options
-from model.gpt import transformer_config
+from model.families.gpt import transformer_config
 from model.layers.torch_spec import local_layer_spec
 
 MATRICES = {

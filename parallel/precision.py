@@ -19,7 +19,7 @@ from parallel.config import Fp8Config
 from parallel.versions import in_range, installed, supported
 
 if TYPE_CHECKING:  # Megatron-core takes seconds to import, and questions about a machine do not need it
-    from model.gpt import Kernels
+    from model.families.gpt import Kernels
     from parallel.topology import Layout
 
 INSTALL = "install it (pip install --no-build-isolation '.[te]')"

@@ -115,7 +115,7 @@ def _kept(stage: Stage, activations: Activations) -> float:
 def _buffers(stage: Stage, a: Activations) -> float:
     """The larger of what the loss and what one layer's backward pass hold for a moment beside the saved values (derived).
 
-    Loss: the logits and, in lower precision, their fp32 copy (`model/loss.py`); under tensor parallelism its gradient twice in fp32. Layer: the gradients of
+    Loss: the logits and, in lower precision, their fp32 copy (`model/families/losses.py`); under tensor parallelism its gradient twice in fp32. Layer: the gradients of
     the two widest activations and of the stream on both sides of a join.
     """
     each = 2 * FP32 if a.tensor > 1 else a.element + (FP32 if a.element < FP32 else 0)

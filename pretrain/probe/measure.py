@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.depth.scheme import LAYER_ROLES, SCHEMES
 from model.errors import UserError
-from model.gpt import GPT
+from model.families.gpt import GPT
 from model.parameters.names import named_parameters
 from model.parameters.shards import take
 from model.parameters.size import parameter_count

@@ -26,7 +26,7 @@ class Scorer:
         trained.reader.verify()
         # First, because it silences what the libraries below say when they are imported.
         topology = single_process()
-        from model.gpt import GPT, transformer_config
+        from model.families.gpt import GPT, transformer_config
         from model.parameters.names import named_parameters
         from parallel.checkpoint.loader import check_model
         from parallel.precision import resolve, this_machine

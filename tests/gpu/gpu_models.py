@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.gpt import GPT
+from model.families.gpt import GPT
 from model.parameters.names import named_parameters
 from parallel.config import Fp8Config
 from parallel.precision import Machine, Numerics, check_sizes, resolve, this_machine

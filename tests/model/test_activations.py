@@ -10,7 +10,7 @@ import torch
 from model.activations import Activations
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES
-from model.gpt import GPT, transformer_config
+from model.families.gpt import GPT, transformer_config
 from parallel.single import single_process
 
 LLAMA = {"position": "rotary", "num_query_groups": 2, "activation": "swiglu", "normalization": "rmsnorm", "bias": False}

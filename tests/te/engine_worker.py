@@ -89,7 +89,7 @@ def fp8_state(te: Any) -> dict[str, Any]:
     import torch
     from transformer_engine.pytorch import quantization
 
-    from model.gpt import GPT, transformer_config
+    from model.families.gpt import GPT, transformer_config
     from parallel.fp8_state import checkpoint_file, fp8_state, has_state, restore, set_fp8_state
     from parallel.precision import Numerics
     from parallel.single import single_process
@@ -142,7 +142,7 @@ def fp8_contexts(te: Any) -> dict[str, list[str | None]]:
     import torch
     from transformer_engine.pytorch import quantization
 
-    from model.gpt import GPT, transformer_config
+    from model.families.gpt import GPT, transformer_config
     from parallel.precision import RECIPES, Numerics
     from parallel.single import single_process
 

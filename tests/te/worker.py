@@ -56,7 +56,7 @@ def topology_of(tensor: int, sequence_parallel: bool) -> Any:
 
 def build(model: Any, topology: Any, kinds: Any, device: str, **core: Any) -> Any:
     """A model as on a GPU, its tensors on `device`. kinds: `local` or `te`; core: further fields of Megatron-core's configuration."""
-    from model.gpt import GPT, transformer_config
+    from model.families.gpt import GPT, transformer_config
 
     config = transformer_config(model, on_cpu=False, init_model_with_meta_device=device == "meta", **topology.core_fields(), **core)
     with standin.pretend_cuda(device):

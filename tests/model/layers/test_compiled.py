@@ -11,7 +11,7 @@ import torch
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES
 from model.errors import UserError
-from model.gpt import GPT, transformer_config
+from model.families.gpt import GPT, transformer_config
 from model.layers import compiled
 from model.layers.compiled import compile_joins, compile_layers
 from model.parameters.names import named_parameters

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES, Layer
+from model.families.losses import cross_entropy
 from model.layers.torch_parts import Norm, rotary_table
 from model.layers.torch_spec import local_layer_spec
-from model.loss import cross_entropy
 from model.weights.init import logit_scale
 
 
