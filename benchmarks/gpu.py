@@ -101,7 +101,7 @@ def gpu_intervals(profile: Any) -> list[tuple[float, float]]:
 
 def measure(case: Case, steps: int) -> dict[str, Any]:
     """One case in this process, on the current GPU."""
-    from model.flops import flops_per_token
+    from model.cost.flops import flops_per_token
     from model.parameters.size import parameter_count
     from parallel.peaks import mfu
     from parallel.single import single_process

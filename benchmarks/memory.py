@@ -97,7 +97,7 @@ def predicted(case: dict[str, Any]) -> dict[str, float]:
     """The plan's parts in bytes, and their sum."""
     from dataclasses import asdict
 
-    from model.activations import Activations
+    from model.cost.activations import Activations
     from parallel.topology import check_layout
     from pretrain.plan.memory import peak_memory
 

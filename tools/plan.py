@@ -36,7 +36,7 @@ def command(
 
 def plan(path: str, overrides: list[str], gpus: int | None, gpu: str, tokens: float | None, price: float | None, top: int) -> dict[str, Any]:
     """The whole answer as plain data; bytes, seconds, days. Raises UserError for an unknown GPU, an impossible layout or an unknown vocabulary."""
-    from model.flops import flops_per_token
+    from model.cost.flops import flops_per_token
     from model.parameters.size import parameter_count
     from parallel.accelerators import accelerator
     from pretrain.config.load import complete_model, load_config

@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from model.cost.flops import flops_per_token
 from model.errors import UserError
-from model.flops import flops_per_token
 from model.parameters.size import parameter_count
 from pretrain.config.schema import RunConfig
 from pretrain.duel.grid import Cell, finished

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from model.activations import Activations
 from model.config import ModelConfig
+from model.cost.activations import Activations
+from model.cost.flops import Recompute, flops_per_token
 from model.errors import UserError
-from model.flops import Recompute, flops_per_token
 from parallel.accelerators import GIB, Accelerator
 from parallel.config import ParallelConfig, RecomputeConfig
 from parallel.topology import Layout, check_layout

@@ -6,8 +6,8 @@ import functools
 import math
 from dataclasses import dataclass
 
-from model.activations import FP32, Activations, norms_of
 from model.config import ModelConfig
+from model.cost.activations import FP32, Activations, norms_of
 from model.depth.scheme import SCHEMES
 from model.parameters.size import parameter_shapes
 from parallel.topology import Layout

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.config import ModelConfig
-from model.flops import flops_per_token, forward_flops
+from model.cost.flops import flops_per_token, forward_flops
 from parallel.accelerators import accelerator
 from parallel.config import ParallelConfig, RecomputeConfig
 from pretrain.plan.layouts import Work, predict

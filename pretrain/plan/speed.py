@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model.activations import FP32, Activations
-from model.flops import forward_flops
+from model.cost.activations import FP32, Activations
+from model.cost.flops import forward_flops
 from parallel.accelerators import Accelerator
 from parallel.overlap import PIECES
 from parallel.topology import Layout

@@ -20,10 +20,10 @@ import yaml
 from markupsafe import Markup, escape
 
 from model.config import ModelConfig
+from model.cost.flops import flops_per_token
 from model.depth.scheme import SCHEMES
 from model.errors import UserError
 from model.files import atomic_write_text
-from model.flops import flops_per_token
 from parallel.peaks import mfu
 from pretrain.report.run_charts import Context, all_charts
 from pretrain.report.style import SHORT, compact, smoothing_window

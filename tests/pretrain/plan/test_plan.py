@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from model.activations import Activations
 from model.config import ModelConfig
+from model.cost.activations import Activations
 from model.errors import UserError
 from model.parameters.size import parameter_count, parameter_shapes
 from parallel.accelerators import ACCELERATORS, accelerator

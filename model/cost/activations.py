@@ -1,6 +1,6 @@
 """Bytes that the forward pass keeps for the backward pass, from the shapes alone: what PyTorch's autograd saves in layers of local kernels.
 
-Counted are distinct storages (a view costs nothing beyond its base) without parameters; `tests/model/test_activations.py` holds the sum against what
+Counted are distinct storages (a view costs nothing beyond its base) without parameters; `tests/model/cost/test_activations.py` holds the sum against what
 `torch.autograd.graph.saved_tensors_hooks` sees on the real model. Every count is derived from the backward formulas of the operators.
 Attention is fused: scores are never stored. With attention dropout on a CPU they are, and this count is too small.
 """
@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model.config import ModelConfig
+from model.cost.flops import Recompute
 from model.depth.scheme import SCHEMES, Layer
-from model.flops import Recompute
 
 FP32 = 4
 

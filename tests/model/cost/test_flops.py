@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import ModelConfig
-from model.flops import Recompute, flops_per_token, forward_flops
+from model.cost.flops import Recompute, flops_per_token, forward_flops
 
 BATCH, SEQ = 2, 16
 

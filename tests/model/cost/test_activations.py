@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from model.activations import Activations
 from model.config import ModelConfig
+from model.cost.activations import Activations
 from model.depth.scheme import SCHEMES
 from model.families.gpt import GPT, transformer_config
 from parallel.single import single_process

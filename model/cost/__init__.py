@@ -1,0 +1,1 @@
+"""How many operations and bytes does a model take?"""
