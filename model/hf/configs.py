@@ -10,7 +10,7 @@ from model.config import InitConfig, ModelConfig
 from model.depth.plan import Plan
 from model.depth.scheme import Sublayer
 from model.errors import UserError
-from model.hf.folding import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS, Fold
+from model.hf.folding.pre_ln import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS, Fold
 from model.hf.mapping import OPT_EPSILON, Target, norm_layers
 
 ARCHITECTURES: dict[Target, str] = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "opt": "OPTForCausalLM", "fathom": "FathomForCausalLM"}

@@ -21,10 +21,10 @@ from model.errors import UserError
 from model.files import sync_folder
 from model.hf.card import model_card
 from model.hf.configs import SPECIAL, write_config
-from model.hf.evaluate import Weights
-from model.hf.folding import Fold, fold, targets
+from model.hf.folding.pre_ln import Fold, fold, targets
 from model.hf.mapping import Entry, Target, canonical_shapes, check_weights, entries
 from model.hf.proof import LIMIT, Proof, change, epsilon_effect, logits, proof_tokens, prove
+from model.hf.reference import Weights
 from model.hf.tokenizer import TokenIds, copy_tokenizer, write_tokenizer
 from model.hf.tokenizer import prove as prove_tokenizer
 

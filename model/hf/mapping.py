@@ -95,7 +95,7 @@ _LLAMA: dict[str, Rule] = {
     "output_layer": (("lm_head",), VOCABULARY),
 }
 _D = "model.decoder.layers.{i}."
-# Post-LN: the norm between the sublayers may be written as the first one's norm_out or as the second one's norm_in, see `model/hf/post_ln.py`.
+# Post-LN: the norm between the sublayers may be written as the first one's norm_out or as the second one's norm_in, see `model/hf/folding/post_ln.py`.
 _OPT: dict[str, Rule] = {
     "embedding.word_embeddings": (("model.decoder.embed_tokens",), VOCABULARY),
     "embedding.position_embeddings": (("model.decoder.embed_positions",), POSITIONS_FROM_2),
@@ -214,7 +214,7 @@ def entries(target: Target, config: ModelConfig, positions: int) -> list[Entry]:
 
 
 def _norm_layer(shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, number: int) -> list[Entry]:
-    """What makes OPT's layer `number` a norm, except for its last norm, which is the norm itself: see `model/hf/post_ln.py`."""
+    """What makes OPT's layer `number` a norm, except for its last norm, which is the norm itself: see `model/hf/folding/post_ln.py`."""
     result = []
     for name, shape in shapes.items():
         if not name.startswith("decoder.layers.0.") or ".mlp_output_norm." in name:

@@ -15,9 +15,9 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.depth.plan import Plan
 from model.errors import UserError
-from model.hf.evaluate import Evaluation, Weights
-from model.hf.folding import Fold
+from model.hf.folding.pre_ln import Fold
 from model.hf.mapping import Target
+from model.hf.reference import Evaluation, Weights
 
 # Relative to the standard deviation of the logits. A wrong coefficient, permutation or activation is orders of magnitude above both.
 EXACT_TOLERANCE = 1e-5

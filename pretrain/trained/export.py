@@ -134,7 +134,7 @@ def generate_text(
 
     An empty prompt starts a document. Raises UserError as `open_trained` does, and for settings out of range or no tokenizer, before the first piece.
     """
-    from model.hf.evaluate import generate
+    from model.hf.reference import generate
     from pretrain.data.tokenizer import Tokenizer
 
     trained = open_trained(checkpoint)

@@ -52,7 +52,7 @@ def verify(run_dir: Path, exported: Path, prompt: str, new_tokens: int = 48) -> 
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    from model.hf.evaluate import Evaluation
+    from model.hf.reference import Evaluation
     from pretrain.trained.export import open_trained
 
     disable_progress_bar()

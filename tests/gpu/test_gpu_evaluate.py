@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from model.hf.evaluate import Evaluation
+from model.hf.reference import Evaluation
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.train_tokenizer import train_tokenizer
 from pretrain.trained.export import open_trained

@@ -15,8 +15,8 @@ import pytest
 import torch
 import yaml
 
-from model.hf.evaluate import Evaluation
 from model.hf.export import export
+from model.hf.reference import Evaluation
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.train_tokenizer import train_tokenizer
 from tests.model.hf.tiny import LOGIT_SCALE, make_config, make_weights

@@ -18,7 +18,7 @@ from torch import Tensor
 from model.depth.scheme import SCHEMES
 from model.errors import UserError
 from model.hf.export import Export, export, parse_size, write_weights
-from model.hf.folding import fold
+from model.hf.folding.pre_ln import fold
 from model.hf.mapping import entries
 from model.hf.proof import ProofError
 from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_config, make_tokens, make_weights, reference

@@ -9,10 +9,10 @@ import torch
 
 from model.depth.plan import Plan
 from model.depth.scheme import SCHEMES, Layer, Sublayer
-from model.hf.evaluate import Evaluation
-from model.hf.folding import Fold, fold, obstacle, pre_ln_obstacle, shared_epsilon
+from model.hf.folding.pre_ln import Fold, fold, obstacle, pre_ln_obstacle, shared_epsilon
 from model.hf.mapping import Target
 from model.hf.proof import change, epsilon_effect
+from model.hf.reference import Evaluation
 from tests.model.hf.tiny import make_config, make_tokens, make_weights, reference
 
 LLAMA = {"normalization": "rmsnorm", "position": "rotary", "activation": "swiglu", "bias": False, "num_query_groups": 2}

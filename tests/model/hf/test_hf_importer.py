@@ -24,9 +24,9 @@ from transformers import (
 
 from model.depth.scheme import SCHEMES
 from model.errors import UserError
-from model.hf.evaluate import Evaluation
 from model.hf.export import export
 from model.hf.importer import import_model
+from model.hf.reference import Evaluation
 from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_config, make_tokens, make_weights, reference
 
 GPT2 = {"vocab_size": 101, "n_positions": 24, "n_embd": 32, "n_layer": 3, "n_head": 4, "activation_function": "gelu"}

@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES
 from model.hf.configuration_fathom import FathomConfig
-from model.hf.evaluate import generate
 from model.hf.export import export
 from model.hf.proof import forget
+from model.hf.reference import generate
 from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_config, make_tokens, make_weights, reference
 
 MODELS: dict[str, dict[str, Any]] = {

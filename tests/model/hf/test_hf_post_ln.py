@@ -14,11 +14,11 @@ from model.config import ModelConfig
 from model.depth.plan import Plan
 from model.depth.scheme import SCHEMES, Layer, Scheme, Sublayer
 from model.hf.configs import write_config
-from model.hf.evaluate import Evaluation
-from model.hf.folding import Fold, fold, obstacle
+from model.hf.folding.post_ln import post_ln_factors, post_ln_obstacle
+from model.hf.folding.pre_ln import Fold, fold, obstacle
 from model.hf.mapping import entries
-from model.hf.post_ln import post_ln_factors, post_ln_obstacle
 from model.hf.proof import change
+from model.hf.reference import Evaluation
 from tests.model.hf.tiny import POSITIONS, make_config, make_tokens, make_weights
 
 SPECIAL = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -72,7 +72,7 @@ def test_the_algebra_is_exact_at_any_depth(model: dict[str, Any], epsilon: float
 
 def test_the_algebra_would_find_a_wrong_epsilon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the fold is for: OPT's own epsilon in place of ours."""
-    from model.hf import post_ln
+    from model.hf.folding import post_ln
 
     config = make_config("post_ln", norm_epsilon=1e-3)
     monkeypatch.setattr(post_ln, "OPT_EPSILON", 1e-3)  # no factors

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from model.errors import UserError
-from model.hf.evaluate import Evaluation
+from model.hf.reference import Evaluation
 from parallel.checkpoint.reader import CheckpointReader
 from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ import torch
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES
 from model.errors import UserError
-from model.hf.evaluate import ACTIVATIONS, Cache, Evaluation, generate, pick
+from model.hf.reference import ACTIVATIONS, Cache, Evaluation, generate, pick
 from tests.model.hf.tiny import LOGIT_SCALE, make_config, make_tokens, make_weights, reference
 
 VARIANTS = [

@@ -9,7 +9,7 @@ bias, the embeddings stay, and a factor on the logits goes into the last norm (d
 with epsilon e is the norm of x = c y with epsilon e c^2. A stock model has one epsilon for all its norms, so it can only be near the right one; the
 export is our model with other epsilons, exactly, and how far that moves the logits is measured before anything is written (`model/hf/proof.py`).
 
-Post-LN form: `model/hf/post_ln.py`.
+Post-LN form: `model/hf/folding/post_ln.py`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from model.config import ModelConfig
 from model.depth.plan import Plan
 from model.errors import UserError
+from model.hf.folding.post_ln import post_ln_factors, post_ln_obstacle
 from model.hf.mapping import OPT_EPSILON, TARGETS, Target
-from model.hf.post_ln import post_ln_factors, post_ln_obstacle
 
 # Our activation -> the name transformers has for the same function.
 UNGATED_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "relu2": "relu2", "silu": "silu"}

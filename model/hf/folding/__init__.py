@@ -1,0 +1,1 @@
+"""Which stock architecture computes a model exactly, and with which factors?"""
