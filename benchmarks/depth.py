@@ -104,7 +104,7 @@ def main(
     out: Path | None = typer.Option(None, help="File for the JSON."),
 ) -> None:
     """Measure and print."""
-    from parallel.single import single_process
+    from parallel.launch.one_process import single_process
 
     torch.set_num_threads(1)
     single_process()

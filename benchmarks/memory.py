@@ -40,7 +40,7 @@ def rank_main(case: dict[str, Any], rank: int, port: int, out: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from parallel.launch import RankInfo, init_process_group
+    from parallel.launch.launch import RankInfo, init_process_group
     from parallel.topology import Topology
     from pretrain.train.build import build_engine
     from pretrain.train.feasibility import fit_processes
@@ -108,7 +108,7 @@ def predicted(case: dict[str, Any]) -> dict[str, float]:
 
 def measure(name: str) -> dict[str, Any]:
     """Largest growth of the processes of one case, and the prediction."""
-    from parallel.launch import free_port
+    from parallel.launch.launch import free_port
 
     with tempfile.TemporaryDirectory(prefix="fathom-memory-") as folder:
         port, outs = free_port(), [Path(folder) / f"{rank}.json" for rank in range(WORLD)]

@@ -47,7 +47,7 @@ class Contestant(Protocol):
 
     name: str
     keeps_memory: bool
-    """Whether it runs with Fathom's setting of the C library's memory allocator, `parallel.cpu.keep_freed_memory`, or with the library's own."""
+    """Whether it runs with Fathom's setting of the C library's memory allocator, `parallel.launch.cpu.keep_freed_memory`, or with the library's own."""
 
     def step(self, tokens: Tensor) -> float:
         """One optimizer step; returns the mean loss."""
@@ -195,7 +195,7 @@ def huggingface_deepspeed(shape: Shape) -> Contestant:
 
 def fathom_deepspeed(shape: Shape) -> Contestant:
     """Our model with nothing of our engine."""
-    from parallel.single import single_process
+    from parallel.launch.one_process import single_process
     from pretrain.train.build import build_chunks
 
     (model,) = build_chunks(_fathom_model(shape, "pre_ln"), single_process(), seq_length=shape.seq, dtype=torch.float32, seed=1)
@@ -245,7 +245,7 @@ class Fathom:
 
     def __init__(self, shape: Shape, scheme: str = "pre_ln", *, compiled: bool = False) -> None:
         from parallel.engine import Engine
-        from parallel.single import single_process
+        from parallel.launch.one_process import single_process
         from pretrain.config.schema import OptimizerConfig
         from pretrain.train.build import adamw, build_chunks
 

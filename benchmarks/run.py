@@ -91,7 +91,7 @@ def main(
     out: Path = typer.Option(RESULTS, help="Folder for the JSON."),
 ) -> None:
     """Measure and print."""
-    from parallel.single import single_process
+    from parallel.launch.one_process import single_process
 
     torch.set_num_threads(threads)
     single_process()

@@ -36,14 +36,14 @@ def parts(layers: int, hidden: int, data: Path) -> dict[str, dict[str, float]]:
     import torch
 
     torch.set_num_threads(1)
-    from parallel.startup import collector_at_rest, load_libraries
+    from parallel.launch.startup import collector_at_rest, load_libraries
 
     load_libraries()
     import pretrain.train.build as build
     from model.config import ModelConfig
     from model.families.gpt import GPT, transformer_config
     from parallel.engine import Engine
-    from parallel.single import single_process
+    from parallel.launch.one_process import single_process
     from pretrain.config.schema import Corpus, OptimizerConfig
     from pretrain.data.blend import open_blend
     from pretrain.train.loop import forward_step

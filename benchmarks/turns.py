@@ -34,7 +34,7 @@ def allocator(*, keeps: bool, large: int = 32 << 20) -> None:
 
     large: bytes from which glibc asks the system each time. Fathom's comes with as much freed memory as its earlier steps would have left.
     """
-    from parallel import cpu
+    from parallel.launch import cpu
 
     if keeps:
         cpu.keep_freed_memory()

@@ -1,6 +1,6 @@
 """A stack of our layers for researchers: any scheme, any precision, plain arrays in and out under plain names.
 
-    from parallel.single import single_process
+    from parallel.launch.one_process import single_process
     from model.stack import Stack
 
     single_process()

@@ -132,7 +132,7 @@ def _serve(folder: Path) -> None:
 
 
 def _run_group(folder: Path, index: int, world: int, function: Callable[..., Any], args: tuple[Any, ...], killed: bool) -> bool:
-    from parallel.launch import reserve_port
+    from parallel.launch.launch import reserve_port
 
     holder = reserve_port()
     port = holder.getsockname()[1]
@@ -165,7 +165,7 @@ def _run_group(folder: Path, index: int, world: int, function: Callable[..., Any
 
 
 def _run_rank(folder: Path, index: int, rank: int, world: int, port: int, function: Callable[..., Any], args: tuple[Any, ...]) -> int:
-    from parallel.launch import RankInfo, init_process_group
+    from parallel.launch.launch import RankInfo, init_process_group
 
     try:
         init_process_group(RankInfo(rank, world, rank, "127.0.0.1", port), RANK_TIMEOUT_MINUTES)

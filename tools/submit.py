@@ -105,7 +105,7 @@ def describe(planned: Plan, jobs: Sequence[str]) -> None:
 
 def follow_log(log: Path, handle: str) -> None:
     """Prints a log as it grows, until the job has left the queue. ctrl-C ends the printing only."""
-    from parallel import slurm_queue
+    from parallel.launch import slurm_client
 
     position, looked, gone = 0, 0.0, False
     try:
@@ -118,7 +118,7 @@ def follow_log(log: Path, handle: str) -> None:
             if gone:
                 return
             if time.monotonic() - looked > QUEUE_SECONDS:
-                looked, queued = time.monotonic(), slurm_queue.queue()
+                looked, queued = time.monotonic(), slurm_client.queue()
                 gone = queued is not None and handle not in queued
             time.sleep(FOLLOW_SECONDS)
     except KeyboardInterrupt:

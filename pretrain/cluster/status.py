@@ -15,10 +15,10 @@ from typing import Any
 import yaml
 
 from model.errors import UserError
-from parallel import slurm_queue
 from parallel.checkpoint.format import MANIFEST, step_folder
-from parallel.exit_codes import ExitCode
-from parallel.slurm_queue import Queued
+from parallel.launch import slurm_client
+from parallel.launch.exit_codes import ExitCode
+from parallel.launch.slurm_client import Queued
 from pretrain.rundir import state as states
 
 MARKS = (states.STATE_FILE, "metrics.jsonl", "config.yaml")
@@ -63,7 +63,7 @@ def find_runs(path: Path) -> list[Path]:
 
 def collect(path: Path) -> list[RunStatus]:
     """The state of all runs at or below a folder. Raises as `find_runs`; a run with damaged files is shown as such."""
-    queued = slurm_queue.queue()
+    queued = slurm_client.queue()
     statuses = []
     for folder in find_runs(path):
         try:
@@ -147,8 +147,8 @@ def _with_job(status: RunStatus, jobs: list[str], queued: Mapping[str, Queued] |
     status = replace(status, job=status.job or jobs[0])
     if queued is None or (status.state in states.ENDED and not (status.state == states.STOPPED and to_be_continued)):
         return status
-    job = slurm_queue.show_job(jobs[0])  # of another user, or ended not long ago
-    if job is not None and job.state in (*slurm_queue.ACTIVE, "PENDING", "REQUEUED"):
+    job = slurm_client.show_job(jobs[0])  # of another user, or ended not long ago
+    if job is not None and job.state in (*slurm_client.ACTIVE, "PENDING", "REQUEUED"):
         return status
     if job is not None and job.state.startswith("CANCELLED"):
         return replace(status, state=states.CANCELLED, reason="cancelled with scancel")

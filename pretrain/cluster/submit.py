@@ -13,7 +13,7 @@ from pathlib import Path
 
 from model.errors import UserError
 from model.files import atomic_write_text
-from parallel import slurm_queue
+from parallel.launch import slurm_client
 from pretrain.cluster.code_copy import copy_code
 from pretrain.cluster.script import Script, render
 from pretrain.cluster.site_file import SiteConfig, parse_time
@@ -144,7 +144,7 @@ def submit(planned: Plan) -> list[str]:
     Raises UserError when data are missing, a job is at one of the runs already, or Slurm refuses; then state.json is as before.
     """
     check_data(planned)
-    queued = slurm_queue.queue()
+    queued = slurm_client.queue()
     for run_dir, _ in planned.runs:
         _refuse_if_active(run_dir, queued or {})
     planned.folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,7 @@ def submit(planned: Plan) -> list[str]:
         dependency = planned.request.dependency
         for _ in range(planned.request.chain):
             options = [f"--dependency={dependency}"] if dependency else []
-            jobs.append(slurm_queue.sbatch([*options, str(planned.script_file)]))
+            jobs.append(slurm_client.sbatch([*options, str(planned.script_file)]))
             # Whatever way a job of the chain ended, the next one finds it in state.json and leaves at once where nothing is left to do.
             dependency = f"afterany:{jobs[-1]}"
     except UserError:
@@ -190,7 +190,7 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def _refuse_if_active(run_dir: Path, queued: dict[str, slurm_queue.Queued]) -> None:
+def _refuse_if_active(run_dir: Path, queued: dict[str, slurm_client.Queued]) -> None:
     state = states.read_state(run_dir)
     jobs = [*states.read_submitted(run_dir).get("jobs", []), state.get("job_id")]
     active = next((str(job) for job in jobs if job is not None and str(job) in queued), None)

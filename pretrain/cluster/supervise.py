@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
-from parallel import slurm_queue
-from parallel.exit_codes import RESTARTABLE, ExitCode, as_exit_code
-from parallel.slurm_queue import Job
+from parallel.launch import slurm_client
+from parallel.launch.exit_codes import RESTARTABLE, ExitCode, as_exit_code
+from parallel.launch.slurm_client import Job
 from pretrain.rundir import state as states
 from pretrain.rundir.state import PREFLIGHT_FILE, Failure, Owner
 
@@ -116,8 +116,8 @@ def start(run_dir: Path, owner: Owner, job: Job | None = None, max_restarts: int
     if name in (states.FINISHED, states.FAILED, states.CANCELLED):
         return f"the run is {name} ({state.get('reason')}): submit it again to go on"
     if held.job_id not in (None, owner.job_id) and name in (states.STARTING, states.RUNNING):
-        other = slurm_queue.show_job(str(held.job_id))
-        if other is not None and other.state in slurm_queue.ACTIVE:
+        other = slurm_client.show_job(str(held.job_id))
+        if other is not None and other.state in slurm_client.ACTIVE:
             raise UserError(f"job {held.job_id} is running in {run_dir}: cancel one of the two (scancel {held.job_id})")
     # What ended in order was counted when it ended. A start whose batch script died with its node is counted here.
     stalled = count_stalled(state, before) if name in (states.STARTING, states.RUNNING) else int(state.get("stalled") or 0)
@@ -161,7 +161,7 @@ def carry_out(run_dir: Path, owner: Owner, decision: Decision, exclude_bad_nodes
         fields["excluded"] = excluded
     states.write_state(run_dir, owner, **fields)  # first: after the requeue Slurm ends this process
     if decision.requeue and not decision.by_slurm:
-        refusal = slurm_queue.requeue(owner.job_id or "") if not (exclude_bad_nodes and decision.exclude) else requeue_elsewhere(owner.job_id or "", excluded)
+        refusal = slurm_client.requeue(owner.job_id or "") if not (exclude_bad_nodes and decision.exclude) else requeue_elsewhere(owner.job_id or "", excluded)
         if refusal is not None:
             reason = f"{decision.reason}; it should start again, but: {refusal}. Submit it again to go on"
             states.write_state(run_dir, owner, state=states.FAILED, reason=reason)
@@ -176,12 +176,12 @@ def requeue_elsewhere(handle: str, excluded: Sequence[str]) -> str | None:
 
     Slurm changes the nodes of waiting jobs only, so the job is held until that is done; where it is refused, the job goes on without.
     """
-    refusal = slurm_queue.requeue(handle, hold=True)
+    refusal = slurm_client.requeue(handle, hold=True)
     if refusal is not None:
         return refusal
-    problem = slurm_queue.exclude_nodes(handle, excluded)
+    problem = slurm_client.exclude_nodes(handle, excluded)
     say(f"nodes {','.join(excluded)} {f'could not be excluded: {problem}' if problem else 'are excluded from now on'}")
-    return slurm_queue.release(handle)
+    return slurm_client.release(handle)
 
 
 def usable_nodes(allocated: int, allowed: Sequence[int]) -> int:
@@ -224,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, owner: Owner) -> int:
     assert owner.job_id is not None
     run_dir: Path = options.run_dir
-    job = slurm_queue.show_job(owner.job_id)
+    job = slurm_client.show_job(owner.job_id)
     if options.command == "start":
         (run_dir / states.CONTROL).mkdir(exist_ok=True)
         reason = start(run_dir, owner, job, options.max_restarts)

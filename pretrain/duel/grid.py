@@ -25,7 +25,7 @@ from model.errors import UserError
 from model.files import atomic_write_text
 from model.parameters.size import parameter_count
 from parallel.config import ParallelConfig
-from parallel.exit_codes import ExitCode
+from parallel.launch.exit_codes import ExitCode
 from pretrain.config.load import dump_config
 from pretrain.config.schema import RunConfig
 from pretrain.config.scheme_choice import Variant, validated
@@ -147,8 +147,8 @@ def check_unchanged(configs: Sequence[RunConfig]) -> None:
 
 def train_cell(config: RunConfig) -> dict[str, Any]:
     """Trains one cell in this process and writes its result. Checkpoints are removed once the cell is finished."""
-    from parallel.launch import RankInfo
-    from parallel.single import single_process
+    from parallel.launch.launch import RankInfo
+    from parallel.launch.one_process import single_process
     from pretrain.train.run import _train
 
     folder = Path(config.runs_dir) / config.name

@@ -16,7 +16,7 @@ from model.config import ModelConfig
 from model.errors import UserError
 from model.parameters.size import parameter_count
 from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
-from parallel.single import single_process
+from parallel.launch.one_process import single_process
 from pretrain.config.load import complete_model, load_config
 from pretrain.config.schema import RunConfig
 from pretrain.config.scheme_choice import Variant, base_asked_for, parse_variant, parse_variants, validated

@@ -21,7 +21,7 @@ from typing import Any
 from model.errors import UserError
 from model.files import atomic_write_text
 from parallel.checkpoint.format import STEP_FOLDER, resolve
-from parallel.slurm_queue import job_handle
+from parallel.launch.slurm_client import job_handle
 
 STATE_FILE = "state.json"
 SUBMITTED_FILE = "submitted.json"

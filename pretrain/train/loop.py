@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from parallel.checkpoint.background import Saved
 from parallel.checkpoint.errors import SaveError
 from parallel.engine import Engine
-from parallel.exit_codes import ExitCode
+from parallel.launch.exit_codes import ExitCode
 from pretrain.config.schema import RunConfig
 from pretrain.data.blend import Prefetcher, TokenBlend, micro_batch_indices
 from pretrain.rundir.state import StaleStartError

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from model.errors import UserError
 from model.files import atomic_write_text
-from parallel.exit_codes import ExitCode
-from parallel.launch import RankInfo, has_gpu
+from parallel.launch.exit_codes import ExitCode
+from parallel.launch.launch import RankInfo, has_gpu
 from pretrain.config.schema import RunConfig
 from pretrain.rundir.environment import ROOT, git, versions
 from pretrain.rundir.state import CONTROL, PREFLIGHT_FILE, Owner, record_failure

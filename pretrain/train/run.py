@@ -21,8 +21,8 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 from model.errors import UserError
 from model.files import atomic_write_text
 from parallel.checkpoint.errors import SaveError
-from parallel.exit_codes import ExitCode
-from parallel.launch import RankInfo, free_port, has_gpu, init_process_group, open_store, rank_from_environment, start_local
+from parallel.launch.exit_codes import ExitCode
+from parallel.launch.launch import RankInfo, free_port, has_gpu, init_process_group, open_store, rank_from_environment, start_local
 from parallel.topology import Topology
 from pretrain.config.load import complete_model, dump_config, load_config
 from pretrain.config.schema import RunConfig
@@ -166,7 +166,7 @@ def _failed(error: Exception, info: RankInfo, run_dir: Path, watchdog: Watchdog 
 
 
 def _train(config: RunConfig, info: RankInfo, topology: Topology, run_dir: Path, watchdog: Watchdog | None = None) -> tuple[ExitCode, str]:
-    from parallel.startup import collector_at_rest
+    from parallel.launch.startup import collector_at_rest
 
     try:
         with collector_at_rest():

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
-from parallel.exit_codes import ExitCode
-from parallel.launch import leave_terminal, stop_signals
+from parallel.launch.exit_codes import ExitCode
+from parallel.launch.launch import leave_terminal, stop_signals
 from pretrain.rundir.state import Owner, asked_to_stop
 
 REASONS = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.errors import UserError
-from parallel.exit_codes import ExitCode
+from parallel.launch.exit_codes import ExitCode
 from pretrain.config.schema import CheckpointConfig
 from pretrain.rundir.state import CONTROL, StaleStartError, check_owner
 from pretrain.train.stop_signals import StopRequest

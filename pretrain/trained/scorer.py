@@ -21,7 +21,7 @@ class Scorer:
     """
 
     def __init__(self, trained: Trained, precision: str = "auto") -> None:
-        from parallel.single import single_process
+        from parallel.launch.one_process import single_process
 
         trained.reader.verify()
         # First, because it silences what the libraries below say when they are imported.

@@ -11,8 +11,8 @@ import torch
 from model.depth.scheme import SCHEMES
 from parallel.engine import Engine
 from parallel.graphs import WARM_UP
+from parallel.launch.one_process import single_process
 from parallel.precision import RECIPES
-from parallel.single import single_process
 from pretrain.train.build import build_engine
 from pretrain.train.loop import forward_step
 from tests.gpu.gpu_models import tokens

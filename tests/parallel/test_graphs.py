@@ -15,7 +15,7 @@ from model.depth.scheme import SCHEMES
 from model.errors import UserError
 from parallel.engine import Engine
 from parallel.graphs import WARM_UP, StepGraph
-from parallel.single import single_process
+from parallel.launch.one_process import single_process
 from pretrain.train.build import build_engine
 from pretrain.train.loop import forward_step
 from tests.parallel.graph_emulator import Graph, emulated

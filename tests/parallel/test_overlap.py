@@ -17,8 +17,8 @@ from model.parameters.shards import WHOLE
 from parallel import overlap
 from parallel.config import ParallelConfig
 from parallel.gradients import GradientBuffer, Group, Kind
+from parallel.launch.one_process import single_process
 from parallel.overlap import PIECES, marks
-from parallel.single import single_process
 from parallel.topology import check_layout
 from tests import distributed
 from tests.distributed import launch

@@ -25,7 +25,7 @@ from typing import Any
 
 from parallel.checkpoint.format import resolve, steps_in
 from parallel.checkpoint.reader import open_checkpoint
-from parallel.exit_codes import ExitCode
+from parallel.launch.exit_codes import ExitCode
 from pretrain.rundir.metrics import read_metrics
 
 # Things a process does to files; after the start of each is a place to die.
@@ -121,7 +121,7 @@ def _rank(rank: int, port: int, config: Path, run_dir: Path, kill: Kill | None, 
 
 def start(config: Path, run_dir: Path, kill: Kill | None, log: Path) -> list[int]:
     """One start of the run, to its end or to its kill. Returns the exit codes of the ranks, negative for signals."""
-    from parallel.launch import reserve_port
+    from parallel.launch.launch import reserve_port
 
     log.unlink(missing_ok=True)
     holder, begin = reserve_port(), time.monotonic()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model.config import ModelConfig
-from parallel.single import single_process
+from parallel.launch.one_process import single_process
 from pretrain.config.schema import Corpus, DataConfig, LogConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
 from pretrain.data.blend import open_blend
 from pretrain.data.prepare import PrepareOptions, prepare

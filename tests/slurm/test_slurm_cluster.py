@@ -10,7 +10,7 @@ import pytest
 from slurm_cluster import Cluster  # type: ignore[import-not-found]
 from slurm_runs import Runs, wait_for  # type: ignore[import-not-found]
 
-from parallel.slurm import expand_hosts
+from parallel.launch.slurm import expand_hosts
 from pretrain.cluster.status import collect
 from pretrain.rundir.state import read_submitted
 from tools.submit import follow_log

@@ -13,8 +13,8 @@ import pytest
 from slurm_cluster import PATIENCE, Cluster  # type: ignore[import-not-found]
 from slurm_runs import Runs, wait_for  # type: ignore[import-not-found]
 
-from parallel.exit_codes import ExitCode
-from parallel.slurm import expand_hosts
+from parallel.launch.exit_codes import ExitCode
+from parallel.launch.slurm import expand_hosts
 from pretrain.cluster.status import collect
 from pretrain.rundir.metrics import read_metrics
 from tests.pretrain.small import small_data

@@ -30,7 +30,7 @@ def engine_of(model: Any, kinds: str, *, zero: int = 1, cuda_graph: bool = False
     from model.parameters.names import named_parameters
     from model.weights.init import initialize_
     from parallel.engine import Engine
-    from parallel.single import single_process
+    from parallel.launch.one_process import single_process
     from pretrain.config.schema import OptimizerConfig
     from pretrain.train.build import adamw
 
@@ -91,8 +91,8 @@ def fp8_state(te: Any) -> dict[str, Any]:
 
     from model.families.gpt import GPT, transformer_config
     from parallel.fp8_state import checkpoint_file, fp8_state, has_state, restore, set_fp8_state
+    from parallel.launch.one_process import single_process
     from parallel.precision import Numerics
-    from parallel.single import single_process
 
     model, topology = model_config(scheme="b2t"), single_process()
 
@@ -143,8 +143,8 @@ def fp8_contexts(te: Any) -> dict[str, list[str | None]]:
     from transformer_engine.pytorch import quantization
 
     from model.families.gpt import GPT, transformer_config
+    from parallel.launch.one_process import single_process
     from parallel.precision import RECIPES, Numerics
-    from parallel.single import single_process
 
     manager, forward = quantization.FP8GlobalStateManager, te.LayerNormLinear.forward
     seen: list[str | None] = []
@@ -197,7 +197,7 @@ def random_states() -> dict[str, list[bool]]:
     """By attention dropout: whether each back end of attention exchanges random states at every call."""
     import contextlib
 
-    from parallel.single import single_process
+    from parallel.launch.one_process import single_process
 
     found = {}
     for dropout in (0.0, 0.1):

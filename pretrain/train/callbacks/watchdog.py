@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.files import atomic_write_text
-from parallel.exit_codes import ExitCode
+from parallel.launch.exit_codes import ExitCode
 from pretrain.rundir.state import CONTROL, FAILED, Owner, record_failure, write_state
 from pretrain.train.callbacks.base import Callback
 

@@ -11,7 +11,7 @@ from model.config import ModelConfig
 from model.cost.activations import Activations
 from model.depth.scheme import SCHEMES
 from model.families.gpt import GPT, transformer_config
-from parallel.single import single_process
+from parallel.launch.one_process import single_process
 
 LLAMA = {"position": "rotary", "num_query_groups": 2, "activation": "swiglu", "normalization": "rmsnorm", "bias": False}
 CASES: dict[str, dict[str, Any]] = {

@@ -16,7 +16,7 @@ from model.layers import compiled
 from model.layers.compiled import compile_joins, compile_layers
 from model.parameters.names import named_parameters
 from model.weights.init import initialize_
-from parallel.single import single_process
+from parallel.launch.one_process import single_process
 
 SEQ = 16
 LLAMA = {"position": "rotary", "num_query_groups": 2, "activation": "swiglu", "normalization": "rmsnorm", "bias": False}

@@ -9,7 +9,7 @@ import torch
 
 from model.depth.scheme import SCHEMES
 from model.stack import Stack
-from parallel.single import single_process
+from parallel.launch.one_process import single_process
 from tests.reference import b2t, deepnorm, deepscalelm, gpt, layernorm_scaling, mix_ln, peri_ln, post_ln, pre_ln, spannorm
 from tests.reference.parts import Options
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.layers import torch_parts
 from model.stack import Stack
-from parallel.single import single_process
+from parallel.launch.one_process import single_process
 
 TOKENS = 200
 

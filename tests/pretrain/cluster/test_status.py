@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from model.errors import UserError
-from parallel.slurm_queue import Queued
+from parallel.launch.slurm_client import Queued
 from pretrain.cluster.status import RunStatus, collect, find_runs, last_events, run_status
 from pretrain.rundir.metrics import MetricsWriter
 from pretrain.rundir.state import Owner, claim

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from model.errors import UserError
-from parallel.exit_codes import ExitCode
-from parallel.slurm_queue import Job
+from parallel.launch.exit_codes import ExitCode
+from parallel.launch.slurm_client import Job
 from pretrain.cluster.supervise import NOTHING_TO_DO, carry_out, decide, main, on_term, start, usable_nodes
 from pretrain.rundir import state as states
 from pretrain.rundir.state import (

@@ -17,7 +17,7 @@ from model.config import ModelConfig
 from model.errors import UserError
 from model.parameters.names import named_parameters
 from model.stack import Stack
-from parallel.single import single_process
+from parallel.launch.one_process import single_process
 from pretrain.config.scheme_choice import parse_variant, parse_variants
 from pretrain.probe.measure import KINDS, Probe, coincidence, log_mean_square, probe, token_correlation, zipf_tokens
 from pretrain.probe.report import as_json, page, text, write_json, write_plot

@@ -15,8 +15,8 @@ import torch.distributed as dist
 
 from model.config import ModelConfig
 from model.errors import UserError
-from parallel.exit_codes import ExitCode
-from parallel.launch import RankInfo
+from parallel.launch.exit_codes import ExitCode
+from parallel.launch.launch import RankInfo
 from pretrain.config.schema import Corpus, DataConfig, OptimizerConfig, RunConfig, TrainConfig
 from pretrain.rundir.state import Owner, read_failures
 from pretrain.train import preflight

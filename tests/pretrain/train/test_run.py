@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from parallel.exit_codes import ExitCode
+from parallel.launch.exit_codes import ExitCode
 from pretrain.rundir.metrics import read_metrics
 from tests.pretrain.small import small_data
 from tools.cli import main

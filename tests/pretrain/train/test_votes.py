@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from parallel.exit_codes import ExitCode
+from parallel.launch.exit_codes import ExitCode
 from pretrain.config.schema import CheckpointConfig
 from pretrain.rundir.state import CONTROL, Owner, claim
 from pretrain.train.votes import FAILED, FENCED, LEAVE, RESTART, SAVE, Decision, Requests, decision

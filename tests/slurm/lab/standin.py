@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from parallel.exit_codes import ExitCode
-from parallel.slurm import check_port, expand_hosts, slurm_environment
+from parallel.launch.exit_codes import ExitCode
+from parallel.launch.slurm import check_port, expand_hosts, slurm_environment
 from pretrain.rundir.metrics import MetricsWriter
 from pretrain.rundir.state import FINISHED, RUNNING, STOPPED, check_owner, claim, latest_step, record_failure, write_state
 from pretrain.train.stop_signals import StopRequest, task_exit_code

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from parallel.exit_codes import ExitCode
+from parallel.launch.exit_codes import ExitCode
 from pretrain.rundir.state import Owner, read_failures, read_state
 from pretrain.train.callbacks.watchdog import BACKWARD, BETWEEN, UNMEASURED_SECONDS, UPDATE, Report, Watchdog, late_ranks, timed_out
 
@@ -134,7 +134,7 @@ def test_a_stopped_rank_ends_the_others(tmp_path: Path) -> None:
     """Two real processes; one is stopped, and the whole start ends with code 78, the stopped one by name."""
     script = tmp_path / "rank.py"
     script.write_text(RANK)
-    code = f"import sys, parallel.launch as launch; launch.GRACE_SECONDS = 0.5; sys.exit(launch.start_local([{str(script)!r}, {str(tmp_path)!r}], 2))"
+    code = f"import sys, parallel.launch.launch as launch; launch.GRACE_SECONDS = 0.5; sys.exit(launch.start_local([{str(script)!r}, {str(tmp_path)!r}], 2))"
     parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.getcwd()}, stderr=subprocess.PIPE, text=True)
     try:
         while not (tmp_path / "1.pid").exists():

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import pretrain.train.callbacks.signal.hooks as signal_hooks
 from model.parameters.names import named_parameters
-from parallel.single import single_process
+from parallel.launch.one_process import single_process
 from pretrain.config.schema import RunConfig
 from pretrain.rundir.metrics import read_metrics
 from pretrain.train.build import build_chunks

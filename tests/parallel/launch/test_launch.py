@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from model.errors import UserError
-from parallel.launch import rank_from_environment, reserve_port, start_local
+from parallel.launch.launch import rank_from_environment, reserve_port, start_local
 
 COMPLETE = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node7", "MASTER_PORT": "1234"}
 
@@ -61,7 +61,7 @@ def test_every_rank_gets_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_first_failure_is_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parallel.launch.GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("parallel.launch.launch.GRACE_SECONDS", 0.2)
     text = "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(7)\ntime.sleep(60)"
     begin = time.monotonic()
     assert start_local([script(tmp_path, text)], 2) == 7
@@ -75,7 +75,7 @@ def test_a_killed_rank_counts_as_128_plus_signal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "hint"), [("SIGKILL", " (out of memory?)"), ("SIGSEGV", "")])
 def test_a_rank_that_a_signal_ended_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, hint: str) -> None:
     """Once, and not those that are ended because of it."""
-    monkeypatch.setattr("parallel.launch.GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("parallel.launch.launch.GRACE_SECONDS", 0.2)
     text = (
         "import os, resource, signal, time\nresource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
         f"if os.environ['RANK'] == '1': os.kill(os.getpid(), signal.{name})\ntime.sleep(60)"
@@ -85,12 +85,12 @@ def test_a_rank_that_a_signal_ended_is_named(tmp_path: Path, monkeypatch: pytest
 
 
 def test_ranks_that_are_ended_with_a_failed_one_are_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("parallel.launch.GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("parallel.launch.launch.GRACE_SECONDS", 0.2)
     assert start_local([script(tmp_path, "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(7)\ntime.sleep(60)")], 2) == 7
     assert capsys.readouterr().err == ""
 
 
-PARENT = "import signal, sys; signal.signal(signal.SIGHUP, signal.{}); from parallel.launch import start_local; sys.exit(start_local([{!r}], 1))"
+PARENT = "import signal, sys; signal.signal(signal.SIGHUP, signal.{}); from parallel.launch.launch import start_local; sys.exit(start_local([{!r}], 1))"
 
 
 def wait_for(path: Path, parent: subprocess.Popen[str]) -> None:
@@ -154,7 +154,7 @@ def test_signals_are_passed_on(tmp_path: Path) -> None:
         f"pathlib.Path({str(tmp_path)!r}, 'ready').write_text('')\n"
         "time.sleep(60)",
     )
-    parent = subprocess.Popen([sys.executable, "-c", f"import sys; from parallel.launch import start_local; sys.exit(start_local([{rank!r}], 1))"])
+    parent = subprocess.Popen([sys.executable, "-c", f"import sys; from parallel.launch.launch import start_local; sys.exit(start_local([{rank!r}], 1))"])
     try:
         while not (tmp_path / "ready").exists():
             time.sleep(0.05)

@@ -48,7 +48,7 @@ def rank_from_environment(env: Mapping[str, str]) -> RankInfo | None:
             )
         return RankInfo(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0")), env["MASTER_ADDR"], int(env["MASTER_PORT"]))
     if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
-        from parallel.slurm import slurm_environment
+        from parallel.launch.slurm import slurm_environment
 
         info = slurm_environment(env)
         if info is not None:
@@ -74,7 +74,7 @@ def open_store(info: RankInfo, timeout_minutes: float) -> Store:
     from torch.distributed import rendezvous
 
     if info.derived and info.rank == 0:
-        from parallel.slurm import check_port
+        from parallel.launch.slurm import check_port
 
         check_port(info.master_addr, info.master_port)
     # The launcher's own store, where it has one (torchrun).
@@ -100,11 +100,11 @@ def init_process_group(info: RankInfo, timeout_minutes: float, store: Store | No
     # What the libraries say about themselves on every start and every rank is not for users of this one.
     for module in ("megatron", "deepspeed", "torch.distributed"):
         warnings.filterwarnings("ignore", module=module.replace(".", r"\."))
-    from parallel.startup import load_libraries
+    from parallel.launch.startup import load_libraries
 
     load_libraries()  # before `enable`, which changes loaded modules
     if not gpu:
-        from parallel import cpu
+        from parallel.launch import cpu
 
         cpu.enable()
     torch.distributed.init_process_group(

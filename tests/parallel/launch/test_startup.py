@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from parallel.startup import collector_at_rest, compiled_when_called
+from parallel.launch.startup import collector_at_rest, compiled_when_called
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_compilation_waits_for_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def test_the_collector_rests_and_comes_back() -> None:
 
 def test_loading_the_libraries_loads_no_compiler() -> None:
     code = (
-        "import sys; from parallel.startup import load_libraries; load_libraries(); import pretrain.train.loop, pretrain.train.build\n"
+        "import sys; from parallel.launch.startup import load_libraries; load_libraries(); import pretrain.train.loop, pretrain.train.build\n"
         "assert 'megatron.core.models.gpt' in sys.modules and 'torch._inductor.compile_fx' not in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=True, env=os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)})

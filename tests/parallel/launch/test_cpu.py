@@ -11,14 +11,14 @@ import threading
 import pytest
 import torch
 
-from parallel import cpu
+from parallel.launch import cpu
 
 FAULTS = """
 import ctypes, resource, sys
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # no huge pages in this process: faults are counted by the page
 import torch
 torch.set_num_threads(1)
-from parallel.cpu import keep_freed_memory
+from parallel.launch.cpu import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def use():

@@ -6,7 +6,7 @@ import functools
 
 from model.config import ModelConfig
 from parallel.config import ParallelConfig
-from parallel.launch import RankInfo, free_port, init_process_group
+from parallel.launch.launch import RankInfo, free_port, init_process_group
 from parallel.topology import Topology, check_layout
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from model.errors import UserError
-from parallel.exit_codes import ExitCode, as_exit_code
-from parallel.slurm import FIRST_PORT, PORTS, RankInfo, check_port, expand_counts, expand_hosts, master_address, master_port, slurm_environment
-from parallel.slurm_queue import Job, job_handle, parse_job
+from parallel.launch.exit_codes import ExitCode, as_exit_code
+from parallel.launch.slurm import FIRST_PORT, PORTS, RankInfo, check_port, expand_counts, expand_hosts, master_address, master_port, slurm_environment
+from parallel.launch.slurm_client import Job, job_handle, parse_job
 
 STEP = {
     "SLURMD_NODENAME": "node2",
@@ -65,7 +65,7 @@ def test_counts() -> None:
 
 
 def test_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parallel.slurm.resolves", lambda name: True)
+    monkeypatch.setattr("parallel.launch.slurm.resolves", lambda name: True)
     expected = RankInfo(3, 4, 1, 2, 1, 2, "node1", master_port(17, 0), 17, 0)
     assert slurm_environment(STEP) == expected
     again = slurm_environment({**STEP, "SLURM_RESTART_COUNT": "2"})
