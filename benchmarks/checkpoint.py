@@ -24,7 +24,7 @@ from parallel.checkpoint.fragments import flat_state
 from parallel.checkpoint.loader import load
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.checkpoint.writer import prune, save
-from parallel.engine import Engine
+from parallel.engine.engine import Engine
 from parallel.launch.one_process import single_process
 from pretrain.config.schema import RunConfig
 from pretrain.train.build import build_engine

@@ -20,7 +20,7 @@ from benchmarks.checkpoint import engine_of
 from benchmarks.memory import resident
 from benchmarks.results import write_results
 from benchmarks.turns import ratio_table, spread, turns
-from parallel.engine import Engine
+from parallel.engine.engine import Engine
 
 BASE = 4
 SEQ, BATCH = 64, 2

@@ -244,7 +244,7 @@ class Fathom:
     """Fathom: its model, Megatron-core's schedule, its gradient buffers, DeepSpeed ZeRO-1."""
 
     def __init__(self, shape: Shape, scheme: str = "pre_ln", *, compiled: bool = False) -> None:
-        from parallel.engine import Engine
+        from parallel.engine.engine import Engine
         from parallel.launch.one_process import single_process
         from pretrain.config.schema import OptimizerConfig
         from pretrain.train.build import adamw, build_chunks

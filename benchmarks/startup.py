@@ -42,7 +42,7 @@ def parts(layers: int, hidden: int, data: Path) -> dict[str, dict[str, float]]:
     import pretrain.train.build as build
     from model.config import ModelConfig
     from model.families.gpt import GPT, transformer_config
-    from parallel.engine import Engine
+    from parallel.engine.engine import Engine
     from parallel.launch.one_process import single_process
     from pretrain.config.schema import Corpus, OptimizerConfig
     from pretrain.data.blend import open_blend

@@ -53,13 +53,13 @@ def _no_slurm() -> str | None:
 # The files that take longest go first, so that none of them is still running when all others are through.
 LONGEST = (
     "slurm/test_slurm_cluster.py",
-    "parallel/test_layouts.py",
+    "parallel/engine/test_layouts.py",
     "slurm/test_slurm_training.py",
     "parallel/checkpoint/test_reshard.py",
-    "parallel/test_gradients.py",
+    "parallel/engine/test_gradients.py",
     "parallel/checkpoint/test_resume.py",
     "pretrain/train/test_run.py",
-    "parallel/test_dropout.py",
+    "parallel/engine/test_dropout.py",
 )
 
 LACKS = {"gpu": _no_cuda, "te": _no_transformer_engine, "slurm": _no_slurm}

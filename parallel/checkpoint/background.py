@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel.checkpoint.writer import Fence, Snapshot, take, write
-from parallel.engine import Engine
+from parallel.engine.engine import Engine
 
 PATIENCE = timedelta(hours=2)
 """How long a process waits for the slowest writer. One that died is noticed at once: its connections are closed."""

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from model.parameters.names import NamedParameter
 from parallel.checkpoint.format import Fragment
-from parallel.engine import Engine
-from parallel.gradients import Kind
+from parallel.engine.engine import Engine
+from parallel.engine.gradients import Kind
 
 
 def owned_fragments(engine: Engine) -> Iterator[tuple[NamedParameter, Fragment]]:

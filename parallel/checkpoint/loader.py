@@ -16,7 +16,7 @@ from parallel.checkpoint.format import KINDS, Fragment
 from parallel.checkpoint.fragments import owned_fragments, set_state
 from parallel.checkpoint.random_state import rng_states, set_rng_states
 from parallel.checkpoint.reader import CheckpointReader, Run
-from parallel.engine import Engine
+from parallel.engine.engine import Engine
 
 
 def check_model(reader: CheckpointReader, parameters: Sequence[NamedParameter]) -> None:

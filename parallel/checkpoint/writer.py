@@ -24,7 +24,7 @@ from parallel.checkpoint.errors import SaveError
 from parallel.checkpoint.format import FORMAT, LATEST, MANIFEST, file_facts, leftovers_in, manifest_text, step_folder, steps_in
 from parallel.checkpoint.fragments import flat_state, is_writer, owned_fragments
 from parallel.checkpoint.random_state import rng_states
-from parallel.engine import Engine
+from parallel.engine.engine import Engine
 
 Fence = Callable[[], None]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from model.cost.activations import FP32, Activations
 from model.cost.flops import forward_flops
 from parallel.accelerators import Accelerator
-from parallel.overlap import PIECES
+from parallel.engine.overlap import PIECES
 from parallel.topology import Layout
 from pretrain.plan.memory import Stage, stages
 

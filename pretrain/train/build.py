@@ -11,8 +11,8 @@ from model.config import ModelConfig
 from model.families.gpt import GPT, Kernels, transformer_config
 from model.parameters.names import named_parameters
 from model.weights.init import initialize_
-from parallel.engine import Engine
-from parallel.muon import Muon
+from parallel.engine.engine import Engine
+from parallel.engine.muon import Muon
 from parallel.precision import fallback, this_machine
 from parallel.topology import Topology
 from pretrain.config.schema import MOMENTUM, OptimizerConfig, RunConfig

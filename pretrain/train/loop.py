@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from parallel.checkpoint.background import Saved
 from parallel.checkpoint.errors import SaveError
-from parallel.engine import Engine
+from parallel.engine.engine import Engine
 from parallel.launch.exit_codes import ExitCode
 from pretrain.config.schema import RunConfig
 from pretrain.data.blend import Prefetcher, TokenBlend, micro_batch_indices

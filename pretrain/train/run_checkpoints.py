@@ -16,7 +16,7 @@ from parallel.checkpoint.format import LATEST, findings, resolve, step_folder, s
 from parallel.checkpoint.loader import load
 from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
 from parallel.checkpoint.writer import prune
-from parallel.engine import Engine
+from parallel.engine.engine import Engine
 from parallel.fp8_state import checkpoint_file, restore
 from pretrain.config.schema import RunConfig
 from pretrain.rundir.environment import versions

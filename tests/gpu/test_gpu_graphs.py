@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from model.depth.scheme import SCHEMES
-from parallel.engine import Engine
-from parallel.graphs import WARM_UP
+from parallel.engine.engine import Engine
+from parallel.engine.step_graph import WARM_UP
 from parallel.launch.one_process import single_process
 from parallel.precision import RECIPES
 from pretrain.train.build import build_engine

@@ -12,7 +12,7 @@ from model.depth.scheme import SCHEMES
 from parallel.checkpoint.loader import load
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.checkpoint.writer import save
-from parallel.engine import Engine
+from parallel.engine.engine import Engine
 from parallel.fp8_state import checkpoint_file, restore
 from parallel.launch.one_process import single_process
 from parallel.precision import RECIPES

@@ -13,7 +13,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.parameters.shards import full_shape, put
 from parallel.config import ParallelConfig
-from parallel.engine import Engine
+from parallel.engine.engine import Engine
 from pretrain.config.schema import RunConfig
 from pretrain.data.order import micro_batch_indices
 from pretrain.train.build import build_engine

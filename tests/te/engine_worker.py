@@ -29,7 +29,7 @@ def engine_of(model: Any, kinds: str, *, zero: int = 1, cuda_graph: bool = False
 
     from model.parameters.names import named_parameters
     from model.weights.init import initialize_
-    from parallel.engine import Engine
+    from parallel.engine.engine import Engine
     from parallel.launch.one_process import single_process
     from pretrain.config.schema import OptimizerConfig
     from pretrain.train.build import adamw
@@ -209,7 +209,7 @@ def random_states() -> dict[str, list[bool]]:
 
 def graphed(scheme: str) -> dict[str, Any]:
     """Losses of steps with and without a CUDA graph, on the imitation of one."""
-    from parallel.graphs import WARM_UP
+    from parallel.engine.step_graph import WARM_UP
     from tests.parallel.graph_emulator import emulated
 
     model, steps = model_config(scheme=scheme), WARM_UP + 3

@@ -11,7 +11,7 @@ from parallel.checkpoint.fragments import flat_state
 from parallel.checkpoint.loader import load
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.checkpoint.writer import save
-from parallel.engine import Engine
+from parallel.engine.engine import Engine
 from pretrain.config.schema import RunConfig
 
 

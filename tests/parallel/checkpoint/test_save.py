@@ -20,7 +20,7 @@ from parallel.checkpoint.background import Saver
 from parallel.checkpoint.format import LATEST, MANIFEST, leftovers_in, resolve, steps_in
 from parallel.checkpoint.fragments import flat_state
 from parallel.checkpoint.reader import open_checkpoint
-from parallel.engine import Engine
+from parallel.engine.engine import Engine
 from tests.distributed import Group, gather, launch
 from tests.parallel.checkpoint.handmade import flip
 from tests.parallel.checkpoint.states import bring, equal, keep, state

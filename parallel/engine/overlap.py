@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from parallel.gradients import Gradient, GradientBuffer, Kind
+from parallel.engine.gradients import Gradient, GradientBuffer, Kind
 
 PIECES = 8
 """Parts in which a buffer is reduced: the last one is not hidden, and each costs the latency of a collective for every rank whose partition it touches."""

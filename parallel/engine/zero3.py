@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from parallel.gradients import Gradient, Group, Kind, Piece
+from parallel.engine.gradients import Gradient, Group, Kind, Piece
 from parallel.topology import Topology
 
 # Elements below which DeepSpeed would keep a parameter whole on every rank. With 0 a rank's memory is what the stage promises.

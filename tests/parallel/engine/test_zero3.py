@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from parallel.engine import Engine
+from parallel.engine.engine import Engine
 from pretrain.config.schema import RunConfig
 from pretrain.train.loop import forward_step
 from tests.distributed import Group, gather, launch

@@ -1,4 +1,4 @@
-"""Muon: its update is PyTorch's own, whole matrices are seen by every layout (tests/parallel/test_layouts.py), and its momentum survives a checkpoint."""
+"""Muon: its update is PyTorch's own, whole matrices are seen by every layout (tests/parallel/engine/test_layouts.py), and its momentum survives a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.errors import UserError
-from parallel.muon import Muon, matrices_of, newton_schulz, scale
+from parallel.engine.muon import Muon, matrices_of, newton_schulz, scale
 from pretrain.train.loop import forward_step
 from tests.distributed import Group, launch
 from tests.parallel.checkpoint.states import bring, keep

@@ -1,7 +1,7 @@
 """The forward and backward passes of an optimizer step as one CUDA graph: the host launches it once instead of launching every kernel of every layer.
 
 A graph repeats what the GPU did while it was captured, at the same addresses: Python does not run again. That fits our passes because everything that
-outlives them has its place already: micro-batches are copied into the same tensors, gradients are added into the flat buffers of `parallel.gradients`,
+outlives them has its place already: micro-batches are copied into the same tensors, gradients are added into the flat buffers of `parallel.engine.gradients`,
 weights are views of DeepSpeed's flat groups. Reduction, clipping and the optimizer follow outside, a few kernels on whole buffers.
 """
 

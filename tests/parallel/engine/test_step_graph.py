@@ -13,8 +13,8 @@ from torch import Tensor
 
 from model.depth.scheme import SCHEMES
 from model.errors import UserError
-from parallel.engine import Engine
-from parallel.graphs import WARM_UP, StepGraph
+from parallel.engine.engine import Engine
+from parallel.engine.step_graph import WARM_UP, StepGraph
 from parallel.launch.one_process import single_process
 from pretrain.train.build import build_engine
 from pretrain.train.loop import forward_step

@@ -14,11 +14,11 @@ from torch import nn
 from model.errors import UserError
 from model.parameters.names import NamedParameter
 from model.parameters.shards import WHOLE
-from parallel import overlap
 from parallel.config import ParallelConfig
-from parallel.gradients import GradientBuffer, Group, Kind
+from parallel.engine import overlap
+from parallel.engine.gradients import GradientBuffer, Group, Kind
+from parallel.engine.overlap import PIECES, marks
 from parallel.launch.one_process import single_process
-from parallel.overlap import PIECES, marks
 from parallel.topology import check_layout
 from tests import distributed
 from tests.distributed import launch

@@ -13,8 +13,8 @@ from torch import nn
 from model.depth.scheme import SCHEMES, scheme_names
 from model.parameters.names import NamedParameter
 from model.parameters.shards import WHOLE
-from parallel.engine import Engine
-from parallel.gradients import GradientBuffer, Group, Kind
+from parallel.engine.engine import Engine
+from parallel.engine.gradients import GradientBuffer, Group, Kind
 from pretrain.train.loop import forward_step
 from tests import distributed
 from tests.distributed import gather, launch, rebuild

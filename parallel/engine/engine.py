@@ -1,6 +1,6 @@
 """Megatron-core's schedule and DeepSpeed's engine joined.
 
-Megatron-core runs forward, backward and the pipeline; `parallel.gradients` accumulates and reduces; DeepSpeed owns the sharded optimizer state, the
+Megatron-core runs forward, backward and the pipeline; `parallel.engine.gradients` accumulates and reduces; DeepSpeed owns the sharded optimizer state, the
 step and the gathering of updated parameters.
 """
 
@@ -20,11 +20,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.parameters.names import NamedParameter, named_parameters
-from parallel import stage3
-from parallel.gradients import Gradient, GradientBuffer, Group, build_groups
-from parallel.graphs import StepGraph
-from parallel.muon import Muon, Orthogonalizer, matrices_of
-from parallel.overlap import Overlap
+from parallel.engine import zero3
+from parallel.engine.gradients import Gradient, GradientBuffer, Group, build_groups
+from parallel.engine.muon import Muon, Orthogonalizer, matrices_of
+from parallel.engine.overlap import Overlap
+from parallel.engine.step_graph import StepGraph
 from parallel.topology import Topology
 
 ForwardStep = Callable[[Iterator[Any], nn.Module], tuple[Tensor, Callable[[Tensor], Any]]]
@@ -77,7 +77,7 @@ def _deepspeed_config(topology: Topology, dtype: torch.dtype, micro_batch_size: 
     if topology.layout.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     elif topology.layout.zero == 3:
-        zero = stage3.zero_config()
+        zero = zero3.zero_config()
     elif topology.layout.zero:
         zero["compute_grad_norm"] = False
     return {
@@ -94,7 +94,7 @@ def _deepspeed_config(topology: Topology, dtype: torch.dtype, micro_batch_size: 
         "bf16": {"enabled": half, "check_grad_overflow": False},
         # With fp32 here DeepSpeed would pick an optimizer that accumulates by itself; ours accumulates in fp32 in any case.
         "data_types": {"grad_accum_dtype": "bf16" if half and topology.layout.zero < 3 else "fp32"},
-        # At stage 3 DeepSpeed reduces; at the other stages `parallel.gradients` does.
+        # At stage 3 DeepSpeed reduces; at the other stages `parallel.engine.gradients` does.
         "communication_data_type": "fp32",
     }
 
@@ -152,7 +152,7 @@ class Engine:
             # After every step it would cut each parameter anew out of the flat group, of which it is a view already: 0.17 s at 1000 layers.
             self.optimizer._update_model_bit16_weights = lambda group: None
         self.device = self.parameters[0].parameter.device
-        self.models: list[nn.Module] = self.chunks if topology.layout.zero < 3 else [stage3.Gathering(self.deepspeed, self.chunks[0])]
+        self.models: list[nn.Module] = self.chunks if topology.layout.zero < 3 else [zero3.Gathering(self.deepspeed, self.chunks[0])]
         self.buffers = self._buffers()
         if isinstance(optimizer, Muon):
             core: Any = self.chunks[0].config
@@ -188,7 +188,7 @@ class Engine:
 
     def _buffers(self) -> Sequence[Gradient]:
         if self.topology.layout.zero == 3:
-            return stage3.scattered(self.groups, self.optimizer, self.topology)
+            return zero3.scattered(self.groups, self.optimizer, self.topology)
         if not self.zero:
             offsets = [_offsets(group) for group in self.groups]
             return [GradientBuffer(group, offset, end, self.topology, sharded=False) for group, (offset, end) in zip(self.groups, offsets, strict=True)]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model.parameters.names import NamedParameter
 from model.parameters.shards import full_shape, put, take
-from parallel.gradients import GradientBuffer
+from parallel.engine.gradients import GradientBuffer
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration: steepest at 0 while singular values end near 1
 STEPS = 5

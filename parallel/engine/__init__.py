@@ -1,0 +1,1 @@
+"""How do Megatron-core's passes and DeepSpeed's optimizer make one step?"""
