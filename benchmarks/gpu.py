@@ -103,8 +103,8 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
     """One case in this process, on the current GPU."""
     from model.cost.flops import flops_per_token
     from model.parameters.size import parameter_count
+    from parallel.hardware.peaks import mfu
     from parallel.launch.one_process import single_process
-    from parallel.peaks import mfu
     from pretrain.train.build import build_engine
     from pretrain.train.loop import forward_step
 
@@ -249,7 +249,7 @@ def main(
             print(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
             sys.exit(OUT_OF_MEMORY if out_of_memory(error) else FAILED)
         return
-    from parallel.precision import this_machine
+    from parallel.hardware.precision import this_machine
 
     machine, console = this_machine(), Console()
     unknown = [name for name in models.split(",") if name not in FILES]

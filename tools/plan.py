@@ -38,7 +38,7 @@ def plan(path: str, overrides: list[str], gpus: int | None, gpu: str, tokens: fl
     """The whole answer as plain data; bytes, seconds, days. Raises UserError for an unknown GPU, an impossible layout or an unknown vocabulary."""
     from model.cost.flops import flops_per_token
     from model.parameters.size import parameter_count
-    from parallel.accelerators import accelerator
+    from parallel.hardware.accelerators import accelerator
     from pretrain.config.load import complete_model, load_config
     from pretrain.plan.layouts import configured, rank, work_of
     from tools.config import known_vocabulary

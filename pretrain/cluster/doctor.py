@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from parallel.peaks import peak_tflops
-from parallel.precision import RECIPES, this_machine
-from parallel.versions import in_range, installed, optional, supported
+from parallel.hardware.peaks import peak_tflops
+from parallel.hardware.precision import RECIPES, this_machine
+from parallel.hardware.versions import in_range, installed, optional, supported
 from pretrain.rundir.environment import cpu, gpus
 
 State = Literal["ok", "note", "warning", "failure"]
@@ -112,7 +112,7 @@ def devices() -> Iterator[Check]:
             "bf16", "warning", f"{machine.gpu} has no bf16 matrix units: precision `auto` trains in fp32", "use a GPU of compute capability 8.0 or higher"
         )
     if peak_tflops(machine.gpu) is None:
-        yield Check("peak speed", "note", f"{machine.gpu} is not in parallel/peaks.py: runs report no MFU")
+        yield Check("peak speed", "note", f"{machine.gpu} is not in parallel/hardware/peaks.py: runs report no MFU")
 
 
 def transformer_engine() -> Iterator[Check]:

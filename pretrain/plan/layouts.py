@@ -9,8 +9,8 @@ from model.config import ModelConfig
 from model.cost.activations import Activations
 from model.cost.flops import Recompute, flops_per_token
 from model.errors import UserError
-from parallel.accelerators import GIB, Accelerator
 from parallel.config import ParallelConfig, RecomputeConfig
+from parallel.hardware.accelerators import GIB, Accelerator
 from parallel.topology import Layout, check_layout
 from pretrain.config.schema import RunConfig
 from pretrain.plan.memory import Memory, peak_memory, stages

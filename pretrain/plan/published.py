@@ -9,8 +9,8 @@ from typing import Any
 
 from model.config import ModelConfig
 from model.cost.flops import flops_per_token, forward_flops
-from parallel.accelerators import accelerator
 from parallel.config import ParallelConfig, RecomputeConfig
+from parallel.hardware.accelerators import accelerator
 from pretrain.plan.layouts import Work, predict
 
 

@@ -1,6 +1,6 @@
 """Time of a step by a roofline: every kind of work at a stated share of what the hardware can do, and host time where a layer is too small to hide it.
 
-All constants of the model stand in this file and in `parallel/accelerators.py`; docs/performance.md holds the result against published runs.
+All constants of the model stand in this file and in `parallel/hardware/accelerators.py`; docs/performance.md holds the result against published runs.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from model.cost.activations import FP32, Activations
 from model.cost.flops import forward_flops
-from parallel.accelerators import Accelerator
 from parallel.engine.overlap import PIECES
+from parallel.hardware.accelerators import Accelerator
 from parallel.topology import Layout
 from pretrain.plan.memory import Stage, stages
 

@@ -13,7 +13,7 @@ from model.parameters.names import named_parameters
 from model.weights.init import initialize_
 from parallel.engine.engine import Engine
 from parallel.engine.muon import Muon
-from parallel.precision import fallback, this_machine
+from parallel.hardware.precision import fallback, this_machine
 from parallel.topology import Topology
 from pretrain.config.schema import MOMENTUM, OptimizerConfig, RunConfig
 from pretrain.train.compiling import compile_chunks

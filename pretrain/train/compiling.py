@@ -10,7 +10,7 @@ from torch import nn
 
 from model.errors import UserError
 from model.layers.compiled import compile_joins, compile_layers
-from parallel.precision import Numerics
+from parallel.hardware.precision import Numerics
 from pretrain.config.conflicts import inside_layers
 from pretrain.config.schema import RunConfig
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from parallel.precision import Numerics, check_sizes, resolve, this_machine
+from parallel.hardware.precision import Numerics, check_sizes, resolve, this_machine
 from parallel.topology import Layout, check_layout
 from pretrain.config.load import complete_model
 from pretrain.config.schema import RunConfig

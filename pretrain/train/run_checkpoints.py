@@ -17,7 +17,7 @@ from parallel.checkpoint.loader import load
 from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
 from parallel.checkpoint.writer import prune
 from parallel.engine.engine import Engine
-from parallel.fp8_state import checkpoint_file, restore
+from parallel.hardware.fp8_state import checkpoint_file, restore
 from pretrain.config.schema import RunConfig
 from pretrain.rundir.environment import versions
 from pretrain.rundir.metrics import read_metrics

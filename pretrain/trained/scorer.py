@@ -29,7 +29,7 @@ class Scorer:
         from model.families.gpt import GPT, transformer_config
         from model.parameters.names import named_parameters
         from parallel.checkpoint.loader import check_model
-        from parallel.precision import resolve, this_machine
+        from parallel.hardware.precision import resolve, this_machine
 
         numerics = resolve(precision, "auto", Fp8Config(), this_machine())
         on_cpu = not torch.cuda.is_available()

@@ -18,7 +18,7 @@ from benchmarks import gpu
 from benchmarks.gpu import FAILED, FILES, OUT_OF_MEMORY, SEQ, Case, busy_seconds, cases_for, gpu_intervals, out_of_memory, run_case, table
 from model.parameters.size import parameter_count
 from parallel.config import ParallelConfig
-from parallel.precision import RECIPES, Machine, check_sizes, resolve
+from parallel.hardware.precision import RECIPES, Machine, check_sizes, resolve
 from parallel.topology import check_layout
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,8 +12,8 @@ from model.config import ModelConfig
 from model.families.gpt import GPT
 from model.parameters.names import named_parameters
 from parallel.config import Fp8Config
+from parallel.hardware.precision import Machine, Numerics, check_sizes, resolve, this_machine
 from parallel.launch.one_process import single_process
-from parallel.precision import Machine, Numerics, check_sizes, resolve, this_machine
 from pretrain.train.build import build_chunks
 from pretrain.train.loop import forward_step
 

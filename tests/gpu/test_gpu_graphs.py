@@ -11,8 +11,8 @@ import torch
 from model.depth.scheme import SCHEMES
 from parallel.engine.engine import Engine
 from parallel.engine.step_graph import WARM_UP
+from parallel.hardware.precision import RECIPES
 from parallel.launch.one_process import single_process
-from parallel.precision import RECIPES
 from pretrain.train.build import build_engine
 from pretrain.train.loop import forward_step
 from tests.gpu.gpu_models import tokens

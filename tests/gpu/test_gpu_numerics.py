@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from model.depth.scheme import SCHEMES
-from parallel.precision import RECIPES, this_machine
+from parallel.hardware.precision import RECIPES, this_machine
 from tests.gpu.gpu_models import build, numerics_of, one_pass, round_weights, tokens
 
 TOLERANCE = {"bf16": (1e-3, 0.04), "fp8": (1e-2, 0.35)}

@@ -13,9 +13,9 @@ from parallel.checkpoint.loader import load
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.checkpoint.writer import save
 from parallel.engine.engine import Engine
-from parallel.fp8_state import checkpoint_file, restore
+from parallel.hardware.fp8_state import checkpoint_file, restore
+from parallel.hardware.precision import RECIPES
 from parallel.launch.one_process import single_process
-from parallel.precision import RECIPES
 from pretrain.config.schema import RunConfig
 from pretrain.train.build import build_engine
 from pretrain.train.loop import forward_step

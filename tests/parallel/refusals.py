@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from model.config import ModelConfig
 from model.errors import UserError
 from parallel.config import Fp8Config, ParallelConfig
-from parallel.precision import Machine, check_sizes, resolve
+from parallel.hardware.precision import Machine, check_sizes, resolve
 from parallel.topology import Layout, check_layout
 from pretrain.config.schema import RunConfig
 from tests.parallel.training import given, run_config

@@ -90,9 +90,9 @@ def fp8_state(te: Any) -> dict[str, Any]:
     from transformer_engine.pytorch import quantization
 
     from model.families.gpt import GPT, transformer_config
-    from parallel.fp8_state import checkpoint_file, fp8_state, has_state, restore, set_fp8_state
+    from parallel.hardware.fp8_state import checkpoint_file, fp8_state, has_state, restore, set_fp8_state
+    from parallel.hardware.precision import Numerics
     from parallel.launch.one_process import single_process
-    from parallel.precision import Numerics
 
     model, topology = model_config(scheme="b2t"), single_process()
 
@@ -143,8 +143,8 @@ def fp8_contexts(te: Any) -> dict[str, list[str | None]]:
     from transformer_engine.pytorch import quantization
 
     from model.families.gpt import GPT, transformer_config
+    from parallel.hardware.precision import RECIPES, Numerics
     from parallel.launch.one_process import single_process
-    from parallel.precision import RECIPES, Numerics
 
     manager, forward = quantization.FP8GlobalStateManager, te.LayerNormLinear.forward
     seen: list[str | None] = []
@@ -173,7 +173,7 @@ def weight_casts(te: Any, zero: int) -> list[bool | None]:
     import torch
     from transformer_engine.pytorch import quantization
 
-    from parallel.precision import Numerics
+    from parallel.hardware.precision import Numerics
 
     forward = te.LayerNormLinear.forward
     seen: list[bool | None] = []

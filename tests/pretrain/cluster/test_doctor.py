@@ -15,7 +15,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from parallel.precision import Machine
+from parallel.hardware.precision import Machine
 from pretrain.cluster import doctor
 from pretrain.cluster.doctor import Check, training_possible
 from tools.doctor import command

@@ -12,8 +12,8 @@ from model.config import ModelConfig
 from model.cost.activations import Activations
 from model.errors import UserError
 from model.parameters.size import parameter_count, parameter_shapes
-from parallel.accelerators import ACCELERATORS, accelerator
 from parallel.config import ParallelConfig, RecomputeConfig
+from parallel.hardware.accelerators import ACCELERATORS, accelerator
 from parallel.topology import check_layout
 from pretrain.plan.layouts import RESERVED, Work, predict, rank
 from pretrain.plan.memory import peak_memory, stages

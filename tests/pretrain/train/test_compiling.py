@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from model.errors import UserError
-from parallel.precision import Numerics
+from parallel.hardware.precision import Numerics
 from pretrain.config.schema import RunConfig
 from pretrain.train.compiling import check_graphs, compile_chunks
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.errors import UserError
-from parallel.precision import Machine
+from parallel.hardware.precision import Machine
 from pretrain.train import feasibility
 from pretrain.train.feasibility import fit_machine, fit_processes
 from tests.parallel.training import given, run_config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from parallel.peaks import TABLE, mfu, peak_tflops
+from parallel.hardware.peaks import TABLE, mfu, peak_tflops
 
 
 @pytest.mark.parametrize(

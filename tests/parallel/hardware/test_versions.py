@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from parallel.versions import in_range, installed, supported
+from parallel.hardware.versions import in_range, installed, supported
 
 
 @pytest.mark.skipif(

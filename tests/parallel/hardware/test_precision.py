@@ -9,9 +9,9 @@ import torch
 
 from model.config import ModelConfig
 from model.errors import UserError
-from parallel import precision
 from parallel.config import Fp8Config, ParallelConfig
-from parallel.precision import RECIPES, Machine, check_sizes, fallback, resolve, this_machine
+from parallel.hardware import precision
+from parallel.hardware.precision import RECIPES, Machine, check_sizes, fallback, resolve, this_machine
 from parallel.topology import check_layout
 from pretrain.config.schema import TrainConfig
 

@@ -1,6 +1,6 @@
 """GPUs that `fathom plan` can plan for: what their data sheets say, and the shares of it that training reaches.
 
-Speeds of matrix units come from `parallel/peaks.py`. Memory and bandwidths are the data sheets' for the SXM form in eight-GPU hosts with one 400 Gbit/s
+Speeds of matrix units come from `parallel/hardware/peaks.py`. Memory and bandwidths are the data sheets' for the SXM form in eight-GPU hosts with one 400 Gbit/s
 network port per GPU (A100: 200 Gbit/s). The efficiencies are fitted to published runs, one number per kind of work and GPU: see docs/performance.md.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model.errors import UserError
-from parallel.peaks import peak_tflops
+from parallel.hardware.peaks import peak_tflops
 
 
 @dataclass(frozen=True)
@@ -55,5 +55,5 @@ ACCELERATORS = {
 def accelerator(name: str) -> Accelerator:
     """The GPU of that name, in any case. Raises UserError for one that is not in the table: a plan for a guessed machine would be worth nothing."""
     if name.lower() not in ACCELERATORS:
-        raise UserError(f"--gpu {name} is not known: choose one of {', '.join(ACCELERATORS)}, or add it to parallel/accelerators.py")
+        raise UserError(f"--gpu {name} is not known: choose one of {', '.join(ACCELERATORS)}, or add it to parallel/hardware/accelerators.py")
     return ACCELERATORS[name.lower()]

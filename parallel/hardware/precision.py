@@ -16,7 +16,7 @@ import torch
 from model.config import ModelConfig
 from model.errors import UserError
 from parallel.config import Fp8Config
-from parallel.versions import in_range, installed, supported
+from parallel.hardware.versions import in_range, installed, supported
 
 if TYPE_CHECKING:  # Megatron-core takes seconds to import, and questions about a machine do not need it
     from model.families.gpt import Kernels

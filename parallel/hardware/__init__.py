@@ -1,0 +1,1 @@
+"""What can this machine compute, and in which precision?"""
