@@ -53,7 +53,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 .PHONY: quickstart
 quickstart: $(STAMP) ## Train a 48-layer model on this machine, from text to report, in minutes (SCHEME=name)
 	@echo "quickstart: text, tokenizer, training, resume, export, report"
-	@$(RUN) -m tools.quickstart $(if $(SCHEME),--scheme $(SCHEME))
+	@$(RUN) -m tools.dev.quickstart $(if $(SCHEME),--scheme $(SCHEME))
 
 .PHONY: test
 test: $(STAMP) ## Run the quick tests (JOBS=2 at a time, ARGS for pytest)

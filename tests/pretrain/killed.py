@@ -274,7 +274,7 @@ def main() -> None:
     from tests.distributed import PRELOADED
 
     with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
-        for module in (*PRELOADED, "pretrain.train.run", "tools.train", "pretrain.train.callbacks.signal.health", "pretrain.train.callbacks.display"):
+        for module in (*PRELOADED, "pretrain.train.run", "tools.pretrain", "pretrain.train.callbacks.signal.health", "pretrain.train.callbacks.display"):
             importlib.import_module(module)
     rows = Trial(options.config, options.folder, options.kills, options.seed).run()
     (options.folder / "table.md").write_text(table(rows) + "\n")

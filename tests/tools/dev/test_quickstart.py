@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from model.depth.scheme import scheme_names
-from tools import quickstart
+from tools.dev import quickstart
 
 
 def test_every_scheme_has_its_settings() -> None:
@@ -33,6 +33,6 @@ def test_a_failing_step_ends_with_its_code() -> None:
 
 
 def test_an_unknown_scheme_is_refused_before_anything_is_made(tmp_path: Path) -> None:
-    result = subprocess.run([sys.executable, "-m", "tools.quickstart", "--scheme", "b3t"], capture_output=True, text=True, check=False)
+    result = subprocess.run([sys.executable, "-m", "tools.dev.quickstart", "--scheme", "b3t"], capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "choose one of" in result.stdout

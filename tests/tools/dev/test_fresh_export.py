@@ -11,7 +11,7 @@ from model.errors import UserError
 from pretrain.trained.export import export_checkpoint, generate_text
 from pretrain.trained.import_hf import import_checkpoint
 from tests.tools.gpt2 import save_gpt2
-from tools.fresh_export import PROMPTS, continue_there, make_venv
+from tools.dev.fresh_export import PROMPTS, continue_there, make_venv
 
 TOKENS = 64
 

@@ -61,7 +61,7 @@ def main(
     title("4/6  Export to Hugging Face format")
     step(False, "", ["export", str(folder), str(folder / "hf"), "--overwrite"])
     title("5/6  Check in a new process: AutoModelForCausalLM and AutoTokenizer")
-    shell([sys.executable, "-m", "tools.check_export", str(folder)])
+    shell([sys.executable, "-m", "tools.dev.check_export", str(folder)])
     title("6/6  Report")
     step(False, "", ["report", str(folder)])
     closing(folder, train, time.monotonic() - begin)

@@ -1,4 +1,4 @@
-"""Checks an export in a process of its own: `python -m tools.check_export RUN [--exported RUN/hf]`."""
+"""Checks an export in a process of its own: `python -m tools.dev.check_export RUN [--exported RUN/hf]`."""
 
 from __future__ import annotations
 

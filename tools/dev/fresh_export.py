@@ -1,4 +1,4 @@
-"""An export in an environment without Fathom: `python -m tools.fresh_export RUN --venv FOLDER`.
+"""An export in an environment without Fathom: `python -m tools.dev.fresh_export RUN --venv FOLDER`.
 
 The environment gets torch and transformers in this one's versions and nothing else. There the export continues prompts greedily, here `fathom generate`
 does; both texts must be equal.
