@@ -27,12 +27,20 @@ ALL = "Fathom as it is"
 
 def _torch_loss(self: Any, labels: Tensor, logits: Tensor) -> Tensor:
     logits_nv = logits[..., : self.true_vocab].float().flatten(0, 1)
-    return F.cross_entropy(logits_nv, labels.t().flatten(), reduction="none").view(labels.shape[1], labels.shape[0]).t()
+    return (
+        F.cross_entropy(logits_nv, labels.t().flatten(), reduction="none")
+        .view(labels.shape[1], labels.shape[0])
+        .t()
+    )
 
 
 def _deepspeed_slices(contestant: Fathom) -> AbstractContextManager[Any]:
     optimizer = contestant.engine.optimizer
-    return patch.object(optimizer, "_update_model_bit16_weights", functools.partial(type(optimizer)._update_model_bit16_weights, optimizer))
+    return patch.object(
+        optimizer,
+        "_update_model_bit16_weights",
+        functools.partial(type(optimizer)._update_model_bit16_weights, optimizer),
+    )
 
 
 def _torch_cross_entropy(contestant: Fathom) -> AbstractContextManager[Any]:
@@ -88,9 +96,19 @@ def measure(shape: Shape, rounds: int) -> dict[str, Any]:
         with different(shared[make]):
             shared[make].step(tokens)
 
-    actions = {name: functools.partial(step, make, different) for name, (make, different, _) in TAKEN_BACK.items()}
-    seconds = turns(actions, rounds, {name: functools.partial(allocator, keeps=keeps) for name, (_, _, keeps) in TAKEN_BACK.items()})
-    ratios = {name: spread([own / base for own, base in zip(times, seconds[ALL], strict=True)]) for name, times in seconds.items() if name != ALL}
+    actions = {
+        name: functools.partial(step, make, different) for name, (make, different, _) in TAKEN_BACK.items()
+    }
+    seconds = turns(
+        actions,
+        rounds,
+        {name: functools.partial(allocator, keeps=keeps) for name, (_, _, keeps) in TAKEN_BACK.items()},
+    )
+    ratios = {
+        name: spread([own / base for own, base in zip(times, seconds[ALL], strict=True)])
+        for name, times in seconds.items()
+        if name != ALL
+    }
     best = {name: min(times) / min(seconds[ALL]) for name, times in seconds.items() if name != ALL}
     return {"ratios": ratios, "best": best, "seconds": seconds}
 
@@ -107,8 +125,17 @@ def main(
     torch.set_num_threads(1)
     report = {name: measure(SHAPES[name], rounds) for name in shapes.split(",")}
     for name, result in report.items():
-        Console(width=110).print(ratio_table(f"{name}: step time with one thing taken back, over the step as it is", "ratio", result["ratios"]))
-        print("of the quickest steps:", ", ".join(f"{what} {ratio:.3f}" for what, ratio in result["best"].items()))
+        Console(width=110).print(
+            ratio_table(
+                f"{name}: step time with one thing taken back, over the step as it is",
+                "ratio",
+                result["ratios"],
+            )
+        )
+        print(
+            "of the quickest steps:",
+            ", ".join(f"{what} {ratio:.3f}" for what, ratio in result["best"].items()),
+        )
     if out is not None:
         write_results(out, {"shapes": report})
 

@@ -35,7 +35,14 @@ def engine_of(layers: int, hidden: int) -> Engine:
     config = RunConfig.model_validate(
         {
             "name": "bench",
-            "model": ModelConfig(scheme="pre_ln", num_layers=layers, hidden_size=hidden, num_attention_heads=4, vocab_size=512, max_position_embeddings=64),
+            "model": ModelConfig(
+                scheme="pre_ln",
+                num_layers=layers,
+                hidden_size=hidden,
+                num_attention_heads=4,
+                vocab_size=512,
+                max_position_embeddings=64,
+            ),
             "data": {"corpora": [{"path": "none"}], "seq_length": 64},
             "optimizer": {"lr": 1e-3},
             "train": {"steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "precision": "fp32"},
@@ -55,10 +62,19 @@ def measure(layers: int, hidden: int, rounds: int, folder: Path) -> dict[str, An
     stall: for how long an asynchronous save holds training up. folder: where to write; emptied by the caller.
     """
     engine = engine_of(layers, hidden)
-    tensors = [{kind: value.clone() for kind, value in flat_state(engine, group).items()} for group in range(len(engine.groups))]
+    tensors = [
+        {kind: value.clone() for kind, value in flat_state(engine, group).items()}
+        for group in range(len(engine.groups))
+    ]
     size = sum(value.numel() * 4 for group in tensors for value in group.values())
     checkpoints, files = folder / "checkpoints", 0
-    seconds: dict[str, list[float]] = {"save": [], "stall": [], "torch.save": [], "load": [], "torch.load": []}
+    seconds: dict[str, list[float]] = {
+        "save": [],
+        "stall": [],
+        "torch.save": [],
+        "load": [],
+        "torch.load": [],
+    }
     saver = Saver(folder / "background")
     for step in range(rounds + 1):
         begin = time.perf_counter()
@@ -69,7 +85,9 @@ def measure(layers: int, hidden: int, rounds: int, folder: Path) -> dict[str, An
         middle = time.perf_counter()
         save(engine, checkpoints, step, progress={"optimizer_step": 1}, config={}, versions={}, extra={})
         between = time.perf_counter()
-        saver.save(engine, step, asynchronous=True, progress={"optimizer_step": 1}, config={}, versions={}, extra={})
+        saver.save(
+            engine, step, asynchronous=True, progress={"optimizer_step": 1}, config={}, versions={}, extra={}
+        )
         copied = time.perf_counter()
         saver.wait()
         shutil.rmtree(saver.folder)
@@ -81,7 +99,12 @@ def measure(layers: int, hidden: int, rounds: int, folder: Path) -> dict[str, An
         files = len(list((checkpoints / step_folder(step)).iterdir()))
         prune(checkpoints, keep_last=1, keep_every=0)
         if step:  # the first round warms up
-            took = {"torch.save": middle - begin, "save": between - middle, "torch.load": baseline - saved, "load": loaded - baseline}
+            took = {
+                "torch.save": middle - begin,
+                "save": between - middle,
+                "torch.load": baseline - saved,
+                "load": loaded - baseline,
+            }
             for name, value in (took | {"stall": copied - between}).items():
                 seconds[name].append(value)
     saver.close()
@@ -90,9 +113,15 @@ def measure(layers: int, hidden: int, rounds: int, folder: Path) -> dict[str, An
         "bytes": size,
         "files": files,
         "seconds": {name: statistics.median(values) for name, values in seconds.items()},
-        "save_ratio": statistics.median(a / b for a, b in zip(seconds["save"], seconds["torch.save"], strict=True)),
-        "stall_ratio": statistics.median(a / b for a, b in zip(seconds["stall"], seconds["save"], strict=True)),
-        "load_ratio": statistics.median(a / b for a, b in zip(seconds["load"], seconds["torch.load"], strict=True)),
+        "save_ratio": statistics.median(
+            a / b for a, b in zip(seconds["save"], seconds["torch.save"], strict=True)
+        ),
+        "stall_ratio": statistics.median(
+            a / b for a, b in zip(seconds["stall"], seconds["save"], strict=True)
+        ),
+        "load_ratio": statistics.median(
+            a / b for a, b in zip(seconds["load"], seconds["torch.load"], strict=True)
+        ),
     }
 
 

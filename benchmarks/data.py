@@ -75,14 +75,24 @@ def measure(megabytes: float, workers: int, rounds: int) -> dict[str, Any]:
         counts: dict[str, int] = {}
 
         def ours() -> None:
-            options = PrepareOptions([str(text)], folder / "ours", tokenizer, split=(1.0, 0.0, 0.0), workers=workers, overwrite=True)
+            options = PrepareOptions(
+                [str(text)],
+                folder / "ours",
+                tokenizer,
+                split=(1.0, 0.0, 0.0),
+                workers=workers,
+                overwrite=True,
+            )
             counts["fathom"] = prepare(options)["splits"]["train"]["tokens"]
 
         def usual() -> None:
             counts["usual"] = append_per_document(text, tokenizer, folder / "usual", workers)
 
         seconds = turns({"usual": usual, "fathom": ours}, rounds)
-    ratios = [counts["fathom"] / b / (counts["usual"] / a) for a, b in zip(seconds["usual"], seconds["fathom"], strict=True)]
+    ratios = [
+        counts["fathom"] / b / (counts["usual"] / a)
+        for a, b in zip(seconds["usual"], seconds["fathom"], strict=True)
+    ]
     rates = {key: counts[key] / statistics.median(seconds[key]) / workers for key in seconds}
     return {
         "bytes": size,
@@ -102,8 +112,15 @@ def main(
 ) -> None:
     """Measure and print."""
     report = measure(megabytes, workers, rounds)
-    Console().print(ratio_table("Data preparation, tokens per second over one document at a time", "ratio", report["ratios"]))
-    print("tokens/s per core:", ", ".join(f"{name} {rate:,.0f}" for name, rate in report["tokens_per_s_per_core"].items()))
+    Console().print(
+        ratio_table(
+            "Data preparation, tokens per second over one document at a time", "ratio", report["ratios"]
+        )
+    )
+    print(
+        "tokens/s per core:",
+        ", ".join(f"{name} {rate:,.0f}" for name, rate in report["tokens_per_s_per_core"].items()),
+    )
     if out is not None:
         write_results(out, report)
 

@@ -88,12 +88,30 @@ def measure(shallow: int, deep: int, hidden: int, rounds: int) -> dict[str, Any]
         seconds = turns(everything, rounds)
 
     def slope(what: str, depth: int, turn: int) -> float:
-        own, base = seconds[f"{what} {depth}"][turn] / depths[depth], seconds[f"{what} {BASE}"][turn] / depths[BASE]
+        own, base = (
+            seconds[f"{what} {depth}"][turn] / depths[depth],
+            seconds[f"{what} {BASE}"][turn] / depths[BASE],
+        )
         return (own - base) / (depth - BASE)
 
-    ratios = {what: spread([slope(what, deep, t) / slope(what, shallow, t) for t in range(rounds)]) for what in ("step", "monitored step", "checkpoint")}
-    memory_ratio = (memory[deep] - memory[BASE]) / (deep - BASE) / max(1.0, (memory[shallow] - memory[BASE]) / (shallow - BASE))
-    return {"shallow": shallow, "deep": deep, "hidden": hidden, "ratios": ratios, "memory_bytes": memory, "memory_ratio": memory_ratio, "seconds": seconds}
+    ratios = {
+        what: spread([slope(what, deep, t) / slope(what, shallow, t) for t in range(rounds)])
+        for what in ("step", "monitored step", "checkpoint")
+    }
+    memory_ratio = (
+        (memory[deep] - memory[BASE])
+        / (deep - BASE)
+        / max(1.0, (memory[shallow] - memory[BASE]) / (shallow - BASE))
+    )
+    return {
+        "shallow": shallow,
+        "deep": deep,
+        "hidden": hidden,
+        "ratios": ratios,
+        "memory_bytes": memory,
+        "memory_ratio": memory_ratio,
+        "seconds": seconds,
+    }
 
 
 def main(
@@ -109,7 +127,11 @@ def main(
     torch.set_num_threads(1)
     single_process()
     report = measure(shallow, deep, hidden, rounds)
-    Console().print(ratio_table(f"Cost per layer, {deep} layers over {shallow}, width {hidden}", "ratio", report["ratios"]))
+    Console().print(
+        ratio_table(
+            f"Cost per layer, {deep} layers over {shallow}, width {hidden}", "ratio", report["ratios"]
+        )
+    )
     print(f"memory per layer {report['memory_ratio']:.3f}")
     if out is not None:
         write_results(out, report)

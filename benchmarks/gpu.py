@@ -36,7 +36,9 @@ OUT_OF_MEMORY, FAILED = 3, 4
 """Exit codes of a case's process."""
 DEPTHS = (24, 48, 96, 192, 384, 1000)
 COMPILED = ("deep_24", "deep_1000")
-FILES = {"gpt2_xl": "configs/gpt2_xl.yaml"} | {f"deep_{depth}": f"configs/deep_1p5b_{depth}_layers.yaml" for depth in DEPTHS}
+FILES = {"gpt2_xl": "configs/gpt2_xl.yaml"} | {
+    f"deep_{depth}": f"configs/deep_1p5b_{depth}_layers.yaml" for depth in DEPTHS
+}
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,11 @@ def gpu_intervals(profile: Any) -> list[tuple[float, float]]:
     """(start, end) in microseconds of everything a profiled GPU ran, without annotations, which span idle time too."""
     from torch.autograd import DeviceType
 
-    events = (event for event in profile.events() if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False))
+    events = (
+        event
+        for event in profile.events()
+        if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
+    )
     return [(event.time_range.start, event.time_range.end) for event in events]
 
 
@@ -114,7 +120,10 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
     build = time.perf_counter() - begin
     vocab = config.model.vocab_size or 0
     generator = torch.Generator(device="cuda").manual_seed(0)
-    batches = [torch.randint(0, vocab, (case.micro, SEQ + 1), device="cuda", generator=generator) for _ in range(case.accumulation)]
+    batches = [
+        torch.randint(0, vocab, (case.micro, SEQ + 1), device="cuda", generator=generator)
+        for _ in range(case.accumulation)
+    ]
     engine.set_lr(1e-5)
 
     def step() -> float:
@@ -161,7 +170,9 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
     }
 
 
-def cases_for(models: Sequence[str], kernels: Sequence[str], recipes: Sequence[str], micro: int, accumulation: int) -> list[Case]:
+def cases_for(
+    models: Sequence[str], kernels: Sequence[str], recipes: Sequence[str], micro: int, accumulation: int
+) -> list[Case]:
     """GPT-2 XL with all kinds of kernels and recipes, the first recipe also eager; the family by depth with the last kind, to see depth and launches only.
 
     Compiled residual joins at both ends of the family.
@@ -175,14 +186,21 @@ def cases_for(models: Sequence[str], kernels: Sequence[str], recipes: Sequence[s
             cases.append(Case(model, kernels[-1], "none", micro, accumulation, graph=True, compiled=True))
         if recipes and not family:
             cases.append(Case(model, "te", recipes[0], micro, accumulation))
-        cases += [Case(model, "te", recipe, micro, accumulation, graph=True) for recipe in (recipes[:1] if family else recipes)]
+        cases += [
+            Case(model, "te", recipe, micro, accumulation, graph=True)
+            for recipe in (recipes[:1] if family else recipes)
+        ]
     return cases
 
 
 def out_of_memory(error: BaseException | None) -> bool:
     """Whether want of GPU memory lies behind an error; libraries and graphs have words of their own for it."""
     while error is not None:
-        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower() or "ALLOC_FAILED" in str(error):
+        if (
+            isinstance(error, torch.OutOfMemoryError)
+            or "out of memory" in str(error).lower()
+            or "ALLOC_FAILED" in str(error)
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -193,12 +211,24 @@ def run_case(case: Case, steps: int) -> dict[str, Any]:
     micro, accumulation = case.micro, case.accumulation
     while micro:
         fitting = replace(case, micro=micro, accumulation=accumulation)
-        command = [sys.executable, "-m", "benchmarks.gpu", "--only", json.dumps(asdict(fitting)), "--steps", str(steps)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.gpu",
+            "--only",
+            json.dumps(asdict(fitting)),
+            "--steps",
+            str(steps),
+        ]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return json.loads(done.stdout.strip().splitlines()[-1])
         if done.returncode != OUT_OF_MEMORY:
-            lines = done.stdout.strip().splitlines() if done.returncode == FAILED else done.stderr.strip().splitlines()
+            lines = (
+                done.stdout.strip().splitlines()
+                if done.returncode == FAILED
+                else done.stderr.strip().splitlines()
+            )
             return asdict(fitting) | {"label": case.label, "error": (lines or ["no message"])[-1]}
         micro, accumulation = micro // 2, accumulation * 2
     return asdict(case) | {"label": case.label, "error": "out of memory with one sample"}
@@ -211,8 +241,20 @@ def share_of(value: float | None, digits: int) -> str:
 
 def table(results: Sequence[dict[str, Any]]) -> Table:
     """What is printed."""
-    out = Table(title=f"One GPU, sequences of {SEQ}, no recomputation; MFU against the dense peak of the format of the matrix products")
-    columns = ("case", "parameters", "micro-batch", "step", "tokens/s", "TFLOP/s", "MFU", "peak memory", "launch-time share")
+    out = Table(
+        title=f"One GPU, sequences of {SEQ}, no recomputation; MFU against the dense peak of the format of the matrix products"
+    )
+    columns = (
+        "case",
+        "parameters",
+        "micro-batch",
+        "step",
+        "tokens/s",
+        "TFLOP/s",
+        "MFU",
+        "peak memory",
+        "launch-time share",
+    )
     for column in columns:
         out.add_column(column, justify="left" if column == "case" else "right")
     for row in results:
@@ -221,7 +263,14 @@ def table(results: Sequence[dict[str, Any]]) -> Table:
             continue
         share = share_of(row["mfu"], 1)
         memory = f"{row['memory_allocated_bytes'] / 2**30:.1f} GiB"
-        numbers = (f"{row['step_s']:.3f} s", f"{row['tokens_per_s']:,.0f}", f"{row['tflops']:.1f}", share, memory, share_of(row["launch_share"], 0))
+        numbers = (
+            f"{row['step_s']:.3f} s",
+            f"{row['tokens_per_s']:,.0f}",
+            f"{row['tflops']:.1f}",
+            share,
+            memory,
+            share_of(row["launch_share"], 0),
+        )
         out.add_row(row["label"], f"{row['parameters'] / 1e9:.2f} B", str(row["micro"]), *numbers)
     return out
 
@@ -256,9 +305,14 @@ def main(
     if unknown:
         sys.exit(f"benchmarks.gpu: unknown model {unknown[0]}; known: {', '.join(FILES)}")
     kernels = ["local", "te"] if machine.te else ["local"]
-    path = out / f"gpu-{(machine.gpu or 'unknown').lower().replace(' ', '-')}-{datetime.now(timezone.utc):%Y-%m-%d}.json"
+    path = (
+        out
+        / f"gpu-{(machine.gpu or 'unknown').lower().replace(' ', '-')}-{datetime.now(timezone.utc):%Y-%m-%d}.json"
+    )
     # Cases that an earlier start of today has measured stay, so that a few models at a time make one file.
-    results: dict[str, dict[str, Any]] = {row["label"]: row for row in json.loads(path.read_text())["results"]} if path.is_file() else {}
+    results: dict[str, dict[str, Any]] = (
+        {row["label"]: row for row in json.loads(path.read_text())["results"]} if path.is_file() else {}
+    )
     for case in cases_for(models.split(","), kernels, machine.recipes(), micro, accumulation):
         row = results[case.label] = run_case(case, steps)
         console.print(f"{case.label}: {row.get('error') or format(row['tflops'], '.1f') + ' TFLOP/s'}")

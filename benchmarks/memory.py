@@ -23,9 +23,21 @@ from benchmarks.turns import allocator
 ROOT = Path(__file__).resolve().parent.parent
 WORLD = 2
 CASES: dict[str, dict[str, Any]] = {
-    "24x256": {"model": {"num_layers": 24, "hidden_size": 256, "num_attention_heads": 4, "vocab_size": 8192}, "seq": 256, "micro": 2},
-    "100x128": {"model": {"num_layers": 100, "hidden_size": 128, "num_attention_heads": 4, "vocab_size": 4096}, "seq": 128, "micro": 4},
-    "8x512": {"model": {"num_layers": 8, "hidden_size": 512, "num_attention_heads": 8, "vocab_size": 16384}, "seq": 128, "micro": 2},
+    "24x256": {
+        "model": {"num_layers": 24, "hidden_size": 256, "num_attention_heads": 4, "vocab_size": 8192},
+        "seq": 256,
+        "micro": 2,
+    },
+    "100x128": {
+        "model": {"num_layers": 100, "hidden_size": 128, "num_attention_heads": 4, "vocab_size": 4096},
+        "seq": 128,
+        "micro": 4,
+    },
+    "8x512": {
+        "model": {"num_layers": 8, "hidden_size": 512, "num_attention_heads": 8, "vocab_size": 16384},
+        "seq": 128,
+        "micro": 2,
+    },
 }
 
 
@@ -59,11 +71,17 @@ def rank_main(case: dict[str, Any], rank: int, port: int, out: Path) -> None:
     engine.set_lr(1e-4)
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: the build's own, for a moment larger, is none of the plan's
+    Path("/proc/self/clear_refs").write_text(
+        "5"
+    )  # the peak starts anew: the build's own, for a moment larger, is none of the plan's
     built = resident("VmRSS")
     vocab = config.model.vocab_size or 0
     for _ in range(3):
-        engine.train_step(forward_step, lambda: iter([torch.randint(0, vocab, (case["micro"], case["seq"] + 1)) for _ in range(2)]), 2)
+        engine.train_step(
+            forward_step,
+            lambda: iter([torch.randint(0, vocab, (case["micro"], case["seq"] + 1)) for _ in range(2)]),
+            2,
+        )
     out.write_text(json.dumps({"growth": resident("VmHWM") - before, "built": built - before}))
 
 
@@ -88,7 +106,12 @@ def run_config(case: dict[str, Any]) -> Any:
             "model": {"scheme": "pre_ln", "max_position_embeddings": case["seq"]} | case["model"],
             "data": {"corpora": [{"path": "none"}], "seq_length": case["seq"]},
             "optimizer": {"lr": 1e-3},
-            "train": {"steps": 1, "global_batch_size": 2 * WORLD * case["micro"], "micro_batch_size": case["micro"], "precision": "fp32"},
+            "train": {
+                "steps": 1,
+                "global_batch_size": 2 * WORLD * case["micro"],
+                "micro_batch_size": case["micro"],
+                "precision": "fp32",
+            },
         }
     )
 
@@ -102,7 +125,12 @@ def predicted(case: dict[str, Any]) -> dict[str, float]:
     from pretrain.plan.memory import peak_memory
 
     config = run_config(case)
-    memory = peak_memory(config.model, check_layout(config.parallel, config.model, WORLD), Activations(config.model, case["micro"], case["seq"]), 2)
+    memory = peak_memory(
+        config.model,
+        check_layout(config.parallel, config.model, WORLD),
+        Activations(config.model, case["micro"], case["seq"]),
+        2,
+    )
     return asdict(memory) | {"total": memory.total}
 
 
@@ -114,14 +142,33 @@ def measure(name: str) -> dict[str, Any]:
         port, outs = free_port(), [Path(folder) / f"{rank}.json" for rank in range(WORLD)]
         # One arena: freed memory of one thread is then there for the others, as it is on a GPU.
         quiet = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", "--case", name, "--port", str(port)]
-        ranks = [subprocess.Popen([*command, "--rank", str(rank), "--out", str(out)], cwd=ROOT, env=quiet) for rank, out in enumerate(outs)]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "benchmarks.memory",
+            "--case",
+            name,
+            "--port",
+            str(port),
+        ]
+        ranks = [
+            subprocess.Popen([*command, "--rank", str(rank), "--out", str(out)], cwd=ROOT, env=quiet)
+            for rank, out in enumerate(outs)
+        ]
         codes = [process.wait() for process in ranks]
         if any(codes):
             raise RuntimeError(f"{name}: a process ended with {max(codes)}")
         found = [json.loads(out.read_text()) for out in outs]
     plan, growth = predicted(CASES[name]), max(one["growth"] for one in found)
-    return {"case": name, "measured": growth, "built": max(one["built"] for one in found), "predicted": plan, "error": plan["total"] / growth - 1}
+    return {
+        "case": name,
+        "measured": growth,
+        "built": max(one["built"] for one in found),
+        "predicted": plan,
+        "error": plan["total"] / growth - 1,
+    }
 
 
 def main(
@@ -134,13 +181,17 @@ def main(
     if rank >= 0:
         rank_main(CASES[case], rank, port, out)
         return
-    print("| layers x width | parameters' part, MiB | activations | buffers | predicted | measured | error |\n|---|---|---|---|---|---|---|")
+    print(
+        "| layers x width | parameters' part, MiB | activations | buffers | predicted | measured | error |\n|---|---|---|---|---|---|---|"
+    )
     for name in [case] if case else CASES:
         row = measure(name)
         parts = {key: value / 2**20 for key, value in row["predicted"].items()}
         fixed = parts["weights"] + parts["gradients"] + parts["optimizer"]
         measured = row["measured"] / 2**20
-        print(f"| {name} | {fixed:.0f} | {parts['activations']:.0f} | {parts['buffers']:.0f} | {parts['total']:.0f} | {measured:.0f} | {row['error']:+.1%} |")
+        print(
+            f"| {name} | {fixed:.0f} | {parts['activations']:.0f} | {parts['buffers']:.0f} | {parts['total']:.0f} | {measured:.0f} | {row['error']:+.1%} |"
+        )
 
 
 if __name__ == "__main__":

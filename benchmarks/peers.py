@@ -39,7 +39,12 @@ class Shape:
 
     def sample(self) -> Tensor:
         """Token ids of one optimizer step, [accumulation, batch, seq + 1], the same for all that are compared."""
-        return torch.randint(0, self.vocab, (self.accumulation, self.batch, self.seq + 1), generator=torch.Generator().manual_seed(0))
+        return torch.randint(
+            0,
+            self.vocab,
+            (self.accumulation, self.batch, self.seq + 1),
+            generator=torch.Generator().manual_seed(0),
+        )
 
 
 class Contestant(Protocol):
@@ -58,7 +63,9 @@ class PlainLoop:
 
     def __init__(self, name: str, module: nn.Module, loss_of: Any, *, keeps_memory: bool = False) -> None:
         self.name, self.module, self.loss_of, self.keeps_memory = name, module, loss_of, keeps_memory
-        self.optimizer = torch.optim.AdamW(module.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            module.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY, fused=True
+        )
 
     def step(self, tokens: Tensor) -> float:
         """One optimizer step."""
@@ -88,7 +95,9 @@ class BareLayer(nn.Module):
         """x: [b, s, h]."""
         b, s, h = x.shape
         q, k, v = self.qkv(self.ln1(x)).view(b, s, 3, self.heads, h // self.heads).permute(2, 0, 3, 1, 4)
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(b, s, h))
+        x = x + self.out(
+            F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(b, s, h)
+        )
         return x + self.down(F.gelu(self.up(self.ln2(x))))
 
 
@@ -97,7 +106,10 @@ class BareGPT(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.word, self.position = nn.Embedding(shape.vocab, shape.hidden), nn.Embedding(shape.seq, shape.hidden)
+        self.word, self.position = (
+            nn.Embedding(shape.vocab, shape.hidden),
+            nn.Embedding(shape.seq, shape.hidden),
+        )
         nn.init.normal_(self.word.weight, std=0.02)
         self.layers = nn.ModuleList(BareLayer(shape) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(shape.hidden)
@@ -170,8 +182,12 @@ class UnderDeepSpeed:
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 2**31,
         }
-        optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY, fused=True)
-        self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY, fused=True
+        )
+        self.engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=config, dist_init_required=False
+        )
 
     def step(self, tokens: Tensor) -> float:
         """One optimizer step."""
@@ -198,7 +214,9 @@ def fathom_deepspeed(shape: Shape) -> Contestant:
     from parallel.launch.one_process import single_process
     from pretrain.train.build import build_chunks
 
-    (model,) = build_chunks(_fathom_model(shape, "pre_ln"), single_process(), seq_length=shape.seq, dtype=torch.float32, seed=1)
+    (model,) = build_chunks(
+        _fathom_model(shape, "pre_ln"), single_process(), seq_length=shape.seq, dtype=torch.float32, seed=1
+    )
 
     def loss_of(engine: Any, inputs: Tensor, labels: Tensor) -> Tensor:
         loss: Tensor = engine(inputs, torch.arange(shape.seq).expand_as(inputs), None, labels=labels).mean()
@@ -224,7 +242,9 @@ def megatron_core(shape: Shape) -> Contestant:
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
     )
-    model = GPTModel(config, get_gpt_layer_local_spec(), shape.vocab, shape.seq, share_embeddings_and_output_weights=True)
+    model = GPTModel(
+        config, get_gpt_layer_local_spec(), shape.vocab, shape.seq, share_embeddings_and_output_weights=True
+    )
     hidden = torch.triu(torch.ones(1, 1, shape.seq, shape.seq, dtype=torch.bool), 1)
     positions = torch.arange(shape.seq).expand(shape.batch, shape.seq)
 
@@ -237,7 +257,13 @@ def megatron_core(shape: Shape) -> Contestant:
 def _fathom_model(shape: Shape, scheme: str) -> Any:
     from model.config import ModelConfig
 
-    return ModelConfig(scheme=scheme, num_layers=shape.layers, hidden_size=shape.hidden, num_attention_heads=shape.heads, vocab_size=shape.vocab)
+    return ModelConfig(
+        scheme=scheme,
+        num_layers=shape.layers,
+        hidden_size=shape.hidden,
+        num_attention_heads=shape.heads,
+        vocab_size=shape.vocab,
+    )
 
 
 class Fathom:
@@ -251,7 +277,9 @@ class Fathom:
 
         self.name, self.keeps_memory = f"Fathom {scheme}" + (", compiled" if compiled else ""), True
         topology = single_process()
-        chunks = build_chunks(_fathom_model(shape, scheme), topology, seq_length=shape.seq, dtype=torch.float32, seed=1)
+        chunks = build_chunks(
+            _fathom_model(shape, scheme), topology, seq_length=shape.seq, dtype=torch.float32, seed=1
+        )
         if compiled:
             from model.layers.compiled import compile_layers
 

@@ -16,7 +16,13 @@ def main() -> None:
     """Write the table and print how far off it is."""
     block = f"<!-- published: begin -->\n{table()}\n<!-- published: end -->"
     atomic_write_text(
-        DOCUMENT, re.sub(r"<!-- published: begin -->.*<!-- published: end -->", lambda _: block, DOCUMENT.read_text(encoding="utf-8"), flags=re.S)
+        DOCUMENT,
+        re.sub(
+            r"<!-- published: begin -->.*<!-- published: end -->",
+            lambda _: block,
+            DOCUMENT.read_text(encoding="utf-8"),
+            flags=re.S,
+        ),
     )
     found = [abs(error) for error in errors()]
     print(f"median error {statistics.median(found):.1%}, largest {max(found):.1%}")

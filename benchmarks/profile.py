@@ -26,34 +26,92 @@ from benchmarks.run import MAKERS, SHAPES
 
 KINDS: dict[str, tuple[str, ...]] = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
-    "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu", "aten::_scaled_dot_product_flash_attention_for_cpu_backward"),
+    "attention": (
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
+    ),
     "GELU": ("aten::gelu", "aten::gelu_backward"),
     "norms": ("aten::native_layer_norm", "aten::native_layer_norm_backward"),
     "copies": ("aten::copy_", "aten::cat", "aten::clone", "aten::contiguous", "aten::_to_copy"),
     "residual sums, sums of gradients": ("aten::add", "aten::add_"),
     "gradients of biases": ("aten::sum",),
     "loss": (
-        *("aten::_log_softmax", "aten::_log_softmax_backward_data", "aten::nll_loss_forward", "aten::nll_loss_backward", "aten::nll_loss_nd"),
+        *(
+            "aten::_log_softmax",
+            "aten::_log_softmax_backward_data",
+            "aten::nll_loss_forward",
+            "aten::nll_loss_backward",
+            "aten::nll_loss_nd",
+        ),
         *("aten::gather", "aten::exp_", "aten::_index_put_impl_"),
     ),
     "zeros": ("aten::fill_", "aten::zero_", "aten::zeros", "aten::zeros_like"),
     "AdamW": ("aten::_fused_adamw_",),
-    "norm and clipping of gradients": ("aten::linalg_vector_norm", "aten::_foreach_norm", "aten::mul_", "aten::_foreach_mul_", "aten::stack"),
+    "norm and clipping of gradients": (
+        "aten::linalg_vector_norm",
+        "aten::_foreach_norm",
+        "aten::mul_",
+        "aten::_foreach_mul_",
+        "aten::stack",
+    ),
     "views and allocation": (
-        *("aten::view", "aten::t", "aten::transpose", "aten::as_strided", "aten::permute", "aten::reshape", "aten::expand", "aten::split", "aten::chunk"),
-        *("aten::narrow", "aten::slice", "aten::select", "aten::unflatten", "aten::flatten", "aten::_unsafe_view", "aten::_reshape_alias", "aten::unbind"),
-        *("aten::split_with_sizes", "aten::detach", "detach", "aten::alias", "aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty"),
+        *(
+            "aten::view",
+            "aten::t",
+            "aten::transpose",
+            "aten::as_strided",
+            "aten::permute",
+            "aten::reshape",
+            "aten::expand",
+            "aten::split",
+            "aten::chunk",
+        ),
+        *(
+            "aten::narrow",
+            "aten::slice",
+            "aten::select",
+            "aten::unflatten",
+            "aten::flatten",
+            "aten::_unsafe_view",
+            "aten::_reshape_alias",
+            "aten::unbind",
+        ),
+        *(
+            "aten::split_with_sizes",
+            "aten::detach",
+            "detach",
+            "aten::alias",
+            "aten::empty",
+            "aten::empty_like",
+            "aten::empty_strided",
+            "aten::new_empty",
+        ),
         *("aten::resize_", "aten::unsafe_split"),
     ),
-    "dispatch of linear layers and attention": ("aten::linear", "aten::matmul", "aten::scaled_dot_product_attention", "aten::layer_norm"),
+    "dispatch of linear layers and attention": (
+        "aten::linear",
+        "aten::matmul",
+        "aten::scaled_dot_product_attention",
+        "aten::layer_norm",
+    ),
 }
 PREFIXES: dict[str, tuple[str, ...]] = {
     "fused kernels of the compiler": ("## Call CompiledFxGraph",),
-    "guards and calls of compiled code": ("TorchDynamo", "Torch-Compiled", "CompiledFunction", "AOTDispatcher", "Pregraph"),
+    "guards and calls of compiled code": (
+        "TorchDynamo",
+        "Torch-Compiled",
+        "CompiledFunction",
+        "AOTDispatcher",
+        "Pregraph",
+    ),
     "AdamW": ("Optimizer.step#",),
     "autograd engine": ("autograd::", "torch::autograd::"),
 }
-PYTHON = {"fathom:step": "Python: loop and engine", "fathom:schedule": "Python: schedule and modules", "fathom:apply": "Python: DeepSpeed's step"}
+PYTHON = {
+    "fathom:step": "Python: loop and engine",
+    "fathom:schedule": "Python: schedule and modules",
+    "fathom:apply": "Python: DeepSpeed's step",
+}
 OTHER = "other operators"
 
 
@@ -91,7 +149,10 @@ def measure(contestant: Contestant, tokens: torch.Tensor, repeats: int) -> dict[
         plain.append(time.perf_counter() - begin)
     engine = getattr(contestant, "engine", None)
     if engine is not None and hasattr(engine, "_apply"):
-        engine._run, engine._apply = labelled(engine._run, "fathom:schedule"), labelled(engine._apply, "fathom:apply")
+        engine._run, engine._apply = (
+            labelled(engine._run, "fathom:schedule"),
+            labelled(engine._apply, "fathom:apply"),
+        )
     with profile(activities=[ProfilerActivity.CPU]) as trace:
         begin = time.perf_counter()
         labelled(contestant.step, "fathom:step")(tokens)
@@ -105,12 +166,20 @@ def measure(contestant: Contestant, tokens: torch.Tensor, repeats: int) -> dict[
         calls[kind] += event.count
         if kind == OTHER:
             others[event.key] = event.self_cpu_time_total / 1e6
-    return {"plain_s": statistics.median(plain), "profiled_s": profiled, "seconds": dict(seconds), "calls": dict(calls), "others": others}
+    return {
+        "plain_s": statistics.median(plain),
+        "profiled_s": profiled,
+        "seconds": dict(seconds),
+        "calls": dict(calls),
+        "others": others,
+    }
 
 
 def named_share(result: Mapping[str, Any]) -> float:
     """Part of the profiled step that rows with a name account for."""
-    return float(sum(seconds for kind, seconds in result["seconds"].items() if kind != OTHER) / result["profiled_s"])
+    return float(
+        sum(seconds for kind, seconds in result["seconds"].items() if kind != OTHER) / result["profiled_s"]
+    )
 
 
 def table(title: str, results: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -122,17 +191,29 @@ def table(title: str, results: Mapping[str, Mapping[str, Any]]) -> Table:
         out.add_column("calls", justify="right")
         out.add_column("share", justify="right")
     last = list(results.values())[-1]
-    kinds = sorted({kind for result in results.values() for kind in result["seconds"]}, key=lambda kind: (kind == OTHER, -last["seconds"].get(kind, 0.0)))
+    kinds = sorted(
+        {kind for result in results.values() for kind in result["seconds"]},
+        key=lambda kind: (kind == OTHER, -last["seconds"].get(kind, 0.0)),
+    )
     for kind in kinds:
         cells = []
         for result in results.values():
             own = result["seconds"].get(kind, 0.0)
-            cells += [f"{1e3 * own:,.0f}", f"{result['calls'].get(kind, 0):,}", f"{own / result['profiled_s']:.1%}"]
+            cells += [
+                f"{1e3 * own:,.0f}",
+                f"{result['calls'].get(kind, 0):,}",
+                f"{own / result['profiled_s']:.1%}",
+            ]
         out.add_row(kind, *cells)
     out.add_section()
     for label, value in (("profiled step", "profiled_s"), ("step without the profiler", "plain_s")):
-        out.add_row(label, *(cell for result in results.values() for cell in (f"{1e3 * result[value]:,.0f}", "", "")))
-    out.add_row("accounted for by name", *(cell for result in results.values() for cell in ("", "", f"{named_share(result):.1%}")))
+        out.add_row(
+            label, *(cell for result in results.values() for cell in (f"{1e3 * result[value]:,.0f}", "", ""))
+        )
+    out.add_row(
+        "accounted for by name",
+        *(cell for result in results.values() for cell in ("", "", f"{named_share(result):.1%}")),
+    )
     return out
 
 
@@ -148,7 +229,9 @@ def main(
     single_process()
     torch.set_num_threads(1)
     chosen = SHAPES[shape]
-    results = {name: measure(MAKERS[name](chosen), chosen.sample(), repeats) for name in contestants.split(",")}
+    results = {
+        name: measure(MAKERS[name](chosen), chosen.sample(), repeats) for name in contestants.split(",")
+    }
     Console(width=140).print(table(f"One step of {shape}", results))
     if out is not None:
         write_results(out, {"shape": shape, "results": results})

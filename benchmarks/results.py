@@ -19,4 +19,8 @@ def write_results(path: Path, report: Mapping[str, Any]) -> None:
     """Writes a report and what it was measured with; makes the folder. load: jobs that ran on the machine, mean of the last minute."""
     facts = environment()
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(path, json.dumps({name: facts[name] for name in FACTS} | {"load": os.getloadavg()[0], **report}, indent=1) + "\n")
+    atomic_write_text(
+        path,
+        json.dumps({name: facts[name] for name in FACTS} | {"load": os.getloadavg()[0], **report}, indent=1)
+        + "\n",
+    )

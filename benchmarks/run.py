@@ -20,7 +20,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.peers import Contestant, Fathom, Shape, bare, bare_keeping, huggingface, huggingface_deepspeed, megatron_core
+from benchmarks.peers import (
+    Contestant,
+    Fathom,
+    Shape,
+    bare,
+    bare_keeping,
+    huggingface,
+    huggingface_deepspeed,
+    megatron_core,
+)
 from benchmarks.results import RESULTS, write_results
 from benchmarks.turns import allocator, spread, turns
 from model.depth.scheme import SCHEMES
@@ -45,7 +54,9 @@ USUAL = ("bare", "fathom", "fathom-compiled", "megatron", "huggingface", "huggin
 """Contestants where none are named."""
 SLOW_START = {"1000x64": "huggingface-deepspeed"}
 """Left out of them: DeepSpeed compares every parameter with every other as it starts, which takes longer at 1000 layers than all counted steps."""
-SCHEME_MAKERS: dict[str, Callable[[Shape], Contestant]] = {f"scheme-{scheme}": functools.partial(Fathom, scheme=scheme) for scheme in SCHEMES}
+SCHEME_MAKERS: dict[str, Callable[[Shape], Contestant]] = {
+    f"scheme-{scheme}": functools.partial(Fathom, scheme=scheme) for scheme in SCHEMES
+}
 
 
 def measure(shape: Shape, names: Sequence[str], rounds: int) -> dict[str, dict[str, Any]]:
@@ -56,7 +67,14 @@ def measure(shape: Shape, names: Sequence[str], rounds: int) -> dict[str, dict[s
         built[name] = (MAKERS | SCHEME_MAKERS)[name](shape), time.perf_counter() - begin
     tokens = shape.sample()
     actions = {name: functools.partial(contestant.step, tokens) for name, (contestant, _) in built.items()}
-    seconds = turns(actions, rounds, {name: functools.partial(allocator, keeps=contestant.keeps_memory) for name, (contestant, _) in built.items()})
+    seconds = turns(
+        actions,
+        rounds,
+        {
+            name: functools.partial(allocator, keeps=contestant.keeps_memory)
+            for name, (contestant, _) in built.items()
+        },
+    )
     return {
         name: {
             "label": built[name][0].name,
@@ -71,20 +89,28 @@ def measure(shape: Shape, names: Sequence[str], rounds: int) -> dict[str, dict[s
 
 def table(shape: Shape, results: dict[str, dict[str, Any]]) -> Table:
     """Medians and quartiles of the ratios to the first contestant, and the ratio of the quickest steps: what disturbs a step only makes it slower."""
-    out = Table(title=f"{shape.layers} layers x {shape.hidden}, sequence {shape.seq}, {shape.accumulation} x {shape.batch} samples a step")
+    out = Table(
+        title=f"{shape.layers} layers x {shape.hidden}, sequence {shape.seq}, {shape.accumulation} x {shape.batch} samples a step"
+    )
     for column in ("contestant", "tokens/s", "ratio to first", "quartiles", "of best steps", "build"):
         out.add_column(column, justify="left" if column == "contestant" else "right")
     best = min(next(iter(results.values()))["seconds"])
     for row in results.values():
         ratio = spread(row["ratios"])
-        numbers = f"{ratio['median']:.3f}", f"{ratio['low']:.3f} - {ratio['high']:.3f}", f"{best / min(row['seconds']):.3f}"
+        numbers = (
+            f"{ratio['median']:.3f}",
+            f"{ratio['low']:.3f} - {ratio['high']:.3f}",
+            f"{best / min(row['seconds']):.3f}",
+        )
         out.add_row(row["label"], f"{row['tokens_per_s']:,.0f}", *numbers, f"{row['build_s']:.1f} s")
     return out
 
 
 def main(
     shapes: str = typer.Option(",".join(SHAPES), help="Shapes to measure, by name."),
-    contestants: str = typer.Option("", help=f"Contestants of {', '.join(MAKERS)}; the first one is what the others are compared with."),
+    contestants: str = typer.Option(
+        "", help=f"Contestants of {', '.join(MAKERS)}; the first one is what the others are compared with."
+    ),
     rounds: int = typer.Option(5, min=2, help="Counted rounds."),
     schemes: bool = typer.Option(True, help="Compare every scheme with pre_ln."),
     threads: int = typer.Option(1, min=1, help="Threads of every contestant."),
@@ -102,13 +128,17 @@ def main(
         if name not in SHAPES:
             sys.exit(f"benchmark: unknown shape {name}; known: {', '.join(SHAPES)}")
         if not contestants and name in SLOW_START:
-            console.print(f"{name}: without {SLOW_START[name]}, which takes minutes to start (--contestants names it)")
+            console.print(
+                f"{name}: without {SLOW_START[name]}, which takes minutes to start (--contestants names it)"
+            )
         usual = [one for one in USUAL if one != SLOW_START.get(name)]
         results = measure(SHAPES[name], contestants.split(",") if contestants else usual, rounds)
         console.print(table(SHAPES[name], results))
         report["shapes"][name] = results
     if schemes:
-        report["schemes"] = measure(SCHEME_SHAPE, sorted(SCHEME_MAKERS, key=lambda name: name != "scheme-pre_ln"), rounds)
+        report["schemes"] = measure(
+            SCHEME_SHAPE, sorted(SCHEME_MAKERS, key=lambda name: name != "scheme-pre_ln"), rounds
+        )
         console.print(table(SCHEME_SHAPE, report["schemes"]))
     path = out / f"cpu-{datetime.now(timezone.utc):%Y-%m-%d}.json"
     write_results(path, report)

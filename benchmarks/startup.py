@@ -55,7 +55,14 @@ def parts(layers: int, hidden: int, data: Path) -> dict[str, dict[str, float]]:
         blend = open_blend([Corpus(path=str(data))], "train", SEQ, 0, None)
         batches = [blend.batch(range(BATCH))]
         mark()
-        model = ModelConfig(scheme="pre_ln", num_layers=layers, hidden_size=hidden, num_attention_heads=4, vocab_size=VOCABULARY, max_position_embeddings=SEQ)
+        model = ModelConfig(
+            scheme="pre_ln",
+            num_layers=layers,
+            hidden_size=hidden,
+            num_attention_heads=4,
+            vocab_size=VOCABULARY,
+            max_position_embeddings=SEQ,
+        )
         chunk = GPT(model, transformer_config(model, **topology.core_fields()), seq_length=SEQ)
         mark()
         named = build.named_parameters(chunk, 0, 1)
@@ -76,7 +83,10 @@ def parts(layers: int, hidden: int, data: Path) -> dict[str, dict[str, float]]:
     mark()
     engine.train_step(forward_step, lambda: iter(batches), 1)
     mark()
-    return {name: {"seconds": b[0] - a[0], "cpu": b[1] - a[1]} for name, (a, b) in zip(PARTS, pairwise(marks), strict=True)}
+    return {
+        name: {"seconds": b[0] - a[0], "cpu": b[1] - a[1]}
+        for name, (a, b) in zip(PARTS, pairwise(marks), strict=True)
+    }
 
 
 def data_set(folder: Path) -> Path:
@@ -99,7 +109,19 @@ def measure(depths: list[int], hidden: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="fathom-startup-") as name:
         data = str(data_set(Path(name)))
         for layers in depths:
-            command = [sys.executable, "-W", "ignore", "-m", "benchmarks.startup", "--child", str(layers), "--hidden", str(hidden), "--data", data]
+            command = [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-m",
+                "benchmarks.startup",
+                "--child",
+                str(layers),
+                "--hidden",
+                str(hidden),
+                "--data",
+                data,
+            ]
             result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, env=env)
             found[str(layers)] = json.loads(result.stdout.splitlines()[-1])
     return {"hidden": hidden, "depths": found}
@@ -120,7 +142,13 @@ def main(
     print("| layers | " + " | ".join(PARTS) + " | beyond imports |\n|" + "---|" * (len(PARTS) + 2))
     for layers, row in report["depths"].items():
         beyond = {unit: sum(row[part][unit] for part in PARTS[1:]) for unit in ("seconds", "cpu")}
-        print(f"| {layers} | " + " | ".join(f"{one['seconds']:.2f} ({one['cpu']:.2f})" for one in [*(row[part] for part in PARTS), beyond]) + " |")
+        print(
+            f"| {layers} | "
+            + " | ".join(
+                f"{one['seconds']:.2f} ({one['cpu']:.2f})" for one in [*(row[part] for part in PARTS), beyond]
+            )
+            + " |"
+        )
     if out is not None:
         write_results(out, report)
 

@@ -14,7 +14,11 @@ KEPT = 5 << 29
 """Bytes; the activations of the largest shape that is measured."""
 
 
-def turns(actions: Mapping[str, Callable[[], Any]], rounds: int, before: Mapping[str, Callable[[], Any]] | None = None) -> dict[str, list[float]]:
+def turns(
+    actions: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    before: Mapping[str, Callable[[], Any]] | None = None,
+) -> dict[str, list[float]]:
     """Seconds of every action in each of `rounds` counted rounds, after one that warms up. The order turns about, so that a slow moment of the machine
     does not always hit the same one. before: what is done before an action and not timed."""
     seconds: dict[str, list[float]] = {name: [] for name in actions}

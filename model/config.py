@@ -39,7 +39,9 @@ class InitConfig(Strict):
     @model_validator(mode="after")
     def _std_needs_normal(self) -> InitConfig:
         if "std" in self.model_fields_set and self.base != "normal" and self.std != 0.02:
-            raise ValueError(f"model.init.std={self.std} has no effect with model.init.base={self.base}: set model.init.base=normal or remove model.init.std")
+            raise ValueError(
+                f"model.init.std={self.std} has no effect with model.init.base={self.base}: set model.init.base=normal or remove model.init.std"
+            )
         return self
 
 
@@ -51,32 +53,54 @@ def _written(value: float | str) -> str:
 class ModelConfig(Strict):
     """A GPT-style decoder. Sizes are whole-model sizes, never per-rank ones."""
 
-    scheme: str = Field("deepscalelm_pre_ln", description="Depth scheme: norm positions, residual constants and weight gains, by name.")
-    num_layers: int = Field(ge=1, description="Transformer layers of the whole model (each has an attention and a feed-forward sublayer).")
+    scheme: str = Field(
+        "deepscalelm_pre_ln",
+        description="Depth scheme: norm positions, residual constants and weight gains, by name.",
+    )
+    num_layers: int = Field(
+        ge=1,
+        description="Transformer layers of the whole model (each has an attention and a feed-forward sublayer).",
+    )
     hidden_size: int = Field(ge=1, description="Width of the residual stream.")
     num_attention_heads: int = Field(ge=1, description="Query heads.")
-    num_query_groups: int | None = Field(None, ge=1, description="Key/value heads for grouped-query attention; null means one per query head.")
-    head_dim: int | None = Field(None, ge=1, description="Width of one head; null means hidden_size / num_attention_heads.")
+    num_query_groups: int | None = Field(
+        None, ge=1, description="Key/value heads for grouped-query attention; null means one per query head."
+    )
+    head_dim: int | None = Field(
+        None, ge=1, description="Width of one head; null means hidden_size / num_attention_heads."
+    )
     ffn_hidden_size: int | None = Field(
-        None, ge=1, description="Feed-forward width; null means 4 x hidden_size, or 8/3 x rounded up to 64 for gated activations."
+        None,
+        ge=1,
+        description="Feed-forward width; null means 4 x hidden_size, or 8/3 x rounded up to 64 for gated activations.",
     )
-    vocab_size: int | None = Field(None, ge=2, description="Vocabulary before padding; null takes it from the tokenizer of the data.")
+    vocab_size: int | None = Field(
+        None, ge=2, description="Vocabulary before padding; null takes it from the tokenizer of the data."
+    )
     vocab_multiple: int = Field(
-        128, ge=1, description="The embedding is padded to a multiple of this; independent of the parallel layout, so that checkpoints are too."
+        128,
+        ge=1,
+        description="The embedding is padded to a multiple of this; independent of the parallel layout, so that checkpoints are too.",
     )
-    max_position_embeddings: int | None = Field(None, ge=1, description="Longest sequence; null means data.seq_length.")
+    max_position_embeddings: int | None = Field(
+        None, ge=1, description="Longest sequence; null means data.seq_length."
+    )
     normalization: Literal["layernorm", "rmsnorm"] = Field("layernorm", description="Kind of every norm.")
     norm_epsilon: float = Field(1e-5, gt=0, description="Epsilon inside every norm.")
     activation: Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "swiglu", "geglu"] = Field(
-        "gelu", description="Feed-forward activation. gelu is the exact one, gelu_tanh GPT-2's approximation of it; swiglu and geglu are gated."
+        "gelu",
+        description="Feed-forward activation. gelu is the exact one, gelu_tanh GPT-2's approximation of it; swiglu and geglu are gated.",
     )
     position: Literal["learned", "rotary", "none"] = Field(
-        "learned", description="Position information: a learned table, rotary embedding of queries and keys, or none."
+        "learned",
+        description="Position information: a learned table, rotary embedding of queries and keys, or none.",
     )
     rotary_base: int = Field(10000, ge=1, description="Base period of rotary embeddings.")
     tie_embeddings: bool = Field(True, description="Use the word embedding as output projection.")
     bias: bool = Field(True, description="Biases in all linear layers of the stack.")
-    hidden_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout after the embedding and after every branch.")
+    hidden_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout after the embedding and after every branch."
+    )
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on attention probabilities.")
     scheme_options: dict[str, float | bool] = Field(
         default_factory=dict,
@@ -87,8 +111,12 @@ class ModelConfig(Strict):
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
         if self.scheme not in SCHEMES:
-            raise ValueError(f"model.scheme={self.scheme!r} is not a scheme; choose one of {', '.join(scheme_names())}")
-        SCHEMES[self.scheme].plan(self.num_layers, self.scheme_options)  # refuses options and depths that have no constants
+            raise ValueError(
+                f"model.scheme={self.scheme!r} is not a scheme; choose one of {', '.join(scheme_names())}"
+            )
+        SCHEMES[self.scheme].plan(
+            self.num_layers, self.scheme_options
+        )  # refuses options and depths that have no constants
         self._check_init_is_read()
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise ValueError(
@@ -96,9 +124,13 @@ class ModelConfig(Strict):
                 "change one of them or set model.head_dim"
             )
         if self.num_attention_heads % self.groups:
-            raise ValueError(f"model.num_query_groups={self.groups} does not divide model.num_attention_heads={self.num_attention_heads}")
+            raise ValueError(
+                f"model.num_query_groups={self.groups} does not divide model.num_attention_heads={self.num_attention_heads}"
+            )
         if self.position == "rotary" and self.kv_channels % 2:
-            raise ValueError(f"model.position=rotary needs an even head width, got {self.kv_channels}: set model.head_dim")
+            raise ValueError(
+                f"model.position=rotary needs an even head width, got {self.kv_channels}: set model.head_dim"
+            )
         return self
 
     def _check_init_is_read(self) -> None:
@@ -139,5 +171,7 @@ class ModelConfig(Strict):
     def padded_vocab(self) -> int:
         """Rows of the embedding table. Raises ValueError before the vocabulary is known."""
         if self.vocab_size is None:
-            raise ValueError("model.vocab_size is not known yet: give it, or take it from the data set's tokenizer")
+            raise ValueError(
+                "model.vocab_size is not known yet: give it, or take it from the data set's tokenizer"
+            )
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple

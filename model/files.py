@@ -26,7 +26,12 @@ def inside(folder: Path | str, name: str) -> Path:
     """
     base = Path(folder)
     path = base / name
-    if not name or "\0" in name or Path(name).is_absolute() or not path.resolve().is_relative_to(base.resolve()):
+    if (
+        not name
+        or "\0" in name
+        or Path(name).is_absolute()
+        or not path.resolve().is_relative_to(base.resolve())
+    ):
         raise UserError(f"{base}: the name {printable(name)!r} leads out of the folder; it is not followed")
     return path
 

@@ -25,7 +25,9 @@ def staged_folder(out: Path, marker: str, overwrite: bool) -> Iterator[Path]:
         raise UserError(f"--out {out}: is a file; name a folder")
     if out.is_dir() and any(out.iterdir()):
         if not (out / marker).is_file():
-            raise UserError(f"--out {out}: the folder holds something else than a data set; name another folder")
+            raise UserError(
+                f"--out {out}: the folder holds something else than a data set; name another folder"
+            )
         if not overwrite:
             raise UserError(f"--out {out}: a data set is there already; add --overwrite to replace it")
     try:
@@ -57,7 +59,9 @@ def _publish(staging: Path, out: Path) -> None:
     except OSError as error:
         if replaced is not None:
             replaced.rename(out)
-        raise UserError(f"--out {out}: cannot be put in place: {error.strerror}; something else wrote there meanwhile") from error
+        raise UserError(
+            f"--out {out}: cannot be put in place: {error.strerror}; something else wrote there meanwhile"
+        ) from error
     sync_folder(out.parent)
     if replaced is not None:
         shutil.rmtree(replaced, ignore_errors=True)

@@ -63,7 +63,12 @@ class Stack(nn.Module):
         from megatron.core.process_groups_config import ProcessGroupCollection
 
         self.model_config = ModelConfig(
-            scheme=scheme, num_layers=num_layers, hidden_size=hidden_size, num_attention_heads=num_attention_heads, scheme_options=dict(options or {}), **model
+            scheme=scheme,
+            num_layers=num_layers,
+            hidden_size=hidden_size,
+            num_attention_heads=num_attention_heads,
+            scheme_options=dict(options or {}),
+            **model,
         )
         config = transformer_config(self.model_config, dtype=dtype)
         plan = SCHEMES[scheme].plan(num_layers, options, sublayers=3 if cross else 2)
@@ -71,10 +76,16 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList()
         for number, layer in enumerate(plan, 1):
             spec = local_layer_spec(layer, causal=causal, cross=cross)
-            self.layers.append(spec.module(config, spec.submodules, layer_number=number, pg_collection=groups, **spec.params))
+            self.layers.append(
+                spec.module(config, spec.submodules, layer_number=number, pg_collection=groups, **spec.params)
+            )
         from model.layers.torch_parts import Norm
 
-        self.final_layernorm = Norm(config, hidden_size, config.layernorm_epsilon) if final_norm and SCHEMES[scheme].final_norm else None
+        self.final_layernorm = (
+            Norm(config, hidden_size, config.layernorm_epsilon)
+            if final_norm and SCHEMES[scheme].final_norm
+            else None
+        )
         self.to(dtype)
 
     def forward(self, x_bsh: Tensor, memory_bsh: Tensor | None = None) -> Tensor:
@@ -91,16 +102,32 @@ class Stack(nn.Module):
         """(plain name, function from the parameter or its gradient's tensor to the named view of it) of a layer, with the parameter."""
         model, own = self.model_config, dict(self.layers[index].named_parameters())
         per_group = model.num_attention_heads // model.groups
-        blocks = {"q": slice(0, per_group), "k": slice(per_group, per_group + 1), "v": slice(per_group + 1, per_group + 2)}
+        blocks = {
+            "q": slice(0, per_group),
+            "k": slice(per_group, per_group + 1),
+            "v": slice(per_group + 1, per_group + 2),
+        }
         for full, parameter in own.items():
             module, _, kind = full.rpartition(".")
             mark = "b" if kind == "bias" else ""
             if module == "self_attention.linear_qkv":
                 for role, rows in blocks.items():
-                    yield mark + role, (parameter, lambda t, rows=rows: t.unflatten(0, (model.groups, per_group + 2, -1))[:, rows])
+                    yield (
+                        mark + role,
+                        (
+                            parameter,
+                            lambda t, rows=rows: t.unflatten(0, (model.groups, per_group + 2, -1))[:, rows],
+                        ),
+                    )
             elif module == "cross_attention.linear_kv":
                 for role, row in (("k", 0), ("v", 1)):
-                    yield "c" + mark + role, (parameter, lambda t, row=row: t.unflatten(0, (model.num_attention_heads, 2, -1))[:, row])
+                    yield (
+                        "c" + mark + role,
+                        (
+                            parameter,
+                            lambda t, row=row: t.unflatten(0, (model.num_attention_heads, 2, -1))[:, row],
+                        ),
+                    )
             else:
                 side, role = MATRICES.get(module, ("", ""))
                 yield (side + mark + role if role else full), (parameter, lambda t: t)
@@ -120,16 +147,25 @@ class Stack(nn.Module):
                 target = view(parameter)
                 source = torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value)
                 if source.numel() != target.numel():
-                    raise ValueError(f"layer {index}: {name} has {target.numel()} elements, got {tuple(source.shape)}")
+                    raise ValueError(
+                        f"layer {index}: {name} has {target.numel()} elements, got {tuple(source.shape)}"
+                    )
                 target.copy_(source.reshape(target.shape))
 
     def weights(self, index: int) -> dict[str, Tensor]:
         """Copies of layer `index`'s parameters by plain name, as [out, in] or [out]."""
-        return {name: _plain(view(parameter.detach()), parameter) for name, (parameter, view) in self._parts(index)}
+        return {
+            name: _plain(view(parameter.detach()), parameter)
+            for name, (parameter, view) in self._parts(index)
+        }
 
     def gradients(self, index: int) -> dict[str, Tensor]:
         """Gradients of layer `index` by plain name; parameters without one are left out."""
-        return {name: _plain(view(parameter.grad), parameter) for name, (parameter, view) in self._parts(index) if parameter.grad is not None}
+        return {
+            name: _plain(view(parameter.grad), parameter)
+            for name, (parameter, view) in self._parts(index)
+            if parameter.grad is not None
+        }
 
 
 def _plain(part: Tensor, parameter: Tensor) -> Tensor:

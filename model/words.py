@@ -9,5 +9,7 @@ def printable(text: object, limit: int = 200) -> str:
     Control characters, line ends and other separators but the blank become escapes such as `\\x1b`.
     limit: longer text is cut and ends with an ellipsis.
     """
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)[: limit + 1])
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)[: limit + 1]
+    )
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"

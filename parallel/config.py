@@ -17,20 +17,26 @@ class Fp8Config(Strict):
         description="How FP8 tensors are scaled. none: no FP8; delayed: by the largest values of past steps, tensorwise: by each tensor's present one "
         "(both from Ada on); blockwise: by tiles (from Hopper on); mxfp8: by groups of 32 (Blackwell).",
     )
-    first_last_bf16: bool = Field(False, description="Keep the first and the last layer in bf16; not with recipe=delayed.")
+    first_last_bf16: bool = Field(
+        False, description="Keep the first and the last layer in bf16; not with recipe=delayed."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Fp8Config:
         if self.first_last_bf16 and self.recipe in ("none", "delayed"):
             why = "has no effect with" if self.recipe == "none" else "does not combine with"
-            raise ValueError(f"train.fp8.first_last_bf16=true {why} train.fp8.recipe={self.recipe}: set it to false, or set train.fp8.recipe=tensorwise")
+            raise ValueError(
+                f"train.fp8.first_last_bf16=true {why} train.fp8.recipe={self.recipe}: set it to false, or set train.fp8.recipe=tensorwise"
+            )
         return self
 
 
 class RecomputeConfig(Strict):
     """Activation recomputation."""
 
-    granularity: Literal["none", "selective", "full"] = Field("none", description="none; selective: attention cores only; full: whole layers.")
+    granularity: Literal["none", "selective", "full"] = Field(
+        "none", description="none; selective: attention cores only; full: whole layers."
+    )
     num_layers: int = Field(1, ge=1, description="Layers per recomputed group; read with granularity=full.")
 
 
@@ -38,7 +44,8 @@ class OffloadConfig(Strict):
     """Host offload."""
 
     optimizer: bool = Field(
-        False, description="Keep fp32 weights and moments in host memory and step there (ZeRO-1 or 2). Results stay the same; on a CPU host so does everything."
+        False,
+        description="Keep fp32 weights and moments in host memory and step there (ZeRO-1 or 2). Results stay the same; on a CPU host so does everything.",
     )
 
 
@@ -46,30 +53,47 @@ class ParallelConfig(Strict):
     """How the model is laid out over processes. Data-parallel size = processes / (tensor x pipeline x context)."""
 
     processes: int | None = Field(
-        None, ge=1, description="Local processes `fathom pretrain` starts when no launcher did; null means one per GPU, or 1 on a CPU host."
+        None,
+        ge=1,
+        description="Local processes `fathom pretrain` starts when no launcher did; null means one per GPU, or 1 on a CPU host.",
     )
     tensor: int = Field(1, ge=1, description="Tensor-parallel size (TP).")
     pipeline: int = Field(1, ge=1, description="Pipeline stages (PP).")
-    virtual_stages: int = Field(1, ge=1, description="Model chunks per pipeline stage (interleaved schedule).")
-    pipeline_split: list[int] | None = Field(None, description="Layers of each pipeline stage, first to last, for uneven splits; null means equal stages.")
+    virtual_stages: int = Field(
+        1, ge=1, description="Model chunks per pipeline stage (interleaved schedule)."
+    )
+    pipeline_split: list[int] | None = Field(
+        None,
+        description="Layers of each pipeline stage, first to last, for uneven splits; null means equal stages.",
+    )
     context: int = Field(1, ge=1, description="Context-parallel size (CP).")
-    sequence_parallel: bool = Field(False, description="Shard norms and residual stream along the sequence over the tensor-parallel group.")
+    sequence_parallel: bool = Field(
+        False,
+        description="Shard norms and residual stream along the sequence over the tensor-parallel group.",
+    )
     zero: Literal[0, 1, 2, 3] = Field(
         1,
         description="DeepSpeed ZeRO stage: 1 and 2 shard optimizer state, 3 gradients and parameters too (no pipeline).",
     )
-    recompute: RecomputeConfig = Field(default_factory=RecomputeConfig, description="Activation recomputation.")
+    recompute: RecomputeConfig = Field(
+        default_factory=RecomputeConfig, description="Activation recomputation."
+    )
     overlap_grad_reduce: bool | None = Field(
         None,
         description="Reduce gradients over data-parallel ranks while the last backward pass still runs. null: where it can be, which is without "
         "train.cuda_graph and below ZeRO-3.",
     )
     offload: OffloadConfig = Field(default_factory=OffloadConfig, description="Host offload.")
-    timeout_minutes: float = Field(10.0, gt=0, description="A collective that takes longer than this ends the run.")
+    timeout_minutes: float = Field(
+        10.0, gt=0, description="A collective that takes longer than this ends the run."
+    )
     step_timeout_minutes: float | None = Field(
         None,
         ge=0,
         description="A training step that takes longer ends the run on all processes, with a stack dump of each and the late one named. null: ten times the "
         "slowest of the latest steps, at least half of timeout_minutes; 0: off. The first step of a start, evaluation and checkpoints have an hour.",
     )
-    preflight: bool = Field(True, description="Check every node (GPUs, versions, run directory, clock, network) before the first step.")
+    preflight: bool = Field(
+        True,
+        description="Check every node (GPUs, versions, run directory, clock, network) before the first step.",
+    )

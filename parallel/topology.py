@@ -29,12 +29,21 @@ class Layout:
 
     def summary(self) -> dict[str, int]:
         """Degrees by their usual abbreviations, for logs."""
-        return {"tp": self.tensor, "pp": self.pipeline, "vp": self.virtual, "cp": self.context, "dp": self.data, "zero": self.zero}
+        return {
+            "tp": self.tensor,
+            "pp": self.pipeline,
+            "vp": self.virtual,
+            "cp": self.context,
+            "dp": self.data,
+            "zero": self.zero,
+        }
 
     def check_dtype(self, dtype: torch.dtype) -> None:
         """Raises UserError for weights of a type that the ZeRO stage cannot train."""
         if self.zero == 0 and dtype != torch.float32:
-            raise UserError("parallel.zero=0 keeps no fp32 copy of bf16 weights: use parallel.zero=1, or train.precision=fp32")
+            raise UserError(
+                "parallel.zero=0 keeps no fp32 copy of bf16 weights: use parallel.zero=1, or train.precision=fp32"
+            )
 
     def num_microbatches(self, global_batch_size: int, micro_batch_size: int) -> int:
         """Micro-batches of one rank in a step. Raises UserError where a step does not divide into them."""
@@ -70,9 +79,13 @@ def check_layout(config: ParallelConfig, model: ModelConfig, world: int) -> Layo
             f"use parallel.processes={max(1, round(world / degrees)) * degrees} or smaller degrees"
         )
     if config.overlap_grad_reduce and world == degrees:
-        raise UserError("parallel.overlap_grad_reduce=true has no effect with one data-parallel rank: set it to null")
+        raise UserError(
+            "parallel.overlap_grad_reduce=true has no effect with one data-parallel rank: set it to null"
+        )
     if config.overlap_grad_reduce and config.zero == 3:
-        raise UserError("parallel.overlap_grad_reduce=true does not combine with parallel.zero=3, where DeepSpeed reduces gradients: set it to null")
+        raise UserError(
+            "parallel.overlap_grad_reduce=true does not combine with parallel.zero=3, where DeepSpeed reduces gradients: set it to null"
+        )
     _check_model(config, model)
     _check_pipeline(config, model)
     if config.context > 1:
@@ -86,7 +99,9 @@ def check_layout(config: ParallelConfig, model: ModelConfig, world: int) -> Layo
             "flight, and no test has proven it equal to one process. Use parallel.zero=1 or 2, or parallel.pipeline=1"
         )
     if config.offload.optimizer and config.zero not in (1, 2):
-        raise UserError(f"parallel.offload.optimizer=true moves the state that ZeRO-1 and 2 shard, and parallel.zero={config.zero}: set parallel.zero=1")
+        raise UserError(
+            f"parallel.offload.optimizer=true moves the state that ZeRO-1 and 2 shard, and parallel.zero={config.zero}: set parallel.zero=1"
+        )
     return Layout(
         world,
         config.tensor,
@@ -103,36 +118,56 @@ def check_layout(config: ParallelConfig, model: ModelConfig, world: int) -> Layo
 
 def _check_model(config: ParallelConfig, model: ModelConfig) -> None:
     tensor = config.tensor
-    for key, value in (("num_attention_heads", model.num_attention_heads), ("num_query_groups", model.groups), ("ffn_hidden_size", model.ffn_size)):
+    for key, value in (
+        ("num_attention_heads", model.num_attention_heads),
+        ("num_query_groups", model.groups),
+        ("ffn_hidden_size", model.ffn_size),
+    ):
         if value % tensor:
             nearest = max(size for size in range(1, tensor) if value % size == 0)
-            raise UserError(f"model.{key}={value} is not divisible by parallel.tensor={tensor}: set parallel.tensor={nearest}, or another size that divides it")
+            raise UserError(
+                f"model.{key}={value} is not divisible by parallel.tensor={tensor}: set parallel.tensor={nearest}, or another size that divides it"
+            )
     if model.vocab_size is not None and model.padded_vocab % tensor:
         raise UserError(
             f"model.vocab_multiple={model.vocab_multiple} is not divisible by parallel.tensor={tensor}: "
             f"set model.vocab_multiple={model.vocab_multiple * tensor}"
         )
     if config.sequence_parallel and tensor == 1:
-        raise UserError("parallel.sequence_parallel=true has no effect with parallel.tensor=1: set it to false or raise parallel.tensor")
+        raise UserError(
+            "parallel.sequence_parallel=true has no effect with parallel.tensor=1: set it to false or raise parallel.tensor"
+        )
 
 
 def _check_pipeline(config: ParallelConfig, model: ModelConfig) -> None:
     stages, chunks, layers = config.pipeline, config.virtual_stages, model.num_layers
     if config.pipeline_split is not None:
-        if len(config.pipeline_split) != stages or sum(config.pipeline_split) != layers or min(config.pipeline_split) < 1:
+        if (
+            len(config.pipeline_split) != stages
+            or sum(config.pipeline_split) != layers
+            or min(config.pipeline_split) < 1
+        ):
             raise UserError(
                 f"parallel.pipeline_split={config.pipeline_split} must have {stages} positive entries (parallel.pipeline) that sum to model.num_layers={layers}"
             )
         if chunks > 1:
-            raise UserError(f"parallel.pipeline_split does not combine with parallel.virtual_stages={chunks}: set virtual_stages=1 or remove the split")
+            raise UserError(
+                f"parallel.pipeline_split does not combine with parallel.virtual_stages={chunks}: set virtual_stages=1 or remove the split"
+            )
     elif layers < stages:
-        raise UserError(f"parallel.pipeline={stages} stages are more than model.num_layers={layers}: use parallel.pipeline={layers} or less")
+        raise UserError(
+            f"parallel.pipeline={stages} stages are more than model.num_layers={layers}: use parallel.pipeline={layers} or less"
+        )
     elif layers % stages:
         quotient, rest = divmod(layers, stages)
         split = [quotient + (index < rest) for index in range(stages)]
-        raise UserError(f"model.num_layers={layers} is not divisible by parallel.pipeline={stages}: set parallel.pipeline_split={split}")
+        raise UserError(
+            f"model.num_layers={layers} is not divisible by parallel.pipeline={stages}: set parallel.pipeline_split={split}"
+        )
     if chunks > 1 and stages == 1:
-        raise UserError(f"parallel.virtual_stages={chunks} has no effect with parallel.pipeline=1: set it to 1 or raise parallel.pipeline")
+        raise UserError(
+            f"parallel.virtual_stages={chunks} has no effect with parallel.pipeline=1: set it to 1 or raise parallel.pipeline"
+        )
     if chunks > 1 and layers % (stages * chunks):
         raise UserError(
             f"model.num_layers={layers} is not divisible by parallel.pipeline x virtual_stages = {stages * chunks}: "
@@ -163,7 +198,9 @@ class Topology:
         self.data_rank: int = parallel_state.get_data_parallel_rank()
         self.data_group = parallel_state.get_data_parallel_group()
         self.tensor_group = parallel_state.get_tensor_model_parallel_group()
-        self.embedding_group = parallel_state.get_embedding_group() if self.first_stage or self.last_stage else None
+        self.embedding_group = (
+            parallel_state.get_embedding_group() if self.first_stage or self.last_stage else None
+        )
 
     @property
     def first_stage(self) -> bool:

@@ -41,7 +41,9 @@ def _no_cuda() -> str | None:
 
 @functools.cache
 def _no_transformer_engine() -> str | None:
-    return _no_cuda() or (None if importlib.util.find_spec("transformer_engine") else "Transformer Engine is not installed")
+    return _no_cuda() or (
+        None if importlib.util.find_spec("transformer_engine") else "Transformer Engine is not installed"
+    )
 
 
 @functools.cache

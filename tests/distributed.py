@@ -72,7 +72,10 @@ def launch(*groups: Group, timeout: float = 1500.0) -> list[list[Any]]:
     """
     with tempfile.TemporaryDirectory(prefix="fathom-ranks-") as folder:
         request = Path(folder) / "request"
-        plain = [(group.world, _module(group.function), group.function.__qualname__, group.args, group.killed) for group in groups]
+        plain = [
+            (group.world, _module(group.function), group.function.__qualname__, group.args, group.killed)
+            for group in groups
+        ]
         request.write_bytes(pickle.dumps(plain))
         # Temporary files of ranks go when this is over, also those of killed ones.
         env = dict(os.environ, TMPDIR=folder, OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")
@@ -81,20 +84,34 @@ def launch(*groups: Group, timeout: float = 1500.0) -> list[list[Any]]:
             env.pop(name, None)
         # A session of its own, so that everything it started can be ended by its group.
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.distributed", folder], cwd=ROOT, env=env, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "tests.distributed", folder],
+            cwd=ROOT,
+            env=env,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         try:
             output, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             output, _ = process.communicate()
-            raise AssertionError(f"ranks did not finish in {timeout:.0f} s\n{output.decode(errors='replace')[-4000:]}") from None
+            raise AssertionError(
+                f"ranks did not finish in {timeout:.0f} s\n{output.decode(errors='replace')[-4000:]}"
+            ) from None
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-        assert process.returncode == 0, f"the launcher ended with code {process.returncode}\n{output.decode(errors='replace')[-8000:]}"
+        assert process.returncode == 0, (
+            f"the launcher ended with code {process.returncode}\n{output.decode(errors='replace')[-8000:]}"
+        )
         return [
-            [pickle.loads(path.read_bytes()) if (path := _result(Path(folder), index, rank)).exists() else None for rank in range(group.world)]
+            [
+                pickle.loads(path.read_bytes())
+                if (path := _result(Path(folder), index, rank)).exists()
+                else None
+                for rank in range(group.world)
+            ]
             for index, group in enumerate(groups)
         ]
 
@@ -115,7 +132,11 @@ def _serve(folder: Path) -> None:
 
     warnings.filterwarnings("ignore")
     # Bare `warning` and `print` of the libraries at import are nothing a test reads.
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+    with (
+        open(os.devnull, "w") as nothing,
+        contextlib.redirect_stdout(nothing),
+        contextlib.redirect_stderr(nothing),
+    ):
         for module in PRELOADED:
             importlib.import_module(module)
     # On a CPU the model-parallel stream is the default stream, which Megatron-core remarks on in every layer.
@@ -131,7 +152,9 @@ def _serve(folder: Path) -> None:
             sys.exit(1)
 
 
-def _run_group(folder: Path, index: int, world: int, function: Callable[..., Any], args: tuple[Any, ...], killed: bool) -> bool:
+def _run_group(
+    folder: Path, index: int, world: int, function: Callable[..., Any], args: tuple[Any, ...], killed: bool
+) -> bool:
     from parallel.launch.launch import reserve_port
 
     holder = reserve_port()
@@ -164,7 +187,15 @@ def _run_group(folder: Path, index: int, world: int, function: Callable[..., Any
     return good
 
 
-def _run_rank(folder: Path, index: int, rank: int, world: int, port: int, function: Callable[..., Any], args: tuple[Any, ...]) -> int:
+def _run_rank(
+    folder: Path,
+    index: int,
+    rank: int,
+    world: int,
+    port: int,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> int:
     from parallel.launch.launch import RankInfo, init_process_group
 
     try:

@@ -22,7 +22,10 @@ FAMILY = sorted(SHIPPED.glob("deep_1p5b_*_layers.yaml"))
 def test_runs_load_under_their_own_names(path: Path) -> None:
     config = load_config(path)
     assert config.name.startswith(path.stem)
-    assert config.train.global_batch_size % (config.train.micro_batch_size * (config.parallel.processes or 1)) == 0
+    assert (
+        config.train.global_batch_size % (config.train.micro_batch_size * (config.parallel.processes or 1))
+        == 0
+    )
 
 
 @pytest.mark.parametrize("path", PIECES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -37,7 +40,11 @@ def test_every_scheme_has_a_piece_that_chooses_it() -> None:
         for options in ([], ["model.scheme_options={rescale: true}", "model.scheme=b2t"]):
             config = load_config(SHIPPED / "quickstart.yaml", [*options, f"+include={path}"])
             chosen = yaml.safe_load(path.read_text())["model"].get("scheme_options", {})
-            assert (config.model.scheme, config.model.scheme_options, config.name) == (name, chosen, "quickstart")
+            assert (config.model.scheme, config.model.scheme_options, config.name) == (
+                name,
+                chosen,
+                "quickstart",
+            )
 
 
 def test_a_scheme_included_over_other_weights_brings_its_own() -> None:
@@ -64,5 +71,10 @@ def test_the_family_spans_24_to_1000_layers() -> None:
 
 def test_quickstart_is_deep_and_small() -> None:
     config = load_config("quickstart")
-    assert (config.model.num_layers, config.model.hidden_size, config.data.seq_length, config.parallel.processes) == (48, 64, 128, 2)
+    assert (
+        config.model.num_layers,
+        config.model.hidden_size,
+        config.data.seq_length,
+        config.parallel.processes,
+    ) == (48, 64, 128, 2)
     assert config.model.vocab_size is None

@@ -18,7 +18,12 @@ MOST_LINES, MOST_FUNCTION_LINES = 500, 60
 
 
 def sources(folders: tuple[str, ...], suffixes: tuple[str, ...] = (".py",)) -> list[Path]:
-    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in suffixes and "__pycache__" not in path.parts)
+    return sorted(
+        path
+        for folder in folders
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in suffixes and "__pycache__" not in path.parts
+    )
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -29,7 +34,11 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 def mentions_scheme_name(node: ast.expr) -> bool:
     """Whether a side of a comparison is the name of a scheme, or a literal collection with one."""
-    return any(isinstance(inner, ast.Constant) and inner.value in SCHEMES for inner in ast.walk(node) if isinstance(getattr(inner, "value", None), str))
+    return any(
+        isinstance(inner, ast.Constant) and inner.value in SCHEMES
+        for inner in ast.walk(node)
+        if isinstance(getattr(inner, "value", None), str)
+    )
 
 
 def scheme_branches(tree: ast.AST) -> list[int]:
@@ -38,7 +47,11 @@ def scheme_branches(tree: ast.AST) -> list[int]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
-            named = any((isinstance(side, ast.Name) and side.id == "scheme") or (isinstance(side, ast.Attribute) and side.attr == "scheme") for side in sides)
+            named = any(
+                (isinstance(side, ast.Name) and side.id == "scheme")
+                or (isinstance(side, ast.Attribute) and side.attr == "scheme")
+                for side in sides
+            )
             text = any(isinstance(side, ast.Constant) and isinstance(side.value, str) for side in sides)
             if (named and text) or any(mentions_scheme_name(side) for side in sides):
                 lines.append(node.lineno)
@@ -48,7 +61,11 @@ def scheme_branches(tree: ast.AST) -> list[int]:
 
 
 def test_no_file_is_too_long() -> None:
-    long = {str(path.relative_to(ROOT)): lines for path in sources(FOLDERS, CODE) if (lines := path.read_text(encoding="utf-8").count("\n")) > MOST_LINES}
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in sources(FOLDERS, CODE)
+        if (lines := path.read_text(encoding="utf-8").count("\n")) > MOST_LINES
+    }
     assert not long
 
 
@@ -66,7 +83,8 @@ def test_schemes_are_data() -> None:
     branches = {
         str(path.relative_to(ROOT)): lines
         for path in sources((*PACKAGES, "benchmarks"))
-        if path != ROOT / "model" / "depth" / "scheme.py" and (lines := scheme_branches(ast.parse(path.read_text(encoding="utf-8"))))
+        if path != ROOT / "model" / "depth" / "scheme.py"
+        and (lines := scheme_branches(ast.parse(path.read_text(encoding="utf-8"))))
     }
     assert not branches
 
@@ -88,7 +106,18 @@ def test_the_search_for_branches_finds_branches(code: str, found: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", "pyproject.toml", ".pre-commit-config.yaml", ".ci/run"]
+    "name",
+    [
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "Makefile",
+        "constraints.txt",
+        "pyproject.toml",
+        ".pre-commit-config.yaml",
+        ".ci/run",
+    ],
 )
 def test_a_checkout_has_its_files(name: str) -> None:
     assert (ROOT / name).stat().st_size > 0
@@ -103,7 +132,11 @@ def test_the_license_is_what_the_package_says() -> None:
 
 
 def test_the_changelog_has_the_version() -> None:
-    version = next(line.split('"')[1] for line in (ROOT / "pyproject.toml").read_text().splitlines() if line.startswith("version = "))
+    version = next(
+        line.split('"')[1]
+        for line in (ROOT / "pyproject.toml").read_text().splitlines()
+        if line.startswith("version = ")
+    )
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
 
 

@@ -11,7 +11,13 @@ import typer
 app = typer.Typer(help="Checkpoints.", no_args_is_help=True)
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or its checkpoints folder.")]
-Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Run folder or checkpoints folder (both: the newest checkpoint), or one step folder.")]
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CKPT",
+        help="Run folder or checkpoints folder (both: the newest checkpoint), or one step folder.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -37,17 +43,28 @@ def list_(run: Run, as_json: AsJson = False) -> None:
         tokens = row["consumed_tokens"]
         layout = _layout(row["layout"])
         mark = "latest" if row["latest"] else ""
-        table.add_row(str(row["step"]), local_time(row["time"]) or "", f"{row['bytes'] / 1e6:,.1f}", f"{tokens:,}" if tokens is not None else "", layout, mark)
+        table.add_row(
+            str(row["step"]),
+            local_time(row["time"]) or "",
+            f"{row['bytes'] / 1e6:,.1f}",
+            f"{tokens:,}" if tokens is not None else "",
+            layout,
+            mark,
+        )
     Console().print(table)
     for line in found:
         typer.echo(line)
     if left:
-        typer.echo(f"left over from saves that were killed (harmless; `fathom checkpoint prune` removes them): {', '.join(left)}")
+        typer.echo(
+            f"left over from saves that were killed (harmless; `fathom checkpoint prune` removes them): {', '.join(left)}"
+        )
 
 
 @app.command()
 def inspect(
-    checkpoint: Checkpoint, names: Annotated[bool, typer.Option("--names", help="Every parameter with its shape.")] = False, as_json: AsJson = False
+    checkpoint: Checkpoint,
+    names: Annotated[bool, typer.Option("--names", help="Every parameter with its shape.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what a checkpoint holds."""
     from pretrain.rundir.checkpoint_admin import describe
@@ -64,7 +81,11 @@ def inspect(
 
 
 @app.command()
-def verify(checkpoint: Checkpoint, as_json: AsJson = False, quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False) -> None:
+def verify(
+    checkpoint: Checkpoint,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> None:
     """Read a checkpoint whole and compare it with its checksums; leaves with 2 and one line where anything is wrong."""
     from pretrain.rundir.checkpoint_admin import verify as run
 
@@ -79,7 +100,9 @@ def verify(checkpoint: Checkpoint, as_json: AsJson = False, quiet: Annotated[boo
 def prune(
     run: Run,
     keep_last: Annotated[int, typer.Option(min=1, help="Newest checkpoints that stay.")],
-    keep_every: Annotated[int, typer.Option(min=0, help="Checkpoints whose step is a multiple of this stay too; 0: none.")] = 0,
+    keep_every: Annotated[
+        int, typer.Option(min=0, help="Checkpoints whose step is a multiple of this stay too; 0: none.")
+    ] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     as_json: AsJson = False,
 ) -> None:

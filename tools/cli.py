@@ -42,19 +42,43 @@ COMMANDS = (
     Row("data", "tools.data:app", "Prepare text for training, and look at prepared data.", "Data"),
     Row("tokenizer", "tools.tokenizer:app", "Train a tokenizer.", "Data"),
     Row("config", "tools.config:command", "Check a configuration and explain every field of it.", "Training"),
-    Row("plan", "tools.plan:command", "Predict memory, speed, duration and cost of a run, and rank layouts.", "Training"),
+    Row(
+        "plan",
+        "tools.plan:command",
+        "Predict memory, speed, duration and cost of a run, and rank layouts.",
+        "Training",
+    ),
     Row("pretrain", "tools.pretrain:command", "Train a model, or go on with a run.", "Training"),
-    Row("report", "tools.report:command", "Write a run's report: curves, signal through depth, speed.", "Training"),
+    Row(
+        "report",
+        "tools.report:command",
+        "Write a run's report: curves, signal through depth, speed.",
+        "Training",
+    ),
     Row("checkpoint", "tools.checkpoint:app", "List, inspect and check checkpoints.", "Training"),
     Row("generate", "tools.generate:command", "Continue a text with a trained model.", "Models"),
-    Row("eval", "tools.eval:command", "Measure a checkpoint's perplexity on prepared data or text.", "Models"),
+    Row(
+        "eval", "tools.eval:command", "Measure a checkpoint's perplexity on prepared data or text.", "Models"
+    ),
     Row("export", "tools.export:command", "Write a checkpoint as a Hugging Face model.", "Models"),
     Row("import", "tools.import_hf:command", "Read a Hugging Face model as a checkpoint.", "Models"),
-    Row("probe", "tools.probe:command", "Measure a model's signals at initialisation against theory.", "Depth"),
-    Row("depth-duel", "tools.depth_duel:command", "Train several depth schemes side by side and compare them.", "Depth"),
+    Row(
+        "probe", "tools.probe:command", "Measure a model's signals at initialisation against theory.", "Depth"
+    ),
+    Row(
+        "depth-duel",
+        "tools.depth_duel:command",
+        "Train several depth schemes side by side and compare them.",
+        "Depth",
+    ),
     Row("submit", "tools.submit:command", "Send a run to Slurm.", "Cluster"),
     Row("status", "tools.status:command", "Show runs and their Slurm jobs.", "Cluster"),
-    Row("doctor", "tools.doctor:command", "Check this machine: devices, compilers, packages, network.", "Cluster"),
+    Row(
+        "doctor",
+        "tools.doctor:command",
+        "Check this machine: devices, compilers, packages, network.",
+        "Cluster",
+    ),
 )
 
 
@@ -65,7 +89,9 @@ class LazyGroup(TyperGroup):
         super().__init__(**attributes)
         self.rows = {row.name: row for row in COMMANDS if row.available}
         for row in self.rows.values():
-            self.add_command(TyperCommand(name=row.name, help=row.help, short_help=row.help, rich_help_panel=row.panel))
+            self.add_command(
+                TyperCommand(name=row.name, help=row.help, short_help=row.help, rich_help_panel=row.panel)
+            )
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         """The real command behind the name in args[0]."""
@@ -78,9 +104,14 @@ def load(row: Row) -> Any:
     module, _, attribute = row.target.partition(":")
     target = getattr(importlib.import_module(module), attribute, None)
     if isinstance(target, typer.Typer):
-        names = [info.name or get_command_name(getattr(info.callback, "__name__", "")) for info in target.registered_commands]
+        names = [
+            info.name or get_command_name(getattr(info.callback, "__name__", ""))
+            for info in target.registered_commands
+        ]
         # An app with one command of the row's own name is that command; any other app is a group, also while it has one command only.
-        command: Any = get_command(target) if names == [row.name] and not target.registered_groups else get_group(target)
+        command: Any = (
+            get_command(target) if names == [row.name] and not target.registered_groups else get_group(target)
+        )
     elif callable(target):
         wrapper = typer.Typer(add_completion=False)
         wrapper.command(row.name)(target)
@@ -88,11 +119,17 @@ def load(row: Row) -> Any:
     else:
         raise UserError(f"command {row.name}: {module} has no {attribute}")
     command.name = row.name
-    command.params = [parameter for parameter in command.params if parameter.name not in ("install_completion", "show_completion")]
+    command.params = [
+        parameter
+        for parameter in command.params
+        if parameter.name not in ("install_completion", "show_completion")
+    ]
     return command
 
 
-app = typer.Typer(cls=LazyGroup, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(
+    cls=LazyGroup, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
 
 
 def _version(wanted: bool) -> None:
@@ -104,7 +141,11 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback(epilog="FATHOM_DEBUG=1 shows the full traceback of an error.")
-def _fathom(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version and leave.")) -> None:
+def _fathom(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version and leave."
+    ),
+) -> None:
     """Pretrain very deep transformers with Megatron-core and DeepSpeed."""
 
 

@@ -24,7 +24,10 @@ PIPED_WIDTH = 160
 
 def command(
     config: Annotated[str, typer.Argument(help="Configuration file, or the name of a shipped one.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value sets a value, +include=FILE merges a file; left to right.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="key.sub=value sets a value, +include=FILE merges a file; left to right."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Check only, print nothing.")] = False,
 ) -> None:
@@ -37,12 +40,20 @@ def command(
         return
     if as_json:
         fields = [dataclasses.asdict(row) for row in rows]
-        typer.echo(json.dumps({"config": loaded.model_dump(mode="json"), "parameters": sizes, "fields": fields}, indent=2, default=list))
+        typer.echo(
+            json.dumps(
+                {"config": loaded.model_dump(mode="json"), "parameters": sizes, "fields": fields},
+                indent=2,
+                default=list,
+            )
+        )
         return
     console = Console()
     if not console.is_terminal:
         console = Console(width=PIPED_WIDTH)
-    for section, members in itertools.groupby(rows, key=lambda row: row.key.partition(".")[0] if "." in row.key else "run"):
+    for section, members in itertools.groupby(
+        rows, key=lambda row: row.key.partition(".")[0] if "." in row.key else "run"
+    ):
         console.print(_table(section, list(members)), "")
     console.print("[bold]*[/] differs from the default.   [bold]![/] has no default.\n")
     console.print(Text(_summary(loaded, model, sizes)))
@@ -56,11 +67,20 @@ def known_vocabulary(config: RunConfig) -> int | None:
     try:
         return int(json.loads(manifest.read_text(encoding="utf-8"))["vocab_size"])
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"data.corpora.0.path={manifest.parent}: {manifest.name} cannot be read ({error}); prepare the data again") from error
+        raise UserError(
+            f"data.corpora.0.path={manifest.parent}: {manifest.name} cannot be read ({error}); prepare the data again"
+        ) from error
 
 
 def _table(section: str, rows: list[Row]) -> Table:
-    table = Table(title=section, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(
+        title=section,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
     table.add_column("", width=1)
     table.add_column("key", no_wrap=True)
     table.add_column("value", overflow="fold", min_width=10)
@@ -68,7 +88,13 @@ def _table(section: str, rows: list[Row]) -> Table:
     table.add_column("from", overflow="fold", style="dim", max_width=42)
     for row in rows:
         mark = "!" if row.required else "*" if row.changed else ""
-        table.add_row(Text(mark, style="bold"), Text(row.key), Text(_text(row.value), style="bold" if mark else ""), Text(row.description), Text(row.source))
+        table.add_row(
+            Text(mark, style="bold"),
+            Text(row.key),
+            Text(_text(row.value), style="bold" if mark else ""),
+            Text(row.description),
+            Text(row.source),
+        )
     return table
 
 
@@ -80,9 +106,18 @@ def _summary(config: RunConfig, model: ModelConfig, sizes: dict[str, int] | None
     tokens = config.train.global_batch_size * config.data.seq_length
     lines = [f"Tokens per step {tokens:,}, in the whole run {tokens * config.train.steps:,}."]
     if sizes is not None:
-        parts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in sizes.items() if count and name != "total")
+        parts = ", ".join(
+            f"{name.replace('_', ' ')} {count:,}"
+            for name, count in sizes.items()
+            if count and name != "total"
+        )
         return "\n".join([f"Parameters {sizes['total']:,}: {parts}.", *lines])
     bare = parameter_count(model.model_copy(update={"vocab_size": model.vocab_multiple}))
     inside = bare["total"] - bare["word_embeddings"] - bare["output_layer"]
     path = config.data.corpora[0].path
-    return "\n".join([f"Parameters {inside:,} without the vocabulary, whose size is known once {path} is prepared.", *lines])
+    return "\n".join(
+        [
+            f"Parameters {inside:,} without the vocabulary, whose size is known once {path} is prepared.",
+            *lines,
+        ]
+    )

@@ -37,13 +37,23 @@ def prepare(
     tokenizer: Annotated[Path, typer.Option(help="SentencePiece model file.")],
     text_key: Annotated[str, typer.Option(help="Key or column that holds the text.")] = "text",
     split: Annotated[str, typer.Option(help="Shares of train, validation and test.")] = "0.98,0.01,0.01",
-    split_by: Annotated[SplitBy, typer.Option(help="Assign single documents, or whole files, to a split.")] = SplitBy.document,
+    split_by: Annotated[
+        SplitBy, typer.Option(help="Assign single documents, or whole files, to a split.")
+    ] = SplitBy.document,
     seed: Annotated[int, typer.Option(help="Seed of the assignment to splits.")] = 1234,
-    workers: Annotated[int, typer.Option(help="Processes; 0: one for each core. The result does not depend on it.")] = 0,
-    streaming: Annotated[bool, typer.Option(help="Read a hub data set without downloading it whole.")] = False,
+    workers: Annotated[
+        int, typer.Option(help="Processes; 0: one for each core. The result does not depend on it.")
+    ] = 0,
+    streaming: Annotated[
+        bool, typer.Option(help="Read a hub data set without downloading it whole.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(help="Read this many records at most.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="End with an error at the first broken record.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set that is there already.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End with an error at the first broken record.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a data set that is there already.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
@@ -55,7 +65,9 @@ def prepare(
     try:
         shares = tuple(float(share) for share in split.split(","))
     except ValueError as error:
-        raise UserError(f"--split {split}: give three numbers separated by commas, such as 0.98,0.01,0.01") from error
+        raise UserError(
+            f"--split {split}: give three numbers separated by commas, such as 0.98,0.01,0.01"
+        ) from error
     options = PrepareOptions(
         inputs=inputs,
         out=out,
@@ -84,7 +96,9 @@ def prepare(
 def inspect(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set folder.")],
     documents: Annotated[int, typer.Option(min=0, help="Documents to show.")] = 1,
-    split: Annotated[str, typer.Option(help="Split to show documents of: train, validation or test.")] = "train",
+    split: Annotated[
+        str, typer.Option(help="Split to show documents of: train, validation or test.")
+    ] = "train",
     as_json: Annotated[bool, typer.Option("--json", help="Print manifest and documents as JSON.")] = False,
 ) -> None:
     """Show what a data set folder holds, and its first documents as text."""
@@ -150,7 +164,15 @@ def _print_summary(folder: Path, manifest: dict[str, Any]) -> None:
 
     from pretrain.data.documents import Broken
 
-    table = Table("split", "documents", "tokens", "bytes of text", "bytes/token", title=str(folder), title_justify="left")
+    table = Table(
+        "split",
+        "documents",
+        "tokens",
+        "bytes of text",
+        "bytes/token",
+        title=str(folder),
+        title_justify="left",
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     for name, split in manifest["splits"].items():
@@ -165,9 +187,15 @@ def _print_summary(folder: Path, manifest: dict[str, Any]) -> None:
     )
     for share, (name, split) in zip(manifest["split"], manifest["splits"].items(), strict=True):
         if share and not split["documents"]:
-            console.out(f"note: the {name} split is empty; give more documents or a larger share in --split", highlight=False)
+            console.out(
+                f"note: the {name} split is empty; give more documents or a larger share in --split",
+                highlight=False,
+            )
     broken = manifest["broken"]
     if broken["count"]:
-        console.out(f"left out {broken['count']} broken records, the first {len(broken['examples'])}:", highlight=False)
+        console.out(
+            f"left out {broken['count']} broken records, the first {len(broken['examples'])}:",
+            highlight=False,
+        )
         for example in broken["examples"]:
             console.out(f"  {Broken(**example).place}", highlight=False)

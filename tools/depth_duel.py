@@ -14,18 +14,48 @@ from model.errors import UserError
 
 
 def command(
-    config: Annotated[str, typer.Argument(help="Run configuration of the model that all schemes train, e.g. configs/duel.yaml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")] = None,
-    schemes: Annotated[str, typer.Option(help="Comma-separated schemes, with options as in b2t:rescale=false.")] = "pre_ln,post_ln,b2t,deepscalelm_pre_ln",
-    layers: Annotated[str | None, typer.Option(help="Comma-separated depths; the configuration's unless given.")] = None,
-    lrs: Annotated[str | None, typer.Option(help="Comma-separated peak learning rates; the configuration's unless given.")] = None,
-    warmups: Annotated[str | None, typer.Option(help="Comma-separated warm-ups as shares of the steps; the configuration's unless given.")] = None,
+    config: Annotated[
+        str,
+        typer.Argument(help="Run configuration of the model that all schemes train, e.g. configs/duel.yaml."),
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")
+    ] = None,
+    schemes: Annotated[
+        str, typer.Option(help="Comma-separated schemes, with options as in b2t:rescale=false.")
+    ] = "pre_ln,post_ln,b2t,deepscalelm_pre_ln",
+    layers: Annotated[
+        str | None, typer.Option(help="Comma-separated depths; the configuration's unless given.")
+    ] = None,
+    lrs: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated peak learning rates; the configuration's unless given."),
+    ] = None,
+    warmups: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated warm-ups as shares of the steps; the configuration's unless given."
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each cell, from train.seed upwards.")] = 1,
-    equal: Annotated[str, typer.Option(help="tokens: every depth has the configured width; parameters: widths are fitted to the configured size.")] = "tokens",
-    steps: Annotated[int | None, typer.Option(min=2, help="Steps of every cell instead of the configuration's.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the cells, the page and the JSON; the same command there resumes.")] = Path("duel"),
-    jobs: Annotated[int | None, typer.Option(min=1, help="Cells trained at once; one per GPU or processor unless given.")] = None,
-    report_only: Annotated[bool, typer.Option("--report-only", help="Train nothing; write the page of what is there.")] = False,
+    equal: Annotated[
+        str,
+        typer.Option(
+            help="tokens: every depth has the configured width; parameters: widths are fitted to the configured size."
+        ),
+    ] = "tokens",
+    steps: Annotated[
+        int | None, typer.Option(min=2, help="Steps of every cell instead of the configuration's.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the cells, the page and the JSON; the same command there resumes.")
+    ] = Path("duel"),
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Cells trained at once; one per GPU or processor unless given.")
+    ] = None,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Train nothing; write the page of what is there.")
+    ] = False,
 ) -> None:
     """Train every scheme at every depth, rate and warm-up, and write one page: loss curves, the sweep, stability and cost.
 
@@ -58,7 +88,13 @@ def command(
     complete = report_only or train_cells(configs, jobs or default_jobs(), typer.echo)
     unigram = float(load_manifest(base.data.corpora[0].path).get("unigram_entropy_nats") or "nan")
     typed = ["fathom", *sys.argv[1:]] if sys.argv[1:2] == ["depth-duel"] else ["fathom", "depth-duel", config]
-    duel = Duel(base, grid, [outcome(cell, one, unigram) for cell, one in zip(cells, configs, strict=True)], unigram, shlex.join(typed))
+    duel = Duel(
+        base,
+        grid,
+        [outcome(cell, one, unigram) for cell, one in zip(cells, configs, strict=True)],
+        unigram,
+        shlex.join(typed),
+    )
     page, data = write(duel, out)
     typer.echo(text(duel))
     typer.echo(f"page: {page}\njson: {data}")
@@ -80,6 +116,8 @@ def _numbers(option: str, text: str | None, zero: bool = False) -> list[float]:
         numbers = [float(part) for part in (text or "").split(",") if part.strip()]
     except ValueError:
         raise UserError(f"{option} {text}: give numbers separated by commas") from None
-    if any(number < 0 or (number == 0 and not zero) for number in numbers) or len(set(numbers)) < len(numbers):
+    if any(number < 0 or (number == 0 and not zero) for number in numbers) or len(set(numbers)) < len(
+        numbers
+    ):
         raise UserError(f"{option} {text}: every number must be positive and named once")
     return numbers

@@ -15,10 +15,17 @@ from rich.text import Text
 if TYPE_CHECKING:
     from pretrain.cluster.doctor import Check
 
-MARKS = {"ok": ("ok", "green"), "note": ("note", "cyan"), "warning": ("warning", "yellow"), "failure": ("FAILURE", "bold red")}
+MARKS = {
+    "ok": ("ok", "green"),
+    "note": ("note", "cyan"),
+    "warning": ("warning", "yellow"),
+    "failure": ("FAILURE", "bold red"),
+}
 
 
-def command(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False) -> None:
+def command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
     """Check this machine: GPUs, packages and their supported ranges, Transformer Engine and FP8, network, Slurm, limits.
 
     Leaves with 0 when training is possible, else with 1.
@@ -28,11 +35,19 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
     found = examine()
     possible = training_possible(found)
     if as_json:
-        typer.echo(json.dumps({"training_possible": possible, "checks": [asdict(check) for check in found]}, indent=1))
+        typer.echo(
+            json.dumps(
+                {"training_possible": possible, "checks": [asdict(check) for check in found]}, indent=1
+            )
+        )
     else:
         console = Console()
         console.print(screen(found))
-        console.print("Training is possible on this machine." if possible else "Training is not possible on this machine before the failures above are mended.")
+        console.print(
+            "Training is possible on this machine."
+            if possible
+            else "Training is not possible on this machine before the failures above are mended."
+        )
     if not possible:
         raise typer.Exit(1)
 

@@ -14,15 +14,34 @@ if TYPE_CHECKING:
 
 
 def command(
-    checkpoint: Annotated[Path, typer.Argument(help="Run folder, its checkpoints folder, or one step folder; of any parallel layout.")],
-    data: Annotated[Path | None, typer.Option(help="Data set folder written by `fathom data prepare`; default: the data of the run.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of the data set; default: validation.")] = None,
-    text: Annotated[list[str] | None, typer.Option(help="Text file, folder or pattern instead of a data set; may be given several times.")] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Windows to score, from the first on; default: all.")] = None,
-    stride: Annotated[
-        int | None, typer.Option(min=1, help="Tokens between the starts of windows of --text; default: the window, so that none overlap.")
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="Run folder, its checkpoints folder, or one step folder; of any parallel layout."
+        ),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Data set folder written by `fathom data prepare`; default: the data of the run."),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Windows at once; default: the run's micro batch.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the data set; default: validation.")] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="Text file, folder or pattern instead of a data set; may be given several times."),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Windows to score, from the first on; default: all.")
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens between the starts of windows of --text; default: the window, so that none overlap.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Windows at once; default: the run's micro batch.")
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16; default: as in the run.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:

@@ -10,15 +10,28 @@ import typer
 
 
 def command(
-    checkpoint: Annotated[Path, typer.Argument(help="Run folder, its checkpoints folder, or one step folder.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Run folder, its checkpoints folder, or one step folder.")
+    ],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     architecture: Annotated[
-        str, typer.Option(help="auto, gpt2, llama, opt, or fathom (with its modelling file). auto takes a stock one where it is exact.")
+        str,
+        typer.Option(
+            help="auto, gpt2, llama, opt, or fathom (with its modelling file). auto takes a stock one where it is exact."
+        ),
     ] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; the proof is made in float32 before the weights are rounded.")] = "float32",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="float32, bfloat16 or float16; the proof is made in float32 before the weights are rounded."
+        ),
+    ] = "float32",
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file, e.g. 500MB or 5GB.")] = "5GB",
     tokenizer: Annotated[
-        str, typer.Option(help="auto: the checkpoint's own, proved equal; none; or a Hugging Face folder, whose tokenizer is copied as it is.")
+        str,
+        typer.Option(
+            help="auto: the checkpoint's own, proved equal; none; or a Hugging Face folder, whose tokenizer is copied as it is."
+        ),
     ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
@@ -30,7 +43,12 @@ def command(
     """
     from pretrain.trained.export import export_checkpoint
 
-    options = {"architecture": architecture, "dtype": dtype, "max_shard_size": max_shard_size, "tokenizer": tokenizer}
+    options = {
+        "architecture": architecture,
+        "dtype": dtype,
+        "max_shard_size": max_shard_size,
+        "tokenizer": tokenizer,
+    }
     result = export_checkpoint(checkpoint, out, overwrite=overwrite, **options)
     proof = result.proof
     if as_json:
@@ -57,4 +75,7 @@ def command(
         if result.copied_tokenizer:
             typer.echo(f"tokenizer: copied from {result.copied_tokenizer}, not proved")
         elif result.tokenizer is None:
-            typer.echo("the export has no tokenizer" + ("" if tokenizer == "none" else ": the checkpoint has none either"))
+            typer.echo(
+                "the export has no tokenizer"
+                + ("" if tokenizer == "none" else ": the checkpoint has none either")
+            )

@@ -10,14 +10,25 @@ import typer
 
 
 def command(
-    checkpoint: Annotated[Path, typer.Argument(help="Run folder, its checkpoints folder, or one step folder.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Run folder, its checkpoints folder, or one step folder.")
+    ],
     prompt: Annotated[str, typer.Option(help="Text to continue; empty starts a document.")] = "",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at most; a document may end before.")] = 64,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time; larger values are more varied.")] = 1.0,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens to add at most; a document may end before.")
+    ] = 64,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the likeliest token each time; larger values are more varied.")
+    ] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Sample from the K likeliest tokens only.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest tokens that together have this probability.")] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Sample from the likeliest tokens that together have this probability."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the new text only, without the prompt.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print the new text only, without the prompt.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print prompt and continuation as JSON.")] = False,
 ) -> None:
     """Continue a text with a trained model, on one CPU process and in fp32."""

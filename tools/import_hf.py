@@ -11,8 +11,15 @@ import typer
 
 def command(
     source: Annotated[str, typer.Argument(help="Folder, or name of a model on the Hub.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write step_00000000 into; name it in checkpoint.load to start a run from it.")],
-    vocab_multiple: Annotated[int, typer.Option(min=1, help="Pad the vocabulary to a multiple of this, as model.vocab_multiple.")] = 128,
+    out: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder to write step_00000000 into; name it in checkpoint.load to start a run from it."
+        ),
+    ],
+    vocab_multiple: Annotated[
+        int, typer.Option(min=1, help="Pad the vocabulary to a multiple of this, as model.vocab_multiple.")
+    ] = 128,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print folder and model section as JSON.")] = False,
 ) -> None:
@@ -25,5 +32,9 @@ def command(
     if as_json:
         typer.echo(json.dumps({"checkpoint": str(folder), "model": model}))
     elif not quiet:
-        typer.echo(f"{folder}: {model['num_layers']} layers, hidden size {model['hidden_size']}, vocabulary {model['vocab_size']}")
-        typer.echo(f"start from it: fathom pretrain CONFIG +include={out / 'model.yaml'} checkpoint.load={out}")
+        typer.echo(
+            f"{folder}: {model['num_layers']} layers, hidden size {model['hidden_size']}, vocabulary {model['vocab_size']}"
+        )
+        typer.echo(
+            f"start from it: fathom pretrain CONFIG +include={out / 'model.yaml'} checkpoint.load={out}"
+        )

@@ -17,11 +17,20 @@ PIPED_WIDTH = 160
 
 def command(
     config: Annotated[str, typer.Argument(help="Configuration file, or the name of a shipped one.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value sets a value, as in `fathom pretrain`.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs; default: the processes the configuration's layout needs.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key.sub=value sets a value, as in `fathom pretrain`.")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs; default: the processes the configuration's layout needs.")
+    ] = None,
     gpu: Annotated[str, typer.Option(help="Kind of GPU: a100, h100, h200 or b200.")] = "h100",
-    tokens: Annotated[float | None, typer.Option(min=1, help="Token budget, e.g. 30e9; default: all steps of the configuration.")] = None,
-    price_per_gpu_hour: Annotated[float | None, typer.Option(min=0, help="Price of one GPU for an hour, for the cost.")] = None,
+    tokens: Annotated[
+        float | None,
+        typer.Option(min=1, help="Token budget, e.g. 30e9; default: all steps of the configuration."),
+    ] = None,
+    price_per_gpu_hour: Annotated[
+        float | None, typer.Option(min=0, help="Price of one GPU for an hour, for the cost.")
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="Layouts to list.")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -34,7 +43,15 @@ def command(
     _print(report, console if console.is_terminal else Console(width=PIPED_WIDTH))
 
 
-def plan(path: str, overrides: list[str], gpus: int | None, gpu: str, tokens: float | None, price: float | None, top: int) -> dict[str, Any]:
+def plan(
+    path: str,
+    overrides: list[str],
+    gpus: int | None,
+    gpu: str,
+    tokens: float | None,
+    price: float | None,
+    top: int,
+) -> dict[str, Any]:
     """The whole answer as plain data; bytes, seconds, days. Raises UserError for an unknown GPU, an impossible layout or an unknown vocabulary."""
     from model.cost.flops import flops_per_token
     from model.parameters.size import parameter_count
@@ -92,8 +109,14 @@ def _row(one: Any, tokens: float, world: int, price: float | None) -> dict[str, 
 
 def _print(report: dict[str, Any], console: Console) -> None:
     counts, flops = report["parameters"], report["flops_per_token"]
-    console.print(f"{counts['total']:,} parameters; {flops['model'] / 1e9:.3f} GFLOP per token ({flops['hardware'] / 1e9:.3f} with what is computed again)")
-    note = "" if report["efficiency_fitted"] else "; no published run tells what it reaches, so the shares of H100 are taken"
+    console.print(
+        f"{counts['total']:,} parameters; {flops['model'] / 1e9:.3f} GFLOP per token ({flops['hardware'] / 1e9:.3f} with what is computed again)"
+    )
+    note = (
+        ""
+        if report["efficiency_fitted"]
+        else "; no published run tells what it reaches, so the shares of H100 are taken"
+    )
     console.print(
         f"{report['gpus']} x {report['gpu']}, {report['precision']}, {report['tokens_per_step']:,} tokens a step, {report['tokens']:,.0f} in all{note}"
     )
@@ -105,18 +128,30 @@ def _print(report: dict[str, Any], console: Console) -> None:
         _details(own, report["memory_of_gpu"], console)
     console.print()
     if not report["layouts"]:
-        console.print("No layout fits: take more GPUs, a smaller model or parallel.recompute.granularity=full with a smaller micro-batch.")
+        console.print(
+            "No layout fits: take more GPUs, a smaller model or parallel.recompute.granularity=full with a smaller micro-batch."
+        )
         return
     console.print(_table(report))
-    console.print("tp tensor, pp pipeline, vp virtual stages, dp data parallel, zero ZeRO stage, micro samples of a micro-batch", style="dim")
+    console.print(
+        "tp tensor, pp pipeline, vp virtual stages, dp data parallel, zero ZeRO stage, micro samples of a micro-batch",
+        style="dim",
+    )
 
 
 def _details(own: dict[str, Any], memory: float, console: Console) -> None:
     parts, step, sent = own["memory"], own["step"], own["sent_per_step"]
-    gib = ", ".join(f"{name} {parts[name] / 2**30:.2f}" for name in ("weights", "gradients", "optimizer", "activations", "buffers"))
+    gib = ", ".join(
+        f"{name} {parts[name] / 2**30:.2f}"
+        for name in ("weights", "gradients", "optimizer", "activations", "buffers")
+    )
     fits = "fits" if own["fits"] else "does NOT fit"
-    console.print(f"As configured ({_degrees(own)}): {fits}, {parts['total'] / 2**30:.2f} of {memory / 2**30:.1f} GiB")
-    console.print(f"  memory per GPU, GiB  {gib} (activations without recompute {parts['without_recompute'] / 2**30:.2f})")
+    console.print(
+        f"As configured ({_degrees(own)}): {fits}, {parts['total'] / 2**30:.2f} of {memory / 2**30:.1f} GiB"
+    )
+    console.print(
+        f"  memory per GPU, GiB  {gib} (activations without recompute {parts['without_recompute'] / 2**30:.2f})"
+    )
     console.print(
         f"  step {step['total']:.3f} s       compute {step['compute']:.3f} (of it waiting for launches {step['host']:.3f}), bubble {step['bubble']:.3f} "
         f"({own['bubble']:.1%}), communication {step['communication']:.3f}, optimizer {step['optimizer']:.3f}"
@@ -125,7 +160,9 @@ def _details(own: dict[str, Any], memory: float, console: Console) -> None:
         f"  sent per GPU and step, GiB  tensor {sent['tensor'] / 2**30:.2f}, pipeline {sent['pipeline'] / 2**30:.2f}, data {sent['data'] / 2**30:.2f}"
     )
     cost = "" if own["cost"] is None else f", cost {own['cost']:,.0f}"
-    console.print(f"  {own['tokens_per_s']:,.0f} tokens/s, MFU {own['mfu']:.1%}, {own['days']:.2f} days{cost}")
+    console.print(
+        f"  {own['tokens_per_s']:,.0f} tokens/s, MFU {own['mfu']:.1%}, {own['days']:.2f} days{cost}"
+    )
 
 
 def _degrees(row: dict[str, Any]) -> str:
@@ -135,11 +172,33 @@ def _degrees(row: dict[str, Any]) -> str:
 def _table(report: dict[str, Any]) -> Table:
     table = Table(title="Layouts that fit, fastest first", title_justify="left")
     cost = report["layouts"][0]["cost"] is not None
-    for name in ("tp", "pp", "vp", "dp", "zero", "recompute", "micro", "GiB", "step", "tokens/s", "MFU", "bubble", "days", *(("cost",) if cost else ())):
+    for name in (
+        "tp",
+        "pp",
+        "vp",
+        "dp",
+        "zero",
+        "recompute",
+        "micro",
+        "GiB",
+        "step",
+        "tokens/s",
+        "MFU",
+        "bubble",
+        "days",
+        *(("cost",) if cost else ()),
+    ):
         table.add_column(name, justify="right")
     for row in report["layouts"]:
         layout = row["layout"]
         cells = [str(layout[name]) for name in ("tp", "pp", "vp", "dp", "zero", "recompute", "micro")]
-        cells += [f"{row['memory']['total'] / 2**30:.1f}", f"{row['step']['total']:.3f} s", f"{row['tokens_per_s']:,.0f}", f"{row['mfu']:.1%}"]
-        table.add_row(*cells, f"{row['bubble']:.1%}", f"{row['days']:.2f}", *((f"{row['cost']:,.0f}",) if cost else ()))
+        cells += [
+            f"{row['memory']['total'] / 2**30:.1f}",
+            f"{row['step']['total']:.3f} s",
+            f"{row['tokens_per_s']:,.0f}",
+            f"{row['mfu']:.1%}",
+        ]
+        table.add_row(
+            *cells, f"{row['bubble']:.1%}", f"{row['days']:.2f}", *((f"{row['cost']:,.0f}",) if cost else ())
+        )
     return table

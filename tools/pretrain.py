@@ -10,8 +10,17 @@ import typer
 
 def command(
     config: str = typer.Argument(help="Run configuration, a YAML file."),
-    overrides: list[str] = typer.Argument(None, metavar="[KEY=VALUE]...", help="Settings that replace the file's, e.g. optimizer.lr=1e-3 train.steps=100."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress; the outcome is in the exit code and in the run's state.json."),
+    overrides: list[str] = typer.Argument(
+        None,
+        metavar="[KEY=VALUE]...",
+        help="Settings that replace the file's, e.g. optimizer.lr=1e-3 train.steps=100.",
+    ),
+    quiet: bool = typer.Option(
+        False,
+        "--quiet",
+        "-q",
+        help="No progress; the outcome is in the exit code and in the run's state.json.",
+    ),
 ) -> None:
     """Train a model, or continue a run from its newest checkpoint.
 

@@ -15,22 +15,50 @@ SOURCES = ("auto", "synthetic", "data")
 
 
 def command(
-    config: Annotated[str, typer.Argument(help="Run configuration; of it the model, the sequence length, the data and the seed are read.")],
+    config: Annotated[
+        str,
+        typer.Argument(
+            help="Run configuration; of it the model, the sequence length, the data and the seed are read."
+        ),
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's, e.g. model.hidden_size=128.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Settings that replace the file's, e.g. model.hidden_size=128."
+        ),
     ] = None,
-    scheme: Annotated[str | None, typer.Option(help="Depth scheme, with options as in b2t:rescale=false.")] = None,
+    scheme: Annotated[
+        str | None, typer.Option(help="Depth scheme, with options as in b2t:rescale=false.")
+    ] = None,
     layers: Annotated[int | None, typer.Option(min=1, help="Layers instead of the configuration's.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Initialisations (with tokens of their own) to average over.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Initialisations (with tokens of their own) to average over.")
+    ] = 1,
     batch: Annotated[int, typer.Option(min=1, help="Sequences a seed.")] = 2,
     tokens: Annotated[
-        str, typer.Option(help="synthetic: independent tokens after Zipf's law; data: of the configured data sets; auto: data where it is prepared.")
+        str,
+        typer.Option(
+            help="synthetic: independent tokens after Zipf's law; data: of the configured data sets; auto: data where it is prepared."
+        ),
     ] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32 or float64, which reports gradients that float32 would flush to zero.")] = "float32",
-    compare: Annotated[str | None, typer.Option(help="Several schemes on one page, e.g. pre_ln,post_ln,b2t,deepscalelm_pre_ln.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Measure these weights: a checkpoint folder or a run.")] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(help="float32 or float64, which reports gradients that float32 would flush to zero."),
+    ] = "float32",
+    compare: Annotated[
+        str | None,
+        typer.Option(help="Several schemes on one page, e.g. pre_ln,post_ln,b2t,deepscalelm_pre_ln."),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Measure these weights: a checkpoint folder or a run.")
+    ] = None,
     json_: Annotated[Path | None, typer.Option("--json", help="Write the measurement to this file.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write a picture (.png, .svg, .pdf) or a page (.html); with --compare probe.html unless given.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a picture (.png, .svg, .pdf) or a page (.html); with --compare probe.html unless given."
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the verdicts only.")] = False,
 ) -> None:
     """Build the configured model on one process, send tokens forward and backward through it, and compare every layer's signals with theory.
@@ -45,7 +73,9 @@ def command(
         if value not in allowed:
             raise UserError(f"{name} {value}: choose one of {', '.join(allowed)}")
     if checkpoint is not None and (scheme or layers or compare):
-        raise UserError("--checkpoint measures the weights it holds: leave out --scheme, --layers and --compare")
+        raise UserError(
+            "--checkpoint measures the weights it holds: leave out --scheme, --layers and --compare"
+        )
     if compare and scheme:
         raise UserError("--compare names the schemes: leave out --scheme")
     if compare and plot is None:

@@ -10,10 +10,17 @@ import typer
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="Folder of the run, e.g. runs/NAME; the run may still be going on.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write the page; RUN/report.html unless given.")] = None,
+    run: Annotated[
+        Path, typer.Argument(help="Folder of the run, e.g. runs/NAME; the run may still be going on.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Where to write the page; RUN/report.html unless given."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print the path and the headline numbers as JSON.")] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print the path and the headline numbers as JSON.")
+    ] = False,
 ) -> None:
     """Write a one-page HTML report of a run, pictures included.
 

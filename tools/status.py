@@ -41,7 +41,9 @@ LEAST_NAME, GAP, PIPE_WIDTH = 8, 2, 140
 
 def command(
     run: Annotated[Path, typer.Argument(help="A run directory, or a folder of several.")] = Path("runs"),
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay and look again every few seconds; ctrl-C leaves.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Stay and look again every few seconds; ctrl-C leaves.")
+    ] = False,
     interval: Annotated[float, typer.Option(min=1.0, help="Seconds between two looks of --watch.")] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of JSON objects instead.")] = False,
 ) -> None:
@@ -58,7 +60,12 @@ def command(
         console.print(screen(collect(run), console.width))
         return
     try:
-        with Live(screen(collect(run), console.width), console=console, screen=console.is_terminal, auto_refresh=False) as live:
+        with Live(
+            screen(collect(run), console.width),
+            console=console,
+            screen=console.is_terminal,
+            auto_refresh=False,
+        ) as live:
             while True:
                 time.sleep(interval)
                 live.update(screen(collect(run), console.width), refresh=True)
@@ -69,7 +76,10 @@ def command(
 def screen(statuses: Sequence[RunStatus], width: int = PIPE_WIDTH) -> RenderableType:
     """The table, with a line below it for each run that has something to say. width: columns of the console; names and jobs are whole on any."""
     rows = [cells(status) for status in statuses]
-    widths = {heading: max(cell_len(row[heading]) for row in (dict(zip(HEADINGS, HEADINGS, strict=True)), *rows)) for heading in HEADINGS}
+    widths = {
+        heading: max(cell_len(row[heading]) for row in (dict(zip(HEADINGS, HEADINGS, strict=True)), *rows))
+        for heading in HEADINGS
+    }
     for heading in FIRST_TO_GO:
         if _total(widths) > width:
             del widths[heading]
@@ -89,7 +99,12 @@ def screen(statuses: Sequence[RunStatus], width: int = PIPE_WIDTH) -> Renderable
             width=widths["RUN"] if heading == "RUN" else None,
         )
     for status, row in zip(statuses, rows, strict=True):
-        table.add_row(*(Text(row[heading], style=COLOURS.get(status.state, "") if heading == "STATE" else "") for heading in widths))
+        table.add_row(
+            *(
+                Text(row[heading], style=COLOURS.get(status.state, "") if heading == "STATE" else "")
+                for heading in widths
+            )
+        )
     whole = Table.grid()
     whole.add_row(table)
     remarks = [status for status in statuses if status.reason and status.state != "finished"]
@@ -110,7 +125,9 @@ def cells(status: RunStatus) -> dict[str, str]:
         "" if status.tokens_per_s is None else quantity(status.tokens_per_s),
         "" if status.left_s is None else duration(status.left_s),
         str(status.restarts or ""),
-        "none" if status.checkpoint_step is None else f"{status.checkpoint_step}, {duration(status.checkpoint_age_s or 0)} ago",
+        "none"
+        if status.checkpoint_step is None
+        else f"{status.checkpoint_step}, {duration(status.checkpoint_age_s or 0)} ago",
         status.job or "",
     )
     return dict(zip(HEADINGS, texts, strict=True))

@@ -23,17 +23,50 @@ QUEUE_SECONDS = 15.0
 def command(
     config: Annotated[str, typer.Argument(help="Configuration file.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it, key=value.")] = None,
-    nodes: Annotated[str, typer.Option("--nodes", "-N", help="Number of nodes, or a range such as 2-4: each start uses what it gets.")] = "1",
+    nodes: Annotated[
+        str,
+        typer.Option(
+            "--nodes", "-N", help="Number of nodes, or a range such as 2-4: each start uses what it gets."
+        ),
+    ] = "1",
     limit: Annotated[
-        str | None, typer.Option("--time", "-t", help="Time limit of one start: minutes, HH:MM:SS or D-HH:MM:SS. Default: that of the site file.")
+        str | None,
+        typer.Option(
+            "--time",
+            "-t",
+            help="Time limit of one start: minutes, HH:MM:SS or D-HH:MM:SS. Default: that of the site file.",
+        ),
     ] = None,
     site: Annotated[Path | None, typer.Option(help="Site file. Default: the one FATHOM_SITE names.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the script, write and submit nothing. Missing data are named after it.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Show the script, write and submit nothing. Missing data are named after it."
+        ),
+    ] = False,
     dependency: Annotated[str | None, typer.Option(help="As sbatch takes it, such as afterok:1234.")] = None,
-    chain: Annotated[int, typer.Option(help="Submit this many jobs, each going on where the one before was at its time limit.")] = 1,
-    array: Annotated[list[str] | None, typer.Option(help="A file with one line of overrides for each run, or such a line; may be given several times.")] = None,
-    max_restarts: Annotated[int, typer.Option(min=0, help="Restarts in a row without a new checkpoint before the run is given up.")] = 3,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show the log until the job has left the queue; ctrl-C leaves the job alone.")] = False,
+    chain: Annotated[
+        int,
+        typer.Option(help="Submit this many jobs, each going on where the one before was at its time limit."),
+    ] = 1,
+    array: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A file with one line of overrides for each run, or such a line; may be given several times."
+        ),
+    ] = None,
+    max_restarts: Annotated[
+        int,
+        typer.Option(min=0, help="Restarts in a row without a new checkpoint before the run is given up."),
+    ] = 3,
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow",
+            "-f",
+            help="Show the log until the job has left the queue; ctrl-C leaves the job alone.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Submit a run to Slurm.
@@ -58,7 +91,17 @@ def command(
     if as_json:
         logs = [str(log_path(planned, job, element)) for job in jobs for element in range(len(planned.runs))]
         runs = [str(run_dir) for run_dir, _ in planned.runs]
-        typer.echo(json.dumps({"jobs": jobs, "runs": runs, "logs": logs, "script_file": str(planned.script_file), "script": planned.script}))
+        typer.echo(
+            json.dumps(
+                {
+                    "jobs": jobs,
+                    "runs": runs,
+                    "logs": logs,
+                    "script_file": str(planned.script_file),
+                    "script": planned.script,
+                }
+            )
+        )
     elif dry_run:
         typer.echo(f"\nNothing was submitted. The job would run in {planned.folder}")
     if dry_run:

@@ -27,11 +27,22 @@ def _group() -> None:
 
 @app.command()
 def train(
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, globs or data set names, as for `fathom data prepare`.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...", help="Files, folders, globs or data set names, as for `fathom data prepare`."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Model file to write.")] = Path("tokenizer.model"),
-    vocab_size: Annotated[int, typer.Option(help="Pieces of the vocabulary, including 256 bytes and 3 marks.")] = 4096,
-    model: Annotated[Model, typer.Option(help="bpe trains and encodes documents faster; unigram is SentencePiece's own.")] = Model.bpe,
-    max_bytes: Annotated[int, typer.Option(help="Bytes of text to train on at most; more input is sampled.")] = 10_000_000,
+    vocab_size: Annotated[
+        int, typer.Option(help="Pieces of the vocabulary, including 256 bytes and 3 marks.")
+    ] = 4096,
+    model: Annotated[
+        Model, typer.Option(help="bpe trains and encodes documents faster; unigram is SentencePiece's own.")
+    ] = Model.bpe,
+    max_bytes: Annotated[
+        int, typer.Option(help="Bytes of text to train on at most; more input is sampled.")
+    ] = 10_000_000,
     text_key: Annotated[str, typer.Option(help="Key or column that holds the text.")] = "text",
     streaming: Annotated[bool, typer.Option(help="Read a hub data set without downloading it whole.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -48,4 +59,6 @@ def train(
         typer.echo(json.dumps(asdict(trained), indent=1))
     elif not quiet:
         left_out = f"; {trained.broken} broken records left out" if trained.broken else ""
-        typer.echo(f"{trained.path}: {trained.vocab_size} pieces ({trained.model}) from {trained.documents} documents, {trained.bytes / 1e6:.1f} MB{left_out}")
+        typer.echo(
+            f"{trained.path}: {trained.vocab_size} pieces ({trained.model}) from {trained.documents} documents, {trained.bytes / 1e6:.1f} MB{left_out}"
+        )

@@ -77,7 +77,9 @@ class Activations:
 
     def _feed_forward(self) -> float:
         """Before the activation, after it, and for a gate also the activated gate; a ReLU's gradient needs its result only."""
-        widths = {"gelu": 2, "gelu_tanh": 2, "silu": 2, "relu": 1, "relu2": 2, "swiglu": 4, "geglu": 4}[self.config.activation]
+        widths = {"gelu": 2, "gelu_tanh": 2, "silu": 2, "relu": 1, "relu2": 2, "swiglu": 4, "geglu": 4}[
+            self.config.activation
+        ]
         return widths * self.tokens * self.config.ffn_size * self.element / self.tensor
 
     def layer(self, norms: float = 2, *, recomputed: bool = False) -> float:
@@ -94,13 +96,21 @@ class Activations:
         """Bytes that recomputation brings back for a while: a group of layers with so many norms each, or one attention core."""
         if self.recompute == "full":
             return self.group * self.layer(norms)
-        return self.layer(norms) - self.layer(norms, recomputed=True) if self.recompute == "selective" else 0.0
+        return (
+            self.layer(norms) - self.layer(norms, recomputed=True) if self.recompute == "selective" else 0.0
+        )
 
     def embedding(self) -> float:
         """Bytes kept by the embedding: token and position numbers, its norm and dropout."""
         scheme = SCHEMES[self.config.scheme]
-        numbers = 8 * self.samples * (self.seq_length + 1) + (8 * self.seq_length if self.config.position == "learned" else 0)
-        return numbers + (self._norm() if scheme.embedding_norm else 0) + self._dropout(self.config.hidden_dropout)
+        numbers = 8 * self.samples * (self.seq_length + 1) + (
+            8 * self.seq_length if self.config.position == "learned" else 0
+        )
+        return (
+            numbers
+            + (self._norm() if scheme.embedding_norm else 0)
+            + self._dropout(self.config.hidden_dropout)
+        )
 
     def head(self) -> float:
         """Bytes kept by the final norm, the output projection and the loss (fp32 log-probabilities, labels)."""

@@ -54,7 +54,9 @@ def forward_flops(config: ModelConfig, seq_length: int) -> ForwardFlops:
     heads, width, hidden = config.num_attention_heads, config.kv_channels, config.hidden_size
     query_key_value = 2 * hidden * (heads + 2 * config.groups) * width
     projection = 2 * heads * width * hidden
-    scores_and_values = 2 * (2 * heads * width * seq_length) / 2  # two products over s keys per query; the mask leaves half
+    scores_and_values = (
+        2 * (2 * heads * width * seq_length) / 2
+    )  # two products over s keys per query; the mask leaves half
     matrices = 3 if config.gated else 2
     return ForwardFlops(
         attention_linear=config.num_layers * (query_key_value + projection),

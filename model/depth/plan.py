@@ -22,7 +22,9 @@ class Plan:
     def of(cls, config: ModelConfig) -> Plan:
         """The plan of a configuration. Raises ValueError on scheme options out of range."""
         scheme = SCHEMES[config.scheme]
-        return cls(scheme.plan(config.num_layers, config.scheme_options), scheme.embedding_norm, scheme.final_norm)
+        return cls(
+            scheme.plan(config.num_layers, config.scheme_options), scheme.embedding_norm, scheme.final_norm
+        )
 
     def in_float32(self) -> Plan:
         """The same plan with the constants that float32 tensors are multiplied by.
@@ -39,8 +41,14 @@ class Plan:
                 skip_scale=float(np.float32(sublayer.skip_scale)),
             )
 
-        return replace(self, layers=tuple(Layer(rounded(layer.attention), rounded(layer.mlp)) for layer in self.layers))
+        return replace(
+            self, layers=tuple(Layer(rounded(layer.attention), rounded(layer.mlp)) for layer in self.layers)
+        )
 
     def sublayers(self) -> list[tuple[int, str, Sublayer]]:
         """All (0-based layer, "attention" or "mlp", sublayer), in the order in which the stream passes them."""
-        return [(index, kind, sublayer) for index, layer in enumerate(self.layers) for kind, sublayer in (("attention", layer.attention), ("mlp", layer.mlp))]
+        return [
+            (index, kind, sublayer)
+            for index, layer in enumerate(self.layers)
+            for kind, sublayer in (("attention", layer.attention), ("mlp", layer.mlp))
+        ]

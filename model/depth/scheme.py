@@ -38,7 +38,9 @@ class Sublayer:
 
     def __post_init__(self) -> None:
         if self.residual_from_norm and not self.norm_in:
-            raise ValueError("residual_from_norm needs norm_in: there is no normed input to take the residual from")
+            raise ValueError(
+                "residual_from_norm needs norm_in: there is no normed input to take the residual from"
+            )
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,21 @@ class Scheme:
         for key, value in given.items():
             if key not in self.options:
                 known = ", ".join(f"{name}={default}" for name, default in self.options.items()) or "none"
-                raise ValueError(f"model.scheme_options.{key} has no effect with model.scheme={self.name}; its options: {known}")
+                raise ValueError(
+                    f"model.scheme_options.{key} has no effect with model.scheme={self.name}; its options: {known}"
+                )
             if isinstance(self.options[key], bool) != isinstance(value, bool):
-                raise ValueError(f"model.scheme_options.{key}={value!r} must be a {'true/false value' if isinstance(self.options[key], bool) else 'number'}")
+                raise ValueError(
+                    f"model.scheme_options.{key}={value!r} must be a {'true/false value' if isinstance(self.options[key], bool) else 'number'}"
+                )
 
     def plan(self, num_layers: int, options: Options | None = None, sublayers: int = 2) -> tuple[Layer, ...]:
         """Coefficients of all layers of a stack. Raises ValueError on unknown options."""
         return tuple(self.layer(depth) for depth in self._depths(num_layers, options, sublayers))
 
-    def gain_plan(self, num_layers: int, options: Options | None = None, sublayers: int = 2) -> tuple[Mapping[Role, float], ...]:
+    def gain_plan(
+        self, num_layers: int, options: Options | None = None, sublayers: int = 2
+    ) -> tuple[Mapping[Role, float], ...]:
         """Weight gains of all layers of a stack, by role; a missing role has gain 1. Raises ValueError on unknown options."""
         return tuple(self.gains(depth) for depth in self._depths(num_layers, options, sublayers))
 
@@ -113,7 +121,9 @@ def _post(residual: float = 1.0, branch: float = 1.0) -> Layer:
     it, which is the same function and lets a fused norm + linear kernel return the normed residual."""
     first = Sublayer(residual_scale=residual, branch_scale=branch)
     middle = Sublayer(norm_in=True, residual_from_norm=True, residual_scale=residual, branch_scale=branch)
-    last = Sublayer(norm_in=True, residual_from_norm=True, norm_out=True, residual_scale=residual, branch_scale=branch)
+    last = Sublayer(
+        norm_in=True, residual_from_norm=True, norm_out=True, residual_scale=residual, branch_scale=branch
+    )
     return Layer(attention=first, cross=middle, mlp=last)
 
 
@@ -135,7 +145,9 @@ def deepscale_constants(depth: Depth) -> tuple[float, float]:
     """
     beta2 = float(depth.options["k"]) / (depth.sublayers * depth.total) ** float(depth.options["alpha"])
     if not 0 < beta2 <= 1:
-        raise ValueError(f"model.scheme_options.k={depth.options['k']} gives beta^2={beta2:.3g} at {depth.total} layers: it must lie in (0, 1]")
+        raise ValueError(
+            f"model.scheme_options.k={depth.options['k']} gives beta^2={beta2:.3g} at {depth.total} layers: it must lie in (0, 1]"
+        )
     return math.sqrt(1 - beta2), math.sqrt(beta2)
 
 
@@ -166,7 +178,9 @@ def _peri() -> Layer:
 
 def _mix(depth: Depth) -> Layer:
     """Post-LN in the first floor(post_fraction x N) layers, pre-LN above them."""
-    return _post() if depth.number <= math.floor(float(depth.options["post_fraction"]) * depth.total) else _pre()
+    return (
+        _post() if depth.number <= math.floor(float(depth.options["post_fraction"]) * depth.total) else _pre()
+    )
 
 
 def _spannorm(depth: Depth) -> Layer:
@@ -228,10 +242,31 @@ SCHEMES: dict[str, Scheme] = {
             gains=_deepnorm_gains,
             final_norm=False,
         ),
-        Scheme("layernorm_scaling", "x + F(LN(x) / sqrt(layer number))", "Sun et al. 2025", _layernorm_scaling),
-        Scheme("peri_ln", "x + LN(F(LN x)), norms around the stack (sandwich)", "Kim et al. 2025", lambda depth: _peri(), embedding_norm=True),
-        Scheme("mix_ln", "post-LN in the first quarter of the layers, pre-LN after", "Li et al. 2024", _mix, options={"post_fraction": 0.25}),
-        Scheme("spannorm", "LN(x_layer + FFN(LN(x_layer + Attn x_layer)))", "SpanNorm 2026", _spannorm, embedding_norm=True, final_norm=False),
+        Scheme(
+            "layernorm_scaling", "x + F(LN(x) / sqrt(layer number))", "Sun et al. 2025", _layernorm_scaling
+        ),
+        Scheme(
+            "peri_ln",
+            "x + LN(F(LN x)), norms around the stack (sandwich)",
+            "Kim et al. 2025",
+            lambda depth: _peri(),
+            embedding_norm=True,
+        ),
+        Scheme(
+            "mix_ln",
+            "post-LN in the first quarter of the layers, pre-LN after",
+            "Li et al. 2024",
+            _mix,
+            options={"post_fraction": 0.25},
+        ),
+        Scheme(
+            "spannorm",
+            "LN(x_layer + FFN(LN(x_layer + Attn x_layer)))",
+            "SpanNorm 2026",
+            _spannorm,
+            embedding_norm=True,
+            final_norm=False,
+        ),
     )
 }
 

@@ -35,7 +35,15 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": gelu_tanh, "geglu": F.gelu, "relu": F.relu, "relu2": relu2, "silu": F.silu, "swiglu": F.silu}
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_tanh": gelu_tanh,
+    "geglu": F.gelu,
+    "relu": F.relu,
+    "relu2": relu2,
+    "silu": F.silu,
+    "swiglu": F.silu,
+}
 
 Kernels = Literal["local", "te"]
 
@@ -49,7 +57,9 @@ def kernel_parts(kernels: Kernels) -> tuple[Callable[[Layer], ModuleSpec], type]
     return local_layer_spec, Norm
 
 
-def transformer_config(model: ModelConfig, *, dtype: torch.dtype = torch.float32, on_cpu: bool = True, **parallel: Any) -> TransformerConfig:
+def transformer_config(
+    model: ModelConfig, *, dtype: torch.dtype = torch.float32, on_cpu: bool = True, **parallel: Any
+) -> TransformerConfig:
     """Megatron-core's configuration of a model. parallel: its fields about degrees and communication, given by the topology."""
     return TransformerConfig(
         num_layers=model.num_layers,
@@ -119,13 +129,17 @@ class GPT(GPTModel):
         layers = [layer_spec(layer) for layer in plan[first : first + count]]
         super().__init__(
             config=config,
-            transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm if scheme.final_norm else None),
+            transformer_layer_spec=TransformerBlockSubmodules(
+                layer_specs=layers, layer_norm=norm if scheme.final_norm else None
+            ),
             vocab_size=model.padded_vocab,
             max_sequence_length=model.max_position_embeddings or seq_length,
             pre_process=pre_process,
             post_process=post_process,
             share_embeddings_and_output_weights=model.tie_embeddings,
-            position_embedding_type={"learned": "learned_absolute", "rotary": "rope", "none": "none"}[model.position],
+            position_embedding_type={"learned": "learned_absolute", "rotary": "rope", "none": "none"}[
+                model.position
+            ],
             rotary_base=model.rotary_base,
             vp_stage=vp_stage,
         )
@@ -139,11 +153,17 @@ class GPT(GPTModel):
     def setup_embeddings_and_output_layer(self) -> None:
         """Nothing to send: both copies of a tied embedding are drawn from its name (`model/weights/init.py`), and gradients are summed by attribute."""
 
-    def _preprocess(self, input_ids: Tensor, position_ids: Tensor, decoder_input: Tensor | None = None, **kwargs: Any) -> tuple[Any, ...]:
+    def _preprocess(
+        self, input_ids: Tensor, position_ids: Tensor, decoder_input: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Any, ...]:
         """Embeds tokens, with the scheme's norm after the embedding, and turns rotary angles into what the layers read."""
         if self.embedding_norm and decoder_input is None:
-            decoder_input = self.embedding.norm(self.embedding(input_ids=input_ids, position_ids=position_ids))
-        hidden, angles, *rest = super()._preprocess(input_ids=input_ids, position_ids=position_ids, decoder_input=decoder_input, **kwargs)
+            decoder_input = self.embedding.norm(
+                self.embedding(input_ids=input_ids, position_ids=position_ids)
+            )
+        hidden, angles, *rest = super()._preprocess(
+            input_ids=input_ids, position_ids=position_ids, decoder_input=decoder_input, **kwargs
+        )
         if angles is not None:
             angles = rotary_table(angles, self.config.params_dtype)
         return hidden, angles, *rest

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 def model_card(config: ModelConfig, result: Export, provenance: Mapping[str, Any]) -> str:
     """Markdown with the metadata block that the Hub reads. provenance: label -> value, shown in order."""
     trust = ", trust_remote_code=True" if result.architecture == "fathom" else ""
-    code = "The depth scheme has no class in transformers, so its modelling code travels with the weights." if trust else ""
+    code = (
+        "The depth scheme has no class in transformers, so its modelling code travels with the weights."
+        if trust
+        else ""
+    )
     return "\n".join(
         [
             "---",
@@ -52,7 +56,10 @@ def model_card(config: ModelConfig, result: Export, provenance: Mapping[str, Any
             *_table(_model_rows(config, result)),
             "## Provenance",
             "",
-            *_table({str(label): value for label, value in provenance.items() if label != "name"} or {"": "not recorded"}),
+            *_table(
+                {str(label): value for label, value in provenance.items() if label != "name"}
+                or {"": "not recorded"}
+            ),
             "## Proof",
             "",
             *_proof(config, result),
@@ -64,7 +71,8 @@ def model_card(config: ModelConfig, result: Export, provenance: Mapping[str, Any
 def _model_rows(config: ModelConfig, result: Export) -> dict[str, Any]:
     options = ", ".join(f"{key}={value}" for key, value in config.scheme_options.items())
     return {
-        "class": ARCHITECTURES[result.architecture] + (" (modeling_fathom.py)" if result.architecture == "fathom" else ""),
+        "class": ARCHITECTURES[result.architecture]
+        + (" (modeling_fathom.py)" if result.architecture == "fathom" else ""),
         "parameters": f"{result.parameters:,}",
         "layers": config.num_layers,
         "hidden size": config.hidden_size,
@@ -80,7 +88,12 @@ def _model_rows(config: ModelConfig, result: Export) -> dict[str, Any]:
 
 
 def _table(rows: Mapping[str, Any]) -> list[str]:
-    return ["| | |", "|---|---|", *(f"| {label} | {str(value).replace('|', '&#124;')} |" for label, value in rows.items()), ""]
+    return [
+        "| | |",
+        "|---|---|",
+        *(f"| {label} | {str(value).replace('|', '&#124;')} |" for label, value in rows.items()),
+        "",
+    ]
 
 
 def _proof(config: ModelConfig, result: Export) -> list[str]:
@@ -91,17 +104,35 @@ def _proof(config: ModelConfig, result: Export) -> list[str]:
         f"allowed was {proof.tolerance:.1e}.",
     ]
     if result.folded:
-        effect = f", which moves the logits by {proof.epsilon_effect:.1e} standard deviations" if proof.epsilon_effect else ""
-        lines.append(f"The depth scheme's constants are folded into the weights; the one epsilon of all norms is {result.epsilon:.3g}{effect}.")
-    for place, present, normed in zip(("first", "last"), extra, ("embedding", "output of the stack"), strict=True):
+        effect = (
+            f", which moves the logits by {proof.epsilon_effect:.1e} standard deviations"
+            if proof.epsilon_effect
+            else ""
+        )
+        lines.append(
+            f"The depth scheme's constants are folded into the weights; the one epsilon of all norms is {result.epsilon:.3g}{effect}."
+        )
+    for place, present, normed in zip(
+        ("first", "last"), extra, ("embedding", "output of the stack"), strict=True
+    ):
         if present:
-            lines.append(f"The {place} layer is one more than in pretraining: its branches are zero, and it only norms the {normed}.")
+            lines.append(
+                f"The {place} layer is one more than in pretraining: its branches are zero, and it only norms the {normed}."
+            )
     if result.dtype != "float32":
-        lines.append(f"Storing the weights as {result.dtype} afterwards moved the logits by up to {result.dtype_difference:.1e} standard deviations.")
+        lines.append(
+            f"Storing the weights as {result.dtype} afterwards moved the logits by up to {result.dtype_difference:.1e} standard deviations."
+        )
     if result.tokenizer:
-        ties = f", except that {result.tokenizer.ties} had another segmentation of the same score" if result.tokenizer.ties else ""
+        ties = (
+            f", except that {result.tokenizer.ties} had another segmentation of the same score"
+            if result.tokenizer.ties
+            else ""
+        )
         lines.append(f"The tokenizer gives SentencePiece's ids and text on a fuzz corpus{ties}.")
     if result.copied_tokenizer:
-        lines.append(f"The tokenizer was copied from {result.copied_tokenizer} as it is; whether the model was trained with it was not checked.")
+        lines.append(
+            f"The tokenizer was copied from {result.copied_tokenizer} as it is; whether the model was trained with it was not checked."
+        )
     lines += [f"Not exact enough, and so not used: {reason}." for reason in result.skipped]
     return lines

@@ -13,13 +13,23 @@ from model.errors import UserError
 from model.hf.folding.pre_ln import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS, Fold
 from model.hf.mapping import OPT_EPSILON, Target, norm_layers
 
-ARCHITECTURES: dict[Target, str] = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "opt": "OPTForCausalLM", "fathom": "FathomForCausalLM"}
+ARCHITECTURES: dict[Target, str] = {
+    "gpt2": "GPT2LMHeadModel",
+    "llama": "LlamaForCausalLM",
+    "opt": "OPTForCausalLM",
+    "fathom": "FathomForCausalLM",
+}
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Ids that begin and end a text and fill up, by their names in config.json."""
 # The initialisation under which tied embeddings have no factor on the logits, as in all stock architectures.
 STOCK_INIT = InitConfig(base="normal")
 # Three spellings of one function; files of GPT-2 have the first.
-_SAME_ACTIVATION = {"swish": "silu", "gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}
+_SAME_ACTIVATION = {
+    "swish": "silu",
+    "gelu_python": "gelu",
+    "gelu_pytorch_tanh": "gelu_new",
+    "gelu_fast": "gelu_new",
+}
 
 
 def depth_plan(plan: Plan) -> list[dict[str, Any]]:
@@ -39,7 +49,14 @@ def depth_plan(plan: Plan) -> list[dict[str, Any]]:
 
 
 def write_config(
-    target: Target, config: ModelConfig, fold: Fold, *, positions: int, logit_scale: float, dtype: str, special: Mapping[str, Any]
+    target: Target,
+    config: ModelConfig,
+    fold: Fold,
+    *,
+    positions: int,
+    logit_scale: float,
+    dtype: str,
+    special: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Contents of config.json. special: an id, or None where it is not known, for each of SPECIAL."""
     common = {
@@ -53,7 +70,12 @@ def write_config(
         "torch_dtype": dtype,
         **special,
     }
-    return {**common, **{"gpt2": _gpt2, "llama": _llama, "opt": _opt, "fathom": _fathom}[target](config, fold, positions, logit_scale)}
+    return {
+        **common,
+        **{"gpt2": _gpt2, "llama": _llama, "opt": _opt, "fathom": _fathom}[target](
+            config, fold, positions, logit_scale
+        ),
+    }
 
 
 def _gpt2(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, Any]:
@@ -112,7 +134,10 @@ def _opt(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) ->
 def _fathom(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, Any]:
     plan = Plan.of(config)
     return {
-        "auto_map": {"AutoConfig": "configuration_fathom.FathomConfig", "AutoModelForCausalLM": "modeling_fathom.FathomForCausalLM"},
+        "auto_map": {
+            "AutoConfig": "configuration_fathom.FathomConfig",
+            "AutoModelForCausalLM": "modeling_fathom.FathomForCausalLM",
+        },
         "max_position_embeddings": positions,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.ffn_size,
@@ -143,7 +168,13 @@ def read_config(data: Mapping[str, Any]) -> tuple[Target, ModelConfig, int, floa
     Raises UserError with the first reason why it is not one of our models.
     """
     kind = data.get("model_type")
-    readers = {"gpt2": _read_gpt2, "llama": _read_llama, "mistral": _read_llama, "opt": _read_opt, "fathom": _read_fathom}
+    readers = {
+        "gpt2": _read_gpt2,
+        "llama": _read_llama,
+        "mistral": _read_llama,
+        "opt": _read_opt,
+        "fathom": _read_fathom,
+    }
     if kind not in readers:
         raise UserError(f"model_type={kind!r} cannot be imported; supported: {', '.join(readers)}")
     return readers[kind](data)
@@ -160,7 +191,9 @@ def _activation(kind: str, name: str, table: Mapping[str, str]) -> str:
     for ours, theirs in table.items():
         if theirs == name:
             return ours
-    raise UserError(f"this {kind} model cannot be imported: its activation is {name}; supported: {', '.join(table.values())}")
+    raise UserError(
+        f"this {kind} model cannot be imported: its activation is {name}; supported: {', '.join(table.values())}"
+    )
 
 
 def _read_gpt2(data: Mapping[str, Any]) -> tuple[Target, ModelConfig, int, float]:
@@ -168,8 +201,14 @@ def _read_gpt2(data: Mapping[str, Any]) -> tuple[Target, ModelConfig, int, float
     _refuse(
         "gpt2",
         [
-            (not data.get("scale_attn_weights", True), "its attention is not scaled by 1/sqrt(head width) (scale_attn_weights=false)"),
-            (data.get("scale_attn_by_inverse_layer_idx", False), "its attention is scaled by the layer number (scale_attn_by_inverse_layer_idx)"),
+            (
+                not data.get("scale_attn_weights", True),
+                "its attention is not scaled by 1/sqrt(head width) (scale_attn_weights=false)",
+            ),
+            (
+                data.get("scale_attn_by_inverse_layer_idx", False),
+                "its attention is scaled by the layer number (scale_attn_by_inverse_layer_idx)",
+            ),
             (data.get("add_cross_attention", False), "it has cross-attention"),
             (
                 dropouts[0] != dropouts[1],
@@ -212,12 +251,18 @@ def _read_llama(data: Mapping[str, Any]) -> tuple[Target, ModelConfig, int, floa
                 float(rope.get("partial_rotary_factor", data.get("partial_rotary_factor", 1.0))) != 1.0,
                 "only a part of each head is rotated (partial_rotary_factor)",
             ),
-            (not isinstance(base, (int, float)) or base != int(base), f"its rotary base {base} is not a whole number"),
+            (
+                not isinstance(base, (int, float)) or base != int(base),
+                f"its rotary base {base} is not a whole number",
+            ),
             (
                 data.get("sliding_window", 4096 if kind == "mistral" else None) is not None,
                 f"it has sliding-window attention ({data.get('sliding_window', 4096)} tokens)",
             ),
-            (biases[0] != biases[1], f"attention_bias={biases[0]} and mlp_bias={biases[1]} differ, bias is one switch here"),
+            (
+                biases[0] != biases[1],
+                f"attention_bias={biases[0]} and mlp_bias={biases[1]} differ, bias is one switch here",
+            ),
         ],
     )
     positions = int(data.get("max_position_embeddings", 2048))
@@ -250,10 +295,22 @@ def _read_opt(data: Mapping[str, Any]) -> tuple[Target, ModelConfig, int, float]
     _refuse(
         "opt",
         [
-            (data.get("do_layer_norm_before", True), "its norms stand before the sublayers (do_layer_norm_before=true); only post-LN ones are read"),
-            (width != hidden, f"its embeddings are {width} wide and projected to hidden_size={hidden} (word_embed_proj_dim)"),
-            (not data.get("layer_norm_elementwise_affine", True), "its norms have no gain and bias (layer_norm_elementwise_affine=false)"),
-            (layerdrop != 0, f"it leaves layers out in training (layerdrop={layerdrop}); set layerdrop to 0 in config.json"),
+            (
+                data.get("do_layer_norm_before", True),
+                "its norms stand before the sublayers (do_layer_norm_before=true); only post-LN ones are read",
+            ),
+            (
+                width != hidden,
+                f"its embeddings are {width} wide and projected to hidden_size={hidden} (word_embed_proj_dim)",
+            ),
+            (
+                not data.get("layer_norm_elementwise_affine", True),
+                "its norms have no gain and bias (layer_norm_elementwise_affine=false)",
+            ),
+            (
+                layerdrop != 0,
+                f"it leaves layers out in training (layerdrop={layerdrop}); set layerdrop to 0 in config.json",
+            ),
         ],
     )
     positions = int(data.get("max_position_embeddings", 2048))
@@ -287,7 +344,11 @@ def _read_fathom(data: Mapping[str, Any]) -> tuple[Target, ModelConfig, int, flo
     built = _fathom(config, Fold({}, config.norm_epsilon), positions, logit_scale)
     del built["auto_map"], built["pretraining"]
     given = FathomConfig(**data)
-    for key, expected in {**built, "vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_embeddings}.items():
+    for key, expected in {
+        **built,
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tie_embeddings,
+    }.items():
         if getattr(given, key) != expected:
             raise UserError(
                 f"this fathom model cannot be imported: config.json has {key}={getattr(given, key)!r}, but its `pretraining` section gives {expected!r}"

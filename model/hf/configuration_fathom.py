@@ -78,7 +78,9 @@ class FathomConfig(PretrainedConfig):
         self.embedding_norm = embedding_norm
         self.final_norm = final_norm
         self.logit_scale = logit_scale
-        self.depth_plan = depth_plan or [{"layers": num_hidden_layers, "attention": {"norm_in": True}, "mlp": {"norm_in": True}}]
+        self.depth_plan = depth_plan or [
+            {"layers": num_hidden_layers, "attention": {"norm_in": True}, "mlp": {"norm_in": True}}
+        ]
         self.hidden_dropout = hidden_dropout
         self.attention_dropout = attention_dropout
         self.initializer_range = initializer_range
@@ -93,10 +95,14 @@ class FathomConfig(PretrainedConfig):
             pair = (run["attention"], run["mlp"])
             for given in pair:
                 if unknown := set(given) - set(SUBLAYER):
-                    raise ValueError(f"depth_plan has unknown keys {sorted(unknown)}; known: {', '.join(SUBLAYER)}")
+                    raise ValueError(
+                        f"depth_plan has unknown keys {sorted(unknown)}; known: {', '.join(SUBLAYER)}"
+                    )
             expanded += [({**SUBLAYER, **pair[0]}, {**SUBLAYER, **pair[1]})] * run["layers"]
         if len(expanded) != self.num_hidden_layers:
-            raise ValueError(f"depth_plan describes {len(expanded)} layers, but num_hidden_layers={self.num_hidden_layers}")
+            raise ValueError(
+                f"depth_plan describes {len(expanded)} layers, but num_hidden_layers={self.num_hidden_layers}"
+            )
         return expanded
 
 

@@ -109,7 +109,20 @@ def export(
     check_weights(weights, canonical_shapes(config, positions))
     tokens = proof_tokens(config, positions, prove_tokens)
     path, shard_bytes = Path(tokenizer) if tokenizer else None, parse_size(max_shard_size)
-    job = _Job(weights, config, logit_scale, path, positions, dtype, provenance or {}, prove_with, tokens, tuple(sample_texts), shard_bytes, special or {})
+    job = _Job(
+        weights,
+        config,
+        logit_scale,
+        path,
+        positions,
+        dtype,
+        provenance or {},
+        prove_with,
+        tokens,
+        tuple(sample_texts),
+        shard_bytes,
+        special or {},
+    )
     _check_place(out, overwrite)
     target, plan, effect, skipped = _choose(job, architecture)
     with _into_place(out) as folder:
@@ -128,21 +141,54 @@ def _choose(job: _Job, architecture: str) -> tuple[Target, Fold, float, tuple[st
             f"{target} has one epsilon for all norms; folding the residual constants ({plan.epsilon:.3g} for norm_epsilon={job.config.norm_epsilon:.3g}) "
             f"would move the logits by {effect:.1e} standard deviations, more than {LIMIT:.0e}"
         )
-    raise UserError(f"architecture={architecture} cannot compute this model: {skipped[0]}; use auto or fathom")
+    raise UserError(
+        f"architecture={architecture} cannot compute this model: {skipped[0]}; use auto or fathom"
+    )
 
 
-def _build(job: _Job, target: Target, plan: Fold, effect: float, folder: Path, out: Path, skipped: tuple[str, ...]) -> Export:
+def _build(
+    job: _Job, target: Target, plan: Fold, effect: float, folder: Path, out: Path, skipped: tuple[str, ...]
+) -> Export:
     config = job.config
     ids, special = _write_tokenizer(job, folder)
-    settings = write_config(target, config, plan, positions=job.positions, logit_scale=job.logit_scale, dtype="float32", special=special)
+    settings = write_config(
+        target,
+        config,
+        plan,
+        positions=job.positions,
+        logit_scale=job.logit_scale,
+        dtype="float32",
+        special=special,
+    )
     _write_json(folder / "config.json", settings)
-    _write_json(folder / "generation_config.json", {"_from_model_config": True, **{k: v for k, v in special.items() if v is not None}})
+    _write_json(
+        folder / "generation_config.json",
+        {"_from_model_config": True, **{k: v for k, v in special.items() if v is not None}},
+    )
     for name in CODE if target == "fathom" else ():
         shutil.copyfile(Path(__file__).with_name(name), folder / name)
     if job.tokenizer is not None and ids is not None:
         ids = replace(ids, ties=prove_tokenizer(job.tokenizer, folder, job.texts, trust=target == "fathom"))
-    parameters = write_weights(folder, entries(target, config, job.positions), job.weights, config, plan, job.shard_bytes, DTYPES[job.dtype].itemsize)
-    proof = prove(folder, target, job.weights, config, job.tokens, logit_scale=job.logit_scale, fold=plan, effect=effect, reference=job.prove_with)
+    parameters = write_weights(
+        folder,
+        entries(target, config, job.positions),
+        job.weights,
+        config,
+        plan,
+        job.shard_bytes,
+        DTYPES[job.dtype].itemsize,
+    )
+    proof = prove(
+        folder,
+        target,
+        job.weights,
+        config,
+        job.tokens,
+        logit_scale=job.logit_scale,
+        fold=plan,
+        effect=effect,
+        reference=job.prove_with,
+    )
     moved = 0.0
     if job.dtype != "float32":
         exact = logits(folder, target, job.tokens)
@@ -150,7 +196,20 @@ def _build(job: _Job, target: Target, plan: Fold, effect: float, folder: Path, o
         _write_json(folder / "config.json", {**settings, "dtype": job.dtype, "torch_dtype": job.dtype})
         moved = change(logits(folder, target, job.tokens), exact)
     files = tuple(sorted([path.name for path in folder.iterdir()] + ["README.md"]))
-    result = Export(out, target, job.dtype, proof, plan.epsilon, bool(plan.factors), parameters, files, moved, ids, None if ids else job.tokenizer, skipped)
+    result = Export(
+        out,
+        target,
+        job.dtype,
+        proof,
+        plan.epsilon,
+        bool(plan.factors),
+        parameters,
+        files,
+        moved,
+        ids,
+        None if ids else job.tokenizer,
+        skipped,
+    )
     (folder / "README.md").write_text(model_card(config, result, job.provenance))
     return result
 
@@ -168,11 +227,21 @@ def _write_tokenizer(job: _Job, folder: Path) -> tuple[TokenIds | None, dict[str
         return None, copy_tokenizer(job.tokenizer, folder, size)
     ids = write_tokenizer(job.tokenizer, folder, job.positions)
     if ids.size != size:
-        raise UserError(f"tokenizer {job.tokenizer} has {ids.size} pieces, but model.vocab_size={size}: is it the tokenizer of this model?")
+        raise UserError(
+            f"tokenizer {job.tokenizer} has {ids.size} pieces, but model.vocab_size={size}: is it the tokenizer of this model?"
+        )
     return ids, dict(zip(SPECIAL, (ids.eos, ids.eos, ids.unk), strict=True))
 
 
-def write_weights(folder: Path, todo: list[Entry], weights: Weights, config: ModelConfig, plan: Fold, shard_bytes: int, itemsize: int) -> int:
+def write_weights(
+    folder: Path,
+    todo: list[Entry],
+    weights: Weights,
+    config: ModelConfig,
+    plan: Fold,
+    shard_bytes: int,
+    itemsize: int,
+) -> int:
     """Writes all tensors in fp32 as safetensors shards, with an index where there are several. itemsize: bytes per number of the final files.
 
     Returns the number of parameters. Raises UserError for a tensor of another shape than the configuration gives.
@@ -188,26 +257,44 @@ def write_weights(folder: Path, todo: list[Entry], weights: Weights, config: Mod
             sizes.append(0)
         groups[-1].append(entry)
         sizes[-1] += count * itemsize
-    names = ["model.safetensors"] if len(groups) == 1 else [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
+    names = (
+        ["model.safetensors"]
+        if len(groups) == 1
+        else [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
+    )
     places: dict[str, str] = {}
     for name, group in zip(names, groups, strict=True):
-        shard = {hf: tensor for entry in group for hf, tensor in hf_tensors(entry, weights, config, plan).items()}
+        shard = {
+            hf: tensor for entry in group for hf, tensor in hf_tensors(entry, weights, config, plan).items()
+        }
         places.update(dict.fromkeys(shard, name))
         save_file(shard, folder / name, metadata={"format": "pt"})
         del shard  # before the next one is read
     if len(groups) > 1:
-        _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total * itemsize}, "weight_map": places})
+        _write_json(
+            folder / "model.safetensors.index.json",
+            {"metadata": {"total_size": total * itemsize}, "weight_map": places},
+        )
     return total
 
 
 def hf_tensors(entry: Entry, weights: Weights, config: ModelConfig, plan: Fold) -> dict[str, Tensor]:
     """The Hugging Face tensors of one canonical tensor, folded, fp32. Raises UserError where its shape is not the configuration's."""
-    tensor = weights[entry.canonical].float() if entry.constant is None else torch.full(entry.shape, entry.constant)
+    tensor = (
+        weights[entry.canonical].float()
+        if entry.constant is None
+        else torch.full(entry.shape, entry.constant)
+    )
     if tuple(tensor.shape) != entry.shape:
-        raise UserError(f"{entry.canonical} has shape {tuple(tensor.shape)}, but the model configuration gives {entry.shape}")
+        raise UserError(
+            f"{entry.canonical} has shape {tuple(tensor.shape)}, but the model configuration gives {entry.shape}"
+        )
     if (factor := plan.factors.get(entry.canonical, 1.0)) != 1.0:
         tensor = (tensor.double() * factor).float()
-    return {name: part.contiguous() for name, part in zip(entry.hf, entry.layout.to_hf(tensor, config), strict=True)}
+    return {
+        name: part.contiguous()
+        for name, part in zip(entry.hf, entry.layout.to_hf(tensor, config), strict=True)
+    }
 
 
 def _round_weights(folder: Path, dtype: torch.dtype) -> None:
@@ -241,7 +328,9 @@ def _check_place(out: Path, overwrite: bool) -> None:
     if not overwrite:
         raise UserError(f"{out} exists: choose another folder, or replace it with --overwrite")
     if not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").exists()):
-        raise UserError(f"{out} is not an exported model (it has no config.json): overwrite does not replace it")
+        raise UserError(
+            f"{out} is not an exported model (it has no config.json): overwrite does not replace it"
+        )
 
 
 @contextmanager

@@ -43,14 +43,20 @@ class SafetensorsFolder(Mapping[str, Tensor]):
     def __init__(self, folder: Path) -> None:
         index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
         if index.exists():
-            self._places = {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+            self._places = {
+                name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()
+            }
         elif single.exists():
             self._places = dict.fromkeys(_names(single), single)
         else:
-            raise UserError(f"{folder} has no model.safetensors: load it with transformers and save it again with save_pretrained")
+            raise UserError(
+                f"{folder} has no model.safetensors: load it with transformers and save it again with save_pretrained"
+            )
         for path in set(self._places.values()):
             if not path.exists():
-                raise UserError(f"{path} is missing, although model.safetensors.index.json names it: download the model again")
+                raise UserError(
+                    f"{path} is missing, although model.safetensors.index.json names it: download the model again"
+                )
 
     def __getitem__(self, name: str) -> Tensor:
         from safetensors import safe_open
@@ -70,7 +76,9 @@ class _Prefixed(Mapping[str, Tensor]):
 
     def __init__(self, inner: Mapping[str, Tensor], prefix: str) -> None:
         self._inner = inner
-        self._names = {name if name.startswith((prefix, "lm_head.")) else prefix + name: name for name in inner}
+        self._names = {
+            name if name.startswith((prefix, "lm_head.")) else prefix + name: name for name in inner
+        }
 
     def __getitem__(self, name: str) -> Tensor:
         return self._inner[self._names[name]]
@@ -95,10 +103,14 @@ def import_model(source: str | Path, *, vocab_multiple: int = 128) -> Imported:
     layout, config, positions, logit_scale = read_config(json.loads((folder / "config.json").read_text()))
     if layout != "fathom":
         config = config.model_copy(update={"vocab_multiple": vocab_multiple})
-    files: Mapping[str, Tensor] = _Prefixed(SafetensorsFolder(folder), "transformer." if layout == "gpt2" else "model.")
+    files: Mapping[str, Tensor] = _Prefixed(
+        SafetensorsFolder(folder), "transformer." if layout == "gpt2" else "model."
+    )
     _check_names(files, layout, config, positions)
     weights = CanonicalWeights(files, layout, config, positions)
-    tokenizer = next((folder / name for name in ("tokenizer.model", "spiece.model") if (folder / name).exists()), None)
+    tokenizer = next(
+        (folder / name for name in ("tokenizer.model", "spiece.model") if (folder / name).exists()), None
+    )
     return Imported(config, weights, positions, logit_scale, layout, tokenizer, _special(folder))
 
 
@@ -125,7 +137,9 @@ def _check_names(files: Mapping[str, Tensor], layout: Target, config: ModelConfi
         raise UserError(f"the model files have no tensor {name!r}, which config.json asks for")
     for name in sorted(set(files) - wanted):
         if not _NO_WEIGHTS.search(name) and not (name == "lm_head.weight" and config.tie_embeddings):
-            raise UserError(f"the model files have a tensor {name!r}, which config.json does not account for: this is another architecture")
+            raise UserError(
+                f"the model files have a tensor {name!r}, which config.json does not account for: this is another architecture"
+            )
 
 
 def _download(name: str) -> Path:
@@ -135,4 +149,6 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "tokenizer.model"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"{name!r} is neither a folder nor a model that the Hub gives: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"{name!r} is neither a folder nor a model that the Hub gives: {str(error).splitlines()[0]}"
+        ) from error

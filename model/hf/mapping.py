@@ -33,7 +33,11 @@ def _split_qkv(t: Tensor, config: ModelConfig) -> tuple[Tensor, ...]:
     """Rows [group: q.., k, v] -> (Q, K, V) with heads in order."""
     groups, share, rest = config.groups, config.num_attention_heads // config.groups, t.shape[1:]
     grouped = t.reshape(groups, share + 2, config.kv_channels, *rest)
-    return grouped[:, :share].reshape(-1, *rest), grouped[:, share].reshape(-1, *rest), grouped[:, share + 1].reshape(-1, *rest)
+    return (
+        grouped[:, :share].reshape(-1, *rest),
+        grouped[:, share].reshape(-1, *rest),
+        grouped[:, share + 1].reshape(-1, *rest),
+    )
 
 
 def _join_qkv(parts: tuple[Tensor, ...], config: ModelConfig) -> Tensor:
@@ -64,7 +68,9 @@ CONV1D = Layout(lambda t, config: (_flip(t),), lambda parts, config: _flip(parts
 QKV = Layout(_split_qkv, _join_qkv)
 QKV_CONV1D = Layout(lambda t, config: (_flip(torch.cat(_split_qkv(t, config))),), _split_fused)
 GATE_UP = Layout(lambda t, config: tuple(t.chunk(2)), lambda parts, config: torch.cat(parts))
-VOCABULARY = Layout(lambda t, config: (t[: config.vocab_size],), lambda parts, config: _pad_rows(parts[0], config))
+VOCABULARY = Layout(
+    lambda t, config: (t[: config.vocab_size],), lambda parts, config: _pad_rows(parts[0], config)
+)
 # OPT looks positions up from row 2 on; row 1 is read at padding only, row 0 never.
 POSITIONS_FROM_2 = Layout(lambda t, config: (_lead_rows(t, config),), lambda parts, config: parts[0][2:])
 
@@ -86,7 +92,10 @@ _GPT2: dict[str, Rule] = {
 _LLAMA: dict[str, Rule] = {
     "embedding.word_embeddings": (("model.embed_tokens",), VOCABULARY),
     _L + "input_layernorm": (("model.layers.{i}.input_layernorm",), PLAIN),
-    _L + "self_attention.linear_qkv": (tuple("model.layers.{i}.self_attn." + p + "_proj" for p in "qkv"), QKV),
+    _L + "self_attention.linear_qkv": (
+        tuple("model.layers.{i}.self_attn." + p + "_proj" for p in "qkv"),
+        QKV,
+    ),
     _L + "self_attention.linear_proj": (("model.layers.{i}.self_attn.o_proj",), PLAIN),
     _L + "pre_mlp_layernorm": (("model.layers.{i}.post_attention_layernorm",), PLAIN),
     _L + "mlp.linear_fc1": (("model.layers.{i}.mlp.gate_proj", "model.layers.{i}.mlp.up_proj"), GATE_UP),
@@ -142,12 +151,22 @@ class Entry:
 
     def shapes(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
         """Shapes of the Hugging Face tensors."""
-        return {name: tuple(t.shape) for name, t in zip(self.hf, self.layout.to_hf(torch.empty(self.shape, device="meta"), config), strict=True)}
+        return {
+            name: tuple(t.shape)
+            for name, t in zip(
+                self.hf, self.layout.to_hf(torch.empty(self.shape, device="meta"), config), strict=True
+            )
+        }
 
 
 def canonical_shapes(config: ModelConfig, positions: int) -> dict[str, tuple[int, ...]]:
     """Shape of every canonical tensor of a model, in the order of its forward pass. positions: rows of a learned position table."""
-    plan, h, f, width = Plan.of(config), config.hidden_size, config.ffn_size, config.num_attention_heads * config.kv_channels
+    plan, h, f, width = (
+        Plan.of(config),
+        config.hidden_size,
+        config.ffn_size,
+        config.num_attention_heads * config.kv_channels,
+    )
     shapes: dict[str, tuple[int, ...]] = {"embedding.word_embeddings.weight": (config.padded_vocab, h)}
 
     def norm(name: str, present: bool = True) -> None:
@@ -191,7 +210,9 @@ def entries(target: Target, config: ModelConfig, positions: int) -> list[Entry]:
     """The whole mapping of one model to one target. Raises KeyError for a tensor the target has no home for (`folding.obstacle` tells beforehand)."""
     own = canonical_shapes(config, positions)
     # GPT-2's linear layers always have biases.
-    wanted = canonical_shapes(config.model_copy(update={"bias": True}), positions) if target == "gpt2" else own
+    wanted = (
+        canonical_shapes(config.model_copy(update={"bias": True}), positions) if target == "gpt2" else own
+    )
     first, last = norm_layers(target, Plan.of(config))
     places = {"embedding.norm": 0} if first else {}
     if last:
@@ -209,7 +230,15 @@ def entries(target: Target, config: ModelConfig, positions: int) -> list[Entry]:
         names, layout = TABLES[target][_LAYER.sub(_L, module)]
         if layout is GATE_UP and not config.gated:
             names, layout = names[1:], PLAIN
-        result.append(Entry(name, shape, tuple(f"{hf.replace('{i}', number)}.{leaf}" for hf in names), layout, None if name in own else 0.0))
+        result.append(
+            Entry(
+                name,
+                shape,
+                tuple(f"{hf.replace('{i}', number)}.{leaf}" for hf in names),
+                layout,
+                None if name in own else 0.0,
+            )
+        )
     return result
 
 
@@ -223,7 +252,9 @@ def _norm_layer(shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, numb
         names, layout = TABLES["opt"][module]
         gain = "norm" in module and leaf == "weight"
         hf = tuple(f"{hf.replace('{i}', str(number))}.{leaf}" for hf in names)
-        result.append(Entry(f"norm layer {number}: {name}", shape, hf, layout, NORM_LAYER_GAIN if gain else 0.0))
+        result.append(
+            Entry(f"norm layer {number}: {name}", shape, hf, layout, NORM_LAYER_GAIN if gain else 0.0)
+        )
     return result
 
 
@@ -232,9 +263,13 @@ def check_weights(weights: Iterable[str], shapes: Mapping[str, tuple[int, ...]])
     given = set(weights)
     for name in shapes:
         if name not in given:
-            raise UserError(f"the weights have no tensor {name!r}, which this model configuration needs: is this the checkpoint's own configuration?")
+            raise UserError(
+                f"the weights have no tensor {name!r}, which this model configuration needs: is this the checkpoint's own configuration?"
+            )
     for name in sorted(given - set(shapes)):
-        raise UserError(f"the weights have a tensor {name!r}, which this model configuration has no place for: is this the checkpoint's own configuration?")
+        raise UserError(
+            f"the weights have a tensor {name!r}, which this model configuration has no place for: is this the checkpoint's own configuration?"
+        )
 
 
 class CanonicalWeights(Mapping[str, Tensor]):

@@ -36,13 +36,17 @@ class FathomNorm(nn.Module):
         super().__init__()
         self.epsilon = config.norm_epsilon
         self.weight = nn.Parameter(torch.ones(config.hidden_size))
-        self.bias = nn.Parameter(torch.zeros(config.hidden_size)) if config.normalization == "layernorm" else None
+        self.bias = (
+            nn.Parameter(torch.zeros(config.hidden_size)) if config.normalization == "layernorm" else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bias is not None:
             return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.epsilon)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)).to(x.dtype) * self.weight
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)).to(
+            x.dtype
+        ) * self.weight
 
 
 class FathomAttention(nn.Module):
@@ -52,21 +56,31 @@ class FathomAttention(nn.Module):
         super().__init__()
         self.layer_idx, self.head_dim, self.dropout = layer_idx, config.head_dim, config.attention_dropout
         self.share = config.num_attention_heads // config.num_key_value_heads
-        query, key = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        query, key = (
+            config.num_attention_heads * config.head_dim,
+            config.num_key_value_heads * config.head_dim,
+        )
         self.q_proj = nn.Linear(config.hidden_size, query, bias=config.bias)
         self.k_proj = nn.Linear(config.hidden_size, key, bias=config.bias)
         self.v_proj = nn.Linear(config.hidden_size, key, bias=config.bias)
         self.o_proj = nn.Linear(query, config.hidden_size, bias=config.bias)
 
-    def forward(self, x: Tensor, mask: Tensor | None, rotation: tuple[Tensor, Tensor] | None, cache: Cache | None) -> Tensor:
-        q, k, v = (linear(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for linear in (self.q_proj, self.k_proj, self.v_proj))
+    def forward(
+        self, x: Tensor, mask: Tensor | None, rotation: tuple[Tensor, Tensor] | None, cache: Cache | None
+    ) -> Tensor:
+        q, k, v = (
+            linear(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for linear in (self.q_proj, self.k_proj, self.v_proj)
+        )
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
         k, v = k.repeat_interleave(self.share, dim=1), v.repeat_interleave(self.share, dim=1)
         causal = mask is None and q.shape[2] > 1
-        out_bnsd = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0, is_causal=causal)
+        out_bnsd = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0, is_causal=causal
+        )
         return self.o_proj(out_bnsd.transpose(1, 2).flatten(2))
 
 
@@ -82,7 +96,11 @@ class FathomMLP(nn.Module):
     def __init__(self, config: FathomConfig) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[config.activation]
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.bias) if config.activation in GATED else None
+        self.gate_proj = (
+            nn.Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
+            if config.activation in GATED
+            else None
+        )
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.bias)
 
@@ -100,14 +118,17 @@ class FathomSublayer(nn.Module):
         # Python floats, not buffers: a build on the meta device would leave buffers without values.
         self.c, self.dropout, self.branch = coefficients, config.hidden_dropout, branch
         self.norm_in, self.norm_branch, self.norm_out = (
-            FathomNorm(config) if coefficients[name] else nn.Identity() for name in ("norm_in", "norm_branch", "norm_out")
+            FathomNorm(config) if coefficients[name] else nn.Identity()
+            for name in ("norm_in", "norm_branch", "norm_out")
         )
 
     def forward(self, x: Tensor, layer_input: Tensor, *args: Any) -> Tensor:
         c = self.c
         normed = self.norm_in(x)
         b = self.norm_branch(self.branch(c["input_scale"] * normed, *args))
-        out = c["residual_scale"] * (normed if c["residual_from_norm"] else x) + F.dropout(c["branch_scale"] * b, self.dropout, self.training)
+        out = c["residual_scale"] * (normed if c["residual_from_norm"] else x) + F.dropout(
+            c["branch_scale"] * b, self.dropout, self.training
+        )
         if c["skip_scale"]:
             out = out + c["skip_scale"] * layer_input
         return self.norm_out(out)
@@ -116,12 +137,16 @@ class FathomSublayer(nn.Module):
 class FathomLayer(nn.Module):
     """Attention, then feed-forward."""
 
-    def __init__(self, config: FathomConfig, layer_idx: int, attention: dict[str, Any], mlp: dict[str, Any]) -> None:
+    def __init__(
+        self, config: FathomConfig, layer_idx: int, attention: dict[str, Any], mlp: dict[str, Any]
+    ) -> None:
         super().__init__()
         self.attention = FathomSublayer(config, FathomAttention(config, layer_idx), attention)
         self.mlp = FathomSublayer(config, FathomMLP(config), mlp)
 
-    def forward(self, x: Tensor, mask: Tensor | None, rotation: tuple[Tensor, Tensor] | None, cache: Cache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None, rotation: tuple[Tensor, Tensor] | None, cache: Cache | None
+    ) -> Tensor:
         return self.mlp(self.attention(x, x, mask, rotation, cache), x)
 
 
@@ -152,9 +177,15 @@ class FathomModel(FathomPreTrainedModel):
     def __init__(self, config: FathomConfig) -> None:
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size) if config.position == "learned" else None
+        self.embed_positions = (
+            nn.Embedding(config.max_position_embeddings, config.hidden_size)
+            if config.position == "learned"
+            else None
+        )
         self.embed_norm = FathomNorm(config) if config.embedding_norm else nn.Identity()
-        self.layers = nn.ModuleList([FathomLayer(config, index, *pair) for index, pair in enumerate(config.sublayers())])
+        self.layers = nn.ModuleList(
+            [FathomLayer(config, index, *pair) for index, pair in enumerate(config.sublayers())]
+        )
         self.norm = FathomNorm(config) if config.final_norm else nn.Identity()
         self.gradient_checkpointing = False
         self.post_init()
@@ -186,19 +217,29 @@ class FathomModel(FathomPreTrainedModel):
         start = int(cache.get_seq_length()) if cache is not None else 0
         if position_ids is None:
             position_ids = torch.arange(start, start + x.shape[1], device=x.device).unsqueeze(0)
-            if attention_mask is not None and attention_mask.dim() == 2:  # padding on the left takes no positions
-                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, start : start + x.shape[1]]
+            if (
+                attention_mask is not None and attention_mask.dim() == 2
+            ):  # padding on the left takes no positions
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[
+                    :, start : start + x.shape[1]
+                ]
         if self.embed_positions is not None:
             x = x + self.embed_positions(position_ids)
         x = self.embed_norm(F.dropout(x, self.config.hidden_dropout, self.training))
         mask, rotation = self._mask(attention_mask, start, x), self._rotation(position_ids, x)
         states = [x]
         for layer in self.layers:
-            x = self._gradient_checkpointing_func(layer.__call__, x, mask, rotation, None) if recompute else layer(x, mask, rotation, cache)
+            x = (
+                self._gradient_checkpointing_func(layer.__call__, x, mask, rotation, None)
+                if recompute
+                else layer(x, mask, rotation, cache)
+            )
             states.append(x)
         x = self.norm(x)
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        return BaseModelOutputWithPast(last_hidden_state=x, past_key_values=cache, hidden_states=(*states[:-1], x) if keep else None)
+        return BaseModelOutputWithPast(
+            last_hidden_state=x, past_key_values=cache, hidden_states=(*states[:-1], x) if keep else None
+        )
 
     def _mask(self, attention_mask: Tensor | None, start: int, x: Tensor) -> Tensor | None:
         """True where query [s] may see key [t], [b or 1, 1, s, t]; None where plain causality says it all."""
@@ -223,7 +264,9 @@ class FathomModel(FathomPreTrainedModel):
         if self.config.position != "rotary":
             return None
         dtype, d = torch.promote_types(x.dtype, torch.float32), self.config.head_dim
-        frequencies = 1.0 / self.config.rotary_base ** (torch.arange(0, d, 2, dtype=dtype, device=x.device) / d)
+        frequencies = 1.0 / self.config.rotary_base ** (
+            torch.arange(0, d, 2, dtype=dtype, device=x.device) / d
+        )
         angles = (position_ids[:, None, :, None].to(dtype) * frequencies).repeat(1, 1, 1, 2)
         return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
 
@@ -234,7 +277,11 @@ class FathomForCausalLM(FathomPreTrainedModel, GenerationMixin):
     def __init__(self, config: FathomConfig) -> None:
         super().__init__(config)
         self.model = FathomModel(config)
-        self.lm_head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -264,13 +311,27 @@ class FathomForCausalLM(FathomPreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """labels [b, s]: token ids, shifted inside; -100 is left out of the loss. logits_to_keep: last positions to compute logits for, 0 for all."""
-        out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, output_hidden_states)
+        out = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            output_hidden_states,
+        )
         hidden = out.last_hidden_state
         hidden = hidden[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else hidden[:, logits_to_keep]
         table = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         logits = F.linear(self.config.logit_scale * hidden, table)
-        loss = None if labels is None else self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        result = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values, hidden_states=out.hidden_states)
+        loss = (
+            None
+            if labels is None
+            else self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        )
+        result = CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=out.past_key_values, hidden_states=out.hidden_states
+        )
         return result.to_tuple() if return_dict is False else result
 
 

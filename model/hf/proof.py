@@ -61,18 +61,30 @@ def change(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).abs().max() / b.double().std())
 
 
-def epsilon_effect(weights: Weights, config: ModelConfig, tokens: Tensor, logit_scale: float, fold: Fold) -> float:
+def epsilon_effect(
+    weights: Weights, config: ModelConfig, tokens: Tensor, logit_scale: float, fold: Fold
+) -> float:
     """How far the epsilons of a fold move the logits, in fp64: what separates the export from our model beside rounding. 0 for an exact fold."""
     if not fold.epsilons:
         return 0.0
-    own, folded = (_in_float64(weights, config, tokens, logit_scale, epsilons) for epsilons in ({}, fold.epsilons))
+    own, folded = (
+        _in_float64(weights, config, tokens, logit_scale, epsilons) for epsilons in ({}, fold.epsilons)
+    )
     return change(folded, own)
 
 
-def _in_float64(weights: Weights, config: ModelConfig, tokens: Tensor, logit_scale: float, epsilons: Mapping[str, float] | None = None) -> Tensor:
+def _in_float64(
+    weights: Weights,
+    config: ModelConfig,
+    tokens: Tensor,
+    logit_scale: float,
+    epsilons: Mapping[str, float] | None = None,
+) -> Tensor:
     """Our logits [b, s, v] without rounding, for the very constants that fp32 uses."""
     plan = Plan.of(config).in_float32()
-    return Evaluation(weights, config, logit_scale=logit_scale, dtype=torch.float64, epsilons=epsilons, plan=plan)(tokens)
+    return Evaluation(
+        weights, config, logit_scale=logit_scale, dtype=torch.float64, epsilons=epsilons, plan=plan
+    )(tokens)
 
 
 def load(folder: Path, target: Target) -> Any:
@@ -83,7 +95,9 @@ def load(folder: Path, target: Target) -> Any:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=target == "fathom").eval()
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=target == "fathom"
+        ).eval()
     finally:
         if shown:
             logging.enable_progress_bar()
@@ -138,11 +152,19 @@ def prove(
     allowed = min(max(EXACT_TOLERANCE, 4 * rounding), LIMIT)
     theirs, scale = logits(folder, target, tokens), float(ours.double().std())
     if theirs.shape != ours.shape:
-        raise ProofError(f"the exported {target} model gives logits of shape {tuple(theirs.shape)}, ours {tuple(ours.shape)}: nothing was written")
-    expected = Evaluation(weights, config, logit_scale=logit_scale, epsilons=fold.epsilons)(tokens) if fold.epsilons else plain
+        raise ProofError(
+            f"the exported {target} model gives logits of shape {tuple(theirs.shape)}, ours {tuple(ours.shape)}: nothing was written"
+        )
+    expected = (
+        Evaluation(weights, config, logit_scale=logit_scale, epsilons=fold.epsilons)(tokens)
+        if fold.epsilons
+        else plain
+    )
     for other, tolerance in ((expected, allowed), (ours, min(allowed + effect, LIMIT))):
         proof = Proof(change(theirs, other), tolerance, scale, tokens.numel(), effect, rounding)
         # Not `difference > tolerance`, which a NaN would pass.
         if not proof.difference <= proof.tolerance:
-            raise ProofError(f"the exported {target} model does not compute this model: {proof}; nothing was written")
+            raise ProofError(
+                f"the exported {target} model does not compute this model: {proof}; nothing was written"
+            )
     return proof

@@ -70,7 +70,13 @@ class Evaluation:
         epsilons: Mapping[str, float] | None = None,
         plan: Plan | None = None,
     ) -> None:
-        self.weights, self.config, self.logit_scale, self.dtype, self.epsilons = weights, config, logit_scale, dtype, epsilons or {}
+        self.weights, self.config, self.logit_scale, self.dtype, self.epsilons = (
+            weights,
+            config,
+            logit_scale,
+            dtype,
+            epsilons or {},
+        )
         self.plan = plan or Plan.of(config)
 
     @torch.no_grad()
@@ -83,8 +89,13 @@ class Evaluation:
         x_bsh = self._embed(tokens, start)
         for index, layer in enumerate(self.plan.layers):
             name, given = f"decoder.layers.{index}", x_bsh
-            attention, mlp = partial(self._attention, layer=index, start=start, cache=cache), partial(self._mlp, name=f"{name}.mlp")
-            x_bsh = self._sublayer(x_bsh, given, layer.attention, attention, f"{name}.input_layernorm", f"{name}.self_attention")
+            attention, mlp = (
+                partial(self._attention, layer=index, start=start, cache=cache),
+                partial(self._mlp, name=f"{name}.mlp"),
+            )
+            x_bsh = self._sublayer(
+                x_bsh, given, layer.attention, attention, f"{name}.input_layernorm", f"{name}.self_attention"
+            )
             x_bsh = self._sublayer(x_bsh, given, layer.mlp, mlp, f"{name}.pre_mlp_layernorm", f"{name}.mlp")
         if last_only:
             x_bsh = x_bsh[:, -1:]
@@ -115,15 +126,29 @@ class Evaluation:
         return F.layer_norm(x, x.shape[-1:], gain, self._weight(f"{name}.bias"), epsilon)
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
-        return F.linear(x, self._weight(f"{name}.weight"), self._weight(f"{name}.bias") if self.config.bias else None)
+        return F.linear(
+            x, self._weight(f"{name}.weight"), self._weight(f"{name}.bias") if self.config.bias else None
+        )
 
-    def _sublayer(self, x: Tensor, given: Tensor, c: Sublayer, branch: Callable[[Tensor], Tensor], norm_in: str, prefix: str) -> Tensor:
+    def _sublayer(
+        self,
+        x: Tensor,
+        given: Tensor,
+        c: Sublayer,
+        branch: Callable[[Tensor], Tensor],
+        norm_in: str,
+        prefix: str,
+    ) -> Tensor:
         """One application of the equation in `model/depth/scheme.py`; `given` is the layer's input."""
         normed = self._norm(x, norm_in) if c.norm_in else x
         b = branch(c.input_scale * normed)
         if c.norm_branch:
             b = self._norm(b, f"{prefix}_branch_norm")
-        out = c.residual_scale * (normed if c.residual_from_norm else x) + c.branch_scale * b + c.skip_scale * given
+        out = (
+            c.residual_scale * (normed if c.residual_from_norm else x)
+            + c.branch_scale * b
+            + c.skip_scale * given
+        )
         return self._norm(out, f"{prefix}_output_norm") if c.norm_out else out
 
     def _mlp(self, u: Tensor, name: str) -> Tensor:
@@ -137,12 +162,18 @@ class Evaluation:
     def _attention(self, u: Tensor, layer: int, start: int, cache: Cache | None) -> Tensor:
         config, (b, s, _) = self.config, u.shape
         groups, d, share = config.groups, config.kv_channels, config.num_attention_heads // config.groups
-        qkv = self._linear(u, f"decoder.layers.{layer}.self_attention.linear_qkv").view(b, s, groups, share + 2, d)
+        qkv = self._linear(u, f"decoder.layers.{layer}.self_attention.linear_qkv").view(
+            b, s, groups, share + 2, d
+        )
         q = qkv[:, :, :, :share].reshape(b, s, groups * share, d).transpose(1, 2)
         k, v = (qkv[:, :, :, share + i].transpose(1, 2) for i in range(2))
         if config.position == "rotary":
             angles_sd = self._angles(start, s)
-            q, k = (x * angles_sd.cos() + torch.cat((-x[..., d // 2 :], x[..., : d // 2]), dim=-1) * angles_sd.sin() for x in (q, k))
+            q, k = (
+                x * angles_sd.cos()
+                + torch.cat((-x[..., d // 2 :], x[..., : d // 2]), dim=-1) * angles_sd.sin()
+                for x in (q, k)
+            )
         if cache is not None:
             k, v = cache.extend(layer, k, v)
         k, v = (x.repeat_interleave(share, dim=1) for x in (k, v))
@@ -160,7 +191,9 @@ class Evaluation:
         return torch.outer(torch.arange(start, start + length, dtype=dtype), frequencies).repeat(1, 2)
 
 
-def pick(logits_v: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator) -> int:
+def pick(
+    logits_v: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator
+) -> int:
     """One token id from logits [v]: the largest at temperature 0, else sampled after the top-k and then the top-p (nucleus) cut."""
     if temperature == 0:
         return int(logits_v.argmax())
@@ -195,8 +228,14 @@ def generate(
     Raises UserError on an empty prompt, ids outside the vocabulary or sampling settings out of range.
     """
     checks = (
-        (not ids, "the prompt is empty: give at least one token (the end-of-document token starts a document)"),
-        (any(not 0 <= i < (config.vocab_size or config.padded_vocab) for i in ids), f"the prompt has token ids outside the vocabulary of {config.vocab_size}"),
+        (
+            not ids,
+            "the prompt is empty: give at least one token (the end-of-document token starts a document)",
+        ),
+        (
+            any(not 0 <= i < (config.vocab_size or config.padded_vocab) for i in ids),
+            f"the prompt has token ids outside the vocabulary of {config.vocab_size}",
+        ),
         (temperature < 0, f"temperature={temperature} must be 0 (greedy) or larger"),
         (top_k is not None and top_k < 1, f"top_k={top_k} must be at least 1"),
         (top_p is not None and not 0 < top_p <= 1, f"top_p={top_p} must lie in (0, 1]"),
@@ -206,11 +245,21 @@ def generate(
             raise UserError(message)
     generator = torch.Generator().manual_seed(seed)
     return _continue(
-        Evaluation(weights, config, logit_scale=logit_scale), ids, max_new_tokens, stop_id, lambda logits: pick(logits, temperature, top_k, top_p, generator)
+        Evaluation(weights, config, logit_scale=logit_scale),
+        ids,
+        max_new_tokens,
+        stop_id,
+        lambda logits: pick(logits, temperature, top_k, top_p, generator),
     )
 
 
-def _continue(evaluation: Evaluation, ids: list[int], max_new_tokens: int, stop_id: int | None, choose: Callable[[Tensor], int]) -> Iterator[int]:
+def _continue(
+    evaluation: Evaluation,
+    ids: list[int],
+    max_new_tokens: int,
+    stop_id: int | None,
+    choose: Callable[[Tensor], int],
+) -> Iterator[int]:
     cache, tokens = Cache(), torch.tensor([ids])
     for _ in range(max_new_tokens):
         token = choose(evaluation(tokens, cache, last_only=True)[0, -1])

@@ -38,7 +38,10 @@ def load_proto(path: Path | str) -> Any:
     problems = (
         (trainer.model_type not in (1, 2), "its model type is neither unigram nor bpe"),
         (not trainer.byte_fallback, "it has no byte_fallback"),
-        (bool(normalizer.precompiled_charsmap), f"it normalises text ({normalizer.name}): only the identity keeps text as it is"),
+        (
+            bool(normalizer.precompiled_charsmap),
+            f"it normalises text ({normalizer.name}): only the identity keeps text as it is",
+        ),
         (normalizer.add_dummy_prefix, "it adds a space before the text (add_dummy_prefix)"),
         (normalizer.remove_extra_whitespaces, "it removes spaces (remove_extra_whitespaces)"),
         (not normalizer.escape_whitespaces, "it does not escape spaces"),
@@ -64,8 +67,20 @@ def build(proto: Any) -> Any:
 
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f"[{splits}]"), "isolated")
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_special_tokens([AddedToken(p.piece, normalized=False, special=True) for p in proto.pieces if p.type in (UNKNOWN, CONTROL)])
-    tokenizer.add_tokens([AddedToken(_text(p), normalized=False, special=False) for p in proto.pieces if p.type == USER_DEFINED])
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(p.piece, normalized=False, special=True)
+            for p in proto.pieces
+            if p.type in (UNKNOWN, CONTROL)
+        ]
+    )
+    tokenizer.add_tokens(
+        [
+            AddedToken(_text(p), normalized=False, special=False)
+            for p in proto.pieces
+            if p.type == USER_DEFINED
+        ]
+    )
     return tokenizer
 
 
@@ -86,7 +101,11 @@ def _bpe(proto: Any) -> Any:
     merges = []
     for piece in sorted((p for p in proto.pieces if p.type == NORMAL), key=lambda p: -p.score):
         text = _text(piece)
-        merges += [(text[:cut], text[cut:]) for cut in range(1, len(text)) if text[:cut] in plain and text[cut:] in plain]
+        merges += [
+            (text[:cut], text[cut:])
+            for cut in range(1, len(text))
+            if text[:cut] in plain and text[cut:] in plain
+        ]
     return BPE(vocabulary, merges, unk_token=proto.trainer_spec.unk_piece, fuse_unk=True, byte_fallback=True)
 
 
@@ -95,7 +114,9 @@ def _unigram(proto: Any) -> Any:
     from tokenizers.models import Unigram
 
     lowest = min(piece.score for piece in proto.pieces if piece.type == NORMAL)
-    pieces = [(_text(piece), piece.score if piece.type == NORMAL else 20 * lowest - 1000) for piece in proto.pieces]
+    pieces = [
+        (_text(piece), piece.score if piece.type == NORMAL else 20 * lowest - 1000) for piece in proto.pieces
+    ]
     return Unigram(pieces, unk_id=proto.trainer_spec.unk_id, byte_fallback=True)
 
 
@@ -103,7 +124,12 @@ def _split_characters(proto: Any) -> str:
     """Characters of control and byte pieces that no normal piece has. Each is unknown wherever it stands, so cutting the text around it changes
     nothing but that "<0x0A>" is no longer found as a byte piece in a vocabulary without "<"."""
     known = {character for piece in proto.pieces if piece.type == NORMAL for character in _text(piece)}
-    special = {character for piece in proto.pieces if piece.type in (UNKNOWN, CONTROL, BYTE) for character in piece.piece}
+    special = {
+        character
+        for piece in proto.pieces
+        if piece.type in (UNKNOWN, CONTROL, BYTE)
+        for character in piece.piece
+    }
     return "".join(f"\\x{{{ord(character):x}}}" for character in sorted(special - known))
 
 
@@ -168,16 +194,22 @@ def copy_tokenizer(source: Path, folder: Path, vocab_size: int) -> dict[str, int
 
     names = [name for name in COPIED if (source / name).is_file()]
     if "tokenizer_config.json" not in names:
-        raise UserError(f"tokenizer {source} is no folder with a tokenizer_config.json: name a Hugging Face folder, auto or none")
+        raise UserError(
+            f"tokenizer {source} is no folder with a tokenizer_config.json: name a Hugging Face folder, auto or none"
+        )
     for name in names:
         shutil.copyfile(source / name, folder / name)
     try:
         loaded = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"tokenizer {source} cannot be loaded by transformers: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"tokenizer {source} cannot be loaded by transformers: {str(error).splitlines()[0]}"
+        ) from error
     largest = max(loaded.get_vocab().values())
     if largest >= vocab_size:
-        raise UserError(f"tokenizer {source} has a token with id {largest}, but model.vocab_size={vocab_size}: is it the tokenizer of this model?")
+        raise UserError(
+            f"tokenizer {source} has a token with id {largest}, but model.vocab_size={vocab_size}: is it the tokenizer of this model?"
+        )
     return {key: getattr(loaded, key) for key in SPECIAL}
 
 
@@ -192,7 +224,10 @@ def prove(model_path: Path | str, folder: Path, texts: Iterable[str] = (), trust
     from sentencepiece import SentencePieceProcessor
     from transformers import AutoTokenizer
 
-    ours, fast = SentencePieceProcessor(model_file=str(model_path)), AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    ours, fast = (
+        SentencePieceProcessor(model_file=str(model_path)),
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=trust),
+    )
     what = f"the fast tokenizer made of {model_path}"
     size, unigram = ours.get_piece_size(), load_proto(model_path).trainer_spec.model_type == 1
     if len(fast) != size:
@@ -202,11 +237,15 @@ def prove(model_path: Path | str, folder: Path, texts: Iterable[str] = (), trust
         expected, got = reference_ids(ours, text), fast.encode(text, verbose=False)
         decoded, wanted = fast.decode(expected), ours.decode(expected)
         if decoded != wanted:
-            raise UserError(f"{what} decodes the ids of {text!r} to {decoded!r}, SentencePiece to {wanted!r}; the export is refused")
+            raise UserError(
+                f"{what} decodes the ids of {text!r} to {decoded!r}, SentencePiece to {wanted!r}; the export is refused"
+            )
         if expected == got:
             continue
         if not unigram or not _tie(ours, expected, got):
-            raise UserError(f"{what} gives other ids than SentencePiece for {text!r}: {_difference(expected, got)}; the export is refused")
+            raise UserError(
+                f"{what} gives other ids than SentencePiece for {text!r}: {_difference(expected, got)}; the export is refused"
+            )
         ties += 1
     return ties
 
@@ -226,7 +265,10 @@ def _tie(ours: Any, expected: list[int], got: list[int]) -> bool:
 
 
 def _difference(expected: list[int], got: list[int]) -> str:
-    at = next((i for i, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b), min(len(expected), len(got)))
+    at = next(
+        (i for i, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b),
+        min(len(expected), len(got)),
+    )
     return f"from position {at}, {got[at : at + 8]} instead of {expected[at : at + 8]}"
 
 
@@ -297,16 +339,31 @@ def fuzz(pieces: list[str], count: int = 600, seed: int = 0) -> Iterator[str]:
     Unicode, and random joins of a tokenizer's own pieces, which reach merges that ordinary text does not. The same for the same pieces and seed."""
     yield from FIXED
     rng = random.Random(seed)
-    whitespace, words = [" ", "  ", "\n", "\t", "\r", "\x0b", "\u00a0", "\u2028"], [piece.replace(SPACE_MARK, " ") for piece in pieces]
+    whitespace, words = (
+        [" ", "  ", "\n", "\t", "\r", "\x0b", "\u00a0", "\u2028"],
+        [piece.replace(SPACE_MARK, " ") for piece in pieces],
+    )
     for _ in range(count):
         kind, length = rng.randrange(4), rng.randrange(1, 60)
         if kind == 0:
             yield "".join(rng.choice(words) for _ in range(length))
         elif kind == 1:
-            yield "".join(rng.choice(whitespace) if rng.random() < 0.5 else rng.choice(words) for _ in range(length))
+            yield "".join(
+                rng.choice(whitespace) if rng.random() < 0.5 else rng.choice(words) for _ in range(length)
+            )
         elif kind == 2:
             yield "".join(
-                chr(rng.choice([rng.randrange(0x80), rng.randrange(0x250), rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)])) for _ in range(length)
+                chr(
+                    rng.choice(
+                        [
+                            rng.randrange(0x80),
+                            rng.randrange(0x250),
+                            rng.randrange(0xD800),
+                            rng.randrange(0xE000, 0x110000),
+                        ]
+                    )
+                )
+                for _ in range(length)
             )
         else:
             alphabet = rng.sample(sorted(set("".join(words))), 3)

@@ -42,7 +42,9 @@ class Shared:
         self.guarded: defaultdict[Kind, set[int]] = defaultdict(set)
         self.trusted = False
 
-    def __call__(self, layer: DepthLayer, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self, layer: DepthLayer, hidden_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
         """The layer's forward pass."""
         if not self.trusted:
             self.guarded[hidden_states.shape, hidden_states.dtype].add(layer.layer_number)
@@ -56,9 +58,13 @@ def _without_guards(stack: Any, shared: Shared) -> None:
 
     @functools.wraps(forward)
     def run(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-        x_sbh: Tensor = hidden_states if stack.pre_process else stack.input_tensor  # as the block itself chooses
+        x_sbh: Tensor = (
+            hidden_states if stack.pre_process else stack.input_tensor
+        )  # as the block itself chooses
         # Where the input has no gradient, the first layer is another compilation than the rest.
-        shared.trusted = x_sbh.requires_grad and len(shared.guarded[x_sbh.shape, x_sbh.dtype]) == len(stack.layers)
+        shared.trusted = x_sbh.requires_grad and len(shared.guarded[x_sbh.shape, x_sbh.dtype]) == len(
+            stack.layers
+        )
         try:
             with torch.compiler.set_stance(skip_guard_eval_unsafe=shared.trusted):
                 return forward(hidden_states, *args, **kwargs)
@@ -77,9 +83,13 @@ def compile_layers(chunks: Iterable[Any], *, backend: str | Callable[..., Any] =
     chunks = list(chunks)
     layers: list[DepthLayer] = [layer for chunk in chunks for layer in chunk.decoder.layers]
     if backend == "inductor" and not torch.cuda.is_available() and not any(map(shutil.which, COMPILERS)):
-        raise UserError("train.compile=true needs a C++ compiler on a machine without GPUs: install g++ (apt-get install g++) or set train.compile=false")
+        raise UserError(
+            "train.compile=true needs a C++ compiler on a machine without GPUs: install g++ (apt-get install g++) or set train.compile=false"
+        )
     function = torch.compile(_forward, fullgraph=True, dynamic=False, backend=backend)
-    varying = {layer.plan.attention.input_scale for layer in layers} | {layer.plan.mlp.input_scale for layer in layers}
+    varying = {layer.plan.attention.input_scale for layer in layers} | {
+        layer.plan.mlp.input_scale for layer in layers
+    }
     for stack in (chunk.decoder for chunk in chunks):
         shared = Shared(function)
         for layer in stack.layers:
@@ -96,7 +106,12 @@ def compile_joins(chunks: Iterable[Any], *, backend: str | Callable[..., Any] = 
     Returns the number of joins that had more than one operation; the others stay as they are, and with none nothing is compiled.
     Raises ValueError for more sets of coefficients than PyTorch compiles one function for.
     """
-    joins = [part for chunk in chunks for part in chunk.modules() if isinstance(part, ResidualJoin) and part.kernels > 1]
+    joins = [
+        part
+        for chunk in chunks
+        for part in chunk.modules()
+        if isinstance(part, ResidualJoin) and part.kernels > 1
+    ]
     kinds = {(part.residual_scale, part.branch_scale, part.skip_scale) for part in joins}
     if len(kinds) >= RECOMPILES:
         raise ValueError(f"{len(kinds)} sets of residual coefficients: each would be compiled by itself")

@@ -30,7 +30,11 @@ class DepthLayerSubmodules(TransformerLayerSubmodules):
     mlp_output_norm: ModuleSpec | type = IdentityOp
 
 
-EXTRA_NORMS = tuple(f"{part}_{place}_norm" for part in ("self_attention", "cross_attention", "mlp") for place in ("branch", "output"))
+EXTRA_NORMS = tuple(
+    f"{part}_{place}_norm"
+    for part in ("self_attention", "cross_attention", "mlp")
+    for place in ("branch", "output")
+)
 
 
 class DepthLayer(TransformerLayer):
@@ -59,7 +63,13 @@ class DepthLayer(TransformerLayer):
             spec = getattr(submodules, name)
             self.norms[name] = spec is not IdentityOp
             if self.norms[name]:
-                setattr(self, name, build_module(spec, config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon))
+                setattr(
+                    self,
+                    name,
+                    build_module(
+                        spec, config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon
+                    ),
+                )
         # A first linear layer that norms its input itself hands the normed input over where the residual is taken from there.
         self.normed_by_qkv = hasattr(self.self_attention.linear_qkv, "take_normed")
         self.normed_by_fc1 = hasattr(self.mlp.linear_fc1, "take_normed")
@@ -67,19 +77,31 @@ class DepthLayer(TransformerLayer):
         if self.has_cross:
             self.cross_attention_join = ResidualJoin(plan.cross, self.hidden_dropout)
         self.mlp_join = ResidualJoin(plan.mlp, self.hidden_dropout)
-        self.input_scales: dict[str, float | Tensor] = {"attention": plan.attention.input_scale, "cross": plan.cross.input_scale, "mlp": plan.mlp.input_scale}
+        self.input_scales: dict[str, float | Tensor] = {
+            "attention": plan.attention.input_scale,
+            "cross": plan.cross.input_scale,
+            "mlp": plan.mlp.input_scale,
+        }
         self.scaled = {part for part, scale in self.input_scales.items() if scale != 1.0}
         self.compiled: Callable[..., tuple[Tensor, Tensor | None]] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The forward pass, compiled where `model/layers/compiled.py` said so and nobody listens: hooks and evaluation get the layer as it is."""
-        if self.compiled is None or not self.training or self._forward_hooks or self._forward_pre_hooks or not torch.is_grad_enabled():
+        if (
+            self.compiled is None
+            or not self.training
+            or self._forward_hooks
+            or self._forward_pre_hooks
+            or not torch.is_grad_enabled()
+        ):
             return super().__call__(*args, **kwargs)
         return self.compiled(self, *args, **kwargs)
 
     def scales_as_tensors(self) -> None:
         """Holds input scales as scalars of tensors, which one compiled function can take from many layers; a number would be compiled in."""
-        self.input_scales = {part: torch.tensor(scale, dtype=torch.float64) for part, scale in self.input_scales.items()}
+        self.input_scales = {
+            part: torch.tensor(scale, dtype=torch.float64) for part, scale in self.input_scales.items()
+        }
         self.scaled = set(self.input_scales)
 
     def forward(  # type: ignore[override]
@@ -102,8 +124,12 @@ class DepthLayer(TransformerLayer):
         stream = self._leave("self_attention", residual, branch, bias, layer_input)
 
         if self.has_cross:
-            branch_input, residual = self._enter("cross", self.plan.cross, self.pre_cross_attn_layernorm, stream)
-            branch, bias = self.cross_attention(branch_input, attention_mask=context_mask, key_value_states=context)
+            branch_input, residual = self._enter(
+                "cross", self.plan.cross, self.pre_cross_attn_layernorm, stream
+            )
+            branch, bias = self.cross_attention(
+                branch_input, attention_mask=context_mask, key_value_states=context
+            )
             stream = self._leave("cross_attention", residual, branch, bias, layer_input)
 
         branch_input, residual = self._enter("mlp", self.plan.mlp, self.pre_mlp_layernorm, stream)
@@ -123,10 +149,15 @@ class DepthLayer(TransformerLayer):
             branch_input = branch_input * self.input_scales[part]
         return branch_input, residual
 
-    def _leave(self, part: str, residual: Tensor, branch: Tensor, bias: Tensor | None, layer_input: Tensor) -> Tensor:
+    def _leave(
+        self, part: str, residual: Tensor, branch: Tensor, bias: Tensor | None, layer_input: Tensor
+    ) -> Tensor:
         """The new stream [s, b, h]: branch norm, join, output norm."""
         if self.norms[f"{part}_branch_norm"]:
-            branch, bias = getattr(self, f"{part}_branch_norm")(branch if bias is None else branch + bias), None
+            branch, bias = (
+                getattr(self, f"{part}_branch_norm")(branch if bias is None else branch + bias),
+                None,
+            )
         stream = getattr(self, f"{part}_join")(residual, branch, bias, layer_input)
         if self.norms[f"{part}_output_norm"]:
             stream = getattr(self, f"{part}_output_norm")(stream)

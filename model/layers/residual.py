@@ -12,7 +12,13 @@ from model.depth.scheme import Sublayer
 
 
 def join(
-    residual: Tensor | None, branch: Tensor, bias: Tensor | None, layer_input: Tensor | None, residual_scale: float, branch_scale: float, skip_scale: float
+    residual: Tensor | None,
+    branch: Tensor,
+    bias: Tensor | None,
+    layer_input: Tensor | None,
+    residual_scale: float,
+    branch_scale: float,
+    skip_scale: float,
 ) -> Tensor:
     """residual_scale R + branch_scale (b + bias) + skip_scale x_layer, [s, b, h]. residual and layer_input are None where their factor is 0."""
     if bias is not None:
@@ -62,7 +68,11 @@ class ResidualJoin(nn.Module):
     def kernels(self) -> int:
         """Operations on whole activations that an uncompiled join without bias takes; each reads and writes memory that one kernel would touch once."""
         reads = (self.residual_scale != 0.0) + (self.skip_scale != 0.0)
-        return reads + (self.residual_scale not in (0.0, 1.0)) + (self.residual_scale == 0.0 and self.branch_scale != 1.0)
+        return (
+            reads
+            + (self.residual_scale not in (0.0, 1.0))
+            + (self.residual_scale == 0.0 and self.branch_scale != 1.0)
+        )
 
     def extra_repr(self) -> str:
         """Coefficients, for printing a model."""

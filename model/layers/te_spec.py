@@ -20,7 +20,11 @@ from megatron.core.extensions.transformer_engine import (
     TENorm,
     TERowParallelLinear,
 )
-from megatron.core.transformer.attention import CrossAttention, CrossAttentionSubmodules, SelfAttentionSubmodules
+from megatron.core.transformer.attention import (
+    CrossAttention,
+    CrossAttentionSubmodules,
+    SelfAttentionSubmodules,
+)
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -88,7 +92,9 @@ class TERow(TERowParallelLinear):
 class TEAttention(TEDotProductAttention):
     """Core attention through Transformer Engine, which picks cuDNN's fused kernel, flash attention or its own by what the device has."""
 
-    def __init__(self, config: Any, layer_number: int, attn_mask_type: AttnMaskType, attention_type: str, **kwargs: Any) -> None:
+    def __init__(
+        self, config: Any, layer_number: int, attn_mask_type: AttnMaskType, attention_type: str, **kwargs: Any
+    ) -> None:
         super().__init__(config, layer_number, attn_mask_type, attention_type, **kwargs)
         self.mask_type = attn_mask_type
         if not self.attention_dropout:
@@ -96,12 +102,16 @@ class TEAttention(TEDotProductAttention):
             for backend in (self.flash_attention, self.fused_attention, self.unfused_attention):
                 backend.attention_dropout_ctx = contextlib.nullcontext
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> Tensor:
         """query: [s, b, heads, d]; key, value: [t, b, groups, d]; attention_mask: True hides, read by the padding mask type only.
 
         Returns [s, b, heads d].
         """
-        return super().forward(query, key, value, attention_mask, **{"attn_mask_type": self.mask_type} | kwargs)
+        return super().forward(
+            query, key, value, attention_mask, **{"attn_mask_type": self.mask_type} | kwargs
+        )
 
 
 def _norm(present: bool) -> type:
@@ -141,7 +151,9 @@ def te_layer_spec(plan: Layer, *, causal: bool = True, cross: bool = False) -> M
         submodules.cross_attention = ModuleSpec(
             module=CrossAttention,
             params={"attn_mask_type": AttnMaskType.no_mask},
-            submodules=CrossAttentionSubmodules(linear_q=TEColumn, linear_kv=TEColumn, core_attention=TEAttention, linear_proj=TERow),
+            submodules=CrossAttentionSubmodules(
+                linear_q=TEColumn, linear_kv=TEColumn, core_attention=TEAttention, linear_proj=TERow
+            ),
         )
         submodules.cross_attention_branch_norm = _norm(plan.cross.norm_branch)
         submodules.cross_attention_output_norm = _norm(plan.cross.norm_out)

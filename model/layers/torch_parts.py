@@ -33,7 +33,11 @@ class Norm(nn.Module):
         self.shape = (hidden_size,)
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        self.bias = nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype)) if config.normalization == "LayerNorm" else None
+        self.bias = (
+            nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype))
+            if config.normalization == "LayerNorm"
+            else None
+        )
         for parameter in self.parameters():
             parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
@@ -52,7 +56,9 @@ class ColumnLinear(ColumnParallelLinear):
 
     adds_bias = True
 
-    def forward(self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """input_: [s, b, in] -> ([s, b, out / TP], bias if it is left to the caller)."""
         if self.tp_group.size() > 1:
             return super().forward(input_, weight, runtime_gather_output)
@@ -80,16 +86,27 @@ class SdpaAttention(MegatronModule):
     Stands where Megatron-core's unfused DotProductAttention would. Raises ValueError for context parallelism, which it does not have.
     """
 
-    def __init__(self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType, attention_type: str, **unused: Any) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        **unused: Any,
+    ) -> None:
         super().__init__(config=config)
         if config.context_parallel_size > 1:
-            raise ValueError("context parallelism needs Transformer Engine's attention: set parallel.context=1")
+            raise ValueError(
+                "context parallelism needs Transformer Engine's attention: set parallel.context=1"
+            )
         self.causal = attn_mask_type == AttnMaskType.causal
         self.dropout = config.attention_dropout
         # Inside a sequence-parallel block the model-parallel random stream is already in force.
         self.fork_rng = bool(config.attention_dropout) and not config.sequence_parallel
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **unused: Any) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **unused: Any
+    ) -> Tensor:
         """query: [s, b, heads, d]; key, value: [t, b, groups, d]; attention_mask: True hides, broadcastable to [b, heads, s, t].
 
         Returns [s, b, heads d].
@@ -131,7 +148,12 @@ class LocalSelfAttention(SelfAttention):
         self.linear_qkv.adds_bias = False
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, rotary_pos_emb: Tensor | None = None, **unused: Any
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        rotary_pos_emb: Tensor | None = None,
+        **unused: Any,
     ) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         """hidden_states: [s, b, h] (or [s / TP, b, h] under sequence parallelism); rotary_pos_emb: a `rotary_table`.
 
@@ -150,7 +172,9 @@ class LocalSelfAttention(SelfAttention):
             cos, sin = rotary_pos_emb.chunk(2, dim=-1)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if self.checkpoint_core_attention and self.training:
-            context = tensor_parallel.checkpoint(self.core_attention, False, query, key, value, attention_mask)
+            context = tensor_parallel.checkpoint(
+                self.core_attention, False, query, key, value, attention_mask
+            )
         else:
             context = self.core_attention(query, key, value, attention_mask)
         return self.linear_proj(context)
@@ -166,7 +190,9 @@ class LocalMLP(MLP):
         super().__init__(config, MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear))
         self.linear_fc1.adds_bias = False
 
-    def forward(self, hidden_states: Tensor, per_token_scale: Tensor | None = None, **unused: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, hidden_states: Tensor, per_token_scale: Tensor | None = None, **unused: Any
+    ) -> tuple[Tensor, Tensor | None]:
         """hidden_states: [s, b, h] (or [s / TP, b, h] under sequence parallelism). Returns the same shape, and the bias if it is left to the caller."""
         inner, bias = self.linear_fc1(hidden_states)
         if bias is not None:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from megatron.core.transformer.attention import CrossAttention, CrossAttentionSubmodules, SelfAttentionSubmodules
+from megatron.core.transformer.attention import (
+    CrossAttention,
+    CrossAttentionSubmodules,
+    SelfAttentionSubmodules,
+)
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 
 from model.depth.scheme import Layer
 from model.layers.layer import DepthLayer, DepthLayerSubmodules
-from model.layers.torch_parts import ColumnLinear, LocalMLP, LocalSelfAttention, Norm, RowLinear, SdpaAttention
+from model.layers.torch_parts import (
+    ColumnLinear,
+    LocalMLP,
+    LocalSelfAttention,
+    Norm,
+    RowLinear,
+    SdpaAttention,
+)
 
 
 def _norm(present: bool) -> type:
@@ -23,7 +34,9 @@ def local_layer_spec(plan: Layer, *, causal: bool = True, cross: bool = False) -
         self_attention=ModuleSpec(
             module=LocalSelfAttention,
             params={"attn_mask_type": AttnMaskType.causal if causal else AttnMaskType.padding},
-            submodules=SelfAttentionSubmodules(linear_qkv=ColumnLinear, core_attention=SdpaAttention, linear_proj=RowLinear),
+            submodules=SelfAttentionSubmodules(
+                linear_qkv=ColumnLinear, core_attention=SdpaAttention, linear_proj=RowLinear
+            ),
         ),
         self_attention_branch_norm=_norm(plan.attention.norm_branch),
         self_attention_output_norm=_norm(plan.attention.norm_out),
@@ -37,7 +50,12 @@ def local_layer_spec(plan: Layer, *, causal: bool = True, cross: bool = False) -
         submodules.cross_attention = ModuleSpec(
             module=CrossAttention,
             params={"attn_mask_type": AttnMaskType.padding},
-            submodules=CrossAttentionSubmodules(linear_q=ColumnLinear, linear_kv=ColumnLinear, core_attention=SdpaAttention, linear_proj=RowLinear),
+            submodules=CrossAttentionSubmodules(
+                linear_q=ColumnLinear,
+                linear_kv=ColumnLinear,
+                core_attention=SdpaAttention,
+                linear_proj=RowLinear,
+            ),
         )
         submodules.cross_attention_branch_norm = _norm(plan.cross.norm_branch)
         submodules.cross_attention_output_norm = _norm(plan.cross.norm_out)

@@ -65,7 +65,10 @@ def named_parameters(chunk: nn.Module, tensor_rank: int, tensor_size: int) -> It
     for local, parameter in chunk.named_parameters():
         copy = local == "output_layer.weight" and bool(chunk.share_embeddings_and_output_weights)
         yield NamedParameter(
-            WORD_EMBEDDING if copy else canonical_name(local, offset), parameter, _shard(local, parameter, chunk, tensor_rank, tensor_size), copy
+            WORD_EMBEDDING if copy else canonical_name(local, offset),
+            parameter,
+            _shard(local, parameter, chunk, tensor_rank, tensor_size),
+            copy,
         )
 
 

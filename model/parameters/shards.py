@@ -63,5 +63,7 @@ def _blocks(full: Tensor, shard: Shard) -> Tensor:
     dim = shard.dim or 0
     size = full.shape[dim]
     if size % (shard.stride * shard.count):
-        raise ValueError(f"dimension {dim} of a tensor of shape {tuple(full.shape)} does not divide into {shard.stride} x {shard.count} parts")
+        raise ValueError(
+            f"dimension {dim} of a tensor of shape {tuple(full.shape)} does not divide into {shard.stride} x {shard.count} parts"
+        )
     return full.unflatten(dim, (shard.stride, shard.count, size // (shard.stride * shard.count)))

@@ -21,7 +21,9 @@ def parameter_shapes(config: ModelConfig) -> Shapes:
     scheme = SCHEMES[config.scheme]
     hidden = config.hidden_size
     if config.vocab_size is None:
-        raise UserError("model.vocab_size is not known: set it, or prepare the data, whose tokenizer gives it")
+        raise UserError(
+            "model.vocab_size is not known: set it, or prepare the data, whose tokenizer gives it"
+        )
     yield "embedding.word_embeddings.weight", (config.padded_vocab, hidden)
     if config.position == "learned":
         if config.max_position_embeddings is None:

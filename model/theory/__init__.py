@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from model.theory.correlation import correlation_map, fixed_point, product_moment, relu_kappa, second_moment, slope_moment, stream_correlation, zipf_correlation
+from model.theory.correlation import (
+    correlation_map,
+    fixed_point,
+    product_moment,
+    relu_kappa,
+    second_moment,
+    slope_moment,
+    stream_correlation,
+    zipf_correlation,
+)
 from model.theory.laws import (
     b2t_factor,
     deepscale_gradient_bound,
@@ -13,7 +22,14 @@ from model.theory.laws import (
     spannorm_factor,
 )
 from model.theory.propagation import LayerSignal, Stream, propagate
-from model.theory.recursion import PlannedLayer, Sizes, bidirectional_attention, causal_attention, deepscale_plan, published_attention
+from model.theory.recursion import (
+    PlannedLayer,
+    Sizes,
+    bidirectional_attention,
+    causal_attention,
+    deepscale_plan,
+    published_attention,
+)
 from model.weights.prediction import predict
 
 __all__ = [

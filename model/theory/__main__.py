@@ -8,7 +8,15 @@ from model.config import ModelConfig
 from model.depth.scheme import SCHEMES
 from model.weights.prediction import predict
 
-COLUMNS = ("scheme", "options", "base init", "variance, first layer", "variance, last", "token correlation, last", "late gradient, first / last")
+COLUMNS = (
+    "scheme",
+    "options",
+    "base init",
+    "variance, first layer",
+    "variance, last",
+    "token correlation, last",
+    "late gradient, first / last",
+)
 # Options worth a row of their own beside the defaults.
 VARIANTS: dict[str, list[dict[str, float | bool]]] = {
     "post_ln": [{}, {"rescale": True}],
@@ -17,7 +25,14 @@ VARIANTS: dict[str, list[dict[str, float | bool]]] = {
 }
 
 
-def signal_table(layers: int, hidden: int = 512, heads: int = 8, vocab: int = 32000, seq_length: int = 1024, dropout: float = 0.0) -> str:
+def signal_table(
+    layers: int,
+    hidden: int = 512,
+    heads: int = 8,
+    vocab: int = 32000,
+    seq_length: int = 1024,
+    dropout: float = 0.0,
+) -> str:
     """Markdown table of `predict` for every scheme at its own initialisation (GELU feed-forward, learned positions, Zipf tokens)."""
     rows = [COLUMNS, tuple("---" for _ in COLUMNS)]
     for name, scheme in SCHEMES.items():
@@ -35,7 +50,12 @@ def signal_table(layers: int, hidden: int = 512, heads: int = 8, vocab: int = 32
             signals = predict(config, seq_length)
             first, last = signals[0], signals[-1]
             chosen = ", ".join(f"{key}={value}" for key, value in {**scheme.options, **options}.items())
-            numbers = (first.forward_variance, last.forward_variance, last.token_correlation, first.grad_variance_late)
+            numbers = (
+                first.forward_variance,
+                last.forward_variance,
+                last.token_correlation,
+                first.grad_variance_late,
+            )
             rows.append((name, chosen or "-", scheme.base, *(f"{number:.3g}" for number in numbers)))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
@@ -43,7 +63,13 @@ def signal_table(layers: int, hidden: int = 512, heads: int = 8, vocab: int = 32
 def main() -> None:
     """Prints the table for the sizes on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("layers", 192), ("hidden", 512), ("heads", 8), ("vocab", 32000), ("seq-length", 1024)):
+    for name, default in (
+        ("layers", 192),
+        ("hidden", 512),
+        ("heads", 8),
+        ("vocab", 32000),
+        ("seq-length", 1024),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dropout", type=float, default=0.0)
     print(signal_table(**vars(parser.parse_args())), end="")

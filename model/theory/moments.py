@@ -35,7 +35,9 @@ def linear(mean: float, variance: float, correlation: float, fan_in: int, weight
     return Moments(0.0, gain * (variance + mean**2), gain * (mean**2 + correlation * variance))
 
 
-def linear_gradient(gradient: float, gradient_correlation: float, fan_out: int, weight_variance: float) -> GradientMoments:
+def linear_gradient(
+    gradient: float, gradient_correlation: float, fan_out: int, weight_variance: float
+) -> GradientMoments:
     """Gradient at the input of y = W x, W: [fan_out, fan_in]."""
     gain = fan_out * weight_variance * gradient
     return GradientMoments(gain, gradient_correlation * gain)
@@ -60,7 +62,9 @@ def relu(variance: float, correlation: float) -> Moments:
 
 def relu_gradient(gradient: float, gradient_correlation: float, correlation: float) -> GradientMoments:
     """Gradient at the input of max(x, 0), whose inputs have token correlation `correlation`."""
-    return GradientMoments(gradient / 2, gradient_correlation * gradient * (0.25 + math.asin(correlation) / (2 * math.pi)))
+    return GradientMoments(
+        gradient / 2, gradient_correlation * gradient * (0.25 + math.asin(correlation) / (2 * math.pi))
+    )
 
 
 def gelu(variance: float, correlation: float) -> Moments:
@@ -74,7 +78,9 @@ def gelu(variance: float, correlation: float) -> Moments:
     return Moments(mean, own, product - mean**2)
 
 
-def gelu_gradient(variance: float, correlation: float, gradient: float, gradient_correlation: float) -> GradientMoments:
+def gelu_gradient(
+    variance: float, correlation: float, gradient: float, gradient_correlation: float
+) -> GradientMoments:
     """Gradient at the input of x Phi(x), whose inputs have variance `variance` and token correlation `correlation`."""
 
     def overlap(r: float) -> float:
@@ -115,7 +121,15 @@ def softmax_gradient(variance: float, correlation: float, length: int, gradient:
     return gradient * (softmax(variance, correlation, length).variance + 1 / length**2)
 
 
-def attention_head(variance: float, correlation: float, width: int, length: int, qk_product: float, v_variance: float, p: float) -> Moments:
+def attention_head(
+    variance: float,
+    correlation: float,
+    width: int,
+    length: int,
+    qk_product: float,
+    v_variance: float,
+    p: float,
+) -> Moments:
     """One bidirectional attention head without its output projection, from the stream [length, width].
 
     qk_product: variance of a query weight times variance of a key weight; v_variance: variance of a value weight; p: dropout on the
@@ -130,7 +144,9 @@ def attention_head(variance: float, correlation: float, width: int, length: int,
     return Moments(0.0, d * v_variance * own, d * v_variance * across)
 
 
-def attention_head_gradient(gradient: float, gradient_correlation: float, head_width: int, length: int, v_variance: float, p: float) -> GradientMoments:
+def attention_head_gradient(
+    gradient: float, gradient_correlation: float, head_width: int, length: int, v_variance: float, p: float
+) -> GradientMoments:
     """Gradient at the stream under one bidirectional head, through the values only.
 
     The path through queries and keys is missing from this form: where score variance is of order 1 the true gradient is larger, several

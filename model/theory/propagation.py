@@ -39,7 +39,9 @@ class Stream:
 
     def plus(self, other: Stream) -> Stream:
         """Moments of the sum with an independent stream."""
-        return Stream(self.variance + other.variance, self.covariance + other.covariance, self.late + other.late)
+        return Stream(
+            self.variance + other.variance, self.covariance + other.covariance, self.late + other.late
+        )
 
     def normed(self, apply: bool = True) -> Stream:
         """Moments after a norm, which divides every token by its own size and leaves a stream of zeros alone."""
@@ -66,7 +68,10 @@ def attention_branch(u: Stream, weights: WeightVariances, sizes: Sizes, attentio
     gain = sizes.hidden * weights["v"] * sizes.inner * weights["o"]
     score_variance = sizes.hidden**2 * weights["q"] * weights["k"] * u.variance**2
     out = attention(u.correlation, score_variance)
-    return Branch(Stream(out.second, out.covariance, out.late).times(gain * u.variance), gain * (out.late_value + out.late_query))
+    return Branch(
+        Stream(out.second, out.covariance, out.late).times(gain * u.variance),
+        gain * (out.late_value + out.late_query),
+    )
 
 
 def feed_forward_branch(u: Stream, weights: WeightVariances, sizes: Sizes) -> Branch:
@@ -77,7 +82,9 @@ def feed_forward_branch(u: Stream, weights: WeightVariances, sizes: Sizes) -> Br
         product_moment(sizes.activation, pre, u.correlation),
         second_moment(sizes.activation, pre_late),
     )
-    backward = sizes.hidden * weights["fc2"] * sizes.ffn * weights["fc1"] * slope_moment(sizes.activation, pre_late)
+    backward = (
+        sizes.hidden * weights["fc2"] * sizes.ffn * weights["fc1"] * slope_moment(sizes.activation, pre_late)
+    )
     return Branch(output.times(sizes.ffn * weights["fc2"]), backward)
 
 
@@ -103,7 +110,9 @@ def _inverse(variance: float, apply: bool) -> float:
     return 1 / variance if apply and variance else 1.0
 
 
-def sublayer_step(x: Stream, layer_input: Stream, layer_share: float, plan: Sublayer, law: BranchLaw, p: float) -> Step:
+def sublayer_step(
+    x: Stream, layer_input: Stream, layer_share: float, plan: Sublayer, law: BranchLaw, p: float
+) -> Step:
     """The sublayer equation of `model/depth/scheme.py` on moments. layer_share: amplitude of the layer's input in x; p: dropout on the branch."""
     entered = x.normed(plan.norm_in)
     branch = law(entered.times(plan.input_scale**2))
@@ -138,7 +147,10 @@ def backward_factor(steps: Sequence[Step]) -> float:
         amplitude, independent = amplitude * math.sqrt(step.norm), independent * step.norm
         skipped += step.skip * amplitude
         total = amplitude**2 + independent
-        amplitude, independent = amplitude * step.residual, independent * step.residual**2 + total * step.branch_gain
+        amplitude, independent = (
+            amplitude * step.residual,
+            independent * step.residual**2 + total * step.branch_gain,
+        )
     return (amplitude + skipped) ** 2 + independent
 
 
@@ -173,7 +185,14 @@ def propagate(
     for number, (layer, weight) in enumerate(zip(plan, weights, strict=True), start=1):
         attend = partial(attention_branch, weights=weight, sizes=sizes, attention=attention)
         attended = sublayer_step(stream, stream, 1.0, layer.attention, attend, p)
-        after = sublayer_step(attended.stream, stream, attended.layer_share, layer.mlp, partial(feed_forward_branch, weights=weight, sizes=sizes), p)
+        after = sublayer_step(
+            attended.stream,
+            stream,
+            attended.layer_share,
+            layer.mlp,
+            partial(feed_forward_branch, weights=weight, sizes=sizes),
+            p,
+        )
         stream = after.stream
         factors.append(backward_factor((attended, after)))
         signals.append((number, stream, attended.added, after.added))
@@ -181,4 +200,7 @@ def propagate(
     for factor in reversed(factors[:-1]):
         gradients.append(gradients[-1] * factor)
     gradients.reverse()
-    return [LayerSignal(n, s.variance, s.correlation, g, a, f) for (n, s, a, f), g in zip(signals, gradients, strict=True)]
+    return [
+        LayerSignal(n, s.variance, s.correlation, g, a, f)
+        for (n, s, a, f), g in zip(signals, gradients, strict=True)
+    ]

@@ -75,7 +75,13 @@ def causal_attention(length: int, p: float) -> AttentionLaw:
         own, own_late = mean_of_squares(0, peak) / (1 - p), mean_of_squares(first_late, peak) / (1 - p)
         read = min(peak, length) * reads / (1 - p)
         scores = (1 - r) ** 2 * score_variance
-        return AttentionMoments(r + (1 - r) * own, r + (1 - r) * shared, r + (1 - r) * own_late, (1 + scores) * read, scores * own_late)
+        return AttentionMoments(
+            r + (1 - r) * own,
+            r + (1 - r) * shared,
+            r + (1 - r) * own_late,
+            (1 + scores) * read,
+            scores * own_late,
+        )
 
     return law
 
@@ -115,7 +121,9 @@ def feed_forward_variances(sizes: Sizes, p: float) -> tuple[float, float]:
     return 1 / sizes.hidden, (1 - p) / (sizes.ffn * second_moment(sizes.activation))
 
 
-def deepscale_plan(layers: Sequence[Layer], sizes: Sizes, correlation: float, p: float, attention: AttentionLaw) -> list[PlannedLayer]:
+def deepscale_plan(
+    layers: Sequence[Layer], sizes: Sizes, correlation: float, p: float, attention: AttentionLaw
+) -> list[PlannedLayer]:
     """Weight variances of every layer (Kedia et al. 2024; with `causal_attention`, derived).
 
     correlation: token correlation r0 of the embedding before dropout; p: dropout after the embedding and after every branch.
@@ -127,7 +135,9 @@ def deepscale_plan(layers: Sequence[Layer], sizes: Sizes, correlation: float, p:
     fc1, fc2 = feed_forward_variances(sizes, p)
     r, variance = correlation * (1 - p), 1.0
     if attention(r, 1.0).second <= 0:
-        raise ValueError(f"token correlation {correlation} leaves the published attention gain without a finite weight: it must be positive")
+        raise ValueError(
+            f"token correlation {correlation} leaves the published attention gain without a finite weight: it must be positive"
+        )
     planned = []
     for layer in layers:
         out = attention(r, 1.0)
@@ -138,7 +148,9 @@ def deepscale_plan(layers: Sequence[Layer], sizes: Sizes, correlation: float, p:
     return planned
 
 
-def _mix(sublayer: Sublayer, correlation: float, variance: float, branch_correlation: float) -> tuple[float, float]:
+def _mix(
+    sublayer: Sublayer, correlation: float, variance: float, branch_correlation: float
+) -> tuple[float, float]:
     """(correlation, variance) of residual_scale x + branch_scale b for a branch b of unit variance."""
     kept, added = sublayer.residual_scale**2 * variance, sublayer.branch_scale**2
     return (kept * correlation + added * branch_correlation) / (kept + added), kept + added

@@ -31,7 +31,12 @@ class Base:
 
 def stack_sizes(config: ModelConfig) -> Sizes:
     """Widths of the stack's matrices, as `model.theory` takes them."""
-    return Sizes(config.hidden_size, config.num_attention_heads * config.kv_channels, config.ffn_size, config.activation)
+    return Sizes(
+        config.hidden_size,
+        config.num_attention_heads * config.kv_channels,
+        config.ffn_size,
+        config.activation,
+    )
 
 
 def word_correlation(config: ModelConfig) -> float:
@@ -39,12 +44,18 @@ def word_correlation(config: ModelConfig) -> float:
     given = config.init.token_correlation
     if given == "zipf":
         if config.vocab_size is None:
-            raise UserError("model.init.token_correlation=zipf needs model.vocab_size, which is not known: give it, or the correlation as a number")
+            raise UserError(
+                "model.init.token_correlation=zipf needs model.vocab_size, which is not known: give it, or the correlation as a number"
+            )
         return zipf_correlation(config.vocab_size)
     if not 0 <= given < 1:
-        raise UserError(f"model.init.token_correlation={given} is no token correlation: give a number from 0 up to, not including, 1")
+        raise UserError(
+            f"model.init.token_correlation={given} is no token correlation: give a number from 0 up to, not including, 1"
+        )
     if given == 0 and not config.init.causal_correction:
-        raise UserError("model.init.token_correlation=0 gives infinite weights with model.init.causal_correction=false: give a positive number")
+        raise UserError(
+            "model.init.token_correlation=0 gives infinite weights with model.init.causal_correction=false: give a positive number"
+        )
     return given
 
 
@@ -52,14 +63,25 @@ def _xavier(config: ModelConfig, seq_length: int) -> list[LayerVariances]:
     """2 / (fan_in + fan_out) of each matrix (Glorot & Bengio 2010), 1/h for square ones; query, key, value, gate and up each count as a matrix."""
     hidden, inner, key_value, ffn = _widths(config)
     square, narrow, feed_forward = 2 / (hidden + inner), 2 / (hidden + key_value), 2 / (hidden + ffn)
-    return [{"q": square, "k": narrow, "v": narrow, "o": square, "fc1": feed_forward, "fc2": feed_forward}] * config.num_layers
+    return [
+        {"q": square, "k": narrow, "v": narrow, "o": square, "fc1": feed_forward, "fc2": feed_forward}
+    ] * config.num_layers
 
 
 def _fairseq(config: ModelConfig, seq_length: int) -> list[LayerVariances]:
     """The B2T repository's: q, k, v Xavier with gain 1/sqrt(2), o Xavier, feed-forward 1 / (3 fan_in), which is nn.Linear's default."""
     hidden, inner, key_value, ffn = _widths(config)
     square, narrow = 1 / (hidden + inner), 1 / (hidden + key_value)
-    return [{"q": square, "k": narrow, "v": narrow, "o": 2 * square, "fc1": 1 / (3 * hidden), "fc2": 1 / (3 * ffn)}] * config.num_layers
+    return [
+        {
+            "q": square,
+            "k": narrow,
+            "v": narrow,
+            "o": 2 * square,
+            "fc1": 1 / (3 * hidden),
+            "fc2": 1 / (3 * ffn),
+        }
+    ] * config.num_layers
 
 
 def _normal(config: ModelConfig, seq_length: int) -> list[LayerVariances]:
@@ -72,16 +94,28 @@ def _normal(config: ModelConfig, seq_length: int) -> list[LayerVariances]:
 
 def _deepscale(config: ModelConfig, seq_length: int) -> list[LayerVariances]:
     """Variance-preserving weights (Kedia et al. 2024), see `model.theory.recursion`."""
-    attention = causal_attention(seq_length, config.attention_dropout) if config.init.causal_correction else published_attention
+    attention = (
+        causal_attention(seq_length, config.attention_dropout)
+        if config.init.causal_correction
+        else published_attention
+    )
     plan = SCHEMES[config.scheme].plan(config.num_layers, config.scheme_options)
     correlation = stream_correlation(word_correlation(config), positions=config.position == "learned")
     planned = deepscale_plan(plan, stack_sizes(config), correlation, config.hidden_dropout, attention)
-    return [{"q": layer.qk, "k": layer.qk, "v": layer.v, "o": layer.o, "fc1": layer.fc1, "fc2": layer.fc2} for layer in planned]
+    return [
+        {"q": layer.qk, "k": layer.qk, "v": layer.v, "o": layer.o, "fc1": layer.fc1, "fc2": layer.fc2}
+        for layer in planned
+    ]
 
 
 def _widths(config: ModelConfig) -> tuple[int, int, int, int]:
     """(hidden, all query heads, all key heads, feed-forward)."""
-    return config.hidden_size, config.num_attention_heads * config.kv_channels, config.groups * config.kv_channels, config.ffn_size
+    return (
+        config.hidden_size,
+        config.num_attention_heads * config.kv_channels,
+        config.groups * config.kv_channels,
+        config.ffn_size,
+    )
 
 
 def _unit_sum(config: ModelConfig) -> float:
@@ -103,7 +137,9 @@ def _std(config: ModelConfig) -> float:
 
 BASES: dict[str, Base] = {
     "xavier": Base(_xavier, word=_unit_sum, position=_unit_sum, output=_inverse_width, unit_logits=True),
-    "deepscale": Base(_deepscale, word=_unit_sum, position=_unit_sum, output=_inverse_width, unit_logits=True),
+    "deepscale": Base(
+        _deepscale, word=_unit_sum, position=_unit_sum, output=_inverse_width, unit_logits=True
+    ),
     # fairseq draws both tables from N(0, 1/h) and multiplies words, not learned positions, by sqrt(h) on their way in. A unit-variance table
     # with 1/sqrt(h) on tied logits is the same function.
     "fairseq": Base(_fairseq, word=_one, position=_inverse_width, output=_inverse_width, unit_logits=True),

@@ -55,7 +55,10 @@ def standard_deviations(config: ModelConfig, seq_length: int) -> InitPlan:
     gains = SCHEMES[config.scheme].gain_plan(config.num_layers, config.scheme_options)
     variances = base.layers(config, seq_length)
     return InitPlan(
-        layers=tuple({role: math.sqrt(value) * gain.get(role, 1.0) for role, value in layer.items()} for layer, gain in zip(variances, gains, strict=True)),
+        layers=tuple(
+            {role: math.sqrt(value) * gain.get(role, 1.0) for role, value in layer.items()}
+            for layer, gain in zip(variances, gains, strict=True)
+        ),
         word=math.sqrt(base.word(config)),
         position=math.sqrt(base.position(config)) if config.position == "learned" else None,
         output=None if config.tie_embeddings else math.sqrt(base.output(config)),
@@ -65,9 +68,20 @@ def standard_deviations(config: ModelConfig, seq_length: int) -> InitPlan:
 
 LAYER_NAME = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 OUTER_NORMS = ("embedding.norm", "decoder.final_layernorm")
-LAYER_NORMS = ("input_layernorm", "pre_mlp_layernorm", "self_attention_branch_norm", "self_attention_output_norm", "mlp_branch_norm", "mlp_output_norm")
+LAYER_NORMS = (
+    "input_layernorm",
+    "pre_mlp_layernorm",
+    "self_attention_branch_norm",
+    "self_attention_output_norm",
+    "mlp_branch_norm",
+    "mlp_output_norm",
+)
 QKV = "self_attention.linear_qkv"
-MATRICES: dict[str, Role] = {"self_attention.linear_proj": "o", "mlp.linear_fc1": "fc1", "mlp.linear_fc2": "fc2"}
+MATRICES: dict[str, Role] = {
+    "self_attention.linear_proj": "o",
+    "mlp.linear_fc1": "fc1",
+    "mlp.linear_fc2": "fc2",
+}
 
 
 @dataclass(frozen=True)
@@ -103,15 +117,27 @@ def parameter_fill(name: str, plan: InitPlan, config: ModelConfig) -> Fill:
         if kind == "bias":
             return Fill(None)
         if kind == "weight":
-            return Fill(_qkv_rows(plan.layers[layer], config) if module == QKV else plan.layers[layer][MATRICES[module]])
-    raise UserError(f"parameter {name!r} has no initialisation in a model of {len(plan.layers)} layers: add its role to model/weights/init.py or fix its name")
+            return Fill(
+                _qkv_rows(plan.layers[layer], config)
+                if module == QKV
+                else plan.layers[layer][MATRICES[module]]
+            )
+    raise UserError(
+        f"parameter {name!r} has no initialisation in a model of {len(plan.layers)} layers: add its role to model/weights/init.py or fix its name"
+    )
 
 
 def _qkv_rows(layer: Mapping[Role, float], config: ModelConfig) -> Tensor:
     """Standard deviation of each row of the fused projection, [groups (heads per group + 2) d, 1]: a group's queries, its key, its value."""
     width = config.kv_channels
     queries = config.num_attention_heads // config.groups * width
-    group = torch.cat([torch.full((queries,), layer["q"]), torch.full((width,), layer["k"]), torch.full((width,), layer["v"])])
+    group = torch.cat(
+        [
+            torch.full((queries,), layer["q"]),
+            torch.full((width,), layer["k"]),
+            torch.full((width,), layer["v"]),
+        ]
+    )
     return group.repeat(config.groups).unsqueeze(1)
 
 
@@ -123,7 +149,9 @@ def draw(name: str, shape: tuple[int, ...], fill: Fill, seed: int) -> Tensor:
     if fill.std is None:
         return torch.full(shape, fill.constant)
     if isinstance(fill.std, Tensor) and fill.std.shape[0] != shape[0]:
-        raise ValueError(f"parameter {name!r} has {shape[0]} rows, the configuration gives {fill.std.shape[0]}")
+        raise ValueError(
+            f"parameter {name!r} has {shape[0]} rows, the configuration gives {fill.std.shape[0]}"
+        )
     key = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big")
     generator = torch.Generator().manual_seed(key)
     # Only real rows are drawn, so that their values do not depend on the padding.
@@ -133,7 +161,9 @@ def draw(name: str, shape: tuple[int, ...], fill: Fill, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def initialize_(parameters: Iterable[tuple[str, Tensor, Shard]], config: ModelConfig, seq_length: int, seed: int) -> None:
+def initialize_(
+    parameters: Iterable[tuple[str, Tensor, Shard]], config: ModelConfig, seq_length: int, seed: int
+) -> None:
     """Fills parameters in place: bit-identical whole-model values for one seed under any tensor- and pipeline-parallel layout.
 
     parameters: (canonical name, local tensor of any dtype and device, its place in the whole tensor). Every whole tensor is drawn in float32 on
@@ -144,6 +174,8 @@ def initialize_(parameters: Iterable[tuple[str, Tensor, Shard]], config: ModelCo
     plan = standard_deviations(config, seq_length)
     for name, parameter, shard in parameters:
         if parameter.is_meta:
-            raise ValueError(f"parameter {name!r} is on the meta device: materialise it (to_empty) before initialize_")
+            raise ValueError(
+                f"parameter {name!r} is on the meta device: materialise it (to_empty) before initialize_"
+            )
         full = draw(name, full_shape(parameter.shape, shard), parameter_fill(name, plan, config), seed)
         parameter.copy_(take(full, shard))

@@ -8,7 +8,9 @@ from model.theory.propagation import LayerSignal, Stream, propagate
 from model.theory.recursion import bidirectional_attention, causal_attention
 
 
-def predict(config: ModelConfig, seq_length: int, *, stream_correlation: float | None = None, causal: bool = True) -> list[LayerSignal]:
+def predict(
+    config: ModelConfig, seq_length: int, *, stream_correlation: float | None = None, causal: bool = True
+) -> list[LayerSignal]:
     """Signals of every layer at initialisation, first to last, for any scheme and initialisation.
 
     seq_length: tokens a sequence. stream_correlation: token correlation of the embedding before dropout; null takes it from the tables'
@@ -22,7 +24,11 @@ def predict(config: ModelConfig, seq_length: int, *, stream_correlation: float |
 
     scheme, init = SCHEMES[config.scheme], standard_deviations(config, seq_length)
     variance = init.word**2 + (init.position or 0.0) ** 2
-    correlation = word_correlation(config) * init.word**2 / variance if stream_correlation is None else stream_correlation
+    correlation = (
+        word_correlation(config) * init.word**2 / variance
+        if stream_correlation is None
+        else stream_correlation
+    )
     start = Stream(variance, variance * correlation, variance).dropped(config.hidden_dropout)
     law = causal_attention if causal else bidirectional_attention
     return propagate(

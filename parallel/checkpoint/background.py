@@ -39,7 +39,14 @@ class Saver:
     process 0 when a checkpoint is the newest, in the background; its OSError is ignored.
     """
 
-    def __init__(self, folder: Path, *, fence: Fence | None = None, tag: str = "", after: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        fence: Fence | None = None,
+        tag: str = "",
+        after: Callable[[], None] | None = None,
+    ) -> None:
         self.folder, self.fence, self.tag, self.after = folder, fence, tag, after
         self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
         self._buffers: dict[str, Tensor] = {}
@@ -56,7 +63,9 @@ class Saver:
     @property
     def failed(self) -> bool:
         """Whether the save that was begun has failed; `wait` raises why."""
-        return self._thread is not None and not self._thread.is_alive() and isinstance(self._result, Exception)
+        return (
+            self._thread is not None and not self._thread.is_alive() and isinstance(self._result, Exception)
+        )
 
     @property
     def done(self) -> bool:

@@ -43,7 +43,15 @@ class Fragment:
     def to_json(self) -> list[Any]:
         """As a compact JSON list; the inverse of `fragment_from_json`."""
         shard = self.shard
-        return [self.name, self.group, self.offset, self.start, self.length, list(self.shape), [shard.dim, shard.index, shard.count, shard.stride]]
+        return [
+            self.name,
+            self.group,
+            self.offset,
+            self.start,
+            self.length,
+            list(self.shape),
+            [shard.dim, shard.index, shard.count, shard.stride],
+        ]
 
 
 def fragment_from_json(row: list[Any]) -> Fragment:
@@ -61,13 +69,19 @@ def steps_in(folder: Path) -> list[int]:
     """Steps of the complete checkpoints in a `checkpoints` folder, ascending."""
     if not folder.is_dir():
         return []
-    return sorted(int(match[1]) for entry in folder.iterdir() if (match := STEP_FOLDER.match(entry.name)) and (entry / MANIFEST).is_file())
+    return sorted(
+        int(match[1])
+        for entry in folder.iterdir()
+        if (match := STEP_FOLDER.match(entry.name)) and (entry / MANIFEST).is_file()
+    )
 
 
 def leftovers_in(folder: Path, *, older_than_s: float = 0.0) -> list[Path]:
     """What killed saves and removals left in a `checkpoints` folder. older_than_s: only what nobody changed within so many seconds."""
     horizon = time.time() - older_than_s
-    return sorted(entry for entry in folder.iterdir() if LEFTOVER.match(entry.name) and entry.stat().st_mtime <= horizon)
+    return sorted(
+        entry for entry in folder.iterdir() if LEFTOVER.match(entry.name) and entry.stat().st_mtime <= horizon
+    )
 
 
 def findings(folder: Path) -> list[str]:
@@ -101,7 +115,9 @@ def resolve(path: Path | str) -> Path:
             if (named / MANIFEST).is_file():
                 return named
         return folder / step_folder(steps[-1])
-    raise UserError(f"{path} holds no checkpoint: give a run folder, its checkpoints folder, or a folder with {MANIFEST}")
+    raise UserError(
+        f"{path} holds no checkpoint: give a run folder, its checkpoints folder, or a folder with {MANIFEST}"
+    )
 
 
 def file_hash(path: Path) -> str:
@@ -138,7 +154,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{folder / MANIFEST} is damaged ({error}): use an older checkpoint") from None
     if not isinstance(manifest, dict) or manifest.get(CHECKSUM) != _seal(manifest):
-        raise UserError(f"{folder / MANIFEST} is damaged: its content differs from its checksum. Use an older checkpoint")
+        raise UserError(
+            f"{folder / MANIFEST} is damaged: its content differs from its checksum. Use an older checkpoint"
+        )
     if manifest.get("format") != FORMAT:
-        raise UserError(f"{folder} has checkpoint format {manifest.get('format')!r}; this version reads {FORMAT}")
+        raise UserError(
+            f"{folder} has checkpoint format {manifest.get('format')!r}; this version reads {FORMAT}"
+        )
     return manifest

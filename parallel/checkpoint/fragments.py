@@ -46,28 +46,39 @@ def flat_state(engine: Engine, group: int, *, create: bool = False) -> dict[str,
         flat = engine.masters[group]
         state, kinds = engine.optimizer.optimizer.state[flat], moments(engine, group)
         if create and not state:
-            state.update(step=_step_count(engine.optimizer.optimizer, group, flat, 0), **{kind: torch.zeros_like(flat) for kind in kinds})
+            state.update(
+                step=_step_count(engine.optimizer.optimizer, group, flat, 0),
+                **{kind: torch.zeros_like(flat) for kind in kinds},
+            )
         return {"master": flat.detach(), **{kind: state[kind] for kind in kinds if kind in state}}
     states = [engine.optimizer.state[named.parameter] for named in engine.groups[group].parameters]
-    gathered: dict[str, Any] = {"master": [named.parameter.detach() for named in engine.groups[group].parameters]}
+    gathered: dict[str, Any] = {
+        "master": [named.parameter.detach() for named in engine.groups[group].parameters]
+    }
     if all(states):
         gathered |= {kind: [state[kind] for state in states] for kind in ("exp_avg", "exp_avg_sq")}
     return {kind: torch.cat([tensor.flatten() for tensor in tensors]) for kind, tensors in gathered.items()}
 
 
-def set_state(engine: Engine, group: int, kinds: Sequence[str], fill: Callable[[str, Tensor], None], step: int) -> None:
+def set_state(
+    engine: Engine, group: int, kinds: Sequence[str], fill: Callable[[str, Tensor], None], step: int
+) -> None:
     """Sets master weights, moments and the number of steps Adam has taken. fill: writes a group's flat values of one kind into a CPU tensor [n]."""
     target = flat_state(engine, group, create=True)
     kinds = [kind for kind in kinds if kind in target or not engine.zero]
     direct = engine.zero and not target["master"].is_cuda
-    values = {kind: target[kind] if direct else torch.zeros_like(target["master"], device="cpu") for kind in kinds}
+    values = {
+        kind: target[kind] if direct else torch.zeros_like(target["master"], device="cpu") for kind in kinds
+    }
     for kind, value in values.items():
         fill(kind, value)
         if engine.zero and not direct:
             target[kind].copy_(value)
     if engine.zero:
         flat = engine.masters[group]
-        engine.optimizer.optimizer.state[flat]["step"] = _step_count(engine.optimizer.optimizer, group, flat, step)
+        engine.optimizer.optimizer.state[flat]["step"] = _step_count(
+            engine.optimizer.optimizer, group, flat, step
+        )
         return
     for named, start, _, length, shape in engine.buffers[group].pieces():
         piece = {kind: value[start : start + length].view(shape) for kind, value in values.items()}
@@ -75,7 +86,9 @@ def set_state(engine: Engine, group: int, kinds: Sequence[str], fill: Callable[[
         if "exp_avg" in piece:
             state = engine.optimizer.state[named.parameter]
             state["step"] = _step_count(engine.optimizer, group, named.parameter, step)
-            state["exp_avg"], state["exp_avg_sq"] = (piece[kind].to(named.parameter.device, copy=True) for kind in ("exp_avg", "exp_avg_sq"))
+            state["exp_avg"], state["exp_avg_sq"] = (
+                piece[kind].to(named.parameter.device, copy=True) for kind in ("exp_avg", "exp_avg_sq")
+            )
 
 
 def _step_count(optimizer: torch.optim.Optimizer, group: int, parameter: Tensor, step: int) -> Tensor:

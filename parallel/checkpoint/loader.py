@@ -25,7 +25,9 @@ def check_model(reader: CheckpointReader, parameters: Sequence[NamedParameter]) 
         wanted = full_shape(named.shape, named.shard)
         found = reader.shape(named.name)
         if wanted != found:
-            raise UserError(f"{reader.folder}: {named.name} has shape {list(found)}, the configured model needs {list(wanted)}")
+            raise UserError(
+                f"{reader.folder}: {named.name} has shape {list(found)}, the configured model needs {list(wanted)}"
+            )
 
 
 def check_optimizer(reader: CheckpointReader, engine: Engine) -> None:
@@ -49,7 +51,9 @@ def load(engine: Engine, reader: CheckpointReader) -> bool:
     with torch.no_grad():
         for named in engine.parameters if engine.topology.layout.zero < 3 else ():
             shape = named.parameter.shape
-            named.parameter.copy_(reader.part(named.name, "master", named.shard, 0, shape.numel()).view(shape))
+            named.parameter.copy_(
+                reader.part(named.name, "master", named.shard, 0, shape.numel()).view(shape)
+            )
     by_group: dict[int, list[Fragment]] = defaultdict(list)
     for _, fragment in owned_fragments(engine):
         by_group[fragment.group].append(fragment)
@@ -57,12 +61,17 @@ def load(engine: Engine, reader: CheckpointReader) -> bool:
         set_state(engine, group, kinds, _filler(reader, by_group[group]), step)
     if engine.topology.layout.zero == 3:
         engine.weights_from_masters()
-    same = reader.manifest["layout"] == engine.topology.layout.summary() and reader.manifest["world_size"] == dist.get_world_size()
+    same = (
+        reader.manifest["layout"] == engine.topology.layout.summary()
+        and reader.manifest["world_size"] == dist.get_world_size()
+    )
     if not same:
         return False
     saved = reader.rng_states(dist.get_rank())
     # A run that moves between CPU and GPU has other generators; theirs do not read each other's states.
-    if {name: state.shape for name, state in saved.items()} != {name: state.shape for name, state in rng_states().items()}:
+    if {name: state.shape for name, state in saved.items()} != {
+        name: state.shape for name, state in rng_states().items()
+    }:
         return False
     set_rng_states(saved)
     return True
@@ -73,13 +82,21 @@ def _filler(reader: CheckpointReader, fragments: Sequence[Fragment]) -> Callable
     copies: list[tuple[int, Run]] = []
     others: list[Fragment] = []
     for fragment in fragments:
-        runs, at = reader.runs(fragment.name, fragment.shard, fragment.start, fragment.length), fragment.offset
+        runs, at = (
+            reader.runs(fragment.name, fragment.shard, fragment.start, fragment.length),
+            fragment.offset,
+        )
         if runs is None:
             others.append(fragment)
             continue
         for run in runs:
             start, last = copies[-1] if copies else (0, Run("", 0, 0, 0))
-            if (last.file, last.group, last.offset + last.length, start + last.length) == (run.file, run.group, run.offset, at):
+            if (last.file, last.group, last.offset + last.length, start + last.length) == (
+                run.file,
+                run.group,
+                run.offset,
+                at,
+            ):
                 copies[-1] = start, last._replace(length=last.length + run.length)
             else:
                 copies.append((at, run))
@@ -87,9 +104,13 @@ def _filler(reader: CheckpointReader, fragments: Sequence[Fragment]) -> Callable
 
     def fill(kind: str, flat: Tensor) -> None:
         for at, run in copies:
-            flat[at : at + run.length] = reader.flat(run.file, run.group, kind)[run.offset : run.offset + run.length]
+            flat[at : at + run.length] = reader.flat(run.file, run.group, kind)[
+                run.offset : run.offset + run.length
+            ]
         for fragment in others:
-            flat[fragment.offset : fragment.offset + fragment.length] = reader.part(fragment.name, kind, fragment.shard, fragment.start, fragment.length)
+            flat[fragment.offset : fragment.offset + fragment.length] = reader.part(
+                fragment.name, kind, fragment.shard, fragment.start, fragment.length
+            )
 
     return fill
 

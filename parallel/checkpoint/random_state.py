@@ -23,6 +23,8 @@ def set_rng_states(states: dict[str, Tensor]) -> None:
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
-    tracked = {name.removeprefix("tracker."): state for name, state in states.items() if name.startswith("tracker.")}
+    tracked = {
+        name.removeprefix("tracker."): state for name, state in states.items() if name.startswith("tracker.")
+    }
     if tracked:
         get_cuda_rng_tracker().set_states(tracked)

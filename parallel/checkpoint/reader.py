@@ -17,7 +17,14 @@ from torch import Tensor
 
 from model.errors import UserError
 from model.parameters.shards import Shard, full_shape, put, take
-from parallel.checkpoint.format import CHECKSUM, Fragment, file_hash, fragment_from_json, read_manifest, resolve
+from parallel.checkpoint.format import (
+    CHECKSUM,
+    Fragment,
+    file_hash,
+    fragment_from_json,
+    read_manifest,
+    resolve,
+)
 
 INDEX_FILE = re.compile(r"^rank_\d+\.json$")
 
@@ -49,7 +56,9 @@ class CheckpointReader:
         for file, facts in self.manifest["files"].items():
             path = folder / file
             if not path.is_file() or path.stat().st_size != facts["bytes"]:
-                raise UserError(f"{path} is missing or has another size than its manifest says: use an older checkpoint")
+                raise UserError(
+                    f"{path} is missing or has another size than its manifest says: use an older checkpoint"
+                )
             if INDEX_FILE.match(file):
                 # A damaged index could name wrong places without being unreadable.
                 self.verify([file])
@@ -67,7 +76,9 @@ class CheckpointReader:
         """Compares checksums of all files, or of some. Raises UserError naming the first that differs."""
         for file in files if files is not None else list(self.manifest["files"]):
             if file_hash(self.folder / file) != self.manifest["files"][file][CHECKSUM]:
-                raise UserError(f"{self.folder / file} is damaged: its checksum differs from the manifest. Use an older checkpoint")
+                raise UserError(
+                    f"{self.folder / file} is damaged: its checksum differs from the manifest. Use an older checkpoint"
+                )
 
     def names(self) -> list[str]:
         """Canonical parameter names."""
@@ -81,7 +92,7 @@ class CheckpointReader:
     def has(self, kind: str, name: str | None = None) -> bool:
         """Whether tensors of a kind ("exp_avg") were saved, of one parameter or of the first. Before the first step there are no moments."""
         file, fragment = self._pieces(name)[0] if name else next(iter(self.fragments.values()))[0]
-        return f"group{fragment.group}.{kind}" in self._file(file).keys()  # noqa: SIM118 - a safetensors file is no mapping
+        return f"group{fragment.group}.{kind}" in self._file(file).keys()
 
     def tensor(self, name: str, kind: str = "master") -> Tensor:
         """A whole tensor in fp32. kind: master, exp_avg or exp_avg_sq. Raises UserError for an unknown name or where elements are missing."""
@@ -108,7 +119,11 @@ class CheckpointReader:
 
     def runs(self, name: str, shard: Shard, start: int, length: int) -> list[Run] | None:
         """Where these elements of a part lie, in order; None where the checkpoint was saved in other parts. Raises UserError as `tensor` does."""
-        pieces = [(fragment.start, file, fragment) for file, fragment in self._pieces(name) if fragment.shard == shard]
+        pieces = [
+            (fragment.start, file, fragment)
+            for file, fragment in self._pieces(name)
+            if fragment.shard == shard
+        ]
         if not pieces:
             return None
         found, at = [], start
@@ -118,7 +133,9 @@ class CheckpointReader:
                 found.append(Run(file, fragment.group, fragment.offset + at - first, high - at))
                 at = high
         if at != start + length:
-            raise UserError(f"{self.folder}: {name} lacks elements from {at} on; a file of the checkpoint is missing")
+            raise UserError(
+                f"{self.folder}: {name} lacks elements from {at} on; a file of the checkpoint is missing"
+            )
         return found
 
     def flat(self, file: str, group: int, kind: str) -> Tensor:
@@ -128,13 +145,19 @@ class CheckpointReader:
             try:
                 self._flats[key] = self._file(file).get_tensor(f"group{group}.{kind}")
             except SafetensorError as error:
-                raise UserError(f"{self.folder / file} has no tensor group{group}.{kind} ({error}): use an older checkpoint") from None
+                raise UserError(
+                    f"{self.folder / file} has no tensor group{group}.{kind} ({error}): use an older checkpoint"
+                ) from None
         return self._flats[key]
 
     def rng_states(self, rank: int) -> dict[str, Tensor]:
         """Random states that rank saved."""
         file = self._file(f"rank_{rank:05d}.safetensors")
-        return {name.removeprefix("rng."): file.get_tensor(name) for name in file.keys() if name.startswith("rng.")}  # noqa: SIM118
+        return {
+            name.removeprefix("rng."): file.get_tensor(name)
+            for name in file.keys()
+            if name.startswith("rng.")
+        }
 
     def weights(self) -> Mapping[str, Tensor]:
         """Lazy mapping from canonical names to whole fp32 weights."""
@@ -150,7 +173,9 @@ class CheckpointReader:
             try:
                 self._open[name] = safe_open(self.folder / name, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise UserError(f"{self.folder / name} cannot be read ({error}): use an older checkpoint") from None
+                raise UserError(
+                    f"{self.folder / name} cannot be read ({error}): use an older checkpoint"
+                ) from None
         return self._open[name]
 
 

@@ -21,7 +21,16 @@ from torch import Tensor
 
 from model.files import atomic_write_text, sync_folder
 from parallel.checkpoint.errors import SaveError
-from parallel.checkpoint.format import FORMAT, LATEST, MANIFEST, file_facts, leftovers_in, manifest_text, step_folder, steps_in
+from parallel.checkpoint.format import (
+    FORMAT,
+    LATEST,
+    MANIFEST,
+    file_facts,
+    leftovers_in,
+    manifest_text,
+    step_folder,
+    steps_in,
+)
 from parallel.checkpoint.fragments import flat_state, is_writer, owned_fragments
 from parallel.checkpoint.random_state import rng_states
 from parallel.engine.engine import Engine
@@ -58,7 +67,9 @@ def take(
         if writes[group]:
             for kind, tensor in flat_state(engine, group).items():
                 name = f"group{group}.{kind}"
-                tensors[name] = tensor.cpu().contiguous() if buffers is None else _copied(tensor, name, buffers)
+                tensors[name] = (
+                    tensor.cpu().contiguous() if buffers is None else _copied(tensor, name, buffers)
+                )
     if buffers is not None and torch.cuda.is_available():
         torch.cuda.synchronize()
     tensors |= {f"rng.{name}": state for name, state in rng_states().items()}
@@ -84,7 +95,14 @@ def _copied(tensor: Tensor, name: str, buffers: dict[str, Tensor]) -> Tensor:
 
 
 def save(
-    engine: Engine, folder: Path, step: int, *, progress: dict[str, Any], config: dict[str, Any], versions: dict[str, Any], extra: dict[str, bytes]
+    engine: Engine,
+    folder: Path,
+    step: int,
+    *,
+    progress: dict[str, Any],
+    config: dict[str, Any],
+    versions: dict[str, Any],
+    extra: dict[str, bytes],
 ) -> float:
     """Saves a checkpoint of `step` under `folder`; returns the seconds it took. Collective: every process calls it.
 
@@ -96,7 +114,14 @@ def save(
     return time.monotonic() - begin
 
 
-def write(snapshot: Snapshot, folder: Path, *, group: dist.ProcessGroup | None = None, fence: Fence | None = None, tag: str = "") -> int:
+def write(
+    snapshot: Snapshot,
+    folder: Path,
+    *,
+    group: dist.ProcessGroup | None = None,
+    fence: Fence | None = None,
+    tag: str = "",
+) -> int:
     """Writes a snapshot under `folder` and makes it the newest; returns its bytes over all processes. Collective over `group`.
 
     fence: called by process 0 before anything is touched and again before the checkpoint becomes visible; what it raises is raised on every process.
@@ -121,8 +146,13 @@ def write(snapshot: Snapshot, folder: Path, *, group: dist.ProcessGroup | None =
         reports: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(reports, (problem, report), group=group)
         _raise_first([problem for problem, _ in reports])
-        manifest = snapshot.facts | {"files": {name: facts for _, files in reports for name, facts in files.items()}}
-        _agree(fenced(lambda: _publish(partial, folder, step, manifest, snapshot.extra)) if rank == 0 else None, group)
+        manifest = snapshot.facts | {
+            "files": {name: facts for _, files in reports for name, facts in files.items()}
+        }
+        _agree(
+            fenced(lambda: _publish(partial, folder, step, manifest, snapshot.extra)) if rank == 0 else None,
+            group,
+        )
     except Exception:
         # On a full disk a torn copy would only make things worse.
         if rank == 0:
@@ -136,7 +166,11 @@ def _attempt(place: Path, action: Callable[[], None]) -> Exception | None:
     try:
         action()
     except Exception as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split()) or type(error).__name__
+        reason = (
+            error.strerror
+            if isinstance(error, OSError) and error.strerror
+            else " ".join(str(error).split()) or type(error).__name__
+        )
         return SaveError(f"checkpoint not saved, rank {dist.get_rank()}: {place}: {reason}")
     return None
 
@@ -174,7 +208,9 @@ def _write_rank(snapshot: Snapshot, folder: Path, rank: int) -> dict[str, dict[s
     return {path.name: file_facts(path) for path in (data, index)}
 
 
-def _publish(partial: Path, folder: Path, step: int, manifest: dict[str, Any], extra: dict[str, bytes]) -> None:
+def _publish(
+    partial: Path, folder: Path, step: int, manifest: dict[str, Any], extra: dict[str, bytes]
+) -> None:
     for name, content in extra.items():
         (partial / name).write_bytes(content)
         with (partial / name).open("rb+") as file:

@@ -73,7 +73,11 @@ def _quick_initialize() -> Iterator[None]:
 
 def _deepspeed_config(topology: Topology, dtype: torch.dtype, micro_batch_size: int) -> dict[str, Any]:
     half = dtype == torch.bfloat16
-    zero: dict[str, Any] = {"stage": topology.layout.zero, "overlap_comm": False, "contiguous_gradients": False}
+    zero: dict[str, Any] = {
+        "stage": topology.layout.zero,
+        "overlap_comm": False,
+        "contiguous_gradients": False,
+    }
     if topology.layout.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     elif topology.layout.zero == 3:
@@ -132,16 +136,29 @@ class Engine:
         self.chunks, self.topology, self.clip = list(chunks), topology, clip
         self.micro_batch_size, self.seq_length, self.muon = micro_batch_size, seq_length, muon
         self.parameters: list[NamedParameter] = [
-            named for chunk in self.chunks for named in named_parameters(chunk, topology.tensor_rank, topology.layout.tensor)
+            named
+            for chunk in self.chunks
+            for named in named_parameters(chunk, topology.tensor_rank, topology.layout.tensor)
         ]
-        self.groups: list[Group] = build_groups(self.parameters, topology, tied=tied, decay_embeddings=decay_embeddings, muon=muon)
+        self.groups: list[Group] = build_groups(
+            self.parameters, topology, tied=tied, decay_embeddings=decay_embeddings, muon=muon
+        )
         optimizer = make_optimizer(
-            [{"params": [named.parameter for named in group.parameters], "decay": group.decay, "muon": group.muon} for group in self.groups]
+            [
+                {
+                    "params": [named.parameter for named in group.parameters],
+                    "decay": group.decay,
+                    "muon": group.muon,
+                }
+                for group in self.groups
+            ]
         )
         with _quick_initialize():
             self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
                 # Below stage 3 it has no use for modules but to walk all of them eight times.
-                model=self.chunks[0] if topology.layout.zero == 3 else nn.ParameterList(named.parameter for named in self.parameters),
+                model=self.chunks[0]
+                if topology.layout.zero == 3
+                else nn.ParameterList(named.parameter for named in self.parameters),
                 optimizer=optimizer,
                 config=_deepspeed_config(topology, dtype, micro_batch_size),
                 mpu=topology,
@@ -152,7 +169,9 @@ class Engine:
             # After every step it would cut each parameter anew out of the flat group, of which it is a view already: 0.17 s at 1000 layers.
             self.optimizer._update_model_bit16_weights = lambda group: None
         self.device = self.parameters[0].parameter.device
-        self.models: list[nn.Module] = self.chunks if topology.layout.zero < 3 else [zero3.Gathering(self.deepspeed, self.chunks[0])]
+        self.models: list[nn.Module] = (
+            self.chunks if topology.layout.zero < 3 else [zero3.Gathering(self.deepspeed, self.chunks[0])]
+        )
         self.buffers = self._buffers()
         if isinstance(optimizer, Muon):
             core: Any = self.chunks[0].config
@@ -163,7 +182,9 @@ class Engine:
                 if buffer.group.muon and isinstance(buffer, GradientBuffer)
             }
         self.graph = StepGraph(self._fixed()) if cuda_graph else None
-        self.overlap = Overlap(self.buffers) if overlap and topology.layout.data > 1 and not cuda_graph else None
+        self.overlap = (
+            Overlap(self.buffers) if overlap and topology.layout.data > 1 and not cuda_graph else None
+        )
         for chunk in self.chunks:
             if not chunk.training:  # a new one is, and setting it walks all modules
                 chunk.train()
@@ -171,7 +192,11 @@ class Engine:
     @property
     def masters(self) -> list[Tensor]:
         """This rank's fp32 master weights of each group, flat, laid out as the group's gradient partition. Under ZeRO only."""
-        return self.optimizer.fp32_partitioned_groups_flat if self.topology.layout.zero == 3 else self.optimizer.single_partition_of_fp32_groups  # type: ignore[no-any-return]
+        return (
+            self.optimizer.fp32_partitioned_groups_flat
+            if self.topology.layout.zero == 3
+            else self.optimizer.single_partition_of_fp32_groups
+        )  # type: ignore[no-any-return]
 
     def gathered(self) -> AbstractContextManager[Any]:
         """Inside it every rank holds its parameters whole, to read them; elsewhere that is so at all stages but 3. Collective."""
@@ -191,25 +216,45 @@ class Engine:
             return zero3.scattered(self.groups, self.optimizer, self.topology)
         if not self.zero:
             offsets = [_offsets(group) for group in self.groups]
-            return [GradientBuffer(group, offset, end, self.topology, sharded=False) for group, (offset, end) in zip(self.groups, offsets, strict=True)]
+            return [
+                GradientBuffer(group, offset, end, self.topology, sharded=False)
+                for group, (offset, end) in zip(self.groups, offsets, strict=True)
+            ]
         for hook in self.optimizer._grad_acc_hooks:
             hook.remove()
         self.optimizer._grad_acc_hooks.clear()
         return [
-            GradientBuffer(group, self.optimizer.round_robin_bit16_offsets[i], self.optimizer.bit16_groups_flat[i].numel(), self.topology, sharded=True)
+            GradientBuffer(
+                group,
+                self.optimizer.round_robin_bit16_offsets[i],
+                self.optimizer.bit16_groups_flat[i].numel(),
+                self.topology,
+                sharded=True,
+            )
             for i, group in enumerate(self.groups)
         ]
 
     def _fixed(self) -> list[Tensor]:
         """What stands for all weights and gradients in their flat groups: a group moves as a whole."""
-        return [tensor for buffer in self.buffers for tensor in (buffer.partition, buffer.group.parameters[0].parameter)]
+        return [
+            tensor
+            for buffer in self.buffers
+            for tensor in (buffer.partition, buffer.group.parameters[0].parameter)
+        ]
 
     def set_lr(self, lr: float) -> None:
         """Learning rate of the next steps."""
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
 
-    def _run(self, forward_step: ForwardStep, batches: Callable[[], Iterator[Any]], num_microbatches: int, *, forward_only: bool) -> list[Any]:
+    def _run(
+        self,
+        forward_step: ForwardStep,
+        batches: Callable[[], Iterator[Any]],
+        num_microbatches: int,
+        *,
+        forward_only: bool,
+    ) -> list[Any]:
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
         self.topology.layout.check_batches(self.seq_length, num_microbatches)
@@ -245,24 +290,32 @@ class Engine:
             buffer.prepare()
         if self.overlap is not None:
             self.overlap.prepare(num_microbatches)
-        passes = functools.partial(self._run, forward_step, num_microbatches=num_microbatches, forward_only=False)
+        passes = functools.partial(
+            self._run, forward_step, num_microbatches=num_microbatches, forward_only=False
+        )
         if self.graph is None:
             losses = passes(batches)
         else:
-            losses = self.graph.run(lambda static: passes(lambda: iter(static)), list(batches()), watched=watched)
+            losses = self.graph.run(
+                lambda static: passes(lambda: iter(static)), list(batches()), watched=watched
+            )
         for buffer in self.buffers:
             buffer.reduce()
         if inspect is not None:
             inspect()
         squared = torch.stack([buffer.squared_norm() for buffer in self.buffers]).sum()
-        squared_norm, loss, votes = self._share([squared, self._mean(losses), torch.tensor(vote, dtype=torch.float64, device=self.device)])
+        squared_norm, loss, votes = self._share(
+            [squared, self._mean(losses), torch.tensor(vote, dtype=torch.float64, device=self.device)]
+        )
         norm = math.sqrt(squared_norm) if squared_norm >= 0 else math.nan
         applied = math.isfinite(norm) and math.isfinite(loss)
         if applied:
             self._apply(min(1.0, self.clip / (norm + 1e-6)) if self.clip > 0 else 1.0)
         return StepResult(loss, norm, applied, votes)
 
-    def evaluate(self, forward_step: ForwardStep, batches: Callable[[], Iterator[Any]], num_microbatches: int) -> float:
+    def evaluate(
+        self, forward_step: ForwardStep, batches: Callable[[], Iterator[Any]], num_microbatches: int
+    ) -> float:
         """Mean loss over the micro-batches of all ranks, without gradients and dropout. In the memory of a CUDA graph, where there is one."""
         if self.graph is not None:
             self.graph.release()
@@ -296,7 +349,9 @@ class Engine:
                 if self.topology.layout.offload:
                     self.optimizer.single_partition_of_fp32_groups[index].grad.copy_(buffer.partition)
                     continue
-                self.optimizer.averaged_gradients[index] = GradPartitionBufferGroup([buffer.partition], buffer.partition)
+                self.optimizer.averaged_gradients[index] = GradPartitionBufferGroup(
+                    [buffer.partition], buffer.partition
+                )
         self.deepspeed.step()
 
 

@@ -44,7 +44,11 @@ class Group:
 def kind_of(named: NamedParameter, topology: Topology, tied: bool) -> Kind:
     """Kind of a parameter, by its attributes, never by its module's class. tied: embedding and output share weights."""
     parameter = named.parameter
-    if tied and topology.layout.pipeline > 1 and (named.copy or named.name == "embedding.word_embeddings.weight"):
+    if (
+        tied
+        and topology.layout.pipeline > 1
+        and (named.copy or named.name == "embedding.word_embeddings.weight")
+    ):
         return Kind.TIED
     if getattr(parameter, "tensor_model_parallel", False):
         return Kind.SHARDED
@@ -53,7 +57,14 @@ def kind_of(named: NamedParameter, topology: Topology, tied: bool) -> Kind:
     return Kind.REPLICATED
 
 
-def build_groups(parameters: Sequence[NamedParameter], topology: Topology, *, tied: bool, decay_embeddings: bool, muon: bool = False) -> list[Group]:
+def build_groups(
+    parameters: Sequence[NamedParameter],
+    topology: Topology,
+    *,
+    tied: bool,
+    decay_embeddings: bool,
+    muon: bool = False,
+) -> list[Group]:
     """Groups of the local parameters, in a fixed order; only non-empty ones. Matrices are decayed, vectors are not. muon: the layers' matrices apart."""
     groups: dict[tuple[Kind, bool, bool], Group] = {}
     for named in parameters:
@@ -119,12 +130,17 @@ class GradientBuffer(Gradient):
     In fp32 the views are the parameters' `.grad`; in lower precision a hook adds each gradient into `main_grad` and drops it.
     """
 
-    def __init__(self, group: Group, offsets: Sequence[int], numel: int, topology: Topology, *, sharded: bool) -> None:
+    def __init__(
+        self, group: Group, offsets: Sequence[int], numel: int, topology: Topology, *, sharded: bool
+    ) -> None:
         first = group.parameters[0].parameter
         self.flat = torch.zeros(numel, dtype=torch.float32, device=first.device)
         self.parameters = [named.parameter for named in group.parameters]
         self.offsets = list(offsets)
-        self.views = [self.flat[start : start + p.numel()].view_as(p) for p, start in zip(self.parameters, offsets, strict=True)]
+        self.views = [
+            self.flat[start : start + p.numel()].view_as(p)
+            for p, start in zip(self.parameters, offsets, strict=True)
+        ]
         size = numel // (topology.layout.data if sharded else 1)
         self.first = topology.data_rank * size if sharded else 0
         super().__init__(group, self.flat[self.first : self.first + size], topology, sharded=sharded)

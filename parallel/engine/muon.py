@@ -21,7 +21,11 @@ from model.parameters.names import NamedParameter
 from model.parameters.shards import full_shape, put, take
 from parallel.engine.gradients import GradientBuffer
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration: steepest at 0 while singular values end near 1
+COEFFICIENTS = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # of the quintic iteration: steepest at 0 while singular values end near 1
 STEPS = 5
 EPSILON = 1e-7
 BUCKET = 1 << 26
@@ -87,7 +91,10 @@ class Orthogonalizer:
             _Matrix(named, begin, view.numel(), tuple(view.shape))
             for named, view, begin in zip(buffer.group.parameters, buffer.views, buffer.offsets, strict=True)
         ]
-        self.matrices = sorted((one for one in matrices if one.begin < last and one.begin + one.numel > first), key=lambda one: one.begin)
+        self.matrices = sorted(
+            (one for one in matrices if one.begin < last and one.begin + one.numel > first),
+            key=lambda one: one.begin,
+        )
 
     def __call__(self, update: Tensor) -> Tensor:
         topology, first = self.buffer.topology, self.buffer.first
@@ -103,7 +110,9 @@ class Orthogonalizer:
             for one in bucket:
                 parts = [piece[one.begin - start :][: one.numel].view(one.shape) for piece in slices]
                 low, high = max(one.begin, first), min(one.begin + one.numel, first + update.numel())
-                result[low - first : high - first] = self._orthogonal(one, parts).reshape(-1)[low - one.begin : high - one.begin]
+                result[low - first : high - first] = self._orthogonal(one, parts).reshape(-1)[
+                    low - one.begin : high - one.begin
+                ]
         return result
 
     def _buckets(self) -> Iterator[list[_Matrix]]:
@@ -128,7 +137,9 @@ class Orthogonalizer:
         for index, part in enumerate(parts[: shard.count]):
             put(whole, part, type(shard)(shard.dim, index, shard.count, shard.stride))
         scaled = torch.empty_like(whole, dtype=torch.float32)
-        for view, target in zip(self.split(one.named.name, whole), self.split(one.named.name, scaled), strict=True):
+        for view, target in zip(
+            self.split(one.named.name, whole), self.split(one.named.name, scaled), strict=True
+        ):
             matrix = view.reshape(-1, view.shape[-1])
             target.copy_((newton_schulz(matrix).float() * scale(matrix.shape)).view(view.shape))
         return take(scaled, shard)

@@ -30,7 +30,11 @@ class Overlap:
         self.passes = 0
         self.seen: list[int] = []
         for buffer in buffers:
-            if isinstance(buffer, GradientBuffer) and buffer.group.kind in (Kind.SHARDED, Kind.REPLICATED) and buffer.flat.numel() >= SMALLEST:
+            if (
+                isinstance(buffer, GradientBuffer)
+                and buffer.group.kind in (Kind.SHARDED, Kind.REPLICATED)
+                and buffer.flat.numel() >= SMALLEST
+            ):
                 for parameter, low in marks(buffer):
                     parameter.register_post_accumulate_grad_hook(self._hook(buffer, low))
 
@@ -61,7 +65,9 @@ def marks(buffer: GradientBuffer) -> list[tuple[Tensor, int]]:
         match = LAYER.match(named.name)
         if match:
             ends[int(match[1])] = (named.parameter, offset + named.parameter.numel())
-    assert all(first < second for first, second in pairwise(buffer.offsets)), "parameters of a group lie in order"
+    assert all(first < second for first, second in pairwise(buffer.offsets)), (
+        "parameters of a group lie in order"
+    )
     found, high = [], buffer.flat.numel()
     for parameter, end in reversed(list(ends.values())):
         if high - end >= buffer.flat.numel() / PIECES:

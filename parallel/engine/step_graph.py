@@ -61,7 +61,11 @@ class StepGraph:
             self.release()
             self.warm += not watched
             return self._beside(passes, batches)
-        if self.graph is None or self.addresses != self._addresses() or [x.shape for x in self.inputs] != [x.shape for x in batches]:
+        if (
+            self.graph is None
+            or self.addresses != self._addresses()
+            or [x.shape for x in self.inputs] != [x.shape for x in batches]
+        ):
             self.release()
             self._capture(passes, batches)
         assert self.graph is not None
@@ -93,7 +97,9 @@ class StepGraph:
             if isinstance(cause, torch.OutOfMemoryError):
                 raise cause from None
             line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-            raise UserError(f"train.cuda_graph=true: the step cannot be captured ({line}): set train.cuda_graph=false") from error
+            raise UserError(
+                f"train.cuda_graph=true: the step cannot be captured ({line}): set train.cuda_graph=false"
+            ) from error
         self.graph = graph
         self.capture_s = time.perf_counter() - begin
 

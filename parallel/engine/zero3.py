@@ -43,7 +43,11 @@ class Gathering(nn.Module):
 
     def forward(self, *inputs: Any, **keywords: Any) -> Any:
         """The chunk's forward; the same arguments and result."""
-        return self.engine[0](*inputs, **keywords) if torch.is_grad_enabled() else self.module(*inputs, **keywords)
+        return (
+            self.engine[0](*inputs, **keywords)
+            if torch.is_grad_enabled()
+            else self.module(*inputs, **keywords)
+        )
 
     def set_is_first_microbatch(self) -> None:
         """Called by the schedule once a step, where FP8 casts of weights are made anew; without it they would stay those of the first step."""
@@ -56,7 +60,12 @@ class ScatteredGradient(Gradient):
     def __init__(self, group: Group, optimizer: Any, first: int, topology: Topology) -> None:
         self.optimizer = optimizer
         self.parts = [named.parameter.partition_numel() for named in group.parameters]  # type: ignore[attr-defined]
-        super().__init__(group, optimizer.grad_partitions_flat_buffer[first : first + sum(self.parts)], topology, sharded=True)
+        super().__init__(
+            group,
+            optimizer.grad_partitions_flat_buffer[first : first + sum(self.parts)],
+            topology,
+            sharded=True,
+        )
 
     def pieces(self) -> Iterator[Piece]:
         offset = 0

@@ -36,7 +36,9 @@ class Accelerator:
         """Operations per second in bf16, fp32 or fp8. Raises UserError for a format this GPU does not compute."""
         tflops = peak_tflops(self.device, precision)
         if tflops is None:
-            raise UserError(f"--gpu {self.name} has no {precision}: plan with train.precision=bf16 and train.fp8.recipe=none, or for another GPU")
+            raise UserError(
+                f"--gpu {self.name} has no {precision}: plan with train.precision=bf16 and train.fp8.recipe=none, or for another GPU"
+            )
         return tflops * 1e12
 
 
@@ -45,9 +47,13 @@ ACCELERATORS = {
     one.name: one
     for one in (
         Accelerator("a100", "A100-SXM4-80GB", 80 * GIB, 2.04e12, 300e9, 25e9, matmul=0.76, attention=0.3),
-        Accelerator("h100", "H100 80GB HBM3", 80 * GIB, 3.35e12, 450e9, 50e9, matmul=0.54, attention=0.25, fp8=0.5),
+        Accelerator(
+            "h100", "H100 80GB HBM3", 80 * GIB, 3.35e12, 450e9, 50e9, matmul=0.54, attention=0.25, fp8=0.5
+        ),
         Accelerator("h200", "H200", 141e9, 4.8e12, 450e9, 50e9, matmul=0.54, attention=0.25, fp8=0.5),
-        Accelerator("b200", "B200", 180e9, 7.7e12, 900e9, 50e9, matmul=0.54, attention=0.25, fp8=0.5, fitted=False),
+        Accelerator(
+            "b200", "B200", 180e9, 7.7e12, 900e9, 50e9, matmul=0.54, attention=0.25, fp8=0.5, fitted=False
+        ),
     )
 }
 
@@ -55,5 +61,7 @@ ACCELERATORS = {
 def accelerator(name: str) -> Accelerator:
     """The GPU of that name, in any case. Raises UserError for one that is not in the table: a plan for a guessed machine would be worth nothing."""
     if name.lower() not in ACCELERATORS:
-        raise UserError(f"--gpu {name} is not known: choose one of {', '.join(ACCELERATORS)}, or add it to parallel/hardware/accelerators.py")
+        raise UserError(
+            f"--gpu {name} is not known: choose one of {', '.join(ACCELERATORS)}, or add it to parallel/hardware/accelerators.py"
+        )
     return ACCELERATORS[name.lower()]

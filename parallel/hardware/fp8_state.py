@@ -50,7 +50,9 @@ def fp8_state(chunks: Sequence[nn.Module]) -> dict[str, Tensor]:
     for name, module in _linear_modules(chunks):
         for part, (key, attribute) in PARTS.items():
             if key in module.fp8_meta:
-                state[f"{name}.{part}"] = getattr(module.fp8_meta[key], attribute).detach().cpu().contiguous().clone()
+                state[f"{name}.{part}"] = (
+                    getattr(module.fp8_meta[key], attribute).detach().cpu().contiguous().clone()
+                )
     return state
 
 

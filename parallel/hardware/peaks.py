@@ -11,7 +11,10 @@ import re
 from collections.abc import Mapping
 
 TABLE: tuple[tuple[str, Mapping[str, float]], ...] = (
-    (r"A100-SXM4-(40|80)GB|A100-PCIE-40GB|A100 80GB PCIe|A800-SXM4-80GB|A800 80GB PCIe", {"bf16": 312, "fp16": 312, "fp32": 19.5}),
+    (
+        r"A100-SXM4-(40|80)GB|A100-PCIE-40GB|A100 80GB PCIe|A800-SXM4-80GB|A800 80GB PCIe",
+        {"bf16": 312, "fp16": 312, "fp32": 19.5},
+    ),
     (r"A30", {"bf16": 165, "fp16": 165, "fp32": 10.3}),
     (r"A40", {"bf16": 149.7, "fp16": 149.7, "fp32": 37.4}),
     (r"A10", {"bf16": 125, "fp16": 125, "fp32": 31.2}),
@@ -47,7 +50,9 @@ def peak_tflops(gpu: str | None, precision: str = "bf16") -> float | None:
     return None
 
 
-def mfu(tokens_per_s: float, flops_per_token: float, gpu: str | None, count: int = 1, precision: str = "bf16") -> float | None:
+def mfu(
+    tokens_per_s: float, flops_per_token: float, gpu: str | None, count: int = 1, precision: str = "bf16"
+) -> float | None:
     """Model FLOPs utilisation: the model's operations per second over the peak of all GPUs (Chowdhery et al. 2022, appendix B); 1 is the peak.
 
     tokens_per_s: over all `count` GPUs. flops_per_token: forward and backward, `FlopCount.model`. None where the peak is unknown.

@@ -86,7 +86,13 @@ def this_machine() -> Machine:
         return Machine(te_problem="is not used without a GPU")
     major, _, minor = (torch.version.cuda or "0.0").partition(".")
     te, problem = _transformer_engine()
-    return Machine(torch.cuda.get_device_name(), torch.cuda.get_device_capability(), (int(major), int(minor.partition(".")[0])), te, problem)
+    return Machine(
+        torch.cuda.get_device_name(),
+        torch.cuda.get_device_capability(),
+        (int(major), int(minor.partition(".")[0])),
+        te,
+        problem,
+    )
 
 
 def _transformer_engine() -> tuple[str | None, str]:
@@ -98,7 +104,10 @@ def _transformer_engine() -> tuple[str | None, str]:
     try:
         importlib.import_module("transformer_engine.pytorch")
     except Exception as error:  # a broken installation raises whatever its loader meets
-        return None, f"{version} cannot be imported ({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})"
+        return (
+            None,
+            f"{version} cannot be imported ({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})",
+        )
     return version, ""
 
 
@@ -135,28 +144,46 @@ def resolve(precision: str, kernels: str, fp8: Fp8Config, machine: Machine) -> N
     precision auto: bf16 where the GPU computes it fast, else fp32. kernels auto: Transformer Engine for bf16 and fp8 where it can be used.
     Raises UserError for what the machine cannot do, naming the nearest choice that works.
     """
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32, "auto": torch.bfloat16 if machine.fast_bf16 else torch.float32}[precision]
+    dtype = {
+        "bf16": torch.bfloat16,
+        "fp32": torch.float32,
+        "auto": torch.bfloat16 if machine.fast_bf16 else torch.float32,
+    }[precision]
     if kernels == "te" and machine.te is None:
-        why = "needs a GPU, and this machine has none" if machine.gpu is None else f"needs Transformer Engine, which {machine.te_problem}: {INSTALL}"
+        why = (
+            "needs a GPU, and this machine has none"
+            if machine.gpu is None
+            else f"needs Transformer Engine, which {machine.te_problem}: {INSTALL}"
+        )
         raise UserError(f"train.kernels=te {why}; without it, set train.kernels=local")
     if fp8.recipe != "none":
         _check_fp8(fp8.recipe, machine)
         if dtype != torch.bfloat16:
             raise UserError(f"train.fp8.recipe={fp8.recipe} needs weights in bf16: set train.precision=bf16")
     use_te = kernels == "te" or (kernels == "auto" and machine.te is not None and dtype == torch.bfloat16)
-    return Numerics(dtype, "te" if use_te else "local", None if fp8.recipe == "none" else fp8.recipe, fp8.first_last_bf16)
+    return Numerics(
+        dtype, "te" if use_te else "local", None if fp8.recipe == "none" else fp8.recipe, fp8.first_last_bf16
+    )
 
 
 def fallback(kernels: str, numerics: Numerics, machine: Machine) -> str | None:
     """A line for users whose Transformer Engine is installed but cannot be used, so that `auto` quietly took PyTorch's kernels; else None."""
-    if kernels != "auto" or numerics.kernels == "te" or numerics.dtype != torch.bfloat16 or machine.gpu is None or installed("transformer-engine") is None:
+    if (
+        kernels != "auto"
+        or numerics.kernels == "te"
+        or numerics.dtype != torch.bfloat16
+        or machine.gpu is None
+        or installed("transformer-engine") is None
+    ):
         return None
     return f"Transformer Engine {machine.te_problem}: layers run in plain PyTorch, slower; mend it, or set train.kernels=local"
 
 
 def _check_fp8(recipe: str, machine: Machine) -> None:
     if machine.gpu is None:
-        raise UserError(f"train.fp8.recipe={recipe} needs a GPU, and this machine has none: set train.fp8.recipe=none")
+        raise UserError(
+            f"train.fp8.recipe={recipe} needs a GPU, and this machine has none: set train.fp8.recipe=none"
+        )
     if machine.te is None:
         raise UserError(
             f"train.fp8.recipe={recipe} needs Transformer Engine, which {machine.te_problem}; without it the run would silently compute in bf16: "
@@ -173,14 +200,19 @@ def _check_fp8(recipe: str, machine: Machine) -> None:
         else f"compute capability {_dots(need.lowest)}{upto}, and {machine.gpu} has {_dots(here)}"
     )
     nearest = next(iter(machine.recipes()), "none")
-    raise UserError(f"train.fp8.recipe={recipe} needs {why}: set train.fp8.recipe={nearest}" + (" and train.precision=bf16" if nearest == "none" else ""))
+    raise UserError(
+        f"train.fp8.recipe={recipe} needs {why}: set train.fp8.recipe={nearest}"
+        + (" and train.precision=bf16" if nearest == "none" else "")
+    )
 
 
 def _dots(version: tuple[int, int]) -> str:
     return f"{version[0]}.{version[1]}"
 
 
-def check_sizes(numerics: Numerics, model: ModelConfig, layout: Layout, *, seq_length: int, micro_batch_size: int) -> None:
+def check_sizes(
+    numerics: Numerics, model: ModelConfig, layout: Layout, *, seq_length: int, micro_batch_size: int
+) -> None:
     """Raises UserError where FP8 products would meet a matrix of a size that their kernels do not take, naming the size to change."""
     if numerics.recipe is None:
         return
@@ -192,14 +224,22 @@ def check_sizes(numerics: Numerics, model: ModelConfig, layout: Layout, *, seq_l
         "query, key and value rows per tensor-parallel rank (model.num_attention_heads, model.num_query_groups, model.head_dim)": (
             (model.num_attention_heads + 2 * model.groups) * width // tensor
         ),
-        "attention width per tensor-parallel rank (model.num_attention_heads x head width)": model.num_attention_heads * width // tensor,
+        "attention width per tensor-parallel rank (model.num_attention_heads x head width)": model.num_attention_heads
+        * width
+        // tensor,
         "model.ffn_hidden_size per tensor-parallel rank": model.ffn_size // tensor,
         "tokens of a micro-batch per rank (data.seq_length x train.micro_batch_size)": tokens,
     }
     for what, size in sizes.items():
         if size % multiple:
-            raise UserError(f"train.fp8.recipe={numerics.recipe}: {what} = {size} is not a multiple of {multiple}: change it, or set train.fp8.recipe=none")
-    if numerics.recipe == "blockwise" and layout.sequence_parallel and (tokens % 128 or model.hidden_size % 128):
+            raise UserError(
+                f"train.fp8.recipe={numerics.recipe}: {what} = {size} is not a multiple of {multiple}: change it, or set train.fp8.recipe=none"
+            )
+    if (
+        numerics.recipe == "blockwise"
+        and layout.sequence_parallel
+        and (tokens % 128 or model.hidden_size % 128)
+    ):
         raise UserError(
             f"train.fp8.recipe=blockwise with parallel.sequence_parallel=true gathers tiles of 128 x 128: tokens of a micro-batch per rank ({tokens}) and "
             f"model.hidden_size={model.hidden_size} must be multiples of 128; change them, or set train.fp8.recipe=tensorwise"

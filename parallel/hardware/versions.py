@@ -28,14 +28,20 @@ def _requirements() -> Sequence[str]:
 
         project = tomllib.loads(PYPROJECT.read_text())["project"]
         extras = project.get("optional-dependencies", {})
-        return [*project["dependencies"], *(line for name, lines in extras.items() if name != DEVELOPMENT for line in lines)]
+        return [
+            *project["dependencies"],
+            *(line for name, lines in extras.items() if name != DEVELOPMENT for line in lines),
+        ]
     return []
 
 
 @functools.cache
 def supported() -> dict[str, SpecifierSet]:
     """Range of releases by normalised package name, needed and optional packages alike; empty where neither source can be read."""
-    return {canonicalize_name(requirement.name): requirement.specifier for requirement in map(Requirement, _requirements())}
+    return {
+        canonicalize_name(requirement.name): requirement.specifier
+        for requirement in map(Requirement, _requirements())
+    }
 
 
 def optional() -> set[str]:

@@ -17,7 +17,20 @@ from typing import Any
 
 import torch
 
-FACTORIES = ("arange", "empty", "full", "ones", "rand", "randn", "tensor", "zeros", "empty_like", "ones_like", "zeros_like", "full_like")
+FACTORIES = (
+    "arange",
+    "empty",
+    "full",
+    "ones",
+    "rand",
+    "randn",
+    "tensor",
+    "zeros",
+    "empty_like",
+    "ones_like",
+    "zeros_like",
+    "full_like",
+)
 
 
 def _is_cuda(device: Any) -> bool:

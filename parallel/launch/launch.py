@@ -46,13 +46,21 @@ def rank_from_environment(env: Mapping[str, str]) -> RankInfo | None:
             raise UserError(
                 f"environment: RANK or WORLD_SIZE is set but {', '.join(missing)} is not: start through fathom, torchrun, deepspeed or srun, or unset them"
             )
-        return RankInfo(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0")), env["MASTER_ADDR"], int(env["MASTER_PORT"]))
+        return RankInfo(
+            int(env["RANK"]),
+            int(env["WORLD_SIZE"]),
+            int(env.get("LOCAL_RANK", "0")),
+            env["MASTER_ADDR"],
+            int(env["MASTER_PORT"]),
+        )
     if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
         from parallel.launch.slurm import slurm_environment
 
         info = slurm_environment(env)
         if info is not None:
-            return RankInfo(info.rank, info.world_size, info.local_rank, info.master_addr, info.master_port, derived=True)
+            return RankInfo(
+                info.rank, info.world_size, info.local_rank, info.master_addr, info.master_port, derived=True
+            )
     return None
 
 
@@ -69,7 +77,11 @@ def open_store(info: RankInfo, timeout_minutes: float) -> Store:
     Sets the environment that DeepSpeed reads. Raises RuntimeError when the port is taken or the others do not come in time.
     """
     os.environ.update(
-        RANK=str(info.rank), WORLD_SIZE=str(info.world_size), LOCAL_RANK=str(info.local_rank), MASTER_ADDR=info.master_addr, MASTER_PORT=str(info.master_port)
+        RANK=str(info.rank),
+        WORLD_SIZE=str(info.world_size),
+        LOCAL_RANK=str(info.local_rank),
+        MASTER_ADDR=info.master_addr,
+        MASTER_PORT=str(info.master_port),
     )
     from torch.distributed import rendezvous
 
@@ -96,7 +108,9 @@ def init_process_group(info: RankInfo, timeout_minutes: float, store: Store | No
         # Where a task sees its own GPU only, DeepSpeed would look for another one under the local rank.
         os.environ["LOCAL_RANK"] = str(torch.cuda.current_device())
     elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", info.world_size)))))
+        torch.set_num_threads(
+            max(1, (os.cpu_count() or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", info.world_size))))
+        )
     # What the libraries say about themselves on every start and every rank is not for users of this one.
     for module in ("megatron", "deepspeed", "torch.distributed"):
         warnings.filterwarnings("ignore", module=module.replace(".", r"\."))
@@ -138,7 +152,11 @@ def reserve_port() -> socket.socket:
 
 def stop_signals() -> tuple[signal.Signals, ...]:
     """Signals that ask a run to save and leave. SIGHUP is none where it is ignored: under nohup a run outlives its terminal."""
-    return tuple(number for number in FORWARDED if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN)
+    return tuple(
+        number
+        for number in FORWARDED
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+    )
 
 
 def leave_terminal() -> None:
@@ -173,7 +191,13 @@ def start_local(arguments: Sequence[str], processes: int) -> int:
     previous = {number: signal.signal(number, forward) for number in stop_signals()}
     try:
         for index in range(processes):
-            env = dict(os.environ, RANK=str(index), LOCAL_RANK=str(index), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes))
+            env = dict(
+                os.environ,
+                RANK=str(index),
+                LOCAL_RANK=str(index),
+                WORLD_SIZE=str(processes),
+                LOCAL_WORLD_SIZE=str(processes),
+            )
             env.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
             env.setdefault("OMP_NUM_THREADS", threads)
             # A session of its own: a terminal's ctrl-C reaches a rank once, through us.
@@ -213,6 +237,10 @@ def _say_killed(codes: Sequence[int | None], received: Collection[int]) -> bool:
         if code is not None and code < 0 and -code not in received:
             known = -code in set(signal.Signals)
             hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-            print(f"fathom: error: rank {rank} was ended by {signal.Signals(-code).name if known else f'signal {-code}'}{hint}", file=sys.stderr, flush=True)
+            print(
+                f"fathom: error: rank {rank} was ended by {signal.Signals(-code).name if known else f'signal {-code}'}{hint}",
+                file=sys.stderr,
+                flush=True,
+            )
             return True
     return False

@@ -41,7 +41,11 @@ def slurm_environment(env: Mapping[str, str]) -> RankInfo | None:
     FATHOM_MASTER_ADDR and FATHOM_MASTER_PORT win over what is derived. Raises UserError for a variable that is missing or no number, and for a
     first node that has no usable address.
     """
-    if "SLURM_PROCID" not in env or "SLURM_PTY_PORT" in env or not 0 <= int(env.get("SLURM_STEP_ID", "-1")) < _LARGEST_STEP:
+    if (
+        "SLURM_PROCID" not in env
+        or "SLURM_PTY_PORT" in env
+        or not 0 <= int(env.get("SLURM_STEP_ID", "-1")) < _LARGEST_STEP
+    ):
         return None
     job_id, restart_count = _number(env, "SLURM_JOB_ID"), int(env.get("SLURM_RESTART_COUNT", "0"))
     world_size, node_rank = _number(env, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), _number(env, "SLURM_NODEID")
@@ -58,7 +62,9 @@ def slurm_environment(env: Mapping[str, str]) -> RankInfo | None:
         node_rank=node_rank,
         num_nodes=len(tasks),
         master_addr=env.get("FATHOM_MASTER_ADDR") or master_address(env),
-        master_port=_number(env, "FATHOM_MASTER_PORT") if env.get("FATHOM_MASTER_PORT") else master_port(job_id, restart_count),
+        master_port=_number(env, "FATHOM_MASTER_PORT")
+        if env.get("FATHOM_MASTER_PORT")
+        else master_port(job_id, restart_count),
         job_id=job_id,
         restart_count=restart_count,
     )
@@ -123,7 +129,9 @@ def resolves(name: str) -> bool:
 def node_address(node: str) -> str | None:
     """NodeAddr of a node as slurmctld has it, where scontrol is there, knows it and the address can be used here."""
     try:
-        answer = subprocess.run(["scontrol", "show", "node", "-o", node], check=False, capture_output=True, text=True, timeout=30)
+        answer = subprocess.run(
+            ["scontrol", "show", "node", "-o", node], check=False, capture_output=True, text=True, timeout=30
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     match = re.search(r"\bNodeAddr=(\S+)", answer.stdout)
@@ -166,7 +174,9 @@ def _split_outside_brackets(text: str) -> list[str]:
 def _expand_part(part: str, whole: str) -> list[str]:
     names = [""]
     for fixed, group in re.findall(r"([^\[\]]+)|\[([^\[\]]*)\]", part):
-        names = [name + choice for name in names for choice in ([fixed] if fixed else _expand_group(group, whole))]
+        names = [
+            name + choice for name in names for choice in ([fixed] if fixed else _expand_group(group, whole))
+        ]
     if part.count("[") != part.count("]") or not re.fullmatch(r"(?:[^\[\]]+|\[[^\[\]]+\])+", part):
         raise UserError(f"SLURM_JOB_NODELIST={whole!r} is not a Slurm host list")
     return names
@@ -177,7 +187,9 @@ def _expand_group(group: str, whole: str) -> list[str]:
     for item in group.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", item)
         if match is None:
-            raise UserError(f"SLURM_JOB_NODELIST={whole!r} is not a Slurm host list: {item!r} is no number or range")
+            raise UserError(
+                f"SLURM_JOB_NODELIST={whole!r} is not a Slurm host list: {item!r} is no number or range"
+            )
         first, last = match[1], match[2] or match[1]
         choices.extend(str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
     return choices

@@ -69,7 +69,9 @@ def parse_job(text: str) -> Job | None:
 def show_job(handle: str) -> Job | None:
     """What slurmctld knows about a job; None where scontrol is missing, does not answer in time, or the job is forgotten."""
     answer = _call("scontrol", "show", "job", "-o", handle)
-    return parse_job(answer.stdout.partition("\n")[0]) if answer is not None and answer.returncode == 0 else None
+    return (
+        parse_job(answer.stdout.partition("\n")[0]) if answer is not None and answer.returncode == 0 else None
+    )
 
 
 def requeue(handle: str, hold: bool = False) -> str | None:
@@ -91,7 +93,11 @@ def _refusal(*command: str) -> str | None:
     answer = _call(*command)
     if answer is None:
         return "scontrol is missing or slurmctld does not answer"
-    return None if answer.returncode == 0 else (answer.stderr.strip() or f"{' '.join(command)} ended with {answer.returncode}")
+    return (
+        None
+        if answer.returncode == 0
+        else (answer.stderr.strip() or f"{' '.join(command)} ended with {answer.returncode}")
+    )
 
 
 def queue() -> dict[str, Queued] | None:
@@ -100,18 +106,27 @@ def queue() -> dict[str, Queued] | None:
     if answer is None or answer.returncode != 0:
         return None
     rows = (line.split("|", 4) for line in answer.stdout.splitlines() if line.count("|") >= 4)
-    return {row[0]: Queued(row[0], row[1], "" if row[2] == "None" else row[2], row[3], row[4]) for row in rows}
+    return {
+        row[0]: Queued(row[0], row[1], "" if row[2] == "None" else row[2], row[3], row[4]) for row in rows
+    }
 
 
 def sbatch(arguments: Sequence[str]) -> str:
     """Submits and returns the job id. Raises UserError with Slurm's own words when it refuses, and when there is no sbatch here."""
     if shutil.which("sbatch") is None:
-        raise UserError("sbatch is not installed on this machine: submit from a login node of the cluster, or use --dry-run to see the script")
+        raise UserError(
+            "sbatch is not installed on this machine: submit from a login node of the cluster, or use --dry-run to see the script"
+        )
     answer = _call("sbatch", "--parsable", *arguments)
     if answer is None:
-        raise UserError(f"sbatch did not answer within {CLIENT_SECONDS:.0f} s: check `sinfo`, and `squeue --me` before trying again")
+        raise UserError(
+            f"sbatch did not answer within {CLIENT_SECONDS:.0f} s: check `sinfo`, and `squeue --me` before trying again"
+        )
     if answer.returncode != 0:
-        words = " ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in answer.stderr.strip().splitlines())
+        words = " ".join(
+            line.removeprefix("sbatch: ").removeprefix("error: ")
+            for line in answer.stderr.strip().splitlines()
+        )
         raise UserError(f"Slurm refused the job: {words or 'no reason given'}")
     return answer.stdout.strip().partition(";")[0]
 

@@ -12,7 +12,12 @@ from typing import Any
 import torch
 
 # The last two are loaded by every DeepSpeed engine and by every optimizer of PyTorch. DeepSpeed's Muon, which we do not use, has compiled functions.
-LIBRARIES = ("megatron.core.models.gpt", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer", "torch._dynamo")
+LIBRARIES = (
+    "megatron.core.models.gpt",
+    "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "torch._dynamo",
+)
 
 
 @contextlib.contextmanager

@@ -34,7 +34,11 @@ def copy_code(target: Path, source: Path = ROOT) -> Snapshot:
     """
     commit = _git(source, "rev-parse", "HEAD") if (source / ".git").exists() else None
     files = _files_of_git(source) if commit else _files(source)
-    changed = sorted(line[3:] for line in (_git(source, "status", "--porcelain", "--", *PARTS) or "").splitlines()) if commit else []
+    changed = (
+        sorted(line[3:] for line in (_git(source, "status", "--porcelain", "--", *PARTS) or "").splitlines())
+        if commit
+        else []
+    )
     fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
     for folder in (fresh, old):
         shutil.rmtree(folder, ignore_errors=True)
@@ -57,18 +61,28 @@ def _files_of_git(source: Path) -> list[str]:
 
 
 def _files(source: Path) -> list[str]:
-    found = [path for part in PARTS for path in ([source / part] if (source / part).is_file() else (source / part).rglob("*"))]
-    return sorted(str(path.relative_to(source)) for path in found if path.is_file() and "__pycache__" not in path.parts)
+    found = [
+        path
+        for part in PARTS
+        for path in ([source / part] if (source / part).is_file() else (source / part).rglob("*"))
+    ]
+    return sorted(
+        str(path.relative_to(source)) for path in found if path.is_file() and "__pycache__" not in path.parts
+    )
 
 
 def _git(source: Path, *arguments: str) -> str | None:
     """Output of git; None where git is missing or this is no repository it wants to read."""
     try:
-        answer = subprocess.run(["git", "-C", str(source), *arguments], capture_output=True, text=True, check=True)
+        answer = subprocess.run(
+            ["git", "-C", str(source), *arguments], capture_output=True, text=True, check=True
+        )
     except OSError:
         return None
     except subprocess.CalledProcessError as error:
         if "dubious ownership" in error.stderr:
-            raise UserError(f"git refuses to read {source}, which belongs to another user: run `git config --global --add safe.directory {source}`") from None
+            raise UserError(
+                f"git refuses to read {source}, which belongs to another user: run `git config --global --add safe.directory {source}`"
+            ) from None
         return None
     return answer.stdout

@@ -42,7 +42,10 @@ def python() -> Iterator[Check]:
     here = ".".join(map(str, sys.version_info[:3]))
     fits = (3, 10) <= sys.version_info[:2] <= (3, 12)
     yield Check(
-        "Python", "ok" if fits else "failure", here, "" if fits else "make the environment with Python 3.10, 3.11 or 3.12: make install PYTHON=python3.12"
+        "Python",
+        "ok" if fits else "failure",
+        here,
+        "" if fits else "make the environment with Python 3.10, 3.11 or 3.12: make install PYTHON=python3.12",
     )
 
 
@@ -52,27 +55,51 @@ def packages() -> Iterator[Check]:
     for name in sorted(supported().keys() - optional()):
         version = installed(name)
         if version is None:
-            yield Check(name, "failure", "not installed", f"make install, or pip install '{name}{supported()[name]}'")
+            yield Check(
+                name, "failure", "not installed", f"make install, or pip install '{name}{supported()[name]}'"
+            )
         elif not in_range(name, version):
-            yield Check(name, "failure", version, f"outside the supported range: pip install '{name}{supported()[name]}'")
+            yield Check(
+                name,
+                "failure",
+                version,
+                f"outside the supported range: pip install '{name}{supported()[name]}'",
+            )
         else:
             present.append(f"{name} {version}")
     if present:
         yield Check("packages", "ok", ", ".join(present))
     else:
-        yield Check("packages", "warning", "their supported ranges are not known: Fathom is not installed", "pip install -e .")
+        yield Check(
+            "packages",
+            "warning",
+            "their supported ranges are not known: Fathom is not installed",
+            "pip install -e .",
+        )
     yield _imports()
 
 
 def _imports() -> Check:
     try:
-        done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS, env=_probe_environment(), check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE],
+            capture_output=True,
+            text=True,
+            timeout=PROBE_SECONDS,
+            env=_probe_environment(),
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         # Slowness is no defect: nothing is broken that a new installation would mend.
         advice = "is this machine busy, or the environment on a slow network file system? Training starts as slowly"
         return Check("imports", "warning", f"not done after {PROBE_SECONDS} s", advice)
     if done.returncode:
-        return Check("imports", "failure", (done.stderr.strip().splitlines() or ["no message"])[-1], "repair the environment: make clean install")
+        return Check(
+            "imports",
+            "failure",
+            (done.stderr.strip().splitlines() or ["no message"])[-1],
+            "repair the environment: make clean install",
+        )
     return Check("imports", "ok", "torch, Megatron-core and DeepSpeed import together")
 
 
@@ -100,26 +127,41 @@ def devices() -> Iterator[Check]:
                 "install a PyTorch for this driver (pytorch.org/get-started), or update the driver",
             )
         else:
-            yield Check("GPUs", "note", "none: training runs on the CPU, for small models and for trying things out")
+            yield Check(
+                "GPUs", "note", "none: training runs on the CPU, for small models and for trying things out"
+            )
         return
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     memory = torch.cuda.get_device_properties(0).total_memory / GIB
     driver = f", driver {seen[0]['driver']}" if seen else ""
     what = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
-    yield Check("GPUs", "ok", f"{what}, {memory:.0f} GiB each, compute capability {'.'.join(map(str, machine.capability))}, CUDA {torch.version.cuda}{driver}")
+    yield Check(
+        "GPUs",
+        "ok",
+        f"{what}, {memory:.0f} GiB each, compute capability {'.'.join(map(str, machine.capability))}, CUDA {torch.version.cuda}{driver}",
+    )
     if not machine.fast_bf16:
         yield Check(
-            "bf16", "warning", f"{machine.gpu} has no bf16 matrix units: precision `auto` trains in fp32", "use a GPU of compute capability 8.0 or higher"
+            "bf16",
+            "warning",
+            f"{machine.gpu} has no bf16 matrix units: precision `auto` trains in fp32",
+            "use a GPU of compute capability 8.0 or higher",
         )
     if peak_tflops(machine.gpu) is None:
-        yield Check("peak speed", "note", f"{machine.gpu} is not in parallel/hardware/peaks.py: runs report no MFU")
+        yield Check(
+            "peak speed", "note", f"{machine.gpu} is not in parallel/hardware/peaks.py: runs report no MFU"
+        )
 
 
 def transformer_engine() -> Iterator[Check]:
     """Transformer Engine, and the FP8 recipes it can run here."""
     machine = this_machine()
     if machine.gpu is None:
-        yield Check("Transformer Engine", "note", "needs a GPU, and FP8 needs Transformer Engine: layers run in plain PyTorch here")
+        yield Check(
+            "Transformer Engine",
+            "note",
+            "needs a GPU, and FP8 needs Transformer Engine: layers run in plain PyTorch here",
+        )
         return
     if machine.te is None:
         advice = "for fused kernels and FP8, with nvcc and cuDNN at hand: pip install --no-build-isolation '.[te]'; without it, layers run in plain PyTorch"
@@ -128,7 +170,12 @@ def transformer_engine() -> Iterator[Check]:
     yield Check("Transformer Engine", "ok", machine.te)
     recipes = machine.recipes()
     missing = ", ".join(name for name in RECIPES if name not in recipes)
-    yield Check("FP8", "ok" if recipes else "note", ", ".join(recipes) or f"{machine.gpu} has none", f"not here: {missing}" if recipes and missing else "")
+    yield Check(
+        "FP8",
+        "ok" if recipes else "note",
+        ", ".join(recipes) or f"{machine.gpu} has none",
+        f"not here: {missing}" if recipes and missing else "",
+    )
 
 
 def communication() -> Iterator[Check]:
@@ -137,12 +184,22 @@ def communication() -> Iterator[Check]:
     import torch.distributed as dist
 
     if not dist.is_available():
-        yield Check("communication", "failure", "this PyTorch is built without torch.distributed", "install an official build of PyTorch")
+        yield Check(
+            "communication",
+            "failure",
+            "this PyTorch is built without torch.distributed",
+            "install an official build of PyTorch",
+        )
         return
     if this_machine().gpu is not None:
         fits = dist.is_nccl_available()
         version = ".".join(map(str, torch.cuda.nccl.version())) if fits else "missing"
-        yield Check("NCCL", "ok" if fits else "failure", version, "" if fits else "install a PyTorch with CUDA from pytorch.org: it carries NCCL")
+        yield Check(
+            "NCCL",
+            "ok" if fits else "failure",
+            version,
+            "" if fits else "install a PyTorch with CUDA from pytorch.org: it carries NCCL",
+        )
     elif not dist.is_gloo_available():
         yield Check("gloo", "failure", "missing", "install an official build of PyTorch")
     else:
@@ -167,12 +224,19 @@ def slurm() -> Iterator[Check]:
 
     found = shutil.which("sbatch")
     if found is None:
-        yield Check("Slurm", "note", "sbatch is not on the path: `fathom submit` does not work here, `fathom pretrain` does")
+        yield Check(
+            "Slurm",
+            "note",
+            "sbatch is not on the path: `fathom submit` does not work here, `fathom pretrain` does",
+        )
         return
     version = _output("sbatch", "--version")
     if version is None:
         yield Check(
-            "Slurm", "note", "sbatch is installed, but finds no cluster", "go to a login node, or ask for the cluster's slurm.conf, before `fathom submit`"
+            "Slurm",
+            "note",
+            "sbatch is installed, but finds no cluster",
+            "go to a login node, or ask for the cluster's slurm.conf, before `fathom submit`",
         )
         return
     yield Check("Slurm", "ok", version)
@@ -192,9 +256,16 @@ def limits() -> Iterator[Check]:
         shared = shutil.disk_usage("/dev/shm")
         small = shared.free < ranks * GIB
         advice = f"NCCL and gloo between {ranks} local ranks want 1 GiB each: mount it larger (in a container: --shm-size={ranks * 2}g or --ipc=host)"
-        yield Check("/dev/shm", "warning" if small else "ok", f"{shared.free / GIB:.1f} of {shared.total / GIB:.1f} GiB free", advice if small else "")
+        yield Check(
+            "/dev/shm",
+            "warning" if small else "ok",
+            f"{shared.free / GIB:.1f} of {shared.total / GIB:.1f} GiB free",
+            advice if small else "",
+        )
     except OSError:
-        yield Check("/dev/shm", "warning", "missing", "mount a tmpfs there: NCCL and gloo use it between local ranks")
+        yield Check(
+            "/dev/shm", "warning", "missing", "mount a tmpfs there: NCCL and gloo use it between local ranks"
+        )
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     low = soft != resource.RLIM_INFINITY and soft < 4096
     yield Check(
@@ -206,15 +277,28 @@ def limits() -> Iterator[Check]:
     facts = cpu()
     few = facts["usable_cores"] < 2 * len(gpus())
     advice = "less than 2 cores a GPU: launching kernels and loading data will wait; ask for more (Slurm: --cpus-per-task)"
-    yield Check("CPU", "warning" if few else "ok", f"{facts['model']}, {facts['usable_cores']} of {facts['cores']} cores usable", advice if few else "")
+    yield Check(
+        "CPU",
+        "warning" if few else "ok",
+        f"{facts['model']}, {facts['usable_cores']} of {facts['cores']} cores usable",
+        advice if few else "",
+    )
     load = os.getloadavg()[0]
     if load > 2 * facts["usable_cores"]:
-        yield Check("load", "warning", f"{load:.0f} processes want {facts['usable_cores']} cores", "other work runs here: speeds measured now mean little")
+        yield Check(
+            "load",
+            "warning",
+            f"{load:.0f} processes want {facts['usable_cores']} cores",
+            "other work runs here: speeds measured now mean little",
+        )
     if facts["memory_bytes"]:
         yield Check("memory", "ok", f"{facts['memory_bytes'] / GIB:.0f} GiB")
     free = shutil.disk_usage(".").free
     yield Check(
-        "disk", "warning" if free < 20 * GIB else "ok", f"{free / GIB:.0f} GiB free here", "a checkpoint takes 12 bytes a parameter" if free < 20 * GIB else ""
+        "disk",
+        "warning" if free < 20 * GIB else "ok",
+        f"{free / GIB:.0f} GiB free here",
+        "a checkpoint takes 12 bytes a parameter" if free < 20 * GIB else "",
     )
 
 
@@ -226,13 +310,30 @@ def compilers() -> Iterator[Check]:
         yield Check("C++ compiler", "ok", version[0])
     else:
         yield Check(
-            "C++ compiler", "warning", "none", "kernels that compile on first use (optimizer offload) fail: apt-get install g++, or load a compiler module"
+            "C++ compiler",
+            "warning",
+            "none",
+            "kernels that compile on first use (optimizer offload) fail: apt-get install g++, or load a compiler module",
         )
     if this_machine().gpu is not None and not (shutil.which("nvcc") or os.environ.get("CUDA_HOME")):
-        yield Check("nvcc", "note", "none", "needed to build Transformer Engine only: load the cluster's CUDA module, or set CUDA_HOME")
+        yield Check(
+            "nvcc",
+            "note",
+            "none",
+            "needed to build Transformer Engine only: load the cluster's CUDA module, or set CUDA_HOME",
+        )
 
 
-CHECKS: tuple[Callable[[], Iterator[Check]], ...] = (python, packages, devices, transformer_engine, communication, slurm, limits, compilers)
+CHECKS: tuple[Callable[[], Iterator[Check]], ...] = (
+    python,
+    packages,
+    devices,
+    transformer_engine,
+    communication,
+    slurm,
+    limits,
+    compilers,
+)
 
 
 def examine() -> list[Check]:
@@ -242,7 +343,13 @@ def examine() -> list[Check]:
         try:
             found += check()
         except Exception as error:  # one odd machine must not take the whole report away
-            found.append(Check(check.__name__.replace("_", " "), "warning", f"could not be checked: {type(error).__name__}: {error}"))
+            found.append(
+                Check(
+                    check.__name__.replace("_", " "),
+                    "warning",
+                    f"could not be checked: {type(error).__name__}: {error}",
+                )
+            )
     return found
 
 

@@ -50,18 +50,29 @@ def render(script: Script, site: SiteConfig) -> str:
             )
     if not TEMPLATE.is_file():
         raise UserError(f"{TEMPLATE} is missing: run `fathom submit` from a checkout of the repository")
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
     environment.filters["quote"] = lambda value: shlex.quote(str(value))
     environment.filters["option"] = lambda value: f'"{value}"' if " " in str(value) else str(value)
-    fields = {**vars(script), "allowed_nodes": ",".join(map(str, script.allowed_nodes)) if len(script.allowed_nodes) > 1 else ""}
+    fields = {
+        **vars(script),
+        "allowed_nodes": ",".join(map(str, script.allowed_nodes)) if len(script.allowed_nodes) > 1 else "",
+    }
     fields["command"] = _command(script, site)
     mounts = [f"{script.run.parent}:{script.run.parent}", *(site.container.mounts if site.container else [])]
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        **fields, site=site, wait=LEFT_OVER_SECONDS, nothing_to_do=NOTHING_TO_DO, container_mounts=",".join(mounts)
+        **fields,
+        site=site,
+        wait=LEFT_OVER_SECONDS,
+        nothing_to_do=NOTHING_TO_DO,
+        container_mounts=",".join(mounts),
     )
 
 
 def _command(script: Script, site: SiteConfig) -> str:
     """Words for the shell; `$RUN` stays a variable, inside of double quotes."""
     python = shlex.quote(site.container.python) if site.container else '"$PYTHON"'
-    return " ".join([python, *(f'"{word}"' if "$RUN" in word else shlex.quote(word) for word in script.command)])
+    return " ".join(
+        [python, *(f'"{word}"' if "$RUN" in word else shlex.quote(word) for word in script.command)]
+    )

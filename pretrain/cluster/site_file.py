@@ -47,9 +47,12 @@ OURS = {
 class ContainerConfig(Strict):
     """A container that the tasks run in, through srun's container options (the pyxis plugin). The batch script itself runs outside of it."""
 
-    image: Line = Field(description="Image as `srun --container-image` takes it: a file, or registry#name:tag.")
+    image: Line = Field(
+        description="Image as `srun --container-image` takes it: a file, or registry#name:tag."
+    )
     mounts: list[Line] = Field(
-        default_factory=list, description="Further mounts, SOURCE:TARGET; the run directory's parent and the data must be visible at the same paths."
+        default_factory=list,
+        description="Further mounts, SOURCE:TARGET; the run directory's parent and the data must be visible at the same paths.",
     )
     python: Line = Field("python3", description="Python inside of the container.")
 
@@ -60,35 +63,66 @@ class SiteConfig(Strict):
     partition: Word | None = Field(None, description="sbatch --partition; null leaves the cluster's default.")
     account: Word | None = Field(None, description="sbatch --account; null leaves your default.")
     qos: Word | None = Field(None, description="sbatch --qos; null leaves your default.")
-    time: str | None = Field(None, description="Time limit where `fathom submit` gets no --time: minutes, HH:MM:SS or D-HH:MM:SS.")
-    gpus_per_node: int = Field(ge=0, description="GPUs of one node, which is also the number of tasks there; 0 for nodes without.")
-    tasks_per_node: int | None = Field(None, ge=1, description="Tasks on a node without GPUs; null with GPUs, where there is one task for each.")
+    time: str | None = Field(
+        None, description="Time limit where `fathom submit` gets no --time: minutes, HH:MM:SS or D-HH:MM:SS."
+    )
+    gpus_per_node: int = Field(
+        ge=0, description="GPUs of one node, which is also the number of tasks there; 0 for nodes without."
+    )
+    tasks_per_node: int | None = Field(
+        None,
+        ge=1,
+        description="Tasks on a node without GPUs; null with GPUs, where there is one task for each.",
+    )
     gpu_request: Literal["gpus-per-node", "gres", "none"] = Field(
-        "gpus-per-node", description="How GPUs are asked for: --gpus-per-node=N, --gres=gpu:N, or not at all where a job always gets whole nodes."
+        "gpus-per-node",
+        description="How GPUs are asked for: --gpus-per-node=N, --gres=gpu:N, or not at all where a job always gets whole nodes.",
     )
-    gpu_type: Word | None = Field(None, description="Type within the request, such as h100 in gpu:h100:8; null asks for any.")
+    gpu_type: Word | None = Field(
+        None, description="Type within the request, such as h100 in gpu:h100:8; null asks for any."
+    )
     cpus_per_task: int | None = Field(
-        None, ge=1, description="CPU cores of one task: training, data loading and checkpoint writing; null leaves Slurm's default of one."
+        None,
+        ge=1,
+        description="CPU cores of one task: training, data loading and checkpoint writing; null leaves Slurm's default of one.",
     )
-    memory: Word | None = Field(None, description="sbatch --mem, per node; 0 means all of it, null leaves the cluster's default.")
+    memory: Word | None = Field(
+        None, description="sbatch --mem, per node; 0 means all of it, null leaves the cluster's default."
+    )
     exclusive: bool = Field(False, description="sbatch --exclusive: whole nodes.")
     signal_margin: int = Field(
-        300, ge=30, description="Seconds before the time limit at which the run is told to save and leave. Slurm may be up to 60 s early or late."
+        300,
+        ge=30,
+        description="Seconds before the time limit at which the run is told to save and leave. Slurm may be up to 60 s early or late.",
     )
-    modules: list[Word] = Field(default_factory=list, description="Environment modules to load, after `module purge`.")
-    setup: list[Line] = Field(default_factory=list, description="Shell lines that run on the first node before the tasks start.")
+    modules: list[Word] = Field(
+        default_factory=list, description="Environment modules to load, after `module purge`."
+    )
+    setup: list[Line] = Field(
+        default_factory=list, description="Shell lines that run on the first node before the tasks start."
+    )
     environment: dict[str, str] = Field(
-        default_factory=dict, description="Environment variables of the tasks, taken literally: network interfaces, NCCL settings."
+        default_factory=dict,
+        description="Environment variables of the tasks, taken literally: network interfaces, NCCL settings.",
     )
     exclude_bad_nodes: bool = Field(
-        False, description="A node that fails its check before the first step is excluded from the following starts of the job (its ExcNodeList)."
+        False,
+        description="A node that fails its check before the first step is excluded from the following starts of the job (its ExcNodeList).",
     )
-    container: ContainerConfig | None = Field(None, description="Run the tasks in a container; null runs them directly.")
+    container: ContainerConfig | None = Field(
+        None, description="Run the tasks in a container; null runs them directly."
+    )
     python: Line | None = Field(
-        None, description="Python of the batch script, and of the tasks where there is no container; null means the one that runs `fathom submit`."
+        None,
+        description="Python of the batch script, and of the tasks where there is no container; null means the one that runs `fathom submit`.",
     )
-    srun: list[Line] = Field(default_factory=list, description="Further options of srun, such as --cpu-bind=none.")
-    sbatch: list[Line] = Field(default_factory=list, description="Further #SBATCH options, such as --constraint=a100 or --mail-type=END.")
+    srun: list[Line] = Field(
+        default_factory=list, description="Further options of srun, such as --cpu-bind=none."
+    )
+    sbatch: list[Line] = Field(
+        default_factory=list,
+        description="Further #SBATCH options, such as --constraint=a100 or --mail-type=END.",
+    )
 
     @property
     def tasks(self) -> int:
@@ -99,7 +133,10 @@ class SiteConfig(Strict):
     @classmethod
     def _numbers(cls, value: object) -> object:
         return (
-            {name: str(text) if isinstance(text, int) and not isinstance(text, bool) else text for name, text in value.items()}
+            {
+                name: str(text) if isinstance(text, int) and not isinstance(text, bool) else text
+                for name, text in value.items()
+            }
             if isinstance(value, dict)
             else value
         )
@@ -127,7 +164,9 @@ class SiteConfig(Strict):
             if match is None:
                 raise ValueError(f"{option!r} must be a long option such as --constraint=a100")
             if match[1] in OURS:
-                raise ValueError(f"{option!r} is set by the batch script itself: use the key of the site file or the option of `fathom submit` for it")
+                raise ValueError(
+                    f"{option!r} is set by the batch script itself: use the key of the site file or the option of `fathom submit` for it"
+                )
         return value
 
     @field_validator("time")
@@ -144,7 +183,9 @@ class SiteConfig(Strict):
                 f"tasks_per_node={self.tasks_per_node} with gpus_per_node={self.gpus_per_node}: there is one task for each GPU; remove tasks_per_node"
             )
         if not self.gpus_per_node and self.tasks_per_node is None:
-            raise ValueError("tasks_per_node is needed with gpus_per_node=0: the number of tasks on a node without GPUs")
+            raise ValueError(
+                "tasks_per_node is needed with gpus_per_node=0: the number of tasks on a node without GPUs"
+            )
         return self
 
 
@@ -153,7 +194,11 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag in ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")]
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag in ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
@@ -174,7 +219,9 @@ def parse_time(text: str) -> int:
     else:
         seconds = first * 60 + (second or 0)
     if seconds == 0:
-        raise UserError(f"time={text!r} is no time limit: Slurm would take it as unlimited; give minutes, HH:MM:SS or D-HH:MM:SS")
+        raise UserError(
+            f"time={text!r} is no time limit: Slurm would take it as unlimited; give minutes, HH:MM:SS or D-HH:MM:SS"
+        )
     return seconds
 
 
@@ -182,7 +229,9 @@ def load_site(path: Path | str | None) -> SiteConfig:
     """Reads a site file, or the one that FATHOM_SITE names. Raises UserError naming the file and the first wrong key."""
     path = path or os.environ.get(SITE_VARIABLE) or None
     if path is None:
-        raise UserError(f"no site file: give --site FILE or set {SITE_VARIABLE}; slurm/site.example.yaml is one to copy")
+        raise UserError(
+            f"no site file: give --site FILE or set {SITE_VARIABLE}; slurm/site.example.yaml is one to copy"
+        )
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:

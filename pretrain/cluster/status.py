@@ -54,7 +54,9 @@ class RunStatus:
 def find_runs(path: Path) -> list[Path]:
     """Run directories at or below a folder, oldest name first. Raises UserError where the folder does not exist or holds none."""
     if not path.is_dir():
-        raise UserError(f"{path} does not exist: give a run directory or the folder of several (runs_dir of the configuration)")
+        raise UserError(
+            f"{path} does not exist: give a run directory or the folder of several (runs_dir of the configuration)"
+        )
     runs = sorted(_search(path, DEPTH))
     if not runs:
         raise UserError(f"no run in {path}: a run directory holds {' or '.join(MARKS)}")
@@ -76,7 +78,11 @@ def collect(path: Path) -> list[RunStatus]:
 def run_status(folder: Path, queued: Mapping[str, Queued] | None, now: float | None = None) -> RunStatus:
     """The state of one run. queued: this user's jobs, None where there is no Slurm; now: seconds since 1970."""
     now = time.time() if now is None else now
-    state, submitted, recent = states.read_state(folder), states.read_submitted(folder), last_events(folder / "metrics.jsonl")
+    state, submitted, recent = (
+        states.read_state(folder),
+        states.read_submitted(folder),
+        last_events(folder / "metrics.jsonl"),
+    )
     train, end = recent["train"], recent["end"]
     step = int(train[-1]["step"]) if train else int(state.get("step") or 0)
     total = _total_steps(folder)
@@ -94,7 +100,9 @@ def run_status(folder: Path, queued: Mapping[str, Queued] | None, now: float | N
         left_s=max(0, total - step) * step_time if total is not None and step_time is not None else None,
         restarts=int(state.get("restarts") or 0),
         checkpoint_step=checkpoint,
-        checkpoint_age_s=None if checkpoint is None else _age(folder / "checkpoints" / step_folder(checkpoint) / MANIFEST, now),
+        checkpoint_age_s=None
+        if checkpoint is None
+        else _age(folder / "checkpoints" / step_folder(checkpoint) / MANIFEST, now),
         job=state.get("job_id"),
         nodes=str(state.get("nodes") or ""),
     )
@@ -102,7 +110,9 @@ def run_status(folder: Path, queued: Mapping[str, Queued] | None, now: float | N
     status = _with_job(status, jobs, queued, to_be_continued=state.get("exit_code") == ExitCode.STOPPED)
     if status.state == states.RUNNING:
         if status.job is None and state.get("host") == socket.gethostname() and not _alive(state.get("pid")):
-            return replace(status, state=DEAD, reason=f"process {state.get('pid')} is gone; it left no word", left_s=None)
+            return replace(
+                status, state=DEAD, reason=f"process {state.get('pid')} is gone; it left no word", left_s=None
+            )
         silent = _age(folder / "metrics.jsonl", now)
         if silent is not None and silent > max(SILENT_SECONDS, SILENT_STEPS * (step_time or 0)):
             return replace(status, reason=f"no step for {silent / 60:.0f} min")
@@ -132,7 +142,9 @@ def last_events(path: Path, block: int = 1 << 16, limit: int = 1 << 24) -> dict[
     return found
 
 
-def _with_job(status: RunStatus, jobs: list[str], queued: Mapping[str, Queued] | None, to_be_continued: bool = False) -> RunStatus:
+def _with_job(
+    status: RunStatus, jobs: list[str], queued: Mapping[str, Queued] | None, to_be_continued: bool = False
+) -> RunStatus:
     """What the queue adds: why a job waits, and that a run which says `running`, or stopped to be continued, has no job any more."""
     waiting = next((queued[job] for job in jobs if job in queued), None) if queued else None
     if waiting is not None:
@@ -140,12 +152,19 @@ def _with_job(status: RunStatus, jobs: list[str], queued: Mapping[str, Queued] |
             return status
         if waiting.state == "PENDING":
             start = f", expected start {waiting.start}" if waiting.start not in ("", "N/A") else ""
-            return replace(status, job=waiting.job, reason=f"waits: {waiting.reason or 'in the queue'}{start}", left_s=None)
+            return replace(
+                status,
+                job=waiting.job,
+                reason=f"waits: {waiting.reason or 'in the queue'}{start}",
+                left_s=None,
+            )
         return replace(status, job=waiting.job, nodes=waiting.nodes or status.nodes)
     if not jobs:
         return status
     status = replace(status, job=status.job or jobs[0])
-    if queued is None or (status.state in states.ENDED and not (status.state == states.STOPPED and to_be_continued)):
+    if queued is None or (
+        status.state in states.ENDED and not (status.state == states.STOPPED and to_be_continued)
+    ):
         return status
     job = slurm_client.show_job(jobs[0])  # of another user, or ended not long ago
     if job is not None and job.state in (*slurm_client.ACTIVE, "PENDING", "REQUEUED"):
@@ -153,7 +172,9 @@ def _with_job(status: RunStatus, jobs: list[str], queued: Mapping[str, Queued] |
     if job is not None and job.state.startswith("CANCELLED"):
         return replace(status, state=states.CANCELLED, reason="cancelled with scancel")
     if status.state == states.STOPPED:
-        return replace(status, reason=f"{status.reason}; it saved, but no job is there to go on: submit it again")
+        return replace(
+            status, reason=f"{status.reason}; it saved, but no job is there to go on: submit it again"
+        )
     how = f"ended as {job.state}" if job is not None else "is not in the queue any more"
     return replace(status, state=DEAD, reason=f"job {jobs[0]} {how}; the run left no word", left_s=None)
 

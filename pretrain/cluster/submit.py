@@ -66,7 +66,9 @@ def parse_nodes(text: str) -> tuple[int, int]:
     return low, high
 
 
-def plan(load: Callable[[Sequence[str]], RunConfig], site: SiteConfig, request: Request, base: Path | None = None) -> Plan:
+def plan(
+    load: Callable[[Sequence[str]], RunConfig], site: SiteConfig, request: Request, base: Path | None = None
+) -> Plan:
     """Checks a submission and renders its script; writes nothing.
 
     load: gives the configuration with further overrides. base: what relative paths are relative to (the working directory). Raises UserError for a
@@ -76,11 +78,15 @@ def plan(load: Callable[[Sequence[str]], RunConfig], site: SiteConfig, request: 
     config = absolute_paths(load([]), base)
     folder = Path(config.runs_dir) / config.name
     if request.chain < 1 or (request.chain > 1 and request.array):
-        raise UserError(f"--chain {request.chain} {'does not combine with --array' if request.array else 'must be at least 1'}")
+        raise UserError(
+            f"--chain {request.chain} {'does not combine with --array' if request.array else 'must be at least 1'}"
+        )
     runs = _elements(load, request.array, folder, base) if request.array else [(folder, config)]
     allowed = {tuple(allowed_nodes(run, site, request.nodes)) for _, run in runs}
     if len(allowed) > 1:
-        raise UserError(f"--nodes {request.nodes}: the elements of the array fit different numbers of nodes; submit them apart")
+        raise UserError(
+            f"--nodes {request.nodes}: the elements of the array fit different numbers of nodes; submit them apart"
+        )
     script = Script(
         name=config.name,
         nodes=request.nodes.strip(),
@@ -103,7 +109,9 @@ def check_data(planned: Plan) -> None:
     for _, run in planned.runs:
         for corpus in run.data.corpora:
             if not (Path(corpus.path) / "dataset.json").is_file():
-                raise UserError(f"data.corpora: {corpus.path} holds no dataset.json: prepare it with `fathom data prepare`, or correct the path")
+                raise UserError(
+                    f"data.corpora: {corpus.path} holds no dataset.json: prepare it with `fathom data prepare`, or correct the path"
+                )
 
 
 def absolute_paths(config: RunConfig, base: Path) -> RunConfig:
@@ -115,7 +123,9 @@ def absolute_paths(config: RunConfig, base: Path) -> RunConfig:
     data = config.data.model_copy(
         update={
             "cache": absolute(config.data.cache),
-            "corpora": [corpus.model_copy(update={"path": absolute(corpus.path)}) for corpus in config.data.corpora],
+            "corpora": [
+                corpus.model_copy(update={"path": absolute(corpus.path)}) for corpus in config.data.corpora
+            ],
         }
     )
     return config.model_copy(
@@ -133,8 +143,14 @@ def allowed_nodes(config: RunConfig, site: SiteConfig, nodes: str) -> list[int]:
     low, high = parse_nodes(nodes)
     problems = {number: _misfit(config, number * site.tasks) for number in range(low, high + 1)}
     if problems[low] is not None:
-        fitting = next((number for number in range(low, 8 * high + 1) if _misfit(config, number * site.tasks) is None), None)
-        raise UserError(f"--nodes {nodes} ({low * site.tasks} processes): {problems[low]}" + (f"; {fitting} nodes would fit" if fitting else ""))
+        fitting = next(
+            (number for number in range(low, 8 * high + 1) if _misfit(config, number * site.tasks) is None),
+            None,
+        )
+        raise UserError(
+            f"--nodes {nodes} ({low * site.tasks} processes): {problems[low]}"
+            + (f"; {fitting} nodes would fit" if fitting else "")
+        )
     return [number for number, problem in problems.items() if problem is None]
 
 
@@ -155,7 +171,17 @@ def submit(planned: Plan) -> list[str]:
         (run_dir / states.CONTROL).mkdir(parents=True, exist_ok=True)
         atomic_write_text(run_dir / "config.yaml", dump_config(config))
         (run_dir / states.SUBMITTED_FILE).unlink(missing_ok=True)
-        states.claim(run_dir, states.Owner(None, 0), state=states.QUEUED, reason="", restarts=0, stalled=0, exit_code=None, ends_at=None, nodes="")
+        states.claim(
+            run_dir,
+            states.Owner(None, 0),
+            state=states.QUEUED,
+            reason="",
+            restarts=0,
+            stalled=0,
+            exit_code=None,
+            ends_at=None,
+            nodes="",
+        )
     jobs: list[str] = []
     try:
         dependency = planned.request.dependency
@@ -166,7 +192,10 @@ def submit(planned: Plan) -> list[str]:
             dependency = f"afterany:{jobs[-1]}"
     except UserError:
         for run_dir, content in before.items() if not jobs else ():
-            atomic_write_text(run_dir / states.STATE_FILE, content or json.dumps({"state": states.FAILED, "reason": "Slurm refused the job"}) + "\n")
+            atomic_write_text(
+                run_dir / states.STATE_FILE,
+                content or json.dumps({"state": states.FAILED, "reason": "Slurm refused the job"}) + "\n",
+            )
         raise
     finally:
         if jobs:
@@ -182,7 +211,12 @@ def log_path(planned: Plan, job: str, element: int = 0) -> Path:
 def _write_submitted(planned: Plan, jobs: Sequence[str]) -> None:
     for element, (run_dir, _) in enumerate(planned.runs):
         handles = [f"{job}_{element}" for job in jobs] if planned.request.array else list(jobs)
-        record = {"jobs": handles, "time": round(time.time(), 3), "log": str(log_path(planned, jobs[0], element)), "nodes": planned.request.nodes}
+        record = {
+            "jobs": handles,
+            "time": round(time.time(), 3),
+            "log": str(log_path(planned, jobs[0], element)),
+            "nodes": planned.request.nodes,
+        }
         atomic_write_text(run_dir / states.SUBMITTED_FILE, json.dumps(record, indent=1) + "\n")
 
 
@@ -195,18 +229,24 @@ def _refuse_if_active(run_dir: Path, queued: dict[str, slurm_client.Queued]) -> 
     jobs = [*states.read_submitted(run_dir).get("jobs", []), state.get("job_id")]
     active = next((str(job) for job in jobs if job is not None and str(job) in queued), None)
     if active is not None:
-        raise UserError(f"job {active} ({queued[active].state.lower()}) is at {run_dir} already: scancel {active}, or choose another name")
+        raise UserError(
+            f"job {active} ({queued[active].state.lower()}) is at {run_dir} already: scancel {active}, or choose another name"
+        )
     # A local run. The lock of a Slurm job that has left the queue may be that of a lost node, which stays for a long time.
     if state.get("job_id") is None and state.get("state") != states.QUEUED:
         check_free(run_dir)
 
 
-def _elements(load: Callable[[Sequence[str]], RunConfig], lines: Sequence[str], folder: Path, base: Path) -> list[tuple[Path, RunConfig]]:
+def _elements(
+    load: Callable[[Sequence[str]], RunConfig], lines: Sequence[str], folder: Path, base: Path
+) -> list[tuple[Path, RunConfig]]:
     elements = []
     for index, line in enumerate(lines):
         overrides = shlex.split(line)
         if any(word.partition("=")[0] in ("name", "runs_dir") for word in overrides):
-            raise UserError(f"--array, line {index + 1}: name and runs_dir of an element are given by its place in the array; remove them from {line!r}")
+            raise UserError(
+                f"--array, line {index + 1}: name and runs_dir of an element are given by its place in the array; remove them from {line!r}"
+            )
         config = load([*overrides, f"runs_dir={folder}", f"name={folder.name}-{index}"])
         elements.append((folder / config.name, absolute_paths(config, base)))
     return elements

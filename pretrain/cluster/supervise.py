@@ -47,7 +47,13 @@ class Decision:
     exclude: tuple[str, ...] = ()
 
 
-def decide(run_dir: Path | str, exit_code: int, job: Job | None = None, owner: Owner | None = None, max_restarts: int = MAX_RESTARTS) -> Decision:
+def decide(
+    run_dir: Path | str,
+    exit_code: int,
+    job: Job | None = None,
+    owner: Owner | None = None,
+    max_restarts: int = MAX_RESTARTS,
+) -> Decision:
     """Whether a start that ended is followed by another one, and why.
 
     exit_code: of srun, which with --kill-on-bad-exit is often that of a victim; what the ranks wrote themselves counts for more. job: what Slurm says
@@ -67,14 +73,31 @@ def decide(run_dir: Path | str, exit_code: int, job: Job | None = None, owner: O
     if code == ExitCode.STOPPED_BY_USER:
         return Decision(False, words or "stopped on request", states.STOPPED, 0, step)
     if job is not None and job.restarts > owner.restart_count:
-        return Decision(True, "Slurm starts the job again (preemption, node failure, or scontrol requeue)", states.REQUEUED, 0, step, 0, by_slurm=True)
+        return Decision(
+            True,
+            "Slurm starts the job again (preemption, node failure, or scontrol requeue)",
+            states.REQUEUED,
+            0,
+            step,
+            0,
+            by_slurm=True,
+        )
     if code not in RESTARTABLE:
         return Decision(False, words, states.FAILED, int(code), step, stalled)
     if states.asked_to_stop(run_dir, owner) == "USR2":
-        return Decision(False, f"asked to stop for good, but it did not end in order: {words}", states.FAILED, _nonzero(code), step, stalled)
+        return Decision(
+            False,
+            f"asked to stop for good, but it did not end in order: {words}",
+            states.FAILED,
+            _nonzero(code),
+            step,
+            stalled,
+        )
     following = states.next_in_chain(run_dir, owner)
     if code == ExitCode.STOPPED and following is not None:
-        return Decision(False, f"{words}; job {following} of the chain continues", states.REQUEUED, 0, step, stalled)
+        return Decision(
+            False, f"{words}; job {following} of the chain continues", states.REQUEUED, 0, step, stalled
+        )
     preempted = code == ExitCode.STOPPED and job is not None and job.preempted
     if stalled > max_restarts and not preempted:
         return Decision(
@@ -85,8 +108,18 @@ def decide(run_dir: Path | str, exit_code: int, job: Job | None = None, owner: O
             step,
             stalled,
         )
-    bad = {failure.host for failure in states.read_failures(run_dir, owner) if failure.exit_code == ExitCode.BAD_NODE} if code == ExitCode.BAD_NODE else ()
-    return Decision(True, words, states.REQUEUED, 0, step, 0 if preempted else stalled, exclude=tuple(sorted(bad)))
+    bad = (
+        {
+            failure.host
+            for failure in states.read_failures(run_dir, owner)
+            if failure.exit_code == ExitCode.BAD_NODE
+        }
+        if code == ExitCode.BAD_NODE
+        else ()
+    )
+    return Decision(
+        True, words, states.REQUEUED, 0, step, 0 if preempted else stalled, exclude=tuple(sorted(bad))
+    )
 
 
 def cancelled(job: Job | None, owner: Owner) -> bool:
@@ -96,7 +129,9 @@ def cancelled(job: Job | None, owner: Owner) -> bool:
     """
     if job is None:
         return False
-    return "CANCELLED" in job.state or (job.state == "COMPLETING" and job.reason == "" and job.restarts <= owner.restart_count)
+    return "CANCELLED" in job.state or (
+        job.state == "COMPLETING" and job.reason == "" and job.restarts <= owner.restart_count
+    )
 
 
 def count_stalled(state: Mapping[str, Any], step: int | None) -> int:
@@ -105,7 +140,9 @@ def count_stalled(state: Mapping[str, Any], step: int | None) -> int:
     return 0 if step is not None and (begun is None or step > begun) else int(state.get("stalled") or 0) + 1
 
 
-def start(run_dir: Path, owner: Owner, job: Job | None = None, max_restarts: int = MAX_RESTARTS) -> str | None:
+def start(
+    run_dir: Path, owner: Owner, job: Job | None = None, max_restarts: int = MAX_RESTARTS
+) -> str | None:
     """Claims the run directory for a start of a Slurm job. Returns why there is nothing to do, or None to go on.
 
     Raises UserError where another job is at this run, and StaleStartError where a newer start of this one is.
@@ -118,9 +155,15 @@ def start(run_dir: Path, owner: Owner, job: Job | None = None, max_restarts: int
     if held.job_id not in (None, owner.job_id) and name in (states.STARTING, states.RUNNING):
         other = slurm_client.show_job(str(held.job_id))
         if other is not None and other.state in slurm_client.ACTIVE:
-            raise UserError(f"job {held.job_id} is running in {run_dir}: cancel one of the two (scancel {held.job_id})")
+            raise UserError(
+                f"job {held.job_id} is running in {run_dir}: cancel one of the two (scancel {held.job_id})"
+            )
     # What ended in order was counted when it ended. A start whose batch script died with its node is counted here.
-    stalled = count_stalled(state, before) if name in (states.STARTING, states.RUNNING) else int(state.get("stalled") or 0)
+    stalled = (
+        count_stalled(state, before)
+        if name in (states.STARTING, states.RUNNING)
+        else int(state.get("stalled") or 0)
+    )
     if stalled > max_restarts:
         reason = f"no new checkpoint in {stalled} starts in a row (the newest is {_named(before)}): not started again"
         states.claim(run_dir, owner, state=states.FAILED, reason=reason, stalled=stalled)
@@ -133,7 +176,9 @@ def start(run_dir: Path, owner: Owner, job: Job | None = None, max_restarts: int
         exit_code=None,
         stalled=stalled,
         start_step=before,
-        restarts=int(state.get("restarts") or 0) + 1 if name in (states.STARTING, states.RUNNING, states.REQUEUED) else 0,
+        restarts=int(state.get("restarts") or 0) + 1
+        if name in (states.STARTING, states.RUNNING, states.REQUEUED)
+        else 0,
         ends_at=job.end_time if job else None,
         nodes=job.nodes if job else "",
     )
@@ -143,7 +188,9 @@ def start(run_dir: Path, owner: Owner, job: Job | None = None, max_restarts: int
     return None
 
 
-def on_term(run_dir: Path, owner: Owner, job: Job | None, max_restarts: int = MAX_RESTARTS) -> Decision | None:
+def on_term(
+    run_dir: Path, owner: Owner, job: Job | None, max_restarts: int = MAX_RESTARTS
+) -> Decision | None:
     """Says at once what a TERM meant, as the batch script may be killed before the tasks have ended. None where the job goes on (a grace period)."""
     if job is None or job.state == "RUNNING":
         return None
@@ -155,13 +202,26 @@ def on_term(run_dir: Path, owner: Owner, job: Job | None, max_restarts: int = MA
 
 def carry_out(run_dir: Path, owner: Owner, decision: Decision, exclude_bad_nodes: bool = False) -> int:
     """Writes the state, asks Slurm for another start where decided, and returns the exit code for the batch script."""
-    fields: dict[str, Any] = {"state": decision.state, "reason": decision.reason, "step": decision.step, "stalled": decision.stalled}
-    excluded = sorted({*(states.read_state(run_dir).get("excluded") or []), *decision.exclude}) if exclude_bad_nodes else []
+    fields: dict[str, Any] = {
+        "state": decision.state,
+        "reason": decision.reason,
+        "step": decision.step,
+        "stalled": decision.stalled,
+    }
+    excluded = (
+        sorted({*(states.read_state(run_dir).get("excluded") or []), *decision.exclude})
+        if exclude_bad_nodes
+        else []
+    )
     if excluded:
         fields["excluded"] = excluded
     states.write_state(run_dir, owner, **fields)  # first: after the requeue Slurm ends this process
     if decision.requeue and not decision.by_slurm:
-        refusal = slurm_client.requeue(owner.job_id or "") if not (exclude_bad_nodes and decision.exclude) else requeue_elsewhere(owner.job_id or "", excluded)
+        refusal = (
+            slurm_client.requeue(owner.job_id or "")
+            if not (exclude_bad_nodes and decision.exclude)
+            else requeue_elsewhere(owner.job_id or "", excluded)
+        )
         if refusal is not None:
             reason = f"{decision.reason}; it should start again, but: {refusal}. Submit it again to go on"
             states.write_state(run_dir, owner, state=states.FAILED, reason=reason)
@@ -180,7 +240,9 @@ def requeue_elsewhere(handle: str, excluded: Sequence[str]) -> str | None:
     if refusal is not None:
         return refusal
     problem = slurm_client.exclude_nodes(handle, excluded)
-    say(f"nodes {','.join(excluded)} {f'could not be excluded: {problem}' if problem else 'are excluded from now on'}")
+    say(
+        f"nodes {','.join(excluded)} {f'could not be excluded: {problem}' if problem else 'are excluded from now on'}"
+    )
     return slurm_client.release(handle)
 
 
@@ -204,8 +266,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--exit-code", type=int, default=0)
     parser.add_argument("--max-restarts", type=int, default=MAX_RESTARTS)
-    parser.add_argument("--exclude-bad-nodes", action="store_true", help="never again use a node that failed its check")
-    parser.add_argument("--allowed-nodes", default="", help="numbers of nodes the layout can use; prints the one to use")
+    parser.add_argument(
+        "--exclude-bad-nodes", action="store_true", help="never again use a node that failed its check"
+    )
+    parser.add_argument(
+        "--allowed-nodes", default="", help="numbers of nodes the layout can use; prints the one to use"
+    )
     options = parser.parse_args(arguments)
     owner = Owner.from_environment()
     if owner.job_id is None:
@@ -232,8 +298,14 @@ def _run(options: argparse.Namespace, owner: Owner) -> int:
             say(reason)
             return NOTHING_TO_DO
         nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
-        print(usable_nodes(nodes, [int(number) for number in options.allowed_nodes.split(",")]) if options.allowed_nodes else nodes)
-        say(f"start {owner.label} on {os.environ.get('SLURM_JOB_NODELIST')}, newest checkpoint: {_named(states.latest_step(run_dir))}")
+        print(
+            usable_nodes(nodes, [int(number) for number in options.allowed_nodes.split(",")])
+            if options.allowed_nodes
+            else nodes
+        )
+        say(
+            f"start {owner.label} on {os.environ.get('SLURM_JOB_NODELIST')}, newest checkpoint: {_named(states.latest_step(run_dir))}"
+        )
         return 0
     if options.command == "on-term":
         decision = on_term(run_dir, owner, job, options.max_restarts)
@@ -245,7 +317,9 @@ def _run(options: argparse.Namespace, owner: Owner) -> int:
     return carry_out(run_dir, owner, decision, options.exclude_bad_nodes)
 
 
-def _what_happened(run_dir: Path | str, exit_code: int, state: Mapping[str, Any], owner: Owner) -> tuple[ExitCode, str]:
+def _what_happened(
+    run_dir: Path | str, exit_code: int, state: Mapping[str, Any], owner: Owner
+) -> tuple[ExitCode, str]:
     """The exit code that counts, with a sentence. In order: what rank 0 wrote when it left in order, what the first failing rank wrote, what srun returned."""
     code = None if state.get("exit_code") is None else as_exit_code(int(state["exit_code"]))
     failures = states.read_failures(run_dir, owner)
@@ -254,9 +328,16 @@ def _what_happened(run_dir: Path | str, exit_code: int, state: Mapping[str, Any]
         first = next((failure for failure in failures if failure.exit_code != ExitCode.CRASH), failures[0])
         if first.exit_code == ExitCode.HUNG:  # all ranks say the same, and it is about another one
             return ExitCode.HUNG, first.reason
-        silent = _silent_ranks(run_dir, failures) if all(_lost_a_peer(failure.reason) for failure in failures) else ""
+        silent = (
+            _silent_ranks(run_dir, failures)
+            if all(_lost_a_peer(failure.reason) for failure in failures)
+            else ""
+        )
         if silent:
-            return ExitCode.CRASH, f"{silent} died without a word ({_words_of(exit_code)}); the others lost the connection"
+            return (
+                ExitCode.CRASH,
+                f"{silent} died without a word ({_words_of(exit_code)}); the others lost the connection",
+            )
         more = f" (and {len(failures) - 1} more ranks)" if len(failures) > 1 else ""
         return as_exit_code(first.exit_code), f"rank {first.rank} on {first.host}: {first.reason}{more}"
     if code == ExitCode.STOPPED and 0 < exit_code <= 255 and not states.asked_to_stop(run_dir, owner):
@@ -265,7 +346,10 @@ def _what_happened(run_dir: Path | str, exit_code: int, state: Mapping[str, Any]
     if code is not None:
         return code, str(state.get("reason") or "")
     if exit_code == TOO_LATE:
-        return ExitCode.STOPPED, "the time limit came before the run had saved and left: a larger signal_margin in the site file gives it more time"
+        return (
+            ExitCode.STOPPED,
+            "the time limit came before the run had saved and left: a larger signal_margin in the site file gives it more time",
+        )
     if exit_code == 0 and state.get("state") != states.FINISHED:
         return ExitCode.CRASH, "the tasks ended with 0 but rank 0 did not write how (exit_code in state.json)"
     code = as_exit_code(exit_code)
@@ -274,7 +358,15 @@ def _what_happened(run_dir: Path | str, exit_code: int, state: Mapping[str, Any]
 
 def _lost_a_peer(reason: str) -> bool:
     """Whether a rank ended because another one was gone: true of its victims, and of no use to whoever looks for the cause."""
-    return any(words in reason.lower() for words in ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited"))
+    return any(
+        words in reason.lower()
+        for words in (
+            "connection closed by peer",
+            "connection reset by peer",
+            "broken pipe",
+            "remote process exited",
+        )
+    )
 
 
 def _silent_ranks(run_dir: Path | str, failures: Sequence[Failure]) -> str:
@@ -285,7 +377,11 @@ def _silent_ranks(run_dir: Path | str, failures: Sequence[Failure]) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         return ""
     silent = sorted(set(hosts) - {failure.rank for failure in failures})
-    return ", ".join(f"rank {rank} on {hosts[rank]}" for rank in silent) if 0 < len(silent) <= min(8, len(hosts) / 2) else ""
+    return (
+        ", ".join(f"rank {rank} on {hosts[rank]}" for rank in silent)
+        if 0 < len(silent) <= min(8, len(hosts) / 2)
+        else ""
+    )
 
 
 def _words_of(exit_code: int) -> str:

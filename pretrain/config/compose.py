@@ -65,9 +65,13 @@ def find(name: str, folders: Sequence[Path], near: str = "**/*.yaml") -> Path:
             if candidate.is_file():
                 return candidate
     shipped = {file.stem: shown(file) for file in sorted(SHIPPED.glob(near))}
-    alike = [shipped[stem] for stem in get_close_matches(Path(name).stem, shipped, n=3, cutoff=0.5)] or list(shipped.values())
+    alike = [shipped[stem] for stem in get_close_matches(Path(name).stem, shipped, n=3, cutoff=0.5)] or list(
+        shipped.values()
+    )
     what = "is a folder, not a configuration file" if Path(name).is_dir() else "does not exist"
-    raise UserError(f"configuration {name} {what}; {'there are' if len(alike) > 1 else 'there is'} {', '.join(alike) or 'no shipped configurations'}")
+    raise UserError(
+        f"configuration {name} {what}; {'there are' if len(alike) > 1 else 'there is'} {', '.join(alike) or 'no shipped configurations'}"
+    )
 
 
 def shown(path: Path) -> str:
@@ -85,7 +89,9 @@ class _Merging:
 
     def add_file(self, file: Path, chain: tuple[Path, ...]) -> None:
         if file.resolve() in chain:
-            raise UserError(f"{shown(file)} includes itself: {' -> '.join(shown(link) for link in (*chain, file.resolve()))}")
+            raise UserError(
+                f"{shown(file)} includes itself: {' -> '.join(shown(link) for link in (*chain, file.resolve()))}"
+            )
         values, lines = _read(file)
         includes = values.pop("include", None) or []
         if not isinstance(includes, list) or not all(isinstance(name, str) for name in includes):
@@ -107,23 +113,33 @@ class _Merging:
     def add_override(self, text: str, main: Path) -> None:
         key, equals, value = text.partition("=")
         if not equals or not key.strip("+-"):
-            raise UserError(f"override {text!r} is not of the form key=value, e.g. train.steps=100, or +include=FILE")
+            raise UserError(
+                f"override {text!r} is not of the form key=value, e.g. train.steps=100, or +include=FILE"
+            )
         if key == "+include":
             self.add_file(find(value, [Path.cwd(), *_folders(main)]), ())
             return
         if key.startswith(("+", "-")) or key == "include":
-            raise UserError(f"override {text!r}: write {'+include=FILE' if key.strip('+-') == 'include' else text.lstrip('+-')} instead")
+            raise UserError(
+                f"override {text!r}: write {'+include=FILE' if key.strip('+-') == 'include' else text.lstrip('+-')} instead"
+            )
         key = BRACKETS.sub(r".\1", key)
         try:
             parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index, call-overload]
             self._forget(key)
             OmegaConf.update(self.config, key, parsed, merge=False, force_add=True)
         except yaml.YAMLError as error:
-            raise UserError(f"override {text!r}: the value is not valid YAML ({_yaml_problem(error)})") from error
+            raise UserError(
+                f"override {text!r}: the value is not valid YAML ({_yaml_problem(error)})"
+            ) from error
         except IndexError as error:
-            raise UserError(f"override {text!r}: the list is shorter than that; give the whole list, as in data.corpora=[{{path: A}}, {{path: B}}]") from error
+            raise UserError(
+                f"override {text!r}: the list is shorter than that; give the whole list, as in data.corpora=[{{path: A}}, {{path: B}}]"
+            ) from error
         except (OmegaConfBaseException, TypeError, ValueError) as error:
-            raise UserError(f"override {text!r} does not fit the configuration: {_first_line(error)}") from error
+            raise UserError(
+                f"override {text!r} does not fit the configuration: {_first_line(error)}"
+            ) from error
         self.origins[key] = COMMAND_LINE
         above, _, _ = key.rpartition(".")
         if above in schema() and schema()[above].kind != "section":
@@ -133,7 +149,9 @@ class _Merging:
     def resolved(self) -> dict[str, Any]:
         try:
             # Over the defaults, so that `${model.scheme}` also finds a scheme that nobody gave.
-            return OmegaConf.to_container(OmegaConf.merge(defaults(), self.config), resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+            return OmegaConf.to_container(
+                OmegaConf.merge(defaults(), self.config), resolve=True, throw_on_missing=True
+            )  # type: ignore[return-value]
         except OmegaConfBaseException as error:
             key = BRACKETS.sub(r".\1", str(getattr(error, "full_key", "") or ""))
             place = f" ({self.origins[key]})" if key in self.origins else ""
@@ -185,7 +203,13 @@ def _lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]
 
 def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every dotted key below a value, containers included."""
-    items = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
+    items = (
+        values.items()
+        if isinstance(values, Mapping)
+        else enumerate(values)
+        if isinstance(values, list)
+        else ()
+    )
     for key, value in items:
         yield f"{prefix}{key}", value
         yield from _flat(value, f"{prefix}{key}.")
@@ -194,8 +218,13 @@ def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _without_empty_sections(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """A section whose keys are all commented out reads as null in YAML; it means an empty section."""
     sections = {field.key for field in schema().values() if field.kind == "section"}
-    kept = {key: value for key, value in values.items() if value is not None or prefix + str(key) not in sections}
-    return {key: _without_empty_sections(value, f"{prefix}{key}.") if isinstance(value, dict) else value for key, value in kept.items()}
+    kept = {
+        key: value for key, value in values.items() if value is not None or prefix + str(key) not in sections
+    }
+    return {
+        key: _without_empty_sections(value, f"{prefix}{key}.") if isinstance(value, dict) else value
+        for key, value in kept.items()
+    }
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:

@@ -15,9 +15,14 @@ SELDOM = 10
 
 def check_muon(parallel: ParallelConfig) -> None:
     """Raises ValueError for a layout that Muon has no form for."""
-    why = {0: "its momentum is kept in ZeRO's flat pieces", 3: "ZeRO-3 gives no rank the pieces of whole matrices in order"}.get(parallel.zero)
+    why = {
+        0: "its momentum is kept in ZeRO's flat pieces",
+        3: "ZeRO-3 gives no rank the pieces of whole matrices in order",
+    }.get(parallel.zero)
     if why:
-        raise ValueError(f"optimizer.kind=muon does not combine with parallel.zero={parallel.zero}: {why}; set parallel.zero=1 or optimizer.kind=adamw")
+        raise ValueError(
+            f"optimizer.kind=muon does not combine with parallel.zero={parallel.zero}: {why}; set parallel.zero=1 or optimizer.kind=adamw"
+        )
     if parallel.offload.optimizer:
         raise ValueError(
             "optimizer.kind=muon multiplies matrices in every step, for which parallel.offload.optimizer=true would use the host's cores: "
@@ -29,7 +34,9 @@ def check_compile(config: RunConfig) -> None:
     """Raises ValueError, naming the first setting that `train.compile=true` does not combine with."""
     granularity, tensor = config.parallel.recompute.granularity, config.parallel.tensor
     if granularity != "none":
-        raise ValueError(f"train.compile=true does not combine with parallel.recompute.granularity={granularity}: set it to none")
+        raise ValueError(
+            f"train.compile=true does not combine with parallel.recompute.granularity={granularity}: set it to none"
+        )
     if tensor > 1 and config.train.kernels == "local":
         raise ValueError(inside_layers(tensor))
     _zero_and_dropout("train.compile", config)
@@ -44,16 +51,22 @@ def check_cuda_graph(config: RunConfig) -> None:
     """Raises ValueError, naming the first setting that `train.cuda_graph=true` does not combine with."""
     granularity, pipeline = config.parallel.recompute.granularity, config.parallel.pipeline
     if pipeline > 1:
-        raise ValueError(f"train.cuda_graph=true does not combine with parallel.pipeline={pipeline}, whose stages wait for each other: set parallel.pipeline=1")
+        raise ValueError(
+            f"train.cuda_graph=true does not combine with parallel.pipeline={pipeline}, whose stages wait for each other: set parallel.pipeline=1"
+        )
     if config.parallel.sequence_parallel:
         raise ValueError(
             "train.cuda_graph=true does not combine with parallel.sequence_parallel=true, for which Megatron-core exchanges random states in every pass: "
             "set it to false"
         )
     if granularity != "none":
-        raise ValueError(f"train.cuda_graph=true with parallel.recompute.granularity={granularity} has not been shown to compute the same: set it to none")
+        raise ValueError(
+            f"train.cuda_graph=true with parallel.recompute.granularity={granularity} has not been shown to compute the same: set it to none"
+        )
     if config.parallel.overlap_grad_reduce:
-        raise ValueError("train.cuda_graph=true does not combine with parallel.overlap_grad_reduce=true: the reduction follows the graph; set it to null")
+        raise ValueError(
+            "train.cuda_graph=true does not combine with parallel.overlap_grad_reduce=true: the reduction follows the graph; set it to null"
+        )
     if 0 < config.log.signal_interval < SELDOM:
         raise ValueError(
             f"train.cuda_graph=true with log.signal_interval={config.log.signal_interval}: measured steps run without the graph and the next one captures "
@@ -64,6 +77,10 @@ def check_cuda_graph(config: RunConfig) -> None:
 
 def _zero_and_dropout(option: str, config: RunConfig) -> None:
     if config.parallel.zero == 3:
-        raise ValueError(f"{option}=true does not combine with parallel.zero=3, which fetches weights in hooks of the layers: set parallel.zero=1")
+        raise ValueError(
+            f"{option}=true does not combine with parallel.zero=3, which fetches weights in hooks of the layers: set parallel.zero=1"
+        )
     if config.model.hidden_dropout > 0 or config.model.attention_dropout > 0:
-        raise ValueError(f"{option}=true has no tested dropout: set model.hidden_dropout=0 and model.attention_dropout=0")
+        raise ValueError(
+            f"{option}=true has no tested dropout: set model.hidden_dropout=0 and model.attention_dropout=0"
+        )

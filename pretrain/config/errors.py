@@ -22,7 +22,12 @@ EXPECTED = {
     "model": "a section of keys",
 }
 """What a key must be, by the first word of the error's type."""
-LIMITS = {"greater_than": ("gt", "above"), "greater_than_equal": ("ge", "at least"), "less_than": ("lt", "below"), "less_than_equal": ("le", "at most")}
+LIMITS = {
+    "greater_than": ("gt", "above"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "below"),
+    "less_than_equal": ("le", "at most"),
+}
 
 
 def user_error(error: ValidationError, composition: Composition) -> UserError:
@@ -32,18 +37,31 @@ def user_error(error: ValidationError, composition: Composition) -> UserError:
         groups.setdefault(_key(item, composition.values), []).append(item)
     unknown = {key: suggest(key) for key, items in groups.items() if items[0]["type"] == "extra_forbidden"}
     meant = set(unknown.values())
-    others = [key for key, items in groups.items() if key not in unknown and not (items[0]["type"] == "missing" and key in meant)]
+    others = [
+        key
+        for key, items in groups.items()
+        if key not in unknown and not (items[0]["type"] == "missing" and key in meant)
+    ]
     # A misspelt key is the likely cause of the rest, so it comes first, and the key it was meant to be is not reported as missing.
-    problems = [_unknown(key, unknown[key], composition) for key in unknown] + [_wrong(key, groups[key], composition) for key in others]
+    problems = [_unknown(key, unknown[key], composition) for key in unknown] + [
+        _wrong(key, groups[key], composition) for key in others
+    ]
     rest = len(problems) - 1
-    return UserError(" ".join(problems[0].split()) + (f" (and {rest} more problem{'s' if rest > 1 else ''})" if rest else ""))
+    return UserError(
+        " ".join(problems[0].split())
+        + (f" (and {rest} more problem{'s' if rest > 1 else ''})" if rest else "")
+    )
 
 
 def _key(item: Any, values: Any) -> str:
     """The dotted key an error is about: its location without the marks that pydantic adds for the arms of a union."""
     path, node = [], values
     for part in item["loc"]:
-        inside = part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int) and part < len(node)
+        inside = (
+            part in node
+            if isinstance(node, dict)
+            else isinstance(node, list) and isinstance(part, int) and part < len(node)
+        )
         if not inside:
             if item["type"] == "missing":
                 path.append(str(part))

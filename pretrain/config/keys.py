@@ -46,7 +46,13 @@ def defaults() -> dict[str, Any]:
         section = nested
         for parent in parents:
             section = section[parent]
-        section[last] = {} if field.kind == "section" else list(field.default) if isinstance(field.default, tuple) else field.default
+        section[last] = (
+            {}
+            if field.kind == "section"
+            else list(field.default)
+            if isinstance(field.default, tuple)
+            else field.default
+        )
     return nested
 
 
@@ -97,7 +103,11 @@ def _kind(annotation: Any) -> Kind:
 def _walk(model: type[BaseModel], prefix: str) -> Iterator[SchemaField]:
     for name, info in model.model_fields.items():
         key, kind = prefix + name, _kind(info.annotation)
-        default = None if info.is_required() or kind == "section" else info.get_default(call_default_factory=True, validated_data={})
+        default = (
+            None
+            if info.is_required() or kind == "section"
+            else info.get_default(call_default_factory=True, validated_data={})
+        )
         yield SchemaField(key, kind, info.description or "", info.is_required(), default)
         section = section_of(info.annotation)
         if section is not None:

@@ -78,8 +78,12 @@ def complete_model(config: RunConfig, vocab_size: int | None = None) -> ModelCon
         )
     positions = model.max_position_embeddings or config.data.seq_length
     if positions < config.data.seq_length:
-        raise UserError(f"data.seq_length={config.data.seq_length} exceeds model.max_position_embeddings={positions}: raise the latter or remove it")
-    return model.model_copy(update={"vocab_size": model.vocab_size or vocab_size, "max_position_embeddings": positions})
+        raise UserError(
+            f"data.seq_length={config.data.seq_length} exceeds model.max_position_embeddings={positions}: raise the latter or remove it"
+        )
+    return model.model_copy(
+        update={"vocab_size": model.vocab_size or vocab_size, "max_position_embeddings": positions}
+    )
 
 
 def _rows(section: BaseModel, prefix: str, origins: Composition) -> Iterator[Row]:
@@ -94,7 +98,15 @@ def _rows(section: BaseModel, prefix: str, origins: Composition) -> Iterator[Row
             continue
         field = schema()[general(key)]
         changed = field.required or value != field.default
-        yield Row(key, value, field.default, field.required, changed, field.description, origins.origin(key) if key in origins.origins else "")
+        yield Row(
+            key,
+            value,
+            field.default,
+            field.required,
+            changed,
+            field.description,
+            origins.origin(key) if key in origins.origins else "",
+        )
 
 
 def _escaped(value: Any) -> Any:

@@ -15,15 +15,21 @@ class Corpus(Strict):
     """One prepared data set in a blend."""
 
     path: str = Field(description="Folder written by `fathom data prepare`.")
-    weight: float = Field(1.0, gt=0, description="Relative share of training samples; weights are normalised over the blend.")
+    weight: float = Field(
+        1.0, gt=0, description="Relative share of training samples; weights are normalised over the blend."
+    )
 
 
 class DataConfig(Strict):
     """Where tokens come from."""
 
-    corpora: list[Corpus] = Field(min_length=1, description="Prepared data sets, blended by weight. All must share one tokenizer.")
+    corpora: list[Corpus] = Field(
+        min_length=1, description="Prepared data sets, blended by weight. All must share one tokenizer."
+    )
     seq_length: int = Field(ge=2, description="Tokens per training sample.")
-    cache: str | None = Field(None, description="Folder for sample indices; null means `index_cache` beside the first corpus.")
+    cache: str | None = Field(
+        None, description="Folder for sample indices; null means `index_cache` beside the first corpus."
+    )
 
 
 MOMENTUM = 0.95
@@ -33,11 +39,23 @@ MOMENTUM = 0.95
 class OptimizerConfig(Strict):
     """AdamW, or Muon for the layers' matrices and AdamW for the rest. Biases, norms and embeddings' one-dimensional parameters are not decayed."""
 
-    kind: Literal["adamw", "muon"] = Field("adamw", description="muon: orthogonal updates for the matrices of the layers, AdamW for everything else.")
-    lr: float = Field(gt=0, description="Peak learning rate; Muon's updates are scaled to the size of AdamW's and share it.")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay rates of Adam's first and second moment.")
+    kind: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="muon: orthogonal updates for the matrices of the layers, AdamW for everything else.",
+    )
+    lr: float = Field(
+        gt=0, description="Peak learning rate; Muon's updates are scaled to the size of AdamW's and share it."
+    )
+    betas: tuple[float, float] = Field(
+        (0.9, 0.95), description="Decay rates of Adam's first and second moment."
+    )
     eps: float = Field(1e-8, gt=0, description="Adam's epsilon.")
-    momentum: float | None = Field(None, ge=0, lt=1, description="Decay rate of Muon's momentum; read with kind=muon only, where null means 0.95.")
+    momentum: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Decay rate of Muon's momentum; read with kind=muon only, where null means 0.95.",
+    )
     weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay of matrices.")
     decay_embeddings: bool = Field(False, description="Decay embedding tables too.")
     clip_grad: float = Field(1.0, ge=0, description="Global gradient norm limit; 0 turns clipping off.")
@@ -45,7 +63,9 @@ class OptimizerConfig(Strict):
     @model_validator(mode="after")
     def _check(self) -> OptimizerConfig:
         if self.momentum is not None and self.kind != "muon":
-            raise ValueError(f"optimizer.momentum={self.momentum} has no effect with optimizer.kind={self.kind}: remove it or set optimizer.kind=muon")
+            raise ValueError(
+                f"optimizer.momentum={self.momentum} has no effect with optimizer.kind={self.kind}: remove it or set optimizer.kind=muon"
+            )
         return self
 
 
@@ -56,13 +76,19 @@ class ScheduleConfig(Strict):
         "cosine", description="Shape after warm-up. wsd: constant, then linear decay over decay_steps."
     )
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up from 0.")
-    decay_steps: int | None = Field(None, ge=1, description="Steps of the final decay; read with kind=wsd only, where null means 10 % of all steps.")
+    decay_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Steps of the final decay; read with kind=wsd only, where null means 10 % of all steps.",
+    )
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="Final learning rate divided by the peak.")
 
     @model_validator(mode="after")
     def _check(self) -> ScheduleConfig:
         if self.decay_steps is not None and self.kind != "wsd":
-            raise ValueError(f"schedule.decay_steps={self.decay_steps} has no effect with schedule.kind={self.kind}: remove it or set schedule.kind=wsd")
+            raise ValueError(
+                f"schedule.decay_steps={self.decay_steps} has no effect with schedule.kind={self.kind}: remove it or set schedule.kind=wsd"
+            )
         return self
 
 
@@ -71,12 +97,15 @@ class TrainConfig(Strict):
 
     steps: int = Field(ge=1, description="Optimizer steps of the whole run.")
     stop_at_step: int | None = Field(
-        None, ge=1, description="Save and leave cleanly after this step although the run is not finished; schedules still span `steps`."
+        None,
+        ge=1,
+        description="Save and leave cleanly after this step although the run is not finished; schedules still span `steps`.",
     )
     global_batch_size: int = Field(ge=1, description="Samples per optimizer step over all processes.")
     micro_batch_size: int = Field(ge=1, description="Samples per forward pass of one process.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 where the hardware computes it fast, else fp32. Gradients and weights accumulate in fp32."
+        "auto",
+        description="auto: bf16 where the hardware computes it fast, else fp32. Gradients and weights accumulate in fp32.",
     )
     kernels: Literal["auto", "local", "te"] = Field(
         "auto",
@@ -93,55 +122,87 @@ class TrainConfig(Strict):
     )
     fp8: Fp8Config = Field(default_factory=Fp8Config, description="FP8 matrix products.")
     seed: int = Field(1234, ge=0, description="Seed of weights, data order and dropout.")
-    eval_interval: int = Field(0, ge=0, description="Steps between evaluations on the validation split; 0: only at the end.")
-    eval_samples: int = Field(64, ge=0, description="Validation samples per evaluation; 0 turns evaluation off.")
-    nan_guard: Literal["stop", "skip"] = Field("stop", description="A non-finite loss or gradient: stop the run, or skip that step and count it.")
+    eval_interval: int = Field(
+        0, ge=0, description="Steps between evaluations on the validation split; 0: only at the end."
+    )
+    eval_samples: int = Field(
+        64, ge=0, description="Validation samples per evaluation; 0 turns evaluation off."
+    )
+    nan_guard: Literal["stop", "skip"] = Field(
+        "stop", description="A non-finite loss or gradient: stop the run, or skip that step and count it."
+    )
 
     @field_validator("precision", mode="before")
     @classmethod
     def _check_precision(cls, value: object) -> object:
         if value in ("fp16", "float16", "half"):
-            raise ValueError(f"train.precision={value} needs loss scaling, which Fathom does not do: set train.precision=bf16, or fp32 on GPUs without bf16")
+            raise ValueError(
+                f"train.precision={value} needs loss scaling, which Fathom does not do: set train.precision=bf16, or fp32 on GPUs without bf16"
+            )
         return value
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         if self.fp8.recipe != "none" and self.kernels == "local":
-            raise ValueError(f"train.fp8.recipe={self.fp8.recipe} needs Transformer Engine's kernels: set train.kernels=te or train.fp8.recipe=none")
+            raise ValueError(
+                f"train.fp8.recipe={self.fp8.recipe} needs Transformer Engine's kernels: set train.kernels=te or train.fp8.recipe=none"
+            )
         if self.fp8.recipe != "none" and self.precision == "fp32":
-            raise ValueError(f"train.fp8.recipe={self.fp8.recipe} needs weights in bf16: set train.precision=bf16 or train.fp8.recipe=none")
+            raise ValueError(
+                f"train.fp8.recipe={self.fp8.recipe} needs weights in bf16: set train.precision=bf16 or train.fp8.recipe=none"
+            )
         return self
 
 
 class CheckpointConfig(Strict):
     """When to save, what to keep, where to continue from."""
 
-    interval: int = Field(0, ge=0, description="Steps between checkpoints; 0: none by steps. At the end and on request there is one in any case.")
-    minutes: float = Field(0.0, ge=0, description="Also save when the last save is this many minutes ago; 0: none by time.")
+    interval: int = Field(
+        0,
+        ge=0,
+        description="Steps between checkpoints; 0: none by steps. At the end and on request there is one in any case.",
+    )
+    minutes: float = Field(
+        0.0, ge=0, description="Also save when the last save is this many minutes ago; 0: none by time."
+    )
     asynchronous: bool = Field(
-        False, description="Training stands still for a copy to host memory only and goes on while that is written. Needs host memory for the copy."
+        False,
+        description="Training stands still for a copy to host memory only and goes on while that is written. Needs host memory for the copy.",
     )
     leave_after_minutes: float = Field(
-        0.0, ge=0, description="Save and leave with exit code 75 after the first step that ends later than this after the start; 0: never."
+        0.0,
+        ge=0,
+        description="Save and leave with exit code 75 after the first step that ends later than this after the start; 0: never.",
     )
     keep_last: int = Field(2, ge=1, description="Newest checkpoints kept.")
-    keep_every: int = Field(0, ge=0, description="Also keep every checkpoint whose step is a multiple of this; 0: none.")
-    load: str | None = Field(None, description="Start from this checkpoint folder when the run directory has none yet.")
+    keep_every: int = Field(
+        0, ge=0, description="Also keep every checkpoint whose step is a multiple of this; 0: none."
+    )
+    load: str | None = Field(
+        None, description="Start from this checkpoint folder when the run directory has none yet."
+    )
 
 
 class LogConfig(Strict):
     """What is written while training."""
 
     interval: int = Field(1, ge=1, description="Steps between lines of metrics.jsonl.")
-    signal_interval: int = Field(50, ge=0, description="Steps between per-layer signal measurements; 0 turns them off.")
+    signal_interval: int = Field(
+        50, ge=0, description="Steps between per-layer signal measurements; 0 turns them off."
+    )
     tensorboard: bool = Field(True, description="Write TensorBoard events.")
-    progress: Literal["auto", "bar", "plain", "none"] = Field("auto", description="Live progress: a bar on a terminal, else plain lines.")
+    progress: Literal["auto", "bar", "plain", "none"] = Field(
+        "auto", description="Live progress: a bar on a terminal, else plain lines."
+    )
 
 
 class RunConfig(Strict):
     """Everything that defines a run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run; its folder is `runs_dir`/`name`.")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name of the run; its folder is `runs_dir`/`name`.",
+    )
     runs_dir: str = Field("runs", description="Parent of run folders.")
     model: ModelConfig
     data: DataConfig

@@ -79,7 +79,9 @@ def validated(values: dict[str, Any], prefix: str = "") -> ModelConfig:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{prefix}{f'model.{place}: ' if place else ''}{first['msg'].removeprefix('Value error, ')}") from error
+        raise UserError(
+            f"{prefix}{f'model.{place}: ' if place else ''}{first['msg'].removeprefix('Value error, ')}"
+        ) from error
 
 
 def base_asked_for(path: str, overrides: Sequence[str]) -> str | None:
@@ -99,7 +101,9 @@ def parse_variant(text: str) -> Variant:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise UserError(f"scheme {text!r}: {pair!r} is not of the form KEY=VALUE, as in {name}:{next(iter(SCHEMES[name].options), 'init.base')}=...")
+            raise UserError(
+                f"scheme {text!r}: {pair!r} is not of the form KEY=VALUE, as in {name}:{next(iter(SCHEMES[name].options), 'init.base')}=..."
+            )
         try:
             parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index, call-overload]
         except YAMLError as error:
@@ -107,7 +111,9 @@ def parse_variant(text: str) -> Variant:
         if key in SETTINGS:
             settings[key] = parsed
         else:
-            options[key] = float(parsed) if isinstance(parsed, int) and not isinstance(parsed, bool) else parsed
+            options[key] = (
+                float(parsed) if isinstance(parsed, int) and not isinstance(parsed, bool) else parsed
+            )
     try:
         SCHEMES[name].check_options(options)
     except ValueError as error:
@@ -121,7 +127,9 @@ def parse_variants(text: str) -> list[Variant]:
     variants = [parse_variant(part) for part in text.split(",") if part.strip()]
     if not variants:
         raise UserError("no scheme is named: give a list such as pre_ln,b2t,deepscalelm_pre_ln")
-    twice = {variant.text for variant in variants if [other.text for other in variants].count(variant.text) > 1}
+    twice = {
+        variant.text for variant in variants if [other.text for other in variants].count(variant.text) > 1
+    }
     if twice:
         raise UserError(f"scheme {', '.join(sorted(twice))} is named twice")
     return variants

@@ -17,7 +17,15 @@ from pretrain.config.schema import Corpus
 from pretrain.data.index_cache import build_once
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.manifest import fingerprint, load_manifest, split_prefix
-from pretrain.data.order import INDEX_VERSION, BlendPattern, EpochOrder, build_epoch, epoch_key, micro_batch_indices, samples_per_epoch
+from pretrain.data.order import (
+    INDEX_VERSION,
+    BlendPattern,
+    EpochOrder,
+    build_epoch,
+    epoch_key,
+    micro_batch_indices,
+    samples_per_epoch,
+)
 from pretrain.data.prefetch import Prefetcher
 
 __all__ = ["Prefetcher", "TokenBlend", "micro_batch_indices", "open_blend"]
@@ -46,9 +54,13 @@ class _CorpusReader:
         try:
             self.dataset = IndexedDataset(prefix)
         except Exception as error:  # whatever the reader meets in a file that was cut short or overwritten
-            raise UserError(f"data set {path}: {split}.idx is damaged ({error}); prepare or copy the data set again") from error
+            raise UserError(
+                f"data set {path}: {split}.idx is damaged ({error}); prepare or copy the data set again"
+            ) from error
         if len(self.dataset) != self.manifest["splits"][split]["documents"]:
-            raise UserError(f"data set {path}: {split}.idx does not belong to dataset.json; prepare or copy the data set again")
+            raise UserError(
+                f"data set {path}: {split}.idx does not belong to dataset.json; prepare or copy the data set again"
+            )
         self.orders: OrderedDict[int, EpochOrder] = OrderedDict()
         self._lock = threading.Lock()  # a prefetching thread and its owner may read at once
         self.order(0)
@@ -61,9 +73,13 @@ class _CorpusReader:
         if epoch not in self.orders:
             name = f"{self.fingerprint[:20]}-{self.split}-length{self.seq_length}-seed{self.seed}-epoch{epoch}-v{INDEX_VERSION}.npy"
             key = epoch_key(self.seed, self.fingerprint, epoch)
-            index = build_once(self.cache / name, partial(build_epoch, self.dataset.sequence_lengths, self.seq_length, key))
+            index = build_once(
+                self.cache / name, partial(build_epoch, self.dataset.sequence_lengths, self.seq_length, key)
+            )
             if len(index) != 2 * len(self.dataset) + 1 + self.samples:
-                raise UserError(f"data.cache: {self.cache / name} does not fit the data set; delete this file, it will be built again")
+                raise UserError(
+                    f"data.cache: {self.cache / name} does not fit the data set; delete this file, it will be built again"
+                )
             self.orders[epoch] = EpochOrder.split(index, len(self.dataset))
             while len(self.orders) > EPOCHS_OPEN:
                 self.orders.popitem(last=False)
@@ -116,7 +132,9 @@ class TokenBlend:
         self._readers[corpus].read(sample, out)
 
 
-def open_blend(corpora: list[Corpus], split: str, seq_length: int, seed: int, cache: Path | None) -> TokenBlend:
+def open_blend(
+    corpora: list[Corpus], split: str, seq_length: int, seed: int, cache: Path | None
+) -> TokenBlend:
     """Opens a split of one or more data sets for reading by position.
 
     split "train" takes a new order for every pass, keyed by the seed; other splits keep one order that no seed changes.
@@ -129,8 +147,12 @@ def open_blend(corpora: list[Corpus], split: str, seq_length: int, seed: int, ca
         reader = _CorpusReader(corpus.path, split, seq_length, seed, folder)
         for other, earlier in zip(corpora, readers, strict=False):
             if reader.manifest["tokenizer_sha256"] != earlier.manifest["tokenizer_sha256"]:
-                raise UserError(f"data.corpora: {other.path} and {corpus.path} were prepared with different tokenizers; prepare both with one")
+                raise UserError(
+                    f"data.corpora: {other.path} and {corpus.path} were prepared with different tokenizers; prepare both with one"
+                )
             if reader.fingerprint == earlier.fingerprint:
-                raise UserError(f"data.corpora: {other.path} and {corpus.path} hold the same data; name it once and add up the weights")
+                raise UserError(
+                    f"data.corpora: {other.path} and {corpus.path} hold the same data; name it once and add up the weights"
+                )
         readers.append(reader)
     return TokenBlend(readers, [corpus.weight for corpus in corpora])

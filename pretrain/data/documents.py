@@ -94,7 +94,9 @@ def open_binary(path: str | Path) -> IO[bytes]:
     """Opens a local file for reading, decompressed according to its name. Raises OSError as the file system does."""
     import fsspec  # type: ignore[import-untyped]
 
-    return cast("IO[bytes]", fsspec.open(str(path), "rb", compression=COMPRESSIONS.get(Path(path).suffix)).open())
+    return cast(
+        "IO[bytes]", fsspec.open(str(path), "rb", compression=COMPRESSIONS.get(Path(path).suffix)).open()
+    )
 
 
 def _broken(shard: Shard, line: int, reason: str) -> Record:
@@ -116,14 +118,19 @@ def _parse_json(raw: bytes, text_key: str) -> Any:
     if not isinstance(entry, dict):
         raise ValueError(f"not a JSON object but {type(entry).__name__}")
     if text_key not in entry:
-        raise ValueError(f"no key {text_key!r}; the keys are {', '.join(map(repr, list(entry)[:8])) or 'none'}")
+        raise ValueError(
+            f"no key {text_key!r}; the keys are {', '.join(map(repr, list(entry)[:8])) or 'none'}"
+        )
     return entry[text_key]
 
 
 def _csv_records(shard: Shard, text_key: str) -> Iterator[Record]:
     csv.field_size_limit(sys.maxsize)
     suffixes = Path(shard.name).suffixes
-    with open_binary(shard.name) as file, io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+    with (
+        open_binary(shard.name) as file,
+        io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines,
+    ):
         reader = csv.reader(lines, delimiter="\t" if ".tsv" in suffixes else ",")
         header = next(reader, [])
         if text_key not in header:
@@ -140,7 +147,9 @@ def _csv_records(shard: Shard, text_key: str) -> Iterator[Record]:
                 yield _broken(shard, line, f"bad CSV: {error}")
             else:
                 if row and len(row) != len(header):
-                    yield _broken(shard, line, f"bad CSV: {len(row)} fields where the header has {len(header)}")
+                    yield _broken(
+                        shard, line, f"bad CSV: {len(row)} fields where the header has {len(header)}"
+                    )
                 elif row:
                     yield Record(shard.name, shard.group, line, row[column])
             line = reader.line_num + 1
@@ -149,7 +158,9 @@ def _csv_records(shard: Shard, text_key: str) -> Iterator[Record]:
 def _parquet_records(shard: Shard, text_key: str) -> Iterator[Record]:
     import datasets
 
-    table = datasets.load_dataset("parquet", data_files=glob.escape(shard.name), split="train", streaming=True)
+    table = datasets.load_dataset(
+        "parquet", data_files=glob.escape(shard.name), split="train", streaming=True
+    )
     if text_key not in table.features:
         yield _broken(shard, 0, _no_column(text_key, list(table.features)))
         return
@@ -168,16 +179,22 @@ def _hub_records(shard: Shard, text_key: str, streaming: bool) -> Iterator[Recor
     try:
         table = datasets.load_dataset(name, config or None, split=split or "train", streaming=streaming)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"INPUT {shard.name}: no such file or folder, and the datasets library cannot load a data set of that name: {error}") from error
+        raise UserError(
+            f"INPUT {shard.name}: no such file or folder, and the datasets library cannot load a data set of that name: {error}"
+        ) from error
     if table.features is not None:
         if text_key not in table.features:
-            raise UserError(f"INPUT {shard.name}: {_no_column(text_key, list(table.features))}; choose one with --text-key")
+            raise UserError(
+                f"INPUT {shard.name}: {_no_column(text_key, list(table.features))}; choose one with --text-key"
+            )
         table = table.select_columns([text_key])
     for row, entry in enumerate(table, start=1):
         if text_key in entry:
             yield Record(shard.group, shard.group, row, entry[text_key])
         else:
-            yield Record(shard.group, shard.group, row, Broken(shard.group, row, _no_column(text_key, list(entry))))
+            yield Record(
+                shard.group, shard.group, row, Broken(shard.group, row, _no_column(text_key, list(entry)))
+            )
 
 
 def _no_column(text_key: str, columns: list[str]) -> str:

@@ -75,14 +75,24 @@ class Encoder:
                 continue
             texts.append(text)
             sizes.append(len(data))
-            splits.append(self._split(data if self.job.split_by == "document" else record.group.encode(errors="surrogateescape")))
+            splits.append(
+                self._split(
+                    data if self.job.split_by == "document" else record.group.encode(errors="surrogateescape")
+                )
+            )
         documents = [ids + self._end_mark for ids in self.tokenizer.encode_documents(texts)]
         itemsize = len(self._end_mark)
         gathered = []
         for split in range(len(SPLITS)):
             chosen = [number for number, own in enumerate(splits) if own == split]
             lengths = np.array([len(documents[number]) // itemsize for number in chosen], dtype=np.int32)
-            gathered.append(EncodedSplit(b"".join(documents[number] for number in chosen), lengths, sum(sizes[number] for number in chosen)))
+            gathered.append(
+                EncodedSplit(
+                    b"".join(documents[number] for number in chosen),
+                    lengths,
+                    sum(sizes[number] for number in chosen),
+                )
+            )
         result.splits = tuple(gathered)
         return result
 

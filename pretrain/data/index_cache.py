@@ -43,7 +43,9 @@ def build_once(path: Path, build: Callable[[], np.ndarray]) -> np.ndarray:
             path.parent.mkdir(parents=True, exist_ok=True)
             acquired = _acquire(lock)
         except OSError as error:
-            raise UserError(f"data.cache: no sample indices can be written to {path.parent} ({error.strerror}); set data.cache to another folder") from error
+            raise UserError(
+                f"data.cache: no sample indices can be written to {path.parent} ({error.strerror}); set data.cache to another folder"
+            ) from error
         if acquired:
             with _held(lock):
                 if not path.exists():
@@ -51,9 +53,13 @@ def build_once(path: Path, build: Callable[[], np.ndarray]) -> np.ndarray:
         else:
             waiting.wait()
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)  # a plain array: the memmap class makes every look-up slow
+        return np.load(path, mmap_mode="r", allow_pickle=False).view(
+            np.ndarray
+        )  # a plain array: the memmap class makes every look-up slow
     except (ValueError, EOFError) as error:
-        raise UserError(f"data.cache: {path} is damaged ({error}); delete this file, it will be built again") from error
+        raise UserError(
+            f"data.cache: {path} is damaged ({error}); delete this file, it will be built again"
+        ) from error
 
 
 def _store(path: Path, array: np.ndarray) -> None:
@@ -118,14 +124,24 @@ class _Waiting:
             self._take_over(owner)
         elif now >= self.next_notice:
             self.next_notice = now + 60
-            logger.warning("waiting for index built by %s, process %s: %s", owner.get("host", "?"), owner.get("pid", "?"), self.lock.with_suffix("").name)
+            logger.warning(
+                "waiting for index built by %s, process %s: %s",
+                owner.get("host", "?"),
+                owner.get("pid", "?"),
+                self.lock.with_suffix("").name,
+            )
 
     def _take_over(self, owner: dict[str, object]) -> None:
         grave = self.lock.with_name(f"{self.lock.name}.{uuid.uuid4().hex}")
         with contextlib.suppress(OSError):
             self.lock.rename(grave)  # of several waiters only one succeeds
             grave.unlink()
-            logger.warning("removed the lock of %s, process %s, which is gone: %s", owner.get("host", "?"), owner.get("pid", "?"), self.lock.name)
+            logger.warning(
+                "removed the lock of %s, process %s, which is gone: %s",
+                owner.get("host", "?"),
+                owner.get("pid", "?"),
+                self.lock.name,
+            )
         self.seen = None
 
 

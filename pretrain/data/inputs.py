@@ -17,7 +17,14 @@ from model.errors import UserError
 
 Kind = Literal["text", "json", "csv", "parquet", "hub"]
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
-KINDS: dict[str, Kind] = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+KINDS: dict[str, Kind] = {
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+}
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^:]*){0,2}")
 
 
@@ -92,9 +99,15 @@ def _shards(given: str) -> list[Shard]:
     if given.startswith("hf://"):
         return [Shard(given.removeprefix("hf://"), "hub", given)]
     if path.is_file():
-        return [_file_shard(path, path.absolute().parent.parent)]  # many folders hold an __init__.py or a README
+        return [
+            _file_shard(path, path.absolute().parent.parent)
+        ]  # many folders hold an __init__.py or a README
     if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.is_file() and not any(map(_hidden, file.relative_to(path).parts))]
+        files = [
+            file
+            for file in sorted(path.rglob("*"))
+            if file.is_file() and not any(map(_hidden, file.relative_to(path).parts))
+        ]
         if not files:
             raise UserError(f"INPUT {given}: the folder holds no files")
         return [_file_shard(file, path) for file in files]
@@ -104,9 +117,10 @@ def _shards(given: str) -> list[Shard]:
             raise UserError(f"INPUT {given}: no file matches this pattern")
         fixed = given[: re.search(r"[*?[]", given).start()].rpartition("/")[0]  # type: ignore[union-attr]
         return [_file_shard(file, Path(fixed or ("/" if given.startswith("/") else "."))) for file in files]
-    looks_like_file = given.startswith((".", "/", "~")) or {path.suffix, path.with_suffix("").suffix}.intersection(
-        {*KINDS, *COMPRESSIONS, ".txt", ".md", ".py"}
-    )
+    looks_like_file = given.startswith((".", "/", "~")) or {
+        path.suffix,
+        path.with_suffix("").suffix,
+    }.intersection({*KINDS, *COMPRESSIONS, ".txt", ".md", ".py"})
     if looks_like_file or not _HUB_NAME.fullmatch(given):
         raise UserError(f"INPUT {given}: no such file or folder")
     return [Shard(given, "hub", f"hf://{given}")]
@@ -122,6 +136,8 @@ def _file_shard(path: Path, base: Path) -> Shard:
         import fsspec.compression  # type: ignore[import-untyped]
 
         if compression not in fsspec.compression.compr:
-            raise UserError(f"INPUT {path}: reading {path.suffix} files needs a package that is not installed: pip install zstandard")
+            raise UserError(
+                f"INPUT {path}: reading {path.suffix} files needs a package that is not installed: pip install zstandard"
+            )
     kind = KINDS.get((path.with_suffix("") if compression else path).suffix, "text")
     return Shard(str(path), kind, os.path.relpath(path, base), path.stat().st_size)

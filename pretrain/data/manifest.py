@@ -20,12 +20,18 @@ def load_manifest(folder: str | Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"data set {folder}: no readable {MANIFEST} ({error.strerror}); name a folder written by `fathom data prepare`") from error
+        raise UserError(
+            f"data set {folder}: no readable {MANIFEST} ({error.strerror}); name a folder written by `fathom data prepare`"
+        ) from error
     except ValueError as error:
-        raise UserError(f"data set {folder}: {MANIFEST} is damaged ({error}); prepare the data set again") from error
+        raise UserError(
+            f"data set {folder}: {MANIFEST} is damaged ({error}); prepare the data set again"
+        ) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise UserError(f"data set {folder}: {MANIFEST} has format {found!r}, this version reads format {FORMAT}; prepare the data set again")
+        raise UserError(
+            f"data set {folder}: {MANIFEST} has format {found!r}, this version reads format {FORMAT}; prepare the data set again"
+        )
     return manifest
 
 
@@ -37,9 +43,13 @@ def split_prefix(folder: str | Path, split: str, manifest: dict[str, Any]) -> st
     expected = manifest["splits"][split]["tokens"] * token_dtype(manifest["vocab_size"])().itemsize
     binary = prefix.with_suffix(".bin")
     if not prefix.with_suffix(".idx").is_file() or not binary.is_file():
-        raise UserError(f"data set {folder}: {split}.bin or {split}.idx is missing; prepare or copy the data set again")
+        raise UserError(
+            f"data set {folder}: {split}.bin or {split}.idx is missing; prepare or copy the data set again"
+        )
     if binary.stat().st_size != expected:
-        raise UserError(f"data set {folder}: {split}.bin has {binary.stat().st_size} bytes, {MANIFEST} says {expected}; prepare or copy the data set again")
+        raise UserError(
+            f"data set {folder}: {split}.bin has {binary.stat().st_size} bytes, {MANIFEST} says {expected}; prepare or copy the data set again"
+        )
     return str(prefix)
 
 

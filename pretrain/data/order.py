@@ -10,7 +10,9 @@ import numpy as np
 
 from model.errors import UserError
 
-BLEND_BLOCK = 1 << 20  # samples after which the blend's pattern repeats; shares of corpora are exact to one in a million
+BLEND_BLOCK = (
+    1 << 20
+)  # samples after which the blend's pattern repeats; shares of corpora are exact to one in a million
 INDEX_VERSION = 1  # part of the cache file's name: raise it with every change of what `build_epoch` returns
 
 
@@ -86,7 +88,9 @@ class BlendPattern:
 
         shares = np.array(weights, dtype=np.float64) / sum(weights)
         if shares[number := int(shares.argmin())] * block < 1:
-            raise UserError(f"data.corpora.{number}.weight={weights[number]:g}: less than one sample in {block}; raise the weight or leave the corpus out")
+            raise UserError(
+                f"data.corpora.{number}.weight={weights[number]:g}: less than one sample in {block}; raise the weight or leave the corpus out"
+            )
         self._block = block
         self._corpus = np.zeros(block, dtype=np.int16)  # [block]
         self._rank = np.zeros(block, dtype=np.int64)  # [block] samples of the same corpus before this one
@@ -104,14 +108,24 @@ class BlendPattern:
         return corpus, block * int(self._counts[corpus]) + int(self._rank[place])
 
 
-def micro_batch_indices(step: int, micro_batch: int, dp_rank: int, dp_size: int, micro_batch_size: int, global_batch_size: int) -> range:
+def micro_batch_indices(
+    step: int, micro_batch: int, dp_rank: int, dp_size: int, micro_batch_size: int, global_batch_size: int
+) -> range:
     """Returns the samples of one forward pass of one process: step s (from 0) consumes samples [s G, (s + 1) G), each exactly once over all processes.
 
     Raises ValueError where the global batch does not divide into micro-batches over dp_size processes, and for a position outside the step.
     """
     if global_batch_size % (micro_batch_size * dp_size):
-        raise ValueError(f"a global batch of {global_batch_size} does not divide into micro-batches of {micro_batch_size} over {dp_size} processes")
-    if not 0 <= micro_batch < global_batch_size // (micro_batch_size * dp_size) or not 0 <= dp_rank < dp_size or step < 0:
-        raise ValueError(f"no micro-batch {micro_batch} on rank {dp_rank} of {dp_size} in step {step} with global batch {global_batch_size}")
+        raise ValueError(
+            f"a global batch of {global_batch_size} does not divide into micro-batches of {micro_batch_size} over {dp_size} processes"
+        )
+    if (
+        not 0 <= micro_batch < global_batch_size // (micro_batch_size * dp_size)
+        or not 0 <= dp_rank < dp_size
+        or step < 0
+    ):
+        raise ValueError(
+            f"no micro-batch {micro_batch} on rank {dp_rank} of {dp_size} in step {step} with global batch {global_batch_size}"
+        )
     first = step * global_batch_size + (micro_batch * dp_size + dp_rank) * micro_batch_size
     return range(first, first + micro_batch_size)

@@ -63,7 +63,9 @@ class Progress:
     total: int | None
 
 
-def prepare(options: PrepareOptions, on_progress: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
+def prepare(
+    options: PrepareOptions, on_progress: Callable[[Progress], None] = lambda progress: None
+) -> dict[str, Any]:
     """Writes the data set folder and returns its manifest (the content of dataset.json).
 
     The same input, tokenizer, split and seed give the same bytes, whatever the number of workers. The folder appears whole or not at all.
@@ -71,8 +73,12 @@ def prepare(options: PrepareOptions, on_progress: Callable[[Progress], None] = l
     """
     split = _check(options)
     sources = find_sources(options.inputs)
-    if options.split_by == "file" and any(shard.kind == "hub" for source in sources for shard in source.shards):
-        raise UserError("--split-by file: a data set of the datasets library has no files here; use --split-by document")
+    if options.split_by == "file" and any(
+        shard.kind == "hub" for source in sources for shard in source.shards
+    ):
+        raise UserError(
+            "--split-by file: a data set of the datasets library has no files here; use --split-by document"
+        )
     tokenizer = Tokenizer(options.tokenizer)
     with staged_folder(options.out, MANIFEST, options.overwrite) as folder:
         copy = folder / "tokenizer.model"
@@ -80,7 +86,9 @@ def prepare(options: PrepareOptions, on_progress: Callable[[Progress], None] = l
         job = EncodeJob(str(copy), options.text_key, split, options.split_by, options.seed)
         output = DatasetOutput(folder, tokenizer, options.strict)
         shards = [shard for source in sources for shard in source.shards]
-        predictable = options.limit is None and not any(shard.compressed or shard.kind == "hub" for shard in shards)
+        predictable = options.limit is None and not any(
+            shard.compressed or shard.kind == "hub" for shard in shards
+        )
         total = sum(shard.size for shard in shards) if predictable else None
         for result in _encode_in_order(_batches(sources, options), job, options.workers or _usable_cores()):
             output.add(result)
@@ -90,7 +98,9 @@ def prepare(options: PrepareOptions, on_progress: Callable[[Progress], None] = l
     return manifest
 
 
-def inspect_dataset(folder: Path, split: str = "train", documents: int = 0) -> tuple[dict[str, Any], list[str]]:
+def inspect_dataset(
+    folder: Path, split: str = "train", documents: int = 0
+) -> tuple[dict[str, Any], list[str]]:
     """Returns the manifest and the first documents of a split as text, after checking that the files are whole. Raises UserError as load_manifest does."""
     manifest = load_manifest(folder)
     texts = []
@@ -106,7 +116,9 @@ def inspect_dataset(folder: Path, split: str = "train", documents: int = 0) -> t
     return manifest, texts
 
 
-def _manifest(options: PrepareOptions, sources: list[Source], tokenizer: Tokenizer, output: DatasetOutput) -> dict[str, Any]:
+def _manifest(
+    options: PrepareOptions, sources: list[Source], tokenizer: Tokenizer, output: DatasetOutput
+) -> dict[str, Any]:
     rest = sources[SOURCES_LISTED:]
     return {
         "format": FORMAT,
@@ -121,7 +133,10 @@ def _manifest(options: PrepareOptions, sources: list[Source], tokenizer: Tokeniz
         **output.finish(),
         "sources": [{"input": source.input, **_extent([source])} for source in sources[:SOURCES_LISTED]]
         + ([{"input": f"({len(rest)} more)", **_extent(rest)}] if rest else []),
-        "versions": {name: importlib.metadata.version(name) for name in ("megatron-core", "sentencepiece", "datasets", "numpy")},
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("megatron-core", "sentencepiece", "datasets", "numpy")
+        },
     }
 
 
@@ -133,8 +148,14 @@ def _extent(sources: list[Source]) -> dict[str, Any]:
 def _check(options: PrepareOptions) -> tuple[float, float, float]:
     """Returns the split weights scaled to a sum of 1. Raises UserError."""
     given = ",".join(f"{share:g}" for share in options.split)
-    if len(options.split) != len(SPLITS) or not all(math.isfinite(share) and share >= 0 for share in options.split) or options.split[0] <= 0:
-        raise UserError(f"--split {given}: give three numbers TRAIN,VALIDATION,TEST, none negative and the first above 0")
+    if (
+        len(options.split) != len(SPLITS)
+        or not all(math.isfinite(share) and share >= 0 for share in options.split)
+        or options.split[0] <= 0
+    ):
+        raise UserError(
+            f"--split {given}: give three numbers TRAIN,VALIDATION,TEST, none negative and the first above 0"
+        )
     if not 0 <= options.seed < 2**63:
         raise UserError(f"--seed {options.seed}: must lie between 0 and 2^63 - 1")
     if options.workers < 0:
@@ -148,7 +169,14 @@ def _check(options: PrepareOptions) -> tuple[float, float, float]:
 def _batches(sources: list[Source], options: PrepareOptions) -> Iterator[tuple[list[Record], int]]:
     """Groups the records of all sources, in order, into batches with their size in bytes."""
     every = (
-        (record, shard.size if isinstance(record.raw, Path) else len(record.raw) if isinstance(record.raw, bytes | str) else 0)
+        (
+            record,
+            shard.size
+            if isinstance(record.raw, Path)
+            else len(record.raw)
+            if isinstance(record.raw, bytes | str)
+            else 0,
+        )
         for source in sources
         for shard in source.shards
         for record in records(shard, options.text_key, options.streaming)
@@ -165,7 +193,9 @@ def _batches(sources: list[Source], options: PrepareOptions) -> Iterator[tuple[l
         yield batch, size
 
 
-def _encode_in_order(batches: Iterator[tuple[list[Record], int]], job: EncodeJob, workers: int) -> Iterator[EncodedBatch]:
+def _encode_in_order(
+    batches: Iterator[tuple[list[Record], int]], job: EncodeJob, workers: int
+) -> Iterator[EncodedBatch]:
     """Encodes batches in `workers` processes (1: in this one) and yields the results in input order, holding a few at a time."""
     if workers == 1:
         encoder = Encoder(job)
@@ -173,7 +203,9 @@ def _encode_in_order(batches: Iterator[tuple[list[Record], int]], job: EncodeJob
             yield encoder.encode(batch, size)
         return
     # spawn: this process may hold threads (a progress bar, a library's pool), which fork would copy in an undefined state.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker, initargs=(job,))
+    pool = ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker, initargs=(job,)
+    )
     waiting: deque[Future[EncodedBatch]] = deque()
     try:
         for batch, size in batches:
@@ -183,7 +215,9 @@ def _encode_in_order(batches: Iterator[tuple[list[Record], int]], job: EncodeJob
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
-        raise UserError(f"--workers {workers}: a worker process was killed, most likely for lack of memory; use fewer workers") from error
+        raise UserError(
+            f"--workers {workers}: a worker process was killed, most likely for lack of memory; use fewer workers"
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

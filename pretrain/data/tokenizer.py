@@ -60,11 +60,15 @@ class Tokenizer:
             self._sp = sentencepiece.SentencePieceProcessor(model_proto=self.model_bytes)
             self.vocab_size: int = self._sp.get_piece_size()
         except (RuntimeError, OSError) as error:
-            raise UserError(f"tokenizer {self.path}: not a SentencePiece model file; `fathom tokenizer train` writes one") from error
+            raise UserError(
+                f"tokenizer {self.path}: not a SentencePiece model file; `fathom tokenizer train` writes one"
+            ) from error
         self.sha256: str = hashlib.sha256(self.model_bytes).hexdigest()
         self.eod_id: int = self._sp.eos_id()
         if self.eod_id < 0:
-            raise UserError(f"tokenizer {self.path}: the model has no eos piece, which marks the end of a document; train it with an eos id")
+            raise UserError(
+                f"tokenizer {self.path}: the model has no eos piece, which marks the end of a document; train it with an eos id"
+            )
         self.dtype = token_dtype(self.vocab_size)
         self._known: dict[str, bytes] = {}
         self._known_bytes = 0
@@ -92,7 +96,11 @@ class Tokenizer:
             if self._sp.is_control(index) or self._sp.is_unknown(index):
                 parts.append(b"")
             else:
-                parts.append(bytes([int(piece[3:5], 16)]) if self._sp.is_byte(index) else piece.replace(SPACE_MARK, " ").encode())
+                parts.append(
+                    bytes([int(piece[3:5], 16)])
+                    if self._sp.is_byte(index)
+                    else piece.replace(SPACE_MARK, " ").encode()
+                )
         return parts
 
     def encode_documents(self, texts: Sequence[str]) -> list[bytes]:
@@ -107,7 +115,11 @@ class Tokenizer:
             return [np.array(ids, dtype=self.dtype).tobytes() for ids in self._encode_plain(texts)]
         parts: list[list[bytes]] = [[] for _ in texts]
         for group in _segment_groups(texts):
-            for (number, _), ids in zip(group, self._encode_chunked([segment for _, segment in group], self._properties.pattern), strict=True):
+            for (number, _), ids in zip(
+                group,
+                self._encode_chunked([segment for _, segment in group], self._properties.pattern),
+                strict=True,
+            ):
                 parts[number].append(ids)
         return [b"".join(document) for document in parts]
 
@@ -148,13 +160,23 @@ class Tokenizer:
         model = sentencepiece_model_pb2.ModelProto()
         model.ParseFromString(self.model_bytes)
         normalizer = model.normalizer_spec
-        neutral = not (normalizer.precompiled_charsmap or normalizer.add_dummy_prefix or normalizer.remove_extra_whitespaces)
+        neutral = not (
+            normalizer.precompiled_charsmap
+            or normalizer.add_dummy_prefix
+            or normalizer.remove_extra_whitespaces
+        )
         all_bytes = sum(self._sp.is_byte(index) for index in range(self.vocab_size)) == 256
         pattern = None
         if neutral and normalizer.escape_whitespaces and model.trainer_spec.model_type == _BPE:
             kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
-            pieces = [entry.piece.replace(SPACE_MARK, " ") for entry in model.pieces if entry.type in (kinds.NORMAL, kinds.USER_DEFINED, kinds.UNUSED)]
-            pattern = next((pattern for pattern in _CHUNKS if all(pattern.fullmatch(piece) for piece in pieces)), None)
+            pieces = [
+                entry.piece.replace(SPACE_MARK, " ")
+                for entry in model.pieces
+                if entry.type in (kinds.NORMAL, kinds.USER_DEFINED, kinds.UNUSED)
+            ]
+            pattern = next(
+                (pattern for pattern in _CHUNKS if all(pattern.fullmatch(piece) for piece in pieces)), None
+            )
         return _Properties(lossless=neutral and all_bytes, pattern=pattern)
 
 
@@ -165,7 +187,11 @@ def _segment_groups(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
     for number, text in enumerate(texts):
         start = 0
         while start < len(text):
-            cut = _BOUNDARY.search(text, start + SEGMENT_CHARS - 1) if len(text) - start > SEGMENT_CHARS else None
+            cut = (
+                _BOUNDARY.search(text, start + SEGMENT_CHARS - 1)
+                if len(text) - start > SEGMENT_CHARS
+                else None
+            )
             stop = cut.end() if cut else len(text)
             group.append((number, text[start:stop]))
             size += stop - start

@@ -20,7 +20,9 @@ from pretrain.data.inputs import Shard, find_sources
 
 ModelType = Literal["bpe", "unigram"]
 FIXED_PIECES = 3 + 256  # unk, bos and eos, and one piece per byte
-LEAST_SHARE = 1 << 20  # bytes that a file may give at least, so that a long list of small files is not read to its end
+LEAST_SHARE = (
+    1 << 20
+)  # bytes that a file may give at least, so that a long list of small files is not read to its end
 _PIECES_OF_TEXT = re.compile(r".{1,4000}(?:\n|\Z)|.{1,4000}", re.DOTALL)
 
 
@@ -52,7 +54,9 @@ def train_tokenizer(
     Raises UserError when the sample is empty or cannot fill the vocabulary, or a setting is out of range.
     """
     if vocab_size <= FIXED_PIECES:
-        raise UserError(f"--vocab-size {vocab_size}: {FIXED_PIECES} pieces are taken by bytes and marks; use at least {FIXED_PIECES + 100}")
+        raise UserError(
+            f"--vocab-size {vocab_size}: {FIXED_PIECES} pieces are taken by bytes and marks; use at least {FIXED_PIECES + 100}"
+        )
     if max_bytes < 1:
         raise UserError(f"--max-bytes {max_bytes}: must be at least 1")
     sample = _Sample(inputs, max_bytes, text_key, streaming)
@@ -87,13 +91,23 @@ def train_tokenizer(
         )
     except (RuntimeError, OSError) as error:
         reason = str(error).rpartition("] ")[2].strip() or str(error)
-        raise UserError(f"--vocab-size {vocab_size} does not suit {sample.bytes} bytes of text: {reason}") from error
+        raise UserError(
+            f"--vocab-size {vocab_size} does not suit {sample.bytes} bytes of text: {reason}"
+        ) from error
     data = written.getvalue()
     try:
         atomic_write_bytes(out, data)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written: {error.strerror}") from error
-    return TrainedTokenizer(str(out), hashlib.sha256(data).hexdigest(), vocab_size, model, sample.documents, sample.bytes, sample.broken)
+    return TrainedTokenizer(
+        str(out),
+        hashlib.sha256(data).hexdigest(),
+        vocab_size,
+        model,
+        sample.documents,
+        sample.bytes,
+        sample.broken,
+    )
 
 
 class _Sample:

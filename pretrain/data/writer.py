@@ -31,7 +31,9 @@ class DatasetOutput:
         """Appends one batch; batches must come in input order. Raises UserError for a broken record with `strict`."""
         if result.broken and self.strict:
             raise UserError(f"{result.broken[0].place}; without --strict it would be left out and reported")
-        if not self.splits:  # made late: loading Megatron-core takes seconds, in which the workers already encode
+        if (
+            not self.splits
+        ):  # made late: loading Megatron-core takes seconds, in which the workers already encode
             self.splits = [_SplitWriter(self.folder / name, self.tokenizer) for name in SPLITS]
         for writer, part in zip(self.splits, result.splits, strict=True):
             writer.add(part)
@@ -50,7 +52,9 @@ class DatasetOutput:
             detail = f", {self.broken} broken, the first: {self.examples[0].place}" if self.broken else ""
             raise UserError(f"INPUT: no documents ({self.empty} empty{detail})")
         if not self.counts.any():
-            raise UserError(f"--split: none of the {self.documents} documents fell into train; give more documents or a larger first number")
+            raise UserError(
+                f"--split: none of the {self.documents} documents fell into train; give more documents or a larger first number"
+            )
         probabilities = self.counts[self.counts > 0] / self.counts.sum()
         return {
             "splits": {name: writer.finish() for name, writer in zip(SPLITS, self.splits, strict=True)},
@@ -84,4 +88,9 @@ class _SplitWriter:
         self.builder.sequence_lengths = lengths
         self.builder.document_indices = np.arange(len(lengths) + 1)
         self.builder.finalize(f"{self.prefix}.idx")
-        return {"documents": len(lengths), "tokens": int(lengths.sum(dtype=np.int64)), "bytes": self.text_bytes, "sha256": self.sha256.hexdigest()}
+        return {
+            "documents": len(lengths),
+            "tokens": int(lengths.sum(dtype=np.int64)),
+            "bytes": self.text_bytes,
+            "sha256": self.sha256.hexdigest(),
+        }

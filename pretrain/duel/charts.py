@@ -10,16 +10,43 @@ import numpy as np
 
 from pretrain.duel.results import Best, Outcome, best_settings
 from pretrain.report.run_charts import Chart
-from pretrain.report.style import HALF, INK, SHORT, WIDE, drawing, envelope, running_median, smoothing_window, step_axis, to_svg
+from pretrain.report.style import (
+    HALF,
+    INK,
+    SHORT,
+    WIDE,
+    drawing,
+    envelope,
+    running_median,
+    smoothing_window,
+    step_axis,
+    to_svg,
+)
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#22262b", "#7a3b00", "#004d73", "#7d4a6b", "#00523c", "#8a6d00")
+COLORS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#22262b",
+    "#7a3b00",
+    "#004d73",
+    "#7d4a6b",
+    "#00523c",
+    "#8a6d00",
+)
 MARKERS = "oDs^vP"
 LINES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
 
 def looks(variants: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour and marker of every scheme, the same in all pictures."""
-    return {variant: {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]} for index, variant in enumerate(variants)}
+    return {
+        variant: {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
+        for index, variant in enumerate(variants)
+    }
 
 
 def charts(outcomes: Sequence[Outcome], unigram: float) -> list[Chart]:
@@ -42,7 +69,14 @@ def _legend(figure: Any, axes: Any) -> None:
 
 def _unigram(axes: Any, unigram: float) -> None:
     if math.isfinite(unigram):
-        axes.axhline(unigram, color=INK, linestyle=":", linewidth=1.2, label=f"token frequencies, {unigram:.2f}", zorder=1)
+        axes.axhline(
+            unigram,
+            color=INK,
+            linestyle=":",
+            linewidth=1.2,
+            label=f"token frequencies, {unigram:.2f}",
+            zorder=1,
+        )
 
 
 def curves(best: Sequence[Best], layers: int, unigram: float, look: dict[str, dict[str, Any]]) -> Chart:
@@ -60,9 +94,15 @@ def curves(best: Sequence[Best], layers: int, unigram: float, look: dict[str, di
         for one in best:
             points = [(step, loss) for step, loss in one.outcomes[0].curve if math.isfinite(loss)]
             steps, losses = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
-            places, smooth = running_median(losses, smoothing_window(len(losses))) if len(losses) >= SHORT else (np.arange(len(losses)), losses)
+            places, smooth = (
+                running_median(losses, smoothing_window(len(losses)))
+                if len(losses) >= SHORT
+                else (np.arange(len(losses)), losses)
+            )
             label = f"{one.variant}  ({one.lr:g}, {one.warmup:.0%}): {one.validation:.3f}"
-            axes.plot(*envelope(steps[places], smooth), color=look[one.variant]["color"], linewidth=1.5, label=label)
+            axes.plot(
+                *envelope(steps[places], smooth), color=look[one.variant]["color"], linewidth=1.5, label=label
+            )
             lowest = min(lowest, float(smooth.min()))
         if math.isfinite(unigram) and math.isfinite(lowest):
             axes.set_ylim(lowest - 0.15, max(unigram + 1.2, lowest + 2.5))
@@ -88,7 +128,11 @@ def sweep(outcomes: Sequence[Outcome], layers: int, unigram: float, look: dict[s
             for variant, style in look.items():
                 points: dict[float, list[float]] = {}
                 for one in chosen:
-                    if one.cell.variant.text == variant and one.cell.warmup == warmup and math.isfinite(one.validation):
+                    if (
+                        one.cell.variant.text == variant
+                        and one.cell.warmup == warmup
+                        and math.isfinite(one.validation)
+                    ):
                         points.setdefault(one.cell.lr, []).append(one.validation)
                 rates = sorted(points)
                 if rates:
@@ -107,12 +151,17 @@ def sweep(outcomes: Sequence[Outcome], layers: int, unigram: float, look: dict[s
             axes.set_xticks([], minor=True)
             axes.set_xlabel(f"peak learning rate (warm-up {warmup:.0%} of the steps)")
         if finite:
-            panels[0].set_ylim(min(finite) - 0.1, min(max(finite), max(unigram if math.isfinite(unigram) else 0, min(finite)) + 1.0) + 0.1)
+            panels[0].set_ylim(
+                min(finite) - 0.1,
+                min(max(finite), max(unigram if math.isfinite(unigram) else 0, min(finite)) + 1.0) + 0.1,
+            )
         panels[0].set_ylabel("final loss (nats per token)")
         seen: dict[str, Any] = {}
         for axes in panels:
             seen.update(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        figure.legend(list(seen.values()), list(seen), loc="outside right upper", handlelength=1.6, fontsize=8)
+        figure.legend(
+            list(seen.values()), list(seen), loc="outside right upper", handlelength=1.6, fontsize=8
+        )
         svg = to_svg(figure, f"sweep-{layers}", title)
     return Chart(title, caption, svg, wide=True)
 
@@ -120,9 +169,7 @@ def sweep(outcomes: Sequence[Outcome], layers: int, unigram: float, look: dict[s
 def over_depth(best: Sequence[Best], unigram: float, look: dict[str, dict[str, Any]]) -> Chart:
     """Final loss over depth."""
     title = "Final loss over depth"
-    caption = (
-        "Final loss on held-out text at each scheme's own best setting. A scheme that profits from depth falls to the right; bars: lowest and highest seed."
-    )
+    caption = "Final loss on held-out text at each scheme's own best setting. A scheme that profits from depth falls to the right; bars: lowest and highest seed."
     with drawing() as new:
         figure = new((WIDE[0], HALF[1] + 0.3))
         axes = figure.add_subplot()
@@ -135,7 +182,14 @@ def over_depth(best: Sequence[Best], unigram: float, look: dict[str, dict[str, A
                     [max(o.validation for o in one.outcomes) - one.validation for one in own],
                 ]
                 axes.errorbar(
-                    [one.layers for one in own], [one.validation for one in own], yerr=errors, **style, markersize=4.5, linewidth=1.3, capsize=2, label=variant
+                    [one.layers for one in own],
+                    [one.validation for one in own],
+                    yerr=errors,
+                    **style,
+                    markersize=4.5,
+                    linewidth=1.3,
+                    capsize=2,
+                    label=variant,
                 )
         axes.set_xscale("log")
         depths = sorted({one.layers for one in best})

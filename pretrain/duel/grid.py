@@ -50,7 +50,9 @@ class Cell:
     @property
     def name(self) -> str:
         """Folder of the cell."""
-        return f"{self.variant.slug}_{self.layers}_layers_lr{self.lr:g}_warmup{self.warmup:g}_seed{self.seed}".replace("+", "")
+        return f"{self.variant.slug}_{self.layers}_layers_lr{self.lr:g}_warmup{self.warmup:g}_seed{self.seed}".replace(
+            "+", ""
+        )
 
     @property
     def words(self) -> str:
@@ -96,13 +98,24 @@ def sized(model: ModelConfig, layers: int, equal: Equal) -> ModelConfig:
     def with_heads(heads: int) -> ModelConfig:
         hidden = round(heads * model.hidden_size / model.num_attention_heads)
         ffn = None if model.ffn_hidden_size is None else round(ratio * hidden)
-        return model.model_copy(update={"num_layers": layers, "num_attention_heads": heads, "hidden_size": hidden, "ffn_hidden_size": ffn})
+        return model.model_copy(
+            update={
+                "num_layers": layers,
+                "num_attention_heads": heads,
+                "hidden_size": hidden,
+                "ffn_hidden_size": ffn,
+            }
+        )
 
     step = model.groups if model.num_query_groups else 1
     low, high = 1, 64 * model.num_attention_heads  # in units of `step`; the count grows with the heads
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if parameter_count(with_heads(middle * step))["total"] >= wanted else (middle + 1, high)
+        low, high = (
+            (low, middle)
+            if parameter_count(with_heads(middle * step))["total"] >= wanted
+            else (middle + 1, high)
+        )
     nearest = [with_heads(heads * step) for heads in (low - 1, low) if heads]
     best = min(nearest, key=lambda one: abs(math.log(parameter_count(one)["total"] / wanted)))
     found = parameter_count(best)["total"]
@@ -142,7 +155,9 @@ def check_unchanged(configs: Sequence[RunConfig]) -> None:
     for config in configs:
         path = Path(config.runs_dir) / config.name / "config.yaml"
         if path.is_file() and path.read_text(encoding="utf-8") != dump_config(config):
-            raise UserError(f"{path} was written by a duel with other settings: give another --out, or remove {path.parent}")
+            raise UserError(
+                f"{path} was written by a duel with other settings: give another --out, or remove {path.parent}"
+            )
 
 
 def train_cell(config: RunConfig) -> dict[str, Any]:
@@ -157,7 +172,12 @@ def train_cell(config: RunConfig) -> dict[str, Any]:
         code, reason = _train(config, RankInfo(0, 1, 0, "127.0.0.1", 0), single_process(), folder)
     finally:
         gc.collect()  # an engine is a circle of references, and the next cell needs its memory
-    result = {"name": config.name, "code": int(code), "reason": reason, "seconds": round(time.time() - begin, 1)}
+    result = {
+        "name": config.name,
+        "code": int(code),
+        "reason": reason,
+        "seconds": round(time.time() - begin, 1),
+    }
     if code in DONE:
         atomic_write_text(folder / RESULT, json.dumps(result))
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -185,7 +205,12 @@ def _worker(index: int, gpus: int, jobs: Any, results: Any, stop: Any) -> None:
         except Exception as error:  # one broken cell must not end the others
             if os.environ.get("FATHOM_DEBUG") == "1":
                 raise
-            result = {"name": config.name, "code": int(ExitCode.CRASH), "reason": f"{type(error).__name__}: {error}", "seconds": 0.0}
+            result = {
+                "name": config.name,
+                "code": int(ExitCode.CRASH),
+                "reason": f"{type(error).__name__}: {error}",
+                "seconds": 0.0,
+            }
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if result["code"] in (ExitCode.STOPPED, ExitCode.STOPPED_BY_USER):
             stop.set()
@@ -205,11 +230,15 @@ def train_cells(configs: Sequence[RunConfig], jobs: int, report: Callable[[str],
     waiting = [config for config in configs if finished(Path(config.runs_dir) / config.name) is None]
     if not waiting:
         return True
-    report(f"{len(configs) - len(waiting)} of {len(configs)} cells are finished; training {len(waiting)} with {min(jobs, len(waiting))} workers")
+    report(
+        f"{len(configs) - len(waiting)} of {len(configs)} cells are finished; training {len(waiting)} with {min(jobs, len(waiting))} workers"
+    )
     done = 0
     for result in _run(waiting, min(jobs, len(waiting))):
         done += result["code"] in [int(code) for code in DONE]
-        report(f"[{len(configs) - len(waiting) + done}/{len(configs)}] {result['name']}: {result['reason']} ({result['seconds']:.0f} s)")
+        report(
+            f"[{len(configs) - len(waiting) + done}/{len(configs)}] {result['name']}: {result['reason']} ({result['seconds']:.0f} s)"
+        )
     return done == len(waiting)
 
 
@@ -222,7 +251,10 @@ def _run(configs: Sequence[RunConfig], workers: int) -> Iterator[dict[str, Any]]
     for config in [*configs, *[None] * workers]:
         jobs.put(config)
     gpus = torch.cuda.device_count()
-    processes = [context.Process(target=_worker, args=(index, gpus, jobs, results, stop), daemon=True) for index in range(workers)]
+    processes = [
+        context.Process(target=_worker, args=(index, gpus, jobs, results, stop), daemon=True)
+        for index in range(workers)
+    ]
     for process in processes:
         process.start()
 
@@ -252,4 +284,9 @@ def _run(configs: Sequence[RunConfig], workers: int) -> Iterator[dict[str, Any]]
             if process.is_alive():
                 process.terminate()
     for name in at_work.values():
-        yield {"name": name, "code": int(ExitCode.CRASH), "reason": "the worker was killed (out of memory?)", "seconds": 0.0}
+        yield {
+            "name": name,
+            "code": int(ExitCode.CRASH),
+            "reason": "the worker was killed (out of memory?)",
+            "seconds": 0.0,
+        }

@@ -98,10 +98,16 @@ def render(duel: Duel) -> str:
     facts = [
         ("Schemes", str(len(grid.variants))),
         ("Layers", ", ".join(str(layers) for layers in grid.layers)),
-        ("Model", f"width {model.hidden_size}, {model.num_attention_heads} heads, {model.activation}, vocabulary {model.vocab_size:,}"),
+        (
+            "Model",
+            f"width {model.hidden_size}, {model.num_attention_heads} heads, {model.activation}, vocabulary {model.vocab_size:,}",
+        ),
         ("Equal over depth", "tokens and width" if grid.equal == "tokens" else "tokens and parameters"),
         ("Tokens a step", f"{base.train.global_batch_size} × {base.data.seq_length}"),
-        ("Steps", f"{base.train.steps:,} ({compact(base.train.steps * base.train.global_batch_size * base.data.seq_length)} tokens)"),
+        (
+            "Steps",
+            f"{base.train.steps:,} ({compact(base.train.steps * base.train.global_batch_size * base.data.seq_length)} tokens)",
+        ),
         ("Rates", ", ".join(f"{lr:g}" for lr in grid.lrs)),
         ("Warm-ups", ", ".join(f"{warmup:.0%}" for warmup in grid.warmups)),
         ("Data", ", ".join(corpus.path for corpus in base.data.corpora)),
@@ -114,13 +120,30 @@ def render(duel: Duel) -> str:
         Section("Every cell", tables=[cell_table(duel.outcomes)], folded=f"{len(duel.outcomes)} cells"),
         Section("How to reproduce", preformatted=duel.command),
     ]
-    status = ("open", f"{len(open_cells)} of {len(duel.outcomes)} cells are not finished") if open_cells else ("good", f"{len(duel.outcomes)} cells finished")
+    status = (
+        ("open", f"{len(open_cells)} of {len(duel.outcomes)} cells are not finished")
+        if open_cells
+        else ("good", f"{len(duel.outcomes)} cells finished")
+    )
     return render_page(Page("Depth duel", "depth duel", status, said[0] if said else "", facts, sections))
 
 
 def best_table(best: Sequence[Best]) -> Table:
     """One row a scheme and depth, lowest loss first; the first of each depth is strong."""
-    head = ["layers", "scheme", "final loss", "± seeds", "lr", "warm-up", "spikes", "gradient bursts", "parameters", "s / step", "settings", "remark"]
+    head = [
+        "layers",
+        "scheme",
+        "final loss",
+        "± seeds",
+        "lr",
+        "warm-up",
+        "spikes",
+        "gradient bursts",
+        "parameters",
+        "s / step",
+        "settings",
+        "remark",
+    ]
     rows: list[list[str]] = []
     strong: set[int] = set()
     seen: set[int] = set()
@@ -129,7 +152,9 @@ def best_table(best: Sequence[Best]) -> Table:
             strong.add(len(rows))
             seen.add(one.layers)
         outcomes = one.outcomes
-        remark = "; ".join(part for part in (STATUS_WORDS[outcomes[0].status], one.edge) if part and part != "learned")
+        remark = "; ".join(
+            part for part in (STATUS_WORDS[outcomes[0].status], one.edge) if part and part != "learned"
+        )
         rows.append(
             [
                 str(one.layers),
@@ -151,8 +176,30 @@ def best_table(best: Sequence[Best]) -> Table:
 
 def cell_table(outcomes: Sequence[Outcome]) -> Table:
     """One row a cell, by depth, scheme and rate."""
-    head = ["layers", "scheme", "lr", "warm-up", "seed", "final loss", "training loss", "status", "spikes", "bursts", "s / step", "time"]
-    order = sorted(outcomes, key=lambda one: (one.cell.layers, one.cell.variant.text, -one.cell.lr, one.cell.warmup, one.cell.seed))
+    head = [
+        "layers",
+        "scheme",
+        "lr",
+        "warm-up",
+        "seed",
+        "final loss",
+        "training loss",
+        "status",
+        "spikes",
+        "bursts",
+        "s / step",
+        "time",
+    ]
+    order = sorted(
+        outcomes,
+        key=lambda one: (
+            one.cell.layers,
+            one.cell.variant.text,
+            -one.cell.lr,
+            one.cell.warmup,
+            one.cell.seed,
+        ),
+    )
     rows = [
         [
             str(one.cell.layers),
@@ -178,7 +225,10 @@ def text(duel: Duel) -> str:
     table = best_table(best_settings(duel.outcomes))
     cells = [list(table.head), *(list(row) for row in table.rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(table.head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
     return "\n".join([*lines, "", *statements(duel.outcomes, duel.unigram)])
 
 

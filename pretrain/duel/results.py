@@ -111,7 +111,13 @@ def _status(complete: bool, validation: float, losses: np.ndarray, unigram: floa
 
 def count_spikes(losses: np.ndarray) -> int:
     """Separate rises of the training loss above what the BEFORE steps before them say."""
-    return _separate(losses, lambda value, past: value - np.median(past) > max(SPIKE, 6 * 1.4826 * float(np.median(np.abs(past - np.median(past))))))
+    return _separate(
+        losses,
+        lambda value, past: (
+            value - np.median(past)
+            > max(SPIKE, 6 * 1.4826 * float(np.median(np.abs(past - np.median(past)))))
+        ),
+    )
 
 
 def count_bursts(norms: np.ndarray) -> int:
@@ -157,13 +163,17 @@ def best_settings(outcomes: Sequence[Outcome]) -> list[Best]:
     groups: dict[tuple[int, str], dict[tuple[float, float], list[Outcome]]] = {}
     for one in outcomes:
         if math.isfinite(one.validation):
-            groups.setdefault((one.cell.layers, one.cell.variant.text), {}).setdefault((one.cell.lr, one.cell.warmup), []).append(one)
+            groups.setdefault((one.cell.layers, one.cell.variant.text), {}).setdefault(
+                (one.cell.lr, one.cell.warmup), []
+            ).append(one)
     found = []
     for (layers, variant), settings in groups.items():
         # Of settings with fewer seeds than others the mean is not comparable.
         seeds = max(len(group) for group in settings.values())
         full = {setting: group for setting, group in settings.items() if len(group) == seeds}
-        (lr, warmup), group = min(full.items(), key=lambda item: sum(one.validation for one in item[1]) / len(item[1]))
+        (lr, warmup), group = min(
+            full.items(), key=lambda item: sum(one.validation for one in item[1]) / len(item[1])
+        )
         found.append(Best(variant, layers, lr, warmup, group, len(settings), _edge(lr, warmup, list(full))))
     return sorted(found, key=lambda best: (best.layers, best.validation))
 
@@ -203,23 +213,35 @@ def _of_depth(ranked: list[Best], layers: int, unigram: float) -> list[str]:
         f"{layers} layers: {first.variant} ends lowest, at {first.validation:.3f} (lr {first.lr:g}, warm-up {first.warmup:.0%})"
         + (f"; within {noise:.2f} nats of it, which is noise here: {', '.join(level)}." if level else ".")
     ]
-    behind = [f"{one.variant} by {one.validation - first.validation:.2f}" for one in ranked[1:] if one.variant not in level]
+    behind = [
+        f"{one.variant} by {one.validation - first.validation:.2f}"
+        for one in ranked[1:]
+        if one.variant not in level
+    ]
     if behind:
         said.append(f"{layers} layers, behind it each at its own best setting: {', '.join(behind)}.")
     stuck = [one.variant for one in ranked if abs(one.validation - unigram) <= MARGIN]
     if stuck:
-        said.append(f"{layers} layers: {', '.join(stuck)} learned no more than how frequent tokens are (entropy {unigram:.3f}) at any setting tried.")
+        said.append(
+            f"{layers} layers: {', '.join(stuck)} learned no more than how frequent tokens are (entropy {unigram:.3f}) at any setting tried."
+        )
     above = [f"{one.variant} ({one.validation:.3f})" for one in ranked if one.validation > unigram + MARGIN]
     if above:
-        said.append(f"{layers} layers: not yet at token frequencies (entropy {unigram:.3f}) at any setting tried: {', '.join(above)}.")
+        said.append(
+            f"{layers} layers: not yet at token frequencies (entropy {unigram:.3f}) at any setting tried: {', '.join(above)}."
+        )
     edges = [f"{one.variant} ({one.edge})" for one in ranked if one.edge]
     if edges:
-        said.append(f"{layers} layers: best at the edge of the grid, so that a better setting may lie outside: {', '.join(edges)}.")
+        said.append(
+            f"{layers} layers: best at the edge of the grid, so that a better setting may lie outside: {', '.join(edges)}."
+        )
     return said
 
 
 def _trust(outcomes: Sequence[Outcome]) -> str:
     seeds = len({one.cell.seed for one in outcomes})
     steps = max((one.curve[-1][0] for one in outcomes if one.curve), default=0)
-    many = f"{seeds} seeds" if seeds > 1 else f"one seed, so differences below about {NOISE} nats mean nothing"
+    many = (
+        f"{seeds} seeds" if seeds > 1 else f"one seed, so differences below about {NOISE} nats mean nothing"
+    )
     return f"{len(outcomes)} cells of {steps} steps, {many}. A short duel ranks how well schemes start, not where they end."

@@ -60,29 +60,54 @@ class Prediction:
 
     def summary(self) -> dict[str, int | str]:
         """Degrees and choices by their usual abbreviations."""
-        return {**self.layout.summary(), "sp": int(self.layout.sequence_parallel), "micro": self.micro, "recompute": self.recompute}
+        return {
+            **self.layout.summary(),
+            "sp": int(self.layout.sequence_parallel),
+            "micro": self.micro,
+            "recompute": self.recompute,
+        }
 
 
 def work_of(config: RunConfig, model: ModelConfig) -> Work:
     """The work of a run; `auto` precision is bf16, as on every GPU that can be planned for. Raises UserError while the vocabulary is unknown."""
     if model.vocab_size is None:
-        raise UserError("model.vocab_size is not known: set it (model.vocab_size=50257), or prepare the data, whose tokenizer gives it")
-    precision = "fp8" if config.train.fp8.recipe != "none" else "fp32" if config.train.precision == "fp32" else "bf16"
-    return Work(model, config.data.seq_length, config.train.global_batch_size, precision, config.train.cuda_graph)
+        raise UserError(
+            "model.vocab_size is not known: set it (model.vocab_size=50257), or prepare the data, whose tokenizer gives it"
+        )
+    precision = (
+        "fp8" if config.train.fp8.recipe != "none" else "fp32" if config.train.precision == "fp32" else "bf16"
+    )
+    return Work(
+        model, config.data.seq_length, config.train.global_batch_size, precision, config.train.cuda_graph
+    )
 
 
-def predict(work: Work, gpu: Accelerator, parallel: ParallelConfig, world: int, micro: int, *, overlap: bool = False) -> Prediction:
+def predict(
+    work: Work, gpu: Accelerator, parallel: ParallelConfig, world: int, micro: int, *, overlap: bool = False
+) -> Prediction:
     """The prediction for one layout over `world` GPUs. overlap: as in `step_time`. Raises UserError where the layout is impossible."""
     layout = check_layout(parallel, work.config, world)
     count = layout.num_microbatches(work.batch, micro)
     layout.check_batches(work.seq_length, count)
     recompute, group = parallel.recompute.granularity, parallel.recompute.num_layers
     sequence = layout.sequence_parallel
-    activations = Activations(work.config, micro, work.seq_length, work.element, layout.tensor, sequence, recompute, group, fused=True)
+    activations = Activations(
+        work.config,
+        micro,
+        work.seq_length,
+        work.element,
+        layout.tensor,
+        sequence,
+        recompute,
+        group,
+        fused=True,
+    )
     # The ranked list has layouts that a graph does not combine with (pretrain/config/conflicts.py).
     graph = work.graph and layout.pipeline == 1 and not sequence and layout.zero < 3 and recompute == "none"
     early = not graph and parallel.overlap_grad_reduce is not False and layout.zero < 3
-    time = step_time(gpu, layout, activations, count, work.precision, overlap=overlap, graph=graph, early=early)
+    time = step_time(
+        gpu, layout, activations, count, work.precision, overlap=overlap, graph=graph, early=early
+    )
     memory = peak_memory(work.config, layout, activations, count, fp8=work.precision == "fp8")
     if parallel.offload.optimizer:
         memory = replace(memory, optimizer=0.0)  # it lies in host memory
@@ -92,7 +117,9 @@ def predict(work: Work, gpu: Accelerator, parallel: ParallelConfig, world: int, 
     sent = traffic(layout, heaviest, activations, count)
     mfu = rate * flops / (world * gpu.peak(work.precision))
     fits = memory.total + RESERVED <= gpu.memory
-    return Prediction(layout, micro, count, recompute, memory, time, sent, bubble_share(layout, count), rate, mfu, fits)
+    return Prediction(
+        layout, micro, count, recompute, memory, time, sent, bubble_share(layout, count), rate, mfu, fits
+    )
 
 
 def layouts(config: ModelConfig, world: int) -> Iterator[ParallelConfig]:

@@ -12,7 +12,14 @@ from model.depth.scheme import SCHEMES
 from model.parameters.size import parameter_shapes
 from parallel.topology import Layout
 
-CUT = ("word_embeddings", "output_layer", "linear_qkv", "linear_fc1", "linear_proj.weight", "linear_fc2.weight")
+CUT = (
+    "word_embeddings",
+    "output_layer",
+    "linear_qkv",
+    "linear_fc1",
+    "linear_proj.weight",
+    "linear_fc2.weight",
+)
 """Parameters of which a tensor-parallel rank holds a slice; it holds all of the others."""
 FP8_CASTS = 2
 """Bytes per weight of a layer: its FP8 value, and once more in the order that the backward pass reads (Hopper's FP8 products take one order only)."""
@@ -62,7 +69,11 @@ def _parts(config_json: str, tensor: int) -> tuple[list[int], list[int], dict[st
             layers[int(name.split(".")[2])] += size
         else:
             rest[name] = size
-    return layers, [norms_of(plan) for plan in SCHEMES[config.scheme].plan(config.num_layers, config.scheme_options)], rest
+    return (
+        layers,
+        [norms_of(plan) for plan in SCHEMES[config.scheme].plan(config.num_layers, config.scheme_options)],
+        rest,
+    )
 
 
 def stages(config: ModelConfig, layout: Layout, micro_batches: int) -> list[Stage]:
@@ -74,10 +85,23 @@ def stages(config: ModelConfig, layout: Layout, micro_batches: int) -> list[Stag
         first, last, own = rank == 0, rank == layout.pipeline - 1, slice(start, start + count)
         held = sum(layers[own])
         held += sum(size for name, size in rest.items() if first and name.startswith("embedding."))
-        held += sum(size for name, size in rest.items() if last and name.startswith(("decoder.final", "output_layer")))
+        held += sum(
+            size for name, size in rest.items() if last and name.startswith(("decoder.final", "output_layer"))
+        )
         if last and not first and config.tie_embeddings:
             held += rest["embedding.word_embeddings.weight"]
-        result.append(Stage(count, sum(norms[own]), max(norms[own]), first, last, held, _in_flight(layout, rank, micro_batches), sum(layers[own])))
+        result.append(
+            Stage(
+                count,
+                sum(norms[own]),
+                max(norms[own]),
+                first,
+                last,
+                held,
+                _in_flight(layout, rank, micro_batches),
+                sum(layers[own]),
+            )
+        )
         start += count
     return result
 
@@ -103,7 +127,9 @@ def rank_memory(stage: Stage, layout: Layout, activations: Activations, *, fp8: 
     gradients: float = FP32 * p
     if element < FP32:
         gradients += element * _largest(activations.config, layout.tensor)
-    weights = element * p / (layout.data if layout.zero == 3 else 1) + (FP8_CASTS * stage.in_layers if fp8 else 0)
+    weights = element * p / (layout.data if layout.zero == 3 else 1) + (
+        FP8_CASTS * stage.in_layers if fp8 else 0
+    )
     return Memory(weights, gradients, state, _kept(stage, activations), plain, _buffers(stage, activations))
 
 
@@ -125,9 +151,20 @@ def _buffers(stage: Stage, a: Activations) -> float:
 
 
 def _largest(config: ModelConfig, tensor: int) -> float:
-    return max(config.padded_vocab * config.hidden_size, config.hidden_size * config.ffn_size * (2 if config.gated else 1)) / tensor
+    return (
+        max(
+            config.padded_vocab * config.hidden_size,
+            config.hidden_size * config.ffn_size * (2 if config.gated else 1),
+        )
+        / tensor
+    )
 
 
-def peak_memory(config: ModelConfig, layout: Layout, activations: Activations, micro_batches: int, *, fp8: bool = False) -> Memory:
+def peak_memory(
+    config: ModelConfig, layout: Layout, activations: Activations, micro_batches: int, *, fp8: bool = False
+) -> Memory:
     """Memory of the pipeline rank that needs most."""
-    return max((rank_memory(stage, layout, activations, fp8=fp8) for stage in stages(config, layout, micro_batches)), key=lambda memory: memory.total)
+    return max(
+        (rank_memory(stage, layout, activations, fp8=fp8) for stage in stages(config, layout, micro_batches)),
+        key=lambda memory: memory.total,
+    )

@@ -44,7 +44,14 @@ def model_config(sizes: dict[str, Any], seq_length: int) -> ModelConfig:
 
 
 def _mpt(layers: int, hidden: int, heads: int) -> dict[str, Any]:
-    return {"num_layers": layers, "hidden_size": hidden, "num_attention_heads": heads, "vocab_size": 50368, "position": "none", "bias": False}
+    return {
+        "num_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "vocab_size": 50368,
+        "position": "none",
+        "bias": False,
+    }
 
 
 def _gpt(layers: int, hidden: int, heads: int) -> dict[str, Any]:
@@ -52,8 +59,21 @@ def _gpt(layers: int, hidden: int, heads: int) -> dict[str, Any]:
 
 
 def _llama(layers: int, hidden: int, heads: int, ffn: int) -> dict[str, Any]:
-    shape = {"num_layers": layers, "hidden_size": hidden, "num_attention_heads": heads, "ffn_hidden_size": ffn, "num_query_groups": 8, "vocab_size": 128256}
-    return shape | {"position": "rotary", "activation": "swiglu", "normalization": "rmsnorm", "bias": False, "tie_embeddings": False}
+    shape = {
+        "num_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "ffn_hidden_size": ffn,
+        "num_query_groups": 8,
+        "vocab_size": 128256,
+    }
+    return shape | {
+        "position": "rotary",
+        "activation": "swiglu",
+        "normalization": "rmsnorm",
+        "bias": False,
+        "tie_embeddings": False,
+    }
 
 
 MPT = {
@@ -70,17 +90,44 @@ MPT = {
 FOUNDRY = "llm-foundry"
 
 
-def _foundry(size: str, gpu: str, gpus: int, seq: int, micro: int, samples: int, rate: float, recompute: str = "none") -> Published:
-    return Published(FOUNDRY, f"MPT {size}", MPT[size], gpu, gpus, seq, micro, samples, rate, recompute=recompute)
+def _foundry(
+    size: str, gpu: str, gpus: int, seq: int, micro: int, samples: int, rate: float, recompute: str = "none"
+) -> Published:
+    return Published(
+        FOUNDRY, f"MPT {size}", MPT[size], gpu, gpus, seq, micro, samples, rate, recompute=recompute
+    )
 
 
-def _megatron(what: str, sizes: dict[str, Any], gpus: int, micro: int, samples: int, mfu: float, pipeline: int, virtual: int) -> Published:
+def _megatron(
+    what: str,
+    sizes: dict[str, Any],
+    gpus: int,
+    micro: int,
+    samples: int,
+    mfu: float,
+    pipeline: int,
+    virtual: int,
+) -> Published:
     """Megatron-LM on A100 (Korthikanti et al. 2022, table 5, sequence parallelism and selective recomputation): a share of 312 TFLOP/s, attention counted
     in full, turned back into tokens per second."""
     config = model_config(sizes, 2048)
     flops = flops_per_token(config, 2048).model + 3 * forward_flops(config, 2048).attention_core
     rate = mfu * 312e12 / flops
-    return Published("Megatron-LM", what, sizes, "a100", gpus, 2048, micro, samples, rate, tensor=8, pipeline=pipeline, virtual=virtual, recompute="selective")
+    return Published(
+        "Megatron-LM",
+        what,
+        sizes,
+        "a100",
+        gpus,
+        2048,
+        micro,
+        samples,
+        rate,
+        tensor=8,
+        pipeline=pipeline,
+        virtual=virtual,
+        recompute="selective",
+    )
 
 
 @functools.cache
@@ -109,12 +156,65 @@ def runs() -> tuple[Published, ...]:
         _foundry("13b", "h100", 8, 2048, 2, 16, 4792),
         _foundry("30b", "h100", 32, 2048, 14, 1344, 2308, "full"),
         _foundry("70b", "h100", 64, 2048, 8, 2048, 1039, "full"),
-        Published("torchtitan", "Llama 3.1 8B, eager", llama_8b, "h100", 8, 8192, 2, 16, 5762, recompute="selective"),
-        Published("torchtitan", "Llama 3.1 8B, compiled", llama_8b, "h100", 8, 8192, 2, 16, 6667, recompute="selective"),
-        Published("torchtitan", "Llama 3.1 8B, compiled, FP8", llama_8b, "h100", 8, 8192, 2, 16, 8532, recompute="selective", precision="fp8"),
-        Published("torchtitan", "Llama 3.1 8B, compiled, FP8", llama_8b, "h200", 32, 8192, 2, 64, 10938, recompute="selective", precision="fp8"),
-        Published("Megatron-Bridge", "Llama 3 8B, FP8", llama_8b, "h100", 8, 8192, 1, 128, 14451, precision="fp8"),
-        Published("Megatron-Bridge", "Llama 3 70B, FP8", llama_70b, "h100", 64, 8192, 1, 128, 1602, tensor=4, pipeline=8, virtual=5, precision="fp8"),
+        Published(
+            "torchtitan", "Llama 3.1 8B, eager", llama_8b, "h100", 8, 8192, 2, 16, 5762, recompute="selective"
+        ),
+        Published(
+            "torchtitan",
+            "Llama 3.1 8B, compiled",
+            llama_8b,
+            "h100",
+            8,
+            8192,
+            2,
+            16,
+            6667,
+            recompute="selective",
+        ),
+        Published(
+            "torchtitan",
+            "Llama 3.1 8B, compiled, FP8",
+            llama_8b,
+            "h100",
+            8,
+            8192,
+            2,
+            16,
+            8532,
+            recompute="selective",
+            precision="fp8",
+        ),
+        Published(
+            "torchtitan",
+            "Llama 3.1 8B, compiled, FP8",
+            llama_8b,
+            "h200",
+            32,
+            8192,
+            2,
+            64,
+            10938,
+            recompute="selective",
+            precision="fp8",
+        ),
+        Published(
+            "Megatron-Bridge", "Llama 3 8B, FP8", llama_8b, "h100", 8, 8192, 1, 128, 14451, precision="fp8"
+        ),
+        Published(
+            "Megatron-Bridge",
+            "Llama 3 70B, FP8",
+            llama_70b,
+            "h100",
+            64,
+            8192,
+            1,
+            128,
+            1602,
+            tensor=4,
+            pipeline=8,
+            virtual=5,
+            precision="fp8",
+        ),
     )
 
 
@@ -128,7 +228,9 @@ def predicted(run: Published) -> float:
         recompute=RecomputeConfig(granularity=run.recompute),  # type: ignore[arg-type]
     )
     work = Work(run.config(), run.seq_length, run.samples, run.precision)
-    return predict(work, accelerator(run.gpu), layout, run.gpus, run.micro, overlap=True).tokens_per_s / run.gpus
+    return (
+        predict(work, accelerator(run.gpu), layout, run.gpus, run.micro, overlap=True).tokens_per_s / run.gpus
+    )
 
 
 def errors(chosen: Sequence[Published] | None = None) -> list[float]:
@@ -138,10 +240,31 @@ def errors(chosen: Sequence[Published] | None = None) -> list[float]:
 
 def table() -> str:
     """Markdown: published and predicted tokens per second and GPU, and the error."""
-    lines = ["| source | run | GPUs | sequence | layout | published | predicted | error |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| source | run | GPUs | sequence | layout | published | predicted | error |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for run, error in zip(runs(), errors(), strict=True):
-        degrees = [f"TP{run.tensor}"] * (run.tensor > 1) + [f"PP{run.pipeline}"] * (run.pipeline > 1) + [f"VP{run.virtual}"] * (run.virtual > 1)
-        layout = ", ".join([" ".join(degrees) or "data parallel"] + ([f"{run.recompute} recompute"] if run.recompute != "none" else []))
-        cells = (run.source, run.what, f"{run.gpus} x {run.gpu.upper()}", run.seq_length, layout, f"{run.tokens_per_s:,.0f}")
-        lines.append("| " + " | ".join(map(str, (*cells, f"{(1 + error) * run.tokens_per_s:,.0f}", f"{error:+.0%}"))) + " |")
+        degrees = (
+            [f"TP{run.tensor}"] * (run.tensor > 1)
+            + [f"PP{run.pipeline}"] * (run.pipeline > 1)
+            + [f"VP{run.virtual}"] * (run.virtual > 1)
+        )
+        layout = ", ".join(
+            [" ".join(degrees) or "data parallel"]
+            + ([f"{run.recompute} recompute"] if run.recompute != "none" else [])
+        )
+        cells = (
+            run.source,
+            run.what,
+            f"{run.gpus} x {run.gpu.upper()}",
+            run.seq_length,
+            layout,
+            f"{run.tokens_per_s:,.0f}",
+        )
+        lines.append(
+            "| "
+            + " | ".join(map(str, (*cells, f"{(1 + error) * run.tokens_per_s:,.0f}", f"{error:+.0%}")))
+            + " |"
+        )
     return "\n".join(lines)

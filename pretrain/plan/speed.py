@@ -69,13 +69,30 @@ def layer_seconds(gpu: Accelerator, a: Activations, precision: str) -> tuple[flo
     flops = forward_flops(c, a.seq_length)
     again = 1.0 if a.recompute == "full" else 0.0
     share = gpu.fp8 if precision == "fp8" else gpu.matmul
-    linear = (flops.attention_linear + flops.mlp) / c.num_layers * tokens * (3 + again) / (gpu.peak(precision) * share)
+    linear = (
+        (flops.attention_linear + flops.mlp)
+        / c.num_layers
+        * tokens
+        * (3 + again)
+        / (gpu.peak(precision) * share)
+    )
     core_again = 1.0 if a.recompute != "none" else 0.0
     dense = "bf16" if precision == "fp8" else precision
-    core = flops.attention_core / c.num_layers * tokens * (1 + ATTENTION_BACKWARD + core_again) / (gpu.peak(dense) * gpu.attention)
+    core = (
+        flops.attention_core
+        / c.num_layers
+        * tokens
+        * (1 + ATTENTION_BACKWARD + core_again)
+        / (gpu.peak(dense) * gpu.attention)
+    )
     elementwise = _moved_bytes(a) * (1 + again / 3) / (gpu.bandwidth * TRAFFIC)
     extra = SELECTIVE_LAUNCHES if a.recompute == "selective" else 0
-    calls = extra + LAUNCHES["forward"] * (1 + again) + LAUNCHES["backward"] + (LAUNCHES["accumulate"] if a.element < FP32 else 0)
+    calls = (
+        extra
+        + LAUNCHES["forward"] * (1 + again)
+        + LAUNCHES["backward"]
+        + (LAUNCHES["accumulate"] if a.element < FP32 else 0)
+    )
     return linear + core + elementwise, calls * LAUNCH_S
 
 
@@ -92,7 +109,13 @@ def _moved_bytes(a: Activations) -> float:
 def head_seconds(gpu: Accelerator, a: Activations, precision: str) -> float:
     """Vocabulary projection and loss of one micro-batch, forward and backward; logits are moved about seven times in fp32 (derived)."""
     dense = "bf16" if precision == "fp8" else precision
-    products = 3 * forward_flops(a.config, a.seq_length).vocabulary * a.tokens / a.tensor / (gpu.peak(dense) * gpu.matmul)
+    products = (
+        3
+        * forward_flops(a.config, a.seq_length).vocabulary
+        * a.tokens
+        / a.tensor
+        / (gpu.peak(dense) * gpu.matmul)
+    )
     return products + 7 * FP32 * a.tokens * a.config.padded_vocab / a.tensor / (gpu.bandwidth * TRAFFIC)
 
 
@@ -110,7 +133,15 @@ def traffic(layout: Layout, stage: Stage, a: Activations, micro_batches: int) ->
 
 
 def step_time(
-    gpu: Accelerator, layout: Layout, a: Activations, micro_batches: int, precision: str, *, overlap: bool = False, graph: bool = False, early: bool = False
+    gpu: Accelerator,
+    layout: Layout,
+    a: Activations,
+    micro_batches: int,
+    precision: str,
+    *,
+    overlap: bool = False,
+    graph: bool = False,
+    early: bool = False,
 ) -> StepTime:
     """The step of a layout. overlap: data- and pipeline-parallel communication runs beside the computation, as in the published runs; here most does not.
     graph: the host launches a step at once; early: gradients are reduced during the last backward pass."""
@@ -123,7 +154,11 @@ def step_time(
     for stage in everything:
         sent = traffic(layout, stage, a, 1)
         wires = sent.tensor / (_wire(gpu, layout.tensor))
-        seconds = stage.layers * max(device, host) + (head_seconds(gpu, a, precision) if stage.last else 0.0) + wires
+        seconds = (
+            stage.layers * max(device, host)
+            + (head_seconds(gpu, a, precision) if stage.last else 0.0)
+            + wires
+        )
         seconds += _accumulation(gpu, stage, a)
         if seconds > slowest:
             slowest, heaviest, held = seconds, stage, stage.layers * max(0.0, host - device)
@@ -145,7 +180,9 @@ def _wire(gpu: Accelerator, ranks: int) -> float:
 
 def _accumulation(gpu: Accelerator, stage: Stage, a: Activations) -> float:
     """Reading and writing a micro-batch's weights and gradients: the sum in fp32 is read and written, in bf16 the gradient itself too."""
-    return stage.parameters * (2 * FP32 + (2 * a.element if a.element < FP32 else 0)) / (gpu.bandwidth * TRAFFIC)
+    return (
+        stage.parameters * (2 * FP32 + (2 * a.element if a.element < FP32 else 0)) / (gpu.bandwidth * TRAFFIC)
+    )
 
 
 def _optimizer(gpu: Accelerator, stage: Stage, layout: Layout, a: Activations) -> float:

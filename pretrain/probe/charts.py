@@ -11,14 +11,40 @@ import numpy as np
 
 from pretrain.probe.measure import KINDS, Probe
 from pretrain.report.run_charts import Chart
-from pretrain.report.style import BLUE, GREEN, GREY, HALF, INK, ORANGE, PURPLE, drawing, legend, log_ticks, to_svg, whole_ticks
+from pretrain.report.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    HALF,
+    INK,
+    ORANGE,
+    PURPLE,
+    drawing,
+    legend,
+    log_ticks,
+    to_svg,
+    whole_ticks,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours that are legible as thin lines on white, then darker mixtures of them.
-COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", INK, "#7a3b00", "#004d73", "#7d4a6b", "#00523c", "#8a6d00")
+COLORS = (
+    BLUE,
+    ORANGE,
+    GREEN,
+    PURPLE,
+    "#E69F00",
+    "#56B4E9",
+    INK,
+    "#7a3b00",
+    "#004d73",
+    "#7d4a6b",
+    "#00523c",
+    "#8a6d00",
+)
 MARKERS = "oDs^vP"
 MOST_MARKERS = 48
 DPI = 160
@@ -47,20 +73,45 @@ def _look(index: int) -> dict[str, Any]:
 def _points(axes: Axes, probe: Probe, key: str, index: int, **style: Any) -> None:
     values = np.array(probe.values(key))
     places = _places(len(values))
-    axes.plot(places + 1, values[places], **{**_look(index), "linestyle": "none", "markersize": 4, "markeredgewidth": 0, "label": probe.label, **style})
+    axes.plot(
+        places + 1,
+        values[places],
+        **{
+            **_look(index),
+            "linestyle": "none",
+            "markersize": 4,
+            "markeredgewidth": 0,
+            "label": probe.label,
+            **style,
+        },
+    )
 
 
 def _line(axes: Axes, probe: Probe, key: str, index: int) -> None:
     values = np.array(probe.values(key))
     if np.isfinite(values).any():
-        axes.plot(np.arange(1, len(values) + 1), values, color=COLORS[index % len(COLORS)], linewidth=1.5, alpha=0.75, zorder=1.5)
+        axes.plot(
+            np.arange(1, len(values) + 1),
+            values,
+            color=COLORS[index % len(COLORS)],
+            linewidth=1.5,
+            alpha=0.75,
+            zorder=1.5,
+        )
 
 
 def _spread(axes: Axes, probe: Probe, low: str, high: str, index: int) -> None:
     """A band from the lowest to the highest seed."""
     if probe.seeds > 1:
         layers = np.arange(1, probe.num_layers + 1)
-        axes.fill_between(layers, probe.values(low), probe.values(high), color=COLORS[index % len(COLORS)], alpha=0.12, linewidth=0)
+        axes.fill_between(
+            layers,
+            probe.values(low),
+            probe.values(high),
+            color=COLORS[index % len(COLORS)],
+            alpha=0.12,
+            linewidth=0,
+        )
 
 
 def _scale(axes: Axes, values: Sequence[float], around: tuple[float, float]) -> None:
@@ -80,7 +131,16 @@ def draw_forward(axes: Axes, probes: Sequence[Probe]) -> None:
         _spread(axes, probe, "forward_variance_min", "forward_variance_max", index)
         _line(axes, probe, "forward_variance_theory", index)
         _points(axes, probe, "forward_variance", index)
-    _scale(axes, [value for probe in probes for key in ("forward_variance", "forward_variance_theory") for value in probe.values(key)], (0.5, 1.5))
+    _scale(
+        axes,
+        [
+            value
+            for probe in probes
+            for key in ("forward_variance", "forward_variance_theory")
+            for value in probe.values(key)
+        ],
+        (0.5, 1.5),
+    )
 
 
 def draw_correlation(axes: Axes, probes: Sequence[Probe]) -> None:
@@ -97,8 +157,24 @@ def draw_gradient(axes: Axes, probes: Sequence[Probe]) -> None:
         _spread(axes, probe, "grad_variance_late_min", "grad_variance_late_max", index)
         _line(axes, probe, "grad_variance_late_theory", index)
         if len(probes) == 1:
-            _points(axes, probe, "grad_variance", index, color=GREY, markerfacecolor="none", markeredgewidth=0.8, marker="o", label="all positions")
-        _points(axes, probe, "grad_variance_late", index, label="late positions" if len(probes) == 1 else probe.label)
+            _points(
+                axes,
+                probe,
+                "grad_variance",
+                index,
+                color=GREY,
+                markerfacecolor="none",
+                markeredgewidth=0.8,
+                marker="o",
+                label="all positions",
+            )
+        _points(
+            axes,
+            probe,
+            "grad_variance_late",
+            index,
+            label="late positions" if len(probes) == 1 else probe.label,
+        )
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, 1e-300), high)
@@ -114,7 +190,15 @@ def draw_weights(axes: Axes, probes: Sequence[Probe]) -> None:
         places = _places(probe.num_layers)
         for number, kind in enumerate(KINDS):
             values = np.array([layer.weight_grad_norms[kind] for layer in probe.layers])
-            axes.plot(places + 1, values[places], **_look(number), markersize=3.5, markeredgewidth=0, linewidth=0.8, label=kind)
+            axes.plot(
+                places + 1,
+                values[places],
+                **_look(number),
+                markersize=3.5,
+                markeredgewidth=0,
+                linewidth=0.8,
+                label=kind,
+            )
     axes.set_yscale("log")
     log_ticks(axes)
 
@@ -159,19 +243,35 @@ def _legend(figure: Figure, axes: Axes, probes: Sequence[Probe]) -> None:
     from matplotlib.lines import Line2D
 
     theory = any(layer.forward_variance_theory is not None for probe in probes for layer in probe.layers)
-    handles: list[Any] = [Line2D([], [], **_look(index), linestyle="none", markersize=5, markeredgewidth=0) for index in range(len(probes))]
+    handles: list[Any] = [
+        Line2D([], [], **_look(index), linestyle="none", markersize=5, markeredgewidth=0)
+        for index in range(len(probes))
+    ]
     labels = [probe.label for probe in probes]
     if len(probes) == 1:
         labels = ["measured"]
-        handles.append(Line2D([], [], color=GREY, marker="o", markerfacecolor="none", markersize=4, linestyle="none"))
+        handles.append(
+            Line2D([], [], color=GREY, marker="o", markerfacecolor="none", markersize=4, linestyle="none")
+        )
         labels.append("measured, all positions")
         if theory:
             handles.insert(1, Line2D([], [], color=COLORS[0], linewidth=1.5))
             labels.insert(1, "theory")
     elif theory:
-        handles += [Line2D([], [], color=GREY, linewidth=1.5), Line2D([], [], color=GREY, marker="o", linestyle="none", markersize=4)]
+        handles += [
+            Line2D([], [], color=GREY, linewidth=1.5),
+            Line2D([], [], color=GREY, marker="o", linestyle="none", markersize=4),
+        ]
         labels += ["theory", "measured"]
-    figure.legend(handles, labels, loc="outside lower left", ncols=min(len(labels), 5), columnspacing=1.4, handletextpad=0.5, handlelength=1.4)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower left",
+        ncols=min(len(labels), 5),
+        columnspacing=1.4,
+        handletextpad=0.5,
+        handlelength=1.4,
+    )
 
 
 def _kinds_legend(axes: Axes) -> None:
@@ -223,7 +323,16 @@ def charts(probes: Sequence[Probe]) -> list[Chart]:
                     legend(figure, handles, labels)
             else:
                 handles, labels = axes.get_legend_handles_labels()
-                figure.legend(handles, labels, loc="outside upper left", ncols=3, columnspacing=1.0, handletextpad=0.2, handlelength=1.2, fontsize=7.5)
+                figure.legend(
+                    handles,
+                    labels,
+                    loc="outside upper left",
+                    ncols=3,
+                    columnspacing=1.0,
+                    handletextpad=0.2,
+                    handlelength=1.2,
+                    fontsize=7.5,
+                )
             made.append(
                 Chart(
                     panel.title,

@@ -110,7 +110,9 @@ def zipf_tokens(vocab: int, batch: int, length: int, seed: int) -> Tensor:
     """Independent tokens with p_i ~ 1/i, [batch, length], int64."""
     generator = torch.Generator().manual_seed(seed)
     weights = 1 / torch.arange(1, vocab + 1, dtype=torch.float64)
-    return torch.multinomial(weights, batch * length, replacement=True, generator=generator).view(batch, length)
+    return torch.multinomial(weights, batch * length, replacement=True, generator=generator).view(
+        batch, length
+    )
 
 
 def coincidence(tokens: Tensor) -> float:
@@ -133,7 +135,11 @@ def log_mean_square(x: Tensor) -> float:
     peak = float(x.detach().abs().max())
     if peak == 0.0:
         return -math.inf
-    return 2 * math.log(peak) + math.log(float((x.detach().double() / peak).square().mean())) if math.isfinite(peak) else math.nan
+    return (
+        2 * math.log(peak) + math.log(float((x.detach().double() / peak).square().mean()))
+        if math.isfinite(peak)
+        else math.nan
+    )
 
 
 class Meter:
@@ -246,7 +252,11 @@ def probe(
         losses.append(loss)
         entering.append(meter.embedding_variance)
         coincidences.append(coincidence(given[:, :-1]))
-    theory = None if checkpoint is not None else predict_for(model, seq_length, sum(coincidences) / len(coincidences))
+    theory = (
+        None
+        if checkpoint is not None
+        else predict_for(model, seq_length, sum(coincidences) / len(coincidences))
+    )
     return Probe(
         scheme=model.scheme,
         label=label or model.scheme,
@@ -280,7 +290,9 @@ def load_weights(chunk: GPT, reader: CheckpointReader) -> None:
         for named in named_parameters(chunk, 0, 1):
             value = take(reader.tensor(named.name), named.shard)
             if value.shape != named.parameter.shape:
-                raise UserError(f"{reader.folder}: {named.name} has shape {list(value.shape)}, the configured model needs {list(named.parameter.shape)}")
+                raise UserError(
+                    f"{reader.folder}: {named.name} has shape {list(value.shape)}, the configured model needs {list(named.parameter.shape)}"
+                )
             named.parameter.copy_(value)
 
 
@@ -290,7 +302,10 @@ def _layers(runs: list[list[_Sample]], theory: list[LayerSignal] | None) -> list
         samples = [run[index] for run in runs]
         variances = [sample.variance for sample in samples]
         lates = [_difference(run[index].log_late, run[-1].log_late) for run in runs]
-        late, everywhere = _mean(lates), _mean([_difference(run[index].log_gradient, run[-1].log_gradient) for run in runs])
+        late, everywhere = (
+            _mean(lates),
+            _mean([_difference(run[index].log_gradient, run[-1].log_gradient) for run in runs]),
+        )
         predicted = None if theory is None else theory[index]
         layers.append(
             LayerProbe(
@@ -306,7 +321,10 @@ def _layers(runs: list[list[_Sample]], theory: list[LayerSignal] | None) -> list
                 log10_grad_variance=everywhere / math.log(10),
                 log10_grad_variance_late=late / math.log(10),
                 weight_grad_norm=_exp(_mean([_log(sum(sample.squares.values())) / 2 for sample in samples])),
-                weight_grad_norms={kind: _exp(_mean([_log(sample.squares[kind]) / 2 for sample in samples])) for kind in KINDS},
+                weight_grad_norms={
+                    kind: _exp(_mean([_log(sample.squares[kind]) / 2 for sample in samples]))
+                    for kind in KINDS
+                },
                 forward_variance_theory=None if predicted is None else predicted.forward_variance,
                 token_correlation_theory=None if predicted is None else predicted.token_correlation,
                 grad_variance_late_theory=None if predicted is None else predicted.grad_variance_late,

@@ -24,7 +24,9 @@ ROWS_SHOWN = 9
 
 def as_json(probe: Probe) -> dict[str, Any]:
     """The documented object of `fathom probe --json`. Numbers that are not finite are null; theory that there is not is left out."""
-    layers = [{key: value for key, value in asdict(layer).items() if value is not None} for layer in probe.layers]
+    layers = [
+        {key: value for key, value in asdict(layer).items() if value is not None} for layer in probe.layers
+    ]
     return _finite(
         {
             "scheme": probe.scheme,
@@ -64,7 +66,11 @@ def write_plot(probes: Sequence[Probe], path: Path) -> None:
         return
     from pretrain.probe.charts import save_picture
 
-    subtitle = verdict(probes[0]) if len(probes) == 1 else "Line: theory. Points: measured, mean over seeds; bands: lowest to highest seed."
+    subtitle = (
+        verdict(probes[0])
+        if len(probes) == 1
+        else "Line: theory. Points: measured, mean over seeds; bands: lowest to highest seed."
+    )
     with atomic_path(path) as temporary:
         save_picture(probes, temporary, title(probes), subtitle, path.suffix[1:])
 
@@ -86,15 +92,37 @@ def title(probes: Sequence[Probe]) -> str:
 
 def table(probe: Probe, rows: int | None = None) -> Table:
     """Measured values with the theory's in the column to the right; `rows` layers spread evenly, or all."""
-    head = ["layer", "forward variance", "theory", "token corr.", "theory", "late gradient", "theory", "gradient, all", "weight grad."]
-    chosen = range(probe.num_layers) if rows is None else np.unique(np.linspace(0, probe.num_layers - 1, min(rows, probe.num_layers)).round().astype(int))
+    head = [
+        "layer",
+        "forward variance",
+        "theory",
+        "token corr.",
+        "theory",
+        "late gradient",
+        "theory",
+        "gradient, all",
+        "weight grad.",
+    ]
+    chosen = (
+        range(probe.num_layers)
+        if rows is None
+        else np.unique(np.linspace(0, probe.num_layers - 1, min(rows, probe.num_layers)).round().astype(int))
+    )
     lines = []
     for index in chosen:
         layer = probe.layers[int(index)]
         lines.append(
             [
                 str(layer.layer),
-                *(_number(value) for value in (layer.forward_variance, layer.forward_variance_theory, layer.token_correlation, layer.token_correlation_theory)),
+                *(
+                    _number(value)
+                    for value in (
+                        layer.forward_variance,
+                        layer.forward_variance_theory,
+                        layer.token_correlation,
+                        layer.token_correlation_theory,
+                    )
+                ),
                 _power(layer.grad_variance_late, layer.log10_grad_variance_late),
                 _number(layer.grad_variance_late_theory),
                 _power(layer.grad_variance, layer.log10_grad_variance),
@@ -106,13 +134,26 @@ def table(probe: Probe, rows: int | None = None) -> Table:
 
 def summary(probes: Sequence[Probe]) -> Table:
     """One row a probe: ends and extremes, and the verdict."""
-    head = ["scheme", "forward variance, lowest", "highest", "token corr., last", "late gradient, first / last", "theory", "trainable", "why"]
+    head = [
+        "scheme",
+        "forward variance, lowest",
+        "highest",
+        "token corr., last",
+        "late gradient, first / last",
+        "theory",
+        "trainable",
+        "why",
+    ]
     rows = []
     for probe in probes:
         first, last = probe.layers[0], probe.layers[-1]
         forward = probe.values("forward_variance")
         late = _power(first.grad_variance_late, first.log10_grad_variance_late)
-        reasons = "; ".join(finding.message for finding in findings(probe) if finding.level != "note") or verdict(probe).partition(": ")[2] or "only notes"
+        reasons = (
+            "; ".join(finding.message for finding in findings(probe) if finding.level != "note")
+            or verdict(probe).partition(": ")[2]
+            or "only notes"
+        )
         rows.append(
             [
                 probe.label,
@@ -163,23 +204,54 @@ def page(probes: Sequence[Probe]) -> str:
     for probe in probes:
         found = [[finding.level, finding.message, finding.why] for finding in findings(probe)]
         name = probe.label if len(probes) > 1 else "Findings"
-        sections.append(Section(name, [verdict(probe)], tables=[Table(["level", "finding", "reason for the threshold"], found)] if found else []))
+        sections.append(
+            Section(
+                name,
+                [verdict(probe)],
+                tables=[Table(["level", "finding", "reason for the threshold"], found)] if found else [],
+            )
+        )
         sections.append(Section("", tables=[table(probe)], folded="All layers"))
-    sections.append(Section("Rules", tables=[Table(["rule", "level", "limit", "reason"], [[r.name, r.level, limits(r.below, r.above), r.why] for r in RULES])]))
+    sections.append(
+        Section(
+            "Rules",
+            tables=[
+                Table(
+                    ["rule", "level", "limit", "reason"],
+                    [[r.name, r.level, limits(r.below, r.above), r.why] for r in RULES],
+                )
+            ],
+        )
+    )
     heading = title(probes)
-    return render_page(Page(heading.partition(":")[0], "probe", (status[0], status[1] or heading.partition(": ")[2]), facts=facts, sections=sections))
+    return render_page(
+        Page(
+            heading.partition(":")[0],
+            "probe",
+            (status[0], status[1] or heading.partition(": ")[2]),
+            facts=facts,
+            sections=sections,
+        )
+    )
 
 
 def limits(below: float, above: float) -> str:
     """A rule's limits in words."""
-    parts = [f"below {below:.4g}" if math.isfinite(below) else "", f"above {above:.4g}" if math.isfinite(above) else ""]
+    parts = [
+        f"below {below:.4g}" if math.isfinite(below) else "",
+        f"above {above:.4g}" if math.isfinite(above) else "",
+    ]
     return " or ".join(part for part in parts if part)
 
 
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.3g}" if not math.isfinite(value) or value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.1e}"
+    return (
+        f"{value:.3g}"
+        if not math.isfinite(value) or value == 0 or 1e-3 <= abs(value) < 1e5
+        else f"{value:.1e}"
+    )
 
 
 def _power(value: float, log10: float) -> str:

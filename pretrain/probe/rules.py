@@ -67,7 +67,9 @@ def _highest(values: list[float]) -> tuple[float, int]:
 def not_finite(probe: Probe) -> tuple[float, int]:
     """Number of layers without finite statistics, and the first of them."""
     keys = ("forward_variance", "token_correlation", "weight_grad_norm")
-    bad = [layer.layer for layer in probe.layers if not all(math.isfinite(getattr(layer, key)) for key in keys)]
+    bad = [
+        layer.layer for layer in probe.layers if not all(math.isfinite(getattr(layer, key)) for key in keys)
+    ]
     return float(len(bad)) + (not math.isfinite(probe.loss)), bad[0] if bad else 0
 
 
@@ -239,7 +241,11 @@ def verdict(probe: Probe) -> str:
     """One line: trainable at initialisation or not, and the worst reasons. For a checkpoint, what its signal looks like."""
     found = findings(probe)
     worst = found[0].level if found else ""
-    words = VERDICTS[worst] if probe.checkpoint is None else {"fails": "broken", "risk": "unhealthy"}.get(worst, "healthy")
+    words = (
+        VERDICTS[worst]
+        if probe.checkpoint is None
+        else {"fails": "broken", "risk": "unhealthy"}.get(worst, "healthy")
+    )
     if not found:
         return f"{words}: {level_words(probe)}"
     reasons = "; ".join(finding.message for finding in found if finding.level == worst)

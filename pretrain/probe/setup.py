@@ -50,12 +50,16 @@ def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Pr
     vocab, has_data = _vocabulary(config)
     use_data = has_data if choices.tokens == "auto" else choices.tokens == "data"
     if use_data and not has_data:
-        raise UserError(f"--tokens data: {config.data.corpora[0].path} is no prepared data set: run `fathom data prepare` first, or use --tokens synthetic")
+        raise UserError(
+            f"--tokens data: {config.data.corpora[0].path} is no prepared data set: run `fathom data prepare` first, or use --tokens synthetic"
+        )
     note = "" if vocab else f", vocabulary of {ASSUMED_VOCABULARY:,} assumed"
     model = complete_model(config, vocab or config.model.vocab_size or ASSUMED_VOCABULARY)
     if choices.layers is not None:
         # Not every scheme has constants at every depth.
-        model = validated({**model.model_dump(), "num_layers": choices.layers}, f"--layers {choices.layers}: ")
+        model = validated(
+            {**model.model_dump(), "num_layers": choices.layers}, f"--layers {choices.layers}: "
+        )
     reader = None if choices.checkpoint is None else _checkpoint(choices.checkpoint, config, model)
     variants: list[Variant | None] = [None]
     if choices.compare:
@@ -64,10 +68,15 @@ def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Pr
         variants = [parse_variant(choices.scheme)]
     base = base_asked_for(path, overrides)
     variants = [variant and variant.with_base(base) for variant in variants]
-    models = [(variant.text if variant else model.scheme, variant.apply(model) if variant else model) for variant in variants]
+    models = [
+        (variant.text if variant else model.scheme, variant.apply(model) if variant else model)
+        for variant in variants
+    ]
     for _, chosen in models:
         check_memory(chosen, config.data.seq_length, choices.batch, DTYPES[choices.dtype])
-    source, tokens = _data(config, choices.batch) if use_data else _synthetic(model, config.data.seq_length, choices.batch)
+    source, tokens = (
+        _data(config, choices.batch) if use_data else _synthetic(model, config.data.seq_length, choices.batch)
+    )
     topology = single_process()
     for label, chosen in models:
         with _quiet():

@@ -49,5 +49,7 @@ def render_page(page: Page) -> str:
     """The page as HTML, with every picture inside. All texts are escaped."""
     from jinja2 import Environment, StrictUndefined
 
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    template = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(page=page, written=datetime.now(timezone.utc).strftime("%-d %B %Y, %H:%M UTC"))

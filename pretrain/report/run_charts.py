@@ -91,18 +91,45 @@ def loss_chart(context: Context) -> Chart:
         if len(steps):
             raw_and_smooth(axes, steps, losses, "training")
         for split, color, marker in (("validation", ORANGE, "o"), ("test", GREEN, "D")):
-            points = [(event.step, event.loss) for event in metrics.eval if event.split == split and math.isfinite(event.loss)]
+            points = [
+                (event.step, event.loss)
+                for event in metrics.eval
+                if event.split == split and math.isfinite(event.loss)
+            ]
             if points:
-                axes.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=4.5, linewidth=1.2, label=split)
+                axes.plot(
+                    *zip(*points, strict=True),
+                    color=color,
+                    marker=marker,
+                    markersize=4.5,
+                    linewidth=1.2,
+                    label=split,
+                )
         if math.isfinite(context.unigram_entropy):
-            axes.axhline(context.unigram_entropy, color=INK, linestyle=":", linewidth=1.2, label=f"unigram entropy, {context.unigram_entropy:.2f}")
+            axes.axhline(
+                context.unigram_entropy,
+                color=INK,
+                linestyle=":",
+                linewidth=1.2,
+                label=f"unigram entropy, {context.unigram_entropy:.2f}",
+            )
         lost = [event.step for event in metrics.train if event.skipped or not math.isfinite(event.loss)]
         if lost:
             axes.plot(
-                lost, np.full(len(lost), 0.02), transform=axes.get_xaxis_transform(), color=ORANGE, marker="x", linestyle="none", label="skipped or not finite"
+                lost,
+                np.full(len(lost), 0.02),
+                transform=axes.get_xaxis_transform(),
+                color=ORANGE,
+                marker="x",
+                linestyle="none",
+                label="skipped or not finite",
             )
         if hidden := _limit(axes, losses, context):
-            notes.append(f"{hidden} steps with a higher loss lie above the picture." if hidden > 1 else "One step with a higher loss lies above the picture.")
+            notes.append(
+                f"{hidden} steps with a higher loss lie above the picture."
+                if hidden > 1
+                else "One step with a higher loss lies above the picture."
+            )
         _resumes(axes, metrics)
         step_axis(axes)
         axes.set_ylabel("loss (nats per token)")
@@ -131,7 +158,13 @@ def gradient_chart(context: Context) -> Chart:
         axes = figure.add_subplot()
         raw_and_smooth(axes, steps, norms, "each logged step")
         if context.clip_grad:
-            axes.axhline(context.clip_grad, color=ORANGE, linestyle="--", linewidth=1.2, label=f"clipped to {context.clip_grad:g}")
+            axes.axhline(
+                context.clip_grad,
+                color=ORANGE,
+                linestyle="--",
+                linewidth=1.2,
+                label=f"clipped to {context.clip_grad:g}",
+            )
         axes.set_yscale("log")
         log_ticks(axes)
         _resumes(axes, context.metrics)
@@ -172,7 +205,10 @@ def stream_chart(context: Context) -> Chart:
         "every layer and DeepScaleLM are level from first layer to last and plain pre-LN grows about with the square root of depth; a jump at one "
         "layer, or growth without end, is a warning."
     )
-    for key, label in (("residual_rms", "RMS of the residual stream"), ("forward_variance", "variance of the residual stream")):
+    for key, label in (
+        ("residual_rms", "RMS of the residual stream"),
+        ("forward_variance", "variance of the residual stream"),
+    ):
         if chart := _profiles(context, [(key, "")], "Forward signal by layer", caption, label):
             return chart
     return _unmeasured("Forward signal by layer", caption)
@@ -185,7 +221,9 @@ def layer_gradient_chart(context: Context) -> Chart:
         "first and last layer is normal; several powers of ten are the vanishing or exploding gradient that depth schemes are there to prevent."
     )
     title = "Gradient by layer"
-    return _profiles(context, [("grad_norm", "")], title, caption, "gradient norm of the layer") or _unmeasured(title, caption)
+    return _profiles(
+        context, [("grad_norm", "")], title, caption, "gradient norm of the layer"
+    ) or _unmeasured(title, caption)
 
 
 def branch_chart(context: Context) -> Chart:
@@ -197,7 +235,9 @@ def branch_chart(context: Context) -> Chart:
     )
     title = "Branch-to-stream ratio by layer"
     parts = [("branch_ratio_attention", "attention"), ("branch_ratio_mlp", "feed-forward")]
-    return _profiles(context, parts, title, caption, "branch / stream", wide=True) or _unmeasured(title, caption, wide=True)
+    return _profiles(context, parts, title, caption, "branch / stream", wide=True) or _unmeasured(
+        title, caption, wide=True
+    )
 
 
 def throughput_chart(context: Context) -> Chart:
@@ -214,7 +254,10 @@ def throughput_chart(context: Context) -> Chart:
     with drawing() as new:
         figure = new((WIDE[0], 3.8 if len(wait_steps) else 3.0))
         panels = figure.subplots(
-            2 if len(wait_steps) else 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": (2.4, 1)[: 2 if len(wait_steps) else 1]}
+            2 if len(wait_steps) else 1,
+            sharex=True,
+            squeeze=False,
+            gridspec_kw={"height_ratios": (2.4, 1)[: 2 if len(wait_steps) else 1]},
         )[:, 0]
         upper, lowest = panels[0], panels[-1]
         raw_and_smooth(upper, steps, speeds, "each logged step")
@@ -232,16 +275,36 @@ def throughput_chart(context: Context) -> Chart:
         legend(figure, *upper.get_legend_handles_labels())
         figure.align_ylabels()
         svg = to_svg(figure, "throughput", title)
-    return Chart(title, caption, svg, notes=() if len(wait_steps) else ("Waiting for data has not been logged.",), wide=True)
+    return Chart(
+        title,
+        caption,
+        svg,
+        notes=() if len(wait_steps) else ("Waiting for data has not been logged.",),
+        wide=True,
+    )
 
 
 def _unmeasured(title: str, caption: str, wide: bool = False) -> Chart:
-    return Chart(title, caption, missing="No layer signals have been logged: log.signal_interval is 0, or the first measurement is still to come.", wide=wide)
+    return Chart(
+        title,
+        caption,
+        missing="No layer signals have been logged: log.signal_interval is 0, or the first measurement is still to come.",
+        wide=wide,
+    )
 
 
-def _profiles(context: Context, parts: Sequence[tuple[str, str]], title: str, caption: str, label: str, wide: bool = False) -> Chart | None:
+def _profiles(
+    context: Context,
+    parts: Sequence[tuple[str, str]],
+    title: str,
+    caption: str,
+    label: str,
+    wide: bool = False,
+) -> Chart | None:
     """Values over layers, a line per measurement, light (early) to dark (late); None where nothing was measured."""
-    chosen = _spread([event for event in context.metrics.signal if any(event.profile(key)[0] for key, _ in parts)])
+    chosen = _spread(
+        [event for event in context.metrics.signal if any(event.profile(key)[0] for key, _ in parts)]
+    )
     if not chosen:
         return None
     with drawing() as new:
@@ -253,9 +316,19 @@ def _profiles(context: Context, parts: Sequence[tuple[str, str]], title: str, ca
         for axes, (key, name) in zip(panels, parts, strict=True):
             for event, shade in zip(chosen, shades, strict=True):
                 layers, values = event.profile(key)
-                layers, values = [layer for layer, value in zip(layers, values, strict=True) if value > 0], [value for value in values if value > 0]
+                layers, values = (
+                    [layer for layer, value in zip(layers, values, strict=True) if value > 0],
+                    [value for value in values if value > 0],
+                )
                 dots = {"marker": "o", "markersize": 2.5} if len(layers) <= 64 else {}
-                axes.plot(layers, values, color=shade, linewidth=1.3, label=f"{event.step:,}" if event.step < 10_000 else compact(event.step), **dots)
+                axes.plot(
+                    layers,
+                    values,
+                    color=shade,
+                    linewidth=1.3,
+                    label=f"{event.step:,}" if event.step < 10_000 else compact(event.step),
+                    **dots,
+                )
             axes.set_yscale("log")
             log_ticks(axes)
             axes.set_xlabel("layer" + (f" ({name})" if name else ""))
@@ -274,10 +347,14 @@ def _spread(events: list[Signal]) -> list[Signal]:
     return [events[round(place)] for place in np.linspace(0, len(events) - 1, MOST_PROFILES)]
 
 
-def _series(events: Sequence[Train], value: Callable[[Train], float], positive: bool = False) -> tuple[Values, Values]:
+def _series(
+    events: Sequence[Train], value: Callable[[Train], float], positive: bool = False
+) -> tuple[Values, Values]:
     """Steps and finite values."""
     pairs = [(event.step, value(event)) for event in events]
-    pairs = [(step, number) for step, number in pairs if math.isfinite(number) and (number > 0 or not positive)]
+    pairs = [
+        (step, number) for step, number in pairs if math.isfinite(number) and (number > 0 or not positive)
+    ]
     steps, numbers = zip(*pairs, strict=True) if pairs else ((), ())
     return np.array(steps, dtype=np.float64), np.array(numbers, dtype=np.float64)
 
@@ -323,4 +400,12 @@ def _token_axis(axes: Axes, metrics: Metrics) -> None:
 def _resumes(axes: Axes, metrics: Metrics) -> None:
     strength = 0.9 if len(metrics.resumes) <= 5 else 0.4
     for index, start in enumerate(metrics.resumes):
-        axes.axvline(start.step, color=PURPLE, linestyle=(0, (4, 2)), linewidth=1.0, alpha=strength, label="" if index else "resumed", zorder=1)
+        axes.axvline(
+            start.step,
+            color=PURPLE,
+            linestyle=(0, (4, 2)),
+            linewidth=1.0,
+            alpha=strength,
+            label="" if index else "resumed",
+            zorder=1,
+        )

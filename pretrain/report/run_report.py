@@ -69,14 +69,23 @@ class Run:
     @property
     def unigram_entropy(self) -> float:
         """Nats per token; nan where no start says it."""
-        return next((start.unigram_entropy for start in reversed(self.metrics.starts) if math.isfinite(start.unigram_entropy)), math.nan)
+        return next(
+            (
+                start.unigram_entropy
+                for start in reversed(self.metrics.starts)
+                if math.isfinite(start.unigram_entropy)
+            ),
+            math.nan,
+        )
 
 
 def read_run(run_dir: Path) -> Run:
     """Reads a run directory. Raises UserError where it is none, or where its metrics are damaged."""
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
-        raise UserError(f"{run_dir} is no folder: give the folder of a run (it holds config.yaml and metrics.jsonl)")
+        raise UserError(
+            f"{run_dir} is no folder: give the folder of a run (it holds config.yaml and metrics.jsonl)"
+        )
     metrics = read_metrics(run_dir / "metrics.jsonl").settled()
     text = _text(run_dir / "config.yaml")
     return Run(
@@ -105,7 +114,9 @@ def render(run: Run) -> str:
     from jinja2 import Environment, StrictUndefined
 
     context = Context(run.metrics, float(run.setting("optimizer.clip_grad") or 0.0), run.unigram_entropy)
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    page = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string(TEMPLATE.read_text(encoding="utf-8"))
     warnings = grouped_warnings(run)
     return page.render(
         name=run.name,
@@ -129,7 +140,9 @@ def numbers(run: Run) -> dict[str, float | int | None]:
     metrics = run.metrics
     losses = [event.loss for event in metrics.train if math.isfinite(event.loss)]
     window = smoothing_window(len(losses)) if len(losses) >= SHORT else 1
-    validation = [event.loss for event in metrics.eval if event.split == "validation" and math.isfinite(event.loss)]
+    validation = [
+        event.loss for event in metrics.eval if event.split == "validation" and math.isfinite(event.loss)
+    ]
     test = [event.loss for event in metrics.eval if event.split == "test" and math.isfinite(event.loss)]
     speeds = [event.tokens_per_s for event in metrics.train if math.isfinite(event.tokens_per_s)]
     tokens = [event.tokens for event in metrics.train if math.isfinite(event.tokens)]
@@ -170,27 +183,60 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
     else:
         remark = f"nats per token, step {evaluations[-1].step:,}"
     share = n["mfu"]
-    speed_remark = "tokens per second, median" + (f"; {compact(n['tokens_per_s'] / world)} a device" if n["tokens_per_s"] is not None and world > 1 else "")
-    speed_remark += f"; {share:.1%} of the {run.metrics.starts[-1].precision} peak" if share is not None else ""
-    mean = f", mean of the last {n['train_loss_steps']} logged steps" if (n["train_loss_steps"] or 1) > 1 else ", last step"
+    speed_remark = "tokens per second, median" + (
+        f"; {compact(n['tokens_per_s'] / world)} a device"
+        if n["tokens_per_s"] is not None and world > 1
+        else ""
+    )
+    speed_remark += (
+        f"; {share:.1%} of the {run.metrics.starts[-1].precision} peak" if share is not None else ""
+    )
+    mean = (
+        f", mean of the last {n['train_loss_steps']} logged steps"
+        if (n["train_loss_steps"] or 1) > 1
+        else ", last step"
+    )
     return [
-        ("Training loss", loss(n["train_loss"]), f"nats per token{mean}" if n["train_loss"] is not None else "no finite loss yet"),
+        (
+            "Training loss",
+            loss(n["train_loss"]),
+            f"nats per token{mean}" if n["train_loss"] is not None else "no finite loss yet",
+        ),
         ("Validation loss", loss(n["validation_loss"]), remark),
-        ("Validation perplexity", "–" if n["validation_perplexity"] is None else f"{n['validation_perplexity']:,.1f}", "per token, exp of the loss"),
-        ("Unigram entropy", loss(n["unigram_entropy"]), "the loss of knowing token frequencies alone" if n["unigram_entropy"] is not None else "not recorded"),
+        (
+            "Validation perplexity",
+            "–" if n["validation_perplexity"] is None else f"{n['validation_perplexity']:,.1f}",
+            "per token, exp of the loss",
+        ),
+        (
+            "Unigram entropy",
+            loss(n["unigram_entropy"]),
+            "the loss of knowing token frequencies alone"
+            if n["unigram_entropy"] is not None
+            else "not recorded",
+        ),
         ("Throughput", "–" if n["tokens_per_s"] is None else f"{n['tokens_per_s']:,.0f}", speed_remark),
         ("Wall time", duration(n["wall_seconds"] or 0.0), _span(run.metrics)),
-        ("Steps", f"{n['step']:,}", (f"of {n['steps']:,}; " if n["steps"] else "") + (f"{compact(n['tokens'])} tokens" if n["tokens"] else "no tokens yet")),
-        ("Resumed", f"{n['resumes']}×", f"{n['skipped']} step{'' if n['skipped'] == 1 else 's'} skipped as not finite" if n["skipped"] else "no step skipped"),
+        (
+            "Steps",
+            f"{n['step']:,}",
+            (f"of {n['steps']:,}; " if n["steps"] else "")
+            + (f"{compact(n['tokens'])} tokens" if n["tokens"] else "no tokens yet"),
+        ),
+        (
+            "Resumed",
+            f"{n['resumes']}×",
+            f"{n['skipped']} step{'' if n['skipped'] == 1 else 's'} skipped as not finite"
+            if n["skipped"]
+            else "no step skipped",
+        ),
     ]
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
     """(name, value) of what defines the run; what is not known is left out."""
     model, start = run.model, run.metrics.starts[-1] if run.metrics.starts else None
-    sizes = (
-        f"{run.setting('model.num_layers', '?')} layers, width {run.setting('model.hidden_size', '?')}, {run.setting('model.num_attention_heads', '?')} heads"
-    )
+    sizes = f"{run.setting('model.num_layers', '?')} layers, width {run.setting('model.hidden_size', '?')}, {run.setting('model.num_attention_heads', '?')} heads"
     if model is not None:
         sizes += f", feed-forward {model.ffn_size} ({model.activation})"
     batch, length = run.setting("train.global_batch_size"), run.setting("data.seq_length")
@@ -207,7 +253,10 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Precision", str((start and start.precision) or run.setting("train.precision") or "")),
         ("Layout", _layout(start.layout, start.world_size) if start else ""),
         ("Machine", machine),
-        ("Commit", (commit[:12] + (" with local changes" if run.fact("git.dirty") else "")) if commit else ""),
+        (
+            "Commit",
+            (commit[:12] + (" with local changes" if run.fact("git.dirty") else "")) if commit else "",
+        ),
         ("Started", _date(run.metrics.starts[0].time) if run.metrics.starts else ""),
     ]
     return [(label, value) for label, value in found if value]
@@ -218,12 +267,22 @@ def status(run: Run) -> tuple[str, str]:
     end, state = run.metrics.finished, run.state
     if end is None:
         if state.get("state") in ("failed", "cancelled"):
-            return "bad", f"{state['state']} at step {run.metrics.step:,}" + (f": {state['reason']}" if state.get("reason") else "")
+            return "bad", f"{state['state']} at step {run.metrics.step:,}" + (
+                f": {state['reason']}" if state.get("reason") else ""
+            )
         return "open", f"at step {run.metrics.step:,}; the run has not ended, or was killed"
-    if end.reason == "finished" or (end.reason != "not_finite" and end.step >= (run.setting("train.steps") or math.inf)):
+    if end.reason == "finished" or (
+        end.reason != "not_finite" and end.step >= (run.setting("train.steps") or math.inf)
+    ):
         return "good", f"finished at step {end.step:,}"
-    words = {"stop_at_step": "stopped as asked (train.stop_at_step)", "not_finite": "stopped: a loss or gradient was not finite"}
-    return "bad" if end.reason == "not_finite" else "open", f"{words.get(end.reason, f'stopped ({end.reason})')} at step {end.step:,}"
+    words = {
+        "stop_at_step": "stopped as asked (train.stop_at_step)",
+        "not_finite": "stopped: a loss or gradient was not finite",
+    }
+    return (
+        "bad" if end.reason == "not_finite" else "open",
+        f"{words.get(end.reason, f'stopped ({end.reason})')} at step {end.step:,}",
+    )
 
 
 def commands(run: Run) -> list[str]:
@@ -231,7 +290,10 @@ def commands(run: Run) -> list[str]:
     commit, started = run.fact("git.commit"), run.fact("command")
     lines = [f"git checkout {shlex.quote(str(commit))}"] if commit else []
     if isinstance(started, list) and started:
-        lines += [shlex.join(_typed([str(word) for word in started])), "# or, from the resolved configuration kept with the run:"]
+        lines += [
+            shlex.join(_typed([str(word) for word in started])),
+            "# or, from the resolved configuration kept with the run:",
+        ]
     config = Path(str(run.setting("runs_dir", "runs"))) / run.name / "config.yaml"
     return [*lines, f"fathom pretrain {shlex.quote(str(config))} name={shlex.quote(run.name + '-again')}"]
 
@@ -241,14 +303,19 @@ def grouped_warnings(run: Run) -> list[tuple[str, str]]:
     steps: dict[str, list[int]] = {}
     for warning in run.metrics.warning:
         steps.setdefault(warning.message, []).append(warning.step)
-    return [(f"{found[0]:,}" + (f" – {found[-1]:,} ({len(found)}×)" if len(found) > 1 else ""), message) for message, found in steps.items()]
+    return [
+        (f"{found[0]:,}" + (f" – {found[-1]:,} ({len(found)}×)" if len(found) > 1 else ""), message)
+        for message, found in steps.items()
+    ]
 
 
 def _scheme(run: Run) -> tuple[str, Markup]:
     """(name with options, what it does and where it is from)."""
     name = str(run.setting("model.scheme") or ("deepscalelm_pre_ln" if run.setting("model") else ""))
     options = run.setting("model.scheme_options") or {}
-    title = name + (" (" + ", ".join(f"{key} {value}" for key, value in options.items()) + ")" if options else "")
+    title = name + (
+        " (" + ", ".join(f"{key} {value}" for key, value in options.items()) + ")" if options else ""
+    )
     known = SCHEMES.get(name)
     words = str(escape(f"{known.summary}. {known.source}.")) if known else ""
     return title, Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", words))  # escaped above
@@ -259,7 +326,9 @@ def _mfu(run: Run, tokens_per_s: float | None) -> float | None:
     start = run.metrics.starts[-1] if run.metrics.starts else None
     if tokens_per_s is None or model is None or model.vocab_size is None or not length or start is None:
         return None
-    return mfu(tokens_per_s, flops_per_token(model, length).model, _gpu(run), _world_size(run), start.precision or "")
+    return mfu(
+        tokens_per_s, flops_per_token(model, length).model, _gpu(run), _world_size(run), start.precision or ""
+    )
 
 
 def _world_size(run: Run) -> int:
@@ -269,8 +338,16 @@ def _world_size(run: Run) -> int:
 def _gpu(run: Run) -> str | None:
     """Name of the GPUs of the first host, where it has GPUs of one kind and they were not hidden from the run."""
     found = run.fact("gpus")
-    names = {str(gpu.get("name")) for gpu in found if isinstance(gpu, Mapping)} if isinstance(found, list) else set()
-    return names.pop() if len(names) == 1 and run.fact("variables.CUDA_VISIBLE_DEVICES") not in ("", "-1") else None
+    names = (
+        {str(gpu.get("name")) for gpu in found if isinstance(gpu, Mapping)}
+        if isinstance(found, list)
+        else set()
+    )
+    return (
+        names.pop()
+        if len(names) == 1 and run.fact("variables.CUDA_VISIBLE_DEVICES") not in ("", "-1")
+        else None
+    )
 
 
 def _devices(run: Run) -> str:
@@ -293,7 +370,11 @@ def _layout(layout: Mapping[str, Any], world_size: int | None) -> str:
     names = {"tp": "tensor", "pp": "pipeline", "vp": "virtual stages", "cp": "context", "dp": "data"}
     parts = [f"{words} {layout[key]}" for key, words in names.items() if key in layout and layout[key] != 1]
     parts += [f"ZeRO-{layout['zero']}"] if "zero" in layout else []
-    return (f"{world_size} process{'' if world_size == 1 else 'es'}" if world_size else "") + (": " if world_size and parts else "") + ", ".join(parts)
+    return (
+        (f"{world_size} process{'' if world_size == 1 else 'es'}" if world_size else "")
+        + (": " if world_size and parts else "")
+        + ", ".join(parts)
+    )
 
 
 def _span(metrics: Metrics) -> str:
@@ -302,11 +383,19 @@ def _span(metrics: Metrics) -> str:
     if not times:
         return "times not recorded"
     idle = max(times) - min(times) - metrics.busy_seconds
-    return f"of running, plus {duration(idle)} between stop and resume" if len(metrics.starts) > 1 and idle >= 1 else "from start to the last line"
+    return (
+        f"of running, plus {duration(idle)} between stop and resume"
+        if len(metrics.starts) > 1 and idle >= 1
+        else "from start to the last line"
+    )
 
 
 def _date(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%-d %B %Y, %H:%M UTC") if math.isfinite(seconds) else ""
+    return (
+        datetime.fromtimestamp(seconds, timezone.utc).strftime("%-d %B %Y, %H:%M UTC")
+        if math.isfinite(seconds)
+        else ""
+    )
 
 
 def _perplexity(loss: float) -> float:

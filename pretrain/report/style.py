@@ -106,10 +106,17 @@ def running_median(values: Values, window: int) -> tuple[NDArray[np.int64], Valu
 
     Centred, so that it does not lag as an exponential average does, and a median, so that a single spike leaves no plateau.
     """
-    places = np.unique(np.linspace(2, len(values) - 1, min(len(values), MOST_POINTS)).round().astype(np.int64))
+    places = np.unique(
+        np.linspace(2, len(values) - 1, min(len(values), MOST_POINTS)).round().astype(np.int64)
+    )
     # at the start as many before as after, or a steep fall would be flattened; and five at least, or a slow first step would show
     reach = np.minimum(window // 2, places)
-    return places, np.array([np.median(values[place - half : place + half + 1]) for place, half in zip(places, reach, strict=True)])
+    return places, np.array(
+        [
+            np.median(values[place - half : place + half + 1])
+            for place, half in zip(places, reach, strict=True)
+        ]
+    )
 
 
 def raw_and_smooth(axes: Axes, steps: Values, values: Values, label: str) -> None:
@@ -136,7 +143,15 @@ def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], headin
     if heading:
         handles, labels = [Line2D([], [], linestyle="none"), *handles], [heading, *labels]
     if labels:
-        figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), columnspacing=1.2, handlelength=1.2 if heading else 1.6, handletextpad=0.5)
+        figure.legend(
+            handles,
+            labels,
+            loc="outside upper left",
+            ncols=len(labels),
+            columnspacing=1.2,
+            handlelength=1.2 if heading else 1.6,
+            handletextpad=0.5,
+        )
 
 
 def step_axis(axes: Axes) -> None:
@@ -163,9 +178,19 @@ def log_ticks(axes: Axes) -> None:
         middle = math.sqrt(low * high)
         low, high = middle / 10**0.15, middle * 10**0.15
         axes.set_ylim(low, high)
-    digits = (1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0) if decades < 0.6 else (1.0, 2.0, 5.0) if decades < 2.2 else (1.0,)
+    digits = (
+        (1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+        if decades < 0.6
+        else (1.0, 2.0, 5.0)
+        if decades < 2.2
+        else (1.0,)
+    )
     axes.yaxis.set_major_locator(LogLocator(subs=digits, numticks=12))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if 1e-4 <= value < 1e5 else f"$10^{{{math.log10(value):.0f}}}$"))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(
+            lambda value, _: f"{value:g}" if 1e-4 <= value < 1e5 else f"$10^{{{math.log10(value):.0f}}}$"
+        )
+    )
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(which="minor", length=0)
 

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
-from parallel.checkpoint.format import KINDS, LATEST, MANIFEST, findings, leftovers_in, read_manifest, step_folder, steps_in
+from parallel.checkpoint.format import (
+    KINDS,
+    LATEST,
+    MANIFEST,
+    findings,
+    leftovers_in,
+    read_manifest,
+    step_folder,
+    steps_in,
+)
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.checkpoint.writer import doomed_steps, prune
 from parallel.checkpoint.writer import remove as remove_folders
@@ -31,7 +40,12 @@ def list_checkpoints(path: Path) -> list[dict[str, Any]]:
     latest = pointer.read_text().strip() if pointer.is_file() else ""
     rows = []
     for step in steps_in(folder):
-        row: dict[str, Any] = {"step": step, "folder": str(folder / step_folder(step)), "latest": step_folder(step) == latest, "problem": None}
+        row: dict[str, Any] = {
+            "step": step,
+            "folder": str(folder / step_folder(step)),
+            "latest": step_folder(step) == latest,
+            "problem": None,
+        }
         try:
             manifest = read_manifest(folder / step_folder(step))
             row["problem"] = _missing(folder / step_folder(step), manifest)
@@ -87,8 +101,15 @@ def verify(path: Path) -> dict[str, Any]:
     tensors = [(name, kind) for name in reader.names() for kind in KINDS if reader.has(kind, name)]
     for name, kind in tensors:
         if not reader.tensor(name, kind).isfinite().all():
-            raise UserError(f"{reader.folder}: {name} ({kind}) has values that are not finite: the run had diverged; use an older checkpoint")
-    return {"folder": str(reader.folder), "step": reader.step, "files": len(reader.manifest["files"]), "tensors": len(tensors)}
+            raise UserError(
+                f"{reader.folder}: {name} ({kind}) has values that are not finite: the run had diverged; use an older checkpoint"
+            )
+    return {
+        "folder": str(reader.folder),
+        "step": reader.step,
+        "files": len(reader.manifest["files"]),
+        "tensors": len(tensors),
+    }
 
 
 def clean(path: Path, *, keep_last: int, keep_every: int, dry_run: bool) -> dict[str, Any]:
@@ -96,7 +117,10 @@ def clean(path: Path, *, keep_last: int, keep_every: int, dry_run: bool) -> dict
     folder = checkpoints_folder(path)
     if (path / MANIFEST).is_file():
         raise UserError(f"{path} is one checkpoint: give its run folder")
-    steps, old = doomed_steps(folder, keep_last=keep_last, keep_every=keep_every), leftovers_in(folder, older_than_s=LEFTOVER_AGE_S)
+    steps, old = (
+        doomed_steps(folder, keep_last=keep_last, keep_every=keep_every),
+        leftovers_in(folder, older_than_s=LEFTOVER_AGE_S),
+    )
     if not dry_run:
         prune(folder, keep_last=keep_last, keep_every=keep_every)
         remove_folders(old)
@@ -105,7 +129,11 @@ def clean(path: Path, *, keep_last: int, keep_every: int, dry_run: bool) -> dict
 
 def local_time(seconds: float | None) -> str | None:
     """Time of day for people, in the machine's zone, from seconds since 1970."""
-    return None if seconds is None else datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+    return (
+        None
+        if seconds is None
+        else datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+    )
 
 
 def _missing(folder: Path, manifest: dict[str, Any]) -> str | None:

@@ -29,7 +29,15 @@ PACKAGES = (
     "pydantic",
     "omegaconf",
 )
-VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
 PREFIXES = ("SLURM_", "NCCL_", "GLOO_", "DS_", "FATHOM_", "CUBLAS_", "NVTE_")
 HIDDEN = ("TOKEN", "SECRET", "PASSWORD", "KEY", "JWT")
 """Variables with these words in their names are left out: the file may be shared."""
@@ -69,7 +77,10 @@ def git(folder: Path = ROOT) -> dict[str, Any] | None:
     commit = _output("git", "-C", str(folder), "rev-parse", "HEAD")
     if commit is None:
         return None
-    return {"commit": commit, "dirty": bool(_output("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"))}
+    return {
+        "commit": commit,
+        "dirty": bool(_output("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")),
+    }
 
 
 def cpu() -> dict[str, Any]:
@@ -77,7 +88,9 @@ def cpu() -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+        model = next(
+            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model
+        )
     except OSError:
         pass
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -90,9 +103,17 @@ def cpu() -> dict[str, Any]:
 
 def gpus() -> list[dict[str, Any]]:
     """Name, memory in bytes and driver of each NVIDIA GPU of the host, as nvidia-smi tells; empty without it."""
-    text = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits") if shutil.which("nvidia-smi") else None
+    text = (
+        _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")
+        if shutil.which("nvidia-smi")
+        else None
+    )
     rows = [[part.strip() for part in line.split(",")] for line in (text or "").splitlines()]
-    return [{"name": row[0], "memory_bytes": int(row[1]) * 2**20 if row[1].isdigit() else None, "driver": row[2]} for row in rows if len(row) == 3]
+    return [
+        {"name": row[0], "memory_bytes": int(row[1]) * 2**20 if row[1].isdigit() else None, "driver": row[2]}
+        for row in rows
+        if len(row) == 3
+    ]
 
 
 def _wanted(name: str) -> bool:

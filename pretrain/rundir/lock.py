@@ -45,7 +45,9 @@ def owned(run_dir: Path, rank: int) -> Iterator[None]:
         handle = _lock(run_dir)
     except OSError as error:
         if error.errno in UNWRITABLE:
-            raise UnwritableError(f"runs_dir: {run_dir} cannot be written ({error.strerror}): name another folder, or change its permissions") from None
+            raise UnwritableError(
+                f"runs_dir: {run_dir} cannot be written ({error.strerror}): name another folder, or change its permissions"
+            ) from None
         raise
     try:
         if read_state(run_dir):
@@ -70,13 +72,17 @@ def _lock(run_dir: Path) -> int:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in UNSUPPORTED or (isinstance(error, BlockingIOError) and Owner.from_environment().job_id is not None):
+        if error.errno in UNSUPPORTED or (
+            isinstance(error, BlockingIOError) and Owner.from_environment().job_id is not None
+        ):
             return handle
         holder = os.read(handle, 200).decode(errors="replace").strip() or "unknown"
         os.close(handle)
         if not isinstance(error, BlockingIOError):
             raise
-        raise InUseError(f"{run_dir} is in use by {holder}: wait for it, stop it, or start this run under another name (name=...)") from None
+        raise InUseError(
+            f"{run_dir} is in use by {holder}: wait for it, stop it, or start this run under another name (name=...)"
+        ) from None
     os.ftruncate(handle, 0)
     os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return handle

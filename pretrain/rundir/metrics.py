@@ -74,7 +74,11 @@ class Signal:
 
     def profile(self, key: str) -> tuple[list[int], list[float]]:
         """Layer numbers and values of one measurement, for the layers that have a finite one."""
-        pairs = sorted((int(layer["layer"]), float(layer[key])) for layer in self.layers if math.isfinite(layer.get(key, math.nan)))
+        pairs = sorted(
+            (int(layer["layer"]), float(layer[key]))
+            for layer in self.layers
+            if math.isfinite(layer.get(key, math.nan))
+        )
         return [number for number, _ in pairs], [value for _, value in pairs]
 
 
@@ -108,7 +112,15 @@ class End:
 
 
 Event = Start | Train | Eval | Signal | Checkpoint | Warn | End
-KINDS: dict[str, type[Event]] = {"start": Start, "train": Train, "eval": Eval, "signal": Signal, "checkpoint": Checkpoint, "warning": Warn, "end": End}
+KINDS: dict[str, type[Event]] = {
+    "start": Start,
+    "train": Train,
+    "eval": Eval,
+    "signal": Signal,
+    "checkpoint": Checkpoint,
+    "warning": Warn,
+    "end": End,
+}
 _T = TypeVar("_T", Start, Train, Eval, Signal, Checkpoint, Warn, End)
 
 
@@ -181,7 +193,12 @@ class MetricsWriter:
         if event not in KINDS:
             raise ValueError(f"event {event!r} is none of {', '.join(KINDS)}")
         lost: list[str] = []
-        record = {"event": event, "time": round(time.time(), 3), "step": step, **{key: _clean(value, key, lost) for key, value in fields.items()}}
+        record = {
+            "event": event,
+            "time": round(time.time(), 3),
+            "step": step,
+            **{key: _clean(value, key, lost) for key, value in fields.items()},
+        }
         if lost:
             record["nonfinite"] = lost
         self._put(json.dumps(record, allow_nan=False) + "\n")
@@ -215,7 +232,9 @@ def read_metrics(path: Path | str) -> Metrics:
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path} does not exist: give the folder of a run that has started (it holds config.yaml and metrics.jsonl)") from None
+        raise UserError(
+            f"{path} does not exist: give the folder of a run that has started (it holds config.yaml and metrics.jsonl)"
+        ) from None
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     events: list[Event] = []
     torn = 0
@@ -238,10 +257,16 @@ def read_metrics(path: Path | str) -> Metrics:
 
 def _gather(events: list[Event], torn: int) -> Metrics:
     last = {_identity(event): event for event in events}
-    newest = events[max((index for index, event in enumerate(events) if isinstance(event, Start)), default=0) :]
+    newest = events[
+        max((index for index, event in enumerate(events) if isinstance(event, Start)), default=0) :
+    ]
 
     def of(kind: type[_T]) -> tuple[_T, ...]:
-        return tuple(sorted((event for event in last.values() if isinstance(event, kind)), key=lambda event: event.step))
+        return tuple(
+            sorted(
+                (event for event in last.values() if isinstance(event, kind)), key=lambda event: event.step
+            )
+        )
 
     return Metrics(
         starts=tuple(event for event in events if isinstance(event, Start)),
@@ -284,10 +309,14 @@ def _parse(record: Any) -> Event | None:
     step = record.get("step")
     if not isinstance(step, int) or isinstance(step, bool):
         raise TypeError(f"`step` must be a whole number, not {step!r}")
-    known = {key: _read(key, value, kind) for key, value in record.items() if key in kind.__dataclass_fields__}
+    known = {
+        key: _read(key, value, kind) for key, value in record.items() if key in kind.__dataclass_fields__
+    }
     try:
         return kind(**known)
-    except TypeError as error:  # a required key is missing: "... missing 1 required positional argument: 'loss'"
+    except (
+        TypeError
+    ) as error:  # a required key is missing: "... missing 1 required positional argument: 'loss'"
         raise ValueError(f"event {record['event']} lacks a key ({str(error).rsplit(': ', 1)[-1]})") from None
 
 
@@ -307,10 +336,16 @@ def _read(key: str, value: Any, kind: type[Event]) -> Any:
 
 
 def _layers(value: Any) -> tuple[Mapping[str, float], ...]:
-    if not isinstance(value, list) or not all(isinstance(layer, dict) and isinstance(layer.get("layer"), int) for layer in value):
+    if not isinstance(value, list) or not all(
+        isinstance(layer, dict) and isinstance(layer.get("layer"), int) for layer in value
+    ):
         raise TypeError("`layers` must be a list of objects with a `layer` number")
     return tuple(
-        {key: math.nan if number is None else float(number) for key, number in layer.items() if number is None or isinstance(number, int | float)}
+        {
+            key: math.nan if number is None else float(number)
+            for key, number in layer.items()
+            if number is None or isinstance(number, int | float)
+        }
         for layer in value
     )
 

@@ -95,9 +95,18 @@ def claim(run_dir: Path | str, owner: Owner | None = None, **fields: Any) -> dic
     owner = owner or Owner.from_environment()
     current = read_state(run_dir)
     held = owner_of(current)
-    if current and owner.job_id is not None and held.job_id == owner.job_id and held.restart_count > owner.restart_count:
-        raise StaleStartError(f"{run_dir} belongs to restart {held.restart_count} of job {held.job_id}; this is restart {owner.restart_count}")
-    return _write(run_dir, {**current, **fields, "job_id": owner.job_id, "restart_count": owner.restart_count})
+    if (
+        current
+        and owner.job_id is not None
+        and held.job_id == owner.job_id
+        and held.restart_count > owner.restart_count
+    ):
+        raise StaleStartError(
+            f"{run_dir} belongs to restart {held.restart_count} of job {held.job_id}; this is restart {owner.restart_count}"
+        )
+    return _write(
+        run_dir, {**current, **fields, "job_id": owner.job_id, "restart_count": owner.restart_count}
+    )
 
 
 def check_owner(run_dir: Path | str, owner: Owner | None = None) -> None:
@@ -105,7 +114,9 @@ def check_owner(run_dir: Path | str, owner: Owner | None = None) -> None:
     owner = owner or Owner.from_environment()
     held = owner_of(read_state(run_dir))
     if held != owner:
-        raise StaleStartError(f"{run_dir} belongs to start {held.label} now; this process is of start {owner.label} and leaves it alone")
+        raise StaleStartError(
+            f"{run_dir} belongs to start {held.label} now; this process is of start {owner.label} and leaves it alone"
+        )
 
 
 def write_state(run_dir: Path | str, owner: Owner | None = None, **fields: Any) -> dict[str, Any]:
@@ -157,7 +168,14 @@ def asked_to_stop(run_dir: Path | str, owner: Owner) -> str:
         return ""
 
 
-def record_failure(run_dir: Path | str, rank: int, exit_code: int, reason: str, owner: Owner | None = None, host: str | None = None) -> None:
+def record_failure(
+    run_dir: Path | str,
+    rank: int,
+    exit_code: int,
+    reason: str,
+    owner: Owner | None = None,
+    host: str | None = None,
+) -> None:
     """Leaves one line about why a rank ends, for the batch script to find; the first one is what the user reads. host: its node, if not this one.
 
     Never raises.
@@ -166,7 +184,9 @@ def record_failure(run_dir: Path | str, rank: int, exit_code: int, reason: str, 
     host = host or os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     failure = Failure(rank, int(exit_code), " ".join(reason.split())[:500], host, time.time())
     with contextlib.suppress(OSError):  # the disk may be why it fails
-        atomic_write_text(Path(run_dir) / CONTROL / f"{owner.label}.rank{rank:05d}.json", json.dumps(asdict(failure)))
+        atomic_write_text(
+            Path(run_dir) / CONTROL / f"{owner.label}.rank{rank:05d}.json", json.dumps(asdict(failure))
+        )
 
 
 def forget_failures(run_dir: Path | str, owner: Owner | None = None) -> None:
@@ -200,13 +220,22 @@ def _read(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): remove it; checkpoints and metrics are not affected") from None
+        raise UserError(
+            f"{path} is damaged ({error}): remove it; checkpoints and metrics are not affected"
+        ) from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged (no JSON object): remove it; checkpoints and metrics are not affected")
+        raise UserError(
+            f"{path} is damaged (no JSON object): remove it; checkpoints and metrics are not affected"
+        )
     return content
 
 
 def _write(run_dir: Path | str, state: dict[str, Any]) -> dict[str, Any]:
-    state = {**state, "updated": round(time.time(), 3), "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(), "pid": os.getpid()}
+    state = {
+        **state,
+        "updated": round(time.time(), 3),
+        "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        "pid": os.getpid(),
+    }
     atomic_write_text(Path(run_dir) / STATE_FILE, json.dumps(state, indent=1) + "\n")
     return state

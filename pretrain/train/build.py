@@ -30,7 +30,14 @@ def seed_everything(seed: int, topology: Topology) -> None:
 
 
 def build_chunks(
-    model: ModelConfig, topology: Topology, *, seq_length: int, dtype: torch.dtype, seed: int, kernels: Kernels = "local", **core: Any
+    model: ModelConfig,
+    topology: Topology,
+    *,
+    seq_length: int,
+    dtype: torch.dtype,
+    seed: int,
+    kernels: Kernels = "local",
+    **core: Any,
 ) -> list[GPT]:
     """The model chunks of this rank with their initial weights. core: further fields for Megatron-core's configuration."""
     on_cpu = not torch.cuda.is_available()
@@ -60,7 +67,11 @@ def recompute_fields(config: RunConfig) -> dict[str, Any]:
         return {}
     if recompute.granularity == "selective":
         return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
-    return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": recompute.num_layers}
+    return {
+        "recompute_granularity": "full",
+        "recompute_method": "uniform",
+        "recompute_num_layers": recompute.num_layers,
+    }
 
 
 def adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
@@ -71,12 +82,23 @@ def adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.
 def make_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
     """The configured optimizer over the engine's groups. With Muon, those marked `muon` are its, and AdamW has the others."""
     if config.kind == "muon":
-        return Muon(_decayed(config, groups), momentum=MOMENTUM if config.momentum is None else config.momentum, **_adam_fields(config))
+        return Muon(
+            _decayed(config, groups),
+            momentum=MOMENTUM if config.momentum is None else config.momentum,
+            **_adam_fields(config),
+        )
     return adamw(config, groups)
 
 
 def _decayed(config: OptimizerConfig, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{"params": group["params"], "muon": group["muon"], "weight_decay": config.weight_decay if group["decay"] else 0.0} for group in groups]
+    return [
+        {
+            "params": group["params"],
+            "muon": group["muon"],
+            "weight_decay": config.weight_decay if group["decay"] else 0.0,
+        }
+        for group in groups
+    ]
 
 
 def _adam_fields(config: OptimizerConfig) -> dict[str, Any]:
@@ -89,7 +111,9 @@ def build_engine(config: RunConfig, topology: Topology) -> Engine:
     numerics = fit_machine(config, topology.layout)
     notes = [fallback(train.kernels, numerics, this_machine())]
     if topology.layout.offload and not torch.cuda.is_available():
-        notes.append("parallel.offload.optimizer=true: optimizer state is in host memory anyway on a machine without GPUs; the results are the same")
+        notes.append(
+            "parallel.offload.optimizer=true: optimizer state is in host memory anyway on a machine without GPUs; the results are the same"
+        )
     for note in filter(None, notes if torch.distributed.get_rank() == 0 else []):
         print(f"fathom: {note}", file=sys.stderr)
     seed_everything(config.train.seed, topology)

@@ -37,7 +37,9 @@ def compile_chunks(config: RunConfig, numerics: Numerics, chunks: Sequence[nn.Mo
 def check_graphs(seq_length: int) -> None:
     """Raises UserError where this machine cannot have CUDA graphs of passes over sequences of this length."""
     if not torch.cuda.is_available():
-        raise UserError("train.cuda_graph=true needs a GPU, and this machine has none: set train.cuda_graph=false")
+        raise UserError(
+            "train.cuda_graph=true needs a GPU, and this machine has none: set train.cuda_graph=false"
+        )
     cudnn = torch.backends.cudnn.version() or 0
     if seq_length % ATTENTION_BLOCK and cudnn < CUDNN_MENDED:
         here = f"{cudnn // 10000}.{cudnn // 100 % 100}"
@@ -47,5 +49,10 @@ def check_graphs(seq_length: int) -> None:
         )
     # Otherwise NCCL would register memory that expandable segments may move.
     for variable in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
-        if "expandable_segments:True" in os.environ.get(variable, "") and os.environ.get("NCCL_GRAPH_REGISTER") != "0":
-            raise UserError(f"train.cuda_graph=true with {variable}=expandable_segments:True needs NCCL_GRAPH_REGISTER=0 in the environment: export it")
+        if (
+            "expandable_segments:True" in os.environ.get(variable, "")
+            and os.environ.get("NCCL_GRAPH_REGISTER") != "0"
+        ):
+            raise UserError(
+                f"train.cuda_graph=true with {variable}=expandable_segments:True needs NCCL_GRAPH_REGISTER=0 in the environment: export it"
+            )

@@ -11,7 +11,10 @@ from pretrain.config.schema import RunConfig
 def fit_processes(config: RunConfig, world: int) -> Layout:
     """The layout of a run over `world` processes. Raises UserError where degrees, batch sizes or the sequence length do not come out even."""
     layout = check_layout(config.parallel, complete_model(config), world)
-    layout.check_batches(config.data.seq_length, layout.num_microbatches(config.train.global_batch_size, config.train.micro_batch_size))
+    layout.check_batches(
+        config.data.seq_length,
+        layout.num_microbatches(config.train.global_batch_size, config.train.micro_batch_size),
+    )
     return layout
 
 
@@ -23,7 +26,13 @@ def fit_machine(config: RunConfig, layout: Layout) -> Numerics:
     train = config.train
     numerics = resolve(train.precision, train.kernels, train.fp8, this_machine())
     layout.check_dtype(numerics.dtype)
-    check_sizes(numerics, config.model, layout, seq_length=config.data.seq_length, micro_batch_size=train.micro_batch_size)
+    check_sizes(
+        numerics,
+        config.model,
+        layout,
+        seq_length=config.data.seq_length,
+        micro_batch_size=train.micro_batch_size,
+    )
     if train.cuda_graph:
         from pretrain.train.compiling import check_graphs  # loads Megatron-core
 

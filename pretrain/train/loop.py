@@ -43,7 +43,15 @@ class Trainer:
     step: finished optimizer steps; last_step: where this start of the run ends; exit_code: known at its end; records go to callbacks.
     """
 
-    def __init__(self, config: RunConfig, run_dir: Path, engine: Engine, train: TokenBlend, validation: TokenBlend | None, callbacks: list[Callback]) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        engine: Engine,
+        train: TokenBlend,
+        validation: TokenBlend | None,
+        callbacks: list[Callback],
+    ) -> None:
         self.config, self.run_dir, self.engine = config, run_dir, engine
         self.train_data, self.validation_data, self.callbacks = train, validation, callbacks
         self.saving = Checkpoints(config, run_dir, engine)
@@ -73,8 +81,12 @@ class Trainer:
             "parameters": parameter_count(self.config.model)["total"],
             "world_size": self.engine.topology.layout.world,
             "layout": self.engine.topology.layout.summary(),
-            "precision": "fp8" if self.config.train.fp8.recipe != "none" else str(self.engine.parameters[0].parameter.dtype).removeprefix("torch."),
-            "device": torch.cuda.get_device_name(self.engine.device) if self.engine.device.type == "cuda" else self.engine.device.type,
+            "precision": "fp8"
+            if self.config.train.fp8.recipe != "none"
+            else str(self.engine.parameters[0].parameter.dtype).removeprefix("torch."),
+            "device": torch.cuda.get_device_name(self.engine.device)
+            if self.engine.device.type == "cuda"
+            else self.engine.device.type,
             "unigram_entropy": self.train_data.manifests[0].get("unigram_entropy_nats"),
         }
 
@@ -130,14 +142,25 @@ class Trainer:
 
     def _report(self, saved: Saved) -> None:
         self.requests.honoured(save=True, leave=False)
-        self._call("on_checkpoint", {"step": saved.step, "seconds": saved.seconds, "stall_seconds": saved.stall_seconds, "bytes": saved.bytes})
+        self._call(
+            "on_checkpoint",
+            {
+                "step": saved.step,
+                "seconds": saved.seconds,
+                "stall_seconds": saved.stall_seconds,
+                "bytes": saved.bytes,
+            },
+        )
 
     # -- batches
 
     def _fetch(self, step: int) -> list[Tensor]:
         topology = self.engine.topology
         rank, size = topology.data_rank, topology.layout.data
-        return [self.train_data.batch(micro_batch_indices(step, k, rank, size, self.micro, self.batch)) for k in range(self.num_microbatches)]
+        return [
+            self.train_data.batch(micro_batch_indices(step, k, rank, size, self.micro, self.batch))
+            for k in range(self.num_microbatches)
+        ]
 
     def _to_device(self, batches: list[Tensor]) -> list[Tensor]:
         return [batch.to(self.engine.device, non_blocking=True) for batch in batches]
@@ -151,13 +174,26 @@ class Trainer:
         rounds = max(1, self.config.train.eval_samples // per_round)
         batches = self._to_device(
             [
-                self.validation_data.batch(micro_batch_indices(0, k, topology.data_rank, topology.layout.data, self.micro, rounds * per_round))
+                self.validation_data.batch(
+                    micro_batch_indices(
+                        0, k, topology.data_rank, topology.layout.data, self.micro, rounds * per_round
+                    )
+                )
                 for k in range(rounds)
             ]
         )
         loss = self.engine.evaluate(forward_step, lambda: iter(batches), rounds)
         samples = rounds * per_round
-        self._call("on_eval", {"step": self.step, "split": "validation", "loss": loss, "samples": samples, "tokens": samples * self.config.data.seq_length})
+        self._call(
+            "on_eval",
+            {
+                "step": self.step,
+                "split": "validation",
+                "loss": loss,
+                "samples": samples,
+                "tokens": samples * self.config.data.seq_length,
+            },
+        )
 
     # -- the loop
 
@@ -208,7 +244,11 @@ class Trainer:
                 self._look_at_save(decided)
                 if not applied and config.nan_guard == "stop":
                     return ExitCode.DIVERGED, f"loss or gradient is not finite at step {self.step}"
-                if config.eval_interval and self.step % config.eval_interval == 0 and self.step < config.steps:
+                if (
+                    config.eval_interval
+                    and self.step % config.eval_interval == 0
+                    and self.step < config.steps
+                ):
                     self.evaluate()
                 self._save_if_due(decided)
                 if (decided.restart or decided.leave) and self.step < config.steps:
@@ -235,7 +275,14 @@ class Trainer:
         self.engine.set_lr(lr)
         vote = self.requests.vote(self.saving.saver.failed)
         watched = any(callback.watching for callback in self.callbacks)
-        result = self.engine.train_step(forward_step, lambda: iter(batches), len(batches), vote, lambda: self._call("on_gradients"), watched)
+        result = self.engine.train_step(
+            forward_step,
+            lambda: iter(batches),
+            len(batches),
+            vote,
+            lambda: self._call("on_gradients"),
+            watched,
+        )
         self.applied_steps += result.applied
         seconds = time.perf_counter() - begin
         record = {

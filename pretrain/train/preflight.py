@@ -80,10 +80,14 @@ def check_nodes(store: Store, info: RankInfo, config: RunConfig, problem: str = 
     facts = _facts(store, info, config, run_dir, problem)
     store.set(f"preflight/{info.rank}", json.dumps(asdict(facts)))
     if info.rank == 0:
-        everyone = [_wait_for(store, rank, config.parallel.timeout_minutes) for rank in range(info.world_size)]
+        everyone = [
+            _wait_for(store, rank, config.parallel.timeout_minutes) for rank in range(info.world_size)
+        ]
         verdict = judge(everyone)
         with contextlib.suppress(OSError):  # told as a problem of this node
-            atomic_write_text(run_dir / PREFLIGHT_FILE, json.dumps(_record(everyone, verdict), indent=1) + "\n")
+            atomic_write_text(
+                run_dir / PREFLIGHT_FILE, json.dumps(_record(everyone, verdict), indent=1) + "\n"
+            )
         store.set("preflight/verdict", json.dumps(asdict(verdict)))
     verdict = Verdict(**json.loads(store.get("preflight/verdict")))
     here = facts.host in verdict.bad
@@ -99,7 +103,9 @@ def check_nodes(store: Store, info: RankInfo, config: RunConfig, problem: str = 
     if verdict.mistake:
         raise UserError(verdict.mistake)
     if verdict.bad:
-        raise BadNodeError("; ".join(f"{host}: {'; '.join(texts)}" for host, texts in sorted(verdict.bad.items())), here)
+        raise BadNodeError(
+            "; ".join(f"{host}: {'; '.join(texts)}" for host, texts in sorted(verdict.bad.items())), here
+        )
     return verdict
 
 
@@ -108,7 +114,9 @@ def _wait_for(store: Store, rank: int, minutes: float) -> Facts:
     try:
         return Facts(**json.loads(store.get(f"preflight/{rank}")))
     except RuntimeError as error:
-        raise RuntimeError(f"rank {rank} did not come within {minutes:g} minutes (parallel.timeout_minutes): see the log of its node") from error
+        raise RuntimeError(
+            f"rank {rank} did not come within {minutes:g} minutes (parallel.timeout_minutes): see the log of its node"
+        ) from error
 
 
 def judge(everyone: Sequence[Facts]) -> Verdict:
@@ -119,7 +127,10 @@ def judge(everyone: Sequence[Facts]) -> Verdict:
         for kind, text in facts.problems:
             problems[facts.host].setdefault(kind, text)
     for host, owners in _shared_gpus(everyone).items():
-        problems[host].setdefault(GPU, f"ranks {' and '.join(map(str, owners))} have the same GPU: give each task its own (gpus_per_node of the site file)")
+        problems[host].setdefault(
+            GPU,
+            f"ranks {' and '.join(map(str, owners))} have the same GPU: give each task its own (gpus_per_node of the site file)",
+        )
     for host, text in _odd_software(everyone).items():
         problems[host].setdefault(VERSION, text)
     hosts = list(dict.fromkeys(verdict.hosts))
@@ -130,7 +141,9 @@ def judge(everyone: Sequence[Facts]) -> Verdict:
         verdict.bad = {host: list(texts.values()) for host, texts in problems.items() if texts}
     names = Counter(facts.gpu_name for facts in everyone)
     if len(names) > 1:
-        verdict.notes.append(f"different GPUs: {', '.join(f'{number} x {name}' for name, number in names.items())}")
+        verdict.notes.append(
+            f"different GPUs: {', '.join(f'{number} x {name}' for name, number in names.items())}"
+        )
     return verdict
 
 
@@ -151,7 +164,9 @@ def _odd_software(everyone: Sequence[Facts]) -> dict[str, str]:
         usual = max(numbers, key=lambda version: numbers[version])
         for host, version in found.items():
             if version != usual:
-                odd.setdefault(host, f"{name} is {version or 'missing'} here and {usual or 'missing'} on other nodes")
+                odd.setdefault(
+                    host, f"{name} is {version or 'missing'} here and {usual or 'missing'} on other nodes"
+                )
     return odd
 
 
@@ -166,8 +181,12 @@ def _facts(store: Store, info: RankInfo, config: RunConfig, run_dir: Path, probl
     if info.rank == 0:
         store.set("preflight/token", _token(run_dir))
     if info.local_rank == 0:
-        software |= {name: version for name, version in versions().items() if name in COMPARED} | {"the commit of Fathom": _commit()}
-        trouble, free = _run_directory(run_dir, store.get("preflight/token").decode(), config if not problem else None)
+        software |= {name: version for name, version in versions().items() if name in COMPARED} | {
+            "the commit of Fathom": _commit()
+        }
+        trouble, free = _run_directory(
+            run_dir, store.get("preflight/token").decode(), config if not problem else None
+        )
         if trouble:
             problems.append([PATH, trouble])
     return Facts(info.rank, host, problems, software, gpu, gpu_name, free)
@@ -201,11 +220,17 @@ def _run_directory(run_dir: Path, token: str, config: RunConfig | None) -> tuple
     end = time.monotonic() + SHARED_SECONDS
     while token and not (folder / token).exists():
         if time.monotonic() > end:
-            return f"{run_dir} is not the same folder as on the node of rank 0: runs_dir must be on a file system that all nodes share", free
+            return (
+                f"{run_dir} is not the same folder as on the node of rank 0: runs_dir must be on a file system that all nodes share",
+                free,
+            )
         time.sleep(0.1)
     needed = _checkpoint_bytes(config)
     if free < needed:
-        return f"{run_dir} has {free / 2**30:.1f} GiB free, one checkpoint takes about {needed / 2**30:.1f} GiB: make room, or set runs_dir", free
+        return (
+            f"{run_dir} has {free / 2**30:.1f} GiB free, one checkpoint takes about {needed / 2**30:.1f} GiB: make room, or set runs_dir",
+            free,
+        )
     return "", free
 
 
@@ -227,7 +252,13 @@ def _gpu(info: RankInfo) -> tuple[str | None, str | None, str]:
     """Unique id and name of this rank's GPU, and what is wrong with it: a product whose result is known, in the formats that training uses."""
     if not has_gpu():
         wanted = os.environ.get("SLURM_GPUS_ON_NODE") or os.environ.get("SLURM_STEP_GPUS")
-        return None, None, f"the job has GPUs here ({wanted}), but CUDA does not work: see nvidia-smi on this node" if wanted not in (None, "", "0") else ""
+        return (
+            None,
+            None,
+            f"the job has GPUs here ({wanted}), but CUDA does not work: see nvidia-smi on this node"
+            if wanted not in (None, "", "0")
+            else "",
+        )
     import torch
 
     try:
@@ -236,7 +267,11 @@ def _gpu(info: RankInfo) -> tuple[str | None, str | None, str]:
         properties = torch.cuda.get_device_properties(index)
         wrong = _wrong_products(device)
         if wrong:
-            return str(properties.uuid), properties.name, f"GPU {index} ({properties.name}) computes wrong products in {wrong}: take the node out"
+            return (
+                str(properties.uuid),
+                properties.name,
+                f"GPU {index} ({properties.name}) computes wrong products in {wrong}: take the node out",
+            )
         free, total = torch.cuda.mem_get_info(index)
     except RuntimeError as error:
         return None, None, f"GPU {info.local_rank}: {' '.join(str(error).split())[:200]}"
@@ -271,7 +306,16 @@ def _leave_together(store: Store, info: RankInfo) -> None:
 def _record(everyone: Sequence[Facts], verdict: Verdict) -> dict[str, Any]:
     nodes: dict[str, dict[str, Any]] = {}
     for facts in everyone:
-        node = nodes.setdefault(facts.host, {"ranks": [], "gpus": [], "software": {}, "free_bytes": None, "problems": verdict.bad.get(facts.host, [])})
+        node = nodes.setdefault(
+            facts.host,
+            {
+                "ranks": [],
+                "gpus": [],
+                "software": {},
+                "free_bytes": None,
+                "problems": verdict.bad.get(facts.host, []),
+            },
+        )
         node["ranks"].append(facts.rank)
         node["gpus"] += [facts.gpu_name] if facts.gpu_name else []
         node["software"] |= facts.software
@@ -308,9 +352,19 @@ def check_network(info: RankInfo, run_dir: Path, verdict: Verdict) -> None:
         return
     bandwidth = 2 * (world - 1) / world * data.numel() * 4 / seconds
     offsets = (clocks - clocks.median()).tolist()
-    skewed = {verdict.hosts[rank]: offset for rank, offset in enumerate(offsets) if abs(offset) > CLOCK_SECONDS}
-    verdict.notes += [f"the clock of {host} is {abs(offset):.0f} s {'ahead' if offset > 0 else 'behind'}" for host, offset in skewed.items()]
-    network = {"all_reduce_bytes": data.numel() * 4, "all_reduce_seconds": seconds, "bus_bytes_per_s": bandwidth, "clock_spread_s": max(offsets) - min(offsets)}
+    skewed = {
+        verdict.hosts[rank]: offset for rank, offset in enumerate(offsets) if abs(offset) > CLOCK_SECONDS
+    }
+    verdict.notes += [
+        f"the clock of {host} is {abs(offset):.0f} s {'ahead' if offset > 0 else 'behind'}"
+        for host, offset in skewed.items()
+    ]
+    network = {
+        "all_reduce_bytes": data.numel() * 4,
+        "all_reduce_seconds": seconds,
+        "bus_bytes_per_s": bandwidth,
+        "clock_spread_s": max(offsets) - min(offsets),
+    }
     _add_to_record(run_dir, {"network": network, "notes": verdict.notes})
     for line in _lines(run_dir, verdict, network):
         print(f"preflight: {line}", file=sys.stderr, flush=True)
@@ -319,7 +373,9 @@ def check_network(info: RankInfo, run_dir: Path, verdict: Verdict) -> None:
 def _add_to_record(run_dir: Path, fields: Mapping[str, Any]) -> None:
     path = run_dir / PREFLIGHT_FILE
     with contextlib.suppress(OSError, ValueError):
-        atomic_write_text(path, json.dumps({**json.loads(path.read_text(encoding="utf-8")), **fields}, indent=1) + "\n")
+        atomic_write_text(
+            path, json.dumps({**json.loads(path.read_text(encoding="utf-8")), **fields}, indent=1) + "\n"
+        )
 
 
 def _lines(run_dir: Path, verdict: Verdict, network: Mapping[str, float]) -> list[str]:
@@ -328,8 +384,14 @@ def _lines(run_dir: Path, verdict: Verdict, network: Mapping[str, float]) -> lis
         nodes = json.loads((run_dir / PREFLIGHT_FILE).read_text(encoding="utf-8"))["nodes"]
         gpus = Counter(name for node in nodes.values() for name in node["gpus"])
         what = ", ".join(f"{number} x {name}" for name, number in gpus.items()) or "no GPU"
-        free = min((node["free_bytes"] for node in nodes.values() if node["free_bytes"] is not None), default=0)
-        software = ", ".join(f"{name} {version}" for name, version in nodes[hosts[0]]["software"].items() if version and name != "the commit of Fathom")
+        free = min(
+            (node["free_bytes"] for node in nodes.values() if node["free_bytes"] is not None), default=0
+        )
+        software = ", ".join(
+            f"{name} {version}"
+            for name, version in nodes[hosts[0]]["software"].items()
+            if version and name != "the commit of Fathom"
+        )
         return [
             f"{len(verdict.hosts)} ranks on {len(hosts)} nodes, {what}; {software}: the same everywhere",
             f"{run_dir}: writable and shared, {free / 2**30:.0f} GiB free",

@@ -22,13 +22,28 @@ from model.errors import UserError
 from model.files import atomic_write_text
 from parallel.checkpoint.errors import SaveError
 from parallel.launch.exit_codes import ExitCode
-from parallel.launch.launch import RankInfo, free_port, has_gpu, init_process_group, open_store, rank_from_environment, start_local
+from parallel.launch.launch import (
+    RankInfo,
+    free_port,
+    has_gpu,
+    init_process_group,
+    open_store,
+    rank_from_environment,
+    start_local,
+)
 from parallel.topology import Topology
 from pretrain.config.load import complete_model, dump_config, load_config
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import load_manifest
 from pretrain.rundir.lock import InUseError, UnwritableError, check_free, owned
-from pretrain.rundir.state import FAILED, StaleStartError, forget_failures, read_state, record_failure, write_state
+from pretrain.rundir.state import (
+    FAILED,
+    StaleStartError,
+    forget_failures,
+    read_state,
+    record_failure,
+    write_state,
+)
 from pretrain.train.callbacks.watchdog import Watchdog, timed_out
 from pretrain.train.feasibility import fit_machine, fit_processes
 from pretrain.train.preflight import BadNodeError, check_network, check_nodes
@@ -38,7 +53,11 @@ if TYPE_CHECKING:
     from pretrain.train.loop import Trainer
 
 LOCAL_ARGUMENTS = ("-m", "pretrain.train.run")
-CODES: dict[type[Exception], ExitCode] = {UserError: ExitCode.USER_ERROR, BadNodeError: ExitCode.BAD_NODE, StaleStartError: ExitCode.STALE}
+CODES: dict[type[Exception], ExitCode] = {
+    UserError: ExitCode.USER_ERROR,
+    BadNodeError: ExitCode.BAD_NODE,
+    StaleStartError: ExitCode.STALE,
+}
 
 
 def prepare(path: str, overrides: Sequence[str]) -> RunConfig:
@@ -70,7 +89,9 @@ def pretrain(path: str, overrides: Sequence[str]) -> int:
     config = prepare(path, overrides)
     world = processes_of(config)
     layout = fit_processes(config, world)
-    if world == 1 or not has_gpu():  # beside its ranks this process would only take memory of a GPU: they look
+    if (
+        world == 1 or not has_gpu()
+    ):  # beside its ranks this process would only take memory of a GPU: they look
         fit_machine(config, layout)
     if world == 1:
         return run_rank(config, RankInfo(0, 1, 0, "127.0.0.1", free_port()))
@@ -118,7 +139,9 @@ def _run_rank(config: RunConfig, info: RankInfo, run_dir: Path, problem: str) ->
         if layout is None:
             raise UserError(problem)
         hosts = verdict.hosts if verdict else [""] * info.world_size
-        watchdog = Watchdog(run_dir, info.rank, hosts, config.parallel.step_timeout_minutes, config.parallel.timeout_minutes)
+        watchdog = Watchdog(
+            run_dir, info.rank, hosts, config.parallel.step_timeout_minutes, config.parallel.timeout_minutes
+        )
         init_process_group(info, config.parallel.timeout_minutes, store)
         if verdict is not None and info.world_size > 1:
             check_network(info, run_dir, verdict)
@@ -137,7 +160,9 @@ def _leave_word(code: ExitCode, reason: str, info: RankInfo, run_dir: Path) -> N
     """The exit code into state.json, where whatever started this looks for it: a task of srun that leaves in order has to end with 0."""
     if info.rank == 0:
         with contextlib.suppress(StaleStartError, OSError):
-            fields: dict[str, Any] = {"state": FAILED} if code is ExitCode.DIVERGED and "SLURM_JOB_ID" not in os.environ else {}
+            fields: dict[str, Any] = (
+                {"state": FAILED} if code is ExitCode.DIVERGED and "SLURM_JOB_ID" not in os.environ else {}
+            )
             write_state(run_dir, exit_code=int(code), reason=reason, **fields)
         print(f"{run_dir.name}: {reason}", file=sys.stderr)
     if code is ExitCode.DIVERGED and info.rank == 0:
@@ -157,15 +182,24 @@ def _failed(error: Exception, info: RankInfo, run_dir: Path, watchdog: Watchdog 
         record_failure(run_dir, info.rank, code, text)
     if os.environ.get("FATHOM_DEBUG") == "1":
         raise error
-    if info.rank == 0 or not isinstance(error, UserError | BadNodeError | StaleStartError | SaveError):  # which all ranks raise together
+    if info.rank == 0 or not isinstance(
+        error, UserError | BadNodeError | StaleStartError | SaveError
+    ):  # which all ranks raise together
         print(f"fathom: error: {text}", file=sys.stderr)
-    if info.rank == 0 and "SLURM_JOB_ID" not in os.environ and not isinstance(error, UserError | StaleStartError) and read_state(run_dir):
+    if (
+        info.rank == 0
+        and "SLURM_JOB_ID" not in os.environ
+        and not isinstance(error, UserError | StaleStartError)
+        and read_state(run_dir)
+    ):
         with contextlib.suppress(StaleStartError, OSError):
             write_state(run_dir, state=FAILED, reason=text, exit_code=int(code))
     return int(code)
 
 
-def _train(config: RunConfig, info: RankInfo, topology: Topology, run_dir: Path, watchdog: Watchdog | None = None) -> tuple[ExitCode, str]:
+def _train(
+    config: RunConfig, info: RankInfo, topology: Topology, run_dir: Path, watchdog: Watchdog | None = None
+) -> tuple[ExitCode, str]:
     from parallel.launch.startup import collector_at_rest
 
     try:
@@ -176,7 +210,9 @@ def _train(config: RunConfig, info: RankInfo, topology: Topology, run_dir: Path,
         gc.unfreeze()  # this process may train another model
 
 
-def _trainer(config: RunConfig, info: RankInfo, topology: Topology, run_dir: Path, watchdog: Watchdog | None) -> Trainer:
+def _trainer(
+    config: RunConfig, info: RankInfo, topology: Topology, run_dir: Path, watchdog: Watchdog | None
+) -> Trainer:
     from pretrain.data.blend import open_blend
     from pretrain.train.build import build_engine
     from pretrain.train.callbacks.base import Callback

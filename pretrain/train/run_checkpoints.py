@@ -34,7 +34,12 @@ class Checkpoints:
     def __init__(self, config: RunConfig, run_dir: Path, engine: Engine) -> None:
         self.config, self.run_dir, self.engine = config, run_dir, engine
         self.folder = run_dir / "checkpoints"
-        self.saver = Saver(self.folder, fence=lambda: check_owner(run_dir), tag=Owner.from_environment().label, after=self._prune)
+        self.saver = Saver(
+            self.folder,
+            fence=lambda: check_owner(run_dir),
+            tag=Owner.from_environment().label,
+            after=self._prune,
+        )
 
     def continue_run(self) -> tuple[CheckpointReader, bool] | None:
         """Loads the newest checkpoint of the run, or `checkpoint.load` where the run has none. Returns it, and whether it is the run's own.
@@ -69,7 +74,11 @@ class Checkpoints:
         """Begins a save, or does it all. Raises SaveError and StaleStartError as `Saver.save` does."""
         train = self.config.train
         tokenizer = Path(self.config.data.corpora[0].path) / "tokenizer.model"
-        files = {"tokenizer.model": tokenizer.read_bytes()} if dist.get_rank() == 0 and tokenizer.is_file() else {}
+        files = (
+            {"tokenizer.model": tokenizer.read_bytes()}
+            if dist.get_rank() == 0 and tokenizer.is_file()
+            else {}
+        )
         return self.saver.save(
             self.engine,
             step,
@@ -90,7 +99,11 @@ class Checkpoints:
             check_owner(self.run_dir)
         except StaleStartError:
             return
-        prune(self.folder, keep_last=self.config.checkpoint.keep_last, keep_every=self.config.checkpoint.keep_every)
+        prune(
+            self.folder,
+            keep_last=self.config.checkpoint.keep_last,
+            keep_every=self.config.checkpoint.keep_every,
+        )
 
     def _say(self, found: list[str], then: str) -> None:
         if found and dist.get_rank() == 0:
@@ -108,16 +121,30 @@ def going_back(folder: Path | None) -> Iterator[None]:
             raise
         newest = resolve(folder)
         before = [step_folder(step) for step in steps if step_folder(step) < newest.name]
-        after = f"the run goes on from {before[-1]}" if before else "it is the run's only one, so keep it, and begin again under another name"
+        after = (
+            f"the run goes on from {before[-1]}"
+            if before
+            else "it is the run's only one, so keep it, and begin again under another name"
+        )
         raise UserError(f"{error}. To go back, move {newest} away and start again: {after}") from None
 
 
 def check_nothing_lost(run_dir: Path) -> None:
     """Raises UserError where a run without complete checkpoints had some: it would begin again, and replace what is left of them."""
     folder, metrics = run_dir / "checkpoints", run_dir / "metrics.jsonl"
-    saved = max((event.step for event in read_metrics(metrics).checkpoint), default=None) if metrics.is_file() else None
+    saved = (
+        max((event.step for event in read_metrics(metrics).checkpoint), default=None)
+        if metrics.is_file()
+        else None
+    )
     pointer = folder / LATEST
-    newest = pointer.read_text().strip() if pointer.is_file() else step_folder(saved) if saved is not None else None
+    newest = (
+        pointer.read_text().strip()
+        if pointer.is_file()
+        else step_folder(saved)
+        if saved is not None
+        else None
+    )
     if newest is not None:
         raise UserError(
             f"{run_dir} had saved {newest}, but {folder} holds no complete checkpoint: restore it (a folder that is not mounted?), "

@@ -37,7 +37,13 @@ class Decision:
 def decision(votes: float) -> Decision:
     """What the sum of all ranks' votes means. At most 65535 ranks."""
     whole = int(votes)
-    return Decision(bool(whole & 1), bool(whole & 2), whole // int(RESTART) % COUNT > 0, whole // int(LEAVE) % COUNT > 0, whole // int(FAILED) % COUNT > 0)
+    return Decision(
+        bool(whole & 1),
+        bool(whole & 2),
+        whole // int(RESTART) % COUNT > 0,
+        whole // int(LEAVE) % COUNT > 0,
+        whole // int(FAILED) % COUNT > 0,
+    )
 
 
 class Requests:
@@ -46,9 +52,22 @@ class Requests:
     began: when the time of `checkpoint.leave_after_minutes` began, by `clock` (seconds).
     """
 
-    def __init__(self, run_dir: Path, config: CheckpointConfig, rank: int, began: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        config: CheckpointConfig,
+        rank: int,
+        began: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.stop = StopRequest(run_dir)
-        self._run_dir, self._config, self._first, self._clock, self._began = run_dir, config, rank == 0, clock, began
+        self._run_dir, self._config, self._first, self._clock, self._began = (
+            run_dir,
+            config,
+            rank == 0,
+            clock,
+            began,
+        )
         self._saved_at = self._looked = self._checked = clock()
         self._files: set[str] = set()
         self._saving = False
@@ -72,7 +91,9 @@ class Requests:
 
     def stale(self) -> StaleStartError:
         """What to raise after a decision that says `fenced`."""
-        return StaleStartError(self._stale or f"{self._run_dir} belongs to another start now; this process leaves it alone")
+        return StaleStartError(
+            self._stale or f"{self._run_dir} belongs to another start now; this process leaves it alone"
+        )
 
     def save_begins(self) -> None:
         """The minutes to the next save count from here, and what asked for one is not heard again before this one is done."""
@@ -81,7 +102,9 @@ class Requests:
     def honoured(self, *, save: bool, leave: bool) -> None:
         """Removes the files of requests that were carried out. save: a checkpoint is on disk; leave: this start is over."""
         self._saving = self._saving and not save
-        for name in self._files & ({SAVE_FILE} if save else set()) | self._files & ({EXIT_FILE} if leave else set()):
+        for name in self._files & ({SAVE_FILE} if save else set()) | self._files & (
+            {EXIT_FILE} if leave else set()
+        ):
             self._files.discard(name)
             with contextlib.suppress(OSError):
                 (self._run_dir / CONTROL / name).unlink(missing_ok=True)
@@ -90,7 +113,9 @@ class Requests:
         now, config = self._clock(), self._config
         if now - self._looked >= LOOK_SECONDS:
             self._looked = now
-            self._files |= {name for name in (SAVE_FILE, EXIT_FILE) if (self._run_dir / CONTROL / name).exists()}
+            self._files |= {
+                name for name in (SAVE_FILE, EXIT_FILE) if (self._run_dir / CONTROL / name).exists()
+            }
         if EXIT_FILE in self._files:
             self.stop.ask("FILE")
         if config.leave_after_minutes and now - self._began >= 60 * config.leave_after_minutes:
@@ -104,4 +129,6 @@ class Requests:
                 except StaleStartError as error:
                     self._stale = str(error)
         minutes = bool(config.minutes) and now - self._saved_at >= 60 * config.minutes
-        return (SAVE if not self._saving and (minutes or SAVE_FILE in self._files) else 0.0) + (FENCED if self._stale else 0.0)
+        return (SAVE if not self._saving and (minutes or SAVE_FILE in self._files) else 0.0) + (
+            FENCED if self._stale else 0.0
+        )

@@ -47,10 +47,14 @@ def open_trained(checkpoint: Path | str) -> Trained:
     tokenizer = reader.tokenizer_path
     if config.vocab_size is None:
         if tokenizer is None:
-            raise UserError(f"{reader.folder} has neither model.vocab_size nor a tokenizer.model: put the tokenizer of its data there")
+            raise UserError(
+                f"{reader.folder} has neither model.vocab_size nor a tokenizer.model: put the tokenizer of its data there"
+            )
         from sentencepiece import SentencePieceProcessor
 
-        config = config.model_copy(update={"vocab_size": SentencePieceProcessor(model_file=str(tokenizer)).get_piece_size()})
+        config = config.model_copy(
+            update={"vocab_size": SentencePieceProcessor(model_file=str(tokenizer)).get_piece_size()}
+        )
     positions = config.max_position_embeddings or reader.config["data"]["seq_length"]
     return Trained(reader, config, reader.weights(), logit_scale(config), positions, tokenizer)
 
@@ -72,7 +76,9 @@ def export_checkpoint(
     from model.hf.export import export
 
     if tokenizer not in ("auto", "none") and not Path(tokenizer).is_dir():
-        raise UserError(f"--tokenizer {tokenizer} is no folder: name a Hugging Face folder whose tokenizer is copied, auto or none")
+        raise UserError(
+            f"--tokenizer {tokenizer} is no folder: name a Hugging Face folder whose tokenizer is copied, auto or none"
+        )
     trained = open_trained(checkpoint)
     trained.reader.verify()
     return export(
@@ -97,7 +103,9 @@ def provenance(trained: Trained) -> dict[str, Any]:
     git = _environment(trained.reader.folder).get("git") or {}
     commit = git.get("commit") and git["commit"] + (" with local changes" if git.get("dirty") else "")
     tokens = progress.get("consumed_tokens")
-    versions = ", ".join(f"{name} {version}" for name, version in (manifest.get("versions") or {}).items() if version)
+    versions = ", ".join(
+        f"{name} {version}" for name, version in (manifest.get("versions") or {}).items() if version
+    )
     rows = {
         "name": trained.name,
         "run": trained.reader.config.get("name"),
@@ -139,15 +147,28 @@ def generate_text(
 
     trained = open_trained(checkpoint)
     if trained.tokenizer is None:
-        raise UserError(f"{trained.reader.folder} has no tokenizer.model: put the tokenizer of its data there")
+        raise UserError(
+            f"{trained.reader.folder} has no tokenizer.model: put the tokenizer of its data there"
+        )
     tokenizer = Tokenizer(trained.tokenizer)
     # Documents follow each other with nothing but the end mark between them, so that mark is what the first token of one is predicted from.
     ids = tokenizer.encode(prompt) or [tokenizer.eod_id]
     room = trained.positions - len(ids)
     if trained.config.position == "learned" and max_new_tokens > room:
-        raise UserError(f"max_new_tokens={max_new_tokens} does not fit: the prompt has {len(ids)} tokens and the model {trained.positions} positions")
+        raise UserError(
+            f"max_new_tokens={max_new_tokens} does not fit: the prompt has {len(ids)} tokens and the model {trained.positions} positions"
+        )
     new = generate(
-        dict(trained.weights), trained.config, ids, max_new_tokens, temperature, top_k, top_p, seed, logit_scale=trained.logit_scale, stop_id=tokenizer.eod_id
+        dict(trained.weights),
+        trained.config,
+        ids,
+        max_new_tokens,
+        temperature,
+        top_k,
+        top_p,
+        seed,
+        logit_scale=trained.logit_scale,
+        stop_id=tokenizer.eod_id,
     )
     return _pieces(tokenizer, ids, new)
 

@@ -43,7 +43,9 @@ def import_checkpoint(source: str, out: Path | str, *, vocab_multiple: int = 128
     imported = import_model(source, vocab_multiple=vocab_multiple)
     scale = logit_scale(imported.config)
     if not math.isclose(scale, imported.logit_scale, rel_tol=1e-6):
-        raise UserError(f"{source} has logit_scale={imported.logit_scale}, but a model with its settings is trained with {scale:.6g}: model.init differs")
+        raise UserError(
+            f"{source} has logit_scale={imported.logit_scale}, but a model with its settings is trained with {scale:.6g}: model.init differs"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -53,7 +55,10 @@ def import_checkpoint(source: str, out: Path | str, *, vocab_multiple: int = 128
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     sync_folder(target.parent)
-    atomic_write_text(target.parent / "model.yaml", yaml.safe_dump({"model": imported.config.model_dump(mode="json")}, sort_keys=False))
+    atomic_write_text(
+        target.parent / "model.yaml",
+        yaml.safe_dump({"model": imported.config.model_dump(mode="json")}, sort_keys=False),
+    )
     return target
 
 
@@ -92,7 +97,13 @@ def _write(imported: Imported, folder: Path, source: str) -> None:
         "world_size": 0,
         "layout": None,
         "files": facts,
-        "progress": {"optimizer_step": 0, "consumed_samples": 0, "consumed_tokens": 0, "imported_from": source, "special_tokens": imported.special},
+        "progress": {
+            "optimizer_step": 0,
+            "consumed_samples": 0,
+            "consumed_tokens": 0,
+            "imported_from": source,
+            "special_tokens": imported.special,
+        },
         "config": {"model": imported.config.model_dump(mode="json")},
         "versions": versions(),
     }

@@ -51,12 +51,19 @@ class Perplexity:
         if not count:
             return None
         nats = self.nats / count
-        return {"nats": nats, "bits": nats / math.log(2), "perplexity": math.exp(nats) if nats < 700 else None}
+        return {
+            "nats": nats,
+            "bits": nats / math.log(2),
+            "perplexity": math.exp(nats) if nats < 700 else None,
+        }
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain data."""
         facts = {name: value for name, value in vars(self).items() if name != "nats"}
-        return facts | {"total_nats": self.nats, **{f"per_{unit}": self.per(getattr(self, f"{unit}s")) for unit in ("token", "byte", "word")}}
+        return facts | {
+            "total_nats": self.nats,
+            **{f"per_{unit}": self.per(getattr(self, f"{unit}s")) for unit in ("token", "byte", "word")},
+        }
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,9 @@ class Units:
         Exact over all windows together, but for a white space of three bytes that the edge of a window cuts.
         """
         parts = [self.pieces[index] or b"\n" for index in ids]
-        words = [len(_Decoder(errors="replace").decode(b"".join(some)).split()) for some in (parts, parts[:first])]
+        words = [
+            len(_Decoder(errors="replace").decode(b"".join(some)).split()) for some in (parts, parts[:first])
+        ]
         return sum(len(self.pieces[index]) for index in ids[first:]), words[0] - words[1]
 
 
@@ -118,13 +127,19 @@ def evaluate(
     if text:
         found = _text_windows(text, tokenizer, window, stride, samples, batch_size)
     elif stride is not None:
-        raise UserError(f"stride={stride} has an effect on --text only: windows of prepared data do not overlap")
+        raise UserError(
+            f"stride={stride} has an effect on --text only: windows of prepared data do not overlap"
+        )
     else:
         found = _data_windows(trained, tokenizer, data, split, window, samples, batch_size)
-    return _score(trained, tokenizer, found, precision or (run.get("train") or {}).get("precision", "auto"), progress)
+    return _score(
+        trained, tokenizer, found, precision or (run.get("train") or {}).get("precision", "auto"), progress
+    )
 
 
-def _score(trained: Trained, tokenizer: Tokenizer | None, found: _Windows, precision: str, progress: Progress | None) -> Perplexity:
+def _score(
+    trained: Trained, tokenizer: Tokenizer | None, found: _Windows, precision: str, progress: Progress | None
+) -> Perplexity:
     from pretrain.trained.scorer import Scorer
 
     scorer = Scorer(trained, precision)
@@ -140,40 +155,77 @@ def _score(trained: Trained, tokenizer: Tokenizer | None, found: _Windows, preci
             progress(done, found.count)
     tokens, size, words = (int(total) for total in totals)
     result = Perplexity(
-        str(trained.reader.folder), trained.reader.step, found.data, done, found.window, found.stride, scorer.label, float(nats), tokens, size, words
+        str(trained.reader.folder),
+        trained.reader.step,
+        found.data,
+        done,
+        found.window,
+        found.stride,
+        scorer.label,
+        float(nats),
+        tokens,
+        size,
+        words,
     )
     return result if units else replace(result, bytes=None, words=None)
 
 
 def _data_windows(
-    trained: Trained, tokenizer: Tokenizer | None, data: Path | str | None, split: str, window: int, samples: int | None, batch_size: int
+    trained: Trained,
+    tokenizer: Tokenizer | None,
+    data: Path | str | None,
+    split: str,
+    window: int,
+    samples: int | None,
+    batch_size: int,
 ) -> _Windows:
     from pretrain.config.schema import Corpus
     from pretrain.data.blend import open_blend
 
     own = trained.reader.config.get("data")
     if data is None and not own:
-        raise UserError(f"{trained.reader.folder} does not say what it was trained on: name a data set with --data, or files with --text")
-    corpora = [Corpus(path=str(data))] if data is not None or not own else [Corpus(**corpus) for corpus in own["corpora"]]
+        raise UserError(
+            f"{trained.reader.folder} does not say what it was trained on: name a data set with --data, or files with --text"
+        )
+    corpora = (
+        [Corpus(path=str(data))]
+        if data is not None or not own
+        else [Corpus(**corpus) for corpus in own["corpora"]]
+    )
     cache = Path(own["cache"]) if data is None and own and own.get("cache") else None
     blend = open_blend(corpora, split, window, 0, cache)
     name = ", ".join(corpus.path for corpus in corpora)
     if blend.vocab_size != trained.config.vocab_size:
-        raise UserError(f"data set {name} has a vocabulary of {blend.vocab_size}, the model {trained.config.vocab_size}: prepare it with the model's tokenizer")
+        raise UserError(
+            f"data set {name} has a vocabulary of {blend.vocab_size}, the model {trained.config.vocab_size}: prepare it with the model's tokenizer"
+        )
     if tokenizer and blend.manifests[0]["tokenizer_sha256"] != tokenizer.sha256:
-        raise UserError(f"data set {name} was prepared with another tokenizer than the model's, {tokenizer.path}: prepare it with that one")
+        raise UserError(
+            f"data set {name} was prepared with another tokenizer than the model's, {tokenizer.path}: prepare it with that one"
+        )
     if len(corpora) == 1:
         samples = _limit(samples, blend.samples_per_epoch[0], f"the {split} split of {name}")
     elif samples is None:
-        raise UserError("the run blends several data sets, which has no end: give --samples, or name one with --data")
+        raise UserError(
+            "the run blends several data sets, which has no end: give --samples, or name one with --data"
+        )
     steps = range(0, samples, batch_size)
     batches = ((blend.batch(range(at, min(at + batch_size, samples))), 0) for at in steps)
     return _Windows(f"{split} split of {name}", samples, window, window, batches)
 
 
-def _text_windows(files: Sequence[str], tokenizer: Tokenizer | None, window: int, stride: int | None, samples: int | None, batch_size: int) -> _Windows:
+def _text_windows(
+    files: Sequence[str],
+    tokenizer: Tokenizer | None,
+    window: int,
+    stride: int | None,
+    samples: int | None,
+    batch_size: int,
+) -> _Windows:
     if tokenizer is None:
-        raise UserError("--text needs a tokenizer, and the checkpoint has none: put the tokenizer.model of its data there")
+        raise UserError(
+            "--text needs a tokenizer, and the checkpoint has none: put the tokenizer.model of its data there"
+        )
     stride = window if stride is None else stride
     if not 1 <= stride <= window:
         raise UserError(f"stride={stride} must lie between 1 and the window of {window} tokens")
@@ -184,12 +236,17 @@ def _text_windows(files: Sequence[str], tokenizer: Tokenizer | None, window: int
     return _Windows(name, len(starts), window, stride, _cut(ids, starts, window, stride, batch_size))
 
 
-def _cut(ids: Tensor, starts: list[int], window: int, stride: int, batch_size: int) -> Iterator[tuple[Tensor, int]]:
+def _cut(
+    ids: Tensor, starts: list[int], window: int, stride: int, batch_size: int
+) -> Iterator[tuple[Tensor, int]]:
     """The first window alone, which counts whole; then full windows in batches, of which the last `stride` targets count; then what is left."""
     full = [start for start in starts[1:] if start + window < len(ids)]
     yield ids[starts[0] : starts[0] + window + 1][None], 0
     for at in range(0, len(full), batch_size):
-        yield torch.stack([ids[start : start + window + 1] for start in full[at : at + batch_size]]), window - stride
+        yield (
+            torch.stack([ids[start : start + window + 1] for start in full[at : at + batch_size]]),
+            window - stride,
+        )
     for start in starts[1 + len(full) :]:
         yield ids[start : start + window + 1][None], window - stride
 

@@ -33,7 +33,9 @@ class Scorer:
 
         numerics = resolve(precision, "auto", Fp8Config(), this_machine())
         on_cpu = not torch.cuda.is_available()
-        config = transformer_config(trained.config, dtype=numerics.dtype, on_cpu=on_cpu, **topology.core_fields())
+        config = transformer_config(
+            trained.config, dtype=numerics.dtype, on_cpu=on_cpu, **topology.core_fields()
+        )
         chunk = GPT(trained.config, config, seq_length=trained.positions, kernels=numerics.kernels)
         # Megatron-core makes the table of positions in fp32; in training DeepSpeed converts the whole model.
         self.model = (chunk if on_cpu else chunk.cuda()).to(numerics.dtype).eval()
@@ -44,7 +46,10 @@ class Scorer:
                 named.parameter.copy_(trained.reader.tensor(named.name))
         self.device = parameters[0].parameter.device
         self.label = f"{numerics.label} on {'the CPU' if on_cpu else this_machine().gpu}"
-        self.vocab_size, self.positions = trained.config.vocab_size or trained.config.padded_vocab, trained.positions
+        self.vocab_size, self.positions = (
+            trained.config.vocab_size or trained.config.padded_vocab,
+            trained.positions,
+        )
         self.learned = trained.config.position == "learned"
 
     @torch.no_grad()
@@ -54,10 +59,14 @@ class Scorer:
         Raises UserError for ids outside the vocabulary, or more tokens than there are learned positions.
         """
         if not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size:
-            raise UserError(f"the data have token ids up to {int(tokens.max())}, the model's vocabulary is {self.vocab_size}: it was trained with another one")
+            raise UserError(
+                f"the data have token ids up to {int(tokens.max())}, the model's vocabulary is {self.vocab_size}: it was trained with another one"
+            )
         inputs, labels = (part.to(self.device) for part in (tokens[:, :-1], tokens[:, 1:]))
         if self.learned and inputs.shape[1] > self.positions:
-            raise UserError(f"windows of {inputs.shape[1]} tokens do not fit: the model has learned {self.positions} positions")
+            raise UserError(
+                f"windows of {inputs.shape[1]} tokens do not fit: the model has learned {self.positions} positions"
+            )
         positions = torch.arange(inputs.shape[1], device=self.device).expand_as(inputs)
         losses: Tensor = self.model(inputs, positions, None, labels=labels.contiguous())
         return losses.float().cpu()

@@ -43,7 +43,13 @@ def validation_tokens(config: dict[str, Any], samples: int) -> torch.Tensor:
 
     data = config["data"]
     cache = Path(data["cache"]) if data.get("cache") else None
-    blend = open_blend([Corpus(**corpus) for corpus in data["corpora"]], "validation", data["seq_length"], config["train"]["seed"], cache)
+    blend = open_blend(
+        [Corpus(**corpus) for corpus in data["corpora"]],
+        "validation",
+        data["seq_length"],
+        config["train"]["seed"],
+        cache,
+    )
     return blend.batch(range(samples))
 
 
@@ -57,19 +63,27 @@ def verify(run_dir: Path, exported: Path, prompt: str, new_tokens: int = 48) -> 
 
     disable_progress_bar()
     trained = open_trained(run_dir)
-    evaluations = [event for event in read_metrics(run_dir / "metrics.jsonl").eval if event.step == trained.reader.step]
+    evaluations = [
+        event for event in read_metrics(run_dir / "metrics.jsonl").eval if event.step == trained.reader.step
+    ]
     if not evaluations or not evaluations[-1].samples:
-        raise UserError(f"{run_dir}/metrics.jsonl has no evaluation at step {trained.reader.step}, the step of the newest checkpoint")
+        raise UserError(
+            f"{run_dir}/metrics.jsonl has no evaluation at step {trained.reader.step}, the step of the newest checkpoint"
+        )
     tokens = validation_tokens(trained.reader.config, int(evaluations[-1].samples))
     model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True, dtype=torch.float32).eval()
     with torch.no_grad():
         losses = [_loss(model(batch[:, :-1]).logits, batch) for batch in tokens.split(BATCH)]
         theirs = model(tokens[:BATCH, :-1]).logits
-    ours = Evaluation(dict(trained.weights), ModelConfig(**trained.config.model_dump()), logit_scale=trained.logit_scale)(tokens[:BATCH, :-1])
+    ours = Evaluation(
+        dict(trained.weights), ModelConfig(**trained.config.model_dump()), logit_scale=trained.logit_scale
+    )(tokens[:BATCH, :-1])
     tokenizer = AutoTokenizer.from_pretrained(exported, trust_remote_code=True)
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
     torch.manual_seed(0)
-    generated = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=True, temperature=0.7, top_p=0.95)
+    generated = model.generate(
+        **inputs, max_new_tokens=new_tokens, do_sample=True, temperature=0.7, top_p=0.95
+    )
     return Verification(
         trained_loss=evaluations[-1].loss,
         exported_loss=float(torch.cat(losses).mean()),

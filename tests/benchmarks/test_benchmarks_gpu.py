@@ -15,7 +15,19 @@ from rich.console import Console
 from torch.autograd import DeviceType
 
 from benchmarks import gpu
-from benchmarks.gpu import FAILED, FILES, OUT_OF_MEMORY, SEQ, Case, busy_seconds, cases_for, gpu_intervals, out_of_memory, run_case, table
+from benchmarks.gpu import (
+    FAILED,
+    FILES,
+    OUT_OF_MEMORY,
+    SEQ,
+    Case,
+    busy_seconds,
+    cases_for,
+    gpu_intervals,
+    out_of_memory,
+    run_case,
+    table,
+)
 from model.parameters.size import parameter_count
 from parallel.config import ParallelConfig
 from parallel.hardware.precision import RECIPES, Machine, check_sizes, resolve
@@ -27,7 +39,13 @@ B200 = Machine("NVIDIA B200", (10, 0), (13, 0), "2.11.0", "")
 
 @pytest.mark.parametrize(
     ("intervals", "expected"),
-    [([], 0.0), ([(0, 10)], 10e-6), ([(0, 10), (20, 30)], 20e-6), ([(20, 30), (0, 25)], 30e-6), ([(0, 100), (10, 20), (50, 120)], 120e-6)],
+    [
+        ([], 0.0),
+        ([(0, 10)], 10e-6),
+        ([(0, 10), (20, 30)], 20e-6),
+        ([(20, 30), (0, 25)], 30e-6),
+        ([(0, 100), (10, 20), (50, 120)], 120e-6),
+    ],
 )
 def test_busy_time_is_the_union(intervals: list[tuple[float, float]], expected: float) -> None:
     assert busy_seconds(intervals) == pytest.approx(expected)
@@ -55,7 +73,12 @@ def test_every_case_can_be_configured_at_1p5_billion(model: str) -> None:
 
 
 def test_cases() -> None:
-    labels = [case.label for case in cases_for(["gpt2_xl", "deep_96", "deep_1000"], ["local", "te"], ["blockwise", "delayed"], 8, 4)]
+    labels = [
+        case.label
+        for case in cases_for(
+            ["gpt2_xl", "deep_96", "deep_1000"], ["local", "te"], ["blockwise", "delayed"], 8, 4
+        )
+    ]
     assert labels == [
         "gpt2_xl local bf16 eager",
         "gpt2_xl local bf16 graph",
@@ -75,9 +98,20 @@ def test_cases() -> None:
 
 
 def test_the_table_shows_numbers_and_failures() -> None:
-    good = {"label": "a", "micro": 8, "parameters": 1.5e9, "step_s": 0.5, "tokens_per_s": 65536.0, "tflops": 600.0, "mfu": None, "launch_share": 0.25}
+    good = {
+        "label": "a",
+        "micro": 8,
+        "parameters": 1.5e9,
+        "step_s": 0.5,
+        "tokens_per_s": 65536.0,
+        "tflops": 600.0,
+        "mfu": None,
+        "launch_share": 0.25,
+    }
     console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(table([good | {"memory_allocated_bytes": 2**35}, {"label": "b", "micro": 4, "error": "it broke"}]))
+    console.print(
+        table([good | {"memory_allocated_bytes": 2**35}, {"label": "b", "micro": 4, "error": "it broke"}])
+    )
     text = console.export_text()
     assert "32.0 GiB" in text
     assert "25 %" in text
@@ -124,7 +158,9 @@ def case_process(monkeypatch: pytest.MonkeyPatch, *outcomes: tuple[int, str, str
 
 
 def test_a_case_without_memory_is_tried_with_smaller_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    micros = case_process(monkeypatch, (OUT_OF_MEMORY, "", ""), (OUT_OF_MEMORY, "", ""), (0, 'loading\n{"tflops": 1.0}\n', ""))
+    micros = case_process(
+        monkeypatch, (OUT_OF_MEMORY, "", ""), (OUT_OF_MEMORY, "", ""), (0, 'loading\n{"tflops": 1.0}\n', "")
+    )
     assert run_case(Case("gpt2_xl", "te", "none", 8, 4), 10) == {"tflops": 1.0}
     assert micros == [8, 4, 2]
 

@@ -18,7 +18,13 @@ from pretrain.train.build import build_chunks
 from pretrain.train.loop import forward_step
 
 SEQ, BATCH, VOCAB, SEED = 128, 2, 512, 7
-SHAPE: dict[str, Any] = {"num_layers": 4, "hidden_size": 128, "num_attention_heads": 2, "vocab_size": VOCAB, "max_position_embeddings": SEQ}
+SHAPE: dict[str, Any] = {
+    "num_layers": 4,
+    "hidden_size": 128,
+    "num_attention_heads": 2,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": SEQ,
+}
 
 
 def device() -> torch.device:
@@ -34,16 +40,36 @@ def tokens(seed: int = 0, batch: int = BATCH) -> Tensor:
     return ((start + stride * torch.arange(SEQ + 1)) % VOCAB).to(device())
 
 
-def numerics_of(precision: str, kernels: str, recipe: str = "none", *, first_last_bf16: bool = False, machine: Machine | None = None) -> Numerics:
+def numerics_of(
+    precision: str,
+    kernels: str,
+    recipe: str = "none",
+    *,
+    first_last_bf16: bool = False,
+    machine: Machine | None = None,
+) -> Numerics:
     """As `resolve` has it on this machine."""
-    return resolve(precision, kernels, Fp8Config(recipe=recipe, first_last_bf16=first_last_bf16), machine or this_machine())
+    return resolve(
+        precision,
+        kernels,
+        Fp8Config(recipe=recipe, first_last_bf16=first_last_bf16),
+        machine or this_machine(),
+    )
 
 
 def build(numerics: Numerics, **model: Any) -> GPT:
     """A model with initial weights; equal weights for equal arguments, whatever the kernels (rounded to the numerics' dtype)."""
     config, topology = ModelConfig(**SHAPE | model), single_process()
     check_sizes(numerics, config, topology.layout, seq_length=SEQ, micro_batch_size=BATCH)
-    (chunk,) = build_chunks(config, topology, seq_length=SEQ, dtype=numerics.dtype, seed=SEED, kernels=numerics.kernels, **numerics.core_fields())
+    (chunk,) = build_chunks(
+        config,
+        topology,
+        seq_length=SEQ,
+        dtype=numerics.dtype,
+        seed=SEED,
+        kernels=numerics.kernels,
+        **numerics.core_fields(),
+    )
     # Megatron-core makes the table of positions in fp32; in training DeepSpeed converts the whole model.
     return chunk.to(numerics.dtype).train()
 
@@ -59,8 +85,13 @@ class Pass:
         """(relative difference of the mean loss, norm of the gradients' difference over their norm)."""
         assert self.gradients.keys() == reference.gradients.keys()
         loss = float(abs(self.losses.mean() - reference.losses.mean()) / reference.losses.mean())
-        square = sum(float((self.gradients[name] - gradient).square().sum()) for name, gradient in reference.gradients.items())
-        return loss, (square / sum(float(gradient.square().sum()) for gradient in reference.gradients.values())) ** 0.5
+        square = sum(
+            float((self.gradients[name] - gradient).square().sum())
+            for name, gradient in reference.gradients.items()
+        )
+        return loss, (
+            square / sum(float(gradient.square().sum()) for gradient in reference.gradients.values())
+        ) ** 0.5
 
 
 def one_pass(chunk: GPT, batch: Tensor) -> Pass:
@@ -70,7 +101,11 @@ def one_pass(chunk: GPT, batch: Tensor) -> Pass:
         parameter.grad = None
     losses, _ = forward_step(iter([batch]), chunk)
     losses.float().mean().backward()
-    gradients = {named.name: named.parameter.grad.float() for named in named_parameters(chunk, 0, 1) if named.parameter.grad is not None}
+    gradients = {
+        named.name: named.parameter.grad.float()
+        for named in named_parameters(chunk, 0, 1)
+        if named.parameter.grad is not None
+    }
     return Pass(losses.detach().float(), gradients)
 
 

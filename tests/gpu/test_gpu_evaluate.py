@@ -24,7 +24,9 @@ def test_equals_the_evaluation_on_the_cpu(tmp_path: Path, precision: str, tolera
     (tmp_path / "text.txt").write_text("deep layers keep the signal\nthe norm of a residual stream\n" * 40)
     train_tokenizer([str(tmp_path / "text.txt")], tmp_path / "tokenizer.model", vocab_size=280)
     torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(vocab_size=280, n_positions=64, n_embd=64, n_layer=3, n_head=4)).save_pretrained(tmp_path)
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=280, n_positions=64, n_embd=64, n_layer=3, n_head=4)
+    ).save_pretrained(tmp_path)
     import_checkpoint(str(tmp_path), tmp_path / "checkpoint")
     ours = evaluate(tmp_path / "checkpoint", text=[str(tmp_path / "text.txt")], precision=precision)
     assert precision in ours.precision

@@ -30,7 +30,9 @@ def losses_of(engine: Engine, *, watched: int | None = None) -> list[float]:
     losses = []
     for step in range(STEPS):
         batches = [tokens(10 * step + part, MICRO) for part in range(BATCH // MICRO)]
-        result = engine.train_step(forward_step, functools.partial(iter, batches), len(batches), watched=step == watched)
+        result = engine.train_step(
+            forward_step, functools.partial(iter, batches), len(batches), watched=step == watched
+        )
         assert result.applied
         losses.append(result.loss)
     return losses

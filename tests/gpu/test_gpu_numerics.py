@@ -19,7 +19,14 @@ from tests.gpu.gpu_models import build, numerics_of, one_pass, round_weights, to
 TOLERANCE = {"bf16": (1e-3, 0.04), "fp8": (1e-2, 0.35)}
 KINDS: dict[str, dict[str, Any]] = {
     "gpt": {},
-    "llama": {"activation": "swiglu", "normalization": "rmsnorm", "num_query_groups": 1, "position": "rotary", "tie_embeddings": False, "bias": False},
+    "llama": {
+        "activation": "swiglu",
+        "normalization": "rmsnorm",
+        "num_query_groups": 1,
+        "position": "rotary",
+        "tie_embeddings": False,
+        "bias": False,
+    },
 }
 DELAY = 3
 """Passes after which delayed scaling has seen the sizes of all its tensors; before, it scales by 1."""
@@ -33,7 +40,9 @@ def _exact_fp32() -> Iterator[None]:
     torch.set_float32_matmul_precision(before)
 
 
-def compare(scheme: str, kind: str, kernels: str, recipe: str = "none", *, first_last_bf16: bool = False) -> tuple[float, float]:
+def compare(
+    scheme: str, kind: str, kernels: str, recipe: str = "none", *, first_last_bf16: bool = False
+) -> tuple[float, float]:
     """Differences of one pass from the same in fp32 by local kernels."""
     model = {"scheme": scheme, **KINDS[kind]}
     batch = tokens()
@@ -55,7 +64,9 @@ def needs(recipe: str) -> None:
     machine = this_machine()
     assert machine.te, machine.te_problem
     if recipe not in machine.recipes():
-        pytest.skip(f"FP8 recipe {recipe} does not run on {machine.gpu} with CUDA {machine.cuda[0]}.{machine.cuda[1]}")
+        pytest.skip(
+            f"FP8 recipe {recipe} does not run on {machine.gpu} with CUDA {machine.cuda[0]}.{machine.cuda[1]}"
+        )
 
 
 @pytest.mark.parametrize("where", ["here", pytest.param("gpu", marks=pytest.mark.gpu)])

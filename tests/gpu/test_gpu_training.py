@@ -58,7 +58,9 @@ def check_learns(**fields: Any) -> None:
     assert all(torch.isfinite(named.parameter).all() for named in engine.parameters)
 
 
-@pytest.mark.parametrize("scheme", ["b2t", "deepscalelm_pre_ln", *(pytest.param(name, marks=pytest.mark.gpu) for name in SCHEMES)])
+@pytest.mark.parametrize(
+    "scheme", ["b2t", "deepscalelm_pre_ln", *(pytest.param(name, marks=pytest.mark.gpu) for name in SCHEMES)]
+)
 def test_local_fp32(scheme: str) -> None:
     check_learns(scheme=scheme, precision="fp32", kernels="local")
 
@@ -87,7 +89,9 @@ def check_goes_on(folder: Path, first: RunConfig, second: RunConfig, tolerance: 
     """A checkpoint of one run goes on in another: losses of the next steps."""
     _, one = train(first, STEPS // 2)
     extra = checkpoint_file(one.chunks, one.topology)
-    save(one, folder, STEPS // 2, progress={"optimizer_step": STEPS // 2}, config={}, versions={}, extra=extra)
+    save(
+        one, folder, STEPS // 2, progress={"optimizer_step": STEPS // 2}, config={}, versions={}, extra=extra
+    )
     other = build_engine(second, single_process())
     reader = open_checkpoint(folder)
     load(other, reader)

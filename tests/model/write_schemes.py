@@ -32,13 +32,26 @@ COLOURS = 64
 
 def measure(layers: int) -> dict[str, Probe]:
     """Every scheme with its defaults, and the variants, at one depth; float64, so that no gradient is flushed to zero."""
-    choices = Choices(layers=layers, seeds=SEEDS, tokens="synthetic", dtype="float64", compare=",".join([*SCHEMES, *VARIANTS]))
+    choices = Choices(
+        layers=layers,
+        seeds=SEEDS,
+        tokens="synthetic",
+        dtype="float64",
+        compare=",".join([*SCHEMES, *VARIANTS]),
+    )
     return {one.label: one for one in probes(CONFIG, (), choices)}
 
 
 def row(shallow: Probe, deep: Probe) -> str:
     """A line of the table."""
-    cells = [cell for probe in (shallow, deep) for cell in (_range(probe.values("forward_variance")), _ratio(probe.layers[0].log10_grad_variance_late))]
+    cells = [
+        cell
+        for probe in (shallow, deep)
+        for cell in (
+            _range(probe.values("forward_variance")),
+            _ratio(probe.layers[0].log10_grad_variance_late),
+        )
+    ]
     return f"| `{shallow.label}` | {' | '.join(cells)} | {trainable(deep)} |"
 
 
@@ -54,7 +67,13 @@ def _ratio(log10: float) -> str:
 def draw(probe: Probe) -> None:
     """The picture of one scheme, with a palette: a quarter of the bytes."""
     raw, small = io.BytesIO(), io.BytesIO()
-    save_picture([probe], raw, f"{probe.label}: {probe.num_layers} layers of width {probe.model.hidden_size}, at initialisation", verdict(probe), "png")
+    save_picture(
+        [probe],
+        raw,
+        f"{probe.label}: {probe.num_layers} layers of width {probe.model.hidden_size}, at initialisation",
+        verdict(probe),
+        "png",
+    )
     Image.open(raw).convert("RGB").quantize(COLOURS).save(small, "png", optimize=True)
     atomic_write_bytes(IMAGES / f"{probe.label}.png", small.getvalue())
 

@@ -17,7 +17,14 @@ STEPS = 10
 # default epsilon rounding noise would move it at full speed. This epsilon is far above that noise and below every real gradient's scale.
 OPTIMIZER = given(eps=1e-6)
 UNTIED = given(tie_embeddings=False)
-LLAMA = given(num_query_groups=2, position="rotary", activation="swiglu", normalization="rmsnorm", bias=False, tie_embeddings=False)
+LLAMA = given(
+    num_query_groups=2,
+    position="rotary",
+    activation="swiglu",
+    normalization="rmsnorm",
+    bias=False,
+    tie_embeddings=False,
+)
 DEEP = given(num_layers=8)
 BF16 = given(precision="bf16")
 FULL = given(recompute=given(granularity="full"))
@@ -69,9 +76,19 @@ class Case:
 
 def _one() -> list[Case]:
     return [
-        Case("8 micro-batches of 1 against 1 of 8", 1, train=given(micro_batch_size=1), reference_train=given(micro_batch_size=8)),
+        Case(
+            "8 micro-batches of 1 against 1 of 8",
+            1,
+            train=given(micro_batch_size=1),
+            reference_train=given(micro_batch_size=8),
+        ),
         Case("full recompute", 1, FULL, exact=True),
-        Case("full recompute, groups of 2", 1, given(recompute=given(granularity="full", num_layers=2)), exact=True),
+        Case(
+            "full recompute, groups of 2",
+            1,
+            given(recompute=given(granularity="full", num_layers=2)),
+            exact=True,
+        ),
         Case("selective recompute", 1, SELECTIVE, exact=True),
         Case("ZeRO-0", 1, given(zero=0), exact=True),
         Case("ZeRO-2", 1, given(zero=2), exact=True),
@@ -84,14 +101,27 @@ def _two() -> list[Case]:
     tp, sp, pp = given(tensor=2), given(tensor=2, sequence_parallel=True), given(pipeline=2)
     vp, split = given(pipeline=2, virtual_stages=2), given(pipeline=2, pipeline_split=[3, 1])
     unclipped = given(clip_grad=0.0)
-    cases = [Case("TP2", 2, tp), Case("TP2 + SP", 2, sp), Case("PP2", 2, pp), Case("PP2 interleaved, VP2", 2, vp), Case("PP2, layers 3 + 1", 2, split)]
+    cases = [
+        Case("TP2", 2, tp),
+        Case("TP2 + SP", 2, sp),
+        Case("PP2", 2, pp),
+        Case("PP2 interleaved, VP2", 2, vp),
+        Case("PP2, layers 3 + 1", 2, split),
+    ]
     cases += [Case(f"DP2, ZeRO-{stage}", 2, given(zero=stage)) for stage in (0, 1, 2)]
     cases += [
         # Nothing is summed in another order here: only the norm that clips is, so clipping is off.
         Case("PP2, untied, unclipped", 2, pp, UNTIED, optimizer=unclipped, exact=True),
         Case("PP2 interleaved, untied, unclipped", 2, vp, UNTIED, optimizer=unclipped, exact=True),
         Case("PP2, layers 3 + 1, untied, unclipped", 2, split, UNTIED, optimizer=unclipped, exact=True),
-        Case("DP2, 1 micro-batch each, unclipped", 2, {}, train=given(micro_batch_size=4), optimizer=unclipped, exact=True),
+        Case(
+            "DP2, 1 micro-batch each, unclipped",
+            2,
+            {},
+            train=given(micro_batch_size=4),
+            optimizer=unclipped,
+            exact=True,
+        ),
         Case("TP2 + SP, untied", 2, sp, UNTIED),
         Case("DP2, untied", 2, {}, UNTIED),
         Case("TP2, GQA rotary SwiGLU RMSNorm", 2, tp, LLAMA),
@@ -118,12 +148,19 @@ def _two() -> list[Case]:
         Case("DP2, Muon, bf16", 2, {}, train=BF16, optimizer=MUON),
     ]
     for scheme in scheme_names():
-        cases += [Case(f"TP2 + SP, {scheme}", 2, sp, given(scheme=scheme)), Case(f"PP2, {scheme}", 2, pp, given(scheme=scheme))]
+        cases += [
+            Case(f"TP2 + SP, {scheme}", 2, sp, given(scheme=scheme)),
+            Case(f"PP2, {scheme}", 2, pp, given(scheme=scheme)),
+        ]
     return cases
 
 
 def _four() -> list[Case]:
-    tp_pp, tp_dp, pp_dp = given(tensor=2, pipeline=2), given(tensor=2, sequence_parallel=True), given(pipeline=2)
+    tp_pp, tp_dp, pp_dp = (
+        given(tensor=2, pipeline=2),
+        given(tensor=2, sequence_parallel=True),
+        given(pipeline=2),
+    )
     return [
         Case("TP2 x PP2", 4, tp_pp),
         Case("TP2 x PP2 + SP", 4, tp_pp | given(sequence_parallel=True)),
@@ -135,7 +172,12 @@ def _four() -> list[Case]:
         Case("TP4 + SP", 4, given(tensor=4, sequence_parallel=True)),
         Case("DP4, ZeRO-2", 4, given(zero=2)),
         Case("TP2 x PP2 + SP, GQA rotary SwiGLU RMSNorm", 4, tp_pp | given(sequence_parallel=True), LLAMA),
-        Case("TP2 x PP2 + SP, b2t, full recompute", 4, tp_pp | given(sequence_parallel=True) | FULL, given(scheme="b2t")),
+        Case(
+            "TP2 x PP2 + SP, b2t, full recompute",
+            4,
+            tp_pp | given(sequence_parallel=True) | FULL,
+            given(scheme="b2t"),
+        ),
         Case("PP2 x DP2, untied, ZeRO-1", 4, pp_dp, UNTIED),
         Case("TP2 x DP2 + SP, bf16, ZeRO-2", 4, tp_dp | given(zero=2), train=BF16),
         Case("PP2 x DP2, bf16, ZeRO-2", 4, pp_dp | given(zero=2), train=BF16),
@@ -147,12 +189,29 @@ def _four() -> list[Case]:
 def _eight() -> list[Case]:
     sp = given(sequence_parallel=True)
     return [
-        *[Case(f"TP2 x PP2 x DP2 + SP, ZeRO-{stage}", 8, given(tensor=2, pipeline=2, zero=stage) | sp) for stage in (1, 2)],
-        Case("TP2 x PP2 interleaved x DP2 + SP, ZeRO-2", 8, given(tensor=2, pipeline=2, virtual_stages=2, zero=2) | sp),
-        Case("TP2 x PP4 interleaved + SP, 8 layers", 8, given(tensor=2, pipeline=4, virtual_stages=2) | sp, DEEP),
+        *[
+            Case(f"TP2 x PP2 x DP2 + SP, ZeRO-{stage}", 8, given(tensor=2, pipeline=2, zero=stage) | sp)
+            for stage in (1, 2)
+        ],
+        Case(
+            "TP2 x PP2 interleaved x DP2 + SP, ZeRO-2",
+            8,
+            given(tensor=2, pipeline=2, virtual_stages=2, zero=2) | sp,
+        ),
+        Case(
+            "TP2 x PP4 interleaved + SP, 8 layers",
+            8,
+            given(tensor=2, pipeline=4, virtual_stages=2) | sp,
+            DEEP,
+        ),
         Case("TP4 x PP2 + SP", 8, given(tensor=4, pipeline=2) | sp),
         Case("TP2 x DP4 + SP, ZeRO-2, untied", 8, given(tensor=2, zero=2) | sp, UNTIED),
-        Case("PP4 x DP2, layers 2 + 3 + 2 + 1, ZeRO-2", 8, given(pipeline=4, pipeline_split=[2, 3, 2, 1], zero=2), DEEP),
+        Case(
+            "PP4 x DP2, layers 2 + 3 + 2 + 1, ZeRO-2",
+            8,
+            given(pipeline=4, pipeline_split=[2, 3, 2, 1], zero=2),
+            DEEP,
+        ),
         Case("TP2 x PP2 x DP2 + SP, bf16, ZeRO-2", 8, given(tensor=2, pipeline=2, zero=2) | sp, train=BF16),
     ]
 
@@ -197,7 +256,9 @@ def run_all(configs: list[RunConfig]) -> list[Curve | None]:
         try:
             curves.append(run(config, STEPS))
         except Exception as error:
-            raise RuntimeError(f"the case with {config.parallel!r} {config.model.scheme} {config.train.precision} failed") from error
+            raise RuntimeError(
+                f"the case with {config.parallel!r} {config.model.scheme} {config.train.precision} failed"
+            ) from error
     return curves
 
 
@@ -205,25 +266,40 @@ def measure(cases: Iterable[Case], timeout: float = 1500.0) -> dict[str, Row]:
     """Trains the cases and their references, and compares them."""
     cases = sorted(cases, key=lambda case: case.world)
     references = {case.reference().model_dump_json(): case.reference() for case in cases}
-    by_world = [(world, [case.config() for case in group]) for world, group in itertools.groupby(cases, key=lambda case: case.world)]
-    groups = [Group(1, run_all, (list(references.values()),)), *(Group(world, run_all, (configs,)) for world, configs in by_world)]
+    by_world = [
+        (world, [case.config() for case in group])
+        for world, group in itertools.groupby(cases, key=lambda case: case.world)
+    ]
+    groups = [
+        Group(1, run_all, (list(references.values()),)),
+        *(Group(world, run_all, (configs,)) for world, configs in by_world),
+    ]
     results = launch(*groups, timeout=timeout)
     expected = dict(zip(references, results[0][0], strict=True))
     curves = [curve for ranks in results[1:] for curve in ranks[0]]
-    return {case.name: compare(case, curve, expected[case.reference().model_dump_json()]) for case, curve in zip(cases, curves, strict=True)}
+    return {
+        case.name: compare(case, curve, expected[case.reference().model_dump_json()])
+        for case, curve in zip(cases, curves, strict=True)
+    }
 
 
 def compare(case: Case, curve: Curve, reference: Curve) -> Row:
     """Differences of a case from its reference. Raises AssertionError where names or shapes of parameters differ."""
-    shapes = [{name: tuple(value.shape) for name, value in one.parameters.items()} for one in (curve, reference)]
+    shapes = [
+        {name: tuple(value.shape) for name, value in one.parameters.items()} for one in (curve, reference)
+    ]
     assert shapes[0] == shapes[1], f"{case.name}: other parameters than one process has"
     return Row(
         case.name,
         case.world,
         loss=_relative(curve.losses, reference.losses),
         norm=_relative(curve.norms, reference.norms),
-        parameters=max(float((value - reference.parameters[name]).abs().max()) for name, value in curve.parameters.items()),
-        identical=curve.losses == reference.losses and all(value.equal(reference.parameters[name]) for name, value in curve.parameters.items()),
+        parameters=max(
+            float((value - reference.parameters[name]).abs().max())
+            for name, value in curve.parameters.items()
+        ),
+        identical=curve.losses == reference.losses
+        and all(value.equal(reference.parameters[name]) for name, value in curve.parameters.items()),
         unequal=tuple(curve.unequal),
     )
 

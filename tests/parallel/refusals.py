@@ -49,79 +49,286 @@ def layout(world: int, model: dict[str, Any] | None = None, **parallel: Any) -> 
     return check_layout(ParallelConfig(**parallel), ModelConfig(**(MODEL | (model or {}))), world)
 
 
-def _layout(what: str, message: str, world: int, model: dict[str, Any] | None = None, **parallel: Any) -> Refusal:
+def _layout(
+    what: str, message: str, world: int, model: dict[str, Any] | None = None, **parallel: Any
+) -> Refusal:
     return Refusal(what, message, lambda: layout(world, model, **parallel))
 
 
 def _run(what: str, message: str, **changes: Any) -> Refusal:
-    return Refusal(what, message, lambda: run_config(changes.get("model"), changes.get("parallel"), changes.get("train"), **changes.get("optimizer", {})))
+    return Refusal(
+        what,
+        message,
+        lambda: run_config(
+            changes.get("model"),
+            changes.get("parallel"),
+            changes.get("train"),
+            **changes.get("optimizer", {}),
+        ),
+    )
 
 
-def _machine(what: str, message: str, machine: Machine, precision: str = "auto", kernels: str = "auto", recipe: str = "none") -> Refusal:
+def _machine(
+    what: str,
+    message: str,
+    machine: Machine,
+    precision: str = "auto",
+    kernels: str = "auto",
+    recipe: str = "none",
+) -> Refusal:
     return Refusal(what, message, lambda: resolve(precision, kernels, Fp8Config(recipe=recipe), machine))
 
 
 def _sizes() -> None:
-    model, parallel = ModelConfig(**(MODEL | given(ffn_hidden_size=1520, hidden_size=1536, num_attention_heads=24))), ParallelConfig(tensor=2)
-    check_sizes(resolve("bf16", "te", Fp8Config(recipe="delayed"), H100), model, check_layout(parallel, model, 2), seq_length=128, micro_batch_size=1)
+    model, parallel = (
+        ModelConfig(**(MODEL | given(ffn_hidden_size=1520, hidden_size=1536, num_attention_heads=24))),
+        ParallelConfig(tensor=2),
+    )
+    check_sizes(
+        resolve("bf16", "te", Fp8Config(recipe="delayed"), H100),
+        model,
+        check_layout(parallel, model, 2),
+        seq_length=128,
+        micro_batch_size=1,
+    )
 
 
 COMPILE, GRAPH = given(compile=True), given(cuda_graph=True)
 SP, VP = given(tensor=2, sequence_parallel=True), given(pipeline=2, virtual_stages=3)
 REFUSALS = [
-    _layout("processes that the degrees do not divide", r"2 x 1 x 1 = 2 does not divide 3 processes: use parallel.processes=4 or smaller", 3, tensor=2),
-    _layout("too few processes", r"= 4 does not divide 1 processes: use parallel.processes=4", 1, tensor=2, pipeline=2),
-    _layout("heads that TP does not divide", "num_attention_heads=4 is not divisible by parallel.tensor=8", 8, given(num_query_groups=1), tensor=8),
-    _layout("query groups that TP does not divide", "num_query_groups=2 is not divisible by parallel.tensor=4", 4, given(num_query_groups=2), tensor=4),
-    _layout("a feed-forward that TP does not divide", "ffn_hidden_size=33 is not divisible by parallel.tensor=2", 2, given(ffn_hidden_size=33), tensor=2),
-    _layout("a vocabulary that TP does not divide", "set model.vocab_multiple=2", 2, given(vocab_multiple=1, vocab_size=121), tensor=2),
-    _layout("sequence parallelism without TP", "has no effect with parallel.tensor=1", 1, sequence_parallel=True),
-    Refusal("a step that micro-batches do not divide", r"=12 .* 4 x 2 = 8: set train.global_batch_size=16", lambda: layout(2).num_microbatches(12, 4)),
-    Refusal("a sequence that SP cannot cut", r"data.seq_length=15 .*: use 16", lambda: layout(2, **SP).check_batches(15, 1)),
+    _layout(
+        "processes that the degrees do not divide",
+        r"2 x 1 x 1 = 2 does not divide 3 processes: use parallel.processes=4 or smaller",
+        3,
+        tensor=2,
+    ),
+    _layout(
+        "too few processes",
+        r"= 4 does not divide 1 processes: use parallel.processes=4",
+        1,
+        tensor=2,
+        pipeline=2,
+    ),
+    _layout(
+        "heads that TP does not divide",
+        "num_attention_heads=4 is not divisible by parallel.tensor=8",
+        8,
+        given(num_query_groups=1),
+        tensor=8,
+    ),
+    _layout(
+        "query groups that TP does not divide",
+        "num_query_groups=2 is not divisible by parallel.tensor=4",
+        4,
+        given(num_query_groups=2),
+        tensor=4,
+    ),
+    _layout(
+        "a feed-forward that TP does not divide",
+        "ffn_hidden_size=33 is not divisible by parallel.tensor=2",
+        2,
+        given(ffn_hidden_size=33),
+        tensor=2,
+    ),
+    _layout(
+        "a vocabulary that TP does not divide",
+        "set model.vocab_multiple=2",
+        2,
+        given(vocab_multiple=1, vocab_size=121),
+        tensor=2,
+    ),
+    _layout(
+        "sequence parallelism without TP", "has no effect with parallel.tensor=1", 1, sequence_parallel=True
+    ),
+    Refusal(
+        "a step that micro-batches do not divide",
+        r"=12 .* 4 x 2 = 8: set train.global_batch_size=16",
+        lambda: layout(2).num_microbatches(12, 4),
+    ),
+    Refusal(
+        "a sequence that SP cannot cut",
+        r"data.seq_length=15 .*: use 16",
+        lambda: layout(2, **SP).check_batches(15, 1),
+    ),
     _layout("layers that stages do not divide", r"set parallel.pipeline_split=\[2, 2, 1, 1\]", 4, pipeline=4),
     _layout("more stages than layers", "use parallel.pipeline=6 or less", 8, pipeline=8),
-    _layout("a split of another count", "must have 2 positive entries .* that sum to model.num_layers=6", 2, pipeline=2, pipeline_split=[6]),
-    _layout("a split of another sum", r"pipeline_split=\[3, 4\] must have 2 positive entries", 2, pipeline=2, pipeline_split=[3, 4]),
+    _layout(
+        "a split of another count",
+        "must have 2 positive entries .* that sum to model.num_layers=6",
+        2,
+        pipeline=2,
+        pipeline_split=[6],
+    ),
+    _layout(
+        "a split of another sum",
+        r"pipeline_split=\[3, 4\] must have 2 positive entries",
+        2,
+        pipeline=2,
+        pipeline_split=[3, 4],
+    ),
     _layout("a stage without layers", "positive entries", 2, pipeline=2, pipeline_split=[6, 0]),
-    _layout("a split with interleaving", "does not combine with parallel.virtual_stages=2", 2, pipeline=2, pipeline_split=[4, 2], virtual_stages=2),
+    _layout(
+        "a split with interleaving",
+        "does not combine with parallel.virtual_stages=2",
+        2,
+        pipeline=2,
+        pipeline_split=[4, 2],
+        virtual_stages=2,
+    ),
     _layout("interleaving without a pipeline", "has no effect with parallel.pipeline=1", 1, virtual_stages=2),
-    _layout("layers that chunks do not divide", "choose virtual_stages that divides 3", 2, pipeline=2, virtual_stages=2),
-    Refusal("micro-batches that interleaving cannot order", r"3 micro-batches .*virtual_stages=1", lambda: layout(2, **VP).check_batches(16, 3)),
+    _layout(
+        "layers that chunks do not divide",
+        "choose virtual_stages that divides 3",
+        2,
+        pipeline=2,
+        virtual_stages=2,
+    ),
+    Refusal(
+        "micro-batches that interleaving cannot order",
+        r"3 micro-batches .*virtual_stages=1",
+        lambda: layout(2, **VP).check_batches(16, 3),
+    ),
     _layout("context parallelism", "Transformer Engine only.* set parallel.context=1", 2, context=2),
-    _layout("ZeRO-3 under a pipeline", "parallel.zero=3 with parallel.pipeline=2: .* parallel.pipeline=1", 2, pipeline=2, zero=3),
-    _layout("offload without shards", "and parallel.zero=0: set parallel.zero=1", 1, zero=0, offload={"optimizer": True}),
-    _layout("offload under ZeRO-3", "and parallel.zero=3: set parallel.zero=1", 1, zero=3, offload={"optimizer": True}),
-    _layout("overlapping a reduction that is not there", "has no effect with one data-parallel rank", 2, tensor=2, overlap_grad_reduce=True),
-    _layout("overlapping DeepSpeed's reduction", "does not combine with parallel.zero=3", 2, zero=3, overlap_grad_reduce=True),
-    Refusal("bf16 without fp32 copies", "parallel.zero=0 keeps no fp32 copy", lambda: layout(1, zero=0).check_dtype(torch.bfloat16)),
-    _run("Muon without ZeRO", "set parallel.zero=1 or optimizer.kind=adamw", parallel=given(zero=0), optimizer=given(kind="muon")),
-    _run("Muon under ZeRO-3", "set parallel.zero=1 or optimizer.kind=adamw", parallel=given(zero=3), optimizer=given(kind="muon")),
-    _run("Muon with offload", "offload.optimizer=false or", parallel=given(offload=given(optimizer=True)), optimizer=given(kind="muon")),
+    _layout(
+        "ZeRO-3 under a pipeline",
+        "parallel.zero=3 with parallel.pipeline=2: .* parallel.pipeline=1",
+        2,
+        pipeline=2,
+        zero=3,
+    ),
+    _layout(
+        "offload without shards",
+        "and parallel.zero=0: set parallel.zero=1",
+        1,
+        zero=0,
+        offload={"optimizer": True},
+    ),
+    _layout(
+        "offload under ZeRO-3",
+        "and parallel.zero=3: set parallel.zero=1",
+        1,
+        zero=3,
+        offload={"optimizer": True},
+    ),
+    _layout(
+        "overlapping a reduction that is not there",
+        "has no effect with one data-parallel rank",
+        2,
+        tensor=2,
+        overlap_grad_reduce=True,
+    ),
+    _layout(
+        "overlapping DeepSpeed's reduction",
+        "does not combine with parallel.zero=3",
+        2,
+        zero=3,
+        overlap_grad_reduce=True,
+    ),
+    Refusal(
+        "bf16 without fp32 copies",
+        "parallel.zero=0 keeps no fp32 copy",
+        lambda: layout(1, zero=0).check_dtype(torch.bfloat16),
+    ),
+    _run(
+        "Muon without ZeRO",
+        "set parallel.zero=1 or optimizer.kind=adamw",
+        parallel=given(zero=0),
+        optimizer=given(kind="muon"),
+    ),
+    _run(
+        "Muon under ZeRO-3",
+        "set parallel.zero=1 or optimizer.kind=adamw",
+        parallel=given(zero=3),
+        optimizer=given(kind="muon"),
+    ),
+    _run(
+        "Muon with offload",
+        "offload.optimizer=false or",
+        parallel=given(offload=given(optimizer=True)),
+        optimizer=given(kind="muon"),
+    ),
     _run("momentum without Muon", "set optimizer.kind=muon", optimizer=given(momentum=0.9)),
-    _run("compiled layers with recomputation", "train.compile=true .*set it to none", parallel=given(recompute=given(granularity="full")), train=COMPILE),
-    _run("compiled layers with TP", "set parallel.tensor=1", parallel=given(tensor=2), train=COMPILE | given(kernels="local")),
-    _run("compiled layers under ZeRO-3", "train.compile=true .*set parallel.zero=1", parallel=given(zero=3), train=COMPILE),
-    _run("compiled layers with dropout", "train.compile=true .*set model.hidden_dropout=0", model=given(hidden_dropout=0.1), train=COMPILE),
+    _run(
+        "compiled layers with recomputation",
+        "train.compile=true .*set it to none",
+        parallel=given(recompute=given(granularity="full")),
+        train=COMPILE,
+    ),
+    _run(
+        "compiled layers with TP",
+        "set parallel.tensor=1",
+        parallel=given(tensor=2),
+        train=COMPILE | given(kernels="local"),
+    ),
+    _run(
+        "compiled layers under ZeRO-3",
+        "train.compile=true .*set parallel.zero=1",
+        parallel=given(zero=3),
+        train=COMPILE,
+    ),
+    _run(
+        "compiled layers with dropout",
+        "train.compile=true .*set model.hidden_dropout=0",
+        model=given(hidden_dropout=0.1),
+        train=COMPILE,
+    ),
     _run("a CUDA graph with a pipeline", "set parallel.pipeline=1", parallel=given(pipeline=2), train=GRAPH),
     _run("a CUDA graph with SP", "sequence_parallel=true.*set it to false", parallel=SP, train=GRAPH),
-    _run("a CUDA graph with recomputation", "cuda_graph=true .*set it to none", parallel=given(recompute=given(granularity="full")), train=GRAPH),
-    _run("a CUDA graph under ZeRO-3", "cuda_graph=true .*set parallel.zero=1", parallel=given(zero=3), train=GRAPH),
-    _run("a CUDA graph with an overlapped reduction", "set it to null", parallel=given(overlap_grad_reduce=True), train=GRAPH),
+    _run(
+        "a CUDA graph with recomputation",
+        "cuda_graph=true .*set it to none",
+        parallel=given(recompute=given(granularity="full")),
+        train=GRAPH,
+    ),
+    _run(
+        "a CUDA graph under ZeRO-3",
+        "cuda_graph=true .*set parallel.zero=1",
+        parallel=given(zero=3),
+        train=GRAPH,
+    ),
+    _run(
+        "a CUDA graph with an overlapped reduction",
+        "set it to null",
+        parallel=given(overlap_grad_reduce=True),
+        train=GRAPH,
+    ),
     Refusal(
         "a CUDA graph that is hardly used",
         "set log.signal_interval=10 or more, or 0",
-        lambda: RunConfig.model_validate(run_config(train=GRAPH).model_dump() | {"log": given(signal_interval=5)}),
+        lambda: RunConfig.model_validate(
+            run_config(train=GRAPH).model_dump() | {"log": given(signal_interval=5)}
+        ),
     ),
-    _run("a CUDA graph with dropout", "cuda_graph=true .*set model.hidden_dropout=0", model=given(hidden_dropout=0.1), train=GRAPH),
+    _run(
+        "a CUDA graph with dropout",
+        "cuda_graph=true .*set model.hidden_dropout=0",
+        model=given(hidden_dropout=0.1),
+        train=GRAPH,
+    ),
     _run("fp16", "loss scaling.*set train.precision=bf16", train=given(precision="fp16")),
-    _run("FP8 with PyTorch's kernels", "set train.kernels=te", train=given(kernels="local", fp8=given(recipe="delayed"))),
-    _run("FP8 in fp32", "set train.precision=bf16", train=given(precision="fp32", fp8=given(recipe="delayed"))),
+    _run(
+        "FP8 with PyTorch's kernels",
+        "set train.kernels=te",
+        train=given(kernels="local", fp8=given(recipe="delayed")),
+    ),
+    _run(
+        "FP8 in fp32", "set train.precision=bf16", train=given(precision="fp32", fp8=given(recipe="delayed"))
+    ),
     _machine("Transformer Engine without a GPU", "set train.kernels=local", CPU, kernels="te"),
     _machine("Transformer Engine that is not there", "set train.kernels=local", H100_BARE, kernels="te"),
     _machine("FP8 without a GPU", "set train.fp8.recipe=none", CPU, recipe="delayed"),
-    _machine("FP8 without Transformer Engine", "silently compute in bf16: install it", H100_BARE, recipe="delayed"),
-    _machine("FP8 on a GPU that has none", "set train.fp8.recipe=none and train.precision=bf16", A100, recipe="delayed"),
+    _machine(
+        "FP8 without Transformer Engine", "silently compute in bf16: install it", H100_BARE, recipe="delayed"
+    ),
+    _machine(
+        "FP8 on a GPU that has none",
+        "set train.fp8.recipe=none and train.precision=bf16",
+        A100,
+        recipe="delayed",
+    ),
     _machine("a recipe of another GPU", "set train.fp8.recipe=blockwise", H100, recipe="mxfp8"),
-    _machine("a recipe of a newer CUDA", "set train.fp8.recipe=tensorwise", H100_OLD_CUDA, recipe="blockwise"),
+    _machine(
+        "a recipe of a newer CUDA", "set train.fp8.recipe=tensorwise", H100_OLD_CUDA, recipe="blockwise"
+    ),
     Refusal("sizes that FP8 kernels do not take", "= 760 is not a multiple of 16: change it", _sizes),
 ]

@@ -23,7 +23,9 @@ def test_refusal_names_the_key_and_a_way_out(refusal: Refusal) -> None:
 
 
 def test_documented_refusals_are_what_users_read() -> None:
-    assert refusals_in(DOCUMENT.read_text()) == refusal_list(), "docs/parallelism.md is older than the refusals: python -m tests.parallel.write_table refusals"
+    assert refusals_in(DOCUMENT.read_text()) == refusal_list(), (
+        "docs/parallelism.md is older than the refusals: python -m tests.parallel.write_table refusals"
+    )
 
 
 def test_choices_offered_by_refusals_work() -> None:
@@ -36,11 +38,16 @@ def test_choices_offered_by_refusals_work() -> None:
 
 def test_batches_that_the_schedule_cannot_cut() -> None:
     sequence = layout(2, {}, tensor=2, sequence_parallel=True)
-    with pytest.raises(UserError, match=r"data.seq_length=15 is not divisible by parallel.tensor=2.*: use 16"):
+    with pytest.raises(
+        UserError, match=r"data.seq_length=15 is not divisible by parallel.tensor=2.*: use 16"
+    ):
         sequence.check_batches(15, 1)
     sequence.check_batches(16, 1)
     interleaved = layout(2, {}, pipeline=2, virtual_stages=3)
-    with pytest.raises(UserError, match=r"3 micro-batches per step and rank are not a multiple of parallel.pipeline=2.*virtual_stages=1"):
+    with pytest.raises(
+        UserError,
+        match=r"3 micro-batches per step and rank are not a multiple of parallel.pipeline=2.*virtual_stages=1",
+    ):
         interleaved.check_batches(16, 3)
     interleaved.check_batches(16, 4)
     layout(2, {}, pipeline=2).check_batches(15, 3)
@@ -72,7 +79,11 @@ def seen_by_rank() -> dict[str, Any]:
     config = run_config(parallel=given(pipeline=2, virtual_stages=2))
     topology = rebuild(config.parallel, config.model)
     return tensor_first | {
-        "data": (topology.get_data_parallel_group_ranks(), topology.get_data_parallel_world_size(), topology.data_rank),
+        "data": (
+            topology.get_data_parallel_group_ranks(),
+            topology.get_data_parallel_world_size(),
+            topology.data_rank,
+        ),
         "everyone": gather(topology.get_model_parallel_rank()),
         "interleaved": topology.core_fields(),
     }
@@ -89,9 +100,17 @@ def test_groups_and_what_deepspeed_asks() -> None:
     assert [one["data"] for one in ranks] == [([0, 1], 2, 0), ([0, 1], 2, 1), ([2, 3], 2, 0), ([2, 3], 2, 1)]
     assert ranks[0]["everyone"] == [0, 0, 1, 1]
     plain, interleaved = ranks[0]["core"], ranks[0]["interleaved"]
-    assert (plain["overlap_p2p_comm"], plain["batch_p2p_comm"], plain["virtual_pipeline_model_parallel_size"]) == (False, True, None)
+    assert (
+        plain["overlap_p2p_comm"],
+        plain["batch_p2p_comm"],
+        plain["virtual_pipeline_model_parallel_size"],
+    ) == (False, True, None)
     # Batched messages between two interleaved stages are swapped and give wrong gradients.
-    assert (interleaved["overlap_p2p_comm"], interleaved["batch_p2p_comm"], interleaved["virtual_pipeline_model_parallel_size"]) == (True, False, 2)
+    assert (
+        interleaved["overlap_p2p_comm"],
+        interleaved["batch_p2p_comm"],
+        interleaved["virtual_pipeline_model_parallel_size"],
+    ) == (True, False, 2)
 
 
 def test_topology_refuses_other_attributes() -> None:

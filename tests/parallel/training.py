@@ -29,12 +29,24 @@ def given(**fields: Any) -> dict[str, Any]:
     return fields
 
 
-MODEL = given(scheme="deepscalelm_pre_ln", num_layers=4, hidden_size=32, num_attention_heads=4, vocab_size=VOCAB_SIZE, max_position_embeddings=SEQ_LENGTH)
+MODEL = given(
+    scheme="deepscalelm_pre_ln",
+    num_layers=4,
+    hidden_size=32,
+    num_attention_heads=4,
+    vocab_size=VOCAB_SIZE,
+    max_position_embeddings=SEQ_LENGTH,
+)
 OPTIMIZER = given(lr=1e-3)
 TRAIN = given(steps=100, global_batch_size=8, micro_batch_size=2, precision="fp32", seed=1)
 
 
-def run_config(model: dict[str, Any] | None = None, parallel: dict[str, Any] | None = None, train: dict[str, Any] | None = None, **optimizer: Any) -> RunConfig:
+def run_config(
+    model: dict[str, Any] | None = None,
+    parallel: dict[str, Any] | None = None,
+    train: dict[str, Any] | None = None,
+    **optimizer: Any,
+) -> RunConfig:
     """A run of the tiny model with changes. Its data set does not exist: batches come from `sample`."""
     return RunConfig(
         name="tiny",
@@ -58,9 +70,21 @@ def sample(index: int) -> Tensor:
 
 def batches_of(config: RunConfig, engine: Engine, step: int) -> list[Tensor]:
     """This rank's micro-batches [b, s + 1] of a step, by the product's own order."""
-    layout, batch, micro = engine.topology.layout, config.train.global_batch_size, config.train.micro_batch_size
+    layout, batch, micro = (
+        engine.topology.layout,
+        config.train.global_batch_size,
+        config.train.micro_batch_size,
+    )
     count = batch // (micro * layout.data)
-    return [torch.stack([sample(int(i)) for i in micro_batch_indices(step, k, engine.topology.data_rank, layout.data, micro, batch)]) for k in range(count)]
+    return [
+        torch.stack(
+            [
+                sample(int(i))
+                for i in micro_batch_indices(step, k, engine.topology.data_rank, layout.data, micro, batch)
+            ]
+        )
+        for k in range(count)
+    ]
 
 
 @dataclass
@@ -76,7 +100,9 @@ class Curve:
     unequal: list[str] = field(default_factory=list)
 
 
-def train(config: RunConfig, engine: Engine, first: int, last: int, each_step: Callable[[int], None] | None = None) -> Curve:
+def train(
+    config: RunConfig, engine: Engine, first: int, last: int, each_step: Callable[[int], None] | None = None
+) -> Curve:
     """Steps first .. last - 1 with the tiny model's data."""
     curve = Curve()
     engine.set_lr(config.optimizer.lr)
@@ -94,7 +120,9 @@ def train(config: RunConfig, engine: Engine, first: int, last: int, each_step: C
 def whole_parameters(engine: Engine) -> tuple[dict[str, Tensor], list[str]]:
     """Whole parameters by canonical name in fp32, and the names of those that ranks hold differently. The same on all ranks."""
     with engine.gathered():
-        local = [(named.name, named.shard, named.parameter.detach().float().clone()) for named in engine.parameters]
+        local = [
+            (named.name, named.shard, named.parameter.detach().float().clone()) for named in engine.parameters
+        ]
     parts: dict[str, dict[Any, Tensor]] = {}
     unequal: list[str] = []
     for name, shard, tensor in (entry for rank in gather(local) for entry in rank):

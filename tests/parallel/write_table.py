@@ -17,7 +17,10 @@ from tests.parallel.layouts import CASES, Row, measure
 from tests.parallel.refusals import REFUSALS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "parallelism.md"
-TABLE, LIST = ("<!-- table: begin -->", "<!-- table: end -->"), ("<!-- refusals: begin -->", "<!-- refusals: end -->")
+TABLE, LIST = (
+    ("<!-- table: begin -->", "<!-- table: end -->"),
+    ("<!-- refusals: begin -->", "<!-- refusals: end -->"),
+)
 HEADER = "| layout and model | processes | loss | gradient norm | parameters | bit-identical |\n|---|---|---|---|---|---|"
 LINE = re.compile(r"^\| (.+?) \| (\d+) \|", re.MULTILINE)
 
@@ -67,7 +70,11 @@ def main(what: str = "all") -> None:
     if what == "refusals":
         return
     inside = _parts(DOCUMENT.read_text(), TABLE)[1]
-    lines = {match[1]: line for line in inside.splitlines() if (match := LINE.match(line))} if what == "new" else {}
+    lines = (
+        {match[1]: line for line in inside.splitlines() if (match := LINE.match(line))}
+        if what == "new"
+        else {}
+    )
     names = [case.name for cases in CASES.values() for case in cases]
     measured = _measured([name for name in names if name in lines])
     _write(TABLE, "\n".join([HEADER, *[(lines | measured)[name] for name in names]]))

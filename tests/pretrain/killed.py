@@ -29,7 +29,16 @@ from parallel.launch.exit_codes import ExitCode
 from pretrain.rundir.metrics import read_metrics
 
 # Things a process does to files; after the start of each is a place to die.
-EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.listdir", "os.scandir", "shutil.rmtree")
+EVENTS = (
+    "open",
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.listdir",
+    "os.scandir",
+    "shutil.rmtree",
+)
 INTERVAL, STEPS, WORLD = 3, 24, 2
 PATIENCE = 240.0
 CONFIG = """
@@ -79,7 +88,9 @@ def kills(seed: int, longest: float) -> Iterator[Kill]:
         if index % 2:
             yield Kill((draw.randrange(WORLD),), asynchronous, event=draw.randint(1, 100))
         else:
-            yield Kill(draw.choice([(0,), (1,), (0, 1)]), asynchronous, seconds=draw.uniform(0.1, 1.0) * longest)
+            yield Kill(
+                draw.choice([(0,), (1,), (0, 1)]), asynchronous, seconds=draw.uniform(0.1, 1.0) * longest
+            )
 
 
 def _hook(event: int, folder: Path, note: Path) -> None:
@@ -102,14 +113,25 @@ def _rank(rank: int, port: int, config: Path, run_dir: Path, kill: Kill | None, 
     output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD), LOCAL_WORLD_SIZE=str(WORLD), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(WORLD),
+        LOCAL_WORLD_SIZE=str(WORLD),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
     if kill is not None and kill.event is not None and rank in kill.ranks:
         _hook(kill.event, run_dir / "checkpoints", run_dir.parent / "moment")
     code = 1
     try:
         from tools.cli import main
 
-        overrides = [f"runs_dir={run_dir.parent}", f"name={run_dir.name}", f"checkpoint.asynchronous={str(kill is not None and kill.asynchronous).lower()}"]
+        overrides = [
+            f"runs_dir={run_dir.parent}",
+            f"name={run_dir.name}",
+            f"checkpoint.asynchronous={str(kill is not None and kill.asynchronous).lower()}",
+        ]
         main(["pretrain", str(config), *overrides])
     except SystemExit as leaving:
         code = int(leaving.code or 0)
@@ -137,7 +159,13 @@ def start(config: Path, run_dir: Path, kill: Kill | None, log: Path) -> list[int
     while ranks:
         now = time.monotonic()
         assert now - begin < PATIENCE, f"a start did not end in {PATIENCE:.0f} s: {log.read_text()[-2000:]}"
-        if kill is not None and kill.seconds is not None and now - begin > kill.seconds and not codes and died is None:
+        if (
+            kill is not None
+            and kill.seconds is not None
+            and now - begin > kill.seconds
+            and not codes
+            and died is None
+        ):
             for pid, rank in ranks.items():
                 if rank in kill.ranks:
                     os.kill(pid, signal.SIGKILL)
@@ -167,7 +195,9 @@ def _resumed(run_dir: Path, starts: int) -> int | None:
 
 def curve(run_dir: Path) -> dict[int, tuple[float, float]]:
     """Loss and gradient norm of every step."""
-    return {event.step: (event.loss, event.grad_norm) for event in read_metrics(run_dir / "metrics.jsonl").train}
+    return {
+        event.step: (event.loss, event.grad_norm) for event in read_metrics(run_dir / "metrics.jsonl").train
+    }
 
 
 def contents(run_dir: Path) -> dict[str, str]:
@@ -241,7 +271,9 @@ class Trial:
         self._write()
 
     def _write(self) -> None:
-        (self.folder / "rows.json").write_text(json.dumps([asdict(row) | {"lost": row.lost} for row in self.rows]))
+        (self.folder / "rows.json").write_text(
+            json.dumps([asdict(row) | {"lost": row.lost} for row in self.rows])
+        )
 
     def _ended(self) -> None:
         assert curve(self.run_dir) == self.curve
@@ -253,17 +285,24 @@ class Trial:
 
 def table(rows: list[Row]) -> str:
     """The rows as a table of Markdown."""
-    lines = ["| kill | saving | rank | moment | step | next start took | steps lost | it found |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| kill | saving | rank | moment | step | next start took | steps lost | it found |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         ranks = " and ".join(map(str, row.ranks))
         mode = "asynchronous" if row.asynchronous else "at once"
-        lines.append(f"| {row.kill} | {mode} | {ranks} | {row.moment} | {row.done} | {row.took} | {row.lost} | {row.said} |")
+        lines.append(
+            f"| {row.kill} | {mode} | {ranks} | {row.moment} | {row.done} | {row.took} | {row.lost} | {row.said} |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path, help="empty folder for runs; rows.json and table.md are written there")
+    parser.add_argument(
+        "folder", type=Path, help="empty folder for runs; rows.json and table.md are written there"
+    )
     parser.add_argument("--config", type=Path, required=True, help="configuration of the run, with its data")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
@@ -273,8 +312,18 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     from tests.distributed import PRELOADED
 
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
-        for module in (*PRELOADED, "pretrain.train.run", "tools.pretrain", "pretrain.train.callbacks.signal.health", "pretrain.train.callbacks.display"):
+    with (
+        open(os.devnull, "w") as nothing,
+        contextlib.redirect_stdout(nothing),
+        contextlib.redirect_stderr(nothing),
+    ):
+        for module in (
+            *PRELOADED,
+            "pretrain.train.run",
+            "tools.pretrain",
+            "pretrain.train.callbacks.signal.health",
+            "pretrain.train.callbacks.display",
+        ):
             importlib.import_module(module)
     rows = Trial(options.config, options.folder, options.kills, options.seed).run()
     (options.folder / "table.md").write_text(table(rows) + "\n")

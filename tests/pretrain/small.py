@@ -10,7 +10,15 @@ from typing import Any
 
 from model.config import ModelConfig
 from parallel.launch.one_process import single_process
-from pretrain.config.schema import Corpus, DataConfig, LogConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
+from pretrain.config.schema import (
+    Corpus,
+    DataConfig,
+    LogConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from pretrain.data.blend import open_blend
 from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.train_tokenizer import train_tokenizer
@@ -27,15 +35,32 @@ def small_data(folder: Path) -> Path:
     texts = folder / "texts"
     texts.mkdir(parents=True)
     for index in range(40):
-        (texts / f"{index}.txt").write_text(" ".join(generator.choices(words, [1 / (rank + 1) for rank in range(60)], k=120)))
+        (texts / f"{index}.txt").write_text(
+            " ".join(generator.choices(words, [1 / (rank + 1) for rank in range(60)], k=120))
+        )
     train_tokenizer([str(texts)], folder / "tokenizer.model", VOCAB, "bpe")
-    prepare(PrepareOptions(inputs=[str(texts)], out=folder / "data", tokenizer=folder / "tokenizer.model", split=(0.8, 0.2, 0.0), workers=1))
+    prepare(
+        PrepareOptions(
+            inputs=[str(texts)],
+            out=folder / "data",
+            tokenizer=folder / "tokenizer.model",
+            split=(0.8, 0.2, 0.0),
+            workers=1,
+        )
+    )
     return folder / "data"
 
 
 def small_config(data: Path, runs: Path, steps: int, *, signal_interval: int = 1, **model: Any) -> RunConfig:
     """A run of a model of width 16 with VOCAB tokens on `data`, two micro-batches a step. model: further fields of the model section."""
-    fields = {"scheme": "pre_ln", "num_layers": 3, "hidden_size": 16, "num_attention_heads": 2, "vocab_size": VOCAB, "max_position_embeddings": 16}
+    fields = {
+        "scheme": "pre_ln",
+        "num_layers": 3,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "vocab_size": VOCAB,
+        "max_position_embeddings": 16,
+    }
     return RunConfig(
         name="small",
         runs_dir=str(runs),
@@ -50,7 +75,10 @@ def small_config(data: Path, runs: Path, steps: int, *, signal_interval: int = 1
 
 def small_trainer(config: RunConfig) -> Trainer:
     """The trainer of a run, without callbacks."""
-    blends = {split: open_blend(config.data.corpora, split, config.data.seq_length, config.train.seed, None) for split in ("train", "validation")}
+    blends = {
+        split: open_blend(config.data.corpora, split, config.data.seq_length, config.train.seed, None)
+        for split in ("train", "validation")
+    }
     folder = Path(config.runs_dir) / config.name
     folder.mkdir(parents=True, exist_ok=True)
     topology = copy.copy(single_process())

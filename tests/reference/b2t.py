@@ -19,7 +19,9 @@ def encoder_layer(x: Tensor, w: Weights, o: Options, hide: Tensor | None = None)
     return norm(x + h + o.drop(feed_forward(h, w, o)), w, "ln2", o)
 
 
-def decoder_layer(x: Tensor, memory: Tensor, w: Weights, o: Options, hide_memory: Tensor | None = None) -> Tensor:
+def decoder_layer(
+    x: Tensor, memory: Tensor, w: Weights, o: Options, hide_memory: Tensor | None = None
+) -> Tensor:
     """h1 = LN1(x + A(x)); h2 = LN2(h1 + C(h1, memory)); y = LN3(x + h2 + F(h2)). Cross-attention weights are cq, ck, cv, co (biases cbq, ...)."""
     h1 = norm(x + o.drop(attention(x, w, o)), w, "ln1", o)
     h2 = norm(h1 + o.drop(attention(h1, w, o, prefix="c", memory=memory, hide=hide_memory)), w, "ln2", o)

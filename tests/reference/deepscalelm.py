@@ -33,7 +33,14 @@ def post_ln_layer(x: Tensor, w: Weights, o: Options, lam: float, beta: float) ->
     return norm(lam * h + o.drop(beta * feed_forward(h, w, o)), w, "ln2", o)
 
 
-def pre_ln_stack(x: Tensor, layers: Sequence[Weights], o: Options, k: float = 2.0, alpha: float = 1.0, trace: list[Tensor] | None = None) -> Tensor:
+def pre_ln_stack(
+    x: Tensor,
+    layers: Sequence[Weights],
+    o: Options,
+    k: float = 2.0,
+    alpha: float = 1.0,
+    trace: list[Tensor] | None = None,
+) -> Tensor:
     """All pre-norm layers. trace: gets every layer's output."""
     lam, beta = constants(len(layers), k, alpha)
     for w in layers:
@@ -43,7 +50,14 @@ def pre_ln_stack(x: Tensor, layers: Sequence[Weights], o: Options, k: float = 2.
     return x
 
 
-def post_ln_stack(x: Tensor, layers: Sequence[Weights], o: Options, k: float = 2.0, alpha: float = 1.0, trace: list[Tensor] | None = None) -> Tensor:
+def post_ln_stack(
+    x: Tensor,
+    layers: Sequence[Weights],
+    o: Options,
+    k: float = 2.0,
+    alpha: float = 1.0,
+    trace: list[Tensor] | None = None,
+) -> Tensor:
     """All post-norm layers, from an embedding that has been normed. trace: gets every layer's output."""
     lam, beta = constants(len(layers), k, alpha)
     for w in layers:

@@ -12,7 +12,17 @@ from dataclasses import dataclass, field
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.reference import b2t, deepnorm, deepscalelm, layernorm_scaling, mix_ln, peri_ln, post_ln, pre_ln, spannorm
+from tests.reference import (
+    b2t,
+    deepnorm,
+    deepscalelm,
+    layernorm_scaling,
+    mix_ln,
+    peri_ln,
+    post_ln,
+    pre_ln,
+    spannorm,
+)
 from tests.reference.parts import Drop, Options, Weights, keep, norm
 
 Parameters = Mapping[str, Tensor]
@@ -72,7 +82,10 @@ def _layers(parameters: Parameters, shape: Shape, norms: Mapping[str, str]) -> l
 
 def _mix_layers(parameters: Parameters, shape: Shape) -> list[Weights]:
     post = int(shape.options.get("post_fraction", 0.25) * shape.num_layers)
-    return [layer_weights(parameters, index, shape, POST if index < post else PRE) for index in range(shape.num_layers)]
+    return [
+        layer_weights(parameters, index, shape, POST if index < post else PRE)
+        for index in range(shape.num_layers)
+    ]
 
 
 @dataclass(frozen=True)
@@ -92,13 +105,29 @@ FAMILIES: dict[str, Family] = {
     "pre_ln": Family(False, True, lambda w, s, x, o, t: pre_ln.stack(x, _layers(w, s, PRE), o, trace=t)),
     "post_ln": Family(False, False, lambda w, s, x, o, t: post_ln.stack(x, _layers(w, s, POST), o, trace=t)),
     "b2t": Family(False, False, lambda w, s, x, o, t: b2t.stack(x, _layers(w, s, POST), o, trace=t)),
-    "deepscalelm_pre_ln": Family(False, True, lambda w, s, x, o, t: deepscalelm.pre_ln_stack(x, _layers(w, s, PRE), o, **_deepscale(s), trace=t)),
-    "deepscalelm_post_ln": Family(True, False, lambda w, s, x, o, t: deepscalelm.post_ln_stack(x, _layers(w, s, POST), o, **_deepscale(s), trace=t)),
-    "deepnorm": Family(False, False, lambda w, s, x, o, t: deepnorm.stack(x, _layers(w, s, POST), o, trace=t)),
-    "layernorm_scaling": Family(False, True, lambda w, s, x, o, t: layernorm_scaling.stack(x, _layers(w, s, PRE), o, trace=t)),
+    "deepscalelm_pre_ln": Family(
+        False,
+        True,
+        lambda w, s, x, o, t: deepscalelm.pre_ln_stack(x, _layers(w, s, PRE), o, **_deepscale(s), trace=t),
+    ),
+    "deepscalelm_post_ln": Family(
+        True,
+        False,
+        lambda w, s, x, o, t: deepscalelm.post_ln_stack(x, _layers(w, s, POST), o, **_deepscale(s), trace=t),
+    ),
+    "deepnorm": Family(
+        False, False, lambda w, s, x, o, t: deepnorm.stack(x, _layers(w, s, POST), o, trace=t)
+    ),
+    "layernorm_scaling": Family(
+        False, True, lambda w, s, x, o, t: layernorm_scaling.stack(x, _layers(w, s, PRE), o, trace=t)
+    ),
     "peri_ln": Family(True, True, lambda w, s, x, o, t: peri_ln.stack(x, _layers(w, s, PERI), o, trace=t)),
     "mix_ln": Family(
-        False, True, lambda w, s, x, o, t: mix_ln.stack(x, _mix_layers(w, s), o, post_fraction=float(s.options.get("post_fraction", 0.25)), trace=t)
+        False,
+        True,
+        lambda w, s, x, o, t: mix_ln.stack(
+            x, _mix_layers(w, s), o, post_fraction=float(s.options.get("post_fraction", 0.25)), trace=t
+        ),
     ),
     "spannorm": Family(True, False, lambda w, s, x, o, t: spannorm.stack(x, _layers(w, s, POST), o, trace=t)),
 }
@@ -142,17 +171,30 @@ def logits(parameters: Parameters, shape: Shape, tokens: Tensor, trace: list[Ten
     return x * shape.logit_scale @ parameters.get("output_layer.weight", word).T
 
 
-def loss(parameters: Parameters, shape: Shape, tokens: Tensor, targets: Tensor, vocab_size: int | None = None) -> Tensor:
+def loss(
+    parameters: Parameters, shape: Shape, tokens: Tensor, targets: Tensor, vocab_size: int | None = None
+) -> Tensor:
     """Mean cross-entropy in nats. vocab_size: real rows; the padding above them takes no part in the softmax."""
     scores = logits(parameters, shape, tokens)[..., :vocab_size]
     return F.cross_entropy(scores.flatten(0, 1), targets.flatten())
 
 
 def parameter_shapes(
-    shape: Shape, hidden: int, ffn: int, vocab: int, positions: int, head_width: int | None = None, bias: bool = True, tied: bool = True
+    shape: Shape,
+    hidden: int,
+    ffn: int,
+    vocab: int,
+    positions: int,
+    head_width: int | None = None,
+    bias: bool = True,
+    tied: bool = True,
 ) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter. vocab: with padding."""
-    family, groups, d = FAMILIES[shape.scheme], shape.groups or shape.heads, head_width or hidden // shape.heads
+    family, groups, d = (
+        FAMILIES[shape.scheme],
+        shape.groups or shape.heads,
+        head_width or hidden // shape.heads,
+    )
     ln_kinds = ("weight", "bias") if shape.normalization == "layernorm" else ("weight",)
     out: dict[str, tuple[int, ...]] = {"embedding.word_embeddings.weight": (vocab, hidden)}
     if shape.position == "learned":
@@ -169,7 +211,9 @@ def parameter_shapes(
         if shape.scheme == "mix_ln":
             norms = POST if index < post else PRE
         else:
-            norms = {"peri_ln": PERI, "pre_ln": PRE, "deepscalelm_pre_ln": PRE, "layernorm_scaling": PRE}.get(shape.scheme, POST)
+            norms = {"peri_ln": PERI, "pre_ln": PRE, "deepscalelm_pre_ln": PRE, "layernorm_scaling": PRE}.get(
+                shape.scheme, POST
+            )
         for name in norms:
             out |= {f"decoder.layers.{index}.{name}.{kind}": (hidden,) for kind in ln_kinds}
         for name, size in matrices.items():

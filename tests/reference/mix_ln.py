@@ -11,7 +11,13 @@ from tests.reference import post_ln, pre_ln
 from tests.reference.parts import Options, Weights
 
 
-def stack(x: Tensor, layers: Sequence[Weights], o: Options, post_fraction: float = 0.25, trace: list[Tensor] | None = None) -> Tensor:
+def stack(
+    x: Tensor,
+    layers: Sequence[Weights],
+    o: Options,
+    post_fraction: float = 0.25,
+    trace: list[Tensor] | None = None,
+) -> Tensor:
     """All layers. trace: gets every layer's output."""
     post_layers = math.floor(post_fraction * len(layers))
     for index, w in enumerate(layers):

@@ -27,7 +27,9 @@ class Measured:
 def zipf_tokens(vocab: int, batch: int, length: int, generator: torch.Generator) -> Tensor:
     """Independent tokens with p_i ~ 1/i, [batch, length]."""
     weights = 1 / torch.arange(1, vocab + 1, dtype=torch.float64)
-    return torch.multinomial(weights, batch * length, replacement=True, generator=generator).view(batch, length)
+    return torch.multinomial(weights, batch * length, replacement=True, generator=generator).view(
+        batch, length
+    )
 
 
 def token_correlation(x: Tensor) -> float:
@@ -46,4 +48,8 @@ def measure(parameters: Mapping[str, Tensor], shape: gpt.Shape, tokens: Tensor, 
     half = trace[0].shape[1] // 2
     late = [float(g[:, half:].square().mean()) for g in gradients]
     streams = [x.detach() for x in trace[1:]]
-    return Measured([float(x.var()) for x in streams], [token_correlation(x) for x in streams], [value / late[-2] for value in late[:-1]])
+    return Measured(
+        [float(x.var()) for x in streams],
+        [token_correlation(x) for x in streams],
+        [value / late[-2] for value in late[:-1]],
+    )

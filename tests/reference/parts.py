@@ -59,10 +59,19 @@ def rotate(x: Tensor, base: float) -> Tensor:
     frequency = base ** (-torch.arange(half, dtype=x.dtype) / half)
     angle = torch.arange(x.shape[-2], dtype=x.dtype)[:, None] * frequency[None, :]
     a, b = x[..., :half], x[..., half:]
-    return torch.cat((a * torch.cos(angle) - b * torch.sin(angle), b * torch.cos(angle) + a * torch.sin(angle)), dim=-1)
+    return torch.cat(
+        (a * torch.cos(angle) - b * torch.sin(angle), b * torch.cos(angle) + a * torch.sin(angle)), dim=-1
+    )
 
 
-def attention(u: Tensor, weights: Weights, options: Options, prefix: str = "", memory: Tensor | None = None, hide: Tensor | None = None) -> Tensor:
+def attention(
+    u: Tensor,
+    weights: Weights,
+    options: Options,
+    prefix: str = "",
+    memory: Tensor | None = None,
+    hide: Tensor | None = None,
+) -> Tensor:
     """Multi-head attention with output projection. memory: keys' and values' source if not u. prefix: of the weight names.
 
     hide: booleans broadcastable to [batch, heads, tokens, memory tokens], True where a key must not be seen, besides the causal mask.
@@ -87,7 +96,9 @@ def attention(u: Tensor, weights: Weights, options: Options, prefix: str = "", m
     if hide is not None:
         scores = scores.masked_fill(hide, -math.inf)
     context = options.drop_attention(torch.softmax(scores, dim=-1)) @ v
-    return linear(context.transpose(1, 2).reshape(b, t, -1), weights[prefix + "o"], weights.get(prefix + "bo"))
+    return linear(
+        context.transpose(1, 2).reshape(b, t, -1), weights[prefix + "o"], weights.get(prefix + "bo")
+    )
 
 
 def activate(x: Tensor, name: str) -> Tensor:

@@ -7,7 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.reference import b2t, deepnorm, deepscalelm, gpt, layernorm_scaling, mix_ln, parts, peri_ln, post_ln, pre_ln, spannorm
+from tests.reference import (
+    b2t,
+    deepnorm,
+    deepscalelm,
+    gpt,
+    layernorm_scaling,
+    mix_ln,
+    parts,
+    peri_ln,
+    post_ln,
+    pre_ln,
+    spannorm,
+)
 from tests.reference.parts import Options, Weights
 
 WIDTH, HEADS, FFN = 24, 4, 40
@@ -18,15 +30,36 @@ def _weights(layer: nn.TransformerEncoderLayer) -> Weights:
     attention = layer.self_attn
     q, k, v = attention.in_proj_weight.chunk(3)
     bq, bk, bv = attention.in_proj_bias.chunk(3)
-    weights = {"q": q, "k": k, "v": v, "bq": bq, "bk": bk, "bv": bv, "o": attention.out_proj.weight, "bo": attention.out_proj.bias}
-    weights |= {"fc1": layer.linear1.weight, "bfc1": layer.linear1.bias, "fc2": layer.linear2.weight, "bfc2": layer.linear2.bias}
-    weights |= {"ln1": layer.norm1.weight, "ln1_b": layer.norm1.bias, "ln2": layer.norm2.weight, "ln2_b": layer.norm2.bias}
+    weights = {
+        "q": q,
+        "k": k,
+        "v": v,
+        "bq": bq,
+        "bk": bk,
+        "bv": bv,
+        "o": attention.out_proj.weight,
+        "bo": attention.out_proj.bias,
+    }
+    weights |= {
+        "fc1": layer.linear1.weight,
+        "bfc1": layer.linear1.bias,
+        "fc2": layer.linear2.weight,
+        "bfc2": layer.linear2.bias,
+    }
+    weights |= {
+        "ln1": layer.norm1.weight,
+        "ln1_b": layer.norm1.bias,
+        "ln2": layer.norm2.weight,
+        "ln2_b": layer.norm2.bias,
+    }
     return weights
 
 
 def _torch_layer(norm_first: bool, activation: str = "relu") -> nn.TransformerEncoderLayer:
     torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, FFN, 0.0, activation, batch_first=True, norm_first=norm_first, dtype=torch.float64)
+    layer = nn.TransformerEncoderLayer(
+        WIDTH, HEADS, FFN, 0.0, activation, batch_first=True, norm_first=norm_first, dtype=torch.float64
+    )
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -43,7 +76,9 @@ def _x(tokens: int = 7) -> Tensor:
 def test_plain_layers_equal_torch(norm_first: bool, activation: str, causal: bool) -> None:
     layer = _torch_layer(norm_first, activation)
     mask = nn.Transformer.generate_square_subsequent_mask(7, dtype=torch.float64) if causal else None
-    reference = (pre_ln if norm_first else post_ln).layer(_x(), _weights(layer), Options(HEADS, activation=activation, causal=causal))
+    reference = (pre_ln if norm_first else post_ln).layer(
+        _x(), _weights(layer), Options(HEADS, activation=activation, causal=causal)
+    )
     assert torch.allclose(reference, layer(_x(), src_mask=mask), rtol=0, atol=1e-12)
 
 
@@ -51,18 +86,26 @@ def test_grouped_attention_equals_torch() -> None:
     torch.manual_seed(2)
     groups, d = 2, 6
     q, k, v, o = (
-        torch.randn(rows, cols, dtype=torch.float64) for rows, cols in ((HEADS * d, WIDTH), (groups * d, WIDTH), (groups * d, WIDTH), (WIDTH, HEADS * d))
+        torch.randn(rows, cols, dtype=torch.float64)
+        for rows, cols in ((HEADS * d, WIDTH), (groups * d, WIDTH), (groups * d, WIDTH), (WIDTH, HEADS * d))
     )
     ours = parts.attention(_x(), {"q": q, "k": k, "v": v, "o": o}, Options(HEADS, groups))
     heads = [(_x() @ w.T).view(2, 7, -1, d).transpose(1, 2) for w in (q, k, v)]
-    theirs = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True, enable_gqa=True).transpose(1, 2).flatten(2) @ o.T
+    theirs = (
+        F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True, enable_gqa=True)
+        .transpose(1, 2)
+        .flatten(2)
+        @ o.T
+    )
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-11)
 
 
 def test_rotary_equals_llama() -> None:
     llama = pytest.importorskip("transformers.models.llama.modeling_llama")
     x = torch.randn(2, 3, 9, 8, dtype=torch.float64)
-    angle = torch.outer(torch.arange(9.0, dtype=torch.float64), 10000.0 ** (-torch.arange(0, 8, 2, dtype=torch.float64) / 8))
+    angle = torch.outer(
+        torch.arange(9.0, dtype=torch.float64), 10000.0 ** (-torch.arange(0, 8, 2, dtype=torch.float64) / 8)
+    )
     both = torch.cat((angle, angle), dim=-1)[None]
     theirs, _ = llama.apply_rotary_pos_emb(x, x, both.cos(), both.sin())
     assert torch.allclose(parts.rotate(x, 10000.0), theirs, rtol=0, atol=1e-12)
@@ -73,7 +116,9 @@ def test_b2t_adds_the_layer_input_before_the_last_norm() -> None:
     w, x = _weights(layer), _x()
     mask = nn.Transformer.generate_square_subsequent_mask(7, dtype=torch.float64)
     h = layer.norm1(x + layer._sa_block(x, mask, None, is_causal=False))
-    assert torch.allclose(b2t.encoder_layer(x, w, o), layer.norm2(x + h + layer._ff_block(h)), rtol=0, atol=1e-12)
+    assert torch.allclose(
+        b2t.encoder_layer(x, w, o), layer.norm2(x + h + layer._ff_block(h)), rtol=0, atol=1e-12
+    )
     assert torch.allclose(spannorm.layer(x, w, o), layer.norm2(x + layer._ff_block(h)), rtol=0, atol=1e-12)
 
 
@@ -84,7 +129,12 @@ def test_b2t_decoder_with_cross_attention() -> None:
     cross = layer.multihead_attn
     w |= {"c" + name: part for name, part in zip("qkv", cross.in_proj_weight.chunk(3), strict=True)}
     w |= {"cb" + name: part for name, part in zip("qkv", cross.in_proj_bias.chunk(3), strict=True)}
-    w |= {"co": cross.out_proj.weight, "cbo": cross.out_proj.bias, "ln3": layer.norm3.weight, "ln3_b": layer.norm3.bias}
+    w |= {
+        "co": cross.out_proj.weight,
+        "cbo": cross.out_proj.bias,
+        "ln3": layer.norm3.weight,
+        "ln3_b": layer.norm3.bias,
+    }
     x, memory = _x(), _x(5) * 0.7
     mask = nn.Transformer.generate_square_subsequent_mask(7, dtype=torch.float64)
     h1 = layer.norm1(x + layer._sa_block(x, mask, None))
@@ -94,7 +144,9 @@ def test_b2t_decoder_with_cross_attention() -> None:
     hidden = torch.zeros(2, 1, 1, 5, dtype=torch.bool)
     hidden[:, ..., 4] = True
     short = b2t.decoder_layer(x, memory[:, :4], w, Options(HEADS))
-    assert torch.allclose(b2t.decoder_layer(x, memory, w, Options(HEADS), hide_memory=hidden), short, rtol=0, atol=1e-12)
+    assert torch.allclose(
+        b2t.decoder_layer(x, memory, w, Options(HEADS), hide_memory=hidden), short, rtol=0, atol=1e-12
+    )
 
 
 def test_schemes_reduce_to_their_plain_forms() -> None:
@@ -108,7 +160,9 @@ def test_schemes_reduce_to_their_plain_forms() -> None:
     lam, beta = deepscalelm.constants(2)
     assert lam == pytest.approx(beta)
     plain = Options(HEADS, eps=1e-14)
-    assert torch.allclose(deepscalelm.post_ln_layer(x, w[0], plain, lam, beta), post_ln.layer(x, w[0], plain), **same)  # type: ignore[arg-type]
+    assert torch.allclose(
+        deepscalelm.post_ln_layer(x, w[0], plain, lam, beta), post_ln.layer(x, w[0], plain), **same
+    )  # type: ignore[arg-type]
     # DeepNorm is post-norm with the branches divided by a.
     divided = dict(w[0])
     for name in ("o", "bo", "fc2", "bfc2"):
@@ -128,10 +182,13 @@ def test_peri_ln_branches_have_unit_size() -> None:
 
 @pytest.mark.parametrize("scheme", list(gpt.FAMILIES))
 def test_gpt_is_causal_and_uses_every_parameter(scheme: str) -> None:
-    shape = gpt.Shape(scheme, num_layers=4, heads=4, groups=2, activation="swiglu", position="learned", logit_scale=0.5)
+    shape = gpt.Shape(
+        scheme, num_layers=4, heads=4, groups=2, activation="swiglu", position="learned", logit_scale=0.5
+    )
     torch.manual_seed(4)
     parameters = {
-        name: (torch.randn(size, dtype=torch.float64) * 0.3).requires_grad_() for name, size in gpt.parameter_shapes(shape, 16, 12, 30, 6, tied=False).items()
+        name: (torch.randn(size, dtype=torch.float64) * 0.3).requires_grad_()
+        for name, size in gpt.parameter_shapes(shape, 16, 12, 30, 6, tied=False).items()
     }
     tokens = torch.randint(28, (2, 6))
     logits = gpt.logits(parameters, shape, tokens)

@@ -4,7 +4,8 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from slurm_cluster import Cluster, UnavailableError  # type: ignore[import-not-found]
+
+from tests.slurm.slurm_cluster import Cluster, UnavailableError
 
 
 def _start(mode: str, nodes: int) -> Cluster:

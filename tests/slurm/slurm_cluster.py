@@ -15,7 +15,17 @@ LAB = Path(__file__).resolve().parent / "lab"
 CANNOT_RUN_HERE = 77
 PATIENCE = 900.0
 """Seconds until a wait is given up: many times what anything takes on an idle machine, as tests share theirs."""
-FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED")
+FINAL = (
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "BOOT_FAIL",
+    "DEADLINE",
+    "PREEMPTED",
+)
 
 
 class UnavailableError(Exception):
@@ -31,10 +41,16 @@ class Cluster:
         self.mode = mode
         self.nodes = [f"node{index + 1}" for index in range(nodes)]
         # With the variables of an outer job, srun would make a step of that job.
-        self.env = {key: value for key, value in os.environ.items() if not re.match(r"(SLURM|SBATCH|SRUN|SALLOC|SQUEUE|SINFO)", key)}
+        self.env = {
+            key: value
+            for key, value in os.environ.items()
+            if not re.match(r"(SLURM|SBATCH|SRUN|SALLOC|SQUEUE|SINFO)", key)
+        }
         self.env.update(LAB_MODE=mode, LAB_NODES=str(nodes), OMP_NUM_THREADS="1", **env)
         try:
-            answer = subprocess.run([LAB / "start.sh", self.dir], env=self.env, text=True, capture_output=True, timeout=PATIENCE)
+            answer = subprocess.run(
+                [LAB / "start.sh", self.dir], env=self.env, text=True, capture_output=True, timeout=PATIENCE
+            )
         except subprocess.TimeoutExpired:
             self.close()  # the daemons that did start
             raise
@@ -50,13 +66,30 @@ class Cluster:
         for name in ("sbatch", "squeue", "scontrol"):
             wrapper = self.commands / name
             # sbatch hands PATH on to the job, which is inside of the cluster already.
-            wrapper.write_text(f'#!/bin/sh\nif [ -n "$SLURM_JOB_ID" ]; then exec {shutil.which(name)} "$@"; fi\nexec {self.dir}/in {shutil.which(name)} "$@"\n')
+            wrapper.write_text(
+                f'#!/bin/sh\nif [ -n "$SLURM_JOB_ID" ]; then exec {shutil.which(name)} "$@"; fi\nexec {self.dir}/in {shutil.which(name)} "$@"\n'
+            )
             wrapper.chmod(0o755)
 
-    def run(self, *command: object, check: bool = True, timeout: float = PATIENCE, env: Mapping[str, str] | None = None, **options: str) -> str:
+    def run(
+        self,
+        *command: object,
+        check: bool = True,
+        timeout: float = PATIENCE,
+        env: Mapping[str, str] | None = None,
+        **options: str,
+    ) -> str:
         """Output of a client command on this cluster."""
         words = [str(self.dir / "in"), *map(str, command)]
-        answer = subprocess.run(words, cwd=self.work, env={**self.env, **(env or {})}, text=True, capture_output=True, timeout=timeout, **options)  # type: ignore[call-overload]
+        answer = subprocess.run(
+            words,
+            cwd=self.work,
+            env={**self.env, **(env or {})},
+            text=True,
+            capture_output=True,
+            timeout=timeout,
+            **options,
+        )  # type: ignore[call-overload]
         if check and answer.returncode:
             raise RuntimeError(f"{command} -> {answer.returncode}\n{answer.stdout}\n{answer.stderr}")
         return str(answer.stdout)
@@ -71,7 +104,9 @@ class Cluster:
         end = time.monotonic() + timeout
         while (state := self.job(job)["JobState"]) not in states:
             if time.monotonic() > end:
-                raise TimeoutError(f"job {job} is {state}, wanted {states}\n{self.run('squeue')}{self.run('sinfo', '-N')}")
+                raise TimeoutError(
+                    f"job {job} is {state}, wanted {states}\n{self.run('squeue')}{self.run('sinfo', '-N')}"
+                )
             time.sleep(0.2)
         return state
 
@@ -80,7 +115,9 @@ class Cluster:
         end = time.monotonic() + timeout
         while not (path.exists() and re.search(pattern, path.read_text(errors="replace"))):
             if time.monotonic() > end:
-                raise TimeoutError(f"{pattern!r} did not appear in {path}: {path.read_text() if path.exists() else 'no file'}")
+                raise TimeoutError(
+                    f"{pattern!r} did not appear in {path}: {path.read_text() if path.exists() else 'no file'}"
+                )
             time.sleep(0.1)
 
     def signal_batch(self, job: str, name: str = "USR1") -> None:
@@ -106,7 +143,9 @@ class Cluster:
             if not (self.dir / (f"pid/{node}" if self.mode == "netns" else f"slurmd.{node}.pid")).exists():
                 self.node_on(node)
         end = time.monotonic() + PATIENCE
-        while self.run("squeue", "-h") or not all(self._state(node) in ("idle", "mixed", "allocated") for node in self.nodes):
+        while self.run("squeue", "-h") or not all(
+            self._state(node) in ("idle", "mixed", "allocated") for node in self.nodes
+        ):
             for node in self.nodes:
                 if self._state(node).startswith("drain"):
                     self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)

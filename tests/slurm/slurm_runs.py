@@ -9,13 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from slurm_cluster import LAB, PATIENCE, Cluster  # type: ignore[import-not-found]
-
 from pretrain.cluster.site_file import SiteConfig
 from pretrain.cluster.submit import Request, log_path, plan, submit
 from pretrain.config.load import load_config
 from pretrain.rundir.metrics import read_metrics
 from pretrain.rundir.state import read_state
+from tests.slurm.slurm_cluster import LAB, PATIENCE, Cluster
 
 CONFIG = """
 name: demo
@@ -55,7 +54,14 @@ class Runs:
         self.run_dir = folder / "runs" / "demo"
         self.log = Path()
 
-    def submit(self, *arguments: str, nodes: str = "2", site: dict[str, Any] | None = None, overrides: Sequence[str] = (), **request: Any) -> list[str]:
+    def submit(
+        self,
+        *arguments: str,
+        nodes: str = "2",
+        site: dict[str, Any] | None = None,
+        overrides: Sequence[str] = (),
+        **request: Any,
+    ) -> list[str]:
         common = {
             "gpus_per_node": 0,
             "tasks_per_node": 2,
@@ -65,7 +71,11 @@ class Runs:
         }
         facts = SiteConfig.model_validate({**common, **(site or {})})
         command = (str(LAB / "standin.py"), "$RUN", *arguments) if self.data is None else None
-        planned = plan(lambda more: load_config(self.config_file, [*overrides, *more]), facts, Request(nodes=nodes, command=command, **request))
+        planned = plan(
+            lambda more: load_config(self.config_file, [*overrides, *more]),
+            facts,
+            Request(nodes=nodes, command=command, **request),
+        )
         jobs = submit(planned)
         self.log = log_path(planned, jobs[0])
         return jobs
@@ -103,7 +113,10 @@ class Runs:
             if not folder.name.isdecimal():
                 continue
             try:
-                words, variables = ((folder / name).read_bytes().decode(errors="replace").split("\0") for name in ("cmdline", "environ"))
+                words, variables = (
+                    (folder / name).read_bytes().decode(errors="replace").split("\0")
+                    for name in ("cmdline", "environ")
+                )
             except OSError:
                 continue
             ranks = [text.partition("=")[2] for text in variables if text.startswith("SLURM_PROCID=")]

@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from slurm_cluster import PATIENCE, Cluster  # type: ignore[import-not-found]
-from slurm_runs import Runs, wait_for  # type: ignore[import-not-found]
 
 from parallel.launch.exit_codes import ExitCode
 from parallel.launch.slurm import expand_hosts
 from pretrain.cluster.status import collect
 from pretrain.rundir.metrics import read_metrics
 from tests.pretrain.small import small_data
+from tests.slurm.slurm_cluster import PATIENCE, Cluster
+from tests.slurm.slurm_runs import Runs, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]
 
@@ -48,8 +48,17 @@ def runs(cluster: Cluster, tmp_path: Path, data: Path) -> Runs:
 
 def alone(runs: Runs) -> list[float]:
     """Losses of the same run in one process without Slurm."""
-    options = [f"runs_dir={runs.folder}/alone", "parallel.tensor=1", "parallel.pipeline=1", "parallel.processes=1"]
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_"))}
+    options = [
+        f"runs_dir={runs.folder}/alone",
+        "parallel.tensor=1",
+        "parallel.pipeline=1",
+        "parallel.processes=1",
+    ]
+    env = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("SLURM", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_"))
+    }
     command = [sys.executable, "-m", "tools.cli", "pretrain", str(runs.config_file), *options]
     subprocess.run(command, check=True, env={**env, "OMP_NUM_THREADS": "1"}, timeout=PATIENCE)
     return [event.loss for event in read_metrics(runs.folder / "alone" / "demo" / "metrics.jsonl").train]
@@ -64,7 +73,13 @@ def test_signal_save_requeue_resume(runs: Runs) -> None:
     assert runs.cluster.job(job)["Restarts"] == "1"
     assert runs.steps() == list(range(1, STEPS + 1))  # no step lost, none done twice
     state = runs.state()
-    assert (state["state"], state["step"], state["restarts"], state["stalled"], state["exit_code"]) == ("finished", STEPS, 1, 0, ExitCode.FINISHED)
+    assert (state["state"], state["step"], state["restarts"], state["stalled"], state["exit_code"]) == (
+        "finished",
+        STEPS,
+        1,
+        0,
+        ExitCode.FINISHED,
+    )
     assert runs.count("requeued: the time limit is near, or the job is preempted") == 1
     assert runs.count(r"preflight: 4 ranks on 2 nodes, no GPU") == 2
     assert runs.losses() == pytest.approx(alone(runs), rel=2e-6)
@@ -86,7 +101,10 @@ def test_quick_start_model(runs: Runs) -> None:
 
 def test_stopped_rank_is_named(runs: Runs) -> None:
     """A rank that stands still makes all others wait: the watchdog ends them, and says which it was; nobody asks the stopped one."""
-    (job,) = runs.submit(nodes="1", overrides=["parallel.pipeline=1", "train.steps=100000", "parallel.step_timeout_minutes=0.25"])
+    (job,) = runs.submit(
+        nodes="1",
+        overrides=["parallel.pipeline=1", "train.steps=100000", "parallel.step_timeout_minutes=0.25"],
+    )
     runs.cluster.wait_text(runs.run_dir / "metrics.jsonl", '"step": 3,')
     os.kill(runs.rank_process(1), signal.SIGSTOP)
     wait_for(lambda: runs.state()["state"] == "requeued")
@@ -106,7 +124,9 @@ def test_stopped_rank_and_on(runs: Runs) -> None:
     os.kill(runs.rank_process(3), signal.SIGSTOP)
     assert runs.cluster.wait(job) == "COMPLETED", runs.log.read_text()
     assert (runs.cluster.job(job)["Restarts"], runs.state()["state"]) == ("1", "finished")
-    assert runs.count(r"requeued: step \d+ did not end within 15 s: rank 3 on node2 gave no sign of life") == 1
+    assert (
+        runs.count(r"requeued: step \d+ did not end within 15 s: rank 3 on node2 gave no sign of life") == 1
+    )
     assert runs.history() == list(range(1, STEPS + 1))
     assert runs.losses() == pytest.approx(alone(runs), rel=2e-6)
 
@@ -126,7 +146,9 @@ def test_killed_rank(runs: Runs) -> None:
 @pytest.mark.slow
 def test_node_off_and_on_fewer(runs: Runs) -> None:
     """Data parallel on two to four nodes: three at first, two after a node is gone. The global batch stays, and with it the curve."""
-    runs.config_file.write_text(runs.config_file.read_text().replace("global_batch_size: 16", "global_batch_size: 12"))
+    runs.config_file.write_text(
+        runs.config_file.read_text().replace("global_batch_size: 16", "global_batch_size: 12")
+    )
     (job,) = runs.submit(nodes="2-4", overrides=[CHECKPOINTS, "parallel.pipeline=1"])
     runs.cluster.wait_text(runs.run_dir / "checkpoints" / "latest", "step_00000005")
     runs.cluster.node_off("node3")
@@ -141,11 +163,19 @@ def test_node_off_and_on_fewer(runs: Runs) -> None:
 @pytest.mark.slow
 def test_crash_loop(runs: Runs) -> None:
     """No start can write its checkpoint (a limit on the size of files, as a quota would): given up after the restarts that were allowed, in words."""
-    (job,) = runs.submit(nodes="1", overrides=["parallel.pipeline=1", CHECKPOINTS], max_restarts=1, site={"setup": ["ulimit -f 64"]})
+    (job,) = runs.submit(
+        nodes="1",
+        overrides=["parallel.pipeline=1", CHECKPOINTS],
+        max_restarts=1,
+        site={"setup": ["ulimit -f 64"]},
+    )
     assert runs.cluster.wait(job) == "FAILED", runs.log.read_text()
     assert (runs.cluster.job(job)["Restarts"], runs.state()["state"]) == ("1", "failed")
     assert "checkpoint not saved" in runs.state()["reason"]
-    assert "no new checkpoint in 2 starts in a row (the newest is none): not started again" in runs.state()["reason"]
+    assert (
+        "no new checkpoint in 2 starts in a row (the newest is none): not started again"
+        in runs.state()["reason"]
+    )
     assert (runs.steps(), runs.history()) == ([1, 2, 3, 4, 5] * 2, [1, 2, 3, 4, 5])
 
 
@@ -156,7 +186,11 @@ def test_node_that_fails_its_check_is_left_out(separate_cluster: Cluster, tmp_pa
     separate_cluster.run("@node2", "mount", "-t", "tmpfs", "none", data)
     try:
         (job,) = runs.submit(
-            overrides=["parallel.pipeline=1"], site={"exclude_bad_nodes": True, "environment": {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"}}
+            overrides=["parallel.pipeline=1"],
+            site={
+                "exclude_bad_nodes": True,
+                "environment": {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"},
+            },
         )
         assert separate_cluster.wait(job) == "COMPLETED", runs.log.read_text()
     finally:
@@ -164,7 +198,11 @@ def test_node_that_fails_its_check_is_left_out(separate_cluster: Cluster, tmp_pa
     assert (separate_cluster.job(job)["Restarts"], separate_cluster.job(job)["ExcNodeList"]) == ("1", "node2")
     assert expand_hosts(separate_cluster.job(job)["NodeList"]) == ["node1", "node3"]
     assert runs.count(r"requeued: rank 2 on node2: .* is no prepared data set") == 1
-    assert (runs.state()["state"], runs.state()["excluded"], runs.history()) == ("finished", ["node2"], list(range(1, STEPS + 1)))
+    assert (runs.state()["state"], runs.state()["excluded"], runs.history()) == (
+        "finished",
+        ["node2"],
+        list(range(1, STEPS + 1)),
+    )
     nodes = json.loads((runs.run_dir / "preflight.json").read_text())["nodes"]
     assert sorted(nodes) == ["node1", "node3"]
     assert [status.state for status in collect(runs.run_dir)] == ["finished"]

@@ -32,7 +32,15 @@ def findings(module: str, factory: pytest.TempPathFactory) -> dict[str, Any]:
         if not output.is_file():
             environment = dict(os.environ, DS_ACCELERATOR="cpu", PYTHONPATH=str(ROOT))
             command = [sys.executable, "-m", f"tests.te.{module}", str(folder), str(output)]
-            done = subprocess.run(command, cwd=shared, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
+            done = subprocess.run(
+                command,
+                cwd=shared,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=SECONDS,
+                check=False,
+            )
             assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(output.read_text())
 

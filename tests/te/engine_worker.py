@@ -38,7 +38,9 @@ def engine_of(model: Any, kinds: str, *, zero: int = 1, cuda_graph: bool = False
     topology.layout = replace(topology.layout, zero=zero)
     dtype = core.get("dtype", torch.float32)
     chunk = build(model, topology, kinds, "cpu", **core)
-    initialize_(((one.name, one.parameter, one.shard) for one in named_parameters(chunk, 0, 1)), model, SEQ, 1)
+    initialize_(
+        ((one.name, one.parameter, one.shard) for one in named_parameters(chunk, 0, 1)), model, SEQ, 1
+    )
     optimizer = OptimizerConfig(lr=1e-2)
     return Engine(
         [chunk],
@@ -63,8 +65,13 @@ def train(engine: Any, first: int, steps: int = STEPS) -> list[float]:
     engine.set_lr(1e-2)
     losses = []
     for step in range(first, first + steps):
-        batches = [torch.randint(0, VOCAB, (2, SEQ + 1), generator=torch.Generator().manual_seed(10 * step + part)) for part in range(2)]
-        losses.append(engine.train_step(forward_step, lambda batches=batches: iter(batches), len(batches)).loss)
+        batches = [
+            torch.randint(0, VOCAB, (2, SEQ + 1), generator=torch.Generator().manual_seed(10 * step + part))
+            for part in range(2)
+        ]
+        losses.append(
+            engine.train_step(forward_step, lambda batches=batches: iter(batches), len(batches)).loss
+        )
     return losses
 
 
@@ -99,7 +106,11 @@ def fp8_state(te: Any) -> dict[str, Any]:
     def chunk(recipe: str | None) -> Any:
         fields = Numerics(torch.bfloat16, "te", recipe).core_fields()
         config = transformer_config(
-            model, dtype=torch.bfloat16, on_cpu=False, **topology.core_fields(), **fields | ({"fp8_amax_history_len": HISTORY} if recipe else {})
+            model,
+            dtype=torch.bfloat16,
+            on_cpu=False,
+            **topology.core_fields(),
+            **fields | ({"fp8_amax_history_len": HISTORY} if recipe else {}),
         )
         with standin.pretend_cuda("cpu"):
             return GPT(model, config, seq_length=SEQ, kernels="te")
@@ -114,10 +125,19 @@ def fp8_state(te: Any) -> dict[str, Any]:
     with hopper, unittest.mock.patch.object(states, "__init__", on_cpu):
         one, other, stateless = chunk("delayed"), chunk("delayed"), chunk("tensorwise")
         generator = torch.Generator().manual_seed(0)
-        layers = [f"decoder.layers.{index}.{part}" for index in range(model.num_layers) for part in ("self_attention.linear_qkv", "mlp.linear_fc2")]
+        layers = [
+            f"decoder.layers.{index}.{part}"
+            for index in range(model.num_layers)
+            for part in ("self_attention.linear_qkv", "mlp.linear_fc2")
+        ]
         made_up = {}
         for name in layers:
-            for part, shape in {"scale_fwd": (3,), "amax_history_fwd": (HISTORY, 3), "scale_bwd": (2,), "amax_history_bwd": (HISTORY, 2)}.items():
+            for part, shape in {
+                "scale_fwd": (3,),
+                "amax_history_fwd": (HISTORY, 3),
+                "scale_bwd": (2,),
+                "amax_history_bwd": (HISTORY, 2),
+            }.items():
                 made_up[f"{name}.{part}"] = torch.rand(shape, generator=generator)
         set_fp8_state([one], made_up)
         with tempfile.TemporaryDirectory() as folder:
@@ -130,8 +150,11 @@ def fp8_state(te: Any) -> dict[str, Any]:
     quantizer = module.quantizers["scaling_fwd"][0]
     return {
         "restored": restored,
-        "ignored": not ignored and not has_state([stateless]) and checkpoint_file([stateless], topology) == {},
-        "equal": found.keys() == made_up.keys() and all(torch.equal(found[name], tensor) for name, tensor in made_up.items()),
+        "ignored": not ignored
+        and not has_state([stateless])
+        and checkpoint_file([stateless], topology) == {},
+        "equal": found.keys() == made_up.keys()
+        and all(torch.equal(found[name], tensor) for name, tensor in made_up.items()),
         "in force": bool(quantizer.scale == made_up["decoder.layers.1.mlp.linear_fc2.scale_fwd"][0]),
         "tensors": len(found),
     }
@@ -154,12 +177,27 @@ def fp8_contexts(te: Any) -> dict[str, list[str | None]]:
         return forward(self, *args, **kwargs)
 
     model, topology, found = model_config(scheme="pre_ln"), single_process(), {}
-    blackwell = unittest.mock.patch.object(quantization, "get_device_compute_capability", return_value=(10, 0))
+    blackwell = unittest.mock.patch.object(
+        quantization, "get_device_compute_capability", return_value=(10, 0)
+    )
     toolkit = unittest.mock.patch.object(torch.version, "cuda", "13.0")
-    for recipe, spare in [(recipe, spare) for recipe in RECIPES for spare in (False, True) if not (spare and recipe == "delayed")]:
+    for recipe, spare in [
+        (recipe, spare)
+        for recipe in RECIPES
+        for spare in (False, True)
+        if not (spare and recipe == "delayed")
+    ]:
         fields = Numerics(torch.bfloat16, "te", recipe, spare).core_fields()
-        config = transformer_config(model, dtype=torch.bfloat16, on_cpu=False, **topology.core_fields(), **fields)
-        with blackwell, toolkit, unittest.mock.patch.object(te.LayerNormLinear, "forward", spy), standin.pretend_cuda("cpu"), torch.no_grad():
+        config = transformer_config(
+            model, dtype=torch.bfloat16, on_cpu=False, **topology.core_fields(), **fields
+        )
+        with (
+            blackwell,
+            toolkit,
+            unittest.mock.patch.object(te.LayerNormLinear, "forward", spy),
+            standin.pretend_cuda("cpu"),
+            torch.no_grad(),
+        ):
             chunk = GPT(model, config, seq_length=SEQ, kernels="te").bfloat16()
             tokens = torch.zeros(1, SEQ, dtype=torch.long)
             chunk(tokens, torch.arange(SEQ)[None], None, labels=tokens)
@@ -201,9 +239,15 @@ def random_states() -> dict[str, list[bool]]:
 
     found = {}
     for dropout in (0.0, 0.1):
-        core = build(model_config(scheme="pre_ln", attention_dropout=dropout), single_process(), "te", "cpu").decoder.layers[0].self_attention.core_attention
+        core = (
+            build(model_config(scheme="pre_ln", attention_dropout=dropout), single_process(), "te", "cpu")
+            .decoder.layers[0]
+            .self_attention.core_attention
+        )
         backends = (core.flash_attention, core.fused_attention, core.unfused_attention)
-        found[str(dropout)] = [backend.attention_dropout_ctx is not contextlib.nullcontext for backend in backends]
+        found[str(dropout)] = [
+            backend.attention_dropout_ctx is not contextlib.nullcontext for backend in backends
+        ]
     return found
 
 

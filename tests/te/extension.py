@@ -32,14 +32,41 @@ ENUMS: dict[str, tuple[tuple[str, int], ...]] = {
     "Float8BlockScaleTensorFormat": (("GEMM_READY", 0), ("COMPACT", 1)),
     "CommOverlapType": (("RS", 0), ("AG", 1)),
     "CommOverlapAlgo": tuple((name, i) for i, name in enumerate(OVERLAPS.split())),
-    "NVTE_Bias_Type": tuple((f"NVTE_{name}", i) for i, name in enumerate(("NO_BIAS", "PRE_SCALE_BIAS", "POST_SCALE_BIAS", "ALIBI"))),
-    "NVTE_Fused_Attn_Backend": (("NVTE_F16_max512_seqlen", 0), ("NVTE_F16_arbitrary_seqlen", 1), ("NVTE_FP8", 2), ("NVTE_No_Backend", -1)),
-    "NVTE_Mask_Type": tuple(
-        (f"NVTE_{name}_MASK", i) for i, name in enumerate(("NO", "PADDING", "CAUSAL", "PADDING_CAUSAL", "CAUSAL_BOTTOM_RIGHT", "PADDING_CAUSAL_BOTTOM_RIGHT"))
+    "NVTE_Bias_Type": tuple(
+        (f"NVTE_{name}", i)
+        for i, name in enumerate(("NO_BIAS", "PRE_SCALE_BIAS", "POST_SCALE_BIAS", "ALIBI"))
     ),
-    "NVTE_QKV_Format": tuple((f"NVTE_{name}", i) for i, name in enumerate(("SBHD", "BSHD", "THD", "BSHD_2SBHD", "SBHD_2BSHD", "THD_2BSHD", "THD_2SBHD"))),
+    "NVTE_Fused_Attn_Backend": (
+        ("NVTE_F16_max512_seqlen", 0),
+        ("NVTE_F16_arbitrary_seqlen", 1),
+        ("NVTE_FP8", 2),
+        ("NVTE_No_Backend", -1),
+    ),
+    "NVTE_Mask_Type": tuple(
+        (f"NVTE_{name}_MASK", i)
+        for i, name in enumerate(
+            (
+                "NO",
+                "PADDING",
+                "CAUSAL",
+                "PADDING_CAUSAL",
+                "CAUSAL_BOTTOM_RIGHT",
+                "PADDING_CAUSAL_BOTTOM_RIGHT",
+            )
+        )
+    ),
+    "NVTE_QKV_Format": tuple(
+        (f"NVTE_{name}", i)
+        for i, name in enumerate(
+            ("SBHD", "BSHD", "THD", "BSHD_2SBHD", "SBHD_2BSHD", "THD_2BSHD", "THD_2SBHD")
+        )
+    ),
     "NVTE_QKV_Layout": tuple((f"NVTE_{name}", i) for i, name in enumerate(LAYOUTS.split())),
-    "NVTE_Softmax_Type": (("NVTE_VANILLA_SOFTMAX", 0), ("NVTE_OFF_BY_ONE_SOFTMAX", 1), ("NVTE_LEARNABLE_SOFTMAX", 2)),
+    "NVTE_Softmax_Type": (
+        ("NVTE_VANILLA_SOFTMAX", 0),
+        ("NVTE_OFF_BY_ONE_SOFTMAX", 1),
+        ("NVTE_LEARNABLE_SOFTMAX", 2),
+    ),
 }
 globals().update({name: enum.IntEnum(name, list(members)) for name, members in ENUMS.items()})  # type: ignore[misc]
 

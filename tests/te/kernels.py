@@ -13,7 +13,11 @@ from torch import Tensor
 
 
 def _norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    return F.rms_norm(x, weight.shape, weight, eps) if bias is None else F.layer_norm(x, weight.shape, weight, bias, eps)
+    return (
+        F.rms_norm(x, weight.shape, weight, eps)
+        if bias is None
+        else F.layer_norm(x, weight.shape, weight, bias, eps)
+    )
 
 
 def _linear(module: Any, x: Tensor, bias_in_product: bool) -> Tensor:
@@ -44,12 +48,27 @@ def norm(self: Any, inp: Tensor) -> Tensor:
     return _norm(inp, self.weight, getattr(self, "bias", None), self.eps)
 
 
-def attention(self: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, attn_mask_type: str, **unused: Any) -> Tensor:
+def attention(
+    self: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    *,
+    attn_mask_type: str,
+    **unused: Any,
+) -> Tensor:
     """`transformer_engine.pytorch.DotProductAttention.forward` on [s, b, heads, d]; raises ValueError for a mask type that Fathom does not use."""
     if attn_mask_type not in ("causal", "no_mask"):
         raise ValueError(f"attn_mask_type={attn_mask_type!r}")
     q_bhsd, k_bhtd, v_bhtd = (part.permute(1, 2, 0, 3) for part in (query, key, value))
-    out = F.scaled_dot_product_attention(q_bhsd, k_bhtd, v_bhtd, is_causal=attn_mask_type == "causal", enable_gqa=query.shape[2] != key.shape[2])
+    out = F.scaled_dot_product_attention(
+        q_bhsd,
+        k_bhtd,
+        v_bhtd,
+        is_causal=attn_mask_type == "causal",
+        enable_gqa=query.shape[2] != key.shape[2],
+    )
     return out.permute(2, 0, 1, 3).flatten(2)
 
 

@@ -37,7 +37,11 @@ def python_part() -> tuple[Path | None, str]:
     """
     if VARIABLE in os.environ:
         folder = Path(os.environ[VARIABLE])
-        return (folder, "") if (folder / "transformer_engine").is_dir() else (None, f"{VARIABLE}={folder} holds no package transformer_engine")
+        return (
+            (folder, "")
+            if (folder / "transformer_engine").is_dir()
+            else (None, f"{VARIABLE}={folder} holds no package transformer_engine")
+        )
     if (FOLDER / "transformer_engine").is_dir():
         return FOLDER, ""
     requirement = f"transformer-engine=={extension.VERSION}"
@@ -45,11 +49,27 @@ def python_part() -> tuple[Path | None, str]:
         FOLDER.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".transformer-engine-", dir=FOLDER.parent))
     except OSError as error:
-        return None, f"{FOLDER.parent} cannot be written: {error.strerror}; put {requirement} into a folder and name it in {VARIABLE}"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "1", "--timeout", "15"]
+        return (
+            None,
+            f"{FOLDER.parent} cannot be written: {error.strerror}; put {requirement} into a folder and name it in {VARIABLE}",
+        )
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--retries",
+        "1",
+        "--timeout",
+        "15",
+    ]
     what = ["--no-deps", "--only-binary=:all:", "--no-compile", "--target", str(partial), requirement]
     try:
-        done = subprocess.run([*pip, *what], capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False)
+        done = subprocess.run(
+            [*pip, *what], capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False
+        )
         failed = done.returncode != 0
     except (OSError, subprocess.TimeoutExpired):
         failed = True
@@ -122,7 +142,9 @@ def load(folder: Path) -> types.ModuleType:
             for name in [name for name in sys.modules if name.startswith("transformer_engine.pytorch")]:
                 del sys.modules[name]
             sys.modules["transformer_engine_torch"] = extension
-            _module("transformer_engine.pytorch.onnx_extensions")  # needs onnxscript at import, and exports are no subject here
+            _module(
+                "transformer_engine.pytorch.onnx_extensions"
+            )  # needs onnxscript at import, and exports are no subject here
             import transformer_engine.pytorch as te
     finally:
         if without_triton:
@@ -137,7 +159,11 @@ def pretend_cuda(device: str) -> Iterator[None]:
     """Modules that insist on CUDA are built on `device` instead: "cpu" or "meta". Never around torch.compile."""
     import torch
 
-    changes = {"is_available": lambda: True, "current_device": lambda: torch.device(device), "Stream": lambda *args, **kwargs: None}
+    changes = {
+        "is_available": lambda: True,
+        "current_device": lambda: torch.device(device),
+        "Stream": lambda *args, **kwargs: None,
+    }
     with contextlib.ExitStack() as stack:
         for name, value in changes.items():
             stack.enter_context(unittest.mock.patch.object(torch.cuda, name, value))

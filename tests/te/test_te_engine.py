@@ -9,7 +9,12 @@ import pytest
 from model.depth.scheme import SCHEMES
 from tests.te.worker import LAYERS
 
-RECIPES = {"delayed": "TEDelayedScaling", "tensorwise": "Float8CurrentScaling", "blockwise": "Float8BlockScaling", "mxfp8": "MXFP8BlockScaling"}
+RECIPES = {
+    "delayed": "TEDelayedScaling",
+    "tensorwise": "Float8CurrentScaling",
+    "blockwise": "Float8BlockScaling",
+    "mxfp8": "MXFP8BlockScaling",
+}
 
 
 @pytest.mark.parametrize("exchange", ["local to te", "te to local"])
@@ -48,4 +53,7 @@ def test_a_recipe_reaches_the_linear_layers(recipe: str, engines: dict[str, Any]
     """In every layer, two fused norms each; with the first and last layer spared, in all but these."""
     assert engines["fp8 contexts"][recipe] == [RECIPES[recipe]] * 2 * LAYERS
     if recipe != "delayed":
-        assert engines["fp8 contexts"][f"{recipe} spared"] == [None] * 2 + [RECIPES[recipe]] * 2 * (LAYERS - 2) + [None] * 2
+        assert (
+            engines["fp8 contexts"][f"{recipe} spared"]
+            == [None] * 2 + [RECIPES[recipe]] * 2 * (LAYERS - 2) + [None] * 2
+        )

@@ -26,7 +26,11 @@ def case(request: pytest.FixtureRequest, found: dict[str, Any]) -> dict[str, Any
 
 def differing(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     """Entries that are not in both or not equal; short, where pytest's own comparison of large dictionaries takes minutes."""
-    return {key: (ours.get(key), theirs.get(key)) for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
+    return {
+        key: (ours.get(key), theirs.get(key))
+        for key in ours.keys() | theirs.keys()
+        if ours.get(key) != theirs.get(key)
+    }
 
 
 @pytest.mark.parametrize("tensor", DEGREES)
@@ -48,7 +52,9 @@ def test_sharded_state_dict_is_that_of_the_local_layers(case: dict[str, Any], te
 @pytest.mark.parametrize("tensor", DEGREES)
 def test_the_meta_device_gives_the_same_shapes(case: dict[str, Any], tensor: int) -> None:
     described, meta = case[f"te-{tensor}"], case[f"meta-{tensor}"]
-    assert all(shape == described["parameters"][canonical_name(name, 0)]["shape"] for name, shape in meta.items())
+    assert all(
+        shape == described["parameters"][canonical_name(name, 0)]["shape"] for name, shape in meta.items()
+    )
     assert {name for name in described["own names"] if name.startswith("decoder.layers.")} <= meta.keys()
 
 
@@ -62,8 +68,13 @@ def test_norms_are_fused_wherever_the_plan_allows(scheme: str, found: dict[str, 
             (layer.mlp, "pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_"),
         ):
             if plan.norm_in:
-                expected |= {f"decoder.layers.{index}.{fused if plan.input_scale == 1.0 else apart}{kind}" for kind in ("weight", "bias")}
-    entrances = {name for name in names if "layernorm." in name or "layer_norm_" in name} - {f"decoder.final_layernorm.{kind}" for kind in ("weight", "bias")}
+                expected |= {
+                    f"decoder.layers.{index}.{fused if plan.input_scale == 1.0 else apart}{kind}"
+                    for kind in ("weight", "bias")
+                }
+    entrances = {name for name in names if "layernorm." in name or "layer_norm_" in name} - {
+        f"decoder.final_layernorm.{kind}" for kind in ("weight", "bias")
+    }
     assert entrances == expected
 
 

@@ -25,13 +25,22 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
     from model.depth.scheme import SCHEMES
 
     for scheme, normalization, activation in itertools.product(SCHEMES, NORMS, ACTIVATIONS):
-        yield f"{scheme}-{normalization}-{activation}", {"scheme": scheme, "normalization": normalization, "activation": activation}
+        yield (
+            f"{scheme}-{normalization}-{activation}",
+            {"scheme": scheme, "normalization": normalization, "activation": activation},
+        )
 
 
 def model_config(**fields: Any) -> Any:
     from model.config import ModelConfig
 
-    shape = {"num_layers": LAYERS, "hidden_size": WIDTH, "num_attention_heads": HEADS, "vocab_size": VOCAB, "vocab_multiple": 32}
+    shape = {
+        "num_layers": LAYERS,
+        "hidden_size": WIDTH,
+        "num_attention_heads": HEADS,
+        "vocab_size": VOCAB,
+        "vocab_multiple": 32,
+    }
     return ModelConfig(**shape | {"max_position_embeddings": SEQ} | fields)
 
 
@@ -50,15 +59,23 @@ def topology_of(tensor: int, sequence_parallel: bool) -> Any:
     dist.init_process_group("fake", rank=0, world_size=tensor, store=FakeStore())
     real = dist.new_group
     # Groups that ask for gloo would wait for ranks that are not there.
-    with unittest.mock.patch.object(dist, "new_group", lambda *args, **kwargs: real(*args, **kwargs | {"backend": "fake"})):
-        return Topology(check_layout(ParallelConfig(tensor=tensor, sequence_parallel=sequence_parallel), model_config(), tensor))
+    with unittest.mock.patch.object(
+        dist, "new_group", lambda *args, **kwargs: real(*args, **kwargs | {"backend": "fake"})
+    ):
+        return Topology(
+            check_layout(
+                ParallelConfig(tensor=tensor, sequence_parallel=sequence_parallel), model_config(), tensor
+            )
+        )
 
 
 def build(model: Any, topology: Any, kinds: Any, device: str, **core: Any) -> Any:
     """A model as on a GPU, its tensors on `device`. kinds: `local` or `te`; core: further fields of Megatron-core's configuration."""
     from model.families.gpt import GPT, transformer_config
 
-    config = transformer_config(model, on_cpu=False, init_model_with_meta_device=device == "meta", **topology.core_fields(), **core)
+    config = transformer_config(
+        model, on_cpu=False, init_model_with_meta_device=device == "meta", **topology.core_fields(), **core
+    )
     with standin.pretend_cuda(device):
         return GPT(model, config, seq_length=SEQ, kernels=kinds)
 
@@ -90,7 +107,10 @@ def sharded(chunk: Any) -> dict[str, Any]:
     for key, part in chunk.sharded_state_dict(metadata={}).items():
         if not hasattr(part, "global_shape") or "_extra_state" in key:
             continue
-        described[canonical_name(key, 0)] = [list(map(int, field or ())) for field in (part.global_shape, part.global_offset, part.axis_fragmentations)]
+        described[canonical_name(key, 0)] = [
+            list(map(int, field or ()))
+            for field in (part.global_shape, part.global_offset, part.axis_fragmentations)
+        ]
     return described
 
 
@@ -102,9 +122,14 @@ def describe(name: str, fields: dict[str, Any]) -> dict[str, Any]:
         topology = topology_of(tensor, sequence_parallel=tensor > 1)
         for kinds in ("local", "te"):
             chunk = build(model, topology, kinds, "cpu")
-            described[f"{kinds}-{tensor}"] = {"parameters": parameters(chunk, topology), "sharded": sharded(chunk)}
+            described[f"{kinds}-{tensor}"] = {
+                "parameters": parameters(chunk, topology),
+                "sharded": sharded(chunk),
+            }
         meta = build(model, topology, "te", "meta")
-        described[f"meta-{tensor}"] = {name: list(parameter.shape) for name, parameter in meta.named_parameters() if parameter.is_meta}
+        described[f"meta-{tensor}"] = {
+            name: list(parameter.shape) for name, parameter in meta.named_parameters() if parameter.is_meta
+        }
         described[f"te-{tensor}"]["own names"] = [name for name, _ in chunk.named_parameters()]
     return described
 
@@ -130,12 +155,18 @@ def compare_runs(name: str, fields: dict[str, Any]) -> dict[str, float]:
         with standin.pretend_cuda("cpu"):
             loss = chunk(tokens[:, :-1], torch.arange(SEQ).expand(2, SEQ), None, labels=tokens[:, 1:])
         loss.sum().backward()
-        held = [layer.mlp.linear_fc1.normed for layer in chunk.decoder.layers if hasattr(layer.mlp.linear_fc1, "normed")]
+        held = [
+            layer.mlp.linear_fc1.normed
+            for layer in chunk.decoder.layers
+            if hasattr(layer.mlp.linear_fc1, "normed")
+        ]
         assert not any(tensor is not None for tensor in held), "a layer keeps its normed input alive"
         results.append((loss.detach(), {one.name: one.parameter.grad for one in named}))
     (loss, gradients), (te_loss, te_gradients) = results
     assert gradients.keys() == te_gradients.keys()
-    worst = max(float((te_gradients[key] - gradient).norm() / gradient.norm()) for key, gradient in gradients.items())
+    worst = max(
+        float((te_gradients[key] - gradient).norm() / gradient.norm()) for key, gradient in gradients.items()
+    )
     return {"loss": float(((loss - te_loss) / loss).abs().max()), "gradient": worst}
 
 
@@ -151,7 +182,15 @@ def main(folder: str, output: str) -> None:
     for name, fields in cases():
         found["compared"][name] = compare_runs(name, fields)
     found["compared"]["grouped-rotary-untied"] = compare_runs(
-        "", {"scheme": "b2t", "num_query_groups": 2, "position": "rotary", "tie_embeddings": False, "normalization": "rmsnorm", "bias": False}
+        "",
+        {
+            "scheme": "b2t",
+            "num_query_groups": 2,
+            "position": "rotary",
+            "tie_embeddings": False,
+            "normalization": "rmsnorm",
+            "bias": False,
+        },
     )
     Path(output).write_text(json.dumps(found))
 

@@ -18,7 +18,11 @@ def save_gpt2(folder: Path, **config: Any) -> None:
     (folder / "text.txt").write_text("deep layers keep the signal\nthe norm of a residual stream\n" * 200)
     train_tokenizer([str(folder / "text.txt")], folder / "tokenizer.model", vocab_size=VOCAB)
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=3, n_head=4, bos_token_id=None, eos_token_id=None, **config))
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCAB, n_embd=32, n_layer=3, n_head=4, bos_token_id=None, eos_token_id=None, **config
+        )
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3)

@@ -39,7 +39,11 @@ def fathom(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int,
 def test_ls(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = fathom(capsys, "ls", run)
     assert code == 0
-    assert [line.split()[1] for line in out.splitlines() if "│" in line and line.split()[1].isdigit()] == ["3", "6", "9"]
+    assert [line.split()[1] for line in out.splitlines() if "│" in line and line.split()[1].isdigit()] == [
+        "3",
+        "6",
+        "9",
+    ]
     assert out.count("latest") == 1
     assert ".step_00000012.partial" in out
     _, out, _ = fathom(capsys, "ls", run / "checkpoints", "--json")
@@ -47,7 +51,9 @@ def test_ls(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["step"] for row in answer["checkpoints"]] == [3, 6, 9]
     assert [row["latest"] for row in answer["checkpoints"]] == [False, False, True]
     assert answer["checkpoints"][0]["consumed_tokens"] == 384
-    assert answer["checkpoints"][0]["bytes"] == sum(path.stat().st_size for path in (run / "checkpoints" / "step_00000003").glob("rank_*"))
+    assert answer["checkpoints"][0]["bytes"] == sum(
+        path.stat().st_size for path in (run / "checkpoints" / "step_00000003").glob("rank_*")
+    )
 
 
 def test_ls_shows_damage(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,7 +73,11 @@ def test_ls_looks_at_the_files(run: Path, capsys: pytest.CaptureFixture[str], ha
         file.write_bytes(content[:-1] if harm == "short" else content + b"x")
     code, out, _ = fathom(capsys, "ls", run)
     assert code == 0
-    assert ["damaged" in line for line in out.splitlines() if "│" in line and line.split()[1].isdigit()] == [False, True, False]
+    assert ["damaged" in line for line in out.splitlines() if "│" in line and line.split()[1].isdigit()] == [
+        False,
+        True,
+        False,
+    ]
     _, out, _ = fathom(capsys, "ls", run, "--json")
     problems = [row["problem"] for row in json.loads(out)["checkpoints"]]
     assert problems[::2] == [None, None]
@@ -89,7 +99,12 @@ def test_ls_says_what_was_found(run: Path, capsys: pytest.CaptureFixture[str]) -
 def test_inspect(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = fathom(capsys, "inspect", run, "--json", "--names")
     facts = json.loads(out)
-    assert (facts["step"], facts["parameters"], facts["tensors"], facts["moments"]) == (9, 32 + 16 + 6, 3, True)
+    assert (facts["step"], facts["parameters"], facts["tensors"], facts["moments"]) == (
+        9,
+        32 + 16 + 6,
+        3,
+        True,
+    )
     assert facts["shapes"]["decoder.layers.0.mlp.linear_fc1.weight"] == [8, 4]
     _, out, _ = fathom(capsys, "inspect", run / "checkpoints" / "step_00000003")
     assert "step: 3" in out.splitlines()
@@ -105,7 +120,9 @@ def test_verify(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = fathom(capsys, "verify", run)
     assert (code, out) == (2, "")
     assert err.startswith("fathom: error: ")
-    assert err.endswith("rank_00000.safetensors is damaged: its checksum differs from the manifest. Use an older checkpoint\n")
+    assert err.endswith(
+        "rank_00000.safetensors is damaged: its checksum differs from the manifest. Use an older checkpoint\n"
+    )
     assert err.count("\n") == 1
     assert fathom(capsys, "verify", run / "checkpoints" / "step_00000006", "--quiet") == (0, "", "")
 
@@ -122,7 +139,11 @@ def test_prune(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = fathom(capsys, "prune", run, "--keep-last", 1, "--json")
     assert json.loads(out) == {"steps": [3, 6], "leftovers": [".step_00000012.partial"]}
     # A young left-over may be a save that is going on.
-    assert sorted(entry.name for entry in folder.iterdir()) == [".step_00000015.partial", "latest", "step_00000009"]
+    assert sorted(entry.name for entry in folder.iterdir()) == [
+        ".step_00000015.partial",
+        "latest",
+        "step_00000009",
+    ]
     assert fathom(capsys, "verify", run, "--quiet") == (0, "", "")
 
 

@@ -78,9 +78,15 @@ def test_a_command_runs(fake: None, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "line"), [("user", "fathom: error: train.steps=0: wrong\n"), ("open", "fathom: error: no/such/file: No such file or directory\n")]
+    ("what", "line"),
+    [
+        ("user", "fathom: error: train.steps=0: wrong\n"),
+        ("open", "fathom: error: no/such/file: No such file or directory\n"),
+    ],
 )
-def test_a_mistake_of_the_user_is_one_line(fake: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, what: str, line: str) -> None:
+def test_a_mistake_of_the_user_is_one_line(
+    fake: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, what: str, line: str
+) -> None:
     monkeypatch.delenv("FATHOM_DEBUG", raising=False)
     assert run("do", what) == 2
     assert capsys.readouterr().err == line
@@ -108,14 +114,20 @@ def test_a_row_that_names_nothing_says_so(fake: None, capsys: pytest.CaptureFixt
 
 
 def test_interrupt_leaves_with_130(tmp_path: Path) -> None:
-    (tmp_path / "waiting.py").write_text("import time\n\ndef command() -> None:\n    print('ready', flush=True)\n    time.sleep(60)\n")
+    (tmp_path / "waiting.py").write_text(
+        "import time\n\ndef command() -> None:\n    print('ready', flush=True)\n    time.sleep(60)\n"
+    )
     script = (
         f"from pathlib import Path\nfrom tools import cli\ncli.ROOT = Path({str(tmp_path)!r})\n"
         "cli.COMMANDS = (cli.Row('wait', 'waiting:command', 'Wait.', 'Test'),)\ncli.main(['wait'])"
     )
     path = os.pathsep.join((str(tmp_path), str(Path(__file__).resolve().parents[2])))
     process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -127,7 +139,11 @@ def test_interrupt_leaves_with_130(tmp_path: Path) -> None:
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    if subprocess.run([sys.executable, "-c", "import importlib.metadata as m; m.version('fathom')"], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        [sys.executable, "-c", "import importlib.metadata as m; m.version('fathom')"],
+        capture_output=True,
+        check=False,
+    ).returncode:
         pytest.skip("fathom is not installed in this environment")
     assert run("--version") == 0
     assert capsys.readouterr().out.startswith("fathom ")
@@ -144,7 +160,9 @@ def test_every_command_module_has_a_row() -> None:
             elif isinstance(node, ast.Assign):
                 defined.update(target.id for target in node.targets if isinstance(target, ast.Name))
         if path.stem != "cli" and defined & {"app", "command"}:
-            assert any(f"tools.{path.stem}:{name}" in rows for name in defined), f"{path.name} has no row in tools/cli.py"
+            assert any(f"tools.{path.stem}:{name}" in rows for name in defined), (
+                f"{path.name} has no row in tools/cli.py"
+            )
 
 
 @pytest.mark.parametrize("row", [row for row in cli.COMMANDS if row.available], ids=lambda row: row.name)
@@ -155,9 +173,15 @@ def test_every_row_loads_and_explains_itself(row: cli.Row, capsys: pytest.Captur
     assert "Usage: fathom " + row.name in capsys.readouterr().out
 
 
-def test_an_app_with_one_command_of_another_name_is_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "grouped.py").write_text("import typer\napp = typer.Typer()\n@app.command()\ndef train() -> None:\n    print('trained')\n")
-    (tmp_path / "single.py").write_text("import typer\napp = typer.Typer()\n@app.command()\ndef depth_duel() -> None:\n    print('won')\n")
+def test_an_app_with_one_command_of_another_name_is_a_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "grouped.py").write_text(
+        "import typer\napp = typer.Typer()\n@app.command()\ndef train() -> None:\n    print('trained')\n"
+    )
+    (tmp_path / "single.py").write_text(
+        "import typer\napp = typer.Typer()\n@app.command()\ndef depth_duel() -> None:\n    print('won')\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     group = cli.load(cli.Row("tokenizer", "grouped:app", "", ""))
     single = cli.load(cli.Row("depth-duel", "single:app", "", ""))

@@ -25,16 +25,25 @@ pytestmark = [
     pytest.mark.timeout(1800),
     pytest.mark.slow,
     pytest.mark.skipif(
-        importlib.util.find_spec("lm_eval") is None or importlib.util.find_spec("accelerate") is None, reason="lm_eval or accelerate is not installed"
+        importlib.util.find_spec("lm_eval") is None or importlib.util.find_spec("accelerate") is None,
+        reason="lm_eval or accelerate is not installed",
     ),
 ]
 SIZE, POSITIONS = 300, 32
-QUESTIONS = [("the deep", [" layer", " signal norm"], 0), ("norm of", [" a", " the deep layer", " residual"], 2), ("signal", [" deep", " norm"], 1)]
+QUESTIONS = [
+    ("the deep", [" layer", " signal norm"], 0),
+    ("norm of", [" a", " the deep layer", " residual"], 2),
+    ("signal", [" deep", " norm"], 1),
+]
 PAGES = ["the deep layer\nhas a norm", "signal of the residual stream, deep", "layer"]
 LLAMA = {"normalization": "rmsnorm", "position": "rotary", "activation": "swiglu", "num_query_groups": 2}
 CASES: dict[str, dict[str, Any]] = {
     "gpt2": {"scheme": "pre_ln"},
-    "llama": {"scheme": "deepscalelm_pre_ln", "norm_epsilon": 1e-6, **LLAMA},  # the fold moves logits in proportion to epsilon
+    "llama": {
+        "scheme": "deepscalelm_pre_ln",
+        "norm_epsilon": 1e-6,
+        **LLAMA,
+    },  # the fold moves logits in proportion to epsilon
     "opt": {"scheme": "deepscalelm_post_ln"},
     "fathom": {"scheme": "b2t"},
 }
@@ -42,39 +51,95 @@ CASES: dict[str, dict[str, Any]] = {
 
 def write_tasks(folder: Path) -> None:
     """A multiple-choice task and a perplexity task over one local file."""
-    rows = [{"question": q, "choices": c, "answer": a, "page": p} for (q, c, a), p in zip(QUESTIONS, PAGES, strict=True)]
+    rows = [
+        {"question": q, "choices": c, "answer": a, "page": p}
+        for (q, c, a), p in zip(QUESTIONS, PAGES, strict=True)
+    ]
     (folder / "data.json").write_text("\n".join(map(json.dumps, rows)))
-    common = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "data.json")}}, "test_split": "test"}
-    choice = {"output_type": "multiple_choice", "doc_to_text": "{{question}}", "doc_to_choice": "{{choices}}", "doc_to_target": "answer"}
+    common = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "data.json")}},
+        "test_split": "test",
+    }
+    choice = {
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "answer",
+    }
     rolling = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{page}}"}
     metrics = {"next_word": ["acc"], "pages": ["byte_perplexity", "word_perplexity"]}
     for name, task in (("next_word", choice), ("pages", rolling)):
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"task": name, **common, **task, "metric_list": [{"metric": m} for m in metrics[name]]}))
+        (folder / f"{name}.yaml").write_text(
+            yaml.safe_dump(
+                {"task": name, **common, **task, "metric_list": [{"metric": m} for m in metrics[name]]}
+            )
+        )
 
 
 @pytest.mark.parametrize("architecture", CASES)
 def test_the_harness_gives_what_our_own_logits_give(tmp_path: Path, architecture: str) -> None:
-    (tmp_path / "text.txt").write_text("the deep layer has a norm of the signal in the residual stream\n" * 300)
+    (tmp_path / "text.txt").write_text(
+        "the deep layer has a norm of the signal in the residual stream\n" * 300
+    )
     train_tokenizer([str(tmp_path / "text.txt")], tmp_path / "tokenizer.model", SIZE)
     tokenizer = Tokenizer(tmp_path / "tokenizer.model")
     config = make_config(**CASES[architecture], vocab_size=tokenizer.vocab_size)
     weights = make_weights(config, positions=POSITIONS)
-    export(weights, config, tmp_path / "hf", logit_scale=LOGIT_SCALE, tokenizer=tmp_path / "tokenizer.model", seq_length=POSITIONS, architecture=architecture)
+    export(
+        weights,
+        config,
+        tmp_path / "hf",
+        logit_scale=LOGIT_SCALE,
+        tokenizer=tmp_path / "tokenizer.model",
+        seq_length=POSITIONS,
+        architecture=architecture,
+    )
     write_tasks(tmp_path)
-    arguments = f"pretrained={tmp_path / 'hf'}" + (",trust_remote_code=True" if architecture == "fathom" else "")
-    command = ["--model", "hf", "--model_args", arguments, "--tasks", "next_word,pages", "--include_path", str(tmp_path), "--device", "cpu"]
-    ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # other tests of this process may have made it a rank
+    arguments = f"pretrained={tmp_path / 'hf'}" + (
+        ",trust_remote_code=True" if architecture == "fathom" else ""
+    )
+    command = [
+        "--model",
+        "hf",
+        "--model_args",
+        arguments,
+        "--tasks",
+        "next_word,pages",
+        "--include_path",
+        str(tmp_path),
+        "--device",
+        "cpu",
+    ]
+    ours = (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    )  # other tests of this process may have made it a rank
     env = {key: value for key, value in os.environ.items() if key not in ours}
-    env |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    env |= {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_MODULES_CACHE": str(tmp_path / "modules"),
+    }
     lm_eval = str(Path(sys.executable).with_name("lm_eval"))
     done = subprocess.run(
-        [lm_eval, *command, "--batch_size", "1", "--output_path", str(tmp_path / "out.json")], capture_output=True, text=True, env=env, cwd=tmp_path
+        [lm_eval, *command, "--batch_size", "1", "--output_path", str(tmp_path / "out.json")],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(next(tmp_path.glob("out*.json")).read_text())["results"]
 
     def logprob(context: list[int], ids: list[int]) -> float:
-        logits = Evaluation(weights, config, logit_scale=LOGIT_SCALE)(torch.tensor([context + ids[:-1]]))[0, len(context) - 1 :]
+        logits = Evaluation(weights, config, logit_scale=LOGIT_SCALE)(torch.tensor([context + ids[:-1]]))[
+            0, len(context) - 1 :
+        ]
         return float(logits.log_softmax(-1)[torch.arange(len(ids)), torch.tensor(ids)].sum())
 
     right = 0
@@ -84,5 +149,9 @@ def test_the_harness_gives_what_our_own_logits_give(tmp_path: Path, architecture
         right += scores.index(max(scores)) == answer
     nats = -sum(logprob([tokenizer.eod_id], tokenizer.encode(page)) for page in PAGES)
     assert results["next_word"]["acc,none"] == pytest.approx(right / len(QUESTIONS))
-    assert results["pages"]["byte_perplexity,none"] == pytest.approx(math.exp(nats / sum(len(page.encode()) for page in PAGES)), rel=1e-4)
-    assert results["pages"]["word_perplexity,none"] == pytest.approx(math.exp(nats / sum(len(page.split()) for page in PAGES)), rel=1e-3)
+    assert results["pages"]["byte_perplexity,none"] == pytest.approx(
+        math.exp(nats / sum(len(page.encode()) for page in PAGES)), rel=1e-4
+    )
+    assert results["pages"]["word_perplexity,none"] == pytest.approx(
+        math.exp(nats / sum(len(page.split()) for page in PAGES)), rel=1e-3
+    )

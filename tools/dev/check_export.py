@@ -23,7 +23,9 @@ def main(
         f"validation loss on {result.samples} samples: trainer {result.trained_loss:.5f}, transformers {result.exported_loss:.5f} "
         f"({abs(result.exported_loss / result.trained_loss - 1):.1e} apart)"
     )
-    console.print(f"largest logit difference from ours: {result.logit_difference:.1e} of a standard deviation")
+    console.print(
+        f"largest logit difference from ours: {result.logit_difference:.1e} of a standard deviation"
+    )
     console.print(f"sample after {result.prompt!r}:")
     console.print(result.prompt + result.sample, markup=False)
     if not result.agrees:

@@ -50,11 +50,18 @@ def make_venv(folder: Path) -> Path:
     if python.exists():
         return python
     wanted = [f"{name}=={version(name).partition('+')[0]}" for name in ("torch", "transformers")]
-    for command in ([sys.executable, "-m", "venv", str(folder)], [str(python), "-m", "pip", "install", "--quiet", *wanted]):
+    for command in (
+        [sys.executable, "-m", "venv", str(folder)],
+        [str(python), "-m", "pip", "install", "--quiet", *wanted],
+    ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            shutil.rmtree(folder, ignore_errors=True)  # half an environment would be taken for a whole one next time
-            raise UserError(f"{' '.join(command)} failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
+            shutil.rmtree(
+                folder, ignore_errors=True
+            )  # half an environment would be taken for a whole one next time
+            raise UserError(
+                f"{' '.join(command)} failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}"
+            )
     return python
 
 
@@ -72,7 +79,9 @@ def continue_there(python: Path, exported: Path, prompts: tuple[str, ...], token
         }
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=home, env=env)
     if done.returncode:
-        raise UserError(f"{exported} does not work with {python}: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
+        raise UserError(
+            f"{exported} does not work with {python}: {(done.stderr.strip().splitlines() or ['no output'])[-1]}"
+        )
     facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return facts
 
@@ -87,12 +96,17 @@ def main(
     from pretrain.trained.export import generate_text
 
     theirs = continue_there(make_venv(venv), exported or run / "hf", PROMPTS, tokens)
-    typer.echo(f"{theirs['class']} in {venv}, which has no Fathom" + (f", but {', '.join(theirs['extra'])}" if theirs["extra"] else ""))
+    typer.echo(
+        f"{theirs['class']} in {venv}, which has no Fathom"
+        + (f", but {', '.join(theirs['extra'])}" if theirs["extra"] else "")
+    )
     equal = True
     for prompt, text, count in zip(PROMPTS, theirs["texts"], theirs["counts"], strict=True):
         ours = "".join(generate_text(run, prompt, tokens, temperature=0))
         equal = equal and ours == text
-        typer.echo(f"{prompt!r} + {count} tokens: {'the same text' if ours == text else f'DIFFERENT: {ours!r}, there {text!r}'}")
+        typer.echo(
+            f"{prompt!r} + {count} tokens: {'the same text' if ours == text else f'DIFFERENT: {ours!r}, there {text!r}'}"
+        )
         typer.echo(f"    {text[:100]!r}")
     if not equal:
         raise typer.Exit(1)

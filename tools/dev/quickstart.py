@@ -22,7 +22,9 @@ console = Console(highlight=False)
 
 
 def main(
-    scheme: str = typer.Option(DEFAULT_SCHEME, help="Depth scheme to train with; `fathom config` names them all."),
+    scheme: str = typer.Option(
+        DEFAULT_SCHEME, help="Depth scheme to train with; `fathom config` names them all."
+    ),
     fresh: bool = typer.Option(False, help="Remove this quick start's data and run first."),
 ) -> None:
     """Prepare the Python standard library's source text, pretrain a 48-layer model on it, stop and resume, export, report."""
@@ -43,11 +45,29 @@ def main(
 
     title("1/6  Text and tokenizer")
     TOKENIZER.parent.mkdir(parents=True, exist_ok=True)
-    step(TOKENIZER.is_file(), f"{TOKENIZER}", ["tokenizer", "train", *files, "--vocab-size", "4096", "--out", str(TOKENIZER)], files, note)
+    step(
+        TOKENIZER.is_file(),
+        f"{TOKENIZER}",
+        ["tokenizer", "train", *files, "--vocab-size", "4096", "--out", str(TOKENIZER)],
+        files,
+        note,
+    )
     step(
         (DATA / "dataset.json").is_file(),
         f"{DATA}",
-        ["data", "prepare", *files, "--out", str(DATA), "--tokenizer", str(TOKENIZER), "--split", "0.97,0.03,0", "--split-by", "file"],
+        [
+            "data",
+            "prepare",
+            *files,
+            "--out",
+            str(DATA),
+            "--tokenizer",
+            str(TOKENIZER),
+            "--split",
+            "0.97,0.03,0",
+            "--split-by",
+            "file",
+        ],
         files,
         note,
     )
@@ -55,7 +75,12 @@ def main(
     done = newest_step(folder)
     half = half_way(train[1:])
     title("2/6  Pretraining, first half: the run is told to stop at the middle")
-    step(done >= half, f"checkpoint of step {done}", [*train, f"train.stop_at_step={half}"], allowed=(0, STOPPED))
+    step(
+        done >= half,
+        f"checkpoint of step {done}",
+        [*train, f"train.stop_at_step={half}"],
+        allowed=(0, STOPPED),
+    )
     title("3/6  Pretraining, second half: the same command continues")
     step(newest_step(folder) >= 2 * half, "the finished run", train)
     title("4/6  Export to Hugging Face format")
@@ -73,9 +98,20 @@ def title(text: str) -> None:
     console.print(Rule(f"[bold]{text}", align="left", style="dim"))
 
 
-def step(done: bool, what: str, arguments: list[str], long: list[str] | None = None, note: str = "", allowed: tuple[int, ...] = (0,)) -> None:
+def step(
+    done: bool,
+    what: str,
+    arguments: list[str],
+    long: list[str] | None = None,
+    note: str = "",
+    allowed: tuple[int, ...] = (0,),
+) -> None:
     """Shows and runs `fathom ARGUMENTS...`, unless its result is there. long: arguments shown as `note`. Leaves with the command's code on failure."""
-    shown = " ".join([*("fathom", *arguments)]) if long is None else " ".join(["fathom", *arguments]).replace(" ".join(long), note)
+    shown = (
+        " ".join([*("fathom", *arguments)])
+        if long is None
+        else " ".join(["fathom", *arguments]).replace(" ".join(long), note)
+    )
     if done:
         console.print(f"[dim]$ {shown}[/dim]\nalready there: {what}", markup=True)
         return
@@ -87,7 +123,9 @@ def shell(command: list[str], allowed: tuple[int, ...] = (0,)) -> None:
     """Runs a command on this terminal; a code that is not allowed ends the quick start with it."""
     code = subprocess.run(command, check=False, env=dict(os.environ, PYTHONWARNINGS="ignore")).returncode
     if code not in allowed:
-        console.print(f"[red]the command above ended with code {code}; run `make quickstart` again to go on from here[/red]")
+        console.print(
+            f"[red]the command above ended with code {code}; run `make quickstart` again to go on from here[/red]"
+        )
         raise typer.Exit(code if code > 0 else 1)
 
 

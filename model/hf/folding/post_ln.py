@@ -51,7 +51,10 @@ def post_ln_factors(config: ModelConfig, logit_scale: float) -> dict[str, float]
     """Canonical tensor name -> factor on it, for an OPT with the epsilon that OPT has. Meaningful where `post_ln_obstacle` is None."""
     plan, ratio = Plan.of(config).in_float32(), math.sqrt(OPT_EPSILON / config.norm_epsilon)
     factors: defaultdict[str, float] = defaultdict(lambda: 1.0)
-    before = ["embedding.word_embeddings", "embedding.position_embeddings"]  # what makes the stream, and so takes its factor
+    before = [
+        "embedding.word_embeddings",
+        "embedding.position_embeddings",
+    ]  # what makes the stream, and so takes its factor
 
     def scale(modules: list[str], factor: float) -> None:
         for module in modules:
@@ -68,7 +71,11 @@ def post_ln_factors(config: ModelConfig, logit_scale: float) -> dict[str, float]
         norm_layer("embedding.norm")
     for index, kind, sublayer in plan.sublayers():
         name, attention = f"decoder.layers.{index}", kind == "attention"
-        inner, outer = ("self_attention.linear_qkv", "self_attention.linear_proj") if attention else ("mlp.linear_fc1", "mlp.linear_fc2")
+        inner, outer = (
+            ("self_attention.linear_qkv", "self_attention.linear_proj")
+            if attention
+            else ("mlp.linear_fc1", "mlp.linear_fc2")
+        )
         if sublayer.norm_in:
             before = [f"{name}.pre_mlp_layernorm"]
         c = sublayer.residual_scale * ratio
@@ -79,5 +86,7 @@ def post_ln_factors(config: ModelConfig, logit_scale: float) -> dict[str, float]
             before = [f"{name}.self_attention_output_norm" if attention else f"{name}.mlp_output_norm"]
     if last:
         norm_layer("decoder.final_layernorm")
-    scale(before, logit_scale / (factors["embedding.word_embeddings.weight"] if config.tie_embeddings else 1.0))
+    scale(
+        before, logit_scale / (factors["embedding.word_embeddings.weight"] if config.tie_embeddings else 1.0)
+    )
     return {name: factor for name, factor in factors.items() if factor != 1.0}

@@ -24,7 +24,13 @@ from model.hf.folding.post_ln import post_ln_factors, post_ln_obstacle
 from model.hf.mapping import OPT_EPSILON, TARGETS, Target
 
 # Our activation -> the name transformers has for the same function.
-UNGATED_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "relu2": "relu2", "silu": "silu"}
+UNGATED_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_new",
+    "relu": "relu",
+    "relu2": "relu2",
+    "silu": "silu",
+}
 LLAMA_ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu"}
 
 
@@ -72,16 +78,28 @@ def obstacle(target: Target, config: ModelConfig) -> str | None:
         problems = [
             (config.normalization != "rmsnorm", f"it has RMSNorm, the model {config.normalization}"),
             (config.position != "rotary", f"it has rotary positions, the model {config.position}"),
-            (config.activation not in LLAMA_ACTIVATIONS, f"its feed-forward is gated by silu or gelu, the model's activation is {config.activation}"),
-            (config.hidden_size % config.num_attention_heads != 0, f"it wants hidden_size divisible by num_attention_heads={config.num_attention_heads}"),
+            (
+                config.activation not in LLAMA_ACTIVATIONS,
+                f"its feed-forward is gated by silu or gelu, the model's activation is {config.activation}",
+            ),
+            (
+                config.hidden_size % config.num_attention_heads != 0,
+                f"it wants hidden_size divisible by num_attention_heads={config.num_attention_heads}",
+            ),
         ]
     else:
         problems = [
             (config.normalization != "layernorm", f"it has LayerNorm, the model {config.normalization}"),
             (config.position != "learned", f"it has learned positions, the model {config.position}"),
             (config.activation not in UNGATED_ACTIVATIONS, f"its feed-forward has no {config.activation}"),
-            (config.groups != config.num_attention_heads, f"it has no grouped-query attention, the model {config.groups} key/value heads"),
-            (config.kv_channels * config.num_attention_heads != config.hidden_size, f"its heads span hidden_size, the model has head_dim={config.kv_channels}"),
+            (
+                config.groups != config.num_attention_heads,
+                f"it has no grouped-query attention, the model {config.groups} key/value heads",
+            ),
+            (
+                config.kv_channels * config.num_attention_heads != config.hidden_size,
+                f"its heads span hidden_size, the model has head_dim={config.kv_channels}",
+            ),
         ]
     return next((reason for present, reason in problems if present), None)
 
@@ -92,9 +110,13 @@ def targets(architecture: str, config: ModelConfig) -> list[Target]:
         return [target for target in TARGETS if obstacle(target, config) is None]
     target = next((known for known in TARGETS if known == architecture), None)
     if target is None:
-        raise UserError(f"architecture={architecture!r} is not known; choose auto or one of {', '.join(TARGETS)}")
+        raise UserError(
+            f"architecture={architecture!r} is not known; choose auto or one of {', '.join(TARGETS)}"
+        )
     if reason := obstacle(target, config):
-        raise UserError(f"architecture={target} cannot compute this model (scheme {config.scheme}): {reason}; use auto or fathom")
+        raise UserError(
+            f"architecture={target} cannot compute this model (scheme {config.scheme}): {reason}; use auto or fathom"
+        )
     return [target]
 
 
@@ -108,7 +130,11 @@ def fold(target: Target, config: ModelConfig, logit_scale: float) -> Fold:
     scales: dict[str, float] = {}
     c = 1.0
     for index, kind, sublayer in Plan.of(config).in_float32().sublayers():
-        norm, output = ("input_layernorm", "self_attention.linear_proj") if kind == "attention" else ("pre_mlp_layernorm", "mlp.linear_fc2")
+        norm, output = (
+            ("input_layernorm", "self_attention.linear_proj")
+            if kind == "attention"
+            else ("pre_mlp_layernorm", "mlp.linear_fc2")
+        )
         scales[f"decoder.layers.{index}.{norm}"] = c
         c *= sublayer.residual_scale
         for leaf in ("weight", "bias"):

@@ -26,9 +26,13 @@ class Display(Callback):
 
     def on_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
         """Moves the bar."""
-        self.progress.update(record["step"], record["loss"], record["grad_norm"], record["lr"], record["tokens_per_s"])
+        self.progress.update(
+            record["step"], record["loss"], record["grad_norm"], record["lr"], record["tokens_per_s"]
+        )
         if record["skipped"]:
-            self.progress.note(f"step {record['step']}: loss or gradient is not finite; the step was not applied")
+            self.progress.note(
+                f"step {record['step']}: loss or gradient is not finite; the step was not applied"
+            )
 
     def on_eval(self, trainer: Trainer, record: dict[str, Any]) -> None:
         """Shows the evaluation loss."""
@@ -36,7 +40,9 @@ class Display(Callback):
 
     def on_checkpoint(self, trainer: Trainer, record: dict[str, Any]) -> None:
         """Says where the checkpoint is."""
-        self.progress.note(f"saved {trainer.checkpoints / step_folder(record['step'])} in {record['seconds']:.1f} s")
+        self.progress.note(
+            f"saved {trainer.checkpoints / step_folder(record['step'])} in {record['seconds']:.1f} s"
+        )
 
     def on_end(self, trainer: Trainer, reason: str) -> None:
         """Closes the display."""

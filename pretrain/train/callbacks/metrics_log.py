@@ -61,7 +61,9 @@ class TensorBoard(Callback):
         """Opens the event file; events of steps that are done again are hidden."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(trainer.run_dir / "tensorboard"), purge_step=trainer.step + 1 if trainer.step else None)
+        self.writer = SummaryWriter(
+            str(trainer.run_dir / "tensorboard"), purge_step=trainer.step + 1 if trainer.step else None
+        )
 
     def on_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
         """Scalars of a step."""

@@ -32,13 +32,23 @@ class Progress:
     """
 
     def __init__(
-        self, total_steps: int, mode: str = "auto", start_step: int = 0, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        total_steps: int,
+        mode: str = "auto",
+        start_step: int = 0,
+        *,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if mode not in ("auto", "bar", "plain", "none"):
             raise ValueError(f"log.progress={mode!r} is none of auto, bar, plain, none")
         self.total_steps, self.step = total_steps, start_step
         self._console = console or Console()
-        self.mode = ("bar" if self._console.is_terminal and not self._console.is_dumb_terminal else "plain") if mode == "auto" else mode
+        self.mode = (
+            ("bar" if self._console.is_terminal and not self._console.is_dumb_terminal else "plain")
+            if mode == "auto"
+            else mode
+        )
         self._clock = clock
         self._began = self._shown_at = clock()
         self._shown_step: int | None = None
@@ -59,13 +69,17 @@ class Progress:
         self._marks.append((now, step))
         if not self._due(now):
             return
-        numbers = f"loss {loss:.4f}   grad norm {grad_norm:.3g}   lr {lr:.2e}   {_short(tokens_per_s)} tokens/s"
+        numbers = (
+            f"loss {loss:.4f}   grad norm {grad_norm:.3g}   lr {lr:.2e}   {_short(tokens_per_s)} tokens/s"
+        )
         if self._bar is not None:
             self._bar.show(step, numbers + self._evaluation, self._left())
         else:
             width = len(str(self.total_steps))
             left = f"   {self._left()} left" if step < self.total_steps else ""
-            self._line(f"step {step:>{width}}/{self.total_steps}  {step / max(1, self.total_steps):4.0%}   {numbers}{left}")
+            self._line(
+                f"step {step:>{width}}/{self.total_steps}  {step / max(1, self.total_steps):4.0%}   {numbers}{left}"
+            )
         self._shown_at, self._shown_step = now, step
 
     def evaluated(self, step: int, loss: float) -> None:

@@ -25,4 +25,9 @@ class RunState(Callback):
     def on_end(self, trainer: Trainer, reason: str) -> None:
         """How it ended."""
         finished = trainer.step >= trainer.config.train.steps
-        state.write_state(trainer.run_dir, state=state.FINISHED if finished else state.STOPPED, reason=reason, step=trainer.step)
+        state.write_state(
+            trainer.run_dir,
+            state=state.FINISHED if finished else state.STOPPED,
+            reason=reason,
+            step=trainer.step,
+        )

@@ -32,7 +32,11 @@ UNMEASURED_SECONDS = 3600.0
 """For what has no usual length: the first step with its compilation, reading data, evaluation, checkpoints."""
 MEASURED_STEPS = 100
 BETWEEN, BACKWARD, UPDATE = 0, 1, 2
-PHASES = ("before its forward pass (data, evaluation, checkpoint, callbacks)", "forward or backward pass", "norm, optimizer, gathering of weights")
+PHASES = (
+    "before its forward pass (data, evaluation, checkpoint, callbacks)",
+    "forward or backward pass",
+    "norm, optimizer, gathering of weights",
+)
 NAMED_RANKS = 4
 
 
@@ -159,7 +163,9 @@ class Watchdog(Callback):
             now = time.monotonic()
             step, phase, since = self._mark
             asleep = now - looked - self.poll_seconds
-            if asleep > 5 * self.poll_seconds:  # this process was itself stopped, or starved: no time of its own has passed
+            if (
+                asleep > 5 * self.poll_seconds
+            ):  # this process was itself stopped, or starved: no time of its own has passed
                 since += asleep
                 if self._mark[:2] == (step, phase):
                     self._mark = (step, phase, since)
@@ -208,7 +214,9 @@ class Watchdog(Callback):
             print(f"fathom: hung: {reason}", file=sys.stderr, flush=True)
             if self.owner.job_id is None:  # a batch script says it by itself
                 with contextlib.suppress(Exception):
-                    write_state(self.run_dir, self.owner, state=FAILED, reason=reason, exit_code=int(ExitCode.HUNG))
+                    write_state(
+                        self.run_dir, self.owner, state=FAILED, reason=reason, exit_code=int(ExitCode.HUNG)
+                    )
         self.leave(int(ExitCode.HUNG))
 
     def report(self) -> Report:
@@ -251,7 +259,9 @@ def late_ranks(reports: Sequence[Report], hosts: Sequence[str]) -> str:
 
 
 def _names(ranks: Sequence[int], hosts: Sequence[str]) -> str:
-    named = ", ".join(f"rank {rank}" + (f" on {hosts[rank]}" if hosts[rank] else "") for rank in ranks[:NAMED_RANKS])
+    named = ", ".join(
+        f"rank {rank}" + (f" on {hosts[rank]}" if hosts[rank] else "") for rank in ranks[:NAMED_RANKS]
+    )
     return named + (f" and {len(ranks) - NAMED_RANKS} more" if len(ranks) > NAMED_RANKS else "")
 
 

@@ -13,7 +13,13 @@ from model.depth.scheme import SCHEMES
 from model.families.gpt import GPT, transformer_config
 from parallel.launch.one_process import single_process
 
-LLAMA = {"position": "rotary", "num_query_groups": 2, "activation": "swiglu", "normalization": "rmsnorm", "bias": False}
+LLAMA = {
+    "position": "rotary",
+    "num_query_groups": 2,
+    "activation": "swiglu",
+    "normalization": "rmsnorm",
+    "bias": False,
+}
 CASES: dict[str, dict[str, Any]] = {
     **{scheme: {"scheme": scheme} for scheme in SCHEMES},
     "deeper": {"num_layers": 7},
@@ -57,9 +63,20 @@ def test_formula_counts_every_saved_byte(case: dict[str, Any]) -> None:
     case = dict(case)
     samples, seq, recompute = case.pop("samples", 3), 16, case.pop("recompute", "none")
     config = ModelConfig(
-        **{"num_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 512, "max_position_embeddings": seq, "scheme": "pre_ln"} | case
+        **{
+            "num_layers": 4,
+            "hidden_size": 64,
+            "num_attention_heads": 4,
+            "vocab_size": 512,
+            "max_position_embeddings": seq,
+            "scheme": "pre_ln",
+        }
+        | case
     )
-    core = {"none": {}, "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}}
+    core = {
+        "none": {},
+        "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+    }
     full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     model = GPT(config, transformer_config(config, **core.get(recompute, full)), seq_length=seq).train()
     expected = Activations(config, samples, seq, recompute=recompute).whole()
@@ -74,6 +91,9 @@ def test_formula_counts_every_saved_byte(case: dict[str, Any]) -> None:
 
 def test_parallel_shards_divide_what_they_shard() -> None:
     config = ModelConfig(num_layers=4, hidden_size=64, num_attention_heads=4, vocab_size=512)
-    whole, cut, sequence = (Activations(config, 2, 64, tensor=t, sequence_parallel=sp).layer() for t, sp in ((1, False), (4, False), (4, True)))
+    whole, cut, sequence = (
+        Activations(config, 2, 64, tensor=t, sequence_parallel=sp).layer()
+        for t, sp in ((1, False), (4, False), (4, True))
+    )
     assert sequence == whole / 4
     assert sequence < cut < whole

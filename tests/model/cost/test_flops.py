@@ -18,12 +18,23 @@ BATCH, SEQ = 2, 16
 
 
 def config_of(**sizes: Any) -> ModelConfig:
-    return ModelConfig.model_validate({"num_layers": 3, "hidden_size": 24, "num_attention_heads": 4, "vocab_size": 50, "vocab_multiple": 32, **sizes})
+    return ModelConfig.model_validate(
+        {
+            "num_layers": 3,
+            "hidden_size": 24,
+            "num_attention_heads": 4,
+            "vocab_size": 50,
+            "vocab_multiple": 32,
+            **sizes,
+        }
+    )
 
 
 CONFIGS = {
     "plain": config_of(),
-    "grouped queries, gated": config_of(num_query_groups=2, activation="swiglu", tie_embeddings=False, bias=False),
+    "grouped queries, gated": config_of(
+        num_query_groups=2, activation="swiglu", tie_embeddings=False, bias=False
+    ),
     "wide heads, narrow feed-forward": config_of(head_dim=10, num_query_groups=1, ffn_hidden_size=40),
 }
 
@@ -35,18 +46,26 @@ class Layer(nn.Module):
         super().__init__()
         self.config = config
         inner = config.num_attention_heads * config.kv_channels
-        self.qkv = nn.Linear(config.hidden_size, inner + 2 * config.groups * config.kv_channels, bias=config.bias)
+        self.qkv = nn.Linear(
+            config.hidden_size, inner + 2 * config.groups * config.kv_channels, bias=config.bias
+        )
         self.proj = nn.Linear(inner, config.hidden_size, bias=config.bias)
-        self.fc1 = nn.Linear(config.hidden_size, (2 if config.gated else 1) * config.ffn_size, bias=config.bias)
+        self.fc1 = nn.Linear(
+            config.hidden_size, (2 if config.gated else 1) * config.ffn_size, bias=config.bias
+        )
         self.fc2 = nn.Linear(config.ffn_size, config.hidden_size, bias=config.bias)
 
     def core(self, q_bhsd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor) -> Tensor:
         mask = torch.ones(SEQ, SEQ, dtype=torch.bool).tril()
         return (q_bhsd @ k_bhsd.transpose(-1, -2)).masked_fill(~mask, -1e9).softmax(-1) @ v_bhsd
 
-    def forward(self, x_bsh: Tensor, run_core: Callable[..., Tensor] = lambda core, *args: core(*args)) -> Tensor:
+    def forward(
+        self, x_bsh: Tensor, run_core: Callable[..., Tensor] = lambda core, *args: core(*args)
+    ) -> Tensor:
         c, d = self.config, self.config.kv_channels
-        q, k, v = self.qkv(F.layer_norm(x_bsh, x_bsh.shape[-1:])).split([c.num_attention_heads * d, c.groups * d, c.groups * d], dim=-1)
+        q, k, v = self.qkv(F.layer_norm(x_bsh, x_bsh.shape[-1:])).split(
+            [c.num_attention_heads * d, c.groups * d, c.groups * d], dim=-1
+        )
         q, k, v = (part.unflatten(-1, (-1, d)).transpose(1, 2) for part in (q, k, v))
         k, v = (part.repeat_interleave(c.num_attention_heads // c.groups, dim=1) for part in (k, v))
         x_bsh = x_bsh + self.proj(run_core(self.core, q, k, v).transpose(1, 2).flatten(-2))
@@ -97,7 +116,9 @@ def counted(config: ModelConfig, recompute: str = "none", backward: bool = True)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_forward_matches_the_counted_products(name: str) -> None:
     forward = forward_flops(CONFIGS[name], SEQ)
-    assert counted(CONFIGS[name], backward=False) == forward.total + forward.attention_core  # the counter sees the full square
+    assert (
+        counted(CONFIGS[name], backward=False) == forward.total + forward.attention_core
+    )  # the counter sees the full square
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
@@ -107,7 +128,9 @@ def test_training_step_matches_the_counted_products(name: str, recompute: Recomp
     count, core = flops_per_token(config, SEQ, recompute=recompute), forward_flops(config, SEQ).attention_core
     masked_half = 3 * core + (core if recompute != "none" else 0)
     assert counted(config, recompute) == count.hardware + masked_half
-    assert count.model == flops_per_token(config, SEQ).model  # what the model needs does not depend on the recomputation
+    assert (
+        count.model == flops_per_token(config, SEQ).model
+    )  # what the model needs does not depend on the recomputation
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -115,7 +138,11 @@ def test_six_n_rule(name: str) -> None:
     """6 operations per matrix weight and token, plus attention's 6 x layers x s x width, which the rule leaves out."""
     config = CONFIGS[name]
     model = Plain(config)
-    weights = sum(parameter.numel() for key, parameter in model.named_parameters() if parameter.ndim == 2 and not key.startswith("embedding"))
+    weights = sum(
+        parameter.numel()
+        for key, parameter in model.named_parameters()
+        if parameter.ndim == 2 and not key.startswith("embedding")
+    )
     attention = 6 * config.num_layers * SEQ * config.num_attention_heads * config.kv_channels
     assert flops_per_token(config, SEQ).model == 6 * weights + attention
 
@@ -125,7 +152,9 @@ def test_six_n_rule_at_a_published_size() -> None:
     config = config_of(num_layers=96, hidden_size=12288, num_attention_heads=96, vocab_size=50257)
     count = flops_per_token(config, 2048)
     assert count.model == pytest.approx(6 * 174.6e9 * (1 + 96 * 2048 * 12288 / 174.6e9), rel=2e-3)
-    assert flops_per_token(config, 2048, recompute="full").hardware / count.model == pytest.approx(4 / 3, rel=2e-3)
+    assert flops_per_token(config, 2048, recompute="full").hardware / count.model == pytest.approx(
+        4 / 3, rel=2e-3
+    )
 
 
 def test_mistakes_are_refused() -> None:

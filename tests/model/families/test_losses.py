@@ -14,18 +14,28 @@ ROWS, VOCAB, PADDED = 50, 37, 40
 
 def example(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    logits_nv = (3 * torch.randn(ROWS, PADDED, generator=generator, dtype=torch.float64)).to(dtype).requires_grad_()
-    return logits_nv, torch.randint(0, VOCAB, (ROWS,), generator=generator), torch.rand(ROWS, generator=generator, dtype=torch.float64)
+    logits_nv = (
+        (3 * torch.randn(ROWS, PADDED, generator=generator, dtype=torch.float64)).to(dtype).requires_grad_()
+    )
+    return (
+        logits_nv,
+        torch.randint(0, VOCAB, (ROWS,), generator=generator),
+        torch.rand(ROWS, generator=generator, dtype=torch.float64),
+    )
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 1e-2)]
+)
 def test_loss_and_gradient_are_those_of_torch(dtype: torch.dtype, tolerance: float) -> None:
     logits_nv, labels_n, weights_n = example(dtype)
     loss_n = cross_entropy(logits_nv, labels_n, VOCAB)
     wide = logits_nv.detach().double().requires_grad_()
     expected_n = F.cross_entropy(wide[:, :VOCAB], labels_n, reduction="none")
     assert loss_n.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    torch.testing.assert_close(loss_n.double(), expected_n, rtol=min(tolerance, 1e-6), atol=0)  # the logits are what they are, in any format
+    torch.testing.assert_close(
+        loss_n.double(), expected_n, rtol=min(tolerance, 1e-6), atol=0
+    )  # the logits are what they are, in any format
     (loss_n * weights_n).sum().backward()
     (expected_n * weights_n).sum().backward()
     assert logits_nv.grad is not None

@@ -32,7 +32,13 @@ PAIRS = [
     (2, "rmsnorm", "learned", True),
     (2, "rmsnorm", "rotary", True),
 ]
-FOLDS_INTO_LLAMA = {"normalization": "rmsnorm", "position": "rotary", "activation": "swiglu", "bias": False, "num_query_groups": 2}
+FOLDS_INTO_LLAMA = {
+    "normalization": "rmsnorm",
+    "position": "rotary",
+    "activation": "swiglu",
+    "bias": False,
+    "num_query_groups": 2,
+}
 ACTIVATIONS = ("gelu", "swiglu", "relu2", "geglu", "silu", "gelu_tanh")
 
 
@@ -49,7 +55,14 @@ def check_scheme(tmp_path: Path, scheme: str, kind: tuple[int, str, str, bool], 
     )  # fmt: skip
     weights = make_weights(config)
     for architecture in ("auto", "fathom"):
-        result = run(tmp_path, config, weights, architecture=architecture, prove_with=reference(config, weights), overwrite=True)
+        result = run(
+            tmp_path,
+            config,
+            weights,
+            architecture=architecture,
+            prove_with=reference(config, weights),
+            overwrite=True,
+        )
         assert result.proof.difference <= (1e-5 if result.proof.epsilon_effect == 0 else 1e-4)
     assert json.loads((tmp_path / "out/config.json").read_text())["vocab_size"] == 101
     assert load_file(tmp_path / "out/model.safetensors")["model.embed_tokens.weight"].shape == (101, 32)
@@ -69,7 +82,9 @@ def test_every_scheme_in_every_kind(tmp_path: Path, scheme: str, number: int) ->
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "relu2", "silu"])
 @pytest.mark.parametrize(("bias", "tied"), [(True, True), (False, False)])
-def test_gpt2_has_the_activations_biases_and_ties_it_says(tmp_path: Path, activation: str, bias: bool, tied: bool) -> None:
+def test_gpt2_has_the_activations_biases_and_ties_it_says(
+    tmp_path: Path, activation: str, bias: bool, tied: bool
+) -> None:
     config = make_config("pre_ln", activation=activation, bias=bias, tie_embeddings=tied)
     weights = make_weights(config)
     result = run(tmp_path, config, weights, prove_with=reference(config, weights))
@@ -79,15 +94,27 @@ def test_gpt2_has_the_activations_biases_and_ties_it_says(tmp_path: Path, activa
 
 @pytest.mark.parametrize("activation", ["swiglu", "geglu"])
 @pytest.mark.parametrize(("bias", "groups"), [(True, 4), (False, 2)])
-def test_llama_has_the_activations_biases_and_groups_it_says(tmp_path: Path, activation: str, bias: bool, groups: int) -> None:
-    config = make_config("pre_ln", activation=activation, bias=bias, num_query_groups=groups, head_dim=12, normalization="rmsnorm", position="rotary")
+def test_llama_has_the_activations_biases_and_groups_it_says(
+    tmp_path: Path, activation: str, bias: bool, groups: int
+) -> None:
+    config = make_config(
+        "pre_ln",
+        activation=activation,
+        bias=bias,
+        num_query_groups=groups,
+        head_dim=12,
+        normalization="rmsnorm",
+        position="rotary",
+    )
     weights = make_weights(config)
     assert run(tmp_path, config, weights, prove_with=reference(config, weights)).architecture == "llama"
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu2"])
 @pytest.mark.parametrize(("bias", "tied"), [(True, True), (False, False)])
-def test_opt_has_the_activations_biases_and_ties_it_says(tmp_path: Path, activation: str, bias: bool, tied: bool) -> None:
+def test_opt_has_the_activations_biases_and_ties_it_says(
+    tmp_path: Path, activation: str, bias: bool, tied: bool
+) -> None:
     config = make_config("deepnorm", activation=activation, bias=bias, tie_embeddings=tied, norm_epsilon=1e-6)
     weights = make_weights(config)
     result = run(tmp_path, config, weights, prove_with=reference(config, weights))
@@ -98,8 +125,13 @@ def test_opt_has_the_activations_biases_and_ties_it_says(tmp_path: Path, activat
     assert "trust_remote_code" not in (tmp_path / "out/README.md").read_text()
 
 
-@pytest.mark.parametrize(("scheme", "options", "place"), [("deepscalelm_post_ln", {}, "first"), ("mix_ln", {"post_fraction": 1.0}, "last")])
-def test_a_norm_around_a_post_ln_stack_is_a_layer_without_branches(tmp_path: Path, scheme: str, options: dict[str, float], place: str) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "options", "place"),
+    [("deepscalelm_post_ln", {}, "first"), ("mix_ln", {"post_fraction": 1.0}, "last")],
+)
+def test_a_norm_around_a_post_ln_stack_is_a_layer_without_branches(
+    tmp_path: Path, scheme: str, options: dict[str, float], place: str
+) -> None:
     config = make_config(scheme, scheme_options=options)
     weights = make_weights(config)
     result = run(tmp_path, config, weights, prove_with=reference(config, weights))
@@ -110,7 +142,9 @@ def test_a_norm_around_a_post_ln_stack_is_a_layer_without_branches(tmp_path: Pat
     extra = {"first": 0, "last": 5}[place]
     for layer in range(6):
         assert bool(tensors[f"model.decoder.layers.{layer}.fc2.weight"].any()) is (layer != extra)
-        assert bool(tensors[f"model.decoder.layers.{layer}.self_attn.out_proj.bias"].any()) is (layer != extra)
+        assert bool(tensors[f"model.decoder.layers.{layer}.self_attn.out_proj.bias"].any()) is (
+            layer != extra
+        )
 
 
 @pytest.mark.parametrize("damage", ["coefficient", "reference", "nan"])
@@ -122,17 +156,26 @@ def test_a_failing_proof_leaves_nothing(tmp_path: Path, damage: str, monkeypatch
         from model.hf import configs
 
         honest = configs.depth_plan
-        monkeypatch.setattr(configs, "depth_plan", lambda plan: [{**run, "mlp": {**run["mlp"], "skip_scale": 0.999}} for run in honest(plan)])
+        monkeypatch.setattr(
+            configs,
+            "depth_plan",
+            lambda plan: [{**run, "mlp": {**run["mlp"], "skip_scale": 0.999}} for run in honest(plan)],
+        )
     elif damage == "reference":
         right, prove_with = prove_with, lambda tokens: 1.001 * right(tokens)
     else:
         weights["decoder.layers.2.mlp.linear_fc2.weight"][0, 0] = float("nan")
-    with pytest.raises(UserError, match=r"not finite" if damage == "nan" else r"largest logit difference \d.*e-0\d.*allowed 1.*e-05"):
+    with pytest.raises(
+        UserError,
+        match=r"not finite" if damage == "nan" else r"largest logit difference \d.*e-0\d.*allowed 1.*e-05",
+    ):
         run(tmp_path, config, weights, prove_with=prove_with)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_proof_finds_a_wrong_mapping_below_the_epsilon_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_proof_finds_a_wrong_mapping_below_the_epsilon_effect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The fold of DeepScaleLM moves logits by some 1e-5; an error of that size elsewhere must not hide behind it."""
     from model.hf import export as exporter
 
@@ -143,7 +186,10 @@ def test_the_proof_finds_a_wrong_mapping_below_the_epsilon_effect(tmp_path: Path
     monkeypatch.setattr(
         exporter,
         "hf_tensors",
-        lambda entry, *rest: {n: t * (1 + 5e-5 * (entry.canonical == "decoder.final_layernorm.weight")) for n, t in honest(entry, *rest).items()},
+        lambda entry, *rest: {
+            n: t * (1 + 5e-5 * (entry.canonical == "decoder.final_layernorm.weight"))
+            for n, t in honest(entry, *rest).items()
+        },
     )
     with pytest.raises(ProofError, match="gpt2 model does not compute this model"):
         run(tmp_path, config, weights, overwrite=True)
@@ -152,7 +198,9 @@ def test_the_proof_finds_a_wrong_mapping_below_the_epsilon_effect(tmp_path: Path
 def test_auto_takes_fathom_where_one_epsilon_is_too_coarse(tmp_path: Path) -> None:
     config = make_config("deepscalelm_pre_ln", norm_epsilon=1e-2)
     weights = make_weights(config)
-    with pytest.raises(UserError, match=r"architecture=gpt2 .* one epsilon for all norms.*standard deviations"):
+    with pytest.raises(
+        UserError, match=r"architecture=gpt2 .* one epsilon for all norms.*standard deviations"
+    ):
         run(tmp_path, config, weights, architecture="gpt2")
     assert list(tmp_path.iterdir()) == []
     result = run(tmp_path, config, weights, prove_with=reference(config, weights))
@@ -176,7 +224,17 @@ def test_auto_takes_fathom_where_one_epsilon_is_too_coarse(tmp_path: Path) -> No
         ("llama", {}, "the model layernorm"),
         ("llama", {"normalization": "rmsnorm"}, "the model learned"),
         ("llama", {"normalization": "rmsnorm", "position": "rotary"}, "activation is gelu"),
-        ("llama", {"normalization": "rmsnorm", "position": "rotary", "activation": "swiglu", "hidden_size": 30, "head_dim": 8}, "divisible"),
+        (
+            "llama",
+            {
+                "normalization": "rmsnorm",
+                "position": "rotary",
+                "activation": "swiglu",
+                "hidden_size": 30,
+                "head_dim": 8,
+            },
+            "divisible",
+        ),
         ("opt", {}, "attention sublayer of layer 1 has a norm before its branch"),
         ("opt", {"scheme": "b2t"}, "adds the layer's input a second time"),
         ("opt", {"scheme": "post_ln", "normalization": "rmsnorm"}, "the model rmsnorm"),
@@ -187,7 +245,9 @@ def test_auto_takes_fathom_where_one_epsilon_is_too_coarse(tmp_path: Path) -> No
         ("bert", {}, "choose auto or one of gpt2, llama, opt, fathom"),
     ],
 )
-def test_an_inexact_architecture_is_refused_with_the_reason(tmp_path: Path, architecture: str, model: dict[str, Any], reason: str) -> None:
+def test_an_inexact_architecture_is_refused_with_the_reason(
+    tmp_path: Path, architecture: str, model: dict[str, Any], reason: str
+) -> None:
     config = make_config(**model)
     with pytest.raises(UserError, match=reason):
         run(tmp_path, config, make_weights(config), architecture=architecture)
@@ -217,7 +277,11 @@ def test_shards_have_the_size_asked_for_and_load(tmp_path: Path) -> None:
     assert all(path.stat().st_size < 33_000 for path in shards)
     index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
     assert {tmp_path / "out" / name for name in index["weight_map"].values()} == set(shards)
-    assert index["metadata"]["total_size"] == 4 * result.parameters == sum(4 * t.numel() for path in shards for t in load_file(path).values())
+    assert (
+        index["metadata"]["total_size"]
+        == 4 * result.parameters
+        == sum(4 * t.numel() for path in shards for t in load_file(path).values())
+    )
 
 
 def test_converting_holds_one_shard_at_a_time(tmp_path: Path) -> None:
@@ -337,7 +401,9 @@ def test_the_cache_of_modelling_files_stays_clean(tmp_path: Path) -> None:
     def copies() -> Iterator[str]:
         return (path.name for path in Path(HF_MODULES_CACHE, "transformers_modules").glob("*dot_out*"))
 
-    assert os.environ["HF_MODULES_CACHE"] == HF_MODULES_CACHE, "transformers was imported before tests/conftest.py: other processes write there too"
+    assert os.environ["HF_MODULES_CACHE"] == HF_MODULES_CACHE, (
+        "transformers was imported before tests/conftest.py: other processes write there too"
+    )
     before = set(copies())
     config = make_config("b2t")
     run(tmp_path, config, make_weights(config))
@@ -345,7 +411,9 @@ def test_the_cache_of_modelling_files_stays_clean(tmp_path: Path) -> None:
     assert not [name for name in sys.modules if "dot_out" in name]
 
 
-@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("1.5 mb", 1_500_000), (123, 123), ("10K", 10_000)])
+@pytest.mark.parametrize(
+    ("text", "size"), [("5GB", 5 * 10**9), ("1.5 mb", 1_500_000), (123, 123), ("10K", 10_000)]
+)
 def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 

@@ -15,13 +15,21 @@ from model.hf.proof import change, epsilon_effect
 from model.hf.reference import Evaluation
 from tests.model.hf.tiny import make_config, make_tokens, make_weights, reference
 
-LLAMA = {"normalization": "rmsnorm", "position": "rotary", "activation": "swiglu", "bias": False, "num_query_groups": 2}
+LLAMA = {
+    "normalization": "rmsnorm",
+    "position": "rotary",
+    "activation": "swiglu",
+    "bias": False,
+    "num_query_groups": 2,
+}
 
 
 @pytest.mark.parametrize("scheme", ["pre_ln", "layernorm_scaling", "deepscalelm_pre_ln"])
 @pytest.mark.parametrize("depth", [12, 48])
 @pytest.mark.parametrize("target", ["gpt2", "llama"])
-def test_folded_weights_in_a_plain_pre_ln_model_give_the_same_logits(scheme: str, depth: int, target: Target) -> None:
+def test_folded_weights_in_a_plain_pre_ln_model_give_the_same_logits(
+    scheme: str, depth: int, target: Target
+) -> None:
     """In fp64, with each norm's epsilon as the fold says, so that nothing but the algebra is left."""
     config = make_config(scheme, num_layers=depth, **(LLAMA if target == "llama" else {}))
     weights, tokens = make_weights(config), make_tokens(config)
@@ -29,25 +37,45 @@ def test_folded_weights_in_a_plain_pre_ln_model_give_the_same_logits(scheme: str
     plan = fold(target, config, 0.3)
     folded = {name: tensor.double() * plan.factors.get(name, 1.0) for name, tensor in weights.items()}
     stock = config.model_copy(update={"scheme": "pre_ln", "norm_epsilon": plan.epsilon})
-    ours = Evaluation(weights, config, logit_scale=0.3, dtype=torch.float64, epsilons=plan.epsilons, plan=Plan.of(config).in_float32())(tokens)
+    ours = Evaluation(
+        weights,
+        config,
+        logit_scale=0.3,
+        dtype=torch.float64,
+        epsilons=plan.epsilons,
+        plan=Plan.of(config).in_float32(),
+    )(tokens)
     assert change(Evaluation(folded, stock, logit_scale=1.0, dtype=torch.float64)(tokens), ours) < 1e-10
     # And the fold's epsilons are all that separates it from the published equations, apart from constants rounded to fp32.
     effect = epsilon_effect(weights, config, tokens, 0.3, plan)
-    assert change(ours, reference(config, weights, 0.3, torch.float64)(tokens)[..., :101]) == pytest.approx(effect, abs=2e-6)
+    assert change(ours, reference(config, weights, 0.3, torch.float64)(tokens)[..., :101]) == pytest.approx(
+        effect, abs=2e-6
+    )
     assert effect < 2e-4
     assert (effect == 0) is (scheme != "deepscalelm_pre_ln")
 
 
 def test_pre_ln_needs_no_factor() -> None:
     assert fold("gpt2", make_config("pre_ln"), 1.0) == Fold({}, 1e-5)
-    assert set(fold("gpt2", make_config("pre_ln"), 0.5).factors) == {"decoder.final_layernorm.weight", "decoder.final_layernorm.bias"}
+    assert set(fold("gpt2", make_config("pre_ln"), 0.5).factors) == {
+        "decoder.final_layernorm.weight",
+        "decoder.final_layernorm.bias",
+    }
 
 
 def test_factors_of_two_layers_by_hand() -> None:
     config = make_config("deepscalelm_pre_ln", num_layers=2, scheme_options={"k": 1.0, "alpha": 1.0})
     lam, beta = 0.75**0.5, 0.25**0.5
     factors = fold("gpt2", config, 1.0).factors
-    for j, name in enumerate(("0.self_attention.linear_proj", "0.mlp.linear_fc2", "1.self_attention.linear_proj", "1.mlp.linear_fc2"), start=1):
+    for j, name in enumerate(
+        (
+            "0.self_attention.linear_proj",
+            "0.mlp.linear_fc2",
+            "1.self_attention.linear_proj",
+            "1.mlp.linear_fc2",
+        ),
+        start=1,
+    ):
         for leaf in ("weight", "bias"):
             assert factors[f"decoder.layers.{name}.{leaf}"] == pytest.approx(beta / lam**j)
     assert len(factors) == 8
@@ -55,7 +83,9 @@ def test_factors_of_two_layers_by_hand() -> None:
 
 def test_a_thousand_layers_fold_within_fp32_rounding() -> None:
     """Folding with constants in fp64 would miss the trained model by the rounding of its constants, a thousand times over."""
-    config = make_config("deepscalelm_pre_ln", num_layers=1000, hidden_size=8, num_attention_heads=1, ffn_hidden_size=8)
+    config = make_config(
+        "deepscalelm_pre_ln", num_layers=1000, hidden_size=8, num_attention_heads=1, ffn_hidden_size=8
+    )
     single, exact, c, c_exact = fold("gpt2", config, 1.0).factors, Plan.of(config), 1.0, 1.0
     for _, _, sublayer in exact.sublayers():
         c, c_exact = c * float(torch.tensor(sublayer.residual_scale)), c_exact * sublayer.residual_scale
@@ -86,7 +116,9 @@ def test_the_shared_epsilon_has_the_smallest_largest_error() -> None:
         ({"norm_in": False}, "no norm before its branch"),
     ],
 )
-def test_any_single_departure_from_the_form_is_found(change_of_sublayer: dict[str, bool | float], reason: str) -> None:
+def test_any_single_departure_from_the_form_is_found(
+    change_of_sublayer: dict[str, bool | float], reason: str
+) -> None:
     good = Sublayer(norm_in=True, residual_scale=0.9, branch_scale=0.3, input_scale=0.7)
     bad = replace(good, **change_of_sublayer)  # type: ignore[arg-type]
     assert pre_ln_obstacle(Plan((Layer(good, good), Layer(good, good)), False, True)) is None
@@ -97,7 +129,11 @@ def test_any_single_departure_from_the_form_is_found(change_of_sublayer: dict[st
 
 
 def test_which_schemes_fold_today() -> None:
-    assert {name for name in SCHEMES if pre_ln_obstacle(Plan.of(make_config(name))) is None} == {"pre_ln", "deepscalelm_pre_ln", "layernorm_scaling"}
+    assert {name for name in SCHEMES if pre_ln_obstacle(Plan.of(make_config(name))) is None} == {
+        "pre_ln",
+        "deepscalelm_pre_ln",
+        "layernorm_scaling",
+    }
 
 
 def test_mix_ln_without_its_post_part_is_pre_ln() -> None:

@@ -29,8 +29,22 @@ from model.hf.importer import import_model
 from model.hf.reference import Evaluation
 from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_config, make_tokens, make_weights, reference
 
-GPT2 = {"vocab_size": 101, "n_positions": 24, "n_embd": 32, "n_layer": 3, "n_head": 4, "activation_function": "gelu"}
-LLAMA = {"vocab_size": 101, "max_position_embeddings": 24, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+GPT2 = {
+    "vocab_size": 101,
+    "n_positions": 24,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "activation_function": "gelu",
+}
+LLAMA = {
+    "vocab_size": 101,
+    "max_position_embeddings": 24,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
 
 OPT = {
     "vocab_size": 101, "max_position_embeddings": 24, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -55,11 +69,21 @@ def check(model: PreTrainedModel, folder: Path, tmp_path: Path) -> Any:
     weights = dict(imported.weights)
     with torch.no_grad():
         theirs = model(tokens).logits
-    for ours in (Evaluation(weights, imported.config, logit_scale=imported.logit_scale), reference(imported.config, weights, imported.logit_scale)):
+    for ours in (
+        Evaluation(weights, imported.config, logit_scale=imported.logit_scale),
+        reference(imported.config, weights, imported.logit_scale),
+    ):
         torch.testing.assert_close(ours(tokens)[..., :101], theirs, rtol=1e-5, atol=1e-5)
     assert weights["embedding.word_embeddings.weight"].shape == (112, 32)
     assert not weights["embedding.word_embeddings.weight"][101:].any()
-    export(imported.weights, imported.config, tmp_path / "back", logit_scale=imported.logit_scale, tokenizer=None, seq_length=imported.positions)
+    export(
+        imported.weights,
+        imported.config,
+        tmp_path / "back",
+        logit_scale=imported.logit_scale,
+        tokenizer=None,
+        seq_length=imported.positions,
+    )
     before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "back/model.safetensors")
     assert before.keys() == after.keys()
     if imported.layout == "opt":  # the two rows that belong to no position
@@ -71,14 +95,22 @@ def check(model: PreTrainedModel, folder: Path, tmp_path: Path) -> Any:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
 def test_gpt2(tmp_path: Path, tied: bool, activation: str) -> None:
-    model = save(GPT2LMHeadModel(GPT2Config(**{**GPT2, "activation_function": activation, "tie_word_embeddings": tied})), tmp_path / "source")
+    model = save(
+        GPT2LMHeadModel(
+            GPT2Config(**{**GPT2, "activation_function": activation, "tie_word_embeddings": tied})
+        ),
+        tmp_path / "source",
+    )
     imported = check(model, tmp_path / "source", tmp_path)
     assert (imported.config.scheme, imported.config.hidden_dropout) == ("pre_ln", 0.1)
 
 
 def test_gpt2_as_openai_configured_it(tmp_path: Path) -> None:
     """Only sizes are given: everything else, the tanh approximation of GELU among it, is what `GPT2Config` says."""
-    model = save(GPT2LMHeadModel(GPT2Config(vocab_size=101, n_positions=24, n_embd=32, n_layer=2, n_head=4)), tmp_path / "source")
+    model = save(
+        GPT2LMHeadModel(GPT2Config(vocab_size=101, n_positions=24, n_embd=32, n_layer=2, n_head=4)),
+        tmp_path / "source",
+    )
     imported = check(model, tmp_path / "source", tmp_path)
     assert (imported.config.activation, imported.config.tie_embeddings) == ("gelu_tanh", True)
     assert json.loads((tmp_path / "back/config.json").read_text())["activation_function"] == "gelu_new"
@@ -94,7 +126,11 @@ def test_gpt2_as_openai_configured_it(tmp_path: Path) -> None:
     ],
 )
 def test_llama(tmp_path: Path, settings: dict[str, Any]) -> None:
-    imported = check(save(LlamaForCausalLM(LlamaConfig(**{**LLAMA, **settings})), tmp_path / "source"), tmp_path / "source", tmp_path)
+    imported = check(
+        save(LlamaForCausalLM(LlamaConfig(**{**LLAMA, **settings})), tmp_path / "source"),
+        tmp_path / "source",
+        tmp_path,
+    )
     assert imported.config.rotary_base == (500000 if "head_dim" in settings else 10000)
 
 
@@ -106,7 +142,11 @@ def test_llama(tmp_path: Path, settings: dict[str, Any]) -> None:
     ],
 )
 def test_opt_with_norms_after_the_sublayers(tmp_path: Path, settings: dict[str, Any]) -> None:
-    imported = check(save(OPTForCausalLM(OPTConfig(**{**OPT, **settings})), tmp_path / "source"), tmp_path / "source", tmp_path)
+    imported = check(
+        save(OPTForCausalLM(OPTConfig(**{**OPT, **settings})), tmp_path / "source"),
+        tmp_path / "source",
+        tmp_path,
+    )
     assert (imported.config.scheme, imported.config.norm_epsilon) == ("post_ln", 1e-5)
     assert imported.config.activation == ("gelu_tanh" if settings else "relu")
     assert json.loads((tmp_path / "back/config.json").read_text())["model_type"] == "opt"
@@ -116,15 +156,28 @@ def test_a_post_ln_export_comes_back_as_opt_bit_by_bit(tmp_path: Path) -> None:
     config = make_config("post_ln", init={"base": "normal"}, max_position_embeddings=POSITIONS)
     weights = make_weights(config)
     weights["embedding.word_embeddings.weight"][101:] = 0
-    export(weights, config, tmp_path / "out", logit_scale=1.0, tokenizer=None, seq_length=POSITIONS, architecture="opt")
+    export(
+        weights,
+        config,
+        tmp_path / "out",
+        logit_scale=1.0,
+        tokenizer=None,
+        seq_length=POSITIONS,
+        architecture="opt",
+    )
     imported = import_model(tmp_path / "out", vocab_multiple=16)
-    assert imported.config.model_dump(exclude={"num_query_groups", "head_dim"}) == config.model_dump(exclude={"num_query_groups", "head_dim"})
+    assert imported.config.model_dump(exclude={"num_query_groups", "head_dim"}) == config.model_dump(
+        exclude={"num_query_groups", "head_dim"}
+    )
     assert set(imported.weights) == set(weights)
     assert all(torch.equal(imported.weights[name], tensor) for name, tensor in weights.items())
 
 
 def test_mistral_without_a_window_is_a_llama(tmp_path: Path) -> None:
-    model = save(MistralForCausalLM(MistralConfig(**{**LLAMA, "num_key_value_heads": 2, "sliding_window": None})), tmp_path / "source")
+    model = save(
+        MistralForCausalLM(MistralConfig(**{**LLAMA, "num_key_value_heads": 2, "sliding_window": None})),
+        tmp_path / "source",
+    )
     check(model, tmp_path / "source", tmp_path)
 
 
@@ -144,7 +197,9 @@ def test_old_files_in_shards_without_prefix_and_with_masks(tmp_path: Path) -> No
         places |= dict.fromkeys(names, f"part{number}.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     weights = import_model(folder).weights
-    assert torch.equal(weights["decoder.layers.1.mlp.linear_fc2.weight"], plain["transformer.h.1.mlp.c_proj.weight"].T)
+    assert torch.equal(
+        weights["decoder.layers.1.mlp.linear_fc2.weight"], plain["transformer.h.1.mlp.c_proj.weight"].T
+    )
     (folder / "part1.safetensors").unlink()
     with pytest.raises(UserError, match=r"part1.safetensors is missing"):
         import_model(folder)
@@ -154,14 +209,31 @@ def test_old_files_in_shards_without_prefix_and_with_masks(tmp_path: Path) -> No
 def test_our_exports_come_back_bit_by_bit(tmp_path: Path, scheme: str, number: int) -> None:
     kinds: list[dict[str, Any]] = [
         {},
-        {"num_query_groups": 2, "normalization": "rmsnorm", "position": "rotary", "activation": "swiglu", "bias": False, "tie_embeddings": False},
+        {
+            "num_query_groups": 2,
+            "normalization": "rmsnorm",
+            "position": "rotary",
+            "activation": "swiglu",
+            "bias": False,
+            "tie_embeddings": False,
+        },
     ]
-    config = make_config(scheme, **kinds[number], scheme_options={"rescale": False} if scheme == "b2t" else {})
+    config = make_config(
+        scheme, **kinds[number], scheme_options={"rescale": False} if scheme == "b2t" else {}
+    )
     weights = make_weights(config)
     for name in ("embedding.word_embeddings.weight", "output_layer.weight"):
         if name in weights:
             weights[name][101:] = 0
-    export(weights, config, tmp_path / "out", logit_scale=LOGIT_SCALE, tokenizer=None, seq_length=POSITIONS, architecture="fathom")
+    export(
+        weights,
+        config,
+        tmp_path / "out",
+        logit_scale=LOGIT_SCALE,
+        tokenizer=None,
+        seq_length=POSITIONS,
+        architecture="fathom",
+    )
     imported = import_model(tmp_path / "out")
     assert imported.config == config
     assert (imported.logit_scale, imported.positions) == (LOGIT_SCALE, POSITIONS)
@@ -172,15 +244,33 @@ def test_our_exports_come_back_bit_by_bit(tmp_path: Path, scheme: str, number: i
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"model_type": "bert"}, "model_type='bert' cannot be imported; supported: gpt2, llama, mistral, opt, fathom"),
-        ({**GPT2, "model_type": "gpt2", "activation_function": "tanh"}, "activation is tanh; supported: gelu, gelu_new, relu"),
-        ({**GPT2, "model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scaled by the layer number"),
+        (
+            {"model_type": "bert"},
+            "model_type='bert' cannot be imported; supported: gpt2, llama, mistral, opt, fathom",
+        ),
+        (
+            {**GPT2, "model_type": "gpt2", "activation_function": "tanh"},
+            "activation is tanh; supported: gelu, gelu_new, relu",
+        ),
+        (
+            {**GPT2, "model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True},
+            "scaled by the layer number",
+        ),
         ({**GPT2, "model_type": "gpt2", "scale_attn_weights": False}, "not scaled"),
         ({**GPT2, "model_type": "gpt2", "add_cross_attention": True}, "cross-attention"),
         ({**GPT2, "model_type": "gpt2", "embd_pdrop": 0.0}, "resid_pdrop=0.1 and embd_pdrop=0.0 differ"),
-        ({**LLAMA, "model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type=linear"),
-        ({**LLAMA, "model_type": "llama", "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_type=llama3"),
-        ({**LLAMA, "model_type": "llama", "rope_parameters": {"partial_rotary_factor": 0.5}}, "part of each head"),
+        (
+            {**LLAMA, "model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope_type=linear",
+        ),
+        (
+            {**LLAMA, "model_type": "llama", "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}},
+            "rope_type=llama3",
+        ),
+        (
+            {**LLAMA, "model_type": "llama", "rope_parameters": {"partial_rotary_factor": 0.5}},
+            "part of each head",
+        ),
         ({**LLAMA, "model_type": "llama", "rope_theta": 10000.5}, "not a whole number"),
         ({**LLAMA, "model_type": "llama", "attention_bias": True}, "attention_bias=True and mlp_bias=False"),
         ({**LLAMA, "model_type": "llama", "hidden_act": "relu"}, "activation is relu"),
@@ -192,7 +282,9 @@ def test_our_exports_come_back_bit_by_bit(tmp_path: Path, scheme: str, number: i
         ({"model_type": "fathom"}, "no `pretraining` section"),
     ],
 )
-def test_what_is_not_ours_is_refused_with_the_reason(tmp_path: Path, settings: dict[str, Any], reason: str) -> None:
+def test_what_is_not_ours_is_refused_with_the_reason(
+    tmp_path: Path, settings: dict[str, Any], reason: str
+) -> None:
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=reason):
         import_model(tmp_path)
@@ -201,12 +293,18 @@ def test_what_is_not_ours_is_refused_with_the_reason(tmp_path: Path, settings: d
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), "no tensor 'model.layers.1.mlp.up_proj.weight'"),
+        (
+            lambda t: t.pop("model.layers.1.mlp.up_proj.weight"),
+            "no tensor 'model.layers.1.mlp.up_proj.weight'",
+        ),
         (
             lambda t: t.__setitem__("model.layers.1.self_attn.q_norm.weight", torch.ones(8)),
             "'model.layers.1.self_attn.q_norm.weight', which config.json does not account for",
         ),
-        (lambda t: t.__setitem__("model.norm.weight", torch.ones(31)), r"model.norm.weight has shape \(31,\)"),
+        (
+            lambda t: t.__setitem__("model.norm.weight", torch.ones(31)),
+            r"model.norm.weight has shape \(31,\)",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path, damage: Any, reason: str) -> None:
@@ -220,7 +318,9 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path, damage: Any, reason: 
 
 def test_a_changed_plan_is_not_read_as_the_scheme(tmp_path: Path) -> None:
     config = make_config("b2t")
-    export(make_weights(config), config, tmp_path / "out", logit_scale=1.0, tokenizer=None, seq_length=POSITIONS)
+    export(
+        make_weights(config), config, tmp_path / "out", logit_scale=1.0, tokenizer=None, seq_length=POSITIONS
+    )
     data = json.loads((tmp_path / "out/config.json").read_text())
     data["depth_plan"][0]["mlp"]["skip_scale"] = 0.5
     (tmp_path / "out/config.json").write_text(json.dumps(data))

@@ -21,17 +21,30 @@ from model.hf.reference import generate
 from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_config, make_tokens, make_weights, reference
 
 MODELS: dict[str, dict[str, Any]] = {
-    "post_ln": {"num_query_groups": 2, "position": "rotary", "normalization": "rmsnorm", "activation": "swiglu", "tie_embeddings": False},
+    "post_ln": {
+        "num_query_groups": 2,
+        "position": "rotary",
+        "normalization": "rmsnorm",
+        "activation": "swiglu",
+        "tie_embeddings": False,
+    },
     "b2t": {"num_query_groups": 2},
     "spannorm": {"position": "none"},
     "pre_ln": {},
     "deepscalelm_post_ln": {},
-    "layernorm_scaling": {"position": "rotary", "normalization": "rmsnorm", "activation": "swiglu", "num_query_groups": 2},
+    "layernorm_scaling": {
+        "position": "rotary",
+        "normalization": "rmsnorm",
+        "activation": "swiglu",
+        "num_query_groups": 2,
+    },
 }
 
 
 @pytest.fixture(params=MODELS)
-def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[ModelConfig, dict[str, torch.Tensor], Path, Any]]:
+def case(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[tuple[ModelConfig, dict[str, torch.Tensor], Path, Any]]:
     config = make_config(request.param, **MODELS[request.param])
     weights, folder = make_weights(config), tmp_path / "out"
     export(weights, config, folder, logit_scale=LOGIT_SCALE, tokenizer=None, seq_length=POSITIONS)
@@ -45,7 +58,13 @@ def test_greedy_generation_equals_ours_with_and_without_a_cache(case: Any) -> No
     for prompt in ([7], [3, 1, 4, 1, 5]):
         ours = list(generate(weights, config, prompt, 12, temperature=0, logit_scale=LOGIT_SCALE))
         for use_cache in (True, False):
-            out = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, use_cache=use_cache, pad_token_id=0)
+            out = model.generate(
+                torch.tensor([prompt]),
+                max_new_tokens=12,
+                do_sample=False,
+                use_cache=use_cache,
+                pad_token_id=0,
+            )
             assert out[0, len(prompt) :].tolist() == ours
 
 
@@ -56,7 +75,9 @@ def test_left_padding_changes_nothing(case: Any) -> None:
     mask[0, :3] = 0
     batch = model.generate(tokens, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=0)
     for row, start in ((0, 3), (1, 0)):
-        alone = model.generate(tokens[row : row + 1, start:], max_new_tokens=8, do_sample=False, pad_token_id=0)
+        alone = model.generate(
+            tokens[row : row + 1, start:], max_new_tokens=8, do_sample=False, pad_token_id=0
+        )
         assert batch[row, start:].tolist() == alone[0].tolist()
 
 
@@ -74,14 +95,25 @@ def test_left_padding_takes_no_positions_in_a_plain_pass(case: Any) -> None:
         whole = torch.cat([tokens, following], 1)
         longer = torch.cat([mask, torch.ones_like(following)], 1)
         continued = model(following, attention_mask=longer, past_key_values=batch.past_key_values)
-        torch.testing.assert_close(continued.logits, model(whole, attention_mask=longer).logits[:, 6:], rtol=0, atol=2e-5)
+        torch.testing.assert_close(
+            continued.logits, model(whole, attention_mask=longer).logits[:, 6:], rtol=0, atol=2e-5
+        )
 
 
 def test_a_cache_of_fixed_length_is_refused_with_the_reason(tmp_path: Path) -> None:
     config = make_config("b2t")
-    export(make_weights(config), config, tmp_path / "out", logit_scale=LOGIT_SCALE, tokenizer=None, seq_length=POSITIONS)
+    export(
+        make_weights(config),
+        config,
+        tmp_path / "out",
+        logit_scale=LOGIT_SCALE,
+        tokenizer=None,
+        seq_length=POSITIONS,
+    )
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
-    with pytest.raises(ValueError, match="caches of fixed length .* are not supported; use the default cache"):
+    with pytest.raises(
+        ValueError, match="caches of fixed length .* are not supported; use the default cache"
+    ):
         model(torch.tensor([[1, 2]]), attention_mask=torch.ones(1, 1, 2, 2))
     forget(model)
 
@@ -89,7 +121,10 @@ def test_a_cache_of_fixed_length_is_refused_with_the_reason(tmp_path: Path) -> N
 def test_beam_search_runs_on_the_cache(case: Any) -> None:
     config, _, _, model = case
     tokens = make_tokens(config, batch=1, length=4)
-    with_cache, without = (model.generate(tokens, max_new_tokens=6, num_beams=3, do_sample=False, use_cache=c, pad_token_id=0) for c in (True, False))
+    with_cache, without = (
+        model.generate(tokens, max_new_tokens=6, num_beams=3, do_sample=False, use_cache=c, pad_token_id=0)
+        for c in (True, False)
+    )
     assert with_cache.tolist() == without.tolist()
 
 
@@ -112,7 +147,9 @@ def test_saving_and_loading_again_keeps_every_bit(case: Any, tmp_path: Path) -> 
     tokens = make_tokens(config)
     with torch.no_grad():
         assert torch.equal(model(tokens).logits, again(tokens).logits)
-    assert {n: t.shape for n, t in model.state_dict().items()} == {n: t.shape for n, t in again.state_dict().items()}
+    assert {n: t.shape for n, t in model.state_dict().items()} == {
+        n: t.shape for n, t in again.state_dict().items()
+    }
     forget(again)
 
 
@@ -121,7 +158,11 @@ def test_loss_gradients_and_gradient_checkpointing(case: Any) -> None:
     tokens = make_tokens(config)
     model.train()
     grads, calls = [], []
-    layer = next(module for name, module in model.named_modules() if name.endswith((".layers.0.mlp", ".h.0.mlp", ".layers.0.fc1")))
+    layer = next(
+        module
+        for name, module in model.named_modules()
+        if name.endswith((".layers.0.mlp", ".h.0.mlp", ".layers.0.fc1"))
+    )
     layer.register_forward_pre_hook(lambda *_: calls.append(1))
     for checkpointing in (False, True):
         calls.clear()
@@ -132,7 +173,9 @@ def test_loss_gradients_and_gradient_checkpointing(case: Any) -> None:
         loss.backward()
         assert len(calls) == 1 + checkpointing
         grads.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-    expected = torch.nn.functional.cross_entropy(reference(config, weights)(tokens)[:, :-1, :101].flatten(0, 1), tokens[:, 1:].flatten())
+    expected = torch.nn.functional.cross_entropy(
+        reference(config, weights)(tokens)[:, :-1, :101].flatten(0, 1), tokens[:, 1:].flatten()
+    )
     torch.testing.assert_close(loss.detach(), expected, rtol=1e-5, atol=0)
     assert len(grads[0]) == len(list(model.parameters()))
     for name, grad in grads[0].items():
@@ -143,7 +186,9 @@ def test_logits_of_the_last_positions_only(case: Any) -> None:
     config, _, _, model = case
     tokens = make_tokens(config)
     with torch.no_grad():
-        torch.testing.assert_close(model(tokens, logits_to_keep=3).logits, model(tokens).logits[:, -3:], rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            model(tokens, logits_to_keep=3).logits, model(tokens).logits[:, -3:], rtol=0, atol=1e-6
+        )
 
 
 def test_half_precision_stays_near(case: Any) -> None:
@@ -159,13 +204,26 @@ def test_half_precision_stays_near(case: Any) -> None:
 
 def test_an_export_loads_without_this_repository(tmp_path: Path) -> None:
     config = make_config("b2t")
-    export(make_weights(config), config, tmp_path / "out", logit_scale=LOGIT_SCALE, tokenizer=None, seq_length=POSITIONS)
+    export(
+        make_weights(config),
+        config,
+        tmp_path / "out",
+        logit_scale=LOGIT_SCALE,
+        tokenizer=None,
+        seq_length=POSITIONS,
+    )
     code = (
         "import sys; from transformers import AutoModelForCausalLM as A; import torch;"
         f"m = A.from_pretrained({str(tmp_path / 'out')!r}, trust_remote_code=True); print(m(torch.tensor([[1, 2]])).logits.shape);"
         "assert not [n for n in sys.modules if n == 'model' or n.startswith(('model.', 'megatron', 'deepspeed'))]"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={"PATH": "", "HF_HOME": str(tmp_path / "home")})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PATH": "", "HF_HOME": str(tmp_path / "home")},
+    )
     assert "torch.Size([1, 2, 101])" in done.stdout, done.stderr
 
 
@@ -174,10 +232,20 @@ def test_the_configuration_file_holds_the_plan(scheme: str, tmp_path: Path) -> N
     from dataclasses import asdict
 
     config = make_config(scheme, num_layers=7)
-    export(make_weights(config), config, tmp_path / "out", logit_scale=LOGIT_SCALE, tokenizer=None, seq_length=POSITIONS, architecture="fathom")
+    export(
+        make_weights(config),
+        config,
+        tmp_path / "out",
+        logit_scale=LOGIT_SCALE,
+        tokenizer=None,
+        seq_length=POSITIONS,
+        architecture="fathom",
+    )
     loaded = AutoConfig.from_pretrained(tmp_path / "out", trust_remote_code=True)
     plan = SCHEMES[scheme].plan(7)
-    assert [tuple(pair) for pair in loaded.sublayers()] == [(asdict(layer.attention), asdict(layer.mlp)) for layer in plan]
+    assert [tuple(pair) for pair in loaded.sublayers()] == [
+        (asdict(layer.attention), asdict(layer.mlp)) for layer in plan
+    ]
     assert len(loaded.depth_plan) == (7 if scheme == "layernorm_scaling" else 2 if scheme == "mix_ln" else 1)
 
 
@@ -185,4 +253,6 @@ def test_a_broken_plan_is_refused() -> None:
     with pytest.raises(ValueError, match="describes 3 layers, but num_hidden_layers=4"):
         FathomConfig(num_hidden_layers=4, depth_plan=[{"layers": 3, "attention": {}, "mlp": {}}])
     with pytest.raises(ValueError, match=r"unknown keys \['norm_inn'\]"):
-        FathomConfig(num_hidden_layers=1, depth_plan=[{"layers": 1, "attention": {"norm_inn": True}, "mlp": {}}])
+        FathomConfig(
+            num_hidden_layers=1, depth_plan=[{"layers": 1, "attention": {"norm_inn": True}, "mlp": {}}]
+        )

@@ -15,7 +15,14 @@ from model.hf.reference import ACTIVATIONS, Cache, Evaluation, generate, pick
 from tests.model.hf.tiny import LOGIT_SCALE, make_config, make_tokens, make_weights, reference
 
 VARIANTS = [
-    {"num_query_groups": 2, "normalization": "rmsnorm", "position": "rotary", "activation": "swiglu", "bias": False, "tie_embeddings": False},
+    {
+        "num_query_groups": 2,
+        "normalization": "rmsnorm",
+        "position": "rotary",
+        "activation": "swiglu",
+        "bias": False,
+        "tie_embeddings": False,
+    },
     {"head_dim": 12, "activation": "geglu", "norm_epsilon": 1e-3},
     {"num_query_groups": 1, "position": "rotary", "rotary_base": 500, "activation": "gelu_tanh"},
     {"normalization": "rmsnorm", "position": "none", "activation": "silu", "tie_embeddings": False},
@@ -53,10 +60,16 @@ def test_greedy_generation_picks_the_largest_logit_each_time() -> None:
 def test_generation_repeats_with_a_seed_and_stops_at_the_stop_token() -> None:
     config = make_config()
     weights = make_weights(config)
-    runs = [list(generate(weights, config, [5], 12, top_k=50, seed=seed, logit_scale=LOGIT_SCALE)) for seed in (1, 1, 2)]
+    runs = [
+        list(generate(weights, config, [5], 12, top_k=50, seed=seed, logit_scale=LOGIT_SCALE))
+        for seed in (1, 1, 2)
+    ]
     assert runs[0] == runs[1] != runs[2]
     stop = runs[0][4]
-    assert list(generate(weights, config, [5], 12, top_k=50, seed=1, logit_scale=LOGIT_SCALE, stop_id=stop)) == runs[0][: runs[0].index(stop) + 1]
+    assert (
+        list(generate(weights, config, [5], 12, top_k=50, seed=1, logit_scale=LOGIT_SCALE, stop_id=stop))
+        == runs[0][: runs[0].index(stop) + 1]
+    )
 
 
 def test_top_k_and_top_p_cut_where_they_should() -> None:
@@ -83,7 +96,9 @@ def test_top_k_and_top_p_cut_where_they_should() -> None:
         ([1], {"top_p": 1.5}, "top_p=1.5"),
     ],
 )
-def test_refuses_bad_settings_before_the_first_token(ids: list[int], arguments: dict[str, float], reason: str) -> None:
+def test_refuses_bad_settings_before_the_first_token(
+    ids: list[int], arguments: dict[str, float], reason: str
+) -> None:
     config = make_config()
     with pytest.raises(UserError, match=reason):
         generate(make_weights(config), config, ids, 4, logit_scale=1.0, **arguments)  # type: ignore[arg-type]

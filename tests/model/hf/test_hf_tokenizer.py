@@ -50,7 +50,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "signal",
         "scale",
     ]
-    lines = [" ".join(rng.choice(words) + rng.choice(["", "s", "ing", ".", ",", "\n"]) for _ in range(12)) for _ in range(600)]
+    lines = [
+        " ".join(rng.choice(words) + rng.choice(["", "s", "ing", ".", ",", "\n"]) for _ in range(12))
+        for _ in range(600)
+    ]
     (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
     out = {}
     for kind in ("bpe", "unigram"):
@@ -140,7 +143,12 @@ def test_a_unigram_difference_that_is_no_tie_is_refused(models: dict[str, Path],
     ],
 )
 def test_models_that_have_no_equal_are_refused(tmp_path: Path, settings: dict[str, Any], reason: str) -> None:
-    neutral: dict[str, Any] = {"normalization_rule_name": "identity", "add_dummy_prefix": False, "remove_extra_whitespaces": False, "byte_fallback": True}
+    neutral: dict[str, Any] = {
+        "normalization_rule_name": "identity",
+        "add_dummy_prefix": False,
+        "remove_extra_whitespaces": False,
+        "byte_fallback": True,
+    }
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["deep layers norm signal " * 5] * 20),
         model_prefix=str(tmp_path / "m"),
@@ -167,7 +175,9 @@ def test_loading_needs_no_sentencepiece(models: dict[str, Path], tmp_path: Path)
         "import sys; sys.modules['sentencepiece'] = sys.modules['google.protobuf'] = None; from transformers import AutoTokenizer as A;"
         f"print(A.from_pretrained({str(tmp_path)!r}).encode('deep  layers'))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={"PATH": ""})
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={"PATH": ""}
+    )
     assert done.stdout.strip() == str(TrainingTokenizer(models["bpe"]).encode("deep  layers")), done.stderr
 
 
@@ -177,7 +187,13 @@ def test_exports_carry_the_tokenizer(models: dict[str, Path], scheme: str, tmp_p
 
     config = make_config(scheme, vocab_size=SIZE)
     result = export(
-        make_weights(config), config, tmp_path / "out", logit_scale=1.0, tokenizer=models["bpe"], seq_length=24, sample_texts=["the norm of a layer"]
+        make_weights(config),
+        config,
+        tmp_path / "out",
+        logit_scale=1.0,
+        tokenizer=models["bpe"],
+        seq_length=24,
+        sample_texts=["the norm of a layer"],
     )
     assert result.tokenizer is not None
     trained = TrainingTokenizer(models["bpe"])
@@ -189,5 +205,12 @@ def test_exports_carry_the_tokenizer(models: dict[str, Path], scheme: str, tmp_p
     assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (2, 2, 0)
     other = make_config(scheme, vocab_size=SIZE + 1)
     with pytest.raises(UserError, match="has 340 pieces, but model.vocab_size=341"):
-        export(make_weights(other), other, tmp_path / "other", logit_scale=1.0, tokenizer=models["bpe"], seq_length=24)
+        export(
+            make_weights(other),
+            other,
+            tmp_path / "other",
+            logit_scale=1.0,
+            tokenizer=models["bpe"],
+            seq_length=24,
+        )
     assert not (tmp_path / "other").exists()

@@ -17,7 +17,14 @@ LOGIT_SCALE = 0.3
 
 def make_config(scheme: str = "pre_ln", **given: object) -> ModelConfig:
     """5 layers, so that mix_ln has both kinds; 101 tokens padded to 112."""
-    base: dict[str, object] = {"num_layers": 5, "hidden_size": 32, "num_attention_heads": 4, "ffn_hidden_size": 48, "vocab_size": 101, "vocab_multiple": 16}
+    base: dict[str, object] = {
+        "num_layers": 5,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "ffn_hidden_size": 48,
+        "vocab_size": 101,
+        "vocab_multiple": 16,
+    }
     return ModelConfig(scheme=scheme, **{**base, **given})
 
 
@@ -36,7 +43,10 @@ def make_weights(config: ModelConfig, seed: int = 0, positions: int = POSITIONS)
 
 
 def reference(
-    config: ModelConfig, weights: dict[str, Tensor], logit_scale: float = LOGIT_SCALE, dtype: torch.dtype = torch.float32
+    config: ModelConfig,
+    weights: dict[str, Tensor],
+    logit_scale: float = LOGIT_SCALE,
+    dtype: torch.dtype = torch.float32,
 ) -> Callable[[Tensor], Tensor]:
     """Token ids [b, s] -> logits [b, s, padded vocabulary] by the references of the depth schemes, which share no code with the product."""
     shape = gpt.Shape(
@@ -57,4 +67,6 @@ def reference(
 
 
 def make_tokens(config: ModelConfig, batch: int = 2, length: int = 16, seed: int = 1) -> Tensor:
-    return torch.randint(0, config.vocab_size or 0, (batch, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0, config.vocab_size or 0, (batch, length), generator=torch.Generator().manual_seed(seed)
+    )

@@ -19,7 +19,13 @@ from model.weights.init import initialize_
 from parallel.launch.one_process import single_process
 
 SEQ = 16
-LLAMA = {"position": "rotary", "num_query_groups": 2, "activation": "swiglu", "normalization": "rmsnorm", "bias": False}
+LLAMA = {
+    "position": "rotary",
+    "num_query_groups": 2,
+    "activation": "swiglu",
+    "normalization": "rmsnorm",
+    "bias": False,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -31,10 +37,19 @@ def _fresh() -> Iterator[None]:
 
 
 def build(scheme: str, layers: int = 8, **sizes: Any) -> GPT:
-    fields = {"scheme": scheme, "num_layers": layers, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 128, "max_position_embeddings": SEQ}
+    fields = {
+        "scheme": scheme,
+        "num_layers": layers,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "vocab_size": 128,
+        "max_position_embeddings": SEQ,
+    }
     config = ModelConfig(**fields | sizes)
     model = GPT(config, transformer_config(config), seq_length=SEQ)
-    initialize_(((one.name, one.parameter, one.shard) for one in named_parameters(model, 0, 1)), config, SEQ, 1)
+    initialize_(
+        ((one.name, one.parameter, one.shard) for one in named_parameters(model, 0, 1)), config, SEQ, 1
+    )
     return model.train()
 
 
@@ -43,7 +58,11 @@ def loss_and_gradients(model: GPT) -> tuple[torch.Tensor, dict[str, torch.Tensor
     model.zero_grad()
     loss = model(tokens[:, :-1], torch.arange(SEQ).expand(2, SEQ), None, labels=tokens[:, 1:]).mean()
     loss.backward()
-    return loss.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return loss.detach(), {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def counting() -> tuple[list[int], Callable[..., Any]]:
@@ -85,7 +104,10 @@ def test_hooks_and_evaluation_see_the_layer_itself() -> None:
     graphs, backend = counting()
     compile_layers([model], backend=backend)
     layer = model.decoder.layers[3]
-    handles = [layer.register_forward_hook(lambda *_: None), layer.mlp_join.register_forward_hook(lambda *_: heard.append(1))]
+    handles = [
+        layer.register_forward_hook(lambda *_: None),
+        layer.mlp_join.register_forward_hook(lambda *_: heard.append(1)),
+    ]
     loss_and_gradients(model)
     assert heard == [1]
     for handle in handles:
@@ -101,7 +123,9 @@ def test_hooks_and_evaluation_see_the_layer_itself() -> None:
 
 def loss_of(model: GPT, batch: int) -> torch.Tensor:
     tokens = torch.randint(0, 128, (batch, SEQ + 1), generator=torch.Generator().manual_seed(batch))
-    loss: torch.Tensor = model(tokens[:, :-1], torch.arange(SEQ).expand(batch, SEQ), None, labels=tokens[:, 1:]).mean()
+    loss: torch.Tensor = model(
+        tokens[:, :-1], torch.arange(SEQ).expand(batch, SEQ), None, labels=tokens[:, 1:]
+    ).mean()
     return loss.detach()
 
 
@@ -132,13 +156,26 @@ def test_layers_that_a_hook_kept_from_compiling_are_not_trusted() -> None:
 
 
 def test_a_later_stage_of_a_pipeline_is_compiled_too() -> None:
-    config = ModelConfig(scheme="b2t", num_layers=4, hidden_size=32, num_attention_heads=4, vocab_size=128, max_position_embeddings=SEQ)
-    stage = GPT(config, transformer_config(config), seq_length=SEQ, pre_process=False, post_process=False).train()
-    initialize_(((one.name, one.parameter, one.shard) for one in named_parameters(stage, 0, 1)), config, SEQ, 1)
+    config = ModelConfig(
+        scheme="b2t",
+        num_layers=4,
+        hidden_size=32,
+        num_attention_heads=4,
+        vocab_size=128,
+        max_position_embeddings=SEQ,
+    )
+    stage = GPT(
+        config, transformer_config(config), seq_length=SEQ, pre_process=False, post_process=False
+    ).train()
+    initialize_(
+        ((one.name, one.parameter, one.shard) for one in named_parameters(stage, 0, 1)), config, SEQ, 1
+    )
     graphs, backend = counting()
 
     def output() -> torch.Tensor:
-        stage.set_input_tensor(torch.randn(SEQ, 2, 32, generator=torch.Generator().manual_seed(0)).requires_grad_())
+        stage.set_input_tensor(
+            torch.randn(SEQ, 2, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        )
         result: torch.Tensor = stage(None, None, None)
         return result.detach()
 
@@ -180,17 +217,24 @@ def test_joins_are_compiled_where_one_pass_would_do(scheme: str) -> None:
     expected = [join for join in joins if join.kernels > 1]
     assert compile_joins([model], backend=backend) == len(expected)
     loss, gradients = loss_and_gradients(model)
-    assert len(graphs) == len({(join.residual_scale, join.branch_scale, join.skip_scale) for join in expected})
+    assert len(graphs) == len(
+        {(join.residual_scale, join.branch_scale, join.skip_scale) for join in expected}
+    )
     assert torch.equal(loss, eager_loss)
     assert all(torch.equal(gradient, eager[name]) for name, gradient in gradients.items())
     model.eval()
     loss_and_gradients(model)
     model.train()
     assert loss_and_gradients(model)[0] == loss
-    assert len(graphs) == len({(join.residual_scale, join.branch_scale, join.skip_scale) for join in expected})
+    assert len(graphs) == len(
+        {(join.residual_scale, join.branch_scale, join.skip_scale) for join in expected}
+    )
 
 
-@pytest.mark.parametrize(("scheme", "share"), [("pre_ln", 0.0), ("b2t", 0.5), ("deepscalelm_pre_ln", 1.0), ("deepnorm", 1.0), ("spannorm", 0.0)])
+@pytest.mark.parametrize(
+    ("scheme", "share"),
+    [("pre_ln", 0.0), ("b2t", 0.5), ("deepscalelm_pre_ln", 1.0), ("deepnorm", 1.0), ("spannorm", 0.0)],
+)
 def test_which_joins_take_more_than_one_operation(scheme: str, share: float) -> None:
     model = build(scheme, layers=4)
     assert compile_joins([model], backend=counting()[1]) == share * 2 * 4

@@ -10,7 +10,18 @@ import torch
 from model.depth.scheme import SCHEMES
 from model.stack import Stack
 from parallel.launch.one_process import single_process
-from tests.reference import b2t, deepnorm, deepscalelm, gpt, layernorm_scaling, mix_ln, peri_ln, post_ln, pre_ln, spannorm
+from tests.reference import (
+    b2t,
+    deepnorm,
+    deepscalelm,
+    gpt,
+    layernorm_scaling,
+    mix_ln,
+    peri_ln,
+    post_ln,
+    pre_ln,
+    spannorm,
+)
 from tests.reference.parts import Options
 
 LAYERS, WIDTH, HEADS, TOKENS = 4, 16, 4, 7
@@ -26,7 +37,9 @@ STACKS: dict[str, Any] = {
     "mix_ln": mix_ln.stack,
     "spannorm": spannorm.stack,
 }
-NORM_NAMES = {"mix_ln": gpt.POST | gpt.PRE, "peri_ln": gpt.PERI} | dict.fromkeys(("pre_ln", "deepscalelm_pre_ln", "layernorm_scaling"), gpt.PRE)
+NORM_NAMES = {"mix_ln": gpt.POST | gpt.PRE, "peri_ln": gpt.PERI} | dict.fromkeys(
+    ("pre_ln", "deepscalelm_pre_ln", "layernorm_scaling"), gpt.PRE
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,7 +50,14 @@ def _process() -> None:
 def build(scheme: str, **arguments: Any) -> Stack:
     """A stack with random weights, biases, gains and norm shifts."""
     torch.manual_seed(3)
-    stack = Stack(scheme, num_layers=LAYERS, hidden_size=WIDTH, num_attention_heads=HEADS, dtype=torch.float64, **arguments)
+    stack = Stack(
+        scheme,
+        num_layers=LAYERS,
+        hidden_size=WIDTH,
+        num_attention_heads=HEADS,
+        dtype=torch.float64,
+        **arguments,
+    )
     for name, parameter in stack.named_parameters():
         torch.nn.init.normal_(parameter, 1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.3)
     return stack
@@ -50,7 +70,12 @@ def reference_weights(stack: Stack, scheme: str) -> list[dict[str, torch.Tensor]
         norms = NORM_NAMES.get(scheme, gpt.POST)
         if scheme == "mix_ln":
             norms = gpt.POST if index < LAYERS // 4 else gpt.PRE
-        layers.append({reference_name(name, norms): value.requires_grad_() for name, value in stack.weights(index).items()})
+        layers.append(
+            {
+                reference_name(name, norms): value.requires_grad_()
+                for name, value in stack.weights(index).items()
+            }
+        )
     return layers
 
 
@@ -59,13 +84,21 @@ def reference_name(name: str, norms: dict[str, str]) -> str:
     return name if norm not in norms else norms[norm] + ("_b" if kind == "bias" else "")
 
 
-def compare(stack: Stack, layers: list[dict[str, torch.Tensor]], ours: torch.Tensor, theirs: torch.Tensor, scheme: str) -> None:
+def compare(
+    stack: Stack, layers: list[dict[str, torch.Tensor]], ours: torch.Tensor, theirs: torch.Tensor, scheme: str
+) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
     direction = torch.randn(ours.shape, dtype=ours.dtype, generator=torch.Generator().manual_seed(5))
     (ours * direction).sum().backward()
     (theirs * direction).sum().backward()
     for index, weights in enumerate(layers):
-        norms = gpt.POST if scheme == "mix_ln" and index < LAYERS // 4 else NORM_NAMES.get(scheme, gpt.POST) if scheme != "mix_ln" else gpt.PRE
+        norms = (
+            gpt.POST
+            if scheme == "mix_ln" and index < LAYERS // 4
+            else NORM_NAMES.get(scheme, gpt.POST)
+            if scheme != "mix_ln"
+            else gpt.PRE
+        )
         gradients = {reference_name(name, norms): value for name, value in stack.gradients(index).items()}
         assert gradients.keys() == weights.keys()
         for name, weight in weights.items():
@@ -78,12 +111,23 @@ def test_stack_equals_reference(scheme: str, causal: bool) -> None:
     stack = build(scheme, causal=causal)
     layers = reference_weights(stack, scheme)
     x = torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
-    compare(stack, layers, stack(x), STACKS[scheme](x, layers, Options(heads=HEADS, causal=causal, activation="gelu")), scheme)
+    compare(
+        stack,
+        layers,
+        stack(x),
+        STACKS[scheme](x, layers, Options(heads=HEADS, causal=causal, activation="gelu")),
+        scheme,
+    )
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"activation": "swiglu", "normalization": "rmsnorm", "num_query_groups": 2}, {"activation": "gelu_tanh"}, {"activation": "relu"}, {"activation": "relu2"}],
+    [
+        {"activation": "swiglu", "normalization": "rmsnorm", "num_query_groups": 2},
+        {"activation": "gelu_tanh"},
+        {"activation": "relu"},
+        {"activation": "relu2"},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("scheme", ["b2t", "deepscalelm_pre_ln", "peri_ln"])
@@ -91,7 +135,12 @@ def test_kinds_of_parts(scheme: str, options: dict[str, Any]) -> None:
     stack = build(scheme, **options)
     layers = reference_weights(stack, scheme)
     x = torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
-    reference = Options(heads=HEADS, groups=options.get("num_query_groups"), activation=options["activation"], norm=options.get("normalization", "layernorm"))
+    reference = Options(
+        heads=HEADS,
+        groups=options.get("num_query_groups"),
+        activation=options["activation"],
+        norm=options.get("normalization", "layernorm"),
+    )
     compare(stack, layers, stack(x), STACKS[scheme](x, layers, reference), scheme)
 
 
@@ -102,15 +151,26 @@ def test_every_scheme_has_a_reference() -> None:
 def test_b2t_with_cross_attention() -> None:
     stack = build("b2t", cross=True)
     norms = {"pre_cross_attn_layernorm": "ln1", "pre_mlp_layernorm": "ln2", "mlp_output_norm": "ln3"}
-    layers = [{reference_name(name, norms): value.requires_grad_() for name, value in stack.weights(index).items()} for index in range(LAYERS)]
-    x, memory = torch.randn(2, TOKENS, WIDTH, dtype=torch.float64), torch.randn(2, 5, WIDTH, dtype=torch.float64)
-    ours, theirs = stack(x, memory), b2t.decoder_stack(x, memory, layers, Options(heads=HEADS, activation="gelu"))
+    layers = [
+        {reference_name(name, norms): value.requires_grad_() for name, value in stack.weights(index).items()}
+        for index in range(LAYERS)
+    ]
+    x, memory = (
+        torch.randn(2, TOKENS, WIDTH, dtype=torch.float64),
+        torch.randn(2, 5, WIDTH, dtype=torch.float64),
+    )
+    ours, theirs = (
+        stack(x, memory),
+        b2t.decoder_stack(x, memory, layers, Options(heads=HEADS, activation="gelu")),
+    )
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
     (ours.square().sum()).backward()
     (theirs.square().sum()).backward()
     for index, weights in enumerate(layers):
         for name, value in stack.gradients(index).items():
-            torch.testing.assert_close(value, weights[reference_name(name, norms)].grad, rtol=1e-10, atol=1e-9)
+            torch.testing.assert_close(
+                value, weights[reference_name(name, norms)].grad, rtol=1e-10, atol=1e-9
+            )
 
 
 def test_unknown_names_and_options_are_refused() -> None:

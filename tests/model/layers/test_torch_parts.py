@@ -16,7 +16,11 @@ from parallel.launch.one_process import single_process
 TOKENS = 200
 
 
-@pytest.mark.parametrize("shape", [{}, {"num_query_groups": 2, "position": "rotary"}, {"causal": False}], ids=["causal", "grouped", "bidirectional"])
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"num_query_groups": 2, "position": "rotary"}, {"causal": False}],
+    ids=["causal", "grouped", "bidirectional"],
+)
 def test_attention_over_copied_heads(shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     single_process()
     torch.manual_seed(0)
@@ -40,7 +44,9 @@ def test_attention_over_copied_heads(shape: dict[str, Any], monkeypatch: pytest.
         y_bsh = stack(x_bsh)
         y_bsh.square().sum().backward()
         assert in_one_piece == [copied_from <= TOKENS] * 2
-        return y_bsh.detach(), [parameter.grad.clone() for parameter in stack.parameters() if parameter.grad is not None]
+        return y_bsh.detach(), [
+            parameter.grad.clone() for parameter in stack.parameters() if parameter.grad is not None
+        ]
 
     (copied, gradients), (in_place, expected) = outcome(TOKENS), outcome(TOKENS + 1)
     torch.testing.assert_close(copied, in_place, rtol=1e-12, atol=1e-12)

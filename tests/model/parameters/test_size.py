@@ -12,11 +12,19 @@ from model.errors import UserError
 from model.parameters.size import parameter_count, parameter_shapes
 
 H, L, V, P = 8, 3, 128, 16
-LINEAR = 4 * H * H + 4 * H + 2 * 4 * H * H + 5 * H  # qkv and proj with biases; fc1 and fc2 of width 4h with biases
+LINEAR = (
+    4 * H * H + 4 * H + 2 * 4 * H * H + 5 * H
+)  # qkv and proj with biases; fc1 and fc2 of width 4h with biases
 
 
 def config(**changes: Any) -> ModelConfig:
-    sizes: dict[str, Any] = {"num_layers": L, "hidden_size": H, "num_attention_heads": 2, "vocab_size": 100, "max_position_embeddings": P}
+    sizes: dict[str, Any] = {
+        "num_layers": L,
+        "hidden_size": H,
+        "num_attention_heads": 2,
+        "vocab_size": 100,
+        "max_position_embeddings": P,
+    }
     return ModelConfig(**{**sizes, **changes})
 
 
@@ -71,7 +79,15 @@ def test_grouped_queries_gate_rmsnorm_no_bias_rotary_untied() -> None:
 
 def test_gpt2_small_has_its_known_size() -> None:
     """124 439 808 parameters with the unpadded vocabulary, as published."""
-    gpt2 = config(scheme="pre_ln", num_layers=12, hidden_size=768, num_attention_heads=12, vocab_size=50257, vocab_multiple=1, max_position_embeddings=1024)
+    gpt2 = config(
+        scheme="pre_ln",
+        num_layers=12,
+        hidden_size=768,
+        num_attention_heads=12,
+        vocab_size=50257,
+        vocab_multiple=1,
+        max_position_embeddings=1024,
+    )
     assert parameter_count(gpt2)["total"] == 124_439_808
 
 

@@ -77,7 +77,9 @@ def test_deepscalelm_keeps_the_late_gradient_between_its_bounds(scheme: str, lay
 
 
 def test_a_larger_k_costs_gradient_as_the_bound_says() -> None:
-    assert math.exp(-2) <= late_ratio("deepscalelm_pre_ln:k=4", 48) < 0.8 * late_ratio("deepscalelm_pre_ln", 48)
+    assert (
+        math.exp(-2) <= late_ratio("deepscalelm_pre_ln:k=4", 48) < 0.8 * late_ratio("deepscalelm_pre_ln", 48)
+    )
 
 
 @pytest.mark.parametrize("layers", depths(48, 192))
@@ -98,7 +100,9 @@ def test_rescaled_b2t_keeps_the_late_gradient(layers: int) -> None:
 
 @pytest.mark.parametrize("layers", depths(48, 192))
 def test_rescaled_post_ln_is_as_flat_as_b2t_at_the_start(layers: int) -> None:
-    assert late_ratio("post_ln:rescale=true:init.base=fairseq", layers) == pytest.approx(late_ratio("b2t", layers), abs=0.05)
+    assert late_ratio("post_ln:rescale=true:init.base=fairseq", layers) == pytest.approx(
+        late_ratio("b2t", layers), abs=0.05
+    )
 
 
 def test_b2t_without_rescaling_loses_some_at_18_layers_where_post_ln_loses_nearly_all() -> None:

@@ -66,7 +66,13 @@ def test_relu_correlation_map_at_its_ends() -> None:
 
 @pytest.mark.parametrize(
     ("activation", "second", "slope"),
-    [("relu", 0.5, 0.5), ("gelu", 0.4252, 0.4559), ("gelu_tanh", 0.4252, 0.4558), ("silu", 0.3558, 0.3795), ("relu2", 1.5, 2.0)],
+    [
+        ("relu", 0.5, 0.5),
+        ("gelu", 0.4252, 0.4559),
+        ("gelu_tanh", 0.4252, 0.4558),
+        ("silu", 0.3558, 0.3795),
+        ("relu2", 1.5, 2.0),
+    ],
 )
 def test_activation_moments_at_unit_variance(activation: str, second: float, slope: float) -> None:
     assert second_moment(activation) == pytest.approx(second, abs=5e-5)
@@ -89,8 +95,12 @@ def test_gelu_closed_forms_equal_quadrature() -> None:
 
     for variance in (0.02, 0.5, 1.0):
         for r in (0.0, 0.3, 0.9, 1.0):
-            assert POINTWISE["gelu"].product(variance, r) == pytest.approx(gaussian_product(gelu, variance, r), abs=1e-12)
-            assert moments.gelu_gradient(variance, r, 1.0, 1.0).covariance == pytest.approx(gaussian_product(slope, variance, r), abs=1e-12)
+            assert POINTWISE["gelu"].product(variance, r) == pytest.approx(
+                gaussian_product(gelu, variance, r), abs=1e-12
+            )
+            assert moments.gelu_gradient(variance, r, 1.0, 1.0).covariance == pytest.approx(
+                gaussian_product(slope, variance, r), abs=1e-12
+            )
         out = moments.gelu(variance, 0.3)
         assert out.mean == pytest.approx(gaussian_expectation(gelu, variance), abs=1e-12)
         assert out.variance + out.mean**2 == pytest.approx(gaussian_product(gelu, variance, 1.0), abs=1e-12)
@@ -109,7 +119,9 @@ def test_moments_by_quadrature_equal_fine_sums(activation: str) -> None:
     r = 0.4
     noise = x[::40].detach()
     joint = torch.outer(weights[::40] * 40, weights[::40] * 40).detach()
-    product = float((joint * function(noise)[:, None] * function(r * noise[:, None] + math.sqrt(1 - r * r) * noise)).sum())
+    product = float(
+        (joint * function(noise)[:, None] * function(r * noise[:, None] + math.sqrt(1 - r * r) * noise)).sum()
+    )
     assert POINTWISE[activation].product(1.0, r) == pytest.approx(product, abs=1e-12)
 
 
@@ -138,7 +150,9 @@ def test_fixed_point_of_the_correlation() -> None:
     assert r == pytest.approx((1 - P) * (1 + correlation_map("gelu", r)) / 2, abs=1e-12)
 
 
-@pytest.mark.parametrize(("vocab", "expected"), [(4096, 0.0208), (32000, 0.01372), (50257, 0.01265), (128000, 0.01081)])
+@pytest.mark.parametrize(
+    ("vocab", "expected"), [(4096, 0.0208), (32000, 0.01372), (50257, 0.01265), (128000, 0.01081)]
+)
 def test_zipf_correlation(vocab: int, expected: float) -> None:
     assert zipf_correlation(vocab) == pytest.approx(expected, abs=5e-5)
 
@@ -153,10 +167,14 @@ def test_stream_correlation_of_embedding_tables() -> None:
 # ---- components -------------------------------------------------------------------------------------------------------------------------------
 
 
-def _pair(variance: float, r: float, mean: float = 0.0, samples: int = 400_000) -> tuple[torch.Tensor, torch.Tensor]:
+def _pair(
+    variance: float, r: float, mean: float = 0.0, samples: int = 400_000
+) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     common, a, b = torch.randn(3, samples, generator=generator, dtype=torch.float64)
-    x, y = (mean + math.sqrt(variance) * (math.sqrt(r) * common + math.sqrt(1 - r) * noise) for noise in (a, b))
+    x, y = (
+        mean + math.sqrt(variance) * (math.sqrt(r) * common + math.sqrt(1 - r) * noise) for noise in (a, b)
+    )
     return x, y
 
 
@@ -170,7 +188,11 @@ def test_pointwise_components_against_sampling(component: str) -> None:
     x, y = _pair(variance, r, mean)
     torch.manual_seed(2)
     functions: dict[str, Function] = {"relu": RELU, "gelu": GELU, "dropout": lambda z: F.dropout(z, P)}
-    predicted = {"relu": moments.relu(variance, r), "gelu": moments.gelu(variance, r), "dropout": moments.dropout(mean, variance, r, P)}[component]
+    predicted = {
+        "relu": moments.relu(variance, r),
+        "gelu": moments.gelu(variance, r),
+        "dropout": moments.dropout(mean, variance, r, P),
+    }[component]
     u, v = functions[component](x), functions[component](y)
     assert predicted.mean == pytest.approx(float(u.mean()), abs=0.005)
     assert predicted.variance == pytest.approx(_covariance(u, u), rel=0.008)
@@ -186,7 +208,11 @@ def test_pointwise_gradients_against_sampling(component: str) -> None:
     gx, gy = (math.sqrt(q) * common + math.sqrt(1 - q) * noise for noise in (a, b))
     function = {"relu": RELU, "gelu": GELU}[component]
     du, dv = torch.autograd.grad([function(x), function(y)], [x, y], [gx, gy])
-    predicted = moments.relu_gradient(1.0, q, r) if component == "relu" else moments.gelu_gradient(variance, r, 1.0, q)
+    predicted = (
+        moments.relu_gradient(1.0, q, r)
+        if component == "relu"
+        else moments.gelu_gradient(variance, r, 1.0, q)
+    )
     assert predicted.variance == pytest.approx(float((du * du).mean()), rel=0.01)
     assert predicted.covariance == pytest.approx(float((du * dv).mean()), rel=0.03)
 
@@ -195,7 +221,9 @@ def test_linear_and_norm_against_sampling() -> None:
     torch.manual_seed(4)
     width, out, variance, r, mean = 256, 512, 1.3, 0.4, 0.5
     common = torch.randn(1, width, dtype=torch.float64)
-    x = mean + math.sqrt(variance) * (math.sqrt(r) * common + math.sqrt(1 - r) * torch.randn(64, width, dtype=torch.float64))
+    x = mean + math.sqrt(variance) * (
+        math.sqrt(r) * common + math.sqrt(1 - r) * torch.randn(64, width, dtype=torch.float64)
+    )
     y = x @ torch.randn(8 * out, width, dtype=torch.float64).T * 0.05
     predicted = moments.linear(mean, variance, r, width, 0.05**2)
     cross = float((y.sum(0).square().sum() - y.square().sum()) / (64 * 63 * y.shape[1]))
@@ -205,14 +233,18 @@ def test_linear_and_norm_against_sampling() -> None:
     assert (back.variance, back.covariance) == pytest.approx((out * 0.05**2, 0.2 * out * 0.05**2))
     z = (math.sqrt(3.0) * torch.randn(400, width, dtype=torch.float64)).requires_grad_()
     (dz,) = torch.autograd.grad(F.layer_norm(z, (width,)), z, torch.randn(400, width, dtype=torch.float64))
-    assert moments.layer_norm_gradient(3.0, 1.0, 0.2).variance == pytest.approx(float(dz.square().mean()), rel=0.02)
+    assert moments.layer_norm_gradient(3.0, 1.0, 0.2).variance == pytest.approx(
+        float(dz.square().mean()), rel=0.02
+    )
     assert moments.layer_norm(0.4, width).variance == 1.0
 
 
 def test_softmax_against_sampling() -> None:
     rng = np.random.default_rng(5)
     variance, r, length = 0.25, 0.5, 400
-    scores = math.sqrt(variance) * (math.sqrt(r) * rng.normal(size=(2000, 1)) + math.sqrt(1 - r) * rng.normal(size=(2000, length)))
+    scores = math.sqrt(variance) * (
+        math.sqrt(r) * rng.normal(size=(2000, 1)) + math.sqrt(1 - r) * rng.normal(size=(2000, length))
+    )
     probability = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     assert moments.softmax(variance, r, length).variance == pytest.approx(probability.var(), rel=0.02)
     g = rng.normal(size=probability.shape)
@@ -226,16 +258,25 @@ def test_attention_head_against_sampling() -> None:
     sums = np.zeros(4)
     repeats = 150
     for _ in range(repeats):
-        x = (math.sqrt(r) * torch.randn(1, width) + math.sqrt(1 - r) * torch.randn(length, width)).requires_grad_()
+        x = (
+            math.sqrt(r) * torch.randn(1, width) + math.sqrt(1 - r) * torch.randn(length, width)
+        ).requires_grad_()
         query, key = (x @ torch.randn(width, head) * math.sqrt(qk) for _ in range(2))
         probability = F.dropout(torch.softmax(query @ key.T / math.sqrt(head), -1), P)
         y = probability @ (x @ torch.randn(width, head) * math.sqrt(v))
-        (dx,) = torch.autograd.grad(y, x, math.sqrt(q) * torch.randn(1, head) + math.sqrt(1 - q) * torch.randn(length, head))
+        (dx,) = torch.autograd.grad(
+            y, x, math.sqrt(q) * torch.randn(1, head) + math.sqrt(1 - q) * torch.randn(length, head)
+        )
         for index, z in ((0, y.detach()), (2, dx)):
             square = z.square().sum()
             sums[index] += float(square) / z.numel()
-            sums[index + 1] += float((z.sum(0).square().sum() - square) / (length * (length - 1) * z.shape[1]))
-    forward, backward = moments.attention_head(1.0, r, width, length, qk * qk, v, P), moments.attention_head_gradient(1.0, q, head, length, v, P)
+            sums[index + 1] += float(
+                (z.sum(0).square().sum() - square) / (length * (length - 1) * z.shape[1])
+            )
+    forward, backward = (
+        moments.attention_head(1.0, r, width, length, qk * qk, v, P),
+        moments.attention_head_gradient(1.0, q, head, length, v, P),
+    )
     predicted = (forward.variance, forward.covariance, backward.variance, backward.covariance)
     # The gradient form lacks the path through queries and keys, a few per cent at these small query weights.
     assert sums / repeats == pytest.approx(predicted, rel=0.08)
@@ -258,12 +299,20 @@ def test_causal_attention_counts_pairs_exactly_when_scores_are_zero() -> None:
 
 
 def _published(layers: int, k: float = 2.0, r0: float = 0.221) -> list[Any]:
-    return deepscale_plan(SCHEMES["deepscalelm_pre_ln"].plan(layers, {"k": k}), Sizes(1024, 1024, 4096, "relu"), r0, P, published_attention)
+    return deepscale_plan(
+        SCHEMES["deepscalelm_pre_ln"].plan(layers, {"k": k}),
+        Sizes(1024, 1024, 4096, "relu"),
+        r0,
+        P,
+        published_attention,
+    )
 
 
 def test_published_recursion() -> None:
     plan = _published(192)
-    assert SCHEMES["deepscalelm_pre_ln"].plan(192)[0].attention.branch_scale ** 2 == pytest.approx(0.005208, abs=5e-7)
+    assert SCHEMES["deepscalelm_pre_ln"].plan(192)[0].attention.branch_scale ** 2 == pytest.approx(
+        0.005208, abs=5e-7
+    )
     assert 1024 * plan[0].v == pytest.approx(2.127, abs=5e-4)
     assert 1024 * plan[-1].v == pytest.approx(1.161, abs=5e-4)
     assert plan[0].token_correlation == pytest.approx(0.1989)
@@ -273,19 +322,30 @@ def test_published_recursion() -> None:
 
 
 def test_causal_recursion_track() -> None:
-    plan = deepscale_plan(SCHEMES["deepscalelm_pre_ln"].plan(192), Sizes(128, 128, 512, "relu"), 0.0104, P, causal_attention(128, P))
+    plan = deepscale_plan(
+        SCHEMES["deepscalelm_pre_ln"].plan(192),
+        Sizes(128, 128, 512, "relu"),
+        0.0104,
+        P,
+        causal_attention(128, P),
+    )
     assert plan[96].token_correlation == pytest.approx(0.325, abs=0.001)
     assert plan[-1].token_correlation == pytest.approx(0.553, abs=0.003)
 
 
 def test_pre_and_post_norm_share_a_plan() -> None:
     sizes, law = Sizes(128, 96, 320, "swiglu"), causal_attention(64, 0.0)
-    pre, post = (deepscale_plan(SCHEMES[f"deepscalelm_{kind}_ln"].plan(12), sizes, 0.02, 0.0, law) for kind in ("pre", "post"))
+    pre, post = (
+        deepscale_plan(SCHEMES[f"deepscalelm_{kind}_ln"].plan(12), sizes, 0.02, 0.0, law)
+        for kind in ("pre", "post")
+    )
     assert pre == post
 
 
 def test_feed_forward_weights_give_a_unit_branch() -> None:
-    assert feed_forward_variances(Sizes(512, 512, 2048, "relu"), P) == pytest.approx([math.sqrt((1 - P) / 2) / 512] * 2)
+    assert feed_forward_variances(Sizes(512, 512, 2048, "relu"), P) == pytest.approx(
+        [math.sqrt((1 - P) / 2) / 512] * 2
+    )
     for activation in ("relu", "gelu", "gelu_tanh", "silu", "relu2", "swiglu", "geglu"):
         sizes = Sizes(96, 96, 200, activation)
         fc1, fc2 = feed_forward_variances(sizes, P)
@@ -303,7 +363,10 @@ def test_zero_correlation_has_no_published_plan() -> None:
 # ---- whole stacks -----------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("scheme", "closed_form"), [("post_ln", post_ln_factor), ("b2t", b2t_factor), ("spannorm", spannorm_factor)])
+@pytest.mark.parametrize(
+    ("scheme", "closed_form"),
+    [("post_ln", post_ln_factor), ("b2t", b2t_factor), ("spannorm", spannorm_factor)],
+)
 def test_backward_factor_equals_the_closed_forms(scheme: str, closed_form: Any) -> None:
     sizes = Sizes(64, 64, 256, "relu")
     weights: Any = {"q": 0.01, "k": 0.02, "v": 0.012, "o": 0.02, "fc1": 0.01, "fc2": 0.006}
@@ -317,20 +380,33 @@ def test_backward_factor_equals_the_closed_forms(scheme: str, closed_form: Any) 
         return type(first)(attention_branch(u, weights, sizes, attention).output, gain * (1 - P))
 
     one = sublayer_step(x, x, 1.0, layer.attention, law, P)
-    two = sublayer_step(one.stream, x, one.layer_share, layer.mlp, lambda u: feed_forward_branch(u, weights, sizes), P)
+    two = sublayer_step(
+        one.stream, x, one.layer_share, layer.mlp, lambda u: feed_forward_branch(u, weights, sizes), P
+    )
     s_f = feed_forward_branch(x, weights, sizes)
-    expected = closed_form(first.output.variance / (1 - P), s_f.output.variance / (1 - P), gain, s_f.backward / (1 - P))
+    expected = closed_form(
+        first.output.variance / (1 - P), s_f.output.variance / (1 - P), gain, s_f.backward / (1 - P)
+    )
     assert backward_factor((one, two)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_growth_laws() -> None:
     assert pre_ln_variance(192, 1.78, 0.36) == pytest.approx(409, abs=4)
-    assert pre_ln_weight_gradient_norm(1) / pre_ln_weight_gradient_norm(192) == pytest.approx(math.sqrt(193 / 2))
+    assert pre_ln_weight_gradient_norm(1) / pre_ln_weight_gradient_norm(192) == pytest.approx(
+        math.sqrt(193 / 2)
+    )
     assert geometric_gradient_variance(0.5, 10) == 2**-10
     assert deepscale_gradient_bound(2.0) == pytest.approx(0.3679, abs=1e-4)
 
 
-def _config(scheme: str, layers: int, base: str = "scheme", options: dict[str, Any] | None = None, width: int = 128, dropout: float = P) -> ModelConfig:
+def _config(
+    scheme: str,
+    layers: int,
+    base: str = "scheme",
+    options: dict[str, Any] | None = None,
+    width: int = 128,
+    dropout: float = P,
+) -> ModelConfig:
     return ModelConfig.model_validate(
         {
             "scheme": scheme,
@@ -351,7 +427,9 @@ def _config(scheme: str, layers: int, base: str = "scheme", options: dict[str, A
 def test_pre_ln_variance_at_192_layers() -> None:
     # 237.3 and 246.3 start from a variance of 1 / (1 - p); here dropout is counted in the embedding, which shifts the track a little.
     assert predict(_config("pre_ln", 192), 128)[-1].forward_variance == pytest.approx(237.3, abs=1.5)
-    assert predict(_config("pre_ln", 192), 128, causal=False, stream_correlation=0.2)[-1].forward_variance == pytest.approx(246.3, abs=1.5)
+    assert predict(_config("pre_ln", 192), 128, causal=False, stream_correlation=0.2)[
+        -1
+    ].forward_variance == pytest.approx(246.3, abs=1.5)
 
 
 # Measured late-position gradient ratios, layer 1 over layer N, of an independent simulation at width 128, 128 tokens, dropout 0.1 (as a factor per
@@ -367,7 +445,9 @@ MEASURED_FACTORS = [
 
 
 @pytest.mark.parametrize(("scheme", "layers", "base", "options", "factor", "tolerance"), MEASURED_FACTORS)
-def test_late_gradient_factor_of_deep_stacks(scheme: str, layers: int, base: str, options: dict[str, Any], factor: float, tolerance: float) -> None:
+def test_late_gradient_factor_of_deep_stacks(
+    scheme: str, layers: int, base: str, options: dict[str, Any], factor: float, tolerance: float
+) -> None:
     ratio = predict(_config(scheme, layers, base, options), 128)[0].grad_variance_late
     assert ratio ** (1 / (layers - 1)) == pytest.approx(factor, abs=tolerance)
 
@@ -386,8 +466,12 @@ MEASURED_RATIOS = [
 
 
 @pytest.mark.parametrize(("scheme", "layers", "options", "ratio", "tolerance"), MEASURED_RATIOS)
-def test_late_gradient_ratio(scheme: str, layers: int, options: dict[str, Any], ratio: float, tolerance: float) -> None:
-    assert predict(_config(scheme, layers, options=options), 128)[0].grad_variance_late == pytest.approx(ratio, rel=tolerance)
+def test_late_gradient_ratio(
+    scheme: str, layers: int, options: dict[str, Any], ratio: float, tolerance: float
+) -> None:
+    assert predict(_config(scheme, layers, options=options), 128)[0].grad_variance_late == pytest.approx(
+        ratio, rel=tolerance
+    )
 
 
 def test_deepscale_keeps_unit_variance_at_any_depth() -> None:
@@ -404,7 +488,9 @@ def test_published_gain_overshoots_in_a_decoder() -> None:
 
 
 def test_rescaling_divides_branch_variance_by_layers_squared() -> None:
-    plain, scaled = (predict(_config("b2t", 100, "xavier", {"rescale": rescale}), 128)[0] for rescale in (False, True))
+    plain, scaled = (
+        predict(_config("b2t", 100, "xavier", {"rescale": rescale}), 128)[0] for rescale in (False, True)
+    )
     # fc2 fc1 are homogeneous; attention also loses the sharpening of its scores, so only the feed-forward ratio is exact.
     assert plain.mlp_variance / scaled.mlp_variance == pytest.approx(1e4, rel=1e-9)
     assert plain.attention_variance / scaled.attention_variance > 1e4
@@ -435,7 +521,9 @@ def _simulate(config: ModelConfig, length: int, seeds: int) -> oracle.Measured:
     runs = []
     for seed in range(seeds):
         torch.manual_seed(seed)
-        shapes = gpt.parameter_shapes(shape, config.hidden_size, config.ffn_size, config.padded_vocab, length, bias=False)
+        shapes = gpt.parameter_shapes(
+            shape, config.hidden_size, config.ffn_size, config.padded_vocab, length, bias=False
+        )
         parameters = {name: torch.empty(size, dtype=torch.float64) for name, size in shapes.items()}
         initialize_([(name, value, WHOLE) for name, value in parameters.items()], config, length, seed)
         tokens = oracle.zipf_tokens(4096, 2, length + 1, torch.Generator().manual_seed(seed))
@@ -463,7 +551,9 @@ def _simulate(config: ModelConfig, length: int, seeds: int) -> oracle.Measured:
         ("pre_ln", "normal", {}, 96, 0.04),
     ],
 )
-def test_prediction_against_simulation(scheme: str, base: str, options: dict[str, Any], width: int, drift: float) -> None:
+def test_prediction_against_simulation(
+    scheme: str, base: str, options: dict[str, Any], width: int, drift: float
+) -> None:
     config = _config(scheme, 10, base, options, width=width)
     measured, predicted = _simulate(config, 64, 2), predict(config, 64)
     for index, signal in enumerate(predicted):

@@ -13,7 +13,13 @@ from model.config import ModelConfig
 from model.depth.scheme import LAYER_ROLES, SCHEMES
 from model.errors import UserError
 from model.parameters.shards import WHOLE, Shard, full_shape, put, take
-from model.theory import causal_attention, deepscale_plan, published_attention, second_moment, zipf_correlation
+from model.theory import (
+    causal_attention,
+    deepscale_plan,
+    published_attention,
+    second_moment,
+    zipf_correlation,
+)
 from model.theory.recursion import Sizes
 from model.weights.init import InitPlan, initialize_, logit_scale, standard_deviations
 from tests.reference import gpt
@@ -22,13 +28,26 @@ LENGTH = 32
 
 
 def _config(**changes: Any) -> ModelConfig:
-    settings: dict[str, Any] = {"scheme": "pre_ln", "num_layers": 3, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 1000}
+    settings: dict[str, Any] = {
+        "scheme": "pre_ln",
+        "num_layers": 3,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "vocab_size": 1000,
+    }
     return ModelConfig.model_validate(settings | changes)
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return gpt.parameter_shapes(
-        _shape(config), config.hidden_size, config.ffn_size, config.padded_vocab, LENGTH, config.kv_channels, config.bias, config.tie_embeddings
+        _shape(config),
+        config.hidden_size,
+        config.ffn_size,
+        config.padded_vocab,
+        LENGTH,
+        config.kv_channels,
+        config.bias,
+        config.tie_embeddings,
     )
 
 
@@ -59,7 +78,10 @@ def _variances(plan: InitPlan, layer: int = 0) -> dict[str, float]:
 # ---- shards -----------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shard_of", [lambda i: Shard(0, i, 4), lambda i: Shard(1, i, 4), lambda i: Shard(0, i, 2, stride=2), lambda i: WHOLE])
+@pytest.mark.parametrize(
+    "shard_of",
+    [lambda i: Shard(0, i, 4), lambda i: Shard(1, i, 4), lambda i: Shard(0, i, 2, stride=2), lambda i: WHOLE],
+)
 def test_take_and_put_are_inverse(shard_of: Any) -> None:
     full = torch.arange(96.0).view(8, 12)
     rebuilt = torch.full_like(full, math.nan)
@@ -89,16 +111,24 @@ def test_bad_shards_are_refused() -> None:
 def test_xavier_variances() -> None:
     plan = standard_deviations(_config(hidden_dropout=0.1), LENGTH)
     square, feed_forward = 1 / 64, 2 / (64 + 256)
-    assert _variances(plan) == pytest.approx(dict.fromkeys("qkvo", square) | {"fc1": feed_forward, "fc2": feed_forward})
+    assert _variances(plan) == pytest.approx(
+        dict.fromkeys("qkvo", square) | {"fc1": feed_forward, "fc2": feed_forward}
+    )
     assert (plan.word**2, (plan.position or 0) ** 2) == pytest.approx((0.45, 0.45))
     assert standard_deviations(_config(position="rotary"), LENGTH).word == 1.0
     assert standard_deviations(_config(position="rotary"), LENGTH).position is None
 
 
 def test_xavier_fans_of_grouped_queries_and_wide_heads() -> None:
-    variances = _variances(standard_deviations(_config(num_query_groups=2, head_dim=32, activation="swiglu", ffn_hidden_size=96), LENGTH))
+    variances = _variances(
+        standard_deviations(
+            _config(num_query_groups=2, head_dim=32, activation="swiglu", ffn_hidden_size=96), LENGTH
+        )
+    )
     square, narrow = 2 / (64 + 128), 2 / (64 + 64)
-    assert variances == pytest.approx({"q": square, "k": narrow, "v": narrow, "o": square, "fc1": 2 / 160, "fc2": 2 / 160})
+    assert variances == pytest.approx(
+        {"q": square, "k": narrow, "v": narrow, "o": square, "fc1": 2 / 160, "fc2": 2 / 160}
+    )
 
 
 def test_fairseq_variances_and_rescaling() -> None:
@@ -113,7 +143,9 @@ def test_fairseq_variances_and_rescaling() -> None:
 
 def test_normal_variances() -> None:
     plan = standard_deviations(_config(init={"base": "normal", "std": 0.01}), LENGTH)
-    assert _variances(plan) == pytest.approx(dict.fromkeys(("q", "k", "v", "fc1"), 1e-4) | dict.fromkeys(("o", "fc2"), 1e-4 / 6))
+    assert _variances(plan) == pytest.approx(
+        dict.fromkeys(("q", "k", "v", "fc1"), 1e-4) | dict.fromkeys(("o", "fc2"), 1e-4 / 6)
+    )
     assert (plan.word, plan.position, plan.logit_scale) == (0.01, 0.01, 1.0)
     assert standard_deviations(_config(init={"base": "normal"}, tie_embeddings=False), LENGTH).output == 0.02
 
@@ -121,29 +153,57 @@ def test_normal_variances() -> None:
 def test_deepnorm_gains() -> None:
     plan = standard_deviations(_config(scheme="deepnorm"), LENGTH)
     square, feed_forward, gain = 1 / 64, 2 / (64 + 256), 1 / math.sqrt(24)
-    expected = {"q": square, "k": square, "v": square * gain, "o": square * gain, "fc1": feed_forward * gain, "fc2": feed_forward * gain}
+    expected = {
+        "q": square,
+        "k": square,
+        "v": square * gain,
+        "o": square * gain,
+        "fc1": feed_forward * gain,
+        "fc2": feed_forward * gain,
+    }
     assert _variances(plan, layer=2) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_deepscale_variances(causal: bool) -> None:
-    config = _config(scheme="deepscalelm_post_ln", hidden_dropout=0.1, attention_dropout=0.2, init={"causal_correction": causal})
+    config = _config(
+        scheme="deepscalelm_post_ln",
+        hidden_dropout=0.1,
+        attention_dropout=0.2,
+        init={"causal_correction": causal},
+    )
     plan = standard_deviations(config, LENGTH)
     law = causal_attention(LENGTH, 0.2) if causal else published_attention
-    planned = deepscale_plan(SCHEMES[config.scheme].plan(3), Sizes(64, 64, 256, "gelu"), zipf_correlation(1000) / 2, 0.1, law)
+    planned = deepscale_plan(
+        SCHEMES[config.scheme].plan(3), Sizes(64, 64, 256, "gelu"), zipf_correlation(1000) / 2, 0.1, law
+    )
     for layer, expected in zip(plan.layers, planned, strict=True):
-        assert [layer[role] ** 2 for role in ("q", "k", "v", "o")] == pytest.approx([expected.qk, expected.qk, expected.v, expected.o])
-        assert [layer["fc1"] ** 2, layer["fc2"] ** 2] == pytest.approx([1 / 64, 0.9 / (256 * second_moment("gelu"))])
+        assert [layer[role] ** 2 for role in ("q", "k", "v", "o")] == pytest.approx(
+            [expected.qk, expected.qk, expected.v, expected.o]
+        )
+        assert [layer["fc1"] ** 2, layer["fc2"] ** 2] == pytest.approx(
+            [1 / 64, 0.9 / (256 * second_moment("gelu"))]
+        )
     assert plan.word**2 == pytest.approx(0.45)
     assert plan.logit_scale == pytest.approx(1 / math.sqrt(0.45 * 64))
 
 
 def test_given_token_correlation_is_used() -> None:
-    low, high = (standard_deviations(_config(scheme="deepscalelm_pre_ln", init={"token_correlation": r}), LENGTH) for r in (0.01, 0.3))
+    low, high = (
+        standard_deviations(_config(scheme="deepscalelm_pre_ln", init={"token_correlation": r}), LENGTH)
+        for r in (0.01, 0.3)
+    )
     assert low.layers[0]["v"] > high.layers[0]["v"]
 
 
-@pytest.mark.parametrize("init", [{"token_correlation": 1.0}, {"token_correlation": -0.1}, {"token_correlation": 0.0, "causal_correction": False}])
+@pytest.mark.parametrize(
+    "init",
+    [
+        {"token_correlation": 1.0},
+        {"token_correlation": -0.1},
+        {"token_correlation": 0.0, "causal_correction": False},
+    ],
+)
 def test_bad_token_correlation_is_a_user_error(init: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="token_correlation"):
         standard_deviations(_config(scheme="deepscalelm_pre_ln", init=init), LENGTH)
@@ -162,7 +222,13 @@ def test_logits_start_near_unit_variance(scheme: str, tied: bool) -> None:
 
 MODELS = [
     {"scheme": "peri_ln"},
-    {"scheme": "deepscalelm_post_ln", "num_query_groups": 2, "activation": "swiglu", "position": "rotary", "normalization": "rmsnorm"},
+    {
+        "scheme": "deepscalelm_post_ln",
+        "num_query_groups": 2,
+        "activation": "swiglu",
+        "position": "rotary",
+        "normalization": "rmsnorm",
+    },
     {"scheme": "b2t", "tie_embeddings": False, "bias": False},
     {"scheme": "mix_ln", "num_layers": 4},
 ]
@@ -175,13 +241,19 @@ def test_every_parameter_has_its_planned_spread(changes: dict[str, Any]) -> None
     for name, value in parameters.items():
         assert torch.isfinite(value).all()
         if "norm" in name or name.endswith("bias"):
-            assert torch.equal(value, torch.full_like(value, float("norm" in name and name.endswith("weight"))))
+            assert torch.equal(
+                value, torch.full_like(value, float("norm" in name and name.endswith("weight")))
+            )
     for layer in range(config.num_layers):
         weights = gpt.layer_weights(parameters, layer, _shape(config), {})
         for role in LAYER_ROLES:
             spread = float(weights[role].std())
-            assert spread == pytest.approx(plan.layers[layer][role], rel=5 / math.sqrt(2 * weights[role].numel()))
-    assert float(parameters["embedding.word_embeddings.weight"][:1000].std()) == pytest.approx(plan.word, rel=0.02)
+            assert spread == pytest.approx(
+                plan.layers[layer][role], rel=5 / math.sqrt(2 * weights[role].numel())
+            )
+    assert float(parameters["embedding.word_embeddings.weight"][:1000].std()) == pytest.approx(
+        plan.word, rel=0.02
+    )
 
 
 def _shard(name: str, gated: bool, rank: int, size: int) -> Shard:

@@ -11,15 +11,31 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.parameters.shards import Shard, take
-from parallel.checkpoint.format import FORMAT, KINDS, LATEST, MANIFEST, Fragment, file_facts, manifest_text, step_folder
+from parallel.checkpoint.format import (
+    FORMAT,
+    KINDS,
+    LATEST,
+    MANIFEST,
+    Fragment,
+    file_facts,
+    manifest_text,
+    step_folder,
+)
 
-NAMES = {"decoder.layers.0.mlp.linear_fc1.weight": (8, 4), "decoder.layers.0.mlp.linear_fc2.weight": (4, 4), "decoder.final_layernorm.weight": (6,)}
+NAMES = {
+    "decoder.layers.0.mlp.linear_fc1.weight": (8, 4),
+    "decoder.layers.0.mlp.linear_fc2.weight": (4, 4),
+    "decoder.final_layernorm.weight": (6,),
+}
 
 
 def tensors(seed: int = 0) -> dict[str, dict[str, Tensor]]:
     """Whole tensors by kind and name."""
     generator = torch.Generator().manual_seed(seed)
-    return {kind: {name: torch.randn(shape, generator=generator) for name, shape in NAMES.items()} for kind in KINDS}
+    return {
+        kind: {name: torch.randn(shape, generator=generator) for name, shape in NAMES.items()}
+        for kind in KINDS
+    }
 
 
 def write(folder: Path, step: int = 3, seed: int = 0) -> Path:
@@ -35,16 +51,24 @@ def write(folder: Path, step: int = 3, seed: int = 0) -> Path:
     for rank in (0, 1):
         shard = Shard(0, rank, 2, 2)
         low, high = ((5, 16), (0, 5))[rank]
-        rows = [Fragment(fc1, 0, 0, 0, 16, (4, 4), shard), Fragment(fc2, 1, 0, low, high - low, (4, 4), plain)]
+        rows = [
+            Fragment(fc1, 0, 0, 0, 16, (4, 4), shard),
+            Fragment(fc2, 1, 0, low, high - low, (4, 4), plain),
+        ]
         rows += [Fragment(norm, 1, high - low, 0, 6, (6,), plain)] if rank == 0 else []
         data = {"rng.cpu": torch.get_rng_state()}
         for kind in KINDS:
             pieces = [whole[kind][fc2].flatten()[low:high], *([whole[kind][norm]] if rank == 0 else [])]
-            data |= {f"group0.{kind}": take(whole[kind][fc1], shard).flatten(), f"group1.{kind}": torch.cat(pieces)}
+            data |= {
+                f"group0.{kind}": take(whole[kind][fc1], shard).flatten(),
+                f"group1.{kind}": torch.cat(pieces),
+            }
         name = f"rank_{rank:05d}"
         save_file({key: value.contiguous() for key, value in data.items()}, target / f"{name}.safetensors")
         (target / f"{name}.json").write_text(json.dumps({"fragments": [row.to_json() for row in rows]}))
-        files |= {one.name: file_facts(one) for one in (target / f"{name}.safetensors", target / f"{name}.json")}
+        files |= {
+            one.name: file_facts(one) for one in (target / f"{name}.safetensors", target / f"{name}.json")
+        }
     manifest = {
         "format": FORMAT,
         "step": step,

@@ -23,7 +23,16 @@ from tests.parallel.training import engine_of, given, run_config, train
 
 CONFIG = run_config(given(hidden_dropout=0.1))
 # Python-level events of a save that touch files; after each of them is a place to die.
-EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.listdir", "os.scandir", "shutil.rmtree")
+EVENTS = (
+    "open",
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.listdir",
+    "os.scandir",
+    "shutil.rmtree",
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,9 @@ def kills(count: int, seed: int, longest: float) -> list[Kill]:
     """Kills at random moments of the clock and at random file events, by turns. longest: seconds."""
     draw = random.Random(seed)
     return [
-        Kill(draw.randrange(2), seconds=draw.uniform(0.0, longest)) if index % 2 == 0 else Kill(draw.randrange(2), event=draw.randint(1, 80))
+        Kill(draw.randrange(2), seconds=draw.uniform(0.0, longest))
+        if index % 2 == 0
+        else Kill(draw.randrange(2), event=draw.randint(1, 80))
         for index in range(count)
     ]
 
@@ -94,7 +105,9 @@ def start(root: str, expected: list[float], kill: Kill | None, until: int) -> di
         kill.arm(folder)
     while step < until or kill is not None:
         (loss,) = train(CONFIG, engine, step, step + 1).losses
-        assert step >= len(expected) or loss == expected[step], f"step {step}: loss {loss}, undisturbed {expected[step]}"
+        assert step >= len(expected) or loss == expected[step], (
+            f"step {step}: loss {loss}, undisturbed {expected[step]}"
+        )
         step += 1
         keep(engine, CONFIG, folder, step)
         if dist.get_rank() == 0:

@@ -17,7 +17,15 @@ from pretrain.config.schema import RunConfig
 
 def keep(engine: Engine, config: RunConfig, folder: Path, step: int) -> None:
     """Saves as a run does."""
-    save(engine, folder, step, progress={"optimizer_step": step}, config=config.model_dump(mode="json"), versions={}, extra={"tokenizer.model": b"none"})
+    save(
+        engine,
+        folder,
+        step,
+        progress={"optimizer_step": step},
+        config=config.model_dump(mode="json"),
+        versions={},
+        extra={"tokenizer.model": b"none"},
+    )
 
 
 def bring(engine: Engine, folder: Path) -> bool:

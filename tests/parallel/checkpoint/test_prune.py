@@ -19,14 +19,25 @@ def make(folder: Path, steps: list[int], latest: int | None = None) -> None:
 
 @pytest.mark.parametrize(
     ("keep_last", "keep_every", "kept"),
-    [(1, 0, [60]), (2, 0, [50, 60]), (9, 0, [10, 20, 30, 40, 50, 60]), (1, 20, [20, 40, 60]), (2, 30, [30, 50, 60]), (1, 7, [60])],
+    [
+        (1, 0, [60]),
+        (2, 0, [50, 60]),
+        (9, 0, [10, 20, 30, 40, 50, 60]),
+        (1, 20, [20, 40, 60]),
+        (2, 30, [30, 50, 60]),
+        (1, 7, [60]),
+    ],
 )
 def test_rules(tmp_path: Path, keep_last: int, keep_every: int, kept: list[int]) -> None:
     steps = [10, 20, 30, 40, 50, 60]
     make(tmp_path, steps)
-    assert doomed_steps(tmp_path, keep_last=keep_last, keep_every=keep_every) == [step for step in steps if step not in kept]
+    assert doomed_steps(tmp_path, keep_last=keep_last, keep_every=keep_every) == [
+        step for step in steps if step not in kept
+    ]
     assert steps_in(tmp_path) == steps
-    assert prune(tmp_path, keep_last=keep_last, keep_every=keep_every) == [step for step in steps if step not in kept]
+    assert prune(tmp_path, keep_last=keep_last, keep_every=keep_every) == [
+        step for step in steps if step not in kept
+    ]
     assert steps_in(tmp_path) == kept
     assert not leftovers_in(tmp_path)
 
@@ -49,10 +60,20 @@ def test_an_empty_folder_and_a_left_over_grave(tmp_path: Path) -> None:
 
 
 def test_leftovers_by_age(tmp_path: Path) -> None:
-    for name in (".step_00000001.partial", ".step_00000002.replaced", ".step_00000003.pruned", ".hidden", "step_00000004"):
+    for name in (
+        ".step_00000001.partial",
+        ".step_00000002.replaced",
+        ".step_00000003.pruned",
+        ".hidden",
+        "step_00000004",
+    ):
         (tmp_path / name).mkdir()
     assert leftovers_in(tmp_path, older_than_s=3600) == []
     found = leftovers_in(tmp_path)
-    assert [entry.name for entry in found] == [".step_00000001.partial", ".step_00000002.replaced", ".step_00000003.pruned"]
+    assert [entry.name for entry in found] == [
+        ".step_00000001.partial",
+        ".step_00000002.replaced",
+        ".step_00000003.pruned",
+    ]
     remove(found)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [".hidden", "step_00000004"]

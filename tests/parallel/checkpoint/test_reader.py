@@ -14,7 +14,16 @@ from torch import nn
 from model.errors import UserError
 from model.parameters.names import NamedParameter
 from model.parameters.shards import WHOLE, Shard, take
-from parallel.checkpoint.format import KINDS, LATEST, MANIFEST, manifest_text, read_manifest, resolve, step_folder, steps_in
+from parallel.checkpoint.format import (
+    KINDS,
+    LATEST,
+    MANIFEST,
+    manifest_text,
+    read_manifest,
+    resolve,
+    step_folder,
+    steps_in,
+)
 from parallel.checkpoint.loader import check_model
 from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
 from tests.parallel.checkpoint.handmade import NAMES, flip, tensors, write
@@ -44,7 +53,11 @@ def test_whole_tensors_are_put_together(tmp_path: Path) -> None:
         reader.weights()["nothing"]
 
 
-@pytest.mark.parametrize("shard", [WHOLE, *(Shard(0, index, 2, 2) for index in (0, 1)), *(Shard(0, index, 4, 2) for index in range(4))], ids=str)
+@pytest.mark.parametrize(
+    "shard",
+    [WHOLE, *(Shard(0, index, 2, 2) for index in (0, 1)), *(Shard(0, index, 4, 2) for index in range(4))],
+    ids=str,
+)
 def test_ranges_of_any_part(tmp_path: Path, shard: Shard) -> None:
     write(tmp_path)
     reader = open_checkpoint(tmp_path)
@@ -69,7 +82,9 @@ def test_unknown_parameter_and_other_shapes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no parameter decoder.layers.1.*another model"):
         reader.tensor("decoder.layers.1.mlp.linear_fc1.weight")
     check_model(reader, [NamedParameter(FC1, nn.Parameter(torch.empty(2, 4)), Shard(0, 3, 4, 2))])
-    with pytest.raises(UserError, match=r"linear_fc1.weight has shape \[8, 4\], the configured model needs \[16, 4\]"):
+    with pytest.raises(
+        UserError, match=r"linear_fc1.weight has shape \[8, 4\], the configured model needs \[16, 4\]"
+    ):
         check_model(reader, [NamedParameter(FC1, nn.Parameter(torch.empty(16, 4)), WHOLE)])
 
 
@@ -91,22 +106,48 @@ def _reseal(change: Callable[[dict], object]) -> Callable[[Path], object]:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing shard": (_remove("rank_00001.safetensors"), "rank_00001.safetensors is missing or has another size"),
+    "missing shard": (
+        _remove("rank_00001.safetensors"),
+        "rank_00001.safetensors is missing or has another size",
+    ),
     "missing index": (_remove("rank_00000.json"), "rank_00000.json is missing"),
-    "truncated shard": (_truncate("rank_00000.safetensors"), "rank_00000.safetensors is missing or has another size"),
+    "truncated shard": (
+        _truncate("rank_00000.safetensors"),
+        "rank_00000.safetensors is missing or has another size",
+    ),
     "truncated index": (_truncate("rank_00001.json"), "rank_00001.json is missing or has another size"),
     "truncated manifest": (_truncate(MANIFEST), "manifest.json is damaged"),
     "empty manifest": (lambda step: (step / MANIFEST).write_text(""), "manifest.json is damaged"),
-    "manifest of something else": (lambda step: (step / MANIFEST).write_text("[1, 2]"), "manifest.json is damaged"),
-    "flipped data": (lambda step: flip(step / "rank_00001.safetensors", -1), "rank_00001.safetensors is damaged: its checksum differs"),
-    "flipped header": (lambda step: flip(step / "rank_00000.safetensors", 20), "rank_00000.safetensors is damaged: its checksum differs"),
-    "flipped length": (lambda step: flip(step / "rank_00000.safetensors", 0), "rank_00000.safetensors is damaged: its checksum differs"),
-    "flipped index": (lambda step: flip(step / "rank_00000.json", 40), "rank_00000.json is damaged: its checksum differs"),
+    "manifest of something else": (
+        lambda step: (step / MANIFEST).write_text("[1, 2]"),
+        "manifest.json is damaged",
+    ),
+    "flipped data": (
+        lambda step: flip(step / "rank_00001.safetensors", -1),
+        "rank_00001.safetensors is damaged: its checksum differs",
+    ),
+    "flipped header": (
+        lambda step: flip(step / "rank_00000.safetensors", 20),
+        "rank_00000.safetensors is damaged: its checksum differs",
+    ),
+    "flipped length": (
+        lambda step: flip(step / "rank_00000.safetensors", 0),
+        "rank_00000.safetensors is damaged: its checksum differs",
+    ),
+    "flipped index": (
+        lambda step: flip(step / "rank_00000.json", 40),
+        "rank_00000.json is damaged: its checksum differs",
+    ),
     "shard left out": (
-        _reseal(lambda manifest: [manifest["files"].pop(f"rank_00001.{end}") for end in ("json", "safetensors")]),
+        _reseal(
+            lambda manifest: [manifest["files"].pop(f"rank_00001.{end}") for end in ("json", "safetensors")]
+        ),
         "has 1 of 2 tensor-parallel parts",
     ),
-    "other format": (_reseal(lambda manifest: manifest.update(format=99)), "has checkpoint format 99; this version reads 1"),
+    "other format": (
+        _reseal(lambda manifest: manifest.update(format=99)),
+        "has checkpoint format 99; this version reads 1",
+    ),
 }
 
 

@@ -20,7 +20,14 @@ CUT_OTHERWISE = ("DP2, ZeRO-1", "TP2", "TP2 x PP2 from DP2, ZeRO-1", "TP2 x DP2 
 MODELS = {
     "tied": {},
     # Gated, so that a tensor-parallel part is two blocks; grouped, so that query, key and value have other sizes.
-    "gated": given(num_query_groups=2, position="rotary", activation="swiglu", normalization="rmsnorm", bias=False, tie_embeddings=False),
+    "gated": given(
+        num_query_groups=2,
+        position="rotary",
+        activation="swiglu",
+        normalization="rmsnorm",
+        bias=False,
+        tie_embeddings=False,
+    ),
 }
 SOURCE = given(tensor=2, pipeline=2, sequence_parallel=True)
 TWO = {
@@ -72,14 +79,21 @@ def go_on(root: str, layouts: dict[str, tuple[str, dict[str, Any]]]) -> dict[str
     return curves
 
 
-CASES = [f"{target}, {name}" for name in MODELS for target in (*TWO, *FOUR) if name == "tied" or target in CUT_OTHERWISE]
+CASES = [
+    f"{target}, {name}"
+    for name in MODELS
+    for target in (*TWO, *FOUR)
+    if name == "tied" or target in CUT_OTHERWISE
+]
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = str(tmp_path_factory.mktemp("reshard"))
     two = {target: ("source", parallel) for target, parallel in TWO.items()}
-    source, there, back = launch(Group(4, begin, (root,)), Group(2, go_on, (root, two)), Group(4, go_on, (root, FOUR)))
+    source, there, back = launch(
+        Group(4, begin, (root,)), Group(2, go_on, (root, two)), Group(4, go_on, (root, FOUR))
+    )
     return {"root": root, "source": source[0], "curves": there[0] | back[0]}
 
 

@@ -66,7 +66,11 @@ def resumed(config: RunConfig, undisturbed: bool) -> dict[str, bool]:
     if undisturbed:
         engine = engine_of(config)
         whole = train(config, engine, 0, 6)
-        facts["undisturbed"] = whole.losses == first.losses + second.losses and whole.norms == first.norms + second.norms and equal(state(engine), expected)
+        facts["undisturbed"] = (
+            whole.losses == first.losses + second.losses
+            and whole.norms == first.norms + second.norms
+            and equal(state(engine), expected)
+        )
     return {name: all(values) for name, values in ((name, gather(value)) for name, value in facts.items())}
 
 

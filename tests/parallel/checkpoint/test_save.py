@@ -116,7 +116,11 @@ def in_the_background(engine: Engine, folder: Path) -> dict[str, Any]:
         for group in range(len(engine.groups)):
             flat_state(engine, group)["master"].mul_(0.5)
     facts = saver.wait()
-    found: dict[str, Any] = {"first": first, "facts": facts is not None and (facts.step, facts.bytes > 0, 0 < facts.stall_seconds <= facts.seconds)}
+    found: dict[str, Any] = {
+        "first": first,
+        "facts": facts is not None
+        and (facts.step, facts.bytes > 0, 0 < facts.stall_seconds <= facts.seconds),
+    }
     bring(engine, folder)
     found["saved"] = gather(equal(state(engine), saved))
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -149,7 +153,10 @@ def fenced(engine: Engine, folder: Path) -> dict[str, Any]:
     saver.save(engine, 1, asynchronous=False, **CONTENT)
     found = {"said": gather(said(lambda: saver.save(engine, 2, asynchronous=False, **CONTENT)))}
     saver.close()
-    return found | {"left": sorted(entry.name for entry in folder.iterdir()), "newest": (folder / LATEST).read_text()}
+    return found | {
+        "left": sorted(entry.name for entry in folder.iterdir()),
+        "newest": (folder / LATEST).read_text(),
+    }
 
 
 def pointer_fails(engine: Engine, folder: Path) -> dict[str, Any]:
@@ -188,7 +195,10 @@ def saved_twice(engine: Engine, folder: Path) -> dict[str, Any]:
     second = state(engine)
     train(CONFIG, engine, 2, 3)
     bring(engine, folder)
-    return {"second": all(gather(equal(state(engine), second))), "left": sorted(entry.name for entry in folder.iterdir())}
+    return {
+        "second": all(gather(equal(state(engine), second))),
+        "left": sorted(entry.name for entry in folder.iterdir()),
+    }
 
 
 def damaged(engine: Engine, folder: Path) -> dict[str, Any]:
@@ -199,7 +209,11 @@ def damaged(engine: Engine, folder: Path) -> dict[str, Any]:
         flip(path, path.stat().st_size // 2)
     dist.barrier()
     before = state(engine)
-    found = {"said": gather(said(lambda: bring(engine, folder))), "unchanged": gather(equal(state(engine), before)), "path": str(path)}
+    found = {
+        "said": gather(said(lambda: bring(engine, folder))),
+        "unchanged": gather(equal(state(engine), before)),
+        "path": str(path),
+    }
     if dist.get_rank() == 0:
         flip(path, path.stat().st_size // 2)
     dist.barrier()
@@ -218,7 +232,11 @@ def found() -> dict[str, Any]:
 
 def test_latest_moves_last(found: dict[str, Any]) -> None:
     files = "rank_00000.json, rank_00000.safetensors, rank_00001.json, rank_00001.safetensors"
-    assert found["order"] == [MANIFEST, f".step_00000001.partial -> step_00000001 with {MANIFEST}, {files}, tokenizer.model", LATEST]
+    assert found["order"] == [
+        MANIFEST,
+        f".step_00000001.partial -> step_00000001 with {MANIFEST}, {files}, tokenizer.model",
+        LATEST,
+    ]
 
 
 def test_a_folder_that_cannot_be_made(found: dict[str, Any]) -> None:
@@ -253,7 +271,11 @@ def test_saving_in_the_background(found: dict[str, Any]) -> None:
 
 
 def test_a_start_that_was_replaced_publishes_nothing(found: dict[str, Any]) -> None:
-    assert found["fenced"] == {"said": ["UserError: taken over"] * 2, "left": [LATEST, "step_00000001"], "newest": "step_00000001\n"}
+    assert found["fenced"] == {
+        "said": ["UserError: taken over"] * 2,
+        "left": [LATEST, "step_00000001"],
+        "newest": "step_00000001\n",
+    }
 
 
 def test_a_pointer_that_cannot_move(found: dict[str, Any]) -> None:

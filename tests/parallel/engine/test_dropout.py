@@ -17,7 +17,13 @@ STEPS = 2  # the second shows that the streams went on in the same way
 BOTH = given(hidden_dropout=0.1, attention_dropout=0.1)
 HIDDEN = given(hidden_dropout=0.1)
 TP, SP, PP = given(tensor=2), given(tensor=2, sequence_parallel=True), given(pipeline=2)
-LAYOUTS = {"TP2": TP, "TP2 + SP": SP, "PP2": PP, "PP2 interleaved": PP | given(virtual_stages=2), "DP2": given()}
+LAYOUTS = {
+    "TP2": TP,
+    "TP2 + SP": SP,
+    "PP2": PP,
+    "PP2 interleaved": PP | given(virtual_stages=2),
+    "DP2": given(),
+}
 FULL = {"recompute": given(granularity="full")}
 SELECTIVE = {"recompute": given(granularity="selective")}
 # Attention alone is computed again in one way for all; with sequence parallelism its masks and those of the rest come from different streams.
@@ -32,7 +38,9 @@ def curve(config: RunConfig) -> Curve:
 
 
 def same(ours: Curve, theirs: Curve) -> bool:
-    return ours.losses == theirs.losses and all(value.equal(theirs.parameters[name]) for name, value in ours.parameters.items())
+    return ours.losses == theirs.losses and all(
+        value.equal(theirs.parameters[name]) for name, value in ours.parameters.items()
+    )
 
 
 def losses_on_every_rank(parallel: dict[str, Any], model: dict[str, Any]) -> list[list[float]]:
@@ -64,7 +72,12 @@ def streams(parallel: dict[str, Any]) -> list[tuple[bytes, bytes]]:
 
     config = run_config(BOTH, parallel)
     train(config, engine_of(config), 0, 1)
-    return gather((torch.get_rng_state().numpy().tobytes(), get_cuda_rng_tracker().get_states()["model-parallel-rng"].numpy().tobytes()))
+    return gather(
+        (
+            torch.get_rng_state().numpy().tobytes(),
+            get_cuda_rng_tracker().get_states()["model-parallel-rng"].numpy().tobytes(),
+        )
+    )
 
 
 def two_ranks() -> dict[str, Any]:
@@ -73,7 +86,9 @@ def two_ranks() -> dict[str, Any]:
     for name, layout in LAYOUTS.items():
         first = curve(run_config(BOTH, layout))
         found["repeatable"][name] = same(first, curve(run_config(BOTH, layout))) and not first.unequal
-        found["recompute"][name] = [same(first, curve(run_config(BOTH, layout | how))) for how in RECOMPUTE[name]]
+        found["recompute"][name] = [
+            same(first, curve(run_config(BOTH, layout | how))) for how in RECOMPUTE[name]
+        ]
     found["hidden"] = curve(run_config(HIDDEN, TP)).losses
     found["other_seed"] = [curve(run_config(BOTH, TP, given(seed=seed))).losses for seed in (1, 2)]
     found["tensor"] = losses_on_every_rank(TP, BOTH)

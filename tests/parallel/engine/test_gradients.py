@@ -31,7 +31,9 @@ def kinds(engine: Engine) -> dict[str, str]:
     return {named.name: group.kind.value for group in engine.groups for named in group.parameters}
 
 
-def replicas_over_steps(model: dict[str, Any], parallel: dict[str, Any], steps: int, *, reduce: bool = True) -> str:
+def replicas_over_steps(
+    model: dict[str, Any], parallel: dict[str, Any], steps: int, *, reduce: bool = True
+) -> str:
     """Trains and compares, after every step, all parameters that the two ranks hold whole. Returns the first that differs, with its step, or nothing."""
     config = run_config(model | DROPOUT, parallel)
     engine = engine_of(config)
@@ -39,7 +41,9 @@ def replicas_over_steps(model: dict[str, Any], parallel: dict[str, Any], steps: 
         for buffer in engine.buffers:
             if buffer.group.kind is Kind.SEQUENCE:
                 buffer.group = dataclasses.replace(buffer.group, kind=Kind.REPLICATED)
-    replicated = [named for group in engine.groups if group.kind is not Kind.SHARDED for named in group.parameters]
+    replicated = [
+        named for group in engine.groups if group.kind is not Kind.SHARDED for named in group.parameters
+    ]
     assert {named.shard for named in replicated} == {WHOLE}
     found = ""
 
@@ -58,7 +62,9 @@ def two_ranks() -> dict[str, Any]:
     found: dict[str, Any] = {"sequence": {}, "tensor": {}}
     for scheme in scheme_names():
         found["sequence"][scheme] = kinds(engine_of(run_config(given(scheme=scheme), SP)))
-    llama = given(scheme="peri_ln", normalization="rmsnorm", bias=False, position="rotary", tie_embeddings=False)
+    llama = given(
+        scheme="peri_ln", normalization="rmsnorm", bias=False, position="rotary", tie_embeddings=False
+    )
     found["rmsnorm"] = kinds(engine_of(run_config(llama, SP)))
     found["tensor"] = kinds(engine_of(run_config(given(scheme="peri_ln"), given(tensor=2))))
     found["pipeline"] = gather(kinds(engine_of(run_config({}, given(pipeline=2)))))
@@ -77,7 +83,9 @@ def skipped_together() -> dict[str, Any]:
 
     def poisoned(iterator: Any, chunk: nn.Module) -> Any:
         output, loss_of = forward_step(iterator, chunk)
-        return output, lambda losses: loss_of(losses * (float("nan") if torch.distributed.get_rank() == 1 else 1.0))
+        return output, lambda losses: loss_of(
+            losses * (float("nan") if torch.distributed.get_rank() == 1 else 1.0)
+        )
 
     batches = batches_of(config, engine, 0)
     result = engine.train_step(poisoned, lambda: iter(batches), len(batches))
@@ -103,20 +111,33 @@ def one_rank() -> dict[str, Any]:
         flats: list[torch.Tensor] = []
         weights = [named.parameter.detach().clone() for named in engine.parameters]
         engine.set_lr(0.0)
-        engine.train_step(forward_step, lambda: iter(chosen), len(chosen), inspect=lambda: flats.extend(flat.clone() for flat in whole_gradients(engine)))
-        assert all(torch.equal(named.parameter, weight) for named, weight in zip(engine.parameters, weights, strict=True))
+        engine.train_step(
+            forward_step,
+            lambda: iter(chosen),
+            len(chosen),
+            inspect=lambda: flats.extend(flat.clone() for flat in whole_gradients(engine)),
+        )
+        assert all(
+            torch.equal(named.parameter, weight)
+            for named, weight in zip(engine.parameters, weights, strict=True)
+        )
         return flats
 
     together = flat_gradients(batches)
     single = [flat_gradients([batch]) for batch in batches]
     scaled = [[flat / len(batches) for flat in flats] for flats in single]
-    exact, rounded = [torch.zeros_like(flat) for flat in together], [torch.zeros_like(flat).bfloat16() for flat in together]
+    exact, rounded = (
+        [torch.zeros_like(flat) for flat in together],
+        [torch.zeros_like(flat).bfloat16() for flat in together],
+    )
     for flats in scaled:
         for total, coarse, flat in zip(exact, rounded, flats, strict=True):
             total.add_(flat)
             coarse.add_(flat.bfloat16())
     found["fp32_sum"] = all(map(torch.equal, together, exact))
-    found["bf16_sum"] = all(torch.equal(flat, coarse.float()) for flat, coarse in zip(together, rounded, strict=True))
+    found["bf16_sum"] = all(
+        torch.equal(flat, coarse.float()) for flat, coarse in zip(together, rounded, strict=True)
+    )
     found["no_grad_left"] = all(named.parameter.grad is None for named in engine.parameters)
     found["dtypes"] = {str(flat.dtype) for flat in whole_gradients(engine)}
 
@@ -143,7 +164,9 @@ def one_rank() -> dict[str, Any]:
         tied=True,
         decay_embeddings=True,
     )
-    found["decay_embeddings"] = {named.name for group in engine.groups for named in group.parameters if group.decay}
+    found["decay_embeddings"] = {
+        named.name for group in engine.groups for named in group.parameters if group.decay
+    }
     try:
         engine_of(run_config(parallel=given(zero=0), train=given(precision="bf16")))
     except ValueError as error:
@@ -163,17 +186,27 @@ def test_sequence_parallel_sums_exactly_norms_and_row_biases(found: dict[str, An
     expected = {name for name in given_kinds if NORM.search(name) or ROW_BIAS.search(name)}
     assert {name for name, kind in given_kinds.items() if kind == "sequence"} == expected
     # The position table is added before the stream is cut along the sequence: its gradient is whole on every rank.
-    assert {name for name, kind in given_kinds.items() if kind == "replicated"} == {"embedding.position_embeddings.weight"}
+    assert {name for name, kind in given_kinds.items() if kind == "replicated"} == {
+        "embedding.position_embeddings.weight"
+    }
     plan = SCHEMES[scheme].plan(4)
-    norms = sum(part.norm_in + part.norm_branch + part.norm_out for layer in plan for part in (layer.attention, layer.mlp))
+    norms = sum(
+        part.norm_in + part.norm_branch + part.norm_out
+        for layer in plan
+        for part in (layer.attention, layer.mlp)
+    )
     norms += SCHEMES[scheme].embedding_norm + SCHEMES[scheme].final_norm
     assert len(expected) == 2 * norms + 2 * len(plan)
 
 
 def test_kinds_without_biases_and_without_sequence_parallelism(found: dict[str, Any]) -> None:
-    assert {name for name, kind in found["rmsnorm"].items() if kind == "sequence"} == {name for name in found["rmsnorm"] if NORM.search(name)}
+    assert {name for name, kind in found["rmsnorm"].items() if kind == "sequence"} == {
+        name for name in found["rmsnorm"] if NORM.search(name)
+    }
     assert "replicated" not in found["rmsnorm"].values()
-    expected = {name for name in found["tensor"] if NORM.search(name) or ROW_BIAS.search(name) or "position" in name}
+    expected = {
+        name for name in found["tensor"] if NORM.search(name) or ROW_BIAS.search(name) or "position" in name
+    }
     assert {name for name, kind in found["tensor"].items() if kind == "replicated"} == expected
     assert set(found["tensor"].values()) == {"replicated", "sharded"}
 
@@ -219,8 +252,14 @@ def test_clipping_scales_to_the_limit(found: dict[str, Any]) -> None:
 def test_what_decays(found: dict[str, Any]) -> None:
     decayed = {name for decay, name in found["decay"] if decay}
     assert decayed == {name for _, name in found["decay"] if name.endswith(".weight") and ".linear_" in name}
-    assert found["decay_embeddings"] - decayed == {"embedding.word_embeddings.weight", "embedding.position_embeddings.weight"}
+    assert found["decay_embeddings"] - decayed == {
+        "embedding.word_embeddings.weight",
+        "embedding.position_embeddings.weight",
+    }
 
 
 def test_half_precision_without_master_weights_is_refused(found: dict[str, Any]) -> None:
-    assert found["refused"] == "parallel.zero=0 keeps no fp32 copy of bf16 weights: use parallel.zero=1, or train.precision=fp32"
+    assert (
+        found["refused"]
+        == "parallel.zero=0 keeps no fp32 copy of bf16 weights: use parallel.zero=1, or train.precision=fp32"
+    )

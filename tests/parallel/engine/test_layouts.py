@@ -46,9 +46,9 @@ def test_larger_layout_equals_one_process(case: Case, slow_rows: dict[str, Row])
 
 
 def test_documented_table_has_every_case() -> None:
-    assert rows_in(DOCUMENT.read_text()) == [(case.name, case.world) for cases in CASES.values() for case in cases], (
-        "docs/parallelism.md is older than the cases: python -m tests.parallel.write_table"
-    )
+    assert rows_in(DOCUMENT.read_text()) == [
+        (case.name, case.world) for cases in CASES.values() for case in cases
+    ], "docs/parallelism.md is older than the cases: python -m tests.parallel.write_table"
 
 
 def test_names_are_unique_and_steps_are_ten() -> None:

@@ -18,7 +18,14 @@ from tests.distributed import Group, launch
 from tests.parallel.checkpoint.states import bring, keep
 from tests.parallel.training import batches_of, engine_of, given, run_config
 
-LLAMA = given(num_query_groups=2, position="rotary", activation="swiglu", normalization="rmsnorm", bias=False, tie_embeddings=False)
+LLAMA = given(
+    num_query_groups=2,
+    position="rotary",
+    activation="swiglu",
+    normalization="rmsnorm",
+    bias=False,
+    tie_embeddings=False,
+)
 SETTINGS = given(kind="muon", clip_grad=0.0, momentum=0.9, weight_decay=0.1, lr=1e-2)
 STEPS = 3
 
@@ -42,31 +49,64 @@ def against_pytorch() -> dict[str, Any]:
     assert isinstance(optimizer, Muon)
     for one in optimizer.orthogonalizers.values():
         one.dtype = torch.bfloat16  # PyTorch's iteration knows no other
-    twins = {named.name: own_matrices(named.name, named.parameter.detach().clone()) for named in engine.parameters}
+    twins = {
+        named.name: own_matrices(named.name, named.parameter.detach().clone()) for named in engine.parameters
+    }
     hidden = {named.name for group in engine.groups if group.muon for named in group.parameters}
     twins = {name: [torch.nn.Parameter(part.contiguous()) for part in parts] for name, parts in twins.items()}
-    decayed = [p for name, parts in twins.items() if name not in hidden and name == "output_layer.weight" for p in parts]
-    plain = [p for name, parts in twins.items() if name not in hidden and name != "output_layer.weight" for p in parts]
+    decayed = [
+        p
+        for name, parts in twins.items()
+        if name not in hidden and name == "output_layer.weight"
+        for p in parts
+    ]
+    plain = [
+        p
+        for name, parts in twins.items()
+        if name not in hidden and name != "output_layer.weight"
+        for p in parts
+    ]
     theirs: list[torch.optim.Optimizer] = [
-        torch.optim.Muon([p for name in hidden for p in twins[name]], lr=1e-2, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}], lr=1e-2, betas=(0.9, 0.95)),
+        torch.optim.Muon(
+            [p for name in hidden for p in twins[name]],
+            lr=1e-2,
+            momentum=0.9,
+            weight_decay=0.1,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
+            lr=1e-2,
+            betas=(0.9, 0.95),
+        ),
     ]
     engine.set_lr(1e-2)
 
     def copy_gradients() -> None:
         for buffer in engine.buffers:
             for piece in buffer.pieces():
-                gradient = buffer.partition[piece.offset : piece.offset + piece.length].view(piece.shape).clone()
-                for twin, part in zip(twins[piece.named.name], own_matrices(piece.named.name, gradient), strict=True):
+                gradient = (
+                    buffer.partition[piece.offset : piece.offset + piece.length].view(piece.shape).clone()
+                )
+                for twin, part in zip(
+                    twins[piece.named.name], own_matrices(piece.named.name, gradient), strict=True
+                ):
                     twin.grad = part.contiguous()
 
     for step in range(STEPS):
         batches = batches_of(config, engine, step)
-        engine.train_step(forward_step, functools.partial(iter, batches), len(batches), inspect=copy_gradients)
+        engine.train_step(
+            forward_step, functools.partial(iter, batches), len(batches), inspect=copy_gradients
+        )
         for their in theirs:
             their.step()
     apart = {
-        named.name: max(float((a - b).abs().max()) for a, b in zip(own_matrices(named.name, named.parameter.detach()), twins[named.name], strict=True))
+        named.name: max(
+            float((a - b).abs().max())
+            for a, b in zip(
+                own_matrices(named.name, named.parameter.detach()), twins[named.name], strict=True
+            )
+        )
         for named in engine.parameters
     }
     return {"apart": apart, "hidden": sorted(hidden), "refused": other_optimizer(config, engine)}
@@ -95,7 +135,9 @@ def test_updates_are_those_of_pytorch(found: dict[str, Any]) -> None:
 
 def test_muon_gets_the_matrices_of_the_layers_and_nothing_else(found: dict[str, Any]) -> None:
     parts = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
-    assert found["hidden"] == sorted(f"decoder.layers.{layer}.{part}.weight" for layer in range(4) for part in parts)
+    assert found["hidden"] == sorted(
+        f"decoder.layers.{layer}.{part}.weight" for layer in range(4) for part in parts
+    )
 
 
 def test_another_optimizer_cannot_go_on(found: dict[str, Any]) -> None:
@@ -119,6 +161,15 @@ def test_tensors_that_hold_several_matrices() -> None:
     split = matrices_of(heads=4, groups=2, gated=True)
     qkv = torch.arange(2 * 4 * 8.0).repeat_interleave(3).view(64, 3)
     views = [view.reshape(-1, 3) for view in split("decoder.layers.0.self_attention.linear_qkv.weight", qkv)]
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(views, own_matrices("linear_qkv", qkv), strict=True))
-    assert [tuple(view.shape) for view in split("decoder.layers.0.mlp.linear_fc1.weight", torch.zeros(10, 3))] == [(5, 3), (5, 3)]
-    assert len(list(matrices_of(4, 2, gated=False)("decoder.layers.0.mlp.linear_fc1.weight", torch.zeros(10, 3)))) == 1
+    assert all(
+        torch.equal(ours, theirs) for ours, theirs in zip(views, own_matrices("linear_qkv", qkv), strict=True)
+    )
+    assert [
+        tuple(view.shape) for view in split("decoder.layers.0.mlp.linear_fc1.weight", torch.zeros(10, 3))
+    ] == [(5, 3), (5, 3)]
+    assert (
+        len(
+            list(matrices_of(4, 2, gated=False)("decoder.layers.0.mlp.linear_fc1.weight", torch.zeros(10, 3)))
+        )
+        == 1
+    )

@@ -33,7 +33,14 @@ CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "zero 2": (2, {}, given(zero=2), {}),
     "bf16": (2, {}, {}, given(precision="bf16")),
     "recompute": (2, {}, given(recompute=given(granularity="full", num_layers=2)), {}),
-    "untied llama": (2, given(tie_embeddings=False, normalization="rmsnorm", bias=False, position="rotary", activation="swiglu"), {}, {}),
+    "untied llama": (
+        2,
+        given(
+            tie_embeddings=False, normalization="rmsnorm", bias=False, position="rotary", activation="swiglu"
+        ),
+        {},
+        {},
+    ),
     "pipeline": (4, {}, given(pipeline=2), {}),
     "interleaved": (4, {}, INTERLEAVED, {}),
     "tensor": (4, {}, given(tensor=2, sequence_parallel=True), {}),
@@ -56,7 +63,10 @@ def recording() -> Iterator[list[tuple[int, int, bool]]]:
         reduce(self)
         reducing[0] = False
 
-    with mock.patch.object(GradientBuffer, "start", noted), mock.patch.object(GradientBuffer, "reduce", after):
+    with (
+        mock.patch.object(GradientBuffer, "start", noted),
+        mock.patch.object(GradientBuffer, "reduce", after),
+    ):
         yield pieces
 
 
@@ -65,12 +75,26 @@ def both(name: str) -> dict[str, Any]:
     _, model, parallel, train_fields = CASES[name]
     found: dict[str, Any] = {}
     for overlapped in (True, False):
-        with mock.patch.object(overlap, "SMALLEST", 0):  # or no buffer of a model this small would be reduced in pieces
-            engine = engine_of(run_config(DEEP | model, parallel | given(overlap_grad_reduce=None if overlapped else False), train_fields))
+        with mock.patch.object(
+            overlap, "SMALLEST", 0
+        ):  # or no buffer of a model this small would be reduced in pieces
+            engine = engine_of(
+                run_config(
+                    DEEP | model,
+                    parallel | given(overlap_grad_reduce=None if overlapped else False),
+                    train_fields,
+                )
+            )
         with recording() as pieces:
             curve = train(run_config(DEEP | model, parallel, train_fields), engine, 0, STEPS)
         parameters, unequal = whole_parameters(engine)
-        found[str(overlapped)] = {"losses": curve.losses, "norms": curve.norms, "parameters": parameters, "unequal": unequal, "pieces": pieces}
+        found[str(overlapped)] = {
+            "losses": curve.losses,
+            "norms": curve.norms,
+            "parameters": parameters,
+            "unequal": unequal,
+            "pieces": pieces,
+        }
     return found
 
 
@@ -90,7 +114,9 @@ def test_bit_identical_with_two_data_parallel_ranks(name: str, found: dict[str, 
     assert with_overlap["losses"] == without["losses"]
     assert with_overlap["norms"] == without["norms"]
     assert not with_overlap["unequal"]
-    assert all(torch.equal(tensor, without["parameters"][key]) for key, tensor in with_overlap["parameters"].items())
+    assert all(
+        torch.equal(tensor, without["parameters"][key]) for key, tensor in with_overlap["parameters"].items()
+    )
 
 
 @pytest.mark.parametrize("name", list(CASES))
@@ -106,11 +132,17 @@ def test_most_of_the_gradient_leaves_during_backward(name: str, found: dict[str,
 def buffer_of(sizes: dict[str, int]) -> GradientBuffer:
     named = [NamedParameter(name, nn.Parameter(torch.empty(size)), WHOLE) for name, size in sizes.items()]
     offsets = [sum(list(sizes.values())[:index]) for index in range(len(sizes))]
-    return GradientBuffer(Group(Kind.REPLICATED, True, named), offsets, sum(sizes.values()), single_process(), sharded=False)
+    return GradientBuffer(
+        Group(Kind.REPLICATED, True, named), offsets, sum(sizes.values()), single_process(), sharded=False
+    )
 
 
 def test_marks_cut_between_layers_from_the_end() -> None:
-    sizes = {"embedding.word": 50} | {f"decoder.layers.{layer}.{part}": 5 for layer in range(20) for part in ("a", "b")} | {"output": 30}
+    sizes = (
+        {"embedding.word": 50}
+        | {f"decoder.layers.{layer}.{part}": 5 for layer in range(20) for part in ("a", "b")}
+        | {"output": 30}
+    )
     buffer = buffer_of(sizes)
     found = marks(buffer)
     total = buffer.flat.numel()
@@ -123,7 +155,9 @@ def test_marks_cut_between_layers_from_the_end() -> None:
         assert low == buffer.offsets[index + 1] == 50 + 10 * (1 + int(list(sizes)[index].split(".")[2]))
 
 
-@pytest.mark.parametrize(("fields", "world", "word"), [({}, 1, "one data-parallel rank"), ({"zero": 3}, 2, "parallel.zero=3")])
+@pytest.mark.parametrize(
+    ("fields", "world", "word"), [({}, 1, "one data-parallel rank"), ({"zero": 3}, 2, "parallel.zero=3")]
+)
 def test_overlap_that_would_do_nothing_is_refused(fields: dict[str, Any], world: int, word: str) -> None:
     from model.config import ModelConfig
 

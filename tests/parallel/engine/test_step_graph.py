@@ -32,11 +32,16 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Graph]]:
 
 
 def engine_of(graph: bool, scheme: str = "pre_ln", precision: str = "fp32") -> Engine:
-    return build_engine(run_config({"scheme": scheme}, train={"cuda_graph": graph, "precision": precision}), single_process())
+    return build_engine(
+        run_config({"scheme": scheme}, train={"cuda_graph": graph, "precision": precision}), single_process()
+    )
 
 
 def batches(step: int, length: int = 16) -> list[Tensor]:
-    return [torch.stack([sample(100 * step + 10 * part + row)[: length + 1] for row in range(MICRO)]) for part in range(ACCUMULATION)]
+    return [
+        torch.stack([sample(100 * step + 10 * part + row)[: length + 1] for row in range(MICRO)])
+        for part in range(ACCUMULATION)
+    ]
 
 
 def one_step(engine: Engine, step: int, **more: Any) -> tuple[float, float]:
@@ -165,8 +170,14 @@ def captured(*errors: Exception) -> StepGraph:
 
 def test_passes_that_cannot_be_captured_are_refused_in_one_line(graphs: type[Graph]) -> None:
     """With what failed first, not with what the end of the capture makes of it."""
-    with pytest.raises(UserError, match=r"train.cuda_graph=true: .*\(not permitted when capturing\): set train.cuda_graph=false"):
-        captured(RuntimeError("not permitted when capturing\nand more"), RuntimeError("failed due to a previous error"))
+    with pytest.raises(
+        UserError,
+        match=r"train.cuda_graph=true: .*\(not permitted when capturing\): set train.cuda_graph=false",
+    ):
+        captured(
+            RuntimeError("not permitted when capturing\nand more"),
+            RuntimeError("failed due to a previous error"),
+        )
     assert gc.isenabled()
 
 

@@ -14,7 +14,9 @@ from pretrain.train.loop import forward_step
 from tests.distributed import Group, gather, launch
 from tests.parallel.training import batches_of, engine_of, given, run_config, train, whole_parameters
 
-MODEL = given(hidden_size=33, num_attention_heads=3, num_layers=3)  # odd sizes: pieces of two ranks need padding
+MODEL = given(
+    hidden_size=33, num_attention_heads=3, num_layers=3
+)  # odd sizes: pieces of two ranks need padding
 
 
 def poisoned(iterator: Any, chunk: nn.Module) -> Any:

@@ -25,7 +25,9 @@ B200 = Machine("NVIDIA B200", (10, 0), (13, 0), "2.11.0", "")
 RTX_5090 = Machine("NVIDIA GeForce RTX 5090", (12, 0), (13, 0), "2.11.0", "")
 
 
-def resolved(machine: Machine, precision: str = "auto", kernels: str = "auto", recipe: str = "none", **fp8: Any) -> tuple[torch.dtype, str, str | None]:
+def resolved(
+    machine: Machine, precision: str = "auto", kernels: str = "auto", recipe: str = "none", **fp8: Any
+) -> tuple[torch.dtype, str, str | None]:
     numerics = resolve(precision, kernels, Fp8Config(recipe=recipe, **fp8), machine)
     return numerics.dtype, numerics.kernels, numerics.recipe
 
@@ -69,22 +71,46 @@ def test_recipes_of_machines(machine: Machine, recipes: list[str]) -> None:
 @pytest.mark.parametrize(
     ("machine", "wishes", "message"),
     [
-        (CPU, {"kernels": "te"}, r"^train.kernels=te needs a GPU, and this machine has none; without it, set train.kernels=local$"),
+        (
+            CPU,
+            {"kernels": "te"},
+            r"^train.kernels=te needs a GPU, and this machine has none; without it, set train.kernels=local$",
+        ),
         (
             H100_BARE,
             {"kernels": "te"},
             r"^train.kernels=te needs Transformer Engine, which is not installed: install it .*; without it, set train.kernels=local$",
         ),
-        (CPU, {"recipe": "delayed"}, r"^train.fp8.recipe=delayed needs a GPU, and this machine has none: set train.fp8.recipe=none$"),
+        (
+            CPU,
+            {"recipe": "delayed"},
+            r"^train.fp8.recipe=delayed needs a GPU, and this machine has none: set train.fp8.recipe=none$",
+        ),
         (
             H100_BARE,
             {"recipe": "delayed"},
             r"needs Transformer Engine, which is not installed; without it the run would silently compute in bf16: install it .*recipe=none$",
         ),
-        (A100, {"recipe": "delayed"}, r"needs compute capability 8.9, and NVIDIA A100-SXM4-80GB has 8.0: set train.fp8.recipe=none and train.precision=bf16$"),
-        (H100, {"recipe": "mxfp8"}, r"needs compute capability 10.0 and below 12.0, and NVIDIA H100 80GB HBM3 has 9.0: set train.fp8.recipe=blockwise$"),
-        (RTX_5090, {"recipe": "mxfp8"}, r"below 12.0, and NVIDIA GeForce RTX 5090 has 12.0: set train.fp8.recipe=blockwise$"),
-        (H100_OLD_CUDA, {"recipe": "blockwise"}, r"needs CUDA 12.9, and torch was built with 12.6: set train.fp8.recipe=tensorwise$"),
+        (
+            A100,
+            {"recipe": "delayed"},
+            r"needs compute capability 8.9, and NVIDIA A100-SXM4-80GB has 8.0: set train.fp8.recipe=none and train.precision=bf16$",
+        ),
+        (
+            H100,
+            {"recipe": "mxfp8"},
+            r"needs compute capability 10.0 and below 12.0, and NVIDIA H100 80GB HBM3 has 9.0: set train.fp8.recipe=blockwise$",
+        ),
+        (
+            RTX_5090,
+            {"recipe": "mxfp8"},
+            r"below 12.0, and NVIDIA GeForce RTX 5090 has 12.0: set train.fp8.recipe=blockwise$",
+        ),
+        (
+            H100_OLD_CUDA,
+            {"recipe": "blockwise"},
+            r"needs CUDA 12.9, and torch was built with 12.6: set train.fp8.recipe=tensorwise$",
+        ),
     ],
 )
 def test_refusals_name_the_nearest_choice(machine: Machine, wishes: dict[str, Any], message: str) -> None:
@@ -95,9 +121,18 @@ def test_refusals_name_the_nearest_choice(machine: Machine, wishes: dict[str, An
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kernels": "local", "fp8": {"recipe": "delayed"}}, "needs Transformer Engine's kernels: set train.kernels=te"),
-        ({"precision": "fp32", "fp8": {"recipe": "delayed"}}, "needs weights in bf16: set train.precision=bf16"),
-        ({"fp8": {"recipe": "delayed", "first_last_bf16": True}}, "does not combine with train.fp8.recipe=delayed: .*set train.fp8.recipe=tensorwise"),
+        (
+            {"kernels": "local", "fp8": {"recipe": "delayed"}},
+            "needs Transformer Engine's kernels: set train.kernels=te",
+        ),
+        (
+            {"precision": "fp32", "fp8": {"recipe": "delayed"}},
+            "needs weights in bf16: set train.precision=bf16",
+        ),
+        (
+            {"fp8": {"recipe": "delayed", "first_last_bf16": True}},
+            "does not combine with train.fp8.recipe=delayed: .*set train.fp8.recipe=tensorwise",
+        ),
         ({"fp8": {"first_last_bf16": True}}, "has no effect with train.fp8.recipe=none"),
     ],
 )
@@ -114,14 +149,40 @@ SIZES = {"num_layers": 2, "hidden_size": 1536, "num_attention_heads": 24, "vocab
     [
         ("delayed", {}, {}, 128, None),
         ("mxfp8", {}, {"tensor": 2, "sequence_parallel": True}, 128, None),
-        ("delayed", {"hidden_size": 1500, "num_attention_heads": 25}, {}, 128, r"model.hidden_size = 1500 is not a multiple of 16"),
-        ("mxfp8", {"ffn_hidden_size": 1552}, {}, 128, r"model.ffn_hidden_size per tensor-parallel rank = 1552 is not a multiple of 32"),
-        ("delayed", {"ffn_hidden_size": 1520}, {"tensor": 2}, 128, r"model.ffn_hidden_size per tensor-parallel rank = 760 is not a multiple of 16"),
+        (
+            "delayed",
+            {"hidden_size": 1500, "num_attention_heads": 25},
+            {},
+            128,
+            r"model.hidden_size = 1500 is not a multiple of 16",
+        ),
+        (
+            "mxfp8",
+            {"ffn_hidden_size": 1552},
+            {},
+            128,
+            r"model.ffn_hidden_size per tensor-parallel rank = 1552 is not a multiple of 32",
+        ),
+        (
+            "delayed",
+            {"ffn_hidden_size": 1520},
+            {"tensor": 2},
+            128,
+            r"model.ffn_hidden_size per tensor-parallel rank = 760 is not a multiple of 16",
+        ),
         ("tensorwise", {}, {}, 25, r"tokens of a micro-batch per rank .* = 50 is not a multiple of 16"),
-        ("blockwise", {}, {"tensor": 2, "sequence_parallel": True}, 96, r"tokens of a micro-batch per rank \(96\).*set train.fp8.recipe=tensorwise"),
+        (
+            "blockwise",
+            {},
+            {"tensor": 2, "sequence_parallel": True},
+            96,
+            r"tokens of a micro-batch per rank \(96\).*set train.fp8.recipe=tensorwise",
+        ),
     ],
 )
-def test_sizes_that_fp8_kernels_do_not_take(recipe: str, model: dict[str, int], parallel: dict[str, Any], seq_length: int, message: str | None) -> None:
+def test_sizes_that_fp8_kernels_do_not_take(
+    recipe: str, model: dict[str, int], parallel: dict[str, Any], seq_length: int, message: str | None
+) -> None:
     config, layout_config = ModelConfig(**SIZES | model), ParallelConfig(**parallel)
     layout = check_layout(layout_config, config, layout_config.tensor)
     numerics = resolve("bf16", "te", Fp8Config(recipe=recipe), B200)
@@ -134,7 +195,13 @@ def test_sizes_that_fp8_kernels_do_not_take(recipe: str, model: dict[str, int], 
 
 def test_sizes_do_not_matter_without_fp8() -> None:
     config = ModelConfig(num_layers=1, hidden_size=6, num_attention_heads=2, vocab_size=10)
-    check_sizes(resolve("auto", "auto", Fp8Config(), CPU), config, check_layout(ParallelConfig(), config, 1), seq_length=7, micro_batch_size=1)
+    check_sizes(
+        resolve("auto", "auto", Fp8Config(), CPU),
+        config,
+        check_layout(ParallelConfig(), config, 1),
+        seq_length=7,
+        micro_batch_size=1,
+    )
 
 
 @pytest.mark.parametrize("recipe", list(RECIPES))

@@ -10,7 +10,8 @@ from parallel.hardware.versions import in_range, installed, supported
 
 
 @pytest.mark.skipif(
-    sys.version_info < (3, 11) and installed("fathom") is None, reason="pyproject.toml cannot be read before Python 3.11, and Fathom is not installed"
+    sys.version_info < (3, 11) and installed("fathom") is None,
+    reason="pyproject.toml cannot be read before Python 3.11, and Fathom is not installed",
 )
 @pytest.mark.parametrize(
     ("package", "version", "expected"),

@@ -62,7 +62,14 @@ def test_devices_of_gpus_become_the_cpu() -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the switch is glibc's")
 def test_freed_memory_is_used_again() -> None:
     def faults(mode: str) -> int:
-        return int(subprocess.run([sys.executable, "-W", "ignore", "-c", FAULTS, mode], check=True, capture_output=True, text=True).stdout)
+        return int(
+            subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", FAULTS, mode],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        )
 
     pages = 3 * (240 << 20) // resource.getpagesize()
     assert faults("keep") < pages // 20 < pages // 2 < faults("give back")

@@ -22,7 +22,13 @@ COMPLETE = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "n
 def test_rank_of_torchrun() -> None:
     info = rank_from_environment(COMPLETE)
     assert info is not None
-    assert (info.rank, info.world_size, info.local_rank, info.master_addr, info.master_port) == (3, 4, 1, "node7", 1234)
+    assert (info.rank, info.world_size, info.local_rank, info.master_addr, info.master_port) == (
+        3,
+        4,
+        1,
+        "node7",
+        1234,
+    )
 
 
 def test_no_launcher_means_none() -> None:
@@ -69,11 +75,15 @@ def test_the_first_failure_is_the_exit_code(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_killed_rank_counts_as_128_plus_signal(tmp_path: Path) -> None:
-    assert start_local([script(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")], 1) == 137
+    assert (
+        start_local([script(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")], 1) == 137
+    )
 
 
 @pytest.mark.parametrize(("name", "hint"), [("SIGKILL", " (out of memory?)"), ("SIGSEGV", "")])
-def test_a_rank_that_a_signal_ended_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, hint: str) -> None:
+def test_a_rank_that_a_signal_ended_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, hint: str
+) -> None:
     """Once, and not those that are ended because of it."""
     monkeypatch.setattr("parallel.launch.launch.GRACE_SECONDS", 0.2)
     text = (
@@ -84,9 +94,22 @@ def test_a_rank_that_a_signal_ended_is_named(tmp_path: Path, monkeypatch: pytest
     assert capsys.readouterr().err == f"fathom: error: rank 1 was ended by {name}{hint}\n"
 
 
-def test_ranks_that_are_ended_with_a_failed_one_are_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ranks_that_are_ended_with_a_failed_one_are_not_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("parallel.launch.launch.GRACE_SECONDS", 0.2)
-    assert start_local([script(tmp_path, "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(7)\ntime.sleep(60)")], 2) == 7
+    assert (
+        start_local(
+            [
+                script(
+                    tmp_path,
+                    "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(7)\ntime.sleep(60)",
+                )
+            ],
+            2,
+        )
+        == 7
+    )
     assert capsys.readouterr().err == ""
 
 
@@ -100,8 +123,13 @@ def wait_for(path: Path, parent: subprocess.Popen[str]) -> None:
 
 
 def test_a_signal_that_was_passed_on_is_no_news(tmp_path: Path) -> None:
-    rank = script(tmp_path, f"import pathlib, time\npathlib.Path({str(tmp_path)!r}, 'ready').write_text('')\ntime.sleep(60)")
-    parent = subprocess.Popen([sys.executable, "-c", PARENT.format("SIG_DFL", rank)], stderr=subprocess.PIPE, text=True)
+    rank = script(
+        tmp_path,
+        f"import pathlib, time\npathlib.Path({str(tmp_path)!r}, 'ready').write_text('')\ntime.sleep(60)",
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT.format("SIG_DFL", rank)], stderr=subprocess.PIPE, text=True
+    )
     try:
         wait_for(tmp_path / "ready", parent)
         parent.send_signal(signal.SIGTERM)
@@ -113,7 +141,11 @@ def test_a_signal_that_was_passed_on_is_no_news(tmp_path: Path) -> None:
 
 def test_nohup_is_respected(tmp_path: Path) -> None:
     text = f"import pathlib, time\nfolder = pathlib.Path({str(tmp_path)!r})\n(folder / 'ready').touch()\nwhile not (folder / 'go').exists(): time.sleep(0.05)"
-    parent = subprocess.Popen([sys.executable, "-c", PARENT.format("SIG_IGN", script(tmp_path, text))], stderr=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT.format("SIG_IGN", script(tmp_path, text))],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         wait_for(tmp_path / "ready", parent)
         parent.send_signal(signal.SIGHUP)
@@ -134,7 +166,13 @@ def test_a_terminal_that_is_gone_can_be_written_to(tmp_path: Path) -> None:
     )
     ours, theirs = pty.openpty()
     env = {**os.environ, "PYTHONPATH": os.getcwd()}
-    parent = subprocess.Popen([sys.executable, "-c", PARENT.format("SIG_DFL", script(tmp_path, text))], stdout=theirs, stderr=theirs, text=True, env=env)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT.format("SIG_DFL", script(tmp_path, text))],
+        stdout=theirs,
+        stderr=theirs,
+        text=True,
+        env=env,
+    )
     try:
         wait_for(tmp_path / "ready", parent)
         os.close(theirs)
@@ -154,7 +192,13 @@ def test_signals_are_passed_on(tmp_path: Path) -> None:
         f"pathlib.Path({str(tmp_path)!r}, 'ready').write_text('')\n"
         "time.sleep(60)",
     )
-    parent = subprocess.Popen([sys.executable, "-c", f"import sys; from parallel.launch.launch import start_local; sys.exit(start_local([{rank!r}], 1))"])
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import sys; from parallel.launch.launch import start_local; sys.exit(start_local([{rank!r}], 1))",
+        ]
+    )
     try:
         while not (tmp_path / "ready").exists():
             time.sleep(0.05)

@@ -10,7 +10,17 @@ import pytest
 
 from model.errors import UserError
 from parallel.launch.exit_codes import ExitCode, as_exit_code
-from parallel.launch.slurm import FIRST_PORT, PORTS, RankInfo, check_port, expand_counts, expand_hosts, master_address, master_port, slurm_environment
+from parallel.launch.slurm import (
+    FIRST_PORT,
+    PORTS,
+    RankInfo,
+    check_port,
+    expand_counts,
+    expand_hosts,
+    master_address,
+    master_port,
+    slurm_environment,
+)
 from parallel.launch.slurm_client import Job, job_handle, parse_job
 
 STEP = {
@@ -45,7 +55,10 @@ def no_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         ("gpu[08-11],login1", ["gpu08", "gpu09", "gpu10", "gpu11", "login1"]),
         ("a[1,3-4]b", ["a1b", "a3b", "a4b"]),
         ("rack[1-2]n[0-1]", ["rack1n0", "rack1n1", "rack2n0", "rack2n1"]),
-        ("x-y.cluster[001,010-011].edu,z", ["x-y.cluster001.edu", "x-y.cluster010.edu", "x-y.cluster011.edu", "z"]),
+        (
+            "x-y.cluster[001,010-011].edu,z",
+            ["x-y.cluster001.edu", "x-y.cluster010.edu", "x-y.cluster011.edu", "z"],
+        ),
     ],
 )
 def test_host_lists(text: str, names: list[str]) -> None:
@@ -87,7 +100,15 @@ def test_a_step_on_fewer_nodes_than_the_job() -> None:
     assert (info.world_size, info.num_nodes, info.master_addr, info.master_port) == (4, 2, "10.0.0.7", 2345)
 
 
-@pytest.mark.parametrize("change", [{"SLURM_STEP_ID": None}, {"SLURM_STEP_ID": "4294967291"}, {"SLURM_PTY_PORT": "1234"}, {"SLURM_PROCID": None}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"SLURM_STEP_ID": None},
+        {"SLURM_STEP_ID": "4294967291"},
+        {"SLURM_PTY_PORT": "1234"},
+        {"SLURM_PROCID": None},
+    ],
+)
 def test_what_is_no_task(change: dict[str, str | None]) -> None:
     env = {key: value for key, value in {**STEP, **change}.items() if value is not None}
     assert slurm_environment(env) is None
@@ -110,7 +131,9 @@ def test_damaged_environment(change: dict[str, str], message: str) -> None:
 def test_address_where_names_do_not_resolve(no_slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = socket.getaddrinfo
 
-    def getaddrinfo(name: str, *rest: Any, **more: Any) -> list[Any]:  # whatever the name server here would answer, and however late
+    def getaddrinfo(
+        name: str, *rest: Any, **more: Any
+    ) -> list[Any]:  # whatever the name server here would answer, and however late
         if name.endswith(".invalid"):
             raise socket.gaierror(socket.EAI_NONAME, f"{name} is not known")
         return real(name, *rest, **more)
@@ -118,10 +141,15 @@ def test_address_where_names_do_not_resolve(no_slurm: Path, monkeypatch: pytest.
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     env = {**STEP, "SLURM_STEP_NODELIST": "nosuchnode[1-2].invalid"}
     assert master_address(env) == "127.0.0.1"  # the host of srun
-    with pytest.raises(UserError, match=r"the first node, nosuchnode1\.invalid, does not resolve on node2 .* export FATHOM_MASTER_ADDR"):
+    with pytest.raises(
+        UserError,
+        match=r"the first node, nosuchnode1\.invalid, does not resolve on node2 .* export FATHOM_MASTER_ADDR",
+    ):
         master_address({**env, "SLURM_LAUNCH_NODE_IPADDR": ""})
     scontrol = no_slurm / "scontrol"
-    scontrol.write_text('#!/bin/sh\necho "NodeName=$4 Arch=x86_64 NodeAddr=127.0.0.9 NodeHostName=vm Version=22"\n')
+    scontrol.write_text(
+        '#!/bin/sh\necho "NodeName=$4 Arch=x86_64 NodeAddr=127.0.0.9 NodeHostName=vm Version=22"\n'
+    )
     scontrol.chmod(0o755)
     assert master_address(env) == "127.0.0.9"
 
@@ -137,7 +165,10 @@ def test_taken_port() -> None:
         other.bind(("", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(RuntimeError, match=rf"port {port} on node1, which follows from job id and restart count, is in use"):
+        with pytest.raises(
+            RuntimeError,
+            match=rf"port {port} on node1, which follows from job id and restart count, is in use",
+        ):
             check_port("node1", port)
     check_port("node1", port)
 
@@ -145,7 +176,9 @@ def test_taken_port() -> None:
 def test_job_handles() -> None:
     assert job_handle({}) is None
     assert job_handle({"SLURM_JOB_ID": "12"}) == "12"
-    assert job_handle({"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}) == "12_3"
+    assert (
+        job_handle({"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}) == "12_3"
+    )
 
 
 def test_scontrol_output() -> None:
@@ -155,9 +188,17 @@ def test_scontrol_output() -> None:
     )
     job = parse_job(line)
     assert job is not None
-    assert (job.state, job.reason, job.restarts, job.preempted, job.nodes) == ("COMPLETING", "TimeLimit", 2, False, "node1")
+    assert (job.state, job.reason, job.restarts, job.preempted, job.nodes) == (
+        "COMPLETING",
+        "TimeLimit",
+        2,
+        False,
+        "node1",
+    )
     assert job.end_time is not None
-    assert parse_job("JobState=PENDING Reason=None EndTime=Unknown PreemptTime=2026-11-21T21:43:14 NodeList=(null)") == Job("PENDING", preempted=True)
+    assert parse_job(
+        "JobState=PENDING Reason=None EndTime=Unknown PreemptTime=2026-11-21T21:43:14 NodeList=(null)"
+    ) == Job("PENDING", preempted=True)
     assert parse_job("slurm_load_jobs error: Invalid job id specified") is None
 
 

@@ -67,4 +67,9 @@ def test_loading_the_libraries_loads_no_compiler() -> None:
         "import sys; from parallel.launch.startup import load_libraries; load_libraries(); import pretrain.train.loop, pretrain.train.build\n"
         "assert 'megatron.core.models.gpt' in sys.modules and 'torch._inductor.compile_fx' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=True, env=os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)})
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=ROOT,
+        check=True,
+        env=os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)},
+    )

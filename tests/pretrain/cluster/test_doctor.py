@@ -35,7 +35,9 @@ def test_small_shared_memory_and_few_open_files_are_warned_about(monkeypatch: py
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(64 << 20, 0, 64 << 20))
     monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, 1 << 20))
     monkeypatch.setattr(doctor, "gpus", lambda: [{"name": "x", "driver": "1"}] * 8)
-    monkeypatch.setattr(doctor, "cpu", lambda: {"model": "x", "cores": 16, "usable_cores": 15, "memory_bytes": None})
+    monkeypatch.setattr(
+        doctor, "cpu", lambda: {"model": "x", "cores": 16, "usable_cores": 15, "memory_bytes": None}
+    )
     found = list(doctor.limits())
     assert only(found, "/dev/shm").state == "warning"
     assert "--shm-size=16g" in only(found, "/dev/shm").advice
@@ -65,8 +67,12 @@ def test_a_gpu_that_pytorch_cannot_use_is_explained(monkeypatch: pytest.MonkeyPa
 
 def test_a_package_outside_its_range_rules_training_out(monkeypatch: pytest.MonkeyPatch) -> None:
     if not doctor.supported():
-        pytest.skip("supported ranges are not known here: Fathom is not installed, and Python is older than 3.11")
-    monkeypatch.setattr(doctor, "installed", lambda name: {"torch": "2.4.0", "deepspeed": None}.get(name, "99999"))
+        pytest.skip(
+            "supported ranges are not known here: Fathom is not installed, and Python is older than 3.11"
+        )
+    monkeypatch.setattr(
+        doctor, "installed", lambda name: {"torch": "2.4.0", "deepspeed": None}.get(name, "99999")
+    )
     monkeypatch.setattr(doctor, "PROBE", "pass")
     found = list(doctor.packages())
     assert "pip install 'torch>=2.11'" in only(found, "torch").advice
@@ -87,11 +93,17 @@ def test_a_check_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(doctor, "CHECKS", (odd_machine,))
     (check,) = doctor.examine()
-    assert (check.name, check.state, check.found) == ("odd machine", "warning", "could not be checked: OSError: no such device")
+    assert (check.name, check.state, check.found) == (
+        "odd machine",
+        "warning",
+        "could not be checked: OSError: no such device",
+    )
 
 
 def test_the_command_says_it_in_both_forms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "CHECKS", (lambda: iter([Check("a", "ok", "1"), Check("b", "warning", "2", "do this")]),))
+    monkeypatch.setattr(
+        doctor, "CHECKS", (lambda: iter([Check("a", "ok", "1"), Check("b", "warning", "2", "do this")]),)
+    )
     result = CliRunner().invoke(app, [])
     assert result.exit_code == 0
     assert "-> do this" in result.output
@@ -99,13 +111,24 @@ def test_the_command_says_it_in_both_forms(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(doctor, "CHECKS", (lambda: iter([Check("a", "failure", "1")]),))
     result = CliRunner().invoke(app, ["--json"])
     assert result.exit_code == 1
-    assert json.loads(result.output) == {"training_possible": False, "checks": [{"name": "a", "state": "failure", "found": "1", "advice": ""}]}
+    assert json.loads(result.output) == {
+        "training_possible": False,
+        "checks": [{"name": "a", "state": "failure", "found": "1", "advice": ""}],
+    }
 
 
 def test_training_is_possible_where_these_tests_run() -> None:
     root = Path(__file__).resolve().parents[3]
-    done = subprocess.run([sys.executable, "-m", "tools.cli", "doctor", "--json"], cwd=root, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.cli", "doctor", "--json"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
     assert report["training_possible"] is True
-    assert {"Python", "imports", "/dev/shm", "open files", "C++ compiler"} <= {check["name"] for check in report["checks"]}
+    assert {"Python", "imports", "/dev/shm", "open files", "C++ compiler"} <= {
+        check["name"] for check in report["checks"]
+    }

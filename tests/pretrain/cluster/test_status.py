@@ -31,13 +31,24 @@ def no_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def make_run(folder: Path, steps: int = 10, total: int = 100, layers: int = 0) -> Path:
     """A run that has trained some steps at 0.5 s each."""
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(f"name: {folder.name}\ntrain: {{steps: {total}, stop_at_step: null}}\n")
+    (folder / "config.yaml").write_text(
+        f"name: {folder.name}\ntrain: {{steps: {total}, stop_at_step: null}}\n"
+    )
     with MetricsWriter(folder / "metrics.jsonl") as writer:
         writer.write("start", 0, world_size=4)
         for step in range(1, steps + 1):
-            writer.write("train", step, loss=10.0 / step, tokens=step * 512, tokens_per_s=1024.0, step_time_s=0.5)
+            writer.write(
+                "train", step, loss=10.0 / step, tokens=step * 512, tokens_per_s=1024.0, step_time_s=0.5
+            )
             if layers:
-                writer.write("signal", step, layers=[{"layer": layer, "residual_rms": 1.0, "grad_norm": 0.1} for layer in range(1, layers + 1)])
+                writer.write(
+                    "signal",
+                    step,
+                    layers=[
+                        {"layer": layer, "residual_rms": 1.0, "grad_norm": 0.1}
+                        for layer in range(1, layers + 1)
+                    ],
+                )
     return folder
 
 
@@ -52,7 +63,9 @@ def test_running(tmp_path: Path) -> None:
     os.utime(run / "metrics.jsonl", (1090, 1090))
     queue = {"12": Queued("12", "RUNNING", "", "", "node[1-2]")}
     status = run_status(run, queue, now=1100)
-    assert status == RunStatus("a", str(run), "running", "", 10, 100, 1.0, 1024.0, 45.0, 2, 8, 100.0, "12", "node[1-2]")
+    assert status == RunStatus(
+        "a", str(run), "running", "", 10, 100, 1.0, 1024.0, 45.0, 2, 8, 100.0, "12", "node[1-2]"
+    )
     assert run_status(run, queue, now=1090 + 600).reason == "no step for 10 min"
 
 
@@ -74,7 +87,11 @@ def test_job_that_is_gone(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
     claim(run, Owner("12", 0), state="running")
     status = run_status(run, {})
-    assert (status.state, status.reason, status.left_s) == ("dead", "job 12 is not in the queue any more; the run left no word", None)
+    assert (status.state, status.reason, status.left_s) == (
+        "dead",
+        "job 12 is not in the queue any more; the run left no word",
+        None,
+    )
     assert run_status(run, None).state == "running"  # not on the cluster: nobody can know better
 
 
@@ -82,7 +99,11 @@ def test_job_that_is_gone(tmp_path: Path) -> None:
     ("answer", "state", "reason"),
     [
         ("JobState=CANCELLED Reason=None Restarts=0", "cancelled", "cancelled with scancel"),
-        ("JobState=NODE_FAIL Reason=None Restarts=0", "dead", "job 12 ended as NODE_FAIL; the run left no word"),
+        (
+            "JobState=NODE_FAIL Reason=None Restarts=0",
+            "dead",
+            "job 12 ended as NODE_FAIL; the run left no word",
+        ),
         ("JobState=RUNNING Reason=None Restarts=0", "running", ""),  # another user's
     ],
 )
@@ -98,7 +119,10 @@ def test_stopped_to_be_continued_but_nobody_will(tmp_path: Path) -> None:
     """A batch script that was killed before it could say what happened."""
     run = make_run(tmp_path / "a")
     claim(run, Owner("12", 0), state="stopped", reason="ended from outside", exit_code=75)
-    assert run_status(run, {}).reason == "ended from outside; it saved, but no job is there to go on: submit it again"
+    assert (
+        run_status(run, {}).reason
+        == "ended from outside; it saved, but no job is there to go on: submit it again"
+    )
     (tmp_path / "scontrol").write_text("#!/bin/sh\necho 'JobId=12 JobState=CANCELLED Reason=None '\n")
     (tmp_path / "scontrol").chmod(0o755)
     assert run_status(run, {}).state == "cancelled"
@@ -121,12 +145,18 @@ def test_local_process(tmp_path: Path) -> None:
     gone.wait()
     content: dict[str, Any] = json.loads((run / "state.json").read_text())
     (run / "state.json").write_text(json.dumps({**content, "host": socket.gethostname(), "pid": gone.pid}))
-    assert (run_status(run, None).state, run_status(run, None).reason) == ("dead", f"process {gone.pid} is gone; it left no word")
+    assert (run_status(run, None).state, run_status(run, None).reason) == (
+        "dead",
+        f"process {gone.pid} is gone; it left no word",
+    )
 
 
 def test_run_without_a_state_file(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
-    assert (run_status(run, None).state, run_status(run, None, now=time.time() + 3600).state) == ("running", "dead")
+    assert (run_status(run, None).state, run_status(run, None, now=time.time() + 3600).state) == (
+        "running",
+        "dead",
+    )
     with MetricsWriter(run / "metrics.jsonl") as writer:
         writer.write("end", 10, reason="stop_at_step")
     assert run_status(run, None).state == "stopped"
@@ -149,7 +179,9 @@ def test_finding_runs(tmp_path: Path) -> None:
     (tmp_path / "runs" / "a" / "code" / "configs" / "config.yaml").write_text("")
     assert [run.name for run in find_runs(tmp_path / "runs")] == ["a", "b", "sweep-0", "sweep-1"]
     assert [run.name for run in find_runs(tmp_path / "runs" / "a")] == ["a"]
-    with pytest.raises(UserError, match="nowhere does not exist: give a run directory or the folder of several"):
+    with pytest.raises(
+        UserError, match="nowhere does not exist: give a run directory or the folder of several"
+    ):
         find_runs(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no run in "):
@@ -167,14 +199,41 @@ def test_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
 
 def test_screen(tmp_path: Path) -> None:
     statuses = [
-        RunStatus("deep1000", "x", "running", "", 1200, 5000, 3.21987, 1.234e6, 11100.0, 2, 1000, 754.0, "4711", "n[1-2]"),
+        RunStatus(
+            "deep1000",
+            "x",
+            "running",
+            "",
+            1200,
+            5000,
+            3.21987,
+            1.234e6,
+            11100.0,
+            2,
+            1000,
+            754.0,
+            "4711",
+            "n[1-2]",
+        ),
         RunStatus("sweep-0", "x", "failed", "rank 3 on node2: out of memory", 0, None),
     ]
     console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(screen(statuses))
     lines = [line.split() for line in console.export_text().splitlines() if line.strip()]
     assert lines[0] == ["RUN", "STATE", "STEP", "LOSS", "TOKENS/S", "LEFT", "RESTARTS", "CHECKPOINT", "JOB"]
-    assert lines[1] == ["deep1000", "running", "1200/5000", "3.2199", "1.23M", "3h05m", "2", "1000,", "12m34s", "ago", "4711"]
+    assert lines[1] == [
+        "deep1000",
+        "running",
+        "1200/5000",
+        "3.2199",
+        "1.23M",
+        "3h05m",
+        "2",
+        "1000,",
+        "12m34s",
+        "ago",
+        "4711",
+    ]
     assert lines[2] == ["sweep-0", "failed", "0/?", "none"]
     assert " ".join(lines[3]) == "sweep-0: rank 3 on node2: out of memory"
 
@@ -191,12 +250,36 @@ def test_narrow_screen() -> None:
     """Names and jobs are whole, whatever has to go for them."""
     long = "a_run_of_a_name_longer_than_anybody_would_type"
     statuses = [
-        RunStatus("deep1000", "x", "requeued", "", 123456, 500000, 3.21987, 1.234e6, 11100.0, 2, 123000, 754.0, "47112345"),
+        RunStatus(
+            "deep1000",
+            "x",
+            "requeued",
+            "",
+            123456,
+            500000,
+            3.21987,
+            1.234e6,
+            11100.0,
+            2,
+            123000,
+            754.0,
+            "47112345",
+        ),
         RunStatus(long, "x", "finished", "", 400, 400, 6.0636, checkpoint_step=400, checkpoint_age_s=5.0),
     ]
     lines = shown(statuses[:1], 80)
     assert lines[0].split() == ["RUN", "STATE", "STEP", "LOSS", "LEFT", "CHECKPOINT", "JOB"]
-    assert lines[1].split() == ["deep1000", "requeued", "123456/500000", "3.2199", "3h05m", "123000,", "12m34s", "ago", "47112345"]
+    assert lines[1].split() == [
+        "deep1000",
+        "requeued",
+        "123456/500000",
+        "3.2199",
+        "3h05m",
+        "123000,",
+        "12m34s",
+        "ago",
+        "47112345",
+    ]
     assert len(lines) == 2
     lines = shown(statuses, 80)
     assert "".join(line.split(" ")[0] for line in lines[2:]) == long
@@ -215,7 +298,9 @@ def test_no_width_cuts_names_or_jobs(width: int) -> None:
     assert "".join(line[place:].strip() for line in lines[1:]) == status.job
 
 
-def test_a_pipe_has_room_for_all(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_has_room_for_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     make_run(tmp_path / "runs" / ("a" * 60))
     with pytest.raises(SystemExit):
@@ -226,8 +311,23 @@ def test_a_pipe_has_room_for_all(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_units() -> None:
-    assert [duration(seconds) for seconds in (0, 59.4, 60, 3599, 3600, 86399, 180000)] == ["0s", "59s", "1m00s", "59m59s", "1h00m", "23h59m", "2d02h"]
-    assert [quantity(number) for number in (0, 999, 1000, 12345, 9.99e6, 2.5e12)] == ["0", "999", "1k", "12.3k", "9.99M", "2.5T"]
+    assert [duration(seconds) for seconds in (0, 59.4, 60, 3599, 3600, 86399, 180000)] == [
+        "0s",
+        "59s",
+        "1m00s",
+        "59m59s",
+        "1h00m",
+        "23h59m",
+        "2d02h",
+    ]
+    assert [quantity(number) for number in (0, 999, 1000, 12345, 9.99e6, 2.5e12)] == [
+        "0",
+        "999",
+        "1k",
+        "12.3k",
+        "9.99M",
+        "2.5T",
+    ]
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,9 @@ def test_scripts_are_as_they_were(folder: Path, name: str) -> None:
         "plain": SITE,
         "full": load_site(EXAMPLE).model_copy(update={"python": "/venv/bin/python"}),
         "array": SITE.model_copy(update={"gpu_request": "gres", "gpu_type": "a100"}),
-        "container": SiteConfig.model_validate({**SITE.model_dump(), "container": {"image": "my images/fathom.sqsh", "mounts": ["/data:/data"]}}),
+        "container": SiteConfig.model_validate(
+            {**SITE.model_dump(), "container": {"image": "my images/fathom.sqsh", "mounts": ["/data:/data"]}}
+        ),
     }
     requests = {
         "plain": Request("2"),
@@ -73,20 +75,29 @@ def test_plan_writes_nothing_and_makes_paths_absolute(folder: Path) -> None:
     assert not (folder / "runs").exists()
     ((run_dir, config),) = planned.runs
     assert run_dir == folder / "runs" / "demo"
-    assert (config.runs_dir, config.data.corpora[0].path, config.parallel.processes) == (str(folder / "runs"), str(folder / "data"), None)
+    assert (config.runs_dir, config.data.corpora[0].path, config.parallel.processes) == (
+        str(folder / "runs"),
+        str(folder / "data"),
+        None,
+    )
     assert log_path(planned, "12") == run_dir / "slurm-12.out"
 
 
 def test_array_elements(folder: Path) -> None:
     planned = plan(loading(), SITE, Request("1", array=["optimizer.lr=0.1", "optimizer.lr=0.2 train.seed=3"]))
-    assert [str(run_dir.relative_to(folder)) for run_dir, _ in planned.runs] == ["runs/demo/demo-0", "runs/demo/demo-1"]
+    assert [str(run_dir.relative_to(folder)) for run_dir, _ in planned.runs] == [
+        "runs/demo/demo-0",
+        "runs/demo/demo-1",
+    ]
     assert [(config.optimizer.lr, config.train.seed) for _, config in planned.runs] == [(0.1, 1234), (0.2, 3)]
     assert log_path(planned, "12", 1) == folder / "runs/demo/demo-1/slurm-12_1.out"
 
 
 def without_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A PATH with git and nothing else."""
-    git = subprocess.run(["bash", "-c", "command -v git"], capture_output=True, text=True, check=True).stdout.strip()
+    git = subprocess.run(
+        ["bash", "-c", "command -v git"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     (folder / "bin").mkdir()
     (folder / "bin" / "git").symlink_to(git)
     monkeypatch.setenv("PATH", str(folder / "bin"))
@@ -95,10 +106,15 @@ def without_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_numbers_of_nodes(folder: Path) -> None:
     config = load_config("demo.yaml")
     assert allowed_nodes(config, SITE, "1-8") == [1, 2, 4, 8]  # 32 samples
-    with pytest.raises(UserError, match=r"--nodes 3 \(12 processes\): train\.global_batch_size=32 is not divisible by .* = 1 x 12 = 12: .*=36.*; 4 nodes"):
+    with pytest.raises(
+        UserError,
+        match=r"--nodes 3 \(12 processes\): train\.global_batch_size=32 is not divisible by .* = 1 x 12 = 12: .*=36.*; 4 nodes",
+    ):
         allowed_nodes(config, SITE, "3")
     with pytest.raises(UserError, match=r"--nodes 1 \(4 processes\): parallel: tensor x pipeline x context"):
-        allowed_nodes(load_config("demo.yaml", ["parallel.pipeline=3", "parallel.pipeline_split=[1,1,2]"]), SITE, "1")
+        allowed_nodes(
+            load_config("demo.yaml", ["parallel.pipeline=3", "parallel.pipeline_split=[1,1,2]"]), SITE, "1"
+        )
     assert [parse_nodes(text) for text in ("4", "2-4")] == [(4, 4), (2, 4)]
     for text in ("0", "4-2", "two", ""):
         with pytest.raises(UserError, match="must be a number of nodes"):
@@ -113,19 +129,36 @@ def test_numbers_of_nodes(folder: Path) -> None:
         ({}, Request("1", time="tomorrow"), "time='tomorrow' is no time limit"),
         ({}, Request("1", chain=2, array=["a=1"]), "--chain 2 does not combine with --array"),
         ({}, Request("1", chain=0), "--chain 0 must be at least 1"),
-        ({}, Request("1", array=["name=x"]), r"--array, line 1: name and runs_dir .* remove them from 'name=x'"),
-        ({}, Request("1-2", array=["train.global_batch_size=32", "train.global_batch_size=4"]), "elements of the array fit different numbers of nodes"),
+        (
+            {},
+            Request("1", array=["name=x"]),
+            r"--array, line 1: name and runs_dir .* remove them from 'name=x'",
+        ),
+        (
+            {},
+            Request("1-2", array=["train.global_batch_size=32", "train.global_batch_size=4"]),
+            "elements of the array fit different numbers of nodes",
+        ),
     ],
 )
-def test_requests_that_cannot_work(folder: Path, site: dict[str, object], request_: Request, message: str) -> None:
+def test_requests_that_cannot_work(
+    folder: Path, site: dict[str, object], request_: Request, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         plan(loading(), SITE.model_copy(update=site), request_)
 
 
 @pytest.mark.parametrize(
-    ("job", "state", "refusal"), [(None, "running", "in use by process"), ("7", "running", "sbatch is not"), (None, "queued", "sbatch is not")]
+    ("job", "state", "refusal"),
+    [
+        (None, "running", "in use by process"),
+        ("7", "running", "sbatch is not"),
+        (None, "queued", "sbatch is not"),
+    ],
 )
-def test_a_run_that_a_local_process_trains_is_left_to_it(folder: Path, monkeypatch: pytest.MonkeyPatch, job: str | None, state: str, refusal: str) -> None:
+def test_a_run_that_a_local_process_trains_is_left_to_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, job: str | None, state: str, refusal: str
+) -> None:
     """The lock of a job that Slurm no longer has may be that of a lost node."""
     planned = plan(loading(), SITE, Request("1"))
     without_slurm(folder, monkeypatch)
@@ -150,7 +183,16 @@ def test_paths_that_slurm_would_change(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("30", 1800), ("30:15", 1815), ("1:30:15", 5415), ("24:00:00", 86400), ("2-0", 172800), ("1-02:30", 95400), ("1-02:30:05", 95405)]
+    ("text", "seconds"),
+    [
+        ("30", 1800),
+        ("30:15", 1815),
+        ("1:30:15", 5415),
+        ("24:00:00", 86400),
+        ("2-0", 172800),
+        ("1-02:30", 95400),
+        ("1-02:30:05", 95405),
+    ],
 )
 def test_times(text: str, seconds: int) -> None:
     assert parse_time(text) == seconds
@@ -181,15 +223,24 @@ def test_site_files_that_are_refused(tmp_path: Path, text: str, message: str) ->
 
 def test_site_file_is_read_as_it_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No number forms of YAML 1.1: 24:00:00 would be 86400 (minutes, to Slurm), 0x10 and 010 other numbers."""
-    (tmp_path / "site.yaml").write_text("{gpus_per_node: 8, time: 24:00:00, memory: 0, exclusive: true, environment: {A: 1, B: 010, C: on, D: 1.50}}")
+    (tmp_path / "site.yaml").write_text(
+        "{gpus_per_node: 8, time: 24:00:00, memory: 0, exclusive: true, environment: {A: 1, B: 010, C: on, D: 1.50}}"
+    )
     monkeypatch.setenv("FATHOM_SITE", str(tmp_path / "site.yaml"))
     site = load_site(None)
-    assert (site.time, site.memory, site.exclusive, site.environment) == ("24:00:00", "0", True, {"A": "1", "B": "010", "C": "on", "D": "1.50"})
+    assert (site.time, site.memory, site.exclusive, site.environment) == (
+        "24:00:00",
+        "0",
+        True,
+        {"A": "1", "B": "010", "C": "on", "D": "1.50"},
+    )
 
 
 def test_no_site_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("FATHOM_SITE", raising=False)
-    with pytest.raises(UserError, match=r"no site file: give --site FILE or set FATHOM_SITE; slurm/site\.example\.yaml"):
+    with pytest.raises(
+        UserError, match=r"no site file: give --site FILE or set FATHOM_SITE; slurm/site\.example\.yaml"
+    ):
         load_site(None)
     with pytest.raises(UserError, match="nowhere: No such file"):
         load_site(tmp_path / "nowhere")
@@ -199,7 +250,12 @@ def test_snapshot_is_the_working_tree(tmp_path: Path) -> None:
     """Tracked files as they are now, new files of the packages, nothing that git ignores, nothing else; a second copy replaces the first."""
     source, target = tmp_path / "checkout", tmp_path / "run" / "code"
     (source / "model").mkdir(parents=True)
-    for name, text in {"model/a.py": "1", "model/gone.py": "1", "notes.txt": "1", ".gitignore": "*.log\n"}.items():
+    for name, text in {
+        "model/a.py": "1",
+        "model/gone.py": "1",
+        "notes.txt": "1",
+        ".gitignore": "*.log\n",
+    }.items():
         (source / name).write_text(text)
     git = ["git", "-C", str(source), "-c", "user.name=t", "-c", "user.email=t@t"]
     subprocess.run([*git, "init", "-q"], check=True)
@@ -212,10 +268,17 @@ def test_snapshot_is_the_working_tree(tmp_path: Path) -> None:
     for _ in range(2):
         snapshot = copy_code(target, source)
     (source / "model" / "a.py").write_text("5")
-    assert {str(path.relative_to(target)): path.read_text() for path in target.rglob("*.py")} == {"model/a.py": "2", "model/new.py": "3"}
+    assert {str(path.relative_to(target)): path.read_text() for path in target.rglob("*.py")} == {
+        "model/a.py": "2",
+        "model/new.py": "3",
+    }
     assert sorted(path.name for path in target.parent.iterdir()) == ["code"]
     record = json.loads((target / "SNAPSHOT.json").read_text())
-    assert (record["changed"], record["files"], len(record["commit"])) == (["model/a.py", "model/gone.py", "model/new.py"], 2, 40)
+    assert (record["changed"], record["files"], len(record["commit"])) == (
+        ["model/a.py", "model/gone.py", "model/new.py"],
+        2,
+        40,
+    )
     assert snapshot.commit == record["commit"]
 
 
@@ -225,7 +288,10 @@ def test_snapshot_outside_of_git(tmp_path: Path) -> None:
     (source / "model" / "a.py").write_text("1")
     (source / "model" / "__pycache__" / "a.pyc").write_text("x")
     assert copy_code(tmp_path / "code", source).commit is None
-    assert [str(path.relative_to(tmp_path / "code")) for path in (tmp_path / "code").rglob("*.*")] == ["SNAPSHOT.json", "model/a.py"]
+    assert [str(path.relative_to(tmp_path / "code")) for path in (tmp_path / "code").rglob("*.*")] == [
+        "SNAPSHOT.json",
+        "model/a.py",
+    ]
 
 
 def test_no_slurm_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

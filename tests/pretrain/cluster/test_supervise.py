@@ -69,7 +69,13 @@ def test_stopped_on_request(run: Path) -> None:
     stop_file(run, OWNER).write_text("USR1\n")
     for srun in (0, 143):  # what srun returns is the code of a victim
         decision = decide(run, srun, RUNNING, OWNER)
-        assert (decision.requeue, decision.state, decision.reason, decision.step, decision.stalled) == (True, "requeued", "why", 120, 0)
+        assert (decision.requeue, decision.state, decision.reason, decision.step, decision.stalled) == (
+            True,
+            "requeued",
+            "why",
+            120,
+            0,
+        )
 
 
 def test_ranks_that_left_because_another_failed(run: Path) -> None:
@@ -77,12 +83,17 @@ def test_ranks_that_left_because_another_failed(run: Path) -> None:
     left(run, states.STOPPED, ExitCode.STOPPED)
     decision = decide(run, 137, RUNNING, OWNER)
     assert (decision.requeue, decision.stalled) == (True, 1)
-    assert decision.reason == "a rank was killed by SIGKILL (srun returned 137); the other ranks saved and left"
+    assert (
+        decision.reason == "a rank was killed by SIGKILL (srun returned 137); the other ranks saved and left"
+    )
 
 
 def test_stopped_for_good(run: Path) -> None:
     left(run, states.STOPPED, ExitCode.STOPPED_BY_USER)
-    assert (decide(run, 0, RUNNING, OWNER).requeue, decide(run, 0, RUNNING, OWNER).state) == (False, "stopped")
+    assert (decide(run, 0, RUNNING, OWNER).requeue, decide(run, 0, RUNNING, OWNER).state) == (
+        False,
+        "stopped",
+    )
 
 
 def test_tasks_that_leave_without_a_word(run: Path) -> None:
@@ -92,7 +103,10 @@ def test_tasks_that_leave_without_a_word(run: Path) -> None:
     assert "rank 0 did not write how" in decision.reason
 
 
-@pytest.mark.parametrize(("code", "again"), [(1, True), (78, True), (79, True), (137, True), (167, True), (2, False), (77, False), (80, False)])
+@pytest.mark.parametrize(
+    ("code", "again"),
+    [(1, True), (78, True), (79, True), (137, True), (167, True), (2, False), (77, False), (80, False)],
+)
 def test_codes_of_srun(run: Path, code: int, again: bool) -> None:
     decision = decide(run, code, RUNNING, OWNER)
     assert (decision.requeue, decision.state) == (again, "requeued" if again else "failed")
@@ -241,7 +255,9 @@ def test_old_requests_are_cleared_by_a_new_start(run: Path) -> None:
 
 def test_damaged_state(run: Path) -> None:
     (run / "state.json").write_text('{"state": ')
-    with pytest.raises(UserError, match=r"state\.json is damaged .*: remove it; checkpoints and metrics are not affected"):
+    with pytest.raises(
+        UserError, match=r"state\.json is damaged .*: remove it; checkpoints and metrics are not affected"
+    ):
         read_state(run)
 
 
@@ -251,7 +267,9 @@ def test_nodes() -> None:
         usable_nodes(1, [2, 4])
 
 
-def test_commands_of_the_batch_script(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_commands_of_the_batch_script(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # no scontrol
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert main(["start", str(run)]) == 2
@@ -290,7 +308,10 @@ def test_latest_step_is_a_checkpoint_that_is_there(tmp_path: Path) -> None:
 
 def test_stop_request(run: Path) -> None:
     env = {"SLURM_JOB_ID": "12"}
-    previous = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    previous = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    }
     try:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         stop = StopRequest(run, env)
@@ -315,7 +336,9 @@ def test_stop_request(run: Path) -> None:
             signal.signal(number, handler)
 
 
-@pytest.mark.parametrize(("code", "in_step", "alone"), [(0, 0, 0), (75, 0, 75), (76, 0, 76), (1, 1, 1), (77, 77, 77), (2, 2, 2)])
+@pytest.mark.parametrize(
+    ("code", "in_step", "alone"), [(0, 0, 0), (75, 0, 75), (76, 0, 76), (1, 1, 1), (77, 77, 77), (2, 2, 2)]
+)
 def test_codes_of_tasks(code: int, in_step: int, alone: int) -> None:
     env: dict[str, Any] = {"SLURM_STEP_ID": "0"}
     assert (task_exit_code(ExitCode(code), env), task_exit_code(ExitCode(code), {})) == (in_step, alone)
@@ -324,9 +347,18 @@ def test_codes_of_tasks(code: int, in_step: int, alone: int) -> None:
 def test_hung_names_the_late_rank(run: Path) -> None:
     """All ranks that are left say the same about another one, which must not look like the fault of the one that was first to say it."""
     for rank in (2, 0, 1):
-        record_failure(run, rank, ExitCode.HUNG, "step 3 did not end within 60 s: rank 3 on node2 gave no sign of life", OWNER)
+        record_failure(
+            run,
+            rank,
+            ExitCode.HUNG,
+            "step 3 did not end within 60 s: rank 3 on node2 gave no sign of life",
+            OWNER,
+        )
     decision = decide(run, 137, RUNNING, OWNER)
-    assert (decision.requeue, decision.reason) == (True, "step 3 did not end within 60 s: rank 3 on node2 gave no sign of life")
+    assert (decision.requeue, decision.reason) == (
+        True,
+        "step 3 did not end within 60 s: rank 3 on node2 gave no sign of life",
+    )
 
 
 def test_who_died_without_a_word(run: Path) -> None:
@@ -334,9 +366,14 @@ def test_who_died_without_a_word(run: Path) -> None:
     nodes = {f"node{node}": {"ranks": [2 * node - 2, 2 * node - 1]} for node in (1, 2)}
     (run / "preflight.json").write_text(json.dumps({"nodes": nodes}))
     for rank in (0, 1, 3):
-        record_failure(run, rank, ExitCode.CRASH, "RuntimeError: Connection closed by peer [127.0.0.1]:21924", OWNER)
+        record_failure(
+            run, rank, ExitCode.CRASH, "RuntimeError: Connection closed by peer [127.0.0.1]:21924", OWNER
+        )
     words = "rank 2 on node2 died without a word (a rank was killed by SIGKILL (srun returned 137)); the others lost the connection"
-    assert (decide(run, 137, RUNNING, OWNER).reason, decide(run, 137, RUNNING, OWNER).requeue) == (words, True)
+    assert (decide(run, 137, RUNNING, OWNER).reason, decide(run, 137, RUNNING, OWNER).requeue) == (
+        words,
+        True,
+    )
     record_failure(run, 1, ExitCode.CRASH, "RuntimeError: CUDA error", OWNER)  # somebody knows more
     assert "rank 2" not in decide(run, 137, RUNNING, OWNER).reason
 
@@ -348,7 +385,9 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     (folder / "refused").write_text("nothing\n")
     command = folder / "scontrol"
-    command.write_text(f'#!/bin/sh\necho "$@" >>{folder}/calls\nif grep -qx "$1" {folder}/refused; then echo "no $1" >&2; exit 1; fi\n')
+    command.write_text(
+        f'#!/bin/sh\necho "$@" >>{folder}/calls\nif grep -qx "$1" {folder}/refused; then echo "no $1" >&2; exit 1; fi\n'
+    )
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     return folder
@@ -364,8 +403,15 @@ def test_bad_nodes_are_left_out(run: Path, scontrol: Path, refused: str) -> None
     assert decision.exclude == (failure.host,)
     assert carry_out(run, OWNER, decision, exclude_bad_nodes=True) == 0
     excluded = ",".join(sorted(["node9", failure.host]))
-    assert (scontrol / "calls").read_text().splitlines() == ["requeuehold 12", f"update JobId=12 ExcNodeList={excluded}", "release 12"]
-    assert (read_state(run)["state"], read_state(run)["excluded"]) == ("requeued", sorted(["node9", failure.host]))
+    assert (scontrol / "calls").read_text().splitlines() == [
+        "requeuehold 12",
+        f"update JobId=12 ExcNodeList={excluded}",
+        "release 12",
+    ]
+    assert (read_state(run)["state"], read_state(run)["excluded"]) == (
+        "requeued",
+        sorted(["node9", failure.host]),
+    )
 
 
 def test_bad_nodes_stay_where_the_site_says_nothing(run: Path, scontrol: Path) -> None:

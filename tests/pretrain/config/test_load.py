@@ -65,7 +65,12 @@ def test_includes_merge_in_order_before_own_keys(tiny: Path) -> None:
     del own["model"]["hidden_size"], own["model"]["num_layers"]
     Path("run.yaml").write_text(yaml.safe_dump({"include": ["pieces/a.yaml", "pieces/b"], **own}))
     config = load_config("run.yaml")
-    assert (config.model.num_layers, config.model.hidden_size, config.train.seed, config.train.eval_interval) == (3, 32, 3, 7)
+    assert (
+        config.model.num_layers,
+        config.model.hidden_size,
+        config.train.seed,
+        config.train.eval_interval,
+    ) == (3, 32, 3, 7)
     assert config.train.steps == 4
 
 
@@ -82,7 +87,14 @@ def test_shipped_pieces_are_found_from_anywhere(tiny: Path) -> None:
 
 
 def test_lists_by_value_and_by_index(tiny: Path) -> None:
-    config = load_config(tiny, ["data.corpora=[{path: x}, {path: y, weight: 2}]", "data.corpora.1.path=z", "data.corpora[0].weight=3"])
+    config = load_config(
+        tiny,
+        [
+            "data.corpora=[{path: x}, {path: y, weight: 2}]",
+            "data.corpora.1.path=z",
+            "data.corpora[0].weight=3",
+        ],
+    )
     assert [(corpus.path, corpus.weight) for corpus in config.data.corpora] == [("x", 3.0), ("z", 2.0)]
     assert "give the whole list" in message(tiny, "data.corpora.1.path=z")
 
@@ -91,13 +103,18 @@ def test_free_mappings_are_replaced_not_mixed(tiny: Path) -> None:
     Path("scheme.yaml").write_text("model: {scheme: mix_ln, scheme_options: {post_fraction: 0.5}}\n")
     config = load_config(tiny, ["model.scheme_options.k=4", "+include=scheme.yaml"])
     assert config.model.scheme_options == {"post_fraction": 0.5}
-    assert load_config(tiny, ["model.scheme_options.k=4", "model.scheme_options={}"]).model.scheme_options == {}
+    assert (
+        load_config(tiny, ["model.scheme_options.k=4", "model.scheme_options={}"]).model.scheme_options == {}
+    )
 
 
 def test_interpolation(tiny: Path) -> None:
     config = load_config(tiny, ["name=run_${model.scheme}", "model.ffn_hidden_size=${model.hidden_size}"])
     assert (config.name, config.model.ffn_hidden_size) == ("run_deepscalelm_pre_ln", 8)
-    assert message(tiny, "name=${model.nothing}") == "name: Interpolation key 'model.nothing' not found (command line)"
+    assert (
+        message(tiny, "name=${model.nothing}")
+        == "name: Interpolation key 'model.nothing' not found (command line)"
+    )
 
 
 def test_a_piece_may_leave_a_key_open(tiny: Path) -> None:
@@ -114,11 +131,20 @@ def test_an_empty_section_is_no_mistake(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "text"),
     [
-        ("model.num_layer=3", "model.num_layer is not a known key (command line); did you mean model.num_layers?"),
-        ("train.num_layers=3", "train.num_layers is not a known key (command line); did you mean model.num_layers?"),
+        (
+            "model.num_layer=3",
+            "model.num_layer is not a known key (command line); did you mean model.num_layers?",
+        ),
+        (
+            "train.num_layers=3",
+            "train.num_layers is not a known key (command line); did you mean model.num_layers?",
+        ),
         ("lr=1", "lr is not a known key (command line); did you mean optimizer.lr?"),
         ("optim={lr: 1}", "optim.lr is not a known key (command line); did you mean optimizer.lr?"),
-        ("data.corpora.0.pth=x", "data.corpora.0.pth is not a known key (command line); did you mean data.corpora.0.path?"),
+        (
+            "data.corpora.0.pth=x",
+            "data.corpora.0.pth is not a known key (command line); did you mean data.corpora.0.path?",
+        ),
         ("zzz=1", "zzz is not a known key (command line); `fathom config FILE` lists all keys"),
         ("train.steps=many", "train.steps='many' must be a whole number (command line)"),
         ("train.steps='3'", "train.steps='3' must be a whole number (command line)"),
@@ -128,8 +154,14 @@ def test_an_empty_section_is_no_mistake(tiny: Path) -> None:
         ("train.steps=", "train.steps=null must be a whole number (command line)"),
         ("model.bias=1", "model.bias=1 must be true/false (command line)"),
         ("model.hidden_dropout=1.0", "model.hidden_dropout=1.0 must be below 1 (command line)"),
-        ("model.activation=gelo", "model.activation='gelo' must be one of 'gelu', 'gelu_tanh', 'relu', 'relu2', 'silu', 'swiglu' or 'geglu' (command line)"),
-        ("model.init.token_correlation=x", "model.init.token_correlation='x' must be a number or 'zipf' (command line)"),
+        (
+            "model.activation=gelo",
+            "model.activation='gelo' must be one of 'gelu', 'gelu_tanh', 'relu', 'relu2', 'silu', 'swiglu' or 'geglu' (command line)",
+        ),
+        (
+            "model.init.token_correlation=x",
+            "model.init.token_correlation='x' must be a number or 'zipf' (command line)",
+        ),
         (
             "model.init={base: normal, token_correlation: 0.02}",
             "model.init.token_correlation=0.02 has no effect with model.scheme=deepscalelm_pre_ln and model.init.base=normal: remove it ",
@@ -138,20 +170,32 @@ def test_an_empty_section_is_no_mistake(tiny: Path) -> None:
             "model={scheme: pre_ln, num_layers: 2, hidden_size: 8, num_attention_heads: 2, init: {causal_correction: false}}",
             "model.init.causal_correction=false has no effect with model.scheme=pre_ln and model.init.base=scheme: remove it (its default is true), ",
         ),
-        ("model.scheme_options.k=x", "model.scheme_options.k='x' must be a number or true/false (command line)"),
+        (
+            "model.scheme_options.k=x",
+            "model.scheme_options.k='x' must be a number or true/false (command line)",
+        ),
         ("model.hidden_size.x=3", 'model.hidden_size={"x": 3} must be a whole number (command line)'),
         ("data.corpora=[]", "data.corpora=[] must be a list of at least 1 (command line)"),
         ("data.corpora=here", "data.corpora='here' must be a list (command line)"),
         ("train=null", "train=null must be a section of keys (command line)"),
-        ("model.hidden_size=9", "model.hidden_size=9 is not divisible by model.num_attention_heads=2: change one of them or set model.head_dim"),
+        (
+            "model.hidden_size=9",
+            "model.hidden_size=9 is not divisible by model.num_attention_heads=2: change one of them or set model.head_dim",
+        ),
         (
             "model.scheme_options={rescale: true}",
             "model.scheme_options.rescale has no effect with model.scheme=deepscalelm_pre_ln; its options: k=2.0, alpha=1.0",
         ),
-        ("train.steps", "override 'train.steps' is not of the form key=value, e.g. train.steps=100, or +include=FILE"),
+        (
+            "train.steps",
+            "override 'train.steps' is not of the form key=value, e.g. train.steps=100, or +include=FILE",
+        ),
         ("--train.steps=3", "override '--train.steps=3': write train.steps=3 instead"),
         ("include=a.yaml", "override 'include=a.yaml': write +include=FILE instead"),
-        ("train.steps=[1", "override 'train.steps=[1': the value is not valid YAML (line 2, column 1: did not find expected ',' or ']')"),
+        (
+            "train.steps=[1",
+            "override 'train.steps=[1': the value is not valid YAML (line 2, column 1: did not find expected ',' or ']')",
+        ),
         ("+include=scheme/b3t", "configuration scheme/b3t does not exist; there is "),
     ],
 )
@@ -163,15 +207,39 @@ def test_every_mistake_on_the_command_line_has_its_line(tiny: Path, override: st
 @pytest.mark.parametrize(
     ("old", "new", "text"),
     [
-        ("  steps: 4\n", "  step: 4\n", "train.step is not a known key (tiny.yaml:13); did you mean train.steps?"),
+        (
+            "  steps: 4\n",
+            "  step: 4\n",
+            "train.step is not a known key (tiny.yaml:13); did you mean train.steps?",
+        ),
         ("  steps: 4\n", "", "train.steps must be set: Optimizer steps of the whole run (tiny.yaml:12)"),
         ("lr: 1e-3", "lr: fast", "optimizer.lr='fast' must be a number (tiny.yaml:11)"),
-        ("  steps: 4\n", "  steps: 4\n  steps: 5\n", "tiny.yaml is not valid YAML: line 14, column 3: found duplicate key steps"),
+        (
+            "  steps: 4\n",
+            "  steps: 4\n  steps: 5\n",
+            "tiny.yaml is not valid YAML: line 14, column 3: found duplicate key steps",
+        ),
         ("name: tiny\n", "name: tiny\n\tbad\n", "tiny.yaml is not valid YAML: line 2, column 1: "),
-        ("train:\n", "train:\n  include: [x]\n", "train.include: `include` belongs at the top level of a file (tiny.yaml:13)"),
-        ("name: tiny\n", "name: tiny\ninclude: tiny.yaml\n", "tiny.yaml: include='tiny.yaml' must be a list of files"),
-        ("name: tiny\n", "name: tiny\ninclude: [gone.yaml]\n", "tiny.yaml: include: configuration gone.yaml does not exist; "),
-        ("name: tiny\n", "name: tiny\ninclude: [tiny.yaml]\n", "tiny.yaml includes itself: tiny.yaml -> tiny.yaml"),
+        (
+            "train:\n",
+            "train:\n  include: [x]\n",
+            "train.include: `include` belongs at the top level of a file (tiny.yaml:13)",
+        ),
+        (
+            "name: tiny\n",
+            "name: tiny\ninclude: tiny.yaml\n",
+            "tiny.yaml: include='tiny.yaml' must be a list of files",
+        ),
+        (
+            "name: tiny\n",
+            "name: tiny\ninclude: [gone.yaml]\n",
+            "tiny.yaml: include: configuration gone.yaml does not exist; ",
+        ),
+        (
+            "name: tiny\n",
+            "name: tiny\ninclude: [tiny.yaml]\n",
+            "tiny.yaml includes itself: tiny.yaml -> tiny.yaml",
+        ),
     ],
 )
 def test_every_mistake_in_a_file_names_file_and_line(tiny: Path, old: str, new: str, text: str) -> None:
@@ -208,13 +276,19 @@ def test_a_dump_reads_back_equal(path: Path, tmp_path: Path) -> None:
     assert load_config(tmp_path / "dump.yaml") == config
 
 
-PRINTABLE = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Zl", "Zp"), exclude_characters="\ufeff\ufffe\uffff"))
+PRINTABLE = st.text(
+    st.characters(
+        codec="utf-8", exclude_categories=("Cs", "Cc", "Zl", "Zp"), exclude_characters="\ufeff\ufffe\uffff"
+    )
+)
 TRICKY = st.text(st.sampled_from("\\\\${}a.:# '\""))
 
 
 @settings(max_examples=20, deadline=None)
 @given(text=PRINTABLE | TRICKY, number=st.floats(1e-300, 1e300))
-def test_a_dump_keeps_any_text_and_number(text: str, number: float, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_dump_keeps_any_text_and_number(
+    text: str, number: float, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     path = tmp_path_factory.mktemp("dump") / "dump.yaml"
     values: dict[str, Any] = yaml.safe_load(MINIMAL)
     values["optimizer"]["lr"] = number
@@ -224,7 +298,9 @@ def test_a_dump_keeps_any_text_and_number(text: str, number: float, tmp_path_fac
     assert load_config(path) == config
 
 
-@pytest.mark.parametrize("text", ["1e5", "${model.scheme}", "\\${a}", "null", "true", "2020-01-01", "a: b", "0x10", " ", "~"])
+@pytest.mark.parametrize(
+    "text", ["1e5", "${model.scheme}", "\\${a}", "null", "true", "2020-01-01", "a: b", "0x10", " ", "~"]
+)
 def test_a_dump_keeps_text_that_looks_like_something_else(text: str, tmp_path: Path) -> None:
     values = yaml.safe_load(MINIMAL)
     values["data"]["corpora"] = [{"path": text}]
@@ -236,10 +312,18 @@ def test_a_dump_keeps_text_that_looks_like_something_else(text: str, tmp_path: P
 def test_describe_tells_value_default_meaning_and_source(tiny: Path) -> None:
     config, composition = load_with_origins(tiny, ["train.seed=7", "train.nan_guard=stop"])
     rows = {row.key: row for row in describe(config, composition)}
-    assert (rows["train.seed"].value, rows["train.seed"].default, rows["train.seed"].changed, rows["train.seed"].source) == (7, 1234, True, "command line")
+    assert (
+        rows["train.seed"].value,
+        rows["train.seed"].default,
+        rows["train.seed"].changed,
+        rows["train.seed"].source,
+    ) == (7, 1234, True, "command line")
     assert (rows["train.nan_guard"].changed, rows["train.nan_guard"].source) == (False, "command line")
     assert (rows["train.steps"].required, rows["train.steps"].source) == (True, "tiny.yaml:13")
-    assert (rows["data.corpora.0.path"].value, rows["data.corpora.0.path"].source) == ("somewhere", "tiny.yaml:8")
+    assert (rows["data.corpora.0.path"].value, rows["data.corpora.0.path"].source) == (
+        "somewhere",
+        "tiny.yaml:8",
+    )
     assert (rows["log.interval"].changed, rows["log.interval"].source) == (False, "")
     assert all(row.description for row in rows.values())
 

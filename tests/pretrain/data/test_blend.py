@@ -30,9 +30,18 @@ from pretrain.data.train_tokenizer import train_tokenizer
 SEQ = 32
 
 
-def write_set(folder: Path, tokenizer: Path, word: str, documents: int, split: tuple[float, float, float] = (0.8, 0.2, 0.0)) -> None:
+def write_set(
+    folder: Path,
+    tokenizer: Path,
+    word: str,
+    documents: int,
+    split: tuple[float, float, float] = (0.8, 0.2, 0.0),
+) -> None:
     generator = random.Random(word)
-    lines = [" ".join(f"{word} {generator.randrange(1000)}" for _ in range(generator.randrange(1, 40))) for _ in range(documents)]
+    lines = [
+        " ".join(f"{word} {generator.randrange(1000)}" for _ in range(generator.randrange(1, 40)))
+        for _ in range(documents)
+    ]
     (folder.parent / f"{word}.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     prepare(PrepareOptions([str(folder.parent / f"{word}.jsonl")], folder, tokenizer, split=split, workers=1))
 
@@ -51,8 +60,17 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def blend(sets: Path, *names: str, weights: tuple[float, ...] = (1.0, 1.0), split: str = "train", seed: int = 7, seq_length: int = SEQ) -> TokenBlend:
-    corpora = [Corpus(path=str(sets / name), weight=weight) for name, weight in zip(names, weights, strict=False)]
+def blend(
+    sets: Path,
+    *names: str,
+    weights: tuple[float, ...] = (1.0, 1.0),
+    split: str = "train",
+    seed: int = 7,
+    seq_length: int = SEQ,
+) -> TokenBlend:
+    corpora = [
+        Corpus(path=str(sets / name), weight=weight) for name, weight in zip(names, weights, strict=False)
+    ]
     return open_blend(corpora, split, seq_length, seed, sets / "cache")
 
 
@@ -102,7 +120,10 @@ def test_a_sample_is_a_function_of_its_position(sets: Path) -> None:
     for index in random.Random(0).sample(range(600), 200):
         np.testing.assert_array_equal(resumed.sample(index), straight[index])
     np.testing.assert_array_equal(resumed.batch(range(300, 310)).numpy(), straight[300:310])
-    for changed in (blend(sets, "red", "blue", weights=(2.0, 1.0), seed=8), blend(sets, "red", "blue", weights=(1.0, 2.0))):
+    for changed in (
+        blend(sets, "red", "blue", weights=(2.0, 1.0), seed=8),
+        blend(sets, "red", "blue", weights=(1.0, 2.0)),
+    ):
         assert any((changed.sample(index) != straight[index]).any() for index in range(20))
 
 
@@ -133,7 +154,9 @@ def test_shares_follow_the_weights(sets: Path) -> None:
     corpora = [data._pattern.locate(index) for index in range(4000)]
     for length in (40, 400, 4000):
         assert abs(sum(corpus == 0 for corpus, _ in corpora[:length]) - 0.75 * length) <= 1
-    assert [sample for corpus, sample in corpora if corpus == 1] == list(range(1000)), "each corpus is read without gaps"
+    assert [sample for corpus, sample in corpora if corpus == 1] == list(range(1000)), (
+        "each corpus is read without gaps"
+    )
 
 
 def test_the_pattern_goes_on_across_blocks() -> None:
@@ -152,18 +175,28 @@ def test_batches_and_properties(sets: Path) -> None:
     assert (batch.shape, batch.dtype) == ((3, SEQ + 1), torch.int64)
     assert torch.equal(batch[0], batch[2])
     assert batch[1].tolist() == data.sample(1).tolist()
-    assert (data.vocab_size, data.eod_id, data.manifests[0]["splits"]["train"]["documents"]) == (290, 2, len(documents(sets, "red")))
+    assert (data.vocab_size, data.eod_id, data.manifests[0]["splits"]["train"]["documents"]) == (
+        290,
+        2,
+        len(documents(sets, "red")),
+    )
 
 
 def test_validation_has_one_order_that_no_seed_changes(sets: Path) -> None:
     data = blend(sets, "red", split="validation")
     count = data.samples_per_epoch[0]
-    np.testing.assert_array_equal(data.batch(range(count)), blend(sets, "red", split="validation", seed=99).batch(range(count, 2 * count)))
+    np.testing.assert_array_equal(
+        data.batch(range(count)),
+        blend(sets, "red", split="validation", seed=99).batch(range(count, 2 * count)),
+    )
 
 
 def test_mistakes_are_named(sets: Path, tmp_path: Path) -> None:
     tokens = sum(map(len, documents(sets, "short")))
-    with pytest.raises(UserError, match=rf"short: the train split has {tokens} tokens, one sample needs seq_length \+ 1 = {tokens + 1}"):
+    with pytest.raises(
+        UserError,
+        match=rf"short: the train split has {tokens} tokens, one sample needs seq_length \+ 1 = {tokens + 1}",
+    ):
         blend(sets, "short", seq_length=tokens)
     assert blend(sets, "short", seq_length=tokens - 1).sample(0).shape == (tokens,)
     with pytest.raises(UserError, match="the validation split has 0 tokens.*train.eval_samples=0"):
@@ -243,7 +276,9 @@ class Clock:
             os.utime(self.lock, ns=(round(self.now * 1e9),) * 2)
 
 
-def test_a_silent_lock_is_taken_over_and_a_living_one_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_silent_lock_is_taken_over_and_a_living_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     lock = tmp_path / "index.npy.lock"
     lock.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
     clock = Clock(lock, silent_after=100.0)
@@ -260,7 +295,9 @@ def test_a_failed_build_frees_the_lock(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_prefetching_keeps_order_measures_waiting_and_passes_errors_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefetching_keeps_order_measures_waiting_and_passes_errors_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     waits, now = threading.Event(), 0.0
 
     def perf_counter() -> float:
@@ -291,7 +328,9 @@ def test_prefetching_works_while_the_caller_computes() -> None:
     fetched = [threading.Event() for _ in range(6)]
     with Prefetcher(lambda position: fetched[position].set(), 0, 6, depth=2) as loader:
         for position in range(6):
-            assert all(event.wait(60) for event in fetched[position : position + 2]), "nothing is loaded ahead of the caller"
+            assert all(event.wait(60) for event in fetched[position : position + 2]), (
+                "nothing is loaded ahead of the caller"
+            )
             assert not any(event.is_set() for event in fetched[position + 2 :])
             loader.get()
 
@@ -300,12 +339,18 @@ def test_prefetching_works_while_the_caller_computes() -> None:
 def test_a_step_uses_each_sample_once_whatever_the_layout(dp_size: int, micro: int, world: int) -> None:
     per_rank = world // (micro * dp_size)
     for step in (0, 5):
-        used = [list(micro_batch_indices(step, k, rank, dp_size, micro, world)) for k in range(per_rank) for rank in range(dp_size)]
+        used = [
+            list(micro_batch_indices(step, k, rank, dp_size, micro, world))
+            for k in range(per_rank)
+            for rank in range(dp_size)
+        ]
         assert [index for part in used for index in part] == list(range(step * world, (step + 1) * world))
 
 
 def test_batch_sizes_that_do_not_divide_are_named() -> None:
-    with pytest.raises(ValueError, match="a global batch of 12 does not divide into micro-batches of 5 over 2"):
+    with pytest.raises(
+        ValueError, match="a global batch of 12 does not divide into micro-batches of 5 over 2"
+    ):
         micro_batch_indices(0, 0, 0, 2, 5, 12)
     with pytest.raises(ValueError, match="no micro-batch 3"):
         micro_batch_indices(0, 3, 0, 2, 2, 12)

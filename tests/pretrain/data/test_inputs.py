@@ -21,7 +21,9 @@ from pretrain.data.inputs import find_sources, standard_library_files
 TEXTS = ["first document\n\twith a tab", "  zweites Dokument: äöü 中文 \r\n", 'third, "quoted"', "x"]
 
 
-def read(*inputs: str | Path, text_key: str = "text", streaming: bool = False) -> tuple[list[str], list[Broken]]:
+def read(
+    *inputs: str | Path, text_key: str = "text", streaming: bool = False
+) -> tuple[list[str], list[Broken]]:
     texts, broken = [], []
     for source in find_sources([str(given) for given in inputs]):
         for shard in source.shards:
@@ -32,11 +34,17 @@ def read(*inputs: str | Path, text_key: str = "text", streaming: bool = False) -
 
 
 def json_lines(texts: list[str]) -> bytes:
-    return "".join(json.dumps({"id": number, "text": text}) + "\n" for number, text in enumerate(texts)).encode()
+    return "".join(
+        json.dumps({"id": number, "text": text}) + "\n" for number, text in enumerate(texts)
+    ).encode()
 
 
-@pytest.mark.parametrize(("suffix", "pack"), [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)])
-def test_json_lines_and_text_files_plain_and_compressed(tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "pack"), [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
+)
+def test_json_lines_and_text_files_plain_and_compressed(
+    tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]
+) -> None:
     (tmp_path / f"a.jsonl{suffix}").write_bytes(pack(json_lines(TEXTS) + b"\n"))
     (tmp_path / f"b.txt{suffix}").write_bytes(pack(TEXTS[1].encode("utf-8-sig")))
     assert read(tmp_path / f"a.jsonl{suffix}", tmp_path / f"b.txt{suffix}") == ([*TEXTS, TEXTS[1]], [])
@@ -44,7 +52,9 @@ def test_json_lines_and_text_files_plain_and_compressed(tmp_path: Path, suffix: 
 
 @pytest.mark.parametrize(("name", "delimiter"), [("a.csv", ","), ("a.tsv", "\t"), ("a.csv.gz", ",")])
 def test_csv(tmp_path: Path, name: str, delimiter: str) -> None:
-    with (gzip.open if name.endswith("gz") else open)(tmp_path / name, "wt", newline="", encoding="utf-8") as file:
+    with (gzip.open if name.endswith("gz") else open)(
+        tmp_path / name, "wt", newline="", encoding="utf-8"
+    ) as file:
         writer = csv.writer(file, delimiter=delimiter)
         writer.writerows([["id", "text"], *([number, text] for number, text in enumerate(TEXTS))])
     assert read(tmp_path / name) == (TEXTS, [])
@@ -55,7 +65,9 @@ def test_parquet_and_a_data_set_folder_read_by_the_datasets_library(tmp_path: Pa
     assert read(tmp_path / "part [1].parquet") == (TEXTS, [])
     assert read(f"hf://{tmp_path}", streaming=True) == (TEXTS, [])
     assert read(f"hf://{tmp_path}:default:train", streaming=True) == (TEXTS, [])
-    with pytest.raises(UserError, match=r"no column 'body'; the columns are 'id', 'text'; choose one with --text-key"):
+    with pytest.raises(
+        UserError, match=r"no column 'body'; the columns are 'id', 'text'; choose one with --text-key"
+    ):
         read(f"hf://{tmp_path}", text_key="body", streaming=True)
 
 
@@ -87,7 +99,9 @@ def test_broken_tables(tmp_path: Path) -> None:
     assert texts == ["good", "two\nlines", "end"]
     assert [entry.line for entry in broken] == [3, 6, 7]
     (tmp_path / "b.csv").write_text("id,body\n1,x\n")
-    assert [entry.reason for entry in read(tmp_path / "b.csv")[1]] == ["no column 'text'; the columns are 'id', 'body'"]
+    assert [entry.reason for entry in read(tmp_path / "b.csv")[1]] == [
+        "no column 'text'; the columns are 'id', 'body'"
+    ]
     pq.write_table(pa.table({"text": ["good", None]}), tmp_path / "a.parquet")
     texts, broken = read(tmp_path / "a.parquet")
     assert (texts, [entry.line for entry in broken]) == (["good"], [2])
@@ -96,7 +110,9 @@ def test_broken_tables(tmp_path: Path) -> None:
 
 
 def test_files_that_turn_unreadable(tmp_path: Path) -> None:
-    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(json_lines([os.urandom(500).hex() for _ in range(200)]))[:-2000])
+    (tmp_path / "cut.jsonl.gz").write_bytes(
+        gzip.compress(json_lines([os.urandom(500).hex() for _ in range(200)]))[:-2000]
+    )
     texts, broken = read(tmp_path / "cut.jsonl.gz")
     assert 0 < len(texts) < 200
     assert [entry.line for entry in broken] == [len(texts) + 1]
@@ -114,9 +130,20 @@ def test_order_groups_and_duplicates(tmp_path: Path) -> None:
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_text(name)
     assert read(tmp_path / "in") == (["a.txt", "b/z.txt", "c.txt"], [])
-    assert read(tmp_path / "in" / "c.txt", tmp_path / "in" / "**" / "*.txt")[0] == ["c.txt", "a.txt", "b/z.txt"]
-    by_folder, by_glob = find_sources([str(tmp_path / "in")])[0], find_sources([str(tmp_path / "in" / "**" / "*.txt")])[0]
-    assert [shard.group for shard in by_folder.shards] == [shard.group for shard in by_glob.shards] == ["a.txt", "b/z.txt", "c.txt"]
+    assert read(tmp_path / "in" / "c.txt", tmp_path / "in" / "**" / "*.txt")[0] == [
+        "c.txt",
+        "a.txt",
+        "b/z.txt",
+    ]
+    by_folder, by_glob = (
+        find_sources([str(tmp_path / "in")])[0],
+        find_sources([str(tmp_path / "in" / "**" / "*.txt")])[0],
+    )
+    assert (
+        [shard.group for shard in by_folder.shards]
+        == [shard.group for shard in by_glob.shards]
+        == ["a.txt", "b/z.txt", "c.txt"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -129,7 +156,9 @@ def test_order_groups_and_duplicates(tmp_path: Path) -> None:
         ("empty", "the folder holds no files"),
     ],
 )
-def test_inputs_that_match_nothing_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, message: str) -> None:
+def test_inputs_that_match_nothing_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message) as caught:

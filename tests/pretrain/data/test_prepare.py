@@ -40,7 +40,13 @@ def options(tokenizer: Path, tmp_path: Path) -> PrepareOptions:
     (tmp_path / "in").mkdir()
     lines = [{"text": path.read_text()[:3000], "name": path.name} for path in FILES]
     (tmp_path / "in" / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return PrepareOptions([str(tmp_path / "in" / "a.jsonl")], tmp_path / "out" / "set", tokenizer, split=(0.7, 0.2, 0.1), workers=1)
+    return PrepareOptions(
+        [str(tmp_path / "in" / "a.jsonl")],
+        tmp_path / "out" / "set",
+        tokenizer,
+        split=(0.7, 0.2, 0.1),
+        workers=1,
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -52,11 +58,17 @@ def texts(folder: Path, split: str) -> list[str]:
     return inspect_dataset(folder, split, count)[1] if count else []
 
 
-def test_files_are_those_of_megatrons_builder_fed_document_by_document(options: PrepareOptions, tmp_path: Path) -> None:
+def test_files_are_those_of_megatrons_builder_fed_document_by_document(
+    options: PrepareOptions, tmp_path: Path
+) -> None:
     manifest = prepare(options)
     library = sentencepiece.SentencePieceProcessor(model_file=str(options.tokenizer))
     expected = [json.loads(line)["text"] for line in Path(options.inputs[0]).read_text().splitlines()]
-    assert set(contents(options.out)) == {"dataset.json", "tokenizer.model", *(f"{split}.{kind}" for split in SPLITS for kind in ("bin", "idx"))}
+    assert set(contents(options.out)) == {
+        "dataset.json",
+        "tokenizer.model",
+        *(f"{split}.{kind}" for split in SPLITS for kind in ("bin", "idx")),
+    }
     assert json.loads((options.out / "dataset.json").read_text()) == manifest
     found = []
     for split in SPLITS:
@@ -68,13 +80,19 @@ def test_files_are_those_of_megatrons_builder_fed_document_by_document(options: 
             builder.end_document()
         builder.finalize(str(tmp_path / f"{split}.idx"))
         for kind in ("bin", "idx"):
-            assert (options.out / f"{split}.{kind}").read_bytes() == (tmp_path / f"{split}.{kind}").read_bytes()
-        assert documents == [text for text in expected if text in documents], "documents keep the order of the input"
+            assert (options.out / f"{split}.{kind}").read_bytes() == (
+                tmp_path / f"{split}.{kind}"
+            ).read_bytes()
+        assert documents == [text for text in expected if text in documents], (
+            "documents keep the order of the input"
+        )
         found += documents
     assert sorted(found) == sorted(text for text in expected if text)
 
 
-def test_bytes_do_not_depend_on_workers_or_batches(options: PrepareOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_do_not_depend_on_workers_or_batches(
+    options: PrepareOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepare(options)
     monkeypatch.setattr(prepare_module, "BATCH_BYTES", 5000)
     prepare(replace(options, out=options.out.with_name("two"), workers=2))
@@ -88,9 +106,16 @@ def test_manifest_numbers(options: PrepareOptions, tokenizer: Path) -> None:
     assert manifest["unigram_entropy_nats"] == pytest.approx(-(p * np.log(p)).sum())
     assert manifest["token_correlation"] == pytest.approx((p**2).sum())
     assert manifest["splits"]["train"]["tokens"] == len(train)
-    assert manifest["splits"]["train"]["bytes"] == sum(len(text.encode()) for text in texts(options.out, "train"))
+    assert manifest["splits"]["train"]["bytes"] == sum(
+        len(text.encode()) for text in texts(options.out, "train")
+    )
     assert manifest["splits"]["train"]["documents"] == (train == manifest["eod_id"]).sum()
-    assert (manifest["format"], manifest["vocab_size"], manifest["eod_id"], manifest["seed"]) == (1, 600, 2, 1234)
+    assert (manifest["format"], manifest["vocab_size"], manifest["eod_id"], manifest["seed"]) == (
+        1,
+        600,
+        2,
+        1234,
+    )
     assert (options.out / "tokenizer.model").read_bytes() == tokenizer.read_bytes()
 
 
@@ -101,13 +126,17 @@ def test_broken_lines_are_counted_and_placed(options: PrepareOptions, tmp_path: 
     manifest = prepare(with_broken)
     assert manifest["empty_documents"] == 1 + sum(not item.read_text() for item in FILES)
     assert manifest["broken"]["count"] == 25
-    assert [(entry["file"], entry["line"]) for entry in manifest["broken"]["examples"]] == [(str(path), line) for line in range(3, 23)]
+    assert [(entry["file"], entry["line"]) for entry in manifest["broken"]["examples"]] == [
+        (str(path), line) for line in range(3, 23)
+    ]
     with pytest.raises(UserError, match=r"broken.jsonl.gz:3: bad JSON"):
         prepare(replace(with_broken, out=options.out.with_name("strict"), strict=True))
     assert not options.out.with_name("strict").exists()
 
 
-def test_split_by_document_is_stable_when_input_moves_and_grows(options: PrepareOptions, tmp_path: Path) -> None:
+def test_split_by_document_is_stable_when_input_moves_and_grows(
+    options: PrepareOptions, tmp_path: Path
+) -> None:
     prepare(options)
     lines = Path(options.inputs[0]).read_text().splitlines()
     (tmp_path / "moved.jsonl").write_text("\n".join(['{"text": "a new first line"}', *reversed(lines)]))
@@ -120,17 +149,24 @@ def test_split_by_document_is_stable_when_input_moves_and_grows(options: Prepare
 
 def test_split_by_file_keeps_files_whole(options: PrepareOptions, tmp_path: Path) -> None:
     for number in range(30):
-        (tmp_path / "in" / f"{number}.jsonl").write_text("".join(json.dumps({"text": f"file {number} line {line}"}) + "\n" for line in range(5)))
+        (tmp_path / "in" / f"{number}.jsonl").write_text(
+            "".join(json.dumps({"text": f"file {number} line {line}"}) + "\n" for line in range(5))
+        )
     prepare(replace(options, inputs=[str(tmp_path / "in" / "[0-9]*.jsonl")], split_by="file"))
     sets = [{text.split()[1] for text in texts(options.out, split)} for split in SPLITS]
     assert sum(map(len, sets)) == len(set.union(*sets)) == 30
-    assert all(load_manifest(options.out)["splits"][split]["documents"] == 5 * len(group) for split, group in zip(SPLITS, sets, strict=True))
+    assert all(
+        load_manifest(options.out)["splits"][split]["documents"] == 5 * len(group)
+        for split, group in zip(SPLITS, sets, strict=True)
+    )
 
 
 def test_long_lists_of_inputs_are_summed_up(options: PrepareOptions) -> None:
     manifest = prepare(replace(options, inputs=[*map(str, FILES), *options.inputs] * 3))
     assert [source["input"] for source in manifest["sources"]][:2] == [str(path) for path in FILES[:2]]
-    assert sum(source["parts"] for source in manifest["sources"]) == len(FILES) + 1, "an input named again is read once"
+    assert sum(source["parts"] for source in manifest["sources"]) == len(FILES) + 1, (
+        "an input named again is read once"
+    )
     assert len(manifest["sources"]) == 101
     assert len(json.dumps(manifest["sources"])) < 20_000
 
@@ -159,7 +195,9 @@ def test_an_existing_data_set_is_replaced_only_on_request(options: PrepareOption
         prepare(replace(options, out=tmp_path / "file", overwrite=True))
 
 
-def test_a_failure_half_way_leaves_nothing_behind(options: PrepareOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_half_way_leaves_nothing_behind(
+    options: PrepareOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(prepare_module, "BATCH_BYTES", 5000)
 
     def fail_later(progress: prepare_module.Progress) -> None:
@@ -215,14 +253,21 @@ def test_damaged_folders_are_named(options: PrepareOptions) -> None:
 def test_workers_and_command_files_load_neither_torch_nor_megatron() -> None:
     heavy = ("torch", "megatron", "datasets", "pyarrow")
     code = f"import sys, {Encoder.__module__}, tools.data, tools.tokenizer; print([name for name in {heavy} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 @pytest.mark.slow
 def test_preparing_beats_encoding_one_document_at_a_time(tmp_path: Path) -> None:
     """Tokens per second of processor time, on the standard library with a vocabulary of 4096, against one call and one append for each document."""
     files = [path for path in standard_library_files() if path.stat().st_size]
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": path.read_text(encoding="utf-8-sig")}) + "\n" for path in files))
+    (tmp_path / "in.jsonl").write_text(
+        "".join(json.dumps({"text": path.read_text(encoding="utf-8-sig")}) + "\n" for path in files)
+    )
     model = tmp_path / "t.model"
     train_tokenizer([str(path) for path in files], model)
     started = time.process_time()
@@ -238,9 +283,15 @@ def test_preparing_beats_encoding_one_document_at_a_time(tmp_path: Path) -> None
     builder.finalize(str(tmp_path / "naive.idx"))
     naive = time.process_time() - started
     started = time.process_time()
-    manifest = prepare(PrepareOptions([str(tmp_path / "in.jsonl")], tmp_path / "out", model, split=(1.0, 0.0, 0.0), workers=1))
+    manifest = prepare(
+        PrepareOptions(
+            [str(tmp_path / "in.jsonl")], tmp_path / "out", model, split=(1.0, 0.0, 0.0), workers=1
+        )
+    )
     prepared = time.process_time() - started
-    print(f"{tokens} tokens: naive {tokens / naive:,.0f} tokens/s, prepare {tokens / prepared:,.0f} tokens/s, {naive / prepared:.2f} times as fast")
+    print(
+        f"{tokens} tokens: naive {tokens / naive:,.0f} tokens/s, prepare {tokens / prepared:,.0f} tokens/s, {naive / prepared:.2f} times as fast"
+    )
     assert manifest["splits"]["train"]["tokens"] == tokens
     for kind in ("bin", "idx"):
         assert (tmp_path / "out" / f"train.{kind}").read_bytes() == (tmp_path / f"naive.{kind}").read_bytes()
@@ -261,7 +312,18 @@ def test_commands(options: PrepareOptions, tmp_path: Path) -> None:
     model = str(tmp_path / "cli.model")
     result = runner.invoke(tokenizer.app, ["train", *options.inputs, "--vocab-size", "500", "--out", model])
     assert (result.exit_code, "500 pieces (bpe)" in result.output) == (0, True), result.output
-    arguments = ["prepare", *options.inputs, "--out", str(tmp_path / "cli"), "--tokenizer", model, "--split", "8,1,1", "--workers", "1"]
+    arguments = [
+        "prepare",
+        *options.inputs,
+        "--out",
+        str(tmp_path / "cli"),
+        "--tokenizer",
+        model,
+        "--split",
+        "8,1,1",
+        "--workers",
+        "1",
+    ]
     result = runner.invoke(data.app, arguments)
     assert (result.exit_code, "bytes/token" in result.output) == (0, True), result.output
     result = runner.invoke(data.app, [*arguments, "--overwrite", "--json"])
@@ -272,4 +334,6 @@ def test_commands(options: PrepareOptions, tmp_path: Path) -> None:
     result = runner.invoke(data.app, ["inspect", str(tmp_path / "cli")])
     assert texts(tmp_path / "cli", "train")[0].splitlines()[0] in result.output
     assert isinstance(runner.invoke(data.app, arguments).exception, UserError)
-    assert isinstance(runner.invoke(data.app, [*arguments, "--overwrite", "--split", "a,b"]).exception, UserError)
+    assert isinstance(
+        runner.invoke(data.app, [*arguments, "--overwrite", "--split", "a,b"]).exception, UserError
+    )

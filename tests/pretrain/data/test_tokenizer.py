@@ -18,8 +18,24 @@ from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.train_tokenizer import train_tokenizer
 
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-LIBRARY = [str(path) for path in standard_library_files() if path.parent.name in ("json", "asyncio", "email", "logging")]
-CODE = [*"abcXYZ_ (){}[]:;.,=+-*/'\"\\#\n\t\r012789", "self", "def ", "    ", "\n    ", "é", "中", "\u2581", "😀", "\ufeff", "\0"]
+LIBRARY = [
+    str(path)
+    for path in standard_library_files()
+    if path.parent.name in ("json", "asyncio", "email", "logging")
+]
+CODE = [
+    *"abcXYZ_ (){}[]:;.,=+-*/'\"\\#\n\t\r012789",
+    "self",
+    "def ",
+    "    ",
+    "\n    ",
+    "é",
+    "中",
+    "\u2581",
+    "😀",
+    "\ufeff",
+    "\0",
+]
 
 
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
@@ -36,7 +52,11 @@ def bpe(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer(path)
 
 
-@given(text=st.one_of(st.text(st.characters(exclude_categories=["Cs"])), st.lists(st.sampled_from(CODE)).map("".join)))
+@given(
+    text=st.one_of(
+        st.text(st.characters(exclude_categories=["Cs"])), st.lists(st.sampled_from(CODE)).map("".join)
+    )
+)
 @example("  leading and trailing  ")
 @example("\u2581\u2581 \u2581")
 @example("</s><s><unk><0x0A>")
@@ -46,7 +66,9 @@ def test_decoding_gives_the_text_back(trained: Tokenizer, text: str) -> None:
     assert trained.decode(trained.encode(text)) == text
 
 
-@given(text=st.lists(st.sampled_from(CODE), max_size=80).map("".join).filter(lambda text: "\u2581" not in text))
+@given(
+    text=st.lists(st.sampled_from(CODE), max_size=80).map("".join).filter(lambda text: "\u2581" not in text)
+)
 @FUZZ
 def test_encoding_by_chunks_gives_the_ids_of_the_library(bpe: Tokenizer, text: str) -> None:
     library = sentencepiece.SentencePieceProcessor(model_file=str(bpe.path))
@@ -62,7 +84,9 @@ def test_real_documents_in_one_call(bpe: Tokenizer) -> None:
         assert bpe.decode(library.encode(text)) == text
 
 
-def test_long_documents_and_a_full_table_change_nothing(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_documents_and_a_full_table_change_nothing(
+    bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts = ["def f(x):\n    return  x + 1\n" * 20, "", "x" * 100, " " * 100, "a \u2581 b " * 20]
     expected = Tokenizer(bpe.path).encode_documents(texts)
     monkeypatch.setattr(tokenizer_module, "SEGMENT_CHARS", 16)
@@ -81,8 +105,12 @@ def test_ids_and_vocabulary(trained: Tokenizer) -> None:
 
 def test_training_is_deterministic(tmp_path: Path) -> None:
     for model in ("bpe", "unigram"):
-        first = train_tokenizer(LIBRARY[:6], tmp_path / "a.model", vocab_size=400, model=model, max_bytes=30_000)
-        second = train_tokenizer(LIBRARY[:6], tmp_path / "b.model", vocab_size=400, model=model, max_bytes=30_000)
+        first = train_tokenizer(
+            LIBRARY[:6], tmp_path / "a.model", vocab_size=400, model=model, max_bytes=30_000
+        )
+        second = train_tokenizer(
+            LIBRARY[:6], tmp_path / "b.model", vocab_size=400, model=model, max_bytes=30_000
+        )
         assert first.sha256 == second.sha256 == Tokenizer(tmp_path / "b.model").sha256
         assert first.bytes == 30_000
 
@@ -90,15 +118,20 @@ def test_training_is_deterministic(tmp_path: Path) -> None:
 def test_a_sample_visits_all_large_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pretrain.data.train_tokenizer.LEAST_SHARE", 100)
     for name in "abcd":
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": f"{name * 5} {number}"}) + "\n" for number in range(1000)))
-    trained = train_tokenizer([str(tmp_path / "*.jsonl")], tmp_path / "t.model", vocab_size=290, max_bytes=4000)
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"text": f"{name * 5} {number}"}) + "\n" for number in range(1000))
+        )
+    trained = train_tokenizer(
+        [str(tmp_path / "*.jsonl")], tmp_path / "t.model", vocab_size=290, max_bytes=4000
+    )
     assert (trained.bytes, trained.broken) == (4000, 0)
     tokenizer = Tokenizer(tmp_path / "t.model")
     assert all(len(tokenizer.encode(name * 5)) < 5 for name in "abcd")
 
 
 @pytest.mark.parametrize(
-    ("vocab_size", "max_bytes", "message"), [(200, 1000, "--vocab-size 200"), (90_000, 1000, "--vocab-size 90000"), (300, 0, "--max-bytes 0")]
+    ("vocab_size", "max_bytes", "message"),
+    [(200, 1000, "--vocab-size 200"), (90_000, 1000, "--vocab-size 90000"), (300, 0, "--max-bytes 0")],
 )
 def test_impossible_settings_are_named(tmp_path: Path, vocab_size: int, max_bytes: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -124,30 +157,52 @@ def test_a_model_made_elsewhere_is_left_to_the_library(tmp_path: Path) -> None:
     """With normalisation and a dummy prefix, a chunk on its own would encode differently."""
     written = io.BytesIO()
     lines = [line for name in LIBRARY[:10] for line in Path(name).read_text().splitlines()]
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=written, vocab_size=500, model_type="bpe", minloglevel=2)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=written, vocab_size=500, model_type="bpe", minloglevel=2
+    )
     (tmp_path / "t.model").write_bytes(written.getvalue())
     tokenizer = Tokenizer(tmp_path / "t.model")
-    assert tokenizer.encode("def  f(x): \u2581 return") == sentencepiece.SentencePieceProcessor(model_proto=written.getvalue()).encode(
-        "def  f(x): \u2581 return"
-    )
+    assert tokenizer.encode("def  f(x): \u2581 return") == sentencepiece.SentencePieceProcessor(
+        model_proto=written.getvalue()
+    ).encode("def  f(x): \u2581 return")
 
 
 @pytest.mark.parametrize(
     ("extra", "ways"),
-    [({"split_by_unicode_script": False}, 1), ({"split_by_number": False, "split_digits": False}, 1), ({"user_defined_symbols": ["f( x"]}, 0)],
+    [
+        ({"split_by_unicode_script": False}, 1),
+        ({"split_by_number": False, "split_digits": False}, 1),
+        ({"user_defined_symbols": ["f( x"]}, 0),
+    ],
 )
-def test_pieces_that_cross_boundaries_make_chunks_larger(tmp_path: Path, extra: dict[str, Any], ways: int) -> None:
+def test_pieces_that_cross_boundaries_make_chunks_larger(
+    tmp_path: Path, extra: dict[str, Any], ways: int
+) -> None:
     """`ways`: how many of the chunk patterns remain usable; the ids stay those of the library."""
     written = io.BytesIO()
     lines = ["def f( x1 ): return x1 + 12.5", "self.x1 = x1; self.y2 = y2"] * 200 + [
         line for name in LIBRARY[:10] for line in Path(name).read_text().splitlines()
     ]
-    neutral: Any = {"normalization_rule_name": "identity", "add_dummy_prefix": False, "remove_extra_whitespaces": False, "byte_fallback": True}
+    neutral: Any = {
+        "normalization_rule_name": "identity",
+        "add_dummy_prefix": False,
+        "remove_extra_whitespaces": False,
+        "byte_fallback": True,
+    }
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=written, vocab_size=1000, model_type="bpe", minloglevel=2, **neutral, **extra
+        sentence_iterator=iter(lines),
+        model_writer=written,
+        vocab_size=1000,
+        model_type="bpe",
+        minloglevel=2,
+        **neutral,
+        **extra,
     )
     (tmp_path / "t.model").write_bytes(written.getvalue())
-    tokenizer, library = Tokenizer(tmp_path / "t.model"), sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    tokenizer, library = (
+        Tokenizer(tmp_path / "t.model"),
+        sentencepiece.SentencePieceProcessor(model_proto=written.getvalue()),
+    )
     pattern = tokenizer._properties.pattern
     assert (pattern is None) == (ways == 0)
     assert pattern != tokenizer_module._CHUNKS[0]

@@ -19,7 +19,16 @@ from model.config import ModelConfig
 from model.errors import UserError
 from model.parameters.size import parameter_count
 from pretrain.config.scheme_choice import parse_variant, parse_variants
-from pretrain.duel.grid import Cell, Grid, cell_config, check_unchanged, finished, sized, train_cell, train_cells
+from pretrain.duel.grid import (
+    Cell,
+    Grid,
+    cell_config,
+    check_unchanged,
+    finished,
+    sized,
+    train_cell,
+    train_cells,
+)
 from pretrain.duel.results import Outcome, best_settings, count_bursts, count_spikes, outcome, statements
 from pretrain.rundir.metrics import read_metrics
 from pretrain.train.run import prepare
@@ -61,14 +70,25 @@ def test_a_cell_is_the_configured_run_on_one_process(config: Path, tmp_path: Pat
     base = prepare(str(config), [])
     cell = Cell(parse_variant("b2t:rescale=false"), 5, 3e-3, 0.3, 7)
     made = cell_config(base, cell, "tokens", tmp_path)
-    assert (made.model.scheme, made.model.scheme_options, made.model.num_layers) == ("b2t", {"rescale": False}, 5)
-    assert (made.optimizer.lr, made.schedule.warmup_steps, made.train.seed, made.train.steps) == (3e-3, 3, 7, 10)
+    assert (made.model.scheme, made.model.scheme_options, made.model.num_layers) == (
+        "b2t",
+        {"rescale": False},
+        5,
+    )
+    assert (made.optimizer.lr, made.schedule.warmup_steps, made.train.seed, made.train.steps) == (
+        3e-3,
+        3,
+        7,
+        10,
+    )
     assert made.parallel.processes is None
     assert base.model.num_layers == 2
 
 
 def test_equal_tokens_keeps_the_width_and_equal_parameters_the_size() -> None:
-    model = ModelConfig(num_layers=12, hidden_size=256, num_attention_heads=16, vocab_size=1000, max_position_embeddings=64)
+    model = ModelConfig(
+        num_layers=12, hidden_size=256, num_attention_heads=16, vocab_size=1000, max_position_embeddings=64
+    )
     assert sized(model, 48, "tokens").hidden_size == 256
     wanted = parameter_count(model)["total"]
     for layers in (3, 12, 48, 96):
@@ -80,10 +100,19 @@ def test_equal_tokens_keeps_the_width_and_equal_parameters_the_size() -> None:
 
 
 def test_a_size_that_no_width_reaches_is_refused() -> None:
-    model = ModelConfig(num_layers=2, hidden_size=64, num_attention_heads=1, vocab_size=100, max_position_embeddings=64)
+    model = ModelConfig(
+        num_layers=2, hidden_size=64, num_attention_heads=1, vocab_size=100, max_position_embeddings=64
+    )
     with pytest.raises(UserError, match="more and narrower heads"):
         sized(model, 5, "parameters")
-    few = ModelConfig(num_layers=3, hidden_size=16, num_attention_heads=2, vocab_size=100, max_position_embeddings=64, scheme_options={"k": 5.0})
+    few = ModelConfig(
+        num_layers=3,
+        hidden_size=16,
+        num_attention_heads=2,
+        vocab_size=100,
+        max_position_embeddings=64,
+        scheme_options={"k": 5.0},
+    )
     with pytest.raises(UserError, match="2 layers: .*k"):
         sized(few, 2, "parameters")
 
@@ -91,7 +120,9 @@ def test_a_size_that_no_width_reaches_is_refused() -> None:
 # ---- cells ----------------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_cells_train_one_after_another_in_one_process_as_they_would_alone(config: Path, tmp_path: Path) -> None:
+def test_cells_train_one_after_another_in_one_process_as_they_would_alone(
+    config: Path, tmp_path: Path
+) -> None:
     base = prepare(str(config), [])
     cell = Cell(parse_variant("deepscalelm_post_ln:hidden_dropout=0.2"), 2, 1e-2, 0.2, 1)
     losses = []
@@ -116,7 +147,12 @@ def test_a_cell_of_other_settings_is_not_mixed_in(config: Path, tmp_path: Path) 
 
 
 def test_a_cell_that_diverges_is_finished_and_has_no_loss(config: Path, tmp_path: Path) -> None:
-    wanted = cell_config(prepare(str(config), ["schedule.warmup_steps=0"]), cell := Cell(parse_variant("pre_ln"), 2, 1e30, 0.0, 1), "tokens", tmp_path)
+    wanted = cell_config(
+        prepare(str(config), ["schedule.warmup_steps=0"]),
+        cell := Cell(parse_variant("pre_ln"), 2, 1e30, 0.0, 1),
+        "tokens",
+        tmp_path,
+    )
     assert train_cell(wanted)["code"] == 77
     found = outcome(cell, wanted, UNIGRAM)
     assert found.status == "diverged"
@@ -126,19 +162,47 @@ def test_a_cell_that_diverges_is_finished_and_has_no_loss(config: Path, tmp_path
 # ---- results --------------------------------------------------------------------------------------------------------------------------------------
 
 
-def made(scheme: str, lr: float, validation: float, *, layers: int = 12, warmup: float = 0.1, seed: int = 1, status: str = "learned") -> Outcome:
+def made(
+    scheme: str,
+    lr: float,
+    validation: float,
+    *,
+    layers: int = 12,
+    warmup: float = 0.1,
+    seed: int = 1,
+    status: str = "learned",
+) -> Outcome:
     cell = Cell(parse_variant(scheme), layers, lr, warmup, seed)
-    return Outcome(cell, status, validation, validation, 0, 0, 0.1, 10.0, 1000, 6000.0, 16, [(1, 4.0), (100, validation)])  # type: ignore[arg-type]
+    return Outcome(
+        cell, status, validation, validation, 0, 0, 0.1, 10.0, 1000, 6000.0, 16, [(1, 4.0), (100, validation)]
+    )  # type: ignore[arg-type]
 
 
 def test_each_scheme_is_taken_at_its_own_best() -> None:
-    best = best_settings([made("pre_ln", 1e-3, 3.0), made("pre_ln", 2e-3, 2.5), made("pre_ln", 4e-3, 2.8), made("b2t", 1e-3, 2.7), made("b2t", 2e-3, math.nan)])
-    assert [(one.variant, one.lr, one.validation, one.edge) for one in best] == [("pre_ln", 2e-3, 2.5, ""), ("b2t", 1e-3, 2.7, "")]
-    assert [one.edge for one in best_settings([made("pre_ln", 1e-3, 3.0), made("pre_ln", 2e-3, 2.5)])] == ["highest rate"]
+    best = best_settings(
+        [
+            made("pre_ln", 1e-3, 3.0),
+            made("pre_ln", 2e-3, 2.5),
+            made("pre_ln", 4e-3, 2.8),
+            made("b2t", 1e-3, 2.7),
+            made("b2t", 2e-3, math.nan),
+        ]
+    )
+    assert [(one.variant, one.lr, one.validation, one.edge) for one in best] == [
+        ("pre_ln", 2e-3, 2.5, ""),
+        ("b2t", 1e-3, 2.7, ""),
+    ]
+    assert [one.edge for one in best_settings([made("pre_ln", 1e-3, 3.0), made("pre_ln", 2e-3, 2.5)])] == [
+        "highest rate"
+    ]
 
 
 def test_seeds_are_averaged_and_fewer_seeds_do_not_win() -> None:
-    outcomes = [made("pre_ln", 1e-3, 3.0, seed=1), made("pre_ln", 1e-3, 2.8, seed=2), made("pre_ln", 2e-3, 2.0, seed=1)]
+    outcomes = [
+        made("pre_ln", 1e-3, 3.0, seed=1),
+        made("pre_ln", 1e-3, 2.8, seed=2),
+        made("pre_ln", 2e-3, 2.0, seed=1),
+    ]
     (best,) = best_settings(outcomes)
     assert (best.lr, best.validation) == (1e-3, pytest.approx(2.9))
     assert best.spread == pytest.approx(0.1)
@@ -191,7 +255,14 @@ def test_the_page_shows_every_cell_and_picture(config: Path) -> None:
 
     grid = Grid(parse_variants("pre_ln,b2t"), [12, 48], [1e-3, 2e-3], [0.1, 0.5], [1, 2])
     outcomes = [
-        made(cell.variant.text, cell.lr, 3.0 + 0.01 * index, layers=cell.layers, warmup=cell.warmup, seed=cell.seed)
+        made(
+            cell.variant.text,
+            cell.lr,
+            3.0 + 0.01 * index,
+            layers=cell.layers,
+            warmup=cell.warmup,
+            seed=cell.seed,
+        )
         for index, cell in enumerate(grid.cells()[:-1])
     ]
     outcomes.append(made("b2t", 2e-3, math.nan, layers=48, warmup=0.5, seed=2, status="unfinished"))
@@ -213,7 +284,13 @@ def test_the_page_shows_every_cell_and_picture(config: Path) -> None:
 
 def start(config: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tools.cli", "depth-duel", str(config), "--out", str(out), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ, OMP_NUM_THREADS="1"),
+    )
 
 
 def test_depths_are_whole_numbers() -> None:
@@ -225,7 +302,10 @@ def test_depths_are_whole_numbers() -> None:
 
 def test_finished_cells_are_not_trained_again(config: Path, tmp_path: Path) -> None:
     base = prepare(str(config), ["train.steps=2"])
-    configs = [cell_config(base, Cell(parse_variant("pre_ln"), 1, lr, 0.0, 1), "tokens", tmp_path) for lr in (1e-2, 2e-2)]
+    configs = [
+        cell_config(base, Cell(parse_variant("pre_ln"), 1, lr, 0.0, 1), "tokens", tmp_path)
+        for lr in (1e-2, 2e-2)
+    ]
     for one in configs:
         train_cell(one)
     assert train_cells(configs, 2, pytest.fail)
@@ -249,11 +329,18 @@ def test_the_command_stops_and_resumes_and_writes_its_page(config: Path, tmp_pat
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert f"{len(done)} of 4 cells are finished" in output
-    assert all((tmp_path / "cells" / name / "cell.json").stat().st_mtime_ns == when for name, when in done.items())
+    assert all(
+        (tmp_path / "cells" / name / "cell.json").stat().st_mtime_ns == when for name, when in done.items()
+    )
     found: dict[str, Any] = json.loads((tmp_path / "duel.json").read_text())
     assert len(found["cells"]) == 4
     assert {cell["status"] for cell in found["cells"]} <= {"learned", "stuck", "above"}
-    assert [(one["layers"], one["settings_tried"]) for one in found["best"]] == [(1, 1), (1, 1), (2, 1), (2, 1)]
+    assert [(one["layers"], one["settings_tried"]) for one in found["best"]] == [
+        (1, 1),
+        (1, 1),
+        (2, 1),
+        (2, 1),
+    ]
     assert found["unigram_entropy"] == pytest.approx(UNIGRAM, abs=1.0)
     page = (tmp_path / "duel.html").read_text()
     assert page.count("<svg") == 3
@@ -271,7 +358,9 @@ def test_the_command_stops_and_resumes_and_writes_its_page(config: Path, tmp_pat
         (("--layers", "2,2"), "named once"),
     ],
 )
-def test_mistakes_are_refused_before_anything_trains(config: Path, tmp_path: Path, wrong: tuple[str, ...], says: str) -> None:
+def test_mistakes_are_refused_before_anything_trains(
+    config: Path, tmp_path: Path, wrong: tuple[str, ...], says: str
+) -> None:
     import typer
     from typer.testing import CliRunner
 

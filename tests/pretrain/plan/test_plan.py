@@ -21,7 +21,14 @@ from pretrain.plan.published import errors, table
 from pretrain.plan.speed import bubble_share
 from tools.plan import plan
 
-MODEL = ModelConfig(scheme="pre_ln", num_layers=8, hidden_size=256, num_attention_heads=8, vocab_size=1024, max_position_embeddings=128)
+MODEL = ModelConfig(
+    scheme="pre_ln",
+    num_layers=8,
+    hidden_size=256,
+    num_attention_heads=8,
+    vocab_size=1024,
+    max_position_embeddings=128,
+)
 H100 = accelerator("h100")
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "performance.md"
 
@@ -45,7 +52,9 @@ def test_stages_hold_the_whole_model(tensor: int, pipeline: int) -> None:
     if tensor == 1:
         assert held == total
     else:
-        small = 128 * 256 + 8 * (4 * 256 + 2 * 256) + 2 * 256  # position table, norms and row biases, which every rank has
+        small = (
+            128 * 256 + 8 * (4 * 256 + 2 * 256) + 2 * 256
+        )  # position table, norms and row biases, which every rank has
         assert tensor * held == total + small
 
 
@@ -78,31 +87,57 @@ def test_more_gpus_are_faster_and_deeper_is_slower() -> None:
     graphed = predict(Work(deep, 128, 64, "bf16", graph=True), H100, ParallelConfig(), 8, 1).time
     assert graphed.host == 0
     assert graphed.compute == pytest.approx(launches.compute - launches.host)
-    without = (ParallelConfig(pipeline=2), ParallelConfig(tensor=2, sequence_parallel=True), ParallelConfig(recompute=RecomputeConfig(granularity="full")))
-    assert all(predict(Work(deep, 128, 64, "bf16", graph=True), H100, layout, 8, 1).time.host > 0 for layout in without)
+    without = (
+        ParallelConfig(pipeline=2),
+        ParallelConfig(tensor=2, sequence_parallel=True),
+        ParallelConfig(recompute=RecomputeConfig(granularity="full")),
+    )
+    assert all(
+        predict(Work(deep, 128, 64, "bf16", graph=True), H100, layout, 8, 1).time.host > 0
+        for layout in without
+    )
 
 
 def test_fp8_keeps_casts_of_the_layers_weights() -> None:
-    plain, cast = (predict(Work(MODEL, 128, 64, precision), H100, ParallelConfig(), 8, 1).memory for precision in ("bf16", "fp8"))
-    in_layers = sum(math.prod(shape) for name, shape in parameter_shapes(MODEL) if name.startswith("decoder.layers."))
+    plain, cast = (
+        predict(Work(MODEL, 128, 64, precision), H100, ParallelConfig(), 8, 1).memory
+        for precision in ("bf16", "fp8")
+    )
+    in_layers = sum(
+        math.prod(shape) for name, shape in parameter_shapes(MODEL) if name.startswith("decoder.layers.")
+    )
     assert cast.weights - plain.weights == 2 * in_layers
     assert cast.activations == plain.activations
 
 
 def test_ranked_layouts_are_possible_and_fit() -> None:
-    big = ModelConfig(scheme="pre_ln", num_layers=90, hidden_size=8192, num_attention_heads=64, vocab_size=50257, max_position_embeddings=2048)
+    big = ModelConfig(
+        scheme="pre_ln",
+        num_layers=90,
+        hidden_size=8192,
+        num_attention_heads=64,
+        vocab_size=50257,
+        max_position_embeddings=2048,
+    )
     found = rank(Work(big, 2048, 512, "bf16"), H100, 64, most=100)
     assert len(found) > 10
     assert all(one.memory.total + RESERVED <= H100.memory for one in found)
-    assert [one.time.total for one in found] == pytest.approx(sorted(one.time.total for one in found), rel=1e-2)
-    assert all(one.layout.tensor * one.layout.pipeline > 1 for one in found)  # 1.4 TB of state do not fit in one GPU
+    assert [one.time.total for one in found] == pytest.approx(
+        sorted(one.time.total for one in found), rel=1e-2
+    )
+    assert all(
+        one.layout.tensor * one.layout.pipeline > 1 for one in found
+    )  # 1.4 TB of state do not fit in one GPU
     assert all(math.isfinite(one.mfu) and 0 < one.mfu < 0.76 for one in found)
     assert rank(Work(big, 2048, 512, "bf16"), H100, 1) == []
 
 
 def test_recompute_costs_time_and_saves_memory() -> None:
     work = Work(MODEL.model_copy(update={"hidden_size": 2048}), 128, 64, "bf16")
-    plain, full = (predict(work, H100, ParallelConfig(recompute=RecomputeConfig(granularity=kind)), 8, 8) for kind in ("none", "full"))
+    plain, full = (
+        predict(work, H100, ParallelConfig(recompute=RecomputeConfig(granularity=kind)), 8, 8)
+        for kind in ("none", "full")
+    )
     assert full.time.total > plain.time.total
     assert full.memory.total < plain.memory.total
 
@@ -125,5 +160,10 @@ def test_whole_report_on_a_shipped_configuration() -> None:
     own = report["configured"]
     assert own["cost"] == pytest.approx(own["days"] * 24 * 8 * 2)
     assert own["days"] == pytest.approx(1e9 / own["tokens_per_s"] / 86400)
-    assert own["memory"]["total"] == pytest.approx(sum(own["memory"][part] for part in ("weights", "gradients", "optimizer", "activations", "buffers")))
-    assert "impossible" in plan("configs/gpt2_xl.yaml", ["parallel.tensor=3"], 6, "h100", None, None, 1)["configured"]
+    assert own["memory"]["total"] == pytest.approx(
+        sum(own["memory"][part] for part in ("weights", "gradients", "optimizer", "activations", "buffers"))
+    )
+    assert (
+        "impossible"
+        in plan("configs/gpt2_xl.yaml", ["parallel.tensor=3"], 6, "h100", None, None, 1)["configured"]
+    )

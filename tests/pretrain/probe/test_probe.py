@@ -19,7 +19,15 @@ from model.parameters.names import named_parameters
 from model.stack import Stack
 from parallel.launch.one_process import single_process
 from pretrain.config.scheme_choice import parse_variant, parse_variants
-from pretrain.probe.measure import KINDS, Probe, coincidence, log_mean_square, probe, token_correlation, zipf_tokens
+from pretrain.probe.measure import (
+    KINDS,
+    Probe,
+    coincidence,
+    log_mean_square,
+    probe,
+    token_correlation,
+    zipf_tokens,
+)
 from pretrain.probe.report import as_json, page, text, write_json, write_plot
 from pretrain.probe.rules import RULES, findings, trainable, verdict
 from pretrain.probe.setup import Choices, memory_needed, probes
@@ -30,7 +38,13 @@ LENGTH = 12
 
 
 def model(scheme: str = "pre_ln", layers: int = 3, **more: Any) -> ModelConfig:
-    fields = {"num_layers": layers, "hidden_size": 16, "num_attention_heads": 4, "vocab_size": 50, "max_position_embeddings": LENGTH}
+    fields = {
+        "num_layers": layers,
+        "hidden_size": 16,
+        "num_attention_heads": 4,
+        "vocab_size": 50,
+        "max_position_embeddings": LENGTH,
+    }
     return parse_variant(scheme).apply(ModelConfig.model_validate({**fields, **more}))
 
 
@@ -70,7 +84,9 @@ def test_every_statistic_is_what_autograd_gives(scheme: str, groups: int | None)
     loss.backward()
     assert found.loss == pytest.approx(float(loss.detach()))
     assert found.embedding_variance == pytest.approx(float(streams[0].detach().var()))
-    late = [float(stream.grad[LENGTH // 2 :].square().mean()) for stream in streams if stream.grad is not None]
+    late = [
+        float(stream.grad[LENGTH // 2 :].square().mean()) for stream in streams if stream.grad is not None
+    ]
     everywhere = [float(stream.grad.square().mean()) for stream in streams if stream.grad is not None]
     norms = kind_norms(chunk, config)
     for index, layer in enumerate(found.layers):
@@ -79,15 +95,21 @@ def test_every_statistic_is_what_autograd_gives(scheme: str, groups: int | None)
         assert layer.token_correlation == pytest.approx(plain_correlation(streams[index + 1]))
         assert layer.grad_variance_late == pytest.approx(late[index] / late[config.num_layers - 1])
         assert layer.grad_variance == pytest.approx(everywhere[index] / everywhere[config.num_layers - 1])
-        assert layer.log10_grad_variance_late == pytest.approx(math.log10(layer.grad_variance_late), abs=1e-12)
+        assert layer.log10_grad_variance_late == pytest.approx(
+            math.log10(layer.grad_variance_late), abs=1e-12
+        )
         assert layer.weight_grad_norms == pytest.approx(norms[index])
-        assert layer.weight_grad_norm == pytest.approx(math.sqrt(sum(norm**2 for norm in norms[index].values())))
+        assert layer.weight_grad_norm == pytest.approx(
+            math.sqrt(sum(norm**2 for norm in norms[index].values()))
+        )
 
 
 def plain_correlation(x_sbh: Tensor) -> float:
     """Pair by pair."""
     x = x_sbh.detach().transpose(0, 1)
-    products = [float(row[i] @ row[j]) for row in x for i in range(len(row)) for j in range(len(row)) if i != j]
+    products = [
+        float(row[i] @ row[j]) for row in x for i in range(len(row)) for j in range(len(row)) if i != j
+    ]
     squares = [float(vector @ vector) for row in x for vector in row]
     return sum(products) / len(products) / (sum(squares) / len(squares))
 
@@ -142,8 +164,12 @@ def test_seeds_are_averaged() -> None:
     both = measured(config, (5, 6))
     for layer, first, second in zip(both.layers, single[0].layers, single[1].layers, strict=True):
         assert layer.forward_variance == pytest.approx((first.forward_variance + second.forward_variance) / 2)
-        assert layer.forward_variance_max == pytest.approx(max(first.forward_variance, second.forward_variance))
-        assert layer.grad_variance_late == pytest.approx(math.sqrt(first.grad_variance_late * second.grad_variance_late))
+        assert layer.forward_variance_max == pytest.approx(
+            max(first.forward_variance, second.forward_variance)
+        )
+        assert layer.grad_variance_late == pytest.approx(
+            math.sqrt(first.grad_variance_late * second.grad_variance_late)
+        )
     assert both.seeds == 2
 
 
@@ -242,7 +268,12 @@ def test_every_rule_has_its_reason() -> None:
 def test_json_has_the_promised_keys(sound: Probe, tmp_path: Path) -> None:
     write_json([sound], tmp_path / "p.json", compare=False)
     found = json.loads((tmp_path / "p.json").read_text())
-    assert (found["scheme"], found["num_layers"], found["seeds"], found["trainable"]) == ("deepscalelm_pre_ln", 4, 1, "yes")
+    assert (found["scheme"], found["num_layers"], found["seeds"], found["trainable"]) == (
+        "deepscalelm_pre_ln",
+        4,
+        1,
+        "yes",
+    )
     assert [layer["layer"] for layer in found["layers"]] == [1, 2, 3, 4]
     for layer in found["layers"]:
         for key in ("forward_variance", "token_correlation", "grad_variance_late"):
@@ -263,7 +294,9 @@ def test_json_without_theory_and_with_values_that_are_not_finite(sound: Probe) -
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf", "html"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_pictures_and_pages(sound: Probe, tmp_path: Path, ending: str, count: int) -> None:
-    vanishing = replace(changed(sound, 0, grad_variance_late=0.0, log10_grad_variance_late=-math.inf), label="other")
+    vanishing = replace(
+        changed(sound, 0, grad_variance_late=0.0, log10_grad_variance_late=-math.inf), label="other"
+    )
     path = tmp_path / f"probe.{ending}"
     write_plot([sound, vanishing][:count], path)
     head = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF", "html": b"<!DOCTYPE"}[ending]
@@ -322,7 +355,10 @@ def test_tokens_are_the_data_where_there_are_any_and_synthetic_else(data: Path, 
 
 def test_compare_measures_every_scheme_on_the_same_tokens(data: Path, tmp_path: Path) -> None:
     found = list(probes(written(tmp_path, data), [], Choices(compare="pre_ln,b2t:rescale=false", seeds=2)))
-    assert [(one.label, one.scheme, one.seeds) for one in found] == [("pre_ln", "pre_ln", 2), ("b2t:rescale=false", "b2t", 2)]
+    assert [(one.label, one.scheme, one.seeds) for one in found] == [
+        ("pre_ln", "pre_ln", 2),
+        ("b2t:rescale=false", "b2t", 2),
+    ]
     assert found[1].options == {"rescale": False}
 
 
@@ -337,21 +373,37 @@ def test_a_depth_without_constants_is_refused_in_one_line(tmp_path: Path) -> Non
         )
 
 
-def test_compared_schemes_have_their_own_weights_unless_the_command_line_says_otherwise(tmp_path: Path) -> None:
+def test_compared_schemes_have_their_own_weights_unless_the_command_line_says_otherwise(
+    tmp_path: Path,
+) -> None:
     config = written(tmp_path, tmp_path / "missing")
     path = tmp_path / "small_weights.yaml"
-    path.write_text(f"include: [{config}]\nmodel: {{scheme: pre_ln, num_layers: 1, vocab_size: 50, init: {{base: normal, std: 0.01}}}}\n")
+    path.write_text(
+        f"include: [{config}]\nmodel: {{scheme: pre_ln, num_layers: 1, vocab_size: 50, init: {{base: normal, std: 0.01}}}}\n"
+    )
     choices = Choices(compare="pre_ln,deepscalelm_pre_ln,b2t:init.base=xavier", batch=1)
     assert [one.model.init.base for one in probes(str(path), [], choices)] == ["normal", "scheme", "xavier"]
-    assert [one.model.init.base for one in probes(str(path), ["model.init.base=normal"], choices)] == ["normal", "normal", "xavier"]
-    assert [one.model.init.std for one in probes(str(path), ["model.init.std=0.03"], choices)] == [0.03, 0.03, 0.02]
+    assert [one.model.init.base for one in probes(str(path), ["model.init.base=normal"], choices)] == [
+        "normal",
+        "normal",
+        "xavier",
+    ]
+    assert [one.model.init.std for one in probes(str(path), ["model.init.std=0.03"], choices)] == [
+        0.03,
+        0.03,
+        0.02,
+    ]
 
 
 def test_a_checkpoint_is_measured_without_theory(data: Path, tmp_path: Path) -> None:
     config = small_config(data, tmp_path, 6, num_layers=2)
     trainer = small_trainer(config)
     trainer.run()
-    path = written(tmp_path, data, model="{scheme: pre_ln, num_layers: 2, hidden_size: 16, num_attention_heads: 2, max_position_embeddings: 16}")
+    path = written(
+        tmp_path,
+        data,
+        model="{scheme: pre_ln, num_layers: 2, hidden_size: 16, num_attention_heads: 2, max_position_embeddings: 16}",
+    )
     (fresh,) = probes(path, [], Choices())
     (trained,) = probes(path, [], Choices(checkpoint=trainer.run_dir))
     assert trained.checkpoint is not None
@@ -366,10 +418,20 @@ def test_a_checkpoint_is_measured_without_theory(data: Path, tmp_path: Path) -> 
 def test_what_does_not_fit_into_memory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="GiB are free"):
         next(
-            probes(written(tmp_path, tmp_path, data=f"{{corpora: [{{path: {tmp_path}}}], seq_length: 4096}}"), ["model.hidden_size=8192"], Choices(layers=500))
+            probes(
+                written(tmp_path, tmp_path, data=f"{{corpora: [{{path: {tmp_path}}}], seq_length: 4096}}"),
+                ["model.hidden_size=8192"],
+                Choices(layers=500),
+            )
         )
     large = ModelConfig(
-        num_layers=1000, hidden_size=128, num_attention_heads=4, vocab_size=4096, max_position_embeddings=128, hidden_dropout=0.1, attention_dropout=0.1
+        num_layers=1000,
+        hidden_size=128,
+        num_attention_heads=4,
+        vocab_size=4096,
+        max_position_embeddings=128,
+        hidden_dropout=0.1,
+        attention_dropout=0.1,
     )
     assert memory_needed(large, 128, 2, torch.float32) < 10e9
 
@@ -382,14 +444,42 @@ def test_the_command(data: Path, tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(command)
     config = written(tmp_path, data)
-    out = CliRunner().invoke(app, [config, "--scheme", "b2t", "--layers", "3", "--json", str(tmp_path / "p.json"), "--plot", str(tmp_path / "p.png")])
+    out = CliRunner().invoke(
+        app,
+        [
+            config,
+            "--scheme",
+            "b2t",
+            "--layers",
+            "3",
+            "--json",
+            str(tmp_path / "p.json"),
+            "--plot",
+            str(tmp_path / "p.png"),
+        ],
+    )
     assert out.exit_code == 0, out.output
     assert "b2t: trainable at initialisation" in out.output
     assert json.loads((tmp_path / "p.json").read_text())["num_layers"] == 3
     assert (tmp_path / "p.png").stat().st_size > 10_000
-    out = CliRunner().invoke(app, [config, "--compare", "b2t,pre_ln", "--quiet", "--json", str(tmp_path / "c.json"), "--plot", str(tmp_path / "c.html")])
+    out = CliRunner().invoke(
+        app,
+        [
+            config,
+            "--compare",
+            "b2t,pre_ln",
+            "--quiet",
+            "--json",
+            str(tmp_path / "c.json"),
+            "--plot",
+            str(tmp_path / "c.html"),
+        ],
+    )
     assert [line.split(":")[0] for line in out.output.splitlines()] == ["b2t", "pre_ln"]
-    assert [one["scheme"] for one in json.loads((tmp_path / "c.json").read_text())["compare"]] == ["b2t", "pre_ln"]
+    assert [one["scheme"] for one in json.loads((tmp_path / "c.json").read_text())["compare"]] == [
+        "b2t",
+        "pre_ln",
+    ]
     for wrong in (
         ["--tokens", "x"],
         ["--dtype", "bf16"],
@@ -407,9 +497,17 @@ def test_the_command(data: Path, tmp_path: Path) -> None:
 
 def test_variants_are_read_and_applied() -> None:
     variant = parse_variant("b2t:rescale=false:init.base=xavier:activation=relu")
-    assert (variant.options, variant.slug) == ({"rescale": False}, "b2t-rescale-false-init.base-xavier-activation-relu")
+    assert (variant.options, variant.slug) == (
+        {"rescale": False},
+        "b2t-rescale-false-init.base-xavier-activation-relu",
+    )
     applied = variant.apply(model())
-    assert (applied.scheme, applied.scheme_options, applied.init.base, applied.activation) == ("b2t", {"rescale": False}, "xavier", "relu")
+    assert (applied.scheme, applied.scheme_options, applied.init.base, applied.activation) == (
+        "b2t",
+        {"rescale": False},
+        "xavier",
+        "relu",
+    )
     assert parse_variant("deepscalelm_pre_ln:k=4").options == {"k": 4.0}
     assert [one.text for one in parse_variants("pre_ln, b2t")] == ["pre_ln", "b2t"]
 
@@ -417,7 +515,10 @@ def test_variants_are_read_and_applied() -> None:
 def test_what_another_scheme_does_not_read_is_left_out_unless_it_was_asked_for() -> None:
     given = model("deepscalelm_pre_ln", init={"token_correlation": 0.3, "causal_correction": False})
     assert parse_variant("deepscalelm_post_ln").apply(given).init == given.init
-    assert parse_variant("pre_ln").apply(given).init == ModelConfig(num_layers=1, hidden_size=4, num_attention_heads=1).init
+    assert (
+        parse_variant("pre_ln").apply(given).init
+        == ModelConfig(num_layers=1, hidden_size=4, num_attention_heads=1).init
+    )
     with pytest.raises(UserError, match="causal_correction=false has no effect with model.scheme=pre_ln"):
         parse_variant("pre_ln:init.causal_correction=false").apply(given)
 

@@ -15,8 +15,25 @@ import yaml
 from markupsafe import escape
 
 from model.errors import UserError
-from pretrain.report.run_charts import Context, all_charts, gradient_chart, layer_gradient_chart, loss_chart, stream_chart
-from pretrain.report.run_report import commands, facts, grouped_warnings, headlines, numbers, read_run, render, status, write_report
+from pretrain.report.run_charts import (
+    Context,
+    all_charts,
+    gradient_chart,
+    layer_gradient_chart,
+    loss_chart,
+    stream_chart,
+)
+from pretrain.report.run_report import (
+    commands,
+    facts,
+    grouped_warnings,
+    headlines,
+    numbers,
+    read_run,
+    render,
+    status,
+    write_report,
+)
 from pretrain.report.style import MOST_POINTS, compact, envelope, running_median, smoothing_window
 from pretrain.rundir.environment import environment
 from pretrain.rundir.metrics import Metrics, MetricsWriter, read_metrics
@@ -25,7 +42,14 @@ LAYERS = 6
 CONFIG: dict[str, Any] = {
     "name": "deep",
     "runs_dir": "runs",
-    "model": {"scheme": "b2t", "scheme_options": {"rescale": True}, "num_layers": LAYERS, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 100},
+    "model": {
+        "scheme": "b2t",
+        "scheme_options": {"rescale": True},
+        "num_layers": LAYERS,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "vocab_size": 100,
+    },
     "data": {"corpora": [{"path": "data/wiki"}], "seq_length": 16},
     "optimizer": {"lr": 0.001, "clip_grad": 1.0},
     "train": {"steps": 60, "global_batch_size": 4},
@@ -76,10 +100,25 @@ def make_run(folder: Path, resumes: tuple[int, ...] = (30,), steps: int = 60) ->
                 )
                 if step % 10 == 0:
                     layers = [
-                        {"layer": i + 1, "residual_rms": 1.0, "grad_norm": 0.1, "branch_ratio_attention": 0.2, "branch_ratio_mlp": 0.3} for i in range(LAYERS)
+                        {
+                            "layer": i + 1,
+                            "residual_rms": 1.0,
+                            "grad_norm": 0.1,
+                            "branch_ratio_attention": 0.2,
+                            "branch_ratio_mlp": 0.3,
+                        }
+                        for i in range(LAYERS)
                     ]
                     writer.write("signal", step, time=clock, layers=layers)
-                    writer.write("eval", step, time=clock, split="validation", loss=3.5 - 0.01 * step + (0.2 if step == steps else 0.0), samples=4, tokens=64)
+                    writer.write(
+                        "eval",
+                        step,
+                        time=clock,
+                        split="validation",
+                        loss=3.5 - 0.01 * step + (0.2 if step == steps else 0.0),
+                        samples=4,
+                        tokens=64,
+                    )
                     writer.write("warning", step, time=clock, message="slow <disk> & more")
             if resumed is not None:
                 begin, clock = resumed, clock + 100.0
@@ -116,7 +155,9 @@ class Page(HTMLParser):
         for key, value in attrs:
             if key == "id":
                 self.ids.append(value or "")
-            if key in ("src", "href", "xlink:href", "data", "action") and not (value or "").startswith(("#", "data:")):
+            if key in ("src", "href", "xlink:href", "data", "action") and not (value or "").startswith(
+                ("#", "data:")
+            ):
                 self.loads.append(f"{tag} {key}={value}")
 
     def handle_data(self, data: str) -> None:
@@ -164,9 +205,17 @@ def test_headline_numbers(run_dir: Path) -> None:
     assert found["validation_loss"] == pytest.approx(3.1)
     assert found["validation_loss_best"] == pytest.approx(3.0)
     assert found["validation_perplexity"] == pytest.approx(math.exp(3.1))
-    assert (found["unigram_entropy"], found["tokens_per_s"], found["step"], found["steps"], found["tokens"]) == (4.25, 64.0, 60, 60, 3840)
+    assert (
+        found["unigram_entropy"],
+        found["tokens_per_s"],
+        found["step"],
+        found["steps"],
+        found["tokens"],
+    ) == (4.25, 64.0, 60, 60, 3840)
     assert (found["resumes"], found["skipped"]) == (1, 0)
-    assert found["wall_seconds"] == 35.0 + 30.0  # without the pause before the resume, with the five steps done twice
+    assert (
+        found["wall_seconds"] == 35.0 + 30.0
+    )  # without the pause before the resume, with the five steps done twice
     # 6 x matrix weights + 6 x layers x length x width, over two H200 in bf16
     weights = LAYERS * 12 * 32 * 32 + 32 * 128
     assert found["mfu"] == pytest.approx(64.0 * (6 * weights + 6 * LAYERS * 16 * 32) / (2 * 989e12))
@@ -188,9 +237,23 @@ def test_three_steps_without_evaluation_or_signals(tmp_path: Path) -> None:
     run = read_run(tmp_path)
     text = Page(render(run)).text
     assert numbers(run)["train_loss"] == 2.0
-    for words in ("No evaluation has been logged.", "No layer signals have been logged", "No throughput has been logged.", "no config.yaml", "has not ended"):
+    for words in (
+        "No evaluation has been logged.",
+        "No layer signals have been logged",
+        "No throughput has been logged.",
+        "no config.yaml",
+        "has not ended",
+    ):
         assert words in text, words
-    assert [bool(chart.svg) for chart in all_charts(Context(run.metrics))] == [True, True, True, False, False, False, False]
+    assert [bool(chart.svg) for chart in all_charts(Context(run.metrics))] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_a_run_that_only_started(tmp_path: Path) -> None:
@@ -204,12 +267,23 @@ def test_a_run_that_lost_its_numbers(tmp_path: Path) -> None:
     with MetricsWriter(tmp_path / "metrics.jsonl") as writer:
         writer.write("start", 0, unigram_entropy=4.0)
         for step in range(1, 31):
-            writer.write("train", step, loss=math.nan if step > 25 else 3.0, grad_norm=math.inf if step > 25 else 0.0, lr=0.1, skipped=step > 25)
+            writer.write(
+                "train",
+                step,
+                loss=math.nan if step > 25 else 3.0,
+                grad_norm=math.inf if step > 25 else 0.0,
+                lr=0.1,
+                skipped=step > 25,
+            )
         writer.write("eval", 30, split="validation", loss=math.nan, samples=1, tokens=1)
         writer.write("end", 30, reason="not_finite")
     run = read_run(tmp_path)
     assert status(run) == ("bad", "stopped: a loss or gradient was not finite at step 30")
-    assert (numbers(run)["skipped"], numbers(run)["train_loss"], numbers(run)["validation_loss"]) == (5, 3.0, None)
+    assert (numbers(run)["skipped"], numbers(run)["train_loss"], numbers(run)["validation_loss"]) == (
+        5,
+        3.0,
+        None,
+    )
     assert "<!-- skipped or not finite -->" in loss_chart(Context(run.metrics)).svg
     assert gradient_chart(Context(run.metrics)).missing  # zeros have no place on a logarithmic scale
     assert "5 steps skipped" in render(run)
@@ -244,8 +318,13 @@ def test_layer_charts_show_first_and_last_measurement(tmp_path: Path) -> None:
 
 def test_forward_variance_stands_in_for_a_missing_rms(tmp_path: Path) -> None:
     with MetricsWriter(tmp_path / "metrics.jsonl") as writer:
-        writer.write("signal", 1, layers=[{"layer": 1, "forward_variance": 1.0}, {"layer": 2, "forward_variance": 1.1}])
-    assert "<!-- variance of the residual stream -->" in stream_chart(Context(read_metrics(tmp_path / "metrics.jsonl"))).svg
+        writer.write(
+            "signal", 1, layers=[{"layer": 1, "forward_variance": 1.0}, {"layer": 2, "forward_variance": 1.1}]
+        )
+    assert (
+        "<!-- variance of the residual stream -->"
+        in stream_chart(Context(read_metrics(tmp_path / "metrics.jsonl"))).svg
+    )
 
 
 def test_every_chart_has_one_sentence_on_how_to_read_it(page_path: Path) -> None:
@@ -272,7 +351,13 @@ def test_what_cannot_be_read_is_left_out(run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"gpus": []}, {"gpus": None}, {"variables": {"CUDA_VISIBLE_DEVICES": ""}}, {"gpus": [{"name": "NVIDIA H200"}, {"name": "NVIDIA L4"}]}]
+    "change",
+    [
+        {"gpus": []},
+        {"gpus": None},
+        {"variables": {"CUDA_VISIBLE_DEVICES": ""}},
+        {"gpus": [{"name": "NVIDIA H200"}, {"name": "NVIDIA L4"}]},
+    ],
 )
 def test_no_share_of_a_peak_without_gpus_of_one_kind(run_dir: Path, change: dict[str, Any]) -> None:
     (run_dir / "environment.json").write_text(json.dumps({**ENVIRONMENT, **change}))
@@ -282,7 +367,12 @@ def test_no_share_of_a_peak_without_gpus_of_one_kind(run_dir: Path, change: dict
 
 
 @pytest.mark.parametrize(
-    "argv", [["/v/bin/python", "/v/bin/fathom", "pretrain", "x.yaml"], ["fathom", "pretrain", "x.yaml"], ["python", "-m", "pretrain.train.run", "x.yaml"]]
+    "argv",
+    [
+        ["/v/bin/python", "/v/bin/fathom", "pretrain", "x.yaml"],
+        ["fathom", "pretrain", "x.yaml"],
+        ["python", "-m", "pretrain.train.run", "x.yaml"],
+    ],
 )
 def test_the_command_is_what_a_user_types(run_dir: Path, argv: list[str]) -> None:
     (run_dir / "environment.json").write_text(json.dumps({"command": argv}))
@@ -344,7 +434,16 @@ def test_running_median_follows_a_ramp_and_ignores_a_spike() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "text"), [(0.0, "0"), (999.0, "999"), (1000.0, "1k"), (12_345.0, "12.3k"), (999_999.0, "1M"), (4.2e9, "4.2B"), (3e12, "3T")]
+    ("number", "text"),
+    [
+        (0.0, "0"),
+        (999.0, "999"),
+        (1000.0, "1k"),
+        (12_345.0, "12.3k"),
+        (999_999.0, "1M"),
+        (4.2e9, "4.2B"),
+        (3e12, "3T"),
+    ],
 )
 def test_compact_numbers(number: float, text: str) -> None:
     assert compact(number) == text

@@ -36,7 +36,10 @@ def test_git_commit_and_dirt(tmp_path: Path) -> None:
 
     def run(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True, capture_output=True, text=True
+            ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout.strip()
 
     run("init", "-q")

@@ -33,7 +33,10 @@ def test_the_second_is_refused_while_the_first_runs(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_the_users_to_change(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UnwritableError, match=r"runs_dir: .*/file/run cannot be written \(Not a directory\)"), owned(tmp_path / "file" / "run", 0):
+    with (
+        pytest.raises(UnwritableError, match=r"runs_dir: .*/file/run cannot be written \(Not a directory\)"),
+        owned(tmp_path / "file" / "run", 0),
+    ):
         pass
 
 
@@ -50,7 +53,9 @@ def test_the_lock_dies_with_its_holder(tmp_path: Path) -> None:
     check_free(tmp_path)
 
 
-def test_starts_of_slurm_jobs_are_told_apart_by_state_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starts_of_slurm_jobs_are_told_apart_by_state_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     claim(tmp_path, Owner("12", 0), state="running")

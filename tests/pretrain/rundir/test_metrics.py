@@ -24,7 +24,15 @@ def train(step: int, loss: float, **more: object) -> dict[str, object]:
 
 def test_round_trip_of_every_event(tmp_path: Path) -> None:
     with MetricsWriter(tmp_path / "run" / "metrics.jsonl") as writer:
-        writer.write("start", 0, parameters=10, world_size=2, layout={"tp": 1, "zero": 1}, precision="bf16", unigram_entropy=6.5)
+        writer.write(
+            "start",
+            0,
+            parameters=10,
+            world_size=2,
+            layout={"tp": 1, "zero": 1},
+            precision="bf16",
+            unigram_entropy=6.5,
+        )
         writer.write(
             "train",
             1,
@@ -39,15 +47,33 @@ def test_round_trip_of_every_event(tmp_path: Path) -> None:
         )
         writer.write("eval", 1, split="validation", loss=3.25, samples=4, tokens=32)
         writer.write("eval", 1, split="test", loss=3.75, samples=4, tokens=32)
-        writer.write("signal", 1, layers=[{"layer": 2, "residual_rms": 2.0}, {"layer": 1, "residual_rms": 1.0, "grad_norm": 0.1}])
+        writer.write(
+            "signal",
+            1,
+            layers=[{"layer": 2, "residual_rms": 2.0}, {"layer": 1, "residual_rms": 1.0, "grad_norm": 0.1}],
+        )
         writer.write("checkpoint", 1, seconds=0.25)
         writer.write("warning", 1, message="one")
         writer.write("warning", 1, message="two")
         writer.write("end", 1, reason="finished")
     metrics = read_metrics(tmp_path / "run" / "metrics.jsonl")
     (start,), (step,), (signal,), (end,) = metrics.starts, metrics.train, metrics.signal, metrics.end
-    assert (start.parameters, start.world_size, start.layout["zero"], start.precision, start.unigram_entropy) == (10, 2, 1, "bf16", 6.5)
-    assert (step.step, step.loss, step.grad_norm, step.lr, step.tokens, step.data_wait_share, step.skipped) == (1, 3.5, 0.5, 1e-3, 64, 0.1, False)
+    assert (
+        start.parameters,
+        start.world_size,
+        start.layout["zero"],
+        start.precision,
+        start.unigram_entropy,
+    ) == (10, 2, 1, "bf16", 6.5)
+    assert (
+        step.step,
+        step.loss,
+        step.grad_norm,
+        step.lr,
+        step.tokens,
+        step.data_wait_share,
+        step.skipped,
+    ) == (1, 3.5, 0.5, 1e-3, 64, 0.1, False)
     assert [(event.split, event.loss) for event in metrics.eval] == [("validation", 3.25), ("test", 3.75)]
     assert signal.profile("residual_rms") == ([1, 2], [1.0, 2.0])
     assert signal.profile("grad_norm") == ([1], [0.1])
@@ -64,7 +90,9 @@ def test_numbers_that_are_not_finite_are_null_and_named(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with MetricsWriter(path) as writer:
         writer.write("train", 1, loss=math.nan, grad_norm=torch.tensor(math.inf), lr=0.1)
-        writer.write("signal", 1, layers=[{"layer": 1, "residual_rms": 1.0}, {"layer": 2, "residual_rms": -math.inf}])
+        writer.write(
+            "signal", 1, layers=[{"layer": 1, "residual_rms": 1.0}, {"layer": 2, "residual_rms": -math.inf}]
+        )
     first, second = map(json.loads, path.read_text().splitlines())
     assert first["loss"] is None
     assert first["grad_norm"] is None

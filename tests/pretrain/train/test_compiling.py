@@ -25,7 +25,12 @@ def config(**sections: dict[str, Any]) -> RunConfig:
         "optimizer": {"lr": 1e-3},
         "train": {"steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "compile": True},
     }
-    return RunConfig.model_validate({key: base.get(key, {}) | sections.get(key, {}) if key != "name" else "compile" for key in {**base, **sections}})
+    return RunConfig.model_validate(
+        {
+            key: base.get(key, {}) | sections.get(key, {}) if key != "name" else "compile"
+            for key in {**base, **sections}
+        }
+    )
 
 
 def test_plain_runs_are_accepted() -> None:
@@ -41,13 +46,23 @@ COMMON: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("sections", "word"), [*COMMON, ({"parallel": {"tensor": 2}, "train": {"kernels": "local"}}, "parallel.tensor=2")])
+@pytest.mark.parametrize(
+    ("sections", "word"),
+    [*COMMON, ({"parallel": {"tensor": 2}, "train": {"kernels": "local"}}, "parallel.tensor=2")],
+)
 def test_what_compile_does_not_combine_with_is_named(sections: dict[str, Any], word: str) -> None:
     with pytest.raises(ValidationError, match=f"train.compile=true .*{word}"):
         config(**sections)
 
 
-@pytest.mark.parametrize(("sections", "word"), [*COMMON, ({"parallel": {"pipeline": 2}}, "parallel.pipeline=2"), ({"parallel": SP}, "sequence_parallel")])
+@pytest.mark.parametrize(
+    ("sections", "word"),
+    [
+        *COMMON,
+        ({"parallel": {"pipeline": 2}}, "parallel.pipeline=2"),
+        ({"parallel": SP}, "sequence_parallel"),
+    ],
+)
 def test_what_a_graph_does_not_combine_with_is_named(sections: dict[str, Any], word: str) -> None:
     with pytest.raises(ValidationError, match=f"train.cuda_graph=true .*{word}"):
         config(**sections | {"train": {"compile": False, "cuda_graph": True}})
@@ -60,7 +75,9 @@ def test_layers_with_collectives_are_not_compiled() -> None:
 
 
 def test_compiling_joins_of_one_addition_is_refused() -> None:
-    with pytest.raises(UserError, match=r"train.compile=true has no effect with model.scheme=pre_ln .*train.compile=false"):
+    with pytest.raises(
+        UserError, match=r"train.compile=true has no effect with model.scheme=pre_ln .*train.compile=false"
+    ):
         compile_chunks(config(model={"scheme": "pre_ln"}), TE, [])
 
 
@@ -71,7 +88,9 @@ def test_a_graph_on_a_machine_without_a_gpu_is_refused(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("variable", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
-def test_a_graph_with_memory_that_may_move_needs_another_variable(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_with_memory_that_may_move_needs_another_variable(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     check_graphs(128)
     monkeypatch.setenv(variable, "expandable_segments:True")
@@ -81,9 +100,17 @@ def test_a_graph_with_memory_that_may_move_needs_another_variable(variable: str,
     check_graphs(128)
 
 
-@pytest.mark.parametrize(("cudnn", "length", "refused"), [(91500, 200, True), (91501, 200, False), (91002, 256, False)])
-def test_lengths_that_old_attention_kernels_do_not_take_in_graphs(cudnn: int, length: int, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("cudnn", "length", "refused"), [(91500, 200, True), (91501, 200, False), (91002, 256, False)]
+)
+def test_lengths_that_old_attention_kernels_do_not_take_in_graphs(
+    cudnn: int, length: int, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
-    with pytest.raises(UserError, match=r"data.seq_length=200, not a multiple of 128: cuDNN 9.15,") if refused else contextlib.nullcontext():
+    with (
+        pytest.raises(UserError, match=r"data.seq_length=200, not a multiple of 128: cuDNN 9.15,")
+        if refused
+        else contextlib.nullcontext()
+    ):
         check_graphs(length)

@@ -25,12 +25,24 @@ def test_a_run_that_fits() -> None:
     ("world", "parallel", "train", "message"),
     [
         (3, given(tensor=2), {}, "does not divide 3 processes"),
-        (3, {}, {}, "train.global_batch_size=8 is not divisible by .* = 2 x 3 = 6: set train.global_batch_size=6"),
+        (
+            3,
+            {},
+            {},
+            "train.global_batch_size=8 is not divisible by .* = 2 x 3 = 6: set train.global_batch_size=6",
+        ),
         (8, {}, {}, "set train.global_batch_size=16"),
-        (2, given(pipeline=2, virtual_stages=2), given(global_batch_size=6), "3 micro-batches per step and rank are not a multiple of parallel.pipeline=2"),
+        (
+            2,
+            given(pipeline=2, virtual_stages=2),
+            given(global_batch_size=6),
+            "3 micro-batches per step and rank are not a multiple of parallel.pipeline=2",
+        ),
     ],
 )
-def test_processes_that_do_not_fit(world: int, parallel: dict[str, Any], train: dict[str, Any], message: str) -> None:
+def test_processes_that_do_not_fit(
+    world: int, parallel: dict[str, Any], train: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         fit_processes(run_config(parallel=parallel, train=train), world)
 
@@ -61,7 +73,9 @@ def test_machines_that_do_not_fit(parallel: dict[str, Any], train: dict[str, Any
 def test_sizes_that_fp8_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feasibility, "this_machine", lambda: H100)
     config = run_config(given(ffn_hidden_size=40), train=given(precision="bf16", fp8=given(recipe="delayed")))
-    with pytest.raises(UserError, match="model.ffn_hidden_size per tensor-parallel rank = 40 is not a multiple of 16"):
+    with pytest.raises(
+        UserError, match="model.ffn_hidden_size per tensor-parallel rank = 40 is not a multiple of 16"
+    ):
         fit_machine(config, fit_processes(config, 1))
     config.model.ffn_hidden_size = 64
     assert fit_machine(config, fit_processes(config, 1)).recipe == "delayed"

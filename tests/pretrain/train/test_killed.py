@@ -23,9 +23,31 @@ def trial(folder: Path, kills: int, seed: int, timeout: float) -> list[dict[str,
     config.write_text(CONFIG + f"data: {{corpora: [{{path: {small_data(folder)}}}], seq_length: 16}}\n")
     runs = folder / "runs"
     runs.mkdir()
-    command = [sys.executable, "-m", "tests.pretrain.killed", str(runs), "--config", str(config), "--kills", str(kills), "--seed", str(seed)]
-    env = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
-    done = subprocess.run(command, cwd=ROOT, env=dict(env, OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu"), capture_output=True, text=True, timeout=timeout)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.pretrain.killed",
+        str(runs),
+        "--config",
+        str(config),
+        "--kills",
+        str(kills),
+        "--seed",
+        str(seed),
+    ]
+    env = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    }
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=dict(env, OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu"),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     rows: list[dict[str, Any]] = json.loads((runs / "rows.json").read_text())
     assert [row["kill"] for row in rows] == list(range(1, kills + 1))
@@ -40,5 +62,7 @@ def test_killed_a_few_times(tmp_path: Path) -> None:
 @pytest.mark.timeout(7200)
 def test_killed_fifty_times(tmp_path: Path) -> None:
     rows = trial(tmp_path, kills=50, seed=0, timeout=7000)
-    assert any("incomplete" in row["said"] for row in rows), "no kill fell into a save: the moments are badly chosen"
+    assert any("incomplete" in row["said"] for row in rows), (
+        "no kill fell into a save: the moments are badly chosen"
+    )
     assert {row["asynchronous"] for row in rows} == {False, True}

@@ -21,14 +21,18 @@ def test_warm_up_is_linear_and_ends_at_the_peak(kind: str) -> None:
     assert curve[:10] == pytest.approx([PEAK * step / 10 for step in range(1, 11)])
 
 
-@pytest.mark.parametrize(("kind", "last"), [("cosine", 0.2), ("linear", 0.2), ("wsd", 0.2), ("constant", 2.0)])
+@pytest.mark.parametrize(
+    ("kind", "last"), [("cosine", 0.2), ("linear", 0.2), ("wsd", 0.2), ("constant", 2.0)]
+)
 def test_last_rate(kind: str, last: float) -> None:
     assert rates(kind=kind, warmup_steps=10, min_lr_ratio=0.1)[-1] == pytest.approx(last)
 
 
 def test_cosine_and_linear_are_half_way_down_in_the_middle() -> None:
     for kind in ("cosine", "linear"):
-        assert learning_rate(ScheduleConfig(kind=kind, min_lr_ratio=0.0), PEAK, 50, TOTAL) == pytest.approx(1.0)  # type: ignore[arg-type]
+        assert learning_rate(ScheduleConfig(kind=kind, min_lr_ratio=0.0), PEAK, 50, TOTAL) == pytest.approx(
+            1.0
+        )  # type: ignore[arg-type]
 
 
 def test_wsd_stays_at_the_peak_until_its_decay() -> None:

@@ -25,14 +25,26 @@ from pretrain.train.preflight import GPU, PATH, BadNodeError, Facts, check_nodes
 SOFTWARE = {"python": "3.11.7", "torch": "2.13.0"}
 
 
-def facts(rank: int, problems: list[list[str]] | None = None, gpu: str | None = None, **software: str | None) -> Facts:
+def facts(
+    rank: int, problems: list[list[str]] | None = None, gpu: str | None = None, **software: str | None
+) -> Facts:
     """Two ranks a node; the first of a node tells versions."""
-    return Facts(rank, f"node{rank // 2 + 1}", problems or [], {**SOFTWARE, **software} if rank % 2 == 0 else {"python": "3.11.7"}, gpu)
+    return Facts(
+        rank,
+        f"node{rank // 2 + 1}",
+        problems or [],
+        {**SOFTWARE, **software} if rank % 2 == 0 else {"python": "3.11.7"},
+        gpu,
+    )
 
 
 def test_all_is_well() -> None:
     verdict = judge([facts(rank, gpu=f"uuid{rank}") for rank in range(6)])
-    assert (verdict.bad, verdict.mistake, verdict.hosts) == ({}, "", ["node1", "node1", "node2", "node2", "node3", "node3"])
+    assert (verdict.bad, verdict.mistake, verdict.hosts) == (
+        {},
+        "",
+        ["node1", "node1", "node2", "node2", "node3", "node3"],
+    )
 
 
 def test_one_node_lacks_something() -> None:
@@ -56,7 +68,12 @@ def test_gpus() -> None:
 
 
 @pytest.mark.parametrize(
-    ("versions", "bad"), [(("2.13.0", "2.13.0", "2.12.0"), "node3"), (("2.12.0", "2.13.0", "2.13.0"), "node1"), (("2.13.0", None, "2.13.0"), "node2")]
+    ("versions", "bad"),
+    [
+        (("2.13.0", "2.13.0", "2.12.0"), "node3"),
+        (("2.12.0", "2.13.0", "2.13.0"), "node1"),
+        (("2.13.0", None, "2.13.0"), "node2"),
+    ],
 )
 def test_versions(versions: tuple[str | None, ...], bad: str) -> None:
     verdict = judge([facts(rank, torch=versions[rank // 2]) for rank in range(6)])
@@ -74,7 +91,9 @@ def config(tmp_path: Path) -> RunConfig:
     return RunConfig(
         name="demo",
         runs_dir=str(tmp_path),
-        model=ModelConfig(num_layers=2, hidden_size=16, num_attention_heads=2, vocab_size=128, max_position_embeddings=8),
+        model=ModelConfig(
+            num_layers=2, hidden_size=16, num_attention_heads=2, vocab_size=128, max_position_embeddings=8
+        ),
         data=DataConfig(corpora=[Corpus(path="data")], seq_length=8),
         optimizer=OptimizerConfig(lr=1e-3),
         train=TrainConfig(steps=1, global_batch_size=1, micro_batch_size=1),
@@ -88,7 +107,14 @@ def test_this_machine(config: RunConfig) -> None:
     verdict = check_nodes(dist.HashStore(), ALONE, config)
     (node,) = json.loads((Path(config.runs_dir) / "demo" / "preflight.json").read_text())["nodes"].values()
     assert (verdict.notes, node["ranks"], node["problems"]) == ([], [0], [])
-    assert set(node["software"]) == {"python", "torch", "deepspeed", "megatron-core", "transformer-engine", "the commit of Fathom"}
+    assert set(node["software"]) == {
+        "python",
+        "torch",
+        "deepspeed",
+        "megatron-core",
+        "transformer-engine",
+        "the commit of Fathom",
+    }
     assert node["free_bytes"] > 0
     assert not list((Path(config.runs_dir) / "demo" / "control").iterdir())
 
@@ -96,7 +122,10 @@ def test_this_machine(config: RunConfig) -> None:
 def test_no_room_for_a_checkpoint(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
-    with pytest.raises(UserError, match="demo has 0.0 GiB free, one checkpoint takes about 0.0 GiB: make room, or set runs_dir"):
+    with pytest.raises(
+        UserError,
+        match="demo has 0.0 GiB free, one checkpoint takes about 0.0 GiB: make room, or set runs_dir",
+    ):
         check_nodes(dist.HashStore(), ALONE, config)
 
 
@@ -106,7 +135,9 @@ def test_run_directory_that_cannot_be_made(config: RunConfig, tmp_path: Path) ->
         check_nodes(dist.HashStore(), ALONE, config)
 
 
-def test_folder_that_is_not_shared(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_that_is_not_shared(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(preflight, "SHARED_SECONDS", 0.0)
     trouble, _ = preflight._run_directory(tmp_path / "demo", "a file of rank 0", config)
     assert "is not the same folder as on the node of rank 0" in trouble
@@ -127,7 +158,9 @@ def test_products_are_checked_in_every_format(monkeypatch: pytest.MonkeyPatch, f
 
 
 def out_of_order() -> None:
-    raise RuntimeError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be asynchronously reported")
+    raise RuntimeError(
+        "CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be asynchronously reported"
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,14 +169,19 @@ def out_of_order() -> None:
         ({}, ""),
         ({"wrong": "bfloat16"}, "GPU 3 (H200) computes wrong products in bfloat16: take the node out"),
         ({"free": 20}, "GPU 3 has 20 of 140 GiB free: another process is on it"),
-        ({"count": out_of_order}, "GPU 3: CUDA error: uncorrectable ECC error encountered CUDA kernel errors might be asynchronously reported"),
+        (
+            {"count": out_of_order},
+            "GPU 3: CUDA error: uncorrectable ECC error encountered CUDA kernel errors might be asynchronously reported",
+        ),
     ],
 )
 def test_what_is_said_of_a_gpu(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], said: str) -> None:
     """torch.cuda's answers stand in for a GPU: four on a node, this rank's is the last."""
     monkeypatch.setattr(preflight, "has_gpu", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", changes.get("count", lambda: 4))
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"uuid{index}", name="H200"))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"uuid{index}", name="H200")
+    )
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (changes.get("free", 139) << 30, 140 << 30))
     monkeypatch.setattr(preflight, "_wrong_products", lambda device: changes.get("wrong", ""))
     monkeypatch.setenv("SLURM_JOB_ID", "7")
@@ -158,7 +196,10 @@ def test_what_is_said_of_a_gpu(monkeypatch: pytest.MonkeyPatch, changes: dict[st
 def test_a_job_with_gpus_where_cuda_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "has_gpu", lambda: False)
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
-    assert preflight._gpu(ALONE)[2] == "the job has GPUs here (8), but CUDA does not work: see nvidia-smi on this node"
+    assert (
+        preflight._gpu(ALONE)[2]
+        == "the job has GPUs here (8), but CUDA does not work: see nvidia-smi on this node"
+    )
 
 
 def test_the_bad_node_leaves_word(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:

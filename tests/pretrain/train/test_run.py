@@ -42,7 +42,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(config: Path, runs: Path, *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tools.cli", "pretrain", str(config), f"runs_dir={runs}", *overrides]
     # Other tests of this process may have made it a rank of its own; the run must not take that for a launcher.
-    env = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    env = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    }
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(env, OMP_NUM_THREADS="1"))
 
 
@@ -53,7 +57,10 @@ def run(config: Path, runs: Path, *overrides: str) -> tuple[int, str]:
 
 
 def losses(runs: Path) -> dict[int, tuple[float, float]]:
-    return {event.step: (event.loss, event.grad_norm) for event in read_metrics(runs / "tiny" / "metrics.jsonl").train}
+    return {
+        event.step: (event.loss, event.grad_norm)
+        for event in read_metrics(runs / "tiny" / "metrics.jsonl").train
+    }
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +92,14 @@ def test_stopped_and_continued_is_the_same_run(config: Path, whole: Path, tmp_pa
 
 
 def test_interrupt_saves_and_the_same_command_continues(config: Path, tmp_path: Path) -> None:
-    process = start(config, tmp_path, "train.steps=100000", "parallel.processes=2", "train.micro_batch_size=1")
+    process = start(
+        config, tmp_path, "train.steps=100000", "parallel.processes=2", "train.micro_batch_size=1"
+    )
     metrics = tmp_path / "tiny" / "metrics.jsonl"
     deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text().count('"train"') > 3):
+    while time.monotonic() < deadline and not (
+        metrics.is_file() and metrics.read_text().count('"train"') > 3
+    ):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
@@ -112,7 +123,12 @@ def test_interrupt_while_a_rank_imports_is_quiet(ignored: bool) -> None:
     previous = signal.signal(signal.SIGINT, action)  # ignoring is inherited
     try:
         env = dict(os.environ, RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
-        process = subprocess.Popen([sys.executable, "-X", "importtime", "-m", "pretrain.train.run", "no/such.yaml"], stderr=subprocess.PIPE, text=True, env=env)
+        process = subprocess.Popen(
+            [sys.executable, "-X", "importtime", "-m", "pretrain.train.run", "no/such.yaml"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
     finally:
         signal.signal(signal.SIGINT, previous)
     assert process.stderr is not None
@@ -136,11 +152,16 @@ def test_not_finite_ends_the_run_without_a_checkpoint_of_it(config: Path, tmp_pa
 def test_a_mistake_is_one_line_and_exit_code_2(config: Path, tmp_path: Path) -> None:
     code, errors = run(config, tmp_path, "model.num_layer=12")
     assert code == ExitCode.USER_ERROR
-    assert errors == "fathom: error: model.num_layer is not a known key (command line); did you mean model.num_layers?\n"
+    assert (
+        errors
+        == "fathom: error: model.num_layer is not a known key (command line); did you mean model.num_layers?\n"
+    )
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs, the processes find out what these cannot do")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="with GPUs, the processes find out what these cannot do"
+)
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize(
     ("overrides", "message"),
@@ -153,7 +174,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(config: Path, tmp_path: Path) -> 
     ],
 )
 def test_mistakes_are_said_before_anything_starts(
-    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str, processes: int
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: list[str],
+    message: str,
+    processes: int,
 ) -> None:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setattr("pretrain.train.run.start_local", pytest.fail)

@@ -80,8 +80,16 @@ def test_saving_in_the_background_saves_the_same(data: Path, tmp_path: Path) -> 
     once, background = Records(), Records()
     trained(run_config(data, tmp_path / "a"), once)
     trained(run_config(data, tmp_path / "b", asynchronous=True), background)
-    assert [record["step"] for record in once.checkpoints] == [record["step"] for record in background.checkpoints] == [1, 2, 3, 4]
-    assert steps_in(tmp_path / "a" / "small" / "checkpoints") == steps_in(tmp_path / "b" / "small" / "checkpoints") == [3, 4]
+    assert (
+        [record["step"] for record in once.checkpoints]
+        == [record["step"] for record in background.checkpoints]
+        == [1, 2, 3, 4]
+    )
+    assert (
+        steps_in(tmp_path / "a" / "small" / "checkpoints")
+        == steps_in(tmp_path / "b" / "small" / "checkpoints")
+        == [3, 4]
+    )
     for step in (3, 4):
         assert files(tmp_path / "a" / "small", step) == files(tmp_path / "b" / "small", step)
     for record in once.checkpoints:
@@ -115,7 +123,9 @@ def test_a_place_that_cannot_be_written_is_one_line(data: Path, tmp_path: Path, 
     assert records.ended == ["ended by an error"]
 
 
-def test_the_next_start_says_what_it_found(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_next_start_says_what_it_found(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = run_config(data, tmp_path)
     config.train.stop_at_step = 2
     trained(config)
@@ -124,11 +134,17 @@ def test_the_next_start_says_what_it_found(data: Path, tmp_path: Path, capsys: p
     capsys.readouterr()
     trainer = small_trainer(config)
     trainer.resume()
-    assert capsys.readouterr().err == "small: step_00000003 is incomplete (killed while run_checkpoints); continuing from step_00000002\n"
+    assert (
+        capsys.readouterr().err
+        == "small: step_00000003 is incomplete (killed while run_checkpoints); continuing from step_00000002\n"
+    )
     (folder / "latest").write_text("step_00000001\n")
     trainer.resume()
     assert trainer.step == 1
-    assert "step_00000002 was not confirmed (killed before `latest` named it); continuing from step_00000001\n" in capsys.readouterr().err
+    assert (
+        "step_00000002 was not confirmed (killed before `latest` named it); continuing from step_00000001\n"
+        in capsys.readouterr().err
+    )
 
 
 def test_random_streams_on_another_layout(data: Path, tmp_path: Path) -> None:
@@ -154,7 +170,10 @@ def test_other_settings_of_the_data_order_are_refused(data: Path, tmp_path: Path
     config.train.stop_at_step = 1
     trained(config)
     config.train.global_batch_size = 8
-    with pytest.raises(UserError, match=r"was trained with train\.global_batch_size=4, the configuration has 8: change it back, or start a run with another"):
+    with pytest.raises(
+        UserError,
+        match=r"was trained with train\.global_batch_size=4, the configuration has 8: change it back, or start a run with another",
+    ):
         small_trainer(config).resume()
 
 
@@ -166,12 +185,17 @@ def test_another_tokenizer_is_refused(data: Path, tmp_path: Path) -> None:
     with (tmp_path / "other" / "tokenizer.model").open("ab") as file:
         file.write(b"\0")
     config.data.corpora[0].path = str(tmp_path / "other")
-    with pytest.raises(UserError, match=r"other/tokenizer\.model is not the tokenizer the run was trained with, .*step_00000001/tokenizer\.model: name data"):
+    with pytest.raises(
+        UserError,
+        match=r"other/tokenizer\.model is not the tokenizer the run was trained with, .*step_00000001/tokenizer\.model: name data",
+    ):
         small_trainer(config).resume()
 
 
 @pytest.mark.parametrize("witness", ["latest", "metrics.jsonl"])
-def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(data: Path, tmp_path: Path, witness: str) -> None:
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(
+    data: Path, tmp_path: Path, witness: str
+) -> None:
     config = run_config(data, tmp_path)
     config.train.stop_at_step = 2
     trained(config, *([] if witness == "latest" else [MetricsFile(1)]))
@@ -183,7 +207,10 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(data: Path, tmp_p
         shutil.rmtree(folder)
     config.checkpoint.load = str(tmp_path / "another")
     for _ in range(2):
-        with pytest.raises(UserError, match="had saved step_00000002, but .*checkpoints holds no complete checkpoint: restore it .* or begin again under"):
+        with pytest.raises(
+            UserError,
+            match="had saved step_00000002, but .*checkpoints holds no complete checkpoint: restore it .* or begin again under",
+        ):
             small_trainer(config).resume()
         config.checkpoint.load = None
 
@@ -200,14 +227,19 @@ def test_a_run_that_ended_before_its_first_save_begins_again(data: Path, tmp_pat
     assert trainer.step == 0
 
 
-def test_a_damaged_checkpoint_says_how_to_go_back(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_says_how_to_go_back(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = run_config(data, tmp_path)
     config.train.stop_at_step = 2
     trained(config)
     newest, older = (tmp_path / "small" / "checkpoints" / f"step_{step:08d}" for step in (2, 1))
     weights = newest / "rank_00000.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    with pytest.raises(UserError, match=f"is damaged.*To go back, move {newest} away and start again: the run goes on from {older.name}$"):
+    with pytest.raises(
+        UserError,
+        match=f"is damaged.*To go back, move {newest} away and start again: the run goes on from {older.name}$",
+    ):
         small_trainer(config).resume()
     newest.rename(tmp_path / "away")
     config.checkpoint.load = str(tmp_path / "away")
@@ -215,13 +247,20 @@ def test_a_damaged_checkpoint_says_how_to_go_back(data: Path, tmp_path: Path, ca
     trainer = small_trainer(config)
     trainer.resume()
     assert trainer.step == 1
-    assert "step_00000002, the newest, is gone, checkpoint.load is not used, as the run has checkpoints of its own; continuing from" in capsys.readouterr().err
+    assert (
+        "step_00000002, the newest, is gone, checkpoint.load is not used, as the run has checkpoints of its own; continuing from"
+        in capsys.readouterr().err
+    )
 
 
-def test_the_state_of_fp8_goes_with_the_checkpoint(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_state_of_fp8_goes_with_the_checkpoint(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its content is tested where Transformer Engine is; here, that it is asked for and given back."""
     brought: list[Path] = []
-    monkeypatch.setattr(run_checkpoints, "checkpoint_file", lambda chunks, topology: {"fp8_state.safetensors": b"state"})
+    monkeypatch.setattr(
+        run_checkpoints, "checkpoint_file", lambda chunks, topology: {"fp8_state.safetensors": b"state"}
+    )
     monkeypatch.setattr(run_checkpoints, "restore", lambda chunks, folder: brought.append(folder))
     config = run_config(data, tmp_path)
     config.train.stop_at_step = 1
@@ -236,6 +275,9 @@ def test_the_state_of_fp8_goes_with_the_checkpoint(data: Path, tmp_path: Path, m
 
 def test_the_start_record_names_precision_and_device(data: Path, tmp_path: Path) -> None:
     trainer = small_trainer(run_config(data, tmp_path))
-    assert {key: trainer.start_record()[key] for key in ("precision", "device")} == {"precision": "float32", "device": "cpu"}
+    assert {key: trainer.start_record()[key] for key in ("precision", "device")} == {
+        "precision": "float32",
+        "device": "cpu",
+    }
     trainer.config.train.fp8.recipe = "delayed"
     assert trainer.start_record()["precision"] == "fp8"

@@ -39,8 +39,14 @@ def test_votes_of_many_ranks_stay_apart(ranks: int) -> None:
     assert decision(ranks * RESTART) == Decision(False, False, True, False, False)
     assert decision(ranks * LEAVE) == Decision(False, False, False, True, False)
     assert decision(ranks * FAILED) == Decision(False, False, False, False, True)
-    assert decision(SAVE + FENCED + ranks * (RESTART + LEAVE + FAILED)) == Decision(True, True, True, True, True)
-    assert float(int(SAVE + FENCED + ranks * (RESTART + LEAVE + FAILED))) == SAVE + FENCED + ranks * (RESTART + LEAVE + FAILED) < 2**53
+    assert decision(SAVE + FENCED + ranks * (RESTART + LEAVE + FAILED)) == Decision(
+        True, True, True, True, True
+    )
+    assert (
+        float(int(SAVE + FENCED + ranks * (RESTART + LEAVE + FAILED)))
+        == SAVE + FENCED + ranks * (RESTART + LEAVE + FAILED)
+        < 2**53
+    )
 
 
 def test_a_file_asks_for_a_save_and_goes_when_it_is_done(tmp_path: Path, clock: Clock) -> None:

@@ -17,7 +17,15 @@ from tests.parallel.training import SEQ_LENGTH, engine_of, given, run_config, tr
 from tests.pretrain.small import VOCAB, small_data
 from tests.reference import gpt
 
-MODEL = given(scheme="b2t", vocab_size=VOCAB, num_query_groups=2, position="rotary", activation="swiglu", normalization="rmsnorm", tie_embeddings=False)
+MODEL = given(
+    scheme="b2t",
+    vocab_size=VOCAB,
+    num_query_groups=2,
+    position="rotary",
+    activation="swiglu",
+    normalization="rmsnorm",
+    tie_embeddings=False,
+)
 LAYOUT = given(tensor=2, pipeline=2, sequence_parallel=True)
 SAMPLES = 8
 
@@ -32,7 +40,15 @@ def train_and_save(data: str, folder: str) -> Any:
     train(config, engine, 0, 2)
     tokenizer = (Path(data) / "tokenizer.model").read_bytes()
     facts = given(optimizer_step=2, consumed_tokens=2 * 8 * SEQ_LENGTH, seed=1)
-    save(engine, Path(folder), 2, progress=facts, config=config.model_dump(mode="json"), versions={}, extra={"tokenizer.model": tokenizer})
+    save(
+        engine,
+        Path(folder),
+        2,
+        progress=facts,
+        config=config.model_dump(mode="json"),
+        versions={},
+        extra={"tokenizer.model": tokenizer},
+    )
     blend = open_blend(config.data.corpora, "validation", SEQ_LENGTH, 0, None)
     batches = list(blend.batch(range(SAMPLES)).split(config.train.micro_batch_size))
     loss = engine.evaluate(forward_step, lambda: iter(batches), len(batches))
@@ -54,6 +70,11 @@ def test_from_tp2_pp2(tmp_path: Path) -> None:
     # Against the reference on the parameters as the ranks held them, which never went through a checkpoint.
     shape = gpt.Shape("b2t", 4, 4, groups=2, activation="swiglu", normalization="rmsnorm", position="rotary")
     tokens = torch.randint(0, VOCAB, (2, SEQ_LENGTH), generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(logits(tmp_path / "hf", "fathom", tokens), gpt.logits(parameters, shape, tokens)[..., :VOCAB], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        logits(tmp_path / "hf", "fathom", tokens),
+        gpt.logits(parameters, shape, tokens)[..., :VOCAB],
+        rtol=0,
+        atol=1e-5,
+    )
     scored = evaluate(tmp_path / "checkpoints", samples=SAMPLES)
     assert abs(scored.nats / scored.tokens / loss - 1) < 1e-6

@@ -60,7 +60,9 @@ def test_a_whole_split_has_every_window_once(run: dict[str, Any]) -> None:
 def losses_of(run: Path, ids: list[int]) -> list[float]:
     """Loss of ids[1:], by the plain evaluation."""
     trained = open_trained(run)
-    logits = Evaluation(dict(trained.weights), trained.config, logit_scale=trained.logit_scale)(torch.tensor([ids[:-1]]))
+    logits = Evaluation(dict(trained.weights), trained.config, logit_scale=trained.logit_scale)(
+        torch.tensor([ids[:-1]])
+    )
     return F.cross_entropy(logits[0], torch.tensor(ids[1:]), reduction="none").tolist()
 
 
@@ -107,22 +109,43 @@ def test_the_command(run: dict[str, Any], capsys: pytest.CaptureFixture[str]) ->
     facts = json.loads(first)
     assert facts["per_token"]["nats"] == pytest.approx(run["eval"]["loss"], rel=1e-6)
     assert facts["per_token"]["perplexity"] == pytest.approx(math.exp(facts["per_token"]["nats"]))
-    for unit, value in (("token", facts["per_token"]["nats"]), ("byte", facts["per_byte"]["bits"]), ("word", facts["per_word"]["bits"])):
+    for unit, value in (
+        ("token", facts["per_token"]["nats"]),
+        ("byte", facts["per_byte"]["bits"]),
+        ("word", facts["per_word"]["bits"]),
+    ):
         line = next(line for line in text.splitlines() if line.split()[0] == unit)
         assert f"{value:.5f}" in line
         assert f"{facts[unit + 's']:,}" in line
 
 
-def test_what_does_not_fit_is_refused(run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "t.txt").write_text("another tokenizer of the same size " * 20 + "".join(map(chr, range(97, 123))))
+def test_what_does_not_fit_is_refused(
+    run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.txt").write_text(
+        "another tokenizer of the same size " * 20 + "".join(map(chr, range(97, 123)))
+    )
     (tmp_path / "u.txt").write_text("a second document, for the other split " * 20)
     (tmp_path / "empty.txt").touch()
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xff")
     other = {}
     for name, size in (("same", VOCAB), ("larger", VOCAB + 5)):
-        train_tokenizer([str(run["texts"] / "texts")] if name == "larger" else [str(tmp_path / "t.txt")], tmp_path / f"{name}.model", size, "bpe")
+        train_tokenizer(
+            [str(run["texts"] / "texts")] if name == "larger" else [str(tmp_path / "t.txt")],
+            tmp_path / f"{name}.model",
+            size,
+            "bpe",
+        )
         other[name] = tmp_path / name
-        prepare(PrepareOptions(inputs=[str(tmp_path / "[tu].txt")], out=other[name], tokenizer=tmp_path / f"{name}.model", split=(1, 1, 0), workers=1))
+        prepare(
+            PrepareOptions(
+                inputs=[str(tmp_path / "[tu].txt")],
+                out=other[name],
+                tokenizer=tmp_path / f"{name}.model",
+                split=(1, 1, 0),
+                workers=1,
+            )
+        )
     cases = [
         ({"data": other["same"]}, "was prepared with another tokenizer than the model's"),
         ({"data": other["larger"]}, f"vocabulary of {VOCAB + 5}, the model {VOCAB}"),
@@ -130,7 +153,10 @@ def test_what_does_not_fit_is_refused(run: dict[str, Any], tmp_path: Path, capsy
         ({"data": run["data"], "split": "test"}, "the test split has 0 tokens"),
         ({"data": run["data"], "stride": 4}, "stride=4 has an effect on --text only"),
         ({"data": run["data"], "samples": 10**6}, r"samples=1000000: .* gives \d+ windows only"),
-        ({"text": [str(tmp_path / "t.txt")], "stride": 17}, "stride=17 must lie between 1 and the window of 16"),
+        (
+            {"text": [str(tmp_path / "t.txt")], "stride": 17},
+            "stride=17 must lie between 1 and the window of 16",
+        ),
         ({"text": [str(tmp_path / "nothing.txt")]}, "no such file"),
         ({"text": [str(tmp_path / "empty.txt")]}, "there is no text"),
         ({"text": [str(tmp_path / "bad.txt")]}, "not UTF-8"),
@@ -144,7 +170,9 @@ def test_what_does_not_fit_is_refused(run: dict[str, Any], tmp_path: Path, capsy
     assert "split=train has no effect with --text" in capsys.readouterr().err
 
 
-def test_without_a_tokenizer_there_are_tokens_only(run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_tokenizer_there_are_tokens_only(
+    run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(CheckpointReader, "tokenizer_path", None)
     without = evaluate(run["run"], samples=4)
     assert without.nats / without.tokens == pytest.approx(run["eval"]["loss"], rel=1e-6)

@@ -12,7 +12,16 @@ from typing import Any
 from parallel.launch.exit_codes import ExitCode
 from parallel.launch.slurm import check_port, expand_hosts, slurm_environment
 from pretrain.rundir.metrics import MetricsWriter
-from pretrain.rundir.state import FINISHED, RUNNING, STOPPED, check_owner, claim, latest_step, record_failure, write_state
+from pretrain.rundir.state import (
+    FINISHED,
+    RUNNING,
+    STOPPED,
+    check_owner,
+    claim,
+    latest_step,
+    record_failure,
+    write_state,
+)
 from pretrain.train.stop_signals import StopRequest, task_exit_code
 
 
@@ -24,7 +33,12 @@ def joined(info: Any) -> Any:
     torch.set_num_threads(1)
     if info.rank == 0:
         check_port(info.master_addr, info.master_port)
-    dist.init_process_group("gloo", init_method=f"tcp://{info.master_addr}:{info.master_port}", rank=info.rank, world_size=info.world_size)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"tcp://{info.master_addr}:{info.master_port}",
+        rank=info.rank,
+        world_size=info.world_size,
+    )
 
     def largest(value: int) -> int:
         both = torch.tensor([value, -1])
@@ -41,10 +55,16 @@ def options_given() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--step-time", type=float, default=0.1)
     parser.add_argument("--save-every", type=int, default=1000)
-    parser.add_argument("--hold-at", type=int, help="in the first start, go no further than this step until asked to stop, or ended")
+    parser.add_argument(
+        "--hold-at",
+        type=int,
+        help="in the first start, go no further than this step until asked to stop, or ended",
+    )
     parser.add_argument("--collective", action="store_true")
     parser.add_argument("--fail-with", type=int, help="leave with this exit code at once")
-    parser.add_argument("--bad-node", help="leave as the check before the first step does when it runs on this node")
+    parser.add_argument(
+        "--bad-node", help="leave as the check before the first step does when it runs on this node"
+    )
     return parser.parse_args()
 
 
@@ -93,7 +113,14 @@ def main() -> int:
             continue
         step += 1
         if writer is not None:
-            writer.write("train", step, loss=10.0 / step, tokens=step * 1000, tokens_per_s=1000 / options.step_time, step_time_s=options.step_time)
+            writer.write(
+                "train",
+                step,
+                loss=10.0 / step,
+                tokens=step * 1000,
+                tokens_per_s=1000 / options.step_time,
+                step_time_s=options.step_time,
+            )
             if step % options.save_every == 0:
                 save()
         code = largest(stop.code())

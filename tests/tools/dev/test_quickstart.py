@@ -33,6 +33,11 @@ def test_a_failing_step_ends_with_its_code() -> None:
 
 
 def test_an_unknown_scheme_is_refused_before_anything_is_made(tmp_path: Path) -> None:
-    result = subprocess.run([sys.executable, "-m", "tools.dev.quickstart", "--scheme", "b3t"], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-m", "tools.dev.quickstart", "--scheme", "b3t"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 2
     assert "choose one of" in result.stdout

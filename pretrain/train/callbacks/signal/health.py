@@ -62,7 +62,9 @@ class SignalHealth(Callback):
         self.before: Tensor | None = None
 
     def _full(self, trainer: Trainer) -> bool:
-        return self.interval > 0 and (trainer.step == 1 or trainer.step % self.interval == 0 or trainer.step == trainer.last_step)
+        return self.interval > 0 and (
+            trainer.step == 1 or trainer.step % self.interval == 0 or trainer.step == trainer.last_step
+        )
 
     def _cheap(self, trainer: Trainer) -> bool:
         return trainer.step % trainer.config.log.interval == 0
@@ -109,7 +111,10 @@ class SignalHealth(Callback):
         table, logits = self._gather(trainer, full)
         if self.write is None:
             return
-        rows = [_row(number, dict(zip(COLUMNS, row, strict=True)), logit) for number, (row, logit) in enumerate(zip(table, logits, strict=True), 1)]
+        rows = [
+            _row(number, dict(zip(COLUMNS, row, strict=True)), logit)
+            for number, (row, logit) in enumerate(zip(table, logits, strict=True), 1)
+        ]
         self.layers = rows if full else []
         record["signal"] = summary(rows)
         if full:
@@ -149,7 +154,9 @@ class SignalHealth(Callback):
                 if key == "layer":
                     continue
                 # Updates follow the schedule, which is no departure.
-                departed = self.history.check(int(row["layer"]), key, value / lr if key == "update_ratio" and lr else value)
+                departed = self.history.check(
+                    int(row["layer"]), key, value / lr if key == "update_ratio" and lr else value
+                )
                 if departed is not None:
                     found.setdefault(key, []).append(departed)
         from pretrain.train.callbacks.display import Display
@@ -187,7 +194,9 @@ def segments(trainer: Trainer) -> list[Segment]:
     """What this rank counts of every layer in its flat gradient partitions; neighbours of one layer are joined."""
     found: list[Segment] = []
     for _, fragment in owned_fragments(trainer.engine):
-        if not trainer.engine.buffers[fragment.group].counted or not fragment.name.startswith("decoder.layers."):
+        if not trainer.engine.buffers[fragment.group].counted or not fragment.name.startswith(
+            "decoder.layers."
+        ):
             continue
         layer, start = int(fragment.name.split(".")[2]), fragment.offset
         last = found[-1] if found else None
@@ -203,7 +212,9 @@ def squares(trainer: Trainer, parts: list[Segment]) -> Tensor:
     total = torch.zeros(trainer.config.model.num_layers, dtype=torch.float64, device=trainer.engine.device)
     if parts:
         views = [trainer.engine.buffers[part.group].partition[part.start : part.stop] for part in parts]
-        total.index_add_(0, torch.tensor([part.layer for part in parts], device=total.device), norms_of(views).square())
+        total.index_add_(
+            0, torch.tensor([part.layer for part in parts], device=total.device), norms_of(views).square()
+        )
     return total
 
 
@@ -212,7 +223,9 @@ def norms_of(views: list[Tensor]) -> Tensor:
     norms = torch.stack(torch._foreach_norm(views)).double()
     small = (norms < EXACT).nonzero().flatten().tolist()
     if small:
-        norms[small] = torch.stack(torch._foreach_norm([views[index] for index in small], 2, dtype=torch.float64))
+        norms[small] = torch.stack(
+            torch._foreach_norm([views[index] for index in small], 2, dtype=torch.float64)
+        )
     return norms
 
 
@@ -222,7 +235,11 @@ def weight_sample(trainer: Trainer) -> tuple[list[int], Tensor]:
     owners: list[int] = []
     parts: list[Tensor] = []
     for named, fragment in owned_fragments(engine):
-        if not engine.buffers[fragment.group].counted or len(fragment.shape) < 2 or not fragment.name.startswith("decoder.layers."):
+        if (
+            not engine.buffers[fragment.group].counted
+            or len(fragment.shape) < 2
+            or not fragment.name.startswith("decoder.layers.")
+        ):
             continue
         if engine.zero:
             flat = engine.masters[fragment.group][fragment.offset : fragment.offset + fragment.length]
@@ -231,7 +248,10 @@ def weight_sample(trainer: Trainer) -> tuple[list[int], Tensor]:
         step = max(1, fragment.length // SAMPLED_WEIGHTS)
         piece = flat.detach()[::step][:SAMPLED_WEIGHTS].to(engine.device)
         # A short piece is filled up with zeros, which add nothing to either square.
-        parts.append(torch.nn.functional.pad(piece, (0, SAMPLED_WEIGHTS - piece.numel())) * math.sqrt(fragment.length / piece.numel()))
+        parts.append(
+            torch.nn.functional.pad(piece, (0, SAMPLED_WEIGHTS - piece.numel()))
+            * math.sqrt(fragment.length / piece.numel())
+        )
         owners.append(int(fragment.name.split(".")[2]))
     return owners, torch.stack(parts) if parts else torch.zeros(0, SAMPLED_WEIGHTS, device=engine.device)
 

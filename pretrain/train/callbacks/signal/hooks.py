@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from model.layers.layer import DepthLayer
 
-MEANS = ("attention_branch", "attention_residual", "mlp_branch", "mlp_residual", "stream_square", "forward_variance", "grad_variance_late")
+MEANS = (
+    "attention_branch",
+    "attention_residual",
+    "mlp_branch",
+    "mlp_residual",
+    "stream_square",
+    "forward_variance",
+    "grad_variance_late",
+)
 """Sums over micro-batches that become means."""
 CHEAP = "stream_square"
 # Scores of one sample are made in pieces of at most this many numbers.
@@ -38,7 +46,11 @@ def largest_logit(query: Tensor, key: Tensor) -> Tensor:
     best = torch.full((), -math.inf, device=q.device)
     for start in range(0, length, rows):
         piece = torch.einsum("ihd,jhd->hij", q[start : start + rows], k[: start + rows])
-        later = torch.ones(piece.shape[-2:], dtype=torch.bool, device=q.device).triu(start + 1) if piece.shape[-2] > 1 else None
+        later = (
+            torch.ones(piece.shape[-2:], dtype=torch.bool, device=q.device).triu(start + 1)
+            if piece.shape[-2] > 1
+            else None
+        )
         if later is not None:
             piece = piece.masked_fill(later, -math.inf)
         best = torch.maximum(best, piece.max())
@@ -82,7 +94,9 @@ class LayerHooks:
         def entering(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             stream: Tensor = args[0] if args else kwargs["hidden_states"]
             if late and torch.is_grad_enabled() and stream.requires_grad:
-                stream.register_hook(lambda g: self._add(number, "grad_variance_late", mean_square(g[g.shape[0] // 2 :])))
+                stream.register_hook(
+                    lambda g: self._add(number, "grad_variance_late", mean_square(g[g.shape[0] // 2 :]))
+                )
 
         def left(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> None:
             if torch.is_grad_enabled():
@@ -105,7 +119,11 @@ class LayerHooks:
             residual, branch, bias = args[:3]
             branch = branch if bias is None else branch + bias
             self._add(number, f"{part}_branch", mean_square(branch) * module.branch_scale**2)
-            self._add(number, f"{part}_residual", mean_square(residual) * max(module.residual_scale, module.skip_scale) ** 2)
+            self._add(
+                number,
+                f"{part}_residual",
+                mean_square(residual) * max(module.residual_scale, module.skip_scale) ** 2,
+            )
 
         return hook
 

@@ -35,7 +35,23 @@ def test_plain_lines_at_the_ends_and_every_five_percent(capsys: pytest.CaptureFi
         run(progress, clock, range(1, 101), seconds=0.1)
     lines = capsys.readouterr().out.splitlines()
     assert [int(line.split()[1].split("/")[0]) for line in lines] == [*range(1, 100, 5), 100]
-    assert lines[1].split() == ["step", "6/100", "6%", "loss", "4.9400", "grad", "norm", "0.5", "lr", "3.00e-04", "12.3k", "tokens/s", "9", "s", "left"]
+    assert lines[1].split() == [
+        "step",
+        "6/100",
+        "6%",
+        "loss",
+        "4.9400",
+        "grad",
+        "norm",
+        "0.5",
+        "lr",
+        "3.00e-04",
+        "12.3k",
+        "tokens/s",
+        "9",
+        "s",
+        "left",
+    ]
     assert "left" not in lines[-1]
     assert "100%" in lines[-1]
 
@@ -110,7 +126,13 @@ def test_unknown_mode_is_refused() -> None:
 
 def drawn(width: int, start_step: int = 0) -> str:
     clock, screen = Clock(), io.StringIO()
-    with Progress(400, "bar", start_step, console=Console(file=screen, force_terminal=True, width=width, color_system=None), clock=clock) as progress:
+    with Progress(
+        400,
+        "bar",
+        start_step,
+        console=Console(file=screen, force_terminal=True, width=width, color_system=None),
+        clock=clock,
+    ) as progress:
         run(progress, clock, range(start_step + 1, 121))
         progress.evaluated(120, 4.0)
         run(progress, clock, [121])
@@ -129,7 +151,9 @@ def test_bar_shows_where_the_run_stands() -> None:
     assert "━" in bar
     assert "loss 3.7900   grad norm 0.5   lr 3.00e-04   12.3k tokens/s   validation 4.0000" in numbers
     assert screen.count("step 120: validation loss 4.0000, perplexity 54.598") == 1
-    assert screen.count("\x1b[?25l") == screen.count("\x1b[?25h") == 1  # the cursor is hidden once and given back once
+    assert (
+        screen.count("\x1b[?25l") == screen.count("\x1b[?25h") == 1
+    )  # the cursor is hidden once and given back once
 
 
 def test_bar_fits_a_narrow_terminal() -> None:
@@ -148,6 +172,9 @@ def test_an_update_takes_less_than_a_millisecond(mode: str) -> None:
         assert (time.process_time() - begin) / 2000 < 1e-3
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min"), (273600, "3 d 04 h")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min"), (273600, "3 d 04 h")],
+)
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -15,7 +15,16 @@ import pytest
 
 from parallel.launch.exit_codes import ExitCode
 from pretrain.rundir.state import Owner, read_failures, read_state
-from pretrain.train.callbacks.watchdog import BACKWARD, BETWEEN, UNMEASURED_SECONDS, UPDATE, Report, Watchdog, late_ranks, timed_out
+from pretrain.train.callbacks.watchdog import (
+    BACKWARD,
+    BETWEEN,
+    UNMEASURED_SECONDS,
+    UPDATE,
+    Report,
+    Watchdog,
+    late_ranks,
+    timed_out,
+)
 
 HOSTS = ["node1", "node1", "node2", "node2"]
 OWNER = Owner("7", 1)
@@ -30,9 +39,18 @@ def report(rank: int, step: int = 12, phase: int = BACKWARD, waiting: bool = Tru
     [
         ([report(0), report(1), report(3)], "rank 2 on node2 gave no sign of life"),
         ([report(1)], "rank 0 on node1, rank 2 on node2, rank 3 on node2 gave no sign of life"),
-        ([report(0), report(1, phase=BETWEEN), report(2), report(3)], "rank 1 on node1 held up the others, in step 12, before its forward pass"),
-        ([report(0, 13), report(1, 13), report(2, 13), report(3, 12, UPDATE)], "rank 3 on node2 held up the others, in step 12, norm, optimizer"),
-        ([report(0), report(1), report(2, waiting=False), report(3)], "rank 2 on node2 held up the others, in step 12, forward .* at file.py:2 in there"),
+        (
+            [report(0), report(1, phase=BETWEEN), report(2), report(3)],
+            "rank 1 on node1 held up the others, in step 12, before its forward pass",
+        ),
+        (
+            [report(0, 13), report(1, 13), report(2, 13), report(3, 12, UPDATE)],
+            "rank 3 on node2 held up the others, in step 12, norm, optimizer",
+        ),
+        (
+            [report(0), report(1), report(2, waiting=False), report(3)],
+            "rank 2 on node2 held up the others, in step 12, forward .* at file.py:2 in there",
+        ),
         ([report(rank) for rank in range(4)], "no rank is behind the others: step 12, forward"),
         ([report(rank, waiting=False) for rank in range(4)], "no rank is behind the others"),
     ],
@@ -41,7 +59,9 @@ def test_late_ranks(reports: list[Report], words: str) -> None:
     assert re.match(words, late_ranks(reports, HOSTS))
 
 
-def watchdog(folder: Path, step_minutes: float | None = None, rank: int = 0, hosts: list[str] | None = None) -> Watchdog:
+def watchdog(
+    folder: Path, step_minutes: float | None = None, rank: int = 0, hosts: list[str] | None = None
+) -> Watchdog:
     return Watchdog(folder, rank, hosts or ["node1"], step_minutes, 10.0, OWNER, leave=lambda code: None)
 
 
@@ -57,7 +77,11 @@ def test_limits(tmp_path: Path) -> None:
     assert usual.limit(BACKWARD) == UNMEASURED_SECONDS  # the first step of a start compiles
     for seconds, limit in ((2.0, 300.0), (40.0, 400.0), (100.0, 540.0), (400.0, 800.0)):
         usual.on_step(Trainer(), {"step_time_s": seconds})  # type: ignore[arg-type]
-        assert (usual.limit(BACKWARD), usual.limit(UPDATE), usual.limit(BETWEEN)) == (limit, limit, UNMEASURED_SECONDS)
+        assert (usual.limit(BACKWARD), usual.limit(UPDATE), usual.limit(BETWEEN)) == (
+            limit,
+            limit,
+            UNMEASURED_SECONDS,
+        )
     explicit = watchdog(tmp_path, 0.5)
     for _ in range(2):
         explicit.on_step(Trainer(), {"step_time_s": 1.0})  # type: ignore[arg-type]
@@ -76,7 +100,9 @@ def test_what_is_left_behind(tmp_path: Path) -> None:
     failures = read_failures(tmp_path, OWNER)
     assert [failure.rank for failure in sorted(failures, key=lambda failure: failure.rank)] == [0, 1]
     assert {failure.exit_code for failure in failures} == {ExitCode.HUNG}
-    assert failures[0].reason.startswith("step 3 did not end within 5 s: rank 2 on node2 gave no sign of life; stacks in ")
+    assert failures[0].reason.startswith(
+        "step 3 did not end within 5 s: rank 2 on node2 gave no sign of life; stacks in "
+    )
     for rank in range(2):
         assert "test_what_is_left_behind" in both[0].stacks_file(rank).read_text()
 
@@ -101,7 +127,11 @@ def test_nothing_is_left_of_a_run_in_order(tmp_path: Path) -> None:
 
 
 def test_errors_of_a_collective_that_takes_too_long() -> None:
-    assert timed_out(RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 600000ms for recv operation to complete"))
+    assert timed_out(
+        RuntimeError(
+            "[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 600000ms for recv operation to complete"
+        )
+    )
     assert not timed_out(RuntimeError("Connection closed by peer [127.0.0.1]:1234"))
     assert not timed_out(OSError("Connection timed out"))
 
@@ -135,7 +165,12 @@ def test_a_stopped_rank_ends_the_others(tmp_path: Path) -> None:
     script = tmp_path / "rank.py"
     script.write_text(RANK)
     code = f"import sys, parallel.launch.launch as launch; launch.GRACE_SECONDS = 0.5; sys.exit(launch.start_local([{str(script)!r}, {str(tmp_path)!r}], 2))"
-    parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.getcwd()}, stderr=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         while not (tmp_path / "1.pid").exists():
             assert parent.poll() is None, parent.communicate()[1]

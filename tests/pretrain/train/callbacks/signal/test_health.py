@@ -92,7 +92,9 @@ def test_several_layers_make_one_line() -> None:
     for layer in (1, 2, 3):
         for _ in range(8):
             histories.check(layer, "grad_norm", 1.0)
-    departures = [histories.check(layer, "grad_norm", value) for layer, value in ((1, 4.0), (2, 400.0), (3, 4.0))]
+    departures = [
+        histories.check(layer, "grad_norm", value) for layer, value in ((1, 4.0), (2, 400.0), (3, 4.0))
+    ]
     text = message([departed for departed in departures if departed is not None], 12)
     assert text.startswith("layer 2: grad_norm 400")
     assert text.endswith("so do 2 of the other 11 layers")
@@ -103,11 +105,21 @@ def test_several_layers_make_one_line() -> None:
 
 @pytest.mark.parametrize("piece", [1, 40, 1 << 24])
 @pytest.mark.parametrize("groups", [4, 2, 1])
-def test_largest_logit_is_that_of_plain_causal_attention(piece: int, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_largest_logit_is_that_of_plain_causal_attention(
+    piece: int, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(signal_hooks, "PIECE", piece)
     generator = torch.Generator().manual_seed(groups)
-    query, key = torch.randn(9, 2, 4, 6, generator=generator), torch.randn(9, 2, groups, 6, generator=generator)
-    scores = [float(query[i, 0, head] @ key[j, 0, head // (4 // groups)]) / math.sqrt(6) for head in range(4) for i in range(9) for j in range(i + 1)]
+    query, key = (
+        torch.randn(9, 2, 4, 6, generator=generator),
+        torch.randn(9, 2, groups, 6, generator=generator),
+    )
+    scores = [
+        float(query[i, 0, head] @ key[j, 0, head // (4 // groups)]) / math.sqrt(6)
+        for head in range(4)
+        for i in range(9)
+        for j in range(i + 1)
+    ]
     assert float(largest_logit(query, key)) == pytest.approx(max(scores), rel=1e-6)
 
 
@@ -124,9 +136,24 @@ def test_spread_has_both_ends() -> None:
 
 
 def test_summary_names_the_layers_of_the_extremes() -> None:
-    short = summary([{"layer": 1, "grad_norm": 2.0}, {"layer": 2, "grad_norm": 5.0, "residual_rms": 1.0}, {"layer": 3, "grad_norm": 1.0}])
-    assert (short["grad_norm_first"], short["grad_norm_last"], short["grad_norm_max"], short["grad_norm_max_layer"]) == (2.0, 1.0, 5.0, 2)
-    assert (short["grad_norm_min"], short["grad_norm_min_layer"], short["residual_rms_first"]) == (1.0, 3, 1.0)
+    short = summary(
+        [
+            {"layer": 1, "grad_norm": 2.0},
+            {"layer": 2, "grad_norm": 5.0, "residual_rms": 1.0},
+            {"layer": 3, "grad_norm": 1.0},
+        ]
+    )
+    assert (
+        short["grad_norm_first"],
+        short["grad_norm_last"],
+        short["grad_norm_max"],
+        short["grad_norm_max_layer"],
+    ) == (2.0, 1.0, 5.0, 2)
+    assert (short["grad_norm_min"], short["grad_norm_min_layer"], short["residual_rms_first"]) == (
+        1.0,
+        3,
+        1.0,
+    )
 
 
 # ---- in a run -----------------------------------------------------------------------------------------------------------------------------------
@@ -143,7 +170,9 @@ def train(config: RunConfig, *more: Callback) -> tuple[list[dict[str, Any]], Any
     metrics = MetricsFile(config.log.interval)
     trainer.callbacks += [metrics, *more, SignalHealth(config.log.signal_interval, metrics.write)]
     trainer.run()
-    return [json.loads(line) for line in (trainer.run_dir / "metrics.jsonl").read_text().splitlines()], trainer
+    return [
+        json.loads(line) for line in (trainer.run_dir / "metrics.jsonl").read_text().splitlines()
+    ], trainer
 
 
 class Weights(Callback):
@@ -157,16 +186,29 @@ class Weights(Callback):
 
     @staticmethod
     def take(trainer: Any) -> dict[str, Tensor]:
-        return {named.name: named.parameter.detach().clone() for named in trainer.engine.parameters if named.parameter.dim() == 2}
+        return {
+            named.name: named.parameter.detach().clone()
+            for named in trainer.engine.parameters
+            if named.parameter.dim() == 2
+        }
 
 
 def expected_layers(config: RunConfig, batches: list[Tensor]) -> list[dict[str, float]]:
     """The same values from one plain forward and backward pass a micro-batch."""
-    (chunk,) = build_chunks(config.model, single_process(), seq_length=config.data.seq_length, dtype=torch.float32, seed=config.train.seed)
+    (chunk,) = build_chunks(
+        config.model,
+        single_process(),
+        seq_length=config.data.seq_length,
+        dtype=torch.float32,
+        seed=config.train.seed,
+    )
     streams: list[list[Tensor]] = []
     for batch in batches:
         trace: list[Tensor] = []
-        handles = [layer.register_forward_hook(lambda module, args, output, trace=trace: trace.append(output[0])) for layer in chunk.decoder.layers]
+        handles = [
+            layer.register_forward_hook(lambda module, args, output, trace=trace: trace.append(output[0]))
+            for layer in chunk.decoder.layers
+        ]
         output, loss_of = forward_step(iter([batch]), chunk)
         (loss_of(output)[0] / len(batches)).backward()
         for handle in handles:
@@ -174,8 +216,14 @@ def expected_layers(config: RunConfig, batches: list[Tensor]) -> list[dict[str, 
         streams.append(trace)
     rows = []
     for index in range(config.model.num_layers):
-        gradients = [named.parameter.grad for named in named_parameters(chunk, 0, 1) if named.name.startswith(f"decoder.layers.{index}.")]
-        square = sum(float(gradient.double().square().sum()) for gradient in gradients if gradient is not None)
+        gradients = [
+            named.parameter.grad
+            for named in named_parameters(chunk, 0, 1)
+            if named.name.startswith(f"decoder.layers.{index}.")
+        ]
+        square = sum(
+            float(gradient.double().square().sum()) for gradient in gradients if gradient is not None
+        )
         layer = [trace[index].detach().double() for trace in streams]
         rows.append(
             {
@@ -189,7 +237,9 @@ def expected_layers(config: RunConfig, batches: list[Tensor]) -> list[dict[str, 
 
 @pytest.mark.parametrize("recompute", ["none", "full"])
 @pytest.mark.parametrize("zero", [0, 1])
-def test_a_measured_step_is_what_plain_autograd_gives(data: Path, tmp_path: Path, zero: int, recompute: str) -> None:
+def test_a_measured_step_is_what_plain_autograd_gives(
+    data: Path, tmp_path: Path, zero: int, recompute: str
+) -> None:
     config = small_config(data, tmp_path, 1, scheme="b2t", activation="relu")
     config.parallel.zero, config.parallel.recompute.granularity = zero, recompute  # type: ignore[assignment]
     weights = Weights()
@@ -198,11 +248,18 @@ def test_a_measured_step_is_what_plain_autograd_gives(data: Path, tmp_path: Path
     for layer, expected in zip(event["layers"], expected_layers(config, trainer._fetch(0)), strict=True):
         assert {key: layer[key] for key in expected} == pytest.approx(expected, rel=1e-4)
         names = [name for name in weights.before if name.startswith(f"decoder.layers.{layer['layer'] - 1}.")]
-        moved = math.sqrt(sum(float((weights.after[name] - weights.before[name]).square().sum()) for name in names))
+        moved = math.sqrt(
+            sum(float((weights.after[name] - weights.before[name]).square().sum()) for name in names)
+        )
         size = math.sqrt(sum(float(weights.after[name].square().sum()) for name in names))
         assert layer["update_ratio"] == pytest.approx(moved / size, rel=1e-4)
         assert layer["weight_norm"] == pytest.approx(size, rel=1e-4)
-        assert {"branch_ratio_attention", "branch_ratio_mlp", "attention_logit_max", "grad_variance_late"} <= set(layer)
+        assert {
+            "branch_ratio_attention",
+            "branch_ratio_mlp",
+            "attention_logit_max",
+            "grad_variance_late",
+        } <= set(layer)
 
 
 def test_the_update_of_a_large_matrix_is_estimated_from_a_sample(data: Path, tmp_path: Path) -> None:
@@ -212,7 +269,9 @@ def test_the_update_of_a_large_matrix_is_estimated_from_a_sample(data: Path, tmp
     (event,) = [line for line in lines if line["event"] == "signal"]
     for layer in event["layers"]:
         names = [name for name in weights.before if name.startswith(f"decoder.layers.{layer['layer'] - 1}.")]
-        moved = math.sqrt(sum(float((weights.after[name] - weights.before[name]).square().sum()) for name in names))
+        moved = math.sqrt(
+            sum(float((weights.after[name] - weights.before[name]).square().sum()) for name in names)
+        )
         size = math.sqrt(sum(float(weights.after[name].square().sum()) for name in names))
         assert layer["update_ratio"] == pytest.approx(moved / size, rel=0.05)
 
@@ -237,7 +296,11 @@ def test_cheap_set_every_step_and_full_set_at_the_interval(data: Path, tmp_path:
     events = EventAccumulator(str(trainer.run_dir / "tensorboard"))
     events.Reload()
     tags = set(events.Tags()["scalars"])
-    assert {"signal/grad_norm_max", "signal_update_ratio/layer_0001", "signal_attention_logit_max/layer_0003"} <= tags
+    assert {
+        "signal/grad_norm_max",
+        "signal_update_ratio/layer_0001",
+        "signal_attention_logit_max/layer_0003",
+    } <= tags
     assert [event.step for event in events.Scalars("signal_residual_rms/layer_0002")] == [1, 4, 7]
     assert [event.step for event in events.Scalars("signal/grad_norm_first")] == list(range(1, 8))
 
@@ -264,7 +327,9 @@ def test_a_warning_names_the_layer_that_departs(data: Path, tmp_path: Path) -> N
     warnings = [line for line in lines if line["event"] == "warning"]
     assert warnings
     assert {line["step"] for line in warnings} <= {14, 15}
-    assert any(line["step"] == 14 and line["message"].startswith("layer 2: branch_ratio_mlp") for line in warnings)
+    assert any(
+        line["step"] == 14 and line["message"].startswith("layer 2: branch_ratio_mlp") for line in warnings
+    )
 
 
 def test_a_sound_run_warns_of_nothing(data: Path, tmp_path: Path) -> None:
@@ -274,7 +339,9 @@ def test_a_sound_run_warns_of_nothing(data: Path, tmp_path: Path) -> None:
     assert [line["message"] for line in lines if line["event"] == "warning"] == []
 
 
-def test_under_a_cuda_graph_only_fully_measured_steps_run_without_it(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_under_a_cuda_graph_only_fully_measured_steps_run_without_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same values as without a graph; the sizes of streams, which take hooks, at fully measured steps only."""
     monkeypatch.setattr("pretrain.train.compiling.check_graphs", lambda seq_length: None)
     without, _ = train(small_config(data, tmp_path / "without", 12, signal_interval=7))
@@ -282,16 +349,27 @@ def test_under_a_cuda_graph_only_fully_measured_steps_run_without_it(data: Path,
     config.train.cuda_graph = True
     with emulated() as graphs:
         lines, _ = train(config)
-    assert (graphs.captures, graphs.replays) == (2, 12 - 3 - 3)  # steps 1, 7 and 12 are measured; three others warm up
+    assert (graphs.captures, graphs.replays) == (
+        2,
+        12 - 3 - 3,
+    )  # steps 1, 7 and 12 are measured; three others warm up
     by_step = {line["step"]: line for line in without if line["event"] == "train"}
     steps = [line for line in lines if line["event"] == "train"]
     assert [line["step"] for line in steps if "graph_capture_s" in line] == [5, 8]
     for line in steps:
         expected = by_step[line["step"]]
         assert (line["loss"], line["grad_norm"]) == (expected["loss"], expected["grad_norm"])
-        present = {key: value for key, value in expected["signal"].items() if line["step"] in (1, 7, 12) or not key.startswith("residual_rms")}
+        present = {
+            key: value
+            for key, value in expected["signal"].items()
+            if line["step"] in (1, 7, 12) or not key.startswith("residual_rms")
+        }
         assert line["signal"] == present
     assert [line for line in lines if line["event"] == "signal"] == [
         line | {"time": ours["time"]}
-        for line, ours in zip((line for line in without if line["event"] == "signal"), (line for line in lines if line["event"] == "signal"), strict=True)
+        for line, ours in zip(
+            (line for line in without if line["event"] == "signal"),
+            (line for line in lines if line["event"] == "signal"),
+            strict=True,
+        )
     ]
