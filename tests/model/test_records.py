@@ -1,5 +1,8 @@
+from __future__ import annotations
+
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -28,7 +31,7 @@ class Facts(Record):
         ("\udcff", "damaged"),
     ],
 )
-def test_damaged_json_is_one_line_that_names_the_key(tmp_path, content, named):
+def test_damaged_json_is_one_line_that_names_the_key(tmp_path: Path, content: str, named: str) -> None:
     path = tmp_path / "facts.json"
     path.write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=named) as error:
@@ -38,20 +41,20 @@ def test_damaged_json_is_one_line_that_names_the_key(tmp_path, content, named):
     assert "\n" not in str(error.value)
 
 
-def test_sound_json_is_read_and_unknown_keys_are_left(tmp_path):
+def test_sound_json_is_read_and_unknown_keys_are_left(tmp_path: Path) -> None:
     path = tmp_path / "facts.json"
     path.write_text(json.dumps({"tokens": 3, "splits": {"train": [1, 2]}, "later": 1}))
     assert read_record(path, Facts, "") == Facts(tokens=3, splits={"train": (1, 2)})
 
 
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="no regular file"):
         read_record(tmp_path / "pipe", Facts, "")
 
 
 @pytest.mark.parametrize("name", ["", "../x", "/etc/passwd", "a/../../x", "link/x", "a\0b"])
-def test_names_that_lead_out_of_a_folder_are_not_followed(tmp_path, name):
+def test_names_that_lead_out_of_a_folder_are_not_followed(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "link").symlink_to(tmp_path)
@@ -60,12 +63,12 @@ def test_names_that_lead_out_of_a_folder_are_not_followed(tmp_path, name):
     assert inside(folder, "a/b") == folder / "a" / "b"
 
 
-def test_terminal_escapes_are_shown_and_not_sent():
+def test_terminal_escapes_are_shown_and_not_sent() -> None:
     assert printable("a\x1b]0;x\x07\x1b[2J\nb\u202e\u00e9") == "a\\x1b]0;x\\x07\\x1b[2J\\nb\\u202e\u00e9"
     assert len(printable("x" * 1000)) == 200
 
 
-def test_new_files_have_the_modes_that_the_umask_leaves(tmp_path):
+def test_new_files_have_the_modes_that_the_umask_leaves(tmp_path: Path) -> None:
     for mask, mode in ((0o077, 0o600), (0o002, 0o664), (0o022, 0o644)):
         before = os.umask(mask)
         try:

@@ -160,9 +160,8 @@ def test_schemes_reduce_to_their_plain_forms() -> None:
     lam, beta = deepscalelm.constants(2)
     assert lam == pytest.approx(beta)
     plain = Options(HEADS, eps=1e-14)
-    assert torch.allclose(
-        deepscalelm.post_ln_layer(x, w[0], plain, lam, beta), post_ln.layer(x, w[0], plain), **same
-    )  # type: ignore[arg-type]
+    scaled = deepscalelm.post_ln_layer(x, w[0], plain, lam, beta)
+    assert torch.allclose(scaled, post_ln.layer(x, w[0], plain), **same)  # type: ignore[arg-type]
     # DeepNorm is post-norm with the branches divided by a.
     divided = dict(w[0])
     for name in ("o", "bo", "fc2", "bfc2"):

@@ -173,9 +173,9 @@ def made(
     status: str = "learned",
 ) -> Outcome:
     cell = Cell(parse_variant(scheme), layers, lr, warmup, seed)
-    return Outcome(
-        cell, status, validation, validation, 0, 0, 0.1, 10.0, 1000, 6000.0, 16, [(1, 4.0), (100, validation)]
-    )  # type: ignore[arg-type]
+    curve = [(1, 4.0), (100, validation)]
+    numbers = (0, 0, 0.1, 10.0, 1000, 6000.0, 16)
+    return Outcome(cell, status, validation, validation, *numbers, curve)  # type: ignore[arg-type]
 
 
 def test_each_scheme_is_taken_at_its_own_best() -> None:
