@@ -21,6 +21,7 @@ from benchmarks.peers import Fathom, Shape, fathom_deepspeed
 from benchmarks.results import write_results
 from benchmarks.run import SHAPES
 from benchmarks.turns import allocator, ratio_table, spread, turns
+from parallel.engine.deepspeed_api import weights_cut_anew
 
 ALL = "Fathom as it is"
 
@@ -36,11 +37,7 @@ def _torch_loss(self: Any, labels: Tensor, logits: Tensor) -> Tensor:
 
 def _deepspeed_slices(contestant: Fathom) -> AbstractContextManager[Any]:
     optimizer = contestant.engine.optimizer
-    return patch.object(
-        optimizer,
-        "_update_model_bit16_weights",
-        functools.partial(type(optimizer)._update_model_bit16_weights, optimizer),
-    )
+    return patch.object(optimizer, "_update_model_bit16_weights", weights_cut_anew(optimizer))
 
 
 def _torch_cross_entropy(contestant: Fathom) -> AbstractContextManager[Any]:

@@ -270,7 +270,7 @@ class Fathom:
     """Fathom: its model, Megatron-core's schedule, its gradient buffers, DeepSpeed ZeRO-1."""
 
     def __init__(self, shape: Shape, scheme: str = "pre_ln", *, compiled: bool = False) -> None:
-        from parallel.engine.engine import Engine
+        from parallel.engine.engine import Engine, EngineOptions
         from parallel.launch.one_process import single_process
         from pretrain.config.schema import OptimizerConfig
         from pretrain.train.build import adamw, build_chunks
@@ -291,12 +291,14 @@ class Fathom:
             chunks,
             topology,
             make_optimizer=lambda groups: adamw(optimizer, groups),
-            dtype=torch.float32,
-            micro_batch_size=shape.batch,
-            seq_length=shape.seq,
-            clip=CLIP,
-            tied=True,
-            decay_embeddings=False,
+            options=EngineOptions(
+                dtype=torch.float32,
+                micro_batch_size=shape.batch,
+                seq_length=shape.seq,
+                clip=CLIP,
+                tied=True,
+                decay_embeddings=False,
+            ),
         )
 
     def step(self, tokens: Tensor) -> float:

@@ -42,7 +42,7 @@ def parts(layers: int, hidden: int, data: Path) -> dict[str, dict[str, float]]:
     import pretrain.train.build as build
     from model.config import ModelConfig
     from model.families.gpt import GPT, transformer_config
-    from parallel.engine.engine import Engine
+    from parallel.engine.engine import Engine, EngineOptions
     from parallel.launch.one_process import single_process
     from pretrain.config.schema import Corpus, OptimizerConfig
     from pretrain.data.blend import open_blend
@@ -73,12 +73,14 @@ def parts(layers: int, hidden: int, data: Path) -> dict[str, dict[str, float]]:
             [chunk],
             topology,
             make_optimizer=lambda groups: build.adamw(optimizer, groups),
-            dtype=torch.float32,
-            micro_batch_size=BATCH,
-            seq_length=SEQ,
-            clip=1.0,
-            tied=True,
-            decay_embeddings=False,
+            options=EngineOptions(
+                dtype=torch.float32,
+                micro_batch_size=BATCH,
+                seq_length=SEQ,
+                clip=1.0,
+                tied=True,
+                decay_embeddings=False,
+            ),
         )
     mark()
     engine.train_step(forward_step, lambda: iter(batches), 1)

@@ -33,7 +33,7 @@ def check_model(reader: CheckpointReader, parameters: Sequence[NamedParameter]) 
 def check_optimizer(reader: CheckpointReader, engine: Engine) -> None:
     """Raises UserError when a checkpoint's moments are another optimizer's."""
     saved = reader.config.get("optimizer", {}).get("kind", "adamw")
-    wanted = "muon" if engine.muon else "adamw"
+    wanted = "muon" if engine.options.muon else "adamw"
     if saved != wanted:
         raise UserError(
             f"{reader.folder} was written with optimizer.kind={saved}, whose moments optimizer.kind={wanted} cannot go on from: set optimizer.kind={saved}"

@@ -20,10 +20,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.parameters.names import NamedParameter, named_parameters
+from parallel.engine import deepspeed_api as api
 from parallel.engine import zero3
 from parallel.engine.gradients import Gradient, GradientBuffer, Group, build_groups
 from parallel.engine.muon import Muon, Orthogonalizer, matrices_of
 from parallel.engine.overlap import Overlap
+from parallel.engine.self_check import Sample, check_moved, watch
 from parallel.engine.step_graph import StepGraph
 from parallel.topology import Topology
 
@@ -41,34 +43,31 @@ class StepResult:
     votes: float
 
 
-@contextlib.contextmanager
-def _quick_initialize() -> Iterator[None]:
-    """DeepSpeed's check for duplicate parameters rebuilds the list of all ids once per parameter; the same check with sets is linear. Its broadcast of
-    every parameter is left out: weights are drawn by global name and equal on all ranks by construction. So are, on GPUs, its passes for a compiler that
-    Fathom does not use, for which it would import Inductor."""
-    from deepspeed import DeepSpeedEngine
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine trains; the same on all ranks."""
 
-    def check(self: Any, optimizer: torch.optim.Optimizer) -> None:
-        seen: set[int] = set()
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if id(parameter) in seen:
-                    raise ValueError("a parameter occurs twice in the optimizer's groups")
-                seen.add(id(parameter))
+    dtype: torch.dtype
+    """Of weights and activations."""
+    micro_batch_size: int
+    """Samples."""
+    seq_length: int
+    """Tokens of a sample."""
+    clip: float
+    """Limit of the global gradient norm, 0 for none."""
+    tied: bool
+    """Embedding and output share weights."""
+    decay_embeddings: bool = False
+    """Embeddings are decayed as the other matrices are."""
+    muon: bool = False
+    """The layers' matrices are updated by Muon."""
+    cuda_graph: bool = False
+    """The passes of a step run as one CUDA graph; without a pipeline and below ZeRO-3 only."""
+    overlap: bool = True
+    """Gradients are reduced during the last backward pass.
 
-    changes: dict[str, Callable[..., None]] = {
-        "_check_for_duplicates": check,
-        "_broadcast_model": lambda self: None,
-        "register_compile_pass": lambda self, *args: None,
-    }
-    saved = {name: getattr(DeepSpeedEngine, name) for name in changes}
-    for name, change in changes.items():
-        setattr(DeepSpeedEngine, name, change)
-    try:
-        yield
-    finally:
-        for name, original in saved.items():
-            setattr(DeepSpeedEngine, name, original)
+    Where there are data-parallel ranks and neither a graph nor ZeRO-3.
+    """
 
 
 def _deepspeed_config(topology: Topology, dtype: torch.dtype, micro_batch_size: int) -> dict[str, Any]:
@@ -106,97 +105,82 @@ def _deepspeed_config(topology: Topology, dtype: torch.dtype, micro_batch_size: 
 class Engine:
     """One training engine per process.
 
-    chunks: model chunks of this rank (several with interleaved pipelines); clip: global gradient norm limit, 0 for none.
-    cuda_graph: run the passes of a step by a CUDA graph; without a pipeline and below ZeRO-3 only. overlap: reduce gradients during the last backward
-    pass, where there are data-parallel ranks and neither a graph nor ZeRO-3.
-    make_optimizer: from DeepSpeed-style parameter groups to a torch optimizer. Raises UserError for a precision that the ZeRO stage cannot train.
+    chunks: model chunks of this rank, several with interleaved pipelines.
+    make_optimizer: from DeepSpeed-style parameter groups to a torch optimizer.
+    Raises UserError for a precision that the ZeRO stage cannot train.
     """
 
     def __init__(
         self,
         chunks: Sequence[nn.Module],
         topology: Topology,
-        *,
         make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
-        dtype: torch.dtype,
-        micro_batch_size: int,
-        seq_length: int,
-        clip: float,
-        tied: bool,
-        decay_embeddings: bool,
-        muon: bool = False,
-        cuda_graph: bool = False,
-        overlap: bool = True,
+        options: EngineOptions,
     ) -> None:
-        import deepspeed
-        from deepspeed.utils import logger
-
-        topology.layout.check_dtype(dtype)
-        logger.setLevel(logging.ERROR)
-        self.chunks, self.topology, self.clip = list(chunks), topology, clip
-        self.micro_batch_size, self.seq_length, self.muon = micro_batch_size, seq_length, muon
+        layout = topology.layout
+        layout.check_dtype(options.dtype)
+        self.chunks, self.topology, self.options = list(chunks), topology, options
+        self.clip = options.clip
         self.parameters: list[NamedParameter] = [
             named
             for chunk in self.chunks
-            for named in named_parameters(chunk, topology.tensor_rank, topology.layout.tensor)
+            for named in named_parameters(chunk, topology.tensor_rank, layout.tensor)
         ]
         self.groups: list[Group] = build_groups(
-            self.parameters, topology, tied=tied, decay_embeddings=decay_embeddings, muon=muon
+            self.parameters,
+            topology,
+            tied=options.tied,
+            decay_embeddings=options.decay_embeddings,
+            muon=options.muon,
         )
-        optimizer = make_optimizer(
-            [
-                {
-                    "params": [named.parameter for named in group.parameters],
-                    "decay": group.decay,
-                    "muon": group.muon,
-                }
-                for group in self.groups
-            ]
-        )
-        with _quick_initialize():
-            self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
-                # Below stage 3 it has no use for modules but to walk all of them eight times.
-                model=self.chunks[0]
-                if topology.layout.zero == 3
-                else nn.ParameterList(named.parameter for named in self.parameters),
-                optimizer=optimizer,
-                config=_deepspeed_config(topology, dtype, micro_batch_size),
-                mpu=topology,
-                dist_init_required=False,
-            )
-        self.zero = topology.layout.zero > 0
-        if topology.layout.zero in (1, 2):
-            # After every step it would cut each parameter anew out of the flat group, of which it is a view already: 0.17 s at 1000 layers.
-            self.optimizer._update_model_bit16_weights = lambda group: None
+        optimizer = make_optimizer([_as_deepspeed(group) for group in self.groups])
+        self._initialize(optimizer)
+        self.zero = layout.zero > 0
+        if layout.zero in (1, 2):
+            api.keep_weights_cut(self.optimizer)
         self.device = self.parameters[0].parameter.device
-        self.models: list[nn.Module] = (
-            self.chunks if topology.layout.zero < 3 else [zero3.Gathering(self.deepspeed, self.chunks[0])]
-        )
+        self.models: list[nn.Module] = self.chunks
+        if layout.zero == 3:
+            self.models = [zero3.Gathering(self.deepspeed, self.chunks[0])]
         self.buffers = self._buffers()
         if isinstance(optimizer, Muon):
-            core: Any = self.chunks[0].config
-            split = matrices_of(core.num_attention_heads, core.num_query_groups, core.gated_linear_unit)
-            optimizer.orthogonalizers = {
-                index: Orthogonalizer(buffer, split, dtype)
-                for index, buffer in enumerate(self.buffers)
-                if buffer.group.muon and isinstance(buffer, GradientBuffer)
-            }
-        self.graph = StepGraph(self._fixed()) if cuda_graph else None
-        self.overlap = (
-            Overlap(self.buffers) if overlap and topology.layout.data > 1 and not cuda_graph else None
-        )
+            optimizer.orthogonalizers = self._orthogonalizers()
+        self.graph = StepGraph(self._fixed()) if options.cuda_graph else None
+        overlapping = options.overlap and layout.data > 1 and not options.cuda_graph
+        self.overlap = Overlap(self.buffers) if overlapping else None
+        self.checked = False
         for chunk in self.chunks:
             if not chunk.training:  # a new one is, and setting it walks all modules
                 chunk.train()
 
+    def _initialize(self, optimizer: torch.optim.Optimizer) -> None:
+        import deepspeed
+        from deepspeed.utils import logger
+
+        logger.setLevel(logging.ERROR)
+        # Below stage 3 it has no use for modules but to walk all of them eight times.
+        model = self.chunks[0]
+        if self.topology.layout.zero < 3:
+            model = nn.ParameterList(named.parameter for named in self.parameters)
+        config = _deepspeed_config(self.topology, self.options.dtype, self.options.micro_batch_size)
+        with api.quick_initialize():
+            self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
+                model=model, optimizer=optimizer, config=config, mpu=self.topology, dist_init_required=False
+            )
+
+    def _orthogonalizers(self) -> dict[int, Orthogonalizer]:
+        core: Any = self.chunks[0].config
+        split = matrices_of(core.num_attention_heads, core.num_query_groups, core.gated_linear_unit)
+        return {
+            index: Orthogonalizer(buffer, split, self.options.dtype)
+            for index, buffer in enumerate(self.buffers)
+            if buffer.group.muon and isinstance(buffer, GradientBuffer)
+        }
+
     @property
     def masters(self) -> list[Tensor]:
         """This rank's fp32 master weights of each group, flat, laid out as the group's gradient partition. Under ZeRO only."""
-        return (
-            self.optimizer.fp32_partitioned_groups_flat
-            if self.topology.layout.zero == 3
-            else self.optimizer.single_partition_of_fp32_groups
-        )  # type: ignore[no-any-return]
+        return api.masters(self.optimizer, self.topology.layout.zero)
 
     def gathered(self) -> AbstractContextManager[Any]:
         """Inside it every rank holds its parameters whole, to read them; elsewhere that is so at all stages but 3. Collective."""
@@ -209,7 +193,7 @@ class Engine:
     def weights_from_masters(self) -> None:
         """After master weights were set, at stage 3: the weights that forward gathers."""
         for index in range(len(self.groups)):
-            self.optimizer._reassign_or_swap_out_partitioned_parameters(index)
+            api.weights_from_masters(self.optimizer, index)
 
     def _buffers(self) -> Sequence[Gradient]:
         if self.topology.layout.zero == 3:
@@ -220,18 +204,10 @@ class Engine:
                 GradientBuffer(group, offset, end, self.topology, sharded=False)
                 for group, (offset, end) in zip(self.groups, offsets, strict=True)
             ]
-        for hook in self.optimizer._grad_acc_hooks:
-            hook.remove()
-        self.optimizer._grad_acc_hooks.clear()
+        api.drop_gradient_hooks(self.optimizer, (named.parameter for named in self.parameters))
         return [
-            GradientBuffer(
-                group,
-                self.optimizer.round_robin_bit16_offsets[i],
-                self.optimizer.bit16_groups_flat[i].numel(),
-                self.topology,
-                sharded=True,
-            )
-            for i, group in enumerate(self.groups)
+            GradientBuffer(group, *api.flat_group(self.optimizer, index), self.topology, sharded=True)
+            for index, group in enumerate(self.groups)
         ]
 
     def _fixed(self) -> list[Tensor]:
@@ -257,7 +233,7 @@ class Engine:
     ) -> list[Any]:
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
-        self.topology.layout.check_batches(self.seq_length, num_microbatches)
+        self.topology.layout.check_batches(self.options.seq_length, num_microbatches)
         # Every chunk of an interleaved stage walks the same micro-batches.
         iterators = [batches() for _ in self.chunks]
         single = len(self.models) == 1
@@ -266,8 +242,8 @@ class Engine:
             data_iterator=iterators[0] if single else iterators,
             model=self.models[0] if single else self.models,
             num_microbatches=num_microbatches,
-            seq_length=self.seq_length,
-            micro_batch_size=self.micro_batch_size,
+            seq_length=self.options.seq_length,
+            micro_batch_size=self.options.micro_batch_size,
             forward_only=forward_only,
         )
 
@@ -343,16 +319,32 @@ class Engine:
             for buffer in self.buffers:
                 buffer.partition.mul_(scale)
         if self.topology.layout.zero in (1, 2):
-            from deepspeed.runtime.zero.stage_1_and_2 import GradPartitionBufferGroup
-
             for index, buffer in enumerate(self.buffers):
-                if self.topology.layout.offload:
-                    self.optimizer.single_partition_of_fp32_groups[index].grad.copy_(buffer.partition)
-                    continue
-                self.optimizer.averaged_gradients[index] = GradPartitionBufferGroup(
-                    [buffer.partition], buffer.partition
+                api.give_gradient(
+                    self.optimizer, index, buffer.partition, offload=self.topology.layout.offload
                 )
+        watched = [] if self.checked else watch(self._samples())
         self.deepspeed.step()
+        check_moved(watched)
+        self.checked = self.checked or bool(watched)
+
+    def _samples(self) -> Iterator[Sample]:
+        """Of each group some master weights and their gradients."""
+        settings = self.deepspeed.optimizer.param_groups
+        for index, (group, buffer) in enumerate(zip(self.groups, self.buffers, strict=True)):
+            weights = self.masters[index] if self.zero else group.parameters[0].parameter
+            flat = weights.detach().flatten()
+            gradient = buffer.partition[: flat.numel()]
+            rate, eps = float(settings[index]["lr"]), float(settings[index].get("eps", 0.0))
+            yield Sample(group.parameters[0].name, flat, gradient, rate, eps)
+
+
+def _as_deepspeed(group: Group) -> dict[str, Any]:
+    return {
+        "params": [named.parameter for named in group.parameters],
+        "decay": group.decay,
+        "muon": group.muon,
+    }
 
 
 def _offsets(group: Group) -> tuple[list[int], int]:

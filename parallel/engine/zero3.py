@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from parallel.engine import deepspeed_api as api
 from parallel.engine.gradients import Gradient, Group, Kind, Piece
 from parallel.topology import Topology
 
@@ -62,7 +63,7 @@ class ScatteredGradient(Gradient):
         self.parts = [named.parameter.partition_numel() for named in group.parameters]  # type: ignore[attr-defined]
         super().__init__(
             group,
-            optimizer.grad_partitions_flat_buffer[first : first + sum(self.parts)],
+            api.gradient_partitions(optimizer)[first : first + sum(self.parts)],
             topology,
             sharded=True,
         )
@@ -78,9 +79,8 @@ class ScatteredGradient(Gradient):
 
     def prepare(self) -> None:
         self.partition.zero_()
-        # After a skipped step DeepSpeed would add to what is there; its own step resets these two.
-        self.optimizer.micro_step_id = 0
-        self.optimizer._epilogue_ran_this_backward = False
+        # After a skipped step DeepSpeed would add to what is there.
+        api.begin_accumulation(self.optimizer)
 
     def reduce(self) -> None:
         if self.group.kind is Kind.SEQUENCE:
@@ -89,7 +89,7 @@ class ScatteredGradient(Gradient):
 
 def scattered(groups: Sequence[Group], optimizer: Any, topology: Topology) -> list[Gradient]:
     """The gradients of all groups. optimizer: DeepSpeed's, of stage 3; its own norm, which nobody reads, is turned off."""
-    optimizer._get_norm_groups = lambda: [torch.zeros((), device=optimizer.device)]
+    api.skip_norm(optimizer)
     found: list[Gradient] = []
     first = 0
     for group in groups:

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from parallel.engine.deepspeed_api import no_shared_memory_kernel
+
 FACTORIES = (
     "arange",
     "empty",
@@ -94,7 +96,6 @@ def keep_freed_memory() -> bool:
 @functools.cache
 def enable() -> None:
     """Makes Megatron-core's loaded modules run on the CPU. Call after importing them and before using them; more calls do nothing."""
-    import deepspeed.comm.torch  # noqa: F401 - loaded, to be changed
     import megatron.core.pipeline_parallel.p2p_communication
     import megatron.core.pipeline_parallel.schedules  # noqa: F401 - loaded, to be changed
     from megatron.core.tensor_parallel import random
@@ -107,9 +108,7 @@ def enable() -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("megatron.core") and getattr(module, "torch", None) is torch:
             vars(module)["torch"] = stand_in
-    # DeepSpeed would compile a shared-memory kernel at the first start, most of a minute, for collectives that gloo does as well.
-    # By sys.modules: the attribute `deepspeed.comm.torch` is PyTorch itself.
-    vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: None
+    no_shared_memory_kernel()
     # These two read torch.cuda through default generators that a CPU build lacks.
     random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)

@@ -11,7 +11,7 @@ from model.config import ModelConfig
 from model.families.gpt import GPT, Kernels, transformer_config
 from model.parameters.names import named_parameters
 from model.weights.init import initialize_
-from parallel.engine.engine import Engine
+from parallel.engine.engine import Engine, EngineOptions
 from parallel.engine.muon import Muon
 from parallel.hardware.precision import fallback, this_machine
 from parallel.topology import Topology
@@ -133,13 +133,15 @@ def build_engine(config: RunConfig, topology: Topology) -> Engine:
         chunks,
         topology,
         make_optimizer=lambda groups: make_optimizer(config.optimizer, groups),
-        dtype=numerics.dtype,
-        micro_batch_size=config.train.micro_batch_size,
-        seq_length=config.data.seq_length,
-        clip=config.optimizer.clip_grad,
-        tied=config.model.tie_embeddings,
-        decay_embeddings=config.optimizer.decay_embeddings,
-        muon=config.optimizer.kind == "muon",
-        cuda_graph=train.cuda_graph,
-        overlap=config.parallel.overlap_grad_reduce is not False,
+        options=EngineOptions(
+            dtype=numerics.dtype,
+            micro_batch_size=config.train.micro_batch_size,
+            seq_length=config.data.seq_length,
+            clip=config.optimizer.clip_grad,
+            tied=config.model.tie_embeddings,
+            decay_embeddings=config.optimizer.decay_embeddings,
+            muon=config.optimizer.kind == "muon",
+            cuda_graph=train.cuda_graph,
+            overlap=config.parallel.overlap_grad_reduce is not False,
+        ),
     )

@@ -29,7 +29,7 @@ def engine_of(model: Any, kinds: str, *, zero: int = 1, cuda_graph: bool = False
 
     from model.parameters.names import named_parameters
     from model.weights.init import initialize_
-    from parallel.engine.engine import Engine
+    from parallel.engine.engine import Engine, EngineOptions
     from parallel.launch.one_process import single_process
     from pretrain.config.schema import OptimizerConfig
     from pretrain.train.build import adamw
@@ -46,13 +46,15 @@ def engine_of(model: Any, kinds: str, *, zero: int = 1, cuda_graph: bool = False
         [chunk],
         topology,
         make_optimizer=functools.partial(adamw, optimizer),
-        dtype=dtype,
-        micro_batch_size=2,
-        seq_length=SEQ,
-        clip=1.0,
-        tied=True,
-        decay_embeddings=False,
-        cuda_graph=cuda_graph,
+        options=EngineOptions(
+            dtype=dtype,
+            micro_batch_size=2,
+            seq_length=SEQ,
+            clip=1.0,
+            tied=True,
+            decay_embeddings=False,
+            cuda_graph=cuda_graph,
+        ),
     )
 
 

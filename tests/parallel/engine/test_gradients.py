@@ -13,7 +13,7 @@ from torch import nn
 from model.depth.scheme import SCHEMES, scheme_names
 from model.parameters.names import NamedParameter
 from model.parameters.shards import WHOLE
-from parallel.engine.engine import Engine
+from parallel.engine.engine import Engine, EngineOptions
 from parallel.engine.gradients import GradientBuffer, Group, Kind
 from pretrain.train.loop import forward_step
 from tests import distributed
@@ -157,12 +157,14 @@ def one_rank() -> dict[str, Any]:
         engine.chunks,
         rebuild(clipped.parallel, clipped.model),
         make_optimizer=lambda groups: torch.optim.AdamW([{"params": group["params"]} for group in groups]),
-        dtype=torch.float32,
-        micro_batch_size=2,
-        seq_length=16,
-        clip=1.0,
-        tied=True,
-        decay_embeddings=True,
+        options=EngineOptions(
+            dtype=torch.float32,
+            micro_batch_size=2,
+            seq_length=16,
+            clip=1.0,
+            tied=True,
+            decay_embeddings=True,
+        ),
     )
     found["decay_embeddings"] = {
         named.name for group in engine.groups for named in group.parameters if group.decay
