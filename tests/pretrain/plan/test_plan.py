@@ -36,7 +36,7 @@ DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "performance.md"
 def test_documented_table_is_what_the_code_gives() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     documented = text.partition("<!-- published: begin -->\n")[2].partition("\n<!-- published: end -->")[0]
-    assert documented == table(), "write it anew with python -m benchmarks.plan_published"
+    assert documented == table(), "write it anew with python -m tests.documents.published"
     found = [abs(error) for error in errors()]
     assert statistics.median(found) < 0.08
     assert max(found) < 0.35
