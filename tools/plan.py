@@ -55,12 +55,12 @@ def plan(
     """The whole answer as plain data; bytes, seconds, days. Raises UserError for an unknown GPU, an impossible layout or an unknown vocabulary."""
     from model.cost.flops import flops_per_token
     from model.parameters.size import parameter_count
-    from parallel.hardware.accelerators import accelerator
+    from parallel.hardware.gpus import planned_gpu
     from pretrain.config.load import complete_model, load_config
     from pretrain.plan.layouts import configured, rank, work_of
     from tools.config import known_vocabulary
 
-    device = accelerator(gpu)
+    device = planned_gpu(gpu)
     config = load_config(path, overrides)
     model = complete_model(config, config.model.vocab_size or known_vocabulary(config))
     work = work_of(config, model)

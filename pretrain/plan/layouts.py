@@ -10,7 +10,7 @@ from model.cost.activations import Activations
 from model.cost.flops import Recompute, flops_per_token
 from model.errors import UserError
 from parallel.config import ParallelConfig, RecomputeConfig
-from parallel.hardware.accelerators import GIB, Accelerator
+from parallel.hardware.gpus import GIB, Gpu
 from parallel.topology import Layout, check_layout
 from pretrain.config.schema import RunConfig
 from pretrain.plan.memory import Memory, peak_memory, stages
@@ -83,7 +83,7 @@ def work_of(config: RunConfig, model: ModelConfig) -> Work:
 
 
 def predict(
-    work: Work, gpu: Accelerator, parallel: ParallelConfig, world: int, micro: int, *, overlap: bool = False
+    work: Work, gpu: Gpu, parallel: ParallelConfig, world: int, micro: int, *, overlap: bool = False
 ) -> Prediction:
     """The prediction for one layout over `world` GPUs. overlap: as in `step_time`. Raises UserError where the layout is impossible."""
     layout = check_layout(parallel, work.config, world)
@@ -143,7 +143,7 @@ def layouts(config: ModelConfig, world: int) -> Iterator[ParallelConfig]:
                     )
 
 
-def rank(work: Work, gpu: Accelerator, world: int, *, most: int = 10) -> list[Prediction]:
+def rank(work: Work, gpu: Gpu, world: int, *, most: int = 10) -> list[Prediction]:
     """The layouts that fit into the GPU's memory, fastest first, at most `most`. Of equals (within 0.1 %) the one that needs less memory."""
     found = []
     for parallel in layouts(work.config, world):
@@ -158,7 +158,7 @@ def rank(work: Work, gpu: Accelerator, world: int, *, most: int = 10) -> list[Pr
     return found[:most]
 
 
-def configured(config: RunConfig, work: Work, gpu: Accelerator, world: int) -> Prediction:
+def configured(config: RunConfig, work: Work, gpu: Gpu, world: int) -> Prediction:
     """The layout that the configuration asks for. Raises UserError where it does not fit the GPUs."""
     return predict(work, gpu, config.parallel, world, config.train.micro_batch_size)
 

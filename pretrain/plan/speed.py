@@ -1,6 +1,6 @@
 """Time of a step by a roofline: every kind of work at a stated share of what the hardware can do, and host time where a layer is too small to hide it.
 
-All constants of the model stand in this file and in `parallel/hardware/accelerators.py`; docs/performance.md holds the result against published runs.
+All constants of the model stand in this file and in `parallel/hardware/gpus.py`; docs/performance.md holds the result against published runs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from model.cost.activations import FP32, Activations
 from model.cost.flops import forward_flops
 from parallel.engine.overlap import PIECES
-from parallel.hardware.accelerators import Accelerator
+from parallel.hardware.gpus import Gpu
 from parallel.topology import Layout
 from pretrain.plan.memory import Stage, stages
 
@@ -63,7 +63,7 @@ class Traffic:
         return self.tensor + self.pipeline + self.data
 
 
-def layer_seconds(gpu: Accelerator, a: Activations, precision: str) -> tuple[float, float]:
+def layer_seconds(gpu: Gpu, a: Activations, precision: str) -> tuple[float, float]:
     """(time on the device, time of the host) of one layer: forward, backward and recomputation of one micro-batch."""
     c, tokens = a.config, a.tokens / a.tensor
     flops = forward_flops(c, a.seq_length)
@@ -106,7 +106,7 @@ def _moved_bytes(a: Activations) -> float:
     return stream + n * (wide * c.ffn_size + rotary)
 
 
-def head_seconds(gpu: Accelerator, a: Activations, precision: str) -> float:
+def head_seconds(gpu: Gpu, a: Activations, precision: str) -> float:
     """Vocabulary projection and loss of one micro-batch, forward and backward; logits are moved about seven times in fp32 (derived)."""
     dense = "bf16" if precision == "fp8" else precision
     products = (
@@ -133,7 +133,7 @@ def traffic(layout: Layout, stage: Stage, a: Activations, micro_batches: int) ->
 
 
 def step_time(
-    gpu: Accelerator,
+    gpu: Gpu,
     layout: Layout,
     a: Activations,
     micro_batches: int,
@@ -174,18 +174,18 @@ def step_time(
     return StepTime(compute, bubble, late, _optimizer(gpu, heaviest, layout, a), micro_batches * held)
 
 
-def _wire(gpu: Accelerator, ranks: int) -> float:
+def _wire(gpu: Gpu, ranks: int) -> float:
     return WIRE * (gpu.link if ranks <= HOST_GPUS else gpu.network)
 
 
-def _accumulation(gpu: Accelerator, stage: Stage, a: Activations) -> float:
+def _accumulation(gpu: Gpu, stage: Stage, a: Activations) -> float:
     """Reading and writing a micro-batch's weights and gradients: the sum in fp32 is read and written, in bf16 the gradient itself too."""
     return (
         stage.parameters * (2 * FP32 + (2 * a.element if a.element < FP32 else 0)) / (gpu.bandwidth * TRAFFIC)
     )
 
 
-def _optimizer(gpu: Accelerator, stage: Stage, layout: Layout, a: Activations) -> float:
+def _optimizer(gpu: Gpu, stage: Stage, layout: Layout, a: Activations) -> float:
     """Zeroing the sums, the norm, clipping, AdamW on this rank's share (four fp32 values read, three written) and the copy into the weights."""
     share = stage.parameters / (layout.data if layout.zero else 1)
     moved = stage.parameters * FP32 + share * (3 * FP32 + 7 * FP32 + a.element)

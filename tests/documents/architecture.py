@@ -98,7 +98,9 @@ def floors(found: dict[str, Room]) -> list[list[Room]]:
     """Rooms from the ground up: each stands above all that it uses. Raises ValueError where they form a circle."""
     level: dict[str, int] = {}
     while len(level) < len(found):
-        ready = [room for room in found.values() if room.name not in level and room.uses & set(found) <= set(level)]
+        ready = [
+            room for room in found.values() if room.name not in level and room.uses & set(found) <= set(level)
+        ]
         if not ready:
             raise ValueError(f"rooms import each other in a circle: {sorted(set(found) - set(level))}")
         for room in ready:

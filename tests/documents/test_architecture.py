@@ -16,7 +16,9 @@ def test_tables_and_picture_are_those_of_the_code() -> None:
 
 
 def test_a_circle_is_found() -> None:
-    rooms = {name: architecture.Room("model", name, "", 1, {other}) for name, other in (("a", "b"), ("b", "a"))}
+    rooms = {
+        name: architecture.Room("model", name, "", 1, {other}) for name, other in (("a", "b"), ("b", "a"))
+    }
     with pytest.raises(ValueError, match="circle"):
         architecture.floors(rooms)
 

@@ -10,9 +10,9 @@ import pytest
 from model.errors import UserError
 from parallel.topology import Topology, split_layout
 from tests.distributed import Group, gather, launch, rebuild
+from tests.documents.layouts import DOCUMENT, refusal_list, refusals_in
 from tests.parallel.refusals import REFUSALS, Refusal, layout
 from tests.parallel.training import given, run_config
-from tests.documents.layouts import DOCUMENT, refusal_list, refusals_in
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.what)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.parallel.layouts import CASES, STEPS, Case, Row, is_quick, measure
 from tests.documents.layouts import DOCUMENT, rows_in
+from tests.parallel.layouts import CASES, STEPS, Case, Row, is_quick, measure
 
 ALL = [case for cases in CASES.values() for case in cases]
 QUICK, SLOW = [case for case in ALL if is_quick(case)], [case for case in ALL if not is_quick(case)]

@@ -13,7 +13,7 @@ from model.cost.activations import Activations
 from model.errors import UserError
 from model.parameters.size import parameter_count, parameter_shapes
 from parallel.config import ParallelConfig, RecomputeConfig
-from parallel.hardware.accelerators import ACCELERATORS, accelerator
+from parallel.hardware.gpus import PLANNED, planned_gpu
 from parallel.topology import check_layout
 from pretrain.plan.layouts import RESERVED, Work, predict, rank
 from pretrain.plan.memory import peak_memory, stages
@@ -29,7 +29,7 @@ MODEL = ModelConfig(
     vocab_size=1024,
     max_position_embeddings=128,
 )
-H100 = accelerator("h100")
+H100 = planned_gpu("h100")
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "performance.md"
 
 
@@ -143,10 +143,10 @@ def test_recompute_costs_time_and_saves_memory() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(UserError, match=f"--gpu v100 is not known: choose one of {', '.join(ACCELERATORS)}"):
-        accelerator("v100")
+    with pytest.raises(UserError, match=f"--gpu v100 is not known: choose one of {', '.join(PLANNED)}"):
+        planned_gpu("v100")
     with pytest.raises(UserError, match="has no fp8"):
-        predict(Work(MODEL, 128, 8, "fp8"), accelerator("a100"), ParallelConfig(), 1, 1)
+        predict(Work(MODEL, 128, 8, "fp8"), planned_gpu("a100"), ParallelConfig(), 1, 1)
     with pytest.raises(UserError, match="train.global_batch_size=6 is not divisible"):
         predict(Work(MODEL, 128, 6, "bf16"), H100, ParallelConfig(), 4, 1)
     with pytest.raises(UserError, match="model.vocab_size is not known"):
