@@ -27,8 +27,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from model.config import ModelConfig
-from model.depth.scheme import SCHEMES, Layer, Sublayer
+from model.depth.scheme import Layer, Sublayer
 
 RANGE = 2.0**16
 """Units stay within 1 / RANGE and RANGE: beyond, the residual is multiplied by a power of two.
@@ -97,11 +96,6 @@ def folded(plan: Sequence[Layer], *, cross: bool = False) -> tuple[FoldedLayer, 
             unit = parts[name].leaving
         layers.append(FoldedLayer(**parts))
     return tuple(layers)
-
-
-def folded_plan(config: ModelConfig) -> tuple[FoldedLayer, ...]:
-    """The plan of a configured model in computed units, all layers. Raises ValueError as `Scheme.plan`."""
-    return folded(SCHEMES[config.scheme].plan(config.num_layers, config.scheme_options))
 
 
 def _sublayer(plan: Sublayer, unit: float, given: float) -> FoldedSublayer:

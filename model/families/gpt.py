@@ -19,7 +19,8 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.depth.folded import FoldedLayer, folded_plan
+from model.depth.folded import FoldedLayer
+from model.depth.plan import Plan
 from model.depth.scheme import SCHEMES
 from model.families.losses import cross_entropy
 from model.layers.torch_parts import Norm, rotary_table
@@ -134,7 +135,7 @@ class GPT(GPTModel):
         kernels: Kernels = "local",
     ) -> None:
         scheme = SCHEMES[model.scheme]
-        self.plan = plan = folded_plan(model)
+        self.plan = plan = Plan.of(model).folded()
         # Slices by GLOBAL layer number: a stage must never compute depth constants from its own layer count.
         first = get_transformer_layer_offset(config, vp_stage, get_pipeline_model_parallel_rank())
         count = get_num_layers_to_build(config, vp_stage, get_pipeline_model_parallel_rank())
