@@ -194,7 +194,7 @@ def test_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["pre_ln", "layernorm_scaling"])
+@pytest.mark.parametrize("scheme", ["pre_ln", "layernorm_scaling", "deepscalelm_pre_ln"])
 def test_inductor_gives_the_same_numbers(scheme: str) -> None:
     model = build(scheme)
     loss, gradients = loss_and_gradients(model)
@@ -233,17 +233,16 @@ def test_joins_are_compiled_where_one_pass_would_do(scheme: str) -> None:
 
 @pytest.mark.parametrize(
     ("scheme", "share"),
-    [("pre_ln", 0.0), ("b2t", 0.5), ("deepscalelm_pre_ln", 1.0), ("deepnorm", 1.0), ("spannorm", 0.0)],
+    [("pre_ln", 0.0), ("b2t", 0.5), ("deepscalelm_pre_ln", 0.0), ("deepnorm", 0.0), ("spannorm", 0.0)],
 )
 def test_which_joins_take_more_than_one_operation(scheme: str, share: float) -> None:
     model = build(scheme, layers=4)
     assert compile_joins([model], backend=counting()[1]) == share * 2 * 4
 
 
-@pytest.mark.parametrize("scheme", ["b2t", "deepscalelm_pre_ln"])
-def test_compiled_joins_give_the_same_numbers(scheme: str) -> None:
+def test_compiled_joins_give_the_same_numbers() -> None:
     """In fp64, where only the order of additions may differ."""
-    model = build(scheme, layers=3).double()
+    model = build("b2t", layers=3).double()
     loss, gradients = loss_and_gradients(model)
     assert compile_joins([model])
     compiled_loss, compiled_gradients = loss_and_gradients(model)
