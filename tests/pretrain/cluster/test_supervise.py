@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -419,3 +421,27 @@ def test_bad_nodes_stay_where_the_site_says_nothing(run: Path, scontrol: Path) -
     carry_out(run, OWNER, decide(run, 79, RUNNING, OWNER))
     assert (scontrol / "calls").read_text().splitlines() == ["requeue 12"]
     assert "excluded" not in read_state(run)
+
+
+def test_a_python_without_packages_will_do(run: Path) -> None:
+    """The batch script runs on the node itself, outside of the container that holds the packages."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(Path(__file__).parents[3]),
+        "SLURM_JOB_ID": "12",
+    }
+    bare = [sys.executable, "-S", "-s", "-m", "pretrain.cluster.supervise"]
+    done = subprocess.run(
+        [*bare, "start", str(run)], env=environment, cwd=run, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+    assert "newest checkpoint: step 100" in done.stderr
+    record_failure(run, 0, ExitCode.USER_ERROR, "why", OWNER)
+    done = subprocess.run(
+        [*bare, "after-exit", str(run), "--exit-code=2"],
+        env=environment,
+        cwd=run,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, read_state(run)["state"]) == (2, "failed"), done.stderr
