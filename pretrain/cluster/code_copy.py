@@ -16,29 +16,52 @@ PARTS = ("model", "parallel", "pretrain", "tools", "slurm", "configs", "pyprojec
 """What a run may need of the repository; tests, docs and data are left out."""
 
 
+SNAPSHOT_FILE = "SNAPSHOT.json"
+
+
 @dataclass(frozen=True)
 class Snapshot:
-    """Where the copied code came from. commit: HEAD, null outside of git; changed: files that differ from it, new ones included."""
+    """Where the copied code came from."""
 
     source: str
+    """Folder that was copied."""
     commit: str | None
+    """HEAD of the checkout; null outside of git."""
     changed: list[str]
+    """Files that differ from the commit, new ones included."""
     files: int
+    """Number of copied files."""
+
+
+def read_snapshot(folder: Path) -> Snapshot | None:
+    """What a copy of the code says of itself; None for a folder that is no copy, or whose description is damaged."""
+    try:
+        content = json.loads((folder / SNAPSHOT_FILE).read_text(encoding="utf-8"))
+        commit, changed = content["commit"], content["changed"]
+        if not (commit is None or isinstance(commit, str)) or not isinstance(changed, list):
+            return None
+        return Snapshot(
+            str(content["source"]), commit, [str(name) for name in changed], int(content["files"])
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def copy_code(target: Path, source: Path = ROOT) -> Snapshot:
-    """Copies the code of `source` to `target`, replacing an older copy; describes it in `target`/SNAPSHOT.json.
+    """Copies the code of `source` to `target`, replacing an older copy; describes it in SNAPSHOT.json there.
 
-    In a git checkout: tracked files with their uncommitted changes, and new files of the packages that git does not ignore, because
-    changed code may import them. Elsewhere: the packages without caches. Raises OSError as the file system does.
+    In a git checkout: tracked files with their uncommitted changes, and new files of the packages
+    that git does not ignore, because changed code may import them.
+    Elsewhere: the packages without caches; a copy of a copy is of the same commit.
+    Raises OSError as the file system does.
     """
     commit = _git(source, "rev-parse", "HEAD") if (source / ".git").exists() else None
     files = _files_of_git(source) if commit else _files(source)
-    changed = (
-        sorted(line[3:] for line in (_git(source, "status", "--porcelain", "--", *PARTS) or "").splitlines())
-        if commit
-        else []
-    )
+    status = _git(source, "status", "--porcelain", "--", *PARTS) if commit else None
+    changed = sorted(line[3:] for line in (status or "").splitlines())
+    copied = read_snapshot(source)
+    if commit is None and copied is not None:
+        commit, changed = copied.commit, copied.changed
     fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
     for folder in (fresh, old):
         shutil.rmtree(folder, ignore_errors=True)
@@ -46,7 +69,7 @@ def copy_code(target: Path, source: Path = ROOT) -> Snapshot:
         (fresh / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source / name, fresh / name)
     snapshot = Snapshot(str(source), commit.strip() if commit else None, changed, len(files))
-    atomic_write_text(fresh / "SNAPSHOT.json", json.dumps(asdict(snapshot), indent=1) + "\n")
+    atomic_write_text(fresh / SNAPSHOT_FILE, json.dumps(asdict(snapshot), indent=1) + "\n")
     if target.exists():
         target.rename(old)
     fresh.rename(target)

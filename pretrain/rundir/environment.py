@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pretrain.cluster.code_copy import read_snapshot
+
 PACKAGES = (
     "fathom",
     "torch",
@@ -73,7 +75,18 @@ def versions() -> dict[str, str | None]:
 
 
 def git(folder: Path = ROOT) -> dict[str, Any] | None:
-    """{"commit", "dirty"} of the checkout that holds `folder`; null outside a checkout or without git. dirty: tracked files differ from the commit."""
+    """The commit of the code in `folder`, and whether files differ from it: {"commit", "dirty"}.
+
+    Of a submitted run's copy of the code: what was copied, wherever the copy lies.
+    Of a checkout: HEAD, and whether tracked files differ.
+    None without git, and where the checkout around the folder does not hold its files.
+    """
+    copied = read_snapshot(folder)
+    if copied is not None:
+        return {"commit": copied.commit, "dirty": bool(copied.changed)} if copied.commit else None
+    # An installed package, or any other folder that git ignores, is not of the commit around it.
+    if not _output("git", "-C", str(folder), "ls-files", "--", "."):
+        return None
     commit = _output("git", "-C", str(folder), "rev-parse", "HEAD")
     if commit is None:
         return None

@@ -21,7 +21,7 @@ from model.files import atomic_write_text
 from parallel.launch.exit_codes import ExitCode
 from parallel.launch.launch import RankInfo, has_gpu
 from pretrain.config.schema import RunConfig
-from pretrain.rundir.environment import ROOT, git, versions
+from pretrain.rundir.environment import git, versions
 from pretrain.rundir.state import CONTROL, PREFLIGHT_FILE, Owner, record_failure
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def _facts(store: Store, info: RankInfo, config: RunConfig, run_dir: Path, probl
         store.set("preflight/token", _token(run_dir))
     if info.local_rank == 0:
         software |= {name: version for name, version in versions().items() if name in COMPARED} | {
-            "the commit of Fathom": _commit()
+            "the commit of Fathom": (git() or {}).get("commit")
         }
         trouble, free = _run_directory(
             run_dir, store.get("preflight/token").decode(), config if not problem else None
@@ -238,14 +238,6 @@ def _checkpoint_bytes(config: RunConfig | None) -> int:
     from model.parameters.size import parameter_count
 
     return CHECKPOINT_BYTES * parameter_count(config.model)["total"] if config is not None else 0
-
-
-def _commit() -> str | None:
-    """What code this is: HEAD, or what a snapshot says it was copied from."""
-    try:
-        return str(json.loads((ROOT / "SNAPSHOT.json").read_text(encoding="utf-8"))["commit"])
-    except (OSError, ValueError, KeyError):
-        return (git() or {}).get("commit")
 
 
 def _gpu(info: RankInfo) -> tuple[str | None, str | None, str]:
