@@ -68,7 +68,7 @@ def command(
     from pretrain.duel.grid import Grid, cell_config, check_unchanged
     from pretrain.duel.report import Duel, text, write
     from pretrain.duel.results import outcome
-    from pretrain.duel_workers import default_jobs, train_cells
+    from pretrain.duel.workers import default_jobs, train_cells
     from pretrain.train.run import prepare
 
     if equal not in ("tokens", "parameters"):

@@ -74,8 +74,8 @@ def command(
     """
     from pretrain.cluster.site_file import load_site
     from pretrain.cluster.submit import Request, log_path, review, submit
+    from pretrain.cluster.submit_checks import one_error
     from pretrain.config.load import load_config
-    from pretrain.submit_checks import one_error
 
     if as_json and follow:
         raise UserError("--json does not combine with --follow")

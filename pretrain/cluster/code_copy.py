@@ -5,46 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from model.errors import UserError
 from model.files import atomic_write_text
+from pretrain.rundir.environment import ROOT, SNAPSHOT_FILE, Snapshot, read_snapshot
 
-ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("model", "parallel", "pretrain", "tools", "slurm", "configs", "pyproject.toml")
 """What a run may need of the repository; tests, docs and data are left out."""
-
-
-SNAPSHOT_FILE = "SNAPSHOT.json"
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Where the copied code came from."""
-
-    source: str
-    """Folder that was copied."""
-    commit: str | None
-    """HEAD of the checkout; null outside of git."""
-    changed: list[str]
-    """Files that differ from the commit, new ones included."""
-    files: int
-    """Number of copied files."""
-
-
-def read_snapshot(folder: Path) -> Snapshot | None:
-    """What a copy of the code says of itself; None for a folder that is no copy, or whose description is damaged."""
-    try:
-        content = json.loads((folder / SNAPSHOT_FILE).read_text(encoding="utf-8"))
-        commit, changed = content["commit"], content["changed"]
-        if not (commit is None or isinstance(commit, str)) or not isinstance(changed, list):
-            return None
-        return Snapshot(
-            str(content["source"]), commit, [str(name) for name in changed], int(content["files"])
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def copy_code(target: Path, source: Path = ROOT) -> Snapshot:

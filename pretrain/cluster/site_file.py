@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 from model.config import Strict
 from model.errors import UserError
 from model.words import printable
-from pretrain.slurm_words import OURS_OF_SBATCH, OURS_OF_SRUN, one_option, parse_time
+from pretrain.cluster.slurm_words import OURS_OF_SBATCH, OURS_OF_SRUN, one_option, parse_time
 
 SITE_VARIABLE = "FATHOM_SITE"
 LARGEST_FILE = 1 << 20

@@ -18,13 +18,13 @@ from parallel.launch import slurm_client
 from pretrain.cluster.code_copy import copy_code
 from pretrain.cluster.script import Script, render
 from pretrain.cluster.site_file import SiteConfig
+from pretrain.cluster.slurm_words import check_dependency, parse_nodes, parse_time
+from pretrain.cluster.submit_checks import Problems, allowed_nodes, check_run, one_error, overriding
 from pretrain.cluster.supervise import MAX_RESTARTS
 from pretrain.config.load import dump_config
 from pretrain.config.schema import RunConfig
 from pretrain.rundir import state as states
 from pretrain.rundir.lock import check_free
-from pretrain.slurm_words import check_dependency, parse_nodes, parse_time
-from pretrain.submit_checks import Problems, allowed_nodes, check_run, one_error, overriding
 
 CLOCK_SECONDS = 60
 """Slurm looks at its clock every 30 s: a signal may come that much early, a limit that much late."""
@@ -92,10 +92,11 @@ def review(
     base = (base or Path.cwd()).absolute()
     problems = Problems()
     facts = problems.attempt(site)
-    config = problems.attempt(lambda: absolute_paths(load([]), base))
-    nodes = problems.attempt(lambda: parse_nodes(request.nodes))
-    limit = problems.attempt(lambda: _time_limit(request, facts))
+    found = problems.attempt(load, [])
+    nodes = problems.attempt(parse_nodes, request.nodes)
+    limit = problems.attempt(_time_limit, request, facts)
     _check_request(request, problems)
+    config = None if found is None else problems.attempt(absolute_paths, found, base)
     if config is None:
         return None, problems.lines
     folder = Path(config.runs_dir) / config.name
@@ -104,32 +105,36 @@ def review(
         check_run(run_dir, run, problems)
     if facts is None or nodes is None:
         return None, problems.lines
-    fitting = [problems.attempt(lambda: allowed_nodes(run, facts, request.nodes)) for _, run in runs]  # noqa: B023
+    fitting = [problems.attempt(allowed_nodes, run, facts, request.nodes) for _, run in runs]
     if None not in fitting and len({tuple(numbers or ()) for numbers in fitting}) > 1:
         problems.add(
             f"--nodes {request.nodes}: the elements of the array fit different numbers of nodes; submit them apart"
         )
     if limit is None or not runs or fitting[0] is None:
         return None, problems.lines
-    script = Script(
-        name=config.name,
-        nodes=request.nodes.strip(),
-        time=limit,
-        run=folder / config.name if request.array else folder,
-        code=folder / "code",
-        log=folder / f"{config.name}-%a" / "slurm-%A_%a.out" if request.array else folder / "slurm-%j.out",
-        python=facts.python or sys.executable,
-        array=f"0-{len(runs) - 1}" if request.array else None,
-        allowed_nodes=fitting[0],
-        max_restarts=request.max_restarts,
-    )
-    if request.command is not None:
-        script = replace(script, command=request.command)
-    text = problems.attempt(lambda: render(script, facts))
+    script = _script(folder, request, facts, limit, fitting[0])
+    text = problems.attempt(render, script, facts)
     if text is None:
         return None, problems.lines
     problems.add(*overriding(text, os.environ))
     return Plan(folder, runs, text, str(script.log), request), problems.lines
+
+
+def _script(folder: Path, request: Request, site: SiteConfig, limit: str, allowed: Sequence[int]) -> Script:
+    """What the batch script is made from. folder: of the run, or of all runs of an array."""
+    script = Script(
+        name=folder.name,
+        nodes=request.nodes.strip(),
+        time=limit,
+        run=folder / folder.name if request.array else folder,
+        code=folder / "code",
+        log=folder / (f"{folder.name}-%a/slurm-%A_%a.out" if request.array else "slurm-%j.out"),
+        python=site.python or sys.executable,
+        array=f"0-{len(request.array) - 1}" if request.array else None,
+        allowed_nodes=allowed,
+        max_restarts=request.max_restarts,
+    )
+    return script if request.command is None else replace(script, command=request.command)
 
 
 def _check_request(request: Request, problems: Problems) -> None:
@@ -137,9 +142,8 @@ def _check_request(request: Request, problems: Problems) -> None:
         problems.add(f"--chain {request.chain} does not combine with --array")
     if not 1 <= request.chain <= LONGEST_CHAIN:
         problems.add(f"--chain {request.chain} must be at least 1 and at most {LONGEST_CHAIN}")
-    dependency = request.dependency
-    if dependency is not None:
-        problems.attempt(lambda: check_dependency(dependency))
+    if request.dependency is not None:
+        problems.attempt(check_dependency, request.dependency)
 
 
 def absolute_paths(config: RunConfig, base: Path) -> RunConfig:
@@ -149,7 +153,10 @@ def absolute_paths(config: RunConfig, base: Path) -> RunConfig:
     """
 
     def absolute(path: str | None) -> str | None:
-        return None if path is None else str(base / Path(path).expanduser())
+        try:
+            return None if path is None else str(base / Path(path).expanduser())
+        except RuntimeError as error:  # ~nobody
+            raise UserError(f"the path {path} cannot be completed: {error}") from None
 
     data = config.data.model_copy(
         update={
@@ -271,9 +278,7 @@ def _elements(
             )
             continue
         found = Problems()
-        config = found.attempt(
-            lambda: load([*overrides, f"runs_dir={folder}", f"name={folder.name}-{index}"])
-        )  # noqa: B023
+        config = found.attempt(load, [*overrides, f"runs_dir={folder}", f"name={folder.name}-{index}"])
         problems.add(*(f"--array, line {index + 1}: {problem}" for problem in found.lines))
         if config is not None:
             elements.append((folder / config.name, absolute_paths(config, base)))

@@ -1,6 +1,6 @@
 """A duel of depth schemes: the same model trained under several schemes, depths, rates and warm-ups.
 
-Each cell is a run with a folder of its own (`duel_workers.py` trains them).
+Each cell is a run with a folder of its own (`workers.py` trains them).
 A cell that is finished is never trained again, one that was cut off continues from its checkpoint:
 the same command resumes the duel.
 """

@@ -14,11 +14,11 @@ from model.errors import UserError
 from pretrain.cluster.code_copy import ROOT, copy_code
 from pretrain.cluster.site_file import SiteConfig, load_site
 from pretrain.cluster.submit import Request, log_path, plan, review, submit
+from pretrain.cluster.submit_checks import allowed_nodes
 from pretrain.config.load import load_config
 from pretrain.config.schema import RunConfig
 from pretrain.rundir.lock import owned
 from pretrain.rundir.state import Owner, claim, read_state
-from pretrain.submit_checks import allowed_nodes
 from tests.pretrain.small import small_data
 from tools.cli import main
 
@@ -307,18 +307,20 @@ def test_a_dry_run_names_every_mistake(folder: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err.endswith("(and 1 more problem: --dry-run names them all)\n")
 
 
-def test_paths_that_slurm_would_change(folder: Path) -> None:
-    for name in ("100%", "a\t--uid=0", "a\rb", "a\x1b[2J", "a\u00a0b"):
-        with pytest.raises(
-            UserError, match="has a character that Slurm reads in a way of its own"
-        ) as refusal:
-            plan(
-                lambda more: load_config("demo.yaml", more).model_copy(update={"runs_dir": name}),
-                SITE,
-                Request("1"),
-            )  # noqa: B023
-        assert str(refusal.value).isprintable()
+@pytest.mark.parametrize("name", ["100%", "a\t--uid=0", "a\rb", "a\x1b[2J", "a\u00a0b"])
+def test_paths_that_slurm_would_change(folder: Path, name: str) -> None:
+    def load(more: Sequence[str]) -> RunConfig:
+        return load_config("demo.yaml", more).model_copy(update={"runs_dir": name})
+
+    with pytest.raises(UserError, match="has a character that Slurm reads in a way of its own") as refusal:
+        plan(load, SITE, Request("1"))
+    assert str(refusal.value).isprintable()
+
+
+def test_paths_that_are_quoted(folder: Path) -> None:
     assert '--output="' in plan(loading("runs_dir=my runs"), SITE, Request("1")).script
+    with pytest.raises(UserError, match=r"the path ~nobody-here/x cannot be completed"):
+        plan(loading("runs_dir=~nobody-here/x"), SITE, Request("1"))
 
 
 def test_snapshot_is_the_working_tree(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from model.parameters.size import parameter_count
 from pretrain.config.scheme_choice import parse_variant, parse_variants
 from pretrain.duel.grid import Cell, Grid, cell_config, check_unchanged, finished, sized
 from pretrain.duel.results import Outcome, best_settings, count_bursts, count_spikes, outcome, statements
-from pretrain.duel_workers import given_devices, train_cell, train_cells
+from pretrain.duel.workers import given_devices, train_cell, train_cells
 from pretrain.rundir.metrics import read_metrics
 from pretrain.train.run import prepare
 from tests.pretrain.small import small_data

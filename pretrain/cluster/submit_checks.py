@@ -11,10 +11,10 @@ from model.errors import UserError
 from parallel.checkpoint.folders import resolve, steps_in
 from parallel.checkpoint.format import read_manifest
 from pretrain.cluster.site_file import SiteConfig
+from pretrain.cluster.slurm_words import MOST_NODES, parse_nodes
 from pretrain.config.load import complete_model
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import MANIFEST, load_manifest
-from pretrain.slurm_words import MOST_NODES, parse_nodes
 
 T = TypeVar("T")
 
@@ -44,10 +44,10 @@ class Problems:
         self.lines: list[str] = []
         """One mistake each."""
 
-    def attempt(self, action: Callable[[], T]) -> T | None:
+    def attempt(self, action: Callable[..., T], *arguments: object) -> T | None:
         """What an action returns, or None where it finds a mistake, of which note is taken."""
         try:
-            return action()
+            return action(*arguments)
         except UserError as error:
             self.add(*getattr(error, "problems", [str(error)]))
             return None
@@ -68,7 +68,7 @@ def check_run(run_dir: Path, config: RunConfig, problems: Problems) -> None:
     """What a run needs to be there when it starts: its data, and the checkpoint that it begins from."""
     for corpus in config.data.corpora:
         if (Path(corpus.path) / MANIFEST).is_file():
-            problems.attempt(lambda: load_manifest(corpus.path))  # noqa: B023
+            problems.attempt(load_manifest, corpus.path)
         else:
             problems.add(
                 f"data.corpora: {corpus.path} holds no {MANIFEST}: prepare it with `fathom data prepare`, or correct the path"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from model.errors import UserError
-from pretrain.slurm_words import (
+from pretrain.cluster.slurm_words import (
     OURS_OF_SBATCH,
     OURS_OF_SRUN,
     check_dependency,
