@@ -12,8 +12,9 @@ from pathlib import Path
 
 from model.errors import UserError
 from model.words import printable
+from pretrain.cluster.decision import MAX_RESTARTS
 from pretrain.cluster.site_file import SiteConfig
-from pretrain.cluster.supervise import MAX_RESTARTS, NOTHING_TO_DO
+from pretrain.cluster.supervise import NOTHING_TO_DO
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "slurm" / "train.sbatch.j2"
 

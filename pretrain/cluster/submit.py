@@ -16,11 +16,11 @@ from model.files import atomic_write_text
 from model.words import printable
 from parallel.launch import slurm_client
 from pretrain.cluster.code_copy import copy_code
+from pretrain.cluster.decision import MAX_RESTARTS
 from pretrain.cluster.script import Script, render
 from pretrain.cluster.site_file import SiteConfig
 from pretrain.cluster.slurm_words import check_dependency, parse_nodes, parse_time
 from pretrain.cluster.submit_checks import Problems, allowed_nodes, check_run, one_error, overriding
-from pretrain.cluster.supervise import MAX_RESTARTS
 from pretrain.config.load import dump_config
 from pretrain.config.schema import RunConfig
 from pretrain.rundir import state as states

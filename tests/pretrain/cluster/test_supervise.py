@@ -15,7 +15,8 @@ import pytest
 from model.errors import UserError
 from parallel.launch.exit_codes import ExitCode
 from parallel.launch.slurm_client import Job
-from pretrain.cluster.supervise import NOTHING_TO_DO, carry_out, decide, main, on_term, start, usable_nodes
+from pretrain.cluster.decision import decide
+from pretrain.cluster.supervise import NOTHING_TO_DO, carry_out, main, on_term, start, usable_nodes
 from pretrain.rundir import state as states
 from pretrain.rundir.state import (
     Owner,
@@ -421,6 +422,14 @@ def test_bad_nodes_stay_where_the_site_says_nothing(run: Path, scontrol: Path) -
     carry_out(run, OWNER, decide(run, 79, RUNNING, OWNER))
     assert (scontrol / "calls").read_text().splitlines() == ["requeue 12"]
     assert "excluded" not in read_state(run)
+
+
+def test_a_run_that_was_moved_away(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    assert main(["start", str(run / "elsewhere")]) == 2
+    assert "elsewhere is gone: was it moved or removed after it was submitted?" in capsys.readouterr().err
 
 
 def test_a_python_without_packages_will_do(run: Path) -> None:
