@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from model.errors import UserError
-from parallel.checkpoint.folders import resolve, steps_in
-from parallel.checkpoint.format import read_manifest
 from pretrain.cluster.site_file import SiteConfig
 from pretrain.cluster.slurm_words import MOST_NODES, parse_nodes
 from pretrain.config.load import complete_model
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import MANIFEST, load_manifest
+from pretrain.train.before_start import check_source
 
 T = TypeVar("T")
 
@@ -76,12 +75,7 @@ def check_run(run_dir: Path, config: RunConfig, problems: Problems) -> None:
     first = config.data.corpora[0].path
     if (Path(first) / MANIFEST).is_file():
         problems.attempt(lambda: complete_model(config, int(load_manifest(first)["vocab_size"])))
-    source = config.checkpoint.load
-    if source is not None and not steps_in(run_dir / "checkpoints"):
-        try:
-            read_manifest(resolve(source))
-        except UserError as error:
-            problems.add(f"checkpoint.load: {error}")
+    problems.attempt(check_source, config, run_dir)
 
 
 def allowed_nodes(config: RunConfig, site: SiteConfig, nodes: str) -> list[int]:
