@@ -65,9 +65,10 @@ def command(
     warnings.filterwarnings("ignore", module=r"megatron\.")
     from pretrain.config.scheme_choice import base_asked_for, parse_variants
     from pretrain.data.manifest import load_manifest
-    from pretrain.duel.grid import Grid, cell_config, check_unchanged, default_jobs, train_cells
+    from pretrain.duel.grid import Grid, cell_config, check_unchanged
     from pretrain.duel.report import Duel, text, write
     from pretrain.duel.results import outcome
+    from pretrain.duel.workers import default_jobs, train_cells
     from pretrain.train.run import prepare
 
     if equal not in ("tokens", "parameters"):

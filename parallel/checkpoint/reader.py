@@ -17,14 +17,8 @@ from torch import Tensor
 
 from model.errors import UserError
 from model.parameters.shards import Shard, full_shape, put, take
-from parallel.checkpoint.format import (
-    CHECKSUM,
-    Fragment,
-    file_hash,
-    fragment_from_json,
-    read_manifest,
-    resolve,
-)
+from parallel.checkpoint.folders import resolve
+from parallel.checkpoint.format import CHECKSUM, Fragment, file_hash, fragment_from_json, read_manifest
 
 INDEX_FILE = re.compile(r"^rank_\d+\.json$")
 

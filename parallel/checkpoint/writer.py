@@ -21,16 +21,8 @@ from torch import Tensor
 
 from model.files import atomic_write_text, sync_folder
 from parallel.checkpoint.errors import SaveError
-from parallel.checkpoint.format import (
-    FORMAT,
-    LATEST,
-    MANIFEST,
-    file_facts,
-    leftovers_in,
-    manifest_text,
-    step_folder,
-    steps_in,
-)
+from parallel.checkpoint.folders import LATEST, MANIFEST, leftovers_in, step_folder, steps_in
+from parallel.checkpoint.format import FORMAT, file_facts, manifest_text
 from parallel.checkpoint.fragments import flat_state, is_writer, owned_fragments
 from parallel.checkpoint.random_state import rng_states
 from parallel.engine.engine import Engine

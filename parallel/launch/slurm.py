@@ -41,13 +41,12 @@ def slurm_environment(env: Mapping[str, str]) -> RankInfo | None:
     FATHOM_MASTER_ADDR and FATHOM_MASTER_PORT win over what is derived. Raises UserError for a variable that is missing or no number, and for a
     first node that has no usable address.
     """
-    if (
-        "SLURM_PROCID" not in env
-        or "SLURM_PTY_PORT" in env
-        or not 0 <= int(env.get("SLURM_STEP_ID", "-1")) < _LARGEST_STEP
-    ):
+    if "SLURM_PROCID" not in env or "SLURM_PTY_PORT" in env or "SLURM_STEP_ID" not in env:
         return None
-    job_id, restart_count = _number(env, "SLURM_JOB_ID"), int(env.get("SLURM_RESTART_COUNT", "0"))
+    if _number(env, "SLURM_STEP_ID") >= _LARGEST_STEP:
+        return None
+    job_id = _number(env, "SLURM_JOB_ID")
+    restart_count = _number(env, "SLURM_RESTART_COUNT") if env.get("SLURM_RESTART_COUNT") else 0
     world_size, node_rank = _number(env, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), _number(env, "SLURM_NODEID")
     tasks = expand_counts(_text(env, "SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"))
     if sum(tasks) != world_size or node_rank >= len(tasks):
@@ -92,7 +91,7 @@ def expand_counts(text: str) -> list[int]:
     """Numbers of a repeat list: `2(x3),1` is [2, 2, 2, 1]. Raises UserError for anything else."""
     counts: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
+        match = re.fullmatch(r"([0-9]+)(?:\(x([0-9]+)\))?", part.strip())
         if match is None:
             raise UserError(f"SLURM_TASKS_PER_NODE={text!r} is not of the form 2(x3),1")
         counts.extend([int(match[1])] * int(match[2] or 1))
@@ -162,7 +161,7 @@ def _text(env: Mapping[str, str], *keys: str) -> str:
 
 def _number(env: Mapping[str, str], *keys: str) -> int:
     text = _text(env, *keys)
-    if not text.isdecimal():
+    if not re.fullmatch(r"[0-9]{1,18}", text):
         raise UserError(f"{keys[-1]}={text!r} must be a whole number")
     return int(text)
 
@@ -185,7 +184,7 @@ def _expand_part(part: str, whole: str) -> list[str]:
 def _expand_group(group: str, whole: str) -> list[str]:
     choices: list[str] = []
     for item in group.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", item)
+        match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", item)
         if match is None:
             raise UserError(
                 f"SLURM_JOB_NODELIST={whole!r} is not a Slurm host list: {item!r} is no number or range"

@@ -30,7 +30,18 @@ LIMITS = {
 }
 
 
-def user_error(error: ValidationError, composition: Composition) -> UserError:
+class ConfigurationError(UserError):
+    """Mistakes in one configuration: the message names the first and counts the rest."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = [" ".join(problem.split()) for problem in problems]
+        rest = len(problems) - 1
+        super().__init__(
+            self.problems[0] + (f" (and {rest} more problem{'s' if rest > 1 else ''})" if rest else "")
+        )
+
+
+def user_error(error: ValidationError, composition: Composition) -> ConfigurationError:
     """The first problem as an exception to raise, with the number of the others. Spelling mistakes come first."""
     groups: dict[str, list[Any]] = {}
     for item in error.errors(include_url=False):
@@ -43,13 +54,9 @@ def user_error(error: ValidationError, composition: Composition) -> UserError:
         if key not in unknown and not (items[0]["type"] == "missing" and key in meant)
     ]
     # A misspelt key is the likely cause of the rest, so it comes first, and the key it was meant to be is not reported as missing.
-    problems = [_unknown(key, unknown[key], composition) for key in unknown] + [
-        _wrong(key, groups[key], composition) for key in others
-    ]
-    rest = len(problems) - 1
-    return UserError(
-        " ".join(problems[0].split())
-        + (f" (and {rest} more problem{'s' if rest > 1 else ''})" if rest else "")
+    return ConfigurationError(
+        [_unknown(key, unknown[key], composition) for key in unknown]
+        + [_wrong(key, groups[key], composition) for key in others]
     )
 
 

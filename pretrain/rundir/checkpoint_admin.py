@@ -7,16 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
-from parallel.checkpoint.format import (
-    KINDS,
-    LATEST,
-    MANIFEST,
-    findings,
-    leftovers_in,
-    read_manifest,
-    step_folder,
-    steps_in,
-)
+from parallel.checkpoint.folders import LATEST, MANIFEST, findings, leftovers_in, step_folder, steps_in
+from parallel.checkpoint.format import KINDS, read_manifest
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.checkpoint.writer import doomed_steps, prune
 from parallel.checkpoint.writer import remove as remove_folders

@@ -44,6 +44,7 @@ from pretrain.rundir.state import (
     record_failure,
     write_state,
 )
+from pretrain.train.before_start import FirstStart, check_before_start
 from pretrain.train.callbacks.watchdog import Watchdog, timed_out
 from pretrain.train.feasibility import fit_machine, fit_processes
 from pretrain.train.preflight import BadNodeError, check_network, check_nodes
@@ -93,10 +94,16 @@ def pretrain(path: str, overrides: Sequence[str]) -> int:
         world == 1 or not has_gpu()
     ):  # beside its ranks this process would only take memory of a GPU: they look
         fit_machine(config, layout)
+    check_before_start(config)
+    first = FirstStart(Path(config.runs_dir) / config.name)
     if world == 1:
-        return run_rank(config, RankInfo(0, 1, 0, "127.0.0.1", free_port()))
-    check_free(Path(config.runs_dir) / config.name)
-    return start_local([*LOCAL_ARGUMENTS, path, *overrides], world)
+        code = run_rank(config, RankInfo(0, 1, 0, "127.0.0.1", free_port()))
+    else:
+        check_free(first.run_dir)
+        code = start_local([*LOCAL_ARGUMENTS, path, *overrides], world)
+    if code == ExitCode.USER_ERROR:
+        first.take_back()
+    return code
 
 
 def start_rank(path: str, overrides: Sequence[str], info: RankInfo) -> int:

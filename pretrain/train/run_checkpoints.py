@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from model.errors import UserError
 from parallel.checkpoint.background import Saved, Saver
-from parallel.checkpoint.format import LATEST, findings, resolve, step_folder, steps_in
+from parallel.checkpoint.folders import LATEST, findings, resolve, step_folder, steps_in
 from parallel.checkpoint.loader import load
 from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
 from parallel.checkpoint.writer import prune

@@ -15,7 +15,8 @@ import yaml
 
 from model.errors import UserError
 from model.files import atomic_write_text, sync_folder
-from parallel.checkpoint.format import FORMAT, MANIFEST, Fragment, file_facts, manifest_text, step_folder
+from parallel.checkpoint.folders import MANIFEST, step_folder
+from parallel.checkpoint.format import FORMAT, Fragment, file_facts, manifest_text
 from pretrain.rundir.environment import versions
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from parallel.checkpoint.format import resolve, steps_in
+from parallel.checkpoint.folders import resolve, steps_in
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.launch.exit_codes import ExitCode
 from pretrain.rundir.metrics import read_metrics

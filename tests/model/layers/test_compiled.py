@@ -141,6 +141,24 @@ def test_an_input_of_another_shape_is_guarded_again() -> None:
     assert {kind[0][1]: len(layers) for kind, layers in shared.guarded.items()} == {2: 8, 3: 8}
 
 
+@pytest.mark.parametrize("guards", [False, True])
+def test_a_changed_attribute_is_seen_with_all_guards_only(
+    guards: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing changes an attribute between two steps; FATHOM_GUARDS=1 is for whoever tries to."""
+    monkeypatch.setenv("FATHOM_GUARDS", str(int(guards)))
+    model = build("pre_ln")
+    compile_layers([model], backend=counting()[1])
+    before = [loss_of(model, 2) for _ in range(2)][1]
+    for layer in model.decoder.layers:
+        layer.input_layernorm.eps = 10.0
+    after = loss_of(model, 2)
+    model.eval()  # where layers run as they are
+    expected = loss_of(model, 2)
+    assert not torch.allclose(expected, before, rtol=1e-4, atol=0)
+    torch.testing.assert_close(after, expected if guards else before, rtol=1e-6, atol=0)
+
+
 def test_layers_that_a_hook_kept_from_compiling_are_not_trusted() -> None:
     model = build("mix_ln")
     graphs, backend = counting()

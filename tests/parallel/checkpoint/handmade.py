@@ -11,16 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.parameters.shards import Shard, take
-from parallel.checkpoint.format import (
-    FORMAT,
-    KINDS,
-    LATEST,
-    MANIFEST,
-    Fragment,
-    file_facts,
-    manifest_text,
-    step_folder,
-)
+from parallel.checkpoint.folders import LATEST, MANIFEST, step_folder
+from parallel.checkpoint.format import FORMAT, KINDS, Fragment, file_facts, manifest_text
 
 NAMES = {
     "decoder.layers.0.mlp.linear_fc1.weight": (8, 4),

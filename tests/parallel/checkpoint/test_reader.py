@@ -14,16 +14,8 @@ from torch import nn
 from model.errors import UserError
 from model.parameters.names import NamedParameter
 from model.parameters.shards import WHOLE, Shard, take
-from parallel.checkpoint.format import (
-    KINDS,
-    LATEST,
-    MANIFEST,
-    manifest_text,
-    read_manifest,
-    resolve,
-    step_folder,
-    steps_in,
-)
+from parallel.checkpoint.folders import LATEST, MANIFEST, resolve, step_folder, steps_in
+from parallel.checkpoint.format import KINDS, manifest_text, read_manifest
 from parallel.checkpoint.loader import check_model
 from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
 from tests.parallel.checkpoint.handmade import NAMES, flip, tensors, write

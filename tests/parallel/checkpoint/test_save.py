@@ -17,7 +17,7 @@ import torch.distributed as dist
 from model.errors import UserError
 from parallel.checkpoint import writer
 from parallel.checkpoint.background import Saver
-from parallel.checkpoint.format import LATEST, MANIFEST, leftovers_in, resolve, steps_in
+from parallel.checkpoint.folders import LATEST, MANIFEST, leftovers_in, resolve, steps_in
 from parallel.checkpoint.fragments import flat_state
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.engine.engine import Engine

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from parallel.launch.slurm import (
     master_port,
     slurm_environment,
 )
-from parallel.launch.slurm_client import Job, job_handle, parse_job
+from parallel.launch.slurm_client import Job, job_handle, parse_job, queue, sbatch, show_job
 
 STEP = {
     "SLURMD_NODENAME": "node2",
@@ -200,6 +202,38 @@ def test_scontrol_output() -> None:
         "JobState=PENDING Reason=None EndTime=Unknown PreemptTime=2026-11-21T21:43:14 NodeList=(null)"
     ) == Job("PENDING", preempted=True)
     assert parse_job("slurm_load_jobs error: Invalid job id specified") is None
+
+
+def test_how_a_user_likes_to_be_shown_things_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """scontrol writes times as SLURM_TIME_FORMAT says, squeue leaves out what SQUEUE_STATES does not name."""
+    scontrol, squeue = tmp_path / "scontrol", tmp_path / "squeue"
+    scontrol.write_text(
+        '#!/bin/sh\necho "JobState=RUNNING EndTime=${SLURM_TIME_FORMAT:-2026-11-21T21:43:14} $LC_ALL"\n'
+    )
+    squeue.write_text('#!/bin/sh\n[ -n "$SQUEUE_STATES" ] || echo "12|PENDING|None|N/A|"\n')
+    for command in (scontrol, squeue):
+        command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
+    monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
+    job = show_job("12")
+    assert job is not None
+    assert job.end_time == datetime(2026, 11, 21, 21, 43, 14).timestamp()
+    assert list(queue() or {}) == ["12"]
+
+
+def test_an_answer_of_sbatch_that_is_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sbatch_command = tmp_path / "sbatch"
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    for answer, expected in {"12;cluster": "12", "Welcome\n13": "13"}.items():
+        sbatch_command.write_text(f'#!/bin/sh\necho "{answer}"\n')
+        sbatch_command.chmod(0o755)
+        assert sbatch(["x"]) == expected
+    sbatch_command.write_text("#!/bin/sh\n")
+    with pytest.raises(UserError, match="sbatch answered '' in place of the number of a job"):
+        sbatch(["x"])
 
 
 def test_exit_codes() -> None:

@@ -72,6 +72,17 @@ def whole(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_refused_run_leaves_nothing(config: Path, tmp_path: Path, processes: int) -> None:
+    code, errors = run(
+        config, tmp_path / "runs", "data.seq_length=1000000", f"parallel.processes={processes}"
+    )
+    assert (code, "one sample needs seq_length + 1 = 1000001" in errors) == (ExitCode.USER_ERROR, True), (
+        errors
+    )
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_finished_run_leaves_everything(whole: Path) -> None:
     folder = whole / "tiny"
     metrics = read_metrics(folder / "metrics.jsonl")

@@ -12,7 +12,7 @@ import torch
 
 from model.errors import UserError
 from parallel.checkpoint.errors import SaveError
-from parallel.checkpoint.format import leftovers_in, steps_in
+from parallel.checkpoint.folders import leftovers_in, steps_in
 from parallel.checkpoint.reader import open_checkpoint
 from pretrain.config.schema import RunConfig
 from pretrain.rundir.state import Owner, StaleStartError, claim
