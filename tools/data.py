@@ -13,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from pretrain.data.prepare import Progress
 
+TEXT_KEY = "Key or column that holds the text; meta.text is the key text inside of meta."
 app = typer.Typer(help="Data sets.", no_args_is_help=True)
 
 
@@ -29,13 +30,14 @@ def prepare(
         list[str],
         typer.Argument(
             metavar="INPUT...",
-            help="Text files (one document each), .jsonl, .csv, .tsv or .parquet files, plain or compressed; folders; globs; or names for the datasets "
-            "library: hf://NAME, NAME, NAME:CONFIG or NAME:CONFIG:SPLIT.",
+            help="Text files (one document each), .jsonl, .csv, .tsv or .parquet files, plain or compressed; "
+            "folders; globs; or names for the datasets library: hf://NAME, NAME, NAME:CONFIG or "
+            "NAME:CONFIG:SPLIT.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Data set folder to write.")],
     tokenizer: Annotated[Path, typer.Option(help="SentencePiece model file.")],
-    text_key: Annotated[str, typer.Option(help="Key or column that holds the text.")] = "text",
+    text_key: Annotated[str, typer.Option(help=TEXT_KEY)] = "text",
     split: Annotated[str, typer.Option(help="Shares of train, validation and test.")] = "0.98,0.01,0.01",
     split_by: Annotated[
         SplitBy, typer.Option(help="Assign single documents, or whole files, to a split.")
@@ -191,6 +193,12 @@ def _print_summary(folder: Path, manifest: dict[str, Any]) -> None:
                 f"note: the {name} split is empty; give more documents or a larger share in --split",
                 highlight=False,
             )
+    left_out = manifest.get("left_out", [])
+    if left_out:
+        console.out(
+            f"note: left out, as it only describes the data: {', '.join(left_out)}; name it to read it",
+            highlight=False,
+        )
     broken = manifest["broken"]
     if broken["count"]:
         console.out(

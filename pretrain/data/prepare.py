@@ -132,6 +132,7 @@ def _manifest(
         "text_key": options.text_key,
         "limit": options.limit,
         **output.finish(),
+        "left_out": [name for source in sources for name in source.left_out][:SOURCES_LISTED],
         "sources": [{"input": source.input, **_extent([source])} for source in sources[:SOURCES_LISTED]]
         + ([{"input": f"({len(rest)} more)", **_extent(rest)}] if rest else []),
         "versions": {
