@@ -51,8 +51,8 @@ MAGIC = {
     b"PAR1": "Parquet: name it .parquet",
     b"PK\x03\x04": "a zip archive: unpack it first",
     b"%PDF-": "a PDF document: take the text out first",
-    b"\xff\xfe": "UTF-16: convert it to UTF-8",
-    b"\xfe\xff": "UTF-16: convert it to UTF-8",
+    b"\xff\xfe": "UTF-16, not UTF-8: convert it",
+    b"\xfe\xff": "UTF-16, not UTF-8: convert it",
 }
 """First bytes of a file -> what it is, where its name says otherwise."""
 RECORDS = frozenset({".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow"})

@@ -44,6 +44,7 @@ from pretrain.rundir.state import (
     record_failure,
     write_state,
 )
+from pretrain.token_files import DamagedDataError
 from pretrain.train.callbacks.watchdog import Watchdog, timed_out
 from pretrain.train.feasibility import fit_machine, fit_processes
 from pretrain.train.preflight import BadNodeError, check_network, check_nodes
@@ -68,7 +69,7 @@ def prepare(path: str, overrides: Sequence[str]) -> RunConfig:
             raise UserError(
                 f"data.corpora: {corpus.path} is no prepared data set (it has no dataset.json): run `fathom data prepare` first, or correct the path"
             )
-    config.model = complete_model(config, int(load_manifest(config.data.corpora[0].path)["vocab_size"]))
+    config.model = complete_model(config, load_manifest(config.data.corpora[0].path).vocab_size)
     return config
 
 
@@ -182,9 +183,8 @@ def _failed(error: Exception, info: RankInfo, run_dir: Path, watchdog: Watchdog 
         record_failure(run_dir, info.rank, code, text)
     if os.environ.get("FATHOM_DEBUG") == "1":
         raise error
-    if info.rank == 0 or not isinstance(
-        error, UserError | BadNodeError | StaleStartError | SaveError
-    ):  # which all ranks raise together
+    together = isinstance(error, UserError | BadNodeError | StaleStartError | SaveError)  # on all ranks
+    if info.rank == 0 or not together or isinstance(error, DamagedDataError):
         print(f"fathom: error: {text}", file=sys.stderr)
     if (
         info.rank == 0

@@ -285,7 +285,7 @@ NO_TEXT = {
     "archive": "not text: there is a zero byte at",
     "packed": "not text: looks like gzip data: name it .gz",
     "packed.jsonl": "looks like gzip data: name it .gz",
-    "wide.txt": "UTF-16: convert it to UTF-8",
+    "wide.txt": "UTF-16, not UTF-8: convert it",
 }
 
 
