@@ -120,7 +120,7 @@ def inspect(
     from rich.console import Console
     from rich.rule import Rule
 
-    from pretrain.dataset_commands import inspect_dataset
+    from pretrain.data.dataset_admin import inspect_dataset
 
     manifest, texts = inspect_dataset(folder, split, documents)
     if as_json:
@@ -146,7 +146,7 @@ def verify(
     from rich.console import Console
 
     from model.errors import UserError
-    from pretrain.dataset_commands import verify as run
+    from pretrain.data.dataset_admin import verify as run
 
     whole: list[dict[str, Any]] = []
     damaged: list[UserError] = []

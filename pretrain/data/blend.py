@@ -28,8 +28,8 @@ from pretrain.data.order import (
     samples_per_epoch,
 )
 from pretrain.data.prefetch import Prefetcher
+from pretrain.data.token_files import check_start, damaged, index_problem, split_prefix
 from pretrain.data.tokenizer import token_dtype
-from pretrain.token_files import check_start, damaged, index_problem, split_prefix
 
 __all__ = ["Prefetcher", "TokenBlend", "micro_batch_indices", "open_blend"]
 

@@ -22,9 +22,9 @@ from pretrain.data.documents import Record, records
 from pretrain.data.encode import SPLITS, EncodedBatch, EncodeJob, Encoder, encode_in_worker, start_worker
 from pretrain.data.inputs import Shard, Source, find_sources
 from pretrain.data.manifest import FORMAT, MANIFEST, Manifest, SourceFacts
+from pretrain.data.token_files import TOKENIZER
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.writer import NAME, DatasetOutput
-from pretrain.token_files import TOKENIZER
 
 BATCH_BYTES = 1 << 19  # raw input that one task of a worker holds
 BATCH_RECORDS = 4096

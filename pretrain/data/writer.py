@@ -13,8 +13,8 @@ from model.words import printable
 from pretrain.data.documents import Broken
 from pretrain.data.encode import SPLITS, EncodedBatch, EncodedSplit
 from pretrain.data.manifest import BrokenFacts, BrokenRecords, SplitFacts
+from pretrain.data.token_files import file_sha256, sample
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.token_files import file_sha256, sample
 
 BROKEN_EXAMPLES = 20
 NAME, REASON = 4096, 500

@@ -35,6 +35,7 @@ from parallel.topology import Topology
 from pretrain.config.load import complete_model, dump_config, load_config
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import load_manifest
+from pretrain.data.token_files import DamagedDataError
 from pretrain.rundir.lock import InUseError, UnwritableError, check_free, owned
 from pretrain.rundir.state import (
     FAILED,
@@ -44,7 +45,6 @@ from pretrain.rundir.state import (
     record_failure,
     write_state,
 )
-from pretrain.token_files import DamagedDataError
 from pretrain.train.callbacks.watchdog import Watchdog, timed_out
 from pretrain.train.feasibility import fit_machine, fit_processes
 from pretrain.train.preflight import BadNodeError, check_network, check_nodes

@@ -19,11 +19,11 @@ import torch
 from model.errors import UserError
 from pretrain.config.schema import Corpus
 from pretrain.data.blend import Prefetcher, TokenBlend, micro_batch_indices, open_blend
+from pretrain.data.dataset_admin import inspect_dataset
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.order import BlendPattern
 from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.train_tokenizer import train_tokenizer
-from pretrain.dataset_commands import inspect_dataset
 
 SEQ = 32
 

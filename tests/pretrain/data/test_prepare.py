@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import pretrain.data.prepare as prepare_module
 from model.errors import UserError
+from pretrain.data.dataset_admin import inspect_dataset
 from pretrain.data.encode import Encoder
 from pretrain.data.indexed import DType, IndexedDataset, IndexedDatasetBuilder
 from pretrain.data.inputs import standard_library_files
@@ -24,7 +25,6 @@ from pretrain.data.manifest import load_manifest
 from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.tokenizer import token_dtype
 from pretrain.data.train_tokenizer import train_tokenizer
-from pretrain.dataset_commands import inspect_dataset
 
 FILES = [path for path in standard_library_files() if path.parent.name in ("json", "asyncio", "logging")]
 SPLITS = ("train", "validation", "test")

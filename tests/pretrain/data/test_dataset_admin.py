@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from model.errors import UserError
-from pretrain.dataset_commands import verify
+from pretrain.data.dataset_admin import verify
 from tests.pretrain.small import small_data
 from tools.data import app
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from model.errors import UserError
-from pretrain.compressed import open_binary
+from pretrain.data.compressed import open_binary
+from pretrain.data.file_kinds import HEAD, inner_suffix, looks_like
 from pretrain.data.inputs import Shard
-from pretrain.file_kinds import HEAD, inner_suffix, looks_like
-from pretrain.raw_record import Broken, Record, broken, value_of
+from pretrain.data.raw_record import Broken, Record, broken, value_of
 
 
 def csv_records(shard: Shard, text_key: str) -> Iterator[Record]:

@@ -11,8 +11,7 @@ import numpy as np
 
 from model.errors import UserError
 from pretrain.data.manifest import AGAIN, MANIFEST, Manifest, load_manifest
-from pretrain.data.tokenizer import Tokenizer, token_dtype
-from pretrain.token_files import (
+from pretrain.data.token_files import (
     TOKENIZER,
     beyond,
     check_start,
@@ -24,6 +23,7 @@ from pretrain.token_files import (
     split_prefix,
     tokenizer_problem,
 )
+from pretrain.data.tokenizer import Tokenizer, token_dtype
 
 
 def inspect_dataset(folder: Path, split: str = "train", documents: int = 0) -> tuple[Manifest, list[str]]:
