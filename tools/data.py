@@ -99,7 +99,9 @@ def prepare(
     if quiet:
         os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     with _ProgressBar(visible=not (quiet or as_json)) as bar:
-        manifest = run(options, bar.show)
+        manifest = run(
+            options, bar.show, lambda note: None if quiet else typer.echo(f"note: {note}", err=True)
+        )
     if as_json:
         typer.echo(manifest.text(), nl=False)
     elif not quiet:

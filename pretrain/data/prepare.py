@@ -69,15 +69,20 @@ class Progress:
     """What `bytes` will be, if that is known."""
 
 
-def nothing(progress: Progress) -> None:
+def nothing(told: object) -> None:
     """Tells nobody."""
 
 
-def prepare(options: PrepareOptions, on_progress: Callable[[Progress], None] = nothing) -> Manifest:
+def prepare(
+    options: PrepareOptions,
+    on_progress: Callable[[Progress], None] = nothing,
+    on_note: Callable[[str], None] = nothing,
+) -> Manifest:
     """Writes the data set folder and returns its manifest (the content of dataset.json).
 
     The same input, tokenizer, split and seed give the same bytes, whatever the number of workers.
     The folder appears whole or not at all.
+    on_note: told in a line each, before anything is read, what the tokenizer cannot do.
     Raises UserError for an option out of range, an input that matches nothing, an unusable
     tokenizer or output, or input without any document.
     """
@@ -88,6 +93,8 @@ def prepare(options: PrepareOptions, on_progress: Callable[[Progress], None] = n
         no_files = "a data set of the datasets library has no files here"
         raise UserError(f"--split-by file: {no_files}; use --split-by document")
     tokenizer = Tokenizer(options.tokenizer)
+    for note in tokenizer_notes(tokenizer):
+        on_note(note)
     with whole_folder(options.out, DATA_SET, options.overwrite) as folder:
         copy = folder / TOKENIZER
         copy.write_bytes(tokenizer.model_bytes)
@@ -101,6 +108,21 @@ def prepare(options: PrepareOptions, on_progress: Callable[[Progress], None] = n
         manifest = _manifest(options, sources, tokenizer, output)
         (folder / MANIFEST).write_text(manifest.text(), encoding="utf-8")
     return manifest
+
+
+def tokenizer_notes(tokenizer: Tokenizer) -> list[str]:
+    """What one would otherwise learn after the training, a line each."""
+    from model.hf.tokenizer import load_proto
+
+    notes = []
+    if tokenizer.changes:
+        what = f"tokenizer {tokenizer.path} changes text: it {', it '.join(tokenizer.changes)}"
+        notes.append(f"{what}; the data set will hold the changed text")
+    try:
+        load_proto(tokenizer.path)
+    except UserError as error:
+        notes.append(f"a model of these data cannot be exported with its tokenizer: {error}")
+    return notes
 
 
 def _manifest(
