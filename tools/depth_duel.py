@@ -87,7 +87,7 @@ def command(
     configs = [cell_config(base, cell, grid.equal, out) for cell in cells]
     check_unchanged(configs)
     complete = report_only or train_cells(configs, jobs or default_jobs(), typer.echo)
-    unigram = float(load_manifest(base.data.corpora[0].path).get("unigram_entropy_nats") or "nan")
+    unigram = float(load_manifest(base.data.corpora[0].path).unigram_entropy_nats or "nan")
     typed = ["fathom", *sys.argv[1:]] if sys.argv[1:2] == ["depth-duel"] else ["fathom", "depth-duel", config]
     duel = Duel(
         base,

@@ -87,7 +87,7 @@ class Trainer:
             "device": torch.cuda.get_device_name(self.engine.device)
             if self.engine.device.type == "cuda"
             else self.engine.device.type,
-            "unigram_entropy": self.train_data.manifests[0].get("unigram_entropy_nats"),
+            "unigram_entropy": self.train_data.manifests[0].unigram_entropy_nats,
         }
 
     def _call(self, moment: str, *args: Any) -> None:

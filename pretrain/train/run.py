@@ -35,6 +35,7 @@ from parallel.topology import Topology
 from pretrain.config.load import complete_model, dump_config, load_config
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import load_manifest
+from pretrain.data.token_files import DamagedDataError
 from pretrain.rundir.lock import InUseError, UnwritableError, check_free, owned
 from pretrain.rundir.state import (
     FAILED,
@@ -69,7 +70,7 @@ def prepare(path: str, overrides: Sequence[str]) -> RunConfig:
             raise UserError(
                 f"data.corpora: {corpus.path} is no prepared data set (it has no dataset.json): run `fathom data prepare` first, or correct the path"
             )
-    config.model = complete_model(config, int(load_manifest(config.data.corpora[0].path)["vocab_size"]))
+    config.model = complete_model(config, load_manifest(config.data.corpora[0].path).vocab_size)
     return config
 
 
@@ -189,9 +190,8 @@ def _failed(error: Exception, info: RankInfo, run_dir: Path, watchdog: Watchdog 
         record_failure(run_dir, info.rank, code, text)
     if os.environ.get("FATHOM_DEBUG") == "1":
         raise error
-    if info.rank == 0 or not isinstance(
-        error, UserError | BadNodeError | StaleStartError | SaveError
-    ):  # which all ranks raise together
+    together = isinstance(error, UserError | BadNodeError | StaleStartError | SaveError)  # on all ranks
+    if info.rank == 0 or not together or isinstance(error, DamagedDataError):
         print(f"fathom: error: {text}", file=sys.stderr)
     if (
         info.rank == 0

@@ -193,13 +193,13 @@ def _data_windows(
         else [Corpus(**corpus) for corpus in own["corpora"]]
     )
     cache = Path(own["cache"]) if data is None and own and own.get("cache") else None
-    blend = open_blend(corpora, split, window, 0, cache)
+    blend = open_blend(corpora, split, window, 0, cache, alone=True)
     name = ", ".join(corpus.path for corpus in corpora)
     if blend.vocab_size != trained.config.vocab_size:
         raise UserError(
             f"data set {name} has a vocabulary of {blend.vocab_size}, the model {trained.config.vocab_size}: prepare it with the model's tokenizer"
         )
-    if tokenizer and blend.manifests[0]["tokenizer_sha256"] != tokenizer.sha256:
+    if tokenizer and blend.manifests[0].tokenizer_sha256 != tokenizer.sha256:
         raise UserError(
             f"data set {name} was prepared with another tokenizer than the model's, {tokenizer.path}: prepare it with that one"
         )

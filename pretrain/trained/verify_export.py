@@ -49,6 +49,7 @@ def validation_tokens(config: dict[str, Any], samples: int) -> torch.Tensor:
         data["seq_length"],
         config["train"]["seed"],
         cache,
+        alone=True,
     )
     return blend.batch(range(samples))
 
