@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from model.errors import UserError
 from model.files import atomic_write_text
-from model.folders import staged_folder
+from model.folders import FolderKind, whole_folder
 from pretrain.data.documents import Record, records
 from pretrain.data.encode import SPLITS, EncodedBatch, EncodeJob, Encoder, encode_in_worker, start_worker
 from pretrain.data.inputs import Source, find_sources
@@ -28,6 +28,7 @@ from pretrain.data.writer import DatasetOutput
 
 BATCH_BYTES = 1 << 19  # raw input that one task of a worker holds
 BATCH_RECORDS = 4096
+DATA_SET = FolderKind("a data set", marker=MANIFEST, advice="add --overwrite to replace it", option="--out")
 SOURCES_LISTED = 100  # a shell pattern may have been expanded to thousands of inputs
 
 
@@ -80,7 +81,7 @@ def prepare(
             "--split-by file: a data set of the datasets library has no files here; use --split-by document"
         )
     tokenizer = Tokenizer(options.tokenizer)
-    with staged_folder(options.out, MANIFEST, options.overwrite) as folder:
+    with whole_folder(options.out, DATA_SET, options.overwrite) as folder:
         copy = folder / "tokenizer.model"
         copy.write_bytes(tokenizer.model_bytes)
         job = EncodeJob(str(copy), options.text_key, split, options.split_by, options.seed)

@@ -195,6 +195,19 @@ def test_an_existing_data_set_is_replaced_only_on_request(options: PrepareOption
         prepare(replace(options, out=tmp_path / "file", overwrite=True))
 
 
+def test_what_appears_at_the_target_meanwhile_is_kept(options: PrepareOptions) -> None:
+    def another_writes(progress: prepare_module.Progress) -> None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "thesis.tex").write_text("years of work")
+
+    with pytest.raises(
+        UserError, match=f"--out {options.out}: the folder holds something else than a data set"
+    ):
+        prepare(replace(options, overwrite=True), another_writes)
+    assert contents(options.out) == {"thesis.tex": b"years of work"}
+    assert [path.name for path in options.out.parent.iterdir()] == ["set"]
+
+
 def test_a_failure_half_way_leaves_nothing_behind(
     options: PrepareOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,7 +219,7 @@ def test_a_failure_half_way_leaves_nothing_behind(
 
     with pytest.raises(KeyboardInterrupt):
         prepare(options, fail_later)
-    assert list(options.out.parent.iterdir()) == []
+    assert not options.out.parent.exists()
 
 
 @pytest.mark.parametrize(
