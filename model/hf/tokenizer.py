@@ -16,6 +16,7 @@ from typing import Any
 
 from model.errors import UserError
 from model.hf.configs import SPECIAL
+from model.records import read_json
 
 SPACE_MARK = "\u2581"
 # Piece types of the SentencePiece model format.
@@ -133,6 +134,8 @@ def _split_characters(proto: Any) -> str:
     return "".join(f"\\x{{{ord(character):x}}}" for character in sorted(special - known))
 
 
+INPUT_NAMES = ("input_ids", "attention_mask")
+"""What a tokenizer hands to a model: our targets read nothing else."""
 COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -176,6 +179,8 @@ def write_tokenizer(model_path: Path | str, folder: Path, max_length: int) -> To
         "pad_token": trainer.unk_piece,
         # Batches are continued from their last token, which must not be padding.
         "padding_side": "left",
+        # transformers 4 gives every fast tokenizer token_type_ids unless told otherwise, and its GPT-2 adds word embeddings for them.
+        "model_input_names": list(INPUT_NAMES),
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
         # The text "</s>" is text: only code ends a document.
@@ -199,6 +204,7 @@ def copy_tokenizer(source: Path, folder: Path, vocab_size: int) -> dict[str, int
         )
     for name in names:
         shutil.copyfile(source / name, folder / name)
+    _hand_over_two(folder / "tokenizer_config.json")
     try:
         loaded = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, ImportError) as error:
@@ -211,6 +217,16 @@ def copy_tokenizer(source: Path, folder: Path, vocab_size: int) -> dict[str, int
             f"tokenizer {source} has a token with id {largest}, but model.vocab_size={vocab_size}: is it the tokenizer of this model?"
         )
     return {key: getattr(loaded, key) for key in SPECIAL}
+
+
+def _hand_over_two(path: Path) -> None:
+    """Sets what a copied tokenizer hands to a model; a file that says so already keeps every byte."""
+    settings = read_json(path, "name another folder, auto or none")
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} is no JSON object: name another folder, auto or none")
+    if settings.get("model_input_names") != list(INPUT_NAMES):
+        settings["model_input_names"] = list(INPUT_NAMES)
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def prove(model_path: Path | str, folder: Path, texts: Iterable[str] = (), trust: bool = False) -> int:

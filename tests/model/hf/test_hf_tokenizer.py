@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,22 @@ def test_names_of_special_tokens_in_text_are_text(models: dict[str, Path], kind:
     assert fast.decode([2]) == "</s>"
     assert fast.decode([2], skip_special_tokens=True) == ""
     assert fast.encode("") == []
+
+
+def test_models_are_handed_ids_and_mask_only(models: dict[str, Path], tmp_path: Path) -> None:
+    """transformers 4 adds token_type_ids unless told otherwise, of which its GPT-2 makes other logits without a word."""
+    for folder in ("made", "given", "copied"):
+        (tmp_path / folder).mkdir()
+    T.write_tokenizer(models["bpe"], tmp_path / "made", 128)
+    settings = json.loads((tmp_path / "made/tokenizer_config.json").read_text())
+    assert settings["model_input_names"] == ["input_ids", "attention_mask"]
+    for name in ("tokenizer.json", "tokenizer.model"):
+        shutil.copy(tmp_path / "made" / name, tmp_path / "given")
+    del settings["model_input_names"]
+    (tmp_path / "given/tokenizer_config.json").write_text(json.dumps(settings))
+    T.copy_tokenizer(tmp_path / "given", tmp_path / "copied", SIZE)
+    copied = json.loads((tmp_path / "copied/tokenizer_config.json").read_text())
+    assert copied == settings | {"model_input_names": ["input_ids", "attention_mask"]}
 
 
 def test_a_user_defined_symbol_is_one_token(models: dict[str, Path], tmp_path: Path) -> None:
