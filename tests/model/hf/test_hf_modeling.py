@@ -276,15 +276,21 @@ def test_the_configuration_file_holds_the_plan(scheme: str, tmp_path: Path) -> N
     assert len(loaded.depth_plan) == (7 if scheme == "layernorm_scaling" else 2 if scheme == "mix_ln" else 1)
 
 
-@pytest.mark.parametrize("tied", [{}, {"tie_word_embeddings": False}])
-def test_a_configuration_of_defaults_makes_a_model(tied: dict[str, bool]) -> None:
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_configuration_of_defaults_makes_a_model(tied: bool) -> None:
     from model.hf.modeling_fathom import FathomForCausalLM
 
-    assert FathomConfig().num_hidden_layers == 12
-    config = FathomConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, **tied)
-    assert config.tie_word_embeddings is not bool(tied)
-    model = FathomForCausalLM(config).eval()
-    assert ("lm_head.weight" in model.state_dict()) is bool(tied)
+    assert (FathomConfig().num_hidden_layers, FathomConfig().tie_word_embeddings) == (12, True)
+    sizes: dict[str, Any] = {
+        "vocab_size": 11,
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    if not tied:
+        sizes["tie_word_embeddings"] = False
+    model = FathomForCausalLM(FathomConfig(**sizes)).eval()
+    assert ("lm_head.weight" in model.state_dict()) is not tied
     new = model.generate(torch.tensor([[3]]), max_new_tokens=3, do_sample=False, pad_token_id=0)
     assert new.shape == (1, 4)
 
