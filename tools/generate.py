@@ -32,7 +32,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print prompt and continuation as JSON.")] = False,
 ) -> None:
     """Continue a text with a trained model, on one CPU process and in fp32."""
-    from pretrain.trained.export import generate_text
+    from pretrain.trained.generate import generate_text
 
     pieces = generate_text(checkpoint, prompt, max_new_tokens, temperature, top_k, top_p, seed)
     if as_json:

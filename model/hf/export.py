@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from model.config import ModelConfig
@@ -22,36 +19,16 @@ from model.files import sync_folder
 from model.hf.card import model_card
 from model.hf.configs import SPECIAL, write_config
 from model.hf.folding.pre_ln import Fold, fold, targets
-from model.hf.mapping import Entry, Target, canonical_shapes, check_weights, entries
-from model.hf.proof import LIMIT, Proof, change, epsilon_effect, logits, proof_tokens, prove
+from model.hf.mapping import Target, canonical_shapes, check_weights, entries
+from model.hf.proof import LIMIT, change, epsilon_effect, logits, proof_tokens, prove
 from model.hf.reference import Weights
-from model.hf.tokenizer import TokenIds, copy_tokenizer, write_tokenizer
-from model.hf.tokenizer import prove as prove_tokenizer
+from model.hf.result import Export
+from model.hf.tokenizer.convert import TokenIds, write_tokenizer
+from model.hf.tokenizer.copy import copy_tokenizer
+from model.hf.tokenizer.proof import prove as prove_tokenizer
+from model.hf.weight_files import DTYPES, parse_size, round_weights, write_json, write_weights
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CODE = ("configuration_fathom.py", "modeling_fathom.py")
-
-
-@dataclass(frozen=True)
-class Export:
-    """What was written. dtype_difference: change of the logits by storing weights in `dtype`, in standard deviations of the logits (0 for float32).
-
-    tokenizer: of one made from a SentencePiece model; copied_tokenizer: the folder that another was copied from.
-    skipped: targets passed over, with the reason why each is not exact enough.
-    """
-
-    path: Path
-    architecture: Target
-    dtype: str
-    proof: Proof
-    epsilon: float
-    folded: bool
-    parameters: int
-    files: tuple[str, ...]
-    dtype_difference: float = 0.0
-    tokenizer: TokenIds | None = None
-    copied_tokenizer: Path | None = None
-    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,8 +137,8 @@ def _build(
         dtype="float32",
         special=special,
     )
-    _write_json(folder / "config.json", settings)
-    _write_json(
+    write_json(folder / "config.json", settings)
+    write_json(
         folder / "generation_config.json",
         {"_from_model_config": True, **{k: v for k, v in special.items() if v is not None}},
     )
@@ -192,8 +169,8 @@ def _build(
     moved = 0.0
     if job.dtype != "float32":
         exact = logits(folder, target, job.tokens)
-        _round_weights(folder, DTYPES[job.dtype])
-        _write_json(folder / "config.json", {**settings, "dtype": job.dtype, "torch_dtype": job.dtype})
+        round_weights(folder, DTYPES[job.dtype])
+        write_json(folder / "config.json", {**settings, "dtype": job.dtype, "torch_dtype": job.dtype})
         moved = change(logits(folder, target, job.tokens), exact)
     files = tuple(sorted([path.name for path in folder.iterdir()] + ["README.md"]))
     result = Export(
@@ -231,94 +208,6 @@ def _write_tokenizer(job: _Job, folder: Path) -> tuple[TokenIds | None, dict[str
             f"tokenizer {job.tokenizer} has {ids.size} pieces, but model.vocab_size={size}: is it the tokenizer of this model?"
         )
     return ids, dict(zip(SPECIAL, (ids.eos, ids.eos, ids.unk), strict=True))
-
-
-def write_weights(
-    folder: Path,
-    todo: list[Entry],
-    weights: Weights,
-    config: ModelConfig,
-    plan: Fold,
-    shard_bytes: int,
-    itemsize: int,
-) -> int:
-    """Writes all tensors in fp32 as safetensors shards, with an index where there are several. itemsize: bytes per number of the final files.
-
-    Returns the number of parameters. Raises UserError for a tensor of another shape than the configuration gives.
-    """
-    from safetensors.torch import save_file
-
-    groups, sizes, total = [[]], [0], 0  # type: tuple[list[list[Entry]], list[int], int]
-    for entry in todo:
-        count = sum(torch.Size(shape).numel() for shape in entry.shapes(config).values())
-        total += count
-        if groups[-1] and sizes[-1] + count * itemsize > shard_bytes:
-            groups.append([])
-            sizes.append(0)
-        groups[-1].append(entry)
-        sizes[-1] += count * itemsize
-    names = (
-        ["model.safetensors"]
-        if len(groups) == 1
-        else [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
-    )
-    places: dict[str, str] = {}
-    for name, group in zip(names, groups, strict=True):
-        shard = {
-            hf: tensor for entry in group for hf, tensor in hf_tensors(entry, weights, config, plan).items()
-        }
-        places.update(dict.fromkeys(shard, name))
-        save_file(shard, folder / name, metadata={"format": "pt"})
-        del shard  # before the next one is read
-    if len(groups) > 1:
-        _write_json(
-            folder / "model.safetensors.index.json",
-            {"metadata": {"total_size": total * itemsize}, "weight_map": places},
-        )
-    return total
-
-
-def hf_tensors(entry: Entry, weights: Weights, config: ModelConfig, plan: Fold) -> dict[str, Tensor]:
-    """The Hugging Face tensors of one canonical tensor, folded, fp32. Raises UserError where its shape is not the configuration's."""
-    tensor = (
-        weights[entry.canonical].float()
-        if entry.constant is None
-        else torch.full(entry.shape, entry.constant)
-    )
-    if tuple(tensor.shape) != entry.shape:
-        raise UserError(
-            f"{entry.canonical} has shape {tuple(tensor.shape)}, but the model configuration gives {entry.shape}"
-        )
-    if (factor := plan.factors.get(entry.canonical, 1.0)) != 1.0:
-        tensor = (tensor.double() * factor).float()
-    return {
-        name: part.contiguous()
-        for name, part in zip(entry.hf, entry.layout.to_hf(tensor, config), strict=True)
-    }
-
-
-def _round_weights(folder: Path, dtype: torch.dtype) -> None:
-    """Casts the shards of a folder, one at a time. Raises UserError where a value is beyond the range of `dtype`."""
-    from safetensors.torch import load_file, save_file
-
-    for path in sorted(folder.glob("*.safetensors")):
-        shard = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
-        for name, tensor in shard.items():
-            if not tensor.isfinite().all():
-                raise UserError(f"{name} does not fit into {dtype}: choose dtype=float32 or bfloat16")
-        save_file(shard, path, metadata={"format": "pt"})
-
-
-def parse_size(size: int | str) -> int:
-    """Bytes from a number or from text such as 500MB or 5GB (decimal units). Raises UserError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", str(size), re.IGNORECASE)
-    if match is None or not float(match[1]):
-        raise UserError(f"max_shard_size={size!r} is not a size; write for example 500MB or 5GB")
-    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n")
 
 
 def _check_place(out: Path, overwrite: bool) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.errors import UserError
-from model.hf.configs import SPECIAL, read_config
+from model.hf.configs import SPECIAL
 from model.hf.mapping import CanonicalWeights, Target, entries
+from model.hf.read_config import read_config
 
 # Tensors that some files carry and no weight depends on: GPT-2's causal mask, Llama's rotary frequencies.
 _NO_WEIGHTS = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")

@@ -21,7 +21,7 @@ from model.errors import UserError
 from pretrain.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from pretrain.trained.export import Trained
+    from pretrain.trained.open import Trained
 
 BATCH = 8
 Progress = Callable[[int, int], None]
@@ -114,7 +114,7 @@ def evaluate(
     split are those that the trainer evaluates on.
     Raises UserError where data and model do not fit, or an argument has no effect.
     """
-    from pretrain.trained.export import open_trained
+    from pretrain.trained.open import open_trained
 
     trained = open_trained(checkpoint)
     run = trained.reader.config

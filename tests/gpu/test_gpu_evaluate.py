@@ -12,8 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from model.hf.reference import Evaluation
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.train_tokenizer import train_tokenizer
-from pretrain.trained.export import open_trained
 from pretrain.trained.import_hf import import_checkpoint
+from pretrain.trained.open import open_trained
 from pretrain.trained.perplexity import evaluate, read_text
 
 pytestmark = pytest.mark.gpu

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from model.depth.scheme import SCHEMES
 from model.errors import UserError
-from model.hf.export import Export, export, parse_size, write_weights
+from model.hf.export import export
 from model.hf.folding.pre_ln import fold
 from model.hf.mapping import entries
 from model.hf.proof import ProofError
+from model.hf.result import Export
+from model.hf.weight_files import parse_size, write_weights
 from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_config, make_tokens, make_weights, reference
 
 KINDS = list(itertools.product((4, 2), ("layernorm", "rmsnorm"), ("learned", "rotary"), (True, False)))
@@ -177,14 +179,14 @@ def test_the_proof_finds_a_wrong_mapping_below_the_epsilon_effect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fold of DeepScaleLM moves logits by some 1e-5; an error of that size elsewhere must not hide behind it."""
-    from model.hf import export as exporter
+    from model.hf import weight_files
 
     config = make_config("deepscalelm_pre_ln")
     weights = make_weights(config)
     assert 2e-5 < run(tmp_path, config, weights).proof.epsilon_effect < 1e-4
-    honest = exporter.hf_tensors
+    honest = weight_files.hf_tensors
     monkeypatch.setattr(
-        exporter,
+        weight_files,
         "hf_tensors",
         lambda entry, *rest: {
             n: t * (1 + 5e-5 * (entry.canonical == "decoder.final_layernorm.weight"))

@@ -18,7 +18,7 @@ from parallel.checkpoint.reader import CheckpointReader
 from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.train_tokenizer import train_tokenizer
-from pretrain.trained.export import open_trained
+from pretrain.trained.open import open_trained
 from pretrain.trained.perplexity import evaluate, read_text
 from tests.pretrain.small import VOCAB, small_config, small_data, small_trainer
 from tools.cli import main

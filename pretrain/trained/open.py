@@ -1,0 +1,56 @@
+"""Checkpoints as models, opened without Megatron and without a process group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model.config import ModelConfig
+from model.errors import UserError
+from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model from a checkpoint. weights: canonical names, fp32, read at each access. positions: the longest sequence."""
+
+    reader: CheckpointReader
+    config: ModelConfig
+    weights: Mapping[str, Tensor]
+    logit_scale: float
+    positions: int
+    tokenizer: Path | None
+
+    @property
+    def name(self) -> str:
+        """Name of the run, or of the folder where the checkpoint names none."""
+        return str(self.reader.config.get("name") or self.reader.folder.name)
+
+
+def open_trained(checkpoint: Path | str) -> Trained:
+    """Opens a run folder, a `checkpoints` folder or a step folder.
+
+    Raises UserError where there is no checkpoint, it is damaged, or its vocabulary size is not known.
+    """
+    from model.weights.init import logit_scale
+
+    reader = open_checkpoint(checkpoint)
+    config = ModelConfig(**reader.config["model"])
+    tokenizer = reader.tokenizer_path
+    if config.vocab_size is None:
+        if tokenizer is None:
+            raise UserError(
+                f"{reader.folder} has neither model.vocab_size nor a tokenizer.model: put the tokenizer of its data there"
+            )
+        from sentencepiece import SentencePieceProcessor
+
+        config = config.model_copy(
+            update={"vocab_size": SentencePieceProcessor(model_file=str(tokenizer)).get_piece_size()}
+        )
+    positions = config.max_position_embeddings or reader.config["data"]["seq_length"]
+    return Trained(reader, config, reader.weights(), logit_scale(config), positions, tokenizer)
