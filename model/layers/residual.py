@@ -73,14 +73,14 @@ class ResidualJoin(nn.Module):
             # Dropout only zeroes and rescales, so the factor may follow it, where the add carries it for free.
             branch, bias = F.dropout(branch if bias is None else branch + bias, self.dropout), None
         function = self.function if self.training else join
-        shared = torch.compiler.is_compiling() and self.shared_branch_scale is not None
+        shared = self.shared_branch_scale if torch.compiler.is_compiling() else None
         return function(
             residual if self.residual_scale != 0.0 else None,
             branch,
             bias,
             layer_input if self.skip_scale != 0.0 else None,
             self.residual_scale,
-            self.shared_branch_scale if shared else self.branch_scale,
+            self.branch_scale if shared is None else shared,
             self.skip_scale,
         )
 

@@ -45,7 +45,8 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., h] -> the same shape and format; an fp32 stream is normed in fp32, whatever the format of the weights."""
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
         if x.dtype != weight.dtype:
             weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         if torch.compiler.is_compiling() and self.shared_eps is not None:

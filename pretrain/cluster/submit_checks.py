@@ -74,7 +74,7 @@ def check_run(run_dir: Path, config: RunConfig, problems: Problems) -> None:
             )
     first = config.data.corpora[0].path
     if (Path(first) / MANIFEST).is_file():
-        problems.attempt(lambda: complete_model(config, int(load_manifest(first)["vocab_size"])))
+        problems.attempt(lambda: complete_model(config, load_manifest(first).vocab_size))
     problems.attempt(check_source, config, run_dir)
 
 

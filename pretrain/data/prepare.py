@@ -112,7 +112,7 @@ def prepare(
 
 def tokenizer_notes(tokenizer: Tokenizer) -> list[str]:
     """What one would otherwise learn after the training, a line each."""
-    from model.hf.tokenizer import load_proto
+    from model.hf.tokenizer.convert import load_proto
 
     notes = []
     if tokenizer.changes:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import pretrain.data.tokenizer as tokenizer_module
 from model.errors import UserError
-from model.hf.tokenizer import prove, write_tokenizer
+from model.hf.tokenizer.convert import write_tokenizer
+from model.hf.tokenizer.proof import prove
 from pretrain.data.inputs import standard_library_files
 from pretrain.data.prepare import tokenizer_notes
 from pretrain.data.tokenizer import Tokenizer
