@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,12 @@ from model.words import printable
 
 def umask() -> int:
     """The permissions that the user wants withheld from new files."""
+    with contextlib.suppress(
+        OSError
+    ):  # where Linux tells it, nothing need be changed for a moment under other threads
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
     mask = os.umask(0)
     os.umask(mask)
     return mask

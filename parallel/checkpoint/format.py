@@ -5,38 +5,51 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import xxhash
+from pydantic import Field
 
 from model.errors import UserError
+from model.files import inside
 from model.parameters.shards import Shard
-from parallel.checkpoint.folders import MANIFEST
+from model.records import Record, as_record, read_json, read_record
+from parallel.checkpoint.folders import MANIFEST, step_folder
 
 FORMAT = 1
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 CHECKSUM = "xxh3_64"  # finds damage at the speed of memory; it is no protection against forgery
 HASH_BLOCK = 1 << 22
+ADVICE = "use an older checkpoint"
+LARGEST_STEP = 10**15
+
+Count = Annotated[int, Field(ge=0, le=1 << 60)]
+ShardRow = tuple[Annotated[int, Field(ge=0, le=7)] | None, Count, Count, Count]
+Row = tuple[str, Count, Count, Count, Count, tuple[Count, ...], ShardRow]
+"""A fragment as it is written."""
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """A run of elements that one process owns.
-
-    name: canonical parameter name; shard and shape: which tensor-parallel part of the whole (`shape` is the part's);
-    start, length: elements of the flattened part; offset: where they lie in the flat tensor of `group`.
-    """
+    """A run of elements that one process owns."""
 
     name: str
+    """Canonical name of the parameter."""
     group: int
+    """Which flat tensor of the file the elements lie in."""
     offset: int
+    """Where in that flat tensor they begin."""
     start: int
+    """Where in the flattened part they begin."""
     length: int
+    """How many there are."""
     shape: tuple[int, ...]
+    """Shape of the tensor-parallel part."""
     shard: Shard
+    """Which part of the whole tensor it is."""
 
     def to_json(self) -> list[Any]:
-        """As a compact JSON list; the inverse of `fragment_from_json`."""
+        """As a compact JSON list."""
         shard = self.shard
         return [
             self.name,
@@ -49,10 +62,116 @@ class Fragment:
         ]
 
 
-def fragment_from_json(row: list[Any]) -> Fragment:
-    """A fragment from its JSON list."""
-    name, group, offset, start, length, shape, shard = row
-    return Fragment(name, group, offset, start, length, tuple(shape), Shard(*shard))
+class FileFacts(Record):
+    """What a manifest says of a file."""
+
+    bytes: Count
+    """Its size."""
+    xxh3_64: str
+    """Its checksum."""
+
+
+class Progress(Record):
+    """Where a run was. Further keys belong to whoever wrote them."""
+
+    optimizer_step: Count
+    """Steps that the optimizer has taken."""
+    consumed_tokens: Count | None = None
+    """Tokens seen."""
+
+
+class Sections(Record):
+    """The configuration that a checkpoint was written with, as far as the types that readers rely on go."""
+
+    name: str | None = None
+    """Name of the run."""
+    model: dict[str, Any] | None = None
+    """Fields of ModelConfig."""
+    data: dict[str, Any] | None = None
+    """Fields of the data section."""
+    train: dict[str, Any] | None = None
+    """Fields of the train section."""
+    optimizer: dict[str, Any] | None = None
+    """Fields of the optimizer section."""
+
+
+class Manifest(Record):
+    """What a checkpoint is."""
+
+    step: Annotated[int, Field(ge=0, le=LARGEST_STEP)]
+    """Finished steps of the run."""
+    time: Annotated[float, Field(ge=0, le=1e11)] | None = None
+    """Seconds since 1970 when it was written."""
+    world_size: Count
+    """Processes that wrote it, 0 for an import."""
+    layout: dict[str, int] | None = None
+    """Their layout, as `Layout.summary` gives it."""
+    files: Annotated[dict[str, FileFacts], Field(min_length=1)]
+    """Facts of every file beside the manifest."""
+    progress: dict[str, Any]
+    """Position of the run; at least the keys of Progress."""
+    config: dict[str, Any]
+    """The configuration of the run."""
+    versions: dict[str, str | None] = Field(default_factory=dict)
+    """Versions of packages."""
+
+
+class Index(Record):
+    """What lies where in one file of tensors."""
+
+    fragments: list[Row]
+    """The pieces in it."""
+
+
+def step_manifest(folder: Path, content: dict[str, Any]) -> Manifest:
+    """Parsed content of a manifest as a record. Raises UserError naming the key that does not fit, or a folder of another step's name."""
+    source = str(folder / MANIFEST)
+    manifest = as_record(content, Manifest, source, ADVICE)
+    as_record(manifest.progress, Progress, f"{source}, progress", ADVICE)
+    as_record(manifest.config, Sections, f"{source}, config", ADVICE)
+    if folder.name.startswith("step_") and folder.name != step_folder(manifest.step):
+        raise UserError(
+            f"{folder} holds the checkpoint of step {manifest.step}, as its {MANIFEST} says: rename it to {step_folder(manifest.step)}, or move it away"
+        )
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a step folder.
+
+    Raises UserError where it is missing, damaged, of a format this version does not read, or of another step than the folder's name says.
+    """
+    path = inside(folder, MANIFEST)
+    try:
+        content = read_json(path, ADVICE)
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no checkpoint: it has no {MANIFEST}") from None
+    if not isinstance(content, dict) or content.get(CHECKSUM) != _seal(content):
+        raise UserError(f"{path} is damaged: its content differs from its checksum. Use an older checkpoint")
+    if content.get("format") != FORMAT:
+        raise UserError(
+            f"{folder} has checkpoint format {content.get('format')!r:.40}; this version reads {FORMAT}"
+        )
+    return step_manifest(folder, content)
+
+
+def read_index(path: Path) -> list[Fragment]:
+    """The pieces that a file of tensors holds, from the index beside it. Raises UserError for an index that contradicts itself."""
+    return [_fragment(row, path) for row in read_record(path, Index, ADVICE).fragments]
+
+
+def _fragment(row: Row, path: Path) -> Fragment:
+    name, group, offset, start, length, shape, cut = row
+    try:
+        shard = Shard(*cut)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): {ADVICE}") from None
+    size = 1
+    for extent in shape:
+        size *= extent
+    if (shard.dim is not None and shard.dim >= len(shape)) or start + length > size:
+        raise UserError(f"{path} is damaged (a piece of {name!r:.80} lies outside of its shape): {ADVICE}")
+    return Fragment(name, group, offset, start, length, shape, shard)
 
 
 def file_hash(path: Path) -> str:
@@ -65,7 +184,7 @@ def file_hash(path: Path) -> str:
 
 
 def file_facts(path: Path) -> dict[str, Any]:
-    """What a manifest says of a file."""
+    """Size and checksum of a file, as a manifest has them; FileFacts when read again."""
     return {"bytes": path.stat().st_size, CHECKSUM: file_hash(path)}
 
 
@@ -78,22 +197,3 @@ def _seal(manifest: dict[str, Any]) -> str:
     content = {key: value for key, value in manifest.items() if key != CHECKSUM}
     # Read back first, so that what is sealed is what a reader will see (tuples are lists there).
     return xxhash.xxh3_64_hexdigest(json.dumps(json.loads(json.dumps(content)), sort_keys=True).encode())
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a step folder. Raises UserError where it is missing, damaged, or of a format this version does not read."""
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-    except FileNotFoundError:
-        raise UserError(f"{folder} is no checkpoint: it has no {MANIFEST}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / MANIFEST} is damaged ({error}): use an older checkpoint") from None
-    if not isinstance(manifest, dict) or manifest.get(CHECKSUM) != _seal(manifest):
-        raise UserError(
-            f"{folder / MANIFEST} is damaged: its content differs from its checksum. Use an older checkpoint"
-        )
-    if manifest.get("format") != FORMAT:
-        raise UserError(
-            f"{folder} has checkpoint format {manifest.get('format')!r}; this version reads {FORMAT}"
-        )
-    return manifest

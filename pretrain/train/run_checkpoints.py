@@ -12,11 +12,12 @@ import torch.distributed as dist
 
 from model.errors import UserError
 from parallel.checkpoint.background import Saved, Saver
-from parallel.checkpoint.folders import LATEST, findings, resolve, step_folder, steps_in
+from parallel.checkpoint.folders import findings, newest_in, read_pointer, resolve, step_folder, steps_in
 from parallel.checkpoint.loader import load
-from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
+from parallel.checkpoint.reader import CheckpointReader
 from parallel.checkpoint.writer import prune
 from parallel.engine.engine import Engine
+from parallel.exchange import gather, together
 from parallel.hardware.fp8_state import checkpoint_file, restore
 from pretrain.config.schema import RunConfig
 from pretrain.rundir.environment import versions
@@ -46,10 +47,9 @@ class Checkpoints:
 
         Process 0 says what killed processes left. Raises UserError for a damaged checkpoint or one of another model.
         """
-        own = bool(steps_in(self.folder))
-        source: Path | str | None = self.folder if own else self.config.checkpoint.load
-        if not own:
-            check_nothing_lost(self.run_dir)
+        with together():
+            own, source = self._source() if dist.get_rank() == 0 else (False, None)
+        own, source = gather([own, source])[0]
         found = findings(self.folder)
         if source is None:
             self._say(found, "starting from the beginning")
@@ -57,18 +57,30 @@ class Checkpoints:
         if own and self.config.checkpoint.load:
             found.append("checkpoint.load is not used, as the run has checkpoints of its own")
         with going_back(self.folder if own else None):
-            reader = open_checkpoint(source)
-        self._say(found, f"continuing from {reader.folder.name if own else reader.folder}")
-        check_same_model(reader, self.config)
-        if own:
-            check_same_data(reader, self.config)
+            with together():
+                reader = CheckpointReader(Path(source))
+            self._say(found, f"continuing from {reader.folder.name if own else reader.folder}")
+        with together():
+            check_same_model(reader, self.config)
+            if own:
+                check_same_data(reader, self.config)
         with going_back(self.folder if own else None):
             whole = load(self.engine, reader)
         if not whole:
             # Streams of another layout cannot be cut anew; these are as good, and the same for every start from this checkpoint.
             seed_everything(fresh_seed(self.config.train.seed, reader.step), self.engine.topology)
-        restore(self.engine.chunks, reader.folder)
+        with together():
+            restore(self.engine.chunks, reader.folder)
         return reader, own
+
+    def _source(self) -> tuple[bool, str | None]:
+        """Whether the run has checkpoints of its own, and the step folder to continue from, if any."""
+        newest = newest_in(self.folder)
+        if newest is not None:
+            return True, str(newest)
+        check_nothing_lost(self.run_dir)
+        load_from = self.config.checkpoint.load
+        return False, str(resolve(load_from)) if load_from else None
 
     def save(self, step: int, applied_steps: int, *, asynchronous: bool) -> Saved | None:
         """Begins a save, or does it all. Raises SaveError and StaleStartError as `Saver.save` does."""
@@ -137,15 +149,8 @@ def check_nothing_lost(run_dir: Path) -> None:
         if metrics.is_file()
         else None
     )
-    pointer = folder / LATEST
-    newest = (
-        pointer.read_text().strip()
-        if pointer.is_file()
-        else step_folder(saved)
-        if saved is not None
-        else None
-    )
-    if newest is not None:
+    newest = read_pointer(folder).name or (step_folder(saved) if saved is not None else "")
+    if newest:
         raise UserError(
             f"{run_dir} had saved {newest}, but {folder} holds no complete checkpoint: restore it (a folder that is not mounted?), "
             "or begin again under another name, or with the run folder moved away"
@@ -159,7 +164,7 @@ def fresh_seed(seed: int, step: int) -> int:
 
 def check_same_model(reader: CheckpointReader, config: RunConfig) -> None:
     """Raises UserError naming the first model setting that differs from the checkpoint's."""
-    ours, theirs = config.model.model_dump(mode="json"), reader.config["model"]
+    ours, theirs = config.model.model_dump(mode="json"), reader.config.get("model") or {}
     for key in sorted(set(ours) | set(theirs)):
         # Initial values and dropout do not change what a loaded model computes.
         if key not in ("init", "hidden_dropout", "attention_dropout") and ours.get(key) != theirs.get(key):
@@ -180,7 +185,7 @@ def check_same_data(reader: CheckpointReader, config: RunConfig) -> None:
     ours = config.model_dump(mode="json")
     for name in FIXED:
         section, key = name.split(".")
-        theirs = reader.config.get(section, {}).get(key)
+        theirs = (reader.config.get(section) or {}).get(key)
         if theirs is not None and theirs != ours[section][key]:
             raise UserError(
                 f"{reader.folder} was trained with {name}={theirs!r}, the configuration has {ours[section][key]!r}: change it back, "

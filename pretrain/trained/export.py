@@ -57,9 +57,7 @@ def provenance(trained: Trained) -> dict[str, Any]:
     git = _environment(trained.reader.folder).get("git") or {}
     commit = git.get("commit") and git["commit"] + (" with local changes" if git.get("dirty") else "")
     tokens = progress.get("consumed_tokens")
-    versions = ", ".join(
-        f"{name} {version}" for name, version in (manifest.get("versions") or {}).items() if version
-    )
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items() if version)
     rows = {
         "name": trained.name,
         "run": trained.reader.config.get("name"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from model.errors import UserError
-from model.files import atomic_write_text, sync_folder
+from model.files import atomic_write_text, sync_folder, umask
 from parallel.checkpoint.folders import MANIFEST, step_folder
 from parallel.checkpoint.format import FORMAT, Fragment, file_facts, manifest_text
 from pretrain.rundir.environment import versions
@@ -51,7 +50,7 @@ def import_checkpoint(source: str, out: Path | str, *, vocab_multiple: int = 128
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         _write(imported, partial, source)
-        partial.chmod(0o755)
+        partial.chmod(0o777 & ~umask())
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -81,14 +80,11 @@ def _parts(imported: Imported) -> Iterator[tuple[dict[str, Tensor], list[list[An
 
 
 def _write(imported: Imported, folder: Path, source: str) -> None:
-    from safetensors.torch import save_file
+    from parallel.checkpoint.part import write_part
 
     files: list[str] = []
     for number, (tensors, rows) in enumerate(_parts(imported)):
-        name = f"rank_{number:05d}"
-        save_file(tensors, folder / f"{name}.safetensors")
-        (folder / f"{name}.json").write_text(json.dumps({"fragments": rows}))
-        files += [f"{name}.safetensors", f"{name}.json"]
+        files += [path.name for path in write_part(folder, number, tensors, rows)]
     if imported.tokenizer:
         shutil.copyfile(imported.tokenizer, folder / "tokenizer.model")
     facts = {name: file_facts(folder / name) for name in files}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.config import ModelConfig
-from model.errors import UserError
+from parallel.checkpoint.audit import saved_model
 from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
 
 if TYPE_CHECKING:
@@ -35,22 +35,18 @@ class Trained:
 def open_trained(checkpoint: Path | str) -> Trained:
     """Opens a run folder, a `checkpoints` folder or a step folder.
 
-    Raises UserError where there is no checkpoint, it is damaged, or its vocabulary size is not known.
+    Raises UserError where there is no checkpoint, it is damaged, its vocabulary size is not known, or it
+    does not hold the model that it describes.
     """
     from model.weights.init import logit_scale
 
     reader = open_checkpoint(checkpoint)
-    config = ModelConfig(**reader.config["model"])
-    tokenizer = reader.tokenizer_path
-    if config.vocab_size is None:
-        if tokenizer is None:
-            raise UserError(
-                f"{reader.folder} has neither model.vocab_size nor a tokenizer.model: put the tokenizer of its data there"
-            )
-        from sentencepiece import SentencePieceProcessor
-
-        config = config.model_copy(
-            update={"vocab_size": SentencePieceProcessor(model_file=str(tokenizer)).get_piece_size()}
-        )
-    positions = config.max_position_embeddings or reader.config["data"]["seq_length"]
-    return Trained(reader, config, reader.weights(), logit_scale(config), positions, tokenizer)
+    model = saved_model(reader)
+    return Trained(
+        reader,
+        model.config,
+        reader.weights(),
+        logit_scale(model.config),
+        model.positions,
+        reader.tokenizer_path,
+    )

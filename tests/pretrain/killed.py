@@ -202,8 +202,8 @@ def curve(run_dir: Path) -> dict[int, tuple[float, float]]:
 
 def contents(run_dir: Path) -> dict[str, str]:
     """Checksums of what the ranks wrote into the newest checkpoint: weights, moments, random states."""
-    files = open_checkpoint(run_dir).manifest["files"]
-    return {name: facts["xxh3_64"] for name, facts in files.items() if name.endswith(".safetensors")}
+    files = open_checkpoint(run_dir).manifest.files
+    return {name: facts.xxh3_64 for name, facts in files.items() if name.endswith(".safetensors")}
 
 
 class Trial:

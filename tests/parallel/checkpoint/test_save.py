@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import stat
 import subprocess
 import sys
 import tempfile
@@ -310,8 +312,9 @@ def test_reading_needs_no_process_group(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     reader = open_checkpoint(tmp_path)
     reader.verify()
+    assert {stat.S_IMODE(path.stat().st_mode) for path in reader.folder.iterdir()} == {0o640}
     assert reader.tokenizer_path is not None
-    assert "tokenizer.model" in reader.manifest["files"]
+    assert "tokenizer.model" in reader.manifest.files
     assert all(torch.isfinite(tensor).all() for tensor in reader.weights().values())
     flip(reader.tokenizer_path, 0)
     with pytest.raises(ValueError, match="tokenizer.model is damaged"):
@@ -320,4 +323,5 @@ def test_reading_needs_no_process_group(tmp_path: Path) -> None:
 
 def one_saved(folder: str) -> None:
     """Runs inside one rank."""
+    os.umask(0o027)
     keep(engine_of(CONFIG), CONFIG, Path(folder), 0)

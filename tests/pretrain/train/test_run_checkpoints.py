@@ -72,7 +72,7 @@ def trained(config: RunConfig, *callbacks: Callback) -> Trainer:
 
 
 def files(run_dir: Path, step: int) -> dict[str, Any]:
-    found: dict[str, Any] = open_checkpoint(run_dir / "checkpoints" / f"step_{step:08d}").manifest["files"]
+    found: dict[str, Any] = open_checkpoint(run_dir / "checkpoints" / f"step_{step:08d}").manifest.files
     return found
 
 
