@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model.errors import UserError
 from model.records import Record, as_record
-from parallel.checkpoint.errors import SaveError, StaleStartError
+from parallel.errors import PeerError, SaveError, StaleStartError
 
 LARGEST = 1 << 26
 """Bytes of the longest JSON text that one rank may send."""
@@ -30,10 +30,6 @@ KINDS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (UserError,
 """Problems that are raised as what they are on every rank; others arrive as PeerError."""
 
 R = TypeVar("R", bound=Record)
-
-
-class PeerError(RuntimeError):
-    """Another rank met something unexpected, and this one ends with it. The other one says more."""
 
 
 class Problem(Record):

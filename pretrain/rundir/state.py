@@ -20,8 +20,8 @@ from typing import Any
 
 from model.errors import UserError
 from model.files import atomic_write_text
-from parallel.checkpoint.errors import StaleStartError
 from parallel.checkpoint.folders import STEP_FOLDER, resolve
+from parallel.errors import StaleStartError
 from parallel.launch.slurm_client import job_handle
 
 STATE_FILE = "state.json"

@@ -20,7 +20,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 from model.errors import UserError
 from model.files import atomic_write_text
-from parallel.checkpoint.errors import SaveError
+from parallel.errors import SaveError
 from parallel.launch.exit_codes import ExitCode
 from parallel.launch.launch import (
     RankInfo,

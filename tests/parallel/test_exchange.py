@@ -9,8 +9,8 @@ import torch.distributed as dist
 
 from model.errors import UserError
 from parallel import exchange
-from parallel.checkpoint.errors import SaveError, StaleStartError
 from parallel.checkpoint.format import FileFacts
+from parallel.errors import SaveError, StaleStartError
 from parallel.exchange import agree, gather, gather_bytes, gather_records, together
 from tests.distributed import Group, launch
 

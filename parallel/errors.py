@@ -1,4 +1,4 @@
-"""What can go wrong with a checkpoint beside a user's mistake. Standard library only."""
+"""What can end several ranks together, beside a user's mistake. Standard library only."""
 
 from __future__ import annotations
 
@@ -12,3 +12,7 @@ class SaveError(OSError):
 
 class StaleStartError(RuntimeError):
     """This process belongs to an earlier start of the run; a newer one owns the run directory."""
+
+
+class PeerError(RuntimeError):
+    """Another rank met something unexpected, and this one ends with it. The other one says more."""
