@@ -17,7 +17,6 @@ from torch import Tensor
 
 from model.errors import UserError
 from model.records import Record, as_record
-from parallel.errors import PeerError, SaveError, StaleStartError
 
 LARGEST = 1 << 26
 """Bytes of the longest JSON text that one rank may send."""
@@ -26,10 +25,17 @@ LARGEST_BYTES = 1 << 31
 LONGEST_WORDS = 2000
 """Characters of a problem that are told to other ranks."""
 
-KINDS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (UserError, SaveError, StaleStartError)}
-"""Problems that are raised as what they are on every rank; others arrive as PeerError."""
-
 R = TypeVar("R", bound=Record)
+_KINDS: dict[str, type[Exception]] = {"UserError": UserError}
+
+
+class PeerError(RuntimeError):
+    """Another rank met something unexpected, and this one ends with it. The other one says more."""
+
+
+def told_as_it_is(kind: type[Exception]) -> None:
+    """From now on an exception of this kind, made of its words alone, is raised as what it is on every rank."""
+    _KINDS[kind.__name__] = kind
 
 
 class Problem(Record):
@@ -89,7 +95,7 @@ def describe(problem: Exception | None) -> Problem:
     """A problem as it is told to other ranks."""
     if problem is None:
         return Problem()
-    name = next((name for name, kind in KINDS.items() if isinstance(problem, kind)), "")
+    name = next((name for name, kind in _KINDS.items() if isinstance(problem, kind)), "")
     text = " ".join(str(problem).split())[:LONGEST_WORDS]
     return (
         Problem(kind=name, text=text)
@@ -102,7 +108,7 @@ def raise_told(told: Problem, rank: int, own: Exception | None) -> None:
     """Raises what a rank has told. own: the exception itself, on that rank."""
     if own is not None:
         raise own
-    kind = KINDS.get(told.kind)
+    kind = _KINDS.get(told.kind)
     raise kind(told.text) if kind else PeerError(f"rank {rank}: {told.text}")
 
 

@@ -19,16 +19,17 @@ from torch import Tensor
 
 from model.files import atomic_write_text, sync_folder
 from model.records import Record
+from parallel.checkpoint.errors import SaveError
 from parallel.checkpoint.folders import LATEST, MANIFEST, leftovers_in, read_pointer, step_folder, steps_in
 from parallel.checkpoint.format import FORMAT, FileFacts, file_facts, manifest_text
 from parallel.checkpoint.fragments import flat_state, is_writer, owned_fragments
 from parallel.checkpoint.part import write_part
 from parallel.checkpoint.random_state import rng_states
 from parallel.engine.engine import Engine
-from parallel.errors import SaveError
-from parallel.exchange import agree, gather_records
+from parallel.exchange import agree, gather_records, told_as_it_is
 
 Fence = Callable[[], None]
+told_as_it_is(SaveError)
 
 
 class Report(Record):

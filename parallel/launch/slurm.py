@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 import socket
 import subprocess
@@ -19,22 +18,24 @@ _LARGEST_STEP = 4_000_000_000
 
 
 @dataclass(frozen=True)
-class RankInfo:
-    """One task of a job step. local_world_size: tasks on this task's node; restart_count: how often Slurm started this job again."""
+class SlurmTask:
+    """One task of a job step."""
 
     rank: int
     world_size: int
     local_rank: int
     local_world_size: int
+    """Tasks on this task's node."""
     node_rank: int
     num_nodes: int
     master_addr: str
     master_port: int
     job_id: int
     restart_count: int
+    """How often Slurm started this job again."""
 
 
-def slurm_environment(env: Mapping[str, str]) -> RankInfo | None:
+def slurm_environment(env: Mapping[str, str]) -> SlurmTask | None:
     """Reads rank, sizes and meeting point of this task; None where this process is no task of srun.
 
     A batch script, an `salloc` shell and `srun --pty` are no tasks: the variables are set there too, but describe a job that nobody launched.
@@ -53,7 +54,7 @@ def slurm_environment(env: Mapping[str, str]) -> RankInfo | None:
         raise UserError(
             f"SLURM_STEP_TASKS_PER_NODE={_text(env, 'SLURM_STEP_TASKS_PER_NODE', 'SLURM_TASKS_PER_NODE')} does not fit {world_size} tasks: start with srun"
         )
-    return RankInfo(
+    return SlurmTask(
         rank=_number(env, "SLURM_PROCID"),
         world_size=world_size,
         local_rank=_number(env, "SLURM_LOCALID"),
@@ -135,21 +136,6 @@ def node_address(node: str) -> str | None:
         return None
     match = re.search(r"\bNodeAddr=(\S+)", answer.stdout)
     return match[1] if answer.returncode == 0 and match and resolves(match[1]) else None
-
-
-def check_port(address: str, port: int) -> None:
-    """On rank 0: tries the meeting point's port before the process group needs it. Raises RuntimeError, naming port and address, when it is taken."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise RuntimeError(
-                f"port {port} on {address}, which follows from job id and restart count, is in use by another process: "
-                "a restart takes another port; FATHOM_MASTER_PORT sets one"
-            ) from None
 
 
 def _text(env: Mapping[str, str], *keys: str) -> str:

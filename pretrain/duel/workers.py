@@ -23,7 +23,7 @@ from typing import Any
 
 from model.files import atomic_write_text
 from parallel.launch.exit_codes import ExitCode
-from parallel.launch.launch import stop_signals
+from parallel.launch.local import stop_signals
 from pretrain.config.schema import RunConfig
 from pretrain.duel.grid import DONE, RESULT, check_unchanged, finished
 from pretrain.rundir.state import Owner, stop_file
@@ -33,14 +33,14 @@ CONTEXT = multiprocessing.get_context("spawn")
 
 def train_cell(config: RunConfig) -> dict[str, Any]:
     """Trains one cell in this process and writes its result. Checkpoints are removed once the cell is finished."""
-    from parallel.launch.launch import RankInfo
     from parallel.launch.one_process import single_process
+    from parallel.launch.ranks import ALONE
     from pretrain.train.run import _train
 
     folder = Path(config.runs_dir) / config.name
     begin = time.time()
     try:
-        code, reason = _train(config, RankInfo(0, 1, 0, "127.0.0.1", 0), single_process(), folder)
+        code, reason = _train(config, ALONE, single_process(), folder)
     finally:
         gc.collect()  # an engine is a circle of references, and the next cell needs its memory
     result = {

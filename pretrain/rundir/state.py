@@ -21,7 +21,6 @@ from typing import Any
 from model.errors import UserError
 from model.files import atomic_write_text
 from parallel.checkpoint.folders import STEP_FOLDER, resolve
-from parallel.errors import StaleStartError
 from parallel.launch.slurm_client import job_handle
 
 STATE_FILE = "state.json"
@@ -41,6 +40,10 @@ QUEUED, STARTING, RUNNING, STOPPED, REQUEUED, FINISHED, FAILED, CANCELLED = (
 )
 ENDED = frozenset({STOPPED, FINISHED, FAILED, CANCELLED})
 """States after which nothing starts the run again by itself."""
+
+
+class StaleStartError(RuntimeError):
+    """This process belongs to an earlier start of the run; a newer one owns the run directory."""
 
 
 @dataclass(frozen=True)

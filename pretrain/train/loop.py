@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from parallel.checkpoint.background import Saved
+from parallel.checkpoint.errors import SaveError
 from parallel.engine.engine import Engine
-from parallel.errors import SaveError
 from parallel.launch.exit_codes import ExitCode
 from pretrain.config.schema import RunConfig
 from pretrain.data.blend import Prefetcher, TokenBlend, micro_batch_indices

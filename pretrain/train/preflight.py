@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from model.errors import UserError
 from model.files import atomic_write_text
 from parallel.launch.exit_codes import ExitCode
-from parallel.launch.launch import RankInfo, has_gpu
+from parallel.launch.process_group import has_gpu
+from parallel.launch.ranks import RankInfo
 from pretrain.config.schema import RunConfig
 from pretrain.rundir.environment import git, versions
 from pretrain.rundir.state import CONTROL, PREFLIGHT_FILE, Owner, record_failure
@@ -105,6 +106,18 @@ def check_nodes(store: Store, info: RankInfo, config: RunConfig, problem: str = 
             "; ".join(f"{host}: {'; '.join(texts)}" for host, texts in sorted(verdict.bad.items())), here
         )
     return verdict
+
+
+def share_problem(store: Store, info: RankInfo, problem: str) -> None:
+    """In place of the check where it is turned off: every rank raises UserError when one of them cannot start."""
+    store.set(f"preflight/{info.rank}", problem)
+    if info.rank == 0:
+        told = [store.get(f"preflight/{rank}").decode() for rank in range(info.world_size)]
+        store.set("preflight/verdict", next((text for text in told if text), ""))
+    verdict = store.get("preflight/verdict").decode()
+    _leave_together(store, info)
+    if verdict:
+        raise UserError(verdict)
 
 
 def _wait_for(store: Store, rank: int, minutes: float) -> Facts:

@@ -17,7 +17,7 @@ from parallel.checkpoint.loader import load
 from parallel.checkpoint.reader import CheckpointReader
 from parallel.checkpoint.writer import prune
 from parallel.engine.engine import Engine
-from parallel.exchange import gather, together
+from parallel.exchange import gather, together, told_as_it_is
 from parallel.hardware.fp8_state import checkpoint_file, restore
 from pretrain.config.schema import RunConfig
 from pretrain.rundir.environment import versions
@@ -25,6 +25,7 @@ from pretrain.rundir.metrics import read_metrics
 from pretrain.rundir.state import Owner, StaleStartError, check_owner
 from pretrain.train.build import seed_everything
 
+told_as_it_is(StaleStartError)
 FIXED = ("data.seq_length", "train.global_batch_size", "train.seed")
 """Settings that say which samples a step takes: with others, a run that goes on would leave out some of its data or see it twice."""
 

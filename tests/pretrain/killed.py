@@ -143,7 +143,7 @@ def _rank(rank: int, port: int, config: Path, run_dir: Path, kill: Kill | None, 
 
 def start(config: Path, run_dir: Path, kill: Kill | None, log: Path) -> list[int]:
     """One start of the run, to its end or to its kill. Returns the exit codes of the ranks, negative for signals."""
-    from parallel.launch.launch import reserve_port
+    from parallel.launch.local import reserve_port
 
     log.unlink(missing_ok=True)
     holder, begin = reserve_port(), time.monotonic()

@@ -15,8 +15,7 @@ from parallel.launch.exit_codes import ExitCode, as_exit_code
 from parallel.launch.slurm import (
     FIRST_PORT,
     PORTS,
-    RankInfo,
-    check_port,
+    SlurmTask,
     expand_counts,
     expand_hosts,
     master_address,
@@ -81,7 +80,7 @@ def test_counts() -> None:
 
 def test_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("parallel.launch.slurm.resolves", lambda name: True)
-    expected = RankInfo(3, 4, 1, 2, 1, 2, "node1", master_port(17, 0), 17, 0)
+    expected = SlurmTask(3, 4, 1, 2, 1, 2, "node1", master_port(17, 0), 17, 0)
     assert slurm_environment(STEP) == expected
     again = slurm_environment({**STEP, "SLURM_RESTART_COUNT": "2"})
     assert again is not None
@@ -160,19 +159,6 @@ def test_ports() -> None:
     ports = [master_port(job, restart) for job in range(1000, 1020) for restart in range(5)]
     assert len(set(ports)) == len(ports)
     assert all(FIRST_PORT <= port < FIRST_PORT + PORTS for port in ports)
-
-
-def test_taken_port() -> None:
-    with socket.socket() as other:
-        other.bind(("", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        with pytest.raises(
-            RuntimeError,
-            match=rf"port {port} on node1, which follows from job id and restart count, is in use",
-        ):
-            check_port("node1", port)
-    check_port("node1", port)
 
 
 def test_job_handles() -> None:

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from model.errors import UserError
+from parallel.checkpoint.errors import SaveError
 from parallel.checkpoint.folders import leftovers_in, steps_in
 from parallel.checkpoint.reader import open_checkpoint
-from parallel.errors import SaveError
 from pretrain.config.schema import RunConfig
 from pretrain.rundir.state import Owner, StaleStartError, claim
 from pretrain.train import run_checkpoints
