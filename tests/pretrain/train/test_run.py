@@ -182,6 +182,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(config: Path, tmp_path: Path) -> 
         (["data.corpora.0.path=nowhere"], "nowhere is no prepared data set"),
         (["train.fp8.recipe=delayed"], "train.fp8.recipe=delayed needs a GPU"),
         (["train.kernels=te"], "train.kernels=te"),
+        (
+            ["parallel.processes=1000000", "train.global_batch_size=2000000"],
+            "parallel.processes=1000000 is too much",
+        ),
     ],
 )
 def test_mistakes_are_said_before_anything_starts(
