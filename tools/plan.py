@@ -58,7 +58,7 @@ def plan(
     from parallel.hardware.gpus import planned_gpu
     from pretrain.config.load import complete_model, load_config
     from pretrain.data.manifest import vocabulary_of
-    from pretrain.plan.layouts import configured, rank, work_of
+    from pretrain.plan.layouts import configured, possible, rank, why_none, work_of
 
     device = planned_gpu(gpu)
     config = load_config(path, overrides)
@@ -72,7 +72,8 @@ def plan(
         own: dict[str, Any] = _row(configured(config, work, device, world), budget, world, price)
     except UserError as error:
         own = {"impossible": str(error)}
-    best = [_row(one, budget, world, price) for one in rank(work, device, world, most=top)]
+    tried = possible(work, device, world)
+    best = [_row(one, budget, world, price) for one in rank(tried, most=top)]
     return {
         "gpu": device.name,
         "gpus": world,
@@ -85,6 +86,7 @@ def plan(
         "tokens": budget,
         "configured": own,
         "layouts": best,
+        "why_none": None if best else why_none(work, device, world, tried),
     }
 
 
@@ -98,6 +100,8 @@ def _row(one: Any, tokens: float, world: int, price: float | None) -> dict[str, 
         "memory": dataclasses.asdict(one.memory) | {"total": one.memory.total},
         "fits": one.fits,
         "step": dataclasses.asdict(one.time) | {"total": one.time.total},
+        "limit": next(iter(one.time.shares())),
+        "shares": one.time.shares(),
         "sent_per_step": dataclasses.asdict(one.traffic),
         "bubble": one.bubble,
         "tokens_per_s": one.tokens_per_s,
@@ -108,6 +112,8 @@ def _row(one: Any, tokens: float, world: int, price: float | None) -> dict[str, 
 
 
 def _print(report: dict[str, Any], console: Console) -> None:
+    from pretrain.plan.speed import LIMITS
+
     counts, flops = report["parameters"], report["flops_per_token"]
     console.print(
         f"{counts['total']:,} parameters; {flops['model'] / 1e9:.3f} GFLOP per token ({flops['hardware'] / 1e9:.3f} with what is computed again)"
@@ -128,15 +134,16 @@ def _print(report: dict[str, Any], console: Console) -> None:
         _details(own, report["memory_of_gpu"], console)
     console.print()
     if not report["layouts"]:
-        console.print(
-            "No layout fits: take more GPUs, a smaller model or parallel.recompute.granularity=full with a smaller micro-batch."
-        )
+        console.print(report["why_none"], soft_wrap=True)
         return
     console.print(_table(report))
     console.print(
         "tp tensor, pp pipeline, vp virtual stages, dp data parallel, zero ZeRO stage, micro samples of a micro-batch",
         style="dim",
     )
+    console.print("limit: the two that take most of the step, and their shares", style="dim")
+    for word, meaning in LIMITS.items():
+        console.print(f"  {word}: {meaning}", style="dim")
 
 
 def _details(own: dict[str, Any], memory: float, console: Console) -> None:
@@ -161,8 +168,12 @@ def _details(own: dict[str, Any], memory: float, console: Console) -> None:
     )
     cost = "" if own["cost"] is None else f", cost {own['cost']:,.0f}"
     console.print(
-        f"  {own['tokens_per_s']:,.0f} tokens/s, MFU {own['mfu']:.1%}, {own['days']:.2f} days{cost}"
+        f"  {own['tokens_per_s']:,.0f} tokens/s, MFU {own['mfu']:.1%}, limited by {_limit(own)}, {own['days']:.2f} days{cost}"
     )
+
+
+def _limit(row: dict[str, Any]) -> str:
+    return ", ".join(f"{word} {share:.0%}" for word, share in list(row["shares"].items())[:2])
 
 
 def _degrees(row: dict[str, Any]) -> str:
@@ -185,6 +196,7 @@ def _table(report: dict[str, Any]) -> Table:
         "tokens/s",
         "MFU",
         "bubble",
+        "limit",
         "days",
         *(("cost",) if cost else ()),
     ):
@@ -199,6 +211,10 @@ def _table(report: dict[str, Any]) -> Table:
             f"{row['mfu']:.1%}",
         ]
         table.add_row(
-            *cells, f"{row['bubble']:.1%}", f"{row['days']:.2f}", *((f"{row['cost']:,.0f}",) if cost else ())
+            *cells,
+            f"{row['bubble']:.1%}",
+            _limit(row),
+            f"{row['days']:.2f}",
+            *((f"{row['cost']:,.0f}",) if cost else ()),
         )
     return table
