@@ -57,12 +57,12 @@ def plan(
     from model.parameters.size import parameter_count
     from parallel.hardware.accelerators import accelerator
     from pretrain.config.load import complete_model, load_config
-    from pretrain.data.manifest import vocabulary_of
     from pretrain.plan.layouts import configured, rank, work_of
+    from tools.config import known_vocabulary
 
     device = accelerator(gpu)
     config = load_config(path, overrides)
-    model = complete_model(config, config.model.vocab_size or vocabulary_of(config.data.corpora[0].path))
+    model = complete_model(config, config.model.vocab_size or known_vocabulary(config))
     work = work_of(config, model)
     parallel = config.parallel
     world = gpus or parallel.processes or parallel.tensor * parallel.pipeline * parallel.context
