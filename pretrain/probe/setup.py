@@ -22,7 +22,7 @@ from pretrain.config.scheme_choice import Variant, base_asked_for, parse_variant
 from pretrain.data.blend import open_blend
 from pretrain.data.manifest import vocabulary_of
 from pretrain.probe.measure import Probe, probe, zipf_tokens
-from pretrain.train.run_checkpoints import check_same_model
+from pretrain.train.same_run import check_same_model
 
 ASSUMED_VOCABULARY = 32_000
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

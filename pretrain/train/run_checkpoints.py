@@ -20,21 +20,21 @@ from parallel.engine.engine import Engine
 from parallel.exchange import gather, together, told_as_it_is
 from parallel.hardware.fp8_state import checkpoint_file, restore
 from pretrain.config.schema import RunConfig
+from pretrain.data.blend import TokenBlend
 from pretrain.rundir.environment import versions
 from pretrain.rundir.metrics import read_metrics
 from pretrain.rundir.state import Owner, StaleStartError, check_owner
 from pretrain.train.build import seed_everything
+from pretrain.train.same_run import check_same_data, check_same_model, differences, identity_of
 
 told_as_it_is(StaleStartError)
-FIXED = ("data.seq_length", "train.global_batch_size", "train.seed")
-"""Settings that say which samples a step takes: with others, a run that goes on would leave out some of its data or see it twice."""
 
 
 class Checkpoints:
     """The checkpoints of one run, on every process. folder: where they are."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, engine: Engine) -> None:
-        self.config, self.run_dir, self.engine = config, run_dir, engine
+    def __init__(self, config: RunConfig, run_dir: Path, engine: Engine, data: TokenBlend) -> None:
+        self.config, self.run_dir, self.engine, self.data = config, run_dir, engine, data
         self.folder = run_dir / "checkpoints"
         self.saver = Saver(
             self.folder,
@@ -62,9 +62,10 @@ class Checkpoints:
                 reader = CheckpointReader(Path(source))
             self._say(found, f"continuing from {reader.folder.name if own else reader.folder}")
         with together():
+            changed = check_same_data(reader, self.config, self.data) if own else ""
             check_same_model(reader, self.config)
-            if own:
-                check_same_data(reader, self.config)
+        if own:
+            self._compare(reader, changed)
         with going_back(self.folder if own else None):
             whole = load(self.engine, reader)
         if not whole:
@@ -101,6 +102,7 @@ class Checkpoints:
                 "consumed_samples": step * train.global_batch_size,
                 "consumed_tokens": step * train.global_batch_size * self.config.data.seq_length,
                 "seed": train.seed,
+                "data": [corpus.model_dump() for corpus in identity_of(self.data)],
             },
             config=self.config.model_dump(mode="json"),
             versions=versions(),
@@ -117,6 +119,15 @@ class Checkpoints:
             keep_last=self.config.checkpoint.keep_last,
             keep_every=self.config.checkpoint.keep_every,
         )
+
+    def _compare(self, reader: CheckpointReader, changed: str) -> None:
+        """Says in one line what is trained otherwise than before the checkpoint."""
+        found = differences(reader, self.config)
+        if changed:
+            found.append(f"other data from here on ({changed})")
+        if found and dist.get_rank() == 0:
+            told = f"differs from {reader.folder.name}: {', '.join(found)}"
+            print(f"{self.config.name}: {told}", file=sys.stderr, flush=True)
 
     def _say(self, found: list[str], then: str) -> None:
         if found and dist.get_rank() == 0:
@@ -161,34 +172,3 @@ def check_nothing_lost(run_dir: Path) -> None:
 def fresh_seed(seed: int, step: int) -> int:
     """Seed of random streams that cannot be the saved ones: other than at the beginning of the run or at any other step."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:4], "big")
-
-
-def check_same_model(reader: CheckpointReader, config: RunConfig) -> None:
-    """Raises UserError naming the first model setting that differs from the checkpoint's."""
-    ours, theirs = config.model.model_dump(mode="json"), reader.config.get("model") or {}
-    for key in sorted(set(ours) | set(theirs)):
-        # Initial values and dropout do not change what a loaded model computes.
-        if key not in ("init", "hidden_dropout", "attention_dropout") and ours.get(key) != theirs.get(key):
-            raise UserError(
-                f"{reader.folder} was trained with model.{key}={theirs.get(key)!r}, the configuration has {ours.get(key)!r}: "
-                "change it back, or start a run with another name"
-            )
-
-
-def check_same_data(reader: CheckpointReader, config: RunConfig) -> None:
-    """Raises UserError naming the first setting by which the run would lose its place in the data, or another tokenizer."""
-    ours_at, theirs_at = Path(config.data.corpora[0].path) / "tokenizer.model", reader.tokenizer_path
-    if theirs_at is not None and ours_at.is_file() and ours_at.read_bytes() != theirs_at.read_bytes():
-        raise UserError(
-            f"data.corpora: {ours_at} is not the tokenizer the run was trained with, {theirs_at}: name data prepared with that one, "
-            "or start a run with another name"
-        )
-    ours = config.model_dump(mode="json")
-    for name in FIXED:
-        section, key = name.split(".")
-        theirs = (reader.config.get(section) or {}).get(key)
-        if theirs is not None and theirs != ours[section][key]:
-            raise UserError(
-                f"{reader.folder} was trained with {name}={theirs!r}, the configuration has {ours[section][key]!r}: change it back, "
-                "or start a run with another name from it (checkpoint.load)"
-            )
