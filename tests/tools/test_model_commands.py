@@ -182,7 +182,7 @@ def test_mistakes_are_one_line(
     assert "temperature=-1.0" in refused(
         capsys, "generate", str(checkpoint), "--temperature", "-1", "--max-new-tokens", "4"
     )
-    assert "exists" in refused(capsys, "import", str(source), str(checkpoint))
+    assert "is there already" in refused(capsys, "import", str(source), str(checkpoint))
     assert "has no config.json" in refused(capsys, "import", str(tmp_path), str(tmp_path / "x"))
     assert list(tmp_path.iterdir()) == []
 
