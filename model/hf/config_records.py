@@ -11,7 +11,7 @@ from model.records import Record
 ADVICE = "download the model again, or save it again with transformers"
 
 # Bounds that no model comes near: a damaged number is refused before anything of its size is built.
-Layers = Annotated[int, Field(ge=1, le=100_000)]
+Layers = Annotated[int, Field(ge=1, le=10_000)]
 Heads = Annotated[int, Field(ge=1, le=1 << 16)]
 Width = Annotated[int, Field(ge=1, le=1 << 22)]
 Rows = Annotated[int, Field(ge=2, le=1 << 30)]
