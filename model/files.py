@@ -33,14 +33,14 @@ def inside(folder: Path | str, name: str) -> Path:
     """
     base = Path(folder)
     path = base / name
-    if (
-        not name
-        or "\0" in name
-        or Path(name).is_absolute()
-        or not path.resolve().is_relative_to(base.resolve())
-    ):
+    if not name or "\0" in name or Path(name).is_absolute() or not _lies_in(path, base):
         raise UserError(f"{base}: the name {printable(name)!r} leads out of the folder; it is not followed")
     return path
+
+
+def _lies_in(path: Path, base: Path) -> bool:
+    # Not Path.resolve, which raises RuntimeError for links that lead in a circle.
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(base))
 
 
 def sync_folder(folder: Path) -> None:

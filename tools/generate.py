@@ -15,8 +15,14 @@ def command(
     ],
     prompt: Annotated[str, typer.Option(help="Text to continue; empty starts a document.")] = "",
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens to add at most; a document may end before.")
-    ] = 64,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens to add at most; a document may end before. "
+            "Default: 64, or as many as the model has positions for.",
+            show_default=False,
+        ),
+    ] = None,
     temperature: Annotated[
         float, typer.Option(help="0 takes the likeliest token each time; larger values are more varied.")
     ] = 1.0,

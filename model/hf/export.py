@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.errors import UserError
-from model.files import sync_folder
+from model.folders import FolderKind, check_target, whole_folder
 from model.hf.card import model_card
 from model.hf.configs import SPECIAL, write_config
 from model.hf.folding.pre_ln import Fold, fold, targets
@@ -29,6 +26,9 @@ from model.hf.tokenizer.proof import prove as prove_tokenizer
 from model.hf.weight_files import DTYPES, parse_size, round_weights, write_json, write_weights
 
 CODE = ("configuration_fathom.py", "modeling_fathom.py")
+EXPORT = FolderKind(
+    "an exported model", marker="config.json", advice="choose another folder, or replace it with --overwrite"
+)
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,20 @@ def export(
 ) -> Export:
     """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` load, after proving it.
 
-    weights: canonical name -> whole fp32 tensor, read one at a time. seq_length: positions, where the configuration names none.
-    tokenizer: a SentencePiece model, from which an equal fast tokenizer is made and proved; a Hugging Face folder, whose tokenizer is copied; or None.
+    weights: canonical name -> whole fp32 tensor, read one at a time.
+    seq_length: positions, where the configuration names none.
+    tokenizer: a SentencePiece model, of which an equal fast tokenizer is made and proved;
+        a Hugging Face folder, whose tokenizer is copied; or None.
     special: bos_token_id, eos_token_id and pad_token_id where there is no tokenizer; unknown without.
-    prove_with: token ids [b, s] -> our model's logits [b, s, at least v]; the plain evaluation of `weights` where None.
-    prove_tokens [b, s], sample_texts: real data for the proofs of model and tokenizer, on top of random tokens and fuzz texts.
-    max_shard_size: bytes, or text such as 5GB. Memory stays within the largest shard in fp32, except for the proof, which loads the whole model.
-    Raises UserError for a target that is not exact, weights that do not fit the configuration, a tokenizer that cannot be reproduced, a folder that
-    exists, or a proof that fails; then nothing is left behind.
+    prove_with: token ids [b, s] -> our model's logits [b, s, at least v];
+        the plain evaluation of `weights` where None.
+    prove_tokens [b, s], sample_texts: real data for the proofs of model and tokenizer,
+        on top of random tokens and fuzz texts.
+    max_shard_size: bytes, or text such as 5GB.
+    Memory stays within the largest shard in fp32, except for the proof, which loads the whole model.
+    Raises UserError for a target that is not exact, weights that do not fit the configuration,
+    a tokenizer that cannot be reproduced, a folder that holds something or cannot be written,
+    or a proof that fails; then nothing is left behind.
     """
     out, positions = Path(out_dir), config.max_position_embeddings or seq_length
     if dtype not in DTYPES:
@@ -85,29 +91,31 @@ def export(
         raise UserError("model.vocab_size is not known: take it from the tokenizer before exporting")
     check_weights(weights, canonical_shapes(config, positions))
     tokens = proof_tokens(config, positions, prove_tokens)
-    path, shard_bytes = Path(tokenizer) if tokenizer else None, parse_size(max_shard_size)
     job = _Job(
-        weights,
-        config,
-        logit_scale,
-        path,
-        positions,
-        dtype,
-        provenance or {},
-        prove_with,
-        tokens,
-        tuple(sample_texts),
-        shard_bytes,
-        special or {},
+        weights=weights,
+        config=config,
+        logit_scale=logit_scale,
+        tokenizer=Path(tokenizer) if tokenizer else None,
+        positions=positions,
+        dtype=dtype,
+        provenance=provenance or {},
+        prove_with=prove_with,
+        tokens=tokens,
+        texts=tuple(sample_texts),
+        shard_bytes=parse_size(max_shard_size),
+        special=special or {},
     )
-    _check_place(out, overwrite)
+    check_target(out, EXPORT, overwrite)
     target, plan, effect, skipped = _choose(job, architecture)
-    with _into_place(out) as folder:
+    with whole_folder(out, EXPORT, overwrite) as folder:
         return _build(job, target, plan, effect, folder, out, skipped)
 
 
 def _choose(job: _Job, architecture: str) -> tuple[Target, Fold, float, tuple[str, ...]]:
-    """(target, its fold, the fold's epsilon effect, targets passed over and why). Raises UserError where the target asked for is not exact."""
+    """(target, its fold, the fold's epsilon effect, targets passed over and why).
+
+    Raises UserError where the target asked for is not exact.
+    """
     skipped: list[str] = []
     for target in targets(architecture, job.config):
         plan = fold(target, job.config, job.logit_scale)
@@ -115,7 +123,8 @@ def _choose(job: _Job, architecture: str) -> tuple[Target, Fold, float, tuple[st
         if effect <= LIMIT:
             return target, plan, effect, tuple(skipped)
         skipped.append(
-            f"{target} has one epsilon for all norms; folding the residual constants ({plan.epsilon:.3g} for norm_epsilon={job.config.norm_epsilon:.3g}) "
+            f"{target} has one epsilon for all norms; folding the residual constants "
+            f"({plan.epsilon:.3g} for norm_epsilon={job.config.norm_epsilon:.3g}) "
             f"would move the logits by {effect:.1e} standard deviations, more than {LIMIT:.0e}"
         )
     raise UserError(
@@ -174,27 +183,28 @@ def _build(
         moved = change(logits(folder, target, job.tokens), exact)
     files = tuple(sorted([path.name for path in folder.iterdir()] + ["README.md"]))
     result = Export(
-        out,
-        target,
-        job.dtype,
-        proof,
-        plan.epsilon,
-        bool(plan.factors),
-        parameters,
-        files,
-        moved,
-        ids,
-        None if ids else job.tokenizer,
-        skipped,
+        path=out,
+        architecture=target,
+        dtype=job.dtype,
+        proof=proof,
+        epsilon=plan.epsilon,
+        folded=bool(plan.factors),
+        parameters=parameters,
+        files=files,
+        dtype_difference=moved,
+        tokenizer=ids,
+        copied_tokenizer=None if ids else job.tokenizer,
+        skipped=skipped,
     )
-    (folder / "README.md").write_text(model_card(config, result, job.provenance))
+    (folder / "README.md").write_text(model_card(config, result, job.provenance), encoding="utf-8")
     return result
 
 
 def _write_tokenizer(job: _Job, folder: Path) -> tuple[TokenIds | None, dict[str, Any]]:
     """(ids of a tokenizer made from a SentencePiece model, special token ids for the configuration).
 
-    Training documents end with eos and nothing marks their start, so eos is what generation from nothing must start with.
+    Training documents end with eos and nothing marks their start,
+    so eos is what generation from nothing must start with.
     """
     size = job.config.vocab_size
     if job.tokenizer is None:
@@ -205,43 +215,7 @@ def _write_tokenizer(job: _Job, folder: Path) -> tuple[TokenIds | None, dict[str
     ids = write_tokenizer(job.tokenizer, folder, job.positions)
     if ids.size != size:
         raise UserError(
-            f"tokenizer {job.tokenizer} has {ids.size} pieces, but model.vocab_size={size}: is it the tokenizer of this model?"
+            f"tokenizer {job.tokenizer} has {ids.size} pieces, but model.vocab_size={size}: "
+            "is it the tokenizer of this model?"
         )
     return ids, dict(zip(SPECIAL, (ids.eos, ids.eos, ids.unk), strict=True))
-
-
-def _check_place(out: Path, overwrite: bool) -> None:
-    """Refuses to replace anything, and with `overwrite` anything that is not an export."""
-    if not out.exists():
-        return
-    if not overwrite:
-        raise UserError(f"{out} exists: choose another folder, or replace it with --overwrite")
-    if not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").exists()):
-        raise UserError(
-            f"{out} is not an exported model (it has no config.json): overwrite does not replace it"
-        )
-
-
-@contextmanager
-def _into_place(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, renamed to it when the block ends without an error, and removed otherwise."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)
-        for path in folder.iterdir():
-            path.chmod(0o644)
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-        sync_folder(folder)
-        if out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-            out.replace(old)
-            folder.replace(out)
-            shutil.rmtree(old)
-        else:
-            folder.replace(out)
-        sync_folder(out.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

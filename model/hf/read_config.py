@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
 
 from model.config import ModelConfig
 from model.errors import UserError
+from model.hf.config_records import ADVICE, FathomFile, GPT2File, Kind, LlamaFile, OPTFile, Rope
 from model.hf.configs import STOCK_INIT, fathom_fields
 from model.hf.folding.pre_ln import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS, Fold
 from model.hf.mapping import OPT_EPSILON, Target
+from model.records import as_record
+from model.words import printable
 
-# Three spellings of one function; files of GPT-2 have the first.
+# Spellings of one function; files of GPT-2 have the first.
 _SAME_ACTIVATION = {
     "swish": "silu",
     "gelu_python": "gelu",
@@ -20,12 +25,23 @@ _SAME_ACTIVATION = {
 }
 
 
-def read_config(data: Mapping[str, Any]) -> tuple[Target, ModelConfig, int, float]:
-    """(target whose names the files use, configuration, positions, logit scale) of a config.json.
+class Read(NamedTuple):
+    """What a config.json says."""
+
+    layout: Target
+    """Whose names the weight files use."""
+    config: ModelConfig
+    positions: int
+    """Rows of the position table, or the longest sequence."""
+    logit_scale: float
+
+
+def read_config(content: Any, source: str) -> Read:
+    """The model that the parsed content of a config.json describes. source: the file, for messages.
 
     Raises UserError with the first reason why it is not one of our models.
     """
-    kind = data.get("model_type")
+    kind = as_record(content, Kind, source, ADVICE).model_type
     readers = {
         "gpt2": _read_gpt2,
         "llama": _read_llama,
@@ -34,14 +50,19 @@ def read_config(data: Mapping[str, Any]) -> tuple[Target, ModelConfig, int, floa
         "fathom": _read_fathom,
     }
     if kind not in readers:
-        raise UserError(f"model_type={kind!r} cannot be imported; supported: {', '.join(readers)}")
-    return readers[kind](data)
+        shown = printable(repr(kind), 60)
+        raise UserError(f"model_type={shown} cannot be imported; supported: {', '.join(readers)}")
+    return readers[kind](content, kind, source)
 
 
-def _refuse(kind: str, problems: list[tuple[bool, str]]) -> None:
+def _refuse(kind: str, problem: str) -> UserError:
+    return UserError(f"this {kind} model cannot be imported: {printable(problem, 600)}")
+
+
+def _refuse_first(kind: str, problems: list[tuple[bool, str]]) -> None:
     for present, problem in problems:
         if present:
-            raise UserError(f"this {kind} model cannot be imported: {problem}")
+            raise _refuse(kind, problem)
 
 
 def _activation(kind: str, name: str, table: Mapping[str, str]) -> str:
@@ -49,166 +70,202 @@ def _activation(kind: str, name: str, table: Mapping[str, str]) -> str:
     for ours, theirs in table.items():
         if theirs == name:
             return ours
-    raise UserError(
-        f"this {kind} model cannot be imported: its activation is {name}; supported: {', '.join(table.values())}"
-    )
+    supported = ", ".join(table.values())
+    raise _refuse(kind, f"its activation is {printable(name, 60)}; supported: {supported}")
 
 
-def _read_gpt2(data: Mapping[str, Any]) -> tuple[Target, ModelConfig, int, float]:
-    dropouts = data.get("resid_pdrop", 0.1), data.get("embd_pdrop", 0.1)
-    _refuse(
-        "gpt2",
+def _model(kind: str, fields: Mapping[str, Any]) -> ModelConfig:
+    """A configuration. Raises UserError where it is none that we train."""
+    try:
+        return ModelConfig(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        problem = str(first["msg"]).removeprefix("Value error, ")
+        raise _refuse(kind, f"{key}: {problem}" if key else problem) from None
+    except (ArithmeticError, TypeError) as error:
+        raise _refuse(kind, f"its numbers make no model ({error})") from None
+
+
+def _read_gpt2(content: Any, kind: str, source: str) -> Read:
+    data = as_record(content, GPT2File, source, ADVICE)
+    _refuse_first(
+        kind,
         [
             (
-                not data.get("scale_attn_weights", True),
+                not data.scale_attn_weights,
                 "its attention is not scaled by 1/sqrt(head width) (scale_attn_weights=false)",
             ),
             (
-                data.get("scale_attn_by_inverse_layer_idx", False),
+                data.scale_attn_by_inverse_layer_idx,
                 "its attention is scaled by the layer number (scale_attn_by_inverse_layer_idx)",
             ),
-            (data.get("add_cross_attention", False), "it has cross-attention"),
+            (data.add_cross_attention, "it has cross-attention"),
             (
-                dropouts[0] != dropouts[1],
-                f"resid_pdrop={dropouts[0]} and embd_pdrop={dropouts[1]} differ, hidden_dropout is one number; make them equal in config.json",
+                data.resid_pdrop != data.embd_pdrop,
+                f"resid_pdrop={data.resid_pdrop} and embd_pdrop={data.embd_pdrop} differ, "
+                "hidden_dropout is one number; make them equal in config.json",
             ),
         ],
     )
-    positions = int(data.get("n_positions", 1024))
-    hidden = int(data.get("n_embd", 768))
-    config = ModelConfig(
-        scheme="pre_ln",
-        init=STOCK_INIT,
-        num_layers=data.get("n_layer", 12),
-        hidden_size=hidden,
-        num_attention_heads=data.get("n_head", 12),
-        ffn_hidden_size=data.get("n_inner") or 4 * hidden,
-        vocab_size=data.get("vocab_size", 50257),
-        max_position_embeddings=positions,
-        norm_epsilon=data.get("layer_norm_epsilon", 1e-5),
-        activation=_activation("gpt2", data.get("activation_function", "gelu_new"), UNGATED_ACTIVATIONS),  # type: ignore[arg-type]
-        tie_embeddings=data.get("tie_word_embeddings", True),
-        hidden_dropout=dropouts[0],
-        attention_dropout=data.get("attn_pdrop", 0.1),
-    )
-    return "gpt2", config, positions, 1.0
+    fields = {
+        "scheme": "pre_ln",
+        "init": STOCK_INIT,
+        "num_layers": data.n_layer,
+        "hidden_size": data.n_embd,
+        "num_attention_heads": data.n_head,
+        "ffn_hidden_size": data.n_inner or 4 * data.n_embd,
+        "vocab_size": data.vocab_size,
+        "max_position_embeddings": data.n_positions,
+        "norm_epsilon": data.layer_norm_epsilon,
+        "activation": _activation(kind, data.activation_function, UNGATED_ACTIVATIONS),
+        "tie_embeddings": data.tie_word_embeddings,
+        "hidden_dropout": data.resid_pdrop,
+        "attention_dropout": data.attn_pdrop,
+    }
+    return Read("gpt2", _model(kind, fields), data.n_positions, 1.0)
 
 
-def _read_llama(data: Mapping[str, Any]) -> tuple[Target, ModelConfig, int, float]:
-    kind = str(data["model_type"])
-    rope = {**(data.get("rope_scaling") or {}), **(data.get("rope_parameters") or {})}
-    base = rope.get("rope_theta", data.get("rope_theta", 10000.0))
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    biases = bool(data.get("attention_bias", False)), bool(data.get("mlp_bias", False))
-    heads, hidden = data.get("num_attention_heads", 32), data.get("hidden_size", 4096)
-    _refuse(
+def _read_llama(content: Any, kind: str, source: str) -> Read:
+    data = as_record(content, LlamaFile, source, ADVICE)
+    # A file without the key has Mistral's window, one with null has none.
+    window = data.sliding_window
+    if kind == "mistral" and "sliding_window" not in content:
+        window = 4096
+    _refuse_first(
         kind,
         [
-            (rope_type != "default", f"its rotary embedding is scaled (rope_type={rope_type})"),
+            (window is not None, f"it has sliding-window attention ({window} tokens)"),
             (
-                float(rope.get("partial_rotary_factor", data.get("partial_rotary_factor", 1.0))) != 1.0,
-                "only a part of each head is rotated (partial_rotary_factor)",
-            ),
-            (
-                not isinstance(base, (int, float)) or base != int(base),
-                f"its rotary base {base} is not a whole number",
-            ),
-            (
-                data.get("sliding_window", 4096 if kind == "mistral" else None) is not None,
-                f"it has sliding-window attention ({data.get('sliding_window', 4096)} tokens)",
-            ),
-            (
-                biases[0] != biases[1],
-                f"attention_bias={biases[0]} and mlp_bias={biases[1]} differ, bias is one switch here",
+                data.attention_bias != data.mlp_bias,
+                f"attention_bias={data.attention_bias} and mlp_bias={data.mlp_bias} differ, "
+                "bias is one switch here",
             ),
         ],
     )
-    positions = int(data.get("max_position_embeddings", 2048))
-    config = ModelConfig(
-        scheme="pre_ln",
-        init=STOCK_INIT,
-        num_layers=data.get("num_hidden_layers", 32),
-        hidden_size=hidden,
-        num_attention_heads=heads,
-        num_query_groups=data.get("num_key_value_heads") or heads,
-        head_dim=data.get("head_dim") or hidden // heads,
-        ffn_hidden_size=data.get("intermediate_size", 11008),
-        vocab_size=data.get("vocab_size", 32000),
-        max_position_embeddings=positions,
-        normalization="rmsnorm",
-        norm_epsilon=data.get("rms_norm_eps", 1e-6),
-        activation=_activation(kind, data.get("hidden_act", "silu"), LLAMA_ACTIVATIONS),  # type: ignore[arg-type]
-        position="rotary",
-        rotary_base=int(base),
-        tie_embeddings=data.get("tie_word_embeddings", False),
-        bias=biases[0],
-        attention_dropout=data.get("attention_dropout") or 0.0,
-    )
-    return "llama", config, positions, 1.0
+    fields = {
+        "scheme": "pre_ln",
+        "init": STOCK_INIT,
+        "num_layers": data.num_hidden_layers,
+        "hidden_size": data.hidden_size,
+        "num_attention_heads": data.num_attention_heads,
+        "num_query_groups": data.num_key_value_heads or data.num_attention_heads,
+        "head_dim": data.head_dim or data.hidden_size // data.num_attention_heads,
+        "ffn_hidden_size": data.intermediate_size,
+        "vocab_size": data.vocab_size,
+        "max_position_embeddings": data.max_position_embeddings,
+        "normalization": "rmsnorm",
+        "norm_epsilon": data.rms_norm_eps,
+        "activation": _activation(kind, data.hidden_act, LLAMA_ACTIVATIONS),
+        "position": "rotary",
+        "rotary_base": _rotary_base(data, kind, source),
+        "tie_embeddings": data.tie_word_embeddings,
+        "bias": data.attention_bias,
+        "attention_dropout": data.attention_dropout or 0.0,
+    }
+    return Read("llama", _model(kind, fields), data.max_position_embeddings, 1.0)
 
 
-def _read_opt(data: Mapping[str, Any]) -> tuple[Target, ModelConfig, int, float]:
-    hidden, layerdrop = data.get("hidden_size", 768), data.get("layerdrop", 0.0)
-    width = data.get("word_embed_proj_dim") or hidden
-    _refuse(
-        "opt",
+def _rotary_base(data: LlamaFile, kind: str, source: str) -> int:
+    """Base of the rotary embedding. Raises UserError where it is not plain, or not over whole heads."""
+    given = {**(data.rope_scaling or {}), **(data.rope_parameters or {})}
+    rope = as_record(given, Rope, f"{source}, rope_parameters", ADVICE)
+    rope_type = rope.rope_type or rope.type or "default"
+    base = rope.rope_theta or data.rope_theta or 10000.0
+    given = {key: value for key, value in given.items() if value is not None}
+    unread = [printable(key, 60) for key in given if key not in Rope.model_fields]
+    factors = (rope.partial_rotary_factor, data.partial_rotary_factor)
+    _refuse_first(
+        kind,
         [
             (
-                data.get("do_layer_norm_before", True),
-                "its norms stand before the sublayers (do_layer_norm_before=true); only post-LN ones are read",
+                rope_type != "default",
+                f"its rotary embedding is scaled (rope_type={printable(rope_type, 60)})",
+            ),
+            (
+                any(factor not in (None, 1.0) for factor in factors),
+                "only a part of each head is rotated (partial_rotary_factor)",
+            ),
+            (base != int(base), f"its rotary base {base} is not a whole number"),
+            (bool(unread), f"its rotary embedding has {', '.join(unread)}, which is not read"),
+        ],
+    )
+    return int(base)
+
+
+def _read_opt(content: Any, kind: str, source: str) -> Read:
+    data = as_record(content, OPTFile, source, ADVICE)
+    hidden = data.hidden_size
+    width = data.word_embed_proj_dim or hidden
+    _refuse_first(
+        kind,
+        [
+            (
+                data.do_layer_norm_before,
+                "its norms stand before the sublayers (do_layer_norm_before=true); "
+                "only post-LN ones are read",
             ),
             (
                 width != hidden,
-                f"its embeddings are {width} wide and projected to hidden_size={hidden} (word_embed_proj_dim)",
+                f"its embeddings are {width} wide and projected to hidden_size={hidden} "
+                "(word_embed_proj_dim)",
             ),
             (
-                not data.get("layer_norm_elementwise_affine", True),
+                not data.layer_norm_elementwise_affine,
                 "its norms have no gain and bias (layer_norm_elementwise_affine=false)",
             ),
             (
-                layerdrop != 0,
-                f"it leaves layers out in training (layerdrop={layerdrop}); set layerdrop to 0 in config.json",
+                data.layerdrop != 0,
+                f"it leaves layers out in training (layerdrop={data.layerdrop}); "
+                "set layerdrop to 0 in config.json",
             ),
         ],
     )
-    positions = int(data.get("max_position_embeddings", 2048))
-    config = ModelConfig(
-        scheme="post_ln",
-        init=STOCK_INIT,
-        num_layers=data.get("num_hidden_layers", 12),
-        hidden_size=hidden,
-        num_attention_heads=data.get("num_attention_heads", 12),
-        ffn_hidden_size=data.get("ffn_dim", 3072),
-        vocab_size=data.get("vocab_size", 50272),
-        max_position_embeddings=positions,
-        norm_epsilon=OPT_EPSILON,
-        activation=_activation("opt", data.get("activation_function", "relu"), UNGATED_ACTIVATIONS),  # type: ignore[arg-type]
-        tie_embeddings=data.get("tie_word_embeddings", True),
-        bias=data.get("enable_bias", True),
-        hidden_dropout=data.get("dropout", 0.1),
-        attention_dropout=data.get("attention_dropout", 0.0),
-    )
-    return "opt", config, positions, 1.0
+    fields = {
+        "scheme": "post_ln",
+        "init": STOCK_INIT,
+        "num_layers": data.num_hidden_layers,
+        "hidden_size": hidden,
+        "num_attention_heads": data.num_attention_heads,
+        "ffn_hidden_size": data.ffn_dim,
+        "vocab_size": data.vocab_size,
+        "max_position_embeddings": data.max_position_embeddings,
+        "norm_epsilon": OPT_EPSILON,
+        "activation": _activation(kind, data.activation_function, UNGATED_ACTIVATIONS),
+        "tie_embeddings": data.tie_word_embeddings,
+        "bias": data.enable_bias,
+        "hidden_dropout": data.dropout,
+        "attention_dropout": data.attention_dropout,
+    }
+    return Read("opt", _model(kind, fields), data.max_position_embeddings, 1.0)
 
 
-def _read_fathom(data: Mapping[str, Any]) -> tuple[Target, ModelConfig, int, float]:
+def _read_fathom(content: Any, kind: str, source: str) -> Read:
     from model.hf.configuration_fathom import FathomConfig
 
-    if not data.get("pretraining"):
-        raise UserError("this fathom model cannot be imported: its config.json has no `pretraining` section")
-    config = ModelConfig(**data["pretraining"])
-    positions, logit_scale = int(data["max_position_embeddings"]), float(data["logit_scale"])
+    data = as_record(content, FathomFile, source, ADVICE)
+    if not data.pretraining:
+        raise _refuse(kind, "its config.json has no `pretraining` section")
+    # Before the section builds as many layers as it says.
+    if (layers := data.pretraining.get("num_layers")) != data.num_hidden_layers:
+        raise _contradiction("num_hidden_layers", data.num_hidden_layers, layers)
+    config = _model(kind, data.pretraining)
     # The section must describe the very model that config.json makes transformers build.
-    built = fathom_fields(config, Fold({}, config.norm_epsilon), positions, logit_scale)
+    built = fathom_fields(
+        config, Fold({}, config.norm_epsilon), data.max_position_embeddings, data.logit_scale
+    )
     del built["auto_map"], built["pretraining"]
-    given = FathomConfig(**data)
-    for key, expected in {
-        **built,
-        "vocab_size": config.vocab_size,
-        "tie_word_embeddings": config.tie_embeddings,
-    }.items():
-        if getattr(given, key) != expected:
-            raise UserError(
-                f"this fathom model cannot be imported: config.json has {key}={getattr(given, key)!r}, but its `pretraining` section gives {expected!r}"
-            )
-    return "fathom", config, positions, logit_scale
+    built |= {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_embeddings}
+    defaults = FathomConfig()
+    for key, expected in built.items():
+        given = content.get(key)
+        given = getattr(defaults, key) if given is None else given
+        if given != expected:
+            raise _contradiction(key, given, expected)
+    return Read("fathom", config, data.max_position_embeddings, data.logit_scale)
+
+
+def _contradiction(key: str, given: object, expected: object) -> UserError:
+    shown, wanted = printable(repr(given), 200), printable(repr(expected), 200)
+    problem = f"config.json has {key}={shown}, but its `pretraining` section gives {wanted}"
+    return UserError(f"this fathom model cannot be imported: {problem}")

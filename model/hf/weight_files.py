@@ -16,6 +16,7 @@ from model.errors import UserError
 from model.hf.folding.pre_ln import Fold
 from model.hf.mapping import Entry
 from model.hf.reference import Weights
+from model.words import printable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -29,9 +30,11 @@ def write_weights(
     shard_bytes: int,
     itemsize: int,
 ) -> int:
-    """Writes all tensors in fp32 as safetensors shards, with an index where there are several. itemsize: bytes per number of the final files.
+    """Writes all tensors in fp32 as safetensors shards, with an index where there are several.
 
-    Returns the number of parameters. Raises UserError for a tensor of another shape than the configuration gives.
+    itemsize: bytes per number of the final files.
+    Returns the number of parameters.
+    Raises UserError for a tensor of another shape than the configuration gives.
     """
     from safetensors.torch import save_file
 
@@ -44,11 +47,9 @@ def write_weights(
             sizes.append(0)
         groups[-1].append(entry)
         sizes[-1] += count * itemsize
-    names = (
-        ["model.safetensors"]
-        if len(groups) == 1
-        else [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
-    )
+    names = ["model.safetensors"]
+    if (shards := len(groups)) > 1:
+        names = [f"model-{i:05d}-of-{shards:05d}.safetensors" for i in range(1, shards + 1)]
     places: dict[str, str] = {}
     for name, group in zip(names, groups, strict=True):
         shard = {
@@ -57,7 +58,7 @@ def write_weights(
         places.update(dict.fromkeys(shard, name))
         save_file(shard, folder / name, metadata={"format": "pt"})
         del shard  # before the next one is read
-    if len(groups) > 1:
+    if shards > 1:
         write_json(
             folder / "model.safetensors.index.json",
             {"metadata": {"total_size": total * itemsize}, "weight_map": places},
@@ -66,7 +67,10 @@ def write_weights(
 
 
 def hf_tensors(entry: Entry, weights: Weights, config: ModelConfig, plan: Fold) -> dict[str, Tensor]:
-    """The Hugging Face tensors of one canonical tensor, folded, fp32. Raises UserError where its shape is not the configuration's."""
+    """The Hugging Face tensors of one canonical tensor, folded, fp32.
+
+    Raises UserError where its shape is not the configuration's.
+    """
     tensor = (
         weights[entry.canonical].float()
         if entry.constant is None
@@ -74,7 +78,8 @@ def hf_tensors(entry: Entry, weights: Weights, config: ModelConfig, plan: Fold) 
     )
     if tuple(tensor.shape) != entry.shape:
         raise UserError(
-            f"{entry.canonical} has shape {tuple(tensor.shape)}, but the model configuration gives {entry.shape}"
+            f"{entry.canonical} has shape {tuple(tensor.shape)}, "
+            f"but the model configuration gives {entry.shape}"
         )
     if (factor := plan.factors.get(entry.canonical, 1.0)) != 1.0:
         tensor = (tensor.double() * factor).float()
@@ -85,7 +90,10 @@ def hf_tensors(entry: Entry, weights: Weights, config: ModelConfig, plan: Fold) 
 
 
 def round_weights(folder: Path, dtype: torch.dtype) -> None:
-    """Casts the shards of a folder, one at a time. Raises UserError where a value is beyond the range of `dtype`."""
+    """Casts the shards of a folder, one at a time.
+
+    Raises UserError where a value is beyond the range of `dtype`.
+    """
     from safetensors.torch import load_file, save_file
 
     for path in sorted(folder.glob("*.safetensors")):
@@ -97,11 +105,18 @@ def round_weights(folder: Path, dtype: torch.dtype) -> None:
 
 
 def parse_size(size: int | str) -> int:
-    """Bytes from a number or from text such as 500MB or 5GB (decimal units). Raises UserError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", str(size), re.IGNORECASE)
-    if match is None or not float(match[1]):
-        raise UserError(f"max_shard_size={size!r} is not a size; write for example 500MB or 5GB")
-    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
+    """Bytes from a number, or from text with a unit such as 500MB or 5GB (decimal).
+
+    Raises UserError for anything else: text without a unit is more likely gigabytes than bytes.
+    """
+    if isinstance(size, int) and size > 0:
+        return size
+    found = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([KMGT])B?\s*", str(size), re.IGNORECASE)
+    count = int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper())) if found else 0
+    if not count:
+        shown = printable(repr(size), 60)
+        raise UserError(f"max_shard_size={shown} is not a size with its unit; write for example 500MB or 5GB")
+    return count
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

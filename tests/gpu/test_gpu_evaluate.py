@@ -32,7 +32,7 @@ def test_equals_the_evaluation_on_the_cpu(tmp_path: Path, precision: str, tolera
     assert precision in ours.precision
     assert "CPU" not in ours.precision
     trained = open_trained(tmp_path / "checkpoint")
-    ids, _ = read_text([str(tmp_path / "text.txt")], Tokenizer(tmp_path / "tokenizer.model"))
+    ids = read_text([str(tmp_path / "text.txt")], Tokenizer(tmp_path / "tokenizer.model")).ids
     plain, nats = Evaluation(dict(trained.weights), trained.config, logit_scale=trained.logit_scale), 0.0
     for start in range(0, len(ids) - 1, 64):
         window = ids[start : start + 65]

@@ -24,7 +24,10 @@ INPUT_NAMES = ("input_ids", "attention_mask")
 
 
 def load_proto(path: Path | str) -> Any:
-    """The parsed model file. Raises UserError for a missing or unreadable file, or settings that a fast tokenizer cannot reproduce."""
+    """The parsed model file.
+
+    Raises UserError for a missing or unreadable file, or settings that a fast tokenizer cannot reproduce.
+    """
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from sentencepiece import sentencepiece_model_pb2
 

@@ -8,12 +8,16 @@ from pathlib import Path
 
 from model.errors import UserError
 from model.hf.configs import SPECIAL
+from model.hf.source import source_file
 from model.hf.tokenizer.convert import INPUT_NAMES
 from model.records import read_json
+from model.words import printable
 
+SETTINGS = "tokenizer_config.json"
+ADVICE = "name another Hugging Face folder, auto or none"
 COPIED = (
     "tokenizer.json",
-    "tokenizer_config.json",
+    SETTINGS,
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.model",
@@ -25,39 +29,42 @@ COPIED = (
 
 
 def copy_tokenizer(source: Path, folder: Path, vocab_size: int) -> dict[str, int | None]:
-    """Copies the tokenizer of a Hugging Face folder as it is; returns its special ids by the names in SPECIAL.
+    """Copies the tokenizer of a Hugging Face folder as it is, but for the names of what it hands to a model.
 
-    Raises UserError where the folder has none that transformers loads, or it has ids that a model of `vocab_size` tokens has no row for.
+    Returns its special ids by the names in SPECIAL.
+    Raises UserError where the folder has none that transformers loads without executing code of the
+    folder, or it has ids that a model of `vocab_size` tokens has no row for.
     """
     from transformers import AutoTokenizer
 
-    names = [name for name in COPIED if (source / name).is_file()]
-    if "tokenizer_config.json" not in names:
-        raise UserError(
-            f"tokenizer {source} is no folder with a tokenizer_config.json: name a Hugging Face folder, auto or none"
-        )
-    for name in names:
-        shutil.copyfile(source / name, folder / name)
-    _hand_over_two(folder / "tokenizer_config.json")
+    found = {name: path for name in COPIED if (path := source_file(source, name))}
+    if SETTINGS not in found:
+        raise UserError(f"tokenizer {source} is no folder with a {SETTINGS}: {ADVICE}")
+    for name, path in found.items():
+        shutil.copyfile(path, folder / name)
+    _name_inputs(found[SETTINGS], folder / SETTINGS)
     try:
-        loaded = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, ImportError) as error:
+        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        largest = max(loaded.get_vocab().values(), default=-1)
+        special = {key: getattr(loaded, key) for key in SPECIAL}
+    except Exception as error:  # transformers and tokenizers raise all kinds, bare Exception among them
+        reason = printable((str(error).splitlines() or [type(error).__name__])[0])
         raise UserError(
-            f"tokenizer {source} cannot be loaded by transformers: {str(error).splitlines()[0]}"
+            f"tokenizer {source} cannot be loaded by transformers ({reason}): {ADVICE}"
         ) from error
-    largest = max(loaded.get_vocab().values())
     if largest >= vocab_size:
         raise UserError(
-            f"tokenizer {source} has a token with id {largest}, but model.vocab_size={vocab_size}: is it the tokenizer of this model?"
+            f"tokenizer {source} has a token with id {largest}, but model.vocab_size={vocab_size}: "
+            "is it the tokenizer of this model?"
         )
-    return {key: getattr(loaded, key) for key in SPECIAL}
+    return special
 
 
-def _hand_over_two(path: Path) -> None:
+def _name_inputs(source: Path, copy: Path) -> None:
     """Sets what a copied tokenizer hands to a model; a file that says so already keeps every byte."""
-    settings = read_json(path, "name another folder, auto or none")
+    settings = read_json(source, ADVICE)
     if not isinstance(settings, dict):
-        raise UserError(f"{path} is no JSON object: name another folder, auto or none")
+        raise UserError(f"{source} is damaged (it is no JSON object): {ADVICE}")
     if settings.get("model_input_names") != list(INPUT_NAMES):
         settings["model_input_names"] = list(INPUT_NAMES)
-        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        copy.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

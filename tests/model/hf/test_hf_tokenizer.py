@@ -112,6 +112,38 @@ def test_models_are_handed_ids_and_mask_only(models: dict[str, Path], tmp_path: 
     assert copied == settings | {"model_input_names": ["input_ids", "attention_mask"]}
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", "{"),
+        ("tokenizer.json", "[]"),
+        ("tokenizer.json", None),
+        ("tokenizer_config.json", "{"),
+        ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", '{"tokenizer_class": 5}'),
+        ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["evil.Evil", null]}}'),
+    ],
+)
+def test_a_damaged_tokenizer_is_not_copied(
+    models: dict[str, Path], tmp_path: Path, name: str, content: str | None
+) -> None:
+    """One line, and nothing of the folder is executed or asked about."""
+    (tmp_path / "given").mkdir()
+    (tmp_path / "copied").mkdir()
+    write_tokenizer(models["bpe"], tmp_path / "given", 128)
+    (tmp_path / "given/evil.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+    if content is None:
+        (tmp_path / "given" / name).unlink()
+        (tmp_path / "given" / name).symlink_to(tmp_path / "given/../other.json")
+        shutil.copy(models["bpe"], tmp_path / "other.json")
+    else:
+        (tmp_path / "given" / name).write_text(content)
+    with pytest.raises(UserError, match="given") as refused:
+        copy_tokenizer(tmp_path / "given", tmp_path / "copied", SIZE)
+    assert str(refused.value).isprintable()
+    assert not (tmp_path / "executed").exists()
+
+
 def test_a_user_defined_symbol_is_one_token(models: dict[str, Path], tmp_path: Path) -> None:
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString(models["bpe"].read_bytes())

@@ -68,7 +68,7 @@ def test_ranks_go_with_whoever_started_them(tmp_path: Path) -> None:
     """Also where it is killed and can tell them nothing."""
     text = f"import os, pathlib, time\npathlib.Path({str(tmp_path)!r}, os.environ['RANK']).write_text(str(os.getpid()))\ntime.sleep(600)"
     code = f"import sys; from parallel.launch.local import start_local; start_local([{script(tmp_path, text)!r}], 2)"
-    parent = subprocess.Popen([sys.executable, "-c", code])
+    parent = subprocess.Popen([sys.executable, "-c", code], text=True)
     try:
         for rank in ("0", "1"):
             wait_for(tmp_path / rank, parent)
