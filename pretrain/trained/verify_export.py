@@ -17,6 +17,10 @@ LOSS_TOLERANCE = 2e-3
 BATCH = 8
 
 
+TEMPERATURE, TOP_P = 1.0, 0.95
+"""Of the sample. Below 1, models that have seen little text repeat themselves."""
+
+
 @dataclass(frozen=True)
 class Verification:
     """trained_loss: printed by the trainer; exported_loss: computed by transformers on the same tokens, both nats per token;
@@ -83,7 +87,7 @@ def verify(run_dir: Path, exported: Path, prompt: str, new_tokens: int = 48) -> 
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
     torch.manual_seed(0)
     generated = model.generate(
-        **inputs, max_new_tokens=new_tokens, do_sample=True, temperature=0.7, top_p=0.95
+        **inputs, max_new_tokens=new_tokens, do_sample=True, temperature=TEMPERATURE, top_p=TOP_P
     )
     return Verification(
         trained_loss=evaluations[-1].loss,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import typer
@@ -13,8 +14,11 @@ def main(
     exported: Path = typer.Option(None, help="Exported model; default: `hf` in the run folder."),
     prompt: str = typer.Option("def main(", help="Text to continue."),
 ) -> None:
-    """Load with transformers, compare loss and logits with the run's, print a sample. Exit code 1 where the losses differ by more than 0.2 %."""
-    from pretrain.trained.verify_export import verify
+    """Load with transformers, compare loss and logits with the run's, print a sample.
+
+    Exit code 1 where the losses differ by more than 0.2 %.
+    """
+    from pretrain.trained.verify_export import TEMPERATURE, TOP_P, verify
 
     result = verify(run, exported or run / "hf", prompt)
     console = Console(highlight=False, soft_wrap=True)
@@ -26,7 +30,10 @@ def main(
     console.print(
         f"largest logit difference from ours: {result.logit_difference:.1e} of a standard deviation"
     )
-    console.print(f"sample after {result.prompt!r}:")
+    console.print(
+        f"sample after {result.prompt!r}, drawn with temperature {TEMPERATURE:g} and top-p {TOP_P:g} "
+        f"from a model of perplexity {math.exp(result.exported_loss):.0f}:"
+    )
     console.print(result.prompt + result.sample, markup=False)
     if not result.agrees:
         console.print("[red]the losses differ by more than 0.2 %[/red]")
