@@ -11,6 +11,7 @@ from model.depth.plan import Plan
 from model.depth.scheme import Sublayer
 from model.hf.folding.pre_ln import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS, Fold
 from model.hf.mapping import Target, norm_layers
+from model.hf.trust import AUTO_MAP
 
 ARCHITECTURES: dict[Target, str] = {
     "gpt2": "GPT2LMHeadModel",
@@ -127,10 +128,7 @@ def fathom_fields(config: ModelConfig, fold: Fold, positions: int, logit_scale: 
     """What config.json of the class `fathom` says beside what all targets say."""
     plan = Plan.of(config)
     return {
-        "auto_map": {
-            "AutoConfig": "configuration_fathom.FathomConfig",
-            "AutoModelForCausalLM": "modeling_fathom.FathomForCausalLM",
-        },
+        "auto_map": AUTO_MAP,
         "max_position_embeddings": positions,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.ffn_size,

@@ -23,9 +23,9 @@ from model.hf.result import Export
 from model.hf.tokenizer.convert import TokenIds, write_tokenizer
 from model.hf.tokenizer.copy import copy_tokenizer
 from model.hf.tokenizer.proof import prove as prove_tokenizer
+from model.hf.trust import CODE
 from model.hf.weight_files import DTYPES, parse_size, round_weights, write_json, write_weights
 
-CODE = ("configuration_fathom.py", "modeling_fathom.py")
 EXPORT = FolderKind(
     "an exported model", marker="config.json", advice="choose another folder, or replace it with --overwrite"
 )

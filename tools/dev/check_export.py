@@ -8,24 +8,28 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
+from tools.dev import run
+
 
 def main(
-    run: Path = typer.Argument(help="Run folder."),
+    folder: Path = typer.Argument(metavar="RUN", help="Run folder."),
     exported: Path = typer.Option(None, help="Exported model; default: `hf` in the run folder."),
     prompt: str = typer.Option("def main(", help="Text to continue."),
 ) -> None:
     """Load with transformers, compare loss and logits with the run's, print a sample.
 
     Exit code 1 where the losses differ by more than 0.2 %.
+    Code in the folder is run only where it is this version's own.
     """
     from pretrain.trained.verify_export import TEMPERATURE, TOP_P, verify
 
-    result = verify(run, exported or run / "hf", prompt)
+    place = exported or folder / "hf"
+    result = verify(folder, place, prompt)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"loaded {exported or run / 'hf'} as {result.model_class}")
+    console.print(f"loaded {place} as {result.model_class}")
     console.print(
-        f"validation loss on {result.samples} samples: trainer {result.trained_loss:.5f}, transformers {result.exported_loss:.5f} "
-        f"({abs(result.exported_loss / result.trained_loss - 1):.1e} apart)"
+        f"validation loss on {result.samples} samples: trainer {result.trained_loss:.5f}, "
+        f"transformers {result.exported_loss:.5f} ({abs(result.exported_loss / result.trained_loss - 1):.1e} apart)"
     )
     console.print(
         f"largest logit difference from ours: {result.logit_difference:.1e} of a standard deviation"
@@ -41,4 +45,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)
