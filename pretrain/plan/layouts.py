@@ -27,13 +27,14 @@ RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 @dataclass(frozen=True)
 class Work:
     """What has to be done, whatever the layout. batch: samples of a step over all GPUs; precision: of matrix products, bf16, fp32 or fp8;
-    graph: `train.cuda_graph`."""
+    graph: `train.cuda_graph`; fp32_stream: `train.fp32_residual`."""
 
     config: ModelConfig
     seq_length: int
     batch: int
     precision: str
     graph: bool = False
+    fp32_stream: bool = False
 
     @property
     def element(self) -> int:
@@ -78,7 +79,12 @@ def work_of(config: RunConfig, model: ModelConfig) -> Work:
         "fp8" if config.train.fp8.recipe != "none" else "fp32" if config.train.precision == "fp32" else "bf16"
     )
     return Work(
-        model, config.data.seq_length, config.train.global_batch_size, precision, config.train.cuda_graph
+        model,
+        config.data.seq_length,
+        config.train.global_batch_size,
+        precision,
+        config.train.cuda_graph,
+        config.train.fp32_residual,
     )
 
 
@@ -101,6 +107,7 @@ def predict(
         recompute,
         group,
         fused=True,
+        fp32_stream=work.fp32_stream,
     )
     # The ranked list has layouts that a graph does not combine with (pretrain/config/conflicts.py).
     graph = work.graph and layout.pipeline == 1 and not sequence and layout.zero < 3 and recompute == "none"
