@@ -113,6 +113,11 @@ class TrainConfig(Strict):
         "auto",
         description="auto: bf16 where the hardware computes it fast, else fp32. Gradients and weights accumulate in fp32.",
     )
+    fp32_residual: bool = Field(
+        False,
+        description="Keep the residual stream in fp32 where the branches compute in bf16 or fp8: its sum over the layers is then not rounded. "
+        "Costs memory traffic around every branch, and twice the bytes between pipeline stages.",
+    )
     kernels: Literal["auto", "local", "te"] = Field(
         "auto",
         description="Parts of the layers. te: Transformer Engine's; local: PyTorch's; auto: te for bf16 on a GPU where it is installed. Weights fit both.",
@@ -149,6 +154,10 @@ class TrainConfig(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
+        if self.fp32_residual and self.precision == "fp32":
+            raise ValueError(
+                "train.fp32_residual=true has no effect with train.precision=fp32, where the whole model is in fp32: set it to false"
+            )
         if self.fp8.recipe != "none" and self.kernels == "local":
             raise ValueError(
                 f"train.fp8.recipe={self.fp8.recipe} needs Transformer Engine's kernels: set train.kernels=te or train.fp8.recipe=none"

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from model.config import ModelConfig
-from model.cost.activations import FP32, Activations, norms_of
+from model.cost.activations import FP32, Activations, Norms, norms_of
 from model.depth.scheme import SCHEMES
 from model.parameters.size import parameter_shapes
 from parallel.topology import Layout
@@ -49,8 +49,8 @@ class Stage:
     the whole rank that wait at once; in_layers: parameters of its layers."""
 
     layers: int
-    norms: int
-    most_norms: int
+    norms: Norms
+    most_norms: Norms
     first: bool
     last: bool
     parameters: int
@@ -59,7 +59,7 @@ class Stage:
 
 
 @functools.lru_cache(maxsize=256)
-def _parts(config_json: str, tensor: int) -> tuple[list[int], list[int], dict[str, int]]:
+def _parts(config_json: str, tensor: int) -> tuple[list[int], list[Norms], dict[str, int]]:
     """(parameters of each layer on one tensor-parallel rank, norms of each layer, parameters of everything else by name)."""
     config = ModelConfig.model_validate_json(config_json)
     layers, rest = [0] * config.num_layers, {}
@@ -93,8 +93,8 @@ def stages(config: ModelConfig, layout: Layout, micro_batches: int) -> list[Stag
         result.append(
             Stage(
                 count,
-                sum(norms[own]),
-                max(norms[own]),
+                sum(norms[own], Norms()),
+                max(norms[own], key=lambda one: one.total),
                 first,
                 last,
                 held,

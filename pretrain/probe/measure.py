@@ -231,12 +231,14 @@ def probe(
     tokens: Callable[[int], Tensor],
     seeds: Sequence[int],
     dtype: torch.dtype = torch.float32,
+    fp32_residual: bool = False,
     source: str = "",
     label: str = "",
     checkpoint: CheckpointReader | None = None,
 ) -> Probe:
     """Measures a model, freshly initialised once a seed, or with a checkpoint's weights.
 
+    dtype: of weights and activations, as in training; fp32_residual: `train.fp32_residual`.
     model: with vocab_size and max_position_embeddings; tokens: from a seed to tokens [batch, seq_length + 1]; source: the tokens' origin in words.
     Dropout acts as in training. Theory is left out for a checkpoint: it speaks of initialisation. Raises UserError for a checkpoint of another model.
     """
@@ -245,7 +247,16 @@ def probe(
     batch = 0
     for seed in seeds:
         seed_everything(seed, topology)
-        (chunk,) = build_chunks(model, topology, seq_length=seq_length, dtype=dtype, seed=seed)
+        (chunk,) = build_chunks(
+            model,
+            topology,
+            seq_length=seq_length,
+            dtype=dtype,
+            seed=seed,
+            fp32_residual_connection=fp32_residual,
+        )
+        # Megatron-core makes the table of positions in fp32; in training DeepSpeed converts the whole model.
+        chunk.to(dtype)
         if checkpoint is not None:
             load_weights(chunk, checkpoint)
         chunk.train()
@@ -271,7 +282,7 @@ def probe(
         model=model,
         seq_length=seq_length,
         batch=batch,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch.") + (", fp32 residual" if fp32_residual else ""),
         tokens=source,
         parameters=parameter_count(model)["total"],
         loss=sum(losses) / len(losses),

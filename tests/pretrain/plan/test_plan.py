@@ -188,6 +188,19 @@ def test_recompute_costs_time_and_saves_memory() -> None:
     assert full.memory.total < plain.memory.total
 
 
+def test_an_fp32_stream_costs_traffic_and_checkpoints() -> None:
+    parallel = ParallelConfig(pipeline=4, recompute=RecomputeConfig(granularity="full"))
+    narrow, wide = (
+        predict(Work(MODEL, 128, 64, "bf16", fp32_stream=wide), H100, parallel, 8, 1)
+        for wide in (False, True)
+    )
+    assert wide.traffic.pipeline == 2 * narrow.traffic.pipeline
+    assert wide.traffic.tensor == narrow.traffic.tensor
+    assert wide.memory.activations > narrow.memory.activations
+    assert wide.memory.weights == narrow.memory.weights
+    assert narrow.time.total < wide.time.total < 1.5 * narrow.time.total
+
+
 def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match=f"--gpu v100 is not known: choose one of {', '.join(PLANNED)}"):
         planned_gpu("v100")

@@ -32,6 +32,7 @@ from pretrain.probe.report import as_json, page, text, write_json, write_plot
 from pretrain.probe.rules import RULES, findings, trainable, verdict
 from pretrain.probe.setup import Choices, memory_needed, probes
 from pretrain.train.build import build_chunks, seed_everything
+from tests.model.narrow import without_units
 from tests.pretrain.small import small_config, small_data, small_trainer
 
 LENGTH = 12
@@ -102,6 +103,37 @@ def test_every_statistic_is_what_autograd_gives(scheme: str, groups: int | None)
         assert layer.weight_grad_norm == pytest.approx(
             math.sqrt(sum(norm**2 for norm in norms[index].values()))
         )
+
+
+@pytest.mark.parametrize("scheme", ["deepscalelm_pre_ln", "deepscalelm_post_ln", "deepnorm"])
+def test_units_in_which_layers_compute_do_not_show(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = model(scheme, layers=4)
+    found = measured(config)
+    without_units(monkeypatch)
+    plain = measured(config)
+    assert found.embedding_variance == pytest.approx(plain.embedding_variance, rel=1e-10)
+    for ours, theirs in zip(found.layers, plain.layers, strict=True):
+        both = [{**vars(layer), **layer.weight_grad_norms} for layer in (ours, theirs)]
+        for key in both[0].keys() - {"weight_grad_norms"}:
+            assert both[0][key] == pytest.approx(both[1][key], rel=1e-9, abs=1e-12), key
+
+
+def test_bfloat16_shows_what_float32_shows(data: Path, tmp_path: Path) -> None:
+    """At a depth at which DeepScaleLM's residual constant does not survive a product in bfloat16."""
+    config = written(tmp_path, data)
+    single, half = (
+        next(probes(config, [], Choices(scheme="deepscalelm_pre_ln", layers=300, dtype=dtype)))
+        for dtype in ("float32", "bfloat16")
+    )
+    assert (half.dtype, half.loss) == ("bfloat16", pytest.approx(single.loss, rel=0.01))
+    for ours, theirs in zip(half.layers, single.layers, strict=True):
+        assert ours.forward_variance == pytest.approx(theirs.forward_variance, rel=0.02)
+        assert ours.grad_variance_late == pytest.approx(theirs.grad_variance_late, rel=0.1)
+    assert half.layers[-1].forward_variance_theory == single.layers[-1].forward_variance_theory
+    wide = next(
+        probes(config, ["train.fp32_residual=true"], Choices(scheme="pre_ln", layers=2, dtype="bfloat16"))
+    )
+    assert wide.dtype == "bfloat16, fp32 residual"
 
 
 def plain_correlation(x_sbh: Tensor) -> float:
