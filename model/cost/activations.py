@@ -154,8 +154,8 @@ class Activations:
 
     def whole(self) -> float:
         """Bytes of a whole model on one pipeline stage."""
-        plans = SCHEMES[self.config.scheme].plan(self.config.num_layers, self.config.scheme_options)
-        return self.embedding() + self.layers(len(plans), sum(map(norms_of, plans), Norms())) + self.head()
+        layers = self.config.depth_plan().layers
+        return self.embedding() + self.layers(len(layers), sum(map(norms_of, layers), Norms())) + self.head()
 
 
 def norms_of(plan: Layer) -> Norms:

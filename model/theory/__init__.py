@@ -30,7 +30,6 @@ from model.theory.recursion import (
     deepscale_plan,
     published_attention,
 )
-from model.weights.prediction import predict
 
 __all__ = [
     "LayerSignal",
@@ -48,7 +47,6 @@ __all__ = [
     "post_ln_factor",
     "pre_ln_variance",
     "pre_ln_weight_gradient_norm",
-    "predict",
     "product_moment",
     "propagate",
     "published_attention",

@@ -24,16 +24,14 @@ from model.families.gpt import GPT
 from model.parameters.names import named_parameters
 from model.parameters.shards import take
 from model.parameters.size import parameter_count
-from model.theory import LayerSignal, predict
+from model.parameters.table import Role, Row
+from model.theory.propagation import LayerSignal
 from model.weights.init import standard_deviations
+from model.weights.prediction import predict
 from parallel.checkpoint.reader import CheckpointReader
 from parallel.topology import Topology
 from pretrain.train.build import build_chunks, seed_everything
 from pretrain.train.loop import forward_step
-
-KINDS = LAYER_ROLES
-MATRICES = {"self_attention.linear_proj": "o", "mlp.linear_fc1": "fc1", "mlp.linear_fc2": "fc2"}
-QKV = "self_attention.linear_qkv"
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class _Sample:
     correlation: float = math.nan
     log_gradient: float = -math.inf
     log_late: float = -math.inf
-    squares: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
+    squares: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LAYER_ROLES, 0.0))
 
 
 def zipf_tokens(vocab: int, batch: int, length: int, seed: int) -> Tensor:
@@ -159,7 +157,7 @@ class Meter:
             )
             self.handles.append(layer.register_forward_hook(self._leaving(sample, layer.plan.leaving)))
         for named in named_parameters(self.chunk, 0, 1):
-            self.handles.append(named.parameter.register_post_accumulate_grad_hook(self._weight(named.name)))
+            self.handles.append(named.parameter.register_post_accumulate_grad_hook(self._weight(named.row)))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -190,28 +188,16 @@ class Meter:
 
         return hook
 
-    def _weight(self, name: str) -> Callable[[Tensor], None]:
-        part, _, kind = name.rpartition(".")
-        number, _, module = part.removeprefix("decoder.layers.").partition(".")
-
+    def _weight(self, row: Row) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
             gradient, parameter.grad = parameter.grad, None
-            if gradient is None or kind != "weight" or not number.isdigit():
+            if gradient is None or row.layer is None or row.blocks is None or row.role is Role.LINEAR_BIAS:
                 return
-            squares = self.samples[int(number)].squares
-            if module == QKV:
-                for role, rows in self._qkv(gradient).items():
-                    squares[role] += float(rows.double().square().sum())
-            elif module in MATRICES:
-                squares[MATRICES[module]] += float(gradient.double().square().sum())
+            squares = self.samples[row.layer].squares
+            for role, part in row.blocks.by_role(gradient).items():
+                squares[role] += float(part.double().square().sum())
 
         return hook
-
-    def _qkv(self, gradient: Tensor) -> dict[str, Tensor]:
-        """The fused projection's rows by kind; a group holds its queries, its key, its value."""
-        per_group = self.model.num_attention_heads // self.model.groups
-        grouped = gradient.unflatten(0, (self.model.groups, per_group + 2, -1))
-        return {"q": grouped[:, :per_group], "k": grouped[:, per_group], "v": grouped[:, per_group + 1]}
 
 
 def measure(chunk: GPT, model: ModelConfig, tokens: Tensor) -> tuple[Meter, float]:
@@ -339,7 +325,7 @@ def _layers(runs: list[list[_Sample]], theory: list[LayerSignal] | None) -> list
                 weight_grad_norm=_exp(_mean([_log(sum(sample.squares.values())) / 2 for sample in samples])),
                 weight_grad_norms={
                     kind: _exp(_mean([_log(sample.squares[kind]) / 2 for sample in samples]))
-                    for kind in KINDS
+                    for kind in LAYER_ROLES
                 },
                 forward_variance_theory=None if predicted is None else predicted.forward_variance,
                 token_correlation_theory=None if predicted is None else predicted.token_correlation,

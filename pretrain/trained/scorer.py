@@ -27,7 +27,8 @@ class Scorer:
         trained.reader.verify()
         # First, because it silences what the libraries below say when they are imported.
         topology = single_process()
-        from model.families.gpt import GPT, transformer_config
+        from model.families.gpt import GPT
+        from model.layers.transformer_config import transformer_config
         from model.parameters.names import named_parameters
         from parallel.checkpoint.loader import check_model
         from parallel.hardware.precision import resolve, this_machine

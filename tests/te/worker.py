@@ -71,7 +71,8 @@ def topology_of(tensor: int, sequence_parallel: bool) -> Any:
 
 def build(model: Any, topology: Any, kinds: Any, device: str, **core: Any) -> Any:
     """A model as on a GPU, its tensors on `device`. kinds: `local` or `te`; core: further fields of Megatron-core's configuration."""
-    from model.families.gpt import GPT, transformer_config
+    from model.families.gpt import GPT
+    from model.layers.transformer_config import transformer_config
 
     config = transformer_config(
         model, on_cpu=False, init_model_with_meta_device=device == "meta", **topology.core_fields(), **core
@@ -201,12 +202,11 @@ def half(scheme: str, layers: int, fp32_residual: bool) -> dict[str, float]:
 
 def half_runs() -> Iterator[tuple[str, str, int, bool]]:
     """(name, scheme, layers, whether with an fp32 residual): deep where a scheme has residual constants."""
-    from model.config import ModelConfig
-    from model.depth.plan import Plan
+    from model.depth.plan import DepthPlan
     from model.depth.scheme import SCHEMES
 
     for scheme in SCHEMES:
-        plan = Plan.of(ModelConfig(scheme=scheme, num_layers=2, hidden_size=8, num_attention_heads=1))
+        plan = DepthPlan.of(scheme, 2)
         if any(layer.attention.joined != 1.0 for layer in plan.folded()):
             yield scheme, scheme, 384, False
         yield f"{scheme}, fp32 residual", scheme, 24, True

@@ -10,7 +10,8 @@ import torch
 from model.config import ModelConfig
 from model.cost.activations import Activations
 from model.depth.scheme import SCHEMES
-from model.families.gpt import GPT, transformer_config
+from model.families.gpt import GPT
+from model.layers.transformer_config import transformer_config
 from parallel.launch.one_process import single_process
 
 LLAMA = {

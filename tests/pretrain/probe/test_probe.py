@@ -14,13 +14,13 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from model.config import ModelConfig
+from model.depth.scheme import LAYER_ROLES
 from model.errors import UserError
 from model.parameters.names import named_parameters
 from model.stack import Stack
 from parallel.launch.one_process import single_process
 from pretrain.config.scheme_choice import parse_variant
 from pretrain.probe.measure import (
-    KINDS,
     Probe,
     coincidence,
     log_mean_square,
@@ -162,7 +162,7 @@ def kind_norms(chunk: Any, config: ModelConfig) -> list[dict[str, float]]:
         for name, parameter in stack.layers[index].named_parameters():
             parameter.grad = gradients[f"decoder.layers.{index}.{name}"]
         plain = stack.gradients(index)
-        norms.append({kind: float(plain[kind].norm()) for kind in KINDS})
+        norms.append({kind: float(plain[kind].norm()) for kind in LAYER_ROLES})
     return norms
 
 
