@@ -1,4 +1,7 @@
-"""Signal-propagation theory: what a scheme and an initialisation do to variance, token correlation and gradients. Numbers in, numbers out; no torch."""
+"""What do a scheme and an initialisation do to variance, correlation and gradients?
+
+Numbers in, numbers out; no torch.
+"""
 
 from __future__ import annotations
 
