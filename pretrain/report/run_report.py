@@ -25,12 +25,12 @@ from model.depth.scheme import SCHEMES
 from model.errors import UserError
 from model.files import atomic_write_text
 from parallel.hardware.gpus import mfu
+from pretrain.report.page import template
 from pretrain.report.run_charts import Context, all_charts
 from pretrain.report.style import SHORT, compact, smoothing_window
 from pretrain.rundir.metrics import End, Metrics, Start, Train, read_metrics
 from pretrain.train.callbacks.progress import duration
 
-TEMPLATE = Path(__file__).with_name("templates") / "report.html"
 MOST_WARNINGS = 100
 
 
@@ -111,14 +111,9 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
 
 def render(run: Run) -> str:
     """The page as HTML, with every picture inside."""
-    from jinja2 import Environment, StrictUndefined
-
     context = Context(run.metrics, float(run.setting("optimizer.clip_grad") or 0.0), run.unigram_entropy)
-    page = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(TEMPLATE.read_text(encoding="utf-8"))
     warnings = grouped_warnings(run)
-    return page.render(
+    return template("report.html").render(
         name=run.name,
         status=status(run),
         scheme=_scheme(run),
