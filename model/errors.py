@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 import sysconfig
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,9 @@ HOME = Path(__file__).resolve().parent.parent
 PACKAGES = ("model", "parallel", "pretrain", "tools")
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE)
 """Faults of disks and limits, which are the user's to mend also where the error names no file."""
+
+LONGEST = 2000
+"""Characters of the longest line for a mistake."""
 
 ADVICE = {
     errno.ENOENT: "No such file or directory: check the path",
@@ -44,6 +48,29 @@ ADVICE = {
 
 class UserError(ValueError):
     """A mistake in what the user asked for; the message names the key or file, the value, and what to do."""
+
+
+def told(error: BaseException, about: str = "") -> bool:
+    """Prints the one line of an error that the user can mend, after the words `about`.
+
+    False for a fault of the program, and under FATHOM_DEBUG=1, which shows every traceback.
+    """
+    line = user_line(error)
+    if line is None or debugging():
+        return False
+    say(about + line)
+    return True
+
+
+def debugging() -> bool:
+    """Whether every traceback is to be seen."""
+    return os.environ.get("FATHOM_DEBUG") == "1"
+
+
+def say(line: str) -> None:
+    """Prints what a user has to know before this process exits."""
+    if line and sys.stderr is not None:
+        print(f"fathom: error: {printable(line, LONGEST)}", file=sys.stderr, flush=True)
 
 
 def user_line(error: BaseException) -> str | None:

@@ -19,16 +19,14 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_command_name, get_group
 
-from model.errors import UserError, user_line
-from model.words import printable
+from model.errors import UserError, say, told
 
 ROOT = Path(__file__).resolve().parent.parent
 WRONG_CALL: Any = typer.BadParameter.__mro__[2]
 """Base of what click raises for options and arguments that a command does not take."""
 
 PRINTERS = ("rich", "typer", "click", "tools", "__main__")
-LINE = 2000
-"""Characters of the longest line for a mistake."""
+"""What writes to standard output, by the first word of a module."""
 
 
 @dataclass(frozen=True)
@@ -181,10 +179,10 @@ def main(arguments: list[str] | None = None) -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except typer.Abort:
-        _say("stopped")
+        say("stopped")
         sys.exit(1)
     except WRONG_CALL as error:
-        _say(_wrong_call(error))
+        say(_wrong_call(error))
         sys.exit(error.exit_code)
     except BrokenPipeError:
         if not _reader_left():
@@ -192,20 +190,13 @@ def main(arguments: list[str] | None = None) -> None:
         _close_output()
         sys.exit(1)
     except Exception as error:
-        line = user_line(error)
-        if line is None or os.environ.get("FATHOM_DEBUG") == "1":
+        printing = isinstance(error, OSError) and error.filename is None and _while_printing(error)
+        if not told(error, "standard output: " if printing else ""):
             raise
-        if isinstance(error, OSError) and error.filename is None and _while_printing(error):
-            line = f"standard output: {line}"
+        if printing:
             _close_output()
-        _say(line)
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _say(line: str) -> None:
-    if line and sys.stderr is not None:
-        print(f"fathom: error: {printable(line, LINE)}", file=sys.stderr)
 
 
 def _wrong_call(error: Any) -> str:
@@ -226,9 +217,11 @@ def _reader_left() -> bool:
 
 def _while_printing(error: BaseException) -> bool:
     """Whether an error arose in what prints, rather than in what writes files."""
-    trace, module = error.__traceback__, ""
+    module = ""
+    trace = error.__traceback__
     while trace is not None:
-        trace, module = trace.tb_next, str(trace.tb_frame.f_globals.get("__name__"))
+        module = str(trace.tb_frame.f_globals.get("__name__"))
+        trace = trace.tb_next
     return module.partition(".")[0] in PRINTERS
 
 

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from omegaconf import OmegaConf
 from pydantic import ValidationError
-from yaml import YAMLError
 
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES, scheme_names
 from model.errors import UserError
 from pretrain.config.compose import COMMAND_LINE
 from pretrain.config.load import load_with_origins
+from pretrain.yaml_reader import YamlError, parse
 
 # Settings of the model, beside the scheme's own options, that belong to how a scheme is used.
 SETTINGS = (
@@ -105,8 +104,8 @@ def parse_variant(text: str) -> Variant:
                 f"scheme {text!r}: {pair!r} is not of the form KEY=VALUE, as in {name}:{next(iter(SCHEMES[name].options), 'init.base')}=..."
             )
         try:
-            parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index, call-overload]
-        except YAMLError as error:
+            parsed = parse(value).value
+        except YamlError as error:
             raise UserError(f"scheme {text!r}: {value!r} is not a value") from error
         if key in SETTINGS:
             settings[key] = parsed

@@ -196,19 +196,6 @@ def test_given_token_correlation_is_used() -> None:
     assert low.layers[0]["v"] > high.layers[0]["v"]
 
 
-@pytest.mark.parametrize(
-    "init",
-    [
-        {"token_correlation": 1.0},
-        {"token_correlation": -0.1},
-        {"token_correlation": 0.0, "causal_correction": False},
-    ],
-)
-def test_bad_token_correlation_is_a_user_error(init: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="token_correlation"):
-        standard_deviations(_config(scheme="deepscalelm_pre_ln", init=init), LENGTH)
-
-
 @pytest.mark.parametrize("scheme", ["pre_ln", "deepscalelm_pre_ln", "b2t"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_start_near_unit_variance(scheme: str, tied: bool) -> None:
