@@ -17,9 +17,9 @@ from typing import Any
 
 from model.errors import UserError
 from model.words import printable
+from pretrain.config.interpolation import resolve
 from pretrain.config.keys import defaults, general, is_text, schema
-from pretrain.interpolation import resolve
-from pretrain.yaml_reader import LARGEST, LONGEST_KEY, YamlError, parse, read_text
+from pretrain.config.yaml_reader import LARGEST, LONGEST_KEY, YamlError, parse, read_text
 
 SHIPPED = Path(__file__).resolve().parents[2] / "configs"
 COMMAND_LINE = "command line"

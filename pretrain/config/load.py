@@ -14,10 +14,10 @@ from model.config import ModelConfig
 from model.errors import UserError
 from pretrain.config.compose import Composition, compose
 from pretrain.config.errors import user_error
+from pretrain.config.interpolation import MARK
 from pretrain.config.keys import general, schema
 from pretrain.config.schema import RunConfig
-from pretrain.interpolation import MARK
-from pretrain.yaml_reader import dump
+from pretrain.config.yaml_reader import dump
 
 
 @dataclass(frozen=True)

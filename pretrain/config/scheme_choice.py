@@ -14,7 +14,7 @@ from model.depth.scheme import SCHEMES, scheme_names
 from model.errors import UserError
 from pretrain.config.compose import COMMAND_LINE
 from pretrain.config.load import load_with_origins
-from pretrain.yaml_reader import YamlError, parse
+from pretrain.config.yaml_reader import YamlError, parse
 
 # Settings of the model, beside the scheme's own options, that belong to how a scheme is used.
 SETTINGS = (

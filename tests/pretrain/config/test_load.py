@@ -456,7 +456,8 @@ def test_interpolations_that_multiply_are_refused(tiny: Path) -> None:
     doubling = [f"{{path: '${{data.corpora.{n + 1}.path}}${{data.corpora.{n + 1}.path}}'}}" for n in range(8)]
     found = message(tiny, f"data.corpora=[{','.join([*doubling, '{path: ' + 'x' * 100 + '}'])}]")
     assert found.endswith("its interpolations make a text of more than 10000 characters (command line)")
-    nested = [f"{{path: [{','.join([f'"${{data.corpora.{n + 1}}}"'] * 5)}]}}" for n in range(8)]
+    five = [",".join([f"'${{data.corpora.{n + 1}}}'"] * 5) for n in range(8)]
+    nested = [f"{{path: [{texts}]}}" for texts in five]
     found = message(tiny, f"data.corpora=[{','.join([*nested, '{path: x}'])}]")
     assert found.endswith("its interpolations stand for more than 50000 values (command line)")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from model.errors import UserError
 from model.words import printable
-from pretrain.yaml_reader import MOST_VALUES, scalar
+from pretrain.config.yaml_reader import MOST_VALUES, scalar
 
 MARK = re.compile(r"(\\*)\$\{")
 INSIDE = re.compile(
