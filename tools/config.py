@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from model.config import ModelConfig
-from model.errors import UserError
 from model.parameters.size import parameter_count
+from model.records import Record, read_record
+from model.words import printable
 from pretrain.config.load import Row, complete_model, describe, load_with_origins
 from pretrain.config.schema import RunConfig
 
 PIPED_WIDTH = 160
+LONGEST = 1000
+"""Characters of a value in the table."""
 
 
 def command(
@@ -64,12 +68,13 @@ def known_vocabulary(config: RunConfig) -> int | None:
     manifest = Path(config.data.corpora[0].path) / "dataset.json"
     if not manifest.is_file():
         return None
-    try:
-        return int(json.loads(manifest.read_text(encoding="utf-8"))["vocab_size"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(
-            f"data.corpora.0.path={manifest.parent}: {manifest.name} cannot be read ({error}); prepare the data again"
-        ) from error
+    return read_record(manifest, Prepared, f"prepare {manifest.parent} again").vocab_size
+
+
+class Prepared(Record):
+    """What this command reads of a data set's description."""
+
+    vocab_size: Annotated[int, Field(ge=2)]
 
 
 def _table(section: str, rows: list[Row]) -> Table:
@@ -99,7 +104,7 @@ def _table(section: str, rows: list[Row]) -> Table:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=list)
+    return printable(value if isinstance(value, str) else json.dumps(value, default=list), LONGEST)
 
 
 def _summary(config: RunConfig, model: ModelConfig, sizes: dict[str, int] | None) -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 from model.errors import UserError
 
 PIPED_WIDTH = 160
+MOST_GPUS = 10_000_000
 
 
 def command(
@@ -21,17 +22,22 @@ def command(
         list[str] | None, typer.Argument(help="key.sub=value sets a value, as in `fathom pretrain`.")
     ] = None,
     gpus: Annotated[
-        int | None, typer.Option(min=1, help="GPUs; default: the processes the configuration's layout needs.")
+        int | None,
+        typer.Option(
+            min=1, max=MOST_GPUS, help="GPUs; default: the processes the configuration's layout needs."
+        ),
     ] = None,
     gpu: Annotated[str, typer.Option(help="Kind of GPU: a100, h100, h200 or b200.")] = "h100",
     tokens: Annotated[
         float | None,
-        typer.Option(min=1, help="Token budget, e.g. 30e9; default: all steps of the configuration."),
+        typer.Option(
+            min=1, max=1e18, help="Token budget, e.g. 30e9; default: all steps of the configuration."
+        ),
     ] = None,
     price_per_gpu_hour: Annotated[
-        float | None, typer.Option(min=0, help="Price of one GPU for an hour, for the cost.")
+        float | None, typer.Option(min=0, max=1e6, help="Price of one GPU for an hour, for the cost.")
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Layouts to list.")] = 8,
+    top: Annotated[int, typer.Option(min=1, max=1000, help="Layouts to list.")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Predict memory, speed, duration and cost of a run, and rank the layouts that fit. Needs no GPU. How far off it may be: docs/performance.md."""
@@ -57,7 +63,7 @@ def plan(
     from model.parameters.size import parameter_count
     from parallel.hardware.accelerators import accelerator
     from pretrain.config.load import complete_model, load_config
-    from pretrain.plan.layouts import configured, rank, work_of
+    from pretrain.plan.layouts import configured, possible, rank, work_of
     from tools.config import known_vocabulary
 
     device = accelerator(gpu)
@@ -85,6 +91,7 @@ def plan(
         "tokens": budget,
         "configured": own,
         "layouts": best,
+        "divides": bool(best) or possible(work, world),
     }
 
 
@@ -127,6 +134,12 @@ def _print(report: dict[str, Any], console: Console) -> None:
     else:
         _details(own, report["memory_of_gpu"], console)
     console.print()
+    if not report["divides"]:
+        console.print(
+            f"No layout over {report['gpus']} GPUs divides the samples of a step: take fewer GPUs, "
+            "or a larger train.global_batch_size."
+        )
+        return
     if not report["layouts"]:
         console.print(
             "No layout fits: take more GPUs, a smaller model or parallel.recompute.granularity=full with a smaller micro-batch."

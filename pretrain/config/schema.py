@@ -51,7 +51,7 @@ class DataConfig(Strict):
 
     corpora: list[Corpus] = Field(
         min_length=1,
-        max_length=10_000,
+        max_length=1000,
         description="Prepared data sets, blended by weight. All must share one tokenizer.",
     )
     seq_length: int = Field(ge=2, le=1 << 26, description="Tokens per training sample.")

@@ -86,9 +86,7 @@ def predict(
     work: Work, gpu: Accelerator, parallel: ParallelConfig, world: int, micro: int, *, overlap: bool = False
 ) -> Prediction:
     """The prediction for one layout over `world` GPUs. overlap: as in `step_time`. Raises UserError where the layout is impossible."""
-    layout = check_layout(parallel, work.config, world)
-    count = layout.num_microbatches(work.batch, micro)
-    layout.check_batches(work.seq_length, count)
+    layout, count = _cut(work, parallel, world, micro)
     recompute, group = parallel.recompute.granularity, parallel.recompute.num_layers
     sequence = layout.sequence_parallel
     activations = Activations(
@@ -120,6 +118,26 @@ def predict(
     return Prediction(
         layout, micro, count, recompute, memory, time, sent, bubble_share(layout, count), rate, mfu, fits
     )
+
+
+def _cut(work: Work, parallel: ParallelConfig, world: int, micro: int) -> tuple[Layout, int]:
+    """The layout, and how many micro-batches a rank has in a step. Raises UserError where it is impossible."""
+    layout = check_layout(parallel, work.config, world)
+    count = layout.num_microbatches(work.batch, micro)
+    layout.check_batches(work.seq_length, count)
+    return layout, count
+
+
+def possible(work: Work, world: int) -> bool:
+    """Whether any layout over `world` GPUs divides a step, however much memory it takes."""
+    for parallel in layouts(work.config, world):
+        for micro in MICRO_BATCHES:
+            try:
+                _cut(work, parallel, world, micro)
+            except UserError:
+                continue
+            return True
+    return False
 
 
 def layouts(config: ModelConfig, world: int) -> Iterator[ParallelConfig]:

@@ -27,7 +27,6 @@ PACKAGES = (
     "sentencepiece",
     "safetensors",
     "pydantic",
-    "omegaconf",
 )
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES",

@@ -15,7 +15,7 @@ import typer
 
 from tools import cli
 
-HEAVY = {"torch", "pydantic", "omegaconf", "numpy", "transformers", "datasets", "matplotlib"}
+HEAVY = {"torch", "pydantic", "yaml", "numpy", "transformers", "datasets", "matplotlib"}
 FAKE = '''
 """A command that does as it is told."""
 import errno, os, subprocess

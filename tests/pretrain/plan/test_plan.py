@@ -19,7 +19,7 @@ from pretrain.plan.layouts import RESERVED, Work, predict, rank
 from pretrain.plan.memory import peak_memory, stages
 from pretrain.plan.published import errors, table
 from pretrain.plan.speed import bubble_share
-from tools.plan import plan
+from tools.plan import command, plan
 
 MODEL = ModelConfig(
     scheme="pre_ln",
@@ -167,3 +167,8 @@ def test_whole_report_on_a_shipped_configuration() -> None:
         "impossible"
         in plan("configs/gpt2_xl.yaml", ["parallel.tensor=3"], 6, "h100", None, None, 1)["configured"]
     )
+
+
+def test_where_the_batch_is_the_reason_it_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    command("quickstart", ["model.vocab_size=300"], gpus=1_000_000)
+    assert "No layout over 1000000 GPUs divides the samples of a step" in capsys.readouterr().out
