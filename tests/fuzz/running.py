@@ -1,0 +1,144 @@
+"""One command in a forked process, with a time limit, and what its answer must look like.
+
+Forked, because the libraries are loaded once then; and a crash of the interpreter, a hang or what a
+command leaves in memory stays its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+LIMIT = 60.0
+"""Seconds until a command counts as hanging: far above what any needs, as machines are slow at times."""
+LINE = 2100
+"""Characters of the longest line for a mistake."""
+HUNG = -1000
+"""In place of an exit code: there was no answer in time."""
+PRELOADED = (
+    "deepspeed",
+    "matplotlib.pyplot",
+    "megatron.core.models.gpt",
+    "pretrain.train.loop",
+    "pretrain.train.build",
+    "transformers.models.gpt2.modeling_gpt2",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command answered."""
+
+    arguments: tuple[str, ...]
+    code: int
+    """Exit code; -n where signal n has ended it."""
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def wrong(self) -> str:
+        """What is wrong with the answer, or nothing."""
+        if self.code == HUNG:
+            return f"no answer in {self.seconds:.0f} s"
+        if "Traceback" in self.err or "Exception ignored" in self.err:
+            return f"a traceback: {' | '.join(self.err.strip().splitlines()[-4:])[-600:]}"
+        if self.code == 2:
+            return _wrong_line(self.err)
+        return "" if self.code == 0 else f"exit code {self.code}: {self.err[-500:]!r}"
+
+
+def _wrong_line(err: str) -> str:
+    line = err.removesuffix("\n")
+    if not line.startswith("fathom: error: ") or "\n" in line:
+        return f"not one line: {err[:800]!r}"
+    if len(line) > LINE:
+        return f"a line of {len(line)} characters: {err[:200]!r}"
+    return "" if line.isprintable() else f"control characters: {err[:500]!r}"
+
+
+def preload() -> None:
+    """Imports in this process what forked ones would each import for themselves."""
+    for module in PRELOADED:
+        importlib.import_module(module)
+
+
+def run(*arguments: object, cwd: Path | None = None, limit: float = LIMIT) -> Outcome:
+    """Runs `fathom arguments...` in `cwd`."""
+    words = tuple(map(str, arguments))
+    begin = time.monotonic()
+    with tempfile.TemporaryFile("w+b") as out, tempfile.TemporaryFile("w+b") as err:
+        pid = os.fork()
+        if pid == 0:
+            _child(words, cwd, out.fileno(), err.fileno())
+        code = _wait(pid, begin + limit)
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode(errors="backslashreplace"))
+    return Outcome(words, code, texts[0], texts[1], time.monotonic() - begin)
+
+
+def _child(words: tuple[str, ...], cwd: Path | None, out: int, err: int) -> None:
+    code = 1
+    try:
+        os.setsid()
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((nothing, 0), (out, 1), (err, 2)):
+            os.dup2(source, target)
+        # Those of pytest keep what is written for themselves.
+        sys.stdin = open(0, closefd=False)
+        sys.stdout = open(1, "w", closefd=False)
+        sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "FATHOM_DEBUG"):
+            os.environ.pop(name, None)
+        if cwd is not None:
+            os.chdir(cwd)
+        from tools.cli import main
+
+        main(list(words))
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code & 0xFF)
+
+
+def _wait(pid: int, end: float) -> int:
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > end:
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return HUNG
+        time.sleep(0.002)
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Everything in a folder by its path: mode, size and time of the last change."""
+    found = {}
+    for root, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(root, name)
+            status = path.lstat()
+            plain = not (path.is_dir() and not path.is_symlink())
+            found[str(path.relative_to(folder))] = (
+                status.st_mode,
+                status.st_size * plain,
+                status.st_mtime_ns * plain,
+            )
+    return found
