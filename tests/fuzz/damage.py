@@ -46,8 +46,29 @@ VALUES: tuple[Any, ...] = (
     {"a": None},
     [[]],
 )
-TEXTS = (b"", b"\n", b"null", b"[]", b"{}", b"5", b'"x"', b"{", b"\xff\xfe\x00", b"\0" * 100, b"a" * 1_000_000)
-POINTERS = (b"step_99999999", b"../../../../etc", b"/etc", b"step_" + b"9" * 200, b"step_2", b"latest", b".", b"..")
+TEXTS = (
+    b"",
+    b"\n",
+    b"null",
+    b"[]",
+    b"{}",
+    b"5",
+    b'"x"',
+    b"{",
+    b"\xff\xfe\x00",
+    b"\0" * 100,
+    b"a" * 1_000_000,
+)
+POINTERS = (
+    b"step_99999999",
+    b"../../../../etc",
+    b"/etc",
+    b"step_" + b"9" * 200,
+    b"step_2",
+    b"latest",
+    b".",
+    b"..",
+)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -169,7 +190,13 @@ def change(content: Any, random: Random) -> tuple[str, Any]:
 
 
 def _places(content: Any, path: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    items = (
+        content.items()
+        if isinstance(content, dict)
+        else enumerate(content)
+        if isinstance(content, list)
+        else ()
+    )
     for key, value in items:
         yield (*path, key)
         yield from _places(value, (*path, key))
@@ -206,7 +233,19 @@ def moved_folder(path: Path, random: Random) -> str:
     return f"is {kind}"
 
 
-ANY: tuple[Damage, ...] = (empty, cut, cut, flip, flip, noise, longer, replaced, missing, other_kind, other_kind)
+ANY: tuple[Damage, ...] = (
+    empty,
+    cut,
+    cut,
+    flip,
+    flip,
+    noise,
+    longer,
+    replaced,
+    missing,
+    other_kind,
+    other_kind,
+)
 
 
 def damages(path: Path) -> tuple[Damage, ...]:

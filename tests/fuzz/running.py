@@ -1,20 +1,25 @@
-"""One command in a forked process, with a time limit, and what its answer must look like.
+"""One command with a time limit, and what its answer must look like.
 
-Forked, because the libraries are loaded once then; and a crash of the interpreter, a hang or what a
-command leaves in memory stays its own.
+In a forked process where it computes: the libraries are loaded once then, and a crash of the interpreter,
+a hang or what a command leaves in memory stays its own. In this process where it only reads a configuration.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from tools.cli import main
 
 LIMIT = 60.0
 """Seconds until a command counts as hanging: far above what any needs, as machines are slow at times."""
@@ -70,6 +75,46 @@ def preload() -> None:
         importlib.import_module(module)
 
 
+class Hung(BaseException):
+    """The time is over. No Exception, so that no command catches it."""
+
+
+def run_here(*arguments: object, limit: float = LIMIT) -> Outcome:
+    """Runs `fathom arguments...` in this process."""
+    words = tuple(map(str, arguments))
+    out, err = io.StringIO(), io.StringIO()
+    code, begin = 1, time.monotonic()
+    try:
+        with time_limit(limit), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main(list(words))
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except Hung:
+        code = HUNG
+    except BaseException:
+        err.write(traceback.format_exc())
+    return Outcome(words, code, out.getvalue(), err.getvalue(), time.monotonic() - begin)
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises Hung in the block when the time is over. Puts the timer of pytest-timeout aside meanwhile."""
+
+    def over(number: int, frame: object) -> None:
+        raise Hung
+
+    begin = time.monotonic()
+    handler = signal.signal(signal.SIGALRM, over)
+    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(0.1, left - (time.monotonic() - begin)))
+
+
 def run(*arguments: object, cwd: Path | None = None, limit: float = LIMIT) -> Outcome:
     """Runs `fathom arguments...` in `cwd`."""
     words = tuple(map(str, arguments))
@@ -94,15 +139,13 @@ def _child(words: tuple[str, ...], cwd: Path | None, out: int, err: int) -> None
         for source, target in ((nothing, 0), (out, 1), (err, 2)):
             os.dup2(source, target)
         # Those of pytest keep what is written for themselves.
-        sys.stdin = open(0, closefd=False)
-        sys.stdout = open(1, "w", closefd=False)
-        sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")
+        sys.stdin = os.fdopen(0, closefd=False)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, errors="backslashreplace")
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "FATHOM_DEBUG"):
             os.environ.pop(name, None)
         if cwd is not None:
             os.chdir(cwd)
-        from tools.cli import main
-
         main(list(words))
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)

@@ -33,7 +33,9 @@ def case(sound: Path, folder: Path, number: int) -> tuple[str, str, int]:
     command = random.choices(COMMANDS, [one.share for one in COMMANDS])[0]
     path = random.choice(files(folder, command))
     said = random.choice(damages(path))(path, random)
-    resealed = path.parent.name.startswith("step_") and path.is_file() and random.random() < 0.5 and seal_again(path)
+    resealed = (
+        path.parent.name.startswith("step_") and path.is_file() and random.random() < 0.5 and seal_again(path)
+    )
     before = listing(folder)
     done = run(*command.arguments, cwd=folder)
     wrong = done.wrong or leftovers(before, listing(folder), command, done)
@@ -52,7 +54,9 @@ def try_cases(sound: Path, folder: Path, numbers: range) -> None:
         codes[code] += 1
         if wrong:
             failures.append(f"{what}\n    {wrong}")
-    print(f"{len(numbers)} damaged inputs: {codes[2]} refused in one line, {codes[0]} read, {len(failures)} wrong")
+    print(
+        f"{len(numbers)} damaged inputs: {codes[2]} refused in one line, {codes[0]} read, {len(failures)} wrong"
+    )
     assert not failures, f"{len(failures)} of {len(numbers)}:\n" + "\n".join(failures[:SHOWN])
 
 
