@@ -9,18 +9,12 @@ from random import Random
 
 import pytest
 
-from tests.fuzz import artefacts
 from tests.fuzz.artefacts import COMMANDS, files, leftovers, seal_again, walk
 from tests.fuzz.damage import damages
 from tests.fuzz.running import listing, run
 
 QUICK, LONG = 150, 1000
 SHOWN = 12
-
-
-@pytest.fixture(scope="session")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return artefacts.make(tmp_path_factory.mktemp("sound"))
 
 
 def case(sound: Path, folder: Path, number: int) -> tuple[str, str, int]:
