@@ -19,7 +19,7 @@ import typer
 
 from model.config import ModelConfig
 from parallel.checkpoint.background import Saver
-from parallel.checkpoint.format import step_folder
+from parallel.checkpoint.folders import step_folder
 from parallel.checkpoint.fragments import flat_state
 from parallel.checkpoint.loader import load
 from parallel.checkpoint.reader import open_checkpoint

@@ -83,7 +83,7 @@ def measure(megabytes: float, workers: int, rounds: int) -> dict[str, Any]:
                 workers=workers,
                 overwrite=True,
             )
-            counts["fathom"] = prepare(options)["splits"]["train"]["tokens"]
+            counts["fathom"] = prepare(options).splits["train"].tokens
 
         def usual() -> None:
             counts["usual"] = append_per_document(text, tokenizer, folder / "usual", workers)

@@ -109,7 +109,7 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
     """One case in this process, on the current GPU."""
     from model.cost.flops import flops_per_token
     from model.parameters.size import parameter_count
-    from parallel.hardware.peaks import mfu
+    from parallel.hardware.gpus import mfu
     from parallel.launch.one_process import single_process
     from pretrain.train.build import build_engine
     from pretrain.train.loop import forward_step

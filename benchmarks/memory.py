@@ -52,7 +52,8 @@ def rank_main(case: dict[str, Any], rank: int, port: int, out: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from parallel.launch.launch import RankInfo, init_process_group
+    from parallel.launch.process_group import init_process_group, open_store
+    from parallel.launch.ranks import RankInfo
     from parallel.topology import Topology
     from pretrain.train.build import build_engine
     from pretrain.train.feasibility import fit_processes
@@ -60,7 +61,8 @@ def rank_main(case: dict[str, Any], rank: int, port: int, out: Path) -> None:
 
     config = run_config(case)
     layout = fit_processes(config, WORLD)
-    init_process_group(RankInfo(rank, WORLD, rank, "127.0.0.1", port), 10)
+    info = RankInfo(rank, WORLD, rank, "127.0.0.1", port, local_world_size=WORLD)
+    init_process_group(info, 10, open_store(info, 10, secret=str(out.parent)))
     topology = Topology(layout)
     allocator(keeps=False, large=1 << 16)  # freed memory goes back, so that what is resident is in use
     warm_up()
@@ -136,10 +138,10 @@ def predicted(case: dict[str, Any]) -> dict[str, float]:
 
 def measure(name: str) -> dict[str, Any]:
     """Largest growth of the processes of one case, and the prediction."""
-    from parallel.launch.launch import free_port
+    from parallel.launch.local import reserve_port
 
-    with tempfile.TemporaryDirectory(prefix="fathom-memory-") as folder:
-        port, outs = free_port(), [Path(folder) / f"{rank}.json" for rank in range(WORLD)]
+    with tempfile.TemporaryDirectory(prefix="fathom-memory-") as folder, reserve_port() as holder:
+        port, outs = holder.getsockname()[1], [Path(folder) / f"{rank}.json" for rank in range(WORLD)]
         # One arena: freed memory of one thread is then there for the others, as it is on a GPU.
         quiet = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
         command = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,12 @@ TEMPORARY = ".tmp"
 
 def umask() -> int:
     """The permissions that the user wants withheld from new files."""
+    with contextlib.suppress(
+        OSError
+    ):  # where Linux tells it, nothing need be changed for a moment under other threads
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -28,14 +35,14 @@ def inside(folder: Path | str, name: str) -> Path:
     """
     base = Path(folder)
     path = base / name
-    if (
-        not name
-        or "\0" in name
-        or Path(name).is_absolute()
-        or not path.resolve().is_relative_to(base.resolve())
-    ):
+    if not name or "\0" in name or Path(name).is_absolute() or not _lies_in(path, base):
         raise UserError(f"{base}: the name {printable(name)!r} leads out of the folder; it is not followed")
     return path
+
+
+def _lies_in(path: Path, base: Path) -> bool:
+    # Not Path.resolve, which raises RuntimeError for links that lead in a circle.
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(base))
 
 
 def sync_folder(folder: Path) -> None:

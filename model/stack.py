@@ -25,8 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.depth.folded import folded
 from model.depth.scheme import SCHEMES, Options
 from model.families.gpt import transformer_config
+from model.layers.torch_parts import Norm
 from model.layers.torch_spec import local_layer_spec
 
 MATRICES = {
@@ -71,7 +73,7 @@ class Stack(nn.Module):
             **model,
         )
         config = transformer_config(self.model_config, dtype=dtype)
-        plan = SCHEMES[scheme].plan(num_layers, options, sublayers=3 if cross else 2)
+        plan = folded(SCHEMES[scheme].plan(num_layers, options, sublayers=3 if cross else 2), cross=cross)
         groups = ProcessGroupCollection.use_mpu_process_groups()
         self.layers = nn.ModuleList()
         for number, layer in enumerate(plan, 1):
@@ -79,12 +81,11 @@ class Stack(nn.Module):
             self.layers.append(
                 spec.module(config, spec.submodules, layer_number=number, pg_collection=groups, **spec.params)
             )
-        from model.layers.torch_parts import Norm
-
+        self.unit = plan[-1].leaving
+        """Of the stream that the last layer gives (`model/depth/folded.py`)."""
+        epsilon = config.layernorm_epsilon / self.unit**2
         self.final_layernorm = (
-            Norm(config, hidden_size, config.layernorm_epsilon)
-            if final_norm and SCHEMES[scheme].final_norm
-            else None
+            Norm(config, hidden_size, epsilon) if final_norm and SCHEMES[scheme].final_norm else None
         )
         self.to(dtype)
 
@@ -96,6 +97,8 @@ class Stack(nn.Module):
             x, _ = layer(x, context=memory)
         if self.final_layernorm is not None:
             x = self.final_layernorm(x)
+        elif self.unit != 1.0:
+            x = x * self.unit
         return x.transpose(0, 1)
 
     def _parts(self, index: int) -> Iterator[tuple[str, Any]]:

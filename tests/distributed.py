@@ -155,7 +155,7 @@ def _serve(folder: Path) -> None:
 def _run_group(
     folder: Path, index: int, world: int, function: Callable[..., Any], args: tuple[Any, ...], killed: bool
 ) -> bool:
-    from parallel.launch.launch import reserve_port
+    from parallel.launch.local import reserve_port
 
     holder = reserve_port()
     port = holder.getsockname()[1]
@@ -196,10 +196,13 @@ def _run_rank(
     function: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> int:
-    from parallel.launch.launch import RankInfo, init_process_group
+    from parallel.launch.process_group import init_process_group, open_store
+    from parallel.launch.ranks import RankInfo
 
     try:
-        init_process_group(RankInfo(rank, world, rank, "127.0.0.1", port), RANK_TIMEOUT_MINUTES)
+        info = RankInfo(rank, world, rank, "127.0.0.1", port, local_world_size=world)
+        store = open_store(info, RANK_TIMEOUT_MINUTES, secret=str(folder))
+        init_process_group(info, RANK_TIMEOUT_MINUTES, store)
         answer = pickle.dumps(function(*args))
         path = _result(folder, index, rank)
         path.with_suffix(".part").write_bytes(answer)

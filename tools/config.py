@@ -5,21 +5,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from model.config import ModelConfig
 from model.parameters.size import parameter_count
-from model.records import Record, read_record
 from model.words import printable
 from pretrain.config.load import Row, complete_model, describe, load_with_origins
 from pretrain.config.schema import RunConfig
+from pretrain.data.manifest import vocabulary_of
 
 PIPED_WIDTH = 160
 LONGEST = 1000
@@ -37,7 +35,7 @@ def command(
 ) -> None:
     """Check a configuration and explain every field of it, with its size in parameters."""
     loaded, composition = load_with_origins(config, overrides or [])
-    model = complete_model(loaded, loaded.model.vocab_size or known_vocabulary(loaded))
+    model = complete_model(loaded, loaded.model.vocab_size or vocabulary_of(loaded.data.corpora[0].path))
     sizes = parameter_count(model) if model.vocab_size is not None else None
     rows = describe(loaded, composition)
     if quiet:
@@ -61,20 +59,6 @@ def command(
         console.print(_table(section, list(members)), "")
     console.print("[bold]*[/] differs from the default.   [bold]![/] has no default.\n")
     console.print(Text(_summary(loaded, model, sizes)))
-
-
-def known_vocabulary(config: RunConfig) -> int | None:
-    """True vocabulary size of the first corpus, or None while it is not prepared. Raises UserError for a manifest that cannot be read."""
-    manifest = Path(config.data.corpora[0].path) / "dataset.json"
-    if not manifest.is_file():
-        return None
-    return read_record(manifest, Prepared, f"prepare {manifest.parent} again").vocab_size
-
-
-class Prepared(Record):
-    """What this command reads of a data set's description."""
-
-    vocab_size: Annotated[int, Field(ge=2)]
 
 
 def _table(section: str, rows: list[Row]) -> Table:

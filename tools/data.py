@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from model.words import printable
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pretrain.data.manifest import Manifest
     from pretrain.data.prepare import Progress
 
+TEXT_KEY = "Key or column that holds the text; meta.text is the key text inside of meta."
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters of a document that a terminal would obey."""
 app = typer.Typer(help="Data sets.", no_args_is_help=True)
 
 
@@ -29,30 +38,36 @@ def prepare(
         list[str],
         typer.Argument(
             metavar="INPUT...",
-            help="Text files (one document each), .jsonl, .csv, .tsv or .parquet files, plain or compressed; folders; globs; or names for the datasets "
-            "library: hf://NAME, NAME, NAME:CONFIG or NAME:CONFIG:SPLIT.",
+            help="Text files (one document each), .jsonl, .csv, .tsv or .parquet files, plain or compressed; "
+            "folders; globs; or names for the datasets library: hf://NAME, NAME, NAME:CONFIG or "
+            "NAME:CONFIG:SPLIT.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Data set folder to write.")],
     tokenizer: Annotated[Path, typer.Option(help="SentencePiece model file.")],
-    text_key: Annotated[str, typer.Option(help="Key or column that holds the text.")] = "text",
+    text_key: Annotated[str, typer.Option(help=TEXT_KEY)] = "text",
     split: Annotated[str, typer.Option(help="Shares of train, validation and test.")] = "0.98,0.01,0.01",
     split_by: Annotated[
-        SplitBy, typer.Option(help="Assign single documents, or whole files, to a split.")
+        SplitBy,
+        typer.Option(help="Assign single documents, or whole files, to a split."),
     ] = SplitBy.document,
     seed: Annotated[int, typer.Option(help="Seed of the assignment to splits.")] = 1234,
     workers: Annotated[
-        int, typer.Option(help="Processes; 0: one for each core. The result does not depend on it.")
+        int,
+        typer.Option(help="Processes; 0: one for each core. The result does not depend on it."),
     ] = 0,
     streaming: Annotated[
-        bool, typer.Option(help="Read a hub data set without downloading it whole.")
+        bool,
+        typer.Option(help="Read a hub data set without downloading it whole."),
     ] = False,
     limit: Annotated[int | None, typer.Option(help="Read this many records at most.")] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="End with an error at the first broken record.")
+        bool,
+        typer.Option("--strict", help="End with an error at the first broken record."),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a data set that is there already.")
+        bool,
+        typer.Option("--overwrite", help="Replace a data set that is there already."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
@@ -65,9 +80,8 @@ def prepare(
     try:
         shares = tuple(float(share) for share in split.split(","))
     except ValueError as error:
-        raise UserError(
-            f"--split {split}: give three numbers separated by commas, such as 0.98,0.01,0.01"
-        ) from error
+        wanted = "give three numbers separated by commas, such as 0.98,0.01,0.01"
+        raise UserError(f"--split {split}: {wanted}") from error
     options = PrepareOptions(
         inputs=inputs,
         out=out,
@@ -85,9 +99,11 @@ def prepare(
     if quiet:
         os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     with _ProgressBar(visible=not (quiet or as_json)) as bar:
-        manifest = run(options, bar.show)
+        manifest = run(
+            options, bar.show, lambda note: None if quiet else typer.echo(f"note: {note}", err=True)
+        )
     if as_json:
-        typer.echo(json.dumps(manifest, indent=1, ensure_ascii=False))
+        typer.echo(manifest.text(), nl=False)
     elif not quiet:
         _print_summary(out, manifest)
 
@@ -97,7 +113,8 @@ def inspect(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set folder.")],
     documents: Annotated[int, typer.Option(min=0, help="Documents to show.")] = 1,
     split: Annotated[
-        str, typer.Option(help="Split to show documents of: train, validation or test.")
+        str,
+        typer.Option(help="Split to show documents of: train, validation or test."),
     ] = "train",
     as_json: Annotated[bool, typer.Option("--json", help="Print manifest and documents as JSON.")] = False,
 ) -> None:
@@ -105,17 +122,52 @@ def inspect(
     from rich.console import Console
     from rich.rule import Rule
 
-    from pretrain.data.prepare import inspect_dataset
+    from pretrain.data.dataset_admin import inspect_dataset
 
     manifest, texts = inspect_dataset(folder, split, documents)
     if as_json:
-        typer.echo(json.dumps({"manifest": manifest, "documents": texts}, indent=1, ensure_ascii=False))
+        content = {"manifest": manifest.model_dump(mode="json"), "documents": texts}
+        typer.echo(json.dumps(content, indent=1, ensure_ascii=False))
         return
     _print_summary(folder, manifest)
     console = Console()
     for number, text in enumerate(texts, start=1):
         console.print(Rule(f"{split} document {number}"))
-        console.out(text, highlight=False)
+        console.out(CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text), highlight=False)
+
+
+@app.command()
+def verify(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Data set folders.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> None:
+    """Read data sets whole and compare them with their checksums; leaves with 2 for a damaged one."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from model.errors import UserError
+    from pretrain.data.dataset_admin import verify as run
+
+    whole: list[dict[str, Any]] = []
+    damaged: list[UserError] = []
+    for folder in folders:
+        try:
+            with Console(stderr=True, quiet=quiet or as_json).status(f"reading {folder}"):
+                found = run(folder)
+        except UserError as error:
+            damaged.append(error)
+            continue
+        whole.append(asdict(found))
+        if not quiet and not as_json:
+            typer.echo(f"{folder}: {found.files} files and {found.tokens:,} tokens are whole")
+    if as_json:
+        typer.echo(json.dumps({"whole": whole, "damaged": list(map(str, damaged))}, indent=1))
+    for one in damaged[:-1]:
+        typer.echo(f"fathom: error: {one}", err=True)
+    if damaged:
+        raise damaged[-1]
 
 
 class _ProgressBar:
@@ -158,44 +210,42 @@ class _ProgressBar:
         )
 
 
-def _print_summary(folder: Path, manifest: dict[str, Any]) -> None:
+def _print_summary(folder: Path, manifest: Manifest) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pretrain.data.documents import Broken
-
-    table = Table(
-        "split",
-        "documents",
-        "tokens",
-        "bytes of text",
-        "bytes/token",
-        title=str(folder),
-        title_justify="left",
-    )
+    columns = ("split", "documents", "tokens", "bytes of text", "bytes/token")
+    table = Table(*columns, title=printable(folder), title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
-    for name, split in manifest["splits"].items():
-        ratio = f"{split['bytes'] / split['tokens']:.2f}" if split["tokens"] else "-"
-        table.add_row(name, f"{split['documents']:,}", f"{split['tokens']:,}", f"{split['bytes']:,}", ratio)
+    for name, split in manifest.splits.items():
+        ratio = f"{split.bytes / split.tokens:.2f}" if split.tokens else "-"
+        table.add_row(name, f"{split.documents:,}", f"{split.tokens:,}", f"{split.bytes:,}", ratio)
     console = Console()
     console.print(table)
-    console.out(
-        f"vocabulary {manifest['vocab_size']}, unigram entropy {manifest['unigram_entropy_nats']:.3f} nats/token, "
-        f"token correlation {manifest['token_correlation']:.5f}, empty documents {manifest['empty_documents']}",
-        highlight=False,
-    )
-    for share, (name, split) in zip(manifest["split"], manifest["splits"].items(), strict=True):
-        if share and not split["documents"]:
-            console.out(
-                f"note: the {name} split is empty; give more documents or a larger share in --split",
-                highlight=False,
-            )
-    broken = manifest["broken"]
-    if broken["count"]:
-        console.out(
-            f"left out {broken['count']} broken records, the first {len(broken['examples'])}:",
-            highlight=False,
-        )
-        for example in broken["examples"]:
-            console.out(f"  {Broken(**example).place}", highlight=False)
+    for line in _remarks(manifest):
+        console.out(line, highlight=False)
+
+
+def _remarks(manifest: Manifest) -> Iterator[str]:
+    """What there is to say about a data set, a line each."""
+    from pretrain.data.documents import Broken
+
+    numbers = {
+        "unigram entropy": manifest.unigram_entropy_nats,
+        "token correlation": manifest.token_correlation,
+    }
+    known = [f"{name} {value:.5g}" for name, value in numbers.items() if value is not None]
+    empty = f"empty documents {manifest.empty_documents}"
+    yield ", ".join([f"vocabulary {manifest.vocab_size}", *known, empty])
+    for share, (name, split) in zip(manifest.split, manifest.splits.items(), strict=False):
+        if share and not split.documents:
+            yield f"note: the {name} split is empty; give more documents or a larger share in --split"
+    if manifest.left_out:
+        names = ", ".join(printable(name, 4096) for name in manifest.left_out)
+        yield f"note: left out, as it only describes the data: {names}; name it to read it"
+    broken = manifest.broken
+    if broken.count:
+        yield f"left out {broken.count} broken records, the first {len(broken.examples)}:"
+        for example in broken.examples:
+            yield f"  {printable(Broken(example.file, example.line, example.reason).place, 5000)}"

@@ -65,9 +65,10 @@ def command(
     warnings.filterwarnings("ignore", module=r"megatron\.")
     from pretrain.config.scheme_choice import base_asked_for, parse_variants
     from pretrain.data.manifest import load_manifest
-    from pretrain.duel.grid import Grid, cell_config, check_unchanged, default_jobs, train_cells
+    from pretrain.duel.grid import Grid, cell_config, check_unchanged
     from pretrain.duel.report import Duel, text, write
     from pretrain.duel.results import outcome
+    from pretrain.duel.workers import default_jobs, train_cells
     from pretrain.train.run import prepare
 
     if equal not in ("tokens", "parameters"):
@@ -86,7 +87,7 @@ def command(
     configs = [cell_config(base, cell, grid.equal, out) for cell in cells]
     check_unchanged(configs)
     complete = report_only or train_cells(configs, jobs or default_jobs(), typer.echo)
-    unigram = float(load_manifest(base.data.corpora[0].path).get("unigram_entropy_nats") or "nan")
+    unigram = float(load_manifest(base.data.corpora[0].path).unigram_entropy_nats or "nan")
     typed = ["fathom", *sys.argv[1:]] if sys.argv[1:2] == ["depth-duel"] else ["fathom", "depth-duel", config]
     duel = Duel(
         base,

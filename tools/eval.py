@@ -29,6 +29,10 @@ def command(
         list[str] | None,
         typer.Option(help="Text file, folder or pattern instead of a data set; may be given several times."),
     ] = None,
+    text_key: Annotated[
+        str | None,
+        typer.Option(help="Key or column of the text in records of --text; default: text."),
+    ] = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Windows to score, from the first on; default: all.")
     ] = None,
@@ -47,7 +51,8 @@ def command(
 ) -> None:
     """Measure perplexity per token, byte and word, on one process, and on a GPU if there is one.
 
-    Without --data and --text on the validation split of the run. Words are separated by white space; ends of documents count as tokens.
+    Without --data and --text on the validation split of the run.
+    Words are separated by white space; ends of documents count as tokens.
     """
     from model.errors import UserError
     from pretrain.trained.perplexity import evaluate
@@ -62,9 +67,17 @@ def command(
         print(f"\r{done}/{total} windows", end="\n" if done == total else "", file=sys.stderr)
 
     result = evaluate(
-        checkpoint, data=data, split=split or "validation", text=text or (), samples=samples, stride=stride, batch_size=batch_size, precision=precision,
+        checkpoint,
+        data=data,
+        split=split or "validation",
+        text=text or (),
+        text_key=text_key,
+        samples=samples,
+        stride=stride,
+        batch_size=batch_size,
+        precision=precision,
         progress=progress if live else None,
-    )  # fmt: skip
+    )
     typer.echo(json.dumps(result.to_json()) if as_json else table(result))
 
 

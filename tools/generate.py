@@ -15,8 +15,14 @@ def command(
     ],
     prompt: Annotated[str, typer.Option(help="Text to continue; empty starts a document.")] = "",
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens to add at most; a document may end before.")
-    ] = 64,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens to add at most; a document may end before. "
+            "Default: 64, or as many as the model has positions for.",
+            show_default=False,
+        ),
+    ] = None,
     temperature: Annotated[
         float, typer.Option(help="0 takes the likeliest token each time; larger values are more varied.")
     ] = 1.0,
@@ -32,7 +38,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print prompt and continuation as JSON.")] = False,
 ) -> None:
     """Continue a text with a trained model, on one CPU process and in fp32."""
-    from pretrain.trained.export import generate_text
+    from pretrain.trained.generate import generate_text
 
     pieces = generate_text(checkpoint, prompt, max_new_tokens, temperature, top_k, top_p, seed)
     if as_json:

@@ -18,7 +18,10 @@ def command(
         ),
     ],
     vocab_multiple: Annotated[
-        int, typer.Option(min=1, help="Pad the vocabulary to a multiple of this, as model.vocab_multiple.")
+        int,
+        typer.Option(
+            min=1, max=65536, help="Pad the vocabulary to a multiple of this, as model.vocab_multiple."
+        ),
     ] = 128,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print folder and model section as JSON.")] = False,

@@ -61,14 +61,14 @@ def plan(
     """The whole answer as plain data; bytes, seconds, days. Raises UserError for an unknown GPU, an impossible layout or an unknown vocabulary."""
     from model.cost.flops import flops_per_token
     from model.parameters.size import parameter_count
-    from parallel.hardware.accelerators import accelerator
+    from parallel.hardware.gpus import planned_gpu
     from pretrain.config.load import complete_model, load_config
-    from pretrain.plan.layouts import configured, possible, rank, work_of
-    from tools.config import known_vocabulary
+    from pretrain.data.manifest import vocabulary_of
+    from pretrain.plan.layouts import configured, possible, rank, why_none, work_of
 
-    device = accelerator(gpu)
+    device = planned_gpu(gpu)
     config = load_config(path, overrides)
-    model = complete_model(config, config.model.vocab_size or known_vocabulary(config))
+    model = complete_model(config, config.model.vocab_size or vocabulary_of(config.data.corpora[0].path))
     work = work_of(config, model)
     parallel = config.parallel
     world = gpus or parallel.processes or parallel.tensor * parallel.pipeline * parallel.context
@@ -78,7 +78,8 @@ def plan(
         own: dict[str, Any] = _row(configured(config, work, device, world), budget, world, price)
     except UserError as error:
         own = {"impossible": str(error)}
-    best = [_row(one, budget, world, price) for one in rank(work, device, world, most=top)]
+    tried = possible(work, device, world)
+    best = [_row(one, budget, world, price) for one in rank(tried, most=top)]
     return {
         "gpu": device.name,
         "gpus": world,
@@ -91,7 +92,7 @@ def plan(
         "tokens": budget,
         "configured": own,
         "layouts": best,
-        "divides": bool(best) or possible(work, world),
+        "why_none": None if best else why_none(work, device, world, tried),
     }
 
 
@@ -105,6 +106,8 @@ def _row(one: Any, tokens: float, world: int, price: float | None) -> dict[str, 
         "memory": dataclasses.asdict(one.memory) | {"total": one.memory.total},
         "fits": one.fits,
         "step": dataclasses.asdict(one.time) | {"total": one.time.total},
+        "limit": next(iter(one.time.shares())),
+        "shares": one.time.shares(),
         "sent_per_step": dataclasses.asdict(one.traffic),
         "bubble": one.bubble,
         "tokens_per_s": one.tokens_per_s,
@@ -115,6 +118,8 @@ def _row(one: Any, tokens: float, world: int, price: float | None) -> dict[str, 
 
 
 def _print(report: dict[str, Any], console: Console) -> None:
+    from pretrain.plan.speed import LIMITS
+
     counts, flops = report["parameters"], report["flops_per_token"]
     console.print(
         f"{counts['total']:,} parameters; {flops['model'] / 1e9:.3f} GFLOP per token ({flops['hardware'] / 1e9:.3f} with what is computed again)"
@@ -134,22 +139,17 @@ def _print(report: dict[str, Any], console: Console) -> None:
     else:
         _details(own, report["memory_of_gpu"], console)
     console.print()
-    if not report["divides"]:
-        console.print(
-            f"No layout over {report['gpus']} GPUs divides the samples of a step: take fewer GPUs, "
-            "or a larger train.global_batch_size."
-        )
-        return
     if not report["layouts"]:
-        console.print(
-            "No layout fits: take more GPUs, a smaller model or parallel.recompute.granularity=full with a smaller micro-batch."
-        )
+        console.print(report["why_none"], soft_wrap=True)
         return
     console.print(_table(report))
     console.print(
         "tp tensor, pp pipeline, vp virtual stages, dp data parallel, zero ZeRO stage, micro samples of a micro-batch",
         style="dim",
     )
+    console.print("limit: the two that take most of the step, and their shares", style="dim")
+    for word, meaning in LIMITS.items():
+        console.print(f"  {word}: {meaning}", style="dim")
 
 
 def _details(own: dict[str, Any], memory: float, console: Console) -> None:
@@ -174,8 +174,12 @@ def _details(own: dict[str, Any], memory: float, console: Console) -> None:
     )
     cost = "" if own["cost"] is None else f", cost {own['cost']:,.0f}"
     console.print(
-        f"  {own['tokens_per_s']:,.0f} tokens/s, MFU {own['mfu']:.1%}, {own['days']:.2f} days{cost}"
+        f"  {own['tokens_per_s']:,.0f} tokens/s, MFU {own['mfu']:.1%}, limited by {_limit(own)}, {own['days']:.2f} days{cost}"
     )
+
+
+def _limit(row: dict[str, Any]) -> str:
+    return ", ".join(f"{word} {share:.0%}" for word, share in list(row["shares"].items())[:2])
 
 
 def _degrees(row: dict[str, Any]) -> str:
@@ -198,6 +202,7 @@ def _table(report: dict[str, Any]) -> Table:
         "tokens/s",
         "MFU",
         "bubble",
+        "limit",
         "days",
         *(("cost",) if cost else ()),
     ):
@@ -212,6 +217,10 @@ def _table(report: dict[str, Any]) -> Table:
             f"{row['mfu']:.1%}",
         ]
         table.add_row(
-            *cells, f"{row['bubble']:.1%}", f"{row['days']:.2f}", *((f"{row['cost']:,.0f}",) if cost else ())
+            *cells,
+            f"{row['bubble']:.1%}",
+            _limit(row),
+            f"{row['days']:.2f}",
+            *((f"{row['cost']:,.0f}",) if cost else ()),
         )
     return table

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -40,9 +40,7 @@ def command(
     site: Annotated[Path | None, typer.Option(help="Site file. Default: the one FATHOM_SITE names.")] = None,
     dry_run: Annotated[
         bool,
-        typer.Option(
-            "--dry-run", help="Show the script, write and submit nothing. Missing data are named after it."
-        ),
+        typer.Option("--dry-run", help="Show the script and all that is wrong; write and submit nothing."),
     ] = False,
     dependency: Annotated[str | None, typer.Option(help="As sbatch takes it, such as afterok:1234.")] = None,
     chain: Annotated[
@@ -75,42 +73,63 @@ def command(
     time limit and after failures, until all steps are done.
     """
     from pretrain.cluster.site_file import load_site
-    from pretrain.cluster.submit import Request, check_data, log_path, plan, submit
+    from pretrain.cluster.submit import Request, log_path, review, submit
+    from pretrain.cluster.submit_checks import one_error
     from pretrain.config.load import load_config
 
     if as_json and follow:
         raise UserError("--json does not combine with --follow")
-    facts = load_site(site)
-    request = Request(nodes, limit, dependency, chain, array_lines(array or []), max_restarts)
-    planned = plan(lambda more: load_config(config, [*(overrides or []), *more]), facts, request)
-    if not dry_run:
-        check_data(planned)
+    request = Request(
+        nodes,
+        time=limit,
+        dependency=dependency,
+        chain=chain,
+        array=array_lines(array or []),
+        max_restarts=max_restarts,
+    )
+    planned, problems = review(
+        lambda more: load_config(config, [*(overrides or []), *more]), lambda: load_site(site), request
+    )
+    if planned is None or problems:
+        if not dry_run:
+            raise one_error(problems)
+        show_dry(planned, problems, as_json)
+        raise typer.Exit(2)
+    if dry_run:
+        show_dry(planned, problems, as_json)
+        return
     if not as_json:
         typer.echo(planned.script, nl=False)
-    jobs = [] if dry_run else submit(planned)
+    jobs = submit(planned)
     if as_json:
         logs = [str(log_path(planned, job, element)) for job in jobs for element in range(len(planned.runs))]
-        runs = [str(run_dir) for run_dir, _ in planned.runs]
-        typer.echo(
-            json.dumps(
-                {
-                    "jobs": jobs,
-                    "runs": runs,
-                    "logs": logs,
-                    "script_file": str(planned.script_file),
-                    "script": planned.script,
-                }
-            )
-        )
-    elif dry_run:
-        typer.echo(f"\nNothing was submitted. The job would run in {planned.folder}")
-    if dry_run:
-        check_data(planned)
-    if dry_run or as_json:
+        typer.echo(json.dumps({"jobs": jobs, **facts(planned), "logs": logs}))
         return
     describe(planned, jobs)
     if follow:
         follow_log(log_path(planned, jobs[0]), f"{jobs[0]}_0" if request.array else jobs[0])
+
+
+def facts(planned: Plan) -> dict[str, Any]:
+    """What a plan is, for --json."""
+    runs = [str(run_dir) for run_dir, _ in planned.runs]
+    return {"runs": runs, "script_file": str(planned.script_file), "script": planned.script}
+
+
+def show_dry(planned: Plan | None, problems: Sequence[str], as_json: bool) -> None:
+    """Shows what would be submitted, as far as there is a script, and each mistake in a line of its own."""
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {"jobs": [], "logs": [], **(facts(planned) if planned else {}), "problems": list(problems)}
+            )
+        )
+        return
+    if planned is not None:
+        typer.echo(planned.script, nl=False)
+        typer.echo(f"\nNothing was submitted. The job would run in {planned.folder}")
+    for problem in problems:
+        typer.echo(f"fathom: error: {problem}", err=True)
 
 
 def array_lines(given: Sequence[str]) -> list[str]:

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from tools.data import TEXT_KEY
+
 app = typer.Typer(help="Tokenizers.", no_args_is_help=True)
 
 
@@ -43,7 +45,7 @@ def train(
     max_bytes: Annotated[
         int, typer.Option(help="Bytes of text to train on at most; more input is sampled.")
     ] = 10_000_000,
-    text_key: Annotated[str, typer.Option(help="Key or column that holds the text.")] = "text",
+    text_key: Annotated[str, typer.Option(help=TEXT_KEY)] = "text",
     streaming: Annotated[bool, typer.Option(help="Read a hub data set without downloading it whole.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,

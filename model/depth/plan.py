@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from model.config import ModelConfig
+from model.depth.folded import FoldedLayer, folded
 from model.depth.scheme import SCHEMES, Layer, Sublayer
 
 
@@ -25,6 +26,10 @@ class Plan:
         return cls(
             scheme.plan(config.num_layers, config.scheme_options), scheme.embedding_norm, scheme.final_norm
         )
+
+    def folded(self) -> tuple[FoldedLayer, ...]:
+        """The layers in the units in which they are computed (`model/depth/folded.py`)."""
+        return folded(self.layers)
 
     def in_float32(self) -> Plan:
         """The same plan with the constants that float32 tensors are multiplied by.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,9 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.depth.scheme import SCHEMES, Layer
+from model.depth.folded import FoldedLayer
+from model.depth.plan import Plan
+from model.depth.scheme import SCHEMES
 from model.families.losses import cross_entropy
 from model.layers.torch_parts import Norm, rotary_table
 from model.layers.torch_spec import local_layer_spec
@@ -48,19 +51,29 @@ ACTIVATIONS = {
 Kernels = Literal["local", "te"]
 
 
-def kernel_parts(kernels: Kernels) -> tuple[Callable[[Layer], ModuleSpec], type]:
-    """The layer specification and the norm of a set of kernels. Raises ImportError for `te` where Transformer Engine is not installed."""
+def kernel_parts(
+    kernels: Kernels, fp32_stream: bool = False
+) -> tuple[Callable[[FoldedLayer], ModuleSpec], type]:
+    """The layer specification and the norm around the stack of a set of kernels.
+
+    fp32_stream: the stream is in fp32 and the weights are not. Raises ImportError for `te` where
+    Transformer Engine is not installed.
+    """
     if kernels == "te":
         from model.layers.te_spec import TENorm, te_layer_spec
 
-        return te_layer_spec, TENorm
-    return local_layer_spec, Norm
+        return partial(te_layer_spec, fp32_stream=fp32_stream), Norm if fp32_stream else TENorm
+    return partial(local_layer_spec, fp32_stream=fp32_stream), Norm
 
 
 def transformer_config(
     model: ModelConfig, *, dtype: torch.dtype = torch.float32, on_cpu: bool = True, **parallel: Any
 ) -> TransformerConfig:
-    """Megatron-core's configuration of a model. parallel: its fields about degrees and communication, given by the topology."""
+    """Megatron-core's configuration of a model.
+
+    parallel: its fields about degrees and communication, given by the topology, and about precision.
+    """
+    stream = torch.float32 if parallel.get("fp32_residual_connection") else dtype
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -79,7 +92,7 @@ def transformer_config(
         perform_initialization=False,
         use_cpu_initialization=on_cpu,
         params_dtype=dtype,
-        pipeline_dtype=dtype,
+        pipeline_dtype=stream,  # what stages send each other
         bf16=dtype == torch.bfloat16,
         gradient_accumulation_fusion=False,
         bias_dropout_fusion=False,
@@ -107,6 +120,7 @@ class GPT(GPTModel):
 
     Forward as Megatron-core's: tokens [b, s], positions [b, s] -> logits [b, s, V / TP], or per-token losses [b, s] where labels are given.
     kernels: parts of the layers, PyTorch's (`local`) or Transformer Engine's (`te`); names and values of parameters are the same.
+    plan: of all layers of the model, whatever stage of it this is; layers compute in its units (`model/depth/folded.py`).
     """
 
     def __init__(
@@ -121,11 +135,12 @@ class GPT(GPTModel):
         kernels: Kernels = "local",
     ) -> None:
         scheme = SCHEMES[model.scheme]
-        plan = scheme.plan(model.num_layers, model.scheme_options)
+        self.plan = plan = Plan.of(model).folded()
         # Slices by GLOBAL layer number: a stage must never compute depth constants from its own layer count.
         first = get_transformer_layer_offset(config, vp_stage, get_pipeline_model_parallel_rank())
         count = get_num_layers_to_build(config, vp_stage, get_pipeline_model_parallel_rank())
-        layer_spec, norm = kernel_parts(kernels)
+        self.fp32_stream = bool(config.fp32_residual_connection)
+        layer_spec, norm = kernel_parts(kernels, self.fp32_stream)
         layers = [layer_spec(layer) for layer in plan[first : first + count]]
         super().__init__(
             config=config,
@@ -148,6 +163,11 @@ class GPT(GPTModel):
             self.embedding.norm = norm(config, config.hidden_size, config.layernorm_epsilon)
         self.embedding_norm = pre_process and scheme.embedding_norm
         self.logit_scale = logit_scale(model)
+        top = plan[-1].leaving
+        if self.decoder.final_layernorm is not None:
+            self.decoder.final_layernorm.eps = config.layernorm_epsilon / top**2
+        elif not scheme.final_norm:
+            self.logit_scale *= top  # nothing else undoes the units of the stream
         self.true_vocab = model.vocab_size or model.padded_vocab
 
     def setup_embeddings_and_output_layer(self) -> None:
@@ -172,6 +192,8 @@ class GPT(GPTModel):
         """Logits or losses of the last stage; the logit scale belongs to the output projection and is applied to its input [s, b, h]."""
         if self.post_process and self.logit_scale != 1.0:
             hidden_states = hidden_states * self.logit_scale
+        if self.post_process and self.fp32_stream:
+            hidden_states = hidden_states.to(self.config.params_dtype)
         return super()._postprocess(hidden_states, *args, **kwargs)
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from model.hf.configs import ARCHITECTURES
 from model.hf.mapping import norm_layers
 
 if TYPE_CHECKING:
-    from model.hf.export import Export
+    from model.hf.result import Export
 
 
 def model_card(config: ModelConfig, result: Export, provenance: Mapping[str, Any]) -> str:

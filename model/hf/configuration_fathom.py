@@ -59,6 +59,7 @@ class FathomConfig(PretrainedConfig):
         attention_dropout: float = 0.0,
         initializer_range: float = 0.02,
         use_cache: bool = True,
+        tie_word_embeddings: bool = True,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -86,7 +87,8 @@ class FathomConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.use_cache = use_cache
         self.sublayers()
-        super().__init__(**kwargs)
+        # transformers 4 has this field and its default, transformers 5 has neither.
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
 
     def sublayers(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """(attention, feed-forward) coefficients of every layer, defaults filled in. Raises ValueError as the class does."""

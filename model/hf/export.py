@@ -2,56 +2,33 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from model.config import ModelConfig
 from model.errors import UserError
-from model.files import sync_folder
+from model.folders import FolderKind, check_target, whole_folder
 from model.hf.card import model_card
 from model.hf.configs import SPECIAL, write_config
 from model.hf.folding.pre_ln import Fold, fold, targets
-from model.hf.mapping import Entry, Target, canonical_shapes, check_weights, entries
-from model.hf.proof import LIMIT, Proof, change, epsilon_effect, logits, proof_tokens, prove
+from model.hf.mapping import Target, canonical_shapes, check_weights, entries
+from model.hf.proof import LIMIT, change, epsilon_effect, logits, proof_tokens, prove
 from model.hf.reference import Weights
-from model.hf.tokenizer import TokenIds, copy_tokenizer, write_tokenizer
-from model.hf.tokenizer import prove as prove_tokenizer
+from model.hf.result import Export
+from model.hf.tokenizer.convert import TokenIds, write_tokenizer
+from model.hf.tokenizer.copy import copy_tokenizer
+from model.hf.tokenizer.proof import prove as prove_tokenizer
+from model.hf.weight_files import DTYPES, parse_size, round_weights, write_json, write_weights
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CODE = ("configuration_fathom.py", "modeling_fathom.py")
-
-
-@dataclass(frozen=True)
-class Export:
-    """What was written. dtype_difference: change of the logits by storing weights in `dtype`, in standard deviations of the logits (0 for float32).
-
-    tokenizer: of one made from a SentencePiece model; copied_tokenizer: the folder that another was copied from.
-    skipped: targets passed over, with the reason why each is not exact enough.
-    """
-
-    path: Path
-    architecture: Target
-    dtype: str
-    proof: Proof
-    epsilon: float
-    folded: bool
-    parameters: int
-    files: tuple[str, ...]
-    dtype_difference: float = 0.0
-    tokenizer: TokenIds | None = None
-    copied_tokenizer: Path | None = None
-    skipped: tuple[str, ...] = ()
+EXPORT = FolderKind(
+    "an exported model", marker="config.json", advice="choose another folder, or replace it with --overwrite"
+)
 
 
 @dataclass(frozen=True)
@@ -92,14 +69,20 @@ def export(
 ) -> Export:
     """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` load, after proving it.
 
-    weights: canonical name -> whole fp32 tensor, read one at a time. seq_length: positions, where the configuration names none.
-    tokenizer: a SentencePiece model, from which an equal fast tokenizer is made and proved; a Hugging Face folder, whose tokenizer is copied; or None.
+    weights: canonical name -> whole fp32 tensor, read one at a time.
+    seq_length: positions, where the configuration names none.
+    tokenizer: a SentencePiece model, of which an equal fast tokenizer is made and proved;
+        a Hugging Face folder, whose tokenizer is copied; or None.
     special: bos_token_id, eos_token_id and pad_token_id where there is no tokenizer; unknown without.
-    prove_with: token ids [b, s] -> our model's logits [b, s, at least v]; the plain evaluation of `weights` where None.
-    prove_tokens [b, s], sample_texts: real data for the proofs of model and tokenizer, on top of random tokens and fuzz texts.
-    max_shard_size: bytes, or text such as 5GB. Memory stays within the largest shard in fp32, except for the proof, which loads the whole model.
-    Raises UserError for a target that is not exact, weights that do not fit the configuration, a tokenizer that cannot be reproduced, a folder that
-    exists, or a proof that fails; then nothing is left behind.
+    prove_with: token ids [b, s] -> our model's logits [b, s, at least v];
+        the plain evaluation of `weights` where None.
+    prove_tokens [b, s], sample_texts: real data for the proofs of model and tokenizer,
+        on top of random tokens and fuzz texts.
+    max_shard_size: bytes, or text such as 5GB.
+    Memory stays within the largest shard in fp32, except for the proof, which loads the whole model.
+    Raises UserError for a target that is not exact, weights that do not fit the configuration,
+    a tokenizer that cannot be reproduced, a folder that holds something or cannot be written,
+    or a proof that fails; then nothing is left behind.
     """
     out, positions = Path(out_dir), config.max_position_embeddings or seq_length
     if dtype not in DTYPES:
@@ -108,29 +91,31 @@ def export(
         raise UserError("model.vocab_size is not known: take it from the tokenizer before exporting")
     check_weights(weights, canonical_shapes(config, positions))
     tokens = proof_tokens(config, positions, prove_tokens)
-    path, shard_bytes = Path(tokenizer) if tokenizer else None, parse_size(max_shard_size)
     job = _Job(
-        weights,
-        config,
-        logit_scale,
-        path,
-        positions,
-        dtype,
-        provenance or {},
-        prove_with,
-        tokens,
-        tuple(sample_texts),
-        shard_bytes,
-        special or {},
+        weights=weights,
+        config=config,
+        logit_scale=logit_scale,
+        tokenizer=Path(tokenizer) if tokenizer else None,
+        positions=positions,
+        dtype=dtype,
+        provenance=provenance or {},
+        prove_with=prove_with,
+        tokens=tokens,
+        texts=tuple(sample_texts),
+        shard_bytes=parse_size(max_shard_size),
+        special=special or {},
     )
-    _check_place(out, overwrite)
+    check_target(out, EXPORT, overwrite)
     target, plan, effect, skipped = _choose(job, architecture)
-    with _into_place(out) as folder:
+    with whole_folder(out, EXPORT, overwrite) as folder:
         return _build(job, target, plan, effect, folder, out, skipped)
 
 
 def _choose(job: _Job, architecture: str) -> tuple[Target, Fold, float, tuple[str, ...]]:
-    """(target, its fold, the fold's epsilon effect, targets passed over and why). Raises UserError where the target asked for is not exact."""
+    """(target, its fold, the fold's epsilon effect, targets passed over and why).
+
+    Raises UserError where the target asked for is not exact.
+    """
     skipped: list[str] = []
     for target in targets(architecture, job.config):
         plan = fold(target, job.config, job.logit_scale)
@@ -138,7 +123,8 @@ def _choose(job: _Job, architecture: str) -> tuple[Target, Fold, float, tuple[st
         if effect <= LIMIT:
             return target, plan, effect, tuple(skipped)
         skipped.append(
-            f"{target} has one epsilon for all norms; folding the residual constants ({plan.epsilon:.3g} for norm_epsilon={job.config.norm_epsilon:.3g}) "
+            f"{target} has one epsilon for all norms; folding the residual constants "
+            f"({plan.epsilon:.3g} for norm_epsilon={job.config.norm_epsilon:.3g}) "
             f"would move the logits by {effect:.1e} standard deviations, more than {LIMIT:.0e}"
         )
     raise UserError(
@@ -160,8 +146,8 @@ def _build(
         dtype="float32",
         special=special,
     )
-    _write_json(folder / "config.json", settings)
-    _write_json(
+    write_json(folder / "config.json", settings)
+    write_json(
         folder / "generation_config.json",
         {"_from_model_config": True, **{k: v for k, v in special.items() if v is not None}},
     )
@@ -192,32 +178,33 @@ def _build(
     moved = 0.0
     if job.dtype != "float32":
         exact = logits(folder, target, job.tokens)
-        _round_weights(folder, DTYPES[job.dtype])
-        _write_json(folder / "config.json", {**settings, "dtype": job.dtype, "torch_dtype": job.dtype})
+        round_weights(folder, DTYPES[job.dtype])
+        write_json(folder / "config.json", {**settings, "dtype": job.dtype, "torch_dtype": job.dtype})
         moved = change(logits(folder, target, job.tokens), exact)
     files = tuple(sorted([path.name for path in folder.iterdir()] + ["README.md"]))
     result = Export(
-        out,
-        target,
-        job.dtype,
-        proof,
-        plan.epsilon,
-        bool(plan.factors),
-        parameters,
-        files,
-        moved,
-        ids,
-        None if ids else job.tokenizer,
-        skipped,
+        path=out,
+        architecture=target,
+        dtype=job.dtype,
+        proof=proof,
+        epsilon=plan.epsilon,
+        folded=bool(plan.factors),
+        parameters=parameters,
+        files=files,
+        dtype_difference=moved,
+        tokenizer=ids,
+        copied_tokenizer=None if ids else job.tokenizer,
+        skipped=skipped,
     )
-    (folder / "README.md").write_text(model_card(config, result, job.provenance))
+    (folder / "README.md").write_text(model_card(config, result, job.provenance), encoding="utf-8")
     return result
 
 
 def _write_tokenizer(job: _Job, folder: Path) -> tuple[TokenIds | None, dict[str, Any]]:
     """(ids of a tokenizer made from a SentencePiece model, special token ids for the configuration).
 
-    Training documents end with eos and nothing marks their start, so eos is what generation from nothing must start with.
+    Training documents end with eos and nothing marks their start,
+    so eos is what generation from nothing must start with.
     """
     size = job.config.vocab_size
     if job.tokenizer is None:
@@ -228,131 +215,7 @@ def _write_tokenizer(job: _Job, folder: Path) -> tuple[TokenIds | None, dict[str
     ids = write_tokenizer(job.tokenizer, folder, job.positions)
     if ids.size != size:
         raise UserError(
-            f"tokenizer {job.tokenizer} has {ids.size} pieces, but model.vocab_size={size}: is it the tokenizer of this model?"
+            f"tokenizer {job.tokenizer} has {ids.size} pieces, but model.vocab_size={size}: "
+            "is it the tokenizer of this model?"
         )
     return ids, dict(zip(SPECIAL, (ids.eos, ids.eos, ids.unk), strict=True))
-
-
-def write_weights(
-    folder: Path,
-    todo: list[Entry],
-    weights: Weights,
-    config: ModelConfig,
-    plan: Fold,
-    shard_bytes: int,
-    itemsize: int,
-) -> int:
-    """Writes all tensors in fp32 as safetensors shards, with an index where there are several. itemsize: bytes per number of the final files.
-
-    Returns the number of parameters. Raises UserError for a tensor of another shape than the configuration gives.
-    """
-    from safetensors.torch import save_file
-
-    groups, sizes, total = [[]], [0], 0  # type: tuple[list[list[Entry]], list[int], int]
-    for entry in todo:
-        count = sum(torch.Size(shape).numel() for shape in entry.shapes(config).values())
-        total += count
-        if groups[-1] and sizes[-1] + count * itemsize > shard_bytes:
-            groups.append([])
-            sizes.append(0)
-        groups[-1].append(entry)
-        sizes[-1] += count * itemsize
-    names = (
-        ["model.safetensors"]
-        if len(groups) == 1
-        else [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
-    )
-    places: dict[str, str] = {}
-    for name, group in zip(names, groups, strict=True):
-        shard = {
-            hf: tensor for entry in group for hf, tensor in hf_tensors(entry, weights, config, plan).items()
-        }
-        places.update(dict.fromkeys(shard, name))
-        save_file(shard, folder / name, metadata={"format": "pt"})
-        del shard  # before the next one is read
-    if len(groups) > 1:
-        _write_json(
-            folder / "model.safetensors.index.json",
-            {"metadata": {"total_size": total * itemsize}, "weight_map": places},
-        )
-    return total
-
-
-def hf_tensors(entry: Entry, weights: Weights, config: ModelConfig, plan: Fold) -> dict[str, Tensor]:
-    """The Hugging Face tensors of one canonical tensor, folded, fp32. Raises UserError where its shape is not the configuration's."""
-    tensor = (
-        weights[entry.canonical].float()
-        if entry.constant is None
-        else torch.full(entry.shape, entry.constant)
-    )
-    if tuple(tensor.shape) != entry.shape:
-        raise UserError(
-            f"{entry.canonical} has shape {tuple(tensor.shape)}, but the model configuration gives {entry.shape}"
-        )
-    if (factor := plan.factors.get(entry.canonical, 1.0)) != 1.0:
-        tensor = (tensor.double() * factor).float()
-    return {
-        name: part.contiguous()
-        for name, part in zip(entry.hf, entry.layout.to_hf(tensor, config), strict=True)
-    }
-
-
-def _round_weights(folder: Path, dtype: torch.dtype) -> None:
-    """Casts the shards of a folder, one at a time. Raises UserError where a value is beyond the range of `dtype`."""
-    from safetensors.torch import load_file, save_file
-
-    for path in sorted(folder.glob("*.safetensors")):
-        shard = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
-        for name, tensor in shard.items():
-            if not tensor.isfinite().all():
-                raise UserError(f"{name} does not fit into {dtype}: choose dtype=float32 or bfloat16")
-        save_file(shard, path, metadata={"format": "pt"})
-
-
-def parse_size(size: int | str) -> int:
-    """Bytes from a number or from text such as 500MB or 5GB (decimal units). Raises UserError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", str(size), re.IGNORECASE)
-    if match is None or not float(match[1]):
-        raise UserError(f"max_shard_size={size!r} is not a size; write for example 500MB or 5GB")
-    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n")
-
-
-def _check_place(out: Path, overwrite: bool) -> None:
-    """Refuses to replace anything, and with `overwrite` anything that is not an export."""
-    if not out.exists():
-        return
-    if not overwrite:
-        raise UserError(f"{out} exists: choose another folder, or replace it with --overwrite")
-    if not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").exists()):
-        raise UserError(
-            f"{out} is not an exported model (it has no config.json): overwrite does not replace it"
-        )
-
-
-@contextmanager
-def _into_place(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, renamed to it when the block ends without an error, and removed otherwise."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)
-        for path in folder.iterdir():
-            path.chmod(0o644)
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-        sync_folder(folder)
-        if out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-            out.replace(old)
-            folder.replace(out)
-            shutil.rmtree(old)
-        else:
-            folder.replace(out)
-        sync_folder(out.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

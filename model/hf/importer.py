@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,72 +12,53 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.errors import UserError
-from model.hf.configs import SPECIAL, read_config
-from model.hf.mapping import CanonicalWeights, Target, entries
+from model.hf.config_records import ADVICE, Special
+from model.hf.mapping import CanonicalWeights, Entry, Target, entries
+from model.hf.read_config import read_config
+from model.hf.source import TOKENIZERS, SafetensorsFolder, download, source_file
+from model.records import read_json, read_record
+from model.words import printable
 
 # Tensors that some files carry and no weight depends on: GPT-2's causal mask, Llama's rotary frequencies.
 _NO_WEIGHTS = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
+ELEMENTS = ("F32", "F16", "BF16", "F64")
+"""Element types of weights, as safetensors calls them. All but the last are exact in fp32."""
+MOST_PADDING = 1 << 16
+"""Largest multiple that a vocabulary is padded to."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """weights: canonical names, fp32, converted as they are read. positions: rows of the position table, or the longest sequence.
-
-    layout: whose tensor names the files have. special: token ids by the names in SPECIAL, those that are given.
-    tokenizer: the files' SentencePiece model, where they have one.
-    """
+    """What a folder holds."""
 
     config: ModelConfig
     weights: CanonicalWeights
+    """Canonical names, fp32, converted as they are read."""
     positions: int
+    """Rows of the position table, or the longest sequence."""
     logit_scale: float
     layout: Target
+    """Whose tensor names the files have."""
     tokenizer: Path | None
+    """The files' SentencePiece model, where they have one."""
     special: dict[str, Any]
-
-
-class SafetensorsFolder(Mapping[str, Tensor]):
-    """The tensors of a model folder, read from disk as they are asked for. Raises UserError where the folder has no safetensors."""
-
-    def __init__(self, folder: Path) -> None:
-        index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-        if index.exists():
-            self._places = {
-                name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()
-            }
-        elif single.exists():
-            self._places = dict.fromkeys(_names(single), single)
-        else:
-            raise UserError(
-                f"{folder} has no model.safetensors: load it with transformers and save it again with save_pretrained"
-            )
-        for path in set(self._places.values()):
-            if not path.exists():
-                raise UserError(
-                    f"{path} is missing, although model.safetensors.index.json names it: download the model again"
-                )
-
-    def __getitem__(self, name: str) -> Tensor:
-        from safetensors import safe_open
-
-        with safe_open(self._places[name], framework="pt") as file:
-            return file.get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
+    """Token ids by the names in SPECIAL, those that are given."""
 
 
 class _Prefixed(Mapping[str, Tensor]):
-    """Base-model files leave out the first part of every name (GPT-2 on the Hub has `h.0...`, not `transformer.h.0...`)."""
+    """Tensors under the names of a whole model.
 
-    def __init__(self, inner: Mapping[str, Tensor], prefix: str) -> None:
+    Base-model files leave out the first part: GPT-2 on the Hub has `h.0...`, not `transformer.h.0...`.
+    """
+
+    def __init__(self, inner: SafetensorsFolder, prefix: str) -> None:
         self._inner = inner
-        self._names = {
-            name if name.startswith((prefix, "lm_head.")) else prefix + name: name for name in inner
-        }
+        whole = (prefix, "lm_head.")
+        self._names = {name if name.startswith(whole) else prefix + name: name for name in inner}
+
+    def facts(self, name: str) -> tuple[tuple[int, ...], str]:
+        """(shape, element type) of a tensor."""
+        return self._inner.facts(self._names[name])
 
     def __getitem__(self, name: str) -> Tensor:
         return self._inner[self._names[name]]
@@ -93,62 +73,73 @@ class _Prefixed(Mapping[str, Tensor]):
 def import_model(source: str | Path, *, vocab_multiple: int = 128) -> Imported:
     """Reads a local folder, or a model of the Hub by its name (downloading configuration and safetensors files).
 
-    vocab_multiple: the embedding gets rows of zeros up to a multiple of this; they are masked in training and pruned in export.
-    Raises UserError with the reason for a model that cannot be represented exactly: architecture, activation, rotary scaling, sliding window, biases,
-    or tensors that have no place.
+    vocab_multiple: the embedding gets rows of zeros up to a multiple of this.
+    They are masked in training and cut off by an export.
+    No weight is read yet, but all names, shapes and element types are compared.
+    Raises UserError with the reason for a folder that is damaged, or a model that cannot be represented
+    exactly: architecture, activation, rotary scaling, sliding window, biases, or tensors that have no place.
     """
-    folder = Path(source) if Path(source).is_dir() else _download(str(source))
-    if not (folder / "config.json").exists():
+    folder = _folder(source)
+    path = source_file(folder, "config.json")
+    if path is None:
         raise UserError(f"{folder} has no config.json: it is not a Hugging Face model")
-    layout, config, positions, logit_scale = read_config(json.loads((folder / "config.json").read_text()))
+    layout, config, positions, logit_scale = read_config(read_json(path, ADVICE), str(path))
     if layout != "fathom":
         config = config.model_copy(update={"vocab_multiple": vocab_multiple})
-    files: Mapping[str, Tensor] = _Prefixed(
-        SafetensorsFolder(folder), "transformer." if layout == "gpt2" else "model."
-    )
-    _check_names(files, layout, config, positions)
-    weights = CanonicalWeights(files, layout, config, positions)
-    tokenizer = next(
-        (folder / name for name in ("tokenizer.model", "spiece.model") if (folder / name).exists()), None
-    )
+    if not 1 <= config.vocab_multiple <= MOST_PADDING:
+        raise UserError(f"vocab_multiple={config.vocab_multiple} must lie between 1 and {MOST_PADDING}")
+    files = _Prefixed(SafetensorsFolder(folder), "transformer." if layout == "gpt2" else "model.")
+    if config.num_layers > len(files):
+        raise UserError(
+            f"{path} asks for {config.num_layers} layers, but the model files have {len(files)} tensors only: {ADVICE}"
+        )
+    todo = entries(layout, config, positions)
+    _check_names(files, todo, config)
+    _check_facts(files, todo, config)
+    tokenizer = next((found for name in TOKENIZERS if (found := source_file(folder, name))), None)
+    weights = CanonicalWeights(files, todo, config)
     return Imported(config, weights, positions, logit_scale, layout, tokenizer, _special(folder))
+
+
+def _folder(source: str | Path) -> Path:
+    try:
+        local = Path(source).is_dir()
+    except OSError:  # a name that is too long for a folder
+        local = False
+    return Path(source) if local else download(str(source))
 
 
 def _special(folder: Path) -> dict[str, Any]:
     """Special token ids of a folder: what generation uses goes before what the configuration says."""
     found: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):
-        data = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
-        found |= {key: data[key] for key in SPECIAL if data.get(key) is not None}
+        if path := source_file(folder, name):
+            found |= read_record(path, Special, ADVICE).model_dump(exclude_none=True)
     return found
 
 
-def _names(path: Path) -> list[str]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return list(file.keys())
-
-
-def _check_names(files: Mapping[str, Tensor], layout: Target, config: ModelConfig, positions: int) -> None:
+def _check_names(files: _Prefixed, todo: list[Entry], config: ModelConfig) -> None:
     """Raises UserError naming the first tensor that is missing, or that config.json does not account for."""
-    wanted = {name for entry in entries(layout, config, positions) for name in entry.hf}
+    wanted = {name for entry in todo for name in entry.hf}
     for name in sorted(wanted - set(files)):
         raise UserError(f"the model files have no tensor {name!r}, which config.json asks for")
     for name in sorted(set(files) - wanted):
         if not _NO_WEIGHTS.search(name) and not (name == "lm_head.weight" and config.tie_embeddings):
             raise UserError(
-                f"the model files have a tensor {name!r}, which config.json does not account for: this is another architecture"
+                f"the model files have a tensor {printable(repr(name))}, which config.json does not account for: "
+                "this is another architecture"
             )
 
 
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "tokenizer.model"]))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"{name!r} is neither a folder nor a model that the Hub gives: {str(error).splitlines()[0]}"
-        ) from error
+def _check_facts(files: _Prefixed, todo: list[Entry], config: ModelConfig) -> None:
+    """Raises UserError naming the first tensor with another shape than config.json gives, or that is no weight."""
+    for entry in todo:
+        for name, shape in entry.shapes(config).items():
+            given, element = files.facts(name)
+            if given != shape:
+                raise UserError(f"{name} has shape {given}, but config.json gives {shape}")
+            if element not in ELEMENTS:
+                raise UserError(
+                    f"{name} has elements of type {element}; weights are read from {', '.join(ELEMENTS)}: "
+                    "save the model again in one of these"
+                )

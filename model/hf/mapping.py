@@ -275,26 +275,34 @@ def check_weights(weights: Iterable[str], shapes: Mapping[str, tuple[int, ...]])
 class CanonicalWeights(Mapping[str, Tensor]):
     """Hugging Face tensors seen under canonical names; each is converted when it is read.
 
-    Reading raises UserError for a tensor that is missing or has another shape than the configuration gives.
+    Names and shapes are those of the entries.
+    Reading raises UserError for values that fp32 does not hold.
     """
 
-    def __init__(self, hf: Mapping[str, Tensor], target: Target, config: ModelConfig, positions: int) -> None:
+    def __init__(self, hf: Mapping[str, Tensor], todo: Iterable[Entry], config: ModelConfig) -> None:
         self._hf, self._config = hf, config
-        self._entries = {entry.canonical: entry for entry in entries(target, config, positions)}
+        self._entries = {entry.canonical: entry for entry in todo}
 
     def __getitem__(self, name: str) -> Tensor:
-        entry, parts = self._entries[name], []
-        for hf_name, shape in entry.shapes(self._config).items():
-            if hf_name not in self._hf:
-                raise UserError(f"the model files have no tensor {hf_name!r}, which config.json asks for")
-            tensor = self._hf[hf_name]
-            if tuple(tensor.shape) != shape:
-                raise UserError(f"{hf_name} has shape {tuple(tensor.shape)}, but config.json gives {shape}")
-            parts.append(tensor.float())
-        return entry.layout.from_hf(tuple(parts), self._config).contiguous()
+        entry = self._entries[name]
+        parts = tuple(_in_fp32(part, self._hf[part]) for part in entry.hf)
+        return entry.layout.from_hf(parts, self._config).contiguous()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def _in_fp32(name: str, tensor: Tensor) -> Tensor:
+    """The same numbers in fp32. Raises UserError where they are not finite, or not the same."""
+    if not tensor.isfinite().all():
+        raise UserError(f"{name} has values that are not finite (NaN or infinity): the model is damaged")
+    single = tensor.float()
+    if tensor.dtype == torch.float64 and not torch.equal(single.double(), tensor):
+        raise UserError(
+            f"{name} is stored in float64, with values that float32 does not hold exactly: "
+            "round it with transformers (model.float().save_pretrained) if that is what you want"
+        )
+    return single

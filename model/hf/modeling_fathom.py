@@ -227,18 +227,21 @@ class FathomModel(FathomPreTrainedModel):
             x = x + self.embed_positions(position_ids)
         x = self.embed_norm(F.dropout(x, self.config.hidden_dropout, self.training))
         mask, rotation = self._mask(attention_mask, start, x), self._rotation(position_ids, x)
-        states = [x]
-        for layer in self.layers:
-            x = (
-                self._gradient_checkpointing_func(layer.__call__, x, mask, rotation, None)
-                if recompute
-                else layer(x, mask, rotation, cache)
-            )
-            states.append(x)
-        x = self.norm(x)
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        states: list[
+            Tensor
+        ] = []  # filled only where asked for: a thousand layers' outputs of a batch fill a GPU
+        for layer in self.layers:
+            if keep:
+                states.append(x)
+            if recompute:
+                x = self._gradient_checkpointing_func(layer.__call__, x, mask, rotation, None)
+            else:
+                x = layer(x, mask, rotation, cache)
+        x = self.norm(x)
+        hidden_states = (*states, x) if keep else None
         return BaseModelOutputWithPast(
-            last_hidden_state=x, past_key_values=cache, hidden_states=(*states[:-1], x) if keep else None
+            last_hidden_state=x, past_key_values=cache, hidden_states=hidden_states
         )
 
     def _mask(self, attention_mask: Tensor | None, start: int, x: Tensor) -> Tensor | None:

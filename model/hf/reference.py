@@ -197,7 +197,8 @@ def pick(
     """One token id from logits [v]: the largest at temperature 0, else sampled after the top-k and then the top-p (nucleus) cut."""
     if temperature == 0:
         return int(logits_v.argmax())
-    logits_v = logits_v.double() / temperature
+    # From the largest down, so that no quotient by a small temperature overflows.
+    logits_v = (logits_v.double() - logits_v.max()) / temperature
     if top_k is not None and top_k < len(logits_v):
         logits_v = logits_v.masked_fill(logits_v < logits_v.topk(top_k).values[-1], float("-inf"))
     probabilities_v = logits_v.softmax(-1)
@@ -222,10 +223,12 @@ def generate(
     logit_scale: float,
     stop_id: int | None = None,
 ) -> Iterator[int]:
-    """Continues token ids one at a time, each yielded as it is chosen; ends after `stop_id` (which is yielded) or max_new_tokens.
+    """Continues token ids one at a time, each yielded as it is chosen.
 
+    Ends after `stop_id` (which is yielded) or max_new_tokens.
     Every step reads every weight once: pass a dict for speed.
-    Raises UserError on an empty prompt, ids outside the vocabulary or sampling settings out of range.
+    Raises UserError on an empty prompt, ids outside the vocabulary or sampling settings out of range,
+    and while it goes on where logits are not finite.
     """
     checks = (
         (
@@ -236,9 +239,11 @@ def generate(
             any(not 0 <= i < (config.vocab_size or config.padded_vocab) for i in ids),
             f"the prompt has token ids outside the vocabulary of {config.vocab_size}",
         ),
-        (temperature < 0, f"temperature={temperature} must be 0 (greedy) or larger"),
+        # Not `temperature < 0`, which a NaN would pass.
+        (not temperature >= 0, f"temperature={temperature} must be 0 (greedy) or larger"),
         (top_k is not None and top_k < 1, f"top_k={top_k} must be at least 1"),
         (top_p is not None and not 0 < top_p <= 1, f"top_p={top_p} must lie in (0, 1]"),
+        (not -(1 << 63) <= seed < 1 << 64, f"seed={seed} has more than 64 bits"),
     )
     for wrong, message in checks:
         if wrong:
@@ -262,7 +267,10 @@ def _continue(
 ) -> Iterator[int]:
     cache, tokens = Cache(), torch.tensor([ids])
     for _ in range(max_new_tokens):
-        token = choose(evaluation(tokens, cache, last_only=True)[0, -1])
+        logits_v = evaluation(tokens, cache, last_only=True)[0, -1]
+        if not logits_v.isfinite().all():
+            raise UserError("the model's logits are not finite: this checkpoint generates nothing")
+        token = choose(logits_v)
         yield token
         if token == stop_id:
             return

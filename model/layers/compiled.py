@@ -1,18 +1,21 @@
 """torch.compile for the layers of a stack: one compilation that all layers share.
 
-Each layer is compiled as a function of its inputs and weights, so that a thousand layers cost one compilation. What differs between layers would cost one
-each: numbers are handed over as scalars of tensors where a scheme varies them with depth, and a scheme with two kinds of layers compiles twice.
+Each layer is compiled as a function of its inputs and weights, so that a thousand layers cost one
+compilation. What differs between layers would cost one each: numbers that a scheme varies with depth
+are handed over as scalars in tensors, and a scheme with two kinds of layers compiles twice.
 
 PyTorch's guards compare a layer's attributes with those it was compiled for before every call of it, 0.1 ms each time. Nothing but shape and format of the
 input can change between two calls, so that each layer is guarded once per shape and format, and not again.
+Whoever changes an attribute of a layer between two steps sets FATHOM_GUARDS=1: all guards run at every call then.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -74,6 +77,21 @@ def _without_guards(stack: Any, shared: Shared) -> None:
     stack.forward = run
 
 
+def share_numbers(layers: Sequence[DepthLayer]) -> None:
+    """Gives layers the numbers in which they differ as scalars in tensors, which one compiled function takes from all of them.
+
+    A number would be compiled in, and each layer by itself. Numbers stay beside them: uncompiled passes read those.
+    """
+    numbers: defaultdict[str, list[tuple[Any, str, float]]] = defaultdict(list)
+    for layer in layers:
+        for place, owner, name, value in layer.numbers():
+            numbers[place].append((owner, name, value))
+    for owners in numbers.values():
+        if len({value for _, _, value in owners}) > 1:
+            for owner, name, value in owners:
+                setattr(owner, name, torch.tensor(value, dtype=torch.float64))
+
+
 def compile_layers(chunks: Iterable[Any], *, backend: str | Callable[..., Any] = "inductor") -> int:
     """Compiles the layers of these model chunks together; returns their number. They run compiled in training steps and as they were in evaluation and
     under hooks, which a compiled layer would not call.
@@ -87,16 +105,13 @@ def compile_layers(chunks: Iterable[Any], *, backend: str | Callable[..., Any] =
             "train.compile=true needs a C++ compiler on a machine without GPUs: install g++ (apt-get install g++) or set train.compile=false"
         )
     function = torch.compile(_forward, fullgraph=True, dynamic=False, backend=backend)
-    varying = {layer.plan.attention.input_scale for layer in layers} | {
-        layer.plan.mlp.input_scale for layer in layers
-    }
+    share_numbers(layers)
     for stack in (chunk.decoder for chunk in chunks):
         shared = Shared(function)
         for layer in stack.layers:
             layer.compiled = shared
-            if len(varying) > 1:
-                layer.scales_as_tensors()
-        _without_guards(stack, shared)
+        if os.environ.get("FATHOM_GUARDS") != "1":
+            _without_guards(stack, shared)
     return len(layers)
 
 

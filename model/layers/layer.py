@@ -1,8 +1,9 @@
-"""One transformer layer for all depth schemes: Megatron-core's layer with its forward replaced by the residual algebra of `model/depth/scheme.py`."""
+"""One transformer layer for all depth schemes: Megatron-core's layer with its forward replaced by the
+residual algebra of `model/depth/scheme.py`, in the units of `model/depth/folded.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
-from model.depth.scheme import Layer, Sublayer
+from model.depth.folded import FoldedLayer, FoldedSublayer
 from model.layers.residual import ResidualJoin
 
 
@@ -40,7 +41,8 @@ EXTRA_NORMS = tuple(
 class DepthLayer(TransformerLayer):
     """A transformer layer whose connections are data.
 
-    plan: coefficients and norm positions of this layer, for its global layer number.
+    plan: coefficients and norm positions of this layer, for its global layer number. The stream that
+    enters and leaves is in the plan's units, and in fp32 with `config.fp32_residual_connection`.
     Parts, names and tensor-parallel behaviour are Megatron-core's, so that any specification (local or Transformer Engine) can fill them.
     """
 
@@ -48,7 +50,7 @@ class DepthLayer(TransformerLayer):
         self,
         config: TransformerConfig,
         submodules: DepthLayerSubmodules,
-        plan: Layer,
+        plan: FoldedLayer,
         layer_number: int = 1,
         hidden_dropout: float | None = None,
         pg_collection: ProcessGroupCollection | None = None,
@@ -77,12 +79,13 @@ class DepthLayer(TransformerLayer):
         if self.has_cross:
             self.cross_attention_join = ResidualJoin(plan.cross, self.hidden_dropout)
         self.mlp_join = ResidualJoin(plan.mlp, self.hidden_dropout)
-        self.input_scales: dict[str, float | Tensor] = {
-            "attention": plan.attention.input_scale,
-            "cross": plan.cross.input_scale,
-            "mlp": plan.mlp.input_scale,
-        }
-        self.scaled = {part for part, scale in self.input_scales.items() if scale != 1.0}
+        # As `ResidualJoin.shared_branch_scale`.
+        self.attention_input_scale: Tensor | None = None
+        self.cross_input_scale: Tensor | None = None
+        self.mlp_input_scale: Tensor | None = None
+        self.fp32_stream = bool(config.fp32_residual_connection)
+        self.branch_dtype = config.params_dtype
+        self._set_epsilons(config.layernorm_epsilon)
         self.compiled: Callable[..., tuple[Tensor, Tensor | None]] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -97,12 +100,48 @@ class DepthLayer(TransformerLayer):
             return super().__call__(*args, **kwargs)
         return self.compiled(self, *args, **kwargs)
 
-    def scales_as_tensors(self) -> None:
-        """Holds input scales as scalars of tensors, which one compiled function can take from many layers; a number would be compiled in."""
-        self.input_scales = {
-            part: torch.tensor(scale, dtype=torch.float64) for part, scale in self.input_scales.items()
-        }
-        self.scaled = set(self.input_scales)
+    def _parts(self) -> Iterator[tuple[str, FoldedSublayer, ResidualJoin, Any, Any]]:
+        """(name, plan, join, module that norms its input, module that norms its sum) of each sublayer.
+
+        A linear layer may norm its input itself.
+        """
+        parts = [("self_attention", "attention", self.input_layernorm, self.self_attention.linear_qkv)]
+        if self.has_cross:
+            parts.append(
+                ("cross_attention", "cross", self.pre_cross_attn_layernorm, self.cross_attention.linear_q)
+            )
+        parts.append(("mlp", "mlp", self.pre_mlp_layernorm, self.mlp.linear_fc1))
+        for module, name, norm, linear in parts:
+            entrance = linear if isinstance(norm, IdentityOp) else norm
+            yield (
+                name,
+                getattr(self.plan, name),
+                getattr(self, f"{module}_join"),
+                entrance,
+                getattr(self, f"{module}_output_norm", None),
+            )
+
+    def _set_epsilons(self, epsilon: float) -> None:
+        """Gives the norms of the stream the epsilon of its units. Raises TypeError for a norm that has none to set."""
+        for _, plan, _, norm_in, norm_out in self._parts():
+            for norm, value in (
+                (norm_in if plan.norm_in else None, plan.epsilon_in(epsilon)),
+                (norm_out if plan.norm_out else None, plan.epsilon_out(epsilon)),
+            ):
+                if norm is not None and not hasattr(norm, "eps"):
+                    raise TypeError(f"{type(norm).__name__} has no attribute eps")
+                if norm is not None:
+                    norm.eps = value
+
+    def numbers(self) -> Iterator[tuple[str, Any, str, float]]:
+        """(place in a layer, module, its attribute for the number in a tensor, number): what may differ between layers of one kind."""
+        for name, plan, join, norm_in, norm_out in self._parts():
+            yield f"{name} input", self, f"{name}_input_scale", plan.input_scale
+            yield f"{name} branch", join, "shared_branch_scale", plan.branch_scale
+            if plan.norm_in:
+                yield f"{name} norm", norm_in, "shared_eps", norm_in.eps
+            if plan.norm_out:
+                yield f"{name} output norm", norm_out, "shared_eps", norm_out.eps
 
     def forward(  # type: ignore[override]
         self,
@@ -138,16 +177,27 @@ class DepthLayer(TransformerLayer):
             residual = self.mlp.linear_fc1.take_normed()
         return self._leave("mlp", residual, branch, bias, layer_input), context
 
-    def _enter(self, part: str, plan: Sublayer, norm: Any, stream: Tensor) -> tuple[Tensor, Tensor]:
-        """Branch input and residual of a sublayer, both [s, b, h]. norm: an identity where there is none, or where it is part of the linear layer."""
+    def _enter(self, part: str, plan: FoldedSublayer, norm: Any, stream: Tensor) -> tuple[Tensor, Tensor]:
+        """Branch input and residual of a sublayer, both [s, b, h].
+
+        norm: an identity where there is none, or where it is part of the linear layer. Branches
+        compute in the format of the weights, whatever the stream's.
+        """
         if isinstance(norm, IdentityOp):
             branch_input, residual = stream, stream
+        elif plan.residual_from_norm:
+            branch_input = residual = norm(stream)
         else:
-            branch_input = norm(stream)
-            residual = branch_input if plan.residual_from_norm else stream
-        if part in self.scaled:
-            branch_input = branch_input * self.input_scales[part]
-        return branch_input, residual
+            branch_input, residual = (
+                norm(stream.to(self.branch_dtype) if self.fp32_stream else stream),
+                stream,
+            )
+        shared = getattr(self, f"{part}_input_scale") if torch.compiler.is_compiling() else None
+        if shared is not None:
+            branch_input = branch_input * shared
+        elif plan.input_scale != 1.0:
+            branch_input = branch_input * plan.input_scale
+        return branch_input.to(self.branch_dtype) if self.fp32_stream else branch_input, residual
 
     def _leave(
         self, part: str, residual: Tensor, branch: Tensor, bias: Tensor | None, layer_input: Tensor
@@ -159,6 +209,8 @@ class DepthLayer(TransformerLayer):
                 None,
             )
         stream = getattr(self, f"{part}_join")(residual, branch, bias, layer_input)
+        if self.fp32_stream:
+            stream = stream.float()  # it is, unless the scheme keeps nothing of the stream before
         if self.norms[f"{part}_output_norm"]:
             stream = getattr(self, f"{part}_output_norm")(stream)
         return stream

@@ -31,9 +31,9 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from torch import Tensor
 
-from model.depth.scheme import Layer, Sublayer
+from model.depth.folded import FoldedLayer, FoldedSublayer
 from model.layers.layer import DepthLayer, DepthLayerSubmodules
-from model.layers.torch_parts import LocalSelfAttention
+from model.layers.torch_parts import LocalSelfAttention, Norm
 
 if not HAVE_TE:
     raise ImportError("Transformer Engine is not installed: its layers cannot be built")
@@ -114,24 +114,31 @@ class TEAttention(TEDotProductAttention):
         )
 
 
-def _norm(present: bool) -> type:
-    return TENorm if present else IdentityOp
+def _norm(present: bool, norm: type = TENorm) -> type:
+    return norm if present else IdentityOp
 
 
-def _entrance(plan: Sublayer) -> tuple[type, type]:
+def _entrance(plan: FoldedSublayer, fp32_stream: bool) -> tuple[type, type]:
     """The norm module before a branch (identity where it is fused or absent) and the branch's first linear layer."""
     if not plan.norm_in:
         return IdentityOp, TEColumn
-    if plan.input_scale != 1.0:
-        return TENorm, TEColumn
+    if plan.input_scale != 1.0 or (plan.residual_from_norm and fp32_stream):
+        return (Norm if plan.residual_from_norm and fp32_stream else TENorm), TEColumn
     return IdentityOp, TENormColumnWithResidual if plan.residual_from_norm else TENormColumn
 
 
-def te_layer_spec(plan: Layer, *, causal: bool = True, cross: bool = False) -> ModuleSpec:
-    """One layer from Transformer Engine's parts; arguments and result as `model.spec.local_layer_spec`."""
+def te_layer_spec(
+    plan: FoldedLayer, *, causal: bool = True, cross: bool = False, fp32_stream: bool = False
+) -> ModuleSpec:
+    """One layer from Transformer Engine's parts; arguments and result as `model.spec.local_layer_spec`.
+
+    Transformer Engine's norms compute in the format of their weights. So where the stream is in fp32,
+    the norms that make it are PyTorch's; those that only feed a branch stay.
+    """
+    makes_stream = Norm if fp32_stream else TENorm
     mask = AttnMaskType.causal if causal else AttnMaskType.no_mask
-    attention_norm, qkv = _entrance(plan.attention)
-    mlp_norm, fc1 = _entrance(plan.mlp)
+    attention_norm, qkv = _entrance(plan.attention, fp32_stream)
+    mlp_norm, fc1 = _entrance(plan.mlp, fp32_stream)
     submodules = DepthLayerSubmodules(
         input_layernorm=attention_norm,
         self_attention=ModuleSpec(
@@ -140,14 +147,14 @@ def te_layer_spec(plan: Layer, *, causal: bool = True, cross: bool = False) -> M
             submodules=SelfAttentionSubmodules(linear_qkv=qkv, core_attention=TEAttention, linear_proj=TERow),
         ),
         self_attention_branch_norm=_norm(plan.attention.norm_branch),
-        self_attention_output_norm=_norm(plan.attention.norm_out),
+        self_attention_output_norm=_norm(plan.attention.norm_out, makes_stream),
         pre_mlp_layernorm=mlp_norm,
         mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=fc1, linear_fc2=TERow)),
         mlp_branch_norm=_norm(plan.mlp.norm_branch),
-        mlp_output_norm=_norm(plan.mlp.norm_out),
+        mlp_output_norm=_norm(plan.mlp.norm_out, makes_stream),
     )
     if cross:
-        submodules.pre_cross_attn_layernorm = _norm(plan.cross.norm_in)
+        submodules.pre_cross_attn_layernorm = _norm(plan.cross.norm_in, makes_stream)
         submodules.cross_attention = ModuleSpec(
             module=CrossAttention,
             params={"attn_mask_type": AttnMaskType.no_mask},
@@ -156,5 +163,5 @@ def te_layer_spec(plan: Layer, *, causal: bool = True, cross: bool = False) -> M
             ),
         )
         submodules.cross_attention_branch_norm = _norm(plan.cross.norm_branch)
-        submodules.cross_attention_output_norm = _norm(plan.cross.norm_out)
+        submodules.cross_attention_output_norm = _norm(plan.cross.norm_out, makes_stream)
     return ModuleSpec(module=DepthLayer, params={"plan": plan}, submodules=submodules)

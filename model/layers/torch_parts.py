@@ -32,6 +32,8 @@ class Norm(nn.Module):
         super().__init__()
         self.shape = (hidden_size,)
         self.eps = eps
+        self.shared_eps: Tensor | None = None
+        """The same number for compiled code that layers with other numbers share."""
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
         self.bias = (
             nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype))
@@ -42,10 +44,29 @@ class Norm(nn.Module):
             parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., h] -> the same shape."""
-        if self.bias is None:
-            return F.rms_norm(x, self.shape, self.weight, self.eps)
-        return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+        """x: [..., h] -> the same shape and format; an fp32 stream is normed in fp32, whatever the format of the weights."""
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if x.dtype != weight.dtype:
+            weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        if torch.compiler.is_compiling() and self.shared_eps is not None:
+            return norm_by_parts(x, weight, bias, self.shared_eps)
+        if bias is None:
+            return F.rms_norm(x, self.shape, weight, self.eps)
+        return F.layer_norm(x, self.shape, weight, bias, self.eps)
+
+
+def norm_by_parts(x: Tensor, weight: Tensor, bias: Tensor | None, eps: Tensor) -> Tensor:
+    """LayerNorm, or RMSNorm where bias is None, of x [..., h] with an epsilon that is a tensor, which PyTorch's own do not take.
+
+    For compiled code, in which it is one kernel as they are. Computed in at least fp32.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if bias is None:
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        return (normed * weight).to(x.dtype)
+    variance, mean = torch.var_mean(wide, -1, correction=0, keepdim=True)
+    return ((wide - mean) * torch.rsqrt(variance + eps) * weight + bias).to(x.dtype)
 
 
 class ColumnLinear(ColumnParallelLinear):

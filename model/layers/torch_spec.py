@@ -11,7 +11,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 
-from model.depth.scheme import Layer
+from model.depth.folded import FoldedLayer
 from model.layers.layer import DepthLayer, DepthLayerSubmodules
 from model.layers.torch_parts import (
     ColumnLinear,
@@ -27,8 +27,14 @@ def _norm(present: bool) -> type:
     return Norm if present else IdentityOp
 
 
-def local_layer_spec(plan: Layer, *, causal: bool = True, cross: bool = False) -> ModuleSpec:
-    """One layer from PyTorch parts. plan: the layer's coefficients; causal: mask of the self-attention; cross: with cross-attention."""
+def local_layer_spec(
+    plan: FoldedLayer, *, causal: bool = True, cross: bool = False, fp32_stream: bool = False
+) -> ModuleSpec:
+    """One layer from PyTorch parts.
+
+    plan: the layer's coefficients; causal: mask of the self-attention; cross: with cross-attention.
+    fp32_stream: the stream is in fp32 and the weights are not; these parts are the same for both.
+    """
     submodules = DepthLayerSubmodules(
         input_layernorm=_norm(plan.attention.norm_in),
         self_attention=ModuleSpec(

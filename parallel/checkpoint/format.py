@@ -1,47 +1,55 @@
-"""What a checkpoint folder looks like, and how folders and the pointer to the newest are found."""
+"""What is in a checkpoint folder: pieces of parameters, and a manifest with checksums."""
 
 from __future__ import annotations
 
 import json
-import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import xxhash
+from pydantic import Field
 
 from model.errors import UserError
+from model.files import inside
 from model.parameters.shards import Shard
+from model.records import Record, as_record, read_json, read_record
+from parallel.checkpoint.folders import MANIFEST, step_folder
 
 FORMAT = 1
-MANIFEST = "manifest.json"
-LATEST = "latest"
 KINDS = ("master", "exp_avg", "exp_avg_sq")
-STEP_FOLDER = re.compile(r"^step_(\d{8,})$")
-LEFTOVER = re.compile(r"^\.(step_\d{8,})(?:\.[\w.-]+)?\.(partial|replaced|pruned)$")
 CHECKSUM = "xxh3_64"  # finds damage at the speed of memory; it is no protection against forgery
 HASH_BLOCK = 1 << 22
+ADVICE = "use an older checkpoint"
+LARGEST_STEP = 10**15
+
+Count = Annotated[int, Field(ge=0, le=1 << 60)]
+ShardRow = tuple[Annotated[int, Field(ge=0, le=7)] | None, Count, Count, Count]
+Row = tuple[str, Count, Count, Count, Count, tuple[Count, ...], ShardRow]
+"""A fragment as it is written."""
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """A run of elements that one process owns.
-
-    name: canonical parameter name; shard and shape: which tensor-parallel part of the whole (`shape` is the part's);
-    start, length: elements of the flattened part; offset: where they lie in the flat tensor of `group`.
-    """
+    """A run of elements that one process owns."""
 
     name: str
+    """Canonical name of the parameter."""
     group: int
+    """Which flat tensor of the file the elements lie in."""
     offset: int
+    """Where in that flat tensor they begin."""
     start: int
+    """Where in the flattened part they begin."""
     length: int
+    """How many there are."""
     shape: tuple[int, ...]
+    """Shape of the tensor-parallel part."""
     shard: Shard
+    """Which part of the whole tensor it is."""
 
     def to_json(self) -> list[Any]:
-        """As a compact JSON list; the inverse of `fragment_from_json`."""
+        """As a compact JSON list."""
         shard = self.shard
         return [
             self.name,
@@ -54,70 +62,116 @@ class Fragment:
         ]
 
 
-def fragment_from_json(row: list[Any]) -> Fragment:
-    """A fragment from its JSON list."""
-    name, group, offset, start, length, shape, shard = row
-    return Fragment(name, group, offset, start, length, tuple(shape), Shard(*shard))
+class FileFacts(Record):
+    """What a manifest says of a file."""
+
+    bytes: Count
+    """Its size."""
+    xxh3_64: str
+    """Its checksum."""
 
 
-def step_folder(step: int) -> str:
-    """Folder name of a step."""
-    return f"step_{step:08d}"
+class Progress(Record):
+    """Where a run was. Further keys belong to whoever wrote them."""
+
+    optimizer_step: Count
+    """Steps that the optimizer has taken."""
+    consumed_tokens: Count | None = None
+    """Tokens seen."""
 
 
-def steps_in(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints in a `checkpoints` folder, ascending."""
-    if not folder.is_dir():
-        return []
-    return sorted(
-        int(match[1])
-        for entry in folder.iterdir()
-        if (match := STEP_FOLDER.match(entry.name)) and (entry / MANIFEST).is_file()
-    )
+class Sections(Record):
+    """The configuration that a checkpoint was written with, as far as the types that readers rely on go."""
+
+    name: str | None = None
+    """Name of the run."""
+    model: dict[str, Any] | None = None
+    """Fields of ModelConfig."""
+    data: dict[str, Any] | None = None
+    """Fields of the data section."""
+    train: dict[str, Any] | None = None
+    """Fields of the train section."""
+    optimizer: dict[str, Any] | None = None
+    """Fields of the optimizer section."""
 
 
-def leftovers_in(folder: Path, *, older_than_s: float = 0.0) -> list[Path]:
-    """What killed saves and removals left in a `checkpoints` folder. older_than_s: only what nobody changed within so many seconds."""
-    horizon = time.time() - older_than_s
-    return sorted(
-        entry for entry in folder.iterdir() if LEFTOVER.match(entry.name) and entry.stat().st_mtime <= horizon
-    )
+class Manifest(Record):
+    """What a checkpoint is."""
+
+    step: Annotated[int, Field(ge=0, le=LARGEST_STEP)]
+    """Finished steps of the run."""
+    time: Annotated[float, Field(ge=0, le=1e11)] | None = None
+    """Seconds since 1970 when it was written."""
+    world_size: Count
+    """Processes that wrote it, 0 for an import."""
+    layout: dict[str, int] | None = None
+    """Their layout, as `Layout.summary` gives it."""
+    files: Annotated[dict[str, FileFacts], Field(min_length=1)]
+    """Facts of every file beside the manifest."""
+    progress: dict[str, Any]
+    """Position of the run; at least the keys of Progress."""
+    config: dict[str, Any]
+    """The configuration of the run."""
+    versions: dict[str, str | None] = Field(default_factory=dict)
+    """Versions of packages."""
 
 
-def findings(folder: Path) -> list[str]:
-    """What killed processes left in a `checkpoints` folder, a phrase each; empty where the newest save was completed."""
-    if not folder.is_dir():
-        return []
-    marks = [match for entry in leftovers_in(folder) if (match := LEFTOVER.match(entry.name))]
-    found = [f"{match[1]} is incomplete (killed while saving)" for match in marks if match[2] == "partial"]
-    pointer = folder / LATEST
-    newest = pointer.read_text().strip() if pointer.is_file() else ""
-    if newest and not (folder / newest / MANIFEST).is_file():
-        found.append(f"{newest}, the newest, is gone")
-    elif newest:
-        later = [step_folder(step) for step in steps_in(folder) if newest < step_folder(step)]
-        found += [f"{name} was not confirmed (killed before `{LATEST}` named it)" for name in later]
-    return found
+class Index(Record):
+    """What lies where in one file of tensors."""
+
+    fragments: list[Row]
+    """The pieces in it."""
 
 
-def resolve(path: Path | str) -> Path:
-    """The step folder meant by a run folder, a `checkpoints` folder or a step folder. Raises UserError where there is none."""
-    start = Path(path)
-    if (start / MANIFEST).is_file():
-        return start
-    for folder in (start, start / "checkpoints"):
-        steps = steps_in(folder)
-        if not steps:
-            continue
-        pointer = folder / LATEST
-        if pointer.is_file():
-            named = folder / pointer.read_text().strip()
-            if (named / MANIFEST).is_file():
-                return named
-        return folder / step_folder(steps[-1])
-    raise UserError(
-        f"{path} holds no checkpoint: give a run folder, its checkpoints folder, or a folder with {MANIFEST}"
-    )
+def step_manifest(folder: Path, content: dict[str, Any]) -> Manifest:
+    """Parsed content of a manifest as a record. Raises UserError naming the key that does not fit, or a folder of another step's name."""
+    source = str(folder / MANIFEST)
+    manifest = as_record(content, Manifest, source, ADVICE)
+    as_record(manifest.progress, Progress, f"{source}, progress", ADVICE)
+    as_record(manifest.config, Sections, f"{source}, config", ADVICE)
+    if folder.name.startswith("step_") and folder.name != step_folder(manifest.step):
+        raise UserError(
+            f"{folder} holds the checkpoint of step {manifest.step}, as its {MANIFEST} says: rename it to {step_folder(manifest.step)}, or move it away"
+        )
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a step folder.
+
+    Raises UserError where it is missing, damaged, of a format this version does not read, or of another step than the folder's name says.
+    """
+    path = inside(folder, MANIFEST)
+    try:
+        content = read_json(path, ADVICE)
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no checkpoint: it has no {MANIFEST}") from None
+    if not isinstance(content, dict) or content.get(CHECKSUM) != _seal(content):
+        raise UserError(f"{path} is damaged: its content differs from its checksum. Use an older checkpoint")
+    if content.get("format") != FORMAT:
+        raise UserError(
+            f"{folder} has checkpoint format {content.get('format')!r:.40}; this version reads {FORMAT}"
+        )
+    return step_manifest(folder, content)
+
+
+def read_index(path: Path) -> list[Fragment]:
+    """The pieces that a file of tensors holds, from the index beside it. Raises UserError for an index that contradicts itself."""
+    return [_fragment(row, path) for row in read_record(path, Index, ADVICE).fragments]
+
+
+def _fragment(row: Row, path: Path) -> Fragment:
+    name, group, offset, start, length, shape, cut = row
+    try:
+        shard = Shard(*cut)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): {ADVICE}") from None
+    size = 1
+    for extent in shape:
+        size *= extent
+    if (shard.dim is not None and shard.dim >= len(shape)) or start + length > size:
+        raise UserError(f"{path} is damaged (a piece of {name!r:.80} lies outside of its shape): {ADVICE}")
+    return Fragment(name, group, offset, start, length, shape, shard)
 
 
 def file_hash(path: Path) -> str:
@@ -130,7 +184,7 @@ def file_hash(path: Path) -> str:
 
 
 def file_facts(path: Path) -> dict[str, Any]:
-    """What a manifest says of a file."""
+    """Size and checksum of a file, as a manifest has them; FileFacts when read again."""
     return {"bytes": path.stat().st_size, CHECKSUM: file_hash(path)}
 
 
@@ -143,22 +197,3 @@ def _seal(manifest: dict[str, Any]) -> str:
     content = {key: value for key, value in manifest.items() if key != CHECKSUM}
     # Read back first, so that what is sealed is what a reader will see (tuples are lists there).
     return xxhash.xxh3_64_hexdigest(json.dumps(json.loads(json.dumps(content)), sort_keys=True).encode())
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a step folder. Raises UserError where it is missing, damaged, or of a format this version does not read."""
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-    except FileNotFoundError:
-        raise UserError(f"{folder} is no checkpoint: it has no {MANIFEST}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / MANIFEST} is damaged ({error}): use an older checkpoint") from None
-    if not isinstance(manifest, dict) or manifest.get(CHECKSUM) != _seal(manifest):
-        raise UserError(
-            f"{folder / MANIFEST} is damaged: its content differs from its checksum. Use an older checkpoint"
-        )
-    if manifest.get("format") != FORMAT:
-        raise UserError(
-            f"{folder} has checkpoint format {manifest.get('format')!r}; this version reads {FORMAT}"
-        )
-    return manifest

@@ -17,6 +17,7 @@ from parallel.checkpoint.fragments import owned_fragments, set_state
 from parallel.checkpoint.random_state import rng_states, set_rng_states
 from parallel.checkpoint.reader import CheckpointReader, Run
 from parallel.engine.engine import Engine
+from parallel.exchange import together
 
 
 def check_model(reader: CheckpointReader, parameters: Sequence[NamedParameter]) -> None:
@@ -32,7 +33,7 @@ def check_model(reader: CheckpointReader, parameters: Sequence[NamedParameter]) 
 
 def check_optimizer(reader: CheckpointReader, engine: Engine) -> None:
     """Raises UserError when a checkpoint's moments are another optimizer's."""
-    saved = reader.config.get("optimizer", {}).get("kind", "adamw")
+    saved = (reader.config.get("optimizer") or {}).get("kind", "adamw")
     wanted = "muon" if engine.options.muon else "adamw"
     if saved != wanted:
         raise UserError(
@@ -43,10 +44,25 @@ def check_optimizer(reader: CheckpointReader, engine: Engine) -> None:
 def load(engine: Engine, reader: CheckpointReader) -> bool:
     """Puts weights, moments and, on an unchanged layout, random states into an engine. Returns whether the random states were restored.
 
-    Collective. Raises UserError on every process for damage or another model, before anything is changed.
+    Collective. Raises on every process what any of them met: UserError for damage or another model, before anything is changed.
     """
-    _check_together(engine, reader)
-    step = int(reader.progress["optimizer_step"])
+    with together():
+        check_model(reader, engine.parameters)
+        check_optimizer(reader, engine)
+        reader.verify(sorted(reader.manifest.files)[dist.get_rank() :: dist.get_world_size()])
+    reader.trust()
+    with together():
+        _read_state(engine, reader)
+        saved = _same_streams(engine, reader)
+    if engine.topology.layout.zero == 3:
+        engine.weights_from_masters()
+    if saved:
+        set_rng_states(saved)
+    return bool(saved)
+
+
+def _read_state(engine: Engine, reader: CheckpointReader) -> None:
+    """This process's weights and moments."""
     kinds = KINDS if reader.has("exp_avg") else KINDS[:1]
     with torch.no_grad():
         for named in engine.parameters if engine.topology.layout.zero < 3 else ():
@@ -58,23 +74,24 @@ def load(engine: Engine, reader: CheckpointReader) -> bool:
     for _, fragment in owned_fragments(engine):
         by_group[fragment.group].append(fragment)
     for group in range(len(engine.groups)):
-        set_state(engine, group, kinds, _filler(reader, by_group[group]), step)
-    if engine.topology.layout.zero == 3:
-        engine.weights_from_masters()
-    same = (
-        reader.manifest["layout"] == engine.topology.layout.summary()
-        and reader.manifest["world_size"] == dist.get_world_size()
-    )
-    if not same:
-        return False
+        set_state(
+            engine, group, kinds, _filler(reader, by_group[group]), int(reader.progress["optimizer_step"])
+        )
+
+
+def _same_streams(engine: Engine, reader: CheckpointReader) -> dict[str, Tensor]:
+    """This process's saved random states; empty where another layout or another kind of device saved them."""
+    if (
+        reader.manifest.layout != engine.topology.layout.summary()
+        or reader.manifest.world_size != dist.get_world_size()
+    ):
+        return {}
     saved = reader.rng_states(dist.get_rank())
-    # A run that moves between CPU and GPU has other generators; theirs do not read each other's states.
-    if {name: state.shape for name, state in saved.items()} != {
+    # Generators of CPU and GPU do not read each other's states.
+    same = {name: state.shape for name, state in saved.items()} == {
         name: state.shape for name, state in rng_states().items()
-    }:
-        return False
-    set_rng_states(saved)
-    return True
+    }
+    return saved if same else {}
 
 
 def _filler(reader: CheckpointReader, fragments: Sequence[Fragment]) -> Callable[[str, Tensor], None]:
@@ -104,29 +121,10 @@ def _filler(reader: CheckpointReader, fragments: Sequence[Fragment]) -> Callable
 
     def fill(kind: str, flat: Tensor) -> None:
         for at, run in copies:
-            flat[at : at + run.length] = reader.flat(run.file, run.group, kind)[
-                run.offset : run.offset + run.length
-            ]
+            flat[at : at + run.length] = reader.elements(run, kind)
         for fragment in others:
             flat[fragment.offset : fragment.offset + fragment.length] = reader.part(
                 fragment.name, kind, fragment.shard, fragment.start, fragment.length
             )
 
     return fill
-
-
-def _check_together(engine: Engine, reader: CheckpointReader) -> None:
-    """Every process checks its parameters and its share of the files; all raise UserError when any finds something wrong."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    problem = ""
-    try:
-        check_model(reader, engine.parameters)
-        check_optimizer(reader, engine)
-        reader.verify(sorted(reader.manifest["files"])[rank::world])
-    except UserError as error:
-        problem = str(error)
-    problems: list[str] = [""] * world
-    dist.all_gather_object(problems, problem)
-    for text in problems:
-        if text:
-            raise UserError(text)

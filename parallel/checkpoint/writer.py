@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -16,26 +15,28 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import Tensor
 
 from model.files import atomic_write_text, sync_folder
+from model.records import Record
 from parallel.checkpoint.errors import SaveError
-from parallel.checkpoint.format import (
-    FORMAT,
-    LATEST,
-    MANIFEST,
-    file_facts,
-    leftovers_in,
-    manifest_text,
-    step_folder,
-    steps_in,
-)
+from parallel.checkpoint.folders import LATEST, MANIFEST, leftovers_in, read_pointer, step_folder, steps_in
+from parallel.checkpoint.format import FORMAT, FileFacts, file_facts, manifest_text
 from parallel.checkpoint.fragments import flat_state, is_writer, owned_fragments
+from parallel.checkpoint.part import write_part
 from parallel.checkpoint.random_state import rng_states
 from parallel.engine.engine import Engine
+from parallel.exchange import agree, gather_records, told_as_it_is
 
 Fence = Callable[[], None]
+told_as_it_is(SaveError)
+
+
+class Report(Record):
+    """What one process has written."""
+
+    files: dict[str, FileFacts]
+    """Facts of each file by name."""
 
 
 @dataclass(frozen=True)
@@ -140,16 +141,16 @@ def write(
         return _attempt(folder, action)
 
     try:
-        _agree(fenced(lambda: _make_partial(partial)) if rank == 0 else None, group)
-        report: dict[str, Any] = {}
-        problem = _attempt(partial, lambda: report.update(_write_rank(snapshot, partial, rank)))
-        reports: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(reports, (problem, report), group=group)
-        _raise_first([problem for problem, _ in reports])
+        agree(fenced(lambda: _make_partial(partial)) if rank == 0 else None, group)
+        files: dict[str, dict[str, Any]] = {}
+        agree(_attempt(partial, lambda: files.update(_write_rank(snapshot, partial, rank))), group)
+        reports = gather_records(
+            Report(files={name: FileFacts(**facts) for name, facts in files.items()}), group
+        )
         manifest = snapshot.facts | {
-            "files": {name: facts for _, files in reports for name, facts in files.items()}
+            "files": {name: facts.model_dump() for report in reports for name, facts in report.files.items()}
         }
-        _agree(
+        agree(
             fenced(lambda: _publish(partial, folder, step, manifest, snapshot.extra)) if rank == 0 else None,
             group,
         )
@@ -183,29 +184,17 @@ def _make_partial(partial: Path) -> None:
     partial.mkdir(parents=True)
 
 
-def _agree(problem: Exception | None, group: dist.ProcessGroup | None) -> None:
-    """Raises everywhere what rank 0 met."""
-    box = [problem]
-    dist.broadcast_object_list(box, src=0, group=group)
-    _raise_first(box)
-
-
-def _raise_first(problems: Iterable[Exception | None]) -> None:
-    for problem in problems:
-        if problem is not None:
-            raise problem
-
-
 def _write_rank(snapshot: Snapshot, folder: Path, rank: int) -> dict[str, dict[str, Any]]:
     """Writes this process's files; returns size and hash of each."""
-    name = f"rank_{rank:05d}"
-    data, index = folder / f"{name}.safetensors", folder / f"{name}.json"
-    save_file(snapshot.tensors, data)
-    index.write_text(json.dumps({"fragments": snapshot.rows}))
-    for path in (data, index):
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-    return {path.name: file_facts(path) for path in (data, index)}
+    paths = write_part(folder, rank, snapshot.tensors, snapshot.rows)
+    for path in paths:
+        _sync(path)
+    return {path.name: file_facts(path) for path in paths}
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _publish(
@@ -213,8 +202,7 @@ def _publish(
 ) -> None:
     for name, content in extra.items():
         (partial / name).write_bytes(content)
-        with (partial / name).open("rb+") as file:
-            os.fsync(file.fileno())
+        _sync(partial / name)
         manifest["files"][name] = file_facts(partial / name)
     atomic_write_text(partial / MANIFEST, manifest_text(manifest))
     final = folder / step_folder(step)
@@ -241,9 +229,8 @@ def remove(folders: Iterable[Path]) -> None:
 def doomed_steps(folder: Path, *, keep_last: int, keep_every: int) -> list[int]:
     """Steps that `prune` would remove."""
     steps = steps_in(folder)
-    pointer = folder / LATEST
     # After a crash `latest` may name an older step than the newest folder; the run goes on from it, so it stays.
-    current = pointer.read_text().strip() if pointer.is_file() else ""
+    current = read_pointer(folder).name
     kept = set(steps[-keep_last:]) | {step for step in steps if keep_every and step % keep_every == 0}
     return [step for step in steps if step not in kept and step_folder(step) != current]
 

@@ -12,11 +12,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from model.errors import UserError
+from model.files import inside
 from model.parameters.names import canonical_name, layer_offset
+from parallel.exchange import gather_bytes
 from parallel.topology import Topology
 
 FILE = "fp8_state.safetensors"
@@ -76,16 +81,25 @@ def checkpoint_file(chunks: Sequence[nn.Module], topology: Topology) -> dict[str
     if not has_state(chunks):
         return {}
     own = fp8_state(chunks) if topology.tensor_rank == 0 and topology.data_rank == 0 else {}
-    gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(own, gathered)
-    merged = {name: tensor for part in gathered or [] for name, tensor in part.items()}
+    merged: dict[str, Tensor] = {}
+    for part in gather_bytes(to_bytes(own) if own else b""):
+        if dist.get_rank() == 0:
+            merged |= from_bytes(part)
     return {FILE: to_bytes(merged)} if merged else {}
 
 
 def restore(chunks: Sequence[nn.Module], folder: Path) -> bool:
-    """Reads the file of a checkpoint folder into this rank's layers. Returns whether there was one and the model has use for it."""
-    if not has_state(chunks) or not (folder / FILE).is_file():
+    """Reads the file of a checkpoint folder into this rank's layers. Returns whether there was one and the model has use for it.
+
+    Raises UserError for a file that cannot be read.
+    """
+    path = inside(folder, FILE)
+    if not has_state(chunks) or not path.is_file():
         return False
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be read ({error}): use an older checkpoint") from None
     with torch.no_grad():
-        set_fp8_state(chunks, load_file(folder / FILE))
+        set_fp8_state(chunks, state)
     return True

@@ -6,7 +6,8 @@ import functools
 
 from model.config import ModelConfig
 from parallel.config import ParallelConfig
-from parallel.launch.launch import RankInfo, free_port, init_process_group
+from parallel.launch.process_group import init_process_group, open_store
+from parallel.launch.ranks import ALONE
 from parallel.topology import Topology, check_layout
 
 
@@ -17,7 +18,7 @@ def single_process() -> Topology:
     Raises RuntimeError where torch.distributed is initialised already.
     """
     smallest = ModelConfig(num_layers=1, hidden_size=1, num_attention_heads=1)
-    init_process_group(RankInfo(0, 1, 0, "127.0.0.1", free_port()), timeout_minutes=10)
+    init_process_group(ALONE, 10, open_store(ALONE, 10))
     topology = Topology(check_layout(ParallelConfig(), smallest, 1))
     from megatron.core import tensor_parallel  # loaded by then
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 import socket
 import subprocess
@@ -19,42 +18,43 @@ _LARGEST_STEP = 4_000_000_000
 
 
 @dataclass(frozen=True)
-class RankInfo:
-    """One task of a job step. local_world_size: tasks on this task's node; restart_count: how often Slurm started this job again."""
+class SlurmTask:
+    """One task of a job step."""
 
     rank: int
     world_size: int
     local_rank: int
     local_world_size: int
+    """Tasks on this task's node."""
     node_rank: int
     num_nodes: int
     master_addr: str
     master_port: int
     job_id: int
     restart_count: int
+    """How often Slurm started this job again."""
 
 
-def slurm_environment(env: Mapping[str, str]) -> RankInfo | None:
+def slurm_environment(env: Mapping[str, str]) -> SlurmTask | None:
     """Reads rank, sizes and meeting point of this task; None where this process is no task of srun.
 
     A batch script, an `salloc` shell and `srun --pty` are no tasks: the variables are set there too, but describe a job that nobody launched.
     FATHOM_MASTER_ADDR and FATHOM_MASTER_PORT win over what is derived. Raises UserError for a variable that is missing or no number, and for a
     first node that has no usable address.
     """
-    if (
-        "SLURM_PROCID" not in env
-        or "SLURM_PTY_PORT" in env
-        or not 0 <= int(env.get("SLURM_STEP_ID", "-1")) < _LARGEST_STEP
-    ):
+    if "SLURM_PROCID" not in env or "SLURM_PTY_PORT" in env or "SLURM_STEP_ID" not in env:
         return None
-    job_id, restart_count = _number(env, "SLURM_JOB_ID"), int(env.get("SLURM_RESTART_COUNT", "0"))
+    if _number(env, "SLURM_STEP_ID") >= _LARGEST_STEP:
+        return None
+    job_id = _number(env, "SLURM_JOB_ID")
+    restart_count = _number(env, "SLURM_RESTART_COUNT") if env.get("SLURM_RESTART_COUNT") else 0
     world_size, node_rank = _number(env, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), _number(env, "SLURM_NODEID")
     tasks = expand_counts(_text(env, "SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"))
     if sum(tasks) != world_size or node_rank >= len(tasks):
         raise UserError(
             f"SLURM_STEP_TASKS_PER_NODE={_text(env, 'SLURM_STEP_TASKS_PER_NODE', 'SLURM_TASKS_PER_NODE')} does not fit {world_size} tasks: start with srun"
         )
-    return RankInfo(
+    return SlurmTask(
         rank=_number(env, "SLURM_PROCID"),
         world_size=world_size,
         local_rank=_number(env, "SLURM_LOCALID"),
@@ -92,7 +92,7 @@ def expand_counts(text: str) -> list[int]:
     """Numbers of a repeat list: `2(x3),1` is [2, 2, 2, 1]. Raises UserError for anything else."""
     counts: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
+        match = re.fullmatch(r"([0-9]+)(?:\(x([0-9]+)\))?", part.strip())
         if match is None:
             raise UserError(f"SLURM_TASKS_PER_NODE={text!r} is not of the form 2(x3),1")
         counts.extend([int(match[1])] * int(match[2] or 1))
@@ -138,21 +138,6 @@ def node_address(node: str) -> str | None:
     return match[1] if answer.returncode == 0 and match and resolves(match[1]) else None
 
 
-def check_port(address: str, port: int) -> None:
-    """On rank 0: tries the meeting point's port before the process group needs it. Raises RuntimeError, naming port and address, when it is taken."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise RuntimeError(
-                f"port {port} on {address}, which follows from job id and restart count, is in use by another process: "
-                "a restart takes another port; FATHOM_MASTER_PORT sets one"
-            ) from None
-
-
 def _text(env: Mapping[str, str], *keys: str) -> str:
     for key in keys:
         if env.get(key):
@@ -162,7 +147,7 @@ def _text(env: Mapping[str, str], *keys: str) -> str:
 
 def _number(env: Mapping[str, str], *keys: str) -> int:
     text = _text(env, *keys)
-    if not text.isdecimal():
+    if not re.fullmatch(r"[0-9]{1,18}", text):
         raise UserError(f"{keys[-1]}={text!r} must be a whole number")
     return int(text)
 
@@ -185,7 +170,7 @@ def _expand_part(part: str, whole: str) -> list[str]:
 def _expand_group(group: str, whole: str) -> list[str]:
     choices: list[str] = []
     for item in group.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", item)
+        match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", item)
         if match is None:
             raise UserError(
                 f"SLURM_JOB_NODELIST={whole!r} is not a Slurm host list: {item!r} is no number or range"

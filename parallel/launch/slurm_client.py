@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -10,9 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from model.errors import UserError
+from model.words import printable
 
 CLIENT_SECONDS = 60.0
 """Longer than slurmctld's own message time-out with its retries, so that a slow controller is not taken for a missing one."""
+
+FOR_SHOW = ("SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN", "SCONTROL_", "SQUEUE_")
+"""Beginnings of variables by which users choose what Slurm's clients show, and in which form."""
 
 ACTIVE = ("RUNNING", "CONFIGURING", "SUSPENDED", "COMPLETING", "STOPPED")
 """States of a job that holds nodes."""
@@ -128,12 +133,31 @@ def sbatch(arguments: Sequence[str]) -> str:
             for line in answer.stderr.strip().splitlines()
         )
         raise UserError(f"Slurm refused the job: {words or 'no reason given'}")
-    return answer.stdout.strip().partition(";")[0]
+    job = (answer.stdout.strip().splitlines() or [""])[-1].partition(";")[0]
+    if not re.fullmatch(r"[0-9]+", job):
+        raise UserError(
+            f"sbatch answered {printable(job)!r} in place of the number of a job: look for it with `squeue --me`"
+        )
+    return job
 
 
 def _call(*command: str) -> subprocess.CompletedProcess[str] | None:
+    """Runs a client. What it prints is read by machine, whatever the user likes to be shown."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(FOR_SHOW)} | {
+        "LC_ALL": "C"
+    }
+    if command[0] == "sbatch":  # which hands its environment on to the job
+        env = dict(os.environ)
     try:
-        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=CLIENT_SECONDS)
+        return subprocess.run(
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=CLIENT_SECONDS,
+            env=env,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
 

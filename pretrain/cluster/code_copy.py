@@ -5,40 +5,32 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from model.errors import UserError
 from model.files import atomic_write_text
+from pretrain.rundir.environment import ROOT, SNAPSHOT_FILE, Snapshot, read_snapshot
 
-ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("model", "parallel", "pretrain", "tools", "slurm", "configs", "pyproject.toml")
 """What a run may need of the repository; tests, docs and data are left out."""
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """Where the copied code came from. commit: HEAD, null outside of git; changed: files that differ from it, new ones included."""
-
-    source: str
-    commit: str | None
-    changed: list[str]
-    files: int
-
-
 def copy_code(target: Path, source: Path = ROOT) -> Snapshot:
-    """Copies the code of `source` to `target`, replacing an older copy; describes it in `target`/SNAPSHOT.json.
+    """Copies the code of `source` to `target`, replacing an older copy; describes it in SNAPSHOT.json there.
 
-    In a git checkout: tracked files with their uncommitted changes, and new files of the packages that git does not ignore, because
-    changed code may import them. Elsewhere: the packages without caches. Raises OSError as the file system does.
+    In a git checkout: tracked files with their uncommitted changes, and new files of the packages
+    that git does not ignore, because changed code may import them.
+    Elsewhere: the packages without caches; a copy of a copy is of the same commit.
+    Raises OSError as the file system does.
     """
     commit = _git(source, "rev-parse", "HEAD") if (source / ".git").exists() else None
     files = _files_of_git(source) if commit else _files(source)
-    changed = (
-        sorted(line[3:] for line in (_git(source, "status", "--porcelain", "--", *PARTS) or "").splitlines())
-        if commit
-        else []
-    )
+    status = _git(source, "status", "--porcelain", "--", *PARTS) if commit else None
+    changed = sorted(line[3:] for line in (status or "").splitlines())
+    copied = read_snapshot(source)
+    if commit is None and copied is not None:
+        commit, changed = copied.commit, copied.changed
     fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
     for folder in (fresh, old):
         shutil.rmtree(folder, ignore_errors=True)
@@ -46,7 +38,7 @@ def copy_code(target: Path, source: Path = ROOT) -> Snapshot:
         (fresh / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source / name, fresh / name)
     snapshot = Snapshot(str(source), commit.strip() if commit else None, changed, len(files))
-    atomic_write_text(fresh / "SNAPSHOT.json", json.dumps(asdict(snapshot), indent=1) + "\n")
+    atomic_write_text(fresh / SNAPSHOT_FILE, json.dumps(asdict(snapshot), indent=1) + "\n")
     if target.exists():
         target.rename(old)
     fresh.rename(target)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from parallel.hardware.peaks import peak_tflops
+from parallel.hardware.gpus import peak_tflops
 from parallel.hardware.precision import RECIPES, this_machine
 from parallel.hardware.versions import in_range, installed, optional, supported
 from pretrain.rundir.environment import cpu, gpus
@@ -149,7 +149,7 @@ def devices() -> Iterator[Check]:
         )
     if peak_tflops(machine.gpu) is None:
         yield Check(
-            "peak speed", "note", f"{machine.gpu} is not in parallel/hardware/peaks.py: runs report no MFU"
+            "peak speed", "note", f"{machine.gpu} is not in parallel/hardware/gpus.py: runs report no MFU"
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from model.errors import UserError
-from parallel.checkpoint.format import MANIFEST, step_folder
+from parallel.checkpoint.folders import MANIFEST, step_folder
 from parallel.launch import slurm_client
 from parallel.launch.exit_codes import ExitCode
 from parallel.launch.slurm_client import Queued

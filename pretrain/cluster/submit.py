@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-import re
+import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 from model.errors import UserError
 from model.files import atomic_write_text
+from model.words import printable
 from parallel.launch import slurm_client
 from pretrain.cluster.code_copy import copy_code
+from pretrain.cluster.decision import MAX_RESTARTS
 from pretrain.cluster.script import Script, render
-from pretrain.cluster.site_file import SiteConfig, parse_time
-from pretrain.cluster.supervise import MAX_RESTARTS
+from pretrain.cluster.site_file import SiteConfig
+from pretrain.cluster.slurm_words import check_dependency, parse_nodes, parse_time
+from pretrain.cluster.submit_checks import Problems, allowed_nodes, check_run, one_error, overriding
 from pretrain.config.load import dump_config
 from pretrain.config.schema import RunConfig
 from pretrain.rundir import state as states
@@ -25,31 +28,36 @@ from pretrain.rundir.lock import check_free
 
 CLOCK_SECONDS = 60
 """Slurm looks at its clock every 30 s: a signal may come that much early, a limit that much late."""
+LONGEST_CHAIN = 1000
 
 
 @dataclass(frozen=True)
 class Request:
-    """What `fathom submit` was asked for. chain: jobs in a row; array: one line of overrides for each run; command: of the tasks, for tests."""
+    """What `fathom submit` was asked for."""
 
     nodes: str
+    _: KW_ONLY
     time: str | None = None
     dependency: str | None = None
     chain: int = 1
+    """Jobs in a row."""
     array: Sequence[str] = ()
+    """One line of overrides for each run."""
     max_restarts: int = MAX_RESTARTS
     command: Sequence[str] | None = None
+    """Of the tasks, for tests."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that will be written and submitted. runs: run directory and configuration of each element, one without --array."""
+    """All that will be written and submitted."""
 
     folder: Path
     runs: Sequence[tuple[Path, RunConfig]]
+    """Run directory and configuration of each element, one without --array."""
     script: str
     log: str
     request: Request
-    site: SiteConfig = field(repr=False)
 
     @property
     def script_file(self) -> Path:
@@ -57,68 +65,98 @@ class Plan:
         return self.folder / "train.sbatch"
 
 
-def parse_nodes(text: str) -> tuple[int, int]:
-    """Smallest and largest number of nodes of `N` or `MIN-MAX`. Raises UserError for anything else."""
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
-    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not 1 <= low <= high:
-        raise UserError(f"--nodes {text} must be a number of nodes, such as 4, or a range, such as 2-4")
-    return low, high
+Load = Callable[[Sequence[str]], RunConfig]
+"""Gives the configuration with further overrides."""
 
 
-def plan(
-    load: Callable[[Sequence[str]], RunConfig], site: SiteConfig, request: Request, base: Path | None = None
-) -> Plan:
+def plan(load: Load, site: SiteConfig, request: Request, base: Path | None = None) -> Plan:
     """Checks a submission and renders its script; writes nothing.
 
-    load: gives the configuration with further overrides. base: what relative paths are relative to (the working directory). Raises UserError for a
-    time limit that is missing or leaves no time before its signal, and for nodes the layout does not fit.
+    base: what relative paths are relative to (the working directory).
+    Raises UserError for the first of the mistakes that `review` finds, and counts the others.
+    """
+    planned, problems = review(load, lambda: site, request, base)
+    if planned is None or problems:
+        raise one_error(problems)
+    return planned
+
+
+def review(
+    load: Load, site: Callable[[], SiteConfig], request: Request, base: Path | None = None
+) -> tuple[Plan | None, list[str]]:
+    """What would be submitted, None where mistakes leave it open, and all mistakes; writes nothing.
+
+    Among them: a time limit that is missing or leaves no time before its signal, nodes that the
+    layout does not fit, data and checkpoints that are not there.
     """
     base = (base or Path.cwd()).absolute()
-    config = absolute_paths(load([]), base)
+    problems = Problems()
+    facts = problems.attempt(site)
+    found = problems.attempt(load, [])
+    nodes = problems.attempt(parse_nodes, request.nodes)
+    limit = problems.attempt(_time_limit, request, facts)
+    _check_request(request, problems)
+    config = None if found is None else problems.attempt(absolute_paths, found, base)
+    if config is None:
+        return None, problems.lines
     folder = Path(config.runs_dir) / config.name
-    if request.chain < 1 or (request.chain > 1 and request.array):
-        raise UserError(
-            f"--chain {request.chain} {'does not combine with --array' if request.array else 'must be at least 1'}"
-        )
-    runs = _elements(load, request.array, folder, base) if request.array else [(folder, config)]
-    allowed = {tuple(allowed_nodes(run, site, request.nodes)) for _, run in runs}
-    if len(allowed) > 1:
-        raise UserError(
+    runs = _elements(load, request.array, folder, base, problems) if request.array else [(folder, config)]
+    for run_dir, run in runs:
+        check_run(run_dir, run, problems)
+    if facts is None or nodes is None:
+        return None, problems.lines
+    fitting = [problems.attempt(allowed_nodes, run, facts, request.nodes) for _, run in runs]
+    if None not in fitting and len({tuple(numbers or ()) for numbers in fitting}) > 1:
+        problems.add(
             f"--nodes {request.nodes}: the elements of the array fit different numbers of nodes; submit them apart"
         )
+    if limit is None or not runs or fitting[0] is None:
+        return None, problems.lines
+    script = _script(folder, request, facts, limit, fitting[0])
+    text = problems.attempt(render, script, facts)
+    if text is None:
+        return None, problems.lines
+    problems.add(*overriding(text, os.environ))
+    return Plan(folder, runs, text, str(script.log), request), problems.lines
+
+
+def _script(folder: Path, request: Request, site: SiteConfig, limit: str, allowed: Sequence[int]) -> Script:
+    """What the batch script is made from. folder: of the run, or of all runs of an array."""
     script = Script(
-        name=config.name,
+        name=folder.name,
         nodes=request.nodes.strip(),
-        time=_time_limit(request, site),
-        run=folder / config.name if request.array else folder,
+        time=limit,
+        run=folder / folder.name if request.array else folder,
         code=folder / "code",
-        log=folder / f"{config.name}-%a" / "slurm-%A_%a.out" if request.array else folder / "slurm-%j.out",
+        log=folder / (f"{folder.name}-%a/slurm-%A_%a.out" if request.array else "slurm-%j.out"),
         python=site.python or sys.executable,
-        array=f"0-{len(runs) - 1}" if request.array else None,
-        allowed_nodes=list(allowed.pop()),
+        array=f"0-{len(request.array) - 1}" if request.array else None,
+        allowed_nodes=allowed,
         max_restarts=request.max_restarts,
     )
-    if request.command is not None:
-        script = replace(script, command=request.command)
-    return Plan(folder, runs, render(script, site), str(script.log), request, site)
+    return script if request.command is None else replace(script, command=request.command)
 
 
-def check_data(planned: Plan) -> None:
-    """Raises UserError where a run's data are not there: apart from `plan`, so that a script can be read before they are prepared."""
-    for _, run in planned.runs:
-        for corpus in run.data.corpora:
-            if not (Path(corpus.path) / "dataset.json").is_file():
-                raise UserError(
-                    f"data.corpora: {corpus.path} holds no dataset.json: prepare it with `fathom data prepare`, or correct the path"
-                )
+def _check_request(request: Request, problems: Problems) -> None:
+    if request.chain > 1 and request.array:
+        problems.add(f"--chain {request.chain} does not combine with --array")
+    if not 1 <= request.chain <= LONGEST_CHAIN:
+        problems.add(f"--chain {request.chain} must be at least 1 and at most {LONGEST_CHAIN}")
+    if request.dependency is not None:
+        problems.attempt(check_dependency, request.dependency)
 
 
 def absolute_paths(config: RunConfig, base: Path) -> RunConfig:
-    """The configuration with every path made absolute, because a job does not run where it was submitted; parallel.processes, for local starts, is dropped."""
+    """The configuration with every path made absolute, because a job does not run where it was submitted.
+
+    parallel.processes, which is for local starts, is dropped.
+    """
 
     def absolute(path: str | None) -> str | None:
-        return None if path is None else str(base / Path(path).expanduser())
+        try:
+            return None if path is None else str(base / Path(path).expanduser())
+        except RuntimeError as error:  # ~nobody
+            raise UserError(f"the path {path} cannot be completed: {error}") from None
 
     data = config.data.model_copy(
         update={
@@ -138,28 +176,12 @@ def absolute_paths(config: RunConfig, base: Path) -> RunConfig:
     )
 
 
-def allowed_nodes(config: RunConfig, site: SiteConfig, nodes: str) -> list[int]:
-    """The numbers of nodes of a range on which layout and batch sizes come out even. Raises UserError where that is none, or not the smallest."""
-    low, high = parse_nodes(nodes)
-    problems = {number: _misfit(config, number * site.tasks) for number in range(low, high + 1)}
-    if problems[low] is not None:
-        fitting = next(
-            (number for number in range(low, 8 * high + 1) if _misfit(config, number * site.tasks) is None),
-            None,
-        )
-        raise UserError(
-            f"--nodes {nodes} ({low * site.tasks} processes): {problems[low]}"
-            + (f"; {fitting} nodes would fit" if fitting else "")
-        )
-    return [number for number, problem in problems.items() if problem is None]
-
-
 def submit(planned: Plan) -> list[str]:
-    """Writes snapshot, configurations and script, and hands the script to sbatch. Returns the job ids, more than one for a chain.
+    """Writes snapshot, configurations and script, and hands the script to sbatch.
 
-    Raises UserError when data are missing, a job is at one of the runs already, or Slurm refuses; then state.json is as before.
+    Returns the job ids, more than one for a chain.
+    Raises UserError when a job is at one of the runs already, or Slurm refuses; then state.json is as before.
     """
-    check_data(planned)
     queued = slurm_client.queue()
     for run_dir, _ in planned.runs:
         _refuse_if_active(run_dir, queued or {})
@@ -226,7 +248,7 @@ def _text(path: Path) -> str:
 
 def _refuse_if_active(run_dir: Path, queued: dict[str, slurm_client.Queued]) -> None:
     state = states.read_state(run_dir)
-    jobs = [*states.read_submitted(run_dir).get("jobs", []), state.get("job_id")]
+    jobs = [*(states.read_submitted(run_dir).get("jobs") or []), state.get("job_id")]
     active = next((str(job) for job in jobs if job is not None and str(job) in queued), None)
     if active is not None:
         raise UserError(
@@ -238,38 +260,41 @@ def _refuse_if_active(run_dir: Path, queued: dict[str, slurm_client.Queued]) -> 
 
 
 def _elements(
-    load: Callable[[Sequence[str]], RunConfig], lines: Sequence[str], folder: Path, base: Path
+    load: Load, lines: Sequence[str], folder: Path, base: Path, problems: Problems
 ) -> list[tuple[Path, RunConfig]]:
+    """Run directory and configuration of the elements of an array that have no mistake."""
     elements = []
     for index, line in enumerate(lines):
-        overrides = shlex.split(line)
+        try:
+            overrides = shlex.split(line)
+        except ValueError as error:
+            problems.add(
+                f"--array, line {index + 1}: {printable(line)} has a quote that is not closed ({error})"
+            )
+            continue
         if any(word.partition("=")[0] in ("name", "runs_dir") for word in overrides):
-            raise UserError(
+            problems.add(
                 f"--array, line {index + 1}: name and runs_dir of an element are given by its place in the array; remove them from {line!r}"
             )
-        config = load([*overrides, f"runs_dir={folder}", f"name={folder.name}-{index}"])
-        elements.append((folder / config.name, absolute_paths(config, base)))
+            continue
+        found = Problems()
+        config = found.attempt(load, [*overrides, f"runs_dir={folder}", f"name={folder.name}-{index}"])
+        problems.add(*(f"--array, line {index + 1}: {problem}" for problem in found.lines))
+        if config is not None:
+            elements.append((folder / config.name, absolute_paths(config, base)))
     return elements
 
 
-def _time_limit(request: Request, site: SiteConfig) -> str:
-    limit = request.time or site.time
+def _time_limit(request: Request, site: SiteConfig | None) -> str | None:
+    limit = request.time or (site.time if site else None)
     if limit is None:
+        if site is None:
+            return None
         raise UserError("no time limit: give --time HH:MM:SS, or set `time` in the site file")
-    if parse_time(limit) < site.signal_margin + CLOCK_SECONDS:
+    seconds = parse_time(limit)
+    if site is not None and seconds < site.signal_margin + CLOCK_SECONDS:
         raise UserError(
-            f"--time {limit} is {parse_time(limit)} s: the run is told to save {site.signal_margin} s before the end (signal_margin), "
+            f"--time {limit} is {seconds} s: the run is told to save {site.signal_margin} s before the end (signal_margin), "
             f"so give more than {site.signal_margin + CLOCK_SECONDS} s, or lower signal_margin in the site file"
         )
     return limit.strip()
-
-
-def _misfit(config: RunConfig, world: int) -> str | None:
-    """Why a run does not fit a number of processes; None where it does."""
-    from pretrain.train.feasibility import fit_processes
-
-    try:
-        fit_processes(config, world)
-    except UserError as error:
-        return str(error)
-    return None

@@ -38,7 +38,18 @@ LIMITS = {
 }
 
 
-def user_error(error: ValidationError, composition: Composition) -> UserError:
+class ConfigurationError(UserError):
+    """Mistakes in one configuration: the message names the first and counts the rest."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = [printable(" ".join(problem.split()), LONGEST_LINE) for problem in problems]
+        rest = len(problems) - 1
+        super().__init__(
+            self.problems[0] + (f" (and {rest} more problem{'s' if rest > 1 else ''})" if rest else "")
+        )
+
+
+def user_error(error: ValidationError, composition: Composition) -> ConfigurationError:
     """The first problem as an exception to raise, with the number of the others. Spelling mistakes come first."""
     groups: dict[str, list[Any]] = {}
     for item in error.errors(include_url=False):
@@ -52,15 +63,10 @@ def user_error(error: ValidationError, composition: Composition) -> UserError:
         if key not in unknown and not (items[0]["type"] == "missing" and key in meant)
     ]
     # A misspelt key is the likely cause of the rest, so it comes first, and the key it was meant to be is not reported as missing.
-    first = next(iter(unknown), None)
-    problem = (
-        _wrong(others[0], groups[others[0]], composition)
-        if first is None
-        else _unknown(first, unknown[first], composition)
+    return ConfigurationError(
+        [_unknown(key, unknown[key], composition) for key in unknown]
+        + [_wrong(key, groups[key], composition) for key in others]
     )
-    rest = len(unknown) + len(others) - 1
-    more = f" (and {rest} more problem{'s' if rest > 1 else ''})" if rest else ""
-    return UserError(printable(" ".join(problem.split()), LONGEST_LINE) + more)
 
 
 def _key(item: Any, values: Any) -> str:

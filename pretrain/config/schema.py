@@ -58,6 +58,12 @@ class DataConfig(Strict):
     cache: FilePath | None = Field(
         None, description="Folder for sample indices; null means `index_cache` beside the first corpus."
     )
+    changed_at_step: int | None = Field(
+        None,
+        ge=1,
+        description="Go on from the checkpoint of this step although the corpora or weights were others; "
+        "samples are those that the new ones have from there on.",
+    )
 
 
 MOMENTUM = 0.95

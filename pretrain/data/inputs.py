@@ -1,6 +1,7 @@
-"""Where documents come from: local files of several formats, and data sets that the `datasets` library knows by name.
+"""Where documents come from: local files, and data sets that the `datasets` library knows by name.
 
-This module says which files and data sets an INPUT stands for; pretrain/data/documents.py reads them. Nothing here imports torch or Megatron.
+This module says which files and data sets an INPUT stands for; pretrain/data/documents.py reads them.
+Nothing here imports torch or Megatron.
 """
 
 from __future__ import annotations
@@ -11,39 +12,32 @@ import re
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from model.errors import UserError
+from pretrain.data.compressed import DECODERS, compression
+from pretrain.data.file_kinds import KINDS, Kind, descriptions, kind_of, not_text
 
-Kind = Literal["text", "json", "csv", "parquet", "hub"]
-COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
-KINDS: dict[str, Kind] = {
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-}
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^:]*){0,2}")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of the input that is read in one go: a local file, or a data set of the `datasets` library.
-
-    name: path or hub name. group: its identity for splitting by file, free of the folder it lies in today. size: bytes on disk, 0 if unknown.
-    """
+    """A part of the input read in one go: a file, or a data set of the `datasets` library."""
 
     name: str
+    """Path, or hub name."""
     kind: Kind
     group: str
+    """Its identity for splitting by file, free of the folder it lies in today."""
     size: int = 0
+    """Bytes on disk; 0 if unknown."""
+    problem: str = ""
+    """Why it is not read, where that is known beforehand."""
 
     @property
     def compressed(self) -> bool:
         """Whether the bytes on disk say little about the amount of text."""
-        return self.kind == "parquet" or Path(self.name).suffix in COMPRESSIONS
+        return self.kind == "parquet" or compression(self.name) is not None
 
 
 @dataclass(frozen=True)
@@ -52,12 +46,16 @@ class Source:
 
     input: str
     shards: tuple[Shard, ...]
+    left_out: tuple[str, ...] = ()
+    """Files of a folder that only describe the data beside them, and are not read."""
 
 
 def standard_library_files() -> list[Path]:
-    """Returns the .py files of the running Python's standard library, sorted: about 30 MB of text that every machine has.
+    """Returns the .py files of the running Python's standard library, sorted.
 
-    Packages installed beside it are left out, and so are files that are not UTF-8, which the library's own tests keep on purpose.
+    That is about 30 MB of text that every machine has.
+    Packages installed beside it are left out, and so are files that are not UTF-8, which the
+    library's own tests keep on purpose.
     """
     root = Path(sysconfig.get_path("stdlib"))
     found = []
@@ -73,11 +71,14 @@ def standard_library_files() -> list[Path]:
 
 
 def find_sources(inputs: list[str]) -> list[Source]:
-    """Resolves the INPUTs: files, folders, globs, or data set names (`hf://name`, `name`, `name:config:split`).
+    """Resolves the INPUTs: files, folders, globs, or names of data sets.
 
-    A folder stands for every file below it, except hidden ones and Python's caches.
-    The order is that of the arguments, sorted within a folder or glob; a file named twice is read once.
-    Raises UserError when an input matches nothing, cannot be read here, or none is given.
+    A name is `hf://name`, `name`, or `name:config:split`.
+    A folder stands for every file below it, links followed, except hidden ones, Python's caches
+    and files that only describe the data beside them.
+    The order is that of the arguments, sorted within a folder or glob.
+    A file named twice is read once.
+    Raises UserError when an input matches nothing, is no text, or none is given.
     """
     if not inputs:
         raise UserError("INPUT: nothing to read; name files, a glob, or a data set")
@@ -85,45 +86,97 @@ def find_sources(inputs: list[str]) -> list[Source]:
     sources = []
     for given in inputs:
         shards = []
-        for shard in _shards(given):
+        found, left_out = _shards(given)
+        for shard in found:
             identity = str(Path(shard.name).resolve()) if shard.kind != "hub" else shard.name
             if identity not in seen:
                 seen.add(identity)
                 shards.append(shard)
-        sources.append(Source(given, tuple(shards)))
+        sources.append(Source(given, tuple(shards), left_out))
     return sources
 
 
-def _shards(given: str) -> list[Shard]:
+def _shards(given: str) -> tuple[list[Shard], tuple[str, ...]]:
+    """What an INPUT stands for, and the files left out of it."""
     path = Path(given)
     if given.startswith("hf://"):
-        return [Shard(given.removeprefix("hf://"), "hub", given)]
-    if path.is_file():
-        return [
-            _file_shard(path, path.absolute().parent.parent)
-        ]  # many folders hold an __init__.py or a README
+        return [Shard(given.removeprefix("hf://"), "hub", given)], ()
+    if _is_file(path):
+        # Many folders hold an __init__.py or a README: the folder's name belongs to the identity.
+        shard = _file_shard(path, path.absolute().parent.parent)
+        if shard.problem:
+            raise UserError(f"INPUT {given}: {shard.problem}")
+        return [shard], ()
     if path.is_dir():
-        files = [
-            file
-            for file in sorted(path.rglob("*"))
-            if file.is_file() and not any(map(_hidden, file.relative_to(path).parts))
-        ]
-        if not files:
-            raise UserError(f"INPUT {given}: the folder holds no files")
-        return [_file_shard(file, path) for file in files]
+        return _folder(given)
     if glob.has_magic(given):
-        files = [Path(name) for name in sorted(glob.glob(given, recursive=True)) if Path(name).is_file()]
-        if not files:
-            raise UserError(f"INPUT {given}: no file matches this pattern")
-        fixed = given[: re.search(r"[*?[]", given).start()].rpartition("/")[0]  # type: ignore[union-attr]
-        return [_file_shard(file, Path(fixed or ("/" if given.startswith("/") else "."))) for file in files]
-    looks_like_file = given.startswith((".", "/", "~")) or {
-        path.suffix,
-        path.with_suffix("").suffix,
-    }.intersection({*KINDS, *COMPRESSIONS, ".txt", ".md", ".py"})
+        return _matches(given), ()
+    suffixes = {path.suffix.lower(), path.with_suffix("").suffix.lower()} if path.name else {""}
+    looks_like_file = given.startswith((".", "/", "~")) or suffixes & {
+        *KINDS,
+        *DECODERS,
+        ".txt",
+        ".md",
+        ".py",
+    }
     if looks_like_file or not _HUB_NAME.fullmatch(given):
         raise UserError(f"INPUT {given}: no such file or folder")
-    return [Shard(given, "hub", f"hf://{given}")]
+    return [Shard(given, "hub", f"hf://{given}")], ()
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is something that is no folder. Raises UserError for an impossible name."""
+    try:
+        return path.exists() and not path.is_dir()
+    except (OSError, ValueError) as error:
+        raise UserError(f"INPUT {str(path)[:200]}: {getattr(error, 'strerror', error)}") from None
+
+
+def _folder(given: str) -> tuple[list[Shard], tuple[str, ...]]:
+    folder = Path(given)
+    files = _files_below(folder)
+    if not files:
+        raise UserError(f"INPUT {given}: the folder holds no files")
+    left_out = descriptions(files)
+    kept = [_file_shard(file, folder) for file in files if file not in left_out]
+    return kept, tuple(str(file) for file in files if file in left_out)
+
+
+def _matches(given: str) -> list[Shard]:
+    files = [Path(name) for name in sorted(glob.glob(given, recursive=True)) if not Path(name).is_dir()]
+    if not files:
+        hint = "; a [ that stands for itself is written [[]" if "[" in given else ""
+        raise UserError(f"INPUT {given}: no file matches this pattern{hint}")
+    magic = re.search(r"[*?[]", given)
+    fixed = given[: magic.start()].rpartition("/")[0] if magic else ""
+    base = Path(fixed or ("/" if given.startswith("/") else "."))
+    return [_file_shard(file, base) for file in files]
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """All files of a folder, sorted. A folder that is reached twice, through links, is read once.
+
+    Links are followed after everything else, so that a file goes by its real name where it has one.
+    """
+    seen: set[tuple[int, int]] = set()
+    found: list[Path] = []
+    waiting = [folder]
+    while waiting:
+        for parent, folders, names in os.walk(waiting.pop(0), onerror=_unreadable):
+            status = os.stat(parent)
+            identity = (status.st_dev, status.st_ino)
+            if identity in seen:
+                folders.clear()
+                continue
+            seen.add(identity)
+            folders[:] = sorted(name for name in folders if not _hidden(name))
+            waiting += [path for path in (Path(parent, name) for name in folders) if path.is_symlink()]
+            found += [Path(parent, name) for name in names if not _hidden(name)]
+    return sorted(found)
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"INPUT {error.filename}: {error.strerror}; leave it out, or make it readable") from error
 
 
 def _hidden(part: str) -> bool:
@@ -131,13 +184,11 @@ def _hidden(part: str) -> bool:
 
 
 def _file_shard(path: Path, base: Path) -> Shard:
-    compression = COMPRESSIONS.get(path.suffix)
-    if compression:
-        import fsspec.compression  # type: ignore[import-untyped]
-
-        if compression not in fsspec.compression.compr:
-            raise UserError(
-                f"INPUT {path}: reading {path.suffix} files needs a package that is not installed: pip install zstandard"
-            )
-    kind = KINDS.get((path.with_suffix("") if compression else path).suffix, "text")
-    return Shard(str(path), kind, os.path.relpath(path, base), path.stat().st_size)
+    problem, size = not_text(path), 0
+    if path.is_file():
+        size = path.stat().st_size
+    elif path.is_symlink() and not path.exists():
+        problem = "a link to something that is not there"
+    else:
+        problem = "no regular file"
+    return Shard(str(path), kind_of(path), os.path.relpath(path, base), size, problem)

@@ -5,55 +5,144 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
 
 from model.errors import UserError
-from pretrain.data.tokenizer import token_dtype
+from model.records import Record, as_record, read_json
+from model.words import printable
 
 MANIFEST = "dataset.json"
-FORMAT = 1
+FORMAT: Literal[1] = 1
+AGAIN = "prepare or copy the data set again"
+Count = Annotated[int, Field(ge=0, lt=2**62)]
+Vocabulary = Annotated[int, Field(ge=1, lt=2**31)]
+SplitName = Literal["train", "validation", "test"]
 
 
-def load_manifest(folder: str | Path) -> dict[str, Any]:
-    """Reads the manifest of a data set folder. Raises UserError when there is none, or this version cannot read it."""
+class SplitFacts(Record):
+    """The two files of a split."""
+
+    documents: Count
+    tokens: Count
+    """With end marks."""
+    bytes: Count
+    """Of the text in UTF-8."""
+    sha256: str
+    """Of the .bin file."""
+    index_sha256: str | None = None
+    """Of the .idx file. This and what follows is missing in data sets of version 0.1.0."""
+    sample_sha256: str | None = None
+    """Of the blocks of both files that are compared at every start."""
+
+
+class BrokenFacts(Record):
+    """A record that gave no document; the fields are those of `Broken`."""
+
+    file: str
+    line: int
+    reason: str
+
+
+class BrokenRecords(Record):
+    """What was left out."""
+
+    count: Count = 0
+    examples: tuple[BrokenFacts, ...] = ()
+
+
+class SourceFacts(Record):
+    """One INPUT of `fathom data prepare`."""
+
+    input: str
+    kinds: tuple[str, ...]
+    parts: int
+
+
+class Manifest(Record):
+    """The content of dataset.json."""
+
+    format: Literal[1]
+    tokenizer_sha256: str
+    vocab_size: Vocabulary
+    """Without padding."""
+    eod_id: Count
+    seed: int = 0
+    split: tuple[float, ...] = ()
+    """Shares of train, validation and test."""
+    split_by: str = ""
+    text_key: str = ""
+    limit: int | None = None
+    splits: dict[SplitName, SplitFacts]
+    unigram_entropy_nats: float | None = None
+    """Loss of a model that only knows how often each token occurs in train."""
+    token_correlation: float | None = None
+    """Sum of the squared token frequencies of train."""
+    empty_documents: Count = 0
+    broken: BrokenRecords = BrokenRecords()
+    left_out: tuple[str, ...] = ()
+    """Files of folders that only describe the data beside them."""
+    sources: tuple[SourceFacts, ...] = ()
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> Manifest:
+        if self.eod_id >= self.vocab_size:
+            raise ValueError(f"eod_id {self.eod_id} is not in a vocabulary of {self.vocab_size}")
+        return self
+
+    def facts(self, folder: Path | str, split: str) -> SplitFacts:
+        """The facts of a split. Raises UserError, which names the folder, where there is none."""
+        found = next((facts for name, facts in self.splits.items() if name == split), None)
+        if found is None:
+            raise UserError(f"data set {folder}: no split {split!r}; it has {', '.join(self.splits)}")
+        return found
+
+    def text(self) -> str:
+        """What is written to dataset.json."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+
+
+class _Sized(Record):
+    vocab_size: Vocabulary
+
+
+def load_manifest(folder: str | Path) -> Manifest:
+    """Reads the manifest of a data set folder.
+
+    Raises UserError when there is none, it is damaged, or this version cannot read it.
+    """
     path = Path(folder) / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, AGAIN)
     except OSError as error:
-        raise UserError(
-            f"data set {folder}: no readable {MANIFEST} ({error.strerror}); name a folder written by `fathom data prepare`"
-        ) from error
-    except ValueError as error:
-        raise UserError(
-            f"data set {folder}: {MANIFEST} is damaged ({error}); prepare the data set again"
-        ) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise UserError(
-            f"data set {folder}: {MANIFEST} has format {found!r}, this version reads format {FORMAT}; prepare the data set again"
-        )
-    return manifest
+        advice = "name a folder written by `fathom data prepare`"
+        raise UserError(f"data set {folder}: no readable {MANIFEST} ({error.strerror}); {advice}") from error
+    if isinstance(content, dict) and content.get("format") != FORMAT:
+        found = printable(repr(content.get("format")))
+        differs = f"{MANIFEST} has format {found}, this version reads format {FORMAT}"
+        raise UserError(f"data set {folder}: {differs}; prepare the data set again")
+    return as_record(content, Manifest, str(path), AGAIN)
 
 
-def split_prefix(folder: str | Path, split: str, manifest: dict[str, Any]) -> str:
-    """Returns the path of a split's files without their suffix. Raises UserError when the split is not there or its files were cut short."""
-    if split not in manifest["splits"]:
-        raise UserError(f"data set {folder}: no split {split!r}; it has {', '.join(manifest['splits'])}")
-    prefix = Path(folder) / split
-    expected = manifest["splits"][split]["tokens"] * token_dtype(manifest["vocab_size"])().itemsize
-    binary = prefix.with_suffix(".bin")
-    if not prefix.with_suffix(".idx").is_file() or not binary.is_file():
-        raise UserError(
-            f"data set {folder}: {split}.bin or {split}.idx is missing; prepare or copy the data set again"
-        )
-    if binary.stat().st_size != expected:
-        raise UserError(
-            f"data set {folder}: {split}.bin has {binary.stat().st_size} bytes, {MANIFEST} says {expected}; prepare or copy the data set again"
-        )
-    return str(prefix)
+def vocabulary_of(folder: str | Path) -> int | None:
+    """Vocabulary of a data set, without padding; None while the folder holds none.
+
+    Raises UserError for a damaged dataset.json.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        return None
+    return as_record(read_json(path, AGAIN), _Sized, str(path), AGAIN).vocab_size
 
 
-def fingerprint(manifest: dict[str, Any], split: str) -> str:
-    """Returns a hexadecimal name for the tokens of a split, the same wherever the folder lies."""
-    identity = json.dumps([manifest["tokenizer_sha256"], split, manifest["splits"][split]], sort_keys=True)
+def fingerprint(manifest: Manifest, split: SplitName | str) -> str:
+    """Returns a hexadecimal name for the tokens of a split, the same wherever the folder lies.
+
+    Orders of samples depend on it, so that it may never change for the same tokens.
+    """
+    facts = manifest.facts("", split)
+    named = {key: getattr(facts, key) for key in ("documents", "tokens", "bytes", "sha256")}
+    identity = json.dumps([manifest.tokenizer_sha256, split, named], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()

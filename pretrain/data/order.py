@@ -1,4 +1,7 @@
-"""Which tokens training sample number i consists of: pure functions of position, free of any state, step count or process layout."""
+"""Which tokens training sample number i consists of.
+
+Pure functions of position, free of any state, step count or process layout.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,17 @@ import numpy as np
 
 from model.errors import UserError
 
-BLEND_BLOCK = (
-    1 << 20
-)  # samples after which the blend's pattern repeats; shares of corpora are exact to one in a million
-INDEX_VERSION = 1  # part of the cache file's name: raise it with every change of what `build_epoch` returns
+BLEND_BLOCK = 1 << 20
+"""Samples after which the blend's pattern repeats: shares are exact to one in a million."""
+INDEX_VERSION = 2
+"""Part of the cache file's name: raise it with every change of what a cache file holds."""
 
 
 def samples_per_epoch(tokens: int, seq_length: int) -> int:
-    """Returns how many samples of seq_length + 1 tokens, each overlapping the next by one token, a stream of `tokens` tokens holds."""
+    """Returns how many samples of seq_length + 1 tokens a stream of `tokens` tokens holds.
+
+    Each overlaps the next by one token.
+    """
     return max((tokens - 1) // seq_length, 0)
 
 
@@ -27,16 +33,18 @@ def epoch_key(seed: int, identity: str, epoch: int) -> int:
 
 
 def _permutation(generator: np.random.Philox, count: int) -> np.ndarray:
-    # Raw output of the bit generator: unlike Generator.permutation, numpy promises never to change it.
+    # Raw output of the bit generator: numpy promises never to change it, unlike permutation's.
     return np.argsort(generator.random_raw(count), kind="stable").astype(np.int64, copy=False)
 
 
 def build_epoch(lengths: np.ndarray, seq_length: int, key: int) -> np.ndarray:
     """Orders one pass over a corpus.
 
-    lengths: [D] tokens of each document, end mark included. Documents are shuffled and concatenated, the stream is cut into samples, and the samples
-    are shuffled, so that the parts of a long document do not meet in one batch.
-    Returns one int64 array [2 D + 1 + N], which `EpochOrder` takes apart: document order [D], first token of each [D + 1], sample order [N].
+    lengths: [D] tokens of each document, end mark included.
+    Documents are shuffled and concatenated, the stream is cut into samples, and the samples are
+    shuffled, so that the parts of a long document do not meet in one batch.
+    Returns one int64 array [2 D + 1 + N], which `EpochOrder` takes apart: document order [D], first
+    token of each [D + 1], sample order [N].
     """
     generator = np.random.Philox(key=key)
     documents = _permutation(generator, len(lengths))
@@ -48,11 +56,14 @@ def build_epoch(lengths: np.ndarray, seq_length: int, key: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """What `build_epoch` computed. documents: [D] in order of reading. starts: [D + 1] tokens before each of them. samples: [N]."""
+    """What `build_epoch` computed."""
 
     documents: np.ndarray
+    """[D] in order of reading."""
     starts: np.ndarray
+    """[D + 1] tokens before each of them."""
     samples: np.ndarray
+    """[N] in order of training."""
 
     @classmethod
     def split(cls, index: np.ndarray, documents: int) -> EpochOrder:
@@ -60,7 +71,10 @@ class EpochOrder:
         return cls(index[:documents], index[documents : 2 * documents + 1], index[2 * documents + 1 :])
 
     def spans(self, sample: int, seq_length: int) -> Iterator[tuple[int, int, int]]:
-        """Yields (document, first token, number of tokens) that together make up sample number `sample` of this pass: seq_length + 1 tokens."""
+        """Yields the parts of sample number `sample` of this pass, seq_length + 1 tokens together.
+
+        A part is (document, first token, number of tokens).
+        """
         position = int(self.samples[sample]) * seq_length
         stop = position + seq_length + 1
         place = int(np.searchsorted(self.starts, position, side="right")) - 1
@@ -75,12 +89,16 @@ class EpochOrder:
 class BlendPattern:
     """Which corpus sample i comes from, and which of that corpus's samples it is.
 
-    One block of BLEND_BLOCK samples is assigned greedily (each to the corpus furthest behind its share, by Megatron-core's build_blending_indices) and
-    repeated for ever, so any position costs the same and a longer run has a shorter one as its prefix.
+    One block of BLEND_BLOCK samples is assigned greedily (each to the corpus furthest behind its
+    share, by Megatron-core's build_blending_indices) and repeated for ever, so that any position
+    costs the same and a longer run has a shorter one as its prefix.
     """
 
     def __init__(self, weights: list[float], block: int = BLEND_BLOCK) -> None:
-        """weights: [K] relative shares, above 0. Raises UserError for a share too small to occur in a block."""
+        """weights: [K] relative shares, above 0.
+
+        Raises UserError for a share too small to occur in a block.
+        """
         self._single = len(weights) == 1
         if self._single:
             return
@@ -88,9 +106,8 @@ class BlendPattern:
 
         shares = np.array(weights, dtype=np.float64) / sum(weights)
         if shares[number := int(shares.argmin())] * block < 1:
-            raise UserError(
-                f"data.corpora.{number}.weight={weights[number]:g}: less than one sample in {block}; raise the weight or leave the corpus out"
-            )
+            rare = f"data.corpora.{number}.weight={weights[number]:g}: less than one sample in {block}"
+            raise UserError(f"{rare}; raise the weight or leave the corpus out")
         self._block = block
         self._corpus = np.zeros(block, dtype=np.int16)  # [block]
         self._rank = np.zeros(block, dtype=np.int64)  # [block] samples of the same corpus before this one
@@ -98,7 +115,10 @@ class BlendPattern:
         self._counts = np.bincount(self._corpus, minlength=len(weights))  # [K]
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Returns (corpus, sample within that corpus) of sample `index`. Raises IndexError for a negative index."""
+        """Returns (corpus, sample within that corpus) of sample `index`.
+
+        Raises IndexError for a negative index.
+        """
         if index < 0:
             raise IndexError(f"sample {index}: positions start at 0")
         if self._single:
@@ -109,23 +129,26 @@ class BlendPattern:
 
 
 def micro_batch_indices(
-    step: int, micro_batch: int, dp_rank: int, dp_size: int, micro_batch_size: int, global_batch_size: int
+    step: int,
+    micro_batch: int,
+    dp_rank: int,
+    dp_size: int,
+    micro_batch_size: int,
+    global_batch_size: int,
 ) -> range:
-    """Returns the samples of one forward pass of one process: step s (from 0) consumes samples [s G, (s + 1) G), each exactly once over all processes.
+    """Returns the samples of one forward pass of one process.
 
-    Raises ValueError where the global batch does not divide into micro-batches over dp_size processes, and for a position outside the step.
+    Step s (from 0) consumes samples [s G, (s + 1) G), each exactly once over all processes.
+    Raises ValueError where the global batch does not divide into micro-batches over dp_size
+    processes, and for a position outside the step.
     """
-    if global_batch_size % (micro_batch_size * dp_size):
-        raise ValueError(
-            f"a global batch of {global_batch_size} does not divide into micro-batches of {micro_batch_size} over {dp_size} processes"
-        )
-    if (
-        not 0 <= micro_batch < global_batch_size // (micro_batch_size * dp_size)
-        or not 0 <= dp_rank < dp_size
-        or step < 0
-    ):
-        raise ValueError(
-            f"no micro-batch {micro_batch} on rank {dp_rank} of {dp_size} in step {step} with global batch {global_batch_size}"
-        )
+    batch = f"global batch of {global_batch_size}"
+    rounds, rest = divmod(global_batch_size, micro_batch_size * dp_size)
+    if rest:
+        divided = f"micro-batches of {micro_batch_size} over {dp_size} processes"
+        raise ValueError(f"a {batch} does not divide into {divided}")
+    if not 0 <= micro_batch < rounds or not 0 <= dp_rank < dp_size or step < 0:
+        place = f"rank {dp_rank} of {dp_size} in step {step}"
+        raise ValueError(f"no micro-batch {micro_batch} on {place} with a {batch}")
     first = step * global_batch_size + (micro_batch * dp_size + dp_rank) * micro_batch_size
     return range(first, first + micro_batch_size)

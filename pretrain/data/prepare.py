@@ -1,9 +1,8 @@
-"""`fathom data prepare`: text in, a data set folder in Megatron-core's indexed format out; and `fathom data inspect`."""
+"""`fathom data prepare`: text in, a data set folder out; and `fathom data inspect`."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import math
 import multiprocessing
 import os
@@ -14,148 +13,157 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from model.errors import UserError
-from model.files import atomic_write_text
-from model.folders import staged_folder
+from model.folders import FolderKind, whole_folder
+from model.words import printable
 from pretrain.data.documents import Record, records
 from pretrain.data.encode import SPLITS, EncodedBatch, EncodeJob, Encoder, encode_in_worker, start_worker
-from pretrain.data.inputs import Source, find_sources
-from pretrain.data.manifest import FORMAT, MANIFEST, load_manifest, split_prefix
+from pretrain.data.inputs import Shard, Source, find_sources
+from pretrain.data.manifest import FORMAT, MANIFEST, Manifest, SourceFacts
+from pretrain.data.token_files import TOKENIZER
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.writer import DatasetOutput
+from pretrain.data.writer import NAME, DatasetOutput
 
 BATCH_BYTES = 1 << 19  # raw input that one task of a worker holds
 BATCH_RECORDS = 4096
+DATA_SET = FolderKind("a data set", marker=MANIFEST, advice="add --overwrite to replace it", option="--out")
 SOURCES_LISTED = 100  # a shell pattern may have been expanded to thousands of inputs
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """The choices of `fathom data prepare`.
-
-    split: weights of train, validation and test. limit: records read at most. workers: processes; 0 means one for each usable core.
-    streaming: read a hub data set without downloading it whole. strict: the first broken record ends the run.
-    """
+    """The choices of `fathom data prepare`."""
 
     inputs: list[str]
     out: Path
     tokenizer: Path
     text_key: str = "text"
     split: tuple[float, ...] = (0.98, 0.01, 0.01)
+    """Weights of train, validation and test."""
     split_by: Literal["document", "file"] = "document"
     seed: int = 1234
     workers: int = 0
+    """Processes; 0: one for each usable core."""
     streaming: bool = False
+    """Read a hub data set without downloading it whole."""
     limit: int | None = None
+    """Records read at most."""
     strict: bool = False
+    """The first broken record ends the run."""
     overwrite: bool = False
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: documents and tokens written; bytes of raw input read, out of `total` if that is known."""
+    """How far a run is."""
 
     documents: int
+    """Written."""
     tokens: int
+    """Written."""
     bytes: int
+    """Of raw input read."""
     total: int | None
+    """What `bytes` will be, if that is known."""
+
+
+def nothing(told: object) -> None:
+    """Tells nobody."""
 
 
 def prepare(
-    options: PrepareOptions, on_progress: Callable[[Progress], None] = lambda progress: None
-) -> dict[str, Any]:
+    options: PrepareOptions,
+    on_progress: Callable[[Progress], None] = nothing,
+    on_note: Callable[[str], None] = nothing,
+) -> Manifest:
     """Writes the data set folder and returns its manifest (the content of dataset.json).
 
-    The same input, tokenizer, split and seed give the same bytes, whatever the number of workers. The folder appears whole or not at all.
-    Raises UserError for an option out of range, an input that matches nothing, an unusable tokenizer or output, or input without any document.
+    The same input, tokenizer, split and seed give the same bytes, whatever the number of workers.
+    The folder appears whole or not at all.
+    on_note: told in a line each, before anything is read, what the tokenizer cannot do.
+    Raises UserError for an option out of range, an input that matches nothing, an unusable
+    tokenizer or output, or input without any document.
     """
     split = _check(options)
     sources = find_sources(options.inputs)
-    if options.split_by == "file" and any(
-        shard.kind == "hub" for source in sources for shard in source.shards
-    ):
-        raise UserError(
-            "--split-by file: a data set of the datasets library has no files here; use --split-by document"
-        )
+    shards = [shard for source in sources for shard in source.shards]
+    if options.split_by == "file" and any(shard.kind == "hub" for shard in shards):
+        no_files = "a data set of the datasets library has no files here"
+        raise UserError(f"--split-by file: {no_files}; use --split-by document")
     tokenizer = Tokenizer(options.tokenizer)
-    with staged_folder(options.out, MANIFEST, options.overwrite) as folder:
-        copy = folder / "tokenizer.model"
+    for note in tokenizer_notes(tokenizer):
+        on_note(note)
+    with whole_folder(options.out, DATA_SET, options.overwrite) as folder:
+        copy = folder / TOKENIZER
         copy.write_bytes(tokenizer.model_bytes)
         job = EncodeJob(str(copy), options.text_key, split, options.split_by, options.seed)
         output = DatasetOutput(folder, tokenizer, options.strict)
-        shards = [shard for source in sources for shard in source.shards]
-        predictable = options.limit is None and not any(
-            shard.compressed or shard.kind == "hub" for shard in shards
-        )
-        total = sum(shard.size for shard in shards) if predictable else None
+        guessed = any(shard.compressed or shard.kind == "hub" for shard in shards)
+        total = None if guessed or options.limit is not None else sum(shard.size for shard in shards)
         for result in _encode_in_order(_batches(sources, options), job, options.workers or _usable_cores()):
             output.add(result)
             on_progress(Progress(output.documents, output.tokens, output.bytes, total))
         manifest = _manifest(options, sources, tokenizer, output)
-        atomic_write_text(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        (folder / MANIFEST).write_text(manifest.text(), encoding="utf-8")
     return manifest
 
 
-def inspect_dataset(
-    folder: Path, split: str = "train", documents: int = 0
-) -> tuple[dict[str, Any], list[str]]:
-    """Returns the manifest and the first documents of a split as text, after checking that the files are whole. Raises UserError as load_manifest does."""
-    manifest = load_manifest(folder)
-    texts = []
-    for name in manifest["splits"]:
-        split_prefix(folder, name, manifest)
-    prefix = split_prefix(folder, split, manifest)
-    if documents and manifest["splits"][split]["documents"]:
-        from pretrain.data.indexed import IndexedDataset
+def tokenizer_notes(tokenizer: Tokenizer) -> list[str]:
+    """What one would otherwise learn after the training, a line each."""
+    from model.hf.tokenizer.convert import load_proto
 
-        tokenizer = Tokenizer(folder / "tokenizer.model")
-        dataset = IndexedDataset(prefix)
-        texts = [tokenizer.decode(dataset[index].tolist()) for index in range(min(documents, len(dataset)))]
-    return manifest, texts
+    notes = []
+    if tokenizer.changes:
+        what = f"tokenizer {tokenizer.path} changes text: it {', it '.join(tokenizer.changes)}"
+        notes.append(f"{what}; the data set will hold the changed text")
+    try:
+        load_proto(tokenizer.path)
+    except UserError as error:
+        notes.append(f"a model of these data cannot be exported with its tokenizer: {error}")
+    return notes
 
 
 def _manifest(
-    options: PrepareOptions, sources: list[Source], tokenizer: Tokenizer, output: DatasetOutput
-) -> dict[str, Any]:
+    options: PrepareOptions,
+    sources: list[Source],
+    tokenizer: Tokenizer,
+    output: DatasetOutput,
+) -> Manifest:
     rest = sources[SOURCES_LISTED:]
-    return {
-        "format": FORMAT,
-        "tokenizer_sha256": tokenizer.sha256,
-        "vocab_size": tokenizer.vocab_size,
-        "eod_id": tokenizer.eod_id,
-        "seed": options.seed,
-        "split": list(options.split),
-        "split_by": options.split_by,
-        "text_key": options.text_key,
-        "limit": options.limit,
+    listed = [_facts(printable(source.input, NAME), [source]) for source in sources[:SOURCES_LISTED]]
+    left_out = [printable(name, NAME) for source in sources for name in source.left_out]
+    libraries = ("megatron-core", "sentencepiece", "datasets", "numpy")
+    return Manifest(
+        format=FORMAT,
+        tokenizer_sha256=tokenizer.sha256,
+        vocab_size=tokenizer.vocab_size,
+        eod_id=tokenizer.eod_id,
+        seed=options.seed,
+        split=options.split,
+        split_by=options.split_by,
+        text_key=options.text_key,
+        limit=options.limit,
         **output.finish(),
-        "sources": [{"input": source.input, **_extent([source])} for source in sources[:SOURCES_LISTED]]
-        + ([{"input": f"({len(rest)} more)", **_extent(rest)}] if rest else []),
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("megatron-core", "sentencepiece", "datasets", "numpy")
-        },
-    }
+        left_out=tuple(left_out[:SOURCES_LISTED]),
+        sources=(*listed, *([_facts(f"({len(rest)} more)", rest)] if rest else [])),
+        versions={name: importlib.metadata.version(name) for name in libraries},
+    )
 
 
-def _extent(sources: list[Source]) -> dict[str, Any]:
+def _facts(given: str, sources: list[Source]) -> SourceFacts:
     shards = [shard for source in sources for shard in source.shards]
-    return {"kinds": sorted({shard.kind for shard in shards}), "parts": len(shards)}
+    return SourceFacts(input=given, kinds=tuple(sorted({shard.kind for shard in shards})), parts=len(shards))
 
 
 def _check(options: PrepareOptions) -> tuple[float, float, float]:
     """Returns the split weights scaled to a sum of 1. Raises UserError."""
     given = ",".join(f"{share:g}" for share in options.split)
-    if (
-        len(options.split) != len(SPLITS)
-        or not all(math.isfinite(share) and share >= 0 for share in options.split)
-        or options.split[0] <= 0
-    ):
-        raise UserError(
-            f"--split {given}: give three numbers TRAIN,VALIDATION,TEST, none negative and the first above 0"
-        )
+    shares = [share for share in options.split if math.isfinite(share) and share >= 0]
+    if not len(options.split) == len(shares) == len(SPLITS) or shares[0] <= 0:
+        wanted = "give three numbers TRAIN,VALIDATION,TEST, none negative and the first above 0"
+        raise UserError(f"--split {given}: {wanted}")
     if not 0 <= options.seed < 2**63:
         raise UserError(f"--seed {options.seed}: must lie between 0 and 2^63 - 1")
     if options.workers < 0:
@@ -168,22 +176,9 @@ def _check(options: PrepareOptions) -> tuple[float, float, float]:
 
 def _batches(sources: list[Source], options: PrepareOptions) -> Iterator[tuple[list[Record], int]]:
     """Groups the records of all sources, in order, into batches with their size in bytes."""
-    every = (
-        (
-            record,
-            shard.size
-            if isinstance(record.raw, Path)
-            else len(record.raw)
-            if isinstance(record.raw, bytes | str)
-            else 0,
-        )
-        for source in sources
-        for shard in source.shards
-        for record in records(shard, options.text_key, options.streaming)
-    )
     batch: list[Record] = []
     size = 0
-    for record, own in islice(every, options.limit):
+    for record, own in islice(_sized_records(sources, options), options.limit):
         batch.append(record)
         size += own
         if size >= BATCH_BYTES or len(batch) >= BATCH_RECORDS:
@@ -193,19 +188,38 @@ def _batches(sources: list[Source], options: PrepareOptions) -> Iterator[tuple[l
         yield batch, size
 
 
+def _sized_records(sources: list[Source], options: PrepareOptions) -> Iterator[tuple[Record, int]]:
+    for source in sources:
+        for shard in source.shards:
+            for record in records(shard, options.text_key, options.streaming):
+                yield record, _size(record, shard)
+
+
+def _size(record: Record, shard: Shard) -> int:
+    """Bytes of raw input that a record stands for."""
+    if isinstance(record.raw, Path):
+        return shard.size
+    return len(record.raw) if isinstance(record.raw, bytes | str) else 0
+
+
 def _encode_in_order(
-    batches: Iterator[tuple[list[Record], int]], job: EncodeJob, workers: int
+    batches: Iterator[tuple[list[Record], int]],
+    job: EncodeJob,
+    workers: int,
 ) -> Iterator[EncodedBatch]:
-    """Encodes batches in `workers` processes (1: in this one) and yields the results in input order, holding a few at a time."""
+    """Encodes batches in `workers` processes (1: in this one), holding a few at a time.
+
+    Yields the results in input order.
+    """
     if workers == 1:
         encoder = Encoder(job)
         for batch, size in batches:
             yield encoder.encode(batch, size)
         return
-    # spawn: this process may hold threads (a progress bar, a library's pool), which fork would copy in an undefined state.
-    pool = ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker, initargs=(job,)
-    )
+    # spawn: this process may hold threads (a progress bar, a library's pool), which fork would copy
+    # in an undefined state.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=(job,))
     waiting: deque[Future[EncodedBatch]] = deque()
     try:
         for batch, size in batches:
@@ -215,9 +229,8 @@ def _encode_in_order(
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
-        raise UserError(
-            f"--workers {workers}: a worker process was killed, most likely for lack of memory; use fewer workers"
-        ) from error
+        killed = "a worker process was killed, most likely for lack of memory"
+        raise UserError(f"--workers {workers}: {killed}; use fewer workers") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -1,5 +1,6 @@
-"""Text to token ids and back, with SentencePiece; lossless for every text, and quick over many documents.
+"""Text to token ids and back, with SentencePiece; quick over many documents.
 
+Lossless for every text where the model allows it, as those of `fathom tokenizer train` do.
 Nothing here imports torch or Megatron: the processes of `fathom data prepare` load this module.
 """
 
@@ -11,85 +12,112 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
 
 from model.errors import UserError
 
-SPACE_MARK = "\u2581"  # SentencePiece writes a space as this character, so a text that holds the character itself needs care
-SEGMENT_CHARS = 1 << 20  # characters handled at once: bounds the memory of splitting a very long document
-CACHE_BYTES = 64 << 20  # ids of known chunks kept by one process, by a rough estimate
+SPACE_MARK = "\u2581"
+"""How SentencePiece writes a space, so that a text that holds the character itself needs care."""
+SEGMENT_CHARS = 1 << 20
+"""Characters handled at once: bounds the memory of splitting a very long document."""
+CACHE_BYTES = 64 << 20
+"""Ids of known chunks kept by one process, by a rough estimate."""
+PROBES = ("a b", " a", "a ", "  a   b", "\n\t \r\n", "é 中 😀", "<s> </s> <unk>", "\u00a0\ufb01\uff21\u3000")
+"""Texts that models which change text have changed."""
 
 _WORD = r"A-Za-z\x80-\U0010ffff"
-# Ways to cut text into chunks, finest first. Whether a boundary lies between two characters depends on these two characters alone.
+# Ways to cut text into chunks, finest first. Whether a boundary lies between two characters depends
+# on these two characters alone.
 _CHUNKS = (re.compile(rf" *(?:[{_WORD}]+|[0-9]|[^ 0-9{_WORD}]+)| +"), re.compile(r" *[^ ]+| +"))
 _BOUNDARY = re.compile(r"[^ ](?= )")  # ends at a place that is a boundary in every entry of _CHUNKS
 _BPE = 2  # TrainerSpec.ModelType in a SentencePiece model
 
 
 def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.int32]:
-    """Returns the element type of a .bin file for a vocabulary; the rule is that of Megatron-core's DType.optimal_dtype."""
+    """Returns the element type of a .bin file for a vocabulary, by Megatron-core's rule.
+
+    That is DType.optimal_dtype.
+    """
     return np.uint16 if vocab_size < 65500 else np.int32
 
 
 @dataclass(frozen=True)
 class _Properties:
-    """What a model's own settings allow.
+    """What a model's own settings allow."""
 
-    lossless: no normalisation, no added or removed spaces, every byte has a piece. pattern: cuts text where no token can reach across.
-    """
-
-    lossless: bool
+    changes: tuple[str, ...]
+    """What it does to text, a phrase each; empty where it keeps every text as it is."""
     pattern: re.Pattern[str] | None
+    """Cuts text where no token can reach across."""
 
 
 class Tokenizer:
-    """A SentencePiece model file. `decode(encode(text)) == text` for every Unicode text if `fathom tokenizer train` wrote the model."""
+    """A SentencePiece model file.
+
+    `decode(encode(text)) == text` for every Unicode text if `fathom tokenizer train` wrote it.
+    """
 
     def __init__(self, path: str | Path) -> None:
-        """Loads the model. Raises UserError when the file is missing, is no SentencePiece model, or defines no end-of-document (eos) id."""
+        """Loads the model.
+
+        Raises UserError when the file is missing, is no SentencePiece model, or defines no
+        end-of-document (eos) id.
+        """
         self.path = Path(path)
         try:
             self.model_bytes = self.path.read_bytes()
         except OSError as error:
-            raise UserError(
-                f"tokenizer {self.path}: {error.strerror}; name a SentencePiece model file, for example one from `fathom tokenizer train`"
-            ) from error
+            advice = "name a SentencePiece model file, for example one from `fathom tokenizer train`"
+            raise UserError(f"tokenizer {self.path}: {error.strerror}; {advice}") from error
         try:
             self._sp = sentencepiece.SentencePieceProcessor(model_proto=self.model_bytes)
             self.vocab_size: int = self._sp.get_piece_size()
         except (RuntimeError, OSError) as error:
-            raise UserError(
-                f"tokenizer {self.path}: not a SentencePiece model file; `fathom tokenizer train` writes one"
-            ) from error
+            advice = "not a SentencePiece model file; `fathom tokenizer train` writes one"
+            raise UserError(f"tokenizer {self.path}: {advice}") from error
         self.sha256: str = hashlib.sha256(self.model_bytes).hexdigest()
         self.eod_id: int = self._sp.eos_id()
         if self.eod_id < 0:
-            raise UserError(
-                f"tokenizer {self.path}: the model has no eos piece, which marks the end of a document; train it with an eos id"
-            )
+            missing = "the model has no eos piece, which marks the end of a document"
+            raise UserError(f"tokenizer {self.path}: {missing}; train it with an eos id")
         self.dtype = token_dtype(self.vocab_size)
         self._known: dict[str, bytes] = {}
         self._known_bytes = 0
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of a text, without an end mark. Raises UnicodeEncodeError for text that UTF-8 cannot hold (lone surrogates)."""
+        """Returns the ids of a text, without an end mark.
+
+        Raises UnicodeEncodeError for text that UTF-8 cannot hold (lone surrogates).
+        """
         ids: list[int] = np.frombuffer(self.encode_documents([text])[0], dtype=self.dtype).tolist()
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of ids; the end mark decodes to nothing. Raises IndexError for an id outside the vocabulary."""
+        """Returns the text of ids; the end mark decodes to nothing.
+
+        Raises IndexError for an id outside the vocabulary.
+        """
         text: str = self._sp.decode([int(index) for index in ids])
         return text
 
     @property
     def lossless(self) -> bool:
         """Whether the ids of every text spell that very text."""
-        return self._properties.lossless
+        return not self._properties.changes
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What the model does to text, a phrase each; empty where it is lossless."""
+        return self._properties.changes
 
     def token_bytes(self) -> list[bytes]:
-        """Returns what each id adds to a text, in UTF-8; b"" for ids that are no text, such as the end mark."""
+        """Returns what each id adds to a text, in UTF-8; b"" for ids that are no text.
+
+        The end mark is one of those.
+        """
         parts = []
         for index in range(self.vocab_size):
             piece: str = self._sp.id_to_piece(index)
@@ -104,13 +132,14 @@ class Tokenizer:
         return parts
 
     def encode_documents(self, texts: Sequence[str]) -> list[bytes]:
-        """Encodes many texts: for each the bytes of its ids, elements of type `self.dtype`, without an end mark.
+        """Encodes many texts: for each the bytes of its ids, of `self.dtype`, without an end mark.
 
         The ids of a text do not depend on the others. Raises UnicodeEncodeError as `encode` does.
         """
         for text in texts:
             if not text.isascii():
-                text.encode()  # SentencePiece's own complaint about lone surrogates does not say what is wrong
+                # SentencePiece's own complaint about lone surrogates does not say what is wrong.
+                text.encode()
         if self._properties.pattern is None:
             return [np.array(ids, dtype=self.dtype).tobytes() for ids in self._encode_plain(texts)]
         parts: list[list[bytes]] = [[] for _ in texts]
@@ -124,7 +153,10 @@ class Tokenizer:
         return [b"".join(document) for document in parts]
 
     def _encode_chunked(self, segments: list[str], pattern: re.Pattern[str]) -> list[bytes]:
-        """Encodes through a table of chunks seen before: most words of a text repeat, and a table look-up is far cheaper than merging pairs."""
+        """Encodes through a table of chunks seen before.
+
+        Most words of a text repeat, and a table look-up is far cheaper than merging pairs.
+        """
         chunks = [pattern.findall(segment) for segment in segments]
         missing = list(set().union(*chunks).difference(self._known))
         for chunk, ids in zip(missing, self._encode_plain(missing), strict=True):
@@ -137,9 +169,12 @@ class Tokenizer:
         return encoded
 
     def _encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encodes with one call of the library, except for texts that hold the space mark, whose bytes are spelt out."""
+        """Encodes with one call of the library.
+
+        Except for texts that hold the space mark, whose bytes are spelt out.
+        """
         encoded: list[list[int]] = self._sp.encode(list(texts), out_type=int, num_threads=1) if texts else []
-        if self._properties.lossless:
+        if self.lossless:
             mark = [self._sp.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
             for number, text in enumerate(texts):
                 if SPACE_MARK in text:
@@ -151,37 +186,59 @@ class Tokenizer:
     def _properties(self) -> _Properties:
         """Reads the model's settings.
 
-        Byte-pair merging joins two neighbours only into a piece of the vocabulary. If no piece crosses a boundary of a chunk pattern, no merge does
-        either, and encoding chunk by chunk gives exactly the ids of encoding the whole. Unigram models are left whole: the result would be the same up
-        to ties of rounded scores only.
+        Byte-pair merging joins two neighbours only into a piece of the vocabulary. If no piece
+        crosses a boundary of a chunk pattern, no merge does either, and encoding chunk by chunk
+        gives exactly the ids of encoding the whole.
+        Unigram models are left whole: the result would be the same up to ties of rounded scores.
         """
         from sentencepiece import sentencepiece_model_pb2
 
         model = sentencepiece_model_pb2.ModelProto()
         model.ParseFromString(self.model_bytes)
-        normalizer = model.normalizer_spec
-        neutral = not (
-            normalizer.precompiled_charsmap
-            or normalizer.add_dummy_prefix
-            or normalizer.remove_extra_whitespaces
-        )
-        all_bytes = sum(self._sp.is_byte(index) for index in range(self.vocab_size)) == 256
+        changes = self._changes(model)
         pattern = None
-        if neutral and normalizer.escape_whitespaces and model.trainer_spec.model_type == _BPE:
+        neutral = not any(present for present, _ in _normalisation(model))
+        escaped = model.normalizer_spec.escape_whitespaces
+        if neutral and escaped and model.trainer_spec.model_type == _BPE:
             kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
+            text_kinds = (kinds.NORMAL, kinds.USER_DEFINED, kinds.UNUSED)
             pieces = [
-                entry.piece.replace(SPACE_MARK, " ")
-                for entry in model.pieces
-                if entry.type in (kinds.NORMAL, kinds.USER_DEFINED, kinds.UNUSED)
+                entry.piece.replace(SPACE_MARK, " ") for entry in model.pieces if entry.type in text_kinds
             ]
-            pattern = next(
-                (pattern for pattern in _CHUNKS if all(pattern.fullmatch(piece) for piece in pieces)), None
-            )
-        return _Properties(lossless=neutral and all_bytes, pattern=pattern)
+            fitting = (each for each in _CHUNKS if all(each.fullmatch(piece) for piece in pieces))
+            pattern = next(fitting, None)
+        return _Properties(changes, pattern)
+
+    def _changes(self, model: Any) -> tuple[str, ...]:
+        """What the model does to text, by its settings; and by trying, where these show nothing."""
+        changes = [words for present, words in _normalisation(model) if present]
+        if sum(self._sp.is_byte(index) for index in range(self.vocab_size)) < 256:
+            changes.append("has no piece for every byte, so that unknown characters are lost")
+        if model.normalizer_spec.escape_whitespaces and SPACE_MARK not in {
+            entry.piece for entry in model.pieces
+        }:
+            changes.append("has no piece for a space")
+        if not changes and any(self._sp.decode(self._sp.encode(text)) != text for text in PROBES):
+            changes.append("does not give every text back")
+        return tuple(changes)
+
+
+def _normalisation(model: Any) -> tuple[tuple[bool, str], ...]:
+    """Whether each setting that changes text is on, and what it does."""
+    normalizer, denormalizer = model.normalizer_spec, model.denormalizer_spec
+    return (
+        (bool(normalizer.precompiled_charsmap), f"normalises characters ({normalizer.name})"),
+        (normalizer.add_dummy_prefix, "adds a space before each document"),
+        (normalizer.remove_extra_whitespaces, "merges and strips spaces"),
+        (bool(denormalizer.precompiled_charsmap), "denormalises what it decodes"),
+    )
 
 
 def _segment_groups(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
-    """Yields lists of (text number, part of that text), each list about SEGMENT_CHARS long; parts end where chunks end."""
+    """Yields lists of (text number, part of that text), each list about SEGMENT_CHARS long.
+
+    Parts end where chunks end.
+    """
     group: list[tuple[int, str]] = []
     size = 0
     for number, text in enumerate(texts):

@@ -1,4 +1,7 @@
-"""Training of a SentencePiece tokenizer that keeps every text exactly: code, indentation, any byte of UTF-8."""
+"""Training of a SentencePiece tokenizer that keeps every text exactly.
+
+Code, indentation, any byte of UTF-8.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import sentencepiece
 
@@ -17,18 +20,43 @@ from model.errors import UserError
 from model.files import atomic_write_bytes
 from pretrain.data.documents import Broken, records, resolve
 from pretrain.data.inputs import Shard, find_sources
+from pretrain.data.tokenizer import SPACE_MARK
 
 ModelType = Literal["bpe", "unigram"]
-FIXED_PIECES = 3 + 256  # unk, bos and eos, and one piece per byte
-LEAST_SHARE = (
-    1 << 20
-)  # bytes that a file may give at least, so that a long list of small files is not read to its end
+FIXED_PIECES = 3 + 256
+"""unk, bos and eos, and one piece for each byte."""
+SETTINGS: dict[str, Any] = {
+    # Text comes back as it went in: no Unicode normalisation, no spaces added or merged, unknown
+    # characters as their bytes.
+    "normalization_rule_name": "identity",
+    "add_dummy_prefix": False,
+    "remove_extra_whitespaces": False,
+    "byte_fallback": True,
+    # Indentation is worth pieces of its own; numbers are spelt digit by digit.
+    "allow_whitespace_only_pieces": True,
+    "split_digits": True,
+    # Also where the sample has none of them, or as good as none: without a piece for the space mark
+    # a space is spelt as the mark's bytes, and comes back as the mark.
+    "required_chars": f"\n\t{SPACE_MARK}",
+    "unk_id": 0,
+    "bos_id": 1,
+    "eos_id": 2,
+    "pad_id": -1,
+    # The result depends on the order of sentences and, for unigram, on the number of threads: both
+    # are constants.
+    "shuffle_input_sentence": False,
+    "num_threads": 2,
+    "max_sentence_length": 1 << 30,
+    "minloglevel": 2,
+}
+LEAST_SHARE = 1 << 20
+"""Bytes that a file may give at least, so that of many small files not all are read."""
 _PIECES_OF_TEXT = re.compile(r".{1,4000}(?:\n|\Z)|.{1,4000}", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class TrainedTokenizer:
-    """What was trained, from how much. `bytes`: UTF-8 bytes of the sample; `broken`: records that gave no text."""
+    """What was trained, from how much."""
 
     path: str
     sha256: str
@@ -36,7 +64,9 @@ class TrainedTokenizer:
     model: ModelType
     documents: int
     bytes: int
+    """UTF-8 bytes of the sample."""
     broken: int
+    """Records that gave no text."""
 
 
 def train_tokenizer(
@@ -48,20 +78,22 @@ def train_tokenizer(
     text_key: str = "text",
     streaming: bool = True,
 ) -> TrainedTokenizer:
-    """Trains on a sample of at most about `max_bytes` UTF-8 bytes of the inputs (as for `fathom data prepare`) and writes the model file.
+    """Trains on a sample of the inputs and writes the model file.
 
-    The same inputs and settings give the same file: the sample, its order and the number of threads are fixed.
-    Raises UserError when the sample is empty or cannot fill the vocabulary, or a setting is out of range.
+    inputs: as for `fathom data prepare`. max_bytes: of the sample in UTF-8, at most, about.
+    The same inputs and settings give the same file: the sample, its order and the number of threads
+    are fixed.
+    Raises UserError when the sample is empty or cannot fill the vocabulary, or a setting is out of
+    range.
     """
     if vocab_size <= FIXED_PIECES:
-        raise UserError(
-            f"--vocab-size {vocab_size}: {FIXED_PIECES} pieces are taken by bytes and marks; use at least {FIXED_PIECES + 100}"
-        )
+        taken = f"{FIXED_PIECES} pieces are taken by bytes and marks"
+        raise UserError(f"--vocab-size {vocab_size}: {taken}; use at least {FIXED_PIECES + 100}")
     if max_bytes < 1:
         raise UserError(f"--max-bytes {max_bytes}: must be at least 1")
     sample = _Sample(inputs, max_bytes, text_key, streaming)
     pieces = list(sample)
-    if not pieces:
+    if not any(piece.strip("\r\n") for piece in pieces):
         raise UserError(f"INPUT {' '.join(inputs)}: no text to train on{sample.first_broken}")
     written = io.BytesIO()
     try:
@@ -70,30 +102,10 @@ def train_tokenizer(
             model_writer=written,
             model_type=model,
             vocab_size=vocab_size,
-            # Text comes back as it went in: no Unicode normalisation, no spaces added or merged, unknown characters as their bytes.
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            byte_fallback=True,
-            # Indentation is worth pieces of its own; numbers are spelt digit by digit.
-            allow_whitespace_only_pieces=True,
-            split_digits=True,
-            required_chars="\n\t",
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            # The result depends on the order of sentences and, for unigram, on the number of threads: both are constants.
-            shuffle_input_sentence=False,
-            num_threads=2,
-            max_sentence_length=1 << 30,
-            minloglevel=2,
+            **SETTINGS,
         )
     except (RuntimeError, OSError) as error:
-        reason = str(error).rpartition("] ")[2].strip() or str(error)
-        raise UserError(
-            f"--vocab-size {vocab_size} does not suit {sample.bytes} bytes of text: {reason}"
-        ) from error
+        raise UserError(f"--vocab-size {vocab_size} {_misfit(str(error), sample.bytes)}") from error
     data = written.getvalue()
     try:
         atomic_write_bytes(out, data)
@@ -110,10 +122,25 @@ def train_tokenizer(
     )
 
 
+def _misfit(reason: str, size: int) -> str:
+    """Why a vocabulary does not suit a sample of `size` bytes, after SentencePiece's own words.
+
+    These name options that it has and this command has not.
+    """
+    if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", reason):
+        least = f"bytes, marks and the characters of the text take {found[1]} pieces"
+        return f"is too small: {least}; use at least that many"
+    if found := re.search(r"too high .*<= (\d+)", reason):
+        most = f"{size} bytes of text give {found[1]} pieces at most"
+        return f"is too large: {most}; use no more, or give more text (INPUT, --max-bytes)"
+    return f"does not suit {size} bytes of text: {reason.rpartition('] ')[2].strip() or reason}"
+
+
 class _Sample:
     """Pieces of text from the inputs, at most `max_bytes`; what was taken is counted.
 
-    Files are visited in an order that does not follow their names, and none gives more than its share, so that a sample of a large input covers it.
+    Files are visited in an order that does not follow their names, and none gives more than its
+    share, so that a sample of a large input covers it.
     """
 
     def __init__(self, inputs: list[str], max_bytes: int, text_key: str, streaming: bool) -> None:

@@ -1,4 +1,4 @@
-"""The files of a data set while they are written: tokens in batches, and the counts that end up in the manifest."""
+"""The files of a data set while they are written: tokens in batches, and what is counted."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from typing import Any
 import numpy as np
 
 from model.errors import UserError
+from model.words import printable
 from pretrain.data.documents import Broken
 from pretrain.data.encode import SPLITS, EncodedBatch, EncodedSplit
+from pretrain.data.manifest import BrokenFacts, BrokenRecords, SplitFacts
+from pretrain.data.token_files import file_sha256, sample
 from pretrain.data.tokenizer import Tokenizer
 
 BROKEN_EXAMPLES = 20
+NAME, REASON = 4096, 500
+"""Characters kept of a file's name, and of what is wrong with a record."""
 
 
 class DatasetOutput:
@@ -28,12 +33,14 @@ class DatasetOutput:
         self.examples: list[Broken] = []
 
     def add(self, result: EncodedBatch) -> None:
-        """Appends one batch; batches must come in input order. Raises UserError for a broken record with `strict`."""
+        """Appends one batch; batches must come in input order.
+
+        Raises UserError for a broken record with `strict`.
+        """
         if result.broken and self.strict:
             raise UserError(f"{result.broken[0].place}; without --strict it would be left out and reported")
-        if (
-            not self.splits
-        ):  # made late: loading Megatron-core takes seconds, in which the workers already encode
+        if not self.splits:
+            # Made late: loading Megatron-core takes seconds, in which the workers already encode.
             self.splits = [_SplitWriter(self.folder / name, self.tokenizer) for name in SPLITS]
         for writer, part in zip(self.splits, result.splits, strict=True):
             writer.add(part)
@@ -47,22 +54,31 @@ class DatasetOutput:
         self.examples.extend(result.broken[: BROKEN_EXAMPLES - len(self.examples)])
 
     def finish(self) -> dict[str, Any]:
-        """Closes the files and returns the manifest's part about them. Raises UserError when nothing is there to train on."""
+        """Closes the files and returns the manifest's fields about them.
+
+        Raises UserError when nothing is there to train on.
+        """
         if not self.documents:
             detail = f", {self.broken} broken, the first: {self.examples[0].place}" if self.broken else ""
             raise UserError(f"INPUT: no documents ({self.empty} empty{detail})")
         if not self.counts.any():
-            raise UserError(
-                f"--split: none of the {self.documents} documents fell into train; give more documents or a larger first number"
-            )
+            none = f"none of the {self.documents} documents fell into train"
+            raise UserError(f"--split: {none}; give more documents or a larger first number")
         probabilities = self.counts[self.counts > 0] / self.counts.sum()
+        examples = tuple(_shown(broken) for broken in self.examples)
         return {
             "splits": {name: writer.finish() for name, writer in zip(SPLITS, self.splits, strict=True)},
             "unigram_entropy_nats": float(-(probabilities * np.log(probabilities)).sum()),
             "token_correlation": float((probabilities**2).sum()),
             "empty_documents": self.empty,
-            "broken": {"count": self.broken, "examples": [broken._asdict() for broken in self.examples]},
+            "broken": BrokenRecords(count=self.broken, examples=examples),
         }
+
+
+def _shown(broken: Broken) -> BrokenFacts:
+    """As it stands in dataset.json, which can hold neither every name nor any length."""
+    file, reason = printable(broken.file, NAME), printable(broken.reason, REASON)
+    return BrokenFacts(file=file, line=broken.line, reason=reason)
 
 
 class _SplitWriter:
@@ -83,14 +99,16 @@ class _SplitWriter:
         self.lengths.append(part.lengths)
         self.text_bytes += part.text_bytes
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> SplitFacts:
         lengths = np.concatenate(self.lengths)
         self.builder.sequence_lengths = lengths
         self.builder.document_indices = np.arange(len(lengths) + 1)
         self.builder.finalize(f"{self.prefix}.idx")
-        return {
-            "documents": len(lengths),
-            "tokens": int(lengths.sum(dtype=np.int64)),
-            "bytes": self.text_bytes,
-            "sha256": self.sha256.hexdigest(),
-        }
+        return SplitFacts(
+            documents=len(lengths),
+            tokens=int(lengths.sum(dtype=np.int64)),
+            bytes=self.text_bytes,
+            sha256=self.sha256.hexdigest(),
+            index_sha256=file_sha256(self.prefix.with_suffix(".idx")),
+            sample_sha256=sample(self.prefix)[0],
+        )

@@ -1,28 +1,21 @@
-"""A duel of depth schemes: the same model trained under several schemes, depths, rates and warm-ups, each cell a run folder of its own.
+"""A duel of depth schemes: the same model trained under several schemes, depths, rates and warm-ups.
 
-Cells are trained by a few worker processes that stay alive from cell to cell, because importing costs more than many a small cell. A cell that is
-finished is never trained again, one that was cut off continues from its checkpoint: the same command resumes the duel.
+Each cell is a run with a folder of its own (`workers.py` trains them).
+A cell that is finished is never trained again, one that was cut off continues from its checkpoint:
+the same command resumes the duel.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import math
-import multiprocessing
-import os
-import queue
-import shutil
-import signal
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from model.config import ModelConfig
 from model.errors import UserError
-from model.files import atomic_write_text
 from model.parameters.size import parameter_count
 from parallel.config import ParallelConfig
 from parallel.launch.exit_codes import ExitCode
@@ -158,135 +151,3 @@ def check_unchanged(configs: Sequence[RunConfig]) -> None:
             raise UserError(
                 f"{path} was written by a duel with other settings: give another --out, or remove {path.parent}"
             )
-
-
-def train_cell(config: RunConfig) -> dict[str, Any]:
-    """Trains one cell in this process and writes its result. Checkpoints are removed once the cell is finished."""
-    from parallel.launch.launch import RankInfo
-    from parallel.launch.one_process import single_process
-    from pretrain.train.run import _train
-
-    folder = Path(config.runs_dir) / config.name
-    begin = time.time()
-    try:
-        code, reason = _train(config, RankInfo(0, 1, 0, "127.0.0.1", 0), single_process(), folder)
-    finally:
-        gc.collect()  # an engine is a circle of references, and the next cell needs its memory
-    result = {
-        "name": config.name,
-        "code": int(code),
-        "reason": reason,
-        "seconds": round(time.time() - begin, 1),
-    }
-    if code in DONE:
-        atomic_write_text(folder / RESULT, json.dumps(result))
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return result
-
-
-def _worker(index: int, gpus: int, jobs: Any, results: Any, stop: Any) -> None:
-    """Trains cells until there are no more, or the duel is interrupted."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until a run listens itself
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(index % gpus)
-    else:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import warnings
-
-    warnings.filterwarnings("ignore")
-    parent = os.getppid()
-    while not stop.is_set() and os.getppid() == parent:
-        config = jobs.get()
-        if config is None:
-            return
-        results.put(("begin", config.name, os.getpid()))
-        try:
-            result = train_cell(config)
-        except Exception as error:  # one broken cell must not end the others
-            if os.environ.get("FATHOM_DEBUG") == "1":
-                raise
-            result = {
-                "name": config.name,
-                "code": int(ExitCode.CRASH),
-                "reason": f"{type(error).__name__}: {error}",
-                "seconds": 0.0,
-            }
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if result["code"] in (ExitCode.STOPPED, ExitCode.STOPPED_BY_USER):
-            stop.set()
-        results.put(("end", result, os.getpid()))
-
-
-def default_jobs() -> int:
-    """One worker per GPU, or per processor."""
-    import torch
-
-    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
-
-
-def train_cells(configs: Sequence[RunConfig], jobs: int, report: Callable[[str], None]) -> bool:
-    """Trains what is not finished, `jobs` cells at a time. report: takes lines of progress. Returns whether all cells are finished."""
-    check_unchanged(configs)
-    waiting = [config for config in configs if finished(Path(config.runs_dir) / config.name) is None]
-    if not waiting:
-        return True
-    report(
-        f"{len(configs) - len(waiting)} of {len(configs)} cells are finished; training {len(waiting)} with {min(jobs, len(waiting))} workers"
-    )
-    done = 0
-    for result in _run(waiting, min(jobs, len(waiting))):
-        done += result["code"] in [int(code) for code in DONE]
-        report(
-            f"[{len(configs) - len(waiting) + done}/{len(configs)}] {result['name']}: {result['reason']} ({result['seconds']:.0f} s)"
-        )
-    return done == len(waiting)
-
-
-def _run(configs: Sequence[RunConfig], workers: int) -> Iterator[dict[str, Any]]:
-    """Results as cells end. Ctrl-C and SIGTERM make running cells save and leave."""
-    import torch
-
-    context = multiprocessing.get_context("spawn")
-    jobs, results, stop = context.Queue(), context.Queue(), context.Event()
-    for config in [*configs, *[None] * workers]:
-        jobs.put(config)
-    gpus = torch.cuda.device_count()
-    processes = [
-        context.Process(target=_worker, args=(index, gpus, jobs, results, stop), daemon=True)
-        for index in range(workers)
-    ]
-    for process in processes:
-        process.start()
-
-    def interrupt(number: int, frame: object) -> None:
-        stop.set()
-        for process in processes:
-            if process.is_alive() and process.pid is not None:
-                os.kill(process.pid, signal.SIGINT)
-
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    at_work: dict[int, str] = {}
-    try:
-        while any(process.is_alive() for process in processes) or not results.empty():
-            try:
-                kind, content, pid = results.get(timeout=0.5)
-            except queue.Empty:
-                continue
-            if kind == "begin":
-                at_work[pid] = content
-            else:
-                at_work.pop(pid, None)
-                yield content
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        for process in processes:
-            if process.is_alive():
-                process.terminate()
-    for name in at_work.values():
-        yield {
-            "name": name,
-            "code": int(ExitCode.CRASH),
-            "reason": "the worker was killed (out of memory?)",
-            "seconds": 0.0,
-        }

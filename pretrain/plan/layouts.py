@@ -1,8 +1,12 @@
-"""What a run will need and how long it will take, before it starts: one prediction per layout, and the layouts that fit, best first."""
+"""What a run will need and how long it will take, before it starts: one prediction per layout.
+
+And the layouts that fit, best first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from model.config import ModelConfig
@@ -10,7 +14,7 @@ from model.cost.activations import Activations
 from model.cost.flops import Recompute, flops_per_token
 from model.errors import UserError
 from parallel.config import ParallelConfig, RecomputeConfig
-from parallel.hardware.accelerators import GIB, Accelerator
+from parallel.hardware.gpus import GIB, Gpu
 from parallel.topology import Layout, check_layout
 from pretrain.config.schema import RunConfig
 from pretrain.plan.memory import Memory, peak_memory, stages
@@ -26,14 +30,16 @@ RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 
 @dataclass(frozen=True)
 class Work:
-    """What has to be done, whatever the layout. batch: samples of a step over all GPUs; precision: of matrix products, bf16, fp32 or fp8;
-    graph: `train.cuda_graph`."""
+    """What has to be done, whatever the layout."""
 
     config: ModelConfig
     seq_length: int
     batch: int
+    """Samples of a step over all GPUs."""
     precision: str
+    """Of matrix products: bf16, fp32 or fp8."""
     graph: bool = False
+    """`train.cuda_graph`."""
 
     @property
     def element(self) -> int:
@@ -43,12 +49,13 @@ class Work:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One layout. micro: samples of a micro-batch; micro_batches: per step and rank; mfu: model FLOPs over the peak of all GPUs, causal attention counted
-    as half."""
+    """One layout."""
 
     layout: Layout
     micro: int
+    """Samples of a micro-batch."""
     micro_batches: int
+    """Per step and rank."""
     recompute: Recompute
     memory: Memory
     time: StepTime
@@ -56,6 +63,7 @@ class Prediction:
     bubble: float
     tokens_per_s: float
     mfu: float
+    """Model FLOPs over the peak of all GPUs, causal attention counted as half."""
     fits: bool
 
     def summary(self) -> dict[str, int | str]:
@@ -69,24 +77,32 @@ class Prediction:
 
 
 def work_of(config: RunConfig, model: ModelConfig) -> Work:
-    """The work of a run; `auto` precision is bf16, as on every GPU that can be planned for. Raises UserError while the vocabulary is unknown."""
+    """The work of a run; `auto` precision is bf16, as on every GPU that can be planned for.
+
+    Raises UserError while the vocabulary is unknown.
+    """
     if model.vocab_size is None:
         raise UserError(
             "model.vocab_size is not known: set it (model.vocab_size=50257), or prepare the data, whose tokenizer gives it"
         )
-    precision = (
-        "fp8" if config.train.fp8.recipe != "none" else "fp32" if config.train.precision == "fp32" else "bf16"
-    )
+    precision = "fp32" if config.train.precision == "fp32" else "bf16"
+    if config.train.fp8.recipe != "none":
+        precision = "fp8"
     return Work(
         model, config.data.seq_length, config.train.global_batch_size, precision, config.train.cuda_graph
     )
 
 
 def predict(
-    work: Work, gpu: Accelerator, parallel: ParallelConfig, world: int, micro: int, *, overlap: bool = False
+    work: Work, gpu: Gpu, parallel: ParallelConfig, world: int, micro: int, *, overlap: bool = False
 ) -> Prediction:
-    """The prediction for one layout over `world` GPUs. overlap: as in `step_time`. Raises UserError where the layout is impossible."""
-    layout, count = _cut(work, parallel, world, micro)
+    """The prediction for one layout over `world` GPUs. overlap: as in `step_time`.
+
+    Raises UserError where the layout is impossible.
+    """
+    layout = check_layout(parallel, work.config, world)
+    count = layout.num_microbatches(work.batch, micro)
+    layout.check_batches(work.seq_length, count)
     recompute, group = parallel.recompute.granularity, parallel.recompute.num_layers
     sequence = layout.sequence_parallel
     activations = Activations(
@@ -120,28 +136,11 @@ def predict(
     )
 
 
-def _cut(work: Work, parallel: ParallelConfig, world: int, micro: int) -> tuple[Layout, int]:
-    """The layout, and how many micro-batches a rank has in a step. Raises UserError where it is impossible."""
-    layout = check_layout(parallel, work.config, world)
-    count = layout.num_microbatches(work.batch, micro)
-    layout.check_batches(work.seq_length, count)
-    return layout, count
-
-
-def possible(work: Work, world: int) -> bool:
-    """Whether any layout over `world` GPUs divides a step, however much memory it takes."""
-    for parallel in layouts(work.config, world):
-        for micro in MICRO_BATCHES:
-            try:
-                _cut(work, parallel, world, micro)
-            except UserError:
-                continue
-            return True
-    return False
-
-
 def layouts(config: ModelConfig, world: int) -> Iterator[ParallelConfig]:
-    """Layouts worth trying over `world` GPUs: tensor parallelism within a host and with sequence parallelism, pipelines as even as the depth allows."""
+    """Layouts worth trying over `world` GPUs.
+
+    Tensor parallelism within a host and with sequence parallelism, pipelines as even as the depth allows.
+    """
     for tensor in range(1, min(MOST_TENSOR, world) + 1):
         for pipeline in range(1, min(config.num_layers, world // tensor) + 1):
             if world % (tensor * pipeline):
@@ -161,22 +160,48 @@ def layouts(config: ModelConfig, world: int) -> Iterator[ParallelConfig]:
                     )
 
 
-def rank(work: Work, gpu: Accelerator, world: int, *, most: int = 10) -> list[Prediction]:
-    """The layouts that fit into the GPU's memory, fastest first, at most `most`. Of equals (within 0.1 %) the one that needs less memory."""
+def possible(work: Work, gpu: Gpu, world: int) -> list[Prediction]:
+    """All layouts worth trying that divide model, batch and GPUs evenly, whether they fit or not."""
     found = []
     for parallel in layouts(work.config, world):
         for micro in MICRO_BATCHES:
-            try:
-                prediction = predict(work, gpu, parallel, world, micro)
-            except UserError:
-                continue
-            if prediction.fits:
-                found.append(prediction)
+            with contextlib.suppress(UserError):
+                found.append(predict(work, gpu, parallel, world, micro))
+    return found
+
+
+def rank(predictions: Sequence[Prediction], *, most: int = 10) -> list[Prediction]:
+    """The layouts that fit into the GPU's memory, fastest first, at most `most`.
+
+    Of equals (within 0.1 %) the one that needs less memory.
+    """
+    found = [one for one in predictions if one.fits]
     found.sort(key=lambda one: (round(one.time.total, 3 - len(str(int(one.time.total)))), one.memory.total))
     return found[:most]
 
 
-def configured(config: RunConfig, work: Work, gpu: Accelerator, world: int) -> Prediction:
+def why_none(work: Work, gpu: Gpu, world: int, predictions: Sequence[Prediction]) -> str:
+    """What is wrong where no layout fits, and what to do."""
+    if predictions:
+        least = min(one.memory.total for one in predictions) + RESERVED
+        return (
+            f"No layout fits: the smallest needs {least / GIB:.1f} of {gpu.memory / GIB:.1f} GiB. "
+            "Take more GPUs, or a smaller model."
+        )
+    most = work.batch * MOST_TENSOR * work.config.num_layers
+    if world > most:
+        return (
+            f"No layout is possible: {world} GPUs are more than train.global_batch_size={work.batch} samples can "
+            f"keep busy, with at most {MOST_TENSOR} tensor-parallel ranks and one layer to a pipeline stage "
+            f"({most} GPUs). Take fewer GPUs, or a larger batch."
+        )
+    return (
+        f"No layout is possible: no tensor x pipeline degrees for this model divide {world} GPUs so that the "
+        f"data-parallel ranks divide train.global_batch_size={work.batch}. Take another number of GPUs, or another batch."
+    )
+
+
+def configured(config: RunConfig, work: Work, gpu: Gpu, world: int) -> Prediction:
     """The layout that the configuration asks for. Raises UserError where it does not fit the GPUs."""
     return predict(work, gpu, config.parallel, world, config.train.micro_batch_size)
 

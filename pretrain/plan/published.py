@@ -10,7 +10,7 @@ from typing import Any
 from model.config import ModelConfig
 from model.cost.flops import flops_per_token, forward_flops
 from parallel.config import ParallelConfig, RecomputeConfig
-from parallel.hardware.accelerators import accelerator
+from parallel.hardware.gpus import planned_gpu
 from pretrain.plan.layouts import Work, predict
 
 
@@ -229,7 +229,7 @@ def predicted(run: Published) -> float:
     )
     work = Work(run.config(), run.seq_length, run.samples, run.precision)
     return (
-        predict(work, accelerator(run.gpu), layout, run.gpus, run.micro, overlap=True).tokens_per_s / run.gpus
+        predict(work, planned_gpu(run.gpu), layout, run.gpus, run.micro, overlap=True).tokens_per_s / run.gpus
     )
 
 

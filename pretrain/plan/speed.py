@@ -1,6 +1,8 @@
-"""Time of a step by a roofline: every kind of work at a stated share of what the hardware can do, and host time where a layer is too small to hide it.
+"""Time of a step by a roofline: every kind of work at a stated share of what the hardware can do.
 
-All constants of the model stand in this file and in `parallel/hardware/accelerators.py`; docs/performance.md holds the result against published runs.
+Where a layer is too small to hide the host's time for its launches, that counts.
+All constants of the model stand in this file and in `parallel/hardware/gpus.py`;
+docs/performance.md holds the result against published runs.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 from model.cost.activations import FP32, Activations
 from model.cost.flops import forward_flops
 from parallel.engine.overlap import PIECES
-from parallel.hardware.accelerators import Accelerator
+from parallel.hardware.gpus import Gpu
 from parallel.topology import Layout
 from pretrain.plan.memory import Stage, stages
 
@@ -34,19 +36,53 @@ ATTENTION_BACKWARD = 2.5
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimizer step on the slowest rank. compute: of all micro-batches without waiting; bubble: idle pipeline; communication: what does
-    not overlap; host: how much of `compute` is waiting for launches; optimizer: clipping and the update."""
+    """Seconds of one optimizer step on the slowest rank."""
 
     compute: float
+    """Of all micro-batches without waiting."""
     bubble: float
+    """Idle pipeline."""
     communication: float
+    """What does not run beside the computation."""
     optimizer: float
+    """Clipping and the update."""
     host: float
+    """How much of `compute` is waiting for launches."""
+    products: float
+    """How much of `compute` are products with weights."""
+    attention: float
+    """How much of `compute` is attention's core."""
+    tensor: float
+    """How much of `compute` is sent between tensor-parallel ranks."""
 
     @property
     def total(self) -> float:
         """The step."""
         return self.compute + self.bubble + self.communication + self.optimizer
+
+    def shares(self) -> dict[str, float]:
+        """What the step is spent on, in words of `LIMITS`, the largest share first."""
+        inside = self.products + self.attention + self.host + self.tensor
+        parts = {
+            "products": self.products,
+            "attention": self.attention,
+            "bytes": self.compute - inside + self.optimizer,
+            "launches": self.host,
+            "reduction": self.communication + self.tensor,
+            "bubble": self.bubble,
+        }
+        return {word: parts[word] / self.total for word in sorted(parts, key=lambda word: -parts[word])}
+
+
+LIMITS = {
+    "products": "products with weights",
+    "attention": "attention between tokens, whose products reach a smaller share of the peak",
+    "bytes": "memory traffic of element-wise work, loss, sums of gradients and optimizer",
+    "launches": "the host, which starts operators that are too small to hide it",
+    "reduction": "gradients and other values that are sent and not hidden",
+    "bubble": "pipeline stages that wait",
+}
+"""What a step can be spent on."""
 
 
 @dataclass(frozen=True)
@@ -63,37 +99,38 @@ class Traffic:
         return self.tensor + self.pipeline + self.data
 
 
-def layer_seconds(gpu: Accelerator, a: Activations, precision: str) -> tuple[float, float]:
-    """(time on the device, time of the host) of one layer: forward, backward and recomputation of one micro-batch."""
+@dataclass(frozen=True)
+class Seconds:
+    """Time of one micro-batch, forward, backward and recomputation."""
+
+    products: float
+    attention: float
+    moved: float
+    """Of memory traffic."""
+    host: float = 0.0
+
+    @property
+    def device(self) -> float:
+        """How long the device is busy."""
+        return self.products + self.attention + self.moved
+
+
+def layer_seconds(gpu: Gpu, a: Activations, precision: str) -> Seconds:
+    """Time of one layer."""
     c, tokens = a.config, a.tokens / a.tensor
     flops = forward_flops(c, a.seq_length)
     again = 1.0 if a.recompute == "full" else 0.0
     share = gpu.fp8 if precision == "fp8" else gpu.matmul
-    linear = (
-        (flops.attention_linear + flops.mlp)
-        / c.num_layers
-        * tokens
-        * (3 + again)
-        / (gpu.peak(precision) * share)
-    )
-    core_again = 1.0 if a.recompute != "none" else 0.0
+    linear = flops.attention_linear + flops.mlp
+    linear = linear / c.num_layers * tokens * (3 + again) / (gpu.peak(precision) * share)
+    passes = 1 + ATTENTION_BACKWARD + (1.0 if a.recompute != "none" else 0.0)
     dense = "bf16" if precision == "fp8" else precision
-    core = (
-        flops.attention_core
-        / c.num_layers
-        * tokens
-        * (1 + ATTENTION_BACKWARD + core_again)
-        / (gpu.peak(dense) * gpu.attention)
-    )
+    core = flops.attention_core / c.num_layers * tokens * passes / (gpu.peak(dense) * gpu.attention)
     elementwise = _moved_bytes(a) * (1 + again / 3) / (gpu.bandwidth * TRAFFIC)
-    extra = SELECTIVE_LAUNCHES if a.recompute == "selective" else 0
-    calls = (
-        extra
-        + LAUNCHES["forward"] * (1 + again)
-        + LAUNCHES["backward"]
-        + (LAUNCHES["accumulate"] if a.element < FP32 else 0)
-    )
-    return linear + core + elementwise, calls * LAUNCH_S
+    calls = LAUNCHES["forward"] * (1 + again) + LAUNCHES["backward"]
+    calls += SELECTIVE_LAUNCHES if a.recompute == "selective" else 0
+    calls += LAUNCHES["accumulate"] if a.element < FP32 else 0
+    return Seconds(linear, core, elementwise, calls * LAUNCH_S)
 
 
 def _moved_bytes(a: Activations) -> float:
@@ -106,17 +143,13 @@ def _moved_bytes(a: Activations) -> float:
     return stream + n * (wide * c.ffn_size + rotary)
 
 
-def head_seconds(gpu: Accelerator, a: Activations, precision: str) -> float:
-    """Vocabulary projection and loss of one micro-batch, forward and backward; logits are moved about seven times in fp32 (derived)."""
+def head_seconds(gpu: Gpu, a: Activations, precision: str) -> Seconds:
+    """Time of the vocabulary projection and the loss; logits are moved about seven times in fp32 (derived)."""
     dense = "bf16" if precision == "fp8" else precision
-    products = (
-        3
-        * forward_flops(a.config, a.seq_length).vocabulary
-        * a.tokens
-        / a.tensor
-        / (gpu.peak(dense) * gpu.matmul)
-    )
-    return products + 7 * FP32 * a.tokens * a.config.padded_vocab / a.tensor / (gpu.bandwidth * TRAFFIC)
+    flops = 3 * forward_flops(a.config, a.seq_length).vocabulary
+    products = flops * a.tokens / a.tensor / (gpu.peak(dense) * gpu.matmul)
+    moved = 7 * FP32 * a.tokens * a.config.padded_vocab / a.tensor / (gpu.bandwidth * TRAFFIC)
+    return Seconds(products, 0.0, moved)
 
 
 def traffic(layout: Layout, stage: Stage, a: Activations, micro_batches: int) -> Traffic:
@@ -133,7 +166,7 @@ def traffic(layout: Layout, stage: Stage, a: Activations, micro_batches: int) ->
 
 
 def step_time(
-    gpu: Accelerator,
+    gpu: Gpu,
     layout: Layout,
     a: Activations,
     micro_batches: int,
@@ -143,25 +176,23 @@ def step_time(
     graph: bool = False,
     early: bool = False,
 ) -> StepTime:
-    """The step of a layout. overlap: data- and pipeline-parallel communication runs beside the computation, as in the published runs; here most does not.
-    graph: the host launches a step at once; early: gradients are reduced during the last backward pass."""
-    slowest, held = 0.0, 0.0
-    device, host = layer_seconds(gpu, a, precision)
-    if graph:
-        host = 0.0
+    """The step of a layout.
+
+    overlap: data- and pipeline-parallel communication runs beside the computation, as in the published
+    runs; here most does not.
+    graph: the host launches a step at once.
+    early: gradients are reduced during the last backward pass.
+    """
+    layer, head = layer_seconds(gpu, a, precision), head_seconds(gpu, a, precision)
+    host = 0.0 if graph else layer.host
     everything = stages(a.config, layout, micro_batches)
-    heaviest = everything[0]
+    slowest, heaviest = 0.0, everything[0]
     for stage in everything:
-        sent = traffic(layout, stage, a, 1)
-        wires = sent.tensor / (_wire(gpu, layout.tensor))
-        seconds = (
-            stage.layers * max(device, host)
-            + (head_seconds(gpu, a, precision) if stage.last else 0.0)
-            + wires
-        )
+        seconds = stage.layers * max(layer.device, host) + (head.device if stage.last else 0.0)
+        seconds += _tensor_seconds(gpu, layout, stage, a)
         seconds += _accumulation(gpu, stage, a)
         if seconds > slowest:
-            slowest, heaviest, held = seconds, stage, stage.layers * max(0.0, host - device)
+            slowest, heaviest = seconds, stage
     sent = traffic(layout, heaviest, a, micro_batches)
     pipeline = sent.pipeline / _wire(gpu, layout.tensor * layout.pipeline)
     data = sent.data / _wire(gpu, layout.world)
@@ -169,23 +200,36 @@ def step_time(
     if early:
         reduced = data * (FP32 / (FP32 + a.element) if layout.zero else 1.0)
         data -= min(reduced * (1 - 1 / PIECES), BACKWARD * slowest)
-    late = max(0.0, pipeline + data - compute) if overlap else pipeline + data
-    bubble = (layout.pipeline - 1) / layout.virtual * slowest
-    return StepTime(compute, bubble, late, _optimizer(gpu, heaviest, layout, a), micro_batches * held)
+    return StepTime(
+        compute=compute,
+        bubble=(layout.pipeline - 1) / layout.virtual * slowest,
+        communication=max(0.0, pipeline + data - compute) if overlap else pipeline + data,
+        optimizer=_optimizer(gpu, heaviest, layout, a),
+        host=micro_batches * heaviest.layers * max(0.0, host - layer.device),
+        products=micro_batches
+        * (heaviest.layers * layer.products + (head.products if heaviest.last else 0.0)),
+        attention=micro_batches * heaviest.layers * layer.attention,
+        tensor=micro_batches * _tensor_seconds(gpu, layout, heaviest, a),
+    )
 
 
-def _wire(gpu: Accelerator, ranks: int) -> float:
+def _tensor_seconds(gpu: Gpu, layout: Layout, stage: Stage, a: Activations) -> float:
+    """What tensor-parallel ranks send each other in a micro-batch."""
+    return traffic(layout, stage, a, 1).tensor / _wire(gpu, layout.tensor)
+
+
+def _wire(gpu: Gpu, ranks: int) -> float:
     return WIRE * (gpu.link if ranks <= HOST_GPUS else gpu.network)
 
 
-def _accumulation(gpu: Accelerator, stage: Stage, a: Activations) -> float:
+def _accumulation(gpu: Gpu, stage: Stage, a: Activations) -> float:
     """Reading and writing a micro-batch's weights and gradients: the sum in fp32 is read and written, in bf16 the gradient itself too."""
     return (
         stage.parameters * (2 * FP32 + (2 * a.element if a.element < FP32 else 0)) / (gpu.bandwidth * TRAFFIC)
     )
 
 
-def _optimizer(gpu: Accelerator, stage: Stage, layout: Layout, a: Activations) -> float:
+def _optimizer(gpu: Gpu, stage: Stage, layout: Layout, a: Activations) -> float:
     """Zeroing the sums, the norm, clipping, AdamW on this rank's share (four fp32 values read, three written) and the copy into the weights."""
     share = stage.parameters / (layout.data if layout.zero else 1)
     moved = stage.parameters * FP32 + share * (3 * FP32 + 7 * FP32 + a.element)

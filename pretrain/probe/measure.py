@@ -2,7 +2,8 @@
 theory's prediction for the same tokens beside them.
 
 Statistics are taken while the passes run: hooks look at the stream and at its gradient, and each layer's weight gradients are dropped as soon as
-their norms are known. Sums are in float64 and gradient variances are kept as logarithms, so that a gradient that float32 still holds is reported
+their norms are known. Layers compute in units of their own (`model/depth/folded.py`); what is reported is
+the stream of the scheme's equation. Sums are in float64 and gradient variances are kept as logarithms, so that a gradient that float32 still holds is reported
 although its square would underflow.
 """
 
@@ -153,8 +154,10 @@ class Meter:
 
     def __enter__(self) -> Meter:
         for sample, layer in zip(self.samples, self.chunk.decoder.layers, strict=True):
-            self.handles.append(layer.register_forward_pre_hook(self._entering(sample), with_kwargs=True))
-            self.handles.append(layer.register_forward_hook(self._leaving(sample)))
+            self.handles.append(
+                layer.register_forward_pre_hook(self._entering(sample, layer.plan.entering), with_kwargs=True)
+            )
+            self.handles.append(layer.register_forward_hook(self._leaving(sample, layer.plan.leaving)))
         for named in named_parameters(self.chunk, 0, 1):
             self.handles.append(named.parameter.register_post_accumulate_grad_hook(self._weight(named.name)))
         return self
@@ -164,11 +167,13 @@ class Meter:
             handle.remove()
         self.handles = []
 
-    def _entering(self, sample: _Sample) -> Callable[..., None]:
+    def _entering(self, sample: _Sample, unit: float) -> Callable[..., None]:
+        log_square = 2 * math.log(unit)
+
         def on_gradient(gradient_sbh: Tensor) -> None:
-            sample.log_gradient = log_mean_square(gradient_sbh)
+            sample.log_gradient = log_mean_square(gradient_sbh) - log_square
             # The loss reaches early positions through many later ones, and in a causal stack they hide how the others fade.
-            sample.log_late = log_mean_square(gradient_sbh[gradient_sbh.shape[0] // 2 :])
+            sample.log_late = log_mean_square(gradient_sbh[gradient_sbh.shape[0] // 2 :]) - log_square
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             stream: Tensor = args[0] if args else kwargs["hidden_states"]
@@ -178,9 +183,9 @@ class Meter:
 
         return hook
 
-    def _leaving(self, sample: _Sample) -> Callable[..., None]:
+    def _leaving(self, sample: _Sample, unit: float) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> None:
-            sample.variance = float(output[0].detach().double().var())
+            sample.variance = float(output[0].detach().double().var()) * unit**2
             sample.correlation = token_correlation(output[0])
 
         return hook

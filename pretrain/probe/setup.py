@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,8 +20,9 @@ from pretrain.config.load import complete_model, load_config
 from pretrain.config.schema import RunConfig
 from pretrain.config.scheme_choice import Variant, base_asked_for, parse_variant, parse_variants, validated
 from pretrain.data.blend import open_blend
+from pretrain.data.manifest import vocabulary_of
 from pretrain.probe.measure import Probe, probe, zipf_tokens
-from pretrain.train.run_checkpoints import check_same_model
+from pretrain.train.same_run import check_same_model
 
 ASSUMED_VOCABULARY = 32_000
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -127,15 +127,17 @@ def _free_memory() -> int:
 
 def _vocabulary(config: RunConfig) -> tuple[int | None, bool]:
     """(vocabulary of the first data set or of the configuration, whether all data sets are there)."""
-    manifests = [Path(corpus.path) / "dataset.json" for corpus in config.data.corpora]
-    if all(manifest.is_file() for manifest in manifests):
-        return int(json.loads(manifests[0].read_text(encoding="utf-8"))["vocab_size"]), True
+    known = [vocabulary_of(corpus.path) for corpus in config.data.corpora]
+    if all(known):
+        return known[0], True
     return config.model.vocab_size, False
 
 
 def _data(config: RunConfig, batch: int) -> tuple[str, Callable[[int], Tensor]]:
     cache = Path(config.data.cache) if config.data.cache else None
-    blend = open_blend(config.data.corpora, "train", config.data.seq_length, config.train.seed, cache)
+    blend = open_blend(
+        config.data.corpora, "train", config.data.seq_length, config.train.seed, cache, alone=True
+    )
 
     def tokens(seed: int) -> Tensor:
         first = (seed - config.train.seed) * batch

@@ -24,7 +24,7 @@ from model.cost.flops import flops_per_token
 from model.depth.scheme import SCHEMES
 from model.errors import UserError
 from model.files import atomic_write_text
-from parallel.hardware.peaks import mfu
+from parallel.hardware.gpus import mfu
 from pretrain.report.run_charts import Context, all_charts
 from pretrain.report.style import SHORT, compact, smoothing_window
 from pretrain.rundir.metrics import End, Metrics, Start, Train, read_metrics

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import datetime
+import math
 from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
-from parallel.checkpoint.format import (
-    KINDS,
-    LATEST,
+from model.files import inside
+from parallel.checkpoint.audit import check_tensors, saved_model
+from parallel.checkpoint.folders import (
     MANIFEST,
+    Pointer,
     findings,
     leftovers_in,
-    read_manifest,
+    lost_in,
+    read_pointer,
     step_folder,
     steps_in,
 )
+from parallel.checkpoint.format import Manifest, read_manifest
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.checkpoint.writer import doomed_steps, prune
 from parallel.checkpoint.writer import remove as remove_folders
@@ -27,7 +31,9 @@ LEFTOVER_AGE_S = 3600.0  # a younger one may be a save that is going on
 def checkpoints_folder(path: Path) -> Path:
     """The folder with the step folders, given itself or its run folder. Raises UserError where there is none."""
     for folder in (path / "checkpoints", path):
-        if folder.is_dir() and (steps_in(folder) or (folder / LATEST).is_file() or leftovers_in(folder)):
+        if folder.is_dir() and (
+            steps_in(folder) or read_pointer(folder) != Pointer() or leftovers_in(folder)
+        ):
             return folder
     raise UserError(f"{path} holds no checkpoint: give a run folder or its checkpoints folder")
 
@@ -36,8 +42,7 @@ def list_checkpoints(path: Path) -> list[dict[str, Any]]:
     """One row for each checkpoint: step, latest, time, bytes, layout, consumed tokens, problem (None, or why it cannot be read). Raises UserError
     where there is none. Sizes of files are compared with the manifest; `verify` reads them."""
     folder = checkpoints_folder(path)
-    pointer = folder / LATEST
-    latest = pointer.read_text().strip() if pointer.is_file() else ""
+    latest = read_pointer(folder).name
     rows = []
     for step in steps_in(folder):
         row: dict[str, Any] = {
@@ -50,11 +55,11 @@ def list_checkpoints(path: Path) -> list[dict[str, Any]]:
             manifest = read_manifest(folder / step_folder(step))
             row["problem"] = _missing(folder / step_folder(step), manifest)
             row |= {
-                "time": manifest.get("time"),
-                "bytes": sum(facts["bytes"] for facts in manifest["files"].values()),
-                "layout": manifest["layout"],
-                "processes": manifest["world_size"],
-                "consumed_tokens": manifest["progress"].get("consumed_tokens"),
+                "time": manifest.time,
+                "bytes": sum(facts.bytes for facts in manifest.files.values()),
+                "layout": manifest.layout,
+                "processes": manifest.world_size,
+                "consumed_tokens": manifest.progress.get("consumed_tokens"),
             }
         except UserError as error:
             row["problem"] = str(error)
@@ -80,35 +85,40 @@ def describe(path: Path, *, names: bool) -> dict[str, Any]:
     facts = {
         "folder": str(reader.folder),
         "step": reader.step,
-        "time": local_time(manifest.get("time")),
-        "layout": manifest["layout"],
-        "processes": manifest["world_size"],
+        "time": local_time(manifest.time),
+        "layout": manifest.layout,
+        "processes": manifest.world_size,
         "progress": reader.progress,
-        "parameters": sum(_product(shape) for shape in shapes.values()),
+        "parameters": sum(math.prod(shape) for shape in shapes.values()),
         "tensors": len(shapes),
         "moments": reader.has("exp_avg"),
-        "files": {name: facts["bytes"] for name, facts in manifest["files"].items()},
+        "files": {name: facts.bytes for name, facts in manifest.files.items()},
         "model": reader.config.get("model"),
-        "versions": manifest["versions"],
+        "versions": manifest.versions,
     }
     return facts | ({"shapes": shapes} if names else {})
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint whole: checksums of all files, and whether every element of every tensor is there. Raises UserError naming what is wrong."""
+    """Reads a checkpoint whole: checksums of all files, every element of every tensor, and whether they are those of its model.
+
+    Raises UserError naming what is wrong; also for a run whose newest checkpoint is not there, after the one before was found whole.
+    """
     reader = open_checkpoint(path)
     reader.verify()
-    tensors = [(name, kind) for name in reader.names() for kind in KINDS if reader.has(kind, name)]
-    for name, kind in tensors:
-        if not reader.tensor(name, kind).isfinite().all():
-            raise UserError(
-                f"{reader.folder}: {name} ({kind}) has values that are not finite: the run had diverged; use an older checkpoint"
-            )
+    if reader.config.get("model"):
+        saved_model(reader)
+    tensors = check_tensors(reader)
+    lost = lost_in(reader.folder.parent) if reader.folder != path else ""
+    if lost:
+        raise UserError(
+            f"{reader.folder.parent}: {lost}; {reader.folder.name} is whole: restore the former, or name the latter to check it alone"
+        )
     return {
         "folder": str(reader.folder),
         "step": reader.step,
-        "files": len(reader.manifest["files"]),
-        "tensors": len(tensors),
+        "files": len(reader.manifest.files),
+        "tensors": tensors,
     }
 
 
@@ -136,20 +146,13 @@ def local_time(seconds: float | None) -> str | None:
     )
 
 
-def _missing(folder: Path, manifest: dict[str, Any]) -> str | None:
+def _missing(folder: Path, manifest: Manifest) -> str | None:
     """The first file that is not there or has another size than the manifest says."""
-    for name, facts in manifest["files"].items():
+    for name, facts in manifest.files.items():
         try:
-            size = (folder / name).stat().st_size
+            size = inside(folder, name).stat().st_size
         except OSError as error:
             return f"{folder / name} is damaged: {error.strerror}"
-        if size != facts["bytes"]:
-            return f"{folder / name} is damaged: it has {size} bytes, and {facts['bytes']} in the manifest"
+        if size != facts.bytes:
+            return f"{folder / name} is damaged: it has {size} bytes, and {facts.bytes} in the manifest"
     return None
-
-
-def _product(shape: list[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

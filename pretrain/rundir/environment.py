@@ -1,13 +1,18 @@
-"""Where and with what a run was done: commit, versions, machine, command line. Cheap to call; imports none of the packages it reports."""
+"""Where and with what a run was done: commit, versions, machine, command line.
+
+Cheap to call; imports none of the packages it reports.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -41,6 +46,36 @@ PREFIXES = ("SLURM_", "NCCL_", "GLOO_", "DS_", "FATHOM_", "CUBLAS_", "NVTE_")
 HIDDEN = ("TOKEN", "SECRET", "PASSWORD", "KEY", "JWT")
 """Variables with these words in their names are left out: the file may be shared."""
 ROOT = Path(__file__).resolve().parents[2]
+SNAPSHOT_FILE = "SNAPSHOT.json"
+"""In a copy of the code: where it came from."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where the copied code came from."""
+
+    source: str
+    """Folder that was copied."""
+    commit: str | None
+    """HEAD of the checkout; null outside of git."""
+    changed: list[str]
+    """Files that differ from the commit, new ones included."""
+    files: int
+    """Number of copied files."""
+
+
+def read_snapshot(folder: Path) -> Snapshot | None:
+    """What a copy of the code says of itself; None for a folder that is no copy, or whose description is damaged."""
+    try:
+        content = json.loads((folder / SNAPSHOT_FILE).read_text(encoding="utf-8"))
+        commit, changed = content["commit"], content["changed"]
+        if not (commit is None or isinstance(commit, str)) or not isinstance(changed, list):
+            return None
+        return Snapshot(
+            str(content["source"]), commit, [str(name) for name in changed], int(content["files"])
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def environment() -> dict[str, Any]:
@@ -72,7 +107,18 @@ def versions() -> dict[str, str | None]:
 
 
 def git(folder: Path = ROOT) -> dict[str, Any] | None:
-    """{"commit", "dirty"} of the checkout that holds `folder`; null outside a checkout or without git. dirty: tracked files differ from the commit."""
+    """The commit of the code in `folder`, and whether files differ from it: {"commit", "dirty"}.
+
+    Of a submitted run's copy of the code: what was copied, wherever the copy lies.
+    Of a checkout: HEAD, and whether tracked files differ.
+    None without git, and where the checkout around the folder does not hold its files.
+    """
+    copied = read_snapshot(folder)
+    if copied is not None:
+        return {"commit": copied.commit, "dirty": bool(copied.changed)} if copied.commit else None
+    # An installed package, or any other folder that git ignores, is not of the commit around it.
+    if not _output("git", "-C", str(folder), "ls-files", "--", "."):
+        return None
     commit = _output("git", "-C", str(folder), "rev-parse", "HEAD")
     if commit is None:
         return None

@@ -20,7 +20,7 @@ from typing import Any
 
 from model.errors import UserError
 from model.files import atomic_write_text
-from parallel.checkpoint.format import STEP_FOLDER, resolve
+from parallel.checkpoint.folders import STEP_FOLDER, resolve
 from parallel.launch.slurm_client import job_handle
 
 STATE_FILE = "state.json"

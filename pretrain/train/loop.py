@@ -54,7 +54,7 @@ class Trainer:
     ) -> None:
         self.config, self.run_dir, self.engine = config, run_dir, engine
         self.train_data, self.validation_data, self.callbacks = train, validation, callbacks
-        self.saving = Checkpoints(config, run_dir, engine)
+        self.saving = Checkpoints(config, run_dir, engine, train)
         self.checkpoints = self.saving.folder
         layout = engine.topology.layout
         self.batch, self.micro = config.train.global_batch_size, config.train.micro_batch_size
@@ -87,7 +87,7 @@ class Trainer:
             "device": torch.cuda.get_device_name(self.engine.device)
             if self.engine.device.type == "cuda"
             else self.engine.device.type,
-            "unigram_entropy": self.train_data.manifests[0].get("unigram_entropy_nats"),
+            "unigram_entropy": self.train_data.manifests[0].unigram_entropy_nats,
         }
 
     def _call(self, moment: str, *args: Any) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import platform
-import shutil
 import socket
 import sys
 import time
@@ -19,18 +18,18 @@ from typing import TYPE_CHECKING, Any
 from model.errors import UserError
 from model.files import atomic_write_text
 from parallel.launch.exit_codes import ExitCode
-from parallel.launch.launch import RankInfo, has_gpu
+from parallel.launch.process_group import has_gpu
+from parallel.launch.ranks import RankInfo
 from pretrain.config.schema import RunConfig
-from pretrain.rundir.environment import ROOT, git, versions
+from pretrain.rundir.environment import git, versions
 from pretrain.rundir.state import CONTROL, PREFLIGHT_FILE, Owner, record_failure
+from pretrain.train.before_start import lack_of_room
 
 if TYPE_CHECKING:
     import torch
     from torch.distributed import Store
 
 COMPARED = ("torch", "deepspeed", "megatron-core", "transformer-engine")
-CHECKPOINT_BYTES = 12
-"""Of one parameter: weights and two moments of Adam in fp32."""
 CLOCK_SECONDS = 5.0
 MATRIX = 512
 ALL_REDUCE_BYTES = {True: 64 * 2**20, False: 2**20}
@@ -109,6 +108,18 @@ def check_nodes(store: Store, info: RankInfo, config: RunConfig, problem: str = 
     return verdict
 
 
+def share_problem(store: Store, info: RankInfo, problem: str) -> None:
+    """In place of the check where it is turned off: every rank raises UserError when one of them cannot start."""
+    store.set(f"preflight/{info.rank}", problem)
+    if info.rank == 0:
+        told = [store.get(f"preflight/{rank}").decode() for rank in range(info.world_size)]
+        store.set("preflight/verdict", next((text for text in told if text), ""))
+    verdict = store.get("preflight/verdict").decode()
+    _leave_together(store, info)
+    if verdict:
+        raise UserError(verdict)
+
+
 def _wait_for(store: Store, rank: int, minutes: float) -> Facts:
     """What a rank found. Its time counts from when all ranks before it were there."""
     try:
@@ -182,7 +193,7 @@ def _facts(store: Store, info: RankInfo, config: RunConfig, run_dir: Path, probl
         store.set("preflight/token", _token(run_dir))
     if info.local_rank == 0:
         software |= {name: version for name, version in versions().items() if name in COMPARED} | {
-            "the commit of Fathom": _commit()
+            "the commit of Fathom": (git() or {}).get("commit")
         }
         trouble, free = _run_directory(
             run_dir, store.get("preflight/token").decode(), config if not problem else None
@@ -208,44 +219,24 @@ def _run_directory(run_dir: Path, token: str, config: RunConfig | None) -> tuple
     folder = run_dir / CONTROL
     probe = folder / f".{socket.gethostname()}.{os.getpid()}.probe"
     try:
+        lack, free = lack_of_room(config, run_dir) if config is not None else ("", None)
+        if lack:
+            return lack, free
         folder.mkdir(parents=True, exist_ok=True)
         with probe.open("wb") as file:
             file.write(b"fathom" * 1000)
             file.flush()
             os.fsync(file.fileno())
         probe.unlink()
-        free = shutil.disk_usage(run_dir).free
     except OSError as error:
         return f"{run_dir} is not writable here: {error.strerror}", None
     end = time.monotonic() + SHARED_SECONDS
     while token and not (folder / token).exists():
         if time.monotonic() > end:
-            return (
-                f"{run_dir} is not the same folder as on the node of rank 0: runs_dir must be on a file system that all nodes share",
-                free,
-            )
+            same = "runs_dir must be on a file system that all nodes share"
+            return f"{run_dir} is not the same folder as on the node of rank 0: {same}", free
         time.sleep(0.1)
-    needed = _checkpoint_bytes(config)
-    if free < needed:
-        return (
-            f"{run_dir} has {free / 2**30:.1f} GiB free, one checkpoint takes about {needed / 2**30:.1f} GiB: make room, or set runs_dir",
-            free,
-        )
     return "", free
-
-
-def _checkpoint_bytes(config: RunConfig | None) -> int:
-    from model.parameters.size import parameter_count
-
-    return CHECKPOINT_BYTES * parameter_count(config.model)["total"] if config is not None else 0
-
-
-def _commit() -> str | None:
-    """What code this is: HEAD, or what a snapshot says it was copied from."""
-    try:
-        return str(json.loads((ROOT / "SNAPSHOT.json").read_text(encoding="utf-8"))["commit"])
-    except (OSError, ValueError, KeyError):
-        return (git() or {}).get("commit")
 
 
 def _gpu(info: RankInfo) -> tuple[str | None, str | None, str]:

@@ -21,22 +21,22 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 from model.errors import UserError, debugging, say, told, user_line
 from model.files import atomic_write_text
 from parallel.checkpoint.errors import SaveError
+from parallel.exchange import PeerError, together
 from parallel.launch.exit_codes import ExitCode
-from parallel.launch.launch import (
-    RankInfo,
-    free_port,
-    has_gpu,
-    init_process_group,
-    open_store,
-    rank_from_environment,
-    start_local,
-)
+from parallel.launch.gate import StrangerError
+from parallel.launch.host import check_processes
+from parallel.launch.local import start_local
+from parallel.launch.process_group import has_gpu, init_process_group, open_store
+from parallel.launch.ranks import ALONE, RankInfo, rank_from_environment
+from parallel.launch.secret import run_secret
 from parallel.topology import Topology
 from pretrain.config.load import complete_model, dump_config, load_config
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import load_manifest
+from pretrain.data.token_files import DamagedDataError
 from pretrain.rundir.lock import InUseError, UnwritableError, check_free, owned
 from pretrain.rundir.state import (
+    CONTROL,
     FAILED,
     StaleStartError,
     forget_failures,
@@ -44,9 +44,10 @@ from pretrain.rundir.state import (
     record_failure,
     write_state,
 )
+from pretrain.train.before_start import FirstStart, check_before_start
 from pretrain.train.callbacks.watchdog import Watchdog, timed_out
 from pretrain.train.feasibility import fit_machine, fit_processes
-from pretrain.train.preflight import BadNodeError, check_network, check_nodes
+from pretrain.train.preflight import BadNodeError, check_network, check_nodes, share_problem
 from pretrain.train.stop_signals import task_exit_code
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ LOCAL_ARGUMENTS = ("-m", "pretrain.train.run")
 CODES: dict[type[Exception], ExitCode] = {
     UserError: ExitCode.USER_ERROR,
     BadNodeError: ExitCode.BAD_NODE,
+    StrangerError: ExitCode.BAD_NODE,
     StaleStartError: ExitCode.STALE,
 }
 
@@ -68,17 +70,21 @@ def prepare(path: str, overrides: Sequence[str]) -> RunConfig:
             raise UserError(
                 f"data.corpora: {corpus.path} is no prepared data set (it has no dataset.json): run `fathom data prepare` first, or correct the path"
             )
-    config.model = complete_model(config, int(load_manifest(config.data.corpora[0].path)["vocab_size"]))
+    config.model = complete_model(config, load_manifest(config.data.corpora[0].path).vocab_size)
     return config
 
 
 def processes_of(config: RunConfig) -> int:
-    """Local processes to start: as configured, else one per GPU, else one."""
+    """Local processes to start: as configured, else one per GPU, else one.
+
+    Raises UserError for more than this machine can run.
+    """
     import torch
 
-    if config.parallel.processes is not None:
-        return config.parallel.processes
-    return max(1, torch.cuda.device_count()) if has_gpu() else 1
+    gpus = torch.cuda.device_count() if has_gpu() else 0
+    processes = config.parallel.processes or max(1, gpus)
+    check_processes(processes, gpus)
+    return processes
 
 
 def pretrain(path: str, overrides: Sequence[str]) -> int:
@@ -93,10 +99,16 @@ def pretrain(path: str, overrides: Sequence[str]) -> int:
         world == 1 or not has_gpu()
     ):  # beside its ranks this process would only take memory of a GPU: they look
         fit_machine(config, layout)
+    check_before_start(config)
+    first = FirstStart(Path(config.runs_dir) / config.name)
     if world == 1:
-        return run_rank(config, RankInfo(0, 1, 0, "127.0.0.1", free_port()))
-    check_free(Path(config.runs_dir) / config.name)
-    return start_local([*LOCAL_ARGUMENTS, path, *overrides], world)
+        code = run_rank(config, ALONE)
+    else:
+        check_free(first.run_dir)
+        code = start_local([*LOCAL_ARGUMENTS, path, *overrides], world)
+    if code == ExitCode.USER_ERROR:
+        first.take_back()
+    return code
 
 
 def start_rank(path: str, overrides: Sequence[str], info: RankInfo) -> int:
@@ -127,7 +139,7 @@ def run_rank(config: RunConfig, info: RankInfo, problem: str = "") -> int:
 
 def known_line(error: Exception) -> str | None:
     """One line for what a user, a node or another start is the cause of. None for a fault of the program."""
-    if isinstance(error, BadNodeError | StaleStartError):
+    if isinstance(error, BadNodeError | StrangerError | StaleStartError | PeerError):
         return " ".join(str(error).split())
     return user_line(error)
 
@@ -155,8 +167,10 @@ def _run_rank(config: RunConfig, info: RankInfo, run_dir: Path, problem: str) ->
     try:
         if info.rank == 0:
             forget_failures(run_dir)
-        store = open_store(info, config.parallel.timeout_minutes)
+        store = open_store(info, config.parallel.timeout_minutes, _secret(info, run_dir))
         verdict = check_nodes(store, info, config, problem) if config.parallel.preflight else None
+        if verdict is None:
+            share_problem(store, info, problem)
         if layout is None:
             raise UserError(problem)
         hosts = verdict.hosts if verdict else [""] * info.world_size
@@ -175,6 +189,19 @@ def _run_rank(config: RunConfig, info: RankInfo, run_dir: Path, problem: str) ->
 
         torch.distributed.destroy_process_group()
     return task_exit_code(code)
+
+
+def _secret(info: RankInfo, run_dir: Path) -> str:
+    """What the ranks of the run know each other by. Raises StrangerError where this node cannot have it."""
+    if info.world_size == 1:
+        return ""
+    try:
+        return run_secret(run_dir / CONTROL)
+    except OSError as error:
+        raise StrangerError(
+            f"the secret of the run cannot be read or made here ({error.filename}: {error.strerror}): "
+            "runs_dir must be on a file system that all nodes share and may write"
+        ) from None
 
 
 def _leave_word(code: ExitCode, reason: str, info: RankInfo, run_dir: Path) -> None:
@@ -198,13 +225,13 @@ def _failed(error: Exception, info: RankInfo, run_dir: Path, watchdog: Watchdog 
     text = line or f"{type(error).__name__}: {' '.join(str(error).split())}"
     if line is None:
         traceback.print_exc()
-    if not isinstance(error, BadNodeError):  # of which word was left already
+    if not isinstance(error, BadNodeError | PeerError):  # of which word was left already
         record_failure(run_dir, info.rank, code, text)
     if debugging():
         raise error
-    if info.rank == 0 or not isinstance(
-        error, UserError | BadNodeError | StaleStartError | SaveError
-    ):  # which all ranks raise together
+    known = UserError | BadNodeError | StaleStartError | SaveError | PeerError
+    shared = isinstance(error, known)  # on all ranks
+    if info.rank == 0 or not shared or isinstance(error, DamagedDataError):
         say(text)
     if (
         info.rank == 0
@@ -242,14 +269,15 @@ def _trainer(
     from pretrain.train.callbacks.signal.health import SignalHealth
     from pretrain.train.loop import Trainer
 
-    known = info.rank == 0 and (run_dir / "config.yaml").exists()
-    if info.rank == 0 and not known:
-        _describe(config, run_dir)
-    cache = Path(config.data.cache) if config.data.cache else None
-    blends = {
-        split: open_blend(config.data.corpora, split, config.data.seq_length, config.train.seed, cache)
-        for split in (("train", "validation") if config.train.eval_samples else ("train",))
-    }
+    with together():
+        known = info.rank == 0 and (run_dir / "config.yaml").exists()
+        if info.rank == 0 and not known:
+            _describe(config, run_dir)
+        cache = Path(config.data.cache) if config.data.cache else None
+        blends = {
+            split: open_blend(config.data.corpora, split, config.data.seq_length, config.train.seed, cache)
+            for split in (("train", "validation") if config.train.eval_samples else ("train",))
+        }
     engine = build_engine(config, topology)
     # First of all, so that what the others do counts as time between two steps.
     callbacks: list[Callback] = [watchdog] if watchdog is not None else []

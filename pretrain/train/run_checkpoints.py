@@ -12,27 +12,29 @@ import torch.distributed as dist
 
 from model.errors import UserError
 from parallel.checkpoint.background import Saved, Saver
-from parallel.checkpoint.format import LATEST, findings, resolve, step_folder, steps_in
+from parallel.checkpoint.folders import findings, newest_in, read_pointer, resolve, step_folder, steps_in
 from parallel.checkpoint.loader import load
-from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
+from parallel.checkpoint.reader import CheckpointReader
 from parallel.checkpoint.writer import prune
 from parallel.engine.engine import Engine
+from parallel.exchange import gather, together, told_as_it_is
 from parallel.hardware.fp8_state import checkpoint_file, restore
 from pretrain.config.schema import RunConfig
+from pretrain.data.blend import TokenBlend
 from pretrain.rundir.environment import versions
 from pretrain.rundir.metrics import read_metrics
 from pretrain.rundir.state import Owner, StaleStartError, check_owner
 from pretrain.train.build import seed_everything
+from pretrain.train.same_run import check_same_data, check_same_model, differences, identity_of
 
-FIXED = ("data.seq_length", "train.global_batch_size", "train.seed")
-"""Settings that say which samples a step takes: with others, a run that goes on would leave out some of its data or see it twice."""
+told_as_it_is(StaleStartError)
 
 
 class Checkpoints:
     """The checkpoints of one run, on every process. folder: where they are."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, engine: Engine) -> None:
-        self.config, self.run_dir, self.engine = config, run_dir, engine
+    def __init__(self, config: RunConfig, run_dir: Path, engine: Engine, data: TokenBlend) -> None:
+        self.config, self.run_dir, self.engine, self.data = config, run_dir, engine, data
         self.folder = run_dir / "checkpoints"
         self.saver = Saver(
             self.folder,
@@ -46,10 +48,9 @@ class Checkpoints:
 
         Process 0 says what killed processes left. Raises UserError for a damaged checkpoint or one of another model.
         """
-        own = bool(steps_in(self.folder))
-        source: Path | str | None = self.folder if own else self.config.checkpoint.load
-        if not own:
-            check_nothing_lost(self.run_dir)
+        with together():
+            own, source = self._source() if dist.get_rank() == 0 else (False, None)
+        own, source = gather([own, source])[0]
         found = findings(self.folder)
         if source is None:
             self._say(found, "starting from the beginning")
@@ -57,18 +58,31 @@ class Checkpoints:
         if own and self.config.checkpoint.load:
             found.append("checkpoint.load is not used, as the run has checkpoints of its own")
         with going_back(self.folder if own else None):
-            reader = open_checkpoint(source)
-        self._say(found, f"continuing from {reader.folder.name if own else reader.folder}")
-        check_same_model(reader, self.config)
+            with together():
+                reader = CheckpointReader(Path(source))
+            self._say(found, f"continuing from {reader.folder.name if own else reader.folder}")
+        with together():
+            changed = check_same_data(reader, self.config, self.data) if own else ""
+            check_same_model(reader, self.config)
         if own:
-            check_same_data(reader, self.config)
+            self._compare(reader, changed)
         with going_back(self.folder if own else None):
             whole = load(self.engine, reader)
         if not whole:
             # Streams of another layout cannot be cut anew; these are as good, and the same for every start from this checkpoint.
             seed_everything(fresh_seed(self.config.train.seed, reader.step), self.engine.topology)
-        restore(self.engine.chunks, reader.folder)
+        with together():
+            restore(self.engine.chunks, reader.folder)
         return reader, own
+
+    def _source(self) -> tuple[bool, str | None]:
+        """Whether the run has checkpoints of its own, and the step folder to continue from, if any."""
+        newest = newest_in(self.folder)
+        if newest is not None:
+            return True, str(newest)
+        check_nothing_lost(self.run_dir)
+        load_from = self.config.checkpoint.load
+        return False, str(resolve(load_from)) if load_from else None
 
     def save(self, step: int, applied_steps: int, *, asynchronous: bool) -> Saved | None:
         """Begins a save, or does it all. Raises SaveError and StaleStartError as `Saver.save` does."""
@@ -88,6 +102,7 @@ class Checkpoints:
                 "consumed_samples": step * train.global_batch_size,
                 "consumed_tokens": step * train.global_batch_size * self.config.data.seq_length,
                 "seed": train.seed,
+                "data": [corpus.model_dump() for corpus in identity_of(self.data)],
             },
             config=self.config.model_dump(mode="json"),
             versions=versions(),
@@ -104,6 +119,15 @@ class Checkpoints:
             keep_last=self.config.checkpoint.keep_last,
             keep_every=self.config.checkpoint.keep_every,
         )
+
+    def _compare(self, reader: CheckpointReader, changed: str) -> None:
+        """Says in one line what is trained otherwise than before the checkpoint."""
+        found = differences(reader, self.config)
+        if changed:
+            found.append(f"other data from here on ({changed})")
+        if found and dist.get_rank() == 0:
+            told = f"differs from {reader.folder.name}: {', '.join(found)}"
+            print(f"{self.config.name}: {told}", file=sys.stderr, flush=True)
 
     def _say(self, found: list[str], then: str) -> None:
         if found and dist.get_rank() == 0:
@@ -137,15 +161,8 @@ def check_nothing_lost(run_dir: Path) -> None:
         if metrics.is_file()
         else None
     )
-    pointer = folder / LATEST
-    newest = (
-        pointer.read_text().strip()
-        if pointer.is_file()
-        else step_folder(saved)
-        if saved is not None
-        else None
-    )
-    if newest is not None:
+    newest = read_pointer(folder).name or (step_folder(saved) if saved is not None else "")
+    if newest:
         raise UserError(
             f"{run_dir} had saved {newest}, but {folder} holds no complete checkpoint: restore it (a folder that is not mounted?), "
             "or begin again under another name, or with the run folder moved away"
@@ -155,34 +172,3 @@ def check_nothing_lost(run_dir: Path) -> None:
 def fresh_seed(seed: int, step: int) -> int:
     """Seed of random streams that cannot be the saved ones: other than at the beginning of the run or at any other step."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:4], "big")
-
-
-def check_same_model(reader: CheckpointReader, config: RunConfig) -> None:
-    """Raises UserError naming the first model setting that differs from the checkpoint's."""
-    ours, theirs = config.model.model_dump(mode="json"), reader.config["model"]
-    for key in sorted(set(ours) | set(theirs)):
-        # Initial values and dropout do not change what a loaded model computes.
-        if key not in ("init", "hidden_dropout", "attention_dropout") and ours.get(key) != theirs.get(key):
-            raise UserError(
-                f"{reader.folder} was trained with model.{key}={theirs.get(key)!r}, the configuration has {ours.get(key)!r}: "
-                "change it back, or start a run with another name"
-            )
-
-
-def check_same_data(reader: CheckpointReader, config: RunConfig) -> None:
-    """Raises UserError naming the first setting by which the run would lose its place in the data, or another tokenizer."""
-    ours_at, theirs_at = Path(config.data.corpora[0].path) / "tokenizer.model", reader.tokenizer_path
-    if theirs_at is not None and ours_at.is_file() and ours_at.read_bytes() != theirs_at.read_bytes():
-        raise UserError(
-            f"data.corpora: {ours_at} is not the tokenizer the run was trained with, {theirs_at}: name data prepared with that one, "
-            "or start a run with another name"
-        )
-    ours = config.model_dump(mode="json")
-    for name in FIXED:
-        section, key = name.split(".")
-        theirs = reader.config.get(section, {}).get(key)
-        if theirs is not None and theirs != ours[section][key]:
-            raise UserError(
-                f"{reader.folder} was trained with {name}={theirs!r}, the configuration has {ours[section][key]!r}: change it back, "
-                "or start a run with another name from it (checkpoint.load)"
-            )

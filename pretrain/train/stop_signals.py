@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from parallel.launch.exit_codes import ExitCode
-from parallel.launch.launch import leave_terminal, stop_signals
+from parallel.launch.local import leave_terminal, stop_signals
 from pretrain.rundir.state import Owner, asked_to_stop
 
 REASONS = {

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from model.errors import UserError
-from model.files import atomic_write_text, sync_folder
-from parallel.checkpoint.format import FORMAT, MANIFEST, Fragment, file_facts, manifest_text, step_folder
+from model.folders import FolderKind, check_target, whole_folder
+from model.records import LARGEST
+from parallel.checkpoint.folders import MANIFEST, step_folder
+from parallel.checkpoint.format import FORMAT, Fragment, file_facts, manifest_text
 from pretrain.rundir.environment import versions
 
 if TYPE_CHECKING:
@@ -25,41 +25,54 @@ if TYPE_CHECKING:
 
 # Tensors are gathered into files of about this many bytes, which bounds the memory of an import.
 FILE_BYTES = 1 << 30
+MODEL = "model.yaml"
+IMPORT = FolderKind("an imported model", marker=MODEL, advice="name another folder")
 
 
 def import_checkpoint(source: str, out: Path | str, *, vocab_multiple: int = 128) -> Path:
-    """Reads a local folder or a model of the Hub by name, and writes OUT/step_00000000 and OUT/model.yaml; returns the former.
+    """Reads a local folder or a model of the Hub by name; writes OUT/step_00000000 and OUT/model.yaml.
 
     model.yaml: the model section of a run that starts from it, for `+include=`.
-
-    Raises UserError where the model cannot be represented exactly, with the reason, or the folder exists.
+    Returns the step folder.
+    Raises UserError where the source is damaged, the model cannot be represented exactly, or OUT holds
+    something; then nothing is left behind.
     """
     from model.hf.importer import import_model
     from model.weights.init import logit_scale
 
-    target = Path(out) / step_folder(0)
-    if target.exists():
-        raise UserError(f"{target} exists: choose another folder")
+    check_target(out, IMPORT)
     imported = import_model(source, vocab_multiple=vocab_multiple)
     scale = logit_scale(imported.config)
     if not math.isclose(scale, imported.logit_scale, rel_tol=1e-6):
         raise UserError(
-            f"{source} has logit_scale={imported.logit_scale}, but a model with its settings is trained with {scale:.6g}: model.init differs"
+            f"{source} has logit_scale={imported.logit_scale}, but a model with its settings is trained "
+            f"with {scale:.6g}: model.init differs"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    if imported.tokenizer:
+        _check_tokenizer(imported.tokenizer, imported.config.padded_vocab)
+    model = yaml.safe_dump({"model": imported.config.model_dump(mode="json")}, sort_keys=False)
+    with whole_folder(out, IMPORT) as folder:
+        step = folder / step_folder(0)
+        step.mkdir()
+        _write(imported, step, source)
+        (folder / MODEL).write_text(model, encoding="utf-8")
+    return Path(out) / step_folder(0)
+
+
+def _check_tokenizer(path: Path, rows: int) -> None:
+    """Raises UserError for a file that is no SentencePiece model, or has ids that the model has no row for."""
+    from sentencepiece import SentencePieceProcessor
+
+    tokenizer = SentencePieceProcessor()
+    advice = "download it again, or remove it to import the model without a tokenizer"
+    if path.stat().st_size > LARGEST:
+        raise UserError(f"{path} has {path.stat().st_size} bytes, too many for a tokenizer: {advice}")
     try:
-        _write(imported, partial, source)
-        partial.chmod(0o755)
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    sync_folder(target.parent)
-    atomic_write_text(
-        target.parent / "model.yaml",
-        yaml.safe_dump({"model": imported.config.model_dump(mode="json")}, sort_keys=False),
-    )
-    return target
+        tokenizer.LoadFromSerializedProto(path.read_bytes())
+    except RuntimeError:
+        raise UserError(f"{path} is not a SentencePiece model: {advice}") from None
+    if (pieces := tokenizer.get_piece_size()) > rows:
+        raise UserError(f"{path} has {pieces} pieces, but the model has rows for {rows}: {advice}")
 
 
 def _parts(imported: Imported) -> Iterator[tuple[dict[str, Tensor], list[list[Any]]]]:
@@ -108,7 +121,3 @@ def _write(imported: Imported, folder: Path, source: str) -> None:
         "versions": versions(),
     }
     (folder / MANIFEST).write_text(manifest_text(manifest))
-    for path in folder.iterdir():
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-    sync_folder(folder)

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from model.errors import UserError
 from pretrain.data.tokenizer import Tokenizer
+from pretrain.trained.text_tokens import read_text
 
 if TYPE_CHECKING:
-    from pretrain.trained.export import Trained
+    from pretrain.trained.open import Trained
 
 BATCH = 8
 Progress = Callable[[int, int], None]
@@ -101,20 +102,26 @@ def evaluate(
     data: Path | str | None = None,
     split: str = "validation",
     text: Sequence[str] = (),
+    text_key: str | None = None,
     samples: int | None = None,
     stride: int | None = None,
     batch_size: int | None = None,
     precision: str | None = None,
     progress: Progress | None = None,
 ) -> Perplexity:
-    """Loss of a checkpoint's model on a split of a prepared data set (the run's own where neither `data` nor `text` is given), or on text files.
+    """Loss of a checkpoint's model on a split of a prepared data set, or on text files.
 
-    samples: windows to score, from the first on; None: all. stride: tokens from one window to the next, for text only. batch_size: windows at once;
-    None: the run's micro_batch_size. precision: auto, fp32, bf16; None: the run's. The first `train.eval_samples` windows of the run's validation
-    split are those that the trainer evaluates on.
+    data, text: neither means the run's own data set.
+    text_key: key or column of the text in records of `text`; None: text.
+    samples: windows to score, from the first on; None: all.
+    stride: tokens from one window to the next, for text only.
+    batch_size: windows at once; None: the run's micro_batch_size.
+    precision: auto, fp32, bf16; None: the run's.
+    The first `train.eval_samples` windows of the run's validation split are those that the trainer
+    evaluates on.
     Raises UserError where data and model do not fit, or an argument has no effect.
     """
-    from pretrain.trained.export import open_trained
+    from pretrain.trained.open import open_trained
 
     trained = open_trained(checkpoint)
     run = trained.reader.config
@@ -124,8 +131,11 @@ def evaluate(
     window = int((run.get("data") or {}).get("seq_length", trained.positions))
     if data is not None and text:
         raise UserError("give either --data or --text, not both")
+    if text_key is not None and not text:
+        raise UserError(f"text_key={text_key} has an effect on --text only: data sets hold tokens")
     if text:
-        found = _text_windows(text, tokenizer, window, stride, samples, batch_size)
+        ids, name = _tokens_of(text, tokenizer, text_key or "text")
+        found = _text_windows(ids, name, window, stride, samples, batch_size)
     elif stride is not None:
         raise UserError(
             f"stride={stride} has an effect on --text only: windows of prepared data do not overlap"
@@ -193,13 +203,13 @@ def _data_windows(
         else [Corpus(**corpus) for corpus in own["corpora"]]
     )
     cache = Path(own["cache"]) if data is None and own and own.get("cache") else None
-    blend = open_blend(corpora, split, window, 0, cache)
+    blend = open_blend(corpora, split, window, 0, cache, alone=True)
     name = ", ".join(corpus.path for corpus in corpora)
     if blend.vocab_size != trained.config.vocab_size:
         raise UserError(
             f"data set {name} has a vocabulary of {blend.vocab_size}, the model {trained.config.vocab_size}: prepare it with the model's tokenizer"
         )
-    if tokenizer and blend.manifests[0]["tokenizer_sha256"] != tokenizer.sha256:
+    if tokenizer and blend.manifests[0].tokenizer_sha256 != tokenizer.sha256:
         raise UserError(
             f"data set {name} was prepared with another tokenizer than the model's, {tokenizer.path}: prepare it with that one"
         )
@@ -214,24 +224,31 @@ def _data_windows(
     return _Windows(f"{split} split of {name}", samples, window, window, batches)
 
 
+def _tokens_of(files: Sequence[str], tokenizer: Tokenizer | None, text_key: str) -> tuple[Tensor, str]:
+    """The ids of text files, and what they are in words."""
+    if tokenizer is None:
+        advice = "put the tokenizer.model of its data there"
+        raise UserError(f"--text needs a tokenizer, and the checkpoint has none: {advice}")
+    found = read_text(files, tokenizer, text_key)
+    name = f"{found.documents} document{'s' * (found.documents > 1)} of {', '.join(files)}"
+    if found.broken:
+        left_out = f"{found.broken} broken record{'s' * (found.broken > 1)} left out"
+        name += f" ({left_out}, the first: {found.first_broken})"
+    return found.ids, name
+
+
 def _text_windows(
-    files: Sequence[str],
-    tokenizer: Tokenizer | None,
+    ids: Tensor,
+    name: str,
     window: int,
     stride: int | None,
     samples: int | None,
     batch_size: int,
 ) -> _Windows:
-    if tokenizer is None:
-        raise UserError(
-            "--text needs a tokenizer, and the checkpoint has none: put the tokenizer.model of its data there"
-        )
     stride = window if stride is None else stride
     if not 1 <= stride <= window:
         raise UserError(f"stride={stride} must lie between 1 and the window of {window} tokens")
-    ids, documents = read_text(files, tokenizer)
     starts = list(range(0, max(len(ids) - 1 - window, 0) + stride, stride))
-    name = f"{documents} document{'s' * (documents > 1)} of {', '.join(files)}"
     starts = starts[: _limit(samples, len(starts), name)]
     return _Windows(name, len(starts), window, stride, _cut(ids, starts, window, stride, batch_size))
 
@@ -255,28 +272,3 @@ def _limit(samples: int | None, available: int, what: str) -> int:
     if samples is not None and samples > available:
         raise UserError(f"samples={samples}: {what} gives {available} windows only")
     return available if samples is None else samples
-
-
-def read_text(files: Sequence[str], tokenizer: Tokenizer) -> tuple[Tensor, int]:
-    """(ids of all documents, number of documents): an end mark, then every document with one after it.
-
-    Files are read as `fathom data prepare` reads them. Raises UserError for a file that is missing, empty or not readable.
-    """
-    from pretrain.data.documents import Broken, records, resolve
-    from pretrain.data.inputs import find_sources
-
-    ids: list[int] = [tokenizer.eod_id]
-    documents = 0
-    for shard in (shard for source in find_sources(list(files)) for shard in source.shards):
-        if shard.kind == "hub":
-            raise UserError(f"--text {shard.name}: no such file")
-        for record in records(shard):
-            found = resolve(record)
-            if isinstance(found, Broken):
-                raise UserError(f"--text {found.place}")
-            if found[0]:
-                ids += [*tokenizer.encode(found[0]), tokenizer.eod_id]
-                documents += 1
-    if not documents:
-        raise UserError(f"--text {' '.join(files)}: there is no text in it")
-    return torch.tensor(ids), documents

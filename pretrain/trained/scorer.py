@@ -11,7 +11,7 @@ from model.errors import UserError
 from parallel.config import Fp8Config
 
 if TYPE_CHECKING:
-    from pretrain.trained.export import Trained
+    from pretrain.trained.open import Trained
 
 
 class Scorer:

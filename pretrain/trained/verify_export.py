@@ -49,6 +49,7 @@ def validation_tokens(config: dict[str, Any], samples: int) -> torch.Tensor:
         data["seq_length"],
         config["train"]["seed"],
         cache,
+        alone=True,
     )
     return blend.batch(range(samples))
 
@@ -59,7 +60,7 @@ def verify(run_dir: Path, exported: Path, prompt: str, new_tokens: int = 48) -> 
     from transformers.utils.logging import disable_progress_bar
 
     from model.hf.reference import Evaluation
-    from pretrain.trained.export import open_trained
+    from pretrain.trained.open import open_trained
 
     disable_progress_bar()
     trained = open_trained(run_dir)

@@ -12,8 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from model.hf.reference import Evaluation
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.train_tokenizer import train_tokenizer
-from pretrain.trained.export import open_trained
 from pretrain.trained.import_hf import import_checkpoint
+from pretrain.trained.open import open_trained
 from pretrain.trained.perplexity import evaluate, read_text
 
 pytestmark = pytest.mark.gpu
@@ -32,7 +32,7 @@ def test_equals_the_evaluation_on_the_cpu(tmp_path: Path, precision: str, tolera
     assert precision in ours.precision
     assert "CPU" not in ours.precision
     trained = open_trained(tmp_path / "checkpoint")
-    ids, _ = read_text([str(tmp_path / "text.txt")], Tokenizer(tmp_path / "tokenizer.model"))
+    ids = read_text([str(tmp_path / "text.txt")], Tokenizer(tmp_path / "tokenizer.model")).ids
     plain, nats = Evaluation(dict(trained.weights), trained.config, logit_scale=trained.logit_scale), 0.0
     for start in range(0, len(ids) - 1, 64):
         window = ids[start : start + 65]

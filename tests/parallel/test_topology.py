@@ -10,9 +10,9 @@ import pytest
 from model.errors import UserError
 from parallel.topology import Topology, split_layout
 from tests.distributed import Group, gather, launch, rebuild
+from tests.documents.layouts import DOCUMENT, refusal_list, refusals_in
 from tests.parallel.refusals import REFUSALS, Refusal, layout
 from tests.parallel.training import given, run_config
-from tests.parallel.write_table import DOCUMENT, refusal_list, refusals_in
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.what)
@@ -24,7 +24,7 @@ def test_refusal_names_the_key_and_a_way_out(refusal: Refusal) -> None:
 
 def test_documented_refusals_are_what_users_read() -> None:
     assert refusals_in(DOCUMENT.read_text()) == refusal_list(), (
-        "docs/parallelism.md is older than the refusals: python -m tests.parallel.write_table refusals"
+        "docs/parallelism.md is older than the refusals: python -m tests.documents.layouts refusals"
     )
 
 

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from parallel.checkpoint.format import resolve, steps_in
+from parallel.checkpoint.folders import resolve, steps_in
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.launch.exit_codes import ExitCode
 from pretrain.rundir.metrics import read_metrics
@@ -143,7 +143,7 @@ def _rank(rank: int, port: int, config: Path, run_dir: Path, kill: Kill | None, 
 
 def start(config: Path, run_dir: Path, kill: Kill | None, log: Path) -> list[int]:
     """One start of the run, to its end or to its kill. Returns the exit codes of the ranks, negative for signals."""
-    from parallel.launch.launch import reserve_port
+    from parallel.launch.local import reserve_port
 
     log.unlink(missing_ok=True)
     holder, begin = reserve_port(), time.monotonic()
@@ -202,8 +202,8 @@ def curve(run_dir: Path) -> dict[int, tuple[float, float]]:
 
 def contents(run_dir: Path) -> dict[str, str]:
     """Checksums of what the ranks wrote into the newest checkpoint: weights, moments, random states."""
-    files = open_checkpoint(run_dir).manifest["files"]
-    return {name: facts["xxh3_64"] for name, facts in files.items() if name.endswith(".safetensors")}
+    files = open_checkpoint(run_dir).manifest.files
+    return {name: facts.xxh3_64 for name, facts in files.items() if name.endswith(".safetensors")}
 
 
 class Trial:

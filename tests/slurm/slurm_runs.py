@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,13 +18,14 @@ from pretrain.cluster.submit import Request, log_path, plan, submit
 from pretrain.config.load import load_config
 from pretrain.rundir.metrics import read_metrics
 from pretrain.rundir.state import read_state
+from tests.pretrain.small import small_data
 from tests.slurm.slurm_cluster import LAB, PATIENCE, Cluster
 
 CONFIG = """
 name: demo
 runs_dir: {folder}/runs
-model: {{num_layers: 4, hidden_size: 16, num_attention_heads: 2, vocab_size: 128}}
-data: {{corpora: [{{path: {folder}/data}}], seq_length: 8}}
+model: {{num_layers: 4, hidden_size: 16, num_attention_heads: 2}}
+data: {{corpora: [{{path: {data}}}], seq_length: 8}}
 optimizer: {{lr: 0.001}}
 train: {{steps: 20, global_batch_size: 8, micro_batch_size: 1}}
 """
@@ -39,6 +44,14 @@ log: {{signal_interval: 0, progress: none, tensorboard: false}}
 """
 
 
+@functools.cache
+def unused_data() -> Path:
+    """A data set for runs that only look at it before they are submitted."""
+    folder = Path(tempfile.mkdtemp(prefix="fathom-slurm-data-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return small_data(folder)
+
+
 class Runs:
     """Submits runs of one test and follows them. data: a prepared data set to train on for real; None: a stand-in takes the place of training."""
 
@@ -46,9 +59,7 @@ class Runs:
         self.cluster, self.folder, self.data = cluster, folder, data
         self.config_file = folder / "demo.yaml"
         if data is None:
-            (folder / "data").mkdir()
-            (folder / "data" / "dataset.json").write_text("{}")
-            self.config_file.write_text(CONFIG.format(folder=folder))
+            self.config_file.write_text(CONFIG.format(folder=folder, data=unused_data()))
         else:
             self.config_file.write_text(TRAINING.format(folder=folder, data=data))
         self.run_dir = folder / "runs" / "demo"

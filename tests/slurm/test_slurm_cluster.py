@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,14 +24,18 @@ def runs(cluster: Cluster, tmp_path: Path) -> Runs:
     return Runs(cluster, tmp_path)
 
 
-def test_two_nodes_signal_requeue_resume(runs: Runs) -> None:
+def test_two_nodes_signal_requeue_resume(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranks and the meeting point from Slurm alone; the warning before a time limit saves, requeues and loses no step."""
+    monkeypatch.setenv(
+        "SLURM_TIME_FORMAT", "relative"
+    )  # how a user likes times to be shown, here and in the job
     (job,) = runs.submit("--steps", "20", "--hold-at", "5", "--collective")
     for rank, local, node in ((0, 0, 0), (1, 1, 0), (2, 0, 1), (3, 1, 1)):
         line = rf"rank {rank}/4 local {local}/2 node {node}/2 \(node{node + 1}\) from step 0"
         runs.says(line)  # in whatever order they come
         assert runs.count(line) == 1
     runs.cluster.wait_text(runs.run_dir / "metrics.jsonl", '"step": 3')
+    assert runs.state()["ends_at"] > time.time()
     runs.cluster.signal_batch(job)
     assert runs.cluster.wait(job) == "COMPLETED"
     assert runs.cluster.job(job)["Restarts"] == "1"

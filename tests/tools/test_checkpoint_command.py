@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.parallel.checkpoint.handmade import flip, write
+from tests.parallel.checkpoint.handmade import NAMES, flip, write
 from tools.cli import main
 
 
@@ -101,20 +102,20 @@ def test_inspect(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = json.loads(out)
     assert (facts["step"], facts["parameters"], facts["tensors"], facts["moments"]) == (
         9,
-        32 + 16 + 6,
-        3,
+        sum(map(math.prod, NAMES.values())),
+        len(NAMES),
         True,
     )
     assert facts["shapes"]["decoder.layers.0.mlp.linear_fc1.weight"] == [8, 4]
     _, out, _ = fathom(capsys, "inspect", run / "checkpoints" / "step_00000003")
     assert "step: 3" in out.splitlines()
-    assert "parameters: 54" in out.splitlines()
+    assert "parameters: 132" in out.splitlines()
     assert "decoder" not in out
 
 
 def test_verify(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = fathom(capsys, "verify", run)
-    assert (code, out) == (0, f"{run}/checkpoints/step_00000009: 4 files and 9 tensors are whole\n")
+    assert (code, out) == (0, f"{run}/checkpoints/step_00000009: 4 files and 24 tensors are whole\n")
     assert fathom(capsys, "verify", run, "--quiet") == (0, "", "")
     flip(run / "checkpoints" / "step_00000009" / "rank_00000.safetensors", -1)
     code, out, err = fathom(capsys, "verify", run)
@@ -125,6 +126,33 @@ def test_verify(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert err.count("\n") == 1
     assert fathom(capsys, "verify", run / "checkpoints" / "step_00000006", "--quiet") == (0, "", "")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_verify_of_a_run_whose_newest_is_lost(
+    run: Path, capsys: pytest.CaptureFixture[str], named: bool
+) -> None:
+    """Whether `latest` says which one that was or not."""
+    (run / "checkpoints" / "step_00000009" / "manifest.json").unlink()
+    if not named:
+        (run / "checkpoints" / "latest").unlink()
+    code, out, err = fathom(capsys, "verify", run)
+    assert (code, out) == (2, "")
+    assert "step_00000009, the newest, has lost its manifest.json; step_00000006 is whole" in err
+    assert (
+        "step_00000009, the newest, has lost its manifest.json" in fathom(capsys, "ls", run)[1].splitlines()
+    )
+    assert fathom(capsys, "verify", run / "checkpoints" / "step_00000006")[0] == 0
+
+
+def test_a_damaged_pointer_is_said_in_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "checkpoints" / "latest").write_bytes(b"\xff\xfe")
+    line = "`latest` is damaged (it names '\ufffd\ufffd', which is no step): step_00000009 is taken as the newest"
+    for command in (("verify", run), ("inspect", run)):
+        code, _, err = fathom(capsys, *command)
+        assert (code, err) == (0, f"fathom: {run}/checkpoints: {line}\n")
+    assert line in fathom(capsys, "ls", run)[1].splitlines()
+    assert fathom(capsys, "prune", run, "--keep-last", 2)[0] == 0
 
 
 def test_prune(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

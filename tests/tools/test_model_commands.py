@@ -178,11 +178,12 @@ def test_mistakes_are_one_line(
     assert "the model layernorm" in refused(
         capsys, "export", str(checkpoint), str(tmp_path / "x"), "--architecture", "llama"
     )
-    assert "max_new_tokens=64 does not fit" in refused(capsys, "generate", str(checkpoint), "--prompt", "the")
+    long = refused(capsys, "generate", str(checkpoint), "--prompt", "the", "--max-new-tokens", "64")
+    assert "max_new_tokens=64 does not fit" in long
     assert "temperature=-1.0" in refused(
         capsys, "generate", str(checkpoint), "--temperature", "-1", "--max-new-tokens", "4"
     )
-    assert "exists" in refused(capsys, "import", str(source), str(checkpoint))
+    assert "is there already" in refused(capsys, "import", str(source), str(checkpoint))
     assert "has no config.json" in refused(capsys, "import", str(tmp_path), str(tmp_path / "x"))
     assert list(tmp_path.iterdir()) == []
 

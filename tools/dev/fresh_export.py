@@ -93,7 +93,7 @@ def main(
     tokens: int = typer.Option(64, min=1, help="Tokens to add to each prompt."),
 ) -> None:
     """Compare greedy text of an export without Fathom with that of `fathom generate`. Exit code 1 where they differ."""
-    from pretrain.trained.export import generate_text
+    from pretrain.trained.generate import generate_text
 
     theirs = continue_there(make_venv(venv), exported or run / "hf", PROMPTS, tokens)
     typer.echo(

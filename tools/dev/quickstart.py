@@ -131,7 +131,7 @@ def shell(command: list[str], allowed: tuple[int, ...] = (0,)) -> None:
 
 def newest_step(folder: Path) -> int:
     """Step of the run's newest checkpoint, 0 where there is none."""
-    from parallel.checkpoint.format import steps_in
+    from parallel.checkpoint.folders import steps_in
 
     return max(steps_in(folder / "checkpoints"), default=0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from parallel.checkpoint.format import step_folder
+from parallel.checkpoint.folders import step_folder
 from pretrain.train.callbacks.base import Callback
 from pretrain.train.callbacks.progress import Progress
 

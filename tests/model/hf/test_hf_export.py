@@ -17,10 +17,12 @@ from torch import Tensor
 
 from model.depth.scheme import SCHEMES
 from model.errors import UserError
-from model.hf.export import Export, export, parse_size, write_weights
+from model.hf.export import export
 from model.hf.folding.pre_ln import fold
 from model.hf.mapping import entries
 from model.hf.proof import ProofError
+from model.hf.result import Export
+from model.hf.weight_files import parse_size, write_weights
 from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_config, make_tokens, make_weights, reference
 
 KINDS = list(itertools.product((4, 2), ("layernorm", "rmsnorm"), ("learned", "rotary"), (True, False)))
@@ -39,12 +41,12 @@ FOLDS_INTO_LLAMA = {
     "bias": False,
     "num_query_groups": 2,
 }
+ARGUMENTS: dict[str, Any] = {"logit_scale": LOGIT_SCALE, "tokenizer": None, "seq_length": POSITIONS}
 ACTIVATIONS = ("gelu", "swiglu", "relu2", "geglu", "silu", "gelu_tanh")
 
 
 def run(tmp_path: Path, config: Any, weights: dict[str, Tensor], **given: Any) -> Export:
-    arguments = {"logit_scale": LOGIT_SCALE, "tokenizer": None, "seq_length": POSITIONS, **given}
-    return export(weights, config, tmp_path / "out", **arguments)
+    return export(weights, config, tmp_path / "out", **{**ARGUMENTS, **given})
 
 
 def check_scheme(tmp_path: Path, scheme: str, kind: tuple[int, str, str, bool], number: int) -> None:
@@ -177,14 +179,14 @@ def test_the_proof_finds_a_wrong_mapping_below_the_epsilon_effect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fold of DeepScaleLM moves logits by some 1e-5; an error of that size elsewhere must not hide behind it."""
-    from model.hf import export as exporter
+    from model.hf import weight_files
 
     config = make_config("deepscalelm_pre_ln")
     weights = make_weights(config)
     assert 2e-5 < run(tmp_path, config, weights).proof.epsilon_effect < 1e-4
-    honest = exporter.hf_tensors
+    honest = weight_files.hf_tensors
     monkeypatch.setattr(
-        exporter,
+        weight_files,
         "hf_tensors",
         lambda entry, *rest: {
             n: t * (1 + 5e-5 * (entry.canonical == "decoder.final_layernorm.weight"))
@@ -351,13 +353,57 @@ def test_an_existing_folder_is_kept_or_replaced_whole(tmp_path: Path) -> None:
     weights = make_weights(config)
     out.mkdir()
     (out / "precious.txt").write_text("x")
-    for overwrite, reason in ((False, "exists"), (True, "not an exported model")):
-        with pytest.raises(UserError, match=reason):
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="something else than an exported model"):
             run(tmp_path, config, weights, overwrite=overwrite)
     assert [path.name for path in out.iterdir()] == ["precious.txt"]
     (out / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="an exported model is there already.*--overwrite"):
+        run(tmp_path, config, weights)
     run(tmp_path, config, weights, overwrite=True)
     assert not (out / "precious.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_appears_at_the_target_meanwhile_is_kept(tmp_path: Path, overwrite: bool) -> None:
+    config, out = make_config("b2t"), tmp_path / "out"
+    weights = make_weights(config)
+    honest = reference(config, weights)
+
+    def prove_with(tokens: Tensor) -> Tensor:
+        out.mkdir()
+        (out / "thesis.tex").write_text("x")
+        return honest(tokens)
+
+    with pytest.raises(UserError, match="something else than an exported model"):
+        run(tmp_path, config, weights, prove_with=prove_with, overwrite=overwrite)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == [
+        "out",
+        "out/thesis.tex",
+    ]
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o002])
+def test_modes_are_those_that_the_umask_leaves(tmp_path: Path, mask: int) -> None:
+    config, before = make_config("b2t"), os.umask(mask)
+    try:
+        run(tmp_path, config, make_weights(config))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~mask
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert len(modes) == 6
+    assert set(modes.values()) == {0o666 & ~mask}
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    config = make_config("b2t")
+    (tmp_path / "out").write_text("x")
+    for place, reason in (("out", "is a file"), ("out/deeper", "cannot"), ("n" * 5000, "cannot be written")):
+        with pytest.raises(UserError, match=reason) as refused:
+            export(make_weights(config), config, tmp_path / place, **ARGUMENTS)
+        assert "\n" not in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -418,7 +464,9 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1", "5 potatoes", "0"])
+@pytest.mark.parametrize(
+    "text", ["", "GB", "-1", "5 potatoes", "0GB", "5", "0.0001KB", "9" * 400 + "GB", "\u0665GB"]
+)
 def test_bad_sizes(text: str) -> None:
     with pytest.raises(UserError, match="max_shard_size"):
         parse_size(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from model.hf.proof import forget
 from model.hf.reference import generate
 from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_config, make_tokens, make_weights, reference
 
+ARGUMENTS: dict[str, Any] = {"logit_scale": LOGIT_SCALE, "tokenizer": None, "seq_length": POSITIONS}
 MODELS: dict[str, dict[str, Any]] = {
     "post_ln": {
         "num_query_groups": 2,
@@ -153,6 +155,31 @@ def test_saving_and_loading_again_keeps_every_bit(case: Any, tmp_path: Path) -> 
     forget(again)
 
 
+@pytest.mark.parametrize("wanted", [False, True])
+def test_inference_keeps_one_layers_output(tmp_path: Path, wanted: bool) -> None:
+    """A thousand layers' outputs of a batch would be a hundred gigabytes."""
+    config, kept = make_config("b2t", num_layers=8), 0
+    export(make_weights(config), config, tmp_path / "out", **ARGUMENTS)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
+    outputs: list[weakref.ref[torch.Tensor]] = []
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda _, __, out: outputs.append(weakref.ref(out)))
+
+    def count(*_: Any) -> None:
+        nonlocal kept
+        kept = sum(output() is not None for output in outputs)
+
+    model.model.norm.register_forward_pre_hook(count)
+    with torch.no_grad():
+        out = model(make_tokens(config), output_hidden_states=wanted)
+    assert len(outputs) == 8
+    assert kept == (8 if wanted else 1)
+    assert (out.hidden_states is not None) is wanted
+    if wanted:
+        assert len(out.hidden_states) == 9
+    forget(model)
+
+
 def test_loss_gradients_and_gradient_checkpointing(case: Any) -> None:
     config, weights, _, model = case
     tokens = make_tokens(config)
@@ -247,6 +274,25 @@ def test_the_configuration_file_holds_the_plan(scheme: str, tmp_path: Path) -> N
         (asdict(layer.attention), asdict(layer.mlp)) for layer in plan
     ]
     assert len(loaded.depth_plan) == (7 if scheme == "layernorm_scaling" else 2 if scheme == "mix_ln" else 1)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_configuration_of_defaults_makes_a_model(tied: bool) -> None:
+    from model.hf.modeling_fathom import FathomForCausalLM
+
+    assert (FathomConfig().num_hidden_layers, FathomConfig().tie_word_embeddings) == (12, True)
+    sizes: dict[str, Any] = {
+        "vocab_size": 11,
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    if not tied:
+        sizes["tie_word_embeddings"] = False
+    model = FathomForCausalLM(FathomConfig(**sizes)).eval()
+    assert ("lm_head.weight" in model.state_dict()) is not tied
+    new = model.generate(torch.tensor([[3]]), max_new_tokens=3, do_sample=False, pad_token_id=0)
+    assert new.shape == (1, 4)
 
 
 def test_a_broken_plan_is_refused() -> None:

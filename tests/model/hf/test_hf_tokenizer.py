@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,10 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer
 
 from model.errors import UserError
-from model.hf import tokenizer as T
 from model.hf.export import export
+from model.hf.tokenizer.convert import USER_DEFINED, load_proto, write_tokenizer
+from model.hf.tokenizer.copy import copy_tokenizer
+from model.hf.tokenizer.proof import fuzz, prove
 from pretrain.data.tokenizer import Tokenizer as TrainingTokenizer
 from pretrain.data.train_tokenizer import train_tokenizer
 from tests.model.hf.tiny import make_config, make_weights
@@ -66,13 +69,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_ids_and_text_equal_those_of_training(models: dict[str, Path], kind: str, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    ids = T.write_tokenizer(models[kind], tmp_path, 128)
+    ids = write_tokenizer(models[kind], tmp_path, 128)
     assert (ids.unk, ids.bos, ids.eos, ids.size) == (0, 1, 2, SIZE)
-    ties = T.prove(models[kind], tmp_path, ["deep layers norm the signal"])
+    ties = prove(models[kind], tmp_path, ["deep layers norm the signal"])
     assert ties <= (0 if kind == "bpe" else 5)
     trained, fast = TrainingTokenizer(models[kind]), AutoTokenizer.from_pretrained(tmp_path)
     differing = 0
-    for text in T.fuzz([trained._sp.id_to_piece(i) for i in range(SIZE)], count=300, seed=7):
+    for text in fuzz([trained._sp.id_to_piece(i) for i in range(SIZE)], count=300, seed=7):
         expected = trained.encode(text)
         differing += fast.encode(text, verbose=False) != expected
         assert fast.decode(expected) == text == trained.decode(expected)
@@ -83,7 +86,7 @@ def test_ids_and_text_equal_those_of_training(models: dict[str, Path], kind: str
 def test_names_of_special_tokens_in_text_are_text(models: dict[str, Path], kind: str, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    T.write_tokenizer(models[kind], tmp_path, 128)
+    write_tokenizer(models[kind], tmp_path, 128)
     fast = AutoTokenizer.from_pretrained(tmp_path)
     for text in ("</s>", "<s>", "<unk>", "<0x0A>", "a</s>b"):
         assert not {0, 1, 2, 3 + 10} & set(fast.encode(text))
@@ -93,43 +96,91 @@ def test_names_of_special_tokens_in_text_are_text(models: dict[str, Path], kind:
     assert fast.encode("") == []
 
 
+def test_models_are_handed_ids_and_mask_only(models: dict[str, Path], tmp_path: Path) -> None:
+    """transformers 4 adds token_type_ids unless told otherwise, of which its GPT-2 makes other logits without a word."""
+    for folder in ("made", "given", "copied"):
+        (tmp_path / folder).mkdir()
+    write_tokenizer(models["bpe"], tmp_path / "made", 128)
+    settings = json.loads((tmp_path / "made/tokenizer_config.json").read_text())
+    assert settings["model_input_names"] == ["input_ids", "attention_mask"]
+    for name in ("tokenizer.json", "tokenizer.model"):
+        shutil.copy(tmp_path / "made" / name, tmp_path / "given")
+    del settings["model_input_names"]
+    (tmp_path / "given/tokenizer_config.json").write_text(json.dumps(settings))
+    copy_tokenizer(tmp_path / "given", tmp_path / "copied", SIZE)
+    copied = json.loads((tmp_path / "copied/tokenizer_config.json").read_text())
+    assert copied == settings | {"model_input_names": ["input_ids", "attention_mask"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", "{"),
+        ("tokenizer.json", "[]"),
+        ("tokenizer.json", None),
+        ("tokenizer_config.json", "{"),
+        ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", '{"tokenizer_class": 5}'),
+        ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["evil.Evil", null]}}'),
+    ],
+)
+def test_a_damaged_tokenizer_is_not_copied(
+    models: dict[str, Path], tmp_path: Path, name: str, content: str | None
+) -> None:
+    """One line, and nothing of the folder is executed or asked about."""
+    (tmp_path / "given").mkdir()
+    (tmp_path / "copied").mkdir()
+    write_tokenizer(models["bpe"], tmp_path / "given", 128)
+    (tmp_path / "given/evil.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+    if content is None:
+        (tmp_path / "given" / name).unlink()
+        (tmp_path / "given" / name).symlink_to(tmp_path / "given/../other.json")
+        shutil.copy(models["bpe"], tmp_path / "other.json")
+    else:
+        (tmp_path / "given" / name).write_text(content)
+    with pytest.raises(UserError, match="given") as refused:
+        copy_tokenizer(tmp_path / "given", tmp_path / "copied", SIZE)
+    assert str(refused.value).isprintable()
+    assert not (tmp_path / "executed").exists()
+
+
 def test_a_user_defined_symbol_is_one_token(models: dict[str, Path], tmp_path: Path) -> None:
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString(models["bpe"].read_bytes())
-    proto.pieces.add(piece="<|x|>", score=0.0, type=T.USER_DEFINED)
+    proto.pieces.add(piece="<|x|>", score=0.0, type=USER_DEFINED)
     path = tmp_path / "user.model"
     path.write_bytes(proto.SerializeToString())
-    T.write_tokenizer(path, tmp_path, 128)
-    assert T.prove(path, tmp_path, ["a<|x|>b", "<|x|><|x|> ", "<|x"]) == 0
+    write_tokenizer(path, tmp_path, 128)
+    assert prove(path, tmp_path, ["a<|x|>b", "<|x|><|x|> ", "<|x"]) == 0
     assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("de<|x|>ep").ids.count(SIZE) == 1
 
 
 def test_the_proof_names_the_first_text_that_differs(models: dict[str, Path], tmp_path: Path) -> None:
-    T.write_tokenizer(models["bpe"], tmp_path, 128)
+    write_tokenizer(models["bpe"], tmp_path, 128)
     data = json.loads((tmp_path / "tokenizer.json").read_text())
     data["model"]["merges"] = data["model"]["merges"][1:]
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
     with pytest.raises(UserError, match=r"other ids than SentencePiece for '.*from position"):
-        T.prove(models["bpe"], tmp_path)
+        prove(models["bpe"], tmp_path)
 
 
 def test_the_proof_finds_text_that_comes_back_different(models: dict[str, Path], tmp_path: Path) -> None:
-    T.write_tokenizer(models["bpe"], tmp_path, 128)
+    write_tokenizer(models["bpe"], tmp_path, 128)
     data = json.loads((tmp_path / "tokenizer.json").read_text())
     data["decoder"]["decoders"].append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
     with pytest.raises(UserError, match="decodes the ids of ' '"):
-        T.prove(models["bpe"], tmp_path)
+        prove(models["bpe"], tmp_path)
 
 
 def test_a_unigram_difference_that_is_no_tie_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
-    T.write_tokenizer(models["unigram"], tmp_path, 128)
+    write_tokenizer(models["unigram"], tmp_path, 128)
     data = json.loads((tmp_path / "tokenizer.json").read_text())
     worst = max(range(259, SIZE), key=lambda i: len(data["model"]["vocab"][i][0]))
     data["model"]["vocab"][worst][1] -= 50
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
     with pytest.raises(UserError, match="other ids than SentencePiece"):
-        T.prove(models["unigram"], tmp_path, [data["model"]["vocab"][worst][0]])
+        prove(models["unigram"], tmp_path, [data["model"]["vocab"][worst][0]])
 
 
 @pytest.mark.parametrize(
@@ -158,18 +209,18 @@ def test_models_that_have_no_equal_are_refused(tmp_path: Path, settings: dict[st
         **{**neutral, "model_type": "bpe", **settings},
     )
     with pytest.raises(UserError, match=reason):
-        T.load_proto(tmp_path / "m.model")
+        load_proto(tmp_path / "m.model")
 
 
 def test_missing_and_broken_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.model").write_bytes(b"not a model")
     for name, reason in (("nothing.model", "does not exist"), ("x.model", "is not a SentencePiece model")):
         with pytest.raises(UserError, match=reason):
-            T.load_proto(tmp_path / name)
+            load_proto(tmp_path / name)
 
 
 def test_loading_needs_no_sentencepiece(models: dict[str, Path], tmp_path: Path) -> None:
-    ids = T.write_tokenizer(models["bpe"], tmp_path, 128)
+    ids = write_tokenizer(models["bpe"], tmp_path, 128)
     assert ids.size == SIZE
     code = (
         "import sys; sys.modules['sentencepiece'] = sys.modules['google.protobuf'] = None; from transformers import AutoTokenizer as A;"

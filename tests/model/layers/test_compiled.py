@@ -141,6 +141,24 @@ def test_an_input_of_another_shape_is_guarded_again() -> None:
     assert {kind[0][1]: len(layers) for kind, layers in shared.guarded.items()} == {2: 8, 3: 8}
 
 
+@pytest.mark.parametrize("guards", [False, True])
+def test_a_changed_attribute_is_seen_with_all_guards_only(
+    guards: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing changes an attribute between two steps; FATHOM_GUARDS=1 is for whoever tries to."""
+    monkeypatch.setenv("FATHOM_GUARDS", str(int(guards)))
+    model = build("pre_ln")
+    compile_layers([model], backend=counting()[1])
+    before = [loss_of(model, 2) for _ in range(2)][1]
+    for layer in model.decoder.layers:
+        layer.input_layernorm.eps = 10.0
+    after = loss_of(model, 2)
+    model.eval()  # where layers run as they are
+    expected = loss_of(model, 2)
+    assert not torch.allclose(expected, before, rtol=1e-4, atol=0)
+    torch.testing.assert_close(after, expected if guards else before, rtol=1e-6, atol=0)
+
+
 def test_layers_that_a_hook_kept_from_compiling_are_not_trusted() -> None:
     model = build("mix_ln")
     graphs, backend = counting()
@@ -194,7 +212,7 @@ def test_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["pre_ln", "layernorm_scaling"])
+@pytest.mark.parametrize("scheme", ["pre_ln", "layernorm_scaling", "deepscalelm_pre_ln"])
 def test_inductor_gives_the_same_numbers(scheme: str) -> None:
     model = build(scheme)
     loss, gradients = loss_and_gradients(model)
@@ -233,17 +251,16 @@ def test_joins_are_compiled_where_one_pass_would_do(scheme: str) -> None:
 
 @pytest.mark.parametrize(
     ("scheme", "share"),
-    [("pre_ln", 0.0), ("b2t", 0.5), ("deepscalelm_pre_ln", 1.0), ("deepnorm", 1.0), ("spannorm", 0.0)],
+    [("pre_ln", 0.0), ("b2t", 0.5), ("deepscalelm_pre_ln", 0.0), ("deepnorm", 0.0), ("spannorm", 0.0)],
 )
 def test_which_joins_take_more_than_one_operation(scheme: str, share: float) -> None:
     model = build(scheme, layers=4)
     assert compile_joins([model], backend=counting()[1]) == share * 2 * 4
 
 
-@pytest.mark.parametrize("scheme", ["b2t", "deepscalelm_pre_ln"])
-def test_compiled_joins_give_the_same_numbers(scheme: str) -> None:
+def test_compiled_joins_give_the_same_numbers() -> None:
     """In fp64, where only the order of additions may differ."""
-    model = build(scheme, layers=3).double()
+    model = build("b2t", layers=3).double()
     loss, gradients = loss_and_gradients(model)
     assert compile_joins([model])
     compiled_loss, compiled_gradients = loss_and_gradients(model)

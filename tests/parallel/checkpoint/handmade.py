@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +12,28 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.config import ModelConfig
+from model.hf.mapping import canonical_shapes
 from model.parameters.shards import Shard, take
-from parallel.checkpoint.format import (
-    FORMAT,
-    KINDS,
-    LATEST,
-    MANIFEST,
-    Fragment,
-    file_facts,
-    manifest_text,
-    step_folder,
-)
+from parallel.checkpoint.folders import LATEST, MANIFEST, step_folder
+from parallel.checkpoint.format import FORMAT, KINDS, Fragment, file_facts, manifest_text
 
-NAMES = {
-    "decoder.layers.0.mlp.linear_fc1.weight": (8, 4),
-    "decoder.layers.0.mlp.linear_fc2.weight": (4, 4),
-    "decoder.final_layernorm.weight": (6,),
-}
+MODEL = ModelConfig(
+    scheme="pre_ln",
+    num_layers=1,
+    hidden_size=4,
+    num_attention_heads=1,
+    ffn_hidden_size=4,
+    activation="swiglu",
+    normalization="rmsnorm",
+    bias=False,
+    position="none",
+    vocab_size=2,
+    vocab_multiple=2,
+    max_position_embeddings=8,
+)
+FC1, FC2 = "decoder.layers.0.mlp.linear_fc1.weight", "decoder.layers.0.mlp.linear_fc2.weight"
+NAMES = canonical_shapes(MODEL, 8)
 
 
 def tensors(seed: int = 0) -> dict[str, dict[str, Tensor]]:
@@ -41,26 +48,29 @@ def tensors(seed: int = 0) -> dict[str, dict[str, Tensor]]:
 def write(folder: Path, step: int = 3, seed: int = 0) -> Path:
     """Writes `step` into a `checkpoints` folder as two tensor-parallel ranks with a split optimizer state would; returns the step folder.
 
-    fc1 is gated and cut in two; fc2 is whole and its elements lie in both files, the later ones first; the norm is whole in the first file.
+    fc1 is gated and cut in two; fc2 is whole and its elements lie in both files, the later ones first; the others are whole in the first file.
     """
     whole, target = tensors(seed), folder / step_folder(step)
     target.mkdir(parents=True)
-    fc1, fc2, norm = NAMES
     plain = Shard(None, 0, 1)
     files: dict[str, Any] = {}
     for rank in (0, 1):
         shard = Shard(0, rank, 2, 2)
         low, high = ((5, 16), (0, 5))[rank]
         rows = [
-            Fragment(fc1, 0, 0, 0, 16, (4, 4), shard),
-            Fragment(fc2, 1, 0, low, high - low, (4, 4), plain),
+            Fragment(FC1, 0, 0, 0, 16, (4, 4), shard),
+            Fragment(FC2, 1, 0, low, high - low, (4, 4), plain),
         ]
-        rows += [Fragment(norm, 1, high - low, 0, 6, (6,), plain)] if rank == 0 else []
+        others = [name for name in NAMES if name not in (FC1, FC2)] if rank == 0 else []
+        at = high - low
+        for name in others:
+            rows.append(Fragment(name, 1, at, 0, math.prod(NAMES[name]), NAMES[name], plain))
+            at += math.prod(NAMES[name])
         data = {"rng.cpu": torch.get_rng_state()}
         for kind in KINDS:
-            pieces = [whole[kind][fc2].flatten()[low:high], *([whole[kind][norm]] if rank == 0 else [])]
+            pieces = [whole[kind][FC2].flatten()[low:high], *(whole[kind][name].flatten() for name in others)]
             data |= {
-                f"group0.{kind}": take(whole[kind][fc1], shard).flatten(),
+                f"group0.{kind}": take(whole[kind][FC1], shard).flatten(),
                 f"group1.{kind}": torch.cat(pieces),
             }
         name = f"rank_{rank:05d}"
@@ -77,12 +87,22 @@ def write(folder: Path, step: int = 3, seed: int = 0) -> Path:
         "layout": {"tp": 2, "pp": 1, "vp": 1, "cp": 1, "dp": 1, "zero": 1},
         "files": files,
         "progress": {"optimizer_step": step, "consumed_tokens": 128 * step},
-        "config": {"model": {"scheme": "pre_ln"}},
+        "config": {"model": MODEL.model_dump(mode="json")},
         "versions": {"torch": torch.__version__},
     }
     (target / MANIFEST).write_text(manifest_text(manifest))
     (folder / LATEST).write_text(step_folder(step) + "\n")
     return target
+
+
+def reseal(step: Path, change: Callable[[dict[str, Any]], object], *files: str) -> None:
+    """Changes a manifest as a forger would, who can compute checksums. files: whose size and checksum are taken anew."""
+    manifest = json.loads((step / MANIFEST).read_text())
+    manifest.pop("xxh3_64")
+    change(manifest)
+    for name in files:
+        manifest["files"][name] = file_facts(step / name)
+    (step / MANIFEST).write_text(manifest_text(manifest))
 
 
 def flip(path: Path, position: int, mask: int = 0x01) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from model.files import atomic_write_text
-from parallel.checkpoint.format import leftovers_in, steps_in
+from parallel.checkpoint.folders import leftovers_in, steps_in
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.checkpoint.writer import prune
 from tests.distributed import gather

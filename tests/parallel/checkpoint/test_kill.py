@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from parallel.checkpoint.format import leftovers_in, steps_in
+from parallel.checkpoint.folders import leftovers_in, steps_in
 from parallel.checkpoint.reader import open_checkpoint
 from tests.distributed import Group, launch
 from tests.parallel.checkpoint.kills import kills, start, time_of_saves, undisturbed

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from parallel.checkpoint.format import LATEST, MANIFEST, leftovers_in, step_folder, steps_in
+from parallel.checkpoint.folders import LATEST, MANIFEST, leftovers_in, step_folder, steps_in
 from parallel.checkpoint.writer import doomed_steps, prune, remove
 
 

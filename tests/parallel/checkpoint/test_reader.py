@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,21 +16,12 @@ from torch import nn
 from model.errors import UserError
 from model.parameters.names import NamedParameter
 from model.parameters.shards import WHOLE, Shard, take
-from parallel.checkpoint.format import (
-    KINDS,
-    LATEST,
-    MANIFEST,
-    manifest_text,
-    read_manifest,
-    resolve,
-    step_folder,
-    steps_in,
-)
+from parallel.checkpoint.folders import LATEST, MANIFEST, findings, resolve, step_folder, steps_in
+from parallel.checkpoint.format import KINDS
 from parallel.checkpoint.loader import check_model
 from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
-from tests.parallel.checkpoint.handmade import NAMES, flip, tensors, write
-
-FC1, FC2, NORM = NAMES
+from parallel.checkpoint.writer import doomed_steps
+from tests.parallel.checkpoint.handmade import FC1, FC2, NAMES, flip, reseal, tensors, write
 
 
 def read_all(path: Path) -> None:
@@ -97,12 +90,7 @@ def _truncate(name: str) -> Callable[[Path], object]:
 
 
 def _reseal(change: Callable[[dict], object]) -> Callable[[Path], object]:
-    def damage(step: Path) -> None:
-        manifest = read_manifest(step)
-        change(manifest)
-        (step / MANIFEST).write_text(manifest_text(manifest))
-
-    return damage
+    return lambda step: reseal(step, change)
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -179,6 +167,14 @@ def test_any_flipped_bit_is_found(tmp_path: Path, name: str) -> None:
     read_all(tmp_path)
 
 
+@pytest.mark.parametrize("file", ["rank_00001.safetensors", "rank_00000.json"])
+def test_what_is_read_is_compared_with_its_checksum(tmp_path: Path, file: str) -> None:
+    """Also by those who never ask for it."""
+    flip(write(tmp_path) / file, -1)
+    with pytest.raises(UserError, match=f"{file} is damaged: its checksum differs"):
+        dict(open_checkpoint(tmp_path).weights())
+
+
 def _same_json(path: Path, original: bytes) -> bool:
     try:
         return json.loads(path.read_bytes()) == json.loads(original)
@@ -194,11 +190,94 @@ def test_newest_is_what_latest_names(tmp_path: Path) -> None:
     (tmp_path / LATEST).write_text("step_00000003\n")
     assert resolve(tmp_path) == first
     assert resolve(second) == second
-    for content in ("step_00000009\n", "", "../elsewhere"):
-        (tmp_path / LATEST).write_text(content)
-        assert resolve(tmp_path) == second
+    (tmp_path / LATEST).write_text("step_00000009\n")
+    assert resolve(tmp_path) == second
+    assert findings(tmp_path) == ["step_00000009, the newest, is gone"]
     (tmp_path / LATEST).unlink()
     assert resolve(tmp_path) == second
+    assert findings(tmp_path) == []
+
+
+POINTERS: dict[str, bytes] = {
+    "empty": b"",
+    "not UTF-8": b"\xff\xfe",
+    "a megabyte": b"step_00000003" + b" " * 2**20,
+    "control characters": b"step_00000003\x1b[2J",
+    "out of the folder": b"../secret/step_00000099",
+    "absolute": b"SECRET/step_00000099",
+    "here, by a detour": b"./step_00000003",
+    "nine digits": b"step_000000003",
+    "other digits": "step_\u0660\u0660\u0660\u0660\u0660\u0660\u0660\u0663".encode(),
+    "too many nines": b"step_" + b"9" * 200,
+}
+
+
+@pytest.mark.parametrize("case", [*POINTERS, "a folder", "a pipe", "a link"])
+def test_a_damaged_pointer_is_as_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    """The newest complete step is taken and one line says so, whatever `latest` holds or is."""
+    folder, secret = tmp_path / "checkpoints", tmp_path / "secret"
+    write(folder, 3)
+    second = write(folder, 6)
+    write(secret, 99)
+    pointer = folder / LATEST
+    if case in POINTERS:
+        pointer.write_bytes(POINTERS[case].replace(b"SECRET", str(secret).encode()))
+    else:
+        pointer.unlink()
+        {
+            "a folder": pointer.mkdir,
+            "a pipe": lambda: os.mkfifo(pointer),
+            "a link": lambda: pointer.symlink_to(secret / LATEST),
+        }[case]()
+    assert open_checkpoint(folder).folder == second
+    said = capsys.readouterr().err
+    assert (said.count("\n"), "`latest`" in said, "step_00000006 is taken as the newest" in said) == (
+        1,
+        True,
+        True,
+    )
+    assert len(said) < 300
+    assert all(character.isprintable() for character in said[:-1])
+    assert [finding.partition(":")[2] for finding in findings(folder)] == [
+        " step_00000006 is taken as the newest"
+    ]
+    assert doomed_steps(folder, keep_last=1, keep_every=0) == [3]
+
+
+def test_names_that_are_no_steps(tmp_path: Path) -> None:
+    """A step has one name. Others would be the newest for ever, or a second folder of the same step."""
+    write(tmp_path, 3)
+    for name in (
+        "step_000000006",
+        "step_" + "9" * 200,
+        "step_0000007",
+        "step_\u0660\u0660\u0660\u0660\u0660\u0660\u0660\u0669",
+        "step_00000009\n",
+    ):
+        shutil.copytree(tmp_path / "step_00000003", tmp_path / name)
+    assert steps_in(tmp_path) == [3]
+    shutil.copytree(tmp_path / "step_00000003", tmp_path / "step_123456789")
+    assert steps_in(tmp_path) == [3, 123456789]
+
+
+def test_a_link_is_no_checkpoint_of_the_run(tmp_path: Path) -> None:
+    first = write(tmp_path / "run", 3)
+    (tmp_path / "run" / "step_00000009").symlink_to(write(tmp_path / "secret", 9))
+    (tmp_path / "run" / LATEST).write_text("step_00000009\n")
+    assert resolve(tmp_path / "run") == first
+    assert findings(tmp_path / "run") == ["step_00000009, the newest, is a link, which is not followed"]
+
+
+def test_a_folder_has_the_name_of_its_step(tmp_path: Path) -> None:
+    step = write(tmp_path, 3)
+    step.rename(tmp_path / "step_00000009")
+    with pytest.raises(
+        UserError,
+        match="step_00000009 holds the checkpoint of step 3, as its manifest.json says: rename it to step_00000003, or move it away",
+    ):
+        open_checkpoint(tmp_path / "step_00000009")
+    (tmp_path / "step_00000009").rename(tmp_path / "best")
+    assert open_checkpoint(tmp_path / "best").step == 3
 
 
 def test_run_folder_and_nothing(tmp_path: Path) -> None:

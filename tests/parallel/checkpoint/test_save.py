@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import stat
 import subprocess
 import sys
 import tempfile
@@ -17,9 +19,9 @@ import torch.distributed as dist
 from model.errors import UserError
 from parallel.checkpoint import writer
 from parallel.checkpoint.background import Saver
-from parallel.checkpoint.format import LATEST, MANIFEST, leftovers_in, resolve, steps_in
+from parallel.checkpoint.folders import LATEST, MANIFEST, leftovers_in, resolve, steps_in
 from parallel.checkpoint.fragments import flat_state
-from parallel.checkpoint.reader import open_checkpoint
+from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
 from parallel.engine.engine import Engine
 from tests.distributed import Group, gather, launch
 from tests.parallel.checkpoint.handmade import flip
@@ -34,7 +36,7 @@ def said(action: Any) -> str:
     """The message of the error that an action ends with, or nothing."""
     try:
         action()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
@@ -52,6 +54,7 @@ def two_ranks() -> dict[str, Any]:
     found["pointer"] = pointer_fails(engine, folder / "pointer")
     found["twice"] = saved_twice(engine, folder / "twice")
     found["damaged"] = damaged(engine, folder / "damaged")
+    found["unreadable"] = unreadable(engine, folder / "damaged")
     found["deeper"] = other_model(folder / "damaged")
     return found
 
@@ -220,6 +223,22 @@ def damaged(engine: Engine, folder: Path) -> dict[str, Any]:
     return found
 
 
+def unreadable(engine: Engine, folder: Path) -> list[str]:
+    """The disk of rank 1 fails when the weights are read, after all was found whole."""
+    part = CheckpointReader.part
+
+    def failing(self: CheckpointReader, *args: Any) -> torch.Tensor:
+        if dist.get_rank() == 1:
+            raise OSError(5, "Input/output error")
+        return part(self, *args)
+
+    CheckpointReader.part = failing  # type: ignore[assignment,method-assign]
+    try:
+        return gather(said(lambda: bring(engine, folder)))
+    finally:
+        CheckpointReader.part = part  # type: ignore[method-assign]
+
+
 def other_model(folder: Path) -> list[str]:
     """A model with more layers, of which only the second stage lacks some in the checkpoint: every rank must be told."""
     return gather(said(lambda: bring(engine_of(run_config(given(num_layers=6), given(pipeline=2))), folder)))
@@ -293,6 +312,11 @@ def test_damage_is_told_on_every_rank_before_anything_changes(found: dict[str, A
     assert found["damaged"]["unchanged"] == [True, True]
 
 
+def test_what_no_one_expected_is_told_on_every_rank_too(found: dict[str, Any]) -> None:
+    error = "OSError: [Errno 5] Input/output error"
+    assert found["unreadable"] == [f"PeerError: rank 1: {error}", error]
+
+
 def test_another_model_is_told_on_every_rank(found: dict[str, Any]) -> None:
     first, second = found["deeper"]
     assert first == second
@@ -304,14 +328,15 @@ def test_reading_needs_no_process_group(tmp_path: Path) -> None:
     launch(Group(1, one_saved, (str(tmp_path),)))
     # In a process of its own: this one may have been made a rank by another test.
     code = (
-        "import sys; import torch.distributed as dist; from parallel.checkpoint.reader import open_checkpoint\n"
+        "import sys; import torch.distributed as dist; from parallel.checkpoint.reader import CheckpointReader, open_checkpoint\n"
         "reader = open_checkpoint(sys.argv[1]); reader.verify(); list(reader.weights().values()); sys.exit(dist.is_initialized())"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     reader = open_checkpoint(tmp_path)
     reader.verify()
+    assert {stat.S_IMODE(path.stat().st_mode) for path in reader.folder.iterdir()} == {0o640}
     assert reader.tokenizer_path is not None
-    assert "tokenizer.model" in reader.manifest["files"]
+    assert "tokenizer.model" in reader.manifest.files
     assert all(torch.isfinite(tensor).all() for tensor in reader.weights().values())
     flip(reader.tokenizer_path, 0)
     with pytest.raises(ValueError, match="tokenizer.model is damaged"):
@@ -320,4 +345,5 @@ def test_reading_needs_no_process_group(tmp_path: Path) -> None:
 
 def one_saved(folder: str) -> None:
     """Runs inside one rank."""
+    os.umask(0o027)
     keep(engine_of(CONFIG), CONFIG, Path(folder), 0)

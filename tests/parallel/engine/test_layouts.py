@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.documents.layouts import DOCUMENT, rows_in
 from tests.parallel.layouts import CASES, STEPS, Case, Row, is_quick, measure
-from tests.parallel.write_table import DOCUMENT, rows_in
 
 ALL = [case for cases in CASES.values() for case in cases]
 QUICK, SLOW = [case for case in ALL if is_quick(case)], [case for case in ALL if not is_quick(case)]
@@ -48,7 +48,7 @@ def test_larger_layout_equals_one_process(case: Case, slow_rows: dict[str, Row])
 def test_documented_table_has_every_case() -> None:
     assert rows_in(DOCUMENT.read_text()) == [
         (case.name, case.world) for cases in CASES.values() for case in cases
-    ], "docs/parallelism.md is older than the cases: python -m tests.parallel.write_table"
+    ], "docs/parallelism.md is older than the cases: python -m tests.documents.layouts"
 
 
 def test_names_are_unique_and_steps_are_ten() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,14 @@ from parallel.launch.exit_codes import ExitCode, as_exit_code
 from parallel.launch.slurm import (
     FIRST_PORT,
     PORTS,
-    RankInfo,
-    check_port,
+    SlurmTask,
     expand_counts,
     expand_hosts,
     master_address,
     master_port,
     slurm_environment,
 )
-from parallel.launch.slurm_client import Job, job_handle, parse_job
+from parallel.launch.slurm_client import Job, job_handle, parse_job, queue, sbatch, show_job
 
 STEP = {
     "SLURMD_NODENAME": "node2",
@@ -79,7 +80,7 @@ def test_counts() -> None:
 
 def test_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("parallel.launch.slurm.resolves", lambda name: True)
-    expected = RankInfo(3, 4, 1, 2, 1, 2, "node1", master_port(17, 0), 17, 0)
+    expected = SlurmTask(3, 4, 1, 2, 1, 2, "node1", master_port(17, 0), 17, 0)
     assert slurm_environment(STEP) == expected
     again = slurm_environment({**STEP, "SLURM_RESTART_COUNT": "2"})
     assert again is not None
@@ -160,19 +161,6 @@ def test_ports() -> None:
     assert all(FIRST_PORT <= port < FIRST_PORT + PORTS for port in ports)
 
 
-def test_taken_port() -> None:
-    with socket.socket() as other:
-        other.bind(("", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        with pytest.raises(
-            RuntimeError,
-            match=rf"port {port} on node1, which follows from job id and restart count, is in use",
-        ):
-            check_port("node1", port)
-    check_port("node1", port)
-
-
 def test_job_handles() -> None:
     assert job_handle({}) is None
     assert job_handle({"SLURM_JOB_ID": "12"}) == "12"
@@ -200,6 +188,38 @@ def test_scontrol_output() -> None:
         "JobState=PENDING Reason=None EndTime=Unknown PreemptTime=2026-11-21T21:43:14 NodeList=(null)"
     ) == Job("PENDING", preempted=True)
     assert parse_job("slurm_load_jobs error: Invalid job id specified") is None
+
+
+def test_how_a_user_likes_to_be_shown_things_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """scontrol writes times as SLURM_TIME_FORMAT says, squeue leaves out what SQUEUE_STATES does not name."""
+    scontrol, squeue = tmp_path / "scontrol", tmp_path / "squeue"
+    scontrol.write_text(
+        '#!/bin/sh\necho "JobState=RUNNING EndTime=${SLURM_TIME_FORMAT:-2026-11-21T21:43:14} $LC_ALL"\n'
+    )
+    squeue.write_text('#!/bin/sh\n[ -n "$SQUEUE_STATES" ] || echo "12|PENDING|None|N/A|"\n')
+    for command in (scontrol, squeue):
+        command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
+    monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
+    job = show_job("12")
+    assert job is not None
+    assert job.end_time == datetime(2026, 11, 21, 21, 43, 14).timestamp()
+    assert list(queue() or {}) == ["12"]
+
+
+def test_an_answer_of_sbatch_that_is_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sbatch_command = tmp_path / "sbatch"
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    for answer, expected in {"12;cluster": "12", "Welcome\n13": "13"}.items():
+        sbatch_command.write_text(f'#!/bin/sh\necho "{answer}"\n')
+        sbatch_command.chmod(0o755)
+        assert sbatch(["x"]) == expected
+    sbatch_command.write_text("#!/bin/sh\n")
+    with pytest.raises(UserError, match="sbatch answered '' in place of the number of a job"):
+        sbatch(["x"])
 
 
 def test_exit_codes() -> None:

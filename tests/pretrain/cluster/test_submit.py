@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,19 +12,21 @@ import pytest
 
 from model.errors import UserError
 from pretrain.cluster.code_copy import ROOT, copy_code
-from pretrain.cluster.site_file import SiteConfig, load_site, parse_time
-from pretrain.cluster.submit import Request, allowed_nodes, log_path, parse_nodes, plan, submit
+from pretrain.cluster.site_file import SiteConfig, load_site
+from pretrain.cluster.submit import Request, log_path, plan, review, submit
+from pretrain.cluster.submit_checks import allowed_nodes
 from pretrain.config.load import load_config
 from pretrain.config.schema import RunConfig
 from pretrain.rundir.lock import owned
 from pretrain.rundir.state import Owner, claim, read_state
+from tests.pretrain.small import small_data
 from tools.cli import main
 
 GOLDEN = Path(__file__).parent / "golden"
 EXAMPLE = ROOT / "slurm" / "site.example.yaml"
 CONFIG = """
 name: demo
-model: {num_layers: 4, hidden_size: 16, num_attention_heads: 2, vocab_size: 128}
+model: {num_layers: 4, hidden_size: 16, num_attention_heads: 2}
 data: {corpora: [{path: data}], seq_length: 8}
 optimizer: {lr: 0.001}
 train: {steps: 20, global_batch_size: 32, micro_batch_size: 1}
@@ -32,14 +35,20 @@ parallel: {processes: 2}
 SITE = SiteConfig(gpus_per_node=4, time="1:00:00", python="/venv/bin/python")
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_data(tmp_path_factory.mktemp("data"))
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a configuration and something that looks like a data set."""
+def folder(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a configuration and a data set."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("FATHOM_SITE", raising=False)
+    for name in list(os.environ):
+        if name.startswith(("FATHOM_", "SBATCH_", "SLURM_")):
+            monkeypatch.delenv(name)
     (tmp_path / "demo.yaml").write_text(CONFIG)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "dataset.json").write_text("{}")
+    (tmp_path / "data").symlink_to(data)
     return tmp_path
 
 
@@ -115,10 +124,11 @@ def test_numbers_of_nodes(folder: Path) -> None:
         allowed_nodes(
             load_config("demo.yaml", ["parallel.pipeline=3", "parallel.pipeline_split=[1,1,2]"]), SITE, "1"
         )
-    assert [parse_nodes(text) for text in ("4", "2-4")] == [(4, 4), (2, 4)]
-    for text in ("0", "4-2", "two", ""):
-        with pytest.raises(UserError, match="must be a number of nodes"):
-            parse_nodes(text)
+    with pytest.raises(UserError, match="more than Slurm manages"):
+        allowed_nodes(config, SITE, "1-1000000")
+    assert allowed_nodes(config, SITE, "1-65536") == [1, 2, 4, 8]
+    with pytest.raises(UserError, match=r"--nodes 60000 \(240000 processes\)"):
+        allowed_nodes(config, SITE, "60000")
 
 
 @pytest.mark.parametrize(
@@ -129,6 +139,17 @@ def test_numbers_of_nodes(folder: Path) -> None:
         ({}, Request("1", time="tomorrow"), "time='tomorrow' is no time limit"),
         ({}, Request("1", chain=2, array=["a=1"]), "--chain 2 does not combine with --array"),
         ({}, Request("1", chain=0), "--chain 0 must be at least 1"),
+        ({}, Request("1", chain=10**30), "must be at least 1 and at most 1000"),
+        (
+            {},
+            Request("1", array=["optimizer.lr='1"]),
+            r"--array, line 1: optimizer\.lr='1 has a quote that is not closed",
+        ),
+        (
+            {},
+            Request("1", array=["optimizer.lr=1", "optimizer.l=1"]),
+            r"--array, line 2: optimizer\.l is not a known key",
+        ),
         (
             {},
             Request("1", array=["name=x"]),
@@ -169,81 +190,137 @@ def test_a_run_that_a_local_process_trains_is_left_to_it(
     assert (folder / "runs" / "demo" / "config.yaml").exists() is ("sbatch" in refusal)
 
 
-def test_missing_data_is_noticed_before_the_queue(folder: Path) -> None:
-    planned = plan(loading("data.corpora=[{path: nowhere}]"), SITE, Request("1"))
-    with pytest.raises(UserError, match=r"data\.corpora: .*/nowhere holds no dataset\.json"):
-        submit(planned)
-    assert not planned.folder.exists()
-
-
-def test_paths_that_slurm_would_change(folder: Path) -> None:
-    with pytest.raises(UserError, match="has a character that Slurm reads in a way of its own"):
-        plan(loading("runs_dir=100%"), SITE, Request("1"))
-    assert '--output="' in plan(loading("runs_dir=my runs"), SITE, Request("1")).script
-
-
 @pytest.mark.parametrize(
-    ("text", "seconds"),
+    ("overrides", "message"),
     [
-        ("30", 1800),
-        ("30:15", 1815),
-        ("1:30:15", 5415),
-        ("24:00:00", 86400),
-        ("2-0", 172800),
-        ("1-02:30", 95400),
-        ("1-02:30:05", 95405),
+        (["data.corpora=[{path: nowhere}]"], r"data\.corpora: .*/nowhere holds no dataset\.json"),
+        (["data.corpora=[{path: broken}]"], r"broken: dataset\.json is damaged"),
+        (["model.vocab_size=128"], r"model\.vocab_size=128 differs from the tokenizer's 300"),
+        (["checkpoint.load=/nonexistent"], r"checkpoint\.load: /nonexistent holds no checkpoint"),
+        (["checkpoint.load=cut"], r"checkpoint\.load: .*/manifest\.json is damaged"),
     ],
 )
-def test_times(text: str, seconds: int) -> None:
-    assert parse_time(text) == seconds
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("gpus_per_node: 8\npartitoin: x", r"partitoin='x': .*known: partition, account"),
-        ("partition: gpu", "gpus_per_node: Field required"),
-        ("gpus_per_node: 0", "tasks_per_node is needed with gpus_per_node=0"),
-        ("{gpus_per_node: 8, tasks_per_node: 4}", "there is one task for each GPU; remove tasks_per_node"),
-        ("gpus_per_node: 8\nsbatch: [--time=3]", r"sbatch: '--time=3' is set by the batch script itself"),
-        ("gpus_per_node: 8\nsrun: [label]", r"srun: 'label' must be a long option"),
-        ("gpus_per_node: 8\npartition: a b", "partition='a b'"),
-        ("gpus_per_node: 8\ntime: 0", "is no time limit: Slurm would take it as unlimited"),
-        ("gpus_per_node: 8\nenvironment: {A-B: x}", "'A-B' is no name of an environment variable"),
-        ("gpus_per_node: 8\nenvironment: {A: true}", r"environment\.A=True"),
-        ("- 1", "must be a mapping"),
-        ("a: [", "is no YAML"),
-    ],
-)
-def test_site_files_that_are_refused(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "site.yaml").write_text(text)
+def test_what_is_missing_is_noticed_before_the_queue(
+    folder: Path, overrides: list[str], message: str
+) -> None:
+    for name, text in {
+        "broken/dataset.json": "{",
+        "cut/checkpoints/step_00000004/manifest.json": "{",
+    }.items():
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(text)
     with pytest.raises(UserError, match=message):
-        load_site(tmp_path / "site.yaml")
+        plan(loading(*overrides), SITE, Request("1"))
+    assert not (folder / "runs").exists()
 
 
-def test_site_file_is_read_as_it_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No number forms of YAML 1.1: 24:00:00 would be 86400 (minutes, to Slurm), 0x10 and 010 other numbers."""
-    (tmp_path / "site.yaml").write_text(
-        "{gpus_per_node: 8, time: 24:00:00, memory: 0, exclusive: true, environment: {A: 1, B: 010, C: on, D: 1.50}}"
-    )
-    monkeypatch.setenv("FATHOM_SITE", str(tmp_path / "site.yaml"))
-    site = load_site(None)
-    assert (site.time, site.memory, site.exclusive, site.environment) == (
-        "24:00:00",
-        "0",
-        True,
-        {"A": "1", "B": "010", "C": "on", "D": "1.50"},
-    )
+def test_a_run_with_checkpoints_needs_no_other_to_begin_from(folder: Path) -> None:
+    own = folder / "runs" / "demo" / "checkpoints" / "step_00000004"
+    own.mkdir(parents=True)
+    (own / "manifest.json").write_text("{}")
+    assert plan(loading("checkpoint.load=/nonexistent"), SITE, Request("1"))
 
 
-def test_no_site_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("FATHOM_SITE", raising=False)
+def test_variables_that_win_over_the_script(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sbatch lets its variables win over the lines of the script, and would say nothing."""
+    monkeypatch.setenv("SBATCH_PARTITION", "debug")  # the site file names none
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "5")
+    monkeypatch.setenv("SBATCH_WAIT", "1")
+    _, problems = review(loading(), lambda: SITE, Request("1"))
+    assert problems == [
+        "SBATCH_TIMELIMIT in your environment would win over `#SBATCH --time` of the script: unset SBATCH_TIMELIMIT",
+        "SBATCH_WAIT in your environment would keep sbatch until the job has ended: unset SBATCH_WAIT",
+    ]
+
+
+@pytest.mark.parametrize("setup", ["if true", "cat <<END"])
+def test_setup_that_is_no_shell(folder: Path, setup: str) -> None:
     with pytest.raises(
-        UserError, match=r"no site file: give --site FILE or set FATHOM_SITE; slurm/site\.example\.yaml"
+        UserError, match=r"with its `setup` lines the batch script is no valid shell \(line \d+: "
     ):
-        load_site(None)
-    with pytest.raises(UserError, match="nowhere: No such file"):
-        load_site(tmp_path / "nowhere")
+        plan(loading(), SITE.model_copy(update={"setup": [setup]}), Request("1"))
+
+
+def test_options_of_the_site_stay_what_they_are(folder: Path) -> None:
+    """A value with blanks is one word for Slurm and for the shell; nothing in it is run."""
+    site = SiteConfig.model_validate(
+        {**SITE.model_dump(), "sbatch": ["--comment='a --time=1'"], "srun": ["--cpu-bind='$(id);x # y'"]}
+    )
+    script = plan(loading(), site, Request("1")).script
+    assert '\n#SBATCH "--comment=a --time=1"\n' in script
+    assert "\n  '--cpu-bind=$(id);x # y' \\\n" in script
+
+
+def test_a_dry_run_names_every_mistake(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(
+            [
+                *(
+                    "submit",
+                    "demo.yaml",
+                    "--dry-run",
+                    "--nodes",
+                    "three",
+                    "--time",
+                    "soon",
+                    "--dependency",
+                    "12",
+                    "--chain",
+                    "0",
+                ),
+                *("data.corpora=[{path: nowhere}]", "checkpoint.load=/nonexistent"),
+            ]
+        )
+    assert left.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    said = [
+        "no site",
+        "--nodes three",
+        "time='soon' is",
+        "--chain 0",
+        "--dependency 12",
+        "data.corpora: /",
+        "checkpoint.load: /",
+    ]
+    assert [line.startswith(f"fathom: error: {words}") for line, words in zip(lines, said, strict=True)] == [
+        True
+    ] * 7
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "submit",
+                "demo.yaml",
+                "--dry-run",
+                "--nodes",
+                "1",
+                "--site",
+                str(EXAMPLE),
+                "train.setps=4",
+                "optimizer.lr=fast",
+                "--json",
+            ]
+        )
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert [problem.split(" ")[0] for problem in problems] == ["train.setps", "optimizer.lr='fast'"]
+    with pytest.raises(SystemExit):
+        main(["submit", "demo.yaml", "--nodes", "3", "--site", str(EXAMPLE), "checkpoint.load=/nonexistent"])
+    assert capsys.readouterr().err.endswith("(and 1 more problem: --dry-run names them all)\n")
+
+
+@pytest.mark.parametrize("name", ["100%", "a\t--uid=0", "a\rb", "a\x1b[2J", "a\u00a0b"])
+def test_paths_that_slurm_would_change(folder: Path, name: str) -> None:
+    def load(more: Sequence[str]) -> RunConfig:
+        return load_config("demo.yaml", more).model_copy(update={"runs_dir": name})
+
+    with pytest.raises(UserError, match="has a character that Slurm reads in a way of its own") as refusal:
+        plan(load, SITE, Request("1"))
+    assert str(refusal.value).isprintable()
+
+
+def test_paths_that_are_quoted(folder: Path) -> None:
+    assert '--output="' in plan(loading("runs_dir=my runs"), SITE, Request("1")).script
+    with pytest.raises(UserError, match=r"the path ~nobody-here/x cannot be completed"):
+        plan(loading("runs_dir=~nobody-here/x"), SITE, Request("1"))
 
 
 def test_snapshot_is_the_working_tree(tmp_path: Path) -> None:

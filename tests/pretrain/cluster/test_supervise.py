@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ import pytest
 from model.errors import UserError
 from parallel.launch.exit_codes import ExitCode
 from parallel.launch.slurm_client import Job
-from pretrain.cluster.supervise import NOTHING_TO_DO, carry_out, decide, main, on_term, start, usable_nodes
+from pretrain.cluster.decision import decide
+from pretrain.cluster.supervise import NOTHING_TO_DO, carry_out, main, on_term, start, usable_nodes
 from pretrain.rundir import state as states
 from pretrain.rundir.state import (
     Owner,
@@ -419,3 +422,35 @@ def test_bad_nodes_stay_where_the_site_says_nothing(run: Path, scontrol: Path) -
     carry_out(run, OWNER, decide(run, 79, RUNNING, OWNER))
     assert (scontrol / "calls").read_text().splitlines() == ["requeue 12"]
     assert "excluded" not in read_state(run)
+
+
+def test_a_run_that_was_moved_away(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    assert main(["start", str(run / "elsewhere")]) == 2
+    assert "elsewhere is gone: was it moved or removed after it was submitted?" in capsys.readouterr().err
+
+
+def test_a_python_without_packages_will_do(run: Path) -> None:
+    """The batch script runs on the node itself, outside of the container that holds the packages."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(Path(__file__).parents[3]),
+        "SLURM_JOB_ID": "12",
+    }
+    bare = [sys.executable, "-S", "-s", "-m", "pretrain.cluster.supervise"]
+    done = subprocess.run(
+        [*bare, "start", str(run)], env=environment, cwd=run, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+    assert "newest checkpoint: step 100" in done.stderr
+    record_failure(run, 0, ExitCode.USER_ERROR, "why", OWNER)
+    done = subprocess.run(
+        [*bare, "after-exit", str(run), "--exit-code=2"],
+        env=environment,
+        cwd=run,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, read_state(run)["state"]) == (2, "failed"), done.stderr

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 import shutil
-import socket
-import subprocess
-import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,11 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-import pretrain.data.index_cache as index_cache
 from model.errors import UserError
 from pretrain.config.schema import Corpus
 from pretrain.data.blend import Prefetcher, TokenBlend, micro_batch_indices, open_blend
-from pretrain.data.index_cache import build_once
+from pretrain.data.dataset_admin import inspect_dataset
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.order import BlendPattern
 from pretrain.data.prepare import PrepareOptions, prepare
@@ -127,11 +125,107 @@ def test_a_sample_is_a_function_of_its_position(sets: Path) -> None:
         assert any((changed.sample(index) != straight[index]).any() for index in range(20))
 
 
-@pytest.mark.parametrize("name", ["train.idx", "dataset.json"])
-def test_damaged_files_are_named(sets: Path, tmp_path: Path, name: str) -> None:
+def damage(path: Path, at: int, new: bytes) -> None:
+    content = bytearray(path.read_bytes())
+    assert content[at : at + len(new)] != new
+    content[at : at + len(new)] = new
+    path.write_bytes(content)
+
+
+def edit(folder: Path, **fields: object) -> None:
+    path = folder / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut index": (lambda red: os.truncate(red / "train.idx", 10), "train.idx has 10 bytes, by dataset.json"),
+    "no index": (lambda red: (red / "train.idx").unlink(), "train.idx is missing"),
+    "other kind of index": (
+        lambda red: damage(red / "train.idx", 17, b"\4"),
+        "train.idx has a damaged beginning",
+    ),
+    "cut tokens": (lambda red: os.truncate(red / "train.bin", 10), "train.bin has 10 bytes"),
+    "one token": (lambda red: damage(red / "train.bin", 100, b"\7"), "train.bin or train.idx is damaged"),
+    "token beyond": (
+        lambda red: damage(red / "train.bin", 100, b"\xff\xff"),
+        "train.bin or train.idx is damaged",
+    ),
+    "one length": (
+        lambda red: damage(red / "train.idx", 40, b"\xff\xff"),
+        "train.bin or train.idx is damaged",
+    ),
+    "no tokenizer": (lambda red: (red / "tokenizer.model").unlink(), "tokenizer.model cannot be read"),
+    "empty tokenizer": (lambda red: os.truncate(red / "tokenizer.model", 0), "tokenizer.model is damaged"),
+    "cut manifest": (lambda red: os.truncate(red / "dataset.json", 10), "dataset.json is damaged"),
+    "no splits": (lambda red: edit(red, splits=None), "dataset.json is damaged .splits:"),
+    "huge vocabulary": (lambda red: edit(red, vocab_size=10**30), "dataset.json is damaged .vocab_size:"),
+    "other format": (lambda red: edit(red, format=[]), "dataset.json has format"),
+    "foreign split": (lambda red: edit(red, splits={"../x": {}}), "dataset.json is damaged .splits.../x"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_data_sets_are_refused_in_one_line(sets: Path, tmp_path: Path, name: str) -> None:
+    """At every start, before anything is computed; so does `inspect`."""
     shutil.copytree(sets / "red", tmp_path / "red")
-    os.truncate(tmp_path / "red" / name, 10)
-    with pytest.raises(UserError, match=rf"data set .*/red: {name} is damaged \(.*\); prepare"):
+    breaks, message = DAMAGES[name]
+    breaks(tmp_path / "red")
+    for look in (lambda: blend(tmp_path, "red"), lambda: inspect_dataset(tmp_path / "red")):
+        with pytest.raises(UserError, match=rf"red.*{message}") as caught:
+            look()
+        assert "\n" not in str(caught.value)
+        assert "prepare" in str(caught.value)
+
+
+def old_manifest(folder: Path) -> None:
+    """As version 0.1.0 wrote it."""
+    splits = json.loads((folder / "dataset.json").read_text())["splits"]
+    keys = ("documents", "tokens", "bytes", "sha256")
+    edit(folder, splits={name: {key: facts[key] for key in keys} for name, facts in splits.items()})
+
+
+def test_data_sets_of_the_first_version_give_the_same_samples(sets: Path, tmp_path: Path) -> None:
+    shutil.copytree(sets / "red", tmp_path / "red")
+    old_manifest(tmp_path / "red")
+    np.testing.assert_array_equal(
+        blend(tmp_path, "red").batch(range(90)), blend(sets, "red").batch(range(90))
+    )
+    # The name that the order of samples depends on, as version 0.1.0 computed it.
+    assert blend(sets, "red").fingerprints == [
+        hashlib.sha256(
+            json.dumps(
+                [
+                    json.loads((tmp_path / "red" / "dataset.json").read_text())["tokenizer_sha256"],
+                    "train",
+                    json.loads((tmp_path / "red" / "dataset.json").read_text())["splits"]["train"],
+                ],
+                sort_keys=True,
+            ).encode()
+        ).hexdigest()
+    ]
+
+
+@pytest.mark.parametrize("token", [290, 65535])
+def test_tokens_beyond_the_vocabulary_never_leave_the_reader(sets: Path, tmp_path: Path, token: int) -> None:
+    """Where the comparison at the start has not seen them, as in a large file."""
+    shutil.copytree(sets / "red", tmp_path / "red")
+    old_manifest(tmp_path / "red")
+    data = blend(tmp_path, "red")
+    damage(tmp_path / "red" / "train.bin", 100, token.to_bytes(2, "little"))
+    with pytest.raises(
+        UserError, match=f"red: train.bin or train.idx is damaged .token {token} in a vocabulary of 290"
+    ):
+        data.batch(range(data.samples_per_epoch[0]))
+    with pytest.raises(UserError, match=f"token {token} in a vocabulary of 290"):
+        blend(tmp_path, "red")
+
+
+def test_an_index_that_does_not_fit_is_refused_before_it_is_used(sets: Path, tmp_path: Path) -> None:
+    shutil.copytree(sets / "red", tmp_path / "red")
+    old_manifest(tmp_path / "red")
+    first_place = 34 + 4 * len(documents(sets, "red"))
+    damage(tmp_path / "red" / "train.idx", first_place + 8, b"\xff\xff\xff")
+    with pytest.raises(UserError, match="train.idx has documents that do not follow each other"):
         blend(tmp_path, "red")
 
 
@@ -175,7 +269,7 @@ def test_batches_and_properties(sets: Path) -> None:
     assert (batch.shape, batch.dtype) == ((3, SEQ + 1), torch.int64)
     assert torch.equal(batch[0], batch[2])
     assert batch[1].tolist() == data.sample(1).tolist()
-    assert (data.vocab_size, data.eod_id, data.manifests[0]["splits"]["train"]["documents"]) == (
+    assert (data.vocab_size, data.eod_id, data.manifests[0].splits["train"].documents) == (
         290,
         2,
         len(documents(sets, "red")),
@@ -207,92 +301,15 @@ def test_mistakes_are_named(sets: Path, tmp_path: Path) -> None:
         blend(sets, "red", "red")
     with pytest.raises(UserError, match="absent: no readable dataset.json"):
         blend(sets, "absent")
+
+
+def test_a_read_only_cache_is_said_to_many_and_not_needed_by_one(sets: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
+    corpora, cache = [Corpus(path=str(sets / "red"))], tmp_path / "file" / "cache"
     with pytest.raises(UserError, match="data.cache: no sample indices can be written"):
-        open_blend([Corpus(path=str(sets / "red"))], "train", SEQ, 7, tmp_path / "file" / "cache")
-
-
-def test_damaged_index_files_are_named(sets: Path, tmp_path: Path) -> None:
-    corpora = [Corpus(path=str(sets / "red"))]
-    open_blend(corpora, "train", SEQ, 7, tmp_path)
-    (path,) = tmp_path.glob("*.npy")
-    np.save(path, np.zeros(5, dtype=np.int64))
-    with pytest.raises(UserError, match="does not fit the data set; delete this file"):
-        open_blend(corpora, "train", SEQ, 7, tmp_path)
-    path.write_bytes(b"")
-    with pytest.raises(UserError, match="is damaged"):
-        open_blend(corpora, "train", SEQ, 7, tmp_path)
-
-
-RACE = """
-import os, sys, time
-from pathlib import Path
-import numpy as np
-from pretrain.data.index_cache import build_once
-
-folder = Path(sys.argv[1])
-
-def build():
-    (folder / f"built-{os.getpid()}").touch()
-    time.sleep(0.5)
-    return np.arange(1000)
-
-(folder / f"ready-{os.getpid()}").touch()
-while len(list(folder.glob("ready-*"))) < 4:
-    time.sleep(0.001)
-assert build_once(folder / "cache" / "index.npy", build).sum() == 499500
-"""
-
-
-def test_of_four_processes_one_builds_and_all_read(tmp_path: Path) -> None:
-    processes = [subprocess.Popen([sys.executable, "-c", RACE, str(tmp_path)]) for _ in range(4)]
-    assert [process.wait(60) for process in processes] == [0] * 4
-    assert len(list(tmp_path.glob("built-*"))) == 1
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["index.npy"]
-
-
-def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    (tmp_path / "index.npy.lock").write_text(json.dumps({"host": socket.gethostname(), "pid": child.pid}))
-    assert build_once(tmp_path / "index.npy", lambda: np.arange(3)).tolist() == [0, 1, 2]
-    assert [path.name for path in tmp_path.iterdir()] == ["index.npy"]
-
-
-class Clock:
-    """Stands in for the module `time`; a lock shows signs of life until `silent_after`."""
-
-    def __init__(self, lock: Path, silent_after: float) -> None:
-        self.now, self.lock, self.silent_after = 0.0, lock, silent_after
-
-    def monotonic(self) -> float:
-        return self.now
-
-    time = monotonic
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-        if self.now < self.silent_after:
-            os.utime(self.lock, ns=(round(self.now * 1e9),) * 2)
-
-
-def test_a_silent_lock_is_taken_over_and_a_living_one_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    lock = tmp_path / "index.npy.lock"
-    lock.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
-    clock = Clock(lock, silent_after=100.0)
-    monkeypatch.setattr(index_cache, "time", clock)
-    build_once(tmp_path / "index.npy", lambda: np.arange(3))
-    assert clock.now + index_cache.POLL_S >= 100.0 + index_cache.STALE_S
-    assert clock.now < 100.0 + index_cache.STALE_S + 3 * index_cache.POLL_S
-    assert caplog.text.count("waiting for index built by elsewhere") == 3  # after 5 s, and then each minute
-
-
-def test_a_failed_build_frees_the_lock(tmp_path: Path) -> None:
-    with pytest.raises(MemoryError):
-        build_once(tmp_path / "index.npy", lambda: (_ for _ in ()).throw(MemoryError()))
-    assert list(tmp_path.iterdir()) == []
+        open_blend(corpora, "train", SEQ, 7, cache)
+    alone = open_blend(corpora, "train", SEQ, 7, cache, alone=True)
+    np.testing.assert_array_equal(alone.batch(range(20)), blend(sets, "red").batch(range(20)))
 
 
 def test_prefetching_keeps_order_measures_waiting_and_passes_errors_on(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,11 +17,12 @@ from typer.testing import CliRunner
 
 import pretrain.data.prepare as prepare_module
 from model.errors import UserError
+from pretrain.data.dataset_admin import inspect_dataset
 from pretrain.data.encode import Encoder
 from pretrain.data.indexed import DType, IndexedDataset, IndexedDatasetBuilder
 from pretrain.data.inputs import standard_library_files
-from pretrain.data.manifest import load_manifest, split_prefix
-from pretrain.data.prepare import PrepareOptions, inspect_dataset, prepare
+from pretrain.data.manifest import load_manifest
+from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.tokenizer import token_dtype
 from pretrain.data.train_tokenizer import train_tokenizer
 
@@ -54,7 +56,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def texts(folder: Path, split: str) -> list[str]:
-    count = load_manifest(folder)["splits"][split]["documents"]
+    count = load_manifest(folder).facts(folder, split).documents
     return inspect_dataset(folder, split, count)[1] if count else []
 
 
@@ -69,7 +71,7 @@ def test_files_are_those_of_megatrons_builder_fed_document_by_document(
         "tokenizer.model",
         *(f"{split}.{kind}" for split in SPLITS for kind in ("bin", "idx")),
     }
-    assert json.loads((options.out / "dataset.json").read_text()) == manifest
+    assert load_manifest(options.out) == manifest
     found = []
     for split in SPLITS:
         documents = texts(options.out, split)
@@ -103,19 +105,12 @@ def test_manifest_numbers(options: PrepareOptions, tokenizer: Path) -> None:
     manifest = prepare(options)
     train = np.fromfile(options.out / "train.bin", dtype=np.uint16)
     p = np.bincount(train)[np.bincount(train) > 0] / len(train)
-    assert manifest["unigram_entropy_nats"] == pytest.approx(-(p * np.log(p)).sum())
-    assert manifest["token_correlation"] == pytest.approx((p**2).sum())
-    assert manifest["splits"]["train"]["tokens"] == len(train)
-    assert manifest["splits"]["train"]["bytes"] == sum(
-        len(text.encode()) for text in texts(options.out, "train")
-    )
-    assert manifest["splits"]["train"]["documents"] == (train == manifest["eod_id"]).sum()
-    assert (manifest["format"], manifest["vocab_size"], manifest["eod_id"], manifest["seed"]) == (
-        1,
-        600,
-        2,
-        1234,
-    )
+    assert manifest.unigram_entropy_nats == pytest.approx(-(p * np.log(p)).sum())
+    assert manifest.token_correlation == pytest.approx((p**2).sum())
+    assert manifest.splits["train"].tokens == len(train)
+    assert manifest.splits["train"].bytes == sum(len(text.encode()) for text in texts(options.out, "train"))
+    assert manifest.splits["train"].documents == (train == manifest.eod_id).sum()
+    assert (manifest.format, manifest.vocab_size, manifest.eod_id, manifest.seed) == (1, 600, 2, 1234)
     assert (options.out / "tokenizer.model").read_bytes() == tokenizer.read_bytes()
 
 
@@ -124,14 +119,28 @@ def test_broken_lines_are_counted_and_placed(options: PrepareOptions, tmp_path: 
     path.write_bytes(gzip.compress(b'{"text": "good one"}\n{"text": ""}\n' + b"not json\n" * 25))
     with_broken = replace(options, inputs=[*options.inputs, str(path)])
     manifest = prepare(with_broken)
-    assert manifest["empty_documents"] == 1 + sum(not item.read_text() for item in FILES)
-    assert manifest["broken"]["count"] == 25
-    assert [(entry["file"], entry["line"]) for entry in manifest["broken"]["examples"]] == [
+    assert manifest.empty_documents == 1 + sum(not item.read_text() for item in FILES)
+    assert manifest.broken.count == 25
+    assert [(entry.file, entry.line) for entry in manifest.broken.examples] == [
         (str(path), line) for line in range(3, 23)
     ]
     with pytest.raises(UserError, match=r"broken.jsonl.gz:3: bad JSON"):
         prepare(replace(with_broken, out=options.out.with_name("strict"), strict=True))
     assert not options.out.with_name("strict").exists()
+
+
+def test_names_and_descriptions_that_json_cannot_hold(options: PrepareOptions, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in (b"README.md", b"a.jsonl", b"\xff.txt", b"\x1b[2J.txt"):
+        (folder / os.fsdecode(name)).write_bytes(b"\x80" if name.endswith(b".txt") else b'{"text": "good"}')
+    manifest = prepare(replace(options, inputs=[str(folder)], split=(1.0, 0.0, 0.0)))
+    assert manifest == load_manifest(options.out)
+    assert [entry.file for entry in manifest.broken.examples] == [
+        f"{folder}/\\x1b[2J.txt",
+        f"{folder}/\\udcff.txt",
+    ]
+    assert manifest.left_out == (f"{folder}/README.md",)
 
 
 def test_split_by_document_is_stable_when_input_moves_and_grows(
@@ -156,25 +165,25 @@ def test_split_by_file_keeps_files_whole(options: PrepareOptions, tmp_path: Path
     sets = [{text.split()[1] for text in texts(options.out, split)} for split in SPLITS]
     assert sum(map(len, sets)) == len(set.union(*sets)) == 30
     assert all(
-        load_manifest(options.out)["splits"][split]["documents"] == 5 * len(group)
+        load_manifest(options.out).facts("", split).documents == 5 * len(group)
         for split, group in zip(SPLITS, sets, strict=True)
     )
 
 
 def test_long_lists_of_inputs_are_summed_up(options: PrepareOptions) -> None:
     manifest = prepare(replace(options, inputs=[*map(str, FILES), *options.inputs] * 3))
-    assert [source["input"] for source in manifest["sources"]][:2] == [str(path) for path in FILES[:2]]
-    assert sum(source["parts"] for source in manifest["sources"]) == len(FILES) + 1, (
+    assert [source.input for source in manifest.sources][:2] == [str(path) for path in FILES[:2]]
+    assert sum(source.parts for source in manifest.sources) == len(FILES) + 1, (
         "an input named again is read once"
     )
-    assert len(manifest["sources"]) == 101
-    assert len(json.dumps(manifest["sources"])) < 20_000
+    assert len(manifest.sources) == 101
+    assert len(manifest.text()) < 30_000
 
 
 def test_limit_and_a_split_without_a_share(options: PrepareOptions) -> None:
     manifest = prepare(replace(options, limit=7, split=(3.0, 1.0, 0.0)))
-    assert sum(split["documents"] for split in manifest["splits"].values()) + manifest["empty_documents"] == 7
-    assert manifest["splits"]["test"]["documents"] == 0
+    assert sum(split.documents for split in manifest.splits.values()) + manifest.empty_documents == 7
+    assert manifest.splits["test"].documents == 0
 
 
 def test_an_existing_data_set_is_replaced_only_on_request(options: PrepareOptions, tmp_path: Path) -> None:
@@ -195,6 +204,19 @@ def test_an_existing_data_set_is_replaced_only_on_request(options: PrepareOption
         prepare(replace(options, out=tmp_path / "file", overwrite=True))
 
 
+def test_what_appears_at_the_target_meanwhile_is_kept(options: PrepareOptions) -> None:
+    def another_writes(progress: prepare_module.Progress) -> None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "thesis.tex").write_text("years of work")
+
+    with pytest.raises(
+        UserError, match=f"--out {options.out}: the folder holds something else than a data set"
+    ):
+        prepare(replace(options, overwrite=True), another_writes)
+    assert contents(options.out) == {"thesis.tex": b"years of work"}
+    assert [path.name for path in options.out.parent.iterdir()] == ["set"]
+
+
 def test_a_failure_half_way_leaves_nothing_behind(
     options: PrepareOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,7 +228,7 @@ def test_a_failure_half_way_leaves_nothing_behind(
 
     with pytest.raises(KeyboardInterrupt):
         prepare(options, fail_later)
-    assert list(options.out.parent.iterdir()) == []
+    assert not options.out.parent.exists()
 
 
 @pytest.mark.parametrize(
@@ -229,25 +251,6 @@ def test_mistakes_are_named(options: PrepareOptions, change: dict[str, object], 
     with pytest.raises(UserError, match=message):
         prepare(replace(options, **change))  # type: ignore[arg-type]
     assert not options.out.exists()
-
-
-def test_damaged_folders_are_named(options: PrepareOptions) -> None:
-    prepare(options)
-    manifest = load_manifest(options.out)
-    with (options.out / "train.bin").open("ab") as file:
-        file.write(b"x")
-    with pytest.raises(UserError, match="train.bin has"):
-        split_prefix(options.out, "train", manifest)
-    (options.out / "test.idx").unlink()
-    with pytest.raises(UserError, match="test.idx is missing"):
-        split_prefix(options.out, "test", manifest)
-    with pytest.raises(UserError, match="no split 'dev'; it has train, validation, test"):
-        split_prefix(options.out, "dev", manifest)
-    (options.out / "dataset.json").write_text('{"format": 99}')
-    with pytest.raises(UserError, match="has format 99"):
-        load_manifest(options.out)
-    with pytest.raises(UserError, match="name a folder written by"):
-        load_manifest(options.out.parent)
 
 
 def test_workers_and_command_files_load_neither_torch_nor_megatron() -> None:
@@ -292,7 +295,7 @@ def test_preparing_beats_encoding_one_document_at_a_time(tmp_path: Path) -> None
     print(
         f"{tokens} tokens: naive {tokens / naive:,.0f} tokens/s, prepare {tokens / prepared:,.0f} tokens/s, {naive / prepared:.2f} times as fast"
     )
-    assert manifest["splits"]["train"]["tokens"] == tokens
+    assert manifest.splits["train"].tokens == tokens
     for kind in ("bin", "idx"):
         assert (tmp_path / "out" / f"train.{kind}").read_bytes() == (tmp_path / f"naive.{kind}").read_bytes()
     assert naive / prepared > 1.5
@@ -327,7 +330,7 @@ def test_commands(options: PrepareOptions, tmp_path: Path) -> None:
     result = runner.invoke(data.app, arguments)
     assert (result.exit_code, "bytes/token" in result.output) == (0, True), result.output
     result = runner.invoke(data.app, [*arguments, "--overwrite", "--json"])
-    assert json.loads(result.stdout) == load_manifest(tmp_path / "cli")
+    assert result.stdout == (tmp_path / "cli" / "dataset.json").read_text()
     assert runner.invoke(data.app, [*arguments, "--overwrite", "--quiet"]).output == ""
     result = runner.invoke(data.app, ["inspect", str(tmp_path / "cli"), "--documents", "2", "--json"])
     assert json.loads(result.stdout)["documents"] == texts(tmp_path / "cli", "train")[:2]

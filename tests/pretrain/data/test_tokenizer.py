@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from hypothesis import strategies as st
 
 import pretrain.data.tokenizer as tokenizer_module
 from model.errors import UserError
+from model.hf.tokenizer.convert import write_tokenizer
+from model.hf.tokenizer.proof import prove
 from pretrain.data.inputs import standard_library_files
+from pretrain.data.prepare import tokenizer_notes
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.train_tokenizer import train_tokenizer
 
@@ -103,6 +107,61 @@ def test_ids_and_vocabulary(trained: Tokenizer) -> None:
     assert len(trained.encode("        return")) <= 3, "indentation has pieces of its own"
 
 
+@pytest.mark.parametrize("model", ["bpe", "unigram"])
+@pytest.mark.parametrize("text", ["ACGTTGCA" * 400, "日本語のテスト" * 100 + "\n", "ACGT" * 20_000 + " "])
+def test_spaces_survive_a_sample_that_has_none(tmp_path: Path, model: Any, text: str) -> None:
+    """Or as good as none; and so does the export."""
+    (tmp_path / "in.txt").write_text(text)
+    train_tokenizer(
+        [str(tmp_path / "in.txt")], tmp_path / "t.model", vocab_size=266 + ("日" in text) * 3, model=model
+    )
+    tokenizer = Tokenizer(tmp_path / "t.model")
+    for sample in ("A C\n G", "  ", "a \u2581 b"):
+        assert tokenizer.decode(tokenizer.encode(sample)) == sample
+    assert tokenizer.lossless
+    write_tokenizer(tmp_path / "t.model", tmp_path, 64)
+    prove(tmp_path / "t.model", tmp_path)
+    assert tokenizer_notes(tokenizer) == []
+
+
+NEUTRAL: dict[str, Any] = {
+    "normalization_rule_name": "identity",
+    "add_dummy_prefix": False,
+    "remove_extra_whitespaces": False,
+    "byte_fallback": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes"),
+    [
+        ({}, ""),
+        ({"normalization_rule_name": "nfkc"}, "normalises characters .nfkc."),
+        ({"add_dummy_prefix": True}, "adds a space before each document"),
+        ({"remove_extra_whitespaces": True}, "merges and strips spaces"),
+        ({"byte_fallback": False}, "has no piece for every byte"),
+        ({}, "has no piece for a space"),
+    ],
+)
+def test_what_a_model_does_to_text_is_known(tmp_path: Path, settings: dict[str, Any], changes: str) -> None:
+    written = io.BytesIO()
+    text = "abcdefg" * 30 if changes.endswith("a space") else "def f(x): return x + 1"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([text] * 50),
+        model_writer=written,
+        vocab_size=280,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **NEUTRAL | settings,
+    )
+    (tmp_path / "t.model").write_bytes(written.getvalue())
+    tokenizer = Tokenizer(tmp_path / "t.model")
+    notes = " ".join(tokenizer_notes(tokenizer))
+    assert tokenizer.lossless == (not changes) == (not notes)
+    assert re.search(changes, notes)
+    assert ("cannot be exported" in notes) == bool(settings)
+
+
 def test_training_is_deterministic(tmp_path: Path) -> None:
     for model in ("bpe", "unigram"):
         first = train_tokenizer(
@@ -131,7 +190,12 @@ def test_a_sample_visits_all_large_files(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("vocab_size", "max_bytes", "message"),
-    [(200, 1000, "--vocab-size 200"), (90_000, 1000, "--vocab-size 90000"), (300, 0, "--max-bytes 0")],
+    [
+        (200, 1000, "--vocab-size 200"),
+        (260, 1000, r"--vocab-size 260 is too small: .* take 3\d\d pieces; use at least that many"),
+        (90_000, 1000, r"--vocab-size 90000 is too large: 1000 bytes of text give \d+ pieces at most"),
+        (300, 0, "--max-bytes 0"),
+    ],
 )
 def test_impossible_settings_are_named(tmp_path: Path, vocab_size: int, max_bytes: int, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,17 +21,9 @@ from model.config import ModelConfig
 from model.errors import UserError
 from model.parameters.size import parameter_count
 from pretrain.config.scheme_choice import parse_variant, parse_variants
-from pretrain.duel.grid import (
-    Cell,
-    Grid,
-    cell_config,
-    check_unchanged,
-    finished,
-    sized,
-    train_cell,
-    train_cells,
-)
+from pretrain.duel.grid import Cell, Grid, cell_config, check_unchanged, finished, sized
 from pretrain.duel.results import Outcome, best_settings, count_bursts, count_spikes, outcome, statements
+from pretrain.duel.workers import given_devices, train_cell, train_cells
 from pretrain.rundir.metrics import read_metrics
 from pretrain.train.run import prepare
 from tests.pretrain.small import small_data
@@ -309,6 +303,45 @@ def test_finished_cells_are_not_trained_again(config: Path, tmp_path: Path) -> N
     for one in configs:
         train_cell(one)
     assert train_cells(configs, 2, pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "names"),
+    [
+        (None, 2, ["0", "1"]),
+        ("4,5", 2, ["4", "5"]),
+        ("GPU-8a1, MIG-77", 2, ["GPU-8a1", "MIG-77"]),
+        ("6,-1,7", 1, ["6"]),
+        ("", 0, []),
+        (None, 0, []),
+    ],
+)
+def test_workers_take_the_gpus_that_were_given(visible: str | None, count: int, names: list[str]) -> None:
+    assert given_devices(count, {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) == names
+
+
+def test_a_killed_worker_takes_its_own_cell_along_and_no_other(config: Path, tmp_path: Path) -> None:
+    base = prepare(str(config), ["train.steps=1000000"])
+    cells = [
+        cell_config(base, Cell(parse_variant("pre_ln"), 1, lr, 0.0, 1), "tokens", tmp_path)
+        for lr in (1e-2, 2e-2)
+    ]
+    cells[1].train.steps = 2
+    metrics = tmp_path / "cells" / cells[0].name / "metrics.jsonl"
+
+    def kill() -> None:
+        while not metrics.exists():
+            time.sleep(0.05)
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    lines: list[str] = []
+    assert not train_cells(cells, 1, lines.append)
+    killer.join()
+    assert lines[1] == f"[0/2] {cells[0].name}: the worker was killed (out of memory?) (0 s)"
+    assert lines[2].startswith(f"[1/2] {cells[1].name}: all steps are done")
 
 
 @pytest.mark.slow

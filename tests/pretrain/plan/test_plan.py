@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,13 +15,13 @@ from model.cost.activations import Activations
 from model.errors import UserError
 from model.parameters.size import parameter_count, parameter_shapes
 from parallel.config import ParallelConfig, RecomputeConfig
-from parallel.hardware.accelerators import ACCELERATORS, accelerator
+from parallel.hardware.gpus import PLANNED, planned_gpu
 from parallel.topology import check_layout
-from pretrain.plan.layouts import RESERVED, Work, predict, rank
+from pretrain.plan.layouts import RESERVED, Work, possible, predict, rank, why_none
 from pretrain.plan.memory import peak_memory, stages
 from pretrain.plan.published import errors, table
-from pretrain.plan.speed import bubble_share
-from tools.plan import command, plan
+from pretrain.plan.speed import LIMITS, bubble_share
+from tools.plan import plan
 
 MODEL = ModelConfig(
     scheme="pre_ln",
@@ -29,14 +31,15 @@ MODEL = ModelConfig(
     vocab_size=1024,
     max_position_embeddings=128,
 )
-H100 = accelerator("h100")
+WIDE = {"hidden_size": 8192, "num_attention_heads": 64}
+H100 = planned_gpu("h100")
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "performance.md"
 
 
 def test_documented_table_is_what_the_code_gives() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     documented = text.partition("<!-- published: begin -->\n")[2].partition("\n<!-- published: end -->")[0]
-    assert documented == table(), "write it anew with python -m benchmarks.plan_published"
+    assert documented == table(), "write it anew with python -m tests.documents.published"
     found = [abs(error) for error in errors()]
     assert statistics.median(found) < 0.08
     assert max(found) < 0.35
@@ -119,7 +122,7 @@ def test_ranked_layouts_are_possible_and_fit() -> None:
         vocab_size=50257,
         max_position_embeddings=2048,
     )
-    found = rank(Work(big, 2048, 512, "bf16"), H100, 64, most=100)
+    found = rank(possible(Work(big, 2048, 512, "bf16"), H100, 64), most=100)
     assert len(found) > 10
     assert all(one.memory.total + RESERVED <= H100.memory for one in found)
     assert [one.time.total for one in found] == pytest.approx(
@@ -129,7 +132,50 @@ def test_ranked_layouts_are_possible_and_fit() -> None:
         one.layout.tensor * one.layout.pipeline > 1 for one in found
     )  # 1.4 TB of state do not fit in one GPU
     assert all(math.isfinite(one.mfu) and 0 < one.mfu < 0.76 for one in found)
-    assert rank(Work(big, 2048, 512, "bf16"), H100, 1) == []
+    alone = possible(Work(big, 2048, 512, "bf16"), H100, 1)
+    assert rank(alone) == []
+    assert why_none(Work(big, 2048, 512, "bf16"), H100, 1, alone).startswith(
+        "No layout fits: the smallest needs "
+    )
+
+
+def test_why_no_layout_is_possible() -> None:
+    work = Work(MODEL, 128, 64, "bf16")
+    for world, words in (
+        (
+            1_000_000,
+            "1000000 GPUs are more than train.global_batch_size=64 samples can keep busy, .* (4096 GPUs)",
+        ),
+        (7 * 11, "no tensor x pipeline degrees for this model divide 77 GPUs"),
+    ):
+        tried = possible(work, H100, world)
+        assert rank(tried) == []
+        assert re.search(words.replace("(", r"\(").replace(")", r"\)"), why_none(work, H100, world, tried))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch", "parallel", "world", "limit"),
+    [
+        ({**WIDE, "max_position_embeddings": 8192}, 1, {}, 1, "products"),
+        ({"vocab_size": 262144, "num_layers": 1}, 8, {}, 1, "bytes"),
+        ({"num_layers": 1000}, 64, {}, 8, "launches"),
+        (WIDE, 512, {}, 512, "reduction"),
+        ({**WIDE, "num_query_groups": 64}, 64, {"tensor": 64, "sequence_parallel": True}, 64, "reduction"),
+        ({"max_position_embeddings": 65536, "hidden_size": 2048}, 1, {}, 1, "attention"),
+        ({}, 2, {"pipeline": 8}, 8, "bubble"),
+    ],
+)
+def test_what_limits_a_step(
+    sizes: dict[str, int], batch: int, parallel: dict[str, Any], world: int, limit: str
+) -> None:
+    config = ModelConfig.model_validate(MODEL.model_dump() | sizes)
+    work = Work(config, config.max_position_embeddings or 0, batch, "bf16")
+    time = predict(work, H100, ParallelConfig.model_validate(parallel), world, 1).time
+    shares = time.shares()
+    assert next(iter(shares)) == limit
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares.keys() == LIMITS.keys()
+    assert all(share >= 0 for share in shares.values())
 
 
 def test_recompute_costs_time_and_saves_memory() -> None:
@@ -143,10 +189,10 @@ def test_recompute_costs_time_and_saves_memory() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(UserError, match=f"--gpu v100 is not known: choose one of {', '.join(ACCELERATORS)}"):
-        accelerator("v100")
+    with pytest.raises(UserError, match=f"--gpu v100 is not known: choose one of {', '.join(PLANNED)}"):
+        planned_gpu("v100")
     with pytest.raises(UserError, match="has no fp8"):
-        predict(Work(MODEL, 128, 8, "fp8"), accelerator("a100"), ParallelConfig(), 1, 1)
+        predict(Work(MODEL, 128, 8, "fp8"), planned_gpu("a100"), ParallelConfig(), 1, 1)
     with pytest.raises(UserError, match="train.global_batch_size=6 is not divisible"):
         predict(Work(MODEL, 128, 6, "bf16"), H100, ParallelConfig(), 4, 1)
     with pytest.raises(UserError, match="model.vocab_size is not known"):
@@ -159,6 +205,7 @@ def test_whole_report_on_a_shipped_configuration() -> None:
     assert len(report["layouts"]) == 3
     own = report["configured"]
     assert own["cost"] == pytest.approx(own["days"] * 24 * 8 * 2)
+    assert (own["limit"], report["why_none"]) == ("products", None)
     assert own["days"] == pytest.approx(1e9 / own["tokens_per_s"] / 86400)
     assert own["memory"]["total"] == pytest.approx(
         sum(own["memory"][part] for part in ("weights", "gradients", "optimizer", "activations", "buffers"))
@@ -167,8 +214,3 @@ def test_whole_report_on_a_shipped_configuration() -> None:
         "impossible"
         in plan("configs/gpt2_xl.yaml", ["parallel.tensor=3"], 6, "h100", None, None, 1)["configured"]
     )
-
-
-def test_where_the_batch_is_the_reason_it_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    command("quickstart", ["model.vocab_size=300"], gpus=1_000_000)
-    assert "No layout over 1000000 GPUs divides the samples of a step" in capsys.readouterr().out

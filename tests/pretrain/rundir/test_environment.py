@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.cluster.code_copy import copy_code
 from pretrain.rundir.environment import cpu, environment, git, gpus, versions
 
 
@@ -49,7 +50,21 @@ def test_git_commit_and_dirt(tmp_path: Path) -> None:
     (tmp_path / "untracked").write_text("1")
     assert git(tmp_path) == {"commit": run("rev-parse", "HEAD"), "dirty": False}
     (tmp_path / "file").write_text("2")
-    assert git(tmp_path) == {"commit": run("rev-parse", "HEAD"), "dirty": True}
+    head = run("rev-parse", "HEAD")
+    assert git(tmp_path) == {"commit": head, "dirty": True}
+    # Folders inside of a checkout that are none of its files: an installed package, and a submitted run's copy of the code.
+    installed, copy = tmp_path / "lib", tmp_path / "runs" / "demo" / "code"
+    (tmp_path / ".gitignore").write_text("lib\nruns\n")
+    installed.mkdir()
+    (installed / "pyproject.toml").write_text("")
+    assert git(installed) is None
+    copy_code(copy, tmp_path)
+    copy_code(tmp_path / "runs" / "again" / "code", copy)
+    run("commit", "-q", "-a", "-m", "two")
+    assert git(copy) == git(tmp_path / "runs" / "again" / "code") == {"commit": head, "dirty": False}
+    assert git(tmp_path) != git(copy)
+    (copy / "SNAPSHOT.json").write_text("[]")  # damaged: nothing is better than something wrong
+    assert git(copy) is None
 
 
 def test_machine() -> None:

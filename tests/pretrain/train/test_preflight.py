@@ -16,7 +16,7 @@ import torch.distributed as dist
 from model.config import ModelConfig
 from model.errors import UserError
 from parallel.launch.exit_codes import ExitCode
-from parallel.launch.launch import RankInfo
+from parallel.launch.ranks import ALONE, RankInfo
 from pretrain.config.schema import Corpus, DataConfig, OptimizerConfig, RunConfig, TrainConfig
 from pretrain.rundir.state import Owner, read_failures
 from pretrain.train import preflight
@@ -98,9 +98,6 @@ def config(tmp_path: Path) -> RunConfig:
         optimizer=OptimizerConfig(lr=1e-3),
         train=TrainConfig(steps=1, global_batch_size=1, micro_batch_size=1),
     )
-
-
-ALONE = RankInfo(0, 1, 0, "127.0.0.1", 0)
 
 
 def test_this_machine(config: RunConfig) -> None:

@@ -72,6 +72,17 @@ def whole(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_refused_run_leaves_nothing(config: Path, tmp_path: Path, processes: int) -> None:
+    code, errors = run(
+        config, tmp_path / "runs", "data.seq_length=1000000", f"parallel.processes={processes}"
+    )
+    assert (code, "one sample needs seq_length + 1 = 1000001" in errors) == (ExitCode.USER_ERROR, True), (
+        errors
+    )
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_finished_run_leaves_everything(whole: Path) -> None:
     folder = whole / "tiny"
     metrics = read_metrics(folder / "metrics.jsonl")
@@ -197,6 +208,10 @@ def test_a_rank_says_a_mistake_in_one_line() -> None:
         (["data.corpora.0.path=nowhere"], "nowhere is no prepared data set"),
         (["train.fp8.recipe=delayed"], "train.fp8.recipe=delayed needs a GPU"),
         (["train.kernels=te"], "train.kernels=te"),
+        (
+            ["parallel.processes=1000000", "train.global_batch_size=2000000"],
+            "parallel.processes=1000000 is too much",
+        ),
     ],
 )
 def test_mistakes_are_said_before_anything_starts(

@@ -12,7 +12,7 @@ import torch
 
 from model.errors import UserError
 from parallel.checkpoint.errors import SaveError
-from parallel.checkpoint.format import leftovers_in, steps_in
+from parallel.checkpoint.folders import leftovers_in, steps_in
 from parallel.checkpoint.reader import open_checkpoint
 from pretrain.config.schema import RunConfig
 from pretrain.rundir.state import Owner, StaleStartError, claim
@@ -72,7 +72,7 @@ def trained(config: RunConfig, *callbacks: Callback) -> Trainer:
 
 
 def files(run_dir: Path, step: int) -> dict[str, Any]:
-    found: dict[str, Any] = open_checkpoint(run_dir / "checkpoints" / f"step_{step:08d}").manifest["files"]
+    found: dict[str, Any] = open_checkpoint(run_dir / "checkpoints" / f"step_{step:08d}").manifest.files
     return found
 
 

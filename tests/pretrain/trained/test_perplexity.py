@@ -18,8 +18,9 @@ from parallel.checkpoint.reader import CheckpointReader
 from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.train_tokenizer import train_tokenizer
-from pretrain.trained.export import open_trained
-from pretrain.trained.perplexity import evaluate, read_text
+from pretrain.trained.open import open_trained
+from pretrain.trained.perplexity import evaluate
+from pretrain.trained.text_tokens import read_text
 from tests.pretrain.small import VOCAB, small_config, small_data, small_trainer
 from tools.cli import main
 
@@ -93,11 +94,13 @@ def test_text_in_windows(run: dict[str, Any], stride: int | None) -> None:
 
 def test_json_lines_are_documents(run: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    path.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
+    path.write_text("\n".join(["{broken", *(json.dumps({"body": {"text": text}}) for text in TEXTS)]))
     tokenizer = Tokenizer(run["data"] / "tokenizer.model")
-    ids, documents = read_text([str(path)], tokenizer)
-    assert documents == len(TEXTS)
-    assert ids.tolist().count(tokenizer.eod_id) == len(TEXTS) + 1
+    found = read_text([str(path)], tokenizer, "body.text")
+    assert (found.documents, found.broken) == (len(TEXTS), 1)
+    assert found.ids.tolist().count(tokenizer.eod_id) == len(TEXTS) + 1
+    scored = evaluate(run["run"], text=[str(path)], text_key="body.text", samples=1)
+    assert f"1 broken record left out, the first: {path}:1: bad JSON" in scored.data
 
 
 def test_the_command(run: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +162,8 @@ def test_what_does_not_fit_is_refused(
         ),
         ({"text": [str(tmp_path / "nothing.txt")]}, "no such file"),
         ({"text": [str(tmp_path / "empty.txt")]}, "there is no text"),
-        ({"text": [str(tmp_path / "bad.txt")]}, "not UTF-8"),
+        ({"text": [str(tmp_path / "bad.txt")]}, "there is no text in it: .*bad.txt: .*not UTF-8"),
+        ({"data": run["data"], "text_key": "x"}, "text_key=x has an effect on --text only"),
     ]
     for arguments, reason in cases:
         with pytest.raises(UserError, match=reason):

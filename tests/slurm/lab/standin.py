@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from parallel.launch.exit_codes import ExitCode
-from parallel.launch.slurm import check_port, expand_hosts, slurm_environment
+from parallel.launch.process_group import open_store
+from parallel.launch.ranks import rank_from_environment
+from parallel.launch.secret import run_secret
+from parallel.launch.slurm import expand_hosts, slurm_environment
 from pretrain.rundir.metrics import MetricsWriter
 from pretrain.rundir.state import (
     FINISHED,
@@ -25,20 +28,16 @@ from pretrain.rundir.state import (
 from pretrain.train.stop_signals import StopRequest, task_exit_code
 
 
-def joined(info: Any) -> Any:
+def joined(run_dir: Path) -> Any:
     """A function that adds a number over all ranks; imports torch, which is most of the time these tests take."""
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    if info.rank == 0:
-        check_port(info.master_addr, info.master_port)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"tcp://{info.master_addr}:{info.master_port}",
-        rank=info.rank,
-        world_size=info.world_size,
-    )
+    info = rank_from_environment(os.environ)
+    assert info is not None
+    store = open_store(info, 10, run_secret(run_dir / "control"))
+    dist.init_process_group("gloo", store=store, rank=info.rank, world_size=info.world_size)
 
     def largest(value: int) -> int:
         both = torch.tensor([value, -1])
@@ -85,7 +84,7 @@ def main() -> int:
         time.sleep(600)
     stop = StopRequest(run_dir)
     stop.install()
-    largest = joined(info) if options.collective else lambda value: value
+    largest = joined(run_dir) if options.collective else lambda value: value
     step = latest_step(run_dir) or 0
     node = os.environ["SLURMD_NODENAME"]
     print(

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from model.errors import UserError
-from pretrain.trained.export import export_checkpoint, generate_text
+from pretrain.trained.export import export_checkpoint
+from pretrain.trained.generate import generate_text
 from pretrain.trained.import_hf import import_checkpoint
 from tests.tools.gpt2 import save_gpt2
 from tools.dev.fresh_export import PROMPTS, continue_there, make_venv

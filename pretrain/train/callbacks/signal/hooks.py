@@ -1,6 +1,7 @@
 """What hooks on layers measure during one step: sizes of the stream and of the branches, the late gradient, the largest attention logit.
 
 Hooks exist only while a step is measured, so that other steps pay nothing. Values stay on the device until the step is over.
+Layers compute in units of their own (`model/depth/folded.py`); what is kept here is the stream of the scheme's equation.
 """
 
 from __future__ import annotations
@@ -77,30 +78,32 @@ class LayerHooks:
 
     def watch_stream(self, layer: DepthLayer) -> None:
         """The cheap set: the size of the stream after the layer."""
-        number = layer.layer_number
+        number, square = layer.layer_number, layer.plan.leaving**2
 
         def left(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> None:
             # Recomputation runs the forward pass twice, the first time without gradients.
             if torch.is_grad_enabled():
-                self._add(number, CHEAP, mean_square(output[0]))
+                self._add(number, CHEAP, mean_square(output[0]) * square)
 
         self.handles.append(layer.register_forward_hook(left))
 
     def watch(self, layer: DepthLayer, late: bool) -> None:
         """The full set. late: whether the second half of the stream's first dimension is the second half of the sequence."""
-        number = layer.layer_number
+        number, before, after = layer.layer_number, layer.plan.entering**2, layer.plan.leaving**2
         self.watch_stream(layer)
 
         def entering(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             stream: Tensor = args[0] if args else kwargs["hidden_states"]
             if late and torch.is_grad_enabled() and stream.requires_grad:
                 stream.register_hook(
-                    lambda g: self._add(number, "grad_variance_late", mean_square(g[g.shape[0] // 2 :]))
+                    lambda g: self._add(
+                        number, "grad_variance_late", mean_square(g[g.shape[0] // 2 :]) / before
+                    )
                 )
 
         def left(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> None:
             if torch.is_grad_enabled():
-                self._add(number, "forward_variance", output[0].detach().float().var())
+                self._add(number, "forward_variance", output[0].detach().float().var() * after)
 
         self.handles += [
             layer.register_forward_pre_hook(entering, with_kwargs=True),
@@ -116,6 +119,7 @@ class LayerHooks:
         def hook(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
             if not torch.is_grad_enabled():
                 return
+            # Only their ratio is shown: both are in the units of the sum.
             residual, branch, bias = args[:3]
             branch = branch if bias is None else branch + bias
             self._add(number, f"{part}_branch", mean_square(branch) * module.branch_scale**2)

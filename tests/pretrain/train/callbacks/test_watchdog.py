@@ -164,7 +164,7 @@ def test_a_stopped_rank_ends_the_others(tmp_path: Path) -> None:
     """Two real processes; one is stopped, and the whole start ends with code 78, the stopped one by name."""
     script = tmp_path / "rank.py"
     script.write_text(RANK)
-    code = f"import sys, parallel.launch.launch as launch; launch.GRACE_SECONDS = 0.5; sys.exit(launch.start_local([{str(script)!r}, {str(tmp_path)!r}], 2))"
+    code = f"import sys, parallel.launch.local as launch; launch.GRACE_SECONDS = 0.5; sys.exit(launch.start_local([{str(script)!r}, {str(tmp_path)!r}], 2))"
     parent = subprocess.Popen(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": os.getcwd()},

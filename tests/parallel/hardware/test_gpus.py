@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from parallel.hardware.peaks import TABLE, mfu, peak_tflops
+from parallel.hardware.gpus import GPUS, PLANNED, mfu, peak_tflops
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_unknown_gpus_have_no_peak(gpu: str | None) -> None:
 
 
 def test_precisions_keep_their_order() -> None:
-    for _, speeds in TABLE:
+    for speeds in (gpu.tflops for gpu in GPUS):
         assert speeds["fp32"] < speeds.get("bf16", speeds["fp16"]) < speeds.get("fp8", float("inf"))
     assert peak_tflops("NVIDIA H200", "fp4") is None
     for dtype, short in (("bfloat16", "bf16"), ("float16", "fp16"), ("float32", "fp32")):
@@ -66,3 +66,11 @@ def test_mfu_is_a_share_of_all_gpus() -> None:
     assert mfu(1000.0, 19.5e9, "NVIDIA A100-SXM4-80GB", precision="fp32") == pytest.approx(1.0)
     with pytest.raises(ValueError, match="count=0"):
         mfu(1.0, 1.0, "NVIDIA H200", count=0)
+
+
+def test_a_gpu_that_can_be_planned_for_has_all_that_a_plan_reads() -> None:
+    assert set(PLANNED) == {"a100", "h100", "h200", "b200"}
+    for gpu in PLANNED.values():
+        for field in ("memory", "bandwidth", "link", "network", "matmul", "attention"):
+            assert getattr(gpu, field) > 0, (gpu.name, field)
+        assert ("fp8" in gpu.tflops) == (gpu.fp8 > 0), gpu.name

@@ -1,8 +1,8 @@
 """Measures every layout and writes the table and the refusals of docs/parallelism.md.
 
-python -m tests.parallel.write_table            everything
-python -m tests.parallel.write_table new        rows that the document lacks are measured, the others stay
-python -m tests.parallel.write_table refusals   no row is measured
+python -m tests.documents.layouts            everything
+python -m tests.documents.layouts new        rows that the document lacks are measured, the others stay
+python -m tests.documents.layouts refusals   no row is measured
 """
 
 from __future__ import annotations

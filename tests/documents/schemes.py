@@ -1,4 +1,4 @@
-"""Measures every scheme at initialisation and writes the table and pictures of docs/schemes.md: python -m tests.model.write_schemes"""
+"""Measures every scheme at initialisation and writes the table and pictures of docs/schemes.md: python -m tests.documents.schemes"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.plan_published`: writes the table of published against predicted runs into docs/performance.md."""
+"""`python -m tests.documents.published`: writes the table of published against predicted runs into docs/performance.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from model.files import atomic_write_text
 from pretrain.plan.published import errors, table
 
-DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 
 
 def main() -> None:

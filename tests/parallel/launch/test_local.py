@@ -1,4 +1,4 @@
-"""Ranks from the environment, and local processes: exit codes, signals, the end of all when one fails."""
+"""Local processes: exit codes, signals, the end of all when one fails or whoever started them is gone."""
 
 from __future__ import annotations
 
@@ -13,31 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from model.errors import UserError
-from parallel.launch.launch import rank_from_environment, reserve_port, start_local
-
-COMPLETE = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node7", "MASTER_PORT": "1234"}
-
-
-def test_rank_of_torchrun() -> None:
-    info = rank_from_environment(COMPLETE)
-    assert info is not None
-    assert (info.rank, info.world_size, info.local_rank, info.master_addr, info.master_port) == (
-        3,
-        4,
-        1,
-        "node7",
-        1234,
-    )
-
-
-def test_no_launcher_means_none() -> None:
-    assert rank_from_environment({"PATH": "/bin"}) is None
-
-
-def test_half_an_environment_is_refused() -> None:
-    with pytest.raises(UserError, match="MASTER_ADDR, MASTER_PORT is not"):
-        rank_from_environment({"RANK": "0", "WORLD_SIZE": "2"})
+from parallel.launch.local import FOLLOW, reserve_port, start_local
 
 
 def test_a_reserved_port_is_given_to_nobody_but_the_server_that_names_it() -> None:
@@ -66,8 +42,65 @@ def test_every_rank_gets_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len({(tmp_path / str(rank)).read_text() for rank in range(3)}) == 1
 
 
+def test_ranks_share_a_secret_and_rank_0_has_the_open_gate(tmp_path: Path) -> None:
+    """A new secret at every start. What the environment is told, other users do not see."""
+    code = (
+        "import os, pathlib, socket\nrank = os.environ['RANK']\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "(folder / rank).write_text(os.environ['FATHOM_SECRET'])\n"
+        "assert ('FATHOM_GATE' in os.environ) == (rank == '0')\n"
+        "if rank == '0':\n"
+        "    gate = socket.socket(fileno=int(os.environ['FATHOM_GATE']))\n"
+        "    assert gate.getsockname() == ('127.0.0.1', int(os.environ['MASTER_PORT']))\n"
+        "    socket.create_connection(gate.getsockname())"
+    )
+    secrets = []
+    for _ in range(2):
+        assert start_local([script(tmp_path, code)], 2) == 0
+        first, second = (tmp_path / "0").read_text(), (tmp_path / "1").read_text()
+        assert first == second
+        assert len(first) == 64
+        secrets.append(first)
+    assert secrets[0] != secrets[1]
+
+
+def test_ranks_go_with_whoever_started_them(tmp_path: Path) -> None:
+    """Also where it is killed and can tell them nothing."""
+    text = f"import os, pathlib, time\npathlib.Path({str(tmp_path)!r}, os.environ['RANK']).write_text(str(os.getpid()))\ntime.sleep(600)"
+    code = f"import sys; from parallel.launch.local import start_local; start_local([{script(tmp_path, text)!r}], 2)"
+    parent = subprocess.Popen([sys.executable, "-c", code], text=True)
+    try:
+        for rank in ("0", "1"):
+            wait_for(tmp_path / rank, parent)
+    finally:
+        parent.kill()
+    parent.wait()
+    ranks = [int((tmp_path / rank).read_text()) for rank in ("0", "1")]
+    end = time.monotonic() + 10
+    while any(map(alive, ranks)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(map(alive, ranks))
+
+
+def alive(process: int) -> bool:
+    """Whether a process runs; one that has ended may wait for its parent to look."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_a_rank_whose_parent_was_gone_before_it_began_does_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-I", "-S", "-c", FOLLOW]
+    run = [sys.executable, "-c", f"import pathlib; pathlib.Path({str(tmp_path)!r}, 'ran').touch()"]
+    subprocess.run([*command, str(os.getpid() + 1), *run], check=True)
+    assert not (tmp_path / "ran").exists()
+    subprocess.run([*command, str(os.getpid()), *run], check=True)
+    assert (tmp_path / "ran").exists()
+
+
 def test_the_first_failure_is_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parallel.launch.launch.GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("parallel.launch.local.GRACE_SECONDS", 0.2)
     text = "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(7)\ntime.sleep(60)"
     begin = time.monotonic()
     assert start_local([script(tmp_path, text)], 2) == 7
@@ -85,7 +118,7 @@ def test_a_rank_that_a_signal_ended_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, hint: str
 ) -> None:
     """Once, and not those that are ended because of it."""
-    monkeypatch.setattr("parallel.launch.launch.GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("parallel.launch.local.GRACE_SECONDS", 0.2)
     text = (
         "import os, resource, signal, time\nresource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
         f"if os.environ['RANK'] == '1': os.kill(os.getpid(), signal.{name})\ntime.sleep(60)"
@@ -97,7 +130,7 @@ def test_a_rank_that_a_signal_ended_is_named(
 def test_ranks_that_are_ended_with_a_failed_one_are_not_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("parallel.launch.launch.GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("parallel.launch.local.GRACE_SECONDS", 0.2)
     assert (
         start_local(
             [
@@ -113,7 +146,7 @@ def test_ranks_that_are_ended_with_a_failed_one_are_not_named(
     assert capsys.readouterr().err == ""
 
 
-PARENT = "import signal, sys; signal.signal(signal.SIGHUP, signal.{}); from parallel.launch.launch import start_local; sys.exit(start_local([{!r}], 1))"
+PARENT = "import signal, sys; signal.signal(signal.SIGHUP, signal.{}); from parallel.launch.local import start_local; sys.exit(start_local([{!r}], 1))"
 
 
 def wait_for(path: Path, parent: subprocess.Popen[str]) -> None:
@@ -196,7 +229,7 @@ def test_signals_are_passed_on(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            f"import sys; from parallel.launch.launch import start_local; sys.exit(start_local([{rank!r}], 1))",
+            f"import sys; from parallel.launch.local import start_local; sys.exit(start_local([{rank!r}], 1))",
         ]
     )
     try:

@@ -1,0 +1,122 @@
+"""The fields of config.json that are read, with the defaults of transformers' own classes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from model.records import Record
+
+ADVICE = "download the model again, or save it again with transformers"
+
+# Bounds that no model comes near: a damaged number is refused before anything of its size is built.
+Layers = Annotated[int, Field(ge=1, le=10_000)]
+Heads = Annotated[int, Field(ge=1, le=1 << 16)]
+Width = Annotated[int, Field(ge=1, le=1 << 22)]
+Rows = Annotated[int, Field(ge=2, le=1 << 30)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+Epsilon = Annotated[float, Field(gt=0, lt=1)]
+Base = Annotated[float, Field(ge=1, le=1 << 53)]
+
+
+class Kind(Record):
+    """What every config.json says."""
+
+    model_type: str | None = None
+
+
+class GPT2File(Record):
+    """Fields and defaults of transformers' GPT2Config."""
+
+    vocab_size: Rows = 50257
+    n_positions: Rows = 1024
+    n_embd: Width = 768
+    n_layer: Layers = 12
+    n_head: Heads = 12
+    n_inner: Width | None = None
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: Epsilon = 1e-5
+    resid_pdrop: Dropout = 0.1
+    embd_pdrop: Dropout = 0.1
+    attn_pdrop: Dropout = 0.1
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    add_cross_attention: bool = False
+    tie_word_embeddings: bool = True
+
+
+class LlamaFile(Record):
+    """Fields and defaults of transformers' LlamaConfig, and the one that Mistral has beside them."""
+
+    vocab_size: Rows = 32000
+    hidden_size: Width = 4096
+    intermediate_size: Width = 11008
+    num_hidden_layers: Layers = 32
+    num_attention_heads: Heads = 32
+    num_key_value_heads: Heads | None = None
+    head_dim: Heads | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: Rows = 2048
+    rms_norm_eps: Epsilon = 1e-6
+    rope_theta: Base | None = None
+    rope_scaling: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] | None = None
+    partial_rotary_factor: float | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    attention_dropout: Dropout | None = None
+    tie_word_embeddings: bool = False
+    sliding_window: int | None = None
+
+
+class Rope(Record):
+    """`rope_parameters` of transformers 5, or `rope_scaling` of older ones."""
+
+    rope_type: str | None = None
+    type: str | None = None
+    rope_theta: Base | None = None
+    partial_rotary_factor: float | None = None
+
+
+class OPTFile(Record):
+    """Fields and defaults of transformers' OPTConfig."""
+
+    vocab_size: Rows = 50272
+    hidden_size: Width = 768
+    word_embed_proj_dim: Width | None = None
+    ffn_dim: Width = 3072
+    num_hidden_layers: Layers = 12
+    num_attention_heads: Heads = 12
+    max_position_embeddings: Rows = 2048
+    activation_function: str = "relu"
+    do_layer_norm_before: bool = True
+    layer_norm_elementwise_affine: bool = True
+    enable_bias: bool = True
+    dropout: Dropout = 0.1
+    attention_dropout: Dropout = 0.0
+    layerdrop: float = 0.0
+    tie_word_embeddings: bool = True
+
+
+class Special(Record):
+    """Ids that begin and end a text and fill up, in config.json or generation_config.json; several where a list."""
+
+    bos_token_id: int | list[int] | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | list[int] | None = None
+
+
+class FathomFile(Record):
+    """Sizes of our own class, which must be those of the section `pretraining`."""
+
+    vocab_size: Rows = 32000
+    hidden_size: Width = 768
+    intermediate_size: Width = 3072
+    num_hidden_layers: Layers = 12
+    num_attention_heads: Heads = 12
+    num_key_value_heads: Heads | None = None
+    head_dim: Heads | None = None
+    max_position_embeddings: Rows = 2048
+    logit_scale: float = 1.0
+    pretraining: dict[str, Any] | None = None

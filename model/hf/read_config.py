@@ -1,0 +1,271 @@
+"""config.json, read with a reason for everything that is not ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from model.config import ModelConfig
+from model.errors import UserError
+from model.hf.config_records import ADVICE, FathomFile, GPT2File, Kind, LlamaFile, OPTFile, Rope
+from model.hf.configs import STOCK_INIT, fathom_fields
+from model.hf.folding.pre_ln import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS, Fold
+from model.hf.mapping import OPT_EPSILON, Target
+from model.records import as_record
+from model.words import printable
+
+# Spellings of one function; files of GPT-2 have the first.
+_SAME_ACTIVATION = {
+    "swish": "silu",
+    "gelu_python": "gelu",
+    "gelu_pytorch_tanh": "gelu_new",
+    "gelu_fast": "gelu_new",
+}
+
+
+class Read(NamedTuple):
+    """What a config.json says."""
+
+    layout: Target
+    """Whose names the weight files use."""
+    config: ModelConfig
+    positions: int
+    """Rows of the position table, or the longest sequence."""
+    logit_scale: float
+
+
+def read_config(content: Any, source: str) -> Read:
+    """The model that the parsed content of a config.json describes. source: the file, for messages.
+
+    Raises UserError with the first reason why it is not one of our models.
+    """
+    kind = as_record(content, Kind, source, ADVICE).model_type
+    readers = {
+        "gpt2": _read_gpt2,
+        "llama": _read_llama,
+        "mistral": _read_llama,
+        "opt": _read_opt,
+        "fathom": _read_fathom,
+    }
+    if kind not in readers:
+        shown = printable(repr(kind), 60)
+        raise UserError(f"model_type={shown} cannot be imported; supported: {', '.join(readers)}")
+    return readers[kind](content, kind, source)
+
+
+def _refuse(kind: str, problem: str) -> UserError:
+    return UserError(f"this {kind} model cannot be imported: {printable(problem, 600)}")
+
+
+def _refuse_first(kind: str, problems: list[tuple[bool, str]]) -> None:
+    for present, problem in problems:
+        if present:
+            raise _refuse(kind, problem)
+
+
+def _activation(kind: str, name: str, table: Mapping[str, str]) -> str:
+    name = _SAME_ACTIVATION.get(name, name)
+    for ours, theirs in table.items():
+        if theirs == name:
+            return ours
+    supported = ", ".join(table.values())
+    raise _refuse(kind, f"its activation is {printable(name, 60)}; supported: {supported}")
+
+
+def _model(kind: str, fields: Mapping[str, Any]) -> ModelConfig:
+    """A configuration. Raises UserError where it is none that we train."""
+    try:
+        return ModelConfig(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        problem = str(first["msg"]).removeprefix("Value error, ")
+        raise _refuse(kind, f"{key}: {problem}" if key else problem) from None
+    except (ArithmeticError, TypeError) as error:
+        raise _refuse(kind, f"its numbers make no model ({error})") from None
+
+
+def _read_gpt2(content: Any, kind: str, source: str) -> Read:
+    data = as_record(content, GPT2File, source, ADVICE)
+    _refuse_first(
+        kind,
+        [
+            (
+                not data.scale_attn_weights,
+                "its attention is not scaled by 1/sqrt(head width) (scale_attn_weights=false)",
+            ),
+            (
+                data.scale_attn_by_inverse_layer_idx,
+                "its attention is scaled by the layer number (scale_attn_by_inverse_layer_idx)",
+            ),
+            (data.add_cross_attention, "it has cross-attention"),
+            (
+                data.resid_pdrop != data.embd_pdrop,
+                f"resid_pdrop={data.resid_pdrop} and embd_pdrop={data.embd_pdrop} differ, "
+                "hidden_dropout is one number; make them equal in config.json",
+            ),
+        ],
+    )
+    fields = {
+        "scheme": "pre_ln",
+        "init": STOCK_INIT,
+        "num_layers": data.n_layer,
+        "hidden_size": data.n_embd,
+        "num_attention_heads": data.n_head,
+        "ffn_hidden_size": data.n_inner or 4 * data.n_embd,
+        "vocab_size": data.vocab_size,
+        "max_position_embeddings": data.n_positions,
+        "norm_epsilon": data.layer_norm_epsilon,
+        "activation": _activation(kind, data.activation_function, UNGATED_ACTIVATIONS),
+        "tie_embeddings": data.tie_word_embeddings,
+        "hidden_dropout": data.resid_pdrop,
+        "attention_dropout": data.attn_pdrop,
+    }
+    return Read("gpt2", _model(kind, fields), data.n_positions, 1.0)
+
+
+def _read_llama(content: Any, kind: str, source: str) -> Read:
+    data = as_record(content, LlamaFile, source, ADVICE)
+    # A file without the key has Mistral's window, one with null has none.
+    window = data.sliding_window
+    if kind == "mistral" and "sliding_window" not in content:
+        window = 4096
+    _refuse_first(
+        kind,
+        [
+            (window is not None, f"it has sliding-window attention ({window} tokens)"),
+            (
+                data.attention_bias != data.mlp_bias,
+                f"attention_bias={data.attention_bias} and mlp_bias={data.mlp_bias} differ, "
+                "bias is one switch here",
+            ),
+        ],
+    )
+    fields = {
+        "scheme": "pre_ln",
+        "init": STOCK_INIT,
+        "num_layers": data.num_hidden_layers,
+        "hidden_size": data.hidden_size,
+        "num_attention_heads": data.num_attention_heads,
+        "num_query_groups": data.num_key_value_heads or data.num_attention_heads,
+        "head_dim": data.head_dim or data.hidden_size // data.num_attention_heads,
+        "ffn_hidden_size": data.intermediate_size,
+        "vocab_size": data.vocab_size,
+        "max_position_embeddings": data.max_position_embeddings,
+        "normalization": "rmsnorm",
+        "norm_epsilon": data.rms_norm_eps,
+        "activation": _activation(kind, data.hidden_act, LLAMA_ACTIVATIONS),
+        "position": "rotary",
+        "rotary_base": _rotary_base(data, kind, source),
+        "tie_embeddings": data.tie_word_embeddings,
+        "bias": data.attention_bias,
+        "attention_dropout": data.attention_dropout or 0.0,
+    }
+    return Read("llama", _model(kind, fields), data.max_position_embeddings, 1.0)
+
+
+def _rotary_base(data: LlamaFile, kind: str, source: str) -> int:
+    """Base of the rotary embedding. Raises UserError where it is not plain, or not over whole heads."""
+    given = {**(data.rope_scaling or {}), **(data.rope_parameters or {})}
+    rope = as_record(given, Rope, f"{source}, rope_parameters", ADVICE)
+    rope_type = rope.rope_type or rope.type or "default"
+    base = rope.rope_theta or data.rope_theta or 10000.0
+    given = {key: value for key, value in given.items() if value is not None}
+    unread = [printable(key, 60) for key in given if key not in Rope.model_fields]
+    factors = (rope.partial_rotary_factor, data.partial_rotary_factor)
+    _refuse_first(
+        kind,
+        [
+            (
+                rope_type != "default",
+                f"its rotary embedding is scaled (rope_type={printable(rope_type, 60)})",
+            ),
+            (
+                any(factor not in (None, 1.0) for factor in factors),
+                "only a part of each head is rotated (partial_rotary_factor)",
+            ),
+            (base != int(base), f"its rotary base {base} is not a whole number"),
+            (bool(unread), f"its rotary embedding has {', '.join(unread)}, which is not read"),
+        ],
+    )
+    return int(base)
+
+
+def _read_opt(content: Any, kind: str, source: str) -> Read:
+    data = as_record(content, OPTFile, source, ADVICE)
+    hidden = data.hidden_size
+    width = data.word_embed_proj_dim or hidden
+    _refuse_first(
+        kind,
+        [
+            (
+                data.do_layer_norm_before,
+                "its norms stand before the sublayers (do_layer_norm_before=true); "
+                "only post-LN ones are read",
+            ),
+            (
+                width != hidden,
+                f"its embeddings are {width} wide and projected to hidden_size={hidden} "
+                "(word_embed_proj_dim)",
+            ),
+            (
+                not data.layer_norm_elementwise_affine,
+                "its norms have no gain and bias (layer_norm_elementwise_affine=false)",
+            ),
+            (
+                data.layerdrop != 0,
+                f"it leaves layers out in training (layerdrop={data.layerdrop}); "
+                "set layerdrop to 0 in config.json",
+            ),
+        ],
+    )
+    fields = {
+        "scheme": "post_ln",
+        "init": STOCK_INIT,
+        "num_layers": data.num_hidden_layers,
+        "hidden_size": hidden,
+        "num_attention_heads": data.num_attention_heads,
+        "ffn_hidden_size": data.ffn_dim,
+        "vocab_size": data.vocab_size,
+        "max_position_embeddings": data.max_position_embeddings,
+        "norm_epsilon": OPT_EPSILON,
+        "activation": _activation(kind, data.activation_function, UNGATED_ACTIVATIONS),
+        "tie_embeddings": data.tie_word_embeddings,
+        "bias": data.enable_bias,
+        "hidden_dropout": data.dropout,
+        "attention_dropout": data.attention_dropout,
+    }
+    return Read("opt", _model(kind, fields), data.max_position_embeddings, 1.0)
+
+
+def _read_fathom(content: Any, kind: str, source: str) -> Read:
+    from model.hf.configuration_fathom import FathomConfig
+
+    data = as_record(content, FathomFile, source, ADVICE)
+    if not data.pretraining:
+        raise _refuse(kind, "its config.json has no `pretraining` section")
+    # Before the section builds as many layers as it says.
+    if (layers := data.pretraining.get("num_layers")) != data.num_hidden_layers:
+        raise _contradiction("num_hidden_layers", data.num_hidden_layers, layers)
+    config = _model(kind, data.pretraining)
+    # The section must describe the very model that config.json makes transformers build.
+    built = fathom_fields(
+        config, Fold({}, config.norm_epsilon), data.max_position_embeddings, data.logit_scale
+    )
+    del built["auto_map"], built["pretraining"]
+    built |= {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_embeddings}
+    defaults = FathomConfig()
+    for key, expected in built.items():
+        given = content.get(key)
+        given = getattr(defaults, key) if given is None else given
+        if given != expected:
+            raise _contradiction(key, given, expected)
+    return Read("fathom", config, data.max_position_embeddings, data.logit_scale)
+
+
+def _contradiction(key: str, given: object, expected: object) -> UserError:
+    shown, wanted = printable(repr(given), 200), printable(repr(expected), 200)
+    problem = f"config.json has {key}={shown}, but its `pretraining` section gives {wanted}"
+    return UserError(f"this fathom model cannot be imported: {problem}")

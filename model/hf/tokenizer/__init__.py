@@ -1,0 +1,1 @@
+"""Tokenizers of exports: made from a SentencePiece model, or copied."""

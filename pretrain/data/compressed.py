@@ -1,0 +1,119 @@
+"""Compressed files, read to their end or with an error that says why not.
+
+The readers of the standard library and of zstandard each lose something without a word: what
+follows a damaged header (bz2, xz), a second frame or a missing end (zstd), an empty file (gzip).
+Here all four are read by one rule.
+"""
+
+from __future__ import annotations
+
+import bz2
+import io
+import lzma
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, cast
+
+CHUNK = 1 << 14
+"""Compressed bytes read at once: bounds what one call of a decoder may return."""
+PIECE = 1 << 20
+"""Decompressed bytes of one call, for the decoders that can be told."""
+BUFFER = 1 << 18
+ZSTD_WINDOW = 1 << 31
+"""Largest window accepted: that of `zstd --long=31`, with which archives of text are written."""
+
+
+class DamagedStreamError(OSError):
+    """A compressed file that cannot be read to its end."""
+
+
+def _zstd() -> Any:
+    import zstandard
+
+    return zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj()
+
+
+DECODERS: dict[str, Callable[[], Any]] = {
+    ".gz": lambda: zlib.decompressobj(wbits=31),
+    ".bz2": bz2.BZ2Decompressor,
+    ".xz": lzma.LZMADecompressor,
+    ".zst": _zstd,
+}
+"""Suffix -> decoder of one frame. All have `decompress`, `eof` and `unused_data`."""
+
+
+def compression(path: str | Path) -> str | None:
+    """The suffix of a compressed file in small letters; None for any other file."""
+    suffix = Path(path).suffix.lower()
+    return suffix if suffix in DECODERS else None
+
+
+def open_binary(path: str | Path) -> IO[bytes]:
+    """Opens a file for reading, decompressed according to its name. Raises OSError, also later."""
+    suffix = compression(path)
+    if suffix is None:
+        return Path(path).open("rb")
+    return cast("IO[bytes]", io.BufferedReader(_Stream(Path(path), suffix), BUFFER))
+
+
+class _Stream(io.RawIOBase):
+    """The content of all frames of a compressed file, one after another."""
+
+    def __init__(self, path: Path, suffix: str) -> None:
+        self._file = path.open("rb")
+        self._suffix = suffix
+        self._decoder: Any = None
+        self._ahead = b""  # read from the file, not yet given to a decoder
+        self._piece = memoryview(b"")  # decompressed, not yet asked for
+        self._begun = False
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._piece:
+            self._piece = memoryview(self._next())
+        count = min(len(buffer), len(self._piece))
+        buffer[:count] = self._piece[:count]
+        self._piece = self._piece[count:]
+        return count
+
+    def _next(self) -> bytes:
+        """Some more bytes; none at the end. Raises DamagedStreamError."""
+        while True:
+            if self._decoder is None and not self._begin():
+                return b""
+            try:
+                piece = self._decode()
+            except Exception as error:  # four libraries with an error of their own each
+                if isinstance(error, DamagedStreamError | MemoryError):
+                    raise
+                raise DamagedStreamError(f"no {self._suffix} data, or damaged ({error})") from error
+            if self._decoder.eof:
+                self._ahead, self._decoder = self._decoder.unused_data, None
+            if piece:
+                return piece
+
+    def _begin(self) -> bool:
+        """Begins the next frame, if there is one. Frames may be padded with zeros."""
+        ahead = (self._ahead or self._file.read(CHUNK)).lstrip(b"\0")
+        while not ahead and (more := self._file.read(CHUNK)):
+            ahead = more.lstrip(b"\0")
+        if not ahead and self._begun:
+            return False
+        self._ahead, self._begun, self._decoder = ahead, True, DECODERS[self._suffix]()
+        return True
+
+    def _decode(self) -> bytes:
+        limit = (PIECE,) if hasattr(self._decoder, "needs_input") else ()
+        data = b""
+        if not limit or self._decoder.needs_input:
+            data, self._ahead = self._ahead or self._file.read(CHUNK), b""
+            if not data:
+                raise DamagedStreamError(f"cut off: the file ends in the middle of its {self._suffix} data")
+        return cast("bytes", self._decoder.decompress(data, *limit))

@@ -1,0 +1,108 @@
+"""What `fathom data` does with a data set that is there: show it, and check every byte of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from model.errors import UserError
+from pretrain.data.manifest import AGAIN, MANIFEST, Manifest, load_manifest
+from pretrain.data.token_files import (
+    TOKENIZER,
+    beyond,
+    check_start,
+    chunks,
+    damaged,
+    file_sha256,
+    index_problem,
+    size_problem,
+    split_prefix,
+    tokenizer_problem,
+)
+from pretrain.data.tokenizer import Tokenizer, token_dtype
+
+
+def inspect_dataset(folder: Path, split: str = "train", documents: int = 0) -> tuple[Manifest, list[str]]:
+    """Returns the manifest and the first documents of a split as text.
+
+    Raises UserError for what is missing or damaged, as far as every start of a training looks.
+    """
+    manifest = load_manifest(folder)
+    for name in manifest.splits:
+        split_prefix(folder, name, manifest)
+    prefix = split_prefix(folder, split, manifest)
+    check_start(folder, split, manifest)
+    texts = []
+    if documents and manifest.facts(folder, split).documents:
+        from pretrain.data.indexed import IndexedDataset
+
+        tokenizer = Tokenizer(folder / TOKENIZER)
+        dataset = IndexedDataset(prefix)
+        shown = range(min(documents, len(dataset)))
+        try:
+            texts = [tokenizer.decode(dataset[index].tolist()) for index in shown]
+        except (IndexError, ValueError) as error:
+            raise damaged(folder, split, error) from error
+    return manifest, texts
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A data set in which nothing is wrong."""
+
+    folder: str
+    files: int
+    tokens: int
+
+
+def verify(folder: Path, on_bytes: Callable[[int], None] = lambda count: None) -> Whole:
+    """Reads a data set whole.
+
+    Compares the tokenizer and the files of all splits with their checksums, every token with the
+    vocabulary, and every document of an index with the tokens.
+    on_bytes: told how many bytes of tokens were read, now and then.
+    Raises UserError naming all that is wrong.
+    """
+    manifest = load_manifest(folder)
+    problems = [tokenizer_problem(folder, manifest) or _other_vocabulary(folder, manifest)]
+    for split in manifest.splits:
+        problem = size_problem(folder, split, manifest)
+        problems += [problem] if problem else _split_problems(folder / split, manifest, on_bytes)
+    if found := list(filter(None, problems)):
+        raise UserError(f"data set {folder} is damaged: {'; '.join(found)}; {AGAIN}")
+    tokens = sum(facts.tokens for facts in manifest.splits.values())
+    return Whole(str(folder), 1 + 2 * len(manifest.splits), tokens)
+
+
+def _other_vocabulary(folder: Path, manifest: Manifest) -> str:
+    tokenizer = Tokenizer(folder / TOKENIZER)
+    if (tokenizer.vocab_size, tokenizer.eod_id) == (manifest.vocab_size, manifest.eod_id):
+        return ""
+    return f"{MANIFEST} has another vocabulary or end mark than {TOKENIZER}"
+
+
+def _split_problems(prefix: Path, manifest: Manifest, on_bytes: Callable[[int], None]) -> list[str]:
+    split, facts = prefix.name, manifest.facts(prefix.parent, prefix.name)
+    dtype = np.dtype(token_dtype(manifest.vocab_size))
+    digest, first = hashlib.sha256(), None
+    position = 0
+    for data in chunks(prefix.with_suffix(".bin")):
+        digest.update(data)
+        if first is None and (found := beyond(data, dtype, manifest.vocab_size)):
+            first = position // dtype.itemsize + found[0], found[1]
+        position += len(data)
+        on_bytes(len(data))
+    problems = []
+    if digest.hexdigest() != facts.sha256:
+        problems.append(f"{split}.bin has another checksum than {MANIFEST} says")
+    if first is not None:
+        problems.append(f"{split}.bin has token {first[1]} at {first[0]}, beyond the vocabulary")
+    if facts.index_sha256 not in (None, file_sha256(prefix.with_suffix(".idx"))):
+        return [*problems, f"{split}.idx has another checksum than {MANIFEST} says"]
+    # Where the tokens are damaged, so may be the end marks.
+    wrong = index_problem(prefix, facts, dtype, None if problems else manifest.eod_id)
+    return [*problems, f"{split}.idx has {wrong}"] if wrong else problems

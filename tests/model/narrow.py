@@ -1,0 +1,129 @@
+"""Deep, narrow models in several formats with the same weights, and what one pass through them shows.
+
+Rounding of constants adds up over hundreds of layers: a test of a scheme in 16 bits that is not deep
+shows nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.families.gpt import GPT, Kernels
+from parallel.launch.one_process import single_process
+from pretrain.train.build import build_chunks
+
+SEQ, BATCH, VOCAB = 32, 2, 256
+BF16 = torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One pass, in fp64 on the CPU and in the units of the scheme's equation."""
+
+    logits: Tensor
+    """[b, s, v]"""
+    bottom: Tensor
+    """The stream that enters the first layer, [s, b, h]."""
+    top: Tensor
+    """The stream that leaves the last."""
+
+    @property
+    def share(self) -> float:
+        """How much of the bottom stream is left in the top one: the factor of a regression."""
+        return float((self.bottom * self.top).sum() / self.bottom.square().sum())
+
+    @property
+    def likeness(self) -> float:
+        """Correlation of both, near 0 where branches have covered the bottom stream."""
+        return cosine(self.bottom, self.top)
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """Of the angle between two tensors."""
+    return float((a * b).sum() / a.norm() / b.norm())
+
+
+def tokens() -> Tensor:
+    """Token ids [b, s]."""
+    return torch.randint(0, VOCAB, (BATCH, SEQ), generator=torch.Generator().manual_seed(0))
+
+
+def narrow(
+    scheme: str,
+    layers: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    kernels: Kernels = "local",
+    core: dict[str, Any] | None = None,
+    **model: Any,
+) -> GPT:
+    """A model with initial weights that bf16 holds, so that formats differ in their arithmetic alone.
+
+    core: further fields of Megatron-core's configuration.
+    """
+    shape = {"hidden_size": 64, "num_attention_heads": 2, "vocab_size": VOCAB, "max_position_embeddings": SEQ}
+    config = ModelConfig(scheme=scheme, num_layers=layers, **shape | model)
+    (chunk,) = build_chunks(
+        config, single_process(), seq_length=SEQ, dtype=dtype, seed=1, kernels=kernels, **core or {}
+    )
+    with torch.no_grad():
+        for parameter in chunk.parameters():
+            parameter.copy_(parameter.to(BF16))
+    # Megatron-core makes the table of positions in fp32; in training DeepSpeed converts the whole model.
+    return chunk.to(dtype).train()
+
+
+def seen(chunk: GPT) -> Seen:
+    """A pass without gradients through a model as it is, on its device."""
+    streams: list[Tensor] = []
+    first, last = chunk.decoder.layers[0], chunk.decoder.layers[-1]
+
+    def entering(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        streams.append((args[0] if args else kwargs["hidden_states"]).detach().double().cpu())
+
+    def leaving(module: Any, args: Any, output: tuple[Tensor, Any]) -> None:
+        streams.append(output[0].detach().double().cpu() * last.plan.leaving)
+
+    handles = [
+        first.register_forward_pre_hook(entering, with_kwargs=True),
+        last.register_forward_hook(leaving),
+    ]
+    device = next(chunk.parameters()).device
+    with torch.no_grad():
+        logits = chunk(tokens().to(device), torch.arange(SEQ, device=device).expand(BATCH, SEQ), None)
+    for handle in handles:
+        handle.remove()
+    return Seen(logits.double().cpu(), *streams)
+
+
+def rounding(chunk: GPT) -> GPT:
+    """The same model, whose activations are rounded to bf16 while it computes in fp32.
+
+    What any computation in bf16 has to bear, constants aside.
+    """
+
+    def to_bf16(module: Any, args: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return tuple(to_bf16(module, args, part) for part in output)
+        return output.to(BF16).to(output.dtype) if isinstance(output, Tensor) else output
+
+    for part in chunk.modules():
+        part.register_forward_hook(to_bf16)
+    return chunk
+
+
+def compared(
+    scheme: str, layers: int, *, core: dict[str, Any] | None = None, **model: Any
+) -> tuple[Seen, Seen]:
+    """What fp32 shows, and what bf16 does. core: further fields of Megatron-core's configuration for the second."""
+    return seen(narrow(scheme, layers, **model)), seen(narrow(scheme, layers, BF16, core=core, **model))
+
+
+def rounded(scheme: str, layers: int, **model: Any) -> Seen:
+    """What fp32 shows whose activations are rounded."""
+    return seen(rounding(narrow(scheme, layers, **model)))
