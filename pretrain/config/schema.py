@@ -61,6 +61,7 @@ class DataConfig(Strict):
     changed_at_step: int | None = Field(
         None,
         ge=1,
+        le=STEPS,
         description="Go on from the checkpoint of this step although the corpora or weights were others; "
         "samples are those that the new ones have from there on.",
     )

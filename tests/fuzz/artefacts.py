@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from parallel.checkpoint.format import MANIFEST, file_facts, manifest_text
+from parallel.checkpoint.folders import MANIFEST
+from parallel.checkpoint.format import file_facts, manifest_text
 from tests.fuzz.running import Outcome, preload, run
 from tests.pretrain.small import small_data
 

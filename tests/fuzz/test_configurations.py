@@ -6,7 +6,7 @@ import copy
 import os
 import string
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,13 @@ TOKENS = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _counted() -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def _counted(record_property: Callable[[str, Any], None]) -> Iterator[None]:
+    COUNTS.clear()
     yield
-    print(f"configurations: {COUNTS[2]} refused in one line, {COUNTS[0]} accepted")
+    record_property(
+        "counts", f"{COUNTS.total()} tried: {COUNTS[2]} refused in one line, {COUNTS[0]} accepted"
+    )
 
 
 @pytest.fixture
