@@ -41,7 +41,8 @@ def parts(layers: int, hidden: int, data: Path) -> dict[str, dict[str, float]]:
     load_libraries()
     import pretrain.train.build as build
     from model.config import ModelConfig
-    from model.families.gpt import GPT, transformer_config
+    from model.families.gpt import GPT
+    from model.layers.transformer_config import transformer_config
     from parallel.engine.engine import Engine, EngineOptions
     from parallel.launch.one_process import single_process
     from pretrain.config.schema import Corpus, OptimizerConfig

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from model.depth.plan import DepthPlan
 from model.depth.scheme import SCHEMES, scheme_names
 from model.words import printable
 
@@ -133,9 +134,7 @@ class ModelConfig(Strict):
             raise ValueError(
                 f"model.scheme={printable(repr(self.scheme), 60)} is not a scheme; choose one of {', '.join(scheme_names())}"
             )
-        SCHEMES[self.scheme].plan(
-            self.num_layers, self.scheme_options
-        )  # refuses options and depths that have no constants
+        self.depth_plan()  # refuses options and depths that have no constants
         self._check_init_is_read()
         if self.position != "rotary" and self.rotary_base != ModelConfig.model_fields["rotary_base"].default:
             raise ValueError(
@@ -171,6 +170,10 @@ class ModelConfig(Strict):
                     f"model.init.{name}={_written(value)} has no effect with model.scheme={self.scheme} and model.init.base={self.init.base}: remove it "
                     f"(its default is {_written(default)}), or choose deepscalelm_pre_ln or deepscalelm_post_ln with model.init.base=scheme"
                 )
+
+    def depth_plan(self) -> DepthPlan:
+        """What the scheme makes of every layer. Raises ValueError on options out of range."""
+        return DepthPlan.of(self.scheme, self.num_layers, self.scheme_options)
 
     @property
     def groups(self) -> int:

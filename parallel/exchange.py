@@ -33,6 +33,11 @@ class PeerError(RuntimeError):
     """Another rank met something unexpected, and this one ends with it. The other one says more."""
 
 
+def is_shared(error: Exception) -> bool:
+    """Whether all ranks raise this error, or what it was told as, together."""
+    return isinstance(error, PeerError) or getattr(error, "shared", False)
+
+
 def told_as_it_is(kind: type[Exception]) -> None:
     """From now on an exception of this kind, made of its words alone, is raised as what it is on every rank."""
     _KINDS[kind.__name__] = kind
@@ -107,6 +112,7 @@ def describe(problem: Exception | None) -> Problem:
 def raise_told(told: Problem, rank: int, own: Exception | None) -> None:
     """Raises what a rank has told. own: the exception itself, on that rank."""
     if own is not None:
+        own.shared = True  # type: ignore[attr-defined]
         raise own
     kind = _KINDS.get(told.kind)
     raise kind(told.text) if kind else PeerError(f"rank {rank}: {told.text}")

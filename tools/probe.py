@@ -10,7 +10,7 @@ import typer
 
 from model.errors import UserError
 
-PRECISIONS = ("float32", "float64")
+PRECISIONS = ("float32", "float64", "bfloat16")
 SOURCES = ("auto", "synthetic", "data")
 
 

@@ -17,12 +17,33 @@ FP32 = 4
 
 
 @dataclass(frozen=True)
+class Norms:
+    """Numbers of norms by what they make: the input of a branch only (or a branch), or the stream too."""
+
+    branch: int = 0
+    stream: int = 0
+
+    def __add__(self, other: Norms) -> Norms:
+        return Norms(self.branch + other.branch, self.stream + other.stream)
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.branch + self.stream
+
+
+PRE_NORM = Norms(branch=2)
+"""Those of a plain pre-norm layer."""
+
+
+@dataclass(frozen=True)
 class Activations:
     """What one micro-batch on one rank looks like.
 
     samples: sequences of a micro-batch, `seq_length` tokens each; element: bytes of an activation, 2 or 4; tensor: tensor-parallel size;
     sequence_parallel: norms and stream are cut along the sequence over it; recompute: as parallel.recompute.granularity, group: layers of a group
     of full recomputation; fused: a GPU's fused kernels for RMSNorm and dropout, where a CPU keeps one more copy of what they act on.
+    fp32_stream: `train.fp32_residual`. Branches then read copies of the stream in `element` bytes.
     """
 
     config: ModelConfig
@@ -34,6 +55,7 @@ class Activations:
     recompute: Recompute = "none"
     group: int = 1
     fused: bool = False
+    fp32_stream: bool = False
 
     @property
     def tokens(self) -> int:
@@ -46,23 +68,31 @@ class Activations:
         return self.tokens / (self.tensor if self.sequence_parallel else 1)
 
     @property
-    def stream(self) -> float:
-        """Bytes of the residual stream [s, b, h] on one rank."""
+    def narrow(self) -> float:
+        """Bytes of an activation of the stream's shape [s, b, h] on one rank, in the format of the branches."""
         return self.rows * self.config.hidden_size * self.element
 
-    def _norm(self) -> float:
+    @property
+    def stream(self) -> float:
+        """Bytes of the residual stream [s, b, h] on one rank."""
+        return self.narrow * (FP32 / self.element if self.fp32_stream else 1)
+
+    def _norm(self, kept: float) -> float:
         """A norm keeps its input and fp32 statistics; an RMSNorm that is not fused also its normalized input."""
         if self.config.normalization == "layernorm":
-            return self.stream + 2 * FP32 * self.rows
-        return self.stream * (1 if self.fused else 2) + FP32 * self.rows
+            return kept + 2 * FP32 * self.rows
+        return kept * (1 if self.fused else 2) + FP32 * self.rows
+
+    def _norms(self, norms: Norms) -> float:
+        return norms.branch * self._norm(self.narrow) + norms.stream * self._norm(self.stream)
 
     def _dropout(self, probability: float) -> float:
         """The mask: a byte per element where fused, else a scaled mask in the format of the stream."""
-        return 0 if probability == 0 else self.stream / self.element if self.fused else self.stream
+        return 0 if probability == 0 else self.narrow / self.element if self.fused else self.narrow
 
-    def _connections(self, norms: float) -> float:
+    def _connections(self, norms: Norms) -> float:
         """What lies around a layer's branches: norms, dropout, and the inputs of their first matrices."""
-        return norms * self._norm() + 2 * (self._dropout(self.config.hidden_dropout) + self.stream)
+        return self._norms(norms) + 2 * (self._dropout(self.config.hidden_dropout) + self.narrow)
 
     def _attention(self, recomputed: bool) -> float:
         config, n = self.config, self.tokens * self.element / self.tensor
@@ -82,17 +112,17 @@ class Activations:
         ]
         return widths * self.tokens * self.config.ffn_size * self.element / self.tensor
 
-    def layer(self, norms: float = 2, *, recomputed: bool = False) -> float:
+    def layer(self, norms: Norms = PRE_NORM, *, recomputed: bool = False) -> float:
         """Bytes of one layer with so many norms; recomputed: its attention core is computed again in the backward pass."""
         return self._connections(norms) + self._attention(recomputed) + self._feed_forward()
 
-    def layers(self, count: int, norms: int) -> float:
+    def layers(self, count: int, norms: Norms) -> float:
         """Bytes that `count` layers with `norms` norms in all keep between forward and backward, under the recomputation that was asked for."""
         if self.recompute == "full":
             return -(-count // self.group) * self.stream
-        return count * self.layer(0, recomputed=self.recompute == "selective") + norms * self._norm()
+        return count * self.layer(Norms(), recomputed=self.recompute == "selective") + self._norms(norms)
 
-    def working(self, norms: float) -> float:
+    def working(self, norms: Norms) -> float:
         """Bytes that recomputation brings back for a while: a group of layers with so many norms each, or one attention core."""
         if self.recompute == "full":
             return self.group * self.layer(norms)
@@ -108,7 +138,7 @@ class Activations:
         )
         return (
             numbers
-            + (self._norm() if scheme.embedding_norm else 0)
+            + self._norms(Norms(stream=int(scheme.embedding_norm)))
             + self._dropout(self.config.hidden_dropout)
         )
 
@@ -119,14 +149,17 @@ class Activations:
         if self.tensor > 1:
             vocab = config.padded_vocab / self.tensor
         labels = 8 * self.tokens if self.samples > 1 else 0  # turned to [s, b], which is a copy unless b is 1
-        return (self._norm() if scheme.final_norm else 0) + self.stream + FP32 * self.tokens * vocab + labels
+        normed = self._norms(Norms(stream=int(scheme.final_norm)))
+        return normed + self.narrow + FP32 * self.tokens * vocab + labels
 
     def whole(self) -> float:
         """Bytes of a whole model on one pipeline stage."""
-        plans = SCHEMES[self.config.scheme].plan(self.config.num_layers, self.config.scheme_options)
-        return self.embedding() + self.layers(len(plans), sum(map(norms_of, plans))) + self.head()
+        layers = self.config.depth_plan().layers
+        return self.embedding() + self.layers(len(layers), sum(map(norms_of, layers), Norms())) + self.head()
 
 
-def norms_of(plan: Layer) -> int:
+def norms_of(plan: Layer) -> Norms:
     """Norms of one layer without cross-attention."""
-    return sum(part.norm_in + part.norm_branch + part.norm_out for part in (plan.attention, plan.mlp))
+    parts = (plan.attention, plan.mlp)
+    stream = sum(part.norm_out + part.residual_from_norm for part in parts)
+    return Norms(sum(part.norm_in + part.norm_branch + part.norm_out for part in parts) - stream, stream)

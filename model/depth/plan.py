@@ -1,4 +1,4 @@
-"""A model's depth plan as plain data: what conversion looks at instead of a scheme's name."""
+"""A stack's depth plan: what its scheme makes of every layer, as plain data without the scheme's name."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from model.config import ModelConfig
 from model.depth.folded import FoldedLayer, folded
-from model.depth.scheme import SCHEMES, Layer, Sublayer
+from model.depth.scheme import SCHEMES, Layer, Options, Sublayer
 
 
 @dataclass(frozen=True)
-class Plan:
+class DepthPlan:
     """Coefficients and norm positions of every layer, and the norms around the stack."""
 
     layers: tuple[Layer, ...]
@@ -20,21 +19,26 @@ class Plan:
     final_norm: bool
 
     @classmethod
-    def of(cls, config: ModelConfig) -> Plan:
-        """The plan of a configuration. Raises ValueError on scheme options out of range."""
-        scheme = SCHEMES[config.scheme]
-        return cls(
-            scheme.plan(config.num_layers, config.scheme_options), scheme.embedding_norm, scheme.final_norm
-        )
+    def of(
+        cls, scheme: str, num_layers: int, options: Options | None = None, *, sublayers: int = 2
+    ) -> DepthPlan:
+        """The plan of a stack.
+
+        sublayers: of one layer, 3 with cross-attention.
+        Raises KeyError for an unknown scheme, ValueError for options it lacks or that are out of range.
+        """
+        chosen = SCHEMES[scheme]
+        return cls(chosen.plan(num_layers, options, sublayers), chosen.embedding_norm, chosen.final_norm)
 
     def folded(self) -> tuple[FoldedLayer, ...]:
         """The layers in the units in which they are computed (`model/depth/folded.py`)."""
         return folded(self.layers)
 
-    def in_float32(self) -> Plan:
+    def in_float32(self) -> DepthPlan:
         """The same plan with the constants that float32 tensors are multiplied by.
 
-        A thousand layers turn the rounding of one residual constant into a relative error of 1e-4, which the trained model has and a fold must have too.
+        A thousand layers turn the rounding of one residual constant into a relative error of 1e-4.
+        The trained model has that error, and a fold must have it too.
         """
 
         def rounded(sublayer: Sublayer) -> Sublayer:
@@ -51,7 +55,10 @@ class Plan:
         )
 
     def sublayers(self) -> list[tuple[int, str, Sublayer]]:
-        """All (0-based layer, "attention" or "mlp", sublayer), in the order in which the stream passes them."""
+        """All sublayers in the order in which the stream passes them.
+
+        Each is (0-based layer, "attention" or "mlp", its coefficients).
+        """
         return [
             (index, kind, sublayer)
             for index, layer in enumerate(self.layers)

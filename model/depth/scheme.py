@@ -20,7 +20,7 @@ from typing import Literal
 
 from model.words import printable
 
-Role = Literal["embedding", "q", "k", "v", "o", "fc1", "fc2", "output"]
+WeightRole = Literal["q", "k", "v", "o", "fc1", "fc2"]
 Base = Literal["xavier", "fairseq", "normal", "deepscale"]
 Options = Mapping[str, float | bool]
 
@@ -79,7 +79,7 @@ class Scheme:
     summary: str
     source: str
     layer: Callable[[Depth], Layer]
-    gains: Callable[[Depth], Mapping[Role, float]] = lambda depth: {}
+    gains: Callable[[Depth], Mapping[WeightRole, float]] = lambda depth: {}
     base: Base = "xavier"
     embedding_norm: bool = False
     final_norm: bool = True
@@ -111,7 +111,7 @@ class Scheme:
 
     def gain_plan(
         self, num_layers: int, options: Options | None = None, sublayers: int = 2
-    ) -> tuple[Mapping[Role, float], ...]:
+    ) -> tuple[Mapping[WeightRole, float], ...]:
         """Weight gains of all layers of a stack, by role; a missing role has gain 1. Raises ValueError on unknown options."""
         return tuple(self.gains(depth) for depth in self._depths(num_layers, options, sublayers))
 
@@ -144,7 +144,7 @@ def _b2t(depth: Depth) -> Layer:
     return Layer(attention=post.attention, cross=post.cross, mlp=last)
 
 
-def _rescale_gains(depth: Depth) -> Mapping[Role, float]:
+def _rescale_gains(depth: Depth) -> Mapping[WeightRole, float]:
     return dict.fromkeys(LAYER_ROLES, depth.total**-0.5) if depth.options["rescale"] else {}
 
 
@@ -172,7 +172,7 @@ def _deepscale_post(depth: Depth) -> Layer:
     return _post(*deepscale_constants(depth))
 
 
-def _deepnorm_gains(depth: Depth) -> Mapping[Role, float]:
+def _deepnorm_gains(depth: Depth) -> Mapping[WeightRole, float]:
     """v, o, fc1, fc2 divided by (8N)^1/4 (Wang et al. 2022, decoder-only or encoder-only row)."""
     return dict.fromkeys(("v", "o", "fc1", "fc2"), (8 * depth.total) ** -0.25)
 
@@ -201,7 +201,7 @@ def _spannorm(depth: Depth) -> Layer:
     return Layer(attention=post.attention, cross=post.cross, mlp=last)
 
 
-LAYER_ROLES: tuple[Role, ...] = ("q", "k", "v", "o", "fc1", "fc2")
+LAYER_ROLES: tuple[WeightRole, ...] = ("q", "k", "v", "o", "fc1", "fc2")
 _DEEPSCALE = {"k": 2.0, "alpha": 1.0}
 _DEEPSCALE_LIMITS = {"k": (1e-9, 1e9), "alpha": (0.0, 10.0)}
 

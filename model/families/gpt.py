@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
 from megatron.core.parallel_state import get_pipeline_model_parallel_rank
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
@@ -20,33 +19,12 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.depth.folded import FoldedLayer
-from model.depth.plan import Plan
 from model.depth.scheme import SCHEMES
 from model.families.losses import cross_entropy
 from model.layers.torch_parts import Norm, rotary_table
 from model.layers.torch_spec import local_layer_spec
+from model.parameters.table import parameter_table
 from model.weights.init import logit_scale
-
-
-def relu2(x: Tensor) -> Tensor:
-    """Squared ReLU (So et al. 2021), any shape."""
-    return F.relu(x).square()
-
-
-def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU in its tanh approximation (Hendrycks & Gimpel 2016), as GPT-2 has it; any shape."""
-    return F.gelu(x, approximate="tanh")
-
-
-ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_tanh": gelu_tanh,
-    "geglu": F.gelu,
-    "relu": F.relu,
-    "relu2": relu2,
-    "silu": F.silu,
-    "swiglu": F.silu,
-}
 
 Kernels = Literal["local", "te"]
 
@@ -64,43 +42,6 @@ def kernel_parts(
 
         return partial(te_layer_spec, fp32_stream=fp32_stream), Norm if fp32_stream else TENorm
     return partial(local_layer_spec, fp32_stream=fp32_stream), Norm
-
-
-def transformer_config(
-    model: ModelConfig, *, dtype: torch.dtype = torch.float32, on_cpu: bool = True, **parallel: Any
-) -> TransformerConfig:
-    """Megatron-core's configuration of a model.
-
-    parallel: its fields about degrees and communication, given by the topology, and about precision.
-    """
-    stream = torch.float32 if parallel.get("fp32_residual_connection") else dtype
-    return TransformerConfig(
-        num_layers=model.num_layers,
-        hidden_size=model.hidden_size,
-        num_attention_heads=model.num_attention_heads,
-        num_query_groups=model.groups,
-        kv_channels=model.kv_channels,
-        ffn_hidden_size=model.ffn_size,
-        hidden_dropout=model.hidden_dropout,
-        attention_dropout=model.attention_dropout,
-        layernorm_epsilon=model.norm_epsilon,
-        normalization={"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[model.normalization],
-        activation_func=ACTIVATIONS[model.activation],
-        gated_linear_unit=model.gated,
-        add_bias_linear=model.bias,
-        # Values come from `model/weights/init.py`, by global name, after the build.
-        perform_initialization=False,
-        use_cpu_initialization=on_cpu,
-        params_dtype=dtype,
-        pipeline_dtype=stream,  # what stages send each other
-        bf16=dtype == torch.bfloat16,
-        gradient_accumulation_fusion=False,
-        bias_dropout_fusion=False,
-        bias_activation_fusion=False,
-        masked_softmax_fusion=False,
-        apply_rope_fusion=False,
-        **parallel,
-    )
 
 
 def mark_tensor_parallel(module: nn.Module) -> None:
@@ -135,7 +76,7 @@ class GPT(GPTModel):
         kernels: Kernels = "local",
     ) -> None:
         scheme = SCHEMES[model.scheme]
-        self.plan = plan = Plan.of(model).folded()
+        self.plan = plan = model.depth_plan().folded()
         # Slices by GLOBAL layer number: a stage must never compute depth constants from its own layer count.
         first = get_transformer_layer_offset(config, vp_stage, get_pipeline_model_parallel_rank())
         count = get_num_layers_to_build(config, vp_stage, get_pipeline_model_parallel_rank())
@@ -159,6 +100,7 @@ class GPT(GPTModel):
             vp_stage=vp_stage,
         )
         mark_tensor_parallel(self)
+        self.rows = {row.name: row for row in parameter_table(model, positions=seq_length)}
         if pre_process and scheme.embedding_norm:
             self.embedding.norm = norm(config, config.hidden_size, config.layernorm_epsilon)
         self.embedding_norm = pre_process and scheme.embedding_norm
@@ -194,7 +136,8 @@ class GPT(GPTModel):
             hidden_states = hidden_states * self.logit_scale
         if self.post_process and self.fp32_stream:
             hidden_states = hidden_states.to(self.config.params_dtype)
-        return super()._postprocess(hidden_states, *args, **kwargs)
+        result: Tensor = super()._postprocess(hidden_states, *args, **kwargs)
+        return result
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Cross-entropy per token in nats. labels: [b, s]; logits: [s, b, V / TP]; returns [b, s]. Padding rows of the vocabulary take no part."""
@@ -205,9 +148,10 @@ class GPT(GPTModel):
         valid = min(max(self.true_vocab - self.pg_collection.tp.rank() * local, 0), local)
         if valid < local:
             logits[..., valid:].fill_(torch.finfo(logits.dtype).min)
-        return super().compute_language_model_loss(labels, logits)
+        losses: Tensor = super().compute_language_model_loss(labels, logits)
+        return losses
 
     @property
     def tp_group_size(self) -> int:
         """Tensor-parallel size."""
-        return self.pg_collection.tp.size()
+        return int(self.pg_collection.tp.size())

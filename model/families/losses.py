@@ -25,7 +25,7 @@ class _CrossEntropy(torch.autograd.Function):
         return -log_p_nv.gather(1, labels_n[:, None]).squeeze(1)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, grad_n: Tensor) -> tuple[Tensor, None, None]:
         # Changed in place, so that autograd itself refuses a second backward pass.
         log_p_nv, labels_n = ctx.saved_tensors
@@ -42,5 +42,5 @@ def cross_entropy(logits_nv: Tensor, labels_n: Tensor, vocab: int) -> Tensor:
 
     Columns from `vocab` on are padding: they take no part and get no gradient. The gradient can be taken once.
     """
-    loss: Tensor = _CrossEntropy.apply(logits_nv, labels_n, vocab)
+    loss: Tensor = _CrossEntropy.apply(logits_nv, labels_n, vocab)  # type: ignore[no-untyped-call]
     return loss

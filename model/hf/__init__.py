@@ -1,1 +1,1 @@
-"""Conversion between canonical weights and Hugging Face models, and a plain evaluation of canonical weights."""
+"""How does a model become a Hugging Face folder, and a folder a model?"""

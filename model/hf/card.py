@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from model.config import ModelConfig
-from model.depth.plan import Plan
 from model.depth.scheme import SCHEMES
 from model.hf.configs import ARCHITECTURES
 from model.hf.mapping import norm_layers
@@ -97,7 +96,7 @@ def _table(rows: Mapping[str, Any]) -> list[str]:
 
 
 def _proof(config: ModelConfig, result: Export) -> list[str]:
-    proof, extra = result.proof, norm_layers(result.architecture, Plan.of(config))
+    proof, extra = result.proof, norm_layers(result.architecture, config.depth_plan())
     lines = [
         "Before it was put in place, this folder was loaded with transformers in fp32 and its logits were compared with the pretraining model's "
         f"on {proof.tokens} tokens: they differ by at most {proof.difference:.1e} of their standard deviation ({proof.scale:.3g}); "

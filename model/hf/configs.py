@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from model.config import InitConfig, ModelConfig
-from model.depth.plan import Plan
+from model.depth.plan import DepthPlan
 from model.depth.scheme import Sublayer
 from model.hf.folding.pre_ln import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS, Fold
 from model.hf.mapping import Target, norm_layers
+from model.hf.trust import AUTO_MAP
 
 ARCHITECTURES: dict[Target, str] = {
     "gpt2": "GPT2LMHeadModel",
@@ -24,7 +25,7 @@ SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 STOCK_INIT = InitConfig(base="normal")
 
 
-def depth_plan(plan: Plan) -> list[dict[str, Any]]:
+def depth_plan(plan: DepthPlan) -> list[dict[str, Any]]:
     """A plan as runs of equal layers, each sublayer with what differs from the defaults only."""
     defaults = dataclasses.asdict(Sublayer())
     runs: list[dict[str, Any]] = []
@@ -111,7 +112,7 @@ def _opt(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) ->
         "hidden_size": config.hidden_size,
         "word_embed_proj_dim": config.hidden_size,
         "ffn_dim": config.ffn_size,
-        "num_hidden_layers": config.num_layers + sum(norm_layers("opt", Plan.of(config))),
+        "num_hidden_layers": config.num_layers + sum(norm_layers("opt", config.depth_plan())),
         "num_attention_heads": config.num_attention_heads,
         "activation_function": UNGATED_ACTIVATIONS[config.activation],
         "do_layer_norm_before": False,
@@ -125,12 +126,9 @@ def _opt(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) ->
 
 def fathom_fields(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, Any]:
     """What config.json of the class `fathom` says beside what all targets say."""
-    plan = Plan.of(config)
+    plan = config.depth_plan()
     return {
-        "auto_map": {
-            "AutoConfig": "configuration_fathom.FathomConfig",
-            "AutoModelForCausalLM": "modeling_fathom.FathomForCausalLM",
-        },
+        "auto_map": AUTO_MAP,
         "max_position_embeddings": positions,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.ffn_size,

@@ -16,16 +16,17 @@ from model.folders import FolderKind, check_target, whole_folder
 from model.hf.card import model_card
 from model.hf.configs import SPECIAL, write_config
 from model.hf.folding.pre_ln import Fold, fold, targets
-from model.hf.mapping import Target, canonical_shapes, check_weights, entries
+from model.hf.mapping import Target, check_weights, entries
 from model.hf.proof import LIMIT, change, epsilon_effect, logits, proof_tokens, prove
 from model.hf.reference import Weights
 from model.hf.result import Export
 from model.hf.tokenizer.convert import TokenIds, write_tokenizer
 from model.hf.tokenizer.copy import copy_tokenizer
 from model.hf.tokenizer.proof import prove as prove_tokenizer
+from model.hf.trust import CODE
 from model.hf.weight_files import DTYPES, parse_size, round_weights, write_json, write_weights
+from model.parameters.table import parameter_table
 
-CODE = ("configuration_fathom.py", "modeling_fathom.py")
 EXPORT = FolderKind(
     "an exported model", marker="config.json", advice="choose another folder, or replace it with --overwrite"
 )
@@ -89,7 +90,7 @@ def export(
         raise UserError(f"dtype={dtype!r} is not supported; choose one of {', '.join(DTYPES)}")
     if config.vocab_size is None:
         raise UserError("model.vocab_size is not known: take it from the tokenizer before exporting")
-    check_weights(weights, canonical_shapes(config, positions))
+    check_weights(weights, [row.name for row in parameter_table(config, positions=positions)])
     tokens = proof_tokens(config, positions, prove_tokens)
     job = _Job(
         weights=weights,

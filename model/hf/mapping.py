@@ -1,9 +1,8 @@
-"""Names and layouts, canonical <-> Hugging Face, as data: one table per target, read in both directions."""
+"""Names and shapes, canonical <-> Hugging Face, as data: one table a target, read both ways."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,19 +10,24 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.depth.plan import Plan
+from model.depth.plan import DepthPlan
 from model.errors import UserError
+from model.parameters.table import Role, Row, parameter_table, qkv_blocks
 
 Target = Literal["gpt2", "llama", "opt", "fathom"]
 TARGETS: tuple[Target, ...] = ("gpt2", "llama", "opt", "fathom")
-# Every norm of OPT's is a torch.nn.LayerNorm without an epsilon in config.json, so torch's default is the only one.
+# Every norm of OPT's is a torch.nn.LayerNorm without an epsilon in config.json, so that torch's
+# default is the only one.
 OPT_EPSILON = 1e-5
 NORM_LAYER_GAIN = OPT_EPSILON**0.5
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How one canonical tensor becomes one or several Hugging Face tensors, and back. Both work on weights and, where there are any, biases."""
+class Conversion:
+    """How one canonical tensor becomes one or several Hugging Face tensors, and back.
+
+    Both ways work on weights and, where there are any, on biases.
+    """
 
     to_hf: Callable[[Tensor, ModelConfig], tuple[Tensor, ...]]
     from_hf: Callable[[tuple[Tensor, ...], ModelConfig], Tensor]
@@ -31,19 +35,11 @@ class Layout:
 
 def _split_qkv(t: Tensor, config: ModelConfig) -> tuple[Tensor, ...]:
     """Rows [group: q.., k, v] -> (Q, K, V) with heads in order."""
-    groups, share, rest = config.groups, config.num_attention_heads // config.groups, t.shape[1:]
-    grouped = t.reshape(groups, share + 2, config.kv_channels, *rest)
-    return (
-        grouped[:, :share].reshape(-1, *rest),
-        grouped[:, share].reshape(-1, *rest),
-        grouped[:, share + 1].reshape(-1, *rest),
-    )
+    return qkv_blocks(config).split(t)
 
 
 def _join_qkv(parts: tuple[Tensor, ...], config: ModelConfig) -> Tensor:
-    rest = parts[0].shape[1:]
-    grouped = [part.reshape(config.groups, -1, config.kv_channels, *rest) for part in parts]
-    return torch.cat(grouped, dim=1).reshape(-1, *rest)
+    return qkv_blocks(config).join(parts)
 
 
 def _flip(t: Tensor) -> Tensor:
@@ -63,19 +59,20 @@ def _lead_rows(t: Tensor, config: ModelConfig) -> Tensor:
     return torch.cat((t.new_zeros(2, *t.shape[1:]), t))
 
 
-PLAIN = Layout(lambda t, config: (t,), lambda parts, config: parts[0])
-CONV1D = Layout(lambda t, config: (_flip(t),), lambda parts, config: _flip(parts[0]))
-QKV = Layout(_split_qkv, _join_qkv)
-QKV_CONV1D = Layout(lambda t, config: (_flip(torch.cat(_split_qkv(t, config))),), _split_fused)
-GATE_UP = Layout(lambda t, config: tuple(t.chunk(2)), lambda parts, config: torch.cat(parts))
-VOCABULARY = Layout(
+PLAIN = Conversion(lambda t, config: (t,), lambda parts, config: parts[0])
+CONV1D = Conversion(lambda t, config: (_flip(t),), lambda parts, config: _flip(parts[0]))
+QKV = Conversion(_split_qkv, _join_qkv)
+QKV_CONV1D = Conversion(lambda t, config: (_flip(torch.cat(_split_qkv(t, config))),), _split_fused)
+GATE_UP = Conversion(lambda t, config: tuple(t.chunk(2)), lambda parts, config: torch.cat(parts))
+VOCABULARY = Conversion(
     lambda t, config: (t[: config.vocab_size],), lambda parts, config: _pad_rows(parts[0], config)
 )
 # OPT looks positions up from row 2 on; row 1 is read at padding only, row 0 never.
-POSITIONS_FROM_2 = Layout(lambda t, config: (_lead_rows(t, config),), lambda parts, config: parts[0][2:])
+POSITIONS_FROM_2 = Conversion(lambda t, config: (_lead_rows(t, config),), lambda parts, config: parts[0][2:])
 
-# Module name -> (Hugging Face module names, layout). {i} is the 0-based layer. Rows a model has no tensor for are not used.
-Rule = tuple[tuple[str, ...], Layout]
+# Module name -> (Hugging Face module names, conversion). {i} is the 0-based layer.
+# Rules that a model has no tensor for are not used.
+Rule = tuple[tuple[str, ...], Conversion]
 _L = "decoder.layers.{i}."
 _GPT2: dict[str, Rule] = {
     "embedding.word_embeddings": (("transformer.wte",), VOCABULARY),
@@ -104,7 +101,8 @@ _LLAMA: dict[str, Rule] = {
     "output_layer": (("lm_head",), VOCABULARY),
 }
 _D = "model.decoder.layers.{i}."
-# Post-LN: the norm between the sublayers may be written as the first one's norm_out or as the second one's norm_in, see `model/hf/folding/post_ln.py`.
+# Post-LN: the norm between the sublayers may be written as the first one's norm_out or as the
+# second one's norm_in, see `model/hf/folding/post_ln.py`.
 _OPT: dict[str, Rule] = {
     "embedding.word_embeddings": (("model.decoder.embed_tokens",), VOCABULARY),
     "embedding.position_embeddings": (("model.decoder.embed_positions",), POSITIONS_FROM_2),
@@ -136,139 +134,94 @@ _FATHOM: dict[str, Rule] = {
     "output_layer": (("lm_head",), VOCABULARY),
 }
 TABLES: dict[Target, dict[str, Rule]] = {"gpt2": _GPT2, "llama": _LLAMA, "opt": _OPT, "fathom": _FATHOM}
-_LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One canonical tensor and the Hugging Face tensors made of it. constant: the model has no such tensor, and the target wants this number there."""
+    """One canonical tensor and the Hugging Face tensors made of it."""
 
     canonical: str
     shape: tuple[int, ...]
     hf: tuple[str, ...]
-    layout: Layout
+    conversion: Conversion
     constant: float | None = None
+    """The model has no such tensor, and the target wants this number there."""
 
     def shapes(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
         """Shapes of the Hugging Face tensors."""
         return {
             name: tuple(t.shape)
             for name, t in zip(
-                self.hf, self.layout.to_hf(torch.empty(self.shape, device="meta"), config), strict=True
+                self.hf, self.conversion.to_hf(torch.empty(self.shape, device="meta"), config), strict=True
             )
         }
 
 
-def canonical_shapes(config: ModelConfig, positions: int) -> dict[str, tuple[int, ...]]:
-    """Shape of every canonical tensor of a model, in the order of its forward pass. positions: rows of a learned position table."""
-    plan, h, f, width = (
-        Plan.of(config),
-        config.hidden_size,
-        config.ffn_size,
-        config.num_attention_heads * config.kv_channels,
-    )
-    shapes: dict[str, tuple[int, ...]] = {"embedding.word_embeddings.weight": (config.padded_vocab, h)}
-
-    def norm(name: str, present: bool = True) -> None:
-        if present:
-            shapes[f"{name}.weight"] = (h,)
-            if config.normalization == "layernorm":
-                shapes[f"{name}.bias"] = (h,)
-
-    def linear(name: str, rows: int, columns: int) -> None:
-        shapes[f"{name}.weight"] = (rows, columns)
-        if config.bias:
-            shapes[f"{name}.bias"] = (rows,)
-
-    if config.position == "learned":
-        shapes["embedding.position_embeddings.weight"] = (positions, h)
-    norm("embedding.norm", plan.embedding_norm)
-    for i, layer in enumerate(plan.layers):
-        name = f"decoder.layers.{i}"
-        norm(f"{name}.input_layernorm", layer.attention.norm_in)
-        linear(f"{name}.self_attention.linear_qkv", width + 2 * config.groups * config.kv_channels, h)
-        linear(f"{name}.self_attention.linear_proj", h, width)
-        norm(f"{name}.self_attention_branch_norm", layer.attention.norm_branch)
-        norm(f"{name}.self_attention_output_norm", layer.attention.norm_out)
-        norm(f"{name}.pre_mlp_layernorm", layer.mlp.norm_in)
-        linear(f"{name}.mlp.linear_fc1", f * (2 if config.gated else 1), h)
-        linear(f"{name}.mlp.linear_fc2", h, f)
-        norm(f"{name}.mlp_branch_norm", layer.mlp.norm_branch)
-        norm(f"{name}.mlp_output_norm", layer.mlp.norm_out)
-    norm("decoder.final_layernorm", plan.final_norm)
-    if not config.tie_embeddings:
-        shapes["output_layer.weight"] = (config.padded_vocab, h)
-    return shapes
-
-
-def norm_layers(target: Target, plan: Plan) -> tuple[bool, bool]:
+def norm_layers(target: Target, plan: DepthPlan) -> tuple[bool, bool]:
     """Whether the norm (after the embedding, after the stack) becomes a layer of its own: an OPT layer whose branches are zero."""
     return (plan.embedding_norm, plan.final_norm) if target == "opt" else (False, False)
 
 
 def entries(target: Target, config: ModelConfig, positions: int) -> list[Entry]:
-    """The whole mapping of one model to one target. Raises KeyError for a tensor the target has no home for (`folding.obstacle` tells beforehand)."""
-    own = canonical_shapes(config, positions)
+    """The whole mapping of one model to one target. positions: rows of a learned position table.
+
+    Raises KeyError for a tensor the target has no home for; `folding.obstacle` tells beforehand.
+    """
+    own = {row.name: row for row in parameter_table(config, positions=positions)}
     # GPT-2's linear layers always have biases.
-    wanted = (
-        canonical_shapes(config.model_copy(update={"bias": True}), positions) if target == "gpt2" else own
-    )
-    first, last = norm_layers(target, Plan.of(config))
+    shown = config.model_copy(update={"bias": True}) if target == "gpt2" else config
+    first, last = norm_layers(target, config.depth_plan())
     places = {"embedding.norm": 0} if first else {}
     if last:
         places["decoder.final_layernorm"] = config.num_layers + first
     result = []
-    for name, shape in wanted.items():
-        module, leaf = name.rsplit(".", 1)
-        if module in places:
-            if leaf == "weight":
-                result += _norm_layer(own, config, places[module])
-            module, number = _L + "mlp_output_norm", str(places[module])
-        else:
-            match = _LAYER.match(name)
-            number = str(int(match[1]) + first) if match else ""
-        names, layout = TABLES[target][_LAYER.sub(_L, module)]
-        if layout is GATE_UP and not config.gated:
-            names, layout = names[1:], PLAIN
-        result.append(
-            Entry(
-                name,
-                shape,
-                tuple(f"{hf.replace('{i}', number)}.{leaf}" for hf in names),
-                layout,
-                None if name in own else 0.0,
-            )
-        )
+    for row in parameter_table(shown, positions=positions):
+        module, number = _rule_name(row), "" if row.layer is None else str(row.layer + first)
+        if row.module in places:
+            if row.leaf == "weight":
+                result += _norm_layer(own.values(), places[row.module])
+            module, number = _L + "mlp_output_norm", str(places[row.module])
+        names, conversion = TABLES[target][module]
+        if conversion is GATE_UP and not config.gated:
+            names, conversion = names[1:], PLAIN
+        hf = tuple(f"{name.replace('{i}', number)}.{row.leaf}" for name in names)
+        result.append(Entry(row.name, row.shape, hf, conversion, None if row.name in own else 0.0))
     return result
 
 
-def _norm_layer(shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, number: int) -> list[Entry]:
-    """What makes OPT's layer `number` a norm, except for its last norm, which is the norm itself: see `model/hf/folding/post_ln.py`."""
+def _rule_name(row: Row) -> str:
+    return row.module if row.layer is None else _L + row.module
+
+
+def _norm_layer(rows: Iterable[Row], number: int) -> list[Entry]:
+    """What makes OPT's layer `number` a norm, but for its last norm, which is the norm itself.
+
+    See `model/hf/folding/post_ln.py`.
+    """
     result = []
-    for name, shape in shapes.items():
-        if not name.startswith("decoder.layers.0.") or ".mlp_output_norm." in name:
+    for row in rows:
+        if row.layer != 0 or row.module == "mlp_output_norm":
             continue
-        module, leaf = _LAYER.sub(_L, name).rsplit(".", 1)
-        names, layout = TABLES["opt"][module]
-        gain = "norm" in module and leaf == "weight"
-        hf = tuple(f"{hf.replace('{i}', str(number))}.{leaf}" for hf in names)
-        result.append(
-            Entry(f"norm layer {number}: {name}", shape, hf, layout, NORM_LAYER_GAIN if gain else 0.0)
-        )
+        names, conversion = TABLES["opt"][_rule_name(row)]
+        hf = tuple(f"{name.replace('{i}', str(number))}.{row.leaf}" for name in names)
+        constant = NORM_LAYER_GAIN if row.role is Role.NORM_GAIN else 0.0
+        result.append(Entry(f"norm layer {number}: {row.name}", row.shape, hf, conversion, constant))
     return result
 
 
-def check_weights(weights: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises UserError naming the first canonical tensor that is missing, or that the model does not have."""
+def check_weights(weights: Iterable[str], names: Collection[str]) -> None:
+    """Raises UserError naming the first canonical tensor that is missing, or is not the model's."""
     given = set(weights)
-    for name in shapes:
+    for name in names:
         if name not in given:
             raise UserError(
-                f"the weights have no tensor {name!r}, which this model configuration needs: is this the checkpoint's own configuration?"
+                f"the weights have no tensor {name!r}, which this model configuration needs: "
+                "is this the checkpoint's own configuration?"
             )
-    for name in sorted(given - set(shapes)):
+    for name in sorted(given - set(names)):
         raise UserError(
-            f"the weights have a tensor {name!r}, which this model configuration has no place for: is this the checkpoint's own configuration?"
+            f"the weights have a tensor {name!r}, which this model configuration has no place for: "
+            "is this the checkpoint's own configuration?"
         )
 
 
@@ -286,7 +239,7 @@ class CanonicalWeights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         entry = self._entries[name]
         parts = tuple(_in_fp32(part, self._hf[part]) for part in entry.hf)
-        return entry.layout.from_hf(parts, self._config).contiguous()
+        return entry.conversion.from_hf(parts, self._config).contiguous()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

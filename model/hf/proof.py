@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.depth.plan import Plan
 from model.errors import UserError
 from model.hf.folding.pre_ln import Fold
 from model.hf.mapping import Target
@@ -81,7 +80,7 @@ def _in_float64(
     epsilons: Mapping[str, float] | None = None,
 ) -> Tensor:
     """Our logits [b, s, v] without rounding, for the very constants that fp32 uses."""
-    plan = Plan.of(config).in_float32()
+    plan = config.depth_plan().in_float32()
     return Evaluation(
         weights, config, logit_scale=logit_scale, dtype=torch.float64, epsilons=epsilons, plan=plan
     )(tokens)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.depth.plan import Plan
+from model.depth.plan import DepthPlan
 from model.depth.scheme import Sublayer
 from model.errors import UserError
 
@@ -68,7 +68,7 @@ class Evaluation:
         logit_scale: float,
         dtype: torch.dtype = torch.float32,
         epsilons: Mapping[str, float] | None = None,
-        plan: Plan | None = None,
+        plan: DepthPlan | None = None,
     ) -> None:
         self.weights, self.config, self.logit_scale, self.dtype, self.epsilons = (
             weights,
@@ -77,7 +77,7 @@ class Evaluation:
             dtype,
             epsilons or {},
         )
-        self.plan = plan or Plan.of(config)
+        self.plan = plan or config.depth_plan()
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor, cache: Cache | None = None, last_only: bool = False) -> Tensor:

@@ -85,7 +85,7 @@ def hf_tensors(entry: Entry, weights: Weights, config: ModelConfig, plan: Fold) 
         tensor = (tensor.double() * factor).float()
     return {
         name: part.contiguous()
-        for name, part in zip(entry.hf, entry.layout.to_hf(tensor, config), strict=True)
+        for name, part in zip(entry.hf, entry.conversion.to_hf(tensor, config), strict=True)
     }
 
 

@@ -1,4 +1,4 @@
-"""Where a rank's part of a tensor sits in the whole tensor: plain data, with the slicing both ways."""
+"""Where a rank's part of a tensor sits in the whole one: plain data, with the slicing both ways."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ if TYPE_CHECKING:  # what only looks at checkpoint folders does without PyTorch
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `index` of `count` equal parts along dimension `dim`; dim None means that every rank has the whole tensor.
+    """Part `index` of `count` equal parts along dimension `dim`.
 
-    stride: the whole dimension is `stride` equal blocks laid end to end and every part holds its piece of each block, in block order.
-    2 is a gated feed-forward: the whole is [gate; up], a part is [piece of gate; piece of up].
     Raises ValueError for an index outside the count, or a count or stride below 1.
     """
 
     dim: int | None
+    """None where every rank has the whole tensor."""
     index: int
     count: int
     stride: int = 1
+    """Equal blocks, end to end, of the whole dimension; a part holds its piece of each, in order.
+
+    2 is a gated feed-forward: the whole is [gate; up], a part is [piece of gate; piece of up].
+    """
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.stride < 1 or not 0 <= self.index < self.count:
@@ -43,14 +46,20 @@ def full_shape(local_shape: Sequence[int], shard: Shard) -> tuple[int, ...]:
 
 
 def take(full: Tensor, shard: Shard) -> Tensor:
-    """The part of a whole tensor: a view where the part is contiguous in it, else a copy. Raises ValueError where the dimension does not divide."""
+    """The part of a whole tensor: a view where the part is contiguous in it, else a copy.
+
+    Raises ValueError where the dimension does not divide.
+    """
     if shard.dim is None:
         return full
     return _blocks(full, shard).select(shard.dim + 1, shard.index).flatten(shard.dim, shard.dim + 1)
 
 
 def put(full: Tensor, local: Tensor, shard: Shard) -> None:
-    """Writes a part into its place in a whole tensor, the inverse of `take`. Raises ValueError where the dimension does not divide."""
+    """Writes a part into its place in a whole tensor, the inverse of `take`.
+
+    Raises ValueError where the dimension does not divide.
+    """
     if shard.dim is None:
         full.copy_(local)
         return
@@ -61,9 +70,10 @@ def put(full: Tensor, local: Tensor, shard: Shard) -> None:
 def _blocks(full: Tensor, shard: Shard) -> Tensor:
     """View of `full` whose dimension `dim` is split into (stride, count, rest)."""
     dim = shard.dim or 0
-    size = full.shape[dim]
-    if size % (shard.stride * shard.count):
+    size, parts = full.shape[dim], shard.stride * shard.count
+    if size % parts:
         raise ValueError(
-            f"dimension {dim} of a tensor of shape {tuple(full.shape)} does not divide into {shard.stride} x {shard.count} parts"
+            f"dimension {dim} of a tensor of shape {tuple(full.shape)} does not divide into "
+            f"{shard.stride} x {shard.count} parts"
         )
-    return full.unflatten(dim, (shard.stride, shard.count, size // (shard.stride * shard.count)))
+    return full.view(*full.shape[:dim], shard.stride, shard.count, size // parts, *full.shape[dim + 1 :])

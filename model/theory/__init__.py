@@ -1,4 +1,7 @@
-"""Signal-propagation theory: what a scheme and an initialisation do to variance, token correlation and gradients. Numbers in, numbers out; no torch."""
+"""What do a scheme and an initialisation do to variance, correlation and gradients?
+
+Numbers in, numbers out; no torch.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,6 @@ from model.theory.recursion import (
     deepscale_plan,
     published_attention,
 )
-from model.weights.prediction import predict
 
 __all__ = [
     "LayerSignal",
@@ -48,7 +50,6 @@ __all__ = [
     "post_ln_factor",
     "pre_ln_variance",
     "pre_ln_weight_gradient_norm",
-    "predict",
     "product_moment",
     "propagate",
     "published_attention",

@@ -68,20 +68,22 @@ def _gelu_product(s2: float, r: float) -> float:
 
 
 def _silu(x: Array) -> Array:
-    return x / (1 + np.exp(-x))
+    gated: Array = x / (1 + np.exp(-x))
+    return gated
 
 
 def _silu_slope(x: Array) -> Array:
-    gate = 1 / (1 + np.exp(-x))
+    gate: Array = 1 / (1 + np.exp(-x))
     return gate * (1 + x * (1 - gate))
 
 
 def _gelu_tanh(x: Array) -> Array:
-    return 0.5 * x * (1 + np.tanh(_TANH_SCALE * (x + _TANH_CUBE * x**3)))
+    t: Array = np.tanh(_TANH_SCALE * (x + _TANH_CUBE * x**3))
+    return 0.5 * x * (1 + t)
 
 
 def _gelu_tanh_slope(x: Array) -> Array:
-    t = np.tanh(_TANH_SCALE * (x + _TANH_CUBE * x**3))
+    t: Array = np.tanh(_TANH_SCALE * (x + _TANH_CUBE * x**3))
     return 0.5 * (1 + t) + 0.5 * x * (1 - t**2) * _TANH_SCALE * (1 + 3 * _TANH_CUBE * x**2)
 
 

@@ -86,7 +86,7 @@ def gelu_gradient(
     def overlap(r: float) -> float:
         s2 = variance
         a, square = s2 / (1 + s2), (s2 + 1) ** 2 - (r * s2) ** 2
-        bump = r * a * ((s2 + 1) * (2 * s2 + 3) - 2 * (r * s2) ** 2) / square**1.5
+        bump: float = r * a * ((s2 + 1) * (2 * s2 + 3) - 2 * (r * s2) ** 2) / square**1.5
         return 0.5 + (bump - math.acos(r * a)) / (2 * math.pi)
 
     return GradientMoments(gradient * overlap(1.0), gradient_correlation * gradient * overlap(correlation))

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from model.depth.scheme import Layer, Role, Sublayer
+from model.depth.scheme import Layer, Sublayer, WeightRole
 from model.theory.correlation import product_moment, second_moment, slope_moment
 from model.theory.recursion import AttentionLaw, Sizes
 
 # Variance of one weight, by role.
-WeightVariances = Mapping[Role, float]
+WeightVariances = Mapping[WeightRole, float]
 
 
 @dataclass(frozen=True)

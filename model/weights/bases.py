@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from model.config import ModelConfig
-from model.depth.scheme import LAYER_ROLES, SCHEMES, Role
+from model.depth.scheme import LAYER_ROLES, SCHEMES, WeightRole
 from model.errors import UserError
 from model.theory.correlation import stream_correlation, zipf_correlation
 from model.theory.recursion import Sizes, causal_attention, deepscale_plan, published_attention
 
-LayerVariances = Mapping[Role, float]
+LayerVariances = Mapping[WeightRole, float]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _deepscale(config: ModelConfig, seq_length: int) -> list[LayerVariances]:
         if config.init.causal_correction
         else published_attention
     )
-    plan = SCHEMES[config.scheme].plan(config.num_layers, config.scheme_options)
+    plan = config.depth_plan().layers
     correlation = stream_correlation(word_correlation(config), positions=config.position == "learned")
     planned = deepscale_plan(plan, stack_sizes(config), correlation, config.hidden_dropout, attention)
     return [

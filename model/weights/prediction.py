@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from model.config import ModelConfig
-from model.depth.scheme import SCHEMES
 from model.theory.propagation import LayerSignal, Stream, propagate
 from model.theory.recursion import bidirectional_attention, causal_attention
+from model.weights.bases import stack_sizes, word_correlation
+from model.weights.init import standard_deviations
 
 
 def predict(
@@ -18,11 +19,7 @@ def predict(
     late positions; unmasked ones leave attention's share out too and are a lower bound. Padding, document masks and rotary embedding do not enter.
     Raises UserError where the vocabulary size is needed and unknown.
     """
-    # Imported here because the initialisation takes its variances from this package.
-    from model.weights.bases import stack_sizes, word_correlation
-    from model.weights.init import standard_deviations
-
-    scheme, init = SCHEMES[config.scheme], standard_deviations(config, seq_length)
+    plan, init = config.depth_plan(), standard_deviations(config, seq_length)
     variance = init.word**2 + (init.position or 0.0) ** 2
     correlation = (
         word_correlation(config) * init.word**2 / variance
@@ -32,10 +29,10 @@ def predict(
     start = Stream(variance, variance * correlation, variance).dropped(config.hidden_dropout)
     law = causal_attention if causal else bidirectional_attention
     return propagate(
-        scheme.plan(config.num_layers, config.scheme_options),
+        plan.layers,
         [{role: std**2 for role, std in layer.items()} for layer in init.layers],
         stack_sizes(config),
-        start.normed(scheme.embedding_norm),
+        start.normed(plan.embedding_norm),
         attention=law(seq_length, config.attention_dropout),
         p=config.hidden_dropout,
     )

@@ -77,9 +77,10 @@ def check_tensors(reader: CheckpointReader) -> int:
 
 
 def _compare(reader: CheckpointReader, model: SavedModel) -> None:
-    from model.hf.mapping import canonical_shapes
+    from model.parameters.table import parameter_table
 
-    wanted, found = canonical_shapes(model.config, model.positions), set(reader.names())
+    wanted = {row.name: row.shape for row in parameter_table(model.config, positions=model.positions)}
+    found = set(reader.names())
     for name, shape in wanted.items():
         if name not in found:
             raise UserError(

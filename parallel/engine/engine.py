@@ -23,7 +23,7 @@ from model.parameters.names import NamedParameter, named_parameters
 from parallel.engine import deepspeed_api as api
 from parallel.engine import zero3
 from parallel.engine.gradients import Gradient, GradientBuffer, Group, build_groups
-from parallel.engine.muon import Muon, Orthogonalizer, matrices_of
+from parallel.engine.muon import Muon, Orthogonalizer
 from parallel.engine.overlap import Overlap
 from parallel.engine.self_check import Sample, check_moved, watch
 from parallel.engine.step_graph import StepGraph
@@ -169,10 +169,8 @@ class Engine:
             )
 
     def _orthogonalizers(self) -> dict[int, Orthogonalizer]:
-        core: Any = self.chunks[0].config
-        split = matrices_of(core.num_attention_heads, core.num_query_groups, core.gated_linear_unit)
         return {
-            index: Orthogonalizer(buffer, split, self.options.dtype)
+            index: Orthogonalizer(buffer, self.options.dtype)
             for index, buffer in enumerate(self.buffers)
             if buffer.group.muon and isinstance(buffer, GradientBuffer)
         }

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.parameters.names import NamedParameter
+from model.parameters.table import Role
 from parallel.topology import Topology
 
 # One fp32 sum over 5 million elements is wrong by 1e-4 on a CPU, so the norm would depend on the layout; blocks of this size are right to 1e-8 at no cost.
@@ -44,11 +45,7 @@ class Group:
 def kind_of(named: NamedParameter, topology: Topology, tied: bool) -> Kind:
     """Kind of a parameter, by its attributes, never by its module's class. tied: embedding and output share weights."""
     parameter = named.parameter
-    if (
-        tied
-        and topology.layout.pipeline > 1
-        and (named.copy or named.name == "embedding.word_embeddings.weight")
-    ):
+    if tied and topology.layout.pipeline > 1 and named.row.role is Role.WORD:
         return Kind.TIED
     if getattr(parameter, "tensor_model_parallel", False):
         return Kind.SHARDED
@@ -69,8 +66,8 @@ def build_groups(
     groups: dict[tuple[Kind, bool, bool], Group] = {}
     for named in parameters:
         matrix = named.parameter.dim() >= 2
-        decay = matrix and (decay_embeddings or not named.name.startswith("embedding."))
-        apart = muon and matrix and named.name.startswith("decoder.layers.")
+        decay = matrix and (decay_embeddings or named.row.stack != "embedding")
+        apart = muon and matrix and named.row.layer is not None
         kind = kind_of(named, topology, tied)
         groups.setdefault((kind, decay, apart), Group(kind, decay, [], apart)).parameters.append(named)
     return sorted(groups.values(), key=lambda group: (group.kind.value, group.decay, group.muon))

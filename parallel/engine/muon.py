@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +31,6 @@ EPSILON = 1e-7
 BUCKET = 1 << 26
 """Elements that tensor-parallel ranks gather at once."""
 
-Split = Callable[[str, Tensor], Iterable[Tensor]]
-"""From a parameter's canonical name and its whole matrix to the views of it that are matrices of their own."""
-
 
 def newton_schulz(update: Tensor) -> Tensor:
     """A matrix [m, n] with the singular vectors of `update` and all singular values near 1, in its dtype (Jordan et al. 2024)."""
@@ -52,23 +49,6 @@ def scale(shape: Sequence[int]) -> float:
     return 0.2 * math.sqrt(max(shape))
 
 
-def matrices_of(heads: int, groups: int, gated: bool) -> Split:
-    """Query, key and value, and the two halves of a gated feed-forward, are matrices of their own that only lie in one tensor.
-
-    heads, groups: of attention, whole model. Rows of the first: per group its queries, a key and a value; of the second: gate, then up.
-    """
-    per_group = heads // groups
-
-    def split(name: str, whole: Tensor) -> Iterable[Tensor]:
-        if name.endswith("self_attention.linear_qkv.weight"):
-            return whole.unflatten(0, (groups, per_group + 2, -1)).split((per_group, 1, 1), dim=1)
-        if gated and name.endswith("mlp.linear_fc1.weight"):
-            return whole.chunk(2)
-        return (whole,)
-
-    return split
-
-
 @dataclass(frozen=True)
 class _Matrix:
     named: NamedParameter
@@ -84,8 +64,8 @@ class Orthogonalizer:
     Call: collective over the data- and tensor-parallel groups; [n] fp32 -> [n] fp32.
     """
 
-    def __init__(self, buffer: GradientBuffer, split: Split, dtype: torch.dtype) -> None:
-        self.buffer, self.split, self.dtype = buffer, split, dtype
+    def __init__(self, buffer: GradientBuffer, dtype: torch.dtype) -> None:
+        self.buffer, self.dtype = buffer, dtype
         first, last = buffer.first, buffer.first + buffer.partition.numel()
         matrices = [
             _Matrix(named, begin, view.numel(), tuple(view.shape))
@@ -137,9 +117,10 @@ class Orthogonalizer:
         for index, part in enumerate(parts[: shard.count]):
             put(whole, part, type(shard)(shard.dim, index, shard.count, shard.stride))
         scaled = torch.empty_like(whole, dtype=torch.float32)
-        for view, target in zip(
-            self.split(one.named.name, whole), self.split(one.named.name, scaled), strict=True
-        ):
+        blocks = one.named.row.blocks
+        assert blocks is not None, f"{one.named.name} is no matrix of a layer"
+        # Query, key and value, and the halves of a gated feed-forward, only lie in one tensor.
+        for view, target in zip(blocks.views(whole), blocks.views(scaled), strict=True):
             matrix = view.reshape(-1, view.shape[-1])
             target.copy_((newton_schulz(matrix).float() * scale(matrix.shape)).view(view.shape))
         return take(scaled, shard)

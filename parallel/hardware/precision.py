@@ -113,12 +113,16 @@ def _transformer_engine() -> tuple[str | None, str]:
 
 @dataclass(frozen=True)
 class Numerics:
-    """What a run computes with. dtype: of weights and activations; recipe: of FP8 products, None for none."""
+    """What a run computes with. dtype: of weights and activations; recipe: of FP8 products, None for none.
+
+    fp32_residual: the residual stream is in fp32 although `dtype` is not.
+    """
 
     dtype: torch.dtype
     kernels: Kernels
     recipe: str | None = None
     first_last_bf16: bool = False
+    fp32_residual: bool = False
 
     @property
     def label(self) -> str:
@@ -126,10 +130,11 @@ class Numerics:
         return "fp8" if self.recipe else {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.dtype]
 
     def core_fields(self) -> dict[str, Any]:
-        """Megatron-core's configuration fields about FP8."""
+        """Megatron-core's configuration fields about precision, but for the format of the weights."""
+        stream = {"fp32_residual_connection": True} if self.fp32_residual else {}
         if self.recipe is None:
-            return {}
-        return {
+            return stream
+        return stream | {
             "fp8": RECIPES[self.recipe].format,
             "fp8_recipe": self.recipe,
             "fp8_amax_history_len": AMAX_HISTORY,
@@ -138,8 +143,10 @@ class Numerics:
         }
 
 
-def resolve(precision: str, kernels: str, fp8: Fp8Config, machine: Machine) -> Numerics:
-    """What `train.precision`, `train.kernels` and `train.fp8` mean on a machine.
+def resolve(
+    precision: str, kernels: str, fp8: Fp8Config, machine: Machine, *, fp32_residual: bool = False
+) -> Numerics:
+    """What `train.precision`, `train.kernels`, `train.fp8` and `train.fp32_residual` mean on a machine.
 
     precision auto: bf16 where the GPU computes it fast, else fp32. kernels auto: Transformer Engine for bf16 and fp8 where it can be used.
     Raises UserError for what the machine cannot do, naming the nearest choice that works.
@@ -160,10 +167,14 @@ def resolve(precision: str, kernels: str, fp8: Fp8Config, machine: Machine) -> N
         _check_fp8(fp8.recipe, machine)
         if dtype != torch.bfloat16:
             raise UserError(f"train.fp8.recipe={fp8.recipe} needs weights in bf16: set train.precision=bf16")
+    if fp32_residual and dtype == torch.float32:
+        raise UserError(
+            "train.fp32_residual=true has no effect: train.precision=auto is fp32 on this machine; "
+            "set train.fp32_residual=false or train.precision=bf16"
+        )
     use_te = kernels == "te" or (kernels == "auto" and machine.te is not None and dtype == torch.bfloat16)
-    return Numerics(
-        dtype, "te" if use_te else "local", None if fp8.recipe == "none" else fp8.recipe, fp8.first_last_bf16
-    )
+    recipe = None if fp8.recipe == "none" else fp8.recipe
+    return Numerics(dtype, "te" if use_te else "local", recipe, fp8.first_last_bf16, fp32_residual)
 
 
 def fallback(kernels: str, numerics: Numerics, machine: Machine) -> str | None:

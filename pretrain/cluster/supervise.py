@@ -17,6 +17,7 @@ from typing import Any
 from model.errors import UserError
 from parallel.launch import slurm_client
 from parallel.launch.exit_codes import ExitCode
+from parallel.launch.secret import run_secret
 from parallel.launch.slurm_client import Job
 from pretrain.cluster.decision import MAX_RESTARTS, TOO_LATE, Decision, count_stalled, decide, named
 from pretrain.rundir import state as states
@@ -63,9 +64,13 @@ def start(
         ends_at=job.end_time if job else None,
         nodes=job.nodes if job else "",
     )
-    for old in (run_dir / states.CONTROL).glob("*"):
+    control = run_dir / states.CONTROL
+    if control.is_symlink():
+        raise UserError(f"{control} is a link: what is in it is removed at every start; remove the link")
+    for old in control.glob("*"):
         if not old.name.startswith(f"{owner.label}."):
             old.unlink(missing_ok=True)
+    run_secret(control)  # a new one for each start, before its ranks look for it
     return None
 
 

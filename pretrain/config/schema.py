@@ -157,6 +157,11 @@ class TrainConfig(Strict):
         "auto",
         description="auto: bf16 where the hardware computes it fast, else fp32. Gradients and weights accumulate in fp32.",
     )
+    fp32_residual: bool = Field(
+        False,
+        description="Keep the residual stream in fp32 where the branches compute in bf16 or fp8: its sum over the layers is then not rounded. "
+        "Costs memory traffic around every branch, and twice the bytes between pipeline stages.",
+    )
     kernels: Literal["auto", "local", "te"] = Field(
         "auto",
         description="Parts of the layers. te: Transformer Engine's; local: PyTorch's; auto: te for bf16 on a GPU where it is installed. Weights fit both.",
@@ -199,6 +204,10 @@ class TrainConfig(Strict):
         if self.stop_at_step is not None and self.stop_at_step > self.steps:
             raise ValueError(
                 f"train.stop_at_step={self.stop_at_step} has no effect with train.steps={self.steps}: remove it or set a smaller one"
+            )
+        if self.fp32_residual and self.precision == "fp32":
+            raise ValueError(
+                "train.fp32_residual=true has no effect with train.precision=fp32, where the whole model is in fp32: set it to false"
             )
         if self.fp8.recipe != "none" and self.kernels == "local":
             raise ValueError(

@@ -40,6 +40,8 @@ class Work:
     """Of matrix products: bf16, fp32 or fp8."""
     graph: bool = False
     """`train.cuda_graph`."""
+    fp32_stream: bool = False
+    """`train.fp32_residual`."""
 
     @property
     def element(self) -> int:
@@ -89,7 +91,12 @@ def work_of(config: RunConfig, model: ModelConfig) -> Work:
     if config.train.fp8.recipe != "none":
         precision = "fp8"
     return Work(
-        model, config.data.seq_length, config.train.global_batch_size, precision, config.train.cuda_graph
+        model,
+        config.data.seq_length,
+        config.train.global_batch_size,
+        precision,
+        config.train.cuda_graph,
+        config.train.fp32_residual,
     )
 
 
@@ -115,6 +122,7 @@ def predict(
         recompute,
         group,
         fused=True,
+        fp32_stream=work.fp32_stream,
     )
     # The ranked list has layouts that a graph does not combine with (pretrain/config/conflicts.py).
     graph = work.graph and layout.pipeline == 1 and not sequence and layout.zero < 3 and recompute == "none"

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 
 from model.config import ModelConfig
-from model.cost.activations import FP32, Activations, norms_of
-from model.depth.scheme import SCHEMES
-from model.parameters.size import parameter_shapes
+from model.cost.activations import FP32, Activations, Norms, norms_of
+from model.parameters.table import Role, parameter_table
 from parallel.topology import Layout
 
-CUT = (
-    "word_embeddings",
-    "output_layer",
-    "linear_qkv",
-    "linear_fc1",
-    "linear_proj.weight",
-    "linear_fc2.weight",
-)
-"""Parameters of which a tensor-parallel rank holds a slice; it holds all of the others."""
 FP8_CASTS = 2
 """Bytes per weight of a layer: its FP8 value, and once more in the order that the backward pass reads (Hopper's FP8 products take one order only)."""
 
@@ -49,8 +38,8 @@ class Stage:
     the whole rank that wait at once; in_layers: parameters of its layers."""
 
     layers: int
-    norms: int
-    most_norms: int
+    norms: Norms
+    most_norms: Norms
     first: bool
     last: bool
     parameters: int
@@ -58,48 +47,60 @@ class Stage:
     in_layers: int
 
 
+@dataclass(frozen=True)
+class _Held:
+    """Parameters that one tensor-parallel rank holds of each part of a model."""
+
+    layers: tuple[int, ...]
+    norms: tuple[Norms, ...]
+    """Of each layer, a count of modules."""
+    before: int
+    """The embedding, before the layers."""
+    after: int
+    """The norm after the layers, and an output projection of its own."""
+    words: int
+    """The table of words, which the last stage holds too where it is the output projection."""
+
+
 @functools.lru_cache(maxsize=256)
-def _parts(config_json: str, tensor: int) -> tuple[list[int], list[int], dict[str, int]]:
-    """(parameters of each layer on one tensor-parallel rank, norms of each layer, parameters of everything else by name)."""
+def _held(config_json: str, tensor: int) -> _Held:
     config = ModelConfig.model_validate_json(config_json)
-    layers, rest = [0] * config.num_layers, {}
-    for name, shape in parameter_shapes(config):
-        size = math.prod(shape) // (tensor if any(cut in name for cut in CUT) else 1)
-        if name.startswith("decoder.layers."):
-            layers[int(name.split(".")[2])] += size
+    layers, before, after, words = [0] * config.num_layers, 0, 0, 0
+    for row in parameter_table(config):
+        size = row.elements // (1 if row.cut is None else tensor)
+        if row.layer is not None:
+            layers[row.layer] += size
+        elif row.stack == "embedding":
+            before += size
         else:
-            rest[name] = size
-    return (
-        layers,
-        [norms_of(plan) for plan in SCHEMES[config.scheme].plan(config.num_layers, config.scheme_options)],
-        rest,
-    )
+            after += size
+        if row.role is Role.WORD:
+            words += size
+    norms = tuple(norms_of(plan) for plan in config.depth_plan().layers)
+    return _Held(tuple(layers), norms, before, after, words)
 
 
 def stages(config: ModelConfig, layout: Layout, micro_batches: int) -> list[Stage]:
     """Every pipeline rank of a layout. Raises UserError while a size of the model is unknown."""
-    layers, norms, rest = _parts(config.model_dump_json(), layout.tensor)
+    model = _held(config.model_dump_json(), layout.tensor)
     counts = layout.pipeline_split or (config.num_layers // layout.pipeline,) * layout.pipeline
     result, start = [], 0
     for rank, count in enumerate(counts):
         first, last, own = rank == 0, rank == layout.pipeline - 1, slice(start, start + count)
-        held = sum(layers[own])
-        held += sum(size for name, size in rest.items() if first and name.startswith("embedding."))
-        held += sum(
-            size for name, size in rest.items() if last and name.startswith(("decoder.final", "output_layer"))
-        )
+        in_layers, norms = sum(model.layers[own]), model.norms[own]
+        held = in_layers + (model.before if first else 0) + (model.after if last else 0)
         if last and not first and config.tie_embeddings:
-            held += rest["embedding.word_embeddings.weight"]
+            held += model.words
         result.append(
             Stage(
                 count,
-                sum(norms[own]),
-                max(norms[own]),
+                sum(norms, Norms()),
+                max(norms, key=lambda one: one.total),
                 first,
                 last,
                 held,
                 _in_flight(layout, rank, micro_batches),
-                sum(layers[own]),
+                in_layers,
             )
         )
         start += count

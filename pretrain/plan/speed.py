@@ -26,6 +26,8 @@ LAUNCH_S = 5e-6
 """Host time of one operator under PyTorch's eager execution (derived from a profile of this code: about 0.2 ms of host time per layer and pass)."""
 LAUNCHES = {"forward": 18, "backward": 36, "accumulate": 12}
 """Operators of one pre-norm layer with biases, counted with torch.profiler; `accumulate` in bf16 only, one per parameter."""
+CASTS = {"forward": 2, "backward": 2}
+"""Further operators of a layer whose stream is in fp32 and whose branches are not: each branch reads a copy in its own format (derived)."""
 SELECTIVE_LAUNCHES = 6
 """Further operators where attention's core is computed again."""
 BACKWARD = 2 / 3
@@ -127,7 +129,9 @@ def layer_seconds(gpu: Gpu, a: Activations, precision: str) -> Seconds:
     dense = "bf16" if precision == "fp8" else precision
     core = flops.attention_core / c.num_layers * tokens * passes / (gpu.peak(dense) * gpu.attention)
     elementwise = _moved_bytes(a) * (1 + again / 3) / (gpu.bandwidth * TRAFFIC)
-    calls = LAUNCHES["forward"] * (1 + again) + LAUNCHES["backward"]
+    casts = 1 if a.fp32_stream else 0
+    calls = (LAUNCHES["forward"] + casts * CASTS["forward"]) * (1 + again)
+    calls += LAUNCHES["backward"] + casts * CASTS["backward"]
     calls += SELECTIVE_LAUNCHES if a.recompute == "selective" else 0
     calls += LAUNCHES["accumulate"] if a.element < FP32 else 0
     return Seconds(linear, core, elementwise, calls * LAUNCH_S)
@@ -135,9 +139,12 @@ def layer_seconds(gpu: Gpu, a: Activations, precision: str) -> Seconds:
 
 def _moved_bytes(a: Activations) -> float:
     """Bytes that a layer's element-wise operators read and write in forward and backward (derived: a norm moves 2 and 3 streams, a join 3 and 3,
-    rotary embedding 4 and 4 times queries and keys, an activation its input and output, backward also its gradient)."""
+    of which 2 and 2 are the stream itself and not a branch, rotary embedding 4 and 4 times queries and keys, an activation its input and output, backward
+    also its gradient; a stream in another format than the branches is read and its copy written)."""
     c, n = a.config, a.tokens * a.element / a.tensor
-    stream = a.stream * (2 * (2 + 3) + 2 * (3 + 3))
+    stream = a.narrow * 2 * (2 + 3 + 1 + 1) + a.stream * 2 * (2 + 2)
+    if a.fp32_stream:
+        stream += 2 * 2 * (a.stream + a.narrow)
     wide = (3 + 5) if c.gated else (2 + 3)
     rotary = 8 * (c.num_attention_heads + c.groups) * c.kv_channels if c.position == "rotary" else 0
     return stream + n * (wide * c.ffn_size + rotary)

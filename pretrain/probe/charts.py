@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pretrain.probe.measure import KINDS, Probe
+from model.depth.scheme import LAYER_ROLES
+from pretrain.probe.measure import Probe
 from pretrain.report.run_charts import Chart
 from pretrain.report.style import (
     BLUE,
@@ -188,7 +189,7 @@ def draw_weights(axes: Axes, probes: Sequence[Probe]) -> None:
             _points(axes, probe, "weight_grad_norm", index)
             continue
         places = _places(probe.num_layers)
-        for number, kind in enumerate(KINDS):
+        for number, kind in enumerate(LAYER_ROLES):
             values = np.array([layer.weight_grad_norms[kind] for layer in probe.layers])
             axes.plot(
                 places + 1,

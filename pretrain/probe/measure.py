@@ -24,16 +24,14 @@ from model.families.gpt import GPT
 from model.parameters.names import named_parameters
 from model.parameters.shards import take
 from model.parameters.size import parameter_count
-from model.theory import LayerSignal, predict
+from model.parameters.table import Role, Row
+from model.theory.propagation import LayerSignal
 from model.weights.init import standard_deviations
+from model.weights.prediction import predict
 from parallel.checkpoint.reader import CheckpointReader
 from parallel.topology import Topology
 from pretrain.train.build import build_chunks, seed_everything
 from pretrain.train.loop import forward_step
-
-KINDS = LAYER_ROLES
-MATRICES = {"self_attention.linear_proj": "o", "mlp.linear_fc1": "fc1", "mlp.linear_fc2": "fc2"}
-QKV = "self_attention.linear_qkv"
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class _Sample:
     correlation: float = math.nan
     log_gradient: float = -math.inf
     log_late: float = -math.inf
-    squares: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
+    squares: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LAYER_ROLES, 0.0))
 
 
 def zipf_tokens(vocab: int, batch: int, length: int, seed: int) -> Tensor:
@@ -159,7 +157,7 @@ class Meter:
             )
             self.handles.append(layer.register_forward_hook(self._leaving(sample, layer.plan.leaving)))
         for named in named_parameters(self.chunk, 0, 1):
-            self.handles.append(named.parameter.register_post_accumulate_grad_hook(self._weight(named.name)))
+            self.handles.append(named.parameter.register_post_accumulate_grad_hook(self._weight(named.row)))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -190,28 +188,16 @@ class Meter:
 
         return hook
 
-    def _weight(self, name: str) -> Callable[[Tensor], None]:
-        part, _, kind = name.rpartition(".")
-        number, _, module = part.removeprefix("decoder.layers.").partition(".")
-
+    def _weight(self, row: Row) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
             gradient, parameter.grad = parameter.grad, None
-            if gradient is None or kind != "weight" or not number.isdigit():
+            if gradient is None or row.layer is None or row.blocks is None or row.role is Role.LINEAR_BIAS:
                 return
-            squares = self.samples[int(number)].squares
-            if module == QKV:
-                for role, rows in self._qkv(gradient).items():
-                    squares[role] += float(rows.double().square().sum())
-            elif module in MATRICES:
-                squares[MATRICES[module]] += float(gradient.double().square().sum())
+            squares = self.samples[row.layer].squares
+            for role, part in row.blocks.by_role(gradient).items():
+                squares[role] += float(part.double().square().sum())
 
         return hook
-
-    def _qkv(self, gradient: Tensor) -> dict[str, Tensor]:
-        """The fused projection's rows by kind; a group holds its queries, its key, its value."""
-        per_group = self.model.num_attention_heads // self.model.groups
-        grouped = gradient.unflatten(0, (self.model.groups, per_group + 2, -1))
-        return {"q": grouped[:, :per_group], "k": grouped[:, per_group], "v": grouped[:, per_group + 1]}
 
 
 def measure(chunk: GPT, model: ModelConfig, tokens: Tensor) -> tuple[Meter, float]:
@@ -231,12 +217,14 @@ def probe(
     tokens: Callable[[int], Tensor],
     seeds: Sequence[int],
     dtype: torch.dtype = torch.float32,
+    fp32_residual: bool = False,
     source: str = "",
     label: str = "",
     checkpoint: CheckpointReader | None = None,
 ) -> Probe:
     """Measures a model, freshly initialised once a seed, or with a checkpoint's weights.
 
+    dtype: of weights and activations, as in training; fp32_residual: `train.fp32_residual`.
     model: with vocab_size and max_position_embeddings; tokens: from a seed to tokens [batch, seq_length + 1]; source: the tokens' origin in words.
     Dropout acts as in training. Theory is left out for a checkpoint: it speaks of initialisation. Raises UserError for a checkpoint of another model.
     """
@@ -245,7 +233,16 @@ def probe(
     batch = 0
     for seed in seeds:
         seed_everything(seed, topology)
-        (chunk,) = build_chunks(model, topology, seq_length=seq_length, dtype=dtype, seed=seed)
+        (chunk,) = build_chunks(
+            model,
+            topology,
+            seq_length=seq_length,
+            dtype=dtype,
+            seed=seed,
+            fp32_residual_connection=fp32_residual,
+        )
+        # Megatron-core makes the table of positions in fp32; in training DeepSpeed converts the whole model.
+        chunk.to(dtype)
         if checkpoint is not None:
             load_weights(chunk, checkpoint)
         chunk.train()
@@ -271,7 +268,7 @@ def probe(
         model=model,
         seq_length=seq_length,
         batch=batch,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch.") + (", fp32 residual" if fp32_residual else ""),
         tokens=source,
         parameters=parameter_count(model)["total"],
         loss=sum(losses) / len(losses),
@@ -328,7 +325,7 @@ def _layers(runs: list[list[_Sample]], theory: list[LayerSignal] | None) -> list
                 weight_grad_norm=_exp(_mean([_log(sum(sample.squares.values())) / 2 for sample in samples])),
                 weight_grad_norms={
                     kind: _exp(_mean([_log(sample.squares[kind]) / 2 for sample in samples]))
-                    for kind in KINDS
+                    for kind in LAYER_ROLES
                 },
                 forward_variance_theory=None if predicted is None else predicted.forward_variance,
                 token_correlation_theory=None if predicted is None else predicted.token_correlation,

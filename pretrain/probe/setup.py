@@ -25,7 +25,7 @@ from pretrain.probe.measure import Probe, probe, zipf_tokens
 from pretrain.train.same_run import check_same_model
 
 ASSUMED_VOCABULARY = 32_000
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 # Values of the stream's width that the backward pass of one layer keeps for each token, beside the feed-forward's; measured.
 KEPT_WIDTHS, KEPT_FFN = 15, 3
 
@@ -87,6 +87,7 @@ def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Pr
                 tokens=tokens,
                 seeds=range(config.train.seed, config.train.seed + choices.seeds),
                 dtype=DTYPES[choices.dtype],
+                fp32_residual=choices.dtype == "bfloat16" and config.train.fp32_residual,
                 source=source + note,
                 label=label,
                 checkpoint=reader,

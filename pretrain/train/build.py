@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from model.config import ModelConfig
-from model.families.gpt import GPT, Kernels, transformer_config
+from model.families.gpt import GPT, Kernels
+from model.layers.transformer_config import transformer_config
 from model.parameters.names import named_parameters
 from model.weights.init import initialize_
 from parallel.engine.engine import Engine, EngineOptions

@@ -24,7 +24,9 @@ def fit_machine(config: RunConfig, layout: Layout) -> Numerics:
     Raises UserError for a precision, kernels or a CUDA graph that this machine cannot have, and for sizes that its FP8 products do not take.
     """
     train = config.train
-    numerics = resolve(train.precision, train.kernels, train.fp8, this_machine())
+    numerics = resolve(
+        train.precision, train.kernels, train.fp8, this_machine(), fp32_residual=train.fp32_residual
+    )
     layout.check_dtype(numerics.dtype)
     check_sizes(
         numerics,

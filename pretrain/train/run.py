@@ -21,7 +21,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 from model.errors import UserError, debugging, say, told, user_line
 from model.files import atomic_write_text
 from parallel.checkpoint.errors import SaveError
-from parallel.exchange import PeerError, together
+from parallel.exchange import PeerError, is_shared, together
 from parallel.launch.exit_codes import ExitCode
 from parallel.launch.gate import StrangerError
 from parallel.launch.host import check_processes
@@ -229,9 +229,9 @@ def _failed(error: Exception, info: RankInfo, run_dir: Path, watchdog: Watchdog 
         record_failure(run_dir, info.rank, code, text)
     if debugging():
         raise error
-    known = UserError | BadNodeError | StaleStartError | SaveError | PeerError
-    shared = isinstance(error, known)  # on all ranks
-    if info.rank == 0 or not shared or isinstance(error, DamagedDataError):
+    usual = isinstance(error, UserError | BadNodeError | StaleStartError | SaveError)  # on all ranks
+    alone = isinstance(error, DamagedDataError) or not usual
+    if info.rank == 0 or (alone and not is_shared(error)):
         say(text)
     if (
         info.rank == 0

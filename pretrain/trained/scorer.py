@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,15 +27,24 @@ class Scorer:
         trained.reader.verify()
         # First, because it silences what the libraries below say when they are imported.
         topology = single_process()
-        from model.families.gpt import GPT, transformer_config
+        from model.families.gpt import GPT
+        from model.layers.transformer_config import transformer_config
         from model.parameters.names import named_parameters
         from parallel.checkpoint.loader import check_model
         from parallel.hardware.precision import resolve, this_machine
 
         numerics = resolve(precision, "auto", Fp8Config(), this_machine())
+        if numerics.dtype != torch.float32 and (trained.reader.config.get("train") or {}).get(
+            "fp32_residual"
+        ):
+            numerics = replace(numerics, fp32_residual=True)
         on_cpu = not torch.cuda.is_available()
         config = transformer_config(
-            trained.config, dtype=numerics.dtype, on_cpu=on_cpu, **topology.core_fields()
+            trained.config,
+            dtype=numerics.dtype,
+            on_cpu=on_cpu,
+            **topology.core_fields(),
+            **numerics.core_fields(),
         )
         chunk = GPT(trained.config, config, seq_length=trained.positions, kernels=numerics.kernels)
         # Megatron-core makes the table of positions in fp32; in training DeepSpeed converts the whole model.

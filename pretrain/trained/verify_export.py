@@ -17,6 +17,10 @@ LOSS_TOLERANCE = 2e-3
 BATCH = 8
 
 
+TEMPERATURE, TOP_P = 1.0, 0.95
+"""Of the sample. Below 1, models that have seen little text repeat themselves."""
+
+
 @dataclass(frozen=True)
 class Verification:
     """trained_loss: printed by the trainer; exported_loss: computed by transformers on the same tokens, both nats per token;
@@ -55,13 +59,19 @@ def validation_tokens(config: dict[str, Any], samples: int) -> torch.Tensor:
 
 
 def verify(run_dir: Path, exported: Path, prompt: str, new_tokens: int = 48) -> Verification:
-    """Loads the export with transformers and compares. Raises UserError where the run has no evaluation of its newest checkpoint."""
+    """Loads the export with transformers and compares.
+
+    Raises UserError for a folder that is no export or brings code that is not ours, which is not run,
+    and where the run has no evaluation of its newest checkpoint.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     from model.hf.reference import Evaluation
+    from model.hf.trust import own_code
     from pretrain.trained.open import open_trained
 
+    trust = own_code(exported)
     disable_progress_bar()
     trained = open_trained(run_dir)
     evaluations = [
@@ -69,21 +79,24 @@ def verify(run_dir: Path, exported: Path, prompt: str, new_tokens: int = 48) -> 
     ]
     if not evaluations or not evaluations[-1].samples:
         raise UserError(
-            f"{run_dir}/metrics.jsonl has no evaluation at step {trained.reader.step}, the step of the newest checkpoint"
+            f"{run_dir}/metrics.jsonl has no evaluation at step {trained.reader.step}, "
+            "the step of the newest checkpoint"
         )
     tokens = validation_tokens(trained.reader.config, int(evaluations[-1].samples))
-    model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        exported, trust_remote_code=trust, dtype=torch.float32, use_safetensors=True
+    ).eval()
     with torch.no_grad():
         losses = [_loss(model(batch[:, :-1]).logits, batch) for batch in tokens.split(BATCH)]
         theirs = model(tokens[:BATCH, :-1]).logits
     ours = Evaluation(
         dict(trained.weights), ModelConfig(**trained.config.model_dump()), logit_scale=trained.logit_scale
     )(tokens[:BATCH, :-1])
-    tokenizer = AutoTokenizer.from_pretrained(exported, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(exported, trust_remote_code=trust)
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
     torch.manual_seed(0)
     generated = model.generate(
-        **inputs, max_new_tokens=new_tokens, do_sample=True, temperature=0.7, top_p=0.95
+        **inputs, max_new_tokens=new_tokens, do_sample=True, temperature=TEMPERATURE, top_p=TOP_P
     )
     return Verification(
         trained_loss=evaluations[-1].loss,

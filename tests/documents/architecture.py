@@ -20,7 +20,7 @@ DOCUMENT = ROOT / "docs" / "architecture.md"
 PICTURE = ROOT / "docs" / "images" / "architecture.svg"
 PACKAGES = ("tools", "pretrain", "parallel", "model")
 BEGIN, END = "<!-- rooms: begin -->", "<!-- rooms: end -->"
-WIDTH, BOX, GAP, LINE = 1180, 74, 14, 15
+WIDTH, BOX, GAP, LINE = 1180, 62, 12, 15
 
 
 @dataclass
@@ -150,7 +150,7 @@ def picture() -> str:
 
 def _box(room: Room, corner: tuple[float, float], width: float) -> list[str]:
     x, y = corner
-    lines = textwrap.wrap(room.question, max(12, int(width / 6.2)))[:3]
+    lines = textwrap.wrap(room.question, max(12, int(width / 7.0)))[:2]
     texts = [
         f'<text class="question" x="{x + 10:.0f}" y="{y + 38 + LINE * number:.0f}">{html.escape(line)}</text>'
         for number, line in enumerate(lines)

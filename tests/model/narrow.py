@@ -9,10 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.depth import folded as units
+from model.depth.folded import FoldedSublayer
+from model.depth.scheme import Sublayer
 from model.families.gpt import GPT, Kernels
 from parallel.launch.one_process import single_process
 from pretrain.train.build import build_chunks
@@ -115,6 +119,15 @@ def rounding(chunk: GPT) -> GPT:
     for part in chunk.modules():
         part.register_forward_hook(to_bf16)
     return chunk
+
+
+def without_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models built from here on compute the scheme's equation as it is written, with a factor on the residual."""
+
+    def written(plan: Sublayer, unit: float, given: float) -> FoldedSublayer:
+        return FoldedSublayer(**vars(plan))
+
+    monkeypatch.setattr(units, "_sublayer", written)
 
 
 def compared(

@@ -27,6 +27,7 @@ LLAMA = given(
 )
 DEEP = given(num_layers=8)
 BF16 = given(precision="bf16")
+WIDE = given(precision="bf16", fp32_residual=True)
 FULL = given(recompute=given(granularity="full"))
 SELECTIVE = given(recompute=given(granularity="selective"))
 THREE = given(zero=3)
@@ -90,6 +91,7 @@ def _one() -> list[Case]:
             exact=True,
         ),
         Case("selective recompute", 1, SELECTIVE, exact=True),
+        Case("full recompute, bf16, fp32 residual", 1, FULL, train=WIDE, exact=True),
         Case("ZeRO-0", 1, given(zero=0), exact=True),
         Case("ZeRO-2", 1, given(zero=2), exact=True),
         Case("ZeRO-3", 1, THREE, exact=True),
@@ -134,6 +136,25 @@ def _two() -> list[Case]:
         Case("PP2 interleaved, selective recompute", 2, vp | SELECTIVE),
         Case("TP2 + SP, bf16", 2, sp, train=BF16),
         Case("PP2, bf16", 2, pp, train=BF16),
+        Case("TP2 + SP, bf16, fp32 residual", 2, sp, train=WIDE),
+        Case(
+            "PP2 interleaved, full recompute, untied, unclipped, bf16, fp32 residual",
+            2,
+            vp | FULL,
+            UNTIED,
+            train=WIDE,
+            optimizer=unclipped,
+            exact=True,
+        ),
+        Case(
+            "PP2, b2t, untied, unclipped, bf16, fp32 residual",
+            2,
+            pp,
+            UNTIED | given(scheme="b2t"),
+            train=WIDE,
+            optimizer=unclipped,
+            exact=True,
+        ),
         *[Case(f"DP2, ZeRO-{stage}, bf16", 2, given(zero=stage), train=BF16) for stage in (1, 2)],
         Case("DP2, ZeRO-3", 2, THREE),
         Case("DP2, ZeRO-3, untied", 2, THREE, UNTIED),

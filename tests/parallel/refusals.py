@@ -314,6 +314,16 @@ REFUSALS = [
     _run(
         "FP8 in fp32", "set train.precision=bf16", train=given(precision="fp32", fp8=given(recipe="delayed"))
     ),
+    _run(
+        "An fp32 residual in fp32",
+        "set it to false",
+        train=given(precision="fp32", fp32_residual=True),
+    ),
+    Refusal(
+        "An fp32 residual where `auto` is fp32",
+        "or train.precision=bf16",
+        lambda: resolve("auto", "auto", Fp8Config(), CPU, fp32_residual=True),
+    ),
     _machine("Transformer Engine without a GPU", "set train.kernels=local", CPU, kernels="te"),
     _machine("Transformer Engine that is not there", "set train.kernels=local", H100_BARE, kernels="te"),
     _machine("FP8 without a GPU", "set train.fp8.recipe=none", CPU, recipe="delayed"),

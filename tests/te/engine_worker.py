@@ -98,7 +98,8 @@ def fp8_state(te: Any) -> dict[str, Any]:
     import torch
     from transformer_engine.pytorch import quantization
 
-    from model.families.gpt import GPT, transformer_config
+    from model.families.gpt import GPT
+    from model.layers.transformer_config import transformer_config
     from parallel.hardware.fp8_state import checkpoint_file, fp8_state, has_state, restore, set_fp8_state
     from parallel.hardware.precision import Numerics
     from parallel.launch.one_process import single_process
@@ -167,7 +168,8 @@ def fp8_contexts(te: Any) -> dict[str, list[str | None]]:
     import torch
     from transformer_engine.pytorch import quantization
 
-    from model.families.gpt import GPT, transformer_config
+    from model.families.gpt import GPT
+    from model.layers.transformer_config import transformer_config
     from parallel.hardware.precision import RECIPES, Numerics
     from parallel.launch.one_process import single_process
 

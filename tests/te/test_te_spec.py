@@ -85,6 +85,15 @@ def test_the_function_is_that_of_the_local_layers(name: str, found: dict[str, An
     assert found["compared"][name]["gradient"] < 1e-12
 
 
+def test_bf16_is_alike_in_both_kinds(found: dict[str, Any]) -> None:
+    """Schemes with residual constants at 384 layers, and all of them with an fp32 stream, whose norms are other parts."""
+    assert len([name for name in found["half"] if "fp32 residual" in name]) == len(SCHEMES)
+    assert "deepscalelm_pre_ln" in found["half"]
+    for name, cosines in found["half"].items():
+        assert min(cosines.values()) > 0.995, name
+        assert cosines["te"] == pytest.approx(cosines["local"], abs=1e-3), name
+
+
 def test_the_stand_in_has_no_kernels() -> None:
     with pytest.raises(RuntimeError, match=r"rmsnorm_fwd: there are no kernels"):
         extension.rmsnorm_fwd()

@@ -71,7 +71,8 @@ def topology_of(tensor: int, sequence_parallel: bool) -> Any:
 
 def build(model: Any, topology: Any, kinds: Any, device: str, **core: Any) -> Any:
     """A model as on a GPU, its tensors on `device`. kinds: `local` or `te`; core: further fields of Megatron-core's configuration."""
-    from model.families.gpt import GPT, transformer_config
+    from model.families.gpt import GPT
+    from model.layers.transformer_config import transformer_config
 
     config = transformer_config(
         model, on_cpu=False, init_model_with_meta_device=device == "meta", **topology.core_fields(), **core
@@ -170,6 +171,47 @@ def compare_runs(name: str, fields: dict[str, Any]) -> dict[str, float]:
     return {"loss": float(((loss - te_loss) / loss).abs().max()), "gradient": worst}
 
 
+def half(scheme: str, layers: int, fp32_residual: bool) -> dict[str, float]:
+    """Cosines of the logits of both kinds of model in bf16 to those of PyTorch's parts in fp32, on weights that bf16 holds."""
+    import torch
+    import torch.nn.functional as F
+
+    from model.parameters.names import named_parameters
+    from model.weights.init import initialize_
+
+    model, topology = model_config(scheme=scheme, num_layers=layers), topology_of(1, False)
+    tokens = torch.randint(0, VOCAB, (2, SEQ), generator=torch.Generator().manual_seed(0))
+    logits = {}
+    for kinds, dtype in (("local", torch.float32), ("local", torch.bfloat16), ("te", torch.bfloat16)):
+        wide = fp32_residual and dtype != torch.float32
+        chunk = build(model, topology, kinds, "cpu", dtype=dtype, fp32_residual_connection=wide)
+        initialize_(
+            ((one.name, one.parameter, one.shard) for one in named_parameters(chunk, 0, 1)), model, SEQ, 1
+        )
+        with torch.no_grad(), standin.pretend_cuda("cpu"):
+            for parameter in chunk.parameters():
+                parameter.copy_(parameter.bfloat16())
+            found = chunk.to(dtype)(tokens, torch.arange(SEQ).expand(2, SEQ), None)
+        logits[kinds, dtype] = found.double().flatten()
+    exact = logits["local", torch.float32]
+    return {
+        kinds: float(F.cosine_similarity(logits[kinds, torch.bfloat16], exact, dim=0))
+        for kinds in ("local", "te")
+    }
+
+
+def half_runs() -> Iterator[tuple[str, str, int, bool]]:
+    """(name, scheme, layers, whether with an fp32 residual): deep where a scheme has residual constants."""
+    from model.depth.plan import DepthPlan
+    from model.depth.scheme import SCHEMES
+
+    for scheme in SCHEMES:
+        plan = DepthPlan.of(scheme, 2)
+        if any(layer.attention.joined != 1.0 for layer in plan.folded()):
+            yield scheme, scheme, 384, False
+        yield f"{scheme}, fp32 residual", scheme, 24, True
+
+
 def main(folder: str, output: str) -> None:
     te = standin.load(Path(folder))
     import megatron.core.models.gpt  # noqa: F401
@@ -192,6 +234,7 @@ def main(folder: str, output: str) -> None:
             "bias": False,
         },
     )
+    found["half"] = {name: half(*arguments) for name, *arguments in half_runs()}
     Path(output).write_text(json.dumps(found))
 
 

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import typer
 from rich.console import Console
 
+from tools.dev import run
+
 
 def main(
-    run: Path = typer.Argument(help="Run folder."),
+    folder: Path = typer.Argument(metavar="RUN", help="Run folder."),
     exported: Path = typer.Option(None, help="Exported model; default: `hf` in the run folder."),
     prompt: str = typer.Option("def main(", help="Text to continue."),
 ) -> None:
-    """Load with transformers, compare loss and logits with the run's, print a sample. Exit code 1 where the losses differ by more than 0.2 %."""
-    from pretrain.trained.verify_export import verify
+    """Load with transformers, compare loss and logits with the run's, print a sample.
 
-    result = verify(run, exported or run / "hf", prompt)
+    Exit code 1 where the losses differ by more than 0.2 %.
+    Code in the folder is run only where it is this version's own.
+    """
+    from pretrain.trained.verify_export import TEMPERATURE, TOP_P, verify
+
+    place = exported or folder / "hf"
+    result = verify(folder, place, prompt)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"loaded {exported or run / 'hf'} as {result.model_class}")
+    console.print(f"loaded {place} as {result.model_class}")
     console.print(
-        f"validation loss on {result.samples} samples: trainer {result.trained_loss:.5f}, transformers {result.exported_loss:.5f} "
-        f"({abs(result.exported_loss / result.trained_loss - 1):.1e} apart)"
+        f"validation loss on {result.samples} samples: trainer {result.trained_loss:.5f}, "
+        f"transformers {result.exported_loss:.5f} ({abs(result.exported_loss / result.trained_loss - 1):.1e} apart)"
     )
     console.print(
         f"largest logit difference from ours: {result.logit_difference:.1e} of a standard deviation"
     )
-    console.print(f"sample after {result.prompt!r}:")
+    console.print(
+        f"sample after {result.prompt!r}, drawn with temperature {TEMPERATURE:g} and top-p {TOP_P:g} "
+        f"from a model of perplexity {math.exp(result.exported_loss):.0f}:"
+    )
     console.print(result.prompt + result.sample, markup=False)
     if not result.agrees:
         console.print("[red]the losses differ by more than 0.2 %[/red]")
@@ -34,4 +45,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

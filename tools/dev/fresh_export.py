@@ -1,7 +1,8 @@
 """An export in an environment without Fathom: `python -m tools.dev.fresh_export RUN --venv FOLDER`.
 
-The environment gets torch and transformers in this one's versions and nothing else. There the export continues prompts greedily, here `fathom generate`
-does; both texts must be equal.
+The environment gets torch in this one's version, transformers in this one's or a given one, and
+nothing else. There the export continues prompts greedily, here `fathom generate` does; both texts
+must be equal.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from typing import Any
 import typer
 
 from model.errors import UserError
+from model.hf.trust import own_code
+from tools.dev import run
 
 PROMPTS = ("def main(", "import os\n\n\nclass ", "The ")
 # Runs there: loads a folder, continues prompts, and says what else could be imported.
 CODE = """
-import importlib.util, json, sys, torch
+import importlib.util, json, sys, torch, transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, count, prompts = json.loads(sys.argv[1])
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+folder, count, prompts, trust = json.loads(sys.argv[1])
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
 texts, counts = [], []
 for prompt in prompts:
     inputs = tokenizer(prompt, return_tensors="pt")
@@ -35,13 +38,15 @@ for prompt in prompts:
     counts.append(len(new))
 extra = [name for name in ("model", "pretrain", "tools", "megatron", "deepspeed", "sentencepiece", "google.protobuf")
          if importlib.util.find_spec(name.partition(".")[0])]
-print(json.dumps({"class": type(model).__name__, "texts": texts, "counts": counts, "extra": extra}))
+print(json.dumps({"class": type(model).__name__, "texts": texts, "counts": counts, "extra": extra,
+                  "transformers": transformers.__version__}))
 """
 
 
-def make_venv(folder: Path) -> Path:
-    """An environment with torch and transformers in the versions of this one; its interpreter. One that is there is used as it is.
+def make_venv(folder: Path, transformers: str | None = None) -> Path:
+    """An environment with torch and transformers; its interpreter. One that is there is used as it is.
 
+    transformers: its version; None for the one of this environment.
     Raises UserError where pip fails, with its last line.
     """
     from importlib.metadata import version
@@ -49,16 +54,17 @@ def make_venv(folder: Path) -> Path:
     python = folder / "bin" / "python"
     if python.exists():
         return python
-    wanted = [f"{name}=={version(name).partition('+')[0]}" for name in ("torch", "transformers")]
+    versions = {"torch": version("torch").partition("+")[0]}
+    versions["transformers"] = transformers or version("transformers")
+    wanted = [f"{name}=={number}" for name, number in versions.items()]
     for command in (
         [sys.executable, "-m", "venv", str(folder)],
         [str(python), "-m", "pip", "install", "--quiet", *wanted],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            shutil.rmtree(
-                folder, ignore_errors=True
-            )  # half an environment would be taken for a whole one next time
+            # Half an environment would be taken for a whole one next time.
+            shutil.rmtree(folder, ignore_errors=True)
             raise UserError(
                 f"{' '.join(command)} failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}"
             )
@@ -66,10 +72,17 @@ def make_venv(folder: Path) -> Path:
 
 
 def continue_there(python: Path, exported: Path, prompts: tuple[str, ...], tokens: int) -> dict[str, Any]:
-    """Class, texts, token counts, and modules that should not be there, from an export in another environment. Raises UserError where it fails."""
+    """What an export is and does in another environment.
+
+    class and transformers: its class, the version of transformers; texts and counts: continuations and
+    their tokens, prompt by prompt; extra: modules that should not be there.
+    Raises UserError where it fails, or brings code that is not ours.
+    """
+    trust = own_code(exported)
     with tempfile.TemporaryDirectory() as home:
         # -I: neither this folder nor PYTHONPATH can be imported there.
-        command = [str(python), "-I", "-c", CODE, json.dumps([str(exported.resolve()), tokens, prompts])]
+        arguments = json.dumps([str(exported.resolve()), tokens, prompts, trust])
+        command = [str(python), "-I", "-c", CODE, arguments]
         env = {
             "PATH": os.environ.get("PATH", ""),
             "HF_HOME": home,
@@ -87,30 +100,39 @@ def continue_there(python: Path, exported: Path, prompts: tuple[str, ...], token
 
 
 def main(
-    run: Path = typer.Argument(help="Run folder, checkpoints folder or step folder."),
+    folder: Path = typer.Argument(metavar="RUN", help="Run folder, checkpoints folder or step folder."),
     venv: Path = typer.Option(help="Environment with torch and transformers only; made where there is none."),
     exported: Path = typer.Option(None, help="Exported model; default: `hf` in the run folder."),
+    transformers: str = typer.Option(None, help="Version of transformers there; default: that of here."),
     tokens: int = typer.Option(64, min=1, help="Tokens to add to each prompt."),
 ) -> None:
-    """Compare greedy text of an export without Fathom with that of `fathom generate`. Exit code 1 where they differ."""
+    """Compare greedy text of an export without Fathom with that of `fathom generate`.
+
+    Exit code 1 where they differ.
+    """
     from pretrain.trained.generate import generate_text
 
-    theirs = continue_there(make_venv(venv), exported or run / "hf", PROMPTS, tokens)
+    place = exported or folder / "hf"
+    own_code(place)  # before an environment is made
+    theirs = continue_there(make_venv(venv, transformers), place, PROMPTS, tokens)
+    if transformers not in (None, theirs["transformers"]):
+        raise UserError(
+            f"{venv} has transformers {theirs['transformers']}, not {transformers}: name another folder"
+        )
+    extra = f", but {', '.join(theirs['extra'])}" if theirs["extra"] else ""
     typer.echo(
-        f"{theirs['class']} in {venv}, which has no Fathom"
-        + (f", but {', '.join(theirs['extra'])}" if theirs["extra"] else "")
+        f"{theirs['class']} in {venv}, transformers {theirs['transformers']}, which has no Fathom{extra}"
     )
     equal = True
     for prompt, text, count in zip(PROMPTS, theirs["texts"], theirs["counts"], strict=True):
-        ours = "".join(generate_text(run, prompt, tokens, temperature=0))
+        ours = "".join(generate_text(folder, prompt, tokens, temperature=0))
         equal = equal and ours == text
-        typer.echo(
-            f"{prompt!r} + {count} tokens: {'the same text' if ours == text else f'DIFFERENT: {ours!r}, there {text!r}'}"
-        )
+        verdict = "the same text" if ours == text else f"DIFFERENT: {ours!r}, there {text!r}"
+        typer.echo(f"{prompt!r} + {count} tokens: {verdict}")
         typer.echo(f"    {text[:100]!r}")
     if not equal:
         raise typer.Exit(1)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

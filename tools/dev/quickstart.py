@@ -152,7 +152,7 @@ def closing(folder: Path, train: list[str], seconds: float) -> None:
         ("model", f"{folder}/hf  (AutoModelForCausalLM.from_pretrained)"),
         ("checkpoints", f"{folder}/checkpoints"),
         ("metrics", f"{folder}/metrics.jsonl; tensorboard --logdir {folder}/tensorboard"),
-        ("continue", f"fathom generate {folder} --prompt 'def main('"),
+        ("continue", f"fathom generate {folder} --prompt 'def main(' --temperature 1 --top-p 0.95"),
         ("", f"make quickstart SCHEME=b2t    fathom config {CONFIG}    fathom --help"),
     ]
     for name, text in rows:

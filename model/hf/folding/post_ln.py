@@ -21,13 +21,13 @@ import math
 from collections import defaultdict
 
 from model.config import ModelConfig
-from model.depth.plan import Plan
+from model.depth.plan import DepthPlan
 from model.hf.mapping import OPT_EPSILON, norm_layers
 
 LEAVES = ("weight", "bias")
 
 
-def post_ln_obstacle(plan: Plan) -> str | None:
+def post_ln_obstacle(plan: DepthPlan) -> str | None:
     """Why a plan is not of post-LN form, or None. A norm after the embedding and one after the stack do no harm."""
     normed = True  # whether the norm between this sublayer and the one before it is there: none is needed before the first
     for index, kind, sublayer in plan.sublayers():
@@ -49,7 +49,7 @@ def post_ln_obstacle(plan: Plan) -> str | None:
 
 def post_ln_factors(config: ModelConfig, logit_scale: float) -> dict[str, float]:
     """Canonical tensor name -> factor on it, for an OPT with the epsilon that OPT has. Meaningful where `post_ln_obstacle` is None."""
-    plan, ratio = Plan.of(config).in_float32(), math.sqrt(OPT_EPSILON / config.norm_epsilon)
+    plan, ratio = config.depth_plan().in_float32(), math.sqrt(OPT_EPSILON / config.norm_epsilon)
     factors: defaultdict[str, float] = defaultdict(lambda: 1.0)
     before = [
         "embedding.word_embeddings",

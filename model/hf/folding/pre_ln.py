@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from model.config import ModelConfig
-from model.depth.plan import Plan
+from model.depth.plan import DepthPlan
 from model.errors import UserError
 from model.hf.folding.post_ln import post_ln_factors, post_ln_obstacle
 from model.hf.mapping import OPT_EPSILON, TARGETS, Target
@@ -46,7 +46,7 @@ class Fold:
     epsilons: Mapping[str, float] = field(default_factory=dict)
 
 
-def pre_ln_obstacle(plan: Plan) -> str | None:
+def pre_ln_obstacle(plan: DepthPlan) -> str | None:
     """Why a plan is not of pre-LN form, or None."""
     if plan.embedding_norm:
         return "the scheme has a norm after the embedding"
@@ -71,7 +71,7 @@ def obstacle(target: Target, config: ModelConfig) -> str | None:
     """The first concrete reason why `target` cannot compute this model, or None."""
     if target == "fathom":
         return None
-    plan = Plan.of(config)
+    plan = config.depth_plan()
     if reason := post_ln_obstacle(plan) if target == "opt" else pre_ln_obstacle(plan):
         return reason
     if target == "llama":
@@ -129,7 +129,7 @@ def fold(target: Target, config: ModelConfig, logit_scale: float) -> Fold:
     factors: dict[str, float] = {}
     scales: dict[str, float] = {}
     c = 1.0
-    for index, kind, sublayer in Plan.of(config).in_float32().sublayers():
+    for index, kind, sublayer in config.depth_plan().in_float32().sublayers():
         norm, output = (
             ("input_layernorm", "self_attention.linear_proj")
             if kind == "attention"

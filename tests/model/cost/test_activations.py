@@ -10,7 +10,8 @@ import torch
 from model.config import ModelConfig
 from model.cost.activations import Activations
 from model.depth.scheme import SCHEMES
-from model.families.gpt import GPT, transformer_config
+from model.families.gpt import GPT
+from model.layers.transformer_config import transformer_config
 from parallel.launch.one_process import single_process
 
 LLAMA = {
@@ -87,6 +88,26 @@ def test_formula_counts_every_saved_byte(case: dict[str, Any]) -> None:
         assert measured == expected
     else:  # masks' stand-ins and random states of the recomputation, which do not grow with the layers' width
         assert expected <= measured <= expected * 1.02
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+def test_an_fp32_stream_among_bf16_branches(scheme: str, recompute: str) -> None:
+    """To 1.5 %: on a CPU statistics of norms are in bf16, and weights of norms of the stream are kept as fp32 copies."""
+    config = ModelConfig(
+        scheme=scheme,
+        num_layers=4,
+        hidden_size=64,
+        num_attention_heads=4,
+        vocab_size=512,
+        max_position_embeddings=16,
+    )
+    full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    core = {"fp32_residual_connection": True, **(full if recompute == "full" else {})}
+    model = GPT(config, transformer_config(config, dtype=torch.bfloat16, **core), seq_length=16)
+    measured = saved_bytes(model.to(torch.bfloat16).train(), 3, 16)
+    expected = Activations(config, 3, 16, element=2, recompute=recompute, fp32_stream=True).whole()
+    assert measured == pytest.approx(expected, rel=0.015)
 
 
 def test_parallel_shards_divide_what_they_shard() -> None:

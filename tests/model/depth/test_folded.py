@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from model.config import ModelConfig
 from model.depth.folded import RANGE, folded
-from model.depth.plan import Plan
+from model.depth.plan import DepthPlan
 from model.depth.scheme import SCHEMES, Depth, Layer, Scheme, Sublayer
-from model.families.gpt import GPT, transformer_config
+from model.families.gpt import GPT
 from model.hf.reference import Evaluation
+from model.layers.transformer_config import transformer_config
 from model.parameters.names import named_parameters
 from parallel.launch.one_process import single_process
 
@@ -26,7 +27,7 @@ SCALE = st.sampled_from([0.0, 1.0, 0.3, -0.7, 2.5, 1e-7])
 
 def test_no_scheme_multiplies_its_stream() -> None:
     for scheme, depth in itertools.product(SCHEMES, (1, 7, 48, 1000)):
-        plan = Plan.of(ModelConfig(scheme=scheme, num_layers=depth, hidden_size=8, num_attention_heads=1))
+        plan = DepthPlan.of(scheme, depth)
         for layer in plan.folded():
             for part in (layer.attention, layer.mlp):
                 assert part.residual_scale in (0.0, 1.0)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.depth.plan import Plan
+from model.depth.plan import DepthPlan
 from model.depth.scheme import SCHEMES, Layer, Sublayer
 from model.hf.folding.pre_ln import Fold, fold, obstacle, pre_ln_obstacle, shared_epsilon
 from model.hf.mapping import Target
@@ -43,7 +43,7 @@ def test_folded_weights_in_a_plain_pre_ln_model_give_the_same_logits(
         logit_scale=0.3,
         dtype=torch.float64,
         epsilons=plan.epsilons,
-        plan=Plan.of(config).in_float32(),
+        plan=config.depth_plan().in_float32(),
     )(tokens)
     assert change(Evaluation(folded, stock, logit_scale=1.0, dtype=torch.float64)(tokens), ours) < 1e-10
     # And the fold's epsilons are all that separates it from the published equations, apart from constants rounded to fp32.
@@ -86,7 +86,7 @@ def test_a_thousand_layers_fold_within_fp32_rounding() -> None:
     config = make_config(
         "deepscalelm_pre_ln", num_layers=1000, hidden_size=8, num_attention_heads=1, ffn_hidden_size=8
     )
-    single, exact, c, c_exact = fold("gpt2", config, 1.0).factors, Plan.of(config), 1.0, 1.0
+    single, exact, c, c_exact = fold("gpt2", config, 1.0).factors, config.depth_plan(), 1.0, 1.0
     for _, _, sublayer in exact.sublayers():
         c, c_exact = c * float(torch.tensor(sublayer.residual_scale)), c_exact * sublayer.residual_scale
     last = single["decoder.layers.999.mlp.linear_fc2.weight"]
@@ -121,15 +121,15 @@ def test_any_single_departure_from_the_form_is_found(
 ) -> None:
     good = Sublayer(norm_in=True, residual_scale=0.9, branch_scale=0.3, input_scale=0.7)
     bad = replace(good, **change_of_sublayer)  # type: ignore[arg-type]
-    assert pre_ln_obstacle(Plan((Layer(good, good), Layer(good, good)), False, True)) is None
-    found = pre_ln_obstacle(Plan((Layer(good, good), Layer(good, bad)), False, True))
+    assert pre_ln_obstacle(DepthPlan((Layer(good, good), Layer(good, good)), False, True)) is None
+    found = pre_ln_obstacle(DepthPlan((Layer(good, good), Layer(good, bad)), False, True))
     assert found is not None
     assert reason in found
     assert "mlp sublayer of layer 2" in found
 
 
 def test_which_schemes_fold_today() -> None:
-    assert {name for name in SCHEMES if pre_ln_obstacle(Plan.of(make_config(name))) is None} == {
+    assert {name for name in SCHEMES if pre_ln_obstacle(make_config(name).depth_plan()) is None} == {
         "pre_ln",
         "deepscalelm_pre_ln",
         "layernorm_scaling",

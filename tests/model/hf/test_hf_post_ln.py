@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
 from model.config import ModelConfig
-from model.depth.plan import Plan
+from model.depth.plan import DepthPlan
 from model.depth.scheme import SCHEMES, Layer, Scheme, Sublayer
 from model.hf.configs import write_config
 from model.hf.folding.post_ln import post_ln_factors, post_ln_obstacle
@@ -43,7 +43,7 @@ def opt_in_float64(
         state |= dict(
             zip(
                 entry.hf,
-                entry.layout.to_hf(exact * plan.factors.get(entry.canonical, 1.0), config),
+                entry.conversion.to_hf(exact * plan.factors.get(entry.canonical, 1.0), config),
                 strict=True,
             )
         )
@@ -58,7 +58,7 @@ def difference(config: ModelConfig, logit_scale: float = 0.3) -> float:
     assert obstacle("opt", config) is None
     weights, tokens = make_weights(config), make_tokens(config)
     ours = Evaluation(
-        weights, config, logit_scale=logit_scale, dtype=torch.float64, plan=Plan.of(config).in_float32()
+        weights, config, logit_scale=logit_scale, dtype=torch.float64, plan=config.depth_plan().in_float32()
     )(tokens)
     with torch.no_grad():
         return change(
@@ -171,14 +171,14 @@ def test_any_single_departure_from_the_form_is_found(
         ),
     )
     bad = replace(good, **{sublayer: replace(getattr(good, sublayer), **change_of_it)})  # type: ignore[arg-type]
-    assert post_ln_obstacle(Plan((good, good, good), True, True)) is None
-    found = post_ln_obstacle(Plan((good, bad, good), False, False))
+    assert post_ln_obstacle(DepthPlan((good, good, good), True, True)) is None
+    found = post_ln_obstacle(DepthPlan((good, bad, good), False, False))
     assert found is not None
     assert reason in found
 
 
 def test_which_schemes_are_post_ln_today() -> None:
-    assert {name for name in SCHEMES if post_ln_obstacle(Plan.of(make_config(name))) is None} == {
+    assert {name for name in SCHEMES if post_ln_obstacle(make_config(name).depth_plan()) is None} == {
         "post_ln",
         "deepscalelm_post_ln",
         "deepnorm",

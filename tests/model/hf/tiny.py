@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.hf.mapping import canonical_shapes
+from model.parameters.table import parameter_table
 from tests.reference import gpt
 
 POSITIONS = 24
@@ -31,7 +31,8 @@ def make_config(scheme: str = "pre_ln", **given: object) -> ModelConfig:
 def make_weights(config: ModelConfig, seed: int = 0, positions: int = POSITIONS) -> dict[str, Tensor]:
     """Stream and logits of about unit size."""
     generator, out = torch.Generator().manual_seed(seed), {}
-    for name, shape in canonical_shapes(config, positions).items():
+    for row in parameter_table(config, positions=positions):
+        name, shape = row.name, row.shape
         r = torch.randn(shape, generator=generator)
         if "norm" in name:
             out[name] = 1 + 0.2 * r if name.endswith("weight") else 0.2 * r

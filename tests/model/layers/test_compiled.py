@@ -11,9 +11,10 @@ import torch
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES
 from model.errors import UserError
-from model.families.gpt import GPT, transformer_config
+from model.families.gpt import GPT
 from model.layers import compiled
 from model.layers.compiled import compile_joins, compile_layers
+from model.layers.transformer_config import transformer_config
 from model.parameters.names import named_parameters
 from model.weights.init import initialize_
 from parallel.launch.one_process import single_process

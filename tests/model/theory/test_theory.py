@@ -28,15 +28,15 @@ from model.theory import (
     post_ln_factor,
     pre_ln_variance,
     pre_ln_weight_gradient_norm,
-    predict,
     propagate,
     published_attention,
     spannorm_factor,
 )
-from model.theory.__main__ import signal_table
 from model.theory.propagation import attention_branch, backward_factor, feed_forward_branch, sublayer_step
 from model.theory.recursion import feed_forward_variances
+from model.weights.__main__ import signal_table
 from model.weights.init import initialize_, logit_scale
+from model.weights.prediction import predict
 from tests.reference import gpt, oracle
 
 P = 0.1

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.hf.mapping import canonical_shapes
 from model.parameters.shards import Shard, take
+from model.parameters.table import parameter_table
 from parallel.checkpoint.folders import LATEST, MANIFEST, step_folder
 from parallel.checkpoint.format import FORMAT, KINDS, Fragment, file_facts, manifest_text
 
@@ -33,7 +33,7 @@ MODEL = ModelConfig(
     max_position_embeddings=8,
 )
 FC1, FC2 = "decoder.layers.0.mlp.linear_fc1.weight", "decoder.layers.0.mlp.linear_fc2.weight"
-NAMES = canonical_shapes(MODEL, 8)
+NAMES = {row.name: row.shape for row in parameter_table(MODEL)}
 
 
 def tensors(seed: int = 0) -> dict[str, dict[str, Tensor]]:

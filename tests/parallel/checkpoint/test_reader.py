@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from model.errors import UserError
-from model.parameters.names import NamedParameter
 from model.parameters.shards import WHOLE, Shard, take
 from parallel.checkpoint.folders import LATEST, MANIFEST, findings, resolve, step_folder, steps_in
 from parallel.checkpoint.format import KINDS
@@ -22,6 +21,7 @@ from parallel.checkpoint.loader import check_model
 from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
 from parallel.checkpoint.writer import doomed_steps
 from tests.parallel.checkpoint.handmade import FC1, FC2, NAMES, flip, reseal, tensors, write
+from tests.rows import local_parameter
 
 
 def read_all(path: Path) -> None:
@@ -74,11 +74,11 @@ def test_unknown_parameter_and_other_shapes(tmp_path: Path) -> None:
     reader = open_checkpoint(tmp_path)
     with pytest.raises(UserError, match="holds no parameter decoder.layers.1.*another model"):
         reader.tensor("decoder.layers.1.mlp.linear_fc1.weight")
-    check_model(reader, [NamedParameter(FC1, nn.Parameter(torch.empty(2, 4)), Shard(0, 3, 4, 2))])
+    check_model(reader, [local_parameter(FC1, nn.Parameter(torch.empty(2, 4)), Shard(0, 3, 4, 2))])
     with pytest.raises(
         UserError, match=r"linear_fc1.weight has shape \[8, 4\], the configured model needs \[16, 4\]"
     ):
-        check_model(reader, [NamedParameter(FC1, nn.Parameter(torch.empty(16, 4)), WHOLE)])
+        check_model(reader, [local_parameter(FC1, nn.Parameter(torch.empty(16, 4)))])
 
 
 def _remove(name: str) -> Callable[[Path], object]:

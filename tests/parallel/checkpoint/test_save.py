@@ -232,7 +232,7 @@ def unreadable(engine: Engine, folder: Path) -> list[str]:
             raise OSError(5, "Input/output error")
         return part(self, *args)
 
-    CheckpointReader.part = failing  # type: ignore[assignment,method-assign]
+    CheckpointReader.part = failing  # type: ignore[assignment, method-assign]
     try:
         return gather(said(lambda: bring(engine, folder)))
     finally:

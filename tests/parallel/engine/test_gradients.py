@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from model.depth.scheme import SCHEMES, scheme_names
-from model.parameters.names import NamedParameter
 from model.parameters.shards import WHOLE
 from parallel.engine.engine import Engine, EngineOptions
 from parallel.engine.gradients import GradientBuffer, Group, Kind
@@ -19,6 +18,7 @@ from pretrain.train.loop import forward_step
 from tests import distributed
 from tests.distributed import gather, launch, rebuild
 from tests.parallel.training import batches_of, engine_of, given, run_config, train, whole_parameters
+from tests.rows import local_parameter
 
 SP = given(tensor=2, sequence_parallel=True)
 NORM = re.compile(r"(^embedding\.norm|_layernorm|_norm)\.(weight|bias)$")
@@ -142,7 +142,7 @@ def one_rank() -> dict[str, Any]:
     found["dtypes"] = {str(flat.dtype) for flat in whole_gradients(engine)}
 
     big = nn.Parameter(torch.empty(5_000_001))
-    group = Group(Kind.REPLICATED, True, [NamedParameter("big", big, WHOLE)])
+    group = Group(Kind.REPLICATED, True, [local_parameter("big", big)])
     buffer = GradientBuffer(group, [0], big.numel(), engine.topology, sharded=False)
     buffer.flat.normal_(std=1e-3, generator=torch.Generator().manual_seed(0))
     found["norm"] = float(buffer.squared_norm()) / float(buffer.flat.double().square().sum()) - 1

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.errors import UserError
-from parallel.engine.muon import Muon, matrices_of, newton_schulz, scale
+from parallel.engine.muon import Muon, newton_schulz, scale
 from pretrain.train.loop import forward_step
 from tests.distributed import Group, launch
 from tests.parallel.checkpoint.states import bring, keep
@@ -155,21 +155,3 @@ def test_singular_values_become_one(shape: tuple[int, int]) -> None:
     diagonal = left.mT @ result @ right.mT
     assert torch.allclose(diagonal, torch.diag(diagonal.diagonal()), atol=1e-9)
     assert scale(shape) == pytest.approx(0.2 * max(shape) ** 0.5)
-
-
-def test_tensors_that_hold_several_matrices() -> None:
-    split = matrices_of(heads=4, groups=2, gated=True)
-    qkv = torch.arange(2 * 4 * 8.0).repeat_interleave(3).view(64, 3)
-    views = [view.reshape(-1, 3) for view in split("decoder.layers.0.self_attention.linear_qkv.weight", qkv)]
-    assert all(
-        torch.equal(ours, theirs) for ours, theirs in zip(views, own_matrices("linear_qkv", qkv), strict=True)
-    )
-    assert [
-        tuple(view.shape) for view in split("decoder.layers.0.mlp.linear_fc1.weight", torch.zeros(10, 3))
-    ] == [(5, 3), (5, 3)]
-    assert (
-        len(
-            list(matrices_of(4, 2, gated=False)("decoder.layers.0.mlp.linear_fc1.weight", torch.zeros(10, 3)))
-        )
-        == 1
-    )

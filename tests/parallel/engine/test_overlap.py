@@ -12,8 +12,6 @@ import torch
 from torch import nn
 
 from model.errors import UserError
-from model.parameters.names import NamedParameter
-from model.parameters.shards import WHOLE
 from parallel.config import ParallelConfig
 from parallel.engine import overlap
 from parallel.engine.gradients import GradientBuffer, Group, Kind
@@ -23,6 +21,7 @@ from parallel.topology import check_layout
 from tests import distributed
 from tests.distributed import launch
 from tests.parallel.training import MODEL, engine_of, given, run_config, train, whole_parameters
+from tests.rows import local_parameter
 
 STEPS = 3
 DEEP = given(num_layers=12)
@@ -130,10 +129,14 @@ def test_most_of_the_gradient_leaves_during_backward(name: str, found: dict[str,
 
 
 def buffer_of(sizes: dict[str, int]) -> GradientBuffer:
-    named = [NamedParameter(name, nn.Parameter(torch.empty(size)), WHOLE) for name, size in sizes.items()]
+    parameters = [local_parameter(name, nn.Parameter(torch.empty(size))) for name, size in sizes.items()]
     offsets = [sum(list(sizes.values())[:index]) for index in range(len(sizes))]
     return GradientBuffer(
-        Group(Kind.REPLICATED, True, named), offsets, sum(sizes.values()), single_process(), sharded=False
+        Group(Kind.REPLICATED, True, parameters),
+        offsets,
+        sum(sizes.values()),
+        single_process(),
+        sharded=False,
     )
 
 

@@ -207,7 +207,7 @@ def test_sizes_do_not_matter_without_fp8() -> None:
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_fields_for_megatron_core(recipe: str) -> None:
     """Megatron-core takes the fields as they are."""
-    from model.families.gpt import transformer_config
+    from model.layers.transformer_config import transformer_config
 
     numerics = resolve("bf16", "auto", Fp8Config(recipe=recipe, first_last_bf16=recipe != "delayed"), B200)
     assert numerics.label == "fp8"

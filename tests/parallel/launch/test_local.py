@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,7 +150,7 @@ def test_ranks_that_are_ended_with_a_failed_one_are_not_named(
 PARENT = "import signal, sys; signal.signal(signal.SIGHUP, signal.{}); from parallel.launch.local import start_local; sys.exit(start_local([{!r}], 1))"
 
 
-def wait_for(path: Path, parent: subprocess.Popen[str]) -> None:
+def wait_for(path: Path, parent: subprocess.Popen[Any]) -> None:
     while not path.exists():
         assert parent.poll() is None
         time.sleep(0.05)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,26 @@ def checkpoint(run_dir: Path, step: int) -> None:
 
 def left(run_dir: Path, state: str, code: ExitCode, reason: str = "why") -> None:
     write_state(run_dir, OWNER, state=state, exit_code=int(code), reason=reason)
+
+
+def test_each_start_has_a_secret_of_its_own(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its ranks look for it."""
+    monkeypatch.delenv("FATHOM_SECRET", raising=False)
+    file = run / "control" / "secret"
+    first = file.read_text()
+    assert (len(first), stat.S_IMODE(file.stat().st_mode)) == (64, 0o600)
+    assert start(run, Owner("12", 1), RUNNING) is None
+    assert file.read_text() != first
+
+
+def test_a_folder_of_requests_that_is_a_link_is_not_cleared(run: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (run / "control").rename(elsewhere)
+    (elsewhere / "thesis.tex").touch()
+    (run / "control").symlink_to(elsewhere)
+    with pytest.raises(UserError, match="control is a link"):
+        start(run, Owner("12", 1), RUNNING)
+    assert (elsewhere / "thesis.tex").exists()
 
 
 def test_finished(run: Path) -> None:

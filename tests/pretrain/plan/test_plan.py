@@ -13,7 +13,8 @@ import pytest
 from model.config import ModelConfig
 from model.cost.activations import Activations
 from model.errors import UserError
-from model.parameters.size import parameter_count, parameter_shapes
+from model.parameters.size import parameter_count
+from model.parameters.table import parameter_table
 from parallel.config import ParallelConfig, RecomputeConfig
 from parallel.hardware.gpus import PLANNED, planned_gpu
 from parallel.topology import check_layout
@@ -106,9 +107,7 @@ def test_fp8_keeps_casts_of_the_layers_weights() -> None:
         predict(Work(MODEL, 128, 64, precision), H100, ParallelConfig(), 8, 1).memory
         for precision in ("bf16", "fp8")
     )
-    in_layers = sum(
-        math.prod(shape) for name, shape in parameter_shapes(MODEL) if name.startswith("decoder.layers.")
-    )
+    in_layers = sum(row.elements for row in parameter_table(MODEL) if row.layer is not None)
     assert cast.weights - plain.weights == 2 * in_layers
     assert cast.activations == plain.activations
 
@@ -186,6 +185,19 @@ def test_recompute_costs_time_and_saves_memory() -> None:
     )
     assert full.time.total > plain.time.total
     assert full.memory.total < plain.memory.total
+
+
+def test_an_fp32_stream_costs_traffic_and_checkpoints() -> None:
+    parallel = ParallelConfig(pipeline=4, recompute=RecomputeConfig(granularity="full"))
+    narrow, wide = (
+        predict(Work(MODEL, 128, 64, "bf16", fp32_stream=wide), H100, parallel, 8, 1)
+        for wide in (False, True)
+    )
+    assert wide.traffic.pipeline == 2 * narrow.traffic.pipeline
+    assert wide.traffic.tensor == narrow.traffic.tensor
+    assert wide.memory.activations > narrow.memory.activations
+    assert wide.memory.weights == narrow.memory.weights
+    assert narrow.time.total < wide.time.total < 1.5 * narrow.time.total
 
 
 def test_mistakes_are_named() -> None:

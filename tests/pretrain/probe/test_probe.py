@@ -14,13 +14,13 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from model.config import ModelConfig
+from model.depth.scheme import LAYER_ROLES
 from model.errors import UserError
 from model.parameters.names import named_parameters
 from model.stack import Stack
 from parallel.launch.one_process import single_process
 from pretrain.config.scheme_choice import parse_variant
 from pretrain.probe.measure import (
-    KINDS,
     Probe,
     coincidence,
     log_mean_square,
@@ -32,6 +32,7 @@ from pretrain.probe.report import as_json, page, text, write_json, write_plot
 from pretrain.probe.rules import RULES, findings, trainable, verdict
 from pretrain.probe.setup import Choices, memory_needed, probes
 from pretrain.train.build import build_chunks, seed_everything
+from tests.model.narrow import without_units
 from tests.pretrain.small import small_config, small_data, small_trainer
 
 LENGTH = 12
@@ -104,6 +105,37 @@ def test_every_statistic_is_what_autograd_gives(scheme: str, groups: int | None)
         )
 
 
+@pytest.mark.parametrize("scheme", ["deepscalelm_pre_ln", "deepscalelm_post_ln", "deepnorm"])
+def test_units_in_which_layers_compute_do_not_show(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = model(scheme, layers=4)
+    found = measured(config)
+    without_units(monkeypatch)
+    plain = measured(config)
+    assert found.embedding_variance == pytest.approx(plain.embedding_variance, rel=1e-10)
+    for ours, theirs in zip(found.layers, plain.layers, strict=True):
+        both = [{**vars(layer), **layer.weight_grad_norms} for layer in (ours, theirs)]
+        for key in both[0].keys() - {"weight_grad_norms"}:
+            assert both[0][key] == pytest.approx(both[1][key], rel=1e-9, abs=1e-12), key
+
+
+def test_bfloat16_shows_what_float32_shows(data: Path, tmp_path: Path) -> None:
+    """At a depth at which DeepScaleLM's residual constant does not survive a product in bfloat16."""
+    config = written(tmp_path, data)
+    single, half = (
+        next(probes(config, [], Choices(scheme="deepscalelm_pre_ln", layers=300, dtype=dtype)))
+        for dtype in ("float32", "bfloat16")
+    )
+    assert (half.dtype, half.loss) == ("bfloat16", pytest.approx(single.loss, rel=0.01))
+    for ours, theirs in zip(half.layers, single.layers, strict=True):
+        assert ours.forward_variance == pytest.approx(theirs.forward_variance, rel=0.02)
+        assert ours.grad_variance_late == pytest.approx(theirs.grad_variance_late, rel=0.1)
+    assert half.layers[-1].forward_variance_theory == single.layers[-1].forward_variance_theory
+    wide = next(
+        probes(config, ["train.fp32_residual=true"], Choices(scheme="pre_ln", layers=2, dtype="bfloat16"))
+    )
+    assert wide.dtype == "bfloat16, fp32 residual"
+
+
 def plain_correlation(x_sbh: Tensor) -> float:
     """Pair by pair."""
     x = x_sbh.detach().transpose(0, 1)
@@ -130,7 +162,7 @@ def kind_norms(chunk: Any, config: ModelConfig) -> list[dict[str, float]]:
         for name, parameter in stack.layers[index].named_parameters():
             parameter.grad = gradients[f"decoder.layers.{index}.{name}"]
         plain = stack.gradients(index)
-        norms.append({kind: float(plain[kind].norm()) for kind in KINDS})
+        norms.append({kind: float(plain[kind].norm()) for kind in LAYER_ROLES})
     return norms
 
 

@@ -15,7 +15,7 @@ from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.train_tokenizer import train_tokenizer
 from pretrain.trained.generate import generate_text, stream
 from pretrain.trained.import_hf import import_checkpoint
-from tests.tools.gpt2 import save_gpt2
+from tests.tools.small_models import save_gpt2
 
 TEXT = "deep layers keep the signal\nthe norm of a residual stream\n"
 

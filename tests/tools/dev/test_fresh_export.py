@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -11,44 +12,60 @@ from model.errors import UserError
 from pretrain.trained.export import export_checkpoint
 from pretrain.trained.generate import generate_text
 from pretrain.trained.import_hf import import_checkpoint
-from tests.tools.gpt2 import save_gpt2
+from tests.tools.small_models import save_gpt2, save_llama, save_opt
 from tools.dev.fresh_export import PROMPTS, continue_there, make_venv
 
 TOKENS = 64
+OLDEST = "4.51.3"
+"""The oldest version of transformers that exports are promised to work with."""
+MODELS = {"gpt2": save_gpt2, "llama": save_llama, "opt": save_opt, "fathom": save_gpt2}
+POSITIONS = {"gpt2": "n_positions", "fathom": "n_positions"}
+CLASSES = {
+    "gpt2": "GPT2LMHeadModel",
+    "llama": "LlamaForCausalLM",
+    "opt": "OPTForCausalLM",
+    "fathom": "FathomForCausalLM",
+}
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """GPT-2 as its configuration has it, with random weights and a tokenizer."""
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
+    """(class, checkpoint, export) of a model with random weights and a tokenizer."""
     folder = tmp_path_factory.mktemp("fresh")
-    save_gpt2(folder, n_positions=128)
+    positions = POSITIONS.get(request.param, "max_position_embeddings")
+    MODELS[request.param](folder, **{positions: 128})
     import_checkpoint(str(folder), folder / "checkpoint")
-    return folder / "checkpoint"
+    export_checkpoint(folder / "checkpoint", folder / "hf", architecture=request.param)
+    return CLASSES[request.param], folder / "checkpoint", folder / "hf"
+
+
+@pytest.fixture(scope="module", params=[None, OLDEST], ids=["this version", OLDEST])
+def there(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """(version of transformers, interpreter) of an environment without Fathom.
+
+    FATHOM_FRESH_VENVS names a folder that keeps them; without it they are made anew, which downloads torch.
+    """
+    wanted = request.param or version("transformers")
+    kept = os.environ.get("FATHOM_FRESH_VENVS")
+    folder = Path(kept) if kept else tmp_path_factory.getbasetemp() / "fresh_venvs"
+    try:
+        return wanted, make_venv(folder / wanted, wanted)
+    except UserError as error:
+        pytest.skip(f"no fresh environment: {error}")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["gpt2", "fathom"])
-def test_the_same_text_without_fathom(
-    checkpoint: Path, tmp_path: Path, architecture: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """FATHOM_FRESH_VENV names an environment to use again; without it one is made, which downloads torch."""
-    try:
-        python = make_venv(
-            Path(os.environ.get("FATHOM_FRESH_VENV") or tmp_path_factory.getbasetemp() / "fresh_venv")
-        )
-    except UserError as error:
-        pytest.skip(f"no fresh environment: {error}")
-    export_checkpoint(checkpoint, tmp_path / "hf", architecture=architecture)
-    there = continue_there(python, tmp_path / "hf", PROMPTS, TOKENS)
-    assert there["class"] == {"gpt2": "GPT2LMHeadModel", "fathom": "FathomForCausalLM"}[architecture]
-    assert there["extra"] == []
-    assert there["counts"] == [TOKENS] * len(PROMPTS)
-    assert there["texts"] == [
-        "".join(generate_text(checkpoint, prompt, TOKENS, temperature=0)) for prompt in PROMPTS
-    ]
+def test_the_same_text_without_fathom(model: tuple[str, Path, Path], there: tuple[str, Path]) -> None:
+    kind, checkpoint, exported = model
+    found = continue_there(there[1], exported, PROMPTS, TOKENS)
+    assert (found["class"], found["transformers"], found["extra"]) == (kind, there[0], [])
+    assert found["counts"] == [TOKENS] * len(PROMPTS)
+    ours = ["".join(generate_text(checkpoint, prompt, TOKENS, temperature=0)) for prompt in PROMPTS]
+    assert found["texts"] == ours
 
 
 def test_a_failure_there_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").write_text(
         "#!/bin/sh\necho first >&2\necho 'no module named torch' >&2\nexit 1\n"

@@ -24,6 +24,7 @@ from pretrain.train.callbacks.signal.health import SignalHealth, norms_of, sprea
 from pretrain.train.callbacks.signal.history import ENOUGH, History, message
 from pretrain.train.callbacks.signal.hooks import largest_logit
 from pretrain.train.loop import forward_step
+from tests.model.narrow import without_units
 from tests.parallel.graph_emulator import emulated
 from tests.pretrain.small import small_config, small_data, small_trainer
 
@@ -260,6 +261,20 @@ def test_a_measured_step_is_what_plain_autograd_gives(
             "attention_logit_max",
             "grad_variance_late",
         } <= set(layer)
+
+
+@pytest.mark.parametrize("scheme", ["deepscalelm_pre_ln", "deepnorm"])
+def test_units_in_which_layers_compute_do_not_show(
+    data: Path, tmp_path: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, _ = train(small_config(data, tmp_path / "ours", 1, scheme=scheme))
+    without_units(monkeypatch)
+    plain, _ = train(small_config(data, tmp_path / "plain", 1, scheme=scheme))
+    assert [line["event"] for line in ours] == [line["event"] for line in plain]
+    for one, other in zip(ours, plain, strict=True):
+        for layer, expected in zip(one.get("layers", ()), other.get("layers", ()), strict=True):
+            assert layer == pytest.approx(expected, rel=1e-3)
+        assert one.get("signal", {}) == pytest.approx(other.get("signal", {}), rel=1e-3)
 
 
 def test_the_update_of_a_large_matrix_is_estimated_from_a_sample(data: Path, tmp_path: Path) -> None:

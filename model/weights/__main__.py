@@ -1,4 +1,4 @@
-"""Table of predicted signals of every scheme: `python -m model.theory --layers 192`."""
+"""Table of predicted signals of every scheme: `python -m model.weights --layers 192`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,70 @@
+"""Configuration -> Megatron-core's, which every layer is built from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer import TransformerConfig
+from torch import Tensor
+
+from model.config import ModelConfig
+
+
+def relu2(x: Tensor) -> Tensor:
+    """Squared ReLU (So et al. 2021), any shape."""
+    return F.relu(x).square()
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU in its tanh approximation (Hendrycks & Gimpel 2016), as GPT-2 has it; any shape."""
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_tanh": gelu_tanh,
+    "geglu": F.gelu,
+    "relu": F.relu,
+    "relu2": relu2,
+    "silu": F.silu,
+    "swiglu": F.silu,
+}
+
+
+def transformer_config(
+    model: ModelConfig, *, dtype: torch.dtype = torch.float32, on_cpu: bool = True, **parallel: Any
+) -> TransformerConfig:
+    """Megatron-core's configuration of a model.
+
+    parallel: its fields about degrees and communication, given by the topology, and about precision.
+    """
+    stream = torch.float32 if parallel.get("fp32_residual_connection") else dtype
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.groups,
+        kv_channels=model.kv_channels,
+        ffn_hidden_size=model.ffn_size,
+        hidden_dropout=model.hidden_dropout,
+        attention_dropout=model.attention_dropout,
+        layernorm_epsilon=model.norm_epsilon,
+        normalization={"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[model.normalization],
+        activation_func=ACTIVATIONS[model.activation],
+        gated_linear_unit=model.gated,
+        add_bias_linear=model.bias,
+        # Values come from `model/weights/init.py`, by global name, after the build.
+        perform_initialization=False,
+        use_cpu_initialization=on_cpu,
+        params_dtype=dtype,
+        pipeline_dtype=stream,  # what stages send each other
+        bf16=dtype == torch.bfloat16,
+        gradient_accumulation_fusion=False,
+        bias_dropout_fusion=False,
+        bias_activation_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        **parallel,
+    )

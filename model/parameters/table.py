@@ -1,0 +1,258 @@
+"""Every parameter of a model, from its configuration alone.
+
+One row says what a parameter is called, how large it is, what it is for, where it stands and how
+it is cut. Whoever needs a list of parameters (sizes, initial values, files of other libraries,
+memory, statistics by kind of weight) reads these rows.
+A new kind of layer or of input is a new row here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+from model.config import ModelConfig
+from model.depth.scheme import Layer, Sublayer
+from model.errors import UserError
+from model.parameters.blocks import Blocks
+from model.parameters.shards import WHOLE, Shard
+
+StackName = Literal["embedding", "decoder", "output"]
+"""The part of a model that the stream passes through; canonical names begin with it."""
+SublayerName = Literal["attention", "cross", "mlp"]
+
+
+class Role(Enum):
+    """What a parameter is for."""
+
+    WORD = "word embedding"
+    POSITION = "position embedding"
+    QKV = "query, key and value"
+    Q = "query of cross-attention"
+    KV = "key and value of cross-attention"
+    ATTENTION_OUTPUT = "attention output"
+    FC1 = "first matrix of the feed-forward, or its gate and up projection"
+    FC2 = "second matrix of the feed-forward"
+    NORM_GAIN = "norm gain"
+    NORM_BIAS = "norm bias"
+    LINEAR_BIAS = "bias of a linear layer"
+    OUTPUT = "output layer"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How tensor-parallel ranks share a parameter: equal parts along a dimension."""
+
+    dim: int
+    stride: int = 1
+    """Blocks of the whole dimension of which every rank has its piece, as in `Shard`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One parameter of the whole model."""
+
+    name: str
+    """Canonical: with the global 0-based layer number, without pipeline stage and kind of kernels."""
+    shape: tuple[int, ...]
+    """Of the whole tensor. Matrices are [out, in]."""
+    role: Role
+    stack: StackName
+    layer: int | None = None
+    """0-based, global; None outside of the layers."""
+    sublayer: SublayerName | None = None
+    """None outside of the layers."""
+    cut: Cut | None = None
+    """None where every tensor-parallel rank has all of it."""
+    blocks: Blocks | None = None
+    """Matrices in a layer's linear weight, or in its bias; None for norms, tables and outputs."""
+
+    @property
+    def elements(self) -> int:
+        """Numbers in the whole tensor."""
+        return math.prod(self.shape)
+
+    @property
+    def module(self) -> str:
+        """The name without layer number and last part: `mlp.linear_fc1`, `embedding.norm`."""
+        module = self.name.rpartition(".")[0]
+        return module if self.layer is None else module.split(".", 3)[3]
+
+    @property
+    def leaf(self) -> str:
+        """The last part of the name, weight or bias."""
+        return self.name.rpartition(".")[2]
+
+    def shard(self, index: int, count: int) -> Shard:
+        """What tensor-parallel rank `index` of `count` holds."""
+        if self.cut is None or count == 1:
+            return WHOLE
+        return Shard(self.cut.dim, index, count, self.cut.stride)
+
+
+def parameter_table(config: ModelConfig, *, positions: int | None = None) -> Iterator[Row]:
+    """Every parameter of a model, a tied one once, in the order of the stream.
+
+    positions: rows of a learned position table where `model.max_position_embeddings` is not set.
+    Raises UserError while the vocabulary, or the rows of a learned position table, are unknown.
+    """
+    plan, hidden = config.depth_plan(), config.hidden_size
+    if config.vocab_size is None:
+        raise UserError(
+            "model.vocab_size is not known: set it, or prepare the data, whose tokenizer gives it"
+        )
+    vocabulary = (config.padded_vocab, hidden)
+    yield Row(name=WORD_EMBEDDING, shape=vocabulary, role=Role.WORD, stack="embedding", cut=Cut(0))
+    if config.position == "learned":
+        rows = config.max_position_embeddings or positions
+        if rows is None:
+            raise UserError("model.max_position_embeddings is not known: set it, or take data.seq_length")
+        yield Row(
+            name="embedding.position_embeddings.weight",
+            shape=(rows, hidden),
+            role=Role.POSITION,
+            stack="embedding",
+        )
+    if plan.embedding_norm:
+        yield from _norm(config, "embedding.norm", "embedding")
+    parts = _parts(config)
+    for index, layer in enumerate(plan.layers):
+        yield from _layer(config, parts, layer, index)
+    if plan.final_norm:
+        yield from _norm(config, "decoder.final_layernorm", "decoder")
+    if not config.tie_embeddings:
+        yield Row(name="output_layer.weight", shape=vocabulary, role=Role.OUTPUT, stack="output", cut=Cut(0))
+
+
+def layer_rows(config: ModelConfig, plan: Layer, index: int, *, cross: bool = False) -> list[Row]:
+    """The parameters of one layer, in the order of the stream.
+
+    plan: its norms. index: 0-based, global. cross: with cross-attention.
+    """
+    return list(_layer(config, _parts(config, cross=cross), plan, index))
+
+
+def qkv_blocks(config: ModelConfig) -> Blocks:
+    """Rows of the fused projection: for every group its query heads, its key and its value."""
+    shared = config.num_attention_heads // config.groups
+    return Blocks((("q", shared), ("k", 1), ("v", 1)), config.groups)
+
+
+WORD_EMBEDDING = "embedding.word_embeddings.weight"
+COLUMNS, ROWS = Cut(0), Cut(1)
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """A linear layer of a sublayer. cut: of its weight; a bias is cut where outputs are."""
+
+    name: str
+    role: Role
+    shape: tuple[int, int]
+    cut: Cut
+    blocks: Blocks
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a sublayer is made of, in every layer alike. entrance: name of the norm before it."""
+
+    sublayer: SublayerName
+    module: str
+    entrance: str
+    linears: tuple[_Linear, ...]
+
+
+def _parts(config: ModelConfig, *, cross: bool = False) -> list[_Part]:
+    hidden, ffn, width = config.hidden_size, config.ffn_size, config.kv_channels
+    heads, groups = config.num_attention_heads, config.groups
+    inner, halves = heads * width, 2 if config.gated else 1
+    qkv, out, up = qkv_blocks(config), Blocks((("o", 1),)), Blocks((("fc1", 1),) * halves)
+    q, kv = Blocks((("q", 1),)), Blocks((("k", 1), ("v", 1)), heads)
+    attention = (
+        _Linear("linear_qkv", Role.QKV, (inner + 2 * groups * width, hidden), COLUMNS, qkv),
+        _Linear("linear_proj", Role.ATTENTION_OUTPUT, (hidden, inner), ROWS, out),
+    )
+    crossed = (
+        _Linear("linear_q", Role.Q, (inner, hidden), COLUMNS, q),
+        _Linear("linear_kv", Role.KV, (2 * inner, hidden), COLUMNS, kv),
+        _Linear("linear_proj", Role.ATTENTION_OUTPUT, (hidden, inner), ROWS, out),
+    )
+    mlp = (
+        _Linear("linear_fc1", Role.FC1, (halves * ffn, hidden), Cut(0, halves), up),
+        _Linear("linear_fc2", Role.FC2, (hidden, ffn), ROWS, Blocks((("fc2", 1),))),
+    )
+    parts = [
+        _Part("attention", "self_attention", "input_layernorm", attention),
+        _Part("cross", "cross_attention", "pre_cross_attn_layernorm", crossed),
+        _Part("mlp", "mlp", "pre_mlp_layernorm", mlp),
+    ]
+    return [part for part in parts if cross or part.sublayer != "cross"]
+
+
+def _layer(config: ModelConfig, parts: list[_Part], plan: Layer, index: int) -> Iterator[Row]:
+    prefix = f"decoder.layers.{index}."
+    norms: dict[SublayerName, Sublayer] = {
+        "attention": plan.attention,
+        "cross": plan.cross,
+        "mlp": plan.mlp,
+    }
+    for part in parts:
+        at, where = norms[part.sublayer], (index, part.sublayer)
+        if at.norm_in:
+            yield from _norm(config, prefix + part.entrance, "decoder", *where)
+        for linear in part.linears:
+            yield from _linear(config, f"{prefix}{part.module}.{linear.name}", linear, *where)
+        if at.norm_branch:
+            yield from _norm(config, f"{prefix}{part.module}_branch_norm", "decoder", *where)
+        if at.norm_out:
+            yield from _norm(config, f"{prefix}{part.module}_output_norm", "decoder", *where)
+
+
+def _linear(
+    config: ModelConfig, name: str, linear: _Linear, layer: int, sublayer: SublayerName
+) -> Iterator[Row]:
+    yield Row(
+        name=f"{name}.weight",
+        shape=linear.shape,
+        role=linear.role,
+        stack="decoder",
+        layer=layer,
+        sublayer=sublayer,
+        cut=linear.cut,
+        blocks=linear.blocks,
+    )
+    if config.bias:
+        yield Row(
+            name=f"{name}.bias",
+            shape=linear.shape[:1],
+            role=Role.LINEAR_BIAS,
+            stack="decoder",
+            layer=layer,
+            sublayer=sublayer,
+            cut=linear.cut if linear.cut.dim == 0 else None,
+            blocks=linear.blocks,
+        )
+
+
+def _norm(
+    config: ModelConfig,
+    name: str,
+    stack: StackName,
+    layer: int | None = None,
+    sublayer: SublayerName | None = None,
+) -> Iterator[Row]:
+    roles = {"weight": Role.NORM_GAIN, "bias": Role.NORM_BIAS}
+    for leaf, role in roles.items():
+        if leaf == "weight" or config.normalization == "layernorm":
+            yield Row(
+                name=f"{name}.{leaf}",
+                shape=(config.hidden_size,),
+                role=role,
+                stack=stack,
+                layer=layer,
+                sublayer=sublayer,
+            )
