@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.depth.plan import DepthPlan
 from model.depth.scheme import SCHEMES, scheme_names
+from model.words import printable
+
+LAYERS = 10_000
+"""Layers of the deepest model."""
 
 
 class Strict(BaseModel):
-    """Base of every configuration section: unknown keys are refused, values are never coerced across types."""
+    """Base of every configuration section.
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    Unknown keys and infinite numbers are refused, and values are never coerced across types. Every
+    number has bounds that are far beyond any use, so that a typing mistake is told at once.
+    """
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
 
 class InitConfig(Strict):
@@ -26,8 +34,10 @@ class InitConfig(Strict):
         "normal: `std` everywhere, divided by sqrt(2 x layers) for output projections (GPT-2, Megatron). "
         "fairseq: the variances of the B2T repository, drawn from a normal distribution, with biases at 0.",
     )
-    std: float = Field(0.02, gt=0, description="Standard deviation of base `normal`; no other base reads it.")
-    token_correlation: float | Literal["zipf"] = Field(
+    std: float = Field(
+        0.02, ge=1e-12, le=100, description="Standard deviation of base `normal`; no other base reads it."
+    )
+    token_correlation: Annotated[float, Field(ge=0, lt=1)] | Literal["zipf"] = Field(
         "zipf",
         description="Token correlation r0 of the word embedding that DeepScaleLM's recursion starts from: a number (`fathom data prepare` prints the one of "
         "your corpus), or `zipf` for the value Zipf's law gives for the vocabulary size.",
@@ -60,34 +70,43 @@ class ModelConfig(Strict):
     )
     num_layers: int = Field(
         ge=1,
+        le=LAYERS,
         description="Transformer layers of the whole model (each has an attention and a feed-forward sublayer).",
     )
-    hidden_size: int = Field(ge=1, description="Width of the residual stream.")
-    num_attention_heads: int = Field(ge=1, description="Query heads.")
+    hidden_size: int = Field(ge=1, le=1 << 20, description="Width of the residual stream.")
+    num_attention_heads: int = Field(ge=1, le=1 << 16, description="Query heads.")
     num_query_groups: int | None = Field(
-        None, ge=1, description="Key/value heads for grouped-query attention; null means one per query head."
+        None,
+        ge=1,
+        le=1 << 16,
+        description="Key/value heads for grouped-query attention; null means one per query head.",
     )
     head_dim: int | None = Field(
-        None, ge=1, description="Width of one head; null means hidden_size / num_attention_heads."
+        None, ge=1, le=1 << 16, description="Width of one head; null means hidden_size / num_attention_heads."
     )
     ffn_hidden_size: int | None = Field(
         None,
         ge=1,
+        le=1 << 24,
         description="Feed-forward width; null means 4 x hidden_size, or 8/3 x rounded up to 64 for gated activations.",
     )
     vocab_size: int | None = Field(
-        None, ge=2, description="Vocabulary before padding; null takes it from the tokenizer of the data."
+        None,
+        ge=2,
+        le=1 << 30,
+        description="Vocabulary before padding; null takes it from the tokenizer of the data.",
     )
     vocab_multiple: int = Field(
         128,
         ge=1,
+        le=1 << 20,
         description="The embedding is padded to a multiple of this; independent of the parallel layout, so that checkpoints are too.",
     )
     max_position_embeddings: int | None = Field(
-        None, ge=1, description="Longest sequence; null means data.seq_length."
+        None, ge=1, le=1 << 26, description="Longest sequence; null means data.seq_length."
     )
     normalization: Literal["layernorm", "rmsnorm"] = Field("layernorm", description="Kind of every norm.")
-    norm_epsilon: float = Field(1e-5, gt=0, description="Epsilon inside every norm.")
+    norm_epsilon: float = Field(1e-5, ge=1e-30, le=1, description="Epsilon inside every norm.")
     activation: Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "swiglu", "geglu"] = Field(
         "gelu",
         description="Feed-forward activation. gelu is the exact one, gelu_tanh GPT-2's approximation of it; swiglu and geglu are gated.",
@@ -96,7 +115,7 @@ class ModelConfig(Strict):
         "learned",
         description="Position information: a learned table, rotary embedding of queries and keys, or none.",
     )
-    rotary_base: int = Field(10000, ge=1, description="Base period of rotary embeddings.")
+    rotary_base: int = Field(10000, ge=1, le=10**12, description="Base period of rotary embeddings.")
     tie_embeddings: bool = Field(True, description="Use the word embedding as output projection.")
     bias: bool = Field(True, description="Biases in all linear layers of the stack.")
     hidden_dropout: float = Field(
@@ -113,10 +132,14 @@ class ModelConfig(Strict):
     def _check(self) -> ModelConfig:
         if self.scheme not in SCHEMES:
             raise ValueError(
-                f"model.scheme={self.scheme!r} is not a scheme; choose one of {', '.join(scheme_names())}"
+                f"model.scheme={printable(repr(self.scheme), 60)} is not a scheme; choose one of {', '.join(scheme_names())}"
             )
         self.depth_plan()  # refuses options and depths that have no constants
         self._check_init_is_read()
+        if self.position != "rotary" and self.rotary_base != ModelConfig.model_fields["rotary_base"].default:
+            raise ValueError(
+                f"model.rotary_base={self.rotary_base} has no effect with model.position={self.position}: remove it or set model.position=rotary"
+            )
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"model.hidden_size={self.hidden_size} is not divisible by model.num_attention_heads={self.num_attention_heads}: "
@@ -135,6 +158,10 @@ class ModelConfig(Strict):
     def _check_init_is_read(self) -> None:
         """Refuses options of DeepScaleLM's recursion where another base is in force. Defaults pass: a written-out configuration holds them."""
         if self.init.base == "scheme" and SCHEMES[self.scheme].base == "deepscale":
+            if self.init.token_correlation == 0 and not self.init.causal_correction:
+                raise ValueError(
+                    "model.init.token_correlation=0 gives infinite weights with model.init.causal_correction=false: give a positive number"
+                )
             return
         for name in ("token_correlation", "causal_correction"):
             value, default = getattr(self.init, name), InitConfig.model_fields[name].default

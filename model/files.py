@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from model.errors import UserError
+from model.errors import STORAGE, UserError
 from model.words import printable
+
+TEMPORARY = ".tmp"
 
 
 def umask() -> int:
@@ -56,11 +58,28 @@ def sync_folder(folder: Path) -> None:
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Gives a temporary path in the same folder; on leaving without an error, syncs it and renames it to `path`.
 
-    On an error the temporary file is removed and `path` is untouched. Raises OSError as the file system does.
+    On an error the temporary file is removed and `path` is untouched. Raises OSError as the file system does, naming `path`.
     """
     target = Path(path)
+    with about(target):
+        yield from _written_beside(target)
+
+
+@contextmanager
+def about(path: Path | str) -> Iterator[None]:
+    """Within it, an error that names no file, such as a full disk in `write`, or a temporary one, names `path`."""
+    try:
+        yield
+    except OSError as error:
+        nameless = error.filename is None and error.errno in STORAGE
+        if nameless or str(error.filename).endswith(TEMPORARY):
+            error.filename = str(path)
+        raise
+
+
+def _written_beside(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=TEMPORARY)
     os.close(handle)
     temporary = Path(name)
     try:

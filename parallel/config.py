@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from model.config import Strict
+from model.config import LAYERS, Strict
 
 
 class Fp8Config(Strict):
@@ -37,7 +37,18 @@ class RecomputeConfig(Strict):
     granularity: Literal["none", "selective", "full"] = Field(
         "none", description="none; selective: attention cores only; full: whole layers."
     )
-    num_layers: int = Field(1, ge=1, description="Layers per recomputed group; read with granularity=full.")
+    num_layers: int = Field(
+        1, ge=1, le=LAYERS, description="Layers per recomputed group; read with granularity=full."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> RecomputeConfig:
+        if self.num_layers != 1 and self.granularity != "full":
+            raise ValueError(
+                f"parallel.recompute.num_layers={self.num_layers} has no effect with parallel.recompute.granularity={self.granularity}: "
+                "remove it or set parallel.recompute.granularity=full"
+            )
+        return self
 
 
 class OffloadConfig(Strict):
@@ -55,18 +66,21 @@ class ParallelConfig(Strict):
     processes: int | None = Field(
         None,
         ge=1,
+        le=1024,
         description="Local processes `fathom pretrain` starts when no launcher did; null means one per GPU, or 1 on a CPU host.",
     )
-    tensor: int = Field(1, ge=1, description="Tensor-parallel size (TP).")
-    pipeline: int = Field(1, ge=1, description="Pipeline stages (PP).")
+    tensor: int = Field(1, ge=1, le=1 << 16, description="Tensor-parallel size (TP).")
+    pipeline: int = Field(1, ge=1, le=1 << 16, description="Pipeline stages (PP).")
     virtual_stages: int = Field(
-        1, ge=1, description="Model chunks per pipeline stage (interleaved schedule)."
+        1, ge=1, le=1 << 16, description="Model chunks per pipeline stage (interleaved schedule)."
     )
-    pipeline_split: list[int] | None = Field(
+    pipeline_split: list[Annotated[int, Field(ge=0, le=LAYERS)]] | None = Field(
         None,
+        min_length=1,
+        max_length=LAYERS,
         description="Layers of each pipeline stage, first to last, for uneven splits; null means equal stages.",
     )
-    context: int = Field(1, ge=1, description="Context-parallel size (CP).")
+    context: int = Field(1, ge=1, le=1 << 16, description="Context-parallel size (CP).")
     sequence_parallel: bool = Field(
         False,
         description="Shard norms and residual stream along the sequence over the tensor-parallel group.",
@@ -85,11 +99,12 @@ class ParallelConfig(Strict):
     )
     offload: OffloadConfig = Field(default_factory=OffloadConfig, description="Host offload.")
     timeout_minutes: float = Field(
-        10.0, gt=0, description="A collective that takes longer than this ends the run."
+        10.0, ge=0.01, le=10**6, description="A collective that takes longer than this ends the run."
     )
     step_timeout_minutes: float | None = Field(
         None,
         ge=0,
+        le=10**6,
         description="A training step that takes longer ends the run on all processes, with a stack dump of each and the late one named. null: ten times the "
         "slowest of the latest steps, at least half of timeout_minutes; 0: off. The first step of a start, evaluation and checkpoints have an hour.",
     )

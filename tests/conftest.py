@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -77,3 +78,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             reason = lack() if item.get_closest_marker(mark) else None
             if reason:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Prints what tests have counted (`record_property("counts", TEXT)`), also under xdist."""
+    lines = {
+        f"{report.nodeid}: {value}": None
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        for name, value in getattr(report, "user_properties", ())
+        if name == "counts"
+    }
+    for line in lines:
+        terminalreporter.write_line(line)

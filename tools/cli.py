@@ -1,12 +1,15 @@
-"""The command line `fathom`: a table of commands, each imported only when it runs, so that help is quick and needs no PyTorch.
+"""The command line `fathom`: a table of commands.
 
-A new command needs one row in COMMANDS and its module, which has either a function `command` or a `typer.Typer` named `app`.
+Each is imported only when it runs, so that help is quick and needs no PyTorch. A new command needs
+one row in COMMANDS and its module, which has either a function `command` or a `typer.Typer` named `app`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import select
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +19,27 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_command_name, get_group
 
-from model.errors import UserError
+from model.errors import UserError, say, told
 
 ROOT = Path(__file__).resolve().parent.parent
-USER_ERRORS = (UserError, FileNotFoundError, PermissionError)
+WRONG_CALL: Any = typer.BadParameter.__mro__[2]
+"""Base of what click raises for options and arguments that a command does not take."""
+
+PRINTERS = ("rich", "typer", "click", "tools", "__main__")
+"""What writes to standard output, by the first word of a module."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One command: its name, the `module:attribute` that runs it, one line of help, and the panel of `fathom --help` it stands in."""
+    """One command."""
 
     name: str
     target: str
+    """The `module:attribute` that runs it."""
     help: str
+    """One line."""
     panel: str
+    """The panel of `fathom --help` it stands in."""
 
     @property
     def available(self) -> bool:
@@ -98,6 +108,15 @@ class LazyGroup(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         return name, load(self.rows[name]) if name in self.rows else command, rest
 
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command. A broken pipe other than standard output is a fault that click would pass over."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            if _reader_left():
+                raise
+            raise RuntimeError(f"a pipe or socket to another process broke: {error}") from error
+
 
 def load(row: Row) -> Any:
     """Imports a row's module and makes its command. Raises UserError for a module that has not what the row says."""
@@ -150,20 +169,66 @@ def _fathom(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. Leaves with 0; 2 and one line on stderr for a mistake of the user; 130 for ctrl-C; or what the command says."""
+    """Entry point.
+
+    Exits with 0; with 2 and one line on stderr for a mistake of the user; with 1 where the reader of
+    standard output has left; with 130 for ctrl-C; or with what the command says.
+    """
     try:
-        get_command(app)(args=arguments, prog_name="fathom")
-    except USER_ERRORS as error:
-        if os.environ.get("FATHOM_DEBUG") == "1":
+        code = get_command(app)(args=arguments, prog_name="fathom", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except typer.Abort:
+        say("stopped")
+        sys.exit(1)
+    except WRONG_CALL as error:
+        say(_wrong_call(error))
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        if not _reader_left():
             raise
-        print(f"fathom: error: {_one_line(error)}", file=sys.stderr)
+        _close_output()
+        sys.exit(1)
+    except Exception as error:
+        printing = isinstance(error, OSError) and error.filename is None and _while_printing(error)
+        if not told(error, "standard output: " if printing else ""):
+            raise
+        if printing:
+            _close_output()
         sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+def _wrong_call(error: Any) -> str:
+    """What is wrong with the options of a call. Nothing for a call without any, which has printed its help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return ""
+    context = getattr(error, "ctx", None)
+    hint = f" ({context.command_path} --help)" if context is not None else ""
+    return " ".join(error.format_message().split()) + hint
+
+
+def _reader_left() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
+def _while_printing(error: BaseException) -> bool:
+    """Whether an error arose in what prints, rather than in what writes files."""
+    module = ""
+    trace = error.__traceback__
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__"))
+        trace = trace.tb_next
+    return module.partition(".")[0] in PRINTERS
+
+
+def _close_output() -> None:
+    """Sends what is still to be written nowhere; Python would complain about it at its end."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 if __name__ == "__main__":

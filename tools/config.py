@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,12 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from model.config import ModelConfig
-from model.errors import UserError
 from model.parameters.size import parameter_count
+from model.words import printable
 from pretrain.config.load import Row, complete_model, describe, load_with_origins
 from pretrain.config.schema import RunConfig
+from pretrain.data.manifest import vocabulary_of
 
 PIPED_WIDTH = 160
+LONGEST = 1000
+"""Characters of a value in the table."""
 
 
 def command(
@@ -33,7 +35,7 @@ def command(
 ) -> None:
     """Check a configuration and explain every field of it, with its size in parameters."""
     loaded, composition = load_with_origins(config, overrides or [])
-    model = complete_model(loaded, loaded.model.vocab_size or known_vocabulary(loaded))
+    model = complete_model(loaded, loaded.model.vocab_size or vocabulary_of(loaded.data.corpora[0].path))
     sizes = parameter_count(model) if model.vocab_size is not None else None
     rows = describe(loaded, composition)
     if quiet:
@@ -57,19 +59,6 @@ def command(
         console.print(_table(section, list(members)), "")
     console.print("[bold]*[/] differs from the default.   [bold]![/] has no default.\n")
     console.print(Text(_summary(loaded, model, sizes)))
-
-
-def known_vocabulary(config: RunConfig) -> int | None:
-    """True vocabulary size of the first corpus, or None while it is not prepared. Raises UserError for a manifest that cannot be read."""
-    manifest = Path(config.data.corpora[0].path) / "dataset.json"
-    if not manifest.is_file():
-        return None
-    try:
-        return int(json.loads(manifest.read_text(encoding="utf-8"))["vocab_size"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(
-            f"data.corpora.0.path={manifest.parent}: {manifest.name} cannot be read ({error}); prepare the data again"
-        ) from error
 
 
 def _table(section: str, rows: list[Row]) -> Table:
@@ -99,7 +88,7 @@ def _table(section: str, rows: list[Row]) -> Table:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=list)
+    return printable(value if isinstance(value, str) else json.dumps(value, default=list), LONGEST)
 
 
 def _summary(config: RunConfig, model: ModelConfig, sizes: dict[str, int] | None) -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 from model.errors import UserError
 
 PIPED_WIDTH = 160
+MOST_GPUS = 10_000_000
 
 
 def command(
@@ -21,17 +22,22 @@ def command(
         list[str] | None, typer.Argument(help="key.sub=value sets a value, as in `fathom pretrain`.")
     ] = None,
     gpus: Annotated[
-        int | None, typer.Option(min=1, help="GPUs; default: the processes the configuration's layout needs.")
+        int | None,
+        typer.Option(
+            min=1, max=MOST_GPUS, help="GPUs; default: the processes the configuration's layout needs."
+        ),
     ] = None,
     gpu: Annotated[str, typer.Option(help="Kind of GPU: a100, h100, h200 or b200.")] = "h100",
     tokens: Annotated[
         float | None,
-        typer.Option(min=1, help="Token budget, e.g. 30e9; default: all steps of the configuration."),
+        typer.Option(
+            min=1, max=1e18, help="Token budget, e.g. 30e9; default: all steps of the configuration."
+        ),
     ] = None,
     price_per_gpu_hour: Annotated[
-        float | None, typer.Option(min=0, help="Price of one GPU for an hour, for the cost.")
+        float | None, typer.Option(min=0, max=1e6, help="Price of one GPU for an hour, for the cost.")
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Layouts to list.")] = 8,
+    top: Annotated[int, typer.Option(min=1, max=1000, help="Layouts to list.")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Predict memory, speed, duration and cost of a run, and rank the layouts that fit. Needs no GPU. How far off it may be: docs/performance.md."""

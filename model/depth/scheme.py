@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from model.words import printable
+
 WeightRole = Literal["q", "k", "v", "o", "fc1", "fc2"]
 Base = Literal["xavier", "fairseq", "normal", "deepscale"]
 Options = Mapping[str, float | bool]
@@ -70,6 +72,7 @@ class Scheme:
     gains: factor on the standard deviation of each weight role, applied on top of the base initialisation.
     base: initialisation the scheme was published with. embedding_norm, final_norm: a norm before and after the stack.
     options: every option with its default; others are refused.
+    limits: least and largest value of each option that is a number.
     """
 
     name: str
@@ -81,19 +84,26 @@ class Scheme:
     embedding_norm: bool = False
     final_norm: bool = True
     options: Options = field(default_factory=dict)
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def check_options(self, given: Options) -> None:
-        """Raises ValueError for an option the scheme lacks, or a value of another type."""
+        """Raises ValueError for an option the scheme lacks, or a value of another type or out of its limits."""
         for key, value in given.items():
             if key not in self.options:
                 known = ", ".join(f"{name}={default}" for name, default in self.options.items()) or "none"
                 raise ValueError(
-                    f"model.scheme_options.{key} has no effect with model.scheme={self.name}; its options: {known}"
+                    f"model.scheme_options.{printable(key, 60)} has no effect with model.scheme={self.name}; its options: {known}"
                 )
-            if isinstance(self.options[key], bool) != isinstance(value, bool):
+            wanted = "true/false value" if isinstance(self.options[key], bool) else "number"
+            if isinstance(self.options[key], bool) != isinstance(value, bool) or not isinstance(
+                value, (bool, int, float)
+            ):
                 raise ValueError(
-                    f"model.scheme_options.{key}={value!r} must be a {'true/false value' if isinstance(self.options[key], bool) else 'number'}"
+                    f"model.scheme_options.{key}={printable(repr(value), 60)} must be a {wanted}"
                 )
+            least, most = self.limits.get(key, (value, value))
+            if not least <= value <= most:
+                raise ValueError(f"model.scheme_options.{key}={value} must be from {least:g} to {most:g}")
 
     def plan(self, num_layers: int, options: Options | None = None, sublayers: int = 2) -> tuple[Layer, ...]:
         """Coefficients of all layers of a stack. Raises ValueError on unknown options."""
@@ -145,8 +155,9 @@ def deepscale_constants(depth: Depth) -> tuple[float, float]:
     """
     beta2 = float(depth.options["k"]) / (depth.sublayers * depth.total) ** float(depth.options["alpha"])
     if not 0 < beta2 <= 1:
+        options = " and ".join(f"{name}={float(depth.options[name]):g}" for name in ("k", "alpha"))
         raise ValueError(
-            f"model.scheme_options.k={depth.options['k']} gives beta^2={beta2:.3g} at {depth.total} layers: it must lie in (0, 1]"
+            f"model.scheme_options: {options} give beta^2={beta2:.3g} at {depth.total} layers, and it must lie in (0, 1]: choose a smaller k or a larger alpha"
         )
     return math.sqrt(1 - beta2), math.sqrt(beta2)
 
@@ -192,6 +203,7 @@ def _spannorm(depth: Depth) -> Layer:
 
 LAYER_ROLES: tuple[WeightRole, ...] = ("q", "k", "v", "o", "fc1", "fc2")
 _DEEPSCALE = {"k": 2.0, "alpha": 1.0}
+_DEEPSCALE_LIMITS = {"k": (1e-9, 1e9), "alpha": (0.0, 10.0)}
 
 SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme
@@ -223,6 +235,7 @@ SCHEMES: dict[str, Scheme] = {
             _deepscale_pre,
             base="deepscale",
             options=_DEEPSCALE,
+            limits=_DEEPSCALE_LIMITS,
         ),
         Scheme(
             "deepscalelm_post_ln",
@@ -233,6 +246,7 @@ SCHEMES: dict[str, Scheme] = {
             embedding_norm=True,
             final_norm=False,
             options=_DEEPSCALE,
+            limits=_DEEPSCALE_LIMITS,
         ),
         Scheme(
             "deepnorm",
@@ -258,6 +272,7 @@ SCHEMES: dict[str, Scheme] = {
             "Li et al. 2024",
             _mix,
             options={"post_fraction": 0.25},
+            limits={"post_fraction": (0.0, 1.0)},
         ),
         Scheme(
             "spannorm",

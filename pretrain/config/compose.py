@@ -1,7 +1,8 @@
 """Configuration values from files and the command line, merged in order, each key with the place it came from.
 
-A file may start with `include:`, a list of files that are merged first, in order; its own keys come after them. Overrides come last, left to
-right: `key.sub=value` sets one value, `+include=FILE` merges another file. Sections are merged; values, lists and free mappings are replaced.
+A file may start with `include:`, a list of files that are merged first, in order; its own keys come
+after them. Overrides come last, left to right: `key.sub=value` sets one value, `+include=FILE` merges
+another file. Sections are merged; values, lists and free mappings are replaced.
 """
 
 from __future__ import annotations
@@ -14,24 +15,26 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-
 from model.errors import UserError
-from pretrain.config.keys import defaults, general, schema
+from model.words import printable
+from pretrain.config.interpolation import resolve
+from pretrain.config.keys import defaults, general, is_text, schema
+from pretrain.config.yaml_reader import LARGEST, LONGEST_KEY, YamlError, parse, read_text
 
 SHIPPED = Path(__file__).resolve().parents[2] / "configs"
 COMMAND_LINE = "command line"
 BRACKETS = re.compile(r"\[(\d+)\]")
+MOST_FILES, LONGEST_CHAIN, MOST_PARTS, MOST_NAMES = 100, 10, 10, 6
+"""Files merged into one configuration, files that include each other in a row, parts of a dotted key, names in a hint."""
 
 
 @dataclass
 class Composition:
-    """Merged values over the schema's defaults. origins: the file and line, or the command line, that gave each dotted key."""
+    """Merged values over the schema's defaults."""
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    """The file and line, or the command line, that gave each dotted key."""
 
     def origin(self, key: str) -> str:
         """Where a key came from; for a key that nobody gave, where its nearest section came from, or ''."""
@@ -45,14 +48,16 @@ class Composition:
 def compose(path: Path | str, overrides: Sequence[str] = ()) -> Composition:
     """Merges a file, its includes and the overrides, and resolves `${interpolations}`.
 
-    Raises UserError for a missing or unreadable file, a circle of includes, an override that is no key=value, and an interpolation that leads nowhere.
+    Raises UserError for a missing or unreadable file, a circle of includes, an override that is no
+    key=value, and an interpolation that leads nowhere; OSError as the file system does.
     """
     file = find(str(path), [Path.cwd(), SHIPPED], "*.yaml")
     merging = _Merging()
     merging.add_file(file, ())
     for text in overrides:
         merging.add_override(text, file)
-    return Composition(merging.resolved(), merging.origins)
+    values = _merged(defaults(), merging.values)
+    return Composition(resolve(values, merging.origins), merging.origins)
 
 
 def find(name: str, folders: Sequence[Path], near: str = "**/*.yaml") -> Path:
@@ -64,141 +69,168 @@ def find(name: str, folders: Sequence[Path], near: str = "**/*.yaml") -> Path:
         for candidate in (folder / name, folder / f"{name}.yaml"):
             if candidate.is_file():
                 return candidate
-    shipped = {file.stem: shown(file) for file in sorted(SHIPPED.glob(near))}
-    alike = [shipped[stem] for stem in get_close_matches(Path(name).stem, shipped, n=3, cutoff=0.5)] or list(
-        shipped.values()
-    )
+            if candidate.exists() and not candidate.is_dir():
+                raise UserError(
+                    f"configuration {printable(name)} is no regular file: write it into one and name that"
+                )
+    shipped = {
+        str(file.relative_to(SHIPPED).with_suffix("")): file.stem for file in sorted(SHIPPED.glob(near))
+    }
+    alike = get_close_matches(Path(name).stem[:LONGEST_KEY], shipped.values(), n=3, cutoff=0.5)
+    names = [path for path, stem in shipped.items() if stem in alike] or list(shipped)
     what = "is a folder, not a configuration file" if Path(name).is_dir() else "does not exist"
+    more = f" and {len(names) - MOST_NAMES} more in {shown(SHIPPED)}" if len(names) > MOST_NAMES else ""
+    are = "are" if len(names) > 1 else "is"
     raise UserError(
-        f"configuration {name} {what}; {'there are' if len(alike) > 1 else 'there is'} {', '.join(alike) or 'no shipped configurations'}"
+        f"configuration {printable(name)} {what}; there {are} {', '.join(names[:MOST_NAMES])}{more}"
     )
 
 
 def shown(path: Path) -> str:
     """A path as a person would write it: relative to the working folder where it is inside."""
     relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
+    return printable(path if relative.startswith("..") else relative)
 
 
 class _Merging:
     """The state of one composition."""
 
     def __init__(self) -> None:
-        self.config: DictConfig = OmegaConf.create({})
+        self.values: dict[str, Any] = {}
         self.origins: dict[str, str] = {}
+        self._files = self._characters = 0
 
     def add_file(self, file: Path, chain: tuple[Path, ...]) -> None:
+        """Merges a file after its includes. chain: the files that led to it."""
+        name = shown(file)
         if file.resolve() in chain:
             raise UserError(
-                f"{shown(file)} includes itself: {' -> '.join(shown(link) for link in (*chain, file.resolve()))}"
+                f"{name} includes itself: {' -> '.join(shown(link) for link in (*chain, file.resolve()))}"
             )
-        values, lines = _read(file)
+        if len(chain) > LONGEST_CHAIN:
+            raise UserError(f"{name}: more than {LONGEST_CHAIN} files include each other in a row")
+        values, lines = self._read(file, name)
         includes = values.pop("include", None) or []
-        if not isinstance(includes, list) or not all(isinstance(name, str) for name in includes):
-            raise UserError(f"{shown(file)}: include={includes!r} must be a list of files")
-        for name in includes:
+        if not isinstance(includes, list) or not all(isinstance(one, str) for one in includes):
+            raise UserError(f"{name}: include={printable(repr(includes), 60)} must be a list of files")
+        for one in includes:
             try:
-                included = find(name, _folders(file))
+                included = find(one, _folders(file))
             except UserError as error:
-                raise UserError(f"{shown(file)}: include: {error}") from error
+                raise UserError(f"{name}: include: {error}") from error
             self.add_file(included, (*chain, file.resolve()))
         values = _without_empty_sections(values)
+        self._merge(self.values, values, "")
         for key, _ in _flat(values):
-            if general(key) in schema() and schema()[general(key)].kind in ("free", "list"):
-                self._forget(key)
-        self.config = OmegaConf.merge(self.config, values)  # type: ignore[assignment]
-        for key, _ in _flat(values):
-            self.origins[key] = f"{shown(file)}:{lines[key]}" if key in lines else shown(file)
+            self.origins[key] = f"{name}:{lines[key]}" if key in lines else name
 
     def add_override(self, text: str, main: Path) -> None:
+        """Applies one argument of the command line. main: the configuration's file, beside which includes are looked for."""
         key, equals, value = text.partition("=")
-        if not equals or not key.strip("+-"):
-            raise UserError(
-                f"override {text!r} is not of the form key=value, e.g. train.steps=100, or +include=FILE"
-            )
+        said = f"override {printable(repr(text), 100)}"
+        if not equals or not key.strip("+- "):
+            raise UserError(f"{said} is not of the form key=value, e.g. train.steps=100, or +include=FILE")
         if key == "+include":
             self.add_file(find(value, [Path.cwd(), *_folders(main)]), ())
             return
         if key.startswith(("+", "-")) or key == "include":
+            wanted = "+include=FILE" if key.strip("+-") == "include" else printable(text.lstrip("+-"), 100)
+            raise UserError(f"{said}: write {wanted} instead")
+        if key != key.strip():
             raise UserError(
-                f"override {text!r}: write {'+include=FILE' if key.strip('+-') == 'include' else text.lstrip('+-')} instead"
+                f"{said}: write {printable(f'{key.strip()}={value.strip()}', 100)}, without blanks around the key"
             )
         key = BRACKETS.sub(r".\1", key)
+        if len(key) > LONGEST_KEY or key.count(".") >= MOST_PARTS or not all(key.split(".")):
+            raise UserError(
+                f"{said}: a key is words joined by dots, as in train.steps=100; `fathom config FILE` lists all keys"
+            )
         try:
-            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index, call-overload]
-            self._forget(key)
-            OmegaConf.update(self.config, key, parsed, merge=False, force_add=True)
-        except yaml.YAMLError as error:
-            raise UserError(
-                f"override {text!r}: the value is not valid YAML ({_yaml_problem(error)})"
-            ) from error
-        except IndexError as error:
-            raise UserError(
-                f"override {text!r}: the list is shorter than that; give the whole list, as in data.corpora=[{{path: A}}, {{path: B}}]"
-            ) from error
-        except (OmegaConfBaseException, TypeError, ValueError) as error:
-            raise UserError(
-                f"override {text!r} does not fit the configuration: {_first_line(error)}"
-            ) from error
+            parsed = parse(value, is_text, key).value
+        except YamlError as error:
+            raise UserError(f"{said}: the value is not valid YAML ({error})") from error
+        self._set(key, parsed, said)
         self.origins[key] = COMMAND_LINE
         above, _, _ = key.rpartition(".")
         if above in schema() and schema()[above].kind != "section":
             self.origins[above] = COMMAND_LINE  # a key below a value replaces the value
         self.origins.update((f"{key}.{inner}", COMMAND_LINE) for inner, _ in _flat(parsed))
 
-    def resolved(self) -> dict[str, Any]:
+    def _read(self, file: Path, name: str) -> tuple[dict[str, Any], dict[str, int]]:
+        """Values of a file and the line of every dotted key."""
+        text = read_text(file, name)
+        self._files, self._characters = self._files + 1, self._characters + len(text)
+        if self._files > MOST_FILES or self._characters > LARGEST:
+            raise UserError(
+                f"{name}: with it more than {MOST_FILES} files or {LARGEST} characters are included; name each file once"
+            )
         try:
-            # Over the defaults, so that `${model.scheme}` also finds a scheme that nobody gave.
-            return OmegaConf.to_container(
-                OmegaConf.merge(defaults(), self.config), resolve=True, throw_on_missing=True
-            )  # type: ignore[return-value]
-        except OmegaConfBaseException as error:
-            key = BRACKETS.sub(r".\1", str(getattr(error, "full_key", "") or ""))
-            place = f" ({self.origins[key]})" if key in self.origins else ""
-            problem = "must be set" if isinstance(error, MissingMandatoryValue) else _first_line(error)
-            raise UserError(f"{key or 'configuration'}: {problem}{place}") from error
+            document = parse(text, is_text)
+        except YamlError as error:
+            raise UserError(f"{name} is not valid YAML: {error}") from error
+        values = {} if document.value is None else document.value
+        if not isinstance(values, dict):
+            raise UserError(
+                f"{name} must hold `key: value` lines, not {'a list' if isinstance(values, list) else 'a text'}"
+            )
+        return values, document.lines
 
-    def _forget(self, key: str) -> None:
-        """Drops the value of a key and the origins below it, so that what follows replaces it."""
-        parent, _, last = key.rpartition(".")
-        node = OmegaConf.select(self.config, parent) if parent else self.config
-        if OmegaConf.is_dict(node) and last in node:
-            del node[last]
-        for old in [old for old in self.origins if old == key or old.startswith(f"{key}.")]:
-            del self.origins[old]
+    def _merge(self, into: dict[str, Any], values: Mapping[str, Any], prefix: str) -> None:
+        """Puts `values` over `into`, forgetting where what is replaced came from."""
+        for name, value in values.items():
+            key = prefix + name
+            free = general(key) in schema() and schema()[general(key)].kind == "free"
+            if isinstance(value, dict) and isinstance(into.get(name), dict) and not free:
+                self._merge(into[name], value, f"{key}.")
+            else:
+                self._forget(key, into.get(name))
+                into[name] = value
+
+    def _set(self, key: str, value: Any, said: str) -> None:
+        """Sets a dotted key, making sections on the way."""
+        *parents, last = key.split(".")
+        node: Any = self.values
+        for place, part in enumerate(parents):
+            node = self._below(node, part, ".".join(parents[:place]), said, parents[place + 1 :] or [last])
+        index: Any = _index(node, last, ".".join(parents), said) if isinstance(node, list) else last
+        self._forget(key, node[index] if isinstance(node, list) else node.get(index))
+        node[index] = value
+
+    def _below(self, node: Any, part: str, above: str, said: str, rest: list[str]) -> Any:
+        """The container at `part` of `node`; a new section where there is no container."""
+        index: Any = _index(node, part, above, said) if isinstance(node, list) else part
+        inner = node[index] if isinstance(node, list) else node.get(index)
+        key = f"{above}.{part}" if above else part
+        if not isinstance(inner, (dict, list)):
+            kind = schema()[general(key)].kind if general(key) in schema() else "section"
+            if kind == "list" and rest[0].isdecimal():
+                raise UserError(f"{said}: {_short(key)}")
+            node[index] = inner = {}
+        return inner
+
+    def _forget(self, key: str, old: Any) -> None:
+        """Drops the origins of a key and of what is below it. old: the value that goes."""
+        self.origins.pop(key, None)
+        for inner, _ in _flat(old):
+            self.origins.pop(f"{key}.{inner}", None)
+
+
+def _index(items: list[Any], part: str, key: str, said: str) -> int:
+    if not part.isdecimal():
+        raise UserError(f"{said}: {key} is a list: name its items by number, as in {key}.0")
+    if len(part) > 9 or int(part) >= len(items):
+        raise UserError(f"{said}: {_short(key)}")
+    return int(part)
+
+
+def _short(key: str) -> str:
+    return f"the list is shorter than that; give the whole list, as in {key}=[{{path: A}}, {{path: B}}]"
 
 
 def _folders(file: Path) -> list[Path]:
     """Where the includes of a file are looked for: beside it, in the `configs` folder around it, in the shipped configurations."""
     around = [parent for parent in file.resolve().parents if parent.name == "configs"]
     return [file.parent, *around, SHIPPED, SHIPPED.parent]
-
-
-def _read(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """Values of a file and the line of every dotted key."""
-    try:
-        text = file.read_text(encoding="utf-8")
-        loaded = OmegaConf.load(file)
-        lines = dict(_lines(yaml.compose(text, Loader=yaml.SafeLoader)))
-    except yaml.YAMLError as error:
-        raise UserError(f"{shown(file)} is not valid YAML: {_yaml_problem(error)}") from error
-    except (UnicodeDecodeError, OmegaConfBaseException, OSError) as error:
-        raise UserError(f"{shown(file)} cannot be read: {_first_line(error)}") from error
-    values = OmegaConf.to_container(loaded, resolve=False)
-    if not isinstance(values, dict):
-        raise UserError(f"{shown(file)} must hold `key: value` lines, not a {type(values).__name__}")
-    return {str(key): value for key, value in values.items()}, lines
-
-
-def _lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield f"{prefix}{key.value}", key.start_mark.line + 1
-            yield from _lines(value, f"{prefix}{key.value}.")
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield f"{prefix}{index}", value.start_mark.line + 1
-            yield from _lines(value, f"{prefix}{index}.")
 
 
 def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -215,6 +247,15 @@ def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from _flat(value, f"{prefix}{key}.")
 
 
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `base` with those of `over` in them, section by section."""
+    merged = dict(base)
+    for key, value in over.items():
+        inner = base.get(key)
+        merged[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
 def _without_empty_sections(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """A section whose keys are all commented out reads as null in YAML; it means an empty section."""
     sections = {field.key for field in schema().values() if field.kind == "section"}
@@ -225,13 +266,3 @@ def _without_empty_sections(values: dict[str, Any], prefix: str = "") -> dict[st
         key: _without_empty_sections(value, f"{prefix}{key}.") if isinstance(value, dict) else value
         for key, value in kept.items()
     }
-
-
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = str(getattr(error, "problem", None) or error).splitlines()[0]
-    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark is not None else problem
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

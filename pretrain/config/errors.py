@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from model.config import Strict
 from model.errors import UserError
+from model.words import printable
 from pretrain.config.compose import Composition
 from pretrain.config.keys import general, schema, suggest
 
@@ -22,6 +26,12 @@ EXPECTED = {
     "model": "a section of keys",
 }
 """What a key must be, by the first word of the error's type."""
+NOT_FINITE = "a finite number"
+LONGEST_KEY, LONGEST_VALUE, LONGEST_LINE = 80, 60, 600
+"""Characters that are shown."""
+SUGGESTIONS = 10
+"""Unknown keys for which a meant one is looked for."""
+
 LIMITS = {
     "greater_than": ("gt", "above"),
     "greater_than_equal": ("ge", "at least"),
@@ -34,7 +44,7 @@ class ConfigurationError(UserError):
     """Mistakes in one configuration: the message names the first and counts the rest."""
 
     def __init__(self, problems: list[str]) -> None:
-        self.problems = [" ".join(problem.split()) for problem in problems]
+        self.problems = [printable(" ".join(problem.split()), LONGEST_LINE) for problem in problems]
         rest = len(problems) - 1
         super().__init__(
             self.problems[0] + (f" (and {rest} more problem{'s' if rest > 1 else ''})" if rest else "")
@@ -46,7 +56,8 @@ def user_error(error: ValidationError, composition: Composition) -> Configuratio
     groups: dict[str, list[Any]] = {}
     for item in error.errors(include_url=False):
         groups.setdefault(_key(item, composition.values), []).append(item)
-    unknown = {key: suggest(key) for key, items in groups.items() if items[0]["type"] == "extra_forbidden"}
+    strange = [key for key, items in groups.items() if items[0]["type"] == "extra_forbidden"]
+    unknown = {key: suggest(key) if place < SUGGESTIONS else None for place, key in enumerate(strange)}
     meant = set(unknown.values())
     others = [
         key
@@ -58,6 +69,23 @@ def user_error(error: ValidationError, composition: Composition) -> Configuratio
         [_unknown(key, unknown[key], composition) for key in unknown]
         + [_wrong(key, groups[key], composition) for key in others]
     )
+
+
+S = TypeVar("S", bound=Strict)
+
+
+def checked(kind: type[S], values: Mapping[str, Any], prefix: str) -> S:
+    """A section of values that no configuration file gave. Raises UserError in one line, after `prefix`."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        if first["type"] == "value_error":
+            raise UserError(f"{prefix}{first['ctx']['error']}") from error
+        raise UserError(
+            f"{prefix}{place}={shown_value(first['input'])} must be {_expected(first)}"
+        ) from error
 
 
 def _key(item: Any, values: Any) -> str:
@@ -88,10 +116,11 @@ def _place(key: str, composition: Composition) -> str:
 
 
 def _unknown(key: str, meant: str | None, composition: Composition) -> str:
+    name = printable(key, LONGEST_KEY)
     if key.rpartition(".")[2] == "include":
-        return f"{key}: `include` belongs at the top level of a file{_place(key, composition)}"
+        return f"{name}: `include` belongs at the top level of a file{_place(key, composition)}"
     hint = f"did you mean {meant}?" if meant else "`fathom config FILE` lists all keys"
-    return f"{key} is not a known key{_place(key, composition)}; {hint}"
+    return f"{name} is not a known key{_place(key, composition)}; {hint}"
 
 
 def _wrong(key: str, items: list[Any], composition: Composition) -> str:
@@ -102,9 +131,22 @@ def _wrong(key: str, items: list[Any], composition: Composition) -> str:
         field = schema().get(general(key))
         meaning = f": {field.description.rstrip('.')}" if field and field.description else ""
         return f"{key} must be set{meaning}{_place(key, composition)}"
-    value = first["input"] if isinstance(first["input"], str) else json.dumps(first["input"])
-    value = repr(value) if isinstance(first["input"], str) else value
-    return f"{key}={value if len(value) <= 60 else value[:57] + '...'} must be {' or '.join(dict.fromkeys(map(_expected, items)))}{_place(key, composition)}"
+    name = printable(key, LONGEST_KEY)
+    expected = [item for item in items if item["type"] == "finite_number"] or items
+    wanted = " or ".join(dict.fromkeys(map(_expected, expected)))
+    return f"{name}={shown_value(first['input'])} must be {wanted}{_place(key, composition)}"
+
+
+def shown_value(value: Any) -> str:
+    """A value about as it is written in YAML, cut where it is long."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else f"{'-' if value < 0 else ''}.inf"
+    return printable(repr(value) if isinstance(value, str) else json.dumps(value, default=str), LONGEST_VALUE)
+
+
+def _number(limit: float) -> str:
+    """A limit; whole ones with all digits."""
+    return str(int(limit)) if float(limit).is_integer() and abs(limit) < 1e19 else f"{limit:g}"
 
 
 def _expected(item: Any) -> str:
@@ -113,7 +155,15 @@ def _expected(item: Any) -> str:
         return f"one of {context['expected']}" if " or " in context["expected"] else str(context["expected"])
     if kind in LIMITS:
         name, words = LIMITS[kind]
-        return f"{words} {context[name]:g}"
+        return f"{words} {_number(context[name])}"
+    if kind == "finite_number":
+        return NOT_FINITE
+    if kind in ("string_too_short", "string_too_long"):
+        name, words = ("min_length", "at least") if kind == "string_too_short" else ("max_length", "at most")
+        number = context[name]
+        return f"text of {words} {number} character{'s' if number > 1 else ''}"
+    if kind == "path":
+        return str(item["msg"])
     if kind == "too_short":
         return f"a list of at least {context['min_length']}"
     if kind == "too_long":

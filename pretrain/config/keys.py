@@ -8,7 +8,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -17,17 +17,23 @@ from pretrain.config.schema import RunConfig
 Kind = Literal["value", "section", "list", "free"]
 INDEX = re.compile(r"\.\d+(?=\.|$)")
 LEAST_LIKENESS = 0.6
+LONGEST = 60
+"""Characters of a mistaken key for which a meant one is looked for."""
 
 
 @dataclass(frozen=True)
 class SchemaField:
-    """One key. Indices of lists are written `*`. kind: value; section (keys inside); list (of sections); free (a mapping whose keys the schema leaves open)."""
+    """One key."""
 
     key: str
+    """Dotted; indices of lists are written `*`."""
     kind: Kind
+    """value; section (keys inside); list (of sections); free (a mapping whose keys the schema leaves open)."""
     description: str
     required: bool
     default: Any
+    text: bool
+    """Whether the value is text."""
 
 
 @functools.cache
@@ -61,6 +67,12 @@ def general(key: str) -> str:
     return INDEX.sub(".*", key)
 
 
+def is_text(key: str) -> bool:
+    """Whether a dotted key takes text."""
+    found = schema().get(general(key))
+    return found is not None and found.text
+
+
 def section_of(annotation: Any) -> type[BaseModel] | None:
     """The section class inside an annotation such as `X`, `X | None` or `list[X]`; None where there is none."""
     if isinstance(annotation, type) and get_origin(annotation) is None:
@@ -75,6 +87,8 @@ def suggest(key: str) -> str | None:
 
     The last part of the key counts most, then its section: `model.num_layer` is a spelling mistake, `train.num_layers` is a misplaced key.
     """
+    if len(key) > LONGEST:
+        return None
     parent, _, last = general(key).rpartition(".")
 
     def likeness(candidate: SchemaField) -> tuple[float, float]:
@@ -94,6 +108,12 @@ def _ratio(left: str, right: str) -> float:
     return SequenceMatcher(None, left, right).ratio()
 
 
+def _takes_text(annotation: Any) -> bool:
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+        return any(map(_takes_text, get_args(annotation)))
+    return annotation is str
+
+
 def _kind(annotation: Any) -> Kind:
     if section_of(annotation) is not None:
         return "list" if get_origin(annotation) is list else "section"
@@ -108,7 +128,8 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterator[SchemaField]:
             if info.is_required() or kind == "section"
             else info.get_default(call_default_factory=True, validated_data={})
         )
-        yield SchemaField(key, kind, info.description or "", info.is_required(), default)
+        text = _takes_text(info.annotation)
+        yield SchemaField(key, kind, info.description or "", info.is_required(), default, text)
         section = section_of(info.annotation)
         if section is not None:
             yield from _walk(section, f"{key}.*." if kind == "list" else f"{key}.")

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from pydantic import BaseModel, ValidationError
 
 from model.config import ModelConfig
 from model.errors import UserError
 from pretrain.config.compose import Composition, compose
 from pretrain.config.errors import user_error
+from pretrain.config.interpolation import MARK
 from pretrain.config.keys import general, schema
 from pretrain.config.schema import RunConfig
-
-INTERPOLATION = re.compile(r"(\\*)\$\{")
+from pretrain.config.yaml_reader import dump
 
 
 @dataclass(frozen=True)
@@ -52,13 +50,11 @@ def load_with_origins(path: str | Path, overrides: Sequence[str] = ()) -> tuple[
         return RunConfig.model_validate_json(json.dumps(composition.values), strict=True), composition
     except ValidationError as error:
         raise user_error(error, composition) from error
-    except TypeError as error:
-        raise UserError(f"configuration {path}: {error}") from error
 
 
 def dump_config(config: RunConfig) -> str:
     """The configuration as YAML with every key, defaults included; `load_config` reads an equal object from it."""
-    return OmegaConf.to_yaml(OmegaConf.create(_escaped(config.model_dump(mode="json"))))
+    return dump(_escaped(config.model_dump(mode="json")))
 
 
 def describe(config: RunConfig, origins: Composition | None = None) -> list[Row]:
@@ -112,7 +108,7 @@ def _rows(section: BaseModel, prefix: str, origins: Composition) -> Iterator[Row
 def _escaped(value: Any) -> Any:
     """Text that only looks like an interpolation, protected from being one when it is read again."""
     if isinstance(value, str):
-        return INTERPOLATION.sub(lambda match: match[1] * 2 + "\\${", value)
+        return MARK.sub(lambda match: match[1] * 2 + "\\${", value)
     if isinstance(value, dict):
         return {key: _escaped(inner) for key, inner in value.items()}
     return [_escaped(inner) for inner in value] if isinstance(value, list) else value

@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import unicodedata
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from model.config import ModelConfig, Strict
 from parallel.config import Fp8Config, ParallelConfig
 from pretrain.config.conflicts import check_compile, check_cuda_graph, check_muon
 
+STEPS, SAMPLES, MINUTES = 10**9, 1 << 24, 10**6
+"""Most steps of a run, samples of a step, minutes of any time."""
+NAME, COMPONENT, PATH = 128, 255, 4000
+"""Characters of the longest name of a run; bytes of a name inside a path and of a path, as file systems have them."""
+
+
+def _usable(path: str) -> str:
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in path):
+        raise PydanticCustomError("path", "a path without control characters")
+    if len(path.encode()) > PATH or any(len(part.encode()) > COMPONENT for part in path.split("/")):
+        raise PydanticCustomError(
+            "path", f"a path of at most {PATH} bytes, and {COMPONENT} for each name in it"
+        )
+    return path
+
+
+FilePath = Annotated[str, Field(min_length=1), AfterValidator(_usable)]
+"""A path that any file system takes; whether it is there is another question."""
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class Corpus(Strict):
     """One prepared data set in a blend."""
 
-    path: str = Field(description="Folder written by `fathom data prepare`.")
+    path: FilePath = Field(description="Folder written by `fathom data prepare`.")
     weight: float = Field(
-        1.0, gt=0, description="Relative share of training samples; weights are normalised over the blend."
+        1.0,
+        ge=1e-9,
+        le=1e9,
+        description="Relative share of training samples; weights are normalised over the blend.",
     )
 
 
@@ -24,15 +50,18 @@ class DataConfig(Strict):
     """Where tokens come from."""
 
     corpora: list[Corpus] = Field(
-        min_length=1, description="Prepared data sets, blended by weight. All must share one tokenizer."
+        min_length=1,
+        max_length=1000,
+        description="Prepared data sets, blended by weight. All must share one tokenizer.",
     )
-    seq_length: int = Field(ge=2, description="Tokens per training sample.")
-    cache: str | None = Field(
+    seq_length: int = Field(ge=2, le=1 << 26, description="Tokens per training sample.")
+    cache: FilePath | None = Field(
         None, description="Folder for sample indices; null means `index_cache` beside the first corpus."
     )
     changed_at_step: int | None = Field(
         None,
         ge=1,
+        le=STEPS,
         description="Go on from the checkpoint of this step although the corpora or weights were others; "
         "samples are those that the new ones have from there on.",
     )
@@ -50,21 +79,25 @@ class OptimizerConfig(Strict):
         description="muon: orthogonal updates for the matrices of the layers, AdamW for everything else.",
     )
     lr: float = Field(
-        gt=0, description="Peak learning rate; Muon's updates are scaled to the size of AdamW's and share it."
+        ge=1e-30,
+        le=1e30,
+        description="Peak learning rate; Muon's updates are scaled to the size of AdamW's and share it.",
     )
-    betas: tuple[float, float] = Field(
+    betas: tuple[Decay, Decay] = Field(
         (0.9, 0.95), description="Decay rates of Adam's first and second moment."
     )
-    eps: float = Field(1e-8, gt=0, description="Adam's epsilon.")
+    eps: float = Field(1e-8, ge=1e-30, le=1, description="Adam's epsilon.")
     momentum: float | None = Field(
         None,
         ge=0,
         lt=1,
         description="Decay rate of Muon's momentum; read with kind=muon only, where null means 0.95.",
     )
-    weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay of matrices.")
+    weight_decay: float = Field(0.1, ge=0, le=1000, description="Decoupled weight decay of matrices.")
     decay_embeddings: bool = Field(False, description="Decay embedding tables too.")
-    clip_grad: float = Field(1.0, ge=0, description="Global gradient norm limit; 0 turns clipping off.")
+    clip_grad: float = Field(
+        1.0, ge=0, le=1e30, description="Global gradient norm limit; 0 turns clipping off."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> OptimizerConfig:
@@ -81,16 +114,24 @@ class ScheduleConfig(Strict):
     kind: Literal["cosine", "linear", "wsd", "constant"] = Field(
         "cosine", description="Shape after warm-up. wsd: constant, then linear decay over decay_steps."
     )
-    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up from 0.")
+    warmup_steps: int = Field(0, ge=0, le=STEPS, description="Steps of linear warm-up from 0.")
     decay_steps: int | None = Field(
         None,
         ge=1,
+        le=STEPS,
         description="Steps of the final decay; read with kind=wsd only, where null means 10 % of all steps.",
     )
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="Final learning rate divided by the peak.")
 
     @model_validator(mode="after")
     def _check(self) -> ScheduleConfig:
+        if (
+            self.kind == "constant"
+            and self.min_lr_ratio != ScheduleConfig.model_fields["min_lr_ratio"].default
+        ):
+            raise ValueError(
+                f"schedule.min_lr_ratio={self.min_lr_ratio} has no effect with schedule.kind=constant: remove it or choose another schedule.kind"
+            )
         if self.decay_steps is not None and self.kind != "wsd":
             raise ValueError(
                 f"schedule.decay_steps={self.decay_steps} has no effect with schedule.kind={self.kind}: remove it or set schedule.kind=wsd"
@@ -101,14 +142,17 @@ class ScheduleConfig(Strict):
 class TrainConfig(Strict):
     """The loop."""
 
-    steps: int = Field(ge=1, description="Optimizer steps of the whole run.")
+    steps: int = Field(ge=1, le=STEPS, description="Optimizer steps of the whole run.")
     stop_at_step: int | None = Field(
         None,
         ge=1,
+        le=STEPS,
         description="Save and leave cleanly after this step although the run is not finished; schedules still span `steps`.",
     )
-    global_batch_size: int = Field(ge=1, description="Samples per optimizer step over all processes.")
-    micro_batch_size: int = Field(ge=1, description="Samples per forward pass of one process.")
+    global_batch_size: int = Field(
+        ge=1, le=SAMPLES, description="Samples per optimizer step over all processes."
+    )
+    micro_batch_size: int = Field(ge=1, le=SAMPLES, description="Samples per forward pass of one process.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="auto: bf16 where the hardware computes it fast, else fp32. Gradients and weights accumulate in fp32.",
@@ -132,12 +176,15 @@ class TrainConfig(Strict):
         description="Launch forward and backward of a step at once, as a CUDA graph; without pipeline, sequence parallelism, ZeRO-3, recomputation, dropout.",
     )
     fp8: Fp8Config = Field(default_factory=Fp8Config, description="FP8 matrix products.")
-    seed: int = Field(1234, ge=0, description="Seed of weights, data order and dropout.")
+    seed: int = Field(1234, ge=0, lt=2**63, description="Seed of weights, data order and dropout.")
     eval_interval: int = Field(
-        0, ge=0, description="Steps between evaluations on the validation split; 0: only at the end."
+        0,
+        ge=0,
+        le=STEPS,
+        description="Steps between evaluations on the validation split; 0: only at the end.",
     )
     eval_samples: int = Field(
-        64, ge=0, description="Validation samples per evaluation; 0 turns evaluation off."
+        64, ge=0, le=SAMPLES, description="Validation samples per evaluation; 0 turns evaluation off."
     )
     nan_guard: Literal["stop", "skip"] = Field(
         "stop", description="A non-finite loss or gradient: stop the run, or skip that step and count it."
@@ -154,6 +201,10 @@ class TrainConfig(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
+        if self.stop_at_step is not None and self.stop_at_step > self.steps:
+            raise ValueError(
+                f"train.stop_at_step={self.stop_at_step} has no effect with train.steps={self.steps}: remove it or set a smaller one"
+            )
         if self.fp32_residual and self.precision == "fp32":
             raise ValueError(
                 "train.fp32_residual=true has no effect with train.precision=fp32, where the whole model is in fp32: set it to false"
@@ -175,10 +226,14 @@ class CheckpointConfig(Strict):
     interval: int = Field(
         0,
         ge=0,
+        le=STEPS,
         description="Steps between checkpoints; 0: none by steps. At the end and on request there is one in any case.",
     )
     minutes: float = Field(
-        0.0, ge=0, description="Also save when the last save is this many minutes ago; 0: none by time."
+        0.0,
+        ge=0,
+        le=MINUTES,
+        description="Also save when the last save is this many minutes ago; 0: none by time.",
     )
     asynchronous: bool = Field(
         False,
@@ -187,13 +242,14 @@ class CheckpointConfig(Strict):
     leave_after_minutes: float = Field(
         0.0,
         ge=0,
+        le=MINUTES,
         description="Save and leave with exit code 75 after the first step that ends later than this after the start; 0: never.",
     )
-    keep_last: int = Field(2, ge=1, description="Newest checkpoints kept.")
+    keep_last: int = Field(2, ge=1, le=STEPS, description="Newest checkpoints kept.")
     keep_every: int = Field(
-        0, ge=0, description="Also keep every checkpoint whose step is a multiple of this; 0: none."
+        0, ge=0, le=STEPS, description="Also keep every checkpoint whose step is a multiple of this; 0: none."
     )
-    load: str | None = Field(
+    load: FilePath | None = Field(
         None, description="Start from this checkpoint folder when the run directory has none yet."
     )
 
@@ -201,9 +257,9 @@ class CheckpointConfig(Strict):
 class LogConfig(Strict):
     """What is written while training."""
 
-    interval: int = Field(1, ge=1, description="Steps between lines of metrics.jsonl.")
+    interval: int = Field(1, ge=1, le=STEPS, description="Steps between lines of metrics.jsonl.")
     signal_interval: int = Field(
-        50, ge=0, description="Steps between per-layer signal measurements; 0 turns them off."
+        50, ge=0, le=STEPS, description="Steps between per-layer signal measurements; 0 turns them off."
     )
     tensorboard: bool = Field(True, description="Write TensorBoard events.")
     progress: Literal["auto", "bar", "plain", "none"] = Field(
@@ -215,10 +271,11 @@ class RunConfig(Strict):
     """Everything that defines a run."""
 
     name: str = Field(
+        max_length=NAME,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="Name of the run; its folder is `runs_dir`/`name`.",
     )
-    runs_dir: str = Field("runs", description="Parent of run folders.")
+    runs_dir: FilePath = Field("runs", description="Parent of run folders.")
     model: ModelConfig
     data: DataConfig
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)

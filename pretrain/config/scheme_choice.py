@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from omegaconf import OmegaConf
-from pydantic import ValidationError
-from yaml import YAMLError
-
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES, scheme_names
 from model.errors import UserError
 from pretrain.config.compose import COMMAND_LINE
+from pretrain.config.errors import checked
 from pretrain.config.load import load_with_origins
+from pretrain.config.yaml_reader import YamlError, parse
 
 # Settings of the model, beside the scheme's own options, that belong to how a scheme is used.
 SETTINGS = (
@@ -74,14 +72,7 @@ class Variant:
 
 def validated(values: dict[str, Any], prefix: str = "") -> ModelConfig:
     """The model of these values. Raises UserError in one line, after `prefix`, where they do not fit together."""
-    try:
-        return ModelConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"{prefix}{f'model.{place}: ' if place else ''}{first['msg'].removeprefix('Value error, ')}"
-        ) from error
+    return checked(ModelConfig, values, prefix)
 
 
 def base_asked_for(path: str, overrides: Sequence[str]) -> str | None:
@@ -105,8 +96,8 @@ def parse_variant(text: str) -> Variant:
                 f"scheme {text!r}: {pair!r} is not of the form KEY=VALUE, as in {name}:{next(iter(SCHEMES[name].options), 'init.base')}=..."
             )
         try:
-            parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index, call-overload]
-        except YAMLError as error:
+            parsed = parse(value).value
+        except YamlError as error:
             raise UserError(f"scheme {text!r}: {value!r} is not a value") from error
         if key in SETTINGS:
             settings[key] = parsed

@@ -32,7 +32,6 @@ PACKAGES = (
     "sentencepiece",
     "safetensors",
     "pydantic",
-    "omegaconf",
 )
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES",

@@ -18,7 +18,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     # the first step. Where SIGINT is ignored, in the background of a script, it stays so.
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
 
-from model.errors import UserError
+from model.errors import UserError, debugging, say, told, user_line
 from model.files import atomic_write_text
 from parallel.checkpoint.errors import SaveError
 from parallel.exchange import PeerError, is_shared, together
@@ -128,11 +128,32 @@ def run_rank(config: RunConfig, info: RankInfo, problem: str = "") -> int:
         with owned(run_dir, info.rank):
             return _run_rank(config, info, run_dir, problem)
     except (InUseError, UnwritableError, StaleStartError, OSError) as error:
-        code = next((code for kind, code in CODES.items() if isinstance(error, kind)), ExitCode.CRASH)
+        code, line = exit_code(error), known_line(error)
         if not isinstance(error, (InUseError, UnwritableError)):  # the other process's folder stays as it is
-            record_failure(run_dir, info.rank, code, str(error))
-        print(f"fathom: error: {error}", file=sys.stderr)
+            record_failure(run_dir, info.rank, code, line or str(error))
+        if line is None or debugging():
+            raise
+        say(line)
         return int(code)
+
+
+def known_line(error: Exception) -> str | None:
+    """One line for what a user, a node or another start is the cause of. None for a fault of the program."""
+    if isinstance(error, BadNodeError | StrangerError | StaleStartError | PeerError):
+        return " ".join(str(error).split())
+    return user_line(error)
+
+
+def exit_code(error: Exception) -> ExitCode:
+    """What a process ends with that met this error.
+
+    A disk or a path that fails is a mistake where nothing starts the run again. On Slurm it may be one node's, or pass.
+    """
+    known = next((code for kind, code in CODES.items() if isinstance(error, kind)), None)
+    if known is not None:
+        return known
+    lasting = isinstance(error, OSError) and not isinstance(error, SaveError) and user_line(error) is not None
+    return ExitCode.USER_ERROR if lasting and "SLURM_JOB_ID" not in os.environ else ExitCode.CRASH
 
 
 def _run_rank(config: RunConfig, info: RankInfo, run_dir: Path, problem: str) -> int:
@@ -200,19 +221,18 @@ def _failed(error: Exception, info: RankInfo, run_dir: Path, watchdog: Watchdog 
     """Says why this process ends, in one line where that is all there is to know, and leaves it for whatever started the run. Returns the exit code."""
     if watchdog is not None and info.world_size > 1 and timed_out(error):
         watchdog.end(f"a collective did not end in time ({' '.join(str(error).split())[:200]})")
-    code = next((code for kind, code in CODES.items() if isinstance(error, kind)), ExitCode.CRASH)
-    text = " ".join(str(error).split()) or type(error).__name__
-    if code is ExitCode.CRASH and not isinstance(error, OSError | PeerError):
-        text = f"{type(error).__name__}: {text}"
+    code, line = exit_code(error), known_line(error)
+    text = line or f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if line is None:
         traceback.print_exc()
     if not isinstance(error, BadNodeError | PeerError):  # of which word was left already
         record_failure(run_dir, info.rank, code, text)
-    if os.environ.get("FATHOM_DEBUG") == "1":
+    if debugging():
         raise error
     usual = isinstance(error, UserError | BadNodeError | StaleStartError | SaveError)  # on all ranks
     alone = isinstance(error, DamagedDataError) or not usual
     if info.rank == 0 or (alone and not is_shared(error)):
-        print(f"fathom: error: {text}", file=sys.stderr)
+        say(text)
     if (
         info.rank == 0
         and "SLURM_JOB_ID" not in os.environ
@@ -287,4 +307,9 @@ if __name__ == "__main__":
     rank = rank_from_environment(os.environ)
     if rank is None:
         sys.exit("fathom: error: pretrain.train.run is started by `fathom pretrain`")
-    sys.exit(start_rank(sys.argv[1], sys.argv[2:], rank))
+    try:
+        sys.exit(start_rank(sys.argv[1], sys.argv[2:], rank))
+    except Exception as problem:
+        if not told(problem):
+            raise
+        sys.exit(int(exit_code(problem)))

@@ -189,6 +189,7 @@ def _data_windows(
     samples: int | None,
     batch_size: int,
 ) -> _Windows:
+    from pretrain.config.errors import checked
     from pretrain.config.schema import Corpus
     from pretrain.data.blend import open_blend
 
@@ -197,11 +198,10 @@ def _data_windows(
         raise UserError(
             f"{trained.reader.folder} does not say what it was trained on: name a data set with --data, or files with --text"
         )
-    corpora = (
-        [Corpus(path=str(data))]
-        if data is not None or not own
-        else [Corpus(**corpus) for corpus in own["corpora"]]
-    )
+    if data is not None or not own:
+        corpora = [checked(Corpus, {"path": str(data)}, "--data: ")]
+    else:
+        corpora = [checked(Corpus, one, f"{trained.reader.folder}: data.corpora: ") for one in own["corpora"]]
     cache = Path(own["cache"]) if data is None and own and own.get("cache") else None
     blend = open_blend(corpora, split, window, 0, cache, alone=True)
     name = ", ".join(corpus.path for corpus in corpora)

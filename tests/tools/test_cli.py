@@ -15,10 +15,14 @@ import typer
 
 from tools import cli
 
-HEAVY = {"torch", "pydantic", "omegaconf", "numpy", "transformers", "datasets", "matplotlib"}
+HEAVY = {"torch", "pydantic", "yaml", "numpy", "transformers", "datasets", "matplotlib"}
 FAKE = '''
 """A command that does as it is told."""
+import errno, os, subprocess
+import model
+import yaml
 from model.errors import UserError
+from model.files import atomic_write_text
 
 def command(what: str) -> None:
     """Do it."""
@@ -26,8 +30,46 @@ def command(what: str) -> None:
         raise UserError("train.steps=0:\\n  wrong")
     if what == "open":
         open("no/such/file")
+    if what == "folder":
+        open("/tmp", "w")
+    if what == "long":
+        open("n" * 300, "w")
+    if what == "below a file":
+        open("/dev/null/x")
+    if what == "escape":
+        open("\\x1b[2J\\n")
+    if what == "full":
+        with open("/dev/full", "w") as file:
+            file.write("x")
+    if what == "full and named":
+        import resource, signal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limit[1]))
+        try:
+            atomic_write_text("result.txt", "x" * 100)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    if what == "read-only":
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "report.html")
+    if what == "rust":
+        raise Exception("I/O error: No space left on device (os error 28)")
     if what == "bug":
         raise ValueError("a bug")
+    if what == "bug: no file":
+        raise FileNotFoundError("a bug")
+    if what == "bug: our file":
+        open(os.path.join(os.path.dirname(model.__file__), "a bug"))
+    if what == "bug: a library's file":
+        open(os.path.join(os.path.dirname(yaml.__file__), "a bug"))
+    if what == "bug: a program":
+        subprocess.run(["a bug"])
+    if what == "bug: a socket":
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "a bug")
+    if what == "bug: a pipe":
+        raise BrokenPipeError(errno.EPIPE, "a bug")
+    if what == "bug: a descriptor":
+        os.fsync(os.open("/dev/null", os.O_RDONLY) + 1000)
     print("did", what)
 '''
 
@@ -80,16 +122,49 @@ def test_a_command_runs(fake: None, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("what", "line"),
     [
-        ("user", "fathom: error: train.steps=0: wrong\n"),
-        ("open", "fathom: error: no/such/file: No such file or directory\n"),
+        ("user", "train.steps=0: wrong"),
+        ("open", "no/such/file: No such file or directory: check the path"),
+        ("folder", "/tmp: Is a directory, where a file is meant: check the path"),
+        ("long", "n" * 199 + "…: File name too long: shorten it"),
+        ("below a file", "/dev/null/x: Not a directory: a part of this path is a file; check the path"),
+        ("escape", "\\x1b[2J\\n: No such file or directory: check the path"),
+        ("full", "No space left on device: make room, or name a place on another disk"),
+        ("full and named", "result.txt: File too large: the file system or `ulimit -f` allows no more"),
+        ("read-only", "report.html: Read-only file system: name a place that can be written"),
+        ("rust", "No space left on device: make room, or name a place on another disk"),
     ],
 )
 def test_a_mistake_of_the_user_is_one_line(
-    fake: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, what: str, line: str
+    fake: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    what: str,
+    line: str,
 ) -> None:
     monkeypatch.delenv("FATHOM_DEBUG", raising=False)
+    monkeypatch.chdir(tmp_path)
     assert run("do", what) == 2
-    assert capsys.readouterr().err == line
+    assert capsys.readouterr().err == f"fathom: error: {line}\n"
+    assert not (tmp_path / "result.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "",
+        ": no file",
+        ": our file",
+        ": a library's file",
+        ": a program",
+        ": a socket",
+        ": a pipe",
+        ": a descriptor",
+    ],
+)
+def test_a_bug_is_not_dressed_as_a_mistake(fake: None, kind: str) -> None:
+    with pytest.raises(Exception, match="a bug|Bad file descriptor"):
+        cli.main(["do", f"bug{kind}"])
 
 
 def test_debug_shows_the_traceback(fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,19 +173,54 @@ def test_debug_shows_the_traceback(fake: None, monkeypatch: pytest.MonkeyPatch) 
         cli.main(["do", "user"])
 
 
-def test_a_bug_is_not_dressed_as_a_mistake(fake: None) -> None:
-    with pytest.raises(ValueError, match="a bug"):
-        cli.main(["do", "bug"])
-
-
 def test_a_typing_mistake_gets_a_suggestion(fake: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("doo") == 2
-    assert "Did you mean 'do'" in capsys.readouterr().err
+    assert (
+        capsys.readouterr().err
+        == "fathom: error: No such command 'doo'. Did you mean 'do'? (fathom --help)\n"
+    )
+    assert run("do") == 2
+    assert capsys.readouterr().err == "fathom: error: Missing argument 'what'. (fathom do --help)\n"
 
 
 def test_a_row_that_names_nothing_says_so(fake: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("bad") == 2
     assert capsys.readouterr().err == "fathom: error: command bad: fake_command has no app\n"
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        (" | head -c 10 >/dev/null", 1, ""),
+        (
+            " >/dev/full",
+            2,
+            "fathom: error: standard output: No space left on device: make room, or name a place on another disk\n",
+        ),
+        (" >&-", 0, ""),
+    ],
+)
+@pytest.mark.parametrize("arguments", ["config quickstart", "config quickstart --json"])
+def test_output_that_goes_nowhere(arguments: str, end: str, code: int, said: str) -> None:
+    script = f"set -o pipefail; {sys.executable} -c 'from tools.cli import main; main()' {arguments}{end}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=cli.ROOT)
+    assert done.stderr == said
+    # A short answer fits into the pipe before its reader has gone.
+    assert done.returncode == code or (code == 1 and done.returncode == 0)
+
+
+def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:
+    script = f"cd {tmp_path} && rmdir {tmp_path} && {sys.executable} -c 'from tools.cli import main; main()' config quickstart"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(cli.ROOT)},
+    )
+    assert (done.returncode, done.stderr) == (
+        2,
+        "fathom: error: the working folder is gone: change to another one\n",
+    )
 
 
 def test_interrupt_leaves_with_130(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_vocabulary_of_prepared_data_counts(tmp_path: Path, capsys: pytest.Captu
     command("configs/quickstart.yaml", [override], as_json=True)
     assert json.loads(capsys.readouterr().out)["parameters"]["word_embeddings"] == 1024 * 64
     (tmp_path / "dataset.json").write_text("{")
-    with pytest.raises(UserError, match="dataset.json cannot be read"):
+    with pytest.raises(UserError, match="dataset.json is damaged"):
         command("configs/quickstart.yaml", [override])
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.depth.scheme import LAYER_ROLES, SCHEMES
-from model.errors import UserError
 from model.parameters.shards import WHOLE, Shard, full_shape, put, take
 from model.theory import (
     causal_attention,
@@ -194,19 +193,6 @@ def test_given_token_correlation_is_used() -> None:
         for r in (0.01, 0.3)
     )
     assert low.layers[0]["v"] > high.layers[0]["v"]
-
-
-@pytest.mark.parametrize(
-    "init",
-    [
-        {"token_correlation": 1.0},
-        {"token_correlation": -0.1},
-        {"token_correlation": 0.0, "causal_correction": False},
-    ],
-)
-def test_bad_token_correlation_is_a_user_error(init: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="token_correlation"):
-        standard_deviations(_config(scheme="deepscalelm_pre_ln", init=init), LENGTH)
 
 
 @pytest.mark.parametrize("scheme", ["pre_ln", "deepscalelm_pre_ln", "b2t"])

@@ -15,39 +15,7 @@ from pretrain.config.compose import SHIPPED
 from pretrain.config.keys import schema
 from pretrain.config.load import complete_model, describe, dump_config, load_config, load_with_origins
 from pretrain.config.schema import RunConfig
-
-MINIMAL = """\
-name: tiny
-model:
-  num_layers: 2
-  hidden_size: 8
-  num_attention_heads: 2
-data:
-  corpora:
-    - path: somewhere
-  seq_length: 16
-optimizer:
-  lr: 1e-3
-train:
-  steps: 4
-  global_batch_size: 2
-  micro_batch_size: 1
-"""
-
-
-@pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(MINIMAL)
-    return Path("tiny.yaml")
-
-
-def message(path: Path | str, *overrides: str) -> str:
-    with pytest.raises(UserError) as caught:
-        load_config(path, overrides)
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
+from tests.pretrain.config.minimal import MINIMAL, message
 
 
 def test_numbers_without_a_dot_are_numbers(tiny: Path) -> None:
@@ -113,8 +81,14 @@ def test_interpolation(tiny: Path) -> None:
     assert (config.name, config.model.ffn_hidden_size) == ("run_deepscalelm_pre_ln", 8)
     assert (
         message(tiny, "name=${model.nothing}")
-        == "name: Interpolation key 'model.nothing' not found (command line)"
+        == "name: there is no key model.nothing for ${model.nothing} (command line)"
     )
+
+
+def test_the_environment_gives_values(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    config = load_config(tiny, ["runs_dir=${oc.env:SCRATCH}/runs", "train.seed=${oc.env:NO_SUCH_VARIABLE,7}"])
+    assert (config.runs_dir, config.train.seed) == ("/scratch/me/runs", 7)
 
 
 def test_a_piece_may_leave_a_key_open(tiny: Path) -> None:
@@ -128,145 +102,18 @@ def test_an_empty_section_is_no_mistake(tiny: Path) -> None:
     assert load_config(tiny).checkpoint.interval == 0
 
 
-@pytest.mark.parametrize(
-    ("override", "text"),
-    [
-        (
-            "model.num_layer=3",
-            "model.num_layer is not a known key (command line); did you mean model.num_layers?",
-        ),
-        (
-            "train.num_layers=3",
-            "train.num_layers is not a known key (command line); did you mean model.num_layers?",
-        ),
-        ("lr=1", "lr is not a known key (command line); did you mean optimizer.lr?"),
-        ("optim={lr: 1}", "optim.lr is not a known key (command line); did you mean optimizer.lr?"),
-        (
-            "data.corpora.0.pth=x",
-            "data.corpora.0.pth is not a known key (command line); did you mean data.corpora.0.path?",
-        ),
-        ("zzz=1", "zzz is not a known key (command line); `fathom config FILE` lists all keys"),
-        ("train.steps=many", "train.steps='many' must be a whole number (command line)"),
-        ("train.steps='3'", "train.steps='3' must be a whole number (command line)"),
-        ("train.steps=1.5", "train.steps=1.5 must be a whole number (command line)"),
-        ("train.steps=true", "train.steps=true must be a whole number (command line)"),
-        ("train.steps=0", "train.steps=0 must be at least 1 (command line)"),
-        ("train.steps=", "train.steps=null must be a whole number (command line)"),
-        ("model.bias=1", "model.bias=1 must be true/false (command line)"),
-        ("model.hidden_dropout=1.0", "model.hidden_dropout=1.0 must be below 1 (command line)"),
-        (
-            "model.activation=gelo",
-            "model.activation='gelo' must be one of 'gelu', 'gelu_tanh', 'relu', 'relu2', 'silu', 'swiglu' or 'geglu' (command line)",
-        ),
-        (
-            "model.init.token_correlation=x",
-            "model.init.token_correlation='x' must be a number or 'zipf' (command line)",
-        ),
-        (
-            "model.init={base: normal, token_correlation: 0.02}",
-            "model.init.token_correlation=0.02 has no effect with model.scheme=deepscalelm_pre_ln and model.init.base=normal: remove it ",
-        ),
-        (
-            "model={scheme: pre_ln, num_layers: 2, hidden_size: 8, num_attention_heads: 2, init: {causal_correction: false}}",
-            "model.init.causal_correction=false has no effect with model.scheme=pre_ln and model.init.base=scheme: remove it (its default is true), ",
-        ),
-        (
-            "model.scheme_options.k=x",
-            "model.scheme_options.k='x' must be a number or true/false (command line)",
-        ),
-        ("model.hidden_size.x=3", 'model.hidden_size={"x": 3} must be a whole number (command line)'),
-        ("data.corpora=[]", "data.corpora=[] must be a list of at least 1 (command line)"),
-        ("data.corpora=here", "data.corpora='here' must be a list (command line)"),
-        ("train=null", "train=null must be a section of keys (command line)"),
-        (
-            "model.hidden_size=9",
-            "model.hidden_size=9 is not divisible by model.num_attention_heads=2: change one of them or set model.head_dim",
-        ),
-        (
-            "model.scheme_options={rescale: true}",
-            "model.scheme_options.rescale has no effect with model.scheme=deepscalelm_pre_ln; its options: k=2.0, alpha=1.0",
-        ),
-        (
-            "train.steps",
-            "override 'train.steps' is not of the form key=value, e.g. train.steps=100, or +include=FILE",
-        ),
-        ("--train.steps=3", "override '--train.steps=3': write train.steps=3 instead"),
-        ("include=a.yaml", "override 'include=a.yaml': write +include=FILE instead"),
-        (
-            "train.steps=[1",
-            "override 'train.steps=[1': the value is not valid YAML (line 2, column 1: did not find expected ',' or ']')",
-        ),
-        ("+include=scheme/b3t", "configuration scheme/b3t does not exist; there is "),
-    ],
-)
-def test_every_mistake_on_the_command_line_has_its_line(tiny: Path, override: str, text: str) -> None:
-    found = message(tiny, override)
-    assert found == text or (text.endswith(" ") and found.startswith(text))
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "text"),
-    [
-        (
-            "  steps: 4\n",
-            "  step: 4\n",
-            "train.step is not a known key (tiny.yaml:13); did you mean train.steps?",
-        ),
-        ("  steps: 4\n", "", "train.steps must be set: Optimizer steps of the whole run (tiny.yaml:12)"),
-        ("lr: 1e-3", "lr: fast", "optimizer.lr='fast' must be a number (tiny.yaml:11)"),
-        (
-            "  steps: 4\n",
-            "  steps: 4\n  steps: 5\n",
-            "tiny.yaml is not valid YAML: line 14, column 3: found duplicate key steps",
-        ),
-        ("name: tiny\n", "name: tiny\n\tbad\n", "tiny.yaml is not valid YAML: line 2, column 1: "),
-        (
-            "train:\n",
-            "train:\n  include: [x]\n",
-            "train.include: `include` belongs at the top level of a file (tiny.yaml:13)",
-        ),
-        (
-            "name: tiny\n",
-            "name: tiny\ninclude: tiny.yaml\n",
-            "tiny.yaml: include='tiny.yaml' must be a list of files",
-        ),
-        (
-            "name: tiny\n",
-            "name: tiny\ninclude: [gone.yaml]\n",
-            "tiny.yaml: include: configuration gone.yaml does not exist; ",
-        ),
-        (
-            "name: tiny\n",
-            "name: tiny\ninclude: [tiny.yaml]\n",
-            "tiny.yaml includes itself: tiny.yaml -> tiny.yaml",
-        ),
-    ],
-)
-def test_every_mistake_in_a_file_names_file_and_line(tiny: Path, old: str, new: str, text: str) -> None:
-    assert old in MINIMAL
-    tiny.write_text(MINIMAL.replace(old, new))
-    assert message(tiny).startswith(text)
-
-
-def test_further_problems_are_counted(tiny: Path) -> None:
-    assert message(tiny, "train.steps=x", "train.seed=x").endswith("(and 1 more problem)")
-    found = message(tiny, "train.steps=x", "train.seed=x", "model.num_layer=3")
-    assert found.startswith("model.num_layer is not a known key")
-    assert found.endswith("(and 2 more problems)")
-
-
-def test_a_file_of_another_kind(tiny: Path) -> None:
-    tiny.write_text("- a\n- b\n")
-    assert message(tiny) == "tiny.yaml must hold `key: value` lines, not a list"
-    tiny.write_bytes(b"name: \xff\xfe\n")
-    assert message(tiny).startswith("tiny.yaml cannot be read: ")
-    assert message("configs").startswith("configuration configs does not exist; there are ")
+def test_numbers_are_read_as_yaml_1_2_and_names_as_they_are_written(tiny: Path) -> None:
+    assert load_config(tiny, ["train.steps=010"]).train.steps == 10
+    assert load_config(tiny, ["name=007", "runs_dir=2024", "checkpoint.load=1e5"]).name == "007"
+    tiny.write_text(MINIMAL.replace("somewhere", "010").replace("name: tiny", "name: 1_0"))
+    config = load_config(tiny)
+    assert (config.name, config.data.corpora[0].path) == ("1_0", "010")
 
 
 def test_a_missing_file_names_the_shipped_ones_like_it(tiny: Path) -> None:
     found = message("configs/quikstart.yaml")
     assert found.startswith("configuration configs/quikstart.yaml does not exist; there is ")
-    assert found.endswith("configs/quickstart.yaml")
+    assert found.endswith("there is quickstart")
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
@@ -279,13 +126,14 @@ def test_a_dump_reads_back_equal(path: Path, tmp_path: Path) -> None:
 PRINTABLE = st.text(
     st.characters(
         codec="utf-8", exclude_categories=("Cs", "Cc", "Zl", "Zp"), exclude_characters="\ufeff\ufffe\uffff"
-    )
+    ),
+    min_size=1,
 )
-TRICKY = st.text(st.sampled_from("\\\\${}a.:# '\""))
+TRICKY = st.text(st.sampled_from("\\\\${}a.:# '\""), min_size=1)
 
 
 @settings(max_examples=20, deadline=None)
-@given(text=PRINTABLE | TRICKY, number=st.floats(1e-300, 1e300))
+@given(text=PRINTABLE | TRICKY, number=st.floats(1e-30, 1e30))
 def test_a_dump_keeps_any_text_and_number(
     text: str, number: float, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -170,6 +170,31 @@ def test_a_mistake_is_one_line_and_exit_code_2(config: Path, tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_cannot_be_written_is_one_line_and_exit_code_2(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny" / "metrics.jsonl").mkdir(parents=True)
+    code, errors = run(config, tmp_path, "parallel.preflight=false")
+    assert code == ExitCode.USER_ERROR, errors
+    assert (
+        errors
+        == f"fathom: error: {tmp_path}/tiny/metrics.jsonl: Is a directory, where a file is meant: check the path\n"
+    )
+
+
+def test_a_rank_says_a_mistake_in_one_line() -> None:
+    env = dict(os.environ, RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
+    done = subprocess.run(
+        [sys.executable, "-m", "pretrain.train.run", "quickstart", "train.step=3"],
+        capture_output=True,
+        text=True,
+        env=env,
+    )
+    assert done.returncode == ExitCode.USER_ERROR
+    assert (
+        done.stderr
+        == "fathom: error: train.step is not a known key (command line); did you mean train.steps?\n"
+    )
+
+
 @pytest.mark.skipif(
     torch.cuda.is_available(), reason="with GPUs, the processes find out what these cannot do"
 )
@@ -178,6 +203,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(config: Path, tmp_path: Path) -> 
     ("overrides", "message"),
     [
         (["model.scheme=b3t"], "b3t"),
+        (["optimizer.betas=[1.0, 2.0]"], "optimizer.betas"),
         (["train.global_batch_size=3"], "train.global_batch_size=3"),
         (["data.corpora.0.path=nowhere"], "nowhere is no prepared data set"),
         (["train.fp8.recipe=delayed"], "train.fp8.recipe=delayed needs a GPU"),
