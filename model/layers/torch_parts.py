@@ -175,7 +175,7 @@ class LocalSelfAttention(SelfAttention):
         *,
         rotary_pos_emb: Tensor | None = None,
         **unused: Any,
-    ) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+    ) -> tuple[Tensor, Tensor | None]:
         """hidden_states: [s, b, h] (or [s / TP, b, h] under sequence parallelism); rotary_pos_emb: a `rotary_table`.
 
         Returns ([s, b, h], bias if it is left to the caller).
@@ -223,4 +223,4 @@ class LocalMLP(MLP):
             inner = self.activation_func(gate) * up
         else:
             inner = self.activation_func(inner)
-        return self.linear_fc2(inner)  # type: ignore[no-any-return]
+        return self.linear_fc2(inner)
