@@ -81,6 +81,27 @@ class Progress(Record):
     """Tokens seen."""
 
 
+class DataSection(Record):
+    """What readers want to know of the data."""
+
+    seq_length: Annotated[int, Field(ge=1, le=1 << 40)] | None = None
+    corpora: list[dict[str, Any]] = Field(default_factory=list)
+    cache: str | None = None
+
+
+class TrainSection(Record):
+    """What readers want to know of the training."""
+
+    micro_batch_size: Annotated[int, Field(ge=1, le=1 << 40)] | None = None
+    precision: str | None = None
+
+
+class OptimizerSection(Record):
+    """What readers want to know of the optimizer."""
+
+    kind: str = "adamw"
+
+
 class Sections(Record):
     """The configuration that a checkpoint was written with, as far as the types that readers rely on go."""
 
@@ -88,12 +109,9 @@ class Sections(Record):
     """Name of the run."""
     model: dict[str, Any] | None = None
     """Fields of ModelConfig."""
-    data: dict[str, Any] | None = None
-    """Fields of the data section."""
-    train: dict[str, Any] | None = None
-    """Fields of the train section."""
-    optimizer: dict[str, Any] | None = None
-    """Fields of the optimizer section."""
+    data: DataSection | None = None
+    train: TrainSection | None = None
+    optimizer: OptimizerSection | None = None
 
 
 class Manifest(Record):
