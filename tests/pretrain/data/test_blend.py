@@ -56,7 +56,7 @@ def split_at(stream: list[int], mark: int) -> list[list[int]]:
 
 
 def test_a_sample_is_a_function_of_its_position(sets: Path) -> None:
-    """A fresh reader that starts anywhere, in any order, as after a resume, sees what the first one saw."""
+    """A fresh reader that starts anywhere, as after a resume, sees what the first one saw."""
     first = blend(sets, "red", "blue", weights=(2.0, 1.0))
     straight = [first.sample(index) for index in range(600)]
     assert sum(first.samples_per_epoch) < 600, "several passes are covered"
