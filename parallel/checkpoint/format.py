@@ -79,6 +79,8 @@ class Progress(Record):
     """Steps that the optimizer has taken."""
     consumed_tokens: Count | None = None
     """Tokens seen."""
+    skipped_in_row: Count | None = None
+    """Steps that were left out since the optimizer's last one."""
 
 
 class DataSection(Record):
