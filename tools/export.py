@@ -62,6 +62,7 @@ def command(
             "allowed": proof.tolerance,
             "tokens": proof.tokens,
             "epsilon_effect": proof.epsilon_effect,
+            "trained_cosine": proof.trained,
             "dtype_difference": result.dtype_difference,
             "tokenizer_ties": result.tokenizer.ties if result.tokenizer else None,
             "skipped": list(result.skipped),
@@ -72,6 +73,8 @@ def command(
             typer.echo(f"not used: {reason}")
         typer.echo(f"{result.path}: {result.architecture}, {result.parameters:,} parameters, {result.dtype}")
         typer.echo(f"proved: {proof}")
+        if proof.trained is not None:
+            typer.echo(f"in 16 bits, as trained: cosine of the logits {proof.trained:.5f}")
         if result.copied_tokenizer:
             typer.echo(f"tokenizer: copied from {result.copied_tokenizer}, not proved")
         elif result.tokenizer is None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
-
-from model.depth.folded import FoldedLayer, folded
+from model.depth.folded import FoldedLayer, FoldedSublayer, folded
 from model.depth.scheme import SCHEMES, Layer, Options, Sublayer
 
 
@@ -34,26 +32,6 @@ class DepthPlan:
         """The layers in the units in which they are computed (`model/depth/folded.py`)."""
         return folded(self.layers)
 
-    def in_float32(self) -> DepthPlan:
-        """The same plan with the constants that float32 tensors are multiplied by.
-
-        A thousand layers turn the rounding of one residual constant into a relative error of 1e-4.
-        The trained model has that error, and a fold must have it too.
-        """
-
-        def rounded(sublayer: Sublayer) -> Sublayer:
-            return replace(
-                sublayer,
-                input_scale=float(np.float32(sublayer.input_scale)),
-                branch_scale=float(np.float32(sublayer.branch_scale)),
-                residual_scale=float(np.float32(sublayer.residual_scale)),
-                skip_scale=float(np.float32(sublayer.skip_scale)),
-            )
-
-        return replace(
-            self, layers=tuple(Layer(rounded(layer.attention), rounded(layer.mlp)) for layer in self.layers)
-        )
-
     def sublayers(self) -> list[tuple[int, str, Sublayer]]:
         """All sublayers in the order in which the stream passes them.
 
@@ -62,5 +40,13 @@ class DepthPlan:
         return [
             (index, kind, sublayer)
             for index, layer in enumerate(self.layers)
+            for kind, sublayer in (("attention", layer.attention), ("mlp", layer.mlp))
+        ]
+
+    def folded_sublayers(self) -> list[tuple[int, str, FoldedSublayer]]:
+        """As `sublayers`, in the units in which they are computed."""
+        return [
+            (index, kind, sublayer)
+            for index, layer in enumerate(self.folded())
             for kind, sublayer in (("attention", layer.attention), ("mlp", layer.mlp))
         ]

@@ -102,6 +102,11 @@ def _proof(config: ModelConfig, result: Export) -> list[str]:
         f"on {proof.tokens} tokens: they differ by at most {proof.difference:.1e} of their standard deviation ({proof.scale:.3g}); "
         f"allowed was {proof.tolerance:.1e}.",
     ]
+    if proof.trained is not None:
+        lines.append(
+            "Computed in 16 bits, as in training, the pretraining model's logits have the cosine "
+            f"{proof.trained:.5f} to these."
+        )
     if result.folded:
         effect = (
             f", which moves the logits by {proof.epsilon_effect:.1e} standard deviations"

@@ -44,6 +44,7 @@ class _Job:
     dtype: str
     provenance: Mapping[str, Any]
     prove_with: Callable[[Tensor], Tensor] | None
+    prove_trained: Callable[[Tensor], Tensor] | None
     tokens: Tensor
     texts: tuple[str, ...]
     shard_bytes: int
@@ -62,6 +63,7 @@ def export(
     dtype: str = "float32",
     provenance: Mapping[str, Any] | None = None,
     prove_with: Callable[[Tensor], Tensor] | None = None,
+    prove_trained: Callable[[Tensor], Tensor] | None = None,
     prove_tokens: Tensor | None = None,
     sample_texts: Iterable[str] = (),
     max_shard_size: int | str = "5GB",
@@ -77,6 +79,7 @@ def export(
     special: bos_token_id, eos_token_id and pad_token_id where there is no tokenizer; unknown without.
     prove_with: token ids [b, s] -> our model's logits [b, s, at least v];
         the plain evaluation of `weights` where None.
+    prove_trained: the same in the precision of the training, where that was not fp32.
     prove_tokens [b, s], sample_texts: real data for the proofs of model and tokenizer,
         on top of random tokens and fuzz texts.
     max_shard_size: bytes, or text such as 5GB.
@@ -101,6 +104,7 @@ def export(
         dtype=dtype,
         provenance=provenance or {},
         prove_with=prove_with,
+        prove_trained=prove_trained,
         tokens=tokens,
         texts=tuple(sample_texts),
         shard_bytes=parse_size(max_shard_size),
@@ -175,6 +179,7 @@ def _build(
         fold=plan,
         effect=effect,
         reference=job.prove_with,
+        trained=job.prove_trained,
     )
     moved = 0.0
     if job.dtype != "float32":

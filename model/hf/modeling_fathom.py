@@ -126,12 +126,15 @@ class FathomSublayer(nn.Module):
         c = self.c
         normed = self.norm_in(x)
         b = self.norm_branch(self.branch(c["input_scale"] * normed, *args))
-        out = c["residual_scale"] * (normed if c["residual_from_norm"] else x) + F.dropout(
-            c["branch_scale"] * b, self.dropout, self.training
-        )
+        # The sum is rounded once: sixteen bits hold no factor of the residual near 1, fp32 hardly.
+        wide = torch.promote_types(x.dtype, torch.float32)
+        kept = (normed if c["residual_from_norm"] else x).to(wide)
+        if c["residual_scale"] != 1:
+            kept = kept + (c["residual_scale"] - 1) * kept
+        out = kept + F.dropout(c["branch_scale"] * b.to(wide), self.dropout, self.training)
         if c["skip_scale"]:
-            out = out + c["skip_scale"] * layer_input
-        return self.norm_out(out)
+            out = out + c["skip_scale"] * layer_input.to(wide)
+        return self.norm_out(out.to(x.dtype))
 
 
 class FathomLayer(nn.Module):

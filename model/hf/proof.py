@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,13 @@ from model.hf.reference import Evaluation, Weights
 # Relative to the standard deviation of the logits. A wrong coefficient, permutation or activation is orders of magnitude above both.
 EXACT_TOLERANCE = 1e-5
 LIMIT = 1e-4
+ALIKE = 0.99
+"""Cosine of the logits in the precision of the training to the export's, above which nothing is asked.
+
+Rounding to bf16 leaves 0.997 at 1000 layers.
+"""
+AMPLIFIED = 10
+"""Below it, how many times what rounding the activations does is still rounding."""
 
 
 class ProofError(UserError):
@@ -32,6 +39,8 @@ class Proof:
     """All in units of `scale`, the standard deviation of our logits. difference, tolerance: largest logit difference found and allowed.
 
     epsilon_effect: how far the exported epsilons move our logits, in fp64. rounding: how far fp32 arithmetic moves them. tokens: positions compared.
+    trained: cosine of our logits in the precision of the training to the export's in fp32;
+        None where that was fp32, or is not known.
     """
 
     difference: float
@@ -40,6 +49,7 @@ class Proof:
     tokens: int
     epsilon_effect: float
     rounding: float
+    trained: float | None = None
 
     def __str__(self) -> str:
         return (
@@ -79,11 +89,59 @@ def _in_float64(
     logit_scale: float,
     epsilons: Mapping[str, float] | None = None,
 ) -> Tensor:
-    """Our logits [b, s, v] without rounding, for the very constants that fp32 uses."""
-    plan = config.depth_plan().in_float32()
-    return Evaluation(
-        weights, config, logit_scale=logit_scale, dtype=torch.float64, epsilons=epsilons, plan=plan
-    )(tokens)
+    """Our logits [b, s, v] without rounding."""
+    return Evaluation(weights, config, logit_scale=logit_scale, dtype=torch.float64, epsilons=epsilons)(
+        tokens
+    )
+
+
+class _Rounding(Evaluation):
+    """Our model in fp32, its activations rounded to bf16: what computing in bf16 has to bear, constants aside."""
+
+    def _sublayer(self, *args: Any) -> Tensor:
+        return super()._sublayer(*args).bfloat16().float()
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        return super()._norm(x, name).bfloat16().float()
+
+    def _linear(self, x: Tensor, name: str) -> Tensor:
+        return super()._linear(x, name).bfloat16().float()
+
+
+def prove_precision(
+    theirs: Tensor,
+    weights: Weights,
+    config: ModelConfig,
+    tokens: Tensor,
+    *,
+    logit_scale: float,
+    trained: Callable[[Tensor], Tensor],
+) -> float:
+    """Cosine of the logits in the precision of the training, by `trained`, to the export's in fp32.
+
+    theirs: the export's logits [b, s, v]; trained: tokens [b, s] -> [b, s, at least v].
+    Raises ProofError where that precision computes another function. A function that makes roundings
+    much larger by itself, as plain post-LN of hundreds of layers does, is none: there fp32 with
+    rounded activations is as far off.
+    """
+    ours = trained(tokens).float().cpu()[..., : config.vocab_size]
+    found = _cosine(ours, theirs)
+    if found >= ALIKE:
+        return found
+    rounded = _cosine(_Rounding(weights, config, logit_scale=logit_scale)(tokens), theirs)
+    # Not `1 - found > ...`, which a NaN would pass.
+    if not 1 - found <= AMPLIFIED * (1 - rounded):
+        raise ProofError(
+            "in the precision of its training this model computes something else than in fp32: "
+            f"the cosine of their logits is {found:.4f}, and rounding alone leaves {rounded:.4f}; "
+            "nothing was written. Please report it with the configuration of the run"
+        )
+    return found
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    a, b = a.double(), b.double()
+    return float((a * b).sum() / a.norm() / b.norm())
 
 
 def load(folder: Path, target: Target) -> Any:
@@ -136,9 +194,12 @@ def prove(
     fold: Fold,
     effect: float,
     reference: Callable[[Tensor], Tensor] | None = None,
+    trained: Callable[[Tensor], Tensor] | None = None,
 ) -> Proof:
     """Compares the logits of a folder with two others: the plain evaluation with the exported epsilons, from which only rounding may separate it, and our
     model's own by `reference` (tokens [b, s] -> [b, s, at least v]; the plain evaluation where None), from which `effect` (`epsilon_effect`) may as well.
+
+    With `trained`, also with our logits in the precision of the training (`prove_precision`).
 
     Rounding is allowed EXACT_TOLERANCE, or 4 x the measured effect of fp32 on our own logits, which grows with depth, but never more than LIMIT.
     Raises ProofError with the numbers.
@@ -166,4 +227,7 @@ def prove(
             raise ProofError(
                 f"the exported {target} model does not compute this model: {proof}; nothing was written"
             )
-    return proof
+    if trained is None:
+        return proof
+    alike = prove_precision(theirs, weights, config, tokens, logit_scale=logit_scale, trained=trained)
+    return replace(proof, trained=alike)

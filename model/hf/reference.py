@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.depth.plan import DepthPlan
 from model.depth.scheme import Sublayer
 from model.errors import UserError
 from model.norms import NORMS
@@ -57,7 +56,6 @@ class Evaluation:
     """The model function of canonical weights.
 
     weights: canonical name -> whole tensor. logit_scale: factor on the last hidden state. dtype: arithmetic; weights are cast as they are read.
-    plan: the depth plan, where it is not the configuration's to the last bit.
     epsilons: canonical name of a norm -> its own epsilon, where it is not the configuration's.
     """
 
@@ -69,7 +67,6 @@ class Evaluation:
         logit_scale: float,
         dtype: torch.dtype = torch.float32,
         epsilons: Mapping[str, float] | None = None,
-        plan: DepthPlan | None = None,
     ) -> None:
         self.weights, self.config, self.logit_scale, self.dtype, self.epsilons = (
             weights,
@@ -78,7 +75,7 @@ class Evaluation:
             dtype,
             epsilons or {},
         )
-        self.plan = plan or config.depth_plan()
+        self.plan = config.depth_plan()
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor, cache: Cache | None = None, last_only: bool = False) -> Tensor:
@@ -145,11 +142,11 @@ class Evaluation:
         b = branch(c.input_scale * normed)
         if c.norm_branch:
             b = self._norm(b, f"{prefix}_branch_norm")
-        out = (
-            c.residual_scale * (normed if c.residual_from_norm else x)
-            + c.branch_scale * b
-            + c.skip_scale * given
-        )
+        kept = normed if c.residual_from_norm else x
+        # Not `residual_scale * kept`: fp32 rounds a factor near 1, and a thousand layers raise that to its 2000th power.
+        if c.residual_scale != 1:
+            kept = kept + (c.residual_scale - 1) * kept
+        out = kept + c.branch_scale * b + c.skip_scale * given
         return self._norm(out, f"{prefix}_output_norm") if c.norm_out else out
 
     def _mlp(self, u: Tensor, name: str) -> Tensor:

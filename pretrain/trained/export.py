@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.errors import UserError
+from pretrain.rundir.metrics import read_metrics
 from pretrain.trained.open import Trained, open_trained
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from model.hf.result import Export
 
 
@@ -35,6 +39,7 @@ def export_checkpoint(
         )
     trained = open_trained(checkpoint)
     trained.reader.verify()
+    half = trained_in_16_bits(trained)
     return export(
         trained.weights,
         trained.config,
@@ -46,9 +51,26 @@ def export_checkpoint(
         architecture=architecture,
         dtype=dtype,
         provenance=provenance(trained),
+        prove_trained=partial(_logits_in_bf16, trained) if half else None,
         max_shard_size=max_shard_size,
         overwrite=overwrite,
     )
+
+
+def trained_in_16_bits(trained: Trained) -> bool:
+    """Whether a run computed in bf16 or FP8; so it did where `auto` was asked for and nothing tells what that was."""
+    wish = (trained.reader.config.get("train") or {}).get("precision")
+    if wish != "auto":
+        return wish == "bf16"
+    metrics = trained.reader.folder.parent.parent / "metrics.jsonl"
+    starts = read_metrics(metrics).starts if metrics.is_file() else []
+    return not starts or starts[-1].precision != "float32"
+
+
+def _logits_in_bf16(trained: Trained, tokens: Tensor) -> Tensor:
+    from pretrain.trained.scorer import Scorer
+
+    return Scorer(trained, "bf16", verified=True).logits(tokens)
 
 
 def provenance(trained: Trained) -> dict[str, Any]:

@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 class Scorer:
     """Weights of a checkpoint of any layout, whole, on this process: on its GPU where there is one.
 
-    precision: auto, fp32 or bf16, as `train.precision`; label: what it came to. Raises UserError for damage, or a precision this machine lacks.
+    precision: auto, fp32 or bf16, as `train.precision`; label: what it came to.
+    verified: the checkpoint's files were, already.
+    Raises UserError for damage, or a precision this machine lacks.
     """
 
-    def __init__(self, trained: Trained, precision: str = "auto") -> None:
+    def __init__(self, trained: Trained, precision: str = "auto", *, verified: bool = False) -> None:
         from parallel.launch.one_process import single_process
 
-        trained.reader.verify()
+        if not verified:
+            trained.reader.verify()
         # First, because it silences what the libraries below say when they are imported.
         topology = single_process()
         from model.families.gpt import GPT
@@ -61,6 +64,13 @@ class Scorer:
             trained.positions,
         )
         self.learned = trained.config.position == "learned"
+
+    @torch.no_grad()
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Logits [b, s, padded vocabulary] of token ids [b, s], fp32, on the CPU."""
+        positions = torch.arange(tokens.shape[1], device=self.device).expand_as(tokens)
+        found: Tensor = self.model(tokens.to(self.device), positions, None)
+        return found.float().cpu()
 
     @torch.no_grad()
     def losses(self, tokens: Tensor) -> Tensor:

@@ -57,6 +57,12 @@ def tokens() -> Tensor:
     return torch.randint(0, VOCAB, (BATCH, SEQ), generator=torch.Generator().manual_seed(0))
 
 
+def narrow_config(scheme: str, layers: int, **model: Any) -> ModelConfig:
+    """Of `narrow`. model: other fields."""
+    shape = {"hidden_size": 64, "num_attention_heads": 2, "vocab_size": VOCAB, "max_position_embeddings": SEQ}
+    return ModelConfig(scheme=scheme, num_layers=layers, **shape | model)
+
+
 def narrow(
     scheme: str,
     layers: int,
@@ -70,10 +76,14 @@ def narrow(
 
     core: further fields of Megatron-core's configuration.
     """
-    shape = {"hidden_size": 64, "num_attention_heads": 2, "vocab_size": VOCAB, "max_position_embeddings": SEQ}
-    config = ModelConfig(scheme=scheme, num_layers=layers, **shape | model)
     (chunk,) = build_chunks(
-        config, single_process(), seq_length=SEQ, dtype=dtype, seed=1, kernels=kernels, **core or {}
+        narrow_config(scheme, layers, **model),
+        single_process(),
+        seq_length=SEQ,
+        dtype=dtype,
+        seed=1,
+        kernels=kernels,
+        **core or {},
     )
     with torch.no_grad():
         for parameter in chunk.parameters():

@@ -49,7 +49,7 @@ def post_ln_obstacle(plan: DepthPlan) -> str | None:
 
 def post_ln_factors(config: ModelConfig, logit_scale: float) -> dict[str, float]:
     """Canonical tensor name -> factor on it, for an OPT with the epsilon that OPT has. Meaningful where `post_ln_obstacle` is None."""
-    plan, ratio = config.depth_plan().in_float32(), math.sqrt(OPT_EPSILON / config.norm_epsilon)
+    plan, ratio = config.depth_plan(), math.sqrt(OPT_EPSILON / config.norm_epsilon)
     factors: defaultdict[str, float] = defaultdict(lambda: 1.0)
     before = [
         "embedding.word_embeddings",

@@ -65,6 +65,8 @@ def pre_ln_obstacle(plan: DepthPlan) -> str | None:
         for present, problem in problems:
             if present:
                 return f"the scheme's {kind} sublayer of layer {index + 1} {problem}"
+    if any(sublayer.residual_scale != 1 for _, _, sublayer in plan.folded_sublayers()):
+        return "the scheme's residual factors multiply up to more than a fold can hold"
     return None
 
 
@@ -135,19 +137,17 @@ def fold(target: Target, config: ModelConfig, logit_scale: float) -> Fold:
         return Fold(post_ln_factors(config, logit_scale), OPT_EPSILON)
     factors: dict[str, float] = {}
     scales: dict[str, float] = {}
-    c = 1.0
-    for index, kind, sublayer in config.depth_plan().in_float32().sublayers():
+    for index, kind, sublayer in config.depth_plan().folded_sublayers():
         norm, output = (
             ("input_layernorm", "self_attention.linear_proj")
             if kind == "attention"
             else ("pre_mlp_layernorm", "mlp.linear_fc2")
         )
-        scales[f"decoder.layers.{index}.{norm}"] = c
-        c *= sublayer.residual_scale
+        scales[f"decoder.layers.{index}.{norm}"] = sublayer.entering
         for leaf in ("weight", "bias"):
             factors[f"decoder.layers.{index}.{norm}.{leaf}"] = sublayer.input_scale
-            factors[f"decoder.layers.{index}.{output}.{leaf}"] = sublayer.branch_scale / c
-    scales["decoder.final_layernorm"] = c
+            factors[f"decoder.layers.{index}.{output}.{leaf}"] = sublayer.branch_scale
+    scales["decoder.final_layernorm"] = sublayer.leaving
     for leaf in ("weight", "bias"):
         factors[f"decoder.final_layernorm.{leaf}"] = logit_scale
     factors = {name: factor for name, factor in factors.items() if factor != 1.0}

@@ -54,12 +54,10 @@ def opt_in_float64(
 
 
 def difference(config: ModelConfig, logit_scale: float = 0.3) -> float:
-    """Between an OPT and our equations, for the constants that float32 arithmetic multiplies by."""
+    """Between an OPT and our equations."""
     assert obstacle("opt", config) is None
     weights, tokens = make_weights(config), make_tokens(config)
-    ours = Evaluation(
-        weights, config, logit_scale=logit_scale, dtype=torch.float64, plan=config.depth_plan().in_float32()
-    )(tokens)
+    ours = Evaluation(weights, config, logit_scale=logit_scale, dtype=torch.float64)(tokens)
     with torch.no_grad():
         return change(
             opt_in_float64(config, weights, fold("opt", config, logit_scale), logit_scale)(tokens).logits,
