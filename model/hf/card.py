@@ -9,6 +9,7 @@ from model.config import ModelConfig
 from model.depth.scheme import SCHEMES
 from model.hf.configs import ARCHITECTURES
 from model.hf.mapping import norm_layers
+from model.words import printable
 
 if TYPE_CHECKING:
     from model.hf.result import Export
@@ -90,7 +91,7 @@ def _table(rows: Mapping[str, Any]) -> list[str]:
     return [
         "| | |",
         "|---|---|",
-        *(f"| {label} | {str(value).replace('|', '&#124;')} |" for label, value in rows.items()),
+        *(f"| {label} | {printable(value, 400).replace('|', '&#124;')} |" for label, value in rows.items()),
         "",
     ]
 

@@ -100,7 +100,10 @@ class OPTFile(Record):
 
 
 class Special(Record):
-    """Ids that begin and end a text and fill up, in config.json or generation_config.json; several where a list."""
+    """Ids that begin and end a text and fill up; several where a list.
+
+    In config.json, and in generation_config.json, which goes before it.
+    """
 
     bos_token_id: int | list[int] | None = None
     eos_token_id: int | list[int] | None = None

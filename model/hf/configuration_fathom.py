@@ -1,4 +1,7 @@
-"""Configuration of a Fathom model: a decoder whose depth scheme is data. This file travels with the weights and needs transformers only."""
+"""Configuration of a Fathom model: a decoder whose depth scheme is data.
+
+This file travels with the weights and needs transformers only.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,13 @@ SUBLAYER: dict[str, bool | float] = {
 
 
 class FathomConfig(PretrainedConfig):
-    """depth_plan: runs of equal layers from the bottom up, each {"layers": count, "attention": {...}, "mlp": {...}} with the keys of SUBLAYER.
+    """A decoder, layer by layer.
 
-    activation: gelu, gelu_tanh, relu, relu2, silu, or gated swiglu, geglu. normalization: layernorm or rmsnorm. position: learned, rotary or none.
+    depth_plan: runs of equal layers from the bottom up, each
+        {"layers": count, "attention": {...}, "mlp": {...}} with the keys of SUBLAYER.
+    activation: gelu, gelu_tanh, relu, relu2, silu, or gated swiglu, geglu.
+    normalization: layernorm or rmsnorm.
+    position: learned, rotary or none.
     logit_scale: factor on the last hidden state, before the output projection.
     Raises ValueError where the depth plan and num_hidden_layers disagree, or for an unknown key in the plan.
     """
@@ -91,7 +98,10 @@ class FathomConfig(PretrainedConfig):
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
 
     def sublayers(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """(attention, feed-forward) coefficients of every layer, defaults filled in. Raises ValueError as the class does."""
+        """(attention, feed-forward) coefficients of every layer, defaults filled in.
+
+        Raises ValueError as the class does.
+        """
         expanded = []
         for run in self.depth_plan:
             pair = (run["attention"], run["mlp"])

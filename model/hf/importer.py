@@ -1,4 +1,4 @@
-"""A Hugging Face folder or Hub model -> configuration and canonical weights, tensor by tensor and bit by bit."""
+"""A Hugging Face folder or Hub model -> configuration and canonical weights, bit by bit."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class _Prefixed(Mapping[str, Tensor]):
 
 
 def import_model(source: str | Path, *, vocab_multiple: int = 128) -> Imported:
-    """Reads a local folder, or a model of the Hub by its name (downloading configuration and safetensors files).
+    """Reads a local folder, or a model of the Hub by its name, whose files are downloaded.
 
     vocab_multiple: the embedding gets rows of zeros up to a multiple of this.
     They are masked in training and cut off by an export.
@@ -91,7 +91,8 @@ def import_model(source: str | Path, *, vocab_multiple: int = 128) -> Imported:
     files = _Prefixed(SafetensorsFolder(folder), "transformer." if layout == "gpt2" else "model.")
     if config.num_layers > len(files):
         raise UserError(
-            f"{path} asks for {config.num_layers} layers, but the model files have {len(files)} tensors only: {ADVICE}"
+            f"{path} asks for {config.num_layers} layers, but the model files have {len(files)} tensors only: "
+            f"{ADVICE}"
         )
     todo = entries(layout, config, positions)
     _check_names(files, todo, config)
@@ -126,13 +127,13 @@ def _check_names(files: _Prefixed, todo: list[Entry], config: ModelConfig) -> No
     for name in sorted(set(files) - wanted):
         if not _NO_WEIGHTS.search(name) and not (name == "lm_head.weight" and config.tie_embeddings):
             raise UserError(
-                f"the model files have a tensor {printable(repr(name))}, which config.json does not account for: "
-                "this is another architecture"
+                f"the model files have a tensor {printable(repr(name))}, which config.json does not "
+                "account for: this is another architecture"
             )
 
 
 def _check_facts(files: _Prefixed, todo: list[Entry], config: ModelConfig) -> None:
-    """Raises UserError naming the first tensor with another shape than config.json gives, or that is no weight."""
+    """Raises UserError naming the first tensor that has another shape than config.json gives, or is no weight."""
     for entry in todo:
         for name, shape in entry.shapes(config).items():
             given, element = files.facts(name)

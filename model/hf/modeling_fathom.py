@@ -1,6 +1,8 @@
-"""A decoder-only language model with norms and residual coefficients per layer. This file travels with the weights and needs transformers only.
+"""A decoder-only language model with norms and residual coefficients per layer.
 
-Shape letters: b batch, s new positions, t positions seen so far, h hidden, n query heads, g key/value heads, d head width, v vocabulary.
+This file travels with the weights and needs transformers only.
+Shape letters: b batch, s new positions, t positions seen so far, h hidden, n query heads,
+g key/value heads, d head width, v vocabulary.
 """
 
 from __future__ import annotations
@@ -85,7 +87,10 @@ class FathomAttention(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x [b, n, s, d] by cos, sin [b, 1, s, d]: component i turns with component i + d/2."""
+    """Rotary embedding of x [b, n, s, d] by cos, sin [b, 1, s, d].
+
+    Component i turns with component i + d/2.
+    """
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
@@ -165,7 +170,7 @@ class FathomPreTrainedModel(PreTrainedModel):
     _supports_cache_class = True
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Plain normal weights, for heads added later; the scheme's own initialisation belongs to pretraining."""
+        """Plain normal weights, for heads added later; a scheme's own belong to pretraining."""
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         if isinstance(module, FathomNorm):
@@ -210,7 +215,10 @@ class FathomModel(FathomPreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """attention_mask [b, t]: 1 for tokens, 0 for padding. Raises ValueError without exactly one of input_ids and inputs_embeds."""
+        """attention_mask [b, t]: 1 for tokens, 0 for padding.
+
+        Raises ValueError without exactly one of input_ids and inputs_embeds.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
@@ -251,8 +259,9 @@ class FathomModel(FathomPreTrainedModel):
         """True where query [s] may see key [t], [b or 1, 1, s, t]; None where plain causality says it all."""
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(
-                f"attention_mask must be [batch, positions], got shape {tuple(attention_mask.shape)}: caches of fixed length "
-                "(cache_implementation='static') and masks between positions are not supported; use the default cache, and a mask of padding"
+                f"attention_mask must be [batch, positions], got shape {tuple(attention_mask.shape)}: "
+                "caches of fixed length (cache_implementation='static') and masks between positions "
+                "are not supported; use the default cache, and a mask of padding"
             )
         padded = attention_mask is not None and not bool(attention_mask.all())
         if not padded and (start == 0 or x.shape[1] == 1):
@@ -278,7 +287,10 @@ class FathomModel(FathomPreTrainedModel):
 
 
 class FathomForCausalLM(FathomPreTrainedModel, GenerationMixin):
-    """The language model. With tied embeddings the logits use the embedding table itself and there is no lm_head."""
+    """The language model.
+
+    With tied embeddings the logits use the embedding table itself, and there is no lm_head.
+    """
 
     def __init__(self, config: FathomConfig) -> None:
         super().__init__(config)
@@ -316,7 +328,10 @@ class FathomForCausalLM(FathomPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """labels [b, s]: token ids, shifted inside; -100 is left out of the loss. logits_to_keep: last positions to compute logits for, 0 for all."""
+        """labels [b, s]: token ids, shifted inside; -100 is left out of the loss.
+
+        logits_to_keep: last positions to compute logits for, 0 for all.
+        """
         out = self.model(
             input_ids,
             attention_mask,
@@ -341,7 +356,8 @@ class FathomForCausalLM(FathomPreTrainedModel, GenerationMixin):
         return result.to_tuple() if return_dict is False else result
 
 
-# So that saving a loaded model writes this file and the configuration's again, with every version of transformers.
+# So that saving a loaded model writes this file and the configuration's again,
+# with every version of transformers.
 FathomConfig.register_for_auto_class()
 FathomForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 

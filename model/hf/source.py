@@ -1,4 +1,4 @@
-"""A Hugging Face folder that someone else wrote, or one that the Hub gives: its files, and the tensors in them."""
+"""A Hugging Face folder that someone else wrote, or the Hub gives: its files, and the tensors in them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def source_file(folder: Path, name: str) -> Path | None:
 
 
 def _blob(folder: Path, name: str) -> bool:
-    """Whether a file is a link as the Hub's cache has them: from a snapshot to the blobs beside all snapshots."""
+    """Whether a file is a link of the Hub's cache: from a snapshot to the blobs beside all snapshots."""
     if folder.parent.name != "snapshots" or Path(name).name != name:
         return False
     blobs = os.path.realpath(folder.parent.parent / "blobs")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.errors import UserError
+from model.folders import check_target
+from model.hf.config_records import Special
+from model.records import Record, as_record, read_record
+from parallel.checkpoint.folders import MANIFEST
 from pretrain.rundir.metrics import read_metrics
 from pretrain.trained.open import Trained, open_trained
 
@@ -27,16 +30,19 @@ def export_checkpoint(
     overwrite: bool = False,
     tokenizer: str = "auto",
 ) -> Export:
-    """Verifies a checkpoint's files and writes it as a Hugging Face folder; arguments and errors as `model.hf.export.export`.
+    """Verifies a checkpoint's files and writes it as a Hugging Face folder.
 
     tokenizer: auto for the checkpoint's own, none, or a Hugging Face folder to copy one from.
+    Other arguments and errors as `model.hf.export.export`.
     """
-    from model.hf.export import export
+    from model.hf.export import EXPORT, export
 
     if tokenizer not in ("auto", "none") and not Path(tokenizer).is_dir():
         raise UserError(
-            f"--tokenizer {tokenizer} is no folder: name a Hugging Face folder whose tokenizer is copied, auto or none"
+            f"--tokenizer {tokenizer} is no folder: name a Hugging Face folder whose tokenizer is copied, "
+            "auto or none"
         )
+    check_target(out, EXPORT, overwrite)  # before every weight is read
     trained = open_trained(checkpoint)
     trained.reader.verify()
     half = trained_in_16_bits(trained)
@@ -46,7 +52,7 @@ def export_checkpoint(
         out,
         logit_scale=trained.logit_scale,
         tokenizer={"auto": trained.tokenizer, "none": None}.get(tokenizer, Path(tokenizer)),
-        special=trained.reader.progress.get("special_tokens"),
+        special=_special(trained),
         seq_length=trained.positions,
         architecture=architecture,
         dtype=dtype,
@@ -76,9 +82,6 @@ def _logits_in_bf16(trained: Trained, tokens: Tensor) -> Tensor:
 def provenance(trained: Trained) -> dict[str, Any]:
     """Where a checkpoint comes from, for the model card; what is not recorded is left out."""
     manifest, progress = trained.reader.manifest, trained.reader.progress
-    known = _environment(trained.reader.folder).get("git")
-    git = known if isinstance(known, dict) else {}
-    commit = git.get("commit") and str(git["commit"]) + (" with local changes" if git.get("dirty") else "")
     tokens = progress.get("consumed_tokens")
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items() if version)
     rows = {
@@ -89,16 +92,38 @@ def provenance(trained: Trained) -> dict[str, Any]:
         "training tokens": f"{tokens:,}" if tokens else None,
         "training sequence length": (trained.reader.config.get("data") or {}).get("seq_length"),
         "seed": progress.get("seed"),
-        "code commit": commit,
+        "code commit": _commit(trained.reader.folder),
         "packages": versions,
     }
     return {label: value for label, value in rows.items() if value not in (None, "")}
 
 
-def _environment(step_folder: Path) -> dict[str, Any]:
-    """environment.json of the run that a step folder lies in; empty where there is none."""
+def _special(trained: Trained) -> dict[str, Any]:
+    """Special token ids that an import left in the checkpoint. Raises UserError where they are no ids."""
+    given = trained.reader.progress.get("special_tokens") or {}
+    source = str(trained.reader.folder / MANIFEST)
+    return as_record(given, Special, f"{source}, special_tokens", "use another checkpoint").model_dump()
+
+
+class Git(Record):
+    """State of the code that a run was started from."""
+
+    commit: str | None = None
+    dirty: bool | None = None
+
+
+class Environment(Record):
+    """What is read of environment.json."""
+
+    git: Git | None = None
+
+
+def _commit(step_folder: Path) -> str | None:
+    """The code of the run that a step folder lies in; None where it is not recorded, or not readable."""
     try:
-        facts = json.loads((step_folder.parent.parent / "environment.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
+        git = read_record(step_folder.parent.parent / "environment.json", Environment, "").git
+    except (OSError, UserError):
+        return None
+    if git is None or not git.commit:
+        return None
+    return git.commit + (" with local changes" if git.dirty else "")

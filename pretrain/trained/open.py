@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trained:
-    """A model from a checkpoint. weights: canonical names, fp32, read at each access. positions: the longest sequence."""
+    """A model from a checkpoint."""
 
     reader: CheckpointReader
     config: ModelConfig
     weights: Mapping[str, Tensor]
+    """Canonical names, fp32, read at each access."""
     logit_scale: float
     positions: int
+    """The longest sequence."""
     tokenizer: Path | None
 
     @property

@@ -1,4 +1,4 @@
-"""An exported model against the run it came from, as a user of transformers meets it: loss on the validation tokens, logits, a sample."""
+"""An exported model against the run it came from, as a user of transformers meets it."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ TEMPERATURE, TOP_P = 1.0, 0.95
 
 @dataclass(frozen=True)
 class Verification:
-    """trained_loss: printed by the trainer; exported_loss: computed by transformers on the same tokens, both nats per token;
-    logit_difference: largest, as a share of the logits' standard deviation; sample: text generated from the prompt."""
+    """Loss on the validation tokens in nats per token, logits, and a sample."""
 
     trained_loss: float
+    """Printed by the trainer."""
     exported_loss: float
+    """Computed by transformers on the same tokens."""
     logit_difference: float
+    """The largest, as a share of the logits' standard deviation."""
     samples: int
     model_class: str
     prompt: str
     sample: str
+    """Text generated from the prompt."""
 
     @property
     def agrees(self) -> bool:

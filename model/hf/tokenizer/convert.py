@@ -1,4 +1,4 @@
-"""A SentencePiece model as a fast tokenizer: the same ids and the same text, without the sentencepiece package.
+"""A SentencePiece model as a fast tokenizer: the same ids and text, without the sentencepiece package.
 
 Equality is proved, not assumed (`proof.py`).
 SentencePiece writes a space as SPACE_MARK, and so would take the mark itself for a space.
@@ -30,7 +30,7 @@ INPUT_NAMES = ("input_ids", "attention_mask")
 def load_proto(path: Path | str) -> Any:
     """The parsed model file.
 
-    Raises UserError for a missing or unreadable file, or settings that a fast tokenizer cannot reproduce.
+    Raises UserError for a missing or unreadable file, or settings that no fast tokenizer has.
     """
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from sentencepiece import sentencepiece_model_pb2
@@ -98,10 +98,11 @@ def _text(piece: Any) -> str:
 
 
 def _bpe(proto: Any) -> Any:
-    """SentencePiece joins the neighbours whose union has the best score, whatever they are: every split of a piece into two pieces is a merge.
+    """SentencePiece joins the neighbours whose union has the best score, whatever they are.
 
-    Among splits of one piece the left-most place in the text wins there, and the first in the list here; shorter left parts first agrees with it on
-    runs of one character.
+    So every split of a piece into two pieces is a merge.
+    Among splits of one piece the left-most place in the text wins there, and the first in the list
+    here; shorter left parts first agrees with it on runs of one character.
     """
     from tokenizers.models import BPE
 
@@ -119,7 +120,11 @@ def _bpe(proto: Any) -> Any:
 
 
 def _unigram(proto: Any) -> Any:
-    """The fast model looks up control and byte pieces in text like any other: a low score keeps it from ever choosing "<s>" for the text "<s>"."""
+    """Pieces with their scores.
+
+    The fast model looks up control and byte pieces in text like any other: a low score keeps it from
+    ever choosing "<s>" for the text "<s>".
+    """
     from tokenizers.models import Unigram
 
     lowest = min(piece.score for piece in proto.pieces if piece.type == NORMAL)
@@ -130,8 +135,11 @@ def _unigram(proto: Any) -> Any:
 
 
 def _split_characters(proto: Any) -> str:
-    """Characters of control and byte pieces that no normal piece has. Each is unknown wherever it stands, so cutting the text around it changes
-    nothing but that "<0x0A>" is no longer found as a byte piece in a vocabulary without "<"."""
+    """Characters of control and byte pieces that no normal piece has.
+
+    Each is unknown wherever it stands, so cutting the text around it changes nothing but that "<0x0A>"
+    is no longer found as a byte piece in a vocabulary without "<".
+    """
     known = {character for piece in proto.pieces if piece.type == NORMAL for character in _text(piece)}
     special = {
         character
@@ -144,17 +152,21 @@ def _split_characters(proto: Any) -> str:
 
 @dataclass(frozen=True)
 class TokenIds:
-    """Special ids of an exported tokenizer. ties: fuzz texts with another segmentation of the same score (unigram only)."""
+    """Special ids of an exported tokenizer, and what its proof found."""
 
     unk: int
     bos: int
     eos: int
     size: int
     ties: int = 0
+    """Fuzz texts with another segmentation of the same score (unigram only)."""
 
 
 def write_tokenizer(model_path: Path | str, folder: Path, max_length: int) -> TokenIds:
-    """Writes tokenizer.json, tokenizer_config.json and tokenizer.model. Raises UserError for a model that has no equal fast tokenizer (see `load_proto`)."""
+    """Writes tokenizer.json, tokenizer_config.json and tokenizer.model.
+
+    Raises UserError for a model that has no equal fast tokenizer (see `load_proto`).
+    """
     proto = load_proto(model_path)
     build(proto).save(str(folder / "tokenizer.json"))
     # transformers has no use for the source, but the way back to training, and other programs, have.
@@ -163,8 +175,9 @@ def write_tokenizer(model_path: Path | str, folder: Path, max_length: int) -> To
     settings = {
         # The one name that both transformers 4 and 5 load as "use tokenizer.json as it is".
         "tokenizer_class": "PreTrainedTokenizerFast",
-        # Training documents follow each other with the end mark alone between them: what a first token is predicted from is that mark, and programs
-        # that start a text with "bos" (lm-evaluation-harness does) would otherwise start it with a token that the model has never seen.
+        # Training documents follow each other with the end mark alone between them: what a first token
+        # is predicted from is that mark, and programs that start a text with "bos" (lm-evaluation-harness
+        # does) would otherwise start it with a token that the model has never seen.
         "bos_token": trainer.eos_piece,
         "eos_token": trainer.eos_piece,
         "unk_token": trainer.unk_piece,
@@ -172,7 +185,8 @@ def write_tokenizer(model_path: Path | str, folder: Path, max_length: int) -> To
         "pad_token": trainer.unk_piece,
         # Batches are continued from their last token, which must not be padding.
         "padding_side": "left",
-        # transformers 4 gives every fast tokenizer token_type_ids unless told otherwise, and its GPT-2 adds word embeddings for them.
+        # transformers 4 gives every fast tokenizer token_type_ids unless told otherwise,
+        # and its GPT-2 adds word embeddings for them.
         "model_input_names": list(INPUT_NAMES),
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,

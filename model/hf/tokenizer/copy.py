@@ -29,7 +29,7 @@ COPIED = (
 
 
 def copy_tokenizer(source: Path, folder: Path, vocab_size: int) -> dict[str, int | None]:
-    """Copies the tokenizer of a Hugging Face folder as it is, but for the names of what it hands to a model.
+    """Copies the tokenizer of a Hugging Face folder, all but the names of what it hands to a model.
 
     Returns its special ids by the names in SPECIAL.
     Raises UserError where the folder has none that transformers loads without executing code of the

@@ -12,11 +12,13 @@ from model.hf.tokenizer.convert import OTHERWISE, SPACE_MARK, load_proto
 
 
 def prove(model_path: Path | str, folder: Path, texts: Iterable[str] = (), trust: bool = False) -> int:
-    """Compares the tokenizer in `folder` with a SentencePiece model; returns how many texts have another segmentation of the same score.
+    """Compares the tokenizer in `folder` with a SentencePiece model.
 
-    That is 0 for BPE. Unigram picks the best-scoring segmentation, SentencePiece in fp32 and the fast tokenizer in fp64, so that segmentations of equal
-    score (the same pieces in another order, mostly) may be told apart by SentencePiece's rounding alone.
-    trust: the folder has our modelling code, and asking whether to run it would stop an unattended export.
+    Returns how many texts have another segmentation of the same score. That is 0 for BPE.
+    Unigram picks the best-scoring segmentation, SentencePiece in fp32 and the fast tokenizer in fp64,
+    so that segmentations of equal score (the same pieces in another order, mostly) may be told apart
+    by SentencePiece's rounding alone.
+    trust: the folder has our modelling code, and asking whether to run it would stop an export.
     Raises UserError naming the first text with other ids than that, or whose ids decode to another text.
     """
     from sentencepiece import SentencePieceProcessor
@@ -47,14 +49,17 @@ def prove(model_path: Path | str, folder: Path, texts: Iterable[str] = (), trust
 
 
 def reference_ids(model: Any, text: str) -> list[int]:
-    """Ids of a text by a SentencePieceProcessor, with every SPACE_MARK in the text spelt as its bytes, as training data have it."""
+    """Ids of a text by a SentencePieceProcessor.
+
+    Every SPACE_MARK in the text is spelt as its bytes, as training data have it.
+    """
     mark = [model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
     first, *rest = (model.encode(part) for part in text.split(SPACE_MARK))
     return first + [index for part in rest for index in (*mark, *part)]
 
 
 def _tie(ours: Any, expected: list[int], got: list[int]) -> bool:
-    """Whether two segmentations of one text have the same text and score, up to the rounding of an fp32 sum."""
+    """Whether two segmentations have the same text and score, up to the rounding of an fp32 sum."""
     scores = [sum(ours.get_score(i) for i in ids) for ids in (expected, got)]
     rounding = len(expected) * abs(scores[0]) * 2.0**-24
     return ours.decode(expected) == ours.decode(got) and abs(scores[0] - scores[1]) <= rounding
@@ -131,8 +136,12 @@ FIXED = (
 
 
 def fuzz(pieces: list[str], count: int = 600, seed: int = 0) -> Iterator[str]:
-    """Texts that have found differences between tokenizers: whitespace of every kind, control characters, emoji, names of special tokens, random
-    Unicode, and random joins of a tokenizer's own pieces, which reach merges that ordinary text does not. The same for the same pieces and seed."""
+    """Texts that have found differences between tokenizers.
+
+    Whitespace of every kind, control characters, emoji, names of special tokens, random Unicode, and
+    random joins of a tokenizer's own pieces, which reach merges that ordinary text does not.
+    The same for the same pieces and seed.
+    """
     yield from FIXED
     rng = random.Random(seed)
     whitespace, words = (
