@@ -265,7 +265,7 @@ class Trainer:
         for callback in self._begun:
             try:
                 callback.on_end(self, code, reason)
-            except (OSError, StaleStartError) as error:
+            except (OSError, UserError, StaleStartError) as error:
                 met = error if isinstance(error, StaleStartError) else met or error
         return met
 
@@ -319,11 +319,12 @@ class Trainer:
                 batches = self._to_device(prefetcher.get())
                 applied, votes = self._train_step(batches, begin, prefetcher.last_wait_s)
                 decided = self._heard(votes)
-                if decided.lost:
-                    return self._follow_folder()
+                moved = self._follow_folder() if decided.lost else ""
                 diverged = self._divergence(applied)
                 if diverged:
                     return ExitCode.DIVERGED, diverged
+                if moved:
+                    return ExitCode.STOPPED_BY_USER, moved
                 if self.step == self.last_step:
                     break  # `_work` saves and evaluates
                 if decided.ends:
@@ -342,8 +343,11 @@ class Trainer:
         reason = self.requests.stop.reason() or "another rank was asked to stop"
         return ExitCode.STOPPED_BY_USER if decided.leave else ExitCode.STOPPED, reason
 
-    def _follow_folder(self) -> tuple[ExitCode, str]:
-        """Has `_work` save where the run's folder was moved to. Where it is gone, the fence of that save ends the run on all ranks."""
+    def _follow_folder(self) -> str:
+        """Has `_work` save where the run's folder was moved to, and says so.
+
+        Where it is gone, the fence of that save ends the run on all ranks.
+        """
         old, new = self.run_dir, self.requests.whereabouts()
         if new is not None:
             self.run_dir = new
@@ -351,10 +355,7 @@ class Trainer:
         with contextlib.suppress(SaveError, StaleStartError):
             self._settle()  # it was to be written at the old place
         self.saved_step = -1
-        return (
-            ExitCode.STOPPED_BY_USER,
-            f"{old} was moved while it trained, and is saved in {new}: start it from there, under its new name",
-        )
+        return f"{old} was moved while it trained, and is saved in {new}: start it from there, under its new name"
 
     def _divergence(self, applied: bool) -> str:
         """Why the run ends after a step that was left out; empty where it goes on."""
