@@ -98,7 +98,10 @@ class Trainer:
         }
 
     def _call(self, moment: str, *args: Any) -> None:
-        """Calls all callbacks. What one of them cannot write ends the run on all ranks at once, with the next vote."""
+        """Calls all callbacks.
+
+        What one of them cannot write ends the run on all ranks at once, with the next vote.
+        """
         for callback in self.callbacks:
             try:
                 getattr(callback, moment)(self, *args)
@@ -160,10 +163,13 @@ class Trainer:
         return str(reader.folder)
 
     def save(self, *, asynchronous: bool = False, prune: bool = True) -> None:
-        """Saves a checkpoint of the present step, unless there is one. Waits for the save before, where that still goes on.
+        """Saves a checkpoint of the present step, unless there is one.
+
+        Waits for the save before, where that still goes on.
 
         asynchronous: returns when the step's state is copied; the loop reports the rest when it is done.
-        prune: removes old ones; never where the last step was left out, as the newest weights may be the broken ones.
+        prune: removes old ones; never where the last step was left out, as the newest weights may
+        be the broken ones.
         """
         if self.saved_step != self.step:
             self._settle()
@@ -260,7 +266,10 @@ class Trainer:
         return code, reason
 
     def _end_callbacks(self, code: ExitCode, reason: str) -> Exception | None:
-        """Ends every callback that has begun, whatever the others meet. Returns what one of them met."""
+        """Ends every callback that has begun, whatever the others meet.
+
+        Returns what one of them met.
+        """
         met: Exception | None = None
         for callback in self._begun:
             try:
@@ -280,7 +289,10 @@ class Trainer:
         self._ask()
 
     def _work(self) -> tuple[ExitCode, str]:
-        """Everything between the first and the last moment. What was trained is saved before anything else is done with it."""
+        """Everything between the first and the last moment.
+
+        What was trained is saved before anything else is done with it.
+        """
         begun = self.step
         code, reason = self._loop()
         if code is ExitCode.DIVERGED:
@@ -302,7 +314,10 @@ class Trainer:
         return code, reason
 
     def _last_evaluation(self, reason: str, decided: Decision) -> tuple[ExitCode, str]:
-        """How the run ends once all steps are done. Told to leave, it leaves: the next start evaluates."""
+        """How the run ends once all steps are done.
+
+        Told to leave, it leaves: the next start evaluates.
+        """
         if decided.ends:
             code, asked = self._asked_to_leave(decided)
             return code, f"{asked}; all steps are done, and the last evaluation is left to the next start"
