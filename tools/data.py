@@ -51,16 +51,20 @@ def prepare(
         SplitBy,
         typer.Option(help="Assign single documents, or whole files, to a split."),
     ] = SplitBy.document,
-    seed: Annotated[int, typer.Option(help="Seed of the assignment to splits.")] = 1234,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the assignment to splits.")] = 1234,
     workers: Annotated[
         int,
-        typer.Option(help="Processes; 0: one for each core. The result does not depend on it."),
+        typer.Option(
+            min=0, max=1024, help="Processes; 0: one for each core. The result does not depend on it."
+        ),
     ] = 0,
     streaming: Annotated[
         bool,
         typer.Option(help="Read a hub data set without downloading it whole."),
     ] = False,
-    limit: Annotated[int | None, typer.Option(help="Read this many records at most.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=10**18, help="Read this many records at most.")
+    ] = None,
     strict: Annotated[
         bool,
         typer.Option("--strict", help="End with an error at the first broken record."),
@@ -111,7 +115,7 @@ def prepare(
 @app.command()
 def inspect(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set folder.")],
-    documents: Annotated[int, typer.Option(min=0, help="Documents to show.")] = 1,
+    documents: Annotated[int, typer.Option(min=0, max=1000, help="Documents to show.")] = 1,
     split: Annotated[
         str,
         typer.Option(help="Split to show documents of: train, validation or test."),
@@ -142,7 +146,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Read data sets whole and compare them with their checksums; leaves with 2 for a damaged one."""
+    """Read data sets whole and compare them with their checksums; leave with 2 if one differs."""
     from dataclasses import asdict
 
     from rich.console import Console
@@ -178,6 +182,7 @@ class _ProgressBar:
         from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
 
+        console = Console(stderr=True)
         self._bar = Bar(
             SpinnerColumn(),
             TextColumn("{task.fields[documents]:,} documents"),
@@ -185,9 +190,10 @@ class _ProgressBar:
             BarColumn(),
             TextColumn("{task.fields[speed]:,.0f} tokens/s"),
             TimeElapsedColumn(),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
-            disable=not visible,
+            # Elsewhere a bar would leave an empty line, also beside a mistake.
+            disable=not visible or not console.is_terminal,
         )
         self._task = self._bar.add_task("", total=None, documents=0, tokens=0, speed=0.0)
 

@@ -11,6 +11,10 @@ from typing import Annotated
 import typer
 
 from model.errors import UserError
+from model.words import printable
+
+LARGEST = 1e30
+"""Of rates, depths and shares, as optimizer.lr has it."""
 
 
 def command(
@@ -37,7 +41,9 @@ def command(
             help="Comma-separated warm-ups as shares of the steps; the configuration's unless given."
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each cell, from train.seed upwards.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1000, help="Trainings of each cell, from train.seed upwards.")
+    ] = 1,
     equal: Annotated[
         str,
         typer.Option(
@@ -51,7 +57,8 @@ def command(
         Path, typer.Option(help="Folder of the cells, the page and the JSON; the same command there resumes.")
     ] = Path("duel"),
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Cells trained at once; one per GPU or processor unless given.")
+        int | None,
+        typer.Option(min=1, max=1024, help="Cells trained at once; one per GPU or processor unless given."),
     ] = None,
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Train nothing; write the page of what is there.")
@@ -107,7 +114,7 @@ def _depths(text: str | None) -> list[int]:
     """Comma-separated whole numbers above 0. Raises UserError for anything else and for one that occurs twice."""
     numbers = _numbers("--layers", text)
     if not all(number.is_integer() for number in numbers):
-        raise UserError(f"--layers {text}: depths are whole numbers")
+        raise UserError(f"--layers {printable(text, 60)}: depths are whole numbers")
     return [int(number) for number in numbers]
 
 
@@ -116,9 +123,11 @@ def _numbers(option: str, text: str | None, zero: bool = False) -> list[float]:
     try:
         numbers = [float(part) for part in (text or "").split(",") if part.strip()]
     except ValueError:
-        raise UserError(f"{option} {text}: give numbers separated by commas") from None
-    if any(number < 0 or (number == 0 and not zero) for number in numbers) or len(set(numbers)) < len(
-        numbers
-    ):
-        raise UserError(f"{option} {text}: every number must be positive and named once")
+        raise UserError(f"{option} {printable(text, 60)}: give numbers separated by commas") from None
+    if any(not 0 <= number <= LARGEST or (number == 0 and not zero) for number in numbers) or len(
+        set(numbers)
+    ) < len(numbers):
+        raise UserError(
+            f"{option} {printable(text, 60)}: every number must be positive, at most {LARGEST:g}, and named once"
+        )
     return numbers

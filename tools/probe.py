@@ -32,9 +32,9 @@ def command(
     ] = None,
     layers: Annotated[int | None, typer.Option(min=1, help="Layers instead of the configuration's.")] = None,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Initialisations (with tokens of their own) to average over.")
+        int, typer.Option(min=1, max=1000, help="Initialisations (with tokens of their own) to average over.")
     ] = 1,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences a seed.")] = 2,
+    batch: Annotated[int, typer.Option(min=1, max=1 << 16, help="Sequences a seed.")] = 2,
     tokens: Annotated[
         str,
         typer.Option(
@@ -43,7 +43,9 @@ def command(
     ] = "auto",
     dtype: Annotated[
         str,
-        typer.Option(help="float32 or float64, which reports gradients that float32 would flush to zero."),
+        typer.Option(
+            help="float32; float64, which reports gradients that float32 would flush to zero; or bfloat16, as training has it."
+        ),
     ] = "float32",
     compare: Annotated[
         str | None,

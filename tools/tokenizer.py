@@ -37,13 +37,14 @@ def train(
     ],
     out: Annotated[Path, typer.Option(help="Model file to write.")] = Path("tokenizer.model"),
     vocab_size: Annotated[
-        int, typer.Option(help="Pieces of the vocabulary, including 256 bytes and 3 marks.")
+        int,
+        typer.Option(min=1, max=1_000_000, help="Pieces of the vocabulary, including 256 bytes and 3 marks."),
     ] = 4096,
     model: Annotated[
         Model, typer.Option(help="bpe trains and encodes documents faster; unigram is SentencePiece's own.")
     ] = Model.bpe,
     max_bytes: Annotated[
-        int, typer.Option(help="Bytes of text to train on at most; more input is sampled.")
+        int, typer.Option(min=1, max=10**12, help="Bytes of text to train on at most; more input is sampled.")
     ] = 10_000_000,
     text_key: Annotated[str, typer.Option(help=TEXT_KEY)] = "text",
     streaming: Annotated[bool, typer.Option(help="Read a hub data set without downloading it whole.")] = True,
@@ -60,7 +61,7 @@ def train(
     if as_json:
         typer.echo(json.dumps(asdict(trained), indent=1))
     elif not quiet:
+        pieces = f"{trained.vocab_size} pieces ({trained.model})"
+        source = f"{trained.documents} documents, {trained.bytes / 1e6:.1f} MB"
         left_out = f"; {trained.broken} broken records left out" if trained.broken else ""
-        typer.echo(
-            f"{trained.path}: {trained.vocab_size} pieces ({trained.model}) from {trained.documents} documents, {trained.bytes / 1e6:.1f} MB{left_out}"
-        )
+        typer.echo(f"{trained.path}: {pieces} from {source}{left_out}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from model.config import Strict
 from model.errors import UserError
 from model.words import printable
 from pretrain.config.compose import Composition
@@ -67,6 +69,23 @@ def user_error(error: ValidationError, composition: Composition) -> Configuratio
         [_unknown(key, unknown[key], composition) for key in unknown]
         + [_wrong(key, groups[key], composition) for key in others]
     )
+
+
+S = TypeVar("S", bound=Strict)
+
+
+def checked(kind: type[S], values: Mapping[str, Any], prefix: str) -> S:
+    """A section of values that no configuration file gave. Raises UserError in one line, after `prefix`."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        if first["type"] == "value_error":
+            raise UserError(f"{prefix}{first['ctx']['error']}") from error
+        raise UserError(
+            f"{prefix}{place}={shown_value(first['input'])} must be {_expected(first)}"
+        ) from error
 
 
 def _key(item: Any, values: Any) -> str:

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pydantic import ValidationError
-
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES, scheme_names
 from model.errors import UserError
 from pretrain.config.compose import COMMAND_LINE
+from pretrain.config.errors import checked
 from pretrain.config.load import load_with_origins
 from pretrain.config.yaml_reader import YamlError, parse
 
@@ -73,14 +72,7 @@ class Variant:
 
 def validated(values: dict[str, Any], prefix: str = "") -> ModelConfig:
     """The model of these values. Raises UserError in one line, after `prefix`, where they do not fit together."""
-    try:
-        return ModelConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"{prefix}{f'model.{place}: ' if place else ''}{first['msg'].removeprefix('Value error, ')}"
-        ) from error
+    return checked(ModelConfig, values, prefix)
 
 
 def base_asked_for(path: str, overrides: Sequence[str]) -> str | None:

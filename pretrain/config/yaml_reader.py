@@ -115,11 +115,17 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = "'" if NUMBER_LIKE.match(text) or text in BOOLEAN or text in NULL else None
+    style = None if _reads_as_text(text) else "'"
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
-NUMBER_LIKE = re.compile(r"[-+.0-9]")
+def _reads_as_text(text: str) -> bool:
+    try:
+        return isinstance(scalar(text), str)
+    except ValueError:
+        return False
+
+
 _Dumper.add_representer(str, _text)
 
 

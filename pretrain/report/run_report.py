@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 from model.depth.scheme import SCHEMES
 from model.files import atomic_write_text
 from model.words import printable
+from pretrain.report.page import template
 from pretrain.report.run import Run, read_run
 from pretrain.report.run_charts import Context, all_charts
 from pretrain.report.run_numbers import commands, date, facts, headlines, numbers
@@ -32,7 +33,6 @@ __all__ = [
     "write_report",
 ]
 
-TEMPLATE = Path(__file__).with_name("templates") / "report.html"
 MOST_WARNINGS = 100
 
 
@@ -53,14 +53,9 @@ def write_page(run: Run, out: Path | None = None) -> Path:
 
 def render(run: Run) -> str:
     """The page as HTML, with every picture inside."""
-    from jinja2 import Environment, StrictUndefined
-
     context = Context(run.metrics, run.config.number("optimizer.clip_grad") or 0.0, run.unigram_entropy)
-    page = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(TEMPLATE.read_text(encoding="utf-8"))
     warnings = grouped_warnings(run)
-    return page.render(
+    return template("report.html").render(
         name=run.name,
         status=status(run),
         damage=damage(run),

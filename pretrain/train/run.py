@@ -26,7 +26,7 @@ from parallel.launch.exit_codes import ExitCode
 from parallel.launch.gate import StrangerError
 from parallel.launch.host import check_processes
 from parallel.launch.local import start_local
-from parallel.launch.process_group import has_gpu, init_process_group, open_store
+from parallel.launch.process_group import has_gpu, has_own_store, init_process_group, open_store
 from parallel.launch.ranks import ALONE, RankInfo, rank_from_environment
 from parallel.launch.secret import run_secret
 from parallel.topology import Topology
@@ -162,7 +162,7 @@ def _run_rank(config: RunConfig, info: RankInfo, run_dir: Path, problem: str) ->
 
 def _secret(info: RankInfo, run_dir: Path) -> str:
     """What the ranks of the run know each other by. Raises StrangerError where this node cannot have it."""
-    if info.world_size == 1:
+    if info.world_size == 1 or has_own_store():
         return ""
     try:
         return run_secret(run_dir / CONTROL)

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import io
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -61,8 +62,11 @@ class Outcome:
 
 
 def _wrong_line(err: str) -> str:
-    line = err.removesuffix("\n")
-    if not line.startswith("fathom: error: ") or "\n" in line:
+    """What is wrong with the line for a mistake. Before it, a start may have noted what it found."""
+    *notes, line = err.removesuffix("\n").split("\n")
+    if not all(re.match(r"(note|tiny|new|other|preflight): ", note) for note in notes):
+        return f"more than one line: {err[:800]!r}"
+    if not line.startswith("fathom: error: "):
         return f"not one line: {err[:800]!r}"
     if len(line) > LINE:
         return f"a line of {len(line)} characters: {err[:200]!r}"
