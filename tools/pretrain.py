@@ -27,7 +27,7 @@ def command(
     Starts one local process per GPU (or `parallel.processes`), unless torchrun, deepspeed or srun has started this one. Ctrl-C saves and stops, as does a
     file control/exit in the run's folder (control/save: save and go on); the same command continues. Exit codes: 0 finished, 2 a mistake in the
     configuration, 75 and 76 saved and stopped, 77 not finite, 78 a step did not end, 79 a node failed its check,
-    80 another start has the run, 1 an error.
+    80 another start has the run or its folder is gone, 1 an error.
     """
     # Waiting threads must not burn the cores that other ranks compute on; read when PyTorch is loaded, so it comes first.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

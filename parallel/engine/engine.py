@@ -313,7 +313,9 @@ class Engine:
         return self._reported(losses).mean() / self.topology.layout.data
 
     def _reported(self, losses: list[Any]) -> Tensor:
-        """Losses that this rank contributes, in float64: one tensor-parallel rank of the last stage has them, the others a zero."""
+        """Losses that this rank contributes, in float64: one tensor-parallel rank of the last stage
+        has them, the others a zero.
+        """
         if not losses or self.topology.tensor_rank or not self.topology.last_stage:
             return torch.zeros(1, dtype=torch.float64, device=self.device)
         return torch.stack(losses).double()

@@ -22,13 +22,18 @@ class ExitCode(IntEnum):
     STOPPED_BY_USER = 76
     """Saved and left because a person, or train.stop_at_step, said so: do not start again."""
     DIVERGED = 77
-    """A loss is not finite and train.nan_guard is `stop`, or has left out too many steps: the same data would do it again."""
+    """A loss is not finite and train.nan_guard is `stop`, or has left out too many steps: the same
+    data would do it again.
+    """
     HUNG = 78
     """A step or a collective did not end in time; the watchdog ended the process: start again."""
     BAD_NODE = 79
     """This node failed its check before the first step: start again elsewhere."""
     STALE = 80
-    """The run directory is not this start's any more: a newer one owns it, or it is gone. Nothing was touched."""
+    """The run directory is not this start's any more: a newer one owns it, or it is gone.
+
+    Nothing was touched.
+    """
 
 
 RESTARTABLE = frozenset({ExitCode.CRASH, ExitCode.STOPPED, ExitCode.HUNG, ExitCode.BAD_NODE})

@@ -133,7 +133,10 @@ class Recent:
 
 
 def recent_events(path: Path, block: int = 1 << 16, limit: int = 1 << 24) -> Recent:
-    """The newest steps and the end after them, read from the end of the file, as it may be large. What cannot be read is left out."""
+    """The newest steps and the end after them, read from the end of the file, as it may be large.
+
+    What cannot be read is left out.
+    """
     train: list[Train] = []
     end: End | None = None
     begun = False

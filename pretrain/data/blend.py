@@ -166,7 +166,9 @@ class TokenBlend:
         return out
 
     def without_repetition(self, most: int) -> int:
-        """How many samples from the first on come before one that was there already, at most `most`."""
+        """How many samples from the first on come before one that was there already, at most
+        `most`.
+        """
         return self._pattern.until(self.samples_per_epoch, most)
 
     def _beyond(self, out: np.ndarray, wanted: list[int]) -> UserError:

@@ -128,7 +128,9 @@ class BlendPattern:
         return corpus, block * int(self._counts[corpus]) + int(self._rank[place])
 
     def until(self, available: list[int], most: int) -> int:
-        """How many samples come before the first one of a corpus of which `available` were taken, at most `most`."""
+        """How many samples come before the first one of a corpus of which `available` were taken,
+        at most `most`.
+        """
         if self._single:
             return min(available[0], most)
         low, high = 0, min(most, sum(available))

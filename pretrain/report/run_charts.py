@@ -339,7 +339,10 @@ def _profiles(
 
 
 def _shown(events: Sequence[Signal], keys: Sequence[str]) -> list[Signal]:
-    """First, last and up to four between of the measurements that have any of the keys. Each is read from the file, so as few as can be."""
+    """First, last and up to four between of the measurements that have any of the keys.
+
+    Each is read from the file, so as few as can be.
+    """
 
     def measured(event: Signal) -> bool:
         return any(event.profile(key)[0] for key in keys)

@@ -19,7 +19,11 @@ from pretrain.train.callbacks.progress import duration
 
 
 def numbers(run: Run) -> dict[str, float | int | None]:
-    """The headline numbers, for programs; None where unknown. Losses in nats per token, times in seconds, tokens_per_s the median over steps."""
+    """The headline numbers, for programs.
+
+    None where unknown. Losses in nats per token, times in seconds, tokens_per_s the median over
+    steps.
+    """
     metrics = run.metrics
     losses = [event.loss for event in metrics.train if math.isfinite(event.loss)]
     window = smoothing_window(len(losses)) if len(losses) >= SHORT else 1
@@ -178,7 +182,9 @@ def _world_size(run: Run) -> int:
 
 
 def _gpu(run: Run) -> str | None:
-    """Name of the GPUs of the first host, where it has GPUs of one kind and they were not hidden from the run."""
+    """Name of the GPUs of the first host, where it has GPUs of one kind and they were not hidden
+    from the run.
+    """
     names = {gpu.word("name") for gpu in run.environment.rows("gpus")}
     hidden = run.environment.get("variables.CUDA_VISIBLE_DEVICES") in ("", "-1")
     return names.pop() if len(names) == 1 and not hidden else None
@@ -193,7 +199,9 @@ def _devices(run: Run) -> str:
 
 
 def _typed(argv: list[str]) -> list[str]:
-    """What a user types for a process that was started with `argv`: interpreter and module paths replaced by the command."""
+    """What a user types for a process that was started with `argv`: interpreter and module paths
+    replaced by the command.
+    """
     for word in ("pretrain.train.run", "pretrain.run", "pretrain"):  # the second is of earlier versions
         if word in argv:
             return ["fathom", "pretrain", *argv[argv.index(word) + 1 :]]

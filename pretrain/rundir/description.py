@@ -1,6 +1,8 @@
-"""What a run's folder says the run is: config.yaml and environment.json, read as far as they can be.
+"""What a run's folder says the run is: config.yaml and environment.json, read as far as they can
+be.
 
-They may be of another version, damaged, or somebody else's: whoever shows a run shows what is known, and leaves out the rest.
+They may be of another version, damaged, or somebody else's: whoever shows a run shows what is
+known, and leaves out the rest.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ from pretrain.config.yaml_reader import parse, read_text
 
 @dataclass(frozen=True)
 class Facts:
-    """Values by dotted key, each asked for as what it has to be; None where it is missing or something else."""
+    """Values by dotted key, each asked for as what it has to be.
+
+    None where it is missing or something else.
+    """
 
     tree: Mapping[str, Any] = field(default_factory=dict)
     text: str = ""

@@ -77,7 +77,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Signal:
-    """Per-layer measurements. Those of a deep run are most of its file: they stay there and are read when asked for."""
+    """Per-layer measurements.
+
+    Those of a deep run are most of its file: they stay there and are read when asked for.
+    """
 
     step: int
     time: float
@@ -85,7 +88,9 @@ class Signal:
 
     @property
     def layers(self) -> tuple[Mapping[str, float], ...]:
-        """One mapping a layer, with `layer` (1-based) and whatever was measured; none where the line is damaged."""
+        """One mapping a layer, with `layer` (1-based) and whatever was measured; none where the
+        line is damaged.
+        """
         return _layers_at(self.place)
 
     def profile(self, key: str) -> tuple[list[int], list[float]]:
@@ -147,7 +152,10 @@ SIGNAL_LINE = re.compile(
 
 
 def event_of(line: bytes, place: Place) -> Event | None:
-    """The event of a line; None for one of an unknown name. Raises ValueError or TypeError where it does not fit."""
+    """The event of a line.
+
+    None for one of an unknown name. Raises ValueError or TypeError where it does not fit.
+    """
     begin = SIGNAL_LINE.match(line)
     if begin is not None and line.endswith(b"}"):
         return Signal(int(begin[2]), _float("time", float(begin[1])), place)

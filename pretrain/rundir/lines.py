@@ -16,7 +16,8 @@ BLOCK = 1 << 16
 def open_regular(path: Path) -> BinaryIO:
     """Opens a file to be read.
 
-    Raises UserError for what is no regular file, such as a pipe, which would wait for ever. Raises OSError as the file system does.
+    Raises UserError for what is no regular file, such as a pipe, which would wait for ever.
+    Raises OSError as the file system does.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -26,7 +27,9 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def lines_backwards(path: Path, block: int = BLOCK, limit: int | None = None) -> Iterator[bytes]:
-    """Lines from the last one on, without their ends; empty for what follows the last line end. None where there is no file.
+    """Lines from the last one on, without their ends; empty for what follows the last line end.
+
+    None where there is no file.
 
     block: bytes read at once; limit: of the file's end that are looked at.
     """

@@ -47,7 +47,8 @@ class UnwritableError(UserError):
 
 @contextmanager
 def owned(run_dir: Path, rank: int) -> Iterator[None]:
-    """Rank 0 holds the run directory for this start while the block runs; the kernel lets it go when the process dies.
+    """Rank 0 holds the run directory for this start while the block runs; the kernel lets it go
+    when the process dies.
 
     Other ranks do nothing.
     Raises InUseError where another process trains in it.
@@ -88,7 +89,9 @@ def check_free(run_dir: Path) -> None:
 
 
 class HeldFolder:
-    """A folder that is held open, so that it is noticed when it does not stand at its path any more."""
+    """A folder that is held open, so that it is noticed when it does not stand at its path any
+    more.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -136,7 +139,8 @@ def _unwritable(run_dir: Path, error: OSError) -> OSError | UnwritableError:
 def _lock(run_dir: Path) -> int:
     """An open file that holds the lock, to be closed. Raises InUseError, or UnwritableError.
 
-    A lock that the start of another job holds is passed over: that of a lost node may stay for a long time on a network file system, and
+    A lock that the start of another job holds is passed over: that of a lost node may stay for a
+    long time on a network file system, and
     state.json fences off a node that lives.
     """
     path = run_dir / LOCK_FILE
@@ -173,7 +177,8 @@ def _take(handle: int, run_dir: Path) -> None:
 
 
 def _of_another_job(run_dir: Path) -> bool:
-    """Whether the start that has the run so far is that of another Slurm job than this process's, or an earlier one of its own job.
+    """Whether the start that has the run so far is that of another Slurm job than this process's,
+    or an earlier one of its own job.
 
     The batch script has claimed the run for its ranks then, and left the start without a name.
     """
@@ -185,7 +190,9 @@ def _of_another_job(run_dir: Path) -> bool:
 
 
 def _check_alone(run_dir: Path) -> None:
-    """Raises InUseError where a process of this machine trains here by what state.json says: a lock may be missing, or its file removed."""
+    """Raises InUseError where a process of this machine trains here by what state.json says: a lock
+    may be missing, or its file removed.
+    """
     state = read_state(run_dir)
     if state.get("state") in (None, RUNNING) and state.get("pid") != os.getpid() and alive(state):
         raise in_use(run_dir, f"process {state['pid']} on {state['host']}")

@@ -44,7 +44,9 @@ class Metrics:
     finished: End | None = None
     """How it left the loop; None while it runs, or when it was killed."""
     busy_seconds: float = 0.0
-    """Time between the first and last line of each process, summed, without the idle time between processes."""
+    """Time between the first and last line of each process, summed, without the idle time between
+    processes.
+    """
     torn: int = 0
     """Lines that an interruption cut off."""
     damaged: int = 0
@@ -78,7 +80,8 @@ class Metrics:
 def read_metrics(path: Path | str) -> Metrics:
     """Reads a metrics.jsonl, of a finished run or one that is still being written.
 
-    Lines that were cut off, and damaged ones, are left out and counted; events of unknown names are left out.
+    Lines that were cut off, and damaged ones, are left out and counted; events of unknown names are
+    left out.
     Raises UserError where the file is missing, or is no regular file.
     """
     path = Path(path)
@@ -114,7 +117,10 @@ def read_metrics(path: Path | str) -> Metrics:
 
 
 def newest_checkpoint(path: Path) -> int | None:
-    """The step of the newest checkpoint that a metrics.jsonl tells of, read from its end; None where it tells of none."""
+    """The step of the newest checkpoint that a metrics.jsonl tells of, read from its end.
+
+    None where it tells of none.
+    """
     for line in lines_backwards(path):
         if b'"checkpoint"' in line[:40]:
             try:

@@ -30,8 +30,10 @@ TORN_EVENT = "torn"
 class MetricsWriter:
     """Appends events to a metrics.jsonl, which need not exist yet.
 
-    One write call a line, so that lines of a killed run are whole but the last. A last line that was cut off is made a line of its own on opening.
-    A file that is removed meanwhile is begun anew, and that is said. A line that the disk has no room for leaves nothing of itself.
+    One write call a line, so that lines of a killed run are whole but the last.
+    A last line that was cut off is made a line of its own on opening.
+    A file that is removed meanwhile is begun anew, and that is said.
+    A line that the disk has no room for leaves nothing of itself.
     Usable as a context manager.
     Raises OSError as the file system does, and UserError for a link or what is no regular file.
     """
@@ -46,7 +48,8 @@ class MetricsWriter:
     def write(self, event: str, step: int, **fields: Any) -> None:
         """One event, stamped with the current time unless `time` is given.
 
-        Floats that are not finite become null (JSON has no NaN) and are named in `nonfinite`: `loss`, or `layers[2].residual_rms`.
+        Floats that are not finite become null (JSON has no NaN) and are named in `nonfinite`:
+        `loss`, or `layers[2].residual_rms`.
         Raises ValueError for an unknown event name.
         """
         if event not in KINDS:
@@ -106,7 +109,9 @@ class MetricsWriter:
             self._put(self._start)
 
     def _close_last_line(self) -> None:
-        """Ends a last line that has no end: as it is where it is complete, else as an event that holds what there is of it."""
+        """Ends a last line that has no end: as it is where it is complete, else as an event that
+        holds what there is of it.
+        """
         last = next(lines_backwards(self.path), b"")
         if not last:
             return

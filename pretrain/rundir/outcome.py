@@ -1,4 +1,5 @@
-"""How a start can end: one table, from which state.json, metrics.jsonl, `fathom status` and the report take what they say.
+"""How a start can end: one table, from which state.json, metrics.jsonl, `fathom status` and the
+report take what they say.
 
 Standard library only, as the batch script's Python reads it too.
 """
@@ -63,7 +64,8 @@ def ending(code: int) -> Ending:
 def exit_code_of(error: BaseException) -> ExitCode:
     """What a process ends with that met an error.
 
-    A file system that refuses is a mistake where nothing starts the run again. On Slurm it may be one node's, or pass.
+    A file system that refuses is a mistake where nothing starts the run again.
+    On Slurm it may be one node's, or pass.
     """
     if isinstance(error, UserError):
         return ExitCode.USER_ERROR
@@ -75,7 +77,10 @@ def exit_code_of(error: BaseException) -> ExitCode:
 
 
 def known_line(error: BaseException) -> str | None:
-    """One line for what a user, a node, another rank or another start is the cause of. None for a fault of the program."""
+    """One line for what a user, a node, another rank or another start is the cause of.
+
+    None for a fault of the program.
+    """
     if isinstance(getattr(error, "exit_code", None), int):
         return " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):

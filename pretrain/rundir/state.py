@@ -69,12 +69,14 @@ STATE_KEYS = {
     "host": TEXT,
     "pid": WHOLE,
     "began": WHOLE,
-    # The start that owns the run directory. job_id: null without Slurm; supervised: a batch script waits for its end.
+    # The start that owns the run directory. job_id: null without Slurm; supervised: a batch script
+    # waits for its end.
     "job_id": JOB,
     "restart_count": WHOLE,
     "start": TEXT,
     "supervised": FLAG,
-    # Starts of this submission before the newest; those in a row that left no new checkpoint; the newest checkpoint when the newest began.
+    # Starts of this submission before the newest; those in a row that left no new checkpoint; the
+    # newest checkpoint when the newest began.
     "restarts": WHOLE,
     "stalled": WHOLE,
     "start_step": WHOLE,
@@ -126,12 +128,18 @@ class Owner:
 
 
 def read_state(run_dir: Path | str) -> dict[str, Any]:
-    """The newest state, empty where the run has none. Raises UserError for a file that is damaged."""
+    """The newest state, empty where the run has none.
+
+    Raises UserError for a file that is damaged.
+    """
     return _read(Path(run_dir) / STATE_FILE, STATE_KEYS)
 
 
 def read_submitted(run_dir: Path | str) -> dict[str, Any]:
-    """What `fathom submit` last wrote about the run, empty where it was never submitted. Raises UserError for a file that is damaged."""
+    """What `fathom submit` last wrote about the run, empty where it was never submitted.
+
+    Raises UserError for a file that is damaged.
+    """
     return _read(Path(run_dir) / SUBMITTED_FILE, SUBMITTED_KEYS)
 
 
@@ -171,9 +179,11 @@ def claim(run_dir: Path | str, owner: Owner | None = None, **fields: Any) -> dic
 
 
 def check_owner(run_dir: Path | str, owner: Owner | None = None) -> None:
-    """Call before a checkpoint is made the newest, and before anything else that a newer start would trip over.
+    """Call before a checkpoint is made the newest, and before anything else that a newer start
+    would trip over.
 
-    Raises StaleStartError where another start owns the run directory, or it is gone. Without a state.json, nobody else does.
+    Raises StaleStartError where another start owns the run directory, or it is gone.
+    Without a state.json, nobody else does.
     """
     owner = owner or Owner.from_environment()
     state = read_state(run_dir)
@@ -287,7 +297,10 @@ def read_failures(run_dir: Path | str, owner: Owner) -> list[Failure]:
 
 
 def alive(state: Mapping[str, Any]) -> bool | None:
-    """Whether the process that wrote a state still lives; None where that cannot be known here, as on another host."""
+    """Whether the process that wrote a state still lives.
+
+    None where that cannot be known here, as on another host.
+    """
     pid, began = state.get("pid"), state.get("began")
     if state.get("host") != _host() or not pid:
         return None
@@ -304,7 +317,8 @@ def alive(state: Mapping[str, Any]) -> bool | None:
 def process_began(pid: int) -> int | None:
     """When a process of this machine began, in the kernel's ticks since it was switched on.
 
-    0 for one that has ended and was not waited for; None where that is hidden. Fields 3 and 22 of proc_pid_stat(5).
+    0 for one that has ended and was not waited for; None where that is hidden.
+    Fields 3 and 22 of proc_pid_stat(5).
     """
     try:
         text = Path(f"/proc/{pid}/stat").read_bytes()
@@ -376,7 +390,10 @@ def _write(run_dir: Path | str, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _written_over(path: Path, text: str) -> bool:
-    """On a full disk: puts a text into the blocks that a file has already. Returns whether it could."""
+    """On a full disk: puts a text into the blocks that a file has already.
+
+    Returns whether it could.
+    """
     try:
         with path.open("r+b", buffering=0) as file:
             facts = os.fstat(file.fileno())

@@ -19,7 +19,8 @@ def fit_processes(config: RunConfig, world: int) -> Layout:
 
 
 def eval_rounds(layout: Layout, samples: int, micro_batch_size: int) -> int:
-    """Micro-batches of each rank in which `samples` samples are evaluated, each once; the last ones may be filled up.
+    """Micro-batches of each rank in which `samples` samples are evaluated, each once; the last ones
+    may be filled up.
 
     An interleaved pipeline takes multiples of its stages.
     """

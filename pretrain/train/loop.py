@@ -98,7 +98,10 @@ class Trainer:
         }
 
     def _call(self, moment: str, *args: Any) -> None:
-        """Calls all callbacks. What one of them cannot write ends the run on all ranks at once, with the next vote."""
+        """Calls all callbacks.
+
+        What one of them cannot write ends the run on all ranks at once, with the next vote.
+        """
         for callback in self.callbacks:
             try:
                 getattr(callback, moment)(self, *args)
@@ -160,10 +163,13 @@ class Trainer:
         return str(reader.folder)
 
     def save(self, *, asynchronous: bool = False, prune: bool = True) -> None:
-        """Saves a checkpoint of the present step, unless there is one. Waits for the save before, where that still goes on.
+        """Saves a checkpoint of the present step, unless there is one.
+
+        Waits for the save before, where that still goes on.
 
         asynchronous: returns when the step's state is copied; the loop reports the rest when it is done.
-        prune: removes old ones; never where the last step was left out, as the newest weights may be the broken ones.
+        prune: removes old ones; never where the last step was left out, as the newest weights may
+        be the broken ones.
         """
         if self.saved_step != self.step:
             self._settle()
@@ -260,12 +266,15 @@ class Trainer:
         return code, reason
 
     def _end_callbacks(self, code: ExitCode, reason: str) -> Exception | None:
-        """Ends every callback that has begun, whatever the others meet. Returns what one of them met."""
+        """Ends every callback that has begun, whatever the others meet.
+
+        Returns what one of them met.
+        """
         met: Exception | None = None
         for callback in self._begun:
             try:
                 callback.on_end(self, code, reason)
-            except (OSError, StaleStartError) as error:
+            except (OSError, UserError, StaleStartError) as error:
                 met = error if isinstance(error, StaleStartError) else met or error
         return met
 
@@ -280,7 +289,10 @@ class Trainer:
         self._ask()
 
     def _work(self) -> tuple[ExitCode, str]:
-        """Everything between the first and the last moment. What was trained is saved before anything else is done with it."""
+        """Everything between the first and the last moment.
+
+        What was trained is saved before anything else is done with it.
+        """
         begun = self.step
         code, reason = self._loop()
         if code is ExitCode.DIVERGED:
@@ -302,7 +314,10 @@ class Trainer:
         return code, reason
 
     def _last_evaluation(self, reason: str, decided: Decision) -> tuple[ExitCode, str]:
-        """How the run ends once all steps are done. Told to leave, it leaves: the next start evaluates."""
+        """How the run ends once all steps are done.
+
+        Told to leave, it leaves: the next start evaluates.
+        """
         if decided.ends:
             code, asked = self._asked_to_leave(decided)
             return code, f"{asked}; all steps are done, and the last evaluation is left to the next start"
@@ -319,11 +334,12 @@ class Trainer:
                 batches = self._to_device(prefetcher.get())
                 applied, votes = self._train_step(batches, begin, prefetcher.last_wait_s)
                 decided = self._heard(votes)
-                if decided.lost:
-                    return self._follow_folder()
+                moved = self._follow_folder() if decided.lost else ""
                 diverged = self._divergence(applied)
                 if diverged:
                     return ExitCode.DIVERGED, diverged
+                if moved:
+                    return ExitCode.STOPPED_BY_USER, moved
                 if self.step == self.last_step:
                     break  # `_work` saves and evaluates
                 if decided.ends:
@@ -342,8 +358,11 @@ class Trainer:
         reason = self.requests.stop.reason() or "another rank was asked to stop"
         return ExitCode.STOPPED_BY_USER if decided.leave else ExitCode.STOPPED, reason
 
-    def _follow_folder(self) -> tuple[ExitCode, str]:
-        """Has `_work` save where the run's folder was moved to. Where it is gone, the fence of that save ends the run on all ranks."""
+    def _follow_folder(self) -> str:
+        """Has `_work` save where the run's folder was moved to, and says so.
+
+        Where it is gone, the fence of that save ends the run on all ranks.
+        """
         old, new = self.run_dir, self.requests.whereabouts()
         if new is not None:
             self.run_dir = new
@@ -351,10 +370,7 @@ class Trainer:
         with contextlib.suppress(SaveError, StaleStartError):
             self._settle()  # it was to be written at the old place
         self.saved_step = -1
-        return (
-            ExitCode.STOPPED_BY_USER,
-            f"{old} was moved while it trained, and is saved in {new}: start it from there, under its new name",
-        )
+        return f"{old} was moved while it trained, and is saved in {new}: start it from there, under its new name"
 
     def _divergence(self, applied: bool) -> str:
         """Why the run ends after a step that was left out; empty where it goes on."""

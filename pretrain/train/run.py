@@ -174,7 +174,9 @@ def _secret(info: RankInfo, run_dir: Path) -> str:
 
 
 def _leave_word(code: ExitCode, reason: str, info: RankInfo, run_dir: Path) -> None:
-    """Says how the run ended. state.json has it already: a task of srun that leaves in order has to end with 0."""
+    """Says how the run ended. state.json has it already: a task of srun that leaves in order has to
+    end with 0.
+    """
     if info.rank == 0:
         print(f"{run_dir.name}: {reason}", file=sys.stderr)
     if code is ExitCode.DIVERGED and info.rank == 0:

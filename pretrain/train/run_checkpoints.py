@@ -103,7 +103,10 @@ class Checkpoints:
         return False, str(resolve(load_from)) if load_from else None
 
     def save(self, step: int, counts: dict[str, int], *, asynchronous: bool) -> Saved | None:
-        """Begins a save, or does it all. counts: kept with the position. Raises SaveError and StaleStartError as `Saver.save` does."""
+        """Begins a save, or does it all. counts: kept with the position.
+
+        Raises SaveError and StaleStartError as `Saver.save` does.
+        """
         train = self.config.train
         tokenizer = Path(self.config.data.corpora[0].path) / "tokenizer.model"
         files = (

@@ -37,7 +37,10 @@ class Validation:
         return self.engine.evaluate(evaluation_step, lambda: iter(batches), rounds) / self.samples
 
     def _batch(self, index: int, rounds: int) -> Sample:
-        """Micro-batch number `index` of this rank. Where samples have run out, copies of one fill it up."""
+        """Micro-batch number `index` of this rank.
+
+        Where samples have run out, copies of one fill it up.
+        """
         assert self.blend is not None
         topology = self.engine.topology
         size = topology.layout.data

@@ -18,7 +18,8 @@ from pretrain.train.stop_signals import StopRequest
 SAVE_FILE, EXIT_FILE = "save", "exit"
 LOOK_SECONDS, OWNER_SECONDS = 1.0, 10.0
 
-# A vote is a whole number below 2^53, so that sums in fp64 are exact: three flags that rank 0 alone sets, and three counts of ranks, 16 bits each.
+# A vote is a whole number below 2^53, so that sums in fp64 are exact: three flags that rank 0 alone
+# sets, and three counts of ranks, 16 bits each.
 SAVE, FENCED, LOST, RESTART, LEAVE, FAILED = 1.0, 2.0, 4.0, 8.0, 8.0 * 2**16, 8.0 * 2**32
 COUNT = 2**16
 
@@ -108,7 +109,10 @@ class Requests:
         self._stale = str(error)
 
     def whereabouts(self) -> Path | None:
-        """Where the run directory is after a decision that says `lost`; None where that is not known."""
+        """Where the run directory is after a decision that says `lost`.
+
+        None where that is not known.
+        """
         return self._folder.whereabouts() if self._folder is not None else None
 
     def stale(self) -> StaleStartError:

@@ -81,7 +81,10 @@ class TensorBoard(Callback):
         self.add(f"loss/{record['split']}", record["loss"], trainer.step)
 
     def add(self, tag: str, value: float, step: int) -> None:
-        """One number, where it is finite. Raises OSError, naming the folder, for what could not be written of earlier ones."""
+        """One number, where it is finite.
+
+        Raises OSError, naming the folder, for what could not be written of earlier ones.
+        """
         with about(self.folder):
             if math.isfinite(value):
                 self.writer.add_scalar(tag, value, step)

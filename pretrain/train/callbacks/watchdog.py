@@ -54,7 +54,8 @@ class Report:
 
 
 class Watchdog(Callback):
-    """One for each rank, and the first of its callbacks, so that what the others do counts as time between two steps.
+    """One for each rank, and the first of its callbacks, so that what the others do counts as time
+    between two steps.
 
     hosts: node of each rank, empty where it is not known; step_minutes: limit of a step, None for one that follows from the steps, 0 for none;
     collective_minutes: of the process group.

@@ -187,7 +187,9 @@ def test_a_held_folder_is_found_again(tmp_path: Path) -> None:
 def test_the_lock_of_a_lost_node_does_not_hold_up_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of an earlier job, or of an earlier start of this one, whether the batch script has claimed the run for it or not."""
+    """Of an earlier job, or of an earlier start of this one, whether the batch script has claimed
+    the run for it or not.
+    """
     with held_by_another_process(tmp_path, SLURM_JOB_ID="12", SLURM_RESTART_COUNT="0"):
         state = read_state(tmp_path)
         (tmp_path / "state.json").write_text(json.dumps({**state, "state": "running", "host": "lost"}))

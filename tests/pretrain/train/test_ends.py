@@ -54,7 +54,9 @@ def trained(config: RunConfig, *callbacks: Callback, wanted: type[BaseException]
 
 
 def told(run_dir: Path) -> tuple[str, int | None, str, str]:
-    """What state.json, metrics.jsonl, `fathom status` and the report say: (state, exit code, state shown, colour)."""
+    """What state.json, metrics.jsonl, `fathom status` and the report say: (state, exit code, state
+    shown, colour).
+    """
     end = read_metrics(run_dir / "metrics.jsonl").finished
     assert end is not None
     state = read_state(run_dir)

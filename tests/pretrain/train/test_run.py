@@ -153,7 +153,9 @@ def test_a_run_folder_that_is_moved_takes_the_run_along(config: Path, tmp_path: 
     )
 
 
-def test_a_full_disk_is_one_line_and_is_told(config: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("interval", [4, 0])
+def test_a_full_disk_is_one_line_and_is_told(config: Path, tmp_path: Path, interval: int) -> None:
+    """Whether the next checkpoint is the first that meets it, or the next line of metrics."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -162,7 +164,7 @@ def test_a_full_disk_is_one_line_and_is_told(config: Path, tmp_path: Path) -> No
     if mounted.returncode:
         pytest.skip(f"no small disk can be mounted here: {mounted.stderr.decode().strip()}")
     try:
-        with training(config, disk, "checkpoint.interval=4", "train.eval_interval=0") as process:
+        with training(config, disk, f"checkpoint.interval={interval}", "train.eval_interval=0") as process:
             with suppress(OSError), (disk / "large").open("wb", buffering=0) as file:
                 while True:
                     file.write(b"x" * 1024)
@@ -175,8 +177,9 @@ def test_a_full_disk_is_one_line_and_is_told(config: Path, tmp_path: Path) -> No
         assert (state["state"], state["exit_code"]) == ("failed", process.returncode)
         assert "No space left on device" in state["reason"]
         (disk / "large").unlink()
-        step = read_metrics(disk / "tiny" / "metrics.jsonl").checkpoint[-1].step
-        code, errors = run(config, disk, f"train.steps={step + 20}")
+        saved = read_metrics(disk / "tiny" / "metrics.jsonl").checkpoint
+        assert bool(saved) is bool(interval)
+        code, errors = run(config, disk, f"train.steps={saved[-1].step + 20 if saved else 3}")
         assert code == ExitCode.FINISHED, errors
         assert read_metrics(disk / "tiny" / "metrics.jsonl").damaged == 0
     finally:
