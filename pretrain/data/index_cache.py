@@ -96,6 +96,8 @@ def _unwritable(path: Path, error: OSError) -> UserError:
 def _load(path: Path, length: int) -> np.ndarray | None:
     """The array of a file; None where there is none, or a damaged one, which is said."""
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("no regular file")
         # A plain array: the memmap class makes every look-up slow.
         stored = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
     except FileNotFoundError:

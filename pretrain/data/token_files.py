@@ -85,8 +85,11 @@ def damaged(folder: str | Path, split: str, reason: object) -> DamagedDataError:
 
 def tokenizer_problem(folder: str | Path, manifest: Manifest) -> str:
     """What is wrong with the tokenizer of a data set; empty if nothing is."""
+    path = Path(folder) / TOKENIZER
+    if path.exists() and not path.is_file():
+        return f"{TOKENIZER} is no regular file"
     try:
-        content = (Path(folder) / TOKENIZER).read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         return f"{TOKENIZER} cannot be read ({error.strerror})"
     if hashlib.sha256(content).hexdigest() != manifest.tokenizer_sha256:

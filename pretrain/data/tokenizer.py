@@ -67,6 +67,8 @@ class Tokenizer:
         end-of-document (eos) id.
         """
         self.path = Path(path)
+        if self.path.exists() and not self.path.is_file():
+            raise UserError(f"tokenizer {self.path}: no regular file; name a SentencePiece model file")
         try:
             self.model_bytes = self.path.read_bytes()
         except OSError as error:

@@ -20,6 +20,7 @@ from parallel.exchange import agree
 from parallel.launch.exit_codes import ExitCode
 from pretrain.config.schema import SKIP_LIMIT, RunConfig
 from pretrain.data.blend import Prefetcher, TokenBlend, micro_batch_indices
+from pretrain.data.token_files import DamagedDataError
 from pretrain.rundir.outcome import exit_code_of, going_on, words_of
 from pretrain.rundir.state import StaleStartError
 from pretrain.train.callbacks.base import Callback
@@ -211,6 +212,19 @@ class Trainer:
             for k in range(self.num_microbatches)
         ]
 
+    def _next_batches(self, prefetcher: Prefetcher[list[Tensor]]) -> list[Tensor]:
+        """The batches of the next step, on the device.
+
+        A rank whose data are damaged takes part in one more step with other tokens. Its vote ends
+        the run on all ranks, and nothing of that step is saved.
+        """
+        try:
+            return self._to_device(prefetcher.get())
+        except DamagedDataError as error:
+            self._unwritten = self._unwritten or error
+            shape = self.micro, self.config.data.seq_length + 1
+            return self._to_device([torch.zeros(shape, dtype=torch.int64)] * self.num_microbatches)
+
     def _to_device(self, batches: list[Tensor]) -> list[Tensor]:
         return [batch.to(self.engine.device, non_blocking=True) for batch in batches]
 
@@ -331,7 +345,7 @@ class Trainer:
         with Prefetcher(self._fetch, self.step, self.last_step - self.step) as prefetcher:
             while self.step < self.last_step:
                 begin = time.perf_counter()
-                batches = self._to_device(prefetcher.get())
+                batches = self._next_batches(prefetcher)
                 applied, votes = self._train_step(batches, begin, prefetcher.last_wait_s)
                 decided = self._heard(votes)
                 moved = self._follow_folder() if decided.lost else ""

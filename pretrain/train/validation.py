@@ -7,6 +7,7 @@ import sys
 import torch
 
 from parallel.engine.engine import Engine
+from parallel.exchange import together
 from pretrain.config.schema import RunConfig
 from pretrain.data.blend import TokenBlend, micro_batch_indices
 from pretrain.train.feasibility import eval_rounds
@@ -31,9 +32,10 @@ class Validation:
             )
 
     def loss(self) -> float:
-        """Mean loss in nats per token. Collective."""
+        """Mean loss in nats per token. Collective. Raises UserError on all ranks for damaged data."""
         rounds = eval_rounds(self.engine.topology.layout, self.samples, self.micro)
-        batches = [self._batch(index, rounds) for index in range(rounds)]
+        with together():
+            batches = [self._batch(index, rounds) for index in range(rounds)]
         return self.engine.evaluate(evaluation_step, lambda: iter(batches), rounds) / self.samples
 
     def _batch(self, index: int, rounds: int) -> Sample:

@@ -54,6 +54,7 @@ GARBAGE = {
     "text": b"not an array",
     "cut": None,
     "one number": None,
+    "pipe": None,
     "other length": np.arange(5),
     "other type": np.arange(4, dtype=np.int32),
     "floats": np.arange(4.0),
@@ -73,6 +74,9 @@ def test_garbage_is_built_again(tmp_path: Path, name: str, caplog: pytest.LogCap
         path.write_bytes(content)
     elif name == "cut":
         os.truncate(path, 140)
+    elif name == "pipe":
+        path.unlink()
+        os.mkfifo(path)
     else:
         stored = np.load(path, mmap_mode="r+")
         stored[1] = 7

@@ -34,6 +34,11 @@ def edit(folder: Path, **fields: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut index": (lambda red: os.truncate(red / "train.idx", 10), "train.idx has 10 bytes, by dataset.json"),
     "no index": (lambda red: (red / "train.idx").unlink(), "train.idx is missing"),
@@ -53,6 +58,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no tokenizer": (lambda red: (red / "tokenizer.model").unlink(), "tokenizer.model cannot be read"),
     "empty tokenizer": (lambda red: os.truncate(red / "tokenizer.model", 0), "tokenizer.model is damaged"),
+    "pipe": (lambda red: pipe(red / "tokenizer.model"), "tokenizer.model is no regular file"),
     "cut manifest": (lambda red: os.truncate(red / "dataset.json", 10), "dataset.json is damaged"),
     "no splits": (lambda red: edit(red, splits=None), "dataset.json is damaged .splits:"),
     "huge vocabulary": (lambda red: edit(red, vocab_size=10**30), "dataset.json is damaged .vocab_size:"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,10 @@ def test_nothing_to_train_on_names_the_first_broken_line(tmp_path: Path) -> None
 def test_unusable_model_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent.model: No such file"):
         Tokenizer(tmp_path / "absent.model")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        with pytest.raises(UserError, match="no regular file"):
+            Tokenizer(tmp_path / name)
     (tmp_path / "text.model").write_text("not a model")
     with pytest.raises(UserError, match=r"text.model: not a SentencePiece model"):
         Tokenizer(tmp_path / "text.model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -13,10 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from parallel.launch.exit_codes import ExitCode
+from pretrain.data.prepare import PrepareOptions, prepare
+from pretrain.data.token_files import BLOCK_BYTES, SAMPLE_BLOCKS
 from pretrain.rundir.metrics import read_metrics
 from tests.pretrain.small import small_data
 from tools.cli import main
@@ -233,6 +237,44 @@ def test_interrupt_while_a_rank_imports_is_quiet(ignored: bool) -> None:
     assert process.returncode > 0, "there is no such file"
     assert (process.returncode == 130) is not ignored
     assert "KeyboardInterrupt" not in errors
+
+
+def test_tokens_beyond_the_vocabulary_end_all_ranks_in_one_line(config: Path, tmp_path: Path) -> None:
+    """Where only some rank meets them, in a place that no start compares."""
+    words, first = random.Random(0), config.parent
+    (tmp_path / "in.txt").write_text("".join(words.choices("abcdefghijklmnop ", k=250_000)))
+    options = PrepareOptions(
+        inputs=[str(tmp_path / "in.txt")],
+        out=tmp_path / "data",
+        tokenizer=first / "tokenizer.model",
+        split=(1.0, 0.0, 0.0),
+        workers=1,
+    )
+    prepare(options)
+    damage_unseen(tmp_path / "data" / "train.bin")
+    code, errors = run(
+        config,
+        tmp_path / "runs",
+        f"data.corpora.0.path={tmp_path / 'data'}",
+        "train.eval_samples=0",
+        "train.eval_interval=0",
+        "train.steps=50",
+        "parallel.processes=2",
+    )
+    (line,) = beside_preflight(errors)
+    assert (code, "token 65535 in a vocabulary of 300, in sample" in line) == (ExitCode.USER_ERROR, True)
+    assert f"fathom data verify {tmp_path / 'data'}" in line
+
+
+def damage_unseen(path: Path) -> None:
+    """Overwrites the first token after each block that a start compares."""
+    tokens = np.memmap(path, dtype=np.uint16, mode="r+")
+    size = tokens.nbytes
+    assert size > 1.2 * SAMPLE_BLOCKS * BLOCK_BYTES
+    for number in range(SAMPLE_BLOCKS - 1):
+        begin = (size - BLOCK_BYTES) * number // (SAMPLE_BLOCKS - 1) // 4 * 4
+        tokens[(begin + BLOCK_BYTES) // 2 :][:1000:10] = 65535
+    tokens.flush()
 
 
 def test_not_finite_ends_the_run_without_a_checkpoint_of_it(config: Path, tmp_path: Path) -> None:

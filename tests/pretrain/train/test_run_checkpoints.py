@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import time
 from pathlib import Path
@@ -204,8 +206,10 @@ def test_another_tokenizer_is_refused(data: Path, tmp_path: Path) -> None:
     config.train.stop_at_step = 1
     trained(config)
     shutil.copytree(data, tmp_path / "other")
-    with (tmp_path / "other" / "tokenizer.model").open("ab") as file:
-        file.write(b"\0")
+    model, described = tmp_path / "other" / "tokenizer.model", tmp_path / "other" / "dataset.json"
+    model.write_bytes(model.read_bytes() + b"\0")
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    described.write_text(json.dumps({**json.loads(described.read_text()), "tokenizer_sha256": digest}))
     config.data.corpora[0].path = str(tmp_path / "other")
     with pytest.raises(
         UserError,
