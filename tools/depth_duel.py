@@ -1,4 +1,6 @@
-"""`fathom depth-duel`: depth schemes trained side by side, each compared at its own best rate and warm-up."""
+"""`fathom depth-duel`: depth schemes trained side by side, each compared at its own best rate and
+warm-up.
+"""
 
 from __future__ import annotations
 
@@ -67,9 +69,11 @@ def command(
     jobs: Jobs = None,
     report_only: ReportOnly = False,
 ) -> None:
-    """Train every scheme at every depth, rate and warm-up, and write one page of curves, stability and cost.
+    """Train every scheme at every depth, rate and warm-up, and write one page of curves, stability
+    and cost.
 
-    Finished cells are kept, so that a duel can be stopped with ctrl-C and resumed, or given more rates later.
+    Finished cells are kept, so that a duel can be stopped with ctrl-C and resumed, or given more
+    rates later.
     Exit code 1 while cells are missing.
     """
     # Megatron-core's remarks on packages that a duel does not need.

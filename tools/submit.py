@@ -83,7 +83,8 @@ def command(
 ) -> None:
     """Submit a run to Slurm.
 
-    Code, configuration and the batch script are copied into the run directory, and the job runs from there.
+    Code, configuration and the batch script are copied into the run directory, and the job runs
+    from there.
     It saves and requeues itself before its time limit and after failures, until all steps are done.
     """
     from pretrain.cluster.site_file import load_site
@@ -131,7 +132,9 @@ def facts(planned: Plan) -> dict[str, Any]:
 
 
 def show_dry(planned: Plan | None, problems: Sequence[str], as_json: bool) -> None:
-    """Shows what would be submitted, as far as there is a script, and each mistake in a line of its own."""
+    """Shows what would be submitted, as far as there is a script, and each mistake in a line of its
+    own.
+    """
     if as_json:
         typer.echo(
             json.dumps(
@@ -147,7 +150,11 @@ def show_dry(planned: Plan | None, problems: Sequence[str], as_json: bool) -> No
 
 
 def array_lines(given: Sequence[str]) -> list[str]:
-    """Lines of overrides: of every file that was given, and what is no file but has a `=` as a line of its own. Raises UserError for anything else."""
+    """Lines of overrides: of every file that was given, and what is no file but has a `=` as a line
+    of its own.
+
+    Raises UserError for anything else.
+    """
     lines: list[str] = []
     for item in given:
         path = Path(item)

@@ -16,7 +16,10 @@ from pretrain.plan.layouts import Work, predict
 
 @dataclass(frozen=True)
 class Published:
-    """A run that others measured. tokens_per_s: per GPU; samples: of a step over all GPUs. Data-parallel communication is hidden, as theirs is."""
+    """A run that others measured. tokens_per_s: per GPU; samples: of a step over all GPUs.
+
+    Data-parallel communication is hidden, as theirs is.
+    """
 
     source: str
     what: str
@@ -108,8 +111,10 @@ def _megatron(
     pipeline: int,
     virtual: int,
 ) -> Published:
-    """Megatron-LM on A100 (Korthikanti et al. 2022, table 5, sequence parallelism and selective recomputation): a share of 312 TFLOP/s, attention counted
-    in full, turned back into tokens per second."""
+    """Megatron-LM on A100 (Korthikanti et al. 2022, table 5, sequence parallelism and selective
+    recomputation): a share of 312 TFLOP/s, attention counted in full, turned back into tokens per
+    second.
+    """
     config = model_config(sizes, 2048)
     flops = flops_per_token(config, 2048).model + 3 * forward_flops(config, 2048).attention_core
     rate = mfu * 312e12 / flops
@@ -160,7 +165,10 @@ def _bridge(what: str, sizes: dict[str, Any], gpus: int, rate: float, **degrees:
 
 @functools.cache
 def runs() -> tuple[Published, ...]:
-    """All published runs. Batches: those of the sources; where a source gives none, the usual one of its recipe."""
+    """All published runs.
+
+    Batches: those of the sources; where a source gives none, the usual one of its recipe.
+    """
     return (
         _foundry("125m", "a100", 8, 2048, 40, 640, 142830),
         _foundry("350m", "a100", 8, 2048, 32, 512, 58782),

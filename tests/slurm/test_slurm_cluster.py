@@ -137,7 +137,9 @@ def test_user_error_is_not_repeated(runs: Runs) -> None:
     (job,) = runs.submit("--fail-with", "2", nodes="1", site=options)
     assert runs.cluster.wait(job) == "FAILED"
     assert (runs.cluster.job(job)["Restarts"], runs.state()["state"]) == ("0", "failed")
-    assert " Comment=two words, --time=1 # and more " in runs.cluster.run("scontrol", "show", "job", "-o", job)
+    assert " Comment=two words, --time=1 # and more " in runs.cluster.run(
+        "scontrol", "show", "job", "-o", job
+    )
 
 
 def test_killed_rank_restarts_from_the_checkpoint(runs: Runs) -> None:

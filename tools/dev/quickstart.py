@@ -1,4 +1,6 @@
-"""`make quickstart`: from nothing to a trained, resumed, exported deep model, each step a command you could type yourself."""
+"""`make quickstart`: from nothing to a trained, resumed, exported deep model, each step a command
+you could type yourself.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def main(
     ),
     fresh: bool = typer.Option(False, help="Remove this quick start's data and run first."),
 ) -> None:
-    """Prepare the Python standard library's source text, pretrain a 48-layer model on it, stop, resume, export, report."""
+    """Prepare the Python standard library's source text, pretrain a 48-layer model on it, stop,
+    resume, export, report.
+    """
     run = "quickstart" if scheme == DEFAULT_SCHEME else f"quickstart_{scheme}"
     folder = Path("runs") / run
     if not Path(f"configs/scheme/{scheme}.yaml").is_file():
@@ -61,7 +65,9 @@ def main(
 
 
 def texts() -> None:
-    """Trains a tokenizer on the Python standard library's source text, and prepares the text with it."""
+    """Trains a tokenizer on the Python standard library's source text, and prepares the text with
+    it.
+    """
     from pretrain.data.inputs import standard_library_files
 
     files = [str(path) for path in standard_library_files()]
