@@ -1,4 +1,6 @@
-"""`fathom depth-duel`: depth schemes trained side by side, each compared at its own best rate and warm-up."""
+"""`fathom depth-duel`: depth schemes trained side by side, each compared at its own best rate and
+warm-up.
+"""
 
 from __future__ import annotations
 
@@ -16,57 +18,63 @@ from model.words import printable
 LARGEST = 1e30
 """Of rates, depths and shares, as optimizer.lr has it."""
 
+ConfigFile = Annotated[
+    str,
+    typer.Argument(help="Run configuration of the model that all schemes train, e.g. configs/duel.yaml."),
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")
+]
+Schemes = Annotated[str, typer.Option(help="Comma-separated schemes, with options as in b2t:rescale=false.")]
+Layers = Annotated[str | None, typer.Option(help="Comma-separated depths; the configuration's unless given.")]
+Lrs = Annotated[
+    str | None,
+    typer.Option(help="Comma-separated peak learning rates; the configuration's unless given."),
+]
+Warmups = Annotated[
+    str | None,
+    typer.Option(help="Comma-separated warm-ups as shares of the steps; the configuration's unless given."),
+]
+Seeds = Annotated[int, typer.Option(min=1, max=1000, help="Trainings of each cell, from train.seed upwards.")]
+EqualOver = Annotated[
+    str,
+    typer.Option(
+        help="tokens: every depth has the configured width; parameters: widths are fitted to the configured size."
+    ),
+]
+Steps = Annotated[int | None, typer.Option(min=2, help="Steps of every cell instead of the configuration's.")]
+OutFolder = Annotated[
+    Path, typer.Option(help="Folder of the cells, the page and the JSON; the same command there resumes.")
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(min=1, max=1024, help="Cells trained at once; one per GPU or processor unless given."),
+]
+ReportOnly = Annotated[
+    bool, typer.Option("--report-only", help="Train nothing; write the page of what is there.")
+]
+
 
 def command(
-    config: Annotated[
-        str,
-        typer.Argument(help="Run configuration of the model that all schemes train, e.g. configs/duel.yaml."),
-    ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")
-    ] = None,
-    schemes: Annotated[
-        str, typer.Option(help="Comma-separated schemes, with options as in b2t:rescale=false.")
-    ] = "pre_ln,post_ln,b2t,deepscalelm_pre_ln",
-    layers: Annotated[
-        str | None, typer.Option(help="Comma-separated depths; the configuration's unless given.")
-    ] = None,
-    lrs: Annotated[
-        str | None,
-        typer.Option(help="Comma-separated peak learning rates; the configuration's unless given."),
-    ] = None,
-    warmups: Annotated[
-        str | None,
-        typer.Option(
-            help="Comma-separated warm-ups as shares of the steps; the configuration's unless given."
-        ),
-    ] = None,
-    seeds: Annotated[
-        int, typer.Option(min=1, max=1000, help="Trainings of each cell, from train.seed upwards.")
-    ] = 1,
-    equal: Annotated[
-        str,
-        typer.Option(
-            help="tokens: every depth has the configured width; parameters: widths are fitted to the configured size."
-        ),
-    ] = "tokens",
-    steps: Annotated[
-        int | None, typer.Option(min=2, help="Steps of every cell instead of the configuration's.")
-    ] = None,
-    out: Annotated[
-        Path, typer.Option(help="Folder of the cells, the page and the JSON; the same command there resumes.")
-    ] = Path("duel"),
-    jobs: Annotated[
-        int | None,
-        typer.Option(min=1, max=1024, help="Cells trained at once; one per GPU or processor unless given."),
-    ] = None,
-    report_only: Annotated[
-        bool, typer.Option("--report-only", help="Train nothing; write the page of what is there.")
-    ] = False,
+    config: ConfigFile,
+    overrides: Overrides = None,
+    schemes: Schemes = "pre_ln,post_ln,b2t,deepscalelm_pre_ln",
+    layers: Layers = None,
+    lrs: Lrs = None,
+    warmups: Warmups = None,
+    seeds: Seeds = 1,
+    equal: EqualOver = "tokens",
+    steps: Steps = None,
+    out: OutFolder = Path("duel"),
+    jobs: Jobs = None,
+    report_only: ReportOnly = False,
 ) -> None:
-    """Train every scheme at every depth, rate and warm-up, and write one page: loss curves, the sweep, stability and cost.
+    """Train every scheme at every depth, rate and warm-up, and write one page of curves, stability
+    and cost.
 
-    Finished cells are kept, so that a duel can be stopped with ctrl-C and resumed, or given more rates later. Exit code 1 while cells are missing.
+    Finished cells are kept, so that a duel can be stopped with ctrl-C and resumed, or given more
+    rates later.
+    Exit code 1 while cells are missing.
     """
     # Megatron-core's remarks on packages that a duel does not need.
     warnings.filterwarnings("ignore", module=r"megatron\.")
@@ -111,7 +119,10 @@ def command(
 
 
 def _depths(text: str | None) -> list[int]:
-    """Comma-separated whole numbers above 0. Raises UserError for anything else and for one that occurs twice."""
+    """Comma-separated whole numbers above 0.
+
+    Raises UserError for anything else and for one that occurs twice.
+    """
     numbers = _numbers("--layers", text)
     if not all(number.is_integer() for number in numbers):
         raise UserError(f"--layers {printable(text, 60)}: depths are whole numbers")
@@ -119,14 +130,16 @@ def _depths(text: str | None) -> list[int]:
 
 
 def _numbers(option: str, text: str | None, zero: bool = False) -> list[float]:
-    """Comma-separated numbers above 0 (or from 0). Raises UserError for anything else and for a number that occurs twice."""
+    """Comma-separated numbers above 0 (or from 0).
+
+    Raises UserError for anything else and for a number that occurs twice.
+    """
     try:
         numbers = [float(part) for part in (text or "").split(",") if part.strip()]
     except ValueError:
         raise UserError(f"{option} {printable(text, 60)}: give numbers separated by commas") from None
-    if any(not 0 <= number <= LARGEST or (number == 0 and not zero) for number in numbers) or len(
-        set(numbers)
-    ) < len(numbers):
+    wrong = any(not 0 <= number <= LARGEST or (number == 0 and not zero) for number in numbers)
+    if wrong or len(set(numbers)) < len(numbers):
         raise UserError(
             f"{option} {printable(text, 60)}: every number must be positive, at most {LARGEST:g}, and named once"
         )

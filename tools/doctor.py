@@ -26,7 +26,8 @@ MARKS = {
 def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
-    """Check this machine: GPUs, packages and their supported ranges, Transformer Engine and FP8, network, Slurm, limits.
+    """Check this machine: GPUs, packages and their supported ranges, Transformer Engine and FP8,
+    network, Slurm, limits.
 
     Leaves with 0 when training is possible, else with 1.
     """

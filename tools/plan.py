@@ -40,7 +40,11 @@ def command(
     top: Annotated[int, typer.Option(min=1, max=1000, help="Layouts to list.")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Predict memory, speed, duration and cost of a run, and rank the layouts that fit. Needs no GPU. How far off it may be: docs/performance.md."""
+    """Predict memory, speed, duration and cost of a run, and rank the layouts that fit.
+
+    Needs no GPU.
+    How far off it may be: docs/performance.md.
+    """
     report = plan(config, overrides or [], gpus, gpu, tokens, price_per_gpu_hour, top)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
@@ -58,7 +62,10 @@ def plan(
     price: float | None,
     top: int,
 ) -> dict[str, Any]:
-    """The whole answer as plain data; bytes, seconds, days. Raises UserError for an unknown GPU, an impossible layout or an unknown vocabulary."""
+    """The whole answer as plain data; bytes, seconds, days.
+
+    Raises UserError for an unknown GPU, an impossible layout or an unknown vocabulary.
+    """
     from model.cost.flops import flops_per_token
     from model.parameters.size import parameter_count
     from parallel.hardware.gpus import planned_gpu

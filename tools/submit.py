@@ -20,57 +20,72 @@ QUEUE_SECONDS = 15.0
 """Between two looks at the queue while following: slurmctld serves everybody."""
 
 
+ConfigFile = Annotated[str, typer.Argument(help="Configuration file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to it, key=value.")]
+Nodes = Annotated[
+    str,
+    typer.Option(
+        "--nodes", "-N", help="Number of nodes, or a range such as 2-4: each start uses what it gets."
+    ),
+]
+TimeLimit = Annotated[
+    str | None,
+    typer.Option(
+        "--time",
+        "-t",
+        help="Time limit of one start: minutes, HH:MM:SS or D-HH:MM:SS. Default: that of the site file.",
+    ),
+]
+SiteFile = Annotated[Path | None, typer.Option(help="Site file. Default: the one FATHOM_SITE names.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Show the script and all that is wrong; write and submit nothing."),
+]
+Dependency = Annotated[str | None, typer.Option(help="As sbatch takes it, such as afterok:1234.")]
+Chain = Annotated[
+    int,
+    typer.Option(help="Submit this many jobs, each going on where the one before was at its time limit."),
+]
+Array = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A file with one line of overrides for each run, or such a line; may be given several times."
+    ),
+]
+MaxRestarts = Annotated[
+    int,
+    typer.Option(min=0, help="Restarts in a row without a new checkpoint before the run is given up."),
+]
+Follow = Annotated[
+    bool,
+    typer.Option(
+        "--follow",
+        "-f",
+        help="Show the log until the job has left the queue; ctrl-C leaves the job alone.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+
+
 def command(
-    config: Annotated[str, typer.Argument(help="Configuration file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it, key=value.")] = None,
-    nodes: Annotated[
-        str,
-        typer.Option(
-            "--nodes", "-N", help="Number of nodes, or a range such as 2-4: each start uses what it gets."
-        ),
-    ] = "1",
-    limit: Annotated[
-        str | None,
-        typer.Option(
-            "--time",
-            "-t",
-            help="Time limit of one start: minutes, HH:MM:SS or D-HH:MM:SS. Default: that of the site file.",
-        ),
-    ] = None,
-    site: Annotated[Path | None, typer.Option(help="Site file. Default: the one FATHOM_SITE names.")] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Show the script and all that is wrong; write and submit nothing."),
-    ] = False,
-    dependency: Annotated[str | None, typer.Option(help="As sbatch takes it, such as afterok:1234.")] = None,
-    chain: Annotated[
-        int,
-        typer.Option(help="Submit this many jobs, each going on where the one before was at its time limit."),
-    ] = 1,
-    array: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A file with one line of overrides for each run, or such a line; may be given several times."
-        ),
-    ] = None,
-    max_restarts: Annotated[
-        int,
-        typer.Option(min=0, help="Restarts in a row without a new checkpoint before the run is given up."),
-    ] = 3,
-    follow: Annotated[
-        bool,
-        typer.Option(
-            "--follow",
-            "-f",
-            help="Show the log until the job has left the queue; ctrl-C leaves the job alone.",
-        ),
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    config: ConfigFile,
+    overrides: Overrides = None,
+    nodes: Nodes = "1",
+    limit: TimeLimit = None,
+    site: SiteFile = None,
+    dry_run: DryRun = False,
+    dependency: Dependency = None,
+    chain: Chain = 1,
+    array: Array = None,
+    max_restarts: MaxRestarts = 3,
+    follow: Follow = False,
+    as_json: AsJson = False,
 ) -> None:
     """Submit a run to Slurm.
 
-    Code, configuration and the batch script are copied into the run directory, and the job runs from there. It saves and requeues itself before its
-    time limit and after failures, until all steps are done.
+    Code, configuration and the batch script are copied into the run directory, and the job runs
+    from there.
+    It saves and requeues itself before its time limit and after failures, until all steps are done.
     """
     from pretrain.cluster.site_file import load_site
     from pretrain.cluster.submit import Request, log_path, review, submit
@@ -117,7 +132,9 @@ def facts(planned: Plan) -> dict[str, Any]:
 
 
 def show_dry(planned: Plan | None, problems: Sequence[str], as_json: bool) -> None:
-    """Shows what would be submitted, as far as there is a script, and each mistake in a line of its own."""
+    """Shows what would be submitted, as far as there is a script, and each mistake in a line of its
+    own.
+    """
     if as_json:
         typer.echo(
             json.dumps(
@@ -133,7 +150,11 @@ def show_dry(planned: Plan | None, problems: Sequence[str], as_json: bool) -> No
 
 
 def array_lines(given: Sequence[str]) -> list[str]:
-    """Lines of overrides: of every file that was given, and what is no file but has a `=` as a line of its own. Raises UserError for anything else."""
+    """Lines of overrides: of every file that was given, and what is no file but has a `=` as a line
+    of its own.
+
+    Raises UserError for anything else.
+    """
     lines: list[str] = []
     for item in given:
         path = Path(item)

@@ -1,4 +1,4 @@
-"""Ranks and the meeting point of a job, from the environment that Slurm gives to the tasks of `srun`."""
+"""Ranks and the meeting point of a job, from the environment of the tasks of `srun`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from model.errors import UserError
 
 FIRST_PORT, PORTS = 20_000, 10_000
-"""Below the range Linux hands out to outgoing connections (32768 and up), and above the well-known services."""
+"""Below the range Linux hands out to outgoing connections (32768 and up), and above the well-known
+services.
+"""
 
 _LARGEST_STEP = 4_000_000_000
-"""Slurm numbers its special steps (batch, extern, interactive) just below 2^32; tasks of srun count from 0."""
+"""Slurm numbers its special steps (batch, extern, interactive) just below 2^32; tasks of srun count
+from 0.
+"""
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,11 @@ class SlurmTask:
 def slurm_environment(env: Mapping[str, str]) -> SlurmTask | None:
     """Reads rank, sizes and meeting point of this task; None where this process is no task of srun.
 
-    A batch script, an `salloc` shell and `srun --pty` are no tasks: the variables are set there too, but describe a job that nobody launched.
-    FATHOM_MASTER_ADDR and FATHOM_MASTER_PORT win over what is derived. Raises UserError for a variable that is missing or no number, and for a
-    first node that has no usable address.
+    A batch script, an `salloc` shell and `srun --pty` are no tasks: the variables are set there
+    too, but describe a job that nobody launched.
+    FATHOM_MASTER_ADDR and FATHOM_MASTER_PORT win over what is derived.
+    Raises UserError for a variable that is missing or no number, and for a first node that has no
+    usable address.
     """
     if "SLURM_PROCID" not in env or "SLURM_PTY_PORT" in env or "SLURM_STEP_ID" not in env:
         return None
@@ -71,12 +77,15 @@ def slurm_environment(env: Mapping[str, str]) -> SlurmTask | None:
 
 
 def master_port(job_id: int, restart_count: int) -> int:
-    """The port rank 0 listens on: every task computes the same one, jobs that share a node and restarts of one job get different ones."""
+    """The port rank 0 listens on: every task computes the same one, jobs that share a node and
+    restarts of one job get different ones.
+    """
     return FIRST_PORT + (job_id * 37 + restart_count * 1009) % PORTS
 
 
 def expand_hosts(text: str) -> list[str]:
-    """Node names of a Slurm host list such as `gpu[01-03,7],login1` or `rack[1-2]n[0-1]`, in order, zero padding kept.
+    """Node names of a Slurm host list such as `gpu[01-03,7],login1` or `rack[1-2]n[0-1]`, in order,
+    zero padding kept.
 
     Raises UserError for text that is no host list.
     """
@@ -102,8 +111,9 @@ def expand_counts(text: str) -> list[int]:
 def master_address(env: Mapping[str, str]) -> str:
     """An address of the step's first node that this host can use.
 
-    The node's name where it resolves; else the address Slurm itself uses for it (`scontrol show node`); else the host of srun, which in a
-    batch job is the first node. Raises UserError where none of them is known.
+    The node's name where it resolves; else the address Slurm itself uses for it (`scontrol show
+    node`); else the host of srun, which in a batch job is the first node. Raises UserError where
+    none of them is known.
     """
     first = expand_hosts(_text(env, "SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"))[0]
     address = first if resolves(first) else node_address(first)
@@ -127,7 +137,9 @@ def resolves(name: str) -> bool:
 
 
 def node_address(node: str) -> str | None:
-    """NodeAddr of a node as slurmctld has it, where scontrol is there, knows it and the address can be used here."""
+    """NodeAddr of a node as slurmctld has it, where scontrol is there, knows it and the address can
+    be used here.
+    """
     try:
         answer = subprocess.run(
             ["scontrol", "show", "node", "-o", node], check=False, capture_output=True, text=True, timeout=30

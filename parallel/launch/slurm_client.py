@@ -1,4 +1,4 @@
-"""Slurm's client commands, as functions: what a job is doing, who is in the queue, submit, requeue."""
+"""Slurm's client commands as functions: what a job is doing, the queue, submit, requeue."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from model.errors import UserError
 from model.words import printable
 
 CLIENT_SECONDS = 60.0
-"""Longer than slurmctld's own message time-out with its retries, so that a slow controller is not taken for a missing one."""
+"""Longer than slurmctld's own message time-out with its retries, so that a slow controller is not
+taken for a missing one.
+"""
 
 FOR_SHOW = ("SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN", "SCONTROL_", "SQUEUE_")
 """Beginnings of variables by which users choose what Slurm's clients show, and in which form."""
@@ -25,31 +27,35 @@ ACTIVE = ("RUNNING", "CONFIGURING", "SUSPENDED", "COMPLETING", "STOPPED")
 
 @dataclass(frozen=True)
 class Job:
-    """What slurmctld says about one job. restarts counts a requeue as soon as it is decided; end_time: seconds since 1970."""
+    """What slurmctld says about one job."""
 
     state: str
     reason: str = ""
     restarts: int = 0
+    """Counts a requeue as soon as it is decided."""
     end_time: float | None = None
+    """Seconds since 1970."""
     preempted: bool = False
     nodes: str = ""
 
 
 @dataclass(frozen=True)
 class Queued:
-    """One line of squeue. start: expected or actual start as squeue prints it."""
+    """One line of squeue."""
 
     job: str
     state: str
     reason: str
     start: str
+    """Expected or actual start, as squeue prints it."""
     nodes: str
 
 
 def job_handle(env: Mapping[str, str]) -> str | None:
     """The name under which Slurm's commands know this job alone; None outside of a job.
 
-    For an array element that is ARRAY_INDEX: the plain id of one element equals that of the whole array, and a requeue of it would requeue all.
+    For an array element that is ARRAY_INDEX: the plain id of one element equals that of the whole
+    array, and a requeue of it would requeue all.
     """
     if env.get("SLURM_ARRAY_JOB_ID") and env.get("SLURM_ARRAY_TASK_ID"):
         return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
@@ -72,7 +78,9 @@ def parse_job(text: str) -> Job | None:
 
 
 def show_job(handle: str) -> Job | None:
-    """What slurmctld knows about a job; None where scontrol is missing, does not answer in time, or the job is forgotten."""
+    """What slurmctld knows about a job; None where scontrol is missing, does not answer in time, or
+    the job is forgotten.
+    """
     answer = _call("scontrol", "show", "job", "-o", handle)
     return (
         parse_job(answer.stdout.partition("\n")[0]) if answer is not None and answer.returncode == 0 else None
@@ -80,7 +88,10 @@ def show_job(handle: str) -> Job | None:
 
 
 def requeue(handle: str, hold: bool = False) -> str | None:
-    """Puts a running or timed-out job back into the queue. hold: not to start before `release`. Returns Slurm's refusal, or None when it was accepted."""
+    """Puts a running or timed-out job back into the queue. hold: not to start before `release`.
+
+    Returns Slurm's refusal, or None when it was accepted.
+    """
     return _refusal("scontrol", "requeuehold" if hold else "requeue", handle)
 
 
@@ -106,7 +117,9 @@ def _refusal(*command: str) -> str | None:
 
 
 def queue() -> dict[str, Queued] | None:
-    """All jobs of this user that have not ended, by handle; None where squeue is missing or does not answer."""
+    """All jobs of this user that have not ended, by handle; None where squeue is missing or does
+    not answer.
+    """
     answer = _call("squeue", "--noheader", "--me", "--array", "--format=%i|%T|%r|%S|%N")
     if answer is None or answer.returncode != 0:
         return None
@@ -117,7 +130,10 @@ def queue() -> dict[str, Queued] | None:
 
 
 def sbatch(arguments: Sequence[str]) -> str:
-    """Submits and returns the job id. Raises UserError with Slurm's own words when it refuses, and when there is no sbatch here."""
+    """Submits and returns the job id.
+
+    Raises UserError with Slurm's own words when it refuses, and when there is no sbatch here.
+    """
     if shutil.which("sbatch") is None:
         raise UserError(
             "sbatch is not installed on this machine: submit from a login node of the cluster, or use --dry-run to see the script"

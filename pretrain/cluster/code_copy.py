@@ -17,7 +17,8 @@ PARTS = ("model", "parallel", "pretrain", "tools", "slurm", "configs", "pyprojec
 
 
 def copy_code(target: Path, source: Path = ROOT) -> Snapshot:
-    """Copies the code of `source` to `target`, replacing an older copy; describes it in SNAPSHOT.json there.
+    """Copies the code of `source` to `target`, replacing an older copy; describes it in
+    SNAPSHOT.json there.
 
     In a git checkout: tracked files with their uncommitted changes, and new files of the packages
     that git does not ignore, because changed code may import them.

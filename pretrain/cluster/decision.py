@@ -1,4 +1,4 @@
-"""What follows when a start of a run has ended: another start, or an end for good, and in which words.
+"""What follows when a start of a run has ended: another start, or an end for good, and why.
 
 Uses the standard library only, as `supervise.py` does.
 """
@@ -132,8 +132,8 @@ def decide(
 ) -> Decision:
     """Whether a start that ended is followed by another one, and why.
 
-    exit_code: of srun, which with --kill-on-bad-exit is often that of a victim; what the ranks wrote
-    themselves counts for more.
+    exit_code: of srun, which with --kill-on-bad-exit is often that of a victim; what the ranks
+    wrote themselves counts for more.
     job: what Slurm says about the job now, None where it does not answer.
     max_restarts: that many restarts in a row may leave no new checkpoint.
     Raises StaleStartError when a newer start owns the run directory.
@@ -181,7 +181,8 @@ def _ending(run_dir: Path | str, exit_code: int, job: Job | None, owner: Owner, 
 def cancelled(job: Job | None, owner: Owner) -> bool:
     """Whether the job was ended for good from outside.
 
-    While it is being ended, Slurm shows COMPLETING in place of CANCELLED; a time limit has its reason there, a requeue its count.
+    While it is being ended, Slurm shows COMPLETING in place of CANCELLED; a time limit has its
+    reason there, a requeue its count.
     """
     if job is None:
         return False
@@ -191,7 +192,9 @@ def cancelled(job: Job | None, owner: Owner) -> bool:
 
 
 def count_stalled(state: Mapping[str, Any], step: int | None) -> int:
-    """Starts in a row, the one that the state describes included, that left no newer checkpoint than they began with."""
+    """Starts in a row, the one that the state describes included, that left no newer checkpoint
+    than they began with.
+    """
     begun = state.get("start_step")
     return 0 if step is not None and (begun is None or step > begun) else int(state.get("stalled") or 0) + 1
 
@@ -201,12 +204,14 @@ def _what_happened(
 ) -> tuple[ExitCode, str]:
     """The exit code that counts, with a sentence.
 
-    In order: what rank 0 wrote when it left in order, what the first failing rank wrote, what srun returned.
+    In order: what rank 0 wrote when it left in order, what the first failing rank wrote, what srun
+    returned.
     """
     code = None if state.get("exit_code") is None else as_exit_code(int(state["exit_code"]))
     failures = states.read_failures(run_dir, owner)
     if failures and code in (None, ExitCode.CRASH):
-        # A lost collective is what the others see when one rank dies: a code that says more wins over an earlier crash.
+        # A lost collective is what the others see when one rank dies: a code that says more wins
+        # over an earlier crash.
         first = next((failure for failure in failures if failure.exit_code != ExitCode.CRASH), failures[0])
         if first.exit_code == ExitCode.HUNG:  # all ranks say the same, and it is about another one
             return ExitCode.HUNG, first.reason
@@ -270,7 +275,9 @@ def _silent_ranks(run_dir: Path | str, failures: Sequence[Failure]) -> str:
 
 
 def _words_of(exit_code: int) -> str:
-    """What srun returned, in words: 128 + a signal that ended a task, a task's code, or one of srun's own."""
+    """What srun returned, in words: 128 + a signal that ended a task, a task's code, or one of
+    srun's own.
+    """
     with contextlib.suppress(ValueError):
         return f"a rank was killed by {signal.Signals(exit_code - 128).name} (srun returned {exit_code})"
     with contextlib.suppress(ValueError):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from model.errors import UserError
 from parallel.hardware.gpus import peak_tflops
 from parallel.hardware.precision import RECIPES, this_machine
 from parallel.hardware.versions import in_range, installed, optional, supported
@@ -27,7 +28,8 @@ PROBE_SECONDS = 300
 class Check:
     """One finding.
 
-    state: ok; note: worth knowing; warning: training works, but worse than it could; failure: training does not work.
+    state: ok; note: worth knowing; warning: training works, but worse than it could; failure:
+    training does not work.
     found: what is there. advice: what to do about it, empty where nothing is to be done.
     """
 
@@ -50,7 +52,9 @@ def python() -> Iterator[Check]:
 
 
 def packages() -> Iterator[Check]:
-    """Needed packages and their supported ranges, and whether those that training cannot do without can be imported together."""
+    """Needed packages and their supported ranges, and whether those that training cannot do without
+    can be imported together.
+    """
     present = []
     for name in sorted(supported().keys() - optional()):
         version = installed(name)
@@ -220,7 +224,7 @@ def communication() -> Iterator[Check]:
 
 def slurm() -> Iterator[Check]:
     """Slurm's commands and the site file."""
-    from pretrain.cluster.site_file import SITE_VARIABLE
+    from pretrain.cluster.site_file import SITE_VARIABLE, load_site
 
     found = shutil.which("sbatch")
     if found is None:
@@ -240,13 +244,20 @@ def slurm() -> Iterator[Check]:
         )
         return
     yield Check("Slurm", "ok", version)
-    if SITE_VARIABLE not in os.environ:
+    if not os.environ.get(SITE_VARIABLE):
         yield Check(
             "site file",
             "note",
             f"{SITE_VARIABLE} names none",
             f"copy slurm/site.example.yaml, fill it in and set {SITE_VARIABLE}, or give --site to `fathom submit`",
         )
+        return
+    try:
+        load_site(None)
+    except UserError as error:
+        yield Check("site file", "warning", str(error), "`fathom submit` refuses it: correct it")
+    else:
+        yield Check("site file", "ok", os.environ[SITE_VARIABLE])
 
 
 def limits() -> Iterator[Check]:

@@ -45,7 +45,8 @@ class Script:
 def render(script: Script, site: SiteConfig) -> str:
     """The text of the batch script.
 
-    Raises UserError for a path that Slurm would read as something else, and for a text that is no shell.
+    Raises UserError for a path that Slurm would read as something else, and for a text that is no
+    shell.
     """
     import jinja2
 
@@ -83,7 +84,8 @@ def render(script: Script, site: SiteConfig) -> str:
 def check_shell(text: str) -> None:
     """Asks bash, where it is there, whether it can read a script.
 
-    Raises UserError naming the line, for which the site file's `setup` is to blame: all else is quoted.
+    Raises UserError naming the line, for which the site file's `setup` is to blame: all else is
+    quoted.
     """
     plain = os.environ | {
         "LC_ALL": "C"

@@ -211,7 +211,7 @@ def _text(value: object) -> object:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML of plain values, without the old number forms, in which 24:00:00 is 86400 and 010 is 8."""
+    """YAML of plain values, without the old forms in which 24:00:00 is 86400 and 010 is 8."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()

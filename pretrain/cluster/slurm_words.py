@@ -1,4 +1,6 @@
-"""What a user says to Slurm: times, numbers of nodes, dependencies, options; checked before Slurm is asked."""
+"""What a user says to Slurm: times, numbers of nodes, dependencies, options; checked before Slurm
+is asked.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,10 @@ _OPTION = re.compile(r"--([a-z][a-z0-9-]*)(?:=.*)?")
 
 
 def parse_nodes(text: str) -> tuple[int, int]:
-    """Smallest and largest number of nodes of `N` or `MIN-MAX`. Raises UserError for anything else."""
+    """Smallest and largest number of nodes of `N` or `MIN-MAX`.
+
+    Raises UserError for anything else.
+    """
     match = _NODES.fullmatch(text.strip())
     low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= low <= high:
@@ -67,7 +72,8 @@ def parse_nodes(text: str) -> tuple[int, int]:
 def parse_time(text: str) -> int:
     """Seconds of a Slurm time: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
 
-    Raises UserError for anything else, for 0, which Slurm takes as no limit, and for more than a year.
+    Raises UserError for anything else, for 0, which Slurm takes as no limit, and for more than a
+    year.
     """
     forms = "give minutes, HH:MM:SS or D-HH:MM:SS"
     match = _TIME.fullmatch(text.strip())
@@ -96,7 +102,9 @@ def parse_time(text: str) -> int:
 
 
 def check_dependency(text: str) -> None:
-    """Raises UserError for what sbatch would not take as a dependency: `afterok:12:13`, several of them by `,` or `?`, or `singleton`."""
+    """Raises UserError for what sbatch would not take as a dependency: `afterok:12:13`, several of
+    them by `,` or `?`, or `singleton`.
+    """
     parts = re.split(r"[,?]", text)
     wrong = next((part for part in parts if not _DEPENDENCY.fullmatch(part)), None)
     if wrong is not None or ("," in text and "?" in text):
@@ -108,7 +116,8 @@ def check_dependency(text: str) -> None:
 def one_option(text: str, ours: Collection[str]) -> str:
     """The one word of an option such as `--constraint=a100`, without the quotes around its value.
 
-    ours: names of options that are not the user's to set; Slurm also takes the beginning of a name for it.
+    ours: names of options that are not the user's to set; Slurm also takes the beginning of a name
+    for it.
     Raises ValueError for anything else.
     """
     try:

@@ -1,4 +1,4 @@
-"""Submission of a run to Slurm: checks, a snapshot of code and configuration, the batch script, sbatch."""
+"""Submission of a run to Slurm: checks, a snapshot of the code, the batch script, sbatch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pretrain.rundir import state as states
 from pretrain.rundir.lock import check_free
 
 CLOCK_SECONDS = 60
-"""Slurm looks at its clock every 30 s: a signal may come that much early, a limit that much late."""
+"""Slurm looks at its clock every 30 s: a signal may come that early, a limit that late."""
 LONGEST_CHAIN = 1000
 
 
@@ -147,7 +147,8 @@ def _check_request(request: Request, problems: Problems) -> None:
 
 
 def absolute_paths(config: RunConfig, base: Path) -> RunConfig:
-    """The configuration with every path made absolute, because a job does not run where it was submitted.
+    """The configuration with every path made absolute, because a job does not run where it was
+    submitted.
 
     parallel.processes, which is for local starts, is dropped.
     """
@@ -180,7 +181,8 @@ def submit(planned: Plan) -> list[str]:
     """Writes snapshot, configurations and script, and hands the script to sbatch.
 
     Returns the job ids, more than one for a chain.
-    Raises UserError when a job is at one of the runs already, or Slurm refuses; then state.json is as before.
+    Raises UserError when a job is at one of the runs already, or Slurm refuses.
+    Then state.json is as before.
     """
     queued = slurm_client.queue()
     for run_dir, _ in planned.runs:
@@ -210,7 +212,8 @@ def submit(planned: Plan) -> list[str]:
         for _ in range(planned.request.chain):
             options = [f"--dependency={dependency}"] if dependency else []
             jobs.append(slurm_client.sbatch([*options, str(planned.script_file)]))
-            # Whatever way a job of the chain ended, the next one finds it in state.json and leaves at once where nothing is left to do.
+            # Whatever way a job of the chain ended, the next one finds it in state.json and leaves
+            # at once where nothing is left to do.
             dependency = f"afterany:{jobs[-1]}"
     except UserError:
         for run_dir, content in before.items() if not jobs else ():
@@ -254,7 +257,8 @@ def _refuse_if_active(run_dir: Path, queued: dict[str, slurm_client.Queued]) -> 
         raise UserError(
             f"job {active} ({queued[active].state.lower()}) is at {run_dir} already: scancel {active}, or choose another name"
         )
-    # A local run. The lock of a Slurm job that has left the queue may be that of a lost node, which stays for a long time.
+    # A local run. The lock of a Slurm job that has left the queue may be that of a lost node, which
+    # stays for a long time.
     if state.get("job_id") is None and state.get("state") != states.QUEUED:
         check_free(run_dir)
 

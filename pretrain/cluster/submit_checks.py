@@ -52,7 +52,7 @@ class Problems:
             return None
 
     def add(self, *lines: str) -> None:
-        """Takes note of mistakes, each of them once: the elements of an array share most of theirs."""
+        """Takes note of mistakes, each once: the elements of an array share most of theirs."""
         self.lines += [line for line in lines if line not in self.lines]
 
 
@@ -64,7 +64,9 @@ def one_error(problems: list[str]) -> UserError:
 
 
 def check_run(run_dir: Path, config: RunConfig, problems: Problems) -> None:
-    """What a run needs to be there when it starts: its data, and the checkpoint that it begins from."""
+    """What a run needs to be there when it starts: its data, and the checkpoint that it begins
+    from.
+    """
     for corpus in config.data.corpora:
         if (Path(corpus.path) / MANIFEST).is_file():
             problems.attempt(load_manifest, corpus.path)
@@ -115,7 +117,9 @@ def misfit(config: RunConfig, world: int) -> str | None:
 
 
 def overriding(script: str, env: Mapping[str, str]) -> Iterator[str]:
-    """Variables of the environment by which sbatch would do something else than the script says, a line each."""
+    """Variables of the environment by which sbatch would do something else than the script says, a
+    line each.
+    """
     for name, option in OVERRIDING.items():
         if name in env and re.search(rf"^#SBATCH --{option}\b(?!-)", script, re.MULTILINE):
             yield f"{name} in your environment would win over `#SBATCH --{option}` of the script: unset {name}"

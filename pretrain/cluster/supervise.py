@@ -1,7 +1,8 @@
 """What the batch script asks: may this start go on, and what follows after it.
 
 `python -m pretrain.cluster.supervise start|on-term|after-exit RUN_DIR`
-Uses the standard library only: it runs on the node of the batch script, possibly outside of the container that the tasks run in.
+Uses the standard library only: it runs on the node of the batch script, possibly outside of the
+container that the tasks run in.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ NOTHING_TO_DO = 100
 def start(
     run_dir: Path, owner: Owner, job: Job | None = None, max_restarts: int = MAX_RESTARTS
 ) -> str | None:
-    """Claims the run directory for a start of a Slurm job. Returns why there is nothing to do, or None to go on.
+    """Claims the run directory for a start of a Slurm job.
 
-    Raises UserError where another job is at this run, and StaleStartError where a newer start of this one is.
+    Returns why there is nothing to do, or None to go on.
+
+    Raises UserError where another job is at this run, and StaleStartError where a newer start of
+    this one is.
     """
     state = states.read_state(run_dir)
     held = states.owner_of(state)
@@ -45,7 +49,8 @@ def start(
             raise UserError(
                 f"job {held.job_id} is running in {run_dir}: cancel one of the two (scancel {held.job_id})"
             )
-    # What ended in order was counted when it ended. A start whose batch script died with its node is counted here.
+    # What ended in order was counted when it ended. A start whose batch script died with its node
+    # is counted here.
     died = name in (states.STARTING, states.RUNNING)
     stalled = count_stalled(state, before) if died else int(state.get("stalled") or 0)
     if stalled > max_restarts:
@@ -77,7 +82,8 @@ def start(
 def on_term(
     run_dir: Path, owner: Owner, job: Job | None, max_restarts: int = MAX_RESTARTS
 ) -> Decision | None:
-    """Says at once what a TERM meant, as the batch script may be killed before the tasks have ended.
+    """Says at once what a TERM meant, as the batch script may be killed before the tasks have
+    ended.
 
     None where the job goes on (a grace period).
     """

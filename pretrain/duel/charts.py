@@ -1,4 +1,6 @@
-"""Pictures of a duel: loss curves at every scheme's own best setting, final loss over rate, over depth, and over time."""
+"""Pictures of a duel: loss curves at every scheme's own best setting, final loss over rate, over
+depth, and over time.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A duel of depth schemes: the same model trained under several schemes, depths, rates and warm-ups.
+"""A duel of depth schemes: the same model trained under several schemes, depths, rates and
+warm-ups.
 
 Each cell is a run with a folder of its own (`workers.py` trains them).
 A cell that is finished is never trained again, one that was cut off continues from its checkpoint:
@@ -55,7 +56,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """Every choice of a duel. lrs: peak rates; warmups: shares of the steps; equal: what is kept over depths, see `sized`."""
+    """Every choice of a duel. lrs: peak rates; warmups: shares of the steps; equal: what is kept
+    over depths, see `sized`.
+    """
 
     variants: Sequence[Variant]
     layers: Sequence[int]
@@ -65,7 +68,9 @@ class Grid:
     equal: Equal = "tokens"
 
     def cells(self) -> list[Cell]:
-        """All cells, schemes innermost, so that an unfinished duel compares all of them at its first settings."""
+        """All cells, schemes innermost, so that an unfinished duel compares all of them at its
+        first settings.
+        """
         return [
             Cell(variant, layers, lr, warmup, seed)
             for seed in self.seeds
@@ -79,8 +84,10 @@ class Grid:
 def sized(model: ModelConfig, layers: int, equal: Equal) -> ModelConfig:
     """The model at another depth.
 
-    tokens: the same width, so that deeper models have more parameters. parameters: the number of heads (of unchanged width) whose model comes nearest
-    to the given one's parameters. Both train on the same tokens. Raises UserError where no width comes near.
+    tokens: the same width, so that deeper models have more parameters. parameters: the number of
+    heads (of unchanged width) whose model comes nearest to the given one's parameters.
+    Both train on the same tokens.
+    Raises UserError where no width comes near.
     """
     if equal == "tokens":
         return model.model_copy(update={"num_layers": layers})
@@ -121,7 +128,10 @@ def sized(model: ModelConfig, layers: int, equal: Equal) -> ModelConfig:
 
 
 def cell_config(base: RunConfig, cell: Cell, equal: Equal, folder: Path) -> RunConfig:
-    """The run of a cell, on one process. base: with the vocabulary of its data. Raises UserError where scheme, depth or batch do not fit."""
+    """The run of a cell, on one process. base: with the vocabulary of its data.
+
+    Raises UserError where scheme, depth or batch do not fit.
+    """
     model = cell.variant.apply(sized(base.model, cell.layers, equal))
     config = base.model_copy(deep=True)
     config.name, config.runs_dir, config.model = cell.name, str(folder / "cells"), model
@@ -144,7 +154,9 @@ def finished(folder: Path) -> dict[str, Any] | None:
 
 
 def check_unchanged(configs: Sequence[RunConfig]) -> None:
-    """Raises UserError where a cell's folder holds a run of other settings than the one that is wanted now."""
+    """Raises UserError where a cell's folder holds a run of other settings than the one that is
+    wanted now.
+    """
     for config in configs:
         path = Path(config.runs_dir) / config.name / "config.yaml"
         if path.is_file() and path.read_text(encoding="utf-8") != dump_config(config):

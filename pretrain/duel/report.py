@@ -23,7 +23,9 @@ PAGE, DATA = "duel.html", "duel.json"
 
 @dataclass(frozen=True)
 class Duel:
-    """Everything a page needs. base: the configuration that cells were made from; command: as it was typed."""
+    """Everything a page needs. base: the configuration that cells were made from; command: as it
+    was typed.
+    """
 
     base: RunConfig
     grid: Grid
@@ -41,7 +43,9 @@ def write(duel: Duel, folder: Path) -> tuple[Path, Path]:
 
 
 def as_json(duel: Duel) -> dict[str, Any]:
-    """steps, tokens_per_step, unigram_entropy, equal; `statements`: sentences; `best`: own best setting of every scheme and depth; `cells`: all."""
+    """steps, tokens_per_step, unigram_entropy, equal; `statements`: sentences; `best`: own best
+    setting of every scheme and depth; `cells`: all.
+    """
     base = duel.base
     return {
         "command": duel.command,

@@ -1,4 +1,6 @@
-"""What became of a duel's cells, and what may be said about it: numbers from metrics.jsonl, sentences that also name what speaks against a scheme."""
+"""What became of a duel's cells, and what may be said about it: numbers from metrics.jsonl,
+sentences that also name what speaks against a scheme.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +30,20 @@ STATUS_WORDS: dict[Status, str] = {
     "failed": "failed",
 }
 MARGIN = 0.1
-"""Nats from the unigram entropy within which a model counts as knowing how frequent tokens are and no more; below it has learned more, above less.
+"""Nats from the unigram entropy within which a model counts as knowing how frequent tokens are and
+no more; below it has learned more, above less.
 
-The entropy is of the train split: on a few validation samples, knowing its frequencies may cost some hundredths more or less than that."""
+The entropy is of the train split: on a few validation samples, knowing its frequencies may cost
+some hundredths more or less than that.
+"""
 CLIMB = 1.0
-"""Nats by which the training loss may end above its lowest level before the run counts as diverged."""
+"""Nats by which the training loss may end above its lowest level and not count as diverged."""
 BEFORE = 20
 """Steps a loss is compared with."""
 SPIKE = 0.5
-"""Nats above the median of those steps that make a spike, if they are six robust standard deviations too."""
+"""Nats above the median of those steps that make a spike, if they are six robust standard
+deviations too.
+"""
 BURST = 10.0
 """Times the median gradient norm of those steps that make a burst."""
 NOISE = 0.03
@@ -45,8 +52,10 @@ NOISE = 0.03
 
 @dataclass(frozen=True)
 class Outcome:
-    """One cell's result. validation: final loss in nats per token, nan where there is none; train: mean of the last twentieth; spikes, bursts: of loss
-    and gradient norm; step_seconds: median; seconds: of the whole cell; curve: (step, training loss)."""
+    """One cell's result. validation: final loss in nats per token, nan where there is none; train:
+    mean of the last twentieth; spikes, bursts: of loss and gradient norm; step_seconds: median;
+    seconds: of the whole cell; curve: (step, training loss).
+    """
 
     cell: Cell
     status: Status
@@ -136,7 +145,9 @@ def _separate(values: np.ndarray, high: object) -> int:
 
 @dataclass(frozen=True)
 class Best:
-    """A scheme at a depth at its own best setting. outcomes: one a seed; edge: which end of the grid the setting lies at, e.g. 'the lowest rate'."""
+    """A scheme at a depth at its own best setting. outcomes: one a seed; edge: which end of the
+    grid the setting lies at, e.g. 'the lowest rate'.
+    """
 
     variant: str
     layers: int
@@ -159,7 +170,10 @@ class Best:
 
 
 def best_settings(outcomes: Sequence[Outcome]) -> list[Best]:
-    """The best setting of every scheme at every depth, lowest loss first within a depth. Schemes without a finished cell are left out."""
+    """The best setting of every scheme at every depth, lowest loss first within a depth.
+
+    Schemes without a finished cell are left out.
+    """
     groups: dict[tuple[int, str], dict[tuple[float, float], list[Outcome]]] = {}
     for one in outcomes:
         if math.isfinite(one.validation):
@@ -189,7 +203,9 @@ def _edge(lr: float, warmup: float, settings: list[tuple[float, float]]) -> str:
 
 
 def statements(outcomes: Sequence[Outcome], unigram: float) -> list[str]:
-    """What the duel shows, depth by depth, in sentences; also what speaks against schemes, and how far it may be trusted."""
+    """What the duel shows, depth by depth, in sentences; also what speaks against schemes, and how
+    far it may be trusted.
+    """
     said = []
     best = best_settings(outcomes)
     for layers in sorted({one.layers for one in best}):

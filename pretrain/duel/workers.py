@@ -1,7 +1,8 @@
-"""Training the cells of a duel: a few worker processes that stay alive from cell to cell, as importing costs more than many a small cell.
+"""Training the cells of a duel: a few worker processes that stay alive from cell to cell, as
+importing costs more than many a small cell.
 
-Each worker has a pipe to the parent and shares no lock with anybody: one that is killed takes its own
-cell along and nothing else, and another worker takes its place.
+Each worker has a pipe to the parent and shares no lock with anybody: one that is killed takes its
+own cell along and nothing else, and another worker takes its place.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ CONTEXT = multiprocessing.get_context("spawn")
 
 
 def train_cell(config: RunConfig) -> dict[str, Any]:
-    """Trains one cell in this process and writes its result. Checkpoints are removed once the cell is finished."""
+    """Trains one cell in this process and writes its result.
+
+    Checkpoints are removed once the cell is finished.
+    """
     from parallel.launch.one_process import single_process
     from parallel.launch.ranks import ALONE
     from pretrain.train.run import _train
@@ -56,7 +60,8 @@ def train_cell(config: RunConfig) -> dict[str, Any]:
 
 
 def given_devices(count: int, env: Mapping[str, str]) -> list[str]:
-    """The GPUs that this process was given, each as CUDA_VISIBLE_DEVICES names it: an index, a UUID or a MIG id.
+    """The GPUs that this process was given, each as CUDA_VISIBLE_DEVICES names it: an index, a UUID
+    or a MIG id.
 
     count: how many PyTorch sees; it ends at the first name that is none, as CUDA does.
     """
@@ -119,7 +124,10 @@ class _Worker:
 
 
 def _run(configs: Sequence[RunConfig], number: int) -> Iterator[dict[str, Any]]:
-    """Results as cells end. Ctrl-C and SIGTERM make running cells save and leave, and no other begin."""
+    """Results as cells end.
+
+    Ctrl-C and SIGTERM make running cells save and leave, and no other begin.
+    """
     import torch
 
     waiting, asked = deque(configs), False

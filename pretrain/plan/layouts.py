@@ -147,7 +147,8 @@ def predict(
 def layouts(config: ModelConfig, world: int) -> Iterator[ParallelConfig]:
     """Layouts worth trying over `world` GPUs.
 
-    Tensor parallelism within a host and with sequence parallelism, pipelines as even as the depth allows.
+    Tensor parallelism within a host and with sequence parallelism, pipelines as even as the depth
+    allows.
     """
     for tensor in range(1, min(MOST_TENSOR, world) + 1):
         for pipeline in range(1, min(config.num_layers, world // tensor) + 1):
@@ -169,7 +170,7 @@ def layouts(config: ModelConfig, world: int) -> Iterator[ParallelConfig]:
 
 
 def possible(work: Work, gpu: Gpu, world: int) -> list[Prediction]:
-    """All layouts worth trying that divide model, batch and GPUs evenly, whether they fit or not."""
+    """All layouts worth trying that divide model, batch and GPUs evenly, fitting or not."""
     found = []
     for parallel in layouts(work.config, world):
         for micro in MICRO_BATCHES:
@@ -210,7 +211,10 @@ def why_none(work: Work, gpu: Gpu, world: int, predictions: Sequence[Prediction]
 
 
 def configured(config: RunConfig, work: Work, gpu: Gpu, world: int) -> Prediction:
-    """The layout that the configuration asks for. Raises UserError where it does not fit the GPUs."""
+    """The layout that the configuration asks for.
+
+    Raises UserError where it does not fit the GPUs.
+    """
     return predict(work, gpu, config.parallel, world, config.train.micro_batch_size)
 
 

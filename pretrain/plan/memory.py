@@ -1,4 +1,8 @@
-"""Memory of one rank by part, as the engine lays it out: weights, gradients, optimizer state, activations, buffers. All in bytes."""
+"""Memory of one rank by part, as the engine lays it out: weights, gradients, optimizer state,
+activations, buffers.
+
+All in bytes.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +15,24 @@ from model.parameters.table import Role, parameter_table
 from parallel.topology import Layout
 
 FP8_CASTS = 2
-"""Bytes per weight of a layer: its FP8 value, and once more in the order that the backward pass reads (Hopper's FP8 products take one order only)."""
+"""Bytes per weight of a layer: its FP8 value, and once more in the order that the backward pass
+reads (Hopper's FP8 products take one order only).
+"""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of the rank that needs most. activations: kept between forward and backward, with the recomputation that was asked for;
-    without_recompute: what they would be without; buffers: logits and other values that live for a moment at the peak."""
+    """Bytes of the rank that needs most."""
 
     weights: float
     gradients: float
     optimizer: float
     activations: float
+    """Kept between forward and backward, with the recomputation that was asked for."""
     without_recompute: float
+    """What they would be without."""
     buffers: float
+    """Logits and other values that live for a moment at the peak."""
 
     @property
     def total(self) -> float:
@@ -34,17 +42,21 @@ class Memory:
 
 @dataclass(frozen=True)
 class Stage:
-    """One pipeline rank: its layers (of all its chunks) and their norms, all and the most of one layer; parameters it holds; in_flight: forward passes of
-    the whole rank that wait at once; in_layers: parameters of its layers."""
+    """One pipeline rank."""
 
     layers: int
+    """Of all its chunks."""
     norms: Norms
+    """In all its layers."""
     most_norms: Norms
+    """In one layer."""
     first: bool
     last: bool
     parameters: int
     in_flight: float
+    """Forward passes of the whole rank that wait at once."""
     in_layers: int
+    """Parameters of its layers."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +120,11 @@ def stages(config: ModelConfig, layout: Layout, micro_batches: int) -> list[Stag
 
 
 def _in_flight(layout: Layout, rank: int, micro_batches: int) -> float:
-    """Micro-batches whose activations a pipeline rank holds: 1F1B keeps one per stage behind it; interleaving fills the pipeline with chunks
-    (Narayanan et al. 2021, section 2.2: the warm-up of rank r runs 2 (p - r - 1) + (v - 1) p chunks, and one more is under way)."""
+    """Micro-batches whose activations a pipeline rank holds: 1F1B keeps one per stage behind it;
+    interleaving fills the pipeline with chunks
+    (Narayanan et al. 2021, section 2.2: the warm-up of rank r runs 2 (p - r - 1) + (v - 1) p
+    chunks, and one more is under way).
+    """
     p, v = layout.pipeline, layout.virtual
     if v == 1:
         return min(p - rank, micro_batches)
@@ -119,8 +134,11 @@ def _in_flight(layout: Layout, rank: int, micro_batches: int) -> float:
 def rank_memory(stage: Stage, layout: Layout, activations: Activations, *, fp8: bool = False) -> Memory:
     """Memory of one pipeline rank.
 
-    Weights in the format of the activations; fp32 gradients, whole on every rank; AdamW's moments and, beside bf16 weights or under ZeRO, an fp32 copy of
-    the weights, over data-parallel ranks from ZeRO-1 on. With FP8 also the layers' weights cast, as they are and transposed, kept for a step's micro-batches.
+    Weights in the format of the activations; fp32 gradients, whole on every rank; AdamW's moments
+    and, beside bf16 weights or under ZeRO, an fp32 copy of the weights, over data-parallel ranks
+    from ZeRO-1 on.
+    With FP8 also the layers' weights cast, as they are and transposed, kept for a step's
+    micro-batches.
     """
     element, p, shards = activations.element, stage.parameters, layout.data if layout.zero else 1
     state = (3 if layout.zero else 2) * FP32 * p / shards
@@ -140,10 +158,12 @@ def _kept(stage: Stage, activations: Activations) -> float:
 
 
 def _buffers(stage: Stage, a: Activations) -> float:
-    """The larger of what the loss and what one layer's backward pass hold for a moment beside the saved values (derived).
+    """The larger of what the loss and what one layer's backward pass hold for a moment beside the
+    saved values (derived).
 
-    Loss: the logits and, in lower precision, their fp32 copy (`model/families/losses.py`); under tensor parallelism its gradient twice in fp32. Layer: the gradients of
-    the two widest activations and of the stream on both sides of a join.
+    Loss: the logits and, in lower precision, their fp32 copy (`model/families/losses.py`); under
+    tensor parallelism its gradient twice in fp32.
+    Layer: the gradients of the two widest activations and of the stream on both sides of a join.
     """
     each = 2 * FP32 if a.tensor > 1 else a.element + (FP32 if a.element < FP32 else 0)
     loss = each * a.tokens * a.config.padded_vocab / a.tensor if stage.last else 0.0

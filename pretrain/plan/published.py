@@ -16,7 +16,10 @@ from pretrain.plan.layouts import Work, predict
 
 @dataclass(frozen=True)
 class Published:
-    """A run that others measured. tokens_per_s: per GPU; samples: of a step over all GPUs. Data-parallel communication is hidden, as theirs is."""
+    """A run that others measured. tokens_per_s: per GPU; samples: of a step over all GPUs.
+
+    Data-parallel communication is hidden, as theirs is.
+    """
 
     source: str
     what: str
@@ -108,8 +111,10 @@ def _megatron(
     pipeline: int,
     virtual: int,
 ) -> Published:
-    """Megatron-LM on A100 (Korthikanti et al. 2022, table 5, sequence parallelism and selective recomputation): a share of 312 TFLOP/s, attention counted
-    in full, turned back into tokens per second."""
+    """Megatron-LM on A100 (Korthikanti et al. 2022, table 5, sequence parallelism and selective
+    recomputation): a share of 312 TFLOP/s, attention counted in full, turned back into tokens per
+    second.
+    """
     config = model_config(sizes, 2048)
     flops = flops_per_token(config, 2048).model + 3 * forward_flops(config, 2048).attention_core
     rate = mfu * 312e12 / flops
@@ -130,10 +135,40 @@ def _megatron(
     )
 
 
+LLAMA_8B, LLAMA_70B = _llama(32, 4096, 32, 14336), _llama(80, 8192, 64, 28672)
+
+
+def _titan(how: str, gpu: str, gpus: int, samples: int, rate: float, precision: str = "bf16") -> Published:
+    """torchtitan's Llama 3.1 8B, sequences of 8192, two samples at a time."""
+    what = f"Llama 3.1 8B, {how}"
+    return Published(
+        "torchtitan",
+        what,
+        LLAMA_8B,
+        gpu,
+        gpus,
+        8192,
+        2,
+        samples,
+        rate,
+        recompute="selective",
+        precision=precision,
+    )
+
+
+def _bridge(what: str, sizes: dict[str, Any], gpus: int, rate: float, **degrees: Any) -> Published:
+    """Megatron-Bridge's FP8 runs on H100, sequences of 8192, batches of 128."""
+    return Published(
+        "Megatron-Bridge", what, sizes, "h100", gpus, 8192, 1, 128, rate, precision="fp8", **degrees
+    )
+
+
 @functools.cache
 def runs() -> tuple[Published, ...]:
-    """All published runs. Batches: those of the sources; where a source gives none, the usual one of its recipe."""
-    llama_8b, llama_70b = _llama(32, 4096, 32, 14336), _llama(80, 8192, 64, 28672)
+    """All published runs.
+
+    Batches: those of the sources; where a source gives none, the usual one of its recipe.
+    """
     return (
         _foundry("125m", "a100", 8, 2048, 40, 640, 142830),
         _foundry("350m", "a100", 8, 2048, 32, 512, 58782),
@@ -156,65 +191,12 @@ def runs() -> tuple[Published, ...]:
         _foundry("13b", "h100", 8, 2048, 2, 16, 4792),
         _foundry("30b", "h100", 32, 2048, 14, 1344, 2308, "full"),
         _foundry("70b", "h100", 64, 2048, 8, 2048, 1039, "full"),
-        Published(
-            "torchtitan", "Llama 3.1 8B, eager", llama_8b, "h100", 8, 8192, 2, 16, 5762, recompute="selective"
-        ),
-        Published(
-            "torchtitan",
-            "Llama 3.1 8B, compiled",
-            llama_8b,
-            "h100",
-            8,
-            8192,
-            2,
-            16,
-            6667,
-            recompute="selective",
-        ),
-        Published(
-            "torchtitan",
-            "Llama 3.1 8B, compiled, FP8",
-            llama_8b,
-            "h100",
-            8,
-            8192,
-            2,
-            16,
-            8532,
-            recompute="selective",
-            precision="fp8",
-        ),
-        Published(
-            "torchtitan",
-            "Llama 3.1 8B, compiled, FP8",
-            llama_8b,
-            "h200",
-            32,
-            8192,
-            2,
-            64,
-            10938,
-            recompute="selective",
-            precision="fp8",
-        ),
-        Published(
-            "Megatron-Bridge", "Llama 3 8B, FP8", llama_8b, "h100", 8, 8192, 1, 128, 14451, precision="fp8"
-        ),
-        Published(
-            "Megatron-Bridge",
-            "Llama 3 70B, FP8",
-            llama_70b,
-            "h100",
-            64,
-            8192,
-            1,
-            128,
-            1602,
-            tensor=4,
-            pipeline=8,
-            virtual=5,
-            precision="fp8",
-        ),
+        _titan("eager", "h100", 8, 16, 5762),
+        _titan("compiled", "h100", 8, 16, 6667),
+        _titan("compiled, FP8", "h100", 8, 16, 8532, "fp8"),
+        _titan("compiled, FP8", "h200", 32, 64, 10938, "fp8"),
+        _bridge("Llama 3 8B, FP8", LLAMA_8B, 8, 14451),
+        _bridge("Llama 3 70B, FP8", LLAMA_70B, 64, 1602, tensor=4, pipeline=8, virtual=5),
     )
 
 

@@ -19,15 +19,23 @@ from pretrain.plan.memory import Stage, stages
 HOST_GPUS = 8
 """GPUs that share NVLink; groups that reach beyond use the network."""
 TRAFFIC = 0.45
-"""Reached share of the memory bandwidth in element-wise work (fitted: it also stands for operators that move data and are not counted)."""
+"""Reached share of the memory bandwidth in element-wise work (fitted: it also stands for operators
+that move data and are not counted).
+"""
 WIRE = 0.7
 """Reached share of NVLink's and the network's bandwidth in large collectives."""
 LAUNCH_S = 5e-6
-"""Host time of one operator under PyTorch's eager execution (derived from a profile of this code: about 0.2 ms of host time per layer and pass)."""
+"""Host time of one operator under PyTorch's eager execution (derived from a profile of this code:
+about 0.2 ms of host time per layer and pass).
+"""
 LAUNCHES = {"forward": 18, "backward": 36, "accumulate": 12}
-"""Operators of one pre-norm layer with biases, counted with torch.profiler; `accumulate` in bf16 only, one per parameter."""
+"""Operators of one pre-norm layer with biases, counted with torch.profiler; `accumulate` in bf16
+only, one per parameter.
+"""
 CASTS = {"forward": 2, "backward": 2}
-"""Further operators of a layer whose stream is in fp32 and whose branches are not: each branch reads a copy in its own format (derived)."""
+"""Further operators of a layer whose stream is in fp32 and whose branches are not: each branch
+reads a copy in its own format (derived).
+"""
 SELECTIVE_LAUNCHES = 6
 """Further operators where attention's core is computed again."""
 BACKWARD = 2 / 3
@@ -138,9 +146,12 @@ def layer_seconds(gpu: Gpu, a: Activations, precision: str) -> Seconds:
 
 
 def _moved_bytes(a: Activations) -> float:
-    """Bytes that a layer's element-wise operators read and write in forward and backward (derived: a norm moves 2 and 3 streams, a join 3 and 3,
-    of which 2 and 2 are the stream itself and not a branch, rotary embedding 4 and 4 times queries and keys, an activation its input and output, backward
-    also its gradient; a stream in another format than the branches is read and its copy written)."""
+    """Bytes that a layer's element-wise operators read and write in forward and backward (derived:
+    a norm moves 2 and 3 streams, a join 3 and 3, of which 2 and 2 are the stream itself and not a
+    branch, rotary embedding 4 and 4 times queries and keys, an activation its input and output,
+    backward also its gradient; a stream in another format than the branches is read and its copy
+    written).
+    """
     c, n = a.config, a.tokens * a.element / a.tensor
     stream = a.narrow * 2 * (2 + 3 + 1 + 1) + a.stream * 2 * (2 + 2)
     if a.fp32_stream:
@@ -151,7 +162,9 @@ def _moved_bytes(a: Activations) -> float:
 
 
 def head_seconds(gpu: Gpu, a: Activations, precision: str) -> Seconds:
-    """Time of the vocabulary projection and the loss; logits are moved about seven times in fp32 (derived)."""
+    """Time of the vocabulary projection and the loss; logits are moved about seven times in fp32
+    (derived).
+    """
     dense = "bf16" if precision == "fp8" else precision
     flops = 3 * forward_flops(a.config, a.seq_length).vocabulary
     products = flops * a.tokens / a.tensor / (gpu.peak(dense) * gpu.matmul)
@@ -160,8 +173,13 @@ def head_seconds(gpu: Gpu, a: Activations, precision: str) -> Seconds:
 
 
 def traffic(layout: Layout, stage: Stage, a: Activations, micro_batches: int) -> Traffic:
-    """Bytes sent per step. Tensor: an all-reduce, or gather and scatter, after each of a layer's two branches, forward and backward, of 2 (t-1)/t streams.
-    Pipeline: one stream per chunk boundary each way. Data: fp32 gradients reduced (all-reduced at ZeRO-0), updated weights gathered."""
+    """Bytes sent per step.
+
+    Tensor: an all-reduce, or gather and scatter, after each of a layer's two branches, forward and
+    backward, of 2 (t-1)/t streams.
+    Pipeline: one stream per chunk boundary each way.
+    Data: fp32 gradients reduced (all-reduced at ZeRO-0), updated weights gathered.
+    """
     t, d = layout.tensor, layout.data
     again = 1 if a.recompute == "full" else 0
     whole = a.tokens * a.config.hidden_size * a.element
@@ -185,8 +203,8 @@ def step_time(
 ) -> StepTime:
     """The step of a layout.
 
-    overlap: data- and pipeline-parallel communication runs beside the computation, as in the published
-    runs; here most does not.
+    overlap: data- and pipeline-parallel communication runs beside the computation, as in the
+    published runs; here most does not.
     graph: the host launches a step at once.
     early: gradients are reduced during the last backward pass.
     """
@@ -230,19 +248,25 @@ def _wire(gpu: Gpu, ranks: int) -> float:
 
 
 def _accumulation(gpu: Gpu, stage: Stage, a: Activations) -> float:
-    """Reading and writing a micro-batch's weights and gradients: the sum in fp32 is read and written, in bf16 the gradient itself too."""
+    """Reading and writing a micro-batch's weights and gradients: the sum in fp32 is read and
+    written, in bf16 the gradient itself too.
+    """
     return (
         stage.parameters * (2 * FP32 + (2 * a.element if a.element < FP32 else 0)) / (gpu.bandwidth * TRAFFIC)
     )
 
 
 def _optimizer(gpu: Gpu, stage: Stage, layout: Layout, a: Activations) -> float:
-    """Zeroing the sums, the norm, clipping, AdamW on this rank's share (four fp32 values read, three written) and the copy into the weights."""
+    """Zeroing the sums, the norm, clipping, AdamW on this rank's share (four fp32 values read,
+    three written) and the copy into the weights.
+    """
     share = stage.parameters / (layout.data if layout.zero else 1)
     moved = stage.parameters * FP32 + share * (3 * FP32 + 7 * FP32 + a.element)
     return moved / (gpu.bandwidth * TRAFFIC)
 
 
 def bubble_share(layout: Layout, micro_batches: int) -> float:
-    """Idle share of the pipelined time: (p - 1) / (v m + p - 1) (Narayanan et al. 2021, section 2.2)."""
+    """Idle share of the pipelined time: (p - 1) / (v m + p - 1) (Narayanan et al. 2021, section
+    2.2).
+    """
     return (layout.pipeline - 1) / (layout.virtual * micro_batches + layout.pipeline - 1)

@@ -23,7 +23,10 @@ ROWS_SHOWN = 9
 
 
 def as_json(probe: Probe) -> dict[str, Any]:
-    """The documented object of `fathom probe --json`. Numbers that are not finite are null; theory that there is not is left out."""
+    """The documented object of `fathom probe --json`.
+
+    Numbers that are not finite are null; theory that there is not is left out.
+    """
     layers = [
         {key: value for key, value in asdict(layer).items() if value is not None} for layer in probe.layers
     ]
@@ -59,7 +62,10 @@ def write_json(probes: Sequence[Probe], path: Path, compare: bool) -> None:
 
 
 def write_plot(probes: Sequence[Probe], path: Path) -> None:
-    """A picture (.png, .svg, .pdf) or a page (.html), by the file's name. Raises UserError for another ending."""
+    """A picture (.png, .svg, .pdf) or a page (.html), by the file's name.
+
+    Raises UserError for another ending.
+    """
     check_plot(path)
     if path.suffix == ".html":
         atomic_write_text(path, page(probes))
@@ -91,7 +97,9 @@ def title(probes: Sequence[Probe]) -> str:
 
 
 def table(probe: Probe, rows: int | None = None) -> Table:
-    """Measured values with the theory's in the column to the right; `rows` layers spread evenly, or all."""
+    """Measured values with the theory's in the column to the right; `rows` layers spread evenly, or
+    all.
+    """
     head = [
         "layer",
         "forward variance",

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).with_name("templates")
 LONG = 30
-"""Characters from which on a cell is prose, whose column may be broken into lines; others never are."""
+"""Characters from which on a cell is prose, whose column may be broken into lines; others never
+are.
+"""
 
 
 @dataclass(frozen=True)

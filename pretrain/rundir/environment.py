@@ -65,7 +65,9 @@ class Snapshot:
 
 
 def read_snapshot(folder: Path) -> Snapshot | None:
-    """What a copy of the code says of itself; None for a folder that is no copy, or whose description is damaged."""
+    """What a copy of the code says of itself; None for a folder that is no copy, or whose
+    description is damaged.
+    """
     try:
         content = json.loads((folder / SNAPSHOT_FILE).read_text(encoding="utf-8"))
         commit, changed = content["commit"], content["changed"]
@@ -79,7 +81,11 @@ def read_snapshot(folder: Path) -> Snapshot | None:
 
 
 def environment() -> dict[str, Any]:
-    """Facts for environment.json, as plain JSON values; what a machine does not tell is null. Memory is in bytes. Raises nothing of its own."""
+    """Facts for environment.json, as plain JSON values; what a machine does not tell is null.
+
+    Memory is in bytes.
+    Raises nothing of its own.
+    """
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": list(sys.orig_argv),
@@ -147,7 +153,9 @@ def cpu() -> dict[str, Any]:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Name, memory in bytes and driver of each NVIDIA GPU of the host, as nvidia-smi tells; empty without it."""
+    """Name, memory in bytes and driver of each NVIDIA GPU of the host, as nvidia-smi tells; empty
+    without it.
+    """
     text = (
         _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")
         if shutil.which("nvidia-smi")

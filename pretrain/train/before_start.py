@@ -1,4 +1,4 @@
-"""What is looked at before a run writes anything, and what a refused first start takes away again."""
+"""What is looked at before a run writes anything, and what a refused start takes away again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def check_before_start(config: RunConfig) -> None:
 
 
 def check_source(config: RunConfig, run_dir: Path) -> None:
-    """Raises UserError where `checkpoint.load` names no checkpoint, and the run has none of its own yet."""
+    """Raises UserError where `checkpoint.load` names no checkpoint, and the run has none of its own
+    yet.
+    """
     source = config.checkpoint.load
     if source is None or steps_in(run_dir / "checkpoints"):
         return
@@ -41,7 +43,8 @@ def check_source(config: RunConfig, run_dir: Path) -> None:
 
 
 def lack_of_room(config: RunConfig, run_dir: Path) -> tuple[str, int]:
-    """Why the file system has no room for one checkpoint of the run, empty where it has; and its free bytes.
+    """Why the file system has no room for one checkpoint of the run, empty where it has; and its
+    free bytes.
 
     The run directory need not be there yet. Raises OSError as the file system does.
     """
@@ -62,7 +65,9 @@ class FirstStart:
         self.made = [folder for folder in (self.run_dir, *self.run_dir.parents) if not folder.exists()]
 
     def take_back(self) -> None:
-        """Removes the run directory where this start made it, and it has nothing but what a start writes at once."""
+        """Removes the run directory where this start made it, and it has nothing but what a start
+        writes at once.
+        """
         if self.run_dir not in self.made or not self.run_dir.is_dir():
             return
         with contextlib.suppress(OSError, InUseError), owned(self.run_dir, 0):

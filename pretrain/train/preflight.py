@@ -1,4 +1,7 @@
-"""Before the first step: is every node fit for this run? Exchanged through the processes' store, so that a sick GPU or network cannot hang the check."""
+"""Before the first step: is every node fit for this run?
+
+Exchanged through the processes' store, so that a sick GPU or network cannot hang the check.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,9 @@ import json
 import os
 import platform
 import socket
-import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,17 +32,17 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
 COMPARED = ("torch", "deepspeed", "megatron-core", "transformer-engine")
-CLOCK_SECONDS = 5.0
 MATRIX = 512
-ALL_REDUCE_BYTES = {True: 64 * 2**20, False: 2**20}
-"""Of the network's trial, with and without GPUs."""
 SHARED_SECONDS = 10.0
 """How long a network file system may take to show a new file."""
 GPU, PATH, VERSION = "gpu", "path", "version"
 
 
 class BadNodeError(RuntimeError):
-    """At least one node is not fit for the run, others are; the text names it. here: whether it is the node of this process."""
+    """At least one node is not fit for the run, others are; the text names it.
+
+    here: whether it is the node of this process.
+    """
 
     exit_code = ExitCode.BAD_NODE
 
@@ -51,31 +53,41 @@ class BadNodeError(RuntimeError):
 
 @dataclass(frozen=True)
 class Facts:
-    """One rank's findings. problems: (kind, text); gpu: unique id of its GPU; commit and free_bytes: told by the first rank of each node."""
+    """One rank's findings."""
 
     rank: int
     host: str
     problems: list[list[str]]
+    """(kind, text) each."""
     software: dict[str, str | None]
+    """Versions, and on the first rank of a node the commit too."""
     gpu: str | None = None
+    """Unique id of its GPU."""
     gpu_name: str | None = None
     free_bytes: int | None = None
+    """Told by the first rank of each node."""
 
 
 @dataclass
 class Verdict:
-    """hosts: node of each rank; bad: what is wrong with which node; mistake: what is wrong on all of them; notes: what a run survives."""
+    """What the findings of all ranks say."""
 
     hosts: list[str]
+    """Node of each rank."""
     bad: dict[str, list[str]] = field(default_factory=dict)
+    """What is wrong with which node."""
     mistake: str = ""
+    """What is wrong on all of them."""
     notes: list[str] = field(default_factory=list)
+    """What a run survives."""
 
 
 def check_nodes(store: Store, info: RankInfo, config: RunConfig, problem: str = "") -> Verdict:
-    """Every rank's part of the check; the same verdict everywhere. problem: what kept this rank from reading configuration and data, if anything.
+    """Every rank's part of the check; the same verdict everywhere.
 
-    Raises UserError for what is wrong on all nodes, BadNodeError for what is wrong on some, RuntimeError naming the ranks that did not come.
+    problem: what kept this rank from reading configuration and data, if anything.
+    Raises UserError for what is wrong on all nodes, BadNodeError for what is wrong on some,
+    RuntimeError naming the ranks that did not come.
     """
     run_dir = Path(config.runs_dir) / config.name
     facts = _facts(store, info, config, run_dir, problem)
@@ -111,7 +123,9 @@ def check_nodes(store: Store, info: RankInfo, config: RunConfig, problem: str = 
 
 
 def share_problem(store: Store, info: RankInfo, problem: str) -> None:
-    """In place of the check where it is turned off: every rank raises UserError when one of them cannot start."""
+    """In place of the check where it is turned off: every rank raises UserError when one of them
+    cannot start.
+    """
     store.set(f"preflight/{info.rank}", problem)
     if info.rank == 0:
         told = [store.get(f"preflight/{rank}").decode() for rank in range(info.world_size)]
@@ -206,7 +220,9 @@ def _facts(store: Store, info: RankInfo, config: RunConfig, run_dir: Path, probl
 
 
 def _token(run_dir: Path) -> str:
-    """Name of a new file in the run directory, which other nodes must see; empty where it cannot be written."""
+    """Name of a new file in the run directory, which other nodes must see; empty where it cannot be
+    written.
+    """
     name = f"{Owner.from_environment().label}.preflight.{os.getpid()}.{time.time_ns()}"
     try:
         (run_dir / CONTROL).mkdir(parents=True, exist_ok=True)
@@ -242,7 +258,9 @@ def _run_directory(run_dir: Path, token: str, config: RunConfig | None) -> tuple
 
 
 def _gpu(info: RankInfo) -> tuple[str | None, str | None, str]:
-    """Unique id and name of this rank's GPU, and what is wrong with it: a product whose result is known, in the formats that training uses."""
+    """Unique id and name of this rank's GPU, and what is wrong with it: a product whose result is
+    known, in the formats that training uses.
+    """
     if not has_gpu():
         wanted = os.environ.get("SLURM_GPUS_ON_NODE") or os.environ.get("SLURM_STEP_GPUS")
         return (
@@ -278,7 +296,8 @@ def _wrong_products(device: torch.device) -> str:
     """The first format in which the device multiplies two matrices wrongly, or nothing."""
     import torch
 
-    # Small whole numbers: exact in every format, as are their sums up to 2^8 in bf16 and 2^24 in fp32.
+    # Small whole numbers: exact in every format, as are their sums up to 2^8 in bf16 and 2^24 in
+    # fp32.
     a = (torch.arange(MATRIX * MATRIX, device=device).reshape(MATRIX, MATRIX) % 2).float()
     expected = a.cpu().sum(1, keepdim=True).expand(MATRIX, MATRIX)
     for dtype in (torch.float32, torch.bfloat16):
@@ -314,82 +333,3 @@ def _record(everyone: Sequence[Facts], verdict: Verdict) -> dict[str, Any]:
         node["software"] |= facts.software
         node["free_bytes"] = facts.free_bytes if facts.free_bytes is not None else node["free_bytes"]
     return {"time": time.time(), "mistake": verdict.mistake, "notes": verdict.notes, "nodes": nodes}
-
-
-def check_network(info: RankInfo, run_dir: Path, verdict: Verdict) -> None:
-    """A small all-reduce over all ranks: its result, its speed, and how far the nodes' clocks are apart. Collective. Rank 0 reports.
-
-    Raises RuntimeError where the sum is wrong.
-    """
-    import torch
-    import torch.distributed as dist
-
-    device = torch.device("cuda", torch.cuda.current_device()) if has_gpu() else torch.device("cpu")
-    world = info.world_size
-    data = torch.ones(ALL_REDUCE_BYTES[device.type == "cuda"] // 4, device=device)
-    dist.all_reduce(data)  # the first one connects
-    clocks = torch.zeros(world, dtype=torch.float64, device=device)
-    clocks[info.rank] = time.time()  # all ranks have just left the same collective
-    if float(data.min()) != world or float(data.max()) != world:
-        raise RuntimeError(
-            f"an all-reduce of ones over {world} ranks gave {float(data.min())} to {float(data.max())} on rank {info.rank}: network or GPU fault"
-        )
-    dist.all_reduce(clocks)
-    data.fill_(1.0)
-    dist.barrier()
-    begin = time.perf_counter()
-    dist.all_reduce(data)
-    float(data[0])
-    seconds = time.perf_counter() - begin
-    if info.rank:
-        return
-    bandwidth = 2 * (world - 1) / world * data.numel() * 4 / seconds
-    offsets = (clocks - clocks.median()).tolist()
-    skewed = {
-        verdict.hosts[rank]: offset for rank, offset in enumerate(offsets) if abs(offset) > CLOCK_SECONDS
-    }
-    verdict.notes += [
-        f"the clock of {host} is {abs(offset):.0f} s {'ahead' if offset > 0 else 'behind'}"
-        for host, offset in skewed.items()
-    ]
-    network = {
-        "all_reduce_bytes": data.numel() * 4,
-        "all_reduce_seconds": seconds,
-        "bus_bytes_per_s": bandwidth,
-        "clock_spread_s": max(offsets) - min(offsets),
-    }
-    _add_to_record(run_dir, {"network": network, "notes": verdict.notes})
-    for line in _lines(run_dir, verdict, network):
-        print(f"preflight: {line}", file=sys.stderr, flush=True)
-
-
-def _add_to_record(run_dir: Path, fields: Mapping[str, Any]) -> None:
-    path = run_dir / PREFLIGHT_FILE
-    with contextlib.suppress(OSError, ValueError):
-        atomic_write_text(
-            path, json.dumps({**json.loads(path.read_text(encoding="utf-8")), **fields}, indent=1) + "\n"
-        )
-
-
-def _lines(run_dir: Path, verdict: Verdict, network: Mapping[str, float]) -> list[str]:
-    hosts = list(dict.fromkeys(verdict.hosts))
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        nodes = json.loads((run_dir / PREFLIGHT_FILE).read_text(encoding="utf-8"))["nodes"]
-        gpus = Counter(name for node in nodes.values() for name in node["gpus"])
-        what = ", ".join(f"{number} x {name}" for name, number in gpus.items()) or "no GPU"
-        free = min(
-            (node["free_bytes"] for node in nodes.values() if node["free_bytes"] is not None), default=0
-        )
-        software = ", ".join(
-            f"{name} {version}"
-            for name, version in nodes[hosts[0]]["software"].items()
-            if version and name != "the commit of Fathom"
-        )
-        return [
-            f"{len(verdict.hosts)} ranks on {len(hosts)} nodes, {what}; {software}: the same everywhere",
-            f"{run_dir}: writable and shared, {free / 2**30:.0f} GiB free",
-            f"all-reduce of {network['all_reduce_bytes'] / 2**20:.0f} MiB: {network['all_reduce_seconds'] * 1e3:.1f} ms, "
-            f"{network['bus_bytes_per_s'] / 1e9:.2f} GB/s; clocks agree to {network['clock_spread_s']:.2f} s",
-            *verdict.notes,
-        ]
-    return list(verdict.notes)

@@ -40,7 +40,8 @@ from pretrain.rundir.state import CONTROL, StaleStartError, forget_failures, rec
 from pretrain.train.before_start import FirstStart, check_before_start
 from pretrain.train.callbacks.watchdog import Watchdog, timed_out
 from pretrain.train.feasibility import fit_machine, fit_processes
-from pretrain.train.preflight import BadNodeError, check_network, check_nodes, share_problem
+from pretrain.train.network_check import check_network
+from pretrain.train.preflight import BadNodeError, check_nodes, share_problem
 from pretrain.train.stop_signals import task_exit_code
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from parallel.launch.slurm import expand_hosts
 from pretrain.cluster.status import collect
@@ -129,9 +130,16 @@ def test_bad_node_is_left_out(runs: Runs) -> None:
 
 
 def test_user_error_is_not_repeated(runs: Runs) -> None:
-    (job,) = runs.submit("--fail-with", "2", nodes="1")
+    options = {"sbatch": ["--comment='two words, --time=1 # and more'"], "srun": ["--job-name='a b;exit 7'"]}
+    with pytest.raises(ValidationError, match="set by the batch script itself"):
+        runs.submit("--fail-with", "2", nodes="1", site=options)
+    options["srun"] = ["--comment='a b;exit 7 # c'"]
+    (job,) = runs.submit("--fail-with", "2", nodes="1", site=options)
     assert runs.cluster.wait(job) == "FAILED"
     assert (runs.cluster.job(job)["Restarts"], runs.state()["state"]) == ("0", "failed")
+    assert " Comment=two words, --time=1 # and more " in runs.cluster.run(
+        "scontrol", "show", "job", "-o", job
+    )
 
 
 def test_killed_rank_restarts_from_the_checkpoint(runs: Runs) -> None:

@@ -1,4 +1,6 @@
-"""`make quickstart`: from nothing to a trained, resumed, exported deep model, each step a command you could type yourself."""
+"""`make quickstart`: from nothing to a trained, resumed, exported deep model, each step a command
+you could type yourself.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,9 @@ def main(
     ),
     fresh: bool = typer.Option(False, help="Remove this quick start's data and run first."),
 ) -> None:
-    """Prepare the Python standard library's source text, pretrain a 48-layer model on it, stop and resume, export, report."""
-    from pretrain.data.inputs import standard_library_files
-
+    """Prepare the Python standard library's source text, pretrain a 48-layer model on it, stop,
+    resume, export, report.
+    """
     run = "quickstart" if scheme == DEFAULT_SCHEME else f"quickstart_{scheme}"
     folder = Path("runs") / run
     if not Path(f"configs/scheme/{scheme}.yaml").is_file():
@@ -40,37 +42,7 @@ def main(
         for path in (DATA, folder):
             shutil.rmtree(path, ignore_errors=True)
     begin = time.monotonic()
-    files = [str(path) for path in standard_library_files()]
-    note = f"<{len(files)} files of the Python standard library>"
-
-    title("1/6  Text and tokenizer")
-    TOKENIZER.parent.mkdir(parents=True, exist_ok=True)
-    step(
-        TOKENIZER.is_file(),
-        f"{TOKENIZER}",
-        ["tokenizer", "train", *files, "--vocab-size", "4096", "--out", str(TOKENIZER)],
-        files,
-        note,
-    )
-    step(
-        (DATA / "dataset.json").is_file(),
-        f"{DATA}",
-        [
-            "data",
-            "prepare",
-            *files,
-            "--out",
-            str(DATA),
-            "--tokenizer",
-            str(TOKENIZER),
-            "--split",
-            "0.97,0.03,0",
-            "--split-by",
-            "file",
-        ],
-        files,
-        note,
-    )
+    texts()
     train = ["pretrain", CONFIG, f"+include=configs/scheme/{scheme}.yaml", f"name={run}"]
     done = newest_step(folder)
     half = half_way(train[1:])
@@ -92,6 +64,36 @@ def main(
     closing(folder, train, time.monotonic() - begin)
 
 
+def texts() -> None:
+    """Trains a tokenizer on the Python standard library's source text, and prepares the text with
+    it.
+    """
+    from pretrain.data.inputs import standard_library_files
+
+    files = [str(path) for path in standard_library_files()]
+    note = f"<{len(files)} files of the Python standard library>"
+
+    title("1/6  Text and tokenizer")
+    TOKENIZER.parent.mkdir(parents=True, exist_ok=True)
+    step(
+        TOKENIZER.is_file(),
+        f"{TOKENIZER}",
+        ["tokenizer", "train", *files, "--vocab-size", "4096", "--out", str(TOKENIZER)],
+        files,
+        note,
+    )
+    step(
+        (DATA / "dataset.json").is_file(),
+        f"{DATA}",
+        [
+            *("data", "prepare", *files, "--out", str(DATA), "--tokenizer", str(TOKENIZER)),
+            *("--split", "0.97,0.03,0", "--split-by", "file"),
+        ],
+        files,
+        note,
+    )
+
+
 def title(text: str) -> None:
     """A ruled heading."""
     console.print()
@@ -106,7 +108,11 @@ def step(
     note: str = "",
     allowed: tuple[int, ...] = (0,),
 ) -> None:
-    """Shows and runs `fathom ARGUMENTS...`, unless its result is there. long: arguments shown as `note`. Leaves with the command's code on failure."""
+    """Shows and runs `fathom ARGUMENTS...`, unless its result is there.
+
+    long: arguments shown as `note`.
+    Leaves with the command's code on failure.
+    """
     shown = (
         " ".join([*("fathom", *arguments)])
         if long is None

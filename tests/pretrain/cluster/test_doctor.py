@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -45,6 +46,23 @@ def test_small_shared_memory_and_few_open_files_are_warned_about(monkeypatch: py
     assert only(found, "CPU").state == "warning"
     assert only(found, "disk").state == "warning"
     assert training_possible(found)
+
+
+def test_the_site_file_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sbatch, site = tmp_path / "sbatch", tmp_path / "site.yaml"
+    sbatch.write_text("#!/bin/sh\necho slurm 24.05\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("FATHOM_SITE", raising=False)
+    assert only(doctor.slurm(), "site file").state == "note"
+    monkeypatch.setenv("FATHOM_SITE", str(site))
+    for text, state, found in (
+        ("gpus_per_node: 8", "ok", str(site)),
+        ("gpus_per_node: x", "warning", "gpus_per_node='x'"),
+    ):
+        site.write_text(text)
+        check = only(doctor.slurm(), "site file")
+        assert (check.state, found in check.found) == (state, True)
 
 
 def test_fp8_recipes_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,7 +194,7 @@ def test_a_run_that_a_local_process_trains_is_left_to_it(
     ("overrides", "message"),
     [
         (["data.corpora=[{path: nowhere}]"], r"data\.corpora: .*/nowhere holds no dataset\.json"),
-        (["data.corpora=[{path: broken}]"], r"broken: dataset\.json is damaged"),
+        (["data.corpora=[{path: broken}]"], r"broken.dataset\.json is damaged"),
         (["model.vocab_size=128"], r"model\.vocab_size=128 differs from the tokenizer's 300"),
         (["checkpoint.load=/nonexistent"], r"checkpoint\.load: /nonexistent holds no checkpoint"),
         (["checkpoint.load=cut"], r"checkpoint\.load: .*/manifest\.json is damaged"),

@@ -290,7 +290,7 @@ def start(config: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
 def test_depths_are_whole_numbers() -> None:
     assert _depths("2,48") == [2, 48]
     for wrong in ("2.7", "2,inf", "nan"):
-        with pytest.raises(UserError, match="whole numbers"):
+        with pytest.raises(UserError, match="whole numbers|named once"):
             _depths(wrong)
 
 
@@ -386,6 +386,7 @@ def test_the_command_stops_and_resumes_and_writes_its_page(config: Path, tmp_pat
     [
         (("--schemes", "nope"), "is unknown"),
         (("--lrs", "1e-3,x"), "separated by commas"),
+        (("--lrs", "1e-3,nan"), "named once"),
         (("--warmups", "1.5"), "below 1"),
         (("--equal", "time"), "tokens or parameters"),
         (("--layers", "2,2"), "named once"),
