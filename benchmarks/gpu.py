@@ -175,15 +175,15 @@ def cases_for(
 ) -> list[Case]:
     """GPT-2 XL with all kinds of kernels and recipes, the first recipe also eager; the family by depth with the last kind, to see depth and launches only.
 
-    Compiled residual joins at both ends of the family.
+    Compiled layers of PyTorch's kernels at both ends of the family.
     """
     cases = []
     for model in models:
         family = model.startswith("deep_")
         for kind in kernels[-1:] if family else kernels:
             cases += [Case(model, kind, "none", micro, accumulation, graph) for graph in (False, True)]
-        if model in COMPILED:
-            cases.append(Case(model, kernels[-1], "none", micro, accumulation, graph=True, compiled=True))
+        if model in COMPILED and "local" in kernels:
+            cases.append(Case(model, "local", "none", micro, accumulation, graph=True, compiled=True))
         if recipes and not family:
             cases.append(Case(model, "te", recipes[0], micro, accumulation))
         cases += [

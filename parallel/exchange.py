@@ -32,6 +32,9 @@ _KINDS: dict[str, type[Exception]] = {"UserError": UserError}
 class PeerError(RuntimeError):
     """Another rank met something unexpected, and this one ends with it. The other one says more."""
 
+    exit_code = 1
+    """Of a process that ends by it."""
+
 
 def is_shared(error: Exception) -> bool:
     """Whether all ranks raise this error, or what it was told as, together."""

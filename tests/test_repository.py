@@ -108,7 +108,9 @@ def test_the_search_for_branches_finds_branches(code: str, found: bool) -> None:
 
 def test_ranks_exchange_no_objects() -> None:
     """What PyTorch calls an object is pickled, and to read one is to execute what its sender likes: `parallel/exchange.py` has what ranks need."""
-    pickled = re.compile(r"\b(?:\w+_object(?:_list)?\(|c?pickle\b|marshal\b|torch\.load\()")
+    pickled = re.compile(
+        r"\b(?:\w+_object(?:_list)?\(|(?:import|from) (?:c?pickle|marshal|dill)\b|torch\.load\()"
+    )
     found = {
         str(path.relative_to(ROOT)): words
         for path in sources(PACKAGES)

@@ -146,7 +146,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Read data sets whole and compare them with their checksums; leaves with 2 for a damaged one."""
+    """Read data sets whole and compare them with their checksums; leave with 2 if one differs."""
     from dataclasses import asdict
 
     from rich.console import Console

@@ -43,7 +43,9 @@ def command(
     ] = "auto",
     dtype: Annotated[
         str,
-        typer.Option(help="float32 or float64, which reports gradients that float32 would flush to zero."),
+        typer.Option(
+            help="float32; float64, which reports gradients that float32 would flush to zero; or bfloat16, as training has it."
+        ),
     ] = "float32",
     compare: Annotated[
         str | None,

@@ -24,12 +24,14 @@ def command(
 ) -> None:
     """Write a one-page HTML report of a run, pictures included.
 
-    Raises UserError where RUN is no run folder or its metrics.jsonl is damaged.
+    Lines of metrics.jsonl that are damaged are left out; how many is said. Raises UserError where RUN is no run folder.
     """
-    from pretrain.report.run_report import numbers, read_run, write_report
+    from pretrain.report.run_report import damage, numbers, read_run, write_page
 
-    path = write_report(run, out)
+    found = read_run(run)
+    path = write_page(found, out)
     if json_:
-        typer.echo(json.dumps({"report": str(path), **numbers(read_run(run))}))
+        typer.echo(json.dumps({"report": str(path), **numbers(found)}))
     elif not quiet:
-        typer.echo(f"report: {path}")
+        left_out = damage(found)
+        typer.echo(f"report: {path}" + (f" ({left_out})" if left_out else ""))

@@ -17,6 +17,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from model.words import printable
+
 if TYPE_CHECKING:
     from pretrain.cluster.status import RunStatus
 
@@ -37,6 +39,7 @@ RIGHT = ("STEP", "LOSS", "TOKENS/S", "LEFT", "RESTARTS")
 FIRST_TO_GO, LAST_TO_GO = ("TOKENS/S", "RESTARTS", "LEFT"), ("LOSS", "CHECKPOINT")
 """Columns that a narrow console does without: the first ones to keep names on one line, the others only where nothing else helps."""
 LEAST_NAME, GAP, PIPE_WIDTH = 8, 2, 140
+STATE_WIDTH, NAME_WIDTH = 20, 500
 
 
 def command(
@@ -111,15 +114,17 @@ def screen(statuses: Sequence[RunStatus], width: int = PIPE_WIDTH) -> Renderable
     if remarks:
         whole.add_row("")
     for status in remarks:
-        whole.add_row(Text.assemble((status.name, "bold"), f": {status.reason}"))
+        whole.add_row(
+            Text.assemble((printable(status.name, NAME_WIDTH), "bold"), f": {printable(status.reason, 500)}")
+        )
     return whole
 
 
 def cells(status: RunStatus) -> dict[str, str]:
     """What the table says of a run, by heading."""
     texts = (
-        status.name,
-        status.state,
+        printable(status.name, NAME_WIDTH),
+        printable(status.state, STATE_WIDTH),
         f"{status.step}/{'?' if status.total is None else status.total}",
         "" if status.loss is None else f"{status.loss:.4f}",
         "" if status.tokens_per_s is None else quantity(status.tokens_per_s),
@@ -128,7 +133,7 @@ def cells(status: RunStatus) -> dict[str, str]:
         "none"
         if status.checkpoint_step is None
         else f"{status.checkpoint_step}, {duration(status.checkpoint_age_s or 0)} ago",
-        status.job or "",
+        printable(status.job or "", NAME_WIDTH),
     )
     return dict(zip(HEADINGS, texts, strict=True))
 

@@ -61,7 +61,7 @@ def train(
     if as_json:
         typer.echo(json.dumps(asdict(trained), indent=1))
     elif not quiet:
+        pieces = f"{trained.vocab_size} pieces ({trained.model})"
+        source = f"{trained.documents} documents, {trained.bytes / 1e6:.1f} MB"
         left_out = f"; {trained.broken} broken records left out" if trained.broken else ""
-        typer.echo(
-            f"{trained.path}: {trained.vocab_size} pieces ({trained.model}) from {trained.documents} documents, {trained.bytes / 1e6:.1f} MB{left_out}"
-        )
+        typer.echo(f"{trained.path}: {pieces} from {source}{left_out}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from model.config import ModelConfig
 from model.cost.flops import Recompute
 from model.depth.scheme import SCHEMES, Layer
+from model.norms import NORMS
 
 FP32 = 4
 
@@ -79,9 +80,9 @@ class Activations:
 
     def _norm(self, kept: float) -> float:
         """A norm keeps its input and fp32 statistics; an RMSNorm that is not fused also its normalized input."""
-        if self.config.normalization == "layernorm":
-            return kept + 2 * FP32 * self.rows
-        return kept * (1 if self.fused else 2) + FP32 * self.rows
+        kind = NORMS[self.config.normalization]
+        copies = 2 if kind.keeps_normed and not self.fused else 1
+        return kept * copies + kind.statistics * FP32 * self.rows
 
     def _norms(self, norms: Norms) -> float:
         return norms.branch * self._norm(self.narrow) + norms.stream * self._norm(self.stream)

@@ -18,6 +18,7 @@ from model.config import ModelConfig
 from model.depth.plan import DepthPlan
 from model.depth.scheme import Sublayer
 from model.errors import UserError
+from model.norms import NORMS
 
 Weights = Mapping[str, Tensor]
 
@@ -121,9 +122,9 @@ class Evaluation:
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         gain, epsilon = self._weight(f"{name}.weight"), self.epsilons.get(name, self.config.norm_epsilon)
-        if self.config.normalization == "rmsnorm":
-            return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon) * gain
-        return F.layer_norm(x, x.shape[-1:], gain, self._weight(f"{name}.bias"), epsilon)
+        kind = NORMS[self.config.normalization]
+        bias = self._weight(f"{name}.bias") if "bias" in kind.leaves else None
+        return kind.of(x, gain, bias, epsilon)
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         return F.linear(

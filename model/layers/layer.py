@@ -143,7 +143,7 @@ class DepthLayer(TransformerLayer):
             if plan.norm_out:
                 yield f"{name} output norm", norm_out, "shared_eps", norm_out.eps
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,

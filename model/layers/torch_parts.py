@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,13 +16,23 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 
+from model.norms import NORMS
+
 COPIED_FROM = 192
 """Positions from which the CPU's attention kernel is quicker, copies included, on heads that lie in one piece: it reads a head position by position, and in
 [s, b, h] each position is on another page. Costs the memory of one more stream [s, b, h] a layer."""
 
 
+Kernel = Callable[[Tensor, tuple[int, ...], Tensor, "Tensor | None", float], Tensor]
+KERNELS: dict[str, Kernel] = {
+    "LayerNorm": F.layer_norm,
+    "RMSNorm": lambda x, shape, weight, bias, eps: F.rms_norm(x, shape, weight, eps),
+}
+"""PyTorch's kernel of each kind of norm: of x [..., h], (h,), gain [h], bias [h] or None, epsilon."""
+
+
 class Norm(nn.Module):
-    """LayerNorm or RMSNorm over the last dimension, by `config.normalization`.
+    """A norm over the last dimension, of the kind `config.normalization` (`model/norms.py`).
 
     Parameters carry `sequence_parallel`, which marks those whose gradients are partial sums over the tensor-parallel group
     when the stream is sharded along the sequence.
@@ -35,11 +45,14 @@ class Norm(nn.Module):
         self.shared_eps: Tensor | None = None
         """The same number for compiled code that layers with other numbers share."""
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        self.bias = (
-            nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype))
-            if config.normalization == "LayerNorm"
-            else None
-        )
+        if config.normalization not in KERNELS:
+            raise ValueError(
+                f"{config.normalization} has no kernel in KERNELS of model/layers/torch_parts.py"
+            )
+        self.kernel = KERNELS[config.normalization]
+        kind = next(kind for kind in NORMS.values() if kind.core == config.normalization)
+        zeros = torch.zeros(hidden_size, dtype=config.params_dtype)
+        self.bias = nn.Parameter(zeros) if "bias" in kind.leaves else None
         for parameter in self.parameters():
             parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
@@ -51,9 +64,7 @@ class Norm(nn.Module):
             weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         if torch.compiler.is_compiling() and self.shared_eps is not None:
             return norm_by_parts(x, weight, bias, self.shared_eps)
-        if bias is None:
-            return F.rms_norm(x, self.shape, weight, self.eps)
-        return F.layer_norm(x, self.shape, weight, bias, self.eps)
+        return self.kernel(x, self.shape, weight, bias, self.eps)
 
 
 def norm_by_parts(x: Tensor, weight: Tensor, bias: Tensor | None, eps: Tensor) -> Tensor:
@@ -175,7 +186,7 @@ class LocalSelfAttention(SelfAttention):
         *,
         rotary_pos_emb: Tensor | None = None,
         **unused: Any,
-    ) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+    ) -> tuple[Tensor, Tensor | None]:
         """hidden_states: [s, b, h] (or [s / TP, b, h] under sequence parallelism); rotary_pos_emb: a `rotary_table`.
 
         Returns ([s, b, h], bias if it is left to the caller).
@@ -223,4 +234,4 @@ class LocalMLP(MLP):
             inner = self.activation_func(gate) * up
         else:
             inner = self.activation_func(inner)
-        return self.linear_fc2(inner)  # type: ignore[no-any-return]
+        return self.linear_fc2(inner)

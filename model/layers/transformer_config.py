@@ -10,6 +10,7 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.norms import NORMS
 
 
 def relu2(x: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ def transformer_config(
         hidden_dropout=model.hidden_dropout,
         attention_dropout=model.attention_dropout,
         layernorm_epsilon=model.norm_epsilon,
-        normalization={"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[model.normalization],
+        normalization=NORMS[model.normalization].core,
         activation_func=ACTIVATIONS[model.activation],
         gated_linear_unit=model.gated,
         add_bias_linear=model.bias,

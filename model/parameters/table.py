@@ -17,6 +17,7 @@ from typing import Literal
 from model.config import ModelConfig
 from model.depth.scheme import Layer, Sublayer
 from model.errors import UserError
+from model.norms import NORMS
 from model.parameters.blocks import Blocks
 from model.parameters.shards import WHOLE, Shard
 
@@ -246,13 +247,12 @@ def _norm(
     sublayer: SublayerName | None = None,
 ) -> Iterator[Row]:
     roles = {"weight": Role.NORM_GAIN, "bias": Role.NORM_BIAS}
-    for leaf, role in roles.items():
-        if leaf == "weight" or config.normalization == "layernorm":
-            yield Row(
-                name=f"{name}.{leaf}",
-                shape=(config.hidden_size,),
-                role=role,
-                stack=stack,
-                layer=layer,
-                sublayer=sublayer,
-            )
+    for leaf in NORMS[config.normalization].leaves:
+        yield Row(
+            name=f"{name}.{leaf}",
+            shape=(config.hidden_size,),
+            role=roles[leaf],
+            stack=stack,
+            layer=layer,
+            sublayer=sublayer,
+        )

@@ -19,7 +19,8 @@ from parallel.checkpoint.folders import MANIFEST, step_folder
 FORMAT = 1
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 CHECKSUM = "xxh3_64"  # finds damage at the speed of memory; it is no protection against forgery
-HASH_BLOCK = 1 << 22
+HASH_BLOCK = 1 << 18
+"""Bytes hashed at once: few enough to be still in the cache."""
 ADVICE = "use an older checkpoint"
 LARGEST_STEP = 10**15
 
@@ -78,6 +79,29 @@ class Progress(Record):
     """Steps that the optimizer has taken."""
     consumed_tokens: Count | None = None
     """Tokens seen."""
+    skipped_in_row: Count | None = None
+    """Steps that were left out since the optimizer's last one."""
+
+
+class DataSection(Record):
+    """What readers want to know of the data."""
+
+    seq_length: Annotated[int, Field(ge=1, le=1 << 40)] | None = None
+    corpora: list[dict[str, Any]] = Field(default_factory=list)
+    cache: str | None = None
+
+
+class TrainSection(Record):
+    """What readers want to know of the training."""
+
+    micro_batch_size: Annotated[int, Field(ge=1, le=1 << 40)] | None = None
+    precision: str | None = None
+
+
+class OptimizerSection(Record):
+    """What readers want to know of the optimizer."""
+
+    kind: str = "adamw"
 
 
 class Sections(Record):
@@ -87,12 +111,9 @@ class Sections(Record):
     """Name of the run."""
     model: dict[str, Any] | None = None
     """Fields of ModelConfig."""
-    data: dict[str, Any] | None = None
-    """Fields of the data section."""
-    train: dict[str, Any] | None = None
-    """Fields of the train section."""
-    optimizer: dict[str, Any] | None = None
-    """Fields of the optimizer section."""
+    data: DataSection | None = None
+    train: TrainSection | None = None
+    optimizer: OptimizerSection | None = None
 
 
 class Manifest(Record):
@@ -176,10 +197,10 @@ def _fragment(row: Row, path: Path) -> Fragment:
 
 def file_hash(path: Path) -> str:
     """Checksum of a file, by the method `CHECKSUM`."""
-    digest = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while block := file.read(HASH_BLOCK):
-            digest.update(block)
+    digest, block = xxhash.xxh3_64(), memoryview(bytearray(HASH_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(block):
+            digest.update(block[:size])
     return digest.hexdigest()
 
 

@@ -290,7 +290,10 @@ class Engine:
     def evaluate(
         self, forward_step: ForwardStep, batches: Callable[[], Iterator[Any]], num_microbatches: int
     ) -> float:
-        """Mean loss over the micro-batches of all ranks, without gradients and dropout. In the memory of a CUDA graph, where there is one."""
+        """Sum of the losses over the micro-batches of all ranks, without gradients and dropout.
+
+        In the memory of a CUDA graph, where there is one.
+        """
         if self.graph is not None:
             self.graph.release()
         for chunk in self.chunks:
@@ -299,13 +302,21 @@ class Engine:
             losses = self._run(forward_step, batches, num_microbatches, forward_only=True)
         for chunk in self.chunks:
             chunk.train()
-        return self._share([self._mean(losses)])[0]
+        return self._share([self._reported(losses).sum()])[0]
+
+    def total(self, value: float) -> float:
+        """The sum of a value over all ranks."""
+        return self._share([torch.tensor(value, dtype=torch.float64, device=self.device)])[0]
 
     def _mean(self, losses: list[Any]) -> Tensor:
-        """This rank's share of the mean loss: one tensor-parallel rank of the last stage contributes."""
+        """This rank's share of the mean loss."""
+        return self._reported(losses).mean() / self.topology.layout.data
+
+    def _reported(self, losses: list[Any]) -> Tensor:
+        """Losses that this rank contributes, in float64: one tensor-parallel rank of the last stage has them, the others a zero."""
         if not losses or self.topology.tensor_rank or not self.topology.last_stage:
-            return torch.zeros((), dtype=torch.float64, device=self.device)
-        return torch.stack(losses).double().mean() / self.topology.layout.data
+            return torch.zeros(1, dtype=torch.float64, device=self.device)
+        return torch.stack(losses).double()
 
     def _share(self, values: list[Tensor]) -> list[float]:
         packed = torch.stack(values)

@@ -22,13 +22,13 @@ class ExitCode(IntEnum):
     STOPPED_BY_USER = 76
     """Saved and left because a person, or train.stop_at_step, said so: do not start again."""
     DIVERGED = 77
-    """The loss is not finite and train.nan_guard is `stop`: the same data would do it again."""
+    """A loss is not finite and train.nan_guard is `stop`, or has left out too many steps: the same data would do it again."""
     HUNG = 78
     """A step or a collective did not end in time; the watchdog ended the process: start again."""
     BAD_NODE = 79
     """This node failed its check before the first step: start again elsewhere."""
     STALE = 80
-    """A newer start owns the run directory; this process left without touching it."""
+    """The run directory is not this start's any more: a newer one owns it, or it is gone. Nothing was touched."""
 
 
 RESTARTABLE = frozenset({ExitCode.CRASH, ExitCode.STOPPED, ExitCode.HUNG, ExitCode.BAD_NODE})

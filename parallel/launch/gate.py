@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 
+from parallel.launch.exit_codes import ExitCode
 from parallel.launch.ranks import RankInfo
 
 NONCE = PROOF = 32
@@ -30,6 +31,8 @@ class RendezvousError(RuntimeError):
 
 class StrangerError(RendezvousError):
     """Somebody at the meeting does not have the run's secret: this process, or the one that it met."""
+
+    exit_code = ExitCode.BAD_NODE
 
 
 class Gate:

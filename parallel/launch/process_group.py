@@ -23,6 +23,11 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def has_own_store() -> bool:
+    """Whether the launcher has a store for its ranks, as torchrun does. It has no gate."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def open_store(info: RankInfo, timeout_minutes: float, secret: str = "") -> Store:
     """Joins the processes' common store of small texts.
 
@@ -44,7 +49,7 @@ def open_store(info: RankInfo, timeout_minutes: float, secret: str = "") -> Stor
 
     if info.world_size == 1:
         return HashStore()
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun has one
+    if has_own_store():
         limit = timedelta(minutes=timeout_minutes)
         store, _, _ = next(rendezvous("env://", timeout=limit))
         store.set_timeout(limit)

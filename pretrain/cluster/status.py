@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from model.errors import UserError
+from model.errors import UserError, debugging
 from parallel.checkpoint.folders import MANIFEST, step_folder
 from parallel.launch import slurm_client
 from parallel.launch.exit_codes import ExitCode
 from parallel.launch.slurm_client import Queued
 from pretrain.rundir import state as states
+from pretrain.rundir.description import read_config
+from pretrain.rundir.events import End, Place, Start, Train, event_of
+from pretrain.rundir.lines import lines_backwards
+from pretrain.rundir.outcome import code_of_reason, ending, words_of
 
 MARKS = (states.STATE_FILE, "metrics.jsonl", "config.yaml")
 SKIPPED = frozenset({"code", "checkpoints", "tensorboard", "hf", "control"})
@@ -28,12 +27,12 @@ RECENT_STEPS = 20
 SILENT_SECONDS, SILENT_STEPS = 300.0, 20
 """A run that trains is called silent after this long without a step, or after this many of its steps, whichever is longer."""
 
-DEAD, LOCAL_END = "dead", {"finished": states.FINISHED, "not_finite": states.FAILED}
+DEAD = "dead"
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run. loss: nats per token; left_s: seconds to the last step at the present speed; checkpoint_age_s: seconds; unknown numbers are None."""
+    """One run. Unknown numbers are None."""
 
     name: str
     folder: str
@@ -42,11 +41,14 @@ class RunStatus:
     step: int = 0
     total: int | None = None
     loss: float | None = None
+    """Nats per token."""
     tokens_per_s: float | None = None
     left_s: float | None = None
+    """Seconds to the last step at the present speed."""
     restarts: int = 0
     checkpoint_step: int | None = None
     checkpoint_age_s: float | None = None
+    """Seconds."""
     job: str | None = None
     nodes: str = ""
 
@@ -64,55 +66,54 @@ def find_runs(path: Path) -> list[Path]:
 
 
 def collect(path: Path) -> list[RunStatus]:
-    """The state of all runs at or below a folder. Raises as `find_runs`; a run with damaged files is shown as such."""
+    """The state of all runs at or below a folder. Raises as `find_runs`.
+
+    A run that cannot be read is shown as damaged, and hides no other. FATHOM_DEBUG=1 shows why.
+    """
     queued = slurm_client.queue()
     statuses = []
     for folder in find_runs(path):
         try:
             statuses.append(run_status(folder, queued))
-        except UserError as error:
-            statuses.append(RunStatus(folder.name, str(folder), "damaged", str(error)))
+        except Exception as error:
+            if debugging():
+                raise
+            statuses.append(RunStatus(folder.name, str(folder), "damaged", words_of(error)))
     return statuses
 
 
 def run_status(folder: Path, queued: Mapping[str, Queued] | None, now: float | None = None) -> RunStatus:
     """The state of one run. queued: this user's jobs, None where there is no Slurm; now: seconds since 1970."""
     now = time.time() if now is None else now
-    state, submitted, recent = (
-        states.read_state(folder),
-        states.read_submitted(folder),
-        last_events(folder / "metrics.jsonl"),
-    )
-    train, end = recent["train"], recent["end"]
-    step = int(train[-1]["step"]) if train else int(state.get("step") or 0)
+    state, submitted = states.read_state(folder), states.read_submitted(folder)
+    recent = recent_events(folder / "metrics.jsonl")
+    step = recent.train[-1].step if recent.train else int(state.get("step") or 0)
     total = _total_steps(folder)
-    step_time = _mean([event.get("step_time_s") for event in train])
+    step_time = _mean([event.step_time_s for event in recent.train])
     checkpoint = states.latest_step(folder)
+    known, reason = _told(state, recent.end) or (_state_by_age(folder, now), "")
     status = RunStatus(
         name=folder.name,
         folder=str(folder),
-        state=str(state.get("state") or _state_without_file(end, folder, now)),
-        reason=str(state.get("reason") or ""),
+        state=known,
+        reason=reason,
         step=step,
         total=total,
-        loss=_number(train[-1].get("loss")) if train else None,
-        tokens_per_s=_mean([event.get("tokens_per_s") for event in train]),
+        loss=_finite(recent.train[-1].loss) if recent.train else None,
+        tokens_per_s=_mean([event.tokens_per_s for event in recent.train]),
         left_s=max(0, total - step) * step_time if total is not None and step_time is not None else None,
-        restarts=int(state.get("restarts") or 0),
+        restarts=state.get("restarts") or 0,
         checkpoint_step=checkpoint,
-        checkpoint_age_s=None
-        if checkpoint is None
-        else _age(folder / "checkpoints" / step_folder(checkpoint) / MANIFEST, now),
+        checkpoint_age_s=_checkpoint_age(folder, checkpoint, now),
         job=state.get("job_id"),
-        nodes=str(state.get("nodes") or ""),
+        nodes=state.get("nodes") or "",
     )
-    jobs = [str(job) for job in (status.job, *submitted.get("jobs", [])) if job is not None]
+    jobs = [job for job in (status.job, *(submitted.get("jobs") or [])) if job is not None]
     status = _with_job(status, jobs, queued, to_be_continued=state.get("exit_code") == ExitCode.STOPPED)
     if status.state == states.RUNNING:
-        if status.job is None and state.get("host") == socket.gethostname() and not _alive(state.get("pid")):
-            return replace(
-                status, state=DEAD, reason=f"process {state.get('pid')} is gone; it left no word", left_s=None
-            )
+        if status.job is None and states.alive(state) is False:
+            gone = f"process {state.get('pid')} is gone; it left no word"
+            return replace(status, state=DEAD, reason=gone, left_s=None)
         silent = _age(folder / "metrics.jsonl", now)
         if silent is not None and silent > max(SILENT_SECONDS, SILENT_STEPS * (step_time or 0)):
             return replace(status, reason=f"no step for {silent / 60:.0f} min")
@@ -121,25 +122,37 @@ def run_status(folder: Path, queued: Mapping[str, Queued] | None, now: float | N
     return status
 
 
-def last_events(path: Path, block: int = 1 << 16, limit: int = 1 << 24) -> dict[str, list[dict[str, Any]]]:
-    """The newest `train` events and the last `end` after them, read from the end of the file, as it may be large. Half a last line is left out."""
-    found: dict[str, list[dict[str, Any]]] = {"train": [], "end": []}
-    for line in _lines_backwards(path, block, limit):
+@dataclass(frozen=True)
+class Recent:
+    """The end of a run's history."""
+
+    train: list[Train]
+    """The newest steps, oldest first."""
+    end: End | None
+    """How the loop was left after them; None while it runs, or where it was killed."""
+
+
+def recent_events(path: Path, block: int = 1 << 16, limit: int = 1 << 24) -> Recent:
+    """The newest steps and the end after them, read from the end of the file, as it may be large. What cannot be read is left out."""
+    train: list[Train] = []
+    end: End | None = None
+    begun = False
+    for line in lines_backwards(path, block, limit):
         # Lines of per-layer signals are long, and not needed here.
-        if b'"train"' not in line[:40] and b'"end"' not in line[:40] and b'"start"' not in line[:40]:
+        if not any(kind in line[:40] for kind in (b'"train"', b'"end"', b'"start"')):
             continue
         try:
-            event = json.loads(line)
-        except ValueError:
+            event = event_of(line, Place(path, 0, 0))
+        except (ValueError, TypeError, RecursionError):
             continue
-        kind = event.get("event")
-        if kind == "end" and not found["train"]:
-            found["end"].append(event)
-        elif kind == "train":
-            found["train"].insert(0, event)
-        if len(found["train"]) >= RECENT_STEPS or (kind == "start" and found["train"]):
+        if isinstance(event, End) and not train and not begun:
+            end = end or event
+        elif isinstance(event, Train):
+            train.insert(0, event)
+        begun = begun or isinstance(event, Start)
+        if train and (isinstance(event, Start) or len(train) >= RECENT_STEPS):
             break
-    return found
+    return Recent(train, end)
 
 
 def _with_job(
@@ -183,44 +196,41 @@ def _search(folder: Path, depth: int) -> Iterator[Path]:
     if any((folder / mark).is_file() for mark in MARKS):
         yield folder
     if depth > 0:
-        for child in folder.iterdir():
+        try:
+            children = sorted(folder.iterdir())
+        except OSError:
+            return  # another user's, or gone meanwhile
+        for child in children:
             if child.is_dir() and child.name not in SKIPPED and not child.name.startswith("."):
                 yield from _search(child, depth - 1)
 
 
-def _lines_backwards(path: Path, block: int, limit: int) -> Iterator[bytes]:
-    try:
-        file = path.open("rb")
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    with file:
-        end = file.seek(0, os.SEEK_END)
-        first, rest = max(0, end - limit), b""
-        while end > first:
-            begin = max(first, end - block)
-            file.seek(begin)
-            lines = (file.read(end - begin) + rest).split(b"\n")
-            end, rest = begin, lines[0]
-            yield from reversed(lines[1:])
-        if first == 0:
-            yield rest
-
-
 def _total_steps(folder: Path) -> int | None:
-    try:
-        train = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["train"]
-        return min(int(train["steps"]), int(train.get("stop_at_step") or train["steps"]))
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
-        return None
+    config = read_config(folder)
+    steps = config.count("train.steps")
+    return None if steps is None else min(steps, config.count("train.stop_at_step") or steps)
 
 
-def _state_without_file(end: list[dict[str, Any]], folder: Path, now: float) -> str:
-    if end:
-        return LOCAL_END.get(str(end[0].get("reason")), states.STOPPED)
+def _told(state: Mapping[str, Any], end: End | None) -> tuple[str, str] | None:
+    """State and reason as the run itself tells them; None where it does not."""
+    if state.get("state"):
+        known, reason = state["state"], state.get("reason") or ""
+        # Earlier versions wrote `finished` of every end at the last step.
+        if known == states.FINISHED and code_of_reason(reason) is ExitCode.CRASH:
+            known = states.FAILED
+        return known, reason
+    return None if end is None else (ending(end.exit_code).state, end.reason)
+
+
+def _state_by_age(folder: Path, now: float) -> str:
     age = _age(folder / "metrics.jsonl", now)
     if age is None:
         return "new"
     return states.RUNNING if age < SILENT_SECONDS else DEAD
+
+
+def _checkpoint_age(folder: Path, step: int | None, now: float) -> float | None:
+    return None if step is None else _age(folder / "checkpoints" / step_folder(step) / MANIFEST, now)
 
 
 def _age(path: Path, now: float) -> float | None:
@@ -230,22 +240,10 @@ def _age(path: Path, now: float) -> float | None:
         return None
 
 
-def _alive(pid: object) -> bool:
-    if not isinstance(pid, int):
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _mean(values: list[object]) -> float | None:
-    numbers = [number for number in map(_number, values) if number is not None]
+def _mean(values: list[float]) -> float | None:
+    numbers = [value for value in values if math.isfinite(value)]
     return sum(numbers) / len(numbers) if numbers else None

@@ -84,7 +84,7 @@ def on_term(
     if job is None or job.state == "RUNNING":
         return None
     state = states.read_state(run_dir)
-    if states.owner_of(state) != owner or state.get("state") in states.ENDED | {states.REQUEUED}:
+    if not owner.is_at(states.owner_of(state)) or state.get("state") in states.ENDED | {states.REQUEUED}:
         return None
     return decide(run_dir, TOO_LATE if job.reason == "TimeLimit" else 128 + 15, job, owner, max_restarts)
 
@@ -205,7 +205,7 @@ def _run(options: argparse.Namespace, owner: Owner) -> int:
         decision = on_term(run_dir, owner, job, options.max_restarts)
         return 0 if decision is None else carry_out(run_dir, owner, decision, options.exclude_bad_nodes)
     state = states.read_state(run_dir)
-    if states.owner_of(state) == owner and state.get("state") in (states.CANCELLED, states.REQUEUED):
+    if owner.is_at(states.owner_of(state)) and state.get("state") in (states.CANCELLED, states.REQUEUED):
         return 0  # on-term was faster
     decision = decide(run_dir, options.exit_code, job, owner, options.max_restarts)
     return carry_out(run_dir, owner, decision, options.exclude_bad_nodes)

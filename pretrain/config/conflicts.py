@@ -84,3 +84,16 @@ def _zero_and_dropout(option: str, config: RunConfig) -> None:
         raise ValueError(
             f"{option}=true has no tested dropout: set model.hidden_dropout=0 and model.attention_dropout=0"
         )
+
+
+def check_schedule(config: RunConfig) -> None:
+    """Raises ValueError for a final decay that would begin before the warm-up has ended."""
+    schedule, steps = config.schedule, config.train.steps
+    if schedule.decay_steps is None or schedule.warmup_steps + schedule.decay_steps <= steps:
+        return
+    left = steps - schedule.warmup_steps
+    advice = f"set schedule.decay_steps={left} or less" if left > 0 else "set fewer schedule.warmup_steps"
+    raise ValueError(
+        f"schedule.decay_steps={schedule.decay_steps} and schedule.warmup_steps={schedule.warmup_steps} do not fit into "
+        f"train.steps={steps}: {advice}; train.stop_at_step ends a run early"
+    )

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from model.config import ModelConfig, Strict
 from parallel.config import Fp8Config, ParallelConfig
-from pretrain.config.conflicts import check_compile, check_cuda_graph, check_muon
+from pretrain.config.conflicts import check_compile, check_cuda_graph, check_muon, check_schedule
 
 STEPS, SAMPLES, MINUTES = 10**9, 1 << 24, 10**6
 """Most steps of a run, samples of a step, minutes of any time."""
@@ -69,6 +69,9 @@ class DataConfig(Strict):
 
 MOMENTUM = 0.95
 """Muon's momentum where the configuration gives none."""
+
+SKIP_LIMIT = 10
+"""Steps in a row that may be left out, where the configuration gives no number."""
 
 
 class OptimizerConfig(Strict):
@@ -189,6 +192,13 @@ class TrainConfig(Strict):
     nan_guard: Literal["stop", "skip"] = Field(
         "stop", description="A non-finite loss or gradient: stop the run, or skip that step and count it."
     )
+    skip_limit: int | None = Field(
+        None,
+        ge=1,
+        le=STEPS,
+        description="Steps in a row that nan_guard=skip leaves out before it stops the run too; "
+        "read with nan_guard=skip only, where null means 10.",
+    )
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -208,6 +218,11 @@ class TrainConfig(Strict):
         if self.fp32_residual and self.precision == "fp32":
             raise ValueError(
                 "train.fp32_residual=true has no effect with train.precision=fp32, where the whole model is in fp32: set it to false"
+            )
+        if self.skip_limit is not None and self.nan_guard != "skip":
+            raise ValueError(
+                f"train.skip_limit={self.skip_limit} has no effect with train.nan_guard={self.nan_guard}: remove it or "
+                "set train.nan_guard=skip"
             )
         if self.fp8.recipe != "none" and self.kernels == "local":
             raise ValueError(
@@ -289,6 +304,7 @@ class RunConfig(Strict):
     def _check(self) -> RunConfig:
         if self.optimizer.kind == "muon":
             check_muon(self.parallel)
+        check_schedule(self)
         if self.train.compile:
             check_compile(self)
         if self.train.cuda_graph:

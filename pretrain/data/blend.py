@@ -165,6 +165,10 @@ class TokenBlend:
             raise self._beyond(out, wanted)
         return out
 
+    def without_repetition(self, most: int) -> int:
+        """How many samples from the first on come before one that was there already, at most `most`."""
+        return self._pattern.until(self.samples_per_epoch, most)
+
     def _beyond(self, out: np.ndarray, wanted: list[int]) -> UserError:
         """The error for the first token that is not in the vocabulary."""
         row, column = np.argwhere((out < 0) | (out >= self.vocab_size))[0]

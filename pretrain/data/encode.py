@@ -1,4 +1,7 @@
-"""What a worker process of `fathom data prepare` does: raw records in, numpy-ready token bytes per split out. Must stay free of torch and Megatron."""
+"""What a worker process of `fathom data prepare` does: raw records in, token bytes per split out.
+
+Must stay free of torch and Megatron.
+"""
 
 from __future__ import annotations
 
@@ -17,33 +20,38 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """What every worker needs to know.
-
-    split: shares of train, validation and test, adding up to 1. split_by: whether documents, or whole files, are assigned to a split.
-    """
+    """What every worker needs to know."""
 
     tokenizer: str
+    """Path of the model file."""
     text_key: str
     split: tuple[float, float, float]
+    """Shares of train, validation and test, adding up to 1."""
     split_by: Literal["document", "file"]
+    """What is assigned to a split as a whole."""
     seed: int
 
 
 @dataclass
 class EncodedSplit:
-    """The documents of one batch that belong to one split: bytes of their ids with end marks, their lengths in tokens, their size as UTF-8 text."""
+    """The documents of one batch that belong to one split."""
 
     tokens: bytes
+    """Of their ids, with end marks."""
     lengths: np.ndarray
+    """In tokens."""
     text_bytes: int
+    """Their size as UTF-8."""
 
 
 @dataclass
 class EncodedBatch:
-    """The result for one batch of records. `records` and `size` count what went in."""
+    """The result for one batch of records."""
 
     records: int
+    """That went in."""
     size: int
+    """Bytes that went in."""
     splits: tuple[EncodedSplit, ...] = ()
     empty: int = 0
     broken: list[Broken] = field(default_factory=list)
@@ -75,11 +83,8 @@ class Encoder:
                 continue
             texts.append(text)
             sizes.append(len(data))
-            splits.append(
-                self._split(
-                    data if self.job.split_by == "document" else record.group.encode(errors="surrogateescape")
-                )
-            )
+            whole_files = self.job.split_by == "file"
+            splits.append(self._split(record.group.encode(errors="surrogateescape") if whole_files else data))
         documents = [ids + self._end_mark for ids in self.tokenizer.encode_documents(texts)]
         itemsize = len(self._end_mark)
         gathered = []
@@ -97,11 +102,16 @@ class Encoder:
         return result
 
     def _split(self, key: bytes) -> int:
-        """Assigns by a hash of (seed, key). The key is the document itself or the file's name, so neither order nor neighbours matter."""
+        """Assigns by a hash of (seed, key).
+
+        The key is the document itself or the file's name, so neither order nor neighbours matter.
+        """
         digest = hashlib.blake2b(key, digest_size=8, key=self.job.seed.to_bytes(8, "little")).digest()
         share = int.from_bytes(digest, "little") / 2**64
-        train, validation, _ = self.job.split
-        return 0 if share < train else 1 if share < train + validation or not self.job.split[2] else 2
+        train, validation, test = self.job.split
+        if share < train:
+            return 0
+        return 1 if share < train + validation or not test else 2
 
 
 _encoder: Encoder | None = None

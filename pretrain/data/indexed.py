@@ -1,4 +1,7 @@
-"""Megatron-core's indexed data set files, imported without its remarks on kernels that reading and writing tokens do not need."""
+"""Megatron-core's indexed data set files.
+
+Imported without its remarks on kernels that reading and writing tokens do not need.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Where documents come from: local files, and data sets that the `datasets` library knows by name.
 
-This module says which files and data sets an INPUT stands for; pretrain/data/documents.py reads them.
+This module says which files and data sets an INPUT stands for; documents.py reads them.
 Nothing here imports torch or Megatron.
 """
 

@@ -127,6 +127,21 @@ class BlendPattern:
         corpus = int(self._corpus[place])
         return corpus, block * int(self._counts[corpus]) + int(self._rank[place])
 
+    def until(self, available: list[int], most: int) -> int:
+        """How many samples come before the first one of a corpus of which `available` were taken, at most `most`."""
+        if self._single:
+            return min(available[0], most)
+        low, high = 0, min(most, sum(available))
+        while low < high:  # the first position by which a corpus has given too many
+            middle = (low + high) // 2
+            low, high = (low, middle) if any(self._taken(middle + 1) > available) else (middle + 1, high)
+        return low
+
+    def _taken(self, samples: int) -> np.ndarray:
+        """How many of the first samples come from each corpus, [K]."""
+        blocks, rest = divmod(samples, self._block)
+        return blocks * self._counts + np.bincount(self._corpus[:rest], minlength=len(self._counts))
+
 
 def micro_batch_indices(
     step: int,

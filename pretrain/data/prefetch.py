@@ -12,10 +12,13 @@ T = TypeVar("T")
 
 
 class Prefetcher(Generic[T]):
-    """Calls fetch(first), fetch(first + 1), ... in one background thread, a few ahead of `get`. last_wait_s: seconds the latest `get` had to wait."""
+    """Calls fetch(first), fetch(first + 1), ... in one background thread, a few ahead of `get`."""
+
+    last_wait_s: float
+    """Seconds that the latest `get` had to wait."""
 
     def __init__(self, fetch: Callable[[int], T], first: int, count: int, depth: int = 2) -> None:
-        """Starts loading positions first .. first + count - 1; depth: results held ready at most."""
+        """Starts loading positions first .. first + count - 1. depth: results held ready."""
         self._fetch = fetch
         self._positions = iter(range(first, first + count))
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
@@ -25,7 +28,10 @@ class Prefetcher(Generic[T]):
             self._submit()
 
     def get(self) -> T:
-        """Returns the next result in order. Raises StopIteration after the last, and whatever `fetch` raised for this position."""
+        """Returns the next result in order.
+
+        Raises StopIteration after the last, and whatever `fetch` raised for this position.
+        """
         if not self._ready:
             raise StopIteration
         started = time.perf_counter()

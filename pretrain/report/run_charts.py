@@ -302,9 +302,7 @@ def _profiles(
     wide: bool = False,
 ) -> Chart | None:
     """Values over layers, a line per measurement, light (early) to dark (late); None where nothing was measured."""
-    chosen = _spread(
-        [event for event in context.metrics.signal if any(event.profile(key)[0] for key, _ in parts)]
-    )
+    chosen = _shown(context.metrics.signal, [key for key, _ in parts])
     if not chosen:
         return None
     with drawing() as new:
@@ -338,6 +336,16 @@ def _profiles(
         legend(figure, handles, labels, "step")
         svg = to_svg(figure, re.sub(r"\W+", "-", title.lower()), title)
     return Chart(title, caption, svg, wide=wide)
+
+
+def _shown(events: Sequence[Signal], keys: Sequence[str]) -> list[Signal]:
+    """First, last and up to four between of the measurements that have any of the keys. Each is read from the file, so as few as can be."""
+
+    def measured(event: Signal) -> bool:
+        return any(event.profile(key)[0] for key in keys)
+
+    chosen = _spread(list(events))
+    return chosen if all(map(measured, chosen)) else _spread([event for event in events if measured(event)])
 
 
 def _spread(events: list[Signal]) -> list[Signal]:

@@ -1,17 +1,18 @@
 """state.json: what a run is doing and why, in one small file that outlives every process; and the fence around it.
 
-Keys: state, reason, step (of the newest checkpoint or end), updated (seconds since 1970), host, pid, exit_code;
-job_id and restart_count (the start that owns the run directory; job_id null without Slurm), restarts (starts of this submission before the newest),
-stalled (starts in a row that left no new checkpoint), start_step (newest checkpoint when the newest start began), ends_at, nodes.
-submitted.json, beside it, is written once per submission: jobs (handles of Slurm; more than one is a chain), time, log, command.
+Its keys are in STATE_KEYS. submitted.json, beside it, is written once per submission.
+Standard library only, as the batch script's Python reads both.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import socket
+import stat
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from typing import Any
 from model.errors import UserError
 from model.files import atomic_write_text
 from parallel.checkpoint.folders import STEP_FOLDER, resolve
+from parallel.launch.exit_codes import ExitCode
 from parallel.launch.slurm_client import job_handle
 
 STATE_FILE = "state.json"
@@ -41,38 +43,96 @@ QUEUED, STARTING, RUNNING, STOPPED, REQUEUED, FINISHED, FAILED, CANCELLED = (
 ENDED = frozenset({STOPPED, FINISHED, FAILED, CANCELLED})
 """States after which nothing starts the run again by itself."""
 
+START = "FATHOM_START"
+"""Environment variable of a training process: the random name of the start that it belongs to."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+LARGEST = 1 << 20
+"""Bytes of the largest state.json that is read."""
+
+TEXT, WHOLE, NUMBER, FLAG, TEXTS, JOB = (
+    "text",
+    "a whole number",
+    "a number",
+    "true or false",
+    "a list of texts",
+    "a job",
+)
+STATE_KEYS = {
+    # What the run does, and why. step: of the newest checkpoint, or the end.
+    "state": TEXT,
+    "reason": TEXT,
+    "step": WHOLE,
+    "exit_code": WHOLE,
+    # Who wrote this, and when (seconds since 1970). began: of that process, in the kernel's ticks.
+    "updated": NUMBER,
+    "host": TEXT,
+    "pid": WHOLE,
+    "began": WHOLE,
+    # The start that owns the run directory. job_id: null without Slurm; supervised: a batch script waits for its end.
+    "job_id": JOB,
+    "restart_count": WHOLE,
+    "start": TEXT,
+    "supervised": FLAG,
+    # Starts of this submission before the newest; those in a row that left no new checkpoint; the newest checkpoint when the newest began.
+    "restarts": WHOLE,
+    "stalled": WHOLE,
+    "start_step": WHOLE,
+    # The job's end (seconds since 1970), its nodes, and those it does not use again.
+    "ends_at": NUMBER,
+    "nodes": TEXT,
+    "excluded": TEXTS,
+}
+SUBMITTED_KEYS = {"jobs": TEXTS, "time": NUMBER, "log": TEXT, "nodes": TEXT}
+"""jobs: handles of Slurm; more than one is a chain."""
+
 
 class StaleStartError(RuntimeError):
-    """This process belongs to an earlier start of the run; a newer one owns the run directory."""
+    """The run directory is not this start's any more: a newer one owns it, or it is gone."""
+
+    exit_code = ExitCode.STALE
 
 
 @dataclass(frozen=True)
 class Owner:
-    """One start of a run: the Slurm job (None without Slurm) and how often Slurm had started it again."""
+    """One start of a run."""
 
     job_id: str | None
+    """The Slurm job; None without Slurm."""
     restart_count: int
+    """How often Slurm had started it again."""
+    start: str = ""
+    """Random name that no other start has; empty where it is not known, as to the batch script."""
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str] | None = None) -> Owner:
         """The start this process belongs to."""
         env = os.environ if env is None else env
-        return cls(job_handle(env), int(env.get("SLURM_RESTART_COUNT", "0")))
+        return cls(job_handle(env), int(env.get("SLURM_RESTART_COUNT", "0")), env.get(START, ""))
 
     @property
     def label(self) -> str:
-        """Part of file names: `12.0`, or `local.0`."""
+        """Part of names of files that the batch script reads too: `12.0`, or `local.0`."""
         return f"{self.job_id or 'local'}.{self.restart_count}"
+
+    @property
+    def tag(self) -> str:
+        """Part of names that no other start may use: `local.0.f3a81c20`."""
+        return f"{self.label}.{self.start}" if self.start else self.label
+
+    def is_at(self, held: Owner) -> bool:
+        """Whether a run directory that `held` has is this start's."""
+        return self.label == held.label and self.start in ("", held.start)
 
 
 def read_state(run_dir: Path | str) -> dict[str, Any]:
-    """The newest state, empty where the run has none. Raises UserError for a file that is no JSON object."""
-    return _read(Path(run_dir) / STATE_FILE)
+    """The newest state, empty where the run has none. Raises UserError for a file that is damaged."""
+    return _read(Path(run_dir) / STATE_FILE, STATE_KEYS)
 
 
 def read_submitted(run_dir: Path | str) -> dict[str, Any]:
-    """What `fathom submit` last wrote about the run, empty where it was never submitted. Raises UserError for a file that is no JSON object."""
-    return _read(Path(run_dir) / SUBMITTED_FILE)
+    """What `fathom submit` last wrote about the run, empty where it was never submitted. Raises UserError for a file that is damaged."""
+    return _read(Path(run_dir) / SUBMITTED_FILE, SUBMITTED_KEYS)
 
 
 def next_in_chain(run_dir: Path | str, owner: Owner) -> str | None:
@@ -84,7 +144,7 @@ def next_in_chain(run_dir: Path | str, owner: Owner) -> str | None:
 
 def owner_of(state: Mapping[str, Any]) -> Owner:
     """The start that a state names as the owner of the run directory."""
-    return Owner(state.get("job_id"), int(state.get("restart_count") or 0))
+    return Owner(state.get("job_id"), state.get("restart_count") or 0, state.get("start") or "")
 
 
 def claim(run_dir: Path | str, owner: Owner | None = None, **fields: Any) -> dict[str, Any]:
@@ -104,19 +164,31 @@ def claim(run_dir: Path | str, owner: Owner | None = None, **fields: Any) -> dic
         raise StaleStartError(
             f"{run_dir} belongs to restart {held.restart_count} of job {held.job_id}; this is restart {owner.restart_count}"
         )
-    return _write(
-        run_dir, {**current, **fields, "job_id": owner.job_id, "restart_count": owner.restart_count}
-    )
+    if owner != held:
+        # The batch script has claimed it for this start, and will say what follows after its end.
+        fields["supervised"] = current.get("state") == STARTING and owner.label == held.label
+    return _write(run_dir, {**current, **fields, **_owned_by(owner)})
 
 
 def check_owner(run_dir: Path | str, owner: Owner | None = None) -> None:
-    """Call before a checkpoint is made the newest, and before anything else that a newer start would trip over. Raises StaleStartError."""
+    """Call before a checkpoint is made the newest, and before anything else that a newer start would trip over.
+
+    Raises StaleStartError where another start owns the run directory, or it is gone. Without a state.json, nobody else does.
+    """
     owner = owner or Owner.from_environment()
-    held = owner_of(read_state(run_dir))
-    if held != owner:
+    state = read_state(run_dir)
+    held = owner_of(state)
+    if not state and not Path(run_dir).is_dir():
+        raise StaleStartError(f"{run_dir} was moved or removed; nothing more is written there")
+    if not state or owner.is_at(held):
+        return
+    if held.label != owner.label:
         raise StaleStartError(
             f"{run_dir} belongs to start {held.label} now; this process is of start {owner.label} and leaves it alone"
         )
+    raise StaleStartError(
+        f"{run_dir} belongs to another start now, process {state.get('pid')} on {state.get('host')}; this one leaves it alone"
+    )
 
 
 def write_state(run_dir: Path | str, owner: Owner | None = None, **fields: Any) -> dict[str, Any]:
@@ -129,7 +201,7 @@ def write_state(run_dir: Path | str, owner: Owner | None = None, **fields: Any) 
     current = read_state(run_dir)
     if current.get("state") in (CANCELLED, REQUEUED) and fields.get("state") in (RUNNING, STOPPED):
         fields = {key: value for key, value in fields.items() if key not in ("state", "reason")}
-    return _write(run_dir, {**current, **fields})
+    return _write(run_dir, {**_owned_by(owner), **current, **fields})
 
 
 def latest_step(run_dir: Path | str) -> int | None:
@@ -178,12 +250,12 @@ def record_failure(
 ) -> None:
     """Leaves one line about why a rank ends, for the batch script to find; the first one is what the user reads. host: its node, if not this one.
 
-    Never raises.
+    Never raises. A run directory that is gone is not made anew.
     """
     owner = owner or Owner.from_environment()
-    host = host or os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    failure = Failure(rank, int(exit_code), " ".join(reason.split())[:500], host, time.time())
+    failure = Failure(rank, int(exit_code), " ".join(reason.split())[:500], host or _host(), time.time())
     with contextlib.suppress(OSError):  # the disk may be why it fails
+        (Path(run_dir) / CONTROL).mkdir(exist_ok=True)
         atomic_write_text(
             Path(run_dir) / CONTROL / f"{owner.label}.rank{rank:05d}.json", json.dumps(asdict(failure))
         )
@@ -214,28 +286,105 @@ def read_failures(run_dir: Path | str, owner: Owner) -> list[Failure]:
     return sorted(failures, key=lambda failure: failure.time)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def alive(state: Mapping[str, Any]) -> bool | None:
+    """Whether the process that wrote a state still lives; None where that cannot be known here, as on another host."""
+    pid, began = state.get("pid"), state.get("began")
+    if state.get("host") != _host() or not pid:
+        return None
     try:
+        os.kill(pid, 0)
+    except PermissionError:
+        pass
+    except (ProcessLookupError, OverflowError):
+        return False
+    now = process_began(pid)
+    return now is None or (now > 0 and began in (None, now))
+
+
+def process_began(pid: int) -> int | None:
+    """When a process of this machine began, in the kernel's ticks since it was switched on.
+
+    0 for one that has ended and was not waited for; None where that is hidden. Fields 3 and 22 of proc_pid_stat(5).
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    fields = text.rpartition(b")")[2].split()  # the second, the name in brackets, may hold blanks
+    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def _host() -> str:
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def _owned_by(owner: Owner) -> dict[str, Any]:
+    return {"job_id": owner.job_id, "restart_count": owner.restart_count, "start": owner.start}
+
+
+def _read(path: Path, keys: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > LARGEST:
+            raise ValueError("no regular file of its size")
         content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+        for key, kind in keys.items():
+            if content.get(key) is not None and not _fits(content[key], kind):
+                raise ValueError(f"{key} is not {kind}")
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({error}): remove it; checkpoints and metrics are not affected"
         ) from None
-    if not isinstance(content, dict):
-        raise UserError(
-            f"{path} is damaged (no JSON object): remove it; checkpoints and metrics are not affected"
-        )
     return content
 
 
+def _fits(value: Any, kind: str) -> bool:
+    if kind == TEXTS:
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    if kind == FLAG:
+        return isinstance(value, bool)
+    if kind == JOB:  # also a word of Slurm's commands
+        return isinstance(value, str) and re.fullmatch(r"\w[\w.+-]*", value) is not None
+    if kind == TEXT:
+        return isinstance(value, str)
+    whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    return whole or (kind == NUMBER and isinstance(value, float) and 0 <= value < 2**63)
+
+
 def _write(run_dir: Path | str, state: dict[str, Any]) -> dict[str, Any]:
+    pid = os.getpid()
     state = {
         **state,
         "updated": round(time.time(), 3),
-        "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
-        "pid": os.getpid(),
+        "host": _host(),
+        "pid": pid,
+        "began": process_began(pid),
     }
-    atomic_write_text(Path(run_dir) / STATE_FILE, json.dumps(state, indent=1) + "\n")
+    path, text = Path(run_dir) / STATE_FILE, json.dumps(state, indent=1) + "\n"
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(run_dir))
+    try:
+        atomic_write_text(path, text)
+    except OSError as error:
+        if error.errno not in FULL or not _written_over(path, text):
+            raise
     return state
+
+
+def _written_over(path: Path, text: str) -> bool:
+    """On a full disk: puts a text into the blocks that a file has already. Returns whether it could."""
+    try:
+        with path.open("r+b", buffering=0) as file:
+            facts = os.fstat(file.fileno())
+            # Blanks where the old text was longer: to cut the file would give its last block back.
+            data = text.encode().ljust(facts.st_size)
+            if len(data) > max(facts.st_size, 512 * facts.st_blocks) or file.write(data) != len(data):
+                return False
+            os.fsync(file.fileno())
+    except OSError:
+        return False
+    return True

@@ -10,12 +10,21 @@ from pretrain.config.schema import RunConfig
 
 def fit_processes(config: RunConfig, world: int) -> Layout:
     """The layout of a run over `world` processes. Raises UserError where degrees, batch sizes or the sequence length do not come out even."""
+    train, seq_length = config.train, config.data.seq_length
     layout = check_layout(config.parallel, complete_model(config), world)
-    layout.check_batches(
-        config.data.seq_length,
-        layout.num_microbatches(config.train.global_batch_size, config.train.micro_batch_size),
-    )
+    layout.check_batches(seq_length, layout.num_microbatches(train.global_batch_size, train.micro_batch_size))
+    if train.eval_samples:
+        layout.check_batches(seq_length, eval_rounds(layout, train.eval_samples, train.micro_batch_size))
     return layout
+
+
+def eval_rounds(layout: Layout, samples: int, micro_batch_size: int) -> int:
+    """Micro-batches of each rank in which `samples` samples are evaluated, each once; the last ones may be filled up.
+
+    An interleaved pipeline takes multiples of its stages.
+    """
+    rounds = -(-samples // (micro_batch_size * layout.data))
+    return -(-rounds // layout.pipeline) * layout.pipeline if layout.virtual > 1 else rounds
 
 
 def fit_machine(config: RunConfig, layout: Layout) -> Numerics:

@@ -8,7 +8,11 @@ from pretrain.config.schema import ScheduleConfig
 
 
 def learning_rate(schedule: ScheduleConfig, peak: float, step: int, total: int) -> float:
-    """Rate of 1-based step `step` of `total`: linear warm-up from 0, then the configured shape down to `min_lr_ratio` of the peak."""
+    """Rate of 1-based step `step` of `total`.
+
+    Linear warm-up from 0, then the configured shape down to `min_lr_ratio` of the peak.
+    A decay whose length is not given keeps clear of the warm-up.
+    """
     warmup = schedule.warmup_steps
     if step <= warmup:
         return peak * step / warmup
@@ -16,9 +20,20 @@ def learning_rate(schedule: ScheduleConfig, peak: float, step: int, total: int) 
     if schedule.kind == "constant":
         return peak
     if schedule.kind == "wsd":
-        decay = schedule.decay_steps or max(1, total // 10)
+        decay = schedule.decay_steps or max(1, min(total // 10, total - warmup))
         left = (total - step) / decay
         return peak * (floor + (1 - floor) * min(1.0, max(0.0, left)))
     done = min(1.0, (step - warmup) / max(1, total - warmup))
     shape = 0.5 * (1 + math.cos(math.pi * done)) if schedule.kind == "cosine" else 1 - done
     return peak * (floor + (1 - floor) * shape)
+
+
+def remark(schedule: ScheduleConfig, total: int) -> str:
+    """What is unusual about a schedule of `total` steps, in words; empty where nothing is."""
+    warmup = schedule.warmup_steps
+    if warmup <= total:
+        return ""
+    return (
+        f"schedule.warmup_steps={warmup} is longer than the run (train.steps={total}), whose learning rate ends at "
+        f"{total / warmup:.0%} of its peak"
+    )

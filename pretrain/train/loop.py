@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from model.errors import UserError
 from parallel.checkpoint.background import Saved
 from parallel.checkpoint.errors import SaveError
 from parallel.engine.engine import Engine
+from parallel.exchange import agree
 from parallel.launch.exit_codes import ExitCode
-from pretrain.config.schema import RunConfig
+from pretrain.config.schema import SKIP_LIMIT, RunConfig
 from pretrain.data.blend import Prefetcher, TokenBlend, micro_batch_indices
+from pretrain.rundir.outcome import exit_code_of, going_on, words_of
 from pretrain.rundir.state import StaleStartError
 from pretrain.train.callbacks.base import Callback
 from pretrain.train.learning_rate import learning_rate
 from pretrain.train.run_checkpoints import Checkpoints
 from pretrain.train.stop_signals import BEGAN
+from pretrain.train.task import forward_step
+from pretrain.train.validation import Validation
 from pretrain.train.votes import Decision, Requests, decision
 
 
-def forward_step(iterator: Iterator[Tensor], chunk: nn.Module) -> tuple[Tensor, Any]:
-    """Megatron-core's forward step: tokens [b, s + 1] -> output of a chunk and the function that makes it a loss in nats per token."""
-    tokens = next(iterator)
-    inputs, labels = tokens[:, :-1], tokens[:, 1:]
-    positions = torch.arange(inputs.shape[1], device=tokens.device).expand_as(inputs)
-
-    def loss_of(per_token_bs: Tensor) -> tuple[Tensor, Tensor]:
-        loss = per_token_bs.float().mean()
-        return loss, loss.detach().clone()
-
-    return chunk(inputs, positions, None, labels=labels), loss_of
-
-
 class Trainer:
-    """One process of a run.
+    """One process of a run."""
 
-    step: finished optimizer steps; last_step: where this start of the run ends; exit_code: known at its end; records go to callbacks.
-    """
+    step: int
+    """Finished optimizer steps, those that were left out included."""
+    applied_steps: int
+    """Steps that Adam has counted; those of the run that was loaded included."""
+    skipped_in_row: int
+    """Steps left out since the last one that was applied."""
+    last_step: int
+    """Where this start of the run ends."""
+    exit_code: ExitCode | None
+    """Known at the end."""
 
     def __init__(
         self,
@@ -53,19 +55,26 @@ class Trainer:
         callbacks: list[Callback],
     ) -> None:
         self.config, self.run_dir, self.engine = config, run_dir, engine
-        self.train_data, self.validation_data, self.callbacks = train, validation, callbacks
+        self.train_data, self.callbacks = train, callbacks
         self.saving = Checkpoints(config, run_dir, engine, train)
-        self.checkpoints = self.saving.folder
         layout = engine.topology.layout
         self.batch, self.micro = config.train.global_batch_size, config.train.micro_batch_size
         self.num_microbatches = layout.num_microbatches(self.batch, self.micro)
-        self.step = self.applied_steps = 0
+        self.validation = Validation(config, engine, validation)
+        self.step = self.applied_steps = self.skipped_in_row = 0
         self.last_step = min(config.train.steps, config.train.stop_at_step or config.train.steps)
         self.saved_step = -1
         self.requests = Requests(run_dir, config.checkpoint, torch.distributed.get_rank(), BEGAN)
-        self.exit_code: ExitCode | None = None
+        self.exit_code = None
+        self._begun: list[Callback] = []
+        self._unwritten: OSError | UserError | None = None
 
     # -- what a run is made of
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the run's checkpoints are."""
+        return self.saving.folder
 
     @property
     def tokens(self) -> int:
@@ -76,23 +85,61 @@ class Trainer:
         """The start event."""
         from model.parameters.size import parameter_count
 
+        weights = str(self.engine.parameters[0].parameter.dtype).removeprefix("torch.")
+        device = self.engine.device
         return {
             "step": self.step,
             "parameters": parameter_count(self.config.model)["total"],
             "world_size": self.engine.topology.layout.world,
             "layout": self.engine.topology.layout.summary(),
-            "precision": "fp8"
-            if self.config.train.fp8.recipe != "none"
-            else str(self.engine.parameters[0].parameter.dtype).removeprefix("torch."),
-            "device": torch.cuda.get_device_name(self.engine.device)
-            if self.engine.device.type == "cuda"
-            else self.engine.device.type,
+            "precision": weights if self.config.train.fp8.recipe == "none" else "fp8",
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "unigram_entropy": self.train_data.manifests[0].unigram_entropy_nats,
         }
 
     def _call(self, moment: str, *args: Any) -> None:
+        """Calls all callbacks. What one of them cannot write ends the run on all ranks at once, with the next vote."""
         for callback in self.callbacks:
-            getattr(callback, moment)(self, *args)
+            try:
+                getattr(callback, moment)(self, *args)
+            except (OSError, UserError, StaleStartError) as error:
+                self._met(error)
+
+    def _met(self, error: OSError | UserError | StaleStartError) -> None:
+        """Keeps what a callback met for the next vote."""
+        if isinstance(error, StaleStartError):
+            self.requests.replaced(error)
+        elif exit_code_of(error) is ExitCode.USER_ERROR and self._unwritten is None:
+            # As one that all ranks can raise, with the same exit code.
+            self._unwritten = UserError(words_of(error) + going_on(self.run_dir))
+        else:
+            self._unwritten = self._unwritten or error
+
+    # -- what all ranks agree on
+
+    @property
+    def _failed(self) -> bool:
+        return self._unwritten is not None or self.saving.saver.failed
+
+    def _ask(self) -> Decision:
+        """A vote between steps. Raises as `_heard` does."""
+        return self._heard(self.engine.total(self.requests.vote(self._failed)))
+
+    def _heard(self, votes: float) -> Decision:
+        """What the ranks decided. Takes the outcome of a save in the background, if it is there.
+
+        Raises on all ranks what ends the run: StaleStartError, or what one of them could not write.
+        """
+        decided = decision(votes)
+        if decided.fenced:
+            raise self.requests.stale()
+        if decided.failed:
+            self._settle()
+            agree(self._unwritten)
+            raise SaveError("checkpoint not saved: another rank has lost the connection")
+        if self.saving.saver.done:
+            self._settle()
+        return decided
 
     # -- checkpoints
 
@@ -105,21 +152,26 @@ class Trainer:
         if found is None:
             return None
         reader, own = found
+        # Adam's own count came with the moments, and the next save has to write it down.
+        self.applied_steps = int(reader.progress["optimizer_step"])
         if own:
             self.step = self.saved_step = reader.step
-            self.applied_steps = int(reader.progress["optimizer_step"])
+            self.skipped_in_row = int(reader.progress.get("skipped_in_row") or 0)
         return str(reader.folder)
 
-    def save(self, *, asynchronous: bool = False) -> None:
-        """Saves a checkpoint of the present step, unless there is one, and removes old ones. Waits for the save before, where that still goes on.
+    def save(self, *, asynchronous: bool = False, prune: bool = True) -> None:
+        """Saves a checkpoint of the present step, unless there is one. Waits for the save before, where that still goes on.
 
         asynchronous: returns when the step's state is copied; the loop reports the rest when it is done.
+        prune: removes old ones; never where the last step was left out, as the newest weights may be the broken ones.
         """
         if self.saved_step != self.step:
             self._settle()
             self.requests.save_begins()
             self.saved_step = self.step
-            saved = self.saving.save(self.step, self.applied_steps, asynchronous=asynchronous)
+            self.saving.pruning = prune and not self.skipped_in_row
+            counts = {"optimizer_step": self.applied_steps, "skipped_in_row": self.skipped_in_row}
+            saved = self.saving.save(self.step, counts, asynchronous=asynchronous)
             if saved is not None:
                 self._report(saved)
         if not asynchronous:
@@ -130,15 +182,6 @@ class Trainer:
         saved = self.saving.saver.wait()
         if saved is not None:
             self._report(saved)
-
-    def _look_at_save(self, decided: Decision) -> None:
-        """Takes the outcome of the save in the background, if it is there. A failure ends the run on all ranks at the same step, so it waits for the vote."""
-        saver = self.saving.saver
-        if decided.failed:
-            self._settle()
-            raise SaveError("checkpoint not saved: another rank has lost the connection")
-        if saver.done and not saver.failed:
-            self._settle()
 
     def _report(self, saved: Saved) -> None:
         self.requests.honoured(save=True, leave=False)
@@ -165,35 +208,21 @@ class Trainer:
     def _to_device(self, batches: list[Tensor]) -> list[Tensor]:
         return [batch.to(self.engine.device, non_blocking=True) for batch in batches]
 
-    def evaluate(self) -> None:
-        """Mean loss over the first `eval_samples` samples of the validation split."""
-        if self.validation_data is None:
-            return
-        topology = self.engine.topology
-        per_round = self.micro * topology.layout.data
-        rounds = max(1, self.config.train.eval_samples // per_round)
-        batches = self._to_device(
-            [
-                self.validation_data.batch(
-                    micro_batch_indices(
-                        0, k, topology.data_rank, topology.layout.data, self.micro, rounds * per_round
-                    )
-                )
-                for k in range(rounds)
-            ]
-        )
-        loss = self.engine.evaluate(forward_step, lambda: iter(batches), rounds)
-        samples = rounds * per_round
-        self._call(
-            "on_eval",
-            {
-                "step": self.step,
-                "split": "validation",
-                "loss": loss,
-                "samples": samples,
-                "tokens": samples * self.config.data.seq_length,
-            },
-        )
+    # -- evaluation
+
+    def evaluate(self) -> float:
+        """Mean loss in nats per token on the validation samples."""
+        loss, samples = self.validation.loss(), self.validation.samples
+        tokens = samples * self.config.data.seq_length
+        record = {
+            "step": self.step,
+            "split": "validation",
+            "loss": loss,
+            "samples": samples,
+            "tokens": tokens,
+        }
+        self._call("on_eval", record)
+        return loss
 
     # -- the loop
 
@@ -202,58 +231,106 @@ class Trainer:
 
         Saves before it returns, except after a value that was not finite.
         """
+        self.callbacks.sort(key=lambda callback: callback.order)
         self.requests.install()
-        self._call("on_start")
         try:
+            self._begin()
             code, reason = self._work()
         except StaleStartError:
             raise  # the directory is another start's: not even the end of this one is written there
-        except BaseException:
-            self._call("on_end", "ended by an error")
+        except BaseException as error:
+            if isinstance(error, Exception):
+                with contextlib.suppress(Exception):
+                    self._settle()  # a checkpoint that is being written is not given up
+            self._end_callbacks(exit_code_of(error), words_of(error))
             raise
         finally:
+            self.requests.close()
             if self.engine.graph is not None:
                 self.engine.graph.release()
         self.exit_code = code
-        self._call("on_end", reason)
+        problem = self._end_callbacks(code, reason)
+        if isinstance(problem, StaleStartError):
+            raise problem
+        if problem is not None:
+            print(
+                f"fathom: the end of the run is not written everywhere: {words_of(problem)}", file=sys.stderr
+            )
         self.saving.saver.close()
         return code, reason
 
+    def _end_callbacks(self, code: ExitCode, reason: str) -> Exception | None:
+        """Ends every callback that has begun, whatever the others meet. Returns what one of them met."""
+        met: Exception | None = None
+        for callback in self._begun:
+            try:
+                callback.on_end(self, code, reason)
+            except (OSError, StaleStartError) as error:
+                met = error if isinstance(error, StaleStartError) else met or error
+        return met
+
+    def _begin(self) -> None:
+        """The first moment of all callbacks. Where one cannot begin, all ranks end."""
+        try:
+            for callback in self.callbacks:
+                callback.on_start(self)
+                self._begun.append(callback)
+        except (OSError, UserError, StaleStartError) as error:
+            self._met(error)
+        self._ask()
+
     def _work(self) -> tuple[ExitCode, str]:
+        """Everything between the first and the last moment. What was trained is saved before anything else is done with it."""
+        begun = self.step
         code, reason = self._loop()
         if code is ExitCode.DIVERGED:
-            self._settle()
-            return code, reason
-        if code is ExitCode.FINISHED:
-            self.evaluate()
-        self.save()
+            return code, self._settled(reason)
+        self.save(prune=False)
+        decided = self._ask()
+        if code is ExitCode.FINISHED and self.validation.samples:
+            code, reason = self._last_evaluation(reason, decided)
+        elif (
+            self._evaluation_is_due()
+            and self.step > begun
+            and not (code is ExitCode.STOPPED or decided.ends or decided.lost)
+        ):
+            self.evaluate()  # of train.stop_at_step
+        self._ask()
+        if code is not ExitCode.DIVERGED and not self.skipped_in_row:
+            self.saving.prune()
         self.requests.honoured(save=True, leave=True)
         return code, reason
 
+    def _last_evaluation(self, reason: str, decided: Decision) -> tuple[ExitCode, str]:
+        """How the run ends once all steps are done. Told to leave, it leaves: the next start evaluates."""
+        if decided.ends:
+            code, asked = self._asked_to_leave(decided)
+            return code, f"{asked}; all steps are done, and the last evaluation is left to the next start"
+        if math.isfinite(self.evaluate()):
+            return ExitCode.FINISHED, reason
+        return ExitCode.DIVERGED, f"the validation loss is not finite after step {self.step}"
+
     def _loop(self) -> tuple[ExitCode, str]:
-        config = self.config.train
         if self.step >= self.last_step:
             return self._end()
         with Prefetcher(self._fetch, self.step, self.last_step - self.step) as prefetcher:
             while self.step < self.last_step:
                 begin = time.perf_counter()
                 batches = self._to_device(prefetcher.get())
-                applied, decided = self._train_step(batches, begin, prefetcher.last_wait_s)
-                if decided.fenced:
-                    raise self.requests.stale()
-                self._look_at_save(decided)
-                if not applied and config.nan_guard == "stop":
-                    return ExitCode.DIVERGED, f"loss or gradient is not finite at step {self.step}"
-                if (
-                    config.eval_interval
-                    and self.step % config.eval_interval == 0
-                    and self.step < config.steps
-                ):
-                    self.evaluate()
+                applied, votes = self._train_step(batches, begin, prefetcher.last_wait_s)
+                decided = self._heard(votes)
+                if decided.lost:
+                    return self._follow_folder()
+                diverged = self._divergence(applied)
+                if diverged:
+                    return ExitCode.DIVERGED, diverged
+                if self.step == self.last_step:
+                    break  # `_work` saves and evaluates
+                if decided.ends:
+                    return self._asked_to_leave(decided)
                 self._save_if_due(decided)
-                if (decided.restart or decided.leave) and self.step < config.steps:
-                    reason = self.requests.stop.reason() or "another rank was asked to stop"
-                    return ExitCode.STOPPED_BY_USER if decided.leave else ExitCode.STOPPED, reason
+                if self._evaluation_is_due():
+                    self.evaluate()
         return self._end()
 
     def _end(self) -> tuple[ExitCode, str]:
@@ -261,19 +338,67 @@ class Trainer:
             return ExitCode.FINISHED, "all steps are done"
         return ExitCode.STOPPED_BY_USER, f"train.stop_at_step={self.last_step} is reached"
 
+    def _asked_to_leave(self, decided: Decision) -> tuple[ExitCode, str]:
+        reason = self.requests.stop.reason() or "another rank was asked to stop"
+        return ExitCode.STOPPED_BY_USER if decided.leave else ExitCode.STOPPED, reason
+
+    def _follow_folder(self) -> tuple[ExitCode, str]:
+        """Has `_work` save where the run's folder was moved to. Where it is gone, the fence of that save ends the run on all ranks."""
+        old, new = self.run_dir, self.requests.whereabouts()
+        if new is not None:
+            self.run_dir = new
+            self.saving.move(new)
+        with contextlib.suppress(SaveError, StaleStartError):
+            self._settle()  # it was to be written at the old place
+        self.saved_step = -1
+        return (
+            ExitCode.STOPPED_BY_USER,
+            f"{old} was moved while it trained, and is saved in {new}: start it from there, under its new name",
+        )
+
+    def _divergence(self, applied: bool) -> str:
+        """Why the run ends after a step that was left out; empty where it goes on."""
+        config = self.config.train
+        self.skipped_in_row = 0 if applied else self.skipped_in_row + 1
+        if applied:
+            return ""
+        if config.nan_guard == "stop":
+            return f"loss or gradient is not finite at step {self.step}"
+        limit = min(config.skip_limit or SKIP_LIMIT, config.steps)
+        if self.skipped_in_row < limit:
+            return ""
+        return f"loss or gradient is not finite in {limit} steps in a row, the last of them step {self.step}"
+
+    def _settled(self, reason: str) -> str:
+        """The reason of an end, when the save in the background is over, with what made it fail."""
+        try:
+            self._settle()
+        except SaveError as error:
+            return f"{reason}; {error}"
+        return reason
+
+    def _evaluation_is_due(self) -> bool:
+        """Whether an evaluation follows the present step, which is not the run's last."""
+        interval = self.config.train.eval_interval
+        return (
+            self.validation.samples > 0
+            and interval > 0
+            and self.step % interval == 0
+            and self.step < self.config.train.steps
+        )
+
     def _save_if_due(self, decided: Decision) -> None:
         interval = self.config.checkpoint.interval
         if decided.save or (interval and self.step % interval == 0):
-            # A save that is the last thing this start does would only be waited for.
-            leaving = decided.restart or decided.leave or self.step >= self.last_step
-            self.save(asynchronous=self.config.checkpoint.asynchronous and not leaving)
+            self.save(asynchronous=self.config.checkpoint.asynchronous)
 
-    def _train_step(self, batches: list[Tensor], begin: float, wait: float) -> tuple[bool, Decision]:
+    def _train_step(self, batches: list[Tensor], begin: float, wait: float) -> tuple[bool, float]:
+        """Whether the step was applied, and the sum of all votes."""
         self.step += 1
         self._call("before_step")
         lr = learning_rate(self.config.schedule, self.config.optimizer.lr, self.step, self.config.train.steps)
         self.engine.set_lr(lr)
-        vote = self.requests.vote(self.saving.saver.failed)
+        vote = self.requests.vote(self._failed)
         watched = any(callback.watching for callback in self.callbacks)
         result = self.engine.train_step(
             forward_step,
@@ -300,4 +425,4 @@ class Trainer:
         if graph is not None and graph.capture_s is not None:
             record["graph_capture_s"] = graph.capture_s
         self._call("on_step", record)
-        return result.applied, decision(result.votes)
+        return result.applied, result.votes

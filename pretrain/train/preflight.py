@@ -42,6 +42,8 @@ GPU, PATH, VERSION = "gpu", "path", "version"
 class BadNodeError(RuntimeError):
     """At least one node is not fit for the run, others are; the text names it. here: whether it is the node of this process."""
 
+    exit_code = ExitCode.BAD_NODE
+
     def __init__(self, text: str, here: bool) -> None:
         super().__init__(text)
         self.here = here

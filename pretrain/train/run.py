@@ -11,14 +11,14 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # The imports below take seconds; ctrl-C in them has nothing to save and would only print where each rank was. StopRequest takes over before
     # the first step. Where SIGINT is ignored, in the background of a script, it stays so.
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
 
-from model.errors import UserError, debugging, say, told, user_line
+from model.errors import UserError, debugging, say, told
 from model.files import atomic_write_text
 from parallel.checkpoint.errors import SaveError
 from parallel.exchange import PeerError, is_shared, together
@@ -26,7 +26,7 @@ from parallel.launch.exit_codes import ExitCode
 from parallel.launch.gate import StrangerError
 from parallel.launch.host import check_processes
 from parallel.launch.local import start_local
-from parallel.launch.process_group import has_gpu, init_process_group, open_store
+from parallel.launch.process_group import has_gpu, has_own_store, init_process_group, open_store
 from parallel.launch.ranks import ALONE, RankInfo, rank_from_environment
 from parallel.launch.secret import run_secret
 from parallel.topology import Topology
@@ -34,16 +34,9 @@ from pretrain.config.load import complete_model, dump_config, load_config
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import load_manifest
 from pretrain.data.token_files import DamagedDataError
-from pretrain.rundir.lock import InUseError, UnwritableError, check_free, owned
-from pretrain.rundir.state import (
-    CONTROL,
-    FAILED,
-    StaleStartError,
-    forget_failures,
-    read_state,
-    record_failure,
-    write_state,
-)
+from pretrain.rundir.lock import InUseError, UnwritableError, check_free, owned, share_start
+from pretrain.rundir.outcome import exit_code_of, going_on, known_line, words_of, write_end
+from pretrain.rundir.state import CONTROL, StaleStartError, forget_failures, record_failure
 from pretrain.train.before_start import FirstStart, check_before_start
 from pretrain.train.callbacks.watchdog import Watchdog, timed_out
 from pretrain.train.feasibility import fit_machine, fit_processes
@@ -54,12 +47,6 @@ if TYPE_CHECKING:
     from pretrain.train.loop import Trainer
 
 LOCAL_ARGUMENTS = ("-m", "pretrain.train.run")
-CODES: dict[type[Exception], ExitCode] = {
-    UserError: ExitCode.USER_ERROR,
-    BadNodeError: ExitCode.BAD_NODE,
-    StrangerError: ExitCode.BAD_NODE,
-    StaleStartError: ExitCode.STALE,
-}
 
 
 def prepare(path: str, overrides: Sequence[str]) -> RunConfig:
@@ -128,32 +115,13 @@ def run_rank(config: RunConfig, info: RankInfo, problem: str = "") -> int:
         with owned(run_dir, info.rank):
             return _run_rank(config, info, run_dir, problem)
     except (InUseError, UnwritableError, StaleStartError, OSError) as error:
-        code, line = exit_code(error), known_line(error)
+        code, line = exit_code_of(error), known_line(error)
         if not isinstance(error, (InUseError, UnwritableError)):  # the other process's folder stays as it is
-            record_failure(run_dir, info.rank, code, line or str(error))
+            record_failure(run_dir, info.rank, code, words_of(error))
         if line is None or debugging():
             raise
         say(line)
         return int(code)
-
-
-def known_line(error: Exception) -> str | None:
-    """One line for what a user, a node or another start is the cause of. None for a fault of the program."""
-    if isinstance(error, BadNodeError | StrangerError | StaleStartError | PeerError):
-        return " ".join(str(error).split())
-    return user_line(error)
-
-
-def exit_code(error: Exception) -> ExitCode:
-    """What a process ends with that met this error.
-
-    A disk or a path that fails is a mistake where nothing starts the run again. On Slurm it may be one node's, or pass.
-    """
-    known = next((code for kind, code in CODES.items() if isinstance(error, kind)), None)
-    if known is not None:
-        return known
-    lasting = isinstance(error, OSError) and not isinstance(error, SaveError) and user_line(error) is not None
-    return ExitCode.USER_ERROR if lasting and "SLURM_JOB_ID" not in os.environ else ExitCode.CRASH
 
 
 def _run_rank(config: RunConfig, info: RankInfo, run_dir: Path, problem: str) -> int:
@@ -168,6 +136,7 @@ def _run_rank(config: RunConfig, info: RankInfo, run_dir: Path, problem: str) ->
         if info.rank == 0:
             forget_failures(run_dir)
         store = open_store(info, config.parallel.timeout_minutes, _secret(info, run_dir))
+        share_start(store, info.rank)
         verdict = check_nodes(store, info, config, problem) if config.parallel.preflight else None
         if verdict is None:
             share_problem(store, info, problem)
@@ -193,7 +162,7 @@ def _run_rank(config: RunConfig, info: RankInfo, run_dir: Path, problem: str) ->
 
 def _secret(info: RankInfo, run_dir: Path) -> str:
     """What the ranks of the run know each other by. Raises StrangerError where this node cannot have it."""
-    if info.world_size == 1:
+    if info.world_size == 1 or has_own_store():
         return ""
     try:
         return run_secret(run_dir / CONTROL)
@@ -205,13 +174,8 @@ def _secret(info: RankInfo, run_dir: Path) -> str:
 
 
 def _leave_word(code: ExitCode, reason: str, info: RankInfo, run_dir: Path) -> None:
-    """The exit code into state.json, where whatever started this looks for it: a task of srun that leaves in order has to end with 0."""
+    """Says how the run ended. state.json has it already: a task of srun that leaves in order has to end with 0."""
     if info.rank == 0:
-        with contextlib.suppress(StaleStartError, OSError):
-            fields: dict[str, Any] = (
-                {"state": FAILED} if code is ExitCode.DIVERGED and "SLURM_JOB_ID" not in os.environ else {}
-            )
-            write_state(run_dir, exit_code=int(code), reason=reason, **fields)
         print(f"{run_dir.name}: {reason}", file=sys.stderr)
     if code is ExitCode.DIVERGED and info.rank == 0:
         record_failure(run_dir, info.rank, code, reason)
@@ -221,10 +185,11 @@ def _failed(error: Exception, info: RankInfo, run_dir: Path, watchdog: Watchdog 
     """Says why this process ends, in one line where that is all there is to know, and leaves it for whatever started the run. Returns the exit code."""
     if watchdog is not None and info.world_size > 1 and timed_out(error):
         watchdog.end(f"a collective did not end in time ({' '.join(str(error).split())[:200]})")
-    code, line = exit_code(error), known_line(error)
-    text = line or f"{type(error).__name__}: {' '.join(str(error).split())}"
-    if line is None:
+    code, text = exit_code_of(error), words_of(error)
+    if known_line(error) is None:
         traceback.print_exc()
+    if isinstance(error, OSError):
+        text += going_on(run_dir)
     if not isinstance(error, BadNodeError | PeerError):  # of which word was left already
         record_failure(run_dir, info.rank, code, text)
     if debugging():
@@ -233,14 +198,9 @@ def _failed(error: Exception, info: RankInfo, run_dir: Path, watchdog: Watchdog 
     alone = isinstance(error, DamagedDataError) or not usual
     if info.rank == 0 or (alone and not is_shared(error)):
         say(text)
-    if (
-        info.rank == 0
-        and "SLURM_JOB_ID" not in os.environ
-        and not isinstance(error, UserError | StaleStartError)
-        and read_state(run_dir)
-    ):
-        with contextlib.suppress(StaleStartError, OSError):
-            write_state(run_dir, state=FAILED, reason=text, exit_code=int(code))
+    if info.rank == 0 and not isinstance(error, UserError | StaleStartError):
+        with contextlib.suppress(StaleStartError, UserError, OSError):
+            write_end(run_dir, code, text)
     return int(code)
 
 
@@ -267,8 +227,12 @@ def _trainer(
     from pretrain.train.callbacks.metrics_log import MetricsFile, TensorBoard
     from pretrain.train.callbacks.run_state import RunState
     from pretrain.train.callbacks.signal.health import SignalHealth
+    from pretrain.train.learning_rate import remark
     from pretrain.train.loop import Trainer
 
+    unusual = remark(config.schedule, config.train.steps)
+    if unusual and info.rank == 0:
+        print(f"fathom: {unusual}", file=sys.stderr)
     with together():
         known = info.rank == 0 and (run_dir / "config.yaml").exists()
         if info.rank == 0 and not known:
@@ -279,7 +243,6 @@ def _trainer(
             for split in (("train", "validation") if config.train.eval_samples else ("train",))
         }
     engine = build_engine(config, topology)
-    # First of all, so that what the others do counts as time between two steps.
     callbacks: list[Callback] = [watchdog] if watchdog is not None else []
     trainer = Trainer(config, run_dir, engine, blends["train"], blends.get("validation"), callbacks)
     resumed = trainer.resume()
@@ -312,4 +275,4 @@ if __name__ == "__main__":
     except Exception as problem:
         if not told(problem):
             raise
-        sys.exit(int(exit_code(problem)))
+        sys.exit(int(exit_code_of(problem)))

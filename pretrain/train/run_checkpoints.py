@@ -22,26 +22,42 @@ from parallel.hardware.fp8_state import checkpoint_file, restore
 from pretrain.config.schema import RunConfig
 from pretrain.data.blend import TokenBlend
 from pretrain.rundir.environment import versions
-from pretrain.rundir.metrics import read_metrics
+from pretrain.rundir.metrics import newest_checkpoint
 from pretrain.rundir.state import Owner, StaleStartError, check_owner
 from pretrain.train.build import seed_everything
-from pretrain.train.same_run import check_same_data, check_same_model, differences, identity_of
+from pretrain.train.same_run import (
+    check_same_data,
+    check_same_model,
+    check_steps,
+    differences,
+    identity_of,
+)
 
 told_as_it_is(StaleStartError)
 
 
 class Checkpoints:
-    """The checkpoints of one run, on every process. folder: where they are."""
+    """The checkpoints of one run, on every process."""
+
+    folder: Path
+    """Where they are."""
+    pruning: bool
+    """Whether old ones are removed when the next save is done."""
 
     def __init__(self, config: RunConfig, run_dir: Path, engine: Engine, data: TokenBlend) -> None:
         self.config, self.run_dir, self.engine, self.data = config, run_dir, engine, data
-        self.folder = run_dir / "checkpoints"
+        self.folder, self.pruning = run_dir / "checkpoints", True
         self.saver = Saver(
             self.folder,
-            fence=lambda: check_owner(run_dir),
-            tag=Owner.from_environment().label,
-            after=self._prune,
+            fence=lambda: check_owner(self.run_dir),
+            tag=Owner.from_environment().tag,
+            after=self._after,
         )
+
+    def move(self, run_dir: Path) -> None:
+        """Saves into another run folder from now on: the same one, at another place."""
+        self.run_dir, self.folder = run_dir, run_dir / "checkpoints"
+        self.saver.folder = self.folder
 
     def continue_run(self) -> tuple[CheckpointReader, bool] | None:
         """Loads the newest checkpoint of the run, or `checkpoint.load` where the run has none. Returns it, and whether it is the run's own.
@@ -64,6 +80,8 @@ class Checkpoints:
         with together():
             changed = check_same_data(reader, self.config, self.data) if own else ""
             check_same_model(reader, self.config)
+            if own:
+                check_steps(reader, self.config)
         if own:
             self._compare(reader, changed)
         with going_back(self.folder if own else None):
@@ -84,8 +102,8 @@ class Checkpoints:
         load_from = self.config.checkpoint.load
         return False, str(resolve(load_from)) if load_from else None
 
-    def save(self, step: int, applied_steps: int, *, asynchronous: bool) -> Saved | None:
-        """Begins a save, or does it all. Raises SaveError and StaleStartError as `Saver.save` does."""
+    def save(self, step: int, counts: dict[str, int], *, asynchronous: bool) -> Saved | None:
+        """Begins a save, or does it all. counts: kept with the position. Raises SaveError and StaleStartError as `Saver.save` does."""
         train = self.config.train
         tokenizer = Path(self.config.data.corpora[0].path) / "tokenizer.model"
         files = (
@@ -98,7 +116,7 @@ class Checkpoints:
             step,
             asynchronous=asynchronous,
             progress={
-                "optimizer_step": applied_steps,
+                **counts,
                 "consumed_samples": step * train.global_batch_size,
                 "consumed_tokens": step * train.global_batch_size * self.config.data.seq_length,
                 "seed": train.seed,
@@ -109,7 +127,14 @@ class Checkpoints:
             extra=files | checkpoint_file(self.engine.chunks, self.engine.topology),
         )
 
-    def _prune(self) -> None:
+    def _after(self) -> None:
+        if self.pruning:
+            self.prune()
+
+    def prune(self) -> None:
+        """Removes old checkpoints, where the run is still this start's. Done by process 0."""
+        if dist.get_rank():
+            return
         try:
             check_owner(self.run_dir)
         except StaleStartError:
@@ -155,12 +180,8 @@ def going_back(folder: Path | None) -> Iterator[None]:
 
 def check_nothing_lost(run_dir: Path) -> None:
     """Raises UserError where a run without complete checkpoints had some: it would begin again, and replace what is left of them."""
-    folder, metrics = run_dir / "checkpoints", run_dir / "metrics.jsonl"
-    saved = (
-        max((event.step for event in read_metrics(metrics).checkpoint), default=None)
-        if metrics.is_file()
-        else None
-    )
+    folder = run_dir / "checkpoints"
+    saved = newest_checkpoint(run_dir / "metrics.jsonl")
     newest = read_pointer(folder).name or (step_folder(saved) if saved is not None else "")
     if newest:
         raise UserError(

@@ -95,6 +95,15 @@ def _check_table(reader: CheckpointReader, config: RunConfig) -> None:
     raise UserError(f"{table}, the configuration one of {ours}: set model.max_position_embeddings={theirs}")
 
 
+def check_steps(reader: CheckpointReader, config: RunConfig) -> None:
+    """Raises UserError for a run that is to end before the step it has reached."""
+    steps = config.train.steps
+    if steps < reader.step:
+        done = f"the run has done {reader.step} steps ({reader.folder})"
+        advice = "start a run with another name from an older checkpoint (checkpoint.load)"
+        raise UserError(f"train.steps={steps}: {done}: set train.steps={reader.step} or more, or {advice}")
+
+
 def check_same_data(reader: CheckpointReader, config: RunConfig, blend: TokenBlend) -> str:
     """Returns what is new about the data, where the configuration allows it; else nothing.
 

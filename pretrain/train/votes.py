@@ -11,39 +11,46 @@ from pathlib import Path
 from model.errors import UserError
 from parallel.launch.exit_codes import ExitCode
 from pretrain.config.schema import CheckpointConfig
+from pretrain.rundir.lock import HeldFolder
 from pretrain.rundir.state import CONTROL, StaleStartError, check_owner
 from pretrain.train.stop_signals import StopRequest
 
 SAVE_FILE, EXIT_FILE = "save", "exit"
 LOOK_SECONDS, OWNER_SECONDS = 1.0, 10.0
 
-# A vote is a whole number below 2^53, so that sums in fp64 are exact: two flags that rank 0 alone sets, and three counts of ranks, 16 bits each.
-SAVE, FENCED, RESTART, LEAVE, FAILED = 1.0, 2.0, 4.0, 4.0 * 2**16, 4.0 * 2**32
+# A vote is a whole number below 2^53, so that sums in fp64 are exact: three flags that rank 0 alone sets, and three counts of ranks, 16 bits each.
+SAVE, FENCED, LOST, RESTART, LEAVE, FAILED = 1.0, 2.0, 4.0, 8.0, 8.0 * 2**16, 8.0 * 2**32
 COUNT = 2**16
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What all ranks do after a step. save: a checkpoint now; restart, leave: save and leave, to be started again or for good; failed: the save in the
-    background has failed; fenced: another start owns the run directory."""
+    """What all ranks do after a step."""
 
     save: bool
+    """A checkpoint now."""
     fenced: bool
+    """Another start owns the run directory."""
+    lost: bool
+    """The run directory was moved or removed."""
     restart: bool
+    """Save and leave, to be started again."""
     leave: bool
+    """Save and leave for good."""
     failed: bool
+    """The save in the background, or what a rank writes beside checkpoints, has failed."""
+
+    @property
+    def ends(self) -> bool:
+        """Whether this start was asked to end."""
+        return self.restart or self.leave
 
 
 def decision(votes: float) -> Decision:
     """What the sum of all ranks' votes means. At most 65535 ranks."""
     whole = int(votes)
-    return Decision(
-        bool(whole & 1),
-        bool(whole & 2),
-        whole // int(RESTART) % COUNT > 0,
-        whole // int(LEAVE) % COUNT > 0,
-        whole // int(FAILED) % COUNT > 0,
-    )
+    restart, leave, failed = (whole // int(flag) % COUNT > 0 for flag in (RESTART, LEAVE, FAILED))
+    return Decision(bool(whole & 1), bool(whole & 2), bool(whole & 4), restart, leave, failed)
 
 
 class Requests:
@@ -70,24 +77,39 @@ class Requests:
         )
         self._saved_at = self._looked = self._checked = clock()
         self._files: set[str] = set()
-        self._saving = False
+        self._saving = self._lost = False
         self._stale = ""
+        self._folder: HeldFolder | None = None
 
     def install(self) -> None:
         """Listens to signals. Requests by file from before this start are forgotten: whoever made them did not know of it."""
         self.stop.install()
+        self._folder = HeldFolder(self._run_dir)
         if self._first:
             self._files = {SAVE_FILE, EXIT_FILE}
             self.honoured(save=True, leave=True)
             self._saved_at = self._clock()
 
-    def vote(self, save_failed: bool) -> float:
-        """This rank's vote for the coming step."""
-        total = FAILED if save_failed else 0.0
+    def close(self) -> None:
+        """Lets the run directory go."""
+        if self._folder is not None:
+            self._folder.close()
+
+    def vote(self, failed: bool) -> float:
+        """This rank's vote for the coming step. failed: what it writes cannot be written."""
+        total = FAILED if failed else 0.0
         if self._first:
             total += self._first_vote()
         code = self.stop.code()
         return total + (LEAVE if code == ExitCode.STOPPED_BY_USER else RESTART if code else 0.0)
+
+    def replaced(self, error: StaleStartError) -> None:
+        """Another start owns the run directory: to be told to all ranks with the next vote."""
+        self._stale = str(error)
+
+    def whereabouts(self) -> Path | None:
+        """Where the run directory is after a decision that says `lost`; None where that is not known."""
+        return self._folder.whereabouts() if self._folder is not None else None
 
     def stale(self) -> StaleStartError:
         """What to raise after a decision that says `fenced`."""
@@ -116,10 +138,13 @@ class Requests:
             self._files |= {
                 name for name in (SAVE_FILE, EXIT_FILE) if (self._run_dir / CONTROL / name).exists()
             }
+            self._lost = self._folder is not None and self._folder.lost()
         if EXIT_FILE in self._files:
             self.stop.ask("FILE")
         if config.leave_after_minutes and now - self._began >= 60 * config.leave_after_minutes:
             self.stop.ask("TIME")
+        if self._lost:
+            return LOST
         if now - self._checked >= OWNER_SECONDS:
             self._checked = now
             # What cannot be read now is told where it matters: at the next save.
@@ -127,7 +152,7 @@ class Requests:
                 try:
                     check_owner(self._run_dir)
                 except StaleStartError as error:
-                    self._stale = str(error)
+                    self.replaced(error)
         minutes = bool(config.minutes) and now - self._saved_at >= 60 * config.minutes
         return (SAVE if not self._saving and (minutes or SAVE_FILE in self._files) else 0.0) + (
             FENCED if self._stale else 0.0

@@ -54,8 +54,9 @@ def export_checkpoint(
 def provenance(trained: Trained) -> dict[str, Any]:
     """Where a checkpoint comes from, for the model card; what is not recorded is left out."""
     manifest, progress = trained.reader.manifest, trained.reader.progress
-    git = _environment(trained.reader.folder).get("git") or {}
-    commit = git.get("commit") and git["commit"] + (" with local changes" if git.get("dirty") else "")
+    known = _environment(trained.reader.folder).get("git")
+    git = known if isinstance(known, dict) else {}
+    commit = git.get("commit") and str(git["commit"]) + (" with local changes" if git.get("dirty") else "")
     tokens = progress.get("consumed_tokens")
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items() if version)
     rows = {

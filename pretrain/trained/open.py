@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from model.config import ModelConfig
+from model.errors import UserError
+from model.words import printable
 from parallel.checkpoint.audit import saved_model
+from parallel.checkpoint.folders import MANIFEST
 from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
+from pretrain.config.schema import Corpus
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +36,26 @@ class Trained:
     def name(self) -> str:
         """Name of the run, or of the folder where the checkpoint names none."""
         return str(self.reader.config.get("name") or self.reader.folder.name)
+
+    def corpora(self) -> list[Corpus]:
+        """The data sets that it was trained on. Raises UserError where the checkpoint does not name them."""
+        source = self.reader.folder / MANIFEST
+        try:
+            found = [
+                Corpus.model_validate(one)
+                for one in (self.reader.config.get("data") or {}).get("corpora") or []
+            ]
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = printable(".".join(map(str, ("data.corpora", *first["loc"]))))
+            raise UserError(
+                f"{source} is damaged ({key}: {printable(first['msg'])}): name a data set with --data"
+            ) from None
+        if not found:
+            raise UserError(
+                f"{source} does not say what the model was trained on: name a data set with --data, or files with --text"
+            )
+        return found
 
 
 def open_trained(checkpoint: Path | str) -> Trained:

@@ -127,8 +127,8 @@ def evaluate(
     run = trained.reader.config
     tokenizer = Tokenizer(trained.tokenizer) if trained.tokenizer else None
     if batch_size is None:
-        batch_size = int((run.get("train") or {}).get("micro_batch_size", BATCH))
-    window = int((run.get("data") or {}).get("seq_length", trained.positions))
+        batch_size = (run.get("train") or {}).get("micro_batch_size") or BATCH
+    window = (run.get("data") or {}).get("seq_length") or trained.positions
     if data is not None and text:
         raise UserError("give either --data or --text, not both")
     if text_key is not None and not text:
@@ -143,7 +143,7 @@ def evaluate(
     else:
         found = _data_windows(trained, tokenizer, data, split, window, samples, batch_size)
     return _score(
-        trained, tokenizer, found, precision or (run.get("train") or {}).get("precision", "auto"), progress
+        trained, tokenizer, found, precision or (run.get("train") or {}).get("precision") or "auto", progress
     )
 
 
@@ -193,16 +193,9 @@ def _data_windows(
     from pretrain.config.schema import Corpus
     from pretrain.data.blend import open_blend
 
-    own = trained.reader.config.get("data")
-    if data is None and not own:
-        raise UserError(
-            f"{trained.reader.folder} does not say what it was trained on: name a data set with --data, or files with --text"
-        )
-    if data is not None or not own:
-        corpora = [checked(Corpus, {"path": str(data)}, "--data: ")]
-    else:
-        corpora = [checked(Corpus, one, f"{trained.reader.folder}: data.corpora: ") for one in own["corpora"]]
-    cache = Path(own["cache"]) if data is None and own and own.get("cache") else None
+    own = trained.reader.config.get("data") or {}
+    corpora = trained.corpora() if data is None else [checked(Corpus, {"path": str(data)}, "--data: ")]
+    cache = Path(own["cache"]) if data is None and own.get("cache") else None
     blend = open_blend(corpora, split, window, 0, cache, alone=True)
     name = ", ".join(corpus.path for corpus in corpora)
     if blend.vocab_size != trained.config.vocab_size:

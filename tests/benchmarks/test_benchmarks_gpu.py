@@ -92,7 +92,7 @@ def test_cases() -> None:
         "deep_96 te blockwise graph",
         "deep_1000 te bf16 eager",
         "deep_1000 te bf16 graph",
-        "deep_1000 te bf16 compiled graph",
+        "deep_1000 local bf16 compiled graph",
         "deep_1000 te blockwise graph",
     ]
 

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from model.depth.scheme import SCHEMES
+from model.families.gpt import Kernels
 from parallel.hardware.precision import RECIPES, this_machine
 from tests.gpu.gpu_models import build, numerics_of, one_pass, round_weights, tokens
+from tests.model.narrow import cosine, narrow, seen
 
 TOLERANCE = {"bf16": (1e-3, 0.04), "fp8": (1e-2, 0.35)}
 KINDS: dict[str, dict[str, Any]] = {
@@ -74,6 +76,20 @@ def needs(recipe: str) -> None:
 @pytest.mark.parametrize("scheme", list(SCHEMES))
 def test_local_bf16(scheme: str, kind: str, where: str) -> None:
     check(compare(scheme, kind, "local"), "bf16")
+
+
+@pytest.mark.parametrize("kernels", ["local", pytest.param("te", marks=pytest.mark.te)])
+@pytest.mark.parametrize("fp32_residual", [False, True], ids=["bf16 stream", "fp32 stream"])
+@pytest.mark.parametrize("scheme", ["pre_ln", "b2t", "deepscalelm_pre_ln", "deepscalelm_post_ln", "deepnorm"])
+@pytest.mark.gpu
+def test_deep_models_in_bf16(scheme: str, fp32_residual: bool, kernels: Kernels) -> None:
+    """384 layers: constants that 16 bits cannot hold have long added up. As tests/model/layers/test_sixteen_bits.py on CPUs."""
+    core = {"fp32_residual_connection": fp32_residual}
+    exact = seen(narrow(scheme, 384))
+    half = seen(narrow(scheme, 384, torch.bfloat16, kernels=kernels, core=core))
+    assert cosine(half.logits, exact.logits) > (0.9995 if fp32_residual else 0.995)
+    if abs(exact.likeness) > 0.1:
+        assert half.share == pytest.approx(exact.share, rel=0.01)
 
 
 @pytest.mark.te

@@ -234,7 +234,7 @@ def main(folder: str, output: str) -> None:
             "bias": False,
         },
     )
-    found["half"] = {name: half(*arguments) for name, *arguments in half_runs()}
+    found["half"] = {name: half(scheme, layers, wide) for name, scheme, layers, wide in half_runs()}
     Path(output).write_text(json.dumps(found))
 
 

@@ -22,6 +22,7 @@ from model.depth.plan import DepthPlan
 from model.errors import UserError
 from model.hf.folding.post_ln import post_ln_factors, post_ln_obstacle
 from model.hf.mapping import OPT_EPSILON, TARGETS, Target
+from model.norms import NORMS
 
 # Our activation -> the name transformers has for the same function.
 UNGATED_ACTIVATIONS = {
@@ -76,7 +77,10 @@ def obstacle(target: Target, config: ModelConfig) -> str | None:
         return reason
     if target == "llama":
         problems = [
-            (config.normalization != "rmsnorm", f"it has RMSNorm, the model {config.normalization}"),
+            (
+                config.normalization != "rmsnorm",
+                f"it has RMSNorm, the model {NORMS[config.normalization].core}",
+            ),
             (config.position != "rotary", f"it has rotary positions, the model {config.position}"),
             (
                 config.activation not in LLAMA_ACTIVATIONS,
@@ -89,7 +93,10 @@ def obstacle(target: Target, config: ModelConfig) -> str | None:
         ]
     else:
         problems = [
-            (config.normalization != "layernorm", f"it has LayerNorm, the model {config.normalization}"),
+            (
+                config.normalization != "layernorm",
+                f"it has LayerNorm, the model {NORMS[config.normalization].core}",
+            ),
             (config.position != "learned", f"it has learned positions, the model {config.position}"),
             (config.activation not in UNGATED_ACTIVATIONS, f"its feed-forward has no {config.activation}"),
             (

@@ -19,6 +19,10 @@ from model.errors import UserError
 SPACE_MARK = "\u2581"
 # Piece types of the SentencePiece model format.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+OTHERWISE = (
+    "export with --tokenizer FOLDER, a Hugging Face folder whose tokenizer is copied, or --tokenizer none"
+)
+"""What to do about a tokenizer that has no equal fast one."""
 INPUT_NAMES = ("input_ids", "attention_mask")
 """What a tokenizer hands to a model: our targets read nothing else."""
 
@@ -51,13 +55,14 @@ def load_proto(path: Path | str) -> Any:
         (not normalizer.escape_whitespaces, "it does not escape spaces"),
         (trainer.treat_whitespace_as_suffix, "it treats spaces as suffixes"),
         (any(piece.type == UNUSED for piece in proto.pieces), "it has unused pieces"),
+        (
+            any(piece.type == USER_DEFINED and " " in piece.piece for piece in proto.pieces),
+            "it has user-defined pieces with spaces, which SentencePiece never finds in a text",
+        ),
     )
     for present, problem in problems:
         if present:
-            raise UserError(
-                f"tokenizer {path} has no equal fast tokenizer: {problem}; export with --tokenizer FOLDER, a Hugging Face folder whose tokenizer is copied, "
-                "or --tokenizer none"
-            )
+            raise UserError(f"tokenizer {path} has no equal fast tokenizer: {problem}; {OTHERWISE}")
     return proto
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
-from model.hf.tokenizer.convert import SPACE_MARK, load_proto
+from model.hf.tokenizer.convert import OTHERWISE, SPACE_MARK, load_proto
 
 
 def prove(model_path: Path | str, folder: Path, texts: Iterable[str] = (), trust: bool = False) -> int:
@@ -29,21 +29,19 @@ def prove(model_path: Path | str, folder: Path, texts: Iterable[str] = (), trust
     what = f"the fast tokenizer made of {model_path}"
     size, unigram = ours.get_piece_size(), load_proto(model_path).trainer_spec.model_type == 1
     if len(fast) != size:
-        raise UserError(f"{what} has {len(fast)} tokens, SentencePiece {size}; the export is refused")
+        raise UserError(f"{what} has {len(fast)} tokens, SentencePiece {size}; {OTHERWISE}")
     ties = 0
     for text in (*fuzz([ours.id_to_piece(i) for i in range(size)]), *texts):
         expected, got = reference_ids(ours, text), fast.encode(text, verbose=False)
         decoded, wanted = fast.decode(expected), ours.decode(expected)
         if decoded != wanted:
-            raise UserError(
-                f"{what} decodes the ids of {text!r} to {decoded!r}, SentencePiece to {wanted!r}; the export is refused"
-            )
+            theirs = f"decodes the ids of {text!r} to {decoded!r}, SentencePiece to {wanted!r}"
+            raise UserError(f"{what} {theirs}; {OTHERWISE}")
         if expected == got:
             continue
         if not unigram or not _tie(ours, expected, got):
-            raise UserError(
-                f"{what} gives other ids than SentencePiece for {text!r}: {_difference(expected, got)}; the export is refused"
-            )
+            theirs = f"gives other ids than SentencePiece for {text!r}: {_difference(expected, got)}"
+            raise UserError(f"{what} {theirs}; {OTHERWISE}")
         ties += 1
     return ties
 

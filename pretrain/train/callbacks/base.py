@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from parallel.launch.exit_codes import ExitCode
+
 if TYPE_CHECKING:
     from pretrain.train.loop import Trainer
 
@@ -11,10 +13,13 @@ if TYPE_CHECKING:
 class Callback:
     """Base of all callbacks: every moment of a run, doing nothing.
 
-    watching: hooks of modules that must run in the step about to be taken; set in `before_step`.
+    A callback that cannot write raises OSError; the run then ends on all ranks at once.
     """
 
     watching = False
+    """Whether hooks of modules must run in the step about to be taken; set in `before_step`."""
+    order = 0
+    """Callbacks are called by rising order, and equal ones as they were added."""
 
     def on_start(self, trainer: Trainer) -> None:
         """After everything is built and loaded, before the first step."""
@@ -34,5 +39,5 @@ class Callback:
     def on_checkpoint(self, trainer: Trainer, record: dict[str, Any]) -> None:
         """After each save."""
 
-    def on_end(self, trainer: Trainer, reason: str) -> None:
+    def on_end(self, trainer: Trainer, code: ExitCode, reason: str) -> None:
         """When the loop is left, finished or not."""

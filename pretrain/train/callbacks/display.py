@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from parallel.checkpoint.folders import step_folder
+from parallel.launch.exit_codes import ExitCode
 from pretrain.train.callbacks.base import Callback
 from pretrain.train.callbacks.progress import Progress
 
@@ -44,6 +45,6 @@ class Display(Callback):
             f"saved {trainer.checkpoints / step_folder(record['step'])} in {record['seconds']:.1f} s"
         )
 
-    def on_end(self, trainer: Trainer, reason: str) -> None:
+    def on_end(self, trainer: Trainer, code: ExitCode, reason: str) -> None:
         """Closes the display."""
         self.progress.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from model.files import about
+from parallel.launch.exit_codes import ExitCode
 from pretrain.rundir.metrics import MetricsWriter
 from pretrain.train.callbacks.base import Callback
 
@@ -48,10 +50,12 @@ class MetricsFile(Callback):
         """A checkpoint line."""
         self.write("checkpoint", record)
 
-    def on_end(self, trainer: Trainer, reason: str) -> None:
+    def on_end(self, trainer: Trainer, code: ExitCode, reason: str) -> None:
         """The end line."""
-        self.write("end", {"step": trainer.step, "reason": reason})
-        self.writer.close()
+        try:
+            self.write("end", {"step": trainer.step, "reason": reason, "exit_code": int(code)})
+        finally:
+            self.writer.close()
 
 
 class TensorBoard(Callback):
@@ -61,20 +65,28 @@ class TensorBoard(Callback):
         """Opens the event file; events of steps that are done again are hidden."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(
-            str(trainer.run_dir / "tensorboard"), purge_step=trainer.step + 1 if trainer.step else None
-        )
+        self.folder = trainer.run_dir / "tensorboard"
+        with about(self.folder):
+            self.writer = SummaryWriter(
+                str(self.folder), purge_step=trainer.step + 1 if trainer.step else None
+            )
 
     def on_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
         """Scalars of a step."""
         for key, tag in SCALARS.items():
-            if math.isfinite(record[key]):
-                self.writer.add_scalar(tag, record[key], trainer.step)
+            self.add(tag, record[key], trainer.step)
 
     def on_eval(self, trainer: Trainer, record: dict[str, Any]) -> None:
         """Evaluation loss."""
-        self.writer.add_scalar(f"loss/{record['split']}", record["loss"], trainer.step)
+        self.add(f"loss/{record['split']}", record["loss"], trainer.step)
 
-    def on_end(self, trainer: Trainer, reason: str) -> None:
+    def add(self, tag: str, value: float, step: int) -> None:
+        """One number, where it is finite. Raises OSError, naming the folder, for what could not be written of earlier ones."""
+        with about(self.folder):
+            if math.isfinite(value):
+                self.writer.add_scalar(tag, value, step)
+
+    def on_end(self, trainer: Trainer, code: ExitCode, reason: str) -> None:
         """Flushes."""
-        self.writer.close()
+        with about(self.folder):
+            self.writer.close()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from parallel.launch.exit_codes import ExitCode
 from pretrain.rundir import state
+from pretrain.rundir.outcome import write_end
 from pretrain.train.callbacks.base import Callback
 
 if TYPE_CHECKING:
@@ -22,12 +24,6 @@ class RunState(Callback):
         """A new checkpoint is progress."""
         state.write_state(trainer.run_dir, step=record["step"])
 
-    def on_end(self, trainer: Trainer, reason: str) -> None:
+    def on_end(self, trainer: Trainer, code: ExitCode, reason: str) -> None:
         """How it ended."""
-        finished = trainer.step >= trainer.config.train.steps
-        state.write_state(
-            trainer.run_dir,
-            state=state.FINISHED if finished else state.STOPPED,
-            reason=reason,
-            step=trainer.step,
-        )
+        write_end(trainer.run_dir, code, reason, step=trainer.step)

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from model.files import atomic_write_text
 from parallel.launch.exit_codes import ExitCode
-from pretrain.rundir.state import CONTROL, FAILED, Owner, record_failure, write_state
+from pretrain.rundir.outcome import write_end
+from pretrain.rundir.state import CONTROL, Owner, record_failure
 from pretrain.train.callbacks.base import Callback
 
 if TYPE_CHECKING:
@@ -53,12 +54,14 @@ class Report:
 
 
 class Watchdog(Callback):
-    """One for each rank.
+    """One for each rank, and the first of its callbacks, so that what the others do counts as time between two steps.
 
     hosts: node of each rank, empty where it is not known; step_minutes: limit of a step, None for one that follows from the steps, 0 for none;
     collective_minutes: of the process group.
     leave: ends the process, given the exit code.
     """
+
+    order = -2
 
     def __init__(
         self,
@@ -120,7 +123,7 @@ class Watchdog(Callback):
         """So is a checkpoint."""
         self._between(trainer)
 
-    def on_end(self, trainer: Trainer, reason: str) -> None:
+    def on_end(self, trainer: Trainer, code: ExitCode, reason: str) -> None:
         """Stops watching."""
         self.stop()
 
@@ -188,7 +191,7 @@ class Watchdog(Callback):
 
     def _open_stacks(self) -> Any:
         with contextlib.suppress(OSError):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)
             return self.stacks_file(self.rank).open("w")
         return None
 
@@ -199,7 +202,7 @@ class Watchdog(Callback):
         if not self._ending.acquire(blocking=False):
             time.sleep(600)  # the other thread of this rank is at it, and ends the process
         with contextlib.suppress(OSError):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)
             if not self.trigger.exists():
                 atomic_write_text(self.trigger, what)
             with self.stacks_file(self.rank).open("w") as file:
@@ -212,11 +215,8 @@ class Watchdog(Callback):
         record_failure(self.run_dir, self.rank, ExitCode.HUNG, reason, self.owner)
         if self.rank == min((report.rank for report in reports), default=self.rank):
             print(f"fathom: hung: {reason}", file=sys.stderr, flush=True)
-            if self.owner.job_id is None:  # a batch script says it by itself
-                with contextlib.suppress(Exception):
-                    write_state(
-                        self.run_dir, self.owner, state=FAILED, reason=reason, exit_code=int(ExitCode.HUNG)
-                    )
+            with contextlib.suppress(Exception):
+                write_end(self.run_dir, ExitCode.HUNG, reason)
         self.leave(int(ExitCode.HUNG))
 
     def report(self) -> Report:

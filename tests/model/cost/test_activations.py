@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -92,7 +92,7 @@ def test_formula_counts_every_saved_byte(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("recompute", ["none", "full"])
 @pytest.mark.parametrize("scheme", list(SCHEMES))
-def test_an_fp32_stream_among_bf16_branches(scheme: str, recompute: str) -> None:
+def test_an_fp32_stream_among_bf16_branches(scheme: str, recompute: Literal["none", "full"]) -> None:
     """To 1.5 %: on a CPU statistics of norms are in bf16, and weights of norms of the stream are kept as fp32 copies."""
     config = ModelConfig(
         scheme=scheme,
@@ -103,7 +103,7 @@ def test_an_fp32_stream_among_bf16_branches(scheme: str, recompute: str) -> None
         max_position_embeddings=16,
     )
     full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    core = {"fp32_residual_connection": True, **(full if recompute == "full" else {})}
+    core: dict[str, Any] = {"fp32_residual_connection": True, **(full if recompute == "full" else {})}
     model = GPT(config, transformer_config(config, dtype=torch.bfloat16, **core), seq_length=16)
     measured = saved_bytes(model.to(torch.bfloat16).train(), 3, 16)
     expected = Activations(config, 3, 16, element=2, recompute=recompute, fp32_stream=True).whole()

@@ -87,7 +87,13 @@ def write(folder: Path, step: int = 3, seed: int = 0) -> Path:
         "layout": {"tp": 2, "pp": 1, "vp": 1, "cp": 1, "dp": 1, "zero": 1},
         "files": files,
         "progress": {"optimizer_step": step, "consumed_tokens": 128 * step},
-        "config": {"model": MODEL.model_dump(mode="json")},
+        "config": {
+            "name": "run",
+            "model": MODEL.model_dump(mode="json"),
+            "data": {"seq_length": 8, "corpora": [{"path": "nowhere", "weight": 1.0}], "cache": None},
+            "train": {"micro_batch_size": 2, "precision": "fp32"},
+            "optimizer": {"kind": "adamw"},
+        },
         "versions": {"torch": torch.__version__},
     }
     (target / MANIFEST).write_text(manifest_text(manifest))

@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from model.errors import UserError
 from parallel.checkpoint.folders import MANIFEST
 from pretrain.rundir.checkpoint_admin import describe, list_checkpoints, verify
+from pretrain.trained.export import provenance
 from pretrain.trained.generate import generate_text
 from pretrain.trained.open import open_trained
+from pretrain.trained.perplexity import evaluate
 from tests.parallel.checkpoint.handmade import FC1, NAMES, reseal, write
 
 ODD: tuple[Any, ...] = (None, True, -1, 3.5, 10**30, "x", "../../etc/passwd", [], {}, [1, "x"], {"x": []})
@@ -56,6 +58,8 @@ def refused(step: Path) -> str:
         lambda: describe(step, names=True),
         lambda: dict(open_trained(step).weights),
         lambda: generate_text(step, "", 1),
+        lambda: provenance(open_trained(step)),
+        lambda: evaluate(step),
     ):
         try:
             action()

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from model.errors import UserError
 from parallel.launch.slurm_client import Queued
-from pretrain.cluster.status import RunStatus, collect, find_runs, last_events, run_status
+from pretrain.cluster import status
+from pretrain.cluster.status import Recent, RunStatus, collect, find_runs, recent_events, run_status
 from pretrain.rundir.metrics import MetricsWriter
 from pretrain.rundir.state import Owner, claim
 from tools.cli import main
@@ -158,7 +159,7 @@ def test_run_without_a_state_file(tmp_path: Path) -> None:
         "dead",
     )
     with MetricsWriter(run / "metrics.jsonl") as writer:
-        writer.write("end", 10, reason="stop_at_step")
+        writer.write("end", 10, reason="train.stop_at_step=10 is reached", exit_code=76)
     assert run_status(run, None).state == "stopped"
 
 
@@ -167,9 +168,8 @@ def test_newest_steps_behind_long_lines(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", steps=5, layers=1000)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"event": "train", "step": 6, "lo')
-    events = last_events(run / "metrics.jsonl", block=4096)
-    assert [event["step"] for event in events["train"]] == [1, 2, 3, 4, 5]
-    assert last_events(tmp_path / "nothing") == {"train": [], "end": []}
+    assert [event.step for event in recent_events(run / "metrics.jsonl", block=4096).train] == [1, 2, 3, 4, 5]
+    assert recent_events(tmp_path / "nothing") == Recent([], None)
 
 
 def test_finding_runs(tmp_path: Path) -> None:
@@ -188,13 +188,117 @@ def test_finding_runs(tmp_path: Path) -> None:
         find_runs(tmp_path / "empty")
 
 
-def test_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
+DAMAGE = [
+    (
+        "metrics.jsonl",
+        '{"event": "train", "loss": 1}\n"train"\n["train"]\n{"event":"train","step":"x","loss":1}\n',
+        "running",
+    ),
+    ("metrics.jsonl", "[" * 100_000 + '"train"', "running"),
+    ("metrics.jsonl", b'\xff\xfe\x00 "train" \n', "running"),
+    ("config.yaml", "train: [", "running"),
+    ("config.yaml", "train: {steps: many}", "running"),
+    ("config.yaml", "&a [*a]", "running"),
+    ("state.json", "{", "damaged"),
+    ("state.json", "[1]", "damaged"),
+    ("state.json", '{"restarts": "x"}', "damaged"),
+    ("state.json", '{"state": "running", "pid": 9223372036854775808}', "damaged"),
+    ("state.json", '{"state": "running", "pid": 2147483648, "host": "HOST"}', "dead"),
+    ("state.json", '{"state": "running", "pid": 0, "host": "HOST"}', "running"),
+    ("state.json", '{"job_id": 5}', "damaged"),
+    ("state.json", '{"state": "running", "job_id": "--help"}', "damaged"),
+    ("state.json", '{"state": {}, "step": []}', "damaged"),
+    ("submitted.json", '{"jobs": null}', "running"),
+    ("submitted.json", '{"jobs": 7}', "damaged"),
+    ("checkpoints/latest", b"\xff\xfe", "running"),
+    ("checkpoints/step_9999999999999999999999/manifest.json", "{}", "running"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "state"), DAMAGE)
+def test_a_damaged_run_hides_no_other(tmp_path: Path, name: str, content: str | bytes, state: str) -> None:
     make_run(tmp_path / "runs" / "a")
-    (make_run(tmp_path / "runs" / "b") / "state.json").write_text("{")
-    (make_run(tmp_path / "runs" / "c") / "config.yaml").write_text("train: [")
-    statuses = collect(tmp_path / "runs")
-    assert [status.state for status in statuses] == ["running", "damaged", "running"]
-    assert statuses[2].total is None
+    path = make_run(tmp_path / "runs" / "b") / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content if isinstance(content, bytes) else content.replace("HOST", socket.gethostname()).encode()
+    path.write_bytes(data)
+    first, second = collect(tmp_path / "runs")
+    assert (first.state, second.state) == ("running", state)
+    if state == "damaged":
+        assert str(path) in second.reason
+    json.dumps(second.step)
+    screen([first, second])
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "state.json", "config.yaml"])
+def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path: Path, name: str) -> None:
+    run = make_run(tmp_path / "runs" / "a")
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    (status_of_a,) = collect(tmp_path / "runs")
+    assert status_of_a.state == ("running" if name == "config.yaml" else "damaged")
+
+
+def test_what_cannot_be_foreseen_is_the_damage_of_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "runs" / "a")
+    make_run(tmp_path / "runs" / "b")
+    usual = status.run_status
+
+    def sometimes(folder: Path, *args: Any) -> RunStatus:
+        if folder.name == "a":
+            raise LookupError("a fault of the program")
+        return usual(folder, *args)
+
+    monkeypatch.setattr(status, "run_status", sometimes)
+    first, second = collect(tmp_path / "runs")
+    assert (first.state, first.reason, second.state) == (
+        "damaged",
+        "LookupError: a fault of the program",
+        "running",
+    )
+    monkeypatch.setenv("FATHOM_DEBUG", "1")
+    with pytest.raises(LookupError):
+        collect(tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("state", "end", "shown"),
+    [
+        ({}, {"reason": "loss or gradient is not finite at step 10", "exit_code": 77}, "failed"),
+        ({}, {"reason": "loss or gradient is not finite at step 10"}, "failed"),
+        ({}, {"reason": "all steps are done"}, "finished"),
+        ({}, {"reason": "not_finite"}, "failed"),
+        ({}, {"reason": "stopped", "exit_code": 75}, "stopped"),
+        ({"state": "finished", "reason": "ended by an error"}, {"reason": "ended by an error"}, "failed"),
+    ],
+)
+def test_how_a_run_ended(tmp_path: Path, state: dict[str, Any], end: dict[str, Any], shown: str) -> None:
+    """Also of runs that earlier versions wrote."""
+    run = make_run(tmp_path / "a", total=10)
+    with MetricsWriter(run / "metrics.jsonl") as writer:
+        writer.write("end", 10, **end)
+    if state:
+        (run / "state.json").write_text(json.dumps(state))
+    assert run_status(run, None).state == shown
+    with MetricsWriter(run / "metrics.jsonl") as writer:
+        writer.write("start", 10)
+    assert run_status(run, None).state == (shown if state else "running"), (
+        "an end before the newest start is over"
+    )
+
+
+def test_foreign_text_does_not_reach_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "runs" / "a\x1b[2J")
+    (run / "state.json").write_text(
+        json.dumps({"state": "fai\x1b[2Jled", "reason": "\x1b]0;title\x07\x1b[2J"})
+    )
+    with pytest.raises(SystemExit):
+        main(["status", str(tmp_path / "runs")])
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "\\x1b]0;title\\x07" in shown
 
 
 def test_screen(tmp_path: Path) -> None:

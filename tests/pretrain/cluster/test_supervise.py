@@ -19,6 +19,7 @@ from parallel.launch.slurm_client import Job
 from pretrain.cluster.decision import decide
 from pretrain.cluster.supervise import NOTHING_TO_DO, carry_out, main, on_term, start, usable_nodes
 from pretrain.rundir import state as states
+from pretrain.rundir.lock import owned
 from pretrain.rundir.state import (
     Owner,
     StaleStartError,
@@ -221,6 +222,24 @@ def test_term(run: Path) -> None:
     left(run, states.STOPPED, ExitCode.STOPPED)  # a rank that was still saving
     assert read_state(run)["state"] == "cancelled"
     assert on_term(run, OWNER, Job("COMPLETING")) is None
+
+
+def test_the_batch_script_speaks_for_the_ranks_that_have_the_run(
+    run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They have chosen a name for their start, which it does not know."""
+    monkeypatch.setenv("PATH", str(tmp_path))  # no scontrol
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    with owned(run, 0):
+        claim(run, state=states.RUNNING)
+        assert read_state(run)["supervised"]
+        late = on_term(run, OWNER, Job("COMPLETING", "TimeLimit"))
+        assert late is not None
+        assert late.requeue
+        write_state(run, OWNER, state=states.REQUEUED)
+        assert read_state(run)["start"] == Owner.from_environment().start != ""
+    assert main(["after-exit", str(run)]) == 0, "on-term was faster"
+    assert read_state(run)["state"] == "requeued"
 
 
 def test_chain(run: Path) -> None:

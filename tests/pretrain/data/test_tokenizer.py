@@ -162,6 +162,26 @@ def test_what_a_model_does_to_text_is_known(tmp_path: Path, settings: dict[str, 
     assert ("cannot be exported" in notes) == bool(settings)
 
 
+def test_pieces_with_spaces_are_said_at_once_to_have_no_export(tmp_path: Path) -> None:
+    """SentencePiece takes them, and never finds them in a text; a fast tokenizer would."""
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["def f(x): return x + 1"] * 50),
+        model_writer=written,
+        vocab_size=290,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        user_defined_symbols=["f x"],
+        **NEUTRAL,
+    )
+    (tmp_path / "t.model").write_bytes(written.getvalue())
+    tokenizer = Tokenizer(tmp_path / "t.model")
+    assert tokenizer.lossless
+    assert re.search(
+        "user-defined pieces with spaces.*--tokenizer FOLDER.*none", tokenizer_notes(tokenizer)[0]
+    )
+
+
 def test_training_is_deterministic(tmp_path: Path) -> None:
     for model in ("bpe", "unigram"):
         first = train_tokenizer(

@@ -122,7 +122,7 @@ def make_run(folder: Path, resumes: tuple[int, ...] = (30,), steps: int = 60) ->
                     writer.write("warning", step, time=clock, message="slow <disk> & more")
             if resumed is not None:
                 begin, clock = resumed, clock + 100.0
-        writer.write("end", steps, time=clock, reason="finished")
+        writer.write("end", steps, time=clock, reason="all steps are done", exit_code=0)
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
     return folder
@@ -276,9 +276,9 @@ def test_a_run_that_lost_its_numbers(tmp_path: Path) -> None:
                 skipped=step > 25,
             )
         writer.write("eval", 30, split="validation", loss=math.nan, samples=1, tokens=1)
-        writer.write("end", 30, reason="not_finite")
+        writer.write("end", 30, reason="loss or gradient is not finite at step 30", exit_code=77)
     run = read_run(tmp_path)
-    assert status(run) == ("bad", "stopped: a loss or gradient was not finite at step 30")
+    assert status(run) == ("bad", "diverged at step 30: loss or gradient is not finite at step 30")
     assert (numbers(run)["skipped"], numbers(run)["train_loss"], numbers(run)["validation_loss"]) == (
         5,
         3.0,
@@ -383,14 +383,14 @@ def test_the_facts_fit_what_a_run_records(run_dir: Path) -> None:
     (run_dir / "environment.json").write_text(json.dumps(environment()))
     run = read_run(run_dir)
     assert dict(facts(run))["Machine"].endswith(socket.gethostname())
-    assert len(run.fact("git.commit") or "0" * 40) == 40
-    assert run.fact("command")
+    assert len(run.environment.word("git.commit") or "0" * 40) == 40
+    assert run.environment.words("command")
 
 
 def test_starting_a_finished_run_again_changes_nothing(run_dir: Path) -> None:
     with MetricsWriter(run_dir / "metrics.jsonl") as writer:
         writer.write("start", 60)
-        writer.write("end", 60, reason="all steps are done")
+        writer.write("end", 60, reason="all steps are done", exit_code=0)
     run = read_run(run_dir)
     assert status(run) == ("good", "finished at step 60")
     assert numbers(run)["resumes"] == 1

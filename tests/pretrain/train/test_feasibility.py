@@ -10,7 +10,7 @@ import torch
 from model.errors import UserError
 from parallel.hardware.precision import Machine
 from pretrain.train import feasibility
-from pretrain.train.feasibility import fit_machine, fit_processes
+from pretrain.train.feasibility import eval_rounds, fit_machine, fit_processes
 from tests.parallel.training import given, run_config
 
 H100 = Machine("NVIDIA H100 80GB HBM3", (9, 0), (13, 0), "2.11.0", "")
@@ -45,6 +45,24 @@ def test_processes_that_do_not_fit(
 ) -> None:
     with pytest.raises(UserError, match=message):
         fit_processes(run_config(parallel=parallel, train=train), world)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "samples", "micro", "rounds"),
+    [
+        ({}, 64, 8, 4),
+        ({}, 65, 8, 5),
+        ({}, 1, 8, 1),
+        (given(pipeline=2), 17, 1, 17),
+        (given(pipeline=2, virtual_stages=2), 17, 1, 18),
+        (given(pipeline=2, virtual_stages=2), 1, 4, 2),
+    ],
+)
+def test_rounds_of_an_evaluation(parallel: dict[str, Any], samples: int, micro: int, rounds: int) -> None:
+    """Enough for every sample, and as many as an interleaved pipeline can walk."""
+    layout = fit_processes(run_config(parallel=parallel, train=given(eval_samples=samples)), 2)
+    assert eval_rounds(layout, samples, micro) == rounds
+    layout.check_batches(16, rounds)
 
 
 def test_a_sequence_is_asked_about_before_the_vocabulary_is_known() -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from itertools import pairwise
+from typing import Any
+
 import pytest
 
-from pretrain.config.schema import ScheduleConfig
-from pretrain.train.learning_rate import learning_rate
+from pretrain.config.schema import RunConfig, ScheduleConfig
+from pretrain.train.learning_rate import learning_rate, remark
+from tests.parallel.training import run_config
 
 TOTAL, PEAK = 100, 2.0
 
@@ -50,3 +55,44 @@ def test_curves_never_rise_after_warm_up() -> None:
 def test_decay_steps_without_wsd_is_refused() -> None:
     with pytest.raises(ValueError, match=r"schedule\.decay_steps=5 has no effect"):
         ScheduleConfig(kind="cosine", decay_steps=5)
+
+
+@pytest.mark.parametrize("warmup", [0, 90, 95, 100, 101, 1000])
+def test_a_decay_of_no_given_length_keeps_clear_of_the_warm_up(warmup: int) -> None:
+    curve = rates(kind="wsd", warmup_steps=warmup)
+    largest = max(abs(after - before) for before, after in pairwise(curve))
+    assert (
+        largest <= PEAK / min(10, TOTAL - warmup) + 1e-9
+        if warmup < TOTAL
+        else largest <= PEAK / warmup + 1e-9
+    )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "message"),
+    [
+        (
+            {"kind": "wsd", "decay_steps": 100},
+            10,
+            "do not fit into train.steps=10: set schedule.decay_steps=10 or less",
+        ),
+        ({"kind": "wsd", "decay_steps": 5, "warmup_steps": 6}, 10, "set schedule.decay_steps=4 or less"),
+        ({"kind": "wsd", "decay_steps": 5, "warmup_steps": 20}, 10, "set fewer schedule.warmup_steps"),
+        ({"kind": "wsd", "decay_steps": 5, "warmup_steps": 5}, 10, ""),
+        ({"kind": "cosine", "warmup_steps": 20}, 10, ""),
+    ],
+)
+def test_a_schedule_that_cannot_be_followed_is_refused(
+    schedule: dict[str, Any], steps: int, message: str
+) -> None:
+    values = run_config().model_dump()
+    values["schedule"], values["train"]["steps"] = schedule, steps
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        RunConfig.model_validate(values)
+
+
+def test_a_warm_up_that_is_longer_than_the_run_is_said() -> None:
+    assert remark(ScheduleConfig(warmup_steps=100), 100) == ""
+    assert remark(ScheduleConfig(warmup_steps=200), 50) == (
+        "schedule.warmup_steps=200 is longer than the run (train.steps=50), whose learning rate ends at 25% of its peak"
+    )

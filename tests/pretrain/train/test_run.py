@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -102,21 +104,98 @@ def test_stopped_and_continued_is_the_same_run(config: Path, whole: Path, tmp_pa
     assert losses(tmp_path) == losses(whole)
 
 
-def test_interrupt_saves_and_the_same_command_continues(config: Path, tmp_path: Path) -> None:
+def beside_preflight(errors: str) -> list[str]:
+    """What a run said, without the lines of its check before the first step."""
+    return [line for line in errors.splitlines() if not line.startswith("preflight: ")]
+
+
+@contextmanager
+def training(config: Path, runs: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
+    """A run of two processes without end, while it takes steps."""
     process = start(
-        config, tmp_path, "train.steps=100000", "parallel.processes=2", "train.micro_batch_size=1"
+        config, runs, "train.steps=100000", "parallel.processes=2", "train.micro_batch_size=1", *overrides
     )
-    metrics = tmp_path / "tiny" / "metrics.jsonl"
+    metrics = runs / "tiny" / "metrics.jsonl"
     deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and not (
-        metrics.is_file() and metrics.read_text().count('"train"') > 3
-    ):
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+    try:
+        while time.monotonic() < deadline and not (
+            metrics.is_file() and metrics.read_text().count('"train"') > 3
+        ):
+            time.sleep(0.1)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_interrupt_saves_and_the_same_command_continues(config: Path, tmp_path: Path) -> None:
+    with training(config, tmp_path) as process:
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == ExitCode.STOPPED_BY_USER, errors
     last = max(losses(tmp_path))
     assert (tmp_path / "tiny" / "checkpoints" / "latest").read_text() == f"step_{last:08d}\n"
+
+
+def test_a_run_folder_that_is_moved_takes_the_run_along(config: Path, tmp_path: Path) -> None:
+    """Saved where it is now, by both processes; nothing appears at its old place."""
+    with training(config, tmp_path, "log.interval=1") as process:
+        (tmp_path / "tiny").rename(tmp_path / "moved")
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == ExitCode.STOPPED_BY_USER, errors
+    assert f"tiny: {tmp_path}/tiny was moved while it trained, and is saved in {tmp_path}/moved" in errors
+    assert not (tmp_path / "tiny").exists()
+    end = read_metrics(tmp_path / "moved" / "metrics.jsonl").finished
+    assert end is not None
+    assert (tmp_path / "moved" / "checkpoints" / "latest").read_text() == f"step_{end.step:08d}\n"
+    assert (
+        json.loads((tmp_path / "moved" / "state.json").read_text())["exit_code"] == ExitCode.STOPPED_BY_USER
+    )
+
+
+def test_a_full_disk_is_one_line_and_is_told(config: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        with training(config, disk, "checkpoint.interval=4", "train.eval_interval=0") as process:
+            with suppress(OSError), (disk / "large").open("wb", buffering=0) as file:
+                while True:
+                    file.write(b"x" * 1024)
+            _, errors = process.communicate(timeout=120)
+        assert process.returncode in (ExitCode.CRASH, ExitCode.USER_ERROR), errors
+        assert len(beside_preflight(errors)) == 1, errors
+        assert "No space left on device" in errors
+        assert f"{disk}/tiny" in errors
+        state = json.loads((disk / "tiny" / "state.json").read_text())
+        assert (state["state"], state["exit_code"]) == ("failed", process.returncode)
+        assert "No space left on device" in state["reason"]
+        (disk / "large").unlink()
+        step = read_metrics(disk / "tiny" / "metrics.jsonl").checkpoint[-1].step
+        code, errors = run(config, disk, f"train.steps={step + 20}")
+        assert code == ExitCode.FINISHED, errors
+        assert read_metrics(disk / "tiny" / "metrics.jsonl").damaged == 0
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_refused_start_leaves_no_folder_where_there_was_none(
+    config: Path, tmp_path: Path, processes: int
+) -> None:
+    overrides = [
+        f"parallel.processes={processes}",
+        "train.micro_batch_size=1",
+        f"checkpoint.load={tmp_path}/nowhere",
+    ]
+    code, errors = run(config, tmp_path / "runs", *overrides)
+    assert (code, len(beside_preflight(errors))) == (ExitCode.USER_ERROR, 1), errors
+    assert f"{tmp_path}/nowhere holds no checkpoint" in errors
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_refused_start_leaves_the_runs_description(config: Path, whole: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from model.errors import UserError
 from parallel.checkpoint.errors import SaveError
 from parallel.checkpoint.folders import leftovers_in, steps_in
 from parallel.checkpoint.reader import open_checkpoint
+from parallel.launch.exit_codes import ExitCode
 from pretrain.config.schema import RunConfig
 from pretrain.rundir.state import Owner, StaleStartError, claim
 from pretrain.train import run_checkpoints
@@ -29,13 +30,13 @@ class Records(Callback):
 
     def __init__(self) -> None:
         self.checkpoints: list[dict[str, Any]] = []
-        self.ended: list[str] = []
+        self.ended: list[tuple[int, str]] = []
 
     def on_checkpoint(self, trainer: Trainer, record: dict[str, Any]) -> None:
         self.checkpoints.append(record)
 
-    def on_end(self, trainer: Trainer, reason: str) -> None:
-        self.ended.append(reason)
+    def on_end(self, trainer: Trainer, code: ExitCode, reason: str) -> None:
+        self.ended.append((int(code), reason))
 
 
 class TakeOver(Callback):
@@ -120,7 +121,7 @@ def test_a_place_that_cannot_be_written_is_one_line(data: Path, tmp_path: Path, 
         trained(config, records)
     assert str(said.value).startswith("checkpoint not saved, rank 0: ")
     assert "\n" not in str(said.value)
-    assert records.ended == ["ended by an error"]
+    assert records.ended == [(ExitCode.CRASH, str(said.value))]
 
 
 def test_the_next_start_says_what_it_found(
@@ -136,7 +137,7 @@ def test_the_next_start_says_what_it_found(
     trainer.resume()
     assert (
         capsys.readouterr().err
-        == "small: step_00000003 is incomplete (killed while run_checkpoints); continuing from step_00000002\n"
+        == "small: step_00000003 is incomplete (killed while saving); continuing from step_00000002\n"
     )
     (folder / "latest").write_text("step_00000001\n")
     trainer.resume()
@@ -175,6 +176,27 @@ def test_other_settings_of_the_data_order_are_refused(data: Path, tmp_path: Path
         match=r"was trained with train\.global_batch_size=4, the configuration has 8: change it back, or start a run with another",
     ):
         small_trainer(config).resume()
+
+
+def test_fewer_steps_than_were_done_are_refused_and_more_are_said(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = run_config(data, tmp_path)
+    trained(config)
+    config.train.steps = 3
+    with pytest.raises(
+        UserError, match=r"train\.steps=3: the run has done 4 steps .*: set train\.steps=4 or more"
+    ):
+        small_trainer(config).resume()
+    capsys.readouterr()
+    config.train.steps, config.schedule.kind = 6, "cosine"
+    small_trainer(config).resume()
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "small: differs from step_00000004: schedule.kind constant -> cosine, train.steps 4 -> 6, "
+    )
+    assert "learning rate of step 5 0.01 -> 0.0016" in said
+    assert said.count("\n") == 1
 
 
 def test_another_tokenizer_is_refused(data: Path, tmp_path: Path) -> None:

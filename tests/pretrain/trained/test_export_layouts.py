@@ -51,7 +51,7 @@ def train_and_save(data: str, folder: str) -> Any:
     )
     blend = open_blend(config.data.corpora, "validation", SEQ_LENGTH, 0, None)
     batches = list(blend.batch(range(SAMPLES)).split(config.train.micro_batch_size))
-    loss = engine.evaluate(forward_step, lambda: iter(batches), len(batches))
+    loss = engine.evaluate(forward_step, lambda: iter(batches), len(batches)) / len(batches)
     parameters, unequal = whole_parameters(engine)
     return (loss, parameters, unequal) if torch.distributed.get_rank() == 0 else None
 

@@ -49,8 +49,11 @@ class Segment:
 class SignalHealth(Callback):
     """Writes `signal` and `warning` events. interval: steps between full sets, 0 for none; write: takes (event, record); None on other ranks.
 
+    It comes before the callbacks that write a step's record, because it adds to it.
     Each of the two sets costs well under 1 % of the time of the steps that it is responsible for (docs/probe.md says how that was measured).
     """
+
+    order = -1
 
     def __init__(self, interval: int, write: Any = None) -> None:
         self.interval = interval
@@ -68,11 +71,6 @@ class SignalHealth(Callback):
 
     def _cheap(self, trainer: Trainer) -> bool:
         return trainer.step % trainer.config.log.interval == 0
-
-    def on_start(self, trainer: Trainer) -> None:
-        """Comes before the callbacks that write a step's record, because it adds to it."""
-        trainer.callbacks.remove(self)
-        trainer.callbacks.insert(0, self)
 
     def before_step(self, trainer: Trainer) -> None:
         """Hangs the hooks where this step is measured. Under a CUDA graph the cheap set does without: its hooks would take the graph from every step."""
@@ -175,12 +173,12 @@ class SignalHealth(Callback):
         if board is None:
             return
         for key, value in short.items():
-            if not key.endswith("_layer") and math.isfinite(value):
-                board.writer.add_scalar(f"signal/{key}", value, trainer.step)
+            if not key.endswith("_layer"):
+                board.add(f"signal/{key}", value, trainer.step)
         for number in spread(len(self.layers), SHOWN_LAYERS):
             for key, value in self.layers[number - 1].items():
-                if key != "layer" and math.isfinite(value):
-                    board.writer.add_scalar(f"signal_{key}/layer_{number:04}", value, trainer.step)
+                if key != "layer":
+                    board.add(f"signal_{key}/layer_{number:04}", value, trainer.step)
 
 
 def spread(total: int, count: int) -> list[int]:

@@ -1,0 +1,235 @@
+"""The numbers and facts of a run's report, for people and for programs."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from model.cost.flops import flops_per_token
+from parallel.hardware.gpus import mfu
+from pretrain.report.run import Run
+from pretrain.report.style import SHORT, compact, smoothing_window
+from pretrain.rundir.metrics import End, Metrics, Start, Train
+from pretrain.train.callbacks.progress import duration
+
+
+def numbers(run: Run) -> dict[str, float | int | None]:
+    """The headline numbers, for programs; None where unknown. Losses in nats per token, times in seconds, tokens_per_s the median over steps."""
+    metrics = run.metrics
+    losses = [event.loss for event in metrics.train if math.isfinite(event.loss)]
+    window = smoothing_window(len(losses)) if len(losses) >= SHORT else 1
+    validation = [
+        event.loss for event in metrics.eval if event.split == "validation" and math.isfinite(event.loss)
+    ]
+    test = [event.loss for event in metrics.eval if event.split == "test" and math.isfinite(event.loss)]
+    speeds = [event.tokens_per_s for event in metrics.train if math.isfinite(event.tokens_per_s)]
+    tokens = [event.tokens for event in metrics.train if math.isfinite(event.tokens)]
+    speed = median(speeds) if speeds else None
+    return {
+        "step": metrics.step,
+        "steps": run.config.count("train.steps"),
+        "tokens": int(max(tokens)) if tokens else None,
+        "train_loss": sum(losses[-window:]) / window if losses else None,
+        "train_loss_steps": window,
+        "validation_loss": validation[-1] if validation else None,
+        "validation_loss_best": min(validation, default=None),
+        "validation_perplexity": _perplexity(validation[-1]) if validation else None,
+        "test_loss": test[-1] if test else None,
+        "unigram_entropy": run.unigram_entropy if math.isfinite(run.unigram_entropy) else None,
+        "tokens_per_s": speed,
+        "mfu": _mfu(run, speed),
+        "wall_seconds": metrics.busy_seconds,
+        "resumes": len(metrics.resumes),
+        "skipped": sum(event.skipped for event in metrics.train),
+    }
+
+
+def headlines(run: Run) -> list[tuple[str, str, str]]:
+    """(label, number, remark) of each headline number; an unknown one is a dash that says why."""
+    n = numbers(run)
+    world = _world_size(run)
+
+    def loss(value: float | int | None) -> str:
+        return "–" if value is None else f"{value:.3f}"
+
+    best = n["validation_loss_best"]
+    evaluations = [event for event in run.metrics.eval if event.split == "validation"]
+    if n["validation_loss"] is None:
+        remark = "no evaluation logged"
+    elif best is not None and best < n["validation_loss"] - 5e-4:
+        remark = f"nats per token, step {evaluations[-1].step:,}; lowest {best:.3f}"
+    else:
+        remark = f"nats per token, step {evaluations[-1].step:,}"
+    share = n["mfu"]
+    speed_remark = "tokens per second, median" + (
+        f"; {compact(n['tokens_per_s'] / world)} a device"
+        if n["tokens_per_s"] is not None and world > 1
+        else ""
+    )
+    speed_remark += (
+        f"; {share:.1%} of the {run.metrics.starts[-1].precision} peak" if share is not None else ""
+    )
+    mean = (
+        f", mean of the last {n['train_loss_steps']} logged steps"
+        if (n["train_loss_steps"] or 1) > 1
+        else ", last step"
+    )
+    return [
+        (
+            "Training loss",
+            loss(n["train_loss"]),
+            f"nats per token{mean}" if n["train_loss"] is not None else "no finite loss yet",
+        ),
+        ("Validation loss", loss(n["validation_loss"]), remark),
+        (
+            "Validation perplexity",
+            "–" if n["validation_perplexity"] is None else f"{n['validation_perplexity']:,.1f}",
+            "per token, exp of the loss",
+        ),
+        (
+            "Unigram entropy",
+            loss(n["unigram_entropy"]),
+            "the loss of knowing token frequencies alone"
+            if n["unigram_entropy"] is not None
+            else "not recorded",
+        ),
+        ("Throughput", "–" if n["tokens_per_s"] is None else f"{n['tokens_per_s']:,.0f}", speed_remark),
+        ("Wall time", duration(n["wall_seconds"] or 0.0), _span(run.metrics)),
+        (
+            "Steps",
+            f"{n['step']:,}",
+            (f"of {n['steps']:,}; " if n["steps"] else "")
+            + (f"{compact(n['tokens'])} tokens" if n["tokens"] else "no tokens yet"),
+        ),
+        (
+            "Resumed",
+            f"{n['resumes']}×",
+            f"{n['skipped']} step{'' if n['skipped'] == 1 else 's'} skipped as not finite"
+            if n["skipped"]
+            else "no step skipped",
+        ),
+    ]
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """(name, value) of what defines the run; what is not known is left out."""
+    model, start = run.model, run.metrics.starts[-1] if run.metrics.starts else None
+    layers, width, heads = (
+        run.config.count(f"model.{key}") or "?"
+        for key in ("num_layers", "hidden_size", "num_attention_heads")
+    )
+    sizes = f"{layers} layers, width {width}, {heads} heads"
+    if model is not None:
+        sizes += f", feed-forward {model.ffn_size} ({model.activation})"
+    batch, length = run.config.count("train.global_batch_size"), run.config.count("data.seq_length")
+    planned = batch * length * (run.config.count("train.steps") or 0) if batch and length else 0
+    machine = ", ".join(part for part in (_devices(run), run.environment.word("host")) if part)
+    commit = run.environment.word("git.commit") or ""
+    found = [
+        ("Model", sizes if run.config.get("model") else ""),
+        ("Parameters", f"{start.parameters:,}" if start and start.parameters else ""),
+        ("Vocabulary", f"{model.vocab_size:,} tokens" if model is not None and model.vocab_size else ""),
+        ("Data", ", ".join(corpus.word("path") or "?" for corpus in run.config.rows("data.corpora"))),
+        ("Batch", f"{batch} × {length} tokens" if batch and length else ""),
+        ("Tokens planned", compact(planned) if planned else ""),
+        ("Precision", (start and start.precision) or run.config.word("train.precision") or ""),
+        ("Layout", _layout(start.layout, start.world_size) if start else ""),
+        ("Machine", machine),
+        (
+            "Commit",
+            (commit[:12] + (" with local changes" if run.environment.get("git.dirty") else ""))
+            if commit
+            else "",
+        ),
+        ("Started", date(run.metrics.starts[0].time) if run.metrics.starts else ""),
+    ]
+    return [(label, value) for label, value in found if value]
+
+
+def commands(run: Run) -> list[str]:
+    """Shell lines that would do the run again."""
+    commit, started = run.environment.word("git.commit"), run.environment.words("command")
+    lines = [f"git checkout {shlex.quote(commit)}"] if commit else []
+    if started:
+        lines += [
+            shlex.join(_typed(started)),
+            "# or, from the resolved configuration kept with the run:",
+        ]
+    config = Path(run.config.word("runs_dir") or "runs") / run.name / "config.yaml"
+    return [*lines, f"fathom pretrain {shlex.quote(str(config))} name={shlex.quote(run.name + '-again')}"]
+
+
+def _mfu(run: Run, tokens_per_s: float | None) -> float | None:
+    model, length = run.model, run.config.count("data.seq_length")
+    start = run.metrics.starts[-1] if run.metrics.starts else None
+    if tokens_per_s is None or model is None or model.vocab_size is None or not length or start is None:
+        return None
+    flops = flops_per_token(model, length).model
+    return mfu(tokens_per_s, flops, _gpu(run), _world_size(run), start.precision or "")
+
+
+def _world_size(run: Run) -> int:
+    return (run.metrics.starts[-1].world_size if run.metrics.starts else None) or 1
+
+
+def _gpu(run: Run) -> str | None:
+    """Name of the GPUs of the first host, where it has GPUs of one kind and they were not hidden from the run."""
+    names = {gpu.word("name") for gpu in run.environment.rows("gpus")}
+    hidden = run.environment.get("variables.CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return names.pop() if len(names) == 1 and not hidden else None
+
+
+def _devices(run: Run) -> str:
+    gpu = _gpu(run)
+    if gpu is not None:
+        return f"{len(run.environment.rows('gpus'))} × {gpu} a host"
+    cores = run.environment.count("cpu.usable_cores")
+    return (run.environment.word("cpu.model") or "") + (f" ({cores} cores)" if cores else "")
+
+
+def _typed(argv: list[str]) -> list[str]:
+    """What a user types for a process that was started with `argv`: interpreter and module paths replaced by the command."""
+    for word in ("pretrain.train.run", "pretrain.run", "pretrain"):  # the second is of earlier versions
+        if word in argv:
+            return ["fathom", "pretrain", *argv[argv.index(word) + 1 :]]
+    return argv
+
+
+def _layout(layout: Mapping[str, Any], world_size: int | None) -> str:
+    names = {"tp": "tensor", "pp": "pipeline", "vp": "virtual stages", "cp": "context", "dp": "data"}
+    parts = [f"{words} {layout[key]}" for key, words in names.items() if key in layout and layout[key] != 1]
+    parts += [f"ZeRO-{layout['zero']}"] if "zero" in layout else []
+    return (
+        (f"{world_size} process{'' if world_size == 1 else 'es'}" if world_size else "")
+        + (": " if world_size and parts else "")
+        + ", ".join(parts)
+    )
+
+
+def _span(metrics: Metrics) -> str:
+    events: list[Start | Train | End] = [*metrics.starts, *metrics.train, *metrics.end]
+    times = [event.time for event in events if math.isfinite(event.time)]
+    if not times:
+        return "times not recorded"
+    idle = max(times) - min(times) - metrics.busy_seconds
+    return (
+        f"of running, plus {duration(idle)} between stop and resume"
+        if len(metrics.starts) > 1 and idle >= 1
+        else "from start to the last line"
+    )
+
+
+def date(seconds: float) -> str:
+    """A moment in words; empty where it is not known."""
+    if not math.isfinite(seconds):
+        return ""
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%-d %B %Y, %H:%M UTC")
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700.0))
