@@ -232,6 +232,9 @@ def test_nothing_to_train_on_names_the_first_broken_line(tmp_path: Path) -> None
 def test_unusable_model_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent.model: No such file"):
         Tokenizer(tmp_path / "absent.model")
+    (tmp_path / "empty.model").write_bytes(b"")
+    with pytest.raises(UserError, match=r"empty.model: not a SentencePiece model"):
+        Tokenizer(tmp_path / "empty.model")
     (tmp_path / "text.model").write_text("not a model")
     with pytest.raises(UserError, match=r"text.model: not a SentencePiece model"):
         Tokenizer(tmp_path / "text.model")
