@@ -75,9 +75,11 @@ class Tokenizer:
             advice = "name a SentencePiece model file, for example one from `fathom tokenizer train`"
             raise UserError(f"tokenizer {self.path}: {error.strerror}; {advice}") from error
         try:
+            if not self.model_bytes:
+                raise ValueError("no bytes, of which SentencePiece would make a model without pieces")
             self._sp = sentencepiece.SentencePieceProcessor(model_proto=self.model_bytes)
             self.vocab_size: int = self._sp.get_piece_size()
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, ValueError) as error:
             advice = "not a SentencePiece model file; `fathom tokenizer train` writes one"
             raise UserError(f"tokenizer {self.path}: {advice}") from error
         self.sha256: str = hashlib.sha256(self.model_bytes).hexdigest()

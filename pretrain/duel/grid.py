@@ -18,8 +18,9 @@ from typing import Any, Literal
 from model.config import ModelConfig
 from model.errors import UserError
 from model.parameters.size import parameter_count
-from parallel.config import ParallelConfig
+from model.words import printable
 from parallel.launch.exit_codes import ExitCode
+from pretrain.config.errors import checked
 from pretrain.config.load import dump_config
 from pretrain.config.schema import RunConfig
 from pretrain.config.scheme_choice import Variant, validated
@@ -133,24 +134,24 @@ def cell_config(base: RunConfig, cell: Cell, equal: Equal, folder: Path) -> RunC
     Raises UserError where scheme, depth or batch do not fit.
     """
     model = cell.variant.apply(sized(base.model, cell.layers, equal))
-    config = base.model_copy(deep=True)
-    config.name, config.runs_dir, config.model = cell.name, str(folder / "cells"), model
-    config.parallel = ParallelConfig(recompute=base.parallel.recompute)
-    config.optimizer.lr = cell.lr
-    config.schedule.warmup_steps = round(cell.warmup * base.train.steps)
-    config.train.seed, config.train.stop_at_step = cell.seed, None
-    config.checkpoint.keep_last, config.checkpoint.keep_every, config.checkpoint.load = 1, 0, None
-    config.log.tensorboard, config.log.progress, config.log.interval = False, "none", 1
-    return config
+    values = base.model_dump()
+    values |= {"name": cell.name, "runs_dir": str(folder / "cells"), "model": model.model_dump()}
+    values["parallel"] = {"recompute": values["parallel"]["recompute"]}
+    values["optimizer"]["lr"] = cell.lr
+    values["schedule"]["warmup_steps"] = round(cell.warmup * base.train.steps)
+    values["train"] |= {"seed": cell.seed, "stop_at_step": None}
+    values["checkpoint"] |= {"keep_last": 1, "keep_every": 0, "load": None}
+    values["log"] |= {"tensorboard": False, "progress": "none", "interval": 1}
+    return checked(RunConfig, values, f"cell {printable(cell.name)}: ")
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
     """The result of a cell's folder, or None while it is not trained to its end."""
     try:
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return result if result.get("code") in [int(code) for code in DONE] else None
+    return result if isinstance(result, dict) and result.get("code") in [int(code) for code in DONE] else None
 
 
 def check_unchanged(configs: Sequence[RunConfig]) -> None:

@@ -69,7 +69,7 @@ def _check_tokenizer(path: Path, rows: int) -> None:
         raise UserError(f"{path} has {path.stat().st_size} bytes, too many for a tokenizer: {advice}")
     try:
         tokenizer.LoadFromSerializedProto(path.read_bytes())
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         raise UserError(f"{path} is not a SentencePiece model: {advice}") from None
     if (pieces := tokenizer.get_piece_size()) > rows:
         raise UserError(f"{path} has {pieces} pieces, but the model has rows for {rows}: {advice}")

@@ -237,6 +237,9 @@ def test_unusable_model_files_are_named(tmp_path: Path) -> None:
     for name in ("pipe", "."):
         with pytest.raises(UserError, match="no regular file"):
             Tokenizer(tmp_path / name)
+    (tmp_path / "empty.model").write_bytes(b"")
+    with pytest.raises(UserError, match=r"empty.model: not a SentencePiece model"):
+        Tokenizer(tmp_path / "empty.model")
     (tmp_path / "text.model").write_text("not a model")
     with pytest.raises(UserError, match=r"text.model: not a SentencePiece model"):
         Tokenizer(tmp_path / "text.model")

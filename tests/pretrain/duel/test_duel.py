@@ -290,7 +290,7 @@ def start(config: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
 def test_depths_are_whole_numbers() -> None:
     assert _depths("2,48") == [2, 48]
     for wrong in ("2.7", "2,inf", "nan"):
-        with pytest.raises(UserError, match="whole numbers|named once"):
+        with pytest.raises(UserError, match="whole numbers|named once|at most"):
             _depths(wrong)
 
 
