@@ -10,6 +10,13 @@ from model.parameters.table import Role, Row
 
 
 def local_parameter(name: str, parameter: nn.Parameter, shard: Shard = WHOLE) -> NamedParameter:
-    """A local parameter under a made-up name."""
-    row = Row(name=name, shape=full_shape(parameter.shape, shard), role=Role.NORM_GAIN, stack="decoder")
+    """A local parameter under a made-up name, such as decoder.layers.3.mlp.weight."""
+    layer = int(name.split(".")[2]) if name.startswith("decoder.layers.") else None
+    row = Row(
+        name=name,
+        shape=full_shape(parameter.shape, shard),
+        role=Role.NORM_GAIN,
+        stack="decoder",
+        layer=layer,
+    )
     return NamedParameter(row, parameter, shard)

@@ -7,7 +7,6 @@ where DeepSpeed's own overlap has a hook on every parameter.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -19,7 +18,6 @@ PIECES = 8
 """Parts in which a buffer is reduced: the last one is not hidden, and each costs the latency of a collective for every rank whose partition it touches."""
 SMALLEST = 1 << 20
 """Elements below which a buffer is reduced at once, at the end."""
-LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 
 
 class Overlap:
@@ -62,9 +60,8 @@ def marks(buffer: GradientBuffer) -> list[tuple[Tensor, int]]:
     """
     ends: dict[int, tuple[Tensor, int]] = {}
     for named, offset in zip(buffer.group.parameters, buffer.offsets, strict=True):
-        match = LAYER.match(named.name)
-        if match:
-            ends[int(match[1])] = (named.parameter, offset + named.parameter.numel())
+        if named.row.layer is not None:
+            ends[named.row.layer] = (named.parameter, offset + named.parameter.numel())
     assert all(first < second for first, second in pairwise(buffer.offsets)), (
         "parameters of a group lie in order"
     )

@@ -191,12 +191,10 @@ def spread(total: int, count: int) -> list[int]:
 def segments(trainer: Trainer) -> list[Segment]:
     """What this rank counts of every layer in its flat gradient partitions; neighbours of one layer are joined."""
     found: list[Segment] = []
-    for _, fragment in owned_fragments(trainer.engine):
-        if not trainer.engine.buffers[fragment.group].counted or not fragment.name.startswith(
-            "decoder.layers."
-        ):
+    for named, fragment in owned_fragments(trainer.engine):
+        layer, start = named.row.layer, fragment.offset
+        if layer is None or not trainer.engine.buffers[fragment.group].counted:
             continue
-        layer, start = int(fragment.name.split(".")[2]), fragment.offset
         last = found[-1] if found else None
         if last is not None and (last.layer, last.group, last.stop) == (layer, fragment.group, start):
             found[-1] = Segment(layer, fragment.group, last.start, start + fragment.length)
@@ -233,11 +231,8 @@ def weight_sample(trainer: Trainer) -> tuple[list[int], Tensor]:
     owners: list[int] = []
     parts: list[Tensor] = []
     for named, fragment in owned_fragments(engine):
-        if (
-            not engine.buffers[fragment.group].counted
-            or len(fragment.shape) < 2
-            or not fragment.name.startswith("decoder.layers.")
-        ):
+        layer = named.row.layer
+        if layer is None or len(fragment.shape) < 2 or not engine.buffers[fragment.group].counted:
             continue
         if engine.zero:
             flat = engine.masters[fragment.group][fragment.offset : fragment.offset + fragment.length]
@@ -250,7 +245,7 @@ def weight_sample(trainer: Trainer) -> tuple[list[int], Tensor]:
             torch.nn.functional.pad(piece, (0, SAMPLED_WEIGHTS - piece.numel()))
             * math.sqrt(fragment.length / piece.numel())
         )
-        owners.append(int(fragment.name.split(".")[2]))
+        owners.append(layer)
     return owners, torch.stack(parts) if parts else torch.zeros(0, SAMPLED_WEIGHTS, device=engine.device)
 
 
