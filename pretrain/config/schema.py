@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from model.config import ModelConfig, Strict
 from parallel.config import Fp8Config, ParallelConfig
 from pretrain.config.conflicts import check_compile, check_cuda_graph, check_muon, check_schedule
+from pretrain.config.schedules import SCHEDULES
 
 STEPS, SAMPLES, MINUTES = 10**9, 1 << 24, 10**6
 """Most steps of a run, samples of a step, minutes of any time."""
@@ -128,14 +129,13 @@ class ScheduleConfig(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> ScheduleConfig:
-        if (
-            self.kind == "constant"
-            and self.min_lr_ratio != ScheduleConfig.model_fields["min_lr_ratio"].default
-        ):
+        shape = SCHEDULES[self.kind]
+        floor = ScheduleConfig.model_fields["min_lr_ratio"].default
+        if not shape.has_floor and self.min_lr_ratio != floor:
             raise ValueError(
-                f"schedule.min_lr_ratio={self.min_lr_ratio} has no effect with schedule.kind=constant: remove it or choose another schedule.kind"
+                f"schedule.min_lr_ratio={self.min_lr_ratio} has no effect with schedule.kind={self.kind}: remove it or choose another schedule.kind"
             )
-        if self.decay_steps is not None and self.kind != "wsd":
+        if self.decay_steps is not None and not shape.has_decay:
             raise ValueError(
                 f"schedule.decay_steps={self.decay_steps} has no effect with schedule.kind={self.kind}: remove it or set schedule.kind=wsd"
             )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
+from pretrain.config.schedules import SCHEDULES, Place
 from pretrain.config.schema import ScheduleConfig
 
 
@@ -16,16 +15,10 @@ def learning_rate(schedule: ScheduleConfig, peak: float, step: int, total: int) 
     warmup = schedule.warmup_steps
     if step <= warmup:
         return peak * step / warmup
+    decay = schedule.decay_steps or max(1, min(total // 10, total - warmup))
+    height = SCHEDULES[schedule.kind].height(Place(step, total, warmup, decay))
     floor = schedule.min_lr_ratio
-    if schedule.kind == "constant":
-        return peak
-    if schedule.kind == "wsd":
-        decay = schedule.decay_steps or max(1, min(total // 10, total - warmup))
-        left = (total - step) / decay
-        return peak * (floor + (1 - floor) * min(1.0, max(0.0, left)))
-    done = min(1.0, (step - warmup) / max(1, total - warmup))
-    shape = 0.5 * (1 + math.cos(math.pi * done)) if schedule.kind == "cosine" else 1 - done
-    return peak * (floor + (1 - floor) * shape)
+    return peak * (floor + (1 - floor) * height)
 
 
 def remark(schedule: ScheduleConfig, total: int) -> str:

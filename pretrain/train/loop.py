@@ -98,7 +98,7 @@ class Trainer:
             "unigram_entropy": self.train_data.manifests[0].unigram_entropy_nats,
         }
 
-    def _call(self, moment: str, *args: Any) -> None:
+    def tell(self, moment: str, *args: Any) -> None:
         """Calls all callbacks.
 
         What one of them cannot write ends the run on all ranks at once, with the next vote.
@@ -192,7 +192,7 @@ class Trainer:
 
     def _report(self, saved: Saved) -> None:
         self.requests.honoured(save=True, leave=False)
-        self._call(
+        self.tell(
             "on_checkpoint",
             {
                 "step": saved.step,
@@ -241,7 +241,7 @@ class Trainer:
             "samples": samples,
             "tokens": tokens,
         }
-        self._call("on_eval", record)
+        self.tell("on_eval", record)
         return loss
 
     # -- the loop
@@ -425,7 +425,7 @@ class Trainer:
     def _train_step(self, batches: list[Tensor], begin: float, wait: float) -> tuple[bool, float]:
         """Whether the step was applied, and the sum of all votes."""
         self.step += 1
-        self._call("before_step")
+        self.tell("before_step")
         lr = learning_rate(self.config.schedule, self.config.optimizer.lr, self.step, self.config.train.steps)
         self.engine.set_lr(lr)
         vote = self.requests.vote(self._failed)
@@ -435,7 +435,7 @@ class Trainer:
             lambda: iter(batches),
             len(batches),
             vote,
-            lambda: self._call("on_gradients"),
+            lambda: self.tell("on_gradients"),
             watched,
         )
         self.applied_steps += result.applied
@@ -454,5 +454,5 @@ class Trainer:
         graph = self.engine.graph
         if graph is not None and graph.capture_s is not None:
             record["graph_capture_s"] = graph.capture_s
-        self._call("on_step", record)
+        self.tell("on_step", record)
         return result.applied, result.votes

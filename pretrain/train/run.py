@@ -227,7 +227,7 @@ def _trainer(
     from pretrain.train.build import build_engine
     from pretrain.train.callbacks.base import Callback
     from pretrain.train.callbacks.display import Display
-    from pretrain.train.callbacks.metrics_log import MetricsFile, TensorBoard
+    from pretrain.train.callbacks.metrics_log import LOGGERS, MetricsFile
     from pretrain.train.callbacks.run_state import RunState
     from pretrain.train.callbacks.signal.health import SignalHealth
     from pretrain.train.learning_rate import remark
@@ -254,9 +254,9 @@ def _trainer(
     metrics = MetricsFile(config.log.interval)
     if info.rank == 0:
         callbacks += [RunState(), metrics, Display(config.log.progress, resumed)]
-        callbacks += [TensorBoard()] if config.log.tensorboard else []
+        callbacks += [logger() for name, logger in LOGGERS.items() if getattr(config.log, name)]
     if config.log.signal_interval:
-        callbacks.append(SignalHealth(config.log.signal_interval, metrics.write if info.rank == 0 else None))
+        callbacks.append(SignalHealth(config.log.signal_interval, reports=info.rank == 0))
     return trainer
 
 

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
+from parallel.engine.engine import Engine
 from parallel.launch.exit_codes import ExitCode
+from pretrain.config.schema import RunConfig
 
-if TYPE_CHECKING:
-    from pretrain.train.loop import Trainer
+
+class RunView(Protocol):
+    """What a callback may see of a run."""
+
+    config: RunConfig
+    run_dir: Path
+    engine: Engine
+    step: int
+    """Steps done; in `before_step` the one about to be taken."""
+    last_step: int
+    """Where this start of the run ends."""
+    num_microbatches: int
+    """Of one rank in a step."""
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the run's checkpoints are."""
+        ...
+
+    def start_record(self) -> dict[str, Any]:
+        """What the run is, for its first line."""
+        ...
+
+    def tell(self, moment: str, *args: Any) -> None:
+        """Calls this moment of all callbacks."""
+        ...
 
 
 class Callback:
@@ -21,23 +49,34 @@ class Callback:
     order = 0
     """Callbacks are called by rising order, and equal ones as they were added."""
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: RunView) -> None:
         """After everything is built and loaded, before the first step."""
 
-    def before_step(self, trainer: Trainer) -> None:
+    def before_step(self, trainer: RunView) -> None:
         """Before each optimizer step; `trainer.step` is the step about to be taken."""
 
-    def on_gradients(self, trainer: Trainer) -> None:
+    def on_gradients(self, trainer: RunView) -> None:
         """Inside a step, when gradients are reduced and not yet clipped."""
 
-    def on_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_step(self, trainer: RunView, record: dict[str, Any]) -> None:
         """After each step, with its metrics line."""
 
-    def on_eval(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_signal(
+        self, trainer: RunView, short: dict[str, float], layers: Sequence[dict[str, float]]
+    ) -> None:
+        """When the signal through the layers was measured, before the `on_step` of what writes.
+
+        short: its ends and extremes. layers: every layer's values, empty where only `short` was measured.
+        """
+
+    def on_warning(self, trainer: RunView, text: str) -> None:
+        """When something departs from its history; one line."""
+
+    def on_eval(self, trainer: RunView, record: dict[str, Any]) -> None:
         """After each evaluation."""
 
-    def on_checkpoint(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_checkpoint(self, trainer: RunView, record: dict[str, Any]) -> None:
         """After each save."""
 
-    def on_end(self, trainer: Trainer, code: ExitCode, reason: str) -> None:
+    def on_end(self, trainer: RunView, code: ExitCode, reason: str) -> None:
         """When the loop is left, finished or not."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from parallel.checkpoint.folders import step_folder
 from parallel.launch.exit_codes import ExitCode
-from pretrain.train.callbacks.base import Callback
+from pretrain.train.callbacks.base import Callback, RunView
 from pretrain.train.callbacks.progress import Progress
-
-if TYPE_CHECKING:
-    from pretrain.train.loop import Trainer
 
 
 class Display(Callback):
@@ -19,13 +16,13 @@ class Display(Callback):
     def __init__(self, mode: str, resumed: str | None) -> None:
         self.mode, self.resumed = mode, resumed
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: RunView) -> None:
         """Opens the display."""
         self.progress = Progress(trainer.config.train.steps, self.mode, start_step=trainer.step)
         if self.resumed is not None:
             self.progress.note(f"continuing from {self.resumed}, step {trainer.step}")
 
-    def on_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_step(self, trainer: RunView, record: dict[str, Any]) -> None:
         """Moves the bar."""
         self.progress.update(
             record["step"], record["loss"], record["grad_norm"], record["lr"], record["tokens_per_s"]
@@ -35,16 +32,20 @@ class Display(Callback):
                 f"step {record['step']}: loss or gradient is not finite; the step was not applied"
             )
 
-    def on_eval(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_warning(self, trainer: RunView, text: str) -> None:
+        """Shows it above the bar."""
+        self.progress.note(f"step {trainer.step}: {text}")
+
+    def on_eval(self, trainer: RunView, record: dict[str, Any]) -> None:
         """Shows the evaluation loss."""
         self.progress.evaluated(record["step"], record["loss"])
 
-    def on_checkpoint(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_checkpoint(self, trainer: RunView, record: dict[str, Any]) -> None:
         """Says where the checkpoint is."""
         self.progress.note(
             f"saved {trainer.checkpoints / step_folder(record['step'])} in {record['seconds']:.1f} s"
         )
 
-    def on_end(self, trainer: Trainer, code: ExitCode, reason: str) -> None:
+    def on_end(self, trainer: RunView, code: ExitCode, reason: str) -> None:
         """Closes the display."""
         self.progress.close()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from model.files import about
 from parallel.launch.exit_codes import ExitCode
 from pretrain.rundir.metrics import MetricsWriter
-from pretrain.train.callbacks.base import Callback
-
-if TYPE_CHECKING:
-    from pretrain.train.loop import Trainer
+from pretrain.train.callbacks.base import Callback, RunView
+from pretrain.train.callbacks.spread import spread
 
 SCALARS = {
     "loss": "loss/train",
@@ -20,6 +19,8 @@ SCALARS = {
     "tokens_per_s": "speed/tokens_per_s",
     "data_wait_share": "speed/data_wait_share",
 }
+SHOWN_LAYERS = 16
+"""Layers with curves of their own in TensorBoard."""
 
 
 class MetricsFile(Callback):
@@ -28,7 +29,7 @@ class MetricsFile(Callback):
     def __init__(self, interval: int) -> None:
         self.interval = interval
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: RunView) -> None:
         """Opens the file and writes the start event."""
         self.writer = MetricsWriter(trainer.run_dir / "metrics.jsonl")
         self.write("start", trainer.start_record())
@@ -37,20 +38,31 @@ class MetricsFile(Callback):
         """One line."""
         self.writer.write(event, **record)
 
-    def on_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_step(self, trainer: RunView, record: dict[str, Any]) -> None:
         """A train line every `interval` steps."""
         if trainer.step % self.interval == 0 or record["skipped"] or trainer.step == trainer.last_step:
             self.write("train", record)
 
-    def on_eval(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_signal(
+        self, trainer: RunView, short: dict[str, float], layers: Sequence[dict[str, float]]
+    ) -> None:
+        """A line with every layer, where all were measured; the short form is part of the step's own line."""
+        if layers:
+            self.write("signal", {"step": trainer.step, "layers": layers})
+
+    def on_warning(self, trainer: RunView, text: str) -> None:
+        """A warning line."""
+        self.write("warning", {"step": trainer.step, "message": text})
+
+    def on_eval(self, trainer: RunView, record: dict[str, Any]) -> None:
         """An eval line."""
         self.write("eval", record)
 
-    def on_checkpoint(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_checkpoint(self, trainer: RunView, record: dict[str, Any]) -> None:
         """A checkpoint line."""
         self.write("checkpoint", record)
 
-    def on_end(self, trainer: Trainer, code: ExitCode, reason: str) -> None:
+    def on_end(self, trainer: RunView, code: ExitCode, reason: str) -> None:
         """The end line."""
         try:
             self.write("end", {"step": trainer.step, "reason": reason, "exit_code": int(code)})
@@ -61,7 +73,7 @@ class MetricsFile(Callback):
 class TensorBoard(Callback):
     """Scalars for TensorBoard."""
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: RunView) -> None:
         """Opens the event file; events of steps that are done again are hidden."""
         from torch.utils.tensorboard import SummaryWriter
 
@@ -71,12 +83,24 @@ class TensorBoard(Callback):
                 str(self.folder), purge_step=trainer.step + 1 if trainer.step else None
             )
 
-    def on_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_step(self, trainer: RunView, record: dict[str, Any]) -> None:
         """Scalars of a step."""
         for key, tag in SCALARS.items():
             self.add(tag, record[key], trainer.step)
 
-    def on_eval(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_signal(
+        self, trainer: RunView, short: dict[str, float], layers: Sequence[dict[str, float]]
+    ) -> None:
+        """Ends and extremes of the signal, and curves of a few layers."""
+        for key, value in short.items():
+            if not key.endswith("_layer"):
+                self.add(f"signal/{key}", value, trainer.step)
+        for number in spread(len(layers), SHOWN_LAYERS):
+            for key, value in layers[number - 1].items():
+                if key != "layer":
+                    self.add(f"signal_{key}/layer_{number:04}", value, trainer.step)
+
+    def on_eval(self, trainer: RunView, record: dict[str, Any]) -> None:
         """Evaluation loss."""
         self.add(f"loss/{record['split']}", record["loss"], trainer.step)
 
@@ -89,7 +113,11 @@ class TensorBoard(Callback):
             if math.isfinite(value):
                 self.writer.add_scalar(tag, value, step)
 
-    def on_end(self, trainer: Trainer, code: ExitCode, reason: str) -> None:
+    def on_end(self, trainer: RunView, code: ExitCode, reason: str) -> None:
         """Flushes."""
         with about(self.folder):
             self.writer.close()
+
+
+LOGGERS: dict[str, type[Callback]] = {"tensorboard": TensorBoard}
+"""What else keeps a run's metrics, by the field of `log` that turns it on. A new logger is one entry and one field."""

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from parallel.launch.exit_codes import ExitCode
 from pretrain.rundir import state
 from pretrain.rundir.outcome import write_end
-from pretrain.train.callbacks.base import Callback
-
-if TYPE_CHECKING:
-    from pretrain.train.loop import Trainer
+from pretrain.train.callbacks.base import Callback, RunView
 
 
 class RunState(Callback):
     """Claims the run directory for this start and reports every change."""
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: RunView) -> None:
         """The run is this start's."""
         state.claim(trainer.run_dir, state=state.RUNNING, reason="", step=trainer.step, exit_code=None)
 
-    def on_checkpoint(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_checkpoint(self, trainer: RunView, record: dict[str, Any]) -> None:
         """A new checkpoint is progress."""
         state.write_state(trainer.run_dir, step=record["step"])
 
-    def on_end(self, trainer: Trainer, code: ExitCode, reason: str) -> None:
+    def on_end(self, trainer: RunView, code: ExitCode, reason: str) -> None:
         """How it ended."""
         write_end(trainer.run_dir, code, reason, step=trainer.step)

@@ -18,16 +18,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from model.files import atomic_write_text
 from parallel.launch.exit_codes import ExitCode
 from pretrain.rundir.outcome import write_end
 from pretrain.rundir.state import CONTROL, Owner, record_failure
-from pretrain.train.callbacks.base import Callback
-
-if TYPE_CHECKING:
-    from pretrain.train.loop import Trainer
+from pretrain.train.callbacks.base import Callback, RunView
 
 UNMEASURED_SECONDS = 3600.0
 """For what has no usual length: the first step with its compilation, reading data, evaluation, checkpoints."""
@@ -95,40 +92,40 @@ class Watchdog(Callback):
 
     # -- moments of a run
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: RunView) -> None:
         """Starts watching."""
         self._mark = (trainer.step + 1, BETWEEN, time.monotonic())
         self.start()
 
-    def before_step(self, trainer: Trainer) -> None:
+    def before_step(self, trainer: RunView) -> None:
         """A step begins."""
         self._mark = (trainer.step, BACKWARD, time.monotonic())
 
-    def on_gradients(self, trainer: Trainer) -> None:
+    def on_gradients(self, trainer: RunView) -> None:
         """Gradients are reduced; the clock of the step goes on."""
         step, _, begin = self._mark
         self._mark = (step, UPDATE, begin)
 
-    def on_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_step(self, trainer: RunView, record: dict[str, Any]) -> None:
         """The step is done."""
         if self._compiled:
             self._recent.append(float(record["step_time_s"]))
         self._compiled = True
         self._between(trainer)
 
-    def on_eval(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_eval(self, trainer: RunView, record: dict[str, Any]) -> None:
         """An evaluation is progress."""
         self._between(trainer)
 
-    def on_checkpoint(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_checkpoint(self, trainer: RunView, record: dict[str, Any]) -> None:
         """So is a checkpoint."""
         self._between(trainer)
 
-    def on_end(self, trainer: Trainer, code: ExitCode, reason: str) -> None:
+    def on_end(self, trainer: RunView, code: ExitCode, reason: str) -> None:
         """Stops watching."""
         self.stop()
 
-    def _between(self, trainer: Trainer) -> None:
+    def _between(self, trainer: RunView) -> None:
         self._mark = (trainer.step + 1, BETWEEN, time.monotonic())
 
     # -- watching

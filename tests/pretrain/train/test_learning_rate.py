@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from pretrain.config.schedules import SCHEDULES
 from pretrain.config.schema import RunConfig, ScheduleConfig
 from pretrain.train.learning_rate import learning_rate, remark
 from tests.parallel.training import run_config
@@ -96,3 +97,13 @@ def test_a_warm_up_that_is_longer_than_the_run_is_said() -> None:
     assert remark(ScheduleConfig(warmup_steps=200), 50) == (
         "schedule.warmup_steps=200 is longer than the run (train.steps=50), whose learning rate ends at 25% of its peak"
     )
+
+
+def test_the_configuration_offers_every_shape_and_each_has_a_peak_and_a_floor() -> None:
+    assert get_args(ScheduleConfig.model_fields["kind"].annotation) == tuple(SCHEDULES)
+    for kind, shape in SCHEDULES.items():
+        schedule = ScheduleConfig(kind=kind, warmup_steps=10)  # type: ignore[arg-type]
+        rates = [learning_rate(schedule, 1.0, step, 1000) for step in range(1, 1001)]
+        assert rates[9] == 1.0
+        assert all(later <= earlier for earlier, later in pairwise(rates[9:])), kind
+        assert rates[-1] == pytest.approx(0.1 if shape.has_floor else 1.0)

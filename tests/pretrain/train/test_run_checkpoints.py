@@ -20,7 +20,7 @@ from parallel.launch.exit_codes import ExitCode
 from pretrain.config.schema import RunConfig
 from pretrain.rundir.state import Owner, StaleStartError, claim
 from pretrain.train import run_checkpoints
-from pretrain.train.callbacks.base import Callback
+from pretrain.train.callbacks.base import Callback, RunView
 from pretrain.train.callbacks.metrics_log import MetricsFile
 from pretrain.train.callbacks.run_state import RunState
 from pretrain.train.loop import Trainer
@@ -34,10 +34,10 @@ class Records(Callback):
         self.checkpoints: list[dict[str, Any]] = []
         self.ended: list[tuple[int, str]] = []
 
-    def on_checkpoint(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_checkpoint(self, trainer: RunView, record: dict[str, Any]) -> None:
         self.checkpoints.append(record)
 
-    def on_end(self, trainer: Trainer, code: ExitCode, reason: str) -> None:
+    def on_end(self, trainer: RunView, code: ExitCode, reason: str) -> None:
         self.ended.append((int(code), reason))
 
 
@@ -47,8 +47,9 @@ class TakeOver(Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_step(self, trainer: RunView, record: dict[str, Any]) -> None:
         if record["step"] == self.step:
+            assert isinstance(trainer, Trainer)
             while not trainer.saving.saver.done:
                 time.sleep(0.01)
             claim(trainer.run_dir, Owner("12", 1), state="running")

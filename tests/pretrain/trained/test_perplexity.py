@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     data = small_data(folder)
     config = small_config(data, folder / "runs", 2, scheme="deepscalelm_pre_ln")
     trainer, seen = small_trainer(config), []
-    trainer._call = lambda moment, *args: seen.append(args[0]) if moment == "on_eval" else None  # type: ignore[method-assign]
+    trainer.tell = lambda moment, *args: seen.append(args[0]) if moment == "on_eval" else None  # type: ignore[method-assign]
     trainer.run()
     return {"run": folder / "runs" / "small", "data": data, "eval": seen[-1], "texts": folder}
 

@@ -21,7 +21,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     config = small_config(small_data(folder), folder / "runs", 2, scheme="deepscalelm_pre_ln")
     config.train.precision, config.train.fp32_residual = "bf16", True
     trainer, seen = small_trainer(config), []
-    trainer._call = lambda moment, *args: seen.append(args[0]) if moment == "on_eval" else None  # type: ignore[method-assign]
+    trainer.tell = lambda moment, *args: seen.append(args[0]) if moment == "on_eval" else None  # type: ignore[method-assign]
     trainer.run()
     return {"folder": folder / "runs" / "small", "eval": seen[-1]}
 

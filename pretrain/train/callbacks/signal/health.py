@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,12 +17,10 @@ from torch import Tensor
 
 from model.layers.layer import DepthLayer
 from parallel.checkpoint.fragments import owned_fragments
-from pretrain.train.callbacks.base import Callback
+from pretrain.train.callbacks.base import Callback, RunView
 from pretrain.train.callbacks.signal.history import Departure, History, message
 from pretrain.train.callbacks.signal.hooks import MEANS, LayerHooks
-
-if TYPE_CHECKING:
-    from pretrain.train.loop import Trainer
+from pretrain.train.callbacks.spread import spread
 
 SAMPLED_LAYERS = 8
 """Layers whose stream the cheap set looks at, evenly spread with the first and the last."""
@@ -30,8 +28,6 @@ SAMPLED_WEIGHTS = 1024
 """Elements of each matrix that stand for it in the update-to-weight ratio: enough for 2 % a layer, and no copy of the weights."""
 EXACT = 1e-12
 """Norms below this are summed in float64: elements under 1e-19, whose squares fp32 does not hold, can be no part of a larger one that would matter."""
-SHOWN_LAYERS = 16
-"""Layers with curves of their own in TensorBoard."""
 GRADIENT, UPDATE, WEIGHT = "grad_square", "update_square", "weight_square"
 COLUMNS = (*MEANS, GRADIENT, UPDATE, WEIGHT)
 
@@ -47,7 +43,9 @@ class Segment:
 
 
 class SignalHealth(Callback):
-    """Writes `signal` and `warning` events. interval: steps between full sets, 0 for none; write: takes (event, record); None on other ranks.
+    """Measures, and tells the other callbacks what it found.
+
+    interval: steps between full sets, 0 for none. reports: False on ranks whose callbacks write nothing.
 
     It comes before the callbacks that write a step's record, because it adds to it.
     Each of the two sets costs well under 1 % of the time of the steps that it is responsible for (docs/probe.md says how that was measured).
@@ -55,24 +53,23 @@ class SignalHealth(Callback):
 
     order = -1
 
-    def __init__(self, interval: int, write: Any = None) -> None:
+    def __init__(self, interval: int, reports: bool = True) -> None:
         self.interval = interval
-        self.write = write
+        self.reports = reports
         self.hooks = LayerHooks()
         self.history = History()
-        self.layers: list[dict[str, float]] = []
         self.segments: list[Segment] | None = None
         self.before: Tensor | None = None
 
-    def _full(self, trainer: Trainer) -> bool:
+    def _full(self, trainer: RunView) -> bool:
         return self.interval > 0 and (
             trainer.step == 1 or trainer.step % self.interval == 0 or trainer.step == trainer.last_step
         )
 
-    def _cheap(self, trainer: Trainer) -> bool:
+    def _cheap(self, trainer: RunView) -> bool:
         return trainer.step % trainer.config.log.interval == 0
 
-    def before_step(self, trainer: Trainer) -> None:
+    def before_step(self, trainer: RunView) -> None:
         """Hangs the hooks where this step is measured. Under a CUDA graph the cheap set does without: its hooks would take the graph from every step."""
         full = self.watching = self._full(trainer)
         if not full and not self._cheap(trainer):
@@ -91,7 +88,7 @@ class SignalHealth(Callback):
                 elif layer.layer_number in chosen:
                     self.hooks.watch_stream(layer)
 
-    def on_gradients(self, trainer: Trainer) -> None:
+    def on_gradients(self, trainer: RunView) -> None:
         """Takes the hooks away and remembers a sample of the weights before they move."""
         self.hooks.remove()
         if not self._full(trainer) and not self._cheap(trainer):
@@ -101,26 +98,23 @@ class SignalHealth(Callback):
         self.gradients = squares(trainer, self.segments)
         self.before = weight_sample(trainer)[1] if self._full(trainer) else None
 
-    def on_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_step(self, trainer: RunView, record: dict[str, Any]) -> None:
         """Gathers the measurements of all ranks, writes them, and compares them with their history."""
         full = self._full(trainer)
         if not full and not self._cheap(trainer):
             return
         table, logits = self._gather(trainer, full)
-        if self.write is None:
+        if not self.reports:
             return
         rows = [
             _row(number, dict(zip(COLUMNS, row, strict=True)), logit)
             for number, (row, logit) in enumerate(zip(table, logits, strict=True), 1)
         ]
-        self.layers = rows if full else []
         record["signal"] = summary(rows)
-        if full:
-            self.write("signal", {"step": trainer.step, "layers": rows})
-        self._tensorboard(trainer, record["signal"])
+        trainer.tell("on_signal", record["signal"], rows if full else [])
         self._warn(trainer, rows, record["lr"])
 
-    def _gather(self, trainer: Trainer, full: bool) -> tuple[list[list[float]], list[float]]:
+    def _gather(self, trainer: RunView, full: bool) -> tuple[list[list[float]], list[float]]:
         """(one row of COLUMNS for every layer of the model, largest attention logit of each), over all ranks. nan-free: what was not measured is 0."""
         topology, device = trainer.engine.topology, trainer.engine.device
         total = trainer.config.model.num_layers
@@ -144,7 +138,7 @@ class SignalHealth(Callback):
             dist.all_reduce(logits, op=dist.ReduceOp.MAX)
         return table.tolist(), logits.tolist()
 
-    def _warn(self, trainer: Trainer, rows: list[dict[str, float]], lr: float) -> None:
+    def _warn(self, trainer: RunView, rows: list[dict[str, float]], lr: float) -> None:
         """One warning for each kind of value that departed, naming the layer that departed most."""
         found: dict[str, list[Departure]] = {}
         for row in rows:
@@ -157,38 +151,11 @@ class SignalHealth(Callback):
                 )
                 if departed is not None:
                     found.setdefault(key, []).append(departed)
-        from pretrain.train.callbacks.display import Display
-
         for departures in found.values():
-            text = message(departures, len(rows))
-            self.write("warning", {"step": trainer.step, "message": text})
-            for callback in trainer.callbacks:
-                if isinstance(callback, Display):
-                    callback.progress.note(f"step {trainer.step}: {text}")
-
-    def _tensorboard(self, trainer: Trainer, short: dict[str, float]) -> None:
-        from pretrain.train.callbacks.metrics_log import TensorBoard
-
-        board = next((callback for callback in trainer.callbacks if isinstance(callback, TensorBoard)), None)
-        if board is None:
-            return
-        for key, value in short.items():
-            if not key.endswith("_layer"):
-                board.add(f"signal/{key}", value, trainer.step)
-        for number in spread(len(self.layers), SHOWN_LAYERS):
-            for key, value in self.layers[number - 1].items():
-                if key != "layer":
-                    board.add(f"signal_{key}/layer_{number:04}", value, trainer.step)
+            trainer.tell("on_warning", message(departures, len(rows)))
 
 
-def spread(total: int, count: int) -> list[int]:
-    """At most `count` numbers from 1 to `total`, evenly spread, with both ends."""
-    if total <= count:
-        return list(range(1, total + 1))
-    return sorted({round(1 + index * (total - 1) / (count - 1)) for index in range(count)})
-
-
-def segments(trainer: Trainer) -> list[Segment]:
+def segments(trainer: RunView) -> list[Segment]:
     """What this rank counts of every layer in its flat gradient partitions; neighbours of one layer are joined."""
     found: list[Segment] = []
     for named, fragment in owned_fragments(trainer.engine):
@@ -203,7 +170,7 @@ def segments(trainer: Trainer) -> list[Segment]:
     return found
 
 
-def squares(trainer: Trainer, parts: list[Segment]) -> Tensor:
+def squares(trainer: RunView, parts: list[Segment]) -> Tensor:
     """Squared gradient norm of every layer, this rank's share, [layers] in float64."""
     total = torch.zeros(trainer.config.model.num_layers, dtype=torch.float64, device=trainer.engine.device)
     if parts:
@@ -225,7 +192,7 @@ def norms_of(views: list[Tensor]) -> Tensor:
     return norms
 
 
-def weight_sample(trainer: Trainer) -> tuple[list[int], Tensor]:
+def weight_sample(trainer: RunView) -> tuple[list[int], Tensor]:
     """(layer of each part, a copy of evenly spaced elements of this rank's fp32 master matrices, end to end with equal length [parts, n])."""
     engine = trainer.engine
     owners: list[int] = []
@@ -249,7 +216,7 @@ def weight_sample(trainer: Trainer) -> tuple[list[int], Tensor]:
     return owners, torch.stack(parts) if parts else torch.zeros(0, SAMPLED_WEIGHTS, device=engine.device)
 
 
-def update_squares(trainer: Trainer, before: Tensor) -> Tensor:
+def update_squares(trainer: RunView, before: Tensor) -> Tensor:
     """Estimated squared norms of every layer's last update and of its weights, this rank's share, [layers, 2] in float64."""
     owners, after = weight_sample(trainer)
     total = torch.zeros(trainer.config.model.num_layers, 2, dtype=torch.float64, device=after.device)

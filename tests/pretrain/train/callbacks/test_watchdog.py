@@ -138,14 +138,17 @@ def test_errors_of_a_collective_that_takes_too_long() -> None:
 
 RANK = """
 import os, pathlib, sys, time
-from datetime import timedelta
 import torch, torch.distributed as dist
+from parallel.launch.process_group import init_process_group, open_store
+from parallel.launch.ranks import rank_from_environment
+from parallel.launch.secret import run_secret
 from pretrain.train.callbacks.watchdog import Watchdog
 
 class Trainer: step = 0
 
 folder, rank = pathlib.Path(sys.argv[1]), int(os.environ["RANK"])
-dist.init_process_group("gloo", init_method="env://", timeout=timedelta(minutes=10))
+info = rank_from_environment(os.environ)
+init_process_group(info, 10, open_store(info, 10, run_secret(folder / "control")))
 watchdog, trainer = Watchdog(folder, rank, ["here", "there"], 6 / 60, 10.0), Trainer()
 watchdog.on_start(trainer)
 while True:

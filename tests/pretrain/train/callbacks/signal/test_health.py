@@ -15,14 +15,15 @@ from torch import Tensor
 import pretrain.train.callbacks.signal.hooks as signal_hooks
 from model.parameters.names import named_parameters
 from parallel.launch.one_process import single_process
-from pretrain.config.schema import RunConfig
+from pretrain.config.schema import LogConfig, RunConfig
 from pretrain.rundir.metrics import read_metrics
 from pretrain.train.build import build_chunks
 from pretrain.train.callbacks.base import Callback
-from pretrain.train.callbacks.metrics_log import MetricsFile, TensorBoard
-from pretrain.train.callbacks.signal.health import SignalHealth, norms_of, spread, summary
+from pretrain.train.callbacks.metrics_log import LOGGERS, MetricsFile, TensorBoard
+from pretrain.train.callbacks.signal.health import SignalHealth, norms_of, summary
 from pretrain.train.callbacks.signal.history import ENOUGH, History, message
 from pretrain.train.callbacks.signal.hooks import largest_logit
+from pretrain.train.callbacks.spread import spread
 from pretrain.train.loop import forward_step
 from tests.model.narrow import without_units
 from tests.parallel.graph_emulator import emulated
@@ -169,7 +170,7 @@ def train(config: RunConfig, *more: Callback) -> tuple[list[dict[str, Any]], Any
     """Runs with signal health; returns the lines of metrics.jsonl and the trainer."""
     trainer = small_trainer(config)
     metrics = MetricsFile(config.log.interval)
-    trainer.callbacks += [metrics, *more, SignalHealth(config.log.signal_interval, metrics.write)]
+    trainer.callbacks += [metrics, *more, SignalHealth(config.log.signal_interval)]
     trainer.run()
     return [
         json.loads(line) for line in (trainer.run_dir / "metrics.jsonl").read_text().splitlines()
@@ -274,7 +275,12 @@ def test_units_in_which_layers_compute_do_not_show(
     for one, other in zip(ours, plain, strict=True):
         for layer, expected in zip(one.get("layers", ()), other.get("layers", ()), strict=True):
             assert layer == pytest.approx(expected, rel=1e-3)
-        assert one.get("signal", {}) == pytest.approx(other.get("signal", {}), rel=1e-3)
+        # Which layer is the extreme one means nothing where a norm makes all of them equal.
+        short, long = (
+            {key: value for key, value in line.get("signal", {}).items() if not key.endswith("_layer")}
+            for line in (one, other)
+        )
+        assert short == pytest.approx(long, rel=1e-3)
 
 
 def test_the_update_of_a_large_matrix_is_estimated_from_a_sample(data: Path, tmp_path: Path) -> None:
@@ -289,6 +295,13 @@ def test_the_update_of_a_large_matrix_is_estimated_from_a_sample(data: Path, tmp
         )
         size = math.sqrt(sum(float(weights.after[name].square().sum()) for name in names))
         assert layer["update_ratio"] == pytest.approx(moved / size, rel=0.05)
+
+
+def test_every_logger_has_its_switch_and_gets_steps_evaluations_and_the_signal() -> None:
+    for name, logger in LOGGERS.items():
+        assert LogConfig.model_fields[name].annotation is bool
+        for moment in ("on_step", "on_eval", "on_signal", "on_end"):
+            assert getattr(logger, moment) is not getattr(Callback, moment), (name, moment)
 
 
 def test_cheap_set_every_step_and_full_set_at_the_interval(data: Path, tmp_path: Path) -> None:
@@ -340,7 +353,8 @@ class Damage(Callback):
 def test_a_warning_names_the_layer_that_departs(data: Path, tmp_path: Path) -> None:
     lines, _ = train(small_config(data, tmp_path, 15), Damage())
     warnings = [line for line in lines if line["event"] == "warning"]
-    assert warnings
+    assert warnings, lines[-3:]
+    print([w["message"] for w in warnings])
     assert {line["step"] for line in warnings} <= {14, 15}
     assert any(
         line["step"] == 14 and line["message"].startswith("layer 2: branch_ratio_mlp") for line in warnings
