@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from model.words import printable
+from model.words import duration, printable, quantity
 
 if TYPE_CHECKING:
     from pretrain.cluster.status import RunStatus
@@ -128,11 +128,11 @@ def cells(status: RunStatus) -> dict[str, str]:
         f"{status.step}/{'?' if status.total is None else status.total}",
         "" if status.loss is None else f"{status.loss:.4f}",
         "" if status.tokens_per_s is None else quantity(status.tokens_per_s),
-        "" if status.left_s is None else duration(status.left_s),
+        "" if status.left_s is None else duration(status.left_s, brief=True),
         str(status.restarts or ""),
         "none"
         if status.checkpoint_step is None
-        else f"{status.checkpoint_step}, {duration(status.checkpoint_age_s or 0)} ago",
+        else f"{status.checkpoint_step}, {duration(status.checkpoint_age_s or 0, brief=True)} ago",
         printable(status.job or "", NAME_WIDTH),
     )
     return dict(zip(HEADINGS, texts, strict=True))
@@ -140,24 +140,3 @@ def cells(status: RunStatus) -> dict[str, str]:
 
 def _total(widths: Mapping[str, int]) -> int:
     return sum(widths.values()) + GAP * (len(widths) - 1)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the two units that matter: 45s, 12m30s, 3h05m, 2d04h."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
-
-
-def quantity(number: float) -> str:
-    """Three digits and a unit: 950, 12.3k, 1.25M."""
-    for unit in ("", "k", "M", "G", "T"):
-        if number < 999.5 or unit == "T":
-            return f"{number:.3g}{unit}"
-        number /= 1000
-    raise AssertionError

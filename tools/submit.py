@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from model.errors import UserError
+from pretrain.cluster.decision import MAX_RESTARTS
 
 if TYPE_CHECKING:
     from pretrain.cluster.submit import Plan
@@ -77,7 +78,7 @@ def command(
     dependency: Dependency = None,
     chain: Chain = 1,
     array: Array = None,
-    max_restarts: MaxRestarts = 3,
+    max_restarts: MaxRestarts = MAX_RESTARTS,
     follow: Follow = False,
     as_json: AsJson = False,
 ) -> None:

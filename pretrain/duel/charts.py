@@ -15,6 +15,7 @@ from pretrain.report.run_charts import Chart
 from pretrain.report.style import (
     HALF,
     INK,
+    PALETTE,
     SHORT,
     WIDE,
     drawing,
@@ -25,20 +26,6 @@ from pretrain.report.style import (
     to_svg,
 )
 
-COLORS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#22262b",
-    "#7a3b00",
-    "#004d73",
-    "#7d4a6b",
-    "#00523c",
-    "#8a6d00",
-)
 MARKERS = "oDs^vP"
 LINES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
@@ -46,7 +33,7 @@ LINES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 def looks(variants: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour and marker of every scheme, the same in all pictures."""
     return {
-        variant: {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
+        variant: {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
         for index, variant in enumerate(variants)
     }
 

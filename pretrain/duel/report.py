@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from model.files import atomic_write_text
+from model.words import duration, quantity
 from pretrain.config.schema import RunConfig
 from pretrain.duel.charts import charts
 from pretrain.duel.grid import Grid
 from pretrain.duel.results import STATUS_WORDS, Best, Outcome, best_settings, statements
 from pretrain.report.page import Page, Section, Table, render_page
-from pretrain.report.style import compact
-from pretrain.train.callbacks.progress import duration
 
 PAGE, DATA = "duel.html", "duel.json"
 
@@ -110,7 +109,7 @@ def render(duel: Duel) -> str:
         ("Tokens a step", f"{base.train.global_batch_size} × {base.data.seq_length}"),
         (
             "Steps",
-            f"{base.train.steps:,} ({compact(base.train.steps * base.train.global_batch_size * base.data.seq_length)} tokens)",
+            f"{base.train.steps:,} ({quantity(base.train.steps * base.train.global_batch_size * base.data.seq_length)} tokens)",
         ),
         ("Rates", ", ".join(f"{lr:g}" for lr in grid.lrs)),
         ("Warm-ups", ", ".join(f"{warmup:.0%}" for warmup in grid.warmups)),

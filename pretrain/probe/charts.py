@@ -13,13 +13,9 @@ from model.depth.scheme import LAYER_ROLES
 from pretrain.probe.measure import Probe
 from pretrain.report.run_charts import Chart
 from pretrain.report.style import (
-    BLUE,
-    GREEN,
     GREY,
     HALF,
-    INK,
-    ORANGE,
-    PURPLE,
+    PALETTE,
     drawing,
     legend,
     log_ticks,
@@ -31,21 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours that are legible as thin lines on white, then darker mixtures of them.
-COLORS = (
-    BLUE,
-    ORANGE,
-    GREEN,
-    PURPLE,
-    "#E69F00",
-    "#56B4E9",
-    INK,
-    "#7a3b00",
-    "#004d73",
-    "#7d4a6b",
-    "#00523c",
-    "#8a6d00",
-)
 MARKERS = "oDs^vP"
 MOST_MARKERS = 48
 DPI = 160
@@ -68,7 +49,7 @@ def _places(count: int) -> Any:
 
 
 def _look(index: int) -> dict[str, Any]:
-    return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
+    return {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
 
 
 def _points(axes: Axes, probe: Probe, key: str, index: int, **style: Any) -> None:
@@ -94,7 +75,7 @@ def _line(axes: Axes, probe: Probe, key: str, index: int) -> None:
         axes.plot(
             np.arange(1, len(values) + 1),
             values,
-            color=COLORS[index % len(COLORS)],
+            color=PALETTE[index % len(PALETTE)],
             linewidth=1.5,
             alpha=0.75,
             zorder=1.5,
@@ -109,7 +90,7 @@ def _spread(axes: Axes, probe: Probe, low: str, high: str, index: int) -> None:
             layers,
             probe.values(low),
             probe.values(high),
-            color=COLORS[index % len(COLORS)],
+            color=PALETTE[index % len(PALETTE)],
             alpha=0.12,
             linewidth=0,
         )
@@ -256,7 +237,7 @@ def _legend(figure: Figure, axes: Axes, probes: Sequence[Probe]) -> None:
         )
         labels.append("measured, all positions")
         if theory:
-            handles.insert(1, Line2D([], [], color=COLORS[0], linewidth=1.5))
+            handles.insert(1, Line2D([], [], color=PALETTE[0], linewidth=1.5))
             labels.insert(1, "theory")
     elif theory:
         handles += [

@@ -13,10 +13,10 @@ import numpy as np
 
 from model.errors import UserError
 from model.files import atomic_path, atomic_write_text
+from model.words import quantity
 from pretrain.probe.measure import Probe
 from pretrain.probe.rules import RULES, findings, trainable, verdict
 from pretrain.report.page import Page, Section, Table, render_page
-from pretrain.report.style import compact
 
 PICTURES = (".png", ".svg", ".pdf")
 ROWS_SHOWN = 9
@@ -199,7 +199,7 @@ def page(probes: Sequence[Probe]) -> str:
     facts = [
         ("Layers", str(first.num_layers)),
         ("Width", str(first.model.hidden_size)),
-        ("Parameters", compact(first.parameters)),
+        ("Parameters", quantity(first.parameters)),
         ("Vocabulary", f"{first.model.vocab_size:,}"),
         ("Sequence", f"{first.batch} of {first.seq_length} tokens a seed"),
         ("Seeds", str(first.seeds)),

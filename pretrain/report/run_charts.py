@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from model.words import quantity
 from pretrain.report.style import (
     BLUE,
     GREEN,
@@ -21,7 +22,6 @@ from pretrain.report.style import (
     SHORT,
     WIDE,
     Values,
-    compact,
     dots,
     drawing,
     envelope,
@@ -324,7 +324,7 @@ def _profiles(
                     values,
                     color=shade,
                     linewidth=1.3,
-                    label=f"{event.step:,}" if event.step < 10_000 else compact(event.step),
+                    label=f"{event.step:,}" if event.step < 10_000 else quantity(event.step),
                     **dots,
                 )
             axes.set_yscale("log")
@@ -405,7 +405,7 @@ def _token_axis(axes: Axes, metrics: Metrics) -> None:
     top.set_xlabel("tokens", color=GREY)
     top.spines["top"].set_visible(False)
     top.tick_params(length=0, labelcolor=GREY)
-    top.xaxis.set_major_formatter(lambda value, _: compact(value))
+    top.xaxis.set_major_formatter(lambda value, _: quantity(value))
 
 
 def _resumes(axes: Axes, metrics: Metrics) -> None:

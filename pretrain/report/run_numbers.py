@@ -11,11 +11,11 @@ from statistics import median
 from typing import Any
 
 from model.cost.flops import flops_per_token
+from model.words import duration, quantity
 from parallel.hardware.gpus import mfu
 from pretrain.report.run import Run
-from pretrain.report.style import SHORT, compact, smoothing_window
+from pretrain.report.style import SHORT, smoothing_window
 from pretrain.rundir.metrics import End, Metrics, Start, Train
-from pretrain.train.callbacks.progress import duration
 
 
 def numbers(run: Run) -> dict[str, float | int | None]:
@@ -71,7 +71,7 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
         remark = f"nats per token, step {evaluations[-1].step:,}"
     share = n["mfu"]
     speed_remark = "tokens per second, median" + (
-        f"; {compact(n['tokens_per_s'] / world)} a device"
+        f"; {quantity(n['tokens_per_s'] / world)} a device"
         if n["tokens_per_s"] is not None and world > 1
         else ""
     )
@@ -108,7 +108,7 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
             "Steps",
             f"{n['step']:,}",
             (f"of {n['steps']:,}; " if n["steps"] else "")
-            + (f"{compact(n['tokens'])} tokens" if n["tokens"] else "no tokens yet"),
+            + (f"{quantity(n['tokens'])} tokens" if n["tokens"] else "no tokens yet"),
         ),
         (
             "Resumed",
@@ -140,7 +140,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Vocabulary", f"{model.vocab_size:,} tokens" if model is not None and model.vocab_size else ""),
         ("Data", ", ".join(corpus.word("path") or "?" for corpus in run.config.rows("data.corpora"))),
         ("Batch", f"{batch} × {length} tokens" if batch and length else ""),
-        ("Tokens planned", compact(planned) if planned else ""),
+        ("Tokens planned", quantity(planned) if planned else ""),
         ("Precision", (start and start.precision) or run.config.word("train.precision") or ""),
         ("Layout", _layout(start.layout, start.world_size) if start else ""),
         ("Machine", machine),

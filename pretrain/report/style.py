@@ -23,6 +23,21 @@ Values = NDArray[np.float64]
 
 # Okabe and Ito's palette keeps its contrasts under all common kinds of colour blindness
 BLUE, ORANGE, GREEN, PURPLE, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8a8f98", "#22262b"
+PALETTE = (
+    BLUE,
+    ORANGE,
+    GREEN,
+    PURPLE,
+    "#E69F00",
+    "#56B4E9",
+    INK,
+    "#7a3b00",
+    "#004d73",
+    "#7d4a6b",
+    "#00523c",
+    "#8a6d00",
+)
+"""For many lines: those of Okabe and Ito's that are legible as thin lines on white, then darker mixtures of them."""
 WIDE, HALF = (10.0, 3.9), (4.9, 3.3)
 """Figure sizes in inches of 96 screen pixels at the page's full and half width."""
 STYLE = {
@@ -193,11 +208,3 @@ def log_ticks(axes: Axes) -> None:
     )
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(which="minor", length=0)
-
-
-def compact(number: float) -> str:
-    """Three digits with k, M, B or T."""
-    for factor, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= 0.9995 * factor:
-            return f"{number / factor:.3g}{letter}"
-    return f"{number:.3g}"

@@ -9,7 +9,6 @@ import pytest
 from model.errors import UserError
 from model.files import atomic_write_text, inside
 from model.records import Record, read_record
-from model.words import printable
 
 
 class Facts(Record):
@@ -61,11 +60,6 @@ def test_names_that_lead_out_of_a_folder_are_not_followed(tmp_path: Path, name: 
     with pytest.raises(UserError, match="leads out"):
         inside(folder, name)
     assert inside(folder, "a/b") == folder / "a" / "b"
-
-
-def test_terminal_escapes_are_shown_and_not_sent() -> None:
-    assert printable("a\x1b]0;x\x07\x1b[2J\nb\u202e\u00e9") == "a\\x1b]0;x\\x07\\x1b[2J\\nb\\u202e\u00e9"
-    assert len(printable("x" * 1000)) == 200
 
 
 def test_new_files_have_the_modes_that_the_umask_leaves(tmp_path: Path) -> None:

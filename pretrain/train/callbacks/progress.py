@@ -13,6 +13,8 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from model.words import duration, quantity
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -70,7 +72,7 @@ class Progress:
         if not self._due(now):
             return
         numbers = (
-            f"loss {loss:.4f}   grad norm {grad_norm:.3g}   lr {lr:.2e}   {_short(tokens_per_s)} tokens/s"
+            f"loss {loss:.4f}   grad norm {grad_norm:.3g}   lr {lr:.2e}   {quantity(tokens_per_s)} tokens/s"
         )
         if self._bar is not None:
             self._bar.show(step, numbers + self._evaluation, self._left())
@@ -152,23 +154,3 @@ class _Bar(Bar):
     def get_renderables(self) -> Iterable[RenderableType]:
         yield self.make_tasks_table(self.tasks)
         yield self._numbers
-
-
-def duration(seconds: float) -> str:
-    """A time span in two units: 42 s, 3 min 05 s, 2 h 07 min, 3 d 04 h."""
-    whole = round(max(0.0, seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600:02} h"
-
-
-def _short(number: float) -> str:
-    """Three digits with k, M or G."""
-    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= 0.9995 * factor:
-            return f"{number / factor:.3g}{letter}"
-    return f"{number:.3g}"

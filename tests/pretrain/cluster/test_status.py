@@ -21,7 +21,7 @@ from pretrain.cluster.status import Recent, RunStatus, collect, find_runs, recen
 from pretrain.rundir.metrics import MetricsWriter
 from pretrain.rundir.state import Owner, claim
 from tools.cli import main
-from tools.status import duration, quantity, screen
+from tools.status import screen
 
 
 @pytest.fixture(autouse=True)
@@ -412,26 +412,6 @@ def test_a_pipe_has_room_for_all(
     out = capsys.readouterr().out
     assert "a" * 60 in out
     assert "TOKENS/S" in out
-
-
-def test_units() -> None:
-    assert [duration(seconds) for seconds in (0, 59.4, 60, 3599, 3600, 86399, 180000)] == [
-        "0s",
-        "59s",
-        "1m00s",
-        "59m59s",
-        "1h00m",
-        "23h59m",
-        "2d02h",
-    ]
-    assert [quantity(number) for number in (0, 999, 1000, 12345, 9.99e6, 2.5e12)] == [
-        "0",
-        "999",
-        "1k",
-        "12.3k",
-        "9.99M",
-        "2.5T",
-    ]
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ from pretrain.report.run_report import (
     status,
     write_report,
 )
-from pretrain.report.style import MOST_POINTS, compact, envelope, running_median, smoothing_window
+from pretrain.report.style import MOST_POINTS, envelope, running_median, smoothing_window
 from pretrain.rundir.environment import environment
 from pretrain.rundir.metrics import Metrics, MetricsWriter, read_metrics
 
@@ -431,19 +431,3 @@ def test_running_median_follows_a_ramp_and_ignores_a_spike() -> None:
     np.testing.assert_array_equal(smooth[:-5], ramp[places][:-5])
     ramp[50] = 1e9
     assert np.max(running_median(ramp, 11)[1]) < 100
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [
-        (0.0, "0"),
-        (999.0, "999"),
-        (1000.0, "1k"),
-        (12_345.0, "12.3k"),
-        (999_999.0, "1M"),
-        (4.2e9, "4.2B"),
-        (3e12, "3T"),
-    ],
-)
-def test_compact_numbers(number: float, text: str) -> None:
-    assert compact(number) == text

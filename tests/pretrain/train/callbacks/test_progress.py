@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import pytest
 from rich.console import Console
 
-from pretrain.train.callbacks.progress import Progress, duration
+from pretrain.train.callbacks.progress import Progress
 
 
 class Clock:
@@ -170,11 +170,3 @@ def test_an_update_takes_less_than_a_millisecond(mode: str) -> None:
         for step in range(2, 2002):
             progress.update(step, 1.0, 1.0, 1.0, 1.0)
         assert (time.process_time() - begin) / 2000 < 1e-3
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min"), (273600, "3 d 04 h")],
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
