@@ -58,9 +58,13 @@ def sync_folder(folder: Path) -> None:
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Gives a temporary path in the same folder; on leaving without an error, syncs it and renames it to `path`.
 
-    On an error the temporary file is removed and `path` is untouched. Raises OSError as the file system does, naming `path`.
+    On an error the temporary file is removed and `path` is untouched.
+    Raises OSError as the file system does, naming `path`, and UserError for a device, pipe or folder there:
+    a rename would put a file in its place, for everybody.
     """
     target = Path(path)
+    if target.exists() and not target.is_file():
+        raise UserError(f"{path} is no regular file: name a file to write to")
     with about(target):
         yield from _written_beside(target)
 

@@ -5,6 +5,7 @@ Each answers with 0, or with 2 and one line; it changes nothing that it only rea
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -46,7 +47,8 @@ VALUES = (
     "x",
     "",
 )
-HARD = ("n" * 5000, "\x1b[2J", "/nowhere/at/all", "/etc/passwd", "/dev/full", "a,b,,c", "１", "..")
+HARD = ("n" * 5000, "\x1b[2J", "nowhere/at/all", "../outside", "pipe", "a,b,,c", "１", "..")
+"""Names lie in the folder of the case or beside it: some options say where to write, and root may write anywhere."""
 
 
 def case(sound: Path, folder: Path, number: int) -> tuple[str, str, int]:
@@ -92,6 +94,8 @@ def option(sound: Path, folder: Path, number: int) -> tuple[str, str, int]:
     """Runs one command with one senseless option. Returns as `case`."""
     base, name, value = CASES[number]
     shutil.copytree(sound, folder, symlinks=True)
+    os.mkfifo(folder / "pipe")
+    (folder.parent / "outside").write_text("somebody's")
     done = run(*base, f"{name}={value}", cwd=folder)
     shutil.rmtree(folder)
     return f"fathom {' '.join(base)} {name}={value[:40]!r}", done.wrong, done.code

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,14 @@ def test_new_files_have_the_modes_that_the_umask_leaves(tmp_path: Path) -> None:
         finally:
             os.umask(before)
         assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
+def test_devices_pipes_and_folders_are_not_replaced_by_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for name in ("pipe", "link", "."):
+        with pytest.raises(UserError, match="no regular file"):
+            atomic_write_text(tmp_path / name, "x")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]
