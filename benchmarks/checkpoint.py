@@ -1,6 +1,8 @@
-"""`python -m benchmarks.checkpoint`: a deep model's checkpoint against one torch.save and torch.load of the same bytes, as ratios.
+"""`python -m benchmarks.checkpoint`: a deep model's checkpoint against plain PyTorch, as ratios.
 
-Depth must not hurt: a thousand narrow layers are 12,000 parameters, and neither saving nor loading may cost by the parameter.
+The baseline is one torch.save and one torch.load of the same bytes.
+Depth must not hurt: a thousand narrow layers are 12,000 parameters,
+and neither saving nor loading may cost by the parameter.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ def engine_of(layers: int, hidden: int) -> Engine:
 def measure(layers: int, hidden: int, rounds: int, folder: Path) -> dict[str, Any]:
     """Seconds of saving and loading in each round, by turns with the baseline.
 
-    stall: for how long an asynchronous save holds training up. folder: where to write; emptied by the caller.
+    stall: for how long an asynchronous save holds training up.
+    folder: where to write; emptied by the caller.
     """
     engine = engine_of(layers, hidden)
     tensors = [

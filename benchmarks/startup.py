@@ -1,6 +1,8 @@
-"""`python -m benchmarks.startup`: from the start of a process to the end of the first step of a deep model, by parts, each depth in a fresh process.
+"""`python -m benchmarks.startup`: from the start of a process to the end of the first step.
 
-The parts are those of `fathom pretrain`, in its order and with its garbage collection, on a small data set of the standard library's source text.
+The model is deep. Time is taken by parts, each depth in a fresh process.
+The parts are those of `fathom pretrain`, in its order and with its garbage collection,
+on a small data set of the standard library's source text.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ VOCABULARY, TEXT_BYTES = 512, 200_000
 
 
 def parts(layers: int, hidden: int, data: Path) -> dict[str, dict[str, float]]:
-    """Seconds of each part in this process, by the clock and of the processor. data: a prepared data set."""
+    """Seconds of each part in this process, by the clock and of the processor.
+
+    data: a prepared data set.
+    """
     marks = [(0.0, 0.0)]
     begin = time.perf_counter(), time.process_time()
 
@@ -137,7 +142,11 @@ def main(
     data: Path = typer.Option(Path(), hidden=True),
     out: Path | None = typer.Option(None, help="File for the JSON."),
 ) -> None:
-    """Measure and print as a table: seconds, and in brackets seconds of the processor, which other work on the machine prolongs less."""
+    """Measure and print as a table.
+
+    Times are seconds, and in brackets seconds of the processor,
+    which other work on the machine prolongs less.
+    """
     if child:
         print(json.dumps(parts(child, hidden, data)))
         return
