@@ -76,14 +76,16 @@ def export(
     seq_length: positions, where the configuration names none.
     tokenizer: a SentencePiece model, of which an equal fast tokenizer is made and proved;
         a Hugging Face folder, whose tokenizer is copied; or None.
-    special: bos_token_id, eos_token_id and pad_token_id where there is no tokenizer; unknown without.
+    special: bos_token_id, eos_token_id and pad_token_id where there is no tokenizer;
+        unknown without.
     prove_with: token ids [b, s] -> our model's logits [b, s, at least v];
         the plain evaluation of `weights` where None.
     prove_trained: the same in the precision of the training, where that was not fp32.
     prove_tokens [b, s], sample_texts: real data for the proofs of model and tokenizer,
         on top of random tokens and fuzz texts.
     max_shard_size: bytes, or text such as 5GB.
-    Memory stays within the largest shard in fp32, except for the proof, which loads the whole model.
+    Memory stays within the largest shard in fp32,
+    except for the proof, which loads the whole model.
     Raises UserError for a target that is not exact, weights that do not fit the configuration,
     a tokenizer that cannot be reproduced, a folder that holds something or cannot be written,
     or a proof that fails; then nothing is left behind.
@@ -207,7 +209,7 @@ def _build(
 
 
 def _write_tokenizer(job: _Job, folder: Path) -> tuple[TokenIds | None, dict[str, Any]]:
-    """(ids of a tokenizer made from a SentencePiece model, special token ids for the configuration).
+    """(ids of a tokenizer made from a SentencePiece model, special token ids of the configuration).
 
     Training documents end with eos and nothing marks their start,
     so eos is what generation from nothing must start with.
