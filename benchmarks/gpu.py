@@ -124,9 +124,6 @@ def gpu_intervals(profile: Any) -> list[tuple[float, float]]:
 
 def measure(case: Case, steps: int) -> dict[str, Any]:
     """One case in this process, on the current GPU."""
-    from model.cost.flops import flops_per_token
-    from model.parameters.size import parameter_count
-    from parallel.hardware.gpus import mfu
     from parallel.launch.one_process import single_process
     from pretrain.train.build import build_engine
     from pretrain.train.loop import forward_step
@@ -135,12 +132,7 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
     begin = time.perf_counter()
     engine = build_engine(config, single_process())
     build = time.perf_counter() - begin
-    vocab = config.model.vocab_size or 0
-    generator = torch.Generator(device="cuda").manual_seed(0)
-    batches = [
-        torch.randint(0, vocab, (case.micro, SEQ + 1), device="cuda", generator=generator)
-        for _ in range(case.accumulation)
-    ]
+    batches = random_batches(case, config.model.vocab_size or 0)
     engine.set_lr(1e-5)
 
     def step() -> float:
@@ -164,7 +156,43 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         step()
     busy = busy_seconds(gpu_intervals(profile))
-    median, tokens = statistics.median(seconds), case.micro * case.accumulation * SEQ
+    return report(case, config, Measured(build, captures, seconds, busy, allocated, reserved))
+
+
+def random_batches(case: Case, vocab: int) -> list[torch.Tensor]:
+    """The micro-batches of a step [micro, SEQ + 1], of random token ids, on the GPU."""
+    generator = torch.Generator(device="cuda").manual_seed(0)
+    return [
+        torch.randint(0, vocab, (case.micro, SEQ + 1), device="cuda", generator=generator)
+        for _ in range(case.accumulation)
+    ]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a case."""
+
+    build: float
+    """Seconds."""
+    captures: list[float | None]
+    """Seconds of capturing a graph, after each step that warms up."""
+    seconds: list[float]
+    """Of every timed step."""
+    busy: float
+    """Seconds of a step in which the GPU ran something; 0 where none were seen."""
+    allocated: int
+    """Peak of a step in bytes."""
+    reserved: int
+    """Peak of a step in bytes."""
+
+
+def report(case: Case, config: RunConfig, measured: Measured) -> dict[str, Any]:
+    """A case's row of the results."""
+    from model.cost.flops import flops_per_token
+    from model.parameters.size import parameter_count
+    from parallel.hardware.gpus import mfu
+
+    median, tokens = statistics.median(measured.seconds), case.micro * case.accumulation * SEQ
     flops = flops_per_token(config.model, SEQ).model
     gpu = torch.cuda.get_device_name()
     return asdict(case) | {
@@ -173,17 +201,17 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
         "layers": config.model.num_layers,
         "hidden": config.model.hidden_size,
         "gpu": gpu,
-        "build_s": build,
-        "capture_s": next((seconds for seconds in captures if seconds is not None), None),
+        "build_s": measured.build,
+        "capture_s": next((seconds for seconds in measured.captures if seconds is not None), None),
         "step_s": median,
-        "steps_s": seconds,
+        "steps_s": measured.seconds,
         "tokens_per_s": tokens / median,
         "tflops": tokens / median * flops / 1e12,
         "mfu": mfu(tokens / median, flops, gpu, precision=case.precision),
-        "busy_s": busy,
-        "launch_share": max(0.0, 1 - busy / median) if busy else None,
-        "memory_allocated_bytes": allocated,
-        "memory_reserved_bytes": reserved,
+        "busy_s": measured.busy,
+        "launch_share": max(0.0, 1 - measured.busy / median) if measured.busy else None,
+        "memory_allocated_bytes": measured.allocated,
+        "memory_reserved_bytes": measured.reserved,
     }
 
 
