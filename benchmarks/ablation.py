@@ -1,5 +1,7 @@
-"""`python -m benchmarks.ablation`: what each of our ways to save time buys. Fathom's optimizer step as it is, by turns with the same step where one of
-them is taken back."""
+"""`python -m benchmarks.ablation`: what each of our ways to save time buys.
+
+Fathom's optimizer step as it is, by turns with the same step where one of them is taken back.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,11 @@ TAKEN_BACK: dict[str, tuple[Callable[[Shape], Any], Callable[[Any], AbstractCont
     "DeepSpeed cuts weights anew after each step": (Fathom, _deepspeed_slices, True),
     "attention reads heads where they lie": (Fathom, _attention_in_place, True),
 }
-"""What is taken back: how the contestant is made, what is different while it takes a step, and whether freed memory is kept."""
+"""What is taken back.
+
+How the contestant is made, what is different while it takes a step,
+and whether freed memory is kept.
+"""
 
 
 def measure(shape: Shape, rounds: int) -> dict[str, Any]:

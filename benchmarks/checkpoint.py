@@ -1,6 +1,8 @@
-"""`python -m benchmarks.checkpoint`: a deep model's checkpoint against one torch.save and torch.load of the same bytes, as ratios.
+"""`python -m benchmarks.checkpoint`: a deep model's checkpoint against plain PyTorch, as ratios.
 
-Depth must not hurt: a thousand narrow layers are 12,000 parameters, and neither saving nor loading may cost by the parameter.
+The baseline is one torch.save and one torch.load of the same bytes.
+Depth must not hurt: a thousand narrow layers are 12,000 parameters,
+and neither saving nor loading may cost by the parameter.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ def engine_of(layers: int, hidden: int) -> Engine:
 def measure(layers: int, hidden: int, rounds: int, folder: Path) -> dict[str, Any]:
     """Seconds of saving and loading in each round, by turns with the baseline.
 
-    stall: for how long an asynchronous save holds training up. folder: where to write; emptied by the caller.
+    stall: for how long an asynchronous save holds training up.
+    folder: where to write; emptied by the caller.
     """
     engine = engine_of(layers, hidden)
     tensors = [
@@ -67,7 +70,7 @@ def measure(layers: int, hidden: int, rounds: int, folder: Path) -> dict[str, An
         for group in range(len(engine.groups))
     ]
     size = sum(value.numel() * 4 for group in tensors for value in group.values())
-    checkpoints, files = folder / "checkpoints", 0
+    files = 0
     seconds: dict[str, list[float]] = {
         "save": [],
         "stall": [],
@@ -77,35 +80,9 @@ def measure(layers: int, hidden: int, rounds: int, folder: Path) -> dict[str, An
     }
     saver = Saver(folder / "background")
     for step in range(rounds + 1):
-        begin = time.perf_counter()
-        with (folder / "baseline.pt").open("wb") as file:
-            torch.save(tensors, file)
-            file.flush()
-            os.fsync(file.fileno())
-        middle = time.perf_counter()
-        save(engine, checkpoints, step, progress={"optimizer_step": 1}, config={}, versions={}, extra={})
-        between = time.perf_counter()
-        saver.save(
-            engine, step, asynchronous=True, progress={"optimizer_step": 1}, config={}, versions={}, extra={}
-        )
-        copied = time.perf_counter()
-        saver.wait()
-        shutil.rmtree(saver.folder)
-        saved = time.perf_counter()
-        torch.load(folder / "baseline.pt", weights_only=True)
-        baseline = time.perf_counter()
-        load(engine, open_checkpoint(checkpoints))
-        loaded = time.perf_counter()
-        files = len(list((checkpoints / step_folder(step)).iterdir()))
-        prune(checkpoints, keep_last=1, keep_every=0)
+        took, files = one_round(engine, tensors, saver, folder, step)
         if step:  # the first round warms up
-            took = {
-                "torch.save": middle - begin,
-                "save": between - middle,
-                "torch.load": baseline - saved,
-                "load": loaded - baseline,
-            }
-            for name, value in (took | {"stall": copied - between}).items():
+            for name, value in took.items():
                 seconds[name].append(value)
     saver.close()
     return {
@@ -113,16 +90,54 @@ def measure(layers: int, hidden: int, rounds: int, folder: Path) -> dict[str, An
         "bytes": size,
         "files": files,
         "seconds": {name: statistics.median(values) for name, values in seconds.items()},
-        "save_ratio": statistics.median(
-            a / b for a, b in zip(seconds["save"], seconds["torch.save"], strict=True)
-        ),
-        "stall_ratio": statistics.median(
-            a / b for a, b in zip(seconds["stall"], seconds["save"], strict=True)
-        ),
-        "load_ratio": statistics.median(
-            a / b for a, b in zip(seconds["load"], seconds["torch.load"], strict=True)
-        ),
+        "save_ratio": median_ratio(seconds["save"], seconds["torch.save"]),
+        "stall_ratio": median_ratio(seconds["stall"], seconds["save"]),
+        "load_ratio": median_ratio(seconds["load"], seconds["torch.load"]),
     }
+
+
+def one_round(
+    engine: Engine, tensors: list[dict[str, torch.Tensor]], saver: Saver, folder: Path, step: int
+) -> tuple[dict[str, float], int]:
+    """(seconds by what was done, files of a checkpoint) of one round.
+
+    tensors: what the baseline saves and loads.
+    """
+    checkpoints = folder / "checkpoints"
+    begin = time.perf_counter()
+    with (folder / "baseline.pt").open("wb") as file:
+        torch.save(tensors, file)
+        file.flush()
+        os.fsync(file.fileno())
+    middle = time.perf_counter()
+    save(engine, checkpoints, step, progress={"optimizer_step": 1}, config={}, versions={}, extra={})
+    between = time.perf_counter()
+    saver.save(
+        engine, step, asynchronous=True, progress={"optimizer_step": 1}, config={}, versions={}, extra={}
+    )
+    copied = time.perf_counter()
+    saver.wait()
+    shutil.rmtree(saver.folder)
+    saved = time.perf_counter()
+    torch.load(folder / "baseline.pt", weights_only=True)
+    baseline = time.perf_counter()
+    load(engine, open_checkpoint(checkpoints))
+    loaded = time.perf_counter()
+    files = len(list((checkpoints / step_folder(step)).iterdir()))
+    prune(checkpoints, keep_last=1, keep_every=0)
+    took = {
+        "torch.save": middle - begin,
+        "save": between - middle,
+        "torch.load": baseline - saved,
+        "load": loaded - baseline,
+        "stall": copied - between,
+    }
+    return took, files
+
+
+def median_ratio(own: list[float], base: list[float]) -> float:
+    """Median over the rounds of one time over another."""
+    return statistics.median(a / b for a, b in zip(own, base, strict=True))
 
 
 def main(

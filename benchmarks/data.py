@@ -1,7 +1,9 @@
-"""`python -m benchmarks.data`: `fathom data prepare` against the usual way of Megatron-LM's preprocessing, on the same text, tokenizer and worker count.
+"""`python -m benchmarks.data`: `fathom data prepare` against Megatron-LM's usual preprocessing.
 
-The usual way, written anew: a pool of processes, each encodes one document at a time and sends its ids back; the parent appends them one by one to
-Megatron-core's IndexedDatasetBuilder. Text: the Python standard library, one JSON line a file.
+Both have the same text, tokenizer and worker count.
+The usual way, written anew: a pool of processes, each of which encodes one document at a time
+and sends its ids back; the parent appends them one by one to Megatron-core's IndexedDatasetBuilder.
+Text: the Python standard library, one JSON line a file.
 """
 
 from __future__ import annotations

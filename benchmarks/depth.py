@@ -1,7 +1,10 @@
-"""`python -m benchmarks.depth`: what a layer costs in a model of 1000 layers, over what it costs in one of 24 of the same width.
+"""`python -m benchmarks.depth`: what a layer costs in a model of 1000 layers, over one of 24.
 
-Measured are the optimizer step, a step with every layer's signals watched, and a checkpoint. A layer's cost is the slope between a model of 4 layers and the
-model in question, so that embedding, output and fixed costs do not count. Memory is the slope of the resident peak of a step.
+Both models have the same width.
+Measured are the optimizer step, a step with every layer's signals watched, and a checkpoint.
+A layer's cost is the slope between a model of 4 layers and the model in question,
+so that embedding, output and fixed costs do not count.
+Memory is the slope of the resident peak of a step.
 """
 
 from __future__ import annotations
@@ -27,7 +30,10 @@ SEQ, BATCH = 64, 2
 
 
 def actions_of(engine: Engine, repeats: int, folder: Path) -> dict[str, Callable[[], Any]]:
-    """What is timed on one model, each `repeats` times so that shallow models take long enough to be timed."""
+    """What is timed on one model.
+
+    repeats: times of each action, so that shallow models take long enough to be timed.
+    """
     from model.layers.layer import DepthLayer
     from parallel.checkpoint.writer import prune, save
     from pretrain.train.callbacks.signal.hooks import LayerHooks
@@ -78,7 +84,8 @@ def measure(shallow: int, deep: int, hidden: int, rounds: int) -> dict[str, Any]
         everything: dict[str, Callable[[], Any]] = {}
         # What the first engine and step of a process load and keep is none of a layer's.
         actions_of(engine_of(BASE, hidden), 1, Path(name) / "first")["step"]()
-        # Memory by what each model adds to the process: built and stepped one after another, none is freed.
+        # Memory by what each model adds to the process: built and stepped one after another,
+        # none is freed.
         for depth, repeats in depths.items():
             gc.collect()
             before = resident("VmRSS")

@@ -1,8 +1,12 @@
-"""`make bench-gpu`: how fast one GPU trains models of 1.5 billion parameters, shallow to very deep, in bf16 and FP8, eager and by CUDA graphs.
+"""`make bench-gpu`: how fast one GPU trains models of 1.5 billion parameters.
 
-Each measurement is a process of its own, so that nothing of one stays in another's memory. What does not fit is tried again with half the micro-batch.
-Launch-time share: the part of a step in which the GPU runs nothing because the host has not launched it yet, 1 - busy / step. Busy time is the union of all
-kernels of one profiled step; the step's duration is the median of steps without the profiler, which would slow the host down.
+They are shallow to very deep, in bf16 and FP8, eager and by CUDA graphs.
+Each measurement is a process of its own, so that nothing of one stays in another's memory.
+What does not fit is tried again with half the micro-batch.
+Launch-time share: the part of a step in which the GPU runs nothing because the host has not
+launched it yet, 1 - busy / step.
+Busy time is the union of all kernels of one profiled step.
+The step's duration is the median of steps without the profiler, which would slow the host down.
 """
 
 from __future__ import annotations
@@ -43,15 +47,22 @@ FILES = {"gpt2_xl": "configs/gpt2_xl.yaml"} | {
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement. model: a key of FILES; micro: samples of a micro-batch; the rest as train.kernels, .fp8.recipe, .cuda_graph and .compile."""
+    """One measurement."""
 
     model: str
+    """A key of FILES."""
     kernels: str
+    """As train.kernels."""
     recipe: str
+    """As train.fp8.recipe."""
     micro: int
+    """Samples of a micro-batch."""
     accumulation: int
+    """Micro-batches of a step."""
     graph: bool = False
+    """As train.cuda_graph."""
     compiled: bool = False
+    """As train.compile."""
 
     @property
     def precision(self) -> str:
@@ -62,7 +73,10 @@ class Case:
     def label(self) -> str:
         """Model, kernels, recipe, and how steps are launched."""
         how = ["compiled"] * self.compiled + ["graph" if self.graph else "eager"]
-        return f"{self.model} {self.kernels} {self.precision if self.recipe == 'none' else self.recipe} {' '.join(how)}"
+        return (
+            f"{self.model} {self.kernels} "
+            f"{self.precision if self.recipe == 'none' else self.recipe} {' '.join(how)}"
+        )
 
     def config(self) -> RunConfig:
         """The run of this case. Raises UserError for a case that cannot be configured."""
@@ -94,7 +108,10 @@ def busy_seconds(intervals: Iterable[tuple[float, float]]) -> float:
 
 
 def gpu_intervals(profile: Any) -> list[tuple[float, float]]:
-    """(start, end) in microseconds of everything a profiled GPU ran, without annotations, which span idle time too."""
+    """(start, end) in microseconds of everything a profiled GPU ran.
+
+    Annotations are left out: they span idle time too.
+    """
     from torch.autograd import DeviceType
 
     events = (
@@ -107,9 +124,6 @@ def gpu_intervals(profile: Any) -> list[tuple[float, float]]:
 
 def measure(case: Case, steps: int) -> dict[str, Any]:
     """One case in this process, on the current GPU."""
-    from model.cost.flops import flops_per_token
-    from model.parameters.size import parameter_count
-    from parallel.hardware.gpus import mfu
     from parallel.launch.one_process import single_process
     from pretrain.train.build import build_engine
     from pretrain.train.loop import forward_step
@@ -118,12 +132,7 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
     begin = time.perf_counter()
     engine = build_engine(config, single_process())
     build = time.perf_counter() - begin
-    vocab = config.model.vocab_size or 0
-    generator = torch.Generator(device="cuda").manual_seed(0)
-    batches = [
-        torch.randint(0, vocab, (case.micro, SEQ + 1), device="cuda", generator=generator)
-        for _ in range(case.accumulation)
-    ]
+    batches = random_batches(case, config.model.vocab_size or 0)
     engine.set_lr(1e-5)
 
     def step() -> float:
@@ -147,7 +156,43 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         step()
     busy = busy_seconds(gpu_intervals(profile))
-    median, tokens = statistics.median(seconds), case.micro * case.accumulation * SEQ
+    return report(case, config, Measured(build, captures, seconds, busy, allocated, reserved))
+
+
+def random_batches(case: Case, vocab: int) -> list[torch.Tensor]:
+    """The micro-batches of a step [micro, SEQ + 1], of random token ids, on the GPU."""
+    generator = torch.Generator(device="cuda").manual_seed(0)
+    return [
+        torch.randint(0, vocab, (case.micro, SEQ + 1), device="cuda", generator=generator)
+        for _ in range(case.accumulation)
+    ]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a case."""
+
+    build: float
+    """Seconds."""
+    captures: list[float | None]
+    """Seconds of capturing a graph, after each step that warms up."""
+    seconds: list[float]
+    """Of every timed step."""
+    busy: float
+    """Seconds of a step in which the GPU ran something; 0 where none were seen."""
+    allocated: int
+    """Peak of a step in bytes."""
+    reserved: int
+    """Peak of a step in bytes."""
+
+
+def report(case: Case, config: RunConfig, measured: Measured) -> dict[str, Any]:
+    """A case's row of the results."""
+    from model.cost.flops import flops_per_token
+    from model.parameters.size import parameter_count
+    from parallel.hardware.gpus import mfu
+
+    median, tokens = statistics.median(measured.seconds), case.micro * case.accumulation * SEQ
     flops = flops_per_token(config.model, SEQ).model
     gpu = torch.cuda.get_device_name()
     return asdict(case) | {
@@ -156,26 +201,28 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
         "layers": config.model.num_layers,
         "hidden": config.model.hidden_size,
         "gpu": gpu,
-        "build_s": build,
-        "capture_s": next((seconds for seconds in captures if seconds is not None), None),
+        "build_s": measured.build,
+        "capture_s": next((seconds for seconds in measured.captures if seconds is not None), None),
         "step_s": median,
-        "steps_s": seconds,
+        "steps_s": measured.seconds,
         "tokens_per_s": tokens / median,
         "tflops": tokens / median * flops / 1e12,
         "mfu": mfu(tokens / median, flops, gpu, precision=case.precision),
-        "busy_s": busy,
-        "launch_share": max(0.0, 1 - busy / median) if busy else None,
-        "memory_allocated_bytes": allocated,
-        "memory_reserved_bytes": reserved,
+        "busy_s": measured.busy,
+        "launch_share": max(0.0, 1 - measured.busy / median) if measured.busy else None,
+        "memory_allocated_bytes": measured.allocated,
+        "memory_reserved_bytes": measured.reserved,
     }
 
 
 def cases_for(
     models: Sequence[str], kernels: Sequence[str], recipes: Sequence[str], micro: int, accumulation: int
 ) -> list[Case]:
-    """GPT-2 XL with all kinds of kernels and recipes, the first recipe also eager; the family by depth with the last kind, to see depth and launches only.
+    """The measurements of these models.
 
-    Compiled layers of PyTorch's kernels at both ends of the family.
+    GPT-2 XL comes with all kinds of kernels and recipes, the first recipe also eager.
+    The family by depth comes with the last kind, to see depth and launches only.
+    Compiled layers of PyTorch's kernels come at both ends of the family.
     """
     cases = []
     for model in models:
@@ -194,7 +241,10 @@ def cases_for(
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether want of GPU memory lies behind an error; libraries and graphs have words of their own for it."""
+    """Whether want of GPU memory lies behind an error.
+
+    Libraries and graphs have words of their own for it.
+    """
     while error is not None:
         if (
             isinstance(error, torch.OutOfMemoryError)
@@ -207,7 +257,10 @@ def out_of_memory(error: BaseException | None) -> bool:
 
 
 def run_case(case: Case, steps: int) -> dict[str, Any]:
-    """A case in a process of its own; with half the micro-batch, and twice the accumulation, as often as memory runs out."""
+    """A case in a process of its own.
+
+    As often as memory runs out, it is tried with half the micro-batch and twice the accumulation.
+    """
     micro, accumulation = case.micro, case.accumulation
     while micro:
         fitting = replace(case, micro=micro, accumulation=accumulation)
@@ -242,7 +295,10 @@ def share_of(value: float | None, digits: int) -> str:
 def table(results: Sequence[dict[str, Any]]) -> Table:
     """What is printed."""
     out = Table(
-        title=f"One GPU, sequences of {SEQ}, no recomputation; MFU against the dense peak of the format of the matrix products"
+        title=(
+            f"One GPU, sequences of {SEQ}, no recomputation; "
+            "MFU against the dense peak of the format of the matrix products"
+        )
     )
     columns = (
         "case",
@@ -286,7 +342,8 @@ def main(
     """Measure and print."""
     if not torch.cuda.is_available():
         print(
-            "benchmarks.gpu: this machine has no CUDA GPU that PyTorch can use, and these measurements are about nothing else (`fathom doctor` says more)",
+            "benchmarks.gpu: this machine has no CUDA GPU that PyTorch can use, and these measurements "
+            "are about nothing else (`fathom doctor` says more)",
             file=sys.stderr,
         )
         sys.exit(2)
@@ -305,11 +362,12 @@ def main(
     if unknown:
         sys.exit(f"benchmarks.gpu: unknown model {unknown[0]}; known: {', '.join(FILES)}")
     kernels = ["local", "te"] if machine.te else ["local"]
-    path = (
-        out
-        / f"gpu-{(machine.gpu or 'unknown').lower().replace(' ', '-')}-{datetime.now(timezone.utc):%Y-%m-%d}.json"
+    path = out / (
+        f"gpu-{(machine.gpu or 'unknown').lower().replace(' ', '-')}"
+        f"-{datetime.now(timezone.utc):%Y-%m-%d}.json"
     )
-    # Cases that an earlier start of today has measured stay, so that a few models at a time make one file.
+    # Cases that an earlier start of today has measured stay,
+    # so that a few models at a time make one file.
     results: dict[str, dict[str, Any]] = (
         {row["label"]: row for row in json.loads(path.read_text())["results"]} if path.is_file() else {}
     )

@@ -1,7 +1,9 @@
-"""`python -m benchmarks.memory`: memory that `fathom plan` predicts against what two real processes take, fp32 on a CPU.
+"""`python -m benchmarks.memory`: what `fathom plan` predicts against what two processes take.
 
-Each measurement starts fresh processes, runs three optimizer steps under data parallelism and ZeRO-1, and compares the growth of the resident memory from
-before the build to its peak with the sum of the parts.
+The processes are real ones, in fp32 on a CPU.
+Each measurement starts fresh processes and runs three optimizer steps under data parallelism
+and ZeRO-1. It compares the growth of the resident memory from before the build to its peak
+with the sum of the parts.
 """
 
 from __future__ import annotations
@@ -184,7 +186,8 @@ def main(
         rank_main(CASES[case], rank, port, out)
         return
     print(
-        "| layers x width | parameters' part, MiB | activations | buffers | predicted | measured | error |\n|---|---|---|---|---|---|---|"
+        "| layers x width | parameters' part, MiB | activations | buffers | predicted | measured | error |\n"
+        "|---|---|---|---|---|---|---|"
     )
     for name in [case] if case else CASES:
         row = measure(name)
@@ -192,7 +195,8 @@ def main(
         fixed = parts["weights"] + parts["gradients"] + parts["optimizer"]
         measured = row["measured"] / 2**20
         print(
-            f"| {name} | {fixed:.0f} | {parts['activations']:.0f} | {parts['buffers']:.0f} | {parts['total']:.0f} | {measured:.0f} | {row['error']:+.1%} |"
+            f"| {name} | {fixed:.0f} | {parts['activations']:.0f} | {parts['buffers']:.0f} "
+            f"| {parts['total']:.0f} | {measured:.0f} | {row['error']:+.1%} |"
         )
 
 

@@ -1,6 +1,8 @@
-"""What Fathom is measured against: the same shape, precision, data and optimizer, written the way its users would.
+"""What Fathom is measured against, written the way its users would.
 
-Every contestant is an object with `step(tokens)`: one optimizer step with clipping over micro-batches of token ids [accumulation, batch, seq + 1].
+Shape, precision, data and optimizer are the same.
+Every contestant is an object with `step(tokens)`: one optimizer step with clipping over
+micro-batches of token ids [accumulation, batch, seq + 1].
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ class Shape:
         return self.seq * self.batch * self.accumulation
 
     def sample(self) -> Tensor:
-        """Token ids of one optimizer step, [accumulation, batch, seq + 1], the same for all that are compared."""
+        """Token ids of one optimizer step, [accumulation, batch, seq + 1].
+
+        They are the same for all that are compared.
+        """
         return torch.randint(
             0,
             self.vocab,
@@ -52,14 +57,20 @@ class Contestant(Protocol):
 
     name: str
     keeps_memory: bool
-    """Whether it runs with Fathom's setting of the C library's memory allocator, `parallel.launch.cpu.keep_freed_memory`, or with the library's own."""
+    """Whether it runs with Fathom's setting of the C library's memory allocator, or with its own.
+
+    Fathom's setting is `parallel.launch.cpu.keep_freed_memory`.
+    """
 
     def step(self, tokens: Tensor) -> float:
         """One optimizer step; returns the mean loss."""
 
 
 class PlainLoop:
-    """Micro-batches, backward, clip, fused AdamW: the loop everybody writes. loss_of: (inputs, labels) [b, s] -> mean loss."""
+    """Micro-batches, backward, clip, fused AdamW: the loop everybody writes.
+
+    loss_of: (inputs, labels) [b, s] -> mean loss.
+    """
 
     def __init__(self, name: str, module: nn.Module, loss_of: Any, *, keeps_memory: bool = False) -> None:
         self.name, self.module, self.loss_of, self.keeps_memory = name, module, loss_of, keeps_memory
@@ -129,7 +140,10 @@ def bare(shape: Shape) -> Contestant:
 
 
 def bare_keeping(shape: Shape) -> Contestant:
-    """Bare PyTorch, eager, with Fathom's setting of the memory allocator: what is left of the difference."""
+    """Bare PyTorch, eager, with Fathom's setting of the memory allocator.
+
+    It shows what is left of the difference.
+    """
     model = BareGPT(shape)
     return PlainLoop("bare PyTorch, memory kept", model, model, keeps_memory=True)
 
@@ -163,8 +177,11 @@ def huggingface(shape: Shape) -> Contestant:
 
 
 class UnderDeepSpeed:
-    """A model under DeepSpeed ZeRO-1, driven as DeepSpeed's manual and Hugging Face's Trainer drive it: forward, engine.backward and engine.step per
-    micro-batch. loss_of: (engine, inputs, labels [b, s]) -> mean loss."""
+    """A model under DeepSpeed ZeRO-1, driven as DeepSpeed's manual and Hugging Face's Trainer do.
+
+    That is forward, engine.backward and engine.step per micro-batch.
+    loss_of: (engine, inputs, labels [b, s]) -> mean loss.
+    """
 
     keeps_memory = False
 
@@ -226,7 +243,10 @@ def fathom_deepspeed(shape: Shape) -> Contestant:
 
 
 def megatron_core(shape: Shape) -> Contestant:
-    """Megatron-core's GPTModel with its own local layer specification, in a plain loop (its optimizer and DDP need CUDA)."""
+    """Megatron-core's GPTModel with its own local layer specification, in a plain loop.
+
+    Megatron-core's optimizer and DDP need CUDA.
+    """
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.transformer import TransformerConfig

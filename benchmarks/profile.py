@@ -1,7 +1,10 @@
-"""`python -m benchmarks.profile`: where the time of one optimizer step goes, beside a bare PyTorch loop of the same shape.
+"""`python -m benchmarks.profile`: where the time of one optimizer step goes.
 
-PyTorch's profiler gives every operator the time that no operator inside it has. What is left of a step is Python: modules, schedule, engine, loop. The
-profiler itself costs time, mostly where operators are small; its inflation of the step is printed.
+It stands beside a bare PyTorch loop of the same shape.
+PyTorch's profiler gives every operator the time that no operator inside it has.
+What is left of a step is Python: modules, schedule, engine, loop.
+The profiler itself costs time, mostly where operators are small;
+its inflation of the step is printed.
 """
 
 from __future__ import annotations
@@ -140,7 +143,10 @@ def labelled(action: Callable[..., Any], label: str) -> Callable[..., Any]:
 
 
 def measure(contestant: Contestant, tokens: torch.Tensor, repeats: int) -> dict[str, Any]:
-    """Seconds per step by kind, the same under the profiler as a whole, and without it. The first step warms up."""
+    """Seconds per step by kind, the same under the profiler as a whole, and without it.
+
+    The first step warms up.
+    """
     contestant.step(tokens)
     plain = []
     for _ in range(repeats):
@@ -183,7 +189,7 @@ def named_share(result: Mapping[str, Any]) -> float:
 
 
 def table(title: str, results: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Milliseconds and calls by kind, a pair of columns a contestant, and what all of them add up to."""
+    """Milliseconds and calls by kind, a pair of columns a contestant, and their totals."""
     out = Table(title=title, title_justify="left")
     out.add_column("")
     for name in results:

@@ -1,4 +1,7 @@
-"""What a benchmark leaves: its numbers as JSON, with the time, the commit and the machine they were measured on."""
+"""What a benchmark leaves: its numbers as JSON.
+
+The time, the commit and the machine they were measured on come with them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ FACTS = ("time", "git", "platform", "cpu", "gpus", "packages")
 
 
 def write_results(path: Path, report: Mapping[str, Any]) -> None:
-    """Writes a report and what it was measured with; makes the folder. load: jobs that ran on the machine, mean of the last minute."""
+    """Writes a report and what it was measured with; makes the folder.
+
+    The entry `load` counts jobs that ran on the machine, the mean of the last minute.
+    """
     facts = environment()
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(

@@ -1,7 +1,9 @@
-"""`make bench`: tokens per second of Fathom and its peers, taken in turns in one process, printed as ratios with their spread.
+"""`make bench`: tokens per second of Fathom and its peers, as ratios with their spread.
 
-These machines are noisy, so only ratios within one round count: every round lets each contestant take one step, and the ratio of a round is
-against the bare loop's step of the same round.
+They are taken in turns in one process.
+These machines are noisy, so only ratios within one round count.
+Every round lets each contestant take one step, and the ratio of a round is against the bare
+loop's step of the same round.
 """
 
 from __future__ import annotations
@@ -53,14 +55,21 @@ MAKERS: dict[str, Callable[[Shape], Contestant]] = {
 USUAL = ("bare", "fathom", "fathom-compiled", "megatron", "huggingface", "huggingface-deepspeed")
 """Contestants where none are named."""
 SLOW_START = {"1000x64": "huggingface-deepspeed"}
-"""Left out of them: DeepSpeed compares every parameter with every other as it starts, which takes longer at 1000 layers than all counted steps."""
+"""Left out of them, by shape.
+
+DeepSpeed compares every parameter with every other as it starts,
+which takes longer at 1000 layers than all counted steps.
+"""
 SCHEME_MAKERS: dict[str, Callable[[Shape], Contestant]] = {
     f"scheme-{scheme}": functools.partial(Fathom, scheme=scheme) for scheme in SCHEMES
 }
 
 
 def measure(shape: Shape, names: Sequence[str], rounds: int) -> dict[str, dict[str, Any]]:
-    """Seconds per step of each contestant, by turns. The first round warms up and is not counted."""
+    """Seconds per step of each contestant, by turns.
+
+    The first round warms up and is not counted.
+    """
     built: dict[str, tuple[Contestant, float]] = {}
     for name in names:
         begin = time.perf_counter()
@@ -88,9 +97,16 @@ def measure(shape: Shape, names: Sequence[str], rounds: int) -> dict[str, dict[s
 
 
 def table(shape: Shape, results: dict[str, dict[str, Any]]) -> Table:
-    """Medians and quartiles of the ratios to the first contestant, and the ratio of the quickest steps: what disturbs a step only makes it slower."""
+    """Medians and quartiles of the ratios to the first contestant.
+
+    Beside them stands the ratio of the quickest steps.
+    What disturbs a step only makes it slower.
+    """
     out = Table(
-        title=f"{shape.layers} layers x {shape.hidden}, sequence {shape.seq}, {shape.accumulation} x {shape.batch} samples a step"
+        title=(
+            f"{shape.layers} layers x {shape.hidden}, sequence {shape.seq}, "
+            f"{shape.accumulation} x {shape.batch} samples a step"
+        )
     )
     for column in ("contestant", "tokens/s", "ratio to first", "quartiles", "of best steps", "build"):
         out.add_column(column, justify="left" if column == "contestant" else "right")

@@ -1,6 +1,8 @@
-"""`python -m benchmarks.startup`: from the start of a process to the end of the first step of a deep model, by parts, each depth in a fresh process.
+"""`python -m benchmarks.startup`: from the start of a process to the end of the first step.
 
-The parts are those of `fathom pretrain`, in its order and with its garbage collection, on a small data set of the standard library's source text.
+The model is deep. Time is taken by parts, each depth in a fresh process.
+The parts are those of `fathom pretrain`, in its order and with its garbage collection,
+on a small data set of the standard library's source text.
 """
 
 from __future__ import annotations
@@ -13,11 +15,17 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from benchmarks.results import write_results
+
+if TYPE_CHECKING:  # what the child imports is part of what is timed
+    from model.config import ModelConfig
+    from model.families.gpt import GPT
+    from parallel.engine.engine import Engine
+    from parallel.topology import Topology
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("imports", "processes", "data", "layers", "weights", "engine", "first step")
@@ -26,7 +34,10 @@ VOCABULARY, TEXT_BYTES = 512, 200_000
 
 
 def parts(layers: int, hidden: int, data: Path) -> dict[str, dict[str, float]]:
-    """Seconds of each part in this process, by the clock and of the processor. data: a prepared data set."""
+    """Seconds of each part in this process, by the clock and of the processor.
+
+    data: a prepared data set.
+    """
     marks = [(0.0, 0.0)]
     begin = time.perf_counter(), time.process_time()
 
@@ -40,12 +51,10 @@ def parts(layers: int, hidden: int, data: Path) -> dict[str, dict[str, float]]:
 
     load_libraries()
     import pretrain.train.build as build
-    from model.config import ModelConfig
     from model.families.gpt import GPT
     from model.layers.transformer_config import transformer_config
-    from parallel.engine.engine import Engine, EngineOptions
     from parallel.launch.one_process import single_process
-    from pretrain.config.schema import Corpus, OptimizerConfig
+    from pretrain.config.schema import Corpus
     from pretrain.data.blend import open_blend
     from pretrain.train.loop import forward_step
 
@@ -56,33 +65,13 @@ def parts(layers: int, hidden: int, data: Path) -> dict[str, dict[str, float]]:
         blend = open_blend([Corpus(path=str(data))], "train", SEQ, 0, None)
         batches = [blend.batch(range(BATCH))]
         mark()
-        model = ModelConfig(
-            scheme="pre_ln",
-            num_layers=layers,
-            hidden_size=hidden,
-            num_attention_heads=4,
-            vocab_size=VOCABULARY,
-            max_position_embeddings=SEQ,
-        )
+        model = model_of(layers, hidden)
         chunk = GPT(model, transformer_config(model, **topology.core_fields()), seq_length=SEQ)
         mark()
         named = build.named_parameters(chunk, 0, 1)
         build.initialize_(((one.name, one.parameter, one.shard) for one in named), model, SEQ, 1)
         mark()
-        optimizer = OptimizerConfig(lr=1e-3)
-        engine = Engine(
-            [chunk],
-            topology,
-            make_optimizer=lambda groups: build.adamw(optimizer, groups),
-            options=EngineOptions(
-                dtype=torch.float32,
-                micro_batch_size=BATCH,
-                seq_length=SEQ,
-                clip=1.0,
-                tied=True,
-                decay_embeddings=False,
-            ),
-        )
+        engine = engine_of(chunk, topology)
     mark()
     engine.train_step(forward_step, lambda: iter(batches), 1)
     mark()
@@ -90,6 +79,44 @@ def parts(layers: int, hidden: int, data: Path) -> dict[str, dict[str, float]]:
         name: {"seconds": b[0] - a[0], "cpu": b[1] - a[1]}
         for name, (a, b) in zip(PARTS, pairwise(marks), strict=True)
     }
+
+
+def model_of(layers: int, hidden: int) -> ModelConfig:
+    """The model that is started."""
+    from model.config import ModelConfig
+
+    return ModelConfig(
+        scheme="pre_ln",
+        num_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=4,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=SEQ,
+    )
+
+
+def engine_of(chunk: GPT, topology: Topology) -> Engine:
+    """The engine of a whole model."""
+    import torch
+
+    import pretrain.train.build as build
+    from parallel.engine.engine import Engine, EngineOptions
+    from pretrain.config.schema import OptimizerConfig
+
+    optimizer = OptimizerConfig(lr=1e-3)
+    return Engine(
+        [chunk],
+        topology,
+        make_optimizer=lambda groups: build.adamw(optimizer, groups),
+        options=EngineOptions(
+            dtype=torch.float32,
+            micro_batch_size=BATCH,
+            seq_length=SEQ,
+            clip=1.0,
+            tied=True,
+            decay_embeddings=False,
+        ),
+    )
 
 
 def data_set(folder: Path) -> Path:
@@ -137,7 +164,11 @@ def main(
     data: Path = typer.Option(Path(), hidden=True),
     out: Path | None = typer.Option(None, help="File for the JSON."),
 ) -> None:
-    """Measure and print as a table: seconds, and in brackets seconds of the processor, which other work on the machine prolongs less."""
+    """Measure and print as a table.
+
+    Times are seconds, and in brackets seconds of the processor,
+    which other work on the machine prolongs less.
+    """
     if child:
         print(json.dumps(parts(child, hidden, data)))
         return

@@ -1,4 +1,7 @@
-"""Taking turns: the way every benchmark here compares things on a noisy machine, where only what happened in the same round may be compared."""
+"""Taking turns: the way every benchmark here compares things on a noisy machine.
+
+Only what happened in the same round may be compared.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,11 @@ def turns(
     rounds: int,
     before: Mapping[str, Callable[[], Any]] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of every action in each of `rounds` counted rounds, after one that warms up. The order turns about, so that a slow moment of the machine
-    does not always hit the same one. before: what is done before an action and not timed."""
+    """Seconds of every action in each of `rounds` counted rounds, after one that warms up.
+
+    The order turns about, so that a slow moment of the machine does not always hit the same one.
+    before: what is done before an action and not timed.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for turn in range(rounds + 1):
         for name in actions if turn % 2 else reversed(list(actions)):
@@ -34,9 +40,11 @@ def turns(
 
 
 def allocator(*, keeps: bool, large: int = 32 << 20) -> None:
-    """The C library's memory allocator for what runs next: Fathom's setting, or glibc's own as it is once it has adapted itself to large tensors.
+    """The C library's memory allocator for what runs next.
 
-    large: bytes from which glibc asks the system each time. Fathom's comes with as much freed memory as its earlier steps would have left.
+    It is Fathom's setting, or glibc's own as it is once it has adapted itself to large tensors.
+    Fathom's comes with as much freed memory as its earlier steps would have left.
+    large: bytes from which glibc asks the system each time.
     """
     from parallel.launch import cpu
 

@@ -1,4 +1,7 @@
-"""What a user may say about the model: a strict schema whose cross-checks live beside the fields they protect."""
+"""What a user may say about the model: a strict schema.
+
+Its cross-checks live beside the fields they protect.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,18 @@ class Strict(BaseModel):
 
 
 class InitConfig(Strict):
-    """Weight initialisation. Every weight's standard deviation follows from the scheme and these choices (`model/weights/init.py`)."""
+    """Weight initialisation.
+
+    Every weight's standard deviation follows from the scheme and these choices
+    (`model/weights/init.py`).
+    """
 
     base: Literal["scheme", "xavier", "normal", "fairseq"] = Field(
         "scheme",
-        description="Weight variances before the scheme's own gains. scheme: the scheme's own (deepscalelm_*: the published ones; b2t: fairseq; others: xavier,"
-        " which is Fathom's choice for pre-LN and its relatives). xavier: 2/(fan_in+fan_out) per matrix, unit-variance embeddings. "
+        description="Weight variances before the scheme's own gains. scheme: the scheme's own "
+        "(deepscalelm_*: the published ones; b2t: fairseq; others: xavier,"
+        " which is Fathom's choice for pre-LN and its relatives). "
+        "xavier: 2/(fan_in+fan_out) per matrix, unit-variance embeddings. "
         "normal: `std` everywhere, divided by sqrt(2 x layers) for output projections (GPT-2, Megatron). "
         "fairseq: the variances of the B2T repository, drawn from a normal distribution, with biases at 0.",
     )
@@ -39,19 +48,22 @@ class InitConfig(Strict):
     )
     token_correlation: Annotated[float, Field(ge=0, lt=1)] | Literal["zipf"] = Field(
         "zipf",
-        description="Token correlation r0 of the word embedding that DeepScaleLM's recursion starts from: a number (`fathom data prepare` prints the one of "
-        "your corpus), or `zipf` for the value Zipf's law gives for the vocabulary size.",
+        description="Token correlation r0 of the word embedding that DeepScaleLM's recursion starts from: "
+        "a number (`fathom data prepare` prints the one of your corpus), "
+        "or `zipf` for the value Zipf's law gives for the vocabulary size.",
     )
     causal_correction: bool = Field(
         True,
-        description="DeepScaleLM: finite-length correction of attention's gain under a causal mask; false: the published gain, which overshoots in a decoder.",
+        description="DeepScaleLM: finite-length correction of attention's gain under a causal mask; "
+        "false: the published gain, which overshoots in a decoder.",
     )
 
     @model_validator(mode="after")
     def _std_needs_normal(self) -> InitConfig:
         if "std" in self.model_fields_set and self.base != "normal" and self.std != 0.02:
             raise ValueError(
-                f"model.init.std={self.std} has no effect with model.init.base={self.base}: set model.init.base=normal or remove model.init.std"
+                f"model.init.std={self.std} has no effect with model.init.base={self.base}: "
+                "set model.init.base=normal or remove model.init.std"
             )
         return self
 
@@ -71,7 +83,8 @@ class ModelConfig(Strict):
     num_layers: int = Field(
         ge=1,
         le=LAYERS,
-        description="Transformer layers of the whole model (each has an attention and a feed-forward sublayer).",
+        description="Transformer layers of the whole model "
+        "(each has an attention and a feed-forward sublayer).",
     )
     hidden_size: int = Field(ge=1, le=1 << 20, description="Width of the residual stream.")
     num_attention_heads: int = Field(ge=1, le=1 << 16, description="Query heads.")
@@ -88,7 +101,8 @@ class ModelConfig(Strict):
         None,
         ge=1,
         le=1 << 24,
-        description="Feed-forward width; null means 4 x hidden_size, or 8/3 x rounded up to 64 for gated activations.",
+        description="Feed-forward width; "
+        "null means 4 x hidden_size, or 8/3 x rounded up to 64 for gated activations.",
     )
     vocab_size: int | None = Field(
         None,
@@ -100,7 +114,8 @@ class ModelConfig(Strict):
         128,
         ge=1,
         le=1 << 20,
-        description="The embedding is padded to a multiple of this; independent of the parallel layout, so that checkpoints are too.",
+        description="The embedding is padded to a multiple of this; "
+        "independent of the parallel layout, so that checkpoints are too.",
     )
     max_position_embeddings: int | None = Field(
         None, ge=1, le=1 << 26, description="Longest sequence; null means data.seq_length."
@@ -109,7 +124,8 @@ class ModelConfig(Strict):
     norm_epsilon: float = Field(1e-5, ge=1e-30, le=1, description="Epsilon inside every norm.")
     activation: Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "swiglu", "geglu"] = Field(
         "gelu",
-        description="Feed-forward activation. gelu is the exact one, gelu_tanh GPT-2's approximation of it; swiglu and geglu are gated.",
+        description="Feed-forward activation. gelu is the exact one, gelu_tanh GPT-2's approximation of it; "
+        "swiglu and geglu are gated.",
     )
     position: Literal["learned", "rotary", "none"] = Field(
         "learned",
@@ -124,7 +140,8 @@ class ModelConfig(Strict):
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on attention probabilities.")
     scheme_options: dict[str, float | bool] = Field(
         default_factory=dict,
-        description="Options of the scheme, e.g. {rescale: false} for b2t, {k: 4.0, alpha: 1.0} for deepscalelm_*. An option the scheme lacks is refused.",
+        description="Options of the scheme, e.g. {rescale: false} for b2t, "
+        "{k: 4.0, alpha: 1.0} for deepscalelm_*. An option the scheme lacks is refused.",
     )
     init: InitConfig = Field(default_factory=InitConfig, description="Initialisation.")
 
@@ -132,22 +149,26 @@ class ModelConfig(Strict):
     def _check(self) -> ModelConfig:
         if self.scheme not in SCHEMES:
             raise ValueError(
-                f"model.scheme={printable(repr(self.scheme), 60)} is not a scheme; choose one of {', '.join(scheme_names())}"
+                f"model.scheme={printable(repr(self.scheme), 60)} is not a scheme; "
+                f"choose one of {', '.join(scheme_names())}"
             )
         self.depth_plan()  # refuses options and depths that have no constants
         self._check_init_is_read()
         if self.position != "rotary" and self.rotary_base != ModelConfig.model_fields["rotary_base"].default:
             raise ValueError(
-                f"model.rotary_base={self.rotary_base} has no effect with model.position={self.position}: remove it or set model.position=rotary"
+                f"model.rotary_base={self.rotary_base} has no effect with model.position={self.position}: "
+                "remove it or set model.position=rotary"
             )
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"model.hidden_size={self.hidden_size} is not divisible by model.num_attention_heads={self.num_attention_heads}: "
+                f"model.hidden_size={self.hidden_size} is not divisible by "
+                f"model.num_attention_heads={self.num_attention_heads}: "
                 "change one of them or set model.head_dim"
             )
         if self.num_attention_heads % self.groups:
             raise ValueError(
-                f"model.num_query_groups={self.groups} does not divide model.num_attention_heads={self.num_attention_heads}"
+                f"model.num_query_groups={self.groups} does not divide "
+                f"model.num_attention_heads={self.num_attention_heads}"
             )
         if self.position == "rotary" and self.kv_channels % 2:
             raise ValueError(
@@ -156,19 +177,25 @@ class ModelConfig(Strict):
         return self
 
     def _check_init_is_read(self) -> None:
-        """Refuses options of DeepScaleLM's recursion where another base is in force. Defaults pass: a written-out configuration holds them."""
+        """Refuses options of DeepScaleLM's recursion where another base is in force.
+
+        Defaults pass: a written-out configuration holds them.
+        """
         if self.init.base == "scheme" and SCHEMES[self.scheme].base == "deepscale":
             if self.init.token_correlation == 0 and not self.init.causal_correction:
                 raise ValueError(
-                    "model.init.token_correlation=0 gives infinite weights with model.init.causal_correction=false: give a positive number"
+                    "model.init.token_correlation=0 gives infinite weights with "
+                    "model.init.causal_correction=false: give a positive number"
                 )
             return
         for name in ("token_correlation", "causal_correction"):
             value, default = getattr(self.init, name), InitConfig.model_fields[name].default
             if value != default:
                 raise ValueError(
-                    f"model.init.{name}={_written(value)} has no effect with model.scheme={self.scheme} and model.init.base={self.init.base}: remove it "
-                    f"(its default is {_written(default)}), or choose deepscalelm_pre_ln or deepscalelm_post_ln with model.init.base=scheme"
+                    f"model.init.{name}={_written(value)} has no effect with model.scheme={self.scheme} "
+                    f"and model.init.base={self.init.base}: remove it "
+                    f"(its default is {_written(default)}), or choose deepscalelm_pre_ln or "
+                    "deepscalelm_post_ln with model.init.base=scheme"
                 )
 
     def depth_plan(self) -> DepthPlan:

@@ -47,7 +47,10 @@ ADVICE = {
 
 
 class UserError(ValueError):
-    """A mistake in what the user asked for; the message names the key or file, the value, and what to do."""
+    """A mistake in what the user asked for.
+
+    The message names the key or file, the value, and what to do.
+    """
 
 
 def told(error: BaseException, about: str = "") -> bool:
@@ -74,10 +77,11 @@ def say(line: str) -> None:
 
 
 def user_line(error: BaseException) -> str | None:
-    """One line for an error that the user can mend: a UserError, or a file system's answer about a file that is not ours.
+    """One line for an error that the user can mend.
 
-    None for a fault of the program. That includes an OSError about files of this package or of Python,
-    one about no file at all, and one about a program, a socket or a pipe.
+    That is a UserError, or a file system's answer about a file that is not ours.
+    None for a fault of the program. That includes an OSError about files of this package or of
+    Python, one about no file at all, and one about a program, a socket or a pipe.
     """
     if isinstance(error, UserError):
         return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,7 @@
-"""Durable files: written beside, synced, renamed, so that a reader sees the old content or the new, never a part."""
+"""Durable files: written beside, synced, renamed.
+
+A reader sees the old content or the new, never a part.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,8 @@ def umask() -> int:
 def inside(folder: Path | str, name: str) -> Path:
     """The path of a name that a file from outside gives, such as an entry of an index or a pointer.
 
-    Raises UserError for a name that is empty, absolute, leads out of `folder`, or is a link to somewhere else.
+    Raises UserError for a name that is empty, absolute, leads out of `folder`,
+    or is a link to somewhere else.
     """
     base = Path(folder)
     path = base / name
@@ -56,11 +60,12 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Gives a temporary path in the same folder; on leaving without an error, syncs it and renames it to `path`.
+    """Gives a temporary path in the same folder.
 
+    On leaving without an error, syncs it and renames it to `path`.
     On an error the temporary file is removed and `path` is untouched.
-    Raises OSError as the file system does, naming `path`, and UserError for a device, pipe or folder there:
-    a rename would put a file in its place, for everybody.
+    Raises OSError as the file system does, naming `path`.
+    Raises UserError for a device, pipe or folder there: a rename would put a file in its place.
     """
     target = Path(path)
     if target.exists() and not target.is_file():
@@ -71,7 +76,10 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def about(path: Path | str) -> Iterator[None]:
-    """Within it, an error that names no file, such as a full disk in `write`, or a temporary one, names `path`."""
+    """Within it, an error that names no file, or a temporary one, names `path`.
+
+    A full disk in `write` is one that names no file.
+    """
     try:
         yield
     except OSError as error:

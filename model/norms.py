@@ -1,7 +1,9 @@
-"""Kinds of norms: one table, read by configuration, layers, parameters, costs, reference and exports.
+"""Kinds of norms: one table.
 
-A new kind is one entry here, its kernel in `model/layers/torch_parts.py` and, for exports by remote code, in
-`model/hf/modeling_fathom.py`; `tests/model/test_norms.py` fails until all three agree.
+Configuration, layers, parameters, costs, reference and exports read it.
+A new kind is one entry here, its kernel in `model/layers/torch_parts.py` and,
+for exports by remote code, in `model/hf/modeling_fathom.py`.
+`tests/model/test_norms.py` fails until all three agree.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ class NormKind:
     statistics: int
     """fp32 numbers kept for the backward pass, per position."""
     keeps_normed: bool
-    """PyTorch's own, which is not one kernel, keeps the normed input for the backward pass beside the input."""
+    """PyTorch's own keeps the normed input for the backward pass beside the input.
+
+    It is not one kernel.
+    """
 
     @property
     def leaves(self) -> tuple[str, ...]:
@@ -32,7 +37,10 @@ class NormKind:
         return ("weight", "bias") if self.centred else ("weight",)
 
     def of(self, x: Tensor, gain: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-        """The definition: x [..., h] normed over h, in the format of x. bias: [h] where it is centred."""
+        """The definition: x [..., h] normed over h, in the format of x.
+
+        bias: [h] where it is centred.
+        """
         if self.centred:
             x = x - x.mean(-1, keepdim=True)
         normed = x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * gain

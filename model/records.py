@@ -1,4 +1,7 @@
-"""What is read from files that others wrote: parsed once into a typed record, or refused in one line."""
+"""What is read from files that others wrote: parsed once into a typed record, or refused.
+
+A refusal is one line.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,17 @@ from model.errors import UserError
 from model.words import printable
 
 LARGEST = 1 << 28
-"""Bytes of the largest JSON file that is read: the manifest of a thousand layers has about one percent of it."""
+"""Bytes of the largest JSON file that is read.
+
+The manifest of a thousand layers has about one percent of it.
+"""
 
 
 class Record(BaseModel):
-    """Base of what is read from a file: frozen, typed without conversion from text, finite, and tolerant of keys it does not know."""
+    """Base of what is read from a file.
+
+    Frozen, typed without conversion from text, finite, and tolerant of keys it does not know.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -25,9 +34,11 @@ R = TypeVar("R", bound=Record)
 
 
 def read_json(path: Path | str, advice: str) -> Any:
-    """The content of a JSON file. advice: what the user can do where it is damaged, a phrase.
+    """The content of a JSON file.
 
-    Raises UserError for a file that is no regular file, too large, no UTF-8 or no JSON; FileNotFoundError where there is none.
+    advice: what the user can do where it is damaged, a phrase.
+    Raises UserError for a file that is no regular file, too large, no UTF-8 or no JSON.
+    Raises FileNotFoundError where there is none.
     """
     path = Path(path)
     size = path.stat().st_size
@@ -42,12 +53,19 @@ def read_json(path: Path | str, advice: str) -> Any:
 
 
 def read_record(path: Path | str, kind: type[R], advice: str) -> R:
-    """A JSON file as a record of `kind`. Raises what `read_json` raises, and UserError naming the key that does not fit."""
+    """A JSON file as a record of `kind`.
+
+    Raises what `read_json` raises, and UserError naming the key that does not fit.
+    """
     return as_record(read_json(path, advice), kind, str(path), advice)
 
 
 def as_record(content: Any, kind: type[R], source: str, advice: str) -> R:
-    """Parsed JSON as a record of `kind`. source: where it came from, for the message. Raises UserError naming the first key that does not fit."""
+    """Parsed JSON as a record of `kind`.
+
+    source: where it came from, for the message.
+    Raises UserError naming the first key that does not fit.
+    """
     try:
         # By way of JSON, where a list is what stands for a tuple.
         return kind.model_validate_json(json.dumps(content))

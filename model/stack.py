@@ -128,7 +128,10 @@ class Stack(nn.Module):
         return list(self._parts(index, nn.Parameter.detach))
 
     def set_weights(self, index: int, values: Mapping[str, Any]) -> None:
-        """Sets some or all of layer `index` from arrays or tensors [out, in] or [out], by plain name."""
+        """Sets some or all of layer `index` by plain name.
+
+        values: arrays or tensors [out, in] or [out].
+        """
         parts = self._parts(index, nn.Parameter.detach)
         for name, value in values.items():
             if name not in parts:

@@ -1,8 +1,12 @@
-"""Bytes that the forward pass keeps for the backward pass, from the shapes alone: what PyTorch's autograd saves in layers of local kernels.
+"""Bytes that the forward pass keeps for the backward pass, from the shapes alone.
 
-Counted are distinct storages (a view costs nothing beyond its base) without parameters; `tests/model/cost/test_activations.py` holds the sum against what
-`torch.autograd.graph.saved_tensors_hooks` sees on the real model. Every count is derived from the backward formulas of the operators.
-Attention is fused: scores are never stored. With attention dropout on a CPU they are, and this count is too small.
+That is what PyTorch's autograd saves in layers of local kernels.
+Counted are distinct storages (a view costs nothing beyond its base) without parameters.
+`tests/model/cost/test_activations.py` holds the sum against what
+`torch.autograd.graph.saved_tensors_hooks` sees on the real model.
+Every count is derived from the backward formulas of the operators.
+Attention is fused: scores are never stored.
+With attention dropout on a CPU they are, and this count is too small.
 """
 
 from __future__ import annotations
@@ -19,10 +23,12 @@ FP32 = 4
 
 @dataclass(frozen=True)
 class Norms:
-    """Numbers of norms by what they make: the input of a branch only (or a branch), or the stream too."""
+    """Numbers of norms by what they make."""
 
     branch: int = 0
+    """Those that make the input of a branch only, or a branch."""
     stream: int = 0
+    """Those that make the stream too."""
 
     def __add__(self, other: Norms) -> Norms:
         return Norms(self.branch + other.branch, self.stream + other.stream)
@@ -39,24 +45,29 @@ PRE_NORM = Norms(branch=2)
 
 @dataclass(frozen=True)
 class Activations:
-    """What one micro-batch on one rank looks like.
-
-    samples: sequences of a micro-batch, `seq_length` tokens each; element: bytes of an activation, 2 or 4; tensor: tensor-parallel size;
-    sequence_parallel: norms and stream are cut along the sequence over it; recompute: as parallel.recompute.granularity, group: layers of a group
-    of full recomputation; fused: a GPU's fused kernels for RMSNorm and dropout, where a CPU keeps one more copy of what they act on.
-    fp32_stream: `train.fp32_residual`. Branches then read copies of the stream in `element` bytes.
-    """
+    """What one micro-batch on one rank looks like."""
 
     config: ModelConfig
     samples: int
+    """Sequences of a micro-batch, `seq_length` tokens each."""
     seq_length: int
     element: int = FP32
+    """Bytes of an activation, 2 or 4."""
     tensor: int = 1
+    """Tensor-parallel size."""
     sequence_parallel: bool = False
+    """Norms and stream are cut along the sequence over the tensor-parallel ranks."""
     recompute: Recompute = "none"
+    """As parallel.recompute.granularity."""
     group: int = 1
+    """Layers of a group of full recomputation."""
     fused: bool = False
+    """A GPU's fused kernels for RMSNorm and dropout.
+
+    A CPU keeps one more copy of what they act on.
+    """
     fp32_stream: bool = False
+    """`train.fp32_residual`. Branches then read copies of the stream in `element` bytes."""
 
     @property
     def tokens(self) -> int:
@@ -70,7 +81,10 @@ class Activations:
 
     @property
     def narrow(self) -> float:
-        """Bytes of an activation of the stream's shape [s, b, h] on one rank, in the format of the branches."""
+        """Bytes of an activation of the stream's shape [s, b, h] on one rank.
+
+        The format is that of the branches.
+        """
         return self.rows * self.config.hidden_size * self.element
 
     @property
@@ -79,7 +93,10 @@ class Activations:
         return self.narrow * (FP32 / self.element if self.fp32_stream else 1)
 
     def _norm(self, kept: float) -> float:
-        """A norm keeps its input and fp32 statistics; an RMSNorm that is not fused also its normalized input."""
+        """A norm keeps its input and fp32 statistics.
+
+        An RMSNorm that is not fused also keeps its normalized input.
+        """
         kind = NORMS[self.config.normalization]
         copies = 2 if kind.keeps_normed and not self.fused else 1
         return kept * copies + kind.statistics * FP32 * self.rows
@@ -88,11 +105,14 @@ class Activations:
         return norms.branch * self._norm(self.narrow) + norms.stream * self._norm(self.stream)
 
     def _dropout(self, probability: float) -> float:
-        """The mask: a byte per element where fused, else a scaled mask in the format of the stream."""
+        """The mask: a byte per element where fused, else scaled and in the format of the stream."""
         return 0 if probability == 0 else self.narrow / self.element if self.fused else self.narrow
 
     def _connections(self, norms: Norms) -> float:
-        """What lies around a layer's branches: norms, dropout, and the inputs of their first matrices."""
+        """What lies around a layer's branches.
+
+        Norms, dropout, and the inputs of their first matrices.
+        """
         return self._norms(norms) + 2 * (self._dropout(self.config.hidden_dropout) + self.narrow)
 
     def _attention(self, recomputed: bool) -> float:
@@ -107,24 +127,36 @@ class Activations:
         return kept + n * query + (0 if recomputed else statistics)
 
     def _feed_forward(self) -> float:
-        """Before the activation, after it, and for a gate also the activated gate; a ReLU's gradient needs its result only."""
+        """Before the activation, after it, and for a gate also the activated gate.
+
+        A ReLU's gradient needs its result only.
+        """
         widths = {"gelu": 2, "gelu_tanh": 2, "silu": 2, "relu": 1, "relu2": 2, "swiglu": 4, "geglu": 4}[
             self.config.activation
         ]
         return widths * self.tokens * self.config.ffn_size * self.element / self.tensor
 
     def layer(self, norms: Norms = PRE_NORM, *, recomputed: bool = False) -> float:
-        """Bytes of one layer with so many norms; recomputed: its attention core is computed again in the backward pass."""
+        """Bytes of one layer with so many norms.
+
+        recomputed: its attention core is computed again in the backward pass.
+        """
         return self._connections(norms) + self._attention(recomputed) + self._feed_forward()
 
     def layers(self, count: int, norms: Norms) -> float:
-        """Bytes that `count` layers with `norms` norms in all keep between forward and backward, under the recomputation that was asked for."""
+        """Bytes that `count` layers with `norms` norms in all keep between forward and backward.
+
+        The recomputation is the one that was asked for.
+        """
         if self.recompute == "full":
             return -(-count // self.group) * self.stream
         return count * self.layer(Norms(), recomputed=self.recompute == "selective") + self._norms(norms)
 
     def working(self, norms: Norms) -> float:
-        """Bytes that recomputation brings back for a while: a group of layers with so many norms each, or one attention core."""
+        """Bytes that recomputation brings back for a while.
+
+        A group of layers with so many norms each, or one attention core.
+        """
         if self.recompute == "full":
             return self.group * self.layer(norms)
         return (
@@ -144,7 +176,10 @@ class Activations:
         )
 
     def head(self) -> float:
-        """Bytes kept by the final norm, the output projection and the loss (fp32 log-probabilities, labels)."""
+        """Bytes kept by the final norm, the output projection and the loss.
+
+        The loss keeps fp32 log-probabilities and labels.
+        """
         scheme, config = SCHEMES[self.config.scheme], self.config
         vocab: float = config.vocab_size or config.padded_vocab
         if self.tensor > 1:

@@ -1,8 +1,11 @@
-"""Floating-point operations of a training step, per token: what the model needs, and what the hardware does with recomputation.
+"""Floating-point operations of a training step, per token.
 
-Counted are the matrix products, two operations per multiply-add: attention projections, attention scores and their product with the values,
-feed-forward and vocabulary projection. Not counted are norms, softmax, activations, rotary embedding, the embedding look-up and the optimizer,
-which together stay below a few percent at usual widths. No depth scheme adds a matrix product, so the scheme does not enter.
+Both what the model needs, and what the hardware does with recomputation.
+Counted are the matrix products, two operations per multiply-add: attention projections,
+attention scores and their product with the values, feed-forward and vocabulary projection.
+Not counted are norms, softmax, activations, rotary embedding, the embedding look-up and
+the optimizer, which together stay below a few percent at usual widths.
+No depth scheme adds a matrix product, so the scheme does not enter.
 """
 
 from __future__ import annotations
@@ -19,14 +22,14 @@ BACKWARD = 2
 
 @dataclass(frozen=True)
 class ForwardFlops:
-    """One forward pass per token over the whole model, in operations.
-
-    attention_core: scores and weighted values under the causal mask, which leaves half of the full square (derived: query i sees i of s keys, on
-    average (s+1)/2; taken as s/2, the usual convention).
-    """
+    """One forward pass per token over the whole model, in operations."""
 
     attention_linear: float
     attention_core: float
+    """Scores and weighted values under the causal mask, which leaves half of the full square.
+
+    Derived: query i sees i of s keys, on average (s+1)/2; taken as s/2, the usual convention.
+    """
     mlp: float
     vocabulary: float
 
@@ -38,15 +41,18 @@ class ForwardFlops:
 
 @dataclass(frozen=True)
 class FlopCount:
-    """Operations per token of forward and backward together. model: each product once, the base of MFU. hardware: with what is recomputed, the base of HFU."""
+    """Operations per token of forward and backward together."""
 
     model: float
+    """Each product once, the base of MFU."""
     hardware: float
+    """With what is recomputed, the base of HFU."""
 
 
 def forward_flops(config: ModelConfig, seq_length: int) -> ForwardFlops:
-    """Operations per token of one forward pass on sequences of `seq_length` tokens (derived from the shapes; the vocabulary is the padded one).
+    """Operations per token of one forward pass on sequences of `seq_length` tokens.
 
+    They are derived from the shapes; the vocabulary is the padded one.
     Raises ValueError before the vocabulary is known, or for a sequence without tokens.
     """
     if seq_length < 1:
@@ -67,10 +73,12 @@ def forward_flops(config: ModelConfig, seq_length: int) -> ForwardFlops:
 
 
 def flops_per_token(config: ModelConfig, seq_length: int, *, recompute: Recompute = "none") -> FlopCount:
-    """Operations per token of one training step: 3 x forward (a backward pass has two products per forward product), and with recomputation.
+    """Operations per token of one training step, without and with recomputation.
 
-    recompute, as in parallel.recompute.granularity: `selective` runs the attention cores forward once more, `full` all layers but not the
-    vocabulary projection. The second look at the scores inside fused attention kernels is theirs and not counted.
+    A step is 3 x forward: a backward pass has two products per forward product.
+    recompute, as in parallel.recompute.granularity: `selective` runs the attention cores forward
+    once more, `full` all layers but not the vocabulary projection.
+    The second look at the scores inside fused attention kernels is theirs and not counted.
     Raises ValueError before the vocabulary is known, and for another `recompute`.
     """
     forward = forward_flops(config, seq_length)

@@ -1,10 +1,11 @@
 """The depth plan as it is computed: in units of the stream in which no residual is multiplied.
 
-A scheme may multiply its residual by a constant (`model/depth/scheme.py`). DeepScaleLM's is sqrt(1 - 1/N)
-at N layers, and from 256 layers on that is so near 1 that a product in bfloat16 gives x back for
-every x: the constant is lost, forward and backward. So the stream is computed in units that change
-along the depth. With x = c y, c a Python float for each place of the stream and y what the tensors
-hold, one sublayer
+A scheme may multiply its residual by a constant (`model/depth/scheme.py`).
+DeepScaleLM's is sqrt(1 - 1/N) at N layers, and from 256 layers on that is so near 1 that a product
+in bfloat16 gives x back for every x: the constant is lost, forward and backward.
+So the stream is computed in units that change along the depth.
+With x = c y, c a Python float for each place of the stream and y what the tensors hold,
+one sublayer
 
     x' = r x + b F(s Norm(x)) + k x_layer
 

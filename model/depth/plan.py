@@ -1,4 +1,7 @@
-"""A stack's depth plan: what its scheme makes of every layer, as plain data without the scheme's name."""
+"""A stack's depth plan: what its scheme makes of every layer.
+
+It is plain data without the scheme's name.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ class DepthPlan:
         """The plan of a stack.
 
         sublayers: of one layer, 3 with cross-attention.
-        Raises KeyError for an unknown scheme, ValueError for options it lacks or that are out of range.
+        Raises KeyError for an unknown scheme.
+        Raises ValueError for options it lacks or that are out of range.
         """
         chosen = SCHEMES[scheme]
         return cls(chosen.plan(num_layers, options, sublayers), chosen.embedding_norm, chosen.final_norm)

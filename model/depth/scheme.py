@@ -1,14 +1,18 @@
-"""Depth schemes as data: where norms sit, the residual algebra's coefficients, the weight gains. The only place that knows a scheme's name.
+"""Depth schemes as data: where norms sit, the residual algebra's coefficients, the weight gains.
 
-One sublayer (attention, cross-attention or feed-forward) of layer l computes, for stream x and the layer's input x_layer,
+This is the only place that knows a scheme's name.
+One sublayer (attention, cross-attention or feed-forward) of layer l computes, for stream x and
+the layer's input x_layer,
 
     u  = input_scale * Norm_in(x)
     b  = Norm_branch(F(u))
     R  = residual_scale * (Norm_in(x) if residual_from_norm else x)
     x' = Norm_out(R + Dropout(branch_scale * b) + skip_scale * x_layer)
 
-where every norm is optional. All coefficients are Python floats computed from the global layer number and depth: never buffers, which a
-meta-device build would wipe, and never stage-local counts, which pipeline parallelism would change.
+where every norm is optional.
+All coefficients are Python floats computed from the global layer number and depth.
+They are never buffers, which a meta-device build would wipe, and never stage-local counts,
+which pipeline parallelism would change.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ Options = Mapping[str, float | bool]
 
 @dataclass(frozen=True)
 class Sublayer:
-    """Coefficients and norm positions of one sublayer; see the module docstring for the equation."""
+    """Coefficients and norm positions of one sublayer; the module docstring has the equation."""
 
     norm_in: bool = False
     norm_branch: bool = False
@@ -47,52 +51,61 @@ class Sublayer:
 
 @dataclass(frozen=True)
 class Layer:
-    """The sublayers of one transformer layer, in order. `cross` is used by encoder-decoder stacks only."""
+    """The sublayers of one transformer layer, in order."""
 
     attention: Sublayer
     mlp: Sublayer
     cross: Sublayer = field(default_factory=Sublayer)
+    """Used by encoder-decoder stacks only."""
 
 
 @dataclass(frozen=True)
 class Depth:
-    """Where a layer stands: 1-based global number and total, the sublayers per layer (3 with cross-attention), and the scheme's options."""
+    """Where a layer stands."""
 
     number: int
+    """Global, from 1."""
     total: int
+    """Layers of the stack."""
     options: Options
+    """The scheme's."""
     sublayers: int = 2
+    """Of one layer; 3 with cross-attention."""
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """One way to connect sublayers.
-
-    layer: coefficients of a layer.
-    gains: factor on the standard deviation of each weight role, applied on top of the base initialisation.
-    base: initialisation the scheme was published with. embedding_norm, final_norm: a norm before and after the stack.
-    options: every option with its default; others are refused.
-    limits: least and largest value of each option that is a number.
-    """
+    """One way to connect sublayers."""
 
     name: str
     summary: str
     source: str
     layer: Callable[[Depth], Layer]
+    """Coefficients of a layer."""
     gains: Callable[[Depth], Mapping[WeightRole, float]] = lambda depth: {}
+    """Factor on the standard deviation of each weight role, on top of the base initialisation."""
     base: Base = "xavier"
+    """Initialisation the scheme was published with."""
     embedding_norm: bool = False
+    """A norm before the stack."""
     final_norm: bool = True
+    """A norm after the stack."""
     options: Options = field(default_factory=dict)
+    """Every option with its default; others are refused."""
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Least and largest value of each option that is a number."""
 
     def check_options(self, given: Options) -> None:
-        """Raises ValueError for an option the scheme lacks, or a value of another type or out of its limits."""
+        """Raises ValueError for an option that does not fit.
+
+        The scheme lacks it, or its value is of another type or out of its limits.
+        """
         for key, value in given.items():
             if key not in self.options:
                 known = ", ".join(f"{name}={default}" for name, default in self.options.items()) or "none"
                 raise ValueError(
-                    f"model.scheme_options.{printable(key, 60)} has no effect with model.scheme={self.name}; its options: {known}"
+                    f"model.scheme_options.{printable(key, 60)} has no effect with "
+                    f"model.scheme={self.name}; its options: {known}"
                 )
             wanted = "true/false value" if isinstance(self.options[key], bool) else "number"
             if isinstance(self.options[key], bool) != isinstance(value, bool) or not isinstance(
@@ -112,7 +125,10 @@ class Scheme:
     def gain_plan(
         self, num_layers: int, options: Options | None = None, sublayers: int = 2
     ) -> tuple[Mapping[WeightRole, float], ...]:
-        """Weight gains of all layers of a stack, by role; a missing role has gain 1. Raises ValueError on unknown options."""
+        """Weight gains of all layers of a stack, by role; a missing role has gain 1.
+
+        Raises ValueError on unknown options.
+        """
         return tuple(self.gains(depth) for depth in self._depths(num_layers, options, sublayers))
 
     def _depths(self, num_layers: int, options: Options | None, sublayers: int) -> list[Depth]:
@@ -127,8 +143,12 @@ def _pre() -> Layer:
 
 
 def _post(residual: float = 1.0, branch: float = 1.0) -> Layer:
-    """LN(residual x + branch F(x)). All norms but the layer's last are written as the next sublayer's Norm_in with the residual taken after
-    it, which is the same function and lets a fused norm + linear kernel return the normed residual."""
+    """LN(residual x + branch F(x)).
+
+    All norms but the layer's last are written as the next sublayer's Norm_in with the residual
+    taken after it. That is the same function, and lets a fused norm + linear kernel return the
+    normed residual.
+    """
     first = Sublayer(residual_scale=residual, branch_scale=branch)
     middle = Sublayer(norm_in=True, residual_from_norm=True, residual_scale=residual, branch_scale=branch)
     last = Sublayer(
@@ -138,7 +158,10 @@ def _post(residual: float = 1.0, branch: float = 1.0) -> Layer:
 
 
 def _b2t(depth: Depth) -> Layer:
-    """y = LN(x_layer + h + F(h)): post-LN plus the layer's input, coefficient 1, before the layer's last norm (Takase et al. 2023, eq. for B2T)."""
+    """y = LN(x_layer + h + F(h)), as in Takase et al. 2023, eq. for B2T.
+
+    It is post-LN plus the layer's input, coefficient 1, before the layer's last norm.
+    """
     post = _post()
     last = Sublayer(norm_in=True, residual_from_norm=True, norm_out=True, skip_scale=1.0)
     return Layer(attention=post.attention, cross=post.cross, mlp=last)
@@ -149,15 +172,17 @@ def _rescale_gains(depth: Depth) -> Mapping[WeightRole, float]:
 
 
 def deepscale_constants(depth: Depth) -> tuple[float, float]:
-    """(lambda, beta) with beta^2 = k / (number of sublayers)^alpha and lambda^2 = 1 - beta^2 (Kedia et al. 2024).
+    """(lambda, beta), where lambda^2 = 1 - beta^2 (Kedia et al. 2024).
 
+    beta^2 = k / (number of sublayers)^alpha.
     Raises ValueError when k is so large that beta^2 exceeds 1.
     """
     beta2 = float(depth.options["k"]) / (depth.sublayers * depth.total) ** float(depth.options["alpha"])
     if not 0 < beta2 <= 1:
         options = " and ".join(f"{name}={float(depth.options[name]):g}" for name in ("k", "alpha"))
         raise ValueError(
-            f"model.scheme_options: {options} give beta^2={beta2:.3g} at {depth.total} layers, and it must lie in (0, 1]: choose a smaller k or a larger alpha"
+            f"model.scheme_options: {options} give beta^2={beta2:.3g} at {depth.total} layers, "
+            "and it must lie in (0, 1]: choose a smaller k or a larger alpha"
         )
     return math.sqrt(1 - beta2), math.sqrt(beta2)
 
@@ -195,7 +220,10 @@ def _mix(depth: Depth) -> Layer:
 
 
 def _spannorm(depth: Depth) -> Layer:
-    """h = LN(x + Attn(x)); y = LN(x + FFN(h)): the layer's input replaces the feed-forward residual."""
+    """h = LN(x + Attn(x)); y = LN(x + FFN(h)).
+
+    The layer's input replaces the feed-forward residual.
+    """
     post = _post()
     last = Sublayer(norm_in=True, norm_out=True, residual_scale=0.0, skip_scale=1.0)
     return Layer(attention=post.attention, cross=post.cross, mlp=last)
@@ -220,7 +248,8 @@ SCHEMES: dict[str, Scheme] = {
         ),
         Scheme(
             "b2t",
-            "post-LN with the layer's input added before its last norm; option `rescale` (default on) multiplies all layer weights by N^-1/2",
+            "post-LN with the layer's input added before its last norm; "
+            "option `rescale` (default on) multiplies all layer weights by N^-1/2",
             "Takase et al. 2023 and the authors' code of May 2023",
             _b2t,
             gains=_rescale_gains,

@@ -45,7 +45,10 @@ def kernel_parts(
 
 
 def mark_tensor_parallel(module: nn.Module) -> None:
-    """Sets the attributes that say how weights are cut over tensor-parallel ranks. Megatron-core sets them only where it draws the values itself."""
+    """Sets the attributes that say how weights are cut over tensor-parallel ranks.
+
+    Megatron-core sets them only where it draws the values itself.
+    """
     for part in module.modules():
         weight = getattr(part, "weight", None)
         if weight is None or hasattr(weight, "tensor_model_parallel"):
@@ -59,9 +62,12 @@ def mark_tensor_parallel(module: nn.Module) -> None:
 class GPT(GPTModel):
     """A decoder-only language model under a depth scheme, or one pipeline stage of it.
 
-    Forward as Megatron-core's: tokens [b, s], positions [b, s] -> logits [b, s, V / TP], or per-token losses [b, s] where labels are given.
-    kernels: parts of the layers, PyTorch's (`local`) or Transformer Engine's (`te`); names and values of parameters are the same.
-    plan: of all layers of the model, whatever stage of it this is; layers compute in its units (`model/depth/folded.py`).
+    Forward as Megatron-core's: tokens [b, s], positions [b, s] -> logits [b, s, V / TP],
+    or per-token losses [b, s] where labels are given.
+    kernels: parts of the layers, PyTorch's (`local`) or Transformer Engine's (`te`);
+    names and values of parameters are the same.
+    plan: of all layers of the model, whatever stage of it this is;
+    layers compute in its units (`model/depth/folded.py`).
     """
 
     def __init__(
@@ -77,7 +83,8 @@ class GPT(GPTModel):
     ) -> None:
         scheme = SCHEMES[model.scheme]
         self.plan = plan = model.depth_plan().folded()
-        # Slices by GLOBAL layer number: a stage must never compute depth constants from its own layer count.
+        # Slices by GLOBAL layer number:
+        # a stage must never compute depth constants from its own layer count.
         first = get_transformer_layer_offset(config, vp_stage, get_pipeline_model_parallel_rank())
         count = get_num_layers_to_build(config, vp_stage, get_pipeline_model_parallel_rank())
         self.fp32_stream = bool(config.fp32_residual_connection)
@@ -113,12 +120,19 @@ class GPT(GPTModel):
         self.true_vocab = model.vocab_size or model.padded_vocab
 
     def setup_embeddings_and_output_layer(self) -> None:
-        """Nothing to send: both copies of a tied embedding are drawn from its name (`model/weights/init.py`), and gradients are summed by attribute."""
+        """Nothing to send.
+
+        Both copies of a tied embedding are drawn from its name (`model/weights/init.py`),
+        and gradients are summed by attribute.
+        """
 
     def _preprocess(
         self, input_ids: Tensor, position_ids: Tensor, decoder_input: Tensor | None = None, **kwargs: Any
     ) -> tuple[Any, ...]:
-        """Embeds tokens, with the scheme's norm after the embedding, and turns rotary angles into what the layers read."""
+        """Embeds tokens, with the scheme's norm after the embedding.
+
+        Rotary angles become what the layers read.
+        """
         if self.embedding_norm and decoder_input is None:
             decoder_input = self.embedding.norm(
                 self.embedding(input_ids=input_ids, position_ids=position_ids)
@@ -131,7 +145,10 @@ class GPT(GPTModel):
         return hidden, angles, *rest
 
     def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Logits or losses of the last stage; the logit scale belongs to the output projection and is applied to its input [s, b, h]."""
+        """Logits or losses of the last stage.
+
+        The logit scale belongs to the output projection and is applied to its input [s, b, h].
+        """
         if self.post_process and self.logit_scale != 1.0:
             hidden_states = hidden_states * self.logit_scale
         if self.post_process and self.fp32_stream:
@@ -140,7 +157,11 @@ class GPT(GPTModel):
         return result
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """Cross-entropy per token in nats. labels: [b, s]; logits: [s, b, V / TP]; returns [b, s]. Padding rows of the vocabulary take no part."""
+        """Cross-entropy per token in nats, [b, s].
+
+        labels: [b, s]; logits: [s, b, V / TP].
+        Padding rows of the vocabulary take no part.
+        """
         if self.tp_group_size == 1:
             loss = cross_entropy(logits.flatten(0, 1), labels.t().flatten(), self.true_vocab)
             return loss.view(labels.shape[1], labels.shape[0]).t().contiguous()

@@ -11,8 +11,9 @@ from torch.autograd.function import once_differentiable
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """PyTorch's cross-entropy with its backward pass in the memory of the forward pass: the log-probabilities become the gradient.
+    """PyTorch's cross-entropy with its backward pass in the memory of the forward pass.
 
+    The log-probabilities become the gradient.
     PyTorch's own makes two more tensors as large as the logits, and fills one of them with zeros.
     """
 
@@ -38,9 +39,11 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def cross_entropy(logits_nv: Tensor, labels_n: Tensor, vocab: int) -> Tensor:
-    """-log softmax(logits)[label] in nats, [n], in fp32 (fp64 for fp64 logits). logits_nv: [n, V]; labels_n: [n] below `vocab`.
+    """-log softmax(logits)[label] in nats, [n], in fp32 (fp64 for fp64 logits).
 
-    Columns from `vocab` on are padding: they take no part and get no gradient. The gradient can be taken once.
+    logits_nv: [n, V]; labels_n: [n] below `vocab`.
+    Columns from `vocab` on are padding: they take no part and get no gradient.
+    The gradient can be taken once.
     """
     loss: Tensor = _CrossEntropy.apply(logits_nv, labels_n, vocab)  # type: ignore[no-untyped-call]
     return loss

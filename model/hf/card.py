@@ -1,4 +1,7 @@
-"""The README of an exported model: how to use it, what it is, where it comes from, and what was proved."""
+"""The README of an exported model.
+
+How to use it, what it is, where it comes from, and what was proved.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ if TYPE_CHECKING:
 
 
 def model_card(config: ModelConfig, result: Export, provenance: Mapping[str, Any]) -> str:
-    """Markdown with the metadata block that the Hub reads. provenance: label -> value, shown in order."""
+    """Markdown with the metadata block that the Hub reads.
+
+    provenance: label -> value, shown in order.
+    """
     trust = ", trust_remote_code=True" if result.architecture == "fathom" else ""
     code = (
         "The depth scheme has no class in transformers, so its modelling code travels with the weights."
@@ -33,7 +39,8 @@ def model_card(config: ModelConfig, result: Export, provenance: Mapping[str, Any
             "",
             f"# {provenance.get('name', result.path.name)}",
             "",
-            f"A decoder-only language model of {config.num_layers} layers, pretrained with the depth scheme `{config.scheme}`:",
+            f"A decoder-only language model of {config.num_layers} layers, "
+            f"pretrained with the depth scheme `{config.scheme}`:",
             f"{SCHEMES[config.scheme].summary} ({SCHEMES[config.scheme].source}). {code}".rstrip(),
             "",
             "```python",
@@ -99,8 +106,10 @@ def _table(rows: Mapping[str, Any]) -> list[str]:
 def _proof(config: ModelConfig, result: Export) -> list[str]:
     proof, extra = result.proof, norm_layers(result.architecture, config.depth_plan())
     lines = [
-        "Before it was put in place, this folder was loaded with transformers in fp32 and its logits were compared with the pretraining model's "
-        f"on {proof.tokens} tokens: they differ by at most {proof.difference:.1e} of their standard deviation ({proof.scale:.3g}); "
+        "Before it was put in place, this folder was loaded with transformers in fp32 and its logits "
+        "were compared with the pretraining model's "
+        f"on {proof.tokens} tokens: they differ by at most {proof.difference:.1e} "
+        f"of their standard deviation ({proof.scale:.3g}); "
         f"allowed was {proof.tolerance:.1e}.",
     ]
     if proof.trained is not None:
@@ -115,18 +124,21 @@ def _proof(config: ModelConfig, result: Export) -> list[str]:
             else ""
         )
         lines.append(
-            f"The depth scheme's constants are folded into the weights; the one epsilon of all norms is {result.epsilon:.3g}{effect}."
+            "The depth scheme's constants are folded into the weights; "
+            f"the one epsilon of all norms is {result.epsilon:.3g}{effect}."
         )
     for place, present, normed in zip(
         ("first", "last"), extra, ("embedding", "output of the stack"), strict=True
     ):
         if present:
             lines.append(
-                f"The {place} layer is one more than in pretraining: its branches are zero, and it only norms the {normed}."
+                f"The {place} layer is one more than in pretraining: "
+                f"its branches are zero, and it only norms the {normed}."
             )
     if result.dtype != "float32":
         lines.append(
-            f"Storing the weights as {result.dtype} afterwards moved the logits by up to {result.dtype_difference:.1e} standard deviations."
+            f"Storing the weights as {result.dtype} afterwards moved the logits "
+            f"by up to {result.dtype_difference:.1e} standard deviations."
         )
     if result.tokenizer:
         ties = (
@@ -137,7 +149,8 @@ def _proof(config: ModelConfig, result: Export) -> list[str]:
         lines.append(f"The tokenizer gives SentencePiece's ids and text on a fuzz corpus{ties}.")
     if result.copied_tokenizer:
         lines.append(
-            f"The tokenizer was copied from {result.copied_tokenizer} as it is; whether the model was trained with it was not checked."
+            f"The tokenizer was copied from {result.copied_tokenizer} as it is; "
+            "whether the model was trained with it was not checked."
         )
     lines += [f"Not exact enough, and so not used: {reason}." for reason in result.skipped]
     return lines

@@ -47,7 +47,7 @@ class GPT2File(Record):
 
 
 class LlamaFile(Record):
-    """Fields and defaults of transformers' LlamaConfig, and the one that Mistral has beside them."""
+    """Fields and defaults of transformers' LlamaConfig, and the one that only Mistral has."""
 
     vocab_size: Rows = 32000
     hidden_size: Width = 4096

@@ -21,7 +21,8 @@ ARCHITECTURES: dict[Target, str] = {
 }
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Ids that begin and end a text and fill up, by their names in config.json."""
-# The initialisation under which tied embeddings have no factor on the logits, as in all stock architectures.
+# The initialisation under which tied embeddings have no factor on the logits,
+# as in all stock architectures.
 STOCK_INIT = InitConfig(base="normal")
 
 
@@ -51,7 +52,10 @@ def write_config(
     dtype: str,
     special: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Contents of config.json. special: an id, or None where it is not known, for each of SPECIAL."""
+    """Contents of config.json.
+
+    special: an id, or None where it is not known, for each of SPECIAL.
+    """
     common = {
         "architectures": [ARCHITECTURES[target]],
         "model_type": target,
@@ -97,7 +101,8 @@ def _llama(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) 
         "head_dim": config.kv_channels,
         "hidden_act": LLAMA_ACTIVATIONS[config.activation],
         "rms_norm_eps": fold.epsilon,
-        # transformers 5 reads the first, older ones the second, and each falls back to 10000 without it.
+        # transformers 5 reads the first, older ones the second,
+        # and each falls back to 10000 without it.
         "rope_parameters": {"rope_type": "default", "rope_theta": float(config.rotary_base)},
         "rope_theta": float(config.rotary_base),
         "attention_bias": config.bias,

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
-# One sublayer (attention or feed-forward) with input x, F its linear layers, x_layer the input of its layer:
+# One sublayer (attention or feed-forward) with input x, F its linear layers,
+# x_layer the input of its layer:
 #   u  = input_scale * norm_in(x)
 #   b  = norm_branch(F(u))
 #   R  = residual_scale * (norm_in(x) if residual_from_norm else x)
@@ -36,7 +37,8 @@ class FathomConfig(PretrainedConfig):
     normalization: layernorm or rmsnorm.
     position: learned, rotary or none.
     logit_scale: factor on the last hidden state, before the output projection.
-    Raises ValueError where the depth plan and num_hidden_layers disagree, or for an unknown key in the plan.
+    Raises ValueError where the depth plan and num_hidden_layers disagree,
+    or for an unknown key in the plan.
     """
 
     model_type = "fathom"

@@ -76,14 +76,16 @@ def export(
     seq_length: positions, where the configuration names none.
     tokenizer: a SentencePiece model, of which an equal fast tokenizer is made and proved;
         a Hugging Face folder, whose tokenizer is copied; or None.
-    special: bos_token_id, eos_token_id and pad_token_id where there is no tokenizer; unknown without.
+    special: bos_token_id, eos_token_id and pad_token_id where there is no tokenizer;
+        unknown without.
     prove_with: token ids [b, s] -> our model's logits [b, s, at least v];
         the plain evaluation of `weights` where None.
     prove_trained: the same in the precision of the training, where that was not fp32.
     prove_tokens [b, s], sample_texts: real data for the proofs of model and tokenizer,
         on top of random tokens and fuzz texts.
     max_shard_size: bytes, or text such as 5GB.
-    Memory stays within the largest shard in fp32, except for the proof, which loads the whole model.
+    Memory stays within the largest shard in fp32,
+    except for the proof, which loads the whole model.
     Raises UserError for a target that is not exact, weights that do not fit the configuration,
     a tokenizer that cannot be reproduced, a folder that holds something or cannot be written,
     or a proof that fails; then nothing is left behind.
@@ -142,20 +144,7 @@ def _build(
 ) -> Export:
     config = job.config
     ids, special = _write_tokenizer(job, folder)
-    settings = write_config(
-        target,
-        config,
-        plan,
-        positions=job.positions,
-        logit_scale=job.logit_scale,
-        dtype="float32",
-        special=special,
-    )
-    write_json(folder / "config.json", settings)
-    write_json(
-        folder / "generation_config.json",
-        {"_from_model_config": True, **{k: v for k, v in special.items() if v is not None}},
-    )
+    settings = _write_settings(job, target, plan, special, folder)
     for name in CODE if target == "fathom" else ():
         shutil.copyfile(Path(__file__).with_name(name), folder / name)
     if job.tokenizer is not None and ids is not None:
@@ -181,12 +170,7 @@ def _build(
         reference=job.prove_with,
         trained=job.prove_trained,
     )
-    moved = 0.0
-    if job.dtype != "float32":
-        exact = logits(folder, target, job.tokens)
-        round_weights(folder, DTYPES[job.dtype])
-        write_json(folder / "config.json", {**settings, "dtype": job.dtype, "torch_dtype": job.dtype})
-        moved = change(logits(folder, target, job.tokens), exact)
+    moved = _store_as_asked(job, target, settings, folder)
     files = tuple(sorted([path.name for path in folder.iterdir()] + ["README.md"]))
     result = Export(
         path=out,
@@ -206,8 +190,42 @@ def _build(
     return result
 
 
+def _write_settings(
+    job: _Job, target: Target, plan: Fold, special: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
+    """Writes config.json, of weights in fp32, and generation_config.json; returns the first."""
+    settings = write_config(
+        target,
+        job.config,
+        plan,
+        positions=job.positions,
+        logit_scale=job.logit_scale,
+        dtype="float32",
+        special=special,
+    )
+    write_json(folder / "config.json", settings)
+    write_json(
+        folder / "generation_config.json",
+        {"_from_model_config": True, **{k: v for k, v in special.items() if v is not None}},
+    )
+    return settings
+
+
+def _store_as_asked(job: _Job, target: Target, settings: Mapping[str, Any], folder: Path) -> float:
+    """Rounds a folder's fp32 weights to the format that was asked for.
+
+    Returns how far that moves the logits, in their standard deviations; 0 for float32.
+    """
+    if job.dtype == "float32":
+        return 0.0
+    exact = logits(folder, target, job.tokens)
+    round_weights(folder, DTYPES[job.dtype])
+    write_json(folder / "config.json", {**settings, "dtype": job.dtype, "torch_dtype": job.dtype})
+    return change(logits(folder, target, job.tokens), exact)
+
+
 def _write_tokenizer(job: _Job, folder: Path) -> tuple[TokenIds | None, dict[str, Any]]:
-    """(ids of a tokenizer made from a SentencePiece model, special token ids for the configuration).
+    """(ids of a tokenizer made from a SentencePiece model, special token ids of the configuration).
 
     Training documents end with eos and nothing marks their start,
     so eos is what generation from nothing must start with.

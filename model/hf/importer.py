@@ -19,7 +19,8 @@ from model.hf.source import TOKENIZERS, SafetensorsFolder, download, source_file
 from model.records import read_json, read_record
 from model.words import printable
 
-# Tensors that some files carry and no weight depends on: GPT-2's causal mask, Llama's rotary frequencies.
+# Tensors that some files carry and no weight depends on:
+# GPT-2's causal mask, Llama's rotary frequencies.
 _NO_WEIGHTS = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
 ELEMENTS = ("F32", "F16", "BF16", "F64")
 """Element types of weights, as safetensors calls them. All but the last are exact in fp32."""
@@ -48,7 +49,8 @@ class Imported:
 class _Prefixed(Mapping[str, Tensor]):
     """Tensors under the names of a whole model.
 
-    Base-model files leave out the first part: GPT-2 on the Hub has `h.0...`, not `transformer.h.0...`.
+    Base-model files leave out the first part:
+    GPT-2 on the Hub has `h.0...`, not `transformer.h.0...`.
     """
 
     def __init__(self, inner: SafetensorsFolder, prefix: str) -> None:
@@ -76,8 +78,9 @@ def import_model(source: str | Path, *, vocab_multiple: int = 128) -> Imported:
     vocab_multiple: the embedding gets rows of zeros up to a multiple of this.
     They are masked in training and cut off by an export.
     No weight is read yet, but all names, shapes and element types are compared.
-    Raises UserError with the reason for a folder that is damaged, or a model that cannot be represented
-    exactly: architecture, activation, rotary scaling, sliding window, biases, or tensors that have no place.
+    Raises UserError with the reason for a folder that is damaged, or a model that cannot be
+    represented exactly: architecture, activation, rotary scaling, sliding window, biases,
+    or tensors that have no place.
     """
     folder = _folder(source)
     path = source_file(folder, "config.json")
@@ -91,7 +94,8 @@ def import_model(source: str | Path, *, vocab_multiple: int = 128) -> Imported:
     files = _Prefixed(SafetensorsFolder(folder), "transformer." if layout == "gpt2" else "model.")
     if config.num_layers > len(files):
         raise UserError(
-            f"{path} asks for {config.num_layers} layers, but the model files have {len(files)} tensors only: "
+            f"{path} asks for {config.num_layers} layers, "
+            f"but the model files have {len(files)} tensors only: "
             f"{ADVICE}"
         )
     todo = entries(layout, config, positions)
@@ -111,7 +115,10 @@ def _folder(source: str | Path) -> Path:
 
 
 def _special(folder: Path) -> dict[str, Any]:
-    """Special token ids of a folder: what generation uses goes before what the configuration says."""
+    """Special token ids of a folder.
+
+    What generation uses goes before what the configuration says.
+    """
     found: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):
         if path := source_file(folder, name):
@@ -120,7 +127,10 @@ def _special(folder: Path) -> dict[str, Any]:
 
 
 def _check_names(files: _Prefixed, todo: list[Entry], config: ModelConfig) -> None:
-    """Raises UserError naming the first tensor that is missing, or that config.json does not account for."""
+    """Raises UserError naming the first tensor that is missing, or one too many.
+
+    The latter is one that config.json does not account for.
+    """
     wanted = {name for entry in todo for name in entry.hf}
     for name in sorted(wanted - set(files)):
         raise UserError(f"the model files have no tensor {name!r}, which config.json asks for")
@@ -133,7 +143,10 @@ def _check_names(files: _Prefixed, todo: list[Entry], config: ModelConfig) -> No
 
 
 def _check_facts(files: _Prefixed, todo: list[Entry], config: ModelConfig) -> None:
-    """Raises UserError naming the first tensor that has another shape than config.json gives, or is no weight."""
+    """Raises UserError naming the first tensor that is wrong.
+
+    It has another shape than config.json gives, or is no weight.
+    """
     for entry in todo:
         for name, shape in entry.shapes(config).items():
             given, element = files.facts(name)

@@ -158,7 +158,10 @@ class Entry:
 
 
 def norm_layers(target: Target, plan: DepthPlan) -> tuple[bool, bool]:
-    """Whether the norm (after the embedding, after the stack) becomes a layer of its own: an OPT layer whose branches are zero."""
+    """Whether the norm (after the embedding, after the stack) becomes a layer of its own.
+
+    That is an OPT layer whose branches are zero.
+    """
     return (plan.embedding_norm, plan.final_norm) if target == "opt" else (False, False)
 
 

@@ -52,7 +52,10 @@ class FathomNorm(nn.Module):
 
 
 class FathomAttention(nn.Module):
-    """Causal self-attention; fewer key/value heads than query heads make it grouped-query attention."""
+    """Causal self-attention.
+
+    Fewer key/value heads than query heads make it grouped-query attention.
+    """
 
     def __init__(self, config: FathomConfig, layer_idx: int) -> None:
         super().__init__()
@@ -256,7 +259,10 @@ class FathomModel(FathomPreTrainedModel):
         )
 
     def _mask(self, attention_mask: Tensor | None, start: int, x: Tensor) -> Tensor | None:
-        """True where query [s] may see key [t], [b or 1, 1, s, t]; None where plain causality says it all."""
+        """True where query [s] may see key [t], [b or 1, 1, s, t].
+
+        None where plain causality says it all.
+        """
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(
                 f"attention_mask must be [batch, positions], got shape {tuple(attention_mask.shape)}: "
@@ -271,7 +277,8 @@ class FathomModel(FathomPreTrainedModel):
         allowed = (keys <= queries)[None, None]
         if attention_mask is None or not padded:
             return allowed
-        # A padding position still sees itself: a row with nothing to attend to would be NaN and spread.
+        # A padding position still sees itself:
+        # a row with nothing to attend to would be NaN and spread.
         return (allowed & attention_mask[:, None, None, : len(keys)].bool()) | (keys == queries)
 
     def _rotation(self, position_ids: Tensor, x: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -1,4 +1,7 @@
-"""The logit proof: a folder is loaded by transformers as a user would load it, and must give our model's logits."""
+"""The logit proof: an exported folder must give our model's logits.
+
+transformers loads the folder as a user would load it.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,12 @@ from model.hf.folding.pre_ln import Fold
 from model.hf.mapping import Target
 from model.hf.reference import Evaluation, Weights
 
-# Relative to the standard deviation of the logits. A wrong coefficient, permutation or activation is orders of magnitude above both.
+# Relative to the standard deviation of the logits.
+# A wrong coefficient, permutation or activation is orders of magnitude above both.
 EXACT_TOLERANCE = 1e-5
 LIMIT = 1e-4
 ALIKE = 0.99
-"""Cosine of the logits in the precision of the training to the export's, above which nothing is asked.
+"""Cosine of the logits in the training's precision to the export's, above which nothing is asked.
 
 Rounding to bf16 leaves 0.997 at 1000 layers.
 """
@@ -36,20 +40,25 @@ class ProofError(UserError):
 
 @dataclass(frozen=True)
 class Proof:
-    """All in units of `scale`, the standard deviation of our logits. difference, tolerance: largest logit difference found and allowed.
-
-    epsilon_effect: how far the exported epsilons move our logits, in fp64. rounding: how far fp32 arithmetic moves them. tokens: positions compared.
-    trained: cosine of our logits in the precision of the training to the export's in fp32;
-        None where that was fp32, or is not known.
-    """
+    """What was compared; differences are in units of `scale`."""
 
     difference: float
+    """Largest logit difference found."""
     tolerance: float
+    """Largest logit difference allowed."""
     scale: float
+    """The standard deviation of our logits."""
     tokens: int
+    """Positions compared."""
     epsilon_effect: float
+    """How far the exported epsilons move our logits, in fp64."""
     rounding: float
+    """How far fp32 arithmetic moves our logits."""
     trained: float | None = None
+    """Cosine of our logits in the precision of the training to the export's in fp32.
+
+    None where that was fp32, or is not known.
+    """
 
     def __str__(self) -> str:
         return (
@@ -59,21 +68,30 @@ class Proof:
 
 
 def proof_tokens(config: ModelConfig, positions: int, given: Tensor | None = None) -> Tensor:
-    """Token ids [b, s]: two random rows of up to 64 positions, or the given ones with the random rows below them, cut to one length."""
+    """Token ids [b, s]: two random rows of up to 64 positions.
+
+    given: rows that the random ones are put below, all cut to one length.
+    """
     length = min(positions, 64) if given is None else min(positions, given.shape[1])
     random = torch.randint(0, config.vocab_size or 1, (2, length), generator=torch.Generator().manual_seed(0))
     return random if given is None else torch.cat((given[:, :length], random))
 
 
 def change(a: Tensor, b: Tensor) -> float:
-    """Largest difference between two sets of logits, in standard deviations of the second. NaN where either is not finite."""
+    """Largest difference between two sets of logits, in standard deviations of the second.
+
+    NaN where either is not finite.
+    """
     return float((a.double() - b.double()).abs().max() / b.double().std())
 
 
 def epsilon_effect(
     weights: Weights, config: ModelConfig, tokens: Tensor, logit_scale: float, fold: Fold
 ) -> float:
-    """How far the epsilons of a fold move the logits, in fp64: what separates the export from our model beside rounding. 0 for an exact fold."""
+    """How far the epsilons of a fold move the logits, in fp64; 0 for an exact fold.
+
+    This is what separates the export from our model beside rounding.
+    """
     if not fold.epsilons:
         return 0.0
     own, folded = (
@@ -96,7 +114,10 @@ def _in_float64(
 
 
 class _Rounding(Evaluation):
-    """Our model in fp32, its activations rounded to bf16: what computing in bf16 has to bear, constants aside."""
+    """Our model in fp32, its activations rounded to bf16.
+
+    This is what computing in bf16 has to bear, constants aside.
+    """
 
     def _sublayer(self, *args: Any) -> Tensor:
         return super()._sublayer(*args).bfloat16().float()
@@ -120,9 +141,9 @@ def prove_precision(
     """Cosine of the logits in the precision of the training, by `trained`, to the export's in fp32.
 
     theirs: the export's logits [b, s, v]; trained: tokens [b, s] -> [b, s, at least v].
-    Raises ProofError where that precision computes another function. A function that makes roundings
-    much larger by itself, as plain post-LN of hundreds of layers does, is none: there fp32 with
-    rounded activations is as far off.
+    Raises ProofError where that precision computes another function.
+    A function that makes roundings much larger by itself, as plain post-LN of hundreds of layers
+    does, is none: there fp32 with rounded activations is as far off.
     """
     ours = trained(tokens).float().cpu()[..., : config.vocab_size]
     found = _cosine(ours, theirs)
@@ -145,7 +166,10 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 
 
 def load(folder: Path, target: Target) -> Any:
-    """The model of a folder in fp32, through the class that a user gets. Only our own modelling file is trusted."""
+    """The model of a folder in fp32, through the class that a user gets.
+
+    Only our own modelling file is trusted.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -161,7 +185,10 @@ def load(folder: Path, target: Target) -> Any:
 
 
 def forget(model: Any) -> None:
-    """Removes the copy of a modelling file that transformers cached for a folder which will not stay where it is."""
+    """Removes the copy of a modelling file that transformers cached for a folder.
+
+    The folder will not stay where it is.
+    """
     from transformers.dynamic_module_utils import HF_MODULES_CACHE
 
     parts = type(model).__module__.split(".")
@@ -196,12 +223,16 @@ def prove(
     reference: Callable[[Tensor], Tensor] | None = None,
     trained: Callable[[Tensor], Tensor] | None = None,
 ) -> Proof:
-    """Compares the logits of a folder with two others: the plain evaluation with the exported epsilons, from which only rounding may separate it, and our
-    model's own by `reference` (tokens [b, s] -> [b, s, at least v]; the plain evaluation where None), from which `effect` (`epsilon_effect`) may as well.
+    """Compares the logits of a folder with two others.
 
+    The first is the plain evaluation with the exported epsilons, from which only rounding may
+    separate it. The second is our model's own, from which `effect` (`epsilon_effect`) may as well.
     With `trained`, also with our logits in the precision of the training (`prove_precision`).
 
-    Rounding is allowed EXACT_TOLERANCE, or 4 x the measured effect of fp32 on our own logits, which grows with depth, but never more than LIMIT.
+    reference: tokens [b, s] -> our model's own logits [b, s, at least v];
+        the plain evaluation where None.
+    Rounding is allowed EXACT_TOLERANCE, or 4 x the measured effect of fp32 on our own logits,
+    which grows with depth, but never more than LIMIT.
     Raises ProofError with the numbers.
     """
     plain = Evaluation(weights, config, logit_scale=logit_scale)(tokens)
@@ -213,7 +244,8 @@ def prove(
     theirs, scale = logits(folder, target, tokens), float(ours.double().std())
     if theirs.shape != ours.shape:
         raise ProofError(
-            f"the exported {target} model gives logits of shape {tuple(theirs.shape)}, ours {tuple(ours.shape)}: nothing was written"
+            f"the exported {target} model gives logits of shape {tuple(theirs.shape)}, "
+            f"ours {tuple(ours.shape)}: nothing was written"
         )
     expected = (
         Evaluation(weights, config, logit_scale=logit_scale, epsilons=fold.epsilons)(tokens)

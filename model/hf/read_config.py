@@ -167,7 +167,10 @@ def _read_llama(content: Any, kind: str, source: str) -> Read:
 
 
 def _rotary_base(data: LlamaFile, kind: str, source: str) -> int:
-    """Base of the rotary embedding. Raises UserError where it is not plain, or not over whole heads."""
+    """Base of the rotary embedding.
+
+    Raises UserError where the embedding is not plain, or not over whole heads.
+    """
     given = {**(data.rope_scaling or {}), **(data.rope_parameters or {})}
     rope = as_record(given, Rope, f"{source}, rope_parameters", ADVICE)
     rope_type = rope.rope_type or rope.type or "default"

@@ -1,7 +1,10 @@
-"""Plain PyTorch evaluation of canonical weights: the independent reference for exports, and generation on one process.
+"""Plain PyTorch evaluation of canonical weights.
 
-Reads one tensor at a time from the mapping, so that a mapping backed by a file never has the whole model in memory.
-Shape letters: b batch, s new positions, t positions seen so far, h hidden, n query heads, g key/value heads, d head width, v vocabulary.
+It is the independent reference for exports, and generates text on one process.
+It reads one tensor at a time from the mapping, so that a mapping backed by a file never has the
+whole model in memory.
+Shape letters: b batch, s new positions, t positions seen so far, h hidden, n query heads,
+g key/value heads, d head width, v vocabulary.
 """
 
 from __future__ import annotations
@@ -55,7 +58,9 @@ class Cache:
 class Evaluation:
     """The model function of canonical weights.
 
-    weights: canonical name -> whole tensor. logit_scale: factor on the last hidden state. dtype: arithmetic; weights are cast as they are read.
+    weights: canonical name -> whole tensor.
+    logit_scale: factor on the last hidden state.
+    dtype: arithmetic; weights are cast as they are read.
     epsilons: canonical name of a norm -> its own epsilon, where it is not the configuration's.
     """
 
@@ -79,9 +84,11 @@ class Evaluation:
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor, cache: Cache | None = None, last_only: bool = False) -> Tensor:
-        """Logits [b, s, v] of token ids [b, s], padding rows of the vocabulary left out; last_only keeps the last position.
+        """Logits [b, s, v] of token ids [b, s], padding rows of the vocabulary left out.
 
-        With a cache, `tokens` continue the sequence in it. Raises UserError when a learned position table is too short.
+        cache: `tokens` continue the sequence in it.
+        last_only: keeps the last position.
+        Raises UserError when a learned position table is too short.
         """
         start = cache.length if cache else 0
         x_bsh = self._embed(tokens, start)
@@ -112,7 +119,8 @@ class Evaluation:
             table = self._weight("embedding.position_embeddings.weight")
             if start + tokens.shape[1] > len(table):
                 raise UserError(
-                    f"{start + tokens.shape[1]} positions asked for, but the model has learned only {len(table)}: shorten the prompt or max_new_tokens"
+                    f"{start + tokens.shape[1]} positions asked for, but the model has learned only "
+                    f"{len(table)}: shorten the prompt or max_new_tokens"
                 )
             x_bsh = x_bsh + table[start : start + tokens.shape[1]]
         return self._norm(x_bsh, "embedding.norm") if self.plan.embedding_norm else x_bsh
@@ -137,13 +145,17 @@ class Evaluation:
         norm_in: str,
         prefix: str,
     ) -> Tensor:
-        """One application of the equation in `model/depth/scheme.py`; `given` is the layer's input."""
+        """One application of the equation in `model/depth/scheme.py`.
+
+        given: the layer's input.
+        """
         normed = self._norm(x, norm_in) if c.norm_in else x
         b = branch(c.input_scale * normed)
         if c.norm_branch:
             b = self._norm(b, f"{prefix}_branch_norm")
         kept = normed if c.residual_from_norm else x
-        # Not `residual_scale * kept`: fp32 rounds a factor near 1, and a thousand layers raise that to its 2000th power.
+        # Not `residual_scale * kept`: fp32 rounds a factor near 1,
+        # and a thousand layers raise that to its 2000th power.
         if c.residual_scale != 1:
             kept = kept + (c.residual_scale - 1) * kept
         out = kept + c.branch_scale * b + c.skip_scale * given
@@ -182,7 +194,10 @@ class Evaluation:
         return self._linear(out, f"decoder.layers.{layer}.self_attention.linear_proj")
 
     def _angles(self, start: int, length: int) -> Tensor:
-        """Rotary angles [s, d], both halves alike. At least fp32: low precision would round late positions together."""
+        """Rotary angles [s, d], both halves alike.
+
+        At least fp32: low precision would round late positions together.
+        """
         dtype = torch.promote_types(self.dtype, torch.float32)
         d = self.config.kv_channels
         frequencies = 1.0 / self.config.rotary_base ** (torch.arange(0, d, 2, dtype=dtype) / d)
@@ -192,7 +207,10 @@ class Evaluation:
 def pick(
     logits_v: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator
 ) -> int:
-    """One token id from logits [v]: the largest at temperature 0, else sampled after the top-k and then the top-p (nucleus) cut."""
+    """One token id from logits [v].
+
+    The largest at temperature 0, else sampled after the top-k and then the top-p (nucleus) cut.
+    """
     if temperature == 0:
         return int(logits_v.argmax())
     # From the largest down, so that no quotient by a small temperature overflows.
@@ -225,8 +243,8 @@ def generate(
 
     Ends after `stop_id` (which is yielded) or max_new_tokens.
     Every step reads every weight once: pass a dict for speed.
-    Raises UserError on an empty prompt, ids outside the vocabulary or sampling settings out of range,
-    and while it goes on where logits are not finite.
+    Raises UserError on an empty prompt, ids outside the vocabulary or sampling settings out of
+    range, and while it goes on where logits are not finite.
     """
     checks = (
         (

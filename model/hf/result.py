@@ -25,7 +25,10 @@ class Export:
     parameters: int
     files: tuple[str, ...]
     dtype_difference: float = 0.0
-    """Change of the logits by storing weights in `dtype`, in their standard deviations; 0 for float32."""
+    """Change of the logits by storing weights in `dtype`, in their standard deviations.
+
+    0 for float32.
+    """
     tokenizer: TokenIds | None = None
     """Of one made from a SentencePiece model."""
     copied_tokenizer: Path | None = None

@@ -1,4 +1,4 @@
-"""A Hugging Face folder that someone else wrote, or the Hub gives: its files, and the tensors in them."""
+"""A Hugging Face folder that someone else wrote, or the Hub gives: its files and their tensors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ AGAIN = "download the model again"
 def source_file(folder: Path, name: str) -> Path | None:
     """A file of the folder; None where there is none of this name.
 
-    Raises UserError for a name or a link that leads out of the folder, and for what is no regular file.
+    Raises UserError for a name or a link that leads out of the folder,
+    and for what is no regular file.
     """
     path = folder / name if _blob(folder, name) else inside(folder, name)
     if not os.path.lexists(path):
@@ -36,7 +37,7 @@ def source_file(folder: Path, name: str) -> Path | None:
 
 
 def _blob(folder: Path, name: str) -> bool:
-    """Whether a file is a link of the Hub's cache: from a snapshot to the blobs beside all snapshots."""
+    """Whether a file is a link of the Hub's cache: from a snapshot to the blobs beside them all."""
     if folder.parent.name != "snapshots" or Path(name).name != name:
         return False
     blobs = os.path.realpath(folder.parent.parent / "blobs")
@@ -53,7 +54,8 @@ class Index(Record):
 class SafetensorsFolder(Mapping[str, Tensor]):
     """The tensors of a model folder, read from disk as they are asked for.
 
-    Raises UserError where the folder has no safetensors, or files that are damaged, naming the first.
+    Raises UserError where the folder has no safetensors, or files that are damaged,
+    naming the first.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -108,7 +110,10 @@ class SafetensorsFolder(Mapping[str, Tensor]):
 
 
 def download(name: str) -> Path:
-    """The files of a model of the Hub that an import reads. Raises UserError where the Hub gives none."""
+    """The files of a model of the Hub that an import reads.
+
+    Raises UserError where the Hub gives none.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -1,12 +1,15 @@
 """torch.compile for the layers of a stack: one compilation that all layers share.
 
 Each layer is compiled as a function of its inputs and weights, so that a thousand layers cost one
-compilation. What differs between layers would cost one each: numbers that a scheme varies with depth
-are handed over as scalars in tensors, and a scheme with two kinds of layers compiles twice.
+compilation. What differs between layers would cost one each.
+Numbers that a scheme varies with depth are handed over as scalars in tensors,
+and a scheme with two kinds of layers compiles twice.
 
-PyTorch's guards compare a layer's attributes with those it was compiled for before every call of it, 0.1 ms each time. Nothing but shape and format of the
-input can change between two calls, so that each layer is guarded once per shape and format, and not again.
-Whoever changes an attribute of a layer between two steps sets FATHOM_GUARDS=1: all guards run at every call then.
+PyTorch's guards compare a layer's attributes with those it was compiled for before every call of
+it, 0.1 ms each time. Nothing but shape and format of the input can change between two calls,
+so that each layer is guarded once per shape and format, and not again.
+Whoever changes an attribute of a layer between two steps sets FATHOM_GUARDS=1:
+all guards run at every call then.
 """
 
 from __future__ import annotations
@@ -38,7 +41,10 @@ Kind = tuple[torch.Size, torch.dtype]
 
 
 class Shared:
-    """The compiled function of all layers of a stack. guarded: layers that were called under all guards, by kind of input."""
+    """The compiled function of all layers of a stack.
+
+    guarded: layers that were called under all guards, by kind of input.
+    """
 
     def __init__(self, function: Callable[..., tuple[Tensor, Tensor | None]]) -> None:
         self.function = function
@@ -55,8 +61,11 @@ class Shared:
 
 
 def _without_guards(stack: Any, shared: Shared) -> None:
-    """Has the forward pass of a stack (Megatron-core's block) skip the guards where each of its layers has passed them with such an input. Guards that tell
-    two compilations apart still run."""
+    """Has the forward pass of a stack (Megatron-core's block) skip the guards.
+
+    It does so where each of its layers has passed them with such an input.
+    Guards that tell two compilations apart still run.
+    """
     forward = stack.forward
 
     @functools.wraps(forward)
@@ -78,9 +87,11 @@ def _without_guards(stack: Any, shared: Shared) -> None:
 
 
 def share_numbers(layers: Sequence[DepthLayer]) -> None:
-    """Gives layers the numbers in which they differ as scalars in tensors, which one compiled function takes from all of them.
+    """Gives layers the numbers in which they differ as scalars in tensors.
 
-    A number would be compiled in, and each layer by itself. Numbers stay beside them: uncompiled passes read those.
+    One compiled function takes these from all of them.
+    A number would be compiled in, and each layer by itself.
+    Numbers stay beside them: uncompiled passes read those.
     """
     numbers: defaultdict[str, list[tuple[Any, str, float]]] = defaultdict(list)
     for layer in layers:
@@ -93,16 +104,19 @@ def share_numbers(layers: Sequence[DepthLayer]) -> None:
 
 
 def compile_layers(chunks: Iterable[Any], *, backend: str | Callable[..., Any] = "inductor") -> int:
-    """Compiles the layers of these model chunks together; returns their number. They run compiled in training steps and as they were in evaluation and
-    under hooks, which a compiled layer would not call.
+    """Compiles the layers of these model chunks together; returns their number.
 
-    backend: torch.compile's. Raises UserError on a CPU without a C++ compiler.
+    They run compiled in training steps. In evaluation and under hooks, which a compiled layer
+    would not call, they run as they were.
+    backend: torch.compile's.
+    Raises UserError on a CPU without a C++ compiler.
     """
     chunks = list(chunks)
     layers: list[DepthLayer] = [layer for chunk in chunks for layer in chunk.decoder.layers]
     if backend == "inductor" and not torch.cuda.is_available() and not any(map(shutil.which, COMPILERS)):
         raise UserError(
-            "train.compile=true needs a C++ compiler on a machine without GPUs: install g++ (apt-get install g++) or set train.compile=false"
+            "train.compile=true needs a C++ compiler on a machine without GPUs: "
+            "install g++ (apt-get install g++) or set train.compile=false"
         )
     function = torch.compile(_forward, fullgraph=True, dynamic=False, backend=backend)
     share_numbers(layers)
@@ -116,9 +130,11 @@ def compile_layers(chunks: Iterable[Any], *, backend: str | Callable[..., Any] =
 
 
 def compile_joins(chunks: Iterable[Any], *, backend: str | Callable[..., Any] = "inductor") -> int:
-    """Compiles the residual joins of layers whose other parts are kernels already, so that scales, bias and additions are one pass over memory.
+    """Compiles the residual joins of layers whose other parts are kernels already.
 
-    Returns the number of joins that had more than one operation; the others stay as they are, and with none nothing is compiled.
+    Scales, bias and additions become one pass over memory.
+    Returns the number of joins that had more than one operation; the others stay as they are,
+    and with none nothing is compiled.
     Raises ValueError for more sets of coefficients than PyTorch compiles one function for.
     """
     joins = [

@@ -1,5 +1,8 @@
-"""One transformer layer for all depth schemes: Megatron-core's layer with its forward replaced by the
-residual algebra of `model/depth/scheme.py`, in the units of `model/depth/folded.py`."""
+"""One transformer layer for all depth schemes.
+
+It is Megatron-core's layer with its forward replaced by the residual algebra of
+`model/depth/scheme.py`, in the units of `model/depth/folded.py`.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ from model.layers.residual import ResidualJoin
 
 @dataclass
 class DepthLayerSubmodules(TransformerLayerSubmodules):
-    """Megatron-core's parts plus the norms that only some schemes have: on a branch before the join, and on the stream after it."""
+    """Megatron-core's parts plus the norms that only some schemes have.
+
+    These are on a branch before the join, and on the stream after it.
+    """
 
     self_attention_branch_norm: ModuleSpec | type = IdentityOp
     self_attention_output_norm: ModuleSpec | type = IdentityOp
@@ -41,9 +47,11 @@ EXTRA_NORMS = tuple(
 class DepthLayer(TransformerLayer):
     """A transformer layer whose connections are data.
 
-    plan: coefficients and norm positions of this layer, for its global layer number. The stream that
-    enters and leaves is in the plan's units, and in fp32 with `config.fp32_residual_connection`.
-    Parts, names and tensor-parallel behaviour are Megatron-core's, so that any specification (local or Transformer Engine) can fill them.
+    plan: coefficients and norm positions of this layer, for its global layer number.
+    The stream that enters and leaves is in the plan's units,
+    and in fp32 with `config.fp32_residual_connection`.
+    Parts, names and tensor-parallel behaviour are Megatron-core's,
+    so that any specification (local or Transformer Engine) can fill them.
     """
 
     def __init__(
@@ -59,7 +67,8 @@ class DepthLayer(TransformerLayer):
         super().__init__(config, submodules, layer_number, hidden_dropout, pg_collection, vp_stage)
         self.plan = plan
         self.has_cross = not isinstance(self.cross_attention, IdentityOp)
-        # Only norms that exist become modules: an identity costs host time in every layer of every step.
+        # Only norms that exist become modules:
+        # an identity costs host time in every layer of every step.
         self.norms: dict[str, bool] = {}
         for name in EXTRA_NORMS:
             spec = getattr(submodules, name)
@@ -72,7 +81,8 @@ class DepthLayer(TransformerLayer):
                         spec, config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon
                     ),
                 )
-        # A first linear layer that norms its input itself hands the normed input over where the residual is taken from there.
+        # A first linear layer that norms its input itself hands the normed input over
+        # where the residual is taken from there.
         self.normed_by_qkv = hasattr(self.self_attention.linear_qkv, "take_normed")
         self.normed_by_fc1 = hasattr(self.mlp.linear_fc1, "take_normed")
         self.self_attention_join = ResidualJoin(plan.attention, self.hidden_dropout)
@@ -89,7 +99,10 @@ class DepthLayer(TransformerLayer):
         self.compiled: Callable[..., tuple[Tensor, Tensor | None]] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The forward pass, compiled where `model/layers/compiled.py` said so and nobody listens: hooks and evaluation get the layer as it is."""
+        """The forward pass, compiled where `model/layers/compiled.py` said so and nobody listens.
+
+        Hooks and evaluation get the layer as it is.
+        """
         if (
             self.compiled is None
             or not self.training
@@ -101,7 +114,7 @@ class DepthLayer(TransformerLayer):
         return self.compiled(self, *args, **kwargs)
 
     def _parts(self) -> Iterator[tuple[str, FoldedSublayer, ResidualJoin, Any, Any]]:
-        """(name, plan, join, module that norms its input, module that norms its sum) of each sublayer.
+        """(name, plan, join, module that norms its input, module that norms its sum) by sublayer.
 
         A linear layer may norm its input itself.
         """
@@ -122,7 +135,10 @@ class DepthLayer(TransformerLayer):
             )
 
     def _set_epsilons(self, epsilon: float) -> None:
-        """Gives the norms of the stream the epsilon of its units. Raises TypeError for a norm that has none to set."""
+        """Gives the norms of the stream the epsilon of its units.
+
+        Raises TypeError for a norm that has none to set.
+        """
         for _, plan, _, norm_in, norm_out in self._parts():
             for norm, value in (
                 (norm_in if plan.norm_in else None, plan.epsilon_in(epsilon)),
@@ -134,7 +150,10 @@ class DepthLayer(TransformerLayer):
                     norm.eps = value
 
     def numbers(self) -> Iterator[tuple[str, Any, str, float]]:
-        """(place in a layer, module, its attribute for the number in a tensor, number): what may differ between layers of one kind."""
+        """What may differ between layers of one kind.
+
+        (place in a layer, module, its attribute for the number in a tensor, number).
+        """
         for name, plan, join, norm_in, norm_out in self._parts():
             yield f"{name} input", self, f"{name}_input_scale", plan.input_scale
             yield f"{name} branch", join, "shared_branch_scale", plan.branch_scale
@@ -152,8 +171,12 @@ class DepthLayer(TransformerLayer):
         rotary_pos_emb: Tensor | None = None,
         **unused: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """hidden_states: [s, b, h]; context: encoder output [s_enc, b, h] for layers with cross-attention; masks: True hides, or None for the
-        layer's own mask type. Returns the stream [s, b, h] and the context unchanged."""
+        """Returns the stream [s, b, h] and the context unchanged.
+
+        hidden_states: [s, b, h].
+        context: encoder output [s_enc, b, h] for layers with cross-attention.
+        Masks: True hides, or None for the layer's own mask type.
+        """
         layer_input = stream = hidden_states
 
         branch_input, residual = self._enter("attention", self.plan.attention, self.input_layernorm, stream)

@@ -17,7 +17,8 @@ def add_scaled(a: Tensor, b: Tensor, scale: float | Tensor) -> Tensor:
 
     A scale that is a tensor is a scalar on the CPU, for compiled code that many layers share.
     """
-    # On CPUs `alpha` is rounded to the format of the tensors, by up to 0.4 % in bfloat16 (torch 2.13); the factor of a product is not.
+    # On CPUs `alpha` is rounded to the format of the tensors, by up to 0.4 % in bfloat16
+    # (torch 2.13); the factor of a product is not.
     if isinstance(scale, Tensor) or (scale != 1.0 and a.device.type == "cpu" and a.dtype.itemsize < 4):
         return a + b * scale
     return torch.add(a, b, alpha=scale)
@@ -51,9 +52,9 @@ def join(
 class ResidualJoin(nn.Module):
     """x' = residual_scale R + Dropout(branch_scale (b + bias)) + skip_scale x_layer.
 
-    The middle of the equation in `model/depth/scheme.py`, in the units of `model/depth/folded.py`. Coefficients
-    are Python floats. A join whose residual_scale is 0 does not read the residual. function: `join`,
-    or `join` compiled, in training; evaluation has `join`.
+    The middle of the equation in `model/depth/scheme.py`, in the units of `model/depth/folded.py`.
+    Coefficients are Python floats. A join whose residual_scale is 0 does not read the residual.
+    function: `join`, or `join` compiled, in training; evaluation has `join`.
     """
 
     def __init__(self, plan: FoldedSublayer, dropout: float) -> None:
@@ -67,10 +68,14 @@ class ResidualJoin(nn.Module):
         """The same number for compiled code that layers with other numbers share."""
 
     def forward(self, residual: Tensor, branch: Tensor, bias: Tensor | None, layer_input: Tensor) -> Tensor:
-        """residual, branch, layer_input: [s, b, h]; bias: [h] or None, scaled and dropped out with the
-        branch. Returns the new stream [s, b, h]."""
+        """Returns the new stream [s, b, h].
+
+        residual, branch, layer_input: [s, b, h].
+        bias: [h] or None, scaled and dropped out with the branch.
+        """
         if self.dropout and self.training:
-            # Dropout only zeroes and rescales, so the factor may follow it, where the add carries it for free.
+            # Dropout only zeroes and rescales, so the factor may follow it,
+            # where the add carries it for free.
             branch, bias = F.dropout(branch if bias is None else branch + bias, self.dropout), None
         function = self.function if self.training else join
         shared = self.shared_branch_scale if torch.compiler.is_compiling() else None
@@ -88,8 +93,8 @@ class ResidualJoin(nn.Module):
     def kernels(self) -> int:
         """Operations on whole activations that an uncompiled join without bias takes on a GPU.
 
-        Each reads and writes memory that one kernel would touch once. A branch's factor costs nothing
-        beside an addition.
+        Each reads and writes memory that one kernel would touch once.
+        A branch's factor costs nothing beside an addition.
         """
         reads = (self.residual_scale != 0.0) + (self.skip_scale != 0.0)
         return (
@@ -100,4 +105,7 @@ class ResidualJoin(nn.Module):
 
     def extra_repr(self) -> str:
         """Coefficients, for printing a model."""
-        return f"residual={self.residual_scale:.6g}, branch={self.branch_scale:.6g}, skip={self.skip_scale:.6g}, dropout={self.dropout}"
+        return (
+            f"residual={self.residual_scale:.6g}, branch={self.branch_scale:.6g}, "
+            f"skip={self.skip_scale:.6g}, dropout={self.dropout}"
+        )

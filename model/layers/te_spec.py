@@ -1,8 +1,12 @@
-"""The same layer from Transformer Engine's parts: norms fused into the linear layer after them, attention through its fused back ends.
+"""The same layer from Transformer Engine's parts.
 
-A norm that directly precedes a matrix product becomes part of it, by the data of `model/depth/scheme.py`: where the residual is taken after the norm (post-norm
-schemes, all but the layer's last norm), the fused kernel also returns what it normed, so that no norm costs a pass of its own. A norm stays apart
-where a factor stands between it and the matrix (`input_scale`), on a branch, and at the end of a layer.
+Norms are fused into the linear layer after them; attention goes through its fused back ends.
+
+A norm that directly precedes a matrix product becomes part of it, by the data of
+`model/depth/scheme.py`. Where the residual is taken after the norm (post-norm schemes, all but the
+layer's last norm), the fused kernel also returns what it normed, so that no norm costs a pass of
+its own. A norm stays apart where a factor stands between it and the matrix (`input_scale`),
+on a branch, and at the end of a layer.
 
 Importing this module needs Transformer Engine; raises ImportError without it.
 """
@@ -42,7 +46,10 @@ __all__ = ["TENorm", "te_layer_spec"]
 
 
 class TEColumn(TEColumnParallelLinear):
-    """Column-parallel linear layer whose bias is added inside the matrix product, whatever the caller offers to do with it."""
+    """Column-parallel linear layer whose bias is added inside the matrix product.
+
+    It is so whatever the caller offers to do with the bias.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs | {"skip_bias_add": False})
@@ -58,7 +65,8 @@ class TENormColumn(TELayerNormColumnParallelLinear):
 class TENormColumnWithResidual(TENormColumn):
     """Norm and column-parallel linear layer in one, which keeps the normed input for `take_normed`.
 
-    Megatron-core's wrapper always builds with return_layernorm_output=False; the attribute is read at every forward pass.
+    Megatron-core's wrapper always builds with return_layernorm_output=False;
+    the attribute is read at every forward pass.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -79,18 +87,25 @@ class TENormColumnWithResidual(TENormColumn):
 
 
 class TERow(TERowParallelLinear):
-    """Row-parallel linear layer; without tensor parallelism the bias goes into the matrix product instead of to the caller."""
+    """Row-parallel linear layer.
+
+    Without tensor parallelism the bias goes into the matrix product instead of to the caller.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         alone = kwargs["config"].tensor_model_parallel_size == 1
         super().__init__(*args, **kwargs | {"skip_bias_add": kwargs["skip_bias_add"] and not alone})
         if alone:
-            # Transformer Engine adds the bias of a row-parallel layer after the reduction over ranks; here there is none.
+            # Transformer Engine adds the bias of a row-parallel layer after the reduction
+            # over ranks; here there is none.
             self.gemm_bias_unfused_add = False
 
 
 class TEAttention(TEDotProductAttention):
-    """Core attention through Transformer Engine, which picks cuDNN's fused kernel, flash attention or its own by what the device has."""
+    """Core attention through Transformer Engine.
+
+    It picks cuDNN's fused kernel, flash attention or its own by what the device has.
+    """
 
     def __init__(
         self, config: Any, layer_number: int, attn_mask_type: AttnMaskType, attention_type: str, **kwargs: Any
@@ -98,16 +113,18 @@ class TEAttention(TEDotProductAttention):
         super().__init__(config, layer_number, attn_mask_type, attention_type, **kwargs)
         self.mask_type = attn_mask_type
         if not self.attention_dropout:
-            # Without dropout nothing is drawn, yet every call would exchange the random states of host and GPU, which no CUDA graph may contain.
+            # Without dropout nothing is drawn, yet every call would exchange the random states
+            # of host and GPU, which no CUDA graph may contain.
             for backend in (self.flash_attention, self.fused_attention, self.unfused_attention):
                 backend.attention_dropout_ctx = contextlib.nullcontext
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> Tensor:
-        """query: [s, b, heads, d]; key, value: [t, b, groups, d]; attention_mask: True hides, read by the padding mask type only.
+        """Returns [s, b, heads d].
 
-        Returns [s, b, heads d].
+        query: [s, b, heads, d]; key, value: [t, b, groups, d].
+        attention_mask: True hides, read by the padding mask type only.
         """
         return super().forward(
             query, key, value, attention_mask, **{"attn_mask_type": self.mask_type} | kwargs
@@ -119,7 +136,10 @@ def _norm(present: bool, norm: type = TENorm) -> type:
 
 
 def _entrance(plan: FoldedSublayer, fp32_stream: bool) -> tuple[type, type]:
-    """The norm module before a branch (identity where it is fused or absent) and the branch's first linear layer."""
+    """The norm module before a branch and the branch's first linear layer.
+
+    The norm is the identity where it is fused or absent.
+    """
     if not plan.norm_in:
         return IdentityOp, TEColumn
     if plan.input_scale != 1.0 or (plan.residual_from_norm and fp32_stream):
@@ -130,10 +150,12 @@ def _entrance(plan: FoldedSublayer, fp32_stream: bool) -> tuple[type, type]:
 def te_layer_spec(
     plan: FoldedLayer, *, causal: bool = True, cross: bool = False, fp32_stream: bool = False
 ) -> ModuleSpec:
-    """One layer from Transformer Engine's parts; arguments and result as `model.spec.local_layer_spec`.
+    """One layer from Transformer Engine's parts.
 
-    Transformer Engine's norms compute in the format of their weights. So where the stream is in fp32,
-    the norms that make it are PyTorch's; those that only feed a branch stay.
+    Arguments and result are as `model.layers.torch_spec.local_layer_spec`.
+    Transformer Engine's norms compute in the format of their weights.
+    So where the stream is in fp32, the norms that make it are PyTorch's;
+    those that only feed a branch stay.
     """
     makes_stream = Norm if fp32_stream else TENorm
     mask = AttnMaskType.causal if causal else AttnMaskType.no_mask

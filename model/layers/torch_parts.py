@@ -1,4 +1,7 @@
-"""Parts of the layer without Transformer Engine: norms, linear layers and attention for CPUs and for GPUs where it is not installed."""
+"""Parts of the layer without Transformer Engine: norms, linear layers and attention.
+
+They are for CPUs, and for GPUs where it is not installed.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,12 @@ from torch import Tensor, nn
 from model.norms import NORMS
 
 COPIED_FROM = 192
-"""Positions from which the CPU's attention kernel is quicker, copies included, on heads that lie in one piece: it reads a head position by position, and in
-[s, b, h] each position is on another page. Costs the memory of one more stream [s, b, h] a layer."""
+"""Positions from which the CPU's attention kernel is quicker on heads that lie in one piece.
+
+The time of the copies is included. The kernel reads a head position by position,
+and in [s, b, h] each position is on another page.
+Costs the memory of one more stream [s, b, h] a layer.
+"""
 
 
 Kernel = Callable[[Tensor, tuple[int, ...], Tensor, "Tensor | None", float], Tensor]
@@ -28,14 +35,17 @@ KERNELS: dict[str, Kernel] = {
     "LayerNorm": F.layer_norm,
     "RMSNorm": lambda x, shape, weight, bias, eps: F.rms_norm(x, shape, weight, eps),
 }
-"""PyTorch's kernel of each kind of norm: of x [..., h], (h,), gain [h], bias [h] or None, epsilon."""
+"""PyTorch's kernel of each kind of norm.
+
+Of x [..., h], (h,), gain [h], bias [h] or None, epsilon.
+"""
 
 
 class Norm(nn.Module):
     """A norm over the last dimension, of the kind `config.normalization` (`model/norms.py`).
 
-    Parameters carry `sequence_parallel`, which marks those whose gradients are partial sums over the tensor-parallel group
-    when the stream is sharded along the sequence.
+    Parameters carry `sequence_parallel`, which marks those whose gradients are partial sums over
+    the tensor-parallel group when the stream is sharded along the sequence.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
@@ -57,7 +67,10 @@ class Norm(nn.Module):
             parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., h] -> the same shape and format; an fp32 stream is normed in fp32, whatever the format of the weights."""
+        """x: [..., h] -> the same shape and format.
+
+        An fp32 stream is normed in fp32, whatever the format of the weights.
+        """
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
         if x.dtype != weight.dtype:
@@ -68,8 +81,9 @@ class Norm(nn.Module):
 
 
 def norm_by_parts(x: Tensor, weight: Tensor, bias: Tensor | None, eps: Tensor) -> Tensor:
-    """LayerNorm, or RMSNorm where bias is None, of x [..., h] with an epsilon that is a tensor, which PyTorch's own do not take.
+    """LayerNorm, or RMSNorm where bias is None, of x [..., h] with an epsilon that is a tensor.
 
+    PyTorch's own norms do not take one.
     For compiled code, in which it is one kernel as they are. Computed in at least fp32.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -81,9 +95,11 @@ def norm_by_parts(x: Tensor, weight: Tensor, bias: Tensor | None, eps: Tensor) -
 
 
 class ColumnLinear(ColumnParallelLinear):
-    """Column-parallel linear layer that is a plain one, without Megatron's autograd function, where nothing is parallel.
+    """Column-parallel linear layer that is a plain one where nothing is parallel.
 
-    adds_bias: False where the caller adds it, in compiled code, in the element-wise kernel that follows anyway.
+    There it has no autograd function of Megatron's.
+    adds_bias: False where the caller adds it, in compiled code,
+        in the element-wise kernel that follows anyway.
     """
 
     adds_bias = True
@@ -101,7 +117,10 @@ class ColumnLinear(ColumnParallelLinear):
 
 
 class RowLinear(RowParallelLinear):
-    """Row-parallel linear layer; without tensor parallelism the bias goes into the matrix product instead of to the caller."""
+    """Row-parallel linear layer.
+
+    Without tensor parallelism the bias goes into the matrix product instead of to the caller.
+    """
 
     def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
         """input_: [s, b, in / TP] -> ([s, b, out], bias if it is left to the caller)."""
@@ -113,9 +132,11 @@ class RowLinear(RowParallelLinear):
 
 
 class SdpaAttention(MegatronModule):
-    """Core attention over torch's scaled_dot_product_attention: its flash and memory-efficient kernels where they exist.
+    """Core attention over torch's scaled_dot_product_attention.
 
-    Stands where Megatron-core's unfused DotProductAttention would. Raises ValueError for context parallelism, which it does not have.
+    It has that function's flash and memory-efficient kernels where they exist.
+    Stands where Megatron-core's unfused DotProductAttention would.
+    Raises ValueError for context parallelism, which it does not have.
     """
 
     def __init__(
@@ -139,9 +160,10 @@ class SdpaAttention(MegatronModule):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **unused: Any
     ) -> Tensor:
-        """query: [s, b, heads, d]; key, value: [t, b, groups, d]; attention_mask: True hides, broadcastable to [b, heads, s, t].
+        """Returns [s, b, heads d].
 
-        Returns [s, b, heads d].
+        query: [s, b, heads, d]; key, value: [t, b, groups, d].
+        attention_mask: True hides, broadcastable to [b, heads, s, t].
         """
         mask = None if self.causal or attention_mask is None else ~attention_mask
         dropout = self.dropout if self.training else 0.0
@@ -159,21 +181,29 @@ class SdpaAttention(MegatronModule):
 
 
 def rotary_table(angles: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cosines, then sines, of rotary angles [s, 1, 1, d] in the format of the activations, as one tensor [s, 1, 1, 2 d].
+    """Cosines, then sines, of rotary angles [s, 1, 1, d], as one tensor [s, 1, 1, 2 d].
 
-    Made once a micro-batch: in every layer it would cost four launches and two tensors kept for backward.
+    Its format is that of the activations.
+    Made once a micro-batch: in every layer it would cost four launches and two tensors kept for
+    backward.
     """
     return torch.cat((angles.cos(), angles.sin()), dim=-1).to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding, rotate-half form (Su et al. 2021 as in Llama). x: [s, b, heads, d]; cos, sin: [s, 1, 1, d]."""
+    """Rotary embedding, rotate-half form (Su et al. 2021 as in Llama).
+
+    x: [s, b, heads, d]; cos, sin: [s, 1, 1, d].
+    """
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 class LocalSelfAttention(SelfAttention):
-    """Megatron-core's self-attention with a forward for training only: the same parameters and layout, less host time per layer."""
+    """Megatron-core's self-attention with a forward for training only.
+
+    It has the same parameters and layout, and takes less host time per layer.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -187,9 +217,10 @@ class LocalSelfAttention(SelfAttention):
         rotary_pos_emb: Tensor | None = None,
         **unused: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """hidden_states: [s, b, h] (or [s / TP, b, h] under sequence parallelism); rotary_pos_emb: a `rotary_table`.
+        """Returns ([s, b, h], bias if it is left to the caller).
 
-        Returns ([s, b, h], bias if it is left to the caller).
+        hidden_states: [s, b, h] (or [s / TP, b, h] under sequence parallelism).
+        rotary_pos_emb: a `rotary_table`.
         """
         qkv, bias = self.linear_qkv(hidden_states)
         if bias is not None:
@@ -213,9 +244,11 @@ class LocalSelfAttention(SelfAttention):
 
 
 class LocalMLP(MLP):
-    """Megatron-core's feed-forward with a forward for training only: a gate is one product, without an offset of zero added to a copy of its input.
+    """Megatron-core's feed-forward with a forward for training only.
 
-    It brings its parts along, because Megatron-core warns once a layer of every specification of a feed-forward that it does not know by name.
+    A gate is one product, without an offset of zero added to a copy of its input.
+    It brings its parts along, because Megatron-core warns once a layer of every specification
+    of a feed-forward that it does not know by name.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -225,7 +258,10 @@ class LocalMLP(MLP):
     def forward(
         self, hidden_states: Tensor, per_token_scale: Tensor | None = None, **unused: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """hidden_states: [s, b, h] (or [s / TP, b, h] under sequence parallelism). Returns the same shape, and the bias if it is left to the caller."""
+        """Returns the shape of the input, and the bias if it is left to the caller.
+
+        hidden_states: [s, b, h] (or [s / TP, b, h] under sequence parallelism).
+        """
         inner, bias = self.linear_fc1(hidden_states)
         if bias is not None:
             inner = inner + bias

@@ -39,7 +39,8 @@ def transformer_config(
 ) -> TransformerConfig:
     """Megatron-core's configuration of a model.
 
-    parallel: its fields about degrees and communication, given by the topology, and about precision.
+    parallel: its fields about degrees and communication, given by the topology,
+        and about precision.
     """
     stream = torch.float32 if parallel.get("fp32_residual_connection") else dtype
     return TransformerConfig(

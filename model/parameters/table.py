@@ -57,7 +57,10 @@ class Row:
     """One parameter of the whole model."""
 
     name: str
-    """Canonical: with the global 0-based layer number, without pipeline stage and kind of kernels."""
+    """Canonical: with the global 0-based layer number.
+
+    Pipeline stage and kind of kernels do not appear in it.
+    """
     shape: tuple[int, ...]
     """Of the whole tensor. Matrices are [out, in]."""
     role: Role

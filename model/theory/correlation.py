@@ -1,4 +1,7 @@
-"""Activations under Gaussian inputs: second moments, token-correlation maps, and the token correlation of embeddings."""
+"""Activations under Gaussian inputs, and the token correlation of embeddings.
+
+Of activations: second moments and token-correlation maps.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,12 @@ _TANH_SCALE, _TANH_CUBE = math.sqrt(2 / math.pi), 0.044715
 
 @dataclass(frozen=True)
 class Activation:
-    """Moments of a pointwise function a(x), x zero-mean Gaussian of variance s2.
-
-    product(s2, r): E[a(x) a(y)] for inputs of correlation r; r = 1 gives E[a(x)^2]. slope(s2): E[a'(x)^2].
-    """
+    """Moments of a pointwise function a(x), x zero-mean Gaussian of variance s2."""
 
     product: Callable[[float, float], float]
+    """product(s2, r): E[a(x) a(y)] for inputs of correlation r; r = 1 gives E[a(x)^2]."""
     slope: Callable[[float], float]
+    """slope(s2): E[a'(x)^2]."""
 
 
 @lru_cache(maxsize=1)
@@ -43,7 +45,10 @@ def gaussian_expectation(function: Callable[[Array], Array], variance: float) ->
 
 
 def gaussian_product(function: Callable[[Array], Array], variance: float, correlation: float) -> float:
-    """E[function(x) function(y)] for x, y ~ N(0, variance) of the given correlation, by Gauss-Hermite quadrature; for smooth functions."""
+    """E[function(x) function(y)] for x, y ~ N(0, variance) of the given correlation.
+
+    By Gauss-Hermite quadrature; for smooth functions.
+    """
     nodes, weights = _nodes()
     s = math.sqrt(variance)
     other = correlation * nodes[:, None] + math.sqrt(max(0.0, 1 - correlation**2)) * nodes[None, :]
@@ -105,12 +110,18 @@ GATES = {"swiglu": "silu", "geglu": "gelu"}
 
 
 def second_moment(activation: str, variance: float = 1.0) -> float:
-    """E[hidden^2] of the feed-forward's hidden entries, from pre-activations (gate and up alike) of the given variance."""
+    """E[hidden^2] of the feed-forward's hidden entries.
+
+    variance: of the pre-activations, gate and up alike.
+    """
     return product_moment(activation, variance, 1.0)
 
 
 def product_moment(activation: str, variance: float, correlation: float) -> float:
-    """E[hidden hidden'] between two tokens whose pre-activations have the given variance and correlation. Derived; see `Activation`."""
+    """E[hidden hidden'] between two tokens. Derived; see `Activation`.
+
+    variance, correlation: of their pre-activations.
+    """
     r = min(1.0, max(-1.0, correlation))
     if activation in GATES:
         return POINTWISE[GATES[activation]].product(variance, r) * variance * r
@@ -118,7 +129,10 @@ def product_moment(activation: str, variance: float, correlation: float) -> floa
 
 
 def slope_moment(activation: str, variance: float = 1.0) -> float:
-    """Sum over pre-activations of E[(d hidden / d pre-activation)^2]: E[a'^2], or E[a'^2] variance + E[a^2] with a gate."""
+    """Sum over pre-activations of E[(d hidden / d pre-activation)^2].
+
+    That is E[a'^2], or E[a'^2] variance + E[a^2] with a gate.
+    """
     if activation in GATES:
         gate = POINTWISE[GATES[activation]]
         return gate.slope(variance) * variance + gate.product(variance, 1.0)
@@ -126,21 +140,29 @@ def slope_moment(activation: str, variance: float = 1.0) -> float:
 
 
 def correlation_map(activation: str, correlation: float, variance: float = 1.0) -> float:
-    """Token correlation after a feed-forward block, from the correlation before it: E[hidden hidden'] / E[hidden^2]. Dropout is not included."""
+    """Token correlation after a feed-forward block, from the correlation before it.
+
+    E[hidden hidden'] / E[hidden^2]. Dropout is not included.
+    """
     return product_moment(activation, variance, correlation) / second_moment(activation, variance)
 
 
 def relu_kappa(correlation: float) -> float:
-    """kappa(r) = r + (sqrt(1 - r^2) - r arccos r) / pi, the correlation map of ReLU (Kedia et al. 2024; Cho & Saul 2009)."""
+    """kappa(r) = r + (sqrt(1 - r^2) - r arccos r) / pi, the correlation map of ReLU.
+
+    Kedia et al. 2024; Cho & Saul 2009.
+    """
     r = correlation
     return r + (math.sqrt(1 - r * r) - r * math.acos(r)) / math.pi
 
 
 def fixed_point(activation: str, p: float) -> float:
-    """Token correlation r* that a very deep stack with equal attention and feed-forward branches approaches (derived).
+    """Token correlation r* that a very deep stack approaches (derived).
 
-    Solves r = (1 - p)(1 + map(r)) / 2: attention emits fully correlated tokens, the feed-forward map(r), and dropout p of either
-    divides correlation by 1 / (1 - p). 1 without dropout: rank collapse.
+    Its attention and feed-forward branches are equal.
+    Solves r = (1 - p)(1 + map(r)) / 2: attention emits fully correlated tokens, the feed-forward
+    map(r), and dropout p of either divides correlation by 1 / (1 - p).
+    1 without dropout: rank collapse.
     """
     if p == 0:
         return 1.0
@@ -156,7 +178,10 @@ def fixed_point(activation: str, p: float) -> float:
 
 @lru_cache(maxsize=64)
 def zipf_correlation(vocab_size: int) -> float:
-    """Sum of squared unigram probabilities under p_i ~ 1/i, i = 1..vocab_size: the chance that two tokens are the same word (exact sums)."""
+    """Sum of squared unigram probabilities under p_i ~ 1/i, i = 1..vocab_size (exact sums).
+
+    It is the chance that two tokens are the same word.
+    """
     inverse = 1 / np.arange(1, vocab_size + 1, dtype=np.float64)
     return float(np.sum(inverse**2) / np.sum(inverse) ** 2)
 
@@ -164,7 +189,8 @@ def zipf_correlation(vocab_size: int) -> float:
 def stream_correlation(word_correlation: float, *, positions: bool, segments: bool = False) -> float:
     """Token correlation of a sum of equal-variance embedding tables, before dropout (derived).
 
-    Positions never coincide; two segments split at a uniform cut give the same segment with probability 2/3.
+    Positions never coincide; two segments split at a uniform cut give the same segment with
+    probability 2/3.
     """
     tables = 1 + positions + segments
     return (word_correlation + (2 / 3 if segments else 0.0)) / tables

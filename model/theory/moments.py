@@ -1,9 +1,12 @@
 """How mean, variance and token correlation pass through single components, forward and backward.
 
-Conventions: a stream x has entries of mean `mean` and variance `variance`; the vectors of two different tokens have entrywise covariance
-`correlation x variance`. An incoming gradient has zero mean, variance `gradient` and, between two tokens, covariance
-`gradient_correlation x gradient`. Weights are zero-mean and independent of the data. Forms are those of Kedia et al. 2024, "Transformers Get
-Stable" (component tables and the authors' simulation code), unless a docstring says otherwise; tests compare each one with a simulation.
+Conventions: a stream x has entries of mean `mean` and variance `variance`.
+The vectors of two different tokens have entrywise covariance `correlation x variance`.
+An incoming gradient has zero mean, variance `gradient` and, between two tokens, covariance
+`gradient_correlation x gradient`.
+Weights are zero-mean and independent of the data.
+Forms are those of Kedia et al. 2024, "Transformers Get Stable" (component tables and the authors'
+simulation code), unless a docstring says otherwise; tests compare each one with a simulation.
 """
 
 from __future__ import annotations
@@ -23,10 +26,11 @@ class Moments:
 
 @dataclass(frozen=True)
 class GradientMoments:
-    """Entrywise variance and covariance between two tokens, of the gradient at a component's input."""
+    """Moments of the gradient at a component's input, entry by entry."""
 
     variance: float
     covariance: float
+    """Between two tokens."""
 
 
 def linear(mean: float, variance: float, correlation: float, fan_in: int, weight_variance: float) -> Moments:
@@ -44,7 +48,10 @@ def linear_gradient(
 
 
 def dropout(mean: float, variance: float, correlation: float, p: float) -> Moments:
-    """Inverted dropout with probability p: entries are zeroed or divided by 1 - p, independently for every token."""
+    """Inverted dropout with probability p.
+
+    Entries are zeroed or divided by 1 - p, independently for every token.
+    """
     return Moments(mean, (variance + p * mean**2) / (1 - p), correlation * variance)
 
 
@@ -81,7 +88,10 @@ def gelu(variance: float, correlation: float) -> Moments:
 def gelu_gradient(
     variance: float, correlation: float, gradient: float, gradient_correlation: float
 ) -> GradientMoments:
-    """Gradient at the input of x Phi(x), whose inputs have variance `variance` and token correlation `correlation`."""
+    """Gradient at the input of x Phi(x).
+
+    variance, correlation: of the inputs, the latter between tokens.
+    """
 
     def overlap(r: float) -> float:
         s2 = variance
@@ -103,9 +113,11 @@ def layer_norm_gradient(variance: float, gradient: float, gradient_correlation: 
 
 
 def softmax(variance: float, correlation: float, length: int) -> Moments:
-    """Softmax over `length` Gaussian scores that share a row: variance `variance`, correlation `correlation` within the row.
+    """Softmax over `length` Gaussian scores that share a row.
 
-    The covariance field is the one within a row, -variance / (length - 1), because a row sums to 1.
+    variance: of the scores; correlation: within the row.
+    The covariance field is the one within a row, -variance / (length - 1),
+    because a row sums to 1.
     """
     spread = (1 - correlation) * variance
     e = math.exp(spread * length / (length - 1))
@@ -114,8 +126,9 @@ def softmax(variance: float, correlation: float, length: int) -> Moments:
 
 
 def softmax_gradient(variance: float, correlation: float, length: int, gradient: float) -> float:
-    """Variance of the gradient at the scores, for independent gradients of variance `gradient` at the probabilities.
+    """Variance of the gradient at the scores.
 
+    gradient: variance of the independent gradients at the probabilities.
     Large-`length` form: gradient x (variance of a probability + 1 / length^2).
     """
     return gradient * (softmax(variance, correlation, length).variance + 1 / length**2)
@@ -130,10 +143,13 @@ def attention_head(
     v_variance: float,
     p: float,
 ) -> Moments:
-    """One bidirectional attention head without its output projection, from the stream [length, width].
+    """One bidirectional attention head without its output projection.
 
-    qk_product: variance of a query weight times variance of a key weight; v_variance: variance of a value weight; p: dropout on the
-    attention probabilities. Scores are divided by the square root of the head width.
+    The input is the stream [length, width].
+    qk_product: variance of a query weight times variance of a key weight.
+    v_variance: variance of a value weight.
+    p: dropout on the attention probabilities.
+    Scores are divided by the square root of the head width.
     """
     s2, r, d = variance, correlation, width
     w = d * s2 * qk_product
@@ -149,8 +165,9 @@ def attention_head_gradient(
 ) -> GradientMoments:
     """Gradient at the stream under one bidirectional head, through the values only.
 
-    The path through queries and keys is missing from this form: where score variance is of order 1 the true gradient is larger, several
-    times so for nearly uncorrelated gradients. It is a lower bound.
+    The path through queries and keys is missing from this form.
+    Where score variance is of order 1 the true gradient is larger, several times so for nearly
+    uncorrelated gradients. It is a lower bound.
     """
     q, gain = gradient_correlation, gradient * head_width * v_variance / length
     return GradientMoments(gain * (1 + (length - 1) * q * (1 - p)) / (1 - p), gain * (1 + (length - 1) * q))

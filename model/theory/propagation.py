@@ -1,7 +1,9 @@
-"""Signal propagation through a stack under any depth scheme: variance and token correlation upwards, late-token gradient downwards.
+"""Signal propagation through a stack under any depth scheme.
 
-Mean-field theory at initialisation (derived; the tests compare it with simulation): a branch is independent of the stream it reads, so only
-identity paths add coherently. It needs the scheme's plan (`model/depth/scheme.py`) and the weight variances, nothing else.
+Variance and token correlation go upwards, late-token gradient downwards.
+Mean-field theory at initialisation (derived; the tests compare it with simulation):
+a branch is independent of the stream it reads, so only identity paths add coherently.
+It needs the scheme's plan (`model/depth/scheme.py`) and the weight variances, nothing else.
 """
 
 from __future__ import annotations
@@ -21,12 +23,17 @@ WeightVariances = Mapping[WeightRole, float]
 
 @dataclass(frozen=True)
 class Stream:
-    """Entrywise second moments: `variance` of one token's vector, `covariance` between two tokens, `late` the variance at late positions
-    (second half of the sequence), which under a causal mask average more values and so gain less from attention."""
+    """Entrywise second moments."""
 
     variance: float
+    """Of one token's vector."""
     covariance: float
+    """Between two tokens."""
     late: float
+    """The variance at late positions, the second half of the sequence.
+
+    Under a causal mask these average more values and so gain less from attention.
+    """
 
     @property
     def correlation(self) -> float:
@@ -44,20 +51,28 @@ class Stream:
         )
 
     def normed(self, apply: bool = True) -> Stream:
-        """Moments after a norm, which divides every token by its own size and leaves a stream of zeros alone."""
+        """Moments after a norm, which divides every token by its own size.
+
+        It leaves a stream of zeros alone.
+        """
         return Stream(1.0, self.correlation, 1.0) if apply and self.variance else self
 
     def dropped(self, p: float) -> Stream:
-        """Moments after dropout, which raises a token's variance and leaves the covariance between tokens."""
+        """Moments after dropout.
+
+        It raises a token's variance and leaves the covariance between tokens.
+        """
         return Stream(self.variance / (1 - p), self.covariance, self.late / (1 - p))
 
 
 @dataclass(frozen=True)
 class Branch:
-    """Output moments of a sublayer's function F, and its backward gain at late positions: gradient variance at its input over that at its output."""
+    """What a sublayer's function F does to moments, forward and backward."""
 
     output: Stream
+    """Moments of what F gives."""
     backward: float
+    """Gain at late positions: gradient variance at F's input over that at its output."""
 
 
 BranchLaw = Callable[[Stream], Branch]
@@ -90,20 +105,22 @@ def feed_forward_branch(u: Stream, weights: WeightVariances, sizes: Sizes) -> Br
 
 @dataclass(frozen=True)
 class Step:
-    """One sublayer on moments: the stream after it and what the backward pass needs, for late positions.
-
-    layer_share: amplitude of the layer's input in the stream after the sublayer. added: variance that the branch adds to the sum.
-    residual, skip: amplitudes of the sublayer's and the layer's input in the sum. branch_gain: gradient variance that the branch hands to the
-    sublayer's input, over the gradient variance at the sum. norm: factor of norm_out on variances.
-    """
+    """One sublayer on moments, for late positions where the backward pass needs it."""
 
     stream: Stream
+    """After the sublayer."""
     layer_share: float
+    """Amplitude of the layer's input in the stream after the sublayer."""
     added: float
+    """Variance that the branch adds to the sum."""
     residual: float
+    """Amplitude of the sublayer's input in the sum."""
     skip: float
+    """Amplitude of the layer's input in the sum."""
     branch_gain: float
+    """Gradient variance that the branch hands to the sublayer's input, over that at the sum."""
     norm: float
+    """Factor of norm_out on variances."""
 
 
 def _inverse(variance: float, apply: bool) -> float:
@@ -113,7 +130,11 @@ def _inverse(variance: float, apply: bool) -> float:
 def sublayer_step(
     x: Stream, layer_input: Stream, layer_share: float, plan: Sublayer, law: BranchLaw, p: float
 ) -> Step:
-    """The sublayer equation of `model/depth/scheme.py` on moments. layer_share: amplitude of the layer's input in x; p: dropout on the branch."""
+    """The sublayer equation of `model/depth/scheme.py` on moments.
+
+    layer_share: amplitude of the layer's input in x.
+    p: dropout on the branch.
+    """
     entered = x.normed(plan.norm_in)
     branch = law(entered.times(plan.input_scale**2))
     added = branch.output.normed(plan.norm_branch).times(plan.branch_scale**2).dropped(p)
@@ -137,10 +158,13 @@ def sublayer_step(
 
 
 def backward_factor(steps: Sequence[Step]) -> float:
-    """Gradient variance at a layer's input over that at its output, from the layer's sublayers in forward order.
+    """Gradient variance at a layer's input over that at its output.
 
-    The gradient is a coherent multiple of the incoming one, through identity paths, plus independent parts from the branches. Gives
-    exactly `laws.post_ln_factor`, `laws.b2t_factor` and `laws.spannorm_factor` for those schemes.
+    steps: the layer's sublayers in forward order.
+    The gradient is a coherent multiple of the incoming one, through identity paths,
+    plus independent parts from the branches.
+    Gives exactly `laws.post_ln_factor`, `laws.b2t_factor` and `laws.spannorm_factor` for those
+    schemes.
     """
     amplitude, independent, skipped = 1.0, 0.0, 0.0
     for step in reversed(steps):
@@ -156,19 +180,23 @@ def backward_factor(steps: Sequence[Step]) -> float:
 
 @dataclass(frozen=True)
 class LayerSignal:
-    """Predicted signal of one layer at initialisation.
-
-    layer: number from 1. forward_variance, token_correlation: of the stream after the layer. grad_variance_late: variance of the loss gradient
-    at the stream ENTERING the layer, late positions only, relative to that of the last layer (so 1 there).
-    attention_variance, mlp_variance: variance that the branch adds to the stream, dropout and scale included.
-    """
+    """Predicted signal of one layer at initialisation."""
 
     layer: int
+    """Number from 1."""
     forward_variance: float
+    """Of the stream after the layer."""
     token_correlation: float
+    """Of the stream after the layer."""
     grad_variance_late: float
+    """Variance of the loss gradient at the stream ENTERING the layer, late positions only.
+
+    Relative to that of the last layer (so 1 there).
+    """
     attention_variance: float
+    """Variance that the branch adds to the stream, dropout and scale included."""
     mlp_variance: float
+    """Variance that the branch adds to the stream, dropout and scale included."""
 
 
 def propagate(
@@ -180,7 +208,10 @@ def propagate(
     attention: AttentionLaw,
     p: float = 0.0,
 ) -> list[LayerSignal]:
-    """Signals of all layers, first to last. start: the stream entering layer 1; p: dropout on every branch."""
+    """Signals of all layers, first to last.
+
+    start: the stream entering layer 1; p: dropout on every branch.
+    """
     stream, signals, factors = start, [], []
     for number, (layer, weight) in enumerate(zip(plan, weights, strict=True), start=1):
         attend = partial(attention_branch, weights=weight, sizes=sizes, attention=attention)

@@ -1,4 +1,7 @@
-"""DeepScaleLM's weight variances: the token-correlation recursion, as published and for a causal decoder of finite length."""
+"""DeepScaleLM's weight variances: the token-correlation recursion.
+
+As published, and for a causal decoder of finite length.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,21 @@ from model.theory.correlation import correlation_map, second_moment
 
 @dataclass(frozen=True)
 class AttentionMoments:
-    """One attention output entry, for values of unit variance and at late positions, those of the second half of the sequence.
+    """One attention output entry, for values of unit variance.
 
-    second: second moment, mean over all positions. covariance: between two tokens. late: second moment at late positions.
-    late_value, late_query: backward gains at late positions, through being read as a value or key, and through the token's own query.
+    Late positions are those of the second half of the sequence.
     """
 
     second: float
+    """Second moment, mean over all positions."""
     covariance: float
+    """Between two tokens."""
     late: float
+    """Second moment at late positions."""
     late_value: float = 0.0
+    """Backward gain at late positions, through being read as a value or key."""
     late_query: float = 0.0
+    """Backward gain at late positions, through the token's own query."""
 
 
 # (token correlation, variance of the attention scores) -> moments of the output
@@ -32,12 +39,18 @@ AttentionLaw = Callable[[float, float], AttentionMoments]
 
 
 def published_attention(correlation: float, score_variance: float) -> AttentionMoments:
-    """Long-sequence limit: every output is the mean of all values, so both moments are r (Kedia et al. 2024)."""
+    """Long-sequence limit (Kedia et al. 2024).
+
+    Every output is the mean of all values, so both moments are r.
+    """
     return AttentionMoments(correlation, correlation, correlation)
 
 
 def bidirectional_attention(length: int, p: float) -> AttentionLaw:
-    """Unmasked attention over `length` tokens, dropout p on the probabilities (derived; terms of order 1/length of `moments.attention_head`)."""
+    """Unmasked attention over `length` tokens, dropout p on the probabilities.
+
+    Derived; terms of order 1/length of `moments.attention_head`.
+    """
 
     def law(correlation: float, score_variance: float) -> AttentionMoments:
         r = correlation
@@ -50,11 +63,16 @@ def bidirectional_attention(length: int, p: float) -> AttentionLaw:
 def causal_attention(length: int, p: float) -> AttentionLaw:
     """Causal attention over `length` tokens, dropout p on the probabilities (derived).
 
-    Query i averages i values. Its sum of squared probabilities is about S_i = min(1, e^((1 - r) W) / i) / (1 - p), W the score variance, and two
-    queries share 1 / max(i, j). With L = length, H_L its harmonic number:
-      second = r + (1 - r) mean_i S_i                           covariance = r + (1 - r) 2 (L - H_L) / (L (L - 1))
-    Late positions, with independent token gradients: key i is read by queries j >= i with sum of squares T_i = e^((1 - r) W) / (1 - p) sum_j 1/j^2,
-      late_value = (1 + (1 - r)^2 W) mean_late T_i              late_query = (1 - r)^2 W mean_late S_i
+    Query i averages i values. Its sum of squared probabilities is about
+      S_i = min(1, e^((1 - r) W) / i) / (1 - p),
+    W the score variance, and two queries share 1 / max(i, j).
+    With L = length, H_L its harmonic number:
+      second = r + (1 - r) mean_i S_i
+      covariance = r + (1 - r) 2 (L - H_L) / (L (L - 1))
+    Late positions, with independent token gradients: key i is read by queries j >= i with sum of
+    squares T_i = e^((1 - r) W) / (1 - p) sum_j 1/j^2,
+      late_value = (1 + (1 - r)^2 W) mean_late T_i
+      late_query = (1 - r)^2 W mean_late S_i
     (the first through values and keys; both are lower bounds where token gradients are correlated).
     """
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, length + 1, dtype=np.float64))])
@@ -88,19 +106,24 @@ def causal_attention(length: int, p: float) -> AttentionLaw:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Widths of a layer. hidden: stream; inner: all query heads together; ffn: feed-forward (of one of gate and up); activation: by name."""
+    """Widths of a layer."""
 
     hidden: int
+    """Of the stream."""
     inner: int
+    """Of all query heads together."""
     ffn: int
+    """Of the feed-forward, one of gate and up."""
     activation: str
+    """By name."""
 
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """Weight variances of one layer, and the stream's token correlation where the attention sublayer reads it."""
+    """Weight variances of one layer, and the token correlation it reads."""
 
     token_correlation: float
+    """Of the stream where the attention sublayer reads it."""
     qk: float
     v: float
     o: float
@@ -109,11 +132,14 @@ class PlannedLayer:
 
 
 def feed_forward_variances(sizes: Sizes, p: float) -> tuple[float, float]:
-    """(fc1, fc2) weight variances that give the branch unit variance after dropout p, for unit-variance input.
+    """(fc1, fc2) weight variances that give the branch unit variance after dropout p.
 
-    ReLU is homogeneous, so only the product counts and both matrices share it equally (Kedia et al. 2024):
-    w = sqrt(2 (1 - p) / (hidden ffn)), which is sqrt((1 - p) / 2) / hidden at ffn = 4 hidden. Every other activation gets
-    unit-variance pre-activations, w1 = 1 / hidden, and w2 = (1 - p) / (ffn E[hidden entry^2]) (derived).
+    They hold for unit-variance input.
+    ReLU is homogeneous, so only the product counts and both matrices share it equally (Kedia et
+    al. 2024): w = sqrt(2 (1 - p) / (hidden ffn)), which is sqrt((1 - p) / 2) / hidden at
+    ffn = 4 hidden.
+    Every other activation gets unit-variance pre-activations, w1 = 1 / hidden,
+    and w2 = (1 - p) / (ffn E[hidden entry^2]) (derived).
     """
     if sizes.activation == "relu":
         equal = math.sqrt((1 - p) / (sizes.hidden * sizes.ffn * second_moment("relu")))
@@ -126,17 +152,23 @@ def deepscale_plan(
 ) -> list[PlannedLayer]:
     """Weight variances of every layer (Kedia et al. 2024; with `causal_attention`, derived).
 
-    correlation: token correlation r0 of the embedding before dropout; p: dropout after the embedding and after every branch.
-    Values and outputs: w_v = w_o = sqrt((1 - p) / m2) / sqrt(hidden inner), with m2 the attention law's second moment at the correlation that
-    reaches the layer (m2 = r as published). Queries and keys: 1 / hidden, unit score variance. Both branches then have unit variance, and
-    with residual_scale^2 + branch_scale^2 = 1 so has the stream. Plans for pre-norm and post-norm are the same: norms keep correlation.
-    Raises ValueError for zero correlation under `published_attention`, whose weights would be infinite.
+    correlation: token correlation r0 of the embedding before dropout.
+    p: dropout after the embedding and after every branch.
+    Values and outputs: w_v = w_o = sqrt((1 - p) / m2) / sqrt(hidden inner), with m2 the attention
+    law's second moment at the correlation that reaches the layer (m2 = r as published).
+    Queries and keys: 1 / hidden, unit score variance.
+    Both branches then have unit variance,
+    and with residual_scale^2 + branch_scale^2 = 1 so has the stream.
+    Plans for pre-norm and post-norm are the same: norms keep correlation.
+    Raises ValueError for zero correlation under `published_attention`,
+    whose weights would be infinite.
     """
     fc1, fc2 = feed_forward_variances(sizes, p)
     r, variance = correlation * (1 - p), 1.0
     if attention(r, 1.0).second <= 0:
         raise ValueError(
-            f"token correlation {correlation} leaves the published attention gain without a finite weight: it must be positive"
+            f"token correlation {correlation} leaves the published attention gain without a finite weight: "
+            "it must be positive"
         )
     planned = []
     for layer in layers:
@@ -151,6 +183,9 @@ def deepscale_plan(
 def _mix(
     sublayer: Sublayer, correlation: float, variance: float, branch_correlation: float
 ) -> tuple[float, float]:
-    """(correlation, variance) of residual_scale x + branch_scale b for a branch b of unit variance."""
+    """(correlation, variance) of residual_scale x + branch_scale b.
+
+    The branch b has unit variance.
+    """
     kept, added = sublayer.residual_scale**2 * variance, sublayer.branch_scale**2
     return (kept * correlation + added * branch_correlation) / (kept + added), kept + added

@@ -33,7 +33,10 @@ def signal_table(
     seq_length: int = 1024,
     dropout: float = 0.0,
 ) -> str:
-    """Markdown table of `predict` for every scheme at its own initialisation (GELU feed-forward, learned positions, Zipf tokens)."""
+    """Markdown table of `predict` for every scheme at its own initialisation.
+
+    The models have a GELU feed-forward, learned positions and Zipf tokens.
+    """
     rows = [COLUMNS, tuple("---" for _ in COLUMNS)]
     for name, scheme in SCHEMES.items():
         for options in VARIANTS.get(name, [{}]):

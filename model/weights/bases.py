@@ -16,17 +16,18 @@ LayerVariances = Mapping[WeightRole, float]
 
 @dataclass(frozen=True)
 class Base:
-    """A base initialisation.
-
-    layers: variances of every layer by role, from the configuration and the sequence length. word, position, output: variance of an entry of an
-    embedding table or of an untied output projection. unit_logits: whether tied logits are scaled to variance 1 (for hidden entries of variance 1).
-    """
+    """A base initialisation."""
 
     layers: Callable[[ModelConfig, int], list[LayerVariances]]
+    """Variances of every layer by role, from the configuration and the sequence length."""
     word: Callable[[ModelConfig], float]
+    """Variance of an entry of the table of words."""
     position: Callable[[ModelConfig], float]
+    """Variance of an entry of the table of positions."""
     output: Callable[[ModelConfig], float]
+    """Variance of an entry of an untied output projection."""
     unit_logits: bool
+    """Whether tied logits are scaled to variance 1 (for hidden entries of variance 1)."""
 
 
 def stack_sizes(config: ModelConfig) -> Sizes:
@@ -40,19 +41,26 @@ def stack_sizes(config: ModelConfig) -> Sizes:
 
 
 def word_correlation(config: ModelConfig) -> float:
-    """Token correlation of the word table alone, in [0, 1). Raises UserError where Zipf's law needs an unknown vocabulary size."""
+    """Token correlation of the word table alone, in [0, 1).
+
+    Raises UserError where Zipf's law needs an unknown vocabulary size.
+    """
     given = config.init.token_correlation
     if given == "zipf":
         if config.vocab_size is None:
             raise UserError(
-                "model.init.token_correlation=zipf needs model.vocab_size, which is not known: give it, or the correlation as a number"
+                "model.init.token_correlation=zipf needs model.vocab_size, which is not known: "
+                "give it, or the correlation as a number"
             )
         return zipf_correlation(config.vocab_size)
     return given
 
 
 def _xavier(config: ModelConfig, seq_length: int) -> list[LayerVariances]:
-    """2 / (fan_in + fan_out) of each matrix (Glorot & Bengio 2010), 1/h for square ones; query, key, value, gate and up each count as a matrix."""
+    """2 / (fan_in + fan_out) of each matrix (Glorot & Bengio 2010), 1/h for square ones.
+
+    Query, key, value, gate and up each count as a matrix.
+    """
     hidden, inner, key_value, ffn = _widths(config)
     square, narrow, feed_forward = 2 / (hidden + inner), 2 / (hidden + key_value), 2 / (hidden + ffn)
     return [
@@ -61,7 +69,11 @@ def _xavier(config: ModelConfig, seq_length: int) -> list[LayerVariances]:
 
 
 def _fairseq(config: ModelConfig, seq_length: int) -> list[LayerVariances]:
-    """The B2T repository's: q, k, v Xavier with gain 1/sqrt(2), o Xavier, feed-forward 1 / (3 fan_in), which is nn.Linear's default."""
+    """The B2T repository's.
+
+    q, k, v Xavier with gain 1/sqrt(2), o Xavier,
+    feed-forward 1 / (3 fan_in), which is nn.Linear's default.
+    """
     hidden, inner, key_value, ffn = _widths(config)
     square, narrow = 1 / (hidden + inner), 1 / (hidden + key_value)
     return [
@@ -77,7 +89,10 @@ def _fairseq(config: ModelConfig, seq_length: int) -> list[LayerVariances]:
 
 
 def _normal(config: ModelConfig, seq_length: int) -> list[LayerVariances]:
-    """init.std everywhere, divided by sqrt(2 x layers) in the matrices that end a branch (Radford et al. 2019; Shoeybi et al. 2019)."""
+    """init.std everywhere, divided by sqrt(2 x layers) in the matrices that end a branch.
+
+    Radford et al. 2019; Shoeybi et al. 2019.
+    """
     variance = config.init.std**2
     layer = dict.fromkeys(LAYER_ROLES, variance)
     layer["o"] = layer["fc2"] = variance / (2 * config.num_layers)
@@ -111,7 +126,10 @@ def _widths(config: ModelConfig) -> tuple[int, int, int, int]:
 
 
 def _unit_sum(config: ModelConfig) -> float:
-    """(1 - p) / tables: the sum of the embedding tables has unit variance after dropout (Kedia et al. 2024)."""
+    """(1 - p) / tables (Kedia et al. 2024).
+
+    The sum of the embedding tables then has unit variance after dropout.
+    """
     return (1 - config.hidden_dropout) / (1 + (config.position == "learned"))
 
 
@@ -132,8 +150,9 @@ BASES: dict[str, Base] = {
     "deepscale": Base(
         _deepscale, word=_unit_sum, position=_unit_sum, output=_inverse_width, unit_logits=True
     ),
-    # fairseq draws both tables from N(0, 1/h) and multiplies words, not learned positions, by sqrt(h) on their way in. A unit-variance table
-    # with 1/sqrt(h) on tied logits is the same function.
+    # fairseq draws both tables from N(0, 1/h) and multiplies words, not learned positions,
+    # by sqrt(h) on their way in.
+    # A unit-variance table with 1/sqrt(h) on tied logits is the same function.
     "fairseq": Base(_fairseq, word=_one, position=_inverse_width, output=_inverse_width, unit_logits=True),
     "normal": Base(_normal, word=_std, position=_std, output=_std, unit_logits=False),
 }

@@ -14,9 +14,13 @@ def predict(
 ) -> list[LayerSignal]:
     """Signals of every layer at initialisation, first to last, for any scheme and initialisation.
 
-    seq_length: tokens a sequence. stream_correlation: token correlation of the embedding before dropout; null takes it from the tables'
-    variances and `model.init.token_correlation`. causal: False predicts the same weights under unmasked attention. Causal gradients are those of
-    late positions; unmasked ones leave attention's share out too and are a lower bound. Padding, document masks and rotary embedding do not enter.
+    seq_length: tokens a sequence.
+    stream_correlation: token correlation of the embedding before dropout;
+        null takes it from the tables' variances and `model.init.token_correlation`.
+    causal: False predicts the same weights under unmasked attention.
+    Causal gradients are those of late positions.
+    Unmasked ones leave attention's share out too and are a lower bound.
+    Padding, document masks and rotary embedding do not enter.
     Raises UserError where the vocabulary size is needed and unknown.
     """
     plan, init = config.depth_plan(), standard_deviations(config, seq_length)

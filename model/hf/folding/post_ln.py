@@ -1,18 +1,27 @@
-"""Post-LN models in OPT's form: exact for any residual constant, and for any epsilon although OPT has only one.
+"""Post-LN models in OPT's form.
 
-Post-LN form: sublayer j is x_j = Norm_j(a_j x_{j-1} + b_j F_j(s_j x_{j-1})), epsilon `eps` in every norm. OPT with `do_layer_norm_before=False` computes
-y_j = Norm_j(y_{j-1} + G_j(y_{j-1})) with epsilon e. Let the stream into sublayer j be y_{j-1} = c_j x_{j-1}, and
+The form is exact for any residual constant, and for any epsilon although OPT has only one.
+
+Post-LN form: sublayer j is x_j = Norm_j(a_j x_{j-1} + b_j F_j(s_j x_{j-1})),
+epsilon `eps` in every norm.
+OPT with `do_layer_norm_before=False` computes y_j = Norm_j(y_{j-1} + G_j(y_{j-1})) with epsilon e.
+Let the stream into sublayer j be y_{j-1} = c_j x_{j-1}, and
 
     G_j(y) = (b_j c_j / a_j) F_j(s_j y / c_j).
 
-Then the sum is c_j / a_j times ours, and a norm of r u with epsilon e is the norm of u with epsilon e / r^2. It is our norm for c_j = a_j sqrt(e / eps).
-So s_j / c_j goes into the weight of F_j's first linear layer, b_j c_j / a_j into weight and bias of its last one, and c_j into gain and bias of the
-norm before it, or into the embeddings. Nothing stands between the last norm and the logits, so their factor goes into that norm, with 1 / c for a tied
-table that was multiplied by c (derived).
+Then the sum is c_j / a_j times ours, and a norm of r u with epsilon e is the norm of u with
+epsilon e / r^2. It is our norm for c_j = a_j sqrt(e / eps).
+So s_j / c_j goes into the weight of F_j's first linear layer, b_j c_j / a_j into weight and bias
+of its last one, and c_j into gain and bias of the norm before it, or into the embeddings.
+Nothing stands between the last norm and the logits, so their factor goes into that norm,
+with 1 / c for a tied table that was multiplied by c (derived).
 
-A norm around the stack becomes a layer whose branches are zero: two norms in a row. The first has the gain k = sqrt(e) and no bias. With v the variance of
-x, an input c x with c^2 = e / (2 eps) leaves it as (x - mean) sqrt(e / (v + 2 eps)), of variance e v / (v + 2 eps), and the second makes that
-(x - mean) / sqrt(2 (v + eps)): the norm of x, epsilon included, when its gain has a factor sqrt(2) (derived).
+A norm around the stack becomes a layer whose branches are zero: two norms in a row.
+The first has the gain k = sqrt(e) and no bias.
+With v the variance of x, an input c x with c^2 = e / (2 eps) leaves it as
+(x - mean) sqrt(e / (v + 2 eps)), of variance e v / (v + 2 eps).
+The second makes that (x - mean) / sqrt(2 (v + eps)): the norm of x, epsilon included,
+when its gain has a factor sqrt(2) (derived).
 """
 
 from __future__ import annotations
@@ -28,8 +37,13 @@ LEAVES = ("weight", "bias")
 
 
 def post_ln_obstacle(plan: DepthPlan) -> str | None:
-    """Why a plan is not of post-LN form, or None. A norm after the embedding and one after the stack do no harm."""
-    normed = True  # whether the norm between this sublayer and the one before it is there: none is needed before the first
+    """Why a plan is not of post-LN form, or None.
+
+    A norm after the embedding and one after the stack do no harm.
+    """
+    # Whether the norm between this sublayer and the one before it is there:
+    # none is needed before the first.
+    normed = True
     for index, kind, sublayer in plan.sublayers():
         problems = (
             (not normed and not sublayer.norm_in, "gets a residual sum without a norm"),
@@ -48,7 +62,10 @@ def post_ln_obstacle(plan: DepthPlan) -> str | None:
 
 
 def post_ln_factors(config: ModelConfig, logit_scale: float) -> dict[str, float]:
-    """Canonical tensor name -> factor on it, for an OPT with the epsilon that OPT has. Meaningful where `post_ln_obstacle` is None."""
+    """Canonical tensor name -> factor on it, for an OPT with the epsilon that OPT has.
+
+    Meaningful where `post_ln_obstacle` is None.
+    """
     plan, ratio = config.depth_plan(), math.sqrt(OPT_EPSILON / config.norm_epsilon)
     factors: defaultdict[str, float] = defaultdict(lambda: 1.0)
     before = [

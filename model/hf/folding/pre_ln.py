@@ -1,13 +1,19 @@
-"""Which stock architecture computes a model exactly, and the factors that make it so; decided from the depth plan's data.
+"""Which stock architecture computes a model exactly, and the factors that make it so.
 
-Pre-LN form: every sublayer is x_j = a_j x_{j-1} + b_j F_j(s_j Norm(x_{j-1})). With c_j = a_1 ... a_j and y_j = x_j / c_j,
+The depth plan's data decide.
+
+Pre-LN form: every sublayer is x_j = a_j x_{j-1} + b_j F_j(s_j Norm(x_{j-1})).
+With c_j = a_1 ... a_j and y_j = x_j / c_j,
 
     y_j = y_{j-1} + (b_j / c_j) F_j(s_j Norm(y_{j-1})),
 
-because a norm does not see the scale of its input. So b_j / c_j goes into F_j's last linear layer (weight and bias), s_j into the norm's gain and
-bias, the embeddings stay, and a factor on the logits goes into the last norm (derived; epsilon aside). Epsilon is where scale shows: a norm of y
-with epsilon e is the norm of x = c y with epsilon e c^2. A stock model has one epsilon for all its norms, so it can only be near the right one; the
-export is our model with other epsilons, exactly, and how far that moves the logits is measured before anything is written (`model/hf/proof.py`).
+because a norm does not see the scale of its input.
+So b_j / c_j goes into F_j's last linear layer (weight and bias), s_j into the norm's gain and bias,
+the embeddings stay, and a factor on the logits goes into the last norm (derived; epsilon aside).
+Epsilon is where scale shows: a norm of y with epsilon e is the norm of x = c y with epsilon e c^2.
+A stock model has one epsilon for all its norms, so it can only be near the right one.
+The export is our model with other epsilons, exactly, and how far that moves the logits is measured
+before anything is written (`model/hf/proof.py`).
 
 Post-LN form: `model/hf/folding/post_ln.py`.
 """
@@ -37,14 +43,17 @@ LLAMA_ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu"}
 
 @dataclass(frozen=True)
 class Fold:
-    """factors: canonical tensor name -> factor on it; names left out have 1. epsilon: the exported one.
-
-    epsilons: canonical norm name -> the epsilon it then has in terms of our stream; empty where that is the model's own everywhere.
-    """
+    """A stock architecture's form of a model."""
 
     factors: Mapping[str, float]
+    """Canonical tensor name -> factor on it; names left out have 1."""
     epsilon: float
+    """The exported one."""
     epsilons: Mapping[str, float] = field(default_factory=dict)
+    """Canonical norm name -> the epsilon it then has in terms of our stream.
+
+    Empty where that is the model's own everywhere.
+    """
 
 
 def pre_ln_obstacle(plan: DepthPlan) -> str | None:
@@ -114,7 +123,10 @@ def obstacle(target: Target, config: ModelConfig) -> str | None:
 
 
 def targets(architecture: str, config: ModelConfig) -> list[Target]:
-    """Targets to try, best first. Raises UserError where the one asked for is not exact, or unknown."""
+    """Targets to try, best first.
+
+    Raises UserError where the one asked for is not exact, or unknown.
+    """
     if architecture == "auto":
         return [target for target in TARGETS if obstacle(target, config) is None]
     target = next((known for known in TARGETS if known == architecture), None)
@@ -124,7 +136,8 @@ def targets(architecture: str, config: ModelConfig) -> list[Target]:
         )
     if reason := obstacle(target, config):
         raise UserError(
-            f"architecture={target} cannot compute this model (scheme {config.scheme}): {reason}; use auto or fathom"
+            f"architecture={target} cannot compute this model (scheme {config.scheme}): {reason}; "
+            "use auto or fathom"
         )
     return [target]
 
@@ -160,8 +173,9 @@ def fold(target: Target, config: ModelConfig, logit_scale: float) -> Fold:
 def shared_epsilon(epsilon: float, scales: list[float]) -> float:
     """The one epsilon for norms whose input is our stream divided by each of `scales`.
 
-    To first order the norm of x = c y is off by the factor 1 - (e c^2 - epsilon) / (2 var x), which this e keeps smallest at its largest, for a stream
-    of even variance (derived). Scaling the embeddings as well would only scale e.
+    To first order the norm of x = c y is off by the factor 1 - (e c^2 - epsilon) / (2 var x).
+    This e keeps that smallest at its largest, for a stream of even variance (derived).
+    Scaling the embeddings as well would only scale e.
     """
     squares = [scale**2 for scale in scales]
     return epsilon * 2 / (min(squares) + max(squares))

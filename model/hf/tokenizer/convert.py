@@ -1,4 +1,6 @@
-"""A SentencePiece model as a fast tokenizer: the same ids and text, without the sentencepiece package.
+"""A SentencePiece model as a fast tokenizer: the same ids and text.
+
+The sentencepiece package is not needed.
 
 Equality is proved, not assumed (`proof.py`).
 SentencePiece writes a space as SPACE_MARK, and so would take the mark itself for a space.
@@ -122,8 +124,8 @@ def _bpe(proto: Any) -> Any:
 def _unigram(proto: Any) -> Any:
     """Pieces with their scores.
 
-    The fast model looks up control and byte pieces in text like any other: a low score keeps it from
-    ever choosing "<s>" for the text "<s>".
+    The fast model looks up control and byte pieces in text like any other:
+    a low score keeps it from ever choosing "<s>" for the text "<s>".
     """
     from tokenizers.models import Unigram
 
@@ -137,8 +139,8 @@ def _unigram(proto: Any) -> Any:
 def _split_characters(proto: Any) -> str:
     """Characters of control and byte pieces that no normal piece has.
 
-    Each is unknown wherever it stands, so cutting the text around it changes nothing but that "<0x0A>"
-    is no longer found as a byte piece in a vocabulary without "<".
+    Each is unknown wherever it stands, so cutting the text around it changes nothing
+    but that "<0x0A>" is no longer found as a byte piece in a vocabulary without "<".
     """
     known = {character for piece in proto.pieces if piece.type == NORMAL for character in _text(piece)}
     special = {
@@ -169,15 +171,17 @@ def write_tokenizer(model_path: Path | str, folder: Path, max_length: int) -> To
     """
     proto = load_proto(model_path)
     build(proto).save(str(folder / "tokenizer.json"))
-    # transformers has no use for the source, but the way back to training, and other programs, have.
+    # transformers has no use for the source,
+    # but the way back to training, and other programs, have.
     shutil.copyfile(model_path, folder / "tokenizer.model")
     trainer = proto.trainer_spec
     settings = {
         # The one name that both transformers 4 and 5 load as "use tokenizer.json as it is".
         "tokenizer_class": "PreTrainedTokenizerFast",
-        # Training documents follow each other with the end mark alone between them: what a first token
-        # is predicted from is that mark, and programs that start a text with "bos" (lm-evaluation-harness
-        # does) would otherwise start it with a token that the model has never seen.
+        # Training documents follow each other with the end mark alone between them:
+        # what a first token is predicted from is that mark,
+        # and programs that start a text with "bos" (lm-evaluation-harness does)
+        # would otherwise start it with a token that the model has never seen.
         "bos_token": trainer.eos_piece,
         "eos_token": trainer.eos_piece,
         "unk_token": trainer.unk_piece,

@@ -61,7 +61,10 @@ def copy_tokenizer(source: Path, folder: Path, vocab_size: int) -> dict[str, int
 
 
 def _name_inputs(source: Path, copy: Path) -> None:
-    """Sets what a copied tokenizer hands to a model; a file that says so already keeps every byte."""
+    """Sets what a copied tokenizer hands to a model.
+
+    A file that says so already keeps every byte.
+    """
     settings = read_json(source, ADVICE)
     if not isinstance(settings, dict):
         raise UserError(f"{source} is damaged (it is no JSON object): {ADVICE}")

@@ -1,4 +1,4 @@
-"""Whether a fast tokenizer gives SentencePiece's ids and text, on texts that have found differences."""
+"""Whether a fast tokenizer gives SentencePiece's ids and text, on texts that found differences."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ def prove(model_path: Path | str, folder: Path, texts: Iterable[str] = (), trust
     """Compares the tokenizer in `folder` with a SentencePiece model.
 
     Returns how many texts have another segmentation of the same score. That is 0 for BPE.
-    Unigram picks the best-scoring segmentation, SentencePiece in fp32 and the fast tokenizer in fp64,
-    so that segmentations of equal score (the same pieces in another order, mostly) may be told apart
-    by SentencePiece's rounding alone.
+    Unigram picks the best-scoring segmentation, SentencePiece in fp32 and the fast tokenizer in
+    fp64, so that segmentations of equal score (the same pieces in another order, mostly) may be
+    told apart by SentencePiece's rounding alone.
     trust: the folder has our modelling code, and asking whether to run it would stop an export.
-    Raises UserError naming the first text with other ids than that, or whose ids decode to another text.
+    Raises UserError naming the first text with other ids than that,
+    or whose ids decode to another text.
     """
     from sentencepiece import SentencePieceProcessor
     from transformers import AutoTokenizer
@@ -138,8 +139,8 @@ FIXED = (
 def fuzz(pieces: list[str], count: int = 600, seed: int = 0) -> Iterator[str]:
     """Texts that have found differences between tokenizers.
 
-    Whitespace of every kind, control characters, emoji, names of special tokens, random Unicode, and
-    random joins of a tokenizer's own pieces, which reach merges that ordinary text does not.
+    Whitespace of every kind, control characters, emoji, names of special tokens, random Unicode,
+    and random joins of a tokenizer's own pieces, which reach merges that ordinary text does not.
     The same for the same pieces and seed.
     """
     yield from FIXED
