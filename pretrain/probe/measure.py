@@ -57,9 +57,9 @@ class LayerProbe:
     token_correlation: float
     """Mean product of two different tokens' vectors of that stream over their mean square."""
     grad_variance: float
-    """Mean square of the loss gradient at the stream entering the layer, relative to the last layer's.
+    """Mean square of the loss gradient at the stream entering the layer.
 
-    Geometric mean over seeds.
+    Relative to the last layer's, geometric mean over seeds.
     """
     grad_variance_late: float
     """The same of the positions in the second half of the sequence only."""
@@ -103,8 +103,9 @@ class Probe:
     embedding_variance: float
     """Of the stream entering layer 1."""
     smallest_gradient_log10: float
-    """Decimal logarithm of the smallest root mean square, over layers and seeds, of the late gradient
-    itself.
+    """Decimal logarithm of the smallest root mean square of the late gradient itself.
+
+    The smallest over layers and seeds.
     """
     checkpoint: str | None = None
     options: dict[str, Any] = field(default_factory=dict)

@@ -26,8 +26,8 @@ from pretrain.train.same_run import check_same_model
 
 ASSUMED_VOCABULARY = 32_000
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
-# Values of the stream's width that the backward pass of one layer keeps for each token, and those of
-# the feed-forward's width; measured.
+# Values that the backward pass of one layer keeps for each token: of the stream's width, and beside
+# them of the feed-forward's; measured.
 KEPT_WIDTHS, KEPT_FFN = 15, 3
 
 
@@ -139,7 +139,10 @@ def _free_memory() -> int:
 
 
 def _vocabulary(config: RunConfig) -> tuple[int | None, bool]:
-    """(Vocabulary of the first data set or of the configuration, whether all data sets are there)."""
+    """(vocabulary, whether all data sets are there).
+
+    The vocabulary is that of the first data set or of the configuration.
+    """
     known = [vocabulary_of(corpus.path) for corpus in config.data.corpora]
     if all(known):
         return known[0], True

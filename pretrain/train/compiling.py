@@ -30,8 +30,8 @@ def compile_chunks(config: RunConfig, numerics: Numerics, chunks: Sequence[nn.Mo
 
     Where Transformer Engine has the rest, compiles their joins.
 
-    Raises UserError for joins that compiling would not change, for layers with collectives, and on a
-    CPU without a C++ compiler.
+    Raises UserError for joins that compiling would not change, for layers with collectives, and on
+    a CPU without a C++ compiler.
     """
     if numerics.kernels == "local":
         if config.parallel.tensor > 1:

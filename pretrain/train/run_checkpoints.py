@@ -101,7 +101,7 @@ class Checkpoints:
         return reader, own
 
     def _source(self) -> tuple[bool, str | None]:
-        """Whether the run has checkpoints of its own, and the step folder to continue from, if any."""
+        """(whether the run has checkpoints of its own, the step folder to continue from or None)."""
         newest = newest_in(self.folder)
         if newest is not None:
             return True, str(newest)

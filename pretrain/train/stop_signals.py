@@ -59,7 +59,10 @@ class StopRequest:
         self._name = self._name or name
 
     def code(self) -> int:
-        """0 while nobody asked; ExitCode.STOPPED, or STOPPED_BY_USER, which is the larger number."""
+        """0 while nobody asked, else a member of ExitCode.
+
+        STOPPED, or STOPPED_BY_USER, which is the larger number.
+        """
         if not self._name:
             return 0
         return int(ExitCode.STOPPED_BY_USER if self._resolved() in FOR_GOOD else ExitCode.STOPPED)

@@ -34,8 +34,8 @@ class Progress:
     total_steps: of the whole run.
     start_step: finished before this process began (a resumed run), left out of the rate.
     mode `bar`: redraws two lines in place.
-    mode `plain`: writes a line at the first and last step, every 5 % of the run and every 10 s (every
-    minute once ten have passed, so that the log of a long run stays readable).
+    mode `plain`: writes a line at the first and last step, every 5 % of the run and every 10 s
+    (every minute once ten have passed, so that the log of a long run stays readable).
     mode `none`: is silent.
     mode `auto`: a bar where stdout is a terminal, else plain.
     console, clock (seconds): for tests.

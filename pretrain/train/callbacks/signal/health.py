@@ -118,7 +118,7 @@ class SignalHealth(Callback):
         self.before = weight_sample(trainer)[1] if self._full(trainer) else None
 
     def on_step(self, trainer: RunView, record: dict[str, Any]) -> None:
-        """Gathers the measurements of all ranks, writes them, and compares them with their history."""
+        """Gathers the measurements of all ranks, writes them, compares them with their history."""
         full = self._full(trainer)
         if not full and not self._cheap(trainer):
             return
@@ -264,7 +264,8 @@ def update_squares(trainer: RunView, before: Tensor) -> Tensor:
 def summary(rows: list[dict[str, float]]) -> dict[str, float]:
     """Ends and extremes over layers of what was measured.
 
-    For each KEY: KEY_first, _last, _min, _max, and the layers of the extremes, _min_layer, _max_layer.
+    For each KEY: KEY_first, _last, _min, _max.
+    The layers of the extremes: KEY_min_layer, _max_layer.
     """
     short: dict[str, float] = {}
     for key in dict.fromkeys(key for row in rows for key in row if key != "layer"):
