@@ -101,7 +101,10 @@ class Checkpoints:
         return reader, own
 
     def _source(self) -> tuple[bool, str | None]:
-        """(whether the run has checkpoints of its own, the step folder to continue from or None)."""
+        """(whether the run has checkpoints of its own, the step folder to continue from).
+
+        The folder is None where there is none.
+        """
         newest = newest_in(self.folder)
         if newest is not None:
             return True, str(newest)
