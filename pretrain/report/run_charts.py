@@ -97,21 +97,7 @@ def loss_chart(context: Context) -> Chart:
         axes = figure.add_subplot()
         if len(steps):
             raw_and_smooth(axes, steps, losses, "training")
-        for split, color, marker in (("validation", ORANGE, "o"), ("test", GREEN, "D")):
-            points = [
-                (event.step, event.loss)
-                for event in metrics.eval
-                if event.split == split and math.isfinite(event.loss)
-            ]
-            if points:
-                axes.plot(
-                    *zip(*points, strict=True),
-                    color=color,
-                    marker=marker,
-                    markersize=4.5,
-                    linewidth=1.2,
-                    label=split,
-                )
+        _evaluations(axes, metrics)
         if math.isfinite(context.unigram_entropy):
             axes.axhline(
                 context.unigram_entropy,
@@ -120,17 +106,7 @@ def loss_chart(context: Context) -> Chart:
                 linewidth=1.2,
                 label=f"unigram entropy, {context.unigram_entropy:.2f}",
             )
-        lost = [event.step for event in metrics.train if event.skipped or not math.isfinite(event.loss)]
-        if lost:
-            axes.plot(
-                lost,
-                np.full(len(lost), 0.02),
-                transform=axes.get_xaxis_transform(),
-                color=ORANGE,
-                marker="x",
-                linestyle="none",
-                label="skipped or not finite",
-            )
+        _lost_steps(axes, metrics)
         if hidden := _limit(axes, losses, context):
             notes.append(
                 f"{hidden} steps with a higher loss lie above the picture."
@@ -148,6 +124,40 @@ def loss_chart(context: Context) -> Chart:
     if not math.isfinite(context.unigram_entropy):
         notes.append("The unigram entropy of the corpus is not known.")
     return Chart(title, caption, svg, notes=tuple(notes), wide=True)
+
+
+def _evaluations(axes: Axes, metrics: Metrics) -> None:
+    """Losses on held-out text, a line for each split that has any."""
+    for split, color, marker in (("validation", ORANGE, "o"), ("test", GREEN, "D")):
+        points = [
+            (event.step, event.loss)
+            for event in metrics.eval
+            if event.split == split and math.isfinite(event.loss)
+        ]
+        if points:
+            axes.plot(
+                *zip(*points, strict=True),
+                color=color,
+                marker=marker,
+                markersize=4.5,
+                linewidth=1.2,
+                label=split,
+            )
+
+
+def _lost_steps(axes: Axes, metrics: Metrics) -> None:
+    """Marks at the foot of the picture for steps that were skipped or had no finite loss."""
+    lost = [event.step for event in metrics.train if event.skipped or not math.isfinite(event.loss)]
+    if lost:
+        axes.plot(
+            lost,
+            np.full(len(lost), 0.02),
+            transform=axes.get_xaxis_transform(),
+            color=ORANGE,
+            marker="x",
+            linestyle="none",
+            label="skipped or not finite",
+        )
 
 
 def gradient_chart(context: Context) -> Chart:
