@@ -75,7 +75,8 @@ def _git(source: Path, *arguments: str) -> str | None:
     except subprocess.CalledProcessError as error:
         if "dubious ownership" in error.stderr:
             raise UserError(
-                f"git refuses to read {source}, which belongs to another user: run `git config --global --add safe.directory {source}`"
+                f"git refuses to read {source}, which belongs to another user: "
+                f"run `git config --global --add safe.directory {source}`"
             ) from None
         return None
     return answer.stdout

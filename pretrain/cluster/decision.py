@@ -235,7 +235,10 @@ def _what_happened(
     if exit_code == TOO_LATE:
         return (
             ExitCode.STOPPED,
-            "the time limit came before the run had saved and left: a larger signal_margin in the site file gives it more time",
+            (
+                "the time limit came before the run had saved and left: "
+                "a larger signal_margin in the site file gives it more time"
+            ),
         )
     if exit_code == 0 and state.get("state") != states.FINISHED:
         return ExitCode.CRASH, "the tasks ended with 0 but rank 0 did not write how (exit_code in state.json)"

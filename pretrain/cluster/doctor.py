@@ -20,7 +20,10 @@ from pretrain.rundir.environment import cpu, gpus
 
 State = Literal["ok", "note", "warning", "failure"]
 GIB = 2**30
-PROBE = "import torch, megatron.core.models.gpt, deepspeed; import torch.distributed as d; assert d.is_available()"
+PROBE = (
+    "import torch, megatron.core.models.gpt, deepspeed; "
+    "import torch.distributed as d; assert d.is_available()"
+)
 PROBE_SECONDS = 300
 
 
@@ -95,7 +98,10 @@ def _imports() -> Check:
         )
     except subprocess.TimeoutExpired:
         # Slowness is no defect: nothing is broken that a new installation would mend.
-        advice = "is this machine busy, or the environment on a slow network file system? Training starts as slowly"
+        advice = (
+            "is this machine busy, or the environment on a "
+            "slow network file system? Training starts as slowly"
+        )
         return Check("imports", "warning", f"not done after {PROBE_SECONDS} s", advice)
     if done.returncode:
         return Check(
@@ -142,7 +148,10 @@ def devices() -> Iterator[Check]:
     yield Check(
         "GPUs",
         "ok",
-        f"{what}, {memory:.0f} GiB each, compute capability {'.'.join(map(str, machine.capability))}, CUDA {torch.version.cuda}{driver}",
+        (
+            f"{what}, {memory:.0f} GiB each, compute capability "
+            f"{'.'.join(map(str, machine.capability))}, CUDA {torch.version.cuda}{driver}"
+        ),
     )
     if not machine.fast_bf16:
         yield Check(
@@ -168,7 +177,10 @@ def transformer_engine() -> Iterator[Check]:
         )
         return
     if machine.te is None:
-        advice = "for fused kernels and FP8, with nvcc and cuDNN at hand: pip install --no-build-isolation '.[te]'; without it, layers run in plain PyTorch"
+        advice = (
+            "for fused kernels and FP8, with nvcc and cuDNN at hand: "
+            "pip install --no-build-isolation '.[te]'; without it, layers run in plain PyTorch"
+        )
         yield Check("Transformer Engine", "warning", machine.te_problem, advice)
         return
     yield Check("Transformer Engine", "ok", machine.te)
@@ -249,7 +261,10 @@ def slurm() -> Iterator[Check]:
             "site file",
             "note",
             f"{SITE_VARIABLE} names none",
-            f"copy slurm/site.example.yaml, fill it in and set {SITE_VARIABLE}, or give --site to `fathom submit`",
+            (
+                "copy slurm/site.example.yaml, fill it in and set "
+                f"{SITE_VARIABLE}, or give --site to `fathom submit`"
+            ),
         )
         return
     try:
@@ -266,7 +281,10 @@ def limits() -> Iterator[Check]:
     try:
         shared = shutil.disk_usage("/dev/shm")
         small = shared.free < ranks * GIB
-        advice = f"NCCL and gloo between {ranks} local ranks want 1 GiB each: mount it larger (in a container: --shm-size={ranks * 2}g or --ipc=host)"
+        advice = (
+            f"NCCL and gloo between {ranks} local ranks want 1 GiB each: "
+            f"mount it larger (in a container: --shm-size={ranks * 2}g or --ipc=host)"
+        )
         yield Check(
             "/dev/shm",
             "warning" if small else "ok",
@@ -287,7 +305,10 @@ def limits() -> Iterator[Check]:
     )
     facts = cpu()
     few = facts["usable_cores"] < 2 * len(gpus())
-    advice = "less than 2 cores a GPU: launching kernels and loading data will wait; ask for more (Slurm: --cpus-per-task)"
+    advice = (
+        "less than 2 cores a GPU: launching kernels and loading data will wait; "
+        "ask for more (Slurm: --cpus-per-task)"
+    )
     yield Check(
         "CPU",
         "warning" if few else "ok",
@@ -324,7 +345,10 @@ def compilers() -> Iterator[Check]:
             "C++ compiler",
             "warning",
             "none",
-            "kernels that compile on first use (optimizer offload) fail: apt-get install g++, or load a compiler module",
+            (
+                "kernels that compile on first use (optimizer offload) fail: "
+                "apt-get install g++, or load a compiler module"
+            ),
         )
     if this_machine().gpu is not None and not (shutil.which("nvcc") or os.environ.get("CUDA_HOME")):
         yield Check(

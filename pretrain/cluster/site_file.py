@@ -56,7 +56,10 @@ class ContainerConfig(Strict):
     )
     mounts: list[Line] = Field(
         default_factory=list,
-        description="Further mounts, SOURCE:TARGET; the run directory's parent and the data must be visible at the same paths.",
+        description=(
+            "Further mounts, SOURCE:TARGET; "
+            "the run directory's parent and the data must be visible at the same paths."
+        ),
     )
     python: Line = Field("python3", description="Python inside of the container.")
 
@@ -85,7 +88,10 @@ class SiteConfig(Strict):
     )
     gpu_request: Literal["gpus-per-node", "gres", "none"] = Field(
         "gpus-per-node",
-        description="How GPUs are asked for: --gpus-per-node=N, --gres=gpu:N, or not at all where a job always gets whole nodes.",
+        description=(
+            "How GPUs are asked for: --gpus-per-node=N, --gres=gpu:N, "
+            "or not at all where a job always gets whole nodes."
+        ),
     )
     gpu_type: Word | None = Field(
         None, description="Type within the request, such as h100 in gpu:h100:8; null asks for any."
@@ -95,7 +101,10 @@ class SiteConfig(Strict):
         strict=True,
         ge=1,
         le=4096,
-        description="CPU cores of one task: training, data loading and checkpoint writing; null leaves Slurm's default of one.",
+        description=(
+            "CPU cores of one task: training, data loading and checkpoint writing; "
+            "null leaves Slurm's default of one."
+        ),
     )
     memory: Word | None = Field(
         None, description="sbatch --mem, per node; 0 means all of it, null leaves the cluster's default."
@@ -106,7 +115,10 @@ class SiteConfig(Strict):
         strict=True,
         ge=30,
         le=65_535,
-        description="Seconds before the time limit at which the run is told to save and leave. Slurm may be up to 60 s early or late.",
+        description=(
+            "Seconds before the time limit at which the run is told to save and leave. "
+            "Slurm may be up to 60 s early or late."
+        ),
     )
     modules: list[Module] = Field(
         default_factory=list, description="Environment modules to load, after `module purge`."
@@ -120,14 +132,20 @@ class SiteConfig(Strict):
     )
     exclude_bad_nodes: bool = Field(
         False,
-        description="A node that fails its check before the first step is excluded from the following starts of the job (its ExcNodeList).",
+        description=(
+            "A node that fails its check before the first step is excluded "
+            "from the following starts of the job (its ExcNodeList)."
+        ),
     )
     container: ContainerConfig | None = Field(
         None, description="Run the tasks in a container; null runs them directly."
     )
     python: Line | None = Field(
         None,
-        description="Python of the batch script, and of the tasks where there is no container; null means the one that runs `fathom submit`.",
+        description=(
+            "Python of the batch script, and of the tasks where there is no container; "
+            "null means the one that runs `fathom submit`."
+        ),
     )
     srun: list[Line] = Field(
         default_factory=list,
@@ -191,7 +209,8 @@ class SiteConfig(Strict):
     def _tasks(self) -> SiteConfig:
         if self.gpus_per_node and self.tasks_per_node not in (None, self.gpus_per_node):
             raise ValueError(
-                f"tasks_per_node={self.tasks_per_node} with gpus_per_node={self.gpus_per_node}: there is one task for each GPU; remove tasks_per_node"
+                f"tasks_per_node={self.tasks_per_node} with gpus_per_node={self.gpus_per_node}: "
+                "there is one task for each GPU; remove tasks_per_node"
             )
         if not self.gpus_per_node and self.tasks_per_node is None:
             raise ValueError(

@@ -90,7 +90,8 @@ def parse_time(text: str) -> int:
         seconds = first * 60 + (second or 0)
     if any(part is not None and part > 59 for part in below) or (days is not None and first > 23):
         raise UserError(
-            f"time={printable(text)!r} is no time limit: minutes and seconds end at 59, hours after days at 23; {forms}"
+            f"time={printable(text)!r} is no time limit: "
+            f"minutes and seconds end at 59, hours after days at 23; {forms}"
         )
     if seconds == 0:
         raise UserError(
@@ -109,7 +110,8 @@ def check_dependency(text: str) -> None:
     wrong = next((part for part in parts if not _DEPENDENCY.fullmatch(part)), None)
     if wrong is not None or ("," in text and "?" in text):
         raise UserError(
-            f"--dependency {printable(text)} is none: give TYPE:JOB, such as afterok:1234, several joined by `,` (all of them) or `?` (any), or singleton"
+            f"--dependency {printable(text)} is none: give TYPE:JOB, such as afterok:1234, "
+            "several joined by `,` (all of them) or `?` (any), or singleton"
         )
 
 
@@ -129,7 +131,8 @@ def one_option(text: str, ours: Collection[str]) -> str:
         raise ValueError(f"{text!r} must be a long option such as --constraint=a100")
     if len(words) > 1:
         raise ValueError(
-            f"{text!r} is more than one word: one option each, with its value behind `=`, in quotes where that has blanks"
+            f"{text!r} is more than one word: one option each, "
+            "with its value behind `=`, in quotes where that has blanks"
         )
     name = match[1]
     meant = sorted(known for known in ours if known.startswith(name))

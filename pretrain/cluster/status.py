@@ -1,4 +1,7 @@
-"""How runs are doing, from the files they leave and from Slurm's queue; works for runs that train, wait, or died without a word."""
+"""How runs are doing, from the files they leave and from Slurm's queue.
+
+Works for runs that train, wait, or died without a word.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ SKIPPED = frozenset({"code", "checkpoints", "tensorboard", "hf", "control"})
 DEPTH = 3
 RECENT_STEPS = 20
 SILENT_SECONDS, SILENT_STEPS = 300.0, 20
-"""A run that trains is called silent after this long without a step, or after this many of its steps, whichever is longer."""
+"""A run that trains is called silent after this long without a step.
+
+Or after this many of its steps, whichever is longer.
+"""
 
 DEAD = "dead"
 
@@ -54,10 +60,14 @@ class RunStatus:
 
 
 def find_runs(path: Path) -> list[Path]:
-    """Run directories at or below a folder, oldest name first. Raises UserError where the folder does not exist or holds none."""
+    """Run directories at or below a folder, oldest name first.
+
+    Raises UserError where the folder does not exist or holds none.
+    """
     if not path.is_dir():
         raise UserError(
-            f"{path} does not exist: give a run directory or the folder of several (runs_dir of the configuration)"
+            f"{path} does not exist: give a run directory or the "
+            "folder of several (runs_dir of the configuration)"
         )
     runs = sorted(_search(path, DEPTH))
     if not runs:
@@ -83,7 +93,11 @@ def collect(path: Path) -> list[RunStatus]:
 
 
 def run_status(folder: Path, queued: Mapping[str, Queued] | None, now: float | None = None) -> RunStatus:
-    """The state of one run. queued: this user's jobs, None where there is no Slurm; now: seconds since 1970."""
+    """The state of one run.
+
+    queued: this user's jobs, None where there is no Slurm.
+    now: seconds since 1970.
+    """
     now = time.time() if now is None else now
     state, submitted = states.read_state(folder), states.read_submitted(folder)
     recent = recent_events(folder / "metrics.jsonl")
@@ -161,7 +175,11 @@ def recent_events(path: Path, block: int = 1 << 16, limit: int = 1 << 24) -> Rec
 def _with_job(
     status: RunStatus, jobs: list[str], queued: Mapping[str, Queued] | None, to_be_continued: bool = False
 ) -> RunStatus:
-    """What the queue adds: why a job waits, and that a run which says `running`, or stopped to be continued, has no job any more."""
+    """Adds what the queue knows.
+
+    Why a job waits.
+    That a run which says `running`, or stopped to be continued, has no job any more.
+    """
     waiting = next((queued[job] for job in jobs if job in queued), None) if queued else None
     if waiting is not None:
         if status.state in (states.FINISHED, states.FAILED, states.CANCELLED, states.STOPPED):

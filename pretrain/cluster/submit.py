@@ -108,7 +108,8 @@ def review(
     fitting = [problems.attempt(allowed_nodes, run, facts, request.nodes) for _, run in runs]
     if None not in fitting and len({tuple(numbers or ()) for numbers in fitting}) > 1:
         problems.add(
-            f"--nodes {request.nodes}: the elements of the array fit different numbers of nodes; submit them apart"
+            f"--nodes {request.nodes}: the elements of the array "
+            "fit different numbers of nodes; submit them apart"
         )
     if limit is None or not runs or fitting[0] is None:
         return None, problems.lines
@@ -255,7 +256,8 @@ def _refuse_if_active(run_dir: Path, queued: dict[str, slurm_client.Queued]) -> 
     active = next((str(job) for job in jobs if job is not None and str(job) in queued), None)
     if active is not None:
         raise UserError(
-            f"job {active} ({queued[active].state.lower()}) is at {run_dir} already: scancel {active}, or choose another name"
+            f"job {active} ({queued[active].state.lower()}) is at {run_dir} already: "
+            f"scancel {active}, or choose another name"
         )
     # A local run. The lock of a Slurm job that has left the queue may be that of a lost node, which
     # stays for a long time.
@@ -278,7 +280,8 @@ def _elements(
             continue
         if any(word.partition("=")[0] in ("name", "runs_dir") for word in overrides):
             problems.add(
-                f"--array, line {index + 1}: name and runs_dir of an element are given by its place in the array; remove them from {line!r}"
+                f"--array, line {index + 1}: name and runs_dir of an element "
+                f"are given by its place in the array; remove them from {line!r}"
             )
             continue
         found = Problems()
@@ -298,7 +301,8 @@ def _time_limit(request: Request, site: SiteConfig | None) -> str | None:
     seconds = parse_time(limit)
     if site is not None and seconds < site.signal_margin + CLOCK_SECONDS:
         raise UserError(
-            f"--time {limit} is {seconds} s: the run is told to save {site.signal_margin} s before the end (signal_margin), "
-            f"so give more than {site.signal_margin + CLOCK_SECONDS} s, or lower signal_margin in the site file"
+            f"--time {limit} is {seconds} s: "
+            f"the run is told to save {site.signal_margin} s before the end (signal_margin), so give "
+            f"more than {site.signal_margin + CLOCK_SECONDS} s, or lower signal_margin in the site file"
         )
     return limit.strip()

@@ -72,7 +72,8 @@ def check_run(run_dir: Path, config: RunConfig, problems: Problems) -> None:
             problems.attempt(load_manifest, corpus.path)
         else:
             problems.add(
-                f"data.corpora: {corpus.path} holds no {MANIFEST}: prepare it with `fathom data prepare`, or correct the path"
+                f"data.corpora: {corpus.path} holds no {MANIFEST}: "
+                "prepare it with `fathom data prepare`, or correct the path"
             )
     first = config.data.corpora[0].path
     if (Path(first) / MANIFEST).is_file():
@@ -122,6 +123,8 @@ def overriding(script: str, env: Mapping[str, str]) -> Iterator[str]:
     """
     for name, option in OVERRIDING.items():
         if name in env and re.search(rf"^#SBATCH --{option}\b(?!-)", script, re.MULTILINE):
-            yield f"{name} in your environment would win over `#SBATCH --{option}` of the script: unset {name}"
+            yield (
+                f"{name} in your environment would win over `#SBATCH --{option}` of the script: unset {name}"
+            )
     if "SBATCH_WAIT" in env:
         yield "SBATCH_WAIT in your environment would keep sbatch until the job has ended: unset SBATCH_WAIT"

@@ -54,7 +54,10 @@ def start(
     died = name in (states.STARTING, states.RUNNING)
     stalled = count_stalled(state, before) if died else int(state.get("stalled") or 0)
     if stalled > max_restarts:
-        reason = f"no new checkpoint in {stalled} starts in a row (the newest is {named(before)}): not started again"
+        reason = (
+            f"no new checkpoint in {stalled} starts in a row "
+            f"(the newest is {named(before)}): not started again"
+        )
         states.claim(run_dir, owner, state=states.FAILED, reason=reason, stalled=stalled)
         return reason
     states.claim(
@@ -136,7 +139,8 @@ def requeue_elsewhere(handle: str, excluded: Sequence[str]) -> str | None:
         return refusal
     problem = slurm_client.exclude_nodes(handle, excluded)
     say(
-        f"nodes {','.join(excluded)} {f'could not be excluded: {problem}' if problem else 'are excluded from now on'}"
+        f"nodes {','.join(excluded)} "
+        f"{f'could not be excluded: {problem}' if problem else 'are excluded from now on'}"
     )
     return slurm_client.release(handle)
 
@@ -204,7 +208,8 @@ def _run(options: argparse.Namespace, owner: Owner) -> int:
             else nodes
         )
         say(
-            f"start {owner.label} on {os.environ.get('SLURM_JOB_NODELIST')}, newest checkpoint: {named(states.latest_step(run_dir))}"
+            f"start {owner.label} on {os.environ.get('SLURM_JOB_NODELIST')}, "
+            f"newest checkpoint: {named(states.latest_step(run_dir))}"
         )
         return 0
     if options.command == "on-term":

@@ -1,8 +1,12 @@
-"""Configuration values from files and the command line, merged in order, each key with the place it came from.
+"""Configuration values from files and the command line, merged in order.
 
-A file may start with `include:`, a list of files that are merged first, in order; its own keys come
-after them. Overrides come last, left to right: `key.sub=value` sets one value, `+include=FILE` merges
-another file. Sections are merged; values, lists and free mappings are replaced.
+Each key is kept with the place it came from.
+
+A file may start with `include:`, a list of files that are merged first, in order.
+Its own keys come after them.
+Overrides come last, left to right: `key.sub=value` sets one value, `+include=FILE` merges another
+file.
+Sections are merged; values, lists and free mappings are replaced.
 """
 
 from __future__ import annotations
@@ -25,7 +29,11 @@ SHIPPED = Path(__file__).resolve().parents[2] / "configs"
 COMMAND_LINE = "command line"
 BRACKETS = re.compile(r"\[(\d+)\]")
 MOST_FILES, LONGEST_CHAIN, MOST_PARTS, MOST_NAMES = 100, 10, 10, 6
-"""Files merged into one configuration, files that include each other in a row, parts of a dotted key, names in a hint."""
+"""Most of each.
+
+Files merged into one configuration, files that include each other in a row, parts of a dotted key,
+names in a hint.
+"""
 
 
 @dataclass
@@ -37,7 +45,10 @@ class Composition:
     """The file and line, or the command line, that gave each dotted key."""
 
     def origin(self, key: str) -> str:
-        """Where a key came from; for a key that nobody gave, where its nearest section came from, or ''."""
+        """Where a key came from.
+
+        For a key that nobody gave, where its nearest section came from, or ''.
+        """
         while key:
             if key in self.origins:
                 return self.origins[key]
@@ -125,7 +136,10 @@ class _Merging:
             self.origins[key] = f"{name}:{lines[key]}" if key in lines else name
 
     def add_override(self, text: str, main: Path) -> None:
-        """Applies one argument of the command line. main: the configuration's file, beside which includes are looked for."""
+        """Applies one argument of the command line.
+
+        main: the configuration's file, beside which includes are looked for.
+        """
         key, equals, value = text.partition("=")
         said = f"override {printable(repr(text), 100)}"
         if not equals or not key.strip("+- "):
@@ -138,12 +152,14 @@ class _Merging:
             raise UserError(f"{said}: write {wanted} instead")
         if key != key.strip():
             raise UserError(
-                f"{said}: write {printable(f'{key.strip()}={value.strip()}', 100)}, without blanks around the key"
+                f"{said}: write {printable(f'{key.strip()}={value.strip()}', 100)}, "
+                "without blanks around the key"
             )
         key = BRACKETS.sub(r".\1", key)
         if len(key) > LONGEST_KEY or key.count(".") >= MOST_PARTS or not all(key.split(".")):
             raise UserError(
-                f"{said}: a key is words joined by dots, as in train.steps=100; `fathom config FILE` lists all keys"
+                f"{said}: a key is words joined by dots, as in train.steps=100; "
+                "`fathom config FILE` lists all keys"
             )
         try:
             parsed = parse(value, is_text, key).value
@@ -162,7 +178,8 @@ class _Merging:
         self._files, self._characters = self._files + 1, self._characters + len(text)
         if self._files > MOST_FILES or self._characters > LARGEST:
             raise UserError(
-                f"{name}: with it more than {MOST_FILES} files or {LARGEST} characters are included; name each file once"
+                f"{name}: with it more than {MOST_FILES} files or "
+                f"{LARGEST} characters are included; name each file once"
             )
         try:
             document = parse(text, is_text)
@@ -171,7 +188,8 @@ class _Merging:
         values = {} if document.value is None else document.value
         if not isinstance(values, dict):
             raise UserError(
-                f"{name} must hold `key: value` lines, not {'a list' if isinstance(values, list) else 'a text'}"
+                f"{name} must hold `key: value` lines, "
+                f"not {'a list' if isinstance(values, list) else 'a text'}"
             )
         return values, document.lines
 
@@ -228,7 +246,10 @@ def _short(key: str) -> str:
 
 
 def _folders(file: Path) -> list[Path]:
-    """Where the includes of a file are looked for: beside it, in the `configs` folder around it, in the shipped configurations."""
+    """Where the includes of a file are looked for.
+
+    Beside it, in the `configs` folder around it, in the shipped configurations.
+    """
     around = [parent for parent in file.resolve().parents if parent.name == "configs"]
     return [file.parent, *around, SHIPPED, SHIPPED.parent]
 
@@ -257,7 +278,10 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_empty_sections(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A section whose keys are all commented out reads as null in YAML; it means an empty section."""
+    """Reads null sections as empty ones.
+
+    A section whose keys are all commented out reads as null in YAML; it means an empty section.
+    """
     sections = {field.key for field in schema().values() if field.kind == "section"}
     kept = {
         key: value for key, value in values.items() if value is not None or prefix + str(key) not in sections

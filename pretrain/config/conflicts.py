@@ -1,4 +1,7 @@
-"""Options of a run that exclude each other, whatever the machine: refused while the configuration is read, before any process starts."""
+"""Options of a run that exclude each other, whatever the machine.
+
+They are refused while the configuration is read, before any process starts.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +24,27 @@ def check_muon(parallel: ParallelConfig) -> None:
     }.get(parallel.zero)
     if why:
         raise ValueError(
-            f"optimizer.kind=muon does not combine with parallel.zero={parallel.zero}: {why}; set parallel.zero=1 or optimizer.kind=adamw"
+            f"optimizer.kind=muon does not combine with parallel.zero={parallel.zero}: "
+            f"{why}; set parallel.zero=1 or optimizer.kind=adamw"
         )
     if parallel.offload.optimizer:
         raise ValueError(
-            "optimizer.kind=muon multiplies matrices in every step, for which parallel.offload.optimizer=true would use the host's cores: "
+            "optimizer.kind=muon multiplies matrices in every step, "
+            "for which parallel.offload.optimizer=true would use the host's cores: "
             "set parallel.offload.optimizer=false or optimizer.kind=adamw"
         )
 
 
 def check_compile(config: RunConfig) -> None:
-    """Raises ValueError, naming the first setting that `train.compile=true` does not combine with."""
+    """Checks what `train.compile=true` combines with.
+
+    Raises ValueError, naming the first setting that it does not combine with.
+    """
     granularity, tensor = config.parallel.recompute.granularity, config.parallel.tensor
     if granularity != "none":
         raise ValueError(
-            f"train.compile=true does not combine with parallel.recompute.granularity={granularity}: set it to none"
+            "train.compile=true does not combine with "
+            f"parallel.recompute.granularity={granularity}: set it to none"
         )
     if tensor > 1 and config.train.kernels == "local":
         raise ValueError(inside_layers(tensor))
@@ -44,33 +53,43 @@ def check_compile(config: RunConfig) -> None:
 
 def inside_layers(tensor: int) -> str:
     """Why whole layers of PyTorch's kernels are not compiled under tensor parallelism."""
-    return f"train.compile=true does not combine with parallel.tensor={tensor}, whose collectives lie inside the layers: set parallel.tensor=1"
+    return (
+        f"train.compile=true does not combine with parallel.tensor={tensor}, "
+        "whose collectives lie inside the layers: set parallel.tensor=1"
+    )
 
 
 def check_cuda_graph(config: RunConfig) -> None:
-    """Raises ValueError, naming the first setting that `train.cuda_graph=true` does not combine with."""
+    """Checks what `train.cuda_graph=true` combines with.
+
+    Raises ValueError, naming the first setting that it does not combine with.
+    """
     granularity, pipeline = config.parallel.recompute.granularity, config.parallel.pipeline
     if pipeline > 1:
         raise ValueError(
-            f"train.cuda_graph=true does not combine with parallel.pipeline={pipeline}, whose stages wait for each other: set parallel.pipeline=1"
+            f"train.cuda_graph=true does not combine with parallel.pipeline={pipeline}, "
+            "whose stages wait for each other: set parallel.pipeline=1"
         )
     if config.parallel.sequence_parallel:
         raise ValueError(
-            "train.cuda_graph=true does not combine with parallel.sequence_parallel=true, for which Megatron-core exchanges random states in every pass: "
-            "set it to false"
+            "train.cuda_graph=true does not combine with parallel.sequence_parallel=true, "
+            "for which Megatron-core exchanges random states in every pass: set it to false"
         )
     if granularity != "none":
         raise ValueError(
-            f"train.cuda_graph=true with parallel.recompute.granularity={granularity} has not been shown to compute the same: set it to none"
+            f"train.cuda_graph=true with parallel.recompute.granularity={granularity} "
+            "has not been shown to compute the same: set it to none"
         )
     if config.parallel.overlap_grad_reduce:
         raise ValueError(
-            "train.cuda_graph=true does not combine with parallel.overlap_grad_reduce=true: the reduction follows the graph; set it to null"
+            "train.cuda_graph=true does not combine with parallel.overlap_grad_reduce=true: "
+            "the reduction follows the graph; set it to null"
         )
     if 0 < config.log.signal_interval < SELDOM:
         raise ValueError(
-            f"train.cuda_graph=true with log.signal_interval={config.log.signal_interval}: measured steps run without the graph and the next one captures "
-            f"again, which costs more than it saves: set log.signal_interval={SELDOM} or more, or 0"
+            f"train.cuda_graph=true with log.signal_interval={config.log.signal_interval}: "
+            "measured steps run without the graph and the next one captures again, "
+            f"which costs more than it saves: set log.signal_interval={SELDOM} or more, or 0"
         )
     _zero_and_dropout("train.cuda_graph", config)
 
@@ -78,7 +97,8 @@ def check_cuda_graph(config: RunConfig) -> None:
 def _zero_and_dropout(option: str, config: RunConfig) -> None:
     if config.parallel.zero == 3:
         raise ValueError(
-            f"{option}=true does not combine with parallel.zero=3, which fetches weights in hooks of the layers: set parallel.zero=1"
+            f"{option}=true does not combine with parallel.zero=3, "
+            "which fetches weights in hooks of the layers: set parallel.zero=1"
         )
     if config.model.hidden_dropout > 0 or config.model.attention_dropout > 0:
         raise ValueError(
@@ -94,6 +114,6 @@ def check_schedule(config: RunConfig) -> None:
     left = steps - schedule.warmup_steps
     advice = f"set schedule.decay_steps={left} or less" if left > 0 else "set fewer schedule.warmup_steps"
     raise ValueError(
-        f"schedule.decay_steps={schedule.decay_steps} and schedule.warmup_steps={schedule.warmup_steps} do not fit into "
-        f"train.steps={steps}: {advice}; train.stop_at_step ends a run early"
+        f"schedule.decay_steps={schedule.decay_steps} and schedule.warmup_steps={schedule.warmup_steps} "
+        f"do not fit into train.steps={steps}: {advice}; train.stop_at_step ends a run early"
     )

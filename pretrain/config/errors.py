@@ -1,4 +1,7 @@
-"""What pydantic finds wrong with a configuration, said in one line: the key, the value, what it must be, and where it was written."""
+"""What pydantic finds wrong with a configuration, said in one line.
+
+The line has the key, the value, what it must be, and where it was written.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,10 @@ class ConfigurationError(UserError):
 
 
 def user_error(error: ValidationError, composition: Composition) -> ConfigurationError:
-    """The first problem as an exception to raise, with the number of the others. Spelling mistakes come first."""
+    """The first problem as an exception to raise, with the number of the others.
+
+    Spelling mistakes come first.
+    """
     groups: dict[str, list[Any]] = {}
     for item in error.errors(include_url=False):
         groups.setdefault(_key(item, composition.values), []).append(item)
@@ -64,7 +70,8 @@ def user_error(error: ValidationError, composition: Composition) -> Configuratio
         for key, items in groups.items()
         if key not in unknown and not (items[0]["type"] == "missing" and key in meant)
     ]
-    # A misspelt key is the likely cause of the rest, so it comes first, and the key it was meant to be is not reported as missing.
+    # A misspelt key is the likely cause of the rest, so it comes first.
+    # The key it was meant to be is not reported as missing.
     return ConfigurationError(
         [_unknown(key, unknown[key], composition) for key in unknown]
         + [_wrong(key, groups[key], composition) for key in others]
@@ -75,7 +82,10 @@ S = TypeVar("S", bound=Strict)
 
 
 def checked(kind: type[S], values: Mapping[str, Any], prefix: str) -> S:
-    """A section of values that no configuration file gave. Raises UserError in one line, after `prefix`."""
+    """A section of values that no configuration file gave.
+
+    Raises UserError in one line, after `prefix`.
+    """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -89,7 +99,10 @@ def checked(kind: type[S], values: Mapping[str, Any], prefix: str) -> S:
 
 
 def _key(item: Any, values: Any) -> str:
-    """The dotted key an error is about: its location without the marks that pydantic adds for the arms of a union."""
+    """The dotted key an error is about.
+
+    It is the error's location without the marks that pydantic adds for the arms of a union.
+    """
     path, node = [], values
     for part in item["loc"]:
         inside = (

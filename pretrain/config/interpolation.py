@@ -1,7 +1,10 @@
-r"""`${other.key}` and `${oc.env:NAME,default}` in the texts of a configuration, replaced by what they stand for.
+r"""`${other.key}` and `${oc.env:NAME,default}` in the texts of a configuration.
 
-A text that is nothing but one `${...}` becomes the value itself, also a number or a list; inside a longer
-text it is written out. `\${` is the text `${`; two backslashes before `${` are one.
+They are replaced by what they stand for.
+
+A text that is nothing but one `${...}` becomes the value itself, also a number or a list.
+Inside a longer text it is written out.
+`\${` is the text `${`; two backslashes before `${` are one.
 """
 
 from __future__ import annotations
@@ -74,7 +77,10 @@ class _Resolver:
                     wrong = printable(text[mark.start() :], 40)
                     raise self._error(
                         key,
-                        f"{wrong!r} is no interpolation: write ${{other.key}} or ${{oc.env:NAME}}, or \\${{ for the text itself",
+                        (
+                            f"{wrong!r} is no interpolation: "
+                            "write ${other.key} or ${oc.env:NAME}, or \\${ for the text itself"
+                        ),
                     )
                 value = self._one(inside, key, chain)
                 if mark.start() == 0 and inside.end() == len(text):

@@ -1,4 +1,7 @@
-"""The schema of a run as a flat list of dotted keys: what a key means, and which key a mistaken one was meant to be."""
+"""The schema of a run as a flat list of dotted keys.
+
+What a key means, and which key a mistaken one was meant to be.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,11 @@ class SchemaField:
     key: str
     """Dotted; indices of lists are written `*`."""
     kind: Kind
-    """value; section (keys inside); list (of sections); free (a mapping whose keys the schema leaves open)."""
+    """What it holds.
+
+    value; section (keys inside); list (of sections).
+    free (a mapping whose keys the schema leaves open).
+    """
     description: str
     required: bool
     default: Any
@@ -74,7 +81,10 @@ def is_text(key: str) -> bool:
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section class inside an annotation such as `X`, `X | None` or `list[X]`; None where there is none."""
+    """The section class inside an annotation such as `X`, `X | None` or `list[X]`.
+
+    None where there is none.
+    """
     if isinstance(annotation, type) and get_origin(annotation) is None:
         return annotation if issubclass(annotation, BaseModel) else None
     if get_origin(annotation) in (Union, types.UnionType, list):
@@ -85,7 +95,8 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
 def suggest(key: str) -> str | None:
     """The valid key nearest to a mistaken one, or None.
 
-    The last part of the key counts most, then its section: `model.num_layer` is a spelling mistake, `train.num_layers` is a misplaced key.
+    The last part of the key counts most, then its section.
+    So `model.num_layer` is a spelling mistake, `train.num_layers` is a misplaced key.
     """
     if len(key) > LONGEST:
         return None

@@ -1,4 +1,7 @@
-"""A run's configuration: read from YAML with includes and overrides, checked, written back, and explained key by key."""
+"""A run's configuration, read from YAML with includes and overrides.
+
+It is checked, written back, and explained key by key.
+"""
 
 from __future__ import annotations
 
@@ -22,22 +25,28 @@ from pretrain.config.yaml_reader import dump
 
 @dataclass(frozen=True)
 class Row:
-    """One key of a configuration. changed: differs from the default; required: has none. source: file and line, command line, or '' for a default."""
+    """One key of a configuration."""
 
     key: str
     value: Any
     default: Any
     required: bool
+    """Has no default."""
     changed: bool
+    """Differs from the default."""
     description: str
     source: str
+    """File and line, command line, or '' for a default."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads and checks a configuration (`pretrain/config/compose.py` tells how files and overrides are merged).
+    """Reads and checks a configuration.
 
-    Raises UserError in one line for a missing file, an unknown or misplaced key, a value of another type or out of range, a missing key, or keys
-    that do not fit each other. Of several problems it names the first and counts the rest.
+    `pretrain/config/compose.py` tells how files and overrides are merged.
+
+    Raises UserError in one line for a missing file, an unknown or misplaced key, a value of another
+    type or out of range, a missing key, or keys that do not fit each other.
+    Of several problems it names the first and counts the rest.
     """
     return load_with_origins(path, overrides)[0]
 
@@ -46,36 +55,48 @@ def load_with_origins(path: str | Path, overrides: Sequence[str] = ()) -> tuple[
     """As `load_config`, and also where every key came from."""
     composition = compose(path, overrides)
     try:
-        # Strict JSON: no conversion between types, but whole numbers are numbers and lists are tuples.
+        # Strict JSON has no conversion between types.
+        # But whole numbers are numbers, and lists are tuples.
         return RunConfig.model_validate_json(json.dumps(composition.values), strict=True), composition
     except ValidationError as error:
         raise user_error(error, composition) from error
 
 
 def dump_config(config: RunConfig) -> str:
-    """The configuration as YAML with every key, defaults included; `load_config` reads an equal object from it."""
+    """The configuration as YAML with every key, defaults included.
+
+    `load_config` reads an equal object from it.
+    """
     return dump(_escaped(config.model_dump(mode="json")))
 
 
 def describe(config: RunConfig, origins: Composition | None = None) -> list[Row]:
-    """Every key that holds a value, in the order of the schema, with its meaning. origins: from `load_with_origins`, for the column `source`."""
+    """Every key that holds a value, in the order of the schema, with its meaning.
+
+    origins: from `load_with_origins`, for the column `source`.
+    """
     return list(_rows(config, "", origins or Composition()))
 
 
 def complete_model(config: RunConfig, vocab_size: int | None = None) -> ModelConfig:
-    """The model section with what it takes from the data filled in: the vocabulary (of the tokenizer) and the longest sequence.
+    """The model section with what it takes from the data filled in.
 
-    Raises UserError where model.vocab_size and the tokenizer's differ, or the sequences are longer than the model's positions.
+    That is the vocabulary (of the tokenizer) and the longest sequence.
+
+    Raises UserError where model.vocab_size and the tokenizer's differ, or the sequences are longer
+    than the model's positions.
     """
     model = config.model
     if vocab_size is not None and model.vocab_size not in (None, vocab_size):
         raise UserError(
-            f"model.vocab_size={model.vocab_size} differs from the tokenizer's {vocab_size}: remove model.vocab_size or prepare the data with another tokenizer"
+            f"model.vocab_size={model.vocab_size} differs from the tokenizer's {vocab_size}: "
+            "remove model.vocab_size or prepare the data with another tokenizer"
         )
     positions = model.max_position_embeddings or config.data.seq_length
     if positions < config.data.seq_length:
         raise UserError(
-            f"data.seq_length={config.data.seq_length} exceeds model.max_position_embeddings={positions}: raise the latter or remove it"
+            f"data.seq_length={config.data.seq_length} exceeds "
+            f"model.max_position_embeddings={positions}: raise the latter or remove it"
         )
     return model.model_copy(
         update={"vocab_size": model.vocab_size or vocab_size, "max_position_embeddings": positions}
@@ -106,7 +127,7 @@ def _rows(section: BaseModel, prefix: str, origins: Composition) -> Iterator[Row
 
 
 def _escaped(value: Any) -> Any:
-    """Text that only looks like an interpolation, protected from being one when it is read again."""
+    """Protects text that only looks like an interpolation from being one when it is read again."""
     if isinstance(value, str):
         return MARK.sub(lambda match: match[1] * 2 + "\\${", value)
     if isinstance(value, dict):

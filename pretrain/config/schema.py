@@ -1,4 +1,7 @@
-"""The configuration of a run: one strict schema, assembled from the sections that each folder owns."""
+"""The configuration of a run: one strict schema.
+
+It is assembled from the sections that each folder owns.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ from pretrain.config.schedules import SCHEDULES
 STEPS, SAMPLES, MINUTES = 10**9, 1 << 24, 10**6
 """Most steps of a run, samples of a step, minutes of any time."""
 NAME, COMPONENT, PATH = 128, 255, 4000
-"""Characters of the longest name of a run; bytes of a name inside a path and of a path, as file systems have them."""
+"""Characters of the longest name of a run.
+
+Bytes of a name inside a path and of a path, as file systems have them.
+"""
 
 
 def _usable(path: str) -> str:
@@ -76,7 +82,10 @@ SKIP_LIMIT = 10
 
 
 class OptimizerConfig(Strict):
-    """AdamW, or Muon for the layers' matrices and AdamW for the rest. Biases, norms and embeddings' one-dimensional parameters are not decayed."""
+    """AdamW, or Muon for the layers' matrices and AdamW for the rest.
+
+    Biases, norms and embeddings' one-dimensional parameters are not decayed.
+    """
 
     kind: Literal["adamw", "muon"] = Field(
         "adamw",
@@ -107,7 +116,8 @@ class OptimizerConfig(Strict):
     def _check(self) -> OptimizerConfig:
         if self.momentum is not None and self.kind != "muon":
             raise ValueError(
-                f"optimizer.momentum={self.momentum} has no effect with optimizer.kind={self.kind}: remove it or set optimizer.kind=muon"
+                f"optimizer.momentum={self.momentum} has no effect with optimizer.kind={self.kind}: "
+                "remove it or set optimizer.kind=muon"
             )
         return self
 
@@ -133,11 +143,13 @@ class ScheduleConfig(Strict):
         floor = ScheduleConfig.model_fields["min_lr_ratio"].default
         if not shape.has_floor and self.min_lr_ratio != floor:
             raise ValueError(
-                f"schedule.min_lr_ratio={self.min_lr_ratio} has no effect with schedule.kind={self.kind}: remove it or choose another schedule.kind"
+                f"schedule.min_lr_ratio={self.min_lr_ratio} has no effect with schedule.kind={self.kind}: "
+                "remove it or choose another schedule.kind"
             )
         if self.decay_steps is not None and not shape.has_decay:
             raise ValueError(
-                f"schedule.decay_steps={self.decay_steps} has no effect with schedule.kind={self.kind}: remove it or set schedule.kind=wsd"
+                f"schedule.decay_steps={self.decay_steps} has no effect with schedule.kind={self.kind}: "
+                "remove it or set schedule.kind=wsd"
             )
         return self
 
@@ -150,7 +162,10 @@ class TrainConfig(Strict):
         None,
         ge=1,
         le=STEPS,
-        description="Save and leave cleanly after this step although the run is not finished; schedules still span `steps`.",
+        description=(
+            "Save and leave cleanly after this step although the run is not finished; "
+            "schedules still span `steps`."
+        ),
     )
     global_batch_size: int = Field(
         ge=1, le=SAMPLES, description="Samples per optimizer step over all processes."
@@ -158,25 +173,40 @@ class TrainConfig(Strict):
     micro_batch_size: int = Field(ge=1, le=SAMPLES, description="Samples per forward pass of one process.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
-        description="auto: bf16 where the hardware computes it fast, else fp32. Gradients and weights accumulate in fp32.",
+        description=(
+            "auto: bf16 where the hardware computes it fast, else fp32. "
+            "Gradients and weights accumulate in fp32."
+        ),
     )
     fp32_residual: bool = Field(
         False,
-        description="Keep the residual stream in fp32 where the branches compute in bf16 or fp8: its sum over the layers is then not rounded. "
-        "Costs memory traffic around every branch, and twice the bytes between pipeline stages.",
+        description=(
+            "Keep the residual stream in fp32 where the branches compute in bf16 or fp8: "
+            "its sum over the layers is then not rounded. "
+            "Costs memory traffic around every branch, and twice the bytes between pipeline stages."
+        ),
     )
     kernels: Literal["auto", "local", "te"] = Field(
         "auto",
-        description="Parts of the layers. te: Transformer Engine's; local: PyTorch's; auto: te for bf16 on a GPU where it is installed. Weights fit both.",
+        description=(
+            "Parts of the layers. te: Transformer Engine's; local: PyTorch's; "
+            "auto: te for bf16 on a GPU where it is installed. Weights fit both."
+        ),
     )
     compile: bool = Field(
         False,
-        description="Compile with torch.compile, once for all layers: whole layers of PyTorch's kernels (tensor=1), or the residual joins between Transformer "
-        "Engine's. Without recomputation and dropout, zero below 3.",
+        description=(
+            "Compile with torch.compile, once for all layers: "
+            "whole layers of PyTorch's kernels (tensor=1), or the residual joins between "
+            "Transformer Engine's. Without recomputation and dropout, zero below 3."
+        ),
     )
     cuda_graph: bool = Field(
         False,
-        description="Launch forward and backward of a step at once, as a CUDA graph; without pipeline, sequence parallelism, ZeRO-3, recomputation, dropout.",
+        description=(
+            "Launch forward and backward of a step at once, as a CUDA graph; "
+            "without pipeline, sequence parallelism, ZeRO-3, recomputation, dropout."
+        ),
     )
     fp8: Fp8Config = Field(default_factory=Fp8Config, description="FP8 matrix products.")
     seed: int = Field(1234, ge=0, lt=2**63, description="Seed of weights, data order and dropout.")
@@ -205,7 +235,8 @@ class TrainConfig(Strict):
     def _check_precision(cls, value: object) -> object:
         if value in ("fp16", "float16", "half"):
             raise ValueError(
-                f"train.precision={value} needs loss scaling, which Fathom does not do: set train.precision=bf16, or fp32 on GPUs without bf16"
+                f"train.precision={value} needs loss scaling, which Fathom does not do: "
+                "set train.precision=bf16, or fp32 on GPUs without bf16"
             )
         return value
 
@@ -213,24 +244,28 @@ class TrainConfig(Strict):
     def _check(self) -> TrainConfig:
         if self.stop_at_step is not None and self.stop_at_step > self.steps:
             raise ValueError(
-                f"train.stop_at_step={self.stop_at_step} has no effect with train.steps={self.steps}: remove it or set a smaller one"
+                f"train.stop_at_step={self.stop_at_step} has no effect with "
+                f"train.steps={self.steps}: remove it or set a smaller one"
             )
         if self.fp32_residual and self.precision == "fp32":
             raise ValueError(
-                "train.fp32_residual=true has no effect with train.precision=fp32, where the whole model is in fp32: set it to false"
+                "train.fp32_residual=true has no effect with train.precision=fp32, "
+                "where the whole model is in fp32: set it to false"
             )
         if self.skip_limit is not None and self.nan_guard != "skip":
             raise ValueError(
-                f"train.skip_limit={self.skip_limit} has no effect with train.nan_guard={self.nan_guard}: remove it or "
-                "set train.nan_guard=skip"
+                f"train.skip_limit={self.skip_limit} has no effect with train.nan_guard={self.nan_guard}: "
+                "remove it or set train.nan_guard=skip"
             )
         if self.fp8.recipe != "none" and self.kernels == "local":
             raise ValueError(
-                f"train.fp8.recipe={self.fp8.recipe} needs Transformer Engine's kernels: set train.kernels=te or train.fp8.recipe=none"
+                f"train.fp8.recipe={self.fp8.recipe} needs Transformer Engine's kernels: "
+                "set train.kernels=te or train.fp8.recipe=none"
             )
         if self.fp8.recipe != "none" and self.precision == "fp32":
             raise ValueError(
-                f"train.fp8.recipe={self.fp8.recipe} needs weights in bf16: set train.precision=bf16 or train.fp8.recipe=none"
+                f"train.fp8.recipe={self.fp8.recipe} needs weights in bf16: "
+                "set train.precision=bf16 or train.fp8.recipe=none"
             )
         return self
 
@@ -242,7 +277,9 @@ class CheckpointConfig(Strict):
         0,
         ge=0,
         le=STEPS,
-        description="Steps between checkpoints; 0: none by steps. At the end and on request there is one in any case.",
+        description=(
+            "Steps between checkpoints; 0: none by steps. At the end and on request there is one in any case."
+        ),
     )
     minutes: float = Field(
         0.0,
@@ -252,13 +289,19 @@ class CheckpointConfig(Strict):
     )
     asynchronous: bool = Field(
         False,
-        description="Training stands still for a copy to host memory only and goes on while that is written. Needs host memory for the copy.",
+        description=(
+            "Training stands still for a copy to host memory only and "
+            "goes on while that is written. Needs host memory for the copy."
+        ),
     )
     leave_after_minutes: float = Field(
         0.0,
         ge=0,
         le=MINUTES,
-        description="Save and leave with exit code 75 after the first step that ends later than this after the start; 0: never.",
+        description=(
+            "Save and leave with exit code 75 after the first step "
+            "that ends later than this after the start; 0: never."
+        ),
     )
     keep_last: int = Field(2, ge=1, le=STEPS, description="Newest checkpoints kept.")
     keep_every: int = Field(

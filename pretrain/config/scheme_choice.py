@@ -1,4 +1,7 @@
-"""A depth scheme with its options as one word: `b2t`, `b2t:rescale=false`, `post_ln:rescale=true:init.base=fairseq`."""
+"""A depth scheme with its options as one word.
+
+For example `b2t`, `b2t:rescale=false`, `post_ln:rescale=true:init.base=fairseq`.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +35,15 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Variant:
-    """A scheme as it is to be compared. text: as it was written; options: of the scheme; settings: dotted keys of the model section."""
+    """A scheme as it is to be compared."""
 
     text: str
+    """As it was written."""
     scheme: str
     options: dict[str, float | bool] = field(default_factory=dict)
+    """Of the scheme."""
     settings: dict[str, Any] = field(default_factory=dict)
+    """Dotted keys of the model section."""
 
     @property
     def slug(self) -> str:
@@ -45,10 +51,14 @@ class Variant:
         return re.sub(r"[^A-Za-z0-9._-]+", "-", self.text)
 
     def apply(self, model: ModelConfig) -> ModelConfig:
-        """The model under this scheme, everything else kept but what belongs to the scheme of `model`: its weights (model.init).
+        """The model under this scheme.
 
-        Another scheme gets its own base initialisation unless the settings name one. Options of model.init that the base in force does not read
-        are left out, unless they are among the settings. Raises UserError where the two do not fit together.
+        Everything else is kept but what belongs to the scheme of `model`: its weights (model.init).
+        Another scheme gets its own base initialisation unless the settings name one.
+        Options of model.init that the base in force does not read are left out, unless they are
+        among the settings.
+
+        Raises UserError where the two do not fit together.
         """
         values = model.model_dump()
         values.update(scheme=self.scheme, scheme_options=self.options)
@@ -66,24 +76,36 @@ class Variant:
         return validated(values, f"scheme {self.text!r}: ")
 
     def with_base(self, base: str | None) -> Variant:
-        """The variant with a base initialisation that was asked for, unless it names its own. base: None changes nothing."""
+        """The variant with a base initialisation that was asked for, unless it names its own.
+
+        base: None changes nothing.
+        """
         return self if base is None else replace(self, settings={"init.base": base, **self.settings})
 
 
 def validated(values: dict[str, Any], prefix: str = "") -> ModelConfig:
-    """The model of these values. Raises UserError in one line, after `prefix`, where they do not fit together."""
+    """The model of these values.
+
+    Raises UserError in one line, after `prefix`, where they do not fit together.
+    """
     return checked(ModelConfig, values, prefix)
 
 
 def base_asked_for(path: str, overrides: Sequence[str]) -> str | None:
-    """The base initialisation that an override on the command line gives (init.std there means the base it fits), else None."""
+    """The base initialisation that an override on the command line gives, else None.
+
+    `init.std` there means the base it fits.
+    """
     config, composition = load_with_origins(path, overrides)
     given = {composition.origins.get(key) for key in ("model.init.base", "model.init.std")}
     return config.model.init.base if COMMAND_LINE in given else None
 
 
 def parse_variant(text: str) -> Variant:
-    """Reads NAME[:KEY=VALUE]..., KEY an option of the scheme or one of SETTINGS. Raises UserError in one line for anything else."""
+    """Reads NAME[:KEY=VALUE]..., KEY an option of the scheme or one of SETTINGS.
+
+    Raises UserError in one line for anything else.
+    """
     name, *pairs = text.strip().split(":")
     if name not in SCHEMES:
         raise UserError(f"scheme {name!r} is unknown; choose one of {', '.join(scheme_names())}")
@@ -93,7 +115,8 @@ def parse_variant(text: str) -> Variant:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UserError(
-                f"scheme {text!r}: {pair!r} is not of the form KEY=VALUE, as in {name}:{next(iter(SCHEMES[name].options), 'init.base')}=..."
+                f"scheme {text!r}: {pair!r} is not of the form KEY=VALUE, "
+                f"as in {name}:{next(iter(SCHEMES[name].options), 'init.base')}=..."
             )
         try:
             parsed = parse(value).value
@@ -114,7 +137,10 @@ def parse_variant(text: str) -> Variant:
 
 
 def parse_variants(text: str) -> list[Variant]:
-    """Reads a comma-separated list. Raises UserError for an empty list, a scheme that occurs twice, or as `parse_variant`."""
+    """Reads a comma-separated list.
+
+    Raises UserError for an empty list, a scheme that occurs twice, or as `parse_variant`.
+    """
     variants = [parse_variant(part) for part in text.split(",") if part.strip()]
     if not variants:
         raise UserError("no scheme is named: give a list such as pre_ln,b2t,deepscalelm_pre_ln")

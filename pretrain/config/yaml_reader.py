@@ -1,7 +1,10 @@
-"""YAML 1.2 as plain values, each with its line, within limits that keep a damaged or hostile file harmless.
+"""YAML 1.2 as plain values, each with its line.
 
-The parser's events are read one by one, so nothing recurses. What YAML 1.1 surprises with (`010` as 8,
-`1:30` as 90, `yes` as true, tags that make objects) is read as YAML 1.2's core schema does, or refused.
+Limits keep a damaged or hostile file harmless.
+
+The parser's events are read one by one, so nothing recurses.
+What YAML 1.1 surprises with (`010` as 8, `1:30` as 90, `yes` as true, tags that make objects) is
+read as YAML 1.2's core schema does, or refused.
 """
 
 from __future__ import annotations
@@ -51,7 +54,8 @@ class Document:
 def read_text(path: Path, name: str) -> str:
     """A whole UTF-8 file. name: the path as the user knows it.
 
-    Raises UserError for what is no regular file, too large, or no UTF-8; OSError as the file system does.
+    Raises UserError for what is no regular file, too large, or no UTF-8.
+    Raises OSError as the file system does.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -88,7 +92,10 @@ def parse(text: str, is_text: Callable[[str], bool] = lambda key: False, prefix:
 
 
 def scalar(text: str) -> Any:
-    """An unquoted word as null, true/false, a number or text. Raises ValueError for a number of too many digits."""
+    """An unquoted word as null, true/false, a number or text.
+
+    Raises ValueError for a number of too many digits.
+    """
     if text in NULL:
         return None
     if text in BOOLEAN:
@@ -247,7 +254,10 @@ class _Builder:
 
 
 def _size(value: Any) -> int:
-    """Values inside a value, itself included. What aliases repeat was counted when it was put in, so this stays small."""
+    """Values inside a value, itself included.
+
+    What aliases repeat was counted when it was put in, so this stays small.
+    """
     if not isinstance(value, (dict, list)):
         return 1
     return 1 + sum(map(_size, value.values() if isinstance(value, dict) else value))

@@ -72,8 +72,9 @@ def curves(best: Sequence[Best], layers: int, unigram: float, look: dict[str, di
     """Training loss of the best cells of one depth."""
     title = f"Training loss at each scheme's own best setting, {layers} layers"
     caption = (
-        "Running median of the training loss of the best cell of every scheme (lowest final loss on held-out text; its rate and warm-up are in the legend). "
-        "Every cell reads the same tokens in the same order. A line that stays at the dotted one has learned token frequencies only."
+        "Running median of the training loss of the best cell of every scheme (lowest final loss on "
+        "held-out text; its rate and warm-up are in the legend). Every cell reads the same tokens "
+        "in the same order. A line that stays at the dotted one has learned token frequencies only."
     )
     lowest = math.inf
     with drawing() as new:
@@ -105,7 +106,10 @@ def curves(best: Sequence[Best], layers: int, unigram: float, look: dict[str, di
 def sweep(outcomes: Sequence[Outcome], layers: int, unigram: float, look: dict[str, dict[str, Any]]) -> Chart:
     """Final loss over the peak rate, one line a scheme and warm-up."""
     title = f"Sweep over rate and warm-up, {layers} layers"
-    caption = "Final loss on held-out text over the peak learning rate, one panel a warm-up; a missing point diverged or is not finished."
+    caption = (
+        "Final loss on held-out text over the peak learning rate, one panel a warm-up; "
+        "a missing point diverged or is not finished."
+    )
     chosen = [one for one in outcomes if one.cell.layers == layers]
     warmups = sorted({one.cell.warmup for one in chosen})
     finite = [one.validation for one in chosen if math.isfinite(one.validation)]
@@ -158,7 +162,10 @@ def sweep(outcomes: Sequence[Outcome], layers: int, unigram: float, look: dict[s
 def over_depth(best: Sequence[Best], unigram: float, look: dict[str, dict[str, Any]]) -> Chart:
     """Final loss over depth."""
     title = "Final loss over depth"
-    caption = "Final loss on held-out text at each scheme's own best setting. A scheme that profits from depth falls to the right; bars: lowest and highest seed."
+    caption = (
+        "Final loss on held-out text at each scheme's own best setting. "
+        "A scheme that profits from depth falls to the right; bars: lowest and highest seed."
+    )
     with drawing() as new:
         figure = new((WIDE[0], HALF[1] + 0.3))
         axes = figure.add_subplot()

@@ -45,14 +45,17 @@ class Cell:
     @property
     def name(self) -> str:
         """Folder of the cell."""
-        return f"{self.variant.slug}_{self.layers}_layers_lr{self.lr:g}_warmup{self.warmup:g}_seed{self.seed}".replace(
-            "+", ""
-        )
+        return (
+            f"{self.variant.slug}_{self.layers}_layers_lr{self.lr:g}_warmup{self.warmup:g}_seed{self.seed}"
+        ).replace("+", "")
 
     @property
     def words(self) -> str:
         """The cell for a line of progress."""
-        return f"{self.variant.text}, {self.layers} layers, lr {self.lr:g}, warm-up {self.warmup:.0%}, seed {self.seed}"
+        return (
+            f"{self.variant.text}, {self.layers} layers, "
+            f"lr {self.lr:g}, warm-up {self.warmup:.0%}, seed {self.seed}"
+        )
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,9 @@ def sized(model: ModelConfig, layers: int, equal: Equal) -> ModelConfig:
     found = parameter_count(best)["total"]
     if abs(found / wanted - 1) > PARAMETER_TOLERANCE:
         raise UserError(
-            f"--equal parameters: no model of {layers} layers with heads of width {model.kv_channels} has about {wanted:,} parameters (nearest: {found:,}): "
-            "use more and narrower heads, or --equal tokens"
+            f"--equal parameters: no model of {layers} layers with heads of "
+            f"width {model.kv_channels} has about {wanted:,} parameters (nearest: "
+            f"{found:,}): use more and narrower heads, or --equal tokens"
         )
     return best
 
@@ -162,5 +166,6 @@ def check_unchanged(configs: Sequence[RunConfig]) -> None:
         path = Path(config.runs_dir) / config.name / "config.yaml"
         if path.is_file() and path.read_text(encoding="utf-8") != dump_config(config):
             raise UserError(
-                f"{path} was written by a duel with other settings: give another --out, or remove {path.parent}"
+                f"{path} was written by a duel with other settings: "
+                f"give another --out, or remove {path.parent}"
             )

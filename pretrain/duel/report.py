@@ -103,13 +103,19 @@ def render(duel: Duel) -> str:
         ("Layers", ", ".join(str(layers) for layers in grid.layers)),
         (
             "Model",
-            f"width {model.hidden_size}, {model.num_attention_heads} heads, {model.activation}, vocabulary {model.vocab_size:,}",
+            (
+                f"width {model.hidden_size}, {model.num_attention_heads} heads, "
+                f"{model.activation}, vocabulary {model.vocab_size:,}"
+            ),
         ),
         ("Equal over depth", "tokens and width" if grid.equal == "tokens" else "tokens and parameters"),
         ("Tokens a step", f"{base.train.global_batch_size} × {base.data.seq_length}"),
         (
             "Steps",
-            f"{base.train.steps:,} ({quantity(base.train.steps * base.train.global_batch_size * base.data.seq_length)} tokens)",
+            (
+                f"{base.train.steps:,} "
+                f"({quantity(base.train.steps * base.train.global_batch_size * base.data.seq_length)} tokens)"
+            ),
         ),
         ("Rates", ", ".join(f"{lr:g}" for lr in grid.lrs)),
         ("Warm-ups", ", ".join(f"{warmup:.0%}" for warmup in grid.warmups)),

@@ -215,7 +215,8 @@ def statements(outcomes: Sequence[Outcome], unigram: float) -> list[str]:
         names = [one.cell.words for one in outcomes if one.status == status]
         if names:
             said.append(
-                f"{len(names)} cell{'s' if len(names) > 1 else ''} {STATUS_WORDS[status]}: {'; '.join(names[:6])}{' and others' if len(names) > 6 else ''}."
+                f"{len(names)} cell{'s' if len(names) > 1 else ''} {STATUS_WORDS[status]}: "
+                f"{'; '.join(names[:6])}{' and others' if len(names) > 6 else ''}."
             )
     said.append(_trust(outcomes))
     return said
@@ -226,7 +227,10 @@ def _of_depth(ranked: list[Best], layers: int, unigram: float) -> list[str]:
     first = ranked[0]
     level = [one.variant for one in ranked[1:] if one.validation - first.validation < noise]
     said = [
-        f"{layers} layers: {first.variant} ends lowest, at {first.validation:.3f} (lr {first.lr:g}, warm-up {first.warmup:.0%})"
+        (
+            f"{layers} layers: {first.variant} ends lowest, "
+            f"at {first.validation:.3f} (lr {first.lr:g}, warm-up {first.warmup:.0%})"
+        )
         + (f"; within {noise:.2f} nats of it, which is noise here: {', '.join(level)}." if level else ".")
     ]
     behind = [
@@ -239,17 +243,20 @@ def _of_depth(ranked: list[Best], layers: int, unigram: float) -> list[str]:
     stuck = [one.variant for one in ranked if abs(one.validation - unigram) <= MARGIN]
     if stuck:
         said.append(
-            f"{layers} layers: {', '.join(stuck)} learned no more than how frequent tokens are (entropy {unigram:.3f}) at any setting tried."
+            f"{layers} layers: {', '.join(stuck)} learned no more than how "
+            f"frequent tokens are (entropy {unigram:.3f}) at any setting tried."
         )
     above = [f"{one.variant} ({one.validation:.3f})" for one in ranked if one.validation > unigram + MARGIN]
     if above:
         said.append(
-            f"{layers} layers: not yet at token frequencies (entropy {unigram:.3f}) at any setting tried: {', '.join(above)}."
+            f"{layers} layers: not yet at token frequencies (entropy "
+            f"{unigram:.3f}) at any setting tried: {', '.join(above)}."
         )
     edges = [f"{one.variant} ({one.edge})" for one in ranked if one.edge]
     if edges:
         said.append(
-            f"{layers} layers: best at the edge of the grid, so that a better setting may lie outside: {', '.join(edges)}."
+            f"{layers} layers: best at the edge of the grid, "
+            f"so that a better setting may lie outside: {', '.join(edges)}."
         )
     return said
 
@@ -260,4 +267,7 @@ def _trust(outcomes: Sequence[Outcome]) -> str:
     many = (
         f"{seeds} seeds" if seeds > 1 else f"one seed, so differences below about {NOISE} nats mean nothing"
     )
-    return f"{len(outcomes)} cells of {steps} steps, {many}. A short duel ranks how well schemes start, not where they end."
+    return (
+        f"{len(outcomes)} cells of {steps} steps, {many}. "
+        "A short duel ranks how well schemes start, not where they end."
+    )

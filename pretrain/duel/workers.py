@@ -92,7 +92,8 @@ def train_cells(configs: Sequence[RunConfig], jobs: int, report: Callable[[str],
     for result in _run(waiting, workers):
         done += result["code"] in [int(code) for code in DONE]
         report(
-            f"[{before + done}/{len(configs)}] {result['name']}: {result['reason']} ({result['seconds']:.0f} s)"
+            f"[{before + done}/{len(configs)}] {result['name']}: "
+            f"{result['reason']} ({result['seconds']:.0f} s)"
         )
     return done == len(waiting)
 

@@ -85,7 +85,8 @@ def work_of(config: RunConfig, model: ModelConfig) -> Work:
     """
     if model.vocab_size is None:
         raise UserError(
-            "model.vocab_size is not known: set it (model.vocab_size=50257), or prepare the data, whose tokenizer gives it"
+            "model.vocab_size is not known: set it (model.vocab_size=50257), "
+            "or prepare the data, whose tokenizer gives it"
         )
     precision = "fp32" if config.train.precision == "fp32" else "bf16"
     if config.train.fp8.recipe != "none":
@@ -200,13 +201,14 @@ def why_none(work: Work, gpu: Gpu, world: int, predictions: Sequence[Prediction]
     most = work.batch * MOST_TENSOR * work.config.num_layers
     if world > most:
         return (
-            f"No layout is possible: {world} GPUs are more than train.global_batch_size={work.batch} samples can "
-            f"keep busy, with at most {MOST_TENSOR} tensor-parallel ranks and one layer to a pipeline stage "
-            f"({most} GPUs). Take fewer GPUs, or a larger batch."
+            f"No layout is possible: {world} GPUs are more than train.global_batch_size={work.batch} "
+            f"samples can keep busy, with at most {MOST_TENSOR} tensor-parallel ranks and "
+            f"one layer to a pipeline stage ({most} GPUs). Take fewer GPUs, or a larger batch."
         )
     return (
-        f"No layout is possible: no tensor x pipeline degrees for this model divide {world} GPUs so that the "
-        f"data-parallel ranks divide train.global_batch_size={work.batch}. Take another number of GPUs, or another batch."
+        f"No layout is possible: no tensor x pipeline degrees for this model divide {world} "
+        f"GPUs so that the data-parallel ranks divide train.global_batch_size={work.batch}. "
+        "Take another number of GPUs, or another batch."
     )
 
 

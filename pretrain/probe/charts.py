@@ -1,4 +1,7 @@
-"""Pictures of probes: theory as a line, measurement as points, layer by layer. One drawing for each quantity, used by the picture and by the page."""
+"""Pictures of probes, layer by layer: theory as a line, measurement as points.
+
+There is one drawing for each quantity; the picture and the page use the same.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,10 @@ class Panel:
 
 
 def _places(count: int) -> Any:
-    """Indices of the layers that get a marker: all, or evenly spread ones with the first and the last."""
+    """Indices of the layers that get a marker.
+
+    All of them, or evenly spread ones with the first and the last.
+    """
     return np.unique(np.linspace(0, count - 1, min(count, MOST_MARKERS)).round().astype(int))
 
 
@@ -97,7 +103,10 @@ def _spread(axes: Axes, probe: Probe, low: str, high: str, index: int) -> None:
 
 
 def _scale(axes: Axes, values: Sequence[float], around: tuple[float, float]) -> None:
-    """A logarithmic axis where the values span much, else a linear one that at least covers `around`."""
+    """Makes the vertical axis logarithmic where the values span much, else linear.
+
+    around: what a linear axis covers at least, (low, high).
+    """
     positive = [value for value in values if math.isfinite(value) and value > 0]
     if positive and max(positive) / min(positive) > 6:
         axes.set_yscale("log")
@@ -190,24 +199,31 @@ PANELS = (
         "forward",
         "Forward variance",
         "variance of the stream",
-        "Variance of the residual stream after each layer. Level at 1 is what variance-preserving schemes aim at; a norm after every layer "
-        "fixes it; plain pre-LN grows by about one unit a layer.",
+        (
+            "Variance of the residual stream after each layer. Level at 1 is what variance-preserving "
+            "schemes aim at; a norm after every layer fixes it; plain pre-LN grows by about one unit a layer."
+        ),
         draw_forward,
     ),
     Panel(
         "correlation",
         "Token correlation",
         "correlation of two tokens",
-        "How alike the vectors of different tokens of a sequence are after each layer: towards 1 the tokens merge, and the output "
-        "no longer depends on the text.",
+        (
+            "How alike the vectors of different tokens of a sequence are after each layer: "
+            "towards 1 the tokens merge, and the output no longer depends on the text."
+        ),
         draw_correlation,
     ),
     Panel(
         "gradient",
         "Stream gradient",
         "gradient variance / last layer's",
-        "Variance of the loss gradient at the stream entering each layer, relative to the last layer, for the second half of the positions. The mean over all "
-        "positions would be ruled by the first few, which every later token reads, and can look level while the others vanish.",
+        (
+            "Variance of the loss gradient at the stream entering each layer, relative to the last layer, "
+            "for the second half of the positions. The mean over all positions would be ruled by the "
+            "first few, which every later token reads, and can look level while the others vanish."
+        ),
         draw_gradient,
     ),
     Panel(

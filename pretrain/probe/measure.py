@@ -1,10 +1,14 @@
-"""Signal propagation of a real model, measured: one forward and backward pass of the language-model loss a seed, statistics of every layer, and the
-theory's prediction for the same tokens beside them.
+"""Signal propagation of a real model, measured layer by layer, beside what theory predicts.
 
-Statistics are taken while the passes run: hooks look at the stream and at its gradient, and each layer's weight gradients are dropped as soon as
-their norms are known. Layers compute in units of their own (`model/depth/folded.py`); what is reported is
-the stream of the scheme's equation. Sums are in float64 and gradient variances are kept as logarithms, so that a gradient that float32 still holds is reported
-although its square would underflow.
+Each seed takes one forward and one backward pass of the language-model loss.
+The theory's prediction is made for the same tokens.
+
+Statistics are taken while the passes run: hooks look at the stream and at its gradient.
+Each layer's weight gradients are dropped as soon as their norms are known.
+Layers compute in units of their own (`model/depth/folded.py`).
+What is reported is the stream of the scheme's equation.
+Sums are in float64 and gradient variances are kept as logarithms: a gradient that float32 still
+holds is reported although its square would underflow.
 """
 
 from __future__ import annotations
@@ -36,28 +40,41 @@ from pretrain.train.loop import forward_step
 
 @dataclass(frozen=True)
 class LayerProbe:
-    """One layer, over all seeds. `_theory`: prediction, None where there is none.
+    """One layer, over all seeds.
 
-    layer: from 1. forward_variance: torch.var of the stream after the layer, mean over seeds; _min, _max: over seeds. token_correlation: mean product
-    of two different tokens' vectors of that stream over their mean square. grad_variance: mean square of the loss gradient at the stream entering the
-    layer, relative to the last layer's, geometric mean over seeds; _late: of the positions in the second half of the sequence only; log10_*: their
-    decimal logarithms, which do not underflow. weight_grad_norm: Frobenius norm of all matrices' gradients of the layer, and weight_grad_norms by kind
-    (q, k, v, o, fc1, fc2), geometric means.
+    Means of gradients over seeds are geometric.
+    Fields in `_theory` hold the prediction, None where there is none.
     """
 
     layer: int
+    """From 1."""
     forward_variance: float
+    """torch.var of the stream after the layer, mean over seeds."""
     forward_variance_min: float
+    """The lowest over seeds."""
     forward_variance_max: float
+    """The highest over seeds."""
     token_correlation: float
+    """Mean product of two different tokens' vectors of that stream over their mean square."""
     grad_variance: float
+    """Mean square of the loss gradient at the stream entering the layer.
+
+    Relative to the last layer's, geometric mean over seeds.
+    """
     grad_variance_late: float
+    """The same of the positions in the second half of the sequence only."""
     grad_variance_late_min: float
+    """The lowest over seeds."""
     grad_variance_late_max: float
+    """The highest over seeds."""
     log10_grad_variance: float
+    """Decimal logarithm of `grad_variance`, which does not underflow."""
     log10_grad_variance_late: float
+    """Decimal logarithm of `grad_variance_late`, which does not underflow."""
     weight_grad_norm: float
+    """Frobenius norm of the gradients of all matrices of the layer, geometric mean over seeds."""
     weight_grad_norms: dict[str, float]
+    """The same by kind of matrix: q, k, v, o, fc1, fc2."""
     forward_variance_theory: float | None = None
     token_correlation_theory: float | None = None
     grad_variance_late_theory: float | None = None
@@ -65,14 +82,12 @@ class LayerProbe:
 
 @dataclass(frozen=True)
 class Probe:
-    """A measured model.
-
-    scheme: its name; label: name with options; embedding_variance: of the stream entering layer 1; loss: nats per token, mean over seeds; tokens: their
-    source in words; smallest_gradient_log10: decimal logarithm of the smallest root mean square, over layers and seeds, of the late gradient itself.
-    """
+    """A measured model."""
 
     scheme: str
+    """Its name."""
     label: str
+    """Its name with options."""
     num_layers: int
     seeds: int
     layers: tuple[LayerProbe, ...]
@@ -81,10 +96,17 @@ class Probe:
     batch: int
     dtype: str
     tokens: str
+    """Where the tokens are from, in words."""
     parameters: int
     loss: float
+    """Nats per token, mean over seeds."""
     embedding_variance: float
+    """Of the stream entering layer 1."""
     smallest_gradient_log10: float
+    """Decimal logarithm of the smallest root mean square of the late gradient itself.
+
+    The smallest over layers and seeds.
+    """
     checkpoint: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -96,12 +118,14 @@ class Probe:
 
 @dataclass
 class _Sample:
-    """One layer in one pass. log_gradient, log_late: natural logarithm of the mean square gradient of the stream entering the layer."""
+    """One layer in one pass."""
 
     variance: float = math.nan
     correlation: float = math.nan
     log_gradient: float = -math.inf
+    """Natural logarithm of the mean square gradient of the stream entering the layer."""
     log_late: float = -math.inf
+    """The same over the second half of the positions."""
     squares: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LAYER_ROLES, 0.0))
 
 
@@ -115,14 +139,23 @@ def zipf_tokens(vocab: int, batch: int, length: int, seed: int) -> Tensor:
 
 
 def coincidence(tokens: Tensor) -> float:
-    """Chance that two different places of a sequence hold the same token, [batch, length]: the word table's token correlation on these tokens."""
+    """Chance that two different places of a sequence hold the same token.
+
+    It is the word table's token correlation on these tokens.
+
+    tokens: [batch, length].
+    """
     length = tokens.shape[1]
     same = sum(float((torch.bincount(row).double() ** 2).sum()) - length for row in tokens)
     return same / (tokens.shape[0] * length * (length - 1))
 
 
 def token_correlation(x_sbh: Tensor) -> float:
-    """Mean product of different tokens' vectors over the mean square of one's, within sequences; x: [s, b, h]. 0 for a stream of zeros."""
+    """Mean product of different tokens' vectors over the mean square of one's, within sequences.
+
+    x: [s, b, h].
+    0 for a stream of zeros.
+    """
     x = x_sbh.detach().double()
     own = float(x.square().sum())
     pairs = float(x.sum(0).square().sum()) - own
@@ -130,7 +163,10 @@ def token_correlation(x_sbh: Tensor) -> float:
 
 
 def log_mean_square(x: Tensor) -> float:
-    """Natural logarithm of the mean square, without underflow of squares; -inf for zeros, nan where a value is not finite."""
+    """Natural logarithm of the mean square, without underflow of squares.
+
+    -inf for zeros, nan where a value is not finite.
+    """
     peak = float(x.detach().abs().max())
     if peak == 0.0:
         return -math.inf
@@ -142,7 +178,11 @@ def log_mean_square(x: Tensor) -> float:
 
 
 class Meter:
-    """Hooks on a model that fill `samples`, one a layer, during one forward and backward pass. A context manager; the model keeps no layer gradients."""
+    """Hooks on a model that fill `samples`, one a layer, during one forward and backward pass.
+
+    A context manager.
+    The model keeps no layer gradients.
+    """
 
     def __init__(self, chunk: GPT, model: ModelConfig) -> None:
         self.chunk, self.model = chunk, model
@@ -170,7 +210,8 @@ class Meter:
 
         def on_gradient(gradient_sbh: Tensor) -> None:
             sample.log_gradient = log_mean_square(gradient_sbh) - log_square
-            # The loss reaches early positions through many later ones, and in a causal stack they hide how the others fade.
+            # The loss reaches early positions through many later ones.
+            # In a causal stack they hide how the others fade.
             sample.log_late = log_mean_square(gradient_sbh[gradient_sbh.shape[0] // 2 :]) - log_square
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -201,7 +242,10 @@ class Meter:
 
 
 def measure(chunk: GPT, model: ModelConfig, tokens: Tensor) -> tuple[Meter, float]:
-    """One training pass over tokens [batch, s + 1]. Returns the filled meter and the loss in nats per token."""
+    """One training pass over tokens [batch, s + 1].
+
+    Returns the filled meter and the loss in nats per token.
+    """
     with Meter(chunk, model) as meter:
         output, loss_of = forward_step(iter([tokens]), chunk)
         loss, _ = loss_of(output)
@@ -224,9 +268,16 @@ def probe(
 ) -> Probe:
     """Measures a model, freshly initialised once a seed, or with a checkpoint's weights.
 
-    dtype: of weights and activations, as in training; fp32_residual: `train.fp32_residual`.
-    model: with vocab_size and max_position_embeddings; tokens: from a seed to tokens [batch, seq_length + 1]; source: the tokens' origin in words.
-    Dropout acts as in training. Theory is left out for a checkpoint: it speaks of initialisation. Raises UserError for a checkpoint of another model.
+    Dropout acts as in training.
+    Theory is left out for a checkpoint: it speaks of initialisation.
+
+    model: with vocab_size and max_position_embeddings.
+    tokens: from a seed to tokens [batch, seq_length + 1].
+    dtype: of weights and activations, as in training.
+    fp32_residual: `train.fp32_residual`.
+    source: the tokens' origin in words.
+
+    Raises UserError for a checkpoint of another model.
     """
     runs: list[list[_Sample]] = []
     losses, entering, coincidences = [], [], []
@@ -241,7 +292,8 @@ def probe(
             seed=seed,
             fp32_residual_connection=fp32_residual,
         )
-        # Megatron-core makes the table of positions in fp32; in training DeepSpeed converts the whole model.
+        # Megatron-core makes the table of positions in fp32.
+        # In training DeepSpeed converts the whole model.
         chunk.to(dtype)
         if checkpoint is not None:
             load_weights(chunk, checkpoint)
@@ -280,20 +332,27 @@ def probe(
 
 
 def predict_for(model: ModelConfig, seq_length: int, word_coincidence: float) -> list[LayerSignal]:
-    """The theory's signals for tokens that coincide with the given chance, which need not be the one that the weights were planned for."""
+    """The theory's signals for tokens that coincide with the given chance.
+
+    The chance need not be the one that the weights were planned for.
+    """
     init = standard_deviations(model, seq_length)
     words, positions = init.word**2, (init.position or 0.0) ** 2
     return predict(model, seq_length, stream_correlation=word_coincidence * words / (words + positions))
 
 
 def load_weights(chunk: GPT, reader: CheckpointReader) -> None:
-    """Puts a checkpoint's master weights into a model. Raises UserError where a tensor is missing or has another shape."""
+    """Puts a checkpoint's master weights into a model.
+
+    Raises UserError where a tensor is missing or has another shape.
+    """
     with torch.no_grad():
         for named in named_parameters(chunk, 0, 1):
             value = take(reader.tensor(named.name), named.shard)
             if value.shape != named.parameter.shape:
                 raise UserError(
-                    f"{reader.folder}: {named.name} has shape {list(value.shape)}, the configured model needs {list(named.parameter.shape)}"
+                    f"{reader.folder}: {named.name} has shape {list(value.shape)}, "
+                    f"the configured model needs {list(named.parameter.shape)}"
                 )
             named.parameter.copy_(value)
 

@@ -93,7 +93,10 @@ def title(probes: Sequence[Probe]) -> str:
     names = first.label if len(probes) == 1 else f"{len(probes)} schemes"
     seeds = f"{first.seeds} seed{'' if first.seeds == 1 else 's'}"
     when = "at initialisation" if first.checkpoint is None else f"from {first.checkpoint}"
-    return f"{names}: {first.num_layers} layers of width {first.model.hidden_size}, {first.seq_length} tokens, {seeds}, {when}"
+    return (
+        f"{names}: {first.num_layers} layers of width {first.model.hidden_size}, "
+        f"{first.seq_length} tokens, {seeds}, {when}"
+    )
 
 
 def table(probe: Probe, rows: int | None = None) -> Table:

@@ -1,4 +1,7 @@
-"""Whether a measured model is trainable at initialisation, in words: rules as data, each with its threshold and the reason for it."""
+"""Whether a measured model is trainable at initialisation, in words.
+
+The rules are data, each with its threshold and the reason for it.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +26,16 @@ SMALLEST = 2.0**-126
 
 @dataclass(frozen=True)
 class Rule:
-    """One threshold. value: from a probe to (number, layer it is from or 0); broken where the number is above `above` or below `below`.
-
-    message: filled with value, layer, layers and loss terms; why: the reason for the threshold, for the documentation and the report.
-    """
+    """One threshold. It is broken where the number is above `above` or below `below`."""
 
     name: str
     level: Level
     value: Callable[[Probe], tuple[float, int]]
+    """From a probe to (number, layer it is from or 0)."""
     message: str
+    """Filled with value, layer, layers and loss terms."""
     why: str
+    """The reason for the threshold, for the documentation and the report."""
     above: float = math.inf
     below: float = -math.inf
 
@@ -118,9 +121,14 @@ RULES: tuple[Rule, ...] = (
         "gradient_underflows",
         "fails",
         lambda probe: (probe.smallest_gradient_log10, _least_gradient(probe)[1]),
-        "the gradient of late tokens falls to 1e{value:.0f} at layer {layer}, which float32 and bfloat16 flush to zero: "
-        "those layers learn from the first tokens of a sequence only",
-        f"below {SMALLEST:.1e}, the smallest normal number of float32 and bfloat16, nothing is left to scale up",
+        (
+            "the gradient of late tokens falls to 1e{value:.0f} at layer {layer}, which float32 "
+            "and bfloat16 flush to zero: those layers learn from the first tokens of a sequence only"
+        ),
+        (
+            f"below {SMALLEST:.1e}, the smallest normal number "
+            "of float32 and bfloat16, nothing is left to scale up"
+        ),
         below=math.log10(SMALLEST),
     ),
     Rule(
@@ -128,7 +136,10 @@ RULES: tuple[Rule, ...] = (
         "fails",
         _least_gradient,
         "the gradient variance of late tokens vanishes: 1e{value:.1f} of the last layer's at layer {layer}",
-        "below 1e-3 (3 % in amplitude) the lower layers follow a few early tokens instead of the text, and the stack settles at the token frequencies",
+        (
+            "below 1e-3 (3 % in amplitude) the lower layers follow a few early tokens "
+            "instead of the text, and the stack settles at the token frequencies"
+        ),
         below=-3.0,
     ),
     Rule(
@@ -144,7 +155,10 @@ RULES: tuple[Rule, ...] = (
         "fails",
         _most_gradient,
         "the gradient variance of late tokens grows to 1e{value:.1f} of the last layer's at layer {layer}",
-        "above 1e4 (100 in amplitude) the gradient norm is that of the lowest layers and clipping silences the others",
+        (
+            "above 1e4 (100 in amplitude) the gradient norm is that "
+            "of the lowest layers and clipping silences the others"
+        ),
         above=4.0,
     ),
     Rule(
@@ -177,7 +191,10 @@ RULES: tuple[Rule, ...] = (
         "note",
         growth,
         "the forward variance rises {value:.2f} times, up to layer {layer}",
-        "a scheme that is meant to hold the variance at 1 and does not was planned for other tokens, another mask or another dropout",
+        (
+            "a scheme that is meant to hold the variance at 1 and does not "
+            "was planned for other tokens, another mask or another dropout"
+        ),
         above=1.5,
     ),
     Rule(
@@ -193,7 +210,10 @@ RULES: tuple[Rule, ...] = (
         "risk",
         lambda probe: _highest(probe.values("token_correlation")),
         "the tokens of a sequence become nearly one vector: correlation {value:.4f} at layer {layer}",
-        "above 0.99 the output hardly depends on the input, and the loss starts as if only token frequencies could be learned",
+        (
+            "above 0.99 the output hardly depends on the input, "
+            "and the loss starts as if only token frequencies could be learned"
+        ),
         above=0.99,
     ),
     Rule(
@@ -209,8 +229,11 @@ RULES: tuple[Rule, ...] = (
         "note",
         excess_loss,
         "the first loss is {value:.2f} nats above that of knowing nothing",
-        "unit-variance logits cost half a nat; more than 2 nats are confident guesses that the first steps undo: with tied embeddings and small branches the "
-        "stream still is the embedding, and predicts its own token",
+        (
+            "unit-variance logits cost half a nat; "
+            "more than 2 nats are confident guesses that the first steps undo: with tied embeddings "
+            "and small branches the stream still is the embedding, and predicts its own token"
+        ),
         above=2.0,
     ),
 )
@@ -238,7 +261,10 @@ def findings(probe: Probe) -> list[Finding]:
 
 
 def verdict(probe: Probe) -> str:
-    """One line: trainable at initialisation or not, and the worst reasons. For a checkpoint, what its signal looks like."""
+    """One line: trainable at initialisation or not, and the worst reasons.
+
+    For a checkpoint it tells what its signal looks like.
+    """
     found = findings(probe)
     worst = found[0].level if found else ""
     words = (
@@ -255,7 +281,10 @@ def verdict(probe: Probe) -> str:
 def level_words(probe: Probe) -> str:
     """What a sound model looks like, in numbers."""
     forward, late = probe.values("forward_variance"), probe.layers[0].grad_variance_late
-    return f"forward variance {min(forward):.2f} to {max(forward):.2f}, late-token gradient variance {late:.2f} at layer 1 relative to layer {probe.num_layers}"
+    return (
+        f"forward variance {min(forward):.2f} to {max(forward):.2f}, "
+        f"late-token gradient variance {late:.2f} at layer 1 relative to layer {probe.num_layers}"
+    )
 
 
 def trainable(probe: Probe) -> Literal["yes", "at risk", "no"]:

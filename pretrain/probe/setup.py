@@ -1,4 +1,4 @@
-"""From a configuration and a few choices to probes: which model, which tokens, whether it fits into memory."""
+"""From a configuration and a few choices to probes: the model, the tokens, the memory needed."""
 
 from __future__ import annotations
 
@@ -26,32 +26,40 @@ from pretrain.train.same_run import check_same_model
 
 ASSUMED_VOCABULARY = 32_000
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
-# Values of the stream's width that the backward pass of one layer keeps for each token, beside the feed-forward's; measured.
+# Values that the backward pass of one layer keeps for each token: of the stream's width, and beside
+# them of the feed-forward's; measured.
 KEPT_WIDTHS, KEPT_FFN = 15, 3
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What the command line may say. tokens: auto, synthetic or data; compare: comma-separated schemes; layers: None means the configuration's."""
+    """What the command line may say."""
 
     scheme: str | None = None
     layers: int | None = None
+    """None means the configuration's."""
     seeds: int = 1
     batch: int = 2
     tokens: str = "auto"
+    """auto, synthetic or data."""
     dtype: str = "float32"
     compare: str | None = None
+    """Schemes, separated by commas."""
     checkpoint: Path | None = None
 
 
 def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Probe]:
-    """Measures one model, or one for each scheme of `choices.compare`. Raises UserError for what cannot work, before anything is built."""
+    """Measures one model, or one for each scheme of `choices.compare`.
+
+    Raises UserError for what cannot work, before anything is built.
+    """
     config = load_config(path, overrides)
     vocab, has_data = _vocabulary(config)
     use_data = has_data if choices.tokens == "auto" else choices.tokens == "data"
     if use_data and not has_data:
         raise UserError(
-            f"--tokens data: {config.data.corpora[0].path} is no prepared data set: run `fathom data prepare` first, or use --tokens synthetic"
+            f"--tokens data: {config.data.corpora[0].path} is no prepared data set: "
+            "run `fathom data prepare` first, or use --tokens synthetic"
         )
     note = "" if vocab else f", vocabulary of {ASSUMED_VOCABULARY:,} assumed"
     model = complete_model(config, vocab or config.model.vocab_size or ASSUMED_VOCABULARY)
@@ -95,18 +103,22 @@ def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Pr
 
 
 def check_memory(model: ModelConfig, seq_length: int, batch: int, dtype: torch.dtype) -> None:
-    """Raises UserError where weights and activations of one pass would not fit into the memory that is free."""
+    """Checks that weights and activations of one pass fit into the memory that is free.
+
+    Raises UserError where they would not.
+    """
     needed = memory_needed(model, seq_length, batch, dtype)
     free = _free_memory()
     if free and needed > 0.9 * free:
         raise UserError(
             f"the probe would need about {needed / 2**30:.0f} GiB and {free / 2**30:.0f} GiB are free: "
-            f"lower --batch={batch}, data.seq_length={seq_length}, model.hidden_size={model.hidden_size} or --layers (signals hardly depend on the width)"
+            f"lower --batch={batch}, data.seq_length={seq_length}, "
+            f"model.hidden_size={model.hidden_size} or --layers (signals hardly depend on the width)"
         )
 
 
 def memory_needed(model: ModelConfig, seq_length: int, batch: int, dtype: torch.dtype) -> int:
-    """Bytes of weights, one layer's gradients and everything that the backward pass keeps (estimate)."""
+    """Bytes of weights, one layer's gradients and all that the backward pass keeps (estimate)."""
     tokens, size = batch * seq_length, dtype.itemsize
     ffn = model.ffn_size * (2 if model.gated else 1)
     layer = tokens * (KEPT_WIDTHS * model.hidden_size + KEPT_FFN * ffn)
@@ -127,7 +139,10 @@ def _free_memory() -> int:
 
 
 def _vocabulary(config: RunConfig) -> tuple[int | None, bool]:
-    """(vocabulary of the first data set or of the configuration, whether all data sets are there)."""
+    """(vocabulary, whether all data sets are there).
+
+    The vocabulary is that of the first data set or of the configuration.
+    """
     known = [vocabulary_of(corpus.path) for corpus in config.data.corpora]
     if all(known):
         return known[0], True
@@ -161,7 +176,11 @@ def _checkpoint(path: Path, config: RunConfig, model: ModelConfig) -> Checkpoint
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Megatron-core warns once a layer when its GPU random stream is the CPU's, which on a CPU it always is."""
+    """Silences a warning that Megatron-core repeats once a layer.
+
+    It warns when its GPU random stream is the CPU's, which on a CPU it always is.
+    """
+
     logger = logging.getLogger("megatron.core.tensor_parallel.random")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,7 @@
-"""Pictures of a run as inline SVG, each with one sentence on how to read it and on what is normal for deep models."""
+"""Pictures of a run as inline SVG.
+
+Each has one sentence on how to read it and on what is normal for deep models.
+"""
 
 from __future__ import annotations
 
@@ -42,13 +45,15 @@ MOST_PROFILES = 6
 
 @dataclass(frozen=True)
 class Chart:
-    """One picture. svg: empty where there is nothing to draw, which `missing` then explains; notes: what the picture lacks."""
+    """One picture."""
 
     title: str
     caption: str
     svg: str = ""
+    """Empty where there is nothing to draw, which `missing` then explains."""
     missing: str = ""
     notes: tuple[str, ...] = ()
+    """What the picture lacks."""
     wide: bool = False
 
 
@@ -77,8 +82,10 @@ def all_charts(context: Context) -> list[Chart]:
 def loss_chart(context: Context) -> Chart:
     """Training and validation loss over steps, with the entropy of the token frequencies."""
     caption = (
-        "Training loss (thin: each step; thick: running median) and validation loss should fall together, and anything below the dotted line is more than "
-        "knowing how frequent each token is; deep models may rest near that line for a while during warm-up, but a rise that lasts is divergence."
+        "Training loss (thin: each step; thick: running median) and validation loss should fall "
+        "together, and anything below the dotted line is more than knowing how frequent each token is; "
+        "deep models may rest near that line for a while during warm-up, "
+        "but a rise that lasts is divergence."
     )
     metrics, title = context.metrics, "Loss"
     steps, losses = _series(metrics.train, lambda event: event.loss)
@@ -90,21 +97,7 @@ def loss_chart(context: Context) -> Chart:
         axes = figure.add_subplot()
         if len(steps):
             raw_and_smooth(axes, steps, losses, "training")
-        for split, color, marker in (("validation", ORANGE, "o"), ("test", GREEN, "D")):
-            points = [
-                (event.step, event.loss)
-                for event in metrics.eval
-                if event.split == split and math.isfinite(event.loss)
-            ]
-            if points:
-                axes.plot(
-                    *zip(*points, strict=True),
-                    color=color,
-                    marker=marker,
-                    markersize=4.5,
-                    linewidth=1.2,
-                    label=split,
-                )
+        _evaluations(axes, metrics)
         if math.isfinite(context.unigram_entropy):
             axes.axhline(
                 context.unigram_entropy,
@@ -113,17 +106,7 @@ def loss_chart(context: Context) -> Chart:
                 linewidth=1.2,
                 label=f"unigram entropy, {context.unigram_entropy:.2f}",
             )
-        lost = [event.step for event in metrics.train if event.skipped or not math.isfinite(event.loss)]
-        if lost:
-            axes.plot(
-                lost,
-                np.full(len(lost), 0.02),
-                transform=axes.get_xaxis_transform(),
-                color=ORANGE,
-                marker="x",
-                linestyle="none",
-                label="skipped or not finite",
-            )
+        _lost_steps(axes, metrics)
         if hidden := _limit(axes, losses, context):
             notes.append(
                 f"{hidden} steps with a higher loss lie above the picture."
@@ -143,11 +126,46 @@ def loss_chart(context: Context) -> Chart:
     return Chart(title, caption, svg, notes=tuple(notes), wide=True)
 
 
+def _evaluations(axes: Axes, metrics: Metrics) -> None:
+    """Losses on held-out text, a line for each split that has any."""
+    for split, color, marker in (("validation", ORANGE, "o"), ("test", GREEN, "D")):
+        points = [
+            (event.step, event.loss)
+            for event in metrics.eval
+            if event.split == split and math.isfinite(event.loss)
+        ]
+        if points:
+            axes.plot(
+                *zip(*points, strict=True),
+                color=color,
+                marker=marker,
+                markersize=4.5,
+                linewidth=1.2,
+                label=split,
+            )
+
+
+def _lost_steps(axes: Axes, metrics: Metrics) -> None:
+    """Marks at the foot of the picture for steps that were skipped or had no finite loss."""
+    lost = [event.step for event in metrics.train if event.skipped or not math.isfinite(event.loss)]
+    if lost:
+        axes.plot(
+            lost,
+            np.full(len(lost), 0.02),
+            transform=axes.get_xaxis_transform(),
+            color=ORANGE,
+            marker="x",
+            linestyle="none",
+            label="skipped or not finite",
+        )
+
+
 def gradient_chart(context: Context) -> Chart:
     """Global gradient norm over steps, with the clipping level."""
     caption = (
-        "Norm of the whole gradient before clipping, on a logarithmic scale: steps above the dashed line are scaled down to it; in deep models a high start "
-        "that settles during warm-up is normal, whereas steady growth or repeated spikes of ten times the usual level precede divergence."
+        "Norm of the whole gradient before clipping, on a logarithmic scale: steps above the dashed "
+        "line are scaled down to it; in deep models a high start that settles during warm-up is normal, "
+        "whereas steady growth or repeated spikes of ten times the usual level precede divergence."
     )
     title = "Gradient norm"
     steps, norms = _series(context.metrics.train, lambda event: event.grad_norm, positive=True)
@@ -178,7 +196,8 @@ def gradient_chart(context: Context) -> Chart:
 def rate_chart(context: Context) -> Chart:
     """Learning rate over steps."""
     caption = (
-        "Learning rate of each step: a resume should leave no jump, and the decay spans the planned steps even where a run was stopped early; "
+        "Learning rate of each step: a resume should leave no jump, "
+        "and the decay spans the planned steps even where a run was stopped early; "
         "the warm-up matters most to deep models with a norm on the residual path (post-LN)."
     )
     title = "Learning rate"
@@ -201,9 +220,10 @@ def rate_chart(context: Context) -> Chart:
 def stream_chart(context: Context) -> Chart:
     """Size of the residual stream over depth."""
     caption = (
-        "Size of the residual stream after each layer, one line per measurement (light: early, dark: late): at the start, schemes with a norm after "
-        "every layer and DeepScaleLM are level from first layer to last and plain pre-LN grows about with the square root of depth; a jump at one "
-        "layer, or growth without end, is a warning."
+        "Size of the residual stream after each layer, one line per measurement (light: early, dark: "
+        "late): at the start, schemes with a norm after every layer and DeepScaleLM are level "
+        "from first layer to last and plain pre-LN grows about with the square root of depth; "
+        "a jump at one layer, or growth without end, is a warning."
     )
     for key, label in (
         ("residual_rms", "RMS of the residual stream"),
@@ -217,8 +237,10 @@ def stream_chart(context: Context) -> Chart:
 def layer_gradient_chart(context: Context) -> Chart:
     """Gradient norm over depth."""
     caption = (
-        "Norm of the gradient that each layer's weights receive, on a logarithmic scale: level lines mean that all layers learn, and a factor of a few between "
-        "first and last layer is normal; several powers of ten are the vanishing or exploding gradient that depth schemes are there to prevent."
+        "Norm of the gradient that each layer's weights receive, on a logarithmic scale: "
+        "level lines mean that all layers learn, and a factor of a few "
+        "between first and last layer is normal; several powers of ten are the "
+        "vanishing or exploding gradient that depth schemes are there to prevent."
     )
     title = "Gradient by layer"
     return _profiles(
@@ -229,9 +251,10 @@ def layer_gradient_chart(context: Context) -> Chart:
 def branch_chart(context: Context) -> Chart:
     """What each sublayer adds relative to the stream, over depth."""
     caption = (
-        "RMS of what a sublayer adds divided by RMS of the stream it adds to, on a logarithmic scale: of order one with post-LN, level and near one "
-        "over the square root of the number of layers with DeepScaleLM, falling with depth with pre-LN; layers whose ratio goes to zero no longer "
-        "contribute."
+        "RMS of what a sublayer adds divided by RMS of the stream it adds to, on a logarithmic scale: "
+        "of order one with post-LN, level and near one over the square root of "
+        "the number of layers with DeepScaleLM, falling with depth with pre-LN; "
+        "layers whose ratio goes to zero no longer contribute."
     )
     title = "Branch-to-stream ratio by layer"
     parts = [("branch_ratio_attention", "attention"), ("branch_ratio_mlp", "feed-forward")]
@@ -243,8 +266,9 @@ def branch_chart(context: Context) -> Chart:
 def throughput_chart(context: Context) -> Chart:
     """Tokens per second and the share of waiting for data, over steps."""
     caption = (
-        "Tokens per second of all devices together and, below, the share of each step spent waiting for data: a level line with dips at evaluations and "
-        "checkpoints is normal at any depth, and waiting should stay below a few percent; a slow slide points to memory, heat or a busy file system."
+        "Tokens per second of all devices together and, below, the share of each step spent waiting for "
+        "data: a level line with dips at evaluations and checkpoints is normal at any depth, and waiting "
+        "should stay below a few percent; a slow slide points to memory, heat or a busy file system."
     )
     title, metrics = "Throughput", context.metrics
     steps, speeds = _series(metrics.train, lambda event: event.tokens_per_s)
@@ -288,7 +312,10 @@ def _unmeasured(title: str, caption: str, wide: bool = False) -> Chart:
     return Chart(
         title,
         caption,
-        missing="No layer signals have been logged: log.signal_interval is 0, or the first measurement is still to come.",
+        missing=(
+            "No layer signals have been logged: "
+            "log.signal_interval is 0, or the first measurement is still to come."
+        ),
         wide=wide,
     )
 
@@ -301,7 +328,10 @@ def _profiles(
     label: str,
     wide: bool = False,
 ) -> Chart | None:
-    """Values over layers, a line per measurement, light (early) to dark (late); None where nothing was measured."""
+    """Values over layers, a line per measurement, light (early) to dark (late).
+
+    None where nothing was measured.
+    """
     chosen = _shown(context.metrics.signal, [key for key, _ in parts])
     if not chosen:
         return None

@@ -56,28 +56,11 @@ def numbers(run: Run) -> dict[str, float | int | None]:
 def headlines(run: Run) -> list[tuple[str, str, str]]:
     """(label, number, remark) of each headline number; an unknown one is a dash that says why."""
     n = numbers(run)
-    world = _world_size(run)
+    return [*_losses(run, n), *_course(run, n)]
 
-    def loss(value: float | int | None) -> str:
-        return "–" if value is None else f"{value:.3f}"
 
-    best = n["validation_loss_best"]
-    evaluations = [event for event in run.metrics.eval if event.split == "validation"]
-    if n["validation_loss"] is None:
-        remark = "no evaluation logged"
-    elif best is not None and best < n["validation_loss"] - 5e-4:
-        remark = f"nats per token, step {evaluations[-1].step:,}; lowest {best:.3f}"
-    else:
-        remark = f"nats per token, step {evaluations[-1].step:,}"
-    share = n["mfu"]
-    speed_remark = "tokens per second, median" + (
-        f"; {quantity(n['tokens_per_s'] / world)} a device"
-        if n["tokens_per_s"] is not None and world > 1
-        else ""
-    )
-    speed_remark += (
-        f"; {share:.1%} of the {run.metrics.starts[-1].precision} peak" if share is not None else ""
-    )
+def _losses(run: Run, n: Mapping[str, float | int | None]) -> list[tuple[str, str, str]]:
+    """The headlines on losses. n: from `numbers`."""
     mean = (
         f", mean of the last {n['train_loss_steps']} logged steps"
         if (n["train_loss_steps"] or 1) > 1
@@ -86,10 +69,10 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
     return [
         (
             "Training loss",
-            loss(n["train_loss"]),
+            _loss(n["train_loss"]),
             f"nats per token{mean}" if n["train_loss"] is not None else "no finite loss yet",
         ),
-        ("Validation loss", loss(n["validation_loss"]), remark),
+        ("Validation loss", _loss(n["validation_loss"]), _validation_remark(run, n)),
         (
             "Validation perplexity",
             "–" if n["validation_perplexity"] is None else f"{n['validation_perplexity']:,.1f}",
@@ -97,12 +80,22 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
         ),
         (
             "Unigram entropy",
-            loss(n["unigram_entropy"]),
+            _loss(n["unigram_entropy"]),
             "the loss of knowing token frequencies alone"
             if n["unigram_entropy"] is not None
             else "not recorded",
         ),
-        ("Throughput", "–" if n["tokens_per_s"] is None else f"{n['tokens_per_s']:,.0f}", speed_remark),
+    ]
+
+
+def _course(run: Run, n: Mapping[str, float | int | None]) -> list[tuple[str, str, str]]:
+    """The headlines on speed, time and steps. n: from `numbers`."""
+    return [
+        (
+            "Throughput",
+            "–" if n["tokens_per_s"] is None else f"{n['tokens_per_s']:,.0f}",
+            _speed_remark(run, n),
+        ),
         ("Wall time", duration(n["wall_seconds"] or 0.0), _span(run.metrics)),
         (
             "Steps",
@@ -118,6 +111,31 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
             else "no step skipped",
         ),
     ]
+
+
+def _validation_remark(run: Run, n: Mapping[str, float | int | None]) -> str:
+    if n["validation_loss"] is None:
+        return "no evaluation logged"
+    evaluations = [event for event in run.metrics.eval if event.split == "validation"]
+    remark = f"nats per token, step {evaluations[-1].step:,}"
+    best = n["validation_loss_best"]
+    if best is not None and best < n["validation_loss"] - 5e-4:
+        remark += f"; lowest {best:.3f}"
+    return remark
+
+
+def _speed_remark(run: Run, n: Mapping[str, float | int | None]) -> str:
+    speed, share, world = n["tokens_per_s"], n["mfu"], _world_size(run)
+    remark = "tokens per second, median"
+    if speed is not None and world > 1:
+        remark += f"; {quantity(speed / world)} a device"
+    if share is not None:
+        remark += f"; {share:.1%} of the {run.metrics.starts[-1].precision} peak"
+    return remark
+
+
+def _loss(value: float | int | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def facts(run: Run) -> list[tuple[str, str]]:

@@ -1,6 +1,8 @@
 """report.html: one self-contained page that shows a run to someone who was not there.
 
-Read are metrics.jsonl (needed), and config.yaml, environment.json (as `pretrain/rundir/environment.py` writes it) and state.json where they are there.
+It reads metrics.jsonl, which is needed.
+It reads config.yaml, environment.json (as `pretrain/rundir/environment.py` writes it) and
+state.json where they are there.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ MOST_WARNINGS = 100
 
 
 def write_report(run_dir: Path, out: Path | None = None) -> Path:
-    """Writes the page, to `run_dir`/report.html unless `out` is given, and returns its path. May be called while the run goes on.
+    """Writes the page and returns its path. May be called while the run goes on.
+
+    out: `run_dir`/report.html unless given.
 
     Raises UserError where `run_dir` is no run directory, OSError where the page cannot be written.
     """

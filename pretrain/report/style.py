@@ -1,4 +1,6 @@
-"""How the report's pictures look: style, axes, smoothing of long series, and SVG that fits into a page.
+"""How the report's pictures look.
+
+Style, axes, smoothing of long series, and SVG that fits into a page.
 
 Matplotlib is imported inside the functions that draw, for it takes a second.
 """
@@ -80,7 +82,10 @@ def drawing() -> Iterator[Callable[[tuple[float, float]], Figure]]:
 
 
 def to_svg(figure: Figure, name: str, title: str) -> str:
-    """The figure as an SVG element that scales with the page, its ids prefixed so that several fit into one document."""
+    """The figure as an SVG element that scales with the page.
+
+    Its ids are prefixed so that several fit into one document.
+    """
     from matplotlib import rc_context
 
     buffer = io.StringIO()
@@ -94,7 +99,10 @@ def to_svg(figure: Figure, name: str, title: str) -> str:
     text = re.sub(r"url\(#", f"url(#{name}-", text)
     return re.sub(
         r'<svg [^>]*?viewBox="([^"]+)"[^>]*>',
-        rf'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="\1" role="img" aria-label="{title}">',
+        (
+            r'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            rf'viewBox="\1" role="img" aria-label="{title}">'
+        ),
         text,
         count=1,
     )
@@ -106,7 +114,10 @@ def smoothing_window(count: int) -> int:
 
 
 def envelope(steps: Values, values: Values) -> tuple[Values, Values]:
-    """At most MOST_POINTS points that keep every spike: the lowest and the highest of each stretch."""
+    """At most MOST_POINTS points that keep every spike.
+
+    They are the lowest and the highest of each stretch.
+    """
     if len(steps) <= MOST_POINTS:
         return steps, values
     kept: list[int] = [0]
@@ -117,14 +128,17 @@ def envelope(steps: Values, values: Values) -> tuple[Values, Values]:
 
 
 def running_median(values: Values, window: int) -> tuple[NDArray[np.int64], Values]:
-    """Median of the `window` values around each of at most MOST_POINTS places, of fewer towards the ends; and those places.
+    """Median of the `window` values around each of at most MOST_POINTS places; and those places.
 
-    Centred, so that it does not lag as an exponential average does, and a median, so that a single spike leaves no plateau.
+    Of fewer values towards the ends.
+    Centred, so that it does not lag as an exponential average does.
+    A median, so that a single spike leaves no plateau.
     """
     places = np.unique(
         np.linspace(2, len(values) - 1, min(len(values), MOST_POINTS)).round().astype(np.int64)
     )
-    # at the start as many before as after, or a steep fall would be flattened; and five at least, or a slow first step would show
+    # At the start as many before as after, or a steep fall would be flattened.
+    # Five at least, or a slow first step would show.
     reach = np.minimum(window // 2, places)
     return places, np.array(
         [
@@ -135,7 +149,10 @@ def running_median(values: Values, window: int) -> tuple[NDArray[np.int64], Valu
 
 
 def raw_and_smooth(axes: Axes, steps: Values, values: Values, label: str) -> None:
-    """Thin line of all values with a thick running median over it; dots for a run too short for either."""
+    """Thin line of all values with a thick running median over it.
+
+    Dots for a run too short for either.
+    """
     if len(steps) < SHORT:
         axes.plot(steps, values, color=BLUE, marker="o", markersize=3.5, label=label)
         return

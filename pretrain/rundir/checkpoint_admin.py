@@ -1,4 +1,7 @@
-"""What `fathom checkpoint` does: look at checkpoints, check them and remove old ones. Needs no process group."""
+"""What `fathom checkpoint` does: look at checkpoints, check them and remove old ones.
+
+Needs no process group.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,10 @@ LEFTOVER_AGE_S = 3600.0  # a younger one may be a save that is going on
 
 
 def checkpoints_folder(path: Path) -> Path:
-    """The folder with the step folders, given itself or its run folder. Raises UserError where there is none."""
+    """The folder with the step folders, given itself or its run folder.
+
+    Raises UserError where there is none.
+    """
     for folder in (path / "checkpoints", path):
         if folder.is_dir() and (
             steps_in(folder) or read_pointer(folder) != Pointer() or leftovers_in(folder)
@@ -39,8 +45,14 @@ def checkpoints_folder(path: Path) -> Path:
 
 
 def list_checkpoints(path: Path) -> list[dict[str, Any]]:
-    """One row for each checkpoint: step, latest, time, bytes, layout, consumed tokens, problem (None, or why it cannot be read). Raises UserError
-    where there is none. Sizes of files are compared with the manifest; `verify` reads them."""
+    """One row for each checkpoint.
+
+    It has step, latest, time, bytes, layout, consumed tokens, problem (None, or why it cannot be
+    read).
+    Sizes of files are compared with the manifest; `verify` reads them.
+
+    Raises UserError where there is none.
+    """
     folder = checkpoints_folder(path)
     latest = read_pointer(folder).name
     rows = []
@@ -78,7 +90,12 @@ def leftovers(path: Path) -> list[str]:
 
 
 def describe(path: Path, *, names: bool) -> dict[str, Any]:
-    """What a checkpoint holds. names: with the shape of every parameter. Raises UserError where it cannot be read."""
+    """What a checkpoint holds.
+
+    names: with the shape of every parameter.
+
+    Raises UserError where it cannot be read.
+    """
     reader = open_checkpoint(path)
     manifest = reader.manifest
     shapes = {name: list(reader.shape(name)) for name in reader.names()}
@@ -100,9 +117,12 @@ def describe(path: Path, *, names: bool) -> dict[str, Any]:
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint whole: checksums of all files, every element of every tensor, and whether they are those of its model.
+    """Reads a checkpoint whole.
 
-    Raises UserError naming what is wrong; also for a run whose newest checkpoint is not there, after the one before was found whole.
+    Checksums of all files, every element of every tensor, and whether they are those of its model.
+
+    Raises UserError naming what is wrong.
+    Also for a run whose newest checkpoint is not there, after the one before was found whole.
     """
     reader = open_checkpoint(path)
     reader.verify()
@@ -112,7 +132,8 @@ def verify(path: Path) -> dict[str, Any]:
     lost = lost_in(reader.folder.parent) if reader.folder != path else ""
     if lost:
         raise UserError(
-            f"{reader.folder.parent}: {lost}; {reader.folder.name} is whole: restore the former, or name the latter to check it alone"
+            f"{reader.folder.parent}: {lost}; {reader.folder.name} is whole: "
+            "restore the former, or name the latter to check it alone"
         )
     return {
         "folder": str(reader.folder),
@@ -123,7 +144,10 @@ def verify(path: Path) -> dict[str, Any]:
 
 
 def clean(path: Path, *, keep_last: int, keep_every: int, dry_run: bool) -> dict[str, Any]:
-    """Removes old checkpoints and old left-overs; returns what was, or would be, removed. Raises UserError where there is nothing to look at."""
+    """Removes old checkpoints and old left-overs; returns what was, or would be, removed.
+
+    Raises UserError where there is nothing to look at.
+    """
     folder = checkpoints_folder(path)
     if (path / MANIFEST).is_file():
         raise UserError(f"{path} is one checkpoint: give its run folder")

@@ -1,4 +1,7 @@
-"""One start at a time in a run directory: a lock against a second one beside it, and the fence against an old one that still lives."""
+"""One start at a time in a run directory.
+
+A lock against a second one beside it, and the fence against an old one that still lives.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +85,10 @@ def share_start(store: Store, rank: int) -> None:
 
 
 def check_free(run_dir: Path) -> None:
-    """Raises InUseError where a process trains in the run directory, before any other is started."""
+    """Checks that no process trains in the run directory, before any other is started.
+
+    Raises InUseError where one does.
+    """
     if (run_dir / LOCK_FILE).exists():
         os.close(_lock(run_dir))
         _check_alone(run_dir)
@@ -201,5 +207,6 @@ def _check_alone(run_dir: Path) -> None:
 def in_use(run_dir: Path, holder: str) -> InUseError:
     """What to raise where `holder` trains in a run directory."""
     return InUseError(
-        f"{run_dir} is in use by {holder}: wait for it, stop it, or start this run under another name (name=...)"
+        f"{run_dir} is in use by {holder}: wait for it, stop it, "
+        "or start this run under another name (name=...)"
     )

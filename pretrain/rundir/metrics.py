@@ -1,6 +1,9 @@
-"""metrics.jsonl: the history of a run, one JSON object a line, written step by step and read back as typed events.
+"""metrics.jsonl: the history of a run, one JSON object a line.
 
-A run that was killed may end in half a line, and one that was resumed from an older checkpoint does some steps twice; both are normal here.
+Written step by step and read back as typed events.
+
+A run that was killed may end in half a line, and one that was resumed from an older checkpoint does
+some steps twice; both are normal here.
 """
 
 from __future__ import annotations
@@ -27,12 +30,14 @@ _T = TypeVar("_T", Start, Train, Eval, Signal, Checkpoint, Warn, End)
 
 @dataclass(frozen=True)
 class Metrics:
-    """Events by kind, sorted by step; of several lines for one (event, step) the last. `starts` keeps all, in file order.
+    """Events by kind, sorted by step.
 
+    Of several lines for one (event, step), the last counts.
     Evaluations of different splits and different warnings at one step are different events.
     """
 
     starts: tuple[Start, ...] = ()
+    """All, in file order."""
     train: tuple[Train, ...] = ()
     eval: tuple[Eval, ...] = ()
     signal: tuple[Signal, ...] = ()
@@ -56,12 +61,18 @@ class Metrics:
 
     @property
     def resumes(self) -> tuple[Start, ...]:
-        """Every start but the first, where steps followed it: a finished run that is started again takes none."""
+        """Every start but the first, where steps followed it.
+
+        A finished run that is started again takes none.
+        """
         reached = self.train[-1].step if self.train else 0
         return tuple(start for start in self.starts[1:] if start.step < reached)
 
     def settled(self) -> Metrics:
-        """Without the steps beyond `step`, which an interrupted process had done and the one after it has not redone yet."""
+        """Without the steps beyond `step`.
+
+        An interrupted process had done them, and the one after it has not redone them yet.
+        """
 
         def kept(events: tuple[_T, ...]) -> tuple[_T, ...]:
             return tuple(event for event in events if event.step <= self.step)
@@ -92,7 +103,8 @@ def read_metrics(path: Path | str) -> Metrics:
         file = open_regular(path)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{path} does not exist: give the folder of a run that has started (it holds config.yaml and metrics.jsonl)"
+            f"{path} does not exist: give the folder of a run that "
+            "has started (it holds config.yaml and metrics.jsonl)"
         ) from None
     with file:
         for number, line in enumerate(file, 1):

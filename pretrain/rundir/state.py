@@ -1,4 +1,6 @@
-"""state.json: what a run is doing and why, in one small file that outlives every process; and the fence around it.
+"""state.json: what a run is doing and why, in one small file that outlives every process.
+
+The fence around it is here too.
 
 Its keys are in STATE_KEYS. submitted.json, beside it, is written once per submission.
 Standard library only, as the batch script's Python reads both.
@@ -156,7 +158,9 @@ def owner_of(state: Mapping[str, Any]) -> Owner:
 
 
 def claim(run_dir: Path | str, owner: Owner | None = None, **fields: Any) -> dict[str, Any]:
-    """Makes this start the owner of the run directory and writes fields. A start that has the run already may claim again.
+    """Makes this start the owner of the run directory and writes fields.
+
+    A start that has the run already may claim again.
 
     Raises StaleStartError where a later start of the same job has it.
     """
@@ -170,7 +174,8 @@ def claim(run_dir: Path | str, owner: Owner | None = None, **fields: Any) -> dic
         and held.restart_count > owner.restart_count
     ):
         raise StaleStartError(
-            f"{run_dir} belongs to restart {held.restart_count} of job {held.job_id}; this is restart {owner.restart_count}"
+            f"{run_dir} belongs to restart {held.restart_count} of job {held.job_id}; "
+            f"this is restart {owner.restart_count}"
         )
     if owner != held:
         # The batch script has claimed it for this start, and will say what follows after its end.
@@ -194,17 +199,22 @@ def check_owner(run_dir: Path | str, owner: Owner | None = None) -> None:
         return
     if held.label != owner.label:
         raise StaleStartError(
-            f"{run_dir} belongs to start {held.label} now; this process is of start {owner.label} and leaves it alone"
+            f"{run_dir} belongs to start {held.label} now; "
+            f"this process is of start {owner.label} and leaves it alone"
         )
     raise StaleStartError(
-        f"{run_dir} belongs to another start now, process {state.get('pid')} on {state.get('host')}; this one leaves it alone"
+        f"{run_dir} belongs to another start now, "
+        f"process {state.get('pid')} on {state.get('host')}; this one leaves it alone"
     )
 
 
 def write_state(run_dir: Path | str, owner: Owner | None = None, **fields: Any) -> dict[str, Any]:
-    """Merges fields into state.json, whole or not at all, and returns the result. Only the owning start may (see `claim`).
+    """Merges fields into state.json, whole or not at all, and returns the result.
 
-    `cancelled` and `requeued` stay, whatever a rank that is still saving says of itself. Raises StaleStartError for another start than the owner.
+    Only the owning start may (see `claim`).
+    `cancelled` and `requeued` stay, whatever a rank that is still saving says of itself.
+
+    Raises StaleStartError for another start than the owner.
     """
     owner = owner or Owner.from_environment()
     check_owner(run_dir, owner)
@@ -215,8 +225,9 @@ def write_state(run_dir: Path | str, owner: Owner | None = None, **fields: Any) 
 
 
 def latest_step(run_dir: Path | str) -> int | None:
-    """Step of the checkpoint that `checkpoints/latest` names, or the newest complete one where that is not there; None where there is none.
+    """Step of the newest checkpoint, None where there is none.
 
+    The one that `checkpoints/latest` names, or the newest complete one where that is not there.
     It is the one that the next start goes on from.
     """
     try:
@@ -238,12 +249,18 @@ class Failure:
 
 
 def stop_file(run_dir: Path | str, owner: Owner) -> Path:
-    """The batch script writes the name of the signal it got here: a signal to a process that is still importing would be lost."""
+    """Where the batch script writes the name of the signal it got.
+
+    A signal to a process that is still importing would be lost.
+    """
     return Path(run_dir) / CONTROL / f"{owner.label}.stop"
 
 
 def asked_to_stop(run_dir: Path | str, owner: Owner) -> str:
-    """Name of the signal that reached the batch script of this start, such as USR1; empty where none did."""
+    """Name of the signal that reached the batch script of this start, such as USR1.
+
+    Empty where none did.
+    """
     try:
         return stop_file(run_dir, owner).read_text(encoding="utf-8").strip()
     except OSError:
@@ -258,7 +275,11 @@ def record_failure(
     owner: Owner | None = None,
     host: str | None = None,
 ) -> None:
-    """Leaves one line about why a rank ends, for the batch script to find; the first one is what the user reads. host: its node, if not this one.
+    """Leaves one line about why a rank ends, for the batch script to find.
+
+    The first one is what the user reads.
+
+    host: the rank's node, if not this one.
 
     Never raises. A run directory that is gone is not made anew.
     """
@@ -272,9 +293,11 @@ def record_failure(
 
 
 def forget_failures(run_dir: Path | str, owner: Owner | None = None) -> None:
-    """Removes what an earlier start of the same name left: without Slurm, and in an interactive allocation, all have the same one.
+    """Removes what an earlier start of the same name left.
 
-    In a batch job the batch script has claimed the run and cleared up, and other ranks of this start may have failed already.
+    Without Slurm, and in an interactive allocation, all have the same one.
+    In a batch job the batch script has claimed the run and cleared up, and other ranks of this
+    start may have failed already.
     """
     owner = owner or Owner.from_environment()
     state = read_state(run_dir)

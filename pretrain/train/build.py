@@ -22,7 +22,11 @@ from pretrain.train.feasibility import fit_machine
 
 
 def seed_everything(seed: int, topology: Topology) -> None:
-    """Random streams for dropout: own ones for data-parallel ranks and pipeline stages, and Megatron-core's for tensor-parallel regions."""
+    """Sets the random streams for dropout.
+
+    Data-parallel ranks and pipeline stages have their own.
+    Tensor-parallel regions have Megatron-core's.
+    """
     from megatron.core import tensor_parallel
 
     own = seed + 100 * topology.pipeline_rank + 10_000 * topology.data_rank
@@ -40,7 +44,10 @@ def build_chunks(
     kernels: Kernels = "local",
     **core: Any,
 ) -> list[GPT]:
-    """The model chunks of this rank with their initial weights. core: further fields for Megatron-core's configuration."""
+    """The model chunks of this rank with their initial weights.
+
+    core: further fields for Megatron-core's configuration.
+    """
     on_cpu = not torch.cuda.is_available()
     config = transformer_config(model, dtype=dtype, on_cpu=on_cpu, **topology.core_fields(), **core)
     virtual = topology.layout.virtual
@@ -81,7 +88,10 @@ def adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.
 
 
 def make_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
-    """The configured optimizer over the engine's groups. With Muon, those marked `muon` are its, and AdamW has the others."""
+    """The configured optimizer over the engine's groups.
+
+    With Muon, those marked `muon` are its, and AdamW has the others.
+    """
     if config.kind == "muon":
         return Muon(
             _decayed(config, groups),
@@ -107,13 +117,17 @@ def _adam_fields(config: OptimizerConfig) -> dict[str, Any]:
 
 
 def build_engine(config: RunConfig, topology: Topology) -> Engine:
-    """The engine of a run. `config.model.vocab_size` must be set. Raises UserError for a precision that this machine does not have."""
+    """The engine of a run. `config.model.vocab_size` must be set.
+
+    Raises UserError for a precision that this machine does not have.
+    """
     train = config.train
     numerics = fit_machine(config, topology.layout)
     notes = [fallback(train.kernels, numerics, this_machine())]
     if topology.layout.offload and not torch.cuda.is_available():
         notes.append(
-            "parallel.offload.optimizer=true: optimizer state is in host memory anyway on a machine without GPUs; the results are the same"
+            "parallel.offload.optimizer=true: optimizer state is in host "
+            "memory anyway on a machine without GPUs; the results are the same"
         )
     for note in filter(None, notes if torch.distributed.get_rank() == 0 else []):
         print(f"fathom: {note}", file=sys.stderr)

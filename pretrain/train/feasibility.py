@@ -1,4 +1,7 @@
-"""Whether a run fits its processes and the machine at hand: asked before local processes start or a job is submitted, and again by each process."""
+"""Whether a run fits its processes and the machine at hand.
+
+Asked before local processes start or a job is submitted, and again by each process.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from pretrain.config.schema import RunConfig
 
 
 def fit_processes(config: RunConfig, world: int) -> Layout:
-    """The layout of a run over `world` processes. Raises UserError where degrees, batch sizes or the sequence length do not come out even."""
+    """The layout of a run over `world` processes.
+
+    Raises UserError where degrees, batch sizes or the sequence length do not come out even.
+    """
     train, seq_length = config.train, config.data.seq_length
     layout = check_layout(config.parallel, complete_model(config), world)
     layout.check_batches(seq_length, layout.num_microbatches(train.global_batch_size, train.micro_batch_size))
@@ -31,7 +37,8 @@ def eval_rounds(layout: Layout, samples: int, micro_batch_size: int) -> int:
 def fit_machine(config: RunConfig, layout: Layout) -> Numerics:
     """What the run computes with on this machine; looks at its GPU, which takes some of its memory.
 
-    Raises UserError for a precision, kernels or a CUDA graph that this machine cannot have, and for sizes that its FP8 products do not take.
+    Raises UserError for a precision, kernels or a CUDA graph that this machine cannot have.
+    Raises UserError for sizes that its FP8 products do not take.
     """
     train = config.train
     numerics = resolve(

@@ -27,6 +27,6 @@ def remark(schedule: ScheduleConfig, total: int) -> str:
     if warmup <= total:
         return ""
     return (
-        f"schedule.warmup_steps={warmup} is longer than the run (train.steps={total}), whose learning rate ends at "
-        f"{total / warmup:.0%} of its peak"
+        f"schedule.warmup_steps={warmup} is longer than the run (train.steps={total}), "
+        f"whose learning rate ends at {total / warmup:.0%} of its peak"
     )

@@ -1,4 +1,7 @@
-"""The training loop: batches -> engine -> schedule, evaluation and checkpoints. Everything optional is a callback."""
+"""The training loop: batches -> engine -> schedule, evaluation and checkpoints.
+
+Everything optional is a callback.
+"""
 
 from __future__ import annotations
 
@@ -148,7 +151,9 @@ class Trainer:
     # -- checkpoints
 
     def resume(self) -> str | None:
-        """Loads the newest checkpoint of the run, or `checkpoint.load` where the run has none. Returns what was loaded, or None.
+        """Loads the newest checkpoint of the run, or `checkpoint.load` where the run has none.
+
+        Returns what was loaded, or None.
 
         Raises UserError for a damaged checkpoint or one of another model.
         """
@@ -168,7 +173,8 @@ class Trainer:
 
         Waits for the save before, where that still goes on.
 
-        asynchronous: returns when the step's state is copied; the loop reports the rest when it is done.
+        asynchronous: returns when the step's state is copied.
+        The loop reports the rest when it is done.
         prune: removes old ones; never where the last step was left out, as the newest weights may
         be the broken ones.
         """
@@ -185,7 +191,10 @@ class Trainer:
             self._settle()
 
     def _settle(self) -> None:
-        """Waits for the save in the background, if any, and reports it. Raises what made it fail."""
+        """Waits for the save in the background, if any, and reports it.
+
+        Raises what made it fail.
+        """
         saved = self.saving.saver.wait()
         if saved is not None:
             self._report(saved)
@@ -384,7 +393,10 @@ class Trainer:
         with contextlib.suppress(SaveError, StaleStartError):
             self._settle()  # it was to be written at the old place
         self.saved_step = -1
-        return f"{old} was moved while it trained, and is saved in {new}: start it from there, under its new name"
+        return (
+            f"{old} was moved while it trained, and is saved in {new}: "
+            "start it from there, under its new name"
+        )
 
     def _divergence(self, applied: bool) -> str:
         """Why the run ends after a step that was left out; empty where it goes on."""

@@ -42,7 +42,8 @@ def check_network(info: RankInfo, run_dir: Path, verdict: Verdict) -> None:
     clocks[info.rank] = time.time()  # all ranks have just left the same collective
     if float(data.min()) != world or float(data.max()) != world:
         raise RuntimeError(
-            f"an all-reduce of ones over {world} ranks gave {float(data.min())} to {float(data.max())} on rank {info.rank}: network or GPU fault"
+            f"an all-reduce of ones over {world} ranks gave {float(data.min())} "
+            f"to {float(data.max())} on rank {info.rank}: network or GPU fault"
         )
     dist.all_reduce(clocks)
     data.fill_(1.0)
@@ -98,8 +99,11 @@ def _lines(run_dir: Path, verdict: Verdict, network: Mapping[str, float]) -> lis
         return [
             f"{len(verdict.hosts)} ranks on {len(hosts)} nodes, {what}; {software}: the same everywhere",
             f"{run_dir}: writable and shared, {free / 2**30:.0f} GiB free",
-            f"all-reduce of {network['all_reduce_bytes'] / 2**20:.0f} MiB: {network['all_reduce_seconds'] * 1e3:.1f} ms, "
-            f"{network['bus_bytes_per_s'] / 1e9:.2f} GB/s; clocks agree to {network['clock_spread_s']:.2f} s",
+            (
+                f"all-reduce of {network['all_reduce_bytes'] / 2**20:.0f} MiB: "
+                f"{network['all_reduce_seconds'] * 1e3:.1f} ms, {network['bus_bytes_per_s'] / 1e9:.2f} GB/s; "
+                f"clocks agree to {network['clock_spread_s']:.2f} s"
+            ),
             *verdict.notes,
         ]
     return list(verdict.notes)

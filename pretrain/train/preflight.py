@@ -142,7 +142,8 @@ def _wait_for(store: Store, rank: int, minutes: float) -> Facts:
         return Facts(**json.loads(store.get(f"preflight/{rank}")))
     except RuntimeError as error:
         raise RuntimeError(
-            f"rank {rank} did not come within {minutes:g} minutes (parallel.timeout_minutes): see the log of its node"
+            f"rank {rank} did not come within {minutes:g} minutes "
+            "(parallel.timeout_minutes): see the log of its node"
         ) from error
 
 
@@ -156,7 +157,10 @@ def judge(everyone: Sequence[Facts]) -> Verdict:
     for host, owners in _shared_gpus(everyone).items():
         problems[host].setdefault(
             GPU,
-            f"ranks {' and '.join(map(str, owners))} have the same GPU: give each task its own (gpus_per_node of the site file)",
+            (
+                f"ranks {' and '.join(map(str, owners))} have the same GPU: "
+                "give each task its own (gpus_per_node of the site file)"
+            ),
         )
     for host, text in _odd_software(everyone).items():
         problems[host].setdefault(VERSION, text)

@@ -1,4 +1,7 @@
-"""One run from configuration to exit code: what every process does, and the start of local processes."""
+"""One run from configuration to exit code.
+
+What every process does, and the start of local processes.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # The imports below take seconds; ctrl-C in them has nothing to save and would only print where each rank was. StopRequest takes over before
-    # the first step. Where SIGINT is ignored, in the background of a script, it stays so.
+    # The imports below take seconds; ctrl-C in them has nothing to save and would only print where
+    # each rank was. StopRequest takes over before the first step.
+    # Where SIGINT is ignored, in the background of a script, it stays so.
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
 
 from model.errors import UserError, debugging, say, told
@@ -51,12 +55,16 @@ LOCAL_ARGUMENTS = ("-m", "pretrain.train.run")
 
 
 def prepare(path: str, overrides: Sequence[str]) -> RunConfig:
-    """The configuration of a run with the vocabulary of its data filled in. Raises UserError for anything that cannot work."""
+    """The configuration of a run with the vocabulary of its data filled in.
+
+    Raises UserError for anything that cannot work.
+    """
     config = load_config(path, overrides)
     for corpus in config.data.corpora:
         if not (Path(corpus.path) / "dataset.json").is_file():
             raise UserError(
-                f"data.corpora: {corpus.path} is no prepared data set (it has no dataset.json): run `fathom data prepare` first, or correct the path"
+                f"data.corpora: {corpus.path} is no prepared data set (it has no dataset.json): "
+                "run `fathom data prepare` first, or correct the path"
             )
     config.model = complete_model(config, load_manifest(config.data.corpora[0].path).vocab_size)
     return config
@@ -76,7 +84,11 @@ def processes_of(config: RunConfig) -> int:
 
 
 def pretrain(path: str, overrides: Sequence[str]) -> int:
-    """Runs a configuration on the processes that a launcher started, or on local ones that this starts. Returns the exit code."""
+    """Runs a configuration on the processes that a launcher started, or on local ones.
+
+    Local processes are started here.
+    Returns the exit code.
+    """
     info = rank_from_environment(os.environ)
     if info is not None:
         return start_rank(path, overrides, info)
@@ -100,7 +112,11 @@ def pretrain(path: str, overrides: Sequence[str]) -> int:
 
 
 def start_rank(path: str, overrides: Sequence[str], info: RankInfo) -> int:
-    """One of several processes, from the configuration file on. What one node lacks and others have is a fault of that node. Returns the exit code."""
+    """One of several processes, from the configuration file on.
+
+    What one node lacks and others have is a fault of that node.
+    Returns the exit code.
+    """
     try:
         return run_rank(prepare(path, overrides), info)
     except UserError as error:
@@ -110,7 +126,11 @@ def start_rank(path: str, overrides: Sequence[str], info: RankInfo) -> int:
 
 
 def run_rank(config: RunConfig, info: RankInfo, problem: str = "") -> int:
-    """Everything one process does. problem: why the run cannot start on this node, if it cannot. Returns the exit code of the process."""
+    """Everything one process does.
+
+    problem: why the run cannot start on this node, if it cannot.
+    Returns the exit code of the process.
+    """
     run_dir = Path(config.runs_dir) / config.name
     try:
         with owned(run_dir, info.rank):
@@ -162,7 +182,10 @@ def _run_rank(config: RunConfig, info: RankInfo, run_dir: Path, problem: str) ->
 
 
 def _secret(info: RankInfo, run_dir: Path) -> str:
-    """What the ranks of the run know each other by. Raises StrangerError where this node cannot have it."""
+    """What the ranks of the run know each other by.
+
+    Raises StrangerError where this node cannot have it.
+    """
     if info.world_size == 1 or has_own_store():
         return ""
     try:
@@ -185,7 +208,11 @@ def _leave_word(code: ExitCode, reason: str, info: RankInfo, run_dir: Path) -> N
 
 
 def _failed(error: Exception, info: RankInfo, run_dir: Path, watchdog: Watchdog | None) -> int:
-    """Says why this process ends, in one line where that is all there is to know, and leaves it for whatever started the run. Returns the exit code."""
+    """Says why this process ends, in one line where that is all there is to know.
+
+    Leaves it for whatever started the run.
+    Returns the exit code.
+    """
     if watchdog is not None and info.world_size > 1 and timed_out(error):
         watchdog.end(f"a collective did not end in time ({' '.join(str(error).split())[:200]})")
     code, text = exit_code_of(error), words_of(error)

@@ -1,4 +1,7 @@
-"""Checkpoints of a run: where to continue, what goes in, the fence around the folder, and what is kept."""
+"""Checkpoints of a run.
+
+Where to continue, what goes in, the fence around the folder, and what is kept.
+"""
 
 from __future__ import annotations
 
@@ -60,9 +63,12 @@ class Checkpoints:
         self.saver.folder = self.folder
 
     def continue_run(self) -> tuple[CheckpointReader, bool] | None:
-        """Loads the newest checkpoint of the run, or `checkpoint.load` where the run has none. Returns it, and whether it is the run's own.
+        """Loads the newest checkpoint of the run, or `checkpoint.load` where the run has none.
 
-        Process 0 says what killed processes left. Raises UserError for a damaged checkpoint or one of another model.
+        Process 0 says what killed processes left.
+
+        Returns it, and whether it is the run's own.
+        Raises UserError for a damaged checkpoint or one of another model.
         """
         with together():
             own, source = self._source() if dist.get_rank() == 0 else (False, None)
@@ -87,14 +93,18 @@ class Checkpoints:
         with going_back(self.folder if own else None):
             whole = load(self.engine, reader)
         if not whole:
-            # Streams of another layout cannot be cut anew; these are as good, and the same for every start from this checkpoint.
+            # Streams of another layout cannot be cut anew.
+            # These are as good, and the same for every start from this checkpoint.
             seed_everything(fresh_seed(self.config.train.seed, reader.step), self.engine.topology)
         with together():
             restore(self.engine.chunks, reader.folder)
         return reader, own
 
     def _source(self) -> tuple[bool, str | None]:
-        """Whether the run has checkpoints of its own, and the step folder to continue from, if any."""
+        """(whether the run has checkpoints of its own, the step folder to continue from).
+
+        The folder is None where there is none.
+        """
         newest = newest_in(self.folder)
         if newest is not None:
             return True, str(newest)
@@ -164,7 +174,10 @@ class Checkpoints:
 
 @contextmanager
 def going_back(folder: Path | None) -> Iterator[None]:
-    """What can be done about a damaged checkpoint of the run itself, added to the error. folder: of its checkpoints, None for another's."""
+    """Adds to an error what can be done about a damaged checkpoint of the run itself.
+
+    folder: of its checkpoints, None for another's.
+    """
     try:
         yield
     except UserError as error:
@@ -182,17 +195,23 @@ def going_back(folder: Path | None) -> Iterator[None]:
 
 
 def check_nothing_lost(run_dir: Path) -> None:
-    """Raises UserError where a run without complete checkpoints had some: it would begin again, and replace what is left of them."""
+    """Raises UserError where a run without complete checkpoints had some.
+
+    It would begin again, and replace what is left of them.
+    """
     folder = run_dir / "checkpoints"
     saved = newest_checkpoint(run_dir / "metrics.jsonl")
     newest = read_pointer(folder).name or (step_folder(saved) if saved is not None else "")
     if newest:
         raise UserError(
-            f"{run_dir} had saved {newest}, but {folder} holds no complete checkpoint: restore it (a folder that is not mounted?), "
-            "or begin again under another name, or with the run folder moved away"
+            f"{run_dir} had saved {newest}, but {folder} holds no complete checkpoint: restore it (a folder "
+            "that is not mounted?), or begin again under another name, or with the run folder moved away"
         )
 
 
 def fresh_seed(seed: int, step: int) -> int:
-    """Seed of random streams that cannot be the saved ones: other than at the beginning of the run or at any other step."""
+    """Seed of random streams that cannot be the saved ones.
+
+    Other than at the beginning of the run or at any other step.
+    """
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:4], "big")

@@ -29,10 +29,14 @@ BEGAN = time.monotonic()
 
 
 class StopRequest:
-    """A flag that signals set. `code()` is 0 until then; the ranks of a run must agree on it (all-reduce, maximum) before one of them acts.
+    """A flag that signals set. `code()` is 0 until then.
 
-    SIGUSR1, SIGTERM and SIGHUP ask for save, leave and be started again; SIGUSR2 and ctrl-C for save and leave for good. A second ctrl-C interrupts
-    at once. SIGHUP stays ignored where it is, as under nohup.
+    The ranks of a run must agree on it (all-reduce, maximum) before one of them acts.
+
+    SIGUSR1, SIGTERM and SIGHUP ask for save, leave and be started again.
+    SIGUSR2 and ctrl-C ask for save and leave for good.
+    A second ctrl-C interrupts at once.
+    SIGHUP stays ignored where it is, as under nohup.
     """
 
     def __init__(self, run_dir: Path | str, env: Mapping[str, str] | None = None) -> None:
@@ -40,7 +44,11 @@ class StopRequest:
         self._name = ""
 
     def install(self) -> None:
-        """Sets the signal handlers; a request that came earlier, while this process was still importing, is found in the file the batch script wrote."""
+        """Sets the signal handlers.
+
+        A request that came earlier, while this process was still importing, is found in the file
+        that the batch script wrote.
+        """
         if threading.current_thread() is threading.main_thread():
             for number in stop_signals():
                 signal.signal(number, self._receive)
@@ -51,7 +59,10 @@ class StopRequest:
         self._name = self._name or name
 
     def code(self) -> int:
-        """0 while nobody asked; ExitCode.STOPPED, or ExitCode.STOPPED_BY_USER, which is the larger number."""
+        """0 while nobody asked, else a member of ExitCode.
+
+        STOPPED, or STOPPED_BY_USER, which is the larger number.
+        """
         if not self._name:
             return 0
         return int(ExitCode.STOPPED_BY_USER if self._resolved() in FOR_GOOD else ExitCode.STOPPED)
@@ -61,7 +72,8 @@ class StopRequest:
         return REASONS.get(self._resolved(), self._name) if self._name else ""
 
     def _resolved(self) -> str:
-        # srun passes USR1 on for every request that reaches the batch script; which one it was is in the file.
+        # srun passes USR1 on for every request that reaches the batch script.
+        # Which one it was is in the file.
         return (self._name == "USR1" and asked_to_stop(self._run_dir, self._owner)) or self._name
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -76,8 +88,11 @@ class StopRequest:
 def task_exit_code(code: ExitCode, env: Mapping[str, str] | None = None) -> int:
     """What a rank should pass to sys.exit after it left in order.
 
-    A task of srun ends with 0 when all ranks left together: any other code would make `srun --kill-on-bad-exit` kill those that are a moment
-    later, and hide the code behind theirs. state.json holds it (`exit_code`). Failures keep their code, so that the others are ended.
+    A task of srun ends with 0 when all ranks left together.
+    Any other code would make `srun --kill-on-bad-exit` kill those that are a moment later, and hide
+    the code behind theirs.
+    state.json holds it (`exit_code`).
+    Failures keep their code, so that the others are ended.
     """
     env = os.environ if env is None else env
     in_order = code in (ExitCode.FINISHED, ExitCode.STOPPED, ExitCode.STOPPED_BY_USER)

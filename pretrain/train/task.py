@@ -28,7 +28,10 @@ def forward_step(iterator: Iterator[Tensor], chunk: nn.Module) -> tuple[Tensor, 
 
 
 def evaluation_step(iterator: Iterator[Sample], chunk: nn.Module) -> tuple[Tensor, Any]:
-    """As `forward_step`, to the sum over samples of their mean loss in nats per token, in float64."""
+    """As `forward_step`, to the sum over samples of their mean loss.
+
+    In nats per token, in float64.
+    """
     tokens, count = next(iterator)
     output, _ = forward_step(iter([tokens]), chunk)
 

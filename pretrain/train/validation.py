@@ -27,12 +27,18 @@ class Validation:
         if self.samples < wanted and torch.distributed.get_rank() == 0:
             windows = f"{self.samples} windows of data.seq_length={config.data.seq_length}"
             print(
-                f"fathom: train.eval_samples={wanted}: the validation split has {windows}, which are all evaluated",
+                (
+                    f"fathom: train.eval_samples={wanted}: "
+                    f"the validation split has {windows}, which are all evaluated"
+                ),
                 file=sys.stderr,
             )
 
     def loss(self) -> float:
-        """Mean loss in nats per token. Collective. Raises UserError on all ranks for damaged data."""
+        """Mean loss in nats per token. Collective.
+
+        Raises UserError on all ranks for damaged data.
+        """
         rounds = eval_rounds(self.engine.topology.layout, self.samples, self.micro)
         with together():
             batches = [self._batch(index, rounds) for index in range(rounds)]

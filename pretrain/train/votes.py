@@ -1,4 +1,7 @@
-"""What a run is asked for while it trains: signals, files in its folder, clocks. Votes carry it to all ranks in the step's own all-reduce."""
+"""What a run is asked for while it trains: signals, files in its folder, clocks.
+
+Votes carry it to all ranks in the step's own all-reduce.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,9 @@ def decision(votes: float) -> Decision:
 
 
 class Requests:
-    """Gathers what one rank has to say. Rank 0 alone looks at files and clocks, files at most once a second.
+    """Gathers what one rank has to say.
+
+    Rank 0 alone looks at files and clocks, files at most once a second.
 
     began: when the time of `checkpoint.leave_after_minutes` began, by `clock` (seconds).
     """
@@ -83,7 +88,10 @@ class Requests:
         self._folder: HeldFolder | None = None
 
     def install(self) -> None:
-        """Listens to signals. Requests by file from before this start are forgotten: whoever made them did not know of it."""
+        """Listens to signals.
+
+        Requests by file from before this start are forgotten: whoever made them did not know of it.
+        """
         self.stop.install()
         self._folder = HeldFolder(self._run_dir)
         if self._first:
@@ -122,11 +130,19 @@ class Requests:
         )
 
     def save_begins(self) -> None:
-        """The minutes to the next save count from here, and what asked for one is not heard again before this one is done."""
+        """The minutes to the next save count from here.
+
+        What asked for one is not heard again before this one is done.
+        """
         self._saved_at, self._saving = self._clock(), True
 
     def honoured(self, *, save: bool, leave: bool) -> None:
-        """Removes the files of requests that were carried out. save: a checkpoint is on disk; leave: this start is over."""
+        """Removes the files of requests that were carried out.
+
+        save: a checkpoint is on disk.
+        leave: this start is over.
+        """
+
         self._saving = self._saving and not save
         for name in self._files & ({SAVE_FILE} if save else set()) | self._files & (
             {EXIT_FILE} if leave else set()

@@ -64,7 +64,10 @@ def export_checkpoint(
 
 
 def trained_in_16_bits(trained: Trained) -> bool:
-    """Whether a run computed in bf16 or FP8; so it did where `auto` was asked for and nothing tells what that was."""
+    """Whether a run computed in bf16 or FP8.
+
+    So it did where `auto` was asked for and nothing tells what that was.
+    """
     wish = (trained.reader.config.get("train") or {}).get("precision")
     if wish != "auto":
         return wish == "bf16"
@@ -99,7 +102,10 @@ def provenance(trained: Trained) -> dict[str, Any]:
 
 
 def _special(trained: Trained) -> dict[str, Any]:
-    """Special token ids that an import left in the checkpoint. Raises UserError where they are no ids."""
+    """Special token ids that an import left in the checkpoint.
+
+    Raises UserError where they are no ids.
+    """
     given = trained.reader.progress.get("special_tokens") or {}
     source = str(trained.reader.folder / MANIFEST)
     return as_record(given, Special, f"{source}, special_tokens", "use another checkpoint").model_dump()
@@ -119,7 +125,10 @@ class Environment(Record):
 
 
 def _commit(step_folder: Path) -> str | None:
-    """The code of the run that a step folder lies in; None where it is not recorded, or not readable."""
+    """The code of the run that a step folder lies in.
+
+    None where it is not recorded, or not readable.
+    """
     try:
         git = read_record(step_folder.parent.parent / "environment.json", Environment, "").git
     except (OSError, UserError):

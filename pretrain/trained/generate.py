@@ -27,10 +27,13 @@ def generate_text(
 ) -> Iterator[str]:
     """Continues a prompt with the model of a checkpoint, piece of text by piece of text.
 
-    Ends at the end of a document, or after max_new_tokens; None: NEW_TOKENS, or as many as there are
-    positions. An empty prompt starts a document.
-    Raises UserError as `open_trained` does, and for settings out of range or no tokenizer, before the
-    first piece; in between, where the model's logits are not finite.
+    Ends at the end of a document, or after max_new_tokens.
+    An empty prompt starts a document.
+
+    max_new_tokens: None means NEW_TOKENS, or as many as there are positions.
+
+    Raises UserError as `open_trained` does, and for settings out of range or no tokenizer, before
+    the first piece; in between, where the model's logits are not finite.
     """
     from model.hf.reference import generate
     from pretrain.data.tokenizer import Tokenizer
@@ -63,13 +66,17 @@ def generate_text(
 
 
 def _length(trained: Trained, prompt: int, wanted: int | None) -> int:
-    """Tokens to add to a prompt of so many. Raises UserError where the model has no positions for them."""
+    """Tokens to add to a prompt of so many.
+
+    Raises UserError where the model has no positions for them.
+    """
     if trained.config.position != "learned":
         return wanted or NEW_TOKENS
     room = trained.positions - prompt
     if room < 1:
         raise UserError(
-            f"the prompt has {prompt} tokens, which leaves no room: the model has {trained.positions} positions"
+            f"the prompt has {prompt} tokens, which leaves no room: "
+            f"the model has {trained.positions} positions"
         )
     if wanted is not None and wanted > room:
         raise UserError(
@@ -107,7 +114,10 @@ def stream(tokenizer: Tokenizer, ids: Sequence[int], new: Iterator[int]) -> Iter
 
 
 def _unfinished(last: Sequence[bytes]) -> int:
-    """How many of the last tokens, given as what they spell, are the first bytes of a longer character."""
+    """How many of the last tokens are the first bytes of a longer character.
+
+    last: the tokens, given as what they spell.
+    """
     for count, part in enumerate(reversed(last), start=1):
         lead = part[0] if len(part) == 1 else 0
         if lead >= 0xC0:

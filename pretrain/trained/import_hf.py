@@ -30,12 +30,14 @@ IMPORT = FolderKind("an imported model", marker=MODEL, advice="name another fold
 
 
 def import_checkpoint(source: str, out: Path | str, *, vocab_multiple: int = 128) -> Path:
-    """Reads a local folder or a model of the Hub by name; writes OUT/step_00000000 and OUT/model.yaml.
+    """Reads a local folder or a model of the Hub by name.
+
+    Writes OUT/step_00000000 and OUT/model.yaml.
 
     model.yaml: the model section of a run that starts from it, for `+include=`.
     Returns the step folder.
-    Raises UserError where the source is damaged, the model cannot be represented exactly, or OUT holds
-    something; then nothing is left behind.
+    Raises UserError where the source is damaged, the model cannot be represented exactly, or OUT
+    holds something; then nothing is left behind.
     """
     from model.hf.importer import import_model
     from model.weights.init import logit_scale
@@ -60,7 +62,10 @@ def import_checkpoint(source: str, out: Path | str, *, vocab_multiple: int = 128
 
 
 def _check_tokenizer(path: Path, rows: int) -> None:
-    """Raises UserError for a file that is no SentencePiece model, or has ids that the model has no row for."""
+    """Checks that a file is a SentencePiece model with ids that the model has rows for.
+
+    Raises UserError where it is none, or has ids that the model has no row for.
+    """
     from sentencepiece import SentencePieceProcessor
 
     tokenizer = SentencePieceProcessor()

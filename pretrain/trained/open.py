@@ -40,7 +40,10 @@ class Trained:
         return str(self.reader.config.get("name") or self.reader.folder.name)
 
     def corpora(self) -> list[Corpus]:
-        """The data sets that it was trained on. Raises UserError where the checkpoint does not name them."""
+        """The data sets that it was trained on.
+
+        Raises UserError where the checkpoint does not name them.
+        """
         source = self.reader.folder / MANIFEST
         try:
             found = [
@@ -55,7 +58,8 @@ class Trained:
             ) from None
         if not found:
             raise UserError(
-                f"{source} does not say what the model was trained on: name a data set with --data, or files with --text"
+                f"{source} does not say what the model was trained on: "
+                "name a data set with --data, or files with --text"
             )
         return found
 
@@ -63,8 +67,8 @@ class Trained:
 def open_trained(checkpoint: Path | str) -> Trained:
     """Opens a run folder, a `checkpoints` folder or a step folder.
 
-    Raises UserError where there is no checkpoint, it is damaged, its vocabulary size is not known, or it
-    does not hold the model that it describes.
+    Raises UserError where there is no checkpoint, it is damaged, its vocabulary size is not known,
+    or it does not hold the model that it describes.
     """
     from model.weights.init import logit_scale
 

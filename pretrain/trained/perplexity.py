@@ -1,7 +1,10 @@
 """Perplexity of a checkpoint on prepared data or on text: per token, per byte and per word.
 
-Tokens are cut into windows as in training: documents follow each other in one stream, each ended by the end-of-document token, and a window may begin
-inside a document. Without a stride, windows do not overlap: the first token of a window is seen by nothing before it but the token it is predicted from.
+Tokens are cut into windows as in training.
+Documents follow each other in one stream, each ended by the end-of-document token.
+A window may begin inside a document.
+Without a stride, windows do not overlap: the first token of a window is seen by nothing before it
+but the token it is predicted from.
 """
 
 from __future__ import annotations
@@ -32,8 +35,7 @@ _Decoder = codecs.getincrementaldecoder("utf-8")
 
 @dataclass(frozen=True)
 class Perplexity:
-    """nats: summed loss of `tokens` predicted tokens, the ends of documents among them. bytes, words: what these tokens spell, words being
-    separated by white space; None where the checkpoint has no tokenizer that spells texts exactly."""
+    """Summed loss on tokens, and how much text the tokens spell."""
 
     checkpoint: str
     step: int
@@ -43,12 +45,22 @@ class Perplexity:
     stride: int
     precision: str
     nats: float
+    """Summed loss of the predicted tokens."""
     tokens: int
+    """How many were predicted, the ends of documents among them."""
     bytes: int | None
+    """That these tokens spell.
+
+    None where the checkpoint has no tokenizer that spells texts exactly.
+    """
     words: int | None
+    """That these tokens spell, separated by white space; None where `bytes` is."""
 
     def per(self, count: int | None) -> dict[str, float | None] | None:
-        """nats, bits and perplexity per one of `count` units; None without units. A perplexity beyond the floating-point range is None."""
+        """nats, bits and perplexity per one of `count` units; None without units.
+
+        A perplexity beyond the floating-point range is None.
+        """
         if not count:
             return None
         nats = self.nats / count
@@ -69,13 +81,15 @@ class Perplexity:
 
 @dataclass(frozen=True)
 class _Windows:
-    """What is scored. batches: windows [b, n + 1] with the first target that counts in each, of `count` windows in all."""
+    """What is scored."""
 
     data: str
     count: int
+    """Windows in all."""
     window: int
     stride: int
     batches: Iterator[tuple[Tensor, int]]
+    """Windows [b, n + 1] with the first target that counts in each."""
 
 
 class Units:
@@ -87,7 +101,8 @@ class Units:
     def count(self, ids: Sequence[int], first: int) -> tuple[int, int]:
         """(bytes, words) of ids[first:]; a word counts where it begins. Documents end words.
 
-        Exact over all windows together, but for a white space of three bytes that the edge of a window cuts.
+        Exact over all windows together, but for a white space of three bytes that the edge of a
+        window cuts.
         """
         parts = [self.pieces[index] or b"\n" for index in ids]
         words = [
@@ -200,11 +215,13 @@ def _data_windows(
     name = ", ".join(corpus.path for corpus in corpora)
     if blend.vocab_size != trained.config.vocab_size:
         raise UserError(
-            f"data set {name} has a vocabulary of {blend.vocab_size}, the model {trained.config.vocab_size}: prepare it with the model's tokenizer"
+            f"data set {name} has a vocabulary of {blend.vocab_size}, "
+            f"the model {trained.config.vocab_size}: prepare it with the model's tokenizer"
         )
     if tokenizer and blend.manifests[0].tokenizer_sha256 != tokenizer.sha256:
         raise UserError(
-            f"data set {name} was prepared with another tokenizer than the model's, {tokenizer.path}: prepare it with that one"
+            f"data set {name} was prepared with another tokenizer than the model's, "
+            f"{tokenizer.path}: prepare it with that one"
         )
     if len(corpora) == 1:
         samples = _limit(samples, blend.samples_per_epoch[0], f"the {split} split of {name}")
@@ -249,7 +266,12 @@ def _text_windows(
 def _cut(
     ids: Tensor, starts: list[int], window: int, stride: int, batch_size: int
 ) -> Iterator[tuple[Tensor, int]]:
-    """The first window alone, which counts whole; then full windows in batches, of which the last `stride` targets count; then what is left."""
+    """Windows [b, n + 1] with the first target that counts in each.
+
+    First the first window alone, which counts whole.
+    Then full windows in batches, of which the last `stride` targets count.
+    Then what is left.
+    """
     full = [start for start in starts[1:] if start + window < len(ids)]
     yield ids[starts[0] : starts[0] + window + 1][None], 0
     for at in range(0, len(full), batch_size):

@@ -1,4 +1,7 @@
-"""The model of a checkpoint on one process: losses of given tokens, as the trainer computes them."""
+"""The model of a checkpoint on one process.
+
+Losses of given tokens, as the trainer computes them.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,8 @@ class Scorer:
             **numerics.core_fields(),
         )
         chunk = GPT(trained.config, config, seq_length=trained.positions, kernels=numerics.kernels)
-        # Megatron-core makes the table of positions in fp32; in training DeepSpeed converts the whole model.
+        # Megatron-core makes the table of positions in fp32.
+        # In training DeepSpeed converts the whole model.
         self.model = (chunk if on_cpu else chunk.cuda()).to(numerics.dtype).eval()
         parameters = list(named_parameters(self.model, 0, 1))
         check_model(trained.reader, parameters)
@@ -74,18 +78,24 @@ class Scorer:
 
     @torch.no_grad()
     def losses(self, tokens: Tensor) -> Tensor:
-        """Loss of every token but the first, given those before it, in nats: tokens [b, n + 1] -> [b, n], fp32, on the CPU.
+        """Loss of every token but the first, given those before it, in nats.
 
-        Raises UserError for ids outside the vocabulary, or more tokens than there are learned positions.
+        tokens: [b, n + 1].
+        Returns [b, n] in fp32, on the CPU.
+
+        Raises UserError for ids outside the vocabulary, or more tokens than there are learned
+        positions.
         """
         if not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size:
             raise UserError(
-                f"the data have token ids up to {int(tokens.max())}, the model's vocabulary is {self.vocab_size}: it was trained with another one"
+                f"the data have token ids up to {int(tokens.max())}, "
+                f"the model's vocabulary is {self.vocab_size}: it was trained with another one"
             )
         inputs, labels = (part.to(self.device) for part in (tokens[:, :-1], tokens[:, 1:]))
         if self.learned and inputs.shape[1] > self.positions:
             raise UserError(
-                f"windows of {inputs.shape[1]} tokens do not fit: the model has learned {self.positions} positions"
+                f"windows of {inputs.shape[1]} tokens do not fit: "
+                f"the model has learned {self.positions} positions"
             )
         positions = torch.arange(inputs.shape[1], device=self.device).expand_as(inputs)
         losses: Tensor = self.model(inputs, positions, None, labels=labels.contiguous())

@@ -64,8 +64,8 @@ def validation_tokens(config: dict[str, Any], samples: int) -> torch.Tensor:
 def verify(run_dir: Path, exported: Path, prompt: str, new_tokens: int = 48) -> Verification:
     """Loads the export with transformers and compares.
 
-    Raises UserError for a folder that is no export or brings code that is not ours, which is not run,
-    and where the run has no evaluation of its newest checkpoint.
+    Raises UserError for a folder that is no export or brings code that is not ours, which is not
+    run, and where the run has no evaluation of its newest checkpoint.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar

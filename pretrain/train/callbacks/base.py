@@ -1,4 +1,7 @@
-"""What is optional about a run, one file each. The loop calls them; they never change what is computed."""
+"""What is optional about a run, one file each.
+
+The loop calls them; they never change what is computed.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,8 @@ class Callback:
     ) -> None:
         """When the signal through the layers was measured, before the `on_step` of what writes.
 
-        short: its ends and extremes. layers: every layer's values, empty where only `short` was measured.
+        short: its ends and extremes.
+        layers: every layer's values, empty where only `short` was measured.
         """
 
     def on_warning(self, trainer: RunView, text: str) -> None:

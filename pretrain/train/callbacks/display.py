@@ -11,7 +11,11 @@ from pretrain.train.callbacks.progress import Progress
 
 
 class Display(Callback):
-    """Shows each step, evaluation and save. mode: see `LogConfig.progress`; resumed: checkpoint the run continues from, or None."""
+    """Shows each step, evaluation and save.
+
+    mode: see `LogConfig.progress`.
+    resumed: checkpoint the run continues from, or None.
+    """
 
     def __init__(self, mode: str, resumed: str | None) -> None:
         self.mode, self.resumed = mode, resumed

@@ -46,7 +46,10 @@ class MetricsFile(Callback):
     def on_signal(
         self, trainer: RunView, short: dict[str, float], layers: Sequence[dict[str, float]]
     ) -> None:
-        """A line with every layer, where all were measured; the short form is part of the step's own line."""
+        """Writes a line with every layer, where all were measured.
+
+        The short form is part of the step's own line.
+        """
         if layers:
             self.write("signal", {"step": trainer.step, "layers": layers})
 
@@ -120,4 +123,7 @@ class TensorBoard(Callback):
 
 
 LOGGERS: dict[str, type[Callback]] = {"tensorboard": TensorBoard}
-"""What else keeps a run's metrics, by the field of `log` that turns it on. A new logger is one entry and one field."""
+"""What else keeps a run's metrics, by the field of `log` that turns it on.
+
+A new logger is one entry and one field.
+"""

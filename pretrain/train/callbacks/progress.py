@@ -19,18 +19,30 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 WINDOW = 100
-"""Updates over which the rate is measured: long enough that one evaluation or checkpoint hardly moves the time left."""
+"""Updates over which the rate is measured.
+
+Long enough that one evaluation or checkpoint hardly moves the time left.
+"""
 REFRESH_SECONDS = 0.25
 LINE_SHARE, LINE_SECONDS, LINE_SECONDS_LATE, LATE = 0.05, 10.0, 60.0, 600.0
 
 
 class Progress:
-    """Shows where a run stands; give it the steps as they finish. Only one process of a run should have a mode other than `none`.
+    """Shows where a run stands; give it the steps as they finish.
 
-    total_steps: of the whole run. start_step: finished before this process began (a resumed run), left out of the rate.
-    mode: `bar` redraws two lines in place; `plain` writes a line at the first and last step, every 5 % of the run and every 10 s (every minute once
-    ten have passed, so that the log of a long run stays readable); `none` is silent; `auto` is a bar where stdout is a terminal, else plain.
-    console, clock (seconds): for tests. Usable as a context manager, which closes it. Raises ValueError for another mode.
+    Only one process of a run should have a mode other than `none`.
+    Usable as a context manager, which closes it.
+
+    total_steps: of the whole run.
+    start_step: finished before this process began (a resumed run), left out of the rate.
+    mode `bar`: redraws two lines in place.
+    mode `plain`: writes a line at the first and last step, every 5 % of the run and every 10 s
+    (every minute once ten have passed, so that the log of a long run stays readable).
+    mode `none`: is silent.
+    mode `auto`: a bar where stdout is a terminal, else plain.
+    console, clock (seconds): for tests.
+
+    Raises ValueError for another mode.
     """
 
     def __init__(
@@ -62,7 +74,13 @@ class Progress:
             self._bar.start()
 
     def update(self, step: int, loss: float, grad_norm: float, lr: float, tokens_per_s: float) -> None:
-        """One finished step (1-based). loss: nats per token; tokens_per_s: of the whole run. Mostly below 0.1 ms: drawing is rationed by time."""
+        """One finished step (1-based).
+
+        Mostly takes less than 0.1 ms: drawing is rationed by time.
+
+        loss: nats per token.
+        tokens_per_s: of the whole run.
+        """
         if self.mode == "none":
             return
         now = self._clock()
@@ -80,7 +98,8 @@ class Progress:
             width = len(str(self.total_steps))
             left = f"   {self._left()} left" if step < self.total_steps else ""
             self._line(
-                f"step {step:>{width}}/{self.total_steps}  {step / max(1, self.total_steps):4.0%}   {numbers}{left}"
+                f"step {step:>{width}}/{self.total_steps}  "
+                f"{step / max(1, self.total_steps):4.0%}   {numbers}{left}"
             )
         self._shown_at, self._shown_step = now, step
 
@@ -96,7 +115,10 @@ class Progress:
             self._line(message)
 
     def close(self) -> None:
-        """Leaves the terminal as it was; the bar's last state stays visible. May be called more than once."""
+        """Leaves the terminal as it was; the bar's last state stays visible.
+
+        May be called more than once.
+        """
         if self._bar is not None:
             self._bar.stop()
 
@@ -108,7 +130,10 @@ class Progress:
 
     @property
     def seconds_left(self) -> float:
-        """Expected time to the last step at the rate of the last steps; nan before two are known."""
+        """Expected time to the last step at the rate of the last steps.
+
+        nan before two are known.
+        """
         if len(self._marks) < 2 or self._marks[-1][1] <= self._marks[0][1]:
             return math.nan
         (begin, first), (end, last) = self._marks[0], self._marks[-1]

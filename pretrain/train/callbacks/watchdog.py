@@ -1,8 +1,12 @@
-"""Ends a run whose step or collective does not end: stacks of every rank, the late one by name, exit code 78 everywhere.
+"""Ends a run whose step or collective does not end, with exit code 78 everywhere.
 
-Each rank watches its own progress, in memory, so that a run in order costs two assignments a step and one look at a file every few seconds. The first rank
-that has waited too long leaves a mark beside state.json; every rank that can still run then dumps its stacks and says where it is. A rank that is stopped,
-or whose node is gone, is known by saying nothing.
+It leaves the stacks of every rank and names the late one.
+
+Each rank watches its own progress, in memory.
+So a run in order costs two assignments a step and one look at a file every few seconds.
+The first rank that has waited too long leaves a mark beside state.json.
+Every rank that can still run then dumps its stacks and says where it is.
+A rank that is stopped, or whose node is gone, is known by saying nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +31,10 @@ from pretrain.rundir.state import CONTROL, Owner, record_failure
 from pretrain.train.callbacks.base import Callback, RunView
 
 UNMEASURED_SECONDS = 3600.0
-"""For what has no usual length: the first step with its compilation, reading data, evaluation, checkpoints."""
+"""For what has no usual length.
+
+That is the first step with its compilation, reading data, evaluation and checkpoints.
+"""
 MEASURED_STEPS = 100
 BETWEEN, BACKWARD, UPDATE = 0, 1, 2
 PHASES = (
@@ -40,21 +47,26 @@ NAMED_RANKS = 4
 
 @dataclass(frozen=True)
 class Report:
-    """Where a rank is. step: being taken, or to be taken next; phase: index into PHASES; waiting: inside of a collective; where: innermost line of code."""
+    """Where a rank is."""
 
     rank: int
     host: str
     step: int
+    """Being taken, or to be taken next."""
     phase: int
+    """Index into PHASES."""
     waiting: bool
+    """Inside of a collective."""
     where: str
+    """Innermost line of code."""
 
 
 class Watchdog(Callback):
     """One for each rank, and the first of its callbacks, so that what the others do counts as time
     between two steps.
 
-    hosts: node of each rank, empty where it is not known; step_minutes: limit of a step, None for one that follows from the steps, 0 for none;
+    hosts: node of each rank, empty where it is not known.
+    step_minutes: limit of a step, None for one that follows from the steps, 0 for none.
     collective_minutes: of the process group.
     leave: ends the process, given the exit code.
     """
@@ -154,7 +166,8 @@ class Watchdog(Callback):
         if self.step_seconds:
             return self.step_seconds
         slowest = max(self._recent)
-        # Before the collectives' own limit, which ends processes without a word; but a step may take twice what one took a moment ago.
+        # Before the collectives' own limit, which ends processes without a word.
+        # But a step may take twice what one took a moment ago.
         return max(self.collective_seconds / 2, min(10 * slowest, 0.9 * self.collective_seconds), 2 * slowest)
 
     def _watch(self) -> None:
@@ -172,7 +185,8 @@ class Watchdog(Callback):
                     self._mark = (step, phase, since)
             looked = now
             if stacks is not None and len(self.hosts) > 1:
-                # A thread in C, for a rank that computes without ever giving Python a turn: it dumps, and ends the process with code 1.
+                # A thread in C, for a rank that computes without ever giving Python a turn.
+                # It dumps, and ends the process with code 1.
                 faulthandler.dump_traceback_later(2 * self.limit(phase) + 60, exit=True, file=stacks)
             if now - since > self.limit(phase) or self.trigger.exists():
                 self.end(f"step {step} did not end within {self.limit(phase):.0f} s")
@@ -180,7 +194,10 @@ class Watchdog(Callback):
 
     @property
     def trigger(self) -> Path:
-        """Its existence asks every rank of this start to report and leave; it holds what went wrong."""
+        """Its existence asks every rank of this start to report and leave.
+
+        It holds what went wrong.
+        """
         return self.folder / f"{self.owner.label}.hang"
 
     def stacks_file(self, rank: int) -> Path:
@@ -196,7 +213,10 @@ class Watchdog(Callback):
     # -- the end
 
     def end(self, what: str) -> None:
-        """Dumps stacks, waits for the other ranks' words, names the late one, and leaves with code 78. Does not return (unless `leave` does)."""
+        """Dumps stacks, waits for the other ranks' words, names the late one, leaves with code 78.
+
+        Does not return (unless `leave` does).
+        """
         if not self._ending.acquire(blocking=False):
             time.sleep(600)  # the other thread of this rank is at it, and ends the process
         with contextlib.suppress(OSError):
@@ -227,7 +247,10 @@ class Watchdog(Callback):
         return self.folder / f"{self.owner.label}.hang.{rank:05d}.json"
 
     def _collect(self) -> list[Report]:
-        """The reports of all ranks, or of those that came in the time in which every living one must have seen the mark."""
+        """The reports of all ranks, or of those that came in time.
+
+        The time is that in which every living one must have seen the mark.
+        """
         end = time.monotonic() + max(5.0, 3 * self.poll_seconds)
         while True:
             reports = []
@@ -240,7 +263,11 @@ class Watchdog(Callback):
 
 
 def late_ranks(reports: Sequence[Report], hosts: Sequence[str]) -> str:
-    """Who holds the others up, in words. hosts: node of each rank; a rank without a report is stopped, or its node is gone."""
+    """Who holds the others up, in words.
+
+    hosts: node of each rank.
+    A rank without a report is stopped, or its node is gone.
+    """
     told = {report.rank for report in reports}
     silent = [rank for rank in range(len(hosts)) if rank not in told]
     if silent:
@@ -251,9 +278,15 @@ def late_ranks(reports: Sequence[Report], hosts: Sequence[str]) -> str:
         behind = [report for report in reports if not report.waiting]
     if behind and len(behind) < max(len(reports), 2):
         where = behind[0]
-        return f"{_names([report.rank for report in behind], hosts)} held up the others, in step {where.step}, {PHASES[where.phase]}, at {where.where}"
+        return (
+            f"{_names([report.rank for report in behind], hosts)} held up the others, "
+            f"in step {where.step}, {PHASES[where.phase]}, at {where.where}"
+        )
     where = reports[0]
-    return f"no rank is behind the others: step {where.step}, {PHASES[where.phase]}, rank {where.rank} at {where.where}"
+    return (
+        f"no rank is behind the others: step {where.step}, "
+        f"{PHASES[where.phase]}, rank {where.rank} at {where.where}"
+    )
 
 
 def _names(ranks: Sequence[int], hosts: Sequence[str]) -> str:

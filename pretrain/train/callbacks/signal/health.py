@@ -1,7 +1,12 @@
-"""Signal health: every layer's stream, branches, gradient, attention logits and updates while training, and a warning when one leaves its own history.
+"""Signal health: what happens in every layer while training, and a warning where that changes.
 
-Two sets. Cheap, at every logged step: the gradient norm of every layer, from the flat buffers, and the size of the stream after a few layers; their ends
-and extremes become `signal` in the step's own record. Full, every `interval` steps, at the first and at the last: everything, layer by layer, as a
+Measured are every layer's stream, branches, gradient, attention logits and updates.
+A warning is given when one of them leaves its own history.
+
+There are two sets of measurements.
+Cheap, at every logged step: the gradient norm of every layer, from the flat buffers, and the size
+of the stream after a few layers. Their ends and extremes become `signal` in the step's own record.
+Full, every `interval` steps, at the first and at the last: everything, layer by layer, as a
 `signal` event.
 """
 
@@ -25,18 +30,26 @@ from pretrain.train.callbacks.spread import spread
 SAMPLED_LAYERS = 8
 """Layers whose stream the cheap set looks at, evenly spread with the first and the last."""
 SAMPLED_WEIGHTS = 1024
-"""Elements of each matrix that stand for it in the update-to-weight ratio: enough for 2 % a layer, and no copy of the weights."""
+"""Elements of each matrix that stand for it in the update-to-weight ratio.
+
+Enough for 2 % a layer, and no copy of the weights.
+"""
 EXACT = 1e-12
-"""Norms below this are summed in float64: elements under 1e-19, whose squares fp32 does not hold, can be no part of a larger one that would matter."""
+"""Norms below this are summed in float64.
+
+Elements under 1e-19, whose squares fp32 does not hold, can be no part of a larger one that would
+matter.
+"""
 GRADIENT, UPDATE, WEIGHT = "grad_square", "update_square", "weight_square"
 COLUMNS = (*MEANS, GRADIENT, UPDATE, WEIGHT)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a group's flat partition that belongs to one layer (0-based). matrices: of weights only, element by element a sample of them."""
+    """A stretch of a group's flat partition that belongs to one layer."""
 
     layer: int
+    """From 0."""
     group: int
     start: int
     stop: int
@@ -45,10 +58,12 @@ class Segment:
 class SignalHealth(Callback):
     """Measures, and tells the other callbacks what it found.
 
-    interval: steps between full sets, 0 for none. reports: False on ranks whose callbacks write nothing.
-
     It comes before the callbacks that write a step's record, because it adds to it.
-    Each of the two sets costs well under 1 % of the time of the steps that it is responsible for (docs/probe.md says how that was measured).
+    Each of the two sets costs well under 1 % of the time of the steps that it is responsible for
+    (docs/probe.md says how that was measured).
+
+    interval: steps between full sets, 0 for none.
+    reports: False on ranks whose callbacks write nothing.
     """
 
     order = -1
@@ -70,7 +85,11 @@ class SignalHealth(Callback):
         return trainer.step % trainer.config.log.interval == 0
 
     def before_step(self, trainer: RunView) -> None:
-        """Hangs the hooks where this step is measured. Under a CUDA graph the cheap set does without: its hooks would take the graph from every step."""
+        """Hangs the hooks where this step is measured.
+
+        Under a CUDA graph the cheap set does without hooks: they would take the graph from every
+        step.
+        """
         full = self.watching = self._full(trainer)
         if not full and not self._cheap(trainer):
             return
@@ -99,7 +118,7 @@ class SignalHealth(Callback):
         self.before = weight_sample(trainer)[1] if self._full(trainer) else None
 
     def on_step(self, trainer: RunView, record: dict[str, Any]) -> None:
-        """Gathers the measurements of all ranks, writes them, and compares them with their history."""
+        """Gathers the measurements of all ranks, writes them, compares them with their history."""
         full = self._full(trainer)
         if not full and not self._cheap(trainer):
             return
@@ -115,7 +134,11 @@ class SignalHealth(Callback):
         self._warn(trainer, rows, record["lr"])
 
     def _gather(self, trainer: RunView, full: bool) -> tuple[list[list[float]], list[float]]:
-        """(one row of COLUMNS for every layer of the model, largest attention logit of each), over all ranks. nan-free: what was not measured is 0."""
+        """(One row of COLUMNS for every layer of the model, largest attention logit of each).
+
+        Over all ranks.
+        nan-free: what was not measured is 0.
+        """
         topology, device = trainer.engine.topology, trainer.engine.device
         total = trainer.config.model.num_layers
         table = torch.zeros(total, len(COLUMNS), dtype=torch.float64, device=device)
@@ -156,7 +179,10 @@ class SignalHealth(Callback):
 
 
 def segments(trainer: RunView) -> list[Segment]:
-    """What this rank counts of every layer in its flat gradient partitions; neighbours of one layer are joined."""
+    """What this rank counts of every layer in its flat gradient partitions.
+
+    Neighbours of one layer are joined.
+    """
     found: list[Segment] = []
     for named, fragment in owned_fragments(trainer.engine):
         layer, start = named.row.layer, fragment.offset
@@ -182,7 +208,10 @@ def squares(trainer: RunView, parts: list[Segment]) -> Tensor:
 
 
 def norms_of(views: list[Tensor]) -> Tensor:
-    """Norm of each of some fp32 tensors, [n] in float64, also where squares of their elements are too small for fp32: a vanishing gradient is not zero."""
+    """Norm of each of some fp32 tensors, [n] in float64.
+
+    Also where squares of their elements are too small for fp32: a vanishing gradient is not zero.
+    """
     norms = torch.stack(torch._foreach_norm(views)).double()
     small = (norms < EXACT).nonzero().flatten().tolist()
     if small:
@@ -193,7 +222,10 @@ def norms_of(views: list[Tensor]) -> Tensor:
 
 
 def weight_sample(trainer: RunView) -> tuple[list[int], Tensor]:
-    """(layer of each part, a copy of evenly spaced elements of this rank's fp32 master matrices, end to end with equal length [parts, n])."""
+    """Evenly spaced elements of this rank's fp32 master matrices.
+
+    Returns (layer of each part, a copy of the elements, end to end with equal length [parts, n]).
+    """
     engine = trainer.engine
     owners: list[int] = []
     parts: list[Tensor] = []
@@ -217,7 +249,10 @@ def weight_sample(trainer: RunView) -> tuple[list[int], Tensor]:
 
 
 def update_squares(trainer: RunView, before: Tensor) -> Tensor:
-    """Estimated squared norms of every layer's last update and of its weights, this rank's share, [layers, 2] in float64."""
+    """Estimated squared norms of every layer's last update and of its weights.
+
+    This rank's share, [layers, 2] in float64.
+    """
     owners, after = weight_sample(trainer)
     total = torch.zeros(trainer.config.model.num_layers, 2, dtype=torch.float64, device=after.device)
     if owners:
@@ -227,7 +262,11 @@ def update_squares(trainer: RunView, before: Tensor) -> Tensor:
 
 
 def summary(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Ends and extremes over layers of what was measured: KEY_first, _last, _min, _max and the layers of the extremes, _min_layer, _max_layer."""
+    """Ends and extremes over layers of what was measured.
+
+    For each KEY: KEY_first, _last, _min, _max.
+    The layers of the extremes: KEY_min_layer, _max_layer.
+    """
     short: dict[str, float] = {}
     for key in dict.fromkeys(key for row in rows for key in row if key != "layer"):
         values = [(row[key], int(row["layer"])) for row in rows if math.isfinite(row.get(key, math.nan))]

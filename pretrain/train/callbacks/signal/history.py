@@ -1,4 +1,7 @@
-"""When a measured value departs from its own history: a robust test on logarithms, for positive signals that vary by factors."""
+"""When a measured value departs from its own history.
+
+A robust test on logarithms, for positive signals that vary by factors.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +19,37 @@ FACTOR = 3.0
 SPREADS = 6.0
 """And at least this many robust standard deviations away, of the logarithm."""
 FLOOR = 0.02
-"""Smallest standard deviation assumed: a value that has not moved at all may still move by some percent."""
+"""Smallest standard deviation assumed.
+
+A value that has not moved at all may still move by some percent.
+"""
 JUMP = 2.0
-"""And it is at least this factor away from each of the last three measurements: early training moves fast, but not at once."""
+"""And it is at least this factor away from each of the last three measurements.
+
+Early training moves fast, but not at once.
+"""
 
 
 @dataclass(frozen=True)
 class Departure:
-    """A value of one layer that left its history. factor: over the median of the last `count` measurements; z: robust z-score of the logarithm."""
+    """A value of one layer that left its history."""
 
     layer: int
     key: str
     value: float
     factor: float
+    """Over the median of the last `count` measurements."""
     z: float
+    """Robust z-score of the logarithm."""
     count: int
 
     def __str__(self) -> str:
         if not math.isfinite(self.value):
             return f"layer {self.layer}: {self.key} is not finite"
-        return f"layer {self.layer}: {self.key} {self.value:.3g} is {self.factor:.2g} times the median of its last {self.count} measurements (z = {self.z:.0f})"
+        return (
+            f"layer {self.layer}: {self.key} {self.value:.3g} is {self.factor:.2g} "
+            f"times the median of its last {self.count} measurements (z = {self.z:.0f})"
+        )
 
 
 class History:
@@ -46,9 +60,11 @@ class History:
         self._silent: dict[tuple[int, str], int] = {}
 
     def check(self, layer: int, key: str, value: float) -> Departure | None:
-        """Adds a measurement; returns it where it departs from the ones before. A layer's value that was reported is silent for the next `ENOUGH`.
+        """Adds a measurement; returns it where it departs from the ones before.
 
-        Values that depart are kept too, so that a new level becomes the history. Zeros (a frozen layer, a first step at rate 0) are passed over.
+        A layer's value that was reported is silent for the next `ENOUGH`.
+        Values that depart are kept too, so that a new level becomes the history.
+        Zeros (a frozen layer, a first step at rate 0) are passed over.
         """
         place = (layer, key)
         if value == 0:
@@ -80,7 +96,10 @@ class History:
 
 
 def message(departures: list[Departure], layers: int) -> str:
-    """One line for what departed at one step under one key: the worst layer by name, and how many others."""
+    """One line for what departed at one step under one key.
+
+    It names the worst layer, and tells how many others departed.
+    """
     worst = max(departures, key=lambda departure: (not math.isfinite(departure.value), abs(departure.z)))
     others = len(departures) - 1
     return str(worst) + (f"; so do {others} of the other {layers - 1} layers" if others else "")

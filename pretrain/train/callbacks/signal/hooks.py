@@ -1,7 +1,10 @@
-"""What hooks on layers measure during one step: sizes of the stream and of the branches, the late gradient, the largest attention logit.
+"""What hooks on layers measure during one step.
 
-Hooks exist only while a step is measured, so that other steps pay nothing. Values stay on the device until the step is over.
-Layers compute in units of their own (`model/depth/folded.py`); what is kept here is the stream of the scheme's equation.
+Sizes of the stream and of the branches, the late gradient, the largest attention logit.
+Hooks exist only while a step is measured, so that other steps pay nothing.
+Values stay on the device until the step is over.
+Layers compute in units of their own (`model/depth/folded.py`).
+What is kept here is the stream of the scheme's equation.
 """
 
 from __future__ import annotations
@@ -38,7 +41,11 @@ def mean_square(x: Tensor) -> Tensor:
 def largest_logit(query: Tensor, key: Tensor) -> Tensor:
     """Largest scaled attention score of the first sample under a causal mask, over all heads.
 
-    query: [s, b, heads, d]; key: [s, b, groups, d]. A scalar. The score of its size that softmax sees, as large logits are what makes attention collapse.
+    The score of its size that softmax sees, as large logits are what makes attention collapse.
+
+    query: [s, b, heads, d].
+    key: [s, b, groups, d].
+    Returns a scalar.
     """
     q, k = query.detach()[:, 0].float(), key.detach()[:, 0].float()
     length, heads, width = q.shape
@@ -88,7 +95,11 @@ class LayerHooks:
         self.handles.append(layer.register_forward_hook(left))
 
     def watch(self, layer: DepthLayer, late: bool) -> None:
-        """The full set. late: whether the second half of the stream's first dimension is the second half of the sequence."""
+        """The full set.
+
+        late: whether the second half of the stream's first dimension is the second half of the
+        sequence.
+        """
         number, before, after = layer.layer_number, layer.plan.entering**2, layer.plan.leaving**2
         self.watch_stream(layer)
 
