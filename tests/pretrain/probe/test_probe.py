@@ -61,7 +61,7 @@ def measured(config: ModelConfig, seeds: tuple[int, ...] = (5,), dtype: torch.dt
     )
 
 
-# ---- statistics -----------------------------------------------------------------------------------------------------------------------------------
+# ---- statistics ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("scheme", "groups"), [("pre_ln", None), ("b2t", 2), ("deepscalelm_post_ln", 1)])
@@ -217,7 +217,7 @@ def test_the_model_is_left_without_hooks_and_layer_gradients() -> None:
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in chunk.decoder.layers)
 
 
-# ---- rules ----------------------------------------------------------------------------------------------------------------------------------------
+# ---- rules ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +294,7 @@ def test_every_rule_has_its_reason() -> None:
         assert math.isfinite(rule.above) or math.isfinite(rule.below)
 
 
-# ---- files ----------------------------------------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 
 
 def test_json_has_the_promised_keys(sound: Probe, tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ def test_text_shows_theory_beside_measurement(sound: Probe) -> None:
     assert verdict(sound) in shown
 
 
-# ---- from a configuration ---------------------------------------------------------------------------------------------------------------------
+# ---- from a configuration ------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

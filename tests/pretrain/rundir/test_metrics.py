@@ -1,4 +1,7 @@
-"""metrics.jsonl survives kills, resumes and numbers that are none, and refuses damaged files by line."""
+"""metrics.jsonl survives kills, resumes and numbers that are none.
+
+Damaged lines are left out, counted and named.
+"""
 
 from __future__ import annotations
 
