@@ -82,7 +82,10 @@ def write_tasks(folder: Path) -> None:
 
 
 def export_model(folder: Path, architecture: str) -> tuple[dict[str, torch.Tensor], ModelConfig, Tokenizer]:
-    """Writes a tokenizer and an export into a folder; returns weights, configuration and tokenizer."""
+    """Writes a tokenizer and an export into a folder.
+
+    Returns weights, configuration and tokenizer.
+    """
     (folder / "text.txt").write_text("the deep layer has a norm of the signal in the residual stream\n" * 300)
     train_tokenizer([str(folder / "text.txt")], folder / "tokenizer.model", SIZE)
     tokenizer = Tokenizer(folder / "tokenizer.model")

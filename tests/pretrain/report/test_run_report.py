@@ -71,10 +71,7 @@ def loss_at(step: int) -> float:
 
 
 def make_run(folder: Path, resumes: tuple[int, ...] = (30,), steps: int = 60) -> Path:
-    """`steps` steps of 64 tokens at one step a second.
-
-    Signals at every tenth, and a crash five steps after every resume point.
-    """
+    """`steps` steps of 64 tokens, one a second, signals at every tenth, a crash 5 after each resume."""
     clock = 1_700_000_000.0
     with MetricsWriter(folder / "metrics.jsonl") as writer:
         begin = 0
