@@ -71,7 +71,7 @@ def loss_at(step: int) -> float:
 
 
 def make_run(folder: Path, resumes: tuple[int, ...] = (30,), steps: int = 60) -> Path:
-    """`steps` steps of 64 tokens, one a second, signals at every tenth, a crash 5 after each resume."""
+    """`steps` steps of 64 tokens, 1 s each; signals every 10; a crash 5 steps after each resume."""
     clock = 1_700_000_000.0
     with MetricsWriter(folder / "metrics.jsonl") as writer:
         begin = 0
