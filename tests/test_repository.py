@@ -71,11 +71,12 @@ def test_no_file_is_too_long() -> None:
 
 
 def test_no_function_is_too_long() -> None:
+    # Of the body alone: commands declare their options in the signature, some lines for each.
     long = {
         f"{path.relative_to(ROOT)}:{node.name}": lines
         for path in sources(FOLDERS)
         for node in functions(path)
-        if (lines := (node.end_lineno or node.lineno) - node.lineno + 1) > MOST_FUNCTION_LINES
+        if (lines := (node.end_lineno or node.lineno) - node.body[0].lineno + 1) > MOST_FUNCTION_LINES
     }
     assert not long
 

@@ -76,7 +76,10 @@ def _question(path: Path) -> str:
 
 
 def _imports(path: Path) -> set[str]:
-    """Modules of Fathom that a file imports, type-only imports and those inside functions included."""
+    """Modules of Fathom that a file imports.
+
+    Type-only imports and those inside functions are included.
+    """
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names: list[str] = []
@@ -95,7 +98,10 @@ def _is_module(name: str) -> bool:
 
 
 def floors(found: dict[str, Room]) -> list[list[Room]]:
-    """Rooms from the ground up: each stands above all that it uses. Raises ValueError where they form a circle."""
+    """Rooms from the ground up: each stands above all that it uses.
+
+    Raises ValueError where they form a circle.
+    """
     level: dict[str, int] = {}
     while len(level) < len(found):
         ready = [

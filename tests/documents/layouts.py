@@ -1,7 +1,7 @@
 """Measures every layout and writes the table and the refusals of docs/parallelism.md.
 
 python -m tests.documents.layouts            everything
-python -m tests.documents.layouts new        rows that the document lacks are measured, the others stay
+python -m tests.documents.layouts new        rows that the document lacks; the others stay
 python -m tests.documents.layouts refusals   no row is measured
 """
 
@@ -21,13 +21,19 @@ TABLE, LIST = (
     ("<!-- table: begin -->", "<!-- table: end -->"),
     ("<!-- refusals: begin -->", "<!-- refusals: end -->"),
 )
-HEADER = "| layout and model | processes | loss | gradient norm | parameters | bit-identical |\n|---|---|---|---|---|---|"
+HEADER = (
+    "| layout and model | processes | loss | gradient norm | parameters | bit-identical |\n"
+    "|---|---|---|---|---|---|"
+)
 LINE = re.compile(r"^\| (.+?) \| (\d+) \|", re.MULTILINE)
 
 
 def table_line(row: Row) -> str:
     """One row in Markdown."""
-    return f"| {row.name} | {row.world} | {row.loss:.1e} | {row.norm:.1e} | {row.parameters:.1e} | {'yes' if row.identical else 'no'} |"
+    return (
+        f"| {row.name} | {row.world} | {row.loss:.1e} | {row.norm:.1e} | {row.parameters:.1e} "
+        f"| {'yes' if row.identical else 'no'} |"
+    )
 
 
 def rows_in(text: str) -> list[tuple[str, int]]:

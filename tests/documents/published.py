@@ -1,4 +1,7 @@
-"""`python -m tests.documents.published`: writes the table of published against predicted runs into docs/performance.md."""
+"""Writes the table of published against predicted runs into docs/performance.md.
+
+python -m tests.documents.published
+"""
 
 from __future__ import annotations
 

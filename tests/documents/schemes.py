@@ -1,4 +1,7 @@
-"""Measures every scheme at initialisation and writes the table and pictures of docs/schemes.md: python -m tests.documents.schemes"""
+"""Measures every scheme at initialisation and writes the table and pictures of docs/schemes.md.
+
+python -m tests.documents.schemes
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,18 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 PICTURED, DEEP, SEEDS = 48, 192, 3
 VARIANTS = ("post_ln:rescale=true", "b2t:rescale=false", "deepscalelm_pre_ln:init.causal_correction=false")
 HEADER = (
-    f"| scheme | forward variance, {PICTURED} layers | late gradient, layer 1 / {PICTURED} | forward variance, {DEEP} layers "
+    f"| scheme | forward variance, {PICTURED} layers | late gradient, layer 1 / {PICTURED} "
+    f"| forward variance, {DEEP} layers "
     f"| late gradient, layer 1 / {DEEP} | trainable at {DEEP}? |\n|---|---|---|---|---|---|"
 )
 COLOURS = 64
 
 
 def measure(layers: int) -> dict[str, Probe]:
-    """Every scheme with its defaults, and the variants, at one depth; float64, so that no gradient is flushed to zero."""
+    """Every scheme with its defaults, and the variants, at one depth.
+
+    In float64, so that no gradient is flushed to zero.
+    """
     choices = Choices(
         layers=layers,
         seeds=SEEDS,

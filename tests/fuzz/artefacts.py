@@ -1,6 +1,8 @@
-"""Sound results of Fathom, made once, copied and damaged by each case: data, a run, an export, a site file.
+"""Sound results of Fathom, made once, copied and damaged by each case.
 
-Everything lies in one folder and names each other by relative paths, so that a copy is a world of its own.
+Data, a run, an export, a site file.
+They lie in one folder and name each other by relative paths.
+So a copy depends on nothing outside of it.
 """
 
 from __future__ import annotations
@@ -124,7 +126,10 @@ def files(folder: Path, command: Command) -> list[Path]:
 
 
 def seal_again(path: Path) -> bool:
-    """Makes a checkpoint's manifest agree with a file of it that was damaged, as an attacker would. Returns whether it could."""
+    """Makes a checkpoint's manifest agree with a damaged file of it, as an attacker would.
+
+    Returns whether it could.
+    """
     try:
         manifest = json.loads((path.parent / MANIFEST).read_text())
         manifest["files"][path.name] = file_facts(path)

@@ -1,4 +1,7 @@
-"""Ways in which a file is damaged, on purpose or by a disk, and values that a JSON file from outside may hold."""
+"""Ways in which a file is damaged, on purpose or by a disk.
+
+Also values that a JSON file from outside may hold.
+"""
 
 from __future__ import annotations
 
@@ -155,7 +158,10 @@ def deep(path: Path, random: Random) -> str:
 
 
 def changed_json(path: Path, random: Random) -> str:
-    """One value of a JSON file is another one, or a key is gone. Sealed again where it is the manifest of a checkpoint."""
+    """One value of a JSON file is another one, or a key is gone.
+
+    Sealed again where it is the manifest of a checkpoint.
+    """
     lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
     line = random.randrange(len(lines))
     content = json.loads(lines[line])
@@ -170,7 +176,10 @@ def changed_json(path: Path, random: Random) -> str:
 
 
 def change(content: Any, random: Random) -> tuple[str, Any]:
-    """Replaces or removes one value somewhere in a JSON value. Returns what was done, and the new value."""
+    """Replaces or removes one value somewhere in a JSON value.
+
+    Returns what was done, and the new value.
+    """
     content = copy.deepcopy(content)
     places = list(_places(content, ()))
     if not places or random.random() < 0.03:

@@ -1,7 +1,8 @@
 """One command with a time limit, and what its answer must look like.
 
-In a forked process where it computes: the libraries are loaded once then, and a crash of the interpreter,
-a hang or what a command leaves in memory stays its own. In this process where it only reads a configuration.
+It runs in a forked process where it computes: the libraries are loaded once then.
+A crash of the interpreter, a hang or what a command leaves in memory stays its own.
+It runs in this process where it only reads a configuration.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from pathlib import Path
 from tools.cli import main
 
 LIMIT = 60.0
-"""Seconds until a command counts as hanging: far above what any needs, as machines are slow at times."""
+"""Seconds until a command counts as hanging.
+
+Far above what any needs, as machines are slow at times.
+"""
 LINE = 2100
 """Characters of the longest line for a mistake."""
 HUNG = -1000
@@ -62,7 +66,10 @@ class Outcome:
 
 
 def _wrong_line(err: str) -> str:
-    """What is wrong with the line for a mistake. Before it, a start may have noted what it found."""
+    """What is wrong with the line for a mistake.
+
+    Before it, a start may have noted what it found.
+    """
     *notes, line = err.removesuffix("\n").split("\n")
     if not all(re.match(r"(note|tiny|new|other|preflight): ", note) for note in notes):
         return f"more than one line: {err[:800]!r}"
@@ -102,7 +109,10 @@ def run_here(*arguments: object, limit: float = LIMIT) -> Outcome:
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises Hung in the block when the time is over. Puts the timer of pytest-timeout aside meanwhile."""
+    """Raises Hung in the block when the time is over.
+
+    Puts the timer of pytest-timeout aside meanwhile.
+    """
 
     def over(number: int, frame: object) -> None:
         raise Hung

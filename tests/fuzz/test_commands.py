@@ -1,6 +1,7 @@
 """Commands on damaged results of Fathom and with senseless options.
 
-Each answers with 0, or with 2 and one line; it changes nothing that it only reads, and nobody waits for it.
+Each answers with 0, or with 2 and one line.
+It changes nothing that it only reads, and nobody waits for it.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ HARD = ("n" * 5000, "\x1b[2J", "nowhere/at/all", "../outside", "pipe", "a,b,,c",
 
 
 def case(sound: Path, folder: Path, number: int) -> tuple[str, str, int]:
-    """Damages one file of a copy and runs one command that reads it. Returns what was done, what is wrong with the answer, and the exit code.
+    """Damages one file of a copy and runs one command that reads it.
+
+    Returns what was done, what is wrong with the answer, and the exit code.
 
     number: the same one is the same case for ever.
     """
@@ -69,7 +72,10 @@ def case(sound: Path, folder: Path, number: int) -> tuple[str, str, int]:
     wrong = done.wrong or leftovers(before, listing(folder), command, done)
     if not wrong and not command.words and (marks := set(walk(done.out))):
         wrong = f"control characters {marks} on stdout"
-    what = f"case {number}: {path.relative_to(folder)} {said}{', sealed again' * resealed}: fathom {' '.join(command.arguments)}"
+    what = (
+        f"case {number}: {path.relative_to(folder)} {said}{', sealed again' * resealed}: "
+        f"fathom {' '.join(command.arguments)}"
+    )
     shutil.rmtree(folder)
     return what, wrong, done.code
 

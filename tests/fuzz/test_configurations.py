@@ -1,4 +1,7 @@
-"""Random configurations: `fathom config` answers with 0, or with 2 and one line, at once, and writes nothing."""
+"""Random configurations.
+
+`fathom config` answers with 0, or with 2 and one line, at once, and writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -185,7 +188,10 @@ SOUND = [path.read_text(encoding="utf-8") for path in sorted(SHIPPED.glob("*.yam
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A shipped configuration with something put into it or cut out of it, or bytes of no meaning."""
+    """A shipped configuration with something put into it or cut out of it.
+
+    Or bytes of no meaning.
+    """
     text = draw(st.sampled_from(SOUND))
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, len(text)))

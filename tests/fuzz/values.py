@@ -87,7 +87,8 @@ def _of(annotation: Any, limits: tuple[Any, ...]) -> tuple[SearchStrategy[Any], 
     if origin in (Union, types.UnionType):
         arms = [_of(arm, limits) for arm in arguments if arm is not type(None)]
         valid = st.one_of([arm[0] for arm in arms] + ([st.none()] if type(None) in arguments else []))
-        # What is invalid for one arm may be valid for another; a list is valid for one of number, word and null only.
+        # What is invalid for one arm may be valid for another.
+        # A list is valid for one of number, word and null only.
         return valid, arms[0][1] if len(arms) == 1 else st.lists(ANYTHING, min_size=9, max_size=9)
     if origin is Literal:
         return st.sampled_from(arguments), st.sampled_from(["gelo", -1, 1.5, [], {}, 10**30])
@@ -121,7 +122,10 @@ def _of_plain(annotation: Any, limits: tuple[Any, ...]) -> tuple[SearchStrategy[
 
 
 def _bounds(limits: tuple[Any, ...]) -> tuple[Any, Any]:
-    """Least and largest valid value. A bound that is excluded is moved by one for whole numbers, and to the next number else."""
+    """Least and largest valid value.
+
+    A bound that is excluded is moved by one for whole numbers, and to the next number else.
+    """
     found: dict[str, Any] = {}
     for limit in limits:
         found |= {

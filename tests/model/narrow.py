@@ -1,7 +1,7 @@
-"""Deep, narrow models in several formats with the same weights, and what one pass through them shows.
+"""Deep, narrow models in several formats with the same weights, and what one pass shows.
 
-Rounding of constants adds up over hundreds of layers: a test of a scheme in 16 bits that is not deep
-shows nothing.
+Rounding of constants adds up over hundreds of layers.
+A test of a scheme in 16 bits that is not deep shows nothing.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def narrow(
     core: dict[str, Any] | None = None,
     **model: Any,
 ) -> GPT:
-    """A model with initial weights that bf16 holds, so that formats differ in their arithmetic alone.
+    """A model with initial weights that bf16 holds: formats differ in their arithmetic alone.
 
     core: further fields of Megatron-core's configuration.
     """
@@ -88,7 +88,8 @@ def narrow(
     with torch.no_grad():
         for parameter in chunk.parameters():
             parameter.copy_(parameter.to(BF16))
-    # Megatron-core makes the table of positions in fp32; in training DeepSpeed converts the whole model.
+    # Megatron-core makes the table of positions in fp32.
+    # In training DeepSpeed converts the whole model.
     return chunk.to(dtype).train()
 
 
@@ -132,7 +133,10 @@ def rounding(chunk: GPT) -> GPT:
 
 
 def without_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models built from here on compute the scheme's equation as it is written, with a factor on the residual."""
+    """Makes models built from here on compute the scheme's equation as it is written.
+
+    The residual is multiplied by its factor.
+    """
 
     def written(plan: Sublayer, unit: float, given: float) -> FoldedSublayer:
         return FoldedSublayer(**vars(plan))
@@ -143,7 +147,10 @@ def without_units(monkeypatch: pytest.MonkeyPatch) -> None:
 def compared(
     scheme: str, layers: int, *, core: dict[str, Any] | None = None, **model: Any
 ) -> tuple[Seen, Seen]:
-    """What fp32 shows, and what bf16 does. core: further fields of Megatron-core's configuration for the second."""
+    """What fp32 shows, and what bf16 does.
+
+    core: further fields of Megatron-core's configuration for the second.
+    """
     return seen(narrow(scheme, layers, **model)), seen(narrow(scheme, layers, BF16, core=core, **model))
 
 

@@ -1,4 +1,7 @@
-"""Every kind of norm is the same function in the layers, the plain reference's definition and exported code."""
+"""Every kind of norm is the same function wherever it is written.
+
+In the layers, the plain reference's definition and exported code.
+"""
 
 from __future__ import annotations
 

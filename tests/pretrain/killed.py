@@ -1,7 +1,10 @@
-"""A real run of two processes that is ended by SIGKILL again and again, and started again each time. `python -m tests.pretrain.killed --help`.
+"""A real run of two processes that is killed by SIGKILL again and again, and started each time.
 
-The ranks are forked from one process that has imported the libraries, as their import is most of what a short start takes; from there on each is
-`fathom pretrain` under a launcher. What kills them lives here alone: a timer, or a hook on the interpreter's file events.
+python -m tests.pretrain.killed --help
+The ranks are forked from one process that has imported the libraries.
+Their import is most of what a short start takes.
+From there on each is `fathom pretrain` under a launcher.
+What kills them lives here alone: a timer, or a hook on the interpreter's file events.
 """
 
 from __future__ import annotations
@@ -55,25 +58,30 @@ log: {signal_interval: 0, progress: none, tensorboard: false}
 
 @dataclass(frozen=True)
 class Kill:
-    """Where a start is killed: `ranks` die after `seconds`, or rank `ranks[0]` at its `event`-th file event in the checkpoints' folder."""
+    """Where a start is killed."""
 
     ranks: tuple[int, ...]
+    """Those that die after `seconds`; with `event`, the first of them counts."""
     asynchronous: bool
     seconds: float | None = None
     event: int | None = None
+    """Rank `ranks[0]` dies at this one of its file events in the checkpoints' folder."""
 
 
 @dataclass
 class Row:
-    """A line of the table. done: steps taken when the processes died; took: step that the next start went on from; said: what it found."""
+    """A line of the table."""
 
     kill: int
     asynchronous: bool
     ranks: tuple[int, ...]
     moment: str
     done: int
+    """Steps taken when the processes died."""
     took: int = -1
+    """Step that the next start went on from."""
     said: str = ""
+    """What it found."""
 
     @property
     def lost(self) -> int:
@@ -81,7 +89,11 @@ class Row:
 
 
 def kills(seed: int, longest: float) -> Iterator[Kill]:
-    """Random moments without end, by turns of the clock and at file events, saving in both ways. longest: seconds."""
+    """Random moments without end, by turns of the clock and at file events.
+
+    They save in both ways.
+    longest: seconds.
+    """
     draw = random.Random(seed)
     for index in itertools.count():
         asynchronous = index % 4 >= 2
@@ -142,7 +154,10 @@ def _rank(rank: int, port: int, config: Path, run_dir: Path, kill: Kill | None, 
 
 
 def start(config: Path, run_dir: Path, kill: Kill | None, log: Path) -> list[int]:
-    """One start of the run, to its end or to its kill. Returns the exit codes of the ranks, negative for signals."""
+    """One start of the run, to its end or to its kill.
+
+    Returns the exit codes of the ranks, negative for signals.
+    """
     from parallel.launch.local import reserve_port
 
     log.unlink(missing_ok=True)
@@ -188,7 +203,10 @@ def _last_step(run_dir: Path) -> int:
 
 
 def _resumed(run_dir: Path, starts: int) -> int | None:
-    """Where the newest start went on from, if it came as far as saying so. starts: how many there were before it."""
+    """Where the newest start went on from, if it came as far as saying so.
+
+    starts: how many there were before it.
+    """
     found = read_metrics(run_dir / "metrics.jsonl").starts if (run_dir / "metrics.jsonl").exists() else ()
     return found[-1].step if len(found) > starts else None
 
@@ -201,13 +219,19 @@ def curve(run_dir: Path) -> dict[int, tuple[float, float]]:
 
 
 def contents(run_dir: Path) -> dict[str, str]:
-    """Checksums of what the ranks wrote into the newest checkpoint: weights, moments, random states."""
+    """Checksums of what the ranks wrote into the newest checkpoint.
+
+    Weights, moments, random states.
+    """
     files = open_checkpoint(run_dir).manifest.files
     return {name: facts.xxh3_64 for name, facts in files.items() if name.endswith(".safetensors")}
 
 
 class Trial:
-    """A run that is killed until it is done, then another, until there were `count` kills; every one must end as the undisturbed run did."""
+    """A run that is killed until it is done, then another, until there were `count` kills.
+
+    Every one must end as the undisturbed run did.
+    """
 
     def __init__(self, config: Path, folder: Path, count: int, seed: int) -> None:
         self.config, self.folder, self.count = config, folder, count
@@ -224,7 +248,10 @@ class Trial:
         return self.folder / f"run{self.round}"
 
     def run(self) -> list[Row]:
-        """All kills; then lets the last run end. Raises AssertionError where anything is not as it must be."""
+        """All kills; then lets the last run end.
+
+        Raises AssertionError where anything is not as it must be.
+        """
         while len(self.rows) < self.count:
             kill = next(self.kills)
             done = self._start(kill)
@@ -237,7 +264,10 @@ class Trial:
         return self.rows
 
     def _start(self, kill: Kill | None) -> int | None:
-        """One start. Returns the steps that were taken when it was killed; None where the run came to its end: the next start is another run's."""
+        """One start. Returns the steps that were taken when it was killed.
+
+        None where the run came to its end: the next start is another run's.
+        """
         confirmed = 0
         if steps_in(self.run_dir / "checkpoints"):
             open_checkpoint(self.run_dir).verify()
@@ -293,7 +323,8 @@ def table(rows: list[Row]) -> str:
         ranks = " and ".join(map(str, row.ranks))
         mode = "asynchronous" if row.asynchronous else "at once"
         lines.append(
-            f"| {row.kill} | {mode} | {ranks} | {row.moment} | {row.done} | {row.took} | {row.lost} | {row.said} |"
+            f"| {row.kill} | {mode} | {ranks} | {row.moment} | {row.done} | {row.took} "
+            f"| {row.lost} | {row.said} |"
         )
     return "\n".join(lines)
 

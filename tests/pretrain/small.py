@@ -29,7 +29,10 @@ VOCAB = 300
 
 
 def small_data(folder: Path) -> Path:
-    """Prepares words in random order whose frequencies fall as 1/rank; returns the data set folder."""
+    """Prepares words in random order whose frequencies fall as 1/rank.
+
+    Returns the data set folder.
+    """
     generator = random.Random(0)
     words = ["".join(generator.choices("abcdefghijklmnop", k=5)) for _ in range(60)]
     texts = folder / "texts"
@@ -52,7 +55,10 @@ def small_data(folder: Path) -> Path:
 
 
 def small_config(data: Path, runs: Path, steps: int, *, signal_interval: int = 1, **model: Any) -> RunConfig:
-    """A run of a model of width 16 with VOCAB tokens on `data`, two micro-batches a step. model: further fields of the model section."""
+    """A run of a model of width 16 with VOCAB tokens on `data`, two micro-batches a step.
+
+    model: further fields of the model section.
+    """
     fields = {
         "scheme": "pre_ln",
         "num_layers": 3,

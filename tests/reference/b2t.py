@@ -1,7 +1,9 @@
-"""B2T connection (Takase et al. 2023, "B2T Connection: Serving Stability and Performance in Deep Transformers"), as the authors coded it.
+"""B2T connection, as the authors coded it.
 
-Post-norm layers whose input skips every norm but the last and is added, coefficient 1, to the residual sum before that last norm. The skipped
-part has no dropout and no parameters. No norm follows the stack.
+Takase et al. 2023, "B2T Connection: Serving Stability and Performance in Deep Transformers".
+Post-norm layers whose input skips every norm but the last.
+It is added, coefficient 1, to the residual sum before that last norm.
+The skipped part has no dropout and no parameters. No norm follows the stack.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ def encoder_layer(x: Tensor, w: Weights, o: Options, hide: Tensor | None = None)
 def decoder_layer(
     x: Tensor, memory: Tensor, w: Weights, o: Options, hide_memory: Tensor | None = None
 ) -> Tensor:
-    """h1 = LN1(x + A(x)); h2 = LN2(h1 + C(h1, memory)); y = LN3(x + h2 + F(h2)). Cross-attention weights are cq, ck, cv, co (biases cbq, ...)."""
+    """h1 = LN1(x + A(x)); h2 = LN2(h1 + C(h1, memory)); y = LN3(x + h2 + F(h2)).
+
+    Cross-attention weights are cq, ck, cv, co (biases cbq, ...).
+    """
     h1 = norm(x + o.drop(attention(x, w, o)), w, "ln1", o)
     h2 = norm(h1 + o.drop(attention(h1, w, o, prefix="c", memory=memory, hide=hide_memory)), w, "ln2", o)
     return norm(x + h2 + o.drop(feed_forward(h2, w, o)), w, "ln3", o)

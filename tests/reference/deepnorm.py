@@ -1,4 +1,7 @@
-"""DeepNorm (Wang et al. 2022, "DeepNet"): x <- LN(a x + F(x)), a = (2N)^(1/4) for a decoder-only or encoder-only stack of N layers."""
+"""DeepNorm (Wang et al. 2022, "DeepNet"): x <- LN(a x + F(x)).
+
+a = (2N)^(1/4) for a decoder-only or encoder-only stack of N layers.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,12 @@
-"""DeepScaleLM (Kedia et al. 2024, "Transformers Get Stable"): lambda R + Dropout(beta (F(N) + bias)), lambda^2 + beta^2 = 1.
+"""DeepScaleLM (Kedia et al. 2024, "Transformers Get Stable").
 
-beta^2 = k / (2 layers)^alpha: one term for each sublayer of the whole stack. Pre-norm: R = x, N = LN(x), a norm follows the stack.
-Post-norm, as the authors' code has it: R = N = LN(x) at each sublayer's input and one more norm at the end; unrolled, LN on the embedding and
-LN(lambda x + beta F(x)) for each sublayer, which is how it is written here (ln1, ln2 follow attention and feed-forward).
+lambda R + Dropout(beta (F(N) + bias)), lambda^2 + beta^2 = 1.
+beta^2 = k / (2 layers)^alpha: one term for each sublayer of the whole stack.
+Pre-norm: R = x, N = LN(x), a norm follows the stack.
+Post-norm, as the authors' code has it: R = N = LN(x) at each sublayer's input.
+One more norm stands at the end.
+Unrolled, it is LN on the embedding and LN(lambda x + beta F(x)) for each sublayer.
+It is written so here (ln1, ln2 follow attention and feed-forward).
 """
 
 from __future__ import annotations
@@ -58,7 +62,10 @@ def post_ln_stack(
     alpha: float = 1.0,
     trace: list[Tensor] | None = None,
 ) -> Tensor:
-    """All post-norm layers, from an embedding that has been normed. trace: gets every layer's output."""
+    """All post-norm layers, from an embedding that has been normed.
+
+    trace: gets every layer's output.
+    """
     lam, beta = constants(len(layers), k, alpha)
     for w in layers:
         x = post_ln_layer(x, w, o, lam, beta)

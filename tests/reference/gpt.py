@@ -1,7 +1,10 @@
-"""A decoder-only language model in plain PyTorch under every depth scheme, each from its published equation.
+"""A decoder-only language model in plain PyTorch under every depth scheme.
 
-Parameters are a dict from topology-free name to whole tensor (`decoder.layers.3.mlp.linear_fc1.weight`, ...). The fused query-key-value matrix
-has, for every group, the rows of its query heads, of its key and of its value.
+Each scheme is coded from its published equation.
+Parameters are a dict from topology-free name to whole tensor.
+A name is `decoder.layers.3.mlp.linear_fc1.weight`, for example.
+The fused query-key-value matrix has, for every group, the rows of its query heads, of its key and
+of its value.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from tests.reference.parts import Drop, Options, Weights, keep, norm
 
 Parameters = Mapping[str, Tensor]
 
-# Names of norms by where they stand: before attention, before the feed-forward, on a branch, or after the layer's last sum.
+# Names of norms by where they stand.
+# Before attention, before the feed-forward, on a branch, or after the layer's last sum.
 PRE = {"input_layernorm": "ln1", "pre_mlp_layernorm": "ln2"}
 POST = {"pre_mlp_layernorm": "ln1", "mlp_output_norm": "ln2"}
 PERI = {**PRE, "self_attention_branch_norm": "ln1_out", "mlp_branch_norm": "ln2_out"}
@@ -35,7 +39,7 @@ PERI = {**PRE, "self_attention_branch_norm": "ln1_out", "mlp_branch_norm": "ln2_
 
 @dataclass(frozen=True)
 class Shape:
-    """A model. options: of the scheme; missing ones have the published value. rotary_base is read with position="rotary"."""
+    """A model."""
 
     scheme: str
     num_layers: int
@@ -46,14 +50,19 @@ class Shape:
     eps: float = 1e-5
     position: str = "learned"
     rotary_base: float = 10000.0
+    """Read with position="rotary"."""
     logit_scale: float = 1.0
     options: Mapping[str, float | bool] = field(default_factory=dict)
+    """Of the scheme; missing ones have the published value."""
     drop: Drop = keep
     drop_attention: Drop = keep
 
 
 def layer_weights(parameters: Parameters, index: int, shape: Shape, norms: Mapping[str, str]) -> Weights:
-    """One layer's weights under the names of `parts`. norms: from the parameter's name to the reference's name of each norm of the layer."""
+    """One layer's weights under the names of `parts`.
+
+    norms: from the parameter's name to the reference's name of each norm of the layer.
+    """
     prefix = f"decoder.layers.{index}."
     weights: Weights = {}
     for name, own in norms.items():
@@ -90,11 +99,14 @@ def _mix_layers(parameters: Parameters, shape: Shape) -> list[Weights]:
 
 @dataclass(frozen=True)
 class Family:
-    """A scheme around and inside the stack: whether norms stand on the embedding and after the stack, and the stack itself."""
+    """A scheme around and inside the stack."""
 
     embedding_norm: bool
+    """Whether a norm stands on the embedding."""
     final_norm: bool
+    """Whether a norm stands after the stack."""
     run: Callable[[Parameters, Shape, Tensor, Options, list[Tensor] | None], Tensor]
+    """The stack itself."""
 
 
 def _deepscale(shape: Shape) -> dict[str, float]:
@@ -174,7 +186,10 @@ def logits(parameters: Parameters, shape: Shape, tokens: Tensor, trace: list[Ten
 def loss(
     parameters: Parameters, shape: Shape, tokens: Tensor, targets: Tensor, vocab_size: int | None = None
 ) -> Tensor:
-    """Mean cross-entropy in nats. vocab_size: real rows; the padding above them takes no part in the softmax."""
+    """Mean cross-entropy in nats.
+
+    vocab_size: real rows; the padding above them takes no part in the softmax.
+    """
     scores = logits(parameters, shape, tokens)[..., :vocab_size]
     return F.cross_entropy(scores.flatten(0, 1), targets.flatten())
 

@@ -1,4 +1,7 @@
-"""LayerNorm Scaling (Sun et al. 2025, "The Curse of Depth"): pre-norm whose norm outputs are divided by sqrt(l), l the layer's number from 1."""
+"""LayerNorm Scaling (Sun et al. 2025, "The Curse of Depth").
+
+Pre-norm whose norm outputs are divided by sqrt(l), l the layer's number from 1.
+"""
 
 from __future__ import annotations
 

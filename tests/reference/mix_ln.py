@@ -1,4 +1,7 @@
-"""Mix-LN (Li et al. 2024): post-norm in the first floor(fraction x N) layers, pre-norm above. The norm after the stack belongs to the model."""
+"""Mix-LN (Li et al. 2024): post-norm in the first floor(fraction x N) layers, pre-norm above.
+
+The norm after the stack belongs to the model.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Measures signal propagation in the plain reference model: variances and late-token gradients at given weights."""
+"""Measures signal propagation in the plain reference model at given weights.
+
+Variances and late-token gradients.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,17 @@ from tests.reference import gpt
 
 @dataclass(frozen=True)
 class Measured:
-    """By layer, first to last. forward: torch.var of the stream after the layer. correlation: between tokens of a sequence, after the layer.
-
-    late: mean square of the gradient of the stream entering the layer at positions in the second half of the sequence, over the last layer's.
-    """
+    """Values by layer, first to last."""
 
     forward: list[float]
+    """torch.var of the stream after the layer."""
     correlation: list[float]
+    """Between tokens of a sequence, after the layer."""
     late: list[float]
+    """Mean square of the gradient of the stream entering the layer, over the last layer's.
+
+    At positions in the second half of the sequence.
+    """
 
 
 def zipf_tokens(vocab: int, batch: int, length: int, generator: torch.Generator) -> Tensor:
@@ -40,7 +46,10 @@ def token_correlation(x: Tensor) -> float:
 
 
 def measure(parameters: Mapping[str, Tensor], shape: gpt.Shape, tokens: Tensor, vocab: int) -> Measured:
-    """One forward and backward pass of the next-token loss. The last token of each sequence is only a target."""
+    """One forward and backward pass of the next-token loss.
+
+    The last token of each sequence is only a target.
+    """
     trainable = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
     trace: list[Tensor] = []
     scores = gpt.logits(trainable, shape, tokens[:, :-1], trace)[..., :vocab]

@@ -1,8 +1,11 @@
-"""Plain PyTorch pieces of a transformer layer, written without any of the product's code: what the references of the depth schemes share.
+"""Plain PyTorch pieces of a transformer layer, written without any of the product's code.
 
+The references of the depth schemes share them.
 Tensors are [batch, tokens, width], weights are [out, in] as in torch. Everything works in float64.
-A layer is a dict of tensors: q, k, v, o, fc1, fc2 and, where there are biases, bq, bk, bv, bo, bfc1, bfc2. A norm called `ln1` has its gain
-under `ln1` and, for LayerNorm, its bias under `ln1_b`. A gated fc1 is [gate; up].
+A layer is a dict of tensors: q, k, v, o, fc1, fc2.
+Where there are biases, they are bq, bk, bv, bo, bfc1, bfc2.
+A norm called `ln1` has its gain under `ln1` and, for LayerNorm, its bias under `ln1_b`.
+A gated fc1 is [gate; up].
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ def keep(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Options:
-    """What a layer needs besides weights. drop: after every branch; drop_attention: on attention probabilities; rotary_base: None for no rotation."""
+    """What a layer needs besides weights."""
 
     heads: int
     groups: int | None = None
@@ -34,8 +37,11 @@ class Options:
     eps: float = 1e-5
     causal: bool = True
     rotary_base: float | None = None
+    """None for no rotation."""
     drop: Drop = keep
+    """After every branch."""
     drop_attention: Drop = keep
+    """On attention probabilities."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -54,7 +60,10 @@ def norm(x: Tensor, weights: Weights, name: str, options: Options) -> Tensor:
 
 
 def rotate(x: Tensor, base: float) -> Tensor:
-    """Rotary embedding of [batch, heads, tokens, d], halves paired: entry i turns with entry i + d/2 by position x base^(-2i/d)."""
+    """Rotary embedding of [batch, heads, tokens, d], halves paired.
+
+    Entry i turns with entry i + d/2 by position x base^(-2i/d).
+    """
     half = x.shape[-1] // 2
     frequency = base ** (-torch.arange(half, dtype=x.dtype) / half)
     angle = torch.arange(x.shape[-2], dtype=x.dtype)[:, None] * frequency[None, :]
@@ -72,9 +81,12 @@ def attention(
     memory: Tensor | None = None,
     hide: Tensor | None = None,
 ) -> Tensor:
-    """Multi-head attention with output projection. memory: keys' and values' source if not u. prefix: of the weight names.
+    """Multi-head attention with output projection.
 
-    hide: booleans broadcastable to [batch, heads, tokens, memory tokens], True where a key must not be seen, besides the causal mask.
+    memory: keys' and values' source if not u.
+    prefix: of the weight names.
+    hide: booleans broadcastable to [batch, heads, tokens, memory tokens].
+    True where a key must not be seen, besides the causal mask.
     """
     source = u if memory is None else memory
     b, t, _ = u.shape

@@ -1,4 +1,7 @@
-"""Peri-LN (Kim et al. 2025): x <- x + LN_out(F(LN_in(x))). The norms on the embedding and after the stack belong to the model around it."""
+"""Peri-LN (Kim et al. 2025): x <- x + LN_out(F(LN_in(x))).
+
+The norms on the embedding and after the stack belong to the model around it.
+"""
 
 from __future__ import annotations
 

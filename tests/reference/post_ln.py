@@ -1,4 +1,7 @@
-"""Post-norm (Vaswani et al. 2017): x <- LN(x + F(x)) for attention, then for the feed-forward. No norm follows the stack."""
+"""Post-norm (Vaswani et al. 2017): x <- LN(x + F(x)) for attention, then for the feed-forward.
+
+No norm follows the stack.
+"""
 
 from __future__ import annotations
 

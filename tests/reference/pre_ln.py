@@ -1,4 +1,7 @@
-"""Pre-norm (Xiong et al. 2020): x <- x + F(LN(x)). The norm after the stack belongs to the model around it."""
+"""Pre-norm (Xiong et al. 2020): x <- x + F(LN(x)).
+
+The norm after the stack belongs to the model around it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""SpanNorm (2026; FuseNorm in an earlier submission): post-norm whose feed-forward residual is the layer's input, not the attention's output."""
+"""SpanNorm (2026; FuseNorm in an earlier submission).
+
+Post-norm whose feed-forward residual is the layer's input, not the attention's output.
+"""
 
 from __future__ import annotations
 

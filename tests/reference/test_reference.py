@@ -156,7 +156,8 @@ def test_schemes_reduce_to_their_plain_forms() -> None:
     assert torch.equal(mix_ln.stack(x, w, o, post_fraction=1.0), post_ln.stack(x, w, o))
     assert torch.equal(mix_ln.stack(x, w, o, post_fraction=0.0), pre_ln.stack(x, w, o))
     assert torch.equal(layernorm_scaling.layer(x, w[0], o, 1), pre_ln.layer(x, w[0], o))
-    # lambda^2 + beta^2 = 1 with beta^2 = 1/2: the residual and the branch weigh the same, so post-norm's scale drops out (but for epsilon).
+    # lambda^2 + beta^2 = 1 with beta^2 = 1/2: the residual and the branch weigh the same.
+    # So post-norm's scale drops out (but for epsilon).
     lam, beta = deepscalelm.constants(2)
     assert lam == pytest.approx(beta)
     plain = Options(HEADS, eps=1e-14)

@@ -29,7 +29,10 @@ def save_gpt2(folder: Path, **config: Any) -> None:
 
 
 def save_llama(folder: Path, **config: Any) -> None:
-    """The same with two key/value heads for four query heads. config: further fields of LlamaConfig."""
+    """The same with two key/value heads for four query heads.
+
+    config: further fields of LlamaConfig.
+    """
     sizes = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
     _save(folder, LlamaForCausalLM, LlamaConfig(**sizes, **heads, **NO_MARKS, **config))

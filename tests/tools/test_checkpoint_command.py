@@ -147,7 +147,10 @@ def test_verify_of_a_run_whose_newest_is_lost(
 
 def test_a_damaged_pointer_is_said_in_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "checkpoints" / "latest").write_bytes(b"\xff\xfe")
-    line = "`latest` is damaged (it names '\ufffd\ufffd', which is no step): step_00000009 is taken as the newest"
+    line = (
+        "`latest` is damaged (it names '\ufffd\ufffd', which is no step): "
+        "step_00000009 is taken as the newest"
+    )
     for command in (("verify", run), ("inspect", run)):
         code, _, err = fathom(capsys, *command)
         assert (code, err) == (0, f"fathom: {run}/checkpoints: {line}\n")

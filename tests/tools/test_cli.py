@@ -76,7 +76,10 @@ def command(what: str) -> None:
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command line of three rows: a real module, one that does not exist, and one without the attribute."""
+    """A command line of three rows.
+
+    A real module, one that does not exist, and one without the attribute.
+    """
     (tmp_path / "fake_command.py").write_text(FAKE)
     rows = (
         cli.Row("do", "fake_command:command", "Do it.", "Test"),
@@ -195,7 +198,8 @@ def test_a_row_that_names_nothing_says_so(fake: None, capsys: pytest.CaptureFixt
         (
             " >/dev/full",
             2,
-            "fathom: error: standard output: No space left on device: make room, or name a place on another disk\n",
+            "fathom: error: standard output: No space left on device: "
+            "make room, or name a place on another disk\n",
         ),
         (" >&-", 0, ""),
     ],
@@ -210,7 +214,10 @@ def test_output_that_goes_nowhere(arguments: str, end: str, code: int, said: str
 
 
 def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:
-    script = f"cd {tmp_path} && rmdir {tmp_path} && {sys.executable} -c 'from tools.cli import main; main()' config quickstart"
+    script = (
+        f"cd {tmp_path} && rmdir {tmp_path} && "
+        f"{sys.executable} -c 'from tools.cli import main; main()' config quickstart"
+    )
     done = subprocess.run(
         ["bash", "-c", script],
         capture_output=True,
@@ -260,7 +267,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_command_module_has_a_row() -> None:
-    """A module of tools/ that defines `app` or `command` and stands in no row would be unreachable."""
+    """A module of tools/ that defines `app` or `command` without a row would be unreachable."""
     rows = {row.target for row in cli.COMMANDS}
     for path in sorted((cli.ROOT / "tools").glob("*.py")):
         defined = set()

@@ -1,4 +1,7 @@
-"""lm-evaluation-harness on exported folders, as users run it: `lm_eval --model hf`, a local task, no network."""
+"""lm-evaluation-harness on exported folders, as users run it.
+
+`lm_eval --model hf`, a local task, no network.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ import pytest
 import torch
 import yaml
 
+from model.config import ModelConfig
 from model.hf.export import export
 from model.hf.reference import Evaluation
 from pretrain.data.tokenizer import Tokenizer
@@ -77,26 +81,31 @@ def write_tasks(folder: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("architecture", CASES)
-def test_the_harness_gives_what_our_own_logits_give(tmp_path: Path, architecture: str) -> None:
-    (tmp_path / "text.txt").write_text(
-        "the deep layer has a norm of the signal in the residual stream\n" * 300
-    )
-    train_tokenizer([str(tmp_path / "text.txt")], tmp_path / "tokenizer.model", SIZE)
-    tokenizer = Tokenizer(tmp_path / "tokenizer.model")
+def export_model(folder: Path, architecture: str) -> tuple[dict[str, torch.Tensor], ModelConfig, Tokenizer]:
+    """Writes a tokenizer and an export into a folder.
+
+    Returns weights, configuration and tokenizer.
+    """
+    (folder / "text.txt").write_text("the deep layer has a norm of the signal in the residual stream\n" * 300)
+    train_tokenizer([str(folder / "text.txt")], folder / "tokenizer.model", SIZE)
+    tokenizer = Tokenizer(folder / "tokenizer.model")
     config = make_config(**CASES[architecture], vocab_size=tokenizer.vocab_size)
     weights = make_weights(config, positions=POSITIONS)
     export(
         weights,
         config,
-        tmp_path / "hf",
+        folder / "hf",
         logit_scale=LOGIT_SCALE,
-        tokenizer=tmp_path / "tokenizer.model",
+        tokenizer=folder / "tokenizer.model",
         seq_length=POSITIONS,
         architecture=architecture,
     )
-    write_tasks(tmp_path)
-    arguments = f"pretrained={tmp_path / 'hf'}" + (
+    return weights, config, tokenizer
+
+
+def harness(folder: Path, architecture: str) -> dict[str, Any]:
+    """Results by task of `lm_eval` on the export in a folder."""
+    arguments = f"pretrained={folder / 'hf'}" + (
         ",trust_remote_code=True" if architecture == "fathom" else ""
     )
     command = [
@@ -107,7 +116,7 @@ def test_the_harness_gives_what_our_own_logits_give(tmp_path: Path, architecture
         "--tasks",
         "next_word,pages",
         "--include_path",
-        str(tmp_path),
+        str(folder),
         "--device",
         "cpu",
     ]
@@ -122,19 +131,27 @@ def test_the_harness_gives_what_our_own_logits_give(tmp_path: Path, architecture
     env |= {
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_MODULES_CACHE": str(tmp_path / "modules"),
+        "HF_HOME": str(folder / "home"),
+        "HF_MODULES_CACHE": str(folder / "modules"),
     }
     lm_eval = str(Path(sys.executable).with_name("lm_eval"))
     done = subprocess.run(
-        [lm_eval, *command, "--batch_size", "1", "--output_path", str(tmp_path / "out.json")],
+        [lm_eval, *command, "--batch_size", "1", "--output_path", str(folder / "out.json")],
         capture_output=True,
         text=True,
         env=env,
-        cwd=tmp_path,
+        cwd=folder,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads(next(tmp_path.glob("out*.json")).read_text())["results"]
+    results: dict[str, Any] = json.loads(next(folder.glob("out*.json")).read_text())["results"]
+    return results
+
+
+@pytest.mark.parametrize("architecture", CASES)
+def test_the_harness_gives_what_our_own_logits_give(tmp_path: Path, architecture: str) -> None:
+    weights, config, tokenizer = export_model(tmp_path, architecture)
+    write_tasks(tmp_path)
+    results = harness(tmp_path, architecture)
 
     def logprob(context: list[int], ids: list[int]) -> float:
         logits = Evaluation(weights, config, logit_scale=LOGIT_SCALE)(torch.tensor([context + ids[:-1]]))[

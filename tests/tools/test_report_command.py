@@ -59,7 +59,11 @@ def test_no_run_is_a_user_error(tmp_path: Path) -> None:
 
 
 def test_the_module_is_light() -> None:
-    heavy = "import sys, tools.report; print([name for name in ('torch', 'matplotlib', 'numpy', 'yaml', 'pydantic') if name in sys.modules])"
+    heavy = (
+        "import sys, tools.report; "
+        "print([name for name in ('torch', 'matplotlib', 'numpy', 'yaml', 'pydantic') "
+        "if name in sys.modules])"
+    )
     assert (
         subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True).stdout
         == "[]\n"

@@ -93,7 +93,11 @@ def test_formula_counts_every_saved_byte(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("recompute", ["none", "full"])
 @pytest.mark.parametrize("scheme", list(SCHEMES))
 def test_an_fp32_stream_among_bf16_branches(scheme: str, recompute: Literal["none", "full"]) -> None:
-    """To 1.5 %: on a CPU statistics of norms are in bf16, and weights of norms of the stream are kept as fp32 copies."""
+    """To 1.5 %.
+
+    On a CPU statistics of norms are in bf16.
+    Weights of norms of the stream are kept as fp32 copies.
+    """
     config = ModelConfig(
         scheme=scheme,
         num_layers=4,

@@ -1,4 +1,7 @@
-"""The formula against a count of the products that a plain implementation really does, and against the 6N rule."""
+"""The formula for operations, against a count of a plain implementation's products.
+
+It is also held against the 6N rule.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ CONFIGS = {
 
 
 class Layer(nn.Module):
-    """Pre-LN layer whose attention computes the full square, so that the counter sees every product."""
+    """Pre-LN layer whose attention computes the full square: the counter sees every product."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -86,7 +89,8 @@ class Plain(nn.Module):
 
     def forward(self, tokens_bs: Tensor) -> Tensor:
         def checkpoint(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
-            # `early_stop` would spare the last products of each recomputed piece, which Megatron's recomputation does not
+            # `early_stop` would spare the last products of each recomputed piece.
+            # Megatron's recomputation does not.
             with torch.utils.checkpoint.set_checkpoint_early_stop(False):
                 return torch.utils.checkpoint.checkpoint(function, *args, use_reentrant=False)
 
@@ -135,7 +139,10 @@ def test_training_step_matches_the_counted_products(name: str, recompute: Recomp
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_six_n_rule(name: str) -> None:
-    """6 operations per matrix weight and token, plus attention's 6 x layers x s x width, which the rule leaves out."""
+    """6 operations per matrix weight and token.
+
+    Attention comes on top, 6 x layers x s x width, which the rule leaves out.
+    """
     config = CONFIGS[name]
     model = Plain(config)
     weights = sum(
@@ -148,7 +155,10 @@ def test_six_n_rule(name: str) -> None:
 
 
 def test_six_n_rule_at_a_published_size() -> None:
-    """GPT-3 175B (96 layers, width 12288, 2048 tokens): 6N with 174.6e9 parameters, plus 1.4 % for attention."""
+    """GPT-3 175B (96 layers, width 12288, 2048 tokens): 6N with 174.6e9 parameters.
+
+    Attention adds 1.4 %.
+    """
     config = config_of(num_layers=96, hidden_size=12288, num_attention_heads=96, vocab_size=50257)
     count = flops_per_token(config, 2048)
     assert count.model == pytest.approx(6 * 174.6e9 * (1 + 96 * 2048 * 12288 / 174.6e9), rel=2e-3)

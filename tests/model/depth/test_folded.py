@@ -1,4 +1,4 @@
-"""Plans in computed units: nothing of the stream is multiplied, and the function is the scheme's."""
+"""Plans in computed units multiply nothing of the stream, and give the scheme's function."""
 
 from __future__ import annotations
 
@@ -81,7 +81,10 @@ def sublayers() -> st.SearchStrategy[Sublayer]:
 def test_any_plan_computes_its_equation(
     monkeypatch: pytest.MonkeyPatch, layers: list[Layer], final_norm: bool, normalization: str
 ) -> None:
-    """In fp64 against the plain evaluation of the scheme's equation, with an epsilon that is felt."""
+    """In fp64 against the plain evaluation of the scheme's equation.
+
+    The epsilon is large enough to be felt.
+    """
 
     def layer(depth: Depth) -> Layer:
         return layers[depth.number - 1]

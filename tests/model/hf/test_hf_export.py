@@ -53,7 +53,8 @@ def check_scheme(tmp_path: Path, scheme: str, kind: tuple[int, str, str, bool], 
     groups, normalization, position, tied = kind
     config = make_config(
         scheme, num_query_groups=groups, normalization=normalization, position=position, tie_embeddings=tied,
-        activation=ACTIVATIONS[number % 6], bias=number % 3 != 0, rotary_base=500, hidden_dropout=0.1, attention_dropout=0.1,
+        activation=ACTIVATIONS[number % 6], bias=number % 3 != 0, rotary_base=500,
+        hidden_dropout=0.1, attention_dropout=0.1,
     )  # fmt: skip
     weights = make_weights(config)
     for architecture in ("auto", "fathom"):
@@ -178,7 +179,10 @@ def test_a_failing_proof_leaves_nothing(tmp_path: Path, damage: str, monkeypatch
 def test_the_proof_finds_a_wrong_mapping_below_the_epsilon_effect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fold of DeepScaleLM moves logits by some 1e-5; an error of that size elsewhere must not hide behind it."""
+    """The fold of DeepScaleLM moves logits by some 1e-5.
+
+    An error of that size elsewhere must not hide behind it.
+    """
     from model.hf import weight_files
 
     config = make_config("deepscalelm_pre_ln")
@@ -287,7 +291,10 @@ def test_shards_have_the_size_asked_for_and_load(tmp_path: Path) -> None:
 
 
 def test_converting_holds_one_shard_at_a_time(tmp_path: Path) -> None:
-    """Bytes of tensors that are alive, measured on every read of a model stored in many shards: one shard and the tensor that is being converted."""
+    """One shard, and the tensor that is being converted.
+
+    Bytes of tensors that are alive are measured on every read of a model stored in many shards.
+    """
     config = make_config("b2t", num_layers=12, activation="swiglu")
     weights, alive, most = make_weights(config), [0], [0]
     entries_ = entries("fathom", config, POSITIONS)

@@ -1,4 +1,7 @@
-"""Folding into stock architectures: exact up to one epsilon, at any depth, and decided from the plan alone."""
+"""Folding into stock architectures.
+
+It is exact up to one epsilon, at any depth, and decided from the plan alone.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ LLAMA = {
 def test_folded_weights_in_a_plain_pre_ln_model_give_the_same_logits(
     scheme: str, depth: int, target: Target
 ) -> None:
-    """In fp64, with each norm's epsilon as the fold says, so that nothing but the algebra is left."""
+    """In fp64, with each norm's epsilon as the fold says: nothing but the algebra is left."""
     config = make_config(scheme, num_layers=depth, **(LLAMA if target == "llama" else {}))
     weights, tokens = make_weights(config), make_tokens(config)
     assert obstacle(target, config) is None
@@ -75,7 +78,10 @@ def test_factors_of_two_layers_by_hand() -> None:
 
 
 def test_a_thousand_layers_fold_without_rounding() -> None:
-    """A factor rounded to fp32 is off by 6e-5 after 2000 sublayers: neither the fold nor the evaluation in fp32 has that."""
+    """A factor rounded to fp32 is off by 6e-5 after 2000 sublayers.
+
+    Neither the fold nor the evaluation in fp32 has that.
+    """
     config = make_config(
         "deepscalelm_pre_ln", num_layers=1000, hidden_size=8, num_attention_heads=1, ffn_hidden_size=8
     )

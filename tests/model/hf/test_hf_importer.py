@@ -47,13 +47,17 @@ LLAMA = {
 }
 
 OPT = {
-    "vocab_size": 101, "max_position_embeddings": 24, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "vocab_size": 101, "max_position_embeddings": 24, "hidden_size": 32, "ffn_dim": 48,
+    "num_hidden_layers": 3, "num_attention_heads": 4,
     "do_layer_norm_before": False, "pad_token_id": None,
 }  # fmt: skip
 
 
 def save(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Saves with random weights everywhere: fresh models have zero biases, which would hide a wrong one."""
+    """Saves with random weights everywhere.
+
+    Fresh models have zero biases, which would hide a wrong one.
+    """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -106,7 +110,10 @@ def test_gpt2(tmp_path: Path, tied: bool, activation: str) -> None:
 
 
 def test_gpt2_as_openai_configured_it(tmp_path: Path) -> None:
-    """Only sizes are given: everything else, the tanh approximation of GELU among it, is what `GPT2Config` says."""
+    """Only sizes are given: everything else is what `GPT2Config` says.
+
+    The tanh approximation of GELU is part of it.
+    """
     model = save(
         GPT2LMHeadModel(GPT2Config(vocab_size=101, n_positions=24, n_embd=32, n_layer=2, n_head=4)),
         tmp_path / "source",
@@ -182,7 +189,10 @@ def test_mistral_without_a_window_is_a_llama(tmp_path: Path) -> None:
 
 
 def test_old_files_in_shards_without_prefix_and_with_masks(tmp_path: Path) -> None:
-    """The Hub's GPT-2 has no `transformer.` in its names and carries the causal mask; several files have an index."""
+    """The Hub's GPT-2 has no `transformer.` in its names and carries the causal mask.
+
+    Several files have an index.
+    """
     folder = tmp_path / "source"
     save(GPT2LMHeadModel(GPT2Config(**GPT2)), folder)
     plain = load_file(folder / "model.safetensors")

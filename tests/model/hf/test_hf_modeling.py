@@ -1,4 +1,7 @@
-"""The modelling file that travels with an export, as transformers uses it: generation, caches, padding, training, saving."""
+"""The modelling file that travels with an export, as transformers uses it.
+
+Generation, caches, padding, training, saving.
+"""
 
 from __future__ import annotations
 
@@ -241,8 +244,10 @@ def test_an_export_loads_without_this_repository(tmp_path: Path) -> None:
     )
     code = (
         "import sys; from transformers import AutoModelForCausalLM as A; import torch;"
-        f"m = A.from_pretrained({str(tmp_path / 'out')!r}, trust_remote_code=True); print(m(torch.tensor([[1, 2]])).logits.shape);"
-        "assert not [n for n in sys.modules if n == 'model' or n.startswith(('model.', 'megatron', 'deepspeed'))]"
+        f"m = A.from_pretrained({str(tmp_path / 'out')!r}, trust_remote_code=True); "
+        "print(m(torch.tensor([[1, 2]])).logits.shape);"
+        "assert not [n for n in sys.modules "
+        "if n == 'model' or n.startswith(('model.', 'megatron', 'deepspeed'))]"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -1,4 +1,7 @@
-"""Post-LN models as OPT: the algebra in float64, in the class that users get, at any epsilon and around the stack."""
+"""Post-LN models as OPT.
+
+The algebra in float64, in the class that users get, at any epsilon and around the stack.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +114,10 @@ def test_post_ln_with_opts_epsilon_needs_no_factor() -> None:
 
 
 def test_factors_of_one_layer_by_hand() -> None:
-    """lambda = beta = sqrt(1/2), as float32 has it; a norm after the embedding; tied. Epsilon is OPT's, so that c = lambda."""
+    """lambda = beta = sqrt(1/2), as float32 has it; a norm after the embedding; tied.
+
+    Epsilon is OPT's, so that c = lambda.
+    """
     config = make_config("deepscalelm_post_ln", num_layers=1, scheme_options={"k": 1.0, "alpha": 1.0})
     root, expected = 0.5**0.5, dict[str, float]()
     for module in ("self_attention.linear_proj", "mlp.linear_fc2"):
@@ -184,7 +190,10 @@ def test_which_schemes_are_post_ln_today() -> None:
 
 
 def test_a_scheme_is_known_by_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new scheme with every coefficient set and the inner norm written as the attention's norm_out, norms all around."""
+    """A new scheme with every coefficient set.
+
+    The inner norm is written as the attention's norm_out, and norms stand all around.
+    """
     attention, mlp = (
         Sublayer(norm_out=True, residual_scale=0.9, branch_scale=0.3, input_scale=0.7),
         Sublayer(norm_out=True, residual_scale=1.3, input_scale=2),

@@ -1,4 +1,7 @@
-"""SentencePiece models as fast tokenizers: equality is what the exporter proves, and what it must be able to find broken."""
+"""SentencePiece models as fast tokenizers.
+
+The exporter proves that both are equal, and must be able to find that they are not.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,10 @@ SIZE = 340
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A BPE and a unigram model, trained as `fathom tokenizer train` does; "<" is not in the text, so that "<0x0A>" is a trap."""
+    """A BPE and a unigram model, trained as `fathom tokenizer train` does.
+
+    "<" is not in the text, so that "<0x0A>" is a trap.
+    """
     folder, rng = tmp_path_factory.mktemp("tokenizers"), random.Random(0)
     words = [
         "time",
@@ -97,7 +103,10 @@ def test_names_of_special_tokens_in_text_are_text(models: dict[str, Path], kind:
 
 
 def test_models_are_handed_ids_and_mask_only(models: dict[str, Path], tmp_path: Path) -> None:
-    """transformers 4 adds token_type_ids unless told otherwise, of which its GPT-2 makes other logits without a word."""
+    """transformers 4 adds token_type_ids unless told otherwise.
+
+    Its GPT-2 makes other logits of them without a word.
+    """
     for folder in ("made", "given", "copied"):
         (tmp_path / folder).mkdir()
     write_tokenizer(models["bpe"], tmp_path / "made", 128)
@@ -223,7 +232,8 @@ def test_loading_needs_no_sentencepiece(models: dict[str, Path], tmp_path: Path)
     ids = write_tokenizer(models["bpe"], tmp_path, 128)
     assert ids.size == SIZE
     code = (
-        "import sys; sys.modules['sentencepiece'] = sys.modules['google.protobuf'] = None; from transformers import AutoTokenizer as A;"
+        "import sys; sys.modules['sentencepiece'] = sys.modules['google.protobuf'] = None; "
+        "from transformers import AutoTokenizer as A;"
         f"print(A.from_pretrained({str(tmp_path)!r}).encode('deep  layers'))"
     )
     done = subprocess.run(

@@ -1,4 +1,7 @@
-"""Tiny models with weights that hide nothing: random gains, biases and a random row order in every matrix."""
+"""Tiny models with weights that hide nothing.
+
+Gains, biases and the order of rows in every matrix are random.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,10 @@ def reference(
     logit_scale: float = LOGIT_SCALE,
     dtype: torch.dtype = torch.float32,
 ) -> Callable[[Tensor], Tensor]:
-    """Token ids [b, s] -> logits [b, s, padded vocabulary] by the references of the depth schemes, which share no code with the product."""
+    """Token ids [b, s] -> logits [b, s, padded vocabulary] by the references of the depth schemes.
+
+    They share no code with the product.
+    """
     shape = gpt.Shape(
         scheme=config.scheme,
         num_layers=config.num_layers,

@@ -228,7 +228,10 @@ def test_inductor_gives_the_same_numbers(scheme: str) -> None:
 
 @pytest.mark.parametrize("scheme", list(SCHEMES))
 def test_joins_are_compiled_where_one_pass_would_do(scheme: str) -> None:
-    """Every set of coefficients once, whatever the depth; joins that are one operation stay as they are."""
+    """Every set of coefficients once, whatever the depth.
+
+    Joins that are one operation stay as they are.
+    """
     model = build(scheme, layers=12)
     graphs, backend = counting()
     eager_loss, eager = loss_and_gradients(model)

@@ -1,4 +1,7 @@
-"""Our Megatron-core layers against independent plain-PyTorch references, in float64: outputs and all gradients."""
+"""Our Megatron-core layers against independent plain-PyTorch references, in float64.
+
+Outputs and all gradients are compared.
+"""
 
 from __future__ import annotations
 

@@ -35,8 +35,9 @@ def check(layers: int, case: dict[str, Any], core: dict[str, Any] | None = None)
     exact, half = compared(layers=layers, core=core, **case)
     found, limit = cosine(half.logits, exact.logits), ALIKE
     if found <= limit:
-        # Plain post-LN makes a rounding in a low layer 50 times larger at this depth, Mix-LN and SpanNorm a few times. Where
-        # fp32 with rounded activations is as far off, it is the function's doing. In a chaotic one, up to chance.
+        # Plain post-LN makes a rounding in a low layer 50 times larger at this depth, Mix-LN and
+        # SpanNorm a few times. Where fp32 with rounded activations is as far off, the function is
+        # the cause. In a chaotic one, up to chance.
         limit = min(limit, 1 - 4 * (1 - cosine(rounded(layers=layers, **case).logits, exact.logits)))
     assert found > limit
     if abs(exact.likeness) > 0.1:  # elsewhere nothing is left of the embedding to be measured

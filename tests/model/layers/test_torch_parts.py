@@ -1,4 +1,7 @@
-"""Parts of the layer without Transformer Engine: what is done differently for speed gives the same numbers."""
+"""Parts of the layer without Transformer Engine.
+
+What is done differently for speed gives the same numbers.
+"""
 
 from __future__ import annotations
 

@@ -35,7 +35,10 @@ KINDS: list[dict[str, Any]] = [
 
 
 def config(scheme: str = "pre_ln", **changes: Any) -> ModelConfig:
-    """4 layers, so that mix_ln has both kinds; heads wider than the stream, so that sizes differ."""
+    """4 layers, so that mix_ln has both kinds.
+
+    Heads are wider than the stream, so that sizes differ.
+    """
     sizes = {
         "num_layers": 4,
         "hidden_size": 16,

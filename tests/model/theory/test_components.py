@@ -31,7 +31,7 @@ GELU: Function = F.gelu
 SILU: Function = F.silu
 
 
-# ---- activations and correlations -------------------------------------------------------------------------------------------------------------
+# ---- activations and correlations ----------------------------------------------------------------
 
 
 def test_relu_correlation_map_at_its_ends() -> None:
@@ -84,7 +84,11 @@ def test_gelu_closed_forms_equal_quadrature() -> None:
 
 @pytest.mark.parametrize("activation", ["gelu_tanh", "silu"])
 def test_moments_by_quadrature_equal_fine_sums(activation: str) -> None:
-    """Riemann sums of a smooth function that falls off on both sides converge faster than any power of the step; the slopes are torch's."""
+    """Against Riemann sums, with torch's slopes.
+
+    The function is smooth and falls off on both sides.
+    There the sums converge faster than any power of the step.
+    """
     x = torch.linspace(-12, 12, 24_001, dtype=torch.float64, requires_grad=True)
     function: Function = {"gelu_tanh": lambda z: F.gelu(z, approximate="tanh"), "silu": SILU}[activation]
     value = function(x)
@@ -108,7 +112,8 @@ def test_correlation_map_against_sampling(activation: str) -> None:
     common, a, b, c, d, e = torch.randn(6, samples, generator=generator, dtype=torch.float64)
     x, y = (math.sqrt(r) * common + math.sqrt(1 - r) * noise for noise in (a, b))
     functions: dict[str, Function] = {
-        "relu": RELU, "gelu": GELU, "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"), "silu": SILU, "relu2": lambda z: F.relu(z) ** 2,
+        "relu": RELU, "gelu": GELU, "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"), "silu": SILU,
+        "relu2": lambda z: F.relu(z) ** 2,
         "swiglu": SILU, "geglu": GELU,
     }  # fmt: skip
     pointwise = functions[activation]
@@ -140,7 +145,7 @@ def test_stream_correlation_of_embedding_tables() -> None:
     assert stream_correlation(word, positions=True, segments=True) == pytest.approx(0.2268, abs=5e-5)
 
 
-# ---- components -------------------------------------------------------------------------------------------------------------------------------
+# ---- components ----------------------------------------------------------------------------------
 
 
 def _pair(
@@ -254,7 +259,8 @@ def test_attention_head_against_sampling() -> None:
         moments.attention_head_gradient(1.0, q, head, length, v, P),
     )
     predicted = (forward.variance, forward.covariance, backward.variance, backward.covariance)
-    # The gradient form lacks the path through queries and keys, a few per cent at these small query weights.
+    # The gradient form lacks the path through queries and keys.
+    # That is a few per cent at these small query weights.
     assert sums / repeats == pytest.approx(predicted, rel=0.08)
 
 

@@ -1,6 +1,8 @@
-"""What the depth schemes promise about signals at initialisation, measured in the real model: forward variance, late-token gradients, closed forms.
+"""What the depth schemes promise about signals at initialisation, measured in the real model.
 
-Width 128, 4 heads, 2 sequences of 128 Zipf tokens a seed (vocabulary 4096), dropout 0.1, ReLU, float32 unless said otherwise.
+Forward variance, late-token gradients, closed forms.
+Width 128, 4 heads, 2 sequences of 128 Zipf tokens a seed (vocabulary 4096).
+Dropout 0.1, ReLU, float32 unless said otherwise.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ def depths(quick: int, *slow: int) -> list[object]:
     return [quick, *(pytest.param(layers, marks=pytest.mark.slow) for layers in slow)]
 
 
-# ---- DeepScaleLM ----------------------------------------------------------------------------------------------------------------------------------
+# ---- DeepScaleLM ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layers", depths(96, 192, 1000))
@@ -90,7 +92,7 @@ def test_theory_predicts_what_is_measured(layers: int) -> None:
         assert layer.grad_variance_late == pytest.approx(layer.grad_variance_late_theory, abs=0.15)
 
 
-# ---- B2T and post-LN ------------------------------------------------------------------------------------------------------------------------------
+# ---- B2T and post-LN -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layers", depths(48, 192))
@@ -120,7 +122,7 @@ def test_post_ln_vanishes_at_the_rate_of_the_theory(layers: int) -> None:
     assert per_layer == pytest.approx(theory, abs=0.03)
 
 
-# ---- pre-LN ---------------------------------------------------------------------------------------------------------------------------------------
+# ---- pre-LN --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layers", depths(48, 192))
@@ -130,7 +132,7 @@ def test_pre_ln_grows_linearly(layers: int) -> None:
     assert forward[-1] > 0.7 * layers
 
 
-# ---- closed forms ---------------------------------------------------------------------------------------------------------------------------------
+# ---- closed forms --------------------------------------------------------------------------------
 
 
 def test_closed_forms() -> None:

@@ -1,4 +1,7 @@
-"""Theory against closed forms, Monte Carlo, simulation in the plain reference model, and numbers measured elsewhere."""
+"""Theory against closed forms, Monte Carlo, simulation and numbers measured elsewhere.
+
+The simulation is in the plain reference model.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ RELU: Function = F.relu
 GELU: Function = F.gelu
 SILU: Function = F.silu
 
-# ---- DeepScaleLM recursion --------------------------------------------------------------------------------------------------------------------
+# ---- DeepScaleLM recursion -----------------------------------------------------------------------
 
 
 def _published(layers: int, k: float = 2.0, r0: float = 0.221) -> list[Any]:
@@ -110,7 +113,7 @@ def test_zero_correlation_has_no_published_plan() -> None:
         _published(4, r0=0.0)
 
 
-# ---- whole stacks -----------------------------------------------------------------------------------------------------------------------------
+# ---- whole stacks --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -121,7 +124,8 @@ def test_backward_factor_equals_the_closed_forms(scheme: str, closed_form: Any) 
     sizes = Sizes(64, 64, 256, "relu")
     weights: Any = {"q": 0.01, "k": 0.02, "v": 0.012, "o": 0.02, "fc1": 0.01, "fc2": 0.006}
     layer, x = SCHEMES[scheme].plan(1)[0], Stream(1.0, 0.2, 1.0)
-    # Bidirectional moments have no separate late positions; the gain stands in for any backward gain of attention.
+    # Bidirectional moments have no separate late positions.
+    # The gain stands in for any backward gain of attention.
     attention = bidirectional_attention(32, P)
     first = attention_branch(x, weights, sizes, attention)
     gain = 0.07
@@ -175,15 +179,16 @@ def _config(
 
 
 def test_pre_ln_variance_at_192_layers() -> None:
-    # 237.3 and 246.3 start from a variance of 1 / (1 - p); here dropout is counted in the embedding, which shifts the track a little.
+    # 237.3 and 246.3 start from a variance of 1 / (1 - p).
+    # Here dropout is counted in the embedding, which shifts the track a little.
     assert predict(_config("pre_ln", 192), 128)[-1].forward_variance == pytest.approx(237.3, abs=1.5)
     assert predict(_config("pre_ln", 192), 128, causal=False, stream_correlation=0.2)[
         -1
     ].forward_variance == pytest.approx(246.3, abs=1.5)
 
 
-# Measured late-position gradient ratios, layer 1 over layer N, of an independent simulation at width 128, 128 tokens, dropout 0.1 (as a factor per
-# layer), with the tolerance of the prediction.
+# Measured late-position gradient ratios, layer 1 over layer N, of an independent simulation at
+# width 128, 128 tokens, dropout 0.1 (as a factor per layer), with the tolerance of the prediction.
 MEASURED_FACTORS = [
     ("post_ln", 96, "scheme", {}, 0.543, 0.02),
     ("post_ln", 192, "scheme", {}, 0.536, 0.02),
@@ -241,7 +246,8 @@ def test_rescaling_divides_branch_variance_by_layers_squared() -> None:
     plain, scaled = (
         predict(_config("b2t", 100, "xavier", {"rescale": rescale}), 128)[0] for rescale in (False, True)
     )
-    # fc2 fc1 are homogeneous; attention also loses the sharpening of its scores, so only the feed-forward ratio is exact.
+    # fc2 fc1 are homogeneous; attention also loses the sharpening of its scores.
+    # So only the feed-forward ratio is exact.
     assert plain.mlp_variance / scaled.mlp_variance == pytest.approx(1e4, rel=1e-9)
     assert plain.attention_variance / scaled.attention_variance > 1e4
 
@@ -252,11 +258,14 @@ def test_unknown_vocabulary_is_a_user_error() -> None:
         predict(config, 128)
 
 
-# ---- against simulation -----------------------------------------------------------------------------------------------------------------------
+# ---- against simulation --------------------------------------------------------------------------
 
 
 def _simulate(config: ModelConfig, length: int, seeds: int) -> oracle.Measured:
-    """Mean over seeds of the reference model's measured signals, float64; gradients as geometric means."""
+    """Mean over seeds of the reference model's measured signals, float64.
+
+    Gradients are averaged as geometric means.
+    """
     p = config.hidden_dropout
     shape = gpt.Shape(
         config.scheme,
@@ -322,7 +331,8 @@ def test_branch_share_of_the_stream_is_what_the_stack_adds() -> None:
         Stream(1.0, 1.0, 1.0),
         attention=published_attention,
     )
-    # Fully correlated tokens: attention copies, 100^2 0.01^2 = 1; feed-forward 100 400 0.01^2 / 2 = 2.
+    # Fully correlated tokens: attention copies, 100^2 0.01^2 = 1.
+    # Feed-forward: 100 400 0.01^2 / 2 = 2.
     assert [signal.forward_variance for signal in signals] == pytest.approx([4.0, 7.0, 10.0])
     assert [signal.attention_variance for signal in signals] == pytest.approx([1.0] * 3)
     assert [signal.mlp_variance for signal in signals] == pytest.approx([2.0] * 3)

@@ -1,4 +1,7 @@
-"""Initialisation: variances by role, independence from the parallel layout, padding, and the scale of logits."""
+"""Initialisation.
+
+Variances by role, independence from the parallel layout, padding, and the scale of logits.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +77,7 @@ def _variances(plan: Deviations, layer: int = 0) -> dict[str, float]:
     return {str(role): plan.layers[layer][role] ** 2 for role in LAYER_ROLES}
 
 
-# ---- shards -----------------------------------------------------------------------------------------------------------------------------------
+# ---- shards --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -104,7 +107,7 @@ def test_bad_shards_are_refused() -> None:
         take(torch.zeros(6), Shard(0, 0, 4))
 
 
-# ---- standard deviations ----------------------------------------------------------------------------------------------------------------------
+# ---- standard deviations -------------------------------------------------------------------------
 
 
 def test_xavier_variances() -> None:
@@ -204,7 +207,7 @@ def test_logits_start_near_unit_variance(scheme: str, tied: bool) -> None:
     assert 0.8 < float(logits.var()) < 1.3
 
 
-# ---- values -----------------------------------------------------------------------------------------------------------------------------------
+# ---- values --------------------------------------------------------------------------------------
 
 MODELS = [
     {"scheme": "peri_ln"},
@@ -243,7 +246,10 @@ def test_every_parameter_has_its_planned_spread(changes: dict[str, Any]) -> None
 
 
 def _shard(name: str, gated: bool, rank: int, size: int) -> Shard:
-    """Tensor-parallel cut of a parameter: columns of the first matrix of a pair, rows of the second, the vocabulary."""
+    """Tensor-parallel cut of a parameter.
+
+    Columns of the first matrix of a pair, rows of the second, the vocabulary.
+    """
     if "norm" in name or "position" in name or name.endswith(("linear_proj.bias", "linear_fc2.bias")):
         return WHOLE
     if "linear_proj" in name or "linear_fc2" in name:

@@ -55,9 +55,13 @@ def test_site_files_that_are_refused(tmp_path: Path, text: str, message: str) ->
 
 
 def test_site_file_is_read_as_it_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No number forms of YAML 1.1: 24:00:00 would be 86400 (minutes, to Slurm), 0x10 and 010 other numbers."""
+    """No number forms of YAML 1.1.
+
+    There 24:00:00 would be 86400 (minutes, to Slurm), and 0x10 and 010 other numbers.
+    """
     (tmp_path / "site.yaml").write_text(
-        "{gpus_per_node: 8, time: 24:00:00, memory: 0, exclusive: true, environment: {A: 1, B: 010, C: on, D: 1.50}}"
+        "{gpus_per_node: 8, time: 24:00:00, memory: 0, exclusive: true, "
+        "environment: {A: 1, B: 010, C: on, D: 1.50}}"
     )
     monkeypatch.setenv("FATHOM_SITE", str(tmp_path / "site.yaml"))
     site = load_site(None)

@@ -1,4 +1,7 @@
-"""The screen of all runs, from the files that runs leave in every state of life; the queue is given, and real in tests/slurm."""
+"""The screen of all runs, from the files that runs leave in every state of life.
+
+The queue is given here, and real in tests/slurm.
+"""
 
 from __future__ import annotations
 
@@ -164,7 +167,10 @@ def test_run_without_a_state_file(tmp_path: Path) -> None:
 
 
 def test_newest_steps_behind_long_lines(tmp_path: Path) -> None:
-    """Signals of a deep model are longer than a block, and half a line at the end is being written right now."""
+    """Signals of a deep model are longer than a block.
+
+    Half a line at the end is being written right now.
+    """
     run = make_run(tmp_path / "a", steps=5, layers=1000)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"event": "train", "step": 6, "lo')

@@ -58,7 +58,11 @@ def loading(*overrides: str) -> Callable[[Sequence[str]], RunConfig]:
 
 @pytest.mark.parametrize("name", ["plain", "full", "array", "container"])
 def test_scripts_are_as_they_were(folder: Path, name: str) -> None:
-    """The whole text of four scripts. After a change on purpose: read the difference as the admin of a cluster would, then copy the new text."""
+    """The whole text of four scripts.
+
+    After a change on purpose, read the difference as the admin of a cluster would.
+    Then copy the new text.
+    """
     sites = {
         "plain": SITE,
         "full": load_site(EXAMPLE).model_copy(update={"python": "/venv/bin/python"}),
@@ -117,7 +121,8 @@ def test_numbers_of_nodes(folder: Path) -> None:
     assert allowed_nodes(config, SITE, "1-8") == [1, 2, 4, 8]  # 32 samples
     with pytest.raises(
         UserError,
-        match=r"--nodes 3 \(12 processes\): train\.global_batch_size=32 is not divisible by .* = 1 x 12 = 12: .*=36.*; 4 nodes",
+        match=r"--nodes 3 \(12 processes\): train\.global_batch_size=32 is not divisible by "
+        r".* = 1 x 12 = 12: .*=36.*; 4 nodes",
     ):
         allowed_nodes(config, SITE, "3")
     with pytest.raises(UserError, match=r"--nodes 1 \(4 processes\): parallel: tensor x pipeline x context"):
@@ -228,7 +233,10 @@ def test_variables_that_win_over_the_script(folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("SBATCH_WAIT", "1")
     _, problems = review(loading(), lambda: SITE, Request("1"))
     assert problems == [
-        "SBATCH_TIMELIMIT in your environment would win over `#SBATCH --time` of the script: unset SBATCH_TIMELIMIT",
+        (
+            "SBATCH_TIMELIMIT in your environment would win over `#SBATCH --time` of the script: "
+            "unset SBATCH_TIMELIMIT"
+        ),
         "SBATCH_WAIT in your environment would keep sbatch until the job has ended: unset SBATCH_WAIT",
     ]
 
@@ -324,7 +332,10 @@ def test_paths_that_are_quoted(folder: Path) -> None:
 
 
 def test_snapshot_is_the_working_tree(tmp_path: Path) -> None:
-    """Tracked files as they are now, new files of the packages, nothing that git ignores, nothing else; a second copy replaces the first."""
+    """Tracked files as they are now, and new files of the packages.
+
+    Nothing that git ignores, and nothing else. A second copy replaces the first.
+    """
     source, target = tmp_path / "checkout", tmp_path / "run" / "code"
     (source / "model").mkdir(parents=True)
     for name, text in {

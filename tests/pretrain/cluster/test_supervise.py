@@ -104,7 +104,7 @@ def test_stopped_on_request(run: Path) -> None:
 
 
 def test_ranks_that_left_because_another_failed(run: Path) -> None:
-    """srun --kill-on-bad-exit sends TERM to the others, which may save and leave in order; it was a crash all the same."""
+    """srun --kill-on-bad-exit sends TERM to the others, which may leave in order: still a crash."""
     left(run, states.STOPPED, ExitCode.STOPPED)
     decision = decide(run, 137, RUNNING, OWNER)
     assert (decision.requeue, decision.stalled) == (True, 1)
@@ -152,7 +152,7 @@ def test_the_first_rank_that_says_something_counts(run: Path) -> None:
 
 
 def restart_until_given_up(run: Path, code: int, job: Job, limit: int = 10) -> int:
-    """Lets each start end with a code, until one is not followed by another; returns the number of starts."""
+    """Lets starts end with a code until none follows. Returns the number of starts."""
     for count in range(limit):
         owner = Owner("12", count)
         assert count == 0 or start(run, owner, job) is None
@@ -191,7 +191,7 @@ def test_first_checkpoint_is_progress(tmp_path: Path) -> None:
 
 
 def test_lost_batch_nodes_count_too(run: Path) -> None:
-    """Slurm requeues by itself when the node of the batch script dies; nobody decided, so the next start counts."""
+    """Slurm itself requeues when the batch node dies; nobody decided, so the next start counts."""
     for count in (1, 2, 3):
         assert start(run, Owner("12", count), RUNNING) is None
         assert (read_state(run)["stalled"], read_state(run)["restarts"]) == (count, count)
@@ -201,7 +201,7 @@ def test_lost_batch_nodes_count_too(run: Path) -> None:
 
 
 def test_what_slurm_does_itself(run: Path) -> None:
-    """The states of a job in COMPLETING: a requeue has been counted, a time limit has its reason, and what is left is scancel."""
+    """In COMPLETING: a requeue was counted, a time limit has its reason, the rest is scancel."""
     requeued = decide(run, 143, Job("COMPLETING", restarts=1), OWNER)
     assert (requeued.requeue, requeued.by_slurm, requeued.stalled) == (True, True, 0)
     assert decide(run, 143, Job("COMPLETING"), OWNER).state == "cancelled"
@@ -388,7 +388,7 @@ def test_codes_of_tasks(code: int, in_step: int, alone: int) -> None:
 
 
 def test_hung_names_the_late_rank(run: Path) -> None:
-    """All ranks that are left say the same about another one, which must not look like the fault of the one that was first to say it."""
+    """All ranks left accuse another one; the first of them to say so must not look at fault."""
     for rank in (2, 0, 1):
         record_failure(
             run,
@@ -412,7 +412,10 @@ def test_who_died_without_a_word(run: Path) -> None:
         record_failure(
             run, rank, ExitCode.CRASH, "RuntimeError: Connection closed by peer [127.0.0.1]:21924", OWNER
         )
-    words = "rank 2 on node2 died without a word (a rank was killed by SIGKILL (srun returned 137)); the others lost the connection"
+    words = (
+        "rank 2 on node2 died without a word (a rank was killed by SIGKILL (srun returned 137)); "
+        "the others lost the connection"
+    )
     assert (decide(run, 137, RUNNING, OWNER).reason, decide(run, 137, RUNNING, OWNER).requeue) == (
         words,
         True,
@@ -429,7 +432,8 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "refused").write_text("nothing\n")
     command = folder / "scontrol"
     command.write_text(
-        f'#!/bin/sh\necho "$@" >>{folder}/calls\nif grep -qx "$1" {folder}/refused; then echo "no $1" >&2; exit 1; fi\n'
+        f'#!/bin/sh\necho "$@" >>{folder}/calls\n'
+        f'if grep -qx "$1" {folder}/refused; then echo "no $1" >&2; exit 1; fi\n'
     )
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
@@ -473,7 +477,7 @@ def test_a_run_that_was_moved_away(
 
 
 def test_a_python_without_packages_will_do(run: Path) -> None:
-    """The batch script runs on the node itself, outside of the container that holds the packages."""
+    """The batch script runs on the node itself, outside the container that holds the packages."""
     environment = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(Path(__file__).parents[3]),

@@ -39,7 +39,10 @@ from tests.pretrain.config.minimal import MINIMAL, message
         ("model.hidden_dropout=1.0", "model.hidden_dropout=1.0 must be below 1 (command line)"),
         (
             "model.activation=gelo",
-            "model.activation='gelo' must be one of 'gelu', 'gelu_tanh', 'relu', 'relu2', 'silu', 'swiglu' or 'geglu' (command line)",
+            (
+                "model.activation='gelo' must be one of 'gelu', 'gelu_tanh', 'relu', 'relu2', "
+                "'silu', 'swiglu' or 'geglu' (command line)"
+            ),
         ),
         (
             "model.init.token_correlation=x",
@@ -47,11 +50,20 @@ from tests.pretrain.config.minimal import MINIMAL, message
         ),
         (
             "model.init={base: normal, token_correlation: 0.02}",
-            "model.init.token_correlation=0.02 has no effect with model.scheme=deepscalelm_pre_ln and model.init.base=normal: remove it ",
+            (
+                "model.init.token_correlation=0.02 has no effect with "
+                "model.scheme=deepscalelm_pre_ln and model.init.base=normal: remove it "
+            ),
         ),
         (
-            "model={scheme: pre_ln, num_layers: 2, hidden_size: 8, num_attention_heads: 2, init: {causal_correction: false}}",
-            "model.init.causal_correction=false has no effect with model.scheme=pre_ln and model.init.base=scheme: remove it (its default is true), ",
+            (
+                "model={scheme: pre_ln, num_layers: 2, hidden_size: 8, num_attention_heads: 2, "
+                "init: {causal_correction: false}}"
+            ),
+            (
+                "model.init.causal_correction=false has no effect with model.scheme=pre_ln and "
+                "model.init.base=scheme: remove it (its default is true), "
+            ),
         ),
         (
             "model.scheme_options.k=x",
@@ -63,11 +75,17 @@ from tests.pretrain.config.minimal import MINIMAL, message
         ("train=null", "train=null must be a section of keys (command line)"),
         (
             "model.hidden_size=9",
-            "model.hidden_size=9 is not divisible by model.num_attention_heads=2: change one of them or set model.head_dim",
+            (
+                "model.hidden_size=9 is not divisible by model.num_attention_heads=2: change one "
+                "of them or set model.head_dim"
+            ),
         ),
         (
             "model.scheme_options={rescale: true}",
-            "model.scheme_options.rescale has no effect with model.scheme=deepscalelm_pre_ln; its options: k=2.0, alpha=1.0",
+            (
+                "model.scheme_options.rescale has no effect with model.scheme=deepscalelm_pre_ln; "
+                "its options: k=2.0, alpha=1.0"
+            ),
         ),
         (
             "train.steps",
@@ -78,11 +96,17 @@ from tests.pretrain.config.minimal import MINIMAL, message
         ("train.steps =5", "override 'train.steps =5': write train.steps=5, without blanks around the key"),
         (
             "train..steps=5",
-            "override 'train..steps=5': a key is words joined by dots, as in train.steps=100; `fathom config FILE` lists all keys",
+            (
+                "override 'train..steps=5': a key is words joined by dots, as in train.steps=100; "
+                "`fathom config FILE` lists all keys"
+            ),
         ),
         (
             "data.corpora.x.path=5",
-            "override 'data.corpora.x.path=5': data.corpora is a list: name its items by number, as in data.corpora.0",
+            (
+                "override 'data.corpora.x.path=5': data.corpora is a list: name its items by "
+                "number, as in data.corpora.0"
+            ),
         ),
         ("optimizer=[]", "optimizer=[] must be a section of keys (command line)"),
         ("train.steps=1:30", "train.steps='1:30' must be a whole number (command line)"),
@@ -96,7 +120,8 @@ from tests.pretrain.config.minimal import MINIMAL, message
             "train.steps=" + "1" * 5000,
             "override 'train.steps="
             + "1" * 86
-            + "…: the value is not valid YAML (line 1, column 1: a number of 5000 characters; 100 are the most)",
+            + "…: the value is not valid YAML (line 1, column 1: a number of 5000 characters; "
+            "100 are the most)",
         ),
         ("optimizer.lr=.inf", "optimizer.lr=.inf must be a finite number (command line)"),
         ("optimizer.lr=1e400", "optimizer.lr=.inf must be a finite number (command line)"),
@@ -110,10 +135,16 @@ from tests.pretrain.config.minimal import MINIMAL, message
         ("model.scheme_options={alpha: 11}", "model.scheme_options.alpha=11.0 must be from 0 to 10"),
         (
             "model.scheme_options={alpha: 0}",
-            "model.scheme_options: k=2 and alpha=0 give beta^2=2 at 2 layers, and it must lie in (0, 1]: choose a smaller k or a larger alpha",
+            (
+                "model.scheme_options: k=2 and alpha=0 give beta^2=2 at 2 layers, and it must lie "
+                "in (0, 1]: choose a smaller k or a larger alpha"
+            ),
         ),
         (
-            "model={scheme: mix_ln, num_layers: 2, hidden_size: 8, num_attention_heads: 2, scheme_options: {post_fraction: 7}}",
+            (
+                "model={scheme: mix_ln, num_layers: 2, hidden_size: 8, num_attention_heads: 2, "
+                "scheme_options: {post_fraction: 7}}"
+            ),
             "model.scheme_options.post_fraction=7.0 must be from 0 to 1",
         ),
         ("model.num_layers=1000000000", "model.num_layers=1000000000 must be at most 10000 (command line)"),
@@ -132,14 +163,21 @@ from tests.pretrain.config.minimal import MINIMAL, message
         (f"name={'n' * 300}", f"name='{'n' * 58}… must be text of at most 128 characters (command line)"),
         (
             f"runs_dir={'n' * 300}",
-            f"runs_dir='{'n' * 58}… must be a path of at most 4000 bytes, and 255 for each name in it (command line)",
+            (
+                f"runs_dir='{'n' * 58}… must be a path of at most 4000 bytes, and 255 for each name "
+                "in it (command line)"
+            ),
         ),
         ('runs_dir="a\\tb"', "runs_dir='a\\tb' must be a path without control characters (command line)"),
         ("runs_dir=", "runs_dir=null must be text (command line)"),
         ("runs_dir=''", "runs_dir='' must be text of at least 1 character (command line)"),
         (
             "parallel.recompute.num_layers=4",
-            "parallel.recompute.num_layers=4 has no effect with parallel.recompute.granularity=none: remove it or set parallel.recompute.granularity=full",
+            (
+                "parallel.recompute.num_layers=4 has no effect with "
+                "parallel.recompute.granularity=none: remove it or set "
+                "parallel.recompute.granularity=full"
+            ),
         ),
         (
             "train.stop_at_step=5",
@@ -147,11 +185,17 @@ from tests.pretrain.config.minimal import MINIMAL, message
         ),
         (
             "model.rotary_base=500000",
-            "model.rotary_base=500000 has no effect with model.position=learned: remove it or set model.position=rotary",
+            (
+                "model.rotary_base=500000 has no effect with model.position=learned: remove it or "
+                "set model.position=rotary"
+            ),
         ),
         (
             "schedule={kind: constant, min_lr_ratio: 0.5}",
-            "schedule.min_lr_ratio=0.5 has no effect with schedule.kind=constant: remove it or choose another schedule.kind",
+            (
+                "schedule.min_lr_ratio=0.5 has no effect with schedule.kind=constant: remove it or "
+                "choose another schedule.kind"
+            ),
         ),
         (
             "optimizer={1: 2, lr: 1}",
@@ -163,15 +207,26 @@ from tests.pretrain.config.minimal import MINIMAL, message
         ),
         (
             "optimizer={.nan: 2}",
-            "override 'optimizer={.nan: 2}': the value is not valid YAML (line 1, column 2: the key .nan holds a dot: write a section for each part of it)",
+            (
+                "override 'optimizer={.nan: 2}': the value is not valid YAML (line 1, column 2: "
+                "the key .nan holds a dot: write a section for each part of it)"
+            ),
         ),
         (
             "checkpoint.load=!!binary aaaa",
-            "override 'checkpoint.load=!!binary aaaa': the value is not valid YAML (line 1, column 1: the tag tag:yaml.org,2002:binary is not read: quote a value to make it text)",
+            (
+                "override 'checkpoint.load=!!binary aaaa': the value is not valid YAML (line 1, "
+                "column 1: the tag tag:yaml.org,2002:binary is not read: quote a value to make it "
+                "text)"
+            ),
         ),
         (
             "schedule=!!omap [kind: wsd]",
-            "override 'schedule=!!omap [kind: wsd]': the value is not valid YAML (line 1, column 1: the tag tag:yaml.org,2002:omap is not read: quote a value to make it text)",
+            (
+                "override 'schedule=!!omap [kind: wsd]': the value is not valid YAML (line 1, "
+                "column 1: the tag tag:yaml.org,2002:omap is not read: quote a value to make it "
+                "text)"
+            ),
         ),
         (
             "train.steps=" + "[" * 100_000,
@@ -199,11 +254,17 @@ from tests.pretrain.config.minimal import MINIMAL, message
         ),
         (
             "name=${oc.eval:1+1}",
-            "name: '${oc.eval:1+1}' is no interpolation: write ${other.key} or ${oc.env:NAME}, or \\${ for the text itself (command line)",
+            (
+                "name: '${oc.eval:1+1}' is no interpolation: write ${other.key} or ${oc.env:NAME}, "
+                "or \\${ for the text itself (command line)"
+            ),
         ),
         (
             "train.steps=[1",
-            "override 'train.steps=[1': the value is not valid YAML (line 2, column 1: did not find expected ',' or ']')",
+            (
+                "override 'train.steps=[1': the value is not valid YAML (line 2, column 1: did not "
+                "find expected ',' or ']')"
+            ),
         ),
         ("+include=scheme/b3t", "configuration scheme/b3t does not exist; there is "),
     ],
@@ -253,7 +314,10 @@ def test_every_mistake_on_the_command_line_has_its_line(tiny: Path, override: st
         (
             "train:\n",
             "train.seed: 1\ntrain:\n",
-            "tiny.yaml is not valid YAML: line 12, column 1: the key train.seed holds a dot: write a section for each part of it",
+            (
+                "tiny.yaml is not valid YAML: line 12, column 1: the key train.seed holds a dot: "
+                "write a section for each part of it"
+            ),
         ),
         (
             "name: tiny\n",
@@ -273,7 +337,10 @@ def test_every_mistake_on_the_command_line_has_its_line(tiny: Path, override: st
         (
             "name: tiny\n",
             "? [a]\n: b\nname: tiny\n",
-            "tiny.yaml is not valid YAML: line 1, column 3: a key must be a word, not a section, a list or an alias",
+            (
+                "tiny.yaml is not valid YAML: line 1, column 3: a key must be a word, not a "
+                "section, a list or an alias"
+            ),
         ),
     ],
 )

@@ -255,7 +255,10 @@ def test_mistakes_are_named(options: PrepareOptions, change: dict[str, object], 
 
 def test_workers_and_command_files_load_neither_torch_nor_megatron() -> None:
     heavy = ("torch", "megatron", "datasets", "pyarrow")
-    code = f"import sys, {Encoder.__module__}, tools.data, tools.tokenizer; print([name for name in {heavy} if name in sys.modules])"
+    code = (
+        f"import sys, {Encoder.__module__}, tools.data, tools.tokenizer; "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -266,7 +269,10 @@ def test_workers_and_command_files_load_neither_torch_nor_megatron() -> None:
 
 @pytest.mark.slow
 def test_preparing_beats_encoding_one_document_at_a_time(tmp_path: Path) -> None:
-    """Tokens per second of processor time, on the standard library with a vocabulary of 4096, against one call and one append for each document."""
+    """Tokens per second of processor time, on the standard library with a vocabulary of 4096.
+
+    Against one call and one append for each document.
+    """
     files = [path for path in standard_library_files() if path.stat().st_size]
     (tmp_path / "in.jsonl").write_text(
         "".join(json.dumps({"text": path.read_text(encoding="utf-8-sig")}) + "\n" for path in files)
@@ -293,7 +299,8 @@ def test_preparing_beats_encoding_one_document_at_a_time(tmp_path: Path) -> None
     )
     prepared = time.process_time() - started
     print(
-        f"{tokens} tokens: naive {tokens / naive:,.0f} tokens/s, prepare {tokens / prepared:,.0f} tokens/s, {naive / prepared:.2f} times as fast"
+        f"{tokens} tokens: naive {tokens / naive:,.0f} tokens/s, "
+        f"prepare {tokens / prepared:,.0f} tokens/s, {naive / prepared:.2f} times as fast"
     )
     assert manifest.splits["train"].tokens == tokens
     for kind in ("bin", "idx"):

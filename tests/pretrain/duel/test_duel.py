@@ -1,4 +1,7 @@
-"""Depth duels: the grid, cells as runs, stop and resume, what is said about the results, and the command."""
+"""Depth duels.
+
+The grid, cells as runs, stop and resume, what is said about the results, and the command.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-# ---- the grid -------------------------------------------------------------------------------------------------------------------------------------
+# ---- the grid ------------------------------------------------------------------------------------
 
 
 def test_the_grid_is_a_product_with_names_of_their_own() -> None:
@@ -111,7 +114,7 @@ def test_a_size_that_no_width_reaches_is_refused() -> None:
         sized(few, 2, "parameters")
 
 
-# ---- cells ----------------------------------------------------------------------------------------------------------------------------------------
+# ---- cells ---------------------------------------------------------------------------------------
 
 
 def test_cells_train_one_after_another_in_one_process_as_they_would_alone(
@@ -153,7 +156,7 @@ def test_a_cell_that_diverges_is_finished_and_has_no_loss(config: Path, tmp_path
     assert math.isnan(found.validation)
 
 
-# ---- results --------------------------------------------------------------------------------------------------------------------------------------
+# ---- results -------------------------------------------------------------------------------------
 
 
 def made(
@@ -273,7 +276,7 @@ def test_the_page_shows_every_cell_and_picture(config: Path) -> None:
     assert "ends lowest" in text(duel)
 
 
-# ---- the command --------------------------------------------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 
 
 def start(config: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:

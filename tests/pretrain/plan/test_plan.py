@@ -1,4 +1,7 @@
-"""`fathom plan`'s predictions: memory by hand, layouts that are possible, and the table of published runs as documented."""
+"""`fathom plan`'s predictions.
+
+Memory by hand, layouts that are possible, and the table of published runs as documented.
+"""
 
 from __future__ import annotations
 

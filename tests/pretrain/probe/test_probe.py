@@ -1,10 +1,9 @@
-"""The probe: statistics against plain autograd, tokens, rules, pictures and files, and the command."""
+"""The probe: statistics against plain autograd, tokens, configurations and the command."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,49 +18,16 @@ from model.errors import UserError
 from model.parameters.names import named_parameters
 from model.stack import Stack
 from parallel.launch.one_process import single_process
-from pretrain.config.scheme_choice import parse_variant
-from pretrain.probe.measure import (
-    Probe,
-    coincidence,
-    log_mean_square,
-    probe,
-    token_correlation,
-    zipf_tokens,
-)
-from pretrain.probe.report import as_json, page, text, write_json, write_plot
-from pretrain.probe.rules import RULES, findings, trainable, verdict
+from pretrain.probe.measure import coincidence, log_mean_square, token_correlation, zipf_tokens
+from pretrain.probe.report import page
+from pretrain.probe.rules import verdict
 from pretrain.probe.setup import Choices, memory_needed, probes
 from pretrain.train.build import build_chunks, seed_everything
 from tests.model.narrow import without_units
+from tests.pretrain.probe.probes import LENGTH, measured, model
 from tests.pretrain.small import small_config, small_data, small_trainer
 
-LENGTH = 12
-
-
-def model(scheme: str = "pre_ln", layers: int = 3, **more: Any) -> ModelConfig:
-    fields = {
-        "num_layers": layers,
-        "hidden_size": 16,
-        "num_attention_heads": 4,
-        "vocab_size": 50,
-        "max_position_embeddings": LENGTH,
-    }
-    return parse_variant(scheme).apply(ModelConfig.model_validate({**fields, **more}))
-
-
-def measured(config: ModelConfig, seeds: tuple[int, ...] = (5,), dtype: torch.dtype = torch.float64) -> Probe:
-    return probe(
-        config,
-        single_process(),
-        seq_length=LENGTH,
-        tokens=lambda seed: zipf_tokens(50, 2, LENGTH + 1, seed),
-        seeds=seeds,
-        dtype=dtype,
-        source="synthetic",
-    )
-
-
-# ---- statistics -----------------------------------------------------------------------------------------------------------------------------------
+# ---- statistics ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("scheme", "groups"), [("pre_ln", None), ("b2t", 2), ("deepscalelm_post_ln", 1)])
@@ -119,7 +85,7 @@ def test_units_in_which_layers_compute_do_not_show(scheme: str, monkeypatch: pyt
 
 
 def test_bfloat16_shows_what_float32_shows(data: Path, tmp_path: Path) -> None:
-    """At a depth at which DeepScaleLM's residual constant does not survive a product in bfloat16."""
+    """At a depth at which DeepScaleLM's residual constant is lost in a product in bfloat16."""
     config = written(tmp_path, data)
     single, half = (
         next(probes(config, [], Choices(scheme="deepscalelm_pre_ln", layers=300, dtype=dtype)))
@@ -147,7 +113,10 @@ def plain_correlation(x_sbh: Tensor) -> float:
 
 
 def kind_norms(chunk: Any, config: ModelConfig) -> list[dict[str, float]]:
-    """Gradient norms by kind, the fused projection taken apart by the documented naming of `model.stack`."""
+    """Gradient norms by kind.
+
+    The fused projection is taken apart by the documented naming of `model.stack`.
+    """
     stack = Stack(
         config.scheme,
         num_layers=config.num_layers,
@@ -217,141 +186,7 @@ def test_the_model_is_left_without_hooks_and_layer_gradients() -> None:
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in chunk.decoder.layers)
 
 
-# ---- rules ----------------------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def sound() -> Probe:
-    return measured(model("deepscalelm_pre_ln", 4))
-
-
-def changed(base: Probe, index: int, **fields: Any) -> Probe:
-    layers = list(base.layers)
-    layers[index] = replace(layers[index], **fields)
-    return replace(base, layers=tuple(layers))
-
-
-def names(found: Probe) -> list[str]:
-    return [finding.rule for finding in findings(found)]
-
-
-def test_a_sound_model_is_trainable(sound: Probe) -> None:
-    assert (trainable(sound), names(sound)) == ("yes", [])
-    assert verdict(sound).startswith("trainable at initialisation: forward variance")
-
-
-@pytest.mark.parametrize(
-    ("index", "fields", "rule", "word"),
-    [
-        (0, {"log10_grad_variance_late": -4.0}, "gradient_vanishes", "no"),
-        (0, {"log10_grad_variance_late": -2.0}, "gradient_fades", "at risk"),
-        (0, {"log10_grad_variance_late": 5.0}, "gradient_explodes", "no"),
-        (0, {"log10_grad_variance_late": 1.0}, "gradient_grows", "yes"),
-        (3, {"forward_variance": 1e9}, "stream_explodes", "no"),
-        (3, {"forward_variance": 60.0}, "stream_grows", "yes"),
-        (2, {"forward_variance": 1.8}, "stream_overshoots", "yes"),
-        (3, {"forward_variance": 1e-4}, "stream_vanishes", "at risk"),
-        (3, {"token_correlation": 0.999}, "tokens_merge", "at risk"),
-        (2, {"weight_grad_norm": 1e-6}, "weight_gradients_differ", "yes"),
-        (1, {"forward_variance": math.inf}, "finite", "no"),
-        (1, {"weight_grad_norm": math.nan}, "finite", "no"),
-    ],
-)
-def test_each_rule_speaks(sound: Probe, index: int, fields: dict[str, float], rule: str, word: str) -> None:
-    broken = changed(sound, index, **fields)
-    assert rule in names(broken)
-    assert trainable(broken) == word
-    message = next(finding.message for finding in findings(broken) if finding.rule == rule)
-    assert f"layer {index + 1}" in message
-    assert (message in verdict(broken)) or findings(broken)[0].rule != rule
-
-
-def test_underflow_and_loss(sound: Probe) -> None:
-    assert names(replace(sound, smallest_gradient_log10=-40.0))[0] == "gradient_underflows"
-    assert names(replace(sound, smallest_gradient_log10=-math.inf))[0] == "gradient_underflows"
-    assert names(replace(sound, loss=math.log(50) + 3)) == ["loss_starts_high"]
-
-
-def test_only_the_worst_of_a_family_speaks(sound: Probe) -> None:
-    worst = replace(changed(sound, 0, log10_grad_variance_late=-90.0), smallest_gradient_log10=-50.0)
-    assert [name for name in names(worst) if name.startswith("gradient")] == ["gradient_underflows"]
-
-
-def test_real_models_get_the_right_verdict() -> None:
-    deep = {"num_layers": 40, "hidden_size": 32}
-    assert trainable(measured(model("deepscalelm_pre_ln", **deep), dtype=torch.float32)) == "yes"
-    assert trainable(measured(model("pre_ln", **deep), dtype=torch.float32)) == "yes"
-    vanishing = measured(model("post_ln", **deep), dtype=torch.float32)
-    assert trainable(vanishing) == "no"
-    assert "late tokens vanishes" in verdict(vanishing)
-    assert trainable(measured(model("b2t", **deep), dtype=torch.float32)) == "yes"
-
-
-def test_every_rule_has_its_reason() -> None:
-    assert len({rule.name for rule in RULES}) == len(RULES)
-    for rule in RULES:
-        assert rule.why
-        assert math.isfinite(rule.above) or math.isfinite(rule.below)
-
-
-# ---- files ----------------------------------------------------------------------------------------------------------------------------------------
-
-
-def test_json_has_the_promised_keys(sound: Probe, tmp_path: Path) -> None:
-    write_json([sound], tmp_path / "p.json", compare=False)
-    found = json.loads((tmp_path / "p.json").read_text())
-    assert (found["scheme"], found["num_layers"], found["seeds"], found["trainable"]) == (
-        "deepscalelm_pre_ln",
-        4,
-        1,
-        "yes",
-    )
-    assert [layer["layer"] for layer in found["layers"]] == [1, 2, 3, 4]
-    for layer in found["layers"]:
-        for key in ("forward_variance", "token_correlation", "grad_variance_late"):
-            assert isinstance(layer[key], float)
-            assert isinstance(layer[f"{key}_theory"], float)
-        assert layer["weight_grad_norm"] > 0
-        assert set(layer["weight_grad_norms"]) == {"q", "k", "v", "o", "fc1", "fc2"}
-    assert found["layers"][-1]["grad_variance_late"] == 1.0
-
-
-def test_json_without_theory_and_with_values_that_are_not_finite(sound: Probe) -> None:
-    odd = changed(sound, 0, forward_variance=math.nan, forward_variance_theory=None)
-    layer = as_json(odd)["layers"][0]
-    assert layer["forward_variance"] is None
-    assert "forward_variance_theory" not in layer
-
-
-@pytest.mark.parametrize("ending", ["png", "svg", "pdf", "html"])
-@pytest.mark.parametrize("count", [1, 2])
-def test_pictures_and_pages(sound: Probe, tmp_path: Path, ending: str, count: int) -> None:
-    vanishing = replace(
-        changed(sound, 0, grad_variance_late=0.0, log10_grad_variance_late=-math.inf), label="other"
-    )
-    path = tmp_path / f"probe.{ending}"
-    write_plot([sound, vanishing][:count], path)
-    head = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF", "html": b"<!DOCTYPE"}[ending]
-    assert path.read_bytes().startswith(head)
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_page_holds_verdict_numbers_and_rules(sound: Probe) -> None:
-    made = page([sound])
-    assert verdict(sound) in made
-    assert made.count("<svg") == 4
-    assert "http" not in made.replace("http://www.w3.org", "")
-    assert "gradient_vanishes" in made
-
-
-def test_text_shows_theory_beside_measurement(sound: Probe) -> None:
-    shown = text(sound)
-    assert "forward variance" in shown
-    assert shown.count("theory") == 3
-    assert verdict(sound) in shown
-
-
-# ---- from a configuration ---------------------------------------------------------------------------------------------------------------------
+# ---- from a configuration ------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -411,7 +246,8 @@ def test_compared_schemes_have_their_own_weights_unless_the_command_line_says_ot
     config = written(tmp_path, tmp_path / "missing")
     path = tmp_path / "small_weights.yaml"
     path.write_text(
-        f"include: [{config}]\nmodel: {{scheme: pre_ln, num_layers: 1, vocab_size: 50, init: {{base: normal, std: 0.01}}}}\n"
+        f"include: [{config}]\n"
+        "model: {scheme: pre_ln, num_layers: 1, vocab_size: 50, init: {base: normal, std: 0.01}}\n"
     )
     choices = Choices(compare="pre_ln,deepscalelm_pre_ln,b2t:init.base=xavier", batch=1)
     assert [one.model.init.base for one in probes(str(path), [], choices)] == ["normal", "scheme", "xavier"]
@@ -434,7 +270,8 @@ def test_a_checkpoint_is_measured_without_theory(data: Path, tmp_path: Path) -> 
     path = written(
         tmp_path,
         data,
-        model="{scheme: pre_ln, num_layers: 2, hidden_size: 16, num_attention_heads: 2, max_position_embeddings: 16}",
+        model="{scheme: pre_ln, num_layers: 2, hidden_size: 16, num_attention_heads: 2, "
+        "max_position_embeddings: 16}",
     )
     (fresh,) = probes(path, [], Choices())
     (trained,) = probes(path, [], Choices(checkpoint=trainer.run_dir))

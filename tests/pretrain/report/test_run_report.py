@@ -1,4 +1,7 @@
-"""The report is whole, self-contained and right about its numbers, for a long run with a resume and for one that hardly began."""
+"""The report is whole, self-contained and right about its numbers.
+
+For a long run with a resume and for one that hardly began.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,7 @@ def loss_at(step: int) -> float:
 
 
 def make_run(folder: Path, resumes: tuple[int, ...] = (30,), steps: int = 60) -> Path:
-    """`steps` steps of 64 tokens at one step a second, signals at every tenth, a crash five steps after every resume point."""
+    """`steps` steps of 64 tokens, 1 s each; signals every 10; a crash 5 steps after each resume."""
     clock = 1_700_000_000.0
     with MetricsWriter(folder / "metrics.jsonl") as writer:
         begin = 0

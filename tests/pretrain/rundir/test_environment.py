@@ -26,7 +26,10 @@ def test_everything_is_json_and_the_essentials_are_there(monkeypatch: pytest.Mon
 
 
 def test_versions_need_no_import() -> None:
-    script = "import sys\nfrom pretrain.rundir.environment import environment\nenvironment()\nassert not {'torch', 'numpy', 'transformers'} & set(sys.modules)"
+    script = (
+        "import sys\nfrom pretrain.rundir.environment import environment\nenvironment()\n"
+        "assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", script], check=True)
     assert versions()["torch"]
     assert set(versions()) >= {"fathom", "megatron-core", "deepspeed"}
@@ -52,7 +55,8 @@ def test_git_commit_and_dirt(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("2")
     head = run("rev-parse", "HEAD")
     assert git(tmp_path) == {"commit": head, "dirty": True}
-    # Folders inside of a checkout that are none of its files: an installed package, and a submitted run's copy of the code.
+    # Folders inside of a checkout that are none of its files.
+    # An installed package, and a submitted run's copy of the code.
     installed, copy = tmp_path / "lib", tmp_path / "runs" / "demo" / "code"
     (tmp_path / ".gitignore").write_text("lib\nruns\n")
     installed.mkdir()

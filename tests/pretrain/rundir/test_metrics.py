@@ -1,4 +1,7 @@
-"""metrics.jsonl survives kills, resumes and numbers that are none, and refuses damaged files by line."""
+"""metrics.jsonl survives kills, resumes and numbers that are none.
+
+Damaged lines are left out, counted and named.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,8 @@ def train(step: int, loss: float, **more: object) -> dict[str, object]:
     return {"event": "train", "time": 100.0 + step, "step": step, "loss": loss, **more}
 
 
-def test_round_trip_of_every_event(tmp_path: Path) -> None:
-    with MetricsWriter(tmp_path / "run" / "metrics.jsonl") as writer:
+def write_every_event(path: Path) -> None:
+    with MetricsWriter(path) as writer:
         writer.write(
             "start",
             0,
@@ -60,6 +63,10 @@ def test_round_trip_of_every_event(tmp_path: Path) -> None:
         writer.write("warning", 1, message="one")
         writer.write("warning", 1, message="two")
         writer.write("end", 1, reason="all steps are done", exit_code=0)
+
+
+def test_round_trip_of_every_event(tmp_path: Path) -> None:
+    write_every_event(tmp_path / "run" / "metrics.jsonl")
     metrics = read_metrics(tmp_path / "run" / "metrics.jsonl")
     (start,), (step,), (signal,), (end,) = metrics.starts, metrics.train, metrics.signal, metrics.end
     assert (

@@ -1,4 +1,7 @@
-"""`fathom pretrain` ended by SIGKILL at random moments: every start goes on, and the run ends as if nothing had been, bit for bit."""
+"""`fathom pretrain` ended by SIGKILL at random moments.
+
+Every start goes on, and the run ends as if nothing had been, bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def trial(folder: Path, kills: int, seed: int, timeout: float) -> list[dict[str, Any]]:
-    """Rows of a trial in a process of its own. Raises AssertionError with its last words where anything is not as it must be."""
+    """Rows of a trial in a process of its own.
+
+    Raises AssertionError with its last words where anything is not as it must be.
+    """
     config = folder / "config.yaml"
     config.write_text(CONFIG + f"data: {{corpora: [{{path: {small_data(folder)}}}], seq_length: 16}}\n")
     runs = folder / "runs"

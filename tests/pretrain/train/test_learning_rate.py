@@ -95,7 +95,8 @@ def test_a_schedule_that_cannot_be_followed_is_refused(
 def test_a_warm_up_that_is_longer_than_the_run_is_said() -> None:
     assert remark(ScheduleConfig(warmup_steps=100), 100) == ""
     assert remark(ScheduleConfig(warmup_steps=200), 50) == (
-        "schedule.warmup_steps=200 is longer than the run (train.steps=50), whose learning rate ends at 25% of its peak"
+        "schedule.warmup_steps=200 is longer than the run (train.steps=50), "
+        "whose learning rate ends at 25% of its peak"
     )
 
 

@@ -62,7 +62,8 @@ def test_gpus() -> None:
     shared = judge([facts(0, gpu="a"), facts(1, gpu="b"), facts(2, gpu="c"), facts(3, gpu="c")])
     assert list(shared.bad) == ["node2"]
     assert shared.bad["node2"][0].startswith("ranks 2 and 3 have the same GPU")
-    # The same GPU number on another node is another GPU; and sick GPUs everywhere are no mistake in the configuration.
+    # The same GPU number on another node is another GPU.
+    # Sick GPUs everywhere are no mistake in the configuration.
     sick = judge([facts(rank, [[GPU, "computes wrong products"]]) for rank in range(2)])
     assert (sick.bad, sick.mistake) == ({"node1": ["computes wrong products"]}, "")
 
@@ -168,7 +169,8 @@ def out_of_order() -> None:
         ({"free": 20}, "GPU 3 has 20 of 140 GiB free: another process is on it"),
         (
             {"count": out_of_order},
-            "GPU 3: CUDA error: uncorrectable ECC error encountered CUDA kernel errors might be asynchronously reported",
+            "GPU 3: CUDA error: uncorrectable ECC error encountered "
+            "CUDA kernel errors might be asynchronously reported",
         ),
     ],
 )

@@ -1,4 +1,7 @@
-"""Whole runs through the command line: finish, stop and continue, interrupts, values that are not finite."""
+"""Whole runs through the command line.
+
+They finish, stop and continue, are interrupted, and meet values that are not finite.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,8 @@ from tools.cli import main
 
 CONFIG = """
 name: tiny
-model: {scheme: b2t, num_layers: 3, hidden_size: 16, num_attention_heads: 2, hidden_dropout: 0.1, attention_dropout: 0.1}
+model: {scheme: b2t, num_layers: 3, hidden_size: 16, num_attention_heads: 2, \
+hidden_dropout: 0.1, attention_dropout: 0.1}
 data: {corpora: [{path: DATA}], seq_length: 16}
 optimizer: {lr: 1.0e-2}
 schedule: {warmup_steps: 2}
@@ -47,7 +51,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(config: Path, runs: Path, *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tools.cli", "pretrain", str(config), f"runs_dir={runs}", *overrides]
-    # Other tests of this process may have made it a rank of its own; the run must not take that for a launcher.
+    # Other tests of this process may have made it a rank of its own.
+    # The run must not take that for a launcher.
     env = {
         key: value
         for key, value in os.environ.items()
@@ -287,9 +292,8 @@ def test_not_finite_ends_the_run_without_a_checkpoint_of_it(config: Path, tmp_pa
 def test_a_mistake_is_one_line_and_exit_code_2(config: Path, tmp_path: Path) -> None:
     code, errors = run(config, tmp_path, "model.num_layer=12")
     assert code == ExitCode.USER_ERROR
-    assert (
-        errors
-        == "fathom: error: model.num_layer is not a known key (command line); did you mean model.num_layers?\n"
+    assert errors == (
+        "fathom: error: model.num_layer is not a known key (command line); did you mean model.num_layers?\n"
     )
     assert not list(tmp_path.iterdir())
 
@@ -298,9 +302,9 @@ def test_a_file_that_cannot_be_written_is_one_line_and_exit_code_2(config: Path,
     (tmp_path / "tiny" / "metrics.jsonl").mkdir(parents=True)
     code, errors = run(config, tmp_path, "parallel.preflight=false")
     assert code == ExitCode.USER_ERROR, errors
-    assert (
-        errors
-        == f"fathom: error: {tmp_path}/tiny/metrics.jsonl: Is a directory, where a file is meant: check the path\n"
+    assert errors == (
+        f"fathom: error: {tmp_path}/tiny/metrics.jsonl: Is a directory, where a file is meant: "
+        "check the path\n"
     )
 
 

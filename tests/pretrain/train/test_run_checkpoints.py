@@ -1,4 +1,7 @@
-"""Checkpoints of a run: what is saved and when, who may save, and what the next start makes of what it finds."""
+"""Checkpoints of a run.
+
+What is saved and when, who may save, and what the next start makes of what it finds.
+"""
 
 from __future__ import annotations
 
@@ -176,7 +179,8 @@ def test_other_settings_of_the_data_order_are_refused(data: Path, tmp_path: Path
     config.train.global_batch_size = 8
     with pytest.raises(
         UserError,
-        match=r"was trained with train\.global_batch_size=4, the configuration has 8: change it back, or start a run with another",
+        match=r"was trained with train\.global_batch_size=4, the configuration has 8: "
+        r"change it back, or start a run with another",
     ):
         small_trainer(config).resume()
 
@@ -214,7 +218,8 @@ def test_another_tokenizer_is_refused(data: Path, tmp_path: Path) -> None:
     config.data.corpora[0].path = str(tmp_path / "other")
     with pytest.raises(
         UserError,
-        match=r"other/tokenizer\.model is not the tokenizer the run was trained with, .*step_00000001/tokenizer\.model: name data",
+        match=r"other/tokenizer\.model is not the tokenizer the run was trained with, "
+        r".*step_00000001/tokenizer\.model: name data",
     ):
         small_trainer(config).resume()
 
@@ -236,7 +241,8 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(
     for _ in range(2):
         with pytest.raises(
             UserError,
-            match="had saved step_00000002, but .*checkpoints holds no complete checkpoint: restore it .* or begin again under",
+            match="had saved step_00000002, but .*checkpoints holds no complete checkpoint: "
+            "restore it .* or begin again under",
         ):
             small_trainer(config).resume()
         config.checkpoint.load = None
@@ -265,7 +271,8 @@ def test_a_damaged_checkpoint_says_how_to_go_back(
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(
         UserError,
-        match=f"is damaged.*To go back, move {newest} away and start again: the run goes on from {older.name}$",
+        match=f"is damaged.*To go back, move {newest} away and start again: "
+        f"the run goes on from {older.name}$",
     ):
         small_trainer(config).resume()
     newest.rename(tmp_path / "away")
@@ -275,15 +282,18 @@ def test_a_damaged_checkpoint_says_how_to_go_back(
     trainer.resume()
     assert trainer.step == 1
     assert (
-        "step_00000002, the newest, is gone, checkpoint.load is not used, as the run has checkpoints of its own; continuing from"
-        in capsys.readouterr().err
+        "step_00000002, the newest, is gone, checkpoint.load is not used, "
+        "as the run has checkpoints of its own; continuing from" in capsys.readouterr().err
     )
 
 
 def test_the_state_of_fp8_goes_with_the_checkpoint(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its content is tested where Transformer Engine is; here, that it is asked for and given back."""
+    """Its content is tested where Transformer Engine is.
+
+    Here, that it is asked for and given back.
+    """
     brought: list[Path] = []
     monkeypatch.setattr(
         run_checkpoints, "checkpoint_file", lambda chunks, topology: {"fp8_state.safetensors": b"state"}

@@ -1,4 +1,7 @@
-"""Exports of checkpoints whose surroundings others wrote: provenance that is damaged is left out, ids are typed."""
+"""Exports of checkpoints whose surroundings others wrote.
+
+Provenance that is damaged is left out, ids are typed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A checkpoint of two tensor-parallel by two pipeline ranks, exported and evaluated by one process without a process group of its own."""
+"""A checkpoint of two tensor-parallel by two pipeline ranks, exported and evaluated.
+
+One process without a process group of its own does both.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ SAMPLES = 8
 
 
 def train_and_save(data: str, folder: str) -> Any:
-    """Runs inside four ranks: two steps, a checkpoint, the loss of the first validation samples, and all parameters."""
+    """Runs inside four ranks.
+
+    Two steps, a checkpoint, the loss of the first validation samples, and all parameters.
+    """
     from parallel.checkpoint.writer import save
 
     config = run_config(MODEL, LAYOUT)
@@ -67,7 +73,8 @@ def test_from_tp2_pp2(tmp_path: Path) -> None:
     card = (tmp_path / "hf" / "README.md").read_text()
     assert "| training step | 2 |" in card
     assert "| training tokens | 256 |" in card
-    # Against the reference on the parameters as the ranks held them, which never went through a checkpoint.
+    # Against the reference on the parameters as the ranks held them.
+    # Those never went through a checkpoint.
     shape = gpt.Shape("b2t", 4, 4, groups=2, activation="swiglu", normalization="rmsnorm", position="rotary")
     tokens = torch.randint(0, VOCAB, (2, SEQ_LENGTH), generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(

@@ -1,4 +1,7 @@
-"""Text that is shown while it is generated: the text of all ids, piece by piece, at a cost that does not grow with its length."""
+"""Text that is shown while it is generated.
+
+The text of all ids, piece by piece, at a cost that does not grow with its length.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,10 @@ class Counting(Tokenizer):
 @pytest.mark.parametrize("kind", ["ours", "prefix"])
 @pytest.mark.parametrize("seed", range(4))
 def test_pieces_are_the_text_of_all_ids(tokenizers: dict[str, Path], kind: str, seed: int) -> None:
-    """Random ids: bytes that are no UTF-8, control tokens, spaces; and characters of several bytes."""
+    """Random ids: bytes that are no UTF-8, control tokens, spaces.
+
+    Also characters of several bytes.
+    """
     tokenizer, rng = Counting(tokenizers[kind]), random.Random(seed)
     ids = tokenizer.encode("the größte")
     space = [tokenizer._sp.piece_to_id(piece) for piece in ("▁", "▁the")]

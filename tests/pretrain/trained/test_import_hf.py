@@ -1,4 +1,7 @@
-"""Damaged and hostile Hugging Face folders: one line each, nothing left behind, nothing waited for."""
+"""Damaged and hostile Hugging Face folders.
+
+One line each, nothing left behind, nothing waited for.
+"""
 
 from __future__ import annotations
 

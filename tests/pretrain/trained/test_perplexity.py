@@ -1,4 +1,7 @@
-"""Perplexity: the trainer's own number, exact counts of tokens, bytes and words, windows with and without overlap, and what is refused."""
+"""Perplexity: the trainer's own number, exact counts of tokens, bytes and words.
+
+Also windows with and without overlap, and what is refused.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,10 @@ def losses_of(run: Path, ids: list[int]) -> list[float]:
 
 @pytest.mark.parametrize("stride", [None, 16, 7])
 def test_text_in_windows(run: dict[str, Any], stride: int | None) -> None:
-    """Every token counts once, with the context that its window has, against a plain evaluation window by window."""
+    """Every token counts once, with the context that its window has.
+
+    Against a plain evaluation window by window.
+    """
     files = []
     for number, text in enumerate(TEXTS):
         files.append(str(run["texts"] / f"{number}.txt"))

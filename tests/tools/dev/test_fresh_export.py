@@ -1,4 +1,7 @@
-"""Exports in an environment that has torch and transformers and no Fathom: the same greedy text as `fathom generate`."""
+"""Exports in an environment that has torch and transformers and no Fathom.
+
+They give the same greedy text as `fathom generate`.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def there(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """(version of transformers, interpreter) of an environment without Fathom.
 
-    FATHOM_FRESH_VENVS names a folder that keeps them; without it they are made anew, which downloads torch.
+    FATHOM_FRESH_VENVS names a folder that keeps them.
+    Without it they are made anew, which downloads torch.
     """
     wanted = request.param or version("transformers")
     kept = os.environ.get("FATHOM_FRESH_VENVS")

@@ -129,7 +129,8 @@ def test_nothing_is_left_of_a_run_in_order(tmp_path: Path) -> None:
 def test_errors_of_a_collective_that_takes_too_long() -> None:
     assert timed_out(
         RuntimeError(
-            "[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 600000ms for recv operation to complete"
+            "[gloo/transport/tcp/unbound_buffer.cc:78] "
+            "Timed out waiting 600000ms for recv operation to complete"
         )
     )
     assert not timed_out(RuntimeError("Connection closed by peer [127.0.0.1]:1234"))
@@ -164,10 +165,16 @@ while True:
 
 
 def test_a_stopped_rank_ends_the_others(tmp_path: Path) -> None:
-    """Two real processes; one is stopped, and the whole start ends with code 78, the stopped one by name."""
+    """Two real processes, of which one is stopped.
+
+    The whole start ends with code 78, the stopped one by name.
+    """
     script = tmp_path / "rank.py"
     script.write_text(RANK)
-    code = f"import sys, parallel.launch.local as launch; launch.GRACE_SECONDS = 0.5; sys.exit(launch.start_local([{str(script)!r}, {str(tmp_path)!r}], 2))"
+    code = (
+        "import sys, parallel.launch.local as launch; launch.GRACE_SECONDS = 0.5; "
+        f"sys.exit(launch.start_local([{str(script)!r}, {str(tmp_path)!r}], 2))"
+    )
     parent = subprocess.Popen(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": os.getcwd()},

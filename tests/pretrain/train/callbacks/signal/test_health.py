@@ -1,4 +1,7 @@
-"""Signal health: the measured values against plain autograd, what is written when, and warnings that name the layer."""
+"""Signal health: the measured values against plain autograd.
+
+Also what is written when, and warnings that name the layer.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ from tests.model.narrow import without_units
 from tests.parallel.graph_emulator import emulated
 from tests.pretrain.small import small_config, small_data, small_trainer
 
-# ---- departures ---------------------------------------------------------------------------------------------------------------------------------
+# ---- departures ----------------------------------------------------------------------------------
 
 
 def filled(values: list[float]) -> History:
@@ -102,7 +105,7 @@ def test_several_layers_make_one_line() -> None:
     assert text.endswith("so do 2 of the other 11 layers")
 
 
-# ---- single measurements ------------------------------------------------------------------------------------------------------------------------
+# ---- single measurements -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("piece", [1, 40, 1 << 24])
@@ -158,7 +161,7 @@ def test_summary_names_the_layers_of_the_extremes() -> None:
     )
 
 
-# ---- in a run -----------------------------------------------------------------------------------------------------------------------------------
+# ---- in a run ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -372,7 +375,10 @@ def test_a_sound_run_warns_of_nothing(data: Path, tmp_path: Path) -> None:
 def test_under_a_cuda_graph_only_fully_measured_steps_run_without_it(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same values as without a graph; the sizes of streams, which take hooks, at fully measured steps only."""
+    """The same values as without a graph.
+
+    The sizes of streams, which take hooks, are there at fully measured steps only.
+    """
     monkeypatch.setattr("pretrain.train.compiling.check_graphs", lambda seq_length: None)
     without, _ = train(small_config(data, tmp_path / "without", 12, signal_interval=7))
     config = small_config(data, tmp_path / "with", 12, signal_interval=7)

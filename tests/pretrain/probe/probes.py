@@ -1,0 +1,44 @@
+"""Small models, what the probe measures of them, and measurements that are changed by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from model.config import ModelConfig
+from parallel.launch.one_process import single_process
+from pretrain.config.scheme_choice import parse_variant
+from pretrain.probe.measure import Probe, probe, zipf_tokens
+
+LENGTH = 12
+
+
+def model(scheme: str = "pre_ln", layers: int = 3, **more: Any) -> ModelConfig:
+    fields = {
+        "num_layers": layers,
+        "hidden_size": 16,
+        "num_attention_heads": 4,
+        "vocab_size": 50,
+        "max_position_embeddings": LENGTH,
+    }
+    return parse_variant(scheme).apply(ModelConfig.model_validate({**fields, **more}))
+
+
+def measured(config: ModelConfig, seeds: tuple[int, ...] = (5,), dtype: torch.dtype = torch.float64) -> Probe:
+    return probe(
+        config,
+        single_process(),
+        seq_length=LENGTH,
+        tokens=lambda seed: zipf_tokens(50, 2, LENGTH + 1, seed),
+        seeds=seeds,
+        dtype=dtype,
+        source="synthetic",
+    )
+
+
+def changed(base: Probe, index: int, **fields: Any) -> Probe:
+    layers = list(base.layers)
+    layers[index] = replace(layers[index], **fields)
+    return replace(base, layers=tuple(layers))
