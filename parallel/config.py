@@ -17,8 +17,9 @@ class Fp8Config(Strict):
 
     recipe: Literal["none", "delayed", "tensorwise", "blockwise", "mxfp8"] = Field(
         "none",
-        description="How FP8 tensors are scaled. none: no FP8; delayed: "
-        "by the largest values of past steps, tensorwise: by each tensor's present one (both from Ada on); "
+        description="How FP8 tensors are scaled. none: no FP8; "
+        "delayed: by the largest values of past steps, "
+        "tensorwise: by each tensor's present one (both from Ada on); "
         "blockwise: by tiles (from Hopper on); mxfp8: by groups of 32 (Blackwell).",
     )
     first_last_bf16: bool = Field(

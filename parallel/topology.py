@@ -92,8 +92,8 @@ def check_layout(config: ParallelConfig, model: ModelConfig, world: int) -> Layo
     if world % degrees:
         raise UserError(
             f"parallel: tensor x pipeline x context = {config.tensor} x {config.pipeline} x {config.context} "
-            f"= {degrees} does not divide {world} processes: use "
-            f"parallel.processes={max(1, round(world / degrees)) * degrees} or smaller degrees"
+            f"= {degrees} does not divide {world} processes: "
+            f"use parallel.processes={max(1, round(world / degrees)) * degrees} or smaller degrees"
         )
     if config.overlap_grad_reduce and world == degrees:
         raise UserError(
