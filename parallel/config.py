@@ -10,12 +10,17 @@ from model.config import LAYERS, Strict
 
 
 class Fp8Config(Strict):
-    """Matrix products of the layers in FP8, through Transformer Engine. Weights, activations between products and attention stay in bf16."""
+    """Matrix products of the layers in FP8, through Transformer Engine.
+
+    Weights, activations between products and attention stay in bf16.
+    """
 
     recipe: Literal["none", "delayed", "tensorwise", "blockwise", "mxfp8"] = Field(
         "none",
-        description="How FP8 tensors are scaled. none: no FP8; delayed: by the largest values of past steps, tensorwise: by each tensor's present one "
-        "(both from Ada on); blockwise: by tiles (from Hopper on); mxfp8: by groups of 32 (Blackwell).",
+        description="How FP8 tensors are scaled. none: no FP8; "
+        "delayed: by the largest values of past steps, "
+        "tensorwise: by each tensor's present one (both from Ada on); "
+        "blockwise: by tiles (from Hopper on); mxfp8: by groups of 32 (Blackwell).",
     )
     first_last_bf16: bool = Field(
         False, description="Keep the first and the last layer in bf16; not with recipe=delayed."
@@ -26,7 +31,8 @@ class Fp8Config(Strict):
         if self.first_last_bf16 and self.recipe in ("none", "delayed"):
             why = "has no effect with" if self.recipe == "none" else "does not combine with"
             raise ValueError(
-                f"train.fp8.first_last_bf16=true {why} train.fp8.recipe={self.recipe}: set it to false, or set train.fp8.recipe=tensorwise"
+                f"train.fp8.first_last_bf16=true {why} train.fp8.recipe={self.recipe}: set it to false, "
+                "or set train.fp8.recipe=tensorwise"
             )
         return self
 
@@ -45,7 +51,8 @@ class RecomputeConfig(Strict):
     def _check(self) -> RecomputeConfig:
         if self.num_layers != 1 and self.granularity != "full":
             raise ValueError(
-                f"parallel.recompute.num_layers={self.num_layers} has no effect with parallel.recompute.granularity={self.granularity}: "
+                f"parallel.recompute.num_layers={self.num_layers} has no effect with "
+                f"parallel.recompute.granularity={self.granularity}: "
                 "remove it or set parallel.recompute.granularity=full"
             )
         return self
@@ -56,18 +63,23 @@ class OffloadConfig(Strict):
 
     optimizer: bool = Field(
         False,
-        description="Keep fp32 weights and moments in host memory and step there (ZeRO-1 or 2). Results stay the same; on a CPU host so does everything.",
+        description="Keep fp32 weights and moments in host memory and step there (ZeRO-1 or 2). "
+        "Results stay the same; on a CPU host so does everything.",
     )
 
 
 class ParallelConfig(Strict):
-    """How the model is laid out over processes. Data-parallel size = processes / (tensor x pipeline x context)."""
+    """How the model is laid out over processes.
+
+    Data-parallel size = processes / (tensor x pipeline x context).
+    """
 
     processes: int | None = Field(
         None,
         ge=1,
         le=1024,
-        description="Local processes `fathom pretrain` starts when no launcher did; null means one per GPU, or 1 on a CPU host.",
+        description="Local processes `fathom pretrain` starts when no launcher did; null means one per GPU, "
+        "or 1 on a CPU host.",
     )
     tensor: int = Field(1, ge=1, le=1 << 16, description="Tensor-parallel size (TP).")
     pipeline: int = Field(1, ge=1, le=1 << 16, description="Pipeline stages (PP).")
@@ -78,7 +90,8 @@ class ParallelConfig(Strict):
         None,
         min_length=1,
         max_length=LAYERS,
-        description="Layers of each pipeline stage, first to last, for uneven splits; null means equal stages.",
+        description="Layers of each pipeline stage, first to last, for uneven splits; "
+        "null means equal stages.",
     )
     context: int = Field(1, ge=1, le=1 << 16, description="Context-parallel size (CP).")
     sequence_parallel: bool = Field(
@@ -87,15 +100,16 @@ class ParallelConfig(Strict):
     )
     zero: Literal[0, 1, 2, 3] = Field(
         1,
-        description="DeepSpeed ZeRO stage: 1 and 2 shard optimizer state, 3 gradients and parameters too (no pipeline).",
+        description="DeepSpeed ZeRO stage: 1 and 2 shard optimizer state, "
+        "3 gradients and parameters too (no pipeline).",
     )
     recompute: RecomputeConfig = Field(
         default_factory=RecomputeConfig, description="Activation recomputation."
     )
     overlap_grad_reduce: bool | None = Field(
         None,
-        description="Reduce gradients over data-parallel ranks while the last backward pass still runs. null: where it can be, which is without "
-        "train.cuda_graph and below ZeRO-3.",
+        description="Reduce gradients over data-parallel ranks while the last backward pass still runs. "
+        "null: where it can be, which is without train.cuda_graph and below ZeRO-3.",
     )
     offload: OffloadConfig = Field(default_factory=OffloadConfig, description="Host offload.")
     timeout_minutes: float = Field(
@@ -105,8 +119,10 @@ class ParallelConfig(Strict):
         None,
         ge=0,
         le=10**6,
-        description="A training step that takes longer ends the run on all processes, with a stack dump of each and the late one named. null: ten times the "
-        "slowest of the latest steps, at least half of timeout_minutes; 0: off. The first step of a start, evaluation and checkpoints have an hour.",
+        description="A training step that takes longer ends the run on all processes, "
+        "with a stack dump of each and the late one named. null: ten times the slowest of the latest steps, "
+        "at least half of timeout_minutes; 0: off. The first step of a start, "
+        "evaluation and checkpoints have an hour.",
     )
     preflight: bool = Field(
         True,

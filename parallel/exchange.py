@@ -42,7 +42,10 @@ def is_shared(error: Exception) -> bool:
 
 
 def told_as_it_is(kind: type[Exception]) -> None:
-    """From now on an exception of this kind, made of its words alone, is raised as what it is on every rank."""
+    """From now on an exception of this kind is raised as what it is on every rank.
+
+    The kind is made of its words alone.
+    """
     _KINDS[kind.__name__] = kind
 
 
@@ -68,7 +71,10 @@ def gather(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
 
 
 def gather_records(value: R, group: dist.ProcessGroup | None = None) -> list[R]:
-    """The records of all ranks, in order of rank, on every rank. Raises UserError for one that does not fit its type."""
+    """The records of all ranks, in order of rank, on every rank.
+
+    Raises UserError for one that does not fit its type.
+    """
     advice = "all ranks have to run the same version"
     return [
         as_record(one, type(value), f"what rank {rank} sent", advice)
@@ -77,8 +83,9 @@ def gather_records(value: R, group: dist.ProcessGroup | None = None) -> list[R]:
 
 
 def gather_bytes(data: bytes, group: dist.ProcessGroup | None = None) -> Iterator[bytes]:
-    """The blocks of all ranks that have one, in order of rank, one after the other, on every rank. Exhaust it everywhere.
+    """The blocks of all ranks that have one, in order of rank, one after the other, on every rank.
 
+    Exhaust it everywhere.
     Costs one broadcast a block, so that empty ones cost nothing.
     """
     sizes = _sizes(len(data), LARGEST_BYTES, group)
@@ -92,7 +99,10 @@ def gather_bytes(data: bytes, group: dist.ProcessGroup | None = None) -> Iterato
 
 
 def agree(problem: Exception | None, group: dist.ProcessGroup | None = None) -> None:
-    """Raises on every rank what the first one that has a problem met: there as it is, elsewhere in its words."""
+    """Raises on every rank what the first one that has a problem met.
+
+    There it is raised as it is, elsewhere in its words.
+    """
     told = gather_records(describe(problem), group)
     for rank, one in enumerate(told):
         if one.kind:

@@ -1,4 +1,7 @@
-"""The one object that knows the parallel layout: degrees, ranks, process groups, and what DeepSpeed asks of its `mpu`."""
+"""The one object that knows the parallel layout.
+
+That is: degrees, ranks, process groups, and what DeepSpeed asks of its `mpu`.
+"""
 
 from __future__ import annotations
 
@@ -42,40 +45,54 @@ class Layout:
         """Raises UserError for weights of a type that the ZeRO stage cannot train."""
         if self.zero == 0 and dtype != torch.float32:
             raise UserError(
-                "parallel.zero=0 keeps no fp32 copy of bf16 weights: use parallel.zero=1, or train.precision=fp32"
+                "parallel.zero=0 keeps no fp32 copy of bf16 weights: use parallel.zero=1, "
+                "or train.precision=fp32"
             )
 
     def num_microbatches(self, global_batch_size: int, micro_batch_size: int) -> int:
-        """Micro-batches of one rank in a step. Raises UserError where a step does not divide into them."""
+        """Micro-batches of one rank in a step.
+
+        Raises UserError where a step does not divide into them.
+        """
         share = micro_batch_size * self.data
         if global_batch_size % share:
             nearest = max(1, round(global_batch_size / share)) * share
             raise UserError(
-                f"train.global_batch_size={global_batch_size} is not divisible by train.micro_batch_size x data-parallel ranks = "
-                f"{micro_batch_size} x {self.data} = {share}: set train.global_batch_size={nearest}, or change the others"
+                f"train.global_batch_size={global_batch_size} is not divisible by train.micro_batch_size x "
+                f"data-parallel ranks = {micro_batch_size} x {self.data} = {share}: "
+                f"set train.global_batch_size={nearest}, or change the others"
             )
         return global_batch_size // share
 
     def check_batches(self, seq_length: int, num_microbatches: int) -> None:
-        """Raises UserError where the schedule cannot cut up a step of `num_microbatches` micro-batches per rank, of sequences this long in tokens."""
+        """Raises UserError where the schedule cannot cut up a step.
+
+        seq_length: of every sequence, in tokens.
+        num_microbatches: micro-batches per rank in the step.
+        """
         if self.sequence_parallel and seq_length % self.tensor:
             raise UserError(
-                f"data.seq_length={seq_length} is not divisible by parallel.tensor={self.tensor}, as parallel.sequence_parallel needs: "
-                f"use {-(-seq_length // self.tensor) * self.tensor}"
+                f"data.seq_length={seq_length} is not divisible by parallel.tensor={self.tensor}, "
+                f"as parallel.sequence_parallel needs: use {-(-seq_length // self.tensor) * self.tensor}"
             )
         if self.virtual > 1 and num_microbatches % self.pipeline:
             raise UserError(
-                f"{num_microbatches} micro-batches per step and rank are not a multiple of parallel.pipeline={self.pipeline}, as "
-                f"parallel.virtual_stages={self.virtual} needs: change train.global_batch_size or train.micro_batch_size, or set virtual_stages=1"
+                f"{num_microbatches} micro-batches per step and rank are not a multiple of "
+                f"parallel.pipeline={self.pipeline}, as parallel.virtual_stages={self.virtual} needs: "
+                "change train.global_batch_size or train.micro_batch_size, or set virtual_stages=1"
             )
 
 
 def check_layout(config: ParallelConfig, model: ModelConfig, world: int) -> Layout:
-    """The layout of a run over `world` processes. Raises UserError for an impossible or harmful combination, naming a working choice."""
+    """The layout of a run over `world` processes.
+
+    Raises UserError for an impossible or harmful combination, naming a working choice.
+    """
     degrees = config.tensor * config.pipeline * config.context
     if world % degrees:
         raise UserError(
-            f"parallel: tensor x pipeline x context = {config.tensor} x {config.pipeline} x {config.context} = {degrees} does not divide {world} processes: "
+            f"parallel: tensor x pipeline x context = {config.tensor} x {config.pipeline} x {config.context} "
+            f"= {degrees} does not divide {world} processes: "
             f"use parallel.processes={max(1, round(world / degrees)) * degrees} or smaller degrees"
         )
     if config.overlap_grad_reduce and world == degrees:
@@ -84,23 +101,28 @@ def check_layout(config: ParallelConfig, model: ModelConfig, world: int) -> Layo
         )
     if config.overlap_grad_reduce and config.zero == 3:
         raise UserError(
-            "parallel.overlap_grad_reduce=true does not combine with parallel.zero=3, where DeepSpeed reduces gradients: set it to null"
+            "parallel.overlap_grad_reduce=true does not combine with parallel.zero=3, "
+            "where DeepSpeed reduces gradients: set it to null"
         )
     _check_model(config, model)
     _check_pipeline(config, model)
     if config.context > 1:
         raise UserError(
-            f"parallel.context={config.context}: Megatron-core attends over a cut sequence with Transformer Engine only, and no test has shown that equal to "
-            "one process: set parallel.context=1, and for long sequences raise parallel.tensor with parallel.sequence_parallel=true"
+            f"parallel.context={config.context}: Megatron-core attends over a cut sequence with Transformer "
+            "Engine only, and no test has shown that equal to one process: set parallel.context=1, "
+            "and for long sequences raise parallel.tensor with parallel.sequence_parallel=true"
         )
     if config.zero == 3 and config.pipeline > 1:
         raise UserError(
-            f"parallel.zero=3 with parallel.pipeline={config.pipeline}: gathered parameters would be dropped and fetched again for every micro-batch in "
-            "flight, and no test has proven it equal to one process. Use parallel.zero=1 or 2, or parallel.pipeline=1"
+            f"parallel.zero=3 with parallel.pipeline={config.pipeline}: "
+            "gathered parameters would be dropped and fetched again for every micro-batch in flight, "
+            "and no test has proven it equal to one process. Use parallel.zero=1 or 2, "
+            "or parallel.pipeline=1"
         )
     if config.offload.optimizer and config.zero not in (1, 2):
         raise UserError(
-            f"parallel.offload.optimizer=true moves the state that ZeRO-1 and 2 shard, and parallel.zero={config.zero}: set parallel.zero=1"
+            "parallel.offload.optimizer=true moves the state that ZeRO-1 and 2 shard, "
+            f"and parallel.zero={config.zero}: set parallel.zero=1"
         )
     return Layout(
         world,
@@ -126,7 +148,8 @@ def _check_model(config: ParallelConfig, model: ModelConfig) -> None:
         if value % tensor:
             nearest = max(size for size in range(1, tensor) if value % size == 0)
             raise UserError(
-                f"model.{key}={value} is not divisible by parallel.tensor={tensor}: set parallel.tensor={nearest}, or another size that divides it"
+                f"model.{key}={value} is not divisible by parallel.tensor={tensor}: "
+                f"set parallel.tensor={nearest}, or another size that divides it"
             )
     if model.vocab_size is not None and model.padded_vocab % tensor:
         raise UserError(
@@ -135,7 +158,8 @@ def _check_model(config: ParallelConfig, model: ModelConfig) -> None:
         )
     if config.sequence_parallel and tensor == 1:
         raise UserError(
-            "parallel.sequence_parallel=true has no effect with parallel.tensor=1: set it to false or raise parallel.tensor"
+            "parallel.sequence_parallel=true has no effect with parallel.tensor=1: "
+            "set it to false or raise parallel.tensor"
         )
 
 
@@ -148,41 +172,50 @@ def _check_pipeline(config: ParallelConfig, model: ModelConfig) -> None:
             or min(config.pipeline_split) < 1
         ):
             raise UserError(
-                f"parallel.pipeline_split={config.pipeline_split} must have {stages} positive entries (parallel.pipeline) that sum to model.num_layers={layers}"
+                f"parallel.pipeline_split={config.pipeline_split} must have {stages} positive entries "
+                f"(parallel.pipeline) that sum to model.num_layers={layers}"
             )
         if chunks > 1:
             raise UserError(
-                f"parallel.pipeline_split does not combine with parallel.virtual_stages={chunks}: set virtual_stages=1 or remove the split"
+                f"parallel.pipeline_split does not combine with parallel.virtual_stages={chunks}: "
+                "set virtual_stages=1 or remove the split"
             )
     elif layers < stages:
         raise UserError(
-            f"parallel.pipeline={stages} stages are more than model.num_layers={layers}: use parallel.pipeline={layers} or less"
+            f"parallel.pipeline={stages} stages are more than model.num_layers={layers}: "
+            f"use parallel.pipeline={layers} or less"
         )
     elif layers % stages:
         quotient, rest = divmod(layers, stages)
         split = [quotient + (index < rest) for index in range(stages)]
         raise UserError(
-            f"model.num_layers={layers} is not divisible by parallel.pipeline={stages}: set parallel.pipeline_split={split}"
+            f"model.num_layers={layers} is not divisible by parallel.pipeline={stages}: "
+            f"set parallel.pipeline_split={split}"
         )
     if chunks > 1 and stages == 1:
         raise UserError(
-            f"parallel.virtual_stages={chunks} has no effect with parallel.pipeline=1: set it to 1 or raise parallel.pipeline"
+            f"parallel.virtual_stages={chunks} has no effect with parallel.pipeline=1: "
+            "set it to 1 or raise parallel.pipeline"
         )
     if chunks > 1 and layers % (stages * chunks):
         raise UserError(
-            f"model.num_layers={layers} is not divisible by parallel.pipeline x virtual_stages = {stages * chunks}: "
-            f"choose virtual_stages that divides {layers // stages}"
+            f"model.num_layers={layers} is not divisible by parallel.pipeline x virtual_stages = "
+            f"{stages * chunks}: choose virtual_stages that divides {layers // stages}"
         )
 
 
 class Topology:
-    """Process groups of a layout. Also DeepSpeed's `mpu`: Megatron-core's parallel_state plus the three methods it lacks.
+    """Process groups of a layout.
 
+    Also DeepSpeed's `mpu`: Megatron-core's parallel_state plus the three methods it lacks.
     It must not offer `initialize_sequence_parallel`, which DeepSpeed would take for Ulysses.
     """
 
     def __init__(self, layout: Layout) -> None:
-        """Creates Megatron-core's groups. torch.distributed must be initialised with `layout.world` processes."""
+        """Creates Megatron-core's groups.
+
+        torch.distributed must be initialised with `layout.world` processes.
+        """
         from megatron.core import parallel_state
 
         self.layout = layout
@@ -222,10 +255,12 @@ class Topology:
             "virtual_pipeline_model_parallel_size": layout.virtual if interleaved else None,
             "context_parallel_size": layout.context,
             "sequence_parallel": layout.sequence_parallel,
-            # With two stages, batched point-to-point messages of an interleaved schedule swap; separate ones do not.
+            # With two stages, batched point-to-point messages of an interleaved schedule swap.
+            # Separate ones do not.
             "overlap_p2p_comm": interleaved,
             "batch_p2p_comm": not interleaved,
-            # Freeing an output while its send is still in flight is ordered by CUDA's streams; gloo would send freed memory.
+            # Freeing an output while its send is still in flight is ordered by CUDA's streams.
+            # gloo would send freed memory.
             "deallocate_pipeline_outputs": layout.pipeline > 1 and torch.cuda.is_available(),
         }
         if layout.pipeline_split is not None:
@@ -251,7 +286,10 @@ class Topology:
 
 
 def split_layout(split: tuple[int, ...]) -> str:
-    """Megatron-core's notation of an uneven split: E embedding, t layer, L loss, stages parted by '|'."""
+    """Megatron-core's notation of an uneven split.
+
+    E embedding, t layer, L loss, stages parted by '|'.
+    """
     stages = ["t" * count for count in split]
     stages[0] = "E" + stages[0]
     stages[-1] += "L"

@@ -1,4 +1,7 @@
-"""What all tests share: one thread per process, no network, and skips with their reasons where a machine lacks something."""
+"""What all tests share: one thread per process, no network, and skips.
+
+A skip tells its reason where a machine lacks something.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Where transformers copies the modelling files of exports: not the user's cache, and each test process has its own, so that none sees another's copies.
+# Where transformers copies the modelling files of exports: not the user's cache.
+# Each test process has its own, so that none sees another's copies.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="fathom-tests-hf-")
 atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
 TESTS = Path(__file__).resolve().parent
-# The same inputs in every run, so that a failure belongs to a change; `--hypothesis-profile=default` draws new ones.
+# The same inputs in every run, so that a failure belongs to a change.
+# `--hypothesis-profile=default` draws new ones.
 hypothesis.settings.register_profile("fixed", derandomize=True, database=None)
 hypothesis.settings.load_profile("fixed")
 
@@ -53,7 +58,7 @@ def _no_slurm() -> str | None:
     return f"Slurm is not installed: {', '.join(missing)} missing" if missing else None
 
 
-# The files that take longest go first, so that none of them is still running when all others are through.
+# The files that take longest go first: none of them still runs when all others are through.
 LONGEST = (
     "slurm/test_slurm_cluster.py",
     "parallel/engine/test_layouts.py",
@@ -69,7 +74,10 @@ LACKS = {"gpu": _no_cuda, "te": _no_transformer_engine, "slurm": _no_slurm}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks what this machine cannot run, looking at it only where a collected test needs it; moves the longest files to the front."""
+    """Marks what this machine cannot run; moves the longest files to the front.
+
+    It looks at the machine only where a collected test needs it.
+    """
     first = {TESTS / name: place for place, name in enumerate(LONGEST)}
     assert all(path.is_file() for path in first), "LONGEST in tests/conftest.py names a file that is gone"
     items.sort(key=lambda item: first.get(item.path, len(first)))

@@ -1,10 +1,12 @@
 """Groups of local gloo processes for tests.
 
-One launcher process imports the libraries once, then forks the ranks of each group, so that a group costs its own work and little more:
+One launcher process imports the libraries once, then forks the ranks of each group.
+So a group costs its own work and little more:
 
-    first, second = launch(Group(2, worker, (1,)), Group(4, other))     # lists of what each rank returned
+    first, second = launch(Group(2, worker, (1,)), Group(4, other))  # what each rank returned
 
-Inside a rank `rebuild(...)` gives a new layout over the same processes, so that many cases share one group.
+Inside a rank `rebuild(...)` gives a new layout over the same processes,
+so that many cases share one group.
 """
 
 from __future__ import annotations
@@ -52,23 +54,29 @@ PRELOADED = (
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """`function(*args)` on `world` processes. function: a module-level function of this project; arguments and results are pickled, so they hold
-    no classes that a test file defines.
+    """`function(*args)` on `world` processes.
 
-    killed: a rank may be ended by SIGKILL, and others by losing it; their results are None then. What is asserted still fails.
+    Arguments and results are pickled, so they hold no classes that a test file defines.
     """
 
     world: int
     function: Callable[..., Any]
+    """A module-level function of this project."""
     args: tuple[Any, ...] = ()
     killed: bool = False
+    """A rank may be ended by SIGKILL, and others by losing it; their results are None then.
+
+    What is asserted still fails.
+    """
 
 
 def launch(*groups: Group, timeout: float = 1500.0) -> list[list[Any]]:
-    """Runs groups one after another; returns for each what its ranks returned. timeout: seconds for everything; only a safety net, as
-    ranks that wait for each other give up by themselves long before.
+    """Runs groups one after another; returns for each what its ranks returned.
 
-    Raises AssertionError with the traceback of the first rank that failed, or when the time is over.
+    timeout: seconds for everything;
+    only a safety net, as ranks that wait for each other give up by themselves long before.
+    Raises AssertionError with the traceback of the first rank that failed,
+    or when the time is over.
     """
     with tempfile.TemporaryDirectory(prefix="fathom-ranks-") as folder:
         request = Path(folder) / "request"
@@ -139,7 +147,8 @@ def _serve(folder: Path) -> None:
     ):
         for module in PRELOADED:
             importlib.import_module(module)
-    # On a CPU the model-parallel stream is the default stream, which Megatron-core remarks on in every layer.
+    # On a CPU the model-parallel stream is the default stream.
+    # Megatron-core remarks on that in every layer.
     logging.getLogger("megatron").setLevel(logging.ERROR)
     # What is imported stays: the collector need not walk it again in every rank and case.
     gc.freeze()
@@ -217,14 +226,15 @@ def _run_rank(
 
 
 def rebuild(parallel: ParallelConfig, model: ModelConfig) -> Topology:
-    """Inside a rank: a new layout over the processes, after the groups of the previous one are gone."""
+    """Inside a rank: a new layout over the processes, after the previous one's groups are gone."""
     import torch.distributed as dist
     from megatron.core import parallel_state
 
     from parallel.topology import Topology, check_layout
 
     dist.barrier()  # a rank that is ahead would hang up on others' last messages
-    # Megatron-core forgets its groups without closing them: their threads and connections would stay, and slow every later case.
+    # Megatron-core forgets its groups without closing them.
+    # Their threads and connections would stay, and slow every later case.
     for group in parallel_state._global_process_group_list or ():
         if isinstance(group, dist.ProcessGroup):
             dist.destroy_process_group(group)

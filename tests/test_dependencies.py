@@ -66,7 +66,7 @@ def installed_packages() -> Mapping[str, list[str]]:
 
 
 def packages_of(module: str) -> set[str]:
-    """Packages that bring a module. `google` and `megatron` are shared by many: theirs are named here."""
+    """Packages that bring a module. Many share `google` and `megatron`: theirs are named here."""
     shared = {"google": "protobuf", "megatron": "megatron-core", "transformer_engine": "transformer-engine"}
     return (
         {shared[module]}

@@ -1,4 +1,7 @@
-"""Habits of the repository that tools do not check: sizes of files and functions, scheme logic in one place, the files every checkout has."""
+"""Habits of the repository that tools do not check.
+
+Sizes of files and functions, scheme logic in one place, the files every checkout has.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ def mentions_scheme_name(node: ast.expr) -> bool:
 
 
 def scheme_branches(tree: ast.AST) -> list[int]:
-    """Lines that compare something called `scheme` with text, or anything with the name of a scheme."""
+    """Lines that compare something called `scheme` with text, or anything with a scheme's name."""
     lines = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
@@ -108,7 +111,10 @@ def test_the_search_for_branches_finds_branches(code: str, found: bool) -> None:
 
 
 def test_ranks_exchange_no_objects() -> None:
-    """What PyTorch calls an object is pickled, and to read one is to execute what its sender likes: `parallel/exchange.py` has what ranks need."""
+    """What PyTorch calls an object is pickled, and to read one is to execute what its sender likes.
+
+    `parallel/exchange.py` has what ranks need.
+    """
     pickled = re.compile(
         r"\b(?:\w+_object(?:_list)?\(|(?:import|from) (?:c?pickle|marshal|dill)\b|torch\.load\()"
     )

@@ -56,7 +56,8 @@ def list_(run: Run, as_json: AsJson = False) -> None:
         typer.echo(line)
     if left:
         typer.echo(
-            f"left over from saves that were killed (harmless; `fathom checkpoint prune` removes them): {', '.join(left)}"
+            "left over from saves that were killed (harmless; `fathom checkpoint prune` removes them): "
+            f"{', '.join(left)}"
         )
 
 
@@ -86,7 +87,10 @@ def verify(
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Read a checkpoint whole and compare it with its checksums; leaves with 2 and one line where anything is wrong."""
+    """Read a checkpoint whole and compare it with its checksums.
+
+    Leaves with 2 and one line where anything is wrong.
+    """
     from pretrain.rundir.checkpoint_admin import verify as run
 
     facts = run(checkpoint)
@@ -106,7 +110,10 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove old checkpoints, and what killed saves left behind more than an hour ago. The one that `latest` names always stays."""
+    """Remove old checkpoints, and what killed saves left behind more than an hour ago.
+
+    The one that `latest` names always stays.
+    """
     from pretrain.rundir.checkpoint_admin import clean
 
     removed = clean(run, keep_last=keep_last, keep_every=keep_every, dry_run=dry_run)

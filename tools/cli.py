@@ -1,7 +1,8 @@
 """The command line `fathom`: a table of commands.
 
-Each is imported only when it runs, so that help is quick and needs no PyTorch. A new command needs
-one row in COMMANDS and its module, which has either a function `command` or a `typer.Typer` named `app`.
+Each is imported only when it runs, so that help is quick and needs no PyTorch.
+A new command needs one row in COMMANDS and its module.
+The module has either a function `command` or a `typer.Typer` named `app`.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ COMMANDS = (
 
 
 class LazyGroup(TyperGroup):
-    """A group whose commands are stand-ins with a name and a help line until one of them is invoked."""
+    """A group whose commands are stand-ins, a name and a help line, until one is invoked."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -109,7 +110,10 @@ class LazyGroup(TyperGroup):
         return name, load(self.rows[name]) if name in self.rows else command, rest
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command. A broken pipe other than standard output is a fault that click would pass over."""
+        """Runs the command.
+
+        A broken pipe other than standard output is a fault that click would pass over.
+        """
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:
@@ -119,7 +123,10 @@ class LazyGroup(TyperGroup):
 
 
 def load(row: Row) -> Any:
-    """Imports a row's module and makes its command. Raises UserError for a module that has not what the row says."""
+    """Imports a row's module and makes its command.
+
+    Raises UserError for a module that has not what the row says.
+    """
     module, _, attribute = row.target.partition(":")
     target = getattr(importlib.import_module(module), attribute, None)
     if isinstance(target, typer.Typer):
@@ -127,7 +134,8 @@ def load(row: Row) -> Any:
             info.name or get_command_name(getattr(info.callback, "__name__", ""))
             for info in target.registered_commands
         ]
-        # An app with one command of the row's own name is that command; any other app is a group, also while it has one command only.
+        # An app with one command of the row's own name is that command.
+        # Any other app is a group, also while it has one command only.
         command: Any = (
             get_command(target) if names == [row.name] and not target.registered_groups else get_group(target)
         )
@@ -171,8 +179,9 @@ def _fathom(
 def main(arguments: list[str] | None = None) -> None:
     """Entry point.
 
-    Exits with 0; with 2 and one line on stderr for a mistake of the user; with 1 where the reader of
-    standard output has left; with 130 for ctrl-C; or with what the command says.
+    Exits with 0; with 2 and one line on stderr for a mistake of the user;
+    with 1 where the reader of standard output has left; with 130 for ctrl-C;
+    or with what the command says.
     """
     try:
         code = get_command(app)(args=arguments, prog_name="fathom", standalone_mode=False)
@@ -200,7 +209,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _wrong_call(error: Any) -> str:
-    """What is wrong with the options of a call. Nothing for a call without any, which has printed its help."""
+    """What is wrong with the options of a call.
+
+    Nothing for a call without any, which has printed its help.
+    """
     if type(error).__name__ == "NoArgsIsHelpError":
         return ""
     context = getattr(error, "ctx", None)

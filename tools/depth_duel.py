@@ -39,7 +39,8 @@ Seeds = Annotated[int, typer.Option(min=1, max=1000, help="Trainings of each cel
 EqualOver = Annotated[
     str,
     typer.Option(
-        help="tokens: every depth has the configured width; parameters: widths are fitted to the configured size."
+        help="tokens: every depth has the configured width; "
+        "parameters: widths are fitted to the configured size."
     ),
 ]
 Steps = Annotated[int | None, typer.Option(min=2, help="Steps of every cell instead of the configuration's.")]
@@ -141,6 +142,7 @@ def _numbers(option: str, text: str | None, zero: bool = False) -> list[float]:
     wrong = any(not 0 <= number <= LARGEST or (number == 0 and not zero) for number in numbers)
     if wrong or len(set(numbers)) < len(numbers):
         raise UserError(
-            f"{option} {printable(text, 60)}: every number must be positive, at most {LARGEST:g}, and named once"
+            f"{option} {printable(text, 60)}: every number must be positive, at most {LARGEST:g}, "
+            "and named once"
         )
     return numbers

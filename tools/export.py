@@ -17,7 +17,8 @@ def command(
     architecture: Annotated[
         str,
         typer.Option(
-            help="auto, gpt2, llama, opt, or fathom (with its modelling file). auto takes a stock one where it is exact."
+            help="auto, gpt2, llama, opt, or fathom (with its modelling file). "
+            "auto takes a stock one where it is exact."
         ),
     ] = "auto",
     dtype: Annotated[
@@ -30,7 +31,8 @@ def command(
     tokenizer: Annotated[
         str,
         typer.Option(
-            help="auto: the checkpoint's own, proved equal; none; or a Hugging Face folder, whose tokenizer is copied as it is."
+            help="auto: the checkpoint's own, proved equal; none; or a Hugging Face folder, "
+            "whose tokenizer is copied as it is."
         ),
     ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
@@ -39,7 +41,8 @@ def command(
 ) -> None:
     """Write a checkpoint as a folder that `AutoModelForCausalLM.from_pretrained` loads.
 
-    The folder is loaded with transformers and its logits are compared with the checkpoint's before it is put in place.
+    The folder is loaded with transformers before it is put in place.
+    Its logits are compared with the checkpoint's.
     """
     from pretrain.trained.export import export_checkpoint
 

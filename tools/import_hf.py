@@ -26,7 +26,10 @@ def command(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print folder and model section as JSON.")] = False,
 ) -> None:
-    """Read a GPT-2, Llama or post-LN OPT model, or an export of ours, as a checkpoint. What cannot be represented exactly is refused with the reason."""
+    """Read a GPT-2, Llama or post-LN OPT model, or an export of ours, as a checkpoint.
+
+    What cannot be represented exactly is refused with the reason.
+    """
     from parallel.checkpoint.reader import open_checkpoint
     from pretrain.trained.import_hf import import_checkpoint
 
@@ -36,7 +39,8 @@ def command(
         typer.echo(json.dumps({"checkpoint": str(folder), "model": model}))
     elif not quiet:
         typer.echo(
-            f"{folder}: {model['num_layers']} layers, hidden size {model['hidden_size']}, vocabulary {model['vocab_size']}"
+            f"{folder}: {model['num_layers']} layers, hidden size {model['hidden_size']}, "
+            f"vocabulary {model['vocab_size']}"
         )
         typer.echo(
             f"start from it: fathom pretrain CONFIG +include={out / 'model.yaml'} checkpoint.load={out}"

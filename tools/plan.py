@@ -129,7 +129,8 @@ def _print(report: dict[str, Any], console: Console) -> None:
 
     counts, flops = report["parameters"], report["flops_per_token"]
     console.print(
-        f"{counts['total']:,} parameters; {flops['model'] / 1e9:.3f} GFLOP per token ({flops['hardware'] / 1e9:.3f} with what is computed again)"
+        f"{counts['total']:,} parameters; {flops['model'] / 1e9:.3f} GFLOP per token "
+        f"({flops['hardware'] / 1e9:.3f} with what is computed again)"
     )
     note = (
         ""
@@ -137,7 +138,8 @@ def _print(report: dict[str, Any], console: Console) -> None:
         else "; no published run tells what it reaches, so the shares of H100 are taken"
     )
     console.print(
-        f"{report['gpus']} x {report['gpu']}, {report['precision']}, {report['tokens_per_step']:,} tokens a step, {report['tokens']:,.0f} in all{note}"
+        f"{report['gpus']} x {report['gpu']}, {report['precision']}, "
+        f"{report['tokens_per_step']:,} tokens a step, {report['tokens']:,.0f} in all{note}"
     )
     own = report["configured"]
     console.print()
@@ -151,7 +153,8 @@ def _print(report: dict[str, Any], console: Console) -> None:
         return
     console.print(_table(report))
     console.print(
-        "tp tensor, pp pipeline, vp virtual stages, dp data parallel, zero ZeRO stage, micro samples of a micro-batch",
+        "tp tensor, pp pipeline, vp virtual stages, dp data parallel, zero ZeRO stage, "
+        "micro samples of a micro-batch",
         style="dim",
     )
     console.print("limit: the two that take most of the step, and their shares", style="dim")
@@ -170,18 +173,22 @@ def _details(own: dict[str, Any], memory: float, console: Console) -> None:
         f"As configured ({_degrees(own)}): {fits}, {parts['total'] / 2**30:.2f} of {memory / 2**30:.1f} GiB"
     )
     console.print(
-        f"  memory per GPU, GiB  {gib} (activations without recompute {parts['without_recompute'] / 2**30:.2f})"
+        f"  memory per GPU, GiB  {gib} "
+        f"(activations without recompute {parts['without_recompute'] / 2**30:.2f})"
     )
     console.print(
-        f"  step {step['total']:.3f} s       compute {step['compute']:.3f} (of it waiting for launches {step['host']:.3f}), bubble {step['bubble']:.3f} "
-        f"({own['bubble']:.1%}), communication {step['communication']:.3f}, optimizer {step['optimizer']:.3f}"
+        f"  step {step['total']:.3f} s       compute {step['compute']:.3f} (of it waiting for launches "
+        f"{step['host']:.3f}), bubble {step['bubble']:.3f} ({own['bubble']:.1%}), "
+        f"communication {step['communication']:.3f}, optimizer {step['optimizer']:.3f}"
     )
     console.print(
-        f"  sent per GPU and step, GiB  tensor {sent['tensor'] / 2**30:.2f}, pipeline {sent['pipeline'] / 2**30:.2f}, data {sent['data'] / 2**30:.2f}"
+        f"  sent per GPU and step, GiB  tensor {sent['tensor'] / 2**30:.2f}, "
+        f"pipeline {sent['pipeline'] / 2**30:.2f}, data {sent['data'] / 2**30:.2f}"
     )
     cost = "" if own["cost"] is None else f", cost {own['cost']:,.0f}"
     console.print(
-        f"  {own['tokens_per_s']:,.0f} tokens/s, MFU {own['mfu']:.1%}, limited by {_limit(own)}, {own['days']:.2f} days{cost}"
+        f"  {own['tokens_per_s']:,.0f} tokens/s, MFU {own['mfu']:.1%}, limited by {_limit(own)}, "
+        f"{own['days']:.2f} days{cost}"
     )
 
 

@@ -38,13 +38,15 @@ def command(
     tokens: Annotated[
         str,
         typer.Option(
-            help="synthetic: independent tokens after Zipf's law; data: of the configured data sets; auto: data where it is prepared."
+            help="synthetic: independent tokens after Zipf's law; data: of the configured data sets; "
+            "auto: data where it is prepared."
         ),
     ] = "auto",
     dtype: Annotated[
         str,
         typer.Option(
-            help="float32; float64, which reports gradients that float32 would flush to zero; or bfloat16, as training has it."
+            help="float32; float64, which reports gradients that float32 would flush to zero; or bfloat16, "
+            "as training has it."
         ),
     ] = "float32",
     compare: Annotated[
@@ -58,14 +60,18 @@ def command(
     plot: Annotated[
         Path | None,
         typer.Option(
-            help="Write a picture (.png, .svg, .pdf) or a page (.html); with --compare probe.html unless given."
+            help="Write a picture (.png, .svg, .pdf) or a page (.html); "
+            "with --compare probe.html unless given."
         ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the verdicts only.")] = False,
 ) -> None:
-    """Build the configured model on one process, send tokens forward and backward through it, and compare every layer's signals with theory.
+    """Build the configured model on one process and send tokens forward and backward through it.
 
-    Says in words whether the model is trainable at initialisation, and why not. Needs no data set and no GPU. Exit code 0 whatever the verdict.
+    Compares every layer's signals with theory.
+    Says in words whether the model is trainable at initialisation, and why not.
+    Needs no data set and no GPU.
+    Exit code 0 whatever the verdict.
     """
     # Megatron-core's remarks on packages that a probe does not need.
     warnings.filterwarnings("ignore", module=r"megatron\.")

@@ -37,7 +37,10 @@ COLOURS = {
 HEADINGS = ("RUN", "STATE", "STEP", "LOSS", "TOKENS/S", "LEFT", "RESTARTS", "CHECKPOINT", "JOB")
 RIGHT = ("STEP", "LOSS", "TOKENS/S", "LEFT", "RESTARTS")
 FIRST_TO_GO, LAST_TO_GO = ("TOKENS/S", "RESTARTS", "LEFT"), ("LOSS", "CHECKPOINT")
-"""Columns that a narrow console does without: the first ones to keep names on one line, the others only where nothing else helps."""
+"""Columns that a narrow console does without.
+
+The first ones to keep names on one line, the others only where nothing else helps.
+"""
 LEAST_NAME, GAP, PIPE_WIDTH = 8, 2, 140
 STATE_WIDTH, NAME_WIDTH = 20, 500
 
@@ -50,7 +53,10 @@ def command(
     interval: Annotated[float, typer.Option(min=1.0, help="Seconds between two looks of --watch.")] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of JSON objects instead.")] = False,
 ) -> None:
-    """Show the state of runs: step, loss, speed, time left, restarts, newest checkpoint, Slurm job."""
+    """Show the state of runs.
+
+    Step, loss, speed, time left, restarts, newest checkpoint, Slurm job.
+    """
     from pretrain.cluster.status import collect
 
     if as_json:
@@ -77,7 +83,10 @@ def command(
 
 
 def screen(statuses: Sequence[RunStatus], width: int = PIPE_WIDTH) -> RenderableType:
-    """The table, with a line below it for each run that has something to say. width: columns of the console; names and jobs are whole on any."""
+    """The table, with a line below it for each run that has something to say.
+
+    width: columns of the console; names and jobs are whole on any.
+    """
     rows = [cells(status) for status in statuses]
     widths = {
         heading: max(cell_len(row[heading]) for row in (dict(zip(HEADINGS, HEADINGS, strict=True)), *rows))
@@ -89,7 +98,8 @@ def screen(statuses: Sequence[RunStatus], width: int = PIPE_WIDTH) -> Renderable
     for heading in LAST_TO_GO:
         if _total(widths | {"RUN": min(widths["RUN"], LEAST_NAME)}) > width:
             del widths[heading]
-    # A long name goes on in the next line; nothing is cut off, as names and jobs are what other commands are given.
+    # A long name goes on in the next line.
+    # Nothing is cut off, as names and jobs are what other commands are given.
     widths["RUN"] = min(widths["RUN"], max(LEAST_NAME, width - (_total(widths) - widths["RUN"])))
     table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
     for heading in widths:

@@ -179,7 +179,8 @@ def describe(planned: Plan, jobs: Sequence[str]) -> None:
     typer.echo("")
     for job in jobs:
         typer.echo(
-            f"job {job}{f' with {last + 1} elements' if last else ''}, log {log_path(planned, job)}{f' ... {log_path(planned, job, last)}' if last else ''}"
+            f"job {job}{f' with {last + 1} elements' if last else ''}, "
+            f"log {log_path(planned, job)}{f' ... {log_path(planned, job, last)}' if last else ''}"
         )
     ids = " ".join(jobs)
     typer.echo(f"look:                       fathom status {planned.folder}")

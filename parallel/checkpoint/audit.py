@@ -37,7 +37,8 @@ def saved_model(reader: CheckpointReader) -> SavedModel:
     depth = 1 + max((int(match[1]) for name in reader.names() if (match := LAYER.match(name))), default=-1)
     if fields.get("num_layers") != depth:  # first: a depth out of all proportion would be computed with
         raise UserError(
-            f"{source} says model.num_layers={printable(fields.get('num_layers'))}, its files hold {depth} layers: use another checkpoint"
+            f"{source} says model.num_layers={printable(fields.get('num_layers'))}, "
+            f"its files hold {depth} layers: use another checkpoint"
         )
     try:
         config = ModelConfig(
@@ -57,8 +58,8 @@ def saved_model(reader: CheckpointReader) -> SavedModel:
 def check_tensors(reader: CheckpointReader) -> int:
     """Reads every element; returns the number of tensors.
 
-    Raises UserError for weights that are not there, for moments that some parameters have and others lack, and for
-    values that are not finite.
+    Raises UserError for weights that are not there,
+    for moments that some parameters have and others lack, and for values that are not finite.
     """
     muon = (reader.config.get("optimizer") or {}).get("kind") == "muon"
     trained = any(reader.has("exp_avg", name) for name in reader.names())
@@ -70,7 +71,8 @@ def check_tensors(reader: CheckpointReader) -> int:
                 continue
             if not reader.tensor(name, kind).isfinite().all():
                 raise UserError(
-                    f"{reader.folder}: {name} ({kind}) has values that are not finite: the run had diverged; use an older checkpoint"
+                    f"{reader.folder}: {name} ({kind}) has values that are not finite: the run had diverged; "
+                    "use an older checkpoint"
                 )
             count += 1
     return count
@@ -84,15 +86,18 @@ def _compare(reader: CheckpointReader, model: SavedModel) -> None:
     for name, shape in wanted.items():
         if name not in found:
             raise UserError(
-                f"{reader.folder}: its configuration describes {name}, its files lack it: use another checkpoint"
+                f"{reader.folder}: its configuration describes {name}, its files lack it: "
+                "use another checkpoint"
             )
         if reader.shape(name) != shape:
             raise UserError(
-                f"{reader.folder}: {name} has shape {list(reader.shape(name))}, its configuration gives {list(shape)}: use another checkpoint"
+                f"{reader.folder}: {name} has shape {list(reader.shape(name))}, "
+                f"its configuration gives {list(shape)}: use another checkpoint"
             )
     for name in sorted(found - set(wanted)):
         raise UserError(
-            f"{reader.folder}: its files hold {printable(name)}, its configuration has no place for it: use another checkpoint"
+            f"{reader.folder}: its files hold {printable(name)}, its configuration has no place for it: "
+            "use another checkpoint"
         )
 
 
@@ -100,7 +105,8 @@ def _vocabulary(reader: CheckpointReader) -> int:
     tokenizer = reader.tokenizer_path
     if tokenizer is None:
         raise UserError(
-            f"{reader.folder} has neither model.vocab_size nor a tokenizer.model: put the tokenizer of its data there"
+            f"{reader.folder} has neither model.vocab_size nor a tokenizer.model: "
+            "put the tokenizer of its data there"
         )
     return _pieces(tokenizer)
 
@@ -120,6 +126,7 @@ def _seq_length(reader: CheckpointReader) -> int:
     length = (reader.config.get("data") or {}).get("seq_length")
     if not isinstance(length, int) or length < 1:
         raise UserError(
-            f"{reader.folder / MANIFEST} names neither model.max_position_embeddings nor data.seq_length: use another checkpoint"
+            f"{reader.folder / MANIFEST} names neither model.max_position_embeddings nor data.seq_length: "
+            "use another checkpoint"
         )
     return length

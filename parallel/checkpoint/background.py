@@ -1,4 +1,7 @@
-"""Saving while training goes on: the step waits for a copy in host memory, a thread of each process does the rest."""
+"""Saving while training goes on.
+
+The step waits for a copy in host memory; a thread of each process does the rest.
+"""
 
 from __future__ import annotations
 
@@ -18,25 +21,34 @@ from parallel.checkpoint.writer import Fence, Snapshot, take, write
 from parallel.engine.engine import Engine
 
 PATIENCE = timedelta(hours=2)
-"""How long a process waits for the slowest writer. One that died is noticed at once: its connections are closed."""
+"""How long a process waits for the slowest writer.
+
+One that died is noticed at once: its connections are closed.
+"""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that is on disk. seconds: from the beginning to the move of `latest`; stall_seconds: of these, those in which training stood still;
-    bytes: over all processes."""
+    """A checkpoint that is on disk."""
 
     step: int
     seconds: float
+    """From the beginning to the move of `latest`."""
     stall_seconds: float
+    """Of these, those in which training stood still."""
     bytes: int
+    """Over all processes."""
 
 
 class Saver:
-    """Saves the checkpoints of a run, at most one at a time. Collective: all processes make one, and call `save` and `wait` at the same steps.
+    """Saves the checkpoints of a run, at most one at a time.
 
-    The processes talk over a gloo group of their own, as training uses theirs at the same time. fence, tag: see `writer.write`; after: called by
-    process 0 when a checkpoint is the newest, in the background; its OSError is ignored.
+    Collective: all processes make one, and call `save` and `wait` at the same steps.
+    The processes talk over a gloo group of their own, as training uses theirs at the same time.
+
+    fence, tag: see `writer.write`.
+    after: called by process 0 when a checkpoint is the newest, in the background;
+    its OSError is ignored.
     """
 
     def __init__(
@@ -73,8 +85,10 @@ class Saver:
         return self._thread is None or not self._thread.is_alive()
 
     def save(self, engine: Engine, step: int, *, asynchronous: bool, **content: Any) -> Saved | None:
-        """Saves `step`; content: as for `writer.take`. Asynchronous: returns None as soon as the copy is made, and `wait` tells the rest.
+        """Saves `step`.
 
+        asynchronous: returns None as soon as the copy is made, and `wait` tells the rest.
+        content: as for `writer.take`.
         Raises RuntimeError while a save is not finished (`wait` first), and as `writer.write` does.
         """
         if self._thread is not None:
@@ -92,7 +106,10 @@ class Saver:
         return None
 
     def wait(self) -> Saved | None:
-        """Waits for the save that was begun; None where there is none. Raises what made it fail, on every process."""
+        """Waits for the save that was begun; None where there is none.
+
+        Raises what made it fail, on every process.
+        """
         if self._thread is None:
             return None
         begin = time.monotonic()

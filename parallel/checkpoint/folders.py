@@ -19,7 +19,10 @@ MANIFEST = "manifest.json"
 LATEST = "latest"
 _STEP = r"step_([0-9]{8}|[1-9][0-9]{8,14})"
 STEP_FOLDER = re.compile(rf"^{_STEP}\Z")
-"""One name for each step: eight digits, more only where the number needs them, and no more than a run can reach."""
+"""One name for each step.
+
+Eight digits, more only where the number needs them, and no more than a run can reach.
+"""
 LEFTOVER = re.compile(rf"^\.({_STEP})(?:\.[\w.-]+)?\.(?P<kind>partial|replaced|pruned)\Z")
 POINTER_BYTES = 64
 """A pointer is the name of one folder; what is longer is none."""
@@ -31,7 +34,10 @@ def step_folder(step: int) -> str:
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints in a `checkpoints` folder, ascending. Links to somewhere else do not count."""
+    """Steps of the complete checkpoints in a `checkpoints` folder, ascending.
+
+    Links to somewhere else do not count.
+    """
     return sorted(
         step for step, entry in _entries(folder) if not entry.is_symlink() and (entry / MANIFEST).is_file()
     )
@@ -61,7 +67,7 @@ class Pointer:
 
 
 def read_pointer(folder: Path) -> Pointer:
-    """`latest` of a `checkpoints` folder. One that is damaged names nothing, as one that is not there."""
+    """`latest` of a `checkpoints` folder; a damaged one names nothing, as a missing one does."""
     try:
         # Not to hang at a pipe, nor to follow a link.
         handle = os.open(folder / LATEST, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -83,7 +89,10 @@ def read_pointer(folder: Path) -> Pointer:
 
 
 def newest_in(folder: Path) -> Path | None:
-    """The newest checkpoint: the one that `latest` names, or else the highest complete step; None where there is none."""
+    """The newest checkpoint; None where there is none.
+
+    It is the one that `latest` names, or else the highest complete step.
+    """
     steps = steps_in(folder)
     if not steps:
         return None
@@ -92,7 +101,7 @@ def newest_in(folder: Path) -> Path | None:
 
 
 def lost_in(folder: Path) -> str:
-    """What is missing of a checkpoint newer than all complete ones, a phrase; empty where nothing is."""
+    """What is missing of a checkpoint newer than all complete ones, a phrase; empty for nothing."""
     highest = (steps_in(folder) or [-1])[-1]
     pointer = read_pointer(folder)
     named = STEP_FOLDER.match(pointer.name)
@@ -103,7 +112,10 @@ def lost_in(folder: Path) -> str:
 
 
 def findings(folder: Path) -> list[str]:
-    """What is odd about a `checkpoints` folder, a phrase each; empty where the newest save was completed."""
+    """What is odd about a `checkpoints` folder, a phrase each.
+
+    Empty where the newest save was completed.
+    """
     if not folder.is_dir():
         return []
     marks = [match for entry in leftovers_in(folder) if (match := LEFTOVER.match(entry.name))]
@@ -130,7 +142,10 @@ def step_of(folder: Path) -> int:
 
 
 def resolve(path: Path | str) -> Path:
-    """The step folder meant by a run folder, a `checkpoints` folder or a step folder. Raises UserError where there is none."""
+    """The step folder meant by a run folder, a `checkpoints` folder or a step folder.
+
+    Raises UserError where there is none.
+    """
     start = Path(path)
     if (start / MANIFEST).is_file():
         return start

@@ -105,7 +105,7 @@ class OptimizerSection(Record):
 
 
 class Sections(Record):
-    """The configuration that a checkpoint was written with, as far as the types that readers rely on go."""
+    """The configuration of a checkpoint, as far as the types that readers rely on go."""
 
     name: str | None = None
     """Name of the run."""
@@ -145,14 +145,18 @@ class Index(Record):
 
 
 def step_manifest(folder: Path, content: dict[str, Any]) -> Manifest:
-    """Parsed content of a manifest as a record. Raises UserError naming the key that does not fit, or a folder of another step's name."""
+    """Parsed content of a manifest as a record.
+
+    Raises UserError naming the key that does not fit, or a folder of another step's name.
+    """
     source = str(folder / MANIFEST)
     manifest = as_record(content, Manifest, source, ADVICE)
     as_record(manifest.progress, Progress, f"{source}, progress", ADVICE)
     as_record(manifest.config, Sections, f"{source}, config", ADVICE)
     if folder.name.startswith("step_") and folder.name != step_folder(manifest.step):
         raise UserError(
-            f"{folder} holds the checkpoint of step {manifest.step}, as its {MANIFEST} says: rename it to {step_folder(manifest.step)}, or move it away"
+            f"{folder} holds the checkpoint of step {manifest.step}, as its {MANIFEST} says: "
+            f"rename it to {step_folder(manifest.step)}, or move it away"
         )
     return manifest
 
@@ -160,7 +164,8 @@ def step_manifest(folder: Path, content: dict[str, Any]) -> Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a step folder.
 
-    Raises UserError where it is missing, damaged, of a format this version does not read, or of another step than the folder's name says.
+    Raises UserError where it is missing, damaged, of a format this version does not read,
+    or of another step than the folder's name says.
     """
     path = inside(folder, MANIFEST)
     try:
@@ -177,7 +182,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_index(path: Path) -> list[Fragment]:
-    """The pieces that a file of tensors holds, from the index beside it. Raises UserError for an index that contradicts itself."""
+    """The pieces that a file of tensors holds, from the index beside it.
+
+    Raises UserError for an index that contradicts itself.
+    """
     return [_fragment(row, path) for row in read_record(path, Index, ADVICE).fragments]
 
 

@@ -22,7 +22,10 @@ def owned_fragments(engine: Engine) -> Iterator[tuple[NamedParameter, Fragment]]
 
 
 def is_writer(engine: Engine, group: int) -> bool:
-    """Whether this process writes a group: one copy of replicated parameters is enough, and the tied copy is the embedding's."""
+    """Whether this process writes a group.
+
+    One copy of replicated parameters is enough, and the tied copy is the embedding's.
+    """
     topology = engine.topology
     if not engine.zero and topology.data_rank:
         return False
@@ -40,7 +43,8 @@ def moments(engine: Engine, group: int) -> tuple[str, ...]:
 def flat_state(engine: Engine, group: int, *, create: bool = False) -> dict[str, Tensor]:
     """fp32 master weights and Adam moments of a group's partition, each [n], by kind.
 
-    Under ZeRO these are the optimizer's own tensors; at stage 0 they are gathered copies. create: make zero moments where no step was taken yet.
+    Under ZeRO these are the optimizer's own tensors; at stage 0 they are gathered copies.
+    create: make zero moments where no step was taken yet.
     """
     if engine.zero:
         flat = engine.masters[group]
@@ -63,7 +67,10 @@ def flat_state(engine: Engine, group: int, *, create: bool = False) -> dict[str,
 def set_state(
     engine: Engine, group: int, kinds: Sequence[str], fill: Callable[[str, Tensor], None], step: int
 ) -> None:
-    """Sets master weights, moments and the number of steps Adam has taken. fill: writes a group's flat values of one kind into a CPU tensor [n]."""
+    """Sets master weights, moments and the number of steps Adam has taken.
+
+    fill: writes a group's flat values of one kind into a CPU tensor [n].
+    """
     target = flat_state(engine, group, create=True)
     kinds = [kind for kind in kinds if kind in target or not engine.zero]
     direct = engine.zero and not target["master"].is_cuda
@@ -92,6 +99,6 @@ def set_state(
 
 
 def _step_count(optimizer: torch.optim.Optimizer, group: int, parameter: Tensor, step: int) -> Tensor:
-    """Adam's step counter: fused kernels read it on the parameter's device, the others want it on the CPU."""
+    """Adam's step counter: on the parameter's device for fused kernels, else on the CPU."""
     on_device = optimizer.param_groups[group].get("fused") or optimizer.param_groups[group].get("capturable")
     return torch.tensor(float(step), device=parameter.device if on_device else "cpu")

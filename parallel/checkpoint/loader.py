@@ -21,13 +21,17 @@ from parallel.exchange import together
 
 
 def check_model(reader: CheckpointReader, parameters: Sequence[NamedParameter]) -> None:
-    """Raises UserError when a checkpoint lacks a parameter of the model or has it in another shape."""
+    """Raises UserError where a checkpoint lacks a parameter of the model.
+
+    Also where it has the parameter in another shape.
+    """
     for named in parameters:
         wanted = full_shape(named.shape, named.shard)
         found = reader.shape(named.name)
         if wanted != found:
             raise UserError(
-                f"{reader.folder}: {named.name} has shape {list(found)}, the configured model needs {list(wanted)}"
+                f"{reader.folder}: {named.name} has shape {list(found)}, "
+                f"the configured model needs {list(wanted)}"
             )
 
 
@@ -37,14 +41,17 @@ def check_optimizer(reader: CheckpointReader, engine: Engine) -> None:
     wanted = "muon" if engine.options.muon else "adamw"
     if saved != wanted:
         raise UserError(
-            f"{reader.folder} was written with optimizer.kind={saved}, whose moments optimizer.kind={wanted} cannot go on from: set optimizer.kind={saved}"
+            f"{reader.folder} was written with optimizer.kind={saved}, "
+            f"whose moments optimizer.kind={wanted} cannot go on from: set optimizer.kind={saved}"
         )
 
 
 def load(engine: Engine, reader: CheckpointReader) -> bool:
-    """Puts weights, moments and, on an unchanged layout, random states into an engine. Returns whether the random states were restored.
+    """Puts weights, moments and, on an unchanged layout, random states into an engine. Collective.
 
-    Collective. Raises on every process what any of them met: UserError for damage or another model, before anything is changed.
+    Returns whether the random states were restored.
+    Raises on every process what any of them met:
+    UserError for damage or another model, before anything is changed.
     """
     with together():
         check_model(reader, engine.parameters)
@@ -80,7 +87,10 @@ def _read_state(engine: Engine, reader: CheckpointReader) -> None:
 
 
 def _same_streams(engine: Engine, reader: CheckpointReader) -> dict[str, Tensor]:
-    """This process's saved random states; empty where another layout or another kind of device saved them."""
+    """This process's saved random states.
+
+    Empty where another layout or another kind of device saved them.
+    """
     if (
         reader.manifest.layout != engine.topology.layout.summary()
         or reader.manifest.world_size != dist.get_world_size()
@@ -95,7 +105,10 @@ def _same_streams(engine: Engine, reader: CheckpointReader) -> dict[str, Tensor]
 
 
 def _filler(reader: CheckpointReader, fragments: Sequence[Fragment]) -> Callable[[str, Tensor], None]:
-    """Writes these fragments of any kind into a flat tensor. On an unchanged layout neighbours were neighbours: they are copied as one."""
+    """Writes these fragments of any kind into a flat tensor.
+
+    On an unchanged layout neighbours were neighbours: they are copied as one.
+    """
     copies: list[tuple[int, Run]] = []
     others: list[Fragment] = []
     for fragment in fragments:

@@ -1,4 +1,4 @@
-"""Reading a checkpoint, by whole tensors and without a process group: for export, inspection and resharding."""
+"""Reading a checkpoint: whole tensors and no process group, to export, inspect and reshard it."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ class Run(NamedTuple):
 
 
 class CheckpointReader:
-    """One checkpoint. Tensors are put together when asked for; files are mapped, and nothing is kept in memory.
+    """One checkpoint.
 
+    Tensors are put together when asked for; files are mapped, and nothing is kept in memory.
     Sizes of all files are compared with the manifest at once.
     The checksum of a file is compared before the first tensor of it is given.
     Raises UserError for a missing or damaged file, naming it.
@@ -77,7 +78,10 @@ class CheckpointReader:
         return path if path.is_file() else None
 
     def verify(self, files: list[str] | None = None) -> None:
-        """Compares checksums of all files, or of some. Raises UserError naming the first that differs."""
+        """Compares checksums of all files, or of some.
+
+        Raises UserError naming the first that differs.
+        """
         for file in files if files is not None else list(self.manifest.files):
             path = inside(self.folder, file)
             if file_hash(path) != self.manifest.files[file].xxh3_64:
@@ -125,9 +129,11 @@ class CheckpointReader:
         return whole
 
     def part(self, name: str, kind: str, shard: Shard, start: int, length: int) -> Tensor:
-        """Elements start .. start + length of the flattened part `shard` of a tensor, in fp32 [length]; not to be written to.
+        """Elements start .. start + length of the flattened part `shard` of a tensor.
 
-        Where the checkpoint was saved in such parts only these elements are read, else the whole tensor.
+        Returns fp32 [length], not to be written to.
+        Where the checkpoint was saved in such parts only these elements are read.
+        Elsewhere the whole tensor is.
         Raises UserError as `tensor` does.
         """
         runs = self.runs(name, shard, start, length)
@@ -137,8 +143,9 @@ class CheckpointReader:
         return found[0] if len(found) == 1 else torch.cat(found) if found else torch.empty(0)
 
     def runs(self, name: str, shard: Shard, start: int, length: int) -> list[Run] | None:
-        """Where these elements of a part lie, in order; None where the checkpoint was saved in other parts.
+        """Where these elements of a part lie, in order.
 
+        None where the checkpoint was saved in other parts.
         Raises UserError as `tensor` does.
         """
         pieces = [
@@ -161,11 +168,15 @@ class CheckpointReader:
         return found
 
     def elements(self, run: Run, kind: str) -> Tensor:
-        """A run of elements, mapped, in fp32. Not to be written to. Raises UserError where the file lacks them."""
+        """A run of elements, mapped, in fp32. Not to be written to.
+
+        Raises UserError where the file lacks them.
+        """
         flat = self._flat(run.file, run.group, kind)
         if run.offset + run.length > flat.numel():
             raise UserError(
-                f"{self.folder / run.file}: group{run.group}.{kind} has {flat.numel()} elements, fewer than its index says: use an older checkpoint"
+                f"{self.folder / run.file}: group{run.group}.{kind} has {flat.numel()} elements, "
+                "fewer than its index says: use an older checkpoint"
             )
         return flat[run.offset : run.offset + run.length]
 
@@ -193,7 +204,8 @@ class CheckpointReader:
             pieces = self.fragments[fragment.name]
             if pieces and _cut(pieces[0][1]) != _cut(fragment):
                 raise UserError(
-                    f"{path} cuts {printable(fragment.name)} in another way than other files: use an older checkpoint"
+                    f"{path} cuts {printable(fragment.name)} in another way than other files: "
+                    "use an older checkpoint"
                 )
             pieces.append((data, fragment))
             elements += fragment.length
@@ -215,11 +227,13 @@ class CheckpointReader:
                 flat = self._file(file).get_tensor(f"group{group}.{kind}")
             except SafetensorError as error:
                 raise UserError(
-                    f"{self.folder / file} has no tensor group{group}.{kind} ({error}): use an older checkpoint"
+                    f"{self.folder / file} has no tensor group{group}.{kind} ({error}): "
+                    "use an older checkpoint"
                 ) from None
             if flat.dtype != torch.float32 or flat.dim() != 1:
                 raise UserError(
-                    f"{self.folder / file}: group{group}.{kind} is no flat fp32 tensor: use an older checkpoint"
+                    f"{self.folder / file}: group{group}.{kind} is no flat fp32 tensor: "
+                    "use an older checkpoint"
                 )
             self._flats[key] = flat
         return self._flats[key]
@@ -265,9 +279,10 @@ class LazyWeights(Mapping[str, Tensor]):
 
 
 def open_checkpoint(path: Path | str) -> CheckpointReader:
-    """Opens a checkpoint given a run folder, a `checkpoints` folder (both: the newest) or a step folder.
+    """Opens a checkpoint given its step folder, or the newest of a run or `checkpoints` folder.
 
-    Says in one line where `latest` could not be followed. Raises UserError where there is no checkpoint.
+    Says in one line where `latest` could not be followed.
+    Raises UserError where there is no checkpoint.
     """
     folder = resolve(path)
     problem = read_pointer(folder.parent).problem if folder != Path(path) else ""

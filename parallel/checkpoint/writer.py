@@ -1,6 +1,8 @@
-"""Saving: written beside, synced, confirmed by every process, renamed; only then does `latest` move.
+"""Saving: written beside, synced, confirmed by every process, renamed.
 
-`take` copies what a process owns, `write` brings such a copy to disk; `save` is both. `parallel.checkpoint.background` writes while training goes on.
+Only then does `latest` move.
+`take` copies what a process owns, `write` brings such a copy to disk; `save` is both.
+`parallel.checkpoint.background` writes while training goes on.
 """
 
 from __future__ import annotations
@@ -41,13 +43,17 @@ class Report(Record):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one process writes for a step. tensors: on the host; rows: its index; facts: the manifest without files; extra: small files by name."""
+    """What one process writes for a step."""
 
     step: int
     tensors: dict[str, Tensor]
+    """On the host."""
     rows: list[list[Any]]
+    """Its index."""
     facts: dict[str, Any]
+    """The manifest without files."""
     extra: dict[str, bytes]
+    """Small files by name."""
 
 
 def take(
@@ -60,8 +66,12 @@ def take(
     extra: dict[str, bytes],
     buffers: dict[str, Tensor] | None = None,
 ) -> Snapshot:
-    """What this process owns at `step`. buffers: host memory to copy into, kept by the caller from save to save; without it the snapshot may share memory
-    with the engine, which must not step before it is written."""
+    """What this process owns at `step`.
+
+    buffers: host memory to copy into, kept by the caller from save to save.
+    Without it the snapshot may share memory with the engine,
+    which must not step before the snapshot is written.
+    """
     writes = [is_writer(engine, group) for group in range(len(engine.groups))]
     tensors: dict[str, Tensor] = {}
     for group in range(len(engine.groups)):
@@ -105,10 +115,13 @@ def save(
     versions: dict[str, Any],
     extra: dict[str, bytes],
 ) -> float:
-    """Saves a checkpoint of `step` under `folder`; returns the seconds it took. Collective: every process calls it.
+    """Saves a checkpoint of `step` under `folder`; returns the seconds it took.
 
-    progress: position in the data and whatever else the run needs to continue; config: resolved configuration; extra: small files kept with it
-    (the tokenizer), by name. Raises SaveError on every process when any of them could not write, with the old state intact.
+    Collective: every process calls it.
+    progress: position in the data and whatever else the run needs to continue.
+    config: resolved configuration.
+    extra: small files kept with it (the tokenizer), by name.
+    Raises SaveError on every process when any of them could not write, with the old state intact.
     """
     begin = time.monotonic()
     write(take(engine, step, progress=progress, config=config, versions=versions, extra=extra), folder)
@@ -123,11 +136,13 @@ def write(
     fence: Fence | None = None,
     tag: str = "",
 ) -> int:
-    """Writes a snapshot under `folder` and makes it the newest; returns its bytes over all processes. Collective over `group`.
+    """Writes a snapshot under `folder` and makes it the newest. Collective over `group`.
 
-    fence: called by process 0 before anything is touched and again before the checkpoint becomes visible; what it raises is raised on every process.
-    tag: distinguishes the half-written folders of different starts of a run. Raises SaveError on every process when any of them could not write, with the
-    old state intact.
+    Returns its bytes over all processes.
+    fence: called by process 0 before anything is touched and before the checkpoint becomes visible;
+    what it raises is raised on every process.
+    tag: distinguishes the half-written folders of different starts of a run.
+    Raises SaveError on every process when any of them could not write, with the old state intact.
     """
     rank, step = dist.get_rank(), snapshot.step
     partial = folder / f".{step_folder(step)}{'.' if tag else ''}{tag}.partial"
@@ -163,7 +178,10 @@ def write(
 
 
 def _attempt(place: Path, action: Callable[[], None]) -> Exception | None:
-    """Runs an action; returns what went wrong in one line, or nothing. Any failure must reach all ranks, or they would wait for this one."""
+    """Runs an action; returns what went wrong in one line, or nothing.
+
+    Any failure must reach all ranks, or they would wait for this one.
+    """
     try:
         action()
     except Exception as error:
@@ -221,7 +239,10 @@ def _publish(
 
 
 def remove(folders: Iterable[Path]) -> None:
-    """Removes folders with what is in them; one that cannot be removed stays without a word, it does no harm."""
+    """Removes folders with what is in them.
+
+    One that cannot be removed stays without a word, it does no harm.
+    """
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -229,14 +250,19 @@ def remove(folders: Iterable[Path]) -> None:
 def doomed_steps(folder: Path, *, keep_last: int, keep_every: int) -> list[int]:
     """Steps that `prune` would remove."""
     steps = steps_in(folder)
-    # After a crash `latest` may name an older step than the newest folder; the run goes on from it, so it stays.
+    # After a crash `latest` may name an older step than the newest folder.
+    # The run goes on from that older step, so it stays.
     current = read_pointer(folder).name
     kept = set(steps[-keep_last:]) | {step for step in steps if keep_every and step % keep_every == 0}
     return [step for step in steps if step not in kept and step_folder(step) != current]
 
 
 def prune(folder: Path, *, keep_last: int, keep_every: int) -> list[int]:
-    """Removes old checkpoints; returns their steps. keep_last: newest ones that stay, at least 1; keep_every: multiples of it stay, 0 for none."""
+    """Removes old checkpoints; returns their steps.
+
+    keep_last: newest ones that stay, at least 1.
+    keep_every: multiples of it stay, 0 for none.
+    """
     doomed = doomed_steps(folder, keep_last=keep_last, keep_every=keep_every)
     for step in doomed:
         # Renamed first: a half-removed folder must not look like a checkpoint.

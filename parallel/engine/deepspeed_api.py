@@ -64,9 +64,11 @@ def _set(owner: Any, name: str, value: Any, parameters: Sequence[str] | None = N
 def quick_initialize() -> Iterator[None]:
     """Inside it a DeepSpeed engine is made without what costs most of a deep model's start.
 
-    Its check for duplicates rebuilds the list of all ids once per parameter; with sets it is linear.
-    Its broadcast of every parameter is left out: weights are drawn by global name and equal on all
-    ranks by construction. So are its passes for a compiler that Fathom does not use.
+    Its check for duplicates rebuilds the list of all ids once per parameter.
+    With sets it is linear.
+    Its broadcast of every parameter is left out:
+    weights are drawn by global name and equal on all ranks by construction.
+    So are its passes for a compiler that Fathom does not use.
     """
     from deepspeed import DeepSpeedEngine
 
@@ -112,7 +114,7 @@ def weights_cut_anew(optimizer: ZeroOptimizer) -> Callable[..., None]:
 def drop_gradient_hooks(optimizer: ZeroOptimizer, parameters: Iterable[nn.Parameter]) -> None:
     """Stages 1 and 2: gradients are left to backward, where `parallel.engine.gradients` takes them.
 
-    Raises UserError where a hook of DeepSpeed's is left, which would reduce gradients a second time.
+    Raises UserError where a hook of DeepSpeed's is left: it would reduce gradients a second time.
     """
     hooks = require(optimizer, "_grad_acc_hooks")
     for hook in hooks:
@@ -124,7 +126,7 @@ def drop_gradient_hooks(optimizer: ZeroOptimizer, parameters: Iterable[nn.Parame
 
 
 def flat_group(optimizer: ZeroOptimizer, index: int) -> tuple[list[int], int]:
-    """Stages 1 and 2: where each parameter begins in the flat tensor of a group, and its size with padding."""
+    """Stages 1 and 2: where each parameter begins in a group's flat tensor, and its padded size."""
     offsets = require(optimizer, "round_robin_bit16_offsets")[index]
     return offsets, require(optimizer, "bit16_groups_flat")[index].numel()
 
@@ -155,12 +157,15 @@ def weights_from_masters(optimizer: ZeroOptimizer, index: int) -> None:
 
 
 def gradient_partitions(optimizer: ZeroOptimizer) -> Tensor:
-    """Stage 3: the flat fp32 buffer of all gradients' partitions on this rank, in the order of the groups."""
+    """Stage 3: the flat fp32 buffer of all gradients' partitions on this rank, group by group."""
     return require(optimizer, "grad_partitions_flat_buffer")  # type: ignore[no-any-return]
 
 
 def begin_accumulation(optimizer: ZeroOptimizer) -> None:
-    """Stage 3: the next gradients replace what is there. Only DeepSpeed's own step resets these two."""
+    """Stage 3: the next gradients replace what is there.
+
+    Only DeepSpeed's own step resets these two.
+    """
     _set(optimizer, "micro_step_id", 0)
     _set(optimizer, "_epilogue_ran_this_backward", False)
 
@@ -172,7 +177,10 @@ def skip_norm(optimizer: ZeroOptimizer) -> None:
 
 
 def no_shared_memory_kernel() -> None:
-    """On CPUs DeepSpeed does not compile its shared-memory collectives: most of a minute at the first start, and gloo does them as well."""
+    """On CPUs DeepSpeed does not compile its shared-memory collectives.
+
+    Compiling takes most of a minute at the first start, and gloo does them as well.
+    """
     import deepspeed.comm.torch  # noqa: F401 - loaded, to be changed
 
     # By sys.modules: the attribute `deepspeed.comm.torch` is PyTorch itself.

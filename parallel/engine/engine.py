@@ -1,7 +1,8 @@
 """Megatron-core's schedule and DeepSpeed's engine joined.
 
-Megatron-core runs forward, backward and the pipeline; `parallel.engine.gradients` accumulates and reduces; DeepSpeed owns the sharded optimizer state, the
-step and the gathering of updated parameters.
+Megatron-core runs forward, backward and the pipeline.
+`parallel.engine.gradients` accumulates and reduces.
+DeepSpeed owns the sharded optimizer state, the step and the gathering of updated parameters.
 """
 
 from __future__ import annotations
@@ -34,13 +35,16 @@ ForwardStep = Callable[[Iterator[Any], nn.Module], tuple[Tensor, Callable[[Tenso
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss: mean over the global batch; grad_norm: before clipping; applied: False where a non-finite value made the step be skipped;
-    votes: sum over all ranks of what each passed as `vote`."""
+    """What one optimizer step gave."""
 
     loss: float
+    """Mean over the global batch."""
     grad_norm: float
+    """Before clipping."""
     applied: bool
+    """False where a non-finite value made the step be skipped."""
     votes: float
+    """Sum over all ranks of what each passed as `vote`."""
 
 
 @dataclass(frozen=True)
@@ -85,17 +89,20 @@ def _deepspeed_config(topology: Topology, dtype: torch.dtype, micro_batch_size: 
         zero["compute_grad_norm"] = False
     return {
         "train_micro_batch_size_per_gpu": micro_batch_size,
-        # The schedule divides the loss by the number of micro-batches; to DeepSpeed each of our steps is one.
+        # The schedule divides the loss by the number of micro-batches.
+        # To DeepSpeed each of our steps is one.
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
         "steps_per_print": 2**31,
         "zero_allow_untested_optimizer": True,
-        # PyTorch's fused AdamW updates host memory with vector instructions too, and needs no compiler on the machine.
+        # PyTorch's fused AdamW updates host memory with vector instructions too.
+        # It needs no compiler on the machine.
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": zero,
         # Not finite gradients are found before its step; it would read all of them twice more.
         "bf16": {"enabled": half, "check_grad_overflow": False},
-        # With fp32 here DeepSpeed would pick an optimizer that accumulates by itself; ours accumulates in fp32 in any case.
+        # With fp32 here DeepSpeed would pick an optimizer that accumulates by itself.
+        # Ours accumulates in fp32 in any case.
         "data_types": {"grad_accum_dtype": "bf16" if half and topology.layout.zero < 3 else "fp32"},
         # At stage 3 DeepSpeed reduces; at the other stages `parallel.engine.gradients` does.
         "communication_data_type": "fp32",
@@ -177,11 +184,17 @@ class Engine:
 
     @property
     def masters(self) -> list[Tensor]:
-        """This rank's fp32 master weights of each group, flat, laid out as the group's gradient partition. Under ZeRO only."""
+        """This rank's fp32 master weights of each group, flat. Under ZeRO only.
+
+        They are laid out as the group's gradient partition.
+        """
         return api.masters(self.optimizer, self.topology.layout.zero)
 
     def gathered(self) -> AbstractContextManager[Any]:
-        """Inside it every rank holds its parameters whole, to read them; elsewhere that is so at all stages but 3. Collective."""
+        """Inside it every rank holds its parameters whole, to read them. Collective.
+
+        Elsewhere that is so at all stages but 3.
+        """
         if self.topology.layout.zero < 3:
             return contextlib.nullcontext()
         from deepspeed.runtime.zero import GatheredParameters
@@ -209,7 +222,7 @@ class Engine:
         ]
 
     def _fixed(self) -> list[Tensor]:
-        """What stands for all weights and gradients in their flat groups: a group moves as a whole."""
+        """What stands for all weights and gradients in their flat groups: each moves as a whole."""
         return [
             tensor
             for buffer in self.buffers
@@ -256,8 +269,10 @@ class Engine:
     ) -> StepResult:
         """One optimizer step over `num_microbatches` micro-batches of this rank.
 
-        batches: makes an iterator over them; forward_step: Megatron-core's convention, its loss function returning (loss, detached loss).
-        inspect: called when gradients are reduced and not yet clipped. watched: modules have hooks, which must run in this step.
+        batches: makes an iterator over them.
+        forward_step: Megatron-core's convention; its loss function returns (loss, detached loss).
+        inspect: called when gradients are reduced and not yet clipped.
+        watched: modules have hooks, which must run in this step.
         One collective carries norm, loss and votes, so that all ranks take the same decision.
         """
         for buffer in self.buffers:

@@ -1,7 +1,11 @@
-"""Gradients of a model as a few flat fp32 buffers: accumulated in place by backward, reduced with one collective a group, clipped as a whole.
+"""Gradients of a model as a few flat fp32 buffers.
 
-DeepSpeed's own reduction calls a Python hook per parameter and micro-batch, which at a thousand layers costs more than the arithmetic, and under a
-pipeline schedule fires at the wrong times. Here backward only adds into views; everything else happens once a step on whole buffers.
+Backward accumulates in place, one collective a group reduces, and they are clipped as a whole.
+
+DeepSpeed's own reduction calls a Python hook per parameter and micro-batch.
+At a thousand layers that costs more than the arithmetic,
+and under a pipeline schedule the hooks fire at the wrong times.
+Here backward only adds into views; everything else happens once a step on whole buffers.
 """
 
 from __future__ import annotations
@@ -19,12 +23,16 @@ from model.parameters.names import NamedParameter
 from model.parameters.table import Role
 from parallel.topology import Topology
 
-# One fp32 sum over 5 million elements is wrong by 1e-4 on a CPU, so the norm would depend on the layout; blocks of this size are right to 1e-8 at no cost.
+# One fp32 sum over 5 million elements is wrong by 1e-4 on a CPU.
+# So the norm would depend on the layout; blocks of this size are right to 1e-8 at no cost.
 NORM_BLOCK = 1024
 
 
 class Kind(Enum):
-    """How a parameter's gradient is shared over the model-parallel ranks; decides its reduction and how often the global norm counts it."""
+    """How a parameter's gradient is shared over the model-parallel ranks.
+
+    Decides its reduction and how often the global norm counts it.
+    """
 
     SHARDED = "sharded"  # a slice of its own on every tensor-parallel rank
     REPLICATED = "replicated"  # equal gradients on all tensor-parallel ranks
@@ -34,16 +42,20 @@ class Kind(Enum):
 
 @dataclass
 class Group:
-    """Parameters that are decayed, reduced, counted and updated alike. muon: by Muon where the run uses it."""
+    """Parameters that are decayed, reduced, counted and updated alike."""
 
     kind: Kind
     decay: bool
     parameters: list[NamedParameter]
     muon: bool = False
+    """By Muon where the run uses it."""
 
 
 def kind_of(named: NamedParameter, topology: Topology, tied: bool) -> Kind:
-    """Kind of a parameter, by its attributes, never by its module's class. tied: embedding and output share weights."""
+    """Kind of a parameter, by its attributes, never by its module's class.
+
+    tied: embedding and output share weights.
+    """
     parameter = named.parameter
     if tied and topology.layout.pipeline > 1 and named.row.role is Role.WORD:
         return Kind.TIED
@@ -62,7 +74,11 @@ def build_groups(
     decay_embeddings: bool,
     muon: bool = False,
 ) -> list[Group]:
-    """Groups of the local parameters, in a fixed order; only non-empty ones. Matrices are decayed, vectors are not. muon: the layers' matrices apart."""
+    """Groups of the local parameters, in a fixed order; only non-empty ones.
+
+    Matrices are decayed, vectors are not.
+    muon: the layers' matrices apart.
+    """
     groups: dict[tuple[Kind, bool, bool], Group] = {}
     for named in parameters:
         matrix = named.parameter.dim() >= 2
@@ -74,19 +90,22 @@ def build_groups(
 
 
 class Piece(NamedTuple):
-    """Elements start .. start + length of the flattened local tensor, [shape], at `offset` of a group's partition."""
+    """Elements start .. start + length of the flattened local tensor."""
 
     named: NamedParameter
     offset: int
+    """Where they begin in a group's partition."""
     start: int
     length: int
     shape: tuple[int, ...]
+    """Of the local tensor."""
 
 
 class Gradient:
     """The gradient of one group: this rank's partition of it, flat in fp32.
 
-    counted: whether the global norm counts it on this rank. sharded: partitions of data-parallel ranks differ.
+    counted: whether the global norm counts it on this rank.
+    sharded: partitions of data-parallel ranks differ.
     """
 
     def __init__(self, group: Group, partition: Tensor, topology: Topology, *, sharded: bool) -> None:
@@ -123,8 +142,10 @@ class Gradient:
 class GradientBuffer(Gradient):
     """The whole flat fp32 gradient of one group, of which a partition is this rank's.
 
-    offsets: first element of each parameter; numel: size with padding, a multiple of the data-parallel size where the buffer is sharded.
-    In fp32 the views are the parameters' `.grad`; in lower precision a hook adds each gradient into `main_grad` and drops it.
+    offsets: first element of each parameter.
+    numel: size with padding, a multiple of the data-parallel size where the buffer is sharded.
+    In fp32 the views are the parameters' `.grad`.
+    In lower precision a hook adds each gradient into `main_grad` and drops it.
     """
 
     def __init__(
@@ -157,7 +178,10 @@ class GradientBuffer(Gradient):
                 yield Piece(named, low - self.first, low - begin, high - low, tuple(view.shape))
 
     def prepare(self) -> None:
-        """Before the first micro-batch of a step: zero, and in fp32 hand the views to backward, which adds in place."""
+        """Before the first micro-batch of a step: zero.
+
+        In fp32 also hands the views to backward, which adds in place.
+        """
         self.flat.zero_()
         self.started = self.flat.numel()
         if self.direct:
@@ -165,7 +189,10 @@ class GradientBuffer(Gradient):
                 parameter.grad = view
 
     def start(self, low: int) -> None:
-        """Begins the mean over data-parallel ranks of what is final: from element `low` to where the last call of this step began, or the end."""
+        """Begins the mean over data-parallel ranks of what is final.
+
+        That is from element `low` to where the last call of this step began, or the end.
+        """
         part, data, group = self.flat[low : self.started], self.topology.layout.data, self.topology.data_group
         part.div_(data)
         if not self.sharded:
@@ -178,7 +205,11 @@ class GradientBuffer(Gradient):
         self.started = low
 
     def reduce(self) -> None:
-        """After the last micro-batch: sums over sequence shards and tied copies, mean over data-parallel ranks (of the own partition where sharded)."""
+        """After the last micro-batch: what is still to be summed over ranks.
+
+        Sums over sequence shards and tied copies, mean over data-parallel ranks
+        (of the own partition where sharded).
+        """
         if self.started < self.flat.numel():
             self.start(0)
             for work in self.works:

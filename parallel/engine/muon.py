@@ -1,8 +1,9 @@
-"""Muon (Jordan et al. 2024) for the matrices of the layers, over parameters that ZeRO and tensor parallelism cut into pieces.
+"""Muon (Jordan et al. 2024) for the layers' matrices, which ZeRO and tensor parallelism cut up.
 
-Momentum is kept and updated where ZeRO keeps it, in flat pieces. An update has to see whole matrices, so the pieces of the momentum are gathered first;
-every rank orthogonalises the matrices that its own piece overlaps and keeps its part of the result. Over data-parallel ranks the work is so shared out;
-tensor-parallel ranks compute the same matrices each.
+Momentum is kept and updated where ZeRO keeps it, in flat pieces.
+An update has to see whole matrices, so the pieces of the momentum are gathered first.
+Every rank orthogonalises the matrices that its own piece overlaps and keeps its part of the result.
+So data-parallel ranks share the work; tensor-parallel ranks compute the same matrices each.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ BUCKET = 1 << 26
 
 
 def newton_schulz(update: Tensor) -> Tensor:
-    """A matrix [m, n] with the singular vectors of `update` and all singular values near 1, in its dtype (Jordan et al. 2024)."""
+    """The nearly orthogonal matrix to `update` [m, n], in its dtype (Jordan et al. 2024).
+
+    It has the singular vectors of `update` and all singular values near 1.
+    """
     a, b, c = COEFFICIENTS
     tall = update.shape[0] > update.shape[1]
     x = update.mT if tall else update
@@ -45,7 +49,10 @@ def newton_schulz(update: Tensor) -> Tensor:
 
 
 def scale(shape: Sequence[int]) -> float:
-    """Factor that gives an orthogonal matrix [m, n] the root mean square of an AdamW update, so that both share a learning rate (Liu et al. 2025, eq. 4)."""
+    """Factor that gives an orthogonal matrix [m, n] the root mean square of an AdamW update.
+
+    With it both share a learning rate (Liu et al. 2025, eq. 4).
+    """
     return 0.2 * math.sqrt(max(shape))
 
 
@@ -58,9 +65,10 @@ class _Matrix:
 
 
 class Orthogonalizer:
-    """From this rank's flat piece of a group's update to the same piece of the orthogonal, scaled update.
+    """From this rank's flat piece of a group's update to that of the orthogonal, scaled update.
 
-    buffer: the group's gradient, whose memory takes the gathered update, nobody reads it any more by then. dtype: of the iteration.
+    buffer: the group's gradient; its memory takes the gathered update, nobody reads it by then.
+    dtype: of the iteration.
     Call: collective over the data- and tensor-parallel groups; [n] fp32 -> [n] fp32.
     """
 
@@ -102,7 +110,10 @@ class Orthogonalizer:
                 yield list(bucket)
 
     def _tensor_parallel(self, piece: Tensor) -> list[Tensor]:
-        """The same stretch of the buffer on all tensor-parallel ranks: they cut every matrix alike, so it holds the same matrices."""
+        """The same stretch of the buffer on all tensor-parallel ranks.
+
+        They cut every matrix alike, so it holds the same matrices.
+        """
         topology = self.buffer.topology
         if topology.layout.tensor == 1:
             return [piece]
@@ -129,7 +140,8 @@ class Orthogonalizer:
 class Muon(torch.optim.AdamW):
     """AdamW, and Muon with Nesterov momentum for parameter groups whose `muon` is true.
 
-    momentum: decay of Muon's running mean of gradients, its only state, kept as `exp_avg`. Groups with Muon hold one flat fp32 piece each;
+    momentum: decay of Muon's running mean of gradients, its only state, kept as `exp_avg`.
+    Groups with Muon hold one flat fp32 piece each.
     `orthogonalizers` has their orthogonalisers by position of the group, set before the first step.
     """
 

@@ -1,7 +1,10 @@
-"""Gradients on their way to other data-parallel ranks while the last backward pass of a step still runs.
+"""Gradients on their way to other data-parallel ranks while the last backward pass still runs.
 
-Backward passes walk the layers from the last to the first, and a flat gradient buffer holds them from the first to the last. So when the gradients of a
-layer begin to arrive for the last time in a step, everything behind that layer in the buffer is final. A few layers a buffer are marked: one hook each,
+Backward passes walk the layers from the last to the first.
+A flat gradient buffer holds the layers from the first to the last.
+So when the gradients of a layer begin to arrive for the last time in a step,
+everything behind that layer in the buffer is final.
+A few layers a buffer are marked: one hook each,
 where DeepSpeed's own overlap has a hook on every parameter.
 """
 
@@ -15,14 +18,21 @@ from torch import Tensor
 from parallel.engine.gradients import Gradient, GradientBuffer, Kind
 
 PIECES = 8
-"""Parts in which a buffer is reduced: the last one is not hidden, and each costs the latency of a collective for every rank whose partition it touches."""
+"""Parts in which a buffer is reduced.
+
+The last one is not hidden.
+Each costs the latency of a collective for every rank whose partition it touches.
+"""
 SMALLEST = 1 << 20
 """Elements below which a buffer is reduced at once, at the end."""
 
 
 class Overlap:
-    """Begins the reduction of final pieces of these buffers in backward passes. Buffers whose sums over tensor-parallel ranks or tied embeddings come first
-    are left to the end, like small ones."""
+    """Begins the reduction of final pieces of these buffers in backward passes.
+
+    Left to the end are small buffers,
+    and those whose sums over tensor-parallel ranks or tied embeddings come first.
+    """
 
     def __init__(self, buffers: Sequence[Gradient]) -> None:
         self.passes = 0
@@ -54,9 +64,12 @@ class Overlap:
 
 
 def marks(buffer: GradientBuffer) -> list[tuple[Tensor, int]]:
-    """(parameter, element): once the parameter's last gradient of a step has arrived, the buffer is final from that element on. From the end to the beginning.
+    """(parameter, element) pairs, from the end of the buffer to its beginning.
 
-    A marked parameter belongs to the layer before the piece that it declares final, whose last gradient is a sign that backward has left that piece.
+    Once the parameter's last gradient of a step has arrived,
+    the buffer is final from that element on.
+    A marked parameter belongs to the layer before the piece that it declares final.
+    Its last gradient is a sign that backward has left that piece.
     """
     ends: dict[int, tuple[Tensor, int]] = {}
     for named, offset in zip(buffer.group.parameters, buffer.offsets, strict=True):

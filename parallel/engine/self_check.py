@@ -1,4 +1,4 @@
-"""Whether the first optimizer step moved the weights, which no look at names and signatures can show."""
+"""Whether the first optimizer step moved the weights, which names and signatures cannot show."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 SAMPLE = 4096
 """Elements of a group that are looked at."""
 STEPS = 8.0
-"""A weight is looked at where a change by the learning rate is so many times what fp32 can tell apart."""
+"""A weight is looked at where the learning rate is so many times what fp32 can tell apart there."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,10 @@ class Watched:
 
 
 def watch(samples: Iterable[Sample]) -> list[Watched]:
-    """What to look at after the step: elements with a gradient, which a step of the rate's size changes."""
+    """What to look at after the step.
+
+    These are elements with a gradient, which a step of the rate's size changes.
+    """
     found = []
     for sample in samples:
         weights, gradient = sample.weights[:SAMPLE], sample.gradient[:SAMPLE].to(sample.weights.device)
@@ -55,7 +58,10 @@ def watch(samples: Iterable[Sample]) -> list[Watched]:
 
 
 def check_moved(watched: Iterable[Watched]) -> None:
-    """Call after the step. Raises RuntimeError, naming a parameter, where a group's weights did not move."""
+    """Call after the step.
+
+    Raises RuntimeError, naming a parameter, where a group's weights did not move.
+    """
     for one in watched:
         if torch.equal(one.sample.weights[one.index], one.before):
             raise RuntimeError(

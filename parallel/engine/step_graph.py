@@ -1,8 +1,14 @@
-"""The forward and backward passes of an optimizer step as one CUDA graph: the host launches it once instead of launching every kernel of every layer.
+"""The forward and backward passes of an optimizer step as one CUDA graph.
 
-A graph repeats what the GPU did while it was captured, at the same addresses: Python does not run again. That fits our passes because everything that
-outlives them has its place already: micro-batches are copied into the same tensors, gradients are added into the flat buffers of `parallel.engine.gradients`,
-weights are views of DeepSpeed's flat groups. Reduction, clipping and the optimizer follow outside, a few kernels on whole buffers.
+The host launches it once instead of launching every kernel of every layer.
+
+A graph repeats what the GPU did while it was captured, at the same addresses.
+Python does not run again.
+That fits our passes because everything that outlives them has its place already:
+micro-batches are copied into the same tensors,
+gradients are added into the flat buffers of `parallel.engine.gradients`,
+weights are views of DeepSpeed's flat groups.
+Reduction, clipping and the optimizer follow outside, a few kernels on whole buffers.
 """
 
 from __future__ import annotations
@@ -18,22 +24,27 @@ from torch import Tensor
 from model.errors import UserError
 
 WARM_UP = 3
-"""Steps before the capture that run as ever: libraries allocate and choose kernels on first use, which no capture may contain."""
+"""Steps before the capture that run as ever.
+
+Libraries allocate and choose kernels on first use, which no capture may contain.
+"""
 
 Passes = Callable[[list[Tensor]], list[Tensor]]
-"""From the micro-batches of a step to their losses, scalars on the GPU; gradients are left in buffers."""
+"""From a step's micro-batches to their losses, scalars on the GPU; gradients stay in buffers."""
 
 
 class StepGraph:
     """Runs the passes of steps: the first as they are, then by a graph captured from them.
 
-    fixed: tensors whose addresses the passes have in them; the graph is captured anew where one has moved.
-    capture_s: seconds of the capture that the latest step began with, None where it had one already.
+    fixed: tensors whose addresses the passes use; where one has moved, the graph is captured anew.
+    capture_s: seconds of the capture that the latest step began with,
+    None where it had one already.
     """
 
     def __init__(self, fixed: Sequence[Tensor] = ()) -> None:
         self.fixed = list(fixed)
-        # Not the default stream, which a capture cannot be on; the same for all passes, because autograd's nodes remember the stream they were made on.
+        # Not the default stream, which a capture cannot be on.
+        # The same for all passes, because autograd's nodes remember the stream they were made on.
         self.stream = torch.cuda.Stream()
         self.warm = 0
         self.capture_s: float | None = None
@@ -41,8 +52,10 @@ class StepGraph:
         self.release()
 
     def release(self) -> None:
-        """Drops the graph with its memory. The next step captures another one. Also to be called before communicators are destroyed, which wait for graphs
-        that use them."""
+        """Drops the graph with its memory; the next step captures another one.
+
+        Also to be called before communicators are destroyed, which wait for graphs that use them.
+        """
         if self.graph is not None:
             self.graph.reset()
         self.graph = None
@@ -51,9 +64,11 @@ class StepGraph:
         self.addresses: list[int] = []
 
     def run(self, passes: Passes, batches: list[Tensor], *, watched: bool = False) -> list[Tensor]:
-        """The passes over these micro-batches, of any shape and number. Losses are valid until the next call.
+        """The passes over these micro-batches, of any shape and number.
 
-        watched: somebody listens to the modules, whose hooks a graph would not call: the passes run as they are, in the memory that the graph held.
+        Losses are valid until the next call.
+        watched: somebody listens to the modules, whose hooks a graph would not call:
+        the passes run as they are, in the memory that the graph held.
         Raises UserError where the passes cannot be captured.
         """
         self.capture_s = None
@@ -89,7 +104,7 @@ class StepGraph:
         self.inputs, self.addresses = [batch.clone() for batch in batches], self._addresses()
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads (communication, data, checkpoints) may go on with their own work meanwhile.
+            # Other threads (communication, data, checkpoints) may go on with their own work.
             with _collected(), torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.losses = passes(self.inputs)
         except RuntimeError as error:
@@ -106,7 +121,11 @@ class StepGraph:
 
 @contextlib.contextmanager
 def _collected() -> Iterator[None]:
-    """Without garbage, which would stay allocated beside the graph, and without collection, which may destroy another graph in the middle of a capture."""
+    """Without garbage and without collection.
+
+    Garbage would stay allocated beside the graph.
+    A collection may destroy another graph in the middle of a capture.
+    """
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()

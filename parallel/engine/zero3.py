@@ -1,7 +1,11 @@
-"""ZeRO-3 under Megatron-core's schedule: parameters are cut over the data-parallel ranks and gathered, module by module, by DeepSpeed's hooks.
+"""ZeRO-3 under Megatron-core's schedule.
 
-DeepSpeed reduces each micro-batch's gradients into one flat fp32 buffer of partitions, in the order of its parameter groups, which are ours. So a
-group's gradient is a slice of that buffer, and norm, clipping and everything after it are as at the other stages.
+Parameters are cut over the data-parallel ranks; DeepSpeed's hooks gather them module by module.
+
+DeepSpeed reduces each micro-batch's gradients into one flat fp32 buffer of partitions,
+in the order of its parameter groups, which are ours.
+So a group's gradient is a slice of that buffer,
+and norm, clipping and everything after it are as at the other stages.
 """
 
 from __future__ import annotations
@@ -18,7 +22,8 @@ from parallel.engine import deepspeed_api as api
 from parallel.engine.gradients import Gradient, Group, Kind, Piece
 from parallel.topology import Topology
 
-# Elements below which DeepSpeed would keep a parameter whole on every rank. With 0 a rank's memory is what the stage promises.
+# Elements below which DeepSpeed would keep a parameter whole on every rank.
+# With 0 a rank's memory is what the stage promises.
 PERSISTENT = 0
 
 
@@ -35,7 +40,10 @@ def zero_config() -> dict[str, Any]:
 
 
 class Gathering(nn.Module):
-    """What the schedule calls in place of the model: DeepSpeed's engine, whose forward prepares its hooks for the backward that follows."""
+    """What the schedule calls in place of the model: DeepSpeed's engine.
+
+    Its forward prepares its hooks for the backward that follows.
+    """
 
     def __init__(self, engine: Any, chunk: nn.Module) -> None:
         super().__init__()
@@ -51,12 +59,18 @@ class Gathering(nn.Module):
         )
 
     def set_is_first_microbatch(self) -> None:
-        """Called by the schedule once a step, where FP8 casts of weights are made anew; without it they would stay those of the first step."""
+        """Called by the schedule once a step, where FP8 casts of weights are made anew.
+
+        Without it they would stay those of the first step.
+        """
         self.module.set_is_first_microbatch()  # type: ignore[operator]
 
 
 class ScatteredGradient(Gradient):
-    """A group's slice of DeepSpeed's buffer of partitions: of every parameter the rank's equal piece, the last one padded with zeros."""
+    """A group's slice of DeepSpeed's buffer of partitions.
+
+    It has the rank's equal piece of every parameter, the last one padded with zeros.
+    """
 
     def __init__(self, group: Group, optimizer: Any, first: int, topology: Topology) -> None:
         self.optimizer = optimizer
@@ -88,7 +102,10 @@ class ScatteredGradient(Gradient):
 
 
 def scattered(groups: Sequence[Group], optimizer: Any, topology: Topology) -> list[Gradient]:
-    """The gradients of all groups. optimizer: DeepSpeed's, of stage 3; its own norm, which nobody reads, is turned off."""
+    """The gradients of all groups.
+
+    optimizer: DeepSpeed's, of stage 3; its own norm, which nobody reads, is turned off.
+    """
     api.skip_norm(optimizer)
     found: list[Gradient] = []
     first = 0

@@ -1,7 +1,11 @@
-"""The state that FP8 with delayed scaling carries from step to step, as one small file beside a checkpoint.
+"""The state that FP8 with delayed scaling carries from step to step, a small file by a checkpoint.
 
-Delayed scaling chooses scales by the largest values of past steps, so a run that continues without them computes differently for a while. The other recipes
-have no state. Names are canonical and values equal over tensor- and data-parallel ranks (Transformer Engine reduces them there), so the file fits every layout.
+Delayed scaling chooses scales by the largest values of past steps.
+A run that continues without them computes differently for a while.
+The other recipes have no state.
+Names are canonical.
+Values are equal over tensor- and data-parallel ranks (Transformer Engine reduces them there),
+so the file fits every layout.
 """
 
 from __future__ import annotations
@@ -50,7 +54,10 @@ def _linear_modules(chunks: Sequence[nn.Module]) -> Iterator[tuple[str, Any]]:
 
 
 def fp8_state(chunks: Sequence[nn.Module]) -> dict[str, Tensor]:
-    """Scales [tensors] and histories of largest values [steps, tensors] of this rank's layers, fp32 on the CPU; empty before the first FP8 step."""
+    """Scales [tensors] and histories of largest values [steps, tensors] of this rank's layers.
+
+    fp32 on the CPU; empty before the first FP8 step.
+    """
     state = {}
     for name, module in _linear_modules(chunks):
         for part, (key, attribute) in PARTS.items():
@@ -62,7 +69,10 @@ def fp8_state(chunks: Sequence[nn.Module]) -> dict[str, Tensor]:
 
 
 def set_fp8_state(chunks: Sequence[nn.Module], state: Mapping[str, Tensor]) -> None:
-    """Puts a state into this rank's layers; layers that it does not name start afresh. Raises RuntimeError for histories of another length."""
+    """Puts a state into this rank's layers; layers that it does not name start afresh.
+
+    Raises RuntimeError for histories of another length.
+    """
     from megatron.core.fp8_utils import get_fp8_recipe
 
     recipe = get_fp8_recipe(chunks[0].config)
@@ -77,7 +87,10 @@ def set_fp8_state(chunks: Sequence[nn.Module], state: Mapping[str, Tensor]) -> N
 
 
 def checkpoint_file(chunks: Sequence[nn.Module], topology: Topology) -> dict[str, bytes]:
-    """The file for a checkpoint, by name: on rank 0, and only for a model that has such a state. Collective where it has."""
+    """The file for a checkpoint, by name: on rank 0, and only for a model that has such a state.
+
+    Collective where the model has it.
+    """
     if not has_state(chunks):
         return {}
     own = fp8_state(chunks) if topology.tensor_rank == 0 and topology.data_rank == 0 else {}
@@ -89,8 +102,9 @@ def checkpoint_file(chunks: Sequence[nn.Module], topology: Topology) -> dict[str
 
 
 def restore(chunks: Sequence[nn.Module], folder: Path) -> bool:
-    """Reads the file of a checkpoint folder into this rank's layers. Returns whether there was one and the model has use for it.
+    """Reads the file of a checkpoint folder into this rank's layers.
 
+    Returns whether there was one and the model has use for it.
     Raises UserError for a file that cannot be read.
     """
     path = inside(folder, FILE)

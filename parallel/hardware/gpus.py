@@ -1,10 +1,11 @@
 """GPUs: one row each. How fast they compute, and for some what a plan needs to know.
 
-Speeds are dense matrix-unit TFLOP/s with fp32 accumulation at the rated boost clock, from the makers'
-data sheets, where figures "with sparsity" are halved. fp32 is the rate of the ordinary cores, for
-PyTorch computes fp32 products there unless TF32 is switched on.
-Memory and bandwidths are the data sheets' for the SXM form in hosts of eight GPUs with one network
-port of 400 Gbit/s per GPU (A100: 200 Gbit/s).
+Speeds are dense matrix-unit TFLOP/s with fp32 accumulation at the rated boost clock.
+They are from the makers' data sheets, where figures "with sparsity" are halved.
+fp32 is the rate of the ordinary cores,
+for PyTorch computes fp32 products there unless TF32 is switched on.
+Memory and bandwidths are the data sheets' for the SXM form in hosts of eight GPUs
+with one network port of 400 Gbit/s per GPU (A100: 200 Gbit/s).
 Shares of the peak are fitted to published runs, one number per kind of work: docs/performance.md.
 A GPU without a row has no peak and no plan: never a default.
 """
@@ -52,7 +53,10 @@ class Gpu:
     """The shares come from published runs on this GPU."""
 
     def peak(self, precision: str) -> float:
-        """Operations per second in bf16, fp32 or fp8. Raises UserError for a format that it does not compute."""
+        """Operations per second in bf16, fp32 or fp8.
+
+        Raises UserError for a format that it does not compute.
+        """
         if precision not in self.tflops:
             raise UserError(
                 f"--gpu {self.name} has no {precision}: plan with train.precision=bf16 and "
@@ -131,18 +135,23 @@ PLANNED = {gpu.name: gpu for gpu in GPUS if gpu.name}
 
 
 def planned_gpu(name: str) -> Gpu:
-    """The GPU of that name, in any case. Raises UserError for another: a plan for a guessed machine would be worth nothing."""
+    """The GPU of that name, in upper or lower case.
+
+    Raises UserError for another: a plan for a guessed machine would be worth nothing.
+    """
     if name.lower() not in PLANNED:
         raise UserError(
-            f"--gpu {name} is not known: choose one of {', '.join(PLANNED)}, or add it to parallel/hardware/gpus.py"
+            f"--gpu {name} is not known: choose one of {', '.join(PLANNED)}, "
+            "or add it to parallel/hardware/gpus.py"
         )
     return PLANNED[name.lower()]
 
 
 def peak_tflops(gpu: str | None, precision: str = "bf16") -> float | None:
-    """Dense peak of one GPU in TFLOP/s; None where the GPU, or that precision on it, is not in the table.
+    """Dense peak of one GPU in TFLOP/s; None where the GPU, or that precision on it, has no entry.
 
-    gpu: the driver's name, e.g. "NVIDIA H100 80GB HBM3". precision: bf16, fp16, fp8 or fp32, or PyTorch's bfloat16, float16, float32.
+    gpu: the driver's name, e.g. "NVIDIA H100 80GB HBM3".
+    precision: bf16, fp16, fp8 or fp32, or PyTorch's bfloat16, float16, float32.
     """
     name = re.sub(r"^(NVIDIA|Tesla|\s)+", "", gpu or "").strip()
     for known in GPUS:
@@ -154,9 +163,12 @@ def peak_tflops(gpu: str | None, precision: str = "bf16") -> float | None:
 def mfu(
     tokens_per_s: float, flops_per_token: float, gpu: str | None, count: int = 1, precision: str = "bf16"
 ) -> float | None:
-    """Model FLOPs utilisation: the model's operations per second over the peak of all GPUs (Chowdhery et al. 2022, appendix B); 1 is the peak.
+    """Model FLOPs utilisation; 1 is the peak (Chowdhery et al. 2022, appendix B).
 
-    tokens_per_s: over all `count` GPUs. flops_per_token: forward and backward, `FlopCount.model`. None where the peak is unknown.
+    That is the model's operations per second over the peak of all GPUs.
+    tokens_per_s: over all `count` GPUs.
+    flops_per_token: forward and backward, `FlopCount.model`.
+    None where the peak is unknown.
     Raises ValueError for a count below 1.
     """
     if count < 1:

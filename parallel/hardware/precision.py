@@ -1,7 +1,8 @@
-"""Number formats and kernels: what a machine can do, and what the wishes of a run come to on it.
+"""Number formats and kernels: what a machine can do, and what a run's wishes come to on it.
 
-Megatron-core without Transformer Engine ignores fp8 without a word, and Transformer Engine fails on an unfit GPU in the middle of the first step: both are
-found here, before anything is built.
+Megatron-core without Transformer Engine ignores fp8 without a word.
+Transformer Engine fails on an unfit GPU in the middle of the first step.
+Both are found here, before anything is built.
 """
 
 from __future__ import annotations
@@ -24,29 +25,35 @@ if TYPE_CHECKING:  # Megatron-core takes seconds to import, and questions about 
 
 INSTALL = "install it (pip install --no-build-isolation '.[te]')"
 AMAX_HISTORY = 1024
-"""Steps over which delayed scaling looks back for the largest value; Transformer Engine's default."""
+"""Steps over which delayed scaling looks back for the largest value.
+
+Transformer Engine's default.
+"""
 
 
 @dataclass(frozen=True)
 class Fp8Recipe:
-    """One way to scale FP8 tensors.
-
-    lowest, below: compute capabilities that can run it; cuda: lowest version of the toolkit torch was built with.
-    multiple: what sizes of matrices must be divisible by. format: Megatron-core's; hybrid has E5M2 gradients.
-    """
+    """One way to scale FP8 tensors."""
 
     lowest: tuple[int, int]
+    """Lowest compute capability that can run it."""
     cuda: tuple[int, int]
+    """Lowest version of the toolkit torch was built with."""
     below: tuple[int, int] = (99, 0)
+    """Compute capability from which on it does not run."""
     multiple: int = 16
+    """What sizes of matrices must be divisible by."""
     format: str = "hybrid"
+    """Megatron-core's; hybrid has E5M2 gradients."""
 
     def runs_on(self, machine: Machine) -> bool:
         """Whether a machine's GPU and toolkit can run it."""
         return self.lowest <= machine.capability < self.below and machine.cuda >= self.cuda
 
 
-# In order of preference where another one does not run. Requirements are those of Transformer Engine 2.9 to 2.11 (`transformer_engine.pytorch.quantization`).
+# In order of preference where another one does not run.
+# Requirements are those of Transformer Engine 2.9 to 2.11
+# (`transformer_engine.pytorch.quantization`).
 RECIPES = {
     "mxfp8": Fp8Recipe(lowest=(10, 0), below=(12, 0), cuda=(12, 8), multiple=32, format="e4m3"),
     "blockwise": Fp8Recipe(lowest=(9, 0), cuda=(12, 9), format="e4m3"),
@@ -57,17 +64,18 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Machine:
-    """What decides about formats and kernels.
-
-    gpu: name, None without one; capability: its compute capability; cuda: toolkit of torch, (0, 0) without.
-    te: version of Transformer Engine that can be imported; te_problem: why there is none.
-    """
+    """What decides about formats and kernels."""
 
     gpu: str | None = None
+    """Its name, None without one."""
     capability: tuple[int, int] = (0, 0)
+    """The GPU's compute capability."""
     cuda: tuple[int, int] = (0, 0)
+    """Toolkit of torch, (0, 0) without."""
     te: str | None = None
+    """Version of Transformer Engine that can be imported."""
     te_problem: str = "is not installed"
+    """Why there is none."""
 
     @property
     def fast_bf16(self) -> bool:
@@ -81,7 +89,10 @@ class Machine:
 
 @functools.cache
 def this_machine() -> Machine:
-    """The machine of this process, by its current GPU. Imports Transformer Engine where there is a GPU."""
+    """The machine of this process, by its current GPU.
+
+    Imports Transformer Engine where there is a GPU.
+    """
     if not torch.cuda.is_available():
         return Machine(te_problem="is not used without a GPU")
     major, _, minor = (torch.version.cuda or "0.0").partition(".")
@@ -106,23 +117,24 @@ def _transformer_engine() -> tuple[str | None, str]:
     except Exception as error:  # a broken installation raises whatever its loader meets
         return (
             None,
-            f"{version} cannot be imported ({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})",
+            f"{version} cannot be imported "
+            f"({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})",
         )
     return version, ""
 
 
 @dataclass(frozen=True)
 class Numerics:
-    """What a run computes with. dtype: of weights and activations; recipe: of FP8 products, None for none.
-
-    fp32_residual: the residual stream is in fp32 although `dtype` is not.
-    """
+    """What a run computes with."""
 
     dtype: torch.dtype
+    """Of weights and activations."""
     kernels: Kernels
     recipe: str | None = None
+    """Of FP8 products, None for none."""
     first_last_bf16: bool = False
     fp32_residual: bool = False
+    """The residual stream is in fp32 although `dtype` is not."""
 
     @property
     def label(self) -> str:
@@ -130,7 +142,7 @@ class Numerics:
         return "fp8" if self.recipe else {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.dtype]
 
     def core_fields(self) -> dict[str, Any]:
-        """Megatron-core's configuration fields about precision, but for the format of the weights."""
+        """Megatron-core's configuration fields about precision, but for the format of weights."""
         stream = {"fp32_residual_connection": True} if self.fp32_residual else {}
         if self.recipe is None:
             return stream
@@ -146,9 +158,11 @@ class Numerics:
 def resolve(
     precision: str, kernels: str, fp8: Fp8Config, machine: Machine, *, fp32_residual: bool = False
 ) -> Numerics:
-    """What `train.precision`, `train.kernels`, `train.fp8` and `train.fp32_residual` mean on a machine.
+    """What the precision settings of a configuration mean on a machine.
 
-    precision auto: bf16 where the GPU computes it fast, else fp32. kernels auto: Transformer Engine for bf16 and fp8 where it can be used.
+    These are `train.precision`, `train.kernels`, `train.fp8` and `train.fp32_residual`.
+    precision auto: bf16 where the GPU computes it fast, else fp32.
+    kernels auto: Transformer Engine for bf16 and fp8 where it can be used.
     Raises UserError for what the machine cannot do, naming the nearest choice that works.
     """
     dtype = {
@@ -178,7 +192,10 @@ def resolve(
 
 
 def fallback(kernels: str, numerics: Numerics, machine: Machine) -> str | None:
-    """A line for users whose Transformer Engine is installed but cannot be used, so that `auto` quietly took PyTorch's kernels; else None."""
+    """A line for users whose Transformer Engine is installed but cannot be used; else None.
+
+    There `auto` quietly took PyTorch's kernels.
+    """
     if (
         kernels != "auto"
         or numerics.kernels == "te"
@@ -187,7 +204,10 @@ def fallback(kernels: str, numerics: Numerics, machine: Machine) -> str | None:
         or installed("transformer-engine") is None
     ):
         return None
-    return f"Transformer Engine {machine.te_problem}: layers run in plain PyTorch, slower; mend it, or set train.kernels=local"
+    return (
+        f"Transformer Engine {machine.te_problem}: layers run in plain PyTorch, slower; "
+        "mend it, or set train.kernels=local"
+    )
 
 
 def _check_fp8(recipe: str, machine: Machine) -> None:
@@ -197,8 +217,8 @@ def _check_fp8(recipe: str, machine: Machine) -> None:
         )
     if machine.te is None:
         raise UserError(
-            f"train.fp8.recipe={recipe} needs Transformer Engine, which {machine.te_problem}; without it the run would silently compute in bf16: "
-            f"{INSTALL}, or set train.fp8.recipe=none"
+            f"train.fp8.recipe={recipe} needs Transformer Engine, which {machine.te_problem}; "
+            f"without it the run would silently compute in bf16: {INSTALL}, or set train.fp8.recipe=none"
         )
     if RECIPES[recipe].runs_on(machine):
         return
@@ -224,7 +244,10 @@ def _dots(version: tuple[int, int]) -> str:
 def check_sizes(
     numerics: Numerics, model: ModelConfig, layout: Layout, *, seq_length: int, micro_batch_size: int
 ) -> None:
-    """Raises UserError where FP8 products would meet a matrix of a size that their kernels do not take, naming the size to change."""
+    """Raises UserError where FP8 products would meet a matrix that their kernels do not take.
+
+    It is the size that does not fit; the error names the size to change.
+    """
     if numerics.recipe is None:
         return
     multiple, tensor = RECIPES[numerics.recipe].multiple, layout.tensor
@@ -232,19 +255,21 @@ def check_sizes(
     tokens = seq_length * micro_batch_size // (tensor if layout.sequence_parallel else 1)
     sizes = {
         "model.hidden_size": model.hidden_size,
-        "query, key and value rows per tensor-parallel rank (model.num_attention_heads, model.num_query_groups, model.head_dim)": (
+        "query, key and value rows per tensor-parallel rank "
+        "(model.num_attention_heads, model.num_query_groups, model.head_dim)": (
             (model.num_attention_heads + 2 * model.groups) * width // tensor
         ),
-        "attention width per tensor-parallel rank (model.num_attention_heads x head width)": model.num_attention_heads
-        * width
-        // tensor,
+        "attention width per tensor-parallel rank (model.num_attention_heads x head width)": (
+            model.num_attention_heads * width // tensor
+        ),
         "model.ffn_hidden_size per tensor-parallel rank": model.ffn_size // tensor,
         "tokens of a micro-batch per rank (data.seq_length x train.micro_batch_size)": tokens,
     }
     for what, size in sizes.items():
         if size % multiple:
             raise UserError(
-                f"train.fp8.recipe={numerics.recipe}: {what} = {size} is not a multiple of {multiple}: change it, or set train.fp8.recipe=none"
+                f"train.fp8.recipe={numerics.recipe}: {what} = {size} is not a multiple of {multiple}: "
+                "change it, or set train.fp8.recipe=none"
             )
     if (
         numerics.recipe == "blockwise"
@@ -252,6 +277,7 @@ def check_sizes(
         and (tokens % 128 or model.hidden_size % 128)
     ):
         raise UserError(
-            f"train.fp8.recipe=blockwise with parallel.sequence_parallel=true gathers tiles of 128 x 128: tokens of a micro-batch per rank ({tokens}) and "
-            f"model.hidden_size={model.hidden_size} must be multiples of 128; change them, or set train.fp8.recipe=tensorwise"
+            "train.fp8.recipe=blockwise with parallel.sequence_parallel=true gathers tiles of 128 x 128: "
+            f"tokens of a micro-batch per rank ({tokens}) and model.hidden_size={model.hidden_size} must be "
+            "multiples of 128; change them, or set train.fp8.recipe=tensorwise"
         )

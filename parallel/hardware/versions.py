@@ -1,4 +1,8 @@
-"""Which releases of other packages Fathom supports: the ranges in its own package metadata, or in pyproject.toml of a checkout that is not installed."""
+"""Which releases of other packages Fathom supports.
+
+The ranges are in its own package metadata,
+or in pyproject.toml of a checkout that is not installed.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +41,10 @@ def _requirements() -> Sequence[str]:
 
 @functools.cache
 def supported() -> dict[str, SpecifierSet]:
-    """Range of releases by normalised package name, needed and optional packages alike; empty where neither source can be read."""
+    """Range of releases by normalised package name, needed and optional packages alike.
+
+    Empty where neither source can be read.
+    """
     return {
         canonicalize_name(requirement.name): requirement.specifier
         for requirement in map(Requirement, _requirements())
@@ -58,7 +65,10 @@ def installed(package: str) -> str | None:
 
 
 def in_range(package: str, version: str) -> bool:
-    """Whether a version is in the supported range; local suffixes (+cu130) and pre-releases count as what they stand for. True without a range."""
+    """Whether a version is in the supported range. True without a range.
+
+    Local suffixes (+cu130) and pre-releases count as what they stand for.
+    """
     wanted = supported().get(canonicalize_name(package))
     try:
         return wanted is None or wanted.contains(Version(version).public, prereleases=True)

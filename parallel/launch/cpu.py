@@ -1,8 +1,11 @@
-"""All that lets Megatron-core run on CPU processes. Imported on CPU hosts only; a GPU run never sees it.
+"""All that lets Megatron-core run on CPU processes.
 
-Megatron-core names CUDA devices in its schedules, point-to-point communication and random-state tracker. Instead of intercepting every torch call,
-which would cost host time on the hot path, its modules are given a stand-in for the module `torch` in which only device-taking factories and
-`torch.cuda` differ.
+Imported on CPU hosts only; a GPU run never sees it.
+
+Megatron-core names CUDA devices in its schedules, point-to-point communication and random states.
+Its modules are given a stand-in for the module `torch`,
+in which only device-taking factories and `torch.cuda` differ.
+Intercepting every torch call instead would cost host time on the hot path.
 """
 
 from __future__ import annotations
@@ -82,26 +85,37 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 
 
 def mallopt(settings: Mapping[int, int]) -> bool:
-    """Sets options of the C library's memory allocator. False where the library has no such switch (it is glibc's) or refuses a value."""
+    """Sets options of the C library's memory allocator.
+
+    False where the library has no such switch (it is glibc's) or refuses a value.
+    """
     switch = getattr(ctypes.CDLL(None), "mallopt", None)
     return switch is not None and all(switch(option, value) for option, value in settings.items())
 
 
 def keep_freed_memory() -> bool:
-    """Has the C library keep what PyTorch frees instead of giving it back to the system: a step frees and asks for the same gigabytes again and again,
-    and fresh pages cost a fault each, up to 8 % of a step. False where `mallopt` says so."""
+    """Has the C library keep what PyTorch frees instead of giving it back to the system.
+
+    A step frees and asks for the same gigabytes again and again,
+    and fresh pages cost a fault each, up to 8 % of a step.
+    False where `mallopt` says so.
+    """
     return mallopt({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1})
 
 
 @functools.cache
 def enable() -> None:
-    """Makes Megatron-core's loaded modules run on the CPU. Call after importing them and before using them; more calls do nothing."""
+    """Makes Megatron-core's loaded modules run on the CPU.
+
+    Call after importing them and before using them; more calls do nothing.
+    """
     import megatron.core.pipeline_parallel.p2p_communication
     import megatron.core.pipeline_parallel.schedules  # noqa: F401 - loaded, to be changed
     from megatron.core.tensor_parallel import random
 
     keep_freed_memory()
-    # Where a gradient vanishes it passes through numbers too small for full precision, with which a CPU computes many times slower: they become zero.
+    # Where a gradient vanishes it passes through numbers too small for full precision.
+    # A CPU computes many times slower with them: they become zero.
     # Threads that are made later inherit this.
     torch.set_flush_denormal(True)
     stand_in = _stand_in()

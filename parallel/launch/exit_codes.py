@@ -1,4 +1,4 @@
-"""What the exit code of a training process says, so that whatever started it knows whether to start it again."""
+"""What a training process's exit code says: whether whatever started it should start it again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from enum import IntEnum
 class ExitCode(IntEnum):
     """Exit codes of `fathom pretrain`.
 
-    64 to 78 are the range of sysexits.h; 75 is its "temporary failure, try again". Nothing here collides with 128 + signal number.
+    64 to 78 are the range of sysexits.h; 75 is its "temporary failure, try again".
+    Nothing here collides with 128 + signal number.
     """
 
     FINISHED = 0
@@ -37,11 +38,14 @@ class ExitCode(IntEnum):
 
 
 RESTARTABLE = frozenset({ExitCode.CRASH, ExitCode.STOPPED, ExitCode.HUNG, ExitCode.BAD_NODE})
-"""Codes after which another start can help. Everything that is no ExitCode (a signal, an out-of-memory kill) counts as a crash."""
+"""Codes after which another start can help.
+
+Everything that is no ExitCode (a signal, an out-of-memory kill) counts as a crash.
+"""
 
 
 def as_exit_code(code: int) -> ExitCode:
-    """The meaning of a process's return code; numbers of no meaning of ours, such as 137, are crashes."""
+    """The meaning of a process's return code; numbers without one, such as 137, are crashes."""
     try:
         return ExitCode(code)
     except ValueError:

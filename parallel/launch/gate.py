@@ -1,4 +1,7 @@
-"""The gate before the ranks' store: both sides show that they know the run's secret, without telling it."""
+"""The gate before the ranks' store.
+
+Both sides show that they know the run's secret, without telling it.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +33,16 @@ class RendezvousError(RuntimeError):
 
 
 class StrangerError(RendezvousError):
-    """Somebody at the meeting does not have the run's secret: this process, or the one that it met."""
+    """Somebody at the meeting does not have the run's secret: this process, or the one it met."""
 
     exit_code = ExitCode.BAD_NODE
 
 
 class Gate:
-    """Lets in those who know the secret, one for each rank but 0. listener: stays open when the gate is closed."""
+    """Lets in those who know the secret, one for each rank but 0.
+
+    listener: stays open when the gate is closed.
+    """
 
     def __init__(self, listener: socket.socket, key: bytes, world: int) -> None:
         self._listener, self._key, self._world = listener, key, world
@@ -53,7 +59,7 @@ class Gate:
                 guest.close()
 
     def wait(self, end: float) -> dict[int, socket.socket]:
-        """The connections of the ranks that have come, when the last one has or the time is over."""
+        """The connections of the ranks that have come, when the last one has or time is over."""
         self._listener.settimeout(RETRY_SECONDS)
         while time.monotonic() < end:
             with self._lock:
@@ -69,7 +75,10 @@ class Gate:
             return dict(self._guests)
 
     def _admit(self, visitor: socket.socket, address: str) -> None:
-        """One handshake. Whatever a stranger sends or leaves out takes a while of this thread at most."""
+        """One handshake.
+
+        Whatever a stranger sends or leaves out takes a while of this thread at most.
+        """
         try:
             visitor.settimeout(HANDSHAKE_SECONDS)
             challenge = secrets.token_bytes(NONCE)
@@ -102,14 +111,18 @@ class Gate:
     def _say(self, address: str) -> None:
         if not self._said:
             self._said = True
-            line = f"fathom: a process on {address} asked to be one of the ranks without knowing the run's secret: refused"
+            line = (
+                f"fathom: a process on {address} asked to be one of the ranks "
+                "without knowing the run's secret: refused"
+            )
             print(line, file=sys.stderr, flush=True)
 
 
 def knock(info: RankInfo, key: bytes, end: float) -> socket.socket:
     """A connection to rank 0, when both have shown that they know the secret.
 
-    end: when to give up, by the monotonic clock. Raises RendezvousError where rank 0 does not answer or has no place,
+    end: when to give up, by the monotonic clock.
+    Raises RendezvousError where rank 0 does not answer or has no place,
     StrangerError where the secrets differ.
     """
     while True:
@@ -148,8 +161,8 @@ def _introduce(gate: socket.socket, info: RankInfo, key: bytes) -> None:
     reply = read_exactly(gate, 1)
     if reply == NO_PLACE:
         raise RendezvousError(
-            f"rank 0 at {where} has no place for rank {rank} of {world}: another process has it, or the run has "
-            "another number of processes. Are these two starts of one run?"
+            f"rank 0 at {where} has no place for rank {rank} of {world}: another process has it, "
+            "or the run has another number of processes. Are these two starts of one run?"
         )
     if reply == GO_AWAY:
         raise StrangerError(

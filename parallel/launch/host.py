@@ -13,7 +13,8 @@ from model.errors import UserError
 PER_CORE, LEAST = 8, 16
 """Processes that may share a core, and how many any machine may have.
 
-More is no training: but layouts are tried out on laptops, where 16 processes of a small model share two cores.
+More is no training.
+But layouts are tried out on laptops, where 16 processes of a small model share two cores.
 """
 PROCESS_BYTES = 256 << 20
 """Of one process that has loaded its libraries and no model yet; measured, 270 MiB."""
@@ -21,7 +22,10 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def cores() -> int:
-    """Cores that this process may use: those it is bound to, or fewer where a container's share is smaller."""
+    """Cores that this process may use.
+
+    Those it is bound to, or fewer where a container's share is smaller.
+    """
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shares = [bound]
     for group in _cgroups():
@@ -43,7 +47,10 @@ def threads_per_process(local_processes: int, env: Mapping[str, str]) -> int:
 
 
 def free_memory() -> int | None:
-    """Bytes that new processes can have here, by what the machine and its containers' limits leave; None where that is not told."""
+    """Bytes that new processes can have here; None where that is not told.
+
+    By what the machine and its containers' limits leave.
+    """
     found = []
     with contextlib.suppress(OSError, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -56,7 +63,10 @@ def free_memory() -> int | None:
 
 
 def check_processes(processes: int, gpus: int) -> None:
-    """Raises UserError for more local processes than this machine can run. gpus: of this machine, 0 without."""
+    """Raises UserError for more local processes than this machine can run.
+
+    gpus: of this machine, 0 without.
+    """
     if gpus and processes > gpus:
         raise UserError(
             f"parallel.processes={processes}: this machine has {gpus} GPUs, and each process needs its own: "
@@ -65,14 +75,15 @@ def check_processes(processes: int, gpus: int) -> None:
     most = max(LEAST, PER_CORE * cores())
     if processes > most:
         raise UserError(
-            f"parallel.processes={processes} is too much for this machine: its {cores()} cores take up to {most} processes. "
-            "Lower it, or start the run on more machines (fathom submit)"
+            f"parallel.processes={processes} is too much for this machine: "
+            f"its {cores()} cores take up to {most} processes. Lower it, "
+            "or start the run on more machines (fathom submit)"
         )
     free = free_memory()
     if free is not None and processes * PROCESS_BYTES > free:
         raise UserError(
-            f"parallel.processes={processes} needs {processes * PROCESS_BYTES / 2**30:.1f} GiB before there is a model, "
-            f"{free / 2**30:.1f} GiB of memory are free: lower it"
+            f"parallel.processes={processes} needs {processes * PROCESS_BYTES / 2**30:.1f} GiB before there "
+            f"is a model, {free / 2**30:.1f} GiB of memory are free: lower it"
         )
 
 

@@ -43,8 +43,9 @@ def listen_here() -> socket.socket:
 
 
 def reserve_port() -> socket.socket:
-    """A socket that holds a free TCP port until it is closed: nobody is given it, but a server that asks for it by number may listen on it.
+    """A socket that holds a free TCP port until it is closed.
 
+    Nobody is given the port, but a server that asks for it by number may listen on it.
     For those who start ranks by other means than `start_local`.
     """
     holder = socket.socket()
@@ -54,7 +55,10 @@ def reserve_port() -> socket.socket:
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """Signals that ask a run to save and leave. SIGHUP is none where it is ignored: under nohup a run outlives its terminal."""
+    """Signals that ask a run to save and leave.
+
+    SIGHUP is none where it is ignored: under nohup a run outlives its terminal.
+    """
     return tuple(
         number
         for number in FORWARDED
@@ -78,7 +82,8 @@ def leave_terminal() -> None:
 def start_local(arguments: Sequence[str], processes: int) -> int:
     """Runs `python arguments...` as local ranks; returns the first non-zero exit code, or 0.
 
-    Signals for a clean stop are passed on to every rank. When a rank fails, the others get a moment to notice and are then ended.
+    Signals for a clean stop are passed on to every rank.
+    When a rank fails, the others get a moment to notice and are then ended.
     When this process is killed, the kernel kills them.
     """
     ranks: list[subprocess.Popen[bytes]] = []
@@ -155,13 +160,17 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], received: Collection[int]) -
 
 
 def _say_killed(codes: Sequence[int | None], received: Collection[int]) -> bool:
-    """Names the first rank that a signal nobody asked for has ended, as it could not do so itself. Returns whether there is one."""
+    """Names the first rank that a signal nobody asked for has ended, as it could not do so itself.
+
+    Returns whether there is one.
+    """
     for rank, code in enumerate(codes):
         if code is not None and code < 0 and -code not in received:
             known = -code in set(signal.Signals)
             hint = " (out of memory?)" if -code == signal.SIGKILL else ""
             print(
-                f"fathom: error: rank {rank} was ended by {signal.Signals(-code).name if known else f'signal {-code}'}{hint}",
+                f"fathom: error: rank {rank} was ended by "
+                f"{signal.Signals(-code).name if known else f'signal {-code}'}{hint}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -1,4 +1,4 @@
-"""Our layers on one process, for research, tests and tools: no launcher, no data-parallel engine."""
+"""Our layers on one process, for research, tests and tools: no launcher, no data parallelism."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from parallel.topology import Topology, check_layout
 
 @functools.cache
 def single_process() -> Topology:
-    """Makes this process a world of one, with random streams seeded with 0; more calls give the same topology.
+    """Makes this process a world of one, with random streams seeded with 0.
 
+    More calls give the same topology.
     Raises RuntimeError where torch.distributed is initialised already.
     """
     smallest = ModelConfig(num_layers=1, hidden_size=1, num_attention_heads=1)

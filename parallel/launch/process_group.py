@@ -32,8 +32,10 @@ def open_store(info: RankInfo, timeout_minutes: float, secret: str = "") -> Stor
     """Joins the processes' common store of small texts.
 
     It is all that exists before the process group, so that a sick GPU or network cannot hang it.
-    secret: what all ranks know and nobody else; not used by a process alone, nor with a store of the launcher's.
-    Sets the environment that DeepSpeed reads. Raises RendezvousError as `meet` does.
+    secret: what all ranks know and nobody else;
+    not used by a process alone, nor with a store of the launcher's.
+    Sets the environment that DeepSpeed reads.
+    Raises RendezvousError as `meet` does.
     """
     os.environ.update(
         RANK=str(info.rank),
@@ -58,7 +60,10 @@ def open_store(info: RankInfo, timeout_minutes: float, secret: str = "") -> Stor
 
 
 def init_process_group(info: RankInfo, timeout_minutes: float, store: Store) -> None:
-    """Joins the processes: NCCL with GPUs, gloo without. Raises RuntimeError when the others do not come."""
+    """Joins the processes: NCCL with GPUs, gloo without.
+
+    Raises RuntimeError when the others do not come.
+    """
     gpu = has_gpu()
     if not gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -66,11 +71,11 @@ def init_process_group(info: RankInfo, timeout_minutes: float, store: Store) -> 
 
     if gpu:
         torch.cuda.set_device(info.local_rank % torch.cuda.device_count())
-        # Where a task sees its own GPU only, DeepSpeed would look for another one under the local rank.
+        # Where a task sees its own GPU only, DeepSpeed would look for another under the local rank.
         os.environ["LOCAL_RANK"] = str(torch.cuda.current_device())
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads_per_process(info.local_world_size, os.environ))
-    # What the libraries say about themselves on every start and every rank is not for users of this one.
+    # What the libraries say about themselves on every start and rank is not for our users.
     for module in ("megatron", "deepspeed", "torch.distributed"):
         warnings.filterwarnings("ignore", module=module.replace(".", r"\."))
     from parallel.launch.startup import load_libraries
@@ -88,8 +93,9 @@ def init_process_group(info: RankInfo, timeout_minutes: float, store: Store) -> 
         timeout=timedelta(minutes=timeout_minutes),
     )
     if gpu and info.world_size == 1:
-        # NCCL takes its memory at the first collective, which would otherwise be when a first step has filled
-        # the GPU. More processes test their network.
+        # NCCL takes its memory at the first collective.
+        # Otherwise that would be when a first step has filled the GPU.
+        # More processes test their network.
         torch.distributed.all_reduce(torch.zeros(1, device="cuda"))
 
 

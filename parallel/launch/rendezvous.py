@@ -1,10 +1,12 @@
 """The meeting of the ranks: who knows the run's secret comes in, then the door is closed.
 
-PyTorch's store asks nobody who he is: whoever reaches its port can list, read, set and delete all
-keys, and take a rank's place. So rank 0 first listens at a gate (`gate.py`). When all ranks are
-there, they connect to a store at a port that only they are told, and its listening socket is closed:
-nobody else can connect any more. Should anybody have slipped in between, there is one connection or
-one key too many, and the start ends.
+PyTorch's store asks nobody who he is.
+Whoever reaches its port can list, read, set and delete all keys, and take a rank's place.
+So rank 0 first listens at a gate (`gate.py`).
+When all ranks are there, they connect to a store at a port that only they are told.
+Then its listening socket is closed: nobody else can connect any more.
+Should anybody have slipped in between, there is one connection or one key too many,
+and the start ends.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ CONNECT_SECONDS = 60.0
 def meet(info: RankInfo, secret: str, minutes: float) -> TCPStore:
     """The store of a run's ranks, when all of them are there.
 
-    Raises RendezvousError for a port that is taken and for ranks that do not come in time, StrangerError where
-    secrets differ.
+    Raises RendezvousError for a port that is taken and for ranks that do not come in time,
+    StrangerError where secrets differ.
     """
     key, end = secret.encode(), time.monotonic() + 60 * minutes
     if info.rank:
@@ -45,7 +47,8 @@ def meet(info: RankInfo, secret: str, minutes: float) -> TCPStore:
         late = next((rank for rank in range(1, info.world_size) if rank not in guests), None)
         if late is not None:
             raise RendezvousError(
-                f"rank {late} did not come within {minutes:g} minutes (parallel.timeout_minutes): see the log of its node"
+                f"rank {late} did not come within {minutes:g} minutes (parallel.timeout_minutes): "
+                "see the log of its node"
             )
         return _receive(listener.getsockname()[0], guests, minutes)
 
@@ -68,7 +71,8 @@ def _listen(info: RankInfo) -> socket.socket:
             why = ", which follows from job id and restart count,"
             advice = "a restart takes another one, and FATHOM_MASTER_PORT sets one"
         raise RendezvousError(
-            f"port {info.master_port} on {info.master_addr}{why} is not to be had ({error.strerror}): {advice}"
+            f"port {info.master_port} on {info.master_addr}{why} is not to be had ({error.strerror}): "
+            f"{advice}"
         ) from None
 
 
@@ -80,7 +84,10 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _receive(here: str, guests: Mapping[int, socket.socket], minutes: float) -> TCPStore:
-    """Opens the store, lets the guests connect, closes its door and counts. here: the gate's address."""
+    """Opens the store, lets the guests connect, closes its door and counts.
+
+    here: the gate's address.
+    """
     from torch.distributed import TCPStore
 
     everywhere = here in ("0.0.0.0", "::")
@@ -101,8 +108,8 @@ def _receive(here: str, guests: Mapping[int, socket.socket], minutes: float) -> 
     strangers = (_connections(port) or 1 + len(guests)) - 1 - len(guests)
     if strangers or store.num_keys():
         raise StrangerError(
-            "somebody from outside of the run has connected to the ranks' store: start again, and close the ports of "
-            "the nodes to others (docs/slurm.md)"
+            "somebody from outside of the run has connected to the ranks' store: start again, "
+            "and close the ports of the nodes to others (docs/slurm.md)"
         )
     for guest in guests.values():
         with contextlib.suppress(OSError):  # a rank that has left now is missed soon
@@ -111,14 +118,20 @@ def _receive(here: str, guests: Mapping[int, socket.socket], minutes: float) -> 
 
 
 def _close_door(number: int) -> None:
-    """Closes a listening socket that another library watches: a file takes its place, at which nobody ever comes."""
+    """Closes a listening socket that another library watches.
+
+    A file takes its place, at which nobody ever comes.
+    """
     nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     os.dup2(nothing, number, inheritable=False)
     os.close(nothing)
 
 
 def _connections(port: int) -> int | None:
-    """Connections that this process has accepted at one of its ports; None where the system does not tell."""
+    """Connections that this process has accepted at one of its ports.
+
+    None where the system does not tell.
+    """
     count = 0
     try:
         numbers = os.listdir("/proc/self/fd")
@@ -149,8 +162,8 @@ def _come(info: RankInfo, key: bytes, minutes: float, end: float) -> TCPStore:
             read_exactly(gate, 1)
         except TimeoutError:
             raise RendezvousError(
-                f"the ranks did not come together at {where} within {minutes:g} minutes (parallel.timeout_minutes): "
-                "see the log of rank 0"
+                f"the ranks did not come together at {where} within {minutes:g} minutes "
+                "(parallel.timeout_minutes): see the log of rank 0"
             ) from None
         except OSError:
             raise RendezvousError(

@@ -31,9 +31,11 @@ def new_secret() -> str:
 
 
 def run_secret(control: Path) -> str:
-    """The secret of a run: from the environment, or from a file in its folder `control`, which is made where it is missing.
+    """The secret of a run: from the environment, or from a file in its folder `control`.
 
-    Raises UserError for a file that another user has put there, OSError where it can be neither made nor read.
+    The file is made where it is missing.
+    Raises UserError for a file that another user has put there,
+    OSError where it can be neither made nor read.
     """
     given = os.environ.get(VARIABLE)
     if given:

@@ -58,7 +58,8 @@ def slurm_environment(env: Mapping[str, str]) -> SlurmTask | None:
     tasks = expand_counts(_text(env, "SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"))
     if sum(tasks) != world_size or node_rank >= len(tasks):
         raise UserError(
-            f"SLURM_STEP_TASKS_PER_NODE={_text(env, 'SLURM_STEP_TASKS_PER_NODE', 'SLURM_TASKS_PER_NODE')} does not fit {world_size} tasks: start with srun"
+            f"SLURM_STEP_TASKS_PER_NODE={_text(env, 'SLURM_STEP_TASKS_PER_NODE', 'SLURM_TASKS_PER_NODE')} "
+            f"does not fit {world_size} tasks: start with srun"
         )
     return SlurmTask(
         rank=_number(env, "SLURM_PROCID"),
@@ -122,8 +123,9 @@ def master_address(env: Mapping[str, str]) -> str:
         address = launch if launch and resolves(launch) else None
     if address is None:
         raise UserError(
-            f"the name of the first node, {first}, does not resolve on {env.get('SLURMD_NODENAME', socket.gethostname())} and "
-            "`scontrol show node` gives no usable address for it: export FATHOM_MASTER_ADDR in the `setup` lines of the site file"
+            f"the name of the first node, {first}, does not resolve on "
+            f"{env.get('SLURMD_NODENAME', socket.gethostname())} and `scontrol show node` gives no usable "
+            "address for it: export FATHOM_MASTER_ADDR in the `setup` lines of the site file"
         )
     return address
 

@@ -136,12 +136,14 @@ def sbatch(arguments: Sequence[str]) -> str:
     """
     if shutil.which("sbatch") is None:
         raise UserError(
-            "sbatch is not installed on this machine: submit from a login node of the cluster, or use --dry-run to see the script"
+            "sbatch is not installed on this machine: submit from a login node of the cluster, "
+            "or use --dry-run to see the script"
         )
     answer = _call("sbatch", "--parsable", *arguments)
     if answer is None:
         raise UserError(
-            f"sbatch did not answer within {CLIENT_SECONDS:.0f} s: check `sinfo`, and `squeue --me` before trying again"
+            f"sbatch did not answer within {CLIENT_SECONDS:.0f} s: check `sinfo`, "
+            "and `squeue --me` before trying again"
         )
     if answer.returncode != 0:
         words = " ".join(
@@ -152,7 +154,8 @@ def sbatch(arguments: Sequence[str]) -> str:
     job = (answer.stdout.strip().splitlines() or [""])[-1].partition(";")[0]
     if not re.fullmatch(r"[0-9]+", job):
         raise UserError(
-            f"sbatch answered {printable(job)!r} in place of the number of a job: look for it with `squeue --me`"
+            f"sbatch answered {printable(job)!r} in place of the number of a job: "
+            "look for it with `squeue --me`"
         )
     return job
 

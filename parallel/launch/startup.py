@@ -1,4 +1,7 @@
-"""What keeps the start of a deep model quick: loading Megatron-core without PyTorch's compiler, and building without Python's garbage collector."""
+"""What keeps the start of a deep model quick.
+
+Megatron-core is loaded without PyTorch's compiler, and built without Python's garbage collector.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from typing import Any
 
 import torch
 
-# The last two are loaded by every DeepSpeed engine and by every optimizer of PyTorch. DeepSpeed's Muon, which we do not use, has compiled functions.
+# The last two are loaded by every DeepSpeed engine and by every optimizer of PyTorch.
+# DeepSpeed's Muon, which we do not use, has compiled functions.
 LIBRARIES = (
     "megatron.core.models.gpt",
     "deepspeed",
@@ -24,8 +28,9 @@ LIBRARIES = (
 def compiled_when_called() -> Iterator[None]:
     """Inside it `torch.compile` of a function waits for the function's first call.
 
-    Megatron-core decorates its fused functions as it is imported, and that alone loads the compiler, more than half of that import's time. Runs with
-    our layers call none of these functions.
+    Megatron-core decorates its fused functions as it is imported.
+    That alone loads the compiler, more than half of that import's time.
+    Runs with our layers call none of these functions.
     """
     now = torch.compile
 
@@ -49,10 +54,12 @@ def compiled_when_called() -> Iterator[None]:
 
 @contextlib.contextmanager
 def collector_at_rest() -> Iterator[None]:
-    """Inside it Python does not look for cycles of garbage, and afterwards no more among what was made by then, until `gc.unfreeze`.
+    """Inside it Python does not look for cycles of garbage.
 
-    A full search walks every object there is. Loading modules and building layers makes a million objects that stay, so that one search after
-    another would find nothing.
+    Afterwards it looks no more among what was made by then, until `gc.unfreeze`.
+    A full search walks every object there is.
+    Loading modules and building layers makes a million objects that stay,
+    so that one search after another would find nothing.
     """
     gc.disable()
     try:

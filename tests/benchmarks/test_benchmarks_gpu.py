@@ -144,7 +144,10 @@ def test_want_of_memory_by_whatever_name(error: Exception, expected: bool) -> No
 
 
 def case_process(monkeypatch: pytest.MonkeyPatch, *outcomes: tuple[int, str, str]) -> list[int]:
-    """Stands in for the processes of cases: (exit code, stdout, stderr) of each. Returns where their micro-batches are noted."""
+    """Stands in for the processes of cases: (exit code, stdout, stderr) of each.
+
+    Returns where their micro-batches are noted.
+    """
     micros: list[int] = []
     left = list(outcomes)
 

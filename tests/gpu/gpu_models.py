@@ -1,4 +1,7 @@
-"""Models small enough for a test and large enough for FP8, on whatever device there is, and what one pass through them gives."""
+"""Models small enough for a test and large enough for FP8, and what one pass through them gives.
+
+On whatever device there is.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,10 @@ def numerics_of(
 
 
 def build(numerics: Numerics, **model: Any) -> GPT:
-    """A model with initial weights; equal weights for equal arguments, whatever the kernels (rounded to the numerics' dtype)."""
+    """A model with initial weights.
+
+    Equal weights for equal arguments, whatever the kernels (rounded to the numerics' dtype).
+    """
     config, topology = ModelConfig(**SHAPE | model), single_process()
     check_sizes(numerics, config, topology.layout, seq_length=SEQ, micro_batch_size=BATCH)
     (chunk,) = build_chunks(
@@ -70,7 +76,8 @@ def build(numerics: Numerics, **model: Any) -> GPT:
         kernels=numerics.kernels,
         **numerics.core_fields(),
     )
-    # Megatron-core makes the table of positions in fp32; in training DeepSpeed converts the whole model.
+    # Megatron-core makes the table of positions in fp32.
+    # In training DeepSpeed converts the whole model.
     return chunk.to(numerics.dtype).train()
 
 
@@ -82,7 +89,10 @@ class Pass:
     gradients: dict[str, Tensor]
 
     def difference(self, reference: Pass) -> tuple[float, float]:
-        """(relative difference of the mean loss, norm of the gradients' difference over their norm)."""
+        """Relative difference of the mean loss, and the gradients'.
+
+        The latter is the norm of the gradients' difference over their norm.
+        """
         assert self.gradients.keys() == reference.gradients.keys()
         loss = float(abs(self.losses.mean() - reference.losses.mean()) / reference.losses.mean())
         square = sum(

@@ -1,4 +1,7 @@
-"""Steps by a CUDA graph are the steps without one, on real graphs: every scheme, both kinds of kernels, every FP8 recipe the GPU has."""
+"""Steps by a CUDA graph are the steps without one, on real graphs.
+
+For every scheme, both kinds of kernels, every FP8 recipe the GPU has.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,11 @@ from tests.gpu.test_gpu_training import BATCH, MICRO, RATE, run_config
 
 STEPS = WARM_UP + 5
 BF16, FP8 = 2e-3, 2e-2
-"""Relative tolerances of losses: a captured product may get another algorithm, and atomic additions in attention's backward pass come in any order."""
+"""Relative tolerances of losses.
+
+A captured product may get another algorithm,
+and atomic additions in attention's backward pass come in any order.
+"""
 
 
 def losses_of(engine: Engine, *, watched: int | None = None) -> list[float]:
@@ -56,7 +63,7 @@ def test_graph_equals_eager(kernels: str, scheme: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("kernels", ["local", pytest.param("te", marks=pytest.mark.te)])
 def test_graph_of_compiled_parts_equals_eager(kernels: str) -> None:
-    # With Transformer Engine's kernels only joins of several operations are compiled, as B2T has them.
+    # With Transformer Engine's kernels only joins of several operations are compiled, as in B2T.
     scheme = {"local": "deepscalelm_pre_ln", "te": "b2t"}[kernels]
     check(BF16, scheme=scheme, precision="bf16", kernels=kernels, compile=True)
 
@@ -65,7 +72,10 @@ def test_graph_of_compiled_parts_equals_eager(kernels: str) -> None:
 @pytest.mark.parametrize("scheme", ["pre_ln", "b2t"])
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_graph_equals_eager_in_fp8(recipe: str, scheme: str) -> None:
-    """The second micro-batch of a step reuses the first one's casts of weights, inside the graph as outside."""
+    """The second micro-batch of a step reuses the first one's casts of weights.
+
+    Inside the graph as outside.
+    """
     needs(recipe)
     check(FP8, scheme=scheme, precision="bf16", fp8={"recipe": recipe})
 

@@ -1,7 +1,10 @@
-"""Losses and gradients of every kind of kernel and precision against PyTorch's in fp32, on the same weights.
+"""Losses and gradients of every kind of kernel and precision against PyTorch's in fp32.
 
-Tolerances are on (relative difference of the mean loss, norm of the difference of all gradients over their norm). They are two to four times what bf16
-rounding, and FP8 rounding emulated in plain PyTorch, were seen to give over all schemes: 2e-4 and 0.016 for bf16, 3e-3 and 0.19 for FP8.
+Both are on the same weights.
+Tolerances are on (relative difference of the mean loss,
+norm of the difference of all gradients over their norm).
+They are two to four times what bf16 rounding, and FP8 rounding emulated in plain PyTorch,
+were seen to give over all schemes: 2e-4 and 0.016 for bf16, 3e-3 and 0.19 for FP8.
 """
 
 from __future__ import annotations
@@ -31,7 +34,10 @@ KINDS: dict[str, dict[str, Any]] = {
     },
 }
 DELAY = 3
-"""Passes after which delayed scaling has seen the sizes of all its tensors; before, it scales by 1."""
+"""Passes after which delayed scaling has seen the sizes of all its tensors.
+
+Before, it scales by 1.
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +89,10 @@ def test_local_bf16(scheme: str, kind: str, where: str) -> None:
 @pytest.mark.parametrize("scheme", ["pre_ln", "b2t", "deepscalelm_pre_ln", "deepscalelm_post_ln", "deepnorm"])
 @pytest.mark.gpu
 def test_deep_models_in_bf16(scheme: str, fp32_residual: bool, kernels: Kernels) -> None:
-    """384 layers: constants that 16 bits cannot hold have long added up. As tests/model/layers/test_sixteen_bits.py on CPUs."""
+    """384 layers: constants that 16 bits cannot hold have long added up.
+
+    As tests/model/layers/test_sixteen_bits.py on CPUs.
+    """
     core = {"fp32_residual_connection": fp32_residual}
     exact = seen(narrow(scheme, 384))
     half = seen(narrow(scheme, 384, torch.bfloat16, kernels=kernels, core=core))
@@ -111,7 +120,10 @@ def test_transformer_engine_fp8(recipe: str, scheme: str, kind: str) -> None:
 @pytest.mark.te
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_fp8_is_really_used(recipe: str) -> None:
-    """FP8 differs from bf16, more in the gradients than bf16 differs from fp32; with the first and last layer in bf16 it differs again."""
+    """FP8 differs from bf16, more in the gradients than bf16 differs from fp32.
+
+    With the first and last layer in bf16 it differs again.
+    """
     needs(recipe)
     batch = tokens()
     plain = one_pass(build(numerics_of("bf16", "te")), batch)
@@ -127,7 +139,10 @@ def test_fp8_is_really_used(recipe: str) -> None:
 @pytest.mark.te
 @pytest.mark.parametrize("scheme", list(SCHEMES))
 def test_a_normed_input_is_not_kept(scheme: str) -> None:
-    """The fused norm hands its output over once; a layer that held on to it would keep one activation a layer alive."""
+    """The fused norm hands its output over once.
+
+    A layer that held on to it would keep one activation a layer alive.
+    """
     chunk = build(numerics_of("bf16", "te"), scheme=scheme)
     one_pass(chunk, tokens())
     for layer in chunk.decoder.layers:

@@ -1,4 +1,7 @@
-"""A short training run for every scheme and precision, through the engine: one batch, learnt by heart."""
+"""A short training run for every scheme and precision, through the engine.
+
+One batch, learnt by heart.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ from tests.gpu.test_gpu_numerics import needs
 
 STEPS, BATCH, MICRO, RATE = 20, 4, 2, 2e-3
 LEARNT = 0.5
-"""Share of the first loss below which the last one must lie. Seen on a CPU over all schemes, in fp32, bf16 and emulated FP8: at most 0.36."""
+"""Share of the first loss below which the last one must lie.
+
+Seen on a CPU over all schemes, in fp32, bf16 and emulated FP8: at most 0.36.
+"""
 
 
 def run_config(**fields: Any) -> RunConfig:
@@ -115,7 +121,7 @@ def test_a_checkpoint_goes_on_in_the_other_kind_of_layers(writer: str, reader: s
 @pytest.mark.te
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_a_checkpoint_goes_on_in_fp8(recipe: str, tmp_path: Path) -> None:
-    """With the state of delayed scaling, the same steps follow; without it, scales would start at 1."""
+    """With the state of delayed scaling, the same steps follow; without it, scales start at 1."""
     needs(recipe)
     config = run_config(scheme="b2t", fp8={"recipe": recipe}, precision="bf16")
     check_goes_on(tmp_path, config, config, 2e-3)

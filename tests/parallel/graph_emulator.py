@@ -1,8 +1,13 @@
-"""CUDA graphs on a machine without a GPU: what they may and may not keep of Python, with the operators of the CPU.
+"""CUDA graphs on a machine without a GPU: what they may and may not keep of Python.
 
-As on a GPU, nothing is computed during a capture; a replay repeats the recorded operators on the recorded memory, and no Python of the captured code runs
-again. So a program whose steps hang on new tensors, or on what its Python does in each step, gives wrong numbers here as it would there. What is not
-imitated: asynchrony, kernels that choose by hardware, and calls that CUDA refuses during a capture.
+They run with the operators of the CPU.
+As on a GPU, nothing is computed during a capture.
+A replay repeats the recorded operators on the recorded memory.
+No Python of the captured code runs again.
+So a program whose steps hang on new tensors, or on what its Python does in each step,
+gives wrong numbers here as it would there.
+Not imitated are asynchrony, kernels that choose by hardware,
+and calls that CUDA refuses during a capture.
 """
 
 from __future__ import annotations
@@ -26,7 +31,10 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 class Graph(TorchDispatchMode):
-    """Stands in for torch.cuda.CUDAGraph. captures, replays: counts over all graphs since `emulated` began."""
+    """Stands in for torch.cuda.CUDAGraph.
+
+    captures, replays: counts over all graphs since `emulated` began.
+    """
 
     captures = 0
     replays = 0

@@ -13,8 +13,10 @@ from tests.distributed import Group, launch
 from tests.parallel.training import Curve, given, run, run_config
 
 STEPS = 10
-# Adam divides by the square root of the second moment. A key bias has gradient zero but for rounding (softmax does not see it), and with the
-# default epsilon rounding noise would move it at full speed. This epsilon is far above that noise and below every real gradient's scale.
+# Adam divides by the square root of the second moment.
+# A key bias has gradient zero but for rounding (softmax does not see it).
+# With the default epsilon rounding noise would move it at full speed.
+# This epsilon is far above that noise and below every real gradient's scale.
 OPTIMIZER = given(eps=1e-6)
 UNTIED = given(tie_embeddings=False)
 LLAMA = given(
@@ -37,22 +39,27 @@ MUON = given(kind="muon")
 
 @dataclass(frozen=True)
 class Tolerance:
-    """loss, norm: largest relative difference of any step; parameters: largest absolute difference of any element at the end."""
+    """How far a layout's training may be from the reference."""
 
     loss: float
+    """Largest relative difference of any step."""
     norm: float
+    """Largest relative difference of any step."""
     parameters: float
+    """Largest absolute difference of any element at the end."""
 
 
-# In ten steps at lr 1e-3 a weight travels up to 1e-2: the parameters may differ by a two-hundredth of that.
+# In ten steps at lr 1e-3 a weight travels up to 1e-2.
+# The parameters may differ by a two-hundredth of that.
 FP32 = Tolerance(loss=1e-6, norm=1e-6, parameters=5e-5)
-# bf16 has 8 bits: one rounding that falls the other way is 4e-3 of a weight near 1, and sums over tensor-parallel ranks are rounded to bf16.
+# bf16 has 8 bits: one rounding that falls the other way is 4e-3 of a weight near 1.
+# Sums over tensor-parallel ranks are rounded to bf16.
 HALF = Tolerance(loss=2e-3, norm=3e-2, parameters=4e-2)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A layout and the model it is tried on. exact: losses and parameters must be bit-identical to those of one process."""
+    """A layout and the model it is tried on."""
 
     name: str
     world: int
@@ -62,6 +69,7 @@ class Case:
     optimizer: dict[str, Any] = field(default_factory=dict)
     reference_train: dict[str, Any] | None = None  # where the reference has other micro-batches than the case
     exact: bool = False
+    """Losses and parameters must be bit-identical to those of one process."""
 
     @property
     def tolerance(self) -> Tolerance:
@@ -238,7 +246,8 @@ def _eight() -> list[Case]:
 
 
 CASES: dict[int, list[Case]] = {1: _one(), 2: _two(), 4: _four(), 8: _eight()}
-# What every run of the tests measures; the rest, whose parts are all among these, is left to the slow tests.
+# What every run of the tests measures.
+# The rest, whose parts are all among these, is left to the slow tests.
 QUICK_OF_FOUR = (
     "TP2 x PP2 + SP",
     "TP2 x PP2 interleaved + SP",
@@ -259,7 +268,7 @@ def is_quick(case: Case) -> bool:
 
 @dataclass(frozen=True)
 class Row:
-    """A measured cell of the table: differences as in `Tolerance`; identical: losses and parameters are bit for bit those of one process."""
+    """A measured cell of the table; differences as in `Tolerance`."""
 
     name: str
     world: int
@@ -267,6 +276,7 @@ class Row:
     norm: float
     parameters: float
     identical: bool
+    """Losses and parameters are bit for bit those of one process."""
     unequal: tuple[str, ...]
 
 
@@ -305,7 +315,10 @@ def measure(cases: Iterable[Case], timeout: float = 1500.0) -> dict[str, Row]:
 
 
 def compare(case: Case, curve: Curve, reference: Curve) -> Row:
-    """Differences of a case from its reference. Raises AssertionError where names or shapes of parameters differ."""
+    """Differences of a case from its reference.
+
+    Raises AssertionError where names or shapes of parameters differ.
+    """
     shapes = [
         {name: tuple(value.shape) for name, value in one.parameters.items()} for one in (curve, reference)
     ]

@@ -27,11 +27,14 @@ H100_OLD_CUDA = Machine("NVIDIA H100 80GB HBM3", (9, 0), (12, 6), "2.11.0", "")
 
 @dataclass(frozen=True)
 class Refusal:
-    """what: in a table's words; message: a regular expression for the essential part of the line; attempt: raises it."""
+    """A configuration that is refused, with the line that says so."""
 
     what: str
+    """In a table's words."""
     message: str
+    """A regular expression for the essential part of the line."""
     attempt: Callable[[], Any]
+    """Raises it."""
 
     def line(self) -> str:
         """The line a user reads. Raises AssertionError where nothing is refused."""

@@ -46,7 +46,8 @@ def test_batches_that_the_schedule_cannot_cut() -> None:
     interleaved = layout(2, {}, pipeline=2, virtual_stages=3)
     with pytest.raises(
         UserError,
-        match=r"3 micro-batches per step and rank are not a multiple of parallel.pipeline=2.*virtual_stages=1",
+        match=r"3 micro-batches per step and rank are not a multiple of "
+        r"parallel.pipeline=2.*virtual_stages=1",
     ):
         interleaved.check_batches(16, 3)
     interleaved.check_batches(16, 4)

@@ -1,4 +1,7 @@
-"""A tiny model trained for a few steps under any layout, with what is needed to compare two such trainings. Runs inside ranks."""
+"""A tiny model trained for a few steps under any layout. Runs inside ranks.
+
+Also what is needed to compare two such trainings.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,10 @@ def run_config(
     train: dict[str, Any] | None = None,
     **optimizer: Any,
 ) -> RunConfig:
-    """A run of the tiny model with changes. Its data set does not exist: batches come from `sample`."""
+    """A run of the tiny model with changes.
+
+    Its data set does not exist: batches come from `sample`.
+    """
     return RunConfig(
         name="tiny",
         model=ModelConfig(**(MODEL | (model or {}))),
@@ -89,15 +95,16 @@ def batches_of(config: RunConfig, engine: Engine, step: int) -> list[Tensor]:
 
 @dataclass
 class Curve:
-    """What a training gave: loss and global gradient norm of every step, and the whole parameters at the end by canonical name.
-
-    unequal: parameters of which two ranks that must agree held different values.
-    """
+    """What a training gave."""
 
     losses: list[float] = field(default_factory=list)
+    """Loss of every step."""
     norms: list[float] = field(default_factory=list)
+    """Global gradient norm of every step."""
     parameters: dict[str, Tensor] = field(default_factory=dict)
+    """The whole parameters at the end by canonical name."""
     unequal: list[str] = field(default_factory=list)
+    """Parameters of which two ranks that must agree held different values."""
 
 
 def train(
@@ -118,7 +125,11 @@ def train(
 
 
 def whole_parameters(engine: Engine) -> tuple[dict[str, Tensor], list[str]]:
-    """Whole parameters by canonical name in fp32, and the names of those that ranks hold differently. The same on all ranks."""
+    """Whole parameters by canonical name in fp32.
+
+    Also the names of those that ranks hold differently.
+    The same on all ranks.
+    """
     with engine.gathered():
         local = [
             (named.name, named.shard, named.parameter.detach().float().clone()) for named in engine.parameters

@@ -12,7 +12,8 @@ def _start(mode: str, nodes: int) -> Cluster:
     try:
         return Cluster(mode, nodes)
     except UnavailableError as reason:
-        # Set in CI, where a missing Slurm must not become a silent skip; namespaces are up to the container that CI runs in.
+        # Set in CI, where a missing Slurm must not become a silent skip.
+        # Namespaces are up to the container that CI runs in.
         if os.environ.get("REQUIRE_SLURM") and mode == "flat":
             pytest.fail(f"REQUIRE_SLURM is set, but: {reason}")
         pytest.skip(f"no Slurm cluster can be started here: {reason}")

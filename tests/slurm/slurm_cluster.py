@@ -1,4 +1,7 @@
-"""A private Slurm cluster on this host, for tests: real slurmctld, slurmd and munge, started by lab/start.sh in a folder of their own."""
+"""A private Slurm cluster on this host, for tests: real slurmctld, slurmd and munge.
+
+lab/start.sh starts them in a folder of their own.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ from pathlib import Path
 LAB = Path(__file__).resolve().parent / "lab"
 CANNOT_RUN_HERE = 77
 PATIENCE = 900.0
-"""Seconds until a wait is given up: many times what anything takes on an idle machine, as tests share theirs."""
+"""Seconds until a wait is given up.
+
+Many times what anything takes on an idle machine, as tests share theirs.
+"""
 FINAL = (
     "COMPLETED",
     "FAILED",
@@ -33,7 +39,11 @@ class UnavailableError(Exception):
 
 
 class Cluster:
-    """Nodes node1, node2, ... Mode `flat`: all on one address, names do not resolve. Mode `netns`: each with its own network (root needed)."""
+    """Nodes node1, node2, ...
+
+    Mode `flat`: all on one address, names do not resolve.
+    Mode `netns`: each with its own network (root needed).
+    """
 
     def __init__(self, mode: str = "flat", nodes: int = 2, **env: str) -> None:
         # A short path: names of UNIX sockets are limited to 107 bytes.
@@ -67,7 +77,8 @@ class Cluster:
             wrapper = self.commands / name
             # sbatch hands PATH on to the job, which is inside of the cluster already.
             wrapper.write_text(
-                f'#!/bin/sh\nif [ -n "$SLURM_JOB_ID" ]; then exec {shutil.which(name)} "$@"; fi\nexec {self.dir}/in {shutil.which(name)} "$@"\n'
+                f'#!/bin/sh\nif [ -n "$SLURM_JOB_ID" ]; then exec {shutil.which(name)} "$@"; fi\n'
+                f'exec {self.dir}/in {shutil.which(name)} "$@"\n'
             )
             wrapper.chmod(0o755)
 
@@ -100,7 +111,10 @@ class Cluster:
         return {key: value for key, mark, value in (field.partition("=") for field in line.split()) if mark}
 
     def wait(self, job: str, states: Collection[str] = FINAL, timeout: float = PATIENCE) -> str:
-        """Polls until a job is in one of the states (sbatch --wait looks after 2, 8, 32, 32, ... s only)."""
+        """Polls until a job is in one of the states.
+
+        sbatch --wait looks after 2, 8, 32, 32, ... s only.
+        """
         end = time.monotonic() + timeout
         while (state := self.job(job)["JobState"]) not in states:
             if time.monotonic() > end:
@@ -111,12 +125,16 @@ class Cluster:
         return state
 
     def wait_text(self, path: Path, pattern: str, timeout: float = PATIENCE) -> None:
-        """Polls until a file has a text: before a signal, wait for a line, as RUNNING alone does not say that handlers are there."""
+        """Polls until a file has a text.
+
+        Before a signal, wait for a line, as RUNNING alone does not say that handlers are there.
+        """
         end = time.monotonic() + timeout
         while not (path.exists() and re.search(pattern, path.read_text(errors="replace"))):
             if time.monotonic() > end:
                 raise TimeoutError(
-                    f"{pattern!r} did not appear in {path}: {path.read_text() if path.exists() else 'no file'}"
+                    f"{pattern!r} did not appear in {path}: "
+                    f"{path.read_text() if path.exists() else 'no file'}"
                 )
             time.sleep(0.1)
 
@@ -135,7 +153,10 @@ class Cluster:
         subprocess.run([self.dir / "node_up", node], env=self.env, check=True)
 
     def reset(self) -> None:
-        """Between tests: no job, every node usable. (A node may say `mixed` without a job until the next change.)"""
+        """Between tests: no job, every node usable.
+
+        A node may say `mixed` without a job until the next change.
+        """
         jobs = set(self.run("squeue", "-h", "-o", "%A").split())
         if jobs:
             self.run("scancel", "-Q", *jobs, check=False)

@@ -53,7 +53,10 @@ def unused_data() -> Path:
 
 
 class Runs:
-    """Submits runs of one test and follows them. data: a prepared data set to train on for real; None: a stand-in takes the place of training."""
+    """Submits runs of one test and follows them.
+
+    data: a prepared data set to train on for real; None: a stand-in takes the place of training.
+    """
 
     def __init__(self, cluster: Cluster, folder: Path, data: Path | None = None) -> None:
         self.cluster, self.folder, self.data = cluster, folder, data
@@ -106,7 +109,10 @@ class Runs:
         return [line["step"] for line in lines if line["event"] == "train"]
 
     def history(self) -> list[int]:
-        """Steps of the final history, in order: of a step that was done twice the last line counts."""
+        """Steps of the final history, in order.
+
+        Of a step that was done twice the last line counts.
+        """
         return [event.step for event in read_metrics(self.run_dir / "metrics.jsonl").train]
 
     def losses(self) -> list[float]:

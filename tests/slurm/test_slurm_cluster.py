@@ -1,4 +1,7 @@
-"""The cluster side of a run on a real Slurm: what happens to it, and what is said about it afterwards. The training itself is stood in for."""
+"""The cluster side of a run on a real Slurm: what happens to it.
+
+Also what is said about it afterwards. The training itself is stood in for.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ def runs(cluster: Cluster, tmp_path: Path) -> Runs:
 
 
 def test_two_nodes_signal_requeue_resume(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranks and the meeting point from Slurm alone; the warning before a time limit saves, requeues and loses no step."""
+    """Ranks and the meeting point from Slurm alone.
+
+    The warning before a time limit saves, requeues and loses no step.
+    """
     monkeypatch.setenv(
         "SLURM_TIME_FORMAT", "relative"
     )  # how a user likes times to be shown, here and in the job
@@ -143,7 +149,10 @@ def test_user_error_is_not_repeated(runs: Runs) -> None:
 
 
 def test_killed_rank_restarts_from_the_checkpoint(runs: Runs) -> None:
-    """A rank that dies without a word takes the others along; the run goes on from its newest checkpoint."""
+    """A rank that dies without a word takes the others along.
+
+    The run goes on from its newest checkpoint.
+    """
     (job,) = runs.submit("--steps", "40", "--hold-at", "8", "--save-every", "5")
     runs.cluster.wait_text(runs.run_dir / "checkpoints" / "latest", "step_00000005")
     victim = subprocess.run(
@@ -172,7 +181,10 @@ def test_scancel_is_final(runs: Runs) -> None:
 
 
 def test_preemption(runs: Runs) -> None:
-    """A job of a higher partition takes the nodes; the run saves, waits, goes on, and none of it counts as a failure."""
+    """A job of a higher partition takes the nodes; the run saves, waits, goes on.
+
+    None of it counts as a failure.
+    """
     (job,) = runs.submit(
         "--steps",
         "40",
@@ -195,7 +207,10 @@ def test_preemption(runs: Runs) -> None:
 
 @pytest.mark.slow
 def test_time_limit(runs: Runs) -> None:
-    """Slurm's own clock: the warning, a save, and on in a second start. Takes a minute or two, as limits are whole minutes and the clock is coarse."""
+    """Slurm's own clock: the warning, a save, and on in a second start.
+
+    Takes a minute or two, as limits are whole minutes and the clock is coarse.
+    """
     (job,) = runs.submit("--steps", "40", "--hold-at", "5", nodes="1", time="2", site={"signal_margin": 60})
     assert runs.cluster.wait(job) == "COMPLETED"
     assert runs.cluster.job(job)["Restarts"] == "1"
@@ -204,7 +219,10 @@ def test_time_limit(runs: Runs) -> None:
 
 @pytest.mark.parametrize(("node", "nodes", "before", "after"), [("node1", "2", 4, 4), ("node2", "2-3", 6, 4)])
 def test_power_off(runs: Runs, node: str, nodes: str, before: int, after: int) -> None:
-    """A node that is gone, of the batch script or not: the run goes on on what is left, from its newest checkpoint."""
+    """A node that is gone, of the batch script or not: the run goes on on what is left.
+
+    It goes on from its newest checkpoint.
+    """
     (job,) = runs.submit(
         "--steps",
         "40",
@@ -238,7 +256,10 @@ def test_range_of_nodes(runs: Runs) -> None:
 
 
 def test_chain(runs: Runs) -> None:
-    """At a time limit the next job goes on instead of a requeue; a job that is left over leaves at once."""
+    """At a time limit the next job goes on instead of a requeue.
+
+    A job that is left over leaves at once.
+    """
     first, second, third = runs.submit("--steps", "40", "--hold-at", "5", nodes="1", chain=3)
     runs.says("rank 0/2")
     runs.cluster.signal_batch(first)
@@ -286,7 +307,8 @@ def test_array(runs: Runs) -> None:
     for index, folder in enumerate(folders):
         runs.cluster.wait_text(folder / "metrics.jsonl", '"step": 3')
         assert f"seed: {(1234, 7)[index]}" in (folder / "config.yaml").read_text()
-    # The element that Slurm started last has the id of the array: a requeue by that id would restart both.
+    # The element that Slurm started last has the id of the array.
+    # A requeue by that id would restart both.
     runs.cluster.signal_batch(f"{job}_1")
     for index in range(2):
         assert runs.cluster.wait(f"{job}_{index}") == "COMPLETED"
@@ -299,7 +321,8 @@ def test_second_submission_is_refused_while_a_job_is_at_it(runs: Runs) -> None:
     (job,) = runs.submit("--steps", "1000", nodes="1")
     with pytest.raises(
         ValueError,
-        match=rf"job {job} \((pending|configuring|running)\) is at .*demo already: scancel {job}, or choose another name",
+        match=rf"job {job} \((pending|configuring|running)\) is at .*demo already: "
+        rf"scancel {job}, or choose another name",
     ):
         runs.submit("--steps", "1000", nodes="1")
 

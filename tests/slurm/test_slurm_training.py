@@ -1,4 +1,7 @@
-"""Training itself on a real Slurm: two nodes with two ranks each, and what happens to it there. Every step is in the final history, once and in order."""
+"""Training itself on a real Slurm: two nodes with two ranks each, and what happens to it there.
+
+Every step is in the final history, once and in order.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,10 @@ def alone(runs: Runs) -> list[float]:
 
 
 def test_signal_save_requeue_resume(runs: Runs) -> None:
-    """Tensor and pipeline parallel over two nodes, interrupted by the warning before a time limit: the curve of one process that was left in peace."""
+    """Tensor and pipeline parallel over two nodes, interrupted by the warning before a time limit.
+
+    The curve is that of one process that was left in peace.
+    """
     (job,) = runs.submit()
     runs.cluster.wait_text(runs.run_dir / "metrics.jsonl", '"step": 1,')
     runs.cluster.signal_batch(job)
@@ -100,7 +106,10 @@ def test_quick_start_model(runs: Runs) -> None:
 
 
 def test_stopped_rank_is_named(runs: Runs) -> None:
-    """A rank that stands still makes all others wait: the watchdog ends them, and says which it was; nobody asks the stopped one."""
+    """A rank that stands still makes all others wait: the watchdog ends them.
+
+    It says which one it was; nobody asks the stopped one.
+    """
     (job,) = runs.submit(
         nodes="1",
         overrides=["parallel.pipeline=1", "train.steps=100000", "parallel.step_timeout_minutes=0.25"],
@@ -145,7 +154,10 @@ def test_killed_rank(runs: Runs) -> None:
 
 @pytest.mark.slow
 def test_node_off_and_on_fewer(runs: Runs) -> None:
-    """Data parallel on two to four nodes: three at first, two after a node is gone. The global batch stays, and with it the curve."""
+    """Data parallel on two to four nodes: three at first, two after a node is gone.
+
+    The global batch stays, and with it the curve.
+    """
     runs.config_file.write_text(
         runs.config_file.read_text().replace("global_batch_size: 16", "global_batch_size: 12")
     )
@@ -162,7 +174,10 @@ def test_node_off_and_on_fewer(runs: Runs) -> None:
 
 @pytest.mark.slow
 def test_crash_loop(runs: Runs) -> None:
-    """No start can write its checkpoint (a limit on the size of files, as a quota would): given up after the restarts that were allowed, in words."""
+    """No start can write its checkpoint (a limit on the size of files, as a quota would).
+
+    It is given up after the restarts that were allowed, in words.
+    """
     (job,) = runs.submit(
         nodes="1",
         overrides=["parallel.pipeline=1", CHECKPOINTS],

@@ -1,4 +1,7 @@
-"""Processes beside the stand-in for Transformer Engine's kernels; one of a kind serves all tests, whatever process of pytest-xdist they run in."""
+"""Processes beside the stand-in for Transformer Engine's kernels.
+
+One of a kind serves all tests, whatever process of pytest-xdist they run in.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ SECONDS = 500
 
 
 def findings(module: str, factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a module of this folder wrote. Skips, with the reason, where Transformer Engine's Python part cannot be had."""
+    """What a module of this folder wrote.
+
+    Skips, with the reason, where Transformer Engine's Python part cannot be had.
+    """
     shared = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent

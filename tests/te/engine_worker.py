@@ -1,4 +1,6 @@
-"""Engines over both kinds of layers, in a process of its own beside the stand-in: training, checkpoints from one read by the other, FP8 state.
+"""Engines over both kinds of layers, in a process of its own beside the stand-in.
+
+For training, checkpoints from one read by the other, FP8 state.
 
 python -m tests.te.engine_worker FOLDER_OF_TRANSFORMER_ENGINE OUTPUT.json
 """
@@ -78,7 +80,10 @@ def train(engine: Any, first: int, steps: int = STEPS) -> list[float]:
 
 
 def exchange(writer: str, reader: str, scheme: str) -> dict[str, list[float]]:
-    """Losses after a checkpoint: of the engine that wrote it, and of one over the other kind of layers that read it."""
+    """Losses after a checkpoint: of the engine that wrote it, and of one that read it.
+
+    The reader is over the other kind of layers.
+    """
     from parallel.checkpoint.loader import load
     from parallel.checkpoint.reader import open_checkpoint
     from parallel.checkpoint.writer import save
@@ -164,7 +169,10 @@ def fp8_state(te: Any) -> dict[str, Any]:
 
 
 def fp8_contexts(te: Any) -> dict[str, list[str | None]]:
-    """For every recipe, without and with the first and last layer spared: the recipe in force at each fused norm of a forward pass, None for none."""
+    """For every recipe, without and with the first and last layer spared.
+
+    The recipe in force at each fused norm of a forward pass, None for none.
+    """
     import torch
     from transformer_engine.pytorch import quantization
 
@@ -211,7 +219,10 @@ def fp8_contexts(te: Any) -> dict[str, list[str | None]]:
 
 
 def weight_casts(te: Any, zero: int) -> list[bool | None]:
-    """For every pass of one FP8 layer through two steps of two micro-batches: whether its weights were to be cast, or the cast of before used."""
+    """For every pass of one FP8 layer through two steps of two micro-batches.
+
+    Whether its weights were to be cast, or the cast of before used.
+    """
     import torch
     from transformer_engine.pytorch import quantization
 
@@ -236,7 +247,10 @@ def weight_casts(te: Any, zero: int) -> list[bool | None]:
 
 
 def random_states() -> dict[str, list[bool]]:
-    """By attention dropout: whether each back end of attention exchanges random states at every call."""
+    """By attention dropout: whether each back end of attention exchanges random states.
+
+    That is at every call.
+    """
     import contextlib
 
     from parallel.launch.one_process import single_process

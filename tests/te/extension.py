@@ -1,6 +1,9 @@
-"""A stand-in for `transformer_engine_torch`, Transformer Engine's compiled part: its enumerations, and functions that say they are not there.
+"""A stand-in for `transformer_engine_torch`, Transformer Engine's compiled part.
 
-With it the Python part of Transformer Engine imports on any machine and its modules can be built; running one needs a kernel and raises RuntimeError.
+It has its enumerations, and functions that say they are not there.
+
+With it the Python part of Transformer Engine imports on any machine and its modules can be built.
+Running one needs a kernel and raises RuntimeError.
 """
 
 from __future__ import annotations
@@ -11,10 +14,13 @@ from typing import Any
 VERSION = "2.11.0"
 """The release of Transformer Engine whose names and values these are."""
 
-OVERLAPS = """BULK_OVERLAP_AG BULK_OVERLAP_RS SPLIT_PIPELINED_AG_P2P SPLIT_PIPELINED_RS SPLIT_PIPELINED_RS_P2P ATOMIC_GEMM_RS ATOMIC_GEMM_AG_P2P
+OVERLAPS = """BULK_OVERLAP_AG BULK_OVERLAP_RS SPLIT_PIPELINED_AG_P2P SPLIT_PIPELINED_RS \
+SPLIT_PIPELINED_RS_P2P ATOMIC_GEMM_RS ATOMIC_GEMM_AG_P2P
 ATOMIC_GEMM_RS_P2P EXTERNAL_BULK_OVERLAP_AG"""
-LAYOUTS = """SB3HD SBH3D SBHD_SB2HD SBHD_SBH2D SBHD_SBHD_SBHD BS3HD BSH3D BSHD_BS2HD BSHD_BSH2D BSHD_BSHD_BSHD T3HD TH3D THD_T2HD THD_TH2D THD_THD_THD
-SBHD_BSHD_BSHD BSHD_SBHD_SBHD THD_BSHD_BSHD THD_SBHD_SBHD Paged_KV_BSHD_BSHD_BSHD Paged_KV_BSHD_SBHD_SBHD Paged_KV_SBHD_BSHD_BSHD
+LAYOUTS = """SB3HD SBH3D SBHD_SB2HD SBHD_SBH2D SBHD_SBHD_SBHD BS3HD BSH3D BSHD_BS2HD BSHD_BSH2D \
+BSHD_BSHD_BSHD T3HD TH3D THD_T2HD THD_TH2D THD_THD_THD
+SBHD_BSHD_BSHD BSHD_SBHD_SBHD THD_BSHD_BSHD THD_SBHD_SBHD \
+Paged_KV_BSHD_BSHD_BSHD Paged_KV_BSHD_SBHD_SBHD Paged_KV_SBHD_BSHD_BSHD
 Paged_KV_SBHD_SBHD_SBHD Paged_KV_THD_BSHD_BSHD Paged_KV_THD_SBHD_SBHD"""
 ENUMS: dict[str, tuple[tuple[str, int], ...]] = {
     "DType": (

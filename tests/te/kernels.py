@@ -1,7 +1,10 @@
-"""Forward passes of Transformer Engine's modules in plain PyTorch, on their own parameters, with their own switches.
+"""Forward passes of Transformer Engine's modules in plain PyTorch, on their own parameters.
 
-Not its arithmetic, but its interface: which norm sits where, what is returned, where biases go. Enough to run a model that is made of these modules on a
-CPU in full precision, and so to check how ours are put together. Numbers of the real kernels are checked on GPUs.
+With their own switches.
+They are not its arithmetic, but its interface:
+which norm sits where, what is returned, where biases go.
+Enough to run a model that is made of these modules on a CPU in full precision,
+and so to check how ours are put together. Numbers of the real kernels are checked on GPUs.
 """
 
 from __future__ import annotations
@@ -58,7 +61,10 @@ def attention(
     attn_mask_type: str,
     **unused: Any,
 ) -> Tensor:
-    """`transformer_engine.pytorch.DotProductAttention.forward` on [s, b, heads, d]; raises ValueError for a mask type that Fathom does not use."""
+    """`transformer_engine.pytorch.DotProductAttention.forward` on [s, b, heads, d].
+
+    Raises ValueError for a mask type that Fathom does not use.
+    """
     if attn_mask_type not in ("causal", "no_mask"):
         raise ValueError(f"attn_mask_type={attn_mask_type!r}")
     q_bhsd, k_bhtd, v_bhtd = (part.permute(1, 2, 0, 3) for part in (query, key, value))

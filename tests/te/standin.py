@@ -1,8 +1,9 @@
 """Transformer Engine's Python part on a machine without a GPU, in a process of its own.
 
-The package is Python only (0.7 MB), but must stay outside site-packages: there it raises RuntimeError at import without its libraries, which
-Megatron-core does not catch. `python_part` finds or downloads it into a folder of its own; `load` imports it from there, with `tests.te.extension` in the
-place of the compiled part.
+The package is Python only (0.7 MB), but must stay outside site-packages.
+There it raises RuntimeError at import without its libraries, which Megatron-core does not catch.
+`python_part` finds or downloads it into a folder of its own.
+`load` imports it from there, with `tests.te.extension` in the place of the compiled part.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ DOWNLOAD_SECONDS = 120
 def python_part() -> tuple[Path | None, str]:
     """(folder that holds the package `transformer_engine`, "") or (None, why there is none).
 
-    The folder is $FATHOM_TE_PYTHON, or one inside the virtual environment that is filled by pip the first time.
+    The folder is $FATHOM_TE_PYTHON, or one inside the virtual environment.
+    pip fills that one the first time.
     """
     if VARIABLE in os.environ:
         folder = Path(os.environ[VARIABLE])
@@ -51,7 +53,8 @@ def python_part() -> tuple[Path | None, str]:
     except OSError as error:
         return (
             None,
-            f"{FOLDER.parent} cannot be written: {error.strerror}; put {requirement} into a folder and name it in {VARIABLE}",
+            f"{FOLDER.parent} cannot be written: {error.strerror}; "
+            f"put {requirement} into a folder and name it in {VARIABLE}",
         )
     pip = [
         sys.executable,
@@ -81,7 +84,10 @@ def python_part() -> tuple[Path | None, str]:
     shutil.rmtree(partial, ignore_errors=True)
     if (FOLDER / "transformer_engine").is_dir():
         return FOLDER, ""
-    by_hand = f"pip install --no-deps --target FOLDER {requirement} where there is a network, then {VARIABLE}=FOLDER"
+    by_hand = (
+        f"pip install --no-deps --target FOLDER {requirement} where there is a network, "
+        f"then {VARIABLE}=FOLDER"
+    )
     return None, f"the Python part of {requirement} could not be downloaded: {by_hand}"
 
 
@@ -102,7 +108,7 @@ def _module(name: str) -> Any:
 
 
 def _pretend_triton() -> None:
-    """Names and decorators of Triton, for the time in which Transformer Engine's modules are imported."""
+    """Names and decorators of Triton, while Transformer Engine's modules are imported."""
     # These ask whether Triton is there, once, and must get the true answer.
     import torch._dynamo
     import torch._inductor.compile_fx  # noqa: F401
@@ -122,7 +128,10 @@ def _pretend_triton() -> None:
 
 
 def load(folder: Path) -> types.ModuleType:
-    """`transformer_engine.pytorch` with the stand-in. Call before anything imports transformer_engine or megatron.core."""
+    """`transformer_engine.pytorch` with the stand-in.
+
+    Call before anything imports transformer_engine or megatron.core.
+    """
     import torch  # noqa: F401
 
     if "megatron.core" in sys.modules or "transformer_engine" in sys.modules:
@@ -156,7 +165,10 @@ def load(folder: Path) -> types.ModuleType:
 
 @contextlib.contextmanager
 def pretend_cuda(device: str) -> Iterator[None]:
-    """Modules that insist on CUDA are built on `device` instead: "cpu" or "meta". Never around torch.compile."""
+    """Modules that insist on CUDA are built on `device` instead: "cpu" or "meta".
+
+    Never around torch.compile.
+    """
     import torch
 
     changes = {

@@ -1,4 +1,7 @@
-"""Training over both kinds of layers, without a GPU: a checkpoint of one goes on in the other, and FP8's state goes through a file."""
+"""Training over both kinds of layers, without a GPU.
+
+A checkpoint of one goes on in the other, and FP8's state goes through a file.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,20 @@ def test_a_checkpoint_goes_on_in_the_other_kind_of_layers(exchange: str, engines
 
 @pytest.mark.parametrize("fact", ["restored", "ignored", "equal", "in force"])
 def test_the_state_of_delayed_scaling_goes_through_a_file(fact: str, engines: dict[str, Any]) -> None:
-    """restored: the file is read; ignored: other recipes write and read none; equal: every number; in force: the quantizers hold what was read."""
+    """restored: the file is read; ignored: other recipes write and read none.
+
+    equal: every number; in force: the quantizers hold what was read.
+    """
     assert engines["fp8 state"][fact] is True
     assert engines["fp8 state"]["tensors"] == 4 * 2 * 4
 
 
 @pytest.mark.parametrize("zero", ["zero 1", "zero 3"])
 def test_fp8_weights_are_cast_once_a_step(zero: str, engines: dict[str, Any]) -> None:
-    """Two steps of two micro-batches: the second one of each step uses the first one's casts, and the second step makes new ones."""
+    """Two steps of two micro-batches: the second one of each step uses the first one's casts.
+
+    The second step makes new ones.
+    """
     assert engines["weight casts"][zero] == [True, False, True, False]
 
 
@@ -50,7 +59,7 @@ def test_steps_by_a_cuda_graph_are_bit_identical(scheme: str, engines: dict[str,
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_a_recipe_reaches_the_linear_layers(recipe: str, engines: dict[str, Any]) -> None:
-    """In every layer, two fused norms each; with the first and last layer spared, in all but these."""
+    """In every layer, two fused norms each; with the first and last spared, in all but these."""
     assert engines["fp8 contexts"][recipe] == [RECIPES[recipe]] * 2 * LAYERS
     if recipe != "delayed":
         assert (

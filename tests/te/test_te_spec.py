@@ -1,6 +1,9 @@
-"""Layers from Transformer Engine's parts against layers from PyTorch's: the same parameters, the same places in the whole, the same function.
+"""Layers from Transformer Engine's parts against layers from PyTorch's.
 
-Without a GPU: modules are real, built on the meta device and on the CPU; for the function their forward passes are plain PyTorch (`tests.te.kernels`).
+The same parameters, the same places in the whole, the same function.
+
+Without a GPU: modules are real, built on the meta device and on the CPU.
+For the function their forward passes are plain PyTorch (`tests.te.kernels`).
 """
 
 from __future__ import annotations
@@ -25,7 +28,10 @@ def case(request: pytest.FixtureRequest, found: dict[str, Any]) -> dict[str, Any
 
 
 def differing(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    """Entries that are not in both or not equal; short, where pytest's own comparison of large dictionaries takes minutes."""
+    """Entries that are not in both or not equal.
+
+    Short, where pytest's own comparison of large dictionaries takes minutes.
+    """
     return {
         key: (ours.get(key), theirs.get(key))
         for key in ours.keys() | theirs.keys()
@@ -35,7 +41,10 @@ def differing(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("tensor", DEGREES)
 def test_parameters_are_those_of_the_local_layers(case: dict[str, Any], tensor: int) -> None:
-    """Canonical names, shapes, cuts over tensor-parallel ranks, and the attributes that decide how gradients are reduced."""
+    """Canonical names, shapes, cuts over tensor-parallel ranks.
+
+    Also the attributes that decide how gradients are reduced.
+    """
     local, te = case[f"local-{tensor}"]["parameters"], case[f"te-{tensor}"]["parameters"]
     assert not differing(te, local)
     assert any(entry["shard"][2] == tensor for entry in te.values())
@@ -80,13 +89,19 @@ def test_norms_are_fused_wherever_the_plan_allows(scheme: str, found: dict[str, 
 
 @pytest.mark.parametrize("name", [*CASES, "grouped-rotary-untied"])
 def test_the_function_is_that_of_the_local_layers(name: str, found: dict[str, Any]) -> None:
-    """Loss and all gradients of one weight file read by both, in float64; no layer keeps its normed input."""
+    """Loss and all gradients of one weight file read by both, in float64.
+
+    No layer keeps its normed input.
+    """
     assert found["compared"][name]["loss"] < 1e-12
     assert found["compared"][name]["gradient"] < 1e-12
 
 
 def test_bf16_is_alike_in_both_kinds(found: dict[str, Any]) -> None:
-    """Schemes with residual constants at 384 layers, and all of them with an fp32 stream, whose norms are other parts."""
+    """Schemes with residual constants at 384 layers, and all of them with an fp32 stream.
+
+    There norms are other parts.
+    """
     assert len([name for name in found["half"] if "fp32 residual" in name]) == len(SCHEMES)
     assert "deepscalelm_pre_ln" in found["half"]
     for name, cosines in found["half"].items():

@@ -1,4 +1,6 @@
-"""What the tests of this folder do in a process of their own: build models from both kinds of parts beside the stand-in, and describe them as JSON.
+"""What the tests of this folder do in a process of their own.
+
+Builds models from both kinds of parts beside the stand-in, and describes them as JSON.
 
 python -m tests.te.worker FOLDER_OF_TRANSFORMER_ENGINE OUTPUT.json
 """
@@ -70,7 +72,11 @@ def topology_of(tensor: int, sequence_parallel: bool) -> Any:
 
 
 def build(model: Any, topology: Any, kinds: Any, device: str, **core: Any) -> Any:
-    """A model as on a GPU, its tensors on `device`. kinds: `local` or `te`; core: further fields of Megatron-core's configuration."""
+    """A model as on a GPU, its tensors on `device`.
+
+    kinds: `local` or `te`.
+    core: further fields of Megatron-core's configuration.
+    """
     from model.families.gpt import GPT
     from model.layers.transformer_config import transformer_config
 
@@ -82,7 +88,10 @@ def build(model: Any, topology: Any, kinds: Any, device: str, **core: Any) -> An
 
 
 def parameters(chunk: Any, topology: Any) -> dict[str, Any]:
-    """Canonical name -> shape, attributes that say how it is parallel, and its place in the whole tensor."""
+    """Canonical name -> shape, attributes, and its place in the whole tensor.
+
+    The attributes say how it is parallel.
+    """
     from model.parameters.names import named_parameters
     from model.parameters.shards import full_shape
 
@@ -101,7 +110,10 @@ def parameters(chunk: Any, topology: Any) -> dict[str, Any]:
 
 
 def sharded(chunk: Any) -> dict[str, Any]:
-    """Megatron-core's sharded state dict under canonical keys: global shape, offset and pieces of every tensor. Without the state of FP8."""
+    """Megatron-core's sharded state dict under canonical keys.
+
+    Global shape, offset and pieces of every tensor, without the state of FP8.
+    """
     from model.parameters.names import canonical_name
 
     described = {}
@@ -116,7 +128,11 @@ def sharded(chunk: Any) -> dict[str, Any]:
 
 
 def describe(name: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """One case at every degree of tensor parallelism; at degrees above 1 with sequence parallelism. meta: by own names, what is on the meta device."""
+    """One case at every degree of tensor parallelism.
+
+    At degrees above 1 it is with sequence parallelism.
+    meta: by own names, what is on the meta device.
+    """
     model = model_config(**fields)
     described: dict[str, Any] = {}
     for tensor in DEGREES:
@@ -136,7 +152,10 @@ def describe(name: str, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare_runs(name: str, fields: dict[str, Any]) -> dict[str, float]:
-    """Loss and gradients of both kinds of model on the same weights and tokens, by plain forward passes: largest relative differences."""
+    """Loss and gradients of both kinds of model on the same weights and tokens.
+
+    By plain forward passes. Returns the largest relative differences.
+    """
     import torch
 
     from model.parameters.names import named_parameters
@@ -172,7 +191,10 @@ def compare_runs(name: str, fields: dict[str, Any]) -> dict[str, float]:
 
 
 def half(scheme: str, layers: int, fp32_residual: bool) -> dict[str, float]:
-    """Cosines of the logits of both kinds of model in bf16 to those of PyTorch's parts in fp32, on weights that bf16 holds."""
+    """Cosines of the logits of both kinds of model in bf16 to those of PyTorch's parts in fp32.
+
+    The weights are ones that bf16 holds.
+    """
     import torch
     import torch.nn.functional as F
 
@@ -201,7 +223,10 @@ def half(scheme: str, layers: int, fp32_residual: bool) -> dict[str, float]:
 
 
 def half_runs() -> Iterator[tuple[str, str, int, bool]]:
-    """(name, scheme, layers, whether with an fp32 residual): deep where a scheme has residual constants."""
+    """(name, scheme, layers, whether with an fp32 residual).
+
+    Deep where a scheme has residual constants.
+    """
     from model.depth.plan import DepthPlan
     from model.depth.scheme import SCHEMES
 

@@ -1,4 +1,7 @@
-"""Checks an export in a process of its own: `python -m tools.dev.check_export RUN [--exported RUN/hf]`."""
+"""Checks an export in a process of its own.
+
+`python -m tools.dev.check_export RUN [--exported RUN/hf]`.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,8 @@ def main(
     console.print(f"loaded {place} as {result.model_class}")
     console.print(
         f"validation loss on {result.samples} samples: trainer {result.trained_loss:.5f}, "
-        f"transformers {result.exported_loss:.5f} ({abs(result.exported_loss / result.trained_loss - 1):.1e} apart)"
+        f"transformers {result.exported_loss:.5f} "
+        f"({abs(result.exported_loss / result.trained_loss - 1):.1e} apart)"
     )
     console.print(
         f"largest logit difference from ours: {result.logit_difference:.1e} of a standard deviation"

@@ -36,7 +36,8 @@ for prompt in prompts:
     new = model.generate(**inputs, max_new_tokens=count, do_sample=False)[0, inputs.input_ids.shape[1]:]
     texts.append(tokenizer.decode(new, skip_special_tokens=True))
     counts.append(len(new))
-extra = [name for name in ("model", "pretrain", "tools", "megatron", "deepspeed", "sentencepiece", "google.protobuf")
+extra = [name for name in ("model", "pretrain", "tools", "megatron", "deepspeed", "sentencepiece", \
+"google.protobuf")
          if importlib.util.find_spec(name.partition(".")[0])]
 print(json.dumps({"class": type(model).__name__, "texts": texts, "counts": counts, "extra": extra,
                   "transformers": transformers.__version__}))
@@ -44,8 +45,9 @@ print(json.dumps({"class": type(model).__name__, "texts": texts, "counts": count
 
 
 def make_venv(folder: Path, transformers: str | None = None) -> Path:
-    """An environment with torch and transformers; its interpreter. One that is there is used as it is.
+    """An environment with torch and transformers; returns its interpreter.
 
+    One that is there is used as it is.
     transformers: its version; None for the one of this environment.
     Raises UserError where pip fails, with its last line.
     """
@@ -72,10 +74,11 @@ def make_venv(folder: Path, transformers: str | None = None) -> Path:
 
 
 def continue_there(python: Path, exported: Path, prompts: tuple[str, ...], tokens: int) -> dict[str, Any]:
-    """What an export is and does in another environment.
+    """What an export is and does in another environment, by key.
 
-    class and transformers: its class, the version of transformers; texts and counts: continuations and
-    their tokens, prompt by prompt; extra: modules that should not be there.
+    class and transformers: its class, the version of transformers.
+    texts and counts: continuations and their tokens, prompt by prompt.
+    extra: modules that should not be there.
     Raises UserError where it fails, or brings code that is not ours.
     """
     trust = own_code(exported)
@@ -93,7 +96,8 @@ def continue_there(python: Path, exported: Path, prompts: tuple[str, ...], token
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=home, env=env)
     if done.returncode:
         raise UserError(
-            f"{exported} does not work with {python}: {(done.stderr.strip().splitlines() or ['no output'])[-1]}"
+            f"{exported} does not work with {python}: "
+            f"{(done.stderr.strip().splitlines() or ['no output'])[-1]}"
         )
     facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return facts

@@ -130,7 +130,8 @@ def shell(command: list[str], allowed: tuple[int, ...] = (0,)) -> None:
     code = subprocess.run(command, check=False, env=dict(os.environ, PYTHONWARNINGS="ignore")).returncode
     if code not in allowed:
         console.print(
-            f"[red]the command above ended with code {code}; run `make quickstart` again to go on from here[/red]"
+            f"[red]the command above ended with code {code}; "
+            "run `make quickstart` again to go on from here[/red]"
         )
         raise typer.Exit(code if code > 0 else 1)
 

@@ -1,4 +1,7 @@
-"""A checkpoint put together by hand from whole tensors, to test reading without the writer, an engine or a process group."""
+"""A checkpoint put together by hand from whole tensors.
+
+To test reading without the writer, an engine or a process group.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +49,12 @@ def tensors(seed: int = 0) -> dict[str, dict[str, Tensor]]:
 
 
 def write(folder: Path, step: int = 3, seed: int = 0) -> Path:
-    """Writes `step` into a `checkpoints` folder as two tensor-parallel ranks with a split optimizer state would; returns the step folder.
+    """Writes `step` into a `checkpoints` folder; returns the step folder.
 
-    fc1 is gated and cut in two; fc2 is whole and its elements lie in both files, the later ones first; the others are whole in the first file.
+    It is what two tensor-parallel ranks with a split optimizer state would write.
+    fc1 is gated and cut in two.
+    fc2 is whole and its elements lie in both files, the later ones first.
+    The others are whole in the first file.
     """
     whole, target = tensors(seed), folder / step_folder(step)
     target.mkdir(parents=True)
@@ -102,7 +108,10 @@ def write(folder: Path, step: int = 3, seed: int = 0) -> Path:
 
 
 def reseal(step: Path, change: Callable[[dict[str, Any]], object], *files: str) -> None:
-    """Changes a manifest as a forger would, who can compute checksums. files: whose size and checksum are taken anew."""
+    """Changes a manifest as a forger would, who can compute checksums.
+
+    files: whose size and checksum are taken anew.
+    """
     manifest = json.loads((step / MANIFEST).read_text())
     manifest.pop("xxh3_64")
     change(manifest)

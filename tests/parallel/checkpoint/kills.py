@@ -1,4 +1,4 @@
-"""A training that is ended by SIGKILL again and again, inside saves above all. Runs inside ranks."""
+"""A training that SIGKILL ends again and again, inside saves above all. Runs inside ranks."""
 
 from __future__ import annotations
 
@@ -37,11 +37,13 @@ EVENTS = (
 
 @dataclass(frozen=True)
 class Kill:
-    """How a start of the run ends: rank `rank` dies after `seconds` of the loop, or at its `event`-th file event in it."""
+    """How a start of the run ends: a rank dies."""
 
     rank: int
     seconds: float | None = None
+    """After so many of the loop."""
     event: int | None = None
+    """At this file event of the rank in the loop."""
 
     def arm(self, folder: Path) -> None:
         if dist.get_rank() != self.rank:
@@ -71,7 +73,10 @@ def _kill_later(pid: int, seconds: float) -> None:
 
 
 def kills(count: int, seed: int, longest: float) -> list[Kill]:
-    """Kills at random moments of the clock and at random file events, by turns. longest: seconds."""
+    """Kills at random moments of the clock and at random file events, by turns.
+
+    longest: seconds.
+    """
     draw = random.Random(seed)
     return [
         Kill(draw.randrange(2), seconds=draw.uniform(0.0, longest))
@@ -82,9 +87,11 @@ def kills(count: int, seed: int, longest: float) -> list[Kill]:
 
 
 def start(root: str, expected: list[float], kill: Kill | None, until: int) -> dict[str, object]:
-    """One start of the run: finds what is there, checks it, goes on, saving after every step, until killed or done.
+    """One start of the run: finds what is there, checks it, goes on until killed or done.
 
-    expected: losses of the undisturbed run. Raises AssertionError where anything was lost but the step that was going on, or is wrong.
+    It saves after every step.
+    expected: losses of the undisturbed run.
+    Raises AssertionError where anything was lost but the step that was going on, or is wrong.
     """
     folder, confirmed = Path(root) / "checkpoints", Path(root) / "confirmed"
     engine = engine_of(CONFIG)

@@ -34,7 +34,7 @@ def bring(engine: Engine, folder: Path) -> bool:
 
 
 def state(engine: Engine) -> list[Tensor]:
-    """Copies of everything a step changes: weights, masters, moments, step counts, random states."""
+    """Copies of all that a step changes: weights, masters, moments, step counts, random states."""
     from parallel.checkpoint.random_state import rng_states
 
     tensors = [named.parameter.detach().clone() for named in engine.parameters]

@@ -1,4 +1,4 @@
-"""Manifests and indexes that somebody forged: their checksums are right, and what they say is not."""
+"""Manifests and indexes that somebody forged: the checksums are right, what they say is not."""
 
 from __future__ import annotations
 
@@ -47,8 +47,9 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 
 def refused(step: Path) -> str:
-    """Uses a checkpoint in every way that needs no training; returns the one line that refused it, or nothing.
+    """Uses a checkpoint in every way that needs no training.
 
+    Returns the one line that refused it, or nothing.
     Anything else than a UserError goes through.
     """
     list_checkpoints(step.parent)

@@ -1,4 +1,7 @@
-"""A writer killed at any moment leaves a loadable checkpoint, and the run goes on as if nothing had been."""
+"""A writer killed at any moment leaves a loadable checkpoint.
+
+The run goes on as if nothing had been.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ SAVES = 4
 
 
 def killed_run(root: str, count: int, seed: int) -> list[dict[str, Any]]:
-    """Kills a run in folder `root` `count` times and lets it end; what each start found. Raises AssertionError as `kills.start` does."""
+    """Kills a run in folder `root` `count` times and lets it end; what each start found.
+
+    Raises AssertionError as `kills.start` does.
+    """
     plain, timing = launch(Group(2, undisturbed, (8 * count,)), Group(2, time_of_saves, (root, SAVES)))
     moments = kills(count, seed, longest=timing[0])
     until = 3

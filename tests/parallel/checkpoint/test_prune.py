@@ -43,7 +43,8 @@ def test_rules(tmp_path: Path, keep_last: int, keep_every: int, kept: list[int])
 
 
 def test_what_latest_names_stays(tmp_path: Path) -> None:
-    # After a crash before `latest` moved, the run goes on from 10 and saves 15 beside an unconfirmed 20.
+    # After a crash before `latest` moved, the run goes on from 10.
+    # It saves 15 beside an unconfirmed 20.
     make(tmp_path, [10, 15, 20], latest=15)
     assert prune(tmp_path, keep_last=1, keep_every=0) == [10]
     assert steps_in(tmp_path) == [15, 20]

@@ -1,4 +1,4 @@
-"""Reading without a process group: whole tensors, ranges, and one clear line for every kind of damage."""
+"""Reading without a process group: whole tensors, ranges, one clear line for every damage."""
 
 from __future__ import annotations
 
@@ -245,7 +245,10 @@ def test_a_damaged_pointer_is_as_none(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_names_that_are_no_steps(tmp_path: Path) -> None:
-    """A step has one name. Others would be the newest for ever, or a second folder of the same step."""
+    """A step has one name.
+
+    Others would be the newest for ever, or a second folder of the same step.
+    """
     write(tmp_path, 3)
     for name in (
         "step_000000006",
@@ -273,7 +276,8 @@ def test_a_folder_has_the_name_of_its_step(tmp_path: Path) -> None:
     step.rename(tmp_path / "step_00000009")
     with pytest.raises(
         UserError,
-        match="step_00000009 holds the checkpoint of step 3, as its manifest.json says: rename it to step_00000003, or move it away",
+        match="step_00000009 holds the checkpoint of step 3, as its manifest.json says: "
+        "rename it to step_00000003, or move it away",
     ):
         open_checkpoint(tmp_path / "step_00000009")
     (tmp_path / "step_00000009").rename(tmp_path / "best")

@@ -1,4 +1,7 @@
-"""A checkpoint of one layout goes on under another, there and back: every tensor and moment, then the curve."""
+"""A checkpoint of one layout goes on under another, there and back.
+
+Compared are every tensor and moment, then the curve.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,13 @@ from tests.parallel.checkpoint.states import bring, keep
 from tests.parallel.training import engine_of, given, run_config, train
 
 START, END = 3, 9
-# Layouts in which a gated, grouped model is cut in another way than in the one before; the rest says nothing new about it.
+# Layouts in which a gated, grouped model is cut in another way than in the one before.
+# The rest says nothing new about it.
 CUT_OTHERWISE = ("DP2, ZeRO-1", "TP2", "TP2 x PP2 from DP2, ZeRO-1", "TP2 x DP2 from TP2")
 MODELS = {
     "tied": {},
-    # Gated, so that a tensor-parallel part is two blocks; grouped, so that query, key and value have other sizes.
+    # Gated, so that a tensor-parallel part is two blocks.
+    # Grouped, so that query, key and value have other sizes.
     "gated": given(
         num_query_groups=2,
         position="rotary",
@@ -40,7 +45,8 @@ TWO = {
     "PP2 interleaved": given(pipeline=2, virtual_stages=2),
     "TP2": given(tensor=2),
 }
-# Back in four processes: the layout it came from and others, each from a checkpoint that a layout of two processes wrote.
+# Back in four processes: the layout it came from and others.
+# Each is from a checkpoint that a layout of two processes wrote.
 FOUR = {
     "TP2 x PP2 from DP2, ZeRO-1": ("DP2, ZeRO-1", SOURCE),
     "TP2 x PP2 from PP2": ("PP2", SOURCE),
@@ -65,7 +71,10 @@ def begin(root: str) -> dict[str, Any]:
 
 
 def go_on(root: str, layouts: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Runs inside ranks: for each layout and model loads (source folder, layout), saves at once under the layout's name, and trains to the end."""
+    """Runs inside ranks: for each layout and model loads (source folder, layout).
+
+    It saves at once under the layout's name, and trains to the end.
+    """
     curves: dict[str, Any] = {}
     for name, model in MODELS.items():
         for target, (source, parallel) in layouts.items():

@@ -39,8 +39,9 @@ FACTS = ("streams", "loaded", "losses", "norms", "state")
 
 
 def resumed(config: RunConfig, undisturbed: bool) -> dict[str, bool]:
-    """Runs inside ranks: six steps with a checkpoint after three, and from there three in a new engine with other weights and streams.
+    """Runs inside ranks: six steps with a checkpoint after three.
 
+    From there three steps in a new engine with other weights and streams.
     undisturbed: also compares with six steps without a checkpoint.
     """
     folder = Path(gather(tempfile.mkdtemp(prefix="fathom-resume-"))[0])

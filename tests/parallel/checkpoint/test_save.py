@@ -1,4 +1,7 @@
-"""Saving fails as a whole or succeeds as a whole, on all ranks, and the order of writing leaves nothing half-done to be found."""
+"""Saving fails as a whole or succeeds as a whole, on all ranks.
+
+The order of writing leaves nothing half-done to be found.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +85,7 @@ def order(engine: Engine, folder: Path) -> list[str]:
 
 
 def blocked(engine: Engine, folder: Path) -> dict[str, Any]:
-    """A file stands where the folder should be, as no root may write to a read-only one in a test."""
+    """A file stands where the folder should be: root could write to a read-only folder."""
     if dist.get_rank() == 0:
         folder.write_text("in the way")
     dist.barrier()
@@ -111,7 +114,10 @@ def full_disk(engine: Engine, folder: Path) -> dict[str, Any]:
 
 
 def in_the_background(engine: Engine, folder: Path) -> dict[str, Any]:
-    """A save that goes well while the weights change under it, and one that meets a full disk on rank 1."""
+    """A save that goes well while the weights change under it, and one that meets a full disk.
+
+    The full disk is on rank 1.
+    """
     saver = Saver(folder, tag="12.0")
     saved = state(engine)
     first = saver.save(engine, 1, asynchronous=True, **CONTENT)
@@ -240,7 +246,10 @@ def unreadable(engine: Engine, folder: Path) -> list[str]:
 
 
 def other_model(folder: Path) -> list[str]:
-    """A model with more layers, of which only the second stage lacks some in the checkpoint: every rank must be told."""
+    """A model with more layers, of which the checkpoint lacks some, all in the second stage.
+
+    Every rank must be told.
+    """
     return gather(said(lambda: bring(engine_of(run_config(given(num_layers=6), given(pipeline=2))), folder)))
 
 
@@ -307,7 +316,10 @@ def test_a_step_saved_again_over_left_overs(found: dict[str, Any]) -> None:
 
 
 def test_damage_is_told_on_every_rank_before_anything_changes(found: dict[str, Any]) -> None:
-    message = f"UserError: {found['damaged']['path']} is damaged: its checksum differs from the manifest. Use an older checkpoint"
+    message = (
+        f"UserError: {found['damaged']['path']} is damaged: its checksum differs from the manifest. "
+        "Use an older checkpoint"
+    )
     assert found["damaged"]["said"] == [message, message]
     assert found["damaged"]["unchanged"] == [True, True]
 
@@ -328,8 +340,10 @@ def test_reading_needs_no_process_group(tmp_path: Path) -> None:
     launch(Group(1, one_saved, (str(tmp_path),)))
     # In a process of its own: this one may have been made a rank by another test.
     code = (
-        "import sys; import torch.distributed as dist; from parallel.checkpoint.reader import CheckpointReader, open_checkpoint\n"
-        "reader = open_checkpoint(sys.argv[1]); reader.verify(); list(reader.weights().values()); sys.exit(dist.is_initialized())"
+        "import sys; import torch.distributed as dist; from parallel.checkpoint.reader import "
+        "CheckpointReader, open_checkpoint\n"
+        "reader = open_checkpoint(sys.argv[1]); reader.verify(); list(reader.weights().values()); "
+        "sys.exit(dist.is_initialized())"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     reader = open_checkpoint(tmp_path)

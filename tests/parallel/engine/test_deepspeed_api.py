@@ -1,4 +1,7 @@
-"""Names of DeepSpeed that are not public: one file touches them, each is checked, and a first step that moves nothing ends the run."""
+"""Names of DeepSpeed that are not public: one file touches them, and each is checked.
+
+A first step that moves nothing ends the run.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ LAYOUTS = {
 }
 FULL = {"recompute": given(granularity="full")}
 SELECTIVE = {"recompute": given(granularity="selective")}
-# Attention alone is computed again in one way for all; with sequence parallelism its masks and those of the rest come from different streams.
+# Attention alone is computed again in one way for all.
+# With sequence parallelism its masks and those of the rest come from different streams.
 RECOMPUTE = dict.fromkeys(LAYOUTS, (FULL,)) | {"TP2 + SP": (FULL, SELECTIVE)}
 
 
@@ -147,5 +148,6 @@ def test_data_parallel_ranks_draw_other_masks(found: dict[str, Any]) -> None:
 def test_streams_of_ranks(found: dict[str, Any]) -> None:
     replicated = {name: first[0] == second[0] for name, (first, second) in found["streams"].items()}
     assert replicated == {"TP2": True, "TP2 + SP": True, "PP2": False, "PP2 interleaved": False, "DP2": False}
-    # Attention heads and sequence shards are different things on different ranks, so their masks must differ everywhere.
+    # Attention heads and sequence shards are different things on different ranks.
+    # So their masks must differ everywhere.
     assert not any(first[1] == second[1] for first, second in found["streams"].values())

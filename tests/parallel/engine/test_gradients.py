@@ -1,4 +1,7 @@
-"""Gradients: which parameters are reduced how, replicas that stay replicas, fp32 sums, the exact norm, and steps that are skipped together."""
+"""Gradients: which parameters are reduced how, and replicas that stay replicas.
+
+Also fp32 sums, the exact norm, and steps that are skipped together.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,10 @@ def kinds(engine: Engine) -> dict[str, str]:
 def replicas_over_steps(
     model: dict[str, Any], parallel: dict[str, Any], steps: int, *, reduce: bool = True
 ) -> str:
-    """Trains and compares, after every step, all parameters that the two ranks hold whole. Returns the first that differs, with its step, or nothing."""
+    """Trains and compares, after every step, all parameters that the two ranks hold whole.
+
+    Returns the first that differs, with its step, or nothing.
+    """
     config = run_config(model | DROPOUT, parallel)
     engine = engine_of(config)
     if not reduce:
@@ -187,7 +193,8 @@ def test_sequence_parallel_sums_exactly_norms_and_row_biases(found: dict[str, An
     given_kinds = found["sequence"][scheme]
     expected = {name for name in given_kinds if NORM.search(name) or ROW_BIAS.search(name)}
     assert {name for name, kind in given_kinds.items() if kind == "sequence"} == expected
-    # The position table is added before the stream is cut along the sequence: its gradient is whole on every rank.
+    # The position table is added before the stream is cut along the sequence.
+    # Its gradient is whole on every rank.
     assert {name for name, kind in given_kinds.items() if kind == "replicated"} == {
         "embedding.position_embeddings.weight"
     }

@@ -1,4 +1,7 @@
-"""Every layout gives the training of one process: losses, global gradient norms and parameters after ten steps."""
+"""Every layout gives the training of one process.
+
+Compared are losses, global gradient norms and parameters after ten steps.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Muon: its update is PyTorch's own, whole matrices are seen by every layout (tests/parallel/engine/test_layouts.py), and its momentum survives a checkpoint."""
+"""Muon: its update is PyTorch's own, and its momentum survives a checkpoint.
+
+That every layout sees whole matrices: tests/parallel/engine/test_layouts.py.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,11 @@ STEPS = 3
 
 
 def own_matrices(name: str, tensor: Tensor) -> list[Tensor]:
-    """The matrices in a tensor of the grouped, gated model, by index and not by the product's views: 2 groups of 2 queries, key, value of 8 rows."""
+    """The matrices in a tensor of the grouped, gated model.
+
+    By index and not by the product's views.
+    The model has 2 groups of 2 queries, key, value of 8 rows.
+    """
     if "linear_qkv" in name:
         rows = torch.arange(tensor.shape[0]).view(2, 4, 8)
         return [tensor[rows[:, part].flatten()] for part in (slice(0, 2), slice(2, 3), slice(3, 4))]
@@ -42,7 +49,10 @@ def own_matrices(name: str, tensor: Tensor) -> list[Tensor]:
 
 
 def against_pytorch() -> dict[str, Any]:
-    """Runs inside one rank: PyTorch's Muon and AdamW get the engine's gradients; where the two end."""
+    """Runs inside one rank: PyTorch's Muon and AdamW get the engine's gradients.
+
+    Returns where the two end.
+    """
     config = run_config(LLAMA, **SETTINGS)
     engine = engine_of(config)
     optimizer = engine.optimizer.optimizer
@@ -129,7 +139,8 @@ def found() -> dict[str, Any]:
 
 
 def test_updates_are_those_of_pytorch(found: dict[str, Any]) -> None:
-    # A step moves a weight by about 2e-3 (a fifth of the learning rate); bf16 rounds the update to 4e-3 of itself.
+    # A step moves a weight by about 2e-3 (a fifth of the learning rate).
+    # bf16 rounds the update to 4e-3 of itself.
     assert max(found["apart"].values()) < 2e-5
 
 
@@ -150,7 +161,8 @@ def test_singular_values_become_one(shape: tuple[int, int]) -> None:
     result = newton_schulz(matrix)
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
     values = torch.linalg.svdvals(result)
-    # The coefficients trade exactness for speed: values end between 0.7 and 1.2 (Jordan et al. 2024), directions stay.
+    # The coefficients trade exactness for speed.
+    # Values end between 0.7 and 1.2 (Jordan et al. 2024), directions stay.
     assert 0.6 < values.min() <= values.max() < 1.3
     diagonal = left.mT @ result @ right.mT
     assert torch.allclose(diagonal, torch.diag(diagonal.diagonal()), atol=1e-9)

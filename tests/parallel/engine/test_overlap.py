@@ -1,4 +1,7 @@
-"""Gradients that are reduced while backward runs are those that are reduced after it, and the reduction does begin before backward ends."""
+"""Gradients that are reduced while backward runs are those that are reduced after it.
+
+The reduction does begin before backward ends.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,10 @@ CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[tuple[int, int, bool]]]:
-    """Every piece whose reduction begins: (first element, element behind it, whether backward was still running)."""
+    """Every piece whose reduction begins.
+
+    (first element, element behind it, whether backward was still running).
+    """
     pieces: list[tuple[int, int, bool]] = []
     start, reduce = GradientBuffer.start, GradientBuffer.reduce
     reducing = [False]

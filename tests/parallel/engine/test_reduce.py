@@ -1,4 +1,7 @@
-"""Megatron-core 0.16 gives back what it was given, not reduced, where that is not contiguous: nothing of ours may be."""
+"""Megatron-core 0.16 gives back what it was given, not reduced, where that is not contiguous.
+
+Nothing of ours may be.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ CASES = {
 
 
 def reduced() -> dict[str, list[bool]]:
-    """Runs inside two ranks: whether each tensor that was reduced over tensor-parallel ranks was contiguous."""
+    """Runs inside two ranks: whether each tensor that was reduced was contiguous.
+
+    Reduced over tensor-parallel ranks.
+    """
     from megatron.core.tensor_parallel import mappings
 
     seen: list[bool] = []

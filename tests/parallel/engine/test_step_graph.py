@@ -93,7 +93,10 @@ def test_an_evaluation_frees_the_graph_and_changes_nothing(graphs: type[Graph]) 
 
 
 class Passes:
-    """A step whose loss and gradient are known: loss = weight . input, gradient = input. runs: how often Python ran."""
+    """A step whose loss and gradient are known: loss = weight . input, gradient = input.
+
+    runs: how often Python ran.
+    """
 
     def __init__(self) -> None:
         self.weight, self.gradient, self.runs = torch.tensor([2.0, 3.0]), torch.zeros(2), 0
@@ -143,7 +146,10 @@ def test_memory_that_has_moved_is_captured_anew(graphs: type[Graph]) -> None:
 
 
 class Failing:
-    """Passes that fail in the capture with these errors, the later ones while the earlier are handled."""
+    """Passes that fail in the capture with these errors.
+
+    The later ones while the earlier are handled.
+    """
 
     def __init__(self, graph: StepGraph, *errors: Exception) -> None:
         self.graph, self.errors = graph, errors

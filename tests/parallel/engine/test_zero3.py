@@ -1,4 +1,7 @@
-"""ZeRO-3: what a rank holds between steps, and that evaluation and skipped steps in between leave the training as at ZeRO-1."""
+"""ZeRO-3: what a rank holds between steps.
+
+Evaluation and skipped steps in between leave the training as at ZeRO-1.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,10 @@ def eventful(config: RunConfig, engine: Engine) -> dict[str, Any]:
 
 
 def held(engine: Engine) -> dict[str, int]:
-    """Elements of weights, gradients and master weights on this rank between steps, and of the whole model."""
+    """Elements on this rank between steps, and of the whole model.
+
+    Those of weights, gradients and master weights.
+    """
     return {
         "whole": sum(int(named.parameter.ds_numel) for named in engine.parameters),  # type: ignore[attr-defined,misc]
         "gathered": sum(named.parameter.numel() for named in engine.parameters),

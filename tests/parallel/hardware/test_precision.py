@@ -1,4 +1,7 @@
-"""What a run's precision comes to on imagined machines, and the one line that says why it cannot be."""
+"""What a run's precision comes to on imagined machines.
+
+Also the one line that says why it cannot be.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +82,8 @@ def test_recipes_of_machines(machine: Machine, recipes: list[str]) -> None:
         (
             H100_BARE,
             {"kernels": "te"},
-            r"^train.kernels=te needs Transformer Engine, which is not installed: install it .*; without it, set train.kernels=local$",
+            r"^train.kernels=te needs Transformer Engine, which is not installed: install it .*; "
+            r"without it, set train.kernels=local$",
         ),
         (
             CPU,
@@ -89,17 +93,20 @@ def test_recipes_of_machines(machine: Machine, recipes: list[str]) -> None:
         (
             H100_BARE,
             {"recipe": "delayed"},
-            r"needs Transformer Engine, which is not installed; without it the run would silently compute in bf16: install it .*recipe=none$",
+            r"needs Transformer Engine, which is not installed; without it the run would silently compute "
+            r"in bf16: install it .*recipe=none$",
         ),
         (
             A100,
             {"recipe": "delayed"},
-            r"needs compute capability 8.9, and NVIDIA A100-SXM4-80GB has 8.0: set train.fp8.recipe=none and train.precision=bf16$",
+            r"needs compute capability 8.9, and NVIDIA A100-SXM4-80GB has 8.0: "
+            r"set train.fp8.recipe=none and train.precision=bf16$",
         ),
         (
             H100,
             {"recipe": "mxfp8"},
-            r"needs compute capability 10.0 and below 12.0, and NVIDIA H100 80GB HBM3 has 9.0: set train.fp8.recipe=blockwise$",
+            r"needs compute capability 10.0 and below 12.0, and NVIDIA H100 80GB HBM3 has 9.0: "
+            r"set train.fp8.recipe=blockwise$",
         ),
         (
             RTX_5090,

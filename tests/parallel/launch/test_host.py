@@ -42,7 +42,7 @@ def test_a_container_may_have_less(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_threads_of_tasks_that_have_cores_of_their_own(
     monkeypatch: pytest.MonkeyPatch, two_of_64: None
 ) -> None:
-    """Four tasks of 16 cores: where Slurm binds them each sees 16, where it does not each sees all 64."""
+    """Four tasks of 16 cores: each sees 16 where Slurm binds them, else all 64."""
     for bound in (16, 64):
         monkeypatch.setattr(os, "sched_getaffinity", lambda process, bound=bound: set(range(bound)))
         assert threads_per_process(4, {"SLURM_CPUS_PER_TASK": "16"}) == 16

@@ -1,4 +1,7 @@
-"""Local processes: exit codes, signals, the end of all when one fails or whoever started them is gone."""
+"""Local processes: exit codes, signals, the end of all of them.
+
+All end when one fails or whoever started them is gone.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,10 @@ def script(folder: Path, text: str) -> str:
 
 
 def test_every_rank_gets_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import os, pathlib; pathlib.Path(os.environ['OUT'], os.environ['RANK']).write_text(os.environ['WORLD_SIZE'] + os.environ['MASTER_PORT'])"
+    code = (
+        "import os, pathlib; pathlib.Path(os.environ['OUT'], os.environ['RANK'])"
+        ".write_text(os.environ['WORLD_SIZE'] + os.environ['MASTER_PORT'])"
+    )
     monkeypatch.setenv("OUT", str(tmp_path))
     assert start_local([script(tmp_path, code)], 3) == 0
     assert len({(tmp_path / str(rank)).read_text() for rank in range(3)}) == 1
@@ -67,8 +73,15 @@ def test_ranks_share_a_secret_and_rank_0_has_the_open_gate(tmp_path: Path) -> No
 
 def test_ranks_go_with_whoever_started_them(tmp_path: Path) -> None:
     """Also where it is killed and can tell them nothing."""
-    text = f"import os, pathlib, time\npathlib.Path({str(tmp_path)!r}, os.environ['RANK']).write_text(str(os.getpid()))\ntime.sleep(600)"
-    code = f"import sys; from parallel.launch.local import start_local; start_local([{script(tmp_path, text)!r}], 2)"
+    text = (
+        "import os, pathlib, time\n"
+        f"pathlib.Path({str(tmp_path)!r}, os.environ['RANK']).write_text(str(os.getpid()))\n"
+        "time.sleep(600)"
+    )
+    code = (
+        "import sys; from parallel.launch.local import start_local; "
+        f"start_local([{script(tmp_path, text)!r}], 2)"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code], text=True)
     try:
         for rank in ("0", "1"):
@@ -147,7 +160,10 @@ def test_ranks_that_are_ended_with_a_failed_one_are_not_named(
     assert capsys.readouterr().err == ""
 
 
-PARENT = "import signal, sys; signal.signal(signal.SIGHUP, signal.{}); from parallel.launch.local import start_local; sys.exit(start_local([{!r}], 1))"
+PARENT = (
+    "import signal, sys; signal.signal(signal.SIGHUP, signal.{}); "
+    "from parallel.launch.local import start_local; sys.exit(start_local([{!r}], 1))"
+)
 
 
 def wait_for(path: Path, parent: subprocess.Popen[Any]) -> None:
@@ -174,7 +190,10 @@ def test_a_signal_that_was_passed_on_is_no_news(tmp_path: Path) -> None:
 
 
 def test_nohup_is_respected(tmp_path: Path) -> None:
-    text = f"import pathlib, time\nfolder = pathlib.Path({str(tmp_path)!r})\n(folder / 'ready').touch()\nwhile not (folder / 'go').exists(): time.sleep(0.05)"
+    text = (
+        f"import pathlib, time\nfolder = pathlib.Path({str(tmp_path)!r})\n(folder / 'ready').touch()\n"
+        "while not (folder / 'go').exists(): time.sleep(0.05)"
+    )
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT.format("SIG_IGN", script(tmp_path, text))],
         stderr=subprocess.PIPE,
@@ -194,9 +213,11 @@ def test_a_terminal_that_is_gone_can_be_written_to(tmp_path: Path) -> None:
     """Every write to it would fail otherwise, the parent's and the ranks'."""
     text = (
         "import pathlib, signal, sys, time\nfrom pretrain.train.stop_signals import StopRequest\n"
-        f"folder = pathlib.Path({str(tmp_path)!r})\nstop = StopRequest(folder, {{}})\nstop.install()\n(folder / 'ready').touch()\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\nstop = StopRequest(folder, {{}})\nstop.install()\n"
+        "(folder / 'ready').touch()\n"
         "while not stop.code(): time.sleep(0.05)\n"
-        "print('words', flush=True)\nprint('words', file=sys.stderr, flush=True)\n(folder / 'reason').write_text(stop.reason())\nsys.exit(stop.code())"
+        "print('words', flush=True)\nprint('words', file=sys.stderr, flush=True)\n"
+        "(folder / 'reason').write_text(stop.reason())\nsys.exit(stop.code())"
     )
     ours, theirs = pty.openpty()
     env = {**os.environ, "PYTHONPATH": os.getcwd()}
@@ -230,7 +251,8 @@ def test_signals_are_passed_on(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            f"import sys; from parallel.launch.local import start_local; sys.exit(start_local([{rank!r}], 1))",
+            "import sys; from parallel.launch.local import start_local; "
+            f"sys.exit(start_local([{rank!r}], 1))",
         ]
     )
     try:

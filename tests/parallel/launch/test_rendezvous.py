@@ -29,7 +29,7 @@ MINUTES = 2.0
 
 
 def meeting(world: int, *, handed: bool = True) -> Callable[[int], RankInfo]:
-    """Ranks of a start: with an open gate that rank 0 is handed, or with a port that it opens itself."""
+    """Ranks of a start: with an open gate that rank 0 is handed, or a port that it opens itself."""
     opened = listen_here() if handed else reserve_port()
     port = opened.getsockname()[1]
     number = opened.detach()
@@ -58,7 +58,10 @@ def test_ranks_meet_and_the_door_is_closed(handed: bool) -> None:
 
 
 def strangers(info: RankInfo) -> dict[str, Callable[[], object]]:
-    """What somebody does who knows everything but the secret. Each ends by an error, or is left hanging."""
+    """What somebody does who knows everything but the secret.
+
+    Each ends by an error, or is left hanging.
+    """
     address = (info.master_addr, info.master_port)
 
     def silent() -> None:
@@ -155,7 +158,10 @@ def test_who_slips_in_before_the_door_is_closed_ends_the_start(
 
 
 def test_another_program_at_the_port_learns_nothing() -> None:
-    """It cannot even take what it is told to rank 0 and pass for a rank: the challenge is its own."""
+    """It cannot even take what it is told to rank 0 and pass for a rank.
+
+    The challenge is its own.
+    """
     heard: list[bytes] = []
     with listen_here() as listener, ThreadPoolExecutor(1) as pool:
 
@@ -230,10 +236,12 @@ from parallel.launch.process_group import open_store
 from parallel.launch.ranks import rank_from_environment
 info = rank_from_environment(os.environ)
 store = open_store(info, 2, os.environ["FATHOM_SECRET"])
-dist.init_process_group("gloo", store=dist.PrefixStore("group", store), rank=info.rank, world_size=info.world_size)
+dist.init_process_group("gloo", store=dist.PrefixStore("group", store), rank=info.rank, \
+world_size=info.world_size)
 group = dist.new_group([0, 1])
 dist.barrier(group)
-own = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
+own = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") \
+if os.path.exists(f"/proc/self/fd/{fd}")}
 listening = []
 for table in ("tcp", "tcp6"):
     for line in pathlib.Path("/proc/self/net", table).read_text().splitlines()[1:]:
@@ -246,9 +254,15 @@ dist.barrier(group)
 
 
 def test_local_ranks_listen_to_this_machine_alone(tmp_path: Path) -> None:
-    """The store to nobody at all any more; gloo's sockets, which ask nobody who he is, at the loopback interface."""
+    """The store to nobody at all any more.
+
+    gloo's sockets, which ask nobody who he is, at the loopback interface.
+    """
     (tmp_path / "rank.py").write_text(LISTENERS)
-    code = f"import sys; from parallel.launch.local import start_local; sys.exit(start_local([{str(tmp_path / 'rank.py')!r}, {str(tmp_path)!r}], 2))"
+    code = (
+        "import sys; from parallel.launch.local import start_local; "
+        f"sys.exit(start_local([{str(tmp_path / 'rank.py')!r}, {str(tmp_path)!r}], 2))"
+    )
     env = {**os.environ, "PYTHONPATH": os.getcwd()}
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=env)
     listening = [json.loads((tmp_path / rank).read_text()) for rank in ("0", "1")]

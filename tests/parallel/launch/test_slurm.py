@@ -1,4 +1,7 @@
-"""Ranks from Slurm's variables, as a 2 x 2 step of a real cluster has them. No Slurm is needed here."""
+"""Ranks from Slurm's variables, as a 2 x 2 step of a real cluster has them.
+
+No Slurm is needed here.
+"""
 
 from __future__ import annotations
 
@@ -193,7 +196,10 @@ def test_scontrol_output() -> None:
 def test_how_a_user_likes_to_be_shown_things_does_no_harm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """scontrol writes times as SLURM_TIME_FORMAT says, squeue leaves out what SQUEUE_STATES does not name."""
+    """scontrol writes times as SLURM_TIME_FORMAT says.
+
+    squeue leaves out what SQUEUE_STATES does not name.
+    """
     scontrol, squeue = tmp_path / "scontrol", tmp_path / "squeue"
     scontrol.write_text(
         '#!/bin/sh\necho "JobState=RUNNING EndTime=${SLURM_TIME_FORMAT:-2026-11-21T21:43:14} $LC_ALL"\n'

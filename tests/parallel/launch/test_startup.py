@@ -64,7 +64,8 @@ def test_the_collector_rests_and_comes_back() -> None:
 
 def test_loading_the_libraries_loads_no_compiler() -> None:
     code = (
-        "import sys; from parallel.launch.startup import load_libraries; load_libraries(); import pretrain.train.loop, pretrain.train.build\n"
+        "import sys; from parallel.launch.startup import load_libraries; load_libraries(); "
+        "import pretrain.train.loop, pretrain.train.build\n"
         "assert 'megatron.core.models.gpt' in sys.modules and 'torch._inductor.compile_fx' not in sys.modules"
     )
     subprocess.run(

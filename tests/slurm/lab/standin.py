@@ -1,4 +1,7 @@
-"""In place of `fathom pretrain` in tests of the cluster side: steps that take no time, and the same signals, exit codes and files."""
+"""In place of `fathom pretrain` in tests of the cluster side: steps that take no time.
+
+Signals, exit codes and files are the same.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,10 @@ from pretrain.train.stop_signals import StopRequest, task_exit_code
 
 
 def joined(run_dir: Path) -> Any:
-    """A function that adds a number over all ranks; imports torch, which is most of the time these tests take."""
+    """A function that adds a number over all ranks.
+
+    Imports torch, which is most of the time these tests take.
+    """
     import torch
     import torch.distributed as dist
 
@@ -88,7 +94,8 @@ def main() -> int:
     step = latest_step(run_dir) or 0
     node = os.environ["SLURMD_NODENAME"]
     print(
-        f"rank {info.rank}/{info.world_size} local {info.local_rank}/{info.local_world_size} node {info.node_rank}/{info.num_nodes} ({node}) from step {step}"
+        f"rank {info.rank}/{info.world_size} local {info.local_rank}/{info.local_world_size} "
+        f"node {info.node_rank}/{info.num_nodes} ({node}) from step {step}"
     )
     writer = None
     if info.rank == 0:
