@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model.errors import UserError
+from parallel.hardware.gpus import PLANNED
 
 PIPED_WIDTH = 160
 MOST_GPUS = 10_000_000
@@ -27,7 +28,7 @@ def command(
             min=1, max=MOST_GPUS, help="GPUs; default: the processes the configuration's layout needs."
         ),
     ] = None,
-    gpu: Annotated[str, typer.Option(help="Kind of GPU: a100, h100, h200 or b200.")] = "h100",
+    gpu: Annotated[str, typer.Option(help=f"Kind of GPU: {', '.join(PLANNED)}.")] = "h100",
     tokens: Annotated[
         float | None,
         typer.Option(

@@ -28,3 +28,11 @@ def test_every_file_that_the_guide_names_is_there() -> None:
     named = re.findall(r"`((?:model|parallel|pretrain|tools|tests|configs|slurm|docs)/[\w./-]*)`", text)
     assert len(named) > 30
     assert not [name for name in named if not (architecture.ROOT / name).exists()]
+
+
+def test_every_table_that_the_guide_names_is_in_the_file_it_names() -> None:
+    text = architecture.DOCUMENT.read_text(encoding="utf-8").partition(architecture.BEGIN)[0]
+    named = re.findall(r"`([\w/]+\.py)`: (?:one \w+ of )?`(\w+)`", text)
+    assert len(named) >= 6
+    for file, symbol in named:
+        assert re.search(rf"^(def )?{symbol}\b", (architecture.ROOT / file).read_text(), re.M), (file, symbol)
