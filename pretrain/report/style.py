@@ -39,7 +39,10 @@ PALETTE = (
     "#00523c",
     "#8a6d00",
 )
-"""For many lines: those of Okabe and Ito's that are legible as thin lines on white, then darker mixtures of them."""
+"""For many lines.
+
+Those of Okabe and Ito's that are legible as thin lines on white, then darker mixtures of them.
+"""
 WIDE, HALF = (10.0, 3.9), (4.9, 3.3)
 """Figure sizes in inches of 96 screen pixels at the page's full and half width."""
 STYLE = {

@@ -49,7 +49,10 @@ VALUES = (
     "",
 )
 HARD = ("n" * 5000, "\x1b[2J", "nowhere/at/all", "../outside", "pipe", "a,b,,c", "１", "..")
-"""Names lie in the folder of the case or beside it: some options say where to write, and root may write anywhere."""
+"""Names lie in the folder of the case or beside it.
+
+Some options say where to write, and root may write anywhere.
+"""
 
 
 def case(sound: Path, folder: Path, number: int) -> tuple[str, str, int]:

@@ -358,7 +358,7 @@ def test_a_warning_names_the_layer_that_departs(data: Path, tmp_path: Path) -> N
     warnings = [line for line in lines if line["event"] == "warning"]
     assert warnings
     assert {line["step"] for line in warnings} <= {14, 15}
-    # The stream is as large as the branch from that layer on; above it other branches are small beside it.
+    # From that layer on the stream is as large as the branch; above it other branches are small.
     first = [line["message"] for line in warnings if line["step"] == 14]
     for kind in ("residual_rms", "forward_variance"):
         assert any(message.startswith(f"layer 2: {kind}") for message in first), first
