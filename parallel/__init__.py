@@ -1,4 +1,1 @@
-"""Topology and engines: process launch, parallel degrees, the engine's joint, checkpoints.
-
-The joint is that of Megatron-core and DeepSpeed.
-"""
+"""Topology and engines: starting processes, degrees, Megatron-core with DeepSpeed, checkpoints."""

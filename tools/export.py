@@ -41,8 +41,8 @@ def command(
 ) -> None:
     """Write a checkpoint as a folder that `AutoModelForCausalLM.from_pretrained` loads.
 
-    The folder is loaded with transformers before it is put in place.
-    Its logits are compared with the checkpoint's.
+    Before it is put in place, it is loaded with transformers
+    and its logits are compared with the checkpoint's.
     """
     from pretrain.trained.export import export_checkpoint
 

@@ -34,6 +34,9 @@ FULL = given(recompute=given(granularity="full"))
 SELECTIVE = given(recompute=given(granularity="selective"))
 THREE = given(zero=3)
 OFFLOAD = given(offload=given(optimizer=True))
+TP, SP, PP = given(tensor=2), given(tensor=2, sequence_parallel=True), given(pipeline=2)
+VP, SPLIT = given(pipeline=2, virtual_stages=2), given(pipeline=2, pipeline_split=[3, 1])
+UNCLIPPED = given(clip_grad=0.0)
 MUON = given(kind="muon")
 
 
@@ -108,62 +111,85 @@ def _one() -> list[Case]:
 
 
 def _two() -> list[Case]:
-    tp, sp, pp = given(tensor=2), given(tensor=2, sequence_parallel=True), given(pipeline=2)
-    vp, split = given(pipeline=2, virtual_stages=2), given(pipeline=2, pipeline_split=[3, 1])
-    unclipped = given(clip_grad=0.0)
     cases = [
-        Case("TP2", 2, tp),
-        Case("TP2 + SP", 2, sp),
-        Case("PP2", 2, pp),
-        Case("PP2 interleaved, VP2", 2, vp),
-        Case("PP2, layers 3 + 1", 2, split),
+        Case("TP2", 2, TP),
+        Case("TP2 + SP", 2, SP),
+        Case("PP2", 2, PP),
+        Case("PP2 interleaved, VP2", 2, VP),
+        Case("PP2, layers 3 + 1", 2, SPLIT),
     ]
     cases += [Case(f"DP2, ZeRO-{stage}", 2, given(zero=stage)) for stage in (0, 1, 2)]
-    cases += [
-        # Nothing is summed in another order here: only the norm that clips is, so clipping is off.
-        Case("PP2, untied, unclipped", 2, pp, UNTIED, optimizer=unclipped, exact=True),
-        Case("PP2 interleaved, untied, unclipped", 2, vp, UNTIED, optimizer=unclipped, exact=True),
-        Case("PP2, layers 3 + 1, untied, unclipped", 2, split, UNTIED, optimizer=unclipped, exact=True),
+    cases += [*_two_unclipped(), *_two_models(), *_two_half(), *_two_sharded()]
+    for scheme in scheme_names():
+        cases += [
+            Case(f"TP2 + SP, {scheme}", 2, SP, given(scheme=scheme)),
+            Case(f"PP2, {scheme}", 2, PP, given(scheme=scheme)),
+        ]
+    return cases
+
+
+def _two_unclipped() -> list[Case]:
+    """Nothing is summed in another order here: only the norm that clips is, so clipping is off."""
+    return [
+        Case("PP2, untied, unclipped", 2, PP, UNTIED, optimizer=UNCLIPPED, exact=True),
+        Case("PP2 interleaved, untied, unclipped", 2, VP, UNTIED, optimizer=UNCLIPPED, exact=True),
+        Case("PP2, layers 3 + 1, untied, unclipped", 2, SPLIT, UNTIED, optimizer=UNCLIPPED, exact=True),
         Case(
             "DP2, 1 micro-batch each, unclipped",
             2,
             {},
             train=given(micro_batch_size=4),
-            optimizer=unclipped,
+            optimizer=UNCLIPPED,
             exact=True,
         ),
-        Case("TP2 + SP, untied", 2, sp, UNTIED),
+    ]
+
+
+def _two_models() -> list[Case]:
+    return [
+        Case("TP2 + SP, untied", 2, SP, UNTIED),
         Case("DP2, untied", 2, {}, UNTIED),
-        Case("TP2, GQA rotary SwiGLU RMSNorm", 2, tp, LLAMA),
-        Case("TP2 + SP, GQA rotary SwiGLU RMSNorm", 2, sp, LLAMA),
-        Case("PP2, GQA rotary SwiGLU RMSNorm", 2, pp, LLAMA),
+        Case("TP2, GQA rotary SwiGLU RMSNorm", 2, TP, LLAMA),
+        Case("TP2 + SP, GQA rotary SwiGLU RMSNorm", 2, SP, LLAMA),
+        Case("PP2, GQA rotary SwiGLU RMSNorm", 2, PP, LLAMA),
         Case("DP2, ZeRO-2, GQA rotary SwiGLU RMSNorm", 2, given(zero=2), LLAMA),
-        Case("TP2 + SP, full recompute", 2, sp | FULL),
-        Case("TP2, selective recompute", 2, tp | SELECTIVE),
-        Case("PP2, full recompute", 2, pp | FULL),
-        Case("PP2 interleaved, selective recompute", 2, vp | SELECTIVE),
-        Case("TP2 + SP, bf16", 2, sp, train=BF16),
-        Case("PP2, bf16", 2, pp, train=BF16),
-        Case("TP2 + SP, bf16, fp32 residual", 2, sp, train=WIDE),
+        Case("TP2 + SP, full recompute", 2, SP | FULL),
+        Case("TP2, selective recompute", 2, TP | SELECTIVE),
+        Case("PP2, full recompute", 2, PP | FULL),
+        Case("PP2 interleaved, selective recompute", 2, VP | SELECTIVE),
+    ]
+
+
+def _two_half() -> list[Case]:
+    return [
+        Case("TP2 + SP, bf16", 2, SP, train=BF16),
+        Case("PP2, bf16", 2, PP, train=BF16),
+        Case("TP2 + SP, bf16, fp32 residual", 2, SP, train=WIDE),
         Case(
             "PP2 interleaved, full recompute, untied, unclipped, bf16, fp32 residual",
             2,
-            vp | FULL,
+            VP | FULL,
             UNTIED,
             train=WIDE,
-            optimizer=unclipped,
+            optimizer=UNCLIPPED,
             exact=True,
         ),
         Case(
             "PP2, b2t, untied, unclipped, bf16, fp32 residual",
             2,
-            pp,
+            PP,
             UNTIED | given(scheme="b2t"),
             train=WIDE,
-            optimizer=unclipped,
+            optimizer=UNCLIPPED,
             exact=True,
         ),
         *[Case(f"DP2, ZeRO-{stage}, bf16", 2, given(zero=stage), train=BF16) for stage in (1, 2)],
+    ]
+
+
+def _two_sharded() -> list[Case]:
+    """ZeRO-3, offload and Muon."""
+    return [
         Case("DP2, ZeRO-3", 2, THREE),
         Case("DP2, ZeRO-3, untied", 2, THREE, UNTIED),
         Case("DP2, ZeRO-3, GQA rotary SwiGLU RMSNorm", 2, THREE, LLAMA),
@@ -173,15 +199,9 @@ def _two() -> list[Case]:
         Case("DP2, offload", 2, OFFLOAD),
         Case("DP2, ZeRO-2, offload, bf16", 2, OFFLOAD | given(zero=2), train=BF16),
         Case("DP2, Muon", 2, {}, optimizer=MUON),
-        Case("TP2 + SP, Muon", 2, sp, optimizer=MUON),
+        Case("TP2 + SP, Muon", 2, SP, optimizer=MUON),
         Case("DP2, Muon, bf16", 2, {}, train=BF16, optimizer=MUON),
     ]
-    for scheme in scheme_names():
-        cases += [
-            Case(f"TP2 + SP, {scheme}", 2, sp, given(scheme=scheme)),
-            Case(f"PP2, {scheme}", 2, pp, given(scheme=scheme)),
-        ]
-    return cases
 
 
 def _four() -> list[Case]:

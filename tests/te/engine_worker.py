@@ -98,31 +98,57 @@ def exchange(writer: str, reader: str, scheme: str) -> dict[str, list[float]]:
     return {"before": before, "writer": train(one, STEPS), "reader": train(other, STEPS)}
 
 
+def fp8_model(model: Any, topology: Any, recipe: str | None) -> Any:
+    """A model in bf16 with FP8 products by a recipe, None for none."""
+    import torch
+
+    from model.families.gpt import GPT
+    from model.layers.transformer_config import transformer_config
+    from parallel.hardware.precision import Numerics
+
+    fields = Numerics(torch.bfloat16, "te", recipe).core_fields()
+    config = transformer_config(
+        model,
+        dtype=torch.bfloat16,
+        on_cpu=False,
+        **topology.core_fields(),
+        **fields | ({"fp8_amax_history_len": HISTORY} if recipe else {}),
+    )
+    with standin.pretend_cuda("cpu"):
+        return GPT(model, config, seq_length=SEQ, kernels="te")
+
+
+def made_up_state(num_layers: int) -> dict[str, Any]:
+    """A state of delayed scaling for two products of every layer, by name."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    layers = [
+        f"decoder.layers.{index}.{part}"
+        for index in range(num_layers)
+        for part in ("self_attention.linear_qkv", "mlp.linear_fc2")
+    ]
+    made_up = {}
+    for name in layers:
+        for part, shape in {
+            "scale_fwd": (3,),
+            "amax_history_fwd": (HISTORY, 3),
+            "scale_bwd": (2,),
+            "amax_history_bwd": (HISTORY, 2),
+        }.items():
+            made_up[f"{name}.{part}"] = torch.rand(shape, generator=generator)
+    return made_up
+
+
 def fp8_state(te: Any) -> dict[str, Any]:
     """A made-up state of delayed scaling through a checkpoint file into another model."""
     import torch
     from transformer_engine.pytorch import quantization
 
-    from model.families.gpt import GPT
-    from model.layers.transformer_config import transformer_config
     from parallel.hardware.fp8_state import checkpoint_file, fp8_state, has_state, restore, set_fp8_state
-    from parallel.hardware.precision import Numerics
     from parallel.launch.one_process import single_process
 
     model, topology = model_config(scheme="b2t"), single_process()
-
-    def chunk(recipe: str | None) -> Any:
-        fields = Numerics(torch.bfloat16, "te", recipe).core_fields()
-        config = transformer_config(
-            model,
-            dtype=torch.bfloat16,
-            on_cpu=False,
-            **topology.core_fields(),
-            **fields | ({"fp8_amax_history_len": HISTORY} if recipe else {}),
-        )
-        with standin.pretend_cuda("cpu"):
-            return GPT(model, config, seq_length=SEQ, kernels="te")
-
     states = quantization.DelayedScalingRecipeState
     real = states.__init__
 
@@ -131,22 +157,10 @@ def fp8_state(te: Any) -> dict[str, Any]:
 
     hopper = unittest.mock.patch.object(quantization, "get_default_fp8_recipe", quantization.DelayedScaling)
     with hopper, unittest.mock.patch.object(states, "__init__", on_cpu):
-        one, other, stateless = chunk("delayed"), chunk("delayed"), chunk("tensorwise")
-        generator = torch.Generator().manual_seed(0)
-        layers = [
-            f"decoder.layers.{index}.{part}"
-            for index in range(model.num_layers)
-            for part in ("self_attention.linear_qkv", "mlp.linear_fc2")
-        ]
-        made_up = {}
-        for name in layers:
-            for part, shape in {
-                "scale_fwd": (3,),
-                "amax_history_fwd": (HISTORY, 3),
-                "scale_bwd": (2,),
-                "amax_history_bwd": (HISTORY, 2),
-            }.items():
-                made_up[f"{name}.{part}"] = torch.rand(shape, generator=generator)
+        one, other, stateless = (
+            fp8_model(model, topology, recipe) for recipe in ("delayed", "delayed", "tensorwise")
+        )
+        made_up = made_up_state(model.num_layers)
         set_fp8_state([one], made_up)
         with tempfile.TemporaryDirectory() as folder:
             for name, content in checkpoint_file([one], topology).items():

@@ -17,6 +17,7 @@ from model.depth.scheme import SCHEMES, scheme_names
 from model.parameters.shards import WHOLE
 from parallel.engine.engine import Engine, EngineOptions
 from parallel.engine.gradients import GradientBuffer, Group, Kind
+from pretrain.config.schema import RunConfig
 from pretrain.train.loop import forward_step
 from tests import distributed
 from tests.distributed import gather, launch, rebuild
@@ -108,29 +109,48 @@ def whole_gradients(engine: Engine) -> list[torch.Tensor]:
 
 def one_rank() -> dict[str, Any]:
     """Runs inside one rank."""
-    found: dict[str, Any] = {}
     config = run_config(train=given(precision="bf16"))
     engine = engine_of(config)
-    batches = batches_of(config, engine, 0)
+    found: dict[str, Any] = sums_of_micro_batches(engine, batches_of(config, engine, 0))
+    found["no_grad_left"] = all(named.parameter.grad is None for named in engine.parameters)
+    found["dtypes"] = {str(flat.dtype) for flat in whole_gradients(engine)}
+    found["norm"] = error_of_a_large_norm(engine)
 
-    def flat_gradients(chosen: list[torch.Tensor]) -> list[torch.Tensor]:
-        flats: list[torch.Tensor] = []
-        weights = [named.parameter.detach().clone() for named in engine.parameters]
-        engine.set_lr(0.0)
-        engine.train_step(
-            forward_step,
-            lambda: iter(chosen),
-            len(chosen),
-            inspect=lambda: flats.extend(flat.clone() for flat in whole_gradients(engine)),
-        )
-        assert all(
-            torch.equal(named.parameter, weight)
-            for named, weight in zip(engine.parameters, weights, strict=True)
-        )
-        return flats
+    clipped = run_config(clip_grad=0.1)
+    engine = engine_of(clipped)
+    norm = train(clipped, engine, 0, 1).norms[0]
+    after = sum(float(flat.double().square().sum()) for flat in whole_gradients(engine)) ** 0.5
+    found["clip"] = (norm, after)
+    found["decay"] = {(group.decay, named.name) for group in engine.groups for named in group.parameters}
+    found["decay_embeddings"] = decayed_with_embeddings(engine, clipped)
+    try:
+        engine_of(run_config(parallel=given(zero=0), train=given(precision="bf16")))
+    except ValueError as error:
+        found["refused"] = str(error)
+    return found
 
-    together = flat_gradients(batches)
-    single = [flat_gradients([batch]) for batch in batches]
+
+def gradients_of(engine: Engine, chosen: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The flat buffers after a step over these micro-batches, which leaves the weights alone."""
+    flats: list[torch.Tensor] = []
+    weights = [named.parameter.detach().clone() for named in engine.parameters]
+    engine.set_lr(0.0)
+    engine.train_step(
+        forward_step,
+        lambda: iter(chosen),
+        len(chosen),
+        inspect=lambda: flats.extend(flat.clone() for flat in whole_gradients(engine)),
+    )
+    assert all(
+        torch.equal(named.parameter, weight) for named, weight in zip(engine.parameters, weights, strict=True)
+    )
+    return flats
+
+
+def sums_of_micro_batches(engine: Engine, batches: list[torch.Tensor]) -> dict[str, Any]:
+    """Whether a step's gradients are the sum of its micro-batches' in fp32, and whether in bf16."""
+    together = gradients_of(engine, batches)
+    single = [gradients_of(engine, [batch]) for batch in batches]
     scaled = [[flat / len(batches) for flat in flats] for flats in single]
     exact, rounded = (
         [torch.zeros_like(flat) for flat in together],
@@ -140,28 +160,28 @@ def one_rank() -> dict[str, Any]:
         for total, coarse, flat in zip(exact, rounded, flats, strict=True):
             total.add_(flat)
             coarse.add_(flat.bfloat16())
-    found["fp32_sum"] = all(map(torch.equal, together, exact))
-    found["bf16_sum"] = all(
-        torch.equal(flat, coarse.float()) for flat, coarse in zip(together, rounded, strict=True)
-    )
-    found["no_grad_left"] = all(named.parameter.grad is None for named in engine.parameters)
-    found["dtypes"] = {str(flat.dtype) for flat in whole_gradients(engine)}
+    return {
+        "fp32_sum": all(map(torch.equal, together, exact)),
+        "bf16_sum": all(
+            torch.equal(flat, coarse.float()) for flat, coarse in zip(together, rounded, strict=True)
+        ),
+    }
 
+
+def error_of_a_large_norm(engine: Engine) -> float:
+    """Relative error of the squared norm of 5 million elements."""
     big = nn.Parameter(torch.empty(5_000_001))
     group = Group(Kind.REPLICATED, True, [local_parameter("big", big)])
     buffer = GradientBuffer(group, [0], big.numel(), engine.topology, sharded=False)
     buffer.flat.normal_(std=1e-3, generator=torch.Generator().manual_seed(0))
-    found["norm"] = float(buffer.squared_norm()) / float(buffer.flat.double().square().sum()) - 1
+    return float(buffer.squared_norm()) / float(buffer.flat.double().square().sum()) - 1
 
-    clipped = run_config(clip_grad=0.1)
-    engine = engine_of(clipped)
-    norm = train(clipped, engine, 0, 1).norms[0]
-    after = sum(float(flat.double().square().sum()) for flat in whole_gradients(engine)) ** 0.5
-    found["clip"] = (norm, after)
-    found["decay"] = {(group.decay, named.name) for group in engine.groups for named in group.parameters}
+
+def decayed_with_embeddings(engine: Engine, config: RunConfig) -> set[str]:
+    """Names of the parameters that are decayed where embeddings are."""
     engine = Engine(
         engine.chunks,
-        rebuild(clipped.parallel, clipped.model),
+        rebuild(config.parallel, config.model),
         make_optimizer=lambda groups: torch.optim.AdamW([{"params": group["params"]} for group in groups]),
         options=EngineOptions(
             dtype=torch.float32,
@@ -172,14 +192,7 @@ def one_rank() -> dict[str, Any]:
             decay_embeddings=True,
         ),
     )
-    found["decay_embeddings"] = {
-        named.name for group in engine.groups for named in group.parameters if group.decay
-    }
-    try:
-        engine_of(run_config(parallel=given(zero=0), train=given(precision="bf16")))
-    except ValueError as error:
-        found["refused"] = str(error)
-    return found
+    return {named.name for group in engine.groups for named in group.parameters if group.decay}
 
 
 @pytest.fixture(scope="module")

@@ -59,37 +59,8 @@ def against_pytorch() -> dict[str, Any]:
     assert isinstance(optimizer, Muon)
     for one in optimizer.orthogonalizers.values():
         one.dtype = torch.bfloat16  # PyTorch's iteration knows no other
-    twins = {
-        named.name: own_matrices(named.name, named.parameter.detach().clone()) for named in engine.parameters
-    }
     hidden = {named.name for group in engine.groups if group.muon for named in group.parameters}
-    twins = {name: [torch.nn.Parameter(part.contiguous()) for part in parts] for name, parts in twins.items()}
-    decayed = [
-        p
-        for name, parts in twins.items()
-        if name not in hidden and name == "output_layer.weight"
-        for p in parts
-    ]
-    plain = [
-        p
-        for name, parts in twins.items()
-        if name not in hidden and name != "output_layer.weight"
-        for p in parts
-    ]
-    theirs: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(
-            [p for name in hidden for p in twins[name]],
-            lr=1e-2,
-            momentum=0.9,
-            weight_decay=0.1,
-            adjust_lr_fn="match_rms_adamw",
-        ),
-        torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
-            lr=1e-2,
-            betas=(0.9, 0.95),
-        ),
-    ]
+    twins, theirs = their_side(engine, hidden)
     engine.set_lr(1e-2)
 
     def copy_gradients() -> None:
@@ -120,6 +91,39 @@ def against_pytorch() -> dict[str, Any]:
         for named in engine.parameters
     }
     return {"apart": apart, "hidden": sorted(hidden), "refused": other_optimizer(config, engine)}
+
+
+def their_side(
+    engine: Any, hidden: set[str]
+) -> tuple[dict[str, list[torch.nn.Parameter]], list[torch.optim.Optimizer]]:
+    """Copies of the engine's parameters as matrices, by name, and PyTorch's optimizers of them.
+
+    hidden: names of those that Muon has.
+    """
+    copies = {
+        named.name: own_matrices(named.name, named.parameter.detach().clone()) for named in engine.parameters
+    }
+    twins = {
+        name: [torch.nn.Parameter(part.contiguous()) for part in parts] for name, parts in copies.items()
+    }
+    others = {name: parts for name, parts in twins.items() if name not in hidden}
+    decayed = [p for name, parts in others.items() if name == "output_layer.weight" for p in parts]
+    plain = [p for name, parts in others.items() if name != "output_layer.weight" for p in parts]
+    theirs: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(
+            [p for name in hidden for p in twins[name]],
+            lr=1e-2,
+            momentum=0.9,
+            weight_decay=0.1,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
+            lr=1e-2,
+            betas=(0.9, 0.95),
+        ),
+    ]
+    return twins, theirs
 
 
 def other_optimizer(config: Any, engine: Any) -> str:

@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from parallel.launch.exit_codes import ExitCode
 from parallel.launch.process_group import open_store
 from parallel.launch.ranks import rank_from_environment
 from parallel.launch.secret import run_secret
-from parallel.launch.slurm import expand_hosts, slurm_environment
+from parallel.launch.slurm import SlurmTask, expand_hosts, slurm_environment
 from pretrain.rundir.metrics import MetricsWriter
 from pretrain.rundir.state import (
     FINISHED,
@@ -73,21 +74,68 @@ def options_given() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def ordered_failure(options: argparse.Namespace, info: SlurmTask) -> int | None:
+    """The exit code of a failure on purpose, while the other ranks hang; None without one."""
+    if options.fail_with is not None:
+        if info.rank == info.world_size - 1:
+            record_failure(options.run_dir, info.rank, options.fail_with, "a failure on purpose")
+            return int(options.fail_with)
+        time.sleep(600)
+    if options.bad_node in expand_hosts(os.environ["SLURM_STEP_NODELIST"]):
+        if info.local_rank == 0 and os.environ["SLURMD_NODENAME"] == options.bad_node:
+            record_failure(options.run_dir, info.rank, ExitCode.BAD_NODE, "GPU 1 computes wrong products")
+            return int(ExitCode.BAD_NODE)
+        time.sleep(600)
+    return None
+
+
+def save(run_dir: Path, step: int) -> None:
+    check_owner(run_dir)
+    (run_dir / "checkpoints" / f"step_{step:08d}").mkdir(parents=True, exist_ok=True)
+    (run_dir / "checkpoints" / f"step_{step:08d}" / "manifest.json").write_text("{}")
+    (run_dir / "checkpoints" / "latest").write_text(f"step_{step:08d}\n")
+
+
+def take_steps(
+    options: argparse.Namespace, step: int, held: bool, writer: MetricsWriter | None, asked: Callable[[], int]
+) -> tuple[int, int]:
+    """Steps from `step` to the last one, or until asked to stop.
+
+    Returns the step and the exit code.
+    held: go no further than --hold-at.
+    writer: None on every rank but 0.
+    asked: the exit code that is asked for, 0 for none; collective.
+    """
+    code = 0
+    while step < options.steps and not code:
+        time.sleep(options.step_time)
+        if held and step == options.hold_at:
+            code = asked()
+            continue
+        step += 1
+        if writer is not None:
+            writer.write(
+                "train",
+                step,
+                loss=10.0 / step,
+                tokens=step * 1000,
+                tokens_per_s=1000 / options.step_time,
+                step_time_s=options.step_time,
+            )
+            if step % options.save_every == 0:
+                save(options.run_dir, step)
+        code = asked()
+    return step, code
+
+
 def main() -> int:
     options = options_given()
     run_dir: Path = options.run_dir
     info = slurm_environment(os.environ)
     assert info is not None
-    if options.fail_with is not None:
-        if info.rank == info.world_size - 1:
-            record_failure(run_dir, info.rank, options.fail_with, "a failure on purpose")
-            return int(options.fail_with)
-        time.sleep(600)
-    if options.bad_node in expand_hosts(os.environ["SLURM_STEP_NODELIST"]):
-        if info.local_rank == 0 and os.environ["SLURMD_NODENAME"] == options.bad_node:
-            record_failure(run_dir, info.rank, ExitCode.BAD_NODE, "GPU 1 computes wrong products")
-            return int(ExitCode.BAD_NODE)
-        time.sleep(600)
+    failed = ordered_failure(options, info)
+    if failed is not None:
+        return failed
     stop = StopRequest(run_dir)
     stop.install()
     largest = joined(run_dir) if options.collective else lambda value: value
@@ -102,36 +150,11 @@ def main() -> int:
         claim(run_dir, state=RUNNING, step=step)
         writer = MetricsWriter(run_dir / "metrics.jsonl")
         writer.write("start", step, world_size=info.world_size)
-
-    def save() -> None:
-        check_owner(run_dir)
-        (run_dir / "checkpoints" / f"step_{step:08d}").mkdir(parents=True, exist_ok=True)
-        (run_dir / "checkpoints" / f"step_{step:08d}" / "manifest.json").write_text("{}")
-        (run_dir / "checkpoints" / "latest").write_text(f"step_{step:08d}\n")
-
-    code = 0
     # In an array, the second element is the one that is interrupted.
     first = step == info.restart_count == 0 and os.environ.get("SLURM_ARRAY_TASK_ID", "1") == "1"
-    while step < options.steps and not code:
-        time.sleep(options.step_time)
-        if first and step == options.hold_at:
-            code = largest(stop.code())
-            continue
-        step += 1
-        if writer is not None:
-            writer.write(
-                "train",
-                step,
-                loss=10.0 / step,
-                tokens=step * 1000,
-                tokens_per_s=1000 / options.step_time,
-                step_time_s=options.step_time,
-            )
-            if step % options.save_every == 0:
-                save()
-        code = largest(stop.code())
+    step, code = take_steps(options, step, first, writer, lambda: largest(stop.code()))
     if writer is not None:
-        save()
+        save(run_dir, step)
         reason = "" if not code else stop.reason()
         write_state(run_dir, state=STOPPED if code else FINISHED, reason=reason, step=step, exit_code=code)
         writer.write("end", step, reason=reason)
