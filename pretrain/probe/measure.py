@@ -292,9 +292,7 @@ def probe(
             seed=seed,
             fp32_residual_connection=fp32_residual,
         )
-        # Megatron-core makes the table of positions in fp32.
-        # In training DeepSpeed converts the whole model.
-        chunk.to(dtype)
+        chunk.to(dtype)  # as DeepSpeed does in training: Megatron-core makes a table in fp32
         if checkpoint is not None:
             load_weights(chunk, checkpoint)
         chunk.train()
@@ -306,11 +304,9 @@ def probe(
         losses.append(loss)
         entering.append(meter.embedding_variance)
         coincidences.append(coincidence(given[:, :-1]))
-    theory = (
-        None
-        if checkpoint is not None
-        else predict_for(model, seq_length, sum(coincidences) / len(coincidences))
-    )
+    theory = None
+    if checkpoint is None:
+        theory = predict_for(model, seq_length, sum(coincidences) / len(coincidences))
     return Probe(
         scheme=model.scheme,
         label=label or model.scheme,

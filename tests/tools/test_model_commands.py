@@ -175,7 +175,7 @@ def test_mistakes_are_one_line(
     checkpoint: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "holds no checkpoint" in refused(capsys, "export", str(tmp_path), str(tmp_path / "x"))
-    assert "the model layernorm" in refused(
+    assert "the model LayerNorm" in refused(
         capsys, "export", str(checkpoint), str(tmp_path / "x"), "--architecture", "llama"
     )
     long = refused(capsys, "generate", str(checkpoint), "--prompt", "the", "--max-new-tokens", "64")

@@ -91,7 +91,9 @@ def test_any_plan_computes_its_equation(
 
     monkeypatch.setitem(SCHEMES, "any", Scheme("any", "", "", layer, final_norm=final_norm))
     ours, theirs = both("any", normalization=normalization, num_layers=3)
-    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9 * float(theirs.abs().max() + 1e-300))
+    # Plans with tiny factors take differences of streams of size one, which have absolute errors.
+    size = float(theirs.abs().max())
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9 * size + 1e-14)
 
 
 @pytest.mark.parametrize("k", [2.0, 398.0])

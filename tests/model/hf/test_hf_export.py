@@ -53,7 +53,8 @@ def check_scheme(tmp_path: Path, scheme: str, kind: tuple[int, str, str, bool], 
     groups, normalization, position, tied = kind
     config = make_config(
         scheme, num_query_groups=groups, normalization=normalization, position=position, tie_embeddings=tied,
-        activation=ACTIVATIONS[number % 6], bias=number % 3 != 0, rotary_base=500,
+        activation=ACTIVATIONS[number % 6], bias=number % 3 != 0,
+        **({"rotary_base": 500} if position == "rotary" else {}),
         hidden_dropout=0.1, attention_dropout=0.1,
     )  # fmt: skip
     weights = make_weights(config)
@@ -222,12 +223,12 @@ def test_auto_takes_fathom_where_one_epsilon_is_too_coarse(tmp_path: Path) -> No
         ("gpt2", {"scheme": "b2t"}, "no norm after the last layer"),
         ("gpt2", {"scheme": "peri_ln"}, "a norm after the embedding"),
         ("gpt2", {"scheme": "mix_ln"}, "attention sublayer of layer 1 has no norm before its branch"),
-        ("gpt2", {"normalization": "rmsnorm"}, "the model rmsnorm"),
+        ("gpt2", {"normalization": "rmsnorm"}, "the model RMSNorm"),
         ("gpt2", {"position": "rotary"}, "the model rotary"),
         ("gpt2", {"activation": "swiglu"}, "no swiglu"),
         ("gpt2", {"num_query_groups": 2}, "no grouped-query attention"),
         ("gpt2", {"head_dim": 16}, "head_dim=16"),
-        ("llama", {}, "the model layernorm"),
+        ("llama", {}, "the model LayerNorm"),
         ("llama", {"normalization": "rmsnorm"}, "the model learned"),
         ("llama", {"normalization": "rmsnorm", "position": "rotary"}, "activation is gelu"),
         (
@@ -243,7 +244,7 @@ def test_auto_takes_fathom_where_one_epsilon_is_too_coarse(tmp_path: Path) -> No
         ),
         ("opt", {}, "attention sublayer of layer 1 has a norm before its branch"),
         ("opt", {"scheme": "b2t"}, "adds the layer's input a second time"),
-        ("opt", {"scheme": "post_ln", "normalization": "rmsnorm"}, "the model rmsnorm"),
+        ("opt", {"scheme": "post_ln", "normalization": "rmsnorm"}, "the model RMSNorm"),
         ("opt", {"scheme": "post_ln", "position": "none"}, "the model none"),
         ("opt", {"scheme": "post_ln", "activation": "geglu"}, "no geglu"),
         ("opt", {"scheme": "post_ln", "num_query_groups": 2}, "no grouped-query attention"),

@@ -302,10 +302,7 @@ def test_a_file_that_cannot_be_written_is_one_line_and_exit_code_2(config: Path,
     (tmp_path / "tiny" / "metrics.jsonl").mkdir(parents=True)
     code, errors = run(config, tmp_path, "parallel.preflight=false")
     assert code == ExitCode.USER_ERROR, errors
-    assert errors == (
-        f"fathom: error: {tmp_path}/tiny/metrics.jsonl: Is a directory, where a file is meant: "
-        "check the path\n"
-    )
+    assert errors == (f"fathom: error: {tmp_path}/tiny/metrics.jsonl is no regular file: move it away\n")
 
 
 def test_a_rank_says_a_mistake_in_one_line() -> None:
@@ -337,9 +334,10 @@ def test_a_rank_says_a_mistake_in_one_line() -> None:
         (["train.fp8.recipe=delayed"], "train.fp8.recipe=delayed needs a GPU"),
         (["train.kernels=te"], "train.kernels=te"),
         (
-            ["parallel.processes=1000000", "train.global_batch_size=2000000"],
-            "parallel.processes=1000000 is too much",
+            ["parallel.processes=1000", "train.global_batch_size=2000"],
+            "parallel.processes=1000 is too much",
         ),
+        (["parallel.processes=1000000"], "parallel.processes=1000000 must be at most 1024"),
     ],
 )
 def test_mistakes_are_said_before_anything_starts(
