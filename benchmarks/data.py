@@ -53,7 +53,7 @@ def append_per_document(text: Path, tokenizer: Path, out: Path, workers: int) ->
 
 def corpus(path: Path, limit: int) -> int:
     """Writes JSON lines of the standard library's files, up to `limit` bytes; returns the bytes."""
-    from pretrain.data.inputs import standard_library_files
+    from pretrain.data.reading.inputs import standard_library_files
 
     size = 0
     with path.open("w", encoding="utf-8") as file:

@@ -235,7 +235,7 @@ def _print_summary(folder: Path, manifest: Manifest) -> None:
 
 def _remarks(manifest: Manifest) -> Iterator[str]:
     """What there is to say about a data set, a line each."""
-    from pretrain.data.documents import Broken
+    from pretrain.data.reading.documents import Broken
 
     numbers = {
         "unigram entropy": manifest.unigram_entropy_nats,

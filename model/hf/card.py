@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES
-from model.hf.configs import ARCHITECTURES
 from model.hf.mapping import norm_layers
+from model.hf.settings.write import ARCHITECTURES
 from model.words import printable
 
 if TYPE_CHECKING:

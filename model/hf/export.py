@@ -14,12 +14,12 @@ from model.config import ModelConfig
 from model.errors import UserError
 from model.folders import FolderKind, check_target, whole_folder
 from model.hf.card import model_card
-from model.hf.configs import SPECIAL, write_config
 from model.hf.folding.pre_ln import Fold, fold, targets
 from model.hf.mapping import Target, check_weights, entries
 from model.hf.proof import LIMIT, change, epsilon_effect, logits, proof_tokens, prove
 from model.hf.reference import Weights
 from model.hf.result import Export
+from model.hf.settings.write import SPECIAL, write_config
 from model.hf.tokenizer.convert import TokenIds, write_tokenizer
 from model.hf.tokenizer.copy import copy_tokenizer
 from model.hf.tokenizer.proof import prove as prove_tokenizer

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.errors import UserError
-from model.hf.config_records import ADVICE, Special
 from model.hf.mapping import CanonicalWeights, Entry, Target, entries
-from model.hf.read_config import read_config
+from model.hf.settings.read import read_config
+from model.hf.settings.records import ADVICE, Special
 from model.hf.source import TOKENIZERS, SafetensorsFolder, download, source_file
 from model.records import read_json, read_record
 from model.words import printable

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from pretrain.data.documents import Broken, Record, resolve
+from pretrain.data.reading.documents import Broken, Record, resolve
 from pretrain.data.tokenizer import Tokenizer
 
 SPLITS = ("train", "validation", "test")

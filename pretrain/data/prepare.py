@@ -18,10 +18,10 @@ from typing import Literal
 from model.errors import UserError
 from model.folders import FolderKind, whole_folder
 from model.words import printable
-from pretrain.data.documents import Record, records
 from pretrain.data.encode import SPLITS, EncodedBatch, EncodeJob, Encoder, encode_in_worker, start_worker
-from pretrain.data.inputs import Shard, Source, find_sources
 from pretrain.data.manifest import FORMAT, MANIFEST, Manifest, SourceFacts
+from pretrain.data.reading.documents import Record, records
+from pretrain.data.reading.inputs import Shard, Source, find_sources
 from pretrain.data.token_files import TOKENIZER
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.writer import NAME, DatasetOutput

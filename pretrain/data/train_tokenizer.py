@@ -18,8 +18,8 @@ import sentencepiece
 
 from model.errors import UserError
 from model.files import atomic_write_bytes
-from pretrain.data.documents import Broken, records, resolve
-from pretrain.data.inputs import Shard, find_sources
+from pretrain.data.reading.documents import Broken, records, resolve
+from pretrain.data.reading.inputs import Shard, find_sources
 from pretrain.data.tokenizer import SPACE_MARK
 
 ModelType = Literal["bpe", "unigram"]

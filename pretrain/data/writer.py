@@ -10,9 +10,9 @@ import numpy as np
 
 from model.errors import UserError
 from model.words import printable
-from pretrain.data.documents import Broken
 from pretrain.data.encode import SPLITS, EncodedBatch, EncodedSplit
 from pretrain.data.manifest import BrokenFacts, BrokenRecords, SplitFacts
+from pretrain.data.reading.documents import Broken
 from pretrain.data.token_files import file_sha256, sample
 from pretrain.data.tokenizer import Tokenizer
 

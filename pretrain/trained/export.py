@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.errors import UserError
 from model.folders import check_target
-from model.hf.config_records import Special
+from model.hf.settings.records import Special
 from model.records import Record, as_record, read_record
 from parallel.checkpoint.folders import MANIFEST
 from pretrain.rundir.metrics import read_metrics

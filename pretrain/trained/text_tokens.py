@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from model.errors import UserError
-from pretrain.data.documents import Broken, records, resolve
-from pretrain.data.inputs import find_sources
+from pretrain.data.reading.documents import Broken, records, resolve
+from pretrain.data.reading.inputs import find_sources
 from pretrain.data.tokenizer import Tokenizer
 
 

@@ -68,7 +68,7 @@ def texts() -> None:
     """Trains a tokenizer on the Python standard library's source text, and prepares the text with
     it.
     """
-    from pretrain.data.inputs import standard_library_files
+    from pretrain.data.reading.inputs import standard_library_files
 
     files = [str(path) for path in standard_library_files()]
     note = f"<{len(files)} files of the Python standard library>"

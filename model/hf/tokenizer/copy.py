@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from model.errors import UserError
-from model.hf.configs import SPECIAL
+from model.hf.settings.write import SPECIAL
 from model.hf.source import source_file
 from model.hf.tokenizer.convert import INPUT_NAMES
 from model.records import read_json

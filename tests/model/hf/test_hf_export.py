@@ -157,11 +157,11 @@ def test_a_failing_proof_leaves_nothing(tmp_path: Path, damage: str, monkeypatch
     weights = make_weights(config)
     prove_with = reference(config, weights)
     if damage == "coefficient":
-        from model.hf import configs
+        from model.hf.settings import write
 
-        honest = configs.depth_plan
+        honest = write.depth_plan
         monkeypatch.setattr(
-            configs,
+            write,
             "depth_plan",
             lambda plan: [{**run, "mlp": {**run["mlp"], "skip_scale": 0.999}} for run in honest(plan)],
         )

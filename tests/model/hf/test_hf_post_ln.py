@@ -16,12 +16,12 @@ from transformers import OPTConfig, OPTForCausalLM
 from model.config import ModelConfig
 from model.depth.plan import DepthPlan
 from model.depth.scheme import SCHEMES, Layer, Scheme, Sublayer
-from model.hf.configs import write_config
 from model.hf.folding.post_ln import post_ln_factors, post_ln_obstacle
 from model.hf.folding.pre_ln import Fold, fold, obstacle
 from model.hf.mapping import entries
 from model.hf.proof import change
 from model.hf.reference import Evaluation
+from model.hf.settings.write import write_config
 from tests.model.hf.tiny import POSITIONS, make_config, make_tokens, make_weights
 
 SPECIAL = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}

@@ -20,9 +20,9 @@ from model.errors import UserError
 from pretrain.data.dataset_admin import inspect_dataset
 from pretrain.data.encode import Encoder
 from pretrain.data.indexed import DType, IndexedDataset, IndexedDatasetBuilder
-from pretrain.data.inputs import standard_library_files
 from pretrain.data.manifest import load_manifest
 from pretrain.data.prepare import PrepareOptions, prepare
+from pretrain.data.reading.inputs import standard_library_files
 from pretrain.data.tokenizer import token_dtype
 from pretrain.data.train_tokenizer import train_tokenizer
 

@@ -17,8 +17,8 @@ import pretrain.data.tokenizer as tokenizer_module
 from model.errors import UserError
 from model.hf.tokenizer.convert import write_tokenizer
 from model.hf.tokenizer.proof import prove
-from pretrain.data.inputs import standard_library_files
 from pretrain.data.prepare import tokenizer_notes
+from pretrain.data.reading.inputs import standard_library_files
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.train_tokenizer import train_tokenizer
 

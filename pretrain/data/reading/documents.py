@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.compressed import open_binary
-from pretrain.data.file_kinds import HEAD, looks_like
-from pretrain.data.inputs import Shard
-from pretrain.data.raw_record import Broken, Record, broken, value_of
-from pretrain.data.tables import csv_records, hub_records, parquet_records
+from pretrain.data.reading.compressed import open_binary
+from pretrain.data.reading.file_kinds import HEAD, looks_like
+from pretrain.data.reading.inputs import Shard
+from pretrain.data.reading.raw_record import Broken, Record, broken, value_of
+from pretrain.data.reading.tables import csv_records, hub_records, parquet_records
 
 __all__ = ["Broken", "Record", "records", "resolve"]
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.errors import UserError
-from tests.pretrain.data.reading import TEXTS, read
+from tests.pretrain.data.reading.files import TEXTS, read
 
 
 @pytest.mark.parametrize(("name", "delimiter"), [("a.csv", ","), ("a.tsv", "\t"), ("a.csv.gz", ",")])

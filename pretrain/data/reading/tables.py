@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from model.errors import UserError
-from pretrain.data.compressed import open_binary
-from pretrain.data.file_kinds import HEAD, inner_suffix, looks_like
-from pretrain.data.inputs import Shard
-from pretrain.data.raw_record import Broken, Record, broken, value_of
+from pretrain.data.reading.compressed import open_binary
+from pretrain.data.reading.file_kinds import HEAD, inner_suffix, looks_like
+from pretrain.data.reading.inputs import Shard
+from pretrain.data.reading.raw_record import Broken, Record, broken, value_of
 
 
 def csv_records(shard: Shard, text_key: str) -> Iterator[Record]:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.errors import UserError
-from pretrain.data.compressed import DECODERS, compression
-from pretrain.data.file_kinds import KINDS, Kind, descriptions, kind_of, not_text
+from pretrain.data.reading.compressed import DECODERS, compression
+from pretrain.data.reading.file_kinds import KINDS, Kind, descriptions, kind_of, not_text
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^:]*){0,2}")
 

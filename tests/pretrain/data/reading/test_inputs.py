@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from model.errors import UserError
-from pretrain.data.inputs import find_sources, standard_library_files
-from tests.pretrain.data.reading import TEXTS, json_lines, read
+from pretrain.data.reading.inputs import find_sources, standard_library_files
+from tests.pretrain.data.reading.files import TEXTS, json_lines, read
 
 
 def test_names_in_capitals(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pretrain.data.compressed import compression
+from pretrain.data.reading.compressed import compression
 
 Kind = Literal["text", "json", "csv", "parquet", "hub"]
 KINDS: dict[str, Kind] = {

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from tests.pretrain.data.reading import TEXTS, json_lines, read
+from tests.pretrain.data.reading.files import TEXTS, json_lines, read
 
 PACK: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,

@@ -9,10 +9,10 @@ from pydantic import ValidationError
 
 from model.config import ModelConfig
 from model.errors import UserError
-from model.hf.config_records import ADVICE, FathomFile, GPT2File, Kind, LlamaFile, OPTFile, Rope
-from model.hf.configs import STOCK_INIT, fathom_fields
 from model.hf.folding.pre_ln import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS, Fold
 from model.hf.mapping import OPT_EPSILON, Target
+from model.hf.settings.records import ADVICE, FathomFile, GPT2File, Kind, LlamaFile, OPTFile, Rope
+from model.hf.settings.write import STOCK_INIT, fathom_fields
 from model.records import as_record
 from model.words import printable
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pretrain.data.documents import Broken, records, resolve
-from pretrain.data.inputs import find_sources
+from pretrain.data.reading.documents import Broken, records, resolve
+from pretrain.data.reading.inputs import find_sources
 
 TEXTS = ["first document\n\twith a tab", "  zweites Dokument: äöü 中文 \r\n", 'third, "quoted"', "x"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pretrain.data.reading import json_lines, read
+from tests.pretrain.data.reading.files import json_lines, read
 
 
 def test_every_broken_json_line_is_reported_with_its_place(tmp_path: Path) -> None:

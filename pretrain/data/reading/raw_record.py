@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pretrain.data.inputs import Shard
+from pretrain.data.reading.inputs import Shard
 
 
 class Broken(NamedTuple):

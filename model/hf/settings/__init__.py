@@ -1,0 +1,1 @@
+"""How does `config.json` say what a model is, both ways?"""

@@ -1,0 +1,1 @@
+"""Where do documents come from, and how do they come out of their files?"""
