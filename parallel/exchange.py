@@ -103,13 +103,13 @@ def agree(problem: Exception | None, group: dist.ProcessGroup | None = None) -> 
 
     There it is raised as it is, elsewhere in its words.
     """
-    told = gather_records(describe(problem), group)
+    told = gather_records(as_problem(problem), group)
     for rank, one in enumerate(told):
         if one.kind:
             raise_told(one, rank, problem if rank == dist.get_rank(group) else None)
 
 
-def describe(problem: Exception | None) -> Problem:
+def as_problem(problem: Exception | None) -> Problem:
     """A problem as it is told to other ranks."""
     if problem is None:
         return Problem()

@@ -68,9 +68,9 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show what a checkpoint holds."""
-    from pretrain.rundir.checkpoint_admin import describe
+    from pretrain.rundir.checkpoint_admin import checkpoint_facts
 
-    facts = describe(checkpoint, names=names)
+    facts = checkpoint_facts(checkpoint, names=names)
     if as_json:
         typer.echo(json.dumps(facts, indent=1))
         return
@@ -91,7 +91,7 @@ def verify(
 
     Leaves with 2 and one line where anything is wrong.
     """
-    from pretrain.rundir.checkpoint_admin import verify as run
+    from pretrain.rundir.checkpoint_admin import verify_checkpoint as run
 
     facts = run(checkpoint)
     if as_json:

@@ -107,7 +107,7 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         """The real command behind the name in args[0]."""
         name, command, rest = super().resolve_command(ctx, args)
-        return name, load(self.rows[name]) if name in self.rows else command, rest
+        return name, load_command(self.rows[name]) if name in self.rows else command, rest
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command.
@@ -122,7 +122,7 @@ class LazyGroup(TyperGroup):
             raise RuntimeError(f"a pipe or socket to another process broke: {error}") from error
 
 
-def load(row: Row) -> Any:
+def load_command(row: Row) -> Any:
     """Imports a row's module and makes its command.
 
     Raises UserError for a module that has not what the row says.

@@ -15,7 +15,7 @@ from rich.text import Text
 from model.config import ModelConfig
 from model.parameters.size import parameter_count
 from model.words import printable
-from pretrain.config.load import Row, complete_model, describe, load_with_origins
+from pretrain.config.load import Row, complete_model, explained, load_with_origins
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import vocabulary_of
 
@@ -37,7 +37,7 @@ def command(
     loaded, composition = load_with_origins(config, overrides or [])
     model = complete_model(loaded, loaded.model.vocab_size or vocabulary_of(loaded.data.corpora[0].path))
     sizes = parameter_count(model) if model.vocab_size is not None else None
-    rows = describe(loaded, composition)
+    rows = explained(loaded, composition)
     if quiet:
         return
     if as_json:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pretrain.data.manifest import Manifest
-    from pretrain.data.prepare import Progress
+    from pretrain.data.prepare import PrepareProgress
 
 TEXT_KEY = "Key or column that holds the text; meta.text is the key text inside of meta."
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -152,7 +152,7 @@ def verify(
     from rich.console import Console
 
     from model.errors import UserError
-    from pretrain.data.dataset_admin import verify as run
+    from pretrain.data.dataset_admin import verify_data as run
 
     whole: list[dict[str, Any]] = []
     damaged: list[UserError] = []
@@ -204,7 +204,7 @@ class _ProgressBar:
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: PrepareProgress) -> None:
         elapsed = self._bar.tasks[0].elapsed or 0.0
         self._bar.update(
             self._task,

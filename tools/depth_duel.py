@@ -85,12 +85,12 @@ def command(
     from pretrain.duel.report import Duel, text, write
     from pretrain.duel.results import outcome
     from pretrain.duel.workers import default_jobs, train_cells
-    from pretrain.train.run import prepare
+    from pretrain.train.run import prepared_config
 
     if equal not in ("tokens", "parameters"):
         raise UserError(f"--equal {equal}: choose tokens or parameters")
     settings = [*(overrides or []), *([f"train.steps={steps}"] if steps else [])]
-    base = prepare(config, settings)
+    base = prepared_config(config, settings)
     depths = _depths(layers) or [base.model.num_layers]
     rates = _numbers("--lrs", lrs) or [base.optimizer.lr]
     shares = _numbers("--warmups", warmups, zero=True) or [base.schedule.warmup_steps / base.train.steps]

@@ -121,7 +121,7 @@ def command(
         logs = [str(log_path(planned, job, element)) for job in jobs for element in range(len(planned.runs))]
         typer.echo(json.dumps({"jobs": jobs, **facts(planned), "logs": logs}))
         return
-    describe(planned, jobs)
+    say_submitted(planned, jobs)
     if follow:
         follow_log(log_path(planned, jobs[0]), f"{jobs[0]}_0" if request.array else jobs[0])
 
@@ -171,7 +171,7 @@ def array_lines(given: Sequence[str]) -> list[str]:
     return lines
 
 
-def describe(planned: Plan, jobs: Sequence[str]) -> None:
+def say_submitted(planned: Plan, jobs: Sequence[str]) -> None:
     """Says what was submitted, where its log is and how to stop it."""
     from pretrain.cluster.submit import log_path
 

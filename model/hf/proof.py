@@ -165,7 +165,7 @@ def _cosine(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum() / a.norm() / b.norm())
 
 
-def load(folder: Path, target: Target) -> Any:
+def load_exported(folder: Path, target: Target) -> Any:
     """The model of a folder in fp32, through the class that a user gets.
 
     Only our own modelling file is trusted.
@@ -202,7 +202,7 @@ def forget(model: Any) -> None:
 
 def logits(folder: Path, target: Target, tokens: Tensor) -> Tensor:
     """fp32 logits [b, s, v] of token ids [b, s] by the model of a folder."""
-    model = load(folder, target)
+    model = load_exported(folder, target)
     try:
         with torch.no_grad():
             return model(input_ids=tokens, use_cache=False).logits.float()

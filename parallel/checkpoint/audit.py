@@ -12,7 +12,7 @@ from model.errors import UserError
 from model.parameters.names import LAYER
 from model.words import printable
 from parallel.checkpoint.folders import MANIFEST
-from parallel.checkpoint.format import KINDS
+from parallel.checkpoint.format import STATE_KINDS
 from parallel.checkpoint.reader import CheckpointReader
 
 
@@ -65,7 +65,7 @@ def check_tensors(reader: CheckpointReader) -> int:
     trained = any(reader.has("exp_avg", name) for name in reader.names())
     count = 0
     for name in reader.names():
-        for kind in KINDS:
+        for kind in STATE_KINDS:
             needed = kind == "master" or (trained and not (muon and kind == "exp_avg_sq"))
             if not needed and not reader.has(kind, name):
                 continue

@@ -17,7 +17,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.checkpoint.writer import Fence, Snapshot, take, write
+from parallel.checkpoint.writer import Fence, Snapshot, take_snapshot, write
 from parallel.engine.engine import Engine
 
 PATIENCE = timedelta(hours=2)
@@ -94,7 +94,7 @@ class Saver:
         if self._thread is not None:
             raise RuntimeError(f"the save of step {self._step} was not waited for")
         self._begin, self._step = time.monotonic(), step
-        snapshot = take(engine, step, buffers=self._buffers if asynchronous else None, **content)
+        snapshot = take_snapshot(engine, step, buffers=self._buffers if asynchronous else None, **content)
         if not asynchronous:
             size = self._write(snapshot)
             seconds = time.monotonic() - self._begin

@@ -17,7 +17,7 @@ from model.records import Record, as_record, read_json, read_record
 from parallel.checkpoint.folders import MANIFEST, step_folder
 
 FORMAT = 1
-KINDS = ("master", "exp_avg", "exp_avg_sq")
+STATE_KINDS = ("master", "exp_avg", "exp_avg_sq")
 CHECKSUM = "xxh3_64"  # finds damage at the speed of memory; it is no protection against forgery
 HASH_BLOCK = 1 << 18
 """Bytes hashed at once: few enough to be still in the cache."""
@@ -72,7 +72,7 @@ class FileFacts(Record):
     """Its checksum."""
 
 
-class Progress(Record):
+class SavedProgress(Record):
     """Where a run was. Further keys belong to whoever wrote them."""
 
     optimizer_step: Count
@@ -130,7 +130,7 @@ class Manifest(Record):
     files: Annotated[dict[str, FileFacts], Field(min_length=1)]
     """Facts of every file beside the manifest."""
     progress: dict[str, Any]
-    """Position of the run; at least the keys of Progress."""
+    """Position of the run; at least the keys of SavedProgress."""
     config: dict[str, Any]
     """The configuration of the run."""
     versions: dict[str, str | None] = Field(default_factory=dict)
@@ -151,7 +151,7 @@ def step_manifest(folder: Path, content: dict[str, Any]) -> Manifest:
     """
     source = str(folder / MANIFEST)
     manifest = as_record(content, Manifest, source, ADVICE)
-    as_record(manifest.progress, Progress, f"{source}, progress", ADVICE)
+    as_record(manifest.progress, SavedProgress, f"{source}, progress", ADVICE)
     as_record(manifest.config, Sections, f"{source}, config", ADVICE)
     if folder.name.startswith("step_") and folder.name != step_folder(manifest.step):
         raise UserError(

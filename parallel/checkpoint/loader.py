@@ -12,7 +12,7 @@ from torch import Tensor
 from model.errors import UserError
 from model.parameters.names import NamedParameter
 from model.parameters.shards import full_shape
-from parallel.checkpoint.format import KINDS, Fragment
+from parallel.checkpoint.format import STATE_KINDS, Fragment
 from parallel.checkpoint.fragments import owned_fragments, set_state
 from parallel.checkpoint.random_state import rng_states, set_rng_states
 from parallel.checkpoint.reader import CheckpointReader, Run
@@ -70,7 +70,7 @@ def load(engine: Engine, reader: CheckpointReader) -> bool:
 
 def _read_state(engine: Engine, reader: CheckpointReader) -> None:
     """This process's weights and moments."""
-    kinds = KINDS if reader.has("exp_avg") else KINDS[:1]
+    kinds = STATE_KINDS if reader.has("exp_avg") else STATE_KINDS[:1]
     with torch.no_grad():
         for named in engine.parameters if engine.topology.layout.zero < 3 else ():
             shape = named.parameter.shape

@@ -56,7 +56,7 @@ class Snapshot:
     """Small files by name."""
 
 
-def take(
+def take_snapshot(
     engine: Engine,
     step: int,
     *,
@@ -124,7 +124,9 @@ def save(
     Raises SaveError on every process when any of them could not write, with the old state intact.
     """
     begin = time.monotonic()
-    write(take(engine, step, progress=progress, config=config, versions=versions, extra=extra), folder)
+    write(
+        take_snapshot(engine, step, progress=progress, config=config, versions=versions, extra=extra), folder
+    )
     return time.monotonic() - begin
 
 

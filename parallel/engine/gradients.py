@@ -136,7 +136,9 @@ class Gradient:
         whole = self.partition.numel() // NORM_BLOCK * NORM_BLOCK
         blocks = self.partition[:whole].view(-1, NORM_BLOCK)
         norms = torch.linalg.vector_norm(blocks, dim=1).double().square().sum()
-        return norms + torch.linalg.vector_norm(self.partition[whole:]).double().square()
+        rest = torch.linalg.vector_norm(self.partition[whole:]).double().square()
+        total: Tensor = norms + rest
+        return total
 
 
 class GradientBuffer(Gradient):
@@ -168,7 +170,7 @@ class GradientBuffer(Gradient):
         if not self.direct:
             for parameter, view in zip(self.parameters, self.views, strict=True):
                 parameter.main_grad = view  # type: ignore[attr-defined]
-                parameter.register_post_accumulate_grad_hook(_accumulate)
+                parameter.register_post_accumulate_grad_hook(_accumulate)  # type: ignore[no-untyped-call]
 
     def pieces(self) -> Iterator[Piece]:
         last = self.first + self.partition.numel()

@@ -44,7 +44,8 @@ class Overlap:
                 and buffer.flat.numel() >= SMALLEST
             ):
                 for parameter, low in marks(buffer):
-                    parameter.register_post_accumulate_grad_hook(self._hook(buffer, low))
+                    hook = self._hook(buffer, low)
+                    parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def prepare(self, num_microbatches: int) -> None:
         """Before the first of that many backward passes."""

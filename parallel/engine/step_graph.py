@@ -45,7 +45,7 @@ class StepGraph:
         self.fixed = list(fixed)
         # Not the default stream, which a capture cannot be on.
         # The same for all passes, because autograd's nodes remember the stream they were made on.
-        self.stream = torch.cuda.Stream()
+        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.warm = 0
         self.capture_s: float | None = None
         self.graph: torch.cuda.CUDAGraph | None = None

@@ -29,7 +29,7 @@ from parallel.exchange import gather_bytes
 from parallel.topology import Topology
 
 FILE = "fp8_state.safetensors"
-PARTS = {
+SCALING_PARTS = {
     "scale_fwd": ("scaling_fwd", "scale"),
     "amax_history_fwd": ("scaling_fwd", "amax_history"),
     "scale_bwd": ("scaling_bwd", "scale"),
@@ -60,7 +60,7 @@ def fp8_state(chunks: Sequence[nn.Module]) -> dict[str, Tensor]:
     """
     state = {}
     for name, module in _linear_modules(chunks):
-        for part, (key, attribute) in PARTS.items():
+        for part, (key, attribute) in SCALING_PARTS.items():
             if key in module.fp8_meta:
                 state[f"{name}.{part}"] = (
                     getattr(module.fp8_meta[key], attribute).detach().cpu().contiguous().clone()
@@ -82,7 +82,7 @@ def set_fp8_state(chunks: Sequence[nn.Module], state: Mapping[str, Tensor]) -> N
         module.fp8_meta["num_gemms"] = state[f"{name}.scale_fwd"].numel() // FORWARD_TENSORS
         module.fp8_meta["recipe"] = recipe
         module.init_fp8_meta_tensors(recipe)
-        for part, (key, attribute) in PARTS.items():
+        for part, (key, attribute) in SCALING_PARTS.items():
             getattr(module.fp8_meta[key], attribute).copy_(state[f"{name}.{part}"])
 
 

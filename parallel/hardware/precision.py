@@ -155,7 +155,7 @@ class Numerics:
         }
 
 
-def resolve(
+def numerics_for(
     precision: str, kernels: str, fp8: Fp8Config, machine: Machine, *, fp32_residual: bool = False
 ) -> Numerics:
     """What the precision settings of a configuration mean on a machine.

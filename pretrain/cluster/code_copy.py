@@ -10,13 +10,13 @@ from pathlib import Path
 
 from model.errors import UserError
 from model.files import atomic_write_text
-from pretrain.rundir.environment import ROOT, SNAPSHOT_FILE, Snapshot, read_snapshot
+from pretrain.rundir.environment import ROOT, SNAPSHOT_FILE, CodeCopy, read_snapshot
 
-PARTS = ("model", "parallel", "pretrain", "tools", "slurm", "configs", "pyproject.toml")
+COPIED = ("model", "parallel", "pretrain", "tools", "slurm", "configs", "pyproject.toml")
 """What a run may need of the repository; tests, docs and data are left out."""
 
 
-def copy_code(target: Path, source: Path = ROOT) -> Snapshot:
+def copy_code(target: Path, source: Path = ROOT) -> CodeCopy:
     """Copies the code of `source` to `target`, replacing an older copy; describes it in
     SNAPSHOT.json there.
 
@@ -27,7 +27,7 @@ def copy_code(target: Path, source: Path = ROOT) -> Snapshot:
     """
     commit = _git(source, "rev-parse", "HEAD") if (source / ".git").exists() else None
     files = _files_of_git(source) if commit else _files(source)
-    status = _git(source, "status", "--porcelain", "--", *PARTS) if commit else None
+    status = _git(source, "status", "--porcelain", "--", *COPIED) if commit else None
     changed = sorted(line[3:] for line in (status or "").splitlines())
     copied = read_snapshot(source)
     if commit is None and copied is not None:
@@ -38,7 +38,7 @@ def copy_code(target: Path, source: Path = ROOT) -> Snapshot:
     for name in files:
         (fresh / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source / name, fresh / name)
-    snapshot = Snapshot(str(source), commit.strip() if commit else None, changed, len(files))
+    snapshot = CodeCopy(str(source), commit.strip() if commit else None, changed, len(files))
     atomic_write_text(fresh / SNAPSHOT_FILE, json.dumps(asdict(snapshot), indent=1) + "\n")
     if target.exists():
         target.rename(old)
@@ -48,7 +48,9 @@ def copy_code(target: Path, source: Path = ROOT) -> Snapshot:
 
 
 def _files_of_git(source: Path) -> list[str]:
-    listing = _git(source, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS) or ""
+    listing = (
+        _git(source, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *COPIED) or ""
+    )
     # A tracked file that was deleted and not committed is listed too.
     return sorted({name for name in listing.split("\0") if name and (source / name).is_file()})
 
@@ -56,7 +58,7 @@ def _files_of_git(source: Path) -> list[str]:
 def _files(source: Path) -> list[str]:
     found = [
         path
-        for part in PARTS
+        for part in COPIED
         for path in ([source / part] if (source / part).is_file() else (source / part).rglob("*"))
     ]
     return sorted(

@@ -21,7 +21,7 @@ from typing import Any
 
 from model.errors import UserError
 from model.words import printable
-from pretrain.config.interpolation import resolve
+from pretrain.config.interpolation import interpolated
 from pretrain.config.keys import defaults, general, is_text, schema
 from pretrain.config.yaml_reader import LARGEST, LONGEST_KEY, YamlError, parse, read_text
 
@@ -68,7 +68,7 @@ def compose(path: Path | str, overrides: Sequence[str] = ()) -> Composition:
     for text in overrides:
         merging.add_override(text, file)
     values = _merged(defaults(), merging.values)
-    return Composition(resolve(values, merging.origins), merging.origins)
+    return Composition(interpolated(values, merging.origins), merging.origins)
 
 
 def find(name: str, folders: Sequence[Path], near: str = "**/*.yaml") -> Path:

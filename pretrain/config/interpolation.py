@@ -30,7 +30,7 @@ LONGEST_TEXT, LONGEST_CHAIN = 10_000, 10
 """Characters of a text after replacement; interpolations that lead to each other in a row."""
 
 
-def resolve(values: dict[str, Any], origins: Mapping[str, str]) -> dict[str, Any]:
+def interpolated(values: dict[str, Any], origins: Mapping[str, str]) -> dict[str, Any]:
     """The values with every interpolation replaced.
 
     origins: where each dotted key was written, for messages. Raises UserError for one that leads

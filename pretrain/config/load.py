@@ -70,7 +70,7 @@ def dump_config(config: RunConfig) -> str:
     return dump(_escaped(config.model_dump(mode="json")))
 
 
-def describe(config: RunConfig, origins: Composition | None = None) -> list[Row]:
+def explained(config: RunConfig, origins: Composition | None = None) -> list[Row]:
     """Every key that holds a value, in the order of the schema, with its meaning.
 
     origins: from `load_with_origins`, for the column `source`.

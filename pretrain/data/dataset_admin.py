@@ -59,7 +59,7 @@ class Whole:
     tokens: int
 
 
-def verify(folder: Path, on_bytes: Callable[[int], None] = lambda count: None) -> Whole:
+def verify_data(folder: Path, on_bytes: Callable[[int], None] = lambda count: None) -> Whole:
     """Reads a data set whole.
 
     Compares the tokenizer and the files of all splits with their checksums, every token with the

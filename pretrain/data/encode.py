@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from pretrain.data.reading.documents import Broken, Record, resolve
+from pretrain.data.reading.documents import Broken, Record, text_of
 from pretrain.data.tokenizer import Tokenizer
 
 SPLITS = ("train", "validation", "test")
@@ -73,7 +73,7 @@ class Encoder:
         sizes: list[int] = []
         splits: list[int] = []
         for record in batch:
-            found = resolve(record, self.job.text_key)
+            found = text_of(record, self.job.text_key)
             if isinstance(found, Broken):
                 result.broken.append(found)
                 continue

@@ -21,7 +21,7 @@ from model.words import printable
 from pretrain.data.encode import SPLITS, EncodedBatch, EncodeJob, Encoder, encode_in_worker, start_worker
 from pretrain.data.manifest import FORMAT, MANIFEST, Manifest, SourceFacts
 from pretrain.data.reading.documents import Record, records
-from pretrain.data.reading.inputs import Shard, Source, find_sources
+from pretrain.data.reading.inputs import InputFile, Source, find_sources
 from pretrain.data.token_files import TOKENIZER
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.writer import NAME, DatasetOutput
@@ -56,7 +56,7 @@ class PrepareOptions:
 
 
 @dataclass(frozen=True)
-class Progress:
+class PrepareProgress:
     """How far a run is."""
 
     documents: int
@@ -75,7 +75,7 @@ def nothing(told: object) -> None:
 
 def prepare(
     options: PrepareOptions,
-    on_progress: Callable[[Progress], None] = nothing,
+    on_progress: Callable[[PrepareProgress], None] = nothing,
     on_note: Callable[[str], None] = nothing,
 ) -> Manifest:
     """Writes the data set folder and returns its manifest (the content of dataset.json).
@@ -104,7 +104,7 @@ def prepare(
         total = None if guessed or options.limit is not None else sum(shard.size for shard in shards)
         for result in _encode_in_order(_batches(sources, options), job, options.workers or _usable_cores()):
             output.add(result)
-            on_progress(Progress(output.documents, output.tokens, output.bytes, total))
+            on_progress(PrepareProgress(output.documents, output.tokens, output.bytes, total))
         manifest = _manifest(options, sources, tokenizer, output)
         (folder / MANIFEST).write_text(manifest.text(), encoding="utf-8")
     return manifest
@@ -195,7 +195,7 @@ def _sized_records(sources: list[Source], options: PrepareOptions) -> Iterator[t
                 yield record, _size(record, shard)
 
 
-def _size(record: Record, shard: Shard) -> int:
+def _size(record: Record, shard: InputFile) -> int:
     """Bytes of raw input that a record stands for."""
     if isinstance(record.raw, Path):
         return shard.size

@@ -18,8 +18,8 @@ import sentencepiece
 
 from model.errors import UserError
 from model.files import atomic_write_bytes
-from pretrain.data.reading.documents import Broken, records, resolve
-from pretrain.data.reading.inputs import Shard, find_sources
+from pretrain.data.reading.documents import Broken, records, text_of
+from pretrain.data.reading.inputs import InputFile, find_sources
 from pretrain.data.tokenizer import SPACE_MARK
 
 ModelType = Literal["bpe", "unigram"]
@@ -158,10 +158,10 @@ class _Sample:
             if self.bytes >= self.max_bytes:
                 return
 
-    def _texts(self, shard: Shard, limit: int) -> Iterator[str]:
+    def _texts(self, shard: InputFile, limit: int) -> Iterator[str]:
         taken = 0
         for record in records(shard, self.text_key, self.streaming):
-            found = resolve(record, self.text_key)
+            found = text_of(record, self.text_key)
             if isinstance(found, Broken):
                 self.first_broken = self.first_broken or f"; {found.place}"
                 self.broken += 1

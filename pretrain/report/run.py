@@ -16,7 +16,7 @@ from pretrain.rundir.state import read_state
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """Everything a run directory says about itself."""
 
     folder: Path
@@ -46,7 +46,7 @@ class Run:
         return next((entropy for entropy in known if math.isfinite(entropy)), math.nan)
 
 
-def read_run(run_dir: Path) -> Run:
+def read_run(run_dir: Path) -> RunRecord:
     """Reads a run directory. Raises UserError where it is none."""
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
@@ -58,4 +58,4 @@ def read_run(run_dir: Path) -> Run:
         state = read_state(run_dir)
     except UserError:
         state = {}
-    return Run(run_dir, metrics, read_config(run_dir), read_environment(run_dir), state)
+    return RunRecord(run_dir, metrics, read_config(run_dir), read_environment(run_dir), state)

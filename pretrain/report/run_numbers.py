@@ -13,12 +13,12 @@ from typing import Any
 from model.cost.flops import flops_per_token
 from model.words import duration, quantity
 from parallel.hardware.gpus import mfu
-from pretrain.report.run import Run
+from pretrain.report.run import RunRecord
 from pretrain.report.style import SHORT, smoothing_window
 from pretrain.rundir.metrics import End, Metrics, Start, Train
 
 
-def numbers(run: Run) -> dict[str, float | int | None]:
+def numbers(run: RunRecord) -> dict[str, float | int | None]:
     """The headline numbers, for programs.
 
     None where unknown. Losses in nats per token, times in seconds, tokens_per_s the median over
@@ -53,13 +53,13 @@ def numbers(run: Run) -> dict[str, float | int | None]:
     }
 
 
-def headlines(run: Run) -> list[tuple[str, str, str]]:
+def headlines(run: RunRecord) -> list[tuple[str, str, str]]:
     """(label, number, remark) of each headline number; an unknown one is a dash that says why."""
     n = numbers(run)
     return [*_losses(run, n), *_course(run, n)]
 
 
-def _losses(run: Run, n: Mapping[str, float | int | None]) -> list[tuple[str, str, str]]:
+def _losses(run: RunRecord, n: Mapping[str, float | int | None]) -> list[tuple[str, str, str]]:
     """The headlines on losses. n: from `numbers`."""
     mean = (
         f", mean of the last {n['train_loss_steps']} logged steps"
@@ -88,7 +88,7 @@ def _losses(run: Run, n: Mapping[str, float | int | None]) -> list[tuple[str, st
     ]
 
 
-def _course(run: Run, n: Mapping[str, float | int | None]) -> list[tuple[str, str, str]]:
+def _course(run: RunRecord, n: Mapping[str, float | int | None]) -> list[tuple[str, str, str]]:
     """The headlines on speed, time and steps. n: from `numbers`."""
     return [
         (
@@ -113,7 +113,7 @@ def _course(run: Run, n: Mapping[str, float | int | None]) -> list[tuple[str, st
     ]
 
 
-def _validation_remark(run: Run, n: Mapping[str, float | int | None]) -> str:
+def _validation_remark(run: RunRecord, n: Mapping[str, float | int | None]) -> str:
     if n["validation_loss"] is None:
         return "no evaluation logged"
     evaluations = [event for event in run.metrics.eval if event.split == "validation"]
@@ -124,7 +124,7 @@ def _validation_remark(run: Run, n: Mapping[str, float | int | None]) -> str:
     return remark
 
 
-def _speed_remark(run: Run, n: Mapping[str, float | int | None]) -> str:
+def _speed_remark(run: RunRecord, n: Mapping[str, float | int | None]) -> str:
     speed, share, world = n["tokens_per_s"], n["mfu"], _world_size(run)
     remark = "tokens per second, median"
     if speed is not None and world > 1:
@@ -138,7 +138,7 @@ def _loss(value: float | int | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def facts(run: Run) -> list[tuple[str, str]]:
+def facts(run: RunRecord) -> list[tuple[str, str]]:
     """(name, value) of what defines the run; what is not known is left out."""
     model, start = run.model, run.metrics.starts[-1] if run.metrics.starts else None
     layers, width, heads = (
@@ -173,7 +173,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     return [(label, value) for label, value in found if value]
 
 
-def commands(run: Run) -> list[str]:
+def commands(run: RunRecord) -> list[str]:
     """Shell lines that would do the run again."""
     commit, started = run.environment.word("git.commit"), run.environment.words("command")
     lines = [f"git checkout {shlex.quote(commit)}"] if commit else []
@@ -186,7 +186,7 @@ def commands(run: Run) -> list[str]:
     return [*lines, f"fathom pretrain {shlex.quote(str(config))} name={shlex.quote(run.name + '-again')}"]
 
 
-def _mfu(run: Run, tokens_per_s: float | None) -> float | None:
+def _mfu(run: RunRecord, tokens_per_s: float | None) -> float | None:
     model, length = run.model, run.config.count("data.seq_length")
     start = run.metrics.starts[-1] if run.metrics.starts else None
     if tokens_per_s is None or model is None or model.vocab_size is None or not length or start is None:
@@ -195,11 +195,11 @@ def _mfu(run: Run, tokens_per_s: float | None) -> float | None:
     return mfu(tokens_per_s, flops, _gpu(run), _world_size(run), start.precision or "")
 
 
-def _world_size(run: Run) -> int:
+def _world_size(run: RunRecord) -> int:
     return (run.metrics.starts[-1].world_size if run.metrics.starts else None) or 1
 
 
-def _gpu(run: Run) -> str | None:
+def _gpu(run: RunRecord) -> str | None:
     """Name of the GPUs of the first host, where it has GPUs of one kind and they were not hidden
     from the run.
     """
@@ -208,7 +208,7 @@ def _gpu(run: Run) -> str | None:
     return names.pop() if len(names) == 1 and not hidden else None
 
 
-def _devices(run: Run) -> str:
+def _devices(run: RunRecord) -> str:
     gpu = _gpu(run)
     if gpu is not None:
         return f"{len(run.environment.rows('gpus'))} × {gpu} a host"

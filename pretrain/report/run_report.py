@@ -18,7 +18,7 @@ from model.depth.scheme import SCHEMES
 from model.files import atomic_write_text
 from model.words import printable
 from pretrain.report.page import template
-from pretrain.report.run import Run, read_run
+from pretrain.report.run import RunRecord, read_run
 from pretrain.report.run_charts import Context, all_charts
 from pretrain.report.run_numbers import commands, date, facts, headlines, numbers
 from pretrain.rundir.outcome import ending
@@ -48,14 +48,14 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     return write_page(read_run(run_dir), out)
 
 
-def write_page(run: Run, out: Path | None = None) -> Path:
+def write_page(run: RunRecord, out: Path | None = None) -> Path:
     """As `write_report`, of a run that was read."""
     target = Path(out) if out is not None else run.folder / "report.html"
     atomic_write_text(target, render(run))
     return target
 
 
-def render(run: Run) -> str:
+def render(run: RunRecord) -> str:
     """The page as HTML, with every picture inside."""
     context = Context(run.metrics, run.config.number("optimizer.clip_grad") or 0.0, run.unigram_entropy)
     warnings = grouped_warnings(run)
@@ -77,7 +77,7 @@ def render(run: Run) -> str:
     )
 
 
-def status(run: Run) -> tuple[str, str]:
+def status(run: RunRecord) -> tuple[str, str]:
     """(kind, words): kind is good, open or bad, for the colour of the mark beside the title."""
     end, state = run.metrics.finished, run.state
     if end is None:
@@ -94,7 +94,7 @@ def _because(reason: str | None) -> str:
     return f": {printable(reason, 500)}" if reason else ""
 
 
-def damage(run: Run) -> str:
+def damage(run: RunRecord) -> str:
     """What of metrics.jsonl could not be read, in a sentence; empty where all could."""
     found = run.metrics
     if not found.damaged:
@@ -105,7 +105,7 @@ def damage(run: Run) -> str:
     return f"{lines} damaged and left out; the first is {found.first_damage}"
 
 
-def grouped_warnings(run: Run) -> list[tuple[str, str]]:
+def grouped_warnings(run: RunRecord) -> list[tuple[str, str]]:
     """(steps, message) of each different warning, in order of their first step."""
     steps: dict[str, list[int]] = {}
     for warning in run.metrics.warning:
@@ -116,7 +116,7 @@ def grouped_warnings(run: Run) -> list[tuple[str, str]]:
     ]
 
 
-def _scheme(run: Run) -> tuple[str, Markup]:
+def _scheme(run: RunRecord) -> tuple[str, Markup]:
     """(name with options, what it does and where it is from)."""
     name = run.config.word("model.scheme") or ("deepscalelm_pre_ln" if run.config.get("model") else "")
     options = run.config.get("model.scheme_options")

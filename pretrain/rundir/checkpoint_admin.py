@@ -89,7 +89,7 @@ def leftovers(path: Path) -> list[str]:
     return [entry.name for entry in leftovers_in(checkpoints_folder(path))]
 
 
-def describe(path: Path, *, names: bool) -> dict[str, Any]:
+def checkpoint_facts(path: Path, *, names: bool) -> dict[str, Any]:
     """What a checkpoint holds.
 
     names: with the shape of every parameter.
@@ -116,7 +116,7 @@ def describe(path: Path, *, names: bool) -> dict[str, Any]:
     return facts | ({"shapes": shapes} if names else {})
 
 
-def verify(path: Path) -> dict[str, Any]:
+def verify_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint whole.
 
     Checksums of all files, every element of every tensor, and whether they are those of its model.

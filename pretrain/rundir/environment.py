@@ -51,7 +51,7 @@ SNAPSHOT_FILE = "SNAPSHOT.json"
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class CodeCopy:
     """Where the copied code came from."""
 
     source: str
@@ -64,7 +64,7 @@ class Snapshot:
     """Number of copied files."""
 
 
-def read_snapshot(folder: Path) -> Snapshot | None:
+def read_snapshot(folder: Path) -> CodeCopy | None:
     """What a copy of the code says of itself; None for a folder that is no copy, or whose
     description is damaged.
     """
@@ -73,7 +73,7 @@ def read_snapshot(folder: Path) -> Snapshot | None:
         commit, changed = content["commit"], content["changed"]
         if not (commit is None or isinstance(commit, str)) or not isinstance(changed, list):
             return None
-        return Snapshot(
+        return CodeCopy(
             str(content["source"]), commit, [str(name) for name in changed], int(content["files"])
         )
     except (OSError, ValueError, KeyError, TypeError):

@@ -135,7 +135,7 @@ class End:
 
 
 Event = Start | Train | Eval | Signal | Checkpoint | Warn | End
-KINDS: dict[str, type[Event]] = {
+EVENT_KINDS: dict[str, type[Event]] = {
     "start": Start,
     "train": Train,
     "eval": Eval,
@@ -165,7 +165,7 @@ def event_of(line: bytes, place: Place) -> Event | None:
         raise ValueError(f"no JSON ({error})") from None
     if not isinstance(record, dict) or not isinstance(record.get("event"), str):
         raise TypeError("no JSON object with an `event` name")
-    kind = KINDS.get(record["event"])
+    kind = EVENT_KINDS.get(record["event"])
     if kind is None:
         return None
     if kind is Signal:

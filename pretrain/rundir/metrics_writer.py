@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.errors import UserError
-from pretrain.rundir.events import KINDS
+from pretrain.rundir.events import EVENT_KINDS
 from pretrain.rundir.lines import lines_backwards
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ class MetricsWriter:
         `loss`, or `layers[2].residual_rms`.
         Raises ValueError for an unknown event name.
         """
-        if event not in KINDS:
-            raise ValueError(f"event {event!r} is none of {', '.join(KINDS)}")
+        if event not in EVENT_KINDS:
+            raise ValueError(f"event {event!r} is none of {', '.join(EVENT_KINDS)}")
         lost: list[str] = []
         cleaned = {key: _clean(value, key, lost) for key, value in fields.items()}
         record = {"event": event, "time": round(time.time(), 3), "step": step, **cleaned}

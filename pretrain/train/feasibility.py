@@ -5,7 +5,7 @@ Asked before local processes start or a job is submitted, and again by each proc
 
 from __future__ import annotations
 
-from parallel.hardware.precision import Numerics, check_sizes, resolve, this_machine
+from parallel.hardware.precision import Numerics, check_sizes, numerics_for, this_machine
 from parallel.topology import Layout, check_layout
 from pretrain.config.load import complete_model
 from pretrain.config.schema import RunConfig
@@ -41,7 +41,7 @@ def fit_machine(config: RunConfig, layout: Layout) -> Numerics:
     Raises UserError for sizes that its FP8 products do not take.
     """
     train = config.train
-    numerics = resolve(
+    numerics = numerics_for(
         train.precision, train.kernels, train.fp8, this_machine(), fp32_residual=train.fp32_residual
     )
     layout.check_dtype(numerics.dtype)

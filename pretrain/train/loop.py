@@ -32,7 +32,7 @@ from pretrain.train.run_checkpoints import Checkpoints
 from pretrain.train.stop_signals import BEGAN
 from pretrain.train.task import forward_step
 from pretrain.train.validation import Validation
-from pretrain.train.votes import Decision, Requests, decision
+from pretrain.train.votes import Requests, Verdict, decision
 
 
 class Trainer:
@@ -128,11 +128,11 @@ class Trainer:
     def _failed(self) -> bool:
         return self._unwritten is not None or self.saving.saver.failed
 
-    def _ask(self) -> Decision:
+    def _ask(self) -> Verdict:
         """A vote between steps. Raises as `_heard` does."""
         return self._heard(self.engine.total(self.requests.vote(self._failed)))
 
-    def _heard(self, votes: float) -> Decision:
+    def _heard(self, votes: float) -> Verdict:
         """What the ranks decided. Takes the outcome of a save in the background, if it is there.
 
         Raises on all ranks what ends the run: StaleStartError, or what one of them could not write.
@@ -336,7 +336,7 @@ class Trainer:
         self.requests.honoured(save=True, leave=True)
         return code, reason
 
-    def _last_evaluation(self, reason: str, decided: Decision) -> tuple[ExitCode, str]:
+    def _last_evaluation(self, reason: str, decided: Verdict) -> tuple[ExitCode, str]:
         """How the run ends once all steps are done.
 
         Told to leave, it leaves: the next start evaluates.
@@ -377,7 +377,7 @@ class Trainer:
             return ExitCode.FINISHED, "all steps are done"
         return ExitCode.STOPPED_BY_USER, f"train.stop_at_step={self.last_step} is reached"
 
-    def _asked_to_leave(self, decided: Decision) -> tuple[ExitCode, str]:
+    def _asked_to_leave(self, decided: Verdict) -> tuple[ExitCode, str]:
         reason = self.requests.stop.reason() or "another rank was asked to stop"
         return ExitCode.STOPPED_BY_USER if decided.leave else ExitCode.STOPPED, reason
 
@@ -429,7 +429,7 @@ class Trainer:
             and self.step < self.config.train.steps
         )
 
-    def _save_if_due(self, decided: Decision) -> None:
+    def _save_if_due(self, decided: Verdict) -> None:
         interval = self.config.checkpoint.interval
         if decided.save or (interval and self.step % interval == 0):
             self.save(asynchronous=self.config.checkpoint.asynchronous)

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 LOCAL_ARGUMENTS = ("-m", "pretrain.train.run")
 
 
-def prepare(path: str, overrides: Sequence[str]) -> RunConfig:
+def prepared_config(path: str, overrides: Sequence[str]) -> RunConfig:
     """The configuration of a run with the vocabulary of its data filled in.
 
     Raises UserError for anything that cannot work.
@@ -92,7 +92,7 @@ def pretrain(path: str, overrides: Sequence[str]) -> int:
     info = rank_from_environment(os.environ)
     if info is not None:
         return start_rank(path, overrides, info)
-    config = prepare(path, overrides)
+    config = prepared_config(path, overrides)
     world = processes_of(config)
     layout = fit_processes(config, world)
     if (
@@ -118,7 +118,7 @@ def start_rank(path: str, overrides: Sequence[str], info: RankInfo) -> int:
     Returns the exit code.
     """
     try:
-        return run_rank(prepare(path, overrides), info)
+        return run_rank(prepared_config(path, overrides), info)
     except UserError as error:
         if info.world_size == 1:
             raise

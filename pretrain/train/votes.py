@@ -28,7 +28,7 @@ COUNT = 2**16
 
 
 @dataclass(frozen=True)
-class Decision:
+class Verdict:
     """What all ranks do after a step."""
 
     save: bool
@@ -50,11 +50,11 @@ class Decision:
         return self.restart or self.leave
 
 
-def decision(votes: float) -> Decision:
+def decision(votes: float) -> Verdict:
     """What the sum of all ranks' votes means. At most 65535 ranks."""
     whole = int(votes)
     restart, leave, failed = (whole // int(flag) % COUNT > 0 for flag in (RESTART, LEAVE, FAILED))
-    return Decision(bool(whole & 1), bool(whole & 2), bool(whole & 4), restart, leave, failed)
+    return Verdict(bool(whole & 1), bool(whole & 2), bool(whole & 4), restart, leave, failed)
 
 
 class Requests:

@@ -37,9 +37,9 @@ class Scorer:
         from model.layers.transformer_config import transformer_config
         from model.parameters.names import named_parameters
         from parallel.checkpoint.loader import check_model
-        from parallel.hardware.precision import resolve, this_machine
+        from parallel.hardware.precision import numerics_for, this_machine
 
-        numerics = resolve(precision, "auto", Fp8Config(), this_machine())
+        numerics = numerics_for(precision, "auto", Fp8Config(), this_machine())
         if numerics.dtype != torch.float32 and (trained.reader.config.get("train") or {}).get(
             "fp32_residual"
         ):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.errors import UserError
-from pretrain.data.reading.documents import Broken, records, resolve
+from pretrain.data.reading.documents import Broken, records, text_of
 from pretrain.data.reading.inputs import find_sources
 from pretrain.data.tokenizer import Tokenizer
 
@@ -38,7 +38,7 @@ def read_text(files: Sequence[str], tokenizer: Tokenizer, text_key: str = "text"
         if shard.kind == "hub":
             raise UserError(f"--text {shard.name}: no such file")
         for record in records(shard, text_key):
-            found = resolve(record, text_key)
+            found = text_of(record, text_key)
             if isinstance(found, Broken):
                 broken += 1
                 first_broken = first_broken or found.place

@@ -61,7 +61,7 @@ def validation_tokens(config: dict[str, Any], samples: int) -> torch.Tensor:
     return blend.batch(range(samples))
 
 
-def verify(run_dir: Path, exported: Path, prompt: str, new_tokens: int = 48) -> Verification:
+def verify_export(run_dir: Path, exported: Path, prompt: str, new_tokens: int = 48) -> Verification:
     """Loads the export with transformers and compares.
 
     Raises UserError for a folder that is no export or brings code that is not ours, which is not

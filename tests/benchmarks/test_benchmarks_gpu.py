@@ -30,7 +30,7 @@ from benchmarks.gpu import (
 )
 from model.parameters.size import parameter_count
 from parallel.config import ParallelConfig
-from parallel.hardware.precision import RECIPES, Machine, check_sizes, resolve
+from parallel.hardware.precision import RECIPES, Machine, check_sizes, numerics_for
 from parallel.topology import check_layout
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +64,7 @@ def test_every_case_can_be_configured_at_1p5_billion(model: str) -> None:
     """Also in every FP8 recipe: all sizes fit their kernels."""
     for case in cases_for([model], ["local", "te"], list(RECIPES), micro=8, accumulation=4):
         config = case.config()
-        numerics = resolve(config.train.precision, config.train.kernels, config.train.fp8, B200)
+        numerics = numerics_for(config.train.precision, config.train.kernels, config.train.fp8, B200)
         layout = check_layout(ParallelConfig(), config.model, 1)
         check_sizes(numerics, config.model, layout, seq_length=SEQ, micro_batch_size=case.micro)
         assert numerics.label == case.precision

@@ -86,7 +86,7 @@ def case(sound: Path, folder: Path, number: int) -> tuple[str, str, int]:
 def options(base: tuple[str, ...]) -> list[str]:
     """The options of a command that take a value."""
     rows = {row.name: row for row in cli.COMMANDS}
-    command: Any = cli.load(rows[base[0]])
+    command: Any = cli.load_command(rows[base[0]])
     if hasattr(command, "commands"):
         command = command.commands[base[1]]
     return [

@@ -15,7 +15,7 @@ from model.config import ModelConfig
 from model.families.gpt import GPT
 from model.parameters.names import named_parameters
 from parallel.config import Fp8Config
-from parallel.hardware.precision import Machine, Numerics, check_sizes, resolve, this_machine
+from parallel.hardware.precision import Machine, Numerics, check_sizes, numerics_for, this_machine
 from parallel.launch.one_process import single_process
 from pretrain.train.build import build_chunks
 from pretrain.train.loop import forward_step
@@ -52,7 +52,7 @@ def numerics_of(
     machine: Machine | None = None,
 ) -> Numerics:
     """As `resolve` has it on this machine."""
-    return resolve(
+    return numerics_for(
         precision,
         kernels,
         Fp8Config(recipe=recipe, first_last_bf16=first_last_bf16),

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from model.config import ModelConfig
 from model.errors import UserError
 from parallel.config import Fp8Config, ParallelConfig
-from parallel.hardware.precision import Machine, check_sizes, resolve
+from parallel.hardware.precision import Machine, check_sizes, numerics_for
 from parallel.topology import Layout, check_layout
 from pretrain.config.schema import RunConfig
 from tests.parallel.training import given, run_config
@@ -79,7 +79,7 @@ def _machine(
     kernels: str = "auto",
     recipe: str = "none",
 ) -> Refusal:
-    return Refusal(what, message, lambda: resolve(precision, kernels, Fp8Config(recipe=recipe), machine))
+    return Refusal(what, message, lambda: numerics_for(precision, kernels, Fp8Config(recipe=recipe), machine))
 
 
 def _sizes() -> None:
@@ -88,7 +88,7 @@ def _sizes() -> None:
         ParallelConfig(tensor=2),
     )
     check_sizes(
-        resolve("bf16", "te", Fp8Config(recipe="delayed"), H100),
+        numerics_for("bf16", "te", Fp8Config(recipe="delayed"), H100),
         model,
         check_layout(parallel, model, 2),
         seq_length=128,
@@ -325,7 +325,7 @@ REFUSALS = [
     Refusal(
         "An fp32 residual where `auto` is fp32",
         "or train.precision=bf16",
-        lambda: resolve("auto", "auto", Fp8Config(), CPU, fp32_residual=True),
+        lambda: numerics_for("auto", "auto", Fp8Config(), CPU, fp32_residual=True),
     ),
     _machine("Transformer Engine without a GPU", "set train.kernels=local", CPU, kernels="te"),
     _machine("Transformer Engine that is not there", "set train.kernels=local", H100_BARE, kernels="te"),

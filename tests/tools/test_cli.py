@@ -284,7 +284,7 @@ def test_every_command_module_has_a_row() -> None:
 
 @pytest.mark.parametrize("row", [row for row in cli.COMMANDS if row.available], ids=lambda row: row.name)
 def test_every_row_loads_and_explains_itself(row: cli.Row, capsys: pytest.CaptureFixture[str]) -> None:
-    command = cli.load(row)
+    command = cli.load_command(row)
     assert command.name == row.name
     assert run(row.name, "--help") == 0
     assert "Usage: fathom " + row.name in capsys.readouterr().out
@@ -300,8 +300,8 @@ def test_an_app_with_one_command_of_another_name_is_a_group(
         "import typer\napp = typer.Typer()\n@app.command()\ndef depth_duel() -> None:\n    print('won')\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    group = cli.load(cli.Row("tokenizer", "grouped:app", "", ""))
-    single = cli.load(cli.Row("depth-duel", "single:app", "", ""))
+    group = cli.load_command(cli.Row("tokenizer", "grouped:app", "", ""))
+    single = cli.load_command(cli.Row("depth-duel", "single:app", "", ""))
     assert isinstance(group, typer.core.TyperGroup)
     assert list(group.commands) == ["train"]
     assert isinstance(single, typer.core.TyperCommand)

@@ -24,10 +24,10 @@ def main(
     Exit code 1 where the losses differ by more than 0.2 %.
     Code in the folder is run only where it is this version's own.
     """
-    from pretrain.trained.verify_export import TEMPERATURE, TOP_P, verify
+    from pretrain.trained.verify_export import TEMPERATURE, TOP_P, verify_export
 
     place = exported or folder / "hf"
-    result = verify(folder, place, prompt)
+    result = verify_export(folder, place, prompt)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"loaded {place} as {result.model_class}")
     console.print(

@@ -14,17 +14,17 @@ from typing import Any
 
 from pretrain.data.reading.compressed import open_binary
 from pretrain.data.reading.file_kinds import HEAD, looks_like
-from pretrain.data.reading.inputs import Shard
+from pretrain.data.reading.inputs import InputFile
 from pretrain.data.reading.raw_record import Broken, Record, broken, value_of
 from pretrain.data.reading.tables import csv_records, hub_records, parquet_records
 
-__all__ = ["Broken", "Record", "records", "resolve"]
+__all__ = ["Broken", "Record", "records", "text_of"]
 
 ARRAY = "a JSON array, not one object on each line: convert it, for example `jq -c '.[]' IN > OUT.jsonl`"
 PRETTY = "a JSON object over several lines: convert it, for example `jq -c . IN > OUT.jsonl`"
 
 
-def records(shard: Shard, text_key: str = "text", streaming: bool = False) -> Iterator[Record]:
+def records(shard: InputFile, text_key: str = "text", streaming: bool = False) -> Iterator[Record]:
     """Yields the raw records of a shard in order.
 
     A file that turns unreadable half-way ends with a broken record that says so.
@@ -47,7 +47,7 @@ def records(shard: Shard, text_key: str = "text", streaming: bool = False) -> It
             yield broken(shard, line + 1 if line else 0, f"unreadable from here on: {error}")
 
 
-def resolve(record: Record, text_key: str = "text") -> tuple[str, bytes] | Broken:
+def text_of(record: Record, text_key: str = "text") -> tuple[str, bytes] | Broken:
     """Returns a record's text, as a string and in UTF-8, or why there is none."""
     raw = record.raw
     if isinstance(raw, Broken):
@@ -82,7 +82,7 @@ def _whole_file(path: Path) -> str:
     return data.decode("utf-8-sig")
 
 
-def _json_records(shard: Shard, text_key: str) -> Iterator[Record]:
+def _json_records(shard: InputFile, text_key: str) -> Iterator[Record]:
     with open_binary(shard.name) as file:
         first = True
         for line, raw in enumerate(file, start=1):

@@ -8,7 +8,7 @@ from typing import Literal
 from pretrain.data.reading.compressed import compression
 
 Kind = Literal["text", "json", "csv", "parquet", "hub"]
-KINDS: dict[str, Kind] = {
+FILE_KINDS: dict[str, Kind] = {
     ".jsonl": "json",
     ".ndjson": "json",
     ".json": "json",
@@ -68,7 +68,7 @@ def inner_suffix(path: str | Path) -> str:
 
 def kind_of(path: str | Path) -> Kind:
     """How a file is read; text is whatever has no suffix of its own."""
-    return KINDS.get(inner_suffix(path), "text")
+    return FILE_KINDS.get(inner_suffix(path), "text")
 
 
 def not_text(path: str | Path) -> str:

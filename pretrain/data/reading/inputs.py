@@ -15,13 +15,13 @@ from pathlib import Path
 
 from model.errors import UserError
 from pretrain.data.reading.compressed import DECODERS, compression
-from pretrain.data.reading.file_kinds import KINDS, Kind, descriptions, kind_of, not_text
+from pretrain.data.reading.file_kinds import FILE_KINDS, Kind, descriptions, kind_of, not_text
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^:]*){0,2}")
 
 
 @dataclass(frozen=True)
-class Shard:
+class InputFile:
     """A part of the input read in one go: a file, or a data set of the `datasets` library."""
 
     name: str
@@ -45,7 +45,7 @@ class Source:
     """One INPUT of the command line, and what it stands for."""
 
     input: str
-    shards: tuple[Shard, ...]
+    shards: tuple[InputFile, ...]
     left_out: tuple[str, ...] = ()
     """Files of a folder that only describe the data beside them, and are not read."""
 
@@ -96,11 +96,11 @@ def find_sources(inputs: list[str]) -> list[Source]:
     return sources
 
 
-def _shards(given: str) -> tuple[list[Shard], tuple[str, ...]]:
+def _shards(given: str) -> tuple[list[InputFile], tuple[str, ...]]:
     """What an INPUT stands for, and the files left out of it."""
     path = Path(given)
     if given.startswith("hf://"):
-        return [Shard(given.removeprefix("hf://"), "hub", given)], ()
+        return [InputFile(given.removeprefix("hf://"), "hub", given)], ()
     if _is_file(path):
         # Many folders hold an __init__.py or a README: the folder's name belongs to the identity.
         shard = _file_shard(path, path.absolute().parent.parent)
@@ -113,7 +113,7 @@ def _shards(given: str) -> tuple[list[Shard], tuple[str, ...]]:
         return _matches(given), ()
     suffixes = {path.suffix.lower(), path.with_suffix("").suffix.lower()} if path.name else {""}
     looks_like_file = given.startswith((".", "/", "~")) or suffixes & {
-        *KINDS,
+        *FILE_KINDS,
         *DECODERS,
         ".txt",
         ".md",
@@ -121,7 +121,7 @@ def _shards(given: str) -> tuple[list[Shard], tuple[str, ...]]:
     }
     if looks_like_file or not _HUB_NAME.fullmatch(given):
         raise UserError(f"INPUT {given}: no such file or folder")
-    return [Shard(given, "hub", f"hf://{given}")], ()
+    return [InputFile(given, "hub", f"hf://{given}")], ()
 
 
 def _is_file(path: Path) -> bool:
@@ -132,7 +132,7 @@ def _is_file(path: Path) -> bool:
         raise UserError(f"INPUT {str(path)[:200]}: {getattr(error, 'strerror', error)}") from None
 
 
-def _folder(given: str) -> tuple[list[Shard], tuple[str, ...]]:
+def _folder(given: str) -> tuple[list[InputFile], tuple[str, ...]]:
     folder = Path(given)
     files = _files_below(folder)
     if not files:
@@ -142,7 +142,7 @@ def _folder(given: str) -> tuple[list[Shard], tuple[str, ...]]:
     return kept, tuple(str(file) for file in files if file in left_out)
 
 
-def _matches(given: str) -> list[Shard]:
+def _matches(given: str) -> list[InputFile]:
     files = [Path(name) for name in sorted(glob.glob(given, recursive=True)) if not Path(name).is_dir()]
     if not files:
         hint = "; a [ that stands for itself is written [[]" if "[" in given else ""
@@ -183,7 +183,7 @@ def _hidden(part: str) -> bool:
     return part.startswith(".") or part == "__pycache__"
 
 
-def _file_shard(path: Path, base: Path) -> Shard:
+def _file_shard(path: Path, base: Path) -> InputFile:
     problem, size = not_text(path), 0
     if path.is_file():
         size = path.stat().st_size
@@ -191,4 +191,4 @@ def _file_shard(path: Path, base: Path) -> Shard:
         problem = "a link to something that is not there"
     else:
         problem = "no regular file"
-    return Shard(str(path), kind_of(path), os.path.relpath(path, base), size, problem)
+    return InputFile(str(path), kind_of(path), os.path.relpath(path, base), size, problem)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pretrain.data.reading.inputs import Shard
+from pretrain.data.reading.inputs import InputFile
 
 
 class Broken(NamedTuple):
@@ -33,7 +33,7 @@ class Record(NamedTuple):
     is broken about it."""
 
 
-def broken(shard: Shard, line: int, reason: str) -> Record:
+def broken(shard: InputFile, line: int, reason: str) -> Record:
     """A record of a file that gives no document, and why. line: as in Broken."""
     return Record(shard.name, shard.group, line, Broken(shard.name, line, reason))
 

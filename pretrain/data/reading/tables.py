@@ -11,11 +11,11 @@ from typing import Any
 from model.errors import UserError
 from pretrain.data.reading.compressed import open_binary
 from pretrain.data.reading.file_kinds import HEAD, inner_suffix, looks_like
-from pretrain.data.reading.inputs import Shard
+from pretrain.data.reading.inputs import InputFile
 from pretrain.data.reading.raw_record import Broken, Record, broken, value_of
 
 
-def csv_records(shard: Shard, text_key: str) -> Iterator[Record]:
+def csv_records(shard: InputFile, text_key: str) -> Iterator[Record]:
     """The rows of a CSV or TSV file with a header. Raises OSError as `open_binary` does."""
     csv.field_size_limit(sys.maxsize)
     delimiter = "\t" if inner_suffix(shard.name) == ".tsv" else ","
@@ -47,7 +47,7 @@ def csv_records(shard: Shard, text_key: str) -> Iterator[Record]:
             line = reader.line_num + 1
 
 
-def parquet_records(shard: Shard, text_key: str) -> Iterator[Record]:
+def parquet_records(shard: InputFile, text_key: str) -> Iterator[Record]:
     """The rows of a Parquet file. Raises OSError or ValueError for one that cannot be read."""
     import pyarrow
 
@@ -57,7 +57,7 @@ def parquet_records(shard: Shard, text_key: str) -> Iterator[Record]:
         raise ValueError(str(error)) from error
 
 
-def _parquet_rows(shard: Shard, text_key: str) -> Iterator[Record]:
+def _parquet_rows(shard: InputFile, text_key: str) -> Iterator[Record]:
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(shard.name) as file:
@@ -87,7 +87,7 @@ def _values(array: Any) -> list[Any]:
     return values
 
 
-def hub_records(shard: Shard, text_key: str, streaming: bool) -> Iterator[Record]:
+def hub_records(shard: InputFile, text_key: str, streaming: bool) -> Iterator[Record]:
     """The rows of a data set of the `datasets` library. Raises UserError where it has none."""
     import datasets
 

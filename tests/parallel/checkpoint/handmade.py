@@ -19,7 +19,7 @@ from model.config import ModelConfig
 from model.parameters.shards import Shard, take
 from model.parameters.table import parameter_table
 from parallel.checkpoint.folders import LATEST, MANIFEST, step_folder
-from parallel.checkpoint.format import FORMAT, KINDS, Fragment, file_facts, manifest_text
+from parallel.checkpoint.format import FORMAT, STATE_KINDS, Fragment, file_facts, manifest_text
 
 MODEL = ModelConfig(
     scheme="pre_ln",
@@ -44,7 +44,7 @@ def tensors(seed: int = 0) -> dict[str, dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     return {
         kind: {name: torch.randn(shape, generator=generator) for name, shape in NAMES.items()}
-        for kind in KINDS
+        for kind in STATE_KINDS
     }
 
 
@@ -73,7 +73,7 @@ def write(folder: Path, step: int = 3, seed: int = 0) -> Path:
             rows.append(Fragment(name, 1, at, 0, math.prod(NAMES[name]), NAMES[name], plain))
             at += math.prod(NAMES[name])
         data = {"rng.cpu": torch.get_rng_state()}
-        for kind in KINDS:
+        for kind in STATE_KINDS:
             pieces = [whole[kind][FC2].flatten()[low:high], *(whole[kind][name].flatten() for name in others)]
             data |= {
                 f"group0.{kind}": take(whole[kind][FC1], shard).flatten(),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from model.errors import UserError
 from parallel.checkpoint.folders import MANIFEST
-from pretrain.rundir.checkpoint_admin import describe, list_checkpoints, verify
+from pretrain.rundir.checkpoint_admin import checkpoint_facts, list_checkpoints, verify_checkpoint
 from pretrain.trained.export import provenance
 from pretrain.trained.generate import generate_text
 from pretrain.trained.open import open_trained
@@ -55,8 +55,8 @@ def refused(step: Path) -> str:
     list_checkpoints(step.parent)
     said = []
     for action in (
-        lambda: verify(step),
-        lambda: describe(step, names=True),
+        lambda: verify_checkpoint(step),
+        lambda: checkpoint_facts(step, names=True),
         lambda: dict(open_trained(step).weights),
         lambda: generate_text(step, "", 1),
         lambda: provenance(open_trained(step)),
@@ -81,7 +81,7 @@ def test_nothing_in_a_manifest_can_be_anything(tmp_path: Path) -> None:
             reseal(step, lambda manifest, forged=forged: manifest.update(forged))  # type: ignore[misc]
             refused(step)
             (step / MANIFEST).write_text(json.dumps(content))
-    assert verify(step)["tensors"] == 3 * len(NAMES)
+    assert verify_checkpoint(step)["tensors"] == 3 * len(NAMES)
 
 
 def test_nothing_in_an_index_can_be_anything(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_what_a_forged_checkpoint_is_told(tmp_path: Path, case: str) -> None:
     assert refused(step).endswith("put the tokenizer of its data there")  # the only thing that this one lacks
     forge(step)
     with pytest.raises(UserError, match=message):
-        verify(step)
+        verify_checkpoint(step)
     assert refused(step)
 
 
@@ -197,5 +197,5 @@ def test_a_checkpoint_before_the_first_step_is_whole(tmp_path: Path) -> None:
             {key: value for key, value in load_file(step / name).items() if "exp" not in key}, step / name
         )
     reseal(step, lambda manifest: None, DATA, "rank_00001.safetensors")
-    assert verify(step)["tensors"] == len(NAMES)
+    assert verify_checkpoint(step)["tensors"] == len(NAMES)
     assert FC1 in NAMES

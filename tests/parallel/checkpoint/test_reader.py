@@ -16,7 +16,7 @@ from torch import nn
 from model.errors import UserError
 from model.parameters.shards import WHOLE, Shard, take
 from parallel.checkpoint.folders import LATEST, MANIFEST, findings, resolve, step_folder, steps_in
-from parallel.checkpoint.format import KINDS
+from parallel.checkpoint.format import STATE_KINDS
 from parallel.checkpoint.loader import check_model
 from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
 from parallel.checkpoint.writer import doomed_steps
@@ -28,7 +28,7 @@ def read_all(path: Path) -> None:
     reader = open_checkpoint(path)
     reader.verify()
     for name in reader.names():
-        for kind in KINDS:
+        for kind in STATE_KINDS:
             reader.tensor(name, kind)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from parallel.checkpoint.format import KINDS
+from parallel.checkpoint.format import STATE_KINDS
 from parallel.checkpoint.reader import open_checkpoint
 from tests.distributed import Group, launch
 from tests.parallel.checkpoint.states import bring, keep
@@ -114,7 +114,7 @@ def test_every_tensor_and_moment_is_the_same(found: dict[str, Any], case: str) -
     assert sorted(source.names()) == sorted(copy.names())
     assert source.progress == copy.progress
     for name in source.names():
-        for kind in KINDS:
+        for kind in STATE_KINDS:
             assert torch.equal(source.tensor(name, kind), copy.tensor(name, kind)), f"{kind} of {name}"
 
 

@@ -14,7 +14,7 @@ from model.config import ModelConfig
 from model.errors import UserError
 from parallel.config import Fp8Config, ParallelConfig
 from parallel.hardware import precision
-from parallel.hardware.precision import RECIPES, Machine, check_sizes, fallback, resolve, this_machine
+from parallel.hardware.precision import RECIPES, Machine, check_sizes, fallback, numerics_for, this_machine
 from parallel.topology import check_layout
 from pretrain.config.schema import TrainConfig
 
@@ -31,7 +31,7 @@ RTX_5090 = Machine("NVIDIA GeForce RTX 5090", (12, 0), (13, 0), "2.11.0", "")
 def resolved(
     machine: Machine, precision: str = "auto", kernels: str = "auto", recipe: str = "none", **fp8: Any
 ) -> tuple[torch.dtype, str, str | None]:
-    numerics = resolve(precision, kernels, Fp8Config(recipe=recipe, **fp8), machine)
+    numerics = numerics_for(precision, kernels, Fp8Config(recipe=recipe, **fp8), machine)
     return numerics.dtype, numerics.kernels, numerics.recipe
 
 
@@ -192,7 +192,7 @@ def test_sizes_that_fp8_kernels_do_not_take(
 ) -> None:
     config, layout_config = ModelConfig(**SIZES | model), ParallelConfig(**parallel)
     layout = check_layout(layout_config, config, layout_config.tensor)
-    numerics = resolve("bf16", "te", Fp8Config(recipe=recipe), B200)
+    numerics = numerics_for("bf16", "te", Fp8Config(recipe=recipe), B200)
     if message is None:
         check_sizes(numerics, config, layout, seq_length=seq_length, micro_batch_size=2)
         return
@@ -203,7 +203,7 @@ def test_sizes_that_fp8_kernels_do_not_take(
 def test_sizes_do_not_matter_without_fp8() -> None:
     config = ModelConfig(num_layers=1, hidden_size=6, num_attention_heads=2, vocab_size=10)
     check_sizes(
-        resolve("auto", "auto", Fp8Config(), CPU),
+        numerics_for("auto", "auto", Fp8Config(), CPU),
         config,
         check_layout(ParallelConfig(), config, 1),
         seq_length=7,
@@ -216,7 +216,9 @@ def test_fields_for_megatron_core(recipe: str) -> None:
     """Megatron-core takes the fields as they are."""
     from model.layers.transformer_config import transformer_config
 
-    numerics = resolve("bf16", "auto", Fp8Config(recipe=recipe, first_last_bf16=recipe != "delayed"), B200)
+    numerics = numerics_for(
+        "bf16", "auto", Fp8Config(recipe=recipe, first_last_bf16=recipe != "delayed"), B200
+    )
     assert numerics.label == "fp8"
     config = transformer_config(ModelConfig(**SIZES), dtype=numerics.dtype, **numerics.core_fields())
     assert config.fp8_recipe == recipe
@@ -232,12 +234,12 @@ def test_this_machine_without_a_gpu() -> None:
 
 def test_a_broken_installation_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = Machine(H100.gpu, H100.capability, H100.cuda, None, "2.11.0 cannot be imported (no libcudnn)")
-    numerics = resolve("auto", "auto", Fp8Config(), broken)
+    numerics = numerics_for("auto", "auto", Fp8Config(), broken)
     monkeypatch.setattr(precision, "installed", lambda package: "2.11.0")
     note = fallback("auto", numerics, broken)
     assert note is not None
     assert note.startswith("Transformer Engine 2.11.0 cannot be imported (no libcudnn)")
     assert fallback("local", numerics, broken) is None
-    assert fallback("auto", resolve("auto", "auto", Fp8Config(), H100), H100) is None
+    assert fallback("auto", numerics_for("auto", "auto", Fp8Config(), H100), H100) is None
     monkeypatch.setattr(precision, "installed", lambda package: None)
     assert fallback("auto", numerics, broken) is None

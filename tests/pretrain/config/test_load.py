@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from model.errors import UserError
 from pretrain.config.compose import SHIPPED
 from pretrain.config.keys import schema
-from pretrain.config.load import complete_model, describe, dump_config, load_config, load_with_origins
+from pretrain.config.load import complete_model, dump_config, explained, load_config, load_with_origins
 from pretrain.config.schema import RunConfig
 from tests.pretrain.config.minimal import MINIMAL, message
 
@@ -159,7 +159,7 @@ def test_a_dump_keeps_text_that_looks_like_something_else(text: str, tmp_path: P
 
 def test_describe_tells_value_default_meaning_and_source(tiny: Path) -> None:
     config, composition = load_with_origins(tiny, ["train.seed=7", "train.nan_guard=stop"])
-    rows = {row.key: row for row in describe(config, composition)}
+    rows = {row.key: row for row in explained(config, composition)}
     assert (
         rows["train.seed"].value,
         rows["train.seed"].default,
@@ -177,7 +177,7 @@ def test_describe_tells_value_default_meaning_and_source(tiny: Path) -> None:
 
 
 def test_describe_has_every_key_of_the_schema(tiny: Path) -> None:
-    shown = {row.key.replace(".0.", ".*.") for row in describe(load_config(tiny))}
+    shown = {row.key.replace(".0.", ".*.") for row in explained(load_config(tiny))}
     assert shown == {field.key for field in schema().values() if field.kind in ("value", "free")}
 
 

@@ -205,7 +205,7 @@ def test_an_existing_data_set_is_replaced_only_on_request(options: PrepareOption
 
 
 def test_what_appears_at_the_target_meanwhile_is_kept(options: PrepareOptions) -> None:
-    def another_writes(progress: prepare_module.Progress) -> None:
+    def another_writes(progress: prepare_module.PrepareProgress) -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "thesis.tex").write_text("years of work")
 
@@ -222,7 +222,7 @@ def test_a_failure_half_way_leaves_nothing_behind(
 ) -> None:
     monkeypatch.setattr(prepare_module, "BATCH_BYTES", 5000)
 
-    def fail_later(progress: prepare_module.Progress) -> None:
+    def fail_later(progress: prepare_module.PrepareProgress) -> None:
         if progress.documents > 10:
             raise KeyboardInterrupt
 

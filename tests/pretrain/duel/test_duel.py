@@ -28,7 +28,7 @@ from pretrain.duel.grid import Cell, Grid, cell_config, check_unchanged, finishe
 from pretrain.duel.results import Outcome, best_settings, count_bursts, count_spikes, outcome, statements
 from pretrain.duel.workers import given_devices, train_cell, train_cells
 from pretrain.rundir.metrics import read_metrics
-from pretrain.train.run import prepare
+from pretrain.train.run import prepared_config
 from tests.pretrain.small import small_data
 from tools.depth_duel import _depths
 
@@ -64,7 +64,7 @@ def test_the_grid_is_a_product_with_names_of_their_own() -> None:
 
 
 def test_a_cell_is_the_configured_run_on_one_process(config: Path, tmp_path: Path) -> None:
-    base = prepare(str(config), [])
+    base = prepared_config(str(config), [])
     cell = Cell(parse_variant("b2t:rescale=false"), 5, 3e-3, 0.3, 7)
     made = cell_config(base, cell, "tokens", tmp_path)
     assert (made.model.scheme, made.model.scheme_options, made.model.num_layers) == (
@@ -120,7 +120,7 @@ def test_a_size_that_no_width_reaches_is_refused() -> None:
 def test_cells_train_one_after_another_in_one_process_as_they_would_alone(
     config: Path, tmp_path: Path
 ) -> None:
-    base = prepare(str(config), [])
+    base = prepared_config(str(config), [])
     cell = Cell(parse_variant("deepscalelm_post_ln:hidden_dropout=0.2"), 2, 1e-2, 0.2, 1)
     losses = []
     for folder, first in (("alone", None), ("after", Cell(parse_variant("pre_ln"), 3, 1e-2, 0.2, 1))):
@@ -136,16 +136,18 @@ def test_cells_train_one_after_another_in_one_process_as_they_would_alone(
 
 def test_a_cell_of_other_settings_is_not_mixed_in(config: Path, tmp_path: Path) -> None:
     cell = Cell(parse_variant("pre_ln"), 1, 1e-2, 0.2, 1)
-    train_cell(cell_config(prepare(str(config), ["train.steps=3"]), cell, "tokens", tmp_path))
-    same = cell_config(prepare(str(config), ["train.steps=3"]), cell, "tokens", tmp_path)
+    train_cell(cell_config(prepared_config(str(config), ["train.steps=3"]), cell, "tokens", tmp_path))
+    same = cell_config(prepared_config(str(config), ["train.steps=3"]), cell, "tokens", tmp_path)
     check_unchanged([same])
     with pytest.raises(UserError, match="other settings"):
-        check_unchanged([cell_config(prepare(str(config), ["train.steps=4"]), cell, "tokens", tmp_path)])
+        check_unchanged(
+            [cell_config(prepared_config(str(config), ["train.steps=4"]), cell, "tokens", tmp_path)]
+        )
 
 
 def test_a_cell_that_diverges_is_finished_and_has_no_loss(config: Path, tmp_path: Path) -> None:
     wanted = cell_config(
-        prepare(str(config), ["schedule.warmup_steps=0"]),
+        prepared_config(str(config), ["schedule.warmup_steps=0"]),
         cell := Cell(parse_variant("pre_ln"), 2, 1e30, 0.0, 1),
         "tokens",
         tmp_path,
@@ -263,7 +265,7 @@ def test_the_page_shows_every_cell_and_picture(config: Path) -> None:
         for index, cell in enumerate(grid.cells()[:-1])
     ]
     outcomes.append(made("b2t", 2e-3, math.nan, layers=48, warmup=0.5, seed=2, status="unfinished"))
-    duel = Duel(prepare(str(config), []), grid, outcomes, UNIGRAM, "fathom depth-duel x.yaml")
+    duel = Duel(prepared_config(str(config), []), grid, outcomes, UNIGRAM, "fathom depth-duel x.yaml")
     page = render(duel)
     assert page.count("<svg") == 5
     assert "1 of 32 cells are not finished" in page
@@ -298,7 +300,7 @@ def test_depths_are_whole_numbers() -> None:
 
 
 def test_finished_cells_are_not_trained_again(config: Path, tmp_path: Path) -> None:
-    base = prepare(str(config), ["train.steps=2"])
+    base = prepared_config(str(config), ["train.steps=2"])
     configs = [
         cell_config(base, Cell(parse_variant("pre_ln"), 1, lr, 0.0, 1), "tokens", tmp_path)
         for lr in (1e-2, 2e-2)
@@ -324,7 +326,7 @@ def test_workers_take_the_gpus_that_were_given(visible: str | None, count: int, 
 
 
 def test_a_killed_worker_takes_its_own_cell_along_and_no_other(config: Path, tmp_path: Path) -> None:
-    base = prepare(str(config), ["train.steps=1000000"])
+    base = prepared_config(str(config), ["train.steps=1000000"])
     cells = [
         cell_config(base, Cell(parse_variant("pre_ln"), 1, lr, 0.0, 1), "tokens", tmp_path)
         for lr in (1e-2, 2e-2)

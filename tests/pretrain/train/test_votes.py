@@ -9,7 +9,7 @@ import pytest
 from parallel.launch.exit_codes import ExitCode
 from pretrain.config.schema import CheckpointConfig
 from pretrain.rundir.state import CONTROL, Owner, claim
-from pretrain.train.votes import FAILED, FENCED, LEAVE, LOST, RESTART, SAVE, Decision, Requests, decision
+from pretrain.train.votes import FAILED, FENCED, LEAVE, LOST, RESTART, SAVE, Requests, Verdict, decision
 
 
 class Clock:
@@ -35,13 +35,13 @@ def requests(run_dir: Path, clock: Clock, rank: int = 0, **config: float) -> Req
 
 @pytest.mark.parametrize("ranks", [1, 2, 65535])
 def test_votes_of_many_ranks_stay_apart(ranks: int) -> None:
-    assert decision(0.0) == Decision(False, False, False, False, False, False)
-    assert decision(LOST) == Decision(False, False, True, False, False, False)
-    assert decision(ranks * RESTART) == Decision(False, False, False, True, False, False)
-    assert decision(ranks * LEAVE) == Decision(False, False, False, False, True, False)
-    assert decision(ranks * FAILED) == Decision(False, False, False, False, False, True)
+    assert decision(0.0) == Verdict(False, False, False, False, False, False)
+    assert decision(LOST) == Verdict(False, False, True, False, False, False)
+    assert decision(ranks * RESTART) == Verdict(False, False, False, True, False, False)
+    assert decision(ranks * LEAVE) == Verdict(False, False, False, False, True, False)
+    assert decision(ranks * FAILED) == Verdict(False, False, False, False, False, True)
     everything = SAVE + FENCED + LOST + ranks * (RESTART + LEAVE + FAILED)
-    assert decision(everything) == Decision(True, True, True, True, True, True)
+    assert decision(everything) == Verdict(True, True, True, True, True, True)
     assert float(int(everything)) == everything < 2**53
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pretrain.data.reading.documents import Broken, records, resolve
+from pretrain.data.reading.documents import Broken, records, text_of
 from pretrain.data.reading.inputs import find_sources
 
 TEXTS = ["first document\n\twith a tab", "  zweites Dokument: äöü 中文 \r\n", 'third, "quoted"', "x"]
@@ -18,7 +18,7 @@ def read(
     for source in find_sources([str(given) for given in inputs]):
         for shard in source.shards:
             for record in records(shard, text_key, streaming):
-                found = resolve(record, text_key)
+                found = text_of(record, text_key)
                 broken.append(found) if isinstance(found, Broken) else texts.append(found[0])
     return texts, broken
 
