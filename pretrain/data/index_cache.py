@@ -121,6 +121,8 @@ def _checksum(array: np.ndarray) -> int:
 
 
 def _store(path: Path, array: np.ndarray) -> None:
+    if path.exists() and not path.is_file():
+        path.unlink()  # a pipe, say, that took its name
     header = {"descr": "<i8", "fortran_order": False, "shape": (len(array) + 1,)}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
