@@ -88,7 +88,7 @@ class Saver:
         """Saves `step`.
 
         asynchronous: returns None as soon as the copy is made, and `wait` tells the rest.
-        content: as for `writer.take`.
+        content: as for `writer.take_snapshot`.
         Raises RuntimeError while a save is not finished (`wait` first), and as `writer.write` does.
         """
         if self._thread is not None:
