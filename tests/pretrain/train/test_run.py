@@ -174,6 +174,11 @@ def test_a_full_disk_is_one_line_and_is_told(config: Path, tmp_path: Path, inter
         pytest.skip(f"no small disk can be mounted here: {mounted.stderr.decode().strip()}")
     try:
         with training(config, disk, f"checkpoint.interval={interval}", "train.eval_interval=0") as process:
+            end = time.monotonic() + 240
+            while interval and not read_metrics(disk / "tiny" / "metrics.jsonl").checkpoint:
+                assert process.poll() is None, "it ended before its first checkpoint"
+                assert time.monotonic() < end, "no checkpoint in four minutes"
+                time.sleep(0.02)
             with suppress(OSError), (disk / "large").open("wb", buffering=0) as file:
                 while True:
                     file.write(b"x" * 1024)
