@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from model.words import printable
@@ -94,6 +94,8 @@ class Scheme:
     """Every option with its default; others are refused."""
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Least and largest value of each option that is a number."""
+    replaced: Mapping[str, str] = field(default_factory=dict)
+    """Option -> the other one that takes its place wherever that is not 0."""
 
     def check_options(self, given: Options) -> None:
         """Raises ValueError for an option that does not fit.
@@ -117,10 +119,20 @@ class Scheme:
             least, most = self.limits.get(key, (value, value))
             if not least <= value <= most:
                 raise ValueError(f"model.scheme_options.{key}={value} must be from {least:g} to {most:g}")
+        for key, other in self.replaced.items():
+            if given.get(key) and given.get(other):
+                raise ValueError(
+                    f"model.scheme_options.{key}={str(given[key]).lower()} has no effect with "
+                    f"{other}={given[other]}, which takes its place: remove one of them"
+                )
 
     def plan(self, num_layers: int, options: Options | None = None, sublayers: int = 2) -> tuple[Layer, ...]:
         """Coefficients of all layers of a stack. Raises ValueError on unknown options."""
-        return tuple(self.layer(depth) for depth in self._depths(num_layers, options, sublayers))
+        depths = self._depths(num_layers, options, sublayers)
+        layers = tuple(self.layer(depth) for depth in depths)
+        if not depths[0].options.get("in_forward"):
+            return layers
+        return tuple(_carried(layer, self.gains(depth)) for layer, depth in zip(layers, depths, strict=True))
 
     def gain_plan(
         self, num_layers: int, options: Options | None = None, sublayers: int = 2
@@ -129,12 +141,19 @@ class Scheme:
 
         Raises ValueError on unknown options.
         """
-        return tuple(self.gains(depth) for depth in self._depths(num_layers, options, sublayers))
+        depths = self._depths(num_layers, options, sublayers)
+        return tuple({} if depth.options.get("in_forward") else self.gains(depth) for depth in depths)
 
     def _depths(self, num_layers: int, options: Options | None, sublayers: int) -> list[Depth]:
         self.check_options(options or {})
         merged = {**self.options, **(options or {})}
-        return [Depth(number, num_layers, merged, sublayers) for number in range(1, num_layers + 1)]
+        depths = [Depth(number, num_layers, merged, sublayers) for number in range(1, num_layers + 1)]
+        if merged.get("in_forward") and not self.gains(depths[0]):
+            raise ValueError(
+                f"model.scheme_options.in_forward=true has no effect: model.scheme={self.name} gives its "
+                "weights no gains with these options; remove it"
+            )
+        return depths
 
 
 def _pre() -> Layer:
@@ -162,13 +181,47 @@ def _b2t(depth: Depth) -> Layer:
 
     It is post-LN plus the layer's input, coefficient 1, before the layer's last norm.
     """
-    post = _post()
-    last = Sublayer(norm_in=True, residual_from_norm=True, norm_out=True, skip_scale=1.0)
-    return Layer(attention=post.attention, cross=post.cross, mlp=last)
+    post = _post(branch=_branch(depth))
+    return replace(post, mlp=replace(post.mlp, skip_scale=1.0))
+
+
+def _branch(depth: Depth) -> float:
+    """Factor on every branch that option `branch`, c, asks for: c / N, and 1 where c is 0.
+
+    A post-norm divides what tells tokens apart by 1 + ratio of branch to stream, sublayer by
+    sublayer, so the sum of the ratios over the depth has to stay O(1).
+    A factor before the branch holds while the weights move. A gain in the weights does not,
+    because Adam's steps have the size of the rate whatever the size of the weights (derived).
+    """
+    return float(depth.options["branch"]) / depth.total or 1.0
 
 
 def _rescale_gains(depth: Depth) -> Mapping[WeightRole, float]:
-    return dict.fromkeys(LAYER_ROLES, depth.total**-0.5) if depth.options["rescale"] else {}
+    rescaled = depth.options["rescale"] and not depth.options["branch"]
+    return dict.fromkeys(LAYER_ROLES, depth.total**-0.5) if rescaled else {}
+
+
+def _carried(layer: Layer, gains: Mapping[WeightRole, float]) -> Layer:
+    """The layer that multiplies in its forward pass by what would be gains of its weights.
+
+    The same function of weights drawn without gains, while biases are zero (derived).
+    Queries and keys share their gain through the scores, which are bilinear in them.
+    """
+    gain = {role: gains.get(role, 1.0) for role in LAYER_ROLES}
+    scores = math.sqrt(gain["q"] * gain["k"])
+
+    def scaled(sublayer: Sublayer, before: float, after: float) -> Sublayer:
+        return replace(
+            sublayer,
+            input_scale=sublayer.input_scale * before,
+            branch_scale=sublayer.branch_scale * after,
+        )
+
+    return Layer(
+        attention=scaled(layer.attention, scores, gain["v"] * gain["o"] / scores),
+        cross=scaled(layer.cross, scores, gain["v"] * gain["o"] / scores),
+        mlp=scaled(layer.mlp, gain["fc1"], gain["fc2"]),
+    )
 
 
 def deepscale_constants(depth: Depth) -> tuple[float, float]:
@@ -232,6 +285,9 @@ def _spannorm(depth: Depth) -> Layer:
 LAYER_ROLES: tuple[WeightRole, ...] = ("q", "k", "v", "o", "fc1", "fc2")
 _DEEPSCALE = {"k": 2.0, "alpha": 1.0}
 _DEEPSCALE_LIMITS = {"k": (1e-9, 1e9), "alpha": (0.0, 10.0)}
+_POST = {"branch": 0.0, "in_forward": False}
+_POST_LIMITS = {"branch": (0.0, 1e6)}
+_POST_REPLACED = {"rescale": "branch", "in_forward": "branch"}
 
 SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme
@@ -239,23 +295,29 @@ SCHEMES: dict[str, Scheme] = {
         Scheme("pre_ln", "x + F(LN x), norm after the stack", "Xiong et al. 2020", lambda depth: _pre()),
         Scheme(
             "post_ln",
-            "LN(x + F x); option `rescale` multiplies all layer weights by N^-1/2",
+            "LN(x + F x); option `rescale` multiplies all layer weights by N^-1/2, "
+            "option `branch`, c, every branch by c / N",
             "Vaswani et al. 2017",
-            lambda depth: _post(),
+            lambda depth: _post(branch=_branch(depth)),
             gains=_rescale_gains,
             final_norm=False,
-            options={"rescale": False},
+            options={"rescale": False, **_POST},
+            limits=_POST_LIMITS,
+            replaced=_POST_REPLACED,
         ),
         Scheme(
             "b2t",
             "post-LN with the layer's input added before its last norm; "
-            "option `rescale` (default on) multiplies all layer weights by N^-1/2",
+            "option `rescale` (default on) multiplies all layer weights by N^-1/2, "
+            "option `branch`, c, every branch by c / N in its place",
             "Takase et al. 2023 and the authors' code of May 2023",
             _b2t,
             gains=_rescale_gains,
             base="fairseq",
             final_norm=False,
-            options={"rescale": True},
+            options={"rescale": True, **_POST},
+            limits=_POST_LIMITS,
+            replaced=_POST_REPLACED,
         ),
         Scheme(
             "deepscalelm_pre_ln",
@@ -284,6 +346,7 @@ SCHEMES: dict[str, Scheme] = {
             lambda depth: _post(residual=(2 * depth.total) ** 0.25),
             gains=_deepnorm_gains,
             final_norm=False,
+            options={"in_forward": False},
         ),
         Scheme(
             "layernorm_scaling", "x + F(LN(x) / sqrt(layer number))", "Sun et al. 2025", _layernorm_scaling

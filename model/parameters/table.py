@@ -73,6 +73,12 @@ class Row:
     """None where every tensor-parallel rank has all of it."""
     blocks: Blocks | None = None
     """Matrices in a layer's linear weight, or in its bias; None for norms, tables and outputs."""
+    in_stream: bool = False
+    """Of a norm that the stream itself passes on its way to the next layers.
+
+    Such norms act one after the other, so that what they learn multiplies over the depth.
+    False for the norms around the stack, and for the last layer's, which stands for the final one.
+    """
 
     @property
     def elements(self) -> int:
@@ -204,16 +210,20 @@ def _layer(config: ModelConfig, parts: list[_Part], plan: Layer, index: int) -> 
         "cross": plan.cross,
         "mlp": plan.mlp,
     }
+    last = index == config.num_layers - 1
     for part in parts:
         at, where = norms[part.sublayer], (index, part.sublayer)
         if at.norm_in:
-            yield from _norm(config, prefix + part.entrance, "decoder", *where)
+            passed = at.residual_from_norm
+            yield from _norm(config, prefix + part.entrance, "decoder", *where, in_stream=passed)
         for linear in part.linears:
             yield from _linear(config, f"{prefix}{part.module}.{linear.name}", linear, *where)
         if at.norm_branch:
             yield from _norm(config, f"{prefix}{part.module}_branch_norm", "decoder", *where)
         if at.norm_out:
-            yield from _norm(config, f"{prefix}{part.module}_output_norm", "decoder", *where)
+            passed = not (last and part.sublayer == "mlp")
+            name = f"{prefix}{part.module}_output_norm"
+            yield from _norm(config, name, "decoder", *where, in_stream=passed)
 
 
 def _linear(
@@ -248,6 +258,8 @@ def _norm(
     stack: StackName,
     layer: int | None = None,
     sublayer: SublayerName | None = None,
+    *,
+    in_stream: bool = False,
 ) -> Iterator[Row]:
     roles = {"weight": Role.NORM_GAIN, "bias": Role.NORM_BIAS}
     for leaf in NORMS[config.normalization].leaves:
@@ -258,4 +270,5 @@ def _norm(
             stack=stack,
             layer=layer,
             sublayer=sublayer,
+            in_stream=in_stream,
         )

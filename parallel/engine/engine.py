@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.parameters.names import NamedParameter, named_parameters
+from model.parameters.table import Row
 from parallel.engine import deepspeed_api as api
 from parallel.engine import zero3
 from parallel.engine.gradients import Gradient, GradientBuffer, Group, build_groups
@@ -28,6 +29,7 @@ from parallel.engine.muon import Muon, Orthogonalizer
 from parallel.engine.overlap import Overlap
 from parallel.engine.self_check import Sample, check_moved, watch
 from parallel.engine.step_graph import StepGraph
+from parallel.factors import ONE, Factors
 from parallel.topology import Topology
 
 ForwardStep = Callable[[Iterator[Any], nn.Module], tuple[Tensor, Callable[[Tensor], Any]]]
@@ -67,6 +69,8 @@ class EngineOptions:
     """The layers' matrices are updated by Muon."""
     cuda_graph: bool = False
     """The passes of a step run as one CUDA graph; without a pipeline and below ZeRO-3 only."""
+    factors: Callable[[Row], Factors] = lambda row: ONE
+    """What each parameter multiplies rate, epsilon and decay by."""
     overlap: bool = True
     """Gradients are reduced during the last backward pass.
 
@@ -139,6 +143,7 @@ class Engine:
             tied=options.tied,
             decay_embeddings=options.decay_embeddings,
             muon=options.muon,
+            factors=options.factors,
         )
         optimizer = make_optimizer([_as_deepspeed(group) for group in self.groups])
         self._initialize(optimizer)
@@ -230,9 +235,9 @@ class Engine:
         ]
 
     def set_lr(self, lr: float) -> None:
-        """Learning rate of the next steps."""
-        for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = lr
+        """Learning rate of the next steps, of parameters whose factor is 1."""
+        for settings, group in zip(self.deepspeed.optimizer.param_groups, self.groups, strict=True):
+            settings["lr"] = lr * group.factors.rate
 
     def _run(
         self,
@@ -370,6 +375,7 @@ def _as_deepspeed(group: Group) -> dict[str, Any]:
         "params": [named.parameter for named in group.parameters],
         "decay": group.decay,
         "muon": group.muon,
+        "factors": group.factors,
     }
 
 

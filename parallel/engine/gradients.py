@@ -10,7 +10,7 @@ Here backward only adds into views; everything else happens once a step on whole
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
@@ -20,7 +20,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.parameters.names import NamedParameter
-from model.parameters.table import Role
+from model.parameters.table import Role, Row
+from parallel.factors import ONE, Factors
 from parallel.topology import Topology
 
 # One fp32 sum over 5 million elements is wrong by 1e-4 on a CPU.
@@ -49,6 +50,7 @@ class Group:
     parameters: list[NamedParameter]
     muon: bool = False
     """By Muon where the run uses it."""
+    factors: Factors = ONE
 
 
 def kind_of(named: NamedParameter, topology: Topology, tied: bool) -> Kind:
@@ -73,20 +75,25 @@ def build_groups(
     tied: bool,
     decay_embeddings: bool,
     muon: bool = False,
+    factors: Callable[[Row], Factors] = lambda row: ONE,
 ) -> list[Group]:
     """Groups of the local parameters, in a fixed order; only non-empty ones.
 
     Matrices are decayed, vectors are not.
     muon: the layers' matrices apart.
+    factors: of each parameter on the optimizer's settings.
     """
-    groups: dict[tuple[Kind, bool, bool], Group] = {}
+    groups: dict[tuple[Kind, bool, bool, Factors], Group] = {}
     for named in parameters:
         matrix = named.parameter.dim() >= 2
         decay = matrix and (decay_embeddings or named.row.stack != "embedding")
         apart = muon and matrix and named.row.layer is not None
-        kind = kind_of(named, topology, tied)
-        groups.setdefault((kind, decay, apart), Group(kind, decay, [], apart)).parameters.append(named)
-    return sorted(groups.values(), key=lambda group: (group.kind.value, group.decay, group.muon))
+        kind, own = kind_of(named, topology, tied), factors(named.row)
+        group = groups.setdefault((kind, decay, apart, own), Group(kind, decay, [], apart, own))
+        group.parameters.append(named)
+    return sorted(
+        groups.values(), key=lambda group: (group.kind.value, group.decay, group.muon, group.factors)
+    )
 
 
 class Piece(NamedTuple):

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from model.config import ModelConfig, Strict
 from parallel.config import Fp8Config, ParallelConfig
 from pretrain.config.conflicts import check_compile, check_cuda_graph, check_muon, check_schedule
+from pretrain.config.factors import FactorsConfig, check_factors
 from pretrain.config.schedules import SCHEDULES
 
 STEPS, SAMPLES, MINUTES = 10**9, 1 << 24, 10**6
@@ -108,6 +109,9 @@ class OptimizerConfig(Strict):
     )
     weight_decay: float = Field(0.1, ge=0, le=1000, description="Decoupled weight decay of matrices.")
     decay_embeddings: bool = Field(False, description="Decay embedding tables too.")
+    factors: FactorsConfig = Field(
+        default_factory=FactorsConfig, description="Factors on lr, eps and weight_decay by role."
+    )
     clip_grad: float = Field(
         1.0, ge=0, le=1e30, description="Global gradient norm limit; 0 turns clipping off."
     )
@@ -348,6 +352,12 @@ class RunConfig(Strict):
         if self.optimizer.kind == "muon":
             check_muon(self.parallel)
         check_schedule(self)
+        check_factors(
+            self.optimizer.factors,
+            self.model,
+            muon=self.optimizer.kind == "muon",
+            decay_embeddings=self.optimizer.decay_embeddings,
+        )
         if self.train.compile:
             check_compile(self)
         if self.train.cuda_graph:

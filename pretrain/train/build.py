@@ -16,6 +16,7 @@ from parallel.engine.engine import Engine, EngineOptions
 from parallel.engine.muon import Muon
 from parallel.hardware.precision import fallback, this_machine
 from parallel.topology import Topology
+from pretrain.config.factors import factors_of
 from pretrain.config.schema import MOMENTUM, OptimizerConfig, RunConfig
 from pretrain.train.compiling import compile_chunks
 from pretrain.train.feasibility import fit_machine
@@ -84,7 +85,7 @@ def recompute_fields(config: RunConfig) -> dict[str, Any]:
 
 def adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
     """AdamW over the engine's groups; only those marked `decay` decay."""
-    return torch.optim.AdamW(_decayed(config, groups), **_adam_fields(config))
+    return torch.optim.AdamW(_settings(config, groups), **_adam_fields(config))
 
 
 def make_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
@@ -94,19 +95,21 @@ def make_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> tor
     """
     if config.kind == "muon":
         return Muon(
-            _decayed(config, groups),
+            _settings(config, groups),
             momentum=MOMENTUM if config.momentum is None else config.momentum,
             **_adam_fields(config),
         )
     return adamw(config, groups)
 
 
-def _decayed(config: OptimizerConfig, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _settings(config: OptimizerConfig, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Torch's parameter groups. Their rates are set before every step (`Engine.set_lr`)."""
     return [
         {
             "params": group["params"],
             "muon": group["muon"],
-            "weight_decay": config.weight_decay if group["decay"] else 0.0,
+            "eps": config.eps * group["factors"].eps,
+            "weight_decay": config.weight_decay * group["factors"].decay if group["decay"] else 0.0,
         }
         for group in groups
     ]
@@ -156,6 +159,7 @@ def build_engine(config: RunConfig, topology: Topology) -> Engine:
             tied=config.model.tie_embeddings,
             decay_embeddings=config.optimizer.decay_embeddings,
             muon=config.optimizer.kind == "muon",
+            factors=factors_of(config.optimizer.factors, config.model),
             cuda_graph=train.cuda_graph,
             overlap=config.parallel.overlap_grad_reduce is not False,
         ),

@@ -107,6 +107,15 @@ def test_rescaled_post_ln_is_as_flat_as_b2t_at_the_start(layers: int) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "scheme",
+    ["post_ln:branch=1", "b2t:branch=2:init.base=xavier", "deepscalelm_post_ln:alpha=2:k=4"],
+)
+def test_branches_of_one_nth_keep_the_late_gradient_level(scheme: str) -> None:
+    """A constant sum of the branches over the depth costs a constant, whatever the depth."""
+    assert 0.9 < late_ratio(scheme, 48) < 1.2
+
+
 def test_b2t_without_rescaling_loses_some_at_18_layers_where_post_ln_loses_nearly_all() -> None:
     assert 0.5 < late_ratio("b2t:rescale=false", 18) < 0.9
     assert late_ratio("post_ln:init.base=fairseq", 18) < 0.05
