@@ -1,20 +1,23 @@
-"""A depth scheme with its options as one word.
+"""A depth scheme with its options as one word, or as a recipe in a file.
 
-For example `b2t`, `b2t:rescale=false`, `post_ln:rescale=true:init.base=fairseq`.
+For example `b2t`, `b2t:rescale=false`, `post_ln:branch=1:factors.stream_norm.rate=1/layers`,
+`configs/recipe/b2t.yaml`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES, scheme_names
 from model.errors import UserError
-from pretrain.config.compose import COMMAND_LINE
+from pretrain.config.compose import COMMAND_LINE, compose
 from pretrain.config.errors import checked
+from pretrain.config.factors import FactorsConfig
 from pretrain.config.load import load_with_origins
 from pretrain.config.yaml_reader import YamlError, parse
 
@@ -24,6 +27,7 @@ SETTINGS = (
     "init.std",
     "init.token_correlation",
     "init.causal_correction",
+    "init.unigram",
     "normalization",
     "activation",
     "position",
@@ -31,6 +35,10 @@ SETTINGS = (
     "hidden_dropout",
     "attention_dropout",
 )
+FACTORS = "factors."
+"""Before the role of a factor of the optimizer."""
+NOT_COMPARED = ("model.scheme", "optimizer.lr", "schedule.")
+"""Beginnings of keys in a recipe that are read elsewhere, or left to whoever compares."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,8 @@ class Variant:
     """Of the scheme."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Dotted keys of the model section."""
+    factors: dict[str, Any] = field(default_factory=dict)
+    """Dotted keys of optimizer.factors."""
 
     @property
     def slug(self) -> str:
@@ -75,6 +85,20 @@ class Variant:
             (values[section] if section else values)[last] = value
         return validated(values, f"scheme {self.text!r}: ")
 
+    def apply_factors(self, model: ModelConfig, factors: FactorsConfig) -> FactorsConfig:
+        """The optimizer's factors under this scheme.
+
+        model, factors: of the configuration. Factors belong to a scheme: another scheme than the
+        model's begins without any.
+        Raises UserError for one that does not exist or has a wrong value.
+        """
+        kept = factors if self.scheme == model.scheme else FactorsConfig()
+        values = kept.model_dump()
+        for key, value in self.factors.items():
+            role, _, name = key.partition(".")
+            values.setdefault(role, {})[name] = value
+        return checked(FactorsConfig, values, f"scheme {self.text!r}: factors.")
+
     def with_base(self, base: str | None) -> Variant:
         """The variant with a base initialisation that was asked for, unless it names its own.
 
@@ -102,15 +126,19 @@ def base_asked_for(path: str, overrides: Sequence[str]) -> str | None:
 
 
 def parse_variant(text: str) -> Variant:
-    """Reads NAME[:KEY=VALUE]..., KEY an option of the scheme or one of SETTINGS.
+    """Reads NAME[:KEY=VALUE]..., or FILE.yaml, a recipe.
 
+    KEY: an option of the scheme, one of SETTINGS, or factors.ROLE.NAME.
     Raises UserError in one line for anything else.
     """
+    if text.strip().endswith(".yaml"):
+        return _recipe(text.strip())
     name, *pairs = text.strip().split(":")
     if name not in SCHEMES:
         raise UserError(f"scheme {name!r} is unknown; choose one of {', '.join(scheme_names())}")
     options: dict[str, float | bool] = {}
     settings: dict[str, Any] = {}
+    factors: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
@@ -124,16 +152,62 @@ def parse_variant(text: str) -> Variant:
             raise UserError(f"scheme {text!r}: {value!r} is not a value") from error
         if key in SETTINGS:
             settings[key] = parsed
+        elif key.startswith(FACTORS):
+            factors[key.removeprefix(FACTORS)] = parsed
         else:
             options[key] = (
                 float(parsed) if isinstance(parsed, int) and not isinstance(parsed, bool) else parsed
             )
+    return _checked(Variant(text.strip(), name, options, settings, factors))
+
+
+def _checked(variant: Variant) -> Variant:
+    scheme = SCHEMES[variant.scheme]
     try:
-        SCHEMES[name].check_options(options)
+        scheme.check_options(variant.options)
     except ValueError as error:
-        others = f"; beside them {', '.join(SETTINGS)}" if set(options) - set(SCHEMES[name].options) else ""
-        raise UserError(f"scheme {text!r}: {error}{others}") from error
-    return Variant(text.strip(), name, options, settings)
+        unknown = set(variant.options) - set(scheme.options)
+        others = f"; beside them {', '.join(SETTINGS)}, {FACTORS}ROLE.rate" if unknown else ""
+        raise UserError(f"scheme {variant.text!r}: {error}{others}") from error
+    return variant
+
+
+def _recipe(path: str) -> Variant:
+    """The scheme of a recipe's file. Its rate and warm-up are left to whoever compares.
+
+    Raises UserError for a file without a scheme, or with keys that are none of a recipe's.
+    """
+    given = compose(path)
+    model = given.values["model"]
+    name = model.get("scheme")
+    if "model.scheme" not in given.origins or name not in SCHEMES:
+        raise UserError(f"recipe {path}: model.scheme={name!r}: choose one of {', '.join(scheme_names())}")
+    settings: dict[str, Any] = {}
+    factors: dict[str, Any] = {}
+    for key in given.origins:
+        section, _, rest = key.partition(".")
+        value = _value(given.values, key)
+        if isinstance(value, Mapping) or key.startswith(NOT_COMPARED):
+            continue
+        if section == "model" and rest in SETTINGS:
+            settings[rest] = value
+        elif key.startswith(f"optimizer.{FACTORS}"):
+            factors[key.removeprefix(f"optimizer.{FACTORS}")] = value
+        else:
+            raise UserError(
+                f"recipe {path}: {key} is no part of a recipe, which has model.scheme, its options, "
+                f"optimizer.factors, a rate, a schedule, and of the model {', '.join(SETTINGS)}"
+            )
+    file = Path(path)
+    text = f"{file.parent.name}/{file.stem}".lstrip("/")
+    return _checked(Variant(text, name, dict(model.get("scheme_options") or {}), settings, factors))
+
+
+def _value(values: Mapping[str, Any], key: str) -> Any:
+    found: Any = values
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
 
 
 def parse_variants(text: str) -> list[Variant]:

@@ -18,6 +18,7 @@ from pretrain.report.style import (
     PALETTE,
     SHORT,
     WIDE,
+    Values,
     drawing,
     envelope,
     running_median,
@@ -74,7 +75,8 @@ def curves(best: Sequence[Best], layers: int, unigram: float, look: dict[str, di
     caption = (
         "Running median of the training loss of the best cell of every scheme (lowest final loss on "
         "held-out text; its rate and warm-up are in the legend). Every cell reads the same tokens "
-        "in the same order. A line that stays at the dotted one has learned token frequencies only."
+        "in the same order. Of several seeds the line is the mean and the band spans all of them. "
+        "A line that stays at the dotted one has learned token frequencies only."
     )
     lowest = math.inf
     with drawing() as new:
@@ -82,18 +84,15 @@ def curves(best: Sequence[Best], layers: int, unigram: float, look: dict[str, di
         axes = figure.add_subplot()
         _unigram(axes, unigram)
         for one in best:
-            points = [(step, loss) for step, loss in one.outcomes[0].curve if math.isfinite(loss)]
-            steps, losses = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
-            places, smooth = (
-                running_median(losses, smoothing_window(len(losses)))
-                if len(losses) >= SHORT
-                else (np.arange(len(losses)), losses)
-            )
+            smoothed = [_smooth(outcome) for outcome in one.outcomes]
+            steps, middle = smoothed[0][0], np.mean([losses for _, losses in smoothed], axis=0)
             label = f"{one.variant}  ({one.lr:g}, {one.warmup:.0%}): {one.validation:.3f}"
-            axes.plot(
-                *envelope(steps[places], smooth), color=look[one.variant]["color"], linewidth=1.5, label=label
-            )
-            lowest = min(lowest, float(smooth.min()))
+            color = look[one.variant]["color"]
+            axes.plot(*envelope(steps, middle), color=color, linewidth=1.5, label=label)
+            if len(smoothed) > 1:
+                low, high = (side([losses for _, losses in smoothed], axis=0) for side in (np.min, np.max))
+                axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
+            lowest = min(lowest, float(middle.min()))
         if math.isfinite(unigram) and math.isfinite(lowest):
             axes.set_ylim(lowest - 0.15, max(unigram + 1.2, lowest + 2.5))
         step_axis(axes)
@@ -101,6 +100,16 @@ def curves(best: Sequence[Best], layers: int, unigram: float, look: dict[str, di
         _legend(figure, axes)
         svg = to_svg(figure, f"curves-{layers}", title)
     return Chart(title, caption, svg, wide=True)
+
+
+def _smooth(outcome: Outcome) -> tuple[Values, Values]:
+    """Steps and running median of the training loss of a cell."""
+    points = [(step, loss) for step, loss in outcome.curve if math.isfinite(loss)]
+    steps, losses = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
+    if len(losses) < SHORT:
+        return steps, losses
+    places, smooth = running_median(losses, smoothing_window(len(losses)))
+    return steps[places], smooth
 
 
 def sweep(outcomes: Sequence[Outcome], layers: int, unigram: float, look: dict[str, dict[str, Any]]) -> Chart:

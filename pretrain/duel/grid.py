@@ -142,6 +142,8 @@ def cell_config(base: RunConfig, cell: Cell, equal: Equal, folder: Path) -> RunC
     values |= {"name": cell.name, "runs_dir": str(folder / "cells"), "model": model.model_dump()}
     values["parallel"] = {"recompute": values["parallel"]["recompute"]}
     values["optimizer"]["lr"] = cell.lr
+    factors = cell.variant.apply_factors(base.model, base.optimizer.factors)
+    values["optimizer"]["factors"] = factors.model_dump()
     values["schedule"]["warmup_steps"] = round(cell.warmup * base.train.steps)
     values["train"] |= {"seed": cell.seed, "stop_at_step": None}
     values["checkpoint"] |= {"keep_last": 1, "keep_every": 0, "load": None}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from model.config import ModelConfig
 from model.errors import UserError
+from pretrain.config.factors import FactorsConfig
 from pretrain.config.scheme_choice import parse_variant, parse_variants
 
 
@@ -48,6 +50,45 @@ def test_what_another_scheme_does_not_read_is_left_out_unless_it_was_asked_for()
     )
     with pytest.raises(UserError, match="causal_correction=false has no effect with model.scheme=pre_ln"):
         parse_variant("pre_ln:init.causal_correction=false").apply(given)
+
+
+def test_factors_belong_to_the_scheme() -> None:
+    given = FactorsConfig.model_validate({"embedding": {"rate": 3.0}})
+    variant = parse_variant("post_ln:branch=1:factors.stream_norm.rate=1/layers:factors.bias.eps=2")
+    factors = variant.apply_factors(model("pre_ln"), given)
+    assert (factors.embedding.rate, factors.stream_norm.rate, factors.bias.eps) == (1.0, "1/layers", 2.0)
+    assert parse_variant("pre_ln").apply_factors(model("pre_ln"), given) == given
+    with pytest.raises(UserError, match="factors.bias.speed"):
+        parse_variant("pre_ln:factors.bias.speed=2").apply_factors(model("pre_ln"), given)
+
+
+RECIPE = """
+model:
+  scheme: b2t
+  scheme_options: {branch: 2.0}
+  init: {base: xavier}
+optimizer:
+  lr: 2e-3
+  factors:
+    embedding: {rate: sqrt(hidden)}
+schedule: {warmup_steps: 60}
+"""
+
+
+def test_a_recipe_is_a_variant(tmp_path: Path) -> None:
+    path = tmp_path / "recipe" / "level.yaml"
+    path.parent.mkdir()
+    path.write_text(RECIPE)
+    variant = parse_variant(str(path))
+    assert (variant.text, variant.slug, variant.scheme) == ("recipe/level", "recipe-level", "b2t")
+    assert (variant.options, variant.settings) == ({"branch": 2.0}, {"init.base": "xavier"})
+    assert variant.factors == {"embedding.rate": "sqrt(hidden)"}
+    path.write_text(RECIPE + "train: {steps: 5}\n")
+    with pytest.raises(UserError, match="train.steps is no part of a recipe"):
+        parse_variant(str(path))
+    path.write_text("optimizer: {lr: 1.0}\n")
+    with pytest.raises(UserError, match="choose one of pre_ln"):
+        parse_variant(str(path))
 
 
 @pytest.mark.parametrize(

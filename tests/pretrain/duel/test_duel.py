@@ -65,7 +65,7 @@ def test_the_grid_is_a_product_with_names_of_their_own() -> None:
 
 def test_a_cell_is_the_configured_run_on_one_process(config: Path, tmp_path: Path) -> None:
     base = prepared_config(str(config), [])
-    cell = Cell(parse_variant("b2t:rescale=false"), 5, 3e-3, 0.3, 7)
+    cell = Cell(parse_variant("b2t:rescale=false:factors.bias.rate=0.5"), 5, 3e-3, 0.3, 7)
     made = cell_config(base, cell, "tokens", tmp_path)
     assert (made.model.scheme, made.model.scheme_options, made.model.num_layers) == (
         "b2t",
@@ -79,6 +79,7 @@ def test_a_cell_is_the_configured_run_on_one_process(config: Path, tmp_path: Pat
         10,
     )
     assert made.parallel.processes is None
+    assert made.optimizer.factors.bias.rate == 0.5
     assert base.model.num_layers == 2
 
 
