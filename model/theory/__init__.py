@@ -24,7 +24,7 @@ from model.theory.laws import (
     pre_ln_weight_gradient_norm,
     spannorm_factor,
 )
-from model.theory.propagation import LayerSignal, Stream, propagate
+from model.theory.propagation import LayerSignal, propagate
 from model.theory.recursion import (
     PlannedLayer,
     Sizes,
@@ -33,6 +33,7 @@ from model.theory.recursion import (
     deepscale_plan,
     published_attention,
 )
+from model.theory.step import Stream
 
 __all__ = [
     "LayerSignal",

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.depth.scheme import Layer, Sublayer
+from model.depth.scheme import Layer
 from model.theory.correlation import correlation_map, second_moment
+from model.theory.step import Branch, BranchLaw, Stream, sublayer_step
 
 
 @dataclass(frozen=True)
@@ -159,33 +160,34 @@ def deepscale_plan(
     Queries and keys: 1 / hidden, unit score variance.
     Both branches then have unit variance,
     and with residual_scale^2 + branch_scale^2 = 1 so has the stream.
+    Norms, residual factors and skips mix correlations as `step.sublayer_step` has them.
     Plans for pre-norm and post-norm are the same: norms keep correlation.
     Raises ValueError for zero correlation under `published_attention`,
     whose weights would be infinite.
     """
     fc1, fc2 = feed_forward_variances(sizes, p)
-    r, variance = correlation * (1 - p), 1.0
-    if attention(r, 1.0).second <= 0:
+    stream = Stream(1.0, correlation * (1 - p), 1.0)
+    if attention(stream.correlation, 1.0).second <= 0:
         raise ValueError(
             f"token correlation {correlation} leaves the published attention gain without a finite weight: "
             "it must be positive"
         )
+
+    def unit_branch(own: float) -> BranchLaw:
+        """A branch of variance 1 after dropout, and of correlation `own` before it."""
+        return lambda u: Branch(Stream(1 - p, (1 - p) * own, 1 - p), 0.0)
+
     planned = []
     for layer in layers:
+        r = stream.correlation
         out = attention(r, 1.0)
         value = math.sqrt((1 - p) / (out.second * sizes.hidden * sizes.inner))
         planned.append(PlannedLayer(r, 1 / sizes.hidden, value, value, fc1, fc2))
-        r, variance = _mix(layer.attention, r, variance, (1 - p) * out.covariance / out.second)
-        r, variance = _mix(layer.mlp, r, variance, (1 - p) * correlation_map(sizes.activation, r))
+        attended = sublayer_step(
+            stream, stream, 1.0, layer.attention, unit_branch(out.covariance / out.second), p
+        )
+        own = correlation_map(sizes.activation, attended.stream.correlation)
+        stream = sublayer_step(
+            attended.stream, stream, attended.layer_share, layer.mlp, unit_branch(own), p
+        ).stream
     return planned
-
-
-def _mix(
-    sublayer: Sublayer, correlation: float, variance: float, branch_correlation: float
-) -> tuple[float, float]:
-    """(correlation, variance) of residual_scale x + branch_scale b.
-
-    The branch b has unit variance.
-    """
-    kept, added = sublayer.residual_scale**2 * variance, sublayer.branch_scale**2
-    return (kept * correlation + added * branch_correlation) / (kept + added), kept + added

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from model.config import ModelConfig
-from model.theory.propagation import LayerSignal, Stream, propagate
+from model.theory.propagation import LayerSignal, propagate
 from model.theory.recursion import bidirectional_attention, causal_attention
+from model.theory.step import Stream
 from model.weights.bases import stack_sizes, word_correlation
 from model.weights.init import standard_deviations
 

@@ -35,8 +35,9 @@ from model.theory import (
     published_attention,
     spannorm_factor,
 )
-from model.theory.propagation import attention_branch, backward_factor, feed_forward_branch, sublayer_step
+from model.theory.propagation import attention_branch, backward_factor, feed_forward_branch
 from model.theory.recursion import feed_forward_variances
+from model.theory.step import sublayer_step
 from model.weights.__main__ import signal_table
 from model.weights.init import initialize_, logit_scale
 from model.weights.prediction import predict
