@@ -15,6 +15,7 @@ from model.theory.correlation import (
     stream_correlation,
     zipf_correlation,
 )
+from model.theory.forgetting import LayerPassage, Passage, along_common, log_factors, log_gradients
 from model.theory.laws import (
     b2t_factor,
     deepscale_gradient_bound,
@@ -36,10 +37,13 @@ from model.theory.recursion import (
 from model.theory.step import Stream
 
 __all__ = [
+    "LayerPassage",
     "LayerSignal",
+    "Passage",
     "PlannedLayer",
     "Sizes",
     "Stream",
+    "along_common",
     "b2t_factor",
     "bidirectional_attention",
     "causal_attention",
@@ -48,6 +52,8 @@ __all__ = [
     "deepscale_plan",
     "fixed_point",
     "geometric_gradient_variance",
+    "log_factors",
+    "log_gradients",
     "post_ln_factor",
     "pre_ln_variance",
     "pre_ln_weight_gradient_norm",
