@@ -282,6 +282,18 @@ def _spannorm(depth: Depth) -> Layer:
     return Layer(attention=post.attention, cross=post.cross, mlp=last)
 
 
+def _keel(depth: Depth) -> Layer:
+    """x' = LN(a x + F(LN x)), a the number of sublayers unless option `alpha` gives it.
+
+    The first sublayer of the stack has no norm after it, and a is 1 in the first layer
+    (Chen & Wei 2026; the paper's two exceptions).
+    """
+    first = depth.number == 1
+    highway = 1.0 if first else float(depth.options["alpha"]) or float(depth.sublayers * depth.total)
+    sublayer = Sublayer(norm_in=True, norm_out=True, residual_scale=highway)
+    return Layer(Sublayer(norm_in=True) if first else sublayer, sublayer, sublayer)
+
+
 LAYER_ROLES: tuple[WeightRole, ...] = ("q", "k", "v", "o", "fc1", "fc2")
 _DEEPSCALE = {"k": 2.0, "alpha": 1.0}
 _DEEPSCALE_LIMITS = {"k": (1e-9, 1e9), "alpha": (0.0, 10.0)}
@@ -373,6 +385,16 @@ SCHEMES: dict[str, Scheme] = {
             _spannorm,
             embedding_norm=True,
             final_norm=False,
+        ),
+        Scheme(
+            "keel",
+            "LN(a x + F(LN x)), a = number of sublayers, but 1 in the first layer, "
+            "whose attention has no norm after it",
+            "Chen & Wei 2026",
+            _keel,
+            final_norm=False,
+            options={"alpha": 0.0},
+            limits={"alpha": (0.0, 1e6)},
         ),
     )
 }

@@ -19,6 +19,7 @@ from tests.reference import (
     b2t,
     deepnorm,
     deepscalelm,
+    keel,
     layernorm_scaling,
     mix_ln,
     peri_ln,
@@ -35,6 +36,24 @@ Parameters = Mapping[str, Tensor]
 PRE = {"input_layernorm": "ln1", "pre_mlp_layernorm": "ln2"}
 POST = {"pre_mlp_layernorm": "ln1", "mlp_output_norm": "ln2"}
 PERI = {**PRE, "self_attention_branch_norm": "ln1_out", "mlp_branch_norm": "ln2_out"}
+KEEL = {**PRE, "self_attention_output_norm": "ln1_out", "mlp_output_norm": "ln2_out"}
+KEEL_FIRST = {**PRE, "mlp_output_norm": "ln2_out"}
+ALIKE: dict[str, Mapping[str, str]] = {
+    "pre_ln": PRE,
+    "deepscalelm_pre_ln": PRE,
+    "layernorm_scaling": PRE,
+    "peri_ln": PERI,
+}
+"""Schemes other than post-norm ones whose layers have the same norms."""
+
+
+def norms_of(scheme: str, index: int, total: int, options: Mapping[str, float | bool]) -> Mapping[str, str]:
+    """Norms of layer `index`, from 0, of `total`: parameter's name -> name in the references."""
+    if scheme == "mix_ln":
+        return POST if index < int(options.get("post_fraction", 0.25) * total) else PRE
+    if scheme == "keel":
+        return KEEL_FIRST if index == 0 else KEEL
+    return ALIKE.get(scheme, POST)
 
 
 @dataclass(frozen=True)
@@ -85,14 +104,11 @@ def layer_weights(parameters: Parameters, index: int, shape: Shape, norms: Mappi
     return weights
 
 
-def _layers(parameters: Parameters, shape: Shape, norms: Mapping[str, str]) -> list[Weights]:
-    return [layer_weights(parameters, index, shape, norms) for index in range(shape.num_layers)]
-
-
-def _mix_layers(parameters: Parameters, shape: Shape) -> list[Weights]:
-    post = int(shape.options.get("post_fraction", 0.25) * shape.num_layers)
+def _layers(parameters: Parameters, shape: Shape) -> list[Weights]:
     return [
-        layer_weights(parameters, index, shape, POST if index < post else PRE)
+        layer_weights(
+            parameters, index, shape, norms_of(shape.scheme, index, shape.num_layers, shape.options)
+        )
         for index in range(shape.num_layers)
     ]
 
@@ -114,34 +130,39 @@ def _deepscale(shape: Shape) -> dict[str, float]:
 
 
 FAMILIES: dict[str, Family] = {
-    "pre_ln": Family(False, True, lambda w, s, x, o, t: pre_ln.stack(x, _layers(w, s, PRE), o, trace=t)),
-    "post_ln": Family(False, False, lambda w, s, x, o, t: post_ln.stack(x, _layers(w, s, POST), o, trace=t)),
-    "b2t": Family(False, False, lambda w, s, x, o, t: b2t.stack(x, _layers(w, s, POST), o, trace=t)),
+    "pre_ln": Family(False, True, lambda w, s, x, o, t: pre_ln.stack(x, _layers(w, s), o, trace=t)),
+    "post_ln": Family(False, False, lambda w, s, x, o, t: post_ln.stack(x, _layers(w, s), o, trace=t)),
+    "b2t": Family(False, False, lambda w, s, x, o, t: b2t.stack(x, _layers(w, s), o, trace=t)),
     "deepscalelm_pre_ln": Family(
         False,
         True,
-        lambda w, s, x, o, t: deepscalelm.pre_ln_stack(x, _layers(w, s, PRE), o, **_deepscale(s), trace=t),
+        lambda w, s, x, o, t: deepscalelm.pre_ln_stack(x, _layers(w, s), o, **_deepscale(s), trace=t),
     ),
     "deepscalelm_post_ln": Family(
         True,
         False,
-        lambda w, s, x, o, t: deepscalelm.post_ln_stack(x, _layers(w, s, POST), o, **_deepscale(s), trace=t),
+        lambda w, s, x, o, t: deepscalelm.post_ln_stack(x, _layers(w, s), o, **_deepscale(s), trace=t),
     ),
-    "deepnorm": Family(
-        False, False, lambda w, s, x, o, t: deepnorm.stack(x, _layers(w, s, POST), o, trace=t)
-    ),
+    "deepnorm": Family(False, False, lambda w, s, x, o, t: deepnorm.stack(x, _layers(w, s), o, trace=t)),
     "layernorm_scaling": Family(
-        False, True, lambda w, s, x, o, t: layernorm_scaling.stack(x, _layers(w, s, PRE), o, trace=t)
+        False, True, lambda w, s, x, o, t: layernorm_scaling.stack(x, _layers(w, s), o, trace=t)
     ),
-    "peri_ln": Family(True, True, lambda w, s, x, o, t: peri_ln.stack(x, _layers(w, s, PERI), o, trace=t)),
+    "peri_ln": Family(True, True, lambda w, s, x, o, t: peri_ln.stack(x, _layers(w, s), o, trace=t)),
     "mix_ln": Family(
         False,
         True,
         lambda w, s, x, o, t: mix_ln.stack(
-            x, _mix_layers(w, s), o, post_fraction=float(s.options.get("post_fraction", 0.25)), trace=t
+            x, _layers(w, s), o, post_fraction=float(s.options.get("post_fraction", 0.25)), trace=t
         ),
     ),
-    "spannorm": Family(True, False, lambda w, s, x, o, t: spannorm.stack(x, _layers(w, s, POST), o, trace=t)),
+    "spannorm": Family(True, False, lambda w, s, x, o, t: spannorm.stack(x, _layers(w, s), o, trace=t)),
+    "keel": Family(
+        False,
+        False,
+        lambda w, s, x, o, t: keel.stack(
+            x, _layers(w, s), o, alpha=float(s.options.get("alpha", 0.0)) or None, trace=t
+        ),
+    ),
 }
 
 
@@ -221,14 +242,8 @@ def parameter_shapes(
         "mlp.linear_fc1": (wide, hidden),
         "mlp.linear_fc2": (hidden, ffn),
     }
-    post = int(shape.options.get("post_fraction", 0.25) * shape.num_layers)
     for index in range(shape.num_layers):
-        if shape.scheme == "mix_ln":
-            norms = POST if index < post else PRE
-        else:
-            norms = {"peri_ln": PERI, "pre_ln": PRE, "deepscalelm_pre_ln": PRE, "layernorm_scaling": PRE}.get(
-                shape.scheme, POST
-            )
+        norms = norms_of(shape.scheme, index, shape.num_layers, shape.options)
         for name in norms:
             out |= {f"decoder.layers.{index}.{name}.{kind}": (hidden,) for kind in ln_kinds}
         for name, size in matrices.items():

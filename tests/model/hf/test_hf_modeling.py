@@ -35,6 +35,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "b2t": {"num_query_groups": 2},
     "spannorm": {"position": "none"},
+    "keel": {"normalization": "rmsnorm"},
     "pre_ln": {},
     "deepscalelm_post_ln": {},
     "layernorm_scaling": {
@@ -278,7 +279,8 @@ def test_the_configuration_file_holds_the_plan(scheme: str, tmp_path: Path) -> N
     assert [tuple(pair) for pair in loaded.sublayers()] == [
         (asdict(layer.attention), asdict(layer.mlp)) for layer in plan
     ]
-    assert len(loaded.depth_plan) == (7 if scheme == "layernorm_scaling" else 2 if scheme == "mix_ln" else 1)
+    runs = {"layernorm_scaling": 7, "mix_ln": 2, "keel": 2}.get(scheme, 1)
+    assert len(loaded.depth_plan) == runs
 
 
 @pytest.mark.parametrize("tied", [True, False])

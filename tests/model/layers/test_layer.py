@@ -5,6 +5,7 @@ Outputs and all gradients are compared.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.reference import (
     deepnorm,
     deepscalelm,
     gpt,
+    keel,
     layernorm_scaling,
     mix_ln,
     peri_ln,
@@ -39,10 +41,8 @@ STACKS: dict[str, Any] = {
     "peri_ln": peri_ln.stack,
     "mix_ln": mix_ln.stack,
     "spannorm": spannorm.stack,
+    "keel": keel.stack,
 }
-NORM_NAMES = {"mix_ln": gpt.POST | gpt.PRE, "peri_ln": gpt.PERI} | dict.fromkeys(
-    ("pre_ln", "deepscalelm_pre_ln", "layernorm_scaling"), gpt.PRE
-)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,9 +70,7 @@ def reference_weights(stack: Stack, scheme: str) -> list[dict[str, torch.Tensor]
     """The stack's weights under the references' names, as leaves."""
     layers = []
     for index in range(LAYERS):
-        norms = NORM_NAMES.get(scheme, gpt.POST)
-        if scheme == "mix_ln":
-            norms = gpt.POST if index < LAYERS // 4 else gpt.PRE
+        norms = gpt.norms_of(scheme, index, LAYERS, {})
         layers.append(
             {
                 reference_name(name, norms): value.requires_grad_()
@@ -82,7 +80,7 @@ def reference_weights(stack: Stack, scheme: str) -> list[dict[str, torch.Tensor]
     return layers
 
 
-def reference_name(name: str, norms: dict[str, str]) -> str:
+def reference_name(name: str, norms: Mapping[str, str]) -> str:
     norm, _, kind = name.rpartition(".")
     return name if norm not in norms else norms[norm] + ("_b" if kind == "bias" else "")
 
@@ -95,13 +93,7 @@ def compare(
     (ours * direction).sum().backward()
     (theirs * direction).sum().backward()
     for index, weights in enumerate(layers):
-        norms = (
-            gpt.POST
-            if scheme == "mix_ln" and index < LAYERS // 4
-            else NORM_NAMES.get(scheme, gpt.POST)
-            if scheme != "mix_ln"
-            else gpt.PRE
-        )
+        norms = gpt.norms_of(scheme, index, LAYERS, {})
         gradients = {reference_name(name, norms): value for name, value in stack.gradients(index).items()}
         assert gradients.keys() == weights.keys()
         for name, weight in weights.items():
@@ -145,6 +137,14 @@ def test_kinds_of_parts(scheme: str, options: dict[str, Any]) -> None:
         norm=options.get("normalization", "layernorm"),
     )
     compare(stack, layers, stack(x), STACKS[scheme](x, layers, reference), scheme)
+
+
+def test_keel_with_a_constant_of_its_own() -> None:
+    stack = build("keel", options={"alpha": 3.0})
+    layers = reference_weights(stack, "keel")
+    x = torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
+    reference = keel.stack(x, layers, Options(heads=HEADS, activation="gelu"), alpha=3.0)
+    compare(stack, layers, stack(x), reference, "keel")
 
 
 def test_every_scheme_has_a_reference() -> None:

@@ -41,6 +41,7 @@ def config(**changes: Any) -> ModelConfig:
         ("peri_ln", 4 * L + 2),
         ("mix_ln", 2 * L + 1),
         ("spannorm", 2 * L + 1),
+        ("keel", 4 * L - 1),
     ],
 )
 def test_every_scheme_against_its_norms_counted_by_hand(scheme: str, norms: int) -> None:

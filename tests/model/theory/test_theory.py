@@ -308,6 +308,8 @@ def _simulate(config: ModelConfig, length: int, seeds: int) -> oracle.Measured:
         ("layernorm_scaling", "scheme", {}, 96, 0.04),
         ("peri_ln", "scheme", {}, 96, 0.04),
         ("spannorm", "scheme", {}, 96, 0.04),
+        ("keel", "scheme", {}, 96, 0.04),
+        ("keel", "scheme", {"alpha": 4.0}, 96, 0.04),
         ("pre_ln", "normal", {}, 96, 0.04),
     ],
 )
