@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -125,11 +125,11 @@ def prune(
     typer.echo(f"{verb}: {', '.join(what) or 'nothing'}")
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}={one}" for name, one in value.items())
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _layout(layout: dict[str, Any] | None) -> str:
+def _layout(layout: dict[str, int] | None) -> str:
     return " ".join(f"{key}{value}" for key, value in layout.items()) if layout else "imported"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
-from model.errors import UserError
 from model.files import atomic_write_text
 from pretrain.rundir.environment import ROOT, SNAPSHOT_FILE, CodeCopy, read_snapshot
+from pretrain.rundir.git import git_output
 
 COPIED = ("model", "parallel", "pretrain", "tools", "slurm", "configs", "pyproject.toml")
 """What a run may need of the repository; tests, docs and data are left out."""
@@ -23,11 +22,11 @@ def copy_code(target: Path, source: Path = ROOT) -> CodeCopy:
     In a git checkout: tracked files with their uncommitted changes, and new files of the packages
     that git does not ignore, because changed code may import them.
     Elsewhere: the packages without caches; a copy of a copy is of the same commit.
-    Raises OSError as the file system does.
+    Raises OSError as the file system does, and UserError where git refuses the checkout.
     """
-    commit = _git(source, "rev-parse", "HEAD") if (source / ".git").exists() else None
+    commit = git_output(source, "rev-parse", "HEAD") if (source / ".git").exists() else None
     files = _files_of_git(source) if commit else _files(source)
-    status = _git(source, "status", "--porcelain", "--", *COPIED) if commit else None
+    status = git_output(source, "status", "--porcelain", "--", *COPIED) if commit else None
     changed = sorted(line[3:] for line in (status or "").splitlines())
     copied = read_snapshot(source)
     if commit is None and copied is not None:
@@ -49,7 +48,8 @@ def copy_code(target: Path, source: Path = ROOT) -> CodeCopy:
 
 def _files_of_git(source: Path) -> list[str]:
     listing = (
-        _git(source, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *COPIED) or ""
+        git_output(source, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *COPIED)
+        or ""
     )
     # A tracked file that was deleted and not committed is listed too.
     return sorted({name for name in listing.split("\0") if name and (source / name).is_file()})
@@ -64,21 +64,3 @@ def _files(source: Path) -> list[str]:
     return sorted(
         str(path.relative_to(source)) for path in found if path.is_file() and "__pycache__" not in path.parts
     )
-
-
-def _git(source: Path, *arguments: str) -> str | None:
-    """Output of git; None where git is missing or this is no repository it wants to read."""
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(source), *arguments], capture_output=True, text=True, check=True
-        )
-    except OSError:
-        return None
-    except subprocess.CalledProcessError as error:
-        if "dubious ownership" in error.stderr:
-            raise UserError(
-                f"git refuses to read {source}, which belongs to another user: "
-                f"run `git config --global --add safe.directory {source}`"
-            ) from None
-        return None
-    return answer.stdout

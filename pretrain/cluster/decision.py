@@ -8,15 +8,14 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from parallel.launch.exit_codes import RESTARTABLE, ExitCode, as_exit_code
 from parallel.launch.slurm_client import Job
 from pretrain.rundir import state as states
-from pretrain.rundir.state import PREFLIGHT_FILE, Failure, Owner
+from pretrain.rundir.state import PREFLIGHT_FILE, Failure, Owner, State
 
 MAX_RESTARTS = 3
 TOO_LATE = 1000
@@ -191,7 +190,7 @@ def cancelled(job: Job | None, owner: Owner) -> bool:
     )
 
 
-def count_stalled(state: Mapping[str, Any], step: int | None) -> int:
+def count_stalled(state: State, step: int | None) -> int:
     """Starts in a row, the one that the state describes included, that left no newer checkpoint
     than they began with.
     """
@@ -199,15 +198,14 @@ def count_stalled(state: Mapping[str, Any], step: int | None) -> int:
     return 0 if step is not None and (begun is None or step > begun) else int(state.get("stalled") or 0) + 1
 
 
-def _what_happened(
-    run_dir: Path | str, exit_code: int, state: Mapping[str, Any], owner: Owner
-) -> tuple[ExitCode, str]:
+def _what_happened(run_dir: Path | str, exit_code: int, state: State, owner: Owner) -> tuple[ExitCode, str]:
     """The exit code that counts, with a sentence.
 
     In order: what rank 0 wrote when it left in order, what the first failing rank wrote, what srun
     returned.
     """
-    code = None if state.get("exit_code") is None else as_exit_code(int(state["exit_code"]))
+    written = state.get("exit_code")
+    code = None if written is None else as_exit_code(written)
     failures = states.read_failures(run_dir, owner)
     if failures and code in (None, ExitCode.CRASH):
         # A lost collective is what the others see when one rank dies: a code that says more wins

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from model.errors import UserError, debugging
 from parallel.checkpoint.folders import MANIFEST, step_folder
@@ -232,10 +231,10 @@ def _total_steps(folder: Path) -> int | None:
     return None if steps is None else min(steps, config.count("train.stop_at_step") or steps)
 
 
-def _told(state: Mapping[str, Any], end: End | None) -> tuple[str, str] | None:
+def _told(state: states.State, end: End | None) -> tuple[str, str] | None:
     """State and reason as the run itself tells them; None where it does not."""
-    if state.get("state"):
-        known, reason = state["state"], state.get("reason") or ""
+    known, reason = state.get("state"), state.get("reason") or ""
+    if known:
         # Earlier versions wrote `finished` of every end at the last step.
         if known == states.FINISHED and code_of_reason(reason) is ExitCode.CRASH:
             known = states.FAILED

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from model.errors import UserError
 from parallel.launch import slurm_client
@@ -22,7 +21,7 @@ from parallel.launch.secret import run_secret
 from parallel.launch.slurm_client import Job
 from pretrain.cluster.decision import MAX_RESTARTS, TOO_LATE, Decision, count_stalled, decide, named
 from pretrain.rundir import state as states
-from pretrain.rundir.state import Owner
+from pretrain.rundir.state import Owner, State
 
 NOTHING_TO_DO = 100
 """Exit code of `start` for a run that is finished, or that an earlier job of its chain gave up."""
@@ -103,7 +102,7 @@ def carry_out(run_dir: Path, owner: Owner, decision: Decision, exclude_bad_nodes
 
     Returns the exit code for the batch script.
     """
-    fields: dict[str, Any] = {
+    fields: State = {
         "state": decision.state,
         "reason": decision.reason,
         "step": decision.step,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from model.config import ModelConfig
 from model.errors import UserError
 from pretrain.rundir.description import Facts, read_config, read_environment
 from pretrain.rundir.metrics import Metrics, read_metrics
-from pretrain.rundir.state import read_state
+from pretrain.rundir.state import State, read_state
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class RunRecord:
     metrics: Metrics
     config: Facts
     environment: Facts
-    state: Mapping[str, Any]
+    state: State
     """state.json; empty where there is none that can be read."""
 
     @property

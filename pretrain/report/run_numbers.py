@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from model.cost.flops import flops_per_token
 from model.words import duration, quantity
@@ -226,7 +225,7 @@ def _typed(argv: list[str]) -> list[str]:
     return argv
 
 
-def _layout(layout: Mapping[str, Any], world_size: int | None) -> str:
+def _layout(layout: Mapping[str, object], world_size: int | None) -> str:
     names = {"tp": "tensor", "pp": "pipeline", "vp": "virtual stages", "cp": "context", "dp": "data"}
     parts = [f"{words} {layout[key]}" for key, words in names.items() if key in layout and layout[key] != 1]
     parts += [f"ZeRO-{layout['zero']}"] if "zero" in layout else []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import math
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from model.errors import UserError
 from model.files import inside
@@ -31,6 +31,64 @@ from parallel.checkpoint.writer import remove as remove_folders
 LEFTOVER_AGE_S = 3600.0  # a younger one may be a save that is going on
 
 
+class _Found(TypedDict):
+    step: int
+    folder: str
+    latest: bool
+    problem: str | None
+    """Why it cannot be read."""
+
+
+class CheckpointRow(_Found, total=False):
+    """One checkpoint of a run. One that cannot be read has no more than `_Found`."""
+
+    time: float | None
+    """Seconds since 1970."""
+    bytes: int
+    layout: dict[str, int] | None
+    processes: int
+    consumed_tokens: int | None
+
+
+class _Facts(TypedDict):
+    folder: str
+    step: int
+    time: str | None
+    layout: dict[str, int] | None
+    processes: int
+    progress: dict[str, object]
+    parameters: int
+    tensors: int
+    moments: bool
+    files: dict[str, int]
+    model: object
+    versions: dict[str, str | None]
+
+
+class CheckpointFacts(_Facts, total=False):
+    """What a checkpoint holds."""
+
+    shapes: dict[str, list[int]]
+    """Of every parameter, where they were asked for."""
+
+
+class Verified(TypedDict):
+    """A checkpoint that was read whole."""
+
+    folder: str
+    step: int
+    files: int
+    tensors: int
+
+
+class Removed(TypedDict):
+    """What was removed."""
+
+    steps: list[int]
+    leftovers: list[str]
+    """Names of folders."""
+
+
 def checkpoints_folder(path: Path) -> Path:
     """The folder with the step folders, given itself or its run folder.
 
@@ -44,11 +102,9 @@ def checkpoints_folder(path: Path) -> Path:
     raise UserError(f"{path} holds no checkpoint: give a run folder or its checkpoints folder")
 
 
-def list_checkpoints(path: Path) -> list[dict[str, Any]]:
+def list_checkpoints(path: Path) -> list[CheckpointRow]:
     """One row for each checkpoint.
 
-    It has step, latest, time, bytes, layout, consumed tokens, problem (None, or why it cannot be
-    read).
     Sizes of files are compared with the manifest; `verify` reads them.
 
     Raises UserError where there is none.
@@ -57,7 +113,7 @@ def list_checkpoints(path: Path) -> list[dict[str, Any]]:
     latest = read_pointer(folder).name
     rows = []
     for step in steps_in(folder):
-        row: dict[str, Any] = {
+        row: CheckpointRow = {
             "step": step,
             "folder": str(folder / step_folder(step)),
             "latest": step_folder(step) == latest,
@@ -89,7 +145,7 @@ def leftovers(path: Path) -> list[str]:
     return [entry.name for entry in leftovers_in(checkpoints_folder(path))]
 
 
-def checkpoint_facts(path: Path, *, names: bool) -> dict[str, Any]:
+def checkpoint_facts(path: Path, *, names: bool) -> CheckpointFacts:
     """What a checkpoint holds.
 
     names: with the shape of every parameter.
@@ -99,7 +155,7 @@ def checkpoint_facts(path: Path, *, names: bool) -> dict[str, Any]:
     reader = open_checkpoint(path)
     manifest = reader.manifest
     shapes = {name: list(reader.shape(name)) for name in reader.names()}
-    facts = {
+    facts: CheckpointFacts = {
         "folder": str(reader.folder),
         "step": reader.step,
         "time": local_time(manifest.time),
@@ -113,10 +169,12 @@ def checkpoint_facts(path: Path, *, names: bool) -> dict[str, Any]:
         "model": reader.config.get("model"),
         "versions": manifest.versions,
     }
-    return facts | ({"shapes": shapes} if names else {})
+    if names:
+        facts["shapes"] = shapes
+    return facts
 
 
-def verify_checkpoint(path: Path) -> dict[str, Any]:
+def verify_checkpoint(path: Path) -> Verified:
     """Reads a checkpoint whole.
 
     Checksums of all files, every element of every tensor, and whether they are those of its model.
@@ -143,7 +201,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     }
 
 
-def clean(path: Path, *, keep_last: int, keep_every: int, dry_run: bool) -> dict[str, Any]:
+def clean(path: Path, *, keep_last: int, keep_every: int, dry_run: bool) -> Removed:
     """Removes old checkpoints and old left-overs; returns what was, or would be, removed.
 
     Raises UserError where there is nothing to look at.

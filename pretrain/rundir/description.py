@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from model.errors import UserError
 from pretrain.config.yaml_reader import parse, read_text
@@ -24,13 +23,13 @@ class Facts:
     None where it is missing or something else.
     """
 
-    tree: Mapping[str, Any] = field(default_factory=dict)
+    tree: Mapping[str, object] = field(default_factory=dict)
     text: str = ""
     """As it stands in the file."""
 
-    def get(self, key: str) -> Any:
+    def get(self, key: str) -> object:
         """Whatever there is."""
-        value: Any = self.tree
+        value: object = self.tree
         for part in key.split("."):
             if not isinstance(value, Mapping) or part not in value:
                 return None
@@ -45,14 +44,16 @@ class Facts:
     def count(self, key: str) -> int | None:
         """A whole number above 0."""
         value = self.get(key)
-        fits = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**53
-        return value if fits else None
+        if not isinstance(value, int) or isinstance(value, bool):
+            return None
+        return value if 0 < value < 2**53 else None
 
     def number(self, key: str) -> float | None:
         """A finite number."""
         value = self.get(key)
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-        return float(value) if fits else None
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return None
+        return float(value) if abs(value) < 1e300 else None
 
     def rows(self, key: str) -> list[Facts]:
         """A list of sections."""
@@ -75,7 +76,7 @@ def read_environment(run_dir: Path) -> Facts:
     return _read(run_dir / "environment.json", json.loads)
 
 
-def _read(path: Path, parsed: Callable[[str], Any]) -> Facts:
+def _read(path: Path, parsed: Callable[[str], object]) -> Facts:
     try:
         text = read_text(path, str(path))
     except (OSError, UserError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +15,10 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
+
+from model.errors import UserError
+from pretrain.rundir.git import git_output
 
 PACKAGES = (
     "fathom",
@@ -46,6 +48,8 @@ PREFIXES = ("SLURM_", "NCCL_", "GLOO_", "DS_", "FATHOM_", "CUBLAS_", "NVTE_")
 HIDDEN = ("TOKEN", "SECRET", "PASSWORD", "KEY", "JWT")
 """Variables with these words in their names are left out: the file may be shared."""
 ROOT = Path(__file__).resolve().parents[2]
+GIT_S = 20.0
+"""Longest time that one question to git takes."""
 SNAPSHOT_FILE = "SNAPSHOT.json"
 """In a copy of the code: where it came from."""
 
@@ -80,7 +84,7 @@ def read_snapshot(folder: Path) -> CodeCopy | None:
         return None
 
 
-def environment() -> dict[str, Any]:
+def environment() -> dict[str, object]:
     """Facts for environment.json, as plain JSON values; what a machine does not tell is null.
 
     Memory is in bytes.
@@ -112,30 +116,57 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def git(folder: Path = ROOT) -> dict[str, Any] | None:
-    """The commit of the code in `folder`, and whether files differ from it: {"commit", "dirty"}.
+class Commit(TypedDict):
+    """Which code it was."""
+
+    commit: str
+    dirty: bool
+    """Whether files differ from the commit."""
+
+
+def git(folder: Path = ROOT) -> Commit | None:
+    """The commit of the code in `folder`.
 
     Of a submitted run's copy of the code: what was copied, wherever the copy lies.
     Of a checkout: HEAD, and whether tracked files differ.
-    None without git, and where the checkout around the folder does not hold its files.
+    None without git, where git does not want to read the folder, and where the checkout around it
+    does not hold its files.
     """
     copied = read_snapshot(folder)
     if copied is not None:
-        return {"commit": copied.commit, "dirty": bool(copied.changed)} if copied.commit else None
-    # An installed package, or any other folder that git ignores, is not of the commit around it.
-    if not _output("git", "-C", str(folder), "ls-files", "--", "."):
+        return Commit(commit=copied.commit, dirty=bool(copied.changed)) if copied.commit else None
+    try:
+        # An installed package, or any other folder that git ignores, is not of the commit around
+        # it.
+        if not git_output(folder, "ls-files", "--", ".", timeout_s=GIT_S):
+            return None
+        commit = git_output(folder, "rev-parse", "HEAD", timeout_s=GIT_S)
+        changes = git_output(folder, "status", "--porcelain", "--untracked-files=no", timeout_s=GIT_S)
+    except UserError:
         return None
-    commit = _output("git", "-C", str(folder), "rev-parse", "HEAD")
-    if commit is None:
-        return None
-    return {
-        "commit": commit,
-        "dirty": bool(_output("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")),
-    }
+    return Commit(commit=commit.strip(), dirty=bool(changes)) if commit is not None else None
 
 
-def cpu() -> dict[str, Any]:
-    """Model name, cores of the host, cores this process may use, and memory in bytes."""
+class Cpu(TypedDict):
+    """The processors of this host."""
+
+    model: str
+    cores: int | None
+    usable_cores: int
+    """Those that this process may use."""
+    memory_bytes: int | None
+
+
+class Gpu(TypedDict):
+    """One NVIDIA GPU of this host."""
+
+    name: str
+    memory_bytes: int | None
+    driver: str
+
+
+def cpu() -> Cpu:
+    """The processors of this host, as far as it tells."""
     model = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -144,7 +175,7 @@ def cpu() -> dict[str, Any]:
         )
     except OSError:
         pass
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         memory: int | None = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
@@ -152,16 +183,9 @@ def cpu() -> dict[str, Any]:
     return {"model": model, "cores": os.cpu_count(), "usable_cores": usable, "memory_bytes": memory}
 
 
-def gpus() -> list[dict[str, Any]]:
-    """Name, memory in bytes and driver of each NVIDIA GPU of the host, as nvidia-smi tells; empty
-    without it.
-    """
-    text = (
-        _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")
-        if shutil.which("nvidia-smi")
-        else None
-    )
-    rows = [[part.strip() for part in line.split(",")] for line in (text or "").splitlines()]
+def gpus() -> list[Gpu]:
+    """Each NVIDIA GPU of the host, as nvidia-smi tells; empty without it."""
+    rows = [[part.strip() for part in line.split(",")] for line in _nvidia_smi().splitlines()]
     return [
         {"name": row[0], "memory_bytes": int(row[1]) * 2**20 if row[1].isdigit() else None, "driver": row[2]}
         for row in rows
@@ -173,9 +197,13 @@ def _wanted(name: str) -> bool:
     return (name in VARIABLES or name.startswith(PREFIXES)) and not any(word in name for word in HIDDEN)
 
 
-def _output(*command: str) -> str | None:
+def _nvidia_smi() -> str:
+    command = (
+        "nvidia-smi",
+        "--query-gpu=name,memory.total,driver_version",
+        "--format=csv,noheader,nounits",
+    )
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""

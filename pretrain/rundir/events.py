@@ -28,7 +28,7 @@ class Start:
     """Seconds since 1970, as in all events; nan where the line has none."""
     parameters: int | None = None
     world_size: int | None = None
-    layout: Mapping[str, Any] = field(default_factory=dict)
+    layout: Mapping[str, object] = field(default_factory=dict)
     precision: str | None = None
     unigram_entropy: float = math.nan
 
@@ -184,7 +184,7 @@ def event_of(line: bytes, place: Place) -> Event | None:
         raise ValueError(f"event {record['event']} lacks a key ({lacking})") from None
 
 
-def _typed(key: str, value: Any, wanted: str) -> Any:
+def _typed(key: str, value: object, wanted: str) -> Any:
     """A value of a line as a field has it, by the field's type."""
     if wanted == "float":
         return _float(key, value)
@@ -199,13 +199,13 @@ def _typed(key: str, value: Any, wanted: str) -> Any:
     return value
 
 
-def _whole(key: str, value: Any) -> int:
+def _whole(key: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
         raise TypeError(f"`{key}` must be a whole number, not {value!r:.50}")
     return value
 
 
-def _float(key: str, value: Any) -> float:
+def _float(key: str, value: object) -> float:
     if value is None:
         return math.nan
     if key == "time" and isinstance(value, str):
@@ -227,7 +227,7 @@ def _layers_at(place: Place) -> tuple[Mapping[str, float], ...]:
         return ()
 
 
-def _layers(value: Any) -> tuple[Mapping[str, float], ...]:
+def _layers(value: object) -> tuple[Mapping[str, float], ...]:
     """Layers as mappings from names to numbers. Raises TypeError where they are none."""
     if not isinstance(value, list) or not all(isinstance(layer, dict) for layer in value):
         raise TypeError("`layers` must be a list of objects with a `layer` number")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from model.errors import UserError
 from pretrain.rundir.events import EVENT_KINDS
@@ -45,7 +45,7 @@ class MetricsWriter:
         self._file = self._open()
         self._close_last_line()
 
-    def write(self, event: str, step: int, **fields: Any) -> None:
+    def write(self, event: str, step: int, **fields: object) -> None:
         """One event, stamped with the current time unless `time` is given.
 
         Floats that are not finite become null (JSON has no NaN) and are named in `nonfinite`:
@@ -137,7 +137,7 @@ class MetricsWriter:
             raise OSError(error.errno, error.strerror, str(self.path)) from None
 
 
-def _clean(value: Any, name: str, lost: list[str]) -> Any:
+def _clean(value: object, name: str, lost: list[str]) -> object:
     """The value as JSON has it; NumPy and Torch scalars become Python's by their item()."""
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
         value = value.item()

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from model.errors import UserError, user_line
 from parallel.checkpoint.errors import SaveError
 from parallel.checkpoint.folders import step_folder
 from parallel.launch.exit_codes import RESTARTABLE, ExitCode, as_exit_code
-from pretrain.rundir.state import FAILED, FINISHED, STOPPED, latest_step, read_state, write_state
+from pretrain.rundir.state import FAILED, FINISHED, STOPPED, State, latest_step, read_state, write_state
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,17 @@ def code_of_reason(reason: str) -> ExitCode:
     return next((code for words, code in FORMER_REASONS if reason.startswith(words)), ExitCode.STOPPED)
 
 
-def write_end(run_dir: Path | str, code: int, reason: str, **fields: Any) -> None:
+def write_end(run_dir: Path | str, code: int, reason: str, step: int | None = None) -> None:
     """Writes into state.json how this start ended.
 
+    step: that it had reached; what the file says already where it is not known.
     A fault that another start may mend is left to the batch script, where one waits for this end.
     Raises StaleStartError as `write_state` does.
     """
     mendable = as_exit_code(code) in RESTARTABLE - {ExitCode.STOPPED}
     if mendable and read_state(run_dir).get("supervised"):
         return
-    write_state(run_dir, state=ending(code).state, reason=reason, exit_code=int(code), **fields)
+    end: State = {"state": ending(code).state, "reason": reason, "exit_code": int(code)}
+    if step is not None:
+        end["step"] = step
+    write_state(run_dir, **end)

@@ -2,7 +2,7 @@
 
 The fence around it is here too.
 
-Its keys are in STATE_KEYS. submitted.json, beside it, is written once per submission.
+Its keys are those of `State`. submitted.json, beside it, is written once per submission.
 Standard library only, as the batch script's Python reads both.
 """
 
@@ -19,13 +19,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, TypedDict, TypeVar, get_type_hints
 
 from model.errors import UserError
 from model.files import atomic_write_text
 from parallel.checkpoint.folders import STEP_FOLDER, resolve
 from parallel.launch.exit_codes import ExitCode
 from parallel.launch.slurm_client import job_handle
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 STATE_FILE = "state.json"
 SUBMITTED_FILE = "submitted.json"
@@ -60,35 +63,55 @@ TEXT, WHOLE, NUMBER, FLAG, TEXTS, JOB = (
     "a list of texts",
     "a job",
 )
-STATE_KEYS = {
+Text = Annotated[str | None, TEXT]
+Whole = Annotated[int | None, WHOLE]
+Number = Annotated[float | None, NUMBER]
+Flag = Annotated[bool | None, FLAG]
+Texts = Annotated[list[str] | None, TEXTS]
+Job = Annotated[str | None, JOB]
+
+
+class State(TypedDict, total=False):
+    """What state.json holds; null is as good as no key."""
+
     # What the run does, and why. step: of the newest checkpoint, or the end.
-    "state": TEXT,
-    "reason": TEXT,
-    "step": WHOLE,
-    "exit_code": WHOLE,
+    state: Text
+    reason: Text
+    step: Whole
+    exit_code: Whole
     # Who wrote this, and when (seconds since 1970). began: of that process, in the kernel's ticks.
-    "updated": NUMBER,
-    "host": TEXT,
-    "pid": WHOLE,
-    "began": WHOLE,
+    updated: Number
+    host: Text
+    pid: Whole
+    began: Whole
     # The start that owns the run directory. job_id: null without Slurm; supervised: a batch script
     # waits for its end.
-    "job_id": JOB,
-    "restart_count": WHOLE,
-    "start": TEXT,
-    "supervised": FLAG,
+    job_id: Job
+    restart_count: Whole
+    start: Text
+    supervised: Flag
     # Starts of this submission before the newest; those in a row that left no new checkpoint; the
     # newest checkpoint when the newest began.
-    "restarts": WHOLE,
-    "stalled": WHOLE,
-    "start_step": WHOLE,
+    restarts: Whole
+    stalled: Whole
+    start_step: Whole
     # The job's end (seconds since 1970), its nodes, and those it does not use again.
-    "ends_at": NUMBER,
-    "nodes": TEXT,
-    "excluded": TEXTS,
-}
-SUBMITTED_KEYS = {"jobs": TEXTS, "time": NUMBER, "log": TEXT, "nodes": TEXT}
-"""jobs: handles of Slurm; more than one is a chain."""
+    ends_at: Number
+    nodes: Text
+    excluded: Texts
+
+
+class Submitted(TypedDict, total=False):
+    """What submitted.json holds."""
+
+    jobs: Texts
+    """Handles of Slurm; more than one is a chain."""
+    time: Number
+    log: Text
+    nodes: Text
+
+
+Content = TypeVar("Content", State, Submitted)
 
 
 class StaleStartError(RuntimeError):
@@ -129,35 +152,35 @@ class Owner:
         return self.label == held.label and self.start in ("", held.start)
 
 
-def read_state(run_dir: Path | str) -> dict[str, Any]:
+def read_state(run_dir: Path | str) -> State:
     """The newest state, empty where the run has none.
 
     Raises UserError for a file that is damaged.
     """
-    return _read(Path(run_dir) / STATE_FILE, STATE_KEYS)
+    return _read(Path(run_dir) / STATE_FILE, State)
 
 
-def read_submitted(run_dir: Path | str) -> dict[str, Any]:
+def read_submitted(run_dir: Path | str) -> Submitted:
     """What `fathom submit` last wrote about the run, empty where it was never submitted.
 
     Raises UserError for a file that is damaged.
     """
-    return _read(Path(run_dir) / SUBMITTED_FILE, SUBMITTED_KEYS)
+    return _read(Path(run_dir) / SUBMITTED_FILE, Submitted)
 
 
 def next_in_chain(run_dir: Path | str, owner: Owner) -> str | None:
     """The job that goes on with the run when this one ends, None where there is none."""
-    jobs = [str(job) for job in read_submitted(run_dir).get("jobs") or []]
+    jobs = read_submitted(run_dir).get("jobs") or []
     place = jobs.index(owner.job_id) if owner.job_id in jobs else len(jobs)
     return jobs[place + 1] if place + 1 < len(jobs) else None
 
 
-def owner_of(state: Mapping[str, Any]) -> Owner:
+def owner_of(state: State) -> Owner:
     """The start that a state names as the owner of the run directory."""
     return Owner(state.get("job_id"), state.get("restart_count") or 0, state.get("start") or "")
 
 
-def claim(run_dir: Path | str, owner: Owner | None = None, **fields: Any) -> dict[str, Any]:
+def claim(run_dir: Path | str, owner: Owner | None = None, **fields: Unpack[State]) -> State:
     """Makes this start the owner of the run directory and writes fields.
 
     A start that has the run already may claim again.
@@ -208,7 +231,7 @@ def check_owner(run_dir: Path | str, owner: Owner | None = None) -> None:
     )
 
 
-def write_state(run_dir: Path | str, owner: Owner | None = None, **fields: Any) -> dict[str, Any]:
+def write_state(run_dir: Path | str, owner: Owner | None = None, **fields: Unpack[State]) -> State:
     """Merges fields into state.json, whole or not at all, and returns the result.
 
     Only the owning start may (see `claim`).
@@ -220,7 +243,8 @@ def write_state(run_dir: Path | str, owner: Owner | None = None, **fields: Any) 
     check_owner(run_dir, owner)
     current = read_state(run_dir)
     if current.get("state") in (CANCELLED, REQUEUED) and fields.get("state") in (RUNNING, STOPPED):
-        fields = {key: value for key, value in fields.items() if key not in ("state", "reason")}
+        fields.pop("state")
+        fields.pop("reason", None)
     return _write(run_dir, {**_owned_by(owner), **current, **fields})
 
 
@@ -319,7 +343,7 @@ def read_failures(run_dir: Path | str, owner: Owner) -> list[Failure]:
     return sorted(failures, key=lambda failure: failure.time)
 
 
-def alive(state: Mapping[str, Any]) -> bool | None:
+def alive(state: State) -> bool | None:
     """Whether the process that wrote a state still lives.
 
     None where that cannot be known here, as on another host.
@@ -355,23 +379,19 @@ def _host() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def _owned_by(owner: Owner) -> dict[str, Any]:
+def _owned_by(owner: Owner) -> State:
     return {"job_id": owner.job_id, "restart_count": owner.restart_count, "start": owner.start}
 
 
-def _read(path: Path, keys: Mapping[str, str]) -> dict[str, Any]:
+def _read(path: Path, kind: type[Content]) -> Content:
     try:
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode) or facts.st_size > LARGEST:
             raise ValueError("no regular file of its size")
         content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("no JSON object")
-        for key, kind in keys.items():
-            if content.get(key) is not None and not _fits(content[key], kind):
-                raise ValueError(f"{key} is not {kind}")
+        _check(content, kind)
     except (FileNotFoundError, NotADirectoryError):
-        return {}
+        return kind()
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({error}): remove it; checkpoints and metrics are not affected"
@@ -379,7 +399,17 @@ def _read(path: Path, keys: Mapping[str, str]) -> dict[str, Any]:
     return content
 
 
-def _fits(value: Any, kind: str) -> bool:
+def _check(content: object, kind: type[Content]) -> None:
+    """Raises ValueError where parsed JSON is not what the keys of `kind` say."""
+    if not isinstance(content, dict):
+        raise ValueError("no JSON object")
+    for key, hint in get_type_hints(kind, include_extras=True).items():
+        (words,) = hint.__metadata__
+        if content.get(key) is not None and not _fits(content[key], words):
+            raise ValueError(f"{key} is not {words}")
+
+
+def _fits(value: object, kind: str) -> bool:
     if kind == TEXTS:
         return isinstance(value, list) and all(isinstance(one, str) for one in value)
     if kind == FLAG:
@@ -392,7 +422,7 @@ def _fits(value: Any, kind: str) -> bool:
     return whole or (kind == NUMBER and isinstance(value, float) and 0 <= value < 2**63)
 
 
-def _write(run_dir: Path | str, state: dict[str, Any]) -> dict[str, Any]:
+def _write(run_dir: Path | str, state: State) -> State:
     pid = os.getpid()
     state = {
         **state,

@@ -212,9 +212,9 @@ def _facts(store: Store, info: RankInfo, config: RunConfig, run_dir: Path, probl
     if info.rank == 0:
         store.set("preflight/token", _token(run_dir))
     if info.local_rank == 0:
-        software |= {name: version for name, version in versions().items() if name in COMPARED} | {
-            "the commit of Fathom": (git() or {}).get("commit")
-        }
+        code = git()
+        software |= {name: version for name, version in versions().items() if name in COMPARED}
+        software["the commit of Fathom"] = code["commit"] if code else None
         trouble, free = _run_directory(
             run_dir, store.get("preflight/token").decode(), config if not problem else None
         )
