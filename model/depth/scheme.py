@@ -97,7 +97,7 @@ class Scheme:
     replaced: Mapping[str, str] = field(default_factory=dict)
     """Option -> the other one that takes its place wherever that is not 0."""
 
-    def check_options(self, given: Options) -> None:
+    def check_options(self, given: Mapping[str, object]) -> None:
         """Raises ValueError for an option that does not fit.
 
         The scheme lacks it, or its value is of another type or out of its limits.

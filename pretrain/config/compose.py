@@ -17,13 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from model.errors import UserError
 from model.words import printable
 from pretrain.config.interpolation import interpolated
 from pretrain.config.keys import defaults, general, is_text, schema
-from pretrain.config.yaml_reader import LARGEST, LONGEST_KEY, YamlError, parse, read_text
+from pretrain.config.yaml_reader import LARGEST, LONGEST_KEY, Plain, YamlError, parse, read_text
 
 SHIPPED = Path(__file__).resolve().parents[2] / "configs"
 COMMAND_LINE = "command line"
@@ -34,13 +33,14 @@ MOST_FILES, LONGEST_CHAIN, MOST_PARTS, MOST_NAMES = 100, 10, 10, 6
 Files merged into one configuration, files that include each other in a row, parts of a dotted key,
 names in a hint.
 """
+Container = list[Plain] | dict[str, Plain]
 
 
 @dataclass
 class Composition:
     """Merged values over the schema's defaults."""
 
-    values: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Plain] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     """The file and line, or the command line, that gave each dotted key."""
 
@@ -107,7 +107,7 @@ class _Merging:
     """The state of one composition."""
 
     def __init__(self) -> None:
-        self.values: dict[str, Any] = {}
+        self.values: dict[str, Plain] = {}
         self.origins: dict[str, str] = {}
         self._files = self._characters = 0
 
@@ -122,9 +122,10 @@ class _Merging:
             raise UserError(f"{name}: more than {LONGEST_CHAIN} files include each other in a row")
         values, lines = self._read(file, name)
         includes = values.pop("include", None) or []
-        if not isinstance(includes, list) or not all(isinstance(one, str) for one in includes):
+        files = [one for one in includes if isinstance(one, str)] if isinstance(includes, list) else []
+        if not isinstance(includes, list) or len(files) < len(includes):
             raise UserError(f"{name}: include={printable(repr(includes), 60)} must be a list of files")
-        for one in includes:
+        for one in files:
             try:
                 included = find(one, _folders(file))
             except UserError as error:
@@ -132,7 +133,7 @@ class _Merging:
             self.add_file(included, (*chain, file.resolve()))
         values = _without_empty_sections(values)
         self._merge(self.values, values, "")
-        for key, _ in _flat(values):
+        for key in _flat(values):
             self.origins[key] = f"{name}:{lines[key]}" if key in lines else name
 
     def add_override(self, text: str, main: Path) -> None:
@@ -170,9 +171,9 @@ class _Merging:
         above, _, _ = key.rpartition(".")
         if above in schema() and schema()[above].kind != "section":
             self.origins[above] = COMMAND_LINE  # a key below a value replaces the value
-        self.origins.update((f"{key}.{inner}", COMMAND_LINE) for inner, _ in _flat(parsed))
+        self.origins.update((f"{key}.{inner}", COMMAND_LINE) for inner in _flat(parsed))
 
-    def _read(self, file: Path, name: str) -> tuple[dict[str, Any], dict[str, int]]:
+    def _read(self, file: Path, name: str) -> tuple[dict[str, Plain], dict[str, int]]:
         """Values of a file and the line of every dotted key."""
         text = read_text(file, name)
         self._files, self._characters = self._files + 1, self._characters + len(text)
@@ -193,47 +194,61 @@ class _Merging:
             )
         return values, document.lines
 
-    def _merge(self, into: dict[str, Any], values: Mapping[str, Any], prefix: str) -> None:
+    def _merge(self, into: dict[str, Plain], values: Mapping[str, Plain], prefix: str) -> None:
         """Puts `values` over `into`, forgetting where what is replaced came from."""
         for name, value in values.items():
             key = prefix + name
             free = general(key) in schema() and schema()[general(key)].kind == "free"
-            if isinstance(value, dict) and isinstance(into.get(name), dict) and not free:
-                self._merge(into[name], value, f"{key}.")
+            old = into.get(name)
+            if isinstance(value, dict) and isinstance(old, dict) and not free:
+                self._merge(old, value, f"{key}.")
             else:
-                self._forget(key, into.get(name))
+                self._forget(key, old)
                 into[name] = value
 
-    def _set(self, key: str, value: Any, said: str) -> None:
+    def _set(self, key: str, value: Plain, said: str) -> None:
         """Sets a dotted key, making sections on the way."""
         *parents, last = key.split(".")
-        node: Any = self.values
+        node: Container = self.values
         for place, part in enumerate(parents):
             node = self._below(node, part, ".".join(parents[:place]), said, parents[place + 1 :] or [last])
-        index: Any = _index(node, last, ".".join(parents), said) if isinstance(node, list) else last
-        self._forget(key, node[index] if isinstance(node, list) else node.get(index))
-        node[index] = value
+        above = ".".join(parents)
+        self._forget(key, _item(node, last, above, said))
+        _put(node, last, value, above, said)
 
-    def _below(self, node: Any, part: str, above: str, said: str, rest: list[str]) -> Any:
+    def _below(self, node: Container, part: str, above: str, said: str, rest: list[str]) -> Container:
         """The container at `part` of `node`; a new section where there is no container."""
-        index: Any = _index(node, part, above, said) if isinstance(node, list) else part
-        inner = node[index] if isinstance(node, list) else node.get(index)
+        inner = _item(node, part, above, said)
+        if isinstance(inner, (dict, list)):
+            return inner
         key = f"{above}.{part}" if above else part
-        if not isinstance(inner, (dict, list)):
-            kind = schema()[general(key)].kind if general(key) in schema() else "section"
-            if kind == "list" and rest[0].isdecimal():
-                raise UserError(f"{said}: {_short(key)}")
-            node[index] = inner = {}
-        return inner
+        kind = schema()[general(key)].kind if general(key) in schema() else "section"
+        if kind == "list" and rest[0].isdecimal():
+            raise UserError(f"{said}: {_short(key)}")
+        section: dict[str, Plain] = {}
+        _put(node, part, section, above, said)
+        return section
 
-    def _forget(self, key: str, old: Any) -> None:
+    def _forget(self, key: str, old: Plain) -> None:
         """Drops the origins of a key and of what is below it. old: the value that goes."""
         self.origins.pop(key, None)
-        for inner, _ in _flat(old):
+        for inner in _flat(old):
             self.origins.pop(f"{key}.{inner}", None)
 
 
-def _index(items: list[Any], part: str, key: str, said: str) -> int:
+def _item(node: Container, part: str, key: str, said: str) -> Plain:
+    """What a container has at one part of a dotted key, None where it has nothing."""
+    return node[_index(node, part, key, said)] if isinstance(node, list) else node.get(part)
+
+
+def _put(node: Container, part: str, value: Plain, key: str, said: str) -> None:
+    if isinstance(node, list):
+        node[_index(node, part, key, said)] = value
+    else:
+        node[part] = value
+
+
+def _index(items: list[Plain], part: str, key: str, said: str) -> int:
     if not part.isdecimal():
         raise UserError(f"{said}: {key} is a list: name its items by number, as in {key}.0")
     if len(part) > 9 or int(part) >= len(items):
@@ -254,21 +269,17 @@ def _folders(file: Path) -> list[Path]:
     return [file.parent, *around, SHIPPED, SHIPPED.parent]
 
 
-def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key below a value, containers included."""
-    items = (
-        values.items()
-        if isinstance(values, Mapping)
-        else enumerate(values)
-        if isinstance(values, list)
-        else ()
-    )
-    for key, value in items:
-        yield f"{prefix}{key}", value
-        yield from _flat(value, f"{prefix}{key}.")
+def _flat(values: Plain, prefix: str = "") -> Iterator[str]:
+    """Every dotted key below a value, those of containers included."""
+    if isinstance(values, list):
+        values = {str(index): value for index, value in enumerate(values)}
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield f"{prefix}{key}"
+            yield from _flat(value, f"{prefix}{key}.")
 
 
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(base: Mapping[str, Plain], over: Mapping[str, Plain]) -> dict[str, Plain]:
     """The values of `base` with those of `over` in them, section by section."""
     merged = dict(base)
     for key, value in over.items():
@@ -277,7 +288,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _without_empty_sections(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _without_empty_sections(values: dict[str, Plain], prefix: str = "") -> dict[str, Plain]:
     """Reads null sections as empty ones.
 
     A section whose keys are all commented out reads as null in YAML; it means an empty section.

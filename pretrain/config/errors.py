@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from model.config import Strict
 from model.errors import UserError
 from model.words import printable
 from pretrain.config.compose import Composition
 from pretrain.config.keys import general, schema, suggest
+from pretrain.config.yaml_reader import Plain
 
 EXPECTED = {
     "int": "a whole number",
@@ -59,7 +61,7 @@ def user_error(error: ValidationError, composition: Composition) -> Configuratio
 
     Spelling mistakes come first.
     """
-    groups: dict[str, list[Any]] = {}
+    groups: dict[str, list[ErrorDetails]] = {}
     for item in error.errors(include_url=False):
         groups.setdefault(_key(item, composition.values), []).append(item)
     strange = [key for key, items in groups.items() if items[0]["type"] == "extra_forbidden"]
@@ -81,7 +83,7 @@ def user_error(error: ValidationError, composition: Composition) -> Configuratio
 S = TypeVar("S", bound=Strict)
 
 
-def checked(kind: type[S], values: Mapping[str, Any], prefix: str) -> S:
+def checked(kind: type[S], values: Mapping[str, object], prefix: str) -> S:
     """A section of values that no configuration file gave.
 
     Raises UserError in one line, after `prefix`.
@@ -98,24 +100,22 @@ def checked(kind: type[S], values: Mapping[str, Any], prefix: str) -> S:
         ) from error
 
 
-def _key(item: Any, values: Any) -> str:
+def _key(item: ErrorDetails, values: Plain) -> str:
     """The dotted key an error is about.
 
     It is the error's location without the marks that pydantic adds for the arms of a union.
     """
     path, node = [], values
     for part in item["loc"]:
-        inside = (
-            part in node
-            if isinstance(node, dict)
-            else isinstance(node, list) and isinstance(part, int) and part < len(node)
-        )
-        if not inside:
+        if isinstance(node, dict) and isinstance(part, str) and part in node:  # noqa: SIM114, as types narrow
+            node = node[part]
+        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+            node = node[part]
+        else:
             if item["type"] == "missing":
                 path.append(str(part))
             break
         path.append(str(part))
-        node = node[part]
     if item["type"] == "extra_forbidden":
         while isinstance(node, dict) and node:
             part, node = next(iter(node.items()))
@@ -136,7 +136,7 @@ def _unknown(key: str, meant: str | None, composition: Composition) -> str:
     return f"{name} is not a known key{_place(key, composition)}; {hint}"
 
 
-def _wrong(key: str, items: list[Any], composition: Composition) -> str:
+def _wrong(key: str, items: list[ErrorDetails], composition: Composition) -> str:
     first = items[0]
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
@@ -150,7 +150,7 @@ def _wrong(key: str, items: list[Any], composition: Composition) -> str:
     return f"{name}={shown_value(first['input'])} must be {wanted}{_place(key, composition)}"
 
 
-def shown_value(value: Any) -> str:
+def shown_value(value: object) -> str:
     """A value about as it is written in YAML, cut where it is long."""
     if isinstance(value, float) and not math.isfinite(value):
         return ".nan" if math.isnan(value) else f"{'-' if value < 0 else ''}.inf"
@@ -162,7 +162,7 @@ def _number(limit: float) -> str:
     return str(int(limit)) if float(limit).is_integer() and abs(limit) < 1e19 else f"{limit:g}"
 
 
-def _expected(item: Any) -> str:
+def _expected(item: ErrorDetails) -> str:
     kind, context = item["type"], item.get("ctx", {})
     if kind == "literal_error":
         return f"one of {context['expected']}" if " or " in context["expected"] else str(context["expected"])

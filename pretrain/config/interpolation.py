@@ -13,11 +13,10 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from model.errors import UserError
 from model.words import printable
-from pretrain.config.yaml_reader import MOST_VALUES, scalar
+from pretrain.config.yaml_reader import MOST_VALUES, Plain, scalar
 
 MARK = re.compile(r"(\\*)\$\{")
 INSIDE = re.compile(
@@ -30,34 +29,35 @@ LONGEST_TEXT, LONGEST_CHAIN = 10_000, 10
 """Characters of a text after replacement; interpolations that lead to each other in a row."""
 
 
-def interpolated(values: dict[str, Any], origins: Mapping[str, str]) -> dict[str, Any]:
+def interpolated(values: dict[str, Plain], origins: Mapping[str, str]) -> dict[str, Plain]:
     """The values with every interpolation replaced.
 
     origins: where each dotted key was written, for messages. Raises UserError for one that leads
     nowhere, in a circle or to too much, and for a value that is still `???`.
     """
-    return _Resolver(values, origins).container(values, "", ())  # type: ignore[no-any-return]
+    return _Resolver(values, origins).section(values, "", ())
 
 
 class _Resolver:
-    def __init__(self, values: dict[str, Any], origins: Mapping[str, str]) -> None:
+    def __init__(self, values: dict[str, Plain], origins: Mapping[str, str]) -> None:
         self._values, self._origins = values, origins
         self._count = 0
 
-    def container(self, value: Any, key: str, chain: tuple[str, ...]) -> Any:
-        """A value and all inside it. chain: the keys whose interpolations led here."""
+    def section(self, values: dict[str, Plain], key: str, chain: tuple[str, ...]) -> dict[str, Plain]:
+        """A section and all inside it. chain: the keys whose interpolations led here."""
+        return {name: self._value(inner, _joined(key, name), chain) for name, inner in values.items()}
+
+    def _value(self, value: Plain, key: str, chain: tuple[str, ...]) -> Plain:
         self._count += 1
         if self._count > 2 * MOST_VALUES:
             raise self._error(key, f"its interpolations stand for more than {MOST_VALUES} values")
         if isinstance(value, dict):
-            return {name: self.container(inner, _joined(key, name), chain) for name, inner in value.items()}
+            return self.section(value, key, chain)
         if isinstance(value, list):
-            return [
-                self.container(inner, _joined(key, str(index)), chain) for index, inner in enumerate(value)
-            ]
+            return [self._value(inner, _joined(key, str(index)), chain) for index, inner in enumerate(value)]
         return self._text(value, key, chain) if isinstance(value, str) else value
 
-    def _text(self, text: str, key: str, chain: tuple[str, ...]) -> Any:
+    def _text(self, text: str, key: str, chain: tuple[str, ...]) -> Plain:
         if text == MISSING:
             raise self._error(key, "must be set")
         mark = MARK.search(text)
@@ -93,7 +93,7 @@ class _Resolver:
             raise self._error(key, f"its interpolations make a text of more than {LONGEST_TEXT} characters")
         return whole
 
-    def _one(self, inside: re.Match[str], key: str, chain: tuple[str, ...]) -> Any:
+    def _one(self, inside: re.Match[str], key: str, chain: tuple[str, ...]) -> Plain:
         """What one interpolation stands for."""
         if inside["variable"]:
             given = os.environ.get(inside["variable"], inside["default"])
@@ -109,7 +109,7 @@ class _Resolver:
             raise self._error(key, f"${{{printable(wanted, 60)}}} leads back to itself")
         if len(chain) == LONGEST_CHAIN:
             raise self._error(key, f"more than {LONGEST_CHAIN} interpolations lead to each other in a row")
-        node: Any = self._values
+        node: Plain = self._values
         for part in wanted.split("."):
             if isinstance(node, dict) and part in node:
                 node = node[part]
@@ -119,7 +119,7 @@ class _Resolver:
                 raise self._error(
                     key, f"there is no key {printable(wanted, 60)} for ${{{printable(wanted, 60)}}}"
                 )
-        return self.container(node, wanted, (*chain, key))
+        return self._value(node, wanted, (*chain, key))
 
     def _error(self, key: str, problem: str) -> UserError:
         place = f" ({self._origins[key]})" if key in self._origins else ""

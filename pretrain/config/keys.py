@@ -11,11 +11,12 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
 from pretrain.config.schema import RunConfig
+from pretrain.config.yaml_reader import Plain
 
 Kind = Literal["value", "section", "list", "free"]
 INDEX = re.compile(r"\.\d+(?=\.|$)")
@@ -38,7 +39,7 @@ class SchemaField:
     """
     description: str
     required: bool
-    default: Any
+    default: Plain | tuple[Plain, ...]
     text: bool
     """Whether the value is text."""
 
@@ -49,16 +50,18 @@ def schema() -> dict[str, SchemaField]:
     return {field.key: field for field in _walk(RunConfig, "")}
 
 
-def defaults() -> dict[str, Any]:
+def defaults() -> dict[str, Plain]:
     """Every section with the keys that have a default, as plain nested values."""
-    nested: dict[str, Any] = {}
+    nested: dict[str, Plain] = {}
     for field in schema().values():
         *parents, last = field.key.split(".")
         if "*" in parents or (field.required and field.kind != "section"):
             continue
         section = nested
         for parent in parents:
-            section = section[parent]
+            inner = section[parent]
+            assert isinstance(inner, dict)
+            section = inner
         section[last] = (
             {}
             if field.kind == "section"
@@ -80,7 +83,7 @@ def is_text(key: str) -> bool:
     return found is not None and found.text
 
 
-def section_of(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: object) -> type[BaseModel] | None:
     """The section class inside an annotation such as `X`, `X | None` or `list[X]`.
 
     None where there is none.
@@ -119,13 +122,13 @@ def _ratio(left: str, right: str) -> float:
     return SequenceMatcher(None, left, right).ratio()
 
 
-def _takes_text(annotation: Any) -> bool:
+def _takes_text(annotation: object) -> bool:
     if get_origin(annotation) in (Union, types.UnionType, Annotated):
         return any(map(_takes_text, get_args(annotation)))
     return annotation is str
 
 
-def _kind(annotation: Any) -> Kind:
+def _kind(annotation: object) -> Kind:
     if section_of(annotation) is not None:
         return "list" if get_origin(annotation) is list else "section"
     return "free" if get_origin(annotation) is dict else "value"

@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -20,7 +19,7 @@ from pretrain.config.errors import user_error
 from pretrain.config.interpolation import MARK
 from pretrain.config.keys import general, schema
 from pretrain.config.schema import RunConfig
-from pretrain.config.yaml_reader import dump
+from pretrain.config.yaml_reader import Plain, dump
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,8 @@ class Row:
     """One key of a configuration."""
 
     key: str
-    value: Any
-    default: Any
+    value: object
+    default: object
     required: bool
     """Has no default."""
     changed: bool
@@ -126,7 +125,7 @@ def _rows(section: BaseModel, prefix: str, origins: Composition) -> Iterator[Row
         )
 
 
-def _escaped(value: Any) -> Any:
+def _escaped(value: Plain) -> Plain:
     """Protects text that only looks like an interpolation from being one when it is read again."""
     if isinstance(value, str):
         return MARK.sub(lambda match: match[1] * 2 + "\\${", value)

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES, scheme_names
@@ -19,7 +18,7 @@ from pretrain.config.compose import COMMAND_LINE, compose
 from pretrain.config.errors import checked
 from pretrain.config.factors import FactorsConfig
 from pretrain.config.load import load_with_origins
-from pretrain.config.yaml_reader import YamlError, parse
+from pretrain.config.yaml_reader import Plain, YamlError, parse
 
 # Settings of the model, beside the scheme's own options, that belong to how a scheme is used.
 SETTINGS = (
@@ -50,9 +49,9 @@ class Variant:
     scheme: str
     options: dict[str, float | bool] = field(default_factory=dict)
     """Of the scheme."""
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Plain] = field(default_factory=dict)
     """Dotted keys of the model section."""
-    factors: dict[str, Any] = field(default_factory=dict)
+    factors: dict[str, Plain] = field(default_factory=dict)
     """Dotted keys of optimizer.factors."""
 
     @property
@@ -107,7 +106,7 @@ class Variant:
         return self if base is None else replace(self, settings={"init.base": base, **self.settings})
 
 
-def validated(values: dict[str, Any], prefix: str = "") -> ModelConfig:
+def validated(values: Mapping[str, object], prefix: str = "") -> ModelConfig:
     """The model of these values.
 
     Raises UserError in one line, after `prefix`, where they do not fit together.
@@ -136,9 +135,9 @@ def parse_variant(text: str) -> Variant:
     name, *pairs = text.strip().split(":")
     if name not in SCHEMES:
         raise UserError(f"scheme {name!r} is unknown; choose one of {', '.join(scheme_names())}")
-    options: dict[str, float | bool] = {}
-    settings: dict[str, Any] = {}
-    factors: dict[str, Any] = {}
+    options: dict[str, Plain] = {}
+    settings: dict[str, Plain] = {}
+    factors: dict[str, Plain] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
@@ -158,18 +157,20 @@ def parse_variant(text: str) -> Variant:
             options[key] = (
                 float(parsed) if isinstance(parsed, int) and not isinstance(parsed, bool) else parsed
             )
-    return _checked(Variant(text.strip(), name, options, settings, factors))
+    return Variant(text.strip(), name, _options(text, name, options), settings, factors)
 
 
-def _checked(variant: Variant) -> Variant:
-    scheme = SCHEMES[variant.scheme]
+def _options(text: str, name: str, given: Mapping[str, Plain]) -> dict[str, float | bool]:
+    """Options of the scheme `name`. Raises UserError for one that does not fit."""
+    scheme = SCHEMES[name]
     try:
-        scheme.check_options(variant.options)
+        scheme.check_options(given)
     except ValueError as error:
-        unknown = set(variant.options) - set(scheme.options)
-        others = f"; beside them {', '.join(SETTINGS)}, {FACTORS}ROLE.rate" if unknown else ""
-        raise UserError(f"scheme {variant.text!r}: {error}{others}") from error
-    return variant
+        others = f"; beside them {', '.join(SETTINGS)}, {FACTORS}ROLE.rate"
+        raise UserError(
+            f"scheme {text!r}: {error}{others if set(given) - set(scheme.options) else ''}"
+        ) from error
+    return {key: value for key, value in given.items() if isinstance(value, (bool, int, float))}
 
 
 def _recipe(path: str) -> Variant:
@@ -178,12 +179,11 @@ def _recipe(path: str) -> Variant:
     Raises UserError for a file without a scheme, or with keys that are none of a recipe's.
     """
     given = compose(path)
-    model = given.values["model"]
-    name = model.get("scheme")
-    if "model.scheme" not in given.origins or name not in SCHEMES:
+    name = _value(given.values, "model.scheme")
+    if "model.scheme" not in given.origins or not isinstance(name, str) or name not in SCHEMES:
         raise UserError(f"recipe {path}: model.scheme={name!r}: choose one of {', '.join(scheme_names())}")
-    settings: dict[str, Any] = {}
-    factors: dict[str, Any] = {}
+    settings: dict[str, Plain] = {}
+    factors: dict[str, Plain] = {}
     for key in given.origins:
         section, _, rest = key.partition(".")
         value = _value(given.values, key)
@@ -200,11 +200,13 @@ def _recipe(path: str) -> Variant:
             )
     file = Path(path)
     text = f"{file.parent.name}/{file.stem}".lstrip("/")
-    return _checked(Variant(text, name, dict(model.get("scheme_options") or {}), settings, factors))
+    options = _value(given.values, "model.scheme_options")
+    known = _options(text, name, options if isinstance(options, dict) else {})
+    return Variant(text, name, known, settings, factors)
 
 
-def _value(values: Mapping[str, Any], key: str) -> Any:
-    found: Any = values
+def _value(values: Plain, key: str) -> Plain:
+    found = values
     for part in key.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
     return found

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import yaml
 
@@ -30,7 +30,9 @@ MOST_VALUES = 50_000
 LONGEST_KEY, LONGEST_NUMBER = 200, 100
 """Characters."""
 
-LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+Plain: TypeAlias = "bool | int | float | str | list[Plain] | dict[str, Plain] | None"
+"""A value that YAML holds."""
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 NULL = ("", "~", "null", "Null", "NULL")
 BOOLEAN = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
@@ -46,7 +48,7 @@ class YamlError(UserError):
 class Document:
     """What a text holds."""
 
-    value: Any
+    value: Plain
     lines: dict[str, int] = field(default_factory=dict)
     """Line of every dotted key, items of lists by number."""
 
@@ -91,7 +93,7 @@ def parse(text: str, is_text: Callable[[str], bool] = lambda key: False, prefix:
     return Document(builder.document, builder.lines)
 
 
-def scalar(text: str) -> Any:
+def scalar(text: str) -> bool | int | float | str | None:
     """An unquoted word as null, true/false, a number or text.
 
     Raises ValueError for a number of too many digits.
@@ -112,7 +114,7 @@ def scalar(text: str) -> Any:
     return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 
-def dump(value: Any) -> str:
+def dump(value: Plain) -> str:
     """Plain values as YAML that `parse` reads back equal."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)
 
@@ -140,7 +142,7 @@ _Dumper.add_representer(str, _text)
 class _Open:
     """A section or list that is being read."""
 
-    value: Any
+    value: list[Plain] | dict[str, Plain]
     key: str
     line: int
     anchor: str | None
@@ -152,14 +154,14 @@ class _Builder:
     """Takes events and makes `document` of them."""
 
     def __init__(self, is_text: Callable[[str], bool], prefix: str) -> None:
-        self.document: Any = None
+        self.document: Plain = None
         self.lines: dict[str, int] = {}
         self._is_text, self._prefix = is_text, prefix
         self._open: list[_Open] = []
-        self._anchors: dict[str, tuple[Any, int]] = {}
+        self._anchors: dict[str, tuple[Plain, int]] = {}
         self._values = self._documents = 0
 
-    def take(self, event: Any) -> None:
+    def take(self, event: yaml.Event) -> None:
         """One event of the parser. Raises YamlError for what is not read."""
         if isinstance(event, yaml.DocumentStartEvent):
             self._documents += 1
@@ -172,7 +174,7 @@ class _Builder:
         elif isinstance(event, yaml.NodeEvent):
             self._node(event)
 
-    def _node(self, event: Any) -> None:
+    def _node(self, event: yaml.NodeEvent) -> None:
         if getattr(event, "tag", None) is not None:
             raise _error(
                 event, f"the tag {printable(event.tag, 60)} is not read: quote a value to make it text"
@@ -196,12 +198,13 @@ class _Builder:
         else:
             value = [] if isinstance(event, yaml.SequenceStartEvent) else {}
         self._put(above, value)
-        if isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
+        begins = isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent))
+        if begins and isinstance(value, (list, dict)):
             if len(self._open) == DEEPEST:
                 raise _error(event, f"more than {DEEPEST} levels of sections and lists")
             self._open.append(_Open(value, key, event.start_mark.line + 1, event.anchor))
 
-    def _key(self, section: _Open, event: Any) -> None:
+    def _key(self, section: _Open, event: yaml.NodeEvent) -> None:
         """The next event is a key: its text as it is written, also where it looks like a number."""
         if not isinstance(event, yaml.ScalarEvent):
             raise _error(event, "a key must be a word, not a section, a list or an alias")
@@ -220,7 +223,7 @@ class _Builder:
         # The line of a key, not of its value, which may begin below it.
         self.lines[_joined(section.key, event.value)] = event.start_mark.line + 1
 
-    def _place(self, above: _Open | None, event: Any) -> str:
+    def _place(self, above: _Open | None, event: yaml.NodeEvent) -> str:
         if above is None:
             return self._prefix
         if above.last is not None:
@@ -229,31 +232,32 @@ class _Builder:
         self.lines[key] = event.start_mark.line + 1
         return key
 
-    def _put(self, above: _Open | None, value: Any) -> None:
+    def _put(self, above: _Open | None, value: Plain) -> None:
         if above is None:
             self.document = value
-        elif above.last is not None:
-            above.value[above.last], above.last = value, None
-        else:
+        elif isinstance(above.value, list):
             above.value.append(value)
+        else:
+            assert above.last is not None
+            above.value[above.last], above.last = value, None
 
-    def _scalar(self, event: yaml.ScalarEvent, key: str) -> Any:
+    def _scalar(self, event: yaml.ScalarEvent, key: str) -> Plain:
         if not event.implicit[0]:
-            return event.value
+            return str(event.value)
         try:
             value = scalar(event.value)
         except ValueError as error:
             raise _error(event, str(error)) from None
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return event.value if number and self._is_text(key) else value
+        return str(event.value) if number and self._is_text(key) else value
 
-    def _count(self, event: Any, values: int) -> None:
+    def _count(self, event: yaml.NodeEvent, values: int) -> None:
         self._values += values
         if self._values > MOST_VALUES:
             raise _error(event, f"more than {MOST_VALUES} values")
 
 
-def _size(value: Any) -> int:
+def _size(value: Plain) -> int:
     """Values inside a value, itself included.
 
     What aliases repeat was counted when it was put in, so this stays small.
@@ -263,7 +267,7 @@ def _size(value: Any) -> int:
     return 1 + sum(map(_size, value.values() if isinstance(value, dict) else value))
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: Plain) -> Plain:
     if isinstance(value, dict):
         return {key: _copied(inner) for key, inner in value.items()}
     return [_copied(inner) for inner in value] if isinstance(value, list) else value
@@ -273,7 +277,7 @@ def _joined(key: str, last: str) -> str:
     return f"{key}.{last}" if key else last
 
 
-def _error(event: Any, problem: str) -> YamlError:
+def _error(event: yaml.Event, problem: str) -> YamlError:
     mark = event.start_mark
     return YamlError(f"line {mark.line + 1}, column {mark.column + 1}: {problem}")
 
