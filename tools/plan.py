@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypedDict, final
 
 import typer
 from rich.console import Console
@@ -13,8 +13,59 @@ from rich.table import Table
 from model.errors import UserError
 from parallel.hardware.gpus import PLANNED
 
+if TYPE_CHECKING:
+    from pretrain.plan.layouts import Prediction
+
 PIPED_WIDTH = 160
 MOST_GPUS = 10_000_000
+
+
+@final
+class Row(TypedDict):
+    """One layout."""
+
+    layout: dict[str, int | str]
+    micro_batches: int
+    memory: dict[str, float]
+    """Bytes of every part, and `total`."""
+    fits: bool
+    step: dict[str, float]
+    """Seconds of every part, and `total`."""
+    limit: str
+    """What takes most of the step."""
+    shares: dict[str, float]
+    sent_per_step: dict[str, float]
+    """Bytes."""
+    bubble: float
+    tokens_per_s: float
+    mfu: float
+    days: float
+    cost: float | None
+
+
+@final
+class Impossible(TypedDict):
+    """What stands in place of a layout that cannot be."""
+
+    impossible: str
+
+
+class Report(TypedDict):
+    """The whole answer."""
+
+    gpu: str
+    gpus: int
+    precision: str
+    memory_of_gpu: float
+    """Bytes."""
+    efficiency_fitted: bool
+    parameters: dict[str, int]
+    flops_per_token: dict[str, float]
+    tokens_per_step: int
+    tokens: float
+    configured: Row | Impossible
+    layouts: list[Row]
+    why_none: str | None
 
 
 def command(
@@ -62,7 +113,7 @@ def plan(
     tokens: float | None,
     price: float | None,
     top: int,
-) -> dict[str, Any]:
+) -> Report:
     """The whole answer as plain data; bytes, seconds, days.
 
     Raises UserError for an unknown GPU, an impossible layout or an unknown vocabulary.
@@ -83,7 +134,7 @@ def plan(
     budget = tokens or config.train.steps * work.batch * work.seq_length
     flops = flops_per_token(model, work.seq_length, recompute=parallel.recompute.granularity)
     try:
-        own: dict[str, Any] = _row(configured(config, work, device, world), budget, world, price)
+        own: Row | Impossible = _row(configured(config, work, device, world), budget, world, price)
     except UserError as error:
         own = {"impossible": str(error)}
     tried = possible(work, device, world)
@@ -104,7 +155,7 @@ def plan(
     }
 
 
-def _row(one: Any, tokens: float, world: int, price: float | None) -> dict[str, Any]:
+def _row(one: Prediction, tokens: float, world: int, price: float | None) -> Row:
     from pretrain.plan.layouts import days
 
     length = days(one, tokens)
@@ -125,7 +176,7 @@ def _row(one: Any, tokens: float, world: int, price: float | None) -> dict[str, 
     }
 
 
-def _print(report: dict[str, Any], console: Console) -> None:
+def _print(report: Report, console: Console) -> None:
     from pretrain.plan.speed import LIMITS
 
     counts, flops = report["parameters"], report["flops_per_token"]
@@ -163,7 +214,7 @@ def _print(report: dict[str, Any], console: Console) -> None:
         console.print(f"  {word}: {meaning}", style="dim")
 
 
-def _details(own: dict[str, Any], memory: float, console: Console) -> None:
+def _details(own: Row, memory: float, console: Console) -> None:
     parts, step, sent = own["memory"], own["step"], own["sent_per_step"]
     gib = ", ".join(
         f"{name} {parts[name] / 2**30:.2f}"
@@ -193,15 +244,15 @@ def _details(own: dict[str, Any], memory: float, console: Console) -> None:
     )
 
 
-def _limit(row: dict[str, Any]) -> str:
+def _limit(row: Row) -> str:
     return ", ".join(f"{word} {share:.0%}" for word, share in list(row["shares"].items())[:2])
 
 
-def _degrees(row: dict[str, Any]) -> str:
+def _degrees(row: Row) -> str:
     return " ".join(f"{name}={value}" for name, value in row["layout"].items() if name not in ("cp", "sp"))
 
 
-def _table(report: dict[str, Any]) -> Table:
+def _table(report: Report) -> Table:
     table = Table(title="Layouts that fit, fastest first", title_justify="left")
     cost = report["layouts"][0]["cost"] is not None
     for name in (

@@ -5,8 +5,8 @@ depth, and over time.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -27,11 +27,22 @@ from pretrain.report.style import (
     to_svg,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 MARKERS = "oDs^vP"
-LINES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
 
-def looks(variants: Sequence[str]) -> dict[str, dict[str, Any]]:
+class Look(TypedDict):
+    """How the lines of one scheme look."""
+
+    color: str
+    marker: str
+
+
+def looks(variants: Sequence[str]) -> dict[str, Look]:
     """Colour and marker of every scheme, the same in all pictures."""
     return {
         variant: {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
@@ -52,12 +63,12 @@ def charts(outcomes: Sequence[Outcome], unigram: float) -> list[Chart]:
     return made
 
 
-def _legend(figure: Any, axes: Any) -> None:
+def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", handlelength=1.6, fontsize=8)
 
 
-def _unigram(axes: Any, unigram: float) -> None:
+def _unigram(axes: Axes, unigram: float) -> None:
     if math.isfinite(unigram):
         axes.axhline(
             unigram,
@@ -69,7 +80,7 @@ def _unigram(axes: Any, unigram: float) -> None:
         )
 
 
-def curves(best: Sequence[Best], layers: int, unigram: float, look: dict[str, dict[str, Any]]) -> Chart:
+def curves(best: Sequence[Best], layers: int, unigram: float, look: Mapping[str, Look]) -> Chart:
     """Training loss of the best cells of one depth."""
     title = f"Training loss at each scheme's own best setting, {layers} layers"
     caption = (
@@ -112,7 +123,7 @@ def _smooth(outcome: Outcome) -> tuple[Values, Values]:
     return steps[places], smooth
 
 
-def sweep(outcomes: Sequence[Outcome], layers: int, unigram: float, look: dict[str, dict[str, Any]]) -> Chart:
+def sweep(outcomes: Sequence[Outcome], layers: int, unigram: float, look: Mapping[str, Look]) -> Chart:
     """Final loss over the peak rate, one line a scheme and warm-up."""
     title = f"Sweep over rate and warm-up, {layers} layers"
     caption = (
@@ -158,7 +169,7 @@ def sweep(outcomes: Sequence[Outcome], layers: int, unigram: float, look: dict[s
                 min(max(finite), max(unigram if math.isfinite(unigram) else 0, min(finite)) + 1.0) + 0.1,
             )
         panels[0].set_ylabel("final loss (nats per token)")
-        seen: dict[str, Any] = {}
+        seen: dict[str, Artist] = {}
         for axes in panels:
             seen.update(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         figure.legend(
@@ -168,7 +179,7 @@ def sweep(outcomes: Sequence[Outcome], layers: int, unigram: float, look: dict[s
     return Chart(title, caption, svg, wide=True)
 
 
-def over_depth(best: Sequence[Best], unigram: float, look: dict[str, dict[str, Any]]) -> Chart:
+def over_depth(best: Sequence[Best], unigram: float, look: Mapping[str, Look]) -> Chart:
     """Final loss over depth."""
     title = "Final loss over depth"
     caption = (

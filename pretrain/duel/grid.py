@@ -8,16 +8,16 @@ the same command resumes the duel.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from model.config import ModelConfig
 from model.errors import UserError
 from model.parameters.size import parameter_count
+from model.records import Record, read_record
 from model.words import printable
 from parallel.launch.exit_codes import ExitCode
 from pretrain.config.errors import checked
@@ -151,13 +151,23 @@ def cell_config(base: RunConfig, cell: Cell, equal: Equal, folder: Path) -> RunC
     return checked(RunConfig, values, f"cell {printable(cell.name)}: ")
 
 
-def finished(folder: Path) -> dict[str, Any] | None:
+class CellResult(Record):
+    """How the training of a cell ended."""
+
+    name: str
+    code: int
+    """As a process would exit."""
+    reason: str
+    seconds: float
+
+
+def finished(folder: Path) -> CellResult | None:
     """The result of a cell's folder, or None while it is not trained to its end."""
     try:
-        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        result = read_record(folder / RESULT, CellResult, "it is trained again")
+    except (OSError, UserError):
         return None
-    return result if isinstance(result, dict) and result.get("code") in [int(code) for code in DONE] else None
+    return result if result.code in DONE else None
 
 
 def check_unchanged(configs: Sequence[RunConfig]) -> None:

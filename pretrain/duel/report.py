@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from model.files import atomic_write_text
 from model.words import duration, quantity
@@ -41,7 +40,7 @@ def write(duel: Duel, folder: Path) -> tuple[Path, Path]:
     return page, data
 
 
-def as_json(duel: Duel) -> dict[str, Any]:
+def as_json(duel: Duel) -> dict[str, object]:
     """steps, tokens_per_step, unigram_entropy, equal; `statements`: sentences; `best`: own best
     setting of every scheme and depth; `cells`: all.
     """

@@ -95,7 +95,7 @@ def outcome(cell: Cell, config: RunConfig, unigram: float) -> Outcome:
         count_spikes(losses),
         count_bursts(norms),
         median(times) if times else math.nan,
-        float(result["seconds"]) if result else math.nan,
+        result.seconds if result else math.nan,
         parameter_count(config.model)["total"],
         flops_per_token(config.model, config.data.seq_length).model,
         config.model.hidden_size,

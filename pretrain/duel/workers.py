@@ -20,19 +20,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from model.files import atomic_write_text
 from parallel.launch.exit_codes import ExitCode
 from parallel.launch.local import stop_signals
 from pretrain.config.schema import RunConfig
-from pretrain.duel.grid import DONE, RESULT, check_unchanged, finished
+from pretrain.duel.grid import DONE, RESULT, CellResult, check_unchanged, finished
 from pretrain.rundir.state import Owner, stop_file
 
 CONTEXT = multiprocessing.get_context("spawn")
 
 
-def train_cell(config: RunConfig) -> dict[str, Any]:
+def train_cell(config: RunConfig) -> CellResult:
     """Trains one cell in this process and writes its result.
 
     Checkpoints are removed once the cell is finished.
@@ -47,14 +46,10 @@ def train_cell(config: RunConfig) -> dict[str, Any]:
         code, reason = _train(config, ALONE, single_process(), folder)
     finally:
         gc.collect()  # an engine is a circle of references, and the next cell needs its memory
-    result = {
-        "name": config.name,
-        "code": int(code),
-        "reason": reason,
-        "seconds": round(time.time() - begin, 1),
-    }
+    seconds = round(time.time() - begin, 1)
+    result = CellResult(name=config.name, code=int(code), reason=reason, seconds=seconds)
     if code in DONE:
-        atomic_write_text(folder / RESULT, json.dumps(result))
+        atomic_write_text(folder / RESULT, json.dumps(result.model_dump()))
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return result
 
@@ -90,11 +85,8 @@ def train_cells(configs: Sequence[RunConfig], jobs: int, report: Callable[[str],
     report(f"{before} of {len(configs)} cells are finished; training {len(waiting)} with {workers} workers")
     done = 0
     for result in _run(waiting, workers):
-        done += result["code"] in [int(code) for code in DONE]
-        report(
-            f"[{before + done}/{len(configs)}] {result['name']}: "
-            f"{result['reason']} ({result['seconds']:.0f} s)"
-        )
+        done += result.code in DONE
+        report(f"[{before + done}/{len(configs)}] {result.name}: {result.reason} ({result.seconds:.0f} s)")
     return done == len(waiting)
 
 
@@ -124,7 +116,7 @@ class _Worker:
             os.kill(self.process.pid, signal.SIGINT)
 
 
-def _run(configs: Sequence[RunConfig], number: int) -> Iterator[dict[str, Any]]:
+def _run(configs: Sequence[RunConfig], number: int) -> Iterator[CellResult]:
     """Results as cells end.
 
     Ctrl-C and SIGTERM make running cells save and leave, and no other begin.
@@ -147,7 +139,7 @@ def _run(configs: Sequence[RunConfig], number: int) -> Iterator[dict[str, Any]]:
             for connection in wait([worker.connection for worker in workers], timeout=0.5):
                 worker = next(one for one in workers if one.connection is connection)
                 try:
-                    result = worker.connection.recv()
+                    result: CellResult | None = worker.connection.recv()
                 except (EOFError, OSError):
                     workers.remove(worker)
                     if worker.cell is not None:
@@ -157,7 +149,7 @@ def _run(configs: Sequence[RunConfig], number: int) -> Iterator[dict[str, Any]]:
                     continue
                 worker.ready, worker.cell = True, None
                 if result is not None:
-                    asked = asked or result["code"] in (ExitCode.STOPPED, ExitCode.STOPPED_BY_USER)
+                    asked = asked or result.code in (ExitCode.STOPPED, ExitCode.STOPPED_BY_USER)
                     yield result
                 if waiting and not asked:
                     worker.give(waiting.popleft())
@@ -173,8 +165,8 @@ def _run(configs: Sequence[RunConfig], number: int) -> Iterator[dict[str, Any]]:
             worker.process.terminate()
 
 
-def _lost(name: str, reason: str) -> dict[str, Any]:
-    return {"name": name, "code": int(ExitCode.CRASH), "reason": reason, "seconds": 0.0}
+def _lost(name: str, reason: str) -> CellResult:
+    return CellResult(name=name, code=int(ExitCode.CRASH), reason=reason, seconds=0.0)
 
 
 def _work(connection: Connection, device: str | None) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from model.config import ModelConfig
 from model.cost.flops import flops_per_token, forward_flops
 from parallel.config import ParallelConfig, RecomputeConfig
 from parallel.hardware.gpus import planned_gpu
 from pretrain.plan.layouts import Work, predict
+
+Sizes = Mapping[str, int | str | bool]
+"""Fields of ModelConfig."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Published:
 
     source: str
     what: str
-    model: dict[str, Any]
+    model: Sizes
     gpu: str
     gpus: int
     seq_length: int
@@ -41,12 +43,12 @@ class Published:
         return model_config(self.model, self.seq_length)
 
 
-def model_config(sizes: dict[str, Any], seq_length: int) -> ModelConfig:
+def model_config(sizes: Sizes, seq_length: int) -> ModelConfig:
     """A pre-norm decoder of these sizes."""
-    return ModelConfig(**{"scheme": "pre_ln", "max_position_embeddings": seq_length} | sizes)
+    return ModelConfig.model_validate({"scheme": "pre_ln", "max_position_embeddings": seq_length, **sizes})
 
 
-def _mpt(layers: int, hidden: int, heads: int) -> dict[str, Any]:
+def _mpt(layers: int, hidden: int, heads: int) -> Sizes:
     return {
         "num_layers": layers,
         "hidden_size": hidden,
@@ -57,20 +59,18 @@ def _mpt(layers: int, hidden: int, heads: int) -> dict[str, Any]:
     }
 
 
-def _gpt(layers: int, hidden: int, heads: int) -> dict[str, Any]:
+def _gpt(layers: int, hidden: int, heads: int) -> Sizes:
     return {"num_layers": layers, "hidden_size": hidden, "num_attention_heads": heads, "vocab_size": 51200}
 
 
-def _llama(layers: int, hidden: int, heads: int, ffn: int) -> dict[str, Any]:
-    shape = {
+def _llama(layers: int, hidden: int, heads: int, ffn: int) -> Sizes:
+    return {
         "num_layers": layers,
         "hidden_size": hidden,
         "num_attention_heads": heads,
         "ffn_hidden_size": ffn,
         "num_query_groups": 8,
         "vocab_size": 128256,
-    }
-    return shape | {
         "position": "rotary",
         "activation": "swiglu",
         "normalization": "rmsnorm",
@@ -103,7 +103,7 @@ def _foundry(
 
 def _megatron(
     what: str,
-    sizes: dict[str, Any],
+    sizes: Sizes,
     gpus: int,
     micro: int,
     samples: int,
@@ -156,11 +156,16 @@ def _titan(how: str, gpu: str, gpus: int, samples: int, rate: float, precision: 
     )
 
 
-def _bridge(what: str, sizes: dict[str, Any], gpus: int, rate: float, **degrees: Any) -> Published:
-    """Megatron-Bridge's FP8 runs on H100, sequences of 8192, batches of 128."""
-    return Published(
-        "Megatron-Bridge", what, sizes, "h100", gpus, 8192, 1, 128, rate, precision="fp8", **degrees
-    )
+def _bridge(
+    what: str, sizes: Sizes, gpus: int, rate: float, degrees: tuple[int, int, int] = (1, 1, 1)
+) -> Published:
+    """Megatron-Bridge's FP8 runs on H100, sequences of 8192, batches of 128.
+
+    degrees: tensor and pipeline parallelism, virtual stages.
+    """
+    one = Published("Megatron-Bridge", what, sizes, "h100", gpus, 8192, 1, 128, rate, precision="fp8")
+    tensor, pipeline, virtual = degrees
+    return replace(one, tensor=tensor, pipeline=pipeline, virtual=virtual)
 
 
 @functools.cache
@@ -196,7 +201,7 @@ def runs() -> tuple[Published, ...]:
         _titan("compiled, FP8", "h100", 8, 16, 8532, "fp8"),
         _titan("compiled, FP8", "h200", 32, 64, 10938, "fp8"),
         _bridge("Llama 3 8B, FP8", LLAMA_8B, 8, 14451),
-        _bridge("Llama 3 70B, FP8", LLAMA_70B, 64, 1602, tensor=4, pipeline=8, virtual=5),
+        _bridge("Llama 3 70B, FP8", LLAMA_70B, 64, 1602, (4, 8, 5)),
     )
 
 

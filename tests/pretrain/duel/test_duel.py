@@ -153,7 +153,7 @@ def test_a_cell_that_diverges_is_finished_and_has_no_loss(config: Path, tmp_path
         "tokens",
         tmp_path,
     )
-    assert train_cell(wanted)["code"] == 77
+    assert train_cell(wanted).code == 77
     found = outcome(cell, wanted, UNIGRAM)
     assert found.status == "diverged"
     assert math.isnan(found.validation)
