@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,7 @@ LONGEST_WORDS = 2000
 """Characters of a problem that are told to other ranks."""
 
 R = TypeVar("R", bound=Record)
+Json = TypeVar("Json")
 _KINDS: dict[str, type[Exception]] = {"UserError": UserError}
 
 
@@ -56,7 +57,7 @@ class Problem(Record):
     text: str = ""
 
 
-def gather(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+def gather(value: Json, group: dist.ProcessGroup | None = None) -> list[Json]:
     """The JSON values of all ranks, in order of rank, on every rank.
 
     Raises ValueError for a value that is no JSON or too long.

@@ -122,7 +122,7 @@ class LazyGroup(TyperGroup):
             raise RuntimeError(f"a pipe or socket to another process broke: {error}") from error
 
 
-def load_command(row: Row) -> Any:
+def load_command(row: Row) -> TyperCommand | TyperGroup:
     """Imports a row's module and makes its command.
 
     Raises UserError for a module that has not what the row says.
@@ -136,7 +136,7 @@ def load_command(row: Row) -> Any:
         ]
         # An app with one command of the row's own name is that command.
         # Any other app is a group, also while it has one command only.
-        command: Any = (
+        command = (
             get_command(target) if names == [row.name] and not target.registered_groups else get_group(target)
         )
     elif callable(target):
@@ -145,6 +145,7 @@ def load_command(row: Row) -> Any:
         command = get_command(wrapper)
     else:
         raise UserError(f"command {row.name}: {module} has no {attribute}")
+    assert isinstance(command, (TyperCommand, TyperGroup))
     command.name = row.name
     command.params = [
         parameter

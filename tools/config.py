@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -87,7 +87,7 @@ def _table(section: str, rows: list[Row]) -> Table:
     return table
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return printable(value if isinstance(value, str) else json.dumps(value, default=list), LONGEST)
 
 

@@ -7,7 +7,7 @@ import os
 import re
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -154,7 +154,7 @@ def verify(
     from model.errors import UserError
     from pretrain.data.dataset_admin import verify_data as run
 
-    whole: list[dict[str, Any]] = []
+    whole: list[dict[str, object]] = []
     damaged: list[UserError] = []
     for folder in folders:
         try:

@@ -34,7 +34,7 @@ def command(
     from pretrain.trained.import_hf import import_checkpoint
 
     folder = import_checkpoint(source, out, vocab_multiple=vocab_multiple)
-    model = open_checkpoint(folder).config["model"]
+    model = open_checkpoint(folder).sections.model or {}
     if as_json:
         typer.echo(json.dumps({"checkpoint": str(folder), "model": model}))
     elif not quiet:

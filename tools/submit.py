@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -126,7 +126,7 @@ def command(
         follow_log(log_path(planned, jobs[0]), f"{jobs[0]}_0" if request.array else jobs[0])
 
 
-def facts(planned: Plan) -> dict[str, Any]:
+def facts(planned: Plan) -> dict[str, object]:
     """What a plan is, for --json."""
     runs = [str(run_dir) for run_dir, _ in planned.runs]
     return {"runs": runs, "script_file": str(planned.script_file), "script": planned.script}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from model.errors import UserError
 from model.files import inside
 from model.records import Record, read_record
+from model.weights.tensor_file import TensorFile, open_tensors
 from model.words import printable
 
 TOKENIZERS = ("tokenizer.model", "spiece.model")
@@ -59,7 +59,7 @@ class SafetensorsFolder(Mapping[str, Tensor]):
     """
 
     def __init__(self, folder: Path) -> None:
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, TensorFile] = {}
         self._places: dict[str, str] = {}
         index, single = source_file(folder, INDEX), source_file(folder, SINGLE)
         if index is not None:
@@ -80,7 +80,7 @@ class SafetensorsFolder(Mapping[str, Tensor]):
         if path is None:
             raise UserError(f"{folder / printable(name)} is missing, although {INDEX} names it: {AGAIN}")
         try:
-            self._files[name] = safe_open(path, framework="pt")
+            self._files[name] = open_tensors(path)
         except SafetensorError as error:
             raise UserError(f"{path} is damaged ({printable(error)}): {AGAIN}") from None
 
@@ -96,7 +96,7 @@ class SafetensorsFolder(Mapping[str, Tensor]):
     def facts(self, name: str) -> tuple[tuple[int, ...], str]:
         """(shape, element type as safetensors calls it) of a tensor, from its file's header."""
         part = self._files[self._places[name]].get_slice(name)
-        return tuple(part.get_shape()), str(part.get_dtype())
+        return tuple(part.get_shape()), part.get_dtype()
 
     def __getitem__(self, name: str) -> Tensor:
         tensor: Tensor = self._files[self._places[name]].get_tensor(name)

@@ -31,7 +31,7 @@ def saved_model(reader: CheckpointReader) -> SavedModel:
 
     Raises UserError for a configuration that is none, or that describes another model.
     """
-    fields, source = reader.config.get("model"), reader.folder / MANIFEST
+    fields, source = reader.sections.model, reader.folder / MANIFEST
     if not fields:
         raise UserError(f"{source} does not say which model it is of: use another checkpoint")
     depth = 1 + max((int(match[1]) for name in reader.names() if (match := LAYER.match(name))), default=-1)
@@ -41,8 +41,9 @@ def saved_model(reader: CheckpointReader) -> SavedModel:
             f"its files hold {depth} layers: use another checkpoint"
         )
     try:
-        config = ModelConfig(
-            **{"vocab_size": _vocabulary(reader), **fields} if fields.get("vocab_size") is None else fields
+        unknown = fields.get("vocab_size") is None
+        config = ModelConfig.model_validate(
+            {"vocab_size": _vocabulary(reader), **fields} if unknown else fields
         )
     except ValidationError as error:
         first = error.errors()[0]
@@ -61,7 +62,7 @@ def check_tensors(reader: CheckpointReader) -> int:
     Raises UserError for weights that are not there,
     for moments that some parameters have and others lack, and for values that are not finite.
     """
-    muon = (reader.config.get("optimizer") or {}).get("kind") == "muon"
+    muon = reader.sections.optimizer.kind == "muon"
     trained = any(reader.has("exp_avg", name) for name in reader.names())
     count = 0
     for name in reader.names():
@@ -123,8 +124,8 @@ def _pieces(tokenizer: Path) -> int:
 
 
 def _seq_length(reader: CheckpointReader) -> int:
-    length = (reader.config.get("data") or {}).get("seq_length")
-    if not isinstance(length, int) or length < 1:
+    length = reader.sections.data.seq_length
+    if length is None:
         raise UserError(
             f"{reader.folder / MANIFEST} names neither model.max_position_embeddings nor data.seq_length: "
             "use another checkpoint"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import xxhash
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from model.errors import UserError
 from model.files import inside
@@ -49,18 +50,11 @@ class Fragment:
     shard: Shard
     """Which part of the whole tensor it is."""
 
-    def to_json(self) -> list[Any]:
-        """As a compact JSON list."""
+    def row(self) -> Row:
+        """As it is written, compactly."""
         shard = self.shard
-        return [
-            self.name,
-            self.group,
-            self.offset,
-            self.start,
-            self.length,
-            list(self.shape),
-            [shard.dim, shard.index, shard.count, shard.stride],
-        ]
+        cut = (shard.dim, shard.index, shard.count, shard.stride)
+        return self.name, self.group, self.offset, self.start, self.length, self.shape, cut
 
 
 class FileFacts(Record):
@@ -87,7 +81,7 @@ class DataSection(Record):
     """What readers want to know of the data."""
 
     seq_length: Annotated[int, Field(ge=1, le=1 << 40)] | None = None
-    corpora: list[dict[str, Any]] = Field(default_factory=list)
+    corpora: list[dict[str, object]] = Field(default_factory=list)
     cache: str | None = None
 
 
@@ -96,6 +90,9 @@ class TrainSection(Record):
 
     micro_batch_size: Annotated[int, Field(ge=1, le=1 << 40)] | None = None
     precision: str | None = None
+    fp32_residual: bool | None = None
+    seed: int | None = None
+    steps: int | None = None
 
 
 class OptimizerSection(Record):
@@ -104,16 +101,20 @@ class OptimizerSection(Record):
     kind: str = "adamw"
 
 
+EMPTY = BeforeValidator(lambda given: {} if given is None else given)
+"""Reads a section that is null as an empty one."""
+
+
 class Sections(Record):
     """The configuration of a checkpoint, as far as the types that readers rely on go."""
 
     name: str | None = None
     """Name of the run."""
-    model: dict[str, Any] | None = None
+    model: dict[str, object] | None = None
     """Fields of ModelConfig."""
-    data: DataSection | None = None
-    train: TrainSection | None = None
-    optimizer: OptimizerSection | None = None
+    data: Annotated[DataSection, EMPTY] = DataSection()
+    train: Annotated[TrainSection, EMPTY] = TrainSection()
+    optimizer: Annotated[OptimizerSection, EMPTY] = OptimizerSection()
 
 
 class Manifest(Record):
@@ -129,10 +130,10 @@ class Manifest(Record):
     """Their layout, as `Layout.summary` gives it."""
     files: Annotated[dict[str, FileFacts], Field(min_length=1)]
     """Facts of every file beside the manifest."""
-    progress: dict[str, Any]
+    progress: dict[str, object]
     """Position of the run; at least the keys of SavedProgress."""
-    config: dict[str, Any]
-    """The configuration of the run."""
+    config: dict[str, object]
+    """The configuration of the run; Sections has what readers rely on."""
     versions: dict[str, str | None] = Field(default_factory=dict)
     """Versions of packages."""
 
@@ -144,21 +145,31 @@ class Index(Record):
     """The pieces in it."""
 
 
-def step_manifest(folder: Path, content: dict[str, Any]) -> Manifest:
+def step_manifest(folder: Path, content: Mapping[str, object]) -> Manifest:
     """Parsed content of a manifest as a record.
 
     Raises UserError naming the key that does not fit, or a folder of another step's name.
     """
     source = str(folder / MANIFEST)
     manifest = as_record(content, Manifest, source, ADVICE)
-    as_record(manifest.progress, SavedProgress, f"{source}, progress", ADVICE)
-    as_record(manifest.config, Sections, f"{source}, config", ADVICE)
+    saved_progress(folder, manifest)
+    sections(folder, manifest)
     if folder.name.startswith("step_") and folder.name != step_folder(manifest.step):
         raise UserError(
             f"{folder} holds the checkpoint of step {manifest.step}, as its {MANIFEST} says: "
             f"rename it to {step_folder(manifest.step)}, or move it away"
         )
     return manifest
+
+
+def saved_progress(folder: Path, manifest: Manifest) -> SavedProgress:
+    """Where the run was. Raises UserError naming the key that does not fit."""
+    return as_record(manifest.progress, SavedProgress, f"{folder / MANIFEST}, progress", ADVICE)
+
+
+def sections(folder: Path, manifest: Manifest) -> Sections:
+    """What readers rely on of the configuration. Raises UserError as `saved_progress` does."""
+    return as_record(manifest.config, Sections, f"{folder / MANIFEST}, config", ADVICE)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -212,17 +223,17 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def file_facts(path: Path) -> dict[str, Any]:
-    """Size and checksum of a file, as a manifest has them; FileFacts when read again."""
-    return {"bytes": path.stat().st_size, CHECKSUM: file_hash(path)}
+def file_facts(path: Path) -> FileFacts:
+    """Size and checksum of a file, for a manifest."""
+    return FileFacts(bytes=path.stat().st_size, xxh3_64=file_hash(path))
 
 
-def manifest_text(manifest: dict[str, Any]) -> str:
+def manifest_text(manifest: Mapping[str, object]) -> str:
     """A manifest as it is written, sealed with a checksum of its own content."""
-    return json.dumps(manifest | {CHECKSUM: _seal(manifest)}, indent=1)
+    return json.dumps({**manifest, CHECKSUM: _seal(manifest)}, indent=1)
 
 
-def _seal(manifest: dict[str, Any]) -> str:
+def _seal(manifest: Mapping[str, object]) -> str:
     content = {key: value for key, value in manifest.items() if key != CHECKSUM}
     # Read back first, so that what is sealed is what a reader will see (tuples are lists there).
     return xxhash.xxh3_64_hexdigest(json.dumps(json.loads(json.dumps(content)), sort_keys=True).encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +55,7 @@ def flat_state(engine: Engine, group: int, *, create: bool = False) -> dict[str,
             )
         return {"master": flat.detach(), **{kind: state[kind] for kind in kinds if kind in state}}
     states = [engine.optimizer.state[named.parameter] for named in engine.groups[group].parameters]
-    gathered: dict[str, Any] = {
+    gathered: dict[str, list[Tensor]] = {
         "master": [named.parameter.detach() for named in engine.groups[group].parameters]
     }
     if all(states):

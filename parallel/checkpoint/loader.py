@@ -37,7 +37,7 @@ def check_model(reader: CheckpointReader, parameters: Sequence[NamedParameter]) 
 
 def check_optimizer(reader: CheckpointReader, engine: Engine) -> None:
     """Raises UserError when a checkpoint's moments are another optimizer's."""
-    saved = (reader.config.get("optimizer") or {}).get("kind", "adamw")
+    saved = reader.sections.optimizer.kind
     wanted = "muon" if engine.options.muon else "adamw"
     if saved != wanted:
         raise UserError(
@@ -81,9 +81,7 @@ def _read_state(engine: Engine, reader: CheckpointReader) -> None:
     for _, fragment in owned_fragments(engine):
         by_group[fragment.group].append(fragment)
     for group in range(len(engine.groups)):
-        set_state(
-            engine, group, kinds, _filler(reader, by_group[group]), int(reader.progress["optimizer_step"])
-        )
+        set_state(engine, group, kinds, _filler(reader, by_group[group]), reader.progress.optimizer_step)
 
 
 def _same_streams(engine: Engine, reader: CheckpointReader) -> dict[str, Tensor]:

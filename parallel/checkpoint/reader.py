@@ -9,18 +9,28 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from model.errors import UserError
 from model.files import inside
 from model.parameters.shards import Shard, full_shape, put, take
+from model.weights.tensor_file import TensorFile, open_tensors
 from model.words import printable
 from parallel.checkpoint.folders import MANIFEST, read_pointer, resolve
-from parallel.checkpoint.format import Fragment, file_hash, read_index, read_manifest
+from parallel.checkpoint.format import (
+    Fragment,
+    SavedProgress,
+    Sections,
+    file_hash,
+    read_index,
+    read_manifest,
+    saved_progress,
+    sections,
+)
 
 INDEX_FILE = re.compile(r"^rank_[0-9]+\.json\Z")
 TOKENIZER = "tokenizer.model"
@@ -50,10 +60,10 @@ class CheckpointReader:
         self.folder = folder
         self.manifest = read_manifest(folder)
         self.step: int = self.manifest.step
-        self.config: dict[str, Any] = self.manifest.config
-        self.progress: dict[str, Any] = self.manifest.progress
+        self.progress: SavedProgress = saved_progress(folder, self.manifest)
+        self.sections: Sections = sections(folder, self.manifest)
         self.fragments: dict[str, list[tuple[str, Fragment]]] = defaultdict(list)
-        self._open: dict[str, Any] = {}
+        self._open: dict[str, TensorFile] = {}
         self._flats: dict[tuple[str, int, str], Tensor] = {}
         self._names: dict[str, set[str]] = {}
         self._whole: set[str] = set()
@@ -249,10 +259,10 @@ class CheckpointReader:
             self._names[file] = set(self._file(file).keys())
         return self._names[file]
 
-    def _file(self, name: str) -> Any:
+    def _file(self, name: str) -> TensorFile:
         if name not in self._open:
             try:
-                self._open[name] = safe_open(self.folder / name, framework="pt")
+                self._open[name] = open_tensors(self.folder / name)
             except (SafetensorError, OSError) as error:
                 raise UserError(
                     f"{self.folder / name} cannot be read ({error}): use an older checkpoint"
@@ -295,7 +305,7 @@ def open_checkpoint(path: Path | str) -> CheckpointReader:
     return CheckpointReader(folder)
 
 
-def _cut(fragment: Fragment) -> tuple[Any, ...]:
+def _cut(fragment: Fragment) -> tuple[object, ...]:
     """What the pieces of one parameter have in common."""
     shard = fragment.shard
     return fragment.shape, shard.dim, shard.count, shard.stride

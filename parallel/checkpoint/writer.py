@@ -10,10 +10,9 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,7 +22,7 @@ from model.files import atomic_write_text, sync_folder
 from model.records import Record
 from parallel.checkpoint.errors import SaveError
 from parallel.checkpoint.folders import LATEST, MANIFEST, leftovers_in, read_pointer, step_folder, steps_in
-from parallel.checkpoint.format import FORMAT, FileFacts, file_facts, manifest_text
+from parallel.checkpoint.format import FORMAT, FileFacts, Row, file_facts, manifest_text
 from parallel.checkpoint.fragments import flat_state, is_writer, owned_fragments
 from parallel.checkpoint.part import write_part
 from parallel.checkpoint.random_state import rng_states
@@ -48,9 +47,9 @@ class Snapshot:
     step: int
     tensors: dict[str, Tensor]
     """On the host."""
-    rows: list[list[Any]]
+    rows: list[Row]
     """Its index."""
-    facts: dict[str, Any]
+    facts: Mapping[str, object]
     """The manifest without files."""
     extra: dict[str, bytes]
     """Small files by name."""
@@ -60,9 +59,9 @@ def take_snapshot(
     engine: Engine,
     step: int,
     *,
-    progress: dict[str, Any],
-    config: dict[str, Any],
-    versions: dict[str, Any],
+    progress: Mapping[str, object],
+    config: Mapping[str, object],
+    versions: Mapping[str, str | None],
     extra: dict[str, bytes],
     buffers: dict[str, Tensor] | None = None,
 ) -> Snapshot:
@@ -84,7 +83,7 @@ def take_snapshot(
     if buffers is not None and torch.cuda.is_available():
         torch.cuda.synchronize()
     tensors |= {f"rng.{name}": state for name, state in rng_states().items()}
-    rows = [fragment.to_json() for _, fragment in owned_fragments(engine) if writes[fragment.group]]
+    rows = [fragment.row() for _, fragment in owned_fragments(engine) if writes[fragment.group]]
     facts = {
         "format": FORMAT,
         "step": step,
@@ -110,9 +109,9 @@ def save(
     folder: Path,
     step: int,
     *,
-    progress: dict[str, Any],
-    config: dict[str, Any],
-    versions: dict[str, Any],
+    progress: Mapping[str, object],
+    config: Mapping[str, object],
+    versions: Mapping[str, str | None],
     extra: dict[str, bytes],
 ) -> float:
     """Saves a checkpoint of `step` under `folder`; returns the seconds it took.
@@ -159,24 +158,17 @@ def write(
 
     try:
         agree(fenced(lambda: _make_partial(partial)) if rank == 0 else None, group)
-        files: dict[str, dict[str, Any]] = {}
-        agree(_attempt(partial, lambda: files.update(_write_rank(snapshot, partial, rank))), group)
-        reports = gather_records(
-            Report(files={name: FileFacts(**facts) for name, facts in files.items()}), group
-        )
-        manifest = snapshot.facts | {
-            "files": {name: facts.model_dump() for report in reports for name, facts in report.files.items()}
-        }
-        agree(
-            fenced(lambda: _publish(partial, folder, step, manifest, snapshot.extra)) if rank == 0 else None,
-            group,
-        )
+        own: dict[str, FileFacts] = {}
+        agree(_attempt(partial, lambda: own.update(_write_rank(snapshot, partial, rank))), group)
+        reports = gather_records(Report(files=own), group)
+        files = {name: facts for report in reports for name, facts in report.files.items()}
+        agree(fenced(lambda: _publish(partial, folder, snapshot, files)) if rank == 0 else None, group)
     except Exception:
         # On a full disk a torn copy would only make things worse.
         if rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
         raise
-    return sum(facts["bytes"] for facts in manifest["files"].values())
+    return sum(facts.bytes for facts in files.values())
 
 
 def _attempt(place: Path, action: Callable[[], None]) -> Exception | None:
@@ -204,7 +196,7 @@ def _make_partial(partial: Path) -> None:
     partial.mkdir(parents=True)
 
 
-def _write_rank(snapshot: Snapshot, folder: Path, rank: int) -> dict[str, dict[str, Any]]:
+def _write_rank(snapshot: Snapshot, folder: Path, rank: int) -> dict[str, FileFacts]:
     """Writes this process's files; returns size and hash of each."""
     paths = write_part(folder, rank, snapshot.tensors, snapshot.rows)
     for path in paths:
@@ -217,14 +209,18 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _publish(
-    partial: Path, folder: Path, step: int, manifest: dict[str, Any], extra: dict[str, bytes]
-) -> None:
-    for name, content in extra.items():
+def _publish(partial: Path, folder: Path, snapshot: Snapshot, files: dict[str, FileFacts]) -> None:
+    """Makes the half-written folder the newest checkpoint.
+
+    files: what all processes have written; the small files are added to it.
+    """
+    step = snapshot.step
+    for name, content in snapshot.extra.items():
         (partial / name).write_bytes(content)
         _sync(partial / name)
-        manifest["files"][name] = file_facts(partial / name)
-    atomic_write_text(partial / MANIFEST, manifest_text(manifest))
+        files[name] = file_facts(partial / name)
+    written = {name: facts.model_dump() for name, facts in files.items()}
+    atomic_write_text(partial / MANIFEST, manifest_text({**snapshot.facts, "files": written}))
     final = folder / step_folder(step)
     replaced = folder / f".{step_folder(step)}.replaced"
     if final.exists():

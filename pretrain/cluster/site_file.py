@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
@@ -232,7 +232,7 @@ def _text(value: object) -> object:
 class _Loader(yaml.SafeLoader):
     """YAML of plain values, without the old forms in which 24:00:00 is 86400 and 010 is 8."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -281,7 +281,7 @@ def load_site(path: Path | str | None) -> SiteConfig:
         raise UserError(f"site file {path}: {_first(error)}") from None
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> object:
     try:
         if path.exists() and (not path.is_file() or path.stat().st_size > LARGEST_FILE):
             raise UserError(f"site file {path} is no regular file of at most {LARGEST_FILE >> 20} MiB")

@@ -23,7 +23,7 @@ from parallel.checkpoint.folders import (
     step_folder,
     steps_in,
 )
-from parallel.checkpoint.format import Manifest, read_manifest
+from parallel.checkpoint.format import Manifest, read_manifest, saved_progress
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.checkpoint.writer import doomed_steps, prune
 from parallel.checkpoint.writer import remove as remove_folders
@@ -127,7 +127,7 @@ def list_checkpoints(path: Path) -> list[CheckpointRow]:
                 "bytes": sum(facts.bytes for facts in manifest.files.values()),
                 "layout": manifest.layout,
                 "processes": manifest.world_size,
-                "consumed_tokens": manifest.progress.get("consumed_tokens"),
+                "consumed_tokens": saved_progress(folder, manifest).consumed_tokens,
             }
         except UserError as error:
             row["problem"] = str(error)
@@ -161,12 +161,12 @@ def checkpoint_facts(path: Path, *, names: bool) -> CheckpointFacts:
         "time": local_time(manifest.time),
         "layout": manifest.layout,
         "processes": manifest.world_size,
-        "progress": reader.progress,
+        "progress": manifest.progress,
         "parameters": sum(math.prod(shape) for shape in shapes.values()),
         "tensors": len(shapes),
         "moments": reader.has("exp_avg"),
         "files": {name: facts.bytes for name, facts in manifest.files.items()},
-        "model": reader.config.get("model"),
+        "model": reader.sections.model,
         "versions": manifest.versions,
     }
     if names:
@@ -184,7 +184,7 @@ def verify_checkpoint(path: Path) -> Verified:
     """
     reader = open_checkpoint(path)
     reader.verify()
-    if reader.config.get("model"):
+    if reader.sections.model:
         saved_model(reader)
     tensors = check_tensors(reader)
     lost = lost_in(reader.folder.parent) if reader.folder != path else ""

@@ -162,10 +162,10 @@ class Trainer:
             return None
         reader, own = found
         # Adam's own count came with the moments, and the next save has to write it down.
-        self.applied_steps = int(reader.progress["optimizer_step"])
+        self.applied_steps = reader.progress.optimizer_step
         if own:
             self.step = self.saved_step = reader.step
-            self.skipped_in_row = int(reader.progress.get("skipped_in_row") or 0)
+            self.skipped_in_row = reader.progress.skipped_in_row or 0
         return str(reader.folder)
 
     def save(self, *, asynchronous: bool = False, prune: bool = True) -> None:

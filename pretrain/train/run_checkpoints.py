@@ -14,13 +14,14 @@ from pathlib import Path
 import torch.distributed as dist
 
 from model.errors import UserError
+from model.records import Record
 from parallel.checkpoint.background import Saved, Saver
 from parallel.checkpoint.folders import findings, newest_in, read_pointer, resolve, step_folder, steps_in
 from parallel.checkpoint.loader import load
 from parallel.checkpoint.reader import CheckpointReader
 from parallel.checkpoint.writer import prune
 from parallel.engine.engine import Engine
-from parallel.exchange import gather, together, told_as_it_is
+from parallel.exchange import gather_records, together, told_as_it_is
 from parallel.hardware.fp8_state import checkpoint_file, restore
 from pretrain.config.schema import RunConfig
 from pretrain.data.blend import TokenBlend
@@ -37,6 +38,15 @@ from pretrain.train.same_run import (
 )
 
 told_as_it_is(StaleStartError)
+
+
+class Origin(Record):
+    """Where a run continues from."""
+
+    own: bool = False
+    """Whether it has checkpoints of its own."""
+    folder: str | None = None
+    """The step folder; None where there is none."""
 
 
 class Checkpoints:
@@ -71,8 +81,9 @@ class Checkpoints:
         Raises UserError for a damaged checkpoint or one of another model.
         """
         with together():
-            own, source = self._source() if dist.get_rank() == 0 else (False, None)
-        own, source = gather([own, source])[0]
+            origin = self._origin() if dist.get_rank() == 0 else Origin()
+        origin = gather_records(origin)[0]
+        own, source = origin.own, origin.folder
         found = findings(self.folder)
         if source is None:
             self._say(found, "starting from the beginning")
@@ -100,17 +111,13 @@ class Checkpoints:
             restore(self.engine.chunks, reader.folder)
         return reader, own
 
-    def _source(self) -> tuple[bool, str | None]:
-        """(whether the run has checkpoints of its own, the step folder to continue from).
-
-        The folder is None where there is none.
-        """
+    def _origin(self) -> Origin:
         newest = newest_in(self.folder)
         if newest is not None:
-            return True, str(newest)
+            return Origin(own=True, folder=str(newest))
         check_nothing_lost(self.run_dir)
         load_from = self.config.checkpoint.load
-        return False, str(resolve(load_from)) if load_from else None
+        return Origin(folder=str(resolve(load_from)) if load_from else None)
 
     def save(self, step: int, counts: dict[str, int], *, asynchronous: bool) -> Saved | None:
         """Begins a save, or does it all. counts: kept with the position.

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, ValidationError
 
@@ -135,7 +135,7 @@ def check_same_data(reader: CheckpointReader, config: RunConfig, blend: TokenBle
 def _other_data(reader: CheckpointReader, config: RunConfig, ours: list[CorpusIdentity]) -> str:
     """How the data differ from the checkpoint's; empty for the same, or where nothing is known."""
     source, advice = str(reader.folder), "use another checkpoint"
-    theirs = as_record(reader.progress, _Progress, f"{source}, progress", advice).data
+    theirs = as_record(reader.manifest.progress, _Progress, f"{source}, progress", advice).data
     shares = [corpus.share for corpus in ours]
     if theirs is None:  # of version 0.1.0, which kept the configuration only
         data = as_record(_section(reader, "data"), _Data, f"{source}, config.data", advice)
@@ -156,7 +156,7 @@ def differences(reader: CheckpointReader, config: RunConfig) -> list[str]:
 
     Settings that a checkpoint of an earlier version does not know are left out.
     """
-    ours, theirs = dict(_flat(config.model_dump(mode="json"))), dict(_flat(reader.config))
+    ours, theirs = dict(_flat(config.model_dump(mode="json"))), dict(_flat(reader.manifest.config))
     found = [
         f"{key} {_shown(theirs[key])} -> {_shown(ours[key])}"
         for key in ours
@@ -182,20 +182,23 @@ def _rates(reader: CheckpointReader, config: RunConfig) -> tuple[float, float] |
     try:
         schedule = ScheduleConfig.model_validate(_section(reader, "schedule"))
         optimizer = OptimizerConfig.model_validate(_section(reader, "optimizer"))
-        before = learning_rate(schedule, optimizer.lr, step, int(_section(reader, "train")["steps"]))
-    except (ValidationError, KeyError, TypeError, ValueError):
+    except ValidationError:
         return None
+    steps = reader.sections.train.steps
+    if steps is None:
+        return None
+    before = learning_rate(schedule, optimizer.lr, step, steps)
     return before, learning_rate(config.schedule, config.optimizer.lr, step, config.train.steps)
 
 
-def _section(reader: CheckpointReader, name: str) -> dict[str, Any]:
-    section = reader.config.get(name)
+def _section(reader: CheckpointReader, name: str) -> dict[str, object]:
+    section = reader.manifest.config.get(name)
     return section if isinstance(section, dict) else {}
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     """(dotted key, value) of everything in nested sections and lists of sections."""
-    items: list[tuple[str, Any]] | None = None
+    items: list[tuple[str, object]] | None = None
     if isinstance(value, dict):
         items = list(value.items())
     elif isinstance(value, list) and any(isinstance(one, dict) for one in value):
@@ -211,5 +214,5 @@ def _percent(shares: list[float]) -> str:
     return " : ".join(f"{100 * share:.4g} %" for share in shares)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return printable(value if isinstance(value, str) else json.dumps(value), VALUE)

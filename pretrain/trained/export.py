@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from model.errors import UserError
 from model.folders import check_target
@@ -68,7 +68,7 @@ def trained_in_16_bits(trained: Trained) -> bool:
 
     So it did where `auto` was asked for and nothing tells what that was.
     """
-    wish = (trained.reader.config.get("train") or {}).get("precision")
+    wish = trained.reader.sections.train.precision
     if wish != "auto":
         return wish == "bf16"
     metrics = trained.reader.folder.parent.parent / "metrics.jsonl"
@@ -82,31 +82,31 @@ def _logits_in_bf16(trained: Trained, tokens: Tensor) -> Tensor:
     return Scorer(trained, "bf16", verified=True).logits(tokens)
 
 
-def provenance(trained: Trained) -> dict[str, Any]:
+def provenance(trained: Trained) -> dict[str, object]:
     """Where a checkpoint comes from, for the model card; what is not recorded is left out."""
-    manifest, progress = trained.reader.manifest, trained.reader.progress
-    tokens = progress.get("consumed_tokens")
+    manifest, sections = trained.reader.manifest, trained.reader.sections
+    tokens = trained.reader.progress.consumed_tokens
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items() if version)
     rows = {
         "name": trained.name,
-        "run": trained.reader.config.get("name"),
-        "source": progress.get("imported_from"),
+        "run": sections.name,
+        "source": manifest.progress.get("imported_from"),
         "training step": trained.reader.step,
         "training tokens": f"{tokens:,}" if tokens else None,
-        "training sequence length": (trained.reader.config.get("data") or {}).get("seq_length"),
-        "seed": progress.get("seed"),
+        "training sequence length": sections.data.seq_length,
+        "seed": manifest.progress.get("seed"),
         "code commit": _commit(trained.reader.folder),
         "packages": versions,
     }
     return {label: value for label, value in rows.items() if value not in (None, "")}
 
 
-def _special(trained: Trained) -> dict[str, Any]:
+def _special(trained: Trained) -> dict[str, int | None]:
     """Special token ids that an import left in the checkpoint.
 
     Raises UserError where they are no ids.
     """
-    given = trained.reader.progress.get("special_tokens") or {}
+    given = trained.reader.manifest.progress.get("special_tokens") or {}
     source = str(trained.reader.folder / MANIFEST)
     return as_record(given, Special, f"{source}, special_tokens", "use another checkpoint").model_dump()
 

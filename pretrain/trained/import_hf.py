@@ -7,7 +7,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -15,7 +15,7 @@ from model.errors import UserError
 from model.folders import FolderKind, check_target, whole_folder
 from model.records import LARGEST
 from parallel.checkpoint.folders import MANIFEST, step_folder
-from parallel.checkpoint.format import FORMAT, Fragment, file_facts, manifest_text
+from parallel.checkpoint.format import FORMAT, Fragment, Row, file_facts, manifest_text
 from pretrain.rundir.environment import versions
 
 if TYPE_CHECKING:
@@ -80,16 +80,16 @@ def _check_tokenizer(path: Path, rows: int) -> None:
         raise UserError(f"{path} has {pieces} pieces, but the model has rows for {rows}: {advice}")
 
 
-def _parts(imported: Imported) -> Iterator[tuple[dict[str, Tensor], list[list[Any]]]]:
+def _parts(imported: Imported) -> Iterator[tuple[dict[str, Tensor], list[Row]]]:
     """(flat tensors, fragment rows) of one file after another."""
     from model.parameters.shards import WHOLE
 
     tensors: dict[str, Tensor] = {}
-    rows: list[list[Any]] = []
+    rows: list[Row] = []
     for group, (name, tensor) in enumerate(imported.weights.items()):
         # One group per tensor: groups only say which flat tensor of a file a piece lies in.
         tensors[f"group{group}.master"] = tensor.reshape(-1)
-        rows.append(Fragment(name, group, 0, 0, tensor.numel(), tuple(tensor.shape), WHOLE).to_json())
+        rows.append(Fragment(name, group, 0, 0, tensor.numel(), tuple(tensor.shape), WHOLE).row())
         if sum(part.nbytes for part in tensors.values()) >= FILE_BYTES:
             yield tensors, rows
             tensors, rows = {}, []
@@ -108,7 +108,7 @@ def _write(imported: Imported, folder: Path, source: str) -> None:
         files += [f"{name}.safetensors", f"{name}.json"]
     if imported.tokenizer:
         shutil.copyfile(imported.tokenizer, folder / "tokenizer.model")
-    facts = {name: file_facts(folder / name) for name in files}
+    facts = {name: file_facts(folder / name).model_dump() for name in files}
     manifest = {
         "format": FORMAT,
         "step": 0,

@@ -37,7 +37,7 @@ class Trained:
     @property
     def name(self) -> str:
         """Name of the run, or of the folder where the checkpoint names none."""
-        return str(self.reader.config.get("name") or self.reader.folder.name)
+        return self.reader.sections.name or self.reader.folder.name
 
     def corpora(self) -> list[Corpus]:
         """The data sets that it was trained on.
@@ -46,10 +46,7 @@ class Trained:
         """
         source = self.reader.folder / MANIFEST
         try:
-            found = [
-                Corpus.model_validate(one)
-                for one in (self.reader.config.get("data") or {}).get("corpora") or []
-            ]
+            found = [Corpus.model_validate(one) for one in self.reader.sections.data.corpora]
         except ValidationError as error:
             first = error.errors()[0]
             key = printable(".".join(map(str, ("data.corpora", *first["loc"]))))

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -70,9 +70,9 @@ class Perplexity:
             "perplexity": math.exp(nats) if nats < 700 else None,
         }
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """All of it as plain data."""
-        facts = {name: value for name, value in vars(self).items() if name != "nats"}
+        facts: dict[str, object] = {name: value for name, value in vars(self).items() if name != "nats"}
         return facts | {
             "total_nats": self.nats,
             **{f"per_{unit}": self.per(getattr(self, f"{unit}s")) for unit in ("token", "byte", "word")},
@@ -139,11 +139,11 @@ def evaluate(
     from pretrain.trained.open import open_trained
 
     trained = open_trained(checkpoint)
-    run = trained.reader.config
+    run = trained.reader.sections
     tokenizer = Tokenizer(trained.tokenizer) if trained.tokenizer else None
     if batch_size is None:
-        batch_size = (run.get("train") or {}).get("micro_batch_size") or BATCH
-    window = (run.get("data") or {}).get("seq_length") or trained.positions
+        batch_size = run.train.micro_batch_size or BATCH
+    window = run.data.seq_length or trained.positions
     if data is not None and text:
         raise UserError("give either --data or --text, not both")
     if text_key is not None and not text:
@@ -157,9 +157,7 @@ def evaluate(
         )
     else:
         found = _data_windows(trained, tokenizer, data, split, window, samples, batch_size)
-    return _score(
-        trained, tokenizer, found, precision or (run.get("train") or {}).get("precision") or "auto", progress
-    )
+    return _score(trained, tokenizer, found, precision or run.train.precision or "auto", progress)
 
 
 def _score(
@@ -208,9 +206,9 @@ def _data_windows(
     from pretrain.config.schema import Corpus
     from pretrain.data.blend import open_blend
 
-    own = trained.reader.config.get("data") or {}
+    own = trained.reader.sections.data.cache
     corpora = trained.corpora() if data is None else [checked(Corpus, {"path": str(data)}, "--data: ")]
-    cache = Path(own["cache"]) if data is None and own.get("cache") else None
+    cache = Path(own) if data is None and own else None
     blend = open_blend(corpora, split, window, 0, cache, alone=True)
     name = ", ".join(corpus.path for corpus in corpora)
     if blend.vocab_size != trained.config.vocab_size:

@@ -40,9 +40,7 @@ class Scorer:
         from parallel.hardware.precision import numerics_for, this_machine
 
         numerics = numerics_for(precision, "auto", Fp8Config(), this_machine())
-        if numerics.dtype != torch.float32 and (trained.reader.config.get("train") or {}).get(
-            "fp32_residual"
-        ):
+        if numerics.dtype != torch.float32 and trained.reader.sections.train.fp32_residual:
             numerics = replace(numerics, fp32_residual=True)
         on_cpu = not torch.cuda.is_available()
         config = transformer_config(

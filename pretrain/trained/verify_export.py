@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from model.config import ModelConfig
 from model.errors import UserError
 from pretrain.rundir.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from pretrain.trained.open import Trained
 
 LOSS_TOLERANCE = 2e-3
 BATCH = 8
@@ -43,21 +46,17 @@ class Verification:
         return abs(self.exported_loss - self.trained_loss) <= LOSS_TOLERANCE * self.trained_loss
 
 
-def validation_tokens(config: dict[str, Any], samples: int) -> torch.Tensor:
+def validation_tokens(trained: Trained, samples: int) -> torch.Tensor:
     """The tokens [samples, seq_length + 1] that the trainer evaluated on."""
-    from pretrain.config.schema import Corpus
     from pretrain.data.blend import open_blend
 
-    data = config["data"]
-    cache = Path(data["cache"]) if data.get("cache") else None
-    blend = open_blend(
-        [Corpus(**corpus) for corpus in data["corpora"]],
-        "validation",
-        data["seq_length"],
-        config["train"]["seed"],
-        cache,
-        alone=True,
-    )
+    data, seed = trained.reader.sections.data, trained.reader.sections.train.seed
+    if data.seq_length is None or seed is None:
+        raise UserError(
+            f"{trained.reader.folder} names no data.seq_length or no train.seed: use another checkpoint"
+        )
+    cache = Path(data.cache) if data.cache else None
+    blend = open_blend(trained.corpora(), "validation", data.seq_length, seed, cache, alone=True)
     return blend.batch(range(samples))
 
 
@@ -85,7 +84,7 @@ def verify_export(run_dir: Path, exported: Path, prompt: str, new_tokens: int = 
             f"{run_dir}/metrics.jsonl has no evaluation at step {trained.reader.step}, "
             "the step of the newest checkpoint"
         )
-    tokens = validation_tokens(trained.reader.config, int(evaluations[-1].samples))
+    tokens = validation_tokens(trained, int(evaluations[-1].samples))
     model = AutoModelForCausalLM.from_pretrained(
         exported, trust_remote_code=trust, dtype=torch.float32, use_safetensors=True
     ).eval()

@@ -132,7 +132,7 @@ def seal_again(path: Path) -> bool:
     """
     try:
         manifest = json.loads((path.parent / MANIFEST).read_text())
-        manifest["files"][path.name] = file_facts(path)
+        manifest["files"][path.name] = file_facts(path).model_dump()
         manifest.pop("checksum", None)
         (path.parent / MANIFEST).write_text(manifest_text(manifest))
     except Exception:

@@ -17,7 +17,7 @@ from pretrain.cluster.site_file import SiteConfig
 from pretrain.cluster.submit import Request, log_path, plan, submit
 from pretrain.config.load import load_config
 from pretrain.rundir.metrics import read_metrics
-from pretrain.rundir.state import read_state
+from pretrain.rundir.state import State, read_state
 from tests.pretrain.small import small_data
 from tests.slurm.slurm_cluster import LAB, PATIENCE, Cluster
 
@@ -100,7 +100,7 @@ class Runs:
     def count(self, pattern: str) -> int:
         return len(re.findall(pattern, self.log.read_text(), re.MULTILINE))
 
-    def state(self, run_dir: Path | None = None) -> dict[str, Any]:
+    def state(self, run_dir: Path | None = None) -> State:
         return read_state(run_dir or self.run_dir)
 
     def steps(self) -> list[int]:

@@ -37,7 +37,7 @@ def checkpoint(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         import_hf.FILE_BYTES = limit
     assert len(list(folder.glob("step_00000000/*.safetensors"))) > 3
     model = yaml.safe_load((folder / "model.yaml").read_text())["model"]
-    assert ModelConfig(**model) == ModelConfig(**open_checkpoint(folder).config["model"])
+    assert ModelConfig(**model) == ModelConfig.model_validate(open_checkpoint(folder).sections.model)
     return folder
 
 

@@ -14,12 +14,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import typer
 
 from model.errors import UserError
 from model.hf.trust import own_code
+from model.records import Record, as_record
 from tools.dev import run
 
 PROMPTS = ("def main(", "import os\n\n\nclass ", "The ")
@@ -39,7 +39,7 @@ for prompt in prompts:
 extra = [name for name in ("model", "pretrain", "tools", "megatron", "deepspeed", "sentencepiece", \
 "google.protobuf")
          if importlib.util.find_spec(name.partition(".")[0])]
-print(json.dumps({"class": type(model).__name__, "texts": texts, "counts": counts, "extra": extra,
+print(json.dumps({"kind": type(model).__name__, "texts": texts, "counts": counts, "extra": extra,
                   "transformers": transformers.__version__}))
 """
 
@@ -73,12 +73,24 @@ def make_venv(folder: Path, transformers: str | None = None) -> Path:
     return python
 
 
-def continue_there(python: Path, exported: Path, prompts: tuple[str, ...], tokens: int) -> dict[str, Any]:
-    """What an export is and does in another environment, by key.
+class Continued(Record):
+    """What an export is and does in another environment."""
 
-    class and transformers: its class, the version of transformers.
-    texts and counts: continuations and their tokens, prompt by prompt.
-    extra: modules that should not be there.
+    kind: str
+    """Its class."""
+    transformers: str
+    """The version there."""
+    texts: list[str]
+    """Continuations, prompt by prompt."""
+    counts: list[int]
+    """Their tokens."""
+    extra: list[str]
+    """Modules that should not be there."""
+
+
+def continue_there(python: Path, exported: Path, prompts: tuple[str, ...], tokens: int) -> Continued:
+    """Continues prompts with an export, greedily, in another environment.
+
     Raises UserError where it fails, or brings code that is not ours.
     """
     trust = own_code(exported)
@@ -99,8 +111,8 @@ def continue_there(python: Path, exported: Path, prompts: tuple[str, ...], token
             f"{exported} does not work with {python}: "
             f"{(done.stderr.strip().splitlines() or ['no output'])[-1]}"
         )
-    facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return facts
+    said = json.loads(done.stdout.splitlines()[-1])
+    return as_record(said, Continued, f"what {python} printed", "it is not the environment that was made")
 
 
 def main(
@@ -119,16 +131,14 @@ def main(
     place = exported or folder / "hf"
     own_code(place)  # before an environment is made
     theirs = continue_there(make_venv(venv, transformers), place, PROMPTS, tokens)
-    if transformers not in (None, theirs["transformers"]):
+    if transformers not in (None, theirs.transformers):
         raise UserError(
-            f"{venv} has transformers {theirs['transformers']}, not {transformers}: name another folder"
+            f"{venv} has transformers {theirs.transformers}, not {transformers}: name another folder"
         )
-    extra = f", but {', '.join(theirs['extra'])}" if theirs["extra"] else ""
-    typer.echo(
-        f"{theirs['class']} in {venv}, transformers {theirs['transformers']}, which has no Fathom{extra}"
-    )
+    extra = f", but {', '.join(theirs.extra)}" if theirs.extra else ""
+    typer.echo(f"{theirs.kind} in {venv}, transformers {theirs.transformers}, which has no Fathom{extra}")
     equal = True
-    for prompt, text, count in zip(PROMPTS, theirs["texts"], theirs["counts"], strict=True):
+    for prompt, text, count in zip(PROMPTS, theirs.texts, theirs.counts, strict=True):
         ours = "".join(generate_text(folder, prompt, tokens, temperature=0))
         equal = equal and ours == text
         verdict = "the same text" if ours == text else f"DIFFERENT: {ours!r}, there {text!r}"

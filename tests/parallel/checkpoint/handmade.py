@@ -81,9 +81,10 @@ def write(folder: Path, step: int = 3, seed: int = 0) -> Path:
             }
         name = f"rank_{rank:05d}"
         save_file({key: value.contiguous() for key, value in data.items()}, target / f"{name}.safetensors")
-        (target / f"{name}.json").write_text(json.dumps({"fragments": [row.to_json() for row in rows]}))
+        (target / f"{name}.json").write_text(json.dumps({"fragments": [row.row() for row in rows]}))
         files |= {
-            one.name: file_facts(one) for one in (target / f"{name}.safetensors", target / f"{name}.json")
+            one.name: file_facts(one).model_dump()
+            for one in (target / f"{name}.safetensors", target / f"{name}.json")
         }
     manifest = {
         "format": FORMAT,
@@ -116,7 +117,7 @@ def reseal(step: Path, change: Callable[[dict[str, Any]], object], *files: str) 
     manifest.pop("xxh3_64")
     change(manifest)
     for name in files:
-        manifest["files"][name] = file_facts(step / name)
+        manifest["files"][name] = file_facts(step / name).model_dump()
     (step / MANIFEST).write_text(manifest_text(manifest))
 
 

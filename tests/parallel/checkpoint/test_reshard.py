@@ -112,7 +112,7 @@ def test_every_tensor_and_moment_is_the_same(found: dict[str, Any], case: str) -
     folder = Path(found["root"]) / model
     source, copy = open_checkpoint(folder / "source"), open_checkpoint(folder / target)
     assert sorted(source.names()) == sorted(copy.names())
-    assert source.progress == copy.progress
+    assert source.manifest.progress == copy.manifest.progress
     for name in source.names():
         for kind in STATE_KINDS:
             assert torch.equal(source.tensor(name, kind), copy.tensor(name, kind)), f"{kind} of {name}"

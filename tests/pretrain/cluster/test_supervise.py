@@ -323,7 +323,7 @@ def test_commands_of_the_batch_script(
     assert capsys.readouterr().out == "2\n"
     assert main(["after-exit", str(run), "--exit-code=1"]) == 1
     assert read_state(run)["state"] == "failed"
-    assert "it should start again, but: scontrol is missing" in read_state(run)["reason"]
+    assert "it should start again, but: scontrol is missing" in (read_state(run)["reason"] or "")
     assert main(["start", str(run)]) == NOTHING_TO_DO
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
     assert main(["after-exit", str(run)]) == ExitCode.STALE

@@ -127,7 +127,7 @@ def test_cells_train_one_after_another_in_one_process_as_they_would_alone(
     for folder, first in (("alone", None), ("after", Cell(parse_variant("pre_ln"), 3, 1e-2, 0.2, 1))):
         for one in (first, cell) if first else (cell,):
             result = train_cell(cell_config(base, one, "tokens", tmp_path / folder))
-            assert result["code"] == 0
+            assert result.code == 0
         run = tmp_path / folder / "cells" / cell.name
         losses.append([event.loss for event in read_metrics(run / "metrics.jsonl").train])
         assert finished(run) is not None

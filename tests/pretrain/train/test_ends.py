@@ -53,7 +53,7 @@ def trained(config: RunConfig, *callbacks: Callback, wanted: type[BaseException]
     return trainer
 
 
-def told(run_dir: Path) -> tuple[str, int | None, str, str]:
+def told(run_dir: Path) -> tuple[str | None, int | None, str, str]:
     """What state.json, metrics.jsonl, `fathom status` and the report say: (state, exit code, state
     shown, colour).
     """
@@ -142,7 +142,7 @@ def test_told_to_leave_at_the_end_the_last_evaluation_is_the_next_starts(
     trainer = trained(config, At(moment, 2, ask("TERM")))
     assert trainer.exit_code is ExitCode.STOPPED
     assert told(tmp_path / "small")[:2] == ("stopped", 75)
-    assert "the last evaluation is left to the next start" in read_state(tmp_path / "small")["reason"]
+    assert "the last evaluation is left to the next start" in (read_state(tmp_path / "small")["reason"] or "")
     assert not read_metrics(tmp_path / "small" / "metrics.jsonl").eval
     assert trained(config).exit_code is ExitCode.FINISHED
     assert [event.step for event in read_metrics(tmp_path / "small" / "metrics.jsonl").eval] == [2]
@@ -203,7 +203,7 @@ def test_a_save_that_fails_does_not_hide_that_the_run_diverged(
     config = run_config(data, tmp_path, steps=5)
     config.checkpoint = config.checkpoint.model_copy(update={"interval": 2, "asynchronous": True})
     assert trained(config, Broken(2)).exit_code is ExitCode.DIVERGED
-    assert "; checkpoint not saved, rank 0" in read_state(tmp_path / "small")["reason"]
+    assert "; checkpoint not saved, rank 0" in (read_state(tmp_path / "small")["reason"] or "")
 
 
 @pytest.mark.parametrize(("limit", "steps"), [(None, 10), (3, 3)])
@@ -215,7 +215,7 @@ def test_skipping_ends_after_a_number_of_steps_in_a_row(
     trainer = trained(config, Broken(2))
     assert (trainer.exit_code, trainer.step) == (ExitCode.DIVERGED, 2 + steps)
     assert told(tmp_path / "small") == ("failed", 77, "failed", "bad")
-    assert f"{steps} steps in a row" in read_state(tmp_path / "small")["reason"]
+    assert f"{steps} steps in a row" in (read_state(tmp_path / "small")["reason"] or "")
     assert steps_in(tmp_path / "small" / "checkpoints")[:2] == [1, 2], "the last good ones are not pruned"
 
 
@@ -297,7 +297,7 @@ def test_what_a_callback_cannot_write_ends_the_run_with_the_next_vote(
     assert trainer.step == 3
     state, code, *_ = told(tmp_path / "small")
     assert (state, code) == ("failed", 2)
-    assert read_state(tmp_path / "small")["reason"].startswith(
+    assert (read_state(tmp_path / "small")["reason"] or "").startswith(
         f"{tmp_path}/small/metrics.jsonl: No space left on"
     )
     assert steps_in(tmp_path / "small" / "checkpoints") == ([3] if step == 3 else [])
@@ -336,9 +336,8 @@ def test_a_run_folder_that_is_moved_is_followed_and_left(
     assert not (tmp_path / "small").exists()
     assert steps_in(tmp_path / "moved" / "checkpoints")[-1] == trainer.step
     assert told(tmp_path / "moved")[:2] == ("stopped", 76)
-    assert (
-        f"moved while it trained, and is saved in {tmp_path}/moved"
-        in read_state(tmp_path / "moved")["reason"]
+    assert f"moved while it trained, and is saved in {tmp_path}/moved" in (
+        read_state(tmp_path / "moved")["reason"] or ""
     )
     config.name = "moved"
     assert trained(config).exit_code is ExitCode.FINISHED

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from parallel.checkpoint.format import Sections, TrainSection
 from pretrain.trained.export import export_checkpoint, trained_in_16_bits
 from pretrain.trained.perplexity import evaluate
 from tests.pretrain.small import small_config, small_data, small_trainer
@@ -53,7 +54,6 @@ def test_what_a_run_computed_in(tmp_path: Path, wish: str | None, started: str |
     if started:
         line = {"event": "start", "step": 0, "precision": started}
         (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    reader: Any = SimpleNamespace(folder=tmp_path / "checkpoints" / "step_00000001", config={})
-    if wish:
-        reader.config = {"train": {"precision": wish}}
+    said = Sections(train=TrainSection(precision=wish))
+    reader = SimpleNamespace(folder=tmp_path / "checkpoints" / "step_00000001", sections=said)
     assert trained_in_16_bits(SimpleNamespace(reader=reader)) is half  # type: ignore[arg-type]

@@ -62,10 +62,10 @@ def there(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_the_same_text_without_fathom(model: tuple[str, Path, Path], there: tuple[str, Path]) -> None:
     kind, checkpoint, exported = model
     found = continue_there(there[1], exported, PROMPTS, TOKENS)
-    assert (found["class"], found["transformers"], found["extra"]) == (kind, there[0], [])
-    assert found["counts"] == [TOKENS] * len(PROMPTS)
+    assert (found.kind, found.transformers, found.extra) == (kind, there[0], [])
+    assert found.counts == [TOKENS] * len(PROMPTS)
     ours = ["".join(generate_text(checkpoint, prompt, TOKENS, temperature=0)) for prompt in PROMPTS]
-    assert found["texts"] == ours
+    assert found.texts == ours
 
 
 def test_a_failure_there_is_one_line(tmp_path: Path) -> None:

@@ -192,4 +192,4 @@ def test_a_stopped_rank_ends_the_others(tmp_path: Path) -> None:
     assert parent.returncode == ExitCode.HUNG, errors
     assert "did not end within 6 s: rank 1 on there gave no sign of life" in errors
     assert "all_reduce" in (tmp_path / "control" / "local.0.rank00000.stacks").read_text()
-    assert "rank 1 on there" in read_state(tmp_path).get("reason", "")
+    assert "rank 1 on there" in (read_state(tmp_path).get("reason") or "")
