@@ -10,7 +10,6 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from pretrain.data.blend import Prefetcher, TokenBlend, micro_batch_indices
 from pretrain.data.token_files import DamagedDataError
 from pretrain.rundir.outcome import exit_code_of, going_on, words_of
 from pretrain.rundir.state import StaleStartError
-from pretrain.train.callbacks.base import Callback
+from pretrain.train.callbacks.base import Callback, EvalRecord, SaveRecord, StartRecord, StepRecord
 from pretrain.train.learning_rate import learning_rate
 from pretrain.train.run_checkpoints import Checkpoints
 from pretrain.train.stop_signals import BEGAN
@@ -85,7 +84,7 @@ class Trainer:
         """Training tokens consumed so far."""
         return self.step * self.batch * self.config.data.seq_length
 
-    def start_record(self) -> dict[str, Any]:
+    def start_record(self) -> StartRecord:
         """The start event."""
         from model.parameters.size import parameter_count
 
@@ -101,7 +100,7 @@ class Trainer:
             "unigram_entropy": self.train_data.manifests[0].unigram_entropy_nats,
         }
 
-    def tell(self, moment: str, *args: Any) -> None:
+    def tell(self, moment: str, *args: object) -> None:
         """Calls all callbacks.
 
         What one of them cannot write ends the run on all ranks at once, with the next vote.
@@ -201,15 +200,13 @@ class Trainer:
 
     def _report(self, saved: Saved) -> None:
         self.requests.honoured(save=True, leave=False)
-        self.tell(
-            "on_checkpoint",
-            {
-                "step": saved.step,
-                "seconds": saved.seconds,
-                "stall_seconds": saved.stall_seconds,
-                "bytes": saved.bytes,
-            },
-        )
+        record: SaveRecord = {
+            "step": saved.step,
+            "seconds": saved.seconds,
+            "stall_seconds": saved.stall_seconds,
+            "bytes": saved.bytes,
+        }
+        self.tell("on_checkpoint", record)
 
     # -- batches
 
@@ -243,7 +240,7 @@ class Trainer:
         """Mean loss in nats per token on the validation samples."""
         loss, samples = self.validation.loss(), self.validation.samples
         tokens = samples * self.config.data.seq_length
-        record = {
+        record: EvalRecord = {
             "step": self.step,
             "split": "validation",
             "loss": loss,
@@ -452,7 +449,7 @@ class Trainer:
         )
         self.applied_steps += result.applied
         seconds = time.perf_counter() - begin
-        record = {
+        record: StepRecord = {
             "step": self.step,
             "loss": result.loss,
             "grad_norm": result.grad_norm,

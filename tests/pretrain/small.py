@@ -23,6 +23,7 @@ from pretrain.data.blend import open_blend
 from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.train_tokenizer import train_tokenizer
 from pretrain.train.build import build_engine
+from pretrain.train.callbacks.base import StepRecord
 from pretrain.train.loop import Trainer
 
 VOCAB = 300
@@ -90,3 +91,18 @@ def small_trainer(config: RunConfig) -> Trainer:
     topology = copy.copy(single_process())
     topology.layout = replace(topology.layout, zero=config.parallel.zero)
     return Trainer(config, folder, build_engine(config, topology), blends["train"], blends["validation"], [])
+
+
+def step_record(seconds: float = 1.0) -> StepRecord:
+    """What a callback is told of a step that took so long."""
+    return StepRecord(
+        step=1,
+        loss=1.0,
+        grad_norm=1.0,
+        lr=1.0,
+        tokens=1,
+        tokens_per_s=1.0,
+        step_time_s=seconds,
+        data_wait_share=0.0,
+        skipped=False,
+    )

@@ -7,11 +7,65 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypedDict
 
 from parallel.engine.engine import Engine
 from parallel.launch.exit_codes import ExitCode
 from pretrain.config.schema import RunConfig
+
+
+class StartRecord(TypedDict):
+    """The first line of a start."""
+
+    step: int
+    parameters: int
+    world_size: int
+    layout: dict[str, int]
+    precision: str
+    device: str
+    unigram_entropy: float | None
+
+
+class _Step(TypedDict):
+    step: int
+    loss: float
+    """Nats per token."""
+    grad_norm: float
+    lr: float
+    tokens: int
+    """Consumed in total."""
+    tokens_per_s: float
+    step_time_s: float
+    data_wait_share: float
+    skipped: bool
+
+
+class StepRecord(_Step, total=False):
+    """The metrics line of a step."""
+
+    graph_capture_s: float
+    signal: dict[str, float]
+    """Ends and extremes of the signal, where they were measured."""
+
+
+class EvalRecord(TypedDict):
+    """The metrics line of an evaluation."""
+
+    step: int
+    split: str
+    loss: float
+    """Nats per token."""
+    samples: int
+    tokens: int
+
+
+class SaveRecord(TypedDict):
+    """The metrics line of a checkpoint; as in `Saved`."""
+
+    step: int
+    seconds: float
+    stall_seconds: float
+    bytes: int
 
 
 class RunView(Protocol):
@@ -32,11 +86,11 @@ class RunView(Protocol):
         """Where the run's checkpoints are."""
         ...
 
-    def start_record(self) -> dict[str, Any]:
+    def start_record(self) -> StartRecord:
         """What the run is, for its first line."""
         ...
 
-    def tell(self, moment: str, *args: Any) -> None:
+    def tell(self, moment: str, *args: object) -> None:
         """Calls this moment of all callbacks."""
         ...
 
@@ -61,7 +115,7 @@ class Callback:
     def on_gradients(self, trainer: RunView) -> None:
         """Inside a step, when gradients are reduced and not yet clipped."""
 
-    def on_step(self, trainer: RunView, record: dict[str, Any]) -> None:
+    def on_step(self, trainer: RunView, record: StepRecord) -> None:
         """After each step, with its metrics line."""
 
     def on_signal(
@@ -76,10 +130,10 @@ class Callback:
     def on_warning(self, trainer: RunView, text: str) -> None:
         """When something departs from its history; one line."""
 
-    def on_eval(self, trainer: RunView, record: dict[str, Any]) -> None:
+    def on_eval(self, trainer: RunView, record: EvalRecord) -> None:
         """After each evaluation."""
 
-    def on_checkpoint(self, trainer: RunView, record: dict[str, Any]) -> None:
+    def on_checkpoint(self, trainer: RunView, record: SaveRecord) -> None:
         """After each save."""
 
     def on_end(self, trainer: RunView, code: ExitCode, reason: str) -> None:

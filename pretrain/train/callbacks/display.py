@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from parallel.checkpoint.folders import step_folder
 from parallel.launch.exit_codes import ExitCode
-from pretrain.train.callbacks.base import Callback, RunView
+from pretrain.train.callbacks.base import Callback, EvalRecord, RunView, SaveRecord, StepRecord
 from pretrain.train.callbacks.progress import Progress
 
 
@@ -26,7 +24,7 @@ class Display(Callback):
         if self.resumed is not None:
             self.progress.note(f"continuing from {self.resumed}, step {trainer.step}")
 
-    def on_step(self, trainer: RunView, record: dict[str, Any]) -> None:
+    def on_step(self, trainer: RunView, record: StepRecord) -> None:
         """Moves the bar."""
         self.progress.update(
             record["step"], record["loss"], record["grad_norm"], record["lr"], record["tokens_per_s"]
@@ -40,11 +38,11 @@ class Display(Callback):
         """Shows it above the bar."""
         self.progress.note(f"step {trainer.step}: {text}")
 
-    def on_eval(self, trainer: RunView, record: dict[str, Any]) -> None:
+    def on_eval(self, trainer: RunView, record: EvalRecord) -> None:
         """Shows the evaluation loss."""
         self.progress.evaluated(record["step"], record["loss"])
 
-    def on_checkpoint(self, trainer: RunView, record: dict[str, Any]) -> None:
+    def on_checkpoint(self, trainer: RunView, record: SaveRecord) -> None:
         """Says where the checkpoint is."""
         self.progress.note(
             f"saved {trainer.checkpoints / step_folder(record['step'])} in {record['seconds']:.1f} s"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
 
 from model.files import about
 from parallel.launch.exit_codes import ExitCode
 from pretrain.rundir.metrics import MetricsWriter
-from pretrain.train.callbacks.base import Callback, RunView
+from pretrain.train.callbacks.base import Callback, EvalRecord, RunView, SaveRecord, StepRecord
 from pretrain.train.callbacks.spread import spread
 
-SCALARS = {
+Scalar = Literal["loss", "grad_norm", "lr", "tokens_per_s", "data_wait_share"]
+SCALARS: dict[Scalar, str] = {
     "loss": "loss/train",
     "grad_norm": "optimizer/grad_norm",
     "lr": "optimizer/lr",
@@ -32,16 +33,12 @@ class MetricsFile(Callback):
     def on_start(self, trainer: RunView) -> None:
         """Opens the file and writes the start event."""
         self.writer = MetricsWriter(trainer.run_dir / "metrics.jsonl")
-        self.write("start", trainer.start_record())
+        self.writer.write("start", **trainer.start_record())
 
-    def write(self, event: str, record: dict[str, Any]) -> None:
-        """One line."""
-        self.writer.write(event, **record)
-
-    def on_step(self, trainer: RunView, record: dict[str, Any]) -> None:
+    def on_step(self, trainer: RunView, record: StepRecord) -> None:
         """A train line every `interval` steps."""
         if trainer.step % self.interval == 0 or record["skipped"] or trainer.step == trainer.last_step:
-            self.write("train", record)
+            self.writer.write("train", **record)
 
     def on_signal(
         self, trainer: RunView, short: dict[str, float], layers: Sequence[dict[str, float]]
@@ -51,24 +48,24 @@ class MetricsFile(Callback):
         The short form is part of the step's own line.
         """
         if layers:
-            self.write("signal", {"step": trainer.step, "layers": layers})
+            self.writer.write("signal", trainer.step, layers=layers)
 
     def on_warning(self, trainer: RunView, text: str) -> None:
         """A warning line."""
-        self.write("warning", {"step": trainer.step, "message": text})
+        self.writer.write("warning", trainer.step, message=text)
 
-    def on_eval(self, trainer: RunView, record: dict[str, Any]) -> None:
+    def on_eval(self, trainer: RunView, record: EvalRecord) -> None:
         """An eval line."""
-        self.write("eval", record)
+        self.writer.write("eval", **record)
 
-    def on_checkpoint(self, trainer: RunView, record: dict[str, Any]) -> None:
+    def on_checkpoint(self, trainer: RunView, record: SaveRecord) -> None:
         """A checkpoint line."""
-        self.write("checkpoint", record)
+        self.writer.write("checkpoint", **record)
 
     def on_end(self, trainer: RunView, code: ExitCode, reason: str) -> None:
         """The end line."""
         try:
-            self.write("end", {"step": trainer.step, "reason": reason, "exit_code": int(code)})
+            self.writer.write("end", trainer.step, reason=reason, exit_code=int(code))
         finally:
             self.writer.close()
 
@@ -86,7 +83,7 @@ class TensorBoard(Callback):
                 str(self.folder), purge_step=trainer.step + 1 if trainer.step else None
             )
 
-    def on_step(self, trainer: RunView, record: dict[str, Any]) -> None:
+    def on_step(self, trainer: RunView, record: StepRecord) -> None:
         """Scalars of a step."""
         for key, tag in SCALARS.items():
             self.add(tag, record[key], trainer.step)
@@ -103,7 +100,7 @@ class TensorBoard(Callback):
                 if key != "layer":
                     self.add(f"signal_{key}/layer_{number:04}", value, trainer.step)
 
-    def on_eval(self, trainer: RunView, record: dict[str, Any]) -> None:
+    def on_eval(self, trainer: RunView, record: EvalRecord) -> None:
         """Evaluation loss."""
         self.add(f"loss/{record['split']}", record["loss"], trainer.step)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from parallel.launch.exit_codes import ExitCode
 from pretrain.rundir import state
 from pretrain.rundir.outcome import write_end
-from pretrain.train.callbacks.base import Callback, RunView
+from pretrain.train.callbacks.base import Callback, RunView, SaveRecord
 
 
 class RunState(Callback):
@@ -17,7 +15,7 @@ class RunState(Callback):
         """The run is this start's."""
         state.claim(trainer.run_dir, state=state.RUNNING, reason="", step=trainer.step, exit_code=None)
 
-    def on_checkpoint(self, trainer: RunView, record: dict[str, Any]) -> None:
+    def on_checkpoint(self, trainer: RunView, record: SaveRecord) -> None:
         """A new checkpoint is progress."""
         state.write_state(trainer.run_dir, step=record["step"])
 

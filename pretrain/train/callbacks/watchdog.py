@@ -22,13 +22,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 from model.files import atomic_write_text
 from parallel.launch.exit_codes import ExitCode
 from pretrain.rundir.outcome import write_end
 from pretrain.rundir.state import CONTROL, Owner, record_failure
-from pretrain.train.callbacks.base import Callback, RunView
+from pretrain.train.callbacks.base import Callback, EvalRecord, RunView, SaveRecord, StepRecord
 
 UNMEASURED_SECONDS = 3600.0
 """For what has no usual length.
@@ -81,7 +81,7 @@ class Watchdog(Callback):
         step_minutes: float | None,
         collective_minutes: float,
         owner: Owner | None = None,
-        leave: Callable[[int], Any] = os._exit,
+        leave: Callable[[int], object] = os._exit,
     ) -> None:
         self.run_dir, self.rank, self.hosts, self.leave = run_dir, rank, list(hosts), leave
         self.owner = owner or Owner.from_environment()
@@ -118,18 +118,18 @@ class Watchdog(Callback):
         step, _, begin = self._mark
         self._mark = (step, UPDATE, begin)
 
-    def on_step(self, trainer: RunView, record: dict[str, Any]) -> None:
+    def on_step(self, trainer: RunView, record: StepRecord) -> None:
         """The step is done."""
         if self._compiled:
             self._recent.append(float(record["step_time_s"]))
         self._compiled = True
         self._between(trainer)
 
-    def on_eval(self, trainer: RunView, record: dict[str, Any]) -> None:
+    def on_eval(self, trainer: RunView, record: EvalRecord) -> None:
         """An evaluation is progress."""
         self._between(trainer)
 
-    def on_checkpoint(self, trainer: RunView, record: dict[str, Any]) -> None:
+    def on_checkpoint(self, trainer: RunView, record: SaveRecord) -> None:
         """So is a checkpoint."""
         self._between(trainer)
 
@@ -204,7 +204,7 @@ class Watchdog(Callback):
         """Where a rank's stacks are."""
         return self.folder / f"{self.owner.label}.rank{rank:05d}.stacks"
 
-    def _open_stacks(self) -> Any:
+    def _open_stacks(self) -> TextIO | None:
         with contextlib.suppress(OSError):
             self.folder.mkdir(exist_ok=True)
             return self.stacks_file(self.rank).open("w")

@@ -25,7 +25,7 @@ from pretrain.report.run import read_run
 from pretrain.report.run_report import status as report_status
 from pretrain.rundir.metrics import read_metrics
 from pretrain.rundir.state import StaleStartError, read_state
-from pretrain.train.callbacks.base import Callback, RunView
+from pretrain.train.callbacks.base import Callback, RunView, StepRecord
 from pretrain.train.callbacks.metrics_log import MetricsFile
 from pretrain.train.callbacks.run_state import RunState
 from pretrain.train.loop import Trainer
@@ -82,7 +82,7 @@ class Broken(Callback):
     def __init__(self, step: int, factor: float = math.nan) -> None:
         self.step, self.factor = step, factor
 
-    def on_step(self, trainer: RunView, record: dict[str, Any]) -> None:
+    def on_step(self, trainer: RunView, record: StepRecord) -> None:
         if trainer.step == self.step:
             with torch.no_grad():
                 for named in trainer.engine.parameters:

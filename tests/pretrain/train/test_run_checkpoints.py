@@ -23,21 +23,21 @@ from parallel.launch.exit_codes import ExitCode
 from pretrain.config.schema import RunConfig
 from pretrain.rundir.state import Owner, StaleStartError, claim
 from pretrain.train import run_checkpoints
-from pretrain.train.callbacks.base import Callback, RunView
+from pretrain.train.callbacks.base import Callback, RunView, SaveRecord, StepRecord
 from pretrain.train.callbacks.metrics_log import MetricsFile
 from pretrain.train.callbacks.run_state import RunState
 from pretrain.train.loop import Trainer
-from tests.pretrain.small import small_config, small_data, small_trainer
+from tests.pretrain.small import small_config, small_data, small_trainer, step_record
 
 
 class Records(Callback):
     """Keeps checkpoint records, and the step at which each came."""
 
     def __init__(self) -> None:
-        self.checkpoints: list[dict[str, Any]] = []
+        self.checkpoints: list[SaveRecord] = []
         self.ended: list[tuple[int, str]] = []
 
-    def on_checkpoint(self, trainer: RunView, record: dict[str, Any]) -> None:
+    def on_checkpoint(self, trainer: RunView, record: SaveRecord) -> None:
         self.checkpoints.append(record)
 
     def on_end(self, trainer: RunView, code: ExitCode, reason: str) -> None:
@@ -50,7 +50,7 @@ class TakeOver(Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_step(self, trainer: RunView, record: dict[str, Any]) -> None:
+    def on_step(self, trainer: RunView, record: StepRecord) -> None:
         if record["step"] == self.step:
             assert isinstance(trainer, Trainer)
             while not trainer.saving.saver.done:
@@ -255,7 +255,7 @@ def test_a_run_that_ended_before_its_first_save_begins_again(data: Path, tmp_pat
     trainer = small_trainer(config)
     trainer.callbacks.append(metrics)
     metrics.on_start(trainer)
-    metrics.on_step(trainer, {"step": 1, "loss": 1.0, "grad_norm": 1.0, "lr": 1.0, "tokens": 1})
+    metrics.on_step(trainer, step_record())
     trainer.resume()
     assert trainer.step == 0
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from model.layers.layer import DepthLayer
 from parallel.checkpoint.fragments import owned_fragments
-from pretrain.train.callbacks.base import Callback, RunView
+from pretrain.train.callbacks.base import Callback, RunView, StepRecord
 from pretrain.train.callbacks.signal.history import Departure, History, message
 from pretrain.train.callbacks.signal.hooks import MEANS, LayerHooks
 from pretrain.train.callbacks.spread import spread
@@ -117,7 +117,7 @@ class SignalHealth(Callback):
         self.gradients = squares(trainer, self.segments)
         self.before = weight_sample(trainer)[1] if self._full(trainer) else None
 
-    def on_step(self, trainer: RunView, record: dict[str, Any]) -> None:
+    def on_step(self, trainer: RunView, record: StepRecord) -> None:
         """Gathers the measurements of all ranks, writes them, compares them with their history."""
         full = self._full(trainer)
         if not full and not self._cheap(trainer):

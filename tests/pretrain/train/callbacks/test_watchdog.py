@@ -25,6 +25,7 @@ from pretrain.train.callbacks.watchdog import (
     late_ranks,
     timed_out,
 )
+from tests.pretrain.small import step_record
 
 HOSTS = ["node1", "node1", "node2", "node2"]
 OWNER = Owner("7", 1)
@@ -73,10 +74,10 @@ def test_limits(tmp_path: Path) -> None:
 
     usual = watchdog(tmp_path)
     assert usual.limit(BACKWARD) == usual.limit(BETWEEN) == UNMEASURED_SECONDS
-    usual.on_step(Trainer(), {"step_time_s": 500.0})  # type: ignore[arg-type]
+    usual.on_step(Trainer(), step_record(500.0))  # type: ignore[arg-type]
     assert usual.limit(BACKWARD) == UNMEASURED_SECONDS  # the first step of a start compiles
     for seconds, limit in ((2.0, 300.0), (40.0, 400.0), (100.0, 540.0), (400.0, 800.0)):
-        usual.on_step(Trainer(), {"step_time_s": seconds})  # type: ignore[arg-type]
+        usual.on_step(Trainer(), step_record(seconds))  # type: ignore[arg-type]
         assert (usual.limit(BACKWARD), usual.limit(UPDATE), usual.limit(BETWEEN)) == (
             limit,
             limit,
@@ -84,7 +85,7 @@ def test_limits(tmp_path: Path) -> None:
         )
     explicit = watchdog(tmp_path, 0.5)
     for _ in range(2):
-        explicit.on_step(Trainer(), {"step_time_s": 1.0})  # type: ignore[arg-type]
+        explicit.on_step(Trainer(), step_record(1.0))  # type: ignore[arg-type]
     assert (explicit.limit(BACKWARD), explicit.limit(BETWEEN)) == (30.0, UNMEASURED_SECONDS)
     assert not watchdog(tmp_path, 0).on
 
@@ -156,7 +157,7 @@ while True:
     trainer.step += 1
     watchdog.before_step(trainer)
     dist.all_reduce(torch.ones(1))
-    watchdog.on_step(trainer, {"step_time_s": 0.01})
+    watchdog.on_step(trainer, step_record(0.01))
     if trainer.step == 3:
         (folder / f"{rank}.part").write_text(str(os.getpid()))
         (folder / f"{rank}.part").rename(folder / f"{rank}.pid")

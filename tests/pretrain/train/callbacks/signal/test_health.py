@@ -21,7 +21,7 @@ from parallel.launch.one_process import single_process
 from pretrain.config.schema import LogConfig, RunConfig
 from pretrain.rundir.metrics import read_metrics
 from pretrain.train.build import build_chunks
-from pretrain.train.callbacks.base import Callback
+from pretrain.train.callbacks.base import Callback, StepRecord
 from pretrain.train.callbacks.metrics_log import LOGGERS, MetricsFile, TensorBoard
 from pretrain.train.callbacks.signal.health import SignalHealth, norms_of, summary
 from pretrain.train.callbacks.signal.history import ENOUGH, History, message
@@ -186,7 +186,7 @@ class Weights(Callback):
     def before_step(self, trainer: Any) -> None:
         self.before = self.take(trainer)
 
-    def on_step(self, trainer: Any, record: dict[str, Any]) -> None:
+    def on_step(self, trainer: Any, record: StepRecord) -> None:
         self.after = self.take(trainer)
 
     @staticmethod
