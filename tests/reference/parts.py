@@ -42,6 +42,13 @@ class Options:
     """After every branch."""
     drop_attention: Drop = keep
     """On attention probabilities."""
+    hide: Tensor | None = None
+    """Keys hidden from self-attention besides the future.
+
+    True where hidden, broadcastable to [batch, heads, tokens, keys].
+    """
+    positions: Tensor | None = None
+    """Of tokens for the rotation, [batch, tokens]; None for 0, 1, 2 ..."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -59,14 +66,17 @@ def norm(x: Tensor, weights: Weights, name: str, options: Options) -> Tensor:
     return y * weights[name] + weights[name + "_b"]
 
 
-def rotate(x: Tensor, base: float) -> Tensor:
+def rotate(x: Tensor, base: float, positions: Tensor | None = None) -> Tensor:
     """Rotary embedding of [batch, heads, tokens, d], halves paired.
 
     Entry i turns with entry i + d/2 by position x base^(-2i/d).
+    positions: broadcastable to [batch, heads, tokens]; None for 0, 1, 2 ...
     """
     half = x.shape[-1] // 2
     frequency = base ** (-torch.arange(half, dtype=x.dtype) / half)
-    angle = torch.arange(x.shape[-2], dtype=x.dtype)[:, None] * frequency[None, :]
+    if positions is None:
+        positions = torch.arange(x.shape[-2])
+    angle = positions[..., None].to(x.dtype) * frequency
     a, b = x[..., :half], x[..., half:]
     return torch.cat(
         (a * torch.cos(angle) - b * torch.sin(angle), b * torch.cos(angle) + a * torch.sin(angle)), dim=-1
@@ -99,14 +109,16 @@ def attention(
 
     q, k, v = project("q", u, options.heads), project("k", source, groups), project("v", source, groups)
     if options.rotary_base is not None:
-        q, k = rotate(q, options.rotary_base), rotate(k, options.rotary_base)
+        positions = None if options.positions is None else options.positions[:, None]
+        q, k = (rotate(x, options.rotary_base, positions) for x in (q, k))
     # Query head i reads key group i // (heads / groups).
     k, v = (x.repeat_interleave(options.heads // groups, dim=1) for x in (k, v))
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
     if options.causal and memory is None:
         scores = scores.masked_fill(torch.ones(t, s, dtype=torch.bool).triu(1), -math.inf)
-    if hide is not None:
-        scores = scores.masked_fill(hide, -math.inf)
+    for hidden in (hide, options.hide if memory is None else None):
+        if hidden is not None:
+            scores = scores.masked_fill(hidden, -math.inf)
     context = options.drop_attention(torch.softmax(scores, dim=-1)) @ v
     return linear(
         context.transpose(1, 2).reshape(b, t, -1), weights[prefix + "o"], weights.get(prefix + "bo")
