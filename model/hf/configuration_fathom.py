@@ -1,4 +1,4 @@
-"""Configuration of a Fathom model: a decoder whose depth scheme is data.
+"""Configuration of a Fathom model: a decoder or an encoder whose depth scheme is data.
 
 This file travels with the weights and needs transformers only.
 """
@@ -26,10 +26,11 @@ SUBLAYER: dict[str, bool | float] = {
     "residual_scale": 1.0,
     "skip_scale": 0.0,
 }
+POOLINGS = ("cls", "mean")
 
 
 class FathomConfig(PretrainedConfig):
-    """A decoder, layer by layer.
+    """A decoder or an encoder, layer by layer.
 
     depth_plan: runs of equal layers from the bottom up, each
         {"layers": count, "attention": {...}, "mlp": {...}} with the keys of SUBLAYER.
@@ -37,8 +38,12 @@ class FathomConfig(PretrainedConfig):
     normalization: layernorm or rmsnorm.
     position: learned, rotary or none.
     logit_scale: factor on the last hidden state, before the output projection.
+    causal: whether a position sees only those before it; false for an encoder.
+    type_vocab_size: rows of an encoder's segment table, 0 for none.
+    classifier_pooling: what classifies a sequence of an encoder, cls for its first token, or mean.
+    classifier_dropout: before a classifier; hidden_dropout where None.
     Raises ValueError where the depth plan and num_hidden_layers disagree,
-    or for an unknown key in the plan.
+    for an unknown key in the plan, and for an unknown pooling.
     """
 
     model_type = "fathom"
@@ -69,6 +74,10 @@ class FathomConfig(PretrainedConfig):
         initializer_range: float = 0.02,
         use_cache: bool = True,
         tie_word_embeddings: bool = True,
+        causal: bool = True,
+        type_vocab_size: int = 0,
+        classifier_pooling: str = "cls",
+        classifier_dropout: float | None = None,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -95,6 +104,14 @@ class FathomConfig(PretrainedConfig):
         self.attention_dropout = attention_dropout
         self.initializer_range = initializer_range
         self.use_cache = use_cache
+        self.causal = causal
+        self.type_vocab_size = type_vocab_size
+        if classifier_pooling not in POOLINGS:
+            raise ValueError(
+                f"classifier_pooling={classifier_pooling!r} is not known; choose one of {', '.join(POOLINGS)}"
+            )
+        self.classifier_pooling = classifier_pooling
+        self.classifier_dropout = classifier_dropout
         self.sublayers()
         # transformers 4 has this field and its default, transformers 5 has neither.
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)

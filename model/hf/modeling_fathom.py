@@ -1,6 +1,7 @@
-"""A decoder-only language model with norms and residual coefficients per layer.
+"""A transformer with norms and residual coefficients per layer, and the language model on it.
 
 This file travels with the weights and needs transformers only.
+The heads of an encoder are in modeling_fathom_encoder.py.
 Shape letters: b batch, s new positions, t positions seen so far, h hidden, n query heads,
 g key/value heads, d head width, v vocabulary.
 """
@@ -52,7 +53,7 @@ class FathomNorm(nn.Module):
 
 
 class FathomAttention(nn.Module):
-    """Causal self-attention.
+    """Self-attention, causal or not.
 
     Fewer key/value heads than query heads make it grouped-query attention.
     """
@@ -60,6 +61,7 @@ class FathomAttention(nn.Module):
     def __init__(self, config: FathomConfig, layer_idx: int) -> None:
         super().__init__()
         self.layer_idx, self.head_dim, self.dropout = layer_idx, config.head_dim, config.attention_dropout
+        self.causal = config.causal
         self.share = config.num_attention_heads // config.num_key_value_heads
         query, key = (
             config.num_attention_heads * config.head_dim,
@@ -82,11 +84,20 @@ class FathomAttention(nn.Module):
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
         k, v = k.repeat_interleave(self.share, dim=1), v.repeat_interleave(self.share, dim=1)
-        causal = mask is None and q.shape[2] > 1
+        causal = self.causal and mask is None and q.shape[2] > 1
         out_bnsd = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0, is_causal=causal
         )
         return self.o_proj(out_bnsd.transpose(1, 2).flatten(2))
+
+
+def visible(attention_mask: Tensor) -> Tensor:
+    """True for the tokens of attention_mask [b, t], and for all of a row that is padding only.
+
+    A row with nothing to attend to would be NaN.
+    """
+    seen = attention_mask.bool()
+    return seen | ~seen.any(-1, keepdim=True)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -193,6 +204,9 @@ class FathomModel(FathomPreTrainedModel):
             if config.position == "learned"
             else None
         )
+        self.embed_types = (
+            nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
+        )
         self.embed_norm = FathomNorm(config) if config.embedding_norm else nn.Identity()
         self.layers = nn.ModuleList(
             [FathomLayer(config, index, *pair) for index, pair in enumerate(config.sublayers())]
@@ -216,17 +230,21 @@ class FathomModel(FathomPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        token_type_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """attention_mask [b, t]: 1 for tokens, 0 for padding.
 
-        Raises ValueError without exactly one of input_ids and inputs_embeds.
+        token_type_ids [b, s]: rows of the segment table; zeros where None.
+        Raises ValueError without exactly one of input_ids and inputs_embeds,
+        and for segments in a model that has no table of them.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         recompute = self.gradient_checkpointing and self.training
         use_cache = (self.config.use_cache if use_cache is None else use_cache) and not recompute
+        use_cache = use_cache and self.config.causal
         cache = DynamicCache() if use_cache and past_key_values is None else past_key_values
         start = int(cache.get_seq_length()) if cache is not None else 0
         if position_ids is None:
@@ -239,6 +257,7 @@ class FathomModel(FathomPreTrainedModel):
                 ]
         if self.embed_positions is not None:
             x = x + self.embed_positions(position_ids)
+        x = self._add_types(x, token_type_ids)
         x = self.embed_norm(F.dropout(x, self.config.hidden_dropout, self.training))
         mask, rotation = self._mask(attention_mask, start, x), self._rotation(position_ids, x)
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -258,10 +277,22 @@ class FathomModel(FathomPreTrainedModel):
             last_hidden_state=x, past_key_values=cache, hidden_states=hidden_states
         )
 
+    def _add_types(self, x: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """Adds the segments' rows to x [b, s, h]. Raises ValueError where there is no table."""
+        if self.embed_types is not None:
+            table = self.embed_types.weight
+            return x + (table[0] if token_type_ids is None else F.embedding(token_type_ids, table))
+        if token_type_ids is not None and bool(token_type_ids.any()):
+            raise ValueError(
+                "token_type_ids has segments other than 0, but this model has no segment table "
+                "(type_vocab_size=0): leave token_type_ids out"
+            )
+        return x
+
     def _mask(self, attention_mask: Tensor | None, start: int, x: Tensor) -> Tensor | None:
         """True where query [s] may see key [t], [b or 1, 1, s, t].
 
-        None where plain causality says it all.
+        None where causality, or its absence, says it all.
         """
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(
@@ -270,6 +301,8 @@ class FathomModel(FathomPreTrainedModel):
                 "are not supported; use the default cache, and a mask of padding"
             )
         padded = attention_mask is not None and not bool(attention_mask.all())
+        if not self.config.causal:
+            return visible(attention_mask)[:, None, None] if padded and attention_mask is not None else None
         if not padded and (start == 0 or x.shape[1] == 1):
             return None
         queries = torch.arange(start, start + x.shape[1], device=x.device)[:, None]
@@ -366,6 +399,14 @@ class FathomForCausalLM(FathomPreTrainedModel, GenerationMixin):
 # So that saving a loaded model writes this file and the configuration's again,
 # with every version of transformers.
 FathomConfig.register_for_auto_class()
+FathomModel.register_for_auto_class("AutoModel")
 FathomForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
-__all__ = ["FathomForCausalLM", "FathomModel", "FathomPreTrainedModel"]
+__all__ = [
+    "ACTIVATIONS",
+    "FathomForCausalLM",
+    "FathomModel",
+    "FathomNorm",
+    "FathomPreTrainedModel",
+    "visible",
+]
