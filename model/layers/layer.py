@@ -134,6 +134,10 @@ class DepthLayer(TransformerLayer):
                 getattr(self, f"{module}_output_norm", None),
             )
 
+    def joins(self) -> list[ResidualJoin]:
+        """The residual joins, in the order of the stream."""
+        return [join for _, _, join, _, _ in self._parts()]
+
     def _set_epsilons(self, epsilon: float) -> None:
         """Gives the norms of the stream the epsilon of its units.
 

@@ -32,13 +32,17 @@ def join(
     residual_scale: float,
     branch_scale: float | Tensor,
     skip_scale: float,
+    share: Tensor | None = None,
 ) -> Tensor:
-    """residual_scale R + branch_scale (b + bias) + skip_scale x_layer, [s, b, h].
+    """residual_scale R + share branch_scale (b + bias) + skip_scale x_layer, [s, b, h].
 
     residual and layer_input are None where their factor is 0.
+    share: a scalar on the device, None for 1.
     """
     if bias is not None:
         branch = branch + bias
+    if share is not None:
+        branch = branch * share
     if residual is not None:
         scaled = residual if residual_scale == 1.0 else residual * residual_scale
         stream = add_scaled(scaled, branch, branch_scale)
@@ -66,6 +70,8 @@ class ResidualJoin(nn.Module):
         self.function: Callable[..., Tensor] = join
         self.shared_branch_scale: Tensor | None = None
         """The same number for compiled code that layers with other numbers share."""
+        self.share: Tensor | None = None
+        """Of the branch, on the device, while `model/layers/branch_share.py` warms it up."""
 
     def forward(self, residual: Tensor, branch: Tensor, bias: Tensor | None, layer_input: Tensor) -> Tensor:
         """Returns the new stream [s, b, h].
@@ -87,6 +93,7 @@ class ResidualJoin(nn.Module):
             self.residual_scale,
             self.branch_scale if shared is None else shared,
             self.skip_scale,
+            self.share,
         )
 
     @property

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from model.config import ModelConfig, Strict
+from model.depth.ramp import end
 from parallel.config import Fp8Config, ParallelConfig
 from pretrain.config.conflicts import check_compile, check_cuda_graph, check_muon, check_schedule
 from pretrain.config.factors import FactorsConfig, check_factors
@@ -126,8 +127,45 @@ class OptimizerConfig(Strict):
         return self
 
 
+class BranchConfig(Strict):
+    """Progressive residual warm-up: branches come in layer by layer, under any scheme."""
+
+    kind: Literal["none", "linear", "linear_square", "stagewise", "equal"] = Field(
+        "none",
+        description="How the share of layer l's branches rises from 0 to 1. "
+        "linear: over l x steps; linear_square: the square of that; "
+        "stagewise: one layer after the other; equal: all layers together.",
+    )
+    steps: int | None = Field(
+        None,
+        ge=1,
+        le=STEPS,
+        description="Steps in which the first layer comes in; "
+        "the last one is whole after model.num_layers x steps. "
+        "Read with a kind only, and needed then: the authors take 1000, and 500 from 96 layers on.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> BranchConfig:
+        if self.kind == "none" and self.steps is not None:
+            raise ValueError(
+                f"schedule.branch.steps={self.steps} has no effect with schedule.branch.kind=none: "
+                "remove it or choose a kind"
+            )
+        if self.kind != "none" and self.steps is None:
+            raise ValueError(
+                f"schedule.branch.kind={self.kind} needs schedule.branch.steps, "
+                "the steps in which the first layer comes in: give a number"
+            )
+        return self
+
+    def last_step(self, layers: int) -> int:
+        """Steps after which a model of so many layers is its scheme's; 0 without a warm-up."""
+        return 0 if self.steps is None else end(layers, self.steps)
+
+
 class ScheduleConfig(Strict):
-    """Learning rate over steps."""
+    """Learning rate over steps, and shares of the branches."""
 
     kind: Literal["cosine", "linear", "wsd", "constant"] = Field(
         "cosine", description="Shape after warm-up. wsd: constant, then linear decay over decay_steps."
@@ -140,6 +178,9 @@ class ScheduleConfig(Strict):
         description="Steps of the final decay; read with kind=wsd only, where null means 10 % of all steps.",
     )
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="Final learning rate divided by the peak.")
+    branch: BranchConfig = Field(
+        default_factory=BranchConfig, description="Warm-up of the layers' branches; none by default."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ScheduleConfig:

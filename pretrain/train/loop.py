@@ -25,6 +25,7 @@ from pretrain.data.blend import Prefetcher, TokenBlend, micro_batch_indices
 from pretrain.data.token_files import DamagedDataError
 from pretrain.rundir.outcome import exit_code_of, going_on, words_of
 from pretrain.rundir.state import StaleStartError
+from pretrain.train.branch_warmup import branch_shares
 from pretrain.train.callbacks.base import Callback, EvalRecord, SaveRecord, StartRecord, StepRecord
 from pretrain.train.learning_rate import learning_rate
 from pretrain.train.run_checkpoints import Checkpoints
@@ -64,6 +65,7 @@ class Trainer:
         self.batch, self.micro = config.train.global_batch_size, config.train.micro_batch_size
         self.num_microbatches = layout.num_microbatches(self.batch, self.micro)
         self.validation = Validation(config, engine, validation)
+        self.branch_shares = branch_shares(config, engine.chunks)
         self.step = self.applied_steps = self.skipped_in_row = 0
         self.last_step = min(config.train.steps, config.train.stop_at_step or config.train.steps)
         self.saved_step = -1
@@ -237,7 +239,12 @@ class Trainer:
     # -- evaluation
 
     def evaluate(self) -> float:
-        """Mean loss in nats per token on the validation samples."""
+        """Mean loss in nats per token on the validation samples.
+
+        In a warm-up of the branches, of the model as the next step has it.
+        """
+        if self.branch_shares is not None:
+            self.branch_shares.fill(self.step)
         loss, samples = self.validation.loss(), self.validation.samples
         tokens = samples * self.config.data.seq_length
         record: EvalRecord = {
@@ -433,6 +440,8 @@ class Trainer:
 
     def _train_step(self, batches: list[Tensor], begin: float, wait: float) -> tuple[bool, float]:
         """Whether the step was applied, and the sum of all votes."""
+        if self.branch_shares is not None:
+            self.branch_shares.fill(self.step)
         self.step += 1
         self.tell("before_step")
         lr = learning_rate(self.config.schedule, self.config.optimizer.lr, self.step, self.config.train.steps)

@@ -251,18 +251,18 @@ def _trainer(
     config: RunConfig, info: RankInfo, topology: Topology, run_dir: Path, watchdog: Watchdog | None
 ) -> Trainer:
     from pretrain.data.blend import open_blend
+    from pretrain.train import branch_warmup, learning_rate
     from pretrain.train.build import build_engine
     from pretrain.train.callbacks.base import Callback
     from pretrain.train.callbacks.display import Display
     from pretrain.train.callbacks.metrics_log import LOGGERS, MetricsFile
     from pretrain.train.callbacks.run_state import RunState
     from pretrain.train.callbacks.signal.health import SignalHealth
-    from pretrain.train.learning_rate import remark
     from pretrain.train.loop import Trainer
 
-    unusual = remark(config.schedule, config.train.steps)
-    if unusual and info.rank == 0:
-        print(f"fathom: {unusual}", file=sys.stderr)
+    for unusual in (learning_rate.remark(config.schedule, config.train.steps), branch_warmup.remark(config)):
+        if unusual and info.rank == 0:
+            print(f"fathom: {unusual}", file=sys.stderr)
     with together():
         known = info.rank == 0 and (run_dir / "config.yaml").exists()
         if info.rank == 0 and not known:

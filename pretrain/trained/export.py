@@ -44,6 +44,7 @@ def export_checkpoint(
         )
     check_target(out, EXPORT, overwrite)  # before every weight is read
     trained = open_trained(checkpoint)
+    trained.check_warm()
     trained.reader.verify()
     half = trained_in_16_bits(trained)
     return export(

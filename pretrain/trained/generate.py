@@ -32,13 +32,15 @@ def generate_text(
 
     max_new_tokens: None means NEW_TOKENS, or as many as there are positions.
 
-    Raises UserError as `open_trained` does, and for settings out of range or no tokenizer, before
-    the first piece; in between, where the model's logits are not finite.
+    Raises UserError as `open_trained` does, for settings out of range, no tokenizer or branches
+    that are not warm yet, before the first piece; in between, where the model's logits are not
+    finite.
     """
     from model.hf.reference import generate
     from pretrain.data.tokenizer import Tokenizer
 
     trained = open_trained(checkpoint)
+    trained.check_warm()
     if trained.tokenizer is None:
         raise UserError(
             f"{trained.reader.folder} has no tokenizer.model: put the tokenizer of its data there"

@@ -15,7 +15,7 @@ from model.words import printable
 from parallel.checkpoint.audit import saved_model
 from parallel.checkpoint.folders import MANIFEST
 from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
-from pretrain.config.schema import Corpus
+from pretrain.config.schema import BranchConfig, Corpus
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +38,32 @@ class Trained:
     def name(self) -> str:
         """Name of the run, or of the folder where the checkpoint names none."""
         return self.reader.sections.name or self.reader.folder.name
+
+    @property
+    def warmup(self) -> BranchConfig:
+        """How the branches came in; no warm-up where the checkpoint does not tell."""
+        given = (self.reader.config.get("schedule") or {}).get("branch") or {}
+        try:
+            return BranchConfig.model_validate(given)
+        except ValidationError as error:
+            said = printable(error.errors()[0]["msg"])
+            raise UserError(
+                f"{self.reader.folder / MANIFEST} is damaged (schedule.branch: {said}): "
+                "use another checkpoint"
+            ) from None
+
+    def check_warm(self) -> None:
+        """Raises UserError while the branches are being warmed up.
+
+        Until then the model is not that of its scheme.
+        """
+        last = self.warmup.last_step(self.config.num_layers)
+        if self.reader.step < last:
+            raise UserError(
+                f"{self.reader.folder}: the warm-up of the branches "
+                f"(schedule.branch.kind={self.warmup.kind}) is not over at step {self.reader.step}, "
+                f"it ends at step {last}: use a checkpoint from there on"
+            )
 
     def corpora(self) -> list[Corpus]:
         """The data sets that it was trained on.

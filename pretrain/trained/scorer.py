@@ -6,7 +6,7 @@ Losses of given tokens, as the trainer computes them.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from model.errors import UserError
 from parallel.config import Fp8Config
 
 if TYPE_CHECKING:
+    from pretrain.config.schema import BranchConfig
     from pretrain.trained.open import Trained
 
 
@@ -56,6 +57,9 @@ class Scorer:
         self.model = (chunk if on_cpu else chunk.cuda()).to(numerics.dtype).eval()
         parameters = list(named_parameters(self.model, 0, 1))
         check_model(trained.reader, parameters)
+        warmup = trained.warmup
+        if trained.reader.step < warmup.last_step(trained.config.num_layers):
+            self._warm_up(warmup, trained.reader.step)
         with torch.no_grad():
             for named in parameters:
                 named.parameter.copy_(trained.reader.tensor(named.name))
@@ -66,6 +70,14 @@ class Scorer:
             trained.positions,
         )
         self.learned = trained.config.position == "learned"
+
+    def _warm_up(self, warmup: BranchConfig, step: int) -> None:
+        """Gives the branches the shares that they had after `step` steps."""
+        from model.layers.branch_share import BranchShares
+
+        assert warmup.steps is not None
+        layers: Any = self.model.decoder.layers
+        BranchShares(layers, warmup.kind, warmup.steps, len(layers)).fill(step)
 
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor:

@@ -38,6 +38,8 @@ TP, SP, PP = given(tensor=2), given(tensor=2, sequence_parallel=True), given(pip
 VP, SPLIT = given(pipeline=2, virtual_stages=2), given(pipeline=2, pipeline_split=[3, 1])
 UNCLIPPED = given(clip_grad=0.0)
 MUON = given(kind="muon")
+# The branches of four layers come in over eight of the ten steps.
+WARMING = given(branch=given(kind="linear", steps=2))
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Case:
     model: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Any] = field(default_factory=dict)
     reference_train: dict[str, Any] | None = None  # where the reference has other micro-batches than the case
     exact: bool = False
     """Losses and parameters must be bit-identical to those of one process."""
@@ -79,11 +82,13 @@ class Case:
         return HALF if self.train.get("precision") == "bf16" else FP32
 
     def config(self) -> RunConfig:
-        return run_config(self.model, self.parallel, self.train, **(OPTIMIZER | self.optimizer))
+        return run_config(
+            self.model, self.parallel, self.train, self.schedule, **(OPTIMIZER | self.optimizer)
+        )
 
     def reference(self) -> RunConfig:
         train = self.train if self.reference_train is None else self.reference_train
-        return run_config(self.model, {}, train, **(OPTIMIZER | self.optimizer))
+        return run_config(self.model, {}, train, self.schedule, **(OPTIMIZER | self.optimizer))
 
 
 def _one() -> list[Case]:
@@ -103,6 +108,7 @@ def _one() -> list[Case]:
         ),
         Case("selective recompute", 1, SELECTIVE, exact=True),
         Case("full recompute, bf16, fp32 residual", 1, FULL, train=WIDE, exact=True),
+        Case("full recompute, branch warm-up", 1, FULL, schedule=WARMING, exact=True),
         Case("ZeRO-0", 1, given(zero=0), exact=True),
         Case("ZeRO-2", 1, given(zero=2), exact=True),
         Case("ZeRO-3", 1, THREE, exact=True),
@@ -157,6 +163,17 @@ def _two_models() -> list[Case]:
         Case("TP2, selective recompute", 2, TP | SELECTIVE),
         Case("PP2, full recompute", 2, PP | FULL),
         Case("PP2 interleaved, selective recompute", 2, VP | SELECTIVE),
+        Case("TP2 + SP, branch warm-up", 2, SP, schedule=WARMING),
+        Case(
+            "PP2 interleaved, untied, unclipped, branch warm-up",
+            2,
+            VP,
+            UNTIED,
+            optimizer=UNCLIPPED,
+            schedule=WARMING,
+            exact=True,
+        ),
+        Case("DP2, ZeRO-3, branch warm-up", 2, THREE, schedule=WARMING),
     ]
 
 

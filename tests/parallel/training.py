@@ -19,6 +19,7 @@ from parallel.config import ParallelConfig
 from parallel.engine.engine import Engine
 from pretrain.config.schema import RunConfig
 from pretrain.data.order import micro_batch_indices
+from pretrain.train.branch_warmup import branch_shares
 from pretrain.train.build import build_engine
 from pretrain.train.loop import forward_step
 from tests.distributed import gather, rebuild
@@ -48,6 +49,7 @@ def run_config(
     model: dict[str, Any] | None = None,
     parallel: dict[str, Any] | None = None,
     train: dict[str, Any] | None = None,
+    schedule: dict[str, Any] | None = None,
     **optimizer: Any,
 ) -> RunConfig:
     """A run of the tiny model with changes.
@@ -61,6 +63,7 @@ def run_config(
         parallel=ParallelConfig(**(parallel or {})),
         optimizer=OPTIMIZER | optimizer,
         train=TRAIN | (train or {}),
+        schedule=schedule or {},
     )
 
 
@@ -113,7 +116,10 @@ def train(
     """Steps first .. last - 1 with the tiny model's data."""
     curve = Curve()
     engine.set_lr(config.optimizer.lr)
+    shares = branch_shares(config, engine.chunks)
     for step in range(first, last):
+        if shares is not None:
+            shares.fill(step)
         batches = batches_of(config, engine, step)
         result = engine.train_step(forward_step, functools.partial(iter, batches), len(batches))
         assert result.applied, f"step {step} was skipped: loss {result.loss}, norm {result.grad_norm}"

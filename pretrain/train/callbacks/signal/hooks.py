@@ -133,7 +133,10 @@ class LayerHooks:
             # Only their ratio is shown: both are in the units of the sum.
             residual, branch, bias = args[:3]
             branch = branch if bias is None else branch + bias
-            self._add(number, f"{part}_branch", mean_square(branch) * module.branch_scale**2)
+            size = mean_square(branch) * module.branch_scale**2
+            if module.share is not None:
+                size = size * module.share.float().square()
+            self._add(number, f"{part}_branch", size)
             self._add(
                 number,
                 f"{part}_residual",
