@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -33,7 +33,7 @@ class Record(BaseModel):
 R = TypeVar("R", bound=Record)
 
 
-def read_json(path: Path | str, advice: str) -> Any:
+def read_json(path: Path | str, advice: str) -> object:
     """The content of a JSON file.
 
     advice: what the user can do where it is damaged, a phrase.
@@ -60,7 +60,7 @@ def read_record(path: Path | str, kind: type[R], advice: str) -> R:
     return as_record(read_json(path, advice), kind, str(path), advice)
 
 
-def as_record(content: Any, kind: type[R], source: str, advice: str) -> R:
+def as_record(content: object, kind: type[R], source: str, advice: str) -> R:
     """Parsed JSON as a record of `kind`.
 
     source: where it came from, for the message.

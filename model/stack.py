@@ -22,10 +22,11 @@ Matrices are [out, in]. In post-norm schemes `pre_mlp_layernorm` is the norm aft
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from model.config import ModelConfig
@@ -58,18 +59,20 @@ class Stack(nn.Module):
         cross: bool = False,
         final_norm: bool = False,
         dtype: torch.dtype = torch.float32,
-        **model: Any,
+        **model: object,
     ) -> None:
         super().__init__()
         from megatron.core.process_groups_config import ProcessGroupCollection
 
-        self.model_config = ModelConfig(
-            scheme=scheme,
-            num_layers=num_layers,
-            hidden_size=hidden_size,
-            num_attention_heads=num_attention_heads,
-            scheme_options=dict(options or {}),
-            **model,
+        self.model_config = ModelConfig.model_validate(
+            {
+                "scheme": scheme,
+                "num_layers": num_layers,
+                "hidden_size": hidden_size,
+                "num_attention_heads": num_attention_heads,
+                "scheme_options": dict(options or {}),
+                **model,
+            }
         )
         self.cross = cross
         config = transformer_config(self.model_config, dtype=dtype)
@@ -127,7 +130,7 @@ class Stack(nn.Module):
         """Plain names of a layer's parameters."""
         return list(self._parts(index, nn.Parameter.detach))
 
-    def set_weights(self, index: int, values: Mapping[str, Any]) -> None:
+    def set_weights(self, index: int, values: Mapping[str, ArrayLike | Tensor]) -> None:
         """Sets some or all of layer `index` by plain name.
 
         values: arrays or tensors [out, in] or [out].

@@ -6,7 +6,7 @@ How to use it, what it is, where it comes from, and what was proved.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from model.hf.result import Export
 
 
-def model_card(config: ModelConfig, result: Export, provenance: Mapping[str, Any]) -> str:
+def model_card(config: ModelConfig, result: Export, provenance: Mapping[str, object]) -> str:
     """Markdown with the metadata block that the Hub reads.
 
     provenance: label -> value, shown in order.
@@ -75,7 +75,7 @@ def model_card(config: ModelConfig, result: Export, provenance: Mapping[str, Any
     )
 
 
-def _model_rows(config: ModelConfig, result: Export) -> dict[str, Any]:
+def _model_rows(config: ModelConfig, result: Export) -> dict[str, object]:
     options = ", ".join(f"{key}={value}" for key, value in config.scheme_options.items())
     return {
         "class": ARCHITECTURES[result.architecture]
@@ -94,7 +94,7 @@ def _model_rows(config: ModelConfig, result: Export) -> dict[str, Any]:
     }
 
 
-def _table(rows: Mapping[str, Any]) -> list[str]:
+def _table(rows: Mapping[str, object]) -> list[str]:
     return [
         "| | |",
         "|---|---|",

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -42,13 +41,13 @@ class _Job:
     tokenizer: Path | None
     positions: int
     dtype: str
-    provenance: Mapping[str, Any]
+    provenance: Mapping[str, object]
     prove_with: Callable[[Tensor], Tensor] | None
     prove_trained: Callable[[Tensor], Tensor] | None
     tokens: Tensor
     texts: tuple[str, ...]
     shard_bytes: int
-    special: Mapping[str, Any]
+    special: Mapping[str, object]
 
 
 def export(
@@ -61,14 +60,14 @@ def export(
     seq_length: int,
     architecture: str = "auto",
     dtype: str = "float32",
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, object] | None = None,
     prove_with: Callable[[Tensor], Tensor] | None = None,
     prove_trained: Callable[[Tensor], Tensor] | None = None,
     prove_tokens: Tensor | None = None,
     sample_texts: Iterable[str] = (),
     max_shard_size: int | str = "5GB",
     overwrite: bool = False,
-    special: Mapping[str, Any] | None = None,
+    special: Mapping[str, object] | None = None,
 ) -> Export:
     """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` load, after proving it.
 
@@ -191,8 +190,8 @@ def _build(
 
 
 def _write_settings(
-    job: _Job, target: Target, plan: Fold, special: Mapping[str, Any], folder: Path
-) -> dict[str, Any]:
+    job: _Job, target: Target, plan: Fold, special: Mapping[str, object], folder: Path
+) -> dict[str, object]:
     """Writes config.json, of weights in fp32, and generation_config.json; returns the first."""
     settings = write_config(
         target,
@@ -211,7 +210,7 @@ def _write_settings(
     return settings
 
 
-def _store_as_asked(job: _Job, target: Target, settings: Mapping[str, Any], folder: Path) -> float:
+def _store_as_asked(job: _Job, target: Target, settings: Mapping[str, object], folder: Path) -> float:
     """Rounds a folder's fp32 weights to the format that was asked for.
 
     Returns how far that moves the logits, in their standard deviations; 0 for float32.
@@ -224,7 +223,7 @@ def _store_as_asked(job: _Job, target: Target, settings: Mapping[str, Any], fold
     return change(logits(folder, target, job.tokens), exact)
 
 
-def _write_tokenizer(job: _Job, folder: Path) -> tuple[TokenIds | None, dict[str, Any]]:
+def _write_tokenizer(job: _Job, folder: Path) -> tuple[TokenIds | None, Mapping[str, object]]:
     """(ids of a tokenizer made from a SentencePiece model, special token ids of the configuration).
 
     Training documents end with eos and nothing marks their start,

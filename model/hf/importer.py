@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -42,7 +41,7 @@ class Imported:
     """Whose tensor names the files have."""
     tokenizer: Path | None
     """The files' SentencePiece model, where they have one."""
-    special: dict[str, Any]
+    special: dict[str, object]
     """Token ids by the names in SPECIAL, those that are given."""
 
 
@@ -114,12 +113,12 @@ def _folder(source: str | Path) -> Path:
     return Path(source) if local else download(str(source))
 
 
-def _special(folder: Path) -> dict[str, Any]:
+def _special(folder: Path) -> dict[str, object]:
     """Special token ids of a folder.
 
     What generation uses goes before what the configuration says.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for name in ("config.json", "generation_config.json"):
         if path := source_file(folder, name):
             found |= read_record(path, Special, ADVICE).model_dump(exclude_none=True)

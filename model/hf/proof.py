@@ -10,16 +10,20 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.depth.scheme import Sublayer
 from model.errors import UserError
 from model.hf.folding.pre_ln import Fold
 from model.hf.mapping import Target
 from model.hf.reference import Evaluation, Weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Relative to the standard deviation of the logits.
 # A wrong coefficient, permutation or activation is orders of magnitude above both.
@@ -119,8 +123,16 @@ class _Rounding(Evaluation):
     This is what computing in bf16 has to bear, constants aside.
     """
 
-    def _sublayer(self, *args: Any) -> Tensor:
-        return super()._sublayer(*args).bfloat16().float()
+    def _sublayer(
+        self,
+        x: Tensor,
+        given: Tensor,
+        c: Sublayer,
+        branch: Callable[[Tensor], Tensor],
+        norm_in: str,
+        prefix: str,
+    ) -> Tensor:
+        return super()._sublayer(x, given, c, branch, norm_in, prefix).bfloat16().float()
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         return super()._norm(x, name).bfloat16().float()
@@ -165,7 +177,7 @@ def _cosine(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum() / a.norm() / b.norm())
 
 
-def load_exported(folder: Path, target: Target) -> Any:
+def load_exported(folder: Path, target: Target) -> PreTrainedModel:
     """The model of a folder in fp32, through the class that a user gets.
 
     Only our own modelling file is trusted.
@@ -184,7 +196,7 @@ def load_exported(folder: Path, target: Target) -> Any:
             logging.enable_progress_bar()
 
 
-def forget(model: Any) -> None:
+def forget(model: PreTrainedModel) -> None:
     """Removes the copy of a modelling file that transformers cached for a folder.
 
     The folder will not stay where it is.

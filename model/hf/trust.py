@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from model.errors import UserError
 from model.hf.source import source_file
@@ -23,7 +22,7 @@ ADVICE = "export the checkpoint again with this version, or read that code and l
 class Mapped(Record):
     """Which code a JSON file of the folder asks for."""
 
-    auto_map: dict[str, Any] | None = None
+    auto_map: dict[str, object] | None = None
 
 
 def own_code(folder: Path | str) -> bool:
@@ -33,7 +32,7 @@ def own_code(folder: Path | str) -> bool:
     Raises UserError for a folder that is no model, or that brings or names any other code.
     """
     folder = Path(folder)
-    wanted: dict[str, dict[str, Any]] = {}
+    wanted: dict[str, dict[str, object]] = {}
     for name in ("config.json", "tokenizer_config.json"):
         if path := source_file(folder, name):
             wanted[name] = read_record(path, Mapped, ADVICE).auto_map or {}

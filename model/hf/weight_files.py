@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,6 +118,6 @@ def parse_size(size: int | str) -> int:
     return count
 
 
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
+def write_json(path: Path, data: Mapping[str, object]) -> None:
     """Writes indented JSON."""
     path.write_text(json.dumps(data, indent=2) + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -36,12 +36,13 @@ class Read(NamedTuple):
     logit_scale: float
 
 
-def read_config(content: Any, source: str) -> Read:
+def read_config(content: object, source: str) -> Read:
     """The model that the parsed content of a config.json describes. source: the file, for messages.
 
     Raises UserError with the first reason why it is not one of our models.
     """
     kind = as_record(content, Kind, source, ADVICE).model_type
+    assert isinstance(content, dict)
     readers = {
         "gpt2": _read_gpt2,
         "llama": _read_llama,
@@ -74,10 +75,10 @@ def _activation(kind: str, name: str, table: Mapping[str, str]) -> str:
     raise _refuse(kind, f"its activation is {printable(name, 60)}; supported: {supported}")
 
 
-def _model(kind: str, fields: Mapping[str, Any]) -> ModelConfig:
+def _model(kind: str, fields: Mapping[str, object]) -> ModelConfig:
     """A configuration. Raises UserError where it is none that we train."""
     try:
-        return ModelConfig(**fields)
+        return ModelConfig.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -87,7 +88,7 @@ def _model(kind: str, fields: Mapping[str, Any]) -> ModelConfig:
         raise _refuse(kind, f"its numbers make no model ({error})") from None
 
 
-def _read_gpt2(content: Any, kind: str, source: str) -> Read:
+def _read_gpt2(content: Mapping[str, object], kind: str, source: str) -> Read:
     data = as_record(content, GPT2File, source, ADVICE)
     _refuse_first(
         kind,
@@ -126,7 +127,7 @@ def _read_gpt2(content: Any, kind: str, source: str) -> Read:
     return Read("gpt2", _model(kind, fields), data.n_positions, 1.0)
 
 
-def _read_llama(content: Any, kind: str, source: str) -> Read:
+def _read_llama(content: Mapping[str, object], kind: str, source: str) -> Read:
     data = as_record(content, LlamaFile, source, ADVICE)
     # A file without the key has Mistral's window, one with null has none.
     window = data.sliding_window
@@ -196,7 +197,7 @@ def _rotary_base(data: LlamaFile, kind: str, source: str) -> int:
     return int(base)
 
 
-def _read_opt(content: Any, kind: str, source: str) -> Read:
+def _read_opt(content: Mapping[str, object], kind: str, source: str) -> Read:
     data = as_record(content, OPTFile, source, ADVICE)
     hidden = data.hidden_size
     width = data.word_embed_proj_dim or hidden
@@ -243,7 +244,7 @@ def _read_opt(content: Any, kind: str, source: str) -> Read:
     return Read("opt", _model(kind, fields), data.max_position_embeddings, 1.0)
 
 
-def _read_fathom(content: Any, kind: str, source: str) -> Read:
+def _read_fathom(content: Mapping[str, object], kind: str, source: str) -> Read:
     from model.hf.configuration_fathom import FathomConfig
 
     data = as_record(content, FathomFile, source, ADVICE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -60,8 +60,8 @@ class LlamaFile(Record):
     max_position_embeddings: Rows = 2048
     rms_norm_eps: Epsilon = 1e-6
     rope_theta: Base | None = None
-    rope_scaling: dict[str, Any] | None = None
-    rope_parameters: dict[str, Any] | None = None
+    rope_scaling: dict[str, object] | None = None
+    rope_parameters: dict[str, object] | None = None
     partial_rotary_factor: float | None = None
     attention_bias: bool = False
     mlp_bias: bool = False
@@ -122,4 +122,4 @@ class FathomFile(Record):
     head_dim: Heads | None = None
     max_position_embeddings: Rows = 2048
     logit_scale: float = 1.0
-    pretraining: dict[str, Any] | None = None
+    pretraining: dict[str, object] | None = None

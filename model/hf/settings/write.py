@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 from model.config import InitConfig, ModelConfig
 from model.depth.plan import DepthPlan
@@ -26,20 +26,30 @@ SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 STOCK_INIT = InitConfig(base="normal")
 
 
-def depth_plan(plan: DepthPlan) -> list[dict[str, Any]]:
-    """A plan as runs of equal layers, each sublayer with what differs from the defaults only."""
-    defaults = dataclasses.asdict(Sublayer())
-    runs: list[dict[str, Any]] = []
+class LayerRun(TypedDict):
+    """Equal layers in a row."""
+
+    layers: int
+    attention: dict[str, object]
+    """What differs from the defaults of a sublayer."""
+    mlp: dict[str, object]
+
+
+def depth_plan(plan: DepthPlan) -> list[LayerRun]:
+    """A plan as runs of equal layers."""
+    runs: list[LayerRun] = []
     for layer in plan.layers:
-        pair = {
-            kind: {k: v for k, v in dataclasses.asdict(sublayer).items() if v != defaults[k]}
-            for kind, sublayer in (("attention", layer.attention), ("mlp", layer.mlp))
-        }
-        if runs and all(runs[-1][kind] == pair[kind] for kind in pair):
+        attention, mlp = _changed(layer.attention), _changed(layer.mlp)
+        if runs and (runs[-1]["attention"], runs[-1]["mlp"]) == (attention, mlp):
             runs[-1]["layers"] += 1
         else:
-            runs.append({"layers": 1, **pair})
+            runs.append({"layers": 1, "attention": attention, "mlp": mlp})
     return runs
+
+
+def _changed(sublayer: Sublayer) -> dict[str, object]:
+    defaults = dataclasses.asdict(Sublayer())
+    return {key: value for key, value in dataclasses.asdict(sublayer).items() if value != defaults[key]}
 
 
 def write_config(
@@ -50,8 +60,8 @@ def write_config(
     positions: int,
     logit_scale: float,
     dtype: str,
-    special: Mapping[str, Any],
-) -> dict[str, Any]:
+    special: Mapping[str, object],
+) -> dict[str, object]:
     """Contents of config.json.
 
     special: an id, or None where it is not known, for each of SPECIAL.
@@ -75,7 +85,7 @@ def write_config(
     }
 
 
-def _gpt2(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, Any]:
+def _gpt2(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
     return {
         "n_positions": positions,
         "n_embd": config.hidden_size,
@@ -90,7 +100,7 @@ def _gpt2(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -
     }
 
 
-def _llama(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, Any]:
+def _llama(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
     return {
         "max_position_embeddings": positions,
         "hidden_size": config.hidden_size,
@@ -111,7 +121,7 @@ def _llama(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) 
     }
 
 
-def _opt(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, Any]:
+def _opt(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
     return {
         "max_position_embeddings": positions,
         "hidden_size": config.hidden_size,
@@ -129,7 +139,7 @@ def _opt(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) ->
     }
 
 
-def fathom_fields(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, Any]:
+def fathom_fields(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
     """What config.json of the class `fathom` says beside what all targets say."""
     plan = config.depth_plan()
     return {

@@ -14,9 +14,14 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from model.errors import UserError
+
+if TYPE_CHECKING:
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE, Unigram
 
 SPACE_MARK = "\u2581"
 # Piece types of the SentencePiece model format.
@@ -29,7 +34,7 @@ INPUT_NAMES = ("input_ids", "attention_mask")
 """What a tokenizer hands to a model: our targets read nothing else."""
 
 
-def load_proto(path: Path | str) -> Any:
+def load_proto(path: Path | str) -> ModelProto:
     """The parsed model file.
 
     Raises UserError for a missing or unreadable file, or settings that no fast tokenizer has.
@@ -68,8 +73,8 @@ def load_proto(path: Path | str) -> Any:
     return proto
 
 
-def build(proto: Any) -> Any:
-    """A `tokenizers.Tokenizer` with the pieces of a parsed SentencePiece model."""
+def build(proto: ModelProto) -> Tokenizer:
+    """A tokenizer with the pieces of a parsed SentencePiece model."""
     from tokenizers import AddedToken, Tokenizer, decoders
 
     tokenizer = Tokenizer(_bpe(proto) if proto.trainer_spec.model_type == 2 else _unigram(proto))
@@ -95,11 +100,11 @@ def build(proto: Any) -> Any:
     return tokenizer
 
 
-def _text(piece: Any) -> str:
+def _text(piece: ModelProto.SentencePiece) -> str:
     return str(piece.piece).replace(SPACE_MARK, " ")
 
 
-def _bpe(proto: Any) -> Any:
+def _bpe(proto: ModelProto) -> BPE:
     """SentencePiece joins the neighbours whose union has the best score, whatever they are.
 
     So every split of a piece into two pieces is a merge.
@@ -121,7 +126,7 @@ def _bpe(proto: Any) -> Any:
     return BPE(vocabulary, merges, unk_token=proto.trainer_spec.unk_piece, fuse_unk=True, byte_fallback=True)
 
 
-def _unigram(proto: Any) -> Any:
+def _unigram(proto: ModelProto) -> Unigram:
     """Pieces with their scores.
 
     The fast model looks up control and byte pieces in text like any other:
@@ -136,7 +141,7 @@ def _unigram(proto: Any) -> Any:
     return Unigram(pieces, unk_id=proto.trainer_spec.unk_id, byte_fallback=True)
 
 
-def _split_characters(proto: Any) -> str:
+def _split_characters(proto: ModelProto) -> str:
     """Characters of control and byte pieces that no normal piece has.
 
     Each is unknown wherever it stands, so cutting the text around it changes nothing

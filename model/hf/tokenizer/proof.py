@@ -5,10 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from model.errors import UserError
 from model.hf.tokenizer.convert import OTHERWISE, SPACE_MARK, load_proto
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
 
 
 def prove(model_path: Path | str, folder: Path, texts: Iterable[str] = (), trust: bool = False) -> int:
@@ -49,8 +52,8 @@ def prove(model_path: Path | str, folder: Path, texts: Iterable[str] = (), trust
     return ties
 
 
-def reference_ids(model: Any, text: str) -> list[int]:
-    """Ids of a text by a SentencePieceProcessor.
+def reference_ids(model: SentencePieceProcessor, text: str) -> list[int]:
+    """Ids of a text by SentencePiece.
 
     Every SPACE_MARK in the text is spelt as its bytes, as training data have it.
     """
@@ -59,7 +62,7 @@ def reference_ids(model: Any, text: str) -> list[int]:
     return first + [index for part in rest for index in (*mark, *part)]
 
 
-def _tie(ours: Any, expected: list[int], got: list[int]) -> bool:
+def _tie(ours: SentencePieceProcessor, expected: list[int], got: list[int]) -> bool:
     """Whether two segmentations have the same text and score, up to the rounding of an fp32 sum."""
     scores = [sum(ours.get_score(i) for i in ids) for ids in (expected, got)]
     rounding = len(expected) * abs(scores[0]) * 2.0**-24
