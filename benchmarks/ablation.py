@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 from unittest.mock import patch
 
 import torch
@@ -19,16 +19,19 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.peers import Fathom, Shape, fathom_deepspeed
+from benchmarks.peers import Contestant, Fathom, Shape, fathom_deepspeed
 from benchmarks.results import write_results
 from benchmarks.run import SHAPES
 from benchmarks.turns import allocator, ratio_table, spread, turns
 from parallel.engine.deepspeed_api import weights_cut_anew
 
+if TYPE_CHECKING:
+    from model.families.gpt import GPT
+
 ALL = "Fathom as it is"
 
 
-def _torch_loss(self: Any, labels: Tensor, logits: Tensor) -> Tensor:
+def _torch_loss(self: GPT, labels: Tensor, logits: Tensor) -> Tensor:
     logits_nv = logits[..., : self.true_vocab].float().flatten(0, 1)
     return (
         F.cross_entropy(logits_nv, labels.t().flatten(), reduction="none")
@@ -37,18 +40,18 @@ def _torch_loss(self: Any, labels: Tensor, logits: Tensor) -> Tensor:
     )
 
 
-def _deepspeed_slices(contestant: Fathom) -> AbstractContextManager[Any]:
+def _deepspeed_slices(contestant: Fathom) -> AbstractContextManager[object]:
     optimizer = contestant.engine.optimizer
     return patch.object(optimizer, "_update_model_bit16_weights", weights_cut_anew(optimizer))
 
 
-def _torch_cross_entropy(contestant: Fathom) -> AbstractContextManager[Any]:
+def _torch_cross_entropy(contestant: Fathom) -> AbstractContextManager[object]:
     from model.families.gpt import GPT
 
     return patch.object(GPT, "compute_language_model_loss", _torch_loss)
 
 
-def _attention_in_place(contestant: Fathom) -> AbstractContextManager[Any]:
+def _attention_in_place(contestant: Fathom) -> AbstractContextManager[object]:
     from model.layers import torch_parts
 
     return patch.object(torch_parts, "COPIED_FROM", 1 << 62)
@@ -74,7 +77,21 @@ def _megatron_parts(contestant: Fathom) -> Iterator[None]:
         yield
 
 
-TAKEN_BACK: dict[str, tuple[Callable[[Shape], Any], Callable[[Any], AbstractContextManager[Any]], bool]] = {
+Maker = Callable[[Shape], Contestant]
+Different = Callable[[Any], AbstractContextManager[object]]
+"""Of the contestant, which each entry knows the class of."""
+
+
+class Report(TypedDict):
+    """Step times with one thing taken back over the step as it is, by what was taken back."""
+
+    ratios: dict[str, dict[str, float]]
+    best: dict[str, float]
+    """Of the quickest steps."""
+    seconds: dict[str, list[float]]
+
+
+TAKEN_BACK: dict[str, tuple[Maker, Different, bool]] = {
     ALL: (Fathom, contextlib.nullcontext, True),
     "DeepSpeed accumulates and reduces gradients": (fathom_deepspeed, contextlib.nullcontext, True),
     "Megatron-core's linear layers, attention and feed-forward": (Fathom, _megatron_parts, True),
@@ -90,12 +107,12 @@ and whether freed memory is kept.
 """
 
 
-def measure(shape: Shape, rounds: int) -> dict[str, Any]:
+def measure(shape: Shape, rounds: int) -> Report:
     """Step time with one thing taken back over the step time as it is, by turns."""
     tokens = shape.sample()
     shared = {make: make(shape) for make in {make for make, _, _ in TAKEN_BACK.values()}}
 
-    def step(make: Callable[[Shape], Any], different: Callable[[Any], AbstractContextManager[Any]]) -> None:
+    def step(make: Maker, different: Different) -> None:
         with different(shared[make]):
             shared[make].step(tokens)
 

@@ -14,7 +14,6 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 import typer
@@ -58,7 +57,7 @@ def engine_of(layers: int, hidden: int) -> Engine:
     return engine
 
 
-def measure(layers: int, hidden: int, rounds: int, folder: Path) -> dict[str, Any]:
+def measure(layers: int, hidden: int, rounds: int, folder: Path) -> dict[str, object]:
     """Seconds of saving and loading in each round, by turns with the baseline.
 
     stall: for how long an asynchronous save holds training up.

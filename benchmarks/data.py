@@ -14,7 +14,7 @@ import multiprocessing
 import statistics
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import typer
 from rich.console import Console
@@ -22,12 +22,15 @@ from rich.console import Console
 from benchmarks.results import write_results
 from benchmarks.turns import ratio_table, spread, turns
 
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
 
 @functools.cache
-def _model(path: str) -> Any:
-    import sentencepiece
+def _model(path: str) -> SentencePieceProcessor:
+    from sentencepiece import SentencePieceProcessor
 
-    return sentencepiece.SentencePieceProcessor(model_file=path)
+    return SentencePieceProcessor(model_file=path)
 
 
 def encode_line(line: str, tokenizer: str) -> list[int]:
@@ -64,7 +67,18 @@ def corpus(path: Path, limit: int) -> int:
     return size
 
 
-def measure(megabytes: float, workers: int, rounds: int) -> dict[str, Any]:
+class Report(TypedDict):
+    """What was measured."""
+
+    bytes: int
+    workers: int
+    tokens: dict[str, int]
+    tokens_per_s_per_core: dict[str, float]
+    ratios: dict[str, dict[str, float]]
+    seconds: dict[str, list[float]]
+
+
+def measure(megabytes: float, workers: int, rounds: int) -> Report:
     """Seconds of each, and the ratio in tokens per second."""
     from pretrain.data.prepare import PrepareOptions, prepare
     from pretrain.data.train_tokenizer import train_tokenizer

@@ -13,7 +13,7 @@ import gc
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 import typer
@@ -29,7 +29,7 @@ BASE = 4
 SEQ, BATCH = 64, 2
 
 
-def actions_of(engine: Engine, repeats: int, folder: Path) -> dict[str, Callable[[], Any]]:
+def actions_of(engine: Engine, repeats: int, folder: Path) -> dict[str, Callable[[], object]]:
     """What is timed on one model.
 
     repeats: times of each action, so that shallow models take long enough to be timed.
@@ -68,7 +68,7 @@ def actions_of(engine: Engine, repeats: int, folder: Path) -> dict[str, Callable
     return {"step": repeated(step), "monitored step": repeated(watched), "checkpoint": repeated(checkpoint)}
 
 
-def peak(action: Callable[[], Any]) -> float:
+def peak(action: Callable[[], object]) -> float:
     """Resident bytes at the peak of an action."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
@@ -76,12 +76,25 @@ def peak(action: Callable[[], Any]) -> float:
     return float(resident("VmHWM"))
 
 
-def measure(shallow: int, deep: int, hidden: int, rounds: int) -> dict[str, Any]:
+class Report(TypedDict):
+    """What was measured."""
+
+    shallow: int
+    deep: int
+    hidden: int
+    ratios: dict[str, dict[str, float]]
+    memory_bytes: dict[int, float]
+    """By depth."""
+    memory_ratio: float
+    seconds: dict[str, list[float]]
+
+
+def measure(shallow: int, deep: int, hidden: int, rounds: int) -> Report:
     """Ratios of the cost per layer, deep over shallow, by what is measured."""
     depths = {BASE: max(1, deep // 50), shallow: max(1, deep // (4 * shallow)), deep: 1}
     with tempfile.TemporaryDirectory(prefix="fathom-depth-") as name:
         memory: dict[int, float] = {}
-        everything: dict[str, Callable[[], Any]] = {}
+        everything: dict[str, Callable[[], object]] = {}
         # What the first engine and step of a process load and keep is none of a layer's.
         actions_of(engine_of(BASE, hidden), 1, Path(name) / "first")["step"]()
         # Memory by what each model adds to the process: built and stepped one after another,

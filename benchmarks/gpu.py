@@ -107,7 +107,7 @@ def busy_seconds(intervals: Iterable[tuple[float, float]]) -> float:
     return total / 1e6
 
 
-def gpu_intervals(profile: Any) -> list[tuple[float, float]]:
+def gpu_intervals(profile: torch.profiler.profile) -> list[tuple[float, float]]:
     """(start, end) in microseconds of everything a profiled GPU ran.
 
     Annotations are left out: they span idle time too.
@@ -122,7 +122,7 @@ def gpu_intervals(profile: Any) -> list[tuple[float, float]]:
     return [(event.time_range.start, event.time_range.end) for event in events]
 
 
-def measure(case: Case, steps: int) -> dict[str, Any]:
+def measure(case: Case, steps: int) -> dict[str, object]:
     """One case in this process, on the current GPU."""
     from parallel.launch.one_process import single_process
     from pretrain.train.build import build_engine
@@ -186,7 +186,7 @@ class Measured:
     """Peak of a step in bytes."""
 
 
-def report(case: Case, config: RunConfig, measured: Measured) -> dict[str, Any]:
+def report(case: Case, config: RunConfig, measured: Measured) -> dict[str, object]:
     """A case's row of the results."""
     from model.cost.flops import flops_per_token
     from model.parameters.size import parameter_count
@@ -256,7 +256,7 @@ def out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def run_case(case: Case, steps: int) -> dict[str, Any]:
+def run_case(case: Case, steps: int) -> dict[str, object]:
     """A case in a process of its own.
 
     As often as memory runs out, it is tried with half the micro-batch and twice the accumulation.

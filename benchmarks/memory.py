@@ -16,15 +16,39 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import typer
 
 from benchmarks.turns import allocator
 
+if TYPE_CHECKING:  # each process loads it itself, when its memory is looked at
+    from pretrain.config.schema import RunConfig
+
 ROOT = Path(__file__).resolve().parent.parent
 WORLD = 2
-CASES: dict[str, dict[str, Any]] = {
+
+
+class Case(TypedDict):
+    """A model and its batches."""
+
+    model: dict[str, int]
+    seq: int
+    micro: int
+
+
+class Report(TypedDict):
+    """Bytes of one case."""
+
+    case: str
+    measured: int
+    built: int
+    predicted: dict[str, float]
+    error: float
+    """Of the prediction, as a share of what was measured."""
+
+
+CASES: dict[str, Case] = {
     "24x256": {
         "model": {"num_layers": 24, "hidden_size": 256, "num_attention_heads": 4, "vocab_size": 8192},
         "seq": 256,
@@ -49,7 +73,7 @@ def resident(key: str) -> int:
     return int(next(line.split()[1] for line in text.splitlines() if line.startswith(key))) * 1024
 
 
-def rank_main(case: dict[str, Any], rank: int, port: int, out: Path) -> None:
+def rank_main(case: Case, rank: int, port: int, out: Path) -> None:
     """One process: build, three steps, growth of the resident memory."""
     import torch
 
@@ -100,7 +124,7 @@ def warm_up() -> None:
     torch.optim.AdamW(layer.parameters(), fused=True).step()
 
 
-def run_config(case: dict[str, Any]) -> Any:
+def run_config(case: Case) -> RunConfig:
     """The configuration of a case."""
     from pretrain.config.schema import RunConfig
 
@@ -120,7 +144,7 @@ def run_config(case: dict[str, Any]) -> Any:
     )
 
 
-def predicted(case: dict[str, Any]) -> dict[str, float]:
+def predicted(case: Case) -> dict[str, float]:
     """The plan's parts in bytes, and their sum."""
     from dataclasses import asdict
 
@@ -138,7 +162,7 @@ def predicted(case: dict[str, Any]) -> dict[str, float]:
     return asdict(memory) | {"total": memory.total}
 
 
-def measure(name: str) -> dict[str, Any]:
+def measure(name: str) -> Report:
     """Largest growth of the processes of one case, and the prediction."""
     from parallel.launch.local import reserve_port
 

@@ -7,12 +7,16 @@ micro-batches of token ids [accumulation, batch, seq + 1].
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from model.config import ModelConfig
 
 BETAS, DECAY, CLIP, RATE = (0.9, 0.95), 0.1, 1.0, 1e-4
 
@@ -72,7 +76,14 @@ class PlainLoop:
     loss_of: (inputs, labels) [b, s] -> mean loss.
     """
 
-    def __init__(self, name: str, module: nn.Module, loss_of: Any, *, keeps_memory: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        loss_of: Callable[[Tensor, Tensor], Tensor],
+        *,
+        keeps_memory: bool = False,
+    ) -> None:
         self.name, self.module, self.loss_of, self.keeps_memory = name, module, loss_of, keeps_memory
         self.optimizer = torch.optim.AdamW(
             module.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY, fused=True
@@ -80,7 +91,7 @@ class PlainLoop:
 
     def step(self, tokens: Tensor) -> float:
         """One optimizer step."""
-        total = 0.0
+        total: float | Tensor = 0.0
         for micro in tokens:
             loss = self.loss_of(micro[:, :-1], micro[:, 1:]) / len(tokens)
             loss.backward()
@@ -185,7 +196,13 @@ class UnderDeepSpeed:
 
     keeps_memory = False
 
-    def __init__(self, name: str, shape: Shape, model: nn.Module, loss_of: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        shape: Shape,
+        model: nn.Module,
+        loss_of: Callable[[nn.Module, Tensor, Tensor], Tensor],
+    ) -> None:
         import deepspeed
         from deepspeed.utils import logger
 
@@ -220,7 +237,7 @@ class UnderDeepSpeed:
 def huggingface_deepspeed(shape: Shape) -> Contestant:
     """Hugging Face GPT-2 under DeepSpeed."""
 
-    def loss_of(engine: Any, inputs: Tensor, labels: Tensor) -> Tensor:
+    def loss_of(engine: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(engine(inputs).logits.flatten(0, 1), labels.flatten())
 
     return UnderDeepSpeed("Hugging Face GPT-2, DeepSpeed ZeRO-1", shape, _hf_model(shape), loss_of)
@@ -235,7 +252,7 @@ def fathom_deepspeed(shape: Shape) -> Contestant:
         _fathom_model(shape, "pre_ln"), single_process(), seq_length=shape.seq, dtype=torch.float32, seed=1
     )
 
-    def loss_of(engine: Any, inputs: Tensor, labels: Tensor) -> Tensor:
+    def loss_of(engine: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         loss: Tensor = engine(inputs, torch.arange(shape.seq).expand_as(inputs), None, labels=labels).mean()
         return loss
 
@@ -274,7 +291,7 @@ def megatron_core(shape: Shape) -> Contestant:
     return PlainLoop("Megatron-core, its own layers", model, loss_of)
 
 
-def _fathom_model(shape: Shape, scheme: str) -> Any:
+def _fathom_model(shape: Shape, scheme: str) -> ModelConfig:
     from model.config import ModelConfig
 
     return ModelConfig(

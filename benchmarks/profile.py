@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec, TypedDict, TypeVar
 
 import torch
 import typer
@@ -131,18 +131,35 @@ def kind_of(name: str) -> str:
     return "autograd engine" if "Backward" in name and not name.startswith("aten::") else OTHER
 
 
-def labelled(action: Callable[..., Any], label: str) -> Callable[..., Any]:
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Profiled(TypedDict):
+    """Where the time of one contestant's step went."""
+
+    plain_s: float
+    """Of a step without the profiler."""
+    profiled_s: float
+    seconds: dict[str, float]
+    """By kind, of the profiled step."""
+    calls: dict[str, int]
+    others: dict[str, float]
+    """Seconds of what has no kind, by name."""
+
+
+def labelled(action: Callable[P, T], label: str) -> Callable[P, T]:
     """The action, under a name in the profile."""
 
     @functools.wraps(action)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
         with record_function(label):
             return action(*args, **kwargs)
 
     return run
 
 
-def measure(contestant: Contestant, tokens: torch.Tensor, repeats: int) -> dict[str, Any]:
+def measure(contestant: Contestant, tokens: torch.Tensor, repeats: int) -> Profiled:
     """Seconds per step by kind, the same under the profiler as a whole, and without it.
 
     The first step warms up.
@@ -181,14 +198,14 @@ def measure(contestant: Contestant, tokens: torch.Tensor, repeats: int) -> dict[
     }
 
 
-def named_share(result: Mapping[str, Any]) -> float:
+def named_share(result: Profiled) -> float:
     """Part of the profiled step that rows with a name account for."""
     return float(
         sum(seconds for kind, seconds in result["seconds"].items() if kind != OTHER) / result["profiled_s"]
     )
 
 
-def table(title: str, results: Mapping[str, Mapping[str, Any]]) -> Table:
+def table(title: str, results: Mapping[str, Profiled]) -> Table:
     """Milliseconds and calls by kind, a pair of columns a contestant, and their totals."""
     out = Table(title=title, title_justify="left")
     out.add_column("")
@@ -212,10 +229,10 @@ def table(title: str, results: Mapping[str, Mapping[str, Any]]) -> Table:
             ]
         out.add_row(kind, *cells)
     out.add_section()
-    for label, value in (("profiled step", "profiled_s"), ("step without the profiler", "plain_s")):
-        out.add_row(
-            label, *(cell for result in results.values() for cell in (f"{1e3 * result[value]:,.0f}", "", ""))
-        )
+    profiled = [result["profiled_s"] for result in results.values()]
+    plain = [result["plain_s"] for result in results.values()]
+    for label, values in (("profiled step", profiled), ("step without the profiler", plain)):
+        out.add_row(label, *(cell for value in values for cell in (f"{1e3 * value:,.0f}", "", "")))
     out.add_row(
         "accounted for by name",
         *(cell for result in results.values() for cell in ("", "", f"{named_share(result):.1%}")),

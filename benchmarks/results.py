@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from model.files import atomic_write_text
 from pretrain.rundir.environment import environment
@@ -18,7 +17,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 FACTS = ("time", "git", "platform", "cpu", "gpus", "packages")
 
 
-def write_results(path: Path, report: Mapping[str, Any]) -> None:
+def write_results(path: Path, report: Mapping[str, object]) -> None:
     """Writes a report and what it was measured with; makes the folder.
 
     The entry `load` counts jobs that ran on the machine, the mean of the last minute.

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 import typer
@@ -65,7 +65,19 @@ SCHEME_MAKERS: dict[str, Callable[[Shape], Contestant]] = {
 }
 
 
-def measure(shape: Shape, names: Sequence[str], rounds: int) -> dict[str, dict[str, Any]]:
+class Result(TypedDict):
+    """What one contestant took."""
+
+    label: str
+    build_s: float
+    seconds: list[float]
+    """Of each counted round's step."""
+    tokens_per_s: float
+    ratios: list[float]
+    """Step time of the first contestant over its own, round by round."""
+
+
+def measure(shape: Shape, names: Sequence[str], rounds: int) -> dict[str, Result]:
     """Seconds per step of each contestant, by turns.
 
     The first round warms up and is not counted.
@@ -96,7 +108,7 @@ def measure(shape: Shape, names: Sequence[str], rounds: int) -> dict[str, dict[s
     }
 
 
-def table(shape: Shape, results: dict[str, dict[str, Any]]) -> Table:
+def table(shape: Shape, results: dict[str, Result]) -> Table:
     """Medians and quartiles of the ratios to the first contestant.
 
     Beside them stands the ratio of the quickest steps.
@@ -139,7 +151,8 @@ def main(
     single_process()
     torch.set_num_threads(threads)
     console = Console(width=110)
-    report: dict[str, Any] = {"threads": threads, "shapes": {}}
+    measured: dict[str, dict[str, Result]] = {}
+    report: dict[str, object] = {"threads": threads, "shapes": measured}
     for name in filter(None, shapes.split(",")):
         if name not in SHAPES:
             sys.exit(f"benchmark: unknown shape {name}; known: {', '.join(SHAPES)}")
@@ -150,12 +163,11 @@ def main(
         usual = [one for one in USUAL if one != SLOW_START.get(name)]
         results = measure(SHAPES[name], contestants.split(",") if contestants else usual, rounds)
         console.print(table(SHAPES[name], results))
-        report["shapes"][name] = results
+        measured[name] = results
     if schemes:
-        report["schemes"] = measure(
-            SCHEME_SHAPE, sorted(SCHEME_MAKERS, key=lambda name: name != "scheme-pre_ln"), rounds
-        )
-        console.print(table(SCHEME_SHAPE, report["schemes"]))
+        order = sorted(SCHEME_MAKERS, key=lambda name: name != "scheme-pre_ln")
+        report["schemes"] = results = measure(SCHEME_SHAPE, order, rounds)
+        console.print(table(SCHEME_SHAPE, results))
     path = out / f"cpu-{datetime.now(timezone.utc):%Y-%m-%d}.json"
     write_results(path, report)
     console.print(f"written to {path}")

@@ -15,7 +15,7 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import typer
 
@@ -132,7 +132,15 @@ def data_set(folder: Path) -> Path:
     return folder / "data"
 
 
-def measure(depths: list[int], hidden: int) -> dict[str, Any]:
+class Report(TypedDict):
+    """What was measured."""
+
+    hidden: int
+    depths: dict[str, dict[str, dict[str, float]]]
+    """Seconds of the clock and of the processor, by depth and part."""
+
+
+def measure(depths: list[int], hidden: int) -> Report:
     """Every depth in a process of its own."""
     found = {}
     env = os.environ | {"OMP_NUM_THREADS": "1"}

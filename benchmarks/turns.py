@@ -8,7 +8,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from rich.table import Table
@@ -18,9 +17,9 @@ KEPT = 5 << 29
 
 
 def turns(
-    actions: Mapping[str, Callable[[], Any]],
+    actions: Mapping[str, Callable[[], object]],
     rounds: int,
-    before: Mapping[str, Callable[[], Any]] | None = None,
+    before: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of every action in each of `rounds` counted rounds, after one that warms up.
 

@@ -12,13 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.checkpoint.writer import Fence, Snapshot, take_snapshot, write
+from parallel.checkpoint.writer import Content, Fence, Snapshot, take_snapshot, write
 from parallel.engine.engine import Engine
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 PATIENCE = timedelta(hours=2)
 """How long a process waits for the slowest writer.
@@ -84,11 +87,12 @@ class Saver:
         """Whether `wait` would return at once."""
         return self._thread is None or not self._thread.is_alive()
 
-    def save(self, engine: Engine, step: int, *, asynchronous: bool, **content: Any) -> Saved | None:
+    def save(
+        self, engine: Engine, step: int, *, asynchronous: bool, **content: Unpack[Content]
+    ) -> Saved | None:
         """Saves `step`.
 
         asynchronous: returns None as soon as the copy is made, and `wait` tells the rest.
-        content: as for `writer.take_snapshot`.
         Raises RuntimeError while a save is not finished (`wait` first), and as `writer.write` does.
         """
         if self._thread is not None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 import torch.distributed as dist
@@ -28,6 +29,9 @@ from parallel.checkpoint.part import write_part
 from parallel.checkpoint.random_state import rng_states
 from parallel.engine.engine import Engine
 from parallel.exchange import agree, gather_records, told_as_it_is
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Fence = Callable[[], None]
 told_as_it_is(SaveError)
@@ -55,15 +59,25 @@ class Snapshot:
     """Small files by name."""
 
 
+class Content(TypedDict):
+    """What whoever saves puts into a checkpoint."""
+
+    progress: Mapping[str, object]
+    """Position in the data and whatever else the run needs to continue."""
+    config: Mapping[str, object]
+    """The resolved configuration."""
+    versions: Mapping[str, str | None]
+    """Of packages."""
+    extra: dict[str, bytes]
+    """Small files kept with it (the tokenizer), by name."""
+
+
 def take_snapshot(
     engine: Engine,
     step: int,
     *,
-    progress: Mapping[str, object],
-    config: Mapping[str, object],
-    versions: Mapping[str, str | None],
-    extra: dict[str, bytes],
     buffers: dict[str, Tensor] | None = None,
+    **content: Unpack[Content],
 ) -> Snapshot:
     """What this process owns at `step`.
 
@@ -90,11 +104,11 @@ def take_snapshot(
         "time": time.time(),
         "world_size": dist.get_world_size(),
         "layout": engine.topology.layout.summary(),
-        "progress": progress,
-        "config": config,
-        "versions": versions,
+        "progress": content["progress"],
+        "config": content["config"],
+        "versions": content["versions"],
     }
-    return Snapshot(step, tensors, rows, facts, extra)
+    return Snapshot(step, tensors, rows, facts, content["extra"])
 
 
 def _copied(tensor: Tensor, name: str, buffers: dict[str, Tensor]) -> Tensor:
@@ -104,28 +118,14 @@ def _copied(tensor: Tensor, name: str, buffers: dict[str, Tensor]) -> Tensor:
     return buffer.copy_(tensor, non_blocking=True)
 
 
-def save(
-    engine: Engine,
-    folder: Path,
-    step: int,
-    *,
-    progress: Mapping[str, object],
-    config: Mapping[str, object],
-    versions: Mapping[str, str | None],
-    extra: dict[str, bytes],
-) -> float:
+def save(engine: Engine, folder: Path, step: int, **content: Unpack[Content]) -> float:
     """Saves a checkpoint of `step` under `folder`; returns the seconds it took.
 
     Collective: every process calls it.
-    progress: position in the data and whatever else the run needs to continue.
-    config: resolved configuration.
-    extra: small files kept with it (the tokenizer), by name.
     Raises SaveError on every process when any of them could not write, with the old state intact.
     """
     begin = time.monotonic()
-    write(
-        take_snapshot(engine, step, progress=progress, config=config, versions=versions, extra=extra), folder
-    )
+    write(take_snapshot(engine, step, **content), folder)
     return time.monotonic() - begin
 
 

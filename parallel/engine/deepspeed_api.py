@@ -28,7 +28,7 @@ class ZeroOptimizer(Protocol):
     param_groups: list[dict[str, Any]]
 
 
-def require(owner: Any, name: str, parameters: Sequence[str] | None = None) -> Any:
+def require(owner: object, name: str, parameters: Sequence[str] | None = None) -> Any:
     """The attribute `name` of a DeepSpeed class, module or object.
 
     parameters: names that its signature must have, `self` included for a function of a class.
@@ -55,7 +55,7 @@ def _unsupported(what: str) -> UserError:
     )
 
 
-def _set(owner: Any, name: str, value: Any, parameters: Sequence[str] | None = None) -> None:
+def _set(owner: object, name: str, value: object, parameters: Sequence[str] | None = None) -> None:
     require(owner, name, parameters)
     setattr(owner, name, value)
 
@@ -72,7 +72,7 @@ def quick_initialize() -> Iterator[None]:
     """
     from deepspeed import DeepSpeedEngine
 
-    def check(self: Any, optimizer: torch.optim.Optimizer) -> None:
+    def check(self: object, optimizer: torch.optim.Optimizer) -> None:
         seen: set[int] = set()
         for group in optimizer.param_groups:
             for parameter in group["params"]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,7 +26,7 @@ from parallel.topology import Topology
 PERSISTENT = 0
 
 
-def zero_config() -> dict[str, Any]:
+def zero_config() -> dict[str, object]:
     """DeepSpeed's `zero_optimization` section."""
     return {
         "stage": 3,
@@ -45,12 +44,12 @@ class Gathering(nn.Module):
     Its forward prepares its hooks for the backward that follows.
     """
 
-    def __init__(self, engine: Any, chunk: nn.Module) -> None:
+    def __init__(self, engine: nn.Module, chunk: nn.Module) -> None:
         super().__init__()
         self.module = chunk
         self.engine = [engine]  # in a list, or it would become a submodule
 
-    def forward(self, *inputs: Any, **keywords: Any) -> Any:
+    def forward(self, *inputs: object, **keywords: object) -> object:
         """The chunk's forward; the same arguments and result."""
         return (
             self.engine[0](*inputs, **keywords)
@@ -72,7 +71,7 @@ class ScatteredGradient(Gradient):
     It has the rank's equal piece of every parameter, the last one padded with zeros.
     """
 
-    def __init__(self, group: Group, optimizer: Any, first: int, topology: Topology) -> None:
+    def __init__(self, group: Group, optimizer: api.ZeroOptimizer, first: int, topology: Topology) -> None:
         self.optimizer = optimizer
         self.parts = [named.parameter.partition_numel() for named in group.parameters]  # type: ignore[attr-defined]
         super().__init__(
@@ -101,7 +100,7 @@ class ScatteredGradient(Gradient):
             dist.all_reduce(self.partition, group=self.topology.tensor_group)
 
 
-def scattered(groups: Sequence[Group], optimizer: Any, topology: Topology) -> list[Gradient]:
+def scattered(groups: Sequence[Group], optimizer: api.ZeroOptimizer, topology: Topology) -> list[Gradient]:
     """The gradients of all groups.
 
     optimizer: DeepSpeed's, of stage 3; its own norm, which nobody reads, is turned off.

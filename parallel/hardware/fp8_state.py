@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,10 @@ from model.parameters.names import canonical_name, layer_offset
 from parallel.exchange import gather_bytes
 from parallel.topology import Topology
 
+if TYPE_CHECKING:
+    from megatron.core.transformer import TransformerConfig
+    from transformer_engine.pytorch.module.base import TransformerEngineBaseModule
+
 FILE = "fp8_state.safetensors"
 SCALING_PARTS = {
     "scale_fwd": ("scaling_fwd", "scale"),
@@ -41,11 +45,11 @@ FORWARD_TENSORS = 3
 
 def has_state(chunks: Sequence[nn.Module]) -> bool:
     """Whether a model computes in FP8 with delayed scaling; the same on every rank."""
-    config: Any = chunks[0].config
+    config: TransformerConfig = chunks[0].config
     return bool(config.fp8) and config.fp8_recipe == "delayed"
 
 
-def _linear_modules(chunks: Sequence[nn.Module]) -> Iterator[tuple[str, Any]]:
+def _linear_modules(chunks: Sequence[nn.Module]) -> Iterator[tuple[str, TransformerEngineBaseModule]]:
     for chunk in chunks:
         offset = layer_offset(chunk)
         for name, module in chunk.named_modules():

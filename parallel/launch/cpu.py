@@ -16,12 +16,14 @@ import logging
 import sys
 import types
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import torch
 
 from parallel.engine.deepspeed_api import no_shared_memory_kernel
 
+P = ParamSpec("P")
+T = TypeVar("T")
 FACTORIES = (
     "arange",
     "empty",
@@ -38,7 +40,7 @@ FACTORIES = (
 )
 
 
-def _is_cuda(device: Any) -> bool:
+def _is_cuda(device: object) -> bool:
     if isinstance(device, str):
         return device.startswith("cuda")
     if isinstance(device, torch.device):
@@ -46,9 +48,9 @@ def _is_cuda(device: Any) -> bool:
     return isinstance(device, int) and not isinstance(device, bool)
 
 
-def _redirect(factory: Callable[..., Any]) -> Callable[..., Any]:
+def _redirect(factory: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(factory)
-    def on_cpu(*args: Any, **kwargs: Any) -> Any:
+    def on_cpu(*args: P.args, **kwargs: P.kwargs) -> T:
         if "device" in kwargs and _is_cuda(kwargs["device"]):
             kwargs["device"] = "cpu"
         return factory(*args, **kwargs)
@@ -56,7 +58,7 @@ def _redirect(factory: Callable[..., Any]) -> Callable[..., Any]:
     return on_cpu
 
 
-def _copy_of(module: types.ModuleType, **changes: Any) -> types.ModuleType:
+def _copy_of(module: types.ModuleType, **changes: object) -> types.ModuleType:
     twin = types.ModuleType(module.__name__)
     twin.__dict__.update(module.__dict__)
     twin.__dict__.update(changes)
