@@ -66,7 +66,8 @@ def parts(layers: int, hidden: int, data: Path) -> dict[str, dict[str, float]]:
         batches = [blend.batch(range(BATCH))]
         mark()
         model = model_of(layers, hidden)
-        chunk = GPT(model, transformer_config(model, **topology.core_fields()), seq_length=SEQ)
+        config = transformer_config(model, dtype=torch.float32, on_cpu=True, **topology.core_fields())
+        chunk = GPT(model, config, seq_length=SEQ)
         mark()
         named = build.named_parameters(chunk, 0, 1)
         build.initialize_(((one.name, one.parameter, one.shard) for one in named), model, SEQ, 1)

@@ -5,8 +5,8 @@ That is: degrees, ranks, process groups, and what DeepSpeed asks of its `mpu`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -245,11 +245,11 @@ class Topology:
         """Whether this rank computes the loss."""
         return self.pipeline_rank == self.layout.pipeline - 1
 
-    def core_fields(self) -> dict[str, Any]:
+    def core_fields(self) -> dict[str, object]:
         """Megatron-core's configuration fields that describe the layout."""
         layout = self.layout
         interleaved = layout.virtual > 1
-        fields: dict[str, Any] = {
+        fields: dict[str, object] = {
             "tensor_model_parallel_size": layout.tensor,
             "pipeline_model_parallel_size": layout.pipeline,
             "virtual_pipeline_model_parallel_size": layout.virtual if interleaved else None,
@@ -267,9 +267,10 @@ class Topology:
             fields["pipeline_model_parallel_layout"] = split_layout(layout.pipeline_split)
         return fields
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Callable[..., object]:
         if name.startswith("get_"):
-            return getattr(self._state, name)
+            getter: Callable[..., object] = getattr(self._state, name)
+            return getter
         raise AttributeError(name)
 
     def get_model_parallel_rank(self) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
@@ -35,7 +33,7 @@ ACTIVATIONS = {
 
 
 def transformer_config(
-    model: ModelConfig, *, dtype: torch.dtype = torch.float32, on_cpu: bool = True, **parallel: Any
+    model: ModelConfig, *, dtype: torch.dtype = torch.float32, on_cpu: bool = True, **parallel: object
 ) -> TransformerConfig:
     """Megatron-core's configuration of a model.
 

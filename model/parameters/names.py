@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -66,8 +65,8 @@ def canonical_name(local: str, layer_offset: int) -> str:
 
 def layer_offset(chunk: nn.Module) -> int:
     """Global number of a model chunk's first layer, 0-based."""
-    layers: Any = chunk.decoder.layers  # type: ignore[union-attr]
-    return int(layers[0].layer_number) - 1 if len(layers) else 0
+    first = next(chunk.get_submodule("decoder.layers").children(), None)
+    return 0 if first is None else int(first.layer_number) - 1  # type: ignore[arg-type]
 
 
 def named_parameters(chunk: nn.Module, tensor_rank: int, tensor_size: int) -> Iterator[NamedParameter]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -141,9 +141,9 @@ class Numerics:
         """fp8, bf16 or fp32: the format of the matrix products."""
         return "fp8" if self.recipe else {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.dtype]
 
-    def core_fields(self) -> dict[str, Any]:
+    def core_fields(self) -> dict[str, object]:
         """Megatron-core's configuration fields about precision, but for the format of weights."""
-        stream = {"fp32_residual_connection": True} if self.fp32_residual else {}
+        stream: dict[str, object] = {"fp32_residual_connection": True} if self.fp32_residual else {}
         if self.recipe is None:
             return stream
         return stream | {

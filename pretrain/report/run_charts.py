@@ -9,9 +9,10 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from model.words import quantity
 from pretrain.report.style import (
@@ -425,11 +426,11 @@ def _token_axis(axes: Axes, metrics: Metrics) -> None:
     if any(abs(event.tokens - share * event.step) > 0.01 * event.tokens + share for event in known):
         return
 
-    def to_tokens(step: Any) -> Any:
-        return step * share
+    def to_tokens(step: ArrayLike) -> ArrayLike:
+        return np.asarray(step) * share
 
-    def to_steps(tokens: Any) -> Any:
-        return tokens / share
+    def to_steps(tokens: ArrayLike) -> ArrayLike:
+        return np.asarray(tokens) / share
 
     top = axes.secondary_xaxis("top", functions=(to_tokens, to_steps))
     top.set_xlabel("tokens", color=GREY)

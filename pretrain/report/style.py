@@ -12,12 +12,13 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -165,12 +166,19 @@ def raw_and_smooth(axes: Axes, steps: Values, values: Values, label: str) -> Non
     axes.plot(steps[places], smooth, color=BLUE, linewidth=2.0, label=f"median of {window}")
 
 
-def dots(steps: Values) -> dict[str, Any]:
+class Dots(TypedDict, total=False):
+    """Markers of a line."""
+
+    marker: str
+    markersize: float
+
+
+def dots(steps: Values) -> Dots:
     """Markers for runs so short that a line alone may be invisible."""
     return {"marker": "o", "markersize": 3} if len(steps) < SHORT else {}
 
 
-def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], heading: str = "") -> None:
+def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], heading: str = "") -> None:
     """One row above the picture, where it never covers a line."""
     from matplotlib.lines import Line2D
 

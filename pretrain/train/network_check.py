@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from model.files import atomic_write_text
 from parallel.launch.process_group import has_gpu
@@ -74,7 +73,7 @@ def check_network(info: RankInfo, run_dir: Path, verdict: Verdict) -> None:
         print(f"preflight: {line}", file=sys.stderr, flush=True)
 
 
-def _add_to_record(run_dir: Path, fields: Mapping[str, Any]) -> None:
+def _add_to_record(run_dir: Path, fields: Mapping[str, object]) -> None:
     path = run_dir / PREFLIGHT_FILE
     with contextlib.suppress(OSError, ValueError):
         atomic_write_text(

@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from model.errors import UserError
 from model.files import atomic_write_text
@@ -319,8 +319,18 @@ def _leave_together(store: Store, info: RankInfo) -> None:
         time.sleep(0.02)
 
 
-def _record(everyone: Sequence[Facts], verdict: Verdict) -> dict[str, Any]:
-    nodes: dict[str, dict[str, Any]] = {}
+class NodeRecord(TypedDict):
+    """What preflight.json says of a node."""
+
+    ranks: list[int]
+    gpus: list[str]
+    software: dict[str, str | None]
+    free_bytes: int | None
+    problems: list[str]
+
+
+def _record(everyone: Sequence[Facts], verdict: Verdict) -> dict[str, object]:
+    nodes: dict[str, NodeRecord] = {}
     for facts in everyone:
         node = nodes.setdefault(
             facts.host,

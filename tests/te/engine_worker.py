@@ -250,7 +250,7 @@ def weight_casts(te: Any, zero: int) -> list[bool | None]:
             seen.append(is_first_microbatch)
         return forward(self, inp, is_first_microbatch=is_first_microbatch, **more)
 
-    fields = Numerics(torch.bfloat16, "te", "tensorwise").core_fields()
+    fields: dict[str, Any] = Numerics(torch.bfloat16, "te", "tensorwise").core_fields()
     hopper = unittest.mock.patch.object(quantization, "get_device_compute_capability", return_value=(9, 0))
     toolkit = unittest.mock.patch.object(torch.version, "cuda", "13.0")
     with hopper, toolkit, unittest.mock.patch.object(te.LayerNormLinear, "forward", spy):

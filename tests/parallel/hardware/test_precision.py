@@ -220,7 +220,9 @@ def test_fields_for_megatron_core(recipe: str) -> None:
         "bf16", "auto", Fp8Config(recipe=recipe, first_last_bf16=recipe != "delayed"), B200
     )
     assert numerics.label == "fp8"
-    config = transformer_config(ModelConfig(**SIZES), dtype=numerics.dtype, **numerics.core_fields())
+    config = transformer_config(
+        ModelConfig(**SIZES), dtype=numerics.dtype, on_cpu=True, **numerics.core_fields()
+    )
     assert config.fp8_recipe == recipe
     assert config.fp8 == ("hybrid" if recipe in ("delayed", "tensorwise") else "e4m3")
     assert config.first_last_layers_bf16 is (recipe != "delayed")

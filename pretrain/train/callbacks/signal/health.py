@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -99,8 +98,7 @@ class SignalHealth(Callback):
         chosen = set(spread(trainer.config.model.num_layers, SAMPLED_LAYERS))
         late = not trainer.engine.topology.layout.sequence_parallel
         for chunk in trainer.engine.chunks:
-            layers: Any = chunk.decoder.layers  # type: ignore[union-attr]
-            for layer in layers:
+            for layer in chunk.get_submodule("decoder.layers").children():
                 assert isinstance(layer, DepthLayer)
                 if full:
                     self.hooks.watch(layer, late)
