@@ -51,6 +51,14 @@ def prepare(
         SplitBy,
         typer.Option(help="Assign single documents, or whole files, to a split."),
     ] = SplitBy.document,
+    begin_mark: Annotated[
+        bool | None,
+        typer.Option(
+            "--begin-mark/--no-begin-mark",
+            help="Begin every document with the tokenizer's cls token; "
+            "without a choice, where the tokenizer has a mask token.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the assignment to splits.")] = 1234,
     workers: Annotated[
         int,
@@ -93,6 +101,7 @@ def prepare(
         text_key=text_key,
         split=shares,
         split_by=split_by.value,
+        begin_mark=begin_mark,
         seed=seed,
         workers=workers,
         streaming=streaming,
@@ -244,6 +253,10 @@ def _remarks(manifest: Manifest) -> Iterator[str]:
     known = [f"{name} {value:.5g}" for name, value in numbers.items() if value is not None]
     empty = f"empty documents {manifest.empty_documents}"
     yield ", ".join([f"vocabulary {manifest.vocab_size}", *known, empty])
+    if "mask" in manifest.special:
+        ids = ", ".join(f"{name} {number}" for name, number in manifest.special.items())
+        begins = "begin with cls" if manifest.begin_id is not None else "have no mark at their begin"
+        yield f"special tokens {ids}; documents {begins}"
     for share, (name, split) in zip(manifest.split, manifest.splits.items(), strict=False):
         if share and not split.documents:
             yield f"note: the {name} split is empty; give more documents or a larger share in --split"

@@ -48,20 +48,32 @@ def train(
     ] = 10_000_000,
     text_key: Annotated[str, typer.Option(help=TEXT_KEY)] = "text",
     streaming: Annotated[bool, typer.Option(help="Read a hub data set without downloading it whole.")] = True,
+    special: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Tokens for masked language modelling, which no text contains: mask, pad, cls, sep, with "
+            "commas between them, each with a name of its own if you like (mask=<mask>); or all.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
     """Train a SentencePiece tokenizer that keeps every text exactly, indentation included."""
     from rich.console import Console
 
-    from pretrain.data.train_tokenizer import train_tokenizer
+    from pretrain.data.train_tokenizer import Reading, special_names, train_tokenizer
 
+    names = {} if special is None else special_names(special)
     with Console(stderr=True, quiet=quiet or as_json).status("training the tokenizer"):
-        trained = train_tokenizer(inputs, out, vocab_size, model.value, max_bytes, text_key, streaming)
+        trained = train_tokenizer(
+            inputs, out, vocab_size, model.value, max_bytes, Reading(text_key, streaming), names
+        )
     if as_json:
         typer.echo(json.dumps(asdict(trained), indent=1))
     elif not quiet:
         pieces = f"{trained.vocab_size} pieces ({trained.model})"
         source = f"{trained.documents} documents, {trained.bytes / 1e6:.1f} MB"
+        marks = f"; special: {', '.join(trained.special.values())}" if trained.special else ""
         left_out = f"; {trained.broken} broken records left out" if trained.broken else ""
-        typer.echo(f"{trained.path}: {pieces} from {source}{left_out}")
+        typer.echo(f"{trained.path}: {pieces} from {source}{marks}{left_out}")

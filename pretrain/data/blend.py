@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,11 @@ from pretrain.data.manifest import AGAIN, Manifest, fingerprint, load_manifest
 from pretrain.data.order import (
     INDEX_VERSION,
     BlendPattern,
-    EpochOrder,
-    build_epoch,
+    Cut,
+    Order,
+    Stream,
     epoch_key,
     micro_batch_indices,
-    samples_per_epoch,
 )
 from pretrain.data.prefetch import Prefetcher
 from pretrain.data.token_files import check_start, damaged, index_problem, split_prefix
@@ -44,19 +44,18 @@ class _CorpusReader:
         self,
         path: str,
         split: str,
-        seq_length: int,
+        cut: Cut,
         seed: int,
         cache: Path,
         alone: bool,
     ) -> None:
-        self.path, self.split, self.seq_length = path, split, seq_length
+        self.path, self.split, self.cut = path, split, cut
         self.cache, self.alone = cache, alone
         self.manifest = load_manifest(path)
         self.prefix = split_prefix(path, split, self.manifest)
         check_start(path, split, self.manifest)
         self.facts = self.manifest.facts(path, split)
-        self.samples = samples_per_epoch(self.facts.tokens, seq_length)
-        if not self.samples:
+        if not self.facts.tokens:
             raise UserError(self._too_short())
         self.fingerprint = fingerprint(self.manifest, split)
         # Evaluations are compared between runs, so their order depends neither on the run's seed
@@ -67,27 +66,30 @@ class _CorpusReader:
             self.dataset = IndexedDataset(self.prefix)
         except Exception as error:  # whatever the reader meets in a file that was overwritten
             raise damaged(path, split, error) from error
-        self.orders: OrderedDict[int, EpochOrder] = OrderedDict()
+        self.samples = cut.samples(self.facts.tokens, self.dataset.sequence_lengths)
+        if self.samples < 1:
+            raise UserError(self._too_short())
+        self.orders: OrderedDict[int, Order] = OrderedDict()
         self._lock = threading.Lock()  # a prefetching thread and its owner may read at once
         self.order(0)
 
     def _too_short(self) -> str:
-        needed = f"has {self.facts.tokens} tokens, one sample needs seq_length + 1 = {self.seq_length + 1}"
+        needed = f"has {self.facts.tokens} tokens, one sample needs {self.cut.needs}"
         off = "" if self.split == "train" else ", or set train.eval_samples=0"
         advice = "prepare more data or a larger share of it (--split), or lower data.seq_length"
         return f"data set {self.path}: the {self.split} split {needed}; {advice}{off}"
 
-    def order(self, epoch: int) -> EpochOrder:
+    def order(self, epoch: int) -> Order:
         with self._lock:
             return self._order(0 if self.fixed else epoch)
 
-    def _order(self, epoch: int) -> EpochOrder:
+    def _order(self, epoch: int) -> Order:
         if epoch not in self.orders:
-            identity = f"{self.fingerprint[:20]}-{self.split}-length{self.seq_length}-seed{self.seed}"
+            identity = f"{self.fingerprint[:20]}-{self.split}-{self.cut.name}-seed{self.seed}"
             path = self.cache / f"{identity}-epoch{epoch}-v{INDEX_VERSION}.npy"
-            length = 2 * self.facts.documents + 1 + self.samples
+            length = self.cut.stored(self.facts.documents, self.samples)
             index = build_once(path, lambda: self._build(epoch), length, self.alone)
-            self.orders[epoch] = EpochOrder.split(index, len(self.dataset))
+            self.orders[epoch] = self.cut.order(index, self.dataset.sequence_lengths)
             while len(self.orders) > EPOCHS_OPEN:
                 self.orders.popitem(last=False)
         return self.orders[epoch]
@@ -97,15 +99,29 @@ class _CorpusReader:
         if problem := index_problem(Path(self.prefix), self.facts, dtype):
             raise UserError(f"data set {self.path}: {self.split}.idx has {problem}; {AGAIN}")
         key = epoch_key(self.seed, self.fingerprint, epoch)
-        return build_epoch(self.dataset.sequence_lengths, self.seq_length, key)
+        return self.cut.build(self.dataset.sequence_lengths, key)
 
-    def read(self, sample: int, out: np.ndarray) -> None:
-        """Fills out [seq_length + 1] with sample number `sample`, counted over all passes."""
+    def spans(self, sample: int) -> Iterator[tuple[int, int, int]]:
+        """Yields (document, first token, number of tokens) of the parts of a sample.
+
+        sample: counted over all passes.
+        """
         epoch, place = divmod(sample, self.samples)
-        filled = 0
+        return self.order(epoch).spans(place)
+
+    def read(self, sample: int, out: np.ndarray, segments: np.ndarray | None = None) -> None:
+        """Fills out [seq_length + 1] with sample number `sample`, counted over all passes.
+
+        What the sample leaves stays as it is.
+        segments: the same shape, filled with the number of each token's document, from 1.
+        """
+        filled, segment, last = 0, 0, -1
         try:
-            for document, first, count in self.order(epoch).spans(place, self.seq_length):
+            for document, first, count in self.spans(sample):
                 out[filled : filled + count] = self.dataset.get(document, offset=first, length=count)
+                if segments is not None:
+                    segment, last = segment + (document != last), document
+                    segments[filled : filled + count] = segment
                 filled += count
         except (ValueError, IndexError) as error:
             if isinstance(error, UserError):
@@ -137,7 +153,7 @@ class TokenBlend:
         self.manifests = [reader.manifest for reader in readers]
         self.fingerprints = [reader.fingerprint for reader in readers]
         self.samples_per_epoch = [reader.samples for reader in readers]
-        self.seq_length = readers[0].seq_length
+        self.seq_length = readers[0].cut.seq_length
         self.vocab_size = self.manifests[0].vocab_size
         self.eod_id = self.manifests[0].eod_id
 
@@ -154,11 +170,40 @@ class TokenBlend:
         """Returns tokens [n, seq_length + 1], int64, of the samples named. Raises as `sample`."""
         return torch.from_numpy(self._read([int(index) for index in indices]))
 
-    def _read(self, wanted: list[int]) -> np.ndarray:
-        out = np.empty((len(wanted), self.seq_length + 1), dtype=np.int64)
-        for row, index in zip(out, wanted, strict=True):
+    def window(self, index: int, padding: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the tokens of sample `index`, [seq_length] int64, and their documents' numbers.
+
+        These count within the sample from 1, [seq_length] int64. They are 0 where the sample leaves
+        room, which is filled with `padding`. Raises as `sample`.
+        """
+        segments = np.zeros((1, self.seq_length + 1), dtype=np.int64)
+        tokens = self._read([index], segments, padding)
+        return tokens[0, :-1], segments[0, :-1]
+
+    def extent(self, index: int) -> tuple[int, int]:
+        """Returns how many tokens `window` gives, and how many of them mark an end or a begin.
+
+        Reads no tokens.
+        """
+        corpus, sample = self._pattern.locate(index)
+        reader, room, marks = self._readers[corpus], self.seq_length, 0
+        for document, first, length in reader.spans(sample):
+            if not (count := min(length, room)):
+                break  # what follows a window is a decoder's last target
+            room -= count
+            marks += first + count == int(reader.dataset.sequence_lengths[document])
+            marks += first == 0 and reader.manifest.begin_id is not None
+        return self.seq_length - room, marks
+
+    def _read(self, wanted: list[int], segments: np.ndarray | None = None, padding: int = 0) -> np.ndarray:
+        """Tokens [n, seq_length + 1] of samples.
+
+        segments: of their shape, filled as `window` says.
+        """
+        out = np.full((len(wanted), self.seq_length + 1), padding, dtype=np.int64)
+        for row, index in enumerate(wanted):
             corpus, sample = self._pattern.locate(index)
-            self._readers[corpus].read(sample, row)
+            self._readers[corpus].read(sample, out[row], None if segments is None else segments[row])
         # As an unsigned number a negative token is a huge one. Beyond the table of embeddings a CPU
         # raises an IndexError, and a GPU ends the process.
         if out.size and int(out.view(np.uint64).max()) >= self.vocab_size:
@@ -187,6 +232,7 @@ def open_blend(
     seed: int,
     cache: Path | None,
     alone: bool = False,
+    cut: Cut | None = None,
 ) -> TokenBlend:
     """Opens a split of one or more data sets for reading by position.
 
@@ -194,17 +240,21 @@ def open_blend(
     no seed changes.
     cache: folder for sample indices, shared by all processes; None: `index_cache` beside the first
     corpus. alone: no other process reads along, so that it need not be written.
+    cut: what a sample is; windows of the stream of documents where None.
     Raises UserError when a data set is missing, damaged, named twice or shorter than a sample, or
     the tokenizers differ.
     """
     folder = cache if cache is not None else Path(corpora[0].path).absolute().parent / "index_cache"
     readers: list[_CorpusReader] = []
     for corpus in corpora:
-        reader = _CorpusReader(corpus.path, split, seq_length, seed, folder, alone)
+        reader = _CorpusReader(corpus.path, split, cut or Stream(seq_length), seed, folder, alone)
         for other, earlier in zip(corpora, readers, strict=False):
             both = f"data.corpora: {other.path} and {corpus.path}"
             if _tokens(reader.manifest) != _tokens(earlier.manifest):
                 raise UserError(f"{both} were prepared with different tokenizers; prepare both with one")
+            if reader.manifest.begin_id != earlier.manifest.begin_id:
+                differ = "only one of them begins its documents with a mark"
+                raise UserError(f"{both}: {differ}; prepare both with --begin-mark, or both without")
             if reader.fingerprint == earlier.fingerprint:
                 raise UserError(f"{both} hold the same data; name it once and add up the weights")
         readers.append(reader)

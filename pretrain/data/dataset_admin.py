@@ -80,9 +80,11 @@ def verify_data(folder: Path, on_bytes: Callable[[int], None] = lambda count: No
 
 def _other_vocabulary(folder: Path, manifest: Manifest) -> str:
     tokenizer = Tokenizer(folder / TOKENIZER)
-    if (tokenizer.vocab_size, tokenizer.eod_id) == (manifest.vocab_size, manifest.eod_id):
-        return ""
-    return f"{MANIFEST} has another vocabulary or end mark than {TOKENIZER}"
+    if (tokenizer.vocab_size, tokenizer.eod_id) != (manifest.vocab_size, manifest.eod_id):
+        return f"{MANIFEST} has another vocabulary or end mark than {TOKENIZER}"
+    if manifest.special and manifest.special != tokenizer.special:
+        return f"{MANIFEST} has other special tokens than {TOKENIZER}"
+    return ""
 
 
 def _split_problems(prefix: Path, manifest: Manifest, on_bytes: Callable[[int], None]) -> list[str]:
@@ -104,5 +106,6 @@ def _split_problems(prefix: Path, manifest: Manifest, on_bytes: Callable[[int], 
     if facts.index_sha256 not in (None, file_sha256(prefix.with_suffix(".idx"))):
         return [*problems, f"{split}.idx has another checksum than {MANIFEST} says"]
     # Where the tokens are damaged, so may be the end marks.
-    wrong = index_problem(prefix, facts, dtype, None if problems else manifest.eod_id)
+    marks = (None, None) if problems else (manifest.begin_id, manifest.eod_id)
+    wrong = index_problem(prefix, facts, dtype, *marks)
     return [*problems, f"{split}.idx has {wrong}"] if wrong else problems

@@ -30,6 +30,8 @@ class EncodeJob:
     split_by: Literal["document", "file"]
     """What is assigned to a split as a whole."""
     seed: int
+    begin_id: int | None = None
+    """What every document begins with."""
 
 
 @dataclass
@@ -37,7 +39,7 @@ class EncodedSplit:
     """The documents of one batch that belong to one split."""
 
     tokens: bytes
-    """Of their ids, with end marks."""
+    """Of their ids, with marks of begin and end."""
     lengths: np.ndarray
     """In tokens."""
     text_bytes: int
@@ -64,7 +66,11 @@ class Encoder:
         """Raises UserError when the tokenizer cannot be loaded."""
         self.job = job
         self.tokenizer = Tokenizer(job.tokenizer)
-        self._end_mark = np.array([self.tokenizer.eod_id], dtype=self.tokenizer.dtype).tobytes()
+        self._end_mark = self._mark(self.tokenizer.eod_id)
+        self._begin_mark = b"" if job.begin_id is None else self._mark(job.begin_id)
+
+    def _mark(self, number: int) -> bytes:
+        return np.array([number], dtype=self.tokenizer.dtype).tobytes()
 
     def encode(self, batch: list[Record], size: int) -> EncodedBatch:
         """Encodes the records of a batch; order is kept within each split."""
@@ -85,7 +91,9 @@ class Encoder:
             sizes.append(len(data))
             whole_files = self.job.split_by == "file"
             splits.append(self._split(record.group.encode(errors="surrogateescape") if whole_files else data))
-        documents = [ids + self._end_mark for ids in self.tokenizer.encode_documents(texts)]
+        documents = [
+            self._begin_mark + ids + self._end_mark for ids in self.tokenizer.encode_documents(texts)
+        ]
         itemsize = len(self._end_mark)
         gathered = []
         for split in range(len(SPLITS)):

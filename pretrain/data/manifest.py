@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from model.errors import UserError
+from model.hf.tokenizer.special import Role
 from model.records import Record, as_record, read_json
 from model.words import printable
 
@@ -68,6 +69,10 @@ class Manifest(Record):
     vocab_size: Vocabulary
     """Without padding."""
     eod_id: Count
+    special: dict[Role, Count] = Field(default_factory=dict)
+    """Ids of the tokenizer's special tokens. This and what follows is missing in version 0.1.0."""
+    begin_id: Count | None = None
+    """What every document begins with; nothing of the kind where it is null."""
     seed: int = 0
     split: tuple[float, ...] = ()
     """Shares of train, validation and test."""
@@ -90,6 +95,9 @@ class Manifest(Record):
     def _check(self) -> Manifest:
         if self.eod_id >= self.vocab_size:
             raise ValueError(f"eod_id {self.eod_id} is not in a vocabulary of {self.vocab_size}")
+        for number in (*self.special.values(), self.begin_id or 0):
+            if number >= self.vocab_size:
+                raise ValueError(f"special token {number} is not in a vocabulary of {self.vocab_size}")
         return self
 
     def facts(self, folder: Path | str, split: str) -> SplitFacts:

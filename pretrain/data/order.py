@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -17,6 +18,44 @@ BLEND_BLOCK = 1 << 20
 """Samples after which the blend's pattern repeats: shares are exact to one in a million."""
 INDEX_VERSION = 2
 """Part of the cache file's name: raise it with every change of what a cache file holds."""
+
+
+class Order(Protocol):
+    """One pass over a corpus."""
+
+    def spans(self, sample: int) -> Iterator[tuple[int, int, int]]:
+        """Yields the parts of sample number `sample` of this pass, in order.
+
+        A part is (document, first token, number of tokens).
+        """
+
+
+class Cut(Protocol):
+    """How samples are cut from the documents of a corpus."""
+
+    @property
+    def seq_length(self) -> int:
+        """Tokens of a sample."""
+
+    @property
+    def name(self) -> str:
+        """Part of the names of cache files."""
+
+    @property
+    def needs(self) -> str:
+        """What one sample takes, in words."""
+
+    def samples(self, tokens: int, lengths: np.ndarray) -> int:
+        """How many there are of all `tokens`, in documents of `lengths` [D]."""
+
+    def build(self, lengths: np.ndarray, key: int) -> np.ndarray:
+        """Orders one pass; key: of `epoch_key`."""
+
+    def stored(self, documents: int, samples: int) -> int:
+        """How many numbers `build` returns."""
+
+    def order(self, index: np.ndarray, lengths: np.ndarray) -> Order:
+        """Takes an array of `build` apart."""
 
 
 def samples_per_epoch(tokens: int, seq_length: int) -> int:
@@ -32,7 +71,8 @@ def epoch_key(seed: int, identity: str, epoch: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{identity}/{epoch}".encode()).digest()[:16], "little")
 
 
-def _permutation(generator: np.random.Philox, count: int) -> np.ndarray:
+def permutation(generator: np.random.Philox, count: int) -> np.ndarray:
+    """Returns a permutation of `count` numbers, int64, that only the generator's state decides."""
     # Raw output of the bit generator: numpy promises never to change it, unlike permutation's.
     return np.argsort(generator.random_raw(count), kind="stable").astype(np.int64, copy=False)
 
@@ -43,14 +83,14 @@ def build_epoch(lengths: np.ndarray, seq_length: int, key: int) -> np.ndarray:
     lengths: [D] tokens of each document, end mark included.
     Documents are shuffled and concatenated, the stream is cut into samples, and the samples are
     shuffled, so that the parts of a long document do not meet in one batch.
-    Returns one int64 array [2 D + 1 + N], which `EpochOrder` takes apart: document order [D], first
-    token of each [D + 1], sample order [N].
+    Returns one int64 array [2 D + 1 + N], which `Stream.order` takes apart: document order [D],
+    first token of each [D + 1], sample order [N].
     """
     generator = np.random.Philox(key=key)
-    documents = _permutation(generator, len(lengths))
+    documents = permutation(generator, len(lengths))
     starts = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths[documents], out=starts[1:])
-    samples = _permutation(generator, samples_per_epoch(int(starts[-1]), seq_length))
+    samples = permutation(generator, samples_per_epoch(int(starts[-1]), seq_length))
     return np.concatenate([documents, starts, samples])
 
 
@@ -64,19 +104,15 @@ class EpochOrder:
     """[D + 1] tokens before each of them."""
     samples: np.ndarray
     """[N] in order of training."""
+    seq_length: int
 
-    @classmethod
-    def split(cls, index: np.ndarray, documents: int) -> EpochOrder:
-        """Takes an array of `build_epoch` apart."""
-        return cls(index[:documents], index[documents : 2 * documents + 1], index[2 * documents + 1 :])
-
-    def spans(self, sample: int, seq_length: int) -> Iterator[tuple[int, int, int]]:
+    def spans(self, sample: int) -> Iterator[tuple[int, int, int]]:
         """Yields the parts of sample number `sample` of this pass, seq_length + 1 tokens together.
 
         A part is (document, first token, number of tokens).
         """
-        position = int(self.samples[sample]) * seq_length
-        stop = position + seq_length + 1
+        position = int(self.samples[sample]) * self.seq_length
+        stop = position + self.seq_length + 1
         place = int(np.searchsorted(self.starts, position, side="right")) - 1
         while position < stop:
             start, end = int(self.starts[place]), int(self.starts[place + 1])
@@ -84,6 +120,35 @@ class EpochOrder:
             yield int(self.documents[place]), position - start, count
             position += count
             place += 1
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Samples are windows of the stream of documents, seq_length + 1 tokens each."""
+
+    seq_length: int
+
+    @property
+    def name(self) -> str:
+        return f"length{self.seq_length}"
+
+    @property
+    def needs(self) -> str:
+        return f"seq_length + 1 = {self.seq_length + 1}"
+
+    def samples(self, tokens: int, lengths: np.ndarray) -> int:
+        return samples_per_epoch(tokens, self.seq_length)
+
+    def build(self, lengths: np.ndarray, key: int) -> np.ndarray:
+        return build_epoch(lengths, self.seq_length, key)
+
+    def stored(self, documents: int, samples: int) -> int:
+        return 2 * documents + 1 + samples
+
+    def order(self, index: np.ndarray, lengths: np.ndarray) -> EpochOrder:
+        documents = len(lengths)
+        starts = index[documents : 2 * documents + 1]
+        return EpochOrder(index[:documents], starts, index[2 * documents + 1 :], self.seq_length)
 
 
 class BlendPattern:

@@ -43,6 +43,8 @@ class PrepareOptions:
     split: tuple[float, ...] = (0.98, 0.01, 0.01)
     """Weights of train, validation and test."""
     split_by: Literal["document", "file"] = "document"
+    begin_mark: bool | None = None
+    """Begin every document with the tokenizer's cls token; None: if it has a mask token, too."""
     seed: int = 1234
     workers: int = 0
     """Processes; 0: one for each usable core."""
@@ -93,21 +95,33 @@ def prepare(
         no_files = "a data set of the datasets library has no files here"
         raise UserError(f"--split-by file: {no_files}; use --split-by document")
     tokenizer = Tokenizer(options.tokenizer)
+    begin_id = _begin_id(tokenizer, options.begin_mark)
     for note in tokenizer_notes(tokenizer):
         on_note(note)
     with whole_folder(options.out, DATA_SET, options.overwrite) as folder:
         copy = folder / TOKENIZER
         copy.write_bytes(tokenizer.model_bytes)
-        job = EncodeJob(str(copy), options.text_key, split, options.split_by, options.seed)
+        job = EncodeJob(str(copy), options.text_key, split, options.split_by, options.seed, begin_id)
         output = DatasetOutput(folder, tokenizer, options.strict)
         guessed = any(shard.compressed or shard.kind == "hub" for shard in shards)
         total = None if guessed or options.limit is not None else sum(shard.size for shard in shards)
         for result in _encode_in_order(_batches(sources, options), job, options.workers or _usable_cores()):
             output.add(result)
             on_progress(PrepareProgress(output.documents, output.tokens, output.bytes, total))
-        manifest = _manifest(options, sources, tokenizer, output)
+        manifest = _manifest(options, sources, tokenizer, output, begin_id)
         (folder / MANIFEST).write_text(manifest.text(), encoding="utf-8")
     return manifest
+
+
+def _begin_id(tokenizer: Tokenizer, wanted: bool | None) -> int | None:
+    """What every document begins with. Raises UserError for a mark that the tokenizer has not."""
+    if wanted is None:
+        wanted = "mask" in tokenizer.special
+        return tokenizer.special.get("cls") if wanted else None
+    if wanted and "cls" not in tokenizer.special:
+        missing = f"tokenizer {tokenizer.path} has no token that begins a document"
+        raise UserError(f"--begin-mark: {missing}; train one with `fathom tokenizer train`, or leave it out")
+    return tokenizer.special["cls"] if wanted else None
 
 
 def tokenizer_notes(tokenizer: Tokenizer) -> list[str]:
@@ -130,6 +144,7 @@ def _manifest(
     sources: list[Source],
     tokenizer: Tokenizer,
     output: DatasetOutput,
+    begin_id: int | None,
 ) -> Manifest:
     rest = sources[SOURCES_LISTED:]
     listed = [_facts(printable(source.input, NAME), [source]) for source in sources[:SOURCES_LISTED]]
@@ -140,6 +155,8 @@ def _manifest(
         tokenizer_sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,
         eod_id=tokenizer.eod_id,
+        special=tokenizer.special,
+        begin_id=begin_id,
         seed=options.seed,
         split=options.split,
         split_by=options.split_by,

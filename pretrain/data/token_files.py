@@ -143,12 +143,14 @@ def beyond(data: bytes, dtype: np.dtype, vocab_size: int) -> tuple[int, int] | N
     return place, int(np.frombuffer(data, dtype=dtype)[place])
 
 
-def index_problem(prefix: Path, facts: SplitFacts, dtype: np.dtype, eod_id: int | None = None) -> str:
+def index_problem(
+    prefix: Path, facts: SplitFacts, dtype: np.dtype, begin_id: int | None = None, eod_id: int | None = None
+) -> str:
     """What is wrong with the index of a split whose sizes are right; empty if nothing is.
 
     Documents must follow each other without a gap and fill the .bin file.
-    eod_id: the token that each of them must end with; None looks at the index alone, which is
-    quick.
+    begin_id, eod_id: the tokens that each of them must begin and end with; without them the index
+    is looked at alone, which is quick.
     """
     count, offset = facts.documents, HEADER.size
     index = np.memmap(prefix.with_suffix(".idx"), mode="r")
@@ -169,6 +171,8 @@ def index_problem(prefix: Path, facts: SplitFacts, dtype: np.dtype, eod_id: int 
             return "documents out of order"
         if eod_id is not None and tokens is not None and (tokens[ends - 1] != eod_id).any():
             return "documents without their end mark"
+        if begin_id is not None and tokens is not None and (tokens[starts] != begin_id).any():
+            return "documents without the mark at their begin"
         end = int(ends[-1])
     if end != facts.tokens or numbers[-1] != count:
         return "documents that do not fill the .bin file"

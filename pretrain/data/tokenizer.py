@@ -18,6 +18,7 @@ import numpy as np
 import sentencepiece
 
 from model.errors import UserError
+from model.hf.tokenizer.special import Role, special_pieces
 
 SPACE_MARK = "\u2581"
 """How SentencePiece writes a space, so that a text that holds the character itself needs care."""
@@ -52,6 +53,8 @@ class _Properties:
     """What it does to text, a phrase each; empty where it keeps every text as it is."""
     pattern: re.Pattern[str] | None
     """Cuts text where no token can reach across."""
+    special: dict[Role, int]
+    """Ids of special tokens."""
 
 
 class Tokenizer:
@@ -116,6 +119,15 @@ class Tokenizer:
     def changes(self) -> tuple[str, ...]:
         """What the model does to text, a phrase each; empty where it is lossless."""
         return self._properties.changes
+
+    @property
+    def special(self) -> dict[Role, int]:
+        """Ids of the special tokens that the model has, by what they are for."""
+        return self._properties.special
+
+    def is_control(self) -> np.ndarray:
+        """Returns for each id of the vocabulary, [v] bool, whether no text contains it."""
+        return np.array(self._sp.is_control(list(range(self.vocab_size))), dtype=bool)
 
     def token_bytes(self) -> list[bytes]:
         """Returns what each id adds to a text, in UTF-8; b"" for ids that are no text.
@@ -211,7 +223,8 @@ class Tokenizer:
             ]
             fitting = (each for each in _CHUNKS if all(each.fullmatch(piece) for piece in pieces))
             pattern = next(fitting, None)
-        return _Properties(changes, pattern)
+        special = {role: number for role, (_, number) in special_pieces(model).items()}
+        return _Properties(changes, pattern, special)
 
     def _changes(self, model: Any) -> tuple[str, ...]:
         """What the model does to text, by its settings; and by trying, where these show nothing."""

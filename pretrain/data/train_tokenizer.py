@@ -9,8 +9,8 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ import sentencepiece
 
 from model.errors import UserError
 from model.files import atomic_write_bytes
+from model.hf.tokenizer.special import SPECIAL, Role, names_mask
+from model.words import printable
 from pretrain.data.reading.documents import Broken, records, text_of
 from pretrain.data.reading.inputs import InputFile, find_sources
 from pretrain.data.tokenizer import SPACE_MARK
@@ -51,6 +53,8 @@ SETTINGS: dict[str, Any] = {
 }
 LEAST_SHARE = 1 << 20
 """Bytes that a file may give at least, so that of many small files not all are read."""
+LONGEST_NAME = 64
+"""Characters of a special token's name."""
 _PIECES_OF_TEXT = re.compile(r".{1,4000}(?:\n|\Z)|.{1,4000}", re.DOTALL)
 
 
@@ -67,6 +71,17 @@ class TrainedTokenizer:
     """UTF-8 bytes of the sample."""
     broken: int
     """Records that gave no text."""
+    special: dict[Role, str] = field(default_factory=dict)
+    """Names of special tokens that were asked for."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How text is read."""
+
+    text_key: str = "text"
+    streaming: bool = True
+    """Read a hub data set without downloading it whole."""
 
 
 def train_tokenizer(
@@ -75,23 +90,27 @@ def train_tokenizer(
     vocab_size: int = 4096,
     model: ModelType = "bpe",
     max_bytes: int = 10_000_000,
-    text_key: str = "text",
-    streaming: bool = True,
+    reading: Reading | None = None,
+    special: Mapping[Role, str] | None = None,
 ) -> TrainedTokenizer:
     """Trains on a sample of the inputs and writes the model file.
 
     inputs: as for `fathom data prepare`. max_bytes: of the sample in UTF-8, at most, about.
+    special: names of special tokens, as `special_names` returns them.
     The same inputs and settings give the same file: the sample, its order and the number of threads
     are fixed.
     Raises UserError when the sample is empty or cannot fill the vocabulary, or a setting is out of
     range.
     """
-    if vocab_size <= FIXED_PIECES:
-        taken = f"{FIXED_PIECES} pieces are taken by bytes and marks"
-        raise UserError(f"--vocab-size {vocab_size}: {taken}; use at least {FIXED_PIECES + 100}")
+    special = dict(special or {})
+    fixed = FIXED_PIECES + len({"mask", "pad"} & set(special))
+    if vocab_size <= fixed:
+        taken = f"{fixed} pieces are taken by bytes and marks"
+        raise UserError(f"--vocab-size {vocab_size}: {taken}; use at least {fixed + 100}")
     if max_bytes < 1:
         raise UserError(f"--max-bytes {max_bytes}: must be at least 1")
-    sample = _Sample(inputs, max_bytes, text_key, streaming)
+    reading = reading or Reading()
+    sample = _Sample(inputs, max_bytes, reading.text_key, reading.streaming)
     pieces = list(sample)
     if not any(piece.strip("\r\n") for piece in pieces):
         raise UserError(f"INPUT {' '.join(inputs)}: no text to train on{sample.first_broken}")
@@ -102,7 +121,7 @@ def train_tokenizer(
             model_writer=written,
             model_type=model,
             vocab_size=vocab_size,
-            **SETTINGS,
+            **SETTINGS | _special_settings(special),
         )
     except (RuntimeError, OSError) as error:
         raise UserError(f"--vocab-size {vocab_size} {_misfit(str(error), sample.bytes)}") from error
@@ -119,7 +138,54 @@ def train_tokenizer(
         sample.documents,
         sample.bytes,
         sample.broken,
+        special,
     )
+
+
+def special_names(given: str) -> dict[Role, str]:
+    """Reads --special: which special tokens there shall be, `mask,pad` or `cls=<s>,mask=<mask>`.
+
+    `all` stands for all of them. Raises UserError for what they cannot be called.
+    """
+    names: dict[Role, str] = {}
+    for entry in ",".join(SPECIAL).split(",") if given == "all" else given.split(","):
+        key, equals, name = (part.strip() for part in entry.partition("="))
+        role = next((role for role in SPECIAL if role == key), None)
+        if role is None:
+            known = f"the special tokens are {', '.join(SPECIAL)}, or all of them: all"
+            raise UserError(f"--special {printable(given)}: no special token {printable(key)!r}; {known}")
+        taken = [other for other_role, other in names.items() if other_role != role]
+        names[role] = name if equals else SPECIAL[role].name
+        if problem := _name_problem(role, names[role], taken):
+            raise UserError(f"--special {printable(given)}: {printable(names[role])!r} {problem}")
+    return names
+
+
+def _name_problem(role: Role, name: str, others: list[str]) -> str:
+    """Why a special token cannot have a name; empty if it can."""
+    if not re.fullmatch(r"[\[<][!-~]+[\]>]", name) or len(name) > LONGEST_NAME:
+        shape = "printable ASCII characters without spaces in brackets, such as [MASK] or <mask>"
+        return f"is no name of a special token: give at most {LONGEST_NAME} {shape}"
+    if name in others or name == "<unk>" or re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", name):
+        return "is the name of another token: give each its own"
+    if role == "mask" and not names_mask(name):
+        return "does not tell what it is for: call the mask token [MASK], <mask> or <|mask|>"
+    if role != "mask" and names_mask(name):
+        return "is what only the mask token can be called: give it another"
+    return ""
+
+
+def _special_settings(special: Mapping[Role, str]) -> dict[str, Any]:
+    """SentencePiece's settings for special tokens.
+
+    Those that begin and end a document are the ones that every model has, by another name.
+    """
+    settings: dict[str, Any] = {SPECIAL[role].spec: name for role, name in special.items() if role != "mask"}
+    if "pad" in special:
+        settings["pad_id"] = 3
+    if "mask" in special:
+        settings["control_symbols"] = [special["mask"]]
+    return settings
 
 
 def _misfit(reason: str, size: int) -> str:

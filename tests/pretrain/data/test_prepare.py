@@ -17,14 +17,14 @@ from typer.testing import CliRunner
 
 import pretrain.data.prepare as prepare_module
 from model.errors import UserError
-from pretrain.data.dataset_admin import inspect_dataset
+from pretrain.data.dataset_admin import inspect_dataset, verify_data
 from pretrain.data.encode import Encoder
 from pretrain.data.indexed import DType, IndexedDataset, IndexedDatasetBuilder
 from pretrain.data.manifest import load_manifest
 from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.reading.inputs import standard_library_files
 from pretrain.data.tokenizer import token_dtype
-from pretrain.data.train_tokenizer import train_tokenizer
+from pretrain.data.train_tokenizer import special_names, train_tokenizer
 
 FILES = [path for path in standard_library_files() if path.parent.name in ("json", "asyncio", "logging")]
 SPLITS = ("train", "validation", "test")
@@ -347,3 +347,41 @@ def test_commands(options: PrepareOptions, tmp_path: Path) -> None:
     assert isinstance(
         runner.invoke(data.app, [*arguments, "--overwrite", "--split", "a,b"]).exception, UserError
     )
+
+
+def test_documents_begin_with_a_mark_where_the_tokenizer_is_for_masking(
+    options: PrepareOptions, tmp_path: Path
+) -> None:
+    names = special_names("all")
+    train_tokenizer(options.inputs, tmp_path / "t.model", vocab_size=600, max_bytes=50_000, special=names)
+    marked = replace(options, tokenizer=tmp_path / "t.model")
+    manifest = prepare(marked)
+    assert manifest.special == {"cls": 1, "sep": 2, "pad": 3, "mask": 4}
+    assert (manifest.begin_id, manifest.eod_id) == (1, 2)
+    bare = prepare(replace(marked, out=tmp_path / "bare", begin_mark=False))
+    assert bare.begin_id is None
+    for split in SPLITS:
+        with_mark, without = (
+            IndexedDataset(str(folder / split)) for folder in (marked.out, tmp_path / "bare")
+        )
+        assert len(with_mark) == len(without) > 0
+        for number in range(len(with_mark)):
+            assert with_mark[number].tolist() == [1, *without[number].tolist()]
+        assert texts(marked.out, split) == texts(tmp_path / "bare", split)
+    verify_data(marked.out)
+    verify_data(tmp_path / "bare")
+    for changed, problem in (
+        ({"begin_id": 1}, "train.idx has documents without the mark at their begin"),
+        ({"special": {"cls": 1, "sep": 2, "pad": 4, "mask": 3}}, "other special tokens than tokenizer.model"),
+    ):
+        (tmp_path / "bare" / "dataset.json").write_text(bare.model_copy(update=changed).text())
+        with pytest.raises(UserError, match=problem):
+            verify_data(tmp_path / "bare")
+    (tmp_path / "bare" / "dataset.json").write_text(bare.model_copy(update={"special": {"pad": 600}}).text())
+    with pytest.raises(UserError, match="special token 600 is not in a vocabulary of 600"):
+        load_manifest(tmp_path / "bare")
+
+
+def test_without_a_mask_token_documents_begin_with_a_mark_on_demand(options: PrepareOptions) -> None:
+    assert prepare(options).begin_id is None
+    assert prepare(replace(options, begin_mark=True, overwrite=True)).begin_id == 1

@@ -20,7 +20,7 @@ from model.hf.tokenizer.proof import prove
 from pretrain.data.prepare import tokenizer_notes
 from pretrain.data.reading.inputs import standard_library_files
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.train_tokenizer import train_tokenizer
+from pretrain.data.train_tokenizer import special_names, train_tokenizer
 
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LIBRARY = [
@@ -106,6 +106,59 @@ def test_ids_and_vocabulary(trained: Tokenizer) -> None:
     assert len(trained.encode("1984")) == 4, "numbers are spelt digit by digit"
     assert len(trained.encode("\n")) == len(trained.encode("\t")) == 1
     assert len(trained.encode("        return")) <= 3, "indentation has pieces of its own"
+
+
+@pytest.mark.parametrize("model", ["bpe", "unigram"])
+def test_special_tokens_come_from_no_text(tmp_path: Path, model: Any) -> None:
+    """Not even where the text to train on is full of their names."""
+    (tmp_path / "in.txt").write_text("a [MASK] b [CLS] c [SEP] [PAD] <mask> def f(x):\n" * 200)
+    trained = train_tokenizer(
+        [str(tmp_path / "in.txt")],
+        tmp_path / "t.model",
+        vocab_size=310,
+        model=model,
+        special=special_names("all"),
+    )
+    assert trained.special == {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
+    tokenizer = Tokenizer(tmp_path / "t.model")
+    assert tokenizer.special == {"cls": 1, "sep": 2, "pad": 3, "mask": 4}
+    assert tokenizer.eod_id == 2
+    assert np.flatnonzero(tokenizer.is_control()).tolist() == [1, 2, 3, 4]
+    for text in ("[MASK]", "a [MASK] b[CLS][SEP]", "[PAD]\n", "<mask>"):
+        assert min(tokenizer.encode(text)) > 4
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode([1, *tokenizer.encode("a"), 4, 3, 2]) == "a"
+
+
+def test_special_tokens_are_what_was_asked_for(tmp_path: Path) -> None:
+    names = special_names("mask=<mask>,pad=<pad>")
+    assert names == {"mask": "<mask>", "pad": "<pad>"}
+    train_tokenizer(LIBRARY[:4], tmp_path / "t.model", vocab_size=400, max_bytes=30_000, special=names)
+    library = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "t.model"))
+    assert [library.id_to_piece(index) for index in range(5)] == ["<unk>", "<s>", "</s>", "<pad>", "<mask>"]
+    assert Tokenizer(tmp_path / "t.model").special == {"cls": 1, "sep": 2, "pad": 3, "mask": 4}
+    train_tokenizer(LIBRARY[:4], tmp_path / "without.model", vocab_size=400, max_bytes=30_000)
+    assert Tokenizer(tmp_path / "without.model").special == {"cls": 1, "sep": 2}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("", "no special token ''; the special tokens are cls, sep, pad, mask, or all"),
+        ("mask,bos", "no special token 'bos'"),
+        ("mask=[GAP]", r"'\[GAP\]' does not tell what it is for: call the mask token \[MASK\], <mask>"),
+        ("pad=<mask>", "'<mask>' is what only the mask token can be called"),
+        ("pad=PAD", "'PAD' is no name of a special token: give at most 64"),
+        ("cls=[C LS]", "is no name of a special token"),
+        ("cls=", "'' is no name of a special token"),
+        ("cls=<x>,sep=<x>", "'<x>' is the name of another token"),
+        ("pad=<unk>", "'<unk>' is the name of another token"),
+        ("pad=<0x0A>", "'<0x0A>' is the name of another token"),
+    ],
+)
+def test_special_tokens_that_cannot_be_are_named(given: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        special_names(given)
 
 
 @pytest.mark.parametrize("model", ["bpe", "unigram"])

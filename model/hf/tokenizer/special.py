@@ -1,0 +1,57 @@
+"""Tokens that no text contains: what they are for, and what they are called.
+
+One table for tokenizers that are trained, data sets and exports.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+CONTROL = 3
+"""The type of these pieces in a SentencePiece model."""
+Role = Literal["cls", "sep", "pad", "mask"]
+
+
+@dataclass(frozen=True)
+class Special:
+    """What one of them is for."""
+
+    name: str
+    """By default, after BERT."""
+    setting: str
+    """Its key in tokenizer_config.json."""
+    spec: str
+    """The key of its name in SentencePiece's TrainerSpec; empty where that knows no such token."""
+    purpose: str
+
+
+SPECIAL: dict[Role, Special] = {
+    "cls": Special("[CLS]", "cls_token", "bos_piece", "begins a document"),
+    "sep": Special("[SEP]", "sep_token", "eos_piece", "ends a document"),
+    "pad": Special("[PAD]", "pad_token", "pad_piece", "fills a sample up"),
+    "mask": Special("[MASK]", "mask_token", "", "hides a token that is to be predicted"),
+}
+_MASK = re.compile(r"[\[<]\|?mask\|?[\]>]", re.IGNORECASE)
+
+
+def names_mask(piece: str) -> bool:
+    """Whether a control piece of this name is the mask token: its name alone can tell."""
+    return _MASK.fullmatch(piece) is not None
+
+
+def special_pieces(proto: Any) -> dict[Role, tuple[str, int]]:
+    """(piece, id) of the special tokens that a parsed SentencePiece model has."""
+    control = {piece.piece: number for number, piece in enumerate(proto.pieces) if piece.type == CONTROL}
+    names: dict[Role, str] = {
+        role: getattr(proto.trainer_spec, special.spec) for role, special in SPECIAL.items() if special.spec
+    }
+    names["mask"] = next(filter(names_mask, control), "")
+    return {role: (name, control[name]) for role, name in names.items() if name in control}
+
+
+def settings_of(pieces: Mapping[Role, tuple[str, int]], roles: Iterable[Role]) -> dict[str, str]:
+    """What tokenizer_config.json calls those of `roles` that are there."""
+    return {SPECIAL[role].setting: pieces[role][0] for role in roles if role in pieces}

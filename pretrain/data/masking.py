@@ -1,0 +1,170 @@
+"""Which tokens of a sample are to be predicted, and what the model sees in their place.
+
+Pure functions of the run's seed and the sample's number, which counts over all passes: every pass
+has other masks (dynamic masking, arXiv:1907.11692), and any of them can be computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from model.errors import UserError
+from pretrain.config.masking import Masking
+from pretrain.data.tokenizer import Tokenizer
+
+WORDS = 2.0**-64
+"""Turns 64 raw bits into a number from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class MaskVocabulary:
+    """What masking has to know about the tokens of a vocabulary of v."""
+
+    mask_id: int
+    padding: int
+    """What fills a sample up, hidden: where there is no token for it, the end mark."""
+    special: np.ndarray
+    """[v] bool: no text contains it, so that there is nothing to predict."""
+    drawable: np.ndarray
+    """[at most v] ids that may hide another, in ascending order."""
+    begins: np.ndarray
+    """[v] bool: begins with white space, and so begins a word."""
+    ends: np.ndarray
+    """[v] bool: ends with white space, so that the next token begins a word."""
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> MaskVocabulary:
+        """Reads it from a tokenizer. Raises UserError where that has no mask token."""
+        mask_id = tokenizer.special.get("mask")
+        if mask_id is None:
+            advice = (
+                "train one with `fathom tokenizer train --special mask,pad,cls,sep` "
+                "and prepare the data with it"
+            )
+            raise UserError(f"tokenizer {tokenizer.path} has no mask token: {advice}")
+        texts = tokenizer.token_bytes()
+        return cls(
+            mask_id,
+            padding=tokenizer.special.get("pad", tokenizer.eod_id),
+            special=tokenizer.is_control(),
+            drawable=np.flatnonzero([bool(text) for text in texts]),
+            begins=np.array([text[:1].isspace() for text in texts]),
+            ends=np.array([text[-1:].isspace() for text in texts]),
+        )
+
+
+@dataclass(frozen=True)
+class Masked:
+    """One sample of s tokens with k places to predict."""
+
+    inputs: np.ndarray
+    """[s] int64: what the model sees."""
+    positions: np.ndarray
+    """[k] int64: places of the tokens to predict, ascending, then zeros."""
+    labels: np.ndarray
+    """[k] int64: the tokens that stood there, then zeros."""
+    weights: np.ndarray
+    """[k] float32: 1 for a token to predict, 0 where there was none left."""
+
+
+def target_places(rate: float, seq_length: int) -> int:
+    """Returns k, the places to predict of every sample, whatever it holds.
+
+    Raises UserError where that would be none.
+    """
+    if count := round(rate * seq_length):
+        return count
+    least = 0.5 / seq_length
+    raise UserError(
+        f"masking.rate={rate:g} leaves nothing to predict of data.seq_length={seq_length}: "
+        f"set it above {least:.3g}"
+    )
+
+
+def target_count(rate: float, tokens: int, maskable: int) -> int:
+    """Returns how many tokens of a sample are to be predicted.
+
+    That is the rate's share of its tokens, marks included, at least 1, and at most the maskable.
+    tokens: of the sample without padding. maskable: those of them that are text.
+    """
+    return min(max(round(rate * tokens), 1), maskable)
+
+
+def mask_key(seed: int | None, index: int) -> int:
+    """Returns the 128-bit Philox key of one sample's mask.
+
+    seed: of the run; None for evaluations, whose masks are the same in all runs.
+    index: of the sample, over all passes.
+    """
+    name = f"mask/{index}" if seed is None else f"mask/{seed}/{index}"
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")
+
+
+def mask_sample(
+    tokens: np.ndarray,
+    segments: np.ndarray,
+    settings: Masking,
+    vocabulary: MaskVocabulary,
+    key: int,
+) -> Masked:
+    """Masks one sample.
+
+    tokens: [s] int64. segments: [s], 0 for padding, which is never to be predicted.
+    key: of `mask_key`.
+    """
+    places = target_places(settings.rate, len(tokens))
+    # Raw output of the bit generator: numpy promises never to change it.
+    raw = np.random.Philox(key=key).random_raw(len(tokens) + 2 * places)
+    present = segments > 0
+    maskable = np.flatnonzero(present & ~vocabulary.special[tokens])
+    count = target_count(settings.rate, int(np.count_nonzero(present)), len(maskable))
+    order = raw[: len(tokens)]
+    if settings.whole_words:
+        order = order[_word_firsts(tokens, segments, vocabulary)]
+    # Stable, so that the pieces of a word stay in their order.
+    chosen = np.sort(maskable[np.argsort(order[maskable], kind="stable")[:count]])
+
+    positions, labels = np.zeros(places, np.int64), np.zeros(places, np.int64)
+    weights = np.zeros(places, np.float32)
+    positions[:count], labels[:count], weights[:count] = chosen, tokens[chosen], 1.0
+    inputs = tokens.copy()
+    inputs[chosen] = _shown(labels[:count], raw[len(tokens) :].reshape(2, places), settings, vocabulary)
+    return Masked(inputs, positions, labels, weights)
+
+
+def _shown(labels: np.ndarray, raw: np.ndarray, settings: Masking, vocabulary: MaskVocabulary) -> np.ndarray:
+    """What stands in the place of tokens [n]: the mask token, a random one, or the token.
+
+    raw: [2, at least n] bits, of the choice between these three and of the random token.
+    """
+    choice = raw[0, : len(labels)] * WORDS
+    drawn = vocabulary.drawable[raw[1, : len(labels)] % np.uint64(len(vocabulary.drawable))]
+    exchanged = np.where(choice < settings.masked_share + settings.random_share, drawn, labels)
+    return np.where(choice < settings.masked_share, vocabulary.mask_id, exchanged)
+
+
+def _word_firsts(tokens: np.ndarray, segments: np.ndarray, vocabulary: MaskVocabulary) -> np.ndarray:
+    """[s] place of the first piece of each token's word.
+
+    A mark is a word of its own, and no word reaches across documents.
+    """
+    special = vocabulary.special[tokens]
+    first = vocabulary.begins[tokens] | special
+    first[0] = True
+    first[1:] |= vocabulary.ends[tokens[:-1]] | special[:-1] | (segments[1:] != segments[:-1])
+    return np.maximum.accumulate(np.where(first, np.arange(len(tokens)), 0))
+
+
+def document_positions(segments: np.ndarray) -> np.ndarray:
+    """Returns positions that start again with every document, of segments [..., s].
+
+    Padding counts as one more document.
+    """
+    first = np.ones(segments.shape, dtype=bool)
+    first[..., 1:] = segments[..., 1:] != segments[..., :-1]
+    places = np.broadcast_to(np.arange(segments.shape[-1]), segments.shape)
+    starts = np.maximum.accumulate(np.where(first, places, 0), axis=-1)
+    return np.asarray(places - starts, dtype=np.int64)
