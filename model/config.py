@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.depth.plan import DepthPlan
 from model.depth.scheme import SCHEMES, scheme_names
+from model.norms import NORMS
 from model.words import printable
 
 LAYERS = 10_000
@@ -56,6 +57,13 @@ class InitConfig(Strict):
         True,
         description="DeepScaleLM: finite-length correction of attention's gain under a causal mask; "
         "false: the published gain, which overshoots in a decoder.",
+    )
+    unigram: bool = Field(
+        False,
+        description="Start the logits at the log frequencies of the training tokens, "
+        "so that no layer has to learn them. "
+        "With LayerNorm and tied embeddings these are initial values only, without a new parameter; "
+        "other models need model.logit_bias=true.",
     )
 
     @model_validator(mode="after")
@@ -134,6 +142,11 @@ class ModelConfig(Strict):
     rotary_base: int = Field(10000, ge=1, le=10**12, description="Base period of rotary embeddings.")
     tie_embeddings: bool = Field(True, description="Use the word embedding as output projection.")
     bias: bool = Field(True, description="Biases in all linear layers of the stack.")
+    logit_bias: bool = Field(
+        False,
+        description="A trained bias on the logits, one number for each token; "
+        "exports then need Fathom's own class.",
+    )
     hidden_dropout: float = Field(
         0.0, ge=0, lt=1, description="Dropout after the embedding and after every branch."
     )
@@ -154,6 +167,7 @@ class ModelConfig(Strict):
             )
         self.depth_plan()  # refuses options and depths that have no constants
         self._check_init_is_read()
+        self._check_unigram()
         if self.position != "rotary" and self.rotary_base != ModelConfig.model_fields["rotary_base"].default:
             raise ValueError(
                 f"model.rotary_base={self.rotary_base} has no effect with model.position={self.position}: "
@@ -196,6 +210,21 @@ class ModelConfig(Strict):
                     f"and model.init.base={self.init.base}: remove it "
                     f"(its default is {_written(default)}), or choose deepscalelm_pre_ln or "
                     "deepscalelm_post_ln with model.init.base=scheme"
+                )
+
+    def _check_unigram(self) -> None:
+        """Refuses `init.unigram` where no initial value can make the logits a constant."""
+        if not self.init.unigram or self.logit_bias:
+            return
+        for present, problem in (
+            (not self.tie_embeddings, "model.tie_embeddings=false"),
+            (not NORMS[self.normalization].centred, f"model.normalization={self.normalization}"),
+            (self.depth_plan().last_norm is None, f"model.scheme={self.scheme}, which ends without a norm"),
+        ):
+            if present:
+                raise ValueError(
+                    f"model.init.unigram=true needs model.logit_bias=true with {problem}: "
+                    "set it, or model.init.unigram=false"
                 )
 
     def depth_plan(self) -> DepthPlan:

@@ -32,6 +32,18 @@ class DepthPlan:
         chosen = SCHEMES[scheme]
         return cls(chosen.plan(num_layers, options, sublayers), chosen.embedding_norm, chosen.final_norm)
 
+    @property
+    def last_norm(self) -> str | None:
+        """Canonical name of the norm that the stream passes last, without its leaf.
+
+        None where a residual sum is the output of the stack.
+        """
+        if self.final_norm:
+            return "decoder.final_layernorm"
+        if self.layers[-1].mlp.norm_out:
+            return f"decoder.layers.{len(self.layers) - 1}.mlp_output_norm"
+        return None
+
     def folded(self) -> tuple[FoldedLayer, ...]:
         """The layers in the units in which they are computed (`model/depth/folded.py`)."""
         return folded(self.layers)

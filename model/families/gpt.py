@@ -106,6 +106,11 @@ class GPT(GPTModel):
             rotary_base=model.rotary_base,
             vp_stage=vp_stage,
         )
+        if post_process and model.logit_bias:
+            # Megatron-core's output layer adds a bias where it has one, and is built without.
+            rows = self.output_layer.output_size_per_partition
+            self.output_layer.bias = nn.Parameter(torch.empty(rows, dtype=config.params_dtype))
+            set_tensor_model_parallel_attributes(self.output_layer.bias, True, 0, 1)
         mark_tensor_parallel(self)
         self.rows = {row.name: row for row in parameter_table(model, positions=seq_length)}
         if pre_process and scheme.embedding_norm:

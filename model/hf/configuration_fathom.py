@@ -38,6 +38,7 @@ class FathomConfig(PretrainedConfig):
     normalization: layernorm or rmsnorm.
     position: learned, rotary or none.
     logit_scale: factor on the last hidden state, before the output projection.
+    logit_bias: whether the logits have a bias.
     causal: whether a position sees only those before it; false for an encoder.
     type_vocab_size: rows of an encoder's segment table, 0 for none.
     classifier_pooling: what classifies a sequence of an encoder, cls for its first token, or mean.
@@ -68,6 +69,7 @@ class FathomConfig(PretrainedConfig):
         embedding_norm: bool = False,
         final_norm: bool = True,
         logit_scale: float = 1.0,
+        logit_bias: bool = False,
         depth_plan: list[dict[str, Any]] | None = None,
         hidden_dropout: float = 0.0,
         attention_dropout: float = 0.0,
@@ -97,6 +99,7 @@ class FathomConfig(PretrainedConfig):
         self.embedding_norm = embedding_norm
         self.final_norm = final_norm
         self.logit_scale = logit_scale
+        self.logit_bias = logit_bias
         self.depth_plan = depth_plan or [
             {"layers": num_hidden_layers, "attention": {"norm_in": True}, "mlp": {"norm_in": True}}
         ]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.errors import UserError
-from model.hf.mapping import CanonicalWeights, Entry, Target, entries
+from model.hf.mapping import LOGIT_BIAS_HF, CanonicalWeights, Entry, Target, entries
 from model.hf.settings.read import read_config
 from model.hf.settings.records import ADVICE, Special
 from model.hf.source import TOKENIZERS, SafetensorsFolder, download, source_file
@@ -54,7 +54,7 @@ class _Prefixed(Mapping[str, Tensor]):
 
     def __init__(self, inner: SafetensorsFolder, prefix: str) -> None:
         self._inner = inner
-        whole = (prefix, "lm_head.")
+        whole = (prefix, "lm_head.", LOGIT_BIAS_HF)
         self._names = {name if name.startswith(whole) else prefix + name: name for name in inner}
 
     def facts(self, name: str) -> tuple[tuple[int, ...], str]:

@@ -70,6 +70,9 @@ VOCABULARY = Conversion(
 # OPT looks positions up from row 2 on; row 1 is read at padding only, row 0 never.
 POSITIONS_FROM_2 = Conversion(lambda t, config: (_lead_rows(t, config),), lambda parts, config: parts[0][2:])
 
+LOGIT_BIAS_HF = "logit_bias"
+"""Parameter of `FathomForCausalLM`, the only class that has one."""
+
 # Module name -> (Hugging Face module names, conversion). {i} is the 0-based layer.
 # Rules that a model has no tensor for are not used.
 Rule = tuple[tuple[str, ...], Conversion]
@@ -179,6 +182,9 @@ def entries(target: Target, config: ModelConfig, positions: int) -> list[Entry]:
         places["decoder.final_layernorm"] = config.num_layers + first
     result = []
     for row in parameter_table(shown, positions=positions):
+        if row.role is Role.LOGIT_BIAS:
+            result.append(Entry(row.name, row.shape, (LOGIT_BIAS_HF,), VOCABULARY))
+            continue
         module, number = _rule_name(row), "" if row.layer is None else str(row.layer + first)
         if row.module in places:
             if row.leaf == "weight":

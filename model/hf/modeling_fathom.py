@@ -340,6 +340,7 @@ class FathomForCausalLM(FathomPreTrainedModel, GenerationMixin):
             if config.tie_word_embeddings
             else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         )
+        self.logit_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.logit_bias else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -384,7 +385,7 @@ class FathomForCausalLM(FathomPreTrainedModel, GenerationMixin):
         hidden = out.last_hidden_state
         hidden = hidden[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else hidden[:, logits_to_keep]
         table = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        logits = F.linear(self.config.logit_scale * hidden, table)
+        logits = F.linear(self.config.logit_scale * hidden, table, self.logit_bias)
         loss = (
             None
             if labels is None

@@ -21,6 +21,7 @@ from model.config import ModelConfig
 from model.depth.scheme import Sublayer
 from model.errors import UserError
 from model.norms import NORMS
+from model.parameters.table import LOGIT_BIAS
 
 Weights = Mapping[str, Tensor]
 
@@ -108,7 +109,8 @@ class Evaluation:
             x_bsh = self._norm(x_bsh, "decoder.final_layernorm")
         table = "embedding.word_embeddings.weight" if self.config.tie_embeddings else "output_layer.weight"
         rows = self.config.vocab_size or self.config.padded_vocab
-        return (x_bsh * self.logit_scale) @ self._weight(table)[:rows].T
+        logits_bsv = (x_bsh * self.logit_scale) @ self._weight(table)[:rows].T
+        return logits_bsv + self._weight(LOGIT_BIAS)[:rows] if self.config.logit_bias else logits_bsv
 
     def _weight(self, name: str) -> Tensor:
         return self.weights[name].to(self.dtype)

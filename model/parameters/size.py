@@ -9,6 +9,7 @@ ENDS = {
     Role.WORD: "word_embeddings",
     Role.POSITION: "position_embeddings",
     Role.OUTPUT: "output_layer",
+    Role.LOGIT_BIAS: "output_layer",
     Role.NORM_GAIN: "norms",
     Role.NORM_BIAS: "norms",
 }

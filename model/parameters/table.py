@@ -41,6 +41,7 @@ class Role(Enum):
     NORM_BIAS = "norm bias"
     LINEAR_BIAS = "bias of a linear layer"
     OUTPUT = "output layer"
+    LOGIT_BIAS = "bias on the logits"
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,8 @@ def parameter_table(config: ModelConfig, *, positions: int | None = None) -> Ite
         yield from _norm(config, "decoder.final_layernorm", "decoder")
     if not config.tie_embeddings:
         yield Row(name="output_layer.weight", shape=vocabulary, role=Role.OUTPUT, stack="output", cut=Cut(0))
+    if config.logit_bias:
+        yield Row(name=LOGIT_BIAS, shape=vocabulary[:1], role=Role.LOGIT_BIAS, stack="output", cut=Cut(0))
 
 
 def layer_rows(config: ModelConfig, plan: Layer, index: int, *, cross: bool = False) -> list[Row]:
@@ -152,6 +155,7 @@ def qkv_blocks(config: ModelConfig) -> Blocks:
 
 
 WORD_EMBEDDING = "embedding.word_embeddings.weight"
+LOGIT_BIAS = "output_layer.bias"
 COLUMNS, ROWS = Cut(0), Cut(1)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from model.parameters.blocks import Blocks
 from model.parameters.shards import Shard, full_shape, take
 from model.parameters.table import Role, Row, parameter_table
 from model.weights.bases import base_of
+from model.weights.unigram import Override, overrides
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,15 @@ class Fill:
     constant: float = 0.0
     rows: int | None = None
     """Rows that are drawn; the others, the vocabulary's padding, are zero. None means all."""
+    override: Override | None = None
+    """What stands at some places instead."""
 
 
 def parameter_fill(row: Row, planned: Deviations, config: ModelConfig) -> Fill:
     """How a parameter is filled. Raises ValueError for a role without a rule."""
     if row.role is Role.NORM_GAIN:
         return Fill(None, constant=1.0)
-    if row.role in (Role.NORM_BIAS, Role.LINEAR_BIAS):
+    if row.role in (Role.NORM_BIAS, Role.LINEAR_BIAS, Role.LOGIT_BIAS):
         return Fill(None)
     if row.role is Role.WORD:
         return Fill(planned.word, rows=config.vocab_size)
@@ -114,6 +117,13 @@ def draw(name: str, shape: tuple[int, ...], fill: Fill, seed: int) -> Tensor:
 
     Its generator is keyed by seed and canonical name alone.
     """
+    values = _drawn(name, shape, fill, seed)
+    if fill.override is not None:
+        values[fill.override.index] = fill.override.values.float()
+    return values
+
+
+def _drawn(name: str, shape: tuple[int, ...], fill: Fill, seed: int) -> Tensor:
     if fill.std is None:
         return torch.full(shape, fill.constant)
     key = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big")
@@ -126,7 +136,11 @@ def draw(name: str, shape: tuple[int, ...], fill: Fill, seed: int) -> Tensor:
 
 @torch.no_grad()
 def initialize_(
-    parameters: Iterable[tuple[str, Tensor, Shard]], config: ModelConfig, seq_length: int, seed: int
+    parameters: Iterable[tuple[str, Tensor, Shard]],
+    config: ModelConfig,
+    seq_length: int,
+    seed: int,
+    log_p_v: Tensor | None = None,
 ) -> None:
     """Fills parameters in place.
 
@@ -137,10 +151,12 @@ def initialize_(
     parameters: (canonical name, local tensor of any dtype and device, its place in the whole).
     Every whole tensor is drawn in float32 on the CPU and then cut, so that a rank needs host memory
     for the largest one. Parameters on the meta device must be materialised first.
-    Raises ValueError for a name that is not in the model's table, a meta tensor, or a shape that
-    contradicts the configuration.
+    log_p_v: log frequencies of the training tokens, float64, read with `init.unigram` only.
+    Raises ValueError where they are needed and missing, for a name that is not in the model's
+    table, a meta tensor, or a shape that contradicts the configuration.
     """
     planned = standard_deviations(config, seq_length)
+    instead = _overrides(config, planned, log_p_v)
     table = {row.name: row for row in parameter_table(config, positions=seq_length)}
     for name, parameter, shard in parameters:
         row = table.get(name)
@@ -153,5 +169,13 @@ def initialize_(
         shape = full_shape(parameter.shape, shard)
         if shape != row.shape:
             raise ValueError(f"parameter {name!r} has shape {shape}, the configuration gives {row.shape}")
-        full = draw(name, shape, parameter_fill(row, planned, config), seed)
-        parameter.copy_(take(full, shard))
+        fill = replace(parameter_fill(row, planned, config), override=instead.get(name))
+        parameter.copy_(take(draw(name, shape, fill, seed), shard))
+
+
+def _overrides(config: ModelConfig, planned: Deviations, log_p_v: Tensor | None) -> dict[str, Override]:
+    if not config.init.unigram:
+        return {}
+    if log_p_v is None:
+        raise ValueError("model.init.unigram needs the log frequencies of the training tokens")
+    return overrides(config, planned.logit_scale, log_p_v)

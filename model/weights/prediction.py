@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from model.config import ModelConfig
 from model.theory.propagation import LayerSignal, propagate
 from model.theory.recursion import bidirectional_attention, causal_attention
 from model.theory.step import Stream
 from model.weights.bases import stack_sizes, word_correlation
 from model.weights.init import standard_deviations
+from model.weights.unigram import word_moments
 
 
 def predict(
-    config: ModelConfig, seq_length: int, *, stream_correlation: float | None = None, causal: bool = True
+    config: ModelConfig,
+    seq_length: int,
+    *,
+    coincidence: float | None = None,
+    causal: bool = True,
+    log_p_v: Tensor | None = None,
 ) -> list[LayerSignal]:
     """Signals of every layer at initialisation, first to last, for any scheme and initialisation.
 
     seq_length: tokens a sequence.
-    stream_correlation: token correlation of the embedding before dropout;
-        null takes it from the tables' variances and `model.init.token_correlation`.
+    coincidence: chance that two tokens are equal; null takes `model.init.token_correlation`.
     causal: False predicts the same weights under unmasked attention.
     Causal gradients are those of late positions.
     Unmasked ones leave attention's share out too and are a lower bound.
     Padding, document masks and rotary embedding do not enter.
+    log_p_v: log frequencies of the training tokens, for `model.init.unigram`.
     Raises UserError where the vocabulary size is needed and unknown.
     """
     plan, init = config.depth_plan(), standard_deviations(config, seq_length)
-    variance = init.word**2 + (init.position or 0.0) ** 2
-    correlation = (
-        word_correlation(config) * init.word**2 / variance
-        if stream_correlation is None
-        else stream_correlation
-    )
-    start = Stream(variance, variance * correlation, variance).dropped(config.hidden_dropout)
+    words, shared = word_moments(config, init.word**2, init.logit_scale, log_p_v)
+    variance = words + (init.position or 0.0) ** 2
+    same = word_correlation(config) if coincidence is None else coincidence
+    start = Stream(variance, same * shared, variance).dropped(config.hidden_dropout)
     law = causal_attention if causal else bidirectional_attention
     return propagate(
         plan.layers,

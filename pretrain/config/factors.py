@@ -54,7 +54,9 @@ class FactorsConfig(Strict):
         "They act one after the other, so that their steps multiply: rate: 1/layers.",
     )
     norm: RoleFactors = Field(default_factory=RoleFactors, description="All other norms.")
-    bias: RoleFactors = Field(default_factory=RoleFactors, description="Biases of linear layers.")
+    bias: RoleFactors = Field(
+        default_factory=RoleFactors, description="Biases of linear layers, and of the logits."
+    )
     hidden: RoleFactors = Field(default_factory=RoleFactors, description="Matrices of the layers.")
     output: RoleFactors = Field(
         default_factory=RoleFactors, description="An output projection that is not the table of words."
@@ -65,6 +67,7 @@ SPECIAL = {
     Role.WORD: "embedding",
     Role.POSITION: "embedding",
     Role.LINEAR_BIAS: "bias",
+    Role.LOGIT_BIAS: "bias",
     Role.OUTPUT: "output",
 }
 NORMS = (Role.NORM_GAIN, Role.NORM_BIAS)

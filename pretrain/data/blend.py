@@ -15,6 +15,7 @@ import torch
 
 from model.errors import UserError
 from pretrain.config.schema import Corpus
+from pretrain.data.frequencies import log_frequencies, token_counts
 from pretrain.data.index_cache import build_once
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.manifest import AGAIN, Manifest, fingerprint, load_manifest
@@ -209,6 +210,14 @@ class TokenBlend:
         if out.size and int(out.view(np.uint64).max()) >= self.vocab_size:
             raise self._beyond(out, wanted)
         return out
+
+    def log_frequencies(self) -> torch.Tensor:
+        """log p of every token in the training splits, float64 [v]. Raises as `token_counts`."""
+        counts = [
+            token_counts(Path(reader.path), reader.manifest, reader.cache, reader.alone)
+            for reader in self._readers
+        ]
+        return torch.from_numpy(log_frequencies(counts, self.weights))
 
     def without_repetition(self, most: int) -> int:
         """How many samples from the first on come before one that was there already, at most

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from model.errors import UserError
+from pretrain.data.frequencies import counts_problem
 from pretrain.data.manifest import AGAIN, MANIFEST, Manifest, load_manifest
 from pretrain.data.token_files import (
     TOKENIZER,
@@ -62,8 +63,8 @@ class Whole:
 def verify_data(folder: Path, on_bytes: Callable[[int], None] = lambda count: None) -> Whole:
     """Reads a data set whole.
 
-    Compares the tokenizer and the files of all splits with their checksums, every token with the
-    vocabulary, and every document of an index with the tokens.
+    Compares the tokenizer, the files of all splits and the counts of tokens with their checksums,
+    every token with the vocabulary, and every document of an index with the tokens.
     on_bytes: told how many bytes of tokens were read, now and then.
     Raises UserError naming all that is wrong.
     """
@@ -72,10 +73,13 @@ def verify_data(folder: Path, on_bytes: Callable[[int], None] = lambda count: No
     for split in manifest.splits:
         problem = size_problem(folder, split, manifest)
         problems += [problem] if problem else _split_problems(folder / split, manifest, on_bytes)
+    counted = manifest.token_counts_sha256 is not None
+    if counted:
+        problems.append(counts_problem(folder, manifest))
     if found := list(filter(None, problems)):
         raise UserError(f"data set {folder} is damaged: {'; '.join(found)}; {AGAIN}")
     tokens = sum(facts.tokens for facts in manifest.splits.values())
-    return Whole(str(folder), 1 + 2 * len(manifest.splits), tokens)
+    return Whole(str(folder), 1 + counted + 2 * len(manifest.splits), tokens)
 
 
 def _other_vocabulary(folder: Path, manifest: Manifest) -> str:

@@ -84,6 +84,8 @@ class Manifest(Record):
     """Loss of a model that only knows how often each token occurs in train."""
     token_correlation: float | None = None
     """Sum of the squared token frequencies of train."""
+    token_counts_sha256: str | None = None
+    """Of the file that says how often each token occurs in train. Missing in version 0.1.0."""
     empty_documents: Count = 0
     broken: BrokenRecords = BrokenRecords()
     left_out: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ import numpy as np
 from model.errors import UserError
 from model.words import printable
 from pretrain.data.encode import SPLITS, EncodedBatch, EncodedSplit
+from pretrain.data.frequencies import write_counts
 from pretrain.data.manifest import BrokenFacts, BrokenRecords, SplitFacts
 from pretrain.data.reading.documents import Broken
 from pretrain.data.token_files import file_sha256, sample
@@ -70,6 +71,7 @@ class DatasetOutput:
             "splits": {name: writer.finish() for name, writer in zip(SPLITS, self.splits, strict=True)},
             "unigram_entropy_nats": float(-(probabilities * np.log(probabilities)).sum()),
             "token_correlation": float((probabilities**2).sum()),
+            "token_counts_sha256": write_counts(self.folder, self.counts),
             "empty_documents": self.empty,
             "broken": BrokenRecords(count=self.broken, examples=examples),
         }

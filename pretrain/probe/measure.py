@@ -30,7 +30,6 @@ from model.parameters.shards import take
 from model.parameters.size import parameter_count
 from model.parameters.table import Role, Row
 from model.theory.propagation import LayerSignal
-from model.weights.init import standard_deviations
 from model.weights.prediction import predict
 from parallel.checkpoint.reader import CheckpointReader
 from parallel.topology import Topology
@@ -136,6 +135,11 @@ def zipf_tokens(vocab: int, batch: int, length: int, seed: int) -> Tensor:
     return torch.multinomial(weights, batch * length, replacement=True, generator=generator).view(
         batch, length
     )
+
+
+def zipf_log_frequencies(vocab: int) -> Tensor:
+    """log p of the tokens that `zipf_tokens` draws, float64 [v]."""
+    return torch.log_softmax(-torch.arange(1, vocab + 1, dtype=torch.float64).log(), 0)
 
 
 def coincidence(tokens: Tensor) -> float:
@@ -265,6 +269,7 @@ def probe(
     source: str = "",
     label: str = "",
     checkpoint: CheckpointReader | None = None,
+    log_p_v: Tensor | None = None,
 ) -> Probe:
     """Measures a model, freshly initialised once a seed, or with a checkpoint's weights.
 
@@ -276,6 +281,7 @@ def probe(
     dtype: of weights and activations, as in training.
     fp32_residual: `train.fp32_residual`.
     source: the tokens' origin in words.
+    log_p_v: log frequencies of the tokens, for `model.init.unigram`.
 
     Raises UserError for a checkpoint of another model.
     """
@@ -290,6 +296,7 @@ def probe(
             seq_length=seq_length,
             dtype=dtype,
             seed=seed,
+            log_p_v=log_p_v,
             fp32_residual_connection=fp32_residual,
         )
         chunk.to(dtype)  # as DeepSpeed does in training: Megatron-core makes a table in fp32
@@ -306,7 +313,9 @@ def probe(
         coincidences.append(coincidence(given[:, :-1]))
     theory = None
     if checkpoint is None:
-        theory = predict_for(model, seq_length, sum(coincidences) / len(coincidences))
+        # Those of the tokens, which need not be what the weights were planned for.
+        equal = sum(coincidences) / len(coincidences)
+        theory = predict(model, seq_length, coincidence=equal, log_p_v=log_p_v)
     return Probe(
         scheme=model.scheme,
         label=label or model.scheme,
@@ -325,16 +334,6 @@ def probe(
         checkpoint=None if checkpoint is None else str(checkpoint.folder),
         options={**SCHEMES[model.scheme].options, **model.scheme_options},
     )
-
-
-def predict_for(model: ModelConfig, seq_length: int, word_coincidence: float) -> list[LayerSignal]:
-    """The theory's signals for tokens that coincide with the given chance.
-
-    The chance need not be the one that the weights were planned for.
-    """
-    init = standard_deviations(model, seq_length)
-    words, positions = init.word**2, (init.position or 0.0) ** 2
-    return predict(model, seq_length, stream_correlation=word_coincidence * words / (words + positions))
 
 
 def load_weights(chunk: GPT, reader: CheckpointReader) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from pretrain.config.schema import RunConfig
 from pretrain.config.scheme_choice import Variant, base_asked_for, parse_variant, parse_variants, validated
 from pretrain.data.blend import open_blend
 from pretrain.data.manifest import vocabulary_of
-from pretrain.probe.measure import Probe, probe, zipf_tokens
+from pretrain.probe.measure import Probe, probe, zipf_log_frequencies, zipf_tokens
 from pretrain.train.same_run import check_same_model
 
 ASSUMED_VOCABULARY = 32_000
@@ -46,6 +47,17 @@ class Choices:
     compare: str | None = None
     """Schemes, separated by commas."""
     checkpoint: Path | None = None
+
+
+class _Tokens(NamedTuple):
+    """What a probe reads."""
+
+    source: str
+    """Their origin in words."""
+    of_seed: Callable[[int], Tensor]
+    """[batch, seq_length + 1] of a seed."""
+    log_frequencies: Callable[[], Tensor]
+    """log p of every token, [v]."""
 
 
 def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Probe]:
@@ -82,9 +94,10 @@ def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Pr
     ]
     for _, chosen in models:
         check_memory(chosen, config.data.seq_length, choices.batch, DTYPES[choices.dtype])
-    source, tokens = (
+    source, tokens, frequencies = (
         _data(config, choices.batch) if use_data else _synthetic(model, config.data.seq_length, choices.batch)
     )
+    log_p_v = frequencies() if model.init.unigram else None
     topology = single_process()
     for label, chosen in models:
         with _quiet():
@@ -99,6 +112,7 @@ def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Pr
                 source=source + note,
                 label=label,
                 checkpoint=reader,
+                log_p_v=log_p_v,
             )
 
 
@@ -149,7 +163,7 @@ def _vocabulary(config: RunConfig) -> tuple[int | None, bool]:
     return config.model.vocab_size, False
 
 
-def _data(config: RunConfig, batch: int) -> tuple[str, Callable[[int], Tensor]]:
+def _data(config: RunConfig, batch: int) -> _Tokens:
     cache = Path(config.data.cache) if config.data.cache else None
     blend = open_blend(
         config.data.corpora, "train", config.data.seq_length, config.train.seed, cache, alone=True
@@ -159,12 +173,17 @@ def _data(config: RunConfig, batch: int) -> tuple[str, Callable[[int], Tensor]]:
         first = (seed - config.train.seed) * batch
         return blend.batch(range(first, first + batch))
 
-    return "tokens of " + ", ".join(corpus.path for corpus in config.data.corpora), tokens
+    paths = ", ".join(corpus.path for corpus in config.data.corpora)
+    return _Tokens(f"tokens of {paths}", tokens, blend.log_frequencies)
 
 
-def _synthetic(model: ModelConfig, seq_length: int, batch: int) -> tuple[str, Callable[[int], Tensor]]:
+def _synthetic(model: ModelConfig, seq_length: int, batch: int) -> _Tokens:
     vocab = model.vocab_size or ASSUMED_VOCABULARY
-    return "synthetic tokens after Zipf's law", lambda seed: zipf_tokens(vocab, batch, seq_length + 1, seed)
+    return _Tokens(
+        "synthetic tokens after Zipf's law",
+        lambda seed: zipf_tokens(vocab, batch, seq_length + 1, seed),
+        lambda: zipf_log_frequencies(vocab),
+    )
 
 
 def _checkpoint(path: Path, config: RunConfig, model: ModelConfig) -> CheckpointReader:

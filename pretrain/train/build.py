@@ -43,10 +43,12 @@ def build_chunks(
     dtype: torch.dtype,
     seed: int,
     kernels: Kernels = "local",
+    log_p_v: torch.Tensor | None = None,
     **core: Any,
 ) -> list[GPT]:
     """The model chunks of this rank with their initial weights.
 
+    log_p_v: log frequencies of the training tokens, for `model.init.unigram`.
     core: further fields for Megatron-core's configuration.
     """
     on_cpu = not torch.cuda.is_available()
@@ -64,7 +66,8 @@ def build_chunks(
             kernels=kernels,
         )
         named = named_parameters(chunk, topology.tensor_rank, topology.layout.tensor)
-        initialize_(((one.name, one.parameter, one.shard) for one in named), model, seq_length, seed)
+        placed = ((one.name, one.parameter, one.shard) for one in named)
+        initialize_(placed, model, seq_length, seed, log_p_v)
         chunks.append(chunk if on_cpu else chunk.cuda())
     return chunks
 
@@ -119,9 +122,10 @@ def _adam_fields(config: OptimizerConfig) -> dict[str, Any]:
     return {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
 
 
-def build_engine(config: RunConfig, topology: Topology) -> Engine:
+def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | None = None) -> Engine:
     """The engine of a run. `config.model.vocab_size` must be set.
 
+    log_p_v: as `build_chunks`.
     Raises UserError for a precision that this machine does not have.
     """
     train = config.train
@@ -142,6 +146,7 @@ def build_engine(config: RunConfig, topology: Topology) -> Engine:
         dtype=numerics.dtype,
         seed=train.seed,
         kernels=numerics.kernels,
+        log_p_v=log_p_v,
         **recompute_fields(config),
         **numerics.core_fields(),
     )

@@ -272,7 +272,8 @@ def _trainer(
             split: open_blend(config.data.corpora, split, config.data.seq_length, config.train.seed, cache)
             for split in (("train", "validation") if config.train.eval_samples else ("train",))
         }
-    engine = build_engine(config, topology)
+        log_p_v = blends["train"].log_frequencies() if config.model.init.unigram else None
+    engine = build_engine(config, topology, log_p_v)
     callbacks: list[Callback] = [watchdog] if watchdog is not None else []
     trainer = Trainer(config, run_dir, engine, blends["train"], blends.get("validation"), callbacks)
     resumed = trainer.resume()

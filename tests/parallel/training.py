@@ -67,9 +67,9 @@ def run_config(
     )
 
 
-def engine_of(config: RunConfig) -> Engine:
+def engine_of(config: RunConfig, log_p_v: Tensor | None = None) -> Engine:
     """A new engine over the processes of this group; the previous layout is gone afterwards."""
-    return build_engine(config, rebuild(config.parallel, config.model))
+    return build_engine(config, rebuild(config.parallel, config.model), log_p_v)
 
 
 def sample(index: int) -> Tensor:

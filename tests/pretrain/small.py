@@ -90,7 +90,9 @@ def small_trainer(config: RunConfig) -> Trainer:
     folder.mkdir(parents=True, exist_ok=True)
     topology = copy.copy(single_process())
     topology.layout = replace(topology.layout, zero=config.parallel.zero)
-    return Trainer(config, folder, build_engine(config, topology), blends["train"], blends["validation"], [])
+    log_p_v = blends["train"].log_frequencies() if config.model.init.unigram else None
+    engine = build_engine(config, topology, log_p_v)
+    return Trainer(config, folder, engine, blends["train"], blends["validation"], [])
 
 
 def step_record(seconds: float = 1.0) -> StepRecord:

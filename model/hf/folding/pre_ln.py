@@ -83,6 +83,8 @@ def obstacle(target: Target, config: ModelConfig) -> str | None:
     """The first concrete reason why `target` cannot compute this model, or None."""
     if target == "fathom":
         return None
+    if config.logit_bias:
+        return "it has no bias on its logits (model.logit_bias=true)"
     plan = config.depth_plan()
     if reason := post_ln_obstacle(plan) if target == "opt" else pre_ln_obstacle(plan):
         return reason

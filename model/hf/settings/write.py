@@ -160,6 +160,7 @@ def fathom_fields(config: ModelConfig, fold: Fold, positions: int, logit_scale: 
         "embedding_norm": plan.embedding_norm,
         "final_norm": plan.final_norm,
         "logit_scale": logit_scale,
+        "logit_bias": config.logit_bias,
         "depth_plan": depth_plan(plan),
         "hidden_dropout": config.hidden_dropout,
         "attention_dropout": config.attention_dropout,

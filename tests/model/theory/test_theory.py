@@ -183,7 +183,7 @@ def test_pre_ln_variance_at_192_layers() -> None:
     # 237.3 and 246.3 start from a variance of 1 / (1 - p).
     # Here dropout is counted in the embedding, which shifts the track a little.
     assert predict(_config("pre_ln", 192), 128)[-1].forward_variance == pytest.approx(237.3, abs=1.5)
-    assert predict(_config("pre_ln", 192), 128, causal=False, stream_correlation=0.2)[
+    assert predict(_config("pre_ln", 192), 128, causal=False, coincidence=0.4)[
         -1
     ].forward_variance == pytest.approx(246.3, abs=1.5)
 
