@@ -101,6 +101,13 @@ class OptimizerSection(Record):
     kind: str = "adamw"
 
 
+class ScheduleSection(Record):
+    """What readers want to know of the schedules."""
+
+    branch: dict[str, object] | None = None
+    """How branches were warmed up."""
+
+
 EMPTY = BeforeValidator(lambda given: {} if given is None else given)
 """Reads a section that is null as an empty one."""
 
@@ -115,6 +122,7 @@ class Sections(Record):
     data: Annotated[DataSection, EMPTY] = DataSection()
     train: Annotated[TrainSection, EMPTY] = TrainSection()
     optimizer: Annotated[OptimizerSection, EMPTY] = OptimizerSection()
+    schedule: Annotated[ScheduleSection, EMPTY] = ScheduleSection()
 
 
 class Manifest(Record):

@@ -42,7 +42,7 @@ class Trained:
     @property
     def warmup(self) -> BranchConfig:
         """How the branches came in; no warm-up where the checkpoint does not tell."""
-        given = (self.reader.config.get("schedule") or {}).get("branch") or {}
+        given = self.reader.sections.schedule.branch or {}
         try:
             return BranchConfig.model_validate(given)
         except ValidationError as error:
