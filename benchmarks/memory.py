@@ -82,7 +82,7 @@ def rank_main(case: Case, rank: int, port: int, out: Path) -> None:
     from parallel.launch.ranks import RankInfo
     from parallel.topology import Topology
     from pretrain.train.build import build_engine
-    from pretrain.train.feasibility import fit_processes
+    from pretrain.train.checks.feasibility import fit_processes
     from pretrain.train.loop import forward_step
 
     config = run_config(case)

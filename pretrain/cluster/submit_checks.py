@@ -13,7 +13,7 @@ from pretrain.cluster.slurm_words import MOST_NODES, parse_nodes
 from pretrain.config.load import complete_model
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import MANIFEST, load_manifest
-from pretrain.train.before_start import check_source
+from pretrain.train.checks.before_start import check_source
 
 T = TypeVar("T")
 
@@ -108,7 +108,7 @@ def allowed_nodes(config: RunConfig, site: SiteConfig, nodes: str) -> list[int]:
 
 def misfit(config: RunConfig, world: int) -> str | None:
     """Why a run does not fit a number of processes; None where it does."""
-    from pretrain.train.feasibility import fit_processes
+    from pretrain.train.checks.feasibility import fit_processes
 
     try:
         fit_processes(config, world)

@@ -18,8 +18,8 @@ from parallel.hardware.precision import fallback, this_machine
 from parallel.topology import Topology
 from pretrain.config.factors import factors_of
 from pretrain.config.schema import MOMENTUM, OptimizerConfig, RunConfig
+from pretrain.train.checks.feasibility import fit_machine
 from pretrain.train.compiling import compile_chunks
-from pretrain.train.feasibility import fit_machine
 
 
 def seed_everything(seed: int, topology: Topology) -> None:

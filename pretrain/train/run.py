@@ -41,11 +41,11 @@ from pretrain.data.token_files import DamagedDataError
 from pretrain.rundir.lock import InUseError, UnwritableError, check_free, owned, share_start
 from pretrain.rundir.outcome import exit_code_of, going_on, known_line, words_of, write_end
 from pretrain.rundir.state import CONTROL, StaleStartError, forget_failures, record_failure
-from pretrain.train.before_start import FirstStart, check_before_start
 from pretrain.train.callbacks.watchdog import Watchdog, timed_out
-from pretrain.train.feasibility import fit_machine, fit_processes
-from pretrain.train.network_check import check_network
-from pretrain.train.preflight import BadNodeError, check_nodes, share_problem
+from pretrain.train.checks.before_start import FirstStart, check_before_start
+from pretrain.train.checks.feasibility import fit_machine, fit_processes
+from pretrain.train.checks.network import check_network
+from pretrain.train.checks.preflight import BadNodeError, check_nodes, share_problem
 from pretrain.train.stop_signals import task_exit_code
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from parallel.engine.engine import Engine
 from parallel.exchange import together
 from pretrain.config.schema import RunConfig
 from pretrain.data.blend import TokenBlend, micro_batch_indices
-from pretrain.train.feasibility import eval_rounds
+from pretrain.train.checks.feasibility import eval_rounds
 from pretrain.train.task import Sample, evaluation_step
 
 

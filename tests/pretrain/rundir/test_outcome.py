@@ -14,7 +14,7 @@ from parallel.launch.exit_codes import ExitCode
 from pretrain.cluster.supervise import start
 from pretrain.rundir.outcome import ENDINGS, code_of_reason, ending, exit_code_of, words_of, write_end
 from pretrain.rundir.state import Owner, StaleStartError, claim, read_state
-from pretrain.train.preflight import BadNodeError
+from pretrain.train.checks.preflight import BadNodeError
 from pretrain.train.stop_signals import FOR_GOOD, REASONS
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from model.errors import UserError
 from pretrain.rundir.lock import owned
-from pretrain.train.before_start import FirstStart, check_before_start
+from pretrain.train.checks.before_start import FirstStart, check_before_start
 from tests.pretrain.small import small_config, small_data
 
 

@@ -14,7 +14,7 @@ from model.files import atomic_write_text
 from parallel.launch.process_group import has_gpu
 from parallel.launch.ranks import RankInfo
 from pretrain.rundir.state import PREFLIGHT_FILE
-from pretrain.train.preflight import Verdict
+from pretrain.train.checks.preflight import Verdict
 
 CLOCK_SECONDS = 5.0
 """By which a node's clock may be wrong without a note."""

@@ -19,8 +19,8 @@ from parallel.launch.exit_codes import ExitCode
 from parallel.launch.ranks import ALONE, RankInfo
 from pretrain.config.schema import Corpus, DataConfig, OptimizerConfig, RunConfig, TrainConfig
 from pretrain.rundir.state import Owner, read_failures
-from pretrain.train import preflight
-from pretrain.train.preflight import GPU, PATH, BadNodeError, Facts, check_nodes, judge
+from pretrain.train.checks import preflight
+from pretrain.train.checks.preflight import GPU, PATH, BadNodeError, Facts, check_nodes, judge
 
 SOFTWARE = {"python": "3.11.7", "torch": "2.13.0"}
 

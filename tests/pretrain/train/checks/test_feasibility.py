@@ -9,8 +9,8 @@ import torch
 
 from model.errors import UserError
 from parallel.hardware.precision import Machine
-from pretrain.train import feasibility
-from pretrain.train.feasibility import eval_rounds, fit_machine, fit_processes
+from pretrain.train.checks import feasibility
+from pretrain.train.checks.feasibility import eval_rounds, fit_machine, fit_processes
 from tests.parallel.training import given, run_config
 
 H100 = Machine("NVIDIA H100 80GB HBM3", (9, 0), (13, 0), "2.11.0", "")

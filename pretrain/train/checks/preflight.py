@@ -25,7 +25,7 @@ from parallel.launch.ranks import RankInfo
 from pretrain.config.schema import RunConfig
 from pretrain.rundir.environment import git, versions
 from pretrain.rundir.state import CONTROL, PREFLIGHT_FILE, Owner, record_failure
-from pretrain.train.before_start import lack_of_room
+from pretrain.train.checks.before_start import lack_of_room
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,1 @@
+"""Can a run begin, on these nodes and in their memory?"""
