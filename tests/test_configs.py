@@ -12,6 +12,7 @@ from model.depth.scheme import SCHEMES
 from model.parameters.size import parameter_count
 from pretrain.config.compose import SHIPPED
 from pretrain.config.load import complete_model, load_config
+from pretrain.config.scheme_choice import parse_variant
 
 RUNS = sorted(SHIPPED.glob("*.yaml"))
 PIECES = sorted(SHIPPED.glob("*/*.yaml"))
@@ -36,7 +37,13 @@ def test_pieces_fit_into_a_run(path: Path) -> None:
 def test_every_scheme_has_a_piece_that_chooses_it() -> None:
     pieces = {path.stem: path for path in PIECES if path.parent.name == "scheme"}
     assert set(pieces) == set(SCHEMES)
+    recipes = {path.stem: path for path in PIECES if path.parent.name == "recipe"}
+    assert set(recipes) == set(SCHEMES)
+    for name, path in recipes.items():
+        assert load_config(SHIPPED / "quickstart.yaml", [f"+include={path}"]).model.scheme == name
+        assert parse_variant(str(path)).scheme == name
     for name, path in pieces.items():
+        assert not {"optimizer", "schedule"} & set(yaml.safe_load(path.read_text())), "rates live in recipes"
         for options in ([], ["model.scheme_options={rescale: true}", "model.scheme=b2t"]):
             config = load_config(SHIPPED / "quickstart.yaml", [*options, f"+include={path}"])
             chosen = yaml.safe_load(path.read_text())["model"].get("scheme_options", {})

@@ -34,8 +34,9 @@ def main(
     """
     run = "quickstart" if scheme == DEFAULT_SCHEME else f"quickstart_{scheme}"
     folder = Path("runs") / run
-    if not Path(f"configs/scheme/{scheme}.yaml").is_file():
-        known = sorted(path.stem for path in Path("configs/scheme").glob("*.yaml"))
+    recipe = f"configs/recipe/{scheme}.yaml"
+    if not Path(recipe).is_file():
+        known = sorted(path.stem for path in Path("configs/recipe").glob("*.yaml"))
         console.print(f"fathom: error: scheme {scheme} is unknown; choose one of {', '.join(known)}")
         raise typer.Exit(2)
     if fresh:
@@ -43,7 +44,7 @@ def main(
             shutil.rmtree(path, ignore_errors=True)
     begin = time.monotonic()
     texts()
-    train = ["pretrain", CONFIG, f"+include=configs/scheme/{scheme}.yaml", f"name={run}"]
+    train = ["pretrain", CONFIG, f"+include={recipe}", f"name={run}"]
     done = newest_step(folder)
     half = half_way(train[1:])
     title("2/6  Pretraining, first half: the run is told to stop at the middle")
