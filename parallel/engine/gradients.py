@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -172,7 +172,7 @@ class GradientBuffer(Gradient):
         self.first = topology.data_rank * size if sharded else 0
         super().__init__(group, self.flat[self.first : self.first + size], topology, sharded=sharded)
         self.started = numel
-        self.works: list[Any] = []
+        self.works: list[dist.Work] = []
         self.direct = first.dtype == torch.float32
         if not self.direct:
             for parameter, view in zip(self.parameters, self.views, strict=True):

@@ -8,14 +8,17 @@ from __future__ import annotations
 import hashlib
 import signal
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from pretrain.data.reading.documents import Broken, Record, text_of
 from pretrain.data.tokenizer import Tokenizer
 
-SPLITS = ("train", "validation", "test")
+if TYPE_CHECKING:
+    from pretrain.data.manifest import SplitName
+
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from model.errors import UserError
 from model.words import printable
 from pretrain.data.encode import SPLITS, EncodedBatch, EncodedSplit
 from pretrain.data.frequencies import write_counts
-from pretrain.data.manifest import BrokenFacts, BrokenRecords, SplitFacts
+from pretrain.data.manifest import BrokenFacts, BrokenRecords, SplitFacts, SplitName
 from pretrain.data.reading.documents import Broken
 from pretrain.data.token_files import file_sha256, sample
 from pretrain.data.tokenizer import Tokenizer
@@ -20,6 +20,17 @@ from pretrain.data.tokenizer import Tokenizer
 BROKEN_EXAMPLES = 20
 NAME, REASON = 4096, 500
 """Characters kept of a file's name, and of what is wrong with a record."""
+
+
+class Written(TypedDict):
+    """Fields of a manifest."""
+
+    splits: dict[SplitName, SplitFacts]
+    unigram_entropy_nats: float
+    token_correlation: float
+    token_counts_sha256: str
+    empty_documents: int
+    broken: BrokenRecords
 
 
 class DatasetOutput:
@@ -54,7 +65,7 @@ class DatasetOutput:
         self.broken += len(result.broken)
         self.examples.extend(result.broken[: BROKEN_EXAMPLES - len(self.examples)])
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> Written:
         """Closes the files and returns the manifest's fields about them.
 
         Raises UserError when nothing is there to train on.

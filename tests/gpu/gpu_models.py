@@ -67,6 +67,7 @@ def build(numerics: Numerics, **model: Any) -> GPT:
     """
     config, topology = ModelConfig(**SHAPE | model), single_process()
     check_sizes(numerics, config, topology.layout, seq_length=SEQ, micro_batch_size=BATCH)
+    fields: dict[str, Any] = numerics.core_fields()
     (chunk,) = build_chunks(
         config,
         topology,
@@ -74,7 +75,7 @@ def build(numerics: Numerics, **model: Any) -> GPT:
         dtype=numerics.dtype,
         seed=SEED,
         kernels=numerics.kernels,
-        **numerics.core_fields(),
+        **fields,
     )
     # Megatron-core makes the table of positions in fp32.
     # In training DeepSpeed converts the whole model.

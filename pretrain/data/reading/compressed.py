@@ -13,7 +13,10 @@ import lzma
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Protocol, cast
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 CHUNK = 1 << 14
 """Compressed bytes read at once: bounds what one call of a decoder may return."""
@@ -28,19 +31,34 @@ class DamagedStreamError(OSError):
     """A compressed file that cannot be read to its end."""
 
 
-def _zstd() -> Any:
+class Decoder(Protocol):
+    """Decompresses one frame."""
+
+    @property
+    def eof(self) -> bool:
+        """Whether the frame has ended."""
+
+    @property
+    def unused_data(self) -> bytes:
+        """What it was given of what follows the frame."""
+
+    def decompress(self, data: bytes, /) -> bytes:
+        """What the next compressed bytes stand for."""
+
+
+def _zstd() -> Decoder:
     import zstandard
 
     return zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj()
 
 
-DECODERS: dict[str, Callable[[], Any]] = {
+DECODERS: dict[str, Callable[[], Decoder]] = {
     ".gz": lambda: zlib.decompressobj(wbits=31),
     ".bz2": bz2.BZ2Decompressor,
     ".xz": lzma.LZMADecompressor,
     ".zst": _zstd,
 }
-"""Suffix -> decoder of one frame. All have `decompress`, `eof` and `unused_data`."""
+"""Suffix -> decoder of one frame."""
 
 
 def compression(path: str | Path) -> str | None:
@@ -63,7 +81,7 @@ class _Stream(io.RawIOBase):
     def __init__(self, path: Path, suffix: str) -> None:
         self._file = path.open("rb")
         self._suffix = suffix
-        self._decoder: Any = None
+        self._decoder: Decoder | None = None
         self._ahead = b""  # read from the file, not yet given to a decoder
         self._piece = memoryview(b"")  # decompressed, not yet asked for
         self._begun = False
@@ -75,21 +93,24 @@ class _Stream(io.RawIOBase):
         self._file.close()
         super().close()
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: Buffer) -> int:
         if not self._piece:
             self._piece = memoryview(self._next())
-        count = min(len(buffer), len(self._piece))
-        buffer[:count] = self._piece[:count]
+        target = memoryview(buffer)
+        count = min(len(target), len(self._piece))
+        target[:count] = self._piece[:count]
         self._piece = self._piece[count:]
         return count
 
     def _next(self) -> bytes:
         """Some more bytes; none at the end. Raises DamagedStreamError."""
         while True:
-            if self._decoder is None and not self._begin():
+            if self._decoder is None:
+                self._decoder = self._begin()
+            if self._decoder is None:
                 return b""
             try:
-                piece = self._decode()
+                piece = self._decode(self._decoder)
             except Exception as error:  # four libraries with an error of their own each
                 if isinstance(error, DamagedStreamError | MemoryError):
                     raise
@@ -99,21 +120,23 @@ class _Stream(io.RawIOBase):
             if piece:
                 return piece
 
-    def _begin(self) -> bool:
-        """Begins the next frame, if there is one. Frames may be padded with zeros."""
+    def _begin(self) -> Decoder | None:
+        """Of the next frame, if there is one. Frames may be padded with zeros."""
         ahead = (self._ahead or self._file.read(CHUNK)).lstrip(b"\0")
         while not ahead and (more := self._file.read(CHUNK)):
             ahead = more.lstrip(b"\0")
         if not ahead and self._begun:
-            return False
-        self._ahead, self._begun, self._decoder = ahead, True, DECODERS[self._suffix]()
-        return True
+            return None
+        self._ahead, self._begun = ahead, True
+        return DECODERS[self._suffix]()
 
-    def _decode(self) -> bytes:
-        limit = (PIECE,) if hasattr(self._decoder, "needs_input") else ()
-        data = b""
-        if not limit or self._decoder.needs_input:
-            data, self._ahead = self._ahead or self._file.read(CHUNK), b""
-            if not data:
-                raise DamagedStreamError(f"cut off: the file ends in the middle of its {self._suffix} data")
-        return cast("bytes", self._decoder.decompress(data, *limit))
+    def _decode(self, decoder: Decoder) -> bytes:
+        if not isinstance(decoder, bz2.BZ2Decompressor | lzma.LZMADecompressor):
+            return decoder.decompress(self._input())
+        return decoder.decompress(self._input() if decoder.needs_input else b"", PIECE)
+
+    def _input(self) -> bytes:
+        data, self._ahead = self._ahead or self._file.read(CHUNK), b""
+        if not data:
+            raise DamagedStreamError(f"cut off: the file ends in the middle of its {self._suffix} data")
+        return data

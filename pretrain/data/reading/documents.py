@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pretrain.data.reading.compressed import open_binary
 from pretrain.data.reading.file_kinds import HEAD, looks_like
@@ -107,7 +106,7 @@ def _over_several_lines(first: bytes) -> str:
     return ""  # an array on one line is judged like any other line
 
 
-def _parse_json(raw: bytes, text_key: str) -> Any:
+def _parse_json(raw: bytes, text_key: str) -> object:
     try:
         entry = json.loads(raw.decode("utf-8-sig"))
     except json.JSONDecodeError as error:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from pretrain.data.reading.inputs import InputFile
 
@@ -28,7 +28,7 @@ class Record(NamedTuple):
     file: str
     group: str
     line: int
-    raw: Path | bytes | Broken | Any
+    raw: object
     """A path whose content is the document, a JSON line, a value of a table's text column, or what
     is broken about it."""
 
@@ -38,11 +38,11 @@ def broken(shard: InputFile, line: int, reason: str) -> Record:
     return Record(shard.name, shard.group, line, Broken(shard.name, line, reason))
 
 
-def value_of(entry: dict[str, Any], text_key: str) -> Any:
+def value_of(entry: Mapping[str, object], text_key: str) -> object:
     """The entry of a key, or of a path of keys with dots between them. Raises ValueError."""
     if text_key in entry:
         return entry[text_key]
-    found: Any = entry
+    found: object = entry
     for part in text_key.split("."):
         if not isinstance(found, dict) or part not in found:
             shown = ", ".join(map(repr, list(entry)[:8])) or "none"

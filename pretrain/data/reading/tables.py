@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from model.errors import UserError
 from pretrain.data.reading.compressed import open_binary
 from pretrain.data.reading.file_kinds import HEAD, inner_suffix, looks_like
 from pretrain.data.reading.inputs import InputFile
 from pretrain.data.reading.raw_record import Broken, Record, broken, value_of
+
+if TYPE_CHECKING:
+    import pyarrow
 
 
 def csv_records(shard: InputFile, text_key: str) -> Iterator[Record]:
@@ -76,12 +79,12 @@ def _parquet_rows(shard: InputFile, text_key: str) -> Iterator[Record]:
                     yield _cell(shard.name, shard.group, row, {column: value}, text_key)
 
 
-def _values(array: Any) -> list[Any]:
+def _values(array: pyarrow.Array) -> list[object]:
     """The values of an Arrow array. Text that is not UTF-8 is given as its bytes."""
     import pyarrow
 
     try:
-        values: list[Any] = array.to_pylist()
+        values: list[object] = array.to_pylist()
     except UnicodeDecodeError:
         values = array.cast(pyarrow.large_binary()).to_pylist()
     return values
@@ -109,7 +112,7 @@ def hub_records(shard: InputFile, text_key: str, streaming: bool) -> Iterator[Re
         yield _cell(shard.group, shard.group, row, entry, text_key)
 
 
-def _cell(file: str, group: str, row: int, entry: dict[str, Any], text_key: str) -> Record:
+def _cell(file: str, group: str, row: int, entry: Mapping[str, object], text_key: str) -> Record:
     """The text of one row. A binary column holds its UTF-8."""
     try:
         value = value_of(entry, text_key)
