@@ -19,7 +19,7 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,10 @@ from torch import Tensor
 from model.errors import UserError
 from model.layers.layer import DepthLayer
 from model.layers.residual import ResidualJoin, join
+
+if TYPE_CHECKING:
+    from megatron.core.transformer.module import MegatronModule
+    from megatron.core.transformer.transformer_block import TransformerBlock
 
 RECOMPILES = 8
 """Compilations of one function that PyTorch makes before it gives up."""
@@ -60,7 +64,7 @@ class Shared:
         return self.function(layer, hidden_states, *args, **kwargs)
 
 
-def _without_guards(stack: Any, shared: Shared) -> None:
+def _without_guards(stack: TransformerBlock, shared: Shared) -> None:
     """Has the forward pass of a stack (Megatron-core's block) skip the guards.
 
     It does so where each of its layers has passed them with such an input.
@@ -69,7 +73,7 @@ def _without_guards(stack: Any, shared: Shared) -> None:
     forward = stack.forward
 
     @functools.wraps(forward)
-    def run(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+    def run(hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
         x_sbh: Tensor = (
             hidden_states if stack.pre_process else stack.input_tensor
         )  # as the block itself chooses
@@ -93,7 +97,7 @@ def share_numbers(layers: Sequence[DepthLayer]) -> None:
     A number would be compiled in, and each layer by itself.
     Numbers stay beside them: uncompiled passes read those.
     """
-    numbers: defaultdict[str, list[tuple[Any, str, float]]] = defaultdict(list)
+    numbers: defaultdict[str, list[tuple[object, str, float]]] = defaultdict(list)
     for layer in layers:
         for place, owner, name, value in layer.numbers():
             numbers[place].append((owner, name, value))
@@ -103,7 +107,9 @@ def share_numbers(layers: Sequence[DepthLayer]) -> None:
                 setattr(owner, name, torch.tensor(value, dtype=torch.float64))
 
 
-def compile_layers(chunks: Iterable[Any], *, backend: str | Callable[..., Any] = "inductor") -> int:
+def compile_layers(
+    chunks: Iterable[MegatronModule], *, backend: str | Callable[..., object] = "inductor"
+) -> int:
     """Compiles the layers of these model chunks together; returns their number.
 
     They run compiled in training steps. In evaluation and under hooks, which a compiled layer
@@ -129,7 +135,9 @@ def compile_layers(chunks: Iterable[Any], *, backend: str | Callable[..., Any] =
     return len(layers)
 
 
-def compile_joins(chunks: Iterable[Any], *, backend: str | Callable[..., Any] = "inductor") -> int:
+def compile_joins(
+    chunks: Iterable[MegatronModule], *, backend: str | Callable[..., object] = "inductor"
+) -> int:
     """Compiles the residual joins of layers whose other parts are kernels already.
 
     Scales, bias and additions become one pass over memory.

@@ -34,13 +34,13 @@ def compiled_when_called() -> Iterator[None]:
     """
     now = torch.compile
 
-    def later(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
+    def later(function: Callable[..., object] | None = None, **options: Any) -> Callable[..., object]:
         if function is None:
             return functools.partial(later, **options)
         compiled = functools.cache(lambda: now(function, **options))
 
         @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: object, **kwargs: object) -> object:
             return compiled()(*args, **kwargs)
 
         return call

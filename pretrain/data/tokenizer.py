@@ -12,13 +12,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import sentencepiece
 
 from model.errors import UserError
 from model.hf.tokenizer.special import Role, special_pieces
+
+if TYPE_CHECKING:
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 SPACE_MARK = "\u2581"
 """How SentencePiece writes a space, so that a text that holds the character itself needs care."""
@@ -226,7 +229,7 @@ class Tokenizer:
         special = {role: number for role, (_, number) in special_pieces(model).items()}
         return _Properties(changes, pattern, special)
 
-    def _changes(self, model: Any) -> tuple[str, ...]:
+    def _changes(self, model: ModelProto) -> tuple[str, ...]:
         """What the model does to text, by its settings; and by trying, where these show nothing."""
         changes = [words for present, words in _normalisation(model) if present]
         if sum(self._sp.is_byte(index) for index in range(self.vocab_size)) < 256:
@@ -240,7 +243,7 @@ class Tokenizer:
         return tuple(changes)
 
 
-def _normalisation(model: Any) -> tuple[tuple[bool, str], ...]:
+def _normalisation(model: ModelProto) -> tuple[tuple[bool, str], ...]:
     """Whether each setting that changes text is on, and what it does."""
     normalizer, denormalizer = model.normalizer_spec, model.denormalizer_spec
     return (

@@ -8,7 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 CONTROL = 3
 """The type of these pieces in a SentencePiece model."""
@@ -42,7 +45,7 @@ def names_mask(piece: str) -> bool:
     return _MASK.fullmatch(piece) is not None
 
 
-def special_pieces(proto: Any) -> dict[Role, tuple[str, int]]:
+def special_pieces(proto: ModelProto) -> dict[Role, tuple[str, int]]:
     """(piece, id) of the special tokens that a parsed SentencePiece model has."""
     control = {piece.piece: number for number, piece in enumerate(proto.pieces) if piece.type == CONTROL}
     names: dict[Role, str] = {
