@@ -15,7 +15,8 @@ from pathlib import Path
 from parallel.launch.exit_codes import RESTARTABLE, ExitCode, as_exit_code
 from parallel.launch.slurm_client import Job
 from pretrain.rundir import state as states
-from pretrain.rundir.state import PREFLIGHT_FILE, Failure, Owner, State
+from pretrain.rundir.state import PREFLIGHT_FILE, Failure, Owner
+from pretrain.rundir.state_file import State
 
 MAX_RESTARTS = 3
 TOO_LATE = 1000

@@ -21,6 +21,7 @@ from pretrain.rundir.description import read_config
 from pretrain.rundir.events import End, Place, Start, Train, event_of
 from pretrain.rundir.lines import lines_backwards
 from pretrain.rundir.outcome import code_of_reason, ending, words_of
+from pretrain.rundir.state_file import State
 
 MARKS = (states.STATE_FILE, "metrics.jsonl", "config.yaml")
 SKIPPED = frozenset({"code", "checkpoints", "tensorboard", "hf", "control"})
@@ -231,7 +232,7 @@ def _total_steps(folder: Path) -> int | None:
     return None if steps is None else min(steps, config.count("train.stop_at_step") or steps)
 
 
-def _told(state: states.State, end: End | None) -> tuple[str, str] | None:
+def _told(state: State, end: End | None) -> tuple[str, str] | None:
     """State and reason as the run itself tells them; None where it does not."""
     known, reason = state.get("state"), state.get("reason") or ""
     if known:

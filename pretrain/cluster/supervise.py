@@ -21,7 +21,8 @@ from parallel.launch.secret import run_secret
 from parallel.launch.slurm_client import Job
 from pretrain.cluster.decision import MAX_RESTARTS, TOO_LATE, Decision, count_stalled, decide, named
 from pretrain.rundir import state as states
-from pretrain.rundir.state import Owner, State
+from pretrain.rundir.state import Owner
+from pretrain.rundir.state_file import State
 
 NOTHING_TO_DO = 100
 """Exit code of `start` for a run that is finished, or that an earlier job of its chain gave up."""

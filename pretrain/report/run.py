@@ -10,7 +10,8 @@ from model.config import ModelConfig
 from model.errors import UserError
 from pretrain.rundir.description import Facts, read_config, read_environment
 from pretrain.rundir.metrics import Metrics, read_metrics
-from pretrain.rundir.state import State, read_state
+from pretrain.rundir.state import read_state
+from pretrain.rundir.state_file import State
 
 
 @dataclass(frozen=True)

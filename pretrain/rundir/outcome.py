@@ -15,7 +15,8 @@ from model.errors import UserError, user_line
 from parallel.checkpoint.errors import SaveError
 from parallel.checkpoint.folders import step_folder
 from parallel.launch.exit_codes import RESTARTABLE, ExitCode, as_exit_code
-from pretrain.rundir.state import FAILED, FINISHED, STOPPED, State, latest_step, read_state, write_state
+from pretrain.rundir.state import FAILED, FINISHED, STOPPED, latest_step, read_state, write_state
+from pretrain.rundir.state_file import State
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from pretrain.cluster.site_file import SiteConfig
 from pretrain.cluster.submit import Request, log_path, plan, submit
 from pretrain.config.load import load_config
 from pretrain.rundir.metrics import read_metrics
-from pretrain.rundir.state import State, read_state
+from pretrain.rundir.state import read_state
+from pretrain.rundir.state_file import State
 from tests.pretrain.small import small_data
 from tests.slurm.slurm_cluster import LAB, PATIENCE, Cluster
 
