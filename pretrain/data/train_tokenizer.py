@@ -152,7 +152,8 @@ def special_names(given: str) -> dict[Role, str]:
         key, equals, name = (part.strip() for part in entry.partition("="))
         role = next((role for role in SPECIAL if role == key), None)
         if role is None:
-            known = f"the special tokens are {', '.join(SPECIAL)}, or all of them: all"
+            each = ", ".join(f"{name} ({special.purpose})" for name, special in SPECIAL.items())
+            known = f"there are {each}, and all"
             raise UserError(f"--special {printable(given)}: no special token {printable(key)!r}; {known}")
         taken = [other for other_role, other in names.items() if other_role != role]
         names[role] = name if equals else SPECIAL[role].name
@@ -163,9 +164,9 @@ def special_names(given: str) -> dict[Role, str]:
 
 def _name_problem(role: Role, name: str, others: list[str]) -> str:
     """Why a special token cannot have a name; empty if it can."""
-    if not re.fullmatch(r"[\[<][!-~]+[\]>]", name) or len(name) > LONGEST_NAME:
-        shape = "printable ASCII characters without spaces in brackets, such as [MASK] or <mask>"
-        return f"is no name of a special token: give at most {LONGEST_NAME} {shape}"
+    if not re.fullmatch(r"[\[<][\w|/.+-]+[\]>]", name, re.ASCII) or len(name) > LONGEST_NAME:
+        shape = "letters, digits and _|/.+- in brackets, such as [MASK] or <|mask|>"
+        return f"is no name of a special token: give at most {LONGEST_NAME} characters, {shape}"
     if name in others or name == "<unk>" or re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", name):
         return "is the name of another token: give each its own"
     if role == "mask" and not names_mask(name):
