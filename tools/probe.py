@@ -18,7 +18,9 @@ def command(
     config: Annotated[
         str,
         typer.Argument(
-            help="Run configuration; of it the model, the sequence length, the data and the seed are read."
+            metavar="CONFIG_OR_RUN",
+            help="Run configuration, of which the model, the sequence length, the data and the seed are "
+            "read; or a run folder or checkpoint, whose weights are measured.",
         ),
     ],
     overrides: Annotated[

@@ -194,6 +194,33 @@ def draw_weights(axes: Axes, probes: Sequence[Probe]) -> None:
     log_ticks(axes)
 
 
+def draw_share(axes: Axes, probes: Sequence[Probe]) -> None:
+    """Common share."""
+    for index, probe in enumerate(probes):
+        _points(axes, probe, "common_share", index)
+    axes.set_ylim(-0.02, 1.02)
+
+
+def draw_passed(axes: Axes, probes: Sequence[Probe]) -> None:
+    """The gradient that norms in the stream pass on."""
+    for index, probe in enumerate(probes):
+        values = np.exp(np.clip(probe.values("forgetting"), -690.0, 690.0))
+        places = _places(len(values))
+        axes.plot(
+            places + 1,
+            values[places],
+            **_look(index),
+            linestyle="none",
+            markersize=4,
+            markeredgewidth=0,
+            label=probe.label,
+        )
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, 0.1), max(high, 2.0))
+    log_ticks(axes)
+
+
 PANELS = (
     Panel(
         "forward",
@@ -233,7 +260,30 @@ PANELS = (
         "Norm of the gradient of each layer's matrices: what the optimizer receives.",
         draw_weights,
     ),
+    Panel(
+        "share",
+        "Common share",
+        "share of the stream's power",
+        (
+            "The part of the stream's power that all tokens of the batch have in common: at 1 the "
+            "stream is one vector, whatever the text."
+        ),
+        draw_share,
+    ),
+    Panel(
+        "passed",
+        "What norms pass on",
+        "gradient / that of the top",
+        (
+            "The gradient that is left at each layer when only identity paths carry it, from the measured "
+            "sizes of branches and stream: a norm in the stream divides what differs between tokens by what "
+            "the branch adds to all of them. Level without norms in the stream."
+        ),
+        draw_passed,
+    ),
 )
+MEASURED_ONLY = ("weights", "share", "passed")
+"""Panels without a line of theory."""
 
 
 def _legend(figure: Figure, axes: Axes, probes: Sequence[Probe]) -> None:
@@ -281,8 +331,8 @@ def picture(probes: Sequence[Probe], title: str, subtitle: str) -> Figure:
     import textwrap
 
     with drawing() as new:
-        figure = new((10.0, 7.4))
-        grid = figure.subplots(2, 2)
+        figure = new((10.0, 10.6))
+        grid = figure.subplots(3, 2)
         for panel, axes in zip(PANELS, grid.flat, strict=True):
             panel.draw(axes, probes)
             axes.set_title(panel.title, loc="left", fontsize=9.5, fontweight="bold")
@@ -334,7 +384,8 @@ def charts(probes: Sequence[Probe]) -> list[Chart]:
             made.append(
                 Chart(
                     panel.title,
-                    panel.caption + (" Line: theory; points: measured." if panel.name != "weights" else ""),
+                    panel.caption
+                    + ("" if panel.name in MEASURED_ONLY else " Line: theory; points: measured."),
                     to_svg(figure, f"probe-{panel.name}", panel.title),
                 )
             )

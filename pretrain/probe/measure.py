@@ -33,7 +33,9 @@ from model.theory.propagation import LayerSignal
 from model.weights.prediction import predict
 from parallel.checkpoint.reader import CheckpointReader
 from parallel.topology import Topology
+from pretrain.probe.sublayers import Sums, common_share, mean_square, watch
 from pretrain.train.build import build_chunks, seed_everything
+from pretrain.train.callbacks.signal.forgetting import gain_of, implied
 from pretrain.train.loop import forward_step
 
 
@@ -74,6 +76,17 @@ class LayerProbe:
     """Frobenius norm of the gradients of all matrices of the layer, geometric mean over seeds."""
     weight_grad_norms: dict[str, float]
     """The same by kind of matrix: q, k, v, o, fc1, fc2."""
+    common_share: float
+    """Part of that stream's power that all tokens of the batch have in common, mean over seeds."""
+    branch_ratio_attention: float
+    """Root mean square of what attention adds over that of what it is added to, mean over seeds."""
+    branch_ratio_mlp: float
+    """The same of the feed-forward."""
+    forgetting: float
+    """ln of the gradient entering the layer over that leaving the last one, as norms imply it.
+
+    The law of `model/theory/forgetting.py` for the measured sizes, mean over seeds.
+    """
     forward_variance_theory: float | None = None
     token_correlation_theory: float | None = None
     grad_variance_late_theory: float | None = None
@@ -126,6 +139,15 @@ class _Sample:
     log_late: float = -math.inf
     """The same over the second half of the positions."""
     squares: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LAYER_ROLES, 0.0))
+    common: float = math.nan
+    """Share of the stream's power that all tokens have in common."""
+    sums: Sums = field(default_factory=dict)
+    """Mean squares at the sublayers, and of the gains of the norms in the stream."""
+
+    def branch_ratio(self, part: str) -> float:
+        """Size of a branch over that of what it is added to; nan where that is 0."""
+        base = self.sums[f"{part}_residual"]
+        return math.sqrt(self.sums[f"{part}_branch"] / base) if base > 0 else math.nan
 
 
 def zipf_tokens(vocab: int, batch: int, length: int, seed: int) -> Tensor:
@@ -200,7 +222,11 @@ class Meter:
                 layer.register_forward_pre_hook(self._entering(sample, layer.plan.entering), with_kwargs=True)
             )
             self.handles.append(layer.register_forward_hook(self._leaving(sample, layer.plan.leaving)))
+            self.handles += watch(layer, sample.sums)
         for named in named_parameters(self.chunk, 0, 1):
+            gain = gain_of(named.row)
+            if gain is not None and named.row.layer is not None:
+                self.samples[named.row.layer].sums[gain] = mean_square(named.parameter)
             self.handles.append(named.parameter.register_post_accumulate_grad_hook(self._weight(named.row)))
         return self
 
@@ -230,6 +256,7 @@ class Meter:
         def hook(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> None:
             sample.variance = float(output[0].detach().double().var()) * unit**2
             sample.correlation = token_correlation(output[0])
+            sample.common = common_share(output[0])
 
         return hook
 
@@ -321,7 +348,7 @@ def probe(
         label=label or model.scheme,
         num_layers=model.num_layers,
         seeds=len(seeds),
-        layers=tuple(_layers(runs, theory)),
+        layers=tuple(_layers(model, runs, theory)),
         model=model,
         seq_length=seq_length,
         batch=batch,
@@ -352,8 +379,11 @@ def load_weights(chunk: GPT, reader: CheckpointReader) -> None:
             named.parameter.copy_(value)
 
 
-def _layers(runs: list[list[_Sample]], theory: list[LayerSignal] | None) -> list[LayerProbe]:
+def _layers(
+    model: ModelConfig, runs: list[list[_Sample]], theory: list[LayerSignal] | None
+) -> list[LayerProbe]:
     layers = []
+    forgotten = [implied(model, [sample.sums for sample in run]) for run in runs]
     for index in range(len(runs[0])):
         samples = [run[index] for run in runs]
         variances = [sample.variance for sample in samples]
@@ -381,6 +411,10 @@ def _layers(runs: list[list[_Sample]], theory: list[LayerSignal] | None) -> list
                     kind: _exp(_mean([_log(sample.squares[kind]) / 2 for sample in samples]))
                     for kind in LAYER_ROLES
                 },
+                common_share=_mean([sample.common for sample in samples]),
+                branch_ratio_attention=_mean([sample.branch_ratio("attention") for sample in samples]),
+                branch_ratio_mlp=_mean([sample.branch_ratio("mlp") for sample in samples]),
+                forgetting=_mean([logs[index] for logs in forgotten]),
                 forward_variance_theory=None if predicted is None else predicted.forward_variance,
                 token_correlation_theory=None if predicted is None else predicted.token_correlation,
                 grad_variance_late_theory=None if predicted is None else predicted.grad_variance_late,

@@ -113,6 +113,8 @@ def table(probe: Probe, rows: int | None = None) -> Table:
         "theory",
         "gradient, all",
         "weight grad.",
+        "common share",
+        "passed on",
     ]
     chosen = (
         range(probe.num_layers)
@@ -138,6 +140,8 @@ def table(probe: Probe, rows: int | None = None) -> Table:
                 _number(layer.grad_variance_late_theory),
                 _power(layer.grad_variance, layer.log10_grad_variance),
                 _number(layer.weight_grad_norm),
+                _number(layer.common_share),
+                _power(math.exp(min(layer.forgetting, 700.0)), layer.forgetting / math.log(10)),
             ]
         )
     return Table(head, lines)

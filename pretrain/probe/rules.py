@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pretrain.probe.measure import Probe
+from pretrain.train.callbacks.signal.forgetting import COMMON_SHARE, LEAST_PASSED, forgetful_layers, spans
 
 Level = Literal["fails", "risk", "note"]
 ORDER: tuple[Level, ...] = ("fails", "risk", "note")
@@ -33,7 +34,7 @@ class Rule:
     value: Callable[[Probe], tuple[float, int]]
     """From a probe to (number, layer it is from or 0)."""
     message: str
-    """Filled with value, layer, layers and loss terms."""
+    """Filled with value, layer, layers, ratio and merged, the layers that are one vector."""
     why: str
     """The reason for the threshold, for the documentation and the report."""
     above: float = math.inf
@@ -101,6 +102,16 @@ def weight_spread(probe: Probe) -> tuple[float, int]:
     norms = probe.values("weight_grad_norm")
     (least, layer), (most, _) = _lowest(norms), _highest(norms)
     return (most / least if least else math.inf), layer
+
+
+def forgotten(probe: Probe) -> tuple[float, int]:
+    """log10 of the gradient that norms pass on, and the first layer that is one vector.
+
+    nan for a stack that does not forget its tokens.
+    """
+    forgetting = probe.layers[0].forgetting
+    layers = forgetful_layers(probe.values("common_share"), forgetting)
+    return (forgetting / math.log(10), layers[0]) if layers else (math.nan, 0)
 
 
 def excess_loss(probe: Probe) -> tuple[float, int]:
@@ -217,6 +228,23 @@ RULES: tuple[Rule, ...] = (
         above=0.99,
     ),
     Rule(
+        "stack_forgets",
+        "fails",
+        forgotten,
+        (
+            "the stack forgets its tokens: in layers {merged} the stream is nearly one vector for "
+            "all of them, and norms pass on 1e{value:.1f} of what differs between them"
+        ),
+        (
+            f"a common share above {COMMON_SHARE} in more than a third of the layers, with less than "
+            f"{LEAST_PASSED:g} of the gradient passed on, ends at the token frequencies: "
+            "set model.scheme_options.branch, optimizer.factors.stream_norm.rate: 1/layers, "
+            "optimizer.factors.embedding.rate: sqrt(hidden), model.init.unigram: true, "
+            "or a lower optimizer.lr"
+        ),
+        below=math.log10(LEAST_PASSED),
+    ),
+    Rule(
         "weight_gradients_differ",
         "note",
         weight_spread,
@@ -255,9 +283,17 @@ def findings(probe: Probe) -> list[Finding]:
         value, layer = rule.value(probe)
         if rule.broken(value):
             ratio = 10.0**value if rule.name.startswith("gradient") and abs(value) < 300 else math.nan
-            message = rule.message.format(value=value, layer=layer, layers=probe.num_layers, ratio=ratio)
+            message = rule.message.format(
+                value=value, layer=layer, layers=probe.num_layers, ratio=ratio, merged=_merged(probe)
+            )
             found.append(Finding(rule.name, rule.level, message, rule.why, value, layer))
     return sorted(found, key=lambda finding: ORDER.index(finding.level))
+
+
+def _merged(probe: Probe) -> str:
+    """Layers whose stream is one vector for all tokens, as ranges."""
+    shares = enumerate(probe.values("common_share"), 1)
+    return spans([number for number, share in shares if share > COMMON_SHARE])
 
 
 def verdict(probe: Probe) -> str:

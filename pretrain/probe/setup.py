@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.errors import UserError
 from model.parameters.size import parameter_count
+from parallel.checkpoint.audit import saved_model
 from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
 from parallel.launch.one_process import single_process
 from pretrain.config.load import complete_model, load_config
@@ -63,10 +64,15 @@ class _Tokens(NamedTuple):
 def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Probe]:
     """Measures one model, or one for each scheme of `choices.compare`.
 
+    path: a configuration, or a run folder or checkpoint, which is measured with its own.
     Raises UserError for what cannot work, before anything is built.
     """
+    if Path(path).is_dir():
+        path, choices = _of_run(Path(path), choices)
     config = load_config(path, overrides)
     vocab, has_data = _vocabulary(config)
+    if vocab is None and choices.checkpoint is not None:
+        vocab = saved_model(open_checkpoint(_weights(choices.checkpoint))).config.vocab_size
     use_data = has_data if choices.tokens == "auto" else choices.tokens == "data"
     if use_data and not has_data:
         raise UserError(
@@ -114,6 +120,30 @@ def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Pr
                 checkpoint=reader,
                 log_p_v=log_p_v,
             )
+
+
+def _of_run(folder: Path, choices: Choices) -> tuple[str, Choices]:
+    """(configuration, choices) for the weights of a run, a `checkpoints` or a step folder.
+
+    Raises UserError where no configuration lies beside them, or other choices do not fit.
+    """
+    if choices.checkpoint is not None:
+        raise UserError(
+            f"{folder} is a folder, whose weights are measured: leave out --checkpoint {choices.checkpoint}"
+        )
+    if choices.scheme or choices.layers or choices.compare:
+        raise UserError(
+            f"{folder} is a folder, whose weights are measured: leave out --scheme, --layers and --compare"
+        )
+    whole = folder.resolve()
+    found = [place / "config.yaml" for place in (whole, whole.parent, whole.parent.parent)]
+    config = next((file for file in found if file.is_file()), None)
+    if config is None:
+        raise UserError(
+            f"{folder}: there is no config.yaml of a run in it or above it: "
+            f"name the run's configuration, and the weights with --checkpoint {folder}"
+        )
+    return str(config), replace(choices, checkpoint=folder)
 
 
 def check_memory(model: ModelConfig, seq_length: int, batch: int, dtype: torch.dtype) -> None:
@@ -187,10 +217,15 @@ def _synthetic(model: ModelConfig, seq_length: int, batch: int) -> _Tokens:
 
 
 def _checkpoint(path: Path, config: RunConfig, model: ModelConfig) -> CheckpointReader:
-    inside = path / "checkpoints"
-    reader = open_checkpoint(inside if inside.is_dir() else path)
+    reader = open_checkpoint(_weights(path))
     check_same_model(reader, config.model_copy(update={"model": model}))
     return reader
+
+
+def _weights(path: Path) -> Path:
+    """The folder of checkpoints of a run, or the path itself."""
+    inside = path / "checkpoints"
+    return inside if inside.is_dir() else path
 
 
 @contextmanager

@@ -76,6 +76,7 @@ def all_charts(context: Context) -> list[Chart]:
         stream_chart(context),
         layer_gradient_chart(context),
         branch_chart(context),
+        share_chart(context),
         throughput_chart(context),
     ]
 
@@ -262,6 +263,19 @@ def branch_chart(context: Context) -> Chart:
     return _profiles(context, parts, title, caption, "branch / stream", wide=True) or _unmeasured(
         title, caption, wide=True
     )
+
+
+def share_chart(context: Context) -> Chart:
+    """What all tokens have in common, over depth."""
+    caption = (
+        "Part of the stream's power that all tokens have in common: some in every layer is normal, and "
+        "pre-norm stacks may have much of it early in training; near 1 in most layers of a stack with norms "
+        "in the stream means that it forgets its tokens and will stay at the token frequencies."
+    )
+    title = "Common share by layer"
+    return _profiles(
+        context, [("common_share", "")], title, caption, "share of the stream's power", wide=True
+    ) or _unmeasured(title, caption, wide=True)
 
 
 def throughput_chart(context: Context) -> Chart:

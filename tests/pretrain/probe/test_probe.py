@@ -65,6 +65,7 @@ def test_every_statistic_is_what_autograd_gives(scheme: str, groups: int | None)
         assert layer.log10_grad_variance_late == pytest.approx(
             math.log10(layer.grad_variance_late), abs=1e-12
         )
+        assert layer.common_share == pytest.approx(plain_share(streams[index + 1]))
         assert layer.weight_grad_norms == pytest.approx(norms[index])
         assert layer.weight_grad_norm == pytest.approx(
             math.sqrt(sum(norm**2 for norm in norms[index].values()))
@@ -110,6 +111,12 @@ def plain_correlation(x_sbh: Tensor) -> float:
     ]
     squares = [float(vector @ vector) for row in x for vector in row]
     return sum(products) / len(products) / (sum(squares) / len(squares))
+
+
+def plain_share(x_sbh: Tensor) -> float:
+    """Mean product of all pairs of tokens, of a token with itself too, over the mean square."""
+    x = x_sbh.detach().flatten(0, 1)
+    return float((x @ x.T).mean() / x.square().sum(1).mean())
 
 
 def kind_norms(chunk: Any, config: ModelConfig) -> list[dict[str, float]]:
@@ -280,6 +287,16 @@ def test_a_checkpoint_is_measured_without_theory(data: Path, tmp_path: Path) -> 
     assert trained.loss < fresh.loss - 0.2
     assert "initialisation" not in verdict(trained)
     page([trained])
+    step = next((trainer.run_dir / "checkpoints").glob("step_*"))
+    (trainer.run_dir / "config.yaml").write_text(Path(path).read_text())
+    for folder in (trainer.run_dir, trainer.run_dir / "checkpoints", step):
+        (own,) = probes(str(folder), ["model.vocab_size=300"], Choices())
+        assert own.layers == trained.layers
+    with pytest.raises(UserError, match="leave out --scheme"):
+        next(probes(str(step), [], Choices(scheme="b2t")))
+    (trainer.run_dir / "config.yaml").unlink()
+    with pytest.raises(UserError, match="no config.yaml"):
+        next(probes(str(step), [], Choices()))
     with pytest.raises(UserError, match="num_layers"):
         next(probes(path, ["model.num_layers=3"], Choices(checkpoint=trainer.run_dir)))
 

@@ -57,7 +57,7 @@ def test_pictures_and_pages(sound: Probe, tmp_path: Path, ending: str, count: in
 def test_page_holds_verdict_numbers_and_rules(sound: Probe) -> None:
     made = page([sound])
     assert verdict(sound) in made
-    assert made.count("<svg") == 4
+    assert made.count("<svg") == 6
     assert "http" not in made.replace("http://www.w3.org", "")
     assert "gradient_vanishes" in made
 

@@ -19,9 +19,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from model.config import ModelConfig
 from model.layers.layer import DepthLayer
+from model.parameters.names import NamedParameter
+from parallel.checkpoint.format import Fragment
 from parallel.checkpoint.fragments import owned_fragments
+from parallel.engine.engine import Engine
 from pretrain.train.callbacks.base import Callback, RunView, StepRecord
+from pretrain.train.callbacks.signal.forgetting import GAINS, ForgettingWatch, gain_of, implied
 from pretrain.train.callbacks.signal.history import Departure, History, message
 from pretrain.train.callbacks.signal.hooks import MEANS, LayerHooks
 from pretrain.train.callbacks.spread import spread
@@ -40,7 +45,9 @@ Elements under 1e-19, whose squares fp32 does not hold, can be no part of a larg
 matter.
 """
 GRADIENT, UPDATE, WEIGHT = "grad_square", "update_square", "weight_square"
-COLUMNS = (*MEANS, GRADIENT, UPDATE, WEIGHT)
+COLUMNS = (*MEANS, *GAINS, GRADIENT, UPDATE, WEIGHT)
+OWN_RULE = ("layer", "common_share", "forgetting")
+"""Not compared with their history: a rule of their own speaks for them."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +79,10 @@ class SignalHealth(Callback):
         self.reports = reports
         self.hooks = LayerHooks()
         self.history = History()
+        self.forgetting = ForgettingWatch()
         self.segments: list[Segment] | None = None
         self.before: Tensor | None = None
+        self.gains: Tensor | None = None
 
     def _full(self, trainer: RunView) -> bool:
         return self.interval > 0 and (
@@ -113,7 +122,9 @@ class SignalHealth(Callback):
         if self.segments is None:
             self.segments = segments(trainer)
         self.gradients = squares(trainer, self.segments)
-        self.before = weight_sample(trainer)[1] if self._full(trainer) else None
+        full = self._full(trainer)
+        self.before = weight_sample(trainer)[1] if full else None
+        self.gains = gain_squares(trainer) if full else None
 
     def on_step(self, trainer: RunView, record: StepRecord) -> None:
         """Gathers the measurements of all ranks, writes them, compares them with their history."""
@@ -121,12 +132,15 @@ class SignalHealth(Callback):
         if not full and not self._cheap(trainer):
             return
         table, logits = self._gather(trainer, full)
+        common = self._common_squares(trainer) if full else []
         if not self.reports:
             return
+        sums = [dict(zip(COLUMNS, row, strict=True)) for row in table]
         rows = [
-            _row(number, dict(zip(COLUMNS, row, strict=True)), logit)
-            for number, (row, logit) in enumerate(zip(table, logits, strict=True), 1)
+            _row(number, row, logit) for number, (row, logit) in enumerate(zip(sums, logits, strict=True), 1)
         ]
+        if full:
+            _add_common(trainer.config.model, rows, sums, common)
         record["signal"] = summary(rows)
         trainer.tell("on_signal", record["signal"], rows if full else [])
         self._warn(trainer, rows, record["lr"])
@@ -137,34 +151,50 @@ class SignalHealth(Callback):
         Over all ranks.
         nan-free: what was not measured is 0.
         """
-        topology, device = trainer.engine.topology, trainer.engine.device
+        device = trainer.engine.device
         total = trainer.config.model.num_layers
         table = torch.zeros(total, len(COLUMNS), dtype=torch.float64, device=device)
         logits = torch.full((total,), -math.inf, dtype=torch.float64, device=device)
-        shares = topology.layout.tensor if topology.layout.sequence_parallel else 1
-        scale = 1.0 / (trainer.num_microbatches * topology.layout.data * shares)
-        if topology.tensor_rank == 0 or shares > 1:
+        scale = _share(trainer)
+        if scale:
             for number, sums in self.hooks.sums.items():
                 for key, value in sums.items():
                     table[number - 1, MEANS.index(key)] = value.double() * scale
+            # A micro-batch's loss is divided by their number, which depends on the layout.
+            table[:, MEANS.index("grad_variance_late")] *= trainer.num_microbatches**2
         for number, value in self.hooks.logits.items():
             logits[number - 1] = value.double()
         column = COLUMNS.index(GRADIENT)
         table[:, column] += self.gradients.to(device)
-        if full and self.before is not None:
+        if full and self.before is not None and self.gains is not None:
             table[:, column + 1 :] += update_squares(trainer, self.before)
-        self.before = None
+            table[:, column - len(GAINS) : column] += self.gains.to(device)
+        self.before = self.gains = None
         dist.all_reduce(table)
         if full:
             dist.all_reduce(logits, op=dist.ReduceOp.MAX)
         return table.tolist(), logits.tolist()
+
+    def _common_squares(self, trainer: RunView) -> list[float]:
+        """Mean square of the vector that all tokens of the step share, after every layer.
+
+        The mean of tokens is over all ranks and micro-batches, and so are not the means of each.
+        """
+        model, scale = trainer.config.model, _share(trainer)
+        means = torch.zeros(model.num_layers, model.hidden_size, device=trainer.engine.device)
+        if scale:
+            for number, vector in self.hooks.vectors.items():
+                means[number - 1] = vector * scale
+        dist.all_reduce(means)
+        squares: list[float] = means.double().square().mean(1).tolist()
+        return squares
 
     def _warn(self, trainer: RunView, rows: list[dict[str, float]], lr: float) -> None:
         """One warning for each kind of value that departed, naming the layer that departed most."""
         found: dict[str, list[Departure]] = {}
         for row in rows:
             for key, value in row.items():
-                if key == "layer":
+                if key in OWN_RULE:
                     continue
                 # Updates follow the schedule, which is no departure.
                 departed = self.history.check(
@@ -174,6 +204,21 @@ class SignalHealth(Callback):
                     found.setdefault(key, []).append(departed)
         for departures in found.values():
             trainer.tell("on_warning", message(departures, len(rows)))
+        forgets = self.forgetting.check(trainer.config, rows)
+        if forgets is not None:
+            trainer.tell("on_warning", forgets)
+
+
+def _share(trainer: RunView) -> float:
+    """What a sum over this rank's micro-batches counts in the mean over all ranks.
+
+    0 on ranks that hold copies of another one's stream.
+    """
+    topology = trainer.engine.topology
+    shares = topology.layout.tensor if topology.layout.sequence_parallel else 1
+    if topology.tensor_rank and shares == 1:
+        return 0.0
+    return 1.0 / (trainer.num_microbatches * topology.layout.data * shares)
 
 
 def segments(trainer: RunView) -> list[Segment]:
@@ -231,10 +276,7 @@ def weight_sample(trainer: RunView) -> tuple[list[int], Tensor]:
         layer = named.row.layer
         if layer is None or len(fragment.shape) < 2 or not engine.buffers[fragment.group].counted:
             continue
-        if engine.zero:
-            flat = engine.masters[fragment.group][fragment.offset : fragment.offset + fragment.length]
-        else:
-            flat = named.parameter.view(-1)[fragment.start : fragment.start + fragment.length]
+        flat = _master(engine, named, fragment)
         step = max(1, fragment.length // SAMPLED_WEIGHTS)
         piece = flat.detach()[::step][:SAMPLED_WEIGHTS].to(engine.device)
         # A short piece is filled up with zeros, which add nothing to either square.
@@ -244,6 +286,29 @@ def weight_sample(trainer: RunView) -> tuple[list[int], Tensor]:
         )
         owners.append(layer)
     return owners, torch.stack(parts) if parts else torch.zeros(0, SAMPLED_WEIGHTS, device=engine.device)
+
+
+def _master(engine: Engine, named: NamedParameter, fragment: Fragment) -> Tensor:
+    """A piece of a parameter in fp32, [n]."""
+    if engine.zero:
+        return engine.masters[fragment.group][fragment.offset : fragment.offset + fragment.length]
+    return named.parameter.view(-1)[fragment.start : fragment.start + fragment.length]
+
+
+def gain_squares(trainer: RunView) -> Tensor:
+    """Mean squares of the gains of every layer's norms in the stream.
+
+    This rank's share, [layers, len(GAINS)] in float64.
+    """
+    engine, model = trainer.engine, trainer.config.model
+    total = torch.zeros(model.num_layers, len(GAINS), dtype=torch.float64, device=engine.device)
+    for named, fragment in owned_fragments(engine):
+        gain = gain_of(named.row)
+        if gain is None or named.row.layer is None or not engine.buffers[fragment.group].counted:
+            continue
+        piece = _master(engine, named, fragment).detach().double().to(engine.device)
+        total[named.row.layer, GAINS.index(gain)] += piece.square().sum() / model.hidden_size
+    return total
 
 
 def update_squares(trainer: RunView, before: Tensor) -> Tensor:
@@ -280,6 +345,16 @@ def summary(rows: list[dict[str, float]]) -> dict[str, float]:
             f"{key}_max_layer": high_layer,
         }
     return short
+
+
+def _add_common(
+    model: ModelConfig, rows: list[dict[str, float]], sums: list[dict[str, float]], common: list[float]
+) -> None:
+    """Adds to each layer's row its common share, and what the stack forgets above it."""
+    for row, own, square, log in zip(rows, sums, common, implied(model, sums), strict=True):
+        if own["stream_square"]:
+            row["common_share"] = square / own["stream_square"]
+            row["forgetting"] = log
 
 
 def _row(number: int, sums: dict[str, float], logit: float) -> dict[str, float]:

@@ -16,13 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.depth.folded import FoldedSublayer
 from model.layers.layer import DepthLayer
+from model.layers.residual import ResidualJoin
 
+PARTS = (("attention", "self_attention"), ("mlp", "mlp"))
+"""Sublayers: name in the plan, and what a layer's modules of it begin with."""
+# Mean squares of a sublayer: the branch; what it is added to; their sum; what Norm_in gives where
+# the residual is taken from it; what Norm_out gives.
+SUBLAYER_MEANS = ("branch", "residual", "sum", "entered", "left")
 MEANS = (
-    "attention_branch",
-    "attention_residual",
-    "mlp_branch",
-    "mlp_residual",
+    *(f"{part}_{key}" for part, _ in PARTS for key in SUBLAYER_MEANS),
     "stream_square",
     "forward_variance",
     "grad_variance_late",
@@ -36,6 +40,15 @@ PIECE = 1 << 24
 def mean_square(x: Tensor) -> Tensor:
     """Mean of squares in float32, a scalar on the tensor's device."""
     return torch.linalg.vector_norm(x.detach(), dtype=torch.float32).square() / x.numel()
+
+
+def kept(join: ResidualJoin, residual: Tensor, layer_input: Tensor) -> Tensor:
+    """What a branch is added to: residual_scale R + skip_scale x_layer, [s, b, h]."""
+    if join.skip_scale == 0.0:
+        return residual if join.residual_scale == 1.0 else residual * join.residual_scale
+    if join.residual_scale == 0.0:
+        return layer_input * join.skip_scale
+    return torch.add(residual * join.residual_scale, layer_input, alpha=join.skip_scale)
 
 
 def largest_logit(query: Tensor, key: Tensor) -> Tensor:
@@ -71,6 +84,8 @@ class LayerHooks:
     def __init__(self) -> None:
         self.sums: dict[int, dict[str, Tensor]] = {}
         self.logits: dict[int, Tensor] = {}
+        self.vectors: dict[int, Tensor] = {}
+        """Sum over micro-batches of the mean over tokens of the stream after a layer, [h]."""
         self.handles: list[Any] = []
 
     def remove(self) -> None:
@@ -114,34 +129,49 @@ class LayerHooks:
 
         def left(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> None:
             if torch.is_grad_enabled():
-                self._add(number, "forward_variance", output[0].detach().float().var() * after)
+                stream = output[0].detach().float()
+                self._add(number, "forward_variance", stream.var() * after)
+                mean = stream.mean((0, 1)) * layer.plan.leaving
+                self.vectors[number] = self.vectors[number] + mean if number in self.vectors else mean
 
         self.handles += [
             layer.register_forward_pre_hook(entering, with_kwargs=True),
             layer.register_forward_hook(left),
-            layer.self_attention_join.register_forward_hook(self._joined(number, "attention")),
-            layer.mlp_join.register_forward_hook(self._joined(number, "mlp")),
         ]
+        for part, module in PARTS:
+            plan: FoldedSublayer = getattr(layer.plan, part)
+            join: ResidualJoin = getattr(layer, f"{module}_join")
+            self.handles.append(join.register_forward_hook(self._joined(number, part, plan)))
+            if plan.norm_out:
+                norm: nn.Module = getattr(layer, f"{module}_output_norm")
+                self.handles.append(norm.register_forward_hook(self._normed(number, part)))
         core = getattr(layer.self_attention, "core_attention", None)
         if core is not None:
             self.handles.append(core.register_forward_pre_hook(self._attending(number)))
 
-    def _joined(self, number: int, part: str) -> Callable[..., None]:
-        def hook(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+    def _joined(self, number: int, part: str, plan: FoldedSublayer) -> Callable[..., None]:
+        def hook(join: ResidualJoin, args: tuple[Any, ...], output: Tensor) -> None:
             if not torch.is_grad_enabled():
                 return
-            # Only their ratio is shown: both are in the units of the sum.
-            residual, branch, bias = args[:3]
+            # Only their ratios are shown: all are in the units of the sum.
+            residual, branch, bias, layer_input = args
             branch = branch if bias is None else branch + bias
-            size = mean_square(branch) * module.branch_scale**2
-            if module.share is not None:
-                size = size * module.share.float().square()
+            size = mean_square(branch) * join.branch_scale**2
+            if join.share is not None:
+                size = size * join.share.float().square()
             self._add(number, f"{part}_branch", size)
-            self._add(
-                number,
-                f"{part}_residual",
-                mean_square(residual) * max(module.residual_scale, module.skip_scale) ** 2,
-            )
+            base = kept(join, residual.detach(), layer_input.detach())
+            self._add(number, f"{part}_residual", mean_square(base))
+            self._add(number, f"{part}_sum", mean_square(output))
+            if plan.residual_from_norm:
+                self._add(number, f"{part}_entered", mean_square(residual))
+
+        return hook
+
+    def _normed(self, number: int, part: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            if torch.is_grad_enabled():
+                self._add(number, f"{part}_left", mean_square(output))
 
         return hook
 

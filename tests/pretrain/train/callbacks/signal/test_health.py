@@ -5,6 +5,7 @@ Also what is written when, and warnings that name the layer.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import random
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 import pretrain.train.callbacks.signal.hooks as signal_hooks
+from model.depth.scheme import SCHEMES
 from model.parameters.names import named_parameters
 from parallel.launch.one_process import single_process
 from pretrain.config.schema import LogConfig, RunConfig
@@ -235,9 +237,16 @@ def expected_layers(config: RunConfig, batches: list[Tensor]) -> list[dict[str, 
                 "grad_norm": math.sqrt(square),
                 "residual_rms": math.sqrt(sum(float(x.square().mean()) for x in layer) / len(layer)),
                 "forward_variance": sum(float(x.var()) for x in layer) / len(layer),
+                "common_share": plain_share(layer),
             }
         )
     return rows
+
+
+def plain_share(streams: list[Tensor]) -> float:
+    """Of all tokens of some streams [s, b, h]: square of their mean over the mean of squares."""
+    tokens = torch.cat([stream.flatten(0, 1) for stream in streams])
+    return float(tokens.mean(0).square().sum() / tokens.square().sum(1).mean())
 
 
 @pytest.mark.parametrize("recompute", ["none", "full"])
@@ -284,6 +293,43 @@ def test_units_in_which_layers_compute_do_not_show(
             for line in (one, other)
         )
         assert short == pytest.approx(long, rel=1e-3)
+
+
+class Forced(Callback):
+    """Every branch is constant: `ratios` (attention, feed-forward) times what it is added to."""
+
+    ratios = (0.3, 0.2)
+
+    def on_start(self, trainer: Any) -> None:
+        for layer in trainer.engine.chunks[0].decoder.layers:
+            for join, ratio in zip((layer.self_attention_join, layer.mlp_join), self.ratios, strict=True):
+                join.register_forward_pre_hook(functools.partial(self.force, ratio))
+
+    @staticmethod
+    def force(ratio: float, join: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        residual, _, _, layer_input = args
+        base = join.residual_scale * residual + join.skip_scale * layer_input
+        return residual, ratio * base.detach() / join.branch_scale, None, layer_input
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_what_a_run_forgets_is_what_its_stream_passes_of_the_gradient(
+    data: Path, tmp_path: Path, scheme: str
+) -> None:
+    """Layer 1 apart: the size of the embedding is no part of forgetting."""
+    config = small_config(data, tmp_path, 1, scheme=scheme, num_layers=5, norm_epsilon=1e-12)
+    lines, _ = train(config, Forced())
+    (event,) = [line for line in lines if line["event"] == "signal"]
+    layers = event["layers"]
+    for layer in layers:
+        assert (layer["branch_ratio_attention"], layer["branch_ratio_mlp"]) == pytest.approx(
+            Forced.ratios, rel=1e-5
+        )
+    passed = [
+        math.log(layer["grad_variance_late"] / layers[-1]["grad_variance_late"]) / 2 for layer in layers
+    ]
+    implied = [layer["forgetting"] - layers[-1]["forgetting"] for layer in layers]
+    assert implied[1:] == pytest.approx(passed[1:], abs=1e-4)
 
 
 def test_the_update_of_a_large_matrix_is_estimated_from_a_sample(data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""Sizes at a layer's two sublayers during one pass, in float64: what forgetting is computed from.
+
+The quantities are those of signal health (`pretrain/train/callbacks/signal/hooks.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from model.depth.folded import FoldedSublayer
+from model.layers.layer import DepthLayer
+from model.layers.residual import ResidualJoin
+from pretrain.train.callbacks.signal.hooks import PARTS, kept
+
+Sums = dict[str, float]
+
+
+def mean_square(x: Tensor) -> float:
+    """Mean of squares."""
+    return float(x.detach().double().square().mean())
+
+
+def common_share(x_sbh: Tensor) -> float:
+    """The part of a stream's power that all its tokens have in common; 0 for a stream of zeros.
+
+    x: [s, b, h].
+    """
+    x = x_sbh.detach().double()
+    power = float(x.square().mean())
+    return float(x.mean((0, 1)).square().mean()) / power if power else 0.0
+
+
+def watch(layer: DepthLayer, sums: Sums) -> list[Any]:
+    """Hooks that fill `sums` with the mean squares of `hooks.SUBLAYER_MEANS`; returns handles."""
+    handles: list[Any] = []
+    for part, module in PARTS:
+        plan: FoldedSublayer = getattr(layer.plan, part)
+        join: ResidualJoin = getattr(layer, f"{module}_join")
+        handles.append(join.register_forward_hook(_joined(part, plan, sums)))
+        if plan.norm_out:
+            norm: nn.Module = getattr(layer, f"{module}_output_norm")
+            handles.append(norm.register_forward_hook(_normed(part, sums)))
+    return handles
+
+
+def _joined(part: str, plan: FoldedSublayer, sums: Sums) -> Callable[..., None]:
+    def hook(join: ResidualJoin, args: tuple[Any, ...], output: Tensor) -> None:
+        residual, branch, bias, layer_input = args
+        branch = branch if bias is None else branch + bias
+        sums[f"{part}_branch"] = mean_square(branch) * join.branch_scale**2
+        sums[f"{part}_residual"] = mean_square(kept(join, residual.detach(), layer_input.detach()))
+        sums[f"{part}_sum"] = mean_square(output)
+        if plan.residual_from_norm:
+            sums[f"{part}_entered"] = mean_square(residual)
+
+    return hook
+
+
+def _normed(part: str, sums: Sums) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        sums[f"{part}_left"] = mean_square(output)
+
+    return hook
