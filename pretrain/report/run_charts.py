@@ -273,9 +273,12 @@ def share_chart(context: Context) -> Chart:
         "in the stream means that it forgets its tokens and will stay at the token frequencies."
     )
     title = "Common share by layer"
-    return _profiles(
+    drawn = _profiles(
         context, [("common_share", "")], title, caption, "share of the stream's power", wide=True
-    ) or _unmeasured(title, caption, wide=True)
+    )
+    if drawn is None and context.metrics.signal:
+        return Chart(title, caption, missing="Measurements of this run do not have it.", wide=True)
+    return drawn or _unmeasured(title, caption, wide=True)
 
 
 def throughput_chart(context: Context) -> Chart:

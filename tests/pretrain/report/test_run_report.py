@@ -24,6 +24,7 @@ from pretrain.report.run_charts import (
     gradient_chart,
     layer_gradient_chart,
     loss_chart,
+    share_chart,
     stream_chart,
 )
 from pretrain.report.run_report import (
@@ -109,6 +110,7 @@ def make_run(folder: Path, resumes: tuple[int, ...] = (30,), steps: int = 60) ->
                             "grad_norm": 0.1,
                             "branch_ratio_attention": 0.2,
                             "branch_ratio_mlp": 0.3,
+                            "common_share": 0.4,
                         }
                         for i in range(LAYERS)
                     ]
@@ -256,6 +258,7 @@ def test_three_steps_without_evaluation_or_signals(tmp_path: Path) -> None:
         False,
         False,
         False,
+        False,
     ]
 
 
@@ -328,6 +331,13 @@ def test_forward_variance_stands_in_for_a_missing_rms(tmp_path: Path) -> None:
         "<!-- variance of the residual stream -->"
         in stream_chart(Context(read_metrics(tmp_path / "metrics.jsonl"))).svg
     )
+
+
+def test_a_run_measured_without_common_shares_says_so(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path / "metrics.jsonl") as writer:
+        writer.write("signal", 1, layers=[{"layer": 1, "residual_rms": 1.0}])
+    chart = share_chart(Context(read_metrics(tmp_path / "metrics.jsonl")))
+    assert chart.missing == "Measurements of this run do not have it."
 
 
 def test_every_chart_has_one_sentence_on_how_to_read_it(page_path: Path) -> None:
