@@ -54,6 +54,23 @@ def test_underflow_and_loss(sound: Probe) -> None:
     assert names(replace(sound, loss=math.log(50) + 3)) == ["loss_starts_high"]
 
 
+def test_a_stack_that_forgets_is_named_with_its_layers(sound: Probe) -> None:
+    shares = [0.5, 0.96, 0.99, 0.99]
+    merged = replace(
+        sound,
+        layers=tuple(
+            replace(layer, common_share=share, forgetting=-9.0)
+            for layer, share in zip(sound.layers, shares, strict=True)
+        ),
+    )
+    assert names(merged) == ["stack_forgets"]
+    assert trainable(merged) == "no"
+    assert "in layers 2-4 the stream is nearly one vector" in verdict(merged)
+    assert "1e-3.9 of what differs" in verdict(merged)
+    assert names(changed(merged, 0, forgetting=-4.0)) == []
+    assert names(changed(changed(merged, 1, common_share=0.9), 2, common_share=0.9)) == []
+
+
 def test_only_the_worst_of_a_family_speaks(sound: Probe) -> None:
     worst = replace(changed(sound, 0, log10_grad_variance_late=-90.0), smallest_gradient_log10=-50.0)
     assert [name for name in names(worst) if name.startswith("gradient")] == ["gradient_underflows"]

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from model.config import ModelConfig
-from model.depth.scheme import SCHEMES, Sublayer
+from model.depth.scheme import SCHEMES, Layer, Sublayer
 from model.parameters.table import Role, Row
 from model.theory.forgetting import LayerPassage, Passage, log_gradients
+from pretrain.config.schema import RunConfig
 
 COMMON_SHARE = 0.95
 """Above this the stream counts as one vector for all tokens.
@@ -36,15 +36,15 @@ _NORMS = ("input_layernorm", "self_attention_output_norm", "pre_mlp_layernorm", 
 
 def gain_of(row: Row) -> str | None:
     """Which of `GAINS` a parameter is; None for all others."""
-    if row.layer is None or row.role is not Role.NORM_GAIN:
+    if not row.in_stream or row.layer is None or row.role is not Role.NORM_GAIN:
         return None
     return dict(zip(_NORMS, GAINS, strict=True)).get(row.name.split(".")[-2])
 
 
-def layer_passage(layer: Any, sums: Mapping[str, float], last: bool) -> LayerPassage:
+def layer_passage(layer: Layer, sums: Mapping[str, float], last: bool) -> LayerPassage:
     """How the stream passed a layer.
 
-    layer: its plan.
+    layer: its plan, in any units.
     sums: mean squares as in `hooks.MEANS` and `GAINS`.
     last: the layer is the stack's last, whose Norm_out divides for all layers alike.
     """
@@ -101,37 +101,24 @@ def diagnosis(layers: Sequence[int], shares: Sequence[float], forgetting: float)
     )
 
 
-def remedies(config: Any) -> list[str]:
-    """Settings that help and that a configuration does not have yet, most important first.
-
-    config: a `RunConfig`.
-    """
-    model: ModelConfig = config.model
+def remedies(config: RunConfig) -> list[str]:
+    """Settings that help and that a configuration does not have yet, most important first."""
+    model, factors = config.model, config.optimizer.factors
     options = {**SCHEMES[model.scheme].options, **model.scheme_options}
     found = []
     if options.get("branch") == 0:
         # Attention counts half where a skip goes round its norm.
         share = 2 if any(layer.mlp.skip_scale for layer in model.depth_plan().layers) else 1
         found.append(f"model.scheme_options.branch: {share}")
-    if options.get("alpha", 2) < 2:
+    if "k" in options and options["alpha"] < 2:
         found.append("model.scheme_options: {alpha: 2, k: 4}")
-    found += [
-        f"{key}: {value}"
-        for key, value in (
-            ("optimizer.factors.stream_norm.rate", "1/layers"),
-            ("optimizer.factors.embedding.rate", "sqrt(hidden)"),
-            ("model.init.unigram", "true"),
-        )
-        if _setting(config, key) in (None, False, 1)
-    ]
+    if factors.stream_norm.rate == 1:
+        found.append("optimizer.factors.stream_norm.rate: 1/layers")
+    if factors.embedding.rate == 1:
+        found.append("optimizer.factors.embedding.rate: sqrt(hidden)")
+    if not model.init.unigram:
+        found.append("model.init.unigram: true")
     return [*found, f"optimizer.lr below {config.optimizer.lr:g}"]
-
-
-def _setting(config: Any, key: str) -> Any:
-    """A value of a configuration; None where it has no such key."""
-    for name in key.split("."):
-        config = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
-    return config
 
 
 def spans(numbers: Sequence[int]) -> str:
@@ -151,7 +138,7 @@ class ForgettingWatch:
     def __init__(self) -> None:
         self.warned = False
 
-    def check(self, config: Any, rows: Sequence[Mapping[str, float]]) -> str | None:
+    def check(self, config: RunConfig, rows: Sequence[Mapping[str, float]]) -> str | None:
         """The warning of one full measurement, or None. rows: as in a `signal` event."""
         if any(key not in row for row in rows for key in ("common_share", "forgetting")):
             return None
