@@ -341,7 +341,7 @@ def picture(probes: Sequence[Probe], title: str, subtitle: str) -> Figure:
             whole_ticks(axes)
         if len(probes) == 1:
             _kinds_legend(grid.flat[3])
-        lines = textwrap.wrap(subtitle, 150)
+        lines = textwrap.wrap(subtitle, 135)
         figure.suptitle(title + "".join(f"\n{line}" for line in lines), x=0.012, ha="left", fontsize=10)
         _legend(figure, grid.flat[0], probes)
         return figure

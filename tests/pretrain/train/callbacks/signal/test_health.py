@@ -418,6 +418,26 @@ def test_a_sound_run_warns_of_nothing(data: Path, tmp_path: Path) -> None:
     assert [line["message"] for line in lines if line["event"] == "warning"] == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheme", "warned"), [("b2t", True), ("pre_ln", False)])
+def test_a_deep_stack_that_forgets_is_told_of_while_its_loss_still_falls(
+    data: Path, tmp_path: Path, scheme: str, warned: bool
+) -> None:
+    config = small_config(
+        data, tmp_path, 20, signal_interval=10, scheme=scheme, num_layers=48, hidden_size=32
+    )
+    config.optimizer.lr, config.schedule.warmup_steps = 8e-3, 10
+    config.train.global_batch_size = config.train.micro_batch_size = 8
+    lines, _ = train(config)
+    found = [line for line in lines if line["event"] == "warning" and "forgets" in line["message"]]
+    assert len(found) == warned
+    if warned:
+        losses = [line["loss"] for line in lines if line["event"] == "train"]
+        assert found[0]["step"] == 10
+        assert losses[-1] < losses[9] - 0.3
+        assert "model.scheme_options.branch: 2" in found[0]["message"]
+
+
 def test_under_a_cuda_graph_only_fully_measured_steps_run_without_it(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
