@@ -77,6 +77,12 @@ COMMANDS = (
         "probe", "tools.probe:command", "Measure a model's signals at initialisation against theory.", "Depth"
     ),
     Row(
+        "depth-use",
+        "tools.depth_use:command",
+        "Measure what each layer of a trained model is worth.",
+        "Depth",
+    ),
+    Row(
         "depth-duel",
         "tools.depth_duel:command",
         "Train several depth schemes side by side and compare them.",

@@ -161,6 +161,33 @@ class GPT(GPTModel):
         result: Tensor = super()._postprocess(hidden_states, *args, **kwargs)
         return result
 
+    def enter(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The stream [s, b, h] before the first layer, and the rotary angles that layers read.
+
+        For a model that is no stage of a pipeline.
+        tokens, positions: [b, s].
+        """
+        hidden, angles, *_ = self._preprocess(input_ids=tokens, position_ids=positions)
+        return hidden, angles
+
+    def leave(self, stream_sbh: Tensor) -> Tensor:
+        """Logits [b, s, V] of the stream after the last layer, in its units.
+
+        For a model that is no stage of a pipeline.
+        """
+        norm: Callable[[Tensor], Tensor] | None = self.decoder.final_layernorm
+        nothing = dict.fromkeys(
+            (
+                "input_ids",
+                "position_ids",
+                "labels",
+                "rotary_pos_emb",
+                "rotary_pos_cos",
+                "rotary_pos_sin",
+            )
+        )
+        return self._postprocess(stream_sbh if norm is None else norm(stream_sbh), **nothing)
+
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Cross-entropy per token in nats, [b, s].
 

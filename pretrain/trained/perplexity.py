@@ -1,33 +1,23 @@
-"""Perplexity of a checkpoint on prepared data or on text: per token, per byte and per word.
-
-Tokens are cut into windows as in training.
-Documents follow each other in one stream, each ended by the end-of-document token.
-A window may begin inside a document.
-Without a stride, windows do not overlap: the first token of a window is seen by nothing before it
-but the token it is predicted from.
-"""
+"""Perplexity of a checkpoint on prepared data or on text: per token, per byte and per word."""
 
 from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from model.errors import UserError
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.trained.text_tokens import read_text
+from pretrain.trained.windows import Asked, Windows, open_windows
 
 if TYPE_CHECKING:
     from pretrain.trained.open import Trained
 
-BATCH = 8
 Progress = Callable[[int, int], None]
 # Keeps back a character of which only the first bytes are there.
 _Decoder = codecs.getincrementaldecoder("utf-8")
@@ -79,19 +69,6 @@ class Perplexity:
         }
 
 
-@dataclass(frozen=True)
-class _Windows:
-    """What is scored."""
-
-    data: str
-    count: int
-    """Windows in all."""
-    window: int
-    stride: int
-    batches: Iterator[tuple[Tensor, int]]
-    """Windows [b, n + 1] with the first target that counts in each."""
-
-
 class Units:
     """Bytes and words that tokens spell."""
 
@@ -139,29 +116,15 @@ def evaluate(
     from pretrain.trained.open import open_trained
 
     trained = open_trained(checkpoint)
-    run = trained.reader.sections
     tokenizer = Tokenizer(trained.tokenizer) if trained.tokenizer else None
-    if batch_size is None:
-        batch_size = run.train.micro_batch_size or BATCH
-    window = run.data.seq_length or trained.positions
-    if data is not None and text:
-        raise UserError("give either --data or --text, not both")
-    if text_key is not None and not text:
-        raise UserError(f"text_key={text_key} has an effect on --text only: data sets hold tokens")
-    if text:
-        ids, name = _tokens_of(text, tokenizer, text_key or "text")
-        found = _text_windows(ids, name, window, stride, samples, batch_size)
-    elif stride is not None:
-        raise UserError(
-            f"stride={stride} has an effect on --text only: windows of prepared data do not overlap"
-        )
-    else:
-        found = _data_windows(trained, tokenizer, data, split, window, samples, batch_size)
-    return _score(trained, tokenizer, found, precision or run.train.precision or "auto", progress)
+    asked = Asked(data, split, text, text_key, samples, None, stride, batch_size)
+    found = open_windows(trained, tokenizer, asked)
+    precision = precision or trained.reader.sections.train.precision or "auto"
+    return _score(trained, tokenizer, found, precision, progress)
 
 
 def _score(
-    trained: Trained, tokenizer: Tokenizer | None, found: _Windows, precision: str, progress: Progress | None
+    trained: Trained, tokenizer: Tokenizer | None, found: Windows, precision: str, progress: Progress | None
 ) -> Perplexity:
     from pretrain.trained.scorer import Scorer
 
@@ -191,97 +154,3 @@ def _score(
         words,
     )
     return result if units else replace(result, bytes=None, words=None)
-
-
-def _data_windows(
-    trained: Trained,
-    tokenizer: Tokenizer | None,
-    data: Path | str | None,
-    split: str,
-    window: int,
-    samples: int | None,
-    batch_size: int,
-) -> _Windows:
-    from pretrain.config.errors import checked
-    from pretrain.config.schema import Corpus
-    from pretrain.data.blend import open_blend
-
-    own = trained.reader.sections.data.cache
-    corpora = trained.corpora() if data is None else [checked(Corpus, {"path": str(data)}, "--data: ")]
-    cache = Path(own) if data is None and own else None
-    blend = open_blend(corpora, split, window, 0, cache, alone=True)
-    name = ", ".join(corpus.path for corpus in corpora)
-    if blend.vocab_size != trained.config.vocab_size:
-        raise UserError(
-            f"data set {name} has a vocabulary of {blend.vocab_size}, "
-            f"the model {trained.config.vocab_size}: prepare it with the model's tokenizer"
-        )
-    if tokenizer and blend.manifests[0].tokenizer_sha256 != tokenizer.sha256:
-        raise UserError(
-            f"data set {name} was prepared with another tokenizer than the model's, "
-            f"{tokenizer.path}: prepare it with that one"
-        )
-    if len(corpora) == 1:
-        samples = _limit(samples, blend.samples_per_epoch[0], f"the {split} split of {name}")
-    elif samples is None:
-        raise UserError(
-            "the run blends several data sets, which has no end: give --samples, or name one with --data"
-        )
-    steps = range(0, samples, batch_size)
-    batches = ((blend.batch(range(at, min(at + batch_size, samples))), 0) for at in steps)
-    return _Windows(f"{split} split of {name}", samples, window, window, batches)
-
-
-def _tokens_of(files: Sequence[str], tokenizer: Tokenizer | None, text_key: str) -> tuple[Tensor, str]:
-    """The ids of text files, and what they are in words."""
-    if tokenizer is None:
-        advice = "put the tokenizer.model of its data there"
-        raise UserError(f"--text needs a tokenizer, and the checkpoint has none: {advice}")
-    found = read_text(files, tokenizer, text_key)
-    name = f"{found.documents} document{'s' * (found.documents > 1)} of {', '.join(files)}"
-    if found.broken:
-        left_out = f"{found.broken} broken record{'s' * (found.broken > 1)} left out"
-        name += f" ({left_out}, the first: {found.first_broken})"
-    return found.ids, name
-
-
-def _text_windows(
-    ids: Tensor,
-    name: str,
-    window: int,
-    stride: int | None,
-    samples: int | None,
-    batch_size: int,
-) -> _Windows:
-    stride = window if stride is None else stride
-    if not 1 <= stride <= window:
-        raise UserError(f"stride={stride} must lie between 1 and the window of {window} tokens")
-    starts = list(range(0, max(len(ids) - 1 - window, 0) + stride, stride))
-    starts = starts[: _limit(samples, len(starts), name)]
-    return _Windows(name, len(starts), window, stride, _cut(ids, starts, window, stride, batch_size))
-
-
-def _cut(
-    ids: Tensor, starts: list[int], window: int, stride: int, batch_size: int
-) -> Iterator[tuple[Tensor, int]]:
-    """Windows [b, n + 1] with the first target that counts in each.
-
-    First the first window alone, which counts whole.
-    Then full windows in batches, of which the last `stride` targets count.
-    Then what is left.
-    """
-    full = [start for start in starts[1:] if start + window < len(ids)]
-    yield ids[starts[0] : starts[0] + window + 1][None], 0
-    for at in range(0, len(full), batch_size):
-        yield (
-            torch.stack([ids[start : start + window + 1] for start in full[at : at + batch_size]]),
-            window - stride,
-        )
-    for start in starts[1 + len(full) :]:
-        yield ids[start : start + window + 1][None], window - stride
-
-
-def _limit(samples: int | None, available: int, what: str) -> int:
-    if samples is not None and samples > available:
-        raise UserError(f"samples={samples}: {what} gives {available} windows only")
-    return available if samples is None else samples

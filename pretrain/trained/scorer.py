@@ -86,12 +86,10 @@ class Scorer:
         found: Tensor = self.model(tokens.to(self.device), positions, None)
         return found.float().cpu()
 
-    @torch.no_grad()
-    def losses(self, tokens: Tensor) -> Tensor:
-        """Loss of every token but the first, given those before it, in nats.
+    def inputs(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(Tokens read, tokens to be predicted, positions), [b, n] each, on the model's device.
 
         tokens: [b, n + 1].
-        Returns [b, n] in fp32, on the CPU.
 
         Raises UserError for ids outside the vocabulary, or more tokens than there are learned
         positions.
@@ -108,5 +106,17 @@ class Scorer:
                 f"the model has learned {self.positions} positions"
             )
         positions = torch.arange(inputs.shape[1], device=self.device).expand_as(inputs)
-        losses: Tensor = self.model(inputs, positions, None, labels=labels.contiguous())
+        return inputs, labels.contiguous(), positions
+
+    @torch.no_grad()
+    def losses(self, tokens: Tensor) -> Tensor:
+        """Loss of every token but the first, given those before it, in nats.
+
+        tokens: [b, n + 1].
+        Returns [b, n] in fp32, on the CPU.
+
+        Raises UserError as `inputs` does.
+        """
+        inputs, labels, positions = self.inputs(tokens)
+        losses: Tensor = self.model(inputs, positions, None, labels=labels)
         return losses.float().cpu()

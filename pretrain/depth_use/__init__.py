@@ -1,0 +1,1 @@
+"""Does a trained model use its layers?"""

@@ -1,0 +1,75 @@
+"""Measurements as files: one JSON object and one picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from model.errors import UserError
+from model.files import atomic_path, atomic_write_text
+from pretrain.depth_use.runs import DepthUse
+from pretrain.depth_use.verdict import effective_depth, verdict
+
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def as_json(use: DepthUse) -> dict[str, Any]:
+    """The documented object of one model. Numbers that are not finite are null."""
+    model, measured = use.run.trained.config, use.measured
+    found: dict[str, Any] = _finite(
+        {
+            "label": use.run.label,
+            "checkpoint": str(use.run.trained.reader.folder),
+            "step": use.run.trained.reader.step,
+            "scheme": model.scheme,
+            "scheme_options": model.scheme_options,
+            "num_layers": use.num_layers,
+            "hidden_size": model.hidden_size,
+            "data": use.run.data,
+            "windows": sum(len(tokens) for tokens, _ in use.run.batches),
+            "window": use.run.window,
+            "tokens": measured.tokens,
+            "precision": use.precision,
+            "verdict": verdict(use),
+            "loss": measured.loss,
+            "effective_depth": effective_depth(measured),
+            "singles": [asdict(skip) for skip in measured.singles],
+            "blocks": [asdict(skip) for skip in measured.blocks],
+            "layers": [asdict(layer) for layer in measured.layers],
+            "predictions": [asdict(one) for one in measured.predictions],
+        }
+    )
+    return found
+
+
+def write_json(uses: Sequence[DepthUse], path: Path) -> None:
+    """{"runs": [objects]}, also for one model."""
+    content = {"runs": [as_json(use) for use in uses]}
+    atomic_write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_picture(uses: Sequence[DepthUse], path: Path) -> None:
+    """A picture, by the file's name. Raises UserError for another ending."""
+    from pretrain.depth_use.charts import save_picture
+
+    check_picture(path)
+    with atomic_path(path) as temporary:
+        save_picture(uses, temporary, path.suffix[1:])
+
+
+def check_picture(path: Path) -> None:
+    """Raises UserError where a file's ending names no kind of picture."""
+    if path.suffix not in PICTURES:
+        raise UserError(f"--plot {path}: the name must end in one of {', '.join(PICTURES)}")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
