@@ -67,7 +67,7 @@ def command(
     warnings.filterwarnings("ignore", module=r"megatron\.")
     from pretrain.depth_use.report import check_picture, write_json, write_picture
     from pretrain.depth_use.runs import measure_runs, open_runs
-    from pretrain.depth_use.verdict import table, verdict
+    from pretrain.depth_use.verdict import facts, table, verdict
     from pretrain.trained.windows import Asked
 
     if precision not in ("auto", "fp32", "bf16"):
@@ -86,7 +86,7 @@ def command(
     for use in measure_runs(
         opened, precision, say=lambda line: typer.echo(line, err=True), progress=progress if live else None
     ):
-        typer.echo(f"{table(use)}\n{verdict(use)}\n")
+        typer.echo(f"{facts(use)}\n{table(use)}\n{verdict(use)}\n")
         found.append(use)
     write_json(found, json_)
     write_picture(found, plot)

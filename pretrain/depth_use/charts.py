@@ -42,7 +42,7 @@ def save_picture(uses: Sequence[DepthUse], path: Any, kind: str) -> None:
     depth = _Depth(uses)
     with drawing() as new:
         figure = new(SIZE)
-        panels = figure.subplots(1, 3)
+        panels = figure.subplots(1, 3, gridspec_kw={"wspace": 0.08})
         for axes, title, draw in zip(
             panels,
             ("Loss without layers", "What a layer adds to the stream", "Prediction by depth"),
@@ -141,8 +141,9 @@ def _change_axis(axes: Axes, skips: Sequence[Skip]) -> None:
     """Room for all changes; whole powers of ten from the linear part on, as plain numbers."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    changes = [skip.change for skip in skips if math.isfinite(skip.change)]
-    high, low = max([*changes, FELT]) * 1.6, min([*changes, -FELT / 2]) * 1.6
+    bars = [skip.change + sign * (skip.error or 0.0) for skip in skips for sign in (-1, 1)]
+    changes = list(filter(math.isfinite, bars))
+    high, low = max([*changes, FELT]) * 1.6, min([*changes, -FELT / 2]) * 1.3
     axes.set_ylim(low, high)
     powers = [FELT * 10**power for power in range(8)]
     places = [-value for value in reversed(powers) if -value >= low] + [0.0]

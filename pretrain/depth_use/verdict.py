@@ -124,8 +124,12 @@ def table(use: DepthUse) -> str:
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    facts = (
+    return "\n".join(lines)
+
+
+def facts(use: DepthUse) -> str:
+    """What was measured, and on what."""
+    return (
         f"{use.run.trained.reader.folder}, {use.precision}\n"
         f"{use.run.data}: {use.measured.tokens:,} tokens, loss {use.measured.loss:.4f}"
     )
-    return "\n".join([facts, *lines])
