@@ -5,12 +5,14 @@ Its cross-checks live beside the fields they protect.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.depth.plan import DepthPlan
 from model.depth.scheme import SCHEMES, scheme_names
+from model.depth.transfer import Reach
 from model.norms import NORMS
 from model.words import printable
 
@@ -72,6 +74,57 @@ class InitConfig(Strict):
             raise ValueError(
                 f"model.init.std={self.std} has no effect with model.init.base={self.base}: "
                 "set model.init.base=normal or remove model.init.std"
+            )
+        return self
+
+
+class TransferConfig(Strict):
+    """Settings that carry over between sizes: tuned on a small base, used on a large model.
+
+    Depth and width are measured against the base; at the base sizes nothing changes.
+    """
+
+    method: Literal["none", "completep"] = Field(
+        "none",
+        description="completep: factors on branches, attention, logits, weights, rates, epsilons and decay "
+        "by depth and width, so that the best rate stays where it is (Dey et al. 2025).",
+    )
+    base_layers: int | None = Field(
+        None, ge=1, le=LAYERS, description="Layers of the base; null: as many as the model has."
+    )
+    base_hidden: int | None = Field(
+        None, ge=1, le=1 << 20, description="Width of the base; null: the model's."
+    )
+    base_head_dim: int | None = Field(
+        None, ge=1, le=1 << 16, description="Width of one head of the base; null: the model's."
+    )
+    alpha: float = Field(
+        1.0,
+        ge=0.5,
+        le=1,
+        description="Branches are multiplied by (layers / base layers) to the power of -alpha.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> TransferConfig:
+        bases = ("base_layers", "base_hidden", "base_head_dim")
+        given = [name for name in bases if getattr(self, name) is not None]
+        if self.method == "none":
+            unread = [*given, *(["alpha"] if self.alpha != 1 else [])]
+            if unread:
+                raise ValueError(
+                    f"model.transfer.{unread[0]}={getattr(self, unread[0])} has no effect with "
+                    "model.transfer.method=none: remove it or set method=completep"
+                )
+        elif not given:
+            raise ValueError(
+                f"model.transfer.method={self.method} has no effect without a base: "
+                "give model.transfer.base_layers or model.transfer.base_hidden"
+            )
+        elif self.alpha != 1 and self.base_layers is None:
+            raise ValueError(
+                f"model.transfer.alpha={self.alpha} has no effect without model.transfer.base_layers: "
+                "give that or remove alpha"
             )
         return self
 
@@ -157,6 +210,9 @@ class ModelConfig(Strict):
         "{k: 4.0, alpha: 1.0} for deepscalelm_*. An option the scheme lacks is refused.",
     )
     init: InitConfig = Field(default_factory=InitConfig, description="Initialisation.")
+    transfer: TransferConfig = Field(
+        default_factory=TransferConfig, description="Settings that carry over between sizes."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
@@ -229,7 +285,36 @@ class ModelConfig(Strict):
 
     def depth_plan(self) -> DepthPlan:
         """What the scheme makes of every layer. Raises ValueError on options out of range."""
-        return DepthPlan.of(self.scheme, self.num_layers, self.scheme_options)
+        return DepthPlan.of(self.scheme, self.num_layers, self.scheme_options, reach=self.reach)
+
+    @property
+    def reach(self) -> Reach | None:
+        """From which depth settings carry over; None where they do not."""
+        base = self.transfer.base_layers
+        return None if base is None else Reach(base, self.transfer.alpha)
+
+    @property
+    def deeper(self) -> float:
+        """Layers over those of the base of transfer; 1 without."""
+        return self.num_layers / (self.transfer.base_layers or self.num_layers)
+
+    @property
+    def base_width(self) -> int:
+        """Width of the base of transfer, which variances of tables and logits follow."""
+        return self.transfer.base_hidden or self.hidden_size
+
+    @property
+    def wider(self) -> float:
+        """Width over that of the base of transfer; 1 without."""
+        return self.hidden_size / self.base_width
+
+    @property
+    def score_scale(self) -> float:
+        """Factor on attention's scores beside 1 / sqrt(head width).
+
+        With transfer they are divided by the head width, and equal at the base.
+        """
+        return math.sqrt((self.transfer.base_head_dim or self.kv_channels) / self.kv_channels)
 
     @property
     def groups(self) -> int:

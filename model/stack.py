@@ -76,7 +76,9 @@ class Stack(nn.Module):
         )
         self.cross = cross
         config = transformer_config(self.model_config, dtype=dtype)
-        self.plan = DepthPlan.of(scheme, num_layers, options, sublayers=3 if cross else 2)
+        self.plan = DepthPlan.of(
+            scheme, num_layers, options, sublayers=3 if cross else 2, reach=self.model_config.reach
+        )
         layers = folded(self.plan.layers, cross=cross)
         groups = ProcessGroupCollection.use_mpu_process_groups()
         self.layers = nn.ModuleList()

@@ -19,5 +19,9 @@ class Factors:
     decay: float = 1.0
     """On the weight decay. A step decays by its rate times this."""
 
+    def times(self, other: Factors) -> Factors:
+        """Both together."""
+        return Factors(self.rate * other.rate, self.eps * other.eps, self.decay * other.decay)
+
 
 ONE = Factors()

@@ -43,6 +43,14 @@ EqualOver = Annotated[
         "parameters: widths are fitted to the configured size."
     ),
 ]
+CarryOver = Annotated[
+    bool,
+    typer.Option(
+        "--transfer",
+        help="Train every scheme with model.transfer too, from the lowest depth on, and show how far the "
+        "best rate moves over depth.",
+    ),
+]
 Steps = Annotated[int | None, typer.Option(min=2, help="Steps of every cell instead of the configuration's.")]
 OutFolder = Annotated[
     Path, typer.Option(help="Folder of the cells, the page and the JSON; the same command there resumes.")
@@ -65,6 +73,7 @@ def command(
     warmups: Warmups = None,
     seeds: Seeds = 1,
     equal: EqualOver = "tokens",
+    transfer: CarryOver = False,
     steps: Steps = None,
     out: OutFolder = Path("duel"),
     jobs: Jobs = None,
@@ -84,6 +93,7 @@ def command(
     from pretrain.duel.grid import Grid, cell_config, check_unchanged
     from pretrain.duel.report import Duel, text, write
     from pretrain.duel.results import outcome
+    from pretrain.duel.transfer import doubled
     from pretrain.duel.workers import default_jobs, train_cells
     from pretrain.train.run import prepared_config
 
@@ -98,6 +108,8 @@ def command(
         raise UserError(f"--warmups {warmups}: shares of the steps lie below 1")
     asked = base_asked_for(config, settings)
     variants = [variant.with_base(asked) for variant in parse_variants(schemes)]
+    if transfer:
+        variants = doubled(variants, base, depths, rates, equal)  # type: ignore[arg-type]
     grid = Grid(variants, depths, rates, shares, range(base.train.seed, base.train.seed + seeds), equal)  # type: ignore[arg-type]
     cells = grid.cells()
     configs = [cell_config(base, cell, grid.equal, out) for cell in cells]
@@ -111,6 +123,7 @@ def command(
         [outcome(cell, one, unigram) for cell, one in zip(cells, configs, strict=True)],
         unigram,
         shlex.join(typed),
+        transfer,
     )
     page, data = write(duel, out)
     typer.echo(text(duel))

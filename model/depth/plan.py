@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from model.depth.folded import FoldedLayer, FoldedSublayer, folded
 from model.depth.scheme import SCHEMES, Layer, Options, Sublayer
+from model.depth.transfer import Reach
 
 
 @dataclass(frozen=True)
@@ -21,16 +22,23 @@ class DepthPlan:
 
     @classmethod
     def of(
-        cls, scheme: str, num_layers: int, options: Options | None = None, *, sublayers: int = 2
+        cls,
+        scheme: str,
+        num_layers: int,
+        options: Options | None = None,
+        *,
+        sublayers: int = 2,
+        reach: Reach | None = None,
     ) -> DepthPlan:
         """The plan of a stack.
 
-        sublayers: of one layer, 3 with cross-attention.
+        sublayers: of one layer, 3 with cross-attention. reach: as `Scheme.plan`.
         Raises KeyError for an unknown scheme.
         Raises ValueError for options it lacks or that are out of range.
         """
         chosen = SCHEMES[scheme]
-        return cls(chosen.plan(num_layers, options, sublayers), chosen.embedding_norm, chosen.final_norm)
+        layers = chosen.plan(num_layers, options, sublayers, reach)
+        return cls(layers, chosen.embedding_norm, chosen.final_norm)
 
     @property
     def last_norm(self) -> str | None:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from model.depth.transfer import Reach, Transfer
 from model.words import printable
 
 WeightRole = Literal["q", "k", "v", "o", "fc1", "fc2"]
@@ -96,6 +97,8 @@ class Scheme:
     """Least and largest value of each option that is a number."""
     replaced: Mapping[str, str] = field(default_factory=dict)
     """Option -> the other one that takes its place wherever that is not 0."""
+    transfer: Transfer | None = None
+    """What becomes of it away from a base depth; None where no rule is known."""
 
     def check_options(self, given: Mapping[str, object]) -> None:
         """Raises ValueError for an option that does not fit.
@@ -126,9 +129,23 @@ class Scheme:
                     f"{other}={given[other]}, which takes its place: remove one of them"
                 )
 
-    def plan(self, num_layers: int, options: Options | None = None, sublayers: int = 2) -> tuple[Layer, ...]:
-        """Coefficients of all layers of a stack. Raises ValueError on unknown options."""
+    def plan(
+        self,
+        num_layers: int,
+        options: Options | None = None,
+        sublayers: int = 2,
+        reach: Reach | None = None,
+    ) -> tuple[Layer, ...]:
+        """Coefficients of all layers of a stack.
+
+        reach: with settings that carry over from another depth (`model/depth/transfer.py`).
+        Raises ValueError on unknown options, and where there is no rule for `reach`.
+        """
         depths = self._depths(num_layers, options, sublayers)
+        rule = None if reach is None else self._rule(depths[0])
+        if rule is not None and reach is not None and (factor := reach.shrinkage(num_layers)) != 1:
+            base = [self.layer(replace(depth, total=reach.base)) for depth in depths]
+            return tuple(_carried_over(layer, factor, rule) for layer in base)
         layers = tuple(self.layer(depth) for depth in depths)
         if not depths[0].options.get("in_forward"):
             return layers
@@ -143,6 +160,21 @@ class Scheme:
         """
         depths = self._depths(num_layers, options, sublayers)
         return tuple({} if depth.options.get("in_forward") else self.gains(depth) for depth in depths)
+
+    def _rule(self, depth: Depth) -> Transfer:
+        if self.transfer is None:
+            known = ", ".join(scheme.name for scheme in SCHEMES.values() if scheme.transfer)
+            raise ValueError(
+                f"model.transfer.method=completep has no rule for model.scheme={self.name}: "
+                f"set it to none, or choose one of {known}"
+            )
+        option = self.transfer.option
+        if option is not None and not depth.options[option]:
+            raise ValueError(
+                f"model.transfer.method=completep has no rule for model.scheme={self.name} without "
+                f"model.scheme_options.{option}: give that, or set model.transfer.method=none"
+            )
+        return self.transfer
 
     def _depths(self, num_layers: int, options: Options | None, sublayers: int) -> list[Depth]:
         self.check_options(options or {})
@@ -222,6 +254,17 @@ def _carried(layer: Layer, gains: Mapping[WeightRole, float]) -> Layer:
         cross=scaled(layer.cross, scores, gain["v"] * gain["o"] / scores),
         mlp=scaled(layer.mlp, gain["fc1"], gain["fc2"]),
     )
+
+
+def _carried_over(layer: Layer, factor: float, rule: Transfer) -> Layer:
+    """A layer of the base depth with its branches multiplied by `factor`."""
+
+    def scaled(one: Sublayer) -> Sublayer:
+        branch = one.branch_scale * factor
+        residual = math.sqrt(1 - branch**2) if rule.keeps_variance else one.residual_scale
+        return replace(one, branch_scale=branch, residual_scale=residual)
+
+    return Layer(scaled(layer.attention), scaled(layer.mlp), scaled(layer.cross))
 
 
 def deepscale_constants(depth: Depth) -> tuple[float, float]:
@@ -304,7 +347,13 @@ _POST_REPLACED = {"rescale": "branch", "in_forward": "branch"}
 SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme
     for scheme in (
-        Scheme("pre_ln", "x + F(LN x), norm after the stack", "Xiong et al. 2020", lambda depth: _pre()),
+        Scheme(
+            "pre_ln",
+            "x + F(LN x), norm after the stack",
+            "Xiong et al. 2020",
+            lambda depth: _pre(),
+            transfer=Transfer(),
+        ),
         Scheme(
             "post_ln",
             "LN(x + F x); option `rescale` multiplies all layer weights by N^-1/2, "
@@ -316,6 +365,7 @@ SCHEMES: dict[str, Scheme] = {
             options={"rescale": False, **_POST},
             limits=_POST_LIMITS,
             replaced=_POST_REPLACED,
+            transfer=Transfer(option="branch"),
         ),
         Scheme(
             "b2t",
@@ -330,6 +380,7 @@ SCHEMES: dict[str, Scheme] = {
             options={"rescale": True, **_POST},
             limits=_POST_LIMITS,
             replaced=_POST_REPLACED,
+            transfer=Transfer(option="branch"),
         ),
         Scheme(
             "deepscalelm_pre_ln",
@@ -339,6 +390,7 @@ SCHEMES: dict[str, Scheme] = {
             base="deepscale",
             options=_DEEPSCALE,
             limits=_DEEPSCALE_LIMITS,
+            transfer=Transfer(keeps_variance=True),
         ),
         Scheme(
             "deepscalelm_post_ln",
@@ -350,6 +402,7 @@ SCHEMES: dict[str, Scheme] = {
             final_norm=False,
             options=_DEEPSCALE,
             limits=_DEEPSCALE_LIMITS,
+            transfer=Transfer(keeps_variance=True),
         ),
         Scheme(
             "deepnorm",
@@ -361,7 +414,11 @@ SCHEMES: dict[str, Scheme] = {
             options={"in_forward": False},
         ),
         Scheme(
-            "layernorm_scaling", "x + F(LN(x) / sqrt(layer number))", "Sun et al. 2025", _layernorm_scaling
+            "layernorm_scaling",
+            "x + F(LN(x) / sqrt(layer number))",
+            "Sun et al. 2025",
+            _layernorm_scaling,
+            transfer=Transfer(),
         ),
         Scheme(
             "peri_ln",
@@ -369,6 +426,7 @@ SCHEMES: dict[str, Scheme] = {
             "Kim et al. 2025",
             lambda depth: _peri(),
             embedding_norm=True,
+            transfer=Transfer(),
         ),
         Scheme(
             "mix_ln",

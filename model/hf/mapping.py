@@ -34,12 +34,18 @@ class Conversion:
 
 
 def _split_qkv(t: Tensor, config: ModelConfig) -> tuple[Tensor, ...]:
-    """Rows [group: q.., k, v] -> (Q, K, V) with heads in order."""
-    return qkv_blocks(config).split(t)
+    """Rows [group: q.., k, v] -> (Q, K, V) with heads in order.
+
+    Hugging Face's attention divides its scores by sqrt(head width). What our scores are multiplied
+    by besides becomes a factor on the queries, which their rotation commutes with.
+    """
+    q, k, v = qkv_blocks(config).split(t)
+    return q if config.score_scale == 1 else q * config.score_scale, k, v
 
 
 def _join_qkv(parts: tuple[Tensor, ...], config: ModelConfig) -> Tensor:
-    return qkv_blocks(config).join(parts)
+    q, k, v = parts
+    return qkv_blocks(config).join((q if config.score_scale == 1 else q / config.score_scale, k, v))
 
 
 def _flip(t: Tensor) -> Tensor:

@@ -189,7 +189,7 @@ class Evaluation:
         if cache is not None:
             k, v = cache.extend(layer, k, v)
         k, v = (x.repeat_interleave(share, dim=1) for x in (k, v))
-        scores = q @ k.transpose(2, 3) / d**0.5
+        scores = config.score_scale * (q @ k.transpose(2, 3)) / d**0.5
         future = torch.ones(s, start + s, dtype=torch.bool).triu(start + 1)
         probabilities = scores.masked_fill(future, float("-inf")).softmax(-1)
         out = (probabilities @ v).transpose(1, 2).reshape(b, s, -1)

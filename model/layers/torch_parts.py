@@ -154,6 +154,7 @@ class SdpaAttention(MegatronModule):
             )
         self.causal = attn_mask_type == AttnMaskType.causal
         self.dropout = config.attention_dropout
+        self.scaled = {} if config.softmax_scale is None else {"scale": config.softmax_scale}
         # Inside a sequence-parallel block the model-parallel random stream is already in force.
         self.fork_rng = bool(config.attention_dropout) and not config.sequence_parallel
 
@@ -172,6 +173,7 @@ class SdpaAttention(MegatronModule):
             qkv_bhsd = (part.contiguous() for part in qkv_bhsd)
         args: tuple[Any, ...] = (*qkv_bhsd, mask, dropout, self.causal)
         grouped: dict[str, Any] = {"enable_gqa": True} if query.shape[2] != key.shape[2] else {}
+        grouped |= self.scaled
         if dropout and self.fork_rng:
             with tensor_parallel.get_cuda_rng_tracker().fork():
                 out_bhsd = F.scaled_dot_product_attention(*args, **grouped)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
@@ -40,6 +42,7 @@ def transformer_config(
     parallel: its fields about degrees and communication, given by the topology,
         and about precision.
     """
+    scores = model.score_scale
     stream = torch.float32 if parallel.get("fp32_residual_connection") else dtype
     return TransformerConfig(
         num_layers=model.num_layers,
@@ -47,6 +50,8 @@ def transformer_config(
         num_attention_heads=model.num_attention_heads,
         num_query_groups=model.groups,
         kv_channels=model.kv_channels,
+        # None is 1 / sqrt(kv_channels) everywhere.
+        softmax_scale=None if scores == 1 else scores / math.sqrt(model.kv_channels),
         ffn_hidden_size=model.ffn_size,
         hidden_dropout=model.hidden_dropout,
         attention_dropout=model.attention_dropout,

@@ -91,11 +91,11 @@ def _fairseq(config: ModelConfig, seq_length: int) -> list[LayerVariances]:
 def _normal(config: ModelConfig, seq_length: int) -> list[LayerVariances]:
     """init.std everywhere, divided by sqrt(2 x layers) in the matrices that end a branch.
 
-    Radford et al. 2019; Shoeybi et al. 2019.
+    Radford et al. 2019; Shoeybi et al. 2019. With transfer, std and layers are the base's.
     """
-    variance = config.init.std**2
+    variance = config.init.std**2 / config.wider
     layer = dict.fromkeys(LAYER_ROLES, variance)
-    layer["o"] = layer["fc2"] = variance / (2 * config.num_layers)
+    layer["o"] = layer["fc2"] = variance / (2 * (config.transfer.base_layers or config.num_layers))
     return [layer] * config.num_layers
 
 
@@ -134,7 +134,7 @@ def _unit_sum(config: ModelConfig) -> float:
 
 
 def _inverse_width(config: ModelConfig) -> float:
-    return 1 / config.hidden_size
+    return 1 / config.base_width
 
 
 def _one(config: ModelConfig) -> float:

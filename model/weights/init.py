@@ -44,11 +44,12 @@ def logit_scale(config: ModelConfig) -> float:
     initialisation (Kedia et al. 2024, for any dropout and number of tables; under base fairseq this
     is the 1/sqrt(h) of its repository), except under base normal: 1, as in GPT-2.
     Untied: 1; the projection's own variance is 1/h (base normal: init.std^2).
+    With transfer h is the base's width, and the whole is divided by the width over that.
     """
     base = base_of(config)
     if not (config.tie_embeddings and base.unit_logits):
-        return 1.0
-    return 1 / math.sqrt(config.hidden_size * base.word(config))
+        return 1.0 / config.wider
+    return 1 / math.sqrt(config.base_width * base.word(config)) / config.wider
 
 
 def standard_deviations(config: ModelConfig, seq_length: int) -> Deviations:

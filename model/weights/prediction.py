@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.depth.scheme import WeightRole
 from model.theory.propagation import LayerSignal, propagate
 from model.theory.recursion import bidirectional_attention, causal_attention
 from model.theory.step import Stream
@@ -40,9 +43,15 @@ def predict(
     law = causal_attention if causal else bidirectional_attention
     return propagate(
         plan.layers,
-        [{role: std**2 for role, std in layer.items()} for layer in init.layers],
+        [_variances(layer, config.score_scale) for layer in init.layers],
         stack_sizes(config),
         start.normed(plan.embedding_norm),
         attention=law(seq_length, config.attention_dropout),
         p=config.hidden_dropout,
     )
+
+
+def _variances(deviations: Mapping[WeightRole, float], score_scale: float) -> Mapping[WeightRole, float]:
+    """Of a layer's weights by role, with the factor on attention's scores as one on the queries."""
+    variances = {role: std**2 for role, std in deviations.items()}
+    return {**variances, "q": variances["q"] * score_scale**2}

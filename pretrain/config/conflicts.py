@@ -35,6 +35,16 @@ def check_muon(parallel: ParallelConfig) -> None:
         )
 
 
+def check_transfer(config: RunConfig) -> None:
+    """Raises ValueError for an optimizer whose rates `model.transfer` does not know."""
+    method, kind = config.model.transfer.method, config.optimizer.kind
+    if method != "none" and kind != "adamw":
+        raise ValueError(
+            f"model.transfer.method={method} does not combine with optimizer.kind={kind}: "
+            "its rates are AdamW's; set one of them to its default"
+        )
+
+
 def check_compile(config: RunConfig) -> None:
     """Checks what `train.compile=true` combines with.
 

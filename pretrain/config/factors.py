@@ -15,6 +15,7 @@ from pydantic import Field
 from model.config import ModelConfig, Strict
 from model.parameters.table import Role, Row, parameter_table
 from parallel.factors import Factors
+from pretrain.config.transfer import transferred
 
 WORDS: dict[str, Callable[[ModelConfig], float]] = {
     "sqrt(hidden)": lambda model: math.sqrt(model.hidden_size),
@@ -83,12 +84,12 @@ def role_of(row: Row) -> str:
 
 
 def factors_of(factors: FactorsConfig, model: ModelConfig) -> Callable[[Row], Factors]:
-    """From a parameter of the model to its factors."""
+    """From a parameter of the model to its factors, those of `model.transfer` among them."""
     values = {
         name: Factors(*(_number(factor, model) for factor in (role.rate, role.eps, role.decay)))
         for name, role in ((name, getattr(factors, name)) for name in FactorsConfig.model_fields)
     }
-    return lambda row: values[role_of(row)]
+    return lambda row: values[role_of(row)].times(transferred(model, row))
 
 
 def check_factors(factors: FactorsConfig, model: ModelConfig, *, muon: bool, decay_embeddings: bool) -> None:

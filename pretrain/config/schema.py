@@ -14,7 +14,13 @@ from pydantic_core import PydanticCustomError
 from model.config import ModelConfig, Strict
 from model.depth.ramp import end
 from parallel.config import Fp8Config, ParallelConfig
-from pretrain.config.conflicts import check_compile, check_cuda_graph, check_muon, check_schedule
+from pretrain.config.conflicts import (
+    check_compile,
+    check_cuda_graph,
+    check_muon,
+    check_schedule,
+    check_transfer,
+)
 from pretrain.config.factors import FactorsConfig, check_factors
 from pretrain.config.schedules import SCHEDULES
 
@@ -393,6 +399,7 @@ class RunConfig(Strict):
         if self.optimizer.kind == "muon":
             check_muon(self.parallel)
         check_schedule(self)
+        check_transfer(self)
         check_factors(
             self.optimizer.factors,
             self.model,

@@ -11,6 +11,7 @@ from pathlib import Path
 from model.files import atomic_write_text
 from model.words import duration, quantity
 from pretrain.config.schema import RunConfig
+from pretrain.duel import transfer
 from pretrain.duel.charts import charts
 from pretrain.duel.grid import Grid
 from pretrain.duel.results import STATUS_WORDS, Best, Outcome, best_settings, statements
@@ -30,6 +31,8 @@ class Duel:
     outcomes: Sequence[Outcome]
     unigram: float
     command: str
+    transfer: bool = False
+    """Whether every scheme was trained with and without `model.transfer`."""
 
 
 def write(duel: Duel, folder: Path) -> tuple[Path, Path]:
@@ -66,6 +69,17 @@ def as_json(duel: Duel) -> dict[str, object]:
                 "edge": one.edge,
             }
             for one in best_settings(duel.outcomes)
+        ],
+        "transfer": [
+            {
+                "scheme": one.variant,
+                "layers": one.layers,
+                "best_lr": _number(one.rate),
+                "validation_loss": _number(one.loss),
+                "edge": one.edge,
+                "points": [list(point) for point in one.points],
+            }
+            for one in (transfer.optima(duel.outcomes) if duel.transfer else [])
         ],
         "cells": [
             {
@@ -125,6 +139,7 @@ def render(duel: Duel) -> str:
         Section("What it shows", said),
         Section("", charts=charts(duel.outcomes, duel.unigram)),
         Section("Every scheme at its own best setting", tables=[best_table(best_settings(duel.outcomes))]),
+        *_transfer_sections(duel),
         Section("Every cell", tables=[cell_table(duel.outcomes)], folded=f"{len(duel.outcomes)} cells"),
         Section("How to reproduce", preformatted=duel.command),
     ]
@@ -134,6 +149,14 @@ def render(duel: Duel) -> str:
         else ("good", f"{len(duel.outcomes)} cells finished")
     )
     return render_page(Page("Depth duel", "depth duel", status, said[0] if said else "", facts, sections))
+
+
+def _transfer_sections(duel: Duel) -> list[Section]:
+    if not duel.transfer:
+        return []
+    found = transfer.optima(duel.outcomes)
+    said, table, chart = transfer.statements(found), transfer.table(found), transfer.chart(found)
+    return [Section("Does the best rate carry over?", said, tables=[table], charts=[chart])]
 
 
 def best_table(best: Sequence[Best]) -> Table:
@@ -230,14 +253,24 @@ def cell_table(outcomes: Sequence[Outcome]) -> Table:
 
 def text(duel: Duel) -> str:
     """The best settings and the sentences for a terminal."""
-    table = best_table(best_settings(duel.outcomes))
+    lines = [
+        *_aligned(best_table(best_settings(duel.outcomes))),
+        "",
+        *statements(duel.outcomes, duel.unigram),
+    ]
+    if duel.transfer:
+        found = transfer.optima(duel.outcomes)
+        lines += ["", *_aligned(transfer.table(found)), "", *transfer.statements(found)]
+    return "\n".join(lines)
+
+
+def _aligned(table: Table) -> list[str]:
     cells = [list(table.head), *(list(row) for row in table.rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(table.head))]
-    lines = [
+    return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in cells
     ]
-    return "\n".join([*lines, "", *statements(duel.outcomes, duel.unigram)])
 
 
 def _words(value: float, digits: int = 3) -> str:
