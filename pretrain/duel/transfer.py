@@ -13,6 +13,7 @@ import numpy as np
 from model.errors import UserError
 from pretrain.config.schema import RunConfig
 from pretrain.config.scheme_choice import Variant
+from pretrain.config.yaml_reader import Plain
 from pretrain.duel.grid import Equal, sized
 from pretrain.duel.results import Outcome
 from pretrain.report.page import Table
@@ -40,7 +41,7 @@ def doubled(
     if own or base.model.transfer.method != "none":
         raise UserError("--transfer adds model.transfer by itself: remove it from configuration and schemes")
     small = sized(base.model, min(depths), equal)
-    settings = {
+    settings: dict[str, Plain] = {
         "transfer.method": "completep",
         "transfer.base_layers": small.num_layers,
         "transfer.base_hidden": small.hidden_size,

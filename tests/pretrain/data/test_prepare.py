@@ -68,6 +68,7 @@ def test_files_are_those_of_megatrons_builder_fed_document_by_document(
     expected = [json.loads(line)["text"] for line in Path(options.inputs[0]).read_text().splitlines()]
     assert set(contents(options.out)) == {
         "dataset.json",
+        "token_counts.npy",
         "tokenizer.model",
         *(f"{split}.{kind}" for split in SPLITS for kind in ("bin", "idx")),
     }

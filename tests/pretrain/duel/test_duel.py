@@ -396,6 +396,7 @@ def test_the_command_stops_and_resumes_and_writes_its_page(config: Path, tmp_pat
         (("--warmups", "1.5"), "below 1"),
         (("--equal", "time"), "tokens or parameters"),
         (("--layers", "2,2"), "named once"),
+        (("--transfer",), "two depths or more"),
     ],
 )
 def test_mistakes_are_refused_before_anything_trains(
