@@ -29,9 +29,11 @@ class Norms:
     """Those that make the input of a branch only, or a branch."""
     stream: int = 0
     """Those that make the stream too."""
+    gates: int = 0
+    """Sums that a learned gate of the stream reads and keeps, as if they were norms."""
 
     def __add__(self, other: Norms) -> Norms:
-        return Norms(self.branch + other.branch, self.stream + other.stream)
+        return Norms(self.branch + other.branch, self.stream + other.stream, self.gates + other.gates)
 
     @property
     def total(self) -> int:
@@ -102,7 +104,8 @@ class Activations:
         return kept * copies + kind.statistics * FP32 * self.rows
 
     def _norms(self, norms: Norms) -> float:
-        return norms.branch * self._norm(self.narrow) + norms.stream * self._norm(self.stream)
+        normed = norms.branch * self._norm(self.narrow) + norms.stream * self._norm(self.stream)
+        return normed + norms.gates * self.stream
 
     def _dropout(self, probability: float) -> float:
         """The mask: a byte per element where fused, else scaled and in the format of the stream."""
@@ -198,4 +201,5 @@ def norms_of(plan: Layer) -> Norms:
     """Norms of one layer without cross-attention."""
     parts = (plan.attention, plan.mlp)
     stream = sum(part.norm_out + part.residual_from_norm for part in parts)
-    return Norms(sum(part.norm_in + part.norm_branch + part.norm_out for part in parts) - stream, stream)
+    norms = sum(part.norm_in + part.norm_branch + part.norm_out for part in parts)
+    return Norms(norms - stream, stream, len(parts) if plan.gate else 0)

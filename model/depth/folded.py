@@ -71,6 +71,8 @@ class FoldedLayer:
     attention: FoldedSublayer
     mlp: FoldedSublayer
     cross: FoldedSublayer = field(default_factory=FoldedSublayer)
+    gate: bool = False
+    """As in `Layer`; a factor does not see units."""
 
     @property
     def entering(self) -> float:
@@ -95,7 +97,7 @@ def folded(plan: Sequence[Layer], *, cross: bool = False) -> tuple[FoldedLayer, 
         for name in ("attention", "cross", "mlp") if cross else ("attention", "mlp"):
             parts[name] = _sublayer(getattr(layer, name), unit, given)
             unit = parts[name].leaving
-        layers.append(FoldedLayer(**parts))
+        layers.append(FoldedLayer(**parts, gate=layer.gate))
     return tuple(layers)
 
 

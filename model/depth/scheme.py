@@ -58,6 +58,15 @@ class Layer:
     mlp: Sublayer
     cross: Sublayer = field(default_factory=Sublayer)
     """Used by encoder-decoder stacks only."""
+    gate: bool = False
+    """One learned scalar g of the layer: every sum x of a sublayer becomes x - silu(g) x.
+
+    Gradients pass as if it were not there: they do not see the second x.
+    """
+
+    def __post_init__(self) -> None:
+        if self.gate and (self.attention.norm_out or self.mlp.norm_out):
+            raise ValueError("a gate after a sum that is normed has no effect: norm_out excludes gate")
 
 
 @dataclass(frozen=True)
@@ -249,7 +258,8 @@ def _carried(layer: Layer, gains: Mapping[WeightRole, float]) -> Layer:
             branch_scale=sublayer.branch_scale * after,
         )
 
-    return Layer(
+    return replace(
+        layer,
         attention=scaled(layer.attention, scores, gain["v"] * gain["o"] / scores),
         cross=scaled(layer.cross, scores, gain["v"] * gain["o"] / scores),
         mlp=scaled(layer.mlp, gain["fc1"], gain["fc2"]),
@@ -335,6 +345,11 @@ def _keel(depth: Depth) -> Layer:
     highway = 1.0 if first else float(depth.options["alpha"]) or float(depth.sublayers * depth.total)
     sublayer = Sublayer(norm_in=True, norm_out=True, residual_scale=highway)
     return Layer(Sublayer(norm_in=True) if first else sublayer, sublayer, sublayer)
+
+
+def _gpas() -> Layer:
+    """x <- x - silu(g) stopgrad(x) after each residual sum of pre-LN, g learned, from 0."""
+    return replace(_pre(), gate=True)
 
 
 LAYER_ROLES: tuple[WeightRole, ...] = ("q", "k", "v", "o", "fc1", "fc2")
@@ -453,6 +468,13 @@ SCHEMES: dict[str, Scheme] = {
             final_norm=False,
             options={"alpha": 0.0},
             limits={"alpha": (0.0, 1e6)},
+        ),
+        Scheme(
+            "gpas",
+            "pre-LN whose stream is scaled by 1 - silu(g) after each sum, forward only; "
+            "g is learned, one for each layer",
+            "Chen et al. 2025",
+            lambda depth: _gpas(),
         ),
     )
 }

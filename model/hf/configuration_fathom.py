@@ -33,7 +33,8 @@ class FathomConfig(PretrainedConfig):
     """A decoder or an encoder, layer by layer.
 
     depth_plan: runs of equal layers from the bottom up, each
-        {"layers": count, "attention": {...}, "mlp": {...}} with the keys of SUBLAYER.
+        {"layers": count, "attention": {...}, "mlp": {...}} with the keys of SUBLAYER,
+        and "gate": true where each sum x of these layers becomes x - silu(gate) x.
     activation: gelu, gelu_tanh, relu, relu2, silu, or gated swiglu, geglu.
     normalization: layernorm or rmsnorm.
     position: learned, rotary or none.
@@ -138,6 +139,10 @@ class FathomConfig(PretrainedConfig):
                 f"depth_plan describes {len(expanded)} layers, but num_hidden_layers={self.num_hidden_layers}"
             )
         return expanded
+
+    def gates(self) -> list[bool]:
+        """Whether each layer has a gate."""
+        return [gate for run in self.depth_plan for gate in [bool(run.get("gate"))] * run["layers"]]
 
 
 __all__ = ["SUBLAYER", "FathomConfig"]

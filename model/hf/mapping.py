@@ -139,6 +139,7 @@ _FATHOM: dict[str, Rule] = {
     _L + "mlp.linear_fc2": ((_M + "branch.down_proj",), PLAIN),
     _L + "mlp_branch_norm": ((_M + "norm_branch",), PLAIN),
     _L + "mlp_output_norm": ((_M + "norm_out",), PLAIN),
+    _L + "gpas": (("model.layers.{i}.gate",), PLAIN),
     "decoder.final_layernorm": (("model.norm",), PLAIN),
     "output_layer": (("lm_head",), VOCABULARY),
 }

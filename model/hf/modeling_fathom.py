@@ -156,20 +156,37 @@ class FathomSublayer(nn.Module):
         return self.norm_out(out.to(x.dtype))
 
 
+class FathomGate(nn.Module):
+    """x - silu(gate) x, of which gradients see the first x only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - F.silu(self.gate).to(x.dtype) * x.detach()
+
+
 class FathomLayer(nn.Module):
-    """Attention, then feed-forward."""
+    """Attention, then feed-forward, and the stream's gate after each of them where there is one."""
 
     def __init__(
-        self, config: FathomConfig, layer_idx: int, attention: dict[str, Any], mlp: dict[str, Any]
+        self,
+        config: FathomConfig,
+        layer_idx: int,
+        attention: dict[str, Any],
+        mlp: dict[str, Any],
+        gate: bool,
     ) -> None:
         super().__init__()
+        self.gate = FathomGate() if gate else nn.Identity()
         self.attention = FathomSublayer(config, FathomAttention(config, layer_idx), attention)
         self.mlp = FathomSublayer(config, FathomMLP(config), mlp)
 
     def forward(
         self, x: Tensor, mask: Tensor | None, rotation: tuple[Tensor, Tensor] | None, cache: Cache | None
     ) -> Tensor:
-        return self.mlp(self.attention(x, x, mask, rotation, cache), x)
+        return self.gate(self.mlp(self.gate(self.attention(x, x, mask, rotation, cache)), x))
 
 
 class FathomPreTrainedModel(PreTrainedModel):
@@ -209,7 +226,10 @@ class FathomModel(FathomPreTrainedModel):
         )
         self.embed_norm = FathomNorm(config) if config.embedding_norm else nn.Identity()
         self.layers = nn.ModuleList(
-            [FathomLayer(config, index, *pair) for index, pair in enumerate(config.sublayers())]
+            [
+                FathomLayer(config, index, *pair, gate)
+                for index, (pair, gate) in enumerate(zip(config.sublayers(), config.gates(), strict=True))
+            ]
         )
         self.norm = FathomNorm(config) if config.final_norm else nn.Identity()
         self.gradient_checkpointing = False

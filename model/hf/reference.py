@@ -102,7 +102,10 @@ class Evaluation:
             x_bsh = self._sublayer(
                 x_bsh, given, layer.attention, attention, f"{name}.input_layernorm", f"{name}.self_attention"
             )
+            kept = 1 - F.silu(self._weight(f"{name}.gpas.gate")) if layer.gate else None
+            x_bsh = x_bsh if kept is None else x_bsh * kept
             x_bsh = self._sublayer(x_bsh, given, layer.mlp, mlp, f"{name}.pre_mlp_layernorm", f"{name}.mlp")
+            x_bsh = x_bsh if kept is None else x_bsh * kept
         if last_only:
             x_bsh = x_bsh[:, -1:]
         if self.plan.final_norm:

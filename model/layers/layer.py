@@ -19,7 +19,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from model.depth.folded import FoldedLayer, FoldedSublayer
-from model.layers.residual import ResidualJoin
+from model.layers.residual import ResidualJoin, StreamGate
 
 
 @dataclass
@@ -81,6 +81,9 @@ class DepthLayer(TransformerLayer):
                         spec, config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon
                     ),
                 )
+        self.gated = plan.gate
+        if self.gated:
+            self.gpas = StreamGate(config.params_dtype, sequence_parallel=config.sequence_parallel)
         # A first linear layer that norms its input itself hands the normed input over
         # where the residual is taken from there.
         self.normed_by_qkv = hasattr(self.self_attention.linear_qkv, "take_normed")
@@ -229,7 +232,7 @@ class DepthLayer(TransformerLayer):
     def _leave(
         self, part: str, residual: Tensor, branch: Tensor, bias: Tensor | None, layer_input: Tensor
     ) -> Tensor:
-        """The new stream [s, b, h]: branch norm, join, output norm."""
+        """The new stream [s, b, h]: branch norm, join, gate, output norm."""
         if self.norms[f"{part}_branch_norm"]:
             branch, bias = (
                 getattr(self, f"{part}_branch_norm")(branch if bias is None else branch + bias),
@@ -238,6 +241,8 @@ class DepthLayer(TransformerLayer):
         stream = getattr(self, f"{part}_join")(residual, branch, bias, layer_input)
         if self.fp32_stream:
             stream = stream.float()  # it is, unless the scheme keeps nothing of the stream before
+        if self.gated:
+            stream = self.gpas(stream)
         if self.norms[f"{part}_output_norm"]:
             stream = getattr(self, f"{part}_output_norm")(stream)
         return stream

@@ -53,6 +53,25 @@ def join(
     return stream if layer_input is None else add_scaled(stream, layer_input, skip_scale)
 
 
+class StreamGate(nn.Module):
+    """x - silu(g) stopgrad(x): the stream shrinks on its way up, its gradient does not.
+
+    Gradient-preserving activation scaling (Chen et al. 2025), g one learned scalar.
+    sequence_parallel: the stream is cut along the sequence over tensor-parallel ranks, which makes
+    the gradients of g partial sums.
+    """
+
+    def __init__(self, dtype: torch.dtype, *, sequence_parallel: bool = False) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(1, dtype=dtype))
+        self.gate.sequence_parallel = sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [s, b, h] -> the same shape and format."""
+        share = F.silu(self.gate)
+        return torch.addcmul(x, x.detach(), share.to(x.dtype), value=-1)
+
+
 class ResidualJoin(nn.Module):
     """x' = residual_scale R + Dropout(branch_scale (b + bias)) + skip_scale x_layer.
 

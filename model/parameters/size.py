@@ -12,9 +12,10 @@ ENDS = {
     Role.LOGIT_BIAS: "output_layer",
     Role.NORM_GAIN: "norms",
     Role.NORM_BIAS: "norms",
+    Role.GATE: "gates",
 }
 """Where a parameter is counted that does not count as its sublayer's."""
-COUNTED = ("word_embeddings", "position_embeddings", "attention", "mlp", "norms", "output_layer")
+COUNTED = ("word_embeddings", "position_embeddings", "attention", "mlp", "norms", "gates", "output_layer")
 
 
 def parameter_count(config: ModelConfig) -> dict[str, int]:

@@ -40,6 +40,7 @@ class Role(Enum):
     NORM_GAIN = "norm gain"
     NORM_BIAS = "norm bias"
     LINEAR_BIAS = "bias of a linear layer"
+    GATE = "gate of the stream"
     OUTPUT = "output layer"
     LOGIT_BIAS = "bias on the logits"
 
@@ -228,6 +229,8 @@ def _layer(config: ModelConfig, parts: list[_Part], plan: Layer, index: int) -> 
             passed = not (last and part.sublayer == "mlp")
             name = f"{prefix}{part.module}_output_norm"
             yield from _norm(config, name, "decoder", *where, in_stream=passed)
+    if plan.gate:
+        yield Row(name=f"{prefix}gpas.gate", shape=(1,), role=Role.GATE, stack="decoder", layer=index)
 
 
 def _linear(

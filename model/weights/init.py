@@ -90,7 +90,7 @@ def parameter_fill(row: Row, planned: Deviations, config: ModelConfig) -> Fill:
     """How a parameter is filled. Raises ValueError for a role without a rule."""
     if row.role is Role.NORM_GAIN:
         return Fill(None, constant=1.0)
-    if row.role in (Role.NORM_BIAS, Role.LINEAR_BIAS, Role.LOGIT_BIAS):
+    if row.role in (Role.NORM_BIAS, Role.LINEAR_BIAS, Role.LOGIT_BIAS, Role.GATE):
         return Fill(None)
     if row.role is Role.WORD:
         return Fill(planned.word, rows=config.vocab_size)

@@ -174,6 +174,7 @@ def _two_models() -> list[Case]:
             exact=True,
         ),
         Case("DP2, ZeRO-3, branch warm-up", 2, THREE, schedule=WARMING),
+        Case("DP2, ZeRO-3, gpas", 2, THREE, given(scheme="gpas")),
     ]
 
 

@@ -19,6 +19,7 @@ from tests.reference import (
     b2t,
     deepnorm,
     deepscalelm,
+    gpas,
     keel,
     layernorm_scaling,
     mix_ln,
@@ -43,6 +44,7 @@ ALIKE: dict[str, Mapping[str, str]] = {
     "deepscalelm_pre_ln": PRE,
     "layernorm_scaling": PRE,
     "peri_ln": PERI,
+    "gpas": PRE,
 }
 """Schemes other than post-norm ones whose layers have the same norms."""
 
@@ -88,6 +90,8 @@ def layer_weights(parameters: Parameters, index: int, shape: Shape, norms: Mappi
         weights[own] = parameters[f"{prefix}{name}.weight"]
         if f"{prefix}{name}.bias" in parameters:
             weights[own + "_b"] = parameters[f"{prefix}{name}.bias"]
+    if f"{prefix}gpas.gate" in parameters:
+        weights["gate"] = parameters[f"{prefix}gpas.gate"]
     matrices = {"self_attention.linear_proj": "o", "mlp.linear_fc1": "fc1", "mlp.linear_fc2": "fc2"}
     for kind, mark in (("weight", ""), ("bias", "b")):
         if f"{prefix}mlp.linear_fc1.{kind}" not in parameters:
@@ -156,6 +160,7 @@ FAMILIES: dict[str, Family] = {
         ),
     ),
     "spannorm": Family(True, False, lambda w, s, x, o, t: spannorm.stack(x, _layers(w, s), o, trace=t)),
+    "gpas": Family(False, True, lambda w, s, x, o, t: gpas.stack(x, _layers(w, s), o, trace=t)),
     "keel": Family(
         False,
         False,
@@ -246,6 +251,8 @@ def parameter_shapes(
         norms = norms_of(shape.scheme, index, shape.num_layers, shape.options)
         for name in norms:
             out |= {f"decoder.layers.{index}.{name}.{kind}": (hidden,) for kind in ln_kinds}
+        if shape.scheme == "gpas":
+            out[f"decoder.layers.{index}.gpas.gate"] = (1,)
         for name, size in matrices.items():
             out[f"decoder.layers.{index}.{name}.weight"] = size
             if bias:

@@ -44,6 +44,8 @@ def post_ln_obstacle(plan: DepthPlan) -> str | None:
     # Whether the norm between this sublayer and the one before it is there:
     # none is needed before the first.
     normed = True
+    if any(layer.gate for layer in plan.layers):
+        return "the scheme's stream is scaled by learned gates"
     for index, kind, sublayer in plan.sublayers():
         problems = (
             (not normed and not sublayer.norm_in, "gets a residual sum without a norm"),

@@ -62,6 +62,8 @@ def pre_ln_obstacle(plan: DepthPlan) -> str | None:
         return "the scheme has a norm after the embedding"
     if not plan.final_norm:
         return "the scheme has no norm after the last layer"
+    if any(layer.gate for layer in plan.layers):
+        return "the scheme's stream is scaled by learned gates"
     for index, kind, sublayer in plan.sublayers():
         problems = (
             (not sublayer.norm_in, "has no norm before its branch"),

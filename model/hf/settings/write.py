@@ -26,7 +26,12 @@ SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 STOCK_INIT = InitConfig(base="normal")
 
 
-class LayerRun(TypedDict):
+class _Gate(TypedDict, total=False):
+    gate: bool
+    """The stream is scaled by a learned factor; left out where it is not."""
+
+
+class LayerRun(_Gate):
     """Equal layers in a row."""
 
     layers: int
@@ -39,11 +44,17 @@ def depth_plan(plan: DepthPlan) -> list[LayerRun]:
     """A plan as runs of equal layers."""
     runs: list[LayerRun] = []
     for layer in plan.layers:
-        attention, mlp = _changed(layer.attention), _changed(layer.mlp)
-        if runs and (runs[-1]["attention"], runs[-1]["mlp"]) == (attention, mlp):
+        attention, mlp, gate = _changed(layer.attention), _changed(layer.mlp), layer.gate
+        if runs and (runs[-1]["attention"], runs[-1]["mlp"], runs[-1].get("gate", False)) == (
+            attention,
+            mlp,
+            gate,
+        ):
             runs[-1]["layers"] += 1
         else:
             runs.append({"layers": 1, "attention": attention, "mlp": mlp})
+            if gate:
+                runs[-1]["gate"] = True
     return runs
 
 

@@ -36,6 +36,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "b2t": {"num_query_groups": 2},
     "spannorm": {"position": "none"},
     "keel": {"normalization": "rmsnorm"},
+    "gpas": {"position": "rotary"},
     "pre_ln": {},
     "deepscalelm_post_ln": {},
     "layernorm_scaling": {

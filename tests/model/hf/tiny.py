@@ -39,7 +39,7 @@ def make_weights(config: ModelConfig, seed: int = 0, positions: int = POSITIONS)
         r = torch.randn(shape, generator=generator)
         if "norm" in name:
             out[name] = 1 + 0.2 * r if name.endswith("weight") else 0.2 * r
-        elif name.endswith("bias"):
+        elif name.endswith(("bias", "gate")):
             out[name] = 0.2 * r
         else:
             out[name] = r * (0.7 if "embeddings" in name else shape[1] ** -0.5)

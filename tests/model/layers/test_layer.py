@@ -18,6 +18,7 @@ from tests.reference import (
     b2t,
     deepnorm,
     deepscalelm,
+    gpas,
     gpt,
     keel,
     layernorm_scaling,
@@ -42,6 +43,7 @@ STACKS: dict[str, Any] = {
     "mix_ln": mix_ln.stack,
     "spannorm": spannorm.stack,
     "keel": keel.stack,
+    "gpas": gpas.stack,
 }
 
 
@@ -82,6 +84,8 @@ def reference_weights(stack: Stack, scheme: str) -> list[dict[str, torch.Tensor]
 
 def reference_name(name: str, norms: Mapping[str, str]) -> str:
     norm, _, kind = name.rpartition(".")
+    if norm == "gpas":
+        return kind
     return name if norm not in norms else norms[norm] + ("_b" if kind == "bias" else "")
 
 

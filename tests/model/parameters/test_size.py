@@ -42,12 +42,14 @@ def config(**changes: Any) -> ModelConfig:
         ("mix_ln", 2 * L + 1),
         ("spannorm", 2 * L + 1),
         ("keel", 4 * L - 1),
+        ("gpas", 2 * L + 1),
     ],
 )
 def test_every_scheme_against_its_norms_counted_by_hand(scheme: str, norms: int) -> None:
     counts = parameter_count(config(scheme=scheme))
-    assert counts["norms"] == norms * 2 * H
-    assert counts["total"] == V * H + P * H + L * LINEAR + norms * 2 * H
+    gates = L if scheme == "gpas" else 0
+    assert (counts["norms"], counts["gates"]) == (norms * 2 * H, gates)
+    assert counts["total"] == V * H + P * H + L * LINEAR + norms * 2 * H + gates
 
 
 def test_the_table_above_names_all_schemes() -> None:

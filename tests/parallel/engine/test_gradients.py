@@ -25,7 +25,7 @@ from tests.parallel.training import batches_of, engine_of, given, run_config, tr
 from tests.rows import local_parameter
 
 SP = given(tensor=2, sequence_parallel=True)
-NORM = re.compile(r"(^embedding\.norm|_layernorm|_norm)\.(weight|bias)$")
+NORM = re.compile(r"(^embedding\.norm|_layernorm|_norm)\.(weight|bias)$|\.gpas\.gate$")
 ROW_BIAS = re.compile(r"(linear_proj|linear_fc2)\.bias$")
 DROPOUT = given(hidden_dropout=0.1, attention_dropout=0.1)
 
@@ -218,7 +218,8 @@ def test_sequence_parallel_sums_exactly_norms_and_row_biases(found: dict[str, An
         for part in (layer.attention, layer.mlp)
     )
     norms += SCHEMES[scheme].embedding_norm + SCHEMES[scheme].final_norm
-    assert len(expected) == 2 * norms + 2 * len(plan)
+    gates = sum(layer.gate for layer in plan)
+    assert len(expected) == 2 * norms + 2 * len(plan) + gates
 
 
 def test_kinds_without_biases_and_without_sequence_parallelism(found: dict[str, Any]) -> None:
