@@ -57,7 +57,9 @@ def test_every_scheme_has_a_piece_that_chooses_it() -> None:
 def test_a_scheme_included_over_other_weights_brings_its_own() -> None:
     for name in SCHEMES:
         config = load_config(SHIPPED / "gpt2_xl.yaml", [f"+include={SHIPPED / 'scheme' / name}.yaml"])
-        assert config.model.init.base == ("normal" if name in ("pre_ln", "mix_ln", "spannorm") else "scheme")
+        assert config.model.init.base == (
+            "normal" if name in ("pre_ln", "mix_ln", "spannorm", "hybridnorm") else "scheme"
+        )
 
 
 @pytest.mark.parametrize("path", FAMILY, ids=lambda path: path.stem)

@@ -11,7 +11,7 @@ With attention dropout on a CPU they are, and this count is too small.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from model.config import ModelConfig
 from model.cost.flops import Recompute
@@ -32,8 +32,14 @@ class Norms:
     gates: int = 0
     """Sums that a learned gate of the stream reads and keeps, as if they were norms."""
 
+    queries: int = 0
+    """Those of every head's queries."""
+    keys: int = 0
+    """Those of every head's keys, or values, before rotation."""
+    values: int = 0
+
     def __add__(self, other: Norms) -> Norms:
-        return Norms(self.branch + other.branch, self.stream + other.stream, self.gates + other.gates)
+        return Norms(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
 
     @property
     def total(self) -> int:
@@ -105,7 +111,25 @@ class Activations:
 
     def _norms(self, norms: Norms) -> float:
         normed = norms.branch * self._norm(self.narrow) + norms.stream * self._norm(self.stream)
-        return normed + norms.gates * self.stream
+        return normed + norms.gates * self.stream + self._head_norms(norms)
+
+    def _head_norms(self, norms: Norms) -> float:
+        """What norms inside attention keep beside their inputs, which lie in the projection.
+
+        That is their outputs, but those that are rotated are replaced by what is made of them.
+        """
+        config, kind, tokens = self.config, NORMS[self.config.normalization], self.tokens / self.tensor
+        copies = 1 if kind.keeps_normed and not self.fused else 0
+        rotated = config.position == "rotary"
+        total = 0.0
+        for count, heads, turned in (
+            (norms.queries, config.num_attention_heads, rotated),
+            (norms.keys, config.groups, rotated),
+            (norms.values, config.groups, False),
+        ):
+            width = heads * config.kv_channels * self.element
+            total += count * tokens * ((copies + (not turned)) * width + kind.statistics * FP32 * heads)
+        return total
 
     def _dropout(self, probability: float) -> float:
         """The mask: a byte per element where fused, else scaled and in the format of the stream."""
@@ -202,4 +226,5 @@ def norms_of(plan: Layer) -> Norms:
     parts = (plan.attention, plan.mlp)
     stream = sum(part.norm_out + part.residual_from_norm for part in parts)
     norms = sum(part.norm_in + part.norm_branch + part.norm_out for part in parts)
-    return Norms(norms - stream, stream, len(parts) if plan.gate else 0)
+    inner = (int(role in plan.attention.inner) for role in ("q", "k", "v"))
+    return Norms(norms - stream, stream, len(parts) if plan.gate else 0, *inner)

@@ -120,6 +120,9 @@ def _sublayer(plan: Sublayer, unit: float, given: float) -> FoldedSublayer:
         branch_scale=plan.branch_scale / joined,
         residual_scale=residual / joined,
         skip_scale=skip / joined,
+        norm_q=plan.norm_q,
+        norm_k=plan.norm_k,
+        norm_v=plan.norm_v,
         entering=unit,
         joined=joined,
     )

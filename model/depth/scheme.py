@@ -10,6 +10,8 @@ the layer's input x_layer,
     x' = Norm_out(R + Dropout(branch_scale * b) + skip_scale * x_layer)
 
 where every norm is optional.
+Inside attention, each head's queries, keys and values may be normed before they meet (`norm_q`,
+`norm_k`, `norm_v`): over the width of a head, with one gain for all heads, before rotation.
 All coefficients are Python floats computed from the global layer number and depth.
 They are never buffers, which a meta-device build would wipe, and never stage-local counts,
 which pipeline parallelism would change.
@@ -42,6 +44,15 @@ class Sublayer:
     branch_scale: float = 1.0
     residual_scale: float = 1.0
     skip_scale: float = 0.0
+    norm_q: bool = False
+    norm_k: bool = False
+    norm_v: bool = False
+
+    @property
+    def inner(self) -> tuple[Literal["q", "k", "v"], ...]:
+        """Which of queries, keys and values are normed inside attention."""
+        given = {"q": self.norm_q, "k": self.norm_k, "v": self.norm_v}
+        return tuple(role for role in ("q", "k", "v") if given[role])
 
     def __post_init__(self) -> None:
         if self.residual_from_norm and not self.norm_in:
@@ -65,6 +76,8 @@ class Layer:
     """
 
     def __post_init__(self) -> None:
+        if self.mlp.inner or self.cross.inner:
+            raise ValueError("only self-attention norms queries, keys and values")
         if self.gate and (self.attention.norm_out or self.mlp.norm_out):
             raise ValueError("a gate after a sum that is normed has no effect: norm_out excludes gate")
 
@@ -352,6 +365,19 @@ def _gpas() -> Layer:
     return replace(_pre(), gate=True)
 
 
+def _hybrid(depth: Depth) -> Layer:
+    """y = x + A(x) with normed queries, keys and values; x' = LN(y) + F(LN(y)).
+
+    Zhuo et al. 2025. Option `star`: in the first layer attention has an input norm
+    and the feed-forward's residual none.
+    """
+    attention = Sublayer(norm_q=True, norm_k=True, norm_v=True)
+    mlp = Sublayer(norm_in=True, residual_from_norm=True)
+    if depth.options["star"] and depth.number == 1:
+        attention, mlp = replace(attention, norm_in=True), replace(mlp, residual_from_norm=False)
+    return Layer(attention, mlp, cross=Sublayer(norm_in=True))
+
+
 LAYER_ROLES: tuple[WeightRole, ...] = ("q", "k", "v", "o", "fc1", "fc2")
 _DEEPSCALE = {"k": 2.0, "alpha": 1.0}
 _DEEPSCALE_LIMITS = {"k": (1e-9, 1e9), "alpha": (0.0, 10.0)}
@@ -475,6 +501,14 @@ SCHEMES: dict[str, Scheme] = {
             "g is learned, one for each layer",
             "Chen et al. 2025",
             lambda depth: _gpas(),
+        ),
+        Scheme(
+            "hybridnorm",
+            "y = x + Attn(x) with normed queries, keys and values; LN(y) + FFN(LN(y)); "
+            "option `star` norms the first layer's input and not its residual",
+            "Zhuo et al. 2025",
+            _hybrid,
+            options={"star": False},
         ),
     )
 }

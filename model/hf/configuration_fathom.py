@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 #   b  = norm_branch(F(u))
 #   R  = residual_scale * (norm_in(x) if residual_from_norm else x)
 #   x' = norm_out(R + branch_scale * b + skip_scale * x_layer)
+# Inside attention each head's queries, keys and values are normed where norm_q, norm_k, norm_v say.
 # Norms that are off are the identity. The depth plan lists only what differs from these values.
 SUBLAYER: dict[str, bool | float] = {
     "norm_in": False,
@@ -25,6 +26,9 @@ SUBLAYER: dict[str, bool | float] = {
     "branch_scale": 1.0,
     "residual_scale": 1.0,
     "skip_scale": 0.0,
+    "norm_q": False,
+    "norm_k": False,
+    "norm_v": False,
 }
 POOLINGS = ("cls", "mean")
 

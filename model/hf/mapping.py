@@ -131,6 +131,7 @@ _FATHOM: dict[str, Rule] = {
     "embedding.norm": (("model.embed_norm",), PLAIN),
     _L + "input_layernorm": ((_A + "norm_in",), PLAIN),
     _L + "self_attention.linear_qkv": (tuple(_A + "branch." + p + "_proj" for p in "qkv"), QKV),
+    **{_L + f"self_attention.{p}_layernorm": ((_A + f"branch.{p}_norm",), PLAIN) for p in "qkv"},
     _L + "self_attention.linear_proj": ((_A + "branch.o_proj",), PLAIN),
     _L + "self_attention_branch_norm": ((_A + "norm_branch",), PLAIN),
     _L + "self_attention_output_norm": ((_A + "norm_out",), PLAIN),

@@ -35,13 +35,12 @@ GATED = ("swiglu", "geglu")
 class FathomNorm(nn.Module):
     """LayerNorm or RMSNorm over the last axis, computed in at least fp32."""
 
-    def __init__(self, config: FathomConfig) -> None:
+    def __init__(self, config: FathomConfig, width: int | None = None) -> None:
         super().__init__()
+        width = width or config.hidden_size
         self.epsilon = config.norm_epsilon
-        self.weight = nn.Parameter(torch.ones(config.hidden_size))
-        self.bias = (
-            nn.Parameter(torch.zeros(config.hidden_size)) if config.normalization == "layernorm" else None
-        )
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if config.normalization == "layernorm" else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bias is not None:
@@ -58,8 +57,12 @@ class FathomAttention(nn.Module):
     Fewer key/value heads than query heads make it grouped-query attention.
     """
 
-    def __init__(self, config: FathomConfig, layer_idx: int) -> None:
+    def __init__(self, config: FathomConfig, layer_idx: int, coefficients: dict[str, Any]) -> None:
         super().__init__()
+        self.q_norm, self.k_norm, self.v_norm = (
+            FathomNorm(config, config.head_dim) if coefficients[name] else nn.Identity()
+            for name in ("norm_q", "norm_k", "norm_v")
+        )
         self.layer_idx, self.head_dim, self.dropout = layer_idx, config.head_dim, config.attention_dropout
         self.causal = config.causal
         self.share = config.num_attention_heads // config.num_key_value_heads
@@ -79,6 +82,7 @@ class FathomAttention(nn.Module):
             linear(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for linear in (self.q_proj, self.k_proj, self.v_proj)
         )
+        q, k, v = self.q_norm(q), self.k_norm(k), self.v_norm(v)
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
         if cache is not None:
@@ -180,7 +184,7 @@ class FathomLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.gate = FathomGate() if gate else nn.Identity()
-        self.attention = FathomSublayer(config, FathomAttention(config, layer_idx), attention)
+        self.attention = FathomSublayer(config, FathomAttention(config, layer_idx, attention), attention)
         self.mlp = FathomSublayer(config, FathomMLP(config), mlp)
 
     def forward(

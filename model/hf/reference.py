@@ -182,6 +182,10 @@ class Evaluation:
         )
         q = qkv[:, :, :, :share].reshape(b, s, groups * share, d).transpose(1, 2)
         k, v = (qkv[:, :, :, share + i].transpose(1, 2) for i in range(2))
+        inner = {"q": q, "k": k, "v": v}
+        for role in self.plan.layers[layer].attention.inner:
+            inner[role] = self._norm(inner[role], f"decoder.layers.{layer}.self_attention.{role}_layernorm")
+        q, k, v = inner["q"], inner["k"], inner["v"]
         if config.position == "rotary":
             angles_sd = self._angles(start, s)
             q, k = (

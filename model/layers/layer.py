@@ -35,6 +35,8 @@ class DepthLayerSubmodules(TransformerLayerSubmodules):
     cross_attention_output_norm: ModuleSpec | type = IdentityOp
     mlp_branch_norm: ModuleSpec | type = IdentityOp
     mlp_output_norm: ModuleSpec | type = IdentityOp
+    head_norm: ModuleSpec | type = IdentityOp
+    """Of queries, keys or values; the plan says of which."""
 
 
 EXTRA_NORMS = tuple(
@@ -81,6 +83,17 @@ class DepthLayer(TransformerLayer):
                         spec, config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon
                     ),
                 )
+        for role in plan.attention.inner:
+            norm = build_module(
+                submodules.head_norm,
+                config=config,
+                hidden_size=config.kv_channels,
+                eps=config.layernorm_epsilon,
+            )
+            # A rank norms its own heads, so that its gradients are partial sums in any case.
+            for parameter in norm.parameters():
+                parameter.sequence_parallel = config.tensor_model_parallel_size > 1
+            setattr(self.self_attention, f"{role}_layernorm", norm)
         self.gated = plan.gate
         if self.gated:
             self.gpas = StreamGate(config.params_dtype, sequence_parallel=config.sequence_parallel)

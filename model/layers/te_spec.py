@@ -174,6 +174,7 @@ def te_layer_spec(
         mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=fc1, linear_fc2=TERow)),
         mlp_branch_norm=_norm(plan.mlp.norm_branch),
         mlp_output_norm=_norm(plan.mlp.norm_out, makes_stream),
+        head_norm=TENorm,
     )
     if cross:
         submodules.pre_cross_attn_layernorm = _norm(plan.cross.norm_in, makes_stream)

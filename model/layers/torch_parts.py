@@ -210,6 +210,8 @@ class LocalSelfAttention(SelfAttention):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.linear_qkv.adds_bias = False
+        self.v_layernorm: nn.Module | None = None
+        """As Megatron-core's `q_layernorm` and `k_layernorm`: None, or set by the layer."""
 
     def forward(
         self,
@@ -233,6 +235,12 @@ class LocalSelfAttention(SelfAttention):
         qkv = qkv.view(*qkv.shape[:2], groups, (per_group + 2) * width)
         query, key, value = qkv.split([per_group * width, width, width], dim=-1)
         query = query.reshape(*query.shape[:2], groups * per_group, width)
+        if self.q_layernorm is not None:
+            query = self.q_layernorm(query)
+        if self.k_layernorm is not None:
+            key = self.k_layernorm(key)
+        if self.v_layernorm is not None:
+            value = self.v_layernorm(value)
         if rotary_pos_emb is not None:
             cos, sin = rotary_pos_emb.chunk(2, dim=-1)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)

@@ -50,6 +50,7 @@ def local_layer_spec(
         mlp=LocalMLP,
         mlp_branch_norm=_norm(plan.mlp.norm_branch),
         mlp_output_norm=_norm(plan.mlp.norm_out),
+        head_norm=Norm,
     )
     if cross:
         submodules.pre_cross_attn_layernorm = _norm(plan.cross.norm_in)

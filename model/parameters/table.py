@@ -223,6 +223,9 @@ def _layer(config: ModelConfig, parts: list[_Part], plan: Layer, index: int) -> 
             yield from _norm(config, prefix + part.entrance, "decoder", *where, in_stream=passed)
         for linear in part.linears:
             yield from _linear(config, f"{prefix}{part.module}.{linear.name}", linear, *where)
+            for role in at.inner if linear.role is Role.QKV else ():
+                name = f"{prefix}{part.module}.{role}_layernorm"
+                yield from _norm(config, name, "decoder", *where, width=config.kv_channels)
         if at.norm_branch:
             yield from _norm(config, f"{prefix}{part.module}_branch_norm", "decoder", *where)
         if at.norm_out:
@@ -265,6 +268,7 @@ def _norm(
     stack: StackName,
     layer: int | None = None,
     sublayer: SublayerName | None = None,
+    width: int | None = None,
     *,
     in_stream: bool = False,
 ) -> Iterator[Row]:
@@ -272,7 +276,7 @@ def _norm(
     for leaf in NORMS[config.normalization].leaves:
         yield Row(
             name=f"{name}.{leaf}",
-            shape=(config.hidden_size,),
+            shape=(width or config.hidden_size,),
             role=roles[leaf],
             stack=stack,
             layer=layer,

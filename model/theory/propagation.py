@@ -22,14 +22,27 @@ from model.theory.step import Branch, Step, Stream, sublayer_step
 WeightVariances = Mapping[WeightRole, float]
 
 
-def attention_branch(u: Stream, weights: WeightVariances, sizes: Sizes, attention: AttentionLaw) -> Branch:
-    """Attention block on input u (derived)."""
-    gain = sizes.hidden * weights["v"] * sizes.inner * weights["o"]
-    score_variance = sizes.hidden**2 * weights["q"] * weights["k"] * u.variance**2
-    out = attention(u.correlation, score_variance)
+def attention_branch(
+    u: Stream,
+    weights: WeightVariances,
+    sizes: Sizes,
+    attention: AttentionLaw,
+    inner: Sequence[str] = (),
+) -> Branch:
+    """Attention block on input u (derived).
+
+    inner: which of q, k and v are normed, to unit variance.
+    Gradients through a norm are divided by what it divides; those along it are one in a head's
+    width and are neglected.
+    """
+    q, k, v = (
+        1.0 if role in inner else sizes.hidden * weights[role] * u.variance for role in ("q", "k", "v")
+    )
+    out = attention(u.correlation, q * k)
+    gain = v * sizes.inner * weights["o"]
     return Branch(
-        Stream(out.second, out.covariance, out.late).times(gain * u.variance),
-        gain * (out.late_value + out.late_query),
+        Stream(out.second, out.covariance, out.late).times(gain),
+        gain / (u.variance or 1.0) * (out.late_value + out.late_query),
     )
 
 
@@ -104,7 +117,13 @@ def propagate(
     """
     stream, signals, factors = start, [], []
     for number, (layer, weight) in enumerate(zip(plan, weights, strict=True), start=1):
-        attend = partial(attention_branch, weights=weight, sizes=sizes, attention=attention)
+        attend = partial(
+            attention_branch,
+            weights=weight,
+            sizes=sizes,
+            attention=attention,
+            inner=layer.attention.inner,
+        )
         attended = sublayer_step(stream, stream, 1.0, layer.attention, attend, p)
         after = sublayer_step(
             attended.stream,

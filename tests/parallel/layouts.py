@@ -175,6 +175,7 @@ def _two_models() -> list[Case]:
         ),
         Case("DP2, ZeRO-3, branch warm-up", 2, THREE, schedule=WARMING),
         Case("DP2, ZeRO-3, gpas", 2, THREE, given(scheme="gpas")),
+        Case("TP2, hybridnorm", 2, TP, given(scheme="hybridnorm")),
     ]
 
 

@@ -20,6 +20,7 @@ from tests.reference import (
     deepnorm,
     deepscalelm,
     gpas,
+    hybridnorm,
     keel,
     layernorm_scaling,
     mix_ln,
@@ -39,6 +40,10 @@ POST = {"pre_mlp_layernorm": "ln1", "mlp_output_norm": "ln2"}
 PERI = {**PRE, "self_attention_branch_norm": "ln1_out", "mlp_branch_norm": "ln2_out"}
 KEEL = {**PRE, "self_attention_output_norm": "ln1_out", "mlp_output_norm": "ln2_out"}
 KEEL_FIRST = {**PRE, "mlp_output_norm": "ln2_out"}
+HYBRID = {
+    "pre_mlp_layernorm": "ln2",
+    **{f"self_attention.{role}_layernorm": f"n{role}" for role in ("q", "k", "v")},
+}
 ALIKE: dict[str, Mapping[str, str]] = {
     "pre_ln": PRE,
     "deepscalelm_pre_ln": PRE,
@@ -55,6 +60,9 @@ def norms_of(scheme: str, index: int, total: int, options: Mapping[str, float | 
         return POST if index < int(options.get("post_fraction", 0.25) * total) else PRE
     if scheme == "keel":
         return KEEL_FIRST if index == 0 else KEEL
+    if scheme == "hybridnorm":
+        first = index == 0 and bool(options.get("star", False))
+        return {**HYBRID, "input_layernorm": "ln1"} if first else HYBRID
     return ALIKE.get(scheme, POST)
 
 
@@ -161,6 +169,13 @@ FAMILIES: dict[str, Family] = {
     ),
     "spannorm": Family(True, False, lambda w, s, x, o, t: spannorm.stack(x, _layers(w, s), o, trace=t)),
     "gpas": Family(False, True, lambda w, s, x, o, t: gpas.stack(x, _layers(w, s), o, trace=t)),
+    "hybridnorm": Family(
+        False,
+        True,
+        lambda w, s, x, o, t: hybridnorm.stack(
+            x, _layers(w, s), o, star=bool(s.options.get("star", False)), trace=t
+        ),
+    ),
     "keel": Family(
         False,
         False,
@@ -250,7 +265,8 @@ def parameter_shapes(
     for index in range(shape.num_layers):
         norms = norms_of(shape.scheme, index, shape.num_layers, shape.options)
         for name in norms:
-            out |= {f"decoder.layers.{index}.{name}.{kind}": (hidden,) for kind in ln_kinds}
+            width = d if name.startswith("self_attention.") else hidden
+            out |= {f"decoder.layers.{index}.{name}.{kind}": (width,) for kind in ln_kinds}
         if shape.scheme == "gpas":
             out[f"decoder.layers.{index}.gpas.gate"] = (1,)
         for name, size in matrices.items():

@@ -5,6 +5,7 @@ Tensors are [batch, tokens, width], weights are [out, in] as in torch. Everythin
 A layer is a dict of tensors: q, k, v, o, fc1, fc2.
 Where there are biases, they are bq, bk, bv, bo, bfc1, bfc2.
 A norm called `ln1` has its gain under `ln1` and, for LayerNorm, its bias under `ln1_b`.
+Norms of every head's queries, keys and values are nq, nk and nv.
 A gated fc1 is [gate; up].
 """
 
@@ -105,7 +106,9 @@ def attention(
 
     def project(role: str, x: Tensor, heads: int) -> Tensor:
         y = linear(x, weights[prefix + role], weights.get(prefix + "b" + role))
-        return y.view(b, x.shape[1], heads, -1).transpose(1, 2)
+        y = y.view(b, x.shape[1], heads, -1).transpose(1, 2)
+        own = f"{prefix}n{role}"
+        return norm(y, weights, own, options) if own in weights else y
 
     q, k, v = project("q", u, options.heads), project("k", source, groups), project("v", source, groups)
     if options.rotary_base is not None:

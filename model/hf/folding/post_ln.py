@@ -52,6 +52,7 @@ def post_ln_obstacle(plan: DepthPlan) -> str | None:
             (normed and sublayer.norm_in, "has a norm before its branch"),
             (sublayer.norm_in and not sublayer.residual_from_norm, "takes its residual before the norm"),
             (sublayer.norm_branch, "has a norm after its branch"),
+            (bool(sublayer.inner), "norms its queries, keys or values"),
             (sublayer.skip_scale != 0, "adds the layer's input a second time"),
             (not sublayer.residual_scale > 0, f"scales its residual by {sublayer.residual_scale}"),
             (kind == "mlp" and not sublayer.norm_out, "has no norm after the residual sum"),

@@ -20,6 +20,7 @@ from tests.reference import (
     deepscalelm,
     gpas,
     gpt,
+    hybridnorm,
     keel,
     layernorm_scaling,
     mix_ln,
@@ -44,6 +45,7 @@ STACKS: dict[str, Any] = {
     "spannorm": spannorm.stack,
     "keel": keel.stack,
     "gpas": gpas.stack,
+    "hybridnorm": hybridnorm.stack,
 }
 
 
@@ -149,6 +151,30 @@ def test_keel_with_a_constant_of_its_own() -> None:
     x = torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
     reference = keel.stack(x, layers, Options(heads=HEADS, activation="gelu"), alpha=3.0)
     compare(stack, layers, stack(x), reference, "keel")
+
+
+@pytest.mark.parametrize("groups", [None, 2])
+def test_hybridnorm_in_its_other_form(groups: int | None) -> None:
+    """HybridNorm*, with grouped queries and RMSNorm too."""
+    norm = "layernorm" if groups is None else "rmsnorm"
+    options = {"star": True}
+    stack = build("hybridnorm", options=options, num_query_groups=groups, normalization=norm)
+    layers = []
+    for index in range(LAYERS):
+        norms = gpt.norms_of("hybridnorm", index, LAYERS, options)
+        own = stack.weights(index).items()
+        layers.append({reference_name(name, norms): value.requires_grad_() for name, value in own})
+    x = torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
+    reference = Options(heads=HEADS, groups=groups, activation="gelu", norm=norm)
+    ours, theirs = stack(x), hybridnorm.stack(x, layers, reference, star=True)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    ours.square().sum().backward()
+    theirs.square().sum().backward()
+    for index, weights in enumerate(layers):
+        norms = gpt.norms_of("hybridnorm", index, LAYERS, options)
+        for name, value in stack.gradients(index).items():
+            expected = weights[reference_name(name, norms)].grad
+            torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_every_scheme_has_a_reference() -> None:

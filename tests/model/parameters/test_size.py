@@ -43,13 +43,15 @@ def config(**changes: Any) -> ModelConfig:
         ("spannorm", 2 * L + 1),
         ("keel", 4 * L - 1),
         ("gpas", 2 * L + 1),
+        ("hybridnorm", L + 1),
     ],
 )
 def test_every_scheme_against_its_norms_counted_by_hand(scheme: str, norms: int) -> None:
     counts = parameter_count(config(scheme=scheme))
     gates = L if scheme == "gpas" else 0
-    assert (counts["norms"], counts["gates"]) == (norms * 2 * H, gates)
-    assert counts["total"] == V * H + P * H + L * LINEAR + norms * 2 * H + gates
+    heads = 3 * L * 2 * H // 2 if scheme == "hybridnorm" else 0  # of two heads' queries, keys, values
+    assert (counts["norms"], counts["gates"]) == (norms * 2 * H + heads, gates)
+    assert counts["total"] == V * H + P * H + L * LINEAR + norms * 2 * H + heads + gates
 
 
 def test_the_table_above_names_all_schemes() -> None:

@@ -213,7 +213,7 @@ def test_sequence_parallel_sums_exactly_norms_and_row_biases(found: dict[str, An
     }
     plan = SCHEMES[scheme].plan(4)
     norms = sum(
-        part.norm_in + part.norm_branch + part.norm_out
+        part.norm_in + part.norm_branch + part.norm_out + len(part.inner)
         for layer in plan
         for part in (layer.attention, layer.mlp)
     )
