@@ -81,6 +81,8 @@ class Branches:
         """Both parts are in the units of the sum, so that their ratio is the equation's."""
         residual, branch, bias, layer_input = args
         added = branch if bias is None else branch + bias
+        if join.share is not None:  # of a checkpoint whose branches are still being warmed up
+            added = added * join.share
         kept = residual * join.residual_scale
         if join.skip_scale != 0.0:
             kept = kept + layer_input * join.skip_scale

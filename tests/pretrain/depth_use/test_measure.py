@@ -203,6 +203,16 @@ def test_branches_and_cosines_are_those_of_the_equation(
         assert found.cosine == pytest.approx(float(cosine), abs=1e-6)
 
 
+def test_branches_that_are_warmed_up_count_with_their_share(
+    model: Callable[[str], Trained], batches: list[Batch]
+) -> None:
+    scorer, ratios = in_fp64(model("b2t")), []
+    for share in (None, torch.tensor(0.5)):
+        scorer.model.decoder.layers[0].self_attention_join.share = share
+        ratios.append(measure(scorer, Plan.of(LAYERS, LAYERS), batches).layers[0].attention_ratio)
+    assert ratios[1] == pytest.approx(ratios[0] / 2, rel=1e-12)
+
+
 class Identity(nn.Module):
     """What stands in the model in place of a layer: the stream, in the units after it."""
 
