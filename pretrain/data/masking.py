@@ -62,7 +62,7 @@ class Masked:
 
     inputs: np.ndarray
     """[s] int64: what the model sees."""
-    places: np.ndarray
+    positions: np.ndarray
     """[k] int64: places of the tokens to predict, ascending, then zeros."""
     labels: np.ndarray
     """[k] int64: the tokens that stood there, then zeros."""
@@ -70,7 +70,7 @@ class Masked:
     """[k] float32: 1 for a token to predict, 0 where there was none left."""
 
 
-def places_per_sample(rate: float, seq_length: int) -> int:
+def target_places(rate: float, seq_length: int) -> int:
     """Returns k, the places to predict of every sample, whatever it holds.
 
     Raises UserError where that would be none.
@@ -115,9 +115,9 @@ def mask_sample(
     tokens: [s] int64. segments: [s], 0 for padding, which is never to be predicted.
     key: of `mask_key`.
     """
-    number = places_per_sample(settings.rate, len(tokens))
+    places = target_places(settings.rate, len(tokens))
     # Raw output of the bit generator: numpy promises never to change it.
-    raw = np.random.Philox(key=key).random_raw(len(tokens) + 2 * number)
+    raw = np.random.Philox(key=key).random_raw(len(tokens) + 2 * places)
     present = segments > 0
     maskable = np.flatnonzero(present & ~vocabulary.special[tokens])
     count = target_count(settings.rate, int(np.count_nonzero(present)), len(maskable))
@@ -127,12 +127,12 @@ def mask_sample(
     # Stable, so that the pieces of a word stay in their order.
     chosen = np.sort(maskable[np.argsort(order[maskable], kind="stable")[:count]])
 
-    places, labels = np.zeros(number, np.int64), np.zeros(number, np.int64)
-    weights = np.zeros(number, np.float32)
-    places[:count], labels[:count], weights[:count] = chosen, tokens[chosen], 1.0
+    positions, labels = np.zeros(places, np.int64), np.zeros(places, np.int64)
+    weights = np.zeros(places, np.float32)
+    positions[:count], labels[:count], weights[:count] = chosen, tokens[chosen], 1.0
     inputs = tokens.copy()
-    inputs[chosen] = _shown(labels[:count], raw[len(tokens) :].reshape(2, number), settings, vocabulary)
-    return Masked(inputs, places, labels, weights)
+    inputs[chosen] = _shown(labels[:count], raw[len(tokens) :].reshape(2, places), settings, vocabulary)
+    return Masked(inputs, positions, labels, weights)
 
 
 def _shown(labels: np.ndarray, raw: np.ndarray, settings: Masking, vocabulary: MaskVocabulary) -> np.ndarray:
