@@ -284,6 +284,11 @@ def _carried_over(layer: Layer, factor: float, rule: Transfer) -> Layer:
 
     def scaled(one: Sublayer) -> Sublayer:
         branch = one.branch_scale * factor
+        if rule.keeps_variance and branch > 1:
+            raise ValueError(
+                f"model.transfer.base_layers gives branches a factor of {branch:.3g}, and more than 1 "
+                "leaves no residual that keeps the variance: choose a smaller base"
+            )
         residual = math.sqrt(1 - branch**2) if rule.keeps_variance else one.residual_scale
         return replace(one, branch_scale=branch, residual_scale=residual)
 

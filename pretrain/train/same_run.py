@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from model.config import ModelConfig
 from model.errors import UserError
@@ -74,7 +74,8 @@ def check_same_model(reader: CheckpointReader, config: RunConfig) -> None:
     """Raises UserError naming the first model setting that differs from the checkpoint's."""
     ours, theirs = config.model.model_dump(mode="json"), dict(_section(reader, "model"))
     for key in set(ours) - set(theirs):  # of a version that did not have the setting yet
-        theirs[key] = ModelConfig.model_fields[key].get_default(call_default_factory=True)
+        default = ModelConfig.model_fields[key].get_default(call_default_factory=True)
+        theirs[key] = default.model_dump(mode="json") if isinstance(default, BaseModel) else default
     for key in sorted(set(ours) | set(theirs)):
         if f"model.{key}" not in FREE and ours.get(key) != theirs.get(key):
             differs = f"model.{key}={_shown(theirs.get(key))}, the configuration has {_shown(ours.get(key))}"

@@ -135,6 +135,10 @@ def test_a_training_at_the_base_is_the_same_bit_for_bit() -> None:
             {"scheme_options": {}, "scheme": "post_ln"},
             r"no rule for model.scheme=post_ln without model.scheme_options.branch: give that",
         ),
+        (
+            {"scheme": "deepscalelm_pre_ln", "transfer": TRANSFER | {"base_layers": 400}},
+            "base_layers gives branches a factor of 5, and more than 1 leaves no residual",
+        ),
         ({"transfer": {"method": "completep"}}, "has no effect without a base"),
         ({"transfer": {"base_layers": 4}}, r"base_layers=4 has no effect with model.transfer.method=none"),
         (

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model.errors import UserError
-from parallel.checkpoint.format import FORMAT, MANIFEST
+from parallel.checkpoint.format import FORMAT, MANIFEST, manifest_text
 from parallel.checkpoint.reader import open_checkpoint
 from pretrain.config.schema import Corpus, RunConfig
 from pretrain.data.prepare import PrepareOptions, prepare
@@ -152,6 +152,20 @@ def test_checkpoints_of_the_first_version_compare_weights(data: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("position", ["rotary", "none"])
+def test_settings_that_a_checkpoint_does_not_know_have_their_defaults(data: Path, tmp_path: Path) -> None:
+    config = config_of(tmp_path, (data, 1.0))
+    run(config)
+    path = tmp_path / "small/checkpoints/step_00000002" / MANIFEST
+    manifest = json.loads(path.read_text())
+    for key in ("logit_bias", "transfer"):
+        del manifest["config"]["model"][key]
+    path.write_text(manifest_text(manifest))
+    assert start(config).step == 2
+    transfer = {"method": "completep", "base_layers": 1}
+    with pytest.raises(UserError, match=r"was trained with model\.transfer=.*none.*completep"):
+        start(config_of(tmp_path, (data, 1.0), transfer=transfer))
+
+
 def test_longer_sequences_begin_from_a_checkpoint_without_a_table(
     data: Path,
     tmp_path: Path,
