@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_the_optimum_is_that_of_the_parabola_at_the_best_warm_up() -> None:
 
 def test_an_optimum_at_the_edge_is_said() -> None:
     first, *_ = statements(optima(outcomes(BEST | {("pre_ln", 16): 1e-4})))
-    assert first.endswith("x0.12 (0.008 to 0.001), at the edge of the rates tried.")
+    assert first.endswith("(0.008 to 0.001), at the edge of the rates tried.")
 
 
 def test_a_rate_that_diverged_is_no_candidate() -> None:
@@ -73,7 +74,8 @@ def test_page_and_json_show_it(tmp_path: Path) -> None:
     duel = Duel(base, grid, outcomes(BEST), 3.0, "fathom depth-duel", transfer=True)
     assert "Does the best rate carry over?" in render(duel)
     assert "the best rate moves by x0.50" in text(duel)
-    rates = {(one["scheme"], one["layers"]): one["best_lr"] for one in as_json(duel)["transfer"]}
+    shown = json.loads(json.dumps(as_json(duel)))
+    rates = {(one["scheme"], one["layers"]): one["best_lr"] for one in shown["transfer"]}
     assert rates == pytest.approx(BEST)
 
 
