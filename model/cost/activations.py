@@ -37,6 +37,10 @@ class Norms:
     keys: int = 0
     """Those of every head's keys, or values, before rotation."""
     values: int = 0
+    contexts: int = 0
+    """Those of what attention gives, before its output projection."""
+    hidden: int = 0
+    """Those of a feed-forward's hidden layer, before its second matrix."""
 
     def __add__(self, other: Norms) -> Norms:
         return Norms(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
@@ -129,6 +133,10 @@ class Activations:
         ):
             width = heads * config.kv_channels * self.element
             total += count * tokens * ((copies + (not turned)) * width + kind.statistics * FP32 * heads)
+        query = config.num_attention_heads * config.kv_channels
+        for count, size in ((norms.contexts, query), (norms.hidden, config.ffn_size)):
+            total += count * (tokens * (1 + copies) * size * self.element)
+            total += count * kind.statistics * FP32 * self.tokens
         return total
 
     def _dropout(self, probability: float) -> float:
@@ -227,4 +235,5 @@ def norms_of(plan: Layer) -> Norms:
     stream = sum(part.norm_out + part.residual_from_norm for part in parts)
     norms = sum(part.norm_in + part.norm_branch + part.norm_out for part in parts)
     inner = (int(role in plan.attention.inner) for role in ("q", "k", "v"))
-    return Norms(norms - stream, stream, len(parts) if plan.gate else 0, *inner)
+    last = (int(part.norm_last) for part in parts)
+    return Norms(norms - stream, stream, len(parts) if plan.gate else 0, *inner, *last)

@@ -123,6 +123,7 @@ def _sublayer(plan: Sublayer, unit: float, given: float) -> FoldedSublayer:
         norm_q=plan.norm_q,
         norm_k=plan.norm_k,
         norm_v=plan.norm_v,
+        norm_last=plan.norm_last,
         entering=unit,
         joined=joined,
     )

@@ -12,6 +12,7 @@ the layer's input x_layer,
 where every norm is optional.
 Inside attention, each head's queries, keys and values may be normed before they meet (`norm_q`,
 `norm_k`, `norm_v`): over the width of a head, with one gain for all heads, before rotation.
+With `norm_last` a norm stands before the last matrix of F, over the whole width that enters it.
 All coefficients are Python floats computed from the global layer number and depth.
 They are never buffers, which a meta-device build would wipe, and never stage-local counts,
 which pipeline parallelism would change.
@@ -47,6 +48,7 @@ class Sublayer:
     norm_q: bool = False
     norm_k: bool = False
     norm_v: bool = False
+    norm_last: bool = False
 
     @property
     def inner(self) -> tuple[Literal["q", "k", "v"], ...]:
@@ -76,8 +78,8 @@ class Layer:
     """
 
     def __post_init__(self) -> None:
-        if self.mlp.inner or self.cross.inner:
-            raise ValueError("only self-attention norms queries, keys and values")
+        if self.mlp.inner or self.cross.inner or self.cross.norm_last:
+            raise ValueError("cross-attention has no norms inside, a feed-forward none of queries")
         if self.gate and (self.attention.norm_out or self.mlp.norm_out):
             raise ValueError("a gate after a sum that is normed has no effect: norm_out excludes gate")
 
@@ -383,6 +385,17 @@ def _hybrid(depth: Depth) -> Layer:
     return Layer(attention, mlp, cross=Sublayer(norm_in=True))
 
 
+def _subln() -> Layer:
+    """x + F(LN x) whose F norms what enters its last matrix (Wang et al. 2023, Magneto)."""
+    sublayer = Sublayer(norm_in=True, norm_last=True)
+    return Layer(sublayer, sublayer, cross=Sublayer(norm_in=True))
+
+
+def _subln_gains(depth: Depth) -> Mapping[WeightRole, float]:
+    """v, o, fc1, fc2 times sqrt(ln 2N) (Wang et al. 2023, decoder-only or encoder-only)."""
+    return dict.fromkeys(("v", "o", "fc1", "fc2"), math.sqrt(math.log(2 * depth.total)))
+
+
 LAYER_ROLES: tuple[WeightRole, ...] = ("q", "k", "v", "o", "fc1", "fc2")
 _DEEPSCALE = {"k": 2.0, "alpha": 1.0}
 _DEEPSCALE_LIMITS = {"k": (1e-9, 1e9), "alpha": (0.0, 10.0)}
@@ -514,6 +527,13 @@ SCHEMES: dict[str, Scheme] = {
             "Zhuo et al. 2025",
             _hybrid,
             options={"star": False},
+        ),
+        Scheme(
+            "subln",
+            "pre-LN with a norm before each output projection too; v, o, fc1, fc2 times sqrt(ln 2N)",
+            "Wang et al. 2023",
+            lambda depth: _subln(),
+            gains=_subln_gains,
         ),
     )
 }

@@ -16,6 +16,7 @@ from transformers import PretrainedConfig
 #   R  = residual_scale * (norm_in(x) if residual_from_norm else x)
 #   x' = norm_out(R + branch_scale * b + skip_scale * x_layer)
 # Inside attention each head's queries, keys and values are normed where norm_q, norm_k, norm_v say.
+# With norm_last what enters the last matrix of F is normed.
 # Norms that are off are the identity. The depth plan lists only what differs from these values.
 SUBLAYER: dict[str, bool | float] = {
     "norm_in": False,
@@ -29,6 +30,7 @@ SUBLAYER: dict[str, bool | float] = {
     "norm_q": False,
     "norm_k": False,
     "norm_v": False,
+    "norm_last": False,
 }
 POOLINGS = ("cls", "mean")
 

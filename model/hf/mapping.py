@@ -133,6 +133,8 @@ _FATHOM: dict[str, Rule] = {
     _L + "self_attention.linear_qkv": (tuple(_A + "branch." + p + "_proj" for p in "qkv"), QKV),
     **{_L + f"self_attention.{p}_layernorm": ((_A + f"branch.{p}_norm",), PLAIN) for p in "qkv"},
     _L + "self_attention.linear_proj": ((_A + "branch.o_proj",), PLAIN),
+    _L + "self_attention.linear_proj.input_norm": ((_A + "branch.o_norm",), PLAIN),
+    _L + "mlp.linear_fc2.input_norm": ((_M + "branch.down_norm",), PLAIN),
     _L + "self_attention_branch_norm": ((_A + "norm_branch",), PLAIN),
     _L + "self_attention_output_norm": ((_A + "norm_out",), PLAIN),
     _L + "pre_mlp_layernorm": ((_M + "norm_in",), PLAIN),

@@ -73,6 +73,7 @@ class FathomAttention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, query, bias=config.bias)
         self.k_proj = nn.Linear(config.hidden_size, key, bias=config.bias)
         self.v_proj = nn.Linear(config.hidden_size, key, bias=config.bias)
+        self.o_norm = FathomNorm(config, query) if coefficients["norm_last"] else nn.Identity()
         self.o_proj = nn.Linear(query, config.hidden_size, bias=config.bias)
 
     def forward(
@@ -92,7 +93,7 @@ class FathomAttention(nn.Module):
         out_bnsd = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0, is_causal=causal
         )
-        return self.o_proj(out_bnsd.transpose(1, 2).flatten(2))
+        return self.o_proj(self.o_norm(out_bnsd.transpose(1, 2).flatten(2)))
 
 
 def visible(attention_mask: Tensor) -> Tensor:
@@ -116,9 +117,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class FathomMLP(nn.Module):
     """Feed-forward, gated or not."""
 
-    def __init__(self, config: FathomConfig) -> None:
+    def __init__(self, config: FathomConfig, coefficients: dict[str, Any]) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[config.activation]
+        self.down_norm = (
+            FathomNorm(config, config.intermediate_size) if coefficients["norm_last"] else nn.Identity()
+        )
         self.gate_proj = (
             nn.Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
             if config.activation in GATED
@@ -129,8 +133,8 @@ class FathomMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate_proj is None:
-            return self.down_proj(self.activation(self.up_proj(x)))
-        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+            return self.down_proj(self.down_norm(self.activation(self.up_proj(x))))
+        return self.down_proj(self.down_norm(self.activation(self.gate_proj(x)) * self.up_proj(x)))
 
 
 class FathomSublayer(nn.Module):
@@ -185,7 +189,7 @@ class FathomLayer(nn.Module):
         super().__init__()
         self.gate = FathomGate() if gate else nn.Identity()
         self.attention = FathomSublayer(config, FathomAttention(config, layer_idx, attention), attention)
-        self.mlp = FathomSublayer(config, FathomMLP(config), mlp)
+        self.mlp = FathomSublayer(config, FathomMLP(config, mlp), mlp)
 
     def forward(
         self, x: Tensor, mask: Tensor | None, rotation: tuple[Tensor, Tensor] | None, cache: Cache | None

@@ -97,7 +97,7 @@ class Evaluation:
             name, given = f"decoder.layers.{index}", x_bsh
             attention, mlp = (
                 partial(self._attention, layer=index, start=start, cache=cache),
-                partial(self._mlp, name=f"{name}.mlp"),
+                partial(self._mlp, name=f"{name}.mlp", normed=layer.mlp.norm_last),
             )
             x_bsh = self._sublayer(
                 x_bsh, given, layer.attention, attention, f"{name}.input_layernorm", f"{name}.self_attention"
@@ -166,13 +166,17 @@ class Evaluation:
         out = kept + c.branch_scale * b + c.skip_scale * given
         return self._norm(out, f"{prefix}_output_norm") if c.norm_out else out
 
-    def _mlp(self, u: Tensor, name: str) -> Tensor:
+    def _last(self, x: Tensor, name: str, normed: bool) -> Tensor:
+        """The last matrix of a branch, with a norm before it or not."""
+        return self._linear(self._norm(x, f"{name}.input_norm") if normed else x, name)
+
+    def _mlp(self, u: Tensor, name: str, normed: bool) -> Tensor:
         activation = ACTIVATIONS[self.config.activation]
         hidden = self._linear(u, f"{name}.linear_fc1")
         if self.config.gated:
             gate, up = hidden.chunk(2, dim=-1)
-            return self._linear(activation(gate) * up, f"{name}.linear_fc2")
-        return self._linear(activation(hidden), f"{name}.linear_fc2")
+            return self._last(activation(gate) * up, f"{name}.linear_fc2", normed)
+        return self._last(activation(hidden), f"{name}.linear_fc2", normed)
 
     def _attention(self, u: Tensor, layer: int, start: int, cache: Cache | None) -> Tensor:
         config, (b, s, _) = self.config, u.shape
@@ -200,7 +204,11 @@ class Evaluation:
         future = torch.ones(s, start + s, dtype=torch.bool).triu(start + 1)
         probabilities = scores.masked_fill(future, float("-inf")).softmax(-1)
         out = (probabilities @ v).transpose(1, 2).reshape(b, s, -1)
-        return self._linear(out, f"decoder.layers.{layer}.self_attention.linear_proj")
+        return self._last(
+            out,
+            f"decoder.layers.{layer}.self_attention.linear_proj",
+            self.plan.layers[layer].attention.norm_last,
+        )
 
     def _angles(self, start: int, length: int) -> Tensor:
         """Rotary angles [s, d], both halves alike.

@@ -19,6 +19,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from model.depth.folded import FoldedLayer, FoldedSublayer
+from model.layers.cut_norm import CutNorm
 from model.layers.residual import ResidualJoin, StreamGate
 
 
@@ -94,6 +95,16 @@ class DepthLayer(TransformerLayer):
             for parameter in norm.parameters():
                 parameter.sequence_parallel = config.tensor_model_parallel_size > 1
             setattr(self.self_attention, f"{role}_layernorm", norm)
+        for part, linear, width in (
+            (
+                plan.attention,
+                self.self_attention.linear_proj,
+                config.num_attention_heads * config.kv_channels,
+            ),
+            (plan.mlp, self.mlp.linear_fc2, config.ffn_hidden_size),
+        ):
+            if part.norm_last:
+                linear.input_norm = CutNorm(config, width, self.self_attention.pg_collection.tp)
         self.gated = plan.gate
         if self.gated:
             self.gpas = StreamGate(config.params_dtype, sequence_parallel=config.sequence_parallel)

@@ -33,7 +33,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.depth.folded import FoldedLayer, FoldedSublayer
 from model.layers.layer import DepthLayer, DepthLayerSubmodules
@@ -99,6 +99,15 @@ class TERow(TERowParallelLinear):
             # Transformer Engine adds the bias of a row-parallel layer after the reduction
             # over ranks; here there is none.
             self.gemm_bias_unfused_add = False
+        self.input_norm: nn.Module | None = None
+        """Of what enters, where the layer has set one."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x: [s, b, in / TP] -> ([s, b, out], bias if it is left to the caller)."""
+        out: tuple[Tensor, Tensor | None] = super().forward(
+            x if self.input_norm is None else self.input_norm(x)
+        )
+        return out
 
 
 class TEAttention(TEDotProductAttention):

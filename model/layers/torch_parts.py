@@ -122,8 +122,15 @@ class RowLinear(RowParallelLinear):
     Without tensor parallelism the bias goes into the matrix product instead of to the caller.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.input_norm: nn.Module | None = None
+        """Of what enters, where the layer has set one."""
+
     def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
         """input_: [s, b, in / TP] -> ([s, b, out], bias if it is left to the caller)."""
+        if self.input_norm is not None:
+            input_ = self.input_norm(input_)
         if self.tp_group.size() > 1:
             return super().forward(input_)
         if torch.compiler.is_compiling():  # every caller takes the bias of these

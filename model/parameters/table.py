@@ -226,6 +226,9 @@ def _layer(config: ModelConfig, parts: list[_Part], plan: Layer, index: int) -> 
             for role in at.inner if linear.role is Role.QKV else ():
                 name = f"{prefix}{part.module}.{role}_layernorm"
                 yield from _norm(config, name, "decoder", *where, width=config.kv_channels)
+            if at.norm_last and linear.cut is ROWS:
+                name = f"{prefix}{part.module}.{linear.name}.input_norm"
+                yield from _norm(config, name, "decoder", *where, width=linear.shape[1], cut=COLUMNS)
         if at.norm_branch:
             yield from _norm(config, f"{prefix}{part.module}_branch_norm", "decoder", *where)
         if at.norm_out:
@@ -269,6 +272,7 @@ def _norm(
     layer: int | None = None,
     sublayer: SublayerName | None = None,
     width: int | None = None,
+    cut: Cut | None = None,
     *,
     in_stream: bool = False,
 ) -> Iterator[Row]:
@@ -281,5 +285,6 @@ def _norm(
             stack=stack,
             layer=layer,
             sublayer=sublayer,
+            cut=cut,
             in_stream=in_stream,
         )

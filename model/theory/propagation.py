@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from model.depth.scheme import Layer, WeightRole
+from model.depth.scheme import Layer, Sublayer, WeightRole
 from model.theory.correlation import product_moment, second_moment, slope_moment
 from model.theory.recursion import AttentionLaw, Sizes
 from model.theory.step import Branch, Step, Stream, sublayer_step
@@ -27,27 +27,44 @@ def attention_branch(
     weights: WeightVariances,
     sizes: Sizes,
     attention: AttentionLaw,
-    inner: Sequence[str] = (),
+    plan: Sublayer = Sublayer(),  # noqa: B008 - frozen
 ) -> Branch:
     """Attention block on input u (derived).
 
-    inner: which of q, k and v are normed, to unit variance.
+    plan: whether q, k, v and what enters the output projection are normed, to unit variance.
     Gradients through a norm are divided by what it divides; those along it are one in a head's
     width and are neglected.
     """
     q, k, v = (
-        1.0 if role in inner else sizes.hidden * weights[role] * u.variance for role in ("q", "k", "v")
+        1.0 if role in plan.inner else sizes.hidden * weights[role] * u.variance for role in ("q", "k", "v")
     )
     out = attention(u.correlation, q * k)
-    gain = v * sizes.inner * weights["o"]
+    context = Stream(out.second, out.covariance, out.late).times(v)
+    gain = sizes.inner * weights["o"]
+    backward = gain * v / (u.variance or 1.0) * (out.late_value + out.late_query)
+    if plan.norm_last and context.late:
+        # Each token is divided by its own size, which falls with its position.
+        # Between the mean of all and that of late ones lies what a pair's are like.
+        size = math.sqrt(context.variance * context.late)
+        normed = Stream(1.0, min(1.0, context.covariance / size), 1.0)
+    else:
+        normed = context
     return Branch(
-        Stream(out.second, out.covariance, out.late).times(gain),
-        gain / (u.variance or 1.0) * (out.late_value + out.late_query),
+        normed.times(gain),
+        backward / context.late if plan.norm_last and context.late else backward,
     )
 
 
-def feed_forward_branch(u: Stream, weights: WeightVariances, sizes: Sizes) -> Branch:
-    """Feed-forward block on input u: Kedia et al. 2024 for ReLU, derived for the others."""
+def feed_forward_branch(
+    u: Stream,
+    weights: WeightVariances,
+    sizes: Sizes,
+    plan: Sublayer = Sublayer(),  # noqa: B008 - frozen
+) -> Branch:
+    """Feed-forward block on input u: Kedia et al. 2024 for ReLU, derived for the others.
+
+    plan: whether the hidden layer is normed. A LayerNorm takes away what all tokens share.
+    """
     pre, pre_late = (sizes.hidden * weights["fc1"] * variance for variance in (u.variance, u.late))
     output = Stream(
         second_moment(sizes.activation, pre),
@@ -57,7 +74,13 @@ def feed_forward_branch(u: Stream, weights: WeightVariances, sizes: Sizes) -> Br
     backward = (
         sizes.hidden * weights["fc2"] * sizes.ffn * weights["fc1"] * slope_moment(sizes.activation, pre_late)
     )
-    return Branch(output.times(sizes.ffn * weights["fc2"]), backward)
+    if plan.norm_last:
+        shared, shared_late = (
+            product_moment(sizes.activation, one, 0.0) if sizes.centred else 0.0 for one in (pre, pre_late)
+        )
+        output = Stream(output.variance - shared, output.covariance - shared, output.late - shared_late)
+        backward /= output.late or 1.0
+    return Branch(output.normed(plan.norm_last).times(sizes.ffn * weights["fc2"]), backward)
 
 
 def backward_factor(steps: Sequence[Step]) -> float:
@@ -122,7 +145,7 @@ def propagate(
             weights=weight,
             sizes=sizes,
             attention=attention,
-            inner=layer.attention.inner,
+            plan=layer.attention,
         )
         attended = sublayer_step(stream, stream, 1.0, layer.attention, attend, p)
         after = sublayer_step(
@@ -130,7 +153,7 @@ def propagate(
             stream,
             attended.layer_share,
             layer.mlp,
-            partial(feed_forward_branch, weights=weight, sizes=sizes),
+            partial(feed_forward_branch, weights=weight, sizes=sizes, plan=layer.mlp),
             p,
         )
         stream = after.stream

@@ -117,6 +117,8 @@ class Sizes:
     """Of the feed-forward, one of gate and up."""
     activation: str
     """By name."""
+    centred: bool = True
+    """Norms take the mean away."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from model.config import ModelConfig
 from model.depth.scheme import LAYER_ROLES, SCHEMES, WeightRole
 from model.errors import UserError
+from model.norms import NORMS
 from model.theory.correlation import stream_correlation, zipf_correlation
 from model.theory.recursion import Sizes, causal_attention, deepscale_plan, published_attention
 
@@ -37,6 +38,7 @@ def stack_sizes(config: ModelConfig) -> Sizes:
         config.num_attention_heads * config.kv_channels,
         config.ffn_size,
         config.activation,
+        NORMS[config.normalization].centred,
     )
 
 

@@ -176,6 +176,7 @@ def _two_models() -> list[Case]:
         Case("DP2, ZeRO-3, branch warm-up", 2, THREE, schedule=WARMING),
         Case("DP2, ZeRO-3, gpas", 2, THREE, given(scheme="gpas")),
         Case("TP2, hybridnorm", 2, TP, given(scheme="hybridnorm")),
+        Case("TP2, GQA rotary SwiGLU RMSNorm, subln", 2, TP, LLAMA | given(scheme="subln")),
     ]
 
 

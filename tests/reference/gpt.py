@@ -28,6 +28,7 @@ from tests.reference import (
     post_ln,
     pre_ln,
     spannorm,
+    subln,
 )
 from tests.reference.parts import Drop, Options, Weights, keep, norm
 
@@ -44,12 +45,18 @@ HYBRID = {
     "pre_mlp_layernorm": "ln2",
     **{f"self_attention.{role}_layernorm": f"n{role}" for role in ("q", "k", "v")},
 }
+SUBLN = {
+    **PRE,
+    "self_attention.linear_proj.input_norm": "no",
+    "mlp.linear_fc2.input_norm": "nfc2",
+}
 ALIKE: dict[str, Mapping[str, str]] = {
     "pre_ln": PRE,
     "deepscalelm_pre_ln": PRE,
     "layernorm_scaling": PRE,
     "peri_ln": PERI,
     "gpas": PRE,
+    "subln": SUBLN,
 }
 """Schemes other than post-norm ones whose layers have the same norms."""
 
@@ -176,6 +183,7 @@ FAMILIES: dict[str, Family] = {
             x, _layers(w, s), o, star=bool(s.options.get("star", False)), trace=t
         ),
     ),
+    "subln": Family(False, True, lambda w, s, x, o, t: subln.stack(x, _layers(w, s), o, trace=t)),
     "keel": Family(
         False,
         False,
@@ -265,7 +273,9 @@ def parameter_shapes(
     for index in range(shape.num_layers):
         norms = norms_of(shape.scheme, index, shape.num_layers, shape.options)
         for name in norms:
-            width = d if name.startswith("self_attention.") else hidden
+            width = d if name.endswith("_layernorm") and name.startswith("self_attention.") else hidden
+            if name.endswith(".input_norm"):
+                width = matrices[name.removesuffix(".input_norm")][1]
             out |= {f"decoder.layers.{index}.{name}.{kind}": (width,) for kind in ln_kinds}
         if shape.scheme == "gpas":
             out[f"decoder.layers.{index}.gpas.gate"] = (1,)

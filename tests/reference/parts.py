@@ -5,7 +5,8 @@ Tensors are [batch, tokens, width], weights are [out, in] as in torch. Everythin
 A layer is a dict of tensors: q, k, v, o, fc1, fc2.
 Where there are biases, they are bq, bk, bv, bo, bfc1, bfc2.
 A norm called `ln1` has its gain under `ln1` and, for LayerNorm, its bias under `ln1_b`.
-Norms of every head's queries, keys and values are nq, nk and nv.
+Norms of every head's queries, keys and values are nq, nk and nv,
+those of what enters o and fc2 are no and nfc2.
 A gated fc1 is [gate; up].
 """
 
@@ -123,9 +124,10 @@ def attention(
         if hidden is not None:
             scores = scores.masked_fill(hidden, -math.inf)
     context = options.drop_attention(torch.softmax(scores, dim=-1)) @ v
-    return linear(
-        context.transpose(1, 2).reshape(b, t, -1), weights[prefix + "o"], weights.get(prefix + "bo")
-    )
+    context = context.transpose(1, 2).reshape(b, t, -1)
+    if prefix + "no" in weights:
+        context = norm(context, weights, prefix + "no", options)
+    return linear(context, weights[prefix + "o"], weights.get(prefix + "bo"))
 
 
 def activate(x: Tensor, name: str) -> Tensor:
@@ -146,4 +148,6 @@ def activate(x: Tensor, name: str) -> Tensor:
 def feed_forward(u: Tensor, weights: Weights, options: Options) -> Tensor:
     """fc2(activation(fc1 u))."""
     hidden = activate(linear(u, weights["fc1"], weights.get("bfc1")), options.activation)
+    if "nfc2" in weights:
+        hidden = norm(hidden, weights, "nfc2", options)
     return linear(hidden, weights["fc2"], weights.get("bfc2"))

@@ -53,6 +53,7 @@ def post_ln_obstacle(plan: DepthPlan) -> str | None:
             (sublayer.norm_in and not sublayer.residual_from_norm, "takes its residual before the norm"),
             (sublayer.norm_branch, "has a norm after its branch"),
             (bool(sublayer.inner), "norms its queries, keys or values"),
+            (sublayer.norm_last, "norms what enters its last matrix"),
             (sublayer.skip_scale != 0, "adds the layer's input a second time"),
             (not sublayer.residual_scale > 0, f"scales its residual by {sublayer.residual_scale}"),
             (kind == "mlp" and not sublayer.norm_out, "has no norm after the residual sum"),

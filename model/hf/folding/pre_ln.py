@@ -69,6 +69,7 @@ def pre_ln_obstacle(plan: DepthPlan) -> str | None:
             (not sublayer.norm_in, "has no norm before its branch"),
             (sublayer.norm_branch, "has a norm after its branch"),
             (bool(sublayer.inner), "norms its queries, keys or values"),
+            (sublayer.norm_last, "norms what enters its last matrix"),
             (sublayer.norm_out, "has a norm after the residual sum"),
             (sublayer.residual_from_norm, "takes its residual after a norm"),
             (sublayer.skip_scale != 0, "adds the layer's input a second time"),

@@ -37,6 +37,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "spannorm": {"position": "none"},
     "keel": {"normalization": "rmsnorm"},
     "gpas": {"position": "rotary"},
+    "subln": {"activation": "swiglu", "num_query_groups": 2},
     "hybridnorm": {"position": "rotary", "normalization": "rmsnorm", "num_query_groups": 2},
     "pre_ln": {},
     "deepscalelm_post_ln": {},

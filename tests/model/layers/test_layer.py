@@ -28,6 +28,7 @@ from tests.reference import (
     post_ln,
     pre_ln,
     spannorm,
+    subln,
 )
 from tests.reference.parts import Options
 
@@ -46,6 +47,7 @@ STACKS: dict[str, Any] = {
     "keel": keel.stack,
     "gpas": gpas.stack,
     "hybridnorm": hybridnorm.stack,
+    "subln": subln.stack,
 }
 
 
@@ -131,7 +133,7 @@ def test_stack_equals_reference(scheme: str, causal: bool) -> None:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("scheme", ["b2t", "deepscalelm_pre_ln", "peri_ln"])
+@pytest.mark.parametrize("scheme", ["b2t", "deepscalelm_pre_ln", "peri_ln", "subln"])
 def test_kinds_of_parts(scheme: str, options: dict[str, Any]) -> None:
     stack = build(scheme, **options)
     layers = reference_weights(stack, scheme)

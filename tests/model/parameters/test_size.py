@@ -44,6 +44,7 @@ def config(**changes: Any) -> ModelConfig:
         ("keel", 4 * L - 1),
         ("gpas", 2 * L + 1),
         ("hybridnorm", L + 1),
+        ("subln", 7 * L + 1),  # one of them over the hidden layer of the feed-forward, 4 H wide
     ],
 )
 def test_every_scheme_against_its_norms_counted_by_hand(scheme: str, norms: int) -> None:

@@ -311,6 +311,8 @@ def _simulate(config: ModelConfig, length: int, seeds: int) -> oracle.Measured:
         ("keel", "scheme", {}, 96, 0.04),
         ("keel", "scheme", {"alpha": 4.0}, 96, 0.04),
         ("hybridnorm", "scheme", {}, 256, 0.04),
+        ("subln", "scheme", {}, 96, 0.04),
+        ("subln", "normal", {}, 96, 0.04),
         ("hybridnorm", "normal", {"star": True}, 96, 0.04),
         ("pre_ln", "normal", {}, 96, 0.04),
     ],

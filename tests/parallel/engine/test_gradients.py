@@ -25,7 +25,7 @@ from tests.parallel.training import batches_of, engine_of, given, run_config, tr
 from tests.rows import local_parameter
 
 SP = given(tensor=2, sequence_parallel=True)
-NORM = re.compile(r"(^embedding\.norm|_layernorm|_norm)\.(weight|bias)$|\.gpas\.gate$")
+NORM = re.compile(r"(^embedding\.norm|_layernorm|(?<!\.input)_norm)\.(weight|bias)$|\.gpas\.gate$")
 ROW_BIAS = re.compile(r"(linear_proj|linear_fc2)\.bias$")
 DROPOUT = given(hidden_dropout=0.1, attention_dropout=0.1)
 
