@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attri
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
+from model.layers.residual import meta_device
 from model.layers.torch_parts import Norm
 
 
@@ -41,8 +41,7 @@ class CutNorm(Norm):
     """
 
     def __init__(self, config: TransformerConfig, width: int, group: Any) -> None:
-        meta = getattr(config, "init_model_with_meta_device", False)
-        with torch.device("meta") if meta else contextlib.nullcontext():
+        with meta_device(config):
             super().__init__(config, width // group.size(), config.layernorm_epsilon)
         self.width, self.group = width, group
         for parameter in self.parameters():

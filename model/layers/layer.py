@@ -107,7 +107,7 @@ class DepthLayer(TransformerLayer):
                 linear.input_norm = CutNorm(config, width, self.self_attention.pg_collection.tp)
         self.gated = plan.gate
         if self.gated:
-            self.gpas = StreamGate(config.params_dtype, sequence_parallel=config.sequence_parallel)
+            self.gpas = StreamGate(config)
         # A first linear layer that norms its input itself hands the normed input over
         # where the residual is taken from there.
         self.normed_by_qkv = hasattr(self.self_attention.linear_qkv, "take_normed")

@@ -4,12 +4,20 @@ monitors can hook and a fused kernel can replace."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 
 from model.depth.folded import FoldedSublayer
+
+
+def meta_device(config: TransformerConfig) -> AbstractContextManager[Any]:
+    """Inside it tensors have no memory, where the whole model is built so."""
+    return torch.device("meta") if config.init_model_with_meta_device else nullcontext()
 
 
 def add_scaled(a: Tensor, b: Tensor, scale: float | Tensor) -> Tensor:
@@ -57,14 +65,15 @@ class StreamGate(nn.Module):
     """x - silu(g) stopgrad(x): the stream shrinks on its way up, its gradient does not.
 
     Gradient-preserving activation scaling (Chen et al. 2025), g one learned scalar.
-    sequence_parallel: the stream is cut along the sequence over tensor-parallel ranks, which makes
-    the gradients of g partial sums.
+    Where the stream is cut along the sequence over tensor-parallel ranks, gradients of g are
+    partial sums.
     """
 
-    def __init__(self, dtype: torch.dtype, *, sequence_parallel: bool = False) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.gate = nn.Parameter(torch.zeros(1, dtype=dtype))
-        self.gate.sequence_parallel = sequence_parallel  # type: ignore[attr-defined]
+        with meta_device(config):
+            self.gate = nn.Parameter(torch.zeros(1, dtype=config.params_dtype))
+        self.gate.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [s, b, h] -> the same shape and format."""

@@ -57,6 +57,9 @@ class Tolerance:
 # In ten steps at lr 1e-3 a weight travels up to 1e-2.
 # The parameters may differ by a two-hundredth of that.
 FP32 = Tolerance(loss=1e-6, norm=1e-6, parameters=5e-5)
+# Sub-LN's branches are large and its gradient is steep over depth: rounding shows more,
+# without any tensor parallelism too.
+STEEP = Tolerance(loss=1e-6, norm=4e-6, parameters=5e-5)
 # bf16 has 8 bits: one rounding that falls the other way is 4e-3 of a weight near 1.
 # Sums over tensor-parallel ranks are rounded to bf16.
 HALF = Tolerance(loss=2e-3, norm=3e-2, parameters=4e-2)
@@ -79,7 +82,9 @@ class Case:
 
     @property
     def tolerance(self) -> Tolerance:
-        return HALF if self.train.get("precision") == "bf16" else FP32
+        if self.train.get("precision") == "bf16":
+            return HALF
+        return STEEP if self.model.get("scheme") == "subln" else FP32
 
     def config(self) -> RunConfig:
         return run_config(
