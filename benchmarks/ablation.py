@@ -26,12 +26,12 @@ from benchmarks.turns import allocator, ratio_table, spread, turns
 from parallel.engine.deepspeed_api import weights_cut_anew
 
 if TYPE_CHECKING:
-    from model.families.gpt import GPT
+    from model.network.language_model import LanguageModel
 
 ALL = "Fathom as it is"
 
 
-def _torch_loss(self: GPT, labels: Tensor, logits: Tensor) -> Tensor:
+def _torch_loss(self: LanguageModel, labels: Tensor, logits: Tensor) -> Tensor:
     logits_nv = logits[..., : self.true_vocab].float().flatten(0, 1)
     return (
         F.cross_entropy(logits_nv, labels.t().flatten(), reduction="none")
@@ -46,9 +46,9 @@ def _deepspeed_slices(contestant: Fathom) -> AbstractContextManager[object]:
 
 
 def _torch_cross_entropy(contestant: Fathom) -> AbstractContextManager[object]:
-    from model.families.gpt import GPT
+    from model.network.language_model import LanguageModel
 
-    return patch.object(GPT, "compute_language_model_loss", _torch_loss)
+    return patch.object(LanguageModel, "losses", _torch_loss)
 
 
 def _attention_in_place(contestant: Fathom) -> AbstractContextManager[object]:

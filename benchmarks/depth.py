@@ -36,15 +36,17 @@ def actions_of(engine: Engine, repeats: int, folder: Path) -> dict[str, Callable
     """
     from model.layers.layer import DepthLayer
     from parallel.checkpoint.writer import prune, save
+    from pretrain.data.samples import next_tokens
+    from pretrain.tasks.causal_lm import CAUSAL_LM
     from pretrain.train.callbacks.signal.hooks import LayerHooks
-    from pretrain.train.loop import forward_step
+    from pretrain.train.steps import training_step
 
-    batches = [torch.randint(0, 500, (BATCH, SEQ + 1))]
+    batches = [next_tokens(torch.randint(0, 500, (BATCH, SEQ + 1)))]
     layers = [module for module in engine.chunks[0].modules() if isinstance(module, DepthLayer)]
     saved = [0]
 
     def step() -> None:
-        engine.train_step(forward_step, lambda: iter(batches), 1)
+        engine.train_step(training_step(CAUSAL_LM), lambda: iter(batches), 1)
 
     def watched() -> None:
         hooks = LayerHooks()

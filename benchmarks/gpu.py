@@ -125,20 +125,22 @@ def gpu_intervals(profile: torch.profiler.profile) -> list[tuple[float, float]]:
 def measure(case: Case, steps: int) -> dict[str, object]:
     """One case in this process, on the current GPU."""
     from parallel.launch.one_process import single_process
+    from pretrain.data.samples import next_tokens
+    from pretrain.tasks.causal_lm import CAUSAL_LM
     from pretrain.train.build import build_engine
-    from pretrain.train.loop import forward_step
+    from pretrain.train.steps import training_step
 
     config = case.config()
     begin = time.perf_counter()
     engine = build_engine(config, single_process())
     build = time.perf_counter() - begin
-    batches = random_batches(case, config.model.vocab_size or 0)
+    batches = [next_tokens(tokens) for tokens in random_batches(case, config.model.vocab_size or 0)]
     engine.set_lr(1e-5)
 
     def step() -> float:
         torch.cuda.synchronize()
         begin = time.perf_counter()
-        result = engine.train_step(forward_step, lambda: iter(batches), len(batches))
+        result = engine.train_step(training_step(CAUSAL_LM), lambda: iter(batches), len(batches))
         torch.cuda.synchronize()
         if not result.applied:
             raise RuntimeError(f"a step was skipped: loss {result.loss}, gradient norm {result.grad_norm}")

@@ -81,9 +81,11 @@ def rank_main(case: Case, rank: int, port: int, out: Path) -> None:
     from parallel.launch.process_group import init_process_group, open_store
     from parallel.launch.ranks import RankInfo
     from parallel.topology import Topology
+    from pretrain.data.samples import next_tokens
+    from pretrain.tasks.causal_lm import CAUSAL_LM
     from pretrain.train.build import build_engine
     from pretrain.train.checks.feasibility import fit_processes
-    from pretrain.train.loop import forward_step
+    from pretrain.train.steps import training_step
 
     config = run_config(case)
     layout = fit_processes(config, WORLD)
@@ -106,8 +108,10 @@ def rank_main(case: Case, rank: int, port: int, out: Path) -> None:
     vocab = config.model.vocab_size or 0
     for _ in range(3):
         engine.train_step(
-            forward_step,
-            lambda: iter([torch.randint(0, vocab, (case["micro"], case["seq"] + 1)) for _ in range(2)]),
+            training_step(CAUSAL_LM),
+            lambda: iter(
+                [next_tokens(torch.randint(0, vocab, (case["micro"], case["seq"] + 1))) for _ in range(2)]
+            ),
             2,
         )
     out.write_text(json.dumps({"growth": resident("VmHWM") - before, "built": built - before}))

@@ -340,9 +340,12 @@ class Fathom:
 
     def step(self, tokens: Tensor) -> float:
         """One optimizer step."""
-        from pretrain.train.loop import forward_step
+        from pretrain.data.samples import next_tokens
+        from pretrain.tasks.causal_lm import CAUSAL_LM
+        from pretrain.train.steps import training_step
 
-        loss = self.engine.train_step(forward_step, lambda: iter(tokens), len(tokens)).loss
+        batches = [next_tokens(part) for part in tokens]
+        loss = self.engine.train_step(training_step(CAUSAL_LM), lambda: iter(batches), len(batches)).loss
         if self.compiled and (graphs := torch._dynamo.utils.counters["stats"]["unique_graphs"]) != 1:
             raise RuntimeError(f"{graphs} compilations instead of one for all layers")
         return loss

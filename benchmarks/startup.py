@@ -23,7 +23,7 @@ from benchmarks.results import write_results
 
 if TYPE_CHECKING:  # what the child imports is part of what is timed
     from model.config import ModelConfig
-    from model.families.gpt import GPT
+    from model.network.language_model import LanguageModel
     from parallel.engine.engine import Engine
     from parallel.topology import Topology
 
@@ -51,30 +51,32 @@ def parts(layers: int, hidden: int, data: Path) -> dict[str, dict[str, float]]:
 
     load_libraries()
     import pretrain.train.build as build
-    from model.families.gpt import GPT
     from model.layers.transformer_config import transformer_config
+    from model.network.language_model import LanguageModel
     from parallel.launch.one_process import single_process
     from pretrain.config.schema import Corpus
     from pretrain.data.blend import open_blend
-    from pretrain.train.loop import forward_step
+    from pretrain.data.samples import next_tokens
+    from pretrain.tasks.causal_lm import CAUSAL_LM
+    from pretrain.train.steps import training_step
 
     mark()
     with collector_at_rest():
         topology = single_process()
         mark()
         blend = open_blend([Corpus(path=str(data))], "train", SEQ, 0, None)
-        batches = [blend.batch(range(BATCH))]
+        batches = [next_tokens(blend.batch(range(BATCH)))]
         mark()
         model = model_of(layers, hidden)
         config = transformer_config(model, dtype=torch.float32, on_cpu=True, **topology.core_fields())
-        chunk = GPT(model, config, seq_length=SEQ)
+        chunk = LanguageModel(model, config, seq_length=SEQ)
         mark()
         named = build.named_parameters(chunk, 0, 1)
         build.initialize_(((one.name, one.parameter, one.shard) for one in named), model, SEQ, 1)
         mark()
         engine = engine_of(chunk, topology)
     mark()
-    engine.train_step(forward_step, lambda: iter(batches), 1)
+    engine.train_step(training_step(CAUSAL_LM), lambda: iter(batches), 1)
     mark()
     return {
         name: {"seconds": b[0] - a[0], "cpu": b[1] - a[1]}
@@ -96,7 +98,7 @@ def model_of(layers: int, hidden: int) -> ModelConfig:
     )
 
 
-def engine_of(chunk: GPT, topology: Topology) -> Engine:
+def engine_of(chunk: LanguageModel, topology: Topology) -> Engine:
     """The engine of a whole model."""
     import torch
 

@@ -6,6 +6,7 @@ Its cross-checks live beside the fields they protect.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from model.depth.plan import DepthPlan
 from model.depth.scheme import SCHEMES, scheme_names
 from model.depth.transfer import Reach
+from model.families.family import Family, Stack
+from model.families.table import DEFAULT_FAMILY, FAMILIES, OWN_SETTINGS, summaries
 from model.norms import NORMS
 from model.words import printable
 
@@ -54,6 +57,13 @@ class InitConfig(Strict):
         description="Token correlation r0 of the word embedding that DeepScaleLM's recursion starts from: "
         "a number (`fathom data prepare` prints the one of your corpus), "
         "or `zipf` for the value Zipf's law gives for the vocabulary size.",
+    )
+    mask_token_share: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Share of the model's input that is the mask token, which DeepScaleLM's recursion "
+        "counts as one word; null: what the task hides, or none.",
     )
     causal_correction: bool = Field(
         True,
@@ -135,8 +145,12 @@ def _written(value: float | str) -> str:
 
 
 class ModelConfig(Strict):
-    """A GPT-style decoder. Sizes are whole-model sizes, never per-rank ones."""
+    """A model. Sizes are whole-model sizes, never per-rank ones."""
 
+    family: str = Field(
+        DEFAULT_FAMILY,
+        description=f"What the model is made of. {summaries()}.",
+    )
     scheme: str = Field(
         "deepscalelm_pre_ln",
         description="Depth scheme: norm positions, residual constants and weight gains, by name.",
@@ -194,6 +208,14 @@ class ModelConfig(Strict):
     )
     rotary_base: int = Field(10000, ge=1, le=10**12, description="Base period of rotary embeddings.")
     tie_embeddings: bool = Field(True, description="Use the word embedding as output projection.")
+    token_types: Literal[0, 2] = Field(
+        0,
+        description="Rows of a table of token types beside those of words and positions; 0: no table. "
+        "Samples are then cut in two at a random place.",
+    )
+    embedding_norm: bool | None = Field(
+        None, description="A norm on the embedding; null leaves it to the scheme."
+    )
     bias: bool = Field(True, description="Biases in all linear layers of the stack.")
     logit_bias: bool = Field(
         False,
@@ -216,6 +238,11 @@ class ModelConfig(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
+        if self.family not in FAMILIES:
+            raise ValueError(
+                f"model.family={printable(repr(self.family), 60)} is not a family; "
+                f"choose one of {', '.join(FAMILIES)}"
+            )
         if self.scheme not in SCHEMES:
             raise ValueError(
                 f"model.scheme={printable(repr(self.scheme), 60)} is not a scheme; "
@@ -223,6 +250,7 @@ class ModelConfig(Strict):
             )
         self.depth_plan()  # refuses options and depths that have no constants
         self._check_init_is_read()
+        self._check_family_reads()
         self._check_unigram()
         if self.position != "rotary" and self.rotary_base != ModelConfig.model_fields["rotary_base"].default:
             raise ValueError(
@@ -251,14 +279,14 @@ class ModelConfig(Strict):
 
         Defaults pass: a written-out configuration holds them.
         """
-        if self.init.base == "scheme" and SCHEMES[self.scheme].base == "deepscale":
+        if self.plans_correlation:
             if self.init.token_correlation == 0 and not self.init.causal_correction:
                 raise ValueError(
                     "model.init.token_correlation=0 gives infinite weights with "
                     "model.init.causal_correction=false: give a positive number"
                 )
             return
-        for name in ("token_correlation", "causal_correction"):
+        for name in ("token_correlation", "mask_token_share", "causal_correction"):
             value, default = getattr(self.init, name), InitConfig.model_fields[name].default
             if value != default:
                 raise ValueError(
@@ -268,9 +296,22 @@ class ModelConfig(Strict):
                     "deepscalelm_post_ln with model.init.base=scheme"
                 )
 
+    def _check_family_reads(self) -> None:
+        for name in OWN_SETTINGS:
+            value = getattr(self, name)
+            if name not in self.blueprint.settings and value != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"model.{name}={_written(value)} has no effect with model.family={self.family}: remove it"
+                )
+        if not self.init.causal_correction and not self.stack.causal:
+            raise ValueError(
+                f"model.init.causal_correction=false has no effect with model.family={self.family}, "
+                "which has no causal mask: remove it"
+            )
+
     def _check_unigram(self) -> None:
         """Refuses `init.unigram` where no initial value can make the logits a constant."""
-        if not self.init.unigram or self.logit_bias:
+        if not self.init.unigram or self.biased_logits:
             return
         for present, problem in (
             (not self.tie_embeddings, "model.tie_embeddings=false"),
@@ -285,7 +326,8 @@ class ModelConfig(Strict):
 
     def depth_plan(self) -> DepthPlan:
         """What the scheme makes of every layer. Raises ValueError on options out of range."""
-        return DepthPlan.of(self.scheme, self.num_layers, self.scheme_options, reach=self.reach)
+        plan = DepthPlan.of(self.scheme, self.num_layers, self.scheme_options, reach=self.reach)
+        return plan if self.embedding_norm is None else replace(plan, embedding_norm=self.embedding_norm)
 
     @property
     def reach(self) -> Reach | None:
@@ -315,6 +357,27 @@ class ModelConfig(Strict):
         With transfer they are divided by the head width, and equal at the base.
         """
         return math.sqrt((self.transfer.base_head_dim or self.kv_channels) / self.kv_channels)
+
+    @property
+    def blueprint(self) -> Family:
+        """What the family says of its models."""
+        return FAMILIES[self.family]
+
+    @property
+    def stack(self) -> Stack:
+        """The stack that all layers are in."""
+        (stack,) = self.blueprint.stacks
+        return stack
+
+    @property
+    def biased_logits(self) -> bool:
+        """Whether logits have a bias."""
+        return self.logit_bias or self.blueprint.head.transform
+
+    @property
+    def plans_correlation(self) -> bool:
+        """Whether initial weights follow from the token correlation of the embedding."""
+        return self.init.base == "scheme" and SCHEMES[self.scheme].base == "deepscale"
 
     @property
     def groups(self) -> int:

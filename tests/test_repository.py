@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
 
 from model.depth.scheme import SCHEMES
+from model.families.table import FAMILIES
+from pretrain.tasks.table import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("model", "parallel", "pretrain", "tools")
@@ -36,30 +38,42 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
             yield node
 
 
-def mentions_scheme_name(node: ast.expr) -> bool:
-    """Whether a side of a comparison is the name of a scheme, or a literal collection with one."""
+def files_of(folder: str) -> list[Path]:
+    return [path.relative_to(ROOT) for path in (ROOT / folder).glob("*.py")]
+
+
+TABLES: dict[str, tuple[Collection[str], Collection[Path]]] = {
+    "scheme": (SCHEMES, [Path("model/depth/scheme.py")]),
+    "family": (FAMILIES, files_of("model/families")),
+    "task": (TASKS, files_of("pretrain/tasks")),
+}
+"""Of what is chosen by name: the names, and the files that may ask for them."""
+
+
+def mentions(node: ast.expr, names: Collection[str]) -> bool:
+    """Whether a side of a comparison is one of the names, or a literal collection with one."""
     return any(
-        isinstance(inner, ast.Constant) and inner.value in SCHEMES
+        isinstance(inner, ast.Constant) and inner.value in names
         for inner in ast.walk(node)
         if isinstance(getattr(inner, "value", None), str)
     )
 
 
-def scheme_branches(tree: ast.AST) -> list[int]:
-    """Lines that compare something called `scheme` with text, or anything with a scheme's name."""
-    lines = []
+def branches(tree: ast.AST, kind: str) -> list[int]:
+    """Lines that compare something called `kind` with text, or anything with one of its names."""
+    lines, names = [], TABLES[kind][0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
             named = any(
-                (isinstance(side, ast.Name) and side.id == "scheme")
-                or (isinstance(side, ast.Attribute) and side.attr == "scheme")
+                (isinstance(side, ast.Name) and side.id == kind)
+                or (isinstance(side, ast.Attribute) and side.attr == kind)
                 for side in sides
             )
             text = any(isinstance(side, ast.Constant) and isinstance(side.value, str) for side in sides)
-            if (named and text) or any(mentions_scheme_name(side) for side in sides):
+            if (named and text) or any(mentions(side, names) for side in sides):
                 lines.append(node.lineno)
-        if isinstance(node, ast.MatchValue) and mentions_scheme_name(node.value):
+        if isinstance(node, ast.MatchValue) and mentions(node.value, names):
             lines.append(node.lineno)
     return lines
 
@@ -84,14 +98,15 @@ def test_no_function_is_too_long() -> None:
     assert not long
 
 
-def test_schemes_are_data() -> None:
-    branches = {
+@pytest.mark.parametrize("kind", TABLES)
+def test_what_is_chosen_by_name_is_data(kind: str) -> None:
+    found = {
         str(path.relative_to(ROOT)): lines
         for path in sources((*PACKAGES, "benchmarks"))
-        if path != ROOT / "model" / "depth" / "scheme.py"
-        and (lines := scheme_branches(ast.parse(path.read_text(encoding="utf-8"))))
+        if path.relative_to(ROOT) not in TABLES[kind][1]
+        and (lines := branches(ast.parse(path.read_text(encoding="utf-8")), kind))
     }
-    assert not branches
+    assert not found
 
 
 @pytest.mark.parametrize(
@@ -107,7 +122,7 @@ def test_schemes_are_data() -> None:
     ],
 )
 def test_the_search_for_branches_finds_branches(code: str, found: bool) -> None:
-    assert bool(scheme_branches(ast.parse(code))) is found
+    assert bool(branches(ast.parse(code), "scheme")) is found
 
 
 def test_ranks_exchange_no_objects() -> None:

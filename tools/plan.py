@@ -132,7 +132,9 @@ def plan(
     parallel = config.parallel
     world = gpus or parallel.processes or parallel.tensor * parallel.pipeline * parallel.context
     budget = tokens or config.train.steps * work.batch * work.seq_length
-    flops = flops_per_token(model, work.seq_length, recompute=parallel.recompute.granularity)
+    flops = flops_per_token(
+        model, work.seq_length, recompute=parallel.recompute.granularity, targets=work.targets
+    )
     try:
         own: Row | Impossible = _row(configured(config, work, device, world), budget, world, price)
     except UserError as error:

@@ -81,6 +81,14 @@ class Activations:
     fp32_stream: bool = False
     """`train.fp32_residual`. Branches then read copies of the stream in `element` bytes."""
 
+    targets: float = 1.0
+    """Share of the positions that have labels."""
+
+    @property
+    def labels(self) -> float:
+        """Labels of a micro-batch."""
+        return self.tokens * self.targets
+
     @property
     def tokens(self) -> int:
         """Tokens of a micro-batch."""
@@ -200,18 +208,19 @@ class Activations:
 
     def embedding(self) -> float:
         """Bytes kept by the embedding: token and position numbers, its norm and dropout."""
-        scheme = SCHEMES[self.config.scheme]
         numbers = 8 * self.samples * (self.seq_length + 1) + (
             8 * self.seq_length if self.config.position == "learned" else 0
         )
+        if self.config.token_types:
+            numbers += 8 * self.tokens
         return (
             numbers
-            + self._norms(Norms(stream=int(scheme.embedding_norm)))
+            + self._norms(Norms(stream=int(self.config.depth_plan().embedding_norm)))
             + self._dropout(self.config.hidden_dropout)
         )
 
     def head(self) -> float:
-        """Bytes kept by the final norm, the output projection and the loss.
+        """Bytes kept by the final norm, a head's own layer, the output projection and the loss.
 
         The loss keeps fp32 log-probabilities and labels.
         """
@@ -219,9 +228,14 @@ class Activations:
         vocab: float = config.vocab_size or config.padded_vocab
         if self.tensor > 1:
             vocab = config.padded_vocab / self.tensor
-        labels = 8 * self.tokens if self.samples > 1 else 0  # turned to [s, b], which is a copy unless b is 1
-        normed = self._norms(Norms(stream=int(scheme.final_norm)))
-        return normed + self.narrow + FP32 * self.tokens * vocab + labels
+        labels = 8 * self.labels if self.samples > 1 else 0  # turned to [s, b], which is a copy unless b is 1
+        kept = self._norms(Norms(stream=int(scheme.final_norm))) + FP32 * self.labels * vocab + labels
+        if not config.blueprint.head.transform:
+            return kept + self.narrow
+        # Of the positions with labels, whole on every rank: the dense layer's input and output, the
+        # activation, the norm's result, and the positions.
+        picked = self.labels * config.hidden_size * self.element
+        return kept + 4 * picked + 2 * FP32 * self.labels + 8 * self.labels
 
     def whole(self) -> float:
         """Bytes of a whole model on one pipeline stage."""

@@ -26,12 +26,14 @@ class ForwardFlops:
 
     attention_linear: float
     attention_core: float
-    """Scores and weighted values under the causal mask, which leaves half of the full square.
+    """Scores and weighted values; a causal mask leaves half of the full square.
 
     Derived: query i sees i of s keys, on average (s+1)/2; taken as s/2, the usual convention.
+    Masks of documents count as if all tokens of a sample saw each other.
     """
     mlp: float
     vocabulary: float
+    """With a head's own layer, at the positions that have labels."""
 
     @property
     def total(self) -> float:
@@ -49,8 +51,10 @@ class FlopCount:
     """With what is recomputed, the base of HFU."""
 
 
-def forward_flops(config: ModelConfig, seq_length: int) -> ForwardFlops:
+def forward_flops(config: ModelConfig, seq_length: int, targets: float = 1.0) -> ForwardFlops:
     """Operations per token of one forward pass on sequences of `seq_length` tokens.
+
+    targets: share of the positions that have labels.
 
     They are derived from the shapes; the vocabulary is the padded one.
     Raises ValueError before the vocabulary is known, or for a sequence without tokens.
@@ -60,28 +64,31 @@ def forward_flops(config: ModelConfig, seq_length: int) -> ForwardFlops:
     heads, width, hidden = config.num_attention_heads, config.kv_channels, config.hidden_size
     query_key_value = 2 * hidden * (heads + 2 * config.groups) * width
     projection = 2 * heads * width * hidden
-    scores_and_values = (
-        2 * (2 * heads * width * seq_length) / 2
-    )  # two products over s keys per query; the mask leaves half
+    seen = seq_length / 2 if config.stack.causal else seq_length
+    scores_and_values = 2 * (2 * heads * width * seen)  # two products over the keys that a query sees
+    transform = 2 * hidden * hidden if config.blueprint.head.transform else 0
     matrices = 3 if config.gated else 2
     return ForwardFlops(
         attention_linear=config.num_layers * (query_key_value + projection),
         attention_core=config.num_layers * scores_and_values,
         mlp=config.num_layers * matrices * 2 * hidden * config.ffn_size,
-        vocabulary=2 * hidden * config.padded_vocab,
+        vocabulary=targets * (2 * hidden * config.padded_vocab + transform),
     )
 
 
-def flops_per_token(config: ModelConfig, seq_length: int, *, recompute: Recompute = "none") -> FlopCount:
+def flops_per_token(
+    config: ModelConfig, seq_length: int, *, recompute: Recompute = "none", targets: float = 1.0
+) -> FlopCount:
     """Operations per token of one training step, without and with recomputation.
 
+    targets: share of the positions that have labels.
     A step is 3 x forward: a backward pass has two products per forward product.
     recompute, as in parallel.recompute.granularity: `selective` runs the attention cores forward
     once more, `full` all layers but not the vocabulary projection.
     The second look at the scores inside fused attention kernels is theirs and not counted.
     Raises ValueError before the vocabulary is known, and for another `recompute`.
     """
-    forward = forward_flops(config, seq_length)
+    forward = forward_flops(config, seq_length, targets)
     again = {"none": 0.0, "selective": forward.attention_core, "full": forward.total - forward.vocabulary}
     if recompute not in again:
         raise ValueError(f"recompute={recompute!r} is none of {', '.join(again)}")

@@ -1,1 +1,1 @@
-"""How do layers, embeddings and a head become a model with a loss?"""
+"""Which families of models are there, and what is each made of? One entry and one file each."""

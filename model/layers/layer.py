@@ -200,6 +200,8 @@ class DepthLayer(TransformerLayer):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         rotary_pos_emb: Tensor | None = None,
+        packed_seq_params: None = None,
+        attention_bias: None = None,
         **unused: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Returns the stream [s, b, h] and the context unchanged.
@@ -207,7 +209,10 @@ class DepthLayer(TransformerLayer):
         hidden_states: [s, b, h].
         context: encoder output [s_enc, b, h] for layers with cross-attention.
         Masks: True hides, or None for the layer's own mask type.
+        Raises ValueError for packed sequences and a bias on scores, which it does not have.
         """
+        if packed_seq_params is not None or attention_bias is not None:
+            raise ValueError("packed_seq_params and attention_bias have no effect in this layer")
         layer_input = stream = hidden_states
 
         branch_input, residual = self._enter("attention", self.plan.attention, self.input_layernorm, stream)

@@ -133,11 +133,18 @@ class TEAttention(TEDotProductAttention):
         """Returns [s, b, heads d].
 
         query: [s, b, heads, d]; key, value: [t, b, groups, d].
-        attention_mask: True hides, read by the padding mask type only.
+        attention_mask: True hides, broadcastable to [b, 1, s, t]. Its form is not known to
+        Transformer Engine, which has kernels of its own for causal masks alone.
+        Raises ValueError for a mask beside the causal one.
         """
-        return super().forward(
-            query, key, value, attention_mask, **{"attn_mask_type": self.mask_type} | kwargs
-        )
+        kind = self.mask_type
+        if attention_mask is not None:
+            if kind is AttnMaskType.causal:
+                raise ValueError("attention under a causal mask takes no other mask")
+            kind = AttnMaskType.arbitrary
+            shape = (query.shape[1], 1, query.shape[0], key.shape[0])
+            attention_mask = attention_mask.expand(shape)
+        return super().forward(query, key, value, attention_mask, **{"attn_mask_type": kind} | kwargs)
 
 
 def _norm(present: bool, norm: type = TENorm) -> type:

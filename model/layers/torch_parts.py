@@ -172,8 +172,11 @@ class SdpaAttention(MegatronModule):
 
         query: [s, b, heads, d]; key, value: [t, b, groups, d].
         attention_mask: True hides, broadcastable to [b, heads, s, t].
+        Raises ValueError for a mask beside the causal one.
         """
-        mask = None if self.causal or attention_mask is None else ~attention_mask
+        if self.causal and attention_mask is not None:
+            raise ValueError("attention under a causal mask takes no other mask")
+        mask = None if attention_mask is None else ~attention_mask
         dropout = self.dropout if self.training else 0.0
         qkv_bhsd: Iterable[Tensor] = (part.permute(1, 2, 0, 3) for part in (query, key, value))
         if query.shape[0] >= COPIED_FROM and not query.is_cuda:

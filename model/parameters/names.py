@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from model.families.family import Stack
 from model.parameters.shards import Shard
 from model.parameters.table import WORD_EMBEDDING, Row
 
@@ -21,7 +22,9 @@ FUSED_NORMS = {
     "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
     "mlp.fc1_layer_norm_": "pre_mlp_layernorm.",
 }
+# Megatron-core looks for the block of every model under this name.
 LAYER = re.compile(r"^decoder\.layers\.(\d+)\.(.+)$")
+FINAL_NORM = "decoder.final_layernorm"
 
 
 @dataclass(frozen=True)
@@ -48,19 +51,20 @@ class NamedParameter:
         return tuple(getattr(self.parameter, "ds_shape", self.parameter.shape))
 
 
-def canonical_name(local: str, layer_offset: int) -> str:
+def canonical_name(local: str, layer_offset: int, stack: Stack) -> str:
     """Canonical name of a parameter of one model chunk.
 
     layer_offset: global number of the chunk's first layer, 0-based.
+    stack: what its block is in the whole model.
     """
     match = LAYER.match(local)
     if match is None:
-        return local
+        return stack.final_norm + local.removeprefix(FINAL_NORM) if local.startswith(FINAL_NORM) else local
     number, rest = int(match[1]) + layer_offset, match[2]
     for fused, own in FUSED_NORMS.items():
         if rest.startswith(fused):
             rest = own + rest.removeprefix(fused)
-    return f"decoder.layers.{number}.{rest}"
+    return stack.layer(number) + rest
 
 
 def layer_offset(chunk: nn.Module) -> int:
@@ -70,13 +74,14 @@ def layer_offset(chunk: nn.Module) -> int:
 
 
 def named_parameters(chunk: nn.Module, tensor_rank: int, tensor_size: int) -> Iterator[NamedParameter]:
-    """Parameters of one model chunk (a `GPT`), in module order.
+    """Parameters of one model chunk (a `LanguageModel`), in module order.
 
     Raises KeyError for a parameter that is not in the table of the model.
     """
     offset = layer_offset(chunk)
     rows: dict[str, Row] = chunk.rows  # type: ignore[assignment]
+    stack: Stack = chunk.stack  # type: ignore[assignment]
     for local, parameter in chunk.named_parameters():
         copy = local == "output_layer.weight" and bool(chunk.share_embeddings_and_output_weights)
-        row = rows[WORD_EMBEDDING if copy else canonical_name(local, offset)]
+        row = rows[WORD_EMBEDDING if copy else canonical_name(local, offset, stack)]
         yield NamedParameter(row, parameter, row.shard(tensor_rank, tensor_size), copy)

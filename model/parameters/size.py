@@ -8,6 +8,7 @@ from model.parameters.table import Role, Row, parameter_table
 ENDS = {
     Role.WORD: "word_embeddings",
     Role.POSITION: "position_embeddings",
+    Role.TOKEN_TYPE: "token_type_embeddings",
     Role.OUTPUT: "output_layer",
     Role.LOGIT_BIAS: "output_layer",
     Role.NORM_GAIN: "norms",
@@ -21,14 +22,18 @@ COUNTED = ("word_embeddings", "position_embeddings", "attention", "mlp", "norms"
 def parameter_count(config: ModelConfig) -> dict[str, int]:
     """Parameters by part, those that the model lacks as 0, then `total`.
 
+    Tables of token types and heads with parameters are named where there are some.
+
     Tied embeddings count once, and the padding rows of the vocabulary count.
     Raises UserError where `parameter_table` does.
     """
     counts = dict.fromkeys(COUNTED, 0)
     for row in parameter_table(config):
-        counts[_part(row)] += row.elements
+        counts[_part(row)] = counts.get(_part(row), 0) + row.elements
     return {**counts, "total": sum(counts.values())}
 
 
 def _part(row: Row) -> str:
+    if row.stack == "head":
+        return "head"
     return ENDS.get(row.role) or ("mlp" if row.sublayer == "mlp" else "attention")

@@ -21,8 +21,8 @@ from model.norms import NORMS
 from model.parameters.blocks import Blocks
 from model.parameters.shards import WHOLE, Shard
 
-StackName = Literal["embedding", "decoder", "output"]
-"""The part of a model that the stream passes through; canonical names begin with it."""
+StackName = str
+"""The part of a model that the stream passes through: embedding, a stack's name, head or output."""
 SublayerName = Literal["attention", "cross", "mlp"]
 
 
@@ -42,6 +42,8 @@ class Role(Enum):
     LINEAR_BIAS = "bias of a linear layer"
     GATE = "gate of the stream"
     OUTPUT = "output layer"
+    TOKEN_TYPE = "token type embedding"
+    DENSE = "dense layer of the head"
     LOGIT_BIAS = "bias on the logits"
 
 
@@ -128,17 +130,41 @@ def parameter_table(config: ModelConfig, *, positions: int | None = None) -> Ite
             role=Role.POSITION,
             stack="embedding",
         )
+    if config.token_types:
+        yield Row(
+            name="embedding.tokentype_embeddings.weight",
+            shape=(config.token_types, hidden),
+            role=Role.TOKEN_TYPE,
+            stack="embedding",
+        )
     if plan.embedding_norm:
         yield from _norm(config, "embedding.norm", "embedding")
     parts = _parts(config)
     for index, layer in enumerate(plan.layers):
         yield from _layer(config, parts, layer, index)
     if plan.final_norm:
-        yield from _norm(config, "decoder.final_layernorm", "decoder")
+        yield from _norm(config, config.stack.final_norm, config.stack.name)
+    if config.blueprint.head.transform:
+        yield from _head(config)
     if not config.tie_embeddings:
         yield Row(name="output_layer.weight", shape=vocabulary, role=Role.OUTPUT, stack="output", cut=Cut(0))
     if config.logit_bias:
         yield Row(name=LOGIT_BIAS, shape=vocabulary[:1], role=Role.LOGIT_BIAS, stack="output", cut=Cut(0))
+
+
+def _head(config: ModelConfig) -> Iterator[Row]:
+    width = config.hidden_size
+    yield Row(name="head.dense.weight", shape=(width, width), role=Role.DENSE, stack="head")
+    if config.bias:
+        yield Row(name="head.dense.bias", shape=(width,), role=Role.LINEAR_BIAS, stack="head")
+    yield from _norm(config, "head.norm", "head")
+    shape = (config.padded_vocab,)
+    yield Row(name=HEAD_BIAS, shape=shape, role=Role.LOGIT_BIAS, stack="head", cut=Cut(0))
+
+
+def logit_bias_name(config: ModelConfig) -> str:
+    """The canonical name of the bias on the logits."""
+    return HEAD_BIAS if config.blueprint.head.transform else LOGIT_BIAS
 
 
 def layer_rows(config: ModelConfig, plan: Layer, index: int, *, cross: bool = False) -> list[Row]:
@@ -157,6 +183,8 @@ def qkv_blocks(config: ModelConfig) -> Blocks:
 
 WORD_EMBEDDING = "embedding.word_embeddings.weight"
 LOGIT_BIAS = "output_layer.bias"
+HEAD_BIAS = "head.bias"
+"""The same bias in a head with a layer of its own."""
 COLUMNS, ROWS = Cut(0), Cut(1)
 
 
@@ -209,7 +237,8 @@ def _parts(config: ModelConfig, *, cross: bool = False) -> list[_Part]:
 
 
 def _layer(config: ModelConfig, parts: list[_Part], plan: Layer, index: int) -> Iterator[Row]:
-    prefix = f"decoder.layers.{index}."
+    stack = config.stack.name
+    prefix = config.stack.layer(index)
     norms: dict[SublayerName, Sublayer] = {
         "attention": plan.attention,
         "cross": plan.cross,
@@ -220,23 +249,23 @@ def _layer(config: ModelConfig, parts: list[_Part], plan: Layer, index: int) -> 
         at, where = norms[part.sublayer], (index, part.sublayer)
         if at.norm_in:
             passed = at.residual_from_norm
-            yield from _norm(config, prefix + part.entrance, "decoder", *where, in_stream=passed)
+            yield from _norm(config, prefix + part.entrance, stack, *where, in_stream=passed)
         for linear in part.linears:
             yield from _linear(config, f"{prefix}{part.module}.{linear.name}", linear, *where)
             for role in at.inner if linear.role is Role.QKV else ():
                 name = f"{prefix}{part.module}.{role}_layernorm"
-                yield from _norm(config, name, "decoder", *where, width=config.kv_channels)
+                yield from _norm(config, name, stack, *where, width=config.kv_channels)
             if at.norm_last and linear.cut is ROWS:
                 name = f"{prefix}{part.module}.{linear.name}.input_norm"
-                yield from _norm(config, name, "decoder", *where, width=linear.shape[1], cut=COLUMNS)
+                yield from _norm(config, name, stack, *where, width=linear.shape[1], cut=COLUMNS)
         if at.norm_branch:
-            yield from _norm(config, f"{prefix}{part.module}_branch_norm", "decoder", *where)
+            yield from _norm(config, f"{prefix}{part.module}_branch_norm", stack, *where)
         if at.norm_out:
             passed = not (last and part.sublayer == "mlp")
             name = f"{prefix}{part.module}_output_norm"
-            yield from _norm(config, name, "decoder", *where, in_stream=passed)
+            yield from _norm(config, name, stack, *where, in_stream=passed)
     if plan.gate:
-        yield Row(name=f"{prefix}gpas.gate", shape=(1,), role=Role.GATE, stack="decoder", layer=index)
+        yield Row(name=f"{prefix}gpas.gate", shape=(1,), role=Role.GATE, stack=stack, layer=index)
 
 
 def _linear(
@@ -246,7 +275,7 @@ def _linear(
         name=f"{name}.weight",
         shape=linear.shape,
         role=linear.role,
-        stack="decoder",
+        stack=config.stack.name,
         layer=layer,
         sublayer=sublayer,
         cut=linear.cut,
@@ -257,7 +286,7 @@ def _linear(
             name=f"{name}.bias",
             shape=linear.shape[:1],
             role=Role.LINEAR_BIAS,
-            stack="decoder",
+            stack=config.stack.name,
             layer=layer,
             sublayer=sublayer,
             cut=linear.cut if linear.cut.dim == 0 else None,

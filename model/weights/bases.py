@@ -10,7 +10,14 @@ from model.depth.scheme import LAYER_ROLES, SCHEMES, WeightRole
 from model.errors import UserError
 from model.norms import NORMS
 from model.theory.correlation import stream_correlation, zipf_correlation
-from model.theory.recursion import Sizes, causal_attention, deepscale_plan, published_attention
+from model.theory.recursion import (
+    AttentionLaw,
+    Sizes,
+    bidirectional_attention,
+    causal_attention,
+    deepscale_plan,
+    published_attention,
+)
 
 LayerVariances = Mapping[WeightRole, float]
 
@@ -25,6 +32,10 @@ class Base:
     """Variance of an entry of the table of words."""
     position: Callable[[ModelConfig], float]
     """Variance of an entry of the table of positions."""
+    token_type: Callable[[ModelConfig], float]
+    """Variance of an entry of the table of token types."""
+    dense: Callable[[ModelConfig], float]
+    """Variance of an entry of the dense layer of a head."""
     output: Callable[[ModelConfig], float]
     """Variance of an entry of an untied output projection."""
     unit_logits: bool
@@ -45,6 +56,8 @@ def stack_sizes(config: ModelConfig) -> Sizes:
 def word_correlation(config: ModelConfig) -> float:
     """Token correlation of the word table alone, in [0, 1).
 
+    All mask tokens are one word, and another one than those of text.
+
     Raises UserError where Zipf's law needs an unknown vocabulary size.
     """
     given = config.init.token_correlation
@@ -54,8 +67,15 @@ def word_correlation(config: ModelConfig) -> float:
                 "model.init.token_correlation=zipf needs model.vocab_size, which is not known: "
                 "give it, or the correlation as a number"
             )
-        return zipf_correlation(config.vocab_size)
-    return given
+        given = zipf_correlation(config.vocab_size)
+    masked = config.init.mask_token_share or 0.0
+    return given * (1 - masked) ** 2 + masked**2
+
+
+def attention_law(config: ModelConfig, seq_length: int) -> AttentionLaw:
+    """Moments of attention over sequences of so many tokens, under the stack's mask."""
+    law = causal_attention if config.stack.causal else bidirectional_attention
+    return law(seq_length, config.attention_dropout)
 
 
 def _xavier(config: ModelConfig, seq_length: int) -> list[LayerVariances]:
@@ -103,13 +123,11 @@ def _normal(config: ModelConfig, seq_length: int) -> list[LayerVariances]:
 
 def _deepscale(config: ModelConfig, seq_length: int) -> list[LayerVariances]:
     """Variance-preserving weights (Kedia et al. 2024), see `model.theory.recursion`."""
-    attention = (
-        causal_attention(seq_length, config.attention_dropout)
-        if config.init.causal_correction
-        else published_attention
-    )
+    attention = attention_law(config, seq_length) if config.init.causal_correction else published_attention
     plan = config.depth_plan().layers
-    correlation = stream_correlation(word_correlation(config), positions=config.position == "learned")
+    correlation = stream_correlation(
+        word_correlation(config), positions=config.position == "learned", segments=config.token_types > 0
+    )
     planned = deepscale_plan(plan, stack_sizes(config), correlation, config.hidden_dropout, attention)
     return [
         {"q": layer.qk, "k": layer.qk, "v": layer.v, "o": layer.o, "fc1": layer.fc1, "fc2": layer.fc2}
@@ -132,7 +150,8 @@ def _unit_sum(config: ModelConfig) -> float:
 
     The sum of the embedding tables then has unit variance after dropout.
     """
-    return (1 - config.hidden_dropout) / (1 + (config.position == "learned"))
+    tables = 1 + (config.position == "learned") + (config.token_types > 0)
+    return (1 - config.hidden_dropout) / tables
 
 
 def _inverse_width(config: ModelConfig) -> float:
@@ -148,15 +167,39 @@ def _std(config: ModelConfig) -> float:
 
 
 BASES: dict[str, Base] = {
-    "xavier": Base(_xavier, word=_unit_sum, position=_unit_sum, output=_inverse_width, unit_logits=True),
-    "deepscale": Base(
-        _deepscale, word=_unit_sum, position=_unit_sum, output=_inverse_width, unit_logits=True
+    "xavier": Base(
+        _xavier,
+        word=_unit_sum,
+        position=_unit_sum,
+        token_type=_unit_sum,
+        dense=_inverse_width,
+        output=_inverse_width,
+        unit_logits=True,
     ),
-    # fairseq draws both tables from N(0, 1/h) and multiplies words, not learned positions,
+    "deepscale": Base(
+        _deepscale,
+        word=_unit_sum,
+        position=_unit_sum,
+        token_type=_unit_sum,
+        dense=_inverse_width,
+        output=_inverse_width,
+        unit_logits=True,
+    ),
+    # fairseq draws all tables from N(0, 1/h) and multiplies words, not learned positions,
     # by sqrt(h) on their way in.
     # A unit-variance table with 1/sqrt(h) on tied logits is the same function.
-    "fairseq": Base(_fairseq, word=_one, position=_inverse_width, output=_inverse_width, unit_logits=True),
-    "normal": Base(_normal, word=_std, position=_std, output=_std, unit_logits=False),
+    "fairseq": Base(
+        _fairseq,
+        word=_one,
+        position=_inverse_width,
+        token_type=_inverse_width,
+        dense=_inverse_width,
+        output=_inverse_width,
+        unit_logits=True,
+    ),
+    "normal": Base(
+        _normal, word=_std, position=_std, token_type=_std, dense=_std, output=_std, unit_logits=False
+    ),
 }
 
 

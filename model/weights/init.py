@@ -31,6 +31,10 @@ class Deviations:
     word: float
     position: float | None
     """None where the model has no table of positions."""
+    token_type: float | None
+    """None where the model has no table of token types."""
+    dense: float
+    """Of the dense layer of a head."""
     output: float | None
     """None where the word embedding is the output projection."""
     logit_scale: float
@@ -68,6 +72,8 @@ def standard_deviations(config: ModelConfig, seq_length: int) -> Deviations:
         ),
         word=math.sqrt(base.word(config)),
         position=math.sqrt(base.position(config)) if config.position == "learned" else None,
+        token_type=math.sqrt(base.token_type(config)) if config.token_types else None,
+        dense=math.sqrt(base.dense(config)),
         output=None if config.tie_embeddings else math.sqrt(base.output(config)),
         logit_scale=logit_scale(config),
     )
@@ -96,6 +102,10 @@ def parameter_fill(row: Row, planned: Deviations, config: ModelConfig) -> Fill:
         return Fill(planned.word, rows=config.vocab_size)
     if row.role is Role.POSITION:
         return Fill(planned.position)
+    if row.role is Role.TOKEN_TYPE:
+        return Fill(planned.token_type)
+    if row.role is Role.DENSE:
+        return Fill(planned.dense)
     if row.role is Role.OUTPUT:
         return Fill(planned.output, rows=config.vocab_size)
     if row.blocks is None or row.layer is None:

@@ -21,14 +21,15 @@ def predict(
     seq_length: int,
     *,
     coincidence: float | None = None,
-    causal: bool = True,
+    causal: bool | None = None,
     log_p_v: Tensor | None = None,
 ) -> list[LayerSignal]:
     """Signals of every layer at initialisation, first to last, for any scheme and initialisation.
 
     seq_length: tokens a sequence.
     coincidence: chance that two tokens are equal; null takes `model.init.token_correlation`.
-    causal: False predicts the same weights under unmasked attention.
+    causal: the mask of attention; null takes that of the model's stack.
+    False predicts the same weights under unmasked attention.
     Causal gradients are those of late positions.
     Unmasked ones leave attention's share out too and are a lower bound.
     Padding, document masks and rotary embedding do not enter.
@@ -37,9 +38,13 @@ def predict(
     """
     plan, init = config.depth_plan(), standard_deviations(config, seq_length)
     words, shared = word_moments(config, init.word**2, init.logit_scale, log_p_v)
-    variance = words + (init.position or 0.0) ** 2
+    types = (init.token_type or 0.0) ** 2
+    variance = words + (init.position or 0.0) ** 2 + types
     same = word_correlation(config) if coincidence is None else coincidence
-    start = Stream(variance, same * shared, variance).dropped(config.hidden_dropout)
+    # Two tokens of a sample that is cut at a uniform place are of one type in 2 of 3 cases.
+    start = Stream(variance, same * shared + 2 / 3 * types, variance).dropped(config.hidden_dropout)
+    if causal is None:
+        causal = config.stack.causal
     law = causal_attention if causal else bidirectional_attention
     return propagate(
         plan.layers,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.parameters.table import LOGIT_BIAS, WORD_EMBEDDING
+from model.parameters.table import WORD_EMBEDDING, logit_bias_name
 
 PEAK = 10.0
 """Bias of the last norm at coordinate 0.
@@ -43,7 +43,7 @@ def centred(log_p_v: Tensor) -> Tensor:
 
 def column(config: ModelConfig, logit_scale: float, log_p_v: Tensor) -> Tensor | None:
     """Column 0 of the table of words, [v]; None where a bias on the logits has the frequencies."""
-    return None if config.logit_bias else centred(log_p_v) / (PEAK * logit_scale)
+    return None if config.biased_logits else centred(log_p_v) / (PEAK * logit_scale)
 
 
 def overrides(config: ModelConfig, logit_scale: float, log_p_v: Tensor) -> dict[str, Override]:
@@ -56,7 +56,7 @@ def overrides(config: ModelConfig, logit_scale: float, log_p_v: Tensor) -> dict[
         raise ValueError(f"log frequencies of shape {tuple(log_p_v.shape)}, vocabulary {config.vocab_size}")
     rows, first = slice(config.vocab_size), column(config, logit_scale, log_p_v)
     if first is None:
-        return {LOGIT_BIAS: Override((rows,), centred(log_p_v))}
+        return {logit_bias_name(config): Override((rows,), centred(log_p_v))}
     return {
         WORD_EMBEDDING: Override((rows, 0), first),
         f"{config.depth_plan().last_norm}.bias": Override((0,), torch.tensor(PEAK, dtype=torch.float64)),

@@ -32,6 +32,9 @@ from parallel.engine.step_graph import StepGraph
 from parallel.factors import ONE, Factors
 from parallel.topology import Topology
 
+SUMS = 2
+"""Numbers that an evaluation sums up: losses, and labels that count."""
+
 ForwardStep = Callable[[Iterator[Any], nn.Module], tuple[Tensor, Callable[[Tensor], Any]]]
 
 
@@ -309,9 +312,10 @@ class Engine:
 
     def evaluate(
         self, forward_step: ForwardStep, batches: Callable[[], Iterator[Any]], num_microbatches: int
-    ) -> float:
-        """Sum of the losses over the micro-batches of all ranks, without gradients and dropout.
+    ) -> tuple[float, ...]:
+        """Sums over the micro-batches of all ranks, without gradients and dropout.
 
+        forward_step: its loss function returns (loss, what is summed up, [SUMS] in float64).
         In the memory of a CUDA graph, where there is one.
         """
         if self.graph is not None:
@@ -322,7 +326,9 @@ class Engine:
             losses = self._run(forward_step, batches, num_microbatches, forward_only=True)
         for chunk in self.chunks:
             chunk.train()
-        return self._share([self._reported(losses).sum()])[0]
+        if not self._reports(losses):
+            losses = [torch.zeros(SUMS, dtype=torch.float64, device=self.device)]
+        return tuple(self._share(list(torch.stack(losses).sum(0).unbind())))
 
     def total(self, value: float) -> float:
         """The sum of a value over all ranks."""
@@ -336,9 +342,12 @@ class Engine:
         """Losses that this rank contributes, in float64: one tensor-parallel rank of the last stage
         has them, the others a zero.
         """
-        if not losses or self.topology.tensor_rank or not self.topology.last_stage:
+        if not self._reports(losses):
             return torch.zeros(1, dtype=torch.float64, device=self.device)
         return torch.stack(losses).double()
+
+    def _reports(self, losses: list[Any]) -> bool:
+        return bool(losses) and not self.topology.tensor_rank and self.topology.last_stage
 
     def _share(self, values: list[Tensor]) -> list[float]:
         packed = torch.stack(values)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -29,7 +29,9 @@ WARM_UP = 3
 Libraries allocate and choose kernels on first use, which no capture may contain.
 """
 
-Passes = Callable[[list[Tensor]], list[Tensor]]
+Batch = Mapping[str, Tensor]
+"""Named tensors of a micro-batch, always in the same order."""
+Passes = Callable[[list[Batch]], list[Tensor]]
 """From a step's micro-batches to their losses, scalars on the GPU; gradients stay in buffers."""
 
 
@@ -59,11 +61,11 @@ class StepGraph:
         if self.graph is not None:
             self.graph.reset()
         self.graph = None
-        self.inputs: list[Tensor] = []
+        self.inputs: list[Batch] = []
         self.losses: list[Tensor] = []
         self.addresses: list[int] = []
 
-    def run(self, passes: Passes, batches: list[Tensor], *, watched: bool = False) -> list[Tensor]:
+    def run(self, passes: Passes, batches: list[Batch], *, watched: bool = False) -> list[Tensor]:
         """The passes over these micro-batches, of any shape and number.
 
         Losses are valid until the next call.
@@ -79,29 +81,31 @@ class StepGraph:
         if (
             self.graph is None
             or self.addresses != self._addresses()
-            or [x.shape for x in self.inputs] != [x.shape for x in batches]
+            or shapes(self.inputs) != shapes(batches)
         ):
             self.release()
             self._capture(passes, batches)
         assert self.graph is not None
         for static, batch in zip(self.inputs, batches, strict=True):
-            static.copy_(batch)
+            for name, tensor in static.items():
+                tensor.copy_(batch[name])
         self.graph.replay()
         return self.losses
 
     def _addresses(self) -> list[int]:
         return [tensor.data_ptr() for tensor in self.fixed]
 
-    def _beside(self, passes: Passes, batches: list[Tensor]) -> list[Tensor]:
+    def _beside(self, passes: Passes, batches: list[Batch]) -> list[Tensor]:
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             losses = passes(batches)
         torch.cuda.current_stream().wait_stream(self.stream)
         return losses
 
-    def _capture(self, passes: Passes, batches: list[Tensor]) -> None:
+    def _capture(self, passes: Passes, batches: list[Batch]) -> None:
         begin = time.perf_counter()
-        self.inputs, self.addresses = [batch.clone() for batch in batches], self._addresses()
+        self.inputs = [{name: tensor.clone() for name, tensor in batch.items()} for batch in batches]
+        self.addresses = self._addresses()
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads (communication, data, checkpoints) may go on with their own work.
@@ -117,6 +121,11 @@ class StepGraph:
             ) from error
         self.graph = graph
         self.capture_s = time.perf_counter() - begin
+
+
+def shapes(batches: Sequence[Batch]) -> list[list[tuple[str, torch.Size]]]:
+    """Names and shapes of every micro-batch."""
+    return [[(name, tensor.shape) for name, tensor in batch.items()] for batch in batches]
 
 
 @contextlib.contextmanager

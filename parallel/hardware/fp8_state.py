@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from megatron.core.transformer import TransformerConfig
     from transformer_engine.pytorch.module.base import TransformerEngineBaseModule
 
+    from model.families.family import Stack
+
 FILE = "fp8_state.safetensors"
 SCALING_PARTS = {
     "scale_fwd": ("scaling_fwd", "scale"),
@@ -52,9 +54,10 @@ def has_state(chunks: Sequence[nn.Module]) -> bool:
 def _linear_modules(chunks: Sequence[nn.Module]) -> Iterator[tuple[str, TransformerEngineBaseModule]]:
     for chunk in chunks:
         offset = layer_offset(chunk)
+        stack: Stack = chunk.stack  # type: ignore[assignment]
         for name, module in chunk.named_modules():
             if hasattr(module, "fp8_meta") and name.rpartition(".")[2].startswith("linear_"):
-                yield canonical_name(name, offset), module
+                yield canonical_name(name, offset, stack), module
 
 
 def fp8_state(chunks: Sequence[nn.Module]) -> dict[str, Tensor]:

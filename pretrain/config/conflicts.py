@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from parallel.config import ParallelConfig
+from pretrain.tasks.table import OWN_SECTIONS, task_of
 
 if TYPE_CHECKING:
     from pretrain.config.schema import RunConfig
@@ -127,3 +128,12 @@ def check_schedule(config: RunConfig) -> None:
         f"schedule.decay_steps={schedule.decay_steps} and schedule.warmup_steps={schedule.warmup_steps} "
         f"do not fit into train.steps={steps}: {advice}; train.stop_at_step ends a run early"
     )
+
+
+def check_task(config: RunConfig) -> None:
+    """Raises ValueError for a task that the model cannot learn, or a section that it leaves."""
+    task = task_of(config.train.task, config.model.family)
+    for name in OWN_SECTIONS:
+        section = getattr(config, name)
+        if name not in task.sections and section != type(section)():
+            raise ValueError(f"{name} has no effect with train.task={task.name}: remove the section")

@@ -46,8 +46,8 @@ class FactorsConfig(Strict):
 
     embedding: RoleFactors = Field(
         default_factory=RoleFactors,
-        description="Tables of words and positions. Tables of variance 1 move sqrt(hidden) times less, "
-        "for their size, than GPT-2's: rate: sqrt(hidden).",
+        description="Tables of words, positions and token types. Tables of variance 1 move "
+        "sqrt(hidden) times less, for their size, than GPT-2's: rate: sqrt(hidden).",
     )
     stream_norm: RoleFactors = Field(
         default_factory=RoleFactors,
@@ -67,6 +67,7 @@ class FactorsConfig(Strict):
 SPECIAL = {
     Role.WORD: "embedding",
     Role.POSITION: "embedding",
+    Role.TOKEN_TYPE: "embedding",
     Role.LINEAR_BIAS: "bias",
     Role.LOGIT_BIAS: "bias",
     Role.OUTPUT: "output",

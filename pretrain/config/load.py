@@ -80,7 +80,8 @@ def explained(config: RunConfig, origins: Composition | None = None) -> list[Row
 def complete_model(config: RunConfig, vocab_size: int | None = None) -> ModelConfig:
     """The model section with what it takes from the data filled in.
 
-    That is the vocabulary (of the tokenizer) and the longest sequence.
+    That is the vocabulary (of the tokenizer), the longest sequence, and how much of the input is
+    the mask token.
 
     Raises UserError where model.vocab_size and the tokenizer's differ, or the sequences are longer
     than the model's positions.
@@ -97,9 +98,14 @@ def complete_model(config: RunConfig, vocab_size: int | None = None) -> ModelCon
             f"data.seq_length={config.data.seq_length} exceeds "
             f"model.max_position_embeddings={positions}: raise the latter or remove it"
         )
-    return model.model_copy(
-        update={"vocab_size": model.vocab_size or vocab_size, "max_position_embeddings": positions}
-    )
+    found: dict[str, object] = {
+        "vocab_size": model.vocab_size or vocab_size,
+        "max_position_embeddings": positions,
+    }
+    if "masking" in config.task.sections and model.plans_correlation and model.init.mask_token_share is None:
+        share = config.masking.rate * config.masking.masked_share
+        found["init"] = model.init.model_copy(update={"mask_token_share": share})
+    return model.model_copy(update=found)
 
 
 def _rows(section: BaseModel, prefix: str, origins: Composition) -> Iterator[Row]:

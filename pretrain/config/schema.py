@@ -19,10 +19,14 @@ from pretrain.config.conflicts import (
     check_cuda_graph,
     check_muon,
     check_schedule,
+    check_task,
     check_transfer,
 )
 from pretrain.config.factors import FactorsConfig, check_factors
+from pretrain.config.masking import Masking
 from pretrain.config.schedules import SCHEDULES
+from pretrain.tasks.table import summaries, task_of
+from pretrain.tasks.task import Task
 
 STEPS, SAMPLES, MINUTES = 10**9, 1 << 24, 10**6
 """Most steps of a run, samples of a step, minutes of any time."""
@@ -208,6 +212,10 @@ class ScheduleConfig(Strict):
 class TrainConfig(Strict):
     """The loop."""
 
+    task: str | None = Field(
+        None,
+        description=f"What is trained for; null: the task of the model's family. {summaries()}.",
+    )
     steps: int = Field(ge=1, le=STEPS, description="Optimizer steps of the whole run.")
     stop_at_step: int | None = Field(
         None,
@@ -387,6 +395,9 @@ class RunConfig(Strict):
     runs_dir: FilePath = Field("runs", description="Parent of run folders.")
     model: ModelConfig
     data: DataConfig
+    masking: Masking = Field(
+        default_factory=Masking, description="What is to be predicted, where train.task hides tokens."
+    )
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
@@ -394,8 +405,19 @@ class RunConfig(Strict):
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     log: LogConfig = Field(default_factory=LogConfig)
 
+    @property
+    def task(self) -> Task:
+        """What is trained for."""
+        return task_of(self.train.task, self.model.family)
+
+    @property
+    def target_share(self) -> float:
+        """Share of a sample's positions that have labels."""
+        return self.masking.rate if "masking" in self.task.sections else 1.0
+
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
+        check_task(self)
         if self.optimizer.kind == "muon":
             check_muon(self.parallel)
         check_schedule(self)

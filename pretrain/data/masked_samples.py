@@ -17,10 +17,11 @@ from pretrain.data.manifest import Manifest
 from pretrain.data.masking import (
     Masked,
     MaskVocabulary,
+    document_positions,
     mask_key,
     mask_sample,
+    places_per_sample,
     target_count,
-    target_places,
 )
 from pretrain.data.order import Cut, Stream
 from pretrain.data.single import Single
@@ -48,7 +49,7 @@ class MaskedBlend:
     ) -> None:
         """seed: of the masks; None: the same masks in all runs."""
         self.blend, self.settings, self.vocabulary, self.seed = blend, settings, vocabulary, seed
-        self.targets_per_sample = target_places(settings.rate, blend.seq_length)
+        self.targets_per_sample = places_per_sample(settings.rate, blend.seq_length)
 
     def sample(self, index: int) -> MaskedSample:
         """Returns sample `index`, a pure function of the blend, its settings, seed and index.
@@ -63,18 +64,34 @@ class MaskedBlend:
         """Returns the samples named, n of them. Raises as `sample`.
 
         tokens [n, s]: what the model sees. segments [n, s]: its documents, 0 for padding.
-        positions [n, k], labels [n, k]: places to predict and what stood there.
+        positions [n, s]: of each token in its document.
+        places [n, k], labels [n, k]: places to predict and what stood there.
         weights [n, k] float32: 1, or 0 where a sample has no such place. All others are int64.
         """
         samples = [self.sample(int(index)) for index in indices]
+        segments = np.stack([sample.segments for sample in samples])
+        masked = [sample.masked for sample in samples]
         arrays = {
-            "tokens": [sample.masked.inputs for sample in samples],
-            "segments": [sample.segments for sample in samples],
-            "positions": [sample.masked.positions for sample in samples],
-            "labels": [sample.masked.labels for sample in samples],
-            "weights": [sample.masked.weights for sample in samples],
+            "tokens": np.stack([one.inputs for one in masked]),
+            "segments": segments,
+            "positions": document_positions(segments),
+            "places": np.stack([one.places for one in masked]),
+            "labels": np.stack([one.labels for one in masked]),
+            "weights": np.stack([one.weights for one in masked]),
         }
-        return {name: torch.from_numpy(np.stack(rows)) for name, rows in arrays.items()}
+        return {name: torch.from_numpy(rows) for name, rows in arrays.items()}
+
+    def blank(self, count: int) -> dict[str, torch.Tensor]:
+        """Returns a batch of `count` samples of the same form, without data and weights."""
+        batch = {
+            name: torch.zeros(count, self.blend.seq_length, dtype=torch.int64)
+            for name in ("tokens", "segments", "positions")
+        }
+        # Of one document: a sample of padding alone would leave attention nothing to attend to.
+        batch["segments"] += 1
+        for name, dtype in (("places", torch.int64), ("labels", torch.int64), ("weights", torch.float32)):
+            batch[name] = torch.zeros(count, self.targets_per_sample, dtype=dtype)
+        return batch
 
     def targets(self, indices: Iterable[int]) -> int:
         """Returns how many tokens of the samples named are to be predicted: their weights' sum.

@@ -62,7 +62,7 @@ class Masked:
 
     inputs: np.ndarray
     """[s] int64: what the model sees."""
-    positions: np.ndarray
+    places: np.ndarray
     """[k] int64: places of the tokens to predict, ascending, then zeros."""
     labels: np.ndarray
     """[k] int64: the tokens that stood there, then zeros."""
@@ -70,7 +70,7 @@ class Masked:
     """[k] float32: 1 for a token to predict, 0 where there was none left."""
 
 
-def target_places(rate: float, seq_length: int) -> int:
+def places_per_sample(rate: float, seq_length: int) -> int:
     """Returns k, the places to predict of every sample, whatever it holds.
 
     Raises UserError where that would be none.
@@ -103,6 +103,15 @@ def mask_key(seed: int | None, index: int) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")
 
 
+def type_cut(seed: int | None, index: int, length: int) -> int:
+    """Returns the place, 0 to length, from which tokens of a sample are of the second type.
+
+    Uniform; arguments are those of `mask_key`.
+    """
+    name = f"types/{index}" if seed is None else f"types/{seed}/{index}"
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") % (length + 1)
+
+
 def mask_sample(
     tokens: np.ndarray,
     segments: np.ndarray,
@@ -115,9 +124,9 @@ def mask_sample(
     tokens: [s] int64. segments: [s], 0 for padding, which is never to be predicted.
     key: of `mask_key`.
     """
-    places = target_places(settings.rate, len(tokens))
+    number = places_per_sample(settings.rate, len(tokens))
     # Raw output of the bit generator: numpy promises never to change it.
-    raw = np.random.Philox(key=key).random_raw(len(tokens) + 2 * places)
+    raw = np.random.Philox(key=key).random_raw(len(tokens) + 2 * number)
     present = segments > 0
     maskable = np.flatnonzero(present & ~vocabulary.special[tokens])
     count = target_count(settings.rate, int(np.count_nonzero(present)), len(maskable))
@@ -127,12 +136,12 @@ def mask_sample(
     # Stable, so that the pieces of a word stay in their order.
     chosen = np.sort(maskable[np.argsort(order[maskable], kind="stable")[:count]])
 
-    positions, labels = np.zeros(places, np.int64), np.zeros(places, np.int64)
-    weights = np.zeros(places, np.float32)
-    positions[:count], labels[:count], weights[:count] = chosen, tokens[chosen], 1.0
+    places, labels = np.zeros(number, np.int64), np.zeros(number, np.int64)
+    weights = np.zeros(number, np.float32)
+    places[:count], labels[:count], weights[:count] = chosen, tokens[chosen], 1.0
     inputs = tokens.copy()
-    inputs[chosen] = _shown(labels[:count], raw[len(tokens) :].reshape(2, places), settings, vocabulary)
-    return Masked(inputs, positions, labels, weights)
+    inputs[chosen] = _shown(labels[:count], raw[len(tokens) :].reshape(2, number), settings, vocabulary)
+    return Masked(inputs, places, labels, weights)
 
 
 def _shown(labels: np.ndarray, raw: np.ndarray, settings: Masking, vocabulary: MaskVocabulary) -> np.ndarray:

@@ -193,11 +193,11 @@ def _cost(scorer: Scorer, walk: Walk, plan: Plan, batches: Sequence[Batch]) -> s
 
     Raises UserError where the model's loss on it is not finite.
     """
-    inputs, labels, positions = scorer.inputs(batches[0][0])
+    inputs, labels = scorer.inputs(batches[0][0])
     windows = sum(len(tokens) for tokens, _ in batches)
     _finite(scorer.losses(batches[0][0]))  # the first pass is slower than the others
     times = [time.perf_counter()]
-    stream, angles = walk.enter(inputs, positions)
+    stream, angles = walk.enter(inputs)
     stream = walk.run(stream, 0, walk.last, angles)
     float(stream.sum())  # waits for the device
     times.append(time.perf_counter())
@@ -222,8 +222,8 @@ def _walks(scorer: Scorer, walk: Walk, batches: Sequence[Batch], sums: _Sums) ->
     """Adds every batch to the sums. Yields the number of skips done so far."""
     stretches, done = sums.plan.skips, 0
     for tokens, first in batches:
-        inputs, labels, positions = scorer.inputs(tokens)
-        start, angles = walk.enter(inputs, positions)
+        inputs, labels = scorer.inputs(tokens)
+        start, angles = walk.enter(inputs)
         final_bsv = walk.log_probabilities(walk.run(start, 0, walk.last, angles), walk.last)
         losses = _losses(final_bsv, labels)[:, first:]
         _finite(losses)

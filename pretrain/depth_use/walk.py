@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.families.gpt import GPT
 from model.layers.layer import DepthLayer
 from model.layers.residual import ResidualJoin
+from model.network.language_model import LanguageModel
 
 
 class Walk:
     """A model's layers one by one, on one process and without gradients."""
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: LanguageModel) -> None:
         layers: Any = model.decoder.layers
         self.model = model
         self.layers: list[DepthLayer] = list(layers)
@@ -33,9 +33,9 @@ class Walk:
         """The place after the last layer."""
         return len(self.layers)
 
-    def enter(self, inputs: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+    def enter(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         """The stream [s, b, h] at place 0 of token ids [b, s], and rotary angles for `run`."""
-        return self.model.enter(inputs, positions)
+        return self.model.enter(inputs)
 
     def run(self, stream_sbh: Tensor, start: int, stop: int, angles: Tensor | None) -> Tensor:
         """Takes the stream from place `start` to place `stop` through the layers between them."""

@@ -42,6 +42,8 @@ class Work:
     """`train.cuda_graph`."""
     fp32_stream: bool = False
     """`train.fp32_residual`."""
+    targets: float = 1.0
+    """Share of the positions that have labels."""
 
     @property
     def element(self) -> int:
@@ -98,6 +100,7 @@ def work_of(config: RunConfig, model: ModelConfig) -> Work:
         precision,
         config.train.cuda_graph,
         config.train.fp32_residual,
+        config.target_share,
     )
 
 
@@ -124,6 +127,7 @@ def predict(
         group,
         fused=True,
         fp32_stream=work.fp32_stream,
+        targets=work.targets,
     )
     # The ranked list has layouts that a graph does not combine with (pretrain/config/conflicts.py).
     graph = work.graph and layout.pipeline == 1 and not sequence and layout.zero < 3 and recompute == "none"
@@ -135,7 +139,7 @@ def predict(
     if parallel.offload.optimizer:
         memory = replace(memory, optimizer=0.0)  # it lies in host memory
     rate = work.batch * work.seq_length / time.total
-    flops = flops_per_token(work.config, work.seq_length).model
+    flops = flops_per_token(work.config, work.seq_length, targets=work.targets).model
     heaviest = max(stages(work.config, layout, count), key=lambda stage: stage.parameters)
     sent = traffic(layout, heaviest, activations, count)
     mfu = rate * flops / (world * gpu.peak(work.precision))

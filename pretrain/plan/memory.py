@@ -161,12 +161,12 @@ def _buffers(stage: Stage, a: Activations) -> float:
     """The larger of what the loss and what one layer's backward pass hold for a moment beside the
     saved values (derived).
 
-    Loss: the logits and, in lower precision, their fp32 copy (`model/families/losses.py`); under
+    Loss: the logits and, in lower precision, their fp32 copy (`model/network/losses.py`); under
     tensor parallelism its gradient twice in fp32.
     Layer: the gradients of the two widest activations and of the stream on both sides of a join.
     """
     each = 2 * FP32 if a.tensor > 1 else a.element + (FP32 if a.element < FP32 else 0)
-    loss = each * a.tokens * a.config.padded_vocab / a.tensor if stage.last else 0.0
+    loss = each * a.labels * a.config.padded_vocab / a.tensor if stage.last else 0.0
     width = a.config.ffn_size * (2 if a.config.gated else 1) / a.tensor
     return max(loss, a.working(stage.most_norms) + 2 * a.tokens * width * a.element + 2 * a.stream)
 

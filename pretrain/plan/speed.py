@@ -166,9 +166,9 @@ def head_seconds(gpu: Gpu, a: Activations, precision: str) -> Seconds:
     (derived).
     """
     dense = "bf16" if precision == "fp8" else precision
-    flops = 3 * forward_flops(a.config, a.seq_length).vocabulary
+    flops = 3 * forward_flops(a.config, a.seq_length, a.targets).vocabulary
     products = flops * a.tokens / a.tensor / (gpu.peak(dense) * gpu.matmul)
-    moved = 7 * FP32 * a.tokens * a.config.padded_vocab / a.tensor / (gpu.bandwidth * TRAFFIC)
+    moved = 7 * FP32 * a.labels * a.config.padded_vocab / a.tensor / (gpu.bandwidth * TRAFFIC)
     return Seconds(products, 0.0, moved)
 
 

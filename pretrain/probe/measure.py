@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.depth.scheme import LAYER_ROLES, SCHEMES
 from model.errors import UserError
-from model.families.gpt import GPT
+from model.network.language_model import LanguageModel
 from model.parameters.names import named_parameters
 from model.parameters.shards import take
 from model.parameters.size import parameter_count
@@ -33,10 +33,12 @@ from model.theory.propagation import LayerSignal
 from model.weights.prediction import predict
 from parallel.checkpoint.reader import CheckpointReader
 from parallel.topology import Topology
+from pretrain.data.samples import next_tokens
 from pretrain.probe.sublayers import Sums, common_share, mean_square, watch
+from pretrain.tasks.causal_lm import CAUSAL_LM
 from pretrain.train.build import build_chunks, seed_everything
 from pretrain.train.callbacks.signal.forgetting import gain_of, implied
-from pretrain.train.loop import forward_step
+from pretrain.train.steps import training_step
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,7 @@ class Meter:
     The model keeps no layer gradients.
     """
 
-    def __init__(self, chunk: GPT, model: ModelConfig) -> None:
+    def __init__(self, chunk: LanguageModel, model: ModelConfig) -> None:
         self.chunk, self.model = chunk, model
         self.samples = [_Sample() for _ in range(model.num_layers)]
         self.embedding_variance = math.nan
@@ -272,13 +274,13 @@ class Meter:
         return hook
 
 
-def measure(chunk: GPT, model: ModelConfig, tokens: Tensor) -> tuple[Meter, float]:
+def measure(chunk: LanguageModel, model: ModelConfig, tokens: Tensor) -> tuple[Meter, float]:
     """One training pass over tokens [batch, s + 1].
 
     Returns the filled meter and the loss in nats per token.
     """
     with Meter(chunk, model) as meter:
-        output, loss_of = forward_step(iter([tokens]), chunk)
+        output, loss_of = training_step(CAUSAL_LM)(iter([next_tokens(tokens)]), chunk)
         loss, _ = loss_of(output)
         loss.backward()
     return meter, float(loss.detach())
@@ -363,7 +365,7 @@ def probe(
     )
 
 
-def load_weights(chunk: GPT, reader: CheckpointReader) -> None:
+def load_weights(chunk: LanguageModel, reader: CheckpointReader) -> None:
     """Puts a checkpoint's master weights into a model.
 
     Raises UserError where a tensor is missing or has another shape.

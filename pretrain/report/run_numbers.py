@@ -9,12 +9,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 
+from model.config import ModelConfig
 from model.cost.flops import flops_per_token
 from model.words import duration, quantity
 from parallel.hardware.gpus import mfu
 from pretrain.report.run import RunRecord
 from pretrain.report.style import SHORT, smoothing_window
 from pretrain.rundir.metrics import End, Metrics, Start, Train
+from pretrain.tasks.table import suited, task_of
 
 
 def numbers(run: RunRecord) -> dict[str, float | int | None]:
@@ -190,8 +192,15 @@ def _mfu(run: RunRecord, tokens_per_s: float | None) -> float | None:
     start = run.metrics.starts[-1] if run.metrics.starts else None
     if tokens_per_s is None or model is None or model.vocab_size is None or not length or start is None:
         return None
-    flops = flops_per_token(model, length).model
+    flops = flops_per_token(model, length, targets=_target_share(run, model)).model
     return mfu(tokens_per_s, flops, _gpu(run), _world_size(run), start.precision or "")
+
+
+def _target_share(run: RunRecord, model: ModelConfig) -> float:
+    """Share of a sample's positions that have labels."""
+    name = run.config.word("train.task")
+    masks = "masking" in task_of(name if name in suited(model.family) else None, model.family).sections
+    return (run.config.number("masking.rate") or 1.0) if masks else 1.0
 
 
 def _world_size(run: RunRecord) -> int:

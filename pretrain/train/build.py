@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from model.config import ModelConfig
-from model.families.gpt import GPT, Kernels
 from model.layers.transformer_config import transformer_config
+from model.network.language_model import Kernels, LanguageModel
 from model.parameters.names import named_parameters
 from model.weights.init import initialize_
 from parallel.engine.engine import Engine, EngineOptions
@@ -45,7 +45,7 @@ def build_chunks(
     kernels: Kernels = "local",
     log_p_v: torch.Tensor | None = None,
     **core: Any,
-) -> list[GPT]:
+) -> list[LanguageModel]:
     """The model chunks of this rank with their initial weights.
 
     log_p_v: log frequencies of the training tokens, for `model.init.unigram`.
@@ -56,7 +56,7 @@ def build_chunks(
     virtual = topology.layout.virtual
     chunks = []
     for stage in range(virtual):
-        chunk = GPT(
+        chunk = LanguageModel(
             model,
             config,
             seq_length=seq_length,

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from model.errors import UserError
 from parallel.checkpoint.background import Saved
@@ -21,16 +20,18 @@ from parallel.engine.engine import Engine
 from parallel.exchange import agree
 from parallel.launch.exit_codes import ExitCode
 from pretrain.config.schema import SKIP_LIMIT, RunConfig
-from pretrain.data.blend import Prefetcher, TokenBlend, micro_batch_indices
+from pretrain.data.blend import Prefetcher, micro_batch_indices
+from pretrain.data.samples import Samples
 from pretrain.data.token_files import DamagedDataError
 from pretrain.rundir.outcome import exit_code_of, going_on, words_of
 from pretrain.rundir.state import StaleStartError
+from pretrain.tasks.task import Batch
 from pretrain.train.branch_warmup import branch_shares
 from pretrain.train.callbacks.base import Callback, EvalRecord, SaveRecord, StartRecord, StepRecord
 from pretrain.train.learning_rate import learning_rate
 from pretrain.train.run_checkpoints import Checkpoints
+from pretrain.train.steps import on_device, shared, training_step
 from pretrain.train.stop_signals import BEGAN
-from pretrain.train.task import forward_step
 from pretrain.train.validation import Validation
 from pretrain.train.votes import Requests, Verdict, decision
 
@@ -54,13 +55,15 @@ class Trainer:
         config: RunConfig,
         run_dir: Path,
         engine: Engine,
-        train: TokenBlend,
-        validation: TokenBlend | None,
+        train: Samples,
+        validation: Samples | None,
         callbacks: list[Callback],
     ) -> None:
         self.config, self.run_dir, self.engine = config, run_dir, engine
         self.train_data, self.callbacks = train, callbacks
-        self.saving = Checkpoints(config, run_dir, engine, train)
+        self.task = config.task
+        self.forward_step = training_step(self.task)
+        self.saving = Checkpoints(config, run_dir, engine, train.blend)
         layout = engine.topology.layout
         self.batch, self.micro = config.train.global_batch_size, config.train.micro_batch_size
         self.num_microbatches = layout.num_microbatches(self.batch, self.micro)
@@ -99,7 +102,7 @@ class Trainer:
             "layout": self.engine.topology.layout.summary(),
             "precision": weights if self.config.train.fp8.recipe == "none" else "fp8",
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "unigram_entropy": self.train_data.manifests[0].unigram_entropy_nats,
+            "unigram_entropy": self.train_data.entropy,
         }
 
     def tell(self, moment: str, *args: object) -> None:
@@ -212,15 +215,17 @@ class Trainer:
 
     # -- batches
 
-    def _fetch(self, step: int) -> list[Tensor]:
+    def _fetch(self, step: int) -> list[Batch]:
         topology = self.engine.topology
         rank, size = topology.data_rank, topology.layout.data
-        return [
+        batches = [
             self.train_data.batch(micro_batch_indices(step, k, rank, size, self.micro, self.batch))
             for k in range(self.num_microbatches)
         ]
+        whole = range(step * self.batch, (step + 1) * self.batch)
+        return shared(batches, self.train_data.targets(whole), size)
 
-    def _next_batches(self, prefetcher: Prefetcher[list[Tensor]]) -> list[Tensor]:
+    def _next_batches(self, prefetcher: Prefetcher[list[Batch]]) -> list[Batch]:
         """The batches of the next step, on the device.
 
         A rank whose data are damaged takes part in one more step with other tokens. Its vote ends
@@ -230,29 +235,28 @@ class Trainer:
             return self._to_device(prefetcher.get())
         except DamagedDataError as error:
             self._unwritten = self._unwritten or error
-            shape = self.micro, self.config.data.seq_length + 1
-            return self._to_device([torch.zeros(shape, dtype=torch.int64)] * self.num_microbatches)
+            blank = [self.train_data.blank(self.micro)] * self.num_microbatches
+            return self._to_device(shared(blank, self.train_data.targets(range(1)), 1))
 
-    def _to_device(self, batches: list[Tensor]) -> list[Tensor]:
-        return [batch.to(self.engine.device, non_blocking=True) for batch in batches]
+    def _to_device(self, batches: list[Batch]) -> list[Batch]:
+        return [on_device(batch, self.engine.device) for batch in batches]
 
     # -- evaluation
 
     def evaluate(self) -> float:
-        """Mean loss in nats per token on the validation samples.
+        """Mean loss in nats per target on the validation samples.
 
         In a warm-up of the branches, of the model as the next step has it.
         """
         if self.branch_shares is not None:
             self.branch_shares.fill(self.step)
-        loss, samples = self.validation.loss(), self.validation.samples
-        tokens = samples * self.config.data.seq_length
+        loss, targets = self.validation.loss()
         record: EvalRecord = {
             "step": self.step,
             "split": "validation",
             "loss": loss,
-            "samples": samples,
-            "tokens": tokens,
+            "samples": self.validation.samples,
+            "tokens": targets,
         }
         self.tell("on_eval", record)
         return loss
@@ -438,7 +442,7 @@ class Trainer:
         if decided.save or (interval and self.step % interval == 0):
             self.save(asynchronous=self.config.checkpoint.asynchronous)
 
-    def _train_step(self, batches: list[Tensor], begin: float, wait: float) -> tuple[bool, float]:
+    def _train_step(self, batches: list[Batch], begin: float, wait: float) -> tuple[bool, float]:
         """Whether the step was applied, and the sum of all votes."""
         if self.branch_shares is not None:
             self.branch_shares.fill(self.step)
@@ -449,7 +453,7 @@ class Trainer:
         vote = self.requests.vote(self._failed)
         watched = any(callback.watching for callback in self.callbacks)
         result = self.engine.train_step(
-            forward_step,
+            self.forward_step,
             lambda: iter(batches),
             len(batches),
             vote,

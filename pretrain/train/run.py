@@ -250,7 +250,7 @@ def _train(
 def _trainer(
     config: RunConfig, info: RankInfo, topology: Topology, run_dir: Path, watchdog: Watchdog | None
 ) -> Trainer:
-    from pretrain.data.blend import open_blend
+    from pretrain.data.samples import open_samples
     from pretrain.train import branch_warmup, learning_rate
     from pretrain.train.build import build_engine
     from pretrain.train.callbacks.base import Callback
@@ -267,15 +267,15 @@ def _trainer(
         known = info.rank == 0 and (run_dir / "config.yaml").exists()
         if info.rank == 0 and not known:
             _describe(config, run_dir)
-        cache = Path(config.data.cache) if config.data.cache else None
-        blends = {
-            split: open_blend(config.data.corpora, split, config.data.seq_length, config.train.seed, cache)
+        kind = config.task.samples
+        data = {
+            split: open_samples(config, kind, split)
             for split in (("train", "validation") if config.train.eval_samples else ("train",))
         }
-        log_p_v = blends["train"].log_frequencies() if config.model.init.unigram else None
+        log_p_v = data["train"].blend.log_frequencies() if config.model.init.unigram else None
     engine = build_engine(config, topology, log_p_v)
     callbacks: list[Callback] = [watchdog] if watchdog is not None else []
-    trainer = Trainer(config, run_dir, engine, blends["train"], blends.get("validation"), callbacks)
+    trainer = Trainer(config, run_dir, engine, data["train"], data.get("validation"), callbacks)
     resumed = trainer.resume()
     if known:  # not before: a start that is refused leaves the run's description as it was
         _describe(config, run_dir)

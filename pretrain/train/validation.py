@@ -9,9 +9,11 @@ import torch
 from parallel.engine.engine import Engine
 from parallel.exchange import together
 from pretrain.config.schema import RunConfig
-from pretrain.data.blend import TokenBlend, micro_batch_indices
+from pretrain.data.blend import micro_batch_indices
+from pretrain.data.samples import Samples
+from pretrain.tasks.task import Batch
 from pretrain.train.checks.feasibility import eval_rounds
-from pretrain.train.task import Sample, evaluation_step
+from pretrain.train.steps import evaluation_step, on_device
 
 
 class Validation:
@@ -20,10 +22,11 @@ class Validation:
     samples: int
     """How many are evaluated; none without a split."""
 
-    def __init__(self, config: RunConfig, engine: Engine, blend: TokenBlend | None) -> None:
-        self.engine, self.blend, self.micro = engine, blend, config.train.micro_batch_size
-        wanted = config.train.eval_samples if blend is not None else 0
-        self.samples = blend.without_repetition(wanted) if blend is not None else 0
+    def __init__(self, config: RunConfig, engine: Engine, data: Samples | None) -> None:
+        self.task = config.task
+        self.engine, self.data, self.micro = engine, data, config.train.micro_batch_size
+        wanted = config.train.eval_samples if data is not None else 0
+        self.samples = data.blend.without_repetition(wanted) if data is not None else 0
         if self.samples < wanted and torch.distributed.get_rank() == 0:
             windows = f"{self.samples} windows of data.seq_length={config.data.seq_length}"
             print(
@@ -34,28 +37,31 @@ class Validation:
                 file=sys.stderr,
             )
 
-    def loss(self) -> float:
-        """Mean loss in nats per token. Collective.
+    def loss(self) -> tuple[float, int]:
+        """Mean loss in nats per target, and the number of targets. Collective.
 
         Raises UserError on all ranks for damaged data.
         """
         rounds = eval_rounds(self.engine.topology.layout, self.samples, self.micro)
         with together():
             batches = [self._batch(index, rounds) for index in range(rounds)]
-        return self.engine.evaluate(evaluation_step, lambda: iter(batches), rounds) / self.samples
+        total, targets = self.engine.evaluate(evaluation_step(self.task), lambda: iter(batches), rounds)
+        return total / targets, int(targets)
 
-    def _batch(self, index: int, rounds: int) -> Sample:
+    def _batch(self, index: int, rounds: int) -> Batch:
         """Micro-batch number `index` of this rank.
 
         Where samples have run out, copies of one fill it up.
         """
-        assert self.blend is not None
+        assert self.data is not None
         topology = self.engine.topology
         size = topology.layout.data
         wanted = micro_batch_indices(
             0, index, topology.data_rank, size, self.micro, rounds * self.micro * size
         )
         count = max(0, min(len(wanted), self.samples - wanted.start))
-        tokens = self.blend.batch(wanted[:count] or range(1))
-        filled = torch.cat([tokens, tokens[:1].expand(self.micro - len(tokens), -1)])
-        return filled.to(self.engine.device, non_blocking=True), count
+        numbers = [*wanted[:count], *[0] * (self.micro - count)]
+        batch = self.data.batch(numbers)
+        weights = batch.get("weights", torch.ones(batch["labels"].shape))
+        weights[count:] = 0.0
+        return on_device(batch | {"weights": weights}, self.engine.device)

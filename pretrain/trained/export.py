@@ -43,7 +43,7 @@ def export_checkpoint(
             "auto or none"
         )
     check_target(out, EXPORT, overwrite)  # before every weight is read
-    trained = open_trained(checkpoint)
+    trained = open_trained(checkpoint, "an export")
     trained.check_warm()
     trained.reader.verify()
     half = trained_in_16_bits(trained)

@@ -39,7 +39,7 @@ def generate_text(
     from model.hf.reference import generate
     from pretrain.data.tokenizer import Tokenizer
 
-    trained = open_trained(checkpoint)
+    trained = open_trained(checkpoint, "generation")
     trained.check_warm()
     if trained.tokenizer is None:
         raise UserError(

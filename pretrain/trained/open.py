@@ -87,8 +87,10 @@ class Trained:
         return found
 
 
-def open_trained(checkpoint: Path | str) -> Trained:
+def open_trained(checkpoint: Path | str, reader_of: str = "") -> Trained:
     """Opens a run folder, a `checkpoints` folder or a step folder.
+
+    reader_of: what is done with it, where that needs a model that reads from left to right.
 
     Raises UserError where there is no checkpoint, it is damaged, its vocabulary size is not known,
     or it does not hold the model that it describes.
@@ -97,6 +99,11 @@ def open_trained(checkpoint: Path | str) -> Trained:
 
     reader = open_checkpoint(checkpoint)
     model = saved_model(reader)
+    if reader_of and not model.config.stack.causal:
+        raise UserError(
+            f"{reader.folder}: {reader_of} needs a model that reads from left to right, "
+            f"and this one is of model.family={model.config.family}"
+        )
     return Trained(
         reader,
         model.config,

@@ -115,7 +115,7 @@ def evaluate(
     """
     from pretrain.trained.open import open_trained
 
-    trained = open_trained(checkpoint)
+    trained = open_trained(checkpoint, "perplexity")
     tokenizer = Tokenizer(trained.tokenizer) if trained.tokenizer else None
     asked = Asked(data, split, text, text_key, samples, None, stride, batch_size)
     found = open_windows(trained, tokenizer, asked)

@@ -34,8 +34,8 @@ class Scorer:
             trained.reader.verify()
         # First, because it silences what the libraries below say when they are imported.
         topology = single_process()
-        from model.families.gpt import GPT
         from model.layers.transformer_config import transformer_config
+        from model.network.language_model import LanguageModel
         from model.parameters.names import named_parameters
         from parallel.checkpoint.loader import check_model
         from parallel.hardware.precision import numerics_for, this_machine
@@ -51,7 +51,7 @@ class Scorer:
             **topology.core_fields(),
             **numerics.core_fields(),
         )
-        chunk = GPT(trained.config, config, seq_length=trained.positions, kernels=numerics.kernels)
+        chunk = LanguageModel(trained.config, config, seq_length=trained.positions, kernels=numerics.kernels)
         # Megatron-core makes the table of positions in fp32.
         # In training DeepSpeed converts the whole model.
         self.model = (chunk if on_cpu else chunk.cuda()).to(numerics.dtype).eval()
@@ -82,12 +82,11 @@ class Scorer:
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits [b, s, padded vocabulary] of token ids [b, s], fp32, on the CPU."""
-        positions = torch.arange(tokens.shape[1], device=self.device).expand_as(tokens)
-        found: Tensor = self.model(tokens.to(self.device), positions, None)
+        found: Tensor = self.model({"tokens": tokens.to(self.device)})
         return found.float().cpu()
 
-    def inputs(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(Tokens read, tokens to be predicted, positions), [b, n] each, on the model's device.
+    def inputs(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(Tokens read, tokens to be predicted), [b, n] each, on the model's device.
 
         tokens: [b, n + 1].
 
@@ -105,8 +104,7 @@ class Scorer:
                 f"windows of {inputs.shape[1]} tokens do not fit: "
                 f"the model has learned {self.positions} positions"
             )
-        positions = torch.arange(inputs.shape[1], device=self.device).expand_as(inputs)
-        return inputs, labels.contiguous(), positions
+        return inputs, labels.contiguous()
 
     @torch.no_grad()
     def losses(self, tokens: Tensor) -> Tensor:
@@ -117,6 +115,6 @@ class Scorer:
 
         Raises UserError as `inputs` does.
         """
-        inputs, labels, positions = self.inputs(tokens)
-        losses: Tensor = self.model(inputs, positions, None, labels=labels)
+        inputs, labels = self.inputs(tokens)
+        losses: Tensor = self.model({"tokens": inputs, "labels": labels})
         return losses.float().cpu()

@@ -75,7 +75,7 @@ def verify_export(run_dir: Path, exported: Path, prompt: str, new_tokens: int = 
 
     trust = own_code(exported)
     disable_progress_bar()
-    trained = open_trained(run_dir)
+    trained = open_trained(run_dir, "the comparison with an export")
     trained.check_warm()
     evaluations = [
         event for event in read_metrics(run_dir / "metrics.jsonl").eval if event.step == trained.reader.step

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.families.gpt import GPT
+from model.network.language_model import LanguageModel
 from model.parameters.names import named_parameters
 from parallel.config import Fp8Config
 from parallel.hardware.precision import Machine, Numerics, check_sizes, numerics_for, this_machine
 from parallel.launch.one_process import single_process
+from pretrain.data.samples import next_tokens
 from pretrain.train.build import build_chunks
-from pretrain.train.loop import forward_step
+from tests.parallel.training import forward_step
 
 SEQ, BATCH, VOCAB, SEED = 128, 2, 512, 7
 SHAPE: dict[str, Any] = {
@@ -60,7 +61,7 @@ def numerics_of(
     )
 
 
-def build(numerics: Numerics, **model: Any) -> GPT:
+def build(numerics: Numerics, **model: Any) -> LanguageModel:
     """A model with initial weights.
 
     Equal weights for equal arguments, whatever the kernels (rounded to the numerics' dtype).
@@ -105,12 +106,12 @@ class Pass:
         ) ** 0.5
 
 
-def one_pass(chunk: GPT, batch: Tensor) -> Pass:
+def one_pass(chunk: LanguageModel, batch: Tensor) -> Pass:
     """Forward and backward through the mean loss, as the first micro-batch of a step."""
     chunk.set_is_first_microbatch()
     for parameter in chunk.parameters():
         parameter.grad = None
-    losses, _ = forward_step(iter([batch]), chunk)
+    losses, _ = forward_step(iter([next_tokens(batch)]), chunk)
     losses.float().mean().backward()
     gradients = {
         named.name: named.parameter.grad.float()
@@ -120,7 +121,7 @@ def one_pass(chunk: GPT, batch: Tensor) -> Pass:
     return Pass(losses.detach().float(), gradients)
 
 
-def round_weights(chunk: GPT) -> GPT:
+def round_weights(chunk: LanguageModel) -> LanguageModel:
     """Weights as bf16 holds them, so that two precisions differ in their arithmetic alone."""
     with torch.no_grad():
         for parameter in chunk.parameters():

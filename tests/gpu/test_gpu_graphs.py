@@ -16,11 +16,12 @@ from parallel.engine.engine import Engine
 from parallel.engine.step_graph import WARM_UP
 from parallel.hardware.precision import RECIPES
 from parallel.launch.one_process import single_process
+from pretrain.data.samples import next_tokens
 from pretrain.train.build import build_engine
-from pretrain.train.loop import forward_step
 from tests.gpu.gpu_models import tokens
 from tests.gpu.test_gpu_numerics import needs
 from tests.gpu.test_gpu_training import BATCH, MICRO, RATE, run_config
+from tests.parallel.training import forward_step
 
 STEPS = WARM_UP + 5
 BF16, FP8 = 2e-3, 2e-2
@@ -36,7 +37,7 @@ def losses_of(engine: Engine, *, watched: int | None = None) -> list[float]:
     engine.set_lr(RATE)
     losses = []
     for step in range(STEPS):
-        batches = [tokens(10 * step + part, MICRO) for part in range(BATCH // MICRO)]
+        batches = [next_tokens(tokens(10 * step + part, MICRO)) for part in range(BATCH // MICRO)]
         result = engine.train_step(
             forward_step, functools.partial(iter, batches), len(batches), watched=step == watched
         )

@@ -20,10 +20,11 @@ from parallel.hardware.fp8_state import checkpoint_file, restore
 from parallel.hardware.precision import RECIPES
 from parallel.launch.one_process import single_process
 from pretrain.config.schema import RunConfig
+from pretrain.data.samples import next_tokens
 from pretrain.train.build import build_engine
-from pretrain.train.loop import forward_step
 from tests.gpu.gpu_models import SEQ, SHAPE, tokens
 from tests.gpu.test_gpu_numerics import needs
+from tests.parallel.training import forward_step
 
 STEPS, BATCH, MICRO, RATE = 20, 4, 2, 2e-3
 LEARNT = 0.5
@@ -49,7 +50,7 @@ def train(config: RunConfig, steps: int = STEPS, engine: Engine | None = None) -
     """Losses of the steps, each on the same micro-batches."""
     engine = engine or build_engine(config, single_process())
     engine.set_lr(config.optimizer.lr)
-    batches = [tokens(seed, MICRO) for seed in range(BATCH // MICRO)]
+    batches = [next_tokens(tokens(seed, MICRO)) for seed in range(BATCH // MICRO)]
     losses = []
     for _ in range(steps):
         result = engine.train_step(forward_step, lambda: iter(batches), len(batches))

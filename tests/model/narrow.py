@@ -17,7 +17,7 @@ from model.config import ModelConfig
 from model.depth import folded as units
 from model.depth.folded import FoldedSublayer
 from model.depth.scheme import Sublayer
-from model.families.gpt import GPT, Kernels
+from model.network.language_model import Kernels, LanguageModel
 from parallel.launch.one_process import single_process
 from pretrain.train.build import build_chunks
 
@@ -71,7 +71,7 @@ def narrow(
     kernels: Kernels = "local",
     core: dict[str, Any] | None = None,
     **model: Any,
-) -> GPT:
+) -> LanguageModel:
     """A model with initial weights that bf16 holds: formats differ in their arithmetic alone.
 
     core: further fields of Megatron-core's configuration.
@@ -93,7 +93,7 @@ def narrow(
     return chunk.to(dtype).train()
 
 
-def seen(chunk: GPT) -> Seen:
+def seen(chunk: LanguageModel) -> Seen:
     """A pass without gradients through a model as it is, on its device."""
     streams: list[Tensor] = []
     first, last = chunk.decoder.layers[0], chunk.decoder.layers[-1]
@@ -110,13 +110,13 @@ def seen(chunk: GPT) -> Seen:
     ]
     device = next(chunk.parameters()).device
     with torch.no_grad():
-        logits = chunk(tokens().to(device), torch.arange(SEQ, device=device).expand(BATCH, SEQ), None)
+        logits = chunk({"tokens": tokens().to(device)})
     for handle in handles:
         handle.remove()
     return Seen(logits.double().cpu(), *streams)
 
 
-def rounding(chunk: GPT) -> GPT:
+def rounding(chunk: LanguageModel) -> LanguageModel:
     """The same model, whose activations are rounded to bf16 while it computes in fp32.
 
     What any computation in bf16 has to bear, constants aside.

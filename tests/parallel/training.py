@@ -19,9 +19,12 @@ from parallel.config import ParallelConfig
 from parallel.engine.engine import Engine
 from pretrain.config.schema import RunConfig
 from pretrain.data.order import micro_batch_indices
+from pretrain.data.samples import next_tokens
+from pretrain.tasks.causal_lm import CAUSAL_LM
+from pretrain.tasks.task import Batch
 from pretrain.train.branch_warmup import branch_shares
 from pretrain.train.build import build_engine
-from pretrain.train.loop import forward_step
+from pretrain.train.steps import training_step
 from tests.distributed import gather, rebuild
 
 SEQ_LENGTH = 16
@@ -72,13 +75,16 @@ def engine_of(config: RunConfig, log_p_v: Tensor | None = None) -> Engine:
     return build_engine(config, rebuild(config.parallel, config.model), log_p_v)
 
 
+forward_step = training_step(CAUSAL_LM)
+
+
 def sample(index: int) -> Tensor:
     """Tokens [seq_length + 1] of a sample, the same on every rank."""
     return torch.randint(0, VOCAB_SIZE, (SEQ_LENGTH + 1,), generator=torch.Generator().manual_seed(index))
 
 
-def batches_of(config: RunConfig, engine: Engine, step: int) -> list[Tensor]:
-    """This rank's micro-batches [b, s + 1] of a step, by the product's own order."""
+def batches_of(config: RunConfig, engine: Engine, step: int) -> list[Batch]:
+    """This rank's micro-batches of a step, by the product's own order."""
     layout, batch, micro = (
         engine.topology.layout,
         config.train.global_batch_size,
@@ -86,11 +92,15 @@ def batches_of(config: RunConfig, engine: Engine, step: int) -> list[Tensor]:
     )
     count = batch // (micro * layout.data)
     return [
-        torch.stack(
-            [
-                sample(int(i))
-                for i in micro_batch_indices(step, k, engine.topology.data_rank, layout.data, micro, batch)
-            ]
+        next_tokens(
+            torch.stack(
+                [
+                    sample(int(i))
+                    for i in micro_batch_indices(
+                        step, k, engine.topology.data_rank, layout.data, micro, batch
+                    )
+                ]
+            )
         )
         for k in range(count)
     ]

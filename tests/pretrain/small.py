@@ -19,8 +19,8 @@ from pretrain.config.schema import (
     ScheduleConfig,
     TrainConfig,
 )
-from pretrain.data.blend import open_blend
 from pretrain.data.prepare import PrepareOptions, prepare
+from pretrain.data.samples import open_samples
 from pretrain.data.train_tokenizer import train_tokenizer
 from pretrain.train.build import build_engine
 from pretrain.train.callbacks.base import StepRecord
@@ -82,17 +82,15 @@ def small_config(data: Path, runs: Path, steps: int, *, signal_interval: int = 1
 
 def small_trainer(config: RunConfig) -> Trainer:
     """The trainer of a run, without callbacks."""
-    blends = {
-        split: open_blend(config.data.corpora, split, config.data.seq_length, config.train.seed, None)
-        for split in ("train", "validation")
-    }
+    kind = config.task.samples
+    data = {split: open_samples(config, kind, split) for split in ("train", "validation")}
     folder = Path(config.runs_dir) / config.name
     folder.mkdir(parents=True, exist_ok=True)
     topology = copy.copy(single_process())
     topology.layout = replace(topology.layout, zero=config.parallel.zero)
-    log_p_v = blends["train"].log_frequencies() if config.model.init.unigram else None
+    log_p_v = data["train"].blend.log_frequencies() if config.model.init.unigram else None
     engine = build_engine(config, topology, log_p_v)
-    return Trainer(config, folder, engine, blends["train"], blends["validation"], [])
+    return Trainer(config, folder, engine, data["train"], data["validation"], [])
 
 
 def step_record(seconds: float = 1.0) -> StepRecord:

@@ -64,17 +64,25 @@ def train(engine: Any, first: int, steps: int = STEPS) -> list[float]:
     """Losses of steps from step `first` on, of two micro-batches each."""
     import torch
 
-    from pretrain.train.loop import forward_step
+    from pretrain.data.samples import next_tokens
+    from pretrain.tasks.causal_lm import CAUSAL_LM
+    from pretrain.train.steps import training_step
 
     engine.set_lr(1e-2)
     losses = []
     for step in range(first, first + steps):
         batches = [
-            torch.randint(0, VOCAB, (2, SEQ + 1), generator=torch.Generator().manual_seed(10 * step + part))
+            next_tokens(
+                torch.randint(
+                    0, VOCAB, (2, SEQ + 1), generator=torch.Generator().manual_seed(10 * step + part)
+                )
+            )
             for part in range(2)
         ]
         losses.append(
-            engine.train_step(forward_step, lambda batches=batches: iter(batches), len(batches)).loss
+            engine.train_step(
+                training_step(CAUSAL_LM), lambda batches=batches: iter(batches), len(batches)
+            ).loss
         )
     return losses
 
@@ -102,8 +110,8 @@ def fp8_model(model: Any, topology: Any, recipe: str | None) -> Any:
     """A model in bf16 with FP8 products by a recipe, None for none."""
     import torch
 
-    from model.families.gpt import GPT
     from model.layers.transformer_config import transformer_config
+    from model.network.language_model import LanguageModel
     from parallel.hardware.precision import Numerics
 
     fields = Numerics(torch.bfloat16, "te", recipe).core_fields()
@@ -115,7 +123,7 @@ def fp8_model(model: Any, topology: Any, recipe: str | None) -> Any:
         **fields | ({"fp8_amax_history_len": HISTORY} if recipe else {}),
     )
     with standin.pretend_cuda("cpu"):
-        return GPT(model, config, seq_length=SEQ, kernels="te")
+        return LanguageModel(model, config, seq_length=SEQ, kernels="te")
 
 
 def made_up_state(num_layers: int) -> dict[str, Any]:
@@ -190,8 +198,8 @@ def fp8_contexts(te: Any) -> dict[str, list[str | None]]:
     import torch
     from transformer_engine.pytorch import quantization
 
-    from model.families.gpt import GPT
     from model.layers.transformer_config import transformer_config
+    from model.network.language_model import LanguageModel
     from parallel.hardware.precision import RECIPES, Numerics
     from parallel.launch.one_process import single_process
 
@@ -224,9 +232,9 @@ def fp8_contexts(te: Any) -> dict[str, list[str | None]]:
             standin.pretend_cuda("cpu"),
             torch.no_grad(),
         ):
-            chunk = GPT(model, config, seq_length=SEQ, kernels="te").bfloat16()
+            chunk = LanguageModel(model, config, seq_length=SEQ, kernels="te").bfloat16()
             tokens = torch.zeros(1, SEQ, dtype=torch.long)
-            chunk(tokens, torch.arange(SEQ)[None], None, labels=tokens)
+            chunk({"tokens": tokens, "labels": tokens})
         found[f"{recipe}{' spared' if spare else ''}"] = list(seen)
         seen.clear()
     return found

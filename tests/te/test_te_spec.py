@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from model.depth.scheme import SCHEMES
+from model.families.gpt import GPT
 from model.parameters.names import canonical_name
 from tests.te import extension, standin
 from tests.te.worker import ACTIVATIONS, DEGREES, LAYERS, NORMS
@@ -63,7 +64,8 @@ def test_sharded_state_dict_is_that_of_the_local_layers(case: dict[str, Any], te
 def test_the_meta_device_gives_the_same_shapes(case: dict[str, Any], tensor: int) -> None:
     described, meta = case[f"te-{tensor}"], case[f"meta-{tensor}"]
     assert all(
-        shape == described["parameters"][canonical_name(name, 0)]["shape"] for name, shape in meta.items()
+        shape == described["parameters"][canonical_name(name, 0, GPT.stacks[0])]["shape"]
+        for name, shape in meta.items()
     )
     assert {name for name in described["own names"] if name.startswith("decoder.layers.")} <= meta.keys()
 

@@ -77,14 +77,14 @@ def build(model: Any, topology: Any, kinds: Any, device: str, **core: Any) -> An
     kinds: `local` or `te`.
     core: further fields of Megatron-core's configuration.
     """
-    from model.families.gpt import GPT
     from model.layers.transformer_config import transformer_config
+    from model.network.language_model import LanguageModel
 
     config = transformer_config(
         model, on_cpu=False, init_model_with_meta_device=device == "meta", **topology.core_fields(), **core
     )
     with standin.pretend_cuda(device):
-        return GPT(model, config, seq_length=SEQ, kernels=kinds)
+        return LanguageModel(model, config, seq_length=SEQ, kernels=kinds)
 
 
 def parameters(chunk: Any, topology: Any) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def sharded(chunk: Any) -> dict[str, Any]:
     for key, part in chunk.sharded_state_dict(metadata={}).items():
         if not hasattr(part, "global_shape") or "_extra_state" in key:
             continue
-        described[canonical_name(key, 0)] = [
+        described[canonical_name(key, 0, chunk.stack)] = [
             list(map(int, field or ()))
             for field in (part.global_shape, part.global_offset, part.axis_fragmentations)
         ]
@@ -173,7 +173,7 @@ def compare_runs(name: str, fields: dict[str, Any]) -> dict[str, float]:
                 if one.parameter.dim() == 1:  # norms and biases at their initial values would hide mistakes
                     one.parameter.add_(torch.linspace(-0.3, 0.3, one.parameter.numel()).roll(len(one.name)))
         with standin.pretend_cuda("cpu"):
-            loss = chunk(tokens[:, :-1], torch.arange(SEQ).expand(2, SEQ), None, labels=tokens[:, 1:])
+            loss = chunk({"tokens": tokens[:, :-1], "labels": tokens[:, 1:]})
         loss.sum().backward()
         held = [
             layer.mlp.linear_fc1.normed

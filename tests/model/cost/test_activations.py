@@ -10,8 +10,8 @@ import torch
 from model.config import ModelConfig
 from model.cost.activations import Activations
 from model.depth.scheme import SCHEMES
-from model.families.gpt import GPT
 from model.layers.transformer_config import transformer_config
+from model.network.language_model import LanguageModel
 from parallel.launch.one_process import single_process
 
 LLAMA = {
@@ -42,7 +42,7 @@ def _process() -> None:
     single_process()
 
 
-def saved_bytes(model: GPT, samples: int, seq: int) -> int:
+def saved_bytes(model: LanguageModel, samples: int, seq: int) -> int:
     """Bytes of all storages that autograd keeps, parameters left out."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     storages: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used twice
@@ -55,7 +55,7 @@ def saved_bytes(model: GPT, samples: int, seq: int) -> int:
 
     tokens = torch.randint(0, 500, (samples, seq + 1))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(tokens[:, :-1], torch.arange(seq).expand(samples, seq), None, labels=tokens[:, 1:]).mean()
+        model({"tokens": tokens[:, :-1], "labels": tokens[:, 1:]}).mean()
     return sum(storage.nbytes() for storage in storages.values())
 
 
@@ -79,7 +79,9 @@ def test_formula_counts_every_saved_byte(case: dict[str, Any]) -> None:
         "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
     }
     full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    model = GPT(config, transformer_config(config, **core.get(recompute, full)), seq_length=seq).train()
+    model = LanguageModel(
+        config, transformer_config(config, **core.get(recompute, full)), seq_length=seq
+    ).train()
     expected = Activations(config, samples, seq, recompute=recompute).whole()
     if config.position == "rotary":
         expected += 2 * 4 * seq * config.kv_channels  # one table for all layers
@@ -108,7 +110,7 @@ def test_an_fp32_stream_among_bf16_branches(scheme: str, recompute: Literal["non
     )
     full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     core: dict[str, Any] = {"fp32_residual_connection": True, **(full if recompute == "full" else {})}
-    model = GPT(config, transformer_config(config, dtype=torch.bfloat16, **core), seq_length=16)
+    model = LanguageModel(config, transformer_config(config, dtype=torch.bfloat16, **core), seq_length=16)
     measured = saved_bytes(model.to(torch.bfloat16).train(), 3, 16)
     expected = Activations(config, 3, 16, element=2, recompute=recompute, fp32_stream=True).whole()
     assert measured == pytest.approx(expected, rel=0.015)

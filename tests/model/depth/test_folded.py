@@ -15,9 +15,9 @@ from model.config import ModelConfig
 from model.depth.folded import RANGE, folded
 from model.depth.plan import DepthPlan
 from model.depth.scheme import SCHEMES, Depth, Layer, Scheme, Sublayer
-from model.families.gpt import GPT
 from model.hf.reference import Evaluation
 from model.layers.transformer_config import transformer_config
+from model.network.language_model import LanguageModel
 from model.parameters.names import named_parameters
 from parallel.launch.one_process import single_process
 
@@ -116,7 +116,9 @@ def both(scheme: str, **model: Any) -> tuple[torch.Tensor, torch.Tensor]:
         norm_epsilon=0.05,
         **model,
     )
-    chunk = GPT(config, transformer_config(config, dtype=torch.float64), seq_length=SEQ).double().eval()
+    chunk = (
+        LanguageModel(config, transformer_config(config, dtype=torch.float64), seq_length=SEQ).double().eval()
+    )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in chunk.named_parameters():
@@ -124,6 +126,6 @@ def both(scheme: str, **model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     weights = {one.name: one.parameter.detach() for one in named_parameters(chunk, 0, 1)}
     tokens = torch.randint(0, VOCAB, (2, SEQ), generator=generator)
     with torch.no_grad():
-        ours = chunk(tokens, torch.arange(SEQ).expand(2, SEQ), None)
+        ours = chunk({"tokens": tokens})
     scale = chunk.logit_scale / (1.0 if SCHEMES[scheme].final_norm else chunk.plan[-1].leaving)
     return ours, Evaluation(weights, config, logit_scale=scale, dtype=torch.float64)(tokens)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from model.families.gpt import GPT
 from model.hf.export import export
 from model.hf.proof import ProofError, forget
 from model.hf.result import Export
+from model.network.language_model import LanguageModel
 from model.parameters.names import named_parameters
 from model.weights.init import logit_scale
 from tests.model.narrow import BF16, SEQ, cosine, narrow, narrow_config, tokens, without_units
@@ -22,7 +22,7 @@ LAYERS = 256
 """From here on a product in bf16 has nothing of DeepScaleLM's residual factor."""
 
 
-def export_of(scheme: str, folder: Path, trained: GPT, **given: Any) -> Export:
+def export_of(scheme: str, folder: Path, trained: LanguageModel, **given: Any) -> Export:
     """An export of a narrow model; trained: the model that the run computed with."""
     single = narrow(scheme, LAYERS)
     weights = {one.name: one.parameter.detach() for one in named_parameters(single, 0, 1)}

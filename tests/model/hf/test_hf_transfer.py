@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from model.families.gpt import GPT
 from model.hf.export import export
 from model.hf.importer import import_model
 from model.hf.reference import Evaluation
 from model.layers.transformer_config import transformer_config
+from model.network.language_model import LanguageModel
 from model.parameters.names import named_parameters
 from model.weights.init import logit_scale
 from parallel.launch.one_process import single_process
@@ -72,7 +72,7 @@ def test_the_model_that_trains_has_the_same_factors(target: str) -> None:
     fields = {**fields, "position": "learned", "max_position_embeddings": POSITIONS}
     config = make_config(scheme, transfer=TRANSFER, **fields)
     single_process()
-    chunk = GPT(config, transformer_config(config, dtype=torch.float64), seq_length=POSITIONS)
+    chunk = LanguageModel(config, transformer_config(config, dtype=torch.float64), seq_length=POSITIONS)
     chunk.double().eval()
     weights = {name: value.double() for name, value in make_weights(config).items()}
     tokens = make_tokens(config)

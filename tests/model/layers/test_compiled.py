@@ -11,10 +11,10 @@ import torch
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES
 from model.errors import UserError
-from model.families.gpt import GPT
 from model.layers import compiled
 from model.layers.compiled import compile_joins, compile_layers
 from model.layers.transformer_config import transformer_config
+from model.network.language_model import LanguageModel
 from model.parameters.names import named_parameters
 from model.weights.init import initialize_
 from parallel.launch.one_process import single_process
@@ -37,7 +37,7 @@ def _fresh() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def build(scheme: str, layers: int = 8, **sizes: Any) -> GPT:
+def build(scheme: str, layers: int = 8, **sizes: Any) -> LanguageModel:
     fields = {
         "scheme": scheme,
         "num_layers": layers,
@@ -47,17 +47,17 @@ def build(scheme: str, layers: int = 8, **sizes: Any) -> GPT:
         "max_position_embeddings": SEQ,
     }
     config = ModelConfig(**fields | sizes)
-    model = GPT(config, transformer_config(config), seq_length=SEQ)
+    model = LanguageModel(config, transformer_config(config), seq_length=SEQ)
     initialize_(
         ((one.name, one.parameter, one.shard) for one in named_parameters(model, 0, 1)), config, SEQ, 1
     )
     return model.train()
 
 
-def loss_and_gradients(model: GPT) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def loss_and_gradients(model: LanguageModel) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     tokens = torch.randint(0, 128, (2, SEQ + 1), generator=torch.Generator().manual_seed(0))
     model.zero_grad()
-    loss = model(tokens[:, :-1], torch.arange(SEQ).expand(2, SEQ), None, labels=tokens[:, 1:]).mean()
+    loss = model({"tokens": tokens[:, :-1], "labels": tokens[:, 1:]}).mean()
     loss.backward()
     return loss.detach(), {
         name: parameter.grad.clone()
@@ -118,11 +118,11 @@ def test_hooks_and_evaluation_see_the_layer_itself() -> None:
     model.eval()
     with torch.no_grad():
         tokens = torch.zeros(1, SEQ, dtype=torch.long)
-        model(tokens, torch.arange(SEQ).expand(1, SEQ), None, labels=tokens)
+        model({"tokens": tokens, "labels": tokens})
     assert len(graphs) == count == 1
 
 
-def loss_of(model: GPT, batch: int) -> torch.Tensor:
+def loss_of(model: LanguageModel, batch: int) -> torch.Tensor:
     tokens = torch.randint(0, 128, (batch, SEQ + 1), generator=torch.Generator().manual_seed(batch))
     loss: torch.Tensor = model(
         tokens[:, :-1], torch.arange(SEQ).expand(batch, SEQ), None, labels=tokens[:, 1:]
@@ -183,7 +183,7 @@ def test_a_later_stage_of_a_pipeline_is_compiled_too() -> None:
         vocab_size=128,
         max_position_embeddings=SEQ,
     )
-    stage = GPT(
+    stage = LanguageModel(
         config, transformer_config(config), seq_length=SEQ, pre_process=False, post_process=False
     ).train()
     initialize_(

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from model.depth.scheme import SCHEMES
-from model.families.gpt import GPT
 from model.layers.compiled import compile_layers
-from tests.model.narrow import BATCH, BF16, SEQ, compared, cosine, narrow, rounded, seen, tokens
+from model.network.language_model import LanguageModel
+from tests.model.narrow import BF16, compared, cosine, narrow, rounded, seen, tokens
 
 ALIKE = 0.995
 """Cosine of the logits. Of the rounding of 2000 additions alone 0.997 is left at 1000 layers."""
@@ -79,7 +79,7 @@ def test_compiled_layers_compute_what_fp32_computes(scheme: str, core: dict[str,
     torch._dynamo.reset()
 
 
-def logits_in_training(model: GPT) -> Tensor:
+def logits_in_training(model: LanguageModel) -> Tensor:
     """As a training step has them: evaluation is not compiled."""
-    logits: Tensor = model(tokens(), torch.arange(SEQ).expand(BATCH, SEQ), None)
+    logits: Tensor = model({"tokens": tokens()})
     return logits.detach().double()

@@ -9,8 +9,8 @@ import pytest
 
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES
-from model.families.gpt import GPT
 from model.layers.transformer_config import transformer_config
+from model.network.language_model import LanguageModel
 from model.parameters.names import named_parameters
 from model.parameters.shards import full_shape
 from model.parameters.table import Cut, Role, Row, layer_rows, parameter_table
@@ -56,8 +56,8 @@ def table(model: ModelConfig) -> dict[str, Row]:
     return {row.name: row for row in rows}
 
 
-def build(model: ModelConfig, **parallel: Any) -> GPT:
-    return GPT(model, transformer_config(model, **parallel), seq_length=LENGTH)
+def build(model: ModelConfig, **parallel: Any) -> LanguageModel:
+    return LanguageModel(model, transformer_config(model, **parallel), seq_length=LENGTH)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -20,9 +20,9 @@ from parallel.engine import deepspeed_api as api
 from parallel.engine.engine import Engine
 from parallel.engine.self_check import Sample, check_moved, watch
 from parallel.launch.one_process import single_process
+from pretrain.data.samples import next_tokens
 from pretrain.train.build import build_engine
-from pretrain.train.loop import forward_step
-from tests.parallel.training import run_config, sample
+from tests.parallel.training import forward_step, run_config, sample
 
 ROOT = Path(api.__file__).parents[2]
 HOME = "parallel/engine/deepspeed_api.py"
@@ -73,7 +73,7 @@ def test_gradient_hooks_that_are_left_are_refused() -> None:
 
 def step(engine: Engine) -> None:
     engine.set_lr(1e-3)
-    engine.train_step(forward_step, lambda: iter([sample(0)[None]]), 1)
+    engine.train_step(forward_step, lambda: iter([next_tokens(sample(0)[None])]), 1)
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])

@@ -9,9 +9,17 @@ import torch
 from torch import nn
 
 from pretrain.config.schema import RunConfig
-from pretrain.train.loop import forward_step
 from tests.distributed import Group, gather, launch
-from tests.parallel.training import Curve, batches_of, engine_of, given, run_config, train, whole_parameters
+from tests.parallel.training import (
+    Curve,
+    batches_of,
+    engine_of,
+    forward_step,
+    given,
+    run_config,
+    train,
+    whole_parameters,
+)
 
 STEPS = 2  # the second shows that the streams went on in the same way
 BOTH = given(hidden_dropout=0.1, attention_dropout=0.1)
@@ -60,9 +68,11 @@ def losses_on_every_rank(parallel: dict[str, Any], model: dict[str, Any]) -> lis
 
         return output, record
 
-    batches = [batch.clone() for batch in batches_of(config, engine, 0)]
-    for batch in batches:
-        torch.distributed.broadcast(batch, src=0)
+    batches = [
+        {name: part.clone() for name, part in batch.items()} for batch in batches_of(config, engine, 0)
+    ]
+    for part in (part for batch in batches for part in batch.values()):
+        torch.distributed.broadcast(part, src=0)
     engine.train_step(recording, lambda: iter(batches), len(batches))
     return gather(seen)
 

@@ -12,11 +12,18 @@ import torch
 
 from parallel.engine.gradients import GradientBuffer
 from pretrain.config.factors import role_of
-from pretrain.train.loop import forward_step
 from tests.distributed import Group, launch
 from tests.parallel.checkpoint.states import bring, keep
 from tests.parallel.layouts import FP32, FULL, OPTIMIZER, SP, Case, Row, measure
-from tests.parallel.training import batches_of, engine_of, given, run_config, train, whole_parameters
+from tests.parallel.training import (
+    batches_of,
+    engine_of,
+    forward_step,
+    given,
+    run_config,
+    train,
+    whole_parameters,
+)
 
 LR, EPS, DECAY = 1e-2, 1e-3, 0.1
 MODEL = given(scheme="b2t", scheme_options=given(branch=2.0), tie_embeddings=False)

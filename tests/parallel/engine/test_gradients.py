@@ -18,10 +18,18 @@ from model.parameters.shards import WHOLE
 from parallel.engine.engine import Engine, EngineOptions
 from parallel.engine.gradients import GradientBuffer, Group, Kind
 from pretrain.config.schema import RunConfig
-from pretrain.train.loop import forward_step
+from pretrain.tasks.task import Batch
 from tests import distributed
 from tests.distributed import gather, launch, rebuild
-from tests.parallel.training import batches_of, engine_of, given, run_config, train, whole_parameters
+from tests.parallel.training import (
+    batches_of,
+    engine_of,
+    forward_step,
+    given,
+    run_config,
+    train,
+    whole_parameters,
+)
 from tests.rows import local_parameter
 
 SP = given(tensor=2, sequence_parallel=True)
@@ -130,7 +138,7 @@ def one_rank() -> dict[str, Any]:
     return found
 
 
-def gradients_of(engine: Engine, chosen: list[torch.Tensor]) -> list[torch.Tensor]:
+def gradients_of(engine: Engine, chosen: list[Batch]) -> list[torch.Tensor]:
     """The flat buffers after a step over these micro-batches, which leaves the weights alone."""
     flats: list[torch.Tensor] = []
     weights = [named.parameter.detach().clone() for named in engine.parameters]
@@ -147,7 +155,7 @@ def gradients_of(engine: Engine, chosen: list[torch.Tensor]) -> list[torch.Tenso
     return flats
 
 
-def sums_of_micro_batches(engine: Engine, batches: list[torch.Tensor]) -> dict[str, Any]:
+def sums_of_micro_batches(engine: Engine, batches: list[Batch]) -> dict[str, Any]:
     """Whether a step's gradients are the sum of its micro-batches' in fp32, and whether in bf16."""
     together = gradients_of(engine, batches)
     single = [gradients_of(engine, [batch]) for batch in batches]

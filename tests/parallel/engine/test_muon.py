@@ -16,10 +16,9 @@ from torch import Tensor
 
 from model.errors import UserError
 from parallel.engine.muon import Muon, newton_schulz, scale
-from pretrain.train.loop import forward_step
 from tests.distributed import Group, launch
 from tests.parallel.checkpoint.states import bring, keep
-from tests.parallel.training import batches_of, engine_of, given, run_config
+from tests.parallel.training import batches_of, engine_of, forward_step, given, run_config
 
 LLAMA = given(
     num_query_groups=2,

@@ -14,12 +14,14 @@ from torch import Tensor
 from model.depth.scheme import SCHEMES
 from model.errors import UserError
 from parallel.engine.engine import Engine
-from parallel.engine.step_graph import WARM_UP, StepGraph
+from parallel.engine.step_graph import WARM_UP, Batch, StepGraph
 from parallel.launch.one_process import single_process
+from pretrain.data.samples import next_tokens
+from pretrain.tasks.causal_lm import CAUSAL_LM
 from pretrain.train.build import build_engine
-from pretrain.train.loop import forward_step
+from pretrain.train.steps import evaluation_step
 from tests.parallel.graph_emulator import Graph, emulated
-from tests.parallel.training import run_config, sample
+from tests.parallel.training import forward_step, run_config, sample
 
 STEPS, MICRO, ACCUMULATION = WARM_UP + 4, 2, 2
 
@@ -37,9 +39,9 @@ def engine_of(graph: bool, scheme: str = "pre_ln", precision: str = "fp32") -> E
     )
 
 
-def batches(step: int, length: int = 16) -> list[Tensor]:
+def batches(step: int, length: int = 16) -> list[Batch]:
     return [
-        torch.stack([sample(100 * step + 10 * part + row)[: length + 1] for row in range(MICRO)])
+        next_tokens(torch.stack([sample(100 * step + 10 * part + row)[: length + 1] for row in range(MICRO)]))
         for part in range(ACCUMULATION)
     ]
 
@@ -86,7 +88,8 @@ def test_an_evaluation_frees_the_graph_and_changes_nothing(graphs: type[Graph]) 
         assert one_step(graphed, step) == one_step(eager, step)
         if step == WARM_UP + 2:
             held_out = functools.partial(iter, batches(1000))
-            assert graphed.evaluate(forward_step, held_out, 2) == eager.evaluate(forward_step, held_out, 2)
+            step_of = evaluation_step(CAUSAL_LM)
+            assert graphed.evaluate(step_of, held_out, 2) == eager.evaluate(step_of, held_out, 2)
             assert graphed.graph is not None
             assert graphed.graph.graph is None
     assert graphs.captures == 2
@@ -101,17 +104,18 @@ class Passes:
     def __init__(self) -> None:
         self.weight, self.gradient, self.runs = torch.tensor([2.0, 3.0]), torch.zeros(2), 0
 
-    def __call__(self, micro: list[Tensor]) -> list[Tensor]:
+    def __call__(self, micro: list[Batch]) -> list[Tensor]:
         self.runs += 1
         losses = []
-        for x in micro:
+        for batch in micro:
+            x = batch["x"]
             self.gradient.add_(x)
             losses.append((self.weight * x).sum())
         return losses
 
     def step(self, graph: StepGraph, *values: float) -> tuple[list[float], list[float]]:
         self.gradient.zero_()
-        losses = graph.run(self, [torch.tensor([value, 1.0]) for value in values])
+        losses = graph.run(self, [{"x": torch.tensor([value, 1.0])} for value in values])
         return [float(loss) for loss in losses], self.gradient.tolist()
 
 
@@ -154,10 +158,10 @@ class Failing:
     def __init__(self, graph: StepGraph, *errors: Exception) -> None:
         self.graph, self.errors = graph, errors
 
-    def __call__(self, micro: list[Tensor]) -> list[Tensor]:
+    def __call__(self, micro: list[Batch]) -> list[Tensor]:
         if self.graph.inputs:
             self._raise(list(self.errors))
-        return micro
+        return [batch["x"] for batch in micro]
 
     def _raise(self, errors: list[Exception]) -> None:
         try:
@@ -170,7 +174,7 @@ class Failing:
 def captured(*errors: Exception) -> StepGraph:
     graph = StepGraph()
     for _ in range(WARM_UP + 1):
-        graph.run(Failing(graph, *errors), [torch.ones(())])
+        graph.run(Failing(graph, *errors), [{"x": torch.ones(())}])
     return graph
 
 
@@ -196,5 +200,5 @@ def test_watched_steps_warm_nothing_up(graphs: type[Graph]) -> None:
     """They run compiled layers as they were before, for one thing."""
     graph = StepGraph()
     for _ in range(WARM_UP):
-        graph.run(lambda micro: micro, [torch.ones(())], watched=True)
+        graph.run(lambda micro: [batch["x"] for batch in micro], [{"x": torch.ones(())}], watched=True)
     assert graph.warm == 0

@@ -13,9 +13,18 @@ from torch import Tensor, nn
 
 from parallel.engine.engine import Engine
 from pretrain.config.schema import RunConfig
-from pretrain.train.loop import forward_step
+from pretrain.tasks.causal_lm import CAUSAL_LM
+from pretrain.train.steps import evaluation_step
 from tests.distributed import Group, gather, launch
-from tests.parallel.training import batches_of, engine_of, given, run_config, train, whole_parameters
+from tests.parallel.training import (
+    batches_of,
+    engine_of,
+    forward_step,
+    given,
+    run_config,
+    train,
+    whole_parameters,
+)
 
 MODEL = given(
     hidden_size=33, num_attention_heads=3, num_layers=3
@@ -31,7 +40,8 @@ def eventful(config: RunConfig, engine: Engine) -> dict[str, Any]:
     """Two steps, an evaluation, a step that is skipped, two more steps."""
     first = train(config, engine, 0, 2)
     batches = batches_of(config, engine, 7)
-    evaluated = engine.evaluate(forward_step, functools.partial(iter, batches), len(batches))
+    held_out = evaluation_step(CAUSAL_LM)
+    evaluated, _ = engine.evaluate(held_out, functools.partial(iter, batches), len(batches))
     skipped = engine.train_step(poisoned, functools.partial(iter, batches), len(batches))
     second = train(config, engine, 2, 4)
     parameters, unequal = whole_parameters(engine)

@@ -15,7 +15,7 @@ from pretrain.config.masking import Masking
 from pretrain.config.schema import Corpus
 from pretrain.data.manifest import load_manifest
 from pretrain.data.masked_samples import MaskedBlend, open_masked, target_entropy
-from pretrain.data.masking import MaskVocabulary
+from pretrain.data.masking import MaskVocabulary, document_positions
 from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.train_tokenizer import special_names, train_tokenizer
@@ -66,7 +66,7 @@ def original(data: MaskedBlend, index: int) -> tuple[np.ndarray, np.ndarray]:
     sample = data.sample(index)
     tokens = sample.masked.inputs.copy()
     real = sample.masked.weights > 0
-    tokens[sample.masked.positions[real]] = sample.masked.labels[real]
+    tokens[sample.masked.places[real]] = sample.masked.labels[real]
     return tokens, sample.segments
 
 
@@ -120,11 +120,11 @@ def test_masks_differ_in_every_pass_and_are_the_same_for_whoever_asks(sets: Path
     for index in random.Random(0).sample(range(number), 100):
         other = again.sample(index)
         np.testing.assert_array_equal(other.masked.inputs, straight[index].masked.inputs)
-        np.testing.assert_array_equal(other.masked.positions, straight[index].masked.positions)
+        np.testing.assert_array_equal(other.masked.places, straight[index].masked.places)
     seen: dict[bytes, list[list[int]]] = {}
     for index, sample in enumerate(straight):
         tokens, _ = original(data, index)
-        seen.setdefault(tokens.tobytes(), []).append(sample.masked.positions.tolist())
+        seen.setdefault(tokens.tobytes(), []).append(sample.masked.places.tolist())
     several = [masks for masks in seen.values() if len(masks) > 1 and len(set(masks[0])) > 3]
     assert len(several) > 100
     assert all(any(mask != masks[0] for mask in masks) for masks in several)
@@ -136,7 +136,7 @@ def test_evaluations_have_masks_that_no_seed_changes(sets: Path) -> None:
     first, other = (masked(sets, "red", split="validation", seed=seed).batch(range(9)) for seed in (7, 8))
     assert all(torch.equal(first[name], other[name]) for name in first)
     train, moved = (masked(sets, "red", seed=seed).batch(range(9)) for seed in (7, 8))
-    assert not torch.equal(train["positions"], moved["positions"])
+    assert not torch.equal(train["places"], moved["places"])
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -147,13 +147,20 @@ def test_batches_have_static_shapes_and_are_rows_of_samples(sets: Path, packed: 
     assert {name: tuple(rows.shape) for name, rows in batch.items()} == {
         "tokens": (3, SEQ),
         "segments": (3, SEQ),
-        "positions": (3, k),
+        "positions": (3, SEQ),
+        "places": (3, k),
         "labels": (3, k),
         "weights": (3, k),
     }
     assert {name: rows.dtype for name, rows in batch.items() if rows.dtype != torch.int64} == {
         "weights": torch.float32
     }
+    blank = data.blank(3)
+    assert {name: (rows.shape, rows.dtype) for name, rows in blank.items()} == {
+        name: (rows.shape, rows.dtype) for name, rows in batch.items()
+    }
+    assert (int(blank["weights"].sum()), int(blank["segments"].min())) == (0, 1)
+    np.testing.assert_array_equal(batch["positions"], document_positions(batch["segments"].numpy()))
     for row, index in enumerate([5, 3, 4]):
         sample = data.sample(index)
         assert batch["tokens"][row].tolist() == sample.masked.inputs.tolist()

@@ -13,8 +13,8 @@ from pretrain.data.masking import (
     document_positions,
     mask_key,
     mask_sample,
+    places_per_sample,
     target_count,
-    target_places,
 )
 
 V, MARKS, MASK = 60, 5, 4
@@ -49,13 +49,13 @@ def test_every_sample_has_exactly_its_share_of_targets(length: int, rate: float,
         tokens, segments = sample(length, index, marks=0.1 if length > 2 else 0)
         before = tokens.copy()
         masked = mask(tokens, segments, index, rate=rate, whole_words=whole_words)
-        assert len(masked.positions) == round(rate * length) == masked.weights.sum()
-        assert (np.diff(masked.positions) > 0).all()
-        assert (masked.labels == tokens[masked.positions]).all()
-        assert not (tokens[masked.positions] < MARKS).any(), "marks are never to be predicted"
-        shown = masked.inputs[masked.positions]
+        assert len(masked.places) == round(rate * length) == masked.weights.sum()
+        assert (np.diff(masked.places) > 0).all()
+        assert (masked.labels == tokens[masked.places]).all()
+        assert not (tokens[masked.places] < MARKS).any(), "marks are never to be predicted"
+        shown = masked.inputs[masked.places]
         assert ((shown == MASK) | (shown >= MARKS)).all(), "no mark stands in the place of a token"
-        rest = np.delete(np.arange(length), masked.positions)
+        rest = np.delete(np.arange(length), masked.places)
         assert (masked.inputs[rest] == tokens[rest]).all()
         assert (tokens == before).all()
 
@@ -76,7 +76,7 @@ def test_shares_of_hidden_exchanged_and_kept_tokens(
     drawn = np.zeros(V)
     for index in range(2000):
         masked = mask(tokens, segments, index, **settings)
-        shown = masked.inputs[masked.positions]
+        shown = masked.inputs[masked.places]
         same = shown == masked.labels
         found += [(shown == MASK).sum(), ((shown != MASK) & ~same).sum(), same.sum()]
         drawn += np.bincount(shown[(shown != MASK) & ~same], minlength=V)
@@ -97,7 +97,7 @@ def test_all_places_are_taken_equally_often(whole_words: bool) -> None:
     taken = np.zeros(40)
     for index in range(2000):
         masked = mask(tokens, segments, index, rate=0.2, whole_words=whole_words)
-        taken[masked.positions] += 1
+        taken[masked.places] += 1
     assert (abs(taken / 2000 - 0.2) <= 4.5 * (0.2 * 0.8 / 2000) ** 0.5).all()
 
 
@@ -107,8 +107,8 @@ def test_a_mask_is_a_function_of_seed_and_index() -> None:
     assert mask_key(3, 7) == expected
     tokens, segments = np.arange(20) + MARKS, np.ones(20, dtype=np.int64)
     masked = mask(tokens, segments, 7, rate=0.3)
-    assert masked.positions.tolist() == [1, 3, 4, 16, 17, 19]
-    assert masked.inputs[masked.positions].tolist() == [4, 4, 4, 4, 28, 4]
+    assert masked.places.tolist() == [1, 3, 4, 16, 17, 19]
+    assert masked.inputs[masked.places].tolist() == [4, 4, 4, 4, 28, 4]
     keys = {mask_key(seed, index) for seed in (None, 0, 3, 30, 31) for index in range(40)}
     assert len(keys) == 200, "no two samples share a mask"
     assert mask_key(None, 7) == int.from_bytes(hashlib.sha256(b"mask/7").digest()[:16], "little")
@@ -131,7 +131,7 @@ def test_words_are_taken_whole_but_for_the_last() -> None:
         tokens, _ = sample(100, index % 7)
         segments = np.repeat([1, 2], 50)
         masked = mask(tokens, segments, index, whole_words=True)
-        chosen = set(masked.positions.tolist())
+        chosen = set(masked.places.tolist())
         words = [word for word in words_of(tokens, segments) if tokens[word[0]] >= MARKS]
         parts = [word for word in words if 0 < len(chosen & set(word)) < len(word)]
         assert len(parts) <= 1
@@ -152,8 +152,8 @@ def test_where_text_is_short_the_rest_has_no_weight(whole_words: bool) -> None:
     for index in range(20):
         masked = mask(tokens, segments, index, rate=0.5, whole_words=whole_words)
         assert masked.weights.tolist() == [1.0] * 2 + [0.0] * 18  # round(5 / 2)
-        assert set(masked.positions[:2]) < {1, 2, 3}
-        assert not masked.positions[2:].any()
+        assert set(masked.places[:2]) < {1, 2, 3}
+        assert not masked.places[2:].any()
         assert not masked.labels[2:].any()
         assert (masked.inputs[4:] == tokens[4:]).all()
     for tokens in (np.array([1, 10, 2, 3]), np.array([1, 2, 3, 3])):
@@ -165,10 +165,10 @@ def test_where_text_is_short_the_rest_has_no_weight(whole_words: bool) -> None:
 
 def test_numbers_of_targets() -> None:
     assert [target_count(0.15, *sizes) for sizes in ((128, 120), (3, 1), (0, 0), (100, 7))] == [19, 1, 0, 7]
-    assert target_places(0.15, 128) == 19
+    assert places_per_sample(0.15, 128) == 19
     with pytest.raises(UserError, match=r"masking.rate=0.001 leaves nothing .*seq_length=128: .* 0.00391"):
-        target_places(0.001, 128)
-    assert target_places(0.00391, 128) == 1
+        places_per_sample(0.001, 128)
+    assert places_per_sample(0.00391, 128) == 1
 
 
 def test_positions_start_again_with_every_document() -> None:

@@ -228,9 +228,9 @@ def test_a_walk_is_the_models_own_forward_pass_bit_by_bit(trained: Trained, batc
     """In fp32, although layers before a skip are not computed again."""
     scorer, tokens = Scorer(trained, "fp32"), batches[0][0]
     walk, layers = Walk(scorer.model), scorer.model.decoder.layers
-    inputs, labels, positions = scorer.inputs(tokens)
+    inputs, labels = scorer.inputs(tokens)
     with torch.no_grad():
-        stream, angles = walk.enter(inputs, positions)
+        stream, angles = walk.enter(inputs)
         for place in range(LAYERS):
             end = walk.run(walk.skip(stream, place, place + 1), place + 1, LAYERS, angles)
             found = -walk.log_probabilities(end, LAYERS).gather(2, labels[..., None]).squeeze(2)

@@ -47,7 +47,7 @@ def test_every_statistic_is_what_autograd_gives(scheme: str, groups: int | None)
     for layer in chunk.decoder.layers:
         layer.register_forward_hook(keep, with_kwargs=True)
     tokens = zipf_tokens(50, 2, LENGTH + 1, 5)
-    loss = chunk(tokens[:, :-1], torch.arange(LENGTH).expand(2, LENGTH), None, labels=tokens[:, 1:]).mean()
+    loss = chunk({"tokens": tokens[:, :-1], "labels": tokens[:, 1:]}).mean()
     loss.backward()
     assert found.loss == pytest.approx(float(loss.detach()))
     assert found.embedding_variance == pytest.approx(float(streams[0].detach().var()))
@@ -188,7 +188,7 @@ def test_the_model_is_left_without_hooks_and_layer_gradients() -> None:
     (chunk,) = build_chunks(config, single_process(), seq_length=LENGTH, dtype=torch.float32, seed=1)
     with Meter(chunk, config):
         tokens = zipf_tokens(50, 2, LENGTH, 1)
-        chunk(tokens, torch.arange(LENGTH).expand(2, LENGTH), None, labels=tokens).mean().backward()
+        chunk({"tokens": tokens, "labels": tokens}).mean().backward()
     assert all(parameter.grad is None for parameter in chunk.parameters())
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in chunk.decoder.layers)
 

@@ -209,5 +209,7 @@ def forget_data(run_dir: Path) -> None:
     folder = open_checkpoint(run_dir).folder
     content = json.loads((folder / MANIFEST).read_text())
     assert content["format"] == FORMAT
-    del content["progress"]["data"]
+    del content["progress"]["data"], content["config"]["masking"], content["config"]["train"]["task"]
+    for key in ("family", "token_types", "embedding_norm"):
+        del content["config"]["model"][key]
     (folder / MANIFEST).write_text(manifest_text(content))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from parallel.launch.one_process import single_process
 from pretrain.train.build import build_engine
-from tests.parallel.training import SEQ_LENGTH, given, run_config, sample, train
+from tests.parallel.training import given, run_config, sample, train
 
 BASE = (32, 4)
 WIDE, DEEP = (128, 4), (32, 64)
@@ -41,7 +41,7 @@ def moved(scheme: str, size: tuple[int, int], transfer: bool) -> float:
 
         handle = last.register_forward_hook(keep)  # type: ignore[union-attr,operator]
         with torch.no_grad():
-            chunk(tokens, torch.arange(SEQ_LENGTH).expand_as(tokens), None)
+            chunk({"tokens": tokens})
         handle.remove()
         return seen[0]
 

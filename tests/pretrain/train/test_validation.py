@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pretrain.config.schema import Corpus
 from pretrain.data.blend import open_blend
 from pretrain.data.order import BlendPattern
-from pretrain.train.task import forward_step
+from pretrain.data.samples import next_tokens, open_samples
 from pretrain.train.validation import Validation
 from tests.distributed import Group, launch
 from tests.parallel.training import engine_of, given, run_config
@@ -42,8 +43,10 @@ def losses(data: str, layout: dict[str, Any], micro: int) -> list[float]:
         config = run_config(MODEL, layout, train)
         config.data.corpora = [Corpus(path=data)]
         engine = engine or engine_of(config)
-        blend = open_blend(config.data.corpora, "validation", config.data.seq_length, 0, None)
-        found.append(Validation(config, engine, blend).loss())
+        held_out = open_samples(config, "next_token", "validation")
+        loss, targets = Validation(config, engine, held_out).loss()
+        assert targets == samples * config.data.seq_length
+        found.append(loss)
     return found
 
 
@@ -52,8 +55,11 @@ def one_by_one(data: str) -> list[float]:
     config = run_config(MODEL, {}, given(micro_batch_size=1, eval_samples=1))
     engine = engine_of(config)
     blend = open_blend([Corpus(path=data)], "validation", config.data.seq_length, 0, None)
-    batches = [blend.batch([index]) for index in range(max(SAMPLES))]
-    each = [engine.evaluate(forward_step, lambda batch=batch: iter([batch]), 1) for batch in batches]  # type: ignore[misc]
+    (chunk,) = engine.chunks
+    with torch.no_grad():
+        each = [
+            float(chunk(next_tokens(blend.batch([index]))).double().mean()) for index in range(max(SAMPLES))
+        ]
     return [sum(each[:samples]) / samples for samples in SAMPLES]
 
 

@@ -12,7 +12,9 @@ import torch
 
 from model.hf.proof import logits
 from pretrain.data.blend import open_blend
-from pretrain.train.loop import forward_step
+from pretrain.data.samples import next_tokens
+from pretrain.tasks.causal_lm import CAUSAL_LM
+from pretrain.train.steps import evaluation_step
 from pretrain.trained.export import export_checkpoint
 from pretrain.trained.perplexity import evaluate
 from tests.distributed import Group, launch
@@ -56,8 +58,10 @@ def train_and_save(data: str, folder: str) -> Any:
         extra={"tokenizer.model": tokenizer},
     )
     blend = open_blend(config.data.corpora, "validation", SEQ_LENGTH, 0, None)
-    batches = list(blend.batch(range(SAMPLES)).split(config.train.micro_batch_size))
-    loss = engine.evaluate(forward_step, lambda: iter(batches), len(batches)) / len(batches)
+    parts = blend.batch(range(SAMPLES)).split(config.train.micro_batch_size)
+    batches = [next_tokens(part) for part in parts]
+    total, targets = engine.evaluate(evaluation_step(CAUSAL_LM), lambda: iter(batches), len(batches))
+    loss = total / targets
     parameters, unequal = whole_parameters(engine)
     return (loss, parameters, unequal) if torch.distributed.get_rank() == 0 else None
 

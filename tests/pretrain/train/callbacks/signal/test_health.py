@@ -22,6 +22,7 @@ from model.parameters.names import named_parameters
 from parallel.launch.one_process import single_process
 from pretrain.config.schema import LogConfig, RunConfig
 from pretrain.rundir.metrics import read_metrics
+from pretrain.tasks.task import Batch
 from pretrain.train.build import build_chunks
 from pretrain.train.callbacks.base import Callback, StepRecord
 from pretrain.train.callbacks.metrics_log import LOGGERS, MetricsFile, TensorBoard
@@ -29,9 +30,9 @@ from pretrain.train.callbacks.signal.health import SignalHealth, norms_of, summa
 from pretrain.train.callbacks.signal.history import ENOUGH, History, message
 from pretrain.train.callbacks.signal.hooks import largest_logit
 from pretrain.train.callbacks.spread import spread
-from pretrain.train.loop import forward_step
 from tests.model.narrow import without_units
 from tests.parallel.graph_emulator import emulated
+from tests.parallel.training import forward_step
 from tests.pretrain.small import small_config, small_data, small_trainer
 
 # ---- departures ----------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ class Weights(Callback):
         }
 
 
-def expected_layers(config: RunConfig, batches: list[Tensor]) -> list[dict[str, float]]:
+def expected_layers(config: RunConfig, batches: list[Batch]) -> list[dict[str, float]]:
     """The same values from one plain forward and backward pass a micro-batch."""
     (chunk,) = build_chunks(
         config.model,

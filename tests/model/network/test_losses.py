@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.families.losses import cross_entropy
+from model.network.losses import cross_entropy
 
 ROWS, VOCAB, PADDED = 50, 37, 40
 

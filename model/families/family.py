@@ -1,0 +1,69 @@
+"""What a family says of its models: their stacks, their tables of inputs and their head.
+
+Data alone. Who builds, sizes or trains a model reads it here (`ModelConfig.blueprint`) and does not
+ask which family it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Mask(Enum):
+    """Which positions of its sequence a token attends to."""
+
+    CAUSAL = "its own and those before it"
+    BIDIRECTIONAL = "all"
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Layers one above the other."""
+
+    name: str
+    """The canonical names of its parameters begin with it."""
+    mask: Mask
+    """Of its self-attention."""
+    cross: bool = False
+    """Each layer also attends to what another stack made."""
+
+    def layer(self, index: int) -> str:
+        """The beginning of all canonical names of layer `index`, 0-based."""
+        return f"{self.name}.layers.{index}."
+
+    @property
+    def final_norm(self) -> str:
+        """The canonical name of the norm after the last layer."""
+        return f"{self.name}.final_layernorm"
+
+    @property
+    def causal(self) -> bool:
+        """A token does not see those after it."""
+        return self.mask is Mask.CAUSAL
+
+
+@dataclass(frozen=True)
+class Head:
+    """What stands between the last layer and the loss, beside the output projection."""
+
+    transform: bool = False
+    """A dense layer, the activation and a norm before the output projection, and a bias after it.
+
+    They see the positions that have targets, and no others.
+    """
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of model."""
+
+    name: str
+    """What `model.family` calls it."""
+    summary: str
+    """In one line."""
+    stacks: tuple[Stack, ...]
+    """In the order of the stream."""
+    head: Head = Head()
+    settings: tuple[str, ...] = ()
+    """Fields of `ModelConfig` that only some families read, and this one does."""

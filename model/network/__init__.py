@@ -1,0 +1,1 @@
+"""How do layers, embeddings and a head become a model with a loss?"""

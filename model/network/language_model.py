@@ -1,0 +1,324 @@
+"""The model of every family: embedding, Megatron-core's block of our layers, and a head.
+
+The class is ours, so that it depends on Megatron-core's block, embedding and parallel linear layers
+alone. What the schedules of Megatron-core read of a model: `set_input_tensor`, `decoder.layers`,
+`config`, `model_type`, `vp_stage`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Literal
+
+import torch
+from megatron.core.enums import ModelType
+from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.parallel_state import get_pipeline_model_parallel_rank
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.quantization.utils import get_quant_config_or_none
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    vocab_parallel_cross_entropy,
+)
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import (
+    TransformerBlock,
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.depth.folded import FoldedLayer
+from model.layers.torch_parts import Norm, rotary_table
+from model.layers.torch_spec import local_layer_spec
+from model.network.head import TransformHead
+from model.network.losses import cross_entropy
+from model.parameters.table import parameter_table
+from model.weights.init import logit_scale
+
+Kernels = Literal["local", "te"]
+
+
+def kernel_parts(
+    kernels: Kernels, fp32_stream: bool = False, *, causal: bool = True
+) -> tuple[Callable[[FoldedLayer], ModuleSpec], type]:
+    """The layer specification and the norm around the stack of a set of kernels.
+
+    fp32_stream: the stream is in fp32 and the weights are not. causal: mask of the self-attention.
+    Raises ImportError for `te` where Transformer Engine is not installed.
+    """
+    if kernels == "te":
+        from model.layers.te_spec import TENorm, te_layer_spec
+
+        spec = partial(te_layer_spec, causal=causal, fp32_stream=fp32_stream)
+        return spec, Norm if fp32_stream else TENorm
+    return partial(local_layer_spec, causal=causal, fp32_stream=fp32_stream), Norm
+
+
+def mark_tensor_parallel(module: nn.Module) -> None:
+    """Sets the attributes that say how weights are cut over tensor-parallel ranks.
+
+    Megatron-core sets them only where it draws the values itself.
+    """
+    for part in module.modules():
+        weight = getattr(part, "weight", None)
+        if weight is None or hasattr(weight, "tensor_model_parallel"):
+            continue
+        if isinstance(part, (ColumnParallelLinear, VocabParallelEmbedding)):
+            set_tensor_model_parallel_attributes(weight, True, 0, 1)
+        elif isinstance(part, RowParallelLinear):
+            set_tensor_model_parallel_attributes(weight, True, 1, 1)
+
+
+def unread(model: ModelConfig) -> frozenset[str]:
+    """Names in a batch that would change nothing, although they say something of the samples."""
+    ways = {
+        "documents": not model.stack.causal,
+        "token_types": model.token_types > 0,
+        "targets": model.blueprint.head.transform,
+    }
+    return frozenset(name for name, read in ways.items() if not read)
+
+
+def hidden_keys(batch: Mapping[str, Tensor]) -> Tensor | None:
+    """[b, 1, s, s], True where a token does not see another; None where all see all.
+
+    A row always has a key that is not hidden: the token itself.
+    """
+    documents = batch.get("documents")
+    return None if documents is None else (documents[:, None, :, None] != documents[:, None, None, :])
+
+
+class LanguageModel(MegatronModule):
+    """A model of tokens of any family under a depth scheme, or one pipeline stage of it.
+
+    kernels: parts of the layers, PyTorch's (`local`) or Transformer Engine's (`te`);
+    names and values of parameters are the same.
+    """
+
+    model_type = ModelType.encoder_or_decoder
+    """What Megatron-core's schedules ask of any model: there is no other."""
+    plan: tuple[FoldedLayer, ...]
+    """Of all layers of the model, whatever stage of it this is, in the units that layers compute in
+    (`model/depth/folded.py`).
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: TransformerConfig,
+        *,
+        seq_length: int,
+        pre_process: bool = True,
+        post_process: bool = True,
+        vp_stage: int | None = None,
+        kernels: Kernels = "local",
+    ) -> None:
+        super().__init__(config=config)
+        self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
+        self.share_embeddings_and_output_weights = model.tie_embeddings
+        self.pg_collection = ProcessGroupCollection.use_mpu_process_groups()
+        self.stack = model.stack
+        self.plan = plan = model.depth_plan().folded()
+        self.fp32_stream = bool(config.fp32_residual_connection)
+        layer_spec, norm = kernel_parts(kernels, self.fp32_stream, causal=self.stack.causal)
+        if pre_process:
+            self.embedding = self._embedding(model, model.max_position_embeddings or seq_length)
+        if model.position == "rotary":
+            self.rotary_pos_emb = RotaryEmbedding(
+                kv_channels=config.kv_channels,
+                rotary_percent=1.0,
+                rotary_interleaved=config.rotary_interleaved,
+                rotary_base=model.rotary_base,
+                use_cpu_initialization=config.use_cpu_initialization,
+                cp_group=self.pg_collection.cp,
+            )
+        self.rotary = model.position == "rotary"
+        depth = model.depth_plan()
+        self.decoder = self._block(layer_spec, norm if depth.final_norm else None)
+        # Nothing but a norm undoes the units of the stream.
+        unit = 1.0 if depth.final_norm else plan[-1].leaving
+        self.logit_scale = logit_scale(model)
+        self.head: TransformHead | None = None
+        if post_process and model.blueprint.head.transform:
+            self.head = TransformHead(model, config, unit)
+        else:
+            self.logit_scale *= unit
+        if post_process:
+            self.output_layer = ColumnParallelLinear(
+                config.hidden_size,
+                model.padded_vocab,
+                config=config,
+                init_method=config.init_method,
+                bias=False,
+                skip_bias_add=False,
+                gather_output=False,
+                skip_weight_param_allocation=pre_process and model.tie_embeddings,
+                tp_group=self.pg_collection.tp,
+            )
+            if model.logit_bias:
+                # Megatron-core's output layer adds a bias where it has one, and is built without.
+                rows = self.output_layer.output_size_per_partition
+                self.output_layer.bias = nn.Parameter(torch.empty(rows, dtype=config.params_dtype))
+                set_tensor_model_parallel_attributes(self.output_layer.bias, True, 0, 1)
+            if self.head is not None:
+                # It gets whole sequences, and has to sum its input's gradient itself.
+                self.output_layer.sequence_parallel = False
+                self.output_layer.allreduce_dgrad = config.tensor_model_parallel_size > 1
+        self.unread = unread(model)
+        self._finish()
+        self.rows = {row.name: row for row in parameter_table(model, positions=seq_length)}
+        self.embedding_norm = pre_process and depth.embedding_norm
+        if self.embedding_norm:
+            self.embedding.norm = norm(config, config.hidden_size, config.layernorm_epsilon)
+        if self.decoder.final_layernorm is not None:
+            self.decoder.final_layernorm.eps = config.layernorm_epsilon / plan[-1].leaving ** 2
+        self.true_vocab = model.vocab_size or model.padded_vocab
+
+    def _embedding(self, model: ModelConfig, positions: int) -> LanguageModelEmbedding:
+        return LanguageModelEmbedding(
+            config=self.config,
+            vocab_size=model.padded_vocab,
+            max_sequence_length=positions,
+            position_embedding_type={"learned": "learned_absolute", "rotary": "rope", "none": "none"}[
+                model.position
+            ],
+            num_tokentypes=model.token_types,
+            tp_group=self.pg_collection.tp,
+        )
+
+    def _block(self, layer_spec: Callable[[FoldedLayer], ModuleSpec], norm: type | None) -> TransformerBlock:
+        # Slices by GLOBAL layer number:
+        # a stage must never compute depth constants from its own layer count.
+        rank = get_pipeline_model_parallel_rank()
+        first = get_transformer_layer_offset(self.config, self.vp_stage, rank)
+        count = get_num_layers_to_build(self.config, self.vp_stage, rank)
+        layers = [layer_spec(layer) for layer in self.plan[first : first + count]]
+        return TransformerBlock(
+            config=self.config,
+            spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm),
+            pre_process=self.pre_process,
+            post_process=self.post_process,
+            pg_collection=self.pg_collection,
+            vp_stage=self.vp_stage,
+        )
+
+    def _finish(self) -> None:
+        """What Megatron-core's parts expect of the model around them."""
+        mark_tensor_parallel(self)
+        for name, module in self.named_modules():
+            if hasattr(module, "finish_init"):
+                module.finish_init(get_quant_config_or_none(name, self.config.quant_recipe))
+
+    def set_input_tensor(self, input_tensor: list[Tensor | None]) -> None:
+        """Takes what the stage before sent, before a forward pass: [s, b, h] or [s / TP, b, h]."""
+        (stream,) = input_tensor
+        self.decoder.set_input_tensor(stream)
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Losses in nats where the batch has labels, else logits; the stream on an inner stage.
+
+        batch: a micro-batch, of which every stage gets all:
+        tokens [b, s]: ids.
+        documents [b, s]: numbers; tokens of different ones do not see each other. Padding has one.
+        positions [b, s]: rows of a table of positions; without them 0 .. s - 1.
+        token_types [b, s]: rows of a table of token types; without them 0.
+        targets [b, t]: positions that a head with a layer of its own reads; without them all.
+        labels [b, t] -> losses [b, t]; without them logits [b, t, V / TP].
+        Raises ValueError for tensors that this model does not read.
+        """
+        if unread := batch.keys() & self.unread:
+            raise ValueError(f"a batch has {sorted(unread)}, which this model does not read")
+        tokens = batch["tokens"]
+        stream: Tensor = self.decoder(
+            hidden_states=self._embed(batch) if self.pre_process else None,
+            attention_mask=hidden_keys(batch),
+            rotary_pos_emb=self._angles(tokens.shape[1]) if self.rotary else None,
+        )
+        if not self.post_process:
+            return stream
+        logits_sbv = self._read(stream, batch.get("targets"))
+        if "labels" not in batch:
+            return logits_sbv.transpose(0, 1).contiguous()
+        return self.losses(batch["labels"], logits_sbv)
+
+    def enter(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The stream [s, b, h] before the first layer, and the rotary angles that layers read.
+
+        For a model that is no stage of a pipeline.
+        tokens: [b, s].
+        """
+        return self._embed({"tokens": tokens}), self._angles(tokens.shape[1]) if self.rotary else None
+
+    def leave(self, stream_sbh: Tensor) -> Tensor:
+        """Logits [b, s, V] of the stream after the last layer, in its units.
+
+        For a model that is no stage of a pipeline.
+        """
+        norm: Callable[[Tensor], Tensor] | None = self.decoder.final_layernorm
+        return self._read(stream_sbh if norm is None else norm(stream_sbh), None).transpose(0, 1).contiguous()
+
+    def _read(self, hidden_sbh: Tensor, targets_bt: Tensor | None) -> Tensor:
+        """Logits [t, b, V / TP] of what the block gives."""
+        if self.head is not None:
+            hidden_sbh = self.head(hidden_sbh, targets_bt)
+        return self._logits(hidden_sbh)
+
+    def _embed(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The stream [s, b, h] that enters the first layer, with the scheme's norm."""
+        tokens, positions = batch["tokens"], batch.get("positions")
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        types = batch.get("token_types")
+        if types is None and self.embedding.tokentype_embeddings is not None:
+            types = torch.zeros_like(tokens)
+        stream: Tensor = self.embedding(input_ids=tokens, position_ids=positions, tokentype_ids=types)
+        return self.embedding.norm(stream) if self.embedding_norm else stream
+
+    def _angles(self, length: int) -> Tensor:
+        angles = self.rotary_pos_emb(length, packed_seq=False, cp_group=None)
+        return rotary_table(angles, self.config.params_dtype)
+
+    def _logits(self, hidden_sbh: Tensor) -> Tensor:
+        """[s, b, V / TP].
+
+        The logit scale belongs to the output projection and is applied to its input.
+        """
+        if self.logit_scale != 1.0:
+            hidden_sbh = hidden_sbh * self.logit_scale
+        if self.fp32_stream:
+            hidden_sbh = hidden_sbh.to(self.config.params_dtype)
+        weight = self.shared_weight() if self.share_embeddings_and_output_weights else None
+        logits_sbv: Tensor = self.output_layer(hidden_sbh, weight=weight)[0]
+        return logits_sbv if self.head is None else logits_sbv + self.head.bias
+
+    def shared_weight(self) -> Tensor:
+        """The table of words where it is the output projection too: this stage's copy."""
+        part = self.embedding.word_embeddings if self.pre_process else self.output_layer
+        weight: Tensor = part.weight
+        return weight
+
+    def losses(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Cross-entropy per token in nats, [b, s].
+
+        labels: [b, s]; logits: [s, b, V / TP].
+        Padding rows of the vocabulary take no part.
+        """
+        if self.pg_collection.tp.size() == 1:
+            loss = cross_entropy(logits.flatten(0, 1), labels.t().flatten(), self.true_vocab)
+            return loss.view(labels.shape[1], labels.shape[0]).t().contiguous()
+        local = logits.shape[-1]
+        valid = min(max(self.true_vocab - self.pg_collection.tp.rank() * local, 0), local)
+        if valid < local:
+            logits[..., valid:].fill_(torch.finfo(logits.dtype).min)
+        losses_sb: Tensor = vocab_parallel_cross_entropy(logits, labels.t().contiguous())
+        return losses_sb.t().contiguous()

@@ -1,0 +1,127 @@
+"""Micro-batches from a blend, by kind of samples.
+
+A kind is one entry of `KINDS`: from the settings of a run and a split to an object that makes
+batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pretrain.config.schema import RunConfig
+from pretrain.data.blend import TokenBlend, open_blend
+from pretrain.data.masked_samples import open_masked, target_entropy
+from pretrain.data.masking import type_cut
+from pretrain.tasks.task import Batch, SampleKind
+
+
+class Samples(Protocol):
+    """Samples by number, counted over all passes over the data."""
+
+    blend: TokenBlend
+    """Where their tokens come from."""
+
+    @property
+    def entropy(self) -> float | None:
+        """Loss in nats of a model that only knows how often each label occurs in training."""
+
+    def batch(self, indices: Iterable[int]) -> Batch:
+        """The micro-batch of the samples named: a function of nothing else.
+
+        Raises IndexError for a negative number, UserError for damaged data.
+        """
+
+    def blank(self, count: int) -> Batch:
+        """A micro-batch of the same form without data."""
+
+    def targets(self, indices: Iterable[int]) -> int | None:
+        """How many labels of these samples count; None where all labels of all batches do.
+
+        Reads no tokens, so that every rank can count those of a whole step.
+        """
+
+
+def next_tokens(tokens: Tensor) -> Batch:
+    """The batch of windows [b, s + 1]: tokens [b, s] and labels [b, s], the tokens after them."""
+    return {"tokens": tokens[:, :-1], "labels": tokens[:, 1:]}
+
+
+class NextToken:
+    """Windows whose every token but the first is a label."""
+
+    def __init__(self, config: RunConfig, split: str) -> None:
+        cache = Path(config.data.cache) if config.data.cache else None
+        self.blend = open_blend(config.data.corpora, split, config.data.seq_length, config.train.seed, cache)
+
+    @property
+    def entropy(self) -> float | None:
+        """As `Samples`."""
+        return self.blend.manifests[0].unigram_entropy_nats
+
+    def batch(self, indices: Iterable[int]) -> Batch:
+        """As `Samples`."""
+        return next_tokens(self.blend.batch(indices))
+
+    def blank(self, count: int) -> Batch:
+        """As `Samples`."""
+        return next_tokens(torch.zeros(count, self.blend.seq_length + 1, dtype=torch.int64))
+
+    def targets(self, indices: Iterable[int]) -> int | None:
+        """As `Samples`."""
+        return None
+
+
+class MaskedTokens:
+    """Samples of which some tokens are hidden; these are the labels."""
+
+    def __init__(self, config: RunConfig, split: str) -> None:
+        data, cache = config.data, Path(config.data.cache) if config.data.cache else None
+        self.source = open_masked(
+            data.corpora, split, data.seq_length, config.train.seed, cache, config.masking
+        )
+        self.blend = self.source.blend
+        self.types = config.model.token_types > 0
+
+    @property
+    def entropy(self) -> float | None:
+        """As `Samples`."""
+        return target_entropy(self.blend.manifests[0])
+
+    def batch(self, indices: Iterable[int]) -> Batch:
+        """As `Samples`."""
+        numbers = [int(index) for index in indices]
+        return self._named(self.source.batch(numbers), numbers)
+
+    def _named(self, given: Batch, numbers: Sequence[int]) -> Batch:
+        names = {"tokens": "tokens", "documents": "segments", "targets": "places", "positions": "positions"}
+        found = {name: given[theirs] for name, theirs in names.items()}
+        found |= {"labels": given["labels"], "weights": given["weights"]}
+        if self.types:
+            places = torch.arange(self.blend.seq_length)
+            cuts = torch.tensor([[type_cut(self.source.seed, number, len(places))] for number in numbers])
+            found["token_types"] = (places >= cuts).long()
+        return found
+
+    def blank(self, count: int) -> Batch:
+        """As `Samples`."""
+        return self._named(self.source.blank(count), range(count))
+
+    def targets(self, indices: Iterable[int]) -> int | None:
+        """As `Samples`."""
+        return self.source.targets(indices)
+
+
+KINDS: dict[SampleKind, Callable[[RunConfig, str], Samples]] = {
+    "next_token": NextToken,
+    "masked": MaskedTokens,
+}
+
+
+def open_samples(config: RunConfig, kind: SampleKind, split: str) -> Samples:
+    """Samples of a split of a run's data. Raises UserError as `open_blend`."""
+    return KINDS[kind](config, split)

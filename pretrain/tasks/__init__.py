@@ -1,0 +1,1 @@
+"""What may a model be trained for: samples, batches, losses. One entry and one file each."""

@@ -1,0 +1,114 @@
+"""Masked language modelling under every kind of layout is that of one process.
+
+Samples have different numbers of labels, so that ranks and micro-batches do too.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from parallel.engine.engine import Engine
+from pretrain.config.schema import RunConfig
+from pretrain.data.order import micro_batch_indices
+from pretrain.tasks.masked_lm import MASKED_LM
+from pretrain.tasks.task import Batch
+from pretrain.train.steps import evaluation_step, shared, training_step
+from tests.distributed import Group, launch
+from tests.parallel.layouts import FULL, SP
+from tests.parallel.training import SEQ_LENGTH, VOCAB_SIZE, engine_of, given, run_config, whole_parameters
+
+STEPS, PLACES, GLOBAL, MICRO = 3, 4, 8, 2
+MODELS = {
+    "post": given(
+        family="bert", scheme="deepscalelm_post_ln", token_types=2, embedding_norm=True, num_layers=4
+    ),
+    "pre": given(family="bert", scheme="b2t", position="rotary", tie_embeddings=False, num_layers=4),
+}
+LAYOUTS: dict[str, tuple[int, dict[str, Any], str]] = {
+    "TP2 x PP2 + SP": (4, given(tensor=2, pipeline=2, sequence_parallel=True), "post"),
+    "TP2, PP2": (4, given(tensor=2, pipeline=2), "pre"),
+    "TP2 + SP, full recomputation": (2, SP | FULL, "post"),
+    "PP2 interleaved": (2, given(pipeline=2, virtual_stages=2), "post"),
+    "DP4, ZeRO-2": (4, given(zero=2), "post"),
+    "DP2, ZeRO-3": (2, given(zero=3), "pre"),
+}
+
+
+def sample(index: int) -> dict[str, Tensor]:
+    """A window of up to three documents and padding, with 0 to PLACES labels."""
+    generator = torch.Generator().manual_seed(index)
+    ends = torch.randint(1, SEQ_LENGTH + 1, (3,), generator=generator).sort().values
+    documents = torch.bucketize(torch.arange(SEQ_LENGTH), ends, right=True) + 1
+    return {
+        "tokens": torch.randint(0, VOCAB_SIZE, (SEQ_LENGTH,), generator=generator),
+        "documents": torch.where(documents > 3, 0, documents),
+        "targets": torch.randperm(SEQ_LENGTH, generator=generator)[:PLACES].sort().values,
+        "labels": torch.randint(0, VOCAB_SIZE, (PLACES,), generator=generator),
+        "weights": (torch.arange(PLACES) < index % (PLACES + 1)).float(),
+    }
+
+
+def batches(config: RunConfig, engine: Engine, step: int) -> list[Batch]:
+    rank, size = engine.topology.data_rank, engine.topology.layout.data
+    found = []
+    for number in range(GLOBAL // (MICRO * size)):
+        rows = [sample(index) for index in micro_batch_indices(step, number, rank, size, MICRO, GLOBAL)]
+        found.append({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+        if config.model.token_types:
+            found[-1]["token_types"] = (torch.arange(SEQ_LENGTH) > 5).long().expand(MICRO, -1)
+    whole = range(step * GLOBAL, (step + 1) * GLOBAL)
+    return shared(found, sum(index % (PLACES + 1) for index in whole), size)
+
+
+def train(model: dict[str, Any], layout: dict[str, Any]) -> dict[str, Any] | None:
+    """Inside ranks: what some steps and an evaluation give, from rank 0."""
+    config = run_config(model, layout)
+    engine = engine_of(config)
+    engine.set_lr(1e-3)
+    losses, norms = [], []
+    for step in range(STEPS):
+        result = engine.train_step(
+            training_step(MASKED_LM),
+            functools.partial(iter, given_batches := batches(config, engine, step)),
+            len(given_batches),
+        )
+        losses.append(result.loss)
+        norms.append(result.grad_norm)
+    held_out = batches(config, engine, STEPS)
+    sums = engine.evaluate(evaluation_step(MASKED_LM), functools.partial(iter, held_out), len(held_out))
+    parameters, unequal = whole_parameters(engine)
+    found = {"losses": losses, "norms": norms, "sums": sums, "parameters": parameters, "unequal": unequal}
+    return found if torch.distributed.get_rank() == 0 else None
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    groups = {name: Group(1, train, (model, {})) for name, model in MODELS.items()}
+    groups |= {
+        name: Group(world, train, (MODELS[kind], layout)) for name, (world, layout, kind) in LAYOUTS.items()
+    }
+    return {name: ranks[0] for name, ranks in zip(groups, launch(*groups.values()), strict=True)}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_trains_and_evaluates_as_one_process(name: str, found: dict[str, Any]) -> None:
+    ours, one = found[name], found[LAYOUTS[name][2]]
+    assert not ours["unequal"]
+    assert ours["losses"] == pytest.approx(one["losses"], rel=2e-6)
+    assert ours["norms"] == pytest.approx(one["norms"], rel=2e-5)
+    assert ours["sums"] == pytest.approx(one["sums"], rel=2e-6)
+    assert ours["parameters"].keys() == one["parameters"].keys()
+    for parameter, value in one["parameters"].items():
+        torch.testing.assert_close(ours["parameters"][parameter], value, rtol=0, atol=2e-4, msg=parameter)
+
+
+def test_the_first_loss_is_the_mean_over_all_labels_of_the_step(found: dict[str, Any]) -> None:
+    """Not a mean of the means of micro-batches, which have other numbers of labels."""
+    assert found["post"]["sums"][1] == sum(
+        index % (PLACES + 1) for index in range(STEPS * GLOBAL, (STEPS + 1) * GLOBAL)
+    )
