@@ -68,6 +68,7 @@ COMMANDS = (
     ),
     Row("checkpoint", "tools.checkpoint:app", "List, inspect and check checkpoints.", "Training"),
     Row("generate", "tools.generate:command", "Continue a text with a trained model.", "Models"),
+    Row("fill", "tools.fill:command", "Fill places in a text with a trained encoder.", "Models"),
     Row(
         "eval", "tools.eval:command", "Measure a checkpoint's perplexity on prepared data or text.", "Models"
     ),

@@ -1,4 +1,4 @@
-"""`fathom eval`: perplexity of a checkpoint."""
+"""`fathom eval`: perplexity of a checkpoint, or how well it tells hidden tokens."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from pretrain.trained.masked import Told
     from pretrain.trained.perplexity import Perplexity
 
 
@@ -53,8 +54,11 @@ def command(
 
     Without --data and --text on the validation split of the run.
     Words are separated by white space; ends of documents count as tokens.
+    Of an encoder: loss and accuracy on hidden tokens of a data set.
     """
     from model.errors import UserError
+    from pretrain.trained.masked import evaluate_masked
+    from pretrain.trained.open import open_trained
     from pretrain.trained.perplexity import evaluate
 
     if precision not in (None, "auto", "fp32", "bf16"):
@@ -66,6 +70,25 @@ def command(
     def progress(done: int, total: int) -> None:
         print(f"\r{done}/{total} windows", end="\n" if done == total else "", file=sys.stderr)
 
+    trained = open_trained(checkpoint)
+    if not trained.config.stack.causal:
+        of_decoders = (("text", text), ("text-key", text_key), ("stride", stride))
+        if unread := [f"--{name}" for name, value in of_decoders if value is not None]:
+            raise UserError(
+                f"{', '.join(unread)}: has no effect on an encoder, which is measured on hidden tokens "
+                "of a data set: remove it, and name a data set with --data"
+            )
+        told = evaluate_masked(
+            trained,
+            data=data,
+            split=split or "validation",
+            samples=samples,
+            batch_size=batch_size,
+            precision=precision,
+            progress=progress if live else None,
+        )
+        typer.echo(json.dumps(told.to_json()) if as_json else hidden_table(told))
+        return
     result = evaluate(
         checkpoint,
         data=data,
@@ -79,6 +102,21 @@ def command(
         progress=progress if live else None,
     )
     typer.echo(json.dumps(result.to_json()) if as_json else table(result))
+
+
+def hidden_table(told: Told) -> str:
+    """What is told of hidden tokens, for people."""
+    facts = told.to_json()
+    perplexity = facts["pseudo_perplexity"]
+    shown = "too large" if perplexity is None else f"{perplexity:,.4f}"
+    return "\n".join(
+        (
+            f"{told.checkpoint}, {told.precision}",
+            f"{told.data}: {told.samples:,} samples of {told.window} tokens, "
+            f"{told.tokens:,} tokens hidden at a rate of {told.rate:g}",
+            f"loss {facts['loss']:.5f} nats, pseudo-perplexity {shown}, accuracy {facts['accuracy']:.2%}",
+        )
+    )
 
 
 def table(result: Perplexity) -> str:

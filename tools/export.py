@@ -17,8 +17,8 @@ def command(
     architecture: Annotated[
         str,
         typer.Option(
-            help="auto, gpt2, llama, opt, or fathom (with its modelling file). "
-            "auto takes a stock one where it is exact."
+            help="auto; of a decoder gpt2, llama or opt, of an encoder bert or megatron-bert; "
+            "or fathom (with its modelling files). auto takes a stock one where it is exact."
         ),
     ] = "auto",
     dtype: Annotated[
@@ -39,7 +39,7 @@ def command(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Write a checkpoint as a folder that `AutoModelForCausalLM.from_pretrained` loads.
+    """Write a checkpoint as a folder that transformers' Auto classes load.
 
     Before it is put in place, it is loaded with transformers
     and its logits are compared with the checkpoint's.

@@ -26,7 +26,7 @@ def command(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print folder and model section as JSON.")] = False,
 ) -> None:
-    """Read a GPT-2, Llama or post-LN OPT model, or an export of ours, as a checkpoint.
+    """Read a GPT-2, Llama, post-LN OPT or BERT model, or an export of ours, as a checkpoint.
 
     What cannot be represented exactly is refused with the reason.
     """
@@ -34,14 +34,17 @@ def command(
     from pretrain.trained.import_hf import import_checkpoint
 
     folder = import_checkpoint(source, out, vocab_multiple=vocab_multiple)
-    model = open_checkpoint(folder).sections.model or {}
+    checkpoint = open_checkpoint(folder)
+    model, left_out = checkpoint.sections.model or {}, checkpoint.manifest.progress.get("left_out")
     if as_json:
-        typer.echo(json.dumps({"checkpoint": str(folder), "model": model}))
+        typer.echo(json.dumps({"checkpoint": str(folder), "model": model, "left_out": left_out}))
     elif not quiet:
         typer.echo(
             f"{folder}: {model['num_layers']} layers, hidden size {model['hidden_size']}, "
             f"vocabulary {model['vocab_size']}"
         )
+        if isinstance(left_out, list) and left_out:
+            typer.echo(f"left out, of another task than the model's own: {', '.join(map(str, left_out))}")
         typer.echo(
             f"start from it: fathom pretrain CONFIG +include={out / 'model.yaml'} checkpoint.load={out}"
         )

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES
 from model.hf.mapping import norm_layers
-from model.hf.settings.write import ARCHITECTURES
+from model.hf.packaging import packaging
+from model.hf.settings.write import architecture
 from model.words import printable
 
 if TYPE_CHECKING:
@@ -33,25 +34,24 @@ def model_card(config: ModelConfig, result: Export, provenance: Mapping[str, obj
         [
             "---",
             "library_name: transformers",
-            "pipeline_tag: text-generation",
+            f"pipeline_tag: {packaging(config).task}",
             f"tags: [fathom, {config.scheme}]",
             "---",
             "",
             f"# {provenance.get('name', result.path.name)}",
             "",
-            f"A decoder-only language model of {config.num_layers} layers, "
+            f"A {packaging(config).kind}, {config.num_layers} layers deep, "
             f"pretrained with the depth scheme `{config.scheme}`:",
             f"{SCHEMES[config.scheme].summary} ({SCHEMES[config.scheme].source}). {code}".rstrip(),
             "",
             "```python",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f"from transformers import {packaging(config).auto}, AutoTokenizer",
             "",
-            f'model = AutoModelForCausalLM.from_pretrained("."{trust})',
+            f'model = {packaging(config).auto}.from_pretrained("."{trust})',
             *(
                 [
                     f'tokenizer = AutoTokenizer.from_pretrained("."{trust})',
-                    'ids = tokenizer("Once upon a time", return_tensors="pt").input_ids',
-                    "print(tokenizer.decode(model.generate(ids, max_new_tokens=32)[0]))",
+                    *packaging(config).sample,
                 ]
                 if result.tokenizer or result.copied_tokenizer
                 else []
@@ -78,8 +78,8 @@ def model_card(config: ModelConfig, result: Export, provenance: Mapping[str, obj
 def _model_rows(config: ModelConfig, result: Export) -> dict[str, object]:
     options = ", ".join(f"{key}={value}" for key, value in config.scheme_options.items())
     return {
-        "class": ARCHITECTURES[result.architecture]
-        + (" (modeling_fathom.py)" if result.architecture == "fathom" else ""),
+        "class": architecture(result.architecture, config)
+        + (f" ({packaging(config).code[-1]})" if result.architecture == "fathom" else ""),
         "parameters": f"{result.parameters:,}",
         "layers": config.num_layers,
         "hidden size": config.hidden_size,
@@ -125,7 +125,9 @@ def _proof(config: ModelConfig, result: Export) -> list[str]:
         )
         lines.append(
             "The depth scheme's constants are folded into the weights; "
-            f"the one epsilon of all norms is {result.epsilon:.3g}{effect}."
+            f"the one epsilon of all norms is {result.epsilon:.3g}{effect}. "
+            "Fine-tuning has to know: where a constant made a matrix smaller, a step of the same rate "
+            "changes it more. Lower the rate, or export with `--architecture fathom`."
         )
     for place, present, normed in zip(
         ("first", "last"), extra, ("embedding", "output of the stack"), strict=True

@@ -45,7 +45,7 @@ class FathomConfig(PretrainedConfig):
     normalization: layernorm or rmsnorm.
     position: learned, rotary or none.
     logit_scale: factor on the last hidden state, before the output projection.
-    logit_bias: whether the logits have a bias.
+    logit_bias: whether the logits of a decoder have a bias; those of an encoder always do.
     causal: whether a position sees only those before it; false for an encoder.
     type_vocab_size: rows of an encoder's segment table, 0 for none.
     classifier_pooling: what classifies a sequence of an encoder, cls for its first token, or mean.

@@ -13,16 +13,18 @@ from model.config import ModelConfig
 from model.errors import UserError
 from model.folders import FolderKind, check_target, whole_folder
 from model.hf.card import model_card
-from model.hf.folding.pre_ln import Fold, fold, targets
+from model.hf.folding.obstacles import targets
+from model.hf.folding.pre_ln import Fold, fold
 from model.hf.mapping import Target, check_weights, entries
-from model.hf.proof import LIMIT, change, epsilon_effect, logits, proof_tokens, prove
+from model.hf.packaging import packaging
+from model.hf.proof import LIMIT, Inputs, change, epsilon_effect, logits, proof_inputs, prove
 from model.hf.reference import Weights
 from model.hf.result import Export
 from model.hf.settings.write import SPECIAL, write_config
 from model.hf.tokenizer.convert import TokenIds, write_tokenizer
 from model.hf.tokenizer.copy import copy_tokenizer
 from model.hf.tokenizer.proof import prove as prove_tokenizer
-from model.hf.trust import CODE
+from model.hf.tokenizer.settings import Use
 from model.hf.weight_files import DTYPES, parse_size, round_weights, write_json, write_weights
 from model.parameters.table import parameter_table
 
@@ -42,9 +44,9 @@ class _Job:
     positions: int
     dtype: str
     provenance: Mapping[str, object]
-    prove_with: Callable[[Tensor], Tensor] | None
-    prove_trained: Callable[[Tensor], Tensor] | None
-    tokens: Tensor
+    prove_with: Callable[..., Tensor] | None
+    prove_trained: Callable[..., Tensor] | None
+    inputs: Inputs
     texts: tuple[str, ...]
     shard_bytes: int
     special: Mapping[str, object]
@@ -61,15 +63,15 @@ def export(
     architecture: str = "auto",
     dtype: str = "float32",
     provenance: Mapping[str, object] | None = None,
-    prove_with: Callable[[Tensor], Tensor] | None = None,
-    prove_trained: Callable[[Tensor], Tensor] | None = None,
+    prove_with: Callable[..., Tensor] | None = None,
+    prove_trained: Callable[..., Tensor] | None = None,
     prove_tokens: Tensor | None = None,
     sample_texts: Iterable[str] = (),
     max_shard_size: int | str = "5GB",
     overwrite: bool = False,
     special: Mapping[str, object] | None = None,
 ) -> Export:
-    """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` load, after proving it.
+    """Writes a folder that transformers' Auto classes load, after proving it.
 
     weights: canonical name -> whole fp32 tensor, read one at a time.
     seq_length: positions, where the configuration names none.
@@ -79,6 +81,7 @@ def export(
         unknown without.
     prove_with: token ids [b, s] -> our model's logits [b, s, at least v];
         the plain evaluation of `weights` where None.
+        An encoder's also gets `keep` [b, s], 0 for padding, and `types` [b, s] or None.
     prove_trained: the same in the precision of the training, where that was not fp32.
     prove_tokens [b, s], sample_texts: real data for the proofs of model and tokenizer,
         on top of random tokens and fuzz texts.
@@ -95,7 +98,7 @@ def export(
     if config.vocab_size is None:
         raise UserError("model.vocab_size is not known: take it from the tokenizer before exporting")
     check_weights(weights, [row.name for row in parameter_table(config, positions=positions)])
-    tokens = proof_tokens(config, positions, prove_tokens)
+    inputs = proof_inputs(config, positions, prove_tokens)
     job = _Job(
         weights=weights,
         config=config,
@@ -106,7 +109,7 @@ def export(
         provenance=provenance or {},
         prove_with=prove_with,
         prove_trained=prove_trained,
-        tokens=tokens,
+        inputs=inputs,
         texts=tuple(sample_texts),
         shard_bytes=parse_size(max_shard_size),
         special=special or {},
@@ -125,7 +128,7 @@ def _choose(job: _Job, architecture: str) -> tuple[Target, Fold, float, tuple[st
     skipped: list[str] = []
     for target in targets(architecture, job.config):
         plan = fold(target, job.config, job.logit_scale)
-        effect = epsilon_effect(job.weights, job.config, job.tokens, job.logit_scale, plan)
+        effect = epsilon_effect(job.weights, job.config, job.inputs, job.logit_scale, plan)
         if effect <= LIMIT:
             return target, plan, effect, tuple(skipped)
         skipped.append(
@@ -144,7 +147,7 @@ def _build(
     config = job.config
     ids, special = _write_tokenizer(job, folder)
     settings = _write_settings(job, target, plan, special, folder)
-    for name in CODE if target == "fathom" else ():
+    for name in packaging(config).code if target == "fathom" else ():
         shutil.copyfile(Path(__file__).with_name(name), folder / name)
     if job.tokenizer is not None and ids is not None:
         ids = replace(ids, ties=prove_tokenizer(job.tokenizer, folder, job.texts, trust=target == "fathom"))
@@ -162,7 +165,7 @@ def _build(
         target,
         job.weights,
         config,
-        job.tokens,
+        job.inputs,
         logit_scale=job.logit_scale,
         fold=plan,
         effect=effect,
@@ -192,7 +195,10 @@ def _build(
 def _write_settings(
     job: _Job, target: Target, plan: Fold, special: Mapping[str, object], folder: Path
 ) -> dict[str, object]:
-    """Writes config.json, of weights in fp32, and generation_config.json; returns the first."""
+    """Writes config.json, of weights in fp32, and generation_config.json; returns the first.
+
+    Only a decoder generates.
+    """
     settings = write_config(
         target,
         job.config,
@@ -203,10 +209,11 @@ def _write_settings(
         special=special,
     )
     write_json(folder / "config.json", settings)
-    write_json(
-        folder / "generation_config.json",
-        {"_from_model_config": True, **{k: v for k, v in special.items() if v is not None}},
-    )
+    if job.config.stack.causal:
+        write_json(
+            folder / "generation_config.json",
+            {"_from_model_config": True, **{k: v for k, v in special.items() if v is not None}},
+        )
     return settings
 
 
@@ -217,28 +224,25 @@ def _store_as_asked(job: _Job, target: Target, settings: Mapping[str, object], f
     """
     if job.dtype == "float32":
         return 0.0
-    exact = logits(folder, target, job.tokens)
+    exact = logits(folder, target, job.config, job.inputs)
     round_weights(folder, DTYPES[job.dtype])
     write_json(folder / "config.json", {**settings, "dtype": job.dtype, "torch_dtype": job.dtype})
-    return change(logits(folder, target, job.tokens), exact)
+    return change(logits(folder, target, job.config, job.inputs), exact)
 
 
 def _write_tokenizer(job: _Job, folder: Path) -> tuple[TokenIds | None, Mapping[str, object]]:
-    """(ids of a tokenizer made from a SentencePiece model, special token ids of the configuration).
-
-    Training documents end with eos and nothing marks their start,
-    so eos is what generation from nothing must start with.
-    """
+    """(ids of a tokenizer made from a SentencePiece model, special ids of the configuration)."""
     size = job.config.vocab_size
+    use = Use(encoder=not job.config.stack.causal, token_types=job.config.token_types > 0)
     if job.tokenizer is None:
         return None, {key: job.special.get(key) for key in SPECIAL}
     if job.tokenizer.is_dir():
         assert size is not None
-        return None, copy_tokenizer(job.tokenizer, folder, size)
-    ids = write_tokenizer(job.tokenizer, folder, job.positions)
+        return None, copy_tokenizer(job.tokenizer, folder, size, use)
+    ids = write_tokenizer(job.tokenizer, folder, job.positions, use)
     if ids.size != size:
         raise UserError(
             f"tokenizer {job.tokenizer} has {ids.size} pieces, but model.vocab_size={size}: "
             "is it the tokenizer of this model?"
         )
-    return ids, dict(zip(SPECIAL, (ids.eos, ids.eos, ids.unk), strict=True))
+    return ids, dict(ids.special)

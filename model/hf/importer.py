@@ -19,8 +19,14 @@ from model.records import read_json, read_record
 from model.words import printable
 
 # Tensors that some files carry and no weight depends on:
-# GPT-2's causal mask, Llama's rotary frequencies.
-_NO_WEIGHTS = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
+# GPT-2's causal mask, Llama's rotary frequencies, BERT's numbers of positions.
+_NO_WEIGHTS = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|embeddings\.position_ids)$")
+# The tied output projection: GPT-2's and others', BERT's, and the second place of BERT's bias.
+_TIED = re.compile(r"^(lm_head\.weight|cls\.predictions\.decoder\.(weight|bias))$")
+# What BERT was trained with beside masked language modelling: whether two sentences follow.
+_LEFT_OUT = re.compile(r"^(bert\.pooler\.|cls\.seq_relationship\.)")
+# Old files call a norm's gain and bias so.
+_OLD_LEAVES = {"gamma": "weight", "beta": "bias"}
 ELEMENTS = ("F32", "F16", "BF16", "F64")
 """Element types of weights, as safetensors calls them. All but the last are exact in fp32."""
 MOST_PADDING = 1 << 16
@@ -43,6 +49,8 @@ class Imported:
     """The files' SentencePiece model, where they have one."""
     special: dict[str, object]
     """Token ids by the names in SPECIAL, those that are given."""
+    left_out: tuple[str, ...] = ()
+    """Tensors of the files that masked language modelling does not read."""
 
 
 class _Prefixed(Mapping[str, Tensor]):
@@ -50,12 +58,14 @@ class _Prefixed(Mapping[str, Tensor]):
 
     Base-model files leave out the first part:
     GPT-2 on the Hub has `h.0...`, not `transformer.h.0...`.
+    prefixes: the first part, and those of tensors that stand beside it.
     """
 
-    def __init__(self, inner: SafetensorsFolder, prefix: str) -> None:
+    def __init__(self, inner: SafetensorsFolder, prefixes: tuple[str, ...]) -> None:
         self._inner = inner
-        whole = (prefix, "lm_head.", LOGIT_BIAS_HF)
-        self._names = {name if name.startswith(whole) else prefix + name: name for name in inner}
+        self._names = {
+            _new_leaf(name if name.startswith(prefixes) else prefixes[0] + name): name for name in inner
+        }
 
     def facts(self, name: str) -> tuple[tuple[int, ...], str]:
         """(shape, element type) of a tensor."""
@@ -69,6 +79,22 @@ class _Prefixed(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def _new_leaf(name: str) -> str:
+    head, dot, leaf = name.rpartition(".")
+    return head + dot + _OLD_LEAVES.get(leaf, leaf)
+
+
+PREFIXES: dict[Target, tuple[str, ...]] = {
+    "gpt2": ("transformer.", "lm_head."),
+    "llama": ("model.", "lm_head."),
+    "opt": ("model.", "lm_head."),
+    "bert": ("bert.", "cls."),
+    "megatron-bert": ("bert.", "cls."),
+    "fathom": ("model.", "lm_head.", "head.", LOGIT_BIAS_HF["fathom"]),
+}
+"""What the names of a whole model begin with; the first part is what base-model files leave out."""
 
 
 def import_model(source: str | Path, *, vocab_multiple: int = 128) -> Imported:
@@ -90,7 +116,7 @@ def import_model(source: str | Path, *, vocab_multiple: int = 128) -> Imported:
         config = config.model_copy(update={"vocab_multiple": vocab_multiple})
     if not 1 <= config.vocab_multiple <= MOST_PADDING:
         raise UserError(f"vocab_multiple={config.vocab_multiple} must lie between 1 and {MOST_PADDING}")
-    files = _Prefixed(SafetensorsFolder(folder), "transformer." if layout == "gpt2" else "model.")
+    files = _Prefixed(SafetensorsFolder(folder), PREFIXES[layout])
     if config.num_layers > len(files):
         raise UserError(
             f"{path} asks for {config.num_layers} layers, "
@@ -102,7 +128,8 @@ def import_model(source: str | Path, *, vocab_multiple: int = 128) -> Imported:
     _check_facts(files, todo, config)
     tokenizer = next((found for name in TOKENIZERS if (found := source_file(folder, name))), None)
     weights = CanonicalWeights(files, todo, config)
-    return Imported(config, weights, positions, logit_scale, layout, tokenizer, _special(folder))
+    left_out = tuple(sorted(filter(_LEFT_OUT.match, files)))
+    return Imported(config, weights, positions, logit_scale, layout, tokenizer, _special(folder), left_out)
 
 
 def _folder(source: str | Path) -> Path:
@@ -131,10 +158,17 @@ def _check_names(files: _Prefixed, todo: list[Entry], config: ModelConfig) -> No
     The latter is one that config.json does not account for.
     """
     wanted = {name for entry in todo for name in entry.hf}
-    for name in sorted(wanted - set(files)):
+    missing = sorted(wanted - set(files))
+    if config.blueprint.head.transform and missing and not any(name.startswith("cls.") for name in files):
+        raise UserError(
+            f"the model files have no head of a masked language model ({missing[0]!r} is missing): "
+            "name the files of a model for masked language modelling"
+        )
+    for name in missing:
         raise UserError(f"the model files have no tensor {name!r}, which config.json asks for")
     for name in sorted(set(files) - wanted):
-        if not _NO_WEIGHTS.search(name) and not (name == "lm_head.weight" and config.tie_embeddings):
+        tied = config.tie_embeddings and _TIED.match(name)
+        if not (_NO_WEIGHTS.search(name) or tied or _LEFT_OUT.match(name)):
             raise UserError(
                 f"the model files have a tensor {printable(repr(name))}, which config.json does not "
                 "account for: this is another architecture"

@@ -14,8 +14,7 @@ from model.depth.plan import DepthPlan
 from model.errors import UserError
 from model.parameters.table import Role, Row, parameter_table, qkv_blocks
 
-Target = Literal["gpt2", "llama", "opt", "fathom"]
-TARGETS: tuple[Target, ...] = ("gpt2", "llama", "opt", "fathom")
+Target = Literal["gpt2", "llama", "opt", "bert", "megatron-bert", "fathom"]
 # Every norm of OPT's is a torch.nn.LayerNorm without an epsilon in config.json, so that torch's
 # default is the only one.
 OPT_EPSILON = 1e-5
@@ -76,13 +75,18 @@ VOCABULARY = Conversion(
 # OPT looks positions up from row 2 on; row 1 is read at padding only, row 0 never.
 POSITIONS_FROM_2 = Conversion(lambda t, config: (_lead_rows(t, config),), lambda parts, config: parts[0][2:])
 
-LOGIT_BIAS_HF = "logit_bias"
+LOGIT_BIAS_HF: dict[Target, str] = {
+    "bert": "cls.predictions.bias",
+    "megatron-bert": "cls.predictions.bias",
+    "fathom": "logit_bias",
+}
+"""What the bias on the logits is called by the targets that have one."""
 """Parameter of `FathomForCausalLM`, the only class that has one."""
 
 # Module name -> (Hugging Face module names, conversion). {i} is the 0-based layer.
 # Rules that a model has no tensor for are not used.
 Rule = tuple[tuple[str, ...], Conversion]
-_L = "decoder.layers.{i}."
+_L, _E = "decoder.layers.{i}.", "encoder.layers.{i}."
 _GPT2: dict[str, Rule] = {
     "embedding.word_embeddings": (("transformer.wte",), VOCABULARY),
     "embedding.position_embeddings": (("transformer.wpe",), PLAIN),
@@ -124,29 +128,78 @@ _OPT: dict[str, Rule] = {
     _L + "mlp_output_norm": ((_D + "final_layer_norm",), PLAIN),
     "output_layer": (("lm_head",), VOCABULARY),
 }
+_B, _T = "bert.encoder.layer.{i}.", "cls.predictions.transform."
+# What BERT and Megatron's BERT, which differ in where their norms stand, have in common.
+_BERTS: dict[str, Rule] = {
+    "embedding.word_embeddings": (("bert.embeddings.word_embeddings",), VOCABULARY),
+    "embedding.position_embeddings": (("bert.embeddings.position_embeddings",), PLAIN),
+    "embedding.tokentype_embeddings": (("bert.embeddings.token_type_embeddings",), PLAIN),
+    _E + "self_attention.linear_qkv": (
+        tuple(_B + "attention.self." + p for p in ("query", "key", "value")),
+        QKV,
+    ),
+    _E + "self_attention.linear_proj": ((_B + "attention.output.dense",), PLAIN),
+    _E + "mlp.linear_fc1": ((_B + "intermediate.dense",), PLAIN),
+    _E + "mlp.linear_fc2": ((_B + "output.dense",), PLAIN),
+    "head.dense": ((_T + "dense",), PLAIN),
+    "head.norm": ((_T + "LayerNorm",), PLAIN),
+}
+_BERT: dict[str, Rule] = {
+    **_BERTS,
+    "embedding.norm": (("bert.embeddings.LayerNorm",), PLAIN),
+    _E + "self_attention_output_norm": ((_B + "attention.output.LayerNorm",), PLAIN),
+    _E + "pre_mlp_layernorm": ((_B + "attention.output.LayerNorm",), PLAIN),
+    _E + "mlp_output_norm": ((_B + "output.LayerNorm",), PLAIN),
+}
+_MEGATRON_BERT: dict[str, Rule] = {
+    **_BERTS,
+    _E + "input_layernorm": ((_B + "attention.ln",), PLAIN),
+    _E + "pre_mlp_layernorm": ((_B + "ln",), PLAIN),
+    "encoder.final_layernorm": (("bert.encoder.ln",), PLAIN),
+}
 _A, _M = "model.layers.{i}.attention.", "model.layers.{i}.mlp."
+_FATHOM_LAYER: dict[str, Rule] = {
+    "input_layernorm": ((_A + "norm_in",), PLAIN),
+    "self_attention.linear_qkv": (tuple(_A + "branch." + p + "_proj" for p in "qkv"), QKV),
+    **{f"self_attention.{p}_layernorm": ((_A + f"branch.{p}_norm",), PLAIN) for p in "qkv"},
+    "self_attention.linear_proj": ((_A + "branch.o_proj",), PLAIN),
+    "self_attention.linear_proj.input_norm": ((_A + "branch.o_norm",), PLAIN),
+    "mlp.linear_fc2.input_norm": ((_M + "branch.down_norm",), PLAIN),
+    "self_attention_branch_norm": ((_A + "norm_branch",), PLAIN),
+    "self_attention_output_norm": ((_A + "norm_out",), PLAIN),
+    "pre_mlp_layernorm": ((_M + "norm_in",), PLAIN),
+    "mlp.linear_fc1": ((_M + "branch.gate_proj", _M + "branch.up_proj"), GATE_UP),
+    "mlp.linear_fc2": ((_M + "branch.down_proj",), PLAIN),
+    "mlp_branch_norm": ((_M + "norm_branch",), PLAIN),
+    "mlp_output_norm": ((_M + "norm_out",), PLAIN),
+    "gpas": (("model.layers.{i}.gate",), PLAIN),
+}
 _FATHOM: dict[str, Rule] = {
     "embedding.word_embeddings": (("model.embed_tokens",), VOCABULARY),
     "embedding.position_embeddings": (("model.embed_positions",), PLAIN),
+    "embedding.tokentype_embeddings": (("model.embed_types",), PLAIN),
     "embedding.norm": (("model.embed_norm",), PLAIN),
-    _L + "input_layernorm": ((_A + "norm_in",), PLAIN),
-    _L + "self_attention.linear_qkv": (tuple(_A + "branch." + p + "_proj" for p in "qkv"), QKV),
-    **{_L + f"self_attention.{p}_layernorm": ((_A + f"branch.{p}_norm",), PLAIN) for p in "qkv"},
-    _L + "self_attention.linear_proj": ((_A + "branch.o_proj",), PLAIN),
-    _L + "self_attention.linear_proj.input_norm": ((_A + "branch.o_norm",), PLAIN),
-    _L + "mlp.linear_fc2.input_norm": ((_M + "branch.down_norm",), PLAIN),
-    _L + "self_attention_branch_norm": ((_A + "norm_branch",), PLAIN),
-    _L + "self_attention_output_norm": ((_A + "norm_out",), PLAIN),
-    _L + "pre_mlp_layernorm": ((_M + "norm_in",), PLAIN),
-    _L + "mlp.linear_fc1": ((_M + "branch.gate_proj", _M + "branch.up_proj"), GATE_UP),
-    _L + "mlp.linear_fc2": ((_M + "branch.down_proj",), PLAIN),
-    _L + "mlp_branch_norm": ((_M + "norm_branch",), PLAIN),
-    _L + "mlp_output_norm": ((_M + "norm_out",), PLAIN),
-    _L + "gpas": (("model.layers.{i}.gate",), PLAIN),
+    **{stack + module: rule for stack in (_L, _E) for module, rule in _FATHOM_LAYER.items()},
     "decoder.final_layernorm": (("model.norm",), PLAIN),
+    "encoder.final_layernorm": (("model.norm",), PLAIN),
+    "head.dense": (("head.dense",), PLAIN),
+    "head.norm": (("head.norm",), PLAIN),
     "output_layer": (("lm_head",), VOCABULARY),
 }
-TABLES: dict[Target, dict[str, Rule]] = {"gpt2": _GPT2, "llama": _LLAMA, "opt": _OPT, "fathom": _FATHOM}
+TABLES: dict[Target, dict[str, Rule]] = {
+    "gpt2": _GPT2,
+    "llama": _LLAMA,
+    "opt": _OPT,
+    "bert": _BERT,
+    "megatron-bert": _MEGATRON_BERT,
+    "fathom": _FATHOM,
+}
+SHOWN: dict[Target, dict[str, bool | int]] = {
+    "gpt2": {"bias": True},
+    "bert": {"bias": True, "token_types": 2},
+    "megatron-bert": {"bias": True, "token_types": 2},
+}
+"""What a target always has; zeros where a model has no such tensors."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +223,11 @@ class Entry:
         }
 
 
+def last_norm(config: ModelConfig) -> str:
+    """The norm before the output projection: the head's, or that after the stack."""
+    return "head.norm" if config.blueprint.head.transform else config.stack.final_norm
+
+
 def norm_layers(target: Target, plan: DepthPlan) -> tuple[bool, bool]:
     """Whether the norm (after the embedding, after the stack) becomes a layer of its own.
 
@@ -184,16 +242,15 @@ def entries(target: Target, config: ModelConfig, positions: int) -> list[Entry]:
     Raises KeyError for a tensor the target has no home for; `folding.obstacle` tells beforehand.
     """
     own = {row.name: row for row in parameter_table(config, positions=positions)}
-    # GPT-2's linear layers always have biases.
-    shown = config.model_copy(update={"bias": True}) if target == "gpt2" else config
+    shown = config.model_copy(update=SHOWN.get(target, {}))
     first, last = norm_layers(target, config.depth_plan())
     places = {"embedding.norm": 0} if first else {}
     if last:
-        places["decoder.final_layernorm"] = config.num_layers + first
+        places[config.stack.final_norm] = config.num_layers + first
     result = []
     for row in parameter_table(shown, positions=positions):
         if row.role is Role.LOGIT_BIAS:
-            result.append(Entry(row.name, row.shape, (LOGIT_BIAS_HF,), VOCABULARY))
+            result.append(Entry(row.name, row.shape, (LOGIT_BIAS_HF[target],), VOCABULARY))
             continue
         module, number = _rule_name(row), "" if row.layer is None else str(row.layer + first)
         if row.module in places:
@@ -209,7 +266,7 @@ def entries(target: Target, config: ModelConfig, positions: int) -> list[Entry]:
 
 
 def _rule_name(row: Row) -> str:
-    return row.module if row.layer is None else _L + row.module
+    return row.module if row.layer is None else f"{row.stack}.layers.{{i}}.{row.module}"
 
 
 def _norm_layer(rows: Iterable[Row], number: int) -> list[Entry]:

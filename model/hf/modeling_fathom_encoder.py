@@ -36,17 +36,6 @@ class FathomHead(nn.Module):
         return self.norm(self.activation(self.dense(x)))
 
 
-class FathomVocabulary(nn.Module):
-    """Logits by the word embedding's table, with a bias of their own."""
-
-    def __init__(self, config: FathomConfig) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-
-    def forward(self, x: Tensor, table_vh: Tensor) -> Tensor:
-        return F.linear(x, table_vh, self.bias)
-
-
 class FathomEncoder(FathomPreTrainedModel):
     """An encoder to put a head on. Raises ValueError for the configuration of a decoder."""
 
@@ -88,25 +77,34 @@ class FathomEncoder(FathomPreTrainedModel):
 
 
 class FathomForMaskedLM(FathomEncoder):
-    """The masked language model. The output projection is the word embedding's table."""
+    """The masked language model.
+
+    With tied embeddings the logits use the embedding table itself, and there is no lm_head.
+    """
 
     def __init__(self, config: FathomConfig) -> None:
         super().__init__(config)
-        if not config.tie_word_embeddings:
-            raise ValueError("FathomForMaskedLM has tied embeddings only (tie_word_embeddings=true)")
         self.head = FathomHead(config)
-        self.decoder = FathomVocabulary(config)
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
+        self.logit_bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.post_init()
 
-    def get_output_embeddings(self) -> None:
-        return None
+    def get_output_embeddings(self) -> nn.Module | None:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: Any) -> None:
+        self.lm_head = value
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
         """As every model's. New words get no bias."""
         table: nn.Embedding = super().resize_token_embeddings(*args, **kwargs)
-        old, rows = self.decoder.bias, table.num_embeddings
+        old, rows = self.logit_bias, table.num_embeddings
         kept = min(len(old), rows)
-        self.decoder.bias = nn.Parameter(F.pad(old.data[:kept], (0, rows - kept)))
+        self.logit_bias = nn.Parameter(F.pad(old.data[:kept], (0, rows - kept)))
         return table
 
     def forward(
@@ -126,7 +124,8 @@ class FathomForMaskedLM(FathomEncoder):
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, output_hidden_states
         )
         hidden = self.config.logit_scale * self.head(out.last_hidden_state)
-        logits = self.decoder(hidden, self.model.embed_tokens.weight)
+        table = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        logits = F.linear(hidden, table, self.logit_bias)
         loss = None
         if labels is not None:
             loss = self.loss_function(

@@ -20,6 +20,7 @@ from model.depth.scheme import Sublayer
 from model.errors import UserError
 from model.hf.folding.pre_ln import Fold
 from model.hf.mapping import Target
+from model.hf.packaging import packaging
 from model.hf.reference import Evaluation, Weights
 
 if TYPE_CHECKING:
@@ -71,14 +72,56 @@ class Proof:
         )
 
 
-def proof_tokens(config: ModelConfig, positions: int, given: Tensor | None = None) -> Tensor:
-    """Token ids [b, s]: two random rows of up to 64 positions.
+@dataclass(frozen=True)
+class Inputs:
+    """What both models are asked. All tensors are [b, s]."""
 
+    tokens: Tensor
+    keep: Tensor | None = None
+    """Of an encoder: 0 for padding, whose logits mean nothing."""
+    types: Tensor | None = None
+    """Rows of an encoder's table of token types, where it has one."""
+
+    def ask(self, ours: Callable[..., Tensor]) -> Tensor:
+        """Logits by a function of ours: [b, s, v], or [tokens, v] without those of padding."""
+        if self.keep is None:
+            return ours(self.tokens)
+        return self.seen(ours(self.tokens, keep=self.keep, types=self.types))
+
+    def seen(self, logits_bsv: Tensor) -> Tensor:
+        """Logits without those of padding."""
+        return logits_bsv if self.keep is None else logits_bsv[self.keep.bool()]
+
+    def arguments(self) -> dict[str, Tensor | bool | None]:
+        """What transformers calls them."""
+        if self.keep is None:
+            return {"input_ids": self.tokens, "use_cache": False}
+        return {"input_ids": self.tokens, "attention_mask": self.keep, "token_type_ids": self.types}
+
+    @property
+    def count(self) -> int:
+        """Positions with logits."""
+        return self.tokens.numel() if self.keep is None else int(self.keep.sum())
+
+
+def proof_inputs(config: ModelConfig, positions: int, given: Tensor | None = None) -> Inputs:
+    """Two random rows of up to 64 positions.
+
+    In an encoder the second half of the last is padding, and types are random.
     given: rows that the random ones are put below, all cut to one length.
     """
+    generator = torch.Generator().manual_seed(0)
     length = min(positions, 64) if given is None else min(positions, given.shape[1])
-    random = torch.randint(0, config.vocab_size or 1, (2, length), generator=torch.Generator().manual_seed(0))
-    return random if given is None else torch.cat((given[:, :length], random))
+    tokens = torch.randint(0, config.vocab_size or 1, (2, length), generator=generator)
+    if given is not None:
+        tokens = torch.cat((given[:, :length], tokens))
+    if config.stack.causal:
+        return Inputs(tokens)
+    keep, types = torch.ones_like(tokens), None
+    keep[-1, (length + 1) // 2 :] = 0
+    if config.token_types:
+        types = torch.randint(0, config.token_types, tokens.shape, generator=generator)
+    return Inputs(tokens, keep, types)
 
 
 def change(a: Tensor, b: Tensor) -> float:
@@ -90,7 +133,7 @@ def change(a: Tensor, b: Tensor) -> float:
 
 
 def epsilon_effect(
-    weights: Weights, config: ModelConfig, tokens: Tensor, logit_scale: float, fold: Fold
+    weights: Weights, config: ModelConfig, inputs: Inputs, logit_scale: float, fold: Fold
 ) -> float:
     """How far the epsilons of a fold move the logits, in fp64; 0 for an exact fold.
 
@@ -99,7 +142,7 @@ def epsilon_effect(
     if not fold.epsilons:
         return 0.0
     own, folded = (
-        _in_float64(weights, config, tokens, logit_scale, epsilons) for epsilons in ({}, fold.epsilons)
+        _in_float64(weights, config, inputs, logit_scale, epsilons) for epsilons in ({}, fold.epsilons)
     )
     return change(folded, own)
 
@@ -107,13 +150,13 @@ def epsilon_effect(
 def _in_float64(
     weights: Weights,
     config: ModelConfig,
-    tokens: Tensor,
+    inputs: Inputs,
     logit_scale: float,
     epsilons: Mapping[str, float] | None = None,
 ) -> Tensor:
     """Our logits [b, s, v] without rounding."""
-    return Evaluation(weights, config, logit_scale=logit_scale, dtype=torch.float64, epsilons=epsilons)(
-        tokens
+    return inputs.ask(
+        Evaluation(weights, config, logit_scale=logit_scale, dtype=torch.float64, epsilons=epsilons)
     )
 
 
@@ -145,10 +188,10 @@ def prove_precision(
     theirs: Tensor,
     weights: Weights,
     config: ModelConfig,
-    tokens: Tensor,
+    inputs: Inputs,
     *,
     logit_scale: float,
-    trained: Callable[[Tensor], Tensor],
+    trained: Callable[..., Tensor],
 ) -> float:
     """Cosine of the logits in the precision of the training, by `trained`, to the export's in fp32.
 
@@ -157,11 +200,11 @@ def prove_precision(
     A function that makes roundings much larger by itself, as plain post-LN of hundreds of layers
     does, is none: there fp32 with rounded activations is as far off.
     """
-    ours = trained(tokens).float().cpu()[..., : config.vocab_size]
+    ours = inputs.ask(lambda *args, **more: trained(*args, **more).float().cpu())[..., : config.vocab_size]
     found = _cosine(ours, theirs)
     if found >= ALIKE:
         return found
-    rounded = _cosine(_Rounding(weights, config, logit_scale=logit_scale)(tokens), theirs)
+    rounded = _cosine(inputs.ask(_Rounding(weights, config, logit_scale=logit_scale)), theirs)
     # Not `1 - found > ...`, which a NaN would pass.
     if not 1 - found <= AMPLIFIED * (1 - rounded):
         raise ProofError(
@@ -177,20 +220,22 @@ def _cosine(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum() / a.norm() / b.norm())
 
 
-def load_exported(folder: Path, target: Target) -> PreTrainedModel:
+def load_exported(folder: Path, target: Target, config: ModelConfig) -> PreTrainedModel:
     """The model of a folder in fp32, through the class that a user gets.
 
-    Only our own modelling file is trusted.
+    Only our own modelling files are trusted.
     """
-    from transformers import AutoModelForCausalLM
+    import transformers
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=target == "fathom"
-        ).eval()
+        return (
+            getattr(transformers, packaging(config).auto)
+            .from_pretrained(folder, dtype=torch.float32, trust_remote_code=target == "fathom")
+            .eval()
+        )
     finally:
         if shown:
             logging.enable_progress_bar()
@@ -212,12 +257,12 @@ def forget(model: PreTrainedModel) -> None:
     shutil.rmtree(Path(HF_MODULES_CACHE, *parts[:2]), ignore_errors=True)
 
 
-def logits(folder: Path, target: Target, tokens: Tensor) -> Tensor:
-    """fp32 logits [b, s, v] of token ids [b, s] by the model of a folder."""
-    model = load_exported(folder, target)
+def logits(folder: Path, target: Target, config: ModelConfig, inputs: Inputs) -> Tensor:
+    """fp32 logits, as `Inputs.ask` gives them, by the model of a folder."""
+    model = load_exported(folder, target, config)
     try:
         with torch.no_grad():
-            return model(input_ids=tokens, use_cache=False).logits.float()
+            return inputs.seen(model(**inputs.arguments()).logits.float())
     finally:
         forget(model)
 
@@ -227,13 +272,13 @@ def prove(
     target: Target,
     weights: Weights,
     config: ModelConfig,
-    tokens: Tensor,
+    inputs: Inputs,
     *,
     logit_scale: float,
     fold: Fold,
     effect: float,
-    reference: Callable[[Tensor], Tensor] | None = None,
-    trained: Callable[[Tensor], Tensor] | None = None,
+    reference: Callable[..., Tensor] | None = None,
+    trained: Callable[..., Tensor] | None = None,
 ) -> Proof:
     """Compares the logits of a folder with two others.
 
@@ -247,25 +292,25 @@ def prove(
     which grows with depth, but never more than LIMIT.
     Raises ProofError with the numbers.
     """
-    plain = Evaluation(weights, config, logit_scale=logit_scale)(tokens)
-    ours = reference(tokens).float()[..., : config.vocab_size] if reference else plain
+    plain = inputs.ask(Evaluation(weights, config, logit_scale=logit_scale))
+    ours = inputs.ask(reference).float()[..., : config.vocab_size] if reference else plain
     if not (plain.isfinite().all() and ours.isfinite().all()):
         raise UserError("the model's own logits are not finite: this checkpoint cannot be exported")
-    rounding = change(plain, _in_float64(weights, config, tokens, logit_scale))
+    rounding = change(plain, _in_float64(weights, config, inputs, logit_scale))
     allowed = min(max(EXACT_TOLERANCE, 4 * rounding), LIMIT)
-    theirs, scale = logits(folder, target, tokens), float(ours.double().std())
+    theirs, scale = logits(folder, target, config, inputs), float(ours.double().std())
     if theirs.shape != ours.shape:
         raise ProofError(
             f"the exported {target} model gives logits of shape {tuple(theirs.shape)}, "
             f"ours {tuple(ours.shape)}: nothing was written"
         )
     expected = (
-        Evaluation(weights, config, logit_scale=logit_scale, epsilons=fold.epsilons)(tokens)
+        inputs.ask(Evaluation(weights, config, logit_scale=logit_scale, epsilons=fold.epsilons))
         if fold.epsilons
         else plain
     )
     for other, tolerance in ((expected, allowed), (ours, min(allowed + effect, LIMIT))):
-        proof = Proof(change(theirs, other), tolerance, scale, tokens.numel(), effect, rounding)
+        proof = Proof(change(theirs, other), tolerance, scale, inputs.count, effect, rounding)
         # Not `difference > tolerance`, which a NaN would pass.
         if not proof.difference <= proof.tolerance:
             raise ProofError(
@@ -273,5 +318,5 @@ def prove(
             )
     if trained is None:
         return proof
-    alike = prove_precision(theirs, weights, config, tokens, logit_scale=logit_scale, trained=trained)
+    alike = prove_precision(theirs, weights, config, inputs, logit_scale=logit_scale, trained=trained)
     return replace(proof, trained=alike)

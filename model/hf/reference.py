@@ -21,7 +21,7 @@ from model.config import ModelConfig
 from model.depth.scheme import Sublayer
 from model.errors import UserError
 from model.norms import NORMS
-from model.parameters.table import LOGIT_BIAS
+from model.parameters.table import logit_bias_name
 
 Weights = Mapping[str, Tensor]
 
@@ -57,10 +57,10 @@ class Cache:
 
 
 class Evaluation:
-    """The model function of canonical weights.
+    """The model function of canonical weights, of a decoder or an encoder.
 
     weights: canonical name -> whole tensor.
-    logit_scale: factor on the last hidden state.
+    logit_scale: factor on what the output projection reads.
     dtype: arithmetic; weights are cast as they are read.
     epsilons: canonical name of a norm -> its own epsilon, where it is not the configuration's.
     """
@@ -84,41 +84,68 @@ class Evaluation:
         self.plan = config.depth_plan()
 
     @torch.no_grad()
-    def __call__(self, tokens: Tensor, cache: Cache | None = None, last_only: bool = False) -> Tensor:
+    def __call__(
+        self,
+        tokens: Tensor,
+        cache: Cache | None = None,
+        last_only: bool = False,
+        *,
+        keep: Tensor | None = None,
+        types: Tensor | None = None,
+    ) -> Tensor:
         """Logits [b, s, v] of token ids [b, s], padding rows of the vocabulary left out.
 
         cache: `tokens` continue the sequence in it.
         last_only: keeps the last position.
+        keep: [b, s], 0 for padding, which an encoder does not see.
+        types: [b, s], rows of an encoder's table of token types; zeros where None.
         Raises UserError when a learned position table is too short.
         """
         start = cache.length if cache else 0
-        x_bsh = self._embed(tokens, start)
+        hidden = self._hidden(start, tokens.shape[1], keep)
+        x_bsh = self._embed(tokens, start, types)
         for index, layer in enumerate(self.plan.layers):
-            name, given = f"decoder.layers.{index}", x_bsh
+            name, given = self.config.stack.layer(index), x_bsh
             attention, mlp = (
-                partial(self._attention, layer=index, start=start, cache=cache),
-                partial(self._mlp, name=f"{name}.mlp", normed=layer.mlp.norm_last),
+                partial(self._attention, layer=index, start=start, cache=cache, hidden=hidden),
+                partial(self._mlp, name=f"{name}mlp", normed=layer.mlp.norm_last),
             )
             x_bsh = self._sublayer(
-                x_bsh, given, layer.attention, attention, f"{name}.input_layernorm", f"{name}.self_attention"
+                x_bsh, given, layer.attention, attention, f"{name}input_layernorm", f"{name}self_attention"
             )
-            kept = 1 - F.silu(self._weight(f"{name}.gpas.gate")) if layer.gate else None
+            kept = 1 - F.silu(self._weight(f"{name}gpas.gate")) if layer.gate else None
             x_bsh = x_bsh if kept is None else x_bsh * kept
-            x_bsh = self._sublayer(x_bsh, given, layer.mlp, mlp, f"{name}.pre_mlp_layernorm", f"{name}.mlp")
+            x_bsh = self._sublayer(x_bsh, given, layer.mlp, mlp, f"{name}pre_mlp_layernorm", f"{name}mlp")
             x_bsh = x_bsh if kept is None else x_bsh * kept
         if last_only:
             x_bsh = x_bsh[:, -1:]
         if self.plan.final_norm:
-            x_bsh = self._norm(x_bsh, "decoder.final_layernorm")
+            x_bsh = self._norm(x_bsh, self.config.stack.final_norm)
+        return self._logits(x_bsh)
+
+    def _logits(self, x_bsh: Tensor) -> Tensor:
+        if self.config.blueprint.head.transform:
+            x_bsh = ACTIVATIONS[self.config.activation](self._linear(x_bsh, "head.dense"))
+            x_bsh = self._norm(x_bsh, "head.norm")
         table = "embedding.word_embeddings.weight" if self.config.tie_embeddings else "output_layer.weight"
         rows = self.config.vocab_size or self.config.padded_vocab
         logits_bsv = (x_bsh * self.logit_scale) @ self._weight(table)[:rows].T
-        return logits_bsv + self._weight(LOGIT_BIAS)[:rows] if self.config.logit_bias else logits_bsv
+        if self.config.biased_logits:
+            logits_bsv = logits_bsv + self._weight(logit_bias_name(self.config))[:rows]
+        return logits_bsv
+
+    def _hidden(self, start: int, length: int, keep: Tensor | None) -> Tensor:
+        """True where a query [s] must not see a key [t], broadcastable to [b, n, s, t]."""
+        if self.config.stack.causal:
+            return torch.ones(length, start + length, dtype=torch.bool).triu(start + 1)
+        if keep is None:
+            return torch.zeros(1, length, dtype=torch.bool)
+        return keep[:, None, None, :] == 0
 
     def _weight(self, name: str) -> Tensor:
         return self.weights[name].to(self.dtype)
 
-    def _embed(self, tokens: Tensor, start: int) -> Tensor:
+    def _embed(self, tokens: Tensor, start: int, types: Tensor | None) -> Tensor:
         x_bsh = self.weights["embedding.word_embeddings.weight"][tokens].to(self.dtype)
         if self.config.position == "learned":
             table = self._weight("embedding.position_embeddings.weight")
@@ -128,6 +155,9 @@ class Evaluation:
                     f"{len(table)}: shorten the prompt or max_new_tokens"
                 )
             x_bsh = x_bsh + table[start : start + tokens.shape[1]]
+        if self.config.token_types:
+            table = self._weight("embedding.tokentype_embeddings.weight")
+            x_bsh = x_bsh + (table[0] if types is None else table[types])
         return self._norm(x_bsh, "embedding.norm") if self.plan.embedding_norm else x_bsh
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
@@ -178,17 +208,16 @@ class Evaluation:
             return self._last(activation(gate) * up, f"{name}.linear_fc2", normed)
         return self._last(activation(hidden), f"{name}.linear_fc2", normed)
 
-    def _attention(self, u: Tensor, layer: int, start: int, cache: Cache | None) -> Tensor:
+    def _attention(self, u: Tensor, layer: int, start: int, cache: Cache | None, hidden: Tensor) -> Tensor:
         config, (b, s, _) = self.config, u.shape
+        name = config.stack.layer(layer) + "self_attention"
         groups, d, share = config.groups, config.kv_channels, config.num_attention_heads // config.groups
-        qkv = self._linear(u, f"decoder.layers.{layer}.self_attention.linear_qkv").view(
-            b, s, groups, share + 2, d
-        )
+        qkv = self._linear(u, f"{name}.linear_qkv").view(b, s, groups, share + 2, d)
         q = qkv[:, :, :, :share].reshape(b, s, groups * share, d).transpose(1, 2)
         k, v = (qkv[:, :, :, share + i].transpose(1, 2) for i in range(2))
         inner = {"q": q, "k": k, "v": v}
         for role in self.plan.layers[layer].attention.inner:
-            inner[role] = self._norm(inner[role], f"decoder.layers.{layer}.self_attention.{role}_layernorm")
+            inner[role] = self._norm(inner[role], f"{name}.{role}_layernorm")
         q, k, v = inner["q"], inner["k"], inner["v"]
         if config.position == "rotary":
             angles_sd = self._angles(start, s)
@@ -201,14 +230,9 @@ class Evaluation:
             k, v = cache.extend(layer, k, v)
         k, v = (x.repeat_interleave(share, dim=1) for x in (k, v))
         scores = config.score_scale * (q @ k.transpose(2, 3)) / d**0.5
-        future = torch.ones(s, start + s, dtype=torch.bool).triu(start + 1)
-        probabilities = scores.masked_fill(future, float("-inf")).softmax(-1)
+        probabilities = scores.masked_fill(hidden, float("-inf")).softmax(-1)
         out = (probabilities @ v).transpose(1, 2).reshape(b, s, -1)
-        return self._last(
-            out,
-            f"decoder.layers.{layer}.self_attention.linear_proj",
-            self.plan.layers[layer].attention.norm_last,
-        )
+        return self._last(out, f"{name}.linear_proj", self.plan.layers[layer].attention.norm_last)
 
     def _angles(self, start: int, length: int) -> Tensor:
         """Rotary angles [s, d], both halves alike.

@@ -5,17 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from model.errors import UserError
+from model.hf.packaging import PACKAGINGS
 from model.hf.source import source_file
 from model.records import Record, read_record
 from model.words import printable
 
-CODE = ("configuration_fathom.py", "modeling_fathom.py")
-"""The files that travel with an export of the class `fathom`."""
-AUTO_MAP = {
-    "AutoConfig": "configuration_fathom.FathomConfig",
-    "AutoModelForCausalLM": "modeling_fathom.FathomForCausalLM",
-}
-"""Where transformers finds the classes of such an export."""
 ADVICE = "export the checkpoint again with this version, or read that code and load the folder yourself"
 
 
@@ -43,13 +37,14 @@ def own_code(folder: Path | str) -> bool:
     named = wanted["config.json"]
     if not named:
         return False
-    if named != AUTO_MAP:
+    code = next((row.code for row in PACKAGINGS.values() if row.auto_map == named), None)
+    if code is None:
         raise _foreign(folder, f"config.json names {printable(', '.join(map(str, named.values())))}")
     # transformers also runs custom_generate/generate.py of a folder that it trusts.
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
-    for name in sorted(found | set(CODE)):
+    for name in sorted(found | set(code)):
         theirs = source_file(folder, name)
-        if name not in CODE:
+        if name not in code:
             raise _foreign(folder, f"{printable(name)} is no file of ours")
         if theirs is None or theirs.read_bytes() != Path(__file__).with_name(name).read_bytes():
             raise _foreign(folder, f"{name} is not the file of this version")

@@ -123,6 +123,8 @@ class Sections(Record):
     train: Annotated[TrainSection, EMPTY] = TrainSection()
     optimizer: Annotated[OptimizerSection, EMPTY] = OptimizerSection()
     schedule: Annotated[ScheduleSection, EMPTY] = ScheduleSection()
+    masking: dict[str, object] | None = None
+    """How tokens were hidden."""
 
 
 class Manifest(Record):

@@ -13,9 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from model.config import ModelConfig
 from pretrain.config.schema import RunConfig
 from pretrain.data.blend import TokenBlend, open_blend
-from pretrain.data.masked_samples import open_masked, target_entropy
+from pretrain.data.masked_samples import MaskedBlend, open_masked, target_entropy
 from pretrain.data.masking import type_cut
 from pretrain.tasks.task import Batch, SampleKind
 
@@ -79,13 +80,16 @@ class NextToken:
 class MaskedTokens:
     """Samples of which some tokens are hidden; these are the labels."""
 
-    def __init__(self, config: RunConfig, split: str) -> None:
+    def __init__(self, source: MaskedBlend, model: ModelConfig) -> None:
+        self.source, self.blend = source, source.blend
+        self.types = model.token_types > 0
+
+    @classmethod
+    def of(cls, config: RunConfig, split: str) -> MaskedTokens:
+        """Those of a run."""
         data, cache = config.data, Path(config.data.cache) if config.data.cache else None
-        self.source = open_masked(
-            data.corpora, split, data.seq_length, config.train.seed, cache, config.masking
-        )
-        self.blend = self.source.blend
-        self.types = config.model.token_types > 0
+        source = open_masked(data.corpora, split, data.seq_length, config.train.seed, cache, config.masking)
+        return cls(source, config.model)
 
     @property
     def entropy(self) -> float | None:
@@ -118,7 +122,7 @@ class MaskedTokens:
 
 KINDS: dict[SampleKind, Callable[[RunConfig, str], Samples]] = {
     "next_token": NextToken,
-    "masked": MaskedTokens,
+    "masked": MaskedTokens.of,
 }
 
 

@@ -128,6 +128,11 @@ class Tokenizer:
         """Ids of the special tokens that the model has, by what they are for."""
         return self._properties.special
 
+    def piece(self, index: int) -> str:
+        """Returns the name of a token, such as [MASK]."""
+        name: str = self._sp.id_to_piece(index)
+        return name
+
     def is_control(self) -> np.ndarray:
         """Returns for each id of the vocabulary, [v] bool, whether no text contains it."""
         return np.array(self._sp.is_control(list(range(self.vocab_size))), dtype=bool)

@@ -43,7 +43,7 @@ def export_checkpoint(
             "auto or none"
         )
     check_target(out, EXPORT, overwrite)  # before every weight is read
-    trained = open_trained(checkpoint, "an export")
+    trained = open_trained(checkpoint)
     trained.check_warm()
     trained.reader.verify()
     half = trained_in_16_bits(trained)
@@ -77,10 +77,10 @@ def trained_in_16_bits(trained: Trained) -> bool:
     return not starts or starts[-1].precision != "float32"
 
 
-def _logits_in_bf16(trained: Trained, tokens: Tensor) -> Tensor:
+def _logits_in_bf16(trained: Trained, tokens: Tensor, **of_encoder: Tensor | None) -> Tensor:
     from pretrain.trained.scorer import Scorer
 
-    return Scorer(trained, "bf16", verified=True).logits(tokens)
+    return Scorer(trained, "bf16", verified=True).logits(tokens, **of_encoder)
 
 
 def provenance(trained: Trained) -> dict[str, object]:

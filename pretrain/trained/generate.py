@@ -39,7 +39,11 @@ def generate_text(
     from model.hf.reference import generate
     from pretrain.data.tokenizer import Tokenizer
 
-    trained = open_trained(checkpoint, "generation")
+    trained = open_trained(checkpoint)
+    if not trained.config.stack.causal:
+        raise UserError(
+            f"{trained.reader.folder} holds an encoder, which continues no text: use `fathom fill`"
+        )
     trained.check_warm()
     if trained.tokenizer is None:
         raise UserError(

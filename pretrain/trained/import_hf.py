@@ -121,6 +121,7 @@ def _write(imported: Imported, folder: Path, source: str) -> None:
             "consumed_tokens": 0,
             "imported_from": source,
             "special_tokens": imported.special,
+            "left_out": list(imported.left_out),
         },
         "config": {"model": imported.config.model_dump(mode="json")},
         "versions": versions(),

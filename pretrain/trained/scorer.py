@@ -5,10 +5,12 @@ Losses of given tokens, as the trainer computes them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.errors import UserError
@@ -80,9 +82,29 @@ class Scorer:
         BranchShares(layers, warmup.kind, warmup.steps, len(layers)).fill(step)
 
     @torch.no_grad()
-    def logits(self, tokens: Tensor) -> Tensor:
-        """Logits [b, s, padded vocabulary] of token ids [b, s], fp32, on the CPU."""
-        found: Tensor = self.model({"tokens": tokens.to(self.device)})
+    def logits(self, tokens: Tensor, keep: Tensor | None = None, types: Tensor | None = None) -> Tensor:
+        """Logits [b, s, padded vocabulary] of token ids [b, s], fp32, on the CPU.
+
+        keep: [b, s], 0 for padding; types: [b, s], rows of a table of token types. Of an encoder.
+        """
+        # Padding is a document of its own, which no token sees.
+        given = {"tokens": tokens, "documents": keep, "token_types": types}
+        return self._model({name: tensor for name, tensor in given.items() if tensor is not None})
+
+    @torch.no_grad()
+    def told(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What an encoder makes of hidden tokens: (losses in nats, whether the likeliest is right).
+
+        batch: of the task `masked_lm`, with labels [b, t]. Both are [b, t], on the CPU.
+        """
+        given = {name: tensor for name, tensor in batch.items() if name not in ("labels", "weights", "share")}
+        logits_bvt = self._model(given)[..., : self.vocab_size].transpose(1, 2)
+        labels = batch["labels"]
+        losses = F.cross_entropy(logits_bvt, labels, reduction="none")
+        return losses, logits_bvt.argmax(1) == labels
+
+    def _model(self, given: Mapping[str, Tensor]) -> Tensor:
+        found: Tensor = self.model({name: tensor.to(self.device) for name, tensor in given.items()})
         return found.float().cpu()
 
     def inputs(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

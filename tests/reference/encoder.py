@@ -9,7 +9,7 @@ A layer's name is `encoder.layers.3.mlp.linear_fc1.weight`, for example.
 
     x = word[token] (+ position[p]) (+ type[t]),    then a norm where the model has one
     h = stack(x), every token seeing every other one that is not hidden
-    logits = scale Norm_head(act(W h + b)) word^T + head bias
+    logits = scale Norm_head(act(W h + b)) word^T + head bias,    or a matrix of its own
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ def head(parameters: gpt.Parameters, model: Encoder, hidden: Tensor) -> Tensor:
     x = linear(hidden, parameters["head.dense.weight"], parameters.get("head.dense.bias"))
     x = activate(x, POINTWISE.get(shape.activation, shape.activation))
     x = _norm(parameters, x, "head.norm", Options(shape.heads, norm=shape.normalization, eps=shape.eps))
-    return shape.logit_scale * x @ parameters["embedding.word_embeddings.weight"].T + parameters["head.bias"]
+    table = parameters.get("output_layer.weight", parameters["embedding.word_embeddings.weight"])
+    return shape.logit_scale * x @ table.T + parameters["head.bias"]
 
 
 def logits(

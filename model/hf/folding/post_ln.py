@@ -1,10 +1,11 @@
-"""Post-LN models in OPT's form.
+"""Post-LN models in the form of OPT and of BERT.
 
 The form is exact for any residual constant, and for any epsilon although OPT has only one.
 
 Post-LN form: sublayer j is x_j = Norm_j(a_j x_{j-1} + b_j F_j(s_j x_{j-1})),
 epsilon `eps` in every norm.
-OPT with `do_layer_norm_before=False` computes y_j = Norm_j(y_{j-1} + G_j(y_{j-1})) with epsilon e.
+OPT with `do_layer_norm_before=False` and BERT compute y_j = Norm_j(y_{j-1} + G_j(y_{j-1})) with
+epsilon e.
 Let the stream into sublayer j be y_{j-1} = c_j x_{j-1}, and
 
     G_j(y) = (b_j c_j / a_j) F_j(s_j y / c_j).
@@ -15,8 +16,10 @@ So s_j / c_j goes into the weight of F_j's first linear layer, b_j c_j / a_j int
 of its last one, and c_j into gain and bias of the norm before it, or into the embeddings.
 Nothing stands between the last norm and the logits, so their factor goes into that norm,
 with 1 / c for a tied table that was multiplied by c (derived).
+Where a head stands between them, it has the factor in its own norm, and the stack's last norm none.
 
-A norm around the stack becomes a layer whose branches are zero: two norms in a row.
+BERT has a norm after the embedding.
+In OPT a norm around the stack becomes a layer whose branches are zero: two norms in a row.
 The first has the gain k = sqrt(e) and no bias.
 With v the variance of x, an input c x with c^2 = e / (2 eps) leaves it as
 (x - mean) sqrt(e / (v + 2 eps)), of variance e v / (v + 2 eps).
@@ -31,7 +34,7 @@ from collections import defaultdict
 
 from model.config import ModelConfig
 from model.depth.plan import DepthPlan
-from model.hf.mapping import OPT_EPSILON, norm_layers
+from model.hf.mapping import Target, last_norm, norm_layers
 
 LEAVES = ("weight", "bias")
 
@@ -65,17 +68,20 @@ def post_ln_obstacle(plan: DepthPlan) -> str | None:
     return None
 
 
-def post_ln_factors(config: ModelConfig, logit_scale: float) -> dict[str, float]:
-    """Canonical tensor name -> factor on it, for an OPT with the epsilon that OPT has.
+def post_ln_factors(
+    target: Target, config: ModelConfig, logit_scale: float, epsilon: float
+) -> dict[str, float]:
+    """Canonical tensor name -> factor on it, for a target whose norms have `epsilon`.
 
     Meaningful where `post_ln_obstacle` is None.
     """
-    plan, ratio = config.depth_plan(), math.sqrt(OPT_EPSILON / config.norm_epsilon)
+    plan, ratio = config.depth_plan(), math.sqrt(epsilon / config.norm_epsilon)
     factors: defaultdict[str, float] = defaultdict(lambda: 1.0)
-    before = [
-        "embedding.word_embeddings",
-        "embedding.position_embeddings",
-    ]  # what makes the stream, and so takes its factor
+    first, last = norm_layers(target, plan)
+    # What makes the stream, and so takes its factor.
+    before = ["embedding.word_embeddings", "embedding.position_embeddings"]
+    if plan.embedding_norm and not first:
+        before = ["embedding.norm"]
 
     def scale(modules: list[str], factor: float) -> None:
         for module in modules:
@@ -87,26 +93,27 @@ def post_ln_factors(config: ModelConfig, logit_scale: float) -> dict[str, float]
         factors[f"{norm}.weight"] *= math.sqrt(2)
         before[:] = [norm]
 
-    first, last = norm_layers("opt", plan)
     if first:
         norm_layer("embedding.norm")
     for index, kind, sublayer in plan.sublayers():
-        name, attention = f"decoder.layers.{index}", kind == "attention"
+        name, attention = config.stack.layer(index), kind == "attention"
         inner, outer = (
             ("self_attention.linear_qkv", "self_attention.linear_proj")
             if attention
             else ("mlp.linear_fc1", "mlp.linear_fc2")
         )
         if sublayer.norm_in:
-            before = [f"{name}.pre_mlp_layernorm"]
+            before = [f"{name}pre_mlp_layernorm"]
         c = sublayer.residual_scale * ratio
         scale(before, c)
-        factors[f"{name}.{inner}.weight"] *= sublayer.input_scale / c
-        scale([f"{name}.{outer}"], sublayer.branch_scale * ratio)
+        factors[f"{name}{inner}.weight"] *= sublayer.input_scale / c
+        scale([f"{name}{outer}"], sublayer.branch_scale * ratio)
         if sublayer.norm_out:
-            before = [f"{name}.self_attention_output_norm" if attention else f"{name}.mlp_output_norm"]
+            before = [name + ("self_attention_output_norm" if attention else "mlp_output_norm")]
     if last:
-        norm_layer("decoder.final_layernorm")
+        norm_layer(config.stack.final_norm)
+    if config.blueprint.head.transform:
+        before = [last_norm(config)]
     scale(
         before, logit_scale / (factors["embedding.word_embeddings.weight"] if config.tie_embeddings else 1.0)
     )

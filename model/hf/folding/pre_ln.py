@@ -1,6 +1,4 @@
-"""Which stock architecture computes a model exactly, and the factors that make it so.
-
-The depth plan's data decide.
+"""The factors that make a stock architecture compute a model.
 
 Pre-LN form: every sublayer is x_j = a_j x_{j-1} + b_j F_j(s_j Norm(x_{j-1})).
 With c_j = a_1 ... a_j and y_j = x_j / c_j,
@@ -9,7 +7,8 @@ With c_j = a_1 ... a_j and y_j = x_j / c_j,
 
 because a norm does not see the scale of its input.
 So b_j / c_j goes into F_j's last linear layer (weight and bias), s_j into the norm's gain and bias,
-the embeddings stay, and a factor on the logits goes into the last norm (derived; epsilon aside).
+the embeddings stay, and a factor on the logits goes into the last norm, which is the head's where
+there is one (derived; epsilon aside).
 Epsilon is where scale shows: a norm of y with epsilon e is the norm of x = c y with epsilon e c^2.
 A stock model has one epsilon for all its norms, so it can only be near the right one.
 The export is our model with other epsilons, exactly, and how far that moves the logits is measured
@@ -20,25 +19,13 @@ Post-LN form: `model/hf/folding/post_ln.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from model.config import ModelConfig
 from model.depth.plan import DepthPlan
-from model.errors import UserError
-from model.hf.folding.post_ln import post_ln_factors, post_ln_obstacle
-from model.hf.mapping import OPT_EPSILON, TARGETS, Target
-from model.norms import NORMS
-
-# Our activation -> the name transformers has for the same function.
-UNGATED_ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_tanh": "gelu_new",
-    "relu": "relu",
-    "relu2": "relu2",
-    "silu": "silu",
-}
-LLAMA_ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu"}
+from model.hf.folding.post_ln import post_ln_factors
+from model.hf.mapping import OPT_EPSILON, Target, last_norm
 
 
 @dataclass(frozen=True)
@@ -83,77 +70,21 @@ def pre_ln_obstacle(plan: DepthPlan) -> str | None:
     return None
 
 
-def obstacle(target: Target, config: ModelConfig) -> str | None:
-    """The first concrete reason why `target` cannot compute this model, or None."""
-    if target == "fathom":
-        return None
-    if config.logit_bias:
-        return "it has no bias on its logits (model.logit_bias=true)"
-    plan = config.depth_plan()
-    if reason := post_ln_obstacle(plan) if target == "opt" else pre_ln_obstacle(plan):
-        return reason
-    if target == "llama":
-        problems = [
-            (
-                config.normalization != "rmsnorm",
-                f"it has RMSNorm, the model {NORMS[config.normalization].core}",
-            ),
-            (config.position != "rotary", f"it has rotary positions, the model {config.position}"),
-            (
-                config.activation not in LLAMA_ACTIVATIONS,
-                f"its feed-forward is gated by silu or gelu, the model's activation is {config.activation}",
-            ),
-            (
-                config.hidden_size % config.num_attention_heads != 0,
-                f"it wants hidden_size divisible by num_attention_heads={config.num_attention_heads}",
-            ),
-        ]
-    else:
-        problems = [
-            (
-                config.normalization != "layernorm",
-                f"it has LayerNorm, the model {NORMS[config.normalization].core}",
-            ),
-            (config.position != "learned", f"it has learned positions, the model {config.position}"),
-            (config.activation not in UNGATED_ACTIVATIONS, f"its feed-forward has no {config.activation}"),
-            (
-                config.groups != config.num_attention_heads,
-                f"it has no grouped-query attention, the model {config.groups} key/value heads",
-            ),
-            (
-                config.kv_channels * config.num_attention_heads != config.hidden_size,
-                f"its heads span hidden_size, the model has head_dim={config.kv_channels}",
-            ),
-        ]
-    return next((reason for present, reason in problems if present), None)
-
-
-def targets(architecture: str, config: ModelConfig) -> list[Target]:
-    """Targets to try, best first.
-
-    Raises UserError where the one asked for is not exact, or unknown.
-    """
-    if architecture == "auto":
-        return [target for target in TARGETS if obstacle(target, config) is None]
-    target = next((known for known in TARGETS if known == architecture), None)
-    if target is None:
-        raise UserError(
-            f"architecture={architecture!r} is not known; choose auto or one of {', '.join(TARGETS)}"
-        )
-    if reason := obstacle(target, config):
-        raise UserError(
-            f"architecture={target} cannot compute this model (scheme {config.scheme}): {reason}; "
-            "use auto or fathom"
-        )
-    return [target]
-
-
 def fold(target: Target, config: ModelConfig, logit_scale: float) -> Fold:
     """Factors and epsilons of one export. Meaningful where `obstacle` is None."""
-    if target == "fathom":
-        return Fold({}, config.norm_epsilon)
-    if target == "opt":
-        return Fold(post_ln_factors(config, logit_scale), OPT_EPSILON)
+    return FOLDS[target](target, config, logit_scale)
+
+
+def _as_it_is(target: Target, config: ModelConfig, logit_scale: float) -> Fold:
+    return Fold({}, config.norm_epsilon)
+
+
+def _post_ln(target: Target, config: ModelConfig, logit_scale: float) -> Fold:
+    epsilon = OPT_EPSILON if target == "opt" else config.norm_epsilon
+    return Fold(post_ln_factors(target, config, logit_scale, epsilon), epsilon)
+
+
+def _pre_ln(target: Target, config: ModelConfig, logit_scale: float) -> Fold:
     factors: dict[str, float] = {}
     scales: dict[str, float] = {}
     for index, kind, sublayer in config.depth_plan().folded_sublayers():
@@ -162,18 +93,31 @@ def fold(target: Target, config: ModelConfig, logit_scale: float) -> Fold:
             if kind == "attention"
             else ("pre_mlp_layernorm", "mlp.linear_fc2")
         )
-        scales[f"decoder.layers.{index}.{norm}"] = sublayer.entering
+        layer = config.stack.layer(index)
+        scales[layer + norm] = sublayer.entering
         for leaf in ("weight", "bias"):
-            factors[f"decoder.layers.{index}.{norm}.{leaf}"] = sublayer.input_scale
-            factors[f"decoder.layers.{index}.{output}.{leaf}"] = sublayer.branch_scale
-    scales["decoder.final_layernorm"] = sublayer.leaving
+            factors[f"{layer}{norm}.{leaf}"] = sublayer.input_scale
+            factors[f"{layer}{output}.{leaf}"] = sublayer.branch_scale
+    last = last_norm(config)
+    # What a head reads has been normed before.
+    scales |= {last: 1.0, config.stack.final_norm: sublayer.leaving}
     for leaf in ("weight", "bias"):
-        factors[f"decoder.final_layernorm.{leaf}"] = logit_scale
+        factors[f"{last}.{leaf}"] = logit_scale
     factors = {name: factor for name, factor in factors.items() if factor != 1.0}
     if all(scale == 1.0 for scale in scales.values()):
         return Fold(factors, config.norm_epsilon)
     epsilon = shared_epsilon(config.norm_epsilon, list(scales.values()))
     return Fold(factors, epsilon, {name: epsilon * scale**2 for name, scale in scales.items()})
+
+
+FOLDS: dict[Target, Callable[[Target, ModelConfig, float], Fold]] = {
+    "gpt2": _pre_ln,
+    "llama": _pre_ln,
+    "opt": _post_ln,
+    "bert": _post_ln,
+    "megatron-bert": _pre_ln,
+    "fathom": _as_it_is,
+}
 
 
 def shared_epsilon(epsilon: float, scales: list[float]) -> float:

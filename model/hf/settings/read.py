@@ -9,9 +9,19 @@ from pydantic import ValidationError
 
 from model.config import ModelConfig
 from model.errors import UserError
-from model.hf.folding.pre_ln import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS, Fold
+from model.hf.folding.obstacles import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS
+from model.hf.folding.pre_ln import Fold
 from model.hf.mapping import OPT_EPSILON, Target
-from model.hf.settings.records import ADVICE, FathomFile, GPT2File, Kind, LlamaFile, OPTFile, Rope
+from model.hf.settings.records import (
+    ADVICE,
+    BertFile,
+    FathomFile,
+    GPT2File,
+    Kind,
+    LlamaFile,
+    OPTFile,
+    Rope,
+)
 from model.hf.settings.write import STOCK_INIT, fathom_fields
 from model.records import as_record
 from model.words import printable
@@ -48,6 +58,8 @@ def read_config(content: object, source: str) -> Read:
         "llama": _read_llama,
         "mistral": _read_llama,
         "opt": _read_opt,
+        "bert": _read_bert,
+        "megatron-bert": _read_bert,
         "fathom": _read_fathom,
     }
     if kind not in readers:
@@ -242,6 +254,59 @@ def _read_opt(content: Mapping[str, object], kind: str, source: str) -> Read:
         "attention_dropout": data.attention_dropout,
     }
     return Read("opt", _model(kind, fields), data.max_position_embeddings, 1.0)
+
+
+# Where the norms of a BERT stand: (target, scheme, norm after the embedding).
+_BERT_FORMS: dict[str, tuple[Target, str, bool]] = {
+    "bert": ("bert", "post_ln", True),
+    "megatron-bert": ("megatron-bert", "pre_ln", False),
+}
+
+
+def _read_bert(content: Mapping[str, object], kind: str, source: str) -> Read:
+    data = as_record(content, BertFile, source, ADVICE)
+    positions = data.position_embedding_type
+    _refuse_first(
+        kind,
+        [
+            (
+                data.is_decoder or data.add_cross_attention,
+                "it is a decoder (is_decoder, add_cross_attention)",
+            ),
+            (
+                positions not in (None, "absolute"),
+                f"its positions are {printable(positions, 60)} (position_embedding_type); "
+                "only absolute ones are read",
+            ),
+            (
+                data.type_vocab_size != 2,
+                f"it has {data.type_vocab_size} token types (type_vocab_size); only 2 are read",
+            ),
+            (
+                not data.tie_word_embeddings,
+                "its output projection is a matrix of its own (tie_word_embeddings=false)",
+            ),
+        ],
+    )
+    layout, scheme, embedding_norm = _BERT_FORMS[kind]
+    fields = {
+        "family": "bert",
+        "scheme": scheme,
+        "init": STOCK_INIT,
+        "num_layers": data.num_hidden_layers,
+        "hidden_size": data.hidden_size,
+        "num_attention_heads": data.num_attention_heads,
+        "ffn_hidden_size": data.intermediate_size,
+        "vocab_size": data.vocab_size,
+        "max_position_embeddings": data.max_position_embeddings,
+        "token_types": 2,
+        "embedding_norm": embedding_norm,
+        "norm_epsilon": data.layer_norm_eps,
+        "activation": _activation(kind, data.hidden_act, UNGATED_ACTIVATIONS),
+        "hidden_dropout": data.hidden_dropout_prob,
+        "attention_dropout": data.attention_probs_dropout_prob,
+    }
+    return Read(layout, _model(kind, fields), data.max_position_embeddings, 1.0)
 
 
 def _read_fathom(content: Mapping[str, object], kind: str, source: str) -> Read:

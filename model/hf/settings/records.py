@@ -99,6 +99,26 @@ class OPTFile(Record):
     tie_word_embeddings: bool = True
 
 
+class BertFile(Record):
+    """Fields and defaults of transformers' BertConfig; Megatron's BERT has the same fields."""
+
+    vocab_size: Rows = 30522
+    hidden_size: Width = 768
+    num_hidden_layers: Layers = 12
+    num_attention_heads: Heads = 12
+    intermediate_size: Width = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: Dropout = 0.1
+    attention_probs_dropout_prob: Dropout = 0.1
+    max_position_embeddings: Rows = 512
+    type_vocab_size: Annotated[int, Field(ge=0, le=1 << 16)] = 2
+    layer_norm_eps: Epsilon = 1e-12
+    position_embedding_type: str | None = "absolute"
+    is_decoder: bool = False
+    add_cross_attention: bool = False
+    tie_word_embeddings: bool = True
+
+
 class Special(Record):
     """Ids that begin and end a text and fill up; several where a list.
 
@@ -122,4 +142,5 @@ class FathomFile(Record):
     head_dim: Heads | None = None
     max_position_embeddings: Rows = 2048
     logit_scale: float = 1.0
+    type_vocab_size: int = 0
     pretraining: dict[str, object] | None = None

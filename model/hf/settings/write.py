@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypedDict
 
 from model.config import InitConfig, ModelConfig
 from model.depth.plan import DepthPlan
 from model.depth.scheme import Sublayer
-from model.hf.folding.pre_ln import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS, Fold
-from model.hf.mapping import Target, norm_layers
-from model.hf.trust import AUTO_MAP
+from model.hf.folding.obstacles import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS
+from model.hf.folding.pre_ln import Fold
+from model.hf.mapping import SHOWN, Target, norm_layers
+from model.hf.packaging import packaging
 
-ARCHITECTURES: dict[Target, str] = {
+STOCK: dict[Target, str] = {
     "gpt2": "GPT2LMHeadModel",
     "llama": "LlamaForCausalLM",
     "opt": "OPTForCausalLM",
-    "fathom": "FathomForCausalLM",
+    "bert": "BertForMaskedLM",
+    "megatron-bert": "MegatronBertForMaskedLM",
 }
+"""Classes of transformers."""
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Ids that begin and end a text and fill up, by their names in config.json."""
 # The initialisation under which tied embeddings have no factor on the logits,
 # as in all stock architectures.
 STOCK_INIT = InitConfig(base="normal")
+
+
+def architecture(target: Target, config: ModelConfig) -> str:
+    """Name of the class that computes a model."""
+    return STOCK.get(target) or packaging(config).own
 
 
 class _Gate(TypedDict, total=False):
@@ -78,22 +86,17 @@ def write_config(
     special: an id, or None where it is not known, for each of SPECIAL.
     """
     common = {
-        "architectures": [ARCHITECTURES[target]],
+        "architectures": [architecture(target, config)],
         "model_type": target,
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": config.tie_embeddings,
-        "use_cache": True,
+        "use_cache": config.stack.causal,
         # transformers 5 reads the first, older ones the second.
         "dtype": dtype,
         "torch_dtype": dtype,
         **special,
     }
-    return {
-        **common,
-        **{"gpt2": _gpt2, "llama": _llama, "opt": _opt, "fathom": fathom_fields}[target](
-            config, fold, positions, logit_scale
-        ),
-    }
+    return {**common, **FIELDS[target](config, fold, positions, logit_scale)}
 
 
 def _gpt2(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
@@ -150,11 +153,26 @@ def _opt(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) ->
     }
 
 
+def _bert(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
+    return {
+        "max_position_embeddings": positions,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.ffn_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "hidden_act": UNGATED_ACTIVATIONS[config.activation],
+        "layer_norm_eps": fold.epsilon,
+        "type_vocab_size": SHOWN["bert"]["token_types"],
+        "hidden_dropout_prob": config.hidden_dropout,
+        "attention_probs_dropout_prob": config.attention_dropout,
+    }
+
+
 def fathom_fields(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
     """What config.json of the class `fathom` says beside what all targets say."""
     plan = config.depth_plan()
     return {
-        "auto_map": AUTO_MAP,
+        "auto_map": dict(packaging(config).auto_map),
         "max_position_embeddings": positions,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.ffn_size,
@@ -173,8 +191,21 @@ def fathom_fields(config: ModelConfig, fold: Fold, positions: int, logit_scale: 
         "logit_scale": logit_scale,
         "logit_bias": config.logit_bias,
         "depth_plan": depth_plan(plan),
+        "causal": config.stack.causal,
+        "type_vocab_size": config.token_types,
         "hidden_dropout": config.hidden_dropout,
         "attention_dropout": config.attention_dropout,
         # Not read by the model: what pretraining called it, for the way back.
         "pretraining": config.model_dump(mode="json", exclude_unset=True),
     }
+
+
+FIELDS: dict[Target, Callable[[ModelConfig, Fold, int, float], dict[str, object]]] = {
+    "gpt2": _gpt2,
+    "llama": _llama,
+    "opt": _opt,
+    "bert": _bert,
+    "megatron-bert": _bert,
+    "fathom": fathom_fields,
+}
+"""What config.json of a target says beside what all of them say."""

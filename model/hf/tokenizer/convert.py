@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.errors import UserError
+from model.hf.tokenizer.settings import Use, add_marks, decoder_marks, encoder_marks
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
@@ -30,8 +32,6 @@ OTHERWISE = (
     "export with --tokenizer FOLDER, a Hugging Face folder whose tokenizer is copied, or --tokenizer none"
 )
 """What to do about a tokenizer that has no equal fast one."""
-INPUT_NAMES = ("input_ids", "attention_mask")
-"""What a tokenizer hands to a model: our targets read nothing else."""
 
 
 def load_proto(path: Path | str) -> ModelProto:
@@ -161,46 +161,40 @@ def _split_characters(proto: ModelProto) -> str:
 class TokenIds:
     """Special ids of an exported tokenizer, and what its proof found."""
 
-    unk: int
-    bos: int
-    eos: int
     size: int
+    special: Mapping[str, int | None]
+    """By their names in config.json."""
     ties: int = 0
     """Fuzz texts with another segmentation of the same score (unigram only)."""
 
 
-def write_tokenizer(model_path: Path | str, folder: Path, max_length: int) -> TokenIds:
+def write_tokenizer(
+    model_path: Path | str, folder: Path, max_length: int, use: Use | None = None
+) -> TokenIds:
     """Writes tokenizer.json, tokenizer_config.json and tokenizer.model.
 
+    use: what it is for; a decoder where None.
     Raises UserError for a model that has no equal fast tokenizer (see `load_proto`).
     """
-    proto = load_proto(model_path)
-    build(proto).save(str(folder / "tokenizer.json"))
+    proto, use = load_proto(model_path), use or Use()
+    tokenizer = build(proto)
+    if use.encoder:
+        add_marks(tokenizer, proto)
+    tokenizer.save(str(folder / "tokenizer.json"))
     # transformers has no use for the source,
     # but the way back to training, and other programs, have.
     shutil.copyfile(model_path, folder / "tokenizer.model")
-    trainer = proto.trainer_spec
+    marks = encoder_marks(proto) if use.encoder else decoder_marks(proto)
     settings = {
         # The one name that both transformers 4 and 5 load as "use tokenizer.json as it is".
         "tokenizer_class": "PreTrainedTokenizerFast",
-        # Training documents follow each other with the end mark alone between them:
-        # what a first token is predicted from is that mark,
-        # and programs that start a text with "bos" (lm-evaluation-harness does)
-        # would otherwise start it with a token that the model has never seen.
-        "bos_token": trainer.eos_piece,
-        "eos_token": trainer.eos_piece,
-        "unk_token": trainer.unk_piece,
-        # Never produced from text, because of byte fallback; so padding with it hides no token.
-        "pad_token": trainer.unk_piece,
-        # Batches are continued from their last token, which must not be padding.
-        "padding_side": "left",
+        "unk_token": proto.trainer_spec.unk_piece,
+        **marks.settings,
         # transformers 4 gives every fast tokenizer token_type_ids unless told otherwise,
         # and its GPT-2 adds word embeddings for them.
-        "model_input_names": list(INPUT_NAMES),
+        "model_input_names": use.input_names,
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
-        # The text "</s>" is text: only code ends a document.
-        "split_special_tokens": True,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    return TokenIds(trainer.unk_id, trainer.bos_id, trainer.eos_id, len(proto.pieces))
+    return TokenIds(len(proto.pieces), marks.ids)

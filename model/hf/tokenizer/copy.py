@@ -9,7 +9,7 @@ from pathlib import Path
 from model.errors import UserError
 from model.hf.settings.write import SPECIAL
 from model.hf.source import source_file
-from model.hf.tokenizer.convert import INPUT_NAMES
+from model.hf.tokenizer.settings import Use
 from model.records import read_json
 from model.words import printable
 
@@ -28,9 +28,12 @@ COPIED = (
 """Files of which tokenizers of Hugging Face folders consist."""
 
 
-def copy_tokenizer(source: Path, folder: Path, vocab_size: int) -> dict[str, int | None]:
+def copy_tokenizer(
+    source: Path, folder: Path, vocab_size: int, use: Use | None = None
+) -> dict[str, int | None]:
     """Copies the tokenizer of a Hugging Face folder, all but the names of what it hands to a model.
 
+    use: what it is for; a decoder where None.
     Returns its special ids by the names in SPECIAL.
     Raises UserError where the folder has none that transformers loads without executing code of the
     folder, or it has ids that a model of `vocab_size` tokens has no row for.
@@ -42,7 +45,7 @@ def copy_tokenizer(source: Path, folder: Path, vocab_size: int) -> dict[str, int
         raise UserError(f"tokenizer {source} is no folder with a {SETTINGS}: {ADVICE}")
     for name, path in found.items():
         shutil.copyfile(path, folder / name)
-    _name_inputs(found[SETTINGS], folder / SETTINGS)
+    _name_inputs(found[SETTINGS], folder / SETTINGS, (use or Use()).input_names)
     try:
         loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         largest = max(loaded.get_vocab().values(), default=-1)
@@ -60,7 +63,7 @@ def copy_tokenizer(source: Path, folder: Path, vocab_size: int) -> dict[str, int
     return special
 
 
-def _name_inputs(source: Path, copy: Path) -> None:
+def _name_inputs(source: Path, copy: Path, names: list[str]) -> None:
     """Sets what a copied tokenizer hands to a model.
 
     A file that says so already keeps every byte.
@@ -68,6 +71,6 @@ def _name_inputs(source: Path, copy: Path) -> None:
     settings = read_json(source, ADVICE)
     if not isinstance(settings, dict):
         raise UserError(f"{source} is damaged (it is no JSON object): {ADVICE}")
-    if settings.get("model_input_names") != list(INPUT_NAMES):
-        settings["model_input_names"] = list(INPUT_NAMES)
+    if settings.get("model_input_names") != names:
+        settings["model_input_names"] = names
         copy.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -12,9 +12,10 @@ import torch
 
 from model.depth.plan import DepthPlan
 from model.depth.scheme import SCHEMES, Layer, Sublayer
-from model.hf.folding.pre_ln import Fold, fold, obstacle, pre_ln_obstacle, shared_epsilon
+from model.hf.folding.obstacles import obstacle
+from model.hf.folding.pre_ln import Fold, fold, pre_ln_obstacle, shared_epsilon
 from model.hf.mapping import Target
-from model.hf.proof import change, epsilon_effect
+from model.hf.proof import Inputs, change, epsilon_effect
 from model.hf.reference import Evaluation
 from tests.model.hf.tiny import make_config, make_tokens, make_weights, reference
 
@@ -43,7 +44,7 @@ def test_folded_weights_in_a_plain_pre_ln_model_give_the_same_logits(
     ours = Evaluation(weights, config, logit_scale=0.3, dtype=torch.float64, epsilons=plan.epsilons)(tokens)
     assert change(Evaluation(folded, stock, logit_scale=1.0, dtype=torch.float64)(tokens), ours) < 1e-10
     # And the fold's epsilons are all that separates it from the published equations.
-    effect = epsilon_effect(weights, config, tokens, 0.3, plan)
+    effect = epsilon_effect(weights, config, Inputs(tokens), 0.3, plan)
     assert change(ours, reference(config, weights, 0.3, torch.float64)(tokens)[..., :101]) == pytest.approx(
         effect, abs=1e-10
     )

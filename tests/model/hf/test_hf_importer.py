@@ -11,10 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MegatronBertConfig,
+    MegatronBertForMaskedLM,
     MistralConfig,
     MistralForCausalLM,
     OPTConfig,
@@ -26,8 +32,9 @@ from model.depth.scheme import SCHEMES
 from model.errors import UserError
 from model.hf.export import export
 from model.hf.importer import import_model
+from model.hf.proof import proof_inputs
 from model.hf.reference import Evaluation
-from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_config, make_tokens, make_weights, reference
+from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_config, make_weights, reference
 
 GPT2 = {
     "vocab_size": 101,
@@ -53,6 +60,12 @@ OPT = {
 }  # fmt: skip
 
 
+BERT = {
+    "vocab_size": 101, "max_position_embeddings": 24, "hidden_size": 32, "intermediate_size": 48,
+    "num_hidden_layers": 3, "num_attention_heads": 4, "pad_token_id": None,
+}  # fmt: skip
+
+
 def save(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Saves with random weights everywhere.
 
@@ -69,15 +82,15 @@ def save(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 def check(model: PreTrainedModel, folder: Path, tmp_path: Path) -> Any:
     """Logits equal, and the way back gives the very tensors of the source."""
     imported = import_model(folder, vocab_multiple=16)
-    tokens = make_tokens(imported.config)
+    inputs = proof_inputs(imported.config, 16)
     weights = dict(imported.weights)
     with torch.no_grad():
-        theirs = model(tokens).logits
+        theirs = inputs.seen(model(**inputs.arguments()).logits)
     for ours in (
         Evaluation(weights, imported.config, logit_scale=imported.logit_scale),
         reference(imported.config, weights, imported.logit_scale),
     ):
-        torch.testing.assert_close(ours(tokens)[..., :101], theirs, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(inputs.ask(ours)[..., :101], theirs, rtol=1e-5, atol=1e-5)
     assert weights["embedding.word_embeddings.weight"].shape == (112, 32)
     assert not weights["embedding.word_embeddings.weight"][101:].any()
     export(
@@ -89,10 +102,10 @@ def check(model: PreTrainedModel, folder: Path, tmp_path: Path) -> Any:
         seq_length=imported.positions,
     )
     before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "back/model.safetensors")
-    assert before.keys() == after.keys()
+    assert before.keys() - set(imported.left_out) == after.keys()
     if imported.layout == "opt":  # the two rows that belong to no position
         before["model.decoder.embed_positions.weight"][:2] = 0
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(torch.equal(before[name], after[name]) for name in after)
     return imported
 
 
@@ -180,6 +193,60 @@ def test_a_post_ln_export_comes_back_as_opt_bit_by_bit(tmp_path: Path) -> None:
     assert all(torch.equal(imported.weights[name], tensor) for name, tensor in weights.items())
 
 
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+def test_bert(tmp_path: Path, activation: str) -> None:
+    """As Google trained it, with a second task whose weights have no place."""
+    config = BertConfig(**BERT, hidden_act=activation)
+    model = save(BertForPreTraining(config), tmp_path / "source")
+    plain = BertForMaskedLM.from_pretrained(tmp_path / "source").eval()
+    imported = check(plain, tmp_path / "source", tmp_path)
+    assert imported.config.norm_epsilon == model.config.layer_norm_eps == 1e-12
+    assert (imported.config.scheme, imported.config.hidden_dropout) == ("post_ln", 0.1)
+    assert imported.left_out == (
+        "bert.pooler.dense.bias",
+        "bert.pooler.dense.weight",
+        "cls.seq_relationship.bias",
+        "cls.seq_relationship.weight",
+    )
+
+
+def test_bert_in_old_files(tmp_path: Path) -> None:
+    """Gains and biases of norms were called gamma and beta, and tied tensors were stored."""
+    model = save(BertForMaskedLM(BertConfig(**BERT)), tmp_path / "source")
+    path = tmp_path / "source/model.safetensors"
+    tensors = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): tensor
+        for name, tensor in load_file(path).items()
+    }
+    tensors |= {
+        "bert.embeddings.position_ids": torch.arange(24)[None],
+        "cls.predictions.decoder.weight": tensors["bert.embeddings.word_embeddings.weight"].clone(),
+        "cls.predictions.decoder.bias": tensors["cls.predictions.bias"].clone(),
+    }
+    save_file(tensors, path, metadata={"format": "pt"})
+    imported = import_model(tmp_path / "source")
+    inputs = proof_inputs(imported.config, 16)
+    with torch.no_grad():
+        theirs = inputs.seen(model(**inputs.arguments()).logits)
+    ours = inputs.ask(Evaluation(imported.weights, imported.config, logit_scale=1.0))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_megatron_bert(tmp_path: Path) -> None:
+    model = MegatronBertForMaskedLM(MegatronBertConfig(**BERT))
+    imported = check(save(model, tmp_path / "source"), tmp_path / "source", tmp_path)
+    assert (imported.config.scheme, imported.config.token_types) == ("pre_ln", 2)
+    assert not imported.left_out
+
+
+def test_a_bert_without_a_head_is_refused(tmp_path: Path) -> None:
+    save(BertModel(BertConfig(**BERT)), tmp_path / "source")
+    with pytest.raises(UserError, match="have no head of a masked language model"):
+        import_model(tmp_path / "source")
+
+
 def test_mistral_without_a_window_is_a_llama(tmp_path: Path) -> None:
     model = save(
         MistralForCausalLM(MistralConfig(**{**LLAMA, "num_key_value_heads": 2, "sliding_window": None})),
@@ -215,7 +282,7 @@ def test_old_files_in_shards_without_prefix_and_with_masks(tmp_path: Path) -> No
         import_model(folder)
 
 
-@pytest.mark.parametrize(("scheme", "number"), list(itertools.product(SCHEMES, range(2))))
+@pytest.mark.parametrize(("scheme", "number"), list(itertools.product(SCHEMES, range(3))))
 def test_our_exports_come_back_bit_by_bit(tmp_path: Path, scheme: str, number: int) -> None:
     kinds: list[dict[str, Any]] = [
         {},
@@ -227,12 +294,13 @@ def test_our_exports_come_back_bit_by_bit(tmp_path: Path, scheme: str, number: i
             "bias": False,
             "tie_embeddings": False,
         },
+        {"family": "bert", "token_types": 2, "embedding_norm": True},
     ]
     config = make_config(
         scheme, **kinds[number], scheme_options={"rescale": False} if scheme == "b2t" else {}
     )
     weights = make_weights(config)
-    for name in ("embedding.word_embeddings.weight", "output_layer.weight"):
+    for name in ("embedding.word_embeddings.weight", "output_layer.weight", "head.bias"):
         if name in weights:
             weights[name][101:] = 0
     export(
@@ -255,8 +323,9 @@ def test_our_exports_come_back_bit_by_bit(tmp_path: Path, scheme: str, number: i
     ("settings", "reason"),
     [
         (
-            {"model_type": "bert"},
-            "model_type='bert' cannot be imported; supported: gpt2, llama, mistral, opt, fathom",
+            {"model_type": "roberta"},
+            "model_type='roberta' cannot be imported; supported: gpt2, llama, mistral, opt, bert, "
+            "megatron-bert, fathom",
         ),
         (
             {**GPT2, "model_type": "gpt2", "activation_function": "tanh"},
@@ -289,6 +358,13 @@ def test_our_exports_come_back_bit_by_bit(tmp_path: Path, scheme: str, number: i
         ({**OPT, "model_type": "opt", "word_embed_proj_dim": 16}, "embeddings are 16 wide and projected"),
         ({**OPT, "model_type": "opt", "layer_norm_elementwise_affine": False}, "no gain and bias"),
         ({**OPT, "model_type": "opt", "layerdrop": 0.1}, r"layers out in training \(layerdrop=0.1\)"),
+        ({**BERT, "model_type": "bert", "is_decoder": True}, "it is a decoder"),
+        ({**BERT, "model_type": "bert", "type_vocab_size": 3}, "it has 3 token types"),
+        ({**BERT, "model_type": "bert", "tie_word_embeddings": False}, "a matrix of its own"),
+        (
+            {**BERT, "model_type": "megatron-bert", "position_embedding_type": "relative_key"},
+            "its positions are relative_key",
+        ),
         ({"model_type": "fathom"}, "no `pretraining` section"),
     ],
 )

@@ -16,9 +16,10 @@ from transformers import OPTConfig, OPTForCausalLM
 from model.config import ModelConfig
 from model.depth.plan import DepthPlan
 from model.depth.scheme import SCHEMES, Layer, Scheme, Sublayer
+from model.hf.folding.obstacles import obstacle
 from model.hf.folding.post_ln import post_ln_factors, post_ln_obstacle
-from model.hf.folding.pre_ln import Fold, fold, obstacle
-from model.hf.mapping import entries
+from model.hf.folding.pre_ln import Fold, fold
+from model.hf.mapping import OPT_EPSILON, entries
 from model.hf.proof import change
 from model.hf.reference import Evaluation
 from model.hf.settings.write import write_config
@@ -99,10 +100,10 @@ def test_the_algebra_is_exact_at_any_depth(model: dict[str, Any], epsilon: float
 
 def test_the_algebra_would_find_a_wrong_epsilon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the fold is for: OPT's own epsilon in place of ours."""
-    from model.hf.folding import post_ln
+    from model.hf.folding import pre_ln
 
     config = make_config("post_ln", norm_epsilon=1e-3)
-    monkeypatch.setattr(post_ln, "OPT_EPSILON", 1e-3)  # no factors
+    monkeypatch.setattr(pre_ln, "OPT_EPSILON", 1e-3)  # no factors
     assert fold("opt", config, 1.0).factors == {}
     assert difference(config) > 1e-4
 
@@ -136,7 +137,7 @@ def test_factors_of_one_layer_by_hand() -> None:
         for leaf in ("weight", "bias")
     }
     expected |= {f"decoder.layers.0.mlp_output_norm.{leaf}": 0.3 / root for leaf in ("weight", "bias")}
-    factors = post_ln_factors(config, 0.3)
+    factors = post_ln_factors("opt", config, 0.3, OPT_EPSILON)
     assert {name: factors.get(name, 1.0) for name in expected} == pytest.approx(expected, rel=1e-6)
     assert set(factors) <= set(expected)
 

@@ -13,21 +13,38 @@ import pytest
 from model.errors import UserError
 from model.hf.export import export
 from model.hf.trust import own_code
-from tests.model.hf.tiny import make_config, make_weights
+from tests.model.hf.tiny import make_config, make_encoder, make_weights
 
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exports")
-    for scheme in ("b2t", "pre_ln"):
-        config = make_config(scheme)
-        export(make_weights(config), config, folder / scheme, logit_scale=1.0, tokenizer=None, seq_length=24)
+    for name, config in (
+        ("b2t", make_config("b2t")),
+        ("pre_ln", make_config("pre_ln")),
+        ("encoder", make_encoder("b2t")),
+    ):
+        export(make_weights(config), config, folder / name, logit_scale=1.0, tokenizer=None, seq_length=24)
     return folder
 
 
 def test_ours_is_trusted_and_a_stock_model_needs_no_trust(exports: Path) -> None:
     assert own_code(exports / "b2t") is True
     assert own_code(exports / "pre_ln") is False
+
+
+def test_an_encoder_brings_a_file_more(exports: Path, tmp_path: Path) -> None:
+    assert own_code(exports / "encoder") is True
+    folder = Path(shutil.copytree(exports / "encoder", tmp_path / "encoder"))
+    write("modeling_fathom_encoder.py")(folder)
+    with pytest.raises(UserError, match="modeling_fathom_encoder.py is not the file of this version"):
+        own_code(folder)
+    shutil.copy(exports / "encoder/modeling_fathom_encoder.py", exports / "b2t")
+    try:
+        with pytest.raises(UserError, match="modeling_fathom_encoder.py is no file of ours"):
+            own_code(exports / "b2t")
+    finally:
+        (exports / "b2t/modeling_fathom_encoder.py").unlink()
 
 
 def edit(name: str, **fields: Any) -> Callable[[Path], None]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.parameters.table import parameter_table
-from tests.reference import gpt
+from tests.reference import encoder, gpt
 
 POSITIONS = 24
 LOGIT_SCALE = 0.3
@@ -29,6 +29,11 @@ def make_config(scheme: str = "pre_ln", **given: object) -> ModelConfig:
         "vocab_multiple": 16,
     }
     return ModelConfig(scheme=scheme, **{**base, **given})
+
+
+def make_encoder(scheme: str = "pre_ln", **given: object) -> ModelConfig:
+    """The same as an encoder with all that stock classes have."""
+    return make_config(scheme, **{"family": "bert", "token_types": 2, **given})
 
 
 def make_weights(config: ModelConfig, seed: int = 0, positions: int = POSITIONS) -> dict[str, Tensor]:
@@ -51,10 +56,10 @@ def reference(
     weights: dict[str, Tensor],
     logit_scale: float = LOGIT_SCALE,
     dtype: torch.dtype = torch.float32,
-) -> Callable[[Tensor], Tensor]:
+) -> Callable[..., Tensor]:
     """Token ids [b, s] -> logits [b, s, padded vocabulary] by the references of the depth schemes.
 
-    They share no code with the product.
+    They share no code with the product. An encoder's also takes `keep` and `types`.
     """
     shape = gpt.Shape(
         scheme=config.scheme,
@@ -70,7 +75,12 @@ def reference(
         options=config.scheme_options,
     )
     cast = {name: tensor.to(dtype) for name, tensor in weights.items()}
-    return lambda tokens: gpt.logits(cast, shape, tokens)
+    if config.stack.causal:
+        return lambda tokens: gpt.logits(cast, shape, tokens)
+    model = encoder.Encoder(shape, config.token_types, config.embedding_norm)
+    return lambda tokens, keep=None, types=None: encoder.logits(
+        cast, model, encoder.Batch(tokens, keep, types=types)
+    )
 
 
 def make_tokens(config: ModelConfig, batch: int = 2, length: int = 16, seed: int = 1) -> Tensor:

@@ -1,0 +1,127 @@
+"""Which stock architecture computes a model exactly: the first concrete reason why not, or none.
+
+The model's data decide, not the names of its family and scheme.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from model.config import ModelConfig
+from model.errors import UserError
+from model.hf.folding.post_ln import post_ln_obstacle
+from model.hf.folding.pre_ln import pre_ln_obstacle
+from model.hf.mapping import Target
+from model.hf.packaging import PACKAGINGS, packaging
+from model.norms import NORMS
+
+# Our activation -> the name transformers has for the same function.
+UNGATED_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_new",
+    "relu": "relu",
+    "relu2": "relu2",
+    "silu": "silu",
+}
+LLAMA_ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu"}
+
+
+def obstacle(target: Target, config: ModelConfig) -> str | None:
+    """The first concrete reason why `target` cannot compute this model, or None."""
+    if target not in packaging(config).targets:
+        kinds = " or ".join(row.kind for row in PACKAGINGS.values() if target in row.targets)
+        return f"it is a {kinds}, the model a {packaging(config).kind}"
+    return next((reason for form in FORMS[target] if (reason := form(config))), None)
+
+
+def targets(architecture: str, config: ModelConfig) -> list[Target]:
+    """Targets to try, best first.
+
+    Raises UserError where the one asked for is not exact, or unknown.
+    """
+    if architecture == "auto":
+        return [target for target in packaging(config).targets if obstacle(target, config) is None]
+    target = next((known for known in FORMS if known == architecture), None)
+    if target is None:
+        raise UserError(
+            f"architecture={architecture!r} is not known; "
+            f"choose auto or one of {', '.join(packaging(config).targets)}"
+        )
+    if reason := obstacle(target, config):
+        raise UserError(
+            f"architecture={target} cannot compute this model (scheme {config.scheme}): {reason}; "
+            "use auto or fathom"
+        )
+    return [target]
+
+
+def _pre_ln(config: ModelConfig) -> str | None:
+    return pre_ln_obstacle(config.depth_plan())
+
+
+def _post_ln(config: ModelConfig) -> str | None:
+    return post_ln_obstacle(config.depth_plan())
+
+
+def _norms_of_bert(config: ModelConfig) -> str | None:
+    plan = config.depth_plan()
+    if not plan.embedding_norm:
+        return "it always has a norm after the embedding: train with model.embedding_norm=true"
+    return "it has no norm after the last layer, the model one" if plan.final_norm else None
+
+
+def _no_logit_bias(config: ModelConfig) -> str | None:
+    return "it has no bias on its logits (model.logit_bias=true)" if config.logit_bias else None
+
+
+def _tied(config: ModelConfig) -> str | None:
+    return None if config.tie_embeddings else "its output projection is the table of words"
+
+
+def _like_llama(config: ModelConfig) -> str | None:
+    """RMSNorm, rotary positions, a gated feed-forward."""
+    problems = (
+        (config.normalization != "rmsnorm", f"it has RMSNorm, the model {NORMS[config.normalization].core}"),
+        (config.position != "rotary", f"it has rotary positions, the model {config.position}"),
+        (
+            config.activation not in LLAMA_ACTIVATIONS,
+            f"its feed-forward is gated by silu or gelu, the model's activation is {config.activation}",
+        ),
+        (
+            config.hidden_size % config.num_attention_heads != 0,
+            f"it wants hidden_size divisible by num_attention_heads={config.num_attention_heads}",
+        ),
+    )
+    return next((reason for present, reason in problems if present), None)
+
+
+def _like_gpt2(config: ModelConfig) -> str | None:
+    """LayerNorm, learned positions, a plain feed-forward, heads that span the width."""
+    problems = (
+        (
+            config.normalization != "layernorm",
+            f"it has LayerNorm, the model {NORMS[config.normalization].core}",
+        ),
+        (config.position != "learned", f"it has learned positions, the model {config.position}"),
+        (config.activation not in UNGATED_ACTIVATIONS, f"its feed-forward has no {config.activation}"),
+        (
+            config.groups != config.num_attention_heads,
+            f"it has no grouped-query attention, the model {config.groups} key/value heads",
+        ),
+        (
+            config.kv_channels * config.num_attention_heads != config.hidden_size,
+            f"its heads span hidden_size, the model has head_dim={config.kv_channels}",
+        ),
+    )
+    return next((reason for present, reason in problems if present), None)
+
+
+FORMS: dict[Target, tuple[Callable[[ModelConfig], str | None], ...]] = {
+    "gpt2": (_no_logit_bias, _pre_ln, _like_gpt2),
+    "llama": (_no_logit_bias, _pre_ln, _like_llama),
+    "opt": (_no_logit_bias, _post_ln, _like_gpt2),
+    "bert": (_post_ln, _norms_of_bert, _like_gpt2, _tied),
+    "megatron-bert": (_pre_ln, _like_gpt2, _tied),
+    "fathom": (),
+}
+"""What a target computes: each tells why a model is something else, or None."""

@@ -1,0 +1,91 @@
+"""What a family's models are to transformers: one row a family.
+
+Which stock classes there are, which of our own files travel along, and what a user writes to load
+a folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from model.config import ModelConfig
+from model.hf.mapping import Target
+
+CONFIGURATION, MODELING, ENCODER = (
+    "configuration_fathom.py",
+    "modeling_fathom.py",
+    "modeling_fathom_encoder.py",
+)
+
+
+@dataclass(frozen=True)
+class Packaging:
+    """How the models of one family are packed."""
+
+    targets: tuple[Target, ...]
+    """Best first; the last one is our own class, which computes everything."""
+    auto: str
+    """The class of transformers that loads such a folder."""
+    own: str
+    """Our class in the place of a stock one."""
+    code: tuple[str, ...]
+    """The files that travel with our own class."""
+    auto_map: Mapping[str, str]
+    """Where transformers finds our own classes."""
+    task: str
+    """What the Hub calls what the model does."""
+    kind: str
+    """What the model is, in words."""
+    sample: tuple[str, ...]
+    """Python that shows what it does, after `model` and `tokenizer` are loaded."""
+
+
+def _auto_map(causal: Mapping[str, str]) -> dict[str, str]:
+    return {
+        "AutoConfig": "configuration_fathom.FathomConfig",
+        "AutoModel": "modeling_fathom.FathomModel",
+        **causal,
+    }
+
+
+PACKAGINGS: dict[str, Packaging] = {
+    "gpt": Packaging(
+        targets=("gpt2", "llama", "opt", "fathom"),
+        auto="AutoModelForCausalLM",
+        own="FathomForCausalLM",
+        code=(CONFIGURATION, MODELING),
+        auto_map=_auto_map({"AutoModelForCausalLM": "modeling_fathom.FathomForCausalLM"}),
+        task="text-generation",
+        kind="decoder-only language model",
+        sample=(
+            'ids = tokenizer("Once upon a time", return_tensors="pt").input_ids',
+            "print(tokenizer.decode(model.generate(ids, max_new_tokens=32)[0]))",
+        ),
+    ),
+    "bert": Packaging(
+        targets=("bert", "megatron-bert", "fathom"),
+        auto="AutoModelForMaskedLM",
+        own="FathomForMaskedLM",
+        code=(CONFIGURATION, MODELING, ENCODER),
+        auto_map=_auto_map(
+            {
+                f"AutoModelFor{task}": f"modeling_fathom_encoder.FathomFor{task}"
+                for task in ("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering")
+            }
+        ),
+        task="fill-mask",
+        kind="bidirectional encoder for masked language modelling",
+        sample=(
+            'batch = tokenizer(f"Once upon a{tokenizer.mask_token}", return_tensors="pt")',
+            "best = model(**batch).logits.argmax(-1)",
+            "print(tokenizer.decode(best[batch.input_ids == tokenizer.mask_token_id]))",
+        ),
+    ),
+}
+"""By the name of the family."""
+
+
+def packaging(config: ModelConfig) -> Packaging:
+    """How a model is packed."""
+    return PACKAGINGS[config.family]

@@ -1,0 +1,107 @@
+"""What a tokenizer is told besides its pieces: marks around a text, padding, special tokens.
+
+A decoder continues a text, an encoder reads one whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from model.hf.tokenizer.special import Role, settings_of, special_pieces
+
+if TYPE_CHECKING:
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    from tokenizers import Tokenizer
+
+INPUT_NAMES = ("input_ids", "attention_mask")
+"""What a tokenizer hands to a model: our targets read nothing else."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a tokenizer is for."""
+
+    encoder: bool = False
+    """Whether its model reads a text whole, between a first and a last mark."""
+    token_types: bool = False
+    """Whether its model has a table of token types."""
+
+    @property
+    def input_names(self) -> list[str]:
+        """What it hands to its model."""
+        return [*INPUT_NAMES, *(("token_type_ids",) if self.token_types else ())]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What is said of special tokens."""
+
+    settings: Mapping[str, object]
+    """In tokenizer_config.json."""
+    ids: Mapping[str, int | None]
+    """In config.json."""
+
+
+def decoder_marks(proto: ModelProto) -> Marks:
+    """For a parsed SentencePiece model whose documents end with the end mark alone."""
+    trainer = proto.trainer_spec
+    return Marks(
+        {
+            # Training documents follow each other with the end mark alone between them:
+            # what a first token is predicted from is that mark,
+            # and programs that start a text with "bos" (lm-evaluation-harness does)
+            # would otherwise start it with a token that the model has never seen.
+            "bos_token": trainer.eos_piece,
+            "eos_token": trainer.eos_piece,
+            # Never produced from text, because of byte fallback; so padding with it hides no token.
+            "pad_token": trainer.unk_piece,
+            # Batches are continued from their last token, which must not be padding.
+            "padding_side": "left",
+            # The text "</s>" is text: only code ends a document.
+            "split_special_tokens": True,
+        },
+        {"bos_token_id": trainer.eos_id, "eos_token_id": trainer.eos_id, "pad_token_id": trainer.unk_id},
+    )
+
+
+def encoder_marks(proto: ModelProto) -> Marks:
+    """For a parsed SentencePiece model with tokens for masked language modelling."""
+    trainer, pieces = proto.trainer_spec, special_pieces(proto)
+    roles: tuple[Role, ...] = ("cls", "sep", "pad", "mask")
+    return Marks(
+        {
+            "pad_token": trainer.unk_piece,
+            **settings_of(pieces, roles),
+            "padding_side": "right",
+            # The text "[MASK]" is a place to fill, as it is for every encoder.
+            "split_special_tokens": False,
+        },
+        {
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "pad_token_id": pieces["pad"][1] if "pad" in pieces else trainer.unk_id,
+        },
+    )
+
+
+def add_marks(tokenizer: Tokenizer, proto: ModelProto) -> None:
+    """Puts every text between the marks of a document, and two texts with types 0 and 1.
+
+    The mask token takes spaces before it, because the pieces of words begin with theirs.
+    tokenizer: a `tokenizers.Tokenizer` made of `proto`.
+    """
+    from tokenizers import AddedToken, processors
+
+    pieces = special_pieces(proto)
+    if "mask" in pieces:
+        mask = AddedToken(pieces["mask"][0], lstrip=True, normalized=False, special=True)
+        tokenizer.add_special_tokens([mask])
+    if "cls" in pieces and "sep" in pieces:
+        (cls, _), (sep, _) = pieces["cls"], pieces["sep"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{cls} $A {sep}",
+            pair=f"{cls} $A {sep} $B:1 {sep}:1",
+            special_tokens=[pieces["cls"], pieces["sep"]],
+        )

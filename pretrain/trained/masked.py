@@ -1,0 +1,140 @@
+"""How well the encoder of a checkpoint tells hidden tokens, on the samples of a data set."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pretrain.data.samples import MaskedTokens
+    from pretrain.trained.open import Trained
+
+BATCH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """Losses of hidden tokens, summed."""
+
+    checkpoint: str
+    step: int
+    data: str
+    samples: int
+    window: int
+    """Tokens of a sample."""
+    rate: float
+    """Share of them that was hidden, or shown changed or as it is, as in training."""
+    precision: str
+    nats: float
+    tokens: int
+    """Hidden ones."""
+    right: int
+    """Of which the likeliest token was the one."""
+
+    def to_json(self) -> dict[str, object]:
+        """All of it as plain data."""
+        facts: dict[str, object] = {name: value for name, value in vars(self).items() if name != "nats"}
+        loss = self.nats / self.tokens
+        # Beyond the range of floating-point numbers there is none.
+        perplexity = math.exp(loss) if loss < 700 else None
+        return facts | {
+            "total_nats": self.nats,
+            "loss": loss,
+            "pseudo_perplexity": perplexity,
+            "accuracy": self.right / self.tokens,
+        }
+
+
+def evaluate_masked(
+    trained: Trained,
+    *,
+    data: Path | str | None = None,
+    split: str = "validation",
+    samples: int | None = None,
+    batch_size: int | None = None,
+    precision: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Told:
+    """Loss and accuracy on hidden tokens of a split of a prepared data set.
+
+    data: None means the run's own. samples: from the first on; None: all.
+    batch_size: samples at once; None: the run's micro_batch_size. precision: None: the run's.
+    Masks are drawn as the trainer's evaluation draws them, the same in all runs: its first
+    `train.eval_samples` samples of the validation split are these, and their loss is the same.
+    Raises UserError where data and model do not fit.
+    """
+    from pretrain.trained.scorer import Scorer
+
+    run = trained.reader.sections
+    source, name = _samples(trained, data, split)
+    available = source.blend.samples_per_epoch[0] if len(source.blend.samples_per_epoch) == 1 else None
+    if samples is None and available is None:
+        raise UserError(
+            "the run blends several data sets, which has no end: give --samples, or name one with --data"
+        )
+    count = samples or available or 0
+    if available is not None and count > available:
+        raise UserError(f"samples={samples}: the {split} split of {name} gives {available} only")
+    batch_size = batch_size or run.train.micro_batch_size or BATCH
+    scorer = Scorer(trained, precision or run.train.precision or "auto")
+    nats, tokens, right = 0.0, 0, 0
+    for at in range(0, count, batch_size):
+        batch = source.batch(range(at, min(at + batch_size, count)))
+        losses, hits = scorer.told(batch)
+        counted = batch["weights"] > 0
+        nats += float(losses[counted].double().sum())
+        tokens, right = tokens + int(counted.sum()), right + int(hits[counted].sum())
+        if progress:
+            progress(min(at + batch_size, count), count)
+    if not tokens:
+        raise UserError(f"the {split} split of {name} has no token to hide")
+    return Told(
+        checkpoint=str(trained.reader.folder),
+        step=trained.reader.step,
+        data=f"{split} split of {name}",
+        samples=count,
+        window=source.blend.seq_length,
+        rate=source.source.settings.rate,
+        precision=scorer.label,
+        nats=nats,
+        tokens=tokens,
+        right=right,
+    )
+
+
+def _samples(trained: Trained, data: Path | str | None, split: str) -> tuple[MaskedTokens, str]:
+    """Samples of a split, masked as in the run, and what they are of."""
+    from pretrain.config.errors import checked
+    from pretrain.config.masking import Masking
+    from pretrain.config.schema import Corpus
+    from pretrain.data.masked_samples import open_masked
+    from pretrain.data.samples import MaskedTokens
+    from pretrain.data.tokenizer import Tokenizer
+
+    run = trained.reader.sections
+    corpora = trained.corpora() if data is None else [checked(Corpus, {"path": str(data)}, "--data: ")]
+    cache = Path(run.data.cache) if data is None and run.data.cache else None
+    given = run.masking or {}
+    masking = checked(Masking, given, f"{trained.reader.folder}, masking.")
+    window = run.data.seq_length or trained.positions
+    source = open_masked(corpora, split, window, 0, cache, masking, alone=True)
+    name = ", ".join(corpus.path for corpus in corpora)
+    if source.blend.vocab_size != trained.config.vocab_size:
+        raise UserError(
+            f"data set {name} has a vocabulary of {source.blend.vocab_size}, "
+            f"the model {trained.config.vocab_size}: prepare it with the model's tokenizer"
+        )
+    if trained.tokenizer:
+        own = Tokenizer(trained.tokenizer)
+        if source.blend.manifests[0].tokenizer_sha256 != own.sha256:
+            raise UserError(
+                f"data set {name} was prepared with another tokenizer than the model's, "
+                f"{own.path}: prepare it with that one"
+            )
+    return MaskedTokens(source, trained.config), name

@@ -1,0 +1,203 @@
+"""Encoders: the plain evaluation, which stock class computes which model, and proved exports."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.depth.scheme import SCHEMES
+from model.errors import UserError
+from model.hf.export import export
+from model.hf.folding.obstacles import obstacle
+from model.hf.folding.pre_ln import fold
+from model.hf.mapping import entries
+from model.hf.proof import Inputs, ProofError, change, forget, proof_inputs
+from model.hf.reference import Evaluation
+from model.hf.settings.write import SPECIAL, write_config
+from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_encoder, make_weights, reference
+
+VARIANTS: list[dict[str, Any]] = [
+    {"num_query_groups": 2, "normalization": "rmsnorm", "position": "rotary", "activation": "swiglu"},
+    {"head_dim": 12, "activation": "geglu", "norm_epsilon": 1e-3, "bias": False, "token_types": 0},
+    {"embedding_norm": True, "activation": "relu2", "tie_embeddings": False},
+]
+STOCK = {
+    "pre_ln": "megatron-bert",
+    "layernorm_scaling": "megatron-bert",
+    "deepscalelm_pre_ln": "megatron-bert",
+    "deepscalelm_post_ln": "bert",
+}
+"""Of models with default settings; all others have no stock class."""
+NO_IDS = dict.fromkeys(SPECIAL)
+
+
+def inputs_of(config: ModelConfig) -> Inputs:
+    return proof_inputs(config, 16)
+
+
+@pytest.mark.parametrize(("scheme", "variant"), list(itertools.product(SCHEMES, range(len(VARIANTS)))))
+def test_equals_the_reference(scheme: str, variant: int) -> None:
+    config = make_encoder(scheme, **VARIANTS[variant])
+    weights, inputs = make_weights(config), inputs_of(config)
+    ours = inputs.ask(Evaluation(weights, config, logit_scale=LOGIT_SCALE, dtype=torch.float64))
+    expected = inputs.ask(reference(config, weights, dtype=torch.float64))
+    assert ours.shape == (16 + 8, 101)
+    torch.testing.assert_close(ours, expected[..., :101], rtol=0, atol=1e-9)
+
+
+def stock_in_float64(
+    target: Any, config: ModelConfig, weights: dict[str, Tensor], logit_scale: float = LOGIT_SCALE
+) -> Any:
+    """The export without any rounding of weights or arithmetic."""
+    plan = fold(target, config, logit_scale)
+    settings = write_config(
+        target, config, plan, positions=POSITIONS, logit_scale=logit_scale, dtype="float64", special=NO_IDS
+    )
+    name = settings["architectures"][0]
+    kind = getattr(transformers, name.replace("ForMaskedLM", "Config"))
+    model = getattr(transformers, name)(kind(**settings)).double().eval()
+    state: dict[str, Tensor] = {}
+    for entry in entries(target, config, POSITIONS):
+        if entry.constant is None:
+            exact = weights[entry.canonical].double() * plan.factors.get(entry.canonical, 1.0)
+        else:
+            exact = torch.full(entry.shape, entry.constant, dtype=torch.float64)
+        state |= dict(zip(entry.hf, entry.conversion.to_hf(exact, config), strict=True))
+    state["cls.predictions.decoder.weight"] = state["bert.embeddings.word_embeddings.weight"]
+    state["cls.predictions.decoder.bias"] = state["cls.predictions.bias"]
+    model.load_state_dict(state)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("target", "scheme", "given"),
+    [
+        ("bert", "post_ln", {"embedding_norm": True, "norm_epsilon": 1e-6}),
+        ("bert", "deepnorm", {"embedding_norm": True, "token_types": 0, "bias": False}),
+        ("bert", "deepscalelm_post_ln", {"norm_epsilon": 1e-2, "activation": "relu2"}),
+        ("megatron-bert", "pre_ln", {"norm_epsilon": 1e-3}),
+        ("megatron-bert", "layernorm_scaling", {"token_types": 0}),
+        # One epsilon for all norms is exact where none is.
+        ("megatron-bert", "deepscalelm_pre_ln", {"norm_epsilon": 1e-16}),
+    ],
+)
+def test_the_algebra_of_a_stock_class_is_exact(target: Any, scheme: str, given: dict[str, Any]) -> None:
+    config = make_encoder(scheme, **given)
+    assert obstacle(target, config) is None
+    weights, inputs = make_weights(config), inputs_of(config)
+    with torch.no_grad():
+        theirs = inputs.seen(stock_in_float64(target, config, weights)(**inputs.arguments()).logits)
+    ours = inputs.ask(reference(config, weights, dtype=torch.float64))[..., :101]
+    assert change(theirs, ours) < 1e-11
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_is_exported_and_proved(scheme: str, tmp_path: Path) -> None:
+    config = make_encoder(scheme)
+    weights = make_weights(config)
+    result = export(
+        weights,
+        config,
+        tmp_path / "out",
+        logit_scale=LOGIT_SCALE,
+        tokenizer=None,
+        seq_length=POSITIONS,
+        prove_with=reference(config, weights),
+    )
+    expected = STOCK.get(scheme, "fathom")
+    assert result.architecture == expected
+    assert result.proof.tokens == POSITIONS + POSITIONS // 2
+    assert "generation_config.json" not in result.files
+    assert (
+        "modeling_fathom_encoder.py" in result.files
+        and "modeling_fathom.py" in result.files
+        and "configuration_fathom.py" in result.files
+    ) is (expected == "fathom")
+    inputs = inputs_of(config)
+    model = transformers.AutoModelForMaskedLM.from_pretrained(
+        tmp_path / "out", trust_remote_code=expected == "fathom"
+    ).eval()
+    with torch.no_grad():
+        theirs = inputs.seen(model(**inputs.arguments()).logits)
+    forget(model)
+    ours = inputs.ask(reference(config, weights))[..., :101]
+    assert change(theirs, ours) < 1e-4
+
+
+def test_a_model_of_bits_is_stored_and_described(tmp_path: Path) -> None:
+    config = make_encoder("deepscalelm_post_ln")
+    result = export(
+        make_weights(config),
+        config,
+        tmp_path / "out",
+        logit_scale=1.0,
+        tokenizer=None,
+        seq_length=POSITIONS,
+        dtype="bfloat16",
+    )
+    assert 0 < result.dtype_difference < 0.2
+    settings = json.loads((tmp_path / "out/config.json").read_text())
+    assert (settings["architectures"], settings["use_cache"]) == (["BertForMaskedLM"], False)
+    card = (tmp_path / "out/README.md").read_text()
+    assert "pipeline_tag: fill-mask" in card
+    assert "AutoModelForMaskedLM.from_pretrained" in card
+    assert "Lower the rate, or export with `--architecture fathom`" in card
+
+
+@pytest.mark.parametrize(
+    ("target", "scheme", "given", "reason"),
+    [
+        ("gpt2", "pre_ln", {}, "it is a decoder-only language model, the model a bidirectional encoder"),
+        ("bert", "post_ln", {}, "a norm after the embedding: train with model.embedding_norm=true"),
+        ("bert", "pre_ln", {}, "norm before its branch"),
+        ("megatron-bert", "pre_ln", {"embedding_norm": True}, "a norm after the embedding"),
+        ("megatron-bert", "pre_ln", {"position": "rotary"}, "it has learned positions, the model rotary"),
+        ("megatron-bert", "pre_ln", {"activation": "geglu"}, "its feed-forward has no geglu"),
+        ("megatron-bert", "pre_ln", {"tie_embeddings": False}, "its output projection is the table of words"),
+    ],
+)
+def test_what_a_stock_class_cannot_compute_is_refused_with_the_reason(
+    target: str, scheme: str, given: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    config = make_encoder(scheme, **given)
+    with pytest.raises(UserError, match=reason):
+        export(
+            make_weights(config),
+            config,
+            tmp_path / "out",
+            logit_scale=1.0,
+            tokenizer=None,
+            seq_length=POSITIONS,
+            architecture=target,
+        )
+
+
+def test_a_decoder_is_no_bert(tmp_path: Path) -> None:
+    from tests.model.hf.tiny import make_config
+
+    assert "it is a bidirectional encoder" in (obstacle("bert", make_config("post_ln")) or "")
+
+
+def test_a_reference_that_ignores_padding_fails_the_proof(tmp_path: Path) -> None:
+    config = make_encoder("b2t")
+    weights = make_weights(config)
+    plain = reference(config, weights)
+    with pytest.raises(ProofError, match="does not compute this model"):
+        export(
+            weights,
+            config,
+            tmp_path / "out",
+            logit_scale=LOGIT_SCALE,
+            tokenizer=None,
+            seq_length=POSITIONS,
+            prove_with=lambda tokens, keep, types: plain(tokens, None, types),
+        )
+    assert not (tmp_path / "out").exists()
