@@ -15,7 +15,8 @@ from dataclasses import dataclass, fields
 
 from model.config import ModelConfig
 from model.cost.flops import Recompute
-from model.depth.scheme import SCHEMES, Layer
+from model.depth.scheme import SCHEMES
+from model.depth.sublayer import Layer
 from model.norms import NORMS
 
 FP32 = 4

@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from model.depth.scheme import Layer, Sublayer
+from model.depth.sublayer import Layer, Sublayer
 
 RANGE = 2.0**16
 """Units stay within 1 / RANGE and RANGE: beyond, the residual is multiplied by a power of two.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.depth.scheme import Sublayer
+from model.depth.sublayer import Sublayer
 from model.errors import UserError
 from model.hf.folding.pre_ln import Fold
 from model.hf.mapping import Target

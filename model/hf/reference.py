@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.depth.scheme import Sublayer
+from model.depth.sublayer import Sublayer
 from model.errors import UserError
 from model.norms import NORMS
 from model.parameters.table import logit_bias_name

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Literal
 
 from model.config import ModelConfig
-from model.depth.scheme import Layer, Sublayer
+from model.depth.sublayer import Layer, Sublayer
 from model.errors import UserError
 from model.norms import NORMS
 from model.parameters.blocks import Blocks

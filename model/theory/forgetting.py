@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from model.depth.scheme import Layer, Sublayer
+from model.depth.sublayer import Layer, Sublayer
 
 
 @dataclass(frozen=True)

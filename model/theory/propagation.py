@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from model.depth.scheme import Layer, Sublayer, WeightRole
+from model.depth.scheme import WeightRole
+from model.depth.sublayer import Layer, Sublayer
 from model.theory.correlation import product_moment, second_moment, slope_moment
 from model.theory.recursion import AttentionLaw, Sizes
 from model.theory.step import Branch, Step, Stream, sublayer_step

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.depth.scheme import Layer
+from model.depth.sublayer import Layer
 from model.theory.correlation import correlation_map, second_moment
 from model.theory.step import Branch, BranchLaw, Stream, sublayer_step
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from model.depth.scheme import Sublayer
+from model.depth.sublayer import Sublayer
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from model.config import ModelConfig
 from model.errors import UserError
-from model.parameters.names import LAYER
+from model.parameters.names import LAYER_NUMBER
 from model.words import printable
 from parallel.checkpoint.folders import MANIFEST
 from parallel.checkpoint.format import STATE_KINDS
@@ -34,7 +34,8 @@ def saved_model(reader: CheckpointReader) -> SavedModel:
     fields, source = reader.sections.model, reader.folder / MANIFEST
     if not fields:
         raise UserError(f"{source} does not say which model it is of: use another checkpoint")
-    depth = 1 + max((int(match[1]) for name in reader.names() if (match := LAYER.match(name))), default=-1)
+    numbers = (LAYER_NUMBER.match(name) for name in reader.names())
+    depth = 1 + max((int(match[1]) for match in numbers if match), default=-1)
     if fields.get("num_layers") != depth:  # first: a depth out of all proportion would be computed with
         raise UserError(
             f"{source} says model.num_layers={printable(fields.get('num_layers'))}, "

@@ -16,7 +16,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.depth import folded as units
 from model.depth.folded import FoldedSublayer
-from model.depth.scheme import Sublayer
+from model.depth.sublayer import Sublayer
 from model.network.language_model import Kernels, LanguageModel
 from parallel.launch.one_process import single_process
 from pretrain.train.build import build_chunks

@@ -8,7 +8,7 @@ from typing import TypedDict
 
 from model.config import InitConfig, ModelConfig
 from model.depth.plan import DepthPlan
-from model.depth.scheme import Sublayer
+from model.depth.sublayer import Sublayer
 from model.hf.folding.obstacles import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS
 from model.hf.folding.pre_ln import Fold
 from model.hf.mapping import SHOWN, Target, norm_layers

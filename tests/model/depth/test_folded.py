@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from model.config import ModelConfig
 from model.depth.folded import RANGE, folded
 from model.depth.plan import DepthPlan
-from model.depth.scheme import SCHEMES, Depth, Layer, Scheme, Sublayer
+from model.depth.scheme import SCHEMES, Depth, Scheme
+from model.depth.sublayer import Layer, Sublayer
 from model.hf.reference import Evaluation
 from model.layers.transformer_config import transformer_config
 from model.network.language_model import LanguageModel
@@ -67,7 +68,8 @@ def test_units_stay_in_range(k: float) -> None:
 def sublayers() -> st.SearchStrategy[Sublayer]:
     def make(norms: tuple[bool, ...], scales: tuple[float, ...]) -> Sublayer:
         norm_in, norm_branch, norm_out, from_norm = norms
-        return Sublayer(norm_in, norm_branch, norm_out, norm_in and from_norm, *scales)
+        before, branch, residual, skip = scales
+        return Sublayer(norm_in, norm_branch, norm_out, norm_in and from_norm, before, branch, residual, skip)
 
     return st.builds(make, st.tuples(*[st.booleans()] * 4), st.tuples(*[SCALE] * 4))
 

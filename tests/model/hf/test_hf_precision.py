@@ -29,7 +29,7 @@ def export_of(scheme: str, folder: Path, trained: LanguageModel, **given: Any) -
 
     @torch.no_grad()
     def logits(ids: Tensor) -> Tensor:
-        found: Tensor = trained(ids, torch.arange(ids.shape[1]).expand_as(ids), None)
+        found: Tensor = trained({"tokens": ids})
         return found
 
     config = narrow_config(scheme, LAYERS)

@@ -79,6 +79,6 @@ def test_the_model_that_trains_has_the_same_factors(target: str) -> None:
     with torch.no_grad():
         for named in named_parameters(chunk, 0, 1):
             named.parameter.copy_(weights[named.name])
-        ours = chunk(tokens, torch.arange(tokens.shape[1]).expand_as(tokens), None)
+        ours = chunk({"tokens": tokens})
     theirs = Evaluation(weights, config, logit_scale=logit_scale(config), dtype=torch.float64)(tokens)
     torch.testing.assert_close(ours[..., : config.vocab_size], theirs, rtol=0, atol=1e-10)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.depth.scheme import SCHEMES, Sublayer
+from model.depth.scheme import SCHEMES
+from model.depth.sublayer import Sublayer
 from model.theory import Sizes, causal_attention, correlation_map, deepscale_plan
 
 WIDTH = 60_000

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.depth.scheme import Layer, Sublayer
+from model.depth.sublayer import Layer, Sublayer
 from model.errors import UserError
 from model.hf.reference import Evaluation
 from pretrain.depth_use.measure import Batch, Measured, Plan, Skip, measure

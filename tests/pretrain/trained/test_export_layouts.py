@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from model.hf.proof import logits
+from model.hf.proof import Inputs, logits
 from pretrain.data.blend import open_blend
 from pretrain.data.samples import next_tokens
 from pretrain.tasks.causal_lm import CAUSAL_LM
 from pretrain.train.steps import evaluation_step
 from pretrain.trained.export import export_checkpoint
+from pretrain.trained.open import open_trained
 from pretrain.trained.perplexity import evaluate
 from tests.distributed import Group, launch
 from tests.parallel.training import SEQ_LENGTH, engine_of, given, run_config, train, whole_parameters
@@ -82,7 +83,7 @@ def test_from_tp2_pp2(tmp_path: Path) -> None:
     shape = gpt.Shape("b2t", 4, 4, groups=2, activation="swiglu", normalization="rmsnorm", position="rotary")
     tokens = torch.randint(0, VOCAB, (2, SEQ_LENGTH), generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(
-        logits(tmp_path / "hf", "fathom", tokens),
+        logits(tmp_path / "hf", "fathom", open_trained(tmp_path / "checkpoints").config, Inputs(tokens)),
         gpt.logits(parameters, shape, tokens)[..., :VOCAB],
         rtol=0,
         atol=1e-5,
