@@ -315,8 +315,7 @@ def probe(
     Raises UserError for a checkpoint of another model.
     """
     runs: list[list[_Sample]] = []
-    losses, entering, coincidences = [], [], []
-    batch = 0
+    losses, entering, coincidences, batch = [], [], [], 0
     for seed in seeds:
         seed_everything(seed, topology)
         (chunk,) = build_chunks(
@@ -333,18 +332,16 @@ def probe(
             load_weights(chunk, checkpoint)
         chunk.train()
         given = tokens(seed)
-        batch = given.shape[0]
         meter, loss = measure(chunk, model, given.to(next(chunk.parameters()).device))
         del chunk
         runs.append(meter.samples)
         losses.append(loss)
         entering.append(meter.embedding_variance)
         coincidences.append(coincidence(given[:, :-1]))
-    theory = None
-    if checkpoint is None:
-        # Those of the tokens, which need not be what the weights were planned for.
-        equal = sum(coincidences) / len(coincidences)
-        theory = predict(model, seq_length, coincidence=equal, log_p_v=log_p_v)
+        batch = given.shape[0]
+    # Those of the tokens, which need not be what the weights were planned for.
+    equal = sum(coincidences) / len(coincidences)
+    theory = predict(model, seq_length, coincidence=equal, log_p_v=log_p_v) if checkpoint is None else None
     return Probe(
         scheme=model.scheme,
         label=label or model.scheme,

@@ -14,7 +14,8 @@ from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.train_tokenizer import train_tokenizer
 from pretrain.trained.import_hf import import_checkpoint
 from pretrain.trained.open import open_trained
-from pretrain.trained.perplexity import evaluate, read_text
+from pretrain.trained.perplexity import evaluate
+from pretrain.trained.text_tokens import read_text
 
 pytestmark = pytest.mark.gpu
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ def stock_in_float64(
     settings = write_config(
         target, config, plan, positions=POSITIONS, logit_scale=logit_scale, dtype="float64", special=NO_IDS
     )
-    name = settings["architectures"][0]
+    (name,) = cast(list[str], settings["architectures"])
     kind = getattr(transformers, name.replace("ForMaskedLM", "Config"))
     model = getattr(transformers, name)(kind(**settings)).double().eval()
     state: dict[str, Tensor] = {}

@@ -123,14 +123,10 @@ def test_losses_and_gradients_are_the_references(scheme: str, number: int) -> No
     for one in named_parameters(chunk, 0, 1):
         gradient = one.parameter.grad
         assert gradient is not None
-        size = float(gradients[one.name].abs().max())
-        torch.testing.assert_close(
-            gradient,
-            gradients[one.name],
-            rtol=1e-9,
-            atol=1e-9 * size,
-            msg=lambda text, name=one.name: f"{name}: {text}",
-        )
+        # A shift of all keys moves no probability: that gradient is zero but for rounding.
+        zero = one.name.endswith("k_layernorm.bias")
+        allowed = 1e-14 if zero else 1e-9 * float(gradients[one.name].abs().max())
+        torch.testing.assert_close(gradient, gradients[one.name], rtol=1e-9, atol=allowed)
 
 
 def test_a_document_does_not_feel_what_stands_beside_it() -> None:

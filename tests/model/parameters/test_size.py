@@ -78,6 +78,7 @@ def test_grouped_queries_gate_rmsnorm_no_bias_rotary_untied() -> None:
         "attention": L * ((2 + 2) * 6 * H + H * 12),
         "mlp": L * (48 * H + H * 24),
         "norms": (2 * L + 1) * H,
+        "gates": 0,
         "output_layer": V * H,
         "total": 2 * V * H + L * (24 * H + 12 * H + 72 * H) + (2 * L + 1) * H,
     }

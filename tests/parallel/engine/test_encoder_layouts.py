@@ -67,7 +67,8 @@ def batches(config: RunConfig, engine: Engine, step: int) -> list[Batch]:
 
 def train(model: dict[str, Any], layout: dict[str, Any]) -> dict[str, Any] | None:
     """Inside ranks: what some steps and an evaluation give, from rank 0."""
-    config = run_config(model, layout)
+    # A larger epsilon: gradients that are zero but for rounding, as of keys' biases, move nothing.
+    config = run_config(model, layout, eps=1e-3)
     engine = engine_of(config)
     engine.set_lr(1e-3)
     losses, norms = [], []
@@ -104,7 +105,7 @@ def test_a_layout_trains_and_evaluates_as_one_process(name: str, found: dict[str
     assert ours["sums"] == pytest.approx(one["sums"], rel=2e-6)
     assert ours["parameters"].keys() == one["parameters"].keys()
     for parameter, value in one["parameters"].items():
-        torch.testing.assert_close(ours["parameters"][parameter], value, rtol=0, atol=2e-4, msg=parameter)
+        torch.testing.assert_close(ours["parameters"][parameter], value, rtol=1e-5, atol=1e-5)
 
 
 def test_the_first_loss_is_the_mean_over_all_labels_of_the_step(found: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import torch
 from model.errors import UserError
 from pretrain.config.schema import Corpus
 from pretrain.data.blend import Prefetcher, micro_batch_indices, open_blend
-from pretrain.data.order import BlendPattern
+from pretrain.data.order import BlendPattern, EpochOrder
 from tests.pretrain.data.sets import SEQ, blend, documents, write_sets
 
 
@@ -33,6 +33,7 @@ def test_one_pass_reads_every_document_once_in_a_new_order(sets: Path) -> None:
         samples = [data.sample(epoch * count + index).tolist() for index in range(count)]
         assert {len(sample) for sample in samples} == {SEQ + 1}
         order = data._readers[0].order(epoch)
+        assert isinstance(order, EpochOrder)
         assert sorted(order.samples.tolist()) == list(range(count))
         in_stream = [sample for _, sample in sorted(zip(order.samples.tolist(), samples, strict=True))]
         stream = in_stream[0] + [token for sample in in_stream[1:] for token in sample[1:]]

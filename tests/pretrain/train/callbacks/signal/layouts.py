@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pretrain.config.schema import RunConfig
-from pretrain.data.blend import open_blend
+from pretrain.data.samples import open_samples
 from pretrain.train.build import build_engine
 from pretrain.train.callbacks.base import Callback
 from pretrain.train.callbacks.signal.health import SignalHealth
@@ -50,14 +50,11 @@ def _config(data: str, runs: str, layout: str | None) -> RunConfig:
 
 
 def _rows(config: RunConfig) -> Any:
-    blends = {
-        split: open_blend(config.data.corpora, split, config.data.seq_length, config.train.seed, None)
-        for split in ("train", "validation")
-    }
+    data = {split: open_samples(config, config.task.samples, split) for split in ("train", "validation")}
     folder = Path(config.runs_dir) / config.name
     folder.mkdir(parents=True, exist_ok=True)
     engine = build_engine(config, rebuild(config.parallel, config.model))
-    trainer = Trainer(config, folder, engine, blends["train"], blends["validation"], [])
+    trainer = Trainer(config, folder, engine, data["train"], data["validation"], [])
     first = torch.distributed.get_rank() == 0
     kept = Kept()
     trainer.callbacks += [kept, SignalHealth(1, reports=first)]
