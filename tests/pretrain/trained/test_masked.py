@@ -10,6 +10,8 @@ import torch
 
 from model.config import ModelConfig
 from model.errors import UserError
+from model.hf.proof import change, proof_inputs
+from model.hf.reference import Evaluation
 from model.weights.init import logit_scale
 from pretrain.config.masking import Masking
 from pretrain.config.schema import Corpus
@@ -20,6 +22,7 @@ from pretrain.trained.fill import fill_text
 from pretrain.trained.generate import generate_text
 from pretrain.trained.masked import evaluate_masked
 from pretrain.trained.open import open_trained
+from pretrain.trained.scorer import Scorer
 from tests.model.hf.tiny import POSITIONS, reference
 from tests.pretrain.trained.encoders import save_encoder
 
@@ -98,9 +101,17 @@ def test_an_encoder_continues_no_text(encoder: tuple[Path, ModelConfig]) -> None
         generate_text(encoder[0] / "run", "the")
 
 
+def test_the_model_that_trains_sees_no_padding(encoder: tuple[Path, ModelConfig]) -> None:
+    """What proves an export in the precision of the training."""
+    folder, config = encoder
+    trained, inputs = open_trained(folder / "run"), proof_inputs(config, POSITIONS)
+    ours = inputs.ask(Scorer(trained, "fp32").logits)[..., : config.vocab_size]
+    plain = inputs.ask(Evaluation(trained.weights, config, logit_scale=trained.logit_scale))
+    assert change(ours, plain) < 1e-5
+
+
 def test_a_checkpoint_is_exported_as_it_came(encoder: tuple[Path, ModelConfig], tmp_path: Path) -> None:
     folder, _ = encoder
     result = export_checkpoint(folder / "run", tmp_path / "hf")
     assert result.architecture == "fathom"
-    assert result.proof.trained is not None
     assert (tmp_path / "hf/model.safetensors").read_bytes() == (folder / "hf/model.safetensors").read_bytes()
