@@ -83,7 +83,7 @@ class Variant:
         if base != "normal":
             del init["std"]
         if base != "scheme" or SCHEMES[self.scheme].base != "deepscale":
-            del init["token_correlation"], init["causal_correction"]
+            del init["token_correlation"], init["causal_correction"], init["mask_token_share"]
         for key, value in self.settings.items():
             section, _, last = key.rpartition(".")
             (values[section] if section else values)[last] = value

@@ -9,6 +9,7 @@ import pytest
 
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES
+from model.families.table import FAMILIES
 from model.layers.transformer_config import transformer_config
 from model.network.language_model import LanguageModel
 from model.parameters.names import named_parameters
@@ -70,6 +71,21 @@ def test_the_built_model_has_exactly_these_parameters(scheme: str) -> None:
         assert {name: row.shape for name, row in table(model).items()} == built, kind
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_exactly_these_parameters(family: str) -> None:
+    """With all that only some families have, in the order of the modules."""
+    single_process()
+    own = {"token_types": 2, "embedding_norm": True, "logit_bias": True}
+    chosen = {name: own[name] for name in FAMILIES[family].settings}
+    for kind in ({"family": family}, {"family": family, **chosen}, {"family": family, "bias": False}):
+        model = config(**kind)
+        built = {one.name: tuple(one.parameter.shape) for one in named_parameters(build(model), 0, 1)}
+        rows = table(model)
+        assert {name: row.shape for name, row in rows.items()} == built, kind
+        stacks = {stack.name for stack in FAMILIES[family].stacks}
+        assert {row.stack for row in rows.values() if row.layer is not None} == stacks
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_layer_with_cross_attention_has_exactly_these_parameters(scheme: str) -> None:
     single_process()
@@ -104,6 +120,7 @@ def cuts_of_a_rank(kinds: list[dict[str, Any]]) -> list[dict[str, tuple[Any, ...
 def test_two_tensor_parallel_ranks_hold_exactly_these_cuts() -> None:
     # Every scheme, and both values of each choice; which choices meet makes no difference to a cut.
     kinds = [{"scheme": scheme, **KINDS[7 * number]} for number, scheme in enumerate(SCHEMES)]
+    kinds.append({"family": "bert", "token_types": 2, "embedding_norm": True})
     for rank, found in enumerate(launch(Group(2, cuts_of_a_rank, (kinds,)))[0]):
         for kind, local in zip(kinds, found, strict=True):
             rows = table(config(**kind))

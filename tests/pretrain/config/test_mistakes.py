@@ -180,6 +180,29 @@ from tests.pretrain.config.minimal import MINIMAL, message
             ),
         ),
         (
+            "model.family=t5",
+            "model.family='t5' is not a family; choose one of gpt, bert",
+        ),
+        (
+            "train.task=mlm",
+            "train.task='mlm' is not a task; choose one of causal_lm, masked_lm",
+        ),
+        (
+            "train.task=masked_lm",
+            (
+                "train.task=masked_lm does not combine with model.family=gpt, in which a token attends "
+                "to its own and those before it: set train.task=causal_lm or model.family=bert"
+            ),
+        ),
+        (
+            "model.token_types=2",
+            "model.token_types=2 has no effect with model.family=gpt: remove it",
+        ),
+        (
+            "masking.rate=0.3",
+            "masking has no effect with train.task=causal_lm: remove the section",
+        ),
+        (
             "train.stop_at_step=5",
             "train.stop_at_step=5 has no effect with train.steps=4: remove it or set a smaller one",
         ),
