@@ -204,7 +204,7 @@ class ScheduleConfig(Strict):
         if self.decay_steps is not None and not shape.has_decay:
             raise ValueError(
                 f"schedule.decay_steps={self.decay_steps} has no effect with schedule.kind={self.kind}: "
-                "remove it or set schedule.kind=wsd"
+                f"remove it or set schedule.kind={next(name for name in SCHEDULES if SCHEDULES[name].has_decay)}"
             )
         return self
 
