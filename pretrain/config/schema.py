@@ -202,9 +202,10 @@ class ScheduleConfig(Strict):
                 "remove it or choose another schedule.kind"
             )
         if self.decay_steps is not None and not shape.has_decay:
+            others = " or ".join(name for name, other in SCHEDULES.items() if other.has_decay)
             raise ValueError(
                 f"schedule.decay_steps={self.decay_steps} has no effect with schedule.kind={self.kind}: "
-                f"remove it or set schedule.kind={next(name for name in SCHEDULES if SCHEDULES[name].has_decay)}"
+                f"remove it or set schedule.kind={others}"
             )
         return self
 

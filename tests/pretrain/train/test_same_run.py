@@ -151,7 +151,6 @@ def test_checkpoints_of_the_first_version_compare_weights(data: Path, tmp_path: 
         start(config_of(tmp_path, (data, 1.0), (other, 1.0)))
 
 
-@pytest.mark.parametrize("position", ["rotary", "none"])
 def test_settings_that_a_checkpoint_does_not_know_have_their_defaults(data: Path, tmp_path: Path) -> None:
     config = config_of(tmp_path, (data, 1.0))
     run(config)
@@ -166,6 +165,7 @@ def test_settings_that_a_checkpoint_does_not_know_have_their_defaults(data: Path
         start(config_of(tmp_path, (data, 1.0), transfer=transfer))
 
 
+@pytest.mark.parametrize("position", ["rotary", "none"])
 def test_longer_sequences_begin_from_a_checkpoint_without_a_table(
     data: Path,
     tmp_path: Path,
