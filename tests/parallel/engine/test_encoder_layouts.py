@@ -31,7 +31,11 @@ MODELS = {
 }
 LAYOUTS: dict[str, tuple[int, dict[str, Any], str]] = {
     "TP2 x PP2 + SP": (4, given(tensor=2, pipeline=2, sequence_parallel=True), "post"),
-    "TP2, PP2": (4, given(tensor=2, pipeline=2), "pre"),
+    "TP2, PP2, selective recomputation": (
+        4,
+        given(tensor=2, pipeline=2, recompute=given(granularity="selective")),
+        "pre",
+    ),
     "TP2 + SP, full recomputation": (2, SP | FULL, "post"),
     "PP2 interleaved": (2, given(pipeline=2, virtual_stages=2), "post"),
     "DP4, ZeRO-2": (4, given(zero=2), "post"),

@@ -18,8 +18,10 @@ from parallel.engine.step_graph import WARM_UP, Batch, StepGraph
 from parallel.launch.one_process import single_process
 from pretrain.data.samples import next_tokens
 from pretrain.tasks.causal_lm import CAUSAL_LM
+from pretrain.tasks.masked_lm import MASKED_LM
 from pretrain.train.build import build_engine
-from pretrain.train.steps import evaluation_step
+from pretrain.train.steps import evaluation_step, training_step
+from tests.parallel.engine.test_encoder_layouts import batches as encoder_batches
 from tests.parallel.graph_emulator import Graph, emulated
 from tests.parallel.training import forward_step, run_config, sample
 
@@ -66,6 +68,25 @@ def test_steps_are_bit_identical(scheme: str, precision: str, graphs: type[Graph
     assert (graphs.captures, graphs.replays) == (1, STEPS - WARM_UP)
     expected = weights(eager)
     assert all(torch.equal(value, expected[name]) for name, value in weights(graphed).items())
+
+
+def test_steps_with_masks_and_weights_are_bit_identical(graphs: type[Graph]) -> None:
+    """Masks, targets and what labels weigh are read anew by every replay."""
+    model = {"family": "bert", "token_types": 2}
+    engines = [
+        build_engine(run_config(model, train={"cuda_graph": graph}), single_process())
+        for graph in (False, True)
+    ]
+    for step in range(1, STEPS + 1):
+        results = []
+        for engine in engines:
+            engine.set_lr(1e-2 / step)
+            micro = encoder_batches(run_config(model), engine, step)
+            results.append(
+                engine.train_step(training_step(MASKED_LM), functools.partial(iter, micro), len(micro))
+            )
+        assert results[0] == results[1]
+    assert graphs.replays == STEPS - WARM_UP
 
 
 def test_a_watched_step_calls_hooks_and_the_next_one_captures_again(graphs: type[Graph]) -> None:
