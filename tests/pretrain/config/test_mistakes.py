@@ -289,7 +289,7 @@ from tests.pretrain.config.minimal import MINIMAL, message
                 "find expected ',' or ']')"
             ),
         ),
-        ("+include=scheme/b3t", "configuration scheme/b3t does not exist; there is "),
+        ("+include=scheme/b3t", "configuration scheme/b3t does not exist; there are "),
     ],
 )
 def test_every_mistake_on_the_command_line_has_its_line(tiny: Path, override: str, text: str) -> None:

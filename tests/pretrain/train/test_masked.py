@@ -105,4 +105,4 @@ def test_an_encoder_of_24_layers_learns_more_than_frequencies(tmp_path: Path) ->
     trainer, told = trained(config_of(data, tmp_path, "log.signal_interval=0"))
     entropy = trainer.train_data.entropy
     assert entropy is not None
-    assert told.evaluations[-1]["loss"] < entropy - 0.3
+    assert told.evaluations[-1]["loss"] < entropy - 0.2
