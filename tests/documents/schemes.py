@@ -46,7 +46,7 @@ def measure(layers: int) -> dict[str, Probe]:
         dtype="float64",
         compare=",".join([*SCHEMES, *VARIANTS]),
     )
-    return {one.label: one for one in probes(CONFIG, (), choices)}
+    return {one.label: one for one in probes(CONFIG, ("model.init.unigram=false",), choices)}
 
 
 def row(shallow: Probe, deep: Probe) -> str:
