@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,9 @@ def import_checkpoint(source: str, out: Path | str, *, vocab_multiple: int = 128
 
     check_target(out, IMPORT)
     imported = import_model(source, vocab_multiple=vocab_multiple)
+    if imported.config.max_position_embeddings is None:  # a checkpoint of no run has no data to tell it
+        known = {"max_position_embeddings": imported.positions}
+        imported = replace(imported, config=imported.config.model_copy(update=known))
     scale = logit_scale(imported.config)
     if not math.isclose(scale, imported.logit_scale, rel_tol=1e-6):
         raise UserError(

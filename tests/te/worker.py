@@ -213,7 +213,7 @@ def half(scheme: str, layers: int, fp32_residual: bool) -> dict[str, float]:
         with torch.no_grad(), standin.pretend_cuda("cpu"):
             for parameter in chunk.parameters():
                 parameter.copy_(parameter.bfloat16())
-            found = chunk.to(dtype)(tokens, torch.arange(SEQ).expand(2, SEQ), None)
+            found = chunk.to(dtype)({"tokens": tokens})
         logits[kinds, dtype] = found.double().flatten()
     exact = logits["local", torch.float32]
     return {

@@ -331,10 +331,7 @@ def _read_fathom(content: Mapping[str, object], kind: str, source: str) -> Read:
         given = getattr(defaults, key) if given is None else given
         if given != expected:
             raise _contradiction(key, given, expected)
-    positions = data.max_position_embeddings
-    # Rotary models have no table that would tell how long a sequence may be.
-    config = config.model_copy(update={"max_position_embeddings": positions})
-    return Read("fathom", config, positions, data.logit_scale)
+    return Read("fathom", config, data.max_position_embeddings, data.logit_scale)
 
 
 def _contradiction(key: str, given: object, expected: object) -> UserError:

@@ -124,9 +124,7 @@ def test_hooks_and_evaluation_see_the_layer_itself() -> None:
 
 def loss_of(model: LanguageModel, batch: int) -> torch.Tensor:
     tokens = torch.randint(0, 128, (batch, SEQ + 1), generator=torch.Generator().manual_seed(batch))
-    loss: torch.Tensor = model(
-        tokens[:, :-1], torch.arange(SEQ).expand(batch, SEQ), None, labels=tokens[:, 1:]
-    ).mean()
+    loss: torch.Tensor = model({"tokens": tokens[:, :-1], "labels": tokens[:, 1:]}).mean()
     return loss.detach()
 
 
@@ -192,10 +190,9 @@ def test_a_later_stage_of_a_pipeline_is_compiled_too() -> None:
     graphs, backend = counting()
 
     def output() -> torch.Tensor:
-        stage.set_input_tensor(
-            torch.randn(SEQ, 2, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        )
-        result: torch.Tensor = stage(None, None, None)
+        stream = torch.randn(SEQ, 2, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        stage.set_input_tensor([stream])
+        result: torch.Tensor = stage({"tokens": torch.zeros(2, SEQ, dtype=torch.long)})
         return result.detach()
 
     expected = output()

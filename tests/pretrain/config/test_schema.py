@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pretrain.config.keys import section_of
 from pretrain.config.schema import RunConfig
 
-CHOSEN_BY_NAME = ("model.scheme", "model.scheme_options")
+CHOSEN_BY_NAME = ("model.scheme", "model.scheme_options", "model.family", "train.task")
 """Looked up in a table that has bounds of its own."""
 
 

@@ -67,7 +67,7 @@ def test_indexes_without_a_checksum_are_held_against_the_tokens(good: Path, tmp_
     """Data sets of version 0.1.0: an index with any bit flipped no longer fits the tokens."""
     shutil.copytree(good, tmp_path / "data")
     forget(tmp_path / "data", "index_sha256", "sample_sha256")
-    assert verify_data(tmp_path / "data").files == 7
+    assert verify_data(tmp_path / "data").files == 8
     index = tmp_path / "data" / "train.idx"
     for at in range(0, index.stat().st_size, 11):
         flip(index, at)
@@ -84,7 +84,7 @@ def test_command(good: Path, tmp_path: Path) -> None:
     result = runner.invoke(app, ["verify", str(good)])
     assert (result.exit_code, result.output.strip()) == (
         0,
-        f"{good}: 7 files and {verify_data(good).tokens:,} tokens are whole",
+        f"{good}: 8 files and {verify_data(good).tokens:,} tokens are whole",
     )
     result = runner.invoke(
         app, ["verify", str(tmp_path / "bad"), str(tmp_path / "none"), str(good), "--json"]

@@ -39,9 +39,8 @@ def trainer_of(data: Path, runs: Path, base: str, scheme: str, **model: Any) -> 
 
 def unigram_loss(trainer: Any) -> float:
     """Of the validation samples, under the frequencies of train."""
-    validation, log_p = trainer.validation, trainer.train_data.log_frequencies()
-    tokens = validation.blend.batch(range(validation.samples))
-    return -float(log_p[tokens[:, 1:]].mean())
+    validation, log_p = trainer.validation, trainer.train_data.blend.log_frequencies()
+    return -float(log_p[validation.data.batch(range(validation.samples))["labels"]].mean())
 
 
 CASES = [*((scheme, {}) for scheme in SCHEMES), ("pre_ln", BIASED)]
@@ -57,14 +56,14 @@ def test_the_first_loss_is_that_of_the_frequencies(
     """
     trainer = trainer_of(data, tmp_path, "normal", scheme, **model)
     expected = unigram_loss(trainer)
-    assert trainer.validation.loss() == pytest.approx(expected, abs=0.02)
+    assert trainer.validation.loss()[0] == pytest.approx(expected, abs=0.02)
     trainer = trainer_of(data, tmp_path, "scheme", scheme, **model)
     last = trainer.config.model.depth_plan().last_norm
     with torch.no_grad():
         for named in trainer.engine.parameters:
             if named.name == f"{last}.weight":
                 named.parameter.zero_()
-    assert trainer.validation.loss() == pytest.approx(expected, abs=1e-5)
+    assert trainer.validation.loss()[0] == pytest.approx(expected, abs=1e-5)
 
 
 def start(model: dict[str, Any], layout: dict[str, Any], log_p_v: Tensor) -> Curve:
@@ -134,7 +133,7 @@ def test_exports_are_exact(
     # Our module against transformers' class, not only the proof of the export.
     from pretrain.trained.scorer import Scorer
 
-    tokens = trainer.train_data.batch(range(4))[:, :-1]
+    tokens = trainer.train_data.batch(range(4))["tokens"]
     with torch.no_grad():
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=target == "fathom")
         theirs = loaded.eval()(tokens).logits

@@ -145,6 +145,7 @@ from parallel.launch.process_group import init_process_group, open_store
 from parallel.launch.ranks import rank_from_environment
 from parallel.launch.secret import run_secret
 from pretrain.train.callbacks.watchdog import Watchdog
+from tests.pretrain.small import step_record
 
 class Trainer: step = 0
 
