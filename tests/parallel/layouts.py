@@ -178,8 +178,6 @@ def _two_models() -> list[Case]:
             schedule=WARMING,
             exact=True,
         ),
-        Case("DP2, ZeRO-3, branch warm-up", 2, THREE, schedule=WARMING),
-        Case("DP2, ZeRO-3, gpas", 2, THREE, given(scheme="gpas")),
         Case("TP2, hybridnorm", 2, TP, given(scheme="hybridnorm")),
         Case("TP2, GQA rotary SwiGLU RMSNorm, subln", 2, TP, LLAMA | given(scheme="subln")),
     ]
@@ -213,8 +211,14 @@ def _two_half() -> list[Case]:
 
 
 def _two_sharded() -> list[Case]:
-    """ZeRO-3, offload and Muon."""
+    """ZeRO-3, offload and Muon.
+
+    Last: DeepSpeed's stage 3 puts another linear function in place of PyTorch's for good, after
+    which nothing in 16 bits is exact any more.
+    """
     return [
+        Case("DP2, ZeRO-3, branch warm-up", 2, THREE, schedule=WARMING),
+        Case("DP2, ZeRO-3, gpas", 2, THREE, given(scheme="gpas")),
         Case("DP2, ZeRO-3", 2, THREE),
         Case("DP2, ZeRO-3, untied", 2, THREE, UNTIED),
         Case("DP2, ZeRO-3, GQA rotary SwiGLU RMSNorm", 2, THREE, LLAMA),
