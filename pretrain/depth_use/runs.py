@@ -99,7 +99,7 @@ def measure_runs(
 
 
 def _open(path: Path, asked: Asked, every: int | None) -> Run:
-    trained = open_trained(path)
+    trained = open_trained(path, "fathom depth-use")
     plan = Plan.of(trained.config.num_layers, every)
     windows = open_windows(trained, Tokenizer(trained.tokenizer) if trained.tokenizer else None, asked)
     return Run(printable(trained.name), trained, plan, windows.data, windows.window, tuple(windows.batches))

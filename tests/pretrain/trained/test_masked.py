@@ -17,12 +17,14 @@ from pretrain.config.masking import Masking
 from pretrain.config.schema import Corpus
 from pretrain.data.masked_samples import open_masked
 from pretrain.data.tokenizer import Tokenizer
+from pretrain.depth_use.runs import open_runs
 from pretrain.trained.export import export_checkpoint
 from pretrain.trained.fill import fill_text
 from pretrain.trained.generate import generate_text
 from pretrain.trained.masked import evaluate_masked
 from pretrain.trained.open import open_trained
 from pretrain.trained.scorer import Scorer
+from pretrain.trained.windows import Asked
 from tests.model.hf.tiny import POSITIONS, reference
 from tests.pretrain.trained.encoders import save_encoder
 
@@ -108,6 +110,12 @@ def test_the_model_that_trains_sees_no_padding(encoder: tuple[Path, ModelConfig]
     ours = inputs.ask(Scorer(trained, "fp32").logits)[..., : config.vocab_size]
     plain = inputs.ask(Evaluation(trained.weights, config, logit_scale=trained.logit_scale))
     assert change(ours, plain) < 1e-5
+
+
+def test_depth_use_is_of_models_that_read_from_left_to_right(encoder: tuple[Path, ModelConfig]) -> None:
+    asked = Asked(data=encoder[0] / "data")
+    with pytest.raises(UserError, match=r"depth-use needs a model that reads from left to right"):
+        open_runs([encoder[0] / "run"], asked)
 
 
 def test_a_checkpoint_is_exported_as_it_came(encoder: tuple[Path, ModelConfig], tmp_path: Path) -> None:
