@@ -6,8 +6,9 @@ A refusal is one line.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -73,3 +74,16 @@ def as_record(content: object, kind: type[R], source: str, advice: str) -> R:
         first = error.errors()[0]
         key = ".".join(printable(part) for part in first["loc"]) or "the whole"
         raise UserError(f"{source} is damaged ({key}: {printable(first['msg'])}): {advice}") from None
+
+
+def without_nan(content: dict[str, Any]) -> dict[str, Any]:
+    """An object for JSON, which has no number that is not finite: those are null."""
+    return {key: _finite(value) for key, value in content.items()}
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return without_nan(value)
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -124,6 +124,24 @@ class ResidualJoin(nn.Module):
             self.share,
         )
 
+    def terms(
+        self, residual: Tensor, branch: Tensor, bias: Tensor | None, layer_input: Tensor
+    ) -> tuple[Tensor, float | Tensor, Tensor]:
+        """What `forward` adds and what it adds it to: (b, factor on it, the rest), in its units.
+
+        Of the arguments of `forward`, without dropout. b and the rest are [s, b, h], detached.
+        """
+        branch = (branch if bias is None else branch + bias).detach()
+        factor = self.branch_scale if self.share is None else self.branch_scale * self.share.float()
+        kept = residual.detach()
+        if self.residual_scale == 0.0:
+            kept = layer_input.detach() * self.skip_scale
+        elif self.skip_scale != 0.0:
+            kept = torch.add(kept * self.residual_scale, layer_input.detach(), alpha=self.skip_scale)
+        elif self.residual_scale != 1.0:
+            kept = kept * self.residual_scale
+        return branch, factor, kept
+
     @property
     def kernels(self) -> int:
         """Operations on whole activations that an uncompiled join without bias takes on a GPU.

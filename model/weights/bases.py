@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model.config import ModelConfig
 from model.depth.scheme import LAYER_ROLES, SCHEMES, WeightRole
@@ -166,25 +166,18 @@ def _std(config: ModelConfig) -> float:
     return config.init.std**2
 
 
+_XAVIER = Base(
+    _xavier,
+    word=_unit_sum,
+    position=_unit_sum,
+    token_type=_unit_sum,
+    dense=_inverse_width,
+    output=_inverse_width,
+    unit_logits=True,
+)
 BASES: dict[str, Base] = {
-    "xavier": Base(
-        _xavier,
-        word=_unit_sum,
-        position=_unit_sum,
-        token_type=_unit_sum,
-        dense=_inverse_width,
-        output=_inverse_width,
-        unit_logits=True,
-    ),
-    "deepscale": Base(
-        _deepscale,
-        word=_unit_sum,
-        position=_unit_sum,
-        token_type=_unit_sum,
-        dense=_inverse_width,
-        output=_inverse_width,
-        unit_logits=True,
-    ),
+    "xavier": _XAVIER,
+    "deepscale": replace(_XAVIER, layers=_deepscale),
     # fairseq draws all tables from N(0, 1/h) and multiplies words, not learned positions,
     # by sqrt(h) on their way in.
     # A unit-variance table with 1/sqrt(h) on tied logits is the same function.

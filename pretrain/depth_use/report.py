@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from model.errors import UserError
 from model.files import atomic_path, atomic_write_text
+from model.records import without_nan
 from pretrain.depth_use.runs import DepthUse
 from pretrain.depth_use.verdict import effective_depth, verdict
 
@@ -20,7 +20,7 @@ PICTURES = (".png", ".svg", ".pdf")
 def as_json(use: DepthUse) -> dict[str, Any]:
     """The documented object of one model. Numbers that are not finite are null."""
     model, measured = use.run.trained.config, use.measured
-    found: dict[str, Any] = _finite(
+    found: dict[str, Any] = without_nan(
         {
             "label": use.run.label,
             "checkpoint": str(use.run.trained.reader.folder),
@@ -65,11 +65,3 @@ def check_picture(path: Path) -> None:
     """Raises UserError where a file's ending names no kind of picture."""
     if path.suffix not in PICTURES:
         raise UserError(f"--plot {path}: the name must end in one of {', '.join(PICTURES)}")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -79,14 +79,8 @@ class Branches:
 
     def _joined(self, join: ResidualJoin, args: tuple[Any, ...], output: Tensor) -> None:
         """Both parts are in the units of the sum, so that their ratio is the equation's."""
-        residual, branch, bias, layer_input = args
-        added = branch if bias is None else branch + bias
-        if join.share is not None:  # of a checkpoint whose branches are still being warmed up
-            added = added * join.share
-        kept = residual * join.residual_scale
-        if join.skip_scale != 0.0:
-            kept = kept + layer_input * join.skip_scale
-        self.seen.append((_mean_square(added) * join.branch_scale**2, _mean_square(kept)))
+        branch, factor, kept = join.terms(*args)
+        self.seen.append((_mean_square(branch) * float(factor) ** 2, _mean_square(kept)))
 
 
 def _mean_square(x: Tensor) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 
 from model.errors import UserError
 from model.files import atomic_path, atomic_write_text
+from model.records import without_nan
 from model.words import quantity
 from pretrain.probe.measure import Probe
 from pretrain.probe.rules import RULES, findings, trainable, verdict
@@ -30,7 +31,7 @@ def as_json(probe: Probe) -> dict[str, Any]:
     layers = [
         {key: value for key, value in asdict(layer).items() if value is not None} for layer in probe.layers
     ]
-    return _finite(
+    return without_nan(
         {
             "scheme": probe.scheme,
             "scheme_options": probe.options,
@@ -272,11 +273,3 @@ def _number(value: float | None) -> str:
 def _power(value: float, log10: float) -> str:
     """Also where the value itself has underflowed."""
     return f"1e{log10:.1f}" if math.isfinite(log10) and abs(log10) > 300 else _number(value)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.depth.folded import FoldedSublayer
 from model.layers.layer import DepthLayer
 from model.layers.residual import ResidualJoin
-from pretrain.train.callbacks.signal.hooks import PARTS, kept
+from pretrain.train.callbacks.signal.hooks import PARTS
 
 Sums = dict[str, float]
 
@@ -48,13 +48,12 @@ def watch(layer: DepthLayer, sums: Sums) -> list[Any]:
 
 def _joined(part: str, plan: FoldedSublayer, sums: Sums) -> Callable[..., None]:
     def hook(join: ResidualJoin, args: tuple[Any, ...], output: Tensor) -> None:
-        residual, branch, bias, layer_input = args
-        branch = branch if bias is None else branch + bias
-        sums[f"{part}_branch"] = mean_square(branch) * join.branch_scale**2
-        sums[f"{part}_residual"] = mean_square(kept(join, residual.detach(), layer_input.detach()))
+        branch, factor, kept = join.terms(*args)
+        sums[f"{part}_branch"] = mean_square(branch) * float(factor) ** 2
+        sums[f"{part}_residual"] = mean_square(kept)
         sums[f"{part}_sum"] = mean_square(output)
         if plan.residual_from_norm:
-            sums[f"{part}_entered"] = mean_square(residual)
+            sums[f"{part}_entered"] = mean_square(args[0])
 
     return hook
 

@@ -52,11 +52,7 @@ def fill_text(checkpoint: Path | str, text: str, top: int = 5) -> Filled:
             f"{trained.reader.folder} holds a decoder, which continues a text: use `fathom generate`"
         )
     trained.check_warm()
-    if trained.tokenizer is None:
-        raise UserError(
-            f"{trained.reader.folder} has no tokenizer.model: put the tokenizer of its data there"
-        )
-    tokenizer = Tokenizer(trained.tokenizer)
+    tokenizer = Tokenizer(trained.needed_tokenizer())
     ids, parts = _encode(trained, tokenizer, text)
     mask = tokenizer.special["mask"]
     evaluation = Evaluation(trained.weights, trained.config, logit_scale=trained.logit_scale)

@@ -45,11 +45,7 @@ def generate_text(
             f"{trained.reader.folder} holds an encoder, which continues no text: use `fathom fill`"
         )
     trained.check_warm()
-    if trained.tokenizer is None:
-        raise UserError(
-            f"{trained.reader.folder} has no tokenizer.model: put the tokenizer of its data there"
-        )
-    tokenizer = Tokenizer(trained.tokenizer)
+    tokenizer = Tokenizer(trained.needed_tokenizer())
     try:
         # Documents follow each other with nothing but the end mark between them,
         # so that mark is what the first token of one is predicted from.

@@ -112,29 +112,16 @@ def _samples(trained: Trained, data: Path | str | None, split: str) -> tuple[Mas
     """Samples of a split, masked as in the run, and what they are of."""
     from pretrain.config.errors import checked
     from pretrain.config.masking import Masking
-    from pretrain.config.schema import Corpus
     from pretrain.data.masked_samples import open_masked
     from pretrain.data.samples import MaskedTokens
     from pretrain.data.tokenizer import Tokenizer
+    from pretrain.trained.windows import check_fits, chosen
 
     run = trained.reader.sections
-    corpora = trained.corpora() if data is None else [checked(Corpus, {"path": str(data)}, "--data: ")]
-    cache = Path(run.data.cache) if data is None and run.data.cache else None
+    corpora, cache = chosen(trained, data)
     given = run.masking or {}
     masking = checked(Masking, given, f"{trained.reader.folder}, masking.")
     window = run.data.seq_length or trained.positions
     source = open_masked(corpora, split, window, 0, cache, masking, alone=True)
-    name = ", ".join(corpus.path for corpus in corpora)
-    if source.blend.vocab_size != trained.config.vocab_size:
-        raise UserError(
-            f"data set {name} has a vocabulary of {source.blend.vocab_size}, "
-            f"the model {trained.config.vocab_size}: prepare it with the model's tokenizer"
-        )
-    if trained.tokenizer:
-        own = Tokenizer(trained.tokenizer)
-        if source.blend.manifests[0].tokenizer_sha256 != own.sha256:
-            raise UserError(
-                f"data set {name} was prepared with another tokenizer than the model's, "
-                f"{own.path}: prepare it with that one"
-            )
-    return MaskedTokens(source, trained.config), name
+    own = Tokenizer(trained.tokenizer) if trained.tokenizer else None
+    return MaskedTokens(source, trained.config), check_fits(trained, own, corpora, source.blend)

@@ -52,6 +52,14 @@ class Trained:
                 "use another checkpoint"
             ) from None
 
+    def needed_tokenizer(self) -> Path:
+        """The tokenizer's file. Raises UserError where the checkpoint has none."""
+        if self.tokenizer is None:
+            raise UserError(
+                f"{self.reader.folder} has no tokenizer.model: put the tokenizer of its data there"
+            )
+        return self.tokenizer
+
     def check_warm(self) -> None:
         """Raises UserError while the branches are being warmed up.
 

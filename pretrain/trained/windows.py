@@ -22,6 +22,8 @@ from pretrain.data.tokenizer import Tokenizer
 from pretrain.trained.text_tokens import read_text
 
 if TYPE_CHECKING:
+    from pretrain.config.schema import Corpus
+    from pretrain.data.blend import TokenBlend
     from pretrain.trained.open import Trained
 
 BATCH = 8
@@ -87,17 +89,29 @@ def open_windows(trained: Trained, tokenizer: Tokenizer | None, asked: Asked) ->
     return _data_windows(trained, tokenizer, window, batch_size, asked)
 
 
-def _data_windows(
-    trained: Trained, tokenizer: Tokenizer | None, window: int, batch_size: int, asked: Asked
-) -> Windows:
+def chosen(trained: Trained, data: Path | str | None) -> tuple[list[Corpus], Path | None]:
+    """The data sets to measure on, and the folder of their sample indices.
+
+    data: a prepared data set; None: the run's own.
+    Raises UserError where the checkpoint does not name them.
+    """
     from pretrain.config.errors import checked
     from pretrain.config.schema import Corpus
-    from pretrain.data.blend import open_blend
 
-    own, data, split = trained.reader.sections.data.cache, asked.data, asked.split
-    corpora = trained.corpora() if data is None else [checked(Corpus, {"path": str(data)}, "--data: ")]
-    cache = Path(own) if data is None and own else None
-    blend = open_blend(corpora, split, window, 0, cache, alone=True)
+    if data is not None:
+        return [checked(Corpus, {"path": str(data)}, "--data: ")], None
+    cache = trained.reader.sections.data.cache
+    return trained.corpora(), Path(cache) if cache else None
+
+
+def check_fits(
+    trained: Trained, tokenizer: Tokenizer | None, corpora: list[Corpus], blend: TokenBlend
+) -> str:
+    """Returns the data sets in words.
+
+    tokenizer: the model's, None where the checkpoint has none.
+    Raises UserError for data of another vocabulary or tokenizer than the model's.
+    """
     name = ", ".join(corpus.path for corpus in corpora)
     if blend.vocab_size != trained.config.vocab_size:
         raise UserError(
@@ -109,6 +123,18 @@ def _data_windows(
             f"data set {name} was prepared with another tokenizer than the model's, "
             f"{tokenizer.path}: prepare it with that one"
         )
+    return name
+
+
+def _data_windows(
+    trained: Trained, tokenizer: Tokenizer | None, window: int, batch_size: int, asked: Asked
+) -> Windows:
+    from pretrain.data.blend import open_blend
+
+    split = asked.split
+    corpora, cache = chosen(trained, asked.data)
+    blend = open_blend(corpora, split, window, 0, cache, alone=True)
+    name = check_fits(trained, tokenizer, corpora, blend)
     samples = asked.at_most if asked.samples is None else asked.samples
     if len(corpora) == 1:
         samples = _limit(asked, blend.samples_per_epoch[0], f"the {split} split of {name}")

@@ -42,15 +42,6 @@ def mean_square(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x.detach(), dtype=torch.float32).square() / x.numel()
 
 
-def kept(join: ResidualJoin, residual: Tensor, layer_input: Tensor) -> Tensor:
-    """What a branch is added to: residual_scale R + skip_scale x_layer, [s, b, h]."""
-    if join.skip_scale == 0.0:
-        return residual if join.residual_scale == 1.0 else residual * join.residual_scale
-    if join.residual_scale == 0.0:
-        return layer_input * join.skip_scale
-    return torch.add(residual * join.residual_scale, layer_input, alpha=join.skip_scale)
-
-
 def largest_logit(query: Tensor, key: Tensor) -> Tensor:
     """Largest scaled attention score of the first sample under a causal mask, over all heads.
 
@@ -154,17 +145,12 @@ class LayerHooks:
             if not torch.is_grad_enabled():
                 return
             # Only their ratios are shown: all are in the units of the sum.
-            residual, branch, bias, layer_input = args
-            branch = branch if bias is None else branch + bias
-            size = mean_square(branch) * join.branch_scale**2
-            if join.share is not None:
-                size = size * join.share.float().square()
-            self._add(number, f"{part}_branch", size)
-            base = kept(join, residual.detach(), layer_input.detach())
-            self._add(number, f"{part}_residual", mean_square(base))
+            branch, factor, kept = join.terms(*args)
+            self._add(number, f"{part}_branch", mean_square(branch) * factor**2)
+            self._add(number, f"{part}_residual", mean_square(kept))
             self._add(number, f"{part}_sum", mean_square(output))
             if plan.residual_from_norm:
-                self._add(number, f"{part}_entered", mean_square(residual))
+                self._add(number, f"{part}_entered", mean_square(args[0]))
 
         return hook
 
