@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from model.errors import UserError
+from tools.measured_on import BatchSize, Data, Split, Text, TextKey
 
 
 def command(
@@ -20,19 +21,10 @@ def command(
             help="Run folders, checkpoints folders or step folders; several are drawn into one picture.",
         ),
     ],
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Data set folder written by `fathom data prepare`; default: the data of the run."),
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of the data set; default: validation.")] = None,
-    text: Annotated[
-        list[str] | None,
-        typer.Option(help="Text file, folder or pattern instead of a data set; may be given several times."),
-    ] = None,
-    text_key: Annotated[
-        str | None,
-        typer.Option(help="Key or column of the text in records of --text; default: text."),
-    ] = None,
+    data: Data = None,
+    split: Split = None,
+    text: Text = None,
+    text_key: TextKey = None,
     samples: Annotated[
         int | None,
         typer.Option(min=1, help="Windows to measure on, from the first on; default: 32, or all of fewer."),
@@ -43,9 +35,7 @@ def command(
             min=1, help="Skip every so many-th layer alone; default: such that about 100 layers are."
         ),
     ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Windows at once; default: the run's micro batch.")
-    ] = None,
+    batch_size: BatchSize = None,
     precision: Annotated[
         str,
         typer.Option(help="fp32, bf16 or auto. In fp32, small changes of the loss are no rounding."),

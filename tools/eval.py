@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tools.measured_on import BatchSize, Data, Split, Text, TextKey
+
 if TYPE_CHECKING:
     from pretrain.trained.masked import Told
     from pretrain.trained.perplexity import Perplexity
@@ -21,19 +23,10 @@ def command(
             help="Run folder, its checkpoints folder, or one step folder; of any parallel layout."
         ),
     ],
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Data set folder written by `fathom data prepare`; default: the data of the run."),
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of the data set; default: validation.")] = None,
-    text: Annotated[
-        list[str] | None,
-        typer.Option(help="Text file, folder or pattern instead of a data set; may be given several times."),
-    ] = None,
-    text_key: Annotated[
-        str | None,
-        typer.Option(help="Key or column of the text in records of --text; default: text."),
-    ] = None,
+    data: Data = None,
+    split: Split = None,
+    text: Text = None,
+    text_key: TextKey = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Windows to score, from the first on; default: all.")
     ] = None,
@@ -44,9 +37,7 @@ def command(
             help="Tokens between the starts of windows of --text; default: the window, so that none overlap.",
         ),
     ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Windows at once; default: the run's micro batch.")
-    ] = None,
+    batch_size: BatchSize = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16; default: as in the run.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:

@@ -1,0 +1,24 @@
+"""Options of commands that measure a trained model: which tokens, how many at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Data set folder written by `fathom data prepare`; default: the data of the run."),
+]
+Split = Annotated[str | None, typer.Option(help="Split of the data set; default: validation.")]
+Text = Annotated[
+    list[str] | None,
+    typer.Option(help="Text file, folder or pattern instead of a data set; may be given several times."),
+]
+TextKey = Annotated[
+    str | None, typer.Option(help="Key or column of the text in records of --text; default: text.")
+]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Windows at once; default: the run's micro batch.")
+]
