@@ -81,7 +81,7 @@ class Report(TypedDict):
 def measure(megabytes: float, workers: int, rounds: int) -> Report:
     """Seconds of each, and the ratio in tokens per second."""
     from pretrain.data.prepare import PrepareOptions, prepare
-    from pretrain.data.train_tokenizer import train_tokenizer
+    from pretrain.data.tokens.train import train_tokenizer
 
     with tempfile.TemporaryDirectory(prefix="fathom-data-") as name:
         folder = Path(name)

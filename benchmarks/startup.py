@@ -126,7 +126,7 @@ def data_set(folder: Path) -> Path:
     """A small prepared data set."""
     from benchmarks.data import corpus
     from pretrain.data.prepare import PrepareOptions, prepare
-    from pretrain.data.train_tokenizer import train_tokenizer
+    from pretrain.data.tokens.train import train_tokenizer
 
     text, tokenizer = folder / "text.jsonl", folder / "tokenizer.model"
     corpus(text, TEXT_BYTES)

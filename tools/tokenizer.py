@@ -62,7 +62,7 @@ def train(
     """Train a SentencePiece tokenizer that keeps every text exactly, indentation included."""
     from rich.console import Console
 
-    from pretrain.data.train_tokenizer import Reading, special_names, train_tokenizer
+    from pretrain.data.tokens.train import Reading, special_names, train_tokenizer
 
     names = {} if special is None else special_names(special)
     with Console(stderr=True, quiet=quiet or as_json).status("training the tokenizer"):

@@ -30,7 +30,7 @@ from pretrain.data.order import (
 )
 from pretrain.data.prefetch import Prefetcher
 from pretrain.data.token_files import check_start, damaged, index_problem, split_prefix
-from pretrain.data.tokenizer import token_dtype
+from pretrain.data.tokens.tokenizer import token_dtype
 
 __all__ = ["Prefetcher", "TokenBlend", "micro_batch_indices", "open_blend"]
 

@@ -24,7 +24,7 @@ from pretrain.data.token_files import (
     split_prefix,
     tokenizer_problem,
 )
-from pretrain.data.tokenizer import Tokenizer, token_dtype
+from pretrain.data.tokens.tokenizer import Tokenizer, token_dtype
 
 
 def inspect_dataset(folder: Path, split: str = "train", documents: int = 0) -> tuple[Manifest, list[str]]:

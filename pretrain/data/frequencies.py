@@ -19,7 +19,7 @@ from model.words import printable
 from pretrain.data.index_cache import build_once
 from pretrain.data.manifest import AGAIN, MANIFEST, Manifest, fingerprint
 from pretrain.data.token_files import chunks, damaged
-from pretrain.data.tokenizer import token_dtype
+from pretrain.data.tokens.tokenizer import token_dtype
 
 COUNTS = "token_counts.npy"
 """Of a data set folder: how often each token occurs in train, int64 [v]."""

@@ -18,12 +18,19 @@ from typing import Literal
 from model.errors import UserError
 from model.folders import FolderKind, whole_folder
 from model.words import printable
-from pretrain.data.encode import SPLITS, EncodedBatch, EncodeJob, Encoder, encode_in_worker, start_worker
 from pretrain.data.manifest import FORMAT, MANIFEST, Manifest, SourceFacts
 from pretrain.data.reading.documents import Record, records
 from pretrain.data.reading.inputs import InputFile, Source, find_sources
 from pretrain.data.token_files import TOKENIZER
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokens.encode import (
+    SPLITS,
+    EncodedBatch,
+    EncodeJob,
+    Encoder,
+    encode_in_worker,
+    start_worker,
+)
+from pretrain.data.tokens.tokenizer import Tokenizer
 from pretrain.data.writer import NAME, DatasetOutput
 
 BATCH_BYTES = 1 << 19  # raw input that one task of a worker holds

@@ -16,8 +16,8 @@ from torch import Tensor
 from model.config import ModelConfig
 from pretrain.config.schema import RunConfig
 from pretrain.data.blend import TokenBlend, open_blend
-from pretrain.data.masked_samples import MaskedBlend, open_masked, target_entropy
-from pretrain.data.masking import type_cut
+from pretrain.data.masked.masking import type_cut
+from pretrain.data.masked.samples import MaskedBlend, open_masked, target_entropy
 from pretrain.tasks.task import Batch, SampleKind
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from model.errors import UserError
 from pretrain.data.manifest import AGAIN, MANIFEST, Manifest, SplitFacts
-from pretrain.data.tokenizer import token_dtype
+from pretrain.data.tokens.tokenizer import token_dtype
 
 HEADER = struct.Struct("<9sQBQQ")
 """Of an .idx file: magic, version, code of the tokens' type, sequences, documents + 1."""

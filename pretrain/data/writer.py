@@ -10,12 +10,12 @@ import numpy as np
 
 from model.errors import UserError
 from model.words import printable
-from pretrain.data.encode import SPLITS, EncodedBatch, EncodedSplit
 from pretrain.data.frequencies import write_counts
 from pretrain.data.manifest import BrokenFacts, BrokenRecords, SplitFacts, SplitName
 from pretrain.data.reading.documents import Broken
 from pretrain.data.token_files import file_sha256, sample
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokens.encode import SPLITS, EncodedBatch, EncodedSplit
+from pretrain.data.tokens.tokenizer import Tokenizer
 
 BROKEN_EXAMPLES = 20
 NAME, REASON = 4096, 500

@@ -10,7 +10,7 @@ import torch
 
 from model.errors import UserError
 from model.words import printable
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokens.tokenizer import Tokenizer
 from pretrain.depth_use.measure import Batch, Measured, Plan, Progress, measure
 from pretrain.trained.open import Trained, open_trained
 from pretrain.trained.windows import Asked, open_windows

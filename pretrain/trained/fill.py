@@ -10,7 +10,7 @@ from model.errors import UserError
 from pretrain.trained.open import Trained, open_trained
 
 if TYPE_CHECKING:
-    from pretrain.data.tokenizer import Tokenizer
+    from pretrain.data.tokens.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def fill_text(checkpoint: Path | str, text: str, top: int = 5) -> Filled:
     import torch
 
     from model.hf.reference import Evaluation
-    from pretrain.data.tokenizer import Tokenizer
+    from pretrain.data.tokens.tokenizer import Tokenizer
 
     trained = open_trained(checkpoint)
     if trained.config.stack.causal:

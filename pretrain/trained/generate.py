@@ -10,7 +10,7 @@ from model.errors import UserError
 from pretrain.trained.open import Trained, open_trained
 
 if TYPE_CHECKING:
-    from pretrain.data.tokenizer import Tokenizer
+    from pretrain.data.tokens.tokenizer import Tokenizer
 
 NEW_TOKENS = 64
 """Tokens to add where nothing is said, and the model has positions for them."""
@@ -37,7 +37,7 @@ def generate_text(
     finite.
     """
     from model.hf.reference import generate
-    from pretrain.data.tokenizer import Tokenizer
+    from pretrain.data.tokens.tokenizer import Tokenizer
 
     trained = open_trained(checkpoint)
     if not trained.config.stack.causal:

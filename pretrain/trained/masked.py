@@ -112,9 +112,9 @@ def _samples(trained: Trained, data: Path | str | None, split: str) -> tuple[Mas
     """Samples of a split, masked as in the run, and what they are of."""
     from pretrain.config.errors import checked
     from pretrain.config.masking import Masking
-    from pretrain.data.masked_samples import open_masked
+    from pretrain.data.masked.samples import open_masked
     from pretrain.data.samples import MaskedTokens
-    from pretrain.data.tokenizer import Tokenizer
+    from pretrain.data.tokens.tokenizer import Tokenizer
     from pretrain.trained.windows import check_fits, chosen
 
     run = trained.reader.sections

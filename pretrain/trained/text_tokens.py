@@ -11,7 +11,7 @@ from torch import Tensor
 from model.errors import UserError
 from pretrain.data.reading.documents import Broken, records, text_of
 from pretrain.data.reading.inputs import find_sources
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokens.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

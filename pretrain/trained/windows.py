@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from model.errors import UserError
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokens.tokenizer import Tokenizer
 from pretrain.trained.text_tokens import read_text
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 
 from model.hf.tokenizer.convert import write_tokenizer
 from pretrain.data.reading.inputs import standard_library_files
-from pretrain.data.train_tokenizer import special_names, train_tokenizer
+from pretrain.data.tokens.train import special_names, train_tokenizer
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "examples" / "finetune.py"
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from model.hf.reference import Evaluation
-from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.train_tokenizer import train_tokenizer
+from pretrain.data.tokens.tokenizer import Tokenizer
+from pretrain.data.tokens.train import train_tokenizer
 from pretrain.trained.import_hf import import_checkpoint
 from pretrain.trained.open import open_trained
 from pretrain.trained.perplexity import evaluate

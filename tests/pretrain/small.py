@@ -21,7 +21,7 @@ from pretrain.config.schema import (
 )
 from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.samples import open_samples
-from pretrain.data.train_tokenizer import train_tokenizer
+from pretrain.data.tokens.train import train_tokenizer
 from pretrain.train.build import build_engine
 from pretrain.train.callbacks.base import StepRecord
 from pretrain.train.loop import Trainer

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from pretrain.data.train_tokenizer import train_tokenizer
+from pretrain.data.tokens.train import train_tokenizer
 
 VOCAB, BYTES = 280, 259
 NO_MARKS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}

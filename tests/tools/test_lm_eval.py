@@ -21,8 +21,8 @@ import yaml
 from model.config import ModelConfig
 from model.hf.export import export
 from model.hf.reference import Evaluation
-from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.train_tokenizer import train_tokenizer
+from pretrain.data.tokens.tokenizer import Tokenizer
+from pretrain.data.tokens.train import train_tokenizer
 from tests.model.hf.tiny import LOGIT_SCALE, make_config, make_weights
 
 pytestmark = [

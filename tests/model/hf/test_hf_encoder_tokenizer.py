@@ -14,8 +14,8 @@ from model.hf.proof import forget
 from model.hf.tokenizer.convert import write_tokenizer
 from model.hf.tokenizer.proof import prove
 from model.hf.tokenizer.settings import Use
-from pretrain.data.tokenizer import Tokenizer as TrainingTokenizer
-from pretrain.data.train_tokenizer import special_names, train_tokenizer
+from pretrain.data.tokens.tokenizer import Tokenizer as TrainingTokenizer
+from pretrain.data.tokens.train import special_names, train_tokenizer
 from tests.model.hf.tiny import make_encoder, make_weights
 
 SIZE = 340

@@ -23,8 +23,8 @@ from model.hf.export import export
 from model.hf.tokenizer.convert import USER_DEFINED, load_proto, write_tokenizer
 from model.hf.tokenizer.copy import copy_tokenizer
 from model.hf.tokenizer.proof import fuzz, prove
-from pretrain.data.tokenizer import Tokenizer as TrainingTokenizer
-from pretrain.data.train_tokenizer import train_tokenizer
+from pretrain.data.tokens.tokenizer import Tokenizer as TrainingTokenizer
+from pretrain.data.tokens.train import train_tokenizer
 from tests.model.hf.tiny import make_config, make_weights
 
 SIZE = 340

@@ -10,7 +10,7 @@ from pretrain.config.schema import Corpus
 from pretrain.data.blend import TokenBlend, open_blend
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.prepare import PrepareOptions, prepare
-from pretrain.data.train_tokenizer import train_tokenizer
+from pretrain.data.tokens.train import train_tokenizer
 
 SEQ = 32
 

@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 import pretrain.data.prepare as prepare_module
 from model.errors import UserError
 from pretrain.data.dataset_admin import inspect_dataset, verify_data
-from pretrain.data.encode import Encoder
 from pretrain.data.indexed import DType, IndexedDataset, IndexedDatasetBuilder
 from pretrain.data.manifest import load_manifest
 from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.reading.inputs import standard_library_files
-from pretrain.data.tokenizer import token_dtype
-from pretrain.data.train_tokenizer import special_names, train_tokenizer
+from pretrain.data.tokens.encode import Encoder
+from pretrain.data.tokens.tokenizer import token_dtype
+from pretrain.data.tokens.train import special_names, train_tokenizer
 
 FILES = [path for path in standard_library_files() if path.parent.name in ("json", "asyncio", "logging")]
 SPLITS = ("train", "validation", "test")

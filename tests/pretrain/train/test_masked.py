@@ -16,7 +16,7 @@ from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import load_manifest
 from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.reading.inputs import standard_library_files
-from pretrain.data.train_tokenizer import special_names, train_tokenizer
+from pretrain.data.tokens.train import special_names, train_tokenizer
 from pretrain.train.callbacks.base import Callback, EvalRecord, StepRecord
 from pretrain.train.loop import Trainer
 from tests.pretrain.small import small_trainer

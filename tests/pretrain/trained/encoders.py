@@ -9,7 +9,7 @@ from model.config import ModelConfig
 from model.hf.export import export
 from model.weights.init import logit_scale
 from pretrain.data.prepare import PrepareOptions, prepare
-from pretrain.data.train_tokenizer import special_names, train_tokenizer
+from pretrain.data.tokens.train import special_names, train_tokenizer
 from pretrain.trained.import_hf import import_checkpoint
 from tests.model.hf.tiny import POSITIONS, make_encoder, make_weights
 

@@ -14,8 +14,8 @@ import sentencepiece
 import torch
 
 from model.errors import UserError
-from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.train_tokenizer import train_tokenizer
+from pretrain.data.tokens.tokenizer import Tokenizer
+from pretrain.data.tokens.train import train_tokenizer
 from pretrain.trained.generate import generate_text, stream
 from pretrain.trained.import_hf import import_checkpoint
 from tests.tools.small_models import save_gpt2

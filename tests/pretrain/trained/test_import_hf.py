@@ -22,7 +22,7 @@ from model.errors import UserError
 from model.hf.export import export
 from model.hf.importer import import_model
 from parallel.checkpoint.reader import open_checkpoint
-from pretrain.data.train_tokenizer import train_tokenizer
+from pretrain.data.tokens.train import train_tokenizer
 from pretrain.trained.import_hf import import_checkpoint
 from tests.model.hf.tiny import make_config, make_weights
 

@@ -15,8 +15,8 @@ from model.hf.reference import Evaluation
 from model.weights.init import logit_scale
 from pretrain.config.masking import Masking
 from pretrain.config.schema import Corpus
-from pretrain.data.masked_samples import open_masked
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.masked.samples import open_masked
+from pretrain.data.tokens.tokenizer import Tokenizer
 from pretrain.depth_use.runs import open_runs
 from pretrain.trained.export import export_checkpoint
 from pretrain.trained.fill import fill_text

@@ -19,8 +19,8 @@ from model.errors import UserError
 from model.hf.reference import Evaluation
 from parallel.checkpoint.reader import CheckpointReader
 from pretrain.data.prepare import PrepareOptions, prepare
-from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.train_tokenizer import train_tokenizer
+from pretrain.data.tokens.tokenizer import Tokenizer
+from pretrain.data.tokens.train import train_tokenizer
 from pretrain.trained.open import open_trained
 from pretrain.trained.perplexity import evaluate
 from pretrain.trained.text_tokens import read_text

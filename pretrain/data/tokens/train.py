@@ -22,7 +22,7 @@ from model.hf.tokenizer.special import SPECIAL, Role, names_mask
 from model.words import printable
 from pretrain.data.reading.documents import Broken, records, text_of
 from pretrain.data.reading.inputs import InputFile, find_sources
-from pretrain.data.tokenizer import SPACE_MARK
+from pretrain.data.tokens.tokenizer import SPACE_MARK
 
 ModelType = Literal["bpe", "unigram"]
 FIXED_PIECES = 3 + 256

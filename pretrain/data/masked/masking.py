@@ -13,7 +13,7 @@ import numpy as np
 
 from model.errors import UserError
 from pretrain.config.masking import Masking
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokens.tokenizer import Tokenizer
 
 WORDS = 2.0**-64
 """Turns 64 raw bits into a number from 0 to 1."""

@@ -14,7 +14,7 @@ from pretrain.config.masking import Masking
 from pretrain.config.schema import Corpus
 from pretrain.data.blend import TokenBlend, open_blend
 from pretrain.data.manifest import Manifest
-from pretrain.data.masking import (
+from pretrain.data.masked.masking import (
     Masked,
     MaskVocabulary,
     document_positions,
@@ -23,10 +23,10 @@ from pretrain.data.masking import (
     places_per_sample,
     target_count,
 )
+from pretrain.data.masked.single import Single
 from pretrain.data.order import Cut, Stream
-from pretrain.data.single import Single
 from pretrain.data.token_files import TOKENIZER
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokens.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

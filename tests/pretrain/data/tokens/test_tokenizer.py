@@ -13,14 +13,14 @@ import sentencepiece
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-import pretrain.data.tokenizer as tokenizer_module
+import pretrain.data.tokens.tokenizer as tokenizer_module
 from model.errors import UserError
 from model.hf.tokenizer.convert import write_tokenizer
 from model.hf.tokenizer.proof import prove
 from pretrain.data.prepare import tokenizer_notes
 from pretrain.data.reading.inputs import standard_library_files
-from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.train_tokenizer import special_names, train_tokenizer
+from pretrain.data.tokens.tokenizer import Tokenizer
+from pretrain.data.tokens.train import special_names, train_tokenizer
 
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LIBRARY = [
@@ -250,7 +250,7 @@ def test_training_is_deterministic(tmp_path: Path) -> None:
 
 
 def test_a_sample_visits_all_large_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pretrain.data.train_tokenizer.LEAST_SHARE", 100)
+    monkeypatch.setattr("pretrain.data.tokens.train.LEAST_SHARE", 100)
     for name in "abcd":
         (tmp_path / f"{name}.jsonl").write_text(
             "".join(json.dumps({"text": f"{name * 5} {number}"}) + "\n" for number in range(1000))

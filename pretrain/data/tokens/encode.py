@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from pretrain.data.reading.documents import Broken, Record, text_of
-from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from pretrain.data.manifest import SplitName

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pretrain.data.single import Single
+from pretrain.data.masked.single import Single
 
 LENGTHS = np.array([1, 16, 17, 5, 160, 161, 31], dtype=np.int32)
 

@@ -14,11 +14,11 @@ from model.errors import UserError
 from pretrain.config.masking import Masking
 from pretrain.config.schema import Corpus
 from pretrain.data.manifest import load_manifest
-from pretrain.data.masked_samples import MaskedBlend, open_masked, target_entropy
-from pretrain.data.masking import MaskVocabulary, document_positions
+from pretrain.data.masked.masking import MaskVocabulary, document_positions
+from pretrain.data.masked.samples import MaskedBlend, open_masked, target_entropy
 from pretrain.data.prepare import PrepareOptions, prepare
-from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.train_tokenizer import special_names, train_tokenizer
+from pretrain.data.tokens.tokenizer import Tokenizer
+from pretrain.data.tokens.train import special_names, train_tokenizer
 from tests.pretrain.data.sets import blend, documents, write_set
 
 SEQ = 32

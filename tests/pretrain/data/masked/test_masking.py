@@ -7,7 +7,7 @@ import pytest
 
 from model.errors import UserError
 from pretrain.config.masking import Masking
-from pretrain.data.masking import (
+from pretrain.data.masked.masking import (
     Masked,
     MaskVocabulary,
     document_positions,

@@ -1,0 +1,1 @@
+"""How are samples for masked language modelling cut and masked?"""
