@@ -2,7 +2,7 @@
 
 Configuration, layers, parameters, costs, reference and exports read it.
 A new kind is one entry here, its kernel in `model/layers/torch_parts.py` and,
-for exports by remote code, in `model/hf/modeling_fathom.py`.
+for exports by remote code, in `model/hf/remote/modeling_fathom.py`.
 `tests/model/test_norms.py` fails until all three agree.
 """
 

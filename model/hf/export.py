@@ -16,7 +16,7 @@ from model.hf.card import model_card
 from model.hf.folding.obstacles import targets
 from model.hf.folding.pre_ln import Fold, fold
 from model.hf.mapping import Target, check_weights, entries
-from model.hf.packaging import packaging
+from model.hf.packaging import REMOTE, packaging
 from model.hf.proof import LIMIT, Inputs, change, epsilon_effect, logits, proof_inputs, prove
 from model.hf.reference import Weights
 from model.hf.result import Export
@@ -148,7 +148,7 @@ def _build(
     ids, special = _write_tokenizer(job, folder)
     settings = _write_settings(job, target, plan, special, folder)
     for name in packaging(config).code if target == "fathom" else ():
-        shutil.copyfile(Path(__file__).with_name(name), folder / name)
+        shutil.copyfile(REMOTE / name, folder / name)
     if job.tokenizer is not None and ids is not None:
         ids = replace(ids, ties=prove_tokenizer(job.tokenizer, folder, job.texts, trust=target == "fathom"))
     parameters = write_weights(

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from model.config import ModelConfig
 from model.hf.mapping import Target
 
+REMOTE = Path(__file__).with_name("remote")
+"""The folder of what travels with our own classes."""
 CONFIGURATION, MODELING, ENCODER = (
     "configuration_fathom.py",
     "modeling_fathom.py",

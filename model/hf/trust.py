@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from model.errors import UserError
-from model.hf.packaging import PACKAGINGS
+from model.hf.packaging import PACKAGINGS, REMOTE
 from model.hf.source import source_file
 from model.records import Record, read_record
 from model.words import printable
@@ -46,7 +46,7 @@ def own_code(folder: Path | str) -> bool:
         theirs = source_file(folder, name)
         if name not in code:
             raise _foreign(folder, f"{printable(name)} is no file of ours")
-        if theirs is None or theirs.read_bytes() != Path(__file__).with_name(name).read_bytes():
+        if theirs is None or theirs.read_bytes() != (REMOTE / name).read_bytes():
             raise _foreign(folder, f"{name} is not the file of this version")
     return True
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from model.config import ModelConfig
-from model.hf.configuration_fathom import FathomConfig
-from model.hf.modeling_fathom import FathomNorm
+from model.hf.remote.configuration_fathom import FathomConfig
+from model.hf.remote.modeling_fathom import FathomNorm
 from model.layers.torch_parts import KERNELS, Norm, norm_by_parts
 from model.layers.transformer_config import transformer_config
 from model.norms import NORMS

@@ -310,7 +310,7 @@ def _read_bert(content: Mapping[str, object], kind: str, source: str) -> Read:
 
 
 def _read_fathom(content: Mapping[str, object], kind: str, source: str) -> Read:
-    from model.hf.configuration_fathom import FathomConfig
+    from model.hf.remote.configuration_fathom import FathomConfig
 
     data = as_record(content, FathomFile, source, ADVICE)
     if not data.pretraining:

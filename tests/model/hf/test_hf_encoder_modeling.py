@@ -12,9 +12,9 @@ import transformers
 from transformers import AutoModelForMaskedLM
 
 from model.config import ModelConfig
-from model.hf.configuration_fathom import FathomConfig
 from model.hf.export import export
 from model.hf.proof import forget
+from model.hf.remote.configuration_fathom import FathomConfig
 from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_encoder, make_tokens, make_weights, reference
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -105,7 +105,7 @@ def test_the_encoder_alone_gives_what_the_head_reads(case: Any) -> None:
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_padding_on_either_side_changes_no_classification(tmp_path: Path, pooling: str) -> None:
-    from model.hf.modeling_fathom_encoder import FathomForSequenceClassification
+    from model.hf.remote.modeling_fathom_encoder import FathomForSequenceClassification
 
     torch.manual_seed(0)
     sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -183,8 +183,8 @@ def test_new_words_get_rows_and_no_bias(case: Any) -> None:
 
 
 def test_what_our_class_refuses(exported: Any) -> None:
-    from model.hf.modeling_fathom import FathomModel
-    from model.hf.modeling_fathom_encoder import FathomForMaskedLM
+    from model.hf.remote.modeling_fathom import FathomModel
+    from model.hf.remote.modeling_fathom_encoder import FathomForMaskedLM
 
     sizes: dict[str, Any] = {
         "vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,

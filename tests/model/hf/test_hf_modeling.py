@@ -18,10 +18,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from model.config import ModelConfig
 from model.depth.scheme import SCHEMES
-from model.hf.configuration_fathom import FathomConfig
 from model.hf.export import export
 from model.hf.proof import forget
 from model.hf.reference import generate
+from model.hf.remote.configuration_fathom import FathomConfig
 from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_config, make_tokens, make_weights, reference
 
 ARGUMENTS: dict[str, Any] = {"logit_scale": LOGIT_SCALE, "tokenizer": None, "seq_length": POSITIONS}
@@ -288,7 +288,7 @@ def test_the_configuration_file_holds_the_plan(scheme: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_configuration_of_defaults_makes_a_model(tied: bool) -> None:
-    from model.hf.modeling_fathom import FathomForCausalLM
+    from model.hf.remote.modeling_fathom import FathomForCausalLM
 
     assert (FathomConfig().num_hidden_layers, FathomConfig().tie_word_embeddings) == (12, True)
     sizes: dict[str, Any] = {

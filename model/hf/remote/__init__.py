@@ -1,0 +1,1 @@
+"""What travels with an export of our own class: transformers reads it, nothing else does."""
