@@ -63,7 +63,7 @@ def rooms(package: str) -> dict[str, Room]:
 
 def _room(package: str, parts: tuple[str, ...]) -> str:
     if package == "tools" and len(parts) == 1:
-        return "*.py"  # a command each
+        return "*.py"
     folder = parts[0].removesuffix(".py")
     return folder if (ROOT / package / folder).is_dir() else parts[0]
 

@@ -351,7 +351,7 @@ def main() -> None:
         for module in (
             *PRELOADED,
             "pretrain.train.run",
-            "tools.pretrain",
+            "tools.runs.pretrain",
             "pretrain.train.callbacks.signal.health",
             "pretrain.train.callbacks.display",
         ):

@@ -18,7 +18,7 @@ from pretrain.cluster.status import collect
 from pretrain.rundir.state import read_submitted
 from tests.slurm.slurm_cluster import Cluster
 from tests.slurm.slurm_runs import Runs, wait_for
-from tools.submit import follow_log
+from tools.runs.submit import follow_log
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]
 
@@ -286,7 +286,7 @@ def test_dependency_and_log(
     (status,) = collect(runs.run_dir)
     assert (status.state, status.job, status.reason.split(",")[0]) == ("queued", job, "waits: Dependency")
     over.touch()
-    monkeypatch.setattr("tools.submit.QUEUE_SECONDS", 1.0)
+    monkeypatch.setattr("tools.runs.submit.QUEUE_SECONDS", 1.0)
     follow_log(runs.log, job)
     assert capsys.readouterr().out == runs.log.read_text()
     assert (runs.cluster.wait(job), runs.cluster.job(other)["JobState"]) == ("COMPLETED", "COMPLETED")

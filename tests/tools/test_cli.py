@@ -105,7 +105,7 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     modules = set(done.stdout.partition("MODULES")[2].split())
     assert not HEAVY & modules
-    assert "tools.config" not in modules
+    assert "tools.runs.config" not in modules
     assert "config" in done.stdout
 
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from parallel.hardware.precision import Machine
 from pretrain.cluster import doctor
 from pretrain.cluster.doctor import Check, training_possible
-from tools.doctor import command
+from tools.runs.doctor import command
 
 app = typer.Typer()
 app.command()(command)

@@ -24,7 +24,7 @@ from pretrain.cluster.status import Recent, RunStatus, collect, find_runs, recen
 from pretrain.rundir.metrics import MetricsWriter
 from pretrain.rundir.state import Owner, claim
 from tools.cli import main
-from tools.status import screen
+from tools.runs.status import screen
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from model.errors import UserError
 from pretrain.data.dataset_admin import verify_data
 from tests.pretrain.small import small_data
-from tools.data import app
+from tools.text.data import app
 
 
 @pytest.fixture(scope="module")

@@ -257,7 +257,7 @@ def test_mistakes_are_named(options: PrepareOptions, change: dict[str, object], 
 def test_workers_and_command_files_load_neither_torch_nor_megatron() -> None:
     heavy = ("torch", "megatron", "datasets", "pyarrow")
     code = (
-        f"import sys, {Encoder.__module__}, tools.data, tools.tokenizer; "
+        f"import sys, {Encoder.__module__}, tools.text.data, tools.text.tokenizer; "
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     assert (
@@ -317,7 +317,7 @@ def test_large_vocabularies_take_wider_tokens(options: PrepareOptions) -> None:
 
 
 def test_commands(options: PrepareOptions, tmp_path: Path) -> None:
-    from tools import data, tokenizer
+    from tools.text import data, tokenizer
 
     runner = CliRunner()
     model = str(tmp_path / "cli.model")

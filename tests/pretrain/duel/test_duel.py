@@ -30,7 +30,7 @@ from pretrain.duel.workers import given_devices, train_cell, train_cells
 from pretrain.rundir.metrics import read_metrics
 from pretrain.train.run import prepared_config
 from tests.pretrain.small import small_data
-from tools.depth_duel import _depths
+from tools.research.depth_duel import _depths
 
 UNIGRAM = 3.6
 CONFIG = """
@@ -405,7 +405,7 @@ def test_mistakes_are_refused_before_anything_trains(
     import typer
     from typer.testing import CliRunner
 
-    from tools.depth_duel import command
+    from tools.research.depth_duel import command
 
     app = typer.Typer()
     app.command()(command)

@@ -25,7 +25,7 @@ from pretrain.plan.layouts import RESERVED, Work, possible, predict, rank, why_n
 from pretrain.plan.memory import peak_memory, stages
 from pretrain.plan.published import errors, table
 from pretrain.plan.speed import LIMITS, bubble_share
-from tools.plan import plan
+from tools.runs.plan import plan
 
 MODEL = ModelConfig(
     scheme="pre_ln",

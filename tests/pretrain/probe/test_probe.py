@@ -325,7 +325,7 @@ def test_what_does_not_fit_into_memory_is_refused(tmp_path: Path) -> None:
 def test_the_command(data: Path, tmp_path: Path) -> None:
     import typer
 
-    from tools.probe import command
+    from tools.research.probe import command
 
     app = typer.Typer()
     app.command()(command)

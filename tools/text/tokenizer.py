@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from tools.data import TEXT_KEY
+from tools.text.data import TEXT_KEY
 
 app = typer.Typer(help="Tokenizers.", no_args_is_help=True)
 

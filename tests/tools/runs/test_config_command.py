@@ -10,7 +10,7 @@ import pytest
 from model.depth.scheme import SCHEMES
 from model.errors import UserError
 from pretrain.config.schema import RunConfig
-from tools.config import command
+from tools.runs.config import command
 
 
 def test_json_has_the_configuration_its_meaning_and_its_size(capsys: pytest.CaptureFixture[str]) -> None:

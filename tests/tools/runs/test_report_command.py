@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from model.errors import UserError
-from tools.report import command
+from tools.runs.report import command
 
 app = typer.Typer()
 app.command()(command)
@@ -60,7 +60,7 @@ def test_no_run_is_a_user_error(tmp_path: Path) -> None:
 
 def test_the_module_is_light() -> None:
     heavy = (
-        "import sys, tools.report; "
+        "import sys, tools.runs.report; "
         "print([name for name in ('torch', 'matplotlib', 'numpy', 'yaml', 'pydantic') "
         "if name in sys.modules])"
     )

@@ -1,0 +1,1 @@
+"""Commands over trained models: use, measure, convert."""

@@ -1,0 +1,1 @@
+"""Commands for research on depth: probe, duel, use of layers."""

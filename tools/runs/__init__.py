@@ -1,0 +1,1 @@
+"""Commands over runs: plan, train, send to a cluster, watch and report."""

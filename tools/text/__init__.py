@@ -1,0 +1,1 @@
+"""Commands over text: tokenizers and prepared data."""
