@@ -34,7 +34,7 @@ from benchmarks.peers import (
 )
 from benchmarks.results import RESULTS, write_results
 from benchmarks.turns import allocator, spread, turns
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 
 SHAPES = {
     "24x256": Shape(24, 256, 4, 256, 4, 2, 8192),

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.depth.plan import DepthPlan
-from model.depth.scheme import SCHEMES, scheme_names
+from model.depth.schemes import SCHEMES, scheme_names
 from model.depth.transfer import Reach
 from model.families.family import Family, Stack
 from model.families.table import DEFAULT_FAMILY, FAMILIES, OWN_SETTINGS, summaries

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.parameters.size import parameter_count
 from pretrain.config.compose import SHIPPED
 from pretrain.config.load import complete_model, load_config

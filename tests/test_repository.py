@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.families.table import FAMILIES
 from pretrain.tasks.table import TASKS
 
@@ -43,7 +43,7 @@ def files_of(folder: str) -> list[Path]:
 
 
 TABLES: dict[str, tuple[Collection[str], Collection[Path]]] = {
-    "scheme": (SCHEMES, [Path("model/depth/scheme.py")]),
+    "scheme": (SCHEMES, [Path("model/depth/schemes.py")]),
     "family": (FAMILIES, files_of("model/families")),
     "task": (TASKS, files_of("pretrain/tasks")),
 }

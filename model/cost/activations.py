@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 
 from model.config import ModelConfig
 from model.cost.flops import Recompute
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.depth.sublayer import Layer
 from model.norms import NORMS
 

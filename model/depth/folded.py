@@ -1,6 +1,6 @@
 """The depth plan as it is computed: in units of the stream in which no residual is multiplied.
 
-A scheme may multiply its residual by a constant (`model/depth/scheme.py`).
+A scheme may multiply its residual by a constant (`model/depth/schemes.py`).
 DeepScaleLM's is sqrt(1 - 1/N) at N layers, and from 256 layers on that is so near 1 that a product
 in bfloat16 gives x back for every x: the constant is lost, forward and backward.
 So the stream is computed in units that change along the depth.

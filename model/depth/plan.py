@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model.depth.folded import FoldedLayer, FoldedSublayer, folded
-from model.depth.scheme import SCHEMES, Options
+from model.depth.scheme import Options
+from model.depth.schemes import SCHEMES
 from model.depth.sublayer import Layer, Sublayer
 from model.depth.transfer import Reach
 

@@ -1,6 +1,6 @@
 """One sublayer and one layer as data: where norms sit, and the residual algebra's coefficients.
 
-`model/depth/scheme.py` has the equation that they are for, and makes them.
+`model/depth/scheme.py` has the equation that they are for, `schemes.py` beside it makes them.
 """
 
 from __future__ import annotations

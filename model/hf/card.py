@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from model.config import ModelConfig
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.hf.mapping import norm_layers
 from model.hf.packaging import packaging
 from model.hf.settings.write import architecture

@@ -3,7 +3,7 @@
 Norms are fused into the linear layer after them; attention goes through its fused back ends.
 
 A norm that directly precedes a matrix product becomes part of it, by the data of
-`model/depth/scheme.py`. Where the residual is taken after the norm (post-norm schemes, all but the
+`model/depth/schemes.py`. Where the residual is taken after the norm (post-norm schemes, all but the
 layer's last norm), the fused kernel also returns what it normed, so that no norm costs a pass of
 its own. A norm stays apart where a factor stands between it and the matrix (`input_scale`),
 on a branch, and at the end of a layer.

@@ -3,7 +3,7 @@
 Variance and token correlation go upwards, late-token gradient downwards.
 Mean-field theory at initialisation (derived; the tests compare it with simulation):
 a branch is independent of the stream it reads, so only identity paths add coherently.
-It needs the scheme's plan (`model/depth/scheme.py`) and the weight variances, nothing else.
+It needs the scheme's plan (`model/depth/schemes.py`) and the weight variances, nothing else.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from model.config import ModelConfig
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.weights.prediction import predict
 
 COLUMNS = (

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from model.config import ModelConfig
-from model.depth.scheme import LAYER_ROLES, SCHEMES, WeightRole
+from model.depth.scheme import LAYER_ROLES, WeightRole
+from model.depth.schemes import SCHEMES
 from model.errors import UserError
 from model.norms import NORMS
 from model.theory.correlation import stream_correlation, zipf_correlation

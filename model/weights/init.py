@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.depth.scheme import SCHEMES, WeightRole
+from model.depth.scheme import WeightRole
+from model.depth.schemes import SCHEMES
 from model.parameters.blocks import Blocks
 from model.parameters.shards import Shard, full_shape, take
 from model.parameters.table import Role, Row, parameter_table

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from model.config import ModelConfig
-from model.depth.scheme import SCHEMES, scheme_names
+from model.depth.schemes import SCHEMES, scheme_names
 from model.errors import UserError
 from pretrain.config.compose import COMMAND_LINE, compose
 from pretrain.config.errors import checked

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.depth.scheme import LAYER_ROLES, SCHEMES
+from model.depth.scheme import LAYER_ROLES
+from model.depth.schemes import SCHEMES
 from model.errors import UserError
 from model.network.language_model import LanguageModel
 from model.parameters.names import named_parameters

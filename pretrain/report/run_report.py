@@ -14,7 +14,7 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.files import atomic_write_text
 from model.words import printable
 from pretrain.report.page import template

@@ -20,17 +20,16 @@ from parallel.engine.engine import Engine
 from parallel.exchange import agree
 from parallel.launch.exit_codes import ExitCode
 from pretrain.config.schema import SKIP_LIMIT, RunConfig
-from pretrain.data.blend import Prefetcher, micro_batch_indices
 from pretrain.data.samples import Samples
-from pretrain.data.token_files import DamagedDataError
 from pretrain.rundir.outcome import exit_code_of, going_on, words_of
 from pretrain.rundir.state import StaleStartError
 from pretrain.tasks.task import Batch
+from pretrain.train.batches import StepBatches
 from pretrain.train.branch_warmup import branch_shares
 from pretrain.train.callbacks.base import Callback, EvalRecord, SaveRecord, StartRecord, StepRecord
 from pretrain.train.learning_rate import learning_rate
 from pretrain.train.run_checkpoints import Checkpoints
-from pretrain.train.steps import on_device, shared, training_step
+from pretrain.train.steps import training_step
 from pretrain.train.stop_signals import BEGAN
 from pretrain.train.validation import Validation
 from pretrain.train.votes import Requests, Verdict, decision
@@ -64,9 +63,9 @@ class Trainer:
         self.task = config.task
         self.forward_step = training_step(self.task)
         self.saving = Checkpoints(config, run_dir, engine, train.blend)
-        layout = engine.topology.layout
-        self.batch, self.micro = config.train.global_batch_size, config.train.micro_batch_size
-        self.num_microbatches = layout.num_microbatches(self.batch, self.micro)
+        self.batches = StepBatches(config.train, train, engine.topology, engine.device)
+        self.num_microbatches = self.batches.number
+        self.batch = config.train.global_batch_size
         self.validation = Validation(config, engine, validation)
         self.branch_shares = branch_shares(config, engine.chunks)
         self.step = self.applied_steps = self.skipped_in_row = 0
@@ -124,7 +123,11 @@ class Trainer:
             # As one that all ranks can raise, with the same exit code.
             self._unwritten = UserError(words_of(error) + going_on(self.run_dir))
         else:
-            self._unwritten = self._unwritten or error
+            self._keep(error)
+
+    def _keep(self, error: OSError | UserError) -> None:
+        """Keeps what ends the run with the next vote, unless there is such a thing already."""
+        self._unwritten = self._unwritten or error
 
     # -- what all ranks agree on
 
@@ -212,34 +215,6 @@ class Trainer:
             "bytes": saved.bytes,
         }
         self.tell("on_checkpoint", record)
-
-    # -- batches
-
-    def _fetch(self, step: int) -> list[Batch]:
-        topology = self.engine.topology
-        rank, size = topology.data_rank, topology.layout.data
-        batches = [
-            self.train_data.batch(micro_batch_indices(step, k, rank, size, self.micro, self.batch))
-            for k in range(self.num_microbatches)
-        ]
-        whole = range(step * self.batch, (step + 1) * self.batch)
-        return shared(batches, self.train_data.targets(whole), size)
-
-    def _next_batches(self, prefetcher: Prefetcher[list[Batch]]) -> list[Batch]:
-        """The batches of the next step, on the device.
-
-        A rank whose data are damaged takes part in one more step with other tokens. Its vote ends
-        the run on all ranks, and nothing of that step is saved.
-        """
-        try:
-            return self._to_device(prefetcher.get())
-        except DamagedDataError as error:
-            self._unwritten = self._unwritten or error
-            blank = [self.train_data.blank(self.micro)] * self.num_microbatches
-            return self._to_device(shared(blank, self.train_data.targets(range(1)), 1))
-
-    def _to_device(self, batches: list[Batch]) -> list[Batch]:
-        return [on_device(batch, self.engine.device) for batch in batches]
 
     # -- evaluation
 
@@ -359,10 +334,10 @@ class Trainer:
     def _loop(self) -> tuple[ExitCode, str]:
         if self.step >= self.last_step:
             return self._end()
-        with Prefetcher(self._fetch, self.step, self.last_step - self.step) as prefetcher:
+        with self.batches.ahead(self.step, self.last_step - self.step) as prefetcher:
             while self.step < self.last_step:
                 begin = time.perf_counter()
-                batches = self._next_batches(prefetcher)
+                batches = self.batches.next(prefetcher, self._keep)
                 applied, votes = self._train_step(batches, begin, prefetcher.last_wait_s)
                 decided = self._heard(votes)
                 moved = self._follow_folder() if decided.lost else ""

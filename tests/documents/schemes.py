@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.files import atomic_write_bytes, atomic_write_text
 from pretrain.probe.charts import save_picture
 from pretrain.probe.measure import Probe

@@ -12,7 +12,7 @@ from hypothesis.strategies import SearchStrategy
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from pretrain.config.keys import section_of
 from pretrain.config.schema import RunConfig
 

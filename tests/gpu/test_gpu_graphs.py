@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from parallel.engine.engine import Engine
 from parallel.engine.step_graph import WARM_UP
 from parallel.hardware.precision import RECIPES

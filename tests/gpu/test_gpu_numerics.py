@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.network.language_model import Kernels
 from parallel.hardware.precision import RECIPES, this_machine
 from tests.gpu.gpu_models import build, numerics_of, one_pass, round_weights, tokens

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from parallel.checkpoint.loader import load
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.checkpoint.writer import save

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from model.depth.scheme import scheme_names
+from model.depth.schemes import scheme_names
 from pretrain.config.schema import RunConfig
 from tests.distributed import Group, launch
 from tests.parallel.training import Curve, given, run, run_config

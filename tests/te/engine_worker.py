@@ -309,7 +309,7 @@ def main(folder: str, output: str) -> None:
 
     warnings.simplefilter("ignore")
     kernels.install(te)
-    from model.depth.scheme import SCHEMES
+    from model.depth.schemes import SCHEMES
 
     found: dict[str, Any] = {
         "local to te": exchange("local", "te", "b2t"),

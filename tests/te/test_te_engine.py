@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from tests.te.worker import LAYERS
 
 RECIPES = {

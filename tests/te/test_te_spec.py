@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.families.gpt import GPT
 from model.parameters.names import canonical_name
 from tests.te import extension, standin

@@ -24,7 +24,7 @@ NORMS, ACTIVATIONS, DEGREES = ("layernorm", "rmsnorm"), ("gelu", "swiglu"), (1, 
 
 def cases() -> Iterator[tuple[str, dict[str, Any]]]:
     """(name of a case, fields of its model)."""
-    from model.depth.scheme import SCHEMES
+    from model.depth.schemes import SCHEMES
 
     for scheme, normalization, activation in itertools.product(SCHEMES, NORMS, ACTIVATIONS):
         yield (
@@ -228,7 +228,7 @@ def half_runs() -> Iterator[tuple[str, str, int, bool]]:
     Deep where a scheme has residual constants.
     """
     from model.depth.plan import DepthPlan
-    from model.depth.scheme import SCHEMES
+    from model.depth.schemes import SCHEMES
 
     for scheme in SCHEMES:
         plan = DepthPlan.of(scheme, 2)

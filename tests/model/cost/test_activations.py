@@ -9,7 +9,7 @@ import torch
 
 from model.config import ModelConfig
 from model.cost.activations import Activations
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.layers.transformer_config import transformer_config
 from model.network.language_model import LanguageModel
 from parallel.launch.one_process import single_process

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from model.config import ModelConfig
 from model.depth.folded import RANGE, folded
 from model.depth.plan import DepthPlan
-from model.depth.scheme import SCHEMES, Depth, Scheme
+from model.depth.scheme import Depth, Scheme
+from model.depth.schemes import SCHEMES
 from model.depth.sublayer import Layer, Sublayer
 from model.hf.reference import Evaluation
 from model.layers.transformer_config import transformer_config

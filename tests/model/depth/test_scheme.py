@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.stack import Stack
 from parallel.launch.one_process import single_process
 from tests.reference import b2t, post_ln

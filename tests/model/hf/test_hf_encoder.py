@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.errors import UserError
 from model.hf.export import export
 from model.hf.folding.obstacles import obstacle

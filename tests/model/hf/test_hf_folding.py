@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from model.depth.plan import DepthPlan
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.depth.sublayer import Layer, Sublayer
 from model.hf.folding.obstacles import obstacle
 from model.hf.folding.pre_ln import Fold, fold, pre_ln_obstacle, shared_epsilon

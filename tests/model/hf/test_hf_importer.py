@@ -28,7 +28,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.errors import UserError
 from model.hf.export import export
 from model.hf.importer import import_model

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from model.config import ModelConfig
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.hf.export import export
 from model.hf.proof import forget
 from model.hf.reference import generate

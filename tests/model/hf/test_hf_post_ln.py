@@ -15,7 +15,8 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from model.config import ModelConfig
 from model.depth.plan import DepthPlan
-from model.depth.scheme import SCHEMES, Scheme
+from model.depth.scheme import Scheme
+from model.depth.schemes import SCHEMES
 from model.depth.sublayer import Layer, Sublayer
 from model.hf.folding.obstacles import obstacle
 from model.hf.folding.post_ln import post_ln_factors, post_ln_obstacle

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model.config import ModelConfig
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.errors import UserError
 from model.hf.reference import ACTIVATIONS, Cache, Evaluation, generate, pick
 from tests.model.hf.tiny import LOGIT_SCALE, make_config, make_tokens, make_weights, reference

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.depth.ramp import share
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.layers.branch_share import BranchShares
 from model.layers.compiled import compile_joins, compile_layers
 from parallel.launch.one_process import single_process

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model.config import ModelConfig
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.errors import UserError
 from model.layers import compiled
 from model.layers.compiled import compile_joins, compile_layers

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.stack import Stack
 from parallel.launch.one_process import single_process
 from tests.reference import (

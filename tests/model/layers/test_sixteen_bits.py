@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.layers.compiled import compile_layers
 from model.network.language_model import LanguageModel
 from tests.model.narrow import BF16, compared, cosine, narrow, rounded, seen, tokens

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.layers.transformer_config import transformer_config
 from model.network.language_model import LanguageModel
 from model.parameters.names import named_parameters

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from model.config import ModelConfig
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.errors import UserError
 from model.parameters.size import parameter_count
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from model.config import ModelConfig
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.families.table import FAMILIES
 from model.layers.transformer_config import transformer_config
 from model.network.language_model import LanguageModel

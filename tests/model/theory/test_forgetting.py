@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.depth.scheme import SCHEMES, Options
+from model.depth.scheme import Options
+from model.depth.schemes import SCHEMES
 from model.stack import Stack
 from model.theory.forgetting import LayerPassage, Passage, along_common, log_factors, log_gradients
 from parallel.launch.one_process import single_process

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.depth.sublayer import Sublayer
 from model.theory import Sizes, causal_attention, correlation_map, deepscale_plan
 

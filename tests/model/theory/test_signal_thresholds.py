@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from model.config import ModelConfig
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.theory import fixed_point, relu_kappa
 from parallel.launch.one_process import single_process
 from pretrain.config.scheme_choice import parse_variant

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from model.config import ModelConfig
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.errors import UserError
 from model.parameters.shards import WHOLE
 from model.theory import (

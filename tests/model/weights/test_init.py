@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.depth.scheme import LAYER_ROLES, SCHEMES
+from model.depth.scheme import LAYER_ROLES
+from model.depth.schemes import SCHEMES
 from model.parameters.shards import WHOLE, Shard, full_shape, put, take
 from model.theory import (
     causal_attention,

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.hf.reference import Evaluation
 from model.parameters.shards import WHOLE, Shard, take
 from model.parameters.table import parameter_table

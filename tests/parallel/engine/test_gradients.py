@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.depth.scheme import SCHEMES, scheme_names
+from model.depth.schemes import SCHEMES, scheme_names
 from model.parameters.shards import WHOLE
 from parallel.engine.engine import Engine, EngineOptions
 from parallel.engine.gradients import GradientBuffer, Group, Kind

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.errors import UserError
 from parallel.engine.engine import Engine
 from parallel.engine.step_graph import WARM_UP, Batch, StepGraph

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from model.config import ModelConfig
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.parameters.table import parameter_table
 from model.weights.init import logit_scale, standard_deviations
 from parallel.factors import ONE, Factors

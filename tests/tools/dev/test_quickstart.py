@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from model.depth.scheme import scheme_names
+from model.depth.schemes import scheme_names
 from tools.dev import quickstart
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.errors import UserError
 from pretrain.config.schema import RunConfig
 from tools.runs.config import command

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from model.config import ModelConfig
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.depth.sublayer import Layer, Sublayer
 from model.parameters.table import Role, Row
 from model.theory.forgetting import LayerPassage, Passage, log_gradients

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from pretrain.config.schema import RunConfig
 from pretrain.train.callbacks.signal.forgetting import ForgettingWatch, forgetful_layers, remedies, spans
 from tests.parallel.training import run_config

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import pretrain.train.callbacks.signal.hooks as signal_hooks
-from model.depth.scheme import SCHEMES
+from model.depth.schemes import SCHEMES
 from model.parameters.names import named_parameters
 from parallel.launch.one_process import single_process
 from pretrain.config.schema import LogConfig, RunConfig
@@ -260,7 +260,9 @@ def test_a_measured_step_is_what_plain_autograd_gives(
     weights = Weights()
     lines, trainer = train(config, weights)
     (event,) = [line for line in lines if line["event"] == "signal"]
-    for layer, expected in zip(event["layers"], expected_layers(config, trainer._fetch(0)), strict=True):
+    for layer, expected in zip(
+        event["layers"], expected_layers(config, trainer.batches.fetch(0)), strict=True
+    ):
         assert {key: layer[key] for key in expected} == pytest.approx(expected, rel=1e-4)
         names = [name for name in weights.before if name.startswith(f"decoder.layers.{layer['layer'] - 1}.")]
         moved = math.sqrt(
