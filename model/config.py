@@ -11,9 +11,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from model.depth.placed import PlacedLayer
 from model.depth.plan import DepthPlan
 from model.depth.schemes import SCHEMES, scheme_names
 from model.depth.transfer import Reach
+from model.errors import UserError
 from model.families.family import Family, Stack
 from model.families.table import DEFAULT_FAMILY, FAMILIES, OWN_SETTINGS, summaries
 from model.norms import NORMS
@@ -158,8 +160,11 @@ class ModelConfig(Strict):
     num_layers: int = Field(
         ge=1,
         le=LAYERS,
-        description="Transformer layers of the whole model "
-        "(each has an attention and a feed-forward sublayer).",
+        description="Transformer layers of the model (each has an attention and a feed-forward sublayer); "
+        "of the decoder where there is an encoder too.",
+    )
+    encoder_layers: int | None = Field(
+        None, ge=1, le=LAYERS, description="Layers of the encoder under a decoder; null: as many as it has."
     )
     hidden_size: int = Field(ge=1, le=1 << 20, description="Width of the residual stream.")
     num_attention_heads: int = Field(ge=1, le=1 << 16, description="Query heads.")
@@ -179,6 +184,15 @@ class ModelConfig(Strict):
         description="Feed-forward width; "
         "null means 4 x hidden_size, or 8/3 x rounded up to 64 for gated activations.",
     )
+    encoder_attention_heads: int | None = Field(
+        None, ge=1, le=1 << 16, description="Query heads of the encoder under a decoder; null: the decoder's."
+    )
+    encoder_ffn_hidden_size: int | None = Field(
+        None,
+        ge=1,
+        le=1 << 24,
+        description="Feed-forward width of the encoder under a decoder; null: the decoder's.",
+    )
     vocab_size: int | None = Field(
         None,
         ge=2,
@@ -195,6 +209,12 @@ class ModelConfig(Strict):
     max_position_embeddings: int | None = Field(
         None, ge=1, le=1 << 26, description="Longest sequence; null means data.seq_length."
     )
+    max_source_positions: int | None = Field(
+        None,
+        ge=1,
+        le=1 << 26,
+        description="Longest sequence of the encoder under a decoder; null means data.source_length.",
+    )
     normalization: Literal["layernorm", "rmsnorm"] = Field("layernorm", description="Kind of every norm.")
     norm_epsilon: float = Field(1e-5, ge=1e-30, le=1, description="Epsilon inside every norm.")
     activation: Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "swiglu", "geglu"] = Field(
@@ -202,12 +222,16 @@ class ModelConfig(Strict):
         description="Feed-forward activation. gelu is the exact one, gelu_tanh GPT-2's approximation of it; "
         "swiglu and geglu are gated.",
     )
-    position: Literal["learned", "rotary", "none"] = Field(
+    position: Literal["learned", "sinusoidal", "rotary", "none"] = Field(
         "learned",
-        description="Position information: a learned table, rotary embedding of queries and keys, or none.",
+        description="Position information: a learned table, fixed sines and cosines (seq2seq only), "
+        "rotary embedding of queries and keys, or none.",
     )
     rotary_base: int = Field(10000, ge=1, le=10**12, description="Base period of rotary embeddings.")
     tie_embeddings: bool = Field(True, description="Use the word embedding as output projection.")
+    share_embeddings: bool = Field(
+        True, description="Encoder and decoder read one table of words; false: each its own."
+    )
     token_types: Literal[0, 2] = Field(
         0,
         description="Rows of a table of token types beside those of words and positions; 0: no table. "
@@ -248,21 +272,24 @@ class ModelConfig(Strict):
                 f"model.scheme={printable(repr(self.scheme), 60)} is not a scheme; "
                 f"choose one of {', '.join(scheme_names())}"
             )
-        self.depth_plan()  # refuses options and depths that have no constants
+        for stack in self.blueprint.stacks:
+            self.stack_plan(stack)  # refuses options and depths that have no constants
         self._check_init_is_read()
         self._check_family_reads()
+        self._check_crossed()
         self._check_unigram()
         if self.position != "rotary" and self.rotary_base != ModelConfig.model_fields["rotary_base"].default:
             raise ValueError(
                 f"model.rotary_base={self.rotary_base} has no effect with model.position={self.position}: "
                 "remove it or set model.position=rotary"
             )
-        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"model.hidden_size={self.hidden_size} is not divisible by "
-                f"model.num_attention_heads={self.num_attention_heads}: "
-                "change one of them or set model.head_dim"
-            )
+        for name in ("num_attention_heads", "encoder_attention_heads"):
+            heads = getattr(self, name)
+            if heads is not None and self.head_dim is None and self.hidden_size % heads:
+                raise ValueError(
+                    f"model.hidden_size={self.hidden_size} is not divisible by model.{name}={heads}: "
+                    "change one of them or set model.head_dim"
+                )
         if self.num_attention_heads % self.groups:
             raise ValueError(
                 f"model.num_query_groups={self.groups} does not divide "
@@ -303,11 +330,64 @@ class ModelConfig(Strict):
                 raise ValueError(
                     f"model.{name}={_written(value)} has no effect with model.family={self.family}: remove it"
                 )
-        if not self.init.causal_correction and not self.stack.causal:
+        if self.position not in self.blueprint.positions:
+            raise ValueError(
+                f"model.position={self.position} does not combine with model.family={self.family}: "
+                f"choose one of {', '.join(self.blueprint.positions)}"
+            )
+        if not self.init.causal_correction and not any(stack.causal for stack in self.blueprint.stacks):
             raise ValueError(
                 f"model.init.causal_correction=false has no effect with model.family={self.family}, "
                 "which has no causal mask: remove it"
             )
+
+    def _check_crossed(self) -> None:
+        """What stacks with cross-attention do not have, and what only they read."""
+        scheme = SCHEMES[self.scheme]
+        if not self.blueprint.crossed:
+            for name in scheme.cross_options:
+                if self.scheme_options.get(name):
+                    raise ValueError(
+                        f"model.scheme_options.{name}=true has no effect with model.family={self.family}, "
+                        "which has no cross-attention: remove it"
+                    )
+            return
+        other = f"model.family={self.family}"
+        for present, problem in (
+            (
+                bool(scheme.no_cross),
+                f"model.scheme={self.scheme} has no rule for cross-attention, because {scheme.no_cross}, and "
+                f"does not combine with {other}: choose another scheme",
+            ),
+            (
+                self.groups != self.num_attention_heads,
+                f"model.num_query_groups={self.groups} does not combine with {other}: "
+                "cross-attention has as many key heads as query heads; remove it",
+            ),
+            (
+                self.transfer.method != "none",
+                f"model.transfer.method={self.transfer.method} has no rule for two stacks and does not "
+                f"combine with {other}: set it to none",
+            ),
+            (
+                self.init.unigram and not self.logit_bias,
+                f"model.init.unigram=true needs model.logit_bias=true with {other}: "
+                "set it, or model.init.unigram=false",
+            ),
+            (
+                self.position == "rotary"
+                and len({self.of(stack).kv_channels for stack in self.blueprint.stacks}) > 1,
+                f"model.position=rotary needs heads of one width: model.encoder_attention_heads="
+                f"{self.encoder_attention_heads} gives another than model.num_attention_heads="
+                f"{self.num_attention_heads}; set model.head_dim or remove the first",
+            ),
+            (
+                self.position == "sinusoidal" and self.hidden_size % 2 == 1,
+                f"model.position=sinusoidal needs an even model.hidden_size, got {self.hidden_size}",
+            ),
+        ):
+            if present:
+                raise ValueError(problem)
 
     def _check_unigram(self) -> None:
         """Refuses `init.unigram` where no initial value can make the logits a constant."""
@@ -325,9 +405,58 @@ class ModelConfig(Strict):
                 )
 
     def depth_plan(self) -> DepthPlan:
-        """What the scheme makes of every layer. Raises ValueError on options out of range."""
-        plan = DepthPlan.of(self.scheme, self.num_layers, self.scheme_options, reach=self.reach)
-        return plan if self.embedding_norm is None else replace(plan, embedding_norm=self.embedding_norm)
+        """What the scheme makes of every layer of a model of one stack.
+
+        Raises ValueError on options out of range, and UserError where there are more stacks.
+        """
+        return self.stack_plan(self.stack)
+
+    def stack_plan(self, stack: Stack) -> DepthPlan:
+        """What the scheme makes of every layer of a stack, by the stack's own depth.
+
+        A stack that another one follows has the norm after it as one of its last layer.
+        Raises ValueError on options out of range.
+        """
+        stacks = self.blueprint.stacks
+        other = next((self.of(one).num_layers for one in stacks if one is not stack), None)
+        plan = DepthPlan.of(
+            self.scheme,
+            self.of(stack).num_layers,
+            self.scheme_options,
+            sublayers=stack.sublayers,
+            reach=self.reach,
+            other=other,
+        )
+        if self.embedding_norm is not None:
+            plan = replace(plan, embedding_norm=self.embedding_norm)
+        return plan if stack is stacks[-1] else plan.closed()
+
+    def placed_layers(self) -> tuple[PlacedLayer, ...]:
+        """All layers of the model in the order of the stream, stack after stack."""
+        found: list[PlacedLayer] = []
+        for stack in self.blueprint.stacks:
+            plan = self.stack_plan(stack)
+            for index, pair in enumerate(zip(plan.layers, plan.folded(), strict=True)):
+                found.append(PlacedLayer(len(found), stack, index, len(plan.layers), *pair))
+        return tuple(found)
+
+    def of(self, stack: Stack) -> ModelConfig:
+        """The same model with the sizes of one of its stacks: layers, heads and feed-forward."""
+        if stack is self.blueprint.stacks[-1]:
+            return self
+        return self.model_copy(
+            update={
+                "num_layers": self.encoder_layers or self.num_layers,
+                "num_attention_heads": self.encoder_attention_heads or self.num_attention_heads,
+                "num_query_groups": None,
+                "ffn_hidden_size": self.encoder_ffn_hidden_size or self.ffn_hidden_size,
+            }
+        )
+
+    @property
+    def total_layers(self) -> int:
+        """Layers of all stacks."""
+        return sum(self.of(stack).num_layers for stack in self.blueprint.stacks)
 
     @property
     def reach(self) -> Reach | None:
@@ -365,9 +494,18 @@ class ModelConfig(Strict):
 
     @property
     def stack(self) -> Stack:
-        """The stack that all layers are in."""
-        (stack,) = self.blueprint.stacks
-        return stack
+        """The stack that all layers are in.
+
+        Raises UserError where there are more.
+        """
+        first, *others = self.blueprint.stacks
+        if others:
+            names = " and ".join(stack.name for stack in self.blueprint.stacks)
+            raise UserError(
+                f"model.family={self.family} has an {names}, and this serves models of one stack only: "
+                f"it is not available for model.family={self.family}"
+            )
+        return first
 
     @property
     def biased_logits(self) -> bool:

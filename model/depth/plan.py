@@ -5,7 +5,7 @@ It is plain data without the scheme's name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model.depth.folded import FoldedLayer, FoldedSublayer, folded
 from model.depth.scheme import Options
@@ -21,6 +21,9 @@ class DepthPlan:
     layers: tuple[Layer, ...]
     embedding_norm: bool
     final_norm: bool
+    """After the last layer, as a norm of the stack's own."""
+    cross: bool = False
+    """The layers have cross-attention."""
 
     @classmethod
     def of(
@@ -31,16 +34,28 @@ class DepthPlan:
         *,
         sublayers: int = 2,
         reach: Reach | None = None,
+        other: int | None = None,
     ) -> DepthPlan:
         """The plan of a stack.
 
-        sublayers: of one layer, 3 with cross-attention. reach: as `Scheme.plan`.
+        sublayers: of one layer, 3 with cross-attention. reach, other: as `Scheme.plan`.
         Raises KeyError for an unknown scheme.
         Raises ValueError for options it lacks or that are out of range.
         """
         chosen = SCHEMES[scheme]
-        layers = chosen.plan(num_layers, options, sublayers, reach)
-        return cls(layers, chosen.embedding_norm, chosen.final_norm)
+        layers = chosen.plan(num_layers, options, sublayers, reach, other)
+        return cls(layers, chosen.embedding_norm, chosen.final_norm, sublayers == 3)
+
+    def closed(self) -> DepthPlan:
+        """The plan with the norm after the stack as one of its last layer.
+
+        So is it where other layers follow, those of the next stack.
+        """
+        if not self.final_norm:
+            return self
+        *below, top = self.layers
+        top = replace(top, mlp=replace(top.mlp, norm_out=True))
+        return replace(self, layers=(*below, top), final_norm=False)
 
     @property
     def last_norm(self) -> str | None:
@@ -56,23 +71,28 @@ class DepthPlan:
 
     def folded(self) -> tuple[FoldedLayer, ...]:
         """The layers in the units in which they are computed (`model/depth/folded.py`)."""
-        return folded(self.layers)
+        return folded(self.layers, cross=self.cross)
 
     def sublayers(self) -> list[tuple[int, str, Sublayer]]:
         """All sublayers in the order in which the stream passes them.
 
-        Each is (0-based layer, "attention" or "mlp", its coefficients).
+        Each is (0-based layer, "attention", "cross" or "mlp", its coefficients).
         """
         return [
-            (index, kind, sublayer)
+            (index, kind, getattr(layer, kind))
             for index, layer in enumerate(self.layers)
-            for kind, sublayer in (("attention", layer.attention), ("mlp", layer.mlp))
+            for kind in self.kinds
         ]
 
     def folded_sublayers(self) -> list[tuple[int, str, FoldedSublayer]]:
         """As `sublayers`, in the units in which they are computed."""
         return [
-            (index, kind, sublayer)
+            (index, kind, getattr(layer, kind))
             for index, layer in enumerate(self.folded())
-            for kind, sublayer in (("attention", layer.attention), ("mlp", layer.mlp))
+            for kind in self.kinds
         ]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Names of a layer's sublayers, in order."""
+        return ("attention", "cross", "mlp") if self.cross else ("attention", "mlp")

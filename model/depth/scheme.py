@@ -29,10 +29,13 @@ from model.depth.sublayer import Layer, Sublayer
 from model.depth.transfer import Reach, Transfer
 from model.words import printable
 
-WeightRole = Literal["q", "k", "v", "o", "fc1", "fc2"]
+WeightRole = Literal["q", "k", "v", "o", "fc1", "fc2", "cq", "ck", "cv", "co"]
+"""Of a matrix of a layer; those with a c are cross-attention's."""
 Base = Literal["xavier", "fairseq", "normal", "deepscale"]
 Options = Mapping[str, float | bool]
 LAYER_ROLES: tuple[WeightRole, ...] = ("q", "k", "v", "o", "fc1", "fc2")
+CROSS: Mapping[WeightRole, WeightRole] = {"q": "cq", "k": "ck", "v": "cv", "o": "co"}
+"""Role of a matrix of cross-attention by that of its like in self-attention."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Depth:
     """The scheme's."""
     sublayers: int = 2
     """Of one layer; 3 with cross-attention."""
+    other: int | None = None
+    """Layers of the other stack of an encoder-decoder; None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,10 @@ class Scheme:
     layer: Callable[[Depth], Layer]
     """Coefficients of a layer."""
     gains: Callable[[Depth], Mapping[WeightRole, float]] = lambda depth: {}
-    """Factor on the standard deviation of each weight role, on top of the base initialisation."""
+    """Factor on the standard deviation of each weight role, on top of the base initialisation.
+
+    Cross-attention's are those of self-attention unless they are named.
+    """
     base: Base = "xavier"
     """Initialisation the scheme was published with."""
     embedding_norm: bool = False
@@ -74,6 +82,10 @@ class Scheme:
     """Option -> the other one that takes its place wherever that is not 0."""
     transfer: Transfer | None = None
     """What becomes of it away from a base depth; None where no rule is known."""
+    no_cross: str = ""
+    """Why it has no rule for cross-attention; empty where it has one."""
+    cross_options: tuple[str, ...] = ()
+    """Options that only a stack with cross-attention reads."""
 
     def check_options(self, given: Mapping[str, object]) -> None:
         """Raises ValueError for an option that does not fit.
@@ -110,13 +122,15 @@ class Scheme:
         options: Options | None = None,
         sublayers: int = 2,
         reach: Reach | None = None,
+        other: int | None = None,
     ) -> tuple[Layer, ...]:
         """Coefficients of all layers of a stack.
 
         reach: with settings that carry over from another depth (`model/depth/transfer.py`).
+        other: layers of the other stack of an encoder-decoder.
         Raises ValueError on unknown options, and where there is no rule for `reach`.
         """
-        depths = self._depths(num_layers, options, sublayers)
+        depths = self._depths(num_layers, options, sublayers, other)
         rule = None if reach is None else self._rule(depths[0])
         if rule is not None and reach is not None and (factor := reach.shrinkage(num_layers)) != 1:
             base = [self.layer(replace(depth, total=reach.base)) for depth in depths]
@@ -127,14 +141,21 @@ class Scheme:
         return tuple(_carried(layer, self.gains(depth)) for layer, depth in zip(layers, depths, strict=True))
 
     def gain_plan(
-        self, num_layers: int, options: Options | None = None, sublayers: int = 2
+        self,
+        num_layers: int,
+        options: Options | None = None,
+        sublayers: int = 2,
+        other: int | None = None,
     ) -> tuple[Mapping[WeightRole, float], ...]:
         """Weight gains of all layers of a stack, by role; a missing role has gain 1.
 
+        other: as in `plan`.
         Raises ValueError on unknown options.
         """
-        depths = self._depths(num_layers, options, sublayers)
-        return tuple({} if depth.options.get("in_forward") else self.gains(depth) for depth in depths)
+        depths = self._depths(num_layers, options, sublayers, other)
+        return tuple(
+            {} if depth.options.get("in_forward") else _with_cross(self.gains(depth)) for depth in depths
+        )
 
     def _rule(self, depth: Depth) -> Transfer:
         if self.transfer is None:
@@ -150,10 +171,12 @@ class Scheme:
             )
         return self.transfer
 
-    def _depths(self, num_layers: int, options: Options | None, sublayers: int) -> list[Depth]:
+    def _depths(
+        self, num_layers: int, options: Options | None, sublayers: int, other: int | None
+    ) -> list[Depth]:
         self.check_options(options or {})
         merged = {**self.options, **(options or {})}
-        depths = [Depth(number, num_layers, merged, sublayers) for number in range(1, num_layers + 1)]
+        depths = [Depth(number, num_layers, merged, sublayers, other) for number in range(1, num_layers + 1)]
         if merged.get("in_forward") and not self.gains(depths[0]):
             raise ValueError(
                 f"model.scheme_options.in_forward=true has no effect: model.scheme={self.name} gives its "
@@ -162,13 +185,19 @@ class Scheme:
         return depths
 
 
+def _with_cross(gains: Mapping[WeightRole, float]) -> Mapping[WeightRole, float]:
+    """The gains with those of cross-attention, which are self-attention's unless they are named."""
+    return {CROSS[role]: gains[role] for role in CROSS if role in gains} | dict(gains)
+
+
 def _carried(layer: Layer, gains: Mapping[WeightRole, float]) -> Layer:
     """The layer that multiplies in its forward pass by what would be gains of its weights.
 
     The same function of weights drawn without gains, while biases are zero (derived).
     Queries and keys share their gain through the scores, which are bilinear in them.
     """
-    gain = {role: gains.get(role, 1.0) for role in LAYER_ROLES}
+    whole = _with_cross(gains)
+    gain = {role: whole.get(role, 1.0) for role in (*LAYER_ROLES, *CROSS.values())}
     scores = math.sqrt(gain["q"] * gain["k"])
 
     def scaled(sublayer: Sublayer, before: float, after: float) -> Sublayer:
@@ -181,7 +210,8 @@ def _carried(layer: Layer, gains: Mapping[WeightRole, float]) -> Layer:
     return replace(
         layer,
         attention=scaled(layer.attention, scores, gain["v"] * gain["o"] / scores),
-        cross=scaled(layer.cross, scores, gain["v"] * gain["o"] / scores),
+        # Its keys and values read another stack, which no factor of this sublayer reaches.
+        cross=scaled(layer.cross, gain["cq"] * gain["ck"], gain["cv"] * gain["co"]),
         mlp=scaled(layer.mlp, gain["fc1"], gain["fc2"]),
     )
 

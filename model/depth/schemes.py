@@ -78,16 +78,44 @@ def deepscale_constants(depth: Depth) -> tuple[float, float]:
 def _deepscale_pre(depth: Depth) -> Layer:
     lam, beta = deepscale_constants(depth)
     sublayer = Sublayer(norm_in=True, residual_scale=lam, branch_scale=beta)
-    return Layer(sublayer, sublayer, sublayer)
+    return _crossed(Layer(sublayer, sublayer, sublayer), depth)
 
 
 def _deepscale_post(depth: Depth) -> Layer:
-    return _post(*deepscale_constants(depth))
+    return _crossed(_post(*deepscale_constants(depth)), depth)
+
+
+def _crossed(layer: Layer, depth: Depth) -> Layer:
+    """With option `unscaled_cross`, cross-attention has no constants, as in the authors' code."""
+    if not depth.options["unscaled_cross"]:
+        return layer
+    return replace(layer, cross=replace(layer.cross, residual_scale=1.0, branch_scale=1.0))
+
+
+def _deepnorm(depth: Depth) -> Layer:
+    """Residual constant a of Wang et al. 2022.
+
+    (2N)^1/4 in a stack by itself, (3M)^1/4 in a decoder of M layers over an encoder,
+    0.81 (N^4 M)^1/16 in the encoder of N layers under it.
+    """
+    if depth.other is None:
+        return _post(residual=(depth.sublayers * depth.total) ** 0.25)
+    if depth.sublayers == 3:
+        return _post(residual=(3 * depth.total) ** 0.25)
+    return _post(residual=0.81 * (depth.total**4 * depth.other) ** 0.0625)
 
 
 def _deepnorm_gains(depth: Depth) -> Mapping[WeightRole, float]:
-    """v, o, fc1, fc2 divided by (8N)^1/4 (Wang et al. 2022, decoder-only or encoder-only row)."""
-    return dict.fromkeys(("v", "o", "fc1", "fc2"), (8 * depth.total) ** -0.25)
+    """v, o, fc1, fc2 divided by (8N)^1/4 in a stack by itself (Wang et al. 2022).
+
+    By (12M)^1/4 in a decoder over an encoder, cross-attention included, and by
+    (N^4 M)^1/16 / 1.15 in the encoder under it.
+    """
+    if depth.other is not None and depth.sublayers == 2:
+        divisor = (depth.total**4 * depth.other) ** 0.0625 / 1.15
+    else:
+        divisor = (4 * depth.sublayers * depth.total) ** 0.25
+    return dict.fromkeys(("v", "o", "fc1", "fc2"), 1 / divisor)
 
 
 def _layernorm_scaling(depth: Depth) -> Layer:
@@ -154,11 +182,21 @@ def _subln() -> Layer:
 
 
 def _subln_gains(depth: Depth) -> Mapping[WeightRole, float]:
-    """v, o, fc1, fc2 times sqrt(ln 2N) (Wang et al. 2023, decoder-only or encoder-only)."""
-    return dict.fromkeys(("v", "o", "fc1", "fc2"), math.sqrt(math.log(2 * depth.total)))
+    """v, o, fc1, fc2 times sqrt(ln 2N) in a stack by itself (Wang et al. 2023).
+
+    Times sqrt(ln 3M) in a decoder of M layers over an encoder, but not in cross-attention, and
+    times sqrt(ln 3M ln 2N / 3) in the encoder of N layers under it.
+    """
+    if depth.sublayers == 3:
+        gain = math.sqrt(math.log(3 * depth.total))
+        return {**dict.fromkeys(("v", "o", "fc1", "fc2"), gain), "cv": 1.0, "co": 1.0}
+    square = math.log(2 * depth.total)
+    if depth.other is not None:
+        square *= math.log(3 * depth.other) / 3
+    return dict.fromkeys(("v", "o", "fc1", "fc2"), math.sqrt(square))
 
 
-_DEEPSCALE = {"k": 2.0, "alpha": 1.0}
+_DEEPSCALE = {"k": 2.0, "alpha": 1.0, "unscaled_cross": False}
 _DEEPSCALE_LIMITS = {"k": (1e-9, 1e9), "alpha": (0.0, 10.0)}
 _POST = {"branch": 0.0, "in_forward": False}
 _POST_LIMITS = {"branch": (0.0, 1e6)}
@@ -211,6 +249,7 @@ SCHEMES: dict[str, Scheme] = {
             options=_DEEPSCALE,
             limits=_DEEPSCALE_LIMITS,
             transfer=Transfer(keeps_variance=True),
+            cross_options=("unscaled_cross",),
         ),
         Scheme(
             "deepscalelm_post_ln",
@@ -223,12 +262,13 @@ SCHEMES: dict[str, Scheme] = {
             options=_DEEPSCALE,
             limits=_DEEPSCALE_LIMITS,
             transfer=Transfer(keeps_variance=True),
+            cross_options=("unscaled_cross",),
         ),
         Scheme(
             "deepnorm",
             "LN(a x + F x), a = (2N)^1/4, v, o, fc1, fc2 divided by (8N)^1/4",
             "Wang et al. 2022",
-            lambda depth: _post(residual=(2 * depth.total) ** 0.25),
+            _deepnorm,
             gains=_deepnorm_gains,
             final_norm=False,
             options={"in_forward": False},
@@ -288,6 +328,7 @@ SCHEMES: dict[str, Scheme] = {
             "Zhuo et al. 2025",
             _hybrid,
             options={"star": False},
+            no_cross="it norms queries, keys and values of one sequence",
         ),
         Scheme(
             "subln",

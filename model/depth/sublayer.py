@@ -56,5 +56,5 @@ class Layer:
     def __post_init__(self) -> None:
         if self.mlp.inner or self.cross.inner or self.cross.norm_last:
             raise ValueError("cross-attention has no norms inside, a feed-forward none of queries")
-        if self.gate and (self.attention.norm_out or self.mlp.norm_out):
+        if self.gate and self.attention.norm_out:
             raise ValueError("a gate after a sum that is normed has no effect: norm_out excludes gate")

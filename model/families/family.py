@@ -26,7 +26,12 @@ class Stack:
     mask: Mask
     """Of its self-attention."""
     cross: bool = False
-    """Each layer also attends to what another stack made."""
+    """Each layer also attends to what the stack before it made."""
+
+    @property
+    def sublayers(self) -> int:
+        """Of one layer."""
+        return 3 if self.cross else 2
 
     def layer(self, index: int) -> str:
         """The beginning of all canonical names of layer `index`, 0-based."""
@@ -65,5 +70,12 @@ class Family:
     stacks: tuple[Stack, ...]
     """In the order of the stream."""
     head: Head = Head()
+    positions: tuple[str, ...] = ("learned", "rotary", "none")
+    """What `model.position` may be."""
     settings: tuple[str, ...] = ()
     """Fields of `ModelConfig` that only some families read, and this one does."""
+
+    @property
+    def crossed(self) -> bool:
+        """A stack attends to another one's output."""
+        return any(stack.cross for stack in self.stacks)

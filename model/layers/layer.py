@@ -226,7 +226,9 @@ class DepthLayer(TransformerLayer):
                 "cross", self.plan.cross, self.pre_cross_attn_layernorm, stream
             )
             branch, bias = self.cross_attention(
-                branch_input, attention_mask=context_mask, key_value_states=context
+                branch_input,
+                attention_mask=context_mask,
+                key_value_states=context.to(self.branch_dtype) if self.fp32_stream else context,
             )
             stream = self._leave("cross_attention", residual, branch, bias, layer_input)
 

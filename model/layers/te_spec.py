@@ -24,11 +24,7 @@ from megatron.core.extensions.transformer_engine import (
     TENorm,
     TERowParallelLinear,
 )
-from megatron.core.transformer.attention import (
-    CrossAttention,
-    CrossAttentionSubmodules,
-    SelfAttentionSubmodules,
-)
+from megatron.core.transformer.attention import CrossAttentionSubmodules, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -37,7 +33,7 @@ from torch import Tensor, nn
 
 from model.depth.folded import FoldedLayer, FoldedSublayer
 from model.layers.layer import DepthLayer, DepthLayerSubmodules
-from model.layers.torch_parts import LocalSelfAttention, Norm
+from model.layers.torch_parts import LocalCrossAttention, LocalSelfAttention, Norm
 
 if not HAVE_TE:
     raise ImportError("Transformer Engine is not installed: its layers cannot be built")
@@ -195,7 +191,7 @@ def te_layer_spec(
     if cross:
         submodules.pre_cross_attn_layernorm = _norm(plan.cross.norm_in, makes_stream)
         submodules.cross_attention = ModuleSpec(
-            module=CrossAttention,
+            module=LocalCrossAttention,
             params={"attn_mask_type": AttnMaskType.no_mask},
             submodules=CrossAttentionSubmodules(
                 linear_q=TEColumn, linear_kv=TEColumn, core_attention=TEAttention, linear_proj=TERow

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.attention import CrossAttention, SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
@@ -254,6 +254,49 @@ class LocalSelfAttention(SelfAttention):
         if rotary_pos_emb is not None:
             cos, sin = rotary_pos_emb.chunk(2, dim=-1)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        if self.checkpoint_core_attention and self.training:
+            context = tensor_parallel.checkpoint(
+                self.core_attention, False, query, key, value, attention_mask
+            )
+        else:
+            context = self.core_attention(query, key, value, attention_mask)
+        return self.linear_proj(context)
+
+
+class LocalCrossAttention(CrossAttention):
+    """Megatron-core's cross-attention with a forward for training only.
+
+    As `LocalSelfAttention`. Rows of keys and values: of every head its key, then its value.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for linear in (self.linear_q, self.linear_kv):
+            linear.adds_bias = False
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        key_value_states: Tensor,
+        **unused: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns ([s, b, h], bias if it is left to the caller).
+
+        hidden_states: [s, b, h]; key_value_states: [t, b, h]
+        (both divided by TP under sequence parallelism).
+        attention_mask: True hides, broadcastable to [b, heads, s, t].
+        """
+        query, bias = self.linear_q(hidden_states)
+        if bias is not None:
+            query = query + bias
+        both, bias = self.linear_kv(key_value_states)
+        if bias is not None:
+            both = both + bias
+        heads, width = self.num_attention_heads_per_partition, self.hidden_size_per_attention_head
+        query = query.view(*query.shape[:2], heads, width)
+        key, value = both.view(*both.shape[:2], heads, 2 * width).split(width, dim=-1)
         if self.checkpoint_core_attention and self.training:
             context = tensor_parallel.checkpoint(
                 self.core_attention, False, query, key, value, attention_mask

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from megatron.core.transformer.attention import (
-    CrossAttention,
-    CrossAttentionSubmodules,
-    SelfAttentionSubmodules,
-)
+from megatron.core.transformer.attention import CrossAttentionSubmodules, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -15,6 +11,7 @@ from model.depth.folded import FoldedLayer
 from model.layers.layer import DepthLayer, DepthLayerSubmodules
 from model.layers.torch_parts import (
     ColumnLinear,
+    LocalCrossAttention,
     LocalMLP,
     LocalSelfAttention,
     Norm,
@@ -55,7 +52,7 @@ def local_layer_spec(
     if cross:
         submodules.pre_cross_attn_layernorm = _norm(plan.cross.norm_in)
         submodules.cross_attention = ModuleSpec(
-            module=CrossAttention,
+            module=LocalCrossAttention,
             params={"attn_mask_type": AttnMaskType.padding},
             submodules=CrossAttentionSubmodules(
                 linear_q=ColumnLinear,

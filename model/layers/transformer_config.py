@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -37,7 +38,7 @@ ACTIVATIONS = {
 def transformer_config(
     model: ModelConfig, *, dtype: torch.dtype = torch.float32, on_cpu: bool = True, **parallel: object
 ) -> TransformerConfig:
-    """Megatron-core's configuration of a model.
+    """Megatron-core's configuration of a model; with several stacks, of the last one's sizes.
 
     parallel: its fields about degrees and communication, given by the topology,
         and about precision.
@@ -45,7 +46,7 @@ def transformer_config(
     scores = model.score_scale
     stream = torch.float32 if parallel.get("fp32_residual_connection") else dtype
     return TransformerConfig(
-        num_layers=model.num_layers,
+        num_layers=model.total_layers,
         hidden_size=model.hidden_size,
         num_attention_heads=model.num_attention_heads,
         num_query_groups=model.groups,
@@ -73,3 +74,11 @@ def transformer_config(
         apply_rope_fusion=False,
         **parallel,
     )
+
+
+def stack_config(config: TransformerConfig, sizes: ModelConfig) -> TransformerConfig:
+    """The configuration with the sizes of one stack (`ModelConfig.of`), for its layers."""
+    own = copy.copy(config)
+    own.num_attention_heads, own.num_query_groups = sizes.num_attention_heads, sizes.groups
+    own.kv_channels, own.ffn_hidden_size = sizes.kv_channels, sizes.ffn_size
+    return own

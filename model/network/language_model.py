@@ -7,7 +7,7 @@ alone. What the schedules of Megatron-core read of a model: `set_input_tensor`, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -38,8 +38,12 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.depth.folded import FoldedLayer
+from model.depth.placed import PlacedLayer
 from model.layers.torch_parts import Norm, rotary_table
 from model.layers.torch_spec import local_layer_spec
+from model.layers.transformer_config import stack_config
+from model.network.crossed import crossed_masks, seam_spec
+from model.network.embedding import input_tables
 from model.network.head import TransformHead
 from model.network.losses import cross_entropy
 from model.parameters.table import parameter_table
@@ -81,8 +85,10 @@ def mark_tensor_parallel(module: nn.Module) -> None:
 
 def unread(model: ModelConfig) -> frozenset[str]:
     """Names in a batch that would change nothing, although they say something of the samples."""
+    crossed = model.blueprint.crossed
     ways = {
-        "documents": not model.stack.causal,
+        **dict.fromkeys(("source", "source_documents", "source_positions"), crossed),
+        "documents": crossed or not model.stack.causal,
         "token_types": model.token_types > 0,
         "targets": model.blueprint.head.transform,
     }
@@ -118,21 +124,26 @@ class LanguageModel(MegatronModule):
         config: TransformerConfig,
         *,
         seq_length: int,
+        source_length: int | None = None,
         pre_process: bool = True,
         post_process: bool = True,
         vp_stage: int | None = None,
         kernels: Kernels = "local",
     ) -> None:
+        """seq_length, source_length: tokens of the longest sequence, of an encoder's under it."""
         super().__init__(config=config)
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
         self.share_embeddings_and_output_weights = model.tie_embeddings
         self.pg_collection = ProcessGroupCollection.use_mpu_process_groups()
-        self.stack = model.stack
-        self.plan = plan = model.depth_plan().folded()
+        self.placed = model.placed_layers()
+        self.crossed = model.blueprint.crossed
+        self.plan = plan = tuple(place.folded for place in self.placed)
         self.fp32_stream = bool(config.fp32_residual_connection)
-        layer_spec, norm = kernel_parts(kernels, self.fp32_stream, causal=self.stack.causal)
+        last = self.placed[-1].stack
+        layer_spec, norm = kernel_parts(kernels, self.fp32_stream, causal=last.causal)
+        positions = {"positions": seq_length, "source_positions": source_length}
         if pre_process:
-            self.embedding = self._embedding(model, model.max_position_embeddings or seq_length)
+            self._build_tables(model, **positions)
         if model.position == "rotary":
             self.rotary_pos_emb = RotaryEmbedding(
                 kv_channels=config.kv_channels,
@@ -143,8 +154,8 @@ class LanguageModel(MegatronModule):
                 cp_group=self.pg_collection.cp,
             )
         self.rotary = model.position == "rotary"
-        depth = model.depth_plan()
-        self.decoder = self._block(layer_spec, norm if depth.final_norm else None)
+        depth = model.stack_plan(last)
+        self.decoder = self._block(model, layer_spec, norm if depth.final_norm else None)
         # Nothing but a norm undoes the units of the stream.
         unit = 1.0 if depth.final_norm else plan[-1].leaving
         self.logit_scale = logit_scale(model)
@@ -176,33 +187,38 @@ class LanguageModel(MegatronModule):
                 self.output_layer.allreduce_dgrad = config.tensor_model_parallel_size > 1
         self.unread = unread(model)
         self._finish()
-        self.rows = {row.name: row for row in parameter_table(model, positions=seq_length)}
+        self.rows = {row.name: row for row in parameter_table(model, **positions)}
         self.embedding_norm = pre_process and depth.embedding_norm
         if self.embedding_norm:
             self.embedding.norm = norm(config, config.hidden_size, config.layernorm_epsilon)
+            if self.crossed:
+                self.source_embedding.norm = norm(config, config.hidden_size, config.layernorm_epsilon)
         if self.decoder.final_layernorm is not None:
             self.decoder.final_layernorm.eps = config.layernorm_epsilon / plan[-1].leaving ** 2
         self.true_vocab = model.vocab_size or model.padded_vocab
 
-    def _embedding(self, model: ModelConfig, positions: int) -> LanguageModelEmbedding:
-        return LanguageModelEmbedding(
-            config=self.config,
-            vocab_size=model.padded_vocab,
-            max_sequence_length=positions,
-            position_embedding_type={"learned": "learned_absolute", "rotary": "rope", "none": "none"}[
-                model.position
-            ],
-            num_tokentypes=model.token_types,
-            tp_group=self.pg_collection.tp,
-        )
+    def _build_tables(self, model: ModelConfig, positions: int, source_positions: int | None = None) -> None:
+        longest, groups = model.max_position_embeddings or positions, self.pg_collection
+        self.embedding = input_tables(model, self.config, longest, groups)
+        if not self.crossed:
+            return
+        longest = model.max_source_positions or source_positions or 0
+        words = self.embedding.word_embeddings if model.share_embeddings else None
+        self.source_embedding = input_tables(model, self.config, longest, groups, words)
 
-    def _block(self, layer_spec: Callable[[FoldedLayer], ModuleSpec], norm: type | None) -> TransformerBlock:
+    def _block(
+        self, model: ModelConfig, layer_spec: Callable[..., ModuleSpec], norm: type | None
+    ) -> TransformerBlock:
         # Slices by GLOBAL layer number:
         # a stage must never compute depth constants from its own layer count.
         rank = get_pipeline_model_parallel_rank()
         first = get_transformer_layer_offset(self.config, self.vp_stage, rank)
         count = get_num_layers_to_build(self.config, self.vp_stage, rank)
-        layers = [layer_spec(layer) for layer in self.plan[first : first + count]]
+        held = self.placed[first : first + count]
+        if self.crossed:
+            layers = self._seam_specs(model, layer_spec, held)
+        else:
+            layers = [layer_spec(place.folded) for place in held]
         return TransformerBlock(
             config=self.config,
             spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm),
@@ -211,6 +227,21 @@ class LanguageModel(MegatronModule):
             pg_collection=self.pg_collection,
             vp_stage=self.vp_stage,
         )
+
+    def _seam_specs(
+        self, model: ModelConfig, layer_spec: Callable[..., ModuleSpec], held: Sequence[PlacedLayer]
+    ) -> list[ModuleSpec]:
+        sizes = {stack.name: stack_config(self.config, model.of(stack)) for stack in model.blueprint.stacks}
+        return [
+            seam_spec(
+                # Its masks come with the batch.
+                layer_spec(place.folded, causal=False, cross=place.stack.cross),
+                place,
+                sizes[place.stack.name],
+                joins=place is held[-1] and place is not self.placed[-1],
+            )
+            for place in held
+        ]
 
     def _finish(self) -> None:
         """What Megatron-core's parts expect of the model around them."""
@@ -234,22 +265,49 @@ class LanguageModel(MegatronModule):
         token_types [b, s]: rows of a table of token types; without them 0.
         targets [b, t]: positions that a head with a layer of its own reads; without them all.
         labels [b, t] -> losses [b, t]; without them logits [b, t, V / TP].
+        With an encoder under the decoder, whose input the tokens are:
+        source [b, s_e]: ids that the encoder reads.
+        source_documents [b, s_e], documents [b, s_d]: numbers of pairs from 1, 0 for padding.
+        source_positions [b, s_e]: as positions.
         Raises ValueError for tensors that this model does not read.
         """
         if unread := batch.keys() & self.unread:
             raise ValueError(f"a batch has {sorted(unread)}, which this model does not read")
-        tokens = batch["tokens"]
-        stream: Tensor = self.decoder(
-            hidden_states=self._embed(batch) if self.pre_process else None,
-            attention_mask=hidden_keys(batch),
-            rotary_pos_emb=self._angles(tokens.shape[1]) if self.rotary else None,
-        )
+        stream = self._both_streams(batch) if self.crossed else self._one_stream(batch)
         if not self.post_process:
             return stream
         logits_sbv = self._read(stream, batch.get("targets"))
         if "labels" not in batch:
             return logits_sbv.transpose(0, 1).contiguous()
         return self.losses(batch["labels"], logits_sbv)
+
+    def _one_stream(self, batch: Mapping[str, Tensor]) -> Tensor:
+        stream: Tensor = self.decoder(
+            hidden_states=self._embed(batch) if self.pre_process else None,
+            attention_mask=hidden_keys(batch),
+            rotary_pos_emb=self._angles(batch["tokens"].shape[1]) if self.rotary else None,
+        )
+        return stream
+
+    def _both_streams(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The message of an inner stage (`model/layers/seam.py`), or the decoder's stream."""
+        message, angles = None, None
+        if self.pre_process:
+            source = {"tokens": batch["source"]}
+            if "source_positions" in batch:
+                source["positions"] = batch["source_positions"]
+            message = torch.cat(
+                (self._embed_with(self.source_embedding, source), self._embed_with(self.embedding, batch))
+            )
+        if self.rotary:
+            lengths = batch["source"].shape[1], batch["tokens"].shape[1]
+            longest = self._angles(max(lengths))
+            angles = torch.cat([longest[:length] for length in lengths])
+        own, of_source = crossed_masks(batch)
+        stream: Tensor = self.decoder(
+            hidden_states=message, attention_mask=own, context_mask=of_source, rotary_pos_emb=angles
+        )
+        return stream
 
     def enter(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """The stream [s, b, h] before the first layer, and the rotary angles that layers read.
@@ -275,14 +333,17 @@ class LanguageModel(MegatronModule):
 
     def _embed(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The stream [s, b, h] that enters the first layer, with the scheme's norm."""
+        return self._embed_with(self.embedding, batch)
+
+    def _embed_with(self, tables: LanguageModelEmbedding, batch: Mapping[str, Tensor]) -> Tensor:
         tokens, positions = batch["tokens"], batch.get("positions")
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         types = batch.get("token_types")
-        if types is None and self.embedding.tokentype_embeddings is not None:
+        if types is None and tables.tokentype_embeddings is not None:
             types = torch.zeros_like(tokens)
-        stream: Tensor = self.embedding(input_ids=tokens, position_ids=positions, tokentype_ids=types)
-        return self.embedding.norm(stream) if self.embedding_norm else stream
+        stream: Tensor = tables(input_ids=tokens, position_ids=positions, tokentype_ids=types)
+        return tables.norm(stream) if self.embedding_norm else stream
 
     def _angles(self, length: int) -> Tensor:
         angles = self.rotary_pos_emb(length, packed_seq=False, cp_group=None)

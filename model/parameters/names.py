@@ -1,18 +1,18 @@
 """The parameters of one model chunk under their canonical names.
 
-A canonical name has the global 0-based layer number and no trace of pipeline stage, model chunk or
-layer specification.
+A canonical name has the 0-based number of the layer in its stack and no trace of pipeline stage,
+model chunk or layer specification.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from model.families.family import Stack
+from model.depth.placed import PlacedLayer
 from model.parameters.shards import Shard
 from model.parameters.table import WORD_EMBEDDING, Row
 
@@ -53,24 +53,25 @@ class NamedParameter:
         return tuple(getattr(self.parameter, "ds_shape", self.parameter.shape))
 
 
-def canonical_name(local: str, layer_offset: int, stack: Stack) -> str:
+def canonical_name(local: str, layer_offset: int, placed: Sequence[PlacedLayer]) -> str:
     """Canonical name of a parameter of one model chunk.
 
-    layer_offset: global number of the chunk's first layer, 0-based.
-    stack: what its block is in the whole model.
+    layer_offset: number of the chunk's first layer in the whole model, 0-based.
+    placed: all layers of the model.
     """
     match = LAYER.match(local)
     if match is None:
-        return stack.final_norm + local.removeprefix(FINAL_NORM) if local.startswith(FINAL_NORM) else local
+        final = placed[-1].stack.final_norm
+        return final + local.removeprefix(FINAL_NORM) if local.startswith(FINAL_NORM) else local
     number, rest = int(match[1]) + layer_offset, match[2]
     for fused, own in FUSED_NORMS.items():
         if rest.startswith(fused):
             rest = own + rest.removeprefix(fused)
-    return stack.layer(number) + rest
+    return placed[number].prefix + rest
 
 
 def layer_offset(chunk: nn.Module) -> int:
-    """Global number of a model chunk's first layer, 0-based."""
+    """Number of a model chunk's first layer in the whole model, 0-based."""
     first = next(chunk.get_submodule("decoder.layers").children(), None)
     return 0 if first is None else int(first.layer_number) - 1  # type: ignore[arg-type]
 
@@ -82,8 +83,8 @@ def named_parameters(chunk: nn.Module, tensor_rank: int, tensor_size: int) -> It
     """
     offset = layer_offset(chunk)
     rows: dict[str, Row] = chunk.rows  # type: ignore[assignment]
-    stack: Stack = chunk.stack  # type: ignore[assignment]
+    placed: tuple[PlacedLayer, ...] = chunk.placed  # type: ignore[assignment]
     for local, parameter in chunk.named_parameters():
         copy = local == "output_layer.weight" and bool(chunk.share_embeddings_and_output_weights)
-        row = rows[WORD_EMBEDDING if copy else canonical_name(local, offset, stack)]
+        row = rows[WORD_EMBEDDING if copy else canonical_name(local, offset, placed)]
         yield NamedParameter(row, parameter, row.shard(tensor_rank, tensor_size), copy)

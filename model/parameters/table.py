@@ -12,9 +12,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal
+from typing import Literal, TypedDict
 
 from model.config import ModelConfig
+from model.depth.folded import FoldedLayer, FoldedSublayer
+from model.depth.placed import PlacedLayer
 from model.depth.sublayer import Layer, Sublayer
 from model.errors import UserError
 from model.norms import NORMS
@@ -61,7 +63,7 @@ class Row:
     """One parameter of the whole model."""
 
     name: str
-    """Canonical: with the global 0-based layer number.
+    """Canonical: with the 0-based number of the layer in its stack.
 
     Pipeline stage and kind of kernels do not appear in it.
     """
@@ -70,7 +72,9 @@ class Row:
     role: Role
     stack: StackName
     layer: int | None = None
-    """0-based, global; None outside of the layers."""
+    """0-based, over all stacks in the order of the stream; None outside of the layers."""
+    index: int | None = None
+    """0-based, in its stack, as in its name; None outside of the layers."""
     sublayer: SublayerName | None = None
     """None outside of the layers."""
     cut: Cut | None = None
@@ -107,13 +111,17 @@ class Row:
         return Shard(self.cut.dim, index, count, self.cut.stride)
 
 
-def parameter_table(config: ModelConfig, *, positions: int | None = None) -> Iterator[Row]:
+def parameter_table(
+    config: ModelConfig, *, positions: int | None = None, source_positions: int | None = None
+) -> Iterator[Row]:
     """Every parameter of a model, a tied one once, in the order of the stream.
 
     positions: rows of a learned position table where `model.max_position_embeddings` is not set.
+    source_positions: the same of an encoder under a decoder, `model.max_source_positions`.
     Raises UserError while the vocabulary, or the rows of a learned position table, are unknown.
     """
-    plan, hidden = config.depth_plan(), config.hidden_size
+    stacks, hidden = config.blueprint.stacks, config.hidden_size
+    plan = config.stack_plan(stacks[-1])
     if config.vocab_size is None:
         raise UserError(
             "model.vocab_size is not known: set it, or prepare the data, whose tokenizer gives it"
@@ -124,12 +132,7 @@ def parameter_table(config: ModelConfig, *, positions: int | None = None) -> Ite
         rows = config.max_position_embeddings or positions
         if rows is None:
             raise UserError("model.max_position_embeddings is not known: set it, or take data.seq_length")
-        yield Row(
-            name="embedding.position_embeddings.weight",
-            shape=(rows, hidden),
-            role=Role.POSITION,
-            stack="embedding",
-        )
+        yield _positions("embedding", rows, hidden)
     if config.token_types:
         yield Row(
             name="embedding.tokentype_embeddings.weight",
@@ -138,12 +141,15 @@ def parameter_table(config: ModelConfig, *, positions: int | None = None) -> Ite
             stack="embedding",
         )
     if plan.embedding_norm:
-        yield from _norm(config, "embedding.norm", "embedding")
-    parts = _parts(config)
-    for index, layer in enumerate(plan.layers):
-        yield from _layer(config, parts, layer, index)
+        yield from _norm(config, "embedding.norm", _Where("embedding"))
+    if config.blueprint.crossed:
+        yield from _source(config, plan.embedding_norm, vocabulary, source_positions)
+    owned = {stack.name: config.of(stack) for stack in stacks}
+    parts = {stack.name: _parts(owned[stack.name], cross=stack.cross) for stack in stacks}
+    for place in config.placed_layers():
+        yield from _layer(owned[place.stack.name], parts[place.stack.name], place)
     if plan.final_norm:
-        yield from _norm(config, config.stack.final_norm, config.stack.name)
+        yield from _norm(config, stacks[-1].final_norm, _Where(stacks[-1].name))
     if config.blueprint.head.transform:
         yield from _head(config)
     if not config.tie_embeddings:
@@ -152,12 +158,33 @@ def parameter_table(config: ModelConfig, *, positions: int | None = None) -> Ite
         yield Row(name=LOGIT_BIAS, shape=vocabulary[:1], role=Role.LOGIT_BIAS, stack="output", cut=Cut(0))
 
 
+def _positions(module: str, rows: int, hidden: int) -> Row:
+    name = f"{module}.position_embeddings.weight"
+    return Row(name=name, shape=(rows, hidden), role=Role.POSITION, stack="embedding")
+
+
+def _source(
+    config: ModelConfig, normed: bool, vocabulary: tuple[int, int], positions: int | None
+) -> Iterator[Row]:
+    """What an encoder under a decoder has before its layers, beside shared words."""
+    if not config.share_embeddings:
+        name = f"{SOURCE_EMBEDDING}.word_embeddings.weight"
+        yield Row(name=name, shape=vocabulary, role=Role.WORD, stack="embedding", cut=Cut(0))
+    if config.position == "learned":
+        rows = config.max_source_positions or positions
+        if rows is None:
+            raise UserError("model.max_source_positions is not known: set it, or take data.source_length")
+        yield _positions(SOURCE_EMBEDDING, rows, vocabulary[1])
+    if normed:
+        yield from _norm(config, f"{SOURCE_EMBEDDING}.norm", _Where("embedding"))
+
+
 def _head(config: ModelConfig) -> Iterator[Row]:
     width = config.hidden_size
     yield Row(name="head.dense.weight", shape=(width, width), role=Role.DENSE, stack="head")
     if config.bias:
         yield Row(name="head.dense.bias", shape=(width,), role=Role.LINEAR_BIAS, stack="head")
-    yield from _norm(config, "head.norm", "head")
+    yield from _norm(config, "head.norm", _Where("head"))
     shape = (config.padded_vocab,)
     yield Row(name=HEAD_BIAS, shape=shape, role=Role.LOGIT_BIAS, stack="head", cut=Cut(0))
 
@@ -170,9 +197,11 @@ def logit_bias_name(config: ModelConfig) -> str:
 def layer_rows(config: ModelConfig, plan: Layer, index: int, *, cross: bool = False) -> list[Row]:
     """The parameters of one layer, in the order of the stream.
 
-    plan: its norms. index: 0-based, global. cross: with cross-attention.
+    plan: its norms. index: 0-based, of a model of one stack. cross: with cross-attention.
     """
-    return list(_layer(config, _parts(config, cross=cross), plan, index))
+    folded = FoldedLayer(FoldedSublayer(), FoldedSublayer())  # no parameter depends on it
+    place = PlacedLayer(index, config.stack, index, config.num_layers, plan, folded)
+    return list(_layer(config, _parts(config, cross=cross), place))
 
 
 def qkv_blocks(config: ModelConfig) -> Blocks:
@@ -182,10 +211,35 @@ def qkv_blocks(config: ModelConfig) -> Blocks:
 
 
 WORD_EMBEDDING = "embedding.word_embeddings.weight"
+SOURCE_EMBEDDING = "source_embedding"
+"""What the names of an encoder's input tables begin with, where a decoder has tables too."""
 LOGIT_BIAS = "output_layer.bias"
 HEAD_BIAS = "head.bias"
 """The same bias in a head with a layer of its own."""
 COLUMNS, ROWS = Cut(0), Cut(1)
+
+
+class _Fields(TypedDict):
+    """Of a `Row`."""
+
+    stack: StackName
+    layer: int | None
+    index: int | None
+    sublayer: SublayerName | None
+
+
+@dataclass(frozen=True)
+class _Where:
+    """Where a parameter stands; as the fields of `Row`."""
+
+    stack: StackName
+    layer: int | None = None
+    index: int | None = None
+    sublayer: SublayerName | None = None
+
+    @property
+    def fields(self) -> _Fields:
+        return {"stack": self.stack, "layer": self.layer, "index": self.index, "sublayer": self.sublayer}
 
 
 @dataclass(frozen=True)
@@ -236,73 +290,66 @@ def _parts(config: ModelConfig, *, cross: bool = False) -> list[_Part]:
     return [part for part in parts if cross or part.sublayer != "cross"]
 
 
-def _layer(config: ModelConfig, parts: list[_Part], plan: Layer, index: int) -> Iterator[Row]:
-    stack = config.stack.name
-    prefix = config.stack.layer(index)
+def _layer(config: ModelConfig, parts: list[_Part], place: PlacedLayer) -> Iterator[Row]:
+    """config: with the sizes of the layer's stack."""
+    stack, prefix, plan = place.stack.name, place.prefix, place.plan
     norms: dict[SublayerName, Sublayer] = {
         "attention": plan.attention,
         "cross": plan.cross,
         "mlp": plan.mlp,
     }
-    last = index == config.num_layers - 1
     for part in parts:
-        at, where = norms[part.sublayer], (index, part.sublayer)
+        at = norms[part.sublayer]
+        where = _Where(stack, place.number, place.index, part.sublayer)
         if at.norm_in:
             passed = at.residual_from_norm
-            yield from _norm(config, prefix + part.entrance, stack, *where, in_stream=passed)
+            yield from _norm(config, prefix + part.entrance, where, in_stream=passed)
         for linear in part.linears:
-            yield from _linear(config, f"{prefix}{part.module}.{linear.name}", linear, *where)
+            yield from _linear(config, f"{prefix}{part.module}.{linear.name}", linear, where)
             for role in at.inner if linear.role is Role.QKV else ():
                 name = f"{prefix}{part.module}.{role}_layernorm"
-                yield from _norm(config, name, stack, *where, width=config.kv_channels)
+                yield from _norm(config, name, where, width=config.kv_channels)
             if at.norm_last and linear.cut is ROWS:
                 name = f"{prefix}{part.module}.{linear.name}.input_norm"
-                yield from _norm(config, name, stack, *where, width=linear.shape[1], cut=COLUMNS)
+                yield from _norm(config, name, where, width=linear.shape[1], cut=COLUMNS)
         if at.norm_branch:
-            yield from _norm(config, f"{prefix}{part.module}_branch_norm", stack, *where)
+            yield from _norm(config, f"{prefix}{part.module}_branch_norm", where)
         if at.norm_out:
-            passed = not (last and part.sublayer == "mlp")
+            passed = not (place.last and part.sublayer == "mlp")
             name = f"{prefix}{part.module}_output_norm"
-            yield from _norm(config, name, stack, *where, in_stream=passed)
+            yield from _norm(config, name, where, in_stream=passed)
     if plan.gate:
-        yield Row(name=f"{prefix}gpas.gate", shape=(1,), role=Role.GATE, stack=stack, layer=index)
+        where = _Where(stack, place.number, place.index)
+        yield Row(name=f"{prefix}gpas.gate", shape=(1,), role=Role.GATE, **where.fields)
 
 
-def _linear(
-    config: ModelConfig, name: str, linear: _Linear, layer: int, sublayer: SublayerName
-) -> Iterator[Row]:
+def _linear(config: ModelConfig, name: str, linear: _Linear, where: _Where) -> Iterator[Row]:
     yield Row(
         name=f"{name}.weight",
         shape=linear.shape,
         role=linear.role,
-        stack=config.stack.name,
-        layer=layer,
-        sublayer=sublayer,
         cut=linear.cut,
         blocks=linear.blocks,
+        **where.fields,
     )
     if config.bias:
         yield Row(
             name=f"{name}.bias",
             shape=linear.shape[:1],
             role=Role.LINEAR_BIAS,
-            stack=config.stack.name,
-            layer=layer,
-            sublayer=sublayer,
             cut=linear.cut if linear.cut.dim == 0 else None,
             blocks=linear.blocks,
+            **where.fields,
         )
 
 
 def _norm(
     config: ModelConfig,
     name: str,
-    stack: StackName,
-    layer: int | None = None,
-    sublayer: SublayerName | None = None,
+    where: _Where,
+    *,
     width: int | None = None,
     cut: Cut | None = None,
-    *,
     in_stream: bool = False,
 ) -> Iterator[Row]:
     roles = {"weight": Role.NORM_GAIN, "bias": Role.NORM_BIAS}
@@ -311,9 +358,7 @@ def _norm(
             name=f"{name}.{leaf}",
             shape=(width or config.hidden_size,),
             role=roles[leaf],
-            stack=stack,
-            layer=layer,
-            sublayer=sublayer,
             cut=cut,
             in_stream=in_stream,
+            **where.fields,
         )

@@ -186,11 +186,28 @@ def zipf_correlation(vocab_size: int) -> float:
     return float(np.sum(inverse**2) / np.sum(inverse) ** 2)
 
 
-def stream_correlation(word_correlation: float, *, positions: bool, segments: bool = False) -> float:
+def stream_correlation(
+    word_correlation: float, *, positions: bool, segments: bool = False, position_correlation: float = 0.0
+) -> float:
     """Token correlation of a sum of equal-variance embedding tables, before dropout (derived).
 
-    Positions never coincide; two segments split at a uniform cut give the same segment with
-    probability 2/3.
+    Two positions have the correlation position_correlation, which is 0 in a learned table;
+    two segments split at a uniform cut give the same segment with probability 2/3.
     """
     tables = 1 + positions + segments
-    return (word_correlation + (2 / 3 if segments else 0.0)) / tables
+    return (word_correlation + position_correlation * positions + (2 / 3 if segments else 0.0)) / tables
+
+
+@lru_cache(maxsize=64)
+def sinusoid_correlation(length: int, width: int) -> float:
+    """Mean correlation of two positions among `length` in fixed sines and cosines (derived).
+
+    Positions i and j have the mean over frequencies f of cos(f (i - j)); most frequencies are so
+    low that a short sequence does not see them turn.
+    """
+    if length < 2:
+        return 1.0
+    frequency = 10000.0 ** (-2 * np.arange(width // 2, dtype=np.float64) / width)
+    apart = np.arange(1, length, dtype=np.float64)
+    pairs = 2 * (length - apart) / (length * (length - 1))
+    return float(pairs @ np.cos(np.outer(apart, frequency)).mean(1))

@@ -61,6 +61,30 @@ def bidirectional_attention(length: int, p: float) -> AttentionLaw:
     return law
 
 
+def cross_attention(length: int, source_correlation: float, p: float) -> AttentionLaw:
+    """Attention to `length` tokens of another stack, dropout p on the probabilities (derived).
+
+    Its values have token correlation r_s = source_correlation, whatever the queries' is; that,
+    r, which the law takes, decides how alike two rows of scores are.
+      second = r_s + (1 - r_s) min(1, e^((1 - r_s) W) / length) / (1 - p)
+      covariance = r_s + (1 - r_s) min(1, e^((1 - r_s) r W) / length)
+    A token's gradient reaches it through its query alone.
+    """
+
+    def peak(scores: float) -> float:
+        return min(1.0, math.exp(min(700.0, (1 - source_correlation) * scores)) / length)
+
+    def law(correlation: float, score_variance: float) -> AttentionMoments:
+        r = source_correlation
+        own = peak(score_variance) / (1 - p)
+        second = r + (1 - r) * own
+        covariance = r + (1 - r) * peak(correlation * score_variance)
+        query = (1 - r) ** 2 * score_variance * own
+        return AttentionMoments(second, covariance, second, late_query=query)
+
+    return law
+
+
 def causal_attention(length: int, p: float) -> AttentionLaw:
     """Causal attention over `length` tokens, dropout p on the probabilities (derived).
 
@@ -132,6 +156,10 @@ class PlannedLayer:
     o: float
     fc1: float
     fc2: float
+    left: float = 0.0
+    """Token correlation of the stream after the layer."""
+    cross: float | None = None
+    """Of cross-attention's values and outputs; its queries and keys are as qk."""
 
 
 def feed_forward_variances(sizes: Sizes, p: float) -> tuple[float, float]:
@@ -151,7 +179,12 @@ def feed_forward_variances(sizes: Sizes, p: float) -> tuple[float, float]:
 
 
 def deepscale_plan(
-    layers: Sequence[Layer], sizes: Sizes, correlation: float, p: float, attention: AttentionLaw
+    layers: Sequence[Layer],
+    sizes: Sizes,
+    correlation: float,
+    p: float,
+    attention: AttentionLaw,
+    cross: AttentionLaw | None = None,
 ) -> list[PlannedLayer]:
     """Weight variances of every layer (Kedia et al. 2024; with `causal_attention`, derived).
 
@@ -162,6 +195,9 @@ def deepscale_plan(
     Queries and keys: 1 / hidden, unit score variance.
     Both branches then have unit variance,
     and with residual_scale^2 + branch_scale^2 = 1 so has the stream.
+    cross: law of cross-attention, where the layers have it (derived). It is treated as
+    self-attention is, so that its weights are the same in every layer. Where a layer leaves it out
+    of the algebra (squares of residual and branch not 1), its weights are plain ones, 1 / hidden.
     Norms, residual factors and skips mix correlations as `step.sublayer_step` has them.
     Plans for pre-norm and post-norm are the same: norms keep correlation.
     Raises ValueError for zero correlation under `published_attention`,
@@ -184,12 +220,25 @@ def deepscale_plan(
         r = stream.correlation
         out = attention(r, 1.0)
         value = math.sqrt((1 - p) / (out.second * sizes.hidden * sizes.inner))
-        planned.append(PlannedLayer(r, 1 / sizes.hidden, value, value, fc1, fc2))
-        attended = sublayer_step(
+        after = sublayer_step(
             stream, stream, 1.0, layer.attention, unit_branch(out.covariance / out.second), p
         )
-        own = correlation_map(sizes.activation, attended.stream.correlation)
-        stream = sublayer_step(
-            attended.stream, stream, attended.layer_share, layer.mlp, unit_branch(own), p
-        ).stream
+        crossed = None
+        if cross is not None:
+            seen = cross(after.stream.correlation, 1.0)
+            crossed = math.sqrt((1 - p) / (seen.second * sizes.hidden * sizes.inner))
+            law = unit_branch(seen.covariance / seen.second)
+            if not math.isclose(layer.cross.residual_scale**2 + layer.cross.branch_scale**2, 1):
+                crossed = 1 / sizes.hidden
+                law = _ordinary_branch(seen, sizes.inner / sizes.hidden)
+            after = sublayer_step(after.stream, stream, after.layer_share, layer.cross, law, p)
+        own = correlation_map(sizes.activation, after.stream.correlation)
+        stream = sublayer_step(after.stream, stream, after.layer_share, layer.mlp, unit_branch(own), p).stream
+        planned.append(PlannedLayer(r, 1 / sizes.hidden, value, value, fc1, fc2, stream.correlation, crossed))
     return planned
+
+
+def _ordinary_branch(seen: AttentionMoments, gain: float) -> BranchLaw:
+    """Cross-attention whose weights have variance 1 / hidden."""
+    out = Stream(seen.second, seen.covariance, seen.late).times(gain)
+    return lambda u: Branch(out, 0.0)

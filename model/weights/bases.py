@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from model.config import ModelConfig
-from model.depth.scheme import LAYER_ROLES, WeightRole
+from model.depth.scheme import CROSS, LAYER_ROLES, WeightRole
 from model.depth.schemes import SCHEMES
 from model.errors import UserError
+from model.families.family import Stack
 from model.norms import NORMS
-from model.theory.correlation import stream_correlation, zipf_correlation
+from model.theory.correlation import sinusoid_correlation, stream_correlation, zipf_correlation
 from model.theory.recursion import (
     AttentionLaw,
+    PlannedLayer,
     Sizes,
     bidirectional_attention,
     causal_attention,
+    cross_attention,
     deepscale_plan,
     published_attention,
 )
@@ -24,11 +28,29 @@ LayerVariances = Mapping[WeightRole, float]
 
 
 @dataclass(frozen=True)
+class Lengths:
+    """Tokens of a training sequence."""
+
+    tokens: int
+    """Of the stack that makes the logits."""
+    source: int | None = None
+    """Of an encoder under it."""
+
+    def of(self, config: ModelConfig, stack: Stack) -> int:
+        """Those that a stack reads. Raises ValueError where they are not known."""
+        if stack is config.blueprint.stacks[-1]:
+            return self.tokens
+        if self.source is None:
+            raise ValueError(f"a model of family {config.family} needs the length of its source")
+        return self.source
+
+
+@dataclass(frozen=True)
 class Base:
     """A base initialisation."""
 
-    layers: Callable[[ModelConfig, int], list[LayerVariances]]
-    """Variances of every layer by role, from the configuration and the sequence length."""
+    layers: Callable[[ModelConfig, Lengths], list[LayerVariances]]
+    """Variances of every layer by role, in the order of the stream."""
     word: Callable[[ModelConfig], float]
     """Variance of an entry of the table of words."""
     position: Callable[[ModelConfig], float]
@@ -44,7 +66,10 @@ class Base:
 
 
 def stack_sizes(config: ModelConfig) -> Sizes:
-    """Widths of the stack's matrices, as `model.theory` takes them."""
+    """Widths of a stack's matrices, as `model.theory` takes them.
+
+    config: with the sizes of the stack (`ModelConfig.of`).
+    """
     return Sizes(
         config.hidden_size,
         config.num_attention_heads * config.kv_channels,
@@ -73,25 +98,57 @@ def word_correlation(config: ModelConfig) -> float:
     return given * (1 - masked) ** 2 + masked**2
 
 
-def attention_law(config: ModelConfig, seq_length: int) -> AttentionLaw:
-    """Moments of attention over sequences of so many tokens, under the stack's mask."""
-    law = causal_attention if config.stack.causal else bidirectional_attention
-    return law(seq_length, config.attention_dropout)
+def attention_law(config: ModelConfig, stack: Stack, length: int) -> AttentionLaw:
+    """Moments of self-attention over sequences of so many tokens, under the stack's mask."""
+    law = causal_attention if stack.causal else bidirectional_attention
+    return law(length, config.attention_dropout)
 
 
-def _xavier(config: ModelConfig, seq_length: int) -> list[LayerVariances]:
+def entering_correlation(config: ModelConfig, length: int) -> float:
+    """Token correlation of what the tables of a stack give, before dropout.
+
+    length: tokens of its sequences.
+    """
+    fixed = config.position == "sinusoidal"
+    return stream_correlation(
+        word_correlation(config),
+        positions=fixed or config.position == "learned",
+        segments=config.token_types > 0,
+        position_correlation=sinusoid_correlation(length, config.hidden_size) if fixed else 0.0,
+    )
+
+
+Rule = Callable[[ModelConfig, Stack], LayerVariances]
+"""Variances of one layer, from the sizes of its stack."""
+
+
+def _alike(rule: Rule) -> Callable[[ModelConfig, Lengths], list[LayerVariances]]:
+    """All layers of a stack have the same, and cross-attention has what self-attention has."""
+
+    def layers(config: ModelConfig, lengths: Lengths) -> list[LayerVariances]:
+        found: list[LayerVariances] = []
+        for stack in config.blueprint.stacks:
+            own = config.of(stack)
+            layer = dict(rule(own, stack))
+            if stack.cross:
+                layer |= {cross: layer[role] for role, cross in CROSS.items()}
+            found += [layer] * own.num_layers
+        return found
+
+    return layers
+
+
+def _xavier(config: ModelConfig, stack: Stack) -> LayerVariances:
     """2 / (fan_in + fan_out) of each matrix (Glorot & Bengio 2010), 1/h for square ones.
 
     Query, key, value, gate and up each count as a matrix.
     """
     hidden, inner, key_value, ffn = _widths(config)
     square, narrow, feed_forward = 2 / (hidden + inner), 2 / (hidden + key_value), 2 / (hidden + ffn)
-    return [
-        {"q": square, "k": narrow, "v": narrow, "o": square, "fc1": feed_forward, "fc2": feed_forward}
-    ] * config.num_layers
+    return {"q": square, "k": narrow, "v": narrow, "o": square, "fc1": feed_forward, "fc2": feed_forward}
 
 
-def _fairseq(config: ModelConfig, seq_length: int) -> list[LayerVariances]:
+def _fairseq(config: ModelConfig, stack: Stack) -> LayerVariances:
     """The B2T repository's.
 
     q, k, v Xavier with gain 1/sqrt(2), o Xavier,
@@ -99,41 +156,63 @@ def _fairseq(config: ModelConfig, seq_length: int) -> list[LayerVariances]:
     """
     hidden, inner, key_value, ffn = _widths(config)
     square, narrow = 1 / (hidden + inner), 1 / (hidden + key_value)
-    return [
-        {
-            "q": square,
-            "k": narrow,
-            "v": narrow,
-            "o": 2 * square,
-            "fc1": 1 / (3 * hidden),
-            "fc2": 1 / (3 * ffn),
-        }
-    ] * config.num_layers
+    return {
+        "q": square,
+        "k": narrow,
+        "v": narrow,
+        "o": 2 * square,
+        "fc1": 1 / (3 * hidden),
+        "fc2": 1 / (3 * ffn),
+    }
 
 
-def _normal(config: ModelConfig, seq_length: int) -> list[LayerVariances]:
-    """init.std everywhere, divided by sqrt(2 x layers) in the matrices that end a branch.
+def _normal(config: ModelConfig, stack: Stack) -> LayerVariances:
+    """init.std everywhere, divided by sqrt(sublayers x layers) in the matrices that end a branch.
 
     Radford et al. 2019; Shoeybi et al. 2019. With transfer, std and layers are the base's.
     """
     variance = config.init.std**2 / config.wider
     layer = dict.fromkeys(LAYER_ROLES, variance)
-    layer["o"] = layer["fc2"] = variance / (2 * (config.transfer.base_layers or config.num_layers))
-    return [layer] * config.num_layers
+    depth = config.transfer.base_layers or config.num_layers
+    layer["o"] = layer["fc2"] = variance / (stack.sublayers * depth)
+    return layer
 
 
-def _deepscale(config: ModelConfig, seq_length: int) -> list[LayerVariances]:
-    """Variance-preserving weights (Kedia et al. 2024), see `model.theory.recursion`."""
-    attention = attention_law(config, seq_length) if config.init.causal_correction else published_attention
-    plan = config.depth_plan().layers
-    correlation = stream_correlation(
-        word_correlation(config), positions=config.position == "learned", segments=config.token_types > 0
-    )
-    planned = deepscale_plan(plan, stack_sizes(config), correlation, config.hidden_dropout, attention)
-    return [
-        {"q": layer.qk, "k": layer.qk, "v": layer.v, "o": layer.o, "fc1": layer.fc1, "fc2": layer.fc2}
-        for layer in planned
-    ]
+def _deepscale(config: ModelConfig, lengths: Lengths) -> list[LayerVariances]:
+    """Variance-preserving weights (Kedia et al. 2024), see `model.theory.recursion`.
+
+    Stack after stack: what one leaves is what the next one's cross-attention reads.
+    """
+    found: list[LayerVariances] = []
+    cross: AttentionLaw | None = None
+    for stack in config.blueprint.stacks:
+        own, length = config.of(stack), lengths.of(config, stack)
+        law = attention_law(own, stack, length)
+        planned = deepscale_plan(
+            config.stack_plan(stack).layers,
+            stack_sizes(own),
+            entering_correlation(config, length),
+            config.hidden_dropout,
+            law if config.init.causal_correction or not stack.causal else published_attention,
+            cross if stack.cross else None,
+        )
+        found += [_by_role(layer) for layer in planned]
+        cross = cross_attention(length, planned[-1].left, config.attention_dropout)
+    return found
+
+
+def _by_role(layer: PlannedLayer) -> LayerVariances:
+    variances: dict[WeightRole, float] = {
+        "q": layer.qk,
+        "k": layer.qk,
+        "v": layer.v,
+        "o": layer.o,
+        "fc1": layer.fc1,
+        "fc2": layer.fc2,
+    }
+    if layer.cross is None:
+        return variances
+    return variances | {"cq": layer.qk, "ck": layer.qk, "cv": layer.cross, "co": layer.cross}
 
 
 def _widths(config: ModelConfig) -> tuple[int, int, int, int]:
@@ -151,7 +230,7 @@ def _unit_sum(config: ModelConfig) -> float:
 
     The sum of the embedding tables then has unit variance after dropout.
     """
-    tables = 1 + (config.position == "learned") + (config.token_types > 0)
+    tables = 1 + (config.position in ("learned", "sinusoidal")) + (config.token_types > 0)
     return (1 - config.hidden_dropout) / tables
 
 
@@ -167,8 +246,17 @@ def _std(config: ModelConfig) -> float:
     return config.init.std**2
 
 
+def sinusoid_scale(config: ModelConfig) -> float:
+    """Factor on fixed sines and cosines, with which they have the variance of the base's positions.
+
+    Base fairseq's is 1, as in its repository.
+    """
+    base = base_of(config)
+    return 1.0 if base is BASES["fairseq"] else math.sqrt(2 * base.position(config))
+
+
 _XAVIER = Base(
-    _xavier,
+    _alike(_xavier),
     word=_unit_sum,
     position=_unit_sum,
     token_type=_unit_sum,
@@ -183,7 +271,7 @@ BASES: dict[str, Base] = {
     # by sqrt(h) on their way in.
     # A unit-variance table with 1/sqrt(h) on tied logits is the same function.
     "fairseq": Base(
-        _fairseq,
+        _alike(_fairseq),
         word=_one,
         position=_inverse_width,
         token_type=_inverse_width,
@@ -192,7 +280,7 @@ BASES: dict[str, Base] = {
         unit_logits=True,
     ),
     "normal": Base(
-        _normal, word=_std, position=_std, token_type=_std, dense=_std, output=_std, unit_logits=False
+        _alike(_normal), word=_std, position=_std, token_type=_std, dense=_std, output=_std, unit_logits=False
     ),
 }
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.depth.scheme import WeightRole
+from model.depth.scheme import CROSS, WeightRole
 from model.depth.schemes import SCHEMES
 from model.parameters.blocks import Blocks
 from model.parameters.shards import Shard, full_shape, take
 from model.parameters.table import Role, Row, parameter_table
-from model.weights.bases import base_of
+from model.weights.bases import Lengths, base_of
 from model.weights.unigram import Override, overrides
 
 
@@ -28,7 +28,7 @@ class Deviations:
     """Standard deviations of all weights. Biases are zero and norm gains one under every scheme."""
 
     layers: tuple[Mapping[WeightRole, float], ...]
-    """Of every layer by role; a gate and its up projection are fc1 alike."""
+    """Of every layer by role, stack after stack; a gate and its up projection are fc1 alike."""
     word: float
     position: float | None
     """None where the model has no table of positions."""
@@ -57,19 +57,19 @@ def logit_scale(config: ModelConfig) -> float:
     return 1 / math.sqrt(config.base_width * base.word(config)) / config.wider
 
 
-def standard_deviations(config: ModelConfig, seq_length: int) -> Deviations:
+def standard_deviations(config: ModelConfig, seq_length: int, source_length: int | None = None) -> Deviations:
     """Standard deviation of every weight: the base's times the scheme's gain.
 
     seq_length: training sequence length in tokens, read by base deepscale.
+    source_length: the same of an encoder under a decoder.
     Raises UserError where a needed vocabulary size is unknown.
     """
     base = base_of(config)
-    gains = SCHEMES[config.scheme].gain_plan(config.num_layers, config.scheme_options)
-    variances = base.layers(config, seq_length)
+    variances = base.layers(config, Lengths(seq_length, source_length))
     return Deviations(
         layers=tuple(
             {role: math.sqrt(value) * gain.get(role, 1.0) for role, value in layer.items()}
-            for layer, gain in zip(variances, gains, strict=True)
+            for layer, gain in zip(variances, _gains(config), strict=True)
         ),
         word=math.sqrt(base.word(config)),
         position=math.sqrt(base.position(config)) if config.position == "learned" else None,
@@ -78,6 +78,18 @@ def standard_deviations(config: ModelConfig, seq_length: int) -> Deviations:
         output=None if config.tie_embeddings else math.sqrt(base.output(config)),
         logit_scale=logit_scale(config),
     )
+
+
+def _gains(config: ModelConfig) -> list[Mapping[WeightRole, float]]:
+    """The scheme's, of all layers in the order of the stream, each by its own stack's depth."""
+    found: list[Mapping[WeightRole, float]] = []
+    depths = {stack.name: config.of(stack).num_layers for stack in config.blueprint.stacks}
+    for stack in config.blueprint.stacks:
+        other = next((depth for name, depth in depths.items() if name != stack.name), None)
+        found += SCHEMES[config.scheme].gain_plan(
+            depths[stack.name], config.scheme_options, stack.sublayers, other
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -111,7 +123,10 @@ def parameter_fill(row: Row, planned: Deviations, config: ModelConfig) -> Fill:
         return Fill(planned.output, rows=config.vocab_size)
     if row.blocks is None or row.layer is None:
         raise ValueError(f"parameter {row.name!r} is a {row.role.value}, which has no initialisation")
-    return Fill(_block_deviations(row.blocks, row.shape[0], planned.layers[row.layer]))
+    layer = planned.layers[row.layer]
+    if row.sublayer == "cross":
+        layer = {role: layer[CROSS[role]] for role in row.blocks.roles}
+    return Fill(_block_deviations(row.blocks, row.shape[0], layer))
 
 
 def _block_deviations(blocks: Blocks, rows: int, layer: Mapping[WeightRole, float]) -> float | Tensor:
@@ -153,6 +168,8 @@ def initialize_(
     seq_length: int,
     seed: int,
     log_p_v: Tensor | None = None,
+    *,
+    source_length: int | None = None,
 ) -> None:
     """Fills parameters in place.
 
@@ -164,12 +181,14 @@ def initialize_(
     Every whole tensor is drawn in float32 on the CPU and then cut, so that a rank needs host memory
     for the largest one. Parameters on the meta device must be materialised first.
     log_p_v: log frequencies of the training tokens, float64, read with `init.unigram` only.
+    source_length: as in `standard_deviations`.
     Raises ValueError where they are needed and missing, for a name that is not in the model's
     table, a meta tensor, or a shape that contradicts the configuration.
     """
-    planned = standard_deviations(config, seq_length)
+    planned = standard_deviations(config, seq_length, source_length)
     instead = _overrides(config, planned, log_p_v)
-    table = {row.name: row for row in parameter_table(config, positions=seq_length)}
+    rows = parameter_table(config, positions=seq_length, source_positions=source_length)
+    table = {row.name: row for row in rows}
     for name, parameter, shard in parameters:
         row = table.get(name)
         if row is None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from megatron.core.transformer import TransformerConfig
     from transformer_engine.pytorch.module.base import TransformerEngineBaseModule
 
-    from model.families.family import Stack
+    from model.depth.placed import PlacedLayer
 
 FILE = "fp8_state.safetensors"
 SCALING_PARTS = {
@@ -54,10 +54,10 @@ def has_state(chunks: Sequence[nn.Module]) -> bool:
 def _linear_modules(chunks: Sequence[nn.Module]) -> Iterator[tuple[str, TransformerEngineBaseModule]]:
     for chunk in chunks:
         offset = layer_offset(chunk)
-        stack: Stack = chunk.stack  # type: ignore[assignment]
+        placed: tuple[PlacedLayer, ...] = chunk.placed  # type: ignore[assignment]
         for name, module in chunk.named_modules():
             if hasattr(module, "fp8_meta") and name.rpartition(".")[2].startswith("linear_"):
-                yield canonical_name(name, offset, stack), module
+                yield canonical_name(name, offset, placed), module
 
 
 def fp8_state(chunks: Sequence[nn.Module]) -> dict[str, Tensor]:

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from model.config import ModelConfig
 from model.depth.schemes import SCHEMES
-from model.families.gpt import GPT
 from model.parameters.names import canonical_name
 from tests.te import extension, standin
 from tests.te.worker import ACTIVATIONS, DEGREES, LAYERS, NORMS
@@ -63,8 +63,9 @@ def test_sharded_state_dict_is_that_of_the_local_layers(case: dict[str, Any], te
 @pytest.mark.parametrize("tensor", DEGREES)
 def test_the_meta_device_gives_the_same_shapes(case: dict[str, Any], tensor: int) -> None:
     described, meta = case[f"te-{tensor}"], case[f"meta-{tensor}"]
+    placed = ModelConfig(num_layers=64, hidden_size=1, num_attention_heads=1).placed_layers()
     assert all(
-        shape == described["parameters"][canonical_name(name, 0, GPT.stacks[0])]["shape"]
+        shape == described["parameters"][canonical_name(name, 0, placed)]["shape"]
         for name, shape in meta.items()
     )
     assert {name for name in described["own names"] if name.startswith("decoder.layers.")} <= meta.keys()

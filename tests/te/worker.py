@@ -120,7 +120,7 @@ def sharded(chunk: Any) -> dict[str, Any]:
     for key, part in chunk.sharded_state_dict(metadata={}).items():
         if not hasattr(part, "global_shape") or "_extra_state" in key:
             continue
-        described[canonical_name(key, 0, chunk.stack)] = [
+        described[canonical_name(key, 0, chunk.placed)] = [
             list(map(int, field or ()))
             for field in (part.global_shape, part.global_offset, part.axis_fragmentations)
         ]

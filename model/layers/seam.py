@@ -1,0 +1,119 @@
+"""Layers of an encoder and a decoder as one sequence.
+
+Between pipeline stages goes one tensor of one shape, the message: the stream of the encoder on top
+of that of the decoder, [s_e + s_d, b, h], or s_e / TP + s_d / TP under sequence parallelism.
+The first layer of a model chunk takes it apart and the last one puts it together again; the last
+layer of the model gives the decoder's stream alone. In between, the encoder's stream travels as the
+`context` of Megatron-core's block, and encoder layers change it instead of the stream.
+
+Masks and angles come for both stacks in one tensor each, encoder first:
+attention_mask: [b, 1, s_d, s_d], of the decoder's self-attention;
+context_mask: [b, 1, s_e + s_d, s_e], who does not see the encoder's positions;
+rotary_pos_emb: [s_e + s_d, 1, 1, 2 d].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.transformer import TransformerConfig
+from torch import Tensor
+
+from model.layers.layer import DepthLayer
+
+
+class SeamLayer(DepthLayer):
+    """A layer of either stack.
+
+    own_config: Megatron-core's configuration with the sizes of its stack.
+    joins: it is its chunk's last layer, and not the model's.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *args: Any,
+        own_config: TransformerConfig,
+        joins: bool,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(own_config, *args, **kwargs)
+        self.joins = joins
+        self.shards = config.tensor_model_parallel_size if config.sequence_parallel else 1
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        rotary_pos_emb: Tensor | None = None,
+        **unused: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns the decoder's stream, or the message, and the encoder's stream.
+
+        hidden_states: the decoder's stream; the message where there is no context.
+        Raises ValueError without masks.
+        """
+        if attention_mask is None or context_mask is None:
+            raise ValueError("layers of an encoder and a decoder need their masks")
+        stream, source = hidden_states, context_mask.shape[-1]
+        if context is None:
+            rows = source // self.shards
+            context, stream = hidden_states.split((rows, hidden_states.shape[0] - rows))
+        stream, context = self.apply_to(stream, context, attention_mask, context_mask, rotary_pos_emb)
+        return (torch.cat((context, stream)) if self.joins else stream), context
+
+    def apply_to(
+        self,
+        stream: Tensor,
+        context: Tensor,
+        attention_mask: Tensor,
+        context_mask: Tensor,
+        angles: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Both streams after the layer. Arguments as in `forward`, both streams apart."""
+        raise NotImplementedError
+
+
+class EncoderLayer(SeamLayer):
+    """A layer that changes the encoder's stream and hands the decoder's on."""
+
+    def apply_to(
+        self,
+        stream: Tensor,
+        context: Tensor,
+        attention_mask: Tensor,
+        context_mask: Tensor,
+        angles: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `SeamLayer.apply_to`."""
+        source = context_mask.shape[-1]
+        own = None if angles is None else angles[:source]
+        after, _ = DepthLayer.forward(self, context, context_mask[:, :, :source], rotary_pos_emb=own)
+        return stream, after
+
+
+class DecoderLayer(SeamLayer):
+    """A layer that changes the decoder's stream by what stands in the encoder's."""
+
+    def apply_to(
+        self,
+        stream: Tensor,
+        context: Tensor,
+        attention_mask: Tensor,
+        context_mask: Tensor,
+        angles: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `SeamLayer.apply_to`."""
+        source = context_mask.shape[-1]
+        after, _ = DepthLayer.forward(
+            self,
+            stream,
+            attention_mask,
+            context,
+            context_mask[:, :, source:],
+            rotary_pos_emb=None if angles is None else angles[source:],
+        )
+        return after, context

@@ -1,0 +1,67 @@
+"""What enters the first layer: tables of words and positions, and how two stacks share them."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer import TransformerConfig
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.weights.bases import sinusoid_scale
+
+CORE_POSITIONS = {"learned": "learned_absolute", "sinusoidal": "learned_absolute", "rotary": "rope"}
+
+
+class Sinusoids(nn.Module):
+    """Fixed positions: sines of all frequencies, then cosines.
+
+    Entry i of either half turns by position x 10000^(-2i / h) (Vaswani et al. 2017, in the order of
+    Marian). It stands where Megatron-core's embedding has its table of positions.
+    """
+
+    def __init__(self, rows: int, width: int, scale: float, dtype: torch.dtype) -> None:
+        """rows: positions of the longest sequence. scale: factor on all entries."""
+        super().__init__()
+        self.rows, self.width, self.scale, self.dtype = rows, width, scale, dtype
+        self.table: Tensor | None = None
+        """[rows, h], made at first use. It is no buffer: nothing is learned or saved."""
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """positions: [b, s] -> [b, s, h]."""
+        if self.table is None or self.table.device != positions.device:
+            half = torch.arange(self.width // 2, dtype=torch.float64, device=positions.device)
+            turns = torch.arange(self.rows, dtype=torch.float64, device=positions.device)[:, None]
+            angles = turns * 10000.0 ** (-2 * half / self.width)
+            self.table = (self.scale * torch.cat((angles.sin(), angles.cos()), dim=-1)).to(self.dtype)
+        return self.table[positions]
+
+
+def input_tables(
+    model: ModelConfig,
+    config: TransformerConfig,
+    positions: int,
+    groups: ProcessGroupCollection,
+    words: nn.Module | None = None,
+) -> LanguageModelEmbedding:
+    """The tables that make one stack's stream of its tokens.
+
+    positions: of the longest sequence.
+    words: the table of words of another stack that this one shares; None for its own.
+    """
+    embedding = LanguageModelEmbedding(
+        config=config,
+        vocab_size=model.padded_vocab,
+        max_sequence_length=1 if model.position == "sinusoidal" else positions,
+        position_embedding_type=CORE_POSITIONS.get(model.position, "none"),
+        num_tokentypes=model.token_types,
+        tp_group=groups.tp,
+    )
+    if model.position == "sinusoidal":
+        embedding.position_embeddings = Sinusoids(
+            positions, config.hidden_size, sinusoid_scale(model), config.params_dtype
+        )
+    if words is not None:
+        embedding.word_embeddings = words
+    return embedding
