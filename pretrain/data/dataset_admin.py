@@ -11,7 +11,7 @@ import numpy as np
 
 from model.errors import UserError
 from pretrain.data.frequencies import counts_problem
-from pretrain.data.manifest import AGAIN, MANIFEST, Manifest, load_manifest
+from pretrain.data.manifest import AGAIN, MANIFEST, PAIRED, Manifest, load_manifest
 from pretrain.data.token_files import (
     TOKENIZER,
     beyond,
@@ -35,20 +35,31 @@ def inspect_dataset(folder: Path, split: str = "train", documents: int = 0) -> t
     manifest = load_manifest(folder)
     for name in manifest.splits:
         split_prefix(folder, name, manifest)
+    sides = next((PAIRED[name] for name in PAIRED if name == split and manifest.pairs), (split,))
+    texts = [_first_texts(folder, side, manifest, documents) for side in sides]
+    if manifest.pairs is None or len(texts) == 1:
+        return manifest, texts[0]
+    names = manifest.pairs.source, manifest.pairs.target
+    both = zip(*texts, strict=True)
+    return manifest, [
+        "\n".join(f"{name}: {text}" for name, text in zip(names, pair, strict=True)) for pair in both
+    ]
+
+
+def _first_texts(folder: Path, split: str, manifest: Manifest, documents: int) -> list[str]:
     prefix = split_prefix(folder, split, manifest)
     check_start(folder, split, manifest)
-    texts = []
-    if documents and manifest.facts(folder, split).documents:
-        from pretrain.data.indexed import IndexedDataset
+    if not documents or not manifest.facts(folder, split).documents:
+        return []
+    from pretrain.data.indexed import IndexedDataset
 
-        tokenizer = Tokenizer(folder / TOKENIZER)
-        dataset = IndexedDataset(prefix)
-        shown = range(min(documents, len(dataset)))
-        try:
-            texts = [tokenizer.decode(dataset[index].tolist()) for index in shown]
-        except (IndexError, ValueError) as error:
-            raise damaged(folder, split, error) from error
-    return manifest, texts
+    tokenizer = Tokenizer(folder / TOKENIZER)
+    dataset = IndexedDataset(prefix)
+    shown = range(min(documents, len(dataset)))
+    try:
+        return [tokenizer.decode(dataset[index].tolist()) for index in shown]
+    except (IndexError, ValueError) as error:
+        raise damaged(folder, split, error) from error
 
 
 @dataclass(frozen=True)

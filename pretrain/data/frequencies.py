@@ -24,7 +24,6 @@ from pretrain.data.tokens.tokenizer import token_dtype
 COUNTS = "token_counts.npy"
 """Of a data set folder: how often each token occurs in train, int64 [v]."""
 COUNTS_VERSION = 1
-TRAIN = "train"
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ def counts_problem(folder: Path, manifest: Manifest) -> str:
         counts = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError) as error:
         return f"{COUNTS} is no array of numbers ({printable(str(error))})"
-    tokens = manifest.facts(folder, TRAIN).tokens
+    tokens = manifest.facts(folder, manifest.counted).tokens
     if counts.dtype == np.int64 and counts.shape == (manifest.vocab_size,) and counts.sum() == tokens:
         return ""
     return f"{COUNTS} does not count {tokens} tokens of a vocabulary of {manifest.vocab_size}"
@@ -71,10 +70,12 @@ def count_tokens(folder: Path, manifest: Manifest) -> np.ndarray:
     """
     counts = np.zeros(manifest.vocab_size, dtype=np.int64)
     dtype = np.dtype(token_dtype(manifest.vocab_size))
-    for data in chunks(folder / f"{TRAIN}.bin"):
+    for data in chunks(folder / f"{manifest.counted}.bin"):
         counts = add_counts(counts, np.frombuffer(data, dtype=dtype))
         if len(counts) > manifest.vocab_size:
-            raise damaged(folder, TRAIN, f"token {len(counts) - 1} in a vocabulary of {manifest.vocab_size}")
+            raise damaged(
+                folder, manifest.counted, f"token {len(counts) - 1} in a vocabulary of {manifest.vocab_size}"
+            )
     return counts
 
 
@@ -98,7 +99,7 @@ def token_counts(folder: Path, manifest: Manifest, cache: Path, alone: bool) -> 
         logger.warning("counting the tokens of %s, which was prepared by an earlier version", folder)
         return count_tokens(folder, manifest)
 
-    name = f"{fingerprint(manifest, TRAIN)[:20]}-{TRAIN}-counts-v{COUNTS_VERSION}.npy"
+    name = f"{fingerprint(manifest, manifest.counted)[:20]}-{manifest.counted}-counts-v{COUNTS_VERSION}.npy"
     return build_once(cache / name, build, manifest.vocab_size, alone)
 
 

@@ -19,7 +19,25 @@ FORMAT: Literal[1] = 1
 AGAIN = "prepare or copy the data set again"
 Count = Annotated[int, Field(ge=0, lt=2**62)]
 Vocabulary = Annotated[int, Field(ge=1, lt=2**31)]
-SplitName = Literal["train", "validation", "test"]
+SplitName = Literal[
+    "train",
+    "validation",
+    "test",
+    "train_source",
+    "train_target",
+    "validation_source",
+    "validation_target",
+    "test_source",
+    "test_target",
+]
+"""Names of files. A data set of pairs has two for each split, `PAIRED`."""
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+PAIRED: dict[SplitName, tuple[SplitName, SplitName]] = {
+    "train": ("train_source", "train_target"),
+    "validation": ("validation_source", "validation_target"),
+    "test": ("test_source", "test_target"),
+}
+"""Sources and targets of a split, which have equal document numbers."""
 
 
 class SplitFacts(Record):
@@ -59,6 +77,24 @@ class SourceFacts(Record):
     input: str
     kinds: tuple[str, ...]
     parts: int
+    licences: dict[str, str] = Field(default_factory=dict)
+    """Of its files, as `FILE.license` beside them says (SPDX)."""
+
+
+class PairFacts(Record):
+    """What only a data set of pairs has."""
+
+    source: str
+    target: str
+    """What `--pairs` called the two sides."""
+    max_tokens: Count
+    """Of a side with its end mark."""
+    source_token_correlation: float
+    """As `token_correlation`, of the sources; that and all counts of tokens are of the targets."""
+    one_side: BrokenRecords
+    """Pairs of which one side is empty, left out."""
+    too_long: BrokenRecords
+    """Pairs with more than max_tokens, left out."""
 
 
 class Manifest(Record):
@@ -91,6 +127,8 @@ class Manifest(Record):
     left_out: tuple[str, ...] = ()
     """Files of folders that only describe the data beside them."""
     sources: tuple[SourceFacts, ...] = ()
+    pairs: PairFacts | None = None
+    """Of a data set of pairs; null where documents are texts."""
     versions: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -100,11 +138,24 @@ class Manifest(Record):
         for number in (*self.special.values(), self.begin_id or 0):
             if number >= self.vocab_size:
                 raise ValueError(f"special token {number} is not in a vocabulary of {self.vocab_size}")
+        for sides in PAIRED.values() if self.pairs is not None else ():
+            found = [self.splits[side].documents for side in sides if side in self.splits]
+            if len(found) != len(sides) or len(set(found)) > 1:
+                raise ValueError(f"{sides[0]} and {sides[1]} have {found} documents, which must be equal")
         return self
+
+    @property
+    def counted(self) -> SplitName:
+        """The files whose tokens are counted: a model's predictions are among them."""
+        return "train" if self.pairs is None else PAIRED["train"][1]
 
     def facts(self, folder: Path | str, split: str) -> SplitFacts:
         """The facts of a split. Raises UserError, which names the folder, where there is none."""
         found = next((facts for name, facts in self.splits.items() if name == split), None)
+        if found is None and (self.pairs is not None) == (split in PAIRED):
+            holds = "pairs, which only train.task=translation reads"
+            text = "text, and not the pairs that are needed: prepare it with --pairs"
+            raise UserError(f"data set {folder} holds {holds if self.pairs is not None else text}")
         if found is None:
             raise UserError(f"data set {folder}: no split {split!r}; it has {', '.join(self.splits)}")
         return found

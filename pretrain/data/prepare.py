@@ -13,25 +13,20 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 from model.errors import UserError
 from model.folders import FolderKind, whole_folder
+from model.hf.tokenizer.special import Role
 from model.words import printable
-from pretrain.data.manifest import FORMAT, MANIFEST, Manifest, SourceFacts
+from pretrain.data.manifest import FORMAT, MANIFEST, SPLITS, Manifest, SourceFacts
 from pretrain.data.reading.documents import Record, records
 from pretrain.data.reading.inputs import InputFile, Source, find_sources
+from pretrain.data.reading.pairs import licence_of
 from pretrain.data.token_files import TOKENIZER
-from pretrain.data.tokens.encode import (
-    SPLITS,
-    EncodedBatch,
-    EncodeJob,
-    Encoder,
-    encode_in_worker,
-    start_worker,
-)
+from pretrain.data.tokens.encode import EncodedBatch, EncodeJob, Job, encode_in_worker, start_worker
 from pretrain.data.tokens.tokenizer import Tokenizer
-from pretrain.data.writer import NAME, DatasetOutput
+from pretrain.data.writer import NAME, REASON, DatasetOutput
 
 BATCH_BYTES = 1 << 19  # raw input that one task of a worker holds
 BATCH_RECORDS = 4096
@@ -40,18 +35,15 @@ SOURCES_LISTED = 100  # a shell pattern may have been expanded to thousands of i
 
 
 @dataclass(frozen=True)
-class PrepareOptions:
-    """The choices of `fathom data prepare`."""
+class CommonOptions:
+    """What is chosen for texts and for pairs of them."""
 
     inputs: list[str]
     out: Path
     tokenizer: Path
-    text_key: str = "text"
     split: tuple[float, ...] = (0.98, 0.01, 0.01)
     """Weights of train, validation and test."""
     split_by: Literal["document", "file"] = "document"
-    begin_mark: bool | None = None
-    """Begin every document with the tokenizer's cls token; None: if it has a mask token, too."""
     seed: int = 1234
     workers: int = 0
     """Processes; 0: one for each usable core."""
@@ -62,6 +54,15 @@ class PrepareOptions:
     strict: bool = False
     """The first broken record ends the run."""
     overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class PrepareOptions(CommonOptions):
+    """The choices of `fathom data prepare`."""
+
+    text_key: str = "text"
+    begin_mark: bool | None = None
+    """Begin every document with the tokenizer's cls token; None: if it has a mask token, too."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def prepare(
     Raises UserError for an option out of range, an input that matches nothing, an unusable
     tokenizer or output, or input without any document.
     """
-    split = _check(options)
+    split = check_options(options)
     sources = find_sources(options.inputs)
     shards = [shard for source in sources for shard in source.shards]
     if options.split_by == "file" and any(shard.kind == "hub" for shard in shards):
@@ -112,12 +113,33 @@ def prepare(
         output = DatasetOutput(folder, tokenizer, options.strict)
         guessed = any(shard.compressed or shard.kind == "hub" for shard in shards)
         total = None if guessed or options.limit is not None else sum(shard.size for shard in shards)
-        for result in _encode_in_order(_batches(sources, options), job, options.workers or _usable_cores()):
-            output.add(result)
-            on_progress(PrepareProgress(output.documents, output.tokens, output.bytes, total))
-        manifest = _manifest(options, sources, tokenizer, output, begin_id)
+        write_all(_sized_records(sources, options), job, output, options, (total, on_progress))
+        manifest = Manifest(
+            **manifest_fields(options, sources, tokenizer),
+            **output.finish(),
+            begin_id=begin_id,
+            text_key=options.text_key,
+        )
         (folder / MANIFEST).write_text(manifest.text(), encoding="utf-8")
     return manifest
+
+
+def write_all(
+    sized: Iterator[tuple[Record, int]],
+    job: Job,
+    output: DatasetOutput,
+    options: CommonOptions,
+    progress: tuple[int | None, Callable[[PrepareProgress], None]],
+) -> None:
+    """Encodes all records, with their sizes in bytes, and appends them to the files.
+
+    progress: bytes of all of them, if that is known, and whom to tell.
+    """
+    total, on_progress = progress
+    batches = _batches(islice(sized, options.limit))
+    for result in _encode_in_order(batches, job, options.workers or _usable_cores()):
+        output.add(result)
+        on_progress(PrepareProgress(output.documents, output.tokens, output.bytes, total))
 
 
 def _begin_id(tokenizer: Tokenizer, wanted: bool | None) -> int | None:
@@ -146,43 +168,56 @@ def tokenizer_notes(tokenizer: Tokenizer) -> list[str]:
     return notes
 
 
-def _manifest(
-    options: PrepareOptions,
-    sources: list[Source],
-    tokenizer: Tokenizer,
-    output: DatasetOutput,
-    begin_id: int | None,
-) -> Manifest:
+class _Fields(TypedDict):
+    """Fields of a manifest that follow from what was asked for."""
+
+    format: Literal[1]
+    tokenizer_sha256: str
+    vocab_size: int
+    eod_id: int
+    special: dict[Role, int]
+    seed: int
+    split: tuple[float, ...]
+    split_by: str
+    limit: int | None
+    left_out: tuple[str, ...]
+    sources: tuple[SourceFacts, ...]
+    versions: dict[str, str]
+
+
+def manifest_fields(options: CommonOptions, sources: list[Source], tokenizer: Tokenizer) -> _Fields:
+    """What a manifest says of the options, the input and the tokenizer."""
     rest = sources[SOURCES_LISTED:]
     listed = [_facts(printable(source.input, NAME), [source]) for source in sources[:SOURCES_LISTED]]
     left_out = [printable(name, NAME) for source in sources for name in source.left_out]
     libraries = ("megatron-core", "sentencepiece", "datasets", "numpy")
-    return Manifest(
-        format=FORMAT,
-        tokenizer_sha256=tokenizer.sha256,
-        vocab_size=tokenizer.vocab_size,
-        eod_id=tokenizer.eod_id,
-        special=tokenizer.special,
-        begin_id=begin_id,
-        seed=options.seed,
-        split=options.split,
-        split_by=options.split_by,
-        text_key=options.text_key,
-        limit=options.limit,
-        **output.finish(),
-        left_out=tuple(left_out[:SOURCES_LISTED]),
-        sources=(*listed, *([_facts(f"({len(rest)} more)", rest)] if rest else [])),
-        versions={name: importlib.metadata.version(name) for name in libraries},
-    )
+    return {
+        "format": FORMAT,
+        "tokenizer_sha256": tokenizer.sha256,
+        "vocab_size": tokenizer.vocab_size,
+        "eod_id": tokenizer.eod_id,
+        "special": tokenizer.special,
+        "seed": options.seed,
+        "split": options.split,
+        "split_by": options.split_by,
+        "limit": options.limit,
+        "left_out": tuple(left_out[:SOURCES_LISTED]),
+        "sources": (*listed, *([_facts(f"({len(rest)} more)", rest)] if rest else [])),
+        "versions": {name: importlib.metadata.version(name) for name in libraries},
+    }
 
 
 def _facts(given: str, sources: list[Source]) -> SourceFacts:
     shards = [shard for source in sources for shard in source.shards]
-    return SourceFacts(input=given, kinds=tuple(sorted({shard.kind for shard in shards})), parts=len(shards))
+    kinds = tuple(sorted({shard.kind for shard in shards}))
+    names = [shard.name for shard in shards[:SOURCES_LISTED]]
+    found = {printable(Path(name).name, NAME): printable(licence_of(name), REASON) for name in names}
+    licences = {name: licence for name, licence in found.items() if licence}
+    return SourceFacts(input=given, kinds=kinds, parts=len(shards), licences=licences)
 
 
-def _check(options: PrepareOptions) -> tuple[float, float, float]:
-    """Returns the split weights scaled to a sum of 1. Raises UserError."""
+def check_options(options: CommonOptions) -> tuple[float, float, float]:
+    """Returns the split weights scaled to a sum of 1. Raises UserError for what is out of range."""
     given = ",".join(f"{share:g}" for share in options.split)
     shares = [share for share in options.split if math.isfinite(share) and share >= 0]
     if not len(options.split) == len(shares) == len(SPLITS) or shares[0] <= 0:
@@ -198,11 +233,11 @@ def _check(options: PrepareOptions) -> tuple[float, float, float]:
     return train, validation, test
 
 
-def _batches(sources: list[Source], options: PrepareOptions) -> Iterator[tuple[list[Record], int]]:
-    """Groups the records of all sources, in order, into batches with their size in bytes."""
+def _batches(sized: Iterator[tuple[Record, int]]) -> Iterator[tuple[list[Record], int]]:
+    """Groups records, in order, into batches with their size in bytes."""
     batch: list[Record] = []
     size = 0
-    for record, own in islice(_sized_records(sources, options), options.limit):
+    for record, own in sized:
         batch.append(record)
         size += own
         if size >= BATCH_BYTES or len(batch) >= BATCH_RECORDS:
@@ -228,7 +263,7 @@ def _size(record: Record, shard: InputFile) -> int:
 
 def _encode_in_order(
     batches: Iterator[tuple[list[Record], int]],
-    job: EncodeJob,
+    job: Job,
     workers: int,
 ) -> Iterator[EncodedBatch]:
     """Encodes batches in `workers` processes (1: in this one), holding a few at a time.
@@ -236,7 +271,7 @@ def _encode_in_order(
     Yields the results in input order.
     """
     if workers == 1:
-        encoder = Encoder(job)
+        encoder = job.encoder()
         for batch, size in batches:
             yield encoder.encode(batch, size)
         return

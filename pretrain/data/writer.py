@@ -11,10 +11,10 @@ import numpy as np
 from model.errors import UserError
 from model.words import printable
 from pretrain.data.frequencies import write_counts
-from pretrain.data.manifest import BrokenFacts, BrokenRecords, SplitFacts, SplitName
+from pretrain.data.manifest import PAIRED, SPLITS, BrokenFacts, BrokenRecords, SplitFacts, SplitName
 from pretrain.data.reading.documents import Broken
 from pretrain.data.token_files import file_sha256, sample
-from pretrain.data.tokens.encode import SPLITS, EncodedBatch, EncodedSplit
+from pretrain.data.tokens.encode import EncodedBatch, EncodedSplit
 from pretrain.data.tokens.tokenizer import Tokenizer
 
 BROKEN_EXAMPLES = 20
@@ -33,16 +33,40 @@ class Written(TypedDict):
     broken: BrokenRecords
 
 
+class Complaints:
+    """How many records were left out for one reason, and the first of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: list[Broken] = []
+
+    def add(self, found: list[Broken]) -> None:
+        """Counts some more."""
+        self.count += len(found)
+        self.first.extend(found[: BROKEN_EXAMPLES - len(self.first)])
+
+    def facts(self) -> BrokenRecords:
+        """As they stand in dataset.json."""
+        return BrokenRecords(count=self.count, examples=tuple(_shown(broken) for broken in self.first))
+
+
 class DatasetOutput:
-    """The three splits being written to a folder, and what is counted on the way."""
+    """The splits being written to a folder, and what is counted on the way."""
+
+    names: tuple[SplitName, ...] = SPLITS
+    """Of the files, in the order in which batches have them."""
+    counted: int = 0
+    """Which of them has the tokens that are counted."""
+    what = "documents"
+    """What is written, in messages."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, strict: bool) -> None:
         """Writes nothing yet. strict: refuse the first broken record."""
         self.folder, self.tokenizer, self.strict = folder, tokenizer, strict
         self.splits: list[_SplitWriter] = []
         self.counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-        self.documents = self.tokens = self.bytes = self.empty = self.broken = 0
-        self.examples: list[Broken] = []
+        self.documents = self.tokens = self.bytes = self.empty = 0
+        self.broken = Complaints()
 
     def add(self, result: EncodedBatch) -> None:
         """Appends one batch; batches must come in input order.
@@ -53,17 +77,24 @@ class DatasetOutput:
             raise UserError(f"{result.broken[0].place}; without --strict it would be left out and reported")
         if not self.splits:
             # Made late: loading Megatron-core takes seconds, in which the workers already encode.
-            self.splits = [_SplitWriter(self.folder / name, self.tokenizer) for name in SPLITS]
+            self.splits = [_SplitWriter(self.folder / name, self.tokenizer) for name in self.names]
         for writer, part in zip(self.splits, result.splits, strict=True):
             writer.add(part)
-        train = np.frombuffer(result.splits[0].tokens, dtype=self.tokenizer.dtype)
-        self.counts += np.bincount(train, minlength=len(self.counts))
-        self.documents += sum(len(part.lengths) for part in result.splits)
+        self.counts += self._occurrences(result.splits[self.counted])
+        self.documents += sum(len(part.lengths) for part in result.splits) * len(SPLITS) // len(self.names)
         self.tokens += sum(int(part.lengths.sum()) for part in result.splits)
         self.bytes += result.size
         self.empty += result.empty
-        self.broken += len(result.broken)
-        self.examples.extend(result.broken[: BROKEN_EXAMPLES - len(self.examples)])
+        self.broken.add(result.broken)
+
+    def _occurrences(self, part: EncodedSplit) -> np.ndarray:
+        tokens = np.frombuffer(part.tokens, dtype=self.tokenizer.dtype)
+        return np.bincount(tokens, minlength=len(self.counts))
+
+    def _left_out(self) -> str:
+        """What became of the records, in a phrase."""
+        count, first = self.broken.count, self.broken.first
+        return f"{self.empty} empty" + (f", {count} broken, the first: {first[0].place}" if count else "")
 
     def finish(self) -> Written:
         """Closes the files and returns the manifest's fields about them.
@@ -71,21 +102,48 @@ class DatasetOutput:
         Raises UserError when nothing is there to train on.
         """
         if not self.documents:
-            detail = f", {self.broken} broken, the first: {self.examples[0].place}" if self.broken else ""
-            raise UserError(f"INPUT: no documents ({self.empty} empty{detail})")
+            raise UserError(f"INPUT: no {self.what} ({self._left_out()})")
         if not self.counts.any():
-            none = f"none of the {self.documents} documents fell into train"
-            raise UserError(f"--split: {none}; give more documents or a larger first number")
+            none = f"none of the {self.documents} {self.what} fell into train"
+            raise UserError(f"--split: {none}; give more {self.what} or a larger first number")
         probabilities = self.counts[self.counts > 0] / self.counts.sum()
-        examples = tuple(_shown(broken) for broken in self.examples)
         return {
-            "splits": {name: writer.finish() for name, writer in zip(SPLITS, self.splits, strict=True)},
+            "splits": {name: writer.finish() for name, writer in zip(self.names, self.splits, strict=True)},
             "unigram_entropy_nats": float(-(probabilities * np.log(probabilities)).sum()),
-            "token_correlation": float((probabilities**2).sum()),
+            "token_correlation": correlation(self.counts),
             "token_counts_sha256": write_counts(self.folder, self.counts),
             "empty_documents": self.empty,
-            "broken": BrokenRecords(count=self.broken, examples=examples),
+            "broken": self.broken.facts(),
         }
+
+
+class PairOutput(DatasetOutput):
+    """Two files for each split of a data set of pairs."""
+
+    names = tuple(side for sides in PAIRED.values() for side in sides)
+    counted = 1
+    what = "pairs"
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, strict: bool) -> None:
+        super().__init__(folder, tokenizer, strict)
+        self.source_counts = np.zeros_like(self.counts)
+        self.one_side, self.too_long = Complaints(), Complaints()
+
+    def add(self, result: EncodedBatch) -> None:
+        """As `DatasetOutput`."""
+        super().add(result)
+        self.source_counts += self._occurrences(result.splits[0])
+        self.one_side.add(result.one_side)
+        self.too_long.add(result.too_long)
+
+    def _left_out(self) -> str:
+        others = {"with one side": self.one_side, "too long": self.too_long}
+        return super()._left_out() + "".join(f", {one.count} {name}" for name, one in others.items())
+
+
+def correlation(counts: np.ndarray) -> float:
+    """Sum of the squared frequencies of tokens that were counted."""
+    return float(((counts[counts > 0] / counts.sum()) ** 2).sum())
 
 
 def _shown(broken: Broken) -> BrokenFacts:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pretrain.data.manifest import Manifest
-    from pretrain.data.prepare import PrepareProgress
+    from pretrain.data.prepare import CommonOptions, PrepareOptions, PrepareProgress
+    from pretrain.data.prepare_pairs import PairOptions
 
 TEXT_KEY = "Key or column that holds the text; meta.text is the key text inside of meta."
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -40,13 +41,25 @@ def prepare(
             metavar="INPUT...",
             help="Text files (one document each), .jsonl, .csv, .tsv or .parquet files, plain or compressed; "
             "folders; globs; or names for the datasets library: hf://NAME, NAME, NAME:CONFIG or "
-            "NAME:CONFIG:SPLIT.",
+            "NAME:CONFIG:SPLIT. With --pairs also files X.SOURCE beside X.TARGET, .po and .mo files.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Data set folder to write.")],
     tokenizer: Annotated[Path, typer.Option(help="SentencePiece model file.")],
     text_key: Annotated[str, typer.Option(help=TEXT_KEY)] = "text",
     split: Annotated[str, typer.Option(help="Shares of train, validation and test.")] = "0.98,0.01,0.01",
+    pairs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE,TARGET",
+            help="Prepare pairs for translation: two keys or columns (or their numbers, 1,2, in tables "
+            "without a header), and the suffixes of parallel text files.",
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=2, max=10**9, help="With --pairs, leave out longer ones; 250 if not given."),
+    ] = None,
     split_by: Annotated[
         SplitBy,
         typer.Option(help="Assign single documents, or whole files, to a split."),
@@ -85,23 +98,16 @@ def prepare(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
     """Tokenize text into a data set folder for training."""
-    from model.errors import UserError
-    from pretrain.data.prepare import PrepareOptions
-    from pretrain.data.prepare import prepare as run
+    from pretrain.data.prepare import CommonOptions
+    from pretrain.data.prepare import prepare as prepare_texts
+    from pretrain.data.prepare_pairs import PairOptions, prepare_pairs
 
-    try:
-        shares = tuple(float(share) for share in split.split(","))
-    except ValueError as error:
-        wanted = "give three numbers separated by commas, such as 0.98,0.01,0.01"
-        raise UserError(f"--split {split}: {wanted}") from error
-    options = PrepareOptions(
+    common = CommonOptions(
         inputs=inputs,
         out=out,
         tokenizer=tokenizer,
-        text_key=text_key,
-        split=shares,
+        split=_shares(split),
         split_by=split_by.value,
-        begin_mark=begin_mark,
         seed=seed,
         workers=workers,
         streaming=streaming,
@@ -109,16 +115,59 @@ def prepare(
         strict=strict,
         overwrite=overwrite,
     )
+    options = _options(common, pairs, max_tokens, text_key, begin_mark)
     if quiet:
         os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+    def say(note: str) -> None:
+        if not quiet:
+            typer.echo(f"note: {note}", err=True)
+
     with _ProgressBar(visible=not (quiet or as_json)) as bar:
-        manifest = run(
-            options, bar.show, lambda note: None if quiet else typer.echo(f"note: {note}", err=True)
-        )
+        if isinstance(options, PairOptions):
+            manifest = prepare_pairs(options, bar.show, say)
+        else:
+            manifest = prepare_texts(options, bar.show, say)
     if as_json:
         typer.echo(manifest.text(), nl=False)
     elif not quiet:
         _print_summary(out, manifest)
+
+
+def _shares(split: str) -> tuple[float, ...]:
+    from model.errors import UserError
+
+    try:
+        return tuple(float(share) for share in split.split(","))
+    except ValueError as error:
+        wanted = "give three numbers separated by commas, such as 0.98,0.01,0.01"
+        raise UserError(f"--split {split}: {wanted}") from error
+
+
+def _options(
+    common: CommonOptions, pairs: str | None, max_tokens: int | None, text_key: str, begin_mark: bool | None
+) -> PrepareOptions | PairOptions:
+    """The options of pairs, or of texts. Raises UserError for one that has no effect."""
+    from dataclasses import fields
+
+    from model.errors import UserError
+    from pretrain.data.prepare import PrepareOptions
+    from pretrain.data.prepare_pairs import MAX_TOKENS, PairOptions
+    from pretrain.data.reading.pairs import Sides
+
+    given = {field.name: getattr(common, field.name) for field in fields(common)}
+    if pairs is None:
+        if max_tokens is not None:
+            raise UserError(f"--max-tokens {max_tokens} has no effect without --pairs: leave it out")
+        return PrepareOptions(**given, text_key=text_key, begin_mark=begin_mark)
+    useless = {
+        f"--text-key {text_key}": text_key != "text",
+        f"--split-by {common.split_by}": common.split_by != "document",
+        "--begin-mark": begin_mark is not None,
+    }
+    for option in (option for option, given in useless.items() if given):
+        raise UserError(f"{option} has no effect with --pairs: leave it out")
+    return PairOptions(**given, sides=Sides.of(pairs), max_tokens=max_tokens or MAX_TOKENS)
 
 
 @app.command()
@@ -257,14 +306,22 @@ def _remarks(manifest: Manifest) -> Iterator[str]:
         ids = ", ".join(f"{name} {number}" for name, number in manifest.special.items())
         begins = "begin with cls" if manifest.begin_id is not None else "have no mark at their begin"
         yield f"special tokens {ids}; documents {begins}"
-    for share, (name, split) in zip(manifest.split, manifest.splits.items(), strict=False):
+    paired = manifest.pairs is not None
+    for share, (name, split) in zip(
+        manifest.split, list(manifest.splits.items())[:: 1 + paired], strict=False
+    ):
         if share and not split.documents:
             yield f"note: the {name} split is empty; give more documents or a larger share in --split"
     if manifest.left_out:
         names = ", ".join(printable(name, 4096) for name in manifest.left_out)
         yield f"note: left out, as it only describes the data: {names}; name it to read it"
-    broken = manifest.broken
-    if broken.count:
-        yield f"left out {broken.count} broken records, the first {len(broken.examples)}:"
+    left_out = {"broken records": manifest.broken}
+    if manifest.pairs is not None:
+        left_out["pairs of which one side is empty"] = manifest.pairs.one_side
+        left_out[f"pairs longer than {manifest.pairs.max_tokens} tokens"] = manifest.pairs.too_long
+    for what, broken in left_out.items():
+        if not broken.count:
+            continue
+        yield f"left out {broken.count} {what}, the first {len(broken.examples)}:"
         for example in broken.examples:
             yield f"  {printable(Broken(example.file, example.line, example.reason).place, 5000)}"

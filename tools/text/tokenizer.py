@@ -56,19 +56,29 @@ def train(
             "commas between them, each with a name of its own if you like (mask=<mask>); or all.",
         ),
     ] = None,
+    pairs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE,TARGET",
+            help="Read both sides of pairs, as `fathom data prepare --pairs` does, for a vocabulary of both.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
     """Train a SentencePiece tokenizer that keeps every text exactly, indentation included."""
     from rich.console import Console
 
+    from model.errors import UserError
+    from pretrain.data.reading.pairs import Sides
     from pretrain.data.tokens.train import Reading, special_names, train_tokenizer
 
+    if pairs is not None and text_key != "text":
+        raise UserError(f"--text-key {text_key} has no effect with --pairs: leave it out")
+    reading = Reading(text_key, streaming, None if pairs is None else Sides.of(pairs))
     names = {} if special is None else special_names(special)
     with Console(stderr=True, quiet=quiet or as_json).status("training the tokenizer"):
-        trained = train_tokenizer(
-            inputs, out, vocab_size, model.value, max_bytes, Reading(text_key, streaming), names
-        )
+        trained = train_tokenizer(inputs, out, vocab_size, model.value, max_bytes, reading, names)
     if as_json:
         typer.echo(json.dumps(asdict(trained), indent=1))
     elif not quiet:

@@ -8,14 +8,14 @@ Nothing here imports torch or Megatron.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pretrain.data.reading.compressed import open_binary
 from pretrain.data.reading.file_kinds import HEAD, looks_like
 from pretrain.data.reading.inputs import InputFile
 from pretrain.data.reading.raw_record import Broken, Record, broken, value_of
-from pretrain.data.reading.tables import csv_records, hub_records, parquet_records
+from pretrain.data.reading.tables import csv_rows, hub_rows, parquet_rows, single
 
 __all__ = ["Broken", "Record", "records", "text_of"]
 
@@ -34,16 +34,21 @@ def records(shard: InputFile, text_key: str = "text", streaming: bool = False) -
     elif shard.kind == "text":
         yield Record(shard.name, shard.group, 0, Path(shard.name))
     elif shard.kind == "hub":
-        yield from hub_records(shard, text_key, streaming)
+        yield from single(hub_rows(shard, (text_key,), streaming))
     else:
-        reader = {"json": _json_records, "csv": csv_records, "parquet": parquet_records}[shard.kind]
         line = 0
         try:
-            for record in reader(shard, text_key):
+            for record in _rows(shard, text_key):
                 line = record.line
                 yield record
         except (OSError, ValueError) as error:
             yield broken(shard, line + 1 if line else 0, f"unreadable from here on: {error}")
+
+
+def _rows(shard: InputFile, text_key: str) -> Iterator[Record]:
+    if shard.kind == "json":
+        return json_lines(shard)
+    return single((csv_rows if shard.kind == "csv" else parquet_rows)(shard, (text_key,)))
 
 
 def text_of(record: Record, text_key: str = "text") -> tuple[str, bytes] | Broken:
@@ -55,7 +60,7 @@ def text_of(record: Record, text_key: str = "text") -> tuple[str, bytes] | Broke
         if isinstance(raw, Path):
             raw = _whole_file(raw)
         elif isinstance(raw, bytes):
-            raw = _parse_json(raw, text_key)
+            (raw,) = parse_json(raw, (text_key,))
         if not isinstance(raw, str):
             raise ValueError(f"{text_key!r} is {type(raw).__name__}, not a string")
         return raw, raw.encode()
@@ -81,7 +86,8 @@ def _whole_file(path: Path) -> str:
     return data.decode("utf-8-sig")
 
 
-def _json_records(shard: InputFile, text_key: str) -> Iterator[Record]:
+def json_lines(shard: InputFile) -> Iterator[Record]:
+    """The lines of a file of JSON objects. Raises OSError as `open_binary` does."""
     with open_binary(shard.name) as file:
         first = True
         for line, raw in enumerate(file, start=1):
@@ -106,7 +112,8 @@ def _over_several_lines(first: bytes) -> str:
     return ""  # an array on one line is judged like any other line
 
 
-def _parse_json(raw: bytes, text_key: str) -> object:
+def parse_json(raw: bytes, keys: Sequence[str]) -> tuple[object, ...]:
+    """The values of some keys of a JSON object. Raises ValueError for what lacks one."""
     try:
         entry = json.loads(raw.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
@@ -115,4 +122,4 @@ def _parse_json(raw: bytes, text_key: str) -> object:
         raise ValueError(f"not a JSON object but list: {ARRAY}")
     if not isinstance(entry, dict):
         raise ValueError(f"not a JSON object but {type(entry).__name__}")
-    return value_of(entry, text_key)
+    return tuple(value_of(entry, key) for key in keys)

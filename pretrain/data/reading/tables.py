@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from model.errors import UserError
 from pretrain.data.reading.compressed import open_binary
@@ -18,65 +18,96 @@ if TYPE_CHECKING:
     import pyarrow
 
 
-def csv_records(shard: InputFile, text_key: str) -> Iterator[Record]:
-    """The rows of a CSV or TSV file with a header. Raises OSError as `open_binary` does."""
+class _Reader(Protocol):
+    """What the csv module reads with."""
+
+    line_num: int
+
+    def __next__(self) -> list[str]: ...
+
+
+def single(rows: Iterator[Record]) -> Iterator[Record]:
+    """Rows of one column as its values."""
+    for row in rows:
+        yield row._replace(raw=row.raw[0]) if isinstance(row.raw, tuple) and len(row.raw) == 1 else row
+
+
+def csv_rows(shard: InputFile, keys: Sequence[str], numbered: bool = False) -> Iterator[Record]:
+    """The values of some columns in the rows of a CSV or TSV file.
+
+    keys: names in the header.
+    numbered: they are numbers from 1 on, of a file without one; quotes in a TSV file are text then.
+    Raises OSError as `open_binary` does.
+    """
     csv.field_size_limit(sys.maxsize)
-    delimiter = "\t" if inner_suffix(shard.name) == ".tsv" else ","
+    tabs = inner_suffix(shard.name) == ".tsv"
+    quoting = csv.QUOTE_NONE if tabs and numbered else csv.QUOTE_MINIMAL
     with (
         open_binary(shard.name) as file,
         io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines,
     ):
-        reader = csv.reader(lines, delimiter=delimiter)
-        header = next(reader, [])
-        if text_key not in header:
-            head = ",".join(header).encode(errors="surrogateescape")[:HEAD]
-            yield broken(shard, 1, looks_like(head) or _no_column(text_key, header))
+        reader = csv.reader(lines, delimiter="\t" if tabs else ",", quoting=quoting)
+        if numbered:
+            yield from _fields(shard, reader, [int(key) - 1 for key in keys], None)
             return
-        column = header.index(text_key)
-        line = reader.line_num + 1
-        while True:
-            try:
-                row = next(reader)
-            except StopIteration:
+        header = next(reader, [])
+        if missing := next((key for key in keys if key not in header), ""):
+            head = ",".join(header).encode(errors="surrogateescape")[:HEAD]
+            yield broken(shard, 1, looks_like(head) or _no_column(missing, header))
+            return
+        yield from _fields(shard, reader, [header.index(key) for key in keys], len(header))
+
+
+def _fields(shard: InputFile, reader: _Reader, columns: list[int], width: int | None) -> Iterator[Record]:
+    """The rows that a reader has not read. width: of each; None: any that has the columns."""
+    line = reader.line_num + 1
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield broken(shard, line, f"bad CSV: {error}")
+        else:
+            if row and len(row) != width and (width is not None or len(row) <= max(columns)):
+                wanted = f"the header has {width}" if width is not None else f"{max(columns) + 1} are needed"
+                yield broken(shard, line, f"bad CSV: {len(row)} fields where {wanted}")
+            elif row and min(columns) < 0:
+                yield broken(shard, line, "columns are counted from 1")
                 return
-            except csv.Error as error:
-                yield broken(shard, line, f"bad CSV: {error}")
-            else:
-                if row and len(row) != len(header):
-                    reason = f"bad CSV: {len(row)} fields where the header has {len(header)}"
-                    yield broken(shard, line, reason)
-                elif row:
-                    yield Record(shard.name, shard.group, line, row[column])
-            line = reader.line_num + 1
+            elif row:
+                yield Record(shard.name, shard.group, line, tuple(row[column] for column in columns))
+        line = reader.line_num + 1
 
 
-def parquet_records(shard: InputFile, text_key: str) -> Iterator[Record]:
-    """The rows of a Parquet file. Raises OSError or ValueError for one that cannot be read."""
+def parquet_rows(shard: InputFile, keys: Sequence[str]) -> Iterator[Record]:
+    """The values of some columns in the rows of a Parquet file.
+
+    Raises OSError or ValueError for a file that cannot be read.
+    """
     import pyarrow
 
     try:
-        yield from _parquet_rows(shard, text_key)
+        yield from _parquet_rows(shard, keys)
     except pyarrow.ArrowException as error:
         raise ValueError(str(error)) from error
 
 
-def _parquet_rows(shard: InputFile, text_key: str) -> Iterator[Record]:
+def _parquet_rows(shard: InputFile, keys: Sequence[str]) -> Iterator[Record]:
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(shard.name) as file:
-        columns = file.schema_arrow.names
-        column = _column_of(text_key, columns)
-        if column is None:
-            yield broken(shard, 0, _no_column(text_key, columns))
+        names = file.schema_arrow.names
+        columns = [_column_of(key, names) for key in keys]
+        if None in columns:
+            yield broken(shard, 0, _no_column(keys[columns.index(None)], names))
             return
         row = 0
-        for batch in file.iter_batches(columns=[column], batch_size=1000):
-            for value in _values(batch.column(column)):
+        wanted = [column for column in dict.fromkeys(columns) if column is not None]
+        for batch in file.iter_batches(columns=wanted, batch_size=1000):
+            for values in zip(*(_values(batch.column(column)) for column in wanted), strict=True):
                 row += 1
-                if isinstance(value, str) and column == text_key:
-                    yield Record(shard.name, shard.group, row, value)
-                else:
-                    yield _cell(shard.name, shard.group, row, {column: value}, text_key)
+                yield _cells(shard.name, shard.group, row, dict(zip(wanted, values, strict=True)), keys)
 
 
 def _values(array: pyarrow.Array) -> list[object]:
@@ -90,8 +121,11 @@ def _values(array: pyarrow.Array) -> list[object]:
     return values
 
 
-def hub_records(shard: InputFile, text_key: str, streaming: bool) -> Iterator[Record]:
-    """The rows of a data set of the `datasets` library. Raises UserError where it has none."""
+def hub_rows(shard: InputFile, keys: Sequence[str], streaming: bool) -> Iterator[Record]:
+    """The values of some columns in the rows of a data set of the `datasets` library.
+
+    Raises UserError where it has none.
+    """
     import datasets
 
     name, _, rest = shard.name.partition(":")
@@ -102,21 +136,23 @@ def hub_records(shard: InputFile, text_key: str, streaming: bool) -> Iterator[Re
         neither = "no such file or folder, and the datasets library cannot load a data set of that name"
         raise UserError(f"INPUT {shard.name}: {neither}: {error}") from error
     if table.features is not None:
-        columns = list(table.features)
-        column = _column_of(text_key, columns)
-        if column is None:
-            reason = _no_column(text_key, columns)
-            raise UserError(f"INPUT {shard.name}: {reason}; choose one with --text-key")
-        table = table.select_columns([column])
+        names = list(table.features)
+        columns = [_column_of(key, names) for key in keys]
+        if None in columns:
+            reason = _no_column(keys[columns.index(None)], names)
+            option = "--text-key" if len(keys) == 1 else "--pairs"
+            raise UserError(f"INPUT {shard.name}: {reason}; choose one with {option}")
+        table = table.select_columns(list(dict.fromkeys(columns)))
     for row, entry in enumerate(table, start=1):
-        yield _cell(shard.group, shard.group, row, entry, text_key)
+        yield _cells(shard.group, shard.group, row, entry, keys)
 
 
-def _cell(file: str, group: str, row: int, entry: Mapping[str, object], text_key: str) -> Record:
-    """The text of one row. A binary column holds its UTF-8."""
+def _cells(file: str, group: str, row: int, entry: Mapping[str, object], keys: Sequence[str]) -> Record:
+    """The texts of one row. A binary column holds its UTF-8."""
     try:
-        value = value_of(entry, text_key)
-        return Record(file, group, row, value.decode() if isinstance(value, bytes) else value)
+        values = [value_of(entry, key) for key in keys]
+        texts = (value.decode() if isinstance(value, bytes) else value for value in values)
+        return Record(file, group, row, tuple(texts))
     except UnicodeDecodeError as error:
         reason = f"not UTF-8: {error.reason} at byte {error.start}"
     except ValueError as error:

@@ -8,17 +8,27 @@ from __future__ import annotations
 import hashlib
 import signal
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
+from pretrain.data.manifest import SPLITS
 from pretrain.data.reading.documents import Broken, Record, text_of
 from pretrain.data.tokens.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from pretrain.data.manifest import SplitName
 
-SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+class BatchEncoder(Protocol):
+    """Turns batches of records into tokens. One for each process."""
+
+    def encode(self, batch: list[Record], size: int) -> EncodedBatch:
+        """Encodes the records of a batch; order is kept within each split."""
+
+
+class Job(Protocol):
+    """What every worker needs to know."""
+
+    def encoder(self) -> BatchEncoder:
+        """Of this process. Raises UserError when the tokenizer cannot be loaded."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,10 @@ class EncodeJob:
     seed: int
     begin_id: int | None = None
     """What every document begins with."""
+
+    def encoder(self) -> Encoder:
+        """As `Job`."""
+        return Encoder(self)
 
 
 @dataclass
@@ -60,6 +74,10 @@ class EncodedBatch:
     splits: tuple[EncodedSplit, ...] = ()
     empty: int = 0
     broken: list[Broken] = field(default_factory=list)
+    one_side: list[Broken] = field(default_factory=list)
+    """Pairs of which one side is empty."""
+    too_long: list[Broken] = field(default_factory=list)
+    """Pairs with too many tokens."""
 
 
 class Encoder:
@@ -93,46 +111,50 @@ class Encoder:
             texts.append(text)
             sizes.append(len(data))
             whole_files = self.job.split_by == "file"
-            splits.append(self._split(record.group.encode(errors="surrogateescape") if whole_files else data))
+            key = record.group.encode(errors="surrogateescape") if whole_files else data
+            splits.append(split_of(key, self.job.seed, self.job.split))
         documents = [
             self._begin_mark + ids + self._end_mark for ids in self.tokenizer.encode_documents(texts)
         ]
-        itemsize = len(self._end_mark)
-        gathered = []
-        for split in range(len(SPLITS)):
-            chosen = [number for number, own in enumerate(splits) if own == split]
-            lengths = np.array([len(documents[number]) // itemsize for number in chosen], dtype=np.int32)
-            gathered.append(
-                EncodedSplit(
-                    b"".join(documents[number] for number in chosen),
-                    lengths,
-                    sum(sizes[number] for number in chosen),
-                )
-            )
-        result.splits = tuple(gathered)
+        result.splits = tuple(
+            gathered(documents, sizes, len(self._end_mark), [own == split for own in splits])
+            for split in range(len(SPLITS))
+        )
         return result
 
-    def _split(self, key: bytes) -> int:
-        """Assigns by a hash of (seed, key).
 
-        The key is the document itself or the file's name, so neither order nor neighbours matter.
-        """
-        digest = hashlib.blake2b(key, digest_size=8, key=self.job.seed.to_bytes(8, "little")).digest()
-        share = int.from_bytes(digest, "little") / 2**64
-        train, validation, test = self.job.split
-        if share < train:
-            return 0
-        return 1 if share < train + validation or not test else 2
+def gathered(documents: list[bytes], sizes: list[int], itemsize: int, chosen: list[bool]) -> EncodedSplit:
+    """Those documents of a batch that are chosen, of ids of `itemsize` bytes each.
 
-
-_encoder: Encoder | None = None
+    sizes: of their texts in UTF-8.
+    """
+    numbers = [number for number, own in enumerate(chosen) if own]
+    lengths = np.array([len(documents[number]) // itemsize for number in numbers], dtype=np.int32)
+    text_bytes = sum(sizes[number] for number in numbers)
+    return EncodedSplit(b"".join(documents[number] for number in numbers), lengths, text_bytes)
 
 
-def start_worker(job: EncodeJob) -> None:
+def split_of(key: bytes, seed: int, shares: tuple[float, float, float]) -> int:
+    """The split by a hash of (seed, key): number 0, 1 or 2.
+
+    The key is a text itself or a file's name, so neither order nor neighbours matter.
+    """
+    digest = hashlib.blake2b(key, digest_size=8, key=seed.to_bytes(8, "little")).digest()
+    share = int.from_bytes(digest, "little") / 2**64
+    train, validation, test = shares
+    if share < train:
+        return 0
+    return 1 if share < train + validation or not test else 2
+
+
+_encoder: BatchEncoder | None = None
+
+
+def start_worker(job: Job) -> None:
     """Prepares a worker process. The parent alone answers Ctrl-C."""
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _encoder = Encoder(job)
+    _encoder = job.encoder()
 
 
 def encode_in_worker(batch: list[Record], size: int) -> EncodedBatch:

@@ -22,6 +22,7 @@ from model.hf.tokenizer.special import SPECIAL, Role, names_mask
 from model.words import printable
 from pretrain.data.reading.documents import Broken, records, text_of
 from pretrain.data.reading.inputs import InputFile, find_sources
+from pretrain.data.reading.pairs import Sides, pair_files, pair_of, pair_records
 from pretrain.data.tokens.tokenizer import SPACE_MARK
 
 ModelType = Literal["bpe", "unigram"]
@@ -82,6 +83,21 @@ class Reading:
     text_key: str = "text"
     streaming: bool = True
     """Read a hub data set without downloading it whole."""
+    sides: Sides | None = None
+    """Read both sides of pairs instead."""
+
+    def texts(self, shard: InputFile) -> Iterator[tuple[str, bytes] | Broken]:
+        """The texts of a file, as strings and in UTF-8, or what is wrong with them."""
+        if self.sides is None:
+            for record in records(shard, self.text_key, self.streaming):
+                yield text_of(record, self.text_key)
+            return
+        for file in pair_files([shard], self.sides):
+            for record in pair_records(file, self.sides, self.streaming):
+                found = pair_of(record, self.sides)
+                yield from (
+                    (found,) if isinstance(found, Broken) else ((text, text.encode()) for text in found)
+                )
 
 
 def train_tokenizer(
@@ -110,7 +126,7 @@ def train_tokenizer(
     if max_bytes < 1:
         raise UserError(f"--max-bytes {max_bytes}: must be at least 1")
     reading = reading or Reading()
-    sample = _Sample(inputs, max_bytes, reading.text_key, reading.streaming)
+    sample = _Sample(inputs, max_bytes, reading)
     pieces = list(sample)
     if not any(piece.strip("\r\n") for piece in pieces):
         raise UserError(f"INPUT {' '.join(inputs)}: no text to train on{sample.first_broken}")
@@ -210,8 +226,8 @@ class _Sample:
     share, so that a sample of a large input covers it.
     """
 
-    def __init__(self, inputs: list[str], max_bytes: int, text_key: str, streaming: bool) -> None:
-        self.max_bytes, self.text_key, self.streaming = max_bytes, text_key, streaming
+    def __init__(self, inputs: list[str], max_bytes: int, reading: Reading) -> None:
+        self.max_bytes, self.reading = max_bytes, reading
         shards = [shard for source in find_sources(inputs) for shard in source.shards]
         self.shards = sorted(shards, key=lambda shard: hashlib.sha256(os.fsencode(shard.group)).digest())
         self.share = max(max_bytes // len(self.shards), LEAST_SHARE)
@@ -227,8 +243,7 @@ class _Sample:
 
     def _texts(self, shard: InputFile, limit: int) -> Iterator[str]:
         taken = 0
-        for record in records(shard, self.text_key, self.streaming):
-            found = text_of(record, self.text_key)
+        for found in self.reading.texts(shard):
             if isinstance(found, Broken):
                 self.first_broken = self.first_broken or f"; {found.place}"
                 self.broken += 1

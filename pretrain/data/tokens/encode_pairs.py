@@ -1,0 +1,87 @@
+"""What a worker process does with pairs of texts. Must stay free of torch and Megatron."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pretrain.data.manifest import SPLITS
+from pretrain.data.reading.pairs import Sides, pair_of
+from pretrain.data.reading.raw_record import Broken, Record
+from pretrain.data.tokens.encode import EncodedBatch, gathered, split_of
+from pretrain.data.tokens.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class PairJob:
+    """What every worker needs to know."""
+
+    tokenizer: str
+    """Path of the model file."""
+    sides: Sides
+    max_tokens: int
+    """Of a side with its end mark."""
+    split: tuple[float, float, float]
+    """Shares of train, validation and test, adding up to 1."""
+    seed: int
+
+    def encoder(self) -> PairEncoder:
+        """As `Job`."""
+        return PairEncoder(self)
+
+
+class PairEncoder:
+    """Turns batches of pairs into tokens. One for each process."""
+
+    def __init__(self, job: PairJob) -> None:
+        """Raises UserError when the tokenizer cannot be loaded."""
+        self.job = job
+        self.tokenizer = Tokenizer(job.tokenizer)
+        self._end_mark = np.array([self.tokenizer.eod_id], dtype=self.tokenizer.dtype).tobytes()
+
+    def encode(self, batch: list[Record], size: int) -> EncodedBatch:
+        """Encodes the pairs of a batch; order is kept within each split.
+
+        The split of a pair follows from its source, so that no source is on both sides of it.
+        """
+        result = EncodedBatch(records=len(batch), size=size)
+        kept: list[tuple[Record, str, str]] = []
+        for record in batch:
+            found = pair_of(record, self.job.sides)
+            if isinstance(found, Broken):
+                result.broken.append(found)
+                continue
+            blank = [not text.strip() for text in found]
+            if all(blank):
+                result.empty += 1
+            elif any(blank):
+                side = self.job.sides[blank.index(True)]
+                result.one_side.append(Broken(record.file, record.line, f"{side!r} is empty"))
+            else:
+                kept.append((record, *found))
+        sources, targets = (self._documents([pair[side] for pair in kept]) for side in (1, 2))
+        fitting = [self._fits(kept[at][0], sources[at], targets[at], result) for at in range(len(kept))]
+        key_of = [split_of(source.encode(), self.job.seed, self.job.split) for _, source, _ in kept]
+        itemsize = len(self._end_mark)
+        parts = []
+        for split in range(len(SPLITS)):
+            chosen = [fits and own == split for fits, own in zip(fitting, key_of, strict=True)]
+            for side, documents in ((1, sources), (2, targets)):
+                sizes = [len(pair[side].encode()) for pair in kept]
+                parts.append(gathered(documents, sizes, itemsize, chosen))
+        result.splits = tuple(parts)
+        return result
+
+    def _documents(self, texts: list[str]) -> list[bytes]:
+        return [ids + self._end_mark for ids in self.tokenizer.encode_documents(texts)]
+
+    def _fits(self, record: Record, source: bytes, target: bytes, result: EncodedBatch) -> bool:
+        """Whether a pair is short enough; one that is not is named in the result."""
+        lengths = [len(side) // len(self._end_mark) for side in (source, target)]
+        if max(lengths) <= self.job.max_tokens:
+            return True
+        longer = lengths.index(max(lengths))
+        reason = f"{self.job.sides[longer]!r} has {lengths[longer]} tokens, the most is {self.job.max_tokens}"
+        result.too_long.append(Broken(record.file, record.line, reason))
+        return False
