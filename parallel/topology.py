@@ -64,17 +64,21 @@ class Layout:
             )
         return global_batch_size // share
 
-    def check_batches(self, seq_length: int, num_microbatches: int) -> None:
+    def check_batches(
+        self, seq_length: int, num_microbatches: int, source_length: int | None = None
+    ) -> None:
         """Raises UserError where the schedule cannot cut up a step.
 
         seq_length: of every sequence, in tokens.
         num_microbatches: micro-batches per rank in the step.
+        source_length: of what an encoder under a decoder reads.
         """
-        if self.sequence_parallel and seq_length % self.tensor:
-            raise UserError(
-                f"data.seq_length={seq_length} is not divisible by parallel.tensor={self.tensor}, "
-                f"as parallel.sequence_parallel needs: use {-(-seq_length // self.tensor) * self.tensor}"
-            )
+        for name, length in (("seq_length", seq_length), ("source_length", source_length or 0)):
+            if self.sequence_parallel and length % self.tensor:
+                raise UserError(
+                    f"data.{name}={length} is not divisible by parallel.tensor={self.tensor}, "
+                    f"as parallel.sequence_parallel needs: use {-(-length // self.tensor) * self.tensor}"
+                )
         if self.virtual > 1 and num_microbatches % self.pipeline:
             raise UserError(
                 f"{num_microbatches} micro-batches per step and rank are not a multiple of "
@@ -140,11 +144,18 @@ def check_layout(config: ParallelConfig, model: ModelConfig, world: int) -> Layo
 
 def _check_model(config: ParallelConfig, model: ModelConfig) -> None:
     tensor = config.tensor
-    for key, value in (
+    sizes = [
         ("num_attention_heads", model.num_attention_heads),
         ("num_query_groups", model.groups),
         ("ffn_hidden_size", model.ffn_size),
-    ):
+    ]
+    for stack in model.blueprint.stacks[:-1]:
+        own = model.of(stack)
+        sizes += [
+            (f"{stack.name}_attention_heads", own.num_attention_heads),
+            (f"{stack.name}_ffn_hidden_size", own.ffn_size),
+        ]
+    for key, value in sizes:
         if value % tensor:
             nearest = max(size for size in range(1, tensor) if value % size == 0)
             raise UserError(

@@ -66,6 +66,11 @@ class EngineOptions:
     """Limit of the global gradient norm, 0 for none."""
     tied: bool
     """Embedding and output share weights."""
+    source_length: int = 0
+    """Tokens of a sample that an encoder under a decoder reads.
+
+    What stages send each other then has the rows of both (`model/layers/seam.py`).
+    """
     decay_embeddings: bool = False
     """Embeddings are decayed as the other matrices are."""
     muon: bool = False
@@ -252,7 +257,8 @@ class Engine:
     ) -> list[Any]:
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
-        self.topology.layout.check_batches(self.options.seq_length, num_microbatches)
+        length, source = self.options.seq_length, self.options.source_length
+        self.topology.layout.check_batches(length, num_microbatches, source)
         # Every chunk of an interleaved stage walks the same micro-batches.
         iterators = [batches() for _ in self.chunks]
         single = len(self.models) == 1
@@ -261,7 +267,7 @@ class Engine:
             data_iterator=iterators[0] if single else iterators,
             model=self.models[0] if single else self.models,
             num_microbatches=num_microbatches,
-            seq_length=self.options.seq_length,
+            seq_length=source + length,
             micro_batch_size=self.options.micro_batch_size,
             forward_only=forward_only,
         )

@@ -131,8 +131,21 @@ def check_schedule(config: RunConfig) -> None:
 
 
 def check_task(config: RunConfig) -> None:
-    """Raises ValueError for a task that the model cannot learn, or a section that it leaves."""
+    """Raises ValueError for a task that the model cannot learn, or settings that it leaves."""
     task = task_of(config.train.task, config.model.family)
+    family, source = config.model.family, config.data.source_length
+    if config.model.blueprint.crossed and source is None:
+        raise ValueError(f"model.family={family} needs data.source_length, the tokens that its encoder reads")
+    if not config.model.blueprint.crossed and source is not None:
+        raise ValueError(
+            f"data.source_length={source} has no effect with model.family={family}, "
+            "which has no encoder under a decoder: remove it"
+        )
+    if config.model.blueprint.crossed and config.schedule.branch.steps is not None:
+        raise ValueError(
+            f"schedule.branch.steps={config.schedule.branch.steps} has no rule for two stacks and does not "
+            f"combine with model.family={family}: set it to null"
+        )
     for name in OWN_SECTIONS:
         section = getattr(config, name)
         if name not in task.sections and section != type(section)():

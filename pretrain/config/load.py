@@ -98,9 +98,17 @@ def complete_model(config: RunConfig, vocab_size: int | None = None) -> ModelCon
             f"data.seq_length={config.data.seq_length} exceeds "
             f"model.max_position_embeddings={positions}: raise the latter or remove it"
         )
+    source = config.data.source_length
+    longest = model.max_source_positions or source
+    if source is not None and longest is not None and longest < source:
+        raise UserError(
+            f"data.source_length={source} exceeds model.max_source_positions={longest}: "
+            "raise the latter or remove it"
+        )
     found: dict[str, object] = {
         "vocab_size": model.vocab_size or vocab_size,
         "max_position_embeddings": positions,
+        "max_source_positions": longest,
     }
     if "masking" in config.task.sections and model.plans_correlation and model.init.mask_token_share is None:
         share = config.masking.rate * config.masking.masked_share

@@ -25,7 +25,7 @@ share: a scalar in fp32, micro-batches of a step x data-parallel ranks / labels 
 that count.
 """
 
-SampleKind = Literal["next_token", "masked"]
+SampleKind = Literal["next_token", "masked", "pairs"]
 """A kind of samples, of which `pretrain/data/samples.py` makes batches."""
 
 
@@ -60,9 +60,11 @@ class Task:
     summary: str
     """In one line."""
     mask: Mask
-    """What a token of a stack that learns it attends to."""
+    """What a token attends to in the stack that makes the predictions."""
     samples: SampleKind
     """What its batches are made of."""
+    crossed: bool = False
+    """It is for a decoder over an encoder, which reads a source."""
     sections: tuple[str, ...] = ()
     """Sections of a configuration that only some tasks read, and this one does."""
     loss: Callable[[Tensor, Batch], Tensor] = mean_loss
@@ -72,4 +74,4 @@ class Task:
 
     def suits(self, family: Family) -> bool:
         """Whether models of a family can learn it."""
-        return all(stack.mask is self.mask for stack in family.stacks)
+        return family.crossed == self.crossed and family.stacks[-1].mask is self.mask

@@ -40,6 +40,7 @@ def build_chunks(
     topology: Topology,
     *,
     seq_length: int,
+    source_length: int | None = None,
     dtype: torch.dtype,
     seed: int,
     kernels: Kernels = "local",
@@ -48,6 +49,7 @@ def build_chunks(
 ) -> list[LanguageModel]:
     """The model chunks of this rank with their initial weights.
 
+    source_length: tokens that an encoder under a decoder reads.
     log_p_v: log frequencies of the training tokens, for `model.init.unigram`.
     core: further fields for Megatron-core's configuration.
     """
@@ -60,6 +62,7 @@ def build_chunks(
             model,
             config,
             seq_length=seq_length,
+            source_length=source_length,
             pre_process=topology.first_stage and stage == 0,
             post_process=topology.last_stage and stage == virtual - 1,
             vp_stage=stage if virtual > 1 else None,
@@ -67,7 +70,7 @@ def build_chunks(
         )
         named = named_parameters(chunk, topology.tensor_rank, topology.layout.tensor)
         placed = ((one.name, one.parameter, one.shard) for one in named)
-        initialize_(placed, model, seq_length, seed, log_p_v)
+        initialize_(placed, model, seq_length, seed, log_p_v, source_length=source_length)
         chunks.append(chunk if on_cpu else chunk.cuda())
     return chunks
 
@@ -143,6 +146,7 @@ def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | 
         config.model,
         topology,
         seq_length=config.data.seq_length,
+        source_length=config.data.source_length,
         dtype=numerics.dtype,
         seed=train.seed,
         kernels=numerics.kernels,
@@ -160,6 +164,7 @@ def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | 
             dtype=numerics.dtype,
             micro_batch_size=config.train.micro_batch_size,
             seq_length=config.data.seq_length,
+            source_length=config.data.source_length or 0,
             clip=config.optimizer.clip_grad,
             tied=config.model.tie_embeddings,
             decay_embeddings=config.optimizer.decay_embeddings,

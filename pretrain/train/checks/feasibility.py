@@ -16,11 +16,13 @@ def fit_processes(config: RunConfig, world: int) -> Layout:
 
     Raises UserError where degrees, batch sizes or the sequence length do not come out even.
     """
-    train, seq_length = config.train, config.data.seq_length
+    train, seq_length, source = config.train, config.data.seq_length, config.data.source_length
     layout = check_layout(config.parallel, complete_model(config), world)
-    layout.check_batches(seq_length, layout.num_microbatches(train.global_batch_size, train.micro_batch_size))
+    count = layout.num_microbatches(train.global_batch_size, train.micro_batch_size)
+    layout.check_batches(seq_length, count, source)
     if train.eval_samples:
-        layout.check_batches(seq_length, eval_rounds(layout, train.eval_samples, train.micro_batch_size))
+        rounds = eval_rounds(layout, train.eval_samples, train.micro_batch_size)
+        layout.check_batches(seq_length, rounds, source)
     return layout
 
 
