@@ -49,5 +49,6 @@ SCHEDULES: dict[str, Shape] = {
     "cosine": Shape(lambda place: 0.5 * (1 + math.cos(math.pi * place.done))),
     "linear": Shape(lambda place: 1 - place.done),
     "wsd": Shape(_decay, has_decay=True),
+    "inverse_sqrt": Shape(lambda place: math.sqrt(max(place.warmup, 1) / place.step), has_floor=False),
     "constant": Shape(lambda place: 1.0, has_floor=False),
 }

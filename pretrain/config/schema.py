@@ -74,6 +74,13 @@ class DataConfig(Strict):
         description="Prepared data sets, blended by weight. All must share one tokenizer.",
     )
     seq_length: int = Field(ge=2, le=1 << 26, description="Tokens per training sample.")
+    source_length: int | None = Field(
+        None,
+        ge=1,
+        le=1 << 26,
+        description="Tokens per sample that the encoder under a decoder reads; data.seq_length are then "
+        "the decoder's. Only model.family=seq2seq has it, and needs it.",
+    )
     cache: FilePath | None = Field(
         None, description="Folder for sample indices; null means `index_cache` beside the first corpus."
     )
@@ -177,8 +184,10 @@ class BranchConfig(Strict):
 class ScheduleConfig(Strict):
     """Learning rate over steps, and shares of the branches."""
 
-    kind: Literal["cosine", "linear", "wsd", "constant"] = Field(
-        "cosine", description="Shape after warm-up. wsd: constant, then linear decay over decay_steps."
+    kind: Literal["cosine", "linear", "wsd", "constant", "inverse_sqrt"] = Field(
+        "cosine",
+        description="Shape after warm-up. wsd: constant, then linear decay over decay_steps. "
+        "inverse_sqrt: the root of warmup_steps / step, whatever the run's length.",
     )
     warmup_steps: int = Field(0, ge=0, le=STEPS, description="Steps of linear warm-up from 0.")
     decay_steps: int | None = Field(
@@ -269,6 +278,13 @@ class TrainConfig(Strict):
         ),
     )
     fp8: Fp8Config = Field(default_factory=Fp8Config, description="FP8 matrix products.")
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of each label that is spread evenly over the vocabulary in training. "
+        "Losses are logged without it.",
+    )
     seed: int = Field(1234, ge=0, lt=2**63, description="Seed of weights, data order and dropout.")
     eval_interval: int = Field(
         0,

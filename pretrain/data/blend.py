@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -135,8 +136,20 @@ def _tokens(manifest: Manifest) -> tuple[str, int, int]:
     return manifest.tokenizer_sha256, manifest.vocab_size, manifest.eod_id
 
 
-class TokenBlend:
-    """Samples of several data sets, mixed by weight. Made by `open_blend`."""
+class Reader(Protocol):
+    """One split of one data set, read sample by sample."""
+
+    path: str
+    manifest: Manifest
+    fingerprint: str
+    samples: int
+    """Of one pass."""
+    cache: Path
+    alone: bool
+
+
+class Blend:
+    """Samples of several data sets, mixed by weight."""
 
     manifests: list[Manifest]
     """Of each corpus."""
@@ -146,17 +159,41 @@ class TokenBlend:
     """Of each corpus."""
     vocab_size: int
     """Without padding."""
+    seq_length: int
+    """Labels of a sample."""
 
-    def __init__(self, readers: list[_CorpusReader], weights: list[float]) -> None:
-        self._readers = readers
+    def __init__(self, readers: Sequence[Reader], weights: list[float]) -> None:
+        self._corpora = readers
         self._pattern = BlendPattern(weights)
         self.weights = weights
         self.manifests = [reader.manifest for reader in readers]
         self.fingerprints = [reader.fingerprint for reader in readers]
         self.samples_per_epoch = [reader.samples for reader in readers]
-        self.seq_length = readers[0].cut.seq_length
         self.vocab_size = self.manifests[0].vocab_size
         self.eod_id = self.manifests[0].eod_id
+
+    def log_frequencies(self) -> torch.Tensor:
+        """log p of every token in the training splits, float64 [v]. Raises as `token_counts`."""
+        counts = [
+            token_counts(Path(reader.path), reader.manifest, reader.cache, reader.alone)
+            for reader in self._corpora
+        ]
+        return torch.from_numpy(log_frequencies(counts, self.weights))
+
+    def without_repetition(self, most: int) -> int:
+        """How many samples from the first on come before one that was there already, at most
+        `most`.
+        """
+        return self._pattern.until(self.samples_per_epoch, most)
+
+
+class TokenBlend(Blend):
+    """Samples of texts. Made by `open_blend`."""
+
+    def __init__(self, readers: list[_CorpusReader], weights: list[float]) -> None:
+        super().__init__(readers, weights)
+        self._readers = readers
+        self.seq_length = readers[0].cut.seq_length
 
     def sample(self, index: int) -> np.ndarray:
         """Returns tokens [seq_length + 1], int64, of sample `index`: inputs [:-1], targets [1:].
@@ -211,20 +248,6 @@ class TokenBlend:
             raise self._beyond(out, wanted)
         return out
 
-    def log_frequencies(self) -> torch.Tensor:
-        """log p of every token in the training splits, float64 [v]. Raises as `token_counts`."""
-        counts = [
-            token_counts(Path(reader.path), reader.manifest, reader.cache, reader.alone)
-            for reader in self._readers
-        ]
-        return torch.from_numpy(log_frequencies(counts, self.weights))
-
-    def without_repetition(self, most: int) -> int:
-        """How many samples from the first on come before one that was there already, at most
-        `most`.
-        """
-        return self._pattern.until(self.samples_per_epoch, most)
-
     def _beyond(self, out: np.ndarray, wanted: list[int]) -> UserError:
         """The error for the first token that is not in the vocabulary."""
         row, column = np.argwhere((out < 0) | (out >= self.vocab_size))[0]
@@ -232,6 +255,19 @@ class TokenBlend:
         token = f"token {int(out[row, column])} in a vocabulary of {self.vocab_size}"
         reader = self._readers[corpus]
         return damaged(reader.path, reader.split, f"{token}, in sample {wanted[row]}")
+
+
+def agree_on_tokens(readers: Sequence[Reader], new: Reader) -> None:
+    """Raises UserError where a data set cannot stand beside others, or is there twice."""
+    for earlier in readers:
+        both = f"data.corpora: {earlier.path} and {new.path}"
+        if _tokens(new.manifest) != _tokens(earlier.manifest):
+            raise UserError(f"{both} were prepared with different tokenizers; prepare both with one")
+        if new.manifest.begin_id != earlier.manifest.begin_id:
+            differ = "only one of them begins its documents with a mark"
+            raise UserError(f"{both}: {differ}; prepare both with --begin-mark, or both without")
+        if new.fingerprint == earlier.fingerprint:
+            raise UserError(f"{both} hold the same data; name it once and add up the weights")
 
 
 def open_blend(
@@ -257,14 +293,6 @@ def open_blend(
     readers: list[_CorpusReader] = []
     for corpus in corpora:
         reader = _CorpusReader(corpus.path, split, cut or Stream(seq_length), seed, folder, alone)
-        for other, earlier in zip(corpora, readers, strict=False):
-            both = f"data.corpora: {other.path} and {corpus.path}"
-            if _tokens(reader.manifest) != _tokens(earlier.manifest):
-                raise UserError(f"{both} were prepared with different tokenizers; prepare both with one")
-            if reader.manifest.begin_id != earlier.manifest.begin_id:
-                differ = "only one of them begins its documents with a mark"
-                raise UserError(f"{both}: {differ}; prepare both with --begin-mark, or both without")
-            if reader.fingerprint == earlier.fingerprint:
-                raise UserError(f"{both} hold the same data; name it once and add up the weights")
+        agree_on_tokens(readers, reader)
         readers.append(reader)
     return TokenBlend(readers, [corpus.weight for corpus in corpora])

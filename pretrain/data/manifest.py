@@ -207,3 +207,9 @@ def fingerprint(manifest: Manifest, split: SplitName | str) -> str:
     named = {key: getattr(facts, key) for key in ("documents", "tokens", "bytes", "sha256")}
     identity = json.dumps([manifest.tokenizer_sha256, split, named], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()
+
+
+def pair_fingerprint(manifest: Manifest, split: SplitName | str) -> str:
+    """As `fingerprint`, of both sides of a split of pairs."""
+    sides = next(sides for name, sides in PAIRED.items() if name == split)
+    return hashlib.sha256("/".join(fingerprint(manifest, side) for side in sides).encode()).hexdigest()

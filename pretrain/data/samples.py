@@ -11,20 +11,22 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from model.config import ModelConfig
 from pretrain.config.schema import RunConfig
-from pretrain.data.blend import TokenBlend, open_blend
+from pretrain.data.blend import Blend, open_blend
 from pretrain.data.masked.masking import type_cut
 from pretrain.data.masked.samples import MaskedBlend, open_masked, target_entropy
+from pretrain.data.pairs.samples import open_pairs, say_packing
 from pretrain.tasks.task import Batch, SampleKind
 
 
 class Samples(Protocol):
     """Samples by number, counted over all passes over the data."""
 
-    blend: TokenBlend
+    blend: Blend
     """Where their tokens come from."""
 
     @property
@@ -120,9 +122,39 @@ class MaskedTokens:
         return self.source.targets(indices)
 
 
+class Pairs:
+    """Rows of pairs whose targets are the labels."""
+
+    def __init__(self, config: RunConfig, split: str) -> None:
+        data, cache = config.data, Path(config.data.cache) if config.data.cache else None
+        assert data.source_length is not None
+        lengths = data.source_length, data.seq_length
+        self.blend = open_pairs(data.corpora, split, lengths, config.train.seed, cache)
+        if split == "train" and (not dist.is_initialized() or dist.get_rank() == 0):
+            say_packing(self.blend)
+
+    @property
+    def entropy(self) -> float | None:
+        """As `Samples`."""
+        return self.blend.manifests[0].unigram_entropy_nats
+
+    def batch(self, indices: Iterable[int]) -> Batch:
+        """As `Samples`."""
+        return self.blend.batch(indices)
+
+    def blank(self, count: int) -> Batch:
+        """As `Samples`."""
+        return self.blend.blank(count)
+
+    def targets(self, indices: Iterable[int]) -> int | None:
+        """As `Samples`."""
+        return self.blend.targets(indices)
+
+
 KINDS: dict[SampleKind, Callable[[RunConfig, str], Samples]] = {
     "next_token": NextToken,
     "masked": MaskedTokens.of,
+    "pairs": Pairs,
 }
 
 

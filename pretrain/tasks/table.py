@@ -6,8 +6,9 @@ from model.families.table import FAMILIES
 from pretrain.tasks.causal_lm import CAUSAL_LM
 from pretrain.tasks.masked_lm import MASKED_LM
 from pretrain.tasks.task import Task
+from pretrain.tasks.translation import TRANSLATION
 
-TASKS: dict[str, Task] = {task.name: task for task in (CAUSAL_LM, MASKED_LM)}
+TASKS: dict[str, Task] = {task.name: task for task in (CAUSAL_LM, MASKED_LM, TRANSLATION)}
 
 OWN_SECTIONS = tuple(dict.fromkeys(name for task in TASKS.values() for name in task.sections))
 """Sections of a configuration that only some tasks read."""
@@ -29,6 +30,8 @@ def task_of(name: str | None, family: str) -> Task:
     Raises ValueError for a name that is no task's, and for a task that the family cannot learn.
     """
     able = suited(family)
+    if not able:
+        raise ValueError(f"model.family={family} has no training task yet: choose another family")
     if name is None:
         return TASKS[able[0]]
     if name not in TASKS:
@@ -36,8 +39,13 @@ def task_of(name: str | None, family: str) -> Task:
     if name not in able:
         families = [other for other in FAMILIES if name in suited(other)]
         raise ValueError(
-            f"train.task={name} does not combine with model.family={family}, in which a token attends to "
-            f"{FAMILIES[family].stacks[-1].mask.value}: set train.task={able[0]} or "
-            f"model.family={' or '.join(families)}"
+            f"train.task={name} does not combine with model.family={family}, in which {_sees(family)}: "
+            f"set train.task={able[0]} or model.family={' or '.join(families)}"
         )
     return TASKS[name]
+
+
+def _sees(family: str) -> str:
+    if FAMILIES[family].crossed:
+        return "a decoder reads what an encoder makes"
+    return f"a token attends to {FAMILIES[family].stacks[-1].mask.value}"

@@ -16,8 +16,9 @@ def learning_rate(schedule: ScheduleConfig, peak: float, step: int, total: int) 
     if step <= warmup:
         return peak * step / warmup
     decay = schedule.decay_steps or max(1, min(total // 10, total - warmup))
-    height = SCHEDULES[schedule.kind].height(Place(step, total, warmup, decay))
-    floor = schedule.min_lr_ratio
+    shape = SCHEDULES[schedule.kind]
+    height = shape.height(Place(step, total, warmup, decay))
+    floor = schedule.min_lr_ratio if shape.has_floor else 0.0
     return peak * (floor + (1 - floor) * height)
 
 

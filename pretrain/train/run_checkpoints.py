@@ -24,7 +24,7 @@ from parallel.engine.engine import Engine
 from parallel.exchange import gather_records, together, told_as_it_is
 from parallel.hardware.fp8_state import checkpoint_file, restore
 from pretrain.config.schema import RunConfig
-from pretrain.data.blend import TokenBlend
+from pretrain.data.blend import Blend
 from pretrain.rundir.environment import versions
 from pretrain.rundir.metrics import newest_checkpoint
 from pretrain.rundir.state import Owner, StaleStartError, check_owner
@@ -57,7 +57,7 @@ class Checkpoints:
     pruning: bool
     """Whether old ones are removed when the next save is done."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, engine: Engine, data: TokenBlend) -> None:
+    def __init__(self, config: RunConfig, run_dir: Path, engine: Engine, data: Blend) -> None:
         self.config, self.run_dir, self.engine, self.data = config, run_dir, engine, data
         self.folder, self.pruning = run_dir / "checkpoints", True
         self.saver = Saver(

@@ -16,10 +16,10 @@ from model.records import Record, as_record
 from model.words import printable
 from parallel.checkpoint.reader import CheckpointReader
 from pretrain.config.schema import OptimizerConfig, RunConfig, ScheduleConfig
-from pretrain.data.blend import TokenBlend
+from pretrain.data.blend import Blend
 from pretrain.train.learning_rate import learning_rate
 
-FIXED = ("data.seq_length", "masking.packed", "train.global_batch_size", "train.seed")
+FIXED = ("data.seq_length", "data.source_length", "masking.packed", "train.global_batch_size", "train.seed")
 """Settings that say which samples a step takes.
 
 With others, a run that goes on would leave out some of its data or see it twice.
@@ -63,7 +63,7 @@ class _Data(Record):
     corpora: list[_Corpus] = Field(default_factory=list)
 
 
-def identity_of(blend: TokenBlend) -> list[CorpusIdentity]:
+def identity_of(blend: Blend) -> list[CorpusIdentity]:
     """What decides, beside the settings in `FIXED`, which samples a step takes."""
     total = sum(blend.weights)
     pairs = zip(blend.fingerprints, blend.weights, strict=True)
@@ -108,7 +108,7 @@ def check_steps(reader: CheckpointReader, config: RunConfig) -> None:
         raise UserError(f"train.steps={steps}: {done}: set train.steps={reader.step} or more, or {advice}")
 
 
-def check_same_data(reader: CheckpointReader, config: RunConfig, blend: TokenBlend) -> str:
+def check_same_data(reader: CheckpointReader, config: RunConfig, blend: Blend) -> str:
     """Returns what is new about the data, where the configuration allows it; else nothing.
 
     Raises UserError naming the first setting by which the run would lose its place in the data,

@@ -1,0 +1,1 @@
+"""How do pairs of texts become rows of a source and a target side?"""

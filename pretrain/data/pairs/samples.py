@@ -1,0 +1,223 @@
+"""Rows of pairs for translation: of a blend, by position."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model.errors import UserError
+from pretrain.config.schema import Corpus
+from pretrain.data.blend import Blend, agree_on_tokens
+from pretrain.data.index_cache import build_once
+from pretrain.data.indexed import IndexedDataset
+from pretrain.data.manifest import PAIRED, load_manifest, pair_fingerprint
+from pretrain.data.order import epoch_key, permutation
+from pretrain.data.pairs.packing import PACKING_VERSION, Packing, pack
+from pretrain.data.token_files import check_start, damaged, split_prefix
+
+EPOCHS_OPEN = 2
+"""Orders kept for each corpus: prefetching may reach into the next pass."""
+MUCH_PADDING = 0.1
+"""From this share on a side's length is worth changing."""
+
+
+class PairReader:
+    """The rows of one split of one data set of pairs, pass after pass."""
+
+    def __init__(
+        self, path: str, split: str, lengths: tuple[int, int], seed: int, cache: Path, alone: bool
+    ) -> None:
+        """lengths: of a row's source and target side."""
+        self.path, self.split, self.lengths = path, split, lengths
+        self.cache, self.alone = cache, alone
+        self.manifest = load_manifest(path)
+        sides = next((sides for name, sides in PAIRED.items() if name == split), None)
+        if self.manifest.pairs is None or sides is None:
+            raise UserError(
+                f"data set {path} holds no pairs, which train.task=translation reads: "
+                "prepare it with `fathom data prepare --pairs`"
+            )
+        prefixes = [split_prefix(path, side, self.manifest) for side in sides]
+        for side in sides:
+            check_start(path, side, self.manifest)
+        self.fingerprint = pair_fingerprint(self.manifest, split)
+        # Evaluations are compared between runs, so their order depends on no seed and no pass.
+        self.fixed = split != "train"
+        self.seed = 0 if self.fixed else seed
+        try:
+            self.datasets = [IndexedDataset(prefix) for prefix in prefixes]
+        except Exception as error:  # whatever the reader meets in a file that was overwritten
+            raise damaged(path, split, error) from error
+        self.packing = self._packing()
+        self.samples = self.packing.rows
+        if not self.samples:
+            off = "" if split == "train" else ", or set train.eval_samples=0"
+            raise UserError(
+                f"data set {path}: no pair of the {split} split fits data.source_length={lengths[0]} and "
+                f"data.seq_length={lengths[1]}; raise them, or prepare more data{off}"
+            )
+        self._orders: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()  # a prefetching thread and its owner may read at once
+
+    def _packing(self) -> Packing:
+        both = np.stack([dataset.sequence_lengths for dataset in self.datasets], axis=1).astype(np.int64)
+        name = f"{self.fingerprint[:20]}-{self.split}-pairs{self.lengths[0]}x{self.lengths[1]}"
+        path = self.cache / f"{name}-v{PACKING_VERSION}.npy"
+        rows = build_once(path, lambda: pack(both, *self.lengths), len(both), self.alone)
+        return Packing.of(rows, both)
+
+    def row(self, sample: int) -> int:
+        """The row of sample number `sample`, counted over all passes."""
+        epoch, place = divmod(sample, self.samples)
+        epoch = 0 if self.fixed else epoch
+        with self._lock:
+            if epoch not in self._orders:
+                key = epoch_key(self.seed, self.fingerprint, epoch)
+                self._orders[epoch] = permutation(np.random.Philox(key=key), self.samples)
+                while len(self._orders) > EPOCHS_OPEN:
+                    self._orders.popitem(last=False)
+            return int(self._orders[epoch][place])
+
+    def pairs(self, row: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(source, target) of the pairs of a row, ids that end with the end mark."""
+        first, stop = self.packing.starts[row : row + 2]
+        sources, targets = self.datasets
+        try:
+            return [(sources.get(pair), targets.get(pair)) for pair in self.packing.pairs[first:stop]]
+        except (ValueError, IndexError) as error:
+            raise damaged(self.path, self.split, error) from error
+
+    def report(self) -> str:
+        """How full the rows are, in a line."""
+        packing, (source, target) = self.packing, self.lengths
+        padding = packing.padding(source, target)
+        used = packing.sources.sum() + packing.targets.sum()
+        whole = 1 - used / (packing.rows * (source + target))
+        text = (
+            f"{self.path}: {len(packing.pairs)} pairs in {packing.rows} rows of {source} + {target} tokens, "
+            f"{len(packing.pairs) / packing.rows:.1f} a row; padding {whole:.1%} (source {padding[0]:.1%}, "
+            f"target {padding[1]:.1%})"
+        )
+        if packing.left_out:
+            text += f"; {packing.left_out} pairs are longer than a row and left out"
+        if whole > MUCH_PADDING:
+            ratio = packing.sources.sum() / packing.targets.sum()
+            text += f"; sources have {ratio:.2f} tokens for each of a target: change data.source_length"
+        return text
+
+
+class PairBlend(Blend):
+    """Rows of pairs of several data sets, mixed by weight. Made by `open_pairs`."""
+
+    def __init__(self, readers: list[PairReader], weights: list[float], padding: int) -> None:
+        super().__init__(readers, weights)
+        self._pairs = readers
+        self.padding = padding
+        self.source_length, self.seq_length = readers[0].lengths
+
+    def batch(self, indices: Iterable[int]) -> dict[str, torch.Tensor]:
+        """Returns the rows named, n of them, a pure function of their numbers.
+
+        source [n, s_e], tokens [n, s_d]: what encoder and decoder read; the latter is the end mark
+        and the target. labels [n, s_d]: the target and the end mark. weights [n, s_d] in fp32: 1,
+        or 0 for padding. source_documents, documents: numbers of pairs from 1, 0 for padding.
+        source_positions, positions: in the pair.
+        Raises IndexError for a negative number, UserError for damaged data.
+        """
+        rows = [self._row(int(index)) for index in indices]
+        return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+
+    def _row(self, index: int) -> dict[str, np.ndarray]:
+        corpus, sample = self._pattern.locate(index)
+        reader = self._pairs[corpus]
+        pairs = reader.pairs(reader.row(sample))
+        ends = np.array([self.eod_id], dtype=np.int64)
+        sources = [source.astype(np.int64) for source, _ in pairs]
+        labels = [target.astype(np.int64) for _, target in pairs]
+        shifted = [np.concatenate([ends, label[:-1]]) for label in labels]
+        if any(int(ids.view(np.uint64).max()) >= self.vocab_size for ids in (*sources, *labels)):
+            raise damaged(reader.path, reader.split, f"a token beyond the vocabulary, in sample {index}")
+        places = self._places(sources, self.source_length), self._places(labels, self.seq_length)
+        return {
+            "source": _filled(sources, self.source_length, self.padding),
+            "tokens": _filled(shifted, self.seq_length, self.padding),
+            "labels": _filled(labels, self.seq_length, self.padding),
+            "weights": (places[1][0] > 0).astype(np.float32),
+            "source_documents": places[0][0],
+            "documents": places[1][0],
+            "source_positions": places[0][1],
+            "positions": places[1][1],
+        }
+
+    @staticmethod
+    def _places(texts: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of pairs and positions in them, [length] each."""
+        numbers = [np.full(len(text), number) for number, text in enumerate(texts, start=1)]
+        return _filled(numbers, length, 0), _filled([np.arange(len(text)) for text in texts], length, 0)
+
+    def targets(self, indices: Iterable[int]) -> int:
+        """Returns how many labels of these rows count. Reads no tokens."""
+        found = 0
+        for index in indices:
+            corpus, sample = self._pattern.locate(int(index))
+            reader = self._pairs[corpus]
+            found += int(reader.packing.targets[reader.row(sample)])
+        return found
+
+    def blank(self, count: int) -> dict[str, torch.Tensor]:
+        """Returns a batch of `count` rows of the same form, without data and weights."""
+        shapes = {"source": self.source_length, "tokens": self.seq_length}
+        names = {
+            "source": ("source", "source_documents", "source_positions"),
+            "tokens": ("tokens", "labels", "documents", "positions"),
+        }
+        batch = {
+            name: torch.zeros(count, length, dtype=torch.int64)
+            for side, length in shapes.items()
+            for name in names[side]
+        }
+        return batch | {"weights": torch.zeros(count, self.seq_length)}
+
+
+def _filled(parts: list[np.ndarray], length: int, padding: int) -> np.ndarray:
+    """Parts one after another and padding, int64 [length]."""
+    out = np.full(length, padding, dtype=np.int64)
+    joined = np.concatenate(parts)
+    out[: len(joined)] = joined
+    return out
+
+
+def open_pairs(
+    corpora: list[Corpus],
+    split: str,
+    lengths: tuple[int, int],
+    seed: int,
+    cache: Path | None,
+    alone: bool = False,
+) -> PairBlend:
+    """Opens a split of one or more data sets of pairs for reading by position.
+
+    lengths: of a row's source and target side. The other arguments are those of `open_blend`.
+    Raises UserError as that does, and for a data set that holds no pairs.
+    """
+    folder = cache if cache is not None else Path(corpora[0].path).absolute().parent / "index_cache"
+    readers: list[PairReader] = []
+    for corpus in corpora:
+        reader = PairReader(corpus.path, split, lengths, seed, folder, alone)
+        agree_on_tokens(readers, reader)
+        readers.append(reader)
+    manifest = readers[0].manifest
+    padding = manifest.special.get("pad", manifest.eod_id)
+    return PairBlend(readers, [corpus.weight for corpus in corpora], padding)
+
+
+def say_packing(blend: PairBlend) -> None:
+    """Says on standard error how full the rows of each data set are."""
+    for reader in blend._pairs:
+        print(f"fathom: {reader.report()}", file=sys.stderr)
