@@ -45,7 +45,7 @@ from model.layers.transformer_config import stack_config
 from model.network.crossed import crossed_masks, seam_spec
 from model.network.embedding import input_tables
 from model.network.head import TransformHead
-from model.network.losses import cross_entropy
+from model.network.losses import VocabularyPart, cross_entropy, smoothing_gradient
 from model.parameters.table import parameter_table
 from model.weights.init import logit_scale
 
@@ -113,6 +113,8 @@ class LanguageModel(MegatronModule):
 
     model_type = ModelType.encoder_or_decoder
     """What Megatron-core's schedules ask of any model: there is no other."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over the vocabulary, in gradients alone."""
     plan: tuple[FoldedLayer, ...]
     """Of all layers of the model, whatever stage of it this is, in the units that layers compute in
     (`model/depth/folded.py`).
@@ -374,12 +376,18 @@ class LanguageModel(MegatronModule):
         labels: [b, s]; logits: [s, b, V / TP].
         Padding rows of the vocabulary take no part.
         """
+        smoothing = self.label_smoothing
         if self.pg_collection.tp.size() == 1:
-            loss = cross_entropy(logits.flatten(0, 1), labels.t().flatten(), self.true_vocab)
+            loss = cross_entropy(logits.flatten(0, 1), labels.t().flatten(), self.true_vocab, smoothing)
             return loss.view(labels.shape[1], labels.shape[0]).t().contiguous()
         local = logits.shape[-1]
         valid = min(max(self.true_vocab - self.pg_collection.tp.rank() * local, 0), local)
         if valid < local:
             logits[..., valid:].fill_(torch.finfo(logits.dtype).min)
-        losses_sb: Tensor = vocab_parallel_cross_entropy(logits, labels.t().contiguous())
+        labels_sb = labels.t().contiguous()
+        if smoothing:
+            part = VocabularyPart(self.pg_collection.tp.rank() * local, valid, self.true_vocab, smoothing)
+            added = smoothing_gradient(logits, labels_sb, part)
+            return (vocab_parallel_cross_entropy(logits, labels_sb) + added).t().contiguous()
+        losses_sb: Tensor = vocab_parallel_cross_entropy(logits, labels_sb)
         return losses_sb.t().contiguous()

@@ -1,7 +1,8 @@
-"""Cross-entropy per token, over logits that one process holds whole."""
+"""Cross-entropy per token, over logits that one process holds whole, and label smoothing."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,32 +19,84 @@ class _CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits_nv: Tensor, labels_n: Tensor, vocab: int) -> Tensor:
+    def forward(ctx: Any, logits_nv: Tensor, labels_n: Tensor, vocab: int, smoothing: float) -> Tensor:
         dtype = torch.promote_types(logits_nv.dtype, torch.float32)
         log_p_nv = torch.log_softmax(logits_nv[:, :vocab], dim=-1, dtype=dtype)
         ctx.save_for_backward(log_p_nv, labels_n)
         ctx.like = logits_nv.dtype, logits_nv.shape[1] - vocab
+        ctx.smoothing = smoothing
         return -log_p_nv.gather(1, labels_n[:, None]).squeeze(1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_n: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_n: Tensor) -> tuple[Tensor, None, None, None]:
         # Changed in place, so that autograd itself refuses a second backward pass.
         log_p_nv, labels_n = ctx.saved_tensors
         grad_nv = log_p_nv.exp_()
-        grad_nv[torch.arange(len(labels_n), device=labels_n.device), labels_n] -= 1.0
+        grad_nv[torch.arange(len(labels_n), device=labels_n.device), labels_n] -= 1.0 - ctx.smoothing
+        if ctx.smoothing:
+            grad_nv -= ctx.smoothing / grad_nv.shape[1]
         grad_nv.mul_(grad_n[:, None])
         dtype, padding = ctx.like
         grad_nv = grad_nv.to(dtype)
-        return F.pad(grad_nv, (0, padding)) if padding else grad_nv, None, None
+        return F.pad(grad_nv, (0, padding)) if padding else grad_nv, None, None, None
 
 
-def cross_entropy(logits_nv: Tensor, labels_n: Tensor, vocab: int) -> Tensor:
+def cross_entropy(logits_nv: Tensor, labels_n: Tensor, vocab: int, smoothing: float = 0.0) -> Tensor:
     """-log softmax(logits)[label] in nats, [n], in fp32 (fp64 for fp64 logits).
 
     logits_nv: [n, V]; labels_n: [n] below `vocab`.
     Columns from `vocab` on are padding: they take no part and get no gradient.
+    smoothing: the gradient is that of the loss whose label has the probability 1 - smoothing and
+    each of the `vocab` tokens smoothing / vocab more (Szegedy et al. 2016); the value is not.
     The gradient can be taken once.
     """
-    loss: Tensor = _CrossEntropy.apply(logits_nv, labels_n, vocab)  # type: ignore[no-untyped-call]
+    loss: Tensor = _CrossEntropy.apply(logits_nv, labels_n, vocab, smoothing)  # type: ignore[no-untyped-call]
     return loss
+
+
+class _Smoothing(torch.autograd.Function):
+    """Zeros, with the gradient that smoothing adds to that of the cross-entropy."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_sbv: Tensor, labels_sb: Tensor, part: VocabularyPart) -> Tensor:
+        ctx.save_for_backward(labels_sb)
+        ctx.part = part
+        ctx.shape, ctx.dtype = logits_sbv.shape, logits_sbv.dtype
+        return torch.zeros(labels_sb.shape, dtype=torch.float32, device=labels_sb.device)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_sb: Tensor) -> tuple[Tensor, None, None]:
+        (labels_sb,) = ctx.saved_tensors
+        part: VocabularyPart = ctx.part
+        grad_sbv = torch.zeros(ctx.shape, dtype=torch.float32, device=grad_sb.device)
+        grad_sbv[..., : part.valid] = -part.smoothing / part.vocab
+        own = (labels_sb >= part.first) & (labels_sb < part.first + part.valid)
+        index = (labels_sb - part.first).clamp(0, ctx.shape[-1] - 1)[..., None]
+        grad_sbv.scatter_add_(-1, index, part.smoothing * own.float()[..., None])
+        return (grad_sbv * grad_sb[..., None]).to(ctx.dtype), None, None
+
+
+@dataclass(frozen=True)
+class VocabularyPart:
+    """The logits of one tensor-parallel rank."""
+
+    first: int
+    """The token of its first logit."""
+    valid: int
+    """Logits that belong to tokens; what follows is padding."""
+    vocab: int
+    """Tokens of all ranks."""
+    smoothing: float
+
+
+def smoothing_gradient(logits_sbv: Tensor, labels_sb: Tensor, part: VocabularyPart) -> Tensor:
+    """Zeros [s, b] to add to the cross-entropy, which give it the gradient of a smoothed one.
+
+    That is smoothing x (label's logit - mean of all logits), whose gradient each rank knows of its
+    own logits, so that nothing is communicated. (Megatron-core's own smoothing divides by a rank's
+    part of the vocabulary and counts padding.)
+    """
+    zeros: Tensor = _Smoothing.apply(logits_sbv, labels_sb, part)  # type: ignore[no-untyped-call]
+    return zeros

@@ -154,6 +154,8 @@ def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | 
         **recompute_fields(config),
         **numerics.core_fields(),
     )
+    for chunk in chunks:
+        chunk.label_smoothing = train.label_smoothing
     if train.compile:
         compile_chunks(config, numerics, chunks)
     return Engine(

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.network.losses import cross_entropy
+from model.network.losses import VocabularyPart, cross_entropy, smoothing_gradient
 
 ROWS, VOCAB, PADDED = 50, 37, 40
 
@@ -68,3 +68,26 @@ def test_a_second_backward_pass_is_refused() -> None:
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_smoothing_is_in_the_gradient_alone_and_is_that_of_torch() -> None:
+    """Also where the vocabulary, 11 tokens and 5 of padding, is cut over two ranks."""
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(6, 16, generator=generator, dtype=torch.float64, requires_grad=True)
+    labels, weights = torch.tensor([0, 3, 7, 8, 10, 10]), torch.rand(6, generator=generator)
+    theirs = F.cross_entropy(logits[:, :11], labels, reduction="none", label_smoothing=0.1)
+    plain = F.cross_entropy(logits[:, :11], labels, reduction="none")
+    (wanted,) = torch.autograd.grad((theirs * weights).sum(), logits, retain_graph=True)
+    (unsmoothed,) = torch.autograd.grad((plain * weights).sum(), logits, retain_graph=True)
+    ours = cross_entropy(logits, labels, 11, 0.1)
+    torch.testing.assert_close(ours, plain, rtol=1e-14, atol=0)
+    (found,) = torch.autograd.grad((ours * weights).sum(), logits)
+    torch.testing.assert_close(found, wanted, rtol=1e-13, atol=1e-15)
+
+    added = []
+    for rank, valid in ((0, 8), (1, 3)):
+        own = logits.detach()[:, None, 8 * rank : 8 * rank + 8].requires_grad_()
+        zeros = smoothing_gradient(own, labels[:, None], VocabularyPart(8 * rank, valid, 11, 0.1))
+        assert not zeros.any()
+        added.append(torch.autograd.grad((zeros * weights[:, None]).sum(), own)[0][:, 0])
+    torch.testing.assert_close(unsmoothed + torch.cat(added, dim=1), wanted, rtol=0, atol=2e-8)
