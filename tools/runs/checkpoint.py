@@ -101,6 +101,26 @@ def verify(
 
 
 @app.command()
+def average(
+    run: Run,
+    last: Annotated[int, typer.Option(min=2, help="Newest checkpoints to take the mean of.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write; if not given, average_STEP_of_LAST beside the checkpoints."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the mean of the weights of a run's last checkpoints as a checkpoint of its own."""
+    from pretrain.rundir.average import average_checkpoints
+
+    folder, steps = average_checkpoints(run, last, out)
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), "steps": steps}, indent=1))
+    else:
+        typer.echo(f"{folder}: the mean of {len(steps)} checkpoints, steps {', '.join(map(str, steps))}")
+
+
+@app.command()
 def prune(
     run: Run,
     keep_last: Annotated[int, typer.Option(min=1, help="Newest checkpoints that stay.")],
