@@ -64,9 +64,7 @@ class Layout:
             )
         return global_batch_size // share
 
-    def check_batches(
-        self, seq_length: int, num_microbatches: int, source_length: int | None = None
-    ) -> None:
+    def check_batches(self, seq_length: int, num_microbatches: int, source_length: int | None = None) -> None:
         """Raises UserError where the schedule cannot cut up a step.
 
         seq_length: of every sequence, in tokens.
