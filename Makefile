@@ -9,7 +9,8 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 CONSTRAINTS ?= constraints.txt
 # Test processes that run at once.
 JOBS ?= 2
-# Depth scheme of `make quickstart`; empty means the default one.
+# Family and depth scheme of `make quickstart`; empty means the default ones.
+FAMILY ?=
 SCHEME ?=
 # Further arguments of pytest, or of the benchmarks.
 ARGS ?=
@@ -23,7 +24,7 @@ CODE := model parallel pretrain tools tests $(wildcard benchmarks)
 help: ## Show this list
 	@echo "Fathom. Targets:"
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
-	@echo "Variables: PYTHON, CONSTRAINTS, SCHEME (quickstart), JOBS and ARGS (tests), e.g. make quickstart SCHEME=b2t"
+	@echo "Variables: PYTHON, CONSTRAINTS, FAMILY and SCHEME (quickstart), JOBS and ARGS (tests), e.g. make quickstart SCHEME=b2t"
 
 .PHONY: check-host
 check-host: ## Say what this machine lacks for the installation
@@ -51,9 +52,9 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 .PHONY: quickstart
-quickstart: $(STAMP) ## Train a 48-layer model on this machine, from text to report, in minutes (SCHEME=name)
+quickstart: $(STAMP) ## Train a 48-layer model on this machine, from text to report, in minutes (FAMILY=bert, SCHEME=name)
 	@echo "quickstart: text, tokenizer, training, resume, export, report"
-	@$(RUN) -m tools.dev.quickstart $(if $(SCHEME),--scheme $(SCHEME))
+	@$(RUN) -m tools.dev.quickstart $(if $(FAMILY),--family $(FAMILY)) $(if $(SCHEME),--scheme $(SCHEME))
 
 .PHONY: test
 test: $(STAMP) ## Run the quick tests (JOBS=2 at a time, ARGS for pytest)

@@ -16,7 +16,13 @@ from pretrain.config.scheme_choice import parse_variant
 
 RUNS = sorted(SHIPPED.glob("*.yaml"))
 PIECES = sorted(SHIPPED.glob("*/*.yaml"))
-FAMILY = sorted(SHIPPED.glob("deep_1p5b_*_layers.yaml"))
+FAMILIES = {
+    # Of the name: parameters, what a head of the file counts in, and all depths.
+    "deep_1p5b": (1.5e9, ("billion", 1e9, 3), [24, 48, 96, 192, 384, 1000]),
+    "deep_bert_base": (184.1e6, ("million", 1e6, 1), [12, 48, 96, 192, 384]),
+    "deep_bert_large": (335.2e6, ("million", 1e6, 1), [24, 48, 96, 192, 384]),
+}
+MEMBERS = [(name, path) for name in FAMILIES for path in sorted(SHIPPED.glob(f"{name}_[0-9]*_layers.yaml"))]
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
@@ -64,20 +70,35 @@ def test_a_scheme_included_over_other_weights_brings_its_own() -> None:
         )
 
 
-@pytest.mark.parametrize("path", FAMILY, ids=lambda path: path.stem)
-def test_the_family_has_one_size(path: Path) -> None:
+@pytest.mark.parametrize(("name", "path"), MEMBERS, ids=[path.stem for _, path in MEMBERS])
+def test_a_family_has_one_size(name: str, path: Path) -> None:
+    size, (word, unit, digits), _ = FAMILIES[name]
     model = complete_model(load_config(path))
     total = parameter_count(model)["total"]
-    assert abs(total / 1.5e9 - 1) < 0.03
+    assert abs(total / size - 1) < 0.03
     assert f"{model.num_layers}_layers" in path.stem
     assert (model.kv_channels, model.hidden_size % 64) == (64, 0)
-    stated = re.match(r"# ([\d.]+) billion", path.read_text())
+    stated = re.match(rf"# ([\d.]+) {word}", path.read_text())
     assert stated is not None
-    assert f"{total / 1e9:.3f}" == stated[1]
+    assert f"{total / unit:.{digits}f}" == stated[1]
 
 
-def test_the_family_spans_24_to_1000_layers() -> None:
-    assert sorted(load_config(path).model.num_layers for path in FAMILY) == [24, 48, 96, 192, 384, 1000]
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_has_all_its_depths(name: str) -> None:
+    found = [load_config(path).model.num_layers for family, path in MEMBERS if family == name]
+    assert sorted(found) == FAMILIES[name][2]
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if "bert" in name])
+def test_the_bert_families_train_alike(name: str) -> None:
+    """All but the shape is one, and as `BertForMaskedLM` has it."""
+    runs = [load_config(path) for family, path in MEMBERS if family == name]
+    shape = {"num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size"}
+    for run in runs:
+        assert run.model.model_dump(exclude=shape) == runs[0].model.model_dump(exclude=shape)
+        assert (run.model.depth_plan().embedding_norm, run.model.token_types) == (True, 2)
+        rest = {"model", "name"}
+        assert run.model_dump(exclude=rest) == runs[0].model_dump(exclude=rest)
 
 
 def test_quickstart_is_deep_and_small() -> None:

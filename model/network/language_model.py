@@ -45,7 +45,7 @@ from model.layers.transformer_config import stack_config
 from model.network.crossed import crossed_masks, seam_spec
 from model.network.embedding import input_tables
 from model.network.head import TransformHead
-from model.network.losses import VocabularyPart, cross_entropy, smoothing_gradient
+from model.network.losses import VocabularyPart, cross_entropy, likeliest, smoothing_gradient
 from model.parameters.table import parameter_table
 from model.weights.init import logit_scale
 
@@ -257,7 +257,7 @@ class LanguageModel(MegatronModule):
         (stream,) = input_tensor
         self.decoder.set_input_tensor(stream)
 
-    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, batch: Mapping[str, Tensor], *, hits: bool = False) -> Tensor:
         """Losses in nats where the batch has labels, else logits; the stream on an inner stage.
 
         batch: a micro-batch, of which every stage gets all:
@@ -271,6 +271,7 @@ class LanguageModel(MegatronModule):
         source [b, s_e]: ids that the encoder reads.
         source_documents [b, s_e], documents [b, s_d]: numbers of pairs from 1, 0 for padding.
         source_positions [b, s_e]: as positions.
+        hits: losses, and 1 for every label that is the likeliest token, else 0: [2, b, t] in fp32.
         Raises ValueError for tensors that this model does not read.
         """
         if unread := batch.keys() & self.unread:
@@ -281,7 +282,13 @@ class LanguageModel(MegatronModule):
         logits_sbv = self._read(stream, batch.get("targets"))
         if "labels" not in batch:
             return logits_sbv.transpose(0, 1).contiguous()
-        return self.losses(batch["labels"], logits_sbv)
+        labels = batch["labels"]
+        if not hits:
+            return self.losses(labels, logits_sbv)
+        # First, as the losses may be computed in the memory of the logits.
+        tp = self.pg_collection.tp
+        best_sb = likeliest(logits_sbv, self.true_vocab, tp if tp.size() > 1 else None)
+        return torch.stack((self.losses(labels, logits_sbv).float(), (best_sb.t() == labels).float()))
 
     def _one_stream(self, batch: Mapping[str, Tensor]) -> Tensor:
         stream: Tensor = self.decoder(

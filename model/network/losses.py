@@ -1,4 +1,4 @@
-"""Cross-entropy per token, over logits that one process holds whole, and label smoothing."""
+"""Cross-entropy per token over logits that one process holds whole, label smoothing, the likeliest."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -100,3 +101,26 @@ def smoothing_gradient(logits_sbv: Tensor, labels_sb: Tensor, part: VocabularyPa
     """
     zeros: Tensor = _Smoothing.apply(logits_sbv, labels_sb, part)  # type: ignore[no-untyped-call]
     return zeros
+
+
+def likeliest(logits_sbv: Tensor, vocab: int, group: dist.ProcessGroup | None) -> Tensor:
+    """The token with the largest logit, [s, b]; the first of equal ones.
+
+    logits_sbv: [s, b, V], or this rank's columns of them, [s, b, V / TP].
+    vocab: columns from it on are padding and take no part. group: of the ranks with the others.
+    """
+    rank = 0 if group is None else group.rank()
+    first = rank * logits_sbv.shape[-1]
+    mine_sbv = logits_sbv[..., : max(vocab - first, 0)]
+    if group is None:
+        return mine_sbv.argmax(-1)
+    if mine_sbv.shape[-1]:
+        largest_sb, index_sb = mine_sbv.max(-1)
+    else:  # all columns of this rank are padding
+        largest_sb = logits_sbv.new_full(logits_sbv.shape[:-1], -torch.inf)
+        index_sb = torch.zeros(largest_sb.shape, dtype=torch.int64, device=largest_sb.device)
+    overall_sb = largest_sb.clone()
+    dist.all_reduce(overall_sb, dist.ReduceOp.MAX, group=group)
+    found_sb = torch.where(largest_sb == overall_sb, index_sb + first, vocab)
+    dist.all_reduce(found_sb, dist.ReduceOp.MIN, group=group)
+    return found_sb

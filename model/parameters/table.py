@@ -49,6 +49,10 @@ class Role(Enum):
     LOGIT_BIAS = "bias on the logits"
 
 
+HIDDEN = (Role.QKV, Role.Q, Role.KV, Role.ATTENTION_OUTPUT, Role.FC1, Role.FC2, Role.DENSE)
+"""Of matrices from one hidden vector to another."""
+
+
 @dataclass(frozen=True)
 class Cut:
     """How tensor-parallel ranks share a parameter: equal parts along a dimension."""
@@ -87,6 +91,11 @@ class Row:
     Such norms act one after the other, so that what they learn multiplies over the depth.
     False for the norms around the stack, and for the last layer's, which stands for the final one.
     """
+
+    @property
+    def hidden(self) -> bool:
+        """A matrix between the embedding and the output projection, of a layer or of a head."""
+        return self.role in HIDDEN
 
     @property
     def elements(self) -> int:

@@ -93,6 +93,8 @@ class TrainSection(Record):
     fp32_residual: bool | None = None
     seed: int | None = None
     steps: int | None = None
+    task: str | None = None
+    """None for the family's own."""
 
 
 class OptimizerSection(Record):

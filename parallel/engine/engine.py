@@ -32,9 +32,6 @@ from parallel.engine.step_graph import StepGraph
 from parallel.factors import ONE, Factors
 from parallel.topology import Topology
 
-SUMS = 2
-"""Numbers that an evaluation sums up: losses, and labels that count."""
-
 ForwardStep = Callable[[Iterator[Any], nn.Module], tuple[Tensor, Callable[[Tensor], Any]]]
 
 
@@ -74,7 +71,7 @@ class EngineOptions:
     decay_embeddings: bool = False
     """Embeddings are decayed as the other matrices are."""
     muon: bool = False
-    """The layers' matrices are updated by Muon."""
+    """Hidden matrices are updated by Muon."""
     cuda_graph: bool = False
     """The passes of a step run as one CUDA graph; without a pipeline and below ZeRO-3 only."""
     factors: Callable[[Row], Factors] = lambda row: ONE
@@ -317,11 +314,15 @@ class Engine:
         return StepResult(loss, norm, applied, votes)
 
     def evaluate(
-        self, forward_step: ForwardStep, batches: Callable[[], Iterator[Any]], num_microbatches: int
+        self,
+        forward_step: ForwardStep,
+        batches: Callable[[], Iterator[Any]],
+        num_microbatches: int,
+        sums: int,
     ) -> tuple[float, ...]:
         """Sums over the micro-batches of all ranks, without gradients and dropout.
 
-        forward_step: its loss function returns (loss, what is summed up, [SUMS] in float64).
+        forward_step: its loss function returns (loss, what is summed up, [sums] in float64).
         In the memory of a CUDA graph, where there is one.
         """
         if self.graph is not None:
@@ -333,7 +334,7 @@ class Engine:
         for chunk in self.chunks:
             chunk.train()
         if not self._reports(losses):
-            losses = [torch.zeros(SUMS, dtype=torch.float64, device=self.device)]
+            losses = [torch.zeros(sums, dtype=torch.float64, device=self.device)]
         return tuple(self._share(list(torch.stack(losses).sum(0).unbind())))
 
     def total(self, value: float) -> float:

@@ -80,14 +80,14 @@ def build_groups(
     """Groups of the local parameters, in a fixed order; only non-empty ones.
 
     Matrices are decayed, vectors are not.
-    muon: the layers' matrices apart.
+    muon: hidden matrices apart.
     factors: of each parameter on the optimizer's settings.
     """
     groups: dict[tuple[Kind, bool, bool, Factors], Group] = {}
     for named in parameters:
         matrix = named.parameter.dim() >= 2
         decay = matrix and (decay_embeddings or named.row.stack != "embedding")
-        apart = muon and matrix and named.row.layer is not None
+        apart = muon and named.row.hidden
         kind, own = kind_of(named, topology, tied), factors(named.row)
         group = groups.setdefault((kind, decay, apart, own), Group(kind, decay, [], apart, own))
         group.parameters.append(named)

@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024) for the layers' matrices, which ZeRO and tensor parallelism cut up.
+"""Muon (Jordan et al. 2024) for hidden matrices, which ZeRO and tensor parallelism cut up.
 
 Momentum is kept and updated where ZeRO keeps it, in flat pieces.
 An update has to see whole matrices, so the pieces of the momentum are gathered first.
@@ -129,9 +129,13 @@ class Orthogonalizer:
             put(whole, part, type(shard)(shard.dim, index, shard.count, shard.stride))
         scaled = torch.empty_like(whole, dtype=torch.float32)
         blocks = one.named.row.blocks
-        assert blocks is not None, f"{one.named.name} is no matrix of a layer"
         # Query, key and value, and the halves of a gated feed-forward, only lie in one tensor.
-        for view, target in zip(blocks.views(whole), blocks.views(scaled), strict=True):
+        pairs = (
+            ((whole, scaled),)
+            if blocks is None
+            else zip(blocks.views(whole), blocks.views(scaled), strict=True)
+        )
+        for view, target in pairs:
             matrix = view.reshape(-1, view.shape[-1])
             target.copy_((newton_schulz(matrix).float() * scale(matrix.shape)).view(view.shape))
         return take(scaled, shard)

@@ -58,7 +58,7 @@ class FactorsConfig(Strict):
     bias: RoleFactors = Field(
         default_factory=RoleFactors, description="Biases of linear layers, and of the logits."
     )
-    hidden: RoleFactors = Field(default_factory=RoleFactors, description="Matrices of the layers.")
+    hidden: RoleFactors = Field(default_factory=RoleFactors, description="Matrices of layers and head.")
     output: RoleFactors = Field(
         default_factory=RoleFactors, description="An output projection that is not the table of words."
     )

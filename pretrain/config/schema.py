@@ -101,14 +101,14 @@ SKIP_LIMIT = 10
 
 
 class OptimizerConfig(Strict):
-    """AdamW, or Muon for the layers' matrices and AdamW for the rest.
+    """AdamW, or Muon for hidden matrices and AdamW for the rest.
 
     Biases, norms and embeddings' one-dimensional parameters are not decayed.
     """
 
     kind: Literal["adamw", "muon"] = Field(
         "adamw",
-        description="muon: orthogonal updates for the matrices of the layers, AdamW for everything else.",
+        description="muon: orthogonal updates for matrices of layers and head, AdamW for everything else.",
     )
     lr: float = Field(
         ge=1e-30,

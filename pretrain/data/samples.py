@@ -57,9 +57,9 @@ def next_tokens(tokens: Tensor) -> Batch:
 class NextToken:
     """Windows whose every token but the first is a label."""
 
-    def __init__(self, config: RunConfig, split: str) -> None:
-        cache = Path(config.data.cache) if config.data.cache else None
-        self.blend = open_blend(config.data.corpora, split, config.data.seq_length, config.train.seed, cache)
+    def __init__(self, config: RunConfig, split: str, alone: bool = False) -> None:
+        data, cache = config.data, Path(config.data.cache) if config.data.cache else None
+        self.blend = open_blend(data.corpora, split, data.seq_length, config.train.seed, cache, alone)
 
     @property
     def entropy(self) -> float | None:
@@ -87,11 +87,15 @@ class MaskedTokens:
         self.types = model.token_types > 0
 
     @classmethod
-    def of(cls, config: RunConfig, split: str) -> MaskedTokens:
+    def of(cls, config: RunConfig, split: str, alone: bool = False) -> MaskedTokens:
         """Those of a run."""
         data, cache = config.data, Path(config.data.cache) if config.data.cache else None
-        source = open_masked(data.corpora, split, data.seq_length, config.train.seed, cache, config.masking)
-        return cls(source, config.model)
+        return cls(
+            open_masked(
+                data.corpora, split, data.seq_length, config.train.seed, cache, config.masking, alone
+            ),
+            config.model,
+        )
 
     @property
     def entropy(self) -> float | None:
@@ -125,11 +129,11 @@ class MaskedTokens:
 class Pairs:
     """Rows of pairs whose targets are the labels."""
 
-    def __init__(self, config: RunConfig, split: str) -> None:
+    def __init__(self, config: RunConfig, split: str, alone: bool = False) -> None:
         data, cache = config.data, Path(config.data.cache) if config.data.cache else None
         assert data.source_length is not None
         lengths = data.source_length, data.seq_length
-        self.blend = open_pairs(data.corpora, split, lengths, config.train.seed, cache)
+        self.blend = open_pairs(data.corpora, split, lengths, config.train.seed, cache, alone)
         if split == "train" and (not dist.is_initialized() or dist.get_rank() == 0):
             say_packing(self.blend)
 
@@ -151,13 +155,16 @@ class Pairs:
         return self.blend.targets(indices)
 
 
-KINDS: dict[SampleKind, Callable[[RunConfig, str], Samples]] = {
+KINDS: dict[SampleKind, Callable[[RunConfig, str, bool], Samples]] = {
     "next_token": NextToken,
     "masked": MaskedTokens.of,
     "pairs": Pairs,
 }
 
 
-def open_samples(config: RunConfig, kind: SampleKind, split: str) -> Samples:
-    """Samples of a split of a run's data. Raises UserError as `open_blend`."""
-    return KINDS[kind](config, split)
+def open_samples(config: RunConfig, kind: SampleKind, split: str, *, alone: bool = False) -> Samples:
+    """Samples of a split of a run's data.
+
+    alone: as `open_blend`, which says too what is raised.
+    """
+    return KINDS[kind](config, split, alone)

@@ -21,7 +21,7 @@ from model.records import Record, read_record
 from model.words import printable
 from parallel.launch.exit_codes import ExitCode
 from pretrain.config.errors import checked
-from pretrain.config.load import dump_config
+from pretrain.config.load import complete_model, dump_config
 from pretrain.config.schema import RunConfig
 from pretrain.config.scheme_choice import Variant, validated
 
@@ -148,7 +148,10 @@ def cell_config(base: RunConfig, cell: Cell, equal: Equal, folder: Path) -> RunC
     values["train"] |= {"seed": cell.seed, "stop_at_step": None}
     values["checkpoint"] |= {"keep_last": 1, "keep_every": 0, "load": None}
     values["log"] |= {"tensorboard": False, "progress": "none", "interval": 1}
-    return checked(RunConfig, values, f"cell {printable(cell.name)}: ")
+    config = checked(RunConfig, values, f"cell {printable(cell.name)}: ")
+    # Some schemes take more from the data than the scheme of `base` does.
+    config.model = complete_model(config, base.model.vocab_size)
+    return config
 
 
 class CellResult(Record):

@@ -1,7 +1,7 @@
 """Signal propagation of a real model, measured layer by layer, beside what theory predicts.
 
-Each seed takes one forward and one backward pass of the language-model loss.
-The theory's prediction is made for the same tokens.
+Each seed takes one forward and one backward pass of the loss of the run's task.
+The theory's prediction is made for the same tokens, as the model sees them.
 
 Statistics are taken while the passes run: hooks look at the stream and at its gradient.
 Each layer's weight gradients are dropped as soon as their norms are known.
@@ -34,12 +34,11 @@ from model.theory.propagation import LayerSignal
 from model.weights.prediction import predict
 from parallel.checkpoint.reader import CheckpointReader
 from parallel.topology import Topology
-from pretrain.data.samples import next_tokens
 from pretrain.probe.sublayers import Sums, common_share, mean_square, watch
-from pretrain.tasks.causal_lm import CAUSAL_LM
+from pretrain.tasks.task import Batch, Task
 from pretrain.train.build import build_chunks, seed_everything
 from pretrain.train.callbacks.signal.forgetting import gain_of, implied
-from pretrain.train.steps import training_step
+from pretrain.train.steps import on_device, shared, training_step
 
 
 @dataclass(frozen=True)
@@ -275,13 +274,15 @@ class Meter:
         return hook
 
 
-def measure(chunk: LanguageModel, model: ModelConfig, tokens: Tensor) -> tuple[Meter, float]:
-    """One training pass over tokens [batch, s + 1].
+def measure(chunk: LanguageModel, model: ModelConfig, task: Task, batch: Batch) -> tuple[Meter, float]:
+    """One training pass over a micro-batch of a task.
 
-    Returns the filled meter and the loss in nats per token.
+    Returns the filled meter and the loss in nats per label.
     """
+    weights = batch.get("weights")
+    labels = None if weights is None else int(weights.sum())
     with Meter(chunk, model) as meter:
-        output, loss_of = training_step(CAUSAL_LM)(iter([next_tokens(tokens)]), chunk)
+        output, loss_of = training_step(task)(iter(shared([batch], labels, 1)), chunk)
         loss, _ = loss_of(output)
         loss.backward()
     return meter, float(loss.detach())
@@ -292,7 +293,8 @@ def probe(
     topology: Topology,
     *,
     seq_length: int,
-    tokens: Callable[[int], Tensor],
+    task: Task,
+    batches: Callable[[int], Batch],
     seeds: Sequence[int],
     dtype: torch.dtype = torch.float32,
     fp32_residual: bool = False,
@@ -307,7 +309,7 @@ def probe(
     Theory is left out for a checkpoint: it speaks of initialisation.
 
     model: with vocab_size and max_position_embeddings.
-    tokens: from a seed to tokens [batch, seq_length + 1].
+    task: whose loss is taken; batches: from a seed to a micro-batch of it.
     dtype: of weights and activations, as in training.
     fp32_residual: `train.fp32_residual`.
     source: the tokens' origin in words.
@@ -332,14 +334,14 @@ def probe(
         if checkpoint is not None:
             load_weights(chunk, checkpoint)
         chunk.train()
-        given = tokens(seed)
-        meter, loss = measure(chunk, model, given.to(next(chunk.parameters()).device))
+        given = batches(seed)
+        meter, loss = measure(chunk, model, task, on_device(given, next(chunk.parameters()).device))
         del chunk
         runs.append(meter.samples)
         losses.append(loss)
         entering.append(meter.embedding_variance)
-        coincidences.append(coincidence(given[:, :-1]))
-        batch = given.shape[0]
+        coincidences.append(coincidence(given["tokens"]))
+        batch = len(given["tokens"])
     # Those of the tokens, which need not be what the weights were planned for.
     equal = sum(coincidences) / len(coincidences)
     theory = predict(model, seq_length, coincidence=equal, log_p_v=log_p_v) if checkpoint is None else None

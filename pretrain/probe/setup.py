@@ -21,9 +21,11 @@ from parallel.launch.one_process import single_process
 from pretrain.config.load import complete_model, load_config
 from pretrain.config.schema import RunConfig
 from pretrain.config.scheme_choice import Variant, base_asked_for, parse_variant, parse_variants, validated
-from pretrain.data.blend import open_blend
 from pretrain.data.manifest import vocabulary_of
-from pretrain.probe.measure import Probe, probe, zipf_log_frequencies, zipf_tokens
+from pretrain.data.samples import open_samples
+from pretrain.probe.measure import Probe, probe, zipf_log_frequencies
+from pretrain.probe.synthetic import SYNTHETIC
+from pretrain.tasks.task import Batch
 from pretrain.train.same_run import check_same_model
 
 ASSUMED_VOCABULARY = 32_000
@@ -55,8 +57,8 @@ class _Tokens(NamedTuple):
 
     source: str
     """Their origin in words."""
-    of_seed: Callable[[int], Tensor]
-    """[batch, seq_length + 1] of a seed."""
+    of_seed: Callable[[int], Batch]
+    """A micro-batch of the run's task."""
     log_frequencies: Callable[[], Tensor]
     """log p of every token, [v]."""
 
@@ -95,13 +97,13 @@ def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Pr
     base = base_asked_for(path, overrides)
     variants = [variant and variant.with_base(base) for variant in variants]
     models = [
-        (variant.text if variant else model.scheme, variant.apply(model) if variant else model)
+        (variant.text, _complete(config, variant.apply(model))) if variant else (model.scheme, model)
         for variant in variants
     ]
     for _, chosen in models:
         check_memory(chosen, config.data.seq_length, choices.batch, DTYPES[choices.dtype])
-    source, tokens, frequencies = (
-        _data(config, choices.batch) if use_data else _synthetic(model, config.data.seq_length, choices.batch)
+    source, batches, frequencies = (
+        _data(config, choices.batch) if use_data else _synthetic(config, model, choices.batch)
     )
     log_p_v = frequencies() if model.init.unigram else None
     topology = single_process()
@@ -111,7 +113,8 @@ def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Pr
                 chosen,
                 topology,
                 seq_length=config.data.seq_length,
-                tokens=tokens,
+                task=config.task,
+                batches=batches,
                 seeds=range(config.train.seed, config.train.seed + choices.seeds),
                 dtype=DTYPES[choices.dtype],
                 fp32_residual=choices.dtype == "bfloat16" and config.train.fp32_residual,
@@ -193,25 +196,28 @@ def _vocabulary(config: RunConfig) -> tuple[int | None, bool]:
     return config.model.vocab_size, False
 
 
-def _data(config: RunConfig, batch: int) -> _Tokens:
-    cache = Path(config.data.cache) if config.data.cache else None
-    blend = open_blend(
-        config.data.corpora, "train", config.data.seq_length, config.train.seed, cache, alone=True
-    )
+def _complete(config: RunConfig, model: ModelConfig) -> ModelConfig:
+    """A model under another scheme, which may take more from the data than the configured one."""
+    return complete_model(config.model_copy(update={"model": model}), model.vocab_size)
 
-    def tokens(seed: int) -> Tensor:
+
+def _data(config: RunConfig, batch: int) -> _Tokens:
+    samples = open_samples(config, config.task.samples, "train", alone=True)
+
+    def batches(seed: int) -> Batch:
         first = (seed - config.train.seed) * batch
-        return blend.batch(range(first, first + batch))
+        return samples.batch(range(first, first + batch))
 
     paths = ", ".join(corpus.path for corpus in config.data.corpora)
-    return _Tokens(f"tokens of {paths}", tokens, blend.log_frequencies)
+    return _Tokens(f"tokens of {paths}", batches, samples.blend.log_frequencies)
 
 
-def _synthetic(model: ModelConfig, seq_length: int, batch: int) -> _Tokens:
+def _synthetic(config: RunConfig, model: ModelConfig, batch: int) -> _Tokens:
     vocab = model.vocab_size or ASSUMED_VOCABULARY
+    whole = config.model_copy(update={"model": model})
     return _Tokens(
         "synthetic tokens after Zipf's law",
-        lambda seed: zipf_tokens(vocab, batch, seq_length + 1, seed),
+        lambda seed: SYNTHETIC[config.task.samples](whole, vocab, batch, seed),
         lambda: zipf_log_frequencies(vocab),
     )
 

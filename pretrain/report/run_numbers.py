@@ -31,6 +31,7 @@ def numbers(run: RunRecord) -> dict[str, float | int | None]:
     validation = [
         event.loss for event in metrics.eval if event.split == "validation" and math.isfinite(event.loss)
     ]
+    right = [event.accuracy for event in metrics.eval if event.split == "validation"]
     test = [event.loss for event in metrics.eval if event.split == "test" and math.isfinite(event.loss)]
     speeds = [event.tokens_per_s for event in metrics.train if math.isfinite(event.tokens_per_s)]
     tokens = [event.tokens for event in metrics.train if math.isfinite(event.tokens)]
@@ -44,6 +45,7 @@ def numbers(run: RunRecord) -> dict[str, float | int | None]:
         "validation_loss": validation[-1] if validation else None,
         "validation_loss_best": min(validation, default=None),
         "validation_perplexity": _perplexity(validation[-1]) if validation else None,
+        "validation_accuracy": right[-1] if right and math.isfinite(right[-1]) else None,
         "test_loss": test[-1] if test else None,
         "unigram_entropy": run.unigram_entropy if math.isfinite(run.unigram_entropy) else None,
         "tokens_per_s": speed,
@@ -79,6 +81,7 @@ def _losses(run: RunRecord, n: Mapping[str, float | int | None]) -> list[tuple[s
             "–" if n["validation_perplexity"] is None else f"{n['validation_perplexity']:,.1f}",
             "per token, exp of the loss",
         ),
+        *_accuracy(n),
         (
             "Unigram entropy",
             _loss(n["unigram_entropy"]),
@@ -87,6 +90,12 @@ def _losses(run: RunRecord, n: Mapping[str, float | int | None]) -> list[tuple[s
             else "not recorded",
         ),
     ]
+
+
+def _accuracy(n: Mapping[str, float | int | None]) -> list[tuple[str, str, str]]:
+    share = n["validation_accuracy"]
+    told = "of the tokens to predict are the likeliest"
+    return [] if share is None else [("Validation accuracy", f"{share:.1%}", told)]
 
 
 def _course(run: RunRecord, n: Mapping[str, float | int | None]) -> list[tuple[str, str, str]]:

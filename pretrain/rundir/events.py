@@ -62,6 +62,8 @@ class Eval:
     split: str = "validation"
     samples: int | None = None
     tokens: int | None = None
+    accuracy: float = math.nan
+    """Share of the tokens that were the model's likeliest; nan where the task does not ask."""
 
 
 @dataclass(frozen=True)

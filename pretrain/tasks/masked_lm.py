@@ -11,4 +11,5 @@ MASKED_LM = Task(
     mask=Mask.BIDIRECTIONAL,
     samples="masked",
     sections=("masking",),
+    accuracy=True,
 )

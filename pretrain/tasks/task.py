@@ -42,12 +42,16 @@ def mean_loss(losses_bt: Tensor, batch: Batch) -> Tensor:
     return (losses * weights).sum() * batch["share"]
 
 
-def loss_sums(losses_bt: Tensor, batch: Batch) -> Tensor:
-    """(sum of the losses in nats, number) of the labels that count, [2] in fp64."""
-    losses = losses_bt.double()
-    weights = batch.get("weights", losses.new_ones(losses.shape))
-    found = losses.new_zeros(2)
-    found[0], found[1] = (losses * weights).sum(), weights.sum()
+def label_sums(measured: Tensor, batch: Batch) -> Tensor:
+    """Sums over the labels that count of each of k measures, and their number: [k + 1] in fp64.
+
+    measured: [k, b, t], or [b, t] of one.
+    """
+    measured_kbt = measured.double().reshape(-1, *batch["labels"].shape)
+    weights_bt = batch.get("weights", measured_kbt.new_ones(measured_kbt.shape[1:]))
+    found = measured_kbt.new_zeros(len(measured_kbt) + 1)
+    found[:-1] = (measured_kbt * weights_bt).sum((1, 2))
+    found[-1] = weights_bt.sum()
     return found
 
 
@@ -69,8 +73,17 @@ class Task:
     """Sections of a configuration that only some tasks read, and this one does."""
     loss: Callable[[Tensor, Batch], Tensor] = mean_loss
     """From losses of labels [b, t] to this micro-batch's part of the loss of a step."""
-    counts: Callable[[Tensor, Batch], Tensor] = loss_sums
-    """From losses of labels [b, t] to what an evaluation sums up, [2] in fp64."""
+    accuracy: bool = False
+    """Whether an evaluation also tells how many labels are the model's likeliest token."""
+    counts: Callable[[Tensor, Batch], Tensor] = label_sums
+    """From losses of labels [b, t], or losses and hits [2, b, t], to what an evaluation sums up:
+    these sums and the number of labels, `sums` values in fp64.
+    """
+
+    @property
+    def sums(self) -> int:
+        """How many sums an evaluation makes."""
+        return 3 if self.accuracy else 2
 
     def suits(self, family: Family) -> bool:
         """Whether models of a family can learn it."""

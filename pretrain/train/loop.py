@@ -225,16 +225,18 @@ class Trainer:
         """
         if self.branch_shares is not None:
             self.branch_shares.fill(self.step)
-        loss, targets = self.validation.loss()
+        found = self.validation.measure()
         record: EvalRecord = {
             "step": self.step,
             "split": "validation",
-            "loss": loss,
+            "loss": found.loss,
             "samples": self.validation.samples,
-            "tokens": targets,
+            "tokens": found.labels,
         }
+        if found.accuracy is not None:
+            record["accuracy"] = found.accuracy
         self.tell("on_eval", record)
-        return loss
+        return found.loss
 
     # -- the loop
 

@@ -49,10 +49,10 @@ def evaluation_step(task: Task) -> ForwardStep:
     def step(iterator: Iterator[Batch], chunk: nn.Module) -> tuple[Tensor, Any]:
         batch = next(iterator)
 
-        def counts_of(losses_bt: Tensor) -> tuple[Tensor, Tensor]:
-            found = task.counts(losses_bt, batch)
+        def counts_of(measured: Tensor) -> tuple[Tensor, Tensor]:
+            found = task.counts(measured, batch)
             return found[0].clone(), found  # the schedule divides the first in place
 
-        return chunk(batch), counts_of
+        return chunk(batch, hits=task.accuracy), counts_of
 
     return step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 
 import torch
 
@@ -14,6 +15,17 @@ from pretrain.data.samples import Samples
 from pretrain.tasks.task import Batch
 from pretrain.train.checks.feasibility import eval_rounds
 from pretrain.train.steps import evaluation_step, on_device
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model makes of the labels of some samples."""
+
+    loss: float
+    """The mean, in nats."""
+    labels: int
+    accuracy: float | None
+    """Share of the labels that are the likeliest token; None where the task does not ask."""
 
 
 class Validation:
@@ -37,16 +49,18 @@ class Validation:
                 file=sys.stderr,
             )
 
-    def loss(self) -> tuple[float, int]:
-        """Mean loss in nats per target, and the number of targets. Collective.
+    def measure(self) -> Measured:
+        """What the model makes of them now. Collective.
 
         Raises UserError on all ranks for damaged data.
         """
         rounds = eval_rounds(self.engine.topology.layout, self.samples, self.micro)
         with together():
             batches = [self._batch(index, rounds) for index in range(rounds)]
-        total, targets = self.engine.evaluate(evaluation_step(self.task), lambda: iter(batches), rounds)
-        return total / targets, int(targets)
+        total, *hits, targets = self.engine.evaluate(
+            evaluation_step(self.task), lambda: iter(batches), rounds, self.task.sums
+        )
+        return Measured(total / targets, int(targets), hits[0] / targets if hits else None)
 
     def _batch(self, index: int, rounds: int) -> Batch:
         """Micro-batch number `index` of this rank.

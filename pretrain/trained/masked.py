@@ -72,7 +72,7 @@ def evaluate_masked(
     from pretrain.trained.scorer import Scorer
 
     run = trained.reader.sections
-    source, name = _samples(trained, data, split)
+    source, name = masked_samples(trained, data, split)
     available = source.blend.samples_per_epoch[0] if len(source.blend.samples_per_epoch) == 1 else None
     if samples is None and available is None:
         raise UserError(
@@ -108,7 +108,7 @@ def evaluate_masked(
     )
 
 
-def _samples(trained: Trained, data: Path | str | None, split: str) -> tuple[MaskedTokens, str]:
+def masked_samples(trained: Trained, data: Path | str | None, split: str) -> tuple[MaskedTokens, str]:
     """Samples of a split, masked as in the run, and what they are of."""
     from pretrain.config.errors import checked
     from pretrain.config.masking import Masking

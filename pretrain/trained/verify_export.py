@@ -2,43 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 
-from model.config import ModelConfig
 from model.errors import UserError
+from parallel.checkpoint.folders import MANIFEST
 from pretrain.rundir.metrics import read_metrics
+from pretrain.tasks.table import task_of
+from pretrain.tasks.task import SampleKind
+from pretrain.trained import verify_masked, verify_next_token
+from pretrain.trained.open import open_trained
 
 if TYPE_CHECKING:
     from pretrain.trained.open import Trained
 
 LOSS_TOLERANCE = 2e-3
-BATCH = 8
 
 
-TEMPERATURE, TOP_P = 1.0, 0.95
-"""Of the sample. Below 1, models that have seen little text repeat themselves."""
+@dataclass(frozen=True)
+class Check:
+    """How the models of one kind of samples are compared with their exports."""
+
+    auto_class: str
+    """Of transformers, which loads the export."""
+    compare: Callable[[Trained, Any, int], tuple[float, float]]
+    """From a run, its export and a number of validation samples to the export's loss on them, in
+    nats, and the largest difference of some logits in standard deviations of the run's.
+    """
+    prompt: str
+    """What a sample is made of, unless told otherwise."""
+    sample: Callable[[Any, Any, str, float], list[str]]
+    """From an export, its tokenizer, a prompt and the loss to lines that show what it does."""
+
+
+CHECKS: dict[SampleKind, Check] = {
+    "next_token": Check(
+        "AutoModelForCausalLM", verify_next_token.compare, "def main(", verify_next_token.sample
+    ),
+    "masked": Check(
+        "AutoModelForMaskedLM", verify_masked.compare, "for [MASK] in range([MASK]):", verify_masked.sample
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Loss on the validation tokens in nats per token, logits, and a sample."""
+    """Loss on the validation samples in nats, logits, and what the export does with a prompt."""
 
     trained_loss: float
     """Printed by the trainer."""
     exported_loss: float
-    """Computed by transformers on the same tokens."""
+    """Computed by transformers on the same samples."""
     logit_difference: float
     """The largest, as a share of the logits' standard deviation."""
     samples: int
     model_class: str
-    prompt: str
-    sample: str
-    """Text generated from the prompt."""
+    shown: list[str]
+    """Lines for people."""
 
     @property
     def agrees(self) -> bool:
@@ -46,37 +70,32 @@ class Verification:
         return abs(self.exported_loss - self.trained_loss) <= LOSS_TOLERANCE * self.trained_loss
 
 
-def validation_tokens(trained: Trained, samples: int) -> torch.Tensor:
-    """The tokens [samples, seq_length + 1] that the trainer evaluated on."""
-    from pretrain.data.blend import open_blend
-
-    data, seed = trained.reader.sections.data, trained.reader.sections.train.seed
-    if data.seq_length is None or seed is None:
+def check_of(trained: Trained) -> Check:
+    """The check of a run's task. Raises UserError where the checkpoint names an impossible one."""
+    try:
+        return CHECKS[task_of(trained.reader.sections.train.task, trained.config.family).samples]
+    except ValueError as error:
         raise UserError(
-            f"{trained.reader.folder} names no data.seq_length or no train.seed: use another checkpoint"
-        )
-    cache = Path(data.cache) if data.cache else None
-    blend = open_blend(trained.corpora(), "validation", data.seq_length, seed, cache, alone=True)
-    return blend.batch(range(samples))
+            f"{trained.reader.folder / MANIFEST} is damaged ({error}): use another checkpoint"
+        ) from None
 
 
-def verify_export(run_dir: Path, exported: Path, prompt: str, new_tokens: int = 48) -> Verification:
+def verify_export(run_dir: Path, exported: Path, prompt: str | None = None) -> Verification:
     """Loads the export with transformers and compares.
 
     Raises UserError for a folder that is no export or brings code that is not ours, which is not
     run, and where the run has no evaluation of its newest checkpoint.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    import transformers
     from transformers.utils.logging import disable_progress_bar
 
-    from model.hf.reference import Evaluation
     from model.hf.trust import own_code
-    from pretrain.trained.open import open_trained
 
     trust = own_code(exported)
     disable_progress_bar()
-    trained = open_trained(run_dir, "the comparison with an export")
+    trained = open_trained(run_dir)
     trained.check_warm()
+    check = check_of(trained)
     evaluations = [
         event for event in read_metrics(run_dir / "metrics.jsonl").eval if event.step == trained.reader.step
     ]
@@ -85,33 +104,20 @@ def verify_export(run_dir: Path, exported: Path, prompt: str, new_tokens: int = 
             f"{run_dir}/metrics.jsonl has no evaluation at step {trained.reader.step}, "
             "the step of the newest checkpoint"
         )
-    tokens = validation_tokens(trained, int(evaluations[-1].samples))
-    model = AutoModelForCausalLM.from_pretrained(
+    samples = int(evaluations[-1].samples)
+    loading = getattr(transformers, check.auto_class)
+    model = loading.from_pretrained(
         exported, trust_remote_code=trust, dtype=torch.float32, use_safetensors=True
     ).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported, trust_remote_code=trust)
     with torch.no_grad():
-        losses = [_loss(model(batch[:, :-1]).logits, batch) for batch in tokens.split(BATCH)]
-        theirs = model(tokens[:BATCH, :-1]).logits
-    ours = Evaluation(
-        dict(trained.weights), ModelConfig(**trained.config.model_dump()), logit_scale=trained.logit_scale
-    )(tokens[:BATCH, :-1])
-    tokenizer = AutoTokenizer.from_pretrained(exported, trust_remote_code=trust)
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
-    torch.manual_seed(0)
-    generated = model.generate(
-        **inputs, max_new_tokens=new_tokens, do_sample=True, temperature=TEMPERATURE, top_p=TOP_P
-    )
+        loss, difference = check.compare(trained, model, samples)
+        shown = check.sample(model, tokenizer, check.prompt if prompt is None else prompt, loss)
     return Verification(
         trained_loss=evaluations[-1].loss,
-        exported_loss=float(torch.cat(losses).mean()),
-        logit_difference=float((ours - theirs).abs().max() / ours.std()),
-        samples=len(tokens),
+        exported_loss=loss,
+        logit_difference=difference,
+        samples=samples,
         model_class=type(model).__name__,
-        prompt=prompt,
-        sample=tokenizer.decode(generated[0][inputs["input_ids"].shape[1] :]),
+        shown=shown,
     )
-
-
-def _loss(logits_bsv: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Loss per token, flat."""
-    return F.cross_entropy(logits_bsv.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")

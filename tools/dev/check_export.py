@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import typer
@@ -17,14 +16,16 @@ from tools.dev import run
 def main(
     folder: Path = typer.Argument(metavar="RUN", help="Run folder."),
     exported: Path = typer.Option(None, help="Exported model; default: `hf` in the run folder."),
-    prompt: str = typer.Option("def main(", help="Text to continue."),
+    prompt: str = typer.Option(
+        None, help="Text to continue, or of an encoder with places to fill, written as its mask token."
+    ),
 ) -> None:
     """Load with transformers, compare loss and logits with the run's, print a sample.
 
     Exit code 1 where the losses differ by more than 0.2 %.
     Code in the folder is run only where it is this version's own.
     """
-    from pretrain.trained.verify_export import TEMPERATURE, TOP_P, verify_export
+    from pretrain.trained.verify_export import verify_export
 
     place = exported or folder / "hf"
     result = verify_export(folder, place, prompt)
@@ -38,11 +39,8 @@ def main(
     console.print(
         f"largest logit difference from ours: {result.logit_difference:.1e} of a standard deviation"
     )
-    console.print(
-        f"sample after {result.prompt!r}, drawn with temperature {TEMPERATURE:g} and top-p {TOP_P:g} "
-        f"from a model of perplexity {math.exp(result.exported_loss):.0f}:"
-    )
-    console.print(result.prompt + result.sample, markup=False)
+    for line in result.shown:
+        console.print(line, markup=False)
     if not result.agrees:
         console.print("[red]the losses differ by more than 0.2 %[/red]")
         raise typer.Exit(1)

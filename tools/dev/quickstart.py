@@ -15,36 +15,34 @@ import typer
 from rich.console import Console
 from rich.rule import Rule
 
-DATA = Path("data/quickstart")
-TOKENIZER = Path("data/quickstart_tokenizer.model")
-CONFIG = "configs/quickstart.yaml"
-DEFAULT_SCHEME = "deepscalelm_pre_ln"
+from model.errors import UserError
+from tools.dev import run as command
+from tools.dev.quickstarts import QUICKSTARTS, SCHEME, QuickStart
+
 STOPPED = 76
 console = Console(highlight=False)
 
 
 def main(
-    scheme: str = typer.Option(
-        DEFAULT_SCHEME, help="Depth scheme to train with; `fathom config` names them all."
-    ),
+    family: str = typer.Option("gpt", help=f"Family of the model: {', '.join(QUICKSTARTS)}."),
+    scheme: str = typer.Option(SCHEME, help="Depth scheme to train with; `fathom config` names them all."),
     fresh: bool = typer.Option(False, help="Remove this quick start's data and run first."),
 ) -> None:
     """Prepare the Python standard library's source text, pretrain a 48-layer model on it, stop,
     resume, export, report.
     """
-    run = "quickstart" if scheme == DEFAULT_SCHEME else f"quickstart_{scheme}"
+    chosen, recipe = choice(family, scheme)
+    run = chosen.name if scheme == SCHEME else f"{chosen.name}_{scheme}"
     folder = Path("runs") / run
-    recipe = f"configs/recipe/{scheme}.yaml"
-    if not Path(recipe).is_file():
-        known = sorted(path.stem for path in Path("configs/recipe").glob("*.yaml"))
-        console.print(f"fathom: error: scheme {scheme} is unknown; choose one of {', '.join(known)}")
-        raise typer.Exit(2)
     if fresh:
-        for path in (DATA, folder):
+        for path in (chosen.data, folder):
             shutil.rmtree(path, ignore_errors=True)
     begin = time.monotonic()
-    texts()
-    train = ["pretrain", CONFIG, f"+include={recipe}", f"name={run}"]
+    title("1/6  Text and tokenizer")
+    chosen.data.parent.mkdir(parents=True, exist_ok=True)
+    for each in chosen.makings(chosen.name):
+        step(each.made.is_file(), f"{each.made}", [*each.arguments], [*each.files], each.files_are)
+    train = ["pretrain", chosen.config, f"+include={recipe}", f"name={run}"]
     done = newest_step(folder)
     half = half_way(train[1:])
     title("2/6  Pretraining, first half: the run is told to stop at the middle")
@@ -58,41 +56,24 @@ def main(
     step(newest_step(folder) >= 2 * half, "the finished run", train)
     title("4/6  Export to Hugging Face format")
     step(False, "", ["export", str(folder), str(folder / "hf"), "--overwrite"])
-    title("5/6  Check in a new process: AutoModelForCausalLM and AutoTokenizer")
+    title(f"5/6  Check in a new process: {chosen.auto_class} and AutoTokenizer")
     shell([sys.executable, "-m", "tools.dev.check_export", str(folder)])
     title("6/6  Report")
     step(False, "", ["report", str(folder)])
-    closing(folder, train, time.monotonic() - begin)
+    closing(chosen, folder, time.monotonic() - begin)
 
 
-def texts() -> None:
-    """Trains a tokenizer on the Python standard library's source text, and prepares the text with
-    it.
+def choice(family: str, scheme: str) -> tuple[QuickStart, str]:
+    """The quick start of a family, and the recipe of a scheme.
+
+    Raises UserError for unknown ones.
     """
-    from pretrain.data.reading.inputs import standard_library_files
-
-    files = [str(path) for path in standard_library_files()]
-    note = f"<{len(files)} files of the Python standard library>"
-
-    title("1/6  Text and tokenizer")
-    TOKENIZER.parent.mkdir(parents=True, exist_ok=True)
-    step(
-        TOKENIZER.is_file(),
-        f"{TOKENIZER}",
-        ["tokenizer", "train", *files, "--vocab-size", "4096", "--out", str(TOKENIZER)],
-        files,
-        note,
-    )
-    step(
-        (DATA / "dataset.json").is_file(),
-        f"{DATA}",
-        [
-            *("data", "prepare", *files, "--out", str(DATA), "--tokenizer", str(TOKENIZER)),
-            *("--split", "0.97,0.03,0", "--split-by", "file"),
-        ],
-        files,
-        note,
-    )
+    if family not in QUICKSTARTS:
+        raise UserError(f"FAMILY={family} has no quick start; choose one of {', '.join(QUICKSTARTS)}")
+    recipes = {path.stem: str(path) for path in sorted(Path("configs/recipe").glob("*.yaml"))}
+    if scheme not in recipes:
+        raise UserError(f"SCHEME={scheme} is unknown; choose one of {', '.join(recipes)}")
+    return QUICKSTARTS[family], recipes[scheme]
 
 
 def title(text: str) -> None:
@@ -116,7 +97,7 @@ def step(
     """
     shown = (
         " ".join([*("fathom", *arguments)])
-        if long is None
+        if not long
         else " ".join(["fathom", *arguments]).replace(" ".join(long), note)
     )
     if done:
@@ -151,22 +132,23 @@ def half_way(arguments: list[str]) -> int:
     return load_config(arguments[0], arguments[1:]).train.steps // 2
 
 
-def closing(folder: Path, train: list[str], seconds: float) -> None:
+def closing(chosen: QuickStart, folder: Path, seconds: float) -> None:
     """Where everything is and what to do next."""
     console.print(Rule(style="dim"))
     console.print(f"Done in {seconds / 60:.1f} minutes.")
+    others = " ".join(f"FAMILY={name}" for name, other in QUICKSTARTS.items() if other is not chosen)
     rows = [
         ("report", f"{folder}/report.html  (open it in a browser)"),
-        ("model", f"{folder}/hf  (AutoModelForCausalLM.from_pretrained)"),
+        ("model", f"{folder}/hf  ({chosen.auto_class}.from_pretrained)"),
         ("checkpoints", f"{folder}/checkpoints"),
         ("metrics", f"{folder}/metrics.jsonl; tensorboard --logdir {folder}/tensorboard"),
-        ("continue", f"fathom generate {folder} --prompt 'def main(' --temperature 1 --top-p 0.95"),
-        ("", f"make quickstart SCHEME=b2t    fathom config {CONFIG}    fathom --help"),
+        ("continue", chosen.go_on.format(folder=folder)),
+        ("", f"make quickstart SCHEME=b2t {others}    fathom config {chosen.config}    fathom --help"),
     ]
     for name, text in rows:
-        console.print(f"  {name:12} {text}")
+        console.print(f"  {name:12} {text}", markup=False)
     console.print("[dim]`fathom` is .venv/bin/fathom[/dim]")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    command(main)

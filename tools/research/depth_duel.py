@@ -4,6 +4,7 @@ warm-up.
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import warnings
@@ -89,7 +90,7 @@ def command(
     # Megatron-core's remarks on packages that a duel does not need.
     warnings.filterwarnings("ignore", module=r"megatron\.")
     from pretrain.config.scheme_choice import base_asked_for, parse_variants
-    from pretrain.data.manifest import load_manifest
+    from pretrain.data.samples import open_samples
     from pretrain.duel.grid import Grid, cell_config, check_unchanged
     from pretrain.duel.report import Duel, text, write
     from pretrain.duel.results import outcome
@@ -115,7 +116,8 @@ def command(
     configs = [cell_config(base, cell, grid.equal, out) for cell in cells]
     check_unchanged(configs)
     complete = report_only or train_cells(configs, jobs or default_jobs(), typer.echo)
-    unigram = float(load_manifest(base.data.corpora[0].path).unigram_entropy_nats or "nan")
+    known = open_samples(base, base.task.samples, "train", alone=True).entropy
+    unigram = math.nan if known is None else known
     typed = ["fathom", *sys.argv[1:]] if sys.argv[1:2] == ["depth-duel"] else ["fathom", "depth-duel", config]
     duel = Duel(
         base,

@@ -48,15 +48,20 @@ class StepRecord(_Step, total=False):
     """Ends and extremes of the signal, where they were measured."""
 
 
-class EvalRecord(TypedDict):
-    """The metrics line of an evaluation."""
-
+class _Eval(TypedDict):
     step: int
     split: str
     loss: float
     """Nats per token."""
     samples: int
     tokens: int
+
+
+class EvalRecord(_Eval, total=False):
+    """The metrics line of an evaluation."""
+
+    accuracy: float
+    """Share of the tokens that are the model's likeliest, where the task asks for it."""
 
 
 class SaveRecord(TypedDict):

@@ -39,8 +39,8 @@ class Display(Callback):
         self.progress.note(f"step {trainer.step}: {text}")
 
     def on_eval(self, trainer: RunView, record: EvalRecord) -> None:
-        """Shows the evaluation loss."""
-        self.progress.evaluated(record["step"], record["loss"])
+        """Shows the evaluation."""
+        self.progress.evaluated(record["step"], record["loss"], record.get("accuracy"))
 
     def on_checkpoint(self, trainer: RunView, record: SaveRecord) -> None:
         """Says where the checkpoint is."""

@@ -101,8 +101,10 @@ class TensorBoard(Callback):
                     self.add(f"signal_{key}/layer_{number:04}", value, trainer.step)
 
     def on_eval(self, trainer: RunView, record: EvalRecord) -> None:
-        """Evaluation loss."""
+        """Evaluation loss, and accuracy where it is measured."""
         self.add(f"loss/{record['split']}", record["loss"], trainer.step)
+        if "accuracy" in record:
+            self.add(f"accuracy/{record['split']}", record["accuracy"], trainer.step)
 
     def add(self, tag: str, value: float, step: int) -> None:
         """One number, where it is finite.

@@ -18,7 +18,9 @@ from model.depth.schemes import SCHEMES
 from model.theory import fixed_point, relu_kappa
 from parallel.launch.one_process import single_process
 from pretrain.config.scheme_choice import parse_variant
+from pretrain.data.samples import next_tokens
 from pretrain.probe.measure import Probe, probe, zipf_tokens
+from pretrain.tasks.causal_lm import CAUSAL_LM
 
 VOCAB, LENGTH, BATCH = 4096, 128, 2
 SEEDS = (1234, 1235, 1236)
@@ -40,7 +42,8 @@ def measured(scheme: str, layers: int, seeds: tuple[int, ...] = SEEDS, double: b
         parse_variant(scheme).apply(model),
         single_process(),
         seq_length=LENGTH,
-        tokens=lambda seed: zipf_tokens(VOCAB, BATCH, LENGTH + 1, seed),
+        task=CAUSAL_LM,
+        batches=lambda seed: next_tokens(zipf_tokens(VOCAB, BATCH, LENGTH + 1, seed)),
         seeds=seeds,
         dtype=torch.float64 if double else torch.float32,
     )

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.network.losses import likeliest
 from parallel.engine.engine import Engine
 from pretrain.config.schema import RunConfig
 from pretrain.data.order import micro_batch_indices
@@ -23,11 +24,12 @@ from tests.parallel.layouts import FULL, SP
 from tests.parallel.training import SEQ_LENGTH, VOCAB_SIZE, engine_of, given, run_config, whole_parameters
 
 STEPS, PLACES, GLOBAL, MICRO = 3, 4, 8, 2
+LABELS = torch.tensor([5, 70, 119])
+"""All that occur. Logits start from these frequencies, so that many labels are the likeliest."""
+ENCODER = given(family="bert", num_layers=4, init=given(unigram=True))
 MODELS = {
-    "post": given(
-        family="bert", scheme="deepscalelm_post_ln", token_types=2, embedding_norm=True, num_layers=4
-    ),
-    "pre": given(family="bert", scheme="b2t", position="rotary", tie_embeddings=False, num_layers=4),
+    "post": ENCODER | given(scheme="deepscalelm_post_ln", token_types=2, embedding_norm=True),
+    "pre": ENCODER | given(scheme="b2t", position="rotary", tie_embeddings=False),
 }
 LAYOUTS: dict[str, tuple[int, dict[str, Any], str]] = {
     "TP2 x PP2 + SP": (4, given(tensor=2, pipeline=2, sequence_parallel=True), "post"),
@@ -52,7 +54,7 @@ def sample(index: int) -> dict[str, Tensor]:
         "tokens": torch.randint(0, VOCAB_SIZE, (SEQ_LENGTH,), generator=generator),
         "documents": torch.where(documents > 3, 0, documents),
         "targets": torch.randperm(SEQ_LENGTH, generator=generator)[:PLACES].sort().values,
-        "labels": torch.randint(0, VOCAB_SIZE, (PLACES,), generator=generator),
+        "labels": LABELS[torch.randint(0, len(LABELS), (PLACES,), generator=generator)],
         "weights": (torch.arange(PLACES) < index % (PLACES + 1)).float(),
     }
 
@@ -73,7 +75,9 @@ def train(model: dict[str, Any], layout: dict[str, Any]) -> dict[str, Any] | Non
     """Inside ranks: what some steps and an evaluation give, from rank 0."""
     # A larger epsilon: gradients that are zero but for rounding, as of keys' biases, move nothing.
     config = run_config(model, layout, eps=1e-3)
-    engine = engine_of(config)
+    log_p_v = torch.full((VOCAB_SIZE,), -9.0)
+    log_p_v[LABELS] = 0.0
+    engine = engine_of(config, log_p_v.log_softmax(0))
     engine.set_lr(1e-3)
     losses, norms = [], []
     for step in range(STEPS):
@@ -85,10 +89,36 @@ def train(model: dict[str, Any], layout: dict[str, Any]) -> dict[str, Any] | Non
         losses.append(result.loss)
         norms.append(result.grad_norm)
     held_out = batches(config, engine, STEPS)
-    sums = engine.evaluate(evaluation_step(MASKED_LM), functools.partial(iter, held_out), len(held_out))
+    sums = engine.evaluate(
+        evaluation_step(MASKED_LM), functools.partial(iter, held_out), len(held_out), MASKED_LM.sums
+    )
     parameters, unequal = whole_parameters(engine)
     found = {"losses": losses, "norms": norms, "sums": sums, "parameters": parameters, "unequal": unequal}
+    if torch.distributed.get_world_size() == 1:
+        found["hits"] = hits_by_logits(engine, held_out)
     return found if torch.distributed.get_rank() == 0 else None
+
+
+def hits_by_logits(engine: Engine, given_batches: list[Batch]) -> float:
+    """Labels that are the likeliest token, from whole logits."""
+    (chunk,), hits = engine.chunks, 0.0
+    for batch in given_batches:
+        inputs = {
+            name: tensor for name, tensor in batch.items() if name not in ("labels", "weights", "share")
+        }
+        best = chunk.eval()(inputs)[..., :VOCAB_SIZE].argmax(-1)
+        hits += float(((best == batch["labels"]) * batch["weights"]).sum())
+    return hits
+
+
+def likeliest_of_equals() -> list[list[int]]:
+    """Inside two ranks: the likeliest of four columns each, where logits are equal, and where only
+    some columns are tokens.
+    """
+    rank, group = torch.distributed.get_rank(), torch.distributed.group.WORLD
+    equal, rising = torch.zeros(1, 2, 4), torch.arange(4.0).expand(1, 2, 4) + 4 * rank
+    cases = [(equal, 8), (rising, 8), (rising, 6), (rising, 3)]
+    return [likeliest(logits, vocab, group)[0].tolist() for logits, vocab in cases]
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +137,7 @@ def test_a_layout_trains_and_evaluates_as_one_process(name: str, found: dict[str
     assert ours["losses"] == pytest.approx(one["losses"], rel=2e-6)
     assert ours["norms"] == pytest.approx(one["norms"], rel=2e-5)
     assert ours["sums"] == pytest.approx(one["sums"], rel=2e-6)
+    assert ours["sums"][1:] == one["sums"][1:]
     assert ours["parameters"].keys() == one["parameters"].keys()
     for parameter, value in one["parameters"].items():
         torch.testing.assert_close(ours["parameters"][parameter], value, rtol=1e-5, atol=1e-5)
@@ -114,6 +145,18 @@ def test_a_layout_trains_and_evaluates_as_one_process(name: str, found: dict[str
 
 def test_the_first_loss_is_the_mean_over_all_labels_of_the_step(found: dict[str, Any]) -> None:
     """Not a mean of the means of micro-batches, which have other numbers of labels."""
-    assert found["post"]["sums"][1] == sum(
+    assert found["post"]["sums"][-1] == sum(
         index % (PLACES + 1) for index in range(STEPS * GLOBAL, (STEPS + 1) * GLOBAL)
     )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_hits_are_labels_with_the_largest_logit(name: str, found: dict[str, Any]) -> None:
+    _, hits, labels = found[name]["sums"]
+    assert hits == found[name]["hits"]
+    assert 0 < hits < labels
+
+
+def test_the_likeliest_token_is_the_same_on_all_ranks_and_never_padding() -> None:
+    (ranks,) = launch(Group(2, likeliest_of_equals, ()))
+    assert ranks == [[[0, 0], [7, 7], [5, 5], [2, 2]]] * 2

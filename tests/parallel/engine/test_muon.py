@@ -16,6 +16,8 @@ from torch import Tensor
 
 from model.errors import UserError
 from parallel.engine.muon import Muon, newton_schulz, scale
+from pretrain.tasks.masked_lm import MASKED_LM
+from pretrain.train.steps import training_step
 from tests.distributed import Group, launch
 from tests.parallel.checkpoint.states import bring, keep
 from tests.parallel.training import batches_of, engine_of, forward_step, given, run_config
@@ -134,6 +136,35 @@ def other_optimizer(config: Any, engine: Any) -> str:
     except UserError as error:
         return str(error)
     return ""
+
+
+def dense_layer_of_a_head() -> dict[str, Any]:
+    """Inside one rank: the first update of an encoder's head, beside what its gradient asks for."""
+    encoder = given(family="bert", num_layers=2, position="rotary")
+    engine = engine_of(run_config(encoder, kind="muon", clip_grad=0.0, weight_decay=0.0))
+    (dense,) = (named for named in engine.parameters if named.name == "head.dense.weight")
+    before, gradients = dense.parameter.detach().clone(), []
+
+    def keep_gradient() -> None:
+        gradients.extend(
+            buffer.partition[piece.offset : piece.offset + piece.length].view(piece.shape).clone()
+            for buffer in engine.buffers
+            for piece in buffer.pieces()
+            if piece.named is dense
+        )
+
+    tokens = torch.randint(0, 120, (2, 8), generator=torch.Generator().manual_seed(0))
+    batch = {"tokens": tokens, "labels": tokens.roll(1, 1)}
+    engine.set_lr(1e-2)
+    engine.train_step(training_step(MASKED_LM), lambda: iter([batch]), 1, inspect=keep_gradient)
+    wanted = 1e-2 * scale(before.shape) * newton_schulz(gradients[0])
+    return {"moved": before - dense.parameter.detach(), "wanted": wanted}
+
+
+def test_the_dense_layer_of_a_head_is_a_hidden_matrix() -> None:
+    found = launch(Group(1, dense_layer_of_a_head))[0][0]
+    assert float(found["wanted"].abs().max()) > 1e-3
+    torch.testing.assert_close(found["moved"], found["wanted"], rtol=1e-3, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -110,7 +110,7 @@ def test_an_evaluation_frees_the_graph_and_changes_nothing(graphs: type[Graph]) 
         if step == WARM_UP + 2:
             held_out = functools.partial(iter, batches(1000))
             step_of = evaluation_step(CAUSAL_LM)
-            assert graphed.evaluate(step_of, held_out, 2) == eager.evaluate(step_of, held_out, 2)
+            assert graphed.evaluate(step_of, held_out, 2, 2) == eager.evaluate(step_of, held_out, 2, 2)
             assert graphed.graph is not None
             assert graphed.graph.graph is None
     assert graphs.captures == 2

@@ -41,7 +41,7 @@ def eventful(config: RunConfig, engine: Engine) -> dict[str, Any]:
     first = train(config, engine, 0, 2)
     batches = batches_of(config, engine, 7)
     held_out = evaluation_step(CAUSAL_LM)
-    evaluated, _ = engine.evaluate(held_out, functools.partial(iter, batches), len(batches))
+    evaluated, _ = engine.evaluate(held_out, functools.partial(iter, batches), len(batches), CAUSAL_LM.sums)
     skipped = engine.train_step(poisoned, functools.partial(iter, batches), len(batches))
     second = train(config, engine, 2, 4)
     parameters, unequal = whole_parameters(engine)

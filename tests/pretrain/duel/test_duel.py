@@ -24,13 +24,16 @@ from model.config import ModelConfig
 from model.errors import UserError
 from model.parameters.size import parameter_count
 from pretrain.config.scheme_choice import parse_variant, parse_variants
+from pretrain.data.manifest import load_manifest
+from pretrain.data.masked_samples import target_entropy
 from pretrain.duel.grid import Cell, Grid, cell_config, check_unchanged, finished, sized
 from pretrain.duel.results import Outcome, best_settings, count_bursts, count_spikes, outcome, statements
 from pretrain.duel.workers import given_devices, train_cell, train_cells
 from pretrain.rundir.metrics import read_metrics
 from pretrain.train.run import prepared_config
 from tests.pretrain.small import small_data
-from tools.research.depth_duel import _depths
+from tests.pretrain.trained.encoders import save_encoder
+from tools.research.depth_duel import _depths, command
 
 UNIGRAM = 3.6
 CONFIG = """
@@ -81,6 +84,27 @@ def test_a_cell_is_the_configured_run_on_one_process(config: Path, tmp_path: Pat
     assert made.parallel.processes is None
     assert made.optimizer.factors.bias.rate == 0.5
     assert base.model.num_layers == 2
+
+
+def test_encoders_duel_on_hidden_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The level to beat is the entropy of hidden tokens, and a scheme knows the share of masks
+    whatever the configured one is.
+    """
+    save_encoder(tmp_path)
+    text = CONFIG.replace("DATA", str(tmp_path / "data"))
+    path = tmp_path / "duel.yaml"
+    path.write_text(
+        text.replace("{num_layers: 2", "{family: bert, scheme: b2t, position: rotary, num_layers: 2")
+    )
+    base = prepared_config(str(path), [])
+    cell = Cell(parse_variant("deepscalelm_pre_ln"), 2, 3e-3, 0.3, 7)
+    made = cell_config(base, cell, "tokens", tmp_path)
+    assert made.model.init.mask_token_share == pytest.approx(0.15 * 0.8)
+    command(str(path), ["train.steps=4"], schemes="deepscalelm_pre_ln,b2t", out=tmp_path / "out", jobs=1)
+    found = json.loads((tmp_path / "out/duel.json").read_text())
+    entropy = target_entropy(load_manifest(tmp_path / "data"))
+    assert found["unigram_entropy"] == pytest.approx(entropy)
+    assert all(math.isfinite(cell["validation_loss"]) for cell in found["cells"])
 
 
 def test_equal_tokens_keeps_the_width_and_equal_parameters_the_size() -> None:

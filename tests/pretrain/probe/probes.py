@@ -10,7 +10,9 @@ import torch
 from model.config import ModelConfig
 from parallel.launch.one_process import single_process
 from pretrain.config.scheme_choice import parse_variant
+from pretrain.data.samples import next_tokens
 from pretrain.probe.measure import Probe, probe, zipf_tokens
+from pretrain.tasks.causal_lm import CAUSAL_LM
 
 LENGTH = 12
 
@@ -31,7 +33,8 @@ def measured(config: ModelConfig, seeds: tuple[int, ...] = (5,), dtype: torch.dt
         config,
         single_process(),
         seq_length=LENGTH,
-        tokens=lambda seed: zipf_tokens(50, 2, LENGTH + 1, seed),
+        task=CAUSAL_LM,
+        batches=lambda seed: next_tokens(zipf_tokens(50, 2, LENGTH + 1, seed)),
         seeds=seeds,
         dtype=dtype,
         source="synthetic",

@@ -18,14 +18,18 @@ from model.errors import UserError
 from model.parameters.names import named_parameters
 from model.stack import Stack
 from parallel.launch.one_process import single_process
+from pretrain.config.load import load_config
+from pretrain.data.samples import open_samples
 from pretrain.probe.measure import coincidence, log_mean_square, token_correlation, zipf_tokens
 from pretrain.probe.report import page
 from pretrain.probe.rules import verdict
 from pretrain.probe.setup import Choices, memory_needed, probes
+from pretrain.probe.synthetic import SYNTHETIC
 from pretrain.train.build import build_chunks, seed_everything
 from tests.model.narrow import without_units
 from tests.pretrain.probe.probes import LENGTH, measured, model
 from tests.pretrain.small import small_config, small_data, small_trainer
+from tests.pretrain.trained.encoders import SIZE, save_encoder
 
 # ---- statistics ----------------------------------------------------------------------------------
 
@@ -101,6 +105,35 @@ def test_bfloat16_shows_what_float32_shows(data: Path, tmp_path: Path) -> None:
         probes(config, ["train.fp32_residual=true"], Choices(scheme="pre_ln", layers=2, dtype="bfloat16"))
     )
     assert wide.dtype == "bfloat16, fp32 residual"
+
+
+@pytest.mark.parametrize("source", ["data", "synthetic"])
+def test_an_encoder_is_measured_on_its_own_task(source: str, tmp_path: Path) -> None:
+    """The loss is that of hidden tokens, and its gradient reaches all layers."""
+    save_encoder(tmp_path)
+    model = (
+        "{family: bert, position: rotary, token_types: 2, "
+        "num_layers: 3, hidden_size: 16, num_attention_heads: 2}"
+    )
+    config = written(tmp_path, tmp_path / "data", model=model, masking="{rate: 0.5, random_share: 0}")
+    choices = Choices(tokens=source, batch=3, dtype="float64", compare="deepscalelm_pre_ln,b2t")
+    deepscale, b2t = probes(config, [], choices)
+    assert deepscale.model.init.mask_token_share == pytest.approx(0.4)
+    assert b2t.model.init.mask_token_share is None
+    loaded = load_config(config, [])
+    topology = single_process()
+    seed_everything(loaded.train.seed, topology)
+    (chunk,) = build_chunks(b2t.model, topology, seq_length=16, dtype=torch.float64, seed=loaded.train.seed)
+    if source == "data":
+        batch = open_samples(loaded, "masked", "train", alone=True).batch(range(3))
+    else:
+        whole = loaded.model_copy(update={"model": b2t.model})
+        batch = SYNTHETIC["masked"](whole, SIZE, 3, loaded.train.seed)
+        assert torch.equal((batch["tokens"] == SIZE - 1).sum(1) > 3, torch.ones(3, dtype=torch.bool))
+    weights = batch.pop("weights")
+    losses = chunk(batch).detach()
+    assert b2t.loss == pytest.approx(float((losses * weights).sum() / weights.sum()), rel=1e-6)
+    assert all(0 < layer.weight_grad_norm < math.inf for layer in b2t.layers)
 
 
 def plain_correlation(x_sbh: Tensor) -> float:

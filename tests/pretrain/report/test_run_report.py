@@ -234,6 +234,17 @@ def test_headlines_say_what_the_numbers_are(run_dir: Path) -> None:
     assert shown["Resumed"] == ("1×", "no step skipped")
 
 
+def test_an_accuracy_is_a_headline_where_evaluations_have_one(run_dir: Path) -> None:
+    assert numbers(read_run(run_dir))["validation_accuracy"] is None
+    assert "Validation accuracy" not in [label for label, _, _ in headlines(read_run(run_dir))]
+    with MetricsWriter(run_dir / "metrics.jsonl") as writer:
+        writer.write("eval", 60, split="validation", loss=3.0, samples=4, tokens=40, accuracy=0.4321)
+    run = read_run(run_dir)
+    assert numbers(run)["validation_accuracy"] == 0.4321
+    shown = {label: (value, remark) for label, value, remark in headlines(run)}
+    assert shown["Validation accuracy"] == ("43.2%", "of the tokens to predict are the likeliest")
+
+
 def test_three_steps_without_evaluation_or_signals(tmp_path: Path) -> None:
     with MetricsWriter(tmp_path / "metrics.jsonl") as writer:
         writer.write("start", 0)

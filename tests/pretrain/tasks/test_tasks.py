@@ -7,7 +7,7 @@ import torch
 
 from model.families.table import FAMILIES
 from pretrain.tasks.table import TASKS, suited, task_of
-from pretrain.tasks.task import loss_sums, mean_loss
+from pretrain.tasks.task import label_sums, mean_loss
 from pretrain.train.steps import shared
 
 
@@ -34,10 +34,15 @@ def test_losses_are_means_over_the_labels_of_the_step_that_count() -> None:
     parts = [mean_loss(loss, batch) for loss, batch in zip(losses, batches, strict=True)]
     chosen = torch.cat([loss[weight > 0] for loss, weight in zip(losses, weights, strict=True)])
     torch.testing.assert_close(torch.stack(parts).mean(), chosen.mean(), rtol=1e-6, atol=0)
-    both = [loss_sums(loss, batch) for loss, batch in zip(losses, batches, strict=True)]
+    named = [batch | {"labels": batch["weights"].long()} for batch in batches]
+    both = [label_sums(loss, batch) for loss, batch in zip(losses, named, strict=True)]
     total, number = torch.stack(both).sum(0)
     assert number == labels == len(chosen)
     assert float(total) == pytest.approx(float(chosen.double().sum()), rel=1e-12)
+    hits = [loss > 0.5 for loss in losses]
+    measured = [torch.stack((loss, hit.float())) for loss, hit in zip(losses, hits, strict=True)]
+    each = [label_sums(two, batch) for two, batch in zip(measured, named, strict=True)]
+    assert torch.stack(each).sum(0).tolist() == [float(total), int((chosen > 0.5).sum()), labels]
 
 
 def test_where_all_labels_count_the_loss_is_the_plain_mean() -> None:

@@ -56,14 +56,14 @@ def test_the_first_loss_is_that_of_the_frequencies(
     """
     trainer = trainer_of(data, tmp_path, "normal", scheme, **model)
     expected = unigram_loss(trainer)
-    assert trainer.validation.loss()[0] == pytest.approx(expected, abs=0.02)
+    assert trainer.validation.measure().loss == pytest.approx(expected, abs=0.02)
     trainer = trainer_of(data, tmp_path, "scheme", scheme, **model)
     last = trainer.config.model.depth_plan().last_norm
     with torch.no_grad():
         for named in trainer.engine.parameters:
             if named.name == f"{last}.weight":
                 named.parameter.zero_()
-    assert trainer.validation.loss()[0] == pytest.approx(expected, abs=1e-5)
+    assert trainer.validation.measure().loss == pytest.approx(expected, abs=1e-5)
 
 
 def start(model: dict[str, Any], layout: dict[str, Any], log_p_v: Tensor) -> Curve:

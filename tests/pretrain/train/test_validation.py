@@ -44,9 +44,10 @@ def losses(data: str, layout: dict[str, Any], micro: int) -> list[float]:
         config.data.corpora = [Corpus(path=data)]
         engine = engine or engine_of(config)
         held_out = open_samples(config, "next_token", "validation")
-        loss, targets = Validation(config, engine, held_out).loss()
-        assert targets == samples * config.data.seq_length
-        found.append(loss)
+        measured = Validation(config, engine, held_out).measure()
+        assert measured.labels == samples * config.data.seq_length
+        assert measured.accuracy is None
+        found.append(measured.loss)
     return found
 
 

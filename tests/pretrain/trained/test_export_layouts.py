@@ -61,7 +61,9 @@ def train_and_save(data: str, folder: str) -> Any:
     blend = open_blend(config.data.corpora, "validation", SEQ_LENGTH, 0, None)
     parts = blend.batch(range(SAMPLES)).split(config.train.micro_batch_size)
     batches = [next_tokens(part) for part in parts]
-    total, targets = engine.evaluate(evaluation_step(CAUSAL_LM), lambda: iter(batches), len(batches))
+    total, targets = engine.evaluate(
+        evaluation_step(CAUSAL_LM), lambda: iter(batches), len(batches), CAUSAL_LM.sums
+    )
     loss = total / targets
     parameters, unequal = whole_parameters(engine)
     return (loss, parameters, unequal) if torch.distributed.get_rank() == 0 else None

@@ -10,7 +10,10 @@ import pytest
 import typer
 
 from model.depth.schemes import scheme_names
+from pretrain.config.load import load_config
+from pretrain.trained.verify_export import CHECKS
 from tools.dev import quickstart
+from tools.dev.quickstarts import QUICKSTARTS, SCHEME
 
 
 def test_every_scheme_has_its_settings() -> None:
@@ -32,12 +35,30 @@ def test_a_failing_step_ends_with_its_code() -> None:
     assert left.value.exit_code == 2
 
 
-def test_an_unknown_scheme_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "name"), [("--scheme", "b3t"), ("--scheme", "../scheme/b2t"), ("--family", "brt")]
+)
+def test_an_unknown_choice_is_one_line_before_anything_is_made(option: str, name: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "tools.dev.quickstart", "--scheme", "b3t"],
+        [sys.executable, "-m", "tools.dev.quickstart", option, name],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert result.returncode == 2
-    assert "choose one of" in result.stdout
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1
+    assert f"={name} " in result.stderr
+    assert "choose one of" in result.stderr
+
+
+@pytest.mark.parametrize("family", QUICKSTARTS)
+def test_a_quick_start_trains_its_family_on_the_data_it_makes(family: str) -> None:
+    start, recipe = quickstart.choice(family, SCHEME)
+    config = load_config(start.config, [f"+include={recipe}"])
+    assert (config.model.family, config.name, config.model.scheme) == (family, start.name, SCHEME)
+    assert [corpus.path for corpus in config.data.corpora] == [str(start.data)]
+    last = start.makings(start.name)[-1]
+    assert last.made.parent == start.data
+    assert str(start.data) in last.arguments
+    check = next(check for kind, check in CHECKS.items() if kind == config.task.samples)
+    assert check.auto_class == start.auto_class

@@ -99,10 +99,12 @@ def test_notes_and_evaluations_are_lines(capsys: pytest.CaptureFixture[str]) -> 
         progress.note("saved [bold]step 3[/bold] " + "x" * 200)
         progress.evaluated(3, 2.0)
         progress.evaluated(4, math.nan)
-    first, second, third = capsys.readouterr().out.splitlines()
+        progress.evaluated(5, 2.0, 0.25)
+    first, second, third, fourth = capsys.readouterr().out.splitlines()
     assert first == "saved [bold]step 3[/bold] " + "x" * 200  # neither wrapped nor read as markup
     assert second == "step 3: validation loss 2.0000, perplexity 7.3891"
     assert "nan" in third
+    assert fourth == "step 5: validation loss 2.0000, perplexity 7.3891, accuracy 25.0%"
 
 
 def test_none_is_silent(capsys: pytest.CaptureFixture[str]) -> None:

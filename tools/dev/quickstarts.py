@@ -1,0 +1,90 @@
+"""The table of quick starts: one entry a family of models, by the name that `model.family` takes.
+
+An entry says where its data come from, which configuration is trained, and what one does with the
+model then. `quickstart.py` does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+SCHEME = "deepscalelm_pre_ln"
+"""Trained where none is asked for."""
+
+
+@dataclass(frozen=True)
+class Making:
+    """A command that makes something of the data, unless it is there."""
+
+    made: Path
+    arguments: tuple[str, ...]
+    """Of `fathom`."""
+    files: tuple[str, ...] = ()
+    """Those of the arguments that are many."""
+    files_are: str = ""
+    """What is shown instead of them."""
+
+
+@dataclass(frozen=True)
+class QuickStart:
+    """What the quick start of a family does in its own way."""
+
+    name: str
+    """Of its configuration, its data and its run."""
+    makings: Callable[[str], list[Making]]
+    """From the name to the commands that make the data, in order."""
+    auto_class: str
+    """Of transformers, which loads the export."""
+    go_on: str
+    """A command to try the model with; {folder} is the run."""
+
+    @property
+    def config(self) -> str:
+        """The configuration's file."""
+        return f"configs/{self.name}.yaml"
+
+    @property
+    def data(self) -> Path:
+        """The data set's folder."""
+        return _data(self.name)
+
+
+def _data(name: str) -> Path:
+    return Path("data") / name
+
+
+def _library(name: str, *tokenizer: str) -> list[Making]:
+    """A tokenizer of the Python standard library's source text, and the text prepared with it.
+
+    tokenizer: options of its training.
+    """
+    from pretrain.data.reading.inputs import standard_library_files
+
+    files = tuple(str(path) for path in standard_library_files())
+    note = f"<{len(files)} files of the Python standard library>"
+    model, data = Path(f"data/{name}_tokenizer.model"), _data(name)
+    train = ("tokenizer", "train", *files, *tokenizer, "--out", str(model))
+    prepare = ("data", "prepare", *files, "--out", str(data), "--tokenizer", str(model))
+    split = ("--split", "0.97,0.03,0", "--split-by", "file")
+    return [
+        Making(model, train, files, note),
+        Making(data / "dataset.json", (*prepare, *split), files, note),
+    ]
+
+
+QUICKSTARTS = {
+    "gpt": QuickStart(
+        name="quickstart",
+        makings=lambda name: _library(name, "--vocab-size", "4096"),
+        auto_class="AutoModelForCausalLM",
+        go_on="fathom generate {folder} --prompt 'def main(' --temperature 1 --top-p 0.95",
+    ),
+    "bert": QuickStart(
+        name="quickstart_bert",
+        makings=lambda name: _library(name, "--vocab-size", "1024", "--special", "all"),
+        auto_class="AutoModelForMaskedLM",
+        go_on="fathom fill {folder} 'for [MASK] in range(10):'",
+    ),
+}
