@@ -41,7 +41,9 @@ class Rows:
 
 def documents_of(batch: Mapping[str, Tensor]) -> Rows:
     """The documents of a batch of the task `masked_lm`, without the padding of its samples."""
-    tokens, types, found = [], [], []
+    tokens: list[Tensor] = []
+    types: list[Tensor] = []
+    found = []
     for row, segments in enumerate(batch["documents"]):
         numbers, counts = torch.unique_consecutive(segments, return_counts=True)
         ends = counts.cumsum(0)

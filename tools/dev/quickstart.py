@@ -136,14 +136,14 @@ def closing(chosen: QuickStart, folder: Path, seconds: float) -> None:
     """Where everything is and what to do next."""
     console.print(Rule(style="dim"))
     console.print(f"Done in {seconds / 60:.1f} minutes.")
-    others = " ".join(f"FAMILY={name}" for name, other in QUICKSTARTS.items() if other is not chosen)
+    family = next(name for name, other in QUICKSTARTS.items() if other is chosen)
     rows = [
         ("report", f"{folder}/report.html  (open it in a browser)"),
         ("model", f"{folder}/hf  ({chosen.auto_class}.from_pretrained)"),
         ("checkpoints", f"{folder}/checkpoints"),
         ("metrics", f"{folder}/metrics.jsonl; tensorboard --logdir {folder}/tensorboard"),
         ("continue", chosen.go_on.format(folder=folder)),
-        ("", f"make quickstart SCHEME=b2t {others}    fathom config {chosen.config}    fathom --help"),
+        ("", f"make quickstart FAMILY={family} SCHEME=b2t    fathom config {chosen.config}"),
     ]
     for name, text in rows:
         console.print(f"  {name:12} {text}", markup=False)

@@ -93,7 +93,13 @@ def train(model: dict[str, Any], layout: dict[str, Any]) -> dict[str, Any] | Non
         evaluation_step(MASKED_LM), functools.partial(iter, held_out), len(held_out), MASKED_LM.sums
     )
     parameters, unequal = whole_parameters(engine)
-    found = {"losses": losses, "norms": norms, "sums": sums, "parameters": parameters, "unequal": unequal}
+    found: dict[str, Any] = {
+        "losses": losses,
+        "norms": norms,
+        "sums": sums,
+        "parameters": parameters,
+        "unequal": unequal,
+    }
     if torch.distributed.get_world_size() == 1:
         found["hits"] = hits_by_logits(engine, held_out)
     return found if torch.distributed.get_rank() == 0 else None

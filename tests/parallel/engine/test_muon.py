@@ -143,7 +143,8 @@ def dense_layer_of_a_head() -> dict[str, Any]:
     encoder = given(family="bert", num_layers=2, position="rotary")
     engine = engine_of(run_config(encoder, kind="muon", clip_grad=0.0, weight_decay=0.0))
     (dense,) = (named for named in engine.parameters if named.name == "head.dense.weight")
-    before, gradients = dense.parameter.detach().clone(), []
+    before = dense.parameter.detach().clone()
+    gradients: list[Tensor] = []
 
     def keep_gradient() -> None:
         gradients.extend(
