@@ -9,8 +9,8 @@ import numpy as np
 
 from pretrain.config.schema import RunConfig
 from pretrain.data.blend import TokenBlend
-from pretrain.data.masked_samples import MaskedBlend
-from pretrain.data.masking import MaskVocabulary
+from pretrain.data.masked.masking import MaskVocabulary
+from pretrain.data.masked.samples import MaskedBlend
 from pretrain.data.samples import MaskedTokens, next_tokens
 from pretrain.probe.measure import zipf_tokens
 from pretrain.tasks.task import Batch, SampleKind

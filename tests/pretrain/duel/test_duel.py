@@ -25,7 +25,7 @@ from model.errors import UserError
 from model.parameters.size import parameter_count
 from pretrain.config.scheme_choice import parse_variant, parse_variants
 from pretrain.data.manifest import load_manifest
-from pretrain.data.masked_samples import target_entropy
+from pretrain.data.masked.samples import target_entropy
 from pretrain.duel.grid import Cell, Grid, cell_config, check_unchanged, finished, sized
 from pretrain.duel.results import Outcome, best_settings, count_bursts, count_spikes, outcome, statements
 from pretrain.duel.workers import given_devices, train_cell, train_cells
