@@ -44,7 +44,10 @@ CHECKS: dict[SampleKind, Check] = {
         "AutoModelForCausalLM", verify_next_token.compare, "def main(", verify_next_token.sample
     ),
     "masked": Check(
-        "AutoModelForMaskedLM", verify_masked.compare, "for [MASK] in range([MASK]):", verify_masked.sample
+        "AutoModelForMaskedLM",
+        verify_masked.compare,
+        "def f(self):\n    return [MASK].name",
+        verify_masked.sample,
     ),
 }
 

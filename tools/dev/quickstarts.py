@@ -85,6 +85,6 @@ QUICKSTARTS = {
         name="quickstart_bert",
         makings=lambda name: _library(name, "--vocab-size", "1024", "--special", "all"),
         auto_class="AutoModelForMaskedLM",
-        go_on="fathom fill {folder} 'for [MASK] in range(10):'",
+        go_on="fathom fill {folder} 'def f(self): return [MASK].name'",
     ),
 }
