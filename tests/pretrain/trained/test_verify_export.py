@@ -22,6 +22,8 @@ from pretrain.trained.verify_masked import documents_of
 from tests.pretrain.small import small_config, small_data, small_trainer
 from tests.pretrain.trained.encoders import SIZE, save_encoder
 
+PROMPT = "the [MASK] layers"
+"""Shorter than the models' tables of positions."""
 CASES: dict[str, dict[str, Any]] = {
     # Rotary: a sample is longer than the positions of a learned table here.
     "decoder": {"position": "rotary"},
@@ -49,7 +51,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_losses_and_logits_are_the_runs(run: Path) -> None:
-    found = verify_export(run, run / "hf")
+    found = verify_export(run, run / "hf", PROMPT)
     assert found.trained_loss == read_metrics(run / "metrics.jsonl").eval[-1].loss
     assert found.exported_loss == pytest.approx(found.trained_loss, rel=2e-6)
     assert found.logit_difference < 1e-4
@@ -65,16 +67,15 @@ def test_another_models_weights_do_not_agree(run: Path, tmp_path: Path) -> None:
         (tmp_path / path.name).write_bytes(path.read_bytes())
     weights = {name: 3 * tensor for name, tensor in load_file(run / "hf/model.safetensors").items()}
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    found = verify_export(run, tmp_path)
+    found = verify_export(run, tmp_path, PROMPT)
     assert not found.agrees
     assert found.logit_difference > 0.1
 
 
 @pytest.mark.parametrize("run", [name for name in CASES if name != "decoder"], indirect=True)
 def test_an_encoder_fills_places_as_fathom_fill_does(run: Path) -> None:
-    prompt = "the [MASK] layers"
-    _, text, place = verify_export(run, run / "hf", prompt).shown
-    filled = fill_text(run, prompt)
+    _, text, place = verify_export(run, run / "hf", PROMPT).shown
+    filled = fill_text(run, PROMPT)
     assert text == filled.text
     assert place.startswith(f"place 1: {filled.places[0][0].text!r} ")
     with pytest.raises(UserError, match=r"write \[MASK\] where one is"):
