@@ -4,7 +4,8 @@
 
 Nothing is fetched: the texts are those of Python's standard library, some lines at a time, with the
 package's own name taken out. Files are either for training or for the test, never for both. The
-same model with new random weights is trained beside it, which shows what pretraining was good for.
+same model with other weights is trained beside it, which shows what pretraining was good for:
+random ones as transformers draws them, or those of `--against`, an export of an untrained run.
 """
 
 from __future__ import annotations
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each kind")
+    parser.add_argument("--against", help="folder of the same model untrained; default: random weights")
     parser.add_argument("--trust", action="store_true", help="run the modelling code in the folder")
     arguments = parser.parse_args()
 
@@ -129,14 +131,14 @@ def main() -> None:
     config = AutoConfig.from_pretrained(arguments.folder, num_labels=len(packages), **known)
     print(f"{len(data) - sum(classes.values())} snippets for training, {sum(classes.values())} for the test")
     print(f"share of the largest class: {largest:.3f}")
+    auto = AutoModelForSequenceClassification
+    if arguments.against:
+        other = ("untrained weights", lambda: auto.from_pretrained(arguments.against, config=config, **known))
+    else:
+        other = ("random weights", lambda: auto.from_config(config, **known))
     for name, make in (
-        (
-            "pretrained weights",
-            lambda: AutoModelForSequenceClassification.from_pretrained(
-                arguments.folder, config=config, **known
-            ),
-        ),
-        ("random weights", lambda: AutoModelForSequenceClassification.from_config(config, **known)),
+        ("pretrained weights", lambda: auto.from_pretrained(arguments.folder, config=config, **known)),
+        other,
     ):
         right = []
         for seed in range(arguments.seeds):
