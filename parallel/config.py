@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from model.config import LAYERS, Strict
+from model.sections import LAYERS, Strict
 
 
 class Fp8Config(Strict):

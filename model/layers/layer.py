@@ -222,6 +222,7 @@ class DepthLayer(TransformerLayer):
         stream = self._leave("self_attention", residual, branch, bias, layer_input)
 
         if self.has_cross:
+            assert context is not None
             branch_input, residual = self._enter(
                 "cross", self.plan.cross, self.pre_cross_attn_layernorm, stream
             )

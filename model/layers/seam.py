@@ -39,7 +39,7 @@ class SeamLayer(DepthLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(own_config, *args, **kwargs)
-        self.joins = joins
+        self.hands_on = joins
         self.shards = config.tensor_model_parallel_size if config.sequence_parallel else 1
 
     def forward(
@@ -49,6 +49,8 @@ class SeamLayer(DepthLayer):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         rotary_pos_emb: Tensor | None = None,
+        packed_seq_params: None = None,
+        attention_bias: None = None,
         **unused: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Returns the decoder's stream, or the message, and the encoder's stream.
@@ -56,14 +58,16 @@ class SeamLayer(DepthLayer):
         hidden_states: the decoder's stream; the message where there is no context.
         Raises ValueError without masks.
         """
+        if packed_seq_params is not None or attention_bias is not None:
+            raise ValueError("packed_seq_params and attention_bias have no effect in this layer")
         if attention_mask is None or context_mask is None:
             raise ValueError("layers of an encoder and a decoder need their masks")
         stream, source = hidden_states, context_mask.shape[-1]
         if context is None:
             rows = source // self.shards
-            context, stream = hidden_states.split((rows, hidden_states.shape[0] - rows))
+            context, stream = torch.split(hidden_states, [rows, hidden_states.shape[0] - rows])
         stream, context = self.apply_to(stream, context, attention_mask, context_mask, rotary_pos_emb)
-        return (torch.cat((context, stream)) if self.joins else stream), context
+        return (torch.cat((context, stream)) if self.hands_on else stream), context
 
     def apply_to(
         self,

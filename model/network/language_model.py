@@ -143,9 +143,8 @@ class LanguageModel(MegatronModule):
         self.fp32_stream = bool(config.fp32_residual_connection)
         last = self.placed[-1].stack
         layer_spec, norm = kernel_parts(kernels, self.fp32_stream, causal=last.causal)
-        positions = {"positions": seq_length, "source_positions": source_length}
         if pre_process:
-            self._build_tables(model, **positions)
+            self._build_tables(model, seq_length, source_length)
         if model.position == "rotary":
             self.rotary_pos_emb = RotaryEmbedding(
                 kv_channels=config.kv_channels,
@@ -167,29 +166,11 @@ class LanguageModel(MegatronModule):
         else:
             self.logit_scale *= unit
         if post_process:
-            self.output_layer = ColumnParallelLinear(
-                config.hidden_size,
-                model.padded_vocab,
-                config=config,
-                init_method=config.init_method,
-                bias=False,
-                skip_bias_add=False,
-                gather_output=False,
-                skip_weight_param_allocation=pre_process and model.tie_embeddings,
-                tp_group=self.pg_collection.tp,
-            )
-            if model.logit_bias:
-                # Megatron-core's output layer adds a bias where it has one, and is built without.
-                rows = self.output_layer.output_size_per_partition
-                self.output_layer.bias = nn.Parameter(torch.empty(rows, dtype=config.params_dtype))
-                set_tensor_model_parallel_attributes(self.output_layer.bias, True, 0, 1)
-            if self.head is not None:
-                # It gets whole sequences, and has to sum its input's gradient itself.
-                self.output_layer.sequence_parallel = False
-                self.output_layer.allreduce_dgrad = config.tensor_model_parallel_size > 1
+            self._build_output(model)
         self.unread = unread(model)
         self._finish()
-        self.rows = {row.name: row for row in parameter_table(model, **positions)}
+        table = parameter_table(model, positions=seq_length, source_positions=source_length)
+        self.rows = {row.name: row for row in table}
         self.embedding_norm = pre_process and depth.embedding_norm
         if self.embedding_norm:
             self.embedding.norm = norm(config, config.hidden_size, config.layernorm_epsilon)
@@ -198,6 +179,29 @@ class LanguageModel(MegatronModule):
         if self.decoder.final_layernorm is not None:
             self.decoder.final_layernorm.eps = config.layernorm_epsilon / plan[-1].leaving ** 2
         self.true_vocab = model.vocab_size or model.padded_vocab
+
+    def _build_output(self, model: ModelConfig) -> None:
+        config = self.config
+        self.output_layer = ColumnParallelLinear(
+            config.hidden_size,
+            model.padded_vocab,
+            config=config,
+            init_method=config.init_method,
+            bias=False,
+            skip_bias_add=False,
+            gather_output=False,
+            skip_weight_param_allocation=self.pre_process and model.tie_embeddings,
+            tp_group=self.pg_collection.tp,
+        )
+        if model.logit_bias:
+            # Megatron-core's output layer adds a bias where it has one, and is built without.
+            rows = self.output_layer.output_size_per_partition
+            self.output_layer.bias = nn.Parameter(torch.empty(rows, dtype=config.params_dtype))
+            set_tensor_model_parallel_attributes(self.output_layer.bias, True, 0, 1)
+        if self.head is not None:
+            # It gets whole sequences, and has to sum its input's gradient itself.
+            self.output_layer.sequence_parallel = False
+            self.output_layer.allreduce_dgrad = config.tensor_model_parallel_size > 1
 
     def _build_tables(self, model: ModelConfig, positions: int, source_positions: int | None = None) -> None:
         longest, groups = model.max_position_embeddings or positions, self.pg_collection
@@ -395,6 +399,7 @@ class LanguageModel(MegatronModule):
         if smoothing:
             part = VocabularyPart(self.pg_collection.tp.rank() * local, valid, self.true_vocab, smoothing)
             added = smoothing_gradient(logits, labels_sb, part)
-            return (vocab_parallel_cross_entropy(logits, labels_sb) + added).t().contiguous()
+            smoothed_sb: Tensor = vocab_parallel_cross_entropy(logits, labels_sb) + added
+            return smoothed_sb.t().contiguous()
         losses_sb: Tensor = vocab_parallel_cross_entropy(logits, labels_sb)
         return losses_sb.t().contiguous()

@@ -1,4 +1,4 @@
-"""Cross-entropy per token over logits that one process holds whole, label smoothing, the likeliest."""
+"""Cross-entropy over logits that one process holds whole, smoothing of it, the likeliest token."""
 
 from __future__ import annotations
 

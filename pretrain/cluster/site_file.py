@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
-from model.config import Strict
 from model.errors import UserError
+from model.sections import Strict
 from model.words import printable
 from pretrain.cluster.slurm_words import OURS_OF_SBATCH, OURS_OF_SRUN, one_option, parse_time
 

@@ -13,8 +13,8 @@ from typing import TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from model.config import Strict
 from model.errors import UserError
+from model.sections import Strict
 from model.words import printable
 from pretrain.config.compose import Composition
 from pretrain.config.keys import general, schema, suggest

@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from model.config import ModelConfig, Strict
+from model.config import ModelConfig
 from model.parameters.table import Role, Row, parameter_table
+from model.sections import Strict
 from parallel.factors import Factors
 from pretrain.config.transfer import transferred
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from model.config import Strict
+from model.sections import Strict
 
 LongDocuments = Literal["split", "cut"]
 

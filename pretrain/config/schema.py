@@ -11,8 +11,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from model.config import ModelConfig, Strict
+from model.config import ModelConfig
 from model.depth.ramp import end
+from model.sections import Strict
 from parallel.config import Fp8Config, ParallelConfig
 from pretrain.config.conflicts import (
     check_compile,

@@ -26,8 +26,9 @@ from pretrain.tasks.task import Batch, SampleKind
 class Samples(Protocol):
     """Samples by number, counted over all passes over the data."""
 
-    blend: Blend
-    """Where their tokens come from."""
+    @property
+    def blend(self) -> Blend:
+        """Where their tokens come from."""
 
     @property
     def entropy(self) -> float | None:

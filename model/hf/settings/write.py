@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TypedDict
 
-from model.config import InitConfig, ModelConfig
+from model.config import ModelConfig
 from model.depth.plan import DepthPlan
 from model.depth.sublayer import Sublayer
 from model.hf.folding.obstacles import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS
 from model.hf.folding.pre_ln import Fold
 from model.hf.mapping import SHOWN, Target, norm_layers
 from model.hf.packaging import packaging
+from model.sections import InitConfig
 
 STOCK: dict[Target, str] = {
     "gpt2": "GPT2LMHeadModel",

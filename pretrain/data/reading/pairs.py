@@ -156,7 +156,8 @@ def pair_of(record: Record, sides: Sides) -> tuple[str, str] | Broken:
         texts = [_text(value, name) for value, name in zip(raw, sides, strict=True)]
         return texts[0], texts[1]
     except UnicodeError as error:
-        return Broken(record.file, record.line, f"no valid text in UTF-8: {error.reason}")
+        reason = getattr(error, "reason", error)
+        return Broken(record.file, record.line, f"no valid text in UTF-8: {reason}")
     except (ValueError, RecursionError) as error:
         return Broken(record.file, record.line, str(error))
 

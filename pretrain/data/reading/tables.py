@@ -6,7 +6,7 @@ import csv
 import io
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from model.errors import UserError
 from pretrain.data.reading.compressed import open_binary
@@ -41,7 +41,7 @@ def csv_rows(shard: InputFile, keys: Sequence[str], numbered: bool = False) -> I
     """
     csv.field_size_limit(sys.maxsize)
     tabs = inner_suffix(shard.name) == ".tsv"
-    quoting = csv.QUOTE_NONE if tabs and numbered else csv.QUOTE_MINIMAL
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if tabs and numbered else csv.QUOTE_MINIMAL
     with (
         open_binary(shard.name) as file,
         io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines,

@@ -60,15 +60,16 @@ class PairEncoder:
                 result.one_side.append(Broken(record.file, record.line, f"{side!r} is empty"))
             else:
                 kept.append((record, *found))
-        sources, targets = (self._documents([pair[side] for pair in kept]) for side in (1, 2))
+        texts = [source for _, source, _ in kept], [target for _, _, target in kept]
+        sources, targets = (self._documents(side) for side in texts)
         fitting = [self._fits(kept[at][0], sources[at], targets[at], result) for at in range(len(kept))]
         key_of = [split_of(source.encode(), self.job.seed, self.job.split) for _, source, _ in kept]
         itemsize = len(self._end_mark)
         parts = []
         for split in range(len(SPLITS)):
             chosen = [fits and own == split for fits, own in zip(fitting, key_of, strict=True)]
-            for side, documents in ((1, sources), (2, targets)):
-                sizes = [len(pair[side].encode()) for pair in kept]
+            for own_texts, documents in zip(texts, (sources, targets), strict=True):
+                sizes = [len(text.encode()) for text in own_texts]
                 parts.append(gathered(documents, sizes, itemsize, chosen))
         result.splits = tuple(parts)
         return result

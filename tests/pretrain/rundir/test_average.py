@@ -22,7 +22,7 @@ def save(run: Path, step: int, weights: torch.Tensor, shards: int = 1) -> None:
     """A checkpoint of one matrix, whole or cut over tensor-parallel ranks, with moments."""
     folder = run / "checkpoints" / step_folder(step)
     folder.mkdir(parents=True)
-    files = []
+    files: list[Path] = []
     for rank, part in enumerate(weights.chunk(shards)):
         shard = WHOLE if shards == 1 else Shard(0, rank, shards)
         row = Fragment("w", 0, 0, 0, part.numel(), tuple(part.shape), shard).row()
