@@ -112,7 +112,7 @@ def remedies(config: RunConfig) -> list[str]:
         share = 2 if any(layer.mlp.skip_scale for layer in model.depth_plan().layers) else 1
         found.append(f"model.scheme_options.branch: {share}")
     if "k" in options and options["alpha"] < 2:
-        found.append("model.scheme_options: {alpha: 2, k: 4}")
+        found.append("model.scheme_options: {alpha: 2, k: 1}")
     if factors.stream_norm.rate == 1:
         found.append("optimizer.factors.stream_norm.rate: 1/layers")
     if factors.embedding.rate == 1:

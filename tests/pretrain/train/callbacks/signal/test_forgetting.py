@@ -76,7 +76,7 @@ def test_remedies_are_settings_that_the_run_does_not_have() -> None:
         factors=recipe,
     )
     assert remedies(run) == ["optimizer.lr below 0.001"]
-    assert remedies(config("deepscalelm_post_ln"))[0] == "model.scheme_options: {alpha: 2, k: 4}"
+    assert remedies(config("deepscalelm_post_ln"))[0] == "model.scheme_options: {alpha: 2, k: 1}"
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
