@@ -25,6 +25,7 @@ from pretrain.data.manifest import vocabulary_of
 from pretrain.data.samples import open_samples
 from pretrain.probe.measure import Probe, probe, zipf_log_frequencies
 from pretrain.probe.synthetic import SYNTHETIC
+from pretrain.tasks.table import TASKS
 from pretrain.tasks.task import Batch
 from pretrain.train.same_run import check_same_model
 
@@ -72,6 +73,7 @@ def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Pr
     if Path(path).is_dir():
         path, choices = _of_run(Path(path), choices)
     config = load_config(path, overrides)
+    _check_task(config)
     vocab, has_data = _vocabulary(config)
     if vocab is None and choices.checkpoint is not None:
         vocab = saved_model(open_checkpoint(_weights(choices.checkpoint))).config.vocab_size
@@ -123,6 +125,16 @@ def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Pr
                 checkpoint=reader,
                 log_p_v=log_p_v,
             )
+
+
+def _check_task(config: RunConfig) -> None:
+    """Raises UserError for a task that has no probe."""
+    if config.task.samples not in SYNTHETIC:
+        probed = " or ".join(task.name for task in TASKS.values() if task.samples in SYNTHETIC)
+        raise UserError(
+            f"train.task={config.task.name} has no probe yet: name a configuration of another task, "
+            f"such as {probed}"
+        )
 
 
 def _of_run(folder: Path, choices: Choices) -> tuple[str, Choices]:

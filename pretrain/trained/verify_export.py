@@ -74,13 +74,22 @@ class Verification:
 
 
 def check_of(trained: Trained) -> Check:
-    """The check of a run's task. Raises UserError where the checkpoint names an impossible one."""
+    """The check of a run's task.
+
+    Raises UserError where there is none, and where the checkpoint names an impossible task.
+    """
     try:
-        return CHECKS[task_of(trained.reader.sections.train.task, trained.config.family).samples]
+        task = task_of(trained.reader.sections.train.task, trained.config.family)
     except ValueError as error:
         raise UserError(
             f"{trained.reader.folder / MANIFEST} is damaged ({error}): use another checkpoint"
         ) from None
+    if task.samples not in CHECKS:
+        raise UserError(
+            f"{trained.reader.folder} was trained with train.task={task.name}, "
+            "whose exports have no check yet"
+        )
+    return CHECKS[task.samples]
 
 
 def verify_export(run_dir: Path, exported: Path, prompt: str | None = None) -> Verification:
