@@ -113,7 +113,8 @@ def test_numbers_are_read_as_yaml_1_2_and_names_as_they_are_written(tiny: Path) 
 def test_a_missing_file_names_the_shipped_ones_like_it(tiny: Path) -> None:
     found = message("configs/quikstart.yaml")
     assert found == (
-        "configuration configs/quikstart.yaml does not exist; there are quickstart, quickstart_bert"
+        "configuration configs/quikstart.yaml does not exist; there are quickstart, quickstart_bert, "
+        "quickstart_translation"
     )
 
 

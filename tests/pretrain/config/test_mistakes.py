@@ -84,7 +84,7 @@ from tests.pretrain.config.minimal import MINIMAL, message
             "model.scheme_options={rescale: true}",
             (
                 "model.scheme_options.rescale has no effect with model.scheme=deepscalelm_pre_ln; "
-                "its options: k=2.0, alpha=1.0"
+                "its options: k=2.0, alpha=1.0, unscaled_cross=False"
             ),
         ),
         (
@@ -181,11 +181,11 @@ from tests.pretrain.config.minimal import MINIMAL, message
         ),
         (
             "model.family=t5",
-            "model.family='t5' is not a family; choose one of gpt, bert",
+            "model.family='t5' is not a family; choose one of gpt, bert, seq2seq",
         ),
         (
             "train.task=mlm",
-            "train.task='mlm' is not a task; choose one of causal_lm, masked_lm",
+            "train.task='mlm' is not a task; choose one of causal_lm, masked_lm, translation",
         ),
         (
             "train.task=masked_lm",
