@@ -110,6 +110,26 @@ class ModelConfig(Strict):
         "rotary embedding of queries and keys, or none.",
     )
     rotary_base: int = Field(10000, ge=1, le=10**12, description="Base period of rotary embeddings.")
+    window: int | None = Field(
+        None,
+        ge=1,
+        le=1 << 26,
+        description="Tokens that attention sees before its own, and in an encoder after it too; null: all. "
+        "Theory and initial weights take attention as seeing the whole sequence.",
+    )
+    global_every: int | None = Field(
+        None,
+        ge=2,
+        le=LAYERS,
+        description="The first and every so-manieth layer after it see all tokens in spite of the window; "
+        "null: none.",
+    )
+    rotary_base_local: int | None = Field(
+        None,
+        ge=1,
+        le=10**12,
+        description="Base period of rotary embeddings in layers with a window; null: rotary_base.",
+    )
     tie_embeddings: bool = Field(True, description="Use the word embedding as output projection.")
     share_embeddings: bool = Field(
         True, description="Encoder and decoder read one table of words; false: each its own."
@@ -122,11 +142,21 @@ class ModelConfig(Strict):
     embedding_norm: bool | None = Field(
         None, description="A norm on the embedding; null leaves it to the scheme."
     )
+    first_norm: bool = Field(
+        True,
+        description="false: the first attention reads what the norm on the embedding gives, and has no norm "
+        "of its own, as in ModernBERT.",
+    )
+    plain_head: bool = Field(
+        False,
+        description="No dense layer, activation and norm between the last layer and the output projection, "
+        "and no bias on the logits but that of logit_bias, as in EuroBERT.",
+    )
     bias: bool = Field(True, description="Biases in all linear layers of the stack.")
     logit_bias: bool = Field(
         False,
         description="A trained bias on the logits, one number for each token; "
-        "exports then need Fathom's own class.",
+        "exports then need Fathom's own class, but for encoders of EuroBERT's kind.",
     )
     hidden_dropout: float = Field(
         0.0, ge=0, lt=1, description="Dropout after the embedding and after every branch."
@@ -160,6 +190,7 @@ class ModelConfig(Strict):
         self._check_family_reads()
         self._check_crossed()
         self._check_unigram()
+        self._check_window()
         if self.position != "rotary" and self.rotary_base != ModelConfig.model_fields["rotary_base"].default:
             raise ValueError(
                 f"model.rotary_base={self.rotary_base} has no effect with model.position={self.position}: "
@@ -217,6 +248,11 @@ class ModelConfig(Strict):
                 f"model.position={self.position} does not combine with model.family={self.family}: "
                 f"choose one of {', '.join(self.blueprint.positions)}"
             )
+        if self.logit_bias and self.head_transform:
+            raise ValueError(
+                f"model.logit_bias=true has no effect with model.family={self.family}, whose head has a bias "
+                "on its logits: remove it, or set model.plain_head=true"
+            )
         if not self.init.causal_correction and not any(stack.causal for stack in self.blueprint.stacks):
             raise ValueError(
                 f"model.init.causal_correction=false has no effect with model.family={self.family}, "
@@ -271,6 +307,17 @@ class ModelConfig(Strict):
             if present:
                 raise ValueError(problem)
 
+    def _check_window(self) -> None:
+        window, every, base = self.window, self.global_every, self.rotary_base_local
+        for name, present, missing in (
+            ("global_every", every and not window, "without model.window"),
+            ("rotary_base_local", base and not every, "without model.global_every"),
+            ("rotary_base_local", base and self.position != "rotary", f"with model.position={self.position}"),
+            ("window", window and not self.local_layers, f"in {self.num_layers} layers of which none has it"),
+        ):
+            if present:
+                raise ValueError(f"model.{name}={getattr(self, name)} has no effect {missing}; remove it")
+
     def _check_unigram(self) -> None:
         """Refuses `init.unigram` where no initial value can make the logits a constant."""
         if not self.init.unigram or self.biased_logits:
@@ -311,6 +358,8 @@ class ModelConfig(Strict):
         )
         if self.embedding_norm is not None:
             plan = replace(plan, embedding_norm=self.embedding_norm)
+        if not self.first_norm:
+            plan = plan.without_first_norm()
         return plan if stack is stacks[-1] else plan.closed()
 
     def placed_layers(self) -> tuple[PlacedLayer, ...]:
@@ -339,6 +388,15 @@ class ModelConfig(Strict):
     def total_layers(self) -> int:
         """Layers of all stacks."""
         return sum(self.of(stack).num_layers for stack in self.blueprint.stacks)
+
+    def is_local(self, layer: int) -> bool:
+        """Whether a layer, 0-based of the whole model, sees no more than the window."""
+        return self.window is not None and (self.global_every is None or layer % self.global_every != 0)
+
+    @property
+    def local_layers(self) -> int:
+        """How many layers see no more than the window."""
+        return sum(map(self.is_local, range(self.num_layers)))
 
     @property
     def reach(self) -> Reach | None:
@@ -392,7 +450,12 @@ class ModelConfig(Strict):
     @property
     def biased_logits(self) -> bool:
         """Whether logits have a bias."""
-        return self.logit_bias or self.blueprint.head.transform
+        return self.logit_bias or self.head_transform
+
+    @property
+    def head_transform(self) -> bool:
+        """Whether a dense layer, the activation and a norm stand before the output projection."""
+        return self.blueprint.head.transform and not self.plain_head
 
     @property
     def plans_correlation(self) -> bool:

@@ -74,6 +74,8 @@ class Stack(nn.Module):
                 **model,
             }
         )
+        if self.model_config.window is not None:
+            raise ValueError("window: a stack by itself sees all tokens; build a LanguageModel")
         self.cross = cross
         config = transformer_config(self.model_config, dtype=dtype)
         self.plan = DepthPlan.of(

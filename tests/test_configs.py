@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from model.depth.schemes import SCHEMES
+from model.hf.folding.obstacles import obstacle
 from model.parameters.size import parameter_count
 from pretrain.config.compose import SHIPPED
 from pretrain.config.load import complete_model, load_config
@@ -68,6 +69,12 @@ def test_a_scheme_included_over_other_weights_brings_its_own() -> None:
         assert config.model.init.base == (
             "normal" if name in ("pre_ln", "mix_ln", "spannorm", "hybridnorm") else "scheme"
         )
+
+
+def test_modernbert_has_the_size_of_the_published_one() -> None:
+    model = complete_model(load_config(SHIPPED / "modernbert_base.yaml"))
+    assert abs(parameter_count(model)["total"] / 149e6 - 1) < 0.01
+    assert obstacle("modernbert", model) is None
 
 
 @pytest.mark.parametrize(("name", "path"), MEMBERS, ids=[path.stem for _, path in MEMBERS])

@@ -231,11 +231,13 @@ class Activations:
             vocab = config.padded_vocab / self.tensor
         labels = 8 * self.labels if self.samples > 1 else 0  # turned to [s, b], which is a copy unless b is 1
         kept = self._norms(Norms(stream=int(scheme.final_norm))) + FP32 * self.labels * vocab + labels
-        if not config.blueprint.head.transform:
+        if not config.blueprint.head.targets:
             return kept + self.narrow
-        # Of the positions with labels, whole on every rank: the dense layer's input and output, the
-        # activation, the norm's result, and the positions.
+        # Of the positions with labels, whole on every rank: the positions, and what is read there.
         picked = self.labels * config.hidden_size * self.element
+        if not config.head_transform:
+            return kept + picked + 8 * self.labels
+        # The dense layer's input and output, the activation, the norm's result.
         return kept + 4 * picked + 2 * FP32 * self.labels + 8 * self.labels
 
     def whole(self) -> float:

@@ -29,11 +29,12 @@ class ForwardFlops:
     """Scores and weighted values; a causal mask leaves half of the full square.
 
     Derived: query i sees i of s keys, on average (s+1)/2; taken as s/2, the usual convention.
+    Under a window of w, where it is min(i, w) + 1, what is seen is counted exactly.
     Masks of documents count as if all tokens of a sample saw each other.
     """
     mlp: float
     vocabulary: float
-    """With a head's own layer, at the positions that have labels."""
+    """At the positions that have labels, with a head's own layer."""
 
     @property
     def total(self) -> float:
@@ -64,16 +65,30 @@ def forward_flops(config: ModelConfig, seq_length: int, targets: float = 1.0) ->
     heads, width, hidden = config.num_attention_heads, config.kv_channels, config.hidden_size
     query_key_value = 2 * hidden * (heads + 2 * config.groups) * width
     projection = 2 * heads * width * hidden
-    seen = seq_length / 2 if config.stack.causal else seq_length
+    everything = seq_length / 2 if config.stack.causal else seq_length
+    local = config.local_layers
+    seen = (config.num_layers - local) * everything + local * _seen_in_window(config, seq_length)
     scores_and_values = 2 * (2 * heads * width * seen)  # two products over the keys that a query sees
-    transform = 2 * hidden * hidden if config.blueprint.head.transform else 0
+    transform = 2 * hidden * hidden if config.head_transform else 0
     matrices = 3 if config.gated else 2
     return ForwardFlops(
         attention_linear=config.num_layers * (query_key_value + projection),
-        attention_core=config.num_layers * scores_and_values,
+        attention_core=scores_and_values,
         mlp=config.num_layers * matrices * 2 * hidden * config.ffn_size,
         vocabulary=targets * (2 * hidden * config.padded_vocab + transform),
     )
+
+
+def _seen_in_window(config: ModelConfig, seq_length: int) -> float:
+    """Keys that a query sees in a layer with a window, on average; 0 without one.
+
+    Of s queries the first w lack 1 to w of the w keys before them, w (w + 1) / 2 in all (derived).
+    """
+    if config.window is None:
+        return 0.0
+    window = min(config.window, seq_length - 1)
+    side = window - window * (window + 1) / (2 * seq_length)
+    return 1 + (side if config.stack.causal else 2 * side)
 
 
 def flops_per_token(

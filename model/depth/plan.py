@@ -57,6 +57,26 @@ class DepthPlan:
         top = replace(top, mlp=replace(top.mlp, norm_out=True))
         return replace(self, layers=(*below, top), final_norm=False)
 
+    def without_first_norm(self) -> DepthPlan:
+        """The same without the first sublayer's norm, in the place of which the embedding's stands.
+
+        Raises ValueError where the one is missing, or the other.
+        """
+        first = self.layers[0]
+        if not first.attention.norm_in or not self.embedding_norm:
+            missing = "norm before its first attention" if self.embedding_norm else "norm on the embedding"
+            raise ValueError(f"model.first_norm=false needs a {missing}, and this model has none: remove it")
+        bare = replace(first, attention=replace(first.attention, norm_in=False))
+        return replace(self, layers=(bare, *self.layers[1:]))
+
+    def with_first_norm(self) -> DepthPlan | None:
+        """The plan that `without_first_norm` makes this of; None where it makes none so."""
+        first = self.layers[0]
+        if first.attention.norm_in or not self.embedding_norm:
+            return None
+        normed = replace(first, attention=replace(first.attention, norm_in=True))
+        return replace(self, layers=(normed, *self.layers[1:]))
+
     @property
     def last_norm(self) -> str | None:
         """Canonical name of the norm that the stream passes last, without its leaf.

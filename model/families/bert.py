@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from model.families.family import Family, Head, Mask, Stack
+from model.families.family import WINDOWS, Family, Head, Mask, Stack
 
 BERT = Family(
     name="bert",
     summary="an encoder whose tokens see all others",
     stacks=(Stack("encoder", Mask.BIDIRECTIONAL),),
-    head=Head(transform=True),
-    settings=("token_types", "embedding_norm"),
+    head=Head(targets=True, transform=True),
+    settings=("token_types", "embedding_norm", "first_norm", "plain_head", "logit_bias", *WINDOWS),
 )

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+WINDOWS = ("window", "global_every", "rotary_base_local")
+"""Fields of `ModelConfig` about layers that see a part of the sequence."""
+
 
 class Mask(Enum):
     """Which positions of its sequence a token attends to."""
@@ -52,10 +55,12 @@ class Stack:
 class Head:
     """What stands between the last layer and the loss, beside the output projection."""
 
+    targets: bool = False
+    """It sees the positions that have targets, and no others."""
     transform: bool = False
     """A dense layer, the activation and a norm before the output projection, and a bias after it.
 
-    They see the positions that have targets, and no others.
+    `model.plain_head` leaves them out.
     """
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from model.families.family import Family, Mask, Stack
+from model.families.family import WINDOWS, Family, Mask, Stack
 
 GPT = Family(
     name="gpt",
     summary="a decoder under a causal mask",
     stacks=(Stack("decoder", Mask.CAUSAL),),
-    settings=("logit_bias",),
+    settings=("logit_bias", *WINDOWS),
 )

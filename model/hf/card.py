@@ -87,11 +87,20 @@ def _model_rows(config: ModelConfig, result: Export) -> dict[str, object]:
         "feed-forward": f"{config.ffn_size}, {config.activation}",
         "norms": config.normalization,
         "positions": config.position,
+        **_window(config),
         "vocabulary": config.vocab_size,
         "embeddings": "tied" if config.tie_embeddings else "untied",
         "scheme options": options or "defaults",
         "stored as": result.dtype,
     }
+
+
+def _window(config: ModelConfig) -> dict[str, object]:
+    if config.window is None:
+        return {}
+    side = "before it" if config.stack.causal else "on each side"
+    others = "" if config.global_every is None else f", all in one layer of {config.global_every}"
+    return {"attention": f"each token sees {config.window} {side}{others}"}
 
 
 def _table(rows: Mapping[str, object]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from model.config import ModelConfig
@@ -15,6 +16,7 @@ from model.hf.mapping import LOGIT_BIAS_HF, CanonicalWeights, Entry, Target, ent
 from model.hf.settings.read import read_config
 from model.hf.settings.records import ADVICE, Special
 from model.hf.source import TOKENIZERS, SafetensorsFolder, download, source_file
+from model.parameters.table import Role, parameter_table
 from model.records import read_json, read_record
 from model.words import printable
 
@@ -22,7 +24,7 @@ from model.words import printable
 # GPT-2's causal mask, Llama's rotary frequencies, BERT's numbers of positions.
 _NO_WEIGHTS = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|embeddings\.position_ids)$")
 # The tied output projection: GPT-2's and others', BERT's, and the second place of BERT's bias.
-_TIED = re.compile(r"^(lm_head\.weight|cls\.predictions\.decoder\.(weight|bias))$")
+_TIED = re.compile(r"^(lm_head\.weight|decoder\.weight|cls\.predictions\.decoder\.(weight|bias))$")
 # What BERT was trained with beside masked language modelling: whether two sentences follow.
 _LEFT_OUT = re.compile(r"^(bert\.pooler\.|cls\.seq_relationship\.)")
 # Old files call a norm's gain and bias so.
@@ -81,6 +83,30 @@ class _Prefixed(Mapping[str, Tensor]):
         return len(self._names)
 
 
+class _WithZeros(Mapping[str, Tensor]):
+    """Files, and zeros for what an architecture may leave out. zeros: name -> shape."""
+
+    def __init__(self, inner: _Prefixed, zeros: Mapping[str, tuple[int, ...]]) -> None:
+        self._inner, self._zeros = inner, zeros
+
+    def facts(self, name: str) -> tuple[tuple[int, ...], str]:
+        """(shape, element type) of a tensor."""
+        return (self._zeros[name], "F32") if name in self._zeros else self._inner.facts(name)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.zeros(self._zeros[name]) if name in self._zeros else self._inner[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._zeros
+        yield from (name for name in self._inner if name not in self._zeros)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+_Files = _Prefixed | _WithZeros
+
+
 def _new_leaf(name: str) -> str:
     head, dot, leaf = name.rpartition(".")
     return head + dot + _OLD_LEAVES.get(leaf, leaf)
@@ -92,6 +118,9 @@ PREFIXES: dict[Target, tuple[str, ...]] = {
     "opt": ("model.", "lm_head."),
     "bert": ("bert.", "cls."),
     "megatron-bert": ("bert.", "cls."),
+    "eurobert": ("model.", "lm_head."),
+    "modernbert": ("model.", "head.", "decoder."),
+    "mistral": ("model.", "lm_head."),
     "fathom": ("model.", "lm_head.", "head.", LOGIT_BIAS_HF["fathom"]),
 }
 """What the names of a whole model begin with; the first part is what base-model files leave out."""
@@ -111,25 +140,36 @@ def import_model(source: str | Path, *, vocab_multiple: int = 128) -> Imported:
     path = source_file(folder, "config.json")
     if path is None:
         raise UserError(f"{folder} has no config.json: it is not a Hugging Face model")
-    layout, config, positions, logit_scale = read_config(read_json(path, ADVICE), str(path))
+    read = read_config(read_json(path, ADVICE), str(path))
+    layout, config = read.layout, read.config
     if layout != "fathom":
         config = config.model_copy(update={"vocab_multiple": vocab_multiple})
     if not 1 <= config.vocab_multiple <= MOST_PADDING:
         raise UserError(f"vocab_multiple={config.vocab_multiple} must lie between 1 and {MOST_PADDING}")
-    files = _Prefixed(SafetensorsFolder(folder), PREFIXES[layout])
-    if config.num_layers > len(files):
+    whole = _Prefixed(SafetensorsFolder(folder), PREFIXES[layout])
+    if config.num_layers > len(whole):
         raise UserError(
             f"{path} asks for {config.num_layers} layers, "
-            f"but the model files have {len(files)} tensors only: "
+            f"but the model files have {len(whole)} tensors only: "
             f"{ADVICE}"
         )
-    todo = entries(layout, config, positions)
+    todo = entries(layout, config, read.positions)
+    files: _Files = whole if read.norm_bias else _WithZeros(whole, _norm_biases(todo, config))
     _check_names(files, todo, config)
     _check_facts(files, todo, config)
     tokenizer = next((found for name in TOKENIZERS if (found := source_file(folder, name))), None)
     weights = CanonicalWeights(files, todo, config)
     left_out = tuple(sorted(filter(_LEFT_OUT.match, files)))
-    return Imported(config, weights, positions, logit_scale, layout, tokenizer, _special(folder), left_out)
+    return Imported(
+        config, weights, read.positions, read.logit_scale, layout, tokenizer, _special(folder), left_out
+    )
+
+
+def _norm_biases(todo: list[Entry], config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name in the files -> shape of the bias of every norm."""
+    own = {row.name for row in parameter_table(config) if row.role is Role.NORM_BIAS}
+    biases = [entry for entry in todo if entry.canonical in own]
+    return {name: shape for entry in biases for name, shape in entry.shapes(config).items()}
 
 
 def _folder(source: str | Path) -> Path:
@@ -152,14 +192,14 @@ def _special(folder: Path) -> dict[str, object]:
     return found
 
 
-def _check_names(files: _Prefixed, todo: list[Entry], config: ModelConfig) -> None:
+def _check_names(files: _Files, todo: list[Entry], config: ModelConfig) -> None:
     """Raises UserError naming the first tensor that is missing, or one too many.
 
     The latter is one that config.json does not account for.
     """
     wanted = {name for entry in todo for name in entry.hf}
     missing = sorted(wanted - set(files))
-    if config.blueprint.head.transform and missing and not any(name.startswith("cls.") for name in files):
+    if config.head_transform and missing and not any(name.startswith("cls.") for name in files):
         raise UserError(
             f"the model files have no head of a masked language model ({missing[0]!r} is missing): "
             "name the files of a model for masked language modelling"
@@ -175,7 +215,7 @@ def _check_names(files: _Prefixed, todo: list[Entry], config: ModelConfig) -> No
             )
 
 
-def _check_facts(files: _Prefixed, todo: list[Entry], config: ModelConfig) -> None:
+def _check_facts(files: _Files, todo: list[Entry], config: ModelConfig) -> None:
     """Raises UserError naming the first tensor that is wrong.
 
     It has another shape than config.json gives, or is no weight.

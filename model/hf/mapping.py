@@ -14,7 +14,9 @@ from model.depth.plan import DepthPlan
 from model.errors import UserError
 from model.parameters.table import Role, Row, parameter_table, qkv_blocks
 
-Target = Literal["gpt2", "llama", "opt", "bert", "megatron-bert", "fathom"]
+Target = Literal[
+    "gpt2", "llama", "opt", "bert", "megatron-bert", "eurobert", "modernbert", "mistral", "fathom"
+]
 # Every norm of OPT's is a torch.nn.LayerNorm without an epsilon in config.json, so that torch's
 # default is the only one.
 OPT_EPSILON = 1e-5
@@ -64,10 +66,15 @@ def _lead_rows(t: Tensor, config: ModelConfig) -> Tensor:
     return torch.cat((t.new_zeros(2, *t.shape[1:]), t))
 
 
+def _split_rows(parts: tuple[Tensor, ...], config: ModelConfig) -> Tensor:
+    return _join_qkv(parts[0].chunk(3), config)
+
+
 PLAIN = Conversion(lambda t, config: (t,), lambda parts, config: parts[0])
 CONV1D = Conversion(lambda t, config: (_flip(t),), lambda parts, config: _flip(parts[0]))
 QKV = Conversion(_split_qkv, _join_qkv)
 QKV_CONV1D = Conversion(lambda t, config: (_flip(torch.cat(_split_qkv(t, config))),), _split_fused)
+QKV_ROWS = Conversion(lambda t, config: (torch.cat(_split_qkv(t, config)),), _split_rows)
 GATE_UP = Conversion(lambda t, config: tuple(t.chunk(2)), lambda parts, config: torch.cat(parts))
 VOCABULARY = Conversion(
     lambda t, config: (t[: config.vocab_size],), lambda parts, config: _pad_rows(parts[0], config)
@@ -78,10 +85,11 @@ POSITIONS_FROM_2 = Conversion(lambda t, config: (_lead_rows(t, config),), lambda
 LOGIT_BIAS_HF: dict[Target, str] = {
     "bert": "cls.predictions.bias",
     "megatron-bert": "cls.predictions.bias",
+    "eurobert": "lm_head.bias",
+    "modernbert": "decoder.bias",
     "fathom": "logit_bias",
 }
 """What the bias on the logits is called by the targets that have one."""
-"""Parameter of `FathomForCausalLM`, the only class that has one."""
 
 # Module name -> (Hugging Face module names, conversion). {i} is the 0-based layer.
 # Rules that a model has no tensor for are not used.
@@ -157,6 +165,25 @@ _MEGATRON_BERT: dict[str, Rule] = {
     _E + "pre_mlp_layernorm": ((_B + "ln",), PLAIN),
     "encoder.final_layernorm": (("bert.encoder.ln",), PLAIN),
 }
+# A Llama whose tokens see all others.
+_EUROBERT: dict[str, Rule] = {
+    module.replace("decoder.", "encoder.", 1): rule for module, rule in _LLAMA.items()
+}
+_N = "model.layers.{i}."
+_MODERNBERT: dict[str, Rule] = {
+    "embedding.word_embeddings": (("model.embeddings.tok_embeddings",), VOCABULARY),
+    "embedding.norm": (("model.embeddings.norm",), PLAIN),
+    _E + "input_layernorm": ((_N + "attn_norm",), PLAIN),
+    _E + "self_attention.linear_qkv": ((_N + "attn.Wqkv",), QKV_ROWS),
+    _E + "self_attention.linear_proj": ((_N + "attn.Wo",), PLAIN),
+    _E + "pre_mlp_layernorm": ((_N + "mlp_norm",), PLAIN),
+    _E + "mlp.linear_fc1": ((_N + "mlp.Wi",), PLAIN),
+    _E + "mlp.linear_fc2": ((_N + "mlp.Wo",), PLAIN),
+    "encoder.final_layernorm": (("model.final_norm",), PLAIN),
+    "head.dense": (("head.dense",), PLAIN),
+    "head.norm": (("head.norm",), PLAIN),
+    "output_layer": (("decoder",), VOCABULARY),
+}
 _A, _M = "model.layers.{i}.attention.", "model.layers.{i}.mlp."
 _FATHOM_LAYER: dict[str, Rule] = {
     "input_layernorm": ((_A + "norm_in",), PLAIN),
@@ -192,6 +219,9 @@ TABLES: dict[Target, dict[str, Rule]] = {
     "opt": _OPT,
     "bert": _BERT,
     "megatron-bert": _MEGATRON_BERT,
+    "eurobert": _EUROBERT,
+    "modernbert": _MODERNBERT,
+    "mistral": _LLAMA,
     "fathom": _FATHOM,
 }
 SHOWN: dict[Target, dict[str, bool | int]] = {
@@ -225,7 +255,7 @@ class Entry:
 
 def last_norm(config: ModelConfig) -> str:
     """The norm before the output projection: the head's, or that after the stack."""
-    return "head.norm" if config.blueprint.head.transform else config.stack.final_norm
+    return "head.norm" if config.head_transform else config.stack.final_norm
 
 
 def norm_layers(target: Target, plan: DepthPlan) -> tuple[bool, bool]:

@@ -54,7 +54,7 @@ def _auto_map(causal: Mapping[str, str]) -> dict[str, str]:
 
 PACKAGINGS: dict[str, Packaging] = {
     "gpt": Packaging(
-        targets=("gpt2", "llama", "opt", "fathom"),
+        targets=("gpt2", "llama", "mistral", "opt", "fathom"),
         auto="AutoModelForCausalLM",
         own="FathomForCausalLM",
         code=(CONFIGURATION, MODELING),
@@ -67,7 +67,7 @@ PACKAGINGS: dict[str, Packaging] = {
         ),
     ),
     "bert": Packaging(
-        targets=("bert", "megatron-bert", "fathom"),
+        targets=("bert", "megatron-bert", "eurobert", "modernbert", "fathom"),
         auto="AutoModelForMaskedLM",
         own="FathomForMaskedLM",
         code=(CONFIGURATION, MODELING, ENCODER),

@@ -96,7 +96,8 @@ class Inputs:
         """What transformers calls them."""
         if self.keep is None:
             return {"input_ids": self.tokens, "use_cache": False}
-        return {"input_ids": self.tokens, "attention_mask": self.keep, "token_type_ids": self.types}
+        given: dict[str, Tensor | bool | None] = {"input_ids": self.tokens, "attention_mask": self.keep}
+        return given if self.types is None else {**given, "token_type_ids": self.types}
 
     @property
     def count(self) -> int:

@@ -103,11 +103,13 @@ class Evaluation:
         """
         start = cache.length if cache else 0
         hidden = self._hidden(start, tokens.shape[1], keep)
+        near = self._near(hidden, start, tokens.shape[1])
         x_bsh = self._embed(tokens, start, types)
         for index, layer in enumerate(self.plan.layers):
             name, given = self.config.stack.layer(index), x_bsh
+            unseen = near if self.config.is_local(index) else hidden
             attention, mlp = (
-                partial(self._attention, layer=index, start=start, cache=cache, hidden=hidden),
+                partial(self._attention, layer=index, start=start, cache=cache, hidden=unseen),
                 partial(self._mlp, name=f"{name}mlp", normed=layer.mlp.norm_last),
             )
             x_bsh = self._sublayer(
@@ -124,7 +126,7 @@ class Evaluation:
         return self._logits(x_bsh)
 
     def _logits(self, x_bsh: Tensor) -> Tensor:
-        if self.config.blueprint.head.transform:
+        if self.config.head_transform:
             x_bsh = ACTIVATIONS[self.config.activation](self._linear(x_bsh, "head.dense"))
             x_bsh = self._norm(x_bsh, "head.norm")
         table = "embedding.word_embeddings.weight" if self.config.tie_embeddings else "output_layer.weight"
@@ -141,6 +143,13 @@ class Evaluation:
         if keep is None:
             return torch.zeros(1, length, dtype=torch.bool)
         return keep[:, None, None, :] == 0
+
+    def _near(self, hidden: Tensor, start: int, length: int) -> Tensor:
+        """The same in a layer with a window. A token sees itself, so that padding sees one."""
+        if self.config.window is None:
+            return hidden
+        back = torch.arange(start, start + length)[:, None] - torch.arange(start + length)
+        return (hidden | (back.abs() > self.config.window)) & (back != 0)
 
     def _weight(self, name: str) -> Tensor:
         return self.weights[name].to(self.dtype)
@@ -220,7 +229,8 @@ class Evaluation:
             inner[role] = self._norm(inner[role], f"{name}.{role}_layernorm")
         q, k, v = inner["q"], inner["k"], inner["v"]
         if config.position == "rotary":
-            angles_sd = self._angles(start, s)
+            local = config.rotary_base_local if config.is_local(layer) else None
+            angles_sd = self._angles(start, s, local or config.rotary_base)
             q, k = (
                 x * angles_sd.cos()
                 + torch.cat((-x[..., d // 2 :], x[..., : d // 2]), dim=-1) * angles_sd.sin()
@@ -234,14 +244,14 @@ class Evaluation:
         out = (probabilities @ v).transpose(1, 2).reshape(b, s, -1)
         return self._last(out, f"{name}.linear_proj", self.plan.layers[layer].attention.norm_last)
 
-    def _angles(self, start: int, length: int) -> Tensor:
+    def _angles(self, start: int, length: int, base: int) -> Tensor:
         """Rotary angles [s, d], both halves alike.
 
         At least fp32: low precision would round late positions together.
         """
         dtype = torch.promote_types(self.dtype, torch.float32)
         d = self.config.kv_channels
-        frequencies = 1.0 / self.config.rotary_base ** (torch.arange(0, d, 2, dtype=dtype) / d)
+        frequencies = 1.0 / base ** (torch.arange(0, d, 2, dtype=dtype) / d)
         return torch.outer(torch.arange(start, start + length, dtype=dtype), frequencies).repeat(1, 2)
 
 

@@ -19,6 +19,7 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 
+from model.layers.windows import has_window, own_mask, own_table
 from model.norms import NORMS
 
 COPIED_FROM = 192
@@ -159,7 +160,8 @@ class SdpaAttention(MegatronModule):
             raise ValueError(
                 "context parallelism needs Transformer Engine's attention: set parallel.context=1"
             )
-        self.causal = attn_mask_type == AttnMaskType.causal
+        self.windowed = has_window(config, layer_number)
+        self.causal = attn_mask_type == AttnMaskType.causal and not self.windowed
         self.dropout = config.attention_dropout
         self.scaled = {} if config.softmax_scale is None else {"scale": config.softmax_scale}
         # Inside a sequence-parallel block the model-parallel random stream is already in force.
@@ -172,10 +174,13 @@ class SdpaAttention(MegatronModule):
 
         query: [s, b, heads, d]; key, value: [t, b, groups, d].
         attention_mask: True hides, broadcastable to [b, heads, s, t].
-        Raises ValueError for a mask beside the causal one.
+        Raises ValueError for a mask beside the causal one, and for none where there is a window,
+        which only a mask tells.
         """
         if self.causal and attention_mask is not None:
             raise ValueError("attention under a causal mask takes no other mask")
+        if self.windowed and attention_mask is None:
+            raise ValueError("attention with a window needs its mask")
         mask = None if attention_mask is None else ~attention_mask
         dropout = self.dropout if self.training else 0.0
         qkv_bhsd: Iterable[Tensor] = (part.permute(1, 2, 0, 3) for part in (query, key, value))
@@ -222,6 +227,7 @@ class LocalSelfAttention(SelfAttention):
         self.linear_qkv.adds_bias = False
         self.v_layernorm: nn.Module | None = None
         """As Megatron-core's `q_layernorm` and `k_layernorm`: None, or set by the layer."""
+        self.windowed = has_window(self.config, self.layer_number)
 
     def forward(
         self,
@@ -234,8 +240,10 @@ class LocalSelfAttention(SelfAttention):
         """Returns ([s, b, h], bias if it is left to the caller).
 
         hidden_states: [s, b, h] (or [s / TP, b, h] under sequence parallelism).
-        rotary_pos_emb: a `rotary_table`.
+        attention_mask: True hides, or of all layers together (`model/layers/windows.py`).
+        rotary_pos_emb: a `rotary_table`, or two side by side: the second for layers with a window.
         """
+        attention_mask = own_mask(attention_mask, self.windowed)
         qkv, bias = self.linear_qkv(hidden_states)
         if bias is not None:
             qkv = qkv + bias
@@ -252,7 +260,7 @@ class LocalSelfAttention(SelfAttention):
         if self.v_layernorm is not None:
             value = self.v_layernorm(value)
         if rotary_pos_emb is not None:
-            cos, sin = rotary_pos_emb.chunk(2, dim=-1)
+            cos, sin = own_table(rotary_pos_emb, width, self.windowed).chunk(2, dim=-1)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if self.checkpoint_core_attention and self.training:
             context = tensor_parallel.checkpoint(

@@ -44,6 +44,7 @@ def transformer_config(
         and about precision.
     """
     scores = model.score_scale
+    after = 0 if model.window is None or model.stack.causal else model.window
     stream = torch.float32 if parallel.get("fp32_residual_connection") else dtype
     return TransformerConfig(
         num_layers=model.total_layers,
@@ -53,6 +54,10 @@ def transformer_config(
         kv_channels=model.kv_channels,
         # None is 1 / sqrt(kv_channels) everywhere.
         softmax_scale=None if scores == 1 else scores / math.sqrt(model.kv_channels),
+        window_size=None if model.window is None else (model.window, after),
+        window_attn_skip_freq=None
+        if model.global_every is None
+        else [int(model.is_local(layer)) for layer in range(model.num_layers)],
         ffn_hidden_size=model.ffn_size,
         hidden_dropout=model.hidden_dropout,
         attention_dropout=model.attention_dropout,

@@ -42,9 +42,10 @@ from model.depth.placed import PlacedLayer
 from model.layers.torch_parts import Norm, rotary_table
 from model.layers.torch_spec import local_layer_spec
 from model.layers.transformer_config import stack_config
+from model.layers.windows import WindowMask
 from model.network.crossed import crossed_masks, seam_spec
 from model.network.embedding import input_tables
-from model.network.head import TransformHead
+from model.network.head import TargetHead, TransformHead
 from model.network.losses import VocabularyPart, cross_entropy, likeliest, smoothing_gradient
 from model.parameters.table import parameter_table
 from model.weights.init import logit_scale
@@ -90,7 +91,7 @@ def unread(model: ModelConfig) -> frozenset[str]:
         **dict.fromkeys(("source", "source_documents", "source_positions"), crossed),
         "documents": crossed or not model.stack.causal,
         "token_types": model.token_types > 0,
-        "targets": model.blueprint.head.transform,
+        "targets": model.blueprint.head.targets,
     }
     return frozenset(name for name, read in ways.items() if not read)
 
@@ -146,25 +147,25 @@ class LanguageModel(MegatronModule):
         if pre_process:
             self._build_tables(model, seq_length, source_length)
         if model.position == "rotary":
-            self.rotary_pos_emb = RotaryEmbedding(
-                kv_channels=config.kv_channels,
-                rotary_percent=1.0,
-                rotary_interleaved=config.rotary_interleaved,
-                rotary_base=model.rotary_base,
-                use_cpu_initialization=config.use_cpu_initialization,
-                cp_group=self.pg_collection.cp,
-            )
-        self.rotary = model.position == "rotary"
+            self.rotary_pos_emb = self._rotary(model.rotary_base)
+        self.rotary, self.two_bases = model.position == "rotary", model.rotary_base_local is not None
+        if model.rotary_base_local is not None:
+            self.rotary_pos_emb_local = self._rotary(model.rotary_base_local)
+        # Transformer Engine's attention knows its window itself.
+        windowed = kernels == "local" and config.window_size is not None
+        self.window = WindowMask(config) if windowed else None
         depth = model.stack_plan(last)
         self.decoder = self._block(model, layer_spec, norm if depth.final_norm else None)
         # Nothing but a norm undoes the units of the stream.
         unit = 1.0 if depth.final_norm else plan[-1].leaving
         self.logit_scale = logit_scale(model)
-        self.head: TransformHead | None = None
-        if post_process and model.blueprint.head.transform:
+        self.head: TargetHead | None = None
+        if post_process and model.head_transform:
             self.head = TransformHead(model, config, unit)
         else:
             self.logit_scale *= unit
+            if post_process and model.blueprint.head.targets:
+                self.head = TargetHead(config)
         if post_process:
             self._build_output(model)
         self.unread = unread(model)
@@ -211,6 +212,16 @@ class LanguageModel(MegatronModule):
         longest = model.max_source_positions or source_positions or 0
         words = self.embedding.word_embeddings if model.share_embeddings else None
         self.source_embedding = input_tables(model, self.config, longest, groups, words)
+
+    def _rotary(self, base: int) -> RotaryEmbedding:
+        return RotaryEmbedding(
+            kv_channels=self.config.kv_channels,
+            rotary_percent=1.0,
+            rotary_interleaved=self.config.rotary_interleaved,
+            rotary_base=base,
+            use_cpu_initialization=self.config.use_cpu_initialization,
+            cp_group=self.pg_collection.cp,
+        )
 
     def _block(
         self, model: ModelConfig, layer_spec: Callable[..., ModuleSpec], norm: type | None
@@ -269,7 +280,7 @@ class LanguageModel(MegatronModule):
         documents [b, s]: numbers; tokens of different ones do not see each other. Padding has one.
         positions [b, s]: rows of a table of positions; without them 0 .. s - 1.
         token_types [b, s]: rows of a table of token types; without them 0.
-        targets [b, t]: positions that a head with a layer of its own reads; without them all.
+        targets [b, t]: positions that an encoder's head reads; without them all.
         labels [b, t] -> losses [b, t]; without them logits [b, t, V / TP].
         With an encoder under the decoder, whose input the tokens are:
         source [b, s_e]: ids that the encoder reads.
@@ -297,7 +308,7 @@ class LanguageModel(MegatronModule):
     def _one_stream(self, batch: Mapping[str, Tensor]) -> Tensor:
         stream: Tensor = self.decoder(
             hidden_states=self._embed(batch) if self.pre_process else None,
-            attention_mask=hidden_keys(batch),
+            attention_mask=self._mask(batch),
             rotary_pos_emb=self._angles(batch["tokens"].shape[1]) if self.rotary else None,
         )
         return stream
@@ -322,13 +333,15 @@ class LanguageModel(MegatronModule):
         )
         return stream
 
-    def enter(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The stream [s, b, h] before the first layer, and the rotary angles that layers read.
+    def enter(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor | None]]:
+        """The stream [s, b, h] before the first layer, and what layers read beside it, by name.
 
         For a model that is no stage of a pipeline.
         tokens: [b, s].
         """
-        return self._embed({"tokens": tokens}), self._angles(tokens.shape[1]) if self.rotary else None
+        batch = {"tokens": tokens}
+        angles = self._angles(tokens.shape[1]) if self.rotary else None
+        return self._embed(batch), {"attention_mask": self._mask(batch), "rotary_pos_emb": angles}
 
     def leave(self, stream_sbh: Tensor) -> Tensor:
         """Logits [b, s, V] of the stream after the last layer, in its units.
@@ -358,9 +371,21 @@ class LanguageModel(MegatronModule):
         stream: Tensor = tables(input_ids=tokens, position_ids=positions, tokentype_ids=types)
         return tables.norm(stream) if self.embedding_norm else stream
 
+    def _mask(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """What layers hide beside what their kind of mask does."""
+        hidden = hidden_keys(batch)
+        if self.window is None:
+            return hidden
+        return self.window(hidden, batch["tokens"].shape[1], batch["tokens"].device)
+
     def _angles(self, length: int) -> Tensor:
-        angles = self.rotary_pos_emb(length, packed_seq=False, cp_group=None)
-        return rotary_table(angles, self.config.params_dtype)
+        """A `rotary_table`, beside it that of layers with a window where they have their own."""
+        parts = [self.rotary_pos_emb, *([self.rotary_pos_emb_local] if self.two_bases else [])]
+        tables = [
+            rotary_table(part(length, packed_seq=False, cp_group=None), self.config.params_dtype)
+            for part in parts
+        ]
+        return torch.cat(tables, dim=-1) if self.two_bases else tables[0]
 
     def _logits(self, hidden_sbh: Tensor) -> Tensor:
         """[s, b, V / TP].
@@ -373,7 +398,8 @@ class LanguageModel(MegatronModule):
             hidden_sbh = hidden_sbh.to(self.config.params_dtype)
         weight = self.shared_weight() if self.share_embeddings_and_output_weights else None
         logits_sbv: Tensor = self.output_layer(hidden_sbh, weight=weight)[0]
-        return logits_sbv if self.head is None else logits_sbv + self.head.bias
+        bias = None if self.head is None else self.head.bias
+        return logits_sbv if bias is None else logits_sbv + bias
 
     def shared_weight(self) -> Tensor:
         """The table of words where it is the output projection too: this stage's copy."""

@@ -159,7 +159,7 @@ def parameter_table(
         yield from _layer(owned[place.stack.name], parts[place.stack.name], place)
     if plan.final_norm:
         yield from _norm(config, stacks[-1].final_norm, _Where(stacks[-1].name))
-    if config.blueprint.head.transform:
+    if config.head_transform:
         yield from _head(config)
     if not config.tie_embeddings:
         yield Row(name="output_layer.weight", shape=vocabulary, role=Role.OUTPUT, stack="output", cut=Cut(0))
@@ -200,7 +200,7 @@ def _head(config: ModelConfig) -> Iterator[Row]:
 
 def logit_bias_name(config: ModelConfig) -> str:
     """The canonical name of the bias on the logits."""
-    return HEAD_BIAS if config.blueprint.head.transform else LOGIT_BIAS
+    return HEAD_BIAS if config.head_transform else LOGIT_BIAS
 
 
 def layer_rows(config: ModelConfig, plan: Layer, index: int, *, cross: bool = False) -> list[Row]:

@@ -46,6 +46,16 @@ def check_transfer(config: RunConfig) -> None:
         )
 
 
+def check_window(config: RunConfig) -> None:
+    """Raises ValueError for a window that hides nothing from a sequence."""
+    window, length = config.model.window, config.data.seq_length
+    if window is not None and window >= length - 1:
+        raise ValueError(
+            f"model.window={window} has no effect with data.seq_length={length}: "
+            f"remove it, or give a number below {length - 1}"
+        )
+
+
 def check_compile(config: RunConfig) -> None:
     """Checks what `train.compile=true` combines with.
 

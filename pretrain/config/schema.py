@@ -22,6 +22,7 @@ from pretrain.config.conflicts import (
     check_schedule,
     check_task,
     check_transfer,
+    check_window,
 )
 from pretrain.config.factors import FactorsConfig, check_factors
 from pretrain.config.masking import Masking
@@ -440,6 +441,7 @@ class RunConfig(Strict):
             check_muon(self.parallel)
         check_schedule(self)
         check_transfer(self)
+        check_window(self)
         check_factors(
             self.optimizer.factors,
             self.model,

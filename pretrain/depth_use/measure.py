@@ -197,8 +197,8 @@ def _cost(scorer: Scorer, walk: Walk, plan: Plan, batches: Sequence[Batch]) -> s
     windows = sum(len(tokens) for tokens, _ in batches)
     _finite(scorer.losses(batches[0][0]))  # the first pass is slower than the others
     times = [time.perf_counter()]
-    stream, angles = walk.enter(inputs)
-    stream = walk.run(stream, 0, walk.last, angles)
+    stream, beside = walk.enter(inputs)
+    stream = walk.run(stream, 0, walk.last, beside)
     float(stream.sum())  # waits for the device
     times.append(time.perf_counter())
     log_p_bsv = walk.log_probabilities(stream, walk.last)
@@ -223,8 +223,8 @@ def _walks(scorer: Scorer, walk: Walk, batches: Sequence[Batch], sums: _Sums) ->
     stretches, done = sums.plan.skips, 0
     for tokens, first in batches:
         inputs, labels = scorer.inputs(tokens)
-        start, angles = walk.enter(inputs)
-        final_bsv = walk.log_probabilities(walk.run(start, 0, walk.last, angles), walk.last)
+        start, beside = walk.enter(inputs)
+        final_bsv = walk.log_probabilities(walk.run(start, 0, walk.last, beside), walk.last)
         losses = _losses(final_bsv, labels)[:, first:]
         _finite(losses)
         sums.whole += losses.double().sum(1).tolist()
@@ -234,19 +234,21 @@ def _walks(scorer: Scorer, walk: Walk, batches: Sequence[Batch], sums: _Sums) ->
         for place in range(walk.last + 1):
             sums.lens[place] += _lens(walk.log_probabilities(stream, place), final_bsv, labels, first)
             for stretch in [one for one in stretches if one[0] == place]:
-                end = walk.run(walk.skip(stream, *stretch), stretch[1], walk.last, angles)
+                end = walk.run(walk.skip(stream, *stretch), stretch[1], walk.last, beside)
                 without = _losses(walk.log_probabilities(end, walk.last), labels)[:, first:]
                 sums.skipped.setdefault(stretch, []).extend(without.double().sum(1).tolist())
                 done += 1
                 yield done
             if place < walk.last:
-                stream = _layer(walk, place, stream, angles, sums)
+                stream = _layer(walk, place, stream, beside, sums)
 
 
-def _layer(walk: Walk, place: int, stream_sbh: Tensor, angles: Tensor | None, sums: _Sums) -> Tensor:
+def _layer(
+    walk: Walk, place: int, stream_sbh: Tensor, beside: dict[str, Tensor | None], sums: _Sums
+) -> Tensor:
     """The stream after one layer, which is added to the sums."""
     with Branches(walk.layers[place]) as branches:
-        after_sbh = walk.run(stream_sbh, place, place + 1, angles)
+        after_sbh = walk.run(stream_sbh, place, place + 1, beside)
     tokens = stream_sbh.shape[0] * stream_sbh.shape[1]
     seen = torch.tensor([value for pair in branches.seen for value in pair], dtype=torch.float64)
     sums.squares[place] += seen * tokens

@@ -33,14 +33,17 @@ class Walk:
         """The place after the last layer."""
         return len(self.layers)
 
-    def enter(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The stream [s, b, h] at place 0 of token ids [b, s], and rotary angles for `run`."""
+    def enter(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor | None]]:
+        """The stream [s, b, h] at place 0 of token ids [b, s], and what layers read beside it."""
         return self.model.enter(inputs)
 
-    def run(self, stream_sbh: Tensor, start: int, stop: int, angles: Tensor | None) -> Tensor:
-        """Takes the stream from place `start` to place `stop` through the layers between them."""
+    def run(self, stream_sbh: Tensor, start: int, stop: int, beside: dict[str, Tensor | None]) -> Tensor:
+        """Takes the stream from place `start` to place `stop` through the layers between them.
+
+        beside: what `enter` gives.
+        """
         for layer in self.layers[start:stop]:
-            stream_sbh, _ = layer(hidden_states=stream_sbh, rotary_pos_emb=angles)
+            stream_sbh, _ = layer(hidden_states=stream_sbh, **beside)
         return stream_sbh
 
     def skip(self, stream_sbh: Tensor, start: int, stop: int) -> Tensor:

@@ -9,7 +9,8 @@ A layer's name is `encoder.layers.3.mlp.linear_fc1.weight`, for example.
 
     x = word[token] (+ position[p]) (+ type[t]),    then a norm where the model has one
     h = stack(x), every token seeing every other one that is not hidden
-    logits = scale Norm_head(act(W h + b)) word^T + head bias,    or a matrix of its own
+    logits = scale Norm_head(act(W h + b)) word^T + head bias,    or a matrix of its own,
+    or scale h word^T (+ bias) where the head is plain
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Encoder:
     """Rows of the segment table; 0 without one."""
     embedding_norm: bool | None = None
     """Whether a norm stands on the embedding; None leaves it to the scheme."""
+    plain_head: bool = False
+    """Whether the output projection reads what the stack gives."""
 
     @property
     def embedding_normed(self) -> bool:
@@ -83,6 +86,8 @@ def _options(shape: gpt.Shape, batch: Batch) -> Options:
         eps=shape.eps,
         causal=False,
         rotary_base=shape.rotary_base if shape.position == "rotary" else None,
+        window=shape.window,
+        local_base=shape.local_base,
         drop=shape.drop,
         drop_attention=shape.drop_attention,
         hide=batch.hidden(),
@@ -130,10 +135,12 @@ def hidden_states(
 def head(parameters: gpt.Parameters, model: Encoder, hidden: Tensor) -> Tensor:
     """Logits [..., padded vocabulary] of hidden states [..., hidden]."""
     shape = model.stack
+    table = parameters.get("output_layer.weight", parameters["embedding.word_embeddings.weight"])
+    if model.plain_head:
+        return linear(shape.logit_scale * hidden, table, parameters.get("output_layer.bias"))
     x = linear(hidden, parameters["head.dense.weight"], parameters.get("head.dense.bias"))
     x = activate(x, POINTWISE.get(shape.activation, shape.activation))
     x = _norm(parameters, x, "head.norm", Options(shape.heads, norm=shape.normalization, eps=shape.eps))
-    table = parameters.get("output_layer.weight", parameters["embedding.word_embeddings.weight"])
     return shape.logit_scale * x @ table.T + parameters["head.bias"]
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -87,6 +88,14 @@ class Shape:
     position: str = "learned"
     rotary_base: float = 10000.0
     """Read with position="rotary"."""
+    first_norm: bool = True
+    """Whether a norm stands before the first attention."""
+    window: int | None = None
+    """How far layers see on either side; None for everything."""
+    global_every: int | None = None
+    """The first and every so-manieth layer after it see everything; None for no layer."""
+    local_base: float | None = None
+    """`rotary_base` of layers with a window."""
     logit_scale: float = 1.0
     options: Mapping[str, float | bool] = field(default_factory=dict)
     """Of the scheme; missing ones have the published value."""
@@ -101,7 +110,12 @@ def layer_weights(parameters: Parameters, index: int, shape: Shape, norms: Mappi
     """
     prefix = f"decoder.layers.{index}."
     weights: Weights = {}
+    if shape.window is not None and not (shape.global_every and index % shape.global_every == 0):
+        weights["local"] = torch.tensor(True)
     for name, own in norms.items():
+        if index == 0 and own == "ln1" and not shape.first_norm:
+            weights["ln1_left_out"] = torch.tensor(True)
+            continue
         weights[own] = parameters[f"{prefix}{name}.weight"]
         if f"{prefix}{name}.bias" in parameters:
             weights[own + "_b"] = parameters[f"{prefix}{name}.bias"]
@@ -207,6 +221,8 @@ def logits(parameters: Parameters, shape: Shape, tokens: Tensor, trace: list[Ten
         norm=shape.normalization,
         eps=shape.eps,
         rotary_base=shape.rotary_base if shape.position == "rotary" else None,
+        window=shape.window,
+        local_base=shape.local_base,
         drop=shape.drop,
         drop_attention=shape.drop_attention,
     )

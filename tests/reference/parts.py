@@ -5,6 +5,8 @@ Tensors are [batch, tokens, width], weights are [out, in] as in torch. Everythin
 A layer is a dict of tensors: q, k, v, o, fc1, fc2.
 Where there are biases, they are bq, bk, bv, bo, bfc1, bfc2.
 A norm called `ln1` has its gain under `ln1` and, for LayerNorm, its bias under `ln1_b`.
+An entry `ln1_left_out` says that there is no such norm.
+An entry `local` marks a layer that sees a window only.
 Norms of every head's queries, keys and values are nq, nk and nv,
 those of what enters o and fc2 are no and nfc2.
 A gated fc1 is [gate; up].
@@ -40,6 +42,10 @@ class Options:
     causal: bool = True
     rotary_base: float | None = None
     """None for no rotation."""
+    window: int | None = None
+    """How far, on either side, a layer marked `local` sees."""
+    local_base: float | None = None
+    """`rotary_base` of layers marked `local`, where it is another."""
     drop: Drop = keep
     """After every branch."""
     drop_attention: Drop = keep
@@ -60,7 +66,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def norm(x: Tensor, weights: Weights, name: str, options: Options) -> Tensor:
-    """LayerNorm (biased variance) or RMSNorm over the last dimension."""
+    """LayerNorm (biased variance) or RMSNorm over the last dimension; x where it is left out."""
+    if name + "_left_out" in weights:
+        return x
     if options.norm == "rmsnorm":
         return x / torch.sqrt((x * x).mean(-1, keepdim=True) + options.eps) * weights[name]
     centred = x - x.mean(-1, keepdim=True)
@@ -112,17 +120,27 @@ def attention(
         return norm(y, weights, own, options) if own in weights else y
 
     q, k, v = project("q", u, options.heads), project("k", source, groups), project("v", source, groups)
-    if options.rotary_base is not None:
+    local = "local" in weights
+    base = options.local_base if local and options.local_base else options.rotary_base
+    if base is not None:
         positions = None if options.positions is None else options.positions[:, None]
-        q, k = (rotate(x, options.rotary_base, positions) for x in (q, k))
+        q, k = (rotate(x, base, positions) for x in (q, k))
     # Query head i reads key group i // (heads / groups).
     k, v = (x.repeat_interleave(options.heads // groups, dim=1) for x in (k, v))
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    unmasked = scores
     if options.causal and memory is None:
         scores = scores.masked_fill(torch.ones(t, s, dtype=torch.bool).triu(1), -math.inf)
+    if local and options.window is not None and memory is None:
+        for query in range(t):
+            for key in range(s):
+                if abs(query - key) > options.window:
+                    scores[..., query, key] = -math.inf
     for hidden in (hide, options.hide if memory is None else None):
         if hidden is not None:
             scores = scores.masked_fill(hidden, -math.inf)
+    if local and memory is None:  # or padding in a window of padding would see nothing
+        scores = torch.where(torch.eye(t, dtype=torch.bool), unmasked, scores)
     context = options.drop_attention(torch.softmax(scores, dim=-1)) @ v
     context = context.transpose(1, 2).reshape(b, t, -1)
     if prefix + "no" in weights:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -63,16 +64,26 @@ def attention(
 ) -> Tensor:
     """`transformer_engine.pytorch.DotProductAttention.forward` on [s, b, heads, d].
 
-    Raises ValueError for a mask type that Fathom does not use.
+    Raises ValueError for a mask type that Fathom does not use, and for a mask beside another type.
     """
-    if attn_mask_type not in ("causal", "no_mask"):
+    if attn_mask_type not in ("causal", "no_mask", "arbitrary"):
         raise ValueError(f"attn_mask_type={attn_mask_type!r}")
+    if (mask is None) is (attn_mask_type == "arbitrary"):
+        raise ValueError(f"attn_mask_type={attn_mask_type!r} with mask={mask!r}")
+    place = torch.arange(query.shape[0])
+    back = place[:, None] - place
+    hidden = torch.zeros(1, 1, *back.shape, dtype=torch.bool) if mask is None else mask
+    # A window of -1 is everything on that side.
+    left, right = self.window_size or (-1, -1)
+    hidden = hidden | ((back > left) & (left >= 0)) | ((back < -right) & (right >= 0))
+    if attn_mask_type == "causal":
+        hidden = hidden | (back < 0)
     q_bhsd, k_bhtd, v_bhtd = (part.permute(1, 2, 0, 3) for part in (query, key, value))
     out = F.scaled_dot_product_attention(
         q_bhsd,
         k_bhtd,
         v_bhtd,
-        is_causal=attn_mask_type == "causal",
+        attn_mask=~hidden,
         enable_gqa=query.shape[2] != key.shape[2],
     )
     return out.permute(2, 0, 1, 3).flatten(2)

@@ -22,6 +22,15 @@ LAYERS, WIDTH, HEADS, VOCAB, SEQ = 4, 32, 4, 96, 8
 NORMS, ACTIVATIONS, DEGREES = ("layernorm", "rmsnorm"), ("gelu", "swiglu"), (1, 2)
 
 
+WINDOWS: dict[str, dict[str, Any]] = {
+    "window": {"window": 2},
+    "window-rotary": {"window": 2, "global_every": 3, "position": "rotary", "rotary_base_local": 9},
+    "window-encoder": {"family": "bert", "window": 1, "global_every": 2},
+    "window-encoder-documents": {"family": "bert", "window": 2, "global_every": 2},
+}
+"""Models whose attention sees neighbours only, by the name of the case."""
+
+
 def cases() -> Iterator[tuple[str, dict[str, Any]]]:
     """(name of a case, fields of its model)."""
     from model.depth.schemes import SCHEMES
@@ -172,8 +181,11 @@ def compare_runs(name: str, fields: dict[str, Any]) -> dict[str, float]:
             for one in named:
                 if one.parameter.dim() == 1:  # norms and biases at their initial values would hide mistakes
                     one.parameter.add_(torch.linspace(-0.3, 0.3, one.parameter.numel()).roll(len(one.name)))
+        batch = {"tokens": tokens[:, :-1], "labels": tokens[:, 1:]}
+        if model.blueprint.head.targets and name.endswith("documents"):
+            batch["documents"] = (torch.arange(SEQ) // 5).expand(2, SEQ)
         with standin.pretend_cuda("cpu"):
-            loss = chunk({"tokens": tokens[:, :-1], "labels": tokens[:, 1:]})
+            loss = chunk(batch)
         loss.sum().backward()
         held = [
             layer.mlp.linear_fc1.normed
@@ -259,6 +271,8 @@ def main(folder: str, output: str) -> None:
             "bias": False,
         },
     )
+    for name, fields in WINDOWS.items():
+        found["compared"][name] = compare_runs(name, fields)
     found["half"] = {name: half(scheme, layers, wide) for name, scheme, layers, wide in half_runs()}
     Path(output).write_text(json.dumps(found))
 

@@ -17,7 +17,8 @@ def command(
     architecture: Annotated[
         str,
         typer.Option(
-            help="auto; of a decoder gpt2, llama or opt, of an encoder bert or megatron-bert; "
+            help="auto; of a decoder gpt2, llama, mistral or opt; of an encoder bert, "
+            "megatron-bert, eurobert or modernbert; "
             "or fathom (with its modelling files). auto takes a stock one where it is exact."
         ),
     ] = "auto",

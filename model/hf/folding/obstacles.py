@@ -6,6 +6,8 @@ The model's data decide, not the names of its family and scheme.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
 
 from model.config import ModelConfig
 from model.errors import UserError
@@ -63,6 +65,16 @@ def _post_ln(config: ModelConfig) -> str | None:
     return post_ln_obstacle(config.depth_plan())
 
 
+def _pre_ln_of_modernbert(config: ModelConfig) -> str | None:
+    plan = config.depth_plan().with_first_norm()
+    if plan is None:
+        return (
+            "it has a norm on the embedding, and none before the first attention: "
+            "train with model.embedding_norm=true and model.first_norm=false"
+        )
+    return pre_ln_obstacle(replace(plan, embedding_norm=False))
+
+
 def _norms_of_bert(config: ModelConfig) -> str | None:
     plan = config.depth_plan()
     if not plan.embedding_norm:
@@ -78,10 +90,71 @@ def _tied(config: ModelConfig) -> str | None:
     return None if config.tie_embeddings else "its output projection is the table of words"
 
 
+def _head_of_bert(config: ModelConfig) -> str | None:
+    if not config.head_transform:
+        return "it has a dense layer, an activation and a norm before its output projection"
+    return None
+
+
+def _head_of_eurobert(config: ModelConfig) -> str | None:
+    """The output projection reads the last norm, with a bias where linear layers have one."""
+    if config.head_transform:
+        return "its output projection reads the last norm: train with model.plain_head=true"
+    if config.logit_bias != config.bias:
+        return (
+            f"its logits have a bias where its linear layers have one: model.logit_bias={config.logit_bias}, "
+            f"model.bias={config.bias}"
+        )
+    return None
+
+
+def _eurobert_is_installed(config: ModelConfig) -> str | None:
+    """Transformers has the class since March 2026."""
+    known = find_spec("transformers.models.eurobert")
+    return None if known else "the installed transformers has no such class: update it"
+
+
+def _sees_all(config: ModelConfig) -> str | None:
+    if config.window is None:
+        return None
+    return f"its tokens see the whole sequence, the model's {config.window} others (model.window)"
+
+
+def _window_of_mistral(config: ModelConfig) -> str | None:
+    every = config.global_every
+    return (
+        None if every is None else f"all its layers have the window, the model's not (global_every={every})"
+    )
+
+
+def _window_of_modernbert(config: ModelConfig) -> str | None:
+    if config.window is not None and config.global_every is None:
+        return "its first layer sees the whole sequence: train with model.global_every"
+    return None
+
+
+def _no_bias(config: ModelConfig) -> str | None:
+    return "its linear layers have no biases (model.bias=true)" if config.bias else None
+
+
+def _layernorm(config: ModelConfig) -> str | None:
+    core = NORMS[config.normalization].core
+    return None if config.normalization == "layernorm" else f"it has LayerNorm, the model {core}"
+
+
+def _no_token_types(config: ModelConfig) -> str | None:
+    return "it has no table of token types" if config.token_types else None
+
+
 def _like_llama(config: ModelConfig) -> str | None:
     """RMSNorm, rotary positions, a gated feed-forward."""
+    if config.normalization != "rmsnorm":
+        return f"it has RMSNorm, the model {NORMS[config.normalization].core}"
+    return _rotary_and_gated(config)
+
+
+def _rotary_and_gated(config: ModelConfig) -> str | None:
     problems = (
-        (config.normalization != "rmsnorm", f"it has RMSNorm, the model {NORMS[config.normalization].core}"),
         (config.position != "rotary", f"it has rotary positions, the model {config.position}"),
         (
             config.activation not in LLAMA_ACTIVATIONS,
@@ -97,13 +170,17 @@ def _like_llama(config: ModelConfig) -> str | None:
 
 def _like_gpt2(config: ModelConfig) -> str | None:
     """LayerNorm, learned positions, a plain feed-forward, heads that span the width."""
+    if reason := _layernorm(config):
+        return reason
+    if config.position != "learned":
+        return f"it has learned positions, the model {config.position}"
+    if config.activation not in UNGATED_ACTIVATIONS:
+        return f"its feed-forward has no {config.activation}"
+    return _plain_heads(config)
+
+
+def _plain_heads(config: ModelConfig) -> str | None:
     problems = (
-        (
-            config.normalization != "layernorm",
-            f"it has LayerNorm, the model {NORMS[config.normalization].core}",
-        ),
-        (config.position != "learned", f"it has learned positions, the model {config.position}"),
-        (config.activation not in UNGATED_ACTIVATIONS, f"its feed-forward has no {config.activation}"),
         (
             config.groups != config.num_attention_heads,
             f"it has no grouped-query attention, the model {config.groups} key/value heads",
@@ -117,11 +194,29 @@ def _like_gpt2(config: ModelConfig) -> str | None:
 
 
 FORMS: dict[Target, tuple[Callable[[ModelConfig], str | None], ...]] = {
-    "gpt2": (_no_logit_bias, _pre_ln, _like_gpt2),
-    "llama": (_no_logit_bias, _pre_ln, _like_llama),
-    "opt": (_no_logit_bias, _post_ln, _like_gpt2),
-    "bert": (_post_ln, _norms_of_bert, _like_gpt2, _tied),
-    "megatron-bert": (_pre_ln, _like_gpt2, _tied),
+    "gpt2": (_no_logit_bias, _pre_ln, _like_gpt2, _sees_all),
+    "llama": (_no_logit_bias, _pre_ln, _like_llama, _sees_all),
+    "mistral": (_no_logit_bias, _pre_ln, _like_llama, _no_bias, _window_of_mistral),
+    "opt": (_no_logit_bias, _post_ln, _like_gpt2, _sees_all),
+    "bert": (_post_ln, _norms_of_bert, _like_gpt2, _tied, _head_of_bert, _sees_all),
+    "megatron-bert": (_pre_ln, _like_gpt2, _tied, _head_of_bert, _sees_all),
+    "eurobert": (
+        _pre_ln,
+        _like_llama,
+        _no_token_types,
+        _head_of_eurobert,
+        _sees_all,
+        _eurobert_is_installed,
+    ),
+    "modernbert": (
+        _pre_ln_of_modernbert,
+        _layernorm,
+        _rotary_and_gated,
+        _plain_heads,
+        _no_token_types,
+        _head_of_bert,
+        _window_of_modernbert,
+    ),
     "fathom": (),
 }
 """What a target computes: each tells why a model is something else, or None."""

@@ -112,7 +112,7 @@ def post_ln_factors(
             before = [name + ("self_attention_output_norm" if attention else "mlp_output_norm")]
     if last:
         norm_layer(config.stack.final_norm)
-    if config.blueprint.head.transform:
+    if config.head_transform:
         before = [last_norm(config)]
     scale(
         before, logit_scale / (factors["embedding.word_embeddings.weight"] if config.tie_embeddings else 1.0)

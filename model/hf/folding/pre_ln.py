@@ -94,9 +94,14 @@ def _pre_ln(target: Target, config: ModelConfig, logit_scale: float) -> Fold:
             else ("pre_mlp_layernorm", "mlp.linear_fc2")
         )
         layer = config.stack.layer(index)
-        scales[layer + norm] = sublayer.entering
+        if sublayer.norm_in:
+            scales[layer + norm] = sublayer.entering
+            for leaf in ("weight", "bias"):
+                factors[f"{layer}{norm}.{leaf}"] = sublayer.input_scale
+        else:  # the first of a model without that norm, whose projection reads the stream
+            factors[f"{layer}self_attention.linear_qkv.weight"] = sublayer.input_scale
+            scales["embedding.norm"] = 1.0
         for leaf in ("weight", "bias"):
-            factors[f"{layer}{norm}.{leaf}"] = sublayer.input_scale
             factors[f"{layer}{output}.{leaf}"] = sublayer.branch_scale
     last = last_norm(config)
     # What a head reads has been normed before.
@@ -116,6 +121,9 @@ FOLDS: dict[Target, Callable[[Target, ModelConfig, float], Fold]] = {
     "opt": _post_ln,
     "bert": _post_ln,
     "megatron-bert": _pre_ln,
+    "eurobert": _pre_ln,
+    "modernbert": _pre_ln,
+    "mistral": _pre_ln,
     "fathom": _as_it_is,
 }
 

@@ -44,8 +44,12 @@ class FathomConfig(PretrainedConfig):
     activation: gelu, gelu_tanh, relu, relu2, silu, or gated swiglu, geglu.
     normalization: layernorm or rmsnorm.
     position: learned, rotary or none.
+    window: how many tokens before its own a position sees, and in an encoder after it too;
+        all where None. global_every: the first and every so-manieth layer after it see all anyway.
+    rotary_base_local: rotary_base of layers with a window, where they have their own.
     logit_scale: factor on the last hidden state, before the output projection.
-    logit_bias: whether the logits of a decoder have a bias; those of an encoder always do.
+    logit_bias: whether the logits have a bias; those of an encoder with BERT's head always do.
+    plain_head: whether an encoder has no layer of its own before the output projection.
     causal: whether a position sees only those before it; false for an encoder.
     type_vocab_size: rows of an encoder's segment table, 0 for none.
     classifier_pooling: what classifies a sequence of an encoder, cls for its first token, or mean.
@@ -72,11 +76,15 @@ class FathomConfig(PretrainedConfig):
         norm_epsilon: float = 1e-5,
         position: str = "learned",
         rotary_base: float = 10000.0,
+        window: int | None = None,
+        global_every: int | None = None,
+        rotary_base_local: float | None = None,
         bias: bool = True,
         embedding_norm: bool = False,
         final_norm: bool = True,
         logit_scale: float = 1.0,
         logit_bias: bool = False,
+        plain_head: bool = False,
         depth_plan: list[dict[str, Any]] | None = None,
         hidden_dropout: float = 0.0,
         attention_dropout: float = 0.0,
@@ -102,11 +110,15 @@ class FathomConfig(PretrainedConfig):
         self.norm_epsilon = norm_epsilon
         self.position = position
         self.rotary_base = rotary_base
+        self.window = window
+        self.global_every = global_every
+        self.rotary_base_local = rotary_base_local
         self.bias = bias
         self.embedding_norm = embedding_norm
         self.final_norm = final_norm
         self.logit_scale = logit_scale
         self.logit_bias = logit_bias
+        self.plain_head = plain_head
         self.depth_plan = depth_plan or [
             {"layers": num_hidden_layers, "attention": {"norm_in": True}, "mlp": {"norm_in": True}}
         ]
@@ -145,6 +157,10 @@ class FathomConfig(PretrainedConfig):
                 f"depth_plan describes {len(expanded)} layers, but num_hidden_layers={self.num_hidden_layers}"
             )
         return expanded
+
+    def is_local(self, layer: int) -> bool:
+        """Whether a layer, counted from 0, sees no more than the window."""
+        return self.window is not None and (self.global_every is None or layer % self.global_every != 0)
 
     def gates(self) -> list[bool]:
         """Whether each layer has a gate."""

@@ -287,12 +287,17 @@ class FathomModel(FathomPreTrainedModel):
             x = x + self.embed_positions(position_ids)
         x = self._add_types(x, token_type_ids)
         x = self.embed_norm(F.dropout(x, self.config.hidden_dropout, self.training))
-        mask, rotation = self._mask(attention_mask, start, x), self._rotation(position_ids, x)
+        mask = self._mask(attention_mask, start, x)
+        seen = [(mask, self._rotation(position_ids, x, self.config.rotary_base))]
+        if self.config.window is not None:
+            base = self.config.rotary_base_local or self.config.rotary_base
+            seen.append((self._near(mask, start, x), self._rotation(position_ids, x, base)))
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         states: list[
             Tensor
         ] = []  # filled only where asked for: a thousand layers' outputs of a batch fill a GPU
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            mask, rotation = seen[self.config.is_local(index)]
             if keep:
                 states.append(x)
             if recompute:
@@ -342,14 +347,20 @@ class FathomModel(FathomPreTrainedModel):
         # a row with nothing to attend to would be NaN and spread.
         return (allowed & attention_mask[:, None, None, : len(keys)].bool()) | (keys == queries)
 
-    def _rotation(self, position_ids: Tensor, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _near(self, mask: Tensor | None, start: int, x: Tensor) -> Tensor:
+        """The mask of a layer with a window. A position sees itself, so padding sees one."""
+        queries = torch.arange(start, start + x.shape[1], device=x.device)[:, None]
+        back = queries - torch.arange(start + x.shape[1], device=x.device)
+        near = back.abs() <= self.config.window
+        near = near & (back >= 0) if self.config.causal else near
+        return near[None, None] if mask is None else (near & mask) | (back == 0)
+
+    def _rotation(self, position_ids: Tensor, x: Tensor, base: float) -> tuple[Tensor, Tensor] | None:
         """cos and sin [b, 1, s, d] of the rotary angles, computed in at least fp32."""
         if self.config.position != "rotary":
             return None
         dtype, d = torch.promote_types(x.dtype, torch.float32), self.config.head_dim
-        frequencies = 1.0 / self.config.rotary_base ** (
-            torch.arange(0, d, 2, dtype=dtype, device=x.device) / d
-        )
+        frequencies = 1.0 / base ** (torch.arange(0, d, 2, dtype=dtype, device=x.device) / d)
         angles = (position_ids[:, None, :, None].to(dtype) * frequencies).repeat(1, 1, 1, 2)
         return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
 

@@ -36,6 +36,11 @@ class FathomHead(nn.Module):
         return self.norm(self.activation(self.dense(x)))
 
 
+def head_of(config: FathomConfig) -> nn.Module:
+    """What stands before an output projection or a classifier: nothing where the head is plain."""
+    return nn.Identity() if config.plain_head else FathomHead(config)
+
+
 class FathomEncoder(FathomPreTrainedModel):
     """An encoder to put a head on. Raises ValueError for the configuration of a decoder."""
 
@@ -84,13 +89,14 @@ class FathomForMaskedLM(FathomEncoder):
 
     def __init__(self, config: FathomConfig) -> None:
         super().__init__(config)
-        self.head = FathomHead(config)
+        self.head = head_of(config)
         self.lm_head = (
             None
             if config.tie_word_embeddings
             else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         )
-        self.logit_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        biased = config.logit_bias or not config.plain_head
+        self.logit_bias = nn.Parameter(torch.zeros(config.vocab_size)) if biased else None
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module | None:
@@ -102,6 +108,8 @@ class FathomForMaskedLM(FathomEncoder):
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
         """As every model's. New words get no bias."""
         table: nn.Embedding = super().resize_token_embeddings(*args, **kwargs)
+        if self.logit_bias is None:
+            return table
         old, rows = self.logit_bias, table.num_embeddings
         kept = min(len(old), rows)
         self.logit_bias = nn.Parameter(F.pad(old.data[:kept], (0, rows - kept)))
@@ -143,7 +151,7 @@ class FathomForSequenceClassification(FathomEncoder):
 
     def __init__(self, config: FathomConfig) -> None:
         super().__init__(config)
-        self.head = FathomHead(config)
+        self.head = head_of(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 

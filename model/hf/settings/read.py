@@ -15,10 +15,13 @@ from model.hf.mapping import OPT_EPSILON, Target
 from model.hf.settings.records import (
     ADVICE,
     BertFile,
+    EuroBertFile,
     FathomFile,
     GPT2File,
     Kind,
     LlamaFile,
+    MistralFile,
+    ModernBertFile,
     OPTFile,
     Rope,
 )
@@ -44,6 +47,8 @@ class Read(NamedTuple):
     positions: int
     """Rows of the position table, or the longest sequence."""
     logit_scale: float
+    norm_bias: bool = True
+    """Whether the weight files have the biases of norms; they are zero where not."""
 
 
 def read_config(content: object, source: str) -> Read:
@@ -56,10 +61,12 @@ def read_config(content: object, source: str) -> Read:
     readers = {
         "gpt2": _read_gpt2,
         "llama": _read_llama,
-        "mistral": _read_llama,
+        "mistral": _read_mistral,
         "opt": _read_opt,
         "bert": _read_bert,
         "megatron-bert": _read_bert,
+        "eurobert": _read_eurobert,
+        "modernbert": _read_modernbert,
         "fathom": _read_fathom,
     }
     if kind not in readers:
@@ -141,14 +148,40 @@ def _read_gpt2(content: Mapping[str, object], kind: str, source: str) -> Read:
 
 def _read_llama(content: Mapping[str, object], kind: str, source: str) -> Read:
     data = as_record(content, LlamaFile, source, ADVICE)
-    # A file without the key has Mistral's window, one with null has none.
     window = data.sliding_window
-    if kind == "mistral" and "sliding_window" not in content:
-        window = 4096
+    _refuse_first(kind, [(window is not None, f"it has sliding-window attention ({window} tokens)")])
+    fields = _llama_fields(data, kind, source)
+    return Read("llama", _model(kind, fields), data.max_position_embeddings, 1.0)
+
+
+def _read_mistral(content: Mapping[str, object], kind: str, source: str) -> Read:
+    data = as_record(content, MistralFile, source, ADVICE)
+    fields, window = _llama_fields(data, kind, source), data.sliding_window
+    if window is None:
+        return Read("llama", _model(kind, fields), data.max_position_embeddings, 1.0)
     _refuse_first(
         kind,
         [
-            (window is not None, f"it has sliding-window attention ({window} tokens)"),
+            (window == 1, "its tokens see themselves only (sliding_window=1)"),
+            (data.attention_bias, "it has biases in its linear layers (attention_bias=true)"),
+        ],
+    )
+    # Its number counts the token itself.
+    fields["window"] = window - 1
+    return Read("mistral", _model(kind, fields), data.max_position_embeddings, 1.0)
+
+
+def _read_eurobert(content: Mapping[str, object], kind: str, source: str) -> Read:
+    data = as_record(content, EuroBertFile, source, ADVICE)
+    fields = _llama_fields(data, kind, source)
+    fields |= {"family": "bert", "plain_head": True, "logit_bias": data.mlp_bias}
+    return Read("eurobert", _model(kind, fields), data.max_position_embeddings, 1.0)
+
+
+def _llama_fields(data: LlamaFile, kind: str, source: str) -> dict[str, object]:
+    _refuse_first(
+        kind,
+        [
             (
                 data.attention_bias != data.mlp_bias,
                 f"attention_bias={data.attention_bias} and mlp_bias={data.mlp_bias} differ, "
@@ -156,7 +189,7 @@ def _read_llama(content: Mapping[str, object], kind: str, source: str) -> Read:
             ),
         ],
     )
-    fields = {
+    return {
         "scheme": "pre_ln",
         "init": STOCK_INIT,
         "num_layers": data.num_hidden_layers,
@@ -176,7 +209,6 @@ def _read_llama(content: Mapping[str, object], kind: str, source: str) -> Read:
         "bias": data.attention_bias,
         "attention_dropout": data.attention_dropout or 0.0,
     }
-    return Read("llama", _model(kind, fields), data.max_position_embeddings, 1.0)
 
 
 def _rotary_base(data: LlamaFile, kind: str, source: str) -> int:
@@ -185,12 +217,19 @@ def _rotary_base(data: LlamaFile, kind: str, source: str) -> int:
     Raises UserError where the embedding is not plain, or not over whole heads.
     """
     given = {**(data.rope_scaling or {}), **(data.rope_parameters or {})}
+    return _plain_base(given, data.rope_theta, data.partial_rotary_factor, kind, source)
+
+
+def _plain_base(
+    given: dict[str, object], theta: float | None, part: float | None, kind: str, source: str
+) -> int:
+    """`_rotary_base` of a section, with the base and the rotated part that stand outside of it."""
     rope = as_record(given, Rope, f"{source}, rope_parameters", ADVICE)
     rope_type = rope.rope_type or rope.type or "default"
-    base = rope.rope_theta or data.rope_theta or 10000.0
+    base = rope.rope_theta or theta or 10000.0
     given = {key: value for key, value in given.items() if value is not None}
     unread = [printable(key, 60) for key in given if key not in Rope.model_fields]
-    factors = (rope.partial_rotary_factor, data.partial_rotary_factor)
+    factors = (rope.partial_rotary_factor, part)
     _refuse_first(
         kind,
         [
@@ -307,6 +346,89 @@ def _read_bert(content: Mapping[str, object], kind: str, source: str) -> Read:
         "attention_dropout": data.attention_probs_dropout_prob,
     }
     return Read(layout, _model(kind, fields), data.max_position_embeddings, 1.0)
+
+
+def _read_modernbert(content: Mapping[str, object], kind: str, source: str) -> Read:
+    data = as_record(content, ModernBertFile, source, ADVICE)
+    biases = {data.attention_bias, data.mlp_bias, data.classifier_bias}
+    _refuse_first(
+        kind,
+        [
+            (
+                len(biases) > 1,
+                f"attention_bias={data.attention_bias}, mlp_bias={data.mlp_bias} and "
+                f"classifier_bias={data.classifier_bias} differ, bias is one switch here",
+            ),
+            (not data.decoder_bias, "its logits have no bias (decoder_bias=false)"),
+            (
+                data.classifier_activation != data.hidden_activation,
+                f"its head's activation is {printable(data.classifier_activation, 60)}, its layers' "
+                f"{printable(data.hidden_activation, 60)}",
+            ),
+            (
+                data.mlp_dropout != 0,
+                f"its feed-forwards drop inside (mlp_dropout={data.mlp_dropout}); "
+                "set mlp_dropout to 0 in config.json",
+            ),
+        ],
+    )
+    every = _global_every(data, kind)
+    given = data.rope_parameters or {}
+    bases = {
+        name: _plain_base(
+            {**(data.rope_scaling or {}), **(given.get(f"{name}_attention") or {})}, theta, None, kind, source
+        )
+        for name, theta in (("full", data.global_rope_theta), ("sliding", data.local_rope_theta))
+    }
+    fields = {
+        "family": "bert",
+        "scheme": "pre_ln",
+        "init": STOCK_INIT,
+        "num_layers": data.num_hidden_layers,
+        "hidden_size": data.hidden_size,
+        "num_attention_heads": data.num_attention_heads,
+        "ffn_hidden_size": data.intermediate_size,
+        "vocab_size": data.vocab_size,
+        "max_position_embeddings": data.max_position_embeddings,
+        "embedding_norm": True,
+        "first_norm": False,
+        "norm_epsilon": data.norm_eps,
+        "activation": _activation(kind, data.hidden_activation, LLAMA_ACTIVATIONS),
+        "position": "rotary",
+        "rotary_base": bases["full"],
+        "window": None if every is None else data.local_attention // 2,
+        "global_every": every,
+        "rotary_base_local": None if every is None else bases["sliding"],
+        "tie_embeddings": data.tie_word_embeddings,
+        "bias": data.attention_bias,
+        "hidden_dropout": data.embedding_dropout,
+        "attention_dropout": data.attention_dropout,
+    }
+    config = _model(kind, fields)
+    return Read("modernbert", config, data.max_position_embeddings, 1.0, norm_bias=data.norm_bias)
+
+
+def _global_every(data: ModernBertFile, kind: str) -> int | None:
+    """Of how many layers the first sees everything; None where all do.
+
+    Raises UserError for another pattern.
+    """
+    count = data.num_hidden_layers
+    every = data.global_attn_every_n_layers
+    if data.layer_types is not None:
+        whole = [index for index, name in enumerate(data.layer_types) if name == "full_attention"]
+        every = next((index for index in whole if index), max(count, 2))
+        names = ["sliding_attention" if index % every else "full_attention" for index in range(count)]
+        _refuse_first(
+            kind,
+            [
+                (
+                    data.layer_types != names,
+                    "its layers with a window do not follow each other evenly (layer_types)",
+                )
+            ],
+        )
+    return None if every == 1 or count == 1 else every
 
 
 def _read_fathom(content: Mapping[str, object], kind: str, source: str) -> Read:

@@ -70,6 +70,57 @@ class LlamaFile(Record):
     sliding_window: int | None = None
 
 
+class MistralFile(LlamaFile):
+    """Fields of transformers' MistralConfig with other defaults than Llama's."""
+
+    intermediate_size: Width = 14336
+    num_key_value_heads: Heads | None = 8
+    max_position_embeddings: Rows = 131072
+    sliding_window: Annotated[int, Field(ge=1, le=1 << 26)] | None = 4096
+
+
+class EuroBertFile(LlamaFile):
+    """Fields of transformers' EuroBertConfig with other defaults than Llama's."""
+
+    vocab_size: Rows = 128256
+    hidden_size: Width = 768
+    intermediate_size: Width = 3072
+    num_hidden_layers: Layers = 12
+    num_attention_heads: Heads = 12
+    max_position_embeddings: Rows = 8192
+    rms_norm_eps: Epsilon = 1e-5
+
+
+class ModernBertFile(Record):
+    """Fields and defaults of transformers' ModernBertConfig, and what older ones were called."""
+
+    vocab_size: Rows = 50368
+    hidden_size: Width = 768
+    intermediate_size: Width = 1152
+    num_hidden_layers: Layers = 22
+    num_attention_heads: Heads = 12
+    hidden_activation: str = "gelu"
+    classifier_activation: str = "gelu"
+    max_position_embeddings: Rows = 8192
+    norm_eps: Epsilon = 1e-5
+    norm_bias: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    classifier_bias: bool = False
+    decoder_bias: bool = True
+    attention_dropout: Dropout = 0.0
+    embedding_dropout: Dropout = 0.0
+    mlp_dropout: Dropout = 0.0
+    layer_types: list[str] | None = None
+    global_attn_every_n_layers: Annotated[int, Field(ge=1, le=10_000)] = 3
+    local_attention: Annotated[int, Field(ge=2, le=1 << 26)] = 128
+    rope_parameters: dict[str, dict[str, object] | None] | None = None
+    rope_scaling: dict[str, object] | None = None
+    global_rope_theta: Base = 160000.0
+    local_rope_theta: Base = 10000.0
+    tie_word_embeddings: bool = True
+
+
 class Rope(Record):
     """`rope_parameters` of transformers 5, or `rope_scaling` of older ones."""
 

@@ -21,6 +21,9 @@ STOCK: dict[Target, str] = {
     "opt": "OPTForCausalLM",
     "bert": "BertForMaskedLM",
     "megatron-bert": "MegatronBertForMaskedLM",
+    "eurobert": "EuroBertForMaskedLM",
+    "modernbert": "ModernBertForMaskedLM",
+    "mistral": "MistralForCausalLM",
 }
 """Classes of transformers."""
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -136,6 +139,48 @@ def _llama(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) 
     }
 
 
+def _mistral(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
+    # Its number counts the token itself.
+    window = None if config.window is None else config.window + 1
+    return {**_llama(config, fold, positions, logit_scale), "sliding_window": window}
+
+
+def _modernbert(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
+    bases = {
+        "full_attention": float(config.rotary_base),
+        "sliding_attention": float(config.rotary_base_local or config.rotary_base),
+    }
+    kinds = ("full_attention", "sliding_attention")
+    return {
+        "max_position_embeddings": positions,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.ffn_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "hidden_activation": LLAMA_ACTIVATIONS[config.activation],
+        "classifier_activation": LLAMA_ACTIVATIONS[config.activation],
+        "norm_eps": fold.epsilon,
+        "norm_bias": True,
+        "attention_bias": config.bias,
+        "mlp_bias": config.bias,
+        "classifier_bias": config.bias,
+        "decoder_bias": True,
+        "layer_types": [kinds[config.is_local(layer)] for layer in range(config.num_layers)],
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": base} for kind, base in bases.items()
+        },
+        # Older versions read these in their place.
+        "global_attn_every_n_layers": config.global_every or 1,
+        "global_rope_theta": bases["full_attention"],
+        "local_rope_theta": bases["sliding_attention"],
+        # Both sides together.
+        "local_attention": 2 * (config.window or positions),
+        "embedding_dropout": config.hidden_dropout,
+        "attention_dropout": config.attention_dropout,
+        "mlp_dropout": 0.0,
+    }
+
+
 def _opt(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
     return {
         "max_position_embeddings": positions,
@@ -186,11 +231,15 @@ def fathom_fields(config: ModelConfig, fold: Fold, positions: int, logit_scale: 
         "norm_epsilon": fold.epsilon,
         "position": config.position,
         "rotary_base": float(config.rotary_base),
+        "window": config.window,
+        "global_every": config.global_every,
+        "rotary_base_local": config.rotary_base_local,
         "bias": config.bias,
         "embedding_norm": plan.embedding_norm,
         "final_norm": plan.final_norm,
         "logit_scale": logit_scale,
         "logit_bias": config.logit_bias,
+        "plain_head": config.plain_head,
         "depth_plan": depth_plan(plan),
         "causal": config.stack.causal,
         "type_vocab_size": config.token_types,
@@ -207,6 +256,9 @@ FIELDS: dict[Target, Callable[[ModelConfig, Fold, int, float], dict[str, object]
     "opt": _opt,
     "bert": _bert,
     "megatron-bert": _bert,
+    "eurobert": _llama,
+    "modernbert": _modernbert,
+    "mistral": _mistral,
     "fathom": fathom_fields,
 }
 """What config.json of a target says beside what all of them say."""

@@ -33,6 +33,20 @@ def config_of(**sizes: Any) -> ModelConfig:
     )
 
 
+@pytest.mark.parametrize("window", [1, 5, 15, 40])
+@pytest.mark.parametrize("family", ["gpt", "bert"])
+def test_keys_in_a_window_are_counted_one_by_one(family: str, window: int) -> None:
+    config = config_of(family=family, window=window, global_every=2)
+    seen = sum(
+        abs(query - key) <= window and (key <= query or family == "bert")
+        for query in range(SEQ)
+        for key in range(SEQ)
+    )
+    whole = SEQ / 2 if family == "gpt" else SEQ
+    pairs = 2 * whole + seen / SEQ  # of three layers the first and the third see all
+    assert forward_flops(config, SEQ).attention_core == pytest.approx(pairs * 2 * 2 * 24)
+
+
 CONFIGS = {
     "plain": config_of(),
     "grouped queries, gated": config_of(

@@ -24,7 +24,13 @@ MODELS: dict[str, dict[str, Any]] = {
         "normalization": "rmsnorm",
         "activation": "swiglu",
     },
-    "spannorm": {"position": "none", "token_types": 0, "tie_embeddings": False},
+    "spannorm": {
+        "position": "none",
+        "window": 3,
+        "global_every": 2,
+        "token_types": 0,
+        "tie_embeddings": False,
+    },
     "deepscalelm_post_ln": {},
     "deepscalelm_pre_ln": {},
 }

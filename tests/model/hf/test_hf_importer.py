@@ -15,6 +15,8 @@ from transformers import (
     BertForMaskedLM,
     BertForPreTraining,
     BertModel,
+    EuroBertConfig,
+    EuroBertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -23,6 +25,8 @@ from transformers import (
     MegatronBertForMaskedLM,
     MistralConfig,
     MistralForCausalLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
@@ -241,6 +245,58 @@ def test_megatron_bert(tmp_path: Path) -> None:
     assert not imported.left_out
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_eurobert(tmp_path: Path, bias: bool) -> None:
+    sizes = {**LLAMA, "num_key_value_heads": 2, "pad_token_id": None, "tie_word_embeddings": not bias}
+    model = EuroBertForMaskedLM(EuroBertConfig(**sizes, attention_bias=bias, mlp_bias=bias))
+    imported = check(save(model, tmp_path / "source"), tmp_path / "source", tmp_path)
+    assert (imported.config.family, imported.config.plain_head) == ("bert", True)
+    assert imported.config.logit_bias is bias
+
+
+MODERNBERT = {
+    "vocab_size": 101, "max_position_embeddings": 24, "hidden_size": 32, "intermediate_size": 48,
+    "num_hidden_layers": 4, "num_attention_heads": 4, "local_attention": 6, "pad_token_id": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_modernbert(tmp_path: Path, bias: bool) -> None:
+    given = {"norm_bias": True, "attention_bias": bias, "mlp_bias": bias, "classifier_bias": bias}
+    model = ModernBertForMaskedLM(ModernBertConfig(**MODERNBERT, **given))
+    config = check(save(model, tmp_path / "source"), tmp_path / "source", tmp_path).config
+    assert (config.window, config.global_every) == (3, 3)
+    assert (config.rotary_base, config.rotary_base_local) == (160000, 10000)
+    assert (config.first_norm, config.embedding_norm, config.bias) == (False, True, bias)
+
+
+def test_a_modernbert_without_biases_in_its_norms_gets_zeros(tmp_path: Path) -> None:
+    """As the published ones. All its tensors come back; the biases beside them are zero."""
+    model = save(ModernBertForMaskedLM(ModernBertConfig(**MODERNBERT)), tmp_path / "source")
+    imported = import_model(tmp_path / "source", vocab_multiple=16)
+    inputs = proof_inputs(imported.config, 16)
+    with torch.no_grad():
+        theirs = inputs.seen(model(**inputs.arguments()).logits)
+    ours = Evaluation(dict(imported.weights), imported.config, logit_scale=1.0)
+    torch.testing.assert_close(inputs.ask(ours), theirs, rtol=1e-5, atol=1e-5)
+    export(
+        imported.weights,
+        imported.config,
+        tmp_path / "back",
+        logit_scale=1.0,
+        tokenizer=None,
+        seq_length=imported.positions,
+    )
+    before, after = (
+        load_file(tmp_path / "source/model.safetensors"),
+        load_file(tmp_path / "back/model.safetensors"),
+    )
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    more = after.keys() - before.keys()
+    assert len(more) == 2 * 4 - 1 + 3
+    assert all(name.endswith("norm.bias") and not after[name].any() for name in more)
+
+
 def test_a_bert_without_a_head_is_refused(tmp_path: Path) -> None:
     save(BertModel(BertConfig(**BERT)), tmp_path / "source")
     with pytest.raises(UserError, match="have no head of a masked language model"):
@@ -253,6 +309,17 @@ def test_mistral_without_a_window_is_a_llama(tmp_path: Path) -> None:
         tmp_path / "source",
     )
     check(model, tmp_path / "source", tmp_path)
+
+
+def test_mistral_with_a_window(tmp_path: Path) -> None:
+    model = save(
+        MistralForCausalLM(MistralConfig(**{**LLAMA, "num_key_value_heads": 2, "sliding_window": 5})),
+        tmp_path / "source",
+    )
+    imported = check(model, tmp_path / "source", tmp_path)
+    assert (imported.layout, imported.config.window) == ("mistral", 4)
+    settings = json.loads((tmp_path / "back/config.json").read_text())
+    assert (settings["architectures"], settings["sliding_window"]) == (["MistralForCausalLM"], 5)
 
 
 def test_old_files_in_shards_without_prefix_and_with_masks(tmp_path: Path) -> None:
@@ -325,7 +392,7 @@ def test_our_exports_come_back_bit_by_bit(tmp_path: Path, scheme: str, number: i
         (
             {"model_type": "roberta"},
             "model_type='roberta' cannot be imported; supported: gpt2, llama, mistral, opt, bert, "
-            "megatron-bert, fathom",
+            "megatron-bert, eurobert, modernbert, fathom",
         ),
         (
             {**GPT2, "model_type": "gpt2", "activation_function": "tanh"},
@@ -353,7 +420,20 @@ def test_our_exports_come_back_bit_by_bit(tmp_path: Path, scheme: str, number: i
         ({**LLAMA, "model_type": "llama", "rope_theta": 10000.5}, "not a whole number"),
         ({**LLAMA, "model_type": "llama", "attention_bias": True}, "attention_bias=True and mlp_bias=False"),
         ({**LLAMA, "model_type": "llama", "hidden_act": "relu"}, "activation is relu"),
-        ({**LLAMA, "model_type": "mistral"}, r"sliding-window attention \(4096 tokens\)"),
+        ({**LLAMA, "model_type": "llama", "sliding_window": 9}, r"sliding-window attention \(9 tokens\)"),
+        ({**LLAMA, "model_type": "mistral", "sliding_window": 1}, "see themselves only"),
+        ({**MODERNBERT, "model_type": "modernbert", "mlp_bias": True}, "mlp_bias=True and"),
+        ({**MODERNBERT, "model_type": "modernbert", "decoder_bias": False}, "decoder_bias=false"),
+        ({**MODERNBERT, "model_type": "modernbert", "classifier_activation": "silu"}, "activation is silu"),
+        ({**MODERNBERT, "model_type": "modernbert", "mlp_dropout": 0.1}, "mlp_dropout=0.1"),
+        (
+            {
+                **MODERNBERT,
+                "model_type": "modernbert",
+                "layer_types": ["sliding_attention", "full_attention"] * 2,
+            },
+            "do not follow each other evenly",
+        ),
         ({**OPT, "model_type": "opt", "do_layer_norm_before": True}, "only post-LN ones are read"),
         ({**OPT, "model_type": "opt", "word_embed_proj_dim": 16}, "embeddings are 16 wide and projected"),
         ({**OPT, "model_type": "opt", "layer_norm_elementwise_affine": False}, "no gain and bias"),
@@ -365,6 +445,7 @@ def test_our_exports_come_back_bit_by_bit(tmp_path: Path, scheme: str, number: i
             {**BERT, "model_type": "megatron-bert", "position_embedding_type": "relative_key"},
             "its positions are relative_key",
         ),
+        ({**LLAMA, "model_type": "eurobert", "hidden_act": "gelu_new"}, "activation is gelu_new"),
         ({"model_type": "fathom"}, "no `pretraining` section"),
     ],
 )

@@ -24,8 +24,22 @@ VARIANTS = [
         "tie_embeddings": False,
     },
     {"head_dim": 12, "activation": "geglu", "norm_epsilon": 1e-3},
-    {"num_query_groups": 1, "position": "rotary", "rotary_base": 500, "activation": "gelu_tanh"},
-    {"normalization": "rmsnorm", "position": "none", "activation": "silu", "tie_embeddings": False},
+    {
+        "num_query_groups": 1,
+        "position": "rotary",
+        "rotary_base": 500,
+        "activation": "gelu_tanh",
+        "window": 2,
+        "global_every": 3,
+        "rotary_base_local": 100,
+    },
+    {
+        "normalization": "rmsnorm",
+        "position": "none",
+        "activation": "silu",
+        "tie_embeddings": False,
+        "window": 3,
+    },
 ]
 
 

@@ -71,13 +71,17 @@ def reference(
         eps=config.norm_epsilon,
         position=config.position,
         rotary_base=float(config.rotary_base),
+        first_norm=config.first_norm,
+        window=config.window,
+        global_every=config.global_every,
+        local_base=config.rotary_base_local,
         logit_scale=logit_scale,
         options=config.scheme_options,
     )
     cast = {name: tensor.to(dtype) for name, tensor in weights.items()}
     if config.stack.causal:
         return lambda tokens: gpt.logits(cast, shape, tokens)
-    model = encoder.Encoder(shape, config.token_types, config.embedding_norm)
+    model = encoder.Encoder(shape, config.token_types, config.embedding_norm, config.plain_head)
     return lambda tokens, keep=None, types=None: encoder.logits(
         cast, model, encoder.Batch(tokens, keep, types=types)
     )

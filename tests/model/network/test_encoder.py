@@ -41,6 +41,8 @@ def build(scheme: str, **changes: Any) -> tuple[LanguageModel, ModelConfig]:
     if config.position == "rotary":  # Megatron-core's angles are in fp32
         width = torch.arange(0, config.kv_channels, 2, dtype=torch.float64) / config.kv_channels
         chunk.rotary_pos_emb.inv_freq = config.rotary_base**-width
+        if config.rotary_base_local is not None:
+            chunk.rotary_pos_emb_local.inv_freq = config.rotary_base_local**-width
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in chunk.named_parameters():
@@ -78,10 +80,14 @@ def reference(
         config.normalization,
         config.norm_epsilon,
         config.position,
+        first_norm=config.first_norm,
+        window=config.window,
+        global_every=config.global_every,
+        local_base=config.rotary_base_local,
         logit_scale=logit_scale(config),
         options=config.scheme_options,
     )
-    model = encoder.Encoder(shape, config.token_types, config.embedding_norm)
+    model = encoder.Encoder(shape, config.token_types, config.embedding_norm, config.plain_head)
     weights = {
         one.name: one.parameter.detach().clone().requires_grad_() for one in named_parameters(chunk, 0, 1)
     }
@@ -102,6 +108,15 @@ VARIANTS: list[dict[str, Any]] = [
     {"token_types": 2, "embedding_norm": True},
     {"position": "rotary", "activation": "swiglu", "num_query_groups": 2, "normalization": "rmsnorm"},
     {"position": "learned", "embedding_norm": False, "bias": False, "activation": "relu"},
+    {
+        "position": "rotary",
+        "plain_head": True,
+        "logit_bias": True,
+        "tie_embeddings": False,
+        "window": 2,
+        "global_every": 3,
+        "rotary_base_local": 100,
+    },
 ]
 
 
@@ -109,7 +124,7 @@ VARIANTS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_losses_and_gradients_are_the_references(scheme: str, number: int) -> None:
     chunk, config = build(scheme, **VARIANTS[number])
-    packed, given = number < 2, batch(config)
+    packed, given = number != 2, batch(config)
     if not packed:
         lengths = torch.tensor([[SEQ], [7]])
         given |= {
@@ -127,6 +142,24 @@ def test_losses_and_gradients_are_the_references(scheme: str, number: int) -> No
         zero = one.name.endswith("k_layernorm.bias")
         allowed = 1e-14 if zero else 1e-9 * float(gradients[one.name].abs().max())
         torch.testing.assert_close(gradient, gradients[one.name], rtol=1e-9, atol=allowed)
+
+
+@pytest.mark.parametrize("scheme", ["pre_ln", "layernorm_scaling", "deepscalelm_pre_ln"])
+def test_the_first_attention_may_read_the_norm_on_the_embedding(scheme: str) -> None:
+    chunk, config = build(scheme, embedding_norm=True, first_norm=False)
+    assert not any("layers.0.input_layernorm" in name for name, _ in chunk.named_parameters())
+    given = batch(config)
+    theirs, _ = reference(chunk, config, given, packed=True)
+    torch.testing.assert_close(chunk(given).flatten(), theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "embedding_norm", "missing"),
+    [("pre_ln", False, "norm on the embedding"), ("post_ln", True, "norm before its first attention")],
+)
+def test_a_first_norm_that_nothing_replaces_is_kept(scheme: str, embedding_norm: bool, missing: str) -> None:
+    with pytest.raises(ValueError, match=f"model.first_norm=false needs a {missing}"):
+        build(scheme, embedding_norm=embedding_norm, first_norm=False)
 
 
 def test_a_document_does_not_feel_what_stands_beside_it() -> None:

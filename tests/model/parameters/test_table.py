@@ -75,8 +75,9 @@ def test_the_built_model_has_exactly_these_parameters(scheme: str) -> None:
 def test_every_family_has_exactly_these_parameters(family: str) -> None:
     """With all that only some families have, in the order of the modules."""
     single_process()
-    own = {"token_types": 2, "embedding_norm": True, "logit_bias": True}
-    chosen = {name: own[name] for name in FAMILIES[family].settings}
+    own = {"token_types": 2, "embedding_norm": True, "logit_bias": True, "plain_head": True}
+    own |= {"first_norm": False, "window": 3, "global_every": 2, "rotary_base_local": 9, "position": "rotary"}
+    chosen = {name: own[name] for name in (*FAMILIES[family].settings, "position")}
     for kind in ({"family": family}, {"family": family, **chosen}, {"family": family, "bias": False}):
         model = config(**kind)
         built = {one.name: tuple(one.parameter.shape) for one in named_parameters(build(model), 0, 1)}

@@ -28,8 +28,19 @@ LABELS = torch.tensor([5, 70, 119])
 """All that occur. Logits start from these frequencies, so that many labels are the likeliest."""
 ENCODER = given(family="bert", num_layers=4, init=given(unigram=True))
 MODELS = {
-    "post": ENCODER | given(scheme="deepscalelm_post_ln", token_types=2, embedding_norm=True),
-    "pre": ENCODER | given(scheme="b2t", position="rotary", tie_embeddings=False),
+    "post": ENCODER
+    | given(scheme="deepscalelm_post_ln", token_types=2, embedding_norm=True, window=3, global_every=3),
+    "pre": ENCODER
+    | given(
+        scheme="b2t",
+        position="rotary",
+        tie_embeddings=False,
+        plain_head=True,
+        logit_bias=True,
+        window=4,
+        global_every=2,
+        rotary_base_local=100,
+    ),
 }
 LAYOUTS: dict[str, tuple[int, dict[str, Any], str]] = {
     "TP2 x PP2 + SP": (4, given(tensor=2, pipeline=2, sequence_parallel=True), "post"),
@@ -38,7 +49,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any], str]] = {
         given(tensor=2, pipeline=2, recompute=given(granularity="selective")),
         "pre",
     ),
-    "TP2 + SP, full recomputation": (2, SP | FULL, "post"),
+    "TP2 + SP, full recomputation": (2, SP | FULL, "pre"),
     "PP2 interleaved": (2, given(pipeline=2, virtual_stages=2), "post"),
     "DP4, ZeRO-2": (4, given(zero=2), "post"),
     "DP2, ZeRO-3": (2, given(zero=3), "pre"),

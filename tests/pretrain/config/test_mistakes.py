@@ -72,6 +72,10 @@ from tests.pretrain.config.minimal import MINIMAL, message
         ("model.hidden_size.x=3", 'model.hidden_size={"x": 3} must be a whole number (command line)'),
         ("data.corpora=[]", "data.corpora=[] must be a list of at least 1 (command line)"),
         ("data.corpora=here", "data.corpora='here' must be a list (command line)"),
+        (
+            "model={num_layers: 2, hidden_size: 8, num_attention_heads: 2, window: 100000}",
+            "model.window=100000 has no effect with data.seq_length=16: remove it, or give a number below 15",
+        ),
         ("train=null", "train=null must be a section of keys (command line)"),
         (
             "model.hidden_size=9",

@@ -1,0 +1,121 @@
+"""Layers that see a window of the sequence, in a decoder and an encoder without documents, in fp64.
+
+Encoders with documents are among the variants of `tests/model/network/test_encoder.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from model.config import ModelConfig
+from model.layers.transformer_config import transformer_config
+from model.network.language_model import LanguageModel
+from model.parameters.names import named_parameters
+from model.weights.init import logit_scale
+from parallel.launch.one_process import single_process
+from tests.reference import encoder, gpt
+
+SEQ, VOCAB = 12, 32
+ROTARY = {"position": "rotary", "num_query_groups": 2, "normalization": "rmsnorm", "window": 3}
+MODELS: dict[str, dict[str, Any]] = {
+    "decoder, all layers": {"window": 2},
+    "decoder, alternating": {**ROTARY, "global_every": 2, "rotary_base_local": 50},
+    "encoder, all layers": {**ROTARY, "family": "bert"},
+    "encoder, alternating": {"family": "bert", "window": 1, "global_every": 3},
+}
+
+
+def build(**fields: Any) -> tuple[LanguageModel, ModelConfig]:
+    single_process()
+    sizes = {"num_layers": 4, "hidden_size": 16, "num_attention_heads": 4, "ffn_hidden_size": 24}
+    vocabulary = {"vocab_size": VOCAB, "vocab_multiple": VOCAB, "max_position_embeddings": SEQ}
+    config = ModelConfig.model_validate({"scheme": "pre_ln", **sizes, **vocabulary, **fields})
+    chunk = LanguageModel(config, transformer_config(config, dtype=torch.float64), seq_length=SEQ).double()
+    if config.position == "rotary":  # Megatron-core's angles are in fp32
+        width = torch.arange(0, config.kv_channels, 2, dtype=torch.float64) / config.kv_channels
+        chunk.rotary_pos_emb.inv_freq = config.rotary_base**-width
+        if config.rotary_base_local is not None:
+            chunk.rotary_pos_emb_local.inv_freq = config.rotary_base_local**-width
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in chunk.named_parameters():
+            parameter.normal_(1.0 if "norm" in name else 0.0, 0.4, generator=generator)
+    return chunk, config
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_and_gradients_are_the_references(name: str) -> None:
+    chunk, config = build(**MODELS[name])
+    shape = gpt.Shape(
+        config.scheme,
+        config.num_layers,
+        config.num_attention_heads,
+        config.num_query_groups,
+        config.activation,
+        config.normalization,
+        config.norm_epsilon,
+        config.position,
+        window=config.window,
+        global_every=config.global_every,
+        local_base=config.rotary_base_local,
+        logit_scale=logit_scale(config),
+    )
+    named = list(named_parameters(chunk, 0, 1))
+    weights = {one.name: one.parameter.detach().clone().requires_grad_() for one in named}
+    tokens = torch.randint(0, VOCAB, (2, SEQ), generator=torch.Generator().manual_seed(1))
+    if config.stack.causal:
+        theirs = gpt.logits(weights, shape, tokens)
+    else:
+        theirs = encoder.logits(weights, encoder.Encoder(shape), encoder.Batch(tokens))
+    ours = chunk({"tokens": tokens})
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    for logits in (ours, theirs):
+        logits.square().mean().backward()
+    for one in named:
+        assert one.parameter.grad is not None
+        expected = weights[one.name].grad
+        assert expected is not None
+        atol = 1e-10 * float(expected.abs().max()) + 1e-14
+        torch.testing.assert_close(one.parameter.grad, expected, rtol=1e-9, atol=atol)
+
+
+def test_what_a_token_sees_grows_by_the_window_from_layer_to_layer() -> None:
+    chunk, config = build(window=2)
+    assert config.window is not None
+    tokens = torch.zeros(1, SEQ, dtype=torch.int64)
+    changed = tokens.clone()
+    changed[0, 0] = 1
+    reach = config.window * config.num_layers
+    moved = (chunk({"tokens": changed}) - chunk({"tokens": tokens})).abs().amax(-1)[0]
+    assert bool((moved[: reach + 1] > 0).all())
+    assert not moved[reach + 1 :].any()
+
+
+def test_a_layer_without_the_mask_of_its_window_is_refused() -> None:
+    chunk, _ = build(window=2)
+    with pytest.raises(ValueError, match="needs its mask"):
+        chunk.decoder.layers[0](torch.zeros(SEQ, 1, 16, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"global_every": 2}, "model.global_every=2 has no effect without model.window"),
+        (
+            {"window": 2, "rotary_base_local": 5},
+            "rotary_base_local=5 has no effect without model.global_every",
+        ),
+        (
+            {"window": 2, "global_every": 2, "rotary_base_local": 5},
+            "rotary_base_local=5 has no effect with model.position=learned",
+        ),
+        ({"window": 2, "global_every": 2, "num_layers": 1}, "model.window=2 has no effect"),
+    ],
+)
+def test_options_without_effect_are_refused(fields: dict[str, Any], problem: str) -> None:
+    sizes = {"num_layers": 4, "hidden_size": 16, "num_attention_heads": 4}
+    with pytest.raises(ValueError, match=problem):
+        ModelConfig.model_validate({**sizes, **fields})
