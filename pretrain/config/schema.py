@@ -186,7 +186,7 @@ class BranchConfig(Strict):
 class ScheduleConfig(Strict):
     """Learning rate over steps, and shares of the branches."""
 
-    kind: Literal["cosine", "linear", "wsd", "constant", "inverse_sqrt"] = Field(
+    kind: Literal["cosine", "linear", "wsd", "inverse_sqrt", "constant"] = Field(
         "cosine",
         description="Shape after warm-up. wsd: constant, then linear decay over decay_steps. "
         "inverse_sqrt: the root of warmup_steps / step, whatever the run's length.",

@@ -20,7 +20,7 @@ from parallel.config import ParallelConfig
 from parallel.launch.one_process import single_process
 from tests.distributed import Group, launch, rebuild
 
-LENGTH = 16
+LENGTH, SOURCE = 16, 12
 KINDS: list[dict[str, Any]] = [
     dict(kind)
     for kind in itertools.product(
@@ -52,13 +52,14 @@ def config(scheme: str = "pre_ln", **changes: Any) -> ModelConfig:
 
 
 def table(model: ModelConfig) -> dict[str, Row]:
-    rows = list(parameter_table(model, positions=LENGTH))
+    rows = list(parameter_table(model, positions=LENGTH, source_positions=SOURCE))
     assert len({row.name for row in rows}) == len(rows)
     return {row.name: row for row in rows}
 
 
 def build(model: ModelConfig, **parallel: Any) -> LanguageModel:
-    return LanguageModel(model, transformer_config(model, **parallel), seq_length=LENGTH)
+    sizes = transformer_config(model, **parallel)
+    return LanguageModel(model, sizes, seq_length=LENGTH, source_length=SOURCE)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -75,7 +76,9 @@ def test_the_built_model_has_exactly_these_parameters(scheme: str) -> None:
 def test_every_family_has_exactly_these_parameters(family: str) -> None:
     """With all that only some families have, in the order of the modules."""
     single_process()
-    own = {"token_types": 2, "embedding_norm": True, "logit_bias": True, "plain_head": True}
+    own: dict[str, Any] = {"token_types": 2, "embedding_norm": True, "logit_bias": True, "plain_head": True}
+    own |= {"encoder_layers": 3, "encoder_attention_heads": 2, "encoder_ffn_hidden_size": 24}
+    own |= {"max_source_positions": 9, "share_embeddings": False}
     own |= {"first_norm": False, "window": 3, "global_every": 2, "rotary_base_local": 9, "position": "rotary"}
     chosen = {name: own[name] for name in (*FAMILIES[family].settings, "position")}
     for kind in ({"family": family}, {"family": family, **chosen}, {"family": family, "bias": False}):

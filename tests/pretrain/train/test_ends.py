@@ -106,7 +106,7 @@ def test_a_failed_evaluation_loses_no_step(
         raise RuntimeError("CUDA out of memory")
 
     config = run_config(data, tmp_path, steps=3, eval_interval=interval, stop_at_step=stop)
-    monkeypatch.setattr("pretrain.train.validation.Validation.loss", out_of_memory)
+    monkeypatch.setattr("pretrain.train.validation.Validation.measure", out_of_memory)
     if interval and stop is None:
         config.checkpoint.interval = 2
     trained(config, wanted=RuntimeError)

@@ -107,4 +107,12 @@ def test_the_configuration_offers_every_shape_and_each_has_a_peak_and_a_floor() 
         rates = [learning_rate(schedule, 1.0, step, 1000) for step in range(1, 1001)]
         assert rates[9] == 1.0
         assert all(later <= earlier for earlier, later in pairwise(rates[9:])), kind
-        assert rates[-1] == pytest.approx(0.1 if shape.has_floor else 1.0)
+        # inverse_sqrt has no floor; the root of 10 steps of warm-up / 1000 steps is 0.1 too.
+        falls = shape.has_floor or kind == "inverse_sqrt"
+        assert rates[-1] == pytest.approx(0.1 if falls else 1.0)
+
+
+def test_the_inverse_root_is_that_of_the_steps_over_the_warm_up() -> None:
+    schedule = ScheduleConfig(kind="inverse_sqrt", warmup_steps=4)
+    rates = [learning_rate(schedule, 2.0, step, 1000) for step in (1, 2, 4, 16, 64, 100)]
+    assert rates == pytest.approx([0.5, 1.0, 2.0, 1.0, 0.5, 0.4])
