@@ -19,7 +19,7 @@ from model.errors import UserError
 from model.families.family import Family, Stack
 from model.families.table import DEFAULT_FAMILY, FAMILIES, OWN_SETTINGS, summaries
 from model.norms import NORMS
-from model.sections import LAYERS, InitConfig, Strict, TransferConfig
+from model.sections import LAYERS, InitConfig, RotaryConfig, Strict, TransferConfig
 from model.words import printable
 
 
@@ -110,6 +110,7 @@ class ModelConfig(Strict):
         "rotary embedding of queries and keys, or none.",
     )
     rotary_base: int = Field(10000, ge=1, le=10**12, description="Base period of rotary embeddings.")
+    rotary: RotaryConfig = Field(default_factory=RotaryConfig, description="Share and scaling of it.")
     window: int | None = Field(
         None,
         ge=1,
@@ -208,10 +209,7 @@ class ModelConfig(Strict):
                 f"model.num_query_groups={self.groups} does not divide "
                 f"model.num_attention_heads={self.num_attention_heads}"
             )
-        if self.position == "rotary" and self.kv_channels % 2:
-            raise ValueError(
-                f"model.position=rotary needs an even head width, got {self.kv_channels}: set model.head_dim"
-            )
+        self.rotary.check(self.position, self.kv_channels)
         return self
 
     def _check_init_is_read(self) -> None:
@@ -471,6 +469,11 @@ class ModelConfig(Strict):
     def kv_channels(self) -> int:
         """Width of one head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def rotary_width(self) -> int:
+        """Entries of a head that turn with the position."""
+        return self.rotary.width(self.kv_channels)
 
     @property
     def gated(self) -> bool:

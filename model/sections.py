@@ -1,4 +1,4 @@
-"""Sections of a model's configuration: initial weights, and what carries over between sizes."""
+"""Sections of a model's configuration: initial weights, rotation, and transfer between sizes."""
 
 from __future__ import annotations
 
@@ -124,3 +124,108 @@ class TransferConfig(Strict):
                 "give that or remove alpha"
             )
         return self
+
+
+class RotaryConfig(Strict):
+    """Rotary embedding beside its base: how much of a head turns, and how fast.
+
+    Scaling stretches frequencies that were learned on `original_positions` over longer texts;
+    `model/rotary.py` has the equations.
+    """
+
+    share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of a head that turns, its first entries; the rest has none (GPT-NeoX).",
+    )
+    scaling: Literal["none", "linear", "llama3", "yarn"] = Field(
+        "none",
+        description="linear: all frequencies divided by the factor (Chen et al. 2023). "
+        "llama3: only slow ones (Llama 3.1). yarn: slow ones, by their turns over the "
+        "original length, and hotter scores (Peng et al. 2023). A fixed NTK scaling is another rotary_base.",
+    )
+    factor: float = Field(1.0, ge=1, le=1 << 20, description="How much longer texts become.")
+    original_positions: int | None = Field(
+        None, ge=1, le=1 << 26, description="Tokens of the longest text before scaling (llama3, yarn)."
+    )
+    low_frequency: float = Field(
+        1.0, gt=0, le=1 << 20, description="llama3: fewer turns over the original length are slow."
+    )
+    high_frequency: float = Field(
+        4.0, gt=0, le=1 << 20, description="llama3: more turns over the original length are left alone."
+    )
+    beta_fast: float = Field(
+        32.0, gt=0, le=1 << 20, description="yarn: more turns over the original length are left alone."
+    )
+    beta_slow: float = Field(
+        1.0, gt=0, le=1 << 20, description="yarn: fewer turns over the original length are slow."
+    )
+    attention_factor: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="yarn: factor on turned queries and keys; null: 0.1 ln(factor) + 1.",
+    )
+    truncate: bool = Field(
+        True, description="yarn: both limits are rounded outwards to whole entries of a head."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> RotaryConfig:
+        read = ROTARY_SCALINGS[self.scaling]
+        fields = type(self).model_fields
+        for name in fields:
+            value = getattr(self, name)
+            if name not in ("share", "scaling", *read) and value != fields[name].default:
+                raise ValueError(
+                    f"model.rotary.{name}={str(value).lower()} has no effect with "
+                    f"model.rotary.scaling={self.scaling}: remove it or choose another scaling"
+                )
+        for name, missing in (
+            ("factor", self.factor == 1),
+            ("original_positions", self.original_positions is None),
+        ):
+            if name in read and missing:
+                raise ValueError(f"model.rotary.scaling={self.scaling} needs model.rotary.{name}: give it")
+        for low, high in (("low_frequency", "high_frequency"), ("beta_slow", "beta_fast")):
+            if getattr(self, low) >= getattr(self, high):
+                raise ValueError(
+                    f"model.rotary.{low}={getattr(self, low)} must be below "
+                    f"model.rotary.{high}={getattr(self, high)}"
+                )
+        return self
+
+    def check(self, position: str, head_width: int) -> None:
+        """Raises ValueError where it does not fit the positions and the width of heads."""
+        if position != "rotary":
+            changed = sorted(self.model_dump(exclude_defaults=True))
+            if changed:
+                raise ValueError(
+                    f"model.rotary.{changed[0]} has no effect with model.position={position}: "
+                    "remove it or set model.position=rotary"
+                )
+            return
+        if head_width % 2:
+            raise ValueError(
+                f"model.position=rotary needs an even head width, got {head_width}: set model.head_dim"
+            )
+        width = self.width(head_width)
+        if width < 2 or width % 2:
+            raise ValueError(
+                f"model.rotary.share={self.share} turns {width} of {head_width} entries of a head: "
+                "give one that makes an even number"
+            )
+
+    def width(self, head_width: int) -> int:
+        """Entries of a head that turn."""
+        return int(head_width * self.share)
+
+
+ROTARY_SCALINGS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "original_positions", "low_frequency", "high_frequency"),
+    "yarn": ("factor", "original_positions", "beta_fast", "beta_slow", "attention_factor", "truncate"),
+}
+"""What each kind of scaling reads."""

@@ -76,6 +76,8 @@ class Stack(nn.Module):
         )
         if self.model_config.window is not None:
             raise ValueError("window: a stack by itself sees all tokens; build a LanguageModel")
+        if self.model_config.position == "rotary":
+            raise ValueError("position: a stack by itself rotates nothing; build a LanguageModel")
         self.cross = cross
         config = transformer_config(self.model_config, dtype=dtype)
         self.plan = DepthPlan.of(

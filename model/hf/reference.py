@@ -22,6 +22,7 @@ from model.depth.sublayer import Sublayer
 from model.errors import UserError
 from model.norms import NORMS
 from model.parameters.table import logit_bias_name
+from model.rotary import frequencies, magnitude
 
 Weights = Mapping[str, Tensor]
 
@@ -229,13 +230,7 @@ class Evaluation:
             inner[role] = self._norm(inner[role], f"{name}.{role}_layernorm")
         q, k, v = inner["q"], inner["k"], inner["v"]
         if config.position == "rotary":
-            local = config.rotary_base_local if config.is_local(layer) else None
-            angles_sd = self._angles(start, s, local or config.rotary_base)
-            q, k = (
-                x * angles_sd.cos()
-                + torch.cat((-x[..., d // 2 :], x[..., : d // 2]), dim=-1) * angles_sd.sin()
-                for x in (q, k)
-            )
+            q, k = (self._rotated(x, start, local=config.is_local(layer)) for x in (q, k))
         if cache is not None:
             k, v = cache.extend(layer, k, v)
         k, v = (x.repeat_interleave(share, dim=1) for x in (k, v))
@@ -244,15 +239,20 @@ class Evaluation:
         out = (probabilities @ v).transpose(1, 2).reshape(b, s, -1)
         return self._last(out, f"{name}.linear_proj", self.plan.layers[layer].attention.norm_last)
 
-    def _angles(self, start: int, length: int, base: int) -> Tensor:
-        """Rotary angles [s, d], both halves alike.
+    def _rotated(self, x_bnsd: Tensor, start: int, *, local: bool) -> Tensor:
+        """Queries or keys of positions from `start` on. local: of a layer with a window.
 
-        At least fp32: low precision would round late positions together.
+        Angles in at least fp32: low precision would round late positions together.
         """
         dtype = torch.promote_types(self.dtype, torch.float32)
-        d = self.config.kv_channels
-        frequencies = 1.0 / base ** (torch.arange(0, d, 2, dtype=dtype) / d)
-        return torch.outer(torch.arange(start, start + length, dtype=dtype), frequencies).repeat(1, 2)
+        positions = torch.arange(start, start + x_bnsd.shape[2], dtype=dtype)
+        turns = frequencies(self.config, local=local, dtype=dtype)
+        angles_sd, factor = torch.outer(positions, turns).repeat(1, 2), magnitude(self.config, local=local)
+        width = self.config.rotary_width
+        turned, rest = x_bnsd[..., :width], x_bnsd[..., width:]
+        other = torch.cat((-turned[..., width // 2 :], turned[..., : width // 2]), dim=-1)
+        turned = factor * (turned * angles_sd.cos() + other * angles_sd.sin())
+        return torch.cat((turned, rest), dim=-1)
 
 
 def pick(

@@ -197,23 +197,28 @@ class SdpaAttention(MegatronModule):
         return out_bhsd.permute(2, 0, 1, 3).flatten(2)
 
 
-def rotary_table(angles: Tensor, dtype: torch.dtype) -> Tensor:
+def rotary_table(angles: Tensor, dtype: torch.dtype, magnitude: float = 1.0) -> Tensor:
     """Cosines, then sines, of rotary angles [s, 1, 1, d], as one tensor [s, 1, 1, 2 d].
 
-    Its format is that of the activations.
+    Its format is that of the activations. magnitude: a factor on all of them.
     Made once a micro-batch: in every layer it would cost four launches and two tensors kept for
     backward.
     """
-    return torch.cat((angles.cos(), angles.sin()), dim=-1).to(dtype)
+    table = torch.cat((angles.cos(), angles.sin()), dim=-1)
+    return (table if magnitude == 1 else table * magnitude).to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding, rotate-half form (Su et al. 2021 as in Llama).
 
-    x: [s, b, heads, d]; cos, sin: [s, 1, 1, d].
+    x: [s, b, heads, d]; cos, sin: [s, 1, 1, d], or narrower where only the first entries turn.
     """
+    rest = x[..., cos.shape[-1] :]
+    if rest.shape[-1]:
+        x = x[..., : cos.shape[-1]]
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    turned = x * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
 
 
 class LocalSelfAttention(SelfAttention):
@@ -260,7 +265,7 @@ class LocalSelfAttention(SelfAttention):
         if self.v_layernorm is not None:
             value = self.v_layernorm(value)
         if rotary_pos_emb is not None:
-            cos, sin = own_table(rotary_pos_emb, width, self.windowed).chunk(2, dim=-1)
+            cos, sin = own_table(rotary_pos_emb, self.windowed).chunk(2, dim=-1)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if self.checkpoint_core_attention and self.training:
             context = tensor_parallel.checkpoint(

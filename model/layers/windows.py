@@ -52,10 +52,9 @@ def own_mask(mask: Tensor | None, windowed: bool) -> Tensor | None:
     return mask[1] if len(mask) > 1 else None
 
 
-def own_table(table: Tensor, width: int, windowed: bool) -> Tensor:
-    """A layer's own `rotary_table` [s, 1, 1, 2 d] of one, or of two side by side.
+def own_table(table: Tensor, windowed: bool) -> Tensor:
+    """A layer's own `rotary_table` [s, 1, 1, 2 d] of one, or of two [s, 2, 1, 2 d].
 
-    The second is for layers with a window. width: d, of a head.
+    The second is for layers with a window.
     """
-    both = table.shape[-1] > 2 * width
-    return table[..., 2 * width * windowed :][..., : 2 * width] if both else table
+    return table[:, int(windowed) :][:, :1] if table.shape[1] > 1 else table

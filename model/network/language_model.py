@@ -48,6 +48,7 @@ from model.network.embedding import input_tables
 from model.network.head import TargetHead, TransformHead
 from model.network.losses import VocabularyPart, cross_entropy, likeliest, smoothing_gradient
 from model.parameters.table import parameter_table
+from model.rotary import frequencies, magnitude, scales
 from model.weights.init import logit_scale
 
 Kernels = Literal["local", "te"]
@@ -147,10 +148,11 @@ class LanguageModel(MegatronModule):
         if pre_process:
             self._build_tables(model, seq_length, source_length)
         if model.position == "rotary":
-            self.rotary_pos_emb = self._rotary(model.rotary_base)
+            self.rotary_pos_emb = self._rotary(model)
         self.rotary, self.two_bases = model.position == "rotary", model.rotary_base_local is not None
         if model.rotary_base_local is not None:
-            self.rotary_pos_emb_local = self._rotary(model.rotary_base_local)
+            self.rotary_pos_emb_local = self._rotary(model, local=True)
+        self.magnitudes = magnitude(model), magnitude(model, local=True)
         # Transformer Engine's attention knows its window itself.
         windowed = kernels == "local" and config.window_size is not None
         self.window = WindowMask(config) if windowed else None
@@ -213,15 +215,18 @@ class LanguageModel(MegatronModule):
         words = self.embedding.word_embeddings if model.share_embeddings else None
         self.source_embedding = input_tables(model, self.config, longest, groups, words)
 
-    def _rotary(self, base: int) -> RotaryEmbedding:
-        return RotaryEmbedding(
-            kv_channels=self.config.kv_channels,
+    def _rotary(self, model: ModelConfig, *, local: bool = False) -> RotaryEmbedding:
+        part = RotaryEmbedding(
+            kv_channels=model.rotary_width,
             rotary_percent=1.0,
             rotary_interleaved=self.config.rotary_interleaved,
-            rotary_base=base,
+            rotary_base=(local and model.rotary_base_local) or model.rotary_base,
             use_cpu_initialization=self.config.use_cpu_initialization,
             cp_group=self.pg_collection.cp,
         )
+        if scales(model, local=local):
+            part.inv_freq = frequencies(model, local=local).to(part.inv_freq.device)
+        return part
 
     def _block(
         self, model: ModelConfig, layer_spec: Callable[..., ModuleSpec], norm: type | None
@@ -382,10 +387,10 @@ class LanguageModel(MegatronModule):
         """A `rotary_table`, beside it that of layers with a window where they have their own."""
         parts = [self.rotary_pos_emb, *([self.rotary_pos_emb_local] if self.two_bases else [])]
         tables = [
-            rotary_table(part(length, packed_seq=False, cp_group=None), self.config.params_dtype)
-            for part in parts
+            rotary_table(part(length, packed_seq=False, cp_group=None), self.config.params_dtype, magnitude)
+            for part, magnitude in zip(parts, self.magnitudes, strict=False)
         ]
-        return torch.cat(tables, dim=-1) if self.two_bases else tables[0]
+        return torch.cat(tables, dim=1) if self.two_bases else tables[0]
 
     def _logits(self, hidden_sbh: Tensor) -> Tensor:
         """[s, b, V / TP].

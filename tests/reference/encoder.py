@@ -88,6 +88,8 @@ def _options(shape: gpt.Shape, batch: Batch) -> Options:
         rotary_base=shape.rotary_base if shape.position == "rotary" else None,
         window=shape.window,
         local_base=shape.local_base,
+        frequencies=shape.frequencies,
+        turned_scale=shape.turned_scale,
         drop=shape.drop,
         drop_attention=shape.drop_attention,
         hide=batch.hidden(),

@@ -96,6 +96,10 @@ class Shape:
     """The first and every so-manieth layer after it see everything; None for no layer."""
     local_base: float | None = None
     """`rotary_base` of layers with a window."""
+    frequencies: Tensor | None = None
+    """As `Options.frequencies`."""
+    turned_scale: float = 1.0
+    """As `Options.turned_scale`."""
     logit_scale: float = 1.0
     options: Mapping[str, float | bool] = field(default_factory=dict)
     """Of the scheme; missing ones have the published value."""
@@ -223,6 +227,8 @@ def logits(parameters: Parameters, shape: Shape, tokens: Tensor, trace: list[Ten
         rotary_base=shape.rotary_base if shape.position == "rotary" else None,
         window=shape.window,
         local_base=shape.local_base,
+        frequencies=shape.frequencies,
+        turned_scale=shape.turned_scale,
         drop=shape.drop,
         drop_attention=shape.drop_attention,
     )

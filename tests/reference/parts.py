@@ -46,6 +46,13 @@ class Options:
     """How far, on either side, a layer marked `local` sees."""
     local_base: float | None = None
     """`rotary_base` of layers marked `local`, where it is another."""
+    frequencies: Tensor | None = None
+    """Of the first entries of a head, two for each; the others stay. None: of rotary_base, all.
+
+    Layers with `local_base` have that one's, of as many entries.
+    """
+    turned_scale: float = 1.0
+    """Factor on what `frequencies` turn."""
     drop: Drop = keep
     """After every branch."""
     drop_attention: Drop = keep
@@ -76,14 +83,20 @@ def norm(x: Tensor, weights: Weights, name: str, options: Options) -> Tensor:
     return y * weights[name] + weights[name + "_b"]
 
 
-def rotate(x: Tensor, base: float, positions: Tensor | None = None) -> Tensor:
+def plain_frequencies(base: float, width: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """base^(-2i/width)."""
+    half = width // 2
+    return base ** (-torch.arange(half, dtype=dtype) / half)
+
+
+def rotate(x: Tensor, frequency: Tensor, positions: Tensor | None = None) -> Tensor:
     """Rotary embedding of [batch, heads, tokens, d], halves paired.
 
-    Entry i turns with entry i + d/2 by position x base^(-2i/d).
+    Entry i turns with entry i + d/2 by position x frequency i.
     positions: broadcastable to [batch, heads, tokens]; None for 0, 1, 2 ...
     """
     half = x.shape[-1] // 2
-    frequency = base ** (-torch.arange(half, dtype=x.dtype) / half)
+    frequency = frequency.to(x.dtype)
     if positions is None:
         positions = torch.arange(x.shape[-2])
     angle = positions[..., None].to(x.dtype) * frequency
@@ -124,7 +137,15 @@ def attention(
     base = options.local_base if local and options.local_base else options.rotary_base
     if base is not None:
         positions = None if options.positions is None else options.positions[:, None]
-        q, k = (rotate(x, base, positions) for x in (q, k))
+        own, width = options.frequencies, q.shape[-1]
+        turned = width if own is None else 2 * len(own)
+        scale = options.turned_scale
+        if own is None or (local and options.local_base):
+            own, scale = plain_frequencies(base, turned, q.dtype), 1.0
+        q, k = (
+            torch.cat((scale * rotate(x[..., :turned], own, positions), x[..., turned:]), dim=-1)
+            for x in (q, k)
+        )
     # Query head i reads key group i // (heads / groups).
     k, v = (x.repeat_interleave(options.heads // groups, dim=1) for x in (k, v))
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])

@@ -108,7 +108,9 @@ def test_rotary_equals_llama() -> None:
     )
     both = torch.cat((angle, angle), dim=-1)[None]
     theirs, _ = llama.apply_rotary_pos_emb(x, x, both.cos(), both.sin())
-    assert torch.allclose(parts.rotate(x, 10000.0), theirs, rtol=0, atol=1e-12)
+    assert torch.allclose(
+        parts.rotate(x, parts.plain_frequencies(10000.0, x.shape[-1])), theirs, rtol=0, atol=1e-12
+    )
 
 
 def test_b2t_adds_the_layer_input_before_the_last_norm() -> None:

@@ -25,6 +25,10 @@ NORMS, ACTIVATIONS, DEGREES = ("layernorm", "rmsnorm"), ("gelu", "swiglu"), (1, 
 WINDOWS: dict[str, dict[str, Any]] = {
     "window": {"window": 2},
     "window-rotary": {"window": 2, "global_every": 3, "position": "rotary", "rotary_base_local": 9},
+    "rotary-yarn-part": {
+        "position": "rotary",
+        "rotary": {"share": 0.5, "scaling": "yarn", "factor": 4.0, "original_positions": 9, "beta_slow": 0.5},
+    },
     "window-encoder": {"family": "bert", "window": 1, "global_every": 2},
     "window-encoder-documents": {"family": "bert", "window": 2, "global_every": 2},
 }

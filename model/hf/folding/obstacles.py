@@ -127,6 +127,12 @@ def _window_of_mistral(config: ModelConfig) -> str | None:
     )
 
 
+def _plain_rotary(config: ModelConfig) -> str | None:
+    """Older versions of transformers read nothing but the bases."""
+    scaling = config.rotary.scaling
+    return None if scaling == "none" else f"its frequencies are plain, the model's scaled ({scaling})"
+
+
 def _window_of_modernbert(config: ModelConfig) -> str | None:
     if config.window is not None and config.global_every is None:
         return "its first layer sees the whole sequence: train with model.global_every"
@@ -156,6 +162,10 @@ def _like_llama(config: ModelConfig) -> str | None:
 def _rotary_and_gated(config: ModelConfig) -> str | None:
     problems = (
         (config.position != "rotary", f"it has rotary positions, the model {config.position}"),
+        (
+            config.rotary.share != 1,
+            f"it turns whole heads, the model a share (rotary.share={config.rotary.share})",
+        ),
         (
             config.activation not in LLAMA_ACTIVATIONS,
             f"its feed-forward is gated by silu or gelu, the model's activation is {config.activation}",
@@ -212,6 +222,7 @@ FORMS: dict[Target, tuple[Callable[[ModelConfig], str | None], ...]] = {
         _pre_ln_of_modernbert,
         _layernorm,
         _rotary_and_gated,
+        _plain_rotary,
         _plain_heads,
         _no_token_types,
         _head_of_bert,

@@ -47,6 +47,9 @@ class FathomConfig(PretrainedConfig):
     window: how many tokens before its own a position sees, and in an encoder after it too;
         all where None. global_every: the first and every so-manieth layer after it see all anyway.
     rotary_base_local: rotary_base of layers with a window, where they have their own.
+    rotary_share: share of a head that turns, its first entries.
+    rotary_frequencies: radians per position of each pair of entries, where they are not those of
+        rotary_base, and rotary_factor: on cosines and sines; neither of layers with their own base.
     logit_scale: factor on the last hidden state, before the output projection.
     logit_bias: whether the logits have a bias; those of an encoder with BERT's head always do.
     plain_head: whether an encoder has no layer of its own before the output projection.
@@ -79,6 +82,9 @@ class FathomConfig(PretrainedConfig):
         window: int | None = None,
         global_every: int | None = None,
         rotary_base_local: float | None = None,
+        rotary_share: float = 1.0,
+        rotary_frequencies: list[float] | None = None,
+        rotary_factor: float = 1.0,
         bias: bool = True,
         embedding_norm: bool = False,
         final_norm: bool = True,
@@ -113,6 +119,9 @@ class FathomConfig(PretrainedConfig):
         self.window = window
         self.global_every = global_every
         self.rotary_base_local = rotary_base_local
+        self.rotary_share = rotary_share
+        self.rotary_frequencies = rotary_frequencies
+        self.rotary_factor = rotary_factor
         self.bias = bias
         self.embedding_norm = embedding_norm
         self.final_norm = final_norm

@@ -106,12 +106,13 @@ def visible(attention_mask: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x [b, n, s, d] by cos, sin [b, 1, s, d].
+    """Rotary embedding of x [b, n, s, d] by cos, sin [b, 1, s, w], on its first w components.
 
-    Component i turns with component i + d/2.
+    Component i turns with component i + w/2.
     """
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    first, second = turned.chunk(2, dim=-1)
+    return torch.cat((turned * cos + torch.cat((-second, first), dim=-1) * sin, rest), dim=-1)
 
 
 class FathomMLP(nn.Module):
@@ -288,10 +289,10 @@ class FathomModel(FathomPreTrainedModel):
         x = self._add_types(x, token_type_ids)
         x = self.embed_norm(F.dropout(x, self.config.hidden_dropout, self.training))
         mask = self._mask(attention_mask, start, x)
-        seen = [(mask, self._rotation(position_ids, x, self.config.rotary_base))]
+        seen = [(mask, self._rotation(position_ids, x, None))]
         if self.config.window is not None:
-            base = self.config.rotary_base_local or self.config.rotary_base
-            seen.append((self._near(mask, start, x), self._rotation(position_ids, x, base)))
+            rotation = self._rotation(position_ids, x, self.config.rotary_base_local)
+            seen.append((self._near(mask, start, x), rotation))
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         states: list[
             Tensor
@@ -355,14 +356,25 @@ class FathomModel(FathomPreTrainedModel):
         near = near & (back >= 0) if self.config.causal else near
         return near[None, None] if mask is None else (near & mask) | (back == 0)
 
-    def _rotation(self, position_ids: Tensor, x: Tensor, base: float) -> tuple[Tensor, Tensor] | None:
-        """cos and sin [b, 1, s, d] of the rotary angles, computed in at least fp32."""
-        if self.config.position != "rotary":
+    def _rotation(
+        self, position_ids: Tensor, x: Tensor, own_base: float | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """cos and sin [b, 1, s, w] of the rotary angles, computed in at least fp32.
+
+        own_base: of layers that have another than the others, plain and with all else alike.
+        """
+        config = self.config
+        if config.position != "rotary":
             return None
-        dtype, d = torch.promote_types(x.dtype, torch.float32), self.config.head_dim
-        frequencies = 1.0 / base ** (torch.arange(0, d, 2, dtype=dtype, device=x.device) / d)
+        dtype, width = torch.promote_types(x.dtype, torch.float32), int(config.head_dim * config.rotary_share)
+        factor = 1.0 if own_base else config.rotary_factor
+        if own_base or config.rotary_frequencies is None:
+            powers = torch.arange(0, width, 2, dtype=dtype, device=x.device) / width
+            frequencies = 1.0 / (own_base or config.rotary_base) ** powers
+        else:
+            frequencies = torch.tensor(config.rotary_frequencies, dtype=dtype, device=x.device)
         angles = (position_ids[:, None, :, None].to(dtype) * frequencies).repeat(1, 1, 1, 2)
-        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        return (angles.cos() * factor).to(x.dtype), (angles.sin() * factor).to(x.dtype)
 
 
 class FathomForCausalLM(FathomPreTrainedModel, GenerationMixin):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from pydantic import ValidationError
-
 from model.config import ModelConfig
 from model.errors import UserError
 from model.hf.folding.obstacles import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS
@@ -23,19 +21,12 @@ from model.hf.settings.records import (
     MistralFile,
     ModernBertFile,
     OPTFile,
-    Rope,
 )
+from model.hf.settings.refusal import activation, model_config, refuse, refuse_first
+from model.hf.settings.rope import read_rope
 from model.hf.settings.write import STOCK_INIT, fathom_fields
 from model.records import as_record
 from model.words import printable
-
-# Spellings of one function; files of GPT-2 have the first.
-_SAME_ACTIVATION = {
-    "swish": "silu",
-    "gelu_python": "gelu",
-    "gelu_pytorch_tanh": "gelu_new",
-    "gelu_fast": "gelu_new",
-}
 
 
 class Read(NamedTuple):
@@ -75,41 +66,9 @@ def read_config(content: object, source: str) -> Read:
     return readers[kind](content, kind, source)
 
 
-def _refuse(kind: str, problem: str) -> UserError:
-    return UserError(f"this {kind} model cannot be imported: {printable(problem, 600)}")
-
-
-def _refuse_first(kind: str, problems: list[tuple[bool, str]]) -> None:
-    for present, problem in problems:
-        if present:
-            raise _refuse(kind, problem)
-
-
-def _activation(kind: str, name: str, table: Mapping[str, str]) -> str:
-    name = _SAME_ACTIVATION.get(name, name)
-    for ours, theirs in table.items():
-        if theirs == name:
-            return ours
-    supported = ", ".join(table.values())
-    raise _refuse(kind, f"its activation is {printable(name, 60)}; supported: {supported}")
-
-
-def _model(kind: str, fields: Mapping[str, object]) -> ModelConfig:
-    """A configuration. Raises UserError where it is none that we train."""
-    try:
-        return ModelConfig.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        problem = str(first["msg"]).removeprefix("Value error, ")
-        raise _refuse(kind, f"{key}: {problem}" if key else problem) from None
-    except (ArithmeticError, TypeError) as error:
-        raise _refuse(kind, f"its numbers make no model ({error})") from None
-
-
 def _read_gpt2(content: Mapping[str, object], kind: str, source: str) -> Read:
     data = as_record(content, GPT2File, source, ADVICE)
-    _refuse_first(
+    refuse_first(
         kind,
         [
             (
@@ -138,28 +97,28 @@ def _read_gpt2(content: Mapping[str, object], kind: str, source: str) -> Read:
         "vocab_size": data.vocab_size,
         "max_position_embeddings": data.n_positions,
         "norm_epsilon": data.layer_norm_epsilon,
-        "activation": _activation(kind, data.activation_function, UNGATED_ACTIVATIONS),
+        "activation": activation(kind, data.activation_function, UNGATED_ACTIVATIONS),
         "tie_embeddings": data.tie_word_embeddings,
         "hidden_dropout": data.resid_pdrop,
         "attention_dropout": data.attn_pdrop,
     }
-    return Read("gpt2", _model(kind, fields), data.n_positions, 1.0)
+    return Read("gpt2", model_config(kind, fields), data.n_positions, 1.0)
 
 
 def _read_llama(content: Mapping[str, object], kind: str, source: str) -> Read:
     data = as_record(content, LlamaFile, source, ADVICE)
     window = data.sliding_window
-    _refuse_first(kind, [(window is not None, f"it has sliding-window attention ({window} tokens)")])
+    refuse_first(kind, [(window is not None, f"it has sliding-window attention ({window} tokens)")])
     fields = _llama_fields(data, kind, source)
-    return Read("llama", _model(kind, fields), data.max_position_embeddings, 1.0)
+    return Read("llama", model_config(kind, fields), data.max_position_embeddings, 1.0)
 
 
 def _read_mistral(content: Mapping[str, object], kind: str, source: str) -> Read:
     data = as_record(content, MistralFile, source, ADVICE)
     fields, window = _llama_fields(data, kind, source), data.sliding_window
     if window is None:
-        return Read("llama", _model(kind, fields), data.max_position_embeddings, 1.0)
-    _refuse_first(
+        return Read("llama", model_config(kind, fields), data.max_position_embeddings, 1.0)
+    refuse_first(
         kind,
         [
             (window == 1, "its tokens see themselves only (sliding_window=1)"),
@@ -168,18 +127,18 @@ def _read_mistral(content: Mapping[str, object], kind: str, source: str) -> Read
     )
     # Its number counts the token itself.
     fields["window"] = window - 1
-    return Read("mistral", _model(kind, fields), data.max_position_embeddings, 1.0)
+    return Read("mistral", model_config(kind, fields), data.max_position_embeddings, 1.0)
 
 
 def _read_eurobert(content: Mapping[str, object], kind: str, source: str) -> Read:
     data = as_record(content, EuroBertFile, source, ADVICE)
     fields = _llama_fields(data, kind, source)
     fields |= {"family": "bert", "plain_head": True, "logit_bias": data.mlp_bias}
-    return Read("eurobert", _model(kind, fields), data.max_position_embeddings, 1.0)
+    return Read("eurobert", model_config(kind, fields), data.max_position_embeddings, 1.0)
 
 
 def _llama_fields(data: LlamaFile, kind: str, source: str) -> dict[str, object]:
-    _refuse_first(
+    refuse_first(
         kind,
         [
             (
@@ -202,57 +161,32 @@ def _llama_fields(data: LlamaFile, kind: str, source: str) -> dict[str, object]:
         "max_position_embeddings": data.max_position_embeddings,
         "normalization": "rmsnorm",
         "norm_epsilon": data.rms_norm_eps,
-        "activation": _activation(kind, data.hidden_act, LLAMA_ACTIVATIONS),
+        "activation": activation(kind, data.hidden_act, LLAMA_ACTIVATIONS),
         "position": "rotary",
-        "rotary_base": _rotary_base(data, kind, source),
+        **_rope(data, kind, source),
         "tie_embeddings": data.tie_word_embeddings,
         "bias": data.attention_bias,
         "attention_dropout": data.attention_dropout or 0.0,
     }
 
 
-def _rotary_base(data: LlamaFile, kind: str, source: str) -> int:
-    """Base of the rotary embedding.
+def _rope(data: LlamaFile, kind: str, source: str) -> dict[str, object]:
+    """The rotary embedding, over whole heads as in all these classes.
 
-    Raises UserError where the embedding is not plain, or not over whole heads.
+    Raises UserError where it is of a kind that we have not.
     """
     given = {**(data.rope_scaling or {}), **(data.rope_parameters or {})}
-    return _plain_base(given, data.rope_theta, data.partial_rotary_factor, kind, source)
-
-
-def _plain_base(
-    given: dict[str, object], theta: float | None, part: float | None, kind: str, source: str
-) -> int:
-    """`_rotary_base` of a section, with the base and the rotated part that stand outside of it."""
-    rope = as_record(given, Rope, f"{source}, rope_parameters", ADVICE)
-    rope_type = rope.rope_type or rope.type or "default"
-    base = rope.rope_theta or theta or 10000.0
-    given = {key: value for key, value in given.items() if value is not None}
-    unread = [printable(key, 60) for key in given if key not in Rope.model_fields]
-    factors = (rope.partial_rotary_factor, part)
-    _refuse_first(
-        kind,
-        [
-            (
-                rope_type != "default",
-                f"its rotary embedding is scaled (rope_type={printable(rope_type, 60)})",
-            ),
-            (
-                any(factor not in (None, 1.0) for factor in factors),
-                "only a part of each head is rotated (partial_rotary_factor)",
-            ),
-            (base != int(base), f"its rotary base {base} is not a whole number"),
-            (bool(unread), f"its rotary embedding has {', '.join(unread)}, which is not read"),
-        ],
-    )
-    return int(base)
+    part = given.get("partial_rotary_factor", data.partial_rotary_factor)
+    whole = part in (None, 1.0)
+    refuse_first(kind, [(not whole, "only a part of each head is rotated (partial_rotary_factor)")])
+    return read_rope(given, data.rope_theta, data.max_position_embeddings, kind, source)
 
 
 def _read_opt(content: Mapping[str, object], kind: str, source: str) -> Read:
     data = as_record(content, OPTFile, source, ADVICE)
     hidden = data.hidden_size
     width = data.word_embed_proj_dim or hidden
-    _refuse_first(
+    refuse_first(
         kind,
         [
             (
@@ -286,13 +220,13 @@ def _read_opt(content: Mapping[str, object], kind: str, source: str) -> Read:
         "vocab_size": data.vocab_size,
         "max_position_embeddings": data.max_position_embeddings,
         "norm_epsilon": OPT_EPSILON,
-        "activation": _activation(kind, data.activation_function, UNGATED_ACTIVATIONS),
+        "activation": activation(kind, data.activation_function, UNGATED_ACTIVATIONS),
         "tie_embeddings": data.tie_word_embeddings,
         "bias": data.enable_bias,
         "hidden_dropout": data.dropout,
         "attention_dropout": data.attention_dropout,
     }
-    return Read("opt", _model(kind, fields), data.max_position_embeddings, 1.0)
+    return Read("opt", model_config(kind, fields), data.max_position_embeddings, 1.0)
 
 
 # Where the norms of a BERT stand: (target, scheme, norm after the embedding).
@@ -305,7 +239,7 @@ _BERT_FORMS: dict[str, tuple[Target, str, bool]] = {
 def _read_bert(content: Mapping[str, object], kind: str, source: str) -> Read:
     data = as_record(content, BertFile, source, ADVICE)
     positions = data.position_embedding_type
-    _refuse_first(
+    refuse_first(
         kind,
         [
             (
@@ -341,17 +275,17 @@ def _read_bert(content: Mapping[str, object], kind: str, source: str) -> Read:
         "token_types": 2,
         "embedding_norm": embedding_norm,
         "norm_epsilon": data.layer_norm_eps,
-        "activation": _activation(kind, data.hidden_act, UNGATED_ACTIVATIONS),
+        "activation": activation(kind, data.hidden_act, UNGATED_ACTIVATIONS),
         "hidden_dropout": data.hidden_dropout_prob,
         "attention_dropout": data.attention_probs_dropout_prob,
     }
-    return Read(layout, _model(kind, fields), data.max_position_embeddings, 1.0)
+    return Read(layout, model_config(kind, fields), data.max_position_embeddings, 1.0)
 
 
 def _read_modernbert(content: Mapping[str, object], kind: str, source: str) -> Read:
     data = as_record(content, ModernBertFile, source, ADVICE)
     biases = {data.attention_bias, data.mlp_bias, data.classifier_bias}
-    _refuse_first(
+    refuse_first(
         kind,
         [
             (
@@ -376,7 +310,7 @@ def _read_modernbert(content: Mapping[str, object], kind: str, source: str) -> R
     given = data.rope_parameters or {}
     bases = {
         name: _plain_base(
-            {**(data.rope_scaling or {}), **(given.get(f"{name}_attention") or {})}, theta, None, kind, source
+            {**(data.rope_scaling or {}), **(given.get(f"{name}_attention") or {})}, theta, kind, source
         )
         for name, theta in (("full", data.global_rope_theta), ("sliding", data.local_rope_theta))
     }
@@ -393,7 +327,7 @@ def _read_modernbert(content: Mapping[str, object], kind: str, source: str) -> R
         "embedding_norm": True,
         "first_norm": False,
         "norm_epsilon": data.norm_eps,
-        "activation": _activation(kind, data.hidden_activation, LLAMA_ACTIVATIONS),
+        "activation": activation(kind, data.hidden_activation, LLAMA_ACTIVATIONS),
         "position": "rotary",
         "rotary_base": bases["full"],
         "window": None if every is None else data.local_attention // 2,
@@ -404,8 +338,18 @@ def _read_modernbert(content: Mapping[str, object], kind: str, source: str) -> R
         "hidden_dropout": data.embedding_dropout,
         "attention_dropout": data.attention_dropout,
     }
-    config = _model(kind, fields)
+    config = model_config(kind, fields)
     return Read("modernbert", config, data.max_position_embeddings, 1.0, norm_bias=data.norm_bias)
+
+
+def _plain_base(given: dict[str, object], theta: float, kind: str, source: str) -> object:
+    """Base of a rotary embedding that is plain. Raises UserError for another."""
+    read = read_rope(given, theta, 1, kind, source)
+    refuse_first(
+        kind,
+        [(bool(read["rotary"]), f"its rotary embedding is scaled ({printable(str(read['rotary']), 200)})")],
+    )
+    return read["rotary_base"]
 
 
 def _global_every(data: ModernBertFile, kind: str) -> int | None:
@@ -419,7 +363,7 @@ def _global_every(data: ModernBertFile, kind: str) -> int | None:
         whole = [index for index, name in enumerate(data.layer_types) if name == "full_attention"]
         every = next((index for index in whole if index), max(count, 2))
         names = ["sliding_attention" if index % every else "full_attention" for index in range(count)]
-        _refuse_first(
+        refuse_first(
             kind,
             [
                 (
@@ -436,11 +380,11 @@ def _read_fathom(content: Mapping[str, object], kind: str, source: str) -> Read:
 
     data = as_record(content, FathomFile, source, ADVICE)
     if not data.pretraining:
-        raise _refuse(kind, "its config.json has no `pretraining` section")
+        raise refuse(kind, "its config.json has no `pretraining` section")
     # Before the section builds as many layers as it says.
     if (layers := data.pretraining.get("num_layers")) != data.num_hidden_layers:
         raise _contradiction("num_hidden_layers", data.num_hidden_layers, layers)
-    config = _model(kind, data.pretraining)
+    config = model_config(kind, data.pretraining)
     # The section must describe the very model that config.json makes transformers build.
     built = fathom_fields(
         config, Fold({}, config.norm_epsilon), data.max_position_embeddings, data.logit_scale

@@ -128,6 +128,16 @@ class Rope(Record):
     type: str | None = None
     rope_theta: Base | None = None
     partial_rotary_factor: float | None = None
+    factor: Annotated[float, Field(ge=1, le=1 << 20)] | None = None
+    original_max_position_embeddings: Rows | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    attention_factor: float | None = None
+    mscale: Annotated[float, Field(ge=0, le=100)] | None = None
+    mscale_all_dim: Annotated[float, Field(ge=0, le=100)] | None = None
+    truncate: bool | None = None
 
 
 class OPTFile(Record):

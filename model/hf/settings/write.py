@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TypedDict
 
+import torch
+
 from model.config import ModelConfig
 from model.depth.plan import DepthPlan
 from model.depth.sublayer import Sublayer
@@ -13,6 +15,8 @@ from model.hf.folding.obstacles import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS
 from model.hf.folding.pre_ln import Fold
 from model.hf.mapping import SHOWN, Target, norm_layers
 from model.hf.packaging import packaging
+from model.hf.settings.rope import write_rope
+from model.rotary import frequencies, magnitude
 from model.sections import InitConfig
 
 STOCK: dict[Target, str] = {
@@ -131,8 +135,9 @@ def _llama(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) 
         "rms_norm_eps": fold.epsilon,
         # transformers 5 reads the first, older ones the second,
         # and each falls back to 10000 without it.
-        "rope_parameters": {"rope_type": "default", "rope_theta": float(config.rotary_base)},
+        "rope_parameters": write_rope(config),
         "rope_theta": float(config.rotary_base),
+        **({} if config.rotary.scaling == "none" else {"rope_scaling": write_rope(config)}),
         "attention_bias": config.bias,
         "mlp_bias": config.bias,
         "attention_dropout": config.attention_dropout,
@@ -214,6 +219,15 @@ def _bert(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -
     }
 
 
+def _own_rotary(config: ModelConfig) -> dict[str, object]:
+    scaled = config.rotary.scaling != "none"
+    return {
+        "rotary_share": config.rotary.share,
+        "rotary_frequencies": frequencies(config, dtype=torch.float64).tolist() if scaled else None,
+        "rotary_factor": magnitude(config),
+    }
+
+
 def fathom_fields(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
     """What config.json of the class `fathom` says beside what all targets say."""
     plan = config.depth_plan()
@@ -234,6 +248,7 @@ def fathom_fields(config: ModelConfig, fold: Fold, positions: int, logit_scale: 
         "window": config.window,
         "global_every": config.global_every,
         "rotary_base_local": config.rotary_base_local,
+        **_own_rotary(config),
         "bias": config.bias,
         "embedding_norm": plan.embedding_norm,
         "final_norm": plan.final_norm,

@@ -158,6 +158,34 @@ def test_llama(tmp_path: Path, settings: dict[str, Any]) -> None:
     assert imported.config.rotary_base == (500000 if "head_dim" in settings else 10000)
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 20, "beta_fast": 3.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "original_max_position_embeddings": 20,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 3.0,
+}
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "linear", "factor": 2.0},
+        LLAMA3,
+        YARN,
+        {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5, "truncate": False},
+    ],
+)
+def test_scaled_rotary_embeddings(tmp_path: Path, rope: dict[str, Any]) -> None:
+    settings = {**LLAMA, "head_dim": 16, "rope_parameters": {**rope, "rope_theta": 500.0}}
+    model = save(LlamaForCausalLM(LlamaConfig(**settings)), tmp_path / "source")
+    config = check(model, tmp_path / "source", tmp_path).config
+    assert (config.rotary.scaling, config.rotary.factor) == (rope["rope_type"], rope["factor"])
+    back = json.loads((tmp_path / "back/config.json").read_text())
+    assert back["rope_parameters"].items() >= {key: rope[key] for key in rope if "mscale" not in key}.items()
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -403,12 +431,12 @@ def test_our_exports_come_back_bit_by_bit(tmp_path: Path, scheme: str, number: i
         ({**GPT2, "model_type": "gpt2", "add_cross_attention": True}, "cross-attention"),
         ({**GPT2, "model_type": "gpt2", "embd_pdrop": 0.0}, "resid_pdrop=0.1 and embd_pdrop=0.0 differ"),
         (
-            {**LLAMA, "model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}},
-            "rope_type=linear",
+            {**LLAMA, "model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            r"rope_type=dynamic\): its frequencies change with the length",
         ),
         (
             {**LLAMA, "model_type": "llama", "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}},
-            "rope_type=llama3",
+            r"has no factor \(llama3\)",
         ),
         (
             {**LLAMA, "model_type": "llama", "rope_parameters": {"partial_rotary_factor": 0.5}},

@@ -40,6 +40,19 @@ VARIANTS = [
         "tie_embeddings": False,
         "window": 3,
     },
+    {
+        "position": "rotary",
+        "rotary": {
+            "scaling": "yarn",
+            "factor": 4.0,
+            "original_positions": 20,
+            "beta_fast": 3.0,
+            "share": 0.5,
+        },
+        "window": 2,
+        "global_every": 3,
+        "rotary_base_local": 100,
+    },
 ]
 
 

@@ -5,6 +5,7 @@ Gains, biases and the order of rows in every matrix are random.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.parameters.table import parameter_table
-from tests.reference import encoder, gpt
+from tests.reference import encoder, gpt, parts, rotary
 
 POSITIONS = 24
 LOGIT_SCALE = 0.3
@@ -61,7 +62,20 @@ def reference(
 
     They share no code with the product. An encoder's also takes `keep` and `types`.
     """
-    shape = gpt.Shape(
+    shape = shape_of(config, logit_scale)
+    cast = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    if config.stack.causal:
+        return lambda tokens: gpt.logits(cast, shape, tokens)
+    model = encoder.Encoder(shape, config.token_types, config.embedding_norm, config.plain_head)
+    return lambda tokens, keep=None, types=None: encoder.logits(
+        cast, model, encoder.Batch(tokens, keep, types=types)
+    )
+
+
+def shape_of(config: ModelConfig, logit_scale: float) -> gpt.Shape:
+    """A model as the references describe it."""
+    frequencies, turned_scale = rotation(config)
+    return gpt.Shape(
         scheme=config.scheme,
         num_layers=config.num_layers,
         heads=config.num_attention_heads,
@@ -75,16 +89,27 @@ def reference(
         window=config.window,
         global_every=config.global_every,
         local_base=config.rotary_base_local,
+        frequencies=frequencies,
+        turned_scale=turned_scale,
         logit_scale=logit_scale,
         options=config.scheme_options,
     )
-    cast = {name: tensor.to(dtype) for name, tensor in weights.items()}
-    if config.stack.causal:
-        return lambda tokens: gpt.logits(cast, shape, tokens)
-    model = encoder.Encoder(shape, config.token_types, config.embedding_norm, config.plain_head)
-    return lambda tokens, keep=None, types=None: encoder.logits(
-        cast, model, encoder.Batch(tokens, keep, types=types)
-    )
+
+
+def rotation(config: ModelConfig) -> tuple[Tensor | None, float]:
+    """Frequencies of the first entries of a head in fp64, None for plain ones; their factor."""
+    given, base = config.rotary, float(config.rotary_base)
+    width, original = int(config.kv_channels * given.share), given.original_positions or 0
+    if given.scaling == "linear":
+        return rotary.linear(base, width, given.factor), 1.0
+    if given.scaling == "llama3":
+        limits = given.low_frequency, given.high_frequency
+        return rotary.llama3(base, width, given.factor, original, *limits), 1.0
+    if given.scaling == "yarn":
+        betas = given.beta_fast, given.beta_slow
+        turning = rotary.yarn(base, width, given.factor, original, betas, whole=given.truncate)
+        return turning, given.attention_factor or 1 + math.log(given.factor) / 10
+    return (None if given.share == 1 else parts.plain_frequencies(base, width)), 1.0
 
 
 def make_tokens(config: ModelConfig, batch: int = 2, length: int = 16, seed: int = 1) -> Tensor:

@@ -1,0 +1,69 @@
+"""Options of attention and logits: logits and gradients of models that have them, in fp64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from model.config import ModelConfig
+from model.layers.transformer_config import transformer_config
+from model.network.language_model import LanguageModel
+from model.parameters.names import named_parameters
+from model.rotary import frequencies
+from model.weights.init import logit_scale
+from parallel.launch.one_process import single_process
+from tests.model.hf.tiny import make_config, make_tokens, reference
+
+SEQ = 12
+ROTARY = {"position": "rotary", "num_query_groups": 2, "normalization": "rmsnorm"}
+LLAMA3 = {"scaling": "llama3", "factor": 4.0, "original_positions": 20}
+YARN = {"scaling": "yarn", "factor": 4.0, "original_positions": 20, "beta_fast": 3.0, "share": 0.5}
+MODELS: dict[str, dict[str, Any]] = {
+    "part of a head turns": {**ROTARY, "rotary": {"share": 0.25}},
+    "linear scaling": {**ROTARY, "rotary": {"scaling": "linear", "factor": 3.0}},
+    "Llama 3": {**ROTARY, "rotary": LLAMA3},
+    "YaRN, an encoder": {**ROTARY, "rotary": YARN, "family": "bert"},
+    "YaRN beside a window": {
+        **ROTARY,
+        "rotary": YARN,
+        "window": 3,
+        "global_every": 2,
+        "rotary_base_local": 50,
+    },
+}
+
+
+def build(**fields: Any) -> tuple[LanguageModel, ModelConfig]:
+    single_process()
+    config = make_config(**{"hidden_size": 32, "max_position_embeddings": SEQ, **fields})
+    chunk = LanguageModel(config, transformer_config(config, dtype=torch.float64), seq_length=SEQ).double()
+    if config.position == "rotary":  # Megatron-core's angles are in fp32
+        chunk.rotary_pos_emb.inv_freq = frequencies(config, dtype=torch.float64)
+        if config.rotary_base_local is not None:
+            chunk.rotary_pos_emb_local.inv_freq = frequencies(config, local=True, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in chunk.named_parameters():
+            parameter.normal_(1.0 if "norm" in name else 0.0, 0.4, generator=generator)
+    return chunk, config
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_and_gradients_are_the_references(name: str) -> None:
+    chunk, config = build(**MODELS[name])
+    named = list(named_parameters(chunk, 0, 1))
+    weights = {one.name: one.parameter.detach().clone().requires_grad_() for one in named}
+    tokens = make_tokens(config, length=SEQ)
+    ours = chunk({"tokens": tokens})
+    theirs = reference(config, weights, logit_scale(config), torch.float64)(tokens)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    for logits in (ours, theirs):
+        logits.square().mean().backward()
+    for one in named:
+        assert one.parameter.grad is not None
+        expected = weights[one.name].grad
+        assert expected is not None
+        atol = 1e-10 * float(expected.abs().max()) + 1e-14
+        torch.testing.assert_close(one.parameter.grad, expected, rtol=1e-9, atol=atol)
