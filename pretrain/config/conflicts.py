@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from parallel.config import ParallelConfig
+from pretrain.config.spans import span_counts
 from pretrain.tasks.table import OWN_SECTIONS, task_of
 
 if TYPE_CHECKING:
@@ -160,3 +161,10 @@ def check_task(config: RunConfig) -> None:
         section = getattr(config, name)
         if name not in task.sections and section != type(section)():
             raise ValueError(f"{name} has no effect with train.task={task.name}: remove the section")
+
+
+def check_spans(config: RunConfig) -> None:
+    """Raises ValueError for sequences in which no span of a text can be hidden."""
+    source = config.data.source_length
+    if "spans" in config.task.sections and source is not None:
+        span_counts(config.spans, source, config.data.seq_length)

@@ -20,6 +20,7 @@ from pretrain.config.conflicts import (
     check_cuda_graph,
     check_muon,
     check_schedule,
+    check_spans,
     check_task,
     check_transfer,
     check_window,
@@ -27,6 +28,7 @@ from pretrain.config.conflicts import (
 from pretrain.config.factors import FactorsConfig, check_factors
 from pretrain.config.masking import Masking
 from pretrain.config.schedules import SCHEDULES
+from pretrain.config.spans import Spans
 from pretrain.tasks.table import summaries, task_of
 from pretrain.tasks.task import Task
 
@@ -417,6 +419,9 @@ class RunConfig(Strict):
     masking: Masking = Field(
         default_factory=Masking, description="What is to be predicted, where train.task hides tokens."
     )
+    spans: Spans = Field(
+        default_factory=Spans, description="What is hidden, where train.task hides parts of a text."
+    )
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
@@ -437,6 +442,7 @@ class RunConfig(Strict):
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
         check_task(self)
+        check_spans(self)
         if self.optimizer.kind == "muon":
             check_muon(self.parallel)
         check_schedule(self)

@@ -6,6 +6,7 @@ batches.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +20,8 @@ from pretrain.config.schema import RunConfig
 from pretrain.data.blend import Blend, open_blend
 from pretrain.data.masked.masking import type_cut
 from pretrain.data.masked.samples import MaskedBlend, open_masked, target_entropy
-from pretrain.data.pairs.samples import open_pairs, say_packing
+from pretrain.data.pairs.samples import PairBlend, open_pairs
+from pretrain.data.spans.samples import SpanBlend, label_entropy, open_spans
 from pretrain.tasks.task import Batch, SampleKind
 
 
@@ -127,21 +129,14 @@ class MaskedTokens:
         return self.source.targets(indices)
 
 
-class Pairs:
-    """Rows of pairs whose targets are the labels."""
+class Crossed:
+    """Samples for an encoder and a decoder, which their blend makes whole."""
 
-    def __init__(self, config: RunConfig, split: str, alone: bool = False) -> None:
-        data, cache = config.data, Path(config.data.cache) if config.data.cache else None
-        assert data.source_length is not None
-        lengths = data.source_length, data.seq_length
-        self.blend = open_pairs(data.corpora, split, lengths, config.train.seed, cache, alone)
+    def __init__(self, blend: PairBlend | SpanBlend, entropy: float | None, split: str) -> None:
+        self.blend, self.entropy = blend, entropy
         if split == "train" and (not dist.is_initialized() or dist.get_rank() == 0):
-            say_packing(self.blend)
-
-    @property
-    def entropy(self) -> float | None:
-        """As `Samples`."""
-        return self.blend.manifests[0].unigram_entropy_nats
+            for line in blend.report():
+                print(f"fathom: {line}", file=sys.stderr)
 
     def batch(self, indices: Iterable[int]) -> Batch:
         """As `Samples`."""
@@ -156,10 +151,31 @@ class Pairs:
         return self.blend.targets(indices)
 
 
+def _sides(config: RunConfig) -> tuple[int, int]:
+    """Tokens of a sample's source and target side."""
+    assert config.data.source_length is not None
+    return config.data.source_length, config.data.seq_length
+
+
+def pairs(config: RunConfig, split: str, alone: bool = False) -> Crossed:
+    """Rows of pairs, whose targets are the labels."""
+    data, cache = config.data, Path(config.data.cache) if config.data.cache else None
+    blend = open_pairs(data.corpora, split, _sides(config), config.train.seed, cache, alone)
+    return Crossed(blend, blend.manifests[0].unigram_entropy_nats, split)
+
+
+def spans(config: RunConfig, split: str, alone: bool = False) -> Crossed:
+    """Texts, whose hidden spans are the labels."""
+    data, cache = config.data, Path(config.data.cache) if config.data.cache else None
+    blend = open_spans(data.corpora, split, _sides(config), config.train.seed, cache, config.spans, alone)
+    return Crossed(blend, label_entropy(blend.manifests[0], blend.counts), split)
+
+
 KINDS: dict[SampleKind, Callable[[RunConfig, str, bool], Samples]] = {
     "next_token": NextToken,
     "masked": MaskedTokens.of,
-    "pairs": Pairs,
+    "pairs": pairs,
+    "spans": spans,
 }
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from model.families.table import FAMILIES
 from pretrain.tasks.causal_lm import CAUSAL_LM
 from pretrain.tasks.masked_lm import MASKED_LM
+from pretrain.tasks.span_corruption import SPAN_CORRUPTION
 from pretrain.tasks.task import Task
 from pretrain.tasks.translation import TRANSLATION
 
-TASKS: dict[str, Task] = {task.name: task for task in (CAUSAL_LM, MASKED_LM, TRANSLATION)}
+TASKS: dict[str, Task] = {task.name: task for task in (CAUSAL_LM, MASKED_LM, TRANSLATION, SPAN_CORRUPTION)}
 
 OWN_SECTIONS = tuple(dict.fromkeys(name for task in TASKS.values() for name in task.sections))
 """Sections of a configuration that only some tasks read."""

@@ -25,7 +25,7 @@ share: a scalar in fp32, micro-batches of a step x data-parallel ranks / labels 
 that count.
 """
 
-SampleKind = Literal["next_token", "masked", "pairs"]
+SampleKind = Literal["next_token", "masked", "pairs", "spans"]
 """A kind of samples, of which `pretrain/data/samples.py` makes batches."""
 
 

@@ -19,7 +19,15 @@ from pretrain.config.schema import OptimizerConfig, RunConfig, ScheduleConfig
 from pretrain.data.blend import Blend
 from pretrain.train.learning_rate import learning_rate
 
-FIXED = ("data.seq_length", "data.source_length", "masking.packed", "train.global_batch_size", "train.seed")
+FIXED = (
+    "data.seq_length",
+    "data.source_length",
+    "masking.packed",
+    "spans.density",
+    "spans.mean_length",
+    "train.global_batch_size",
+    "train.seed",
+)
 """Settings that say which samples a step takes.
 
 With others, a run that goes on would leave out some of its data or see it twice.

@@ -53,7 +53,8 @@ def train(
         typer.Option(
             metavar="NAMES",
             help="Tokens for masked language modelling, which no text contains: mask, pad, cls, sep, with "
-            "commas between them, each with a name of its own if you like (mask=<mask>); or all.",
+            "commas between them, each with a name of its own if you like (mask=<mask>); or all. "
+            "sentinels=100 are as many for span corruption.",
         ),
     ] = None,
     pairs: Annotated[
@@ -71,19 +72,22 @@ def train(
 
     from model.errors import UserError
     from pretrain.data.reading.pairs import Sides
-    from pretrain.data.tokens.train import Reading, special_names, train_tokenizer
+    from pretrain.data.tokens.train import Reading, Reserved, special_names, train_tokenizer
 
     if pairs is not None and text_key != "text":
         raise UserError(f"--text-key {text_key} has no effect with --pairs: leave it out")
     reading = Reading(text_key, streaming, None if pairs is None else Sides.of(pairs))
-    names = {} if special is None else special_names(special)
+    reserved = Reserved() if special is None else special_names(special)
     with Console(stderr=True, quiet=quiet or as_json).status("training the tokenizer"):
-        trained = train_tokenizer(inputs, out, vocab_size, model.value, max_bytes, reading, names)
+        trained = train_tokenizer(inputs, out, vocab_size, model.value, max_bytes, reading, reserved)
     if as_json:
         typer.echo(json.dumps(asdict(trained), indent=1))
     elif not quiet:
         pieces = f"{trained.vocab_size} pieces ({trained.model})"
         source = f"{trained.documents} documents, {trained.bytes / 1e6:.1f} MB"
-        marks = f"; special: {', '.join(trained.special.values())}" if trained.special else ""
+        named = [*trained.special.values()]
+        if trained.sentinels:
+            named.append(f"{trained.sentinels} sentinels")
+        marks = f"; special: {', '.join(named)}" if named else ""
         left_out = f"; {trained.broken} broken records left out" if trained.broken else ""
         typer.echo(f"{trained.path}: {pieces} from {source}{marks}{left_out}")

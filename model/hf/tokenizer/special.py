@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count, takewhile
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -37,12 +38,27 @@ SPECIAL: dict[Role, Special] = {
     "pad": Special("[PAD]", "pad_token", "pad_piece", "fills a sample up"),
     "mask": Special("[MASK]", "mask_token", "", "hides a token that is to be predicted"),
 }
+SENTINEL = "<extra_id_{}>"
+"""The name of a sentinel, after T5, by its number: what stands for a hidden span of a text."""
+_SENTINEL = re.compile(r"<extra_id_\d+>")
 _MASK = re.compile(r"[\[<]\|?mask\|?[\]>]", re.IGNORECASE)
 
 
 def names_mask(piece: str) -> bool:
     """Whether a control piece of this name is the mask token: its name alone can tell."""
     return _MASK.fullmatch(piece) is not None
+
+
+def names_sentinel(piece: str) -> bool:
+    """Whether a control piece of this name is a sentinel."""
+    return _SENTINEL.fullmatch(piece) is not None
+
+
+def sentinel_ids(proto: ModelProto) -> tuple[int, ...]:
+    """Ids of the sentinels of a parsed SentencePiece model, from number 0 on without a gap."""
+    control = {piece.piece: number for number, piece in enumerate(proto.pieces) if piece.type == CONTROL}
+    names = takewhile(control.__contains__, map(SENTINEL.format, count()))
+    return tuple(control[name] for name in names)
 
 
 def special_pieces(proto: ModelProto) -> dict[Role, tuple[str, int]]:

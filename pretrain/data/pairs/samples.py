@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -170,6 +169,10 @@ class PairBlend(Blend):
             found += int(reader.packing.targets[reader.row(sample)])
         return found
 
+    def report(self) -> list[str]:
+        """How full the rows of each data set are, a line each."""
+        return [reader.report() for reader in self._pairs]
+
     def blank(self, count: int) -> dict[str, torch.Tensor]:
         """Returns a batch of `count` rows of the same form, without data and weights."""
         shapes = {"source": self.source_length, "tokens": self.seq_length}
@@ -215,9 +218,3 @@ def open_pairs(
     manifest = readers[0].manifest
     padding = manifest.special.get("pad", manifest.eod_id)
     return PairBlend(readers, [corpus.weight for corpus in corpora], padding)
-
-
-def say_packing(blend: PairBlend) -> None:
-    """Says on standard error how full the rows of each data set are."""
-    for reader in blend._pairs:
-        print(f"fathom: {reader.report()}", file=sys.stderr)

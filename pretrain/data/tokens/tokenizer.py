@@ -18,7 +18,7 @@ import numpy as np
 import sentencepiece
 
 from model.errors import UserError
-from model.hf.tokenizer.special import Role, special_pieces
+from model.hf.tokenizer.special import Role, sentinel_ids, special_pieces
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
@@ -58,6 +58,7 @@ class _Properties:
     """Cuts text where no token can reach across."""
     special: dict[Role, int]
     """Ids of special tokens."""
+    sentinels: tuple[int, ...]
 
 
 class Tokenizer:
@@ -127,6 +128,11 @@ class Tokenizer:
     def special(self) -> dict[Role, int]:
         """Ids of the special tokens that the model has, by what they are for."""
         return self._properties.special
+
+    @property
+    def sentinels(self) -> tuple[int, ...]:
+        """Ids of the tokens that stand for hidden spans, in order."""
+        return self._properties.sentinels
 
     def piece(self, index: int) -> str:
         """Returns the name of a token, such as [MASK]."""
@@ -232,7 +238,7 @@ class Tokenizer:
             fitting = (each for each in _CHUNKS if all(each.fullmatch(piece) for piece in pieces))
             pattern = next(fitting, None)
         special = {role: number for role, (_, number) in special_pieces(model).items()}
-        return _Properties(changes, pattern, special)
+        return _Properties(changes, pattern, special, sentinel_ids(model))
 
     def _changes(self, model: ModelProto) -> tuple[str, ...]:
         """What the model does to text, by its settings; and by trying, where these show nothing."""

@@ -18,7 +18,7 @@ import sentencepiece
 
 from model.errors import UserError
 from model.files import atomic_write_bytes
-from model.hf.tokenizer.special import SPECIAL, Role, names_mask
+from model.hf.tokenizer.special import SENTINEL, SPECIAL, Role, names_mask, names_sentinel
 from model.words import printable
 from pretrain.data.reading.documents import Broken, records, text_of
 from pretrain.data.reading.inputs import InputFile, find_sources
@@ -56,6 +56,8 @@ LEAST_SHARE = 1 << 20
 """Bytes that a file may give at least, so that of many small files not all are read."""
 LONGEST_NAME = 64
 """Characters of a special token's name."""
+SENTINELS, MOST_SENTINELS = 100, 10_000
+"""How many where no number is given, as in T5; and most of them."""
 _PIECES_OF_TEXT = re.compile(r".{1,4000}(?:\n|\Z)|.{1,4000}", re.DOTALL)
 
 
@@ -74,6 +76,34 @@ class TrainedTokenizer:
     """Records that gave no text."""
     special: dict[Role, str] = field(default_factory=dict)
     """Names of special tokens that were asked for."""
+    sentinels: int = 0
+    """Tokens beside them that stand for hidden spans."""
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """Tokens that no text contains, beside those that every model has."""
+
+    names: Mapping[Role, str] = field(default_factory=dict)
+    sentinels: int = 0
+    """Tokens that stand for hidden spans."""
+
+    @property
+    def pieces(self) -> int:
+        """How many of the vocabulary they take: begin and end are there in any case."""
+        return len({"mask", "pad"} & set(self.names)) + self.sentinels
+
+    def settings(self) -> dict[str, Any]:
+        """SentencePiece's settings for them."""
+        settings: dict[str, Any] = {
+            SPECIAL[role].spec: name for role, name in self.names.items() if SPECIAL[role].spec
+        }
+        if "pad" in self.names:
+            settings["pad_id"] = 3
+        control = [self.names["mask"]] if "mask" in self.names else []
+        if control := control + [SENTINEL.format(number) for number in range(self.sentinels)]:
+            settings["control_symbols"] = control
+        return settings
 
 
 @dataclass(frozen=True)
@@ -107,19 +137,19 @@ def train_tokenizer(
     model: ModelType = "bpe",
     max_bytes: int = 10_000_000,
     reading: Reading | None = None,
-    special: Mapping[Role, str] | None = None,
+    special: Reserved | None = None,
 ) -> TrainedTokenizer:
     """Trains on a sample of the inputs and writes the model file.
 
     inputs: as for `fathom data prepare`. max_bytes: of the sample in UTF-8, at most, about.
-    special: names of special tokens, as `special_names` returns them.
+    special: as `special_names` returns them.
     The same inputs and settings give the same file: the sample, its order and the number of threads
     are fixed.
     Raises UserError when the sample is empty or cannot fill the vocabulary, or a setting is out of
     range.
     """
-    special = dict(special or {})
-    fixed = FIXED_PIECES + len({"mask", "pad"} & set(special))
+    special = special or Reserved()
+    fixed = FIXED_PIECES + special.pieces
     if vocab_size <= fixed:
         taken = f"{fixed} pieces are taken by bytes and marks"
         raise UserError(f"--vocab-size {vocab_size}: {taken}; use at least {fixed + 100}")
@@ -137,7 +167,7 @@ def train_tokenizer(
             model_writer=written,
             model_type=model,
             vocab_size=vocab_size,
-            **SETTINGS | _special_settings(special),
+            **SETTINGS | special.settings(),
         )
     except (RuntimeError, OSError) as error:
         raise UserError(f"--vocab-size {vocab_size} {_misfit(str(error), sample.bytes)}") from error
@@ -154,28 +184,41 @@ def train_tokenizer(
         sample.documents,
         sample.bytes,
         sample.broken,
-        special,
+        dict(special.names),
+        special.sentinels,
     )
 
 
-def special_names(given: str) -> dict[Role, str]:
-    """Reads --special: which special tokens there shall be, `mask,pad` or `cls=<s>,mask=<mask>`.
+def special_names(given: str) -> Reserved:
+    """Reads --special: which special tokens there shall be.
 
-    `all` stands for all of them. Raises UserError for what they cannot be called.
+    `mask,pad`, `cls=<s>,mask=<mask>`, `pad,sentinels=100`; `all` stands for all that have a name.
+    Raises UserError for what they cannot be called.
     """
     names: dict[Role, str] = {}
+    sentinels = 0
     for entry in ",".join(SPECIAL).split(",") if given == "all" else given.split(","):
         key, equals, name = (part.strip() for part in entry.partition("="))
+        if key == "sentinels":
+            sentinels = _sentinels(name) if equals else SENTINELS
+            continue
         role = next((role for role in SPECIAL if role == key), None)
         if role is None:
             each = ", ".join(f"{name} ({special.purpose})" for name, special in SPECIAL.items())
-            known = f"there are {each}, and all"
+            known = f"there are {each}, all of these, and sentinels (stand for hidden spans)"
             raise UserError(f"--special {printable(given)}: no special token {printable(key)!r}; {known}")
         taken = [other for other_role, other in names.items() if other_role != role]
         names[role] = name if equals else SPECIAL[role].name
         if problem := _name_problem(role, names[role], taken):
             raise UserError(f"--special {printable(given)}: {printable(names[role])!r} {problem}")
-    return names
+    return Reserved(names, sentinels)
+
+
+def _sentinels(given: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", given) or not 1 <= int(given) <= MOST_SENTINELS:
+        wanted = f"give a number from 1 to {MOST_SENTINELS}"
+        raise UserError(f"--special sentinels={printable(given)}: {wanted}, one for each span of a text")
+    return int(given)
 
 
 def _name_problem(role: Role, name: str, others: list[str]) -> str:
@@ -183,26 +226,13 @@ def _name_problem(role: Role, name: str, others: list[str]) -> str:
     if not re.fullmatch(r"[\[<][\w|/.+-]+[\]>]", name, re.ASCII) or len(name) > LONGEST_NAME:
         shape = "letters, digits and _|/.+- in brackets, such as [MASK] or <|mask|>"
         return f"is no name of a special token: give at most {LONGEST_NAME} characters, {shape}"
-    if name in others or name == "<unk>" or re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", name):
+    if name in others or name == "<unk>" or names_sentinel(name) or re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", name):
         return "is the name of another token: give each its own"
     if role == "mask" and not names_mask(name):
         return "does not tell what it is for: call the mask token [MASK], <mask> or <|mask|>"
     if role != "mask" and names_mask(name):
         return "is what only the mask token can be called: give it another"
     return ""
-
-
-def _special_settings(special: Mapping[Role, str]) -> dict[str, Any]:
-    """SentencePiece's settings for special tokens.
-
-    Those that begin and end a document are the ones that every model has, by another name.
-    """
-    settings: dict[str, Any] = {SPECIAL[role].spec: name for role, name in special.items() if role != "mask"}
-    if "pad" in special:
-        settings["pad_id"] = 3
-    if "mask" in special:
-        settings["control_symbols"] = [special["mask"]]
-    return settings
 
 
 def _misfit(reason: str, size: int) -> str:

@@ -20,7 +20,7 @@ from model.hf.tokenizer.proof import prove
 from pretrain.data.prepare import tokenizer_notes
 from pretrain.data.reading.inputs import standard_library_files
 from pretrain.data.tokens.tokenizer import Tokenizer
-from pretrain.data.tokens.train import special_names, train_tokenizer
+from pretrain.data.tokens.train import Reserved, special_names, train_tokenizer
 
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LIBRARY = [
@@ -132,7 +132,7 @@ def test_special_tokens_come_from_no_text(tmp_path: Path, model: Any) -> None:
 
 def test_special_tokens_are_what_was_asked_for(tmp_path: Path) -> None:
     names = special_names("mask=<mask>,pad=<pad>")
-    assert names == {"mask": "<mask>", "pad": "<pad>"}
+    assert names == Reserved({"mask": "<mask>", "pad": "<pad>"})
     train_tokenizer(LIBRARY[:4], tmp_path / "t.model", vocab_size=400, max_bytes=30_000, special=names)
     library = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "t.model"))
     assert [library.id_to_piece(index) for index in range(5)] == ["<unk>", "<s>", "</s>", "<pad>", "<mask>"]
@@ -141,10 +141,31 @@ def test_special_tokens_are_what_was_asked_for(tmp_path: Path) -> None:
     assert Tokenizer(tmp_path / "without.model").special == {"cls": 1, "sep": 2}
 
 
+@pytest.mark.parametrize("model", ["bpe", "unigram"])
+def test_sentinels_come_from_no_text_and_move_nothing_else(tmp_path: Path, model: Any) -> None:
+    (tmp_path / "in.txt").write_text("a <extra_id_0> b <extra_id_12> def f(x):\n" * 200)
+    text = [str(tmp_path / "in.txt")]
+    for name, special in (("t", "mask,pad,sentinels=12"), ("without", "mask,pad")):
+        reserved = special_names(special)
+        size = 282 + reserved.sentinels
+        train_tokenizer(text, tmp_path / f"{name}.model", vocab_size=size, model=model, special=reserved)
+    tokenizer, without = (Tokenizer(tmp_path / f"{name}.model") for name in ("t", "without"))
+    assert tokenizer.sentinels == tuple(range(5, 17))
+    assert [tokenizer.piece(number) for number in (5, 16)] == ["<extra_id_0>", "<extra_id_11>"]
+    assert np.flatnonzero(tokenizer.is_control()).tolist() == list(range(1, 17))
+    assert tokenizer.special == without.special
+    assert without.sentinels == ()
+    assert special_names("sentinels").sentinels == 100
+    for words in ("<extra_id_0>", "a<extra_id_11> b"):
+        ids = tokenizer.encode(words)
+        assert min(ids) > 16
+        assert tokenizer.decode(ids) == words
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("", r"no special token ''; there are cls \(begins a document\), sep .* to be predicted\), and all"),
+        ("", r"no special token ''; there are cls \(begins a document\), sep .* to be predicted\), all of"),
         ("mask,bos", "no special token 'bos'"),
         ("mask=[GAP]", r"'\[GAP\]' does not tell what it is for: call the mask token \[MASK\], <mask>"),
         ("pad=<mask>", "'<mask>' is what only the mask token can be called"),
@@ -155,6 +176,9 @@ def test_special_tokens_are_what_was_asked_for(tmp_path: Path) -> None:
         ("cls=<x>,sep=<x>", "'<x>' is the name of another token"),
         ("pad=<unk>", "'<unk>' is the name of another token"),
         ("pad=<0x0A>", "'<0x0A>' is the name of another token"),
+        ("pad=<extra_id_7>", "'<extra_id_7>' is the name of another token"),
+        ("pad,sentinels=0", "--special sentinels=0: give a number from 1 to 10000"),
+        ("sentinels=", "--special sentinels=: give a number"),
     ],
 )
 def test_special_tokens_that_cannot_be_are_named(given: str, message: str) -> None:
