@@ -123,7 +123,8 @@ class SpanBlend(Blend):
         """What is hidden of a text, in a line."""
         counts = self.counts
         text = (
-            f"span corruption: {counts.hidden} of {counts.tokens} tokens hidden in {counts.spans} spans; "
+            f"span corruption: {counts.hidden} of {counts.tokens} tokens hidden in {counts.spans} "
+            f"span{'s' * (counts.spans > 1)}; "
             f"sources of {counts.source} and targets of {counts.target} tokens"
         )
         sides = {"source_length": counts.source, "seq_length": counts.target}

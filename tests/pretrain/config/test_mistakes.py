@@ -189,7 +189,8 @@ from tests.pretrain.config.minimal import MINIMAL, message
         ),
         (
             "train.task=mlm",
-            "train.task='mlm' is not a task; choose one of causal_lm, masked_lm, translation",
+            "train.task='mlm' is not a task; choose one of causal_lm, masked_lm, translation, "
+            "span_corruption",
         ),
         (
             "train.task=masked_lm",
@@ -205,6 +206,10 @@ from tests.pretrain.config.minimal import MINIMAL, message
         (
             "masking.rate=0.3",
             "masking has no effect with train.task=causal_lm: remove the section",
+        ),
+        (
+            "spans.density=0.3",
+            "spans has no effect with train.task=causal_lm: remove the section",
         ),
         (
             "train.stop_at_step=5",

@@ -104,7 +104,7 @@ def put_back(source: list[int], target: list[int], sentinels: list[int]) -> list
     "settings", [{}, SPACED, {"density": 0.5, "mean_length": 1}, {"density": 0.9, "mean_length": 9}]
 )
 def test_source_and_target_give_the_text_back(sets: Path, settings: dict[str, float]) -> None:
-    data = opened(sets, "red", "blue", **(settings or {"density": 0.15}))
+    data = opened(sets, "red", "blue", **dict[str, Any](settings or {"density": 0.15}))
     text = blend(sets, "red", "blue", seq_length=data.counts.tokens)
     marks = [data.eod_id] * 2
     for index in range(150):
