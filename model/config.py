@@ -18,6 +18,7 @@ from model.depth.transfer import Reach
 from model.errors import UserError
 from model.families.family import Family, Stack
 from model.families.table import DEFAULT_FAMILY, FAMILIES, OWN_SETTINGS, summaries
+from model.images import ImageConfig, image_problem
 from model.norms import NORMS
 from model.sections import LAYERS, InitConfig, RotaryConfig, Strict, TransferConfig
 from model.words import printable
@@ -79,7 +80,8 @@ class ModelConfig(Strict):
         None,
         ge=2,
         le=1 << 30,
-        description="Vocabulary before padding; null takes it from the tokenizer of the data.",
+        description="Vocabulary before padding; null takes it from the tokenizer of the data. "
+        "Of images, their classes.",
     )
     vocab_multiple: int = Field(
         128,
@@ -106,7 +108,7 @@ class ModelConfig(Strict):
     )
     position: Literal["learned", "sinusoidal", "rotary", "none"] = Field(
         "learned",
-        description="Position information: a learned table, fixed sines and cosines (seq2seq only), "
+        description="Position information: a learned table, fixed sines and cosines (not for gpt and bert), "
         "rotary embedding of queries and keys, or none.",
     )
     rotary_base: int = Field(10000, ge=1, le=10**12, description="Base period of rotary embeddings.")
@@ -153,6 +155,7 @@ class ModelConfig(Strict):
         description="No dense layer, activation and norm between the last layer and the output projection, "
         "and no bias on the logits but that of logit_bias, as in EuroBERT.",
     )
+    image: ImageConfig | None = Field(None, description="Images and their patches.")
     bias: bool = Field(True, description="Biases in all linear layers of the stack.")
     logit_bias: bool = Field(
         False,
@@ -190,6 +193,8 @@ class ModelConfig(Strict):
         self._check_init_is_read()
         self._check_family_reads()
         self._check_crossed()
+        if self.blueprint.inputs == "patches" and (problem := image_problem(self)):
+            raise ValueError(problem)
         self._check_unigram()
         self._check_window()
         if self.position != "rotary" and self.rotary_base != ModelConfig.model_fields["rotary_base"].default:

@@ -208,10 +208,17 @@ class Activations:
         )
 
     def embedding(self) -> float:
-        """Bytes kept by the embedding: token and position numbers, its norm and dropout."""
-        numbers = 8 * self.samples * (self.seq_length + 1) + (
+        """Bytes kept by the embedding: token and position numbers, its norm and dropout.
+
+        Of images: their patches.
+        """
+        numbers: float = 8 * self.samples * (self.seq_length + 1) + (
             8 * self.seq_length if self.config.position == "learned" else 0
         )
+        if self.config.image is not None:
+            numbers = (
+                self.samples * self.config.image.patches * self.config.image.patch_numbers * self.element
+            )
         if self.config.token_types:
             numbers += 8 * self.tokens
         return (
@@ -231,6 +238,8 @@ class Activations:
             vocab = config.padded_vocab / self.tensor
         labels = 8 * self.labels if self.samples > 1 else 0  # turned to [s, b], which is a copy unless b is 1
         kept = self._norms(Norms(stream=int(scheme.final_norm))) + FP32 * self.labels * vocab + labels
+        if config.blueprint.head.pooled:
+            return kept + self.labels * config.hidden_size * self.element
         if not config.blueprint.head.targets:
             return kept + self.narrow
         # Of the positions with labels, whole on every rank: the positions, and what is read there.

@@ -35,11 +35,13 @@ class ForwardFlops:
     mlp: float
     vocabulary: float
     """At the positions that have labels, with a head's own layer."""
+    patches: float = 0.0
+    """The map from pixels to tokens, whose backward pass has no gradient of its input."""
 
     @property
     def total(self) -> float:
         """Sum of all parts."""
-        return self.attention_linear + self.attention_core + self.mlp + self.vocabulary
+        return self.attention_linear + self.attention_core + self.mlp + self.vocabulary + self.patches
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,14 @@ def forward_flops(config: ModelConfig, seq_length: int, targets: float = 1.0) ->
     scores_and_values = 2 * (2 * heads * width * seen)  # two products over the keys that a query sees
     transform = 2 * hidden * hidden if config.head_transform else 0
     matrices = 3 if config.gated else 2
+    image = config.image
+    pixels = 0 if image is None else image.patches * image.patch_numbers / image.tokens
     return ForwardFlops(
         attention_linear=config.num_layers * (query_key_value + projection),
         attention_core=scores_and_values,
         mlp=config.num_layers * matrices * 2 * hidden * config.ffn_size,
         vocabulary=targets * (2 * hidden * config.padded_vocab + transform),
+        patches=2 * hidden * pixels,
     )
 
 
@@ -99,13 +104,14 @@ def flops_per_token(
     targets: share of the positions that have labels.
     A step is 3 x forward: a backward pass has two products per forward product.
     recompute, as in parallel.recompute.granularity: `selective` runs the attention cores forward
-    once more, `full` all layers but not the vocabulary projection.
+    once more, `full` all layers but not the projections before and after them.
     The second look at the scores inside fused attention kernels is theirs and not counted.
     Raises ValueError before the vocabulary is known, and for another `recompute`.
     """
     forward = forward_flops(config, seq_length, targets)
-    again = {"none": 0.0, "selective": forward.attention_core, "full": forward.total - forward.vocabulary}
+    layers = forward.total - forward.vocabulary - forward.patches
+    again = {"none": 0.0, "selective": forward.attention_core, "full": layers}
     if recompute not in again:
         raise ValueError(f"recompute={recompute!r} is none of {', '.join(again)}")
-    model = (1 + BACKWARD) * forward.total
+    model = (1 + BACKWARD) * forward.total - forward.patches
     return FlopCount(model=model, hardware=model + again[recompute])

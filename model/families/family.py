@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
 
 WINDOWS = ("window", "global_every", "rotary_base_local")
 """Fields of `ModelConfig` about layers that see a part of the sequence."""
@@ -57,6 +58,8 @@ class Head:
 
     targets: bool = False
     """It sees the positions that have targets, and no others."""
+    pooled: bool = False
+    """It sees one vector of a sample (`model.image.pool`)."""
     transform: bool = False
     """A dense layer, the activation and a norm before the output projection, and a bias after it.
 
@@ -75,6 +78,8 @@ class Family:
     stacks: tuple[Stack, ...]
     """In the order of the stream."""
     head: Head = Head()
+    inputs: Literal["tokens", "patches"] = "tokens"
+    """What makes the stream: a table of words, or a linear map of an image's patches."""
     positions: tuple[str, ...] = ("learned", "rotary", "none")
     """What `model.position` may be."""
     settings: tuple[str, ...] = ()

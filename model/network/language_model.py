@@ -46,7 +46,8 @@ from model.layers.windows import WindowMask
 from model.network.crossed import crossed_masks, seam_spec
 from model.network.embedding import input_tables
 from model.network.head import TargetHead, TransformHead
-from model.network.losses import VocabularyPart, cross_entropy, likeliest, smoothing_gradient
+from model.network.losses import VocabularyPart, cross_entropy, likeliest, rank_of_label, smoothing_gradient
+from model.network.patches import PatchTables, PooledHead
 from model.parameters.table import parameter_table
 from model.rotary import frequencies, magnitude, scales
 from model.weights.init import logit_scale
@@ -92,6 +93,8 @@ def unread(model: ModelConfig) -> frozenset[str]:
         **dict.fromkeys(("source", "source_documents", "source_positions"), crossed),
         "documents": crossed or not model.stack.causal,
         "token_types": model.token_types > 0,
+        "tokens": model.image is None,
+        "images": model.image is not None,
         "targets": model.blueprint.head.targets,
     }
     return frozenset(name for name, read in ways.items() if not read)
@@ -117,6 +120,8 @@ class LanguageModel(MegatronModule):
     """What Megatron-core's schedules ask of any model: there is no other."""
     label_smoothing: float = 0.0
     """Share of each label that is spread over the vocabulary, in gradients alone."""
+    embedding: LanguageModelEmbedding
+    """What makes the stream, on the first stage; of images a `PatchTables`."""
     plan: tuple[FoldedLayer, ...]
     """Of all layers of the model, whatever stage of it this is, in the units that layers compute in
     (`model/depth/folded.py`).
@@ -168,9 +173,11 @@ class LanguageModel(MegatronModule):
             self.logit_scale *= unit
             if post_process and model.blueprint.head.targets:
                 self.head = TargetHead(config)
+            if post_process and model.image is not None:
+                self.head = PooledHead(model.image, config)
         if post_process:
             self._build_output(model)
-        self.unread = unread(model)
+        self.unread, self.images = unread(model), model.image is not None
         self._finish()
         table = parameter_table(model, positions=seq_length, source_positions=source_length)
         self.rows = {row.name: row for row in table}
@@ -208,6 +215,9 @@ class LanguageModel(MegatronModule):
 
     def _build_tables(self, model: ModelConfig, positions: int, source_positions: int | None = None) -> None:
         longest, groups = model.max_position_embeddings or positions, self.pg_collection
+        if model.image is not None:
+            self.embedding = PatchTables(model, model.image, self.config, groups)
+            return
         self.embedding = input_tables(model, self.config, longest, groups)
         if not self.crossed:
             return
@@ -277,7 +287,9 @@ class LanguageModel(MegatronModule):
         (stream,) = input_tensor
         self.decoder.set_input_tensor(stream)
 
-    def forward(self, batch: Mapping[str, Tensor], *, hits: bool = False) -> Tensor:
+    def forward(
+        self, batch: Mapping[str, Tensor], *, hits: bool = False, within: int | None = None
+    ) -> Tensor:
         """Losses in nats where the batch has labels, else logits; the stream on an inner stage.
 
         batch: a micro-batch, of which every stage gets all:
@@ -291,7 +303,10 @@ class LanguageModel(MegatronModule):
         source [b, s_e]: ids that the encoder reads.
         source_documents [b, s_e], documents [b, s_d]: numbers of pairs from 1, 0 for padding.
         source_positions [b, s_e]: as positions.
+        Of images, instead of all that is about tokens:
+        images [b, channels, rows, columns], in any float format; labels [b, t]: t classes of each.
         hits: losses, and 1 for every label that is the likeliest token, else 0: [2, b, t] in fp32.
+        within: beside hits, 1 for every label among so many likeliest, [3, b, t].
         Raises ValueError for tensors that this model does not read.
         """
         if unread := batch.keys() & self.unread:
@@ -303,17 +318,24 @@ class LanguageModel(MegatronModule):
         if "labels" not in batch:
             return logits_sbv.transpose(0, 1).contiguous()
         labels = batch["labels"]
+        if self.images:  # an image has one row of logits, whatever the number of its labels
+            logits_sbv = logits_sbv.repeat(labels.shape[1], 1, 1)
         if not hits:
             return self.losses(labels, logits_sbv)
         # First, as the losses may be computed in the memory of the logits.
         tp = self.pg_collection.tp
-        best_sb = likeliest(logits_sbv, self.true_vocab, tp if tp.size() > 1 else None)
-        return torch.stack((self.losses(labels, logits_sbv).float(), (best_sb.t() == labels).float()))
+        group = tp if tp.size() > 1 else None
+        best_sb = likeliest(logits_sbv, self.true_vocab, group)
+        measured = [(best_sb.t() == labels).float()]
+        if within is not None:
+            rank_sb = rank_of_label(logits_sbv, labels.t(), self.true_vocab, group)
+            measured.append((rank_sb.t() < within).float())
+        return torch.stack((self.losses(labels, logits_sbv).float(), *measured))
 
     def _one_stream(self, batch: Mapping[str, Tensor]) -> Tensor:
         stream: Tensor = self.decoder(
             hidden_states=self._embed(batch) if self.pre_process else None,
-            attention_mask=self._mask(batch),
+            attention_mask=None if self.images else self._mask(batch),
             rotary_pos_emb=self._angles(batch["tokens"].shape[1]) if self.rotary else None,
         )
         return stream
@@ -364,6 +386,9 @@ class LanguageModel(MegatronModule):
 
     def _embed(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The stream [s, b, h] that enters the first layer, with the scheme's norm."""
+        if self.images:
+            stream: Tensor = self.embedding(batch["images"])
+            return self.embedding.norm(stream) if self.embedding_norm else stream
         return self._embed_with(self.embedding, batch)
 
     def _embed_with(self, tables: LanguageModelEmbedding, batch: Mapping[str, Tensor]) -> Tensor:

@@ -124,3 +124,25 @@ def likeliest(logits_sbv: Tensor, vocab: int, group: dist.ProcessGroup | None) -
     found_sb = torch.where(largest_sb == overall_sb, index_sb + first, vocab)
     dist.all_reduce(found_sb, dist.ReduceOp.MIN, group=group)
     return found_sb
+
+
+def rank_of_label(
+    logits_sbv: Tensor, labels_sb: Tensor, vocab: int, group: dist.ProcessGroup | None
+) -> Tensor:
+    """How many tokens come before the label, [s, b]: with a larger logit, or equal and earlier.
+
+    Arguments as `likeliest`, whose token has the rank 0.
+    """
+    first = (0 if group is None else group.rank()) * logits_sbv.shape[-1]
+    mine_sbv = logits_sbv[..., : max(vocab - first, 0)]
+    own_sb = (labels_sb >= first) & (labels_sb < first + mine_sbv.shape[-1])
+    index_sb1 = (labels_sb - first).clamp(0, logits_sbv.shape[-1] - 1)[..., None]
+    logit_sb = torch.where(own_sb, logits_sbv.gather(-1, index_sb1).squeeze(-1), -torch.inf)
+    if group is not None:
+        dist.all_reduce(logit_sb, dist.ReduceOp.MAX, group=group)
+    logit_sb1 = logit_sb[..., None]
+    earlier = torch.arange(first, first + mine_sbv.shape[-1], device=labels_sb.device) < labels_sb[..., None]
+    before_sb = ((mine_sbv > logit_sb1) | ((mine_sbv == logit_sb1) & earlier)).sum(-1)
+    if group is not None:
+        dist.all_reduce(before_sb, group=group)
+    return before_sb

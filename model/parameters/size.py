@@ -9,6 +9,8 @@ ENDS = {
     Role.WORD: "word_embeddings",
     Role.POSITION: "position_embeddings",
     Role.TOKEN_TYPE: "token_type_embeddings",
+    Role.PATCH: "patches",
+    Role.CLASS_TOKEN: "patches",
     Role.OUTPUT: "output_layer",
     Role.LOGIT_BIAS: "output_layer",
     Role.NORM_GAIN: "norms",
@@ -22,7 +24,7 @@ COUNTED = ("word_embeddings", "position_embeddings", "attention", "mlp", "norms"
 def parameter_count(config: ModelConfig) -> dict[str, int]:
     """Parameters by part, those that the model lacks as 0, then `total`.
 
-    Tables of token types and heads with parameters are named where there are some.
+    Tables of token types, maps of patches and heads with parameters are named where there are some.
 
     Tied embeddings count once, and the padding rows of the vocabulary count.
     Raises UserError where `parameter_table` does.
@@ -36,4 +38,6 @@ def parameter_count(config: ModelConfig) -> dict[str, int]:
 def _part(row: Row) -> str:
     if row.stack == "head":
         return "head"
+    if row.stack == "embedding" and row.role is Role.LINEAR_BIAS:
+        return "patches"
     return ENDS.get(row.role) or ("mlp" if row.sublayer == "mlp" else "attention")

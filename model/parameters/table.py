@@ -19,6 +19,7 @@ from model.depth.folded import FoldedLayer, FoldedSublayer
 from model.depth.placed import PlacedLayer
 from model.depth.sublayer import Layer, Sublayer
 from model.errors import UserError
+from model.images import ImageConfig
 from model.norms import NORMS
 from model.parameters.blocks import Blocks
 from model.parameters.shards import WHOLE, Shard
@@ -47,6 +48,8 @@ class Role(Enum):
     TOKEN_TYPE = "token type embedding"
     DENSE = "dense layer of the head"
     LOGIT_BIAS = "bias on the logits"
+    PATCH = "map from patches to tokens"
+    CLASS_TOKEN = "token that stands for the whole image"
 
 
 HIDDEN = (Role.QKV, Role.Q, Role.KV, Role.ATTENTION_OUTPUT, Role.FC1, Role.FC2, Role.DENSE)
@@ -136,7 +139,11 @@ def parameter_table(
             "model.vocab_size is not known: set it, or prepare the data, whose tokenizer gives it"
         )
     vocabulary = (config.padded_vocab, hidden)
-    yield Row(name=WORD_EMBEDDING, shape=vocabulary, role=Role.WORD, stack="embedding", cut=Cut(0))
+    if config.image is None:
+        yield Row(name=WORD_EMBEDDING, shape=vocabulary, role=Role.WORD, stack="embedding", cut=Cut(0))
+    else:
+        yield from _patches(config.image, hidden, config.bias)
+        positions = config.image.tokens
     if config.position == "learned":
         rows = config.max_position_embeddings or positions
         if rows is None:
@@ -170,6 +177,16 @@ def parameter_table(
 def _positions(module: str, rows: int, hidden: int) -> Row:
     name = f"{module}.position_embeddings.weight"
     return Row(name=name, shape=(rows, hidden), role=Role.POSITION, stack="embedding")
+
+
+def _patches(image: ImageConfig, hidden: int, bias: bool) -> Iterator[Row]:
+    """What makes tokens of an image, before their positions."""
+    weight = (hidden, image.patch_numbers)
+    yield Row(name=f"{PATCHES}.weight", shape=weight, role=Role.PATCH, stack="embedding")
+    if bias:
+        yield Row(name=f"{PATCHES}.bias", shape=(hidden,), role=Role.LINEAR_BIAS, stack="embedding")
+    if image.class_token:
+        yield Row(name=CLASS_TOKEN, shape=(1, hidden), role=Role.CLASS_TOKEN, stack="embedding")
 
 
 def _source(
@@ -220,6 +237,9 @@ def qkv_blocks(config: ModelConfig) -> Blocks:
 
 
 WORD_EMBEDDING = "embedding.word_embeddings.weight"
+PATCHES = "embedding.patches"
+"""Of a model of images, instead of a table of words."""
+CLASS_TOKEN = "embedding.class_token.weight"
 SOURCE_EMBEDDING = "source_embedding"
 """What the names of an encoder's input tables begin with, where a decoder has tables too."""
 LOGIT_BIAS = "output_layer.bias"

@@ -211,3 +211,18 @@ def sinusoid_correlation(length: int, width: int) -> float:
     apart = np.arange(1, length, dtype=np.float64)
     pairs = 2 * (length - apart) / (length * (length - 1))
     return float(pairs @ np.cos(np.outer(apart, frequency)).mean(1))
+
+
+def grid_correlation(rows: int, columns: int, width: int) -> float:
+    """Mean correlation of two places of a grid in fixed sines and cosines (derived).
+
+    One half of a vector tells the row and the other the column, each as a vector of half the width.
+    """
+    places = rows * columns
+    if places < 2:
+        return 1.0
+    # Pairs of different places that have one row, or one column, in common.
+    same_row, same_column = (columns - 1) / (places - 1), (rows - 1) / (places - 1)
+    in_rows = same_row + (1 - same_row) * sinusoid_correlation(rows, width // 2)
+    in_columns = same_column + (1 - same_column) * sinusoid_correlation(columns, width // 2)
+    return (in_rows + in_columns) / 2

@@ -12,7 +12,12 @@ from model.depth.schemes import SCHEMES
 from model.errors import UserError
 from model.families.family import Stack
 from model.norms import NORMS
-from model.theory.correlation import sinusoid_correlation, stream_correlation, zipf_correlation
+from model.theory.correlation import (
+    grid_correlation,
+    sinusoid_correlation,
+    stream_correlation,
+    zipf_correlation,
+)
 from model.theory.recursion import (
     AttentionLaw,
     PlannedLayer,
@@ -80,12 +85,14 @@ def stack_sizes(config: ModelConfig) -> Sizes:
 
 
 def word_correlation(config: ModelConfig) -> float:
-    """Token correlation of the word table alone, in [0, 1).
+    """Token correlation of the word table, or of what is made of patches, alone, in [0, 1).
 
     All mask tokens are one word, and another one than those of text.
 
     Raises UserError where Zipf's law needs an unknown vocabulary size.
     """
+    if config.image is not None:
+        return config.image.both_patches * (config.image.patch_correlation or 0.0)
     given = config.init.token_correlation
     if given == "zipf":
         if config.vocab_size is None:
@@ -114,8 +121,15 @@ def entering_correlation(config: ModelConfig, length: int) -> float:
         word_correlation(config),
         positions=fixed or config.position == "learned",
         segments=config.token_types > 0,
-        position_correlation=sinusoid_correlation(length, config.hidden_size) if fixed else 0.0,
+        position_correlation=position_correlation(config, length) if fixed else 0.0,
     )
+
+
+def position_correlation(config: ModelConfig, length: int) -> float:
+    """Mean correlation of two tokens' fixed positions."""
+    if config.image is None:
+        return sinusoid_correlation(length, config.hidden_size)
+    return config.image.both_patches * grid_correlation(*config.image.grid, config.hidden_size)
 
 
 Rule = Callable[[ModelConfig, Stack], LayerVariances]
@@ -253,6 +267,11 @@ def sinusoid_scale(config: ModelConfig) -> float:
     """
     base = base_of(config)
     return 1.0 if base is BASES["fairseq"] else math.sqrt(2 * base.position(config))
+
+
+def fixed_position_variance(config: ModelConfig) -> float:
+    """Variance of an entry of fixed positions; 0 where there are none."""
+    return sinusoid_scale(config) ** 2 / 2 if config.position == "sinusoidal" else 0.0
 
 
 _XAVIER = Base(

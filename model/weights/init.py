@@ -19,7 +19,7 @@ from model.depth.schemes import SCHEMES
 from model.parameters.blocks import Blocks
 from model.parameters.shards import Shard, full_shape, take
 from model.parameters.table import Role, Row, parameter_table
-from model.weights.bases import Lengths, base_of
+from model.weights.bases import Base, Lengths, base_of, fixed_position_variance
 from model.weights.unigram import Override, overrides
 
 
@@ -40,6 +40,10 @@ class Deviations:
     """None where the word embedding is the output projection."""
     logit_scale: float
     """See the function of that name."""
+    patch: float | None = None
+    """Of the map of patches, which gives tokens the variance of words; None where there is none."""
+    class_token: float | None = None
+    """None where the model has no such token."""
 
 
 def logit_scale(config: ModelConfig) -> float:
@@ -75,9 +79,28 @@ def standard_deviations(config: ModelConfig, seq_length: int, source_length: int
         position=math.sqrt(base.position(config)) if config.position == "learned" else None,
         token_type=math.sqrt(base.token_type(config)) if config.token_types else None,
         dense=math.sqrt(base.dense(config)),
-        output=None if config.tie_embeddings else math.sqrt(base.output(config)),
+        output=None if config.tie_embeddings else _output(config, base),
         logit_scale=logit_scale(config),
+        patch=_patch(config, base),
+        class_token=_class_token(config, base),
     )
+
+
+def _output(config: ModelConfig, base: Base) -> float:
+    zero = config.image is not None and config.image.zero_head
+    return 0.0 if zero else math.sqrt(base.output(config))
+
+
+def _patch(config: ModelConfig, base: Base) -> float | None:
+    """Pixels have mean 0 and variance 1."""
+    return None if config.image is None else math.sqrt(base.word(config) / config.image.patch_numbers)
+
+
+def _class_token(config: ModelConfig, base: Base) -> float | None:
+    """Without a position of its own it has the variance of one besides."""
+    if config.image is None or not config.image.class_token:
+        return None
+    return math.sqrt(base.word(config) + fixed_position_variance(config))
 
 
 def _gains(config: ModelConfig) -> list[Mapping[WeightRole, float]]:
@@ -117,6 +140,10 @@ def parameter_fill(row: Row, planned: Deviations, config: ModelConfig) -> Fill:
         return Fill(planned.position)
     if row.role is Role.TOKEN_TYPE:
         return Fill(planned.token_type)
+    if row.role is Role.PATCH:
+        return Fill(planned.patch)
+    if row.role is Role.CLASS_TOKEN:
+        return Fill(planned.class_token)
     if row.role is Role.DENSE:
         return Fill(planned.dense)
     if row.role is Role.OUTPUT:

@@ -11,7 +11,12 @@ from model.depth.scheme import WeightRole
 from model.theory.propagation import LayerSignal, propagate
 from model.theory.recursion import bidirectional_attention, causal_attention
 from model.theory.step import Stream
-from model.weights.bases import stack_sizes, word_correlation
+from model.weights.bases import (
+    fixed_position_variance,
+    position_correlation,
+    stack_sizes,
+    word_correlation,
+)
 from model.weights.init import standard_deviations
 from model.weights.unigram import word_moments
 
@@ -27,7 +32,8 @@ def predict(
     """Signals of every layer at initialisation, first to last, for any scheme and initialisation.
 
     seq_length: tokens a sequence.
-    coincidence: chance that two tokens are equal; null takes `model.init.token_correlation`.
+    coincidence: chance that two tokens are equal, or the correlation of what is made of patches;
+    null takes the configuration's.
     causal: the mask of attention; null takes that of the model's stack.
     False predicts the same weights under unmasked attention.
     Causal gradients are those of late positions.
@@ -39,10 +45,12 @@ def predict(
     plan, init = config.depth_plan(), standard_deviations(config, seq_length)
     words, shared = word_moments(config, init.word**2, init.logit_scale, log_p_v)
     types = (init.token_type or 0.0) ** 2
-    variance = words + (init.position or 0.0) ** 2 + types
+    fixed = fixed_position_variance(config)
+    variance = words + (init.position or 0.0) ** 2 + fixed + types
     same = word_correlation(config) if coincidence is None else coincidence
+    shared = same * shared + (fixed and fixed * position_correlation(config, seq_length))
     # Two tokens of a sample that is cut at a uniform place are of one type in 2 of 3 cases.
-    start = Stream(variance, same * shared + 2 / 3 * types, variance).dropped(config.hidden_dropout)
+    start = Stream(variance, shared + 2 / 3 * types, variance).dropped(config.hidden_dropout)
     if causal is None:
         causal = config.stack.causal
     law = causal_attention if causal else bidirectional_attention

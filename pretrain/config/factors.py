@@ -47,7 +47,8 @@ class FactorsConfig(Strict):
 
     embedding: RoleFactors = Field(
         default_factory=RoleFactors,
-        description="Tables of words, positions and token types. Tables of variance 1 move "
+        description="Tables of words, positions and token types, and the map of patches. "
+        "Tables of variance 1 move "
         "sqrt(hidden) times less, for their size, than GPT-2's: rate: sqrt(hidden).",
     )
     stream_norm: RoleFactors = Field(
@@ -69,6 +70,8 @@ SPECIAL = {
     Role.WORD: "embedding",
     Role.POSITION: "embedding",
     Role.TOKEN_TYPE: "embedding",
+    Role.PATCH: "embedding",
+    Role.CLASS_TOKEN: "embedding",
     Role.LINEAR_BIAS: "bias",
     Role.LOGIT_BIAS: "bias",
     Role.OUTPUT: "output",
