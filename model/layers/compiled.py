@@ -38,30 +38,32 @@ COMPILERS = ("g++", "clang++", "c++")
 
 
 def _forward(layer: DepthLayer, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    return layer.forward(*args, **kwargs)
+    # Not a subclass's: what that does around it is not compiled (`model/layers/seam.py`).
+    return DepthLayer.forward(layer, *args, **kwargs)
 
 
-Kind = tuple[torch.Size, torch.dtype]
+Kind = tuple[torch.Size | torch.dtype, ...]
+"""Shapes of what a stack of layers is called with, and the format of its input."""
 
 
 class Shared:
-    """The compiled function of all layers of a stack.
+    """The compiled function of all layers of a chunk, which may be of several stacks.
 
-    guarded: layers that were called under all guards, by kind of input.
+    kind: of what the chunk was called with.
+    guarded: layers that were called under all guards, by kind.
     """
 
     def __init__(self, function: Callable[..., tuple[Tensor, Tensor | None]]) -> None:
         self.function = function
+        self.kind: Kind = ()
         self.guarded: defaultdict[Kind, set[int]] = defaultdict(set)
         self.trusted = False
 
-    def __call__(
-        self, layer: DepthLayer, hidden_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, layer: DepthLayer, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """The layer's forward pass."""
         if not self.trusted:
-            self.guarded[hidden_states.shape, hidden_states.dtype].add(layer.layer_number)
-        return self.function(layer, hidden_states, *args, **kwargs)
+            self.guarded[self.kind].add(layer.layer_number)
+        return self.function(layer, *args, **kwargs)
 
 
 def _without_guards(stack: TransformerBlock, shared: Shared) -> None:
@@ -77,10 +79,10 @@ def _without_guards(stack: TransformerBlock, shared: Shared) -> None:
         x_sbh: Tensor = (
             hidden_states if stack.pre_process else stack.input_tensor
         )  # as the block itself chooses
+        beside = (value.shape for value in kwargs.values() if isinstance(value, Tensor))
+        shared.kind = (x_sbh.shape, x_sbh.dtype, *beside)
         # Where the input has no gradient, the first layer is another compilation than the rest.
-        shared.trusted = x_sbh.requires_grad and len(shared.guarded[x_sbh.shape, x_sbh.dtype]) == len(
-            stack.layers
-        )
+        shared.trusted = x_sbh.requires_grad and len(shared.guarded[shared.kind]) == len(stack.layers)
         try:
             with torch.compiler.set_stance(skip_guard_eval_unsafe=shared.trusted):
                 return forward(hidden_states, *args, **kwargs)

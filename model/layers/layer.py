@@ -130,15 +130,21 @@ class DepthLayer(TransformerLayer):
 
         Hooks and evaluation get the layer as it is.
         """
-        if (
-            self.compiled is None
-            or not self.training
-            or self._forward_hooks
-            or self._forward_pre_hooks
-            or not torch.is_grad_enabled()
-        ):
-            return super().__call__(*args, **kwargs)
-        return self.compiled(self, *args, **kwargs)
+        if self.runs_compiled:
+            assert self.compiled is not None
+            return self.compiled(self, *args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+    @property
+    def runs_compiled(self) -> bool:
+        """Whether a pass of now is a compiled one."""
+        return (
+            self.compiled is not None
+            and self.training
+            and not self._forward_hooks
+            and not self._forward_pre_hooks
+            and torch.is_grad_enabled()
+        )
 
     def _parts(self) -> Iterator[tuple[str, FoldedSublayer, ResidualJoin, Any, Any]]:
         """(name, plan, join, module that norms its input, module that norms its sum) by sublayer.

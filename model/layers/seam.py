@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 from model.layers.layer import DepthLayer
@@ -41,6 +42,21 @@ class SeamLayer(DepthLayer):
         super().__init__(own_config, *args, **kwargs)
         self.hands_on = joins
         self.shards = config.tensor_model_parallel_size if config.sequence_parallel else 1
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward pass, of which `own_pass` is what may be compiled.
+
+        A function that also took messages apart would be another one in the first and in the last
+        layer of every chunk.
+        """
+        return TransformerLayer.__call__(self, *args, **kwargs)
+
+    def own_pass(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The stream that this layer changes, after it. Arguments as `DepthLayer.forward`."""
+        if self.runs_compiled:
+            assert self.compiled is not None
+            return self.compiled(self, *args, **kwargs)[0]
+        return DepthLayer.forward(self, *args, **kwargs)[0]
 
     def forward(
         self,
@@ -95,8 +111,7 @@ class EncoderLayer(SeamLayer):
         """As `SeamLayer.apply_to`."""
         source = context_mask.shape[-1]
         own = None if angles is None else angles[:source]
-        after, _ = DepthLayer.forward(self, context, context_mask[:, :, :source], rotary_pos_emb=own)
-        return stream, after
+        return stream, self.own_pass(context, context_mask[:, :, :source], rotary_pos_emb=own)
 
 
 class DecoderLayer(SeamLayer):
@@ -112,8 +127,7 @@ class DecoderLayer(SeamLayer):
     ) -> tuple[Tensor, Tensor]:
         """As `SeamLayer.apply_to`."""
         source = context_mask.shape[-1]
-        after, _ = DepthLayer.forward(
-            self,
+        after = self.own_pass(
             stream,
             attention_mask,
             context,

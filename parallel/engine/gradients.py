@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.parameters.names import NamedParameter
-from model.parameters.table import Role, Row
+from model.parameters.table import WORD_EMBEDDING, Row
 from parallel.factors import ONE, Factors
 from parallel.topology import Topology
 
@@ -59,7 +59,7 @@ def kind_of(named: NamedParameter, topology: Topology, tied: bool) -> Kind:
     tied: embedding and output share weights.
     """
     parameter = named.parameter
-    if tied and topology.layout.pipeline > 1 and named.row.role is Role.WORD:
+    if tied and topology.layout.pipeline > 1 and named.name == WORD_EMBEDDING:
         return Kind.TIED
     if getattr(parameter, "tensor_model_parallel", False):
         return Kind.SHARDED

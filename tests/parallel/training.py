@@ -24,10 +24,10 @@ from pretrain.tasks.causal_lm import CAUSAL_LM
 from pretrain.tasks.task import Batch
 from pretrain.train.branch_warmup import branch_shares
 from pretrain.train.build import build_engine
-from pretrain.train.steps import training_step
+from pretrain.train.steps import shared, training_step
 from tests.distributed import gather, rebuild
 
-SEQ_LENGTH = 16
+SEQ_LENGTH, SOURCE_LENGTH = 16, 12
 VOCAB_SIZE = 120  # padded to 128: under tensor parallelism the last rank has rows that are no token
 
 
@@ -44,6 +44,8 @@ MODEL = given(
     vocab_size=VOCAB_SIZE,
     max_position_embeddings=SEQ_LENGTH,
 )
+# The first of two equal pipeline stages, and the second of four, hold layers of both kinds.
+SEQ2SEQ = given(family="seq2seq", encoder_layers=3, num_layers=5)
 OPTIMIZER = given(lr=1e-3)
 TRAIN = given(steps=100, global_batch_size=8, micro_batch_size=2, precision="fp32", seed=1)
 
@@ -57,12 +59,14 @@ def run_config(
 ) -> RunConfig:
     """A run of the tiny model with changes.
 
-    Its data set does not exist: batches come from `sample`.
+    Its data set does not exist: batches come from `sample` and `pair`.
     """
+    chosen = ModelConfig(**(MODEL | (model or {})))
+    source = given(source_length=SOURCE_LENGTH) if chosen.blueprint.crossed else {}
     return RunConfig(
         name="tiny",
-        model=ModelConfig(**(MODEL | (model or {}))),
-        data={"corpora": [{"path": "none"}], "seq_length": SEQ_LENGTH},
+        model=chosen,
+        data={"corpora": [{"path": "none"}], "seq_length": SEQ_LENGTH} | source,
         parallel=ParallelConfig(**(parallel or {})),
         optimizer=OPTIMIZER | optimizer,
         train=TRAIN | (train or {}),
@@ -83,6 +87,34 @@ def sample(index: int) -> Tensor:
     return torch.randint(0, VOCAB_SIZE, (SEQ_LENGTH + 1,), generator=torch.Generator().manual_seed(index))
 
 
+def pairs(index: int) -> Batch:
+    """A row of two pairs with padding on both sides, the same on every rank.
+
+    Rows have other numbers of labels, so that micro-batches and ranks do.
+    """
+    generator = torch.Generator().manual_seed(index)
+
+    def side(length: int) -> tuple[Tensor, Tensor, Tensor]:
+        ends = torch.randint(1, length // 2 + 1, (2,), generator=generator).cumsum(0)
+        places = torch.arange(length)
+        number = torch.bucketize(places, ends, right=True)
+        begins = torch.cat((torch.zeros(1, dtype=torch.long), ends))[number]
+        documents = (number + 1) * (number < 2)
+        return torch.randint(0, VOCAB_SIZE, (length + 1,), generator=generator), documents, places - begins
+
+    (source, of_source, source_places), (target, documents, positions) = side(SOURCE_LENGTH), side(SEQ_LENGTH)
+    return {
+        "source": source[1:],
+        "source_documents": of_source,
+        "source_positions": source_places,
+        "tokens": target[:-1],
+        "labels": target[1:],
+        "documents": documents,
+        "positions": positions,
+        "weights": (documents > 0).float(),
+    }
+
+
 def batches_of(config: RunConfig, engine: Engine, step: int) -> list[Batch]:
     """This rank's micro-batches of a step, by the product's own order."""
     layout, batch, micro = (
@@ -90,20 +122,16 @@ def batches_of(config: RunConfig, engine: Engine, step: int) -> list[Batch]:
         config.train.global_batch_size,
         config.train.micro_batch_size,
     )
-    count = batch // (micro * layout.data)
-    return [
-        next_tokens(
-            torch.stack(
-                [
-                    sample(int(i))
-                    for i in micro_batch_indices(
-                        step, k, engine.topology.data_rank, layout.data, micro, batch
-                    )
-                ]
-            )
-        )
-        for k in range(count)
+    parts = [
+        micro_batch_indices(step, k, engine.topology.data_rank, layout.data, micro, batch)
+        for k in range(batch // (micro * layout.data))
     ]
+    if config.task.samples == "next_token":
+        return [next_tokens(torch.stack([sample(int(i)) for i in part])) for part in parts]
+    rows = [[pairs(int(i)) for i in part] for part in parts]
+    stacked = [{name: torch.stack([row[name] for row in part]) for name in part[0]} for part in rows]
+    whole = sum(int(pairs(index)["weights"].sum()) for index in range(step * batch, (step + 1) * batch))
+    return shared(stacked, whole, layout.data)
 
 
 @dataclass
@@ -131,7 +159,7 @@ def train(
         if shares is not None:
             shares.fill(step)
         batches = batches_of(config, engine, step)
-        result = engine.train_step(forward_step, functools.partial(iter, batches), len(batches))
+        result = engine.train_step(training_step(config.task), functools.partial(iter, batches), len(batches))
         assert result.applied, f"step {step} was skipped: loss {result.loss}, norm {result.grad_norm}"
         curve.losses.append(result.loss)
         curve.norms.append(result.grad_norm)

@@ -18,8 +18,11 @@ from model.network.language_model import LanguageModel
 from model.parameters.names import named_parameters
 from model.weights.init import initialize_
 from parallel.launch.one_process import single_process
+from pretrain.data.samples import next_tokens
+from pretrain.tasks.task import Batch
+from tests.parallel.training import SEQ_LENGTH, SOURCE_LENGTH, VOCAB_SIZE, pairs
 
-SEQ = 16
+SEQ = SEQ_LENGTH
 LLAMA = {
     "position": "rotary",
     "num_query_groups": 2,
@@ -47,17 +50,22 @@ def build(scheme: str, layers: int = 8, **sizes: Any) -> LanguageModel:
         "max_position_embeddings": SEQ,
     }
     config = ModelConfig(**fields | sizes)
-    model = LanguageModel(config, transformer_config(config), seq_length=SEQ)
-    initialize_(
-        ((one.name, one.parameter, one.shard) for one in named_parameters(model, 0, 1)), config, SEQ, 1
-    )
+    source = SOURCE_LENGTH if config.blueprint.crossed else None
+    model = LanguageModel(config, transformer_config(config), seq_length=SEQ, source_length=source)
+    placed = ((one.name, one.parameter, one.shard) for one in named_parameters(model, 0, 1))
+    initialize_(placed, config, SEQ, 1, source_length=source)
     return model.train()
 
 
-def loss_and_gradients(model: LanguageModel) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    tokens = torch.randint(0, 128, (2, SEQ + 1), generator=torch.Generator().manual_seed(0))
+WINDOWS = next_tokens(torch.randint(0, 128, (2, SEQ + 1), generator=torch.Generator().manual_seed(0)))
+PAIRS = {name: torch.stack([pairs(row)[name] for row in range(2)]) for name in pairs(0) if name != "weights"}
+
+
+def loss_and_gradients(
+    model: LanguageModel, batch: Batch = WINDOWS
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model.zero_grad()
-    loss = model({"tokens": tokens[:, :-1], "labels": tokens[:, 1:]}).mean()
+    loss = model(batch).mean()
     loss.backward()
     return loss.detach(), {
         name: parameter.grad.clone()
@@ -86,6 +94,26 @@ def test_all_layers_share_one_compilation(scheme: str) -> None:
     for _ in range(2):
         again, compiled_gradients = loss_and_gradients(model)
     assert len(graphs) == {"mix_ln": 2, "keel": 2}.get(scheme, 1)  # these have two kinds of layers
+    torch.testing.assert_close(again, loss, rtol=1e-6, atol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(compiled_gradients[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+# An encoder's last layer has the norm after it, where the scheme has one.
+CROSSED = {"b2t": 2, "deepscalelm_pre_ln": 3, "mix_ln": 5, "keel": 4}
+
+
+@pytest.mark.parametrize("scheme", list(CROSSED))
+def test_layers_of_two_stacks_are_compiled_by_stack(scheme: str) -> None:
+    """What takes the message between stages apart and joins it is no part of what is compiled."""
+    model = build(scheme, layers=5, family="seq2seq", encoder_layers=4, vocab_size=VOCAB_SIZE)
+    loss, gradients = loss_and_gradients(model, PAIRS)
+    graphs, backend = counting()
+    compile_layers([model], backend=backend)
+    for _ in range(3):
+        again, compiled_gradients = loss_and_gradients(model, PAIRS)
+    assert len(graphs) == CROSSED[scheme]
+    assert [len(layers) for layers in model.decoder.layers[0].compiled.guarded.values()] == [9]
     torch.testing.assert_close(again, loss, rtol=1e-6, atol=0)
     for name, gradient in gradients.items():
         torch.testing.assert_close(compiled_gradients[name], gradient, rtol=1e-4, atol=1e-7)
