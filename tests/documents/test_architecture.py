@@ -35,4 +35,5 @@ def test_every_table_that_the_guide_names_is_in_the_file_it_names() -> None:
     named = re.findall(r"`([\w/]+\.py)`: (?:one \w+ of )?`(\w+)`", text)
     assert len(named) >= 6
     for file, symbol in named:
-        assert re.search(rf"^ *(def )?{symbol}\b", (architecture.ROOT / file).read_text(), re.M), (file, symbol)
+        source = (architecture.ROOT / file).read_text()
+        assert re.search(rf"^ *(def )?{symbol}\b", source, re.M), (file, symbol)
