@@ -25,8 +25,8 @@ FUSED_NORMS = {
 # Megatron-core looks for the block of every model under this name.
 LAYER = re.compile(r"^decoder\.layers\.(\d+)\.(.+)$")
 FINAL_NORM = "decoder.final_layernorm"
-LAYER_NUMBER = re.compile(r"^(?:decoder|encoder)\.layers\.(\d+)\.")
-"""A layer's number in canonical names, of whatever stack."""
+LAYER_NUMBER = re.compile(r"^(decoder|encoder)\.layers\.(\d+)\.")
+"""The stack and the number of a layer in canonical names."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ class SavedModel:
     """With the size of the vocabulary filled in."""
     positions: int
     """The longest sequence."""
+    source_positions: int | None = None
+    """The longest sequence of an encoder under a decoder; None where there is none."""
 
 
 def saved_model(reader: CheckpointReader) -> SavedModel:
@@ -34,13 +36,16 @@ def saved_model(reader: CheckpointReader) -> SavedModel:
     fields, source = reader.sections.model, reader.folder / MANIFEST
     if not fields:
         raise UserError(f"{source} does not say which model it is of: use another checkpoint")
-    numbers = (LAYER_NUMBER.match(name) for name in reader.names())
-    depth = 1 + max((int(match[1]) for match in numbers if match), default=-1)
-    if fields.get("num_layers") != depth:  # first: a depth out of all proportion would be computed with
-        raise UserError(
-            f"{source} says model.num_layers={printable(fields.get('num_layers'))}, "
-            f"its files hold {depth} layers: use another checkpoint"
-        )
+    # First: a depth out of all proportion would be computed with.
+    for key, depth in _depths(reader).items():
+        said = fields.get(key)
+        if said is None and key == "encoder_layers":
+            said = fields.get("num_layers")
+        if said != depth:
+            raise UserError(
+                f"{source} says model.{key}={printable(said)}, "
+                f"its files hold {depth} layers: use another checkpoint"
+            )
     try:
         unknown = fields.get("vocab_size") is None
         config = ModelConfig.model_validate(
@@ -52,9 +57,28 @@ def saved_model(reader: CheckpointReader) -> SavedModel:
         raise UserError(
             f"{source} is damaged ({printable(key)}: {printable(first['msg'])}): use another checkpoint"
         ) from None
-    model = SavedModel(config, config.max_position_embeddings or _seq_length(reader))
+    model = SavedModel(
+        config,
+        config.max_position_embeddings or _length(reader, "seq_length", "max_position_embeddings"),
+        (config.max_source_positions or _length(reader, "source_length", "max_source_positions"))
+        if config.blueprint.crossed
+        else None,
+    )
     _compare(reader, model)
     return model
+
+
+def _depths(reader: CheckpointReader) -> dict[str, int]:
+    """Layers that the files hold, by the key that should say so.
+
+    With two stacks num_layers is that of the decoder.
+    """
+    found: dict[str, int] = {}
+    for match in filter(None, map(LAYER_NUMBER.match, reader.names())):
+        found[match[1]] = max(found.get(match[1], 0), int(match[2]) + 1)
+    if len(found) < 2:
+        return {"num_layers": max(found.values(), default=0)}
+    return {"num_layers": found["decoder"], "encoder_layers": found["encoder"]}
 
 
 def check_tensors(reader: CheckpointReader) -> int:
@@ -83,7 +107,8 @@ def check_tensors(reader: CheckpointReader) -> int:
 def _compare(reader: CheckpointReader, model: SavedModel) -> None:
     from model.parameters.table import parameter_table
 
-    wanted = {row.name: row.shape for row in parameter_table(model.config, positions=model.positions)}
+    rows = parameter_table(model.config, positions=model.positions, source_positions=model.source_positions)
+    wanted = {row.name: row.shape for row in rows}
     found = set(reader.names())
     for name, shape in wanted.items():
         if name not in found:
@@ -124,11 +149,11 @@ def _pieces(tokenizer: Path) -> int:
         ) from None
 
 
-def _seq_length(reader: CheckpointReader) -> int:
-    length = reader.sections.data.seq_length
+def _length(reader: CheckpointReader, data: str, model: str) -> int:
+    """Tokens of a sample, by their key of section data; they stand for one of section model."""
+    length: int | None = getattr(reader.sections.data, data)
     if length is None:
         raise UserError(
-            f"{reader.folder / MANIFEST} names neither model.max_position_embeddings nor data.seq_length: "
-            "use another checkpoint"
+            f"{reader.folder / MANIFEST} names neither model.{model} nor data.{data}: use another checkpoint"
         )
     return length

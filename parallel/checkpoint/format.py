@@ -81,6 +81,7 @@ class DataSection(Record):
     """What readers want to know of the data."""
 
     seq_length: Annotated[int, Field(ge=1, le=1 << 40)] | None = None
+    source_length: Annotated[int, Field(ge=1, le=1 << 40)] | None = None
     corpora: list[dict[str, object]] = Field(default_factory=list)
     cache: str | None = None
 
