@@ -74,6 +74,7 @@ COMMANDS = (
     Row("checkpoint", "tools.runs.checkpoint:app", "List, inspect and check checkpoints.", "Training"),
     Row("generate", "tools.models.generate:command", "Continue a text with a trained model.", "Models"),
     Row("fill", "tools.models.fill:command", "Fill places in a text with a trained encoder.", "Models"),
+    Row("translate", "tools.models.translate:command", "Translate lines with an encoder-decoder.", "Models"),
     Row(
         "eval",
         "tools.models.eval:command",

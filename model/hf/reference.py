@@ -20,11 +20,15 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.depth.sublayer import Sublayer
 from model.errors import UserError
+from model.families.family import Stack
 from model.norms import NORMS
 from model.parameters.table import logit_bias_name
 from model.rotary import frequencies, magnitude
 
 Weights = Mapping[str, Tensor]
+
+CrossAttention = Callable[..., Tensor]
+"""From what a branch reads, [b, s, h], and the number of its layer by name, to its output."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -48,6 +52,10 @@ class Cache:
         """Positions seen so far."""
         return self.entries[0][0].shape[2] if self.entries else 0
 
+    def select(self, rows: Tensor) -> None:
+        """Goes on with some of the sequences, [b], one of them as often as it is named."""
+        self.entries = {layer: (k[rows], v[rows]) for layer, (k, v) in self.entries.items()}
+
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Appends new keys and values along the position axis and returns all of them."""
         if layer in self.entries:
@@ -64,6 +72,7 @@ class Evaluation:
     logit_scale: factor on what the output projection reads.
     dtype: arithmetic; weights are cast as they are read.
     epsilons: canonical name of a norm -> its own epsilon, where it is not the configuration's.
+    stack: of several, whose sizes and layers these are; None where there is one.
     """
 
     def __init__(
@@ -74,15 +83,17 @@ class Evaluation:
         logit_scale: float,
         dtype: torch.dtype = torch.float32,
         epsilons: Mapping[str, float] | None = None,
+        stack: Stack | None = None,
     ) -> None:
+        self.stack = stack or config.stack
+        self.plan = config.stack_plan(self.stack)
         self.weights, self.config, self.logit_scale, self.dtype, self.epsilons = (
             weights,
-            config,
+            config.of(self.stack),
             logit_scale,
             dtype,
             epsilons or {},
         )
-        self.plan = config.depth_plan()
 
     @torch.no_grad()
     def __call__(
@@ -104,27 +115,48 @@ class Evaluation:
         """
         start = cache.length if cache else 0
         hidden = self._hidden(start, tokens.shape[1], keep)
-        near = self._near(hidden, start, tokens.shape[1])
-        x_bsh = self._embed(tokens, start, types)
+        x_bsh = self._layers(self._embed(tokens, start, types), hidden, cache)
+        return self._read(x_bsh[:, -1:] if last_only else x_bsh)
+
+    def _layers(
+        self, x_bsh: Tensor, hidden: Tensor, cache: Cache | None, cross: CrossAttention | None = None
+    ) -> Tensor:
+        """The stream after the last layer.
+
+        hidden: as `_hidden` gives it. cross: the branch that reads another stack, if there is one.
+        """
+        start = cache.length if cache else 0
+        near = self._near(hidden, start, x_bsh.shape[1]).to(x_bsh.device)
+        hidden = hidden.to(x_bsh.device)
         for index, layer in enumerate(self.plan.layers):
-            name, given = self.config.stack.layer(index), x_bsh
-            unseen = near if self.config.is_local(index) else hidden
-            attention, mlp = (
-                partial(self._attention, layer=index, start=start, cache=cache, hidden=unseen),
-                partial(self._mlp, name=f"{name}mlp", normed=layer.mlp.norm_last),
-            )
-            x_bsh = self._sublayer(
-                x_bsh, given, layer.attention, attention, f"{name}input_layernorm", f"{name}self_attention"
-            )
+            name, given = self.stack.layer(index), x_bsh
             kept = 1 - F.silu(self._weight(f"{name}gpas.gate")) if layer.gate else None
-            x_bsh = x_bsh if kept is None else x_bsh * kept
-            x_bsh = self._sublayer(x_bsh, given, layer.mlp, mlp, f"{name}pre_mlp_layernorm", f"{name}mlp")
-            x_bsh = x_bsh if kept is None else x_bsh * kept
-        if last_only:
-            x_bsh = x_bsh[:, -1:]
-        if self.plan.final_norm:
-            x_bsh = self._norm(x_bsh, self.config.stack.final_norm)
-        return self._logits(x_bsh)
+            unseen = near if self.config.is_local(index) else hidden
+            branches: list[tuple[Sublayer, Callable[[Tensor], Tensor], str, str]] = [
+                (
+                    layer.attention,
+                    partial(self._attention, layer=index, start=start, cache=cache, hidden=unseen),
+                    "input_layernorm",
+                    "self_attention",
+                ),
+                (
+                    layer.mlp,
+                    partial(self._mlp, name=f"{name}mlp", normed=layer.mlp.norm_last),
+                    "pre_mlp_layernorm",
+                    "mlp",
+                ),
+            ]
+            if cross is not None:
+                crossing = partial(cross, layer=index)
+                branches.insert(1, (layer.cross, crossing, "pre_cross_attn_layernorm", "cross_attention"))
+            for sublayer, branch, norm_in, module in branches:
+                names = f"{name}{norm_in}", f"{name}{module}"
+                x_bsh = self._sublayer(x_bsh, given, sublayer, branch, names, kept)
+        return x_bsh
+
+    def _read(self, x_bsh: Tensor) -> Tensor:
+        """Logits of the stream after the last layer."""
+        return self._logits(self._norm(x_bsh, self.stack.final_norm) if self.plan.final_norm else x_bsh)
 
     def _logits(self, x_bsh: Tensor) -> Tensor:
         if self.config.head_transform:
@@ -139,7 +171,7 @@ class Evaluation:
 
     def _hidden(self, start: int, length: int, keep: Tensor | None) -> Tensor:
         """True where a query [s] must not see a key [t], broadcastable to [b, n, s, t]."""
-        if self.config.stack.causal:
+        if self.stack.causal:
             return torch.ones(length, start + length, dtype=torch.bool).triu(start + 1)
         if keep is None:
             return torch.zeros(1, length, dtype=torch.bool)
@@ -187,23 +219,26 @@ class Evaluation:
         given: Tensor,
         c: Sublayer,
         branch: Callable[[Tensor], Tensor],
-        norm_in: str,
-        prefix: str,
+        names: tuple[str, str],
+        kept: Tensor | None,
     ) -> Tensor:
         """One application of the equation in `model/depth/scheme.py`.
 
-        given: the layer's input.
+        given: the layer's input. names: of the norm before, and the beginning of all others'.
+        kept: factor of a gate on the sum; None without one.
         """
+        norm_in, prefix = names
         normed = self._norm(x, norm_in) if c.norm_in else x
         b = branch(c.input_scale * normed)
         if c.norm_branch:
             b = self._norm(b, f"{prefix}_branch_norm")
-        kept = normed if c.residual_from_norm else x
-        # Not `residual_scale * kept`: fp32 rounds a factor near 1,
+        stream = normed if c.residual_from_norm else x
+        # Not `residual_scale * stream`: fp32 rounds a factor near 1,
         # and a thousand layers raise that to its 2000th power.
         if c.residual_scale != 1:
-            kept = kept + (c.residual_scale - 1) * kept
-        out = kept + c.branch_scale * b + c.skip_scale * given
+            stream = stream + (c.residual_scale - 1) * stream
+        out = stream + c.branch_scale * b + c.skip_scale * given
+        out = out if kept is None else out * kept
         return self._norm(out, f"{prefix}_output_norm") if c.norm_out else out
 
     def _last(self, x: Tensor, name: str, normed: bool) -> Tensor:
@@ -220,7 +255,7 @@ class Evaluation:
 
     def _attention(self, u: Tensor, layer: int, start: int, cache: Cache | None, hidden: Tensor) -> Tensor:
         config, (b, s, _) = self.config, u.shape
-        name = config.stack.layer(layer) + "self_attention"
+        name = self.stack.layer(layer) + "self_attention"
         groups, d, share = config.groups, config.kv_channels, config.num_attention_heads // config.groups
         qkv = self._linear(u, f"{name}.linear_qkv").view(b, s, groups, share + 2, d)
         q = qkv[:, :, :, :share].reshape(b, s, groups * share, d).transpose(1, 2)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.errors import UserError
-from pretrain.trained.open import Trained, open_trained
+from pretrain.trained.open import ENCODER, Trained, open_trained
 
 if TYPE_CHECKING:
     from pretrain.data.tokens.tokenizer import Tokenizer
@@ -47,10 +47,7 @@ def fill_text(checkpoint: Path | str, text: str, top: int = 5) -> Filled:
     from pretrain.data.tokens.tokenizer import Tokenizer
 
     trained = open_trained(checkpoint)
-    if trained.config.stack.causal:
-        raise UserError(
-            f"{trained.reader.folder} holds a decoder, which continues a text: use `fathom generate`"
-        )
+    trained.check_kind(ENCODER)
     trained.check_warm()
     tokenizer = Tokenizer(trained.needed_tokenizer())
     ids, parts = _encode(trained, tokenizer, text)

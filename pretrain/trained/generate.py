@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.errors import UserError
-from pretrain.trained.open import Trained, open_trained
+from pretrain.trained.open import DECODER, Trained, open_trained
 
 if TYPE_CHECKING:
     from pretrain.data.tokens.tokenizer import Tokenizer
@@ -40,10 +40,7 @@ def generate_text(
     from pretrain.data.tokens.tokenizer import Tokenizer
 
     trained = open_trained(checkpoint)
-    if not trained.config.stack.causal:
-        raise UserError(
-            f"{trained.reader.folder} holds an encoder, which continues no text: use `fathom fill`"
-        )
+    trained.check_kind(DECODER)
     trained.check_warm()
     tokenizer = Tokenizer(trained.needed_tokenizer())
     try:

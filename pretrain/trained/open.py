@@ -22,6 +22,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Kind:
+    """What a model is asked for, by its stacks."""
+
+    name: str
+    """With what it does."""
+    command: str
+    """That asks it."""
+
+
+DECODER = Kind("a decoder, which continues a text", "fathom generate")
+ENCODER = Kind("an encoder, which fills places in a text", "fathom fill")
+BOTH = Kind("an encoder-decoder, which translates a text", "fathom translate")
+
+
+@dataclass(frozen=True)
 class Trained:
     """A model from a checkpoint."""
 
@@ -32,6 +47,8 @@ class Trained:
     logit_scale: float
     positions: int
     """The longest sequence."""
+    source_positions: int | None
+    """The longest sequence of an encoder under a decoder; None where there is none."""
     tokenizer: Path | None
 
     @property
@@ -51,6 +68,22 @@ class Trained:
                 f"{self.reader.folder / MANIFEST} is damaged (schedule.branch: {said}): "
                 "use another checkpoint"
             ) from None
+
+    @property
+    def kind(self) -> Kind:
+        """What it is asked for."""
+        family = self.config.blueprint
+        if family.crossed:
+            return BOTH
+        return DECODER if family.stacks[-1].causal else ENCODER
+
+    def check_kind(self, wanted: Kind) -> None:
+        """Raises UserError for a model of another kind, which another command asks."""
+        if self.kind is not wanted:
+            raise UserError(
+                f"{self.reader.folder} holds {self.kind.name}: use `{self.kind.command}`, "
+                f"`{wanted.command}` is for {wanted.name.partition(',')[0]}"
+            )
 
     def needed_tokenizer(self) -> Path:
         """The tokenizer's file. Raises UserError where the checkpoint has none."""
@@ -107,7 +140,8 @@ def open_trained(checkpoint: Path | str, reader_of: str = "") -> Trained:
 
     reader = open_checkpoint(checkpoint)
     model = saved_model(reader)
-    if reader_of and not model.config.stack.causal:
+    family = model.config.blueprint
+    if reader_of and (family.crossed or not family.stacks[-1].causal):
         raise UserError(
             f"{reader.folder}: {reader_of} needs a model that reads from left to right, "
             f"and this one is of model.family={model.config.family}"
@@ -118,5 +152,6 @@ def open_trained(checkpoint: Path | str, reader_of: str = "") -> Trained:
         reader.weights(),
         logit_scale(model.config),
         model.positions,
+        model.source_positions,
         reader.tokenizer_path,
     )

@@ -1,0 +1,136 @@
+"""Plain PyTorch evaluation of canonical weights of an encoder-decoder.
+
+It is the independent reference for exports, and translates on one process.
+Shape letters beside those of `reference.py`: e positions of the source, k sequences of one source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.errors import UserError
+from model.hf.reference import Cache, Evaluation, Weights
+from model.parameters.table import SOURCE_EMBEDDING
+from model.weights.bases import sinusoid_scale
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the decoder reads of sources: computed once, for all tokens that follow."""
+
+    keys: tuple[Tensor, ...]
+    """Of every layer, [b, n, e, d]."""
+    values: tuple[Tensor, ...]
+    """Of the same form."""
+    hidden: Tensor
+    """[b, 1, 1, e], True for padding."""
+
+    def of(self, rows: Tensor) -> Memory:
+        """That of some sources."""
+        keys, values = (tuple(one[rows] for one in each) for each in (self.keys, self.values))
+        return Memory(keys, values, self.hidden[rows])
+
+
+class _Side(Evaluation):
+    """One of both stacks, and its tables of words and positions."""
+
+    def __init__(self, weights: Weights, config: ModelConfig, tables: str, **given: Any) -> None:
+        """tables: the beginning of their names. given: as `Evaluation`."""
+        super().__init__(weights, config, **given)
+        self.tables, self.whole = tables, config
+        own = tables if f"{tables}.word_embeddings.weight" in weights else "embedding"
+        self.words = f"{own}.word_embeddings.weight"
+
+    def _embed(self, tokens: Tensor, start: int, types: Tensor | None) -> Tensor:
+        x_bsh = self.weights[self.words][tokens].to(self.dtype)
+        stop = start + tokens.shape[1]
+        if self.config.position == "learned":
+            table = self._weight(f"{self.tables}.position_embeddings.weight")
+            if stop > len(table):
+                raise UserError(f"{stop} positions asked for, but the model has learned only {len(table)}")
+            x_bsh = x_bsh + table[start:stop]
+        if self.config.position == "sinusoidal":
+            x_bsh = x_bsh + self._sinusoids(start, stop).to(x_bsh)
+        return self._norm(x_bsh, f"{self.tables}.norm") if self.plan.embedding_norm else x_bsh
+
+    def _sinusoids(self, start: int, stop: int) -> Tensor:
+        """[stop - start, h]: sines of all frequencies, then cosines."""
+        width = self.config.hidden_size
+        frequencies = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+        angles = torch.outer(torch.arange(start, stop, dtype=torch.float64), frequencies)
+        return sinusoid_scale(self.whole) * torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
+class CrossedEvaluation:
+    """The model function of canonical weights of an encoder and a decoder.
+
+    Arguments as `Evaluation`.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        config: ModelConfig,
+        *,
+        logit_scale: float,
+        dtype: torch.dtype = torch.float32,
+        epsilons: Mapping[str, float] | None = None,
+    ) -> None:
+        encoder, decoder = config.blueprint.stacks
+        given = {"logit_scale": logit_scale, "dtype": dtype, "epsilons": epsilons}
+        self.encoder = _Side(weights, config, SOURCE_EMBEDDING, stack=encoder, **given)
+        self.decoder = _Side(weights, config, "embedding", stack=decoder, **given)
+
+    @torch.no_grad()
+    def encode(self, source: Tensor, keep: Tensor | None = None) -> Memory:
+        """Reads sources.
+
+        source: [b, e] ids. keep: [b, e], 0 for padding, which nobody sees.
+        Raises UserError when a learned position table is too short.
+        """
+        keep = torch.ones_like(source) if keep is None else keep
+        side = self.encoder
+        x_beh = side._layers(side._embed(source, 0, None), side._hidden(0, source.shape[1], keep), None)
+        keys, values = [], []
+        heads, width = self.decoder.config.num_attention_heads, self.decoder.config.kv_channels
+        for index in range(self.decoder.config.num_layers):
+            name = f"{self.decoder.stack.layer(index)}cross_attention.linear_kv"
+            kv = self.decoder._linear(x_beh, name).view(*x_beh.shape[:2], heads, 2, width)
+            keys.append(kv[:, :, :, 0].transpose(1, 2).contiguous())
+            values.append(kv[:, :, :, 1].transpose(1, 2).contiguous())
+        return Memory(tuple(keys), tuple(values), (keep == 0)[:, None, None, :])
+
+    @torch.no_grad()
+    def decode(
+        self, tokens: Tensor, memory: Memory, cache: Cache | None = None, last_only: bool = False
+    ) -> Tensor:
+        """Logits [b k, s, v] of what follows tokens [b k, s].
+
+        Padding rows of the vocabulary are left out.
+        The k sequences of a source follow each other, equally many for each.
+        cache: `tokens` continue the sequences in it. last_only: keeps the last position.
+        Raises UserError when a learned position table is too short.
+        """
+        side, start = self.decoder, cache.length if cache else 0
+        hidden = side._hidden(start, tokens.shape[1], None)
+        cross = partial(self._cross, memory=memory)
+        x_bsh = side._layers(side._embed(tokens, start, None), hidden, cache, cross)
+        return side._read(x_bsh[:, -1:] if last_only else x_bsh)
+
+    def _cross(self, u: Tensor, layer: int, memory: Memory) -> Tensor:
+        """The sequences of a source are so many more queries of it."""
+        config, name = self.decoder.config, f"{self.decoder.stack.layer(layer)}cross_attention"
+        heads, width = config.num_attention_heads, config.kv_channels
+        q = self.decoder._linear(u, f"{name}.linear_q")
+        q = q.view(len(memory.hidden), -1, heads, width).transpose(1, 2)
+        scores = config.score_scale * (q @ memory.keys[layer].transpose(2, 3)) / width**0.5
+        probabilities = scores.masked_fill(memory.hidden, float("-inf")).softmax(-1)
+        out = (probabilities @ memory.values[layer]).transpose(1, 2).reshape(*u.shape[:2], heads * width)
+        return self.decoder._linear(out, f"{name}.linear_proj")
