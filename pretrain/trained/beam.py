@@ -33,8 +33,8 @@ class Search:
     beam: int = 4
     """Sequences of a source that are followed at once; 1 is greedy search."""
     length_penalty: float = 0.6
-    max_new_tokens: int = 128
-    """Of a translation, its end mark among them."""
+    max_new_tokens: int | None = None
+    """Of a translation, its end mark among them; None: as many as the model was trained on."""
     best: int = 1
     """Sequences of a source to give back."""
 
@@ -43,7 +43,10 @@ class Search:
         for wrong, message in (
             (self.beam < 1, f"beam={self.beam} must be at least 1, which is greedy search"),
             (not math.isfinite(self.length_penalty), f"length_penalty={self.length_penalty} is no number"),
-            (self.max_new_tokens < 1, f"max_new_tokens={self.max_new_tokens} must be at least 1"),
+            (
+                self.max_new_tokens is not None and self.max_new_tokens < 1,
+                f"max_new_tokens={self.max_new_tokens} must be at least 1",
+            ),
             (
                 not 1 <= self.best <= self.beam,
                 f"best={self.best} must lie between 1 and beam={self.beam}: search with a larger beam",
@@ -78,14 +81,17 @@ class Decoding(Protocol):
 def search(decoding: Decoding, sources: int, settings: Search, end: int) -> list[list[Found]]:
     """The best sequences of every source, best first.
 
-    sources: how many the model has read. end: the end mark, which also begins all sequences.
+    sources: how many the model has read. settings: with a number of tokens.
+    end: the end mark, which also begins all sequences.
     Raises UserError where logits are not finite.
     """
+    longest = settings.max_new_tokens
+    assert longest is not None
     found: list[list[Found]] = [[] for _ in range(sources)]
     left = list(range(sources))
     tokens_bkt = torch.empty(sources, 1, 0, dtype=torch.int64)
     sums_bk, last, rows, kept = torch.zeros(sources, 1), torch.full((sources,), end), None, None
-    for length in range(1, settings.max_new_tokens + 1):
+    for length in range(1, longest + 1):
         logits = decoding.next(last, rows, kept).cpu()
         if not logits.isfinite().all():
             raise UserError("the model's logits are not finite: this checkpoint translates nothing")
@@ -94,7 +100,7 @@ def search(decoding: Decoding, sources: int, settings: Search, end: int) -> list
         sums_bc, places_bc = sums_bkv.flatten(1).topk(min(2 * settings.beam, k * v))
         origins_bc, ids_bc = places_bc // v, places_bc % v
         tokens_bct = torch.cat((_pick(tokens_bkt, origins_bc), ids_bc[..., None]), dim=-1)
-        ended_bc = (ids_bc == end) | (length == settings.max_new_tokens)
+        ended_bc = (ids_bc == end) | (length == longest)
         _collect(found, left, tokens_bct, sums_bc / length**settings.length_penalty, ended_bc, settings.beam)
 
         open_bk, chosen_bk = sums_bc.masked_fill(ended_bc, NEVER).topk(min(settings.beam, sums_bc.shape[1]))

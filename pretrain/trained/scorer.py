@@ -53,7 +53,13 @@ class Scorer:
             **topology.core_fields(),
             **numerics.core_fields(),
         )
-        chunk = LanguageModel(trained.config, config, seq_length=trained.positions, kernels=numerics.kernels)
+        chunk = LanguageModel(
+            trained.config,
+            config,
+            seq_length=trained.positions,
+            source_length=trained.source_positions,
+            kernels=numerics.kernels,
+        )
         # Megatron-core makes the table of positions in fp32.
         # In training DeepSpeed converts the whole model.
         self.model = (chunk if on_cpu else chunk.cuda()).to(numerics.dtype).eval()
@@ -102,6 +108,14 @@ class Scorer:
         labels = batch["labels"]
         losses = F.cross_entropy(logits_bvt, labels, reduction="none")
         return losses, logits_bvt.argmax(1) == labels
+
+    @torch.no_grad()
+    def labelled(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Losses of all labels of a batch in nats, [b, t] in fp32, on the CPU.
+
+        batch: with labels [b, t], as a training task makes it.
+        """
+        return self._model({name: value for name, value in batch.items() if name not in ("weights", "share")})
 
     def _model(self, given: Mapping[str, Tensor]) -> Tensor:
         found: Tensor = self.model({name: tensor.to(self.device) for name, tensor in given.items()})

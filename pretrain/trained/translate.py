@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -52,8 +52,12 @@ class Translator(Protocol):
         """Tokens of a source with its end mark; None where any number is possible."""
 
     @property
-    def new_tokens(self) -> int:
-        """Most tokens of a translation where nothing is said."""
+    def longest_new(self) -> int | None:
+        """The same of a translation."""
+
+    @property
+    def trained(self) -> int:
+        """Tokens of the longest targets in training."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of a source with its end mark. Raises UnicodeEncodeError for a text that is none."""
@@ -62,10 +66,7 @@ class Translator(Protocol):
         """The text of ids."""
 
     def search(self, sources: Sequence[list[int]], settings: Search) -> list[list[Found]]:
-        """The best sequences of each of some sources.
-
-        Raises UserError where it has no positions for so many tokens.
-        """
+        """The best sequences of each of some sources."""
 
     @property
     def end(self) -> int:
@@ -92,8 +93,8 @@ class CheckpointTranslator:
         self.evaluation = CrossedEvaluation(weights, trained.config, logit_scale=trained.logit_scale)
         learned = trained.config.position == "learned"
         self.longest = trained.source_positions if learned else None
-        self.most = trained.positions if learned else None
-        self.new_tokens = trained.positions
+        self.longest_new = trained.positions if learned else None
+        self.trained = trained.positions
 
     def encode(self, text: str) -> list[int]:
         """As `Translator`."""
@@ -105,10 +106,6 @@ class CheckpointTranslator:
 
     def search(self, sources: Sequence[list[int]], settings: Search) -> list[list[Found]]:
         """As `Translator`."""
-        if self.most is not None and settings.max_new_tokens > self.most:
-            raise UserError(
-                f"max_new_tokens={settings.max_new_tokens}: the model has learned {self.most} positions"
-            )
         return search(Read(self.evaluation, sources, self.device), len(sources), settings, self.end)
 
 
@@ -162,6 +159,7 @@ def translate(
     Raises UserError before the first translation for a text that is no text or too long, and where
     the model's logits are not finite.
     """
+    settings = replace(settings, max_new_tokens=_new_tokens(translator, settings.max_new_tokens))
     sources = [_encoded(translator, text, f"{names} {at}") for at, text in enumerate(texts, start=1)]
     given = sorted((at for at, ids in enumerate(sources) if ids), key=lambda at: -len(sources[at]))
     found: list[list[Translation]] = [[] for _ in texts]
@@ -174,6 +172,14 @@ def translate(
         if progress:
             progress(min(start + size, len(given)), len(given))
     return found
+
+
+def _new_tokens(translator: Translator, wanted: int | None) -> int:
+    """Raises UserError for more tokens than there are positions."""
+    most = translator.longest_new
+    if wanted is not None and most is not None and wanted > most:
+        raise UserError(f"max_new_tokens={wanted}: {translator.name} has learned {most} positions")
+    return wanted or translator.trained
 
 
 def _encoded(translator: Translator, text: str, name: str) -> list[int]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tools.measured_on import BatchSize, Data, Split, Text, TextKey
+from tools.models.searching import Beam, LengthPenalty, MaxNewTokens, search_of
 
 if TYPE_CHECKING:
     from pretrain.trained.masked import Told
+    from pretrain.trained.open import Kind
+    from pretrain.trained.pairs import Told as ToldPairs
     from pretrain.trained.perplexity import Perplexity
 
 
@@ -39,6 +42,21 @@ def command(
     ] = None,
     batch_size: BatchSize = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16; default: as in the run.")] = None,
+    pairs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE,TARGET",
+            help="Of an encoder-decoder, with --text: what the sides of pairs are called, as in "
+            "`fathom data prepare`.",
+        ),
+    ] = None,
+    translate: Annotated[
+        bool,
+        typer.Option("--translate", help="Of an encoder-decoder: also translate, and give BLEU and chrF."),
+    ] = False,
+    beam: Beam = None,
+    length_penalty: LengthPenalty = None,
+    max_new_tokens: MaxNewTokens = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure perplexity per token, byte and word, on one process, and on a GPU if there is one.
@@ -46,10 +64,12 @@ def command(
     Without --data and --text on the validation split of the run.
     Words are separated by white space; ends of documents count as tokens.
     Of an encoder: loss and accuracy on hidden tokens of a data set.
+    Of an encoder-decoder: loss of target tokens, and scores of translations.
     """
     from model.errors import UserError
     from pretrain.trained.masked import evaluate_masked
-    from pretrain.trained.open import open_trained
+    from pretrain.trained.open import DECODER, ENCODER, open_trained
+    from pretrain.trained.pairs import PairsAsked, evaluate_pairs
     from pretrain.trained.perplexity import evaluate
 
     if precision not in (None, "auto", "fp32", "bf16"):
@@ -59,40 +79,76 @@ def command(
     live = sys.stderr.isatty() and not as_json
 
     def progress(done: int, total: int) -> None:
-        print(f"\r{done}/{total} windows", end="\n" if done == total else "", file=sys.stderr)
+        print(f"\r{done}/{total}", end="\n" if done == total else "", file=sys.stderr)
 
     trained = open_trained(checkpoint)
-    if not trained.config.stack.causal:
-        of_decoders = (("text", text), ("text-key", text_key), ("stride", stride))
-        if unread := [f"--{name}" for name, value in of_decoders if value is not None]:
-            raise UserError(
-                f"{', '.join(unread)}: has no effect on an encoder, which is measured on hidden tokens "
-                "of a data set: remove it, and name a data set with --data"
-            )
-        told = evaluate_masked(
-            trained,
-            data=data,
-            split=split or "validation",
-            samples=samples,
+    searching = {"beam": beam, "length_penalty": length_penalty, "max_new_tokens": max_new_tokens}
+    options = {"text": text, "text_key": text_key, "stride": stride, "pairs": pairs, **searching}
+    refuse_unread(trained.kind, options | {"translate": translate or None})
+    common: dict[str, Any] = {"precision": precision, "progress": progress if live else None}
+    measured: dict[str, Any] = {"data": data, "split": split or "validation", "samples": samples}
+    if trained.kind is DECODER:
+        told = evaluate(
+            checkpoint,
+            text=text or (),
+            text_key=text_key,
+            stride=stride,
             batch_size=batch_size,
-            precision=precision,
-            progress=progress if live else None,
+            **measured,
+            **common,
         )
-        typer.echo(json.dumps(told.to_json()) if as_json else hidden_table(told))
-        return
-    result = evaluate(
-        checkpoint,
-        data=data,
-        split=split or "validation",
-        text=text or (),
-        text_key=text_key,
-        samples=samples,
-        stride=stride,
-        batch_size=batch_size,
-        precision=precision,
-        progress=progress if live else None,
+        typer.echo(json.dumps(told.to_json()) if as_json else table(told))
+    elif trained.kind is ENCODER:
+        hidden = evaluate_masked(trained, batch_size=batch_size, **measured, **common)
+        typer.echo(json.dumps(hidden.to_json()) if as_json else hidden_table(hidden))
+    else:
+        if not translate and (given := [name for name, value in searching.items() if value is not None]):
+            raise UserError(f"{_named(given)}: has no effect without --translate: remove it")
+        asked = PairsAsked(text=text or (), sides=pairs, batch_size=batch_size, **measured)
+        settings = search_of(**searching) if translate else None
+        found = evaluate_pairs(trained, asked, settings=settings, **common)
+        typer.echo(json.dumps(found.to_json()) if as_json else pairs_table(found))
+
+
+def refuse_unread(kind: Kind, options: dict[str, object]) -> None:
+    """Raises UserError for options that are given, not None, and say nothing to a kind of model."""
+    from model.errors import UserError
+    from pretrain.trained.open import BOTH, DECODER, ENCODER
+
+    of_decoders, of_both = {"text", "text_key", "stride"}, options.keys() - {"text_key", "stride"}
+    read, advice = {
+        DECODER: (of_decoders, "a decoder, which is measured on text"),
+        ENCODER: (set(), "an encoder, which is measured on hidden tokens of a data set (--data)"),
+        BOTH: (of_both, "an encoder-decoder, which is measured on pairs of texts"),
+    }[kind]
+    if unread := [name for name, value in options.items() if value is not None and name not in read]:
+        raise UserError(f"{_named(unread)}: has no effect on {advice}: remove it")
+
+
+def _named(options: list[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in options)
+
+
+def pairs_table(told: ToldPairs) -> str:
+    """What is told of pairs, for people."""
+    facts = told.to_json()
+    perplexity = facts["perplexity"]
+    shown = "too large" if perplexity is None else f"{perplexity:,.4f}"
+    lines = [
+        f"{told.checkpoint}, {told.precision}",
+        f"{told.data}: {told.pairs:,} pairs, {told.tokens:,} target tokens",
+        f"loss {facts['loss']:.5f} nats, perplexity {shown}",
+    ]
+    if told.translated is None:
+        return "\n".join(lines)
+    given = told.translated
+    lines.append(
+        f"beam {given.beam}, length penalty {given.length_penalty:g}: {given.ended:,} have an end mark"
     )
-    typer.echo(json.dumps(result.to_json()) if as_json else table(result))
+    lines.append(f"{'':>5} {'score':>7} {'copied':>7}  signature")
+    for name, score in given.scores.items():
+        lines.append(f"{name:>5} {score.value:>7.2f} {score.copied:>7.2f}  {score.signature}")
+    return "\n".join(lines)
 
 
 def hidden_table(told: Told) -> str:

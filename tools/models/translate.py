@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tools.models.searching import Beam, LengthPenalty, MaxNewTokens, search_of
+
 if TYPE_CHECKING:
     from pretrain.trained.translate import Translation
 
@@ -23,25 +25,9 @@ def command(
     text: Annotated[
         list[str] | None, typer.Option(help="A text to translate, instead of a file; several are possible.")
     ] = None,
-    beam: Annotated[
-        int, typer.Option(min=1, help="Translations of a text that are followed at once; 1 is greedy search.")
-    ] = 4,
-    length_penalty: Annotated[
-        float,
-        typer.Option(
-            help="A translation is worth its log probability / tokens^LENGTH_PENALTY; 0 prefers short "
-            "ones, 1 their mean."
-        ),
-    ] = 0.6,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Tokens of a translation at most, with its end mark. "
-            "Default: as many as the model was trained on.",
-            show_default=False,
-        ),
-    ] = None,
+    beam: Beam = None,
+    length_penalty: LengthPenalty = None,
+    max_new_tokens: MaxNewTokens = None,
     best: Annotated[
         int | None,
         typer.Option(
@@ -63,13 +49,11 @@ def command(
 
     One line of output for each line of input, in order; a blank line stays blank.
     """
-    from pretrain.trained.beam import Search
     from pretrain.trained.translate import open_translator, translate
 
-    settings = Search(beam, length_penalty, max_new_tokens or 1, best or 1)
+    settings = search_of(beam, length_penalty, max_new_tokens, best)
     texts, names = _texts(file, text)
     translator = open_translator(model)
-    settings = Search(beam, length_penalty, max_new_tokens or translator.new_tokens, best or 1)
     live = sys.stderr.isatty()
 
     def progress(done: int, total: int) -> None:

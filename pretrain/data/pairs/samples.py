@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -133,32 +133,23 @@ class PairBlend(Blend):
         return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
 
     def _row(self, index: int) -> dict[str, np.ndarray]:
+        pairs = self.pairs_of(index)
+        return row_of(pairs, (self.source_length, self.seq_length), self.eod_id, self.padding)
+
+    def pairs_of(self, index: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(source, target) of the pairs of a row, int64 ids that end with the end mark.
+
+        Raises IndexError for a negative number, UserError for damaged data.
+        """
         corpus, sample = self._pattern.locate(index)
         reader = self._pairs[corpus]
-        pairs = reader.pairs(reader.row(sample))
-        ends = np.array([self.eod_id], dtype=np.int64)
-        sources = [source.astype(np.int64) for source, _ in pairs]
-        labels = [target.astype(np.int64) for _, target in pairs]
-        shifted = [np.concatenate([ends, label[:-1]]) for label in labels]
-        if any(int(ids.view(np.uint64).max()) >= self.vocab_size for ids in (*sources, *labels)):
+        pairs = [
+            (source.astype(np.int64), target.astype(np.int64))
+            for source, target in reader.pairs(reader.row(sample))
+        ]
+        if any(int(ids.view(np.uint64).max()) >= self.vocab_size for pair in pairs for ids in pair):
             raise damaged(reader.path, reader.split, f"a token beyond the vocabulary, in sample {index}")
-        places = self._places(sources, self.source_length), self._places(labels, self.seq_length)
-        return {
-            "source": _filled(sources, self.source_length, self.padding),
-            "tokens": _filled(shifted, self.seq_length, self.padding),
-            "labels": _filled(labels, self.seq_length, self.padding),
-            "weights": (places[1][0] > 0).astype(np.float32),
-            "source_documents": places[0][0],
-            "documents": places[1][0],
-            "source_positions": places[0][1],
-            "positions": places[1][1],
-        }
-
-    @staticmethod
-    def _places(texts: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers of pairs and positions in them, [length] each."""
-        numbers = [np.full(len(text), number) for number, text in enumerate(texts, start=1)]
-        return _filled(numbers, length, 0), _filled([np.arange(len(text)) for text in texts], length, 0)
+        return pairs
 
     def targets(self, indices: Iterable[int]) -> int:
         """Returns how many labels of these rows count. Reads no tokens."""
@@ -186,6 +177,34 @@ class PairBlend(Blend):
             for name in names[side]
         }
         return batch | {"weights": torch.zeros(count, self.seq_length)}
+
+
+def row_of(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], lengths: tuple[int, int], end: int, padding: int
+) -> dict[str, np.ndarray]:
+    """One row of `PairBlend.batch`, of pairs that fit.
+
+    pairs: (source, target), ids that end with the end mark. lengths: of the row's two sides.
+    """
+    sources, labels = [source for source, _ in pairs], [target for _, target in pairs]
+    shifted = [np.concatenate([np.array([end]), label[:-1]]) for label in labels]
+    places = _places(sources, lengths[0]), _places(labels, lengths[1])
+    return {
+        "source": _filled(sources, lengths[0], padding),
+        "tokens": _filled(shifted, lengths[1], padding),
+        "labels": _filled(labels, lengths[1], padding),
+        "weights": (places[1][0] > 0).astype(np.float32),
+        "source_documents": places[0][0],
+        "documents": places[1][0],
+        "source_positions": places[0][1],
+        "positions": places[1][1],
+    }
+
+
+def _places(texts: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of pairs and positions in them, [length] each."""
+    numbers = [np.full(len(text), number) for number, text in enumerate(texts, start=1)]
+    return _filled(numbers, length, 0), _filled([np.arange(len(text)) for text in texts], length, 0)
 
 
 def _filled(parts: list[np.ndarray], length: int, padding: int) -> np.ndarray:

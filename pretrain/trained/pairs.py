@@ -1,0 +1,261 @@
+"""How well an encoder-decoder of a checkpoint tells the targets of pairs, and translates sources."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from model.errors import UserError
+from pretrain.trained.bleu import Score, score_texts
+from pretrain.trained.open import BOTH
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pretrain.data.tokens.tokenizer import Tokenizer
+    from pretrain.trained.beam import Search
+    from pretrain.trained.open import Trained
+
+BATCH = 8
+Pair = tuple[np.ndarray, np.ndarray]
+"""Ids of source and target, each with its end mark."""
+
+
+@dataclass(frozen=True)
+class PairsAsked:
+    """Which pairs a model is measured on. No data and no text: the run's own data set."""
+
+    data: Path | str | None = None
+    """A prepared data set of pairs."""
+    split: str = "validation"
+    """Of the data set."""
+    text: Sequence[str] = ()
+    """Files, folders or patterns of pairs."""
+    sides: str | None = None
+    """SOURCE,TARGET: keys, columns or suffixes of the files of `text`."""
+    samples: int | None = None
+    """Rows of a data set, or pairs of text, from the first on; None: all."""
+    batch_size: int | None = None
+    """Of them at once; None: the run's micro_batch_size."""
+
+
+@dataclass(frozen=True)
+class Translated:
+    """Scores of translations."""
+
+    scores: dict[str, Score]
+    beam: int
+    length_penalty: float
+    max_new_tokens: int | None
+    """None: as many as a target had in training."""
+    ended: int
+    """Translations with an end mark; the others were cut."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """Losses of target tokens, summed."""
+
+    checkpoint: str
+    step: int
+    data: str
+    samples: int
+    """Rows of pairs, or pairs of text."""
+    pairs: int
+    precision: str
+    nats: float
+    """Without label smoothing."""
+    tokens: int
+    """Of targets, end marks among them."""
+    translated: Translated | None = None
+    """None where it was not asked for."""
+
+    def to_json(self) -> dict[str, object]:
+        """All of it as plain data."""
+        facts: dict[str, object] = {
+            name: value for name, value in vars(self).items() if name not in ("nats", "translated")
+        }
+        loss = self.nats / self.tokens
+        # Beyond the range of floating-point numbers there is none.
+        facts |= {"total_nats": self.nats, "loss": loss, "perplexity": math.exp(loss) if loss < 700 else None}
+        return facts | ({} if self.translated is None else {"translated": asdict(self.translated)})
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What is measured on."""
+
+    name: str
+    samples: int
+    rows: Iterator[list[Pair]]
+    """The pairs of each sample."""
+    lengths: tuple[int, int] | None
+    """Of a row's two sides; None: as long as the pair."""
+    texts: list[tuple[str, str]] | None = None
+    """Of all pairs; None: what their ids spell."""
+
+
+def evaluate_pairs(
+    trained: Trained,
+    asked: PairsAsked,
+    *,
+    precision: str | None = None,
+    settings: Search | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Told:
+    """Loss of the targets of pairs, and scores of the translations of their sources.
+
+    precision: of the loss; None: the run's. settings: how to translate; None: not at all.
+    The first `train.eval_samples` rows of the run's validation split are those that the trainer
+    evaluates on.
+    Raises UserError where data and model do not fit, or an argument has no effect.
+    """
+    from pretrain.data.tokens.tokenizer import Tokenizer
+    from pretrain.trained.scorer import Scorer
+
+    trained.check_kind(BOTH)
+    tokenizer = Tokenizer(trained.needed_tokenizer())
+    given = _given(trained, tokenizer, asked)
+    if settings and given.texts is None and not tokenizer.lossless:
+        raise UserError(
+            f"tokenizer {tokenizer.path} changes texts ({', '.join(tokenizer.changes)}), so that a data set "
+            "does not hold what translations are compared with: name files with --text and --pairs"
+        )
+    run = trained.reader.sections
+    size = asked.batch_size or run.train.micro_batch_size or BATCH
+    scorer = Scorer(trained, precision or run.train.precision or "auto")
+    nats, tokens, pairs, done = 0.0, 0, [], 0
+    while rows := list(islice(given.rows, size)):
+        batch = _batch(rows, given.lengths, tokenizer.eod_id)
+        counted = batch["weights"] > 0
+        nats += float(scorer.labelled(batch)[counted].double().sum())
+        tokens, done = tokens + int(counted.sum()), done + len(rows)
+        pairs += [pair for row in rows for pair in row]
+        if progress:
+            progress(done, given.samples)
+    texts = given.texts or [
+        (tokenizer.decode(source.tolist()), tokenizer.decode(target.tolist())) for source, target in pairs
+    ]
+    return Told(
+        checkpoint=str(trained.reader.folder),
+        step=trained.reader.step,
+        data=given.name,
+        samples=done,
+        pairs=len(pairs),
+        precision=scorer.label,
+        nats=nats,
+        tokens=tokens,
+        translated=_translated(trained, texts, settings, progress) if settings else None,
+    )
+
+
+def _translated(
+    trained: Trained,
+    texts: list[tuple[str, str]],
+    settings: Search,
+    progress: Callable[[int, int], None] | None,
+) -> Translated:
+    from pretrain.trained.translate import CheckpointTranslator, translate
+
+    sources, wanted = ([pair[side] for pair in texts] for side in (0, 1))
+    found = translate(CheckpointTranslator(trained), sources, settings, names="pair", progress=progress)
+    best = [translations[0] for translations in found]
+    return Translated(
+        score_texts(sources, [one.line for one in best], wanted),
+        settings.beam,
+        settings.length_penalty,
+        settings.max_new_tokens,
+        sum(one.ended for one in best),
+    )
+
+
+def _batch(rows: list[list[Pair]], lengths: tuple[int, int] | None, end: int) -> dict[str, Tensor]:
+    import torch
+
+    from pretrain.data.pairs.samples import row_of
+
+    if lengths is None:
+        longest = [max(len(pair[side]) for row in rows for pair in row) for side in (0, 1)]
+        lengths = longest[0], longest[1]
+    found = [row_of(row, lengths, end, end) for row in rows]
+    return {name: torch.from_numpy(np.stack([row[name] for row in found])) for name in found[0]}
+
+
+def _given(trained: Trained, tokenizer: Tokenizer, asked: PairsAsked) -> _Given:
+    if asked.text:
+        if asked.data is not None:
+            raise UserError("give either --data or --text, not both")
+        if asked.sides is None:
+            raise UserError("--text of pairs needs --pairs SOURCE,TARGET: keys, columns or suffixes of files")
+        return _text_pairs(trained, tokenizer, asked)
+    if asked.sides is not None:
+        raise UserError(f"--pairs {asked.sides} has an effect with --text only: data sets hold tokens")
+    return _data_pairs(trained, tokenizer, asked)
+
+
+def _data_pairs(trained: Trained, tokenizer: Tokenizer, asked: PairsAsked) -> _Given:
+    from pretrain.data.pairs.samples import open_pairs
+    from pretrain.trained.windows import check_fits, chosen
+
+    run = trained.reader.sections
+    corpora, cache = chosen(trained, asked.data)
+    lengths = (
+        run.data.source_length or trained.source_positions or 0,
+        run.data.seq_length or trained.positions,
+    )
+    blend = open_pairs(corpora, asked.split, lengths, 0, cache, alone=True)
+    name = f"{asked.split} split of {check_fits(trained, tokenizer, corpora, blend)}"
+    available = blend.samples_per_epoch[0] if len(corpora) == 1 else None
+    samples = available if asked.samples is None else asked.samples
+    if samples is None:
+        raise UserError(
+            "the run blends several data sets, which has no end: give --samples, or name one with --data"
+        )
+    if available is not None and samples > available:
+        raise UserError(f"samples={samples}: the {name} gives {available} rows of pairs only")
+    return _Given(name, samples, (blend.pairs_of(index) for index in range(samples)), lengths)
+
+
+def _text_pairs(trained: Trained, tokenizer: Tokenizer, asked: PairsAsked) -> _Given:
+    from pretrain.data.reading.inputs import find_sources
+    from pretrain.data.reading.pairs import Sides, pair_files, pair_of, pair_records
+    from pretrain.data.reading.raw_record import Broken
+
+    sides, pairs, broken = Sides.of(asked.sides or ""), [], []
+    texts: list[tuple[str, str]] = []
+    for source in find_sources(list(asked.text)):
+        for file in pair_files(source.shards, sides):
+            if file.file.kind == "hub":
+                raise UserError(f"--text {file.file.name}: no such file")
+            for record in pair_records(file, sides):
+                found = pair_of(record, sides)
+                if isinstance(found, Broken):
+                    broken.append(found)
+                elif all(text.strip() for text in found):
+                    texts.append(found)
+                    pairs.append(_encoded(trained, tokenizer, found, f"{record.file}:{record.line}"))
+    name = f"{len(pairs)} pairs of {', '.join(asked.text)}"
+    if broken:
+        name += f" ({len(broken)} broken left out, the first: {broken[0].place})"
+    if not pairs:
+        raise UserError(f"--text: there is no pair in it, {name}")
+    samples = len(pairs) if asked.samples is None else asked.samples
+    if samples > len(pairs):
+        raise UserError(f"samples={samples}: there are {name} only")
+    return _Given(name, samples, ([pair] for pair in pairs[:samples]), None, texts[:samples])
+
+
+def _encoded(trained: Trained, tokenizer: Tokenizer, texts: tuple[str, str], place: str) -> Pair:
+    """Raises UserError for a pair that the model has no positions for."""
+    found = [np.array([*tokenizer.encode(text), tokenizer.eod_id], dtype=np.int64) for text in texts]
+    if trained.config.position == "learned":
+        for ids, most in zip(found, (trained.source_positions, trained.positions), strict=True):
+            if most is not None and len(ids) > most:
+                raise UserError(f"{place}: {len(ids)} tokens, and the model has learned {most} positions")
+    return found[0], found[1]
