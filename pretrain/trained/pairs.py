@@ -1,4 +1,4 @@
-"""How well an encoder-decoder of a checkpoint tells the targets of pairs, and translates sources."""
+"""How well an encoder-decoder of a checkpoint tells the targets of pairs, and translates."""
 
 from __future__ import annotations
 
@@ -68,6 +68,8 @@ class Told:
     samples: int
     """Rows of pairs, or pairs of text."""
     pairs: int
+    left_out: int
+    """Pairs of the data that no row has room for."""
     precision: str
     nats: float
     """Without label smoothing."""
@@ -97,6 +99,8 @@ class _Given:
     """The pairs of each sample."""
     lengths: tuple[int, int] | None
     """Of a row's two sides; None: as long as the pair."""
+    left_out: int = 0
+    """Pairs that are longer than a row."""
     texts: list[tuple[str, str]] | None = None
     """Of all pairs; None: what their ids spell."""
 
@@ -148,6 +152,7 @@ def evaluate_pairs(
         data=given.name,
         samples=done,
         pairs=len(pairs),
+        left_out=given.left_out,
         precision=scorer.label,
         nats=nats,
         tokens=tokens,
@@ -219,7 +224,7 @@ def _data_pairs(trained: Trained, tokenizer: Tokenizer, asked: PairsAsked) -> _G
         )
     if available is not None and samples > available:
         raise UserError(f"samples={samples}: the {name} gives {available} rows of pairs only")
-    return _Given(name, samples, (blend.pairs_of(index) for index in range(samples)), lengths)
+    return _Given(name, samples, (blend.pairs_of(index) for index in range(samples)), lengths, blend.left_out)
 
 
 def _text_pairs(trained: Trained, tokenizer: Tokenizer, asked: PairsAsked) -> _Given:
@@ -248,7 +253,7 @@ def _text_pairs(trained: Trained, tokenizer: Tokenizer, asked: PairsAsked) -> _G
     samples = len(pairs) if asked.samples is None else asked.samples
     if samples > len(pairs):
         raise UserError(f"samples={samples}: there are {name} only")
-    return _Given(name, samples, ([pair] for pair in pairs[:samples]), None, texts[:samples])
+    return _Given(name, samples, ([pair] for pair in pairs[:samples]), None, texts=texts[:samples])
 
 
 def _encoded(trained: Trained, tokenizer: Tokenizer, texts: tuple[str, str], place: str) -> Pair:

@@ -134,9 +134,10 @@ def pairs_table(told: ToldPairs) -> str:
     facts = told.to_json()
     perplexity = facts["perplexity"]
     shown = "too large" if perplexity is None else f"{perplexity:,.4f}"
+    left_out = f"; {told.left_out:,} longer than a row are left out" if told.left_out else ""
     lines = [
         f"{told.checkpoint}, {told.precision}",
-        f"{told.data}: {told.pairs:,} pairs, {told.tokens:,} target tokens",
+        f"{told.data}: {told.pairs:,} pairs, {told.tokens:,} target tokens{left_out}",
         f"loss {facts['loss']:.5f} nats, perplexity {shown}",
     ]
     if told.translated is None:

@@ -120,6 +120,11 @@ class PairBlend(Blend):
         self.padding = padding
         self.source_length, self.seq_length = readers[0].lengths
 
+    @property
+    def left_out(self) -> int:
+        """Pairs that are longer than a row."""
+        return sum(reader.packing.left_out for reader in self._pairs)
+
     def batch(self, indices: Iterable[int]) -> dict[str, torch.Tensor]:
         """Returns the rows named, n of them, a pure function of their numbers.
 

@@ -1,0 +1,157 @@
+"""`fathom translate` and `fathom eval` of an encoder-decoder, from end to end."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sacrebleu
+
+from pretrain.data.dataset_admin import inspect_dataset
+from tests.pretrain.trained.encoders import save_encoder
+from tests.pretrain.trained.pairs import save_translator
+from tools.cli import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, its data, and test.en beside test.de with the test split's texts."""
+    folder = tmp_path_factory.mktemp("translator")
+    save_translator(folder)
+    _, texts = inspect_dataset(folder / "data", "test", 1000)
+    both = [text.removeprefix("en: ").split("\nde: ") for text in texts]
+    assert len(both) > 10
+    for side, name in enumerate(("en", "de")):
+        (folder / f"test.{name}").write_text("".join(pair[side] + "\n" for pair in both), encoding="utf-8")
+    return folder
+
+
+def fathom(*arguments: str, code: int = 0) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(list(arguments))
+    assert (left.value.code or 0) == code
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """What a command prints as JSON."""
+    fathom(*arguments, "--json")
+    return dict(json.loads(capsys.readouterr().out))
+
+
+def test_the_loss_is_the_trainers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    events = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    (last,) = (event for event in events if event["event"] == "eval")
+    found = told(capsys, "eval", str(folder / "run"), "--samples", "2")
+    assert found["loss"] == pytest.approx(last["loss"], rel=1e-6)
+    assert found["tokens"] == last["tokens"]
+    assert "translated" not in found
+
+
+def test_scores_are_those_of_the_translations(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a split, of the same pairs as files, and of what `fathom translate` prints."""
+    run, sources = str(folder / "run"), folder / "test.en"
+    split = told(capsys, "eval", run, "--split", "test", "--translate", "--beam", "2")
+    files = told(
+        capsys, "eval", run, "--text", str(sources), "--pairs", "en,de", "--translate", "--beam", "2"
+    )
+    assert files["translated"] == split["translated"]
+    assert files["loss"] == pytest.approx(split["loss"], rel=1e-6)
+    assert (files["pairs"], files["tokens"]) == (split["pairs"], split["tokens"])
+
+    fathom("translate", run, str(sources), "--beam", "2", "--batch-size", "3")
+    found = capsys.readouterr().out.splitlines()
+    wanted = (folder / "test.de").read_text(encoding="utf-8").splitlines()
+    scores = split["translated"]["scores"]
+    assert scores["bleu"]["value"] == sacrebleu.corpus_bleu(found, [wanted]).score > 1
+    assert scores["chrf"]["value"] == sacrebleu.corpus_chrf(found, [wanted]).score
+    copied = sacrebleu.corpus_chrf(sources.read_text(encoding="utf-8").splitlines(), [wanted])
+    assert scores["chrf"]["copied"] == copied.score < scores["chrf"]["value"]
+    assert "tok:13a" in scores["bleu"]["signature"]
+    assert f"version:{sacrebleu.__version__}" in scores["chrf"]["signature"]
+
+    fathom("eval", run, "--split", "test", "--translate", "--beam", "2")
+    text = capsys.readouterr().out
+    assert f"{scores['bleu']['value']:.2f}" in text
+    assert scores["bleu"]["signature"] in text
+
+
+def test_a_line_for_a_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, lines = str(folder / "run"), ["a red house and a new bed", "", "a big boat", "an \u2028 old\tbook"]
+    content = "\ufeff" + "\r\n".join(lines) + "\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+    fathom("translate", run)
+    found = capsys.readouterr().out.removesuffix("\n").split("\n")
+    assert len(found) == 4
+    assert [bool(line) for line in found] == [True, False, True, True]
+    texts = [part for line in lines for part in ("--text", line)]
+    fathom("translate", run, *texts, "--best", "3")
+    rows = [line.split("\t") for line in capsys.readouterr().out.removesuffix("\n").split("\n")]
+    assert [row[0] for row in rows] == [number for number in "134" for _ in range(3)]
+    assert [row[2] for row in rows[::3]] == [found[0], *found[2:]]
+    scores = [float(row[1]) for row in rows[:3]]
+    assert scores == sorted(scores, reverse=True)
+    fathom("translate", run, *texts, "--json", "--max-new-tokens", "2")
+    objects = [json.loads(line) for line in capsys.readouterr().out.removesuffix("\n").split("\n")]
+    assert [one["source"] for one in objects] == lines
+    assert objects[1]["translations"] == []
+    (best,) = objects[0]["translations"]
+    assert best["tokens"] == 2
+    assert not best["ended"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["generate", "RUN"], "holds an encoder-decoder, which translates a text: use `fathom translate`"),
+        (["fill", "RUN", "a [MASK]"], "use `fathom translate`"),
+        (["translate", "RUN", "--text", "a", "--best", "5"], "best=5 must lie between 1 and beam=4"),
+        (["translate", "RUN", "--text", "a", "--max-new-tokens", "49"], "max_new_tokens=49: .* 48 positions"),
+        (["translate", "RUN", "none.txt"], "none.txt: No such file or directory"),
+        (["translate", "RUN", "none.txt", "--text", "a"], "give either the file none.txt or --text"),
+        (["eval", "RUN", "--stride", "3"], "--stride: has no effect on an encoder-decoder"),
+        (["eval", "RUN", "--beam", "3"], "--beam: has no effect without --translate"),
+        (["eval", "RUN", "--pairs", "en,de"], "--pairs en,de has an effect with --text only"),
+        (["eval", "RUN", "--text", "test.en"], "needs --pairs SOURCE,TARGET"),
+        (["eval", "RUN", "--samples", "999"], "samples=999: the validation split of .* rows of pairs only"),
+    ],
+)
+def test_mistakes_are_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
+) -> None:
+    fathom(*(str(folder / "run") if one == "RUN" else one for one in arguments), code=2)
+    shown = capsys.readouterr()
+    assert not shown.out
+    (line,) = shown.err.splitlines()
+    assert re.search(reason, line), line
+
+
+def test_lines_that_cannot_be_translated_are_named_before_any_is(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, run = tmp_path / "sources", str(folder / "run")
+    for content, reason in (
+        (b"a big house\n" + b"a red book and " * 20 + b"\n", f"{path}, line 2 has"),
+        (b"a big house\na r\xe4d book\n", f"{path}, line 2: no valid UTF-8"),
+    ):
+        path.write_bytes(content)
+        fathom("translate", run, str(path), code=2)
+        shown = capsys.readouterr()
+        assert not shown.out
+        assert reason in shown.err
+
+
+def test_another_kind_of_model_is_told_its_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_encoder(tmp_path, position="rotary")
+    fathom("translate", str(tmp_path / "run"), "--text", "a", code=2)
+    assert "holds an encoder, which fills places in a text: use `fathom fill`" in capsys.readouterr().err
+    fathom("eval", str(tmp_path / "run"), "--translate", code=2)
+    assert "--translate: has no effect on an encoder" in capsys.readouterr().err
