@@ -23,7 +23,7 @@ from pretrain.trained.text_tokens import read_text
 
 if TYPE_CHECKING:
     from pretrain.config.schema import Corpus
-    from pretrain.data.blend import TokenBlend
+    from pretrain.data.blend import Blend
     from pretrain.trained.open import Trained
 
 BATCH = 8
@@ -104,9 +104,7 @@ def chosen(trained: Trained, data: Path | str | None) -> tuple[list[Corpus], Pat
     return trained.corpora(), Path(cache) if cache else None
 
 
-def check_fits(
-    trained: Trained, tokenizer: Tokenizer | None, corpora: list[Corpus], blend: TokenBlend
-) -> str:
+def check_fits(trained: Trained, tokenizer: Tokenizer | None, corpora: list[Corpus], blend: Blend) -> str:
     """Returns the data sets in words.
 
     tokenizer: the model's, None where the checkpoint has none.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,7 +83,11 @@ def command(
         print(f"\r{done}/{total}", end="\n" if done == total else "", file=sys.stderr)
 
     trained = open_trained(checkpoint)
-    searching = {"beam": beam, "length_penalty": length_penalty, "max_new_tokens": max_new_tokens}
+    searching: dict[str, Any] = {
+        "beam": beam,
+        "length_penalty": length_penalty,
+        "max_new_tokens": max_new_tokens,
+    }
     options = {"text": text, "text_key": text_key, "stride": stride, "pairs": pairs, **searching}
     refuse_unread(trained.kind, options | {"translate": translate or None})
     common: dict[str, Any] = {"precision": precision, "progress": progress if live else None}
@@ -110,7 +115,7 @@ def command(
         typer.echo(json.dumps(found.to_json()) if as_json else pairs_table(found))
 
 
-def refuse_unread(kind: Kind, options: dict[str, object]) -> None:
+def refuse_unread(kind: Kind, options: Mapping[str, object]) -> None:
     """Raises UserError for options that are given, not None, and say nothing to a kind of model."""
     from model.errors import UserError
     from pretrain.trained.open import BOTH, DECODER, ENCODER
