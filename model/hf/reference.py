@@ -283,6 +283,7 @@ class Evaluation:
         positions = torch.arange(start, start + x_bnsd.shape[2], dtype=dtype)
         turns = frequencies(self.config, local=local, dtype=dtype)
         angles_sd, factor = torch.outer(positions, turns).repeat(1, 2), magnitude(self.config, local=local)
+        angles_sd = angles_sd.to(x_bnsd.device)
         width = self.config.rotary_width
         turned, rest = x_bnsd[..., :width], x_bnsd[..., width:]
         other = torch.cat((-turned[..., width // 2 :], turned[..., : width // 2]), dim=-1)

@@ -28,11 +28,12 @@ class Kind:
     name: str
     """With what it does."""
     command: str
-    """That asks it."""
+    """That asks it; empty where none does."""
 
 
 DECODER = Kind("a decoder, which continues a text", "fathom generate")
 ENCODER = Kind("an encoder, which fills places in a text", "fathom fill")
+IMAGES = Kind("an encoder of images, which tells their classes", "")
 BOTH = Kind("an encoder-decoder, which translates a text", "fathom translate")
 
 
@@ -73,6 +74,8 @@ class Trained:
     def kind(self) -> Kind:
         """What it is asked for."""
         family = self.config.blueprint
+        if family.inputs != "tokens":
+            return IMAGES
         if family.crossed:
             return BOTH
         return DECODER if family.stacks[-1].causal else ENCODER
@@ -80,8 +83,9 @@ class Trained:
     def check_kind(self, wanted: Kind) -> None:
         """Raises UserError for a model of another kind, which another command asks."""
         if self.kind is not wanted:
+            use = f"use `{self.kind.command}`, " if self.kind.command else ""
             raise UserError(
-                f"{self.reader.folder} holds {self.kind.name}: use `{self.kind.command}`, "
+                f"{self.reader.folder} holds {self.kind.name}: {use}"
                 f"`{wanted.command}` is for {wanted.name.partition(',')[0]}"
             )
 

@@ -69,7 +69,7 @@ def command(
     """
     from model.errors import UserError
     from pretrain.trained.masked import evaluate_masked
-    from pretrain.trained.open import DECODER, ENCODER, open_trained
+    from pretrain.trained.open import DECODER, ENCODER, IMAGES, open_trained
     from pretrain.trained.pairs import PairsAsked, evaluate_pairs
     from pretrain.trained.perplexity import evaluate
 
@@ -83,6 +83,8 @@ def command(
         print(f"\r{done}/{total}", end="\n" if done == total else "", file=sys.stderr)
 
     trained = open_trained(checkpoint)
+    if trained.kind is IMAGES:
+        raise UserError(f"{trained.reader.folder} holds {trained.kind.name}: `fathom eval` is for texts")
     searching: dict[str, Any] = {
         "beam": beam,
         "length_penalty": length_penalty,
