@@ -36,6 +36,11 @@ class Blocks:
             raise ValueError(f"{rows} rows do not divide into {units} equal parts of {self}")
         return rows // units
 
+    def rows(self, rows: int) -> tuple[int, ...]:
+        """Rows of each matrix in a tensor of so many. Raises ValueError as `unit`."""
+        unit = self.unit(rows)
+        return tuple(self.repeats * share * unit for _, share in self.shares)
+
     def views(self, whole: Tensor) -> tuple[Tensor, ...]:
         """Each matrix in a tensor [rows, ...], as a view [repeats, share, unit, ...]."""
         shares = [share for _, share in self.shares]

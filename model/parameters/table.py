@@ -101,6 +101,13 @@ class Row:
         return self.role in HIDDEN
 
     @property
+    def matrices(self) -> tuple[tuple[int, int], ...]:
+        """Shapes [out, in] of the matrices that lie in a whole weight."""
+        rows, columns = self.shape
+        own = (rows,) if self.blocks is None else self.blocks.rows(rows)
+        return tuple((one, columns) for one in own)
+
+    @property
     def elements(self) -> int:
         """Numbers in the whole tensor."""
         return math.prod(self.shape)

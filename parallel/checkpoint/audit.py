@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,12 @@ from pydantic import ValidationError
 from model.config import ModelConfig
 from model.errors import UserError
 from model.parameters.names import LAYER_NUMBER
+from model.parameters.table import Row, parameter_table
 from model.words import printable
 from parallel.checkpoint.folders import MANIFEST
 from parallel.checkpoint.format import STATE_KINDS
 from parallel.checkpoint.reader import CheckpointReader
+from parallel.optimizers import OPTIMIZERS, STATES
 
 
 @dataclass(frozen=True)
@@ -81,18 +84,20 @@ def _depths(reader: CheckpointReader) -> dict[str, int]:
     return {"num_layers": found["decoder"], "encoder_layers": found["encoder"]}
 
 
-def check_tensors(reader: CheckpointReader) -> int:
+def check_tensors(reader: CheckpointReader, saved: SavedModel | None = None) -> int:
     """Reads every element; returns the number of tensors.
+
+    saved: of which model; None where that is not known.
 
     Raises UserError for weights that are not there,
     for moments that some parameters have and others lack, and for values that are not finite.
     """
-    muon = reader.sections.optimizer.kind == "muon"
-    trained = any(reader.has("exp_avg", name) for name in reader.names())
+    kept = _kept(reader, saved)
+    trained = any(reader.has(kind, name) for name in reader.names() for kind in STATES)
     count = 0
     for name in reader.names():
         for kind in STATE_KINDS:
-            needed = kind == "master" or (trained and not (muon and kind == "exp_avg_sq"))
+            needed = kind == "master" or (trained and kind in kept(name))
             if not needed and not reader.has(kind, name):
                 continue
             if not reader.tensor(name, kind).isfinite().all():
@@ -104,11 +109,28 @@ def check_tensors(reader: CheckpointReader) -> int:
     return count
 
 
-def _compare(reader: CheckpointReader, model: SavedModel) -> None:
-    from model.parameters.table import parameter_table
+def _rows(saved: SavedModel) -> Iterator[Row]:
+    return parameter_table(saved.config, positions=saved.positions, source_positions=saved.source_positions)
 
-    rows = parameter_table(model.config, positions=model.positions, source_positions=model.source_positions)
-    wanted = {row.name: row.shape for row in rows}
+
+def _kept(reader: CheckpointReader, saved: SavedModel | None) -> Callable[[str], tuple[str, ...]]:
+    """What the optimizer must have kept of each parameter."""
+    kind = reader.sections.optimizer.kind
+    if kind not in OPTIMIZERS:
+        raise UserError(
+            f"{reader.folder} was written with optimizer.kind={printable(kind)}, which this version does not "
+            f"know (it knows {', '.join(OPTIMIZERS)}): use another checkpoint"
+        )
+    optimizer = OPTIMIZERS[kind]
+    if saved is None:
+        both = tuple(state for state in optimizer.others.states if state in optimizer.hidden.states)
+        return lambda name: both
+    hidden = {row.name: row.hidden for row in _rows(saved)}
+    return lambda name: optimizer.update(hidden=hidden[name]).states
+
+
+def _compare(reader: CheckpointReader, model: SavedModel) -> None:
+    wanted = {row.name: row.shape for row in _rows(model)}
     found = set(reader.names())
     for name, shape in wanted.items():
         if name not in found:

@@ -16,9 +16,11 @@ from model.files import inside
 from model.parameters.shards import Shard
 from model.records import Record, as_record, read_json, read_record
 from parallel.checkpoint.folders import MANIFEST, step_folder
+from parallel.optimizers import STATES
 
 FORMAT = 1
-STATE_KINDS = ("master", "exp_avg", "exp_avg_sq")
+STATE_KINDS = ("master", *STATES)
+"""What is saved of a parameter: its fp32 weights, and what its optimizer keeps."""
 CHECKSUM = "xxh3_64"  # finds damage at the speed of memory; it is no protection against forgery
 HASH_BLOCK = 1 << 18
 """Bytes hashed at once: few enough to be still in the cache."""

@@ -36,18 +36,19 @@ def is_writer(engine: Engine, group: int) -> bool:
 
 def moments(engine: Engine, group: int) -> tuple[str, ...]:
     """Kinds of tensors that the optimizer of a group keeps besides the weights."""
-    return ("exp_avg",) if engine.groups[group].muon else ("exp_avg", "exp_avg_sq")
+    return engine.groups[group].update.states
 
 
 def flat_state(engine: Engine, group: int, *, create: bool = False) -> dict[str, Tensor]:
-    """fp32 master weights and Adam moments of a group's partition, each [n], by kind.
+    """fp32 master weights and the optimizer's moments of a group's partition, each [n], by kind.
 
     Under ZeRO these are the optimizer's own tensors; at stage 0 they are gathered copies.
     create: make zero moments where no step was taken yet.
     """
+    kinds = moments(engine, group)
     if engine.zero:
         flat = engine.masters[group]
-        state, kinds = engine.optimizer.optimizer.state[flat], moments(engine, group)
+        state = engine.optimizer.optimizer.state[flat]
         if create and not state:
             state.update(
                 step=_step_count(engine.optimizer.optimizer, group, flat, 0),
@@ -59,19 +60,21 @@ def flat_state(engine: Engine, group: int, *, create: bool = False) -> dict[str,
         "master": [named.parameter.detach() for named in engine.groups[group].parameters]
     }
     if all(states):
-        gathered |= {kind: [state[kind] for state in states] for kind in ("exp_avg", "exp_avg_sq")}
+        gathered |= {kind: [state[kind] for state in states] for kind in kinds}
     return {kind: torch.cat([tensor.flatten() for tensor in tensors]) for kind, tensors in gathered.items()}
 
 
 def set_state(
     engine: Engine, group: int, kinds: Sequence[str], fill: Callable[[str, Tensor], None], step: int
 ) -> None:
-    """Sets master weights, moments and the number of steps Adam has taken.
+    """Sets master weights, moments and the number of steps the optimizer has taken.
 
+    kinds: what was saved, "master" among them; of it what the group's optimizer keeps is read.
     fill: writes a group's flat values of one kind into a CPU tensor [n].
     """
     target = flat_state(engine, group, create=True)
-    kinds = [kind for kind in kinds if kind in target or not engine.zero]
+    kept = moments(engine, group)
+    kinds = [kind for kind in kinds if kind == "master" or kind in kept]
     direct = engine.zero and not target["master"].is_cuda
     values = {
         kind: target[kind] if direct else torch.zeros_like(target["master"], device="cpu") for kind in kinds
@@ -89,12 +92,11 @@ def set_state(
     for named, start, _, length, shape in engine.buffers[group].pieces():
         piece = {kind: value[start : start + length].view(shape) for kind, value in values.items()}
         named.parameter.data.copy_(piece["master"])
-        if "exp_avg" in piece:
+        if len(piece) > 1:
             state = engine.optimizer.state[named.parameter]
             state["step"] = _step_count(engine.optimizer, group, named.parameter, step)
-            state["exp_avg"], state["exp_avg_sq"] = (
-                piece[kind].to(named.parameter.device, copy=True) for kind in ("exp_avg", "exp_avg_sq")
-            )
+            for kind in kinds[1:]:
+                state[kind] = piece[kind].to(named.parameter.device, copy=True)
 
 
 def _step_count(optimizer: torch.optim.Optimizer, group: int, parameter: Tensor, step: int) -> Tensor:

@@ -38,7 +38,7 @@ def check_model(reader: CheckpointReader, parameters: Sequence[NamedParameter]) 
 def check_optimizer(reader: CheckpointReader, engine: Engine) -> None:
     """Raises UserError when a checkpoint's moments are another optimizer's."""
     saved = reader.sections.optimizer.kind
-    wanted = "muon" if engine.options.muon else "adamw"
+    wanted = engine.options.optimizer
     if saved != wanted:
         raise UserError(
             f"{reader.folder} was written with optimizer.kind={saved}, "
@@ -70,7 +70,7 @@ def load(engine: Engine, reader: CheckpointReader) -> bool:
 
 def _read_state(engine: Engine, reader: CheckpointReader) -> None:
     """This process's weights and moments."""
-    kinds = STATE_KINDS if reader.has("exp_avg") else STATE_KINDS[:1]
+    kinds = STATE_KINDS if reader.trained else STATE_KINDS[:1]
     with torch.no_grad():
         for named in engine.parameters if engine.topology.layout.zero < 3 else ():
             shape = named.parameter.shape

@@ -31,6 +31,7 @@ from parallel.checkpoint.format import (
     saved_progress,
     sections,
 )
+from parallel.optimizers import STATES
 
 INDEX_FILE = re.compile(r"^rank_[0-9]+\.json\Z")
 TOKENIZER = "tokenizer.model"
@@ -114,15 +115,17 @@ class CheckpointReader:
         return full_shape(fragment.shape, fragment.shard)
 
     def has(self, kind: str, name: str | None = None) -> bool:
-        """Whether tensors of a kind ("exp_avg") were saved, of one parameter or of the first.
-
-        Before the first step there are no moments.
-        """
+        """Whether tensors of a kind ("exp_avg") were saved, of one parameter or of the first."""
         pieces = self._pieces(name) if name else next(iter(self.fragments.values()))
         return all(f"group{fragment.group}.{kind}" in self._tensors(file) for file, fragment in pieces)
 
+    @property
+    def trained(self) -> bool:
+        """Whether anything that an optimizer keeps was saved. Before the first step nothing is."""
+        return any(map(self.has, STATES))
+
     def tensor(self, name: str, kind: str = "master") -> Tensor:
-        """A whole tensor in fp32. kind: master, exp_avg or exp_avg_sq.
+        """A whole tensor in fp32. kind: one of STATE_KINDS.
 
         Raises UserError for an unknown name or where elements are missing.
         """

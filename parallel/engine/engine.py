@@ -30,6 +30,7 @@ from parallel.engine.overlap import Overlap
 from parallel.engine.self_check import Sample, check_moved, watch
 from parallel.engine.step_graph import StepGraph
 from parallel.factors import ONE, Factors
+from parallel.optimizers import OptimizerName
 from parallel.topology import Topology
 
 ForwardStep = Callable[[Iterator[Any], nn.Module], tuple[Tensor, Callable[[Tensor], Any]]]
@@ -70,8 +71,8 @@ class EngineOptions:
     """
     decay_embeddings: bool = False
     """Embeddings are decayed as the other matrices are."""
-    muon: bool = False
-    """Hidden matrices are updated by Muon."""
+    optimizer: OptimizerName = "adamw"
+    """Which one `make_optimizer` makes."""
     cuda_graph: bool = False
     """The passes of a step run as one CUDA graph; without a pipeline and below ZeRO-3 only."""
     factors: Callable[[Row], Factors] = lambda row: ONE
@@ -147,7 +148,7 @@ class Engine:
             topology,
             tied=options.tied,
             decay_embeddings=options.decay_embeddings,
-            muon=options.muon,
+            optimizer=options.optimizer,
             factors=options.factors,
         )
         optimizer = make_optimizer([_as_deepspeed(group) for group in self.groups])
@@ -189,7 +190,7 @@ class Engine:
         return {
             index: Orthogonalizer(buffer, self.options.dtype)
             for index, buffer in enumerate(self.buffers)
-            if buffer.group.muon and isinstance(buffer, GradientBuffer)
+            if buffer.group.update.whole and isinstance(buffer, GradientBuffer)
         }
 
     @property
@@ -390,7 +391,7 @@ def _as_deepspeed(group: Group) -> dict[str, Any]:
     return {
         "params": [named.parameter for named in group.parameters],
         "decay": group.decay,
-        "muon": group.muon,
+        "whole": group.update.whole,
         "factors": group.factors,
     }
 

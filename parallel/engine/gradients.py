@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from model.parameters.names import NamedParameter
 from model.parameters.table import WORD_EMBEDDING, Row
 from parallel.factors import ONE, Factors
+from parallel.optimizers import ADAM, OPTIMIZERS, OptimizerName, Update
 from parallel.topology import Topology
 
 # One fp32 sum over 5 million elements is wrong by 1e-4 on a CPU.
@@ -48,8 +49,8 @@ class Group:
     kind: Kind
     decay: bool
     parameters: list[NamedParameter]
-    muon: bool = False
-    """By Muon where the run uses it."""
+    update: Update = ADAM
+    """What moves them."""
     factors: Factors = ONE
 
 
@@ -74,25 +75,25 @@ def build_groups(
     *,
     tied: bool,
     decay_embeddings: bool,
-    muon: bool = False,
+    optimizer: OptimizerName = "adamw",
     factors: Callable[[Row], Factors] = lambda row: ONE,
 ) -> list[Group]:
     """Groups of the local parameters, in a fixed order; only non-empty ones.
 
     Matrices are decayed, vectors are not.
-    muon: hidden matrices apart.
+    optimizer: whose updates they get; hidden matrices are apart where theirs is another.
     factors: of each parameter on the optimizer's settings.
     """
-    groups: dict[tuple[Kind, bool, bool, Factors], Group] = {}
+    groups: dict[tuple[Kind, bool, str, Factors], Group] = {}
     for named in parameters:
         matrix = named.parameter.dim() >= 2
         decay = matrix and (decay_embeddings or named.row.stack != "embedding")
-        apart = muon and named.row.hidden
+        update = OPTIMIZERS[optimizer].update(hidden=named.row.hidden)
         kind, own = kind_of(named, topology, tied), factors(named.row)
-        group = groups.setdefault((kind, decay, apart, own), Group(kind, decay, [], apart, own))
+        group = groups.setdefault((kind, decay, update.name, own), Group(kind, decay, [], update, own))
         group.parameters.append(named)
     return sorted(
-        groups.values(), key=lambda group: (group.kind.value, group.decay, group.muon, group.factors)
+        groups.values(), key=lambda group: (group.kind.value, group.decay, group.update.name, group.factors)
     )
 
 

@@ -21,13 +21,13 @@ from torch import Tensor
 from model.parameters.names import NamedParameter
 from model.parameters.shards import full_shape, put, take
 from parallel.engine.gradients import GradientBuffer
+from parallel.optimizers import NEWTON_SCHULZ_STEPS
 
 COEFFICIENTS = (
     3.4445,
     -4.7750,
     2.0315,
 )  # of the quintic iteration: steepest at 0 while singular values end near 1
-STEPS = 5
 EPSILON = 1e-7
 BUCKET = 1 << 26
 """Elements that tensor-parallel ranks gather at once."""
@@ -42,7 +42,7 @@ def newton_schulz(update: Tensor) -> Tensor:
     tall = update.shape[0] > update.shape[1]
     x = update.mT if tall else update
     x = x / x.norm().clamp(min=EPSILON)
-    for _ in range(STEPS):
+    for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
@@ -142,7 +142,7 @@ class Orthogonalizer:
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, and Muon with Nesterov momentum for parameter groups whose `muon` is true.
+    """AdamW, and Muon with Nesterov momentum for parameter groups whose `whole` is true.
 
     momentum: decay of Muon's running mean of gradients, its only state, kept as `exp_avg`.
     Groups with Muon hold one flat fp32 piece each.
@@ -161,10 +161,10 @@ class Muon(torch.optim.AdamW):
         """One step of the present groups; DeepSpeed steps them one at a time."""
         groups = self.param_groups
         for group in groups:
-            if group["muon"]:
+            if group["whole"]:
                 for piece in group["params"]:
                     self._muon(group, piece)
-        self.param_groups = [group for group in groups if not group["muon"]]
+        self.param_groups = [group for group in groups if not group["whole"]]
         if self.param_groups:
             super().step(closure)
         self.param_groups = groups

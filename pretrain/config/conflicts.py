@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from parallel.config import ParallelConfig
+from parallel.optimizers import OPTIMIZERS, OptimizerName
 from pretrain.config.spans import span_counts
 from pretrain.tasks.table import OWN_SECTIONS, task_of
 
@@ -18,21 +19,18 @@ SELDOM = 10
 """Steps between full measurements of signals from which a CUDA graph is worth its captures."""
 
 
-def check_muon(parallel: ParallelConfig) -> None:
-    """Raises ValueError for a layout that Muon has no form for."""
-    why = {
-        0: "its momentum is kept in ZeRO's flat pieces",
-        3: "ZeRO-3 gives no rank the pieces of whole matrices in order",
-    }.get(parallel.zero)
-    if why:
+def check_optimizer(kind: OptimizerName, parallel: ParallelConfig) -> None:
+    """Raises ValueError for a layout that an optimizer has no form for."""
+    optimizer = OPTIMIZERS[kind]
+    if parallel.zero in optimizer.no_zero:
+        possible = next(stage for stage in (1, 0, 2, 3) if stage not in optimizer.no_zero)
         raise ValueError(
-            f"optimizer.kind=muon does not combine with parallel.zero={parallel.zero}: "
-            f"{why}; set parallel.zero=1 or optimizer.kind=adamw"
+            f"optimizer.kind={kind} does not combine with parallel.zero={parallel.zero}: "
+            f"{optimizer.no_zero[parallel.zero]}; set parallel.zero={possible} or optimizer.kind=adamw"
         )
-    if parallel.offload.optimizer:
+    if parallel.offload.optimizer and optimizer.no_offload:
         raise ValueError(
-            "optimizer.kind=muon multiplies matrices in every step, "
-            "for which parallel.offload.optimizer=true would use the host's cores: "
+            f"optimizer.kind={kind} {optimizer.no_offload}: "
             "set parallel.offload.optimizer=false or optimizer.kind=adamw"
         )
 
@@ -40,7 +38,7 @@ def check_muon(parallel: ParallelConfig) -> None:
 def check_transfer(config: RunConfig) -> None:
     """Raises ValueError for an optimizer whose rates `model.transfer` does not know."""
     method, kind = config.model.transfer.method, config.optimizer.kind
-    if method != "none" and kind != "adamw":
+    if method != "none" and not OPTIMIZERS[kind].transfers:
         raise ValueError(
             f"model.transfer.method={method} does not combine with optimizer.kind={kind}: "
             "its rates are AdamW's; set one of them to its default"

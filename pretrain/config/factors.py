@@ -16,6 +16,7 @@ from model.config import ModelConfig
 from model.parameters.table import Role, Row, parameter_table
 from model.sections import Strict
 from parallel.factors import Factors
+from parallel.optimizers import OPTIMIZERS, OptimizerName
 from pretrain.config.transfer import transferred
 
 WORDS: dict[str, Callable[[ModelConfig], float]] = {
@@ -97,7 +98,9 @@ def factors_of(factors: FactorsConfig, model: ModelConfig) -> Callable[[Row], Fa
     return lambda row: values[role_of(row)].times(transferred(model, row))
 
 
-def check_factors(factors: FactorsConfig, model: ModelConfig, *, muon: bool, decay_embeddings: bool) -> None:
+def check_factors(
+    factors: FactorsConfig, model: ModelConfig, *, optimizer: OptimizerName, decay_embeddings: bool
+) -> None:
     """Raises ValueError, naming the first factor that has no effect on this model."""
     if factors == FactorsConfig():
         return
@@ -118,9 +121,10 @@ def check_factors(factors: FactorsConfig, model: ModelConfig, *, muon: bool, dec
                     f"{place} has no effect with optimizer.decay_embeddings=false: "
                     "set that to true or remove the factor"
                 )
-            if key == "eps" and name == "hidden" and muon:
+            update = OPTIMIZERS[optimizer].update(hidden=name == "hidden")
+            if key == "eps" and not update.has_epsilon:
                 raise ValueError(
-                    f"{place} has no effect with optimizer.kind=muon, which has no epsilon: remove it"
+                    f"{place} has no effect with optimizer.kind={optimizer}, which has no epsilon: remove it"
                 )
 
 

@@ -15,10 +15,11 @@ from model.config import ModelConfig
 from model.depth.ramp import end
 from model.sections import Strict
 from parallel.config import Fp8Config, ParallelConfig
+from parallel.optimizers import OPTIMIZERS, OptimizerName
 from pretrain.config.conflicts import (
     check_compile,
     check_cuda_graph,
-    check_muon,
+    check_optimizer,
     check_schedule,
     check_spans,
     check_task,
@@ -110,7 +111,7 @@ class OptimizerConfig(Strict):
     Biases, norms and embeddings' one-dimensional parameters are not decayed.
     """
 
-    kind: Literal["adamw", "muon"] = Field(
+    kind: OptimizerName = Field(
         "adamw",
         description="muon: orthogonal updates for matrices of layers and head, AdamW for everything else.",
     )
@@ -140,10 +141,11 @@ class OptimizerConfig(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> OptimizerConfig:
-        if self.momentum is not None and self.kind != "muon":
+        if self.momentum is not None and not OPTIMIZERS[self.kind].has_momentum:
+            others = " or ".join(name for name, one in OPTIMIZERS.items() if one.has_momentum)
             raise ValueError(
                 f"optimizer.momentum={self.momentum} has no effect with optimizer.kind={self.kind}: "
-                "remove it or set optimizer.kind=muon"
+                f"remove it or set optimizer.kind={others}"
             )
         return self
 
@@ -443,15 +445,14 @@ class RunConfig(Strict):
     def _check(self) -> RunConfig:
         check_task(self)
         check_spans(self)
-        if self.optimizer.kind == "muon":
-            check_muon(self.parallel)
+        check_optimizer(self.optimizer.kind, self.parallel)
         check_schedule(self)
         check_transfer(self)
         check_window(self)
         check_factors(
             self.optimizer.factors,
             self.model,
-            muon=self.optimizer.kind == "muon",
+            optimizer=self.optimizer.kind,
             decay_embeddings=self.optimizer.decay_embeddings,
         )
         if self.train.compile:

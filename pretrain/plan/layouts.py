@@ -15,6 +15,7 @@ from model.cost.flops import Recompute, flops_per_token
 from model.errors import UserError
 from parallel.config import ParallelConfig, RecomputeConfig
 from parallel.hardware.gpus import GIB, Gpu
+from parallel.optimizers import OptimizerName
 from parallel.topology import Layout, check_layout
 from pretrain.config.schema import RunConfig
 from pretrain.plan.memory import Memory, peak_memory, stages
@@ -44,6 +45,8 @@ class Work:
     """`train.fp32_residual`."""
     targets: float = 1.0
     """Share of the positions that have labels."""
+    optimizer: OptimizerName = "adamw"
+    """`optimizer.kind`."""
 
     @property
     def element(self) -> int:
@@ -101,6 +104,7 @@ def work_of(config: RunConfig, model: ModelConfig) -> Work:
         config.train.cuda_graph,
         config.train.fp32_residual,
         config.target_share,
+        config.optimizer.kind,
     )
 
 
@@ -133,9 +137,19 @@ def predict(
     graph = work.graph and layout.pipeline == 1 and not sequence and layout.zero < 3 and recompute == "none"
     early = not graph and parallel.overlap_grad_reduce is not False and layout.zero < 3
     time = step_time(
-        gpu, layout, activations, count, work.precision, overlap=overlap, graph=graph, early=early
+        gpu,
+        layout,
+        activations,
+        count,
+        work.precision,
+        overlap=overlap,
+        graph=graph,
+        early=early,
+        optimizer=work.optimizer,
     )
-    memory = peak_memory(work.config, layout, activations, count, fp8=work.precision == "fp8")
+    memory = peak_memory(
+        work.config, layout, activations, count, fp8=work.precision == "fp8", optimizer=work.optimizer
+    )
     if parallel.offload.optimizer:
         memory = replace(memory, optimizer=0.0)  # it lies in host memory
     rate = work.batch * work.seq_length / time.total

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from model.config import ModelConfig
 from model.cost.activations import FP32, Activations, Norms, norms_of
 from model.parameters.table import Role, parameter_table
+from parallel.optimizers import OPTIMIZERS, OptimizerName
 from parallel.topology import Layout
 
 FP8_CASTS = 2
@@ -57,6 +58,10 @@ class Stage:
     """Forward passes of the whole rank that wait at once."""
     in_layers: int
     """Parameters of its layers."""
+    hidden: int
+    """Parameters that are matrices between the embedding and the output projection."""
+    products: float
+    """Operations of a step's update on those matrices, which are whole for it."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +77,24 @@ class _Held:
     """The norm after the layers, and an output projection of its own."""
     words: int
     """The table of words, which the last stage holds too where it is the output projection."""
+    hidden: tuple[int, ...]
+    """Matrices between the embedding and the output projection: of each layer, and after them."""
+    products: tuple[float, ...]
+    """Operations of a step's update on them, likewise."""
 
 
 @functools.lru_cache(maxsize=256)
-def _held(config_json: str, tensor: int) -> _Held:
+def _held(config_json: str, tensor: int, optimizer: OptimizerName) -> _Held:
     config = ModelConfig.model_validate_json(config_json)
     layers, before, after, words = [0] * config.num_layers, 0, 0, 0
+    hidden, products = [0] * (config.num_layers + 1), [0.0] * (config.num_layers + 1)
+    operations = OPTIMIZERS[optimizer].hidden.products
     for row in parameter_table(config):
         size = row.elements // (1 if row.cut is None else tensor)
+        if row.hidden:
+            at = -1 if row.layer is None else row.layer
+            hidden[at] += size
+            products[at] += sum(operations(*shape) for shape in row.matrices) if operations else 0
         if row.layer is not None:
             layers[row.layer] += size
         elif row.stack == "embedding":
@@ -89,12 +104,14 @@ def _held(config_json: str, tensor: int) -> _Held:
         if row.role is Role.WORD:
             words += size
     norms = tuple(norms_of(plan) for plan in config.depth_plan().layers)
-    return _Held(tuple(layers), norms, before, after, words)
+    return _Held(tuple(layers), norms, before, after, words, tuple(hidden), tuple(products))
 
 
-def stages(config: ModelConfig, layout: Layout, micro_batches: int) -> list[Stage]:
+def stages(
+    config: ModelConfig, layout: Layout, micro_batches: int, optimizer: OptimizerName = "adamw"
+) -> list[Stage]:
     """Every pipeline rank of a layout. Raises UserError while a size of the model is unknown."""
-    model = _held(config.model_dump_json(), layout.tensor)
+    model = _held(config.model_dump_json(), layout.tensor, optimizer)
     counts = layout.pipeline_split or (config.num_layers // layout.pipeline,) * layout.pipeline
     result, start = [], 0
     for rank, count in enumerate(counts):
@@ -103,6 +120,7 @@ def stages(config: ModelConfig, layout: Layout, micro_batches: int) -> list[Stag
         held = in_layers + (model.before if first else 0) + (model.after if last else 0)
         if last and not first and config.tie_embeddings:
             held += model.words
+        matrices, products = (sum(of[own]) + (of[-1] if last else 0) for of in (model.hidden, model.products))
         result.append(
             Stage(
                 count,
@@ -113,6 +131,8 @@ def stages(config: ModelConfig, layout: Layout, micro_batches: int) -> list[Stag
                 held,
                 _in_flight(layout, rank, micro_batches),
                 in_layers,
+                int(matrices),
+                products,
             )
         )
         start += count
@@ -131,17 +151,26 @@ def _in_flight(layout: Layout, rank: int, micro_batches: int) -> float:
     return min((2 * (p - rank - 1) + (v - 1) * p + 1) / v, micro_batches)
 
 
-def rank_memory(stage: Stage, layout: Layout, activations: Activations, *, fp8: bool = False) -> Memory:
+def rank_memory(
+    stage: Stage,
+    layout: Layout,
+    activations: Activations,
+    *,
+    fp8: bool = False,
+    optimizer: OptimizerName = "adamw",
+) -> Memory:
     """Memory of one pipeline rank.
 
-    Weights in the format of the activations; fp32 gradients, whole on every rank; AdamW's moments
-    and, beside bf16 weights or under ZeRO, an fp32 copy of the weights, over data-parallel ranks
-    from ZeRO-1 on.
+    Weights in the format of the activations; fp32 gradients, whole on every rank; the optimizer's
+    moments and, beside bf16 weights or under ZeRO, an fp32 copy of the weights, over data-parallel
+    ranks from ZeRO-1 on.
     With FP8 also the layers' weights cast, as they are and transposed, kept for a step's
     micro-batches.
     """
     element, p, shards = activations.element, stage.parameters, layout.data if layout.zero else 1
-    state = (3 if layout.zero else 2) * FP32 * p / shards
+    kept, hidden = OPTIMIZERS[optimizer], stage.hidden
+    moments = len(kept.hidden.states) * hidden + len(kept.others.states) * (p - hidden)
+    state = FP32 * (moments + (p if layout.zero else 0)) / shards
     plain = _kept(stage, Activations(**{**vars(activations), "recompute": "none"}))
     gradients: float = FP32 * p
     if element < FP32:
@@ -182,10 +211,19 @@ def _largest(config: ModelConfig, tensor: int) -> float:
 
 
 def peak_memory(
-    config: ModelConfig, layout: Layout, activations: Activations, micro_batches: int, *, fp8: bool = False
+    config: ModelConfig,
+    layout: Layout,
+    activations: Activations,
+    micro_batches: int,
+    *,
+    fp8: bool = False,
+    optimizer: OptimizerName = "adamw",
 ) -> Memory:
     """Memory of the pipeline rank that needs most."""
     return max(
-        (rank_memory(stage, layout, activations, fp8=fp8) for stage in stages(config, layout, micro_batches)),
+        (
+            rank_memory(stage, layout, activations, fp8=fp8, optimizer=optimizer)
+            for stage in stages(config, layout, micro_batches, optimizer)
+        ),
         key=lambda memory: memory.total,
     )

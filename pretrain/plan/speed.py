@@ -13,6 +13,7 @@ from model.cost.activations import FP32, Activations
 from model.cost.flops import forward_flops
 from parallel.engine.overlap import PIECES
 from parallel.hardware.gpus import Gpu
+from parallel.optimizers import OPTIMIZERS, Optimizer, OptimizerName
 from parallel.topology import Layout
 from pretrain.plan.memory import Stage, stages
 
@@ -200,6 +201,7 @@ def step_time(
     overlap: bool = False,
     graph: bool = False,
     early: bool = False,
+    optimizer: OptimizerName = "adamw",
 ) -> StepTime:
     """The step of a layout.
 
@@ -207,10 +209,11 @@ def step_time(
     published runs; here most does not.
     graph: the host launches a step at once.
     early: gradients are reduced during the last backward pass.
+    optimizer: whose update ends the step.
     """
     layer, head = layer_seconds(gpu, a, precision), head_seconds(gpu, a, precision)
     host = 0.0 if graph else layer.host
-    everything = stages(a.config, layout, micro_batches)
+    everything = stages(a.config, layout, micro_batches, optimizer)
     slowest, heaviest = 0.0, everything[0]
     for stage in everything:
         seconds = stage.layers * max(layer.device, host) + (head.device if stage.last else 0.0)
@@ -229,7 +232,7 @@ def step_time(
         compute=compute,
         bubble=(layout.pipeline - 1) / layout.virtual * slowest,
         communication=max(0.0, pipeline + data - compute) if overlap else pipeline + data,
-        optimizer=_optimizer(gpu, heaviest, layout, a),
+        optimizer=_optimizer(gpu, heaviest, layout, a, OPTIMIZERS[optimizer]),
         host=micro_batches * heaviest.layers * max(0.0, host - layer.device),
         products=micro_batches
         * (heaviest.layers * layer.products + (head.products if heaviest.last else 0.0)),
@@ -256,13 +259,23 @@ def _accumulation(gpu: Gpu, stage: Stage, a: Activations) -> float:
     )
 
 
-def _optimizer(gpu: Gpu, stage: Stage, layout: Layout, a: Activations) -> float:
-    """Zeroing the sums, the norm, clipping, AdamW on this rank's share (four fp32 values read,
-    three written) and the copy into the weights.
+def _optimizer(gpu: Gpu, stage: Stage, layout: Layout, a: Activations, optimizer: Optimizer) -> float:
+    """Zeroing the sums, the norm, clipping, the update of this rank's share and the copy into the
+    weights; for updates of whole matrices also their products, and gathering them before.
     """
-    share = stage.parameters / (layout.data if layout.zero else 1)
-    moved = stage.parameters * FP32 + share * (3 * FP32 + 7 * FP32 + a.element)
-    return moved / (gpu.bandwidth * TRAFFIC)
+    shards = layout.data if layout.zero else 1
+    others, hidden = stage.parameters - stage.hidden, stage.hidden
+    values = 3 * stage.parameters + optimizer.others.moved * others + optimizer.hidden.moved * hidden
+    moved = stage.parameters * FP32 + (values * FP32 + stage.parameters * a.element) / shards
+    seconds = moved / (gpu.bandwidth * TRAFFIC)
+    if not optimizer.hidden.whole:
+        return seconds
+    # Data-parallel ranks share the matrices, tensor-parallel ones compute the same.
+    d, t = layout.data, layout.tensor
+    precision = "fp32" if a.element == FP32 else "bf16"
+    seconds += stage.products / shards / (gpu.peak(precision) * gpu.matmul)
+    seconds += hidden * a.element * (d - 1) / d / _wire(gpu, layout.world)
+    return seconds + hidden * a.element * (t - 1) / shards / _wire(gpu, t)
 
 
 def bubble_share(layout: Layout, micro_batches: int) -> float:

@@ -164,7 +164,7 @@ def checkpoint_facts(path: Path, *, names: bool) -> CheckpointFacts:
         "progress": manifest.progress,
         "parameters": sum(math.prod(shape) for shape in shapes.values()),
         "tensors": len(shapes),
-        "moments": reader.has("exp_avg"),
+        "moments": reader.trained,
         "files": {name: facts.bytes for name, facts in manifest.files.items()},
         "model": reader.sections.model,
         "versions": manifest.versions,
@@ -184,9 +184,8 @@ def verify_checkpoint(path: Path) -> Verified:
     """
     reader = open_checkpoint(path)
     reader.verify()
-    if reader.sections.model:
-        saved_model(reader)
-    tensors = check_tensors(reader)
+    saved = saved_model(reader) if reader.sections.model else None
+    tensors = check_tensors(reader, saved)
     lost = lost_in(reader.folder.parent) if reader.folder != path else ""
     if lost:
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from model.weights.init import initialize_
 from parallel.engine.engine import Engine, EngineOptions
 from parallel.engine.muon import Muon
 from parallel.hardware.precision import fallback, this_machine
+from parallel.optimizers import OptimizerName
 from parallel.topology import Topology
 from pretrain.config.factors import factors_of
 from pretrain.config.schema import MOMENTUM, OptimizerConfig, RunConfig
@@ -94,18 +96,25 @@ def adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.
     return torch.optim.AdamW(_settings(config, groups), **_adam_fields(config))
 
 
-def make_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
-    """The configured optimizer over the engine's groups.
+def muon(config: OptimizerConfig, groups: list[dict[str, Any]]) -> Muon:
+    """Muon over those marked `whole`, AdamW over the others."""
+    return Muon(
+        _settings(config, groups),
+        momentum=MOMENTUM if config.momentum is None else config.momentum,
+        **_adam_fields(config),
+    )
 
-    With Muon, those marked `muon` are its, and AdamW has the others.
-    """
-    if config.kind == "muon":
-        return Muon(
-            _settings(config, groups),
-            momentum=MOMENTUM if config.momentum is None else config.momentum,
-            **_adam_fields(config),
-        )
-    return adamw(config, groups)
+
+MAKERS: dict[OptimizerName, Callable[[OptimizerConfig, list[dict[str, Any]]], torch.optim.Optimizer]] = {
+    "adamw": adamw,
+    "muon": muon,
+}
+"""What makes each entry of `OPTIMIZERS`."""
+
+
+def make_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The configured optimizer over the engine's groups."""
+    return MAKERS[config.kind](config, groups)
 
 
 def _settings(config: OptimizerConfig, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -113,7 +122,7 @@ def _settings(config: OptimizerConfig, groups: list[dict[str, Any]]) -> list[dic
     return [
         {
             "params": group["params"],
-            "muon": group["muon"],
+            "whole": group["whole"],
             "eps": config.eps * group["factors"].eps,
             "weight_decay": config.weight_decay * group["factors"].decay if group["decay"] else 0.0,
         }
@@ -170,7 +179,7 @@ def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | 
             clip=config.optimizer.clip_grad,
             tied=config.model.tie_embeddings,
             decay_embeddings=config.optimizer.decay_embeddings,
-            muon=config.optimizer.kind == "muon",
+            optimizer=config.optimizer.kind,
             factors=factors_of(config.optimizer.factors, config.model),
             cuda_graph=train.cuda_graph,
             overlap=config.parallel.overlap_grad_reduce is not False,

@@ -36,6 +36,7 @@ def test_a_group_holds_its_queries_its_key_and_its_value() -> None:
 def test_split_and_join_are_inverse(blocks: Blocks, shape: tuple[int, ...]) -> None:
     whole = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     assert torch.equal(blocks.join(blocks.split(whole)), whole)
+    assert blocks.rows(len(whole)) == tuple(len(one) for one in blocks.split(whole))
 
 
 def test_views_write_into_the_tensor() -> None:

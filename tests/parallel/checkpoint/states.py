@@ -34,15 +34,24 @@ def bring(engine: Engine, folder: Path) -> bool:
 
 
 def state(engine: Engine) -> list[Tensor]:
-    """Copies of all that a step changes: weights, masters, moments, step counts, random states."""
+    """Copies of all that a step changes.
+
+    Weights, masters, random states, and all that the optimizer keeps, whatever its name.
+    """
     from parallel.checkpoint.random_state import rng_states
 
     tensors = [named.parameter.detach().clone() for named in engine.parameters]
     for group in range(len(engine.groups)):
-        tensors += [value.clone() for value in flat_state(engine, group).values()]
-    optimizer = engine.optimizer.optimizer if engine.zero else engine.optimizer
-    tensors += [torch.as_tensor(one["step"]).clone() for one in optimizer.state.values()]
+        tensors.append(flat_state(engine, group)["master"].clone())
+    for kept in optimizer_of(engine).state.values():
+        tensors += [torch.as_tensor(value).clone() for _, value in sorted(kept.items())]
     return tensors + [one.clone() for _, one in sorted(rng_states().items())]
+
+
+def optimizer_of(engine: Engine) -> torch.optim.Optimizer:
+    """The one that was made for the run, whatever DeepSpeed puts around it."""
+    optimizer: torch.optim.Optimizer = engine.optimizer.optimizer if engine.zero else engine.optimizer
+    return optimizer
 
 
 def equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:

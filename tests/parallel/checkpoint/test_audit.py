@@ -190,6 +190,33 @@ def test_what_a_forged_checkpoint_is_told(tmp_path: Path, case: str) -> None:
     assert refused(step)
 
 
+def _saved_by(kind: str, step: Path) -> None:
+    """Makes it one of an optimizer of another name, with the moments that Muon keeps of fc1."""
+    reseal(step, lambda manifest: manifest["config"]["optimizer"].update(kind=kind))
+    for name in (DATA, "rank_00001.safetensors"):
+        tensors = load_file(step / name)
+        del tensors["group0.exp_avg_sq"]
+        save_file(tensors, step / name)
+    reseal(step, lambda manifest: None, DATA, "rank_00001.safetensors")
+
+
+def test_each_parameter_has_the_moments_that_its_optimizer_keeps(tmp_path: Path) -> None:
+    step = write(tmp_path)
+    _saved_by("muon", step)
+    assert verify_checkpoint(step)["tensors"] == 3 * len(NAMES) - 1
+    # Group 1 has norms and tables, of which Muon too keeps the second moment.
+    FORGED["half of the moments"][0](step)
+    with pytest.raises(UserError, match="has no tensor group1.exp_avg_sq"):
+        verify_checkpoint(step)
+
+
+def test_moments_of_an_unknown_optimizer_are_refused(tmp_path: Path) -> None:
+    step = write(tmp_path)
+    _saved_by("sophia", step)
+    with pytest.raises(UserError, match="optimizer.kind=sophia, which this version does not know"):
+        verify_checkpoint(step)
+
+
 def test_a_checkpoint_before_the_first_step_is_whole(tmp_path: Path) -> None:
     step = write(tmp_path)
     for name in (DATA, "rank_00001.safetensors"):

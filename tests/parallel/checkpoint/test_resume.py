@@ -1,16 +1,24 @@
-"""A resumed training is the training that was not interrupted, bit for bit, dropout included."""
+"""A resumed training is the training that was not interrupted, bit for bit, dropout included.
+
+Under every optimizer, which keeps what the table says and what `fathom plan` counts.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from model.cost.activations import Activations
+from parallel.engine.engine import Engine
+from parallel.optimizers import OPTIMIZERS, OptimizerName
 from pretrain.config.schema import RunConfig
+from pretrain.plan.memory import rank_memory, stages
+from pretrain.train.build import MAKERS
 from tests.distributed import Group, gather, launch
-from tests.parallel.checkpoint.states import bring, equal, keep, state
+from tests.parallel.checkpoint.states import bring, equal, keep, optimizer_of, state
 from tests.parallel.training import engine_of, given, run_config, train
 
 DROPOUT = given(hidden_dropout=0.1, attention_dropout=0.1)
@@ -21,11 +29,17 @@ ONE: dict[str, RunConfig] = {
     "1 process, bf16": run_config(DROPOUT, {}, BF16),
 }
 TWO: dict[str, RunConfig] = {
-    **{f"DP2, ZeRO-{stage}": run_config(DROPOUT, given(zero=stage)) for stage in (0, 1, 2)},
+    **{
+        f"DP2, ZeRO-{stage}, {kind}": run_config(DROPOUT, given(zero=stage), kind=kind)
+        for kind, optimizer in OPTIMIZERS.items()
+        for stage in (0, 1, 2)
+        if stage not in optimizer.no_zero
+    },
     "DP2, ZeRO-2, bf16": run_config(DROPOUT, given(zero=2), BF16),
     "DP2, ZeRO-3, bf16": run_config(DROPOUT, given(zero=3), BF16),
     "DP2, offload, bf16": run_config(DROPOUT, given(offload=given(optimizer=True)), BF16),
-    "DP2, Muon": run_config(DROPOUT, kind="muon"),
+    "TP2, Muon": run_config(DROPOUT, given(tensor=2), kind="muon"),
+    "PP2, Muon": run_config(DROPOUT, given(pipeline=2), kind="muon"),
     "TP2 + SP, bf16": run_config(DROPOUT, SP, BF16),
     "TP2, full recompute": run_config(DROPOUT, given(tensor=2, recompute=given(granularity="full"))),
     "PP2": run_config(DROPOUT, given(pipeline=2)),
@@ -34,8 +48,35 @@ TWO: dict[str, RunConfig] = {
 
 
 # Layouts that are also compared with a training which wrote no checkpoint.
-UNDISTURBED = ("1 process", "1 process, bf16", "DP2, ZeRO-1", "DP2, ZeRO-3, bf16", "TP2 + SP, bf16")
-FACTS = ("streams", "loaded", "losses", "norms", "state")
+UNDISTURBED = ("1 process", "1 process, bf16", "DP2, ZeRO-1, adamw", "DP2, ZeRO-3, bf16", "TP2 + SP, bf16")
+FACTS = ("kept", "planned", "streams", "loaded", "losses", "norms", "state")
+
+
+def is_kept(engine: Engine) -> bool:
+    """Whether the optimizer keeps of every parameter what the table says, and nothing else."""
+    optimizer = optimizer_of(engine)
+    return all(
+        sorted(optimizer.state[parameter]) == sorted(("step", *group.update.states))
+        for settings, group in zip(optimizer.param_groups, engine.groups, strict=True)
+        for parameter in settings["params"]
+    )
+
+
+def is_planned(config: RunConfig, engine: Engine) -> bool:
+    """Whether this rank's optimizer state has the size that `fathom plan` predicts, to the byte."""
+    topology, train = engine.topology, config.train
+    tensors = [
+        value
+        for kept in optimizer_of(engine).state.values()
+        for name, value in kept.items()
+        if name != "step"
+    ]
+    tensors += engine.masters if engine.zero else []
+    activations = Activations(config.model, train.micro_batch_size, config.data.seq_length, 4)
+    kind = config.optimizer.kind
+    stage = stages(config.model, topology.layout, 1, kind)[topology.pipeline_rank]
+    planned = rank_memory(stage, topology.layout, activations, optimizer=kind).optimizer
+    return sum(tensor.nbytes for tensor in tensors) == planned
 
 
 def resumed(config: RunConfig, undisturbed: bool) -> dict[str, bool]:
@@ -58,6 +99,8 @@ def resumed(config: RunConfig, undisturbed: bool) -> dict[str, bool]:
     loaded = equal(state(engine), saved)
     again = train(config, engine, 3, 6)
     facts = {
+        "kept": is_kept(engine),
+        "planned": is_planned(config, engine),
         "streams": streams,
         "loaded": loaded,
         "losses": again.losses == second.losses,
@@ -83,6 +126,12 @@ def all_resumed(configs: dict[str, RunConfig]) -> dict[str, dict[str, bool]]:
 def found() -> dict[str, Any]:
     one, two = launch(Group(1, all_resumed, (ONE,)), Group(2, all_resumed, (TWO,)))
     return one[0] | two[0]
+
+
+def test_every_optimizer_has_a_name_and_is_made() -> None:
+    assert get_args(OptimizerName) == tuple(OPTIMIZERS) == tuple(MAKERS)
+    updates = {update for one in OPTIMIZERS.values() for update in (one.hidden, one.others)}
+    assert len({update.name for update in updates}) == len(updates)  # groups go by it
 
 
 @pytest.mark.parametrize("layout", [*ONE, *TWO])

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from model.errors import UserError
 from parallel.engine.muon import Muon, newton_schulz, scale
+from parallel.optimizers import newton_schulz_operations
 from pretrain.tasks.masked_lm import MASKED_LM
 from pretrain.train.steps import training_step
 from tests.distributed import Group, launch
@@ -60,7 +62,7 @@ def against_pytorch() -> dict[str, Any]:
     assert isinstance(optimizer, Muon)
     for one in optimizer.orthogonalizers.values():
         one.dtype = torch.bfloat16  # PyTorch's iteration knows no other
-    hidden = {named.name for group in engine.groups if group.muon for named in group.parameters}
+    hidden = {named.name for group in engine.groups if group.update.whole for named in group.parameters}
     twins, theirs = their_side(engine, hidden)
     engine.set_lr(1e-2)
 
@@ -188,6 +190,13 @@ def test_muon_gets_the_matrices_of_the_layers_and_nothing_else(found: dict[str, 
 
 def test_another_optimizer_cannot_go_on(found: dict[str, Any]) -> None:
     assert "was written with optimizer.kind=muon" in found["refused"]
+
+
+@pytest.mark.parametrize("shape", [(16, 48), (48, 16)])
+def test_operations_are_those_that_pytorch_counts(shape: tuple[int, int]) -> None:
+    with FlopCounterMode(display=False) as counted:
+        newton_schulz(torch.randn(shape))
+    assert newton_schulz_operations(*shape) == counted.get_total_flops()
 
 
 @pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])

@@ -24,7 +24,7 @@ from parallel.topology import check_layout
 from pretrain.plan.layouts import RESERVED, Work, possible, predict, rank, why_none
 from pretrain.plan.memory import peak_memory, stages
 from pretrain.plan.published import errors, table
-from pretrain.plan.speed import LIMITS, bubble_share
+from pretrain.plan.speed import LIMITS, TRAFFIC, WIRE, bubble_share
 from tools.runs.plan import plan
 
 MODEL = ModelConfig(
@@ -113,6 +113,21 @@ def test_fp8_keeps_casts_of_the_layers_weights() -> None:
     in_layers = sum(row.elements for row in parameter_table(MODEL) if row.layer is not None)
     assert cast.weights - plain.weights == 2 * in_layers
     assert cast.activations == plain.activations
+
+
+def test_muon_keeps_one_moment_of_matrices_and_multiplies_them() -> None:
+    hidden = sum(row.elements for row in parameter_table(MODEL) if row.hidden)
+    adam, muon = (
+        predict(Work(MODEL, 128, 64, "bf16", optimizer=kind), H100, ParallelConfig(), 8, 1)
+        for kind in ("adamw", "muon")
+    )
+    assert adam.memory.optimizer - muon.memory.optimizer == 4 * hidden / 8
+    # Query, key, value and output projection are 256 x 256, the feed-forward's 256 x 1024 each.
+    products = 8 * 5 * (4 * 6 * 256**3 + 2 * (4 * 256**2 * 1024 + 2 * 256**3))
+    in_products = products / 8 / (H100.peak("bf16") * H100.matmul)
+    in_wires = hidden * 2 * 7 / 8 / (WIRE * H100.link)
+    in_memory = 4 * hidden / 8 * (17 - 7) / (H100.bandwidth * TRAFFIC)
+    assert muon.time.optimizer - adam.time.optimizer == pytest.approx(in_products + in_wires + in_memory)
 
 
 def test_ranked_layouts_are_possible_and_fit() -> None:
