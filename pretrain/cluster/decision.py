@@ -37,7 +37,7 @@ class Decision:
     by_slurm: bool = False
     """Whether Slurm starts the job again by itself."""
     exclude: tuple[str, ...] = ()
-    """Nodes that failed their check before the first step."""
+    """Nodes that failed their check before the first step, or held up all others."""
 
 
 @dataclass(frozen=True)
@@ -142,10 +142,7 @@ def decide(
     states.check_owner(run_dir, owner)
     end = _ending(run_dir, exit_code, job, owner, max_restarts)
     rule = next(rule for rule in RULES if rule.when(end))
-    bad: set[str] = set()
-    if rule.requeue and end.code == ExitCode.BAD_NODE and not end.by_slurm:
-        failures = states.read_failures(run_dir, owner)
-        bad = {failure.host for failure in failures if failure.exit_code == ExitCode.BAD_NODE}
+    bad = _bad_nodes(end.code, states.read_failures(run_dir, owner))
     return Decision(
         requeue=rule.requeue,
         reason=rule.reason.format(newest=named(end.step), **vars(end)),
@@ -154,8 +151,19 @@ def decide(
         step=end.step,
         stalled=end.stalled if rule.counts else 0,
         by_slurm=rule.requeue and end.by_slurm,
-        exclude=tuple(sorted(bad)),
+        exclude=bad if rule.requeue and not end.by_slurm else (),
     )
+
+
+def _bad_nodes(code: ExitCode, failures: Sequence[Failure]) -> tuple[str, ...]:
+    """Nodes at fault for an end: all that failed their check; one that hung, where all ranks that
+    said so name the same.
+    """
+    own = [failure for failure in failures if failure.exit_code == code]
+    if code == ExitCode.BAD_NODE:
+        return tuple(sorted({failure.host for failure in own}))
+    named = {failure.at_fault for failure in own} if code == ExitCode.HUNG else set()
+    return tuple(host for host in named if host and len(named) == 1)
 
 
 def _ending(run_dir: Path | str, exit_code: int, job: Job | None, owner: Owner, max_restarts: int) -> Ending:

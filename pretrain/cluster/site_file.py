@@ -133,8 +133,8 @@ class SiteConfig(Strict):
     exclude_bad_nodes: bool = Field(
         False,
         description=(
-            "A node that fails its check before the first step is excluded "
-            "from the following starts of the job (its ExcNodeList)."
+            "A node that fails its check before the first step, or holds up all others in a run that hangs, "
+            "is excluded from the following starts of the job (its ExcNodeList)."
         ),
     )
     container: ContainerConfig | None = Field(

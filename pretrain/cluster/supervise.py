@@ -169,7 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--exit-code", type=int, default=0)
     parser.add_argument("--max-restarts", type=int, default=MAX_RESTARTS)
     parser.add_argument(
-        "--exclude-bad-nodes", action="store_true", help="never again use a node that failed its check"
+        "--exclude-bad-nodes",
+        action="store_true",
+        help="never again use a node that failed its check or hung",
     )
     parser.add_argument(
         "--allowed-nodes", default="", help="numbers of nodes the layout can use; prints the one to use"

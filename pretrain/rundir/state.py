@@ -208,7 +208,10 @@ class Failure:
     exit_code: int
     reason: str
     host: str
+    """The rank's own node; with BAD_NODE the one that failed its check."""
     time: float
+    at_fault: str | None = None
+    """With HUNG the node that this rank found to hold up the others; None where it found none."""
 
 
 def stop_file(run_dir: Path | str, owner: Owner) -> Path:
@@ -237,17 +240,19 @@ def record_failure(
     reason: str,
     owner: Owner | None = None,
     host: str | None = None,
+    at_fault: str | None = None,
 ) -> None:
     """Leaves one line about why a rank ends, for the batch script to find.
 
     The first one is what the user reads.
 
-    host: the rank's node, if not this one.
+    host: the rank's node, if not this one. at_fault: as in `Failure`.
 
     Never raises. A run directory that is gone is not made anew.
     """
     owner = owner or Owner.from_environment()
-    failure = Failure(rank, int(exit_code), " ".join(reason.split())[:500], host or _host(), time.time())
+    words = " ".join(reason.split())[:500]
+    failure = Failure(rank, int(exit_code), words, host or _host(), time.time(), at_fault)
     with contextlib.suppress(OSError):  # the disk may be why it fails
         (Path(run_dir) / CONTROL).mkdir(exist_ok=True)
         atomic_write_text(

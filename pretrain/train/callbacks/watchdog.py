@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from model.files import atomic_write_text
 from parallel.launch.exit_codes import ExitCode
@@ -229,8 +229,8 @@ class Watchdog(Callback):
             what = self.trigger.read_text() or what
         reports = self._collect()
         late = late_ranks(reports, self.hosts)
-        reason = f"{what}: {late}; stacks in {self.folder}"
-        record_failure(self.run_dir, self.rank, ExitCode.HUNG, reason, self.owner)
+        reason = f"{what}: {late.words}; stacks in {self.folder}"
+        record_failure(self.run_dir, self.rank, ExitCode.HUNG, reason, self.owner, at_fault=late.host)
         if self.rank == min((report.rank for report in reports), default=self.rank):
             print(f"fathom: hung: {reason}", file=sys.stderr, flush=True)
             with contextlib.suppress(Exception):
@@ -262,8 +262,16 @@ class Watchdog(Callback):
             time.sleep(0.2 if len(self.hosts) <= 32 else 2.0)
 
 
-def late_ranks(reports: Sequence[Report], hosts: Sequence[str]) -> str:
-    """Who holds the others up, in words.
+class Late(NamedTuple):
+    """Who holds the others up."""
+
+    words: str
+    host: str | None
+    """The one node that all of them are on, where others are on other nodes."""
+
+
+def late_ranks(reports: Sequence[Report], hosts: Sequence[str]) -> Late:
+    """Who holds the others up.
 
     hosts: node of each rank.
     A rank without a report is stopped, or its node is gone.
@@ -271,22 +279,30 @@ def late_ranks(reports: Sequence[Report], hosts: Sequence[str]) -> str:
     told = {report.rank for report in reports}
     silent = [rank for rank in range(len(hosts)) if rank not in told]
     if silent:
-        return f"{_names(silent, hosts)} gave no sign of life"
+        return Late(f"{_names(silent, hosts)} gave no sign of life", _one_node(silent, hosts))
     first = min((report.step, report.phase) for report in reports)
     behind = [report for report in reports if (report.step, report.phase) == first]
     if len(behind) == len(reports):
         behind = [report for report in reports if not report.waiting]
     if behind and len(behind) < max(len(reports), 2):
-        where = behind[0]
-        return (
-            f"{_names([report.rank for report in behind], hosts)} held up the others, "
-            f"in step {where.step}, {PHASES[where.phase]}, at {where.where}"
+        where, ranks = behind[0], [report.rank for report in behind]
+        return Late(
+            f"{_names(ranks, hosts)} held up the others, "
+            f"in step {where.step}, {PHASES[where.phase]}, at {where.where}",
+            _one_node(ranks, hosts),
         )
     where = reports[0]
-    return (
+    return Late(
         f"no rank is behind the others: step {where.step}, "
-        f"{PHASES[where.phase]}, rank {where.rank} at {where.where}"
+        f"{PHASES[where.phase]}, rank {where.rank} at {where.where}",
+        None,
     )
+
+
+def _one_node(ranks: Sequence[int], hosts: Sequence[str]) -> str | None:
+    """The node of these ranks where it is one, and not the only one."""
+    nodes = {hosts[rank] for rank in ranks}
+    return nodes.pop() or None if len(nodes) == 1 < len(set(hosts)) else None
 
 
 def _names(ranks: Sequence[int], hosts: Sequence[str]) -> str:

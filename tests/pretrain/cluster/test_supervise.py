@@ -404,6 +404,25 @@ def test_hung_names_the_late_rank(run: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("named", "excluded"),
+    [
+        (("node2", "node2"), ("node2",)),
+        (("node2", "node1"), ()),
+        (("node2", None), ()),
+        ((None, None), ()),
+    ],
+)
+def test_a_hung_node_is_left_out_where_all_name_it(
+    run: Path, named: tuple[str | None, ...], excluded: tuple[str, ...]
+) -> None:
+    for rank, host in enumerate(named):
+        record_failure(run, rank, ExitCode.HUNG, "step 3 did not end", OWNER, at_fault=host)
+    record_failure(run, 2, ExitCode.CRASH, "Connection closed by peer", OWNER)  # a victim names nobody
+    decision = decide(run, 137, RUNNING, OWNER)
+    assert (decision.requeue, decision.exclude) == (True, excluded)
+
+
 def test_who_died_without_a_word(run: Path) -> None:
     """Its victims lose the connection and say so; what they say is not the reason."""
     nodes = {f"node{node}": {"ranks": [2 * node - 2, 2 * node - 1]} for node in (1, 2)}

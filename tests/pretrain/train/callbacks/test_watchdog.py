@@ -36,28 +36,39 @@ def report(rank: int, step: int = 12, phase: int = BACKWARD, waiting: bool = Tru
 
 
 @pytest.mark.parametrize(
-    ("reports", "words"),
+    ("reports", "words", "host"),
     [
-        ([report(0), report(1), report(3)], "rank 2 on node2 gave no sign of life"),
-        ([report(1)], "rank 0 on node1, rank 2 on node2, rank 3 on node2 gave no sign of life"),
+        ([report(0), report(1), report(3)], "rank 2 on node2 gave no sign of life", "node2"),
+        ([report(0), report(1)], "rank 2 on node2, rank 3 on node2 gave no sign of life", "node2"),
+        ([report(1)], "rank 0 on node1, rank 2 on node2, rank 3 on node2 gave no sign of life", None),
         (
             [report(0), report(1, phase=BETWEEN), report(2), report(3)],
             "rank 1 on node1 held up the others, in step 12, before its forward pass",
+            "node1",
         ),
         (
             [report(0, 13), report(1, 13), report(2, 13), report(3, 12, UPDATE)],
             "rank 3 on node2 held up the others, in step 12, norm, optimizer",
+            "node2",
         ),
         (
             [report(0), report(1), report(2, waiting=False), report(3)],
             "rank 2 on node2 held up the others, in step 12, forward .* at file.py:2 in there",
+            "node2",
         ),
-        ([report(rank) for rank in range(4)], "no rank is behind the others: step 12, forward"),
-        ([report(rank, waiting=False) for rank in range(4)], "no rank is behind the others"),
+        ([report(rank) for rank in range(4)], "no rank is behind the others: step 12, forward", None),
+        ([report(rank, waiting=False) for rank in range(4)], "no rank is behind the others", None),
     ],
 )
-def test_late_ranks(reports: list[Report], words: str) -> None:
-    assert re.match(words, late_ranks(reports, HOSTS))
+def test_late_ranks(reports: list[Report], words: str, host: str | None) -> None:
+    late = late_ranks(reports, HOSTS)
+    assert re.match(words, late.words)
+    assert late.host == host
+
+
+@pytest.mark.parametrize("hosts", [["node1"] * 4, [""] * 4])
+def test_a_node_is_at_fault_only_beside_others(hosts: list[str]) -> None:
+    assert late_ranks([report(0)], hosts).host is None
 
 
 def watchdog(
@@ -101,6 +112,7 @@ def test_what_is_left_behind(tmp_path: Path) -> None:
     failures = read_failures(tmp_path, OWNER)
     assert [failure.rank for failure in sorted(failures, key=lambda failure: failure.rank)] == [0, 1]
     assert {failure.exit_code for failure in failures} == {ExitCode.HUNG}
+    assert {failure.at_fault for failure in failures} == {"node2"}
     assert failures[0].reason.startswith(
         "step 3 did not end within 5 s: rank 2 on node2 gave no sign of life; stacks in "
     )
