@@ -173,10 +173,10 @@ class _Rounding(Evaluation):
         given: Tensor,
         c: Sublayer,
         branch: Callable[[Tensor], Tensor],
-        norm_in: str,
-        prefix: str,
+        names: tuple[str, str],
+        kept: Tensor | None,
     ) -> Tensor:
-        return super()._sublayer(x, given, c, branch, norm_in, prefix).bfloat16().float()
+        return super()._sublayer(x, given, c, branch, names, kept).bfloat16().float()
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         return super()._norm(x, name).bfloat16().float()
