@@ -9,6 +9,7 @@ import functools
 import re
 import types
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Annotated, Literal, Union, get_args, get_origin
@@ -57,18 +58,20 @@ def defaults() -> dict[str, Plain]:
         *parents, last = field.key.split(".")
         if "*" in parents or (field.required and field.kind != "section"):
             continue
-        section = nested
-        for parent in parents:
-            inner = section[parent]
-            assert isinstance(inner, dict)
-            section = inner
-        section[last] = (
-            {}
-            if field.kind == "section"
-            else list(field.default)
-            if isinstance(field.default, tuple)
-            else field.default
-        )
+        if (section := _within(nested, parents)) is None:
+            continue
+        section[last] = list(field.default) if isinstance(field.default, tuple) else copy(field.default)
+    return nested
+
+
+def _within(nested: dict[str, Plain], parents: list[str]) -> dict[str, Plain] | None:
+    """The section that some keys lead to; None inside a section that is not there by default."""
+    for parent in parents:
+        inner = nested[parent]
+        if inner is None:
+            return None
+        assert isinstance(inner, dict)
+        nested = inner
     return nested
 
 
@@ -138,10 +141,10 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterator[SchemaField]:
     for name, info in model.model_fields.items():
         key, kind = prefix + name, _kind(info.annotation)
         default = (
-            None
-            if info.is_required() or kind == "section"
-            else info.get_default(call_default_factory=True, validated_data={})
+            None if info.is_required() else info.get_default(call_default_factory=True, validated_data={})
         )
+        if kind == "section" and (info.is_required() or default is not None):
+            default = {}
         text = _takes_text(info.annotation)
         yield SchemaField(key, kind, info.description or "", info.is_required(), default, text)
         section = section_of(info.annotation)

@@ -180,7 +180,19 @@ def test_describe_tells_value_default_meaning_and_source(tiny: Path) -> None:
 
 def test_describe_has_every_key_of_the_schema(tiny: Path) -> None:
     shown = {row.key.replace(".0.", ".*.") for row in explained(load_config(tiny))}
-    assert shown == {field.key for field in schema().values() if field.kind in ("value", "free")}
+    absent = {field.key for field in schema().values() if field.kind == "section" and field.default is None}
+    wanted = {
+        field.key
+        for field in schema().values()
+        if field.kind in ("value", "free") and not field.key.startswith(tuple(f"{key}." for key in absent))
+    }
+    assert shown == wanted | absent
+
+
+def test_a_section_that_is_not_there_by_default_asks_for_nothing(tiny: Path) -> None:
+    assert load_config(tiny).model.image is None
+    with pytest.raises(UserError, match=r"^model\.image\.height must be set: .*and 1 more problem"):
+        load_config(tiny, ["model.image.channels=1"])
 
 
 def test_complete_model_takes_sizes_from_the_data(tiny: Path) -> None:
