@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -158,6 +158,21 @@ def evaluate_pairs(
         tokens=tokens,
         translated=_translated(trained, texts, settings, progress) if settings else None,
     )
+
+
+def held_out(trained: Trained, split: str, count: int) -> list[tuple[str, str]]:
+    """The texts of the first pairs of a split of the run's data set, at most `count`.
+
+    Raises UserError as `evaluate_pairs`.
+    """
+    from pretrain.data.tokens.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(trained.needed_tokenizer())
+    rows = _data_pairs(trained, tokenizer, PairsAsked(split=split)).rows
+    pairs = islice(chain.from_iterable(rows), count)
+    return [
+        (tokenizer.decode(source.tolist()), tokenizer.decode(target.tolist())) for source, target in pairs
+    ]
 
 
 def _translated(

@@ -17,7 +17,7 @@ from rich.rule import Rule
 
 from model.errors import UserError
 from tools.dev import run as command
-from tools.dev.quickstarts import QUICKSTARTS, SCHEME, QuickStart
+from tools.dev.quickstarts import FATHOM, QUICKSTARTS, SCHEME, QuickStart
 
 STOPPED = 76
 console = Console(highlight=False)
@@ -28,9 +28,7 @@ def main(
     scheme: str = typer.Option(SCHEME, help="Depth scheme to train with; `fathom config` names them all."),
     fresh: bool = typer.Option(False, help="Remove this quick start's data and run first."),
 ) -> None:
-    """Prepare the Python standard library's source text, pretrain a 48-layer model on it, stop,
-    resume, export, report.
-    """
+    """Prepare text, pretrain a deep model on it, stop, resume, export, check, report."""
     chosen, recipe = choice(family, scheme)
     run = chosen.name if scheme == SCHEME else f"{chosen.name}_{scheme}"
     folder = Path("runs") / run
@@ -38,27 +36,38 @@ def main(
         for path in (chosen.data, folder):
             shutil.rmtree(path, ignore_errors=True)
     begin = time.monotonic()
-    title("1/6  Text and tokenizer")
+    title = Titles(6 + len(chosen.trials))
+    title("Text and tokenizer")
     chosen.data.parent.mkdir(parents=True, exist_ok=True)
     for each in chosen.makings(chosen.name):
-        step(each.made.is_file(), f"{each.made}", [*each.arguments], [*each.files], each.files_are)
-    train = ["pretrain", chosen.config, f"+include={recipe}", f"name={run}"]
+        step(
+            each.made.is_file(),
+            f"{each.made}",
+            [*each.arguments],
+            [*each.files],
+            each.files_are,
+            module=each.module,
+        )
+    train = ["pretrain", chosen.config, f"+include={recipe}", *chosen.overrides, f"name={run}"]
     done = newest_step(folder)
     half = half_way(train[1:])
-    title("2/6  Pretraining, first half: the run is told to stop at the middle")
+    title("Pretraining, first half: the run is told to stop at the middle")
     step(
         done >= half,
         f"checkpoint of step {done}",
         [*train, f"train.stop_at_step={half}"],
         allowed=(0, STOPPED),
     )
-    title("3/6  Pretraining, second half: the same command continues")
+    title("Pretraining, second half: the same command continues")
     step(newest_step(folder) >= 2 * half, "the finished run", train)
-    title("4/6  Export to Hugging Face format")
+    title("Export to Hugging Face format")
     step(False, "", ["export", str(folder), str(folder / "hf"), "--overwrite"])
-    title(f"5/6  Check in a new process: {chosen.auto_class} and AutoTokenizer")
+    title(f"Check in a new process: {chosen.auto_class} and AutoTokenizer")
     shell([sys.executable, "-m", "tools.dev.check_export", str(folder)])
-    title("6/6  Report")
+    for trial in chosen.trials:
+        title(trial.title)
+        step(False, "", [part.format(folder=folder) for part in trial.arguments], module=trial.module)
+    title("Report")
     step(False, "", ["report", str(folder)])
     closing(chosen, folder, time.monotonic() - begin)
 
@@ -76,10 +85,17 @@ def choice(family: str, scheme: str) -> tuple[QuickStart, str]:
     return QUICKSTARTS[family], recipes[scheme]
 
 
-def title(text: str) -> None:
-    """A ruled heading."""
-    console.print()
-    console.print(Rule(f"[bold]{text}", align="left", style="dim"))
+class Titles:
+    """Ruled headings, counted."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.number = most, 0
+
+    def __call__(self, text: str) -> None:
+        """Prints the next one."""
+        self.number += 1
+        console.print()
+        console.print(Rule(f"[bold]{self.number}/{self.most}  {text}", align="left", style="dim"))
 
 
 def step(
@@ -89,22 +105,21 @@ def step(
     long: list[str] | None = None,
     note: str = "",
     allowed: tuple[int, ...] = (0,),
+    module: str = FATHOM,
 ) -> None:
     """Shows and runs `fathom ARGUMENTS...`, unless its result is there.
 
-    long: arguments shown as `note`.
+    long: arguments shown as `note`. module: another program than `fathom`.
     Leaves with the command's code on failure.
     """
-    shown = (
-        " ".join([*("fathom", *arguments)])
-        if not long
-        else " ".join(["fathom", *arguments]).replace(" ".join(long), note)
-    )
+    shown = " ".join(["fathom" if module == FATHOM else f"python -m {module}", *arguments])
+    if long:
+        shown = shown.replace(" ".join(long), note)
     if done:
         console.print(f"[dim]$ {shown}[/dim]\nalready there: {what}", markup=True)
         return
     console.print(f"[bold]$ {shown}[/bold]")
-    shell([sys.executable, "-m", "tools.cli", *arguments], allowed)
+    shell([sys.executable, "-m", module, *arguments], allowed)
 
 
 def shell(command: list[str], allowed: tuple[int, ...] = (0,)) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+FATHOM = "tools.cli"
+"""The module behind `fathom`."""
 SCHEME = "deepscalelm_pre_ln"
 """Trained where none is asked for."""
 
@@ -25,6 +27,18 @@ class Making:
     """Those of the arguments that are many."""
     files_are: str = ""
     """What is shown instead of them."""
+    module: str = FATHOM
+    """Whose arguments they are."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A command that shows what the trained model does."""
+
+    title: str
+    arguments: tuple[str, ...]
+    """{folder} is the run."""
+    module: str = FATHOM
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,10 @@ class QuickStart:
     """Of transformers, which loads the export."""
     go_on: str
     """A command to try the model with; {folder} is the run."""
+    overrides: tuple[str, ...] = ()
+    """What of a recipe does not suit the family."""
+    trials: tuple[Trial, ...] = ()
+    """What is shown of the model before the report."""
 
     @property
     def config(self) -> str:
@@ -74,6 +92,19 @@ def _library(name: str, *tokenizer: str) -> list[Making]:
     ]
 
 
+def _catalogues(name: str) -> list[Making]:
+    """English messages of Python packages with German translations, and a tokenizer of both."""
+    text, model, data = Path("data/en-de"), Path(f"data/{name}_tokenizer.model"), _data(name)
+    files, sides = str(text / "*.jsonl"), ("--pairs", "en,de")
+    train = ("tokenizer", "train", files, *sides, "--vocab-size", "1024", "--special", "pad")
+    prepare = ("data", "prepare", files, *sides, "--tokenizer", str(model), "--out", str(data))
+    return [
+        Making(text / "SOURCES.json", (str(text),), module="tools.dev.parallel_text"),
+        Making(model, (*train, "--out", str(model))),
+        Making(data / "dataset.json", (*prepare, "--split", "0.94,0.03,0.03")),
+    ]
+
+
 QUICKSTARTS = {
     "gpt": QuickStart(
         name="quickstart",
@@ -86,5 +117,24 @@ QUICKSTARTS = {
         makings=lambda name: _library(name, "--vocab-size", "1024", "--special", "all"),
         auto_class="AutoModelForMaskedLM",
         go_on="fathom fill {folder} 'def f(self): return [MASK].name'",
+    ),
+    "seq2seq": QuickStart(
+        name="quickstart_translation",
+        makings=_catalogues,
+        auto_class="AutoModelForSeq2SeqLM",
+        go_on="fathom translate {folder} --text 'Select the file to open.'",
+        # Recipes that carry a rate over from another width have no rule for two stacks.
+        overrides=("model.transfer.method=none", "model.transfer.base_hidden=null"),
+        trials=(
+            Trial(
+                "Ten messages that it was not trained on",
+                ("{folder}",),
+                module="tools.dev.show_translations",
+            ),
+            Trial(
+                "BLEU and chrF on them all, beside those of copying the source",
+                ("eval", "{folder}", "--split", "test", "--translate"),
+            ),
+        ),
     ),
 }
