@@ -12,7 +12,7 @@ from pretrain.cluster.site_file import SiteConfig
 from pretrain.cluster.slurm_words import MOST_NODES, parse_nodes
 from pretrain.config.load import complete_model
 from pretrain.config.schema import RunConfig
-from pretrain.data.manifest import MANIFEST, load_manifest
+from pretrain.data.manifest import MANIFEST, Manifest, load_manifest
 from pretrain.train.checks.before_start import check_source
 
 T = TypeVar("T")
@@ -77,8 +77,12 @@ def check_run(run_dir: Path, config: RunConfig, problems: Problems) -> None:
             )
     first = config.data.corpora[0].path
     if (Path(first) / MANIFEST).is_file():
-        problems.attempt(lambda: complete_model(config, load_manifest(first).vocab_size))
+        problems.attempt(lambda: _complete(config, load_manifest(first)))
     problems.attempt(check_source, config, run_dir)
+
+
+def _complete(config: RunConfig, manifest: Manifest) -> None:
+    complete_model(config, manifest.vocab_size, manifest.patch_correlations)
 
 
 def allowed_nodes(config: RunConfig, site: SiteConfig, nodes: str) -> list[int]:

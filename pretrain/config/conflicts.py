@@ -155,6 +155,12 @@ def check_task(config: RunConfig) -> None:
             f"schedule.branch.steps={config.schedule.branch.steps} has no rule for two stacks and does not "
             f"combine with model.family={family}: set it to null"
         )
+    image = config.model.image
+    if image is not None and config.data.seq_length != image.tokens:
+        raise ValueError(
+            f"data.seq_length={config.data.seq_length} is not the {image.tokens} tokens of model.image: "
+            f"set data.seq_length={image.tokens}"
+        )
     for name in OWN_SECTIONS:
         section = getattr(config, name)
         if name not in task.sections and section != type(section)():

@@ -6,7 +6,7 @@ It is checked, written back, and explained key by key.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,11 +77,15 @@ def explained(config: RunConfig, origins: Composition | None = None) -> list[Row
     return list(_rows(config, "", origins or Composition()))
 
 
-def complete_model(config: RunConfig, vocab_size: int | None = None) -> ModelConfig:
+def complete_model(
+    config: RunConfig, vocab_size: int | None = None, correlations: Mapping[int, float] | None = None
+) -> ModelConfig:
     """The model section with what it takes from the data filled in.
 
-    That is the vocabulary (of the tokenizer), the longest sequence, and how much of the input is
-    the mask token.
+    That is the vocabulary (of the tokenizer), the longest sequence, how much of the input is
+    the mask token, and the correlation of patches.
+
+    correlations: of the data's patches by their size.
 
     Raises UserError where model.vocab_size and the tokenizer's differ, or the sequences are longer
     than the model's positions.
@@ -113,6 +117,9 @@ def complete_model(config: RunConfig, vocab_size: int | None = None) -> ModelCon
     if "masking" in config.task.sections and model.plans_correlation and model.init.mask_token_share is None:
         share = config.masking.rate * config.masking.masked_share
         found["init"] = model.init.model_copy(update={"mask_token_share": share})
+    if model.image is not None and model.image.patch_correlation is None and correlations:
+        known = {"patch_correlation": correlations.get(model.image.patch, 0.0)}
+        found["image"] = model.image.model_copy(update=known)
     return model.model_copy(update=found)
 
 

@@ -16,6 +16,7 @@ from model.depth.ramp import end
 from model.sections import Strict
 from parallel.config import Fp8Config, ParallelConfig
 from parallel.optimizers import OPTIMIZERS, OptimizerName
+from pretrain.config.augment import Augment
 from pretrain.config.conflicts import (
     check_compile,
     check_cuda_graph,
@@ -424,6 +425,9 @@ class RunConfig(Strict):
     spans: Spans = Field(
         default_factory=Spans, description="What is hidden, where train.task hides parts of a text."
     )
+    augment: Augment = Field(
+        default_factory=Augment, description="Changes of training images, where train.task reads images."
+    )
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
@@ -439,6 +443,8 @@ class RunConfig(Strict):
     @property
     def target_share(self) -> float:
         """Share of a sample's positions that have labels."""
+        if self.model.image is not None:
+            return 1 / self.model.image.tokens
         return self.masking.rate if "masking" in self.task.sections else 1.0
 
     @model_validator(mode="after")

@@ -54,6 +54,8 @@ class _CorpusReader:
         self.path, self.split, self.cut = path, split, cut
         self.cache, self.alone = cache, alone
         self.manifest = load_manifest(path)
+        if self.manifest.images is not None:
+            raise UserError(f"data set {path} holds images, which only train.task=classification reads")
         self.prefix = split_prefix(path, split, self.manifest)
         check_start(path, split, self.manifest)
         self.facts = self.manifest.facts(path, split)

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from model.errors import UserError
 from pretrain.data.frequencies import counts_problem
 from pretrain.data.manifest import AGAIN, MANIFEST, PAIRED, Manifest, load_manifest
@@ -22,9 +20,11 @@ from pretrain.data.token_files import (
     index_problem,
     size_problem,
     split_prefix,
+    stored_dtype,
+    stored_values,
     tokenizer_problem,
 )
-from pretrain.data.tokens.tokenizer import Tokenizer, token_dtype
+from pretrain.data.tokens.tokenizer import Tokenizer
 
 
 def inspect_dataset(folder: Path, split: str = "train", documents: int = 0) -> tuple[Manifest, list[str]]:
@@ -53,6 +53,13 @@ def _first_texts(folder: Path, split: str, manifest: Manifest, documents: int) -
         return []
     from pretrain.data.indexed import IndexedDataset
 
+    if manifest.images is not None:
+        names, stored = manifest.images.classes, IndexedDataset(prefix)
+        labels = [
+            int.from_bytes(stored[index][:4].tobytes(), "little")
+            for index in range(min(documents, len(stored)))
+        ]
+        return [f"an image of class {label}, {names[label]}" for label in labels]
     tokenizer = Tokenizer(folder / TOKENIZER)
     dataset = IndexedDataset(prefix)
     shown = range(min(documents, len(dataset)))
@@ -94,6 +101,8 @@ def verify_data(folder: Path, on_bytes: Callable[[int], None] = lambda count: No
 
 
 def _other_vocabulary(folder: Path, manifest: Manifest) -> str:
+    if manifest.images is not None:
+        return ""
     tokenizer = Tokenizer(folder / TOKENIZER)
     if (tokenizer.vocab_size, tokenizer.eod_id) != (manifest.vocab_size, manifest.eod_id):
         return f"{MANIFEST} has another vocabulary or end mark than {TOKENIZER}"
@@ -104,12 +113,12 @@ def _other_vocabulary(folder: Path, manifest: Manifest) -> str:
 
 def _split_problems(prefix: Path, manifest: Manifest, on_bytes: Callable[[int], None]) -> list[str]:
     split, facts = prefix.name, manifest.facts(prefix.parent, prefix.name)
-    dtype = np.dtype(token_dtype(manifest.vocab_size))
+    dtype = stored_dtype(manifest)
     digest, first = hashlib.sha256(), None
     position = 0
     for data in chunks(prefix.with_suffix(".bin")):
         digest.update(data)
-        if first is None and (found := beyond(data, dtype, manifest.vocab_size)):
+        if first is None and (found := beyond(data, dtype, stored_values(manifest))):
             first = position // dtype.itemsize + found[0], found[1]
         position += len(data)
         on_bytes(len(data))
@@ -121,6 +130,6 @@ def _split_problems(prefix: Path, manifest: Manifest, on_bytes: Callable[[int], 
     if facts.index_sha256 not in (None, file_sha256(prefix.with_suffix(".idx"))):
         return [*problems, f"{split}.idx has another checksum than {MANIFEST} says"]
     # Where the tokens are damaged, so may be the end marks.
-    marks = (None, None) if problems else (manifest.begin_id, manifest.eod_id)
+    marks = (None, None) if problems or manifest.images is not None else (manifest.begin_id, manifest.eod_id)
     wrong = index_problem(prefix, facts, dtype, *marks)
     return [*problems, f"{split}.idx has {wrong}"] if wrong else problems

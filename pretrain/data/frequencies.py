@@ -51,7 +51,7 @@ def counts_problem(folder: Path, manifest: Manifest) -> str:
         counts = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError) as error:
         return f"{COUNTS} is no array of numbers ({printable(str(error))})"
-    tokens = manifest.facts(folder, manifest.counted).tokens
+    tokens = manifest.labels
     if counts.dtype == np.int64 and counts.shape == (manifest.vocab_size,) and counts.sum() == tokens:
         return ""
     return f"{COUNTS} does not count {tokens} tokens of a vocabulary of {manifest.vocab_size}"

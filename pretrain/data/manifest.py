@@ -97,6 +97,22 @@ class PairFacts(Record):
     """Pairs with more than max_tokens, left out."""
 
 
+class ImageFacts(Record):
+    """What only a data set of images has."""
+
+    classes: tuple[str, ...]
+    """Their names, by the numbers that labels are."""
+    channels: Count
+    height: Count
+    width: Count
+    """Of every image that is stored, in pixels."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """Of each channel in train, of pixels in 0 .. 1."""
+    patch_correlations: dict[int, Annotated[float, Field(ge=0, lt=1)]] = Field(default_factory=dict)
+    """Of two patches of an image, standardised, by the size of patches."""
+
+
 class Manifest(Record):
     """The content of dataset.json."""
 
@@ -129,6 +145,8 @@ class Manifest(Record):
     sources: tuple[SourceFacts, ...] = ()
     pairs: PairFacts | None = None
     """Of a data set of pairs; null where documents are texts."""
+    images: ImageFacts | None = None
+    """Of a data set of images, whose tokens are the bytes of labels and pixels."""
     versions: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -143,6 +161,17 @@ class Manifest(Record):
             if len(found) != len(sides) or len(set(found)) > 1:
                 raise ValueError(f"{sides[0]} and {sides[1]} have {found} documents, which must be equal")
         return self
+
+    @property
+    def patch_correlations(self) -> dict[int, float]:
+        """Of a data set of images, by the size of patches; empty where there are none."""
+        return {} if self.images is None else self.images.patch_correlations
+
+    @property
+    def labels(self) -> int:
+        """How many tokens, or images, of train are counted."""
+        facts = self.facts("", self.counted)
+        return facts.tokens if self.images is None else facts.documents
 
     @property
     def counted(self) -> SplitName:

@@ -18,6 +18,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from pretrain.config.schema import RunConfig
 from pretrain.data.blend import Blend, open_blend
+from pretrain.data.images.samples import Images
 from pretrain.data.masked.masking import type_cut
 from pretrain.data.masked.samples import MaskedBlend, open_masked, target_entropy
 from pretrain.data.pairs.samples import PairBlend, open_pairs
@@ -176,6 +177,7 @@ KINDS: dict[SampleKind, Callable[[RunConfig, str, bool], Samples]] = {
     "masked": MaskedTokens.of,
     "pairs": pairs,
     "spans": spans,
+    "images": Images,
 }
 
 

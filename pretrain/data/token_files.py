@@ -16,7 +16,7 @@ from pretrain.data.tokens.tokenizer import token_dtype
 HEADER = struct.Struct("<9sQBQQ")
 """Of an .idx file: magic, version, code of the tokens' type, sequences, documents + 1."""
 MAGIC = b"MMIDIDX\0\0"
-TYPE_CODES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
+TYPE_CODES = {np.dtype(np.uint8): 1, np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
 PER_DOCUMENT = 4 + 8 + 8
 """Bytes of an .idx file for each document: its length, its place, its number."""
 SAMPLE_BLOCKS, BLOCK_BYTES = 16, 1 << 14
@@ -29,6 +29,16 @@ TOKENIZER = "tokenizer.model"
 
 class DamagedDataError(UserError):
     """Tokens or an index that are damaged, which one process of a run may meet alone."""
+
+
+def stored_dtype(manifest: Manifest) -> np.dtype:
+    """The element type of a data set's .bin files."""
+    return np.dtype(np.uint8 if manifest.images is not None else token_dtype(manifest.vocab_size))
+
+
+def stored_values(manifest: Manifest) -> int:
+    """How many values such an element may have."""
+    return 256 if manifest.images is not None else manifest.vocab_size
 
 
 def split_prefix(folder: str | Path, split: str, manifest: Manifest) -> str:
@@ -45,7 +55,7 @@ def split_prefix(folder: str | Path, split: str, manifest: Manifest) -> str:
 def size_problem(folder: str | Path, split: str, manifest: Manifest) -> str:
     """What is wrong with the sizes and first bytes of a split's files; empty if nothing is."""
     facts = manifest.facts(folder, split)
-    dtype = np.dtype(token_dtype(manifest.vocab_size))
+    dtype = stored_dtype(manifest)
     sizes = {
         f"{split}.bin": facts.tokens * dtype.itemsize,
         f"{split}.idx": HEADER.size + PER_DOCUMENT * facts.documents + 8,
@@ -73,7 +83,7 @@ def check_start(folder: str | Path, split: str, manifest: Manifest) -> None:
     digest, tokens = sample(Path(folder) / split)
     if facts.sample_sha256 is not None and digest != facts.sample_sha256:
         raise damaged(folder, split, f"not what {MANIFEST} says")
-    if found := beyond(tokens, np.dtype(token_dtype(manifest.vocab_size)), manifest.vocab_size):
+    if found := beyond(tokens, stored_dtype(manifest), stored_values(manifest)):
         raise damaged(folder, split, f"token {found[1]} in a vocabulary of {manifest.vocab_size}")
 
 
@@ -84,7 +94,9 @@ def damaged(folder: str | Path, split: str, reason: object) -> DamagedDataError:
 
 
 def tokenizer_problem(folder: str | Path, manifest: Manifest) -> str:
-    """What is wrong with the tokenizer of a data set; empty if nothing is."""
+    """What is wrong with the tokenizer of a data set; empty if nothing is, or images need none."""
+    if manifest.images is not None:
+        return ""
     path = Path(folder) / TOKENIZER
     if path.exists() and not path.is_file():
         return f"{TOKENIZER} is no regular file"

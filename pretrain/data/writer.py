@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 import numpy as np
 
@@ -50,6 +50,18 @@ class Complaints:
         return BrokenRecords(count=self.count, examples=tuple(_shown(broken) for broken in self.first))
 
 
+class Alphabet(Protocol):
+    """What tokens are numbers of."""
+
+    @property
+    def vocab_size(self) -> int:
+        """How many there are."""
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """Of tokens in a file."""
+
+
 class DatasetOutput:
     """The splits being written to a folder, and what is counted on the way."""
 
@@ -60,7 +72,7 @@ class DatasetOutput:
     what = "documents"
     """What is written, in messages."""
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, strict: bool) -> None:
+    def __init__(self, folder: Path, tokenizer: Alphabet, strict: bool) -> None:
         """Writes nothing yet. strict: refuse the first broken record."""
         self.folder, self.tokenizer, self.strict = folder, tokenizer, strict
         self.splits: list[_SplitWriter] = []
@@ -155,7 +167,7 @@ def _shown(broken: Broken) -> BrokenFacts:
 class _SplitWriter:
     """One .bin and .idx. Whole batches go to the .bin; Megatron-core's builder writes the .idx."""
 
-    def __init__(self, prefix: Path, tokenizer: Tokenizer) -> None:
+    def __init__(self, prefix: Path, tokenizer: Alphabet) -> None:
         from pretrain.data.indexed import IndexedDatasetBuilder
 
         self.prefix = prefix

@@ -32,6 +32,7 @@ def numbers(run: RunRecord) -> dict[str, float | int | None]:
         event.loss for event in metrics.eval if event.split == "validation" and math.isfinite(event.loss)
     ]
     right = [event.accuracy for event in metrics.eval if event.split == "validation"]
+    five = [event.top5 for event in metrics.eval if event.split == "validation"]
     test = [event.loss for event in metrics.eval if event.split == "test" and math.isfinite(event.loss)]
     speeds = [event.tokens_per_s for event in metrics.train if math.isfinite(event.tokens_per_s)]
     tokens = [event.tokens for event in metrics.train if math.isfinite(event.tokens)]
@@ -46,6 +47,7 @@ def numbers(run: RunRecord) -> dict[str, float | int | None]:
         "validation_loss_best": min(validation, default=None),
         "validation_perplexity": _perplexity(validation[-1]) if validation else None,
         "validation_accuracy": right[-1] if right and math.isfinite(right[-1]) else None,
+        "validation_top5": five[-1] if five and math.isfinite(five[-1]) else None,
         "test_loss": test[-1] if test else None,
         "unigram_entropy": run.unigram_entropy if math.isfinite(run.unigram_entropy) else None,
         "tokens_per_s": speed,
@@ -93,8 +95,10 @@ def _losses(run: RunRecord, n: Mapping[str, float | int | None]) -> list[tuple[s
 
 
 def _accuracy(n: Mapping[str, float | int | None]) -> list[tuple[str, str, str]]:
-    share = n["validation_accuracy"]
+    share, five = n["validation_accuracy"], n["validation_top5"]
     told = "of the tokens to predict are the likeliest"
+    if five is not None:
+        told = f"of the images are of the likeliest class, {five:.1%} of one of the likeliest five"
     return [] if share is None else [("Validation accuracy", f"{share:.1%}", told)]
 
 

@@ -64,6 +64,8 @@ class Eval:
     tokens: int | None = None
     accuracy: float = math.nan
     """Share of the tokens that were the model's likeliest; nan where the task does not ask."""
+    top5: float = math.nan
+    """Share of the labels that were among the five likeliest; nan where the task does not ask."""
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from model.families.table import FAMILIES
 from pretrain.tasks.causal_lm import CAUSAL_LM
+from pretrain.tasks.classification import CLASSIFICATION
 from pretrain.tasks.masked_lm import MASKED_LM
 from pretrain.tasks.span_corruption import SPAN_CORRUPTION
 from pretrain.tasks.task import Task
 from pretrain.tasks.translation import TRANSLATION
 
-TASKS: dict[str, Task] = {task.name: task for task in (CAUSAL_LM, MASKED_LM, TRANSLATION, SPAN_CORRUPTION)}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (CAUSAL_LM, MASKED_LM, TRANSLATION, SPAN_CORRUPTION, CLASSIFICATION)
+}
 
 OWN_SECTIONS = tuple(dict.fromkeys(name for task in TASKS.values() for name in task.sections))
 """Sections of a configuration that only some tasks read."""
@@ -49,4 +52,6 @@ def task_of(name: str | None, family: str) -> Task:
 def _sees(family: str) -> str:
     if FAMILIES[family].crossed:
         return "a decoder reads what an encoder makes"
+    if FAMILIES[family].inputs == "patches":
+        return "images are read"
     return f"a token attends to {FAMILIES[family].stacks[-1].mask.value}"

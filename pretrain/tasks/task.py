@@ -25,7 +25,7 @@ share: a scalar in fp32, micro-batches of a step x data-parallel ranks / labels 
 that count.
 """
 
-SampleKind = Literal["next_token", "masked", "pairs", "spans"]
+SampleKind = Literal["next_token", "masked", "pairs", "spans", "images"]
 """A kind of samples, of which `pretrain/data/samples.py` makes batches."""
 
 
@@ -67,6 +67,8 @@ class Task:
     """What a token attends to in the stack that makes the predictions."""
     samples: SampleKind
     """What its batches are made of."""
+    inputs: Literal["tokens", "patches"] = "tokens"
+    """What its models read."""
     crossed: bool = False
     """It is for a decoder over an encoder, which reads a source."""
     sections: tuple[str, ...] = ()
@@ -75,16 +77,19 @@ class Task:
     """From losses of labels [b, t] to this micro-batch's part of the loss of a step."""
     accuracy: bool = False
     """Whether an evaluation also tells how many labels are the model's likeliest token."""
+    within: int | None = None
+    """Beside accuracy, how many labels are among so many likeliest ones."""
     counts: Callable[[Tensor, Batch], Tensor] = label_sums
-    """From losses of labels [b, t], or losses and hits [2, b, t], to what an evaluation sums up:
-    these sums and the number of labels, `sums` values in fp64.
+    """From losses of labels [b, t], or losses and hits [2 or 3, b, t], to what an evaluation sums
+    up: these sums and the number of labels, `sums` values in fp64.
     """
 
     @property
     def sums(self) -> int:
         """How many sums an evaluation makes."""
-        return 3 if self.accuracy else 2
+        return 2 + self.accuracy + (self.within is not None)
 
     def suits(self, family: Family) -> bool:
         """Whether models of a family can learn it."""
-        return family.crossed == self.crossed and family.stacks[-1].mask is self.mask
+        same = family.crossed == self.crossed and family.inputs == self.inputs
+        return same and family.stacks[-1].mask is self.mask

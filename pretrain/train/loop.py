@@ -235,6 +235,8 @@ class Trainer:
         }
         if found.accuracy is not None:
             record["accuracy"] = found.accuracy
+        if found.top5 is not None:
+            record["top5"] = found.top5
         self.tell("on_eval", record)
         return found.loss
 

@@ -66,7 +66,8 @@ def prepared_config(path: str, overrides: Sequence[str]) -> RunConfig:
                 f"data.corpora: {corpus.path} is no prepared data set (it has no dataset.json): "
                 "run `fathom data prepare` first, or correct the path"
             )
-    config.model = complete_model(config, load_manifest(config.data.corpora[0].path).vocab_size)
+    manifest = load_manifest(config.data.corpora[0].path)
+    config.model = complete_model(config, manifest.vocab_size, manifest.patch_correlations)
     return config
 
 

@@ -53,6 +53,6 @@ def evaluation_step(task: Task) -> ForwardStep:
             found = task.counts(measured, batch)
             return found[0].clone(), found  # the schedule divides the first in place
 
-        return chunk(batch, hits=task.accuracy), counts_of
+        return chunk(batch, hits=task.accuracy, within=task.within), counts_of
 
     return step

@@ -26,6 +26,8 @@ class Measured:
     labels: int
     accuracy: float | None
     """Share of the labels that are the likeliest token; None where the task does not ask."""
+    top5: float | None = None
+    """Share of the labels that are among the five likeliest; None where the task does not ask."""
 
 
 class Validation:
@@ -41,6 +43,8 @@ class Validation:
         self.samples = data.blend.without_repetition(wanted) if data is not None else 0
         if self.samples < wanted and torch.distributed.get_rank() == 0:
             windows = f"{self.samples} windows of data.seq_length={config.data.seq_length}"
+            if config.model.image is not None:
+                windows = f"{self.samples} images"
             print(
                 (
                     f"fathom: train.eval_samples={wanted}: "
@@ -60,7 +64,8 @@ class Validation:
         total, *hits, targets = self.engine.evaluate(
             evaluation_step(self.task), lambda: iter(batches), rounds, self.task.sums
         )
-        return Measured(total / targets, int(targets), hits[0] / targets if hits else None)
+        first, five = (*(count / targets for count in hits), None, None)[:2]
+        return Measured(total / targets, int(targets), first, five)
 
     def _batch(self, index: int, rounds: int) -> Batch:
         """Micro-batch number `index` of this rank.

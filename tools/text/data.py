@@ -7,16 +7,16 @@ import os
 import re
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from model.words import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-    from pretrain.data.manifest import Manifest
+    from pretrain.data.manifest import ImageFacts, Manifest
     from pretrain.data.prepare import CommonOptions, PrepareOptions, PrepareProgress
     from pretrain.data.prepare_pairs import PairOptions
 
@@ -41,11 +41,15 @@ def prepare(
             metavar="INPUT...",
             help="Text files (one document each), .jsonl, .csv, .tsv or .parquet files, plain or compressed; "
             "folders; globs; or names for the datasets library: hf://NAME, NAME, NAME:CONFIG or "
-            "NAME:CONFIG:SPLIT. With --pairs also files X.SOURCE beside X.TARGET, .po and .mo files.",
+            "NAME:CONFIG:SPLIT. With --pairs also files X.SOURCE beside X.TARGET, .po and .mo files. "
+            "With --images folders of images in one sub-folder for each class, folders that the datasets "
+            "library saved, .parquet files and names, with columns of images and classes.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Data set folder to write.")],
-    tokenizer: Annotated[Path, typer.Option(help="SentencePiece model file.")],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="SentencePiece model file; texts and pairs need one.")
+    ] = None,
     text_key: Annotated[str, typer.Option(help=TEXT_KEY)] = "text",
     split: Annotated[str, typer.Option(help="Shares of train, validation and test.")] = "0.98,0.01,0.01",
     pairs: Annotated[
@@ -59,6 +63,18 @@ def prepare(
     max_tokens: Annotated[
         int | None,
         typer.Option(min=2, max=10**9, help="With --pairs, leave out longer ones; 250 if not given."),
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROWSxCOLUMNS",
+            help="Prepare images for classification, scaled to cover this size, of which the middle is kept; "
+            "one number for squares.",
+        ),
+    ] = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(help="With --images, 1 for grey, 3 for colours, 4 with alpha; 3 if not given."),
     ] = None,
     split_by: Annotated[
         SplitBy,
@@ -97,7 +113,8 @@ def prepare(
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Tokenize text into a data set folder for training."""
+    """Make a data set folder for training of text, of pairs of texts, or of images."""
+    from pretrain.data.images.prepare import ImageOptions, prepare_images
     from pretrain.data.prepare import CommonOptions
     from pretrain.data.prepare import prepare as prepare_texts
     from pretrain.data.prepare_pairs import PairOptions, prepare_pairs
@@ -105,7 +122,7 @@ def prepare(
     common = CommonOptions(
         inputs=inputs,
         out=out,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer or Path(),
         split=_shares(split),
         split_by=split_by.value,
         seed=seed,
@@ -115,7 +132,18 @@ def prepare(
         strict=strict,
         overwrite=overwrite,
     )
-    options = _options(common, pairs, max_tokens, text_key, begin_mark)
+    options: CommonOptions
+    if images is None:
+        _refuse({f"--channels {channels}": channels is not None}, "without --images")
+        options = _options(common, pairs, max_tokens, text_key, begin_mark)
+    else:
+        useless = {
+            f"--pairs {pairs}": pairs,
+            "--max-tokens": max_tokens,
+            "--begin-mark": begin_mark is not None,
+        }
+        _refuse({**useless, **_of_texts(common, text_key, tokenizer)}, "with --images")
+        options = ImageOptions(**_given(common), size=_size(images), channels=channels or 3)
     if quiet:
         os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
@@ -126,8 +154,10 @@ def prepare(
     with _ProgressBar(visible=not (quiet or as_json)) as bar:
         if isinstance(options, PairOptions):
             manifest = prepare_pairs(options, bar.show, say)
+        elif isinstance(options, ImageOptions):
+            manifest = prepare_images(options, bar.show)
         else:
-            manifest = prepare_texts(options, bar.show, say)
+            manifest = prepare_texts(cast("PrepareOptions", options), bar.show, say)
     if as_json:
         typer.echo(manifest.text(), nl=False)
     elif not quiet:
@@ -148,14 +178,14 @@ def _options(
     common: CommonOptions, pairs: str | None, max_tokens: int | None, text_key: str, begin_mark: bool | None
 ) -> PrepareOptions | PairOptions:
     """The options of pairs, or of texts. Raises UserError for one that has no effect."""
-    from dataclasses import fields
-
     from model.errors import UserError
     from pretrain.data.prepare import PrepareOptions
     from pretrain.data.prepare_pairs import MAX_TOKENS, PairOptions
     from pretrain.data.reading.pairs import Sides
 
-    given = {field.name: getattr(common, field.name) for field in fields(common)}
+    if common.tokenizer == Path():
+        raise UserError("--tokenizer is missing: name a SentencePiece model file")
+    given = _given(common)
     if pairs is None:
         if max_tokens is not None:
             raise UserError(f"--max-tokens {max_tokens} has no effect without --pairs: leave it out")
@@ -165,9 +195,42 @@ def _options(
         f"--split-by {common.split_by}": common.split_by != "document",
         "--begin-mark": begin_mark is not None,
     }
-    for option in (option for option, given in useless.items() if given):
-        raise UserError(f"{option} has no effect with --pairs: leave it out")
+    _refuse(useless, "with --pairs")
     return PairOptions(**given, sides=Sides.of(pairs), max_tokens=max_tokens or MAX_TOKENS)
+
+
+def _given(common: CommonOptions) -> dict[str, Any]:
+    from dataclasses import fields
+
+    return {field.name: getattr(common, field.name) for field in fields(common)}
+
+
+def _refuse(useless: Mapping[str, object], where: str) -> None:
+    """Raises UserError for the first option that was given and has no effect."""
+    from model.errors import UserError
+
+    for option in (option for option, given in useless.items() if given):
+        raise UserError(f"{option} has no effect {where}: leave it out")
+
+
+def _of_texts(common: CommonOptions, text_key: str, tokenizer: Path | None) -> dict[str, bool]:
+    """Options that images do not read, and whether they were given."""
+    return {
+        f"--tokenizer {tokenizer}": tokenizer is not None,
+        f"--text-key {text_key}": text_key != "text",
+        f"--split-by {common.split_by}": common.split_by != "document",
+        "--streaming": common.streaming,
+    }
+
+
+def _size(given: str) -> tuple[int, int]:
+    """Rows and columns. Raises UserError for anything but one or two numbers."""
+    from model.errors import UserError
+
+    numbers = given.lower().split("x")
+    if len(numbers) > 2 or not all(number.isdecimal() and 0 < int(number) <= 1 << 16 for number in numbers):
+        raise UserError(f"--images {given}: give rows and columns such as 224x224, or one number for squares")
+    return int(numbers[0]), int(numbers[-1])
 
 
 @app.command()
@@ -279,6 +342,8 @@ def _print_summary(folder: Path, manifest: Manifest) -> None:
     from rich.table import Table
 
     columns = ("split", "documents", "tokens", "bytes of text", "bytes/token")
+    if manifest.images is not None:
+        columns = ("split", "images", "bytes", "bytes of files", "bytes of files/byte")
     table = Table(*columns, title=printable(folder), title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -291,6 +356,16 @@ def _print_summary(folder: Path, manifest: Manifest) -> None:
         console.out(line, highlight=False)
 
 
+def _of_images(images: ImageFacts) -> Iterator[str]:
+    mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (images.mean, images.std))
+    yield f"images of {images.channels}x{images.height}x{images.width}, mean {mean}, standard deviation {std}"
+    usual = {
+        size: value for size, value in images.patch_correlations.items() if size in (2, 4, 8, 14, 16, 32)
+    }
+    shown = ", ".join(f"{size}: {value:.3f}" for size, value in usual.items())
+    yield f"correlation of patches by their size {shown}"
+
+
 def _remarks(manifest: Manifest) -> Iterator[str]:
     """What there is to say about a data set, a line each."""
     from pretrain.data.reading.documents import Broken
@@ -299,9 +374,15 @@ def _remarks(manifest: Manifest) -> Iterator[str]:
         "unigram entropy": manifest.unigram_entropy_nats,
         "token correlation": manifest.token_correlation,
     }
+    if manifest.images is not None:
+        yield from _of_images(manifest.images)
+        numbers = {"entropy of classes": manifest.unigram_entropy_nats}
     known = [f"{name} {value:.5g}" for name, value in numbers.items() if value is not None]
     empty = f"empty documents {manifest.empty_documents}"
-    yield ", ".join([f"vocabulary {manifest.vocab_size}", *known, empty])
+    if manifest.images is None:
+        yield ", ".join([f"vocabulary {manifest.vocab_size}", *known, empty])
+    else:
+        yield ", ".join([f"classes {manifest.vocab_size}", *known])
     if "mask" in manifest.special:
         ids = ", ".join(f"{name} {number}" for name, number in manifest.special.items())
         begins = "begin with cls" if manifest.begin_id is not None else "have no mark at their begin"

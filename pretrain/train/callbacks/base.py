@@ -62,6 +62,8 @@ class EvalRecord(_Eval, total=False):
 
     accuracy: float
     """Share of the tokens that are the model's likeliest, where the task asks for it."""
+    top5: float
+    """Share of the labels that are among the five likeliest, where the task asks for it."""
 
 
 class SaveRecord(TypedDict):

@@ -40,7 +40,7 @@ class Display(Callback):
 
     def on_eval(self, trainer: RunView, record: EvalRecord) -> None:
         """Shows the evaluation."""
-        self.progress.evaluated(record["step"], record["loss"], record.get("accuracy"))
+        self.progress.evaluated(record["step"], record["loss"], record.get("accuracy"), record.get("top5"))
 
     def on_checkpoint(self, trainer: RunView, record: SaveRecord) -> None:
         """Says where the checkpoint is."""

@@ -105,6 +105,8 @@ class TensorBoard(Callback):
         self.add(f"loss/{record['split']}", record["loss"], trainer.step)
         if "accuracy" in record:
             self.add(f"accuracy/{record['split']}", record["accuracy"], trainer.step)
+        if "top5" in record:
+            self.add(f"top5/{record['split']}", record["top5"], trainer.step)
 
     def add(self, tag: str, value: float, step: int) -> None:
         """One number, where it is finite.

@@ -103,11 +103,14 @@ class Progress:
             )
         self._shown_at, self._shown_step = now, step
 
-    def evaluated(self, step: int, loss: float, accuracy: float | None = None) -> None:
+    def evaluated(
+        self, step: int, loss: float, accuracy: float | None = None, top5: float | None = None
+    ) -> None:
         """An evaluation after `step` steps; loss in nats per token, accuracy as a share."""
         perplexity = math.exp(loss) if loss < 700 else math.inf
         self._evaluation = f"   validation {loss:.4f}"
         right = "" if accuracy is None else f", accuracy {accuracy:.1%}"
+        right += "" if top5 is None else f", top 5 {top5:.1%}"
         self.note(f"step {step}: validation loss {loss:.4f}, perplexity {perplexity:.5g}{right}")
 
     def note(self, message: str) -> None:

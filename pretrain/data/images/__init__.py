@@ -1,0 +1,1 @@
+"""How do image files become sample number i?"""

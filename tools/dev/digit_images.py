@@ -1,0 +1,41 @@
+"""Images that come with a package: scikit-learn's handwritten digits, as files in folders."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from model.errors import UserError
+from model.files import atomic_write_text
+
+TEST = 360
+"""Digits of the test split, the last of all: other people wrote them."""
+DONE = "SOURCE.txt"
+SOURCE = "scikit-learn's digits: 8 x 8 pixels, UCI handwritten digits, CC BY 4.0\n"
+
+
+def write_digits(folder: Path) -> None:
+    """Writes FOLDER/train/CLASS/*.png and FOLDER/validation/CLASS/*.png.
+
+    1437 and 360 images: the usual split, in which no writer of the second part is in the first.
+    Raises UserError where scikit-learn is missing.
+    """
+    from PIL import Image
+
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise UserError("the digits are in the package scikit-learn: pip install scikit-learn") from None
+    found = load_digits()
+    first = len(found.target) - TEST
+    for number, (pixels, label) in enumerate(zip(found.images, found.target, strict=True)):
+        split = "train" if number < first else "validation"
+        place = folder / split / str(label)
+        place.mkdir(parents=True, exist_ok=True)
+        # Pixels are 0 .. 16.
+        Image.fromarray((pixels * 255 / 16).round().astype("uint8")).save(place / f"{number:04}.png")
+    atomic_write_text(folder / DONE, SOURCE)
+
+
+if __name__ == "__main__":
+    write_digits(Path(sys.argv[1]))
