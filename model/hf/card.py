@@ -113,7 +113,7 @@ def _table(rows: Mapping[str, object]) -> list[str]:
 
 
 def _proof(config: ModelConfig, result: Export) -> list[str]:
-    proof, extra = result.proof, norm_layers(result.architecture, config.depth_plan())
+    proof, extra = result.proof, norm_layers(result.architecture, config)
     lines = [
         "Before it was put in place, this folder was loaded with transformers in fp32 and its logits "
         "were compared with the pretraining model's "

@@ -38,7 +38,7 @@ class Memory:
         return Memory(keys, values, self.hidden[rows])
 
 
-class _Side(Evaluation):
+class Side(Evaluation):
     """One of both stacks, and its tables of words and positions."""
 
     def __init__(self, weights: Weights, config: ModelConfig, tables: str, **given: Any) -> None:
@@ -74,6 +74,9 @@ class CrossedEvaluation:
     Arguments as `Evaluation`.
     """
 
+    side: type[Side] = Side
+    """Of both stacks."""
+
     def __init__(
         self,
         weights: Weights,
@@ -85,8 +88,22 @@ class CrossedEvaluation:
     ) -> None:
         encoder, decoder = config.blueprint.stacks
         given = {"logit_scale": logit_scale, "dtype": dtype, "epsilons": epsilons}
-        self.encoder = _Side(weights, config, SOURCE_EMBEDDING, stack=encoder, **given)
-        self.decoder = _Side(weights, config, "embedding", stack=decoder, **given)
+        self.encoder = self.side(weights, config, SOURCE_EMBEDDING, stack=encoder, **given)
+        self.decoder = self.side(weights, config, "embedding", stack=decoder, **given)
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        *,
+        source: Tensor,
+        source_keep: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [b, s, v] of what the decoder reads, [b, s], and the encoder, [b, e].
+
+        source_keep: as `encode`. keep: of the decoder's tokens, which do not see what follows them.
+        """
+        return self.decode(tokens, self.encode(source, source_keep))
 
     @torch.no_grad()
     def encode(self, source: Tensor, keep: Tensor | None = None) -> Memory:

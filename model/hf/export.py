@@ -20,7 +20,7 @@ from model.hf.packaging import REMOTE, packaging
 from model.hf.proof import LIMIT, Inputs, change, epsilon_effect, logits, proof_inputs, prove
 from model.hf.reference import Weights
 from model.hf.result import Export
-from model.hf.settings.write import SPECIAL, write_config
+from model.hf.settings.write import SPECIAL, START, write_config
 from model.hf.tokenizer.convert import TokenIds, write_tokenizer
 from model.hf.tokenizer.copy import copy_tokenizer
 from model.hf.tokenizer.proof import prove as prove_tokenizer
@@ -60,6 +60,7 @@ def export(
     logit_scale: float,
     tokenizer: Path | str | None,
     seq_length: int,
+    source_length: int | None = None,
     architecture: str = "auto",
     dtype: str = "float32",
     provenance: Mapping[str, object] | None = None,
@@ -74,14 +75,16 @@ def export(
     """Writes a folder that transformers' Auto classes load, after proving it.
 
     weights: canonical name -> whole fp32 tensor, read one at a time.
-    seq_length: positions, where the configuration names none.
+    seq_length: positions, where the configuration names none; source_length: of an encoder under a
+        decoder, seq_length where None.
     tokenizer: a SentencePiece model, of which an equal fast tokenizer is made and proved;
         a Hugging Face folder, whose tokenizer is copied; or None.
-    special: bos_token_id, eos_token_id and pad_token_id where there is no tokenizer;
-        unknown without.
+    special: bos_token_id, eos_token_id and pad_token_id where there is no tokenizer, and of an
+        encoder-decoder decoder_start_token_id; unknown without.
     prove_with: token ids [b, s] -> our model's logits [b, s, at least v];
         the plain evaluation of `weights` where None.
-        An encoder's also gets `keep` [b, s], 0 for padding, and `types` [b, s] or None.
+        An encoder's also gets `keep` [b, s], 0 for padding, and `types` [b, s] or None,
+        an encoder-decoder's `source` [b, t], `source_keep` [b, t] and `keep` [b, s].
     prove_trained: the same in the precision of the training, where that was not fp32.
     prove_tokens [b, s], sample_texts: real data for the proofs of model and tokenizer,
         on top of random tokens and fuzz texts.
@@ -97,8 +100,14 @@ def export(
         raise UserError(f"dtype={dtype!r} is not supported; choose one of {', '.join(DTYPES)}")
     if config.vocab_size is None:
         raise UserError("model.vocab_size is not known: take it from the tokenizer before exporting")
-    check_weights(weights, [row.name for row in parameter_table(config, positions=positions)])
-    inputs = proof_inputs(config, positions, prove_tokens)
+    source = None
+    if config.blueprint.crossed:
+        source = config.max_source_positions or source_length or seq_length
+        known = {"max_position_embeddings": positions, "max_source_positions": source}
+        config = config.model_copy(update=known)
+    names = [row.name for row in parameter_table(config, positions=positions)]
+    check_weights(weights, names)
+    inputs = proof_inputs(config, positions, prove_tokens, source)
     job = _Job(
         weights=weights,
         config=config,
@@ -197,7 +206,7 @@ def _write_settings(
 ) -> dict[str, object]:
     """Writes config.json, of weights in fp32, and generation_config.json; returns the first.
 
-    Only a decoder generates.
+    Only a decoder generates, by itself or over an encoder.
     """
     settings = write_config(
         target,
@@ -209,11 +218,12 @@ def _write_settings(
         special=special,
     )
     write_json(folder / "config.json", settings)
-    if job.config.stack.causal:
-        write_json(
-            folder / "generation_config.json",
-            {"_from_model_config": True, **{k: v for k, v in special.items() if v is not None}},
-        )
+    known = {key: value for key, value in special.items() if value is not None}
+    if job.config.blueprint.crossed:
+        # transformers would stop after 20 tokens.
+        write_json(folder / "generation_config.json", {**known, "max_length": job.positions})
+    elif job.config.stack.causal:
+        write_json(folder / "generation_config.json", {"_from_model_config": True, **known})
     return settings
 
 
@@ -233,13 +243,20 @@ def _store_as_asked(job: _Job, target: Target, settings: Mapping[str, object], f
 def _write_tokenizer(job: _Job, folder: Path) -> tuple[TokenIds | None, Mapping[str, object]]:
     """(ids of a tokenizer made from a SentencePiece model, special ids of the configuration)."""
     size = job.config.vocab_size
-    use = Use(encoder=not job.config.stack.causal, token_types=job.config.token_types > 0)
+    crossed = job.config.blueprint.crossed
+    use = Use(
+        encoder=not job.config.blueprint.stacks[-1].causal,
+        token_types=job.config.token_types > 0,
+        pairs=crossed,
+    )
+    names = (*SPECIAL, START) if crossed else SPECIAL
     if job.tokenizer is None:
-        return None, {key: job.special.get(key) for key in SPECIAL}
+        return None, {key: job.special.get(key) for key in names}
     if job.tokenizer.is_dir():
         assert size is not None
-        return None, copy_tokenizer(job.tokenizer, folder, size, use)
-    ids = write_tokenizer(job.tokenizer, folder, job.positions, use)
+        found = copy_tokenizer(job.tokenizer, folder, size, use)
+        return None, {key: found.get(key, job.special.get(key)) for key in names}
+    ids = write_tokenizer(job.tokenizer, folder, job.config.max_source_positions or job.positions, use)
     if ids.size != size:
         raise UserError(
             f"tokenizer {job.tokenizer} has {ids.size} pieces, but model.vocab_size={size}: "

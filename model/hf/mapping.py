@@ -10,12 +10,27 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.depth.plan import DepthPlan
 from model.errors import UserError
+from model.hf import crossed_names
+from model.hf.crossed_names import NamedRule
+from model.parameters.blocks import Blocks
 from model.parameters.table import Role, Row, parameter_table, qkv_blocks
+from model.weights.bases import sinusoid_scale
 
 Target = Literal[
-    "gpt2", "llama", "opt", "bert", "megatron-bert", "eurobert", "modernbert", "mistral", "fathom"
+    "gpt2",
+    "llama",
+    "opt",
+    "bert",
+    "megatron-bert",
+    "eurobert",
+    "modernbert",
+    "mistral",
+    "bart",
+    "mbart",
+    "blenderbot",
+    "marian",
+    "fathom",
 ]
 # Every norm of OPT's is a torch.nn.LayerNorm without an epsilon in config.json, so that torch's
 # default is the only one.
@@ -70,6 +85,10 @@ def _split_rows(parts: tuple[Tensor, ...], config: ModelConfig) -> Tensor:
     return _join_qkv(parts[0].chunk(3), config)
 
 
+def _kv_blocks(config: ModelConfig) -> Blocks:
+    return Blocks((("k", 1), ("v", 1)), config.num_attention_heads)
+
+
 PLAIN = Conversion(lambda t, config: (t,), lambda parts, config: parts[0])
 CONV1D = Conversion(lambda t, config: (_flip(t),), lambda parts, config: _flip(parts[0]))
 QKV = Conversion(_split_qkv, _join_qkv)
@@ -82,11 +101,22 @@ VOCABULARY = Conversion(
 # OPT looks positions up from row 2 on; row 1 is read at padding only, row 0 never.
 POSITIONS_FROM_2 = Conversion(lambda t, config: (_lead_rows(t, config),), lambda parts, config: parts[0][2:])
 
+# Rows [head: k, v] of cross-attention.
+KV = Conversion(
+    lambda t, config: _kv_blocks(config).split(t), lambda parts, config: _kv_blocks(config).join(parts)
+)
+BIAS_ROW = Conversion(
+    lambda t, config: (t[None, : config.vocab_size],), lambda parts, config: _pad_rows(parts[0][0], config)
+)
+
+FINAL_BIAS: tuple[Target, ...] = ("bart", "mbart", "blenderbot", "marian")
+"""Encoder-decoders of transformers: their bias on the logits is a row, and always there."""
 LOGIT_BIAS_HF: dict[Target, str] = {
     "bert": "cls.predictions.bias",
     "megatron-bert": "cls.predictions.bias",
     "eurobert": "lm_head.bias",
     "modernbert": "decoder.bias",
+    **dict.fromkeys(FINAL_BIAS, "final_logits_bias"),
     "fathom": "logit_bias",
 }
 """What the bias on the logits is called by the targets that have one."""
@@ -213,6 +243,21 @@ _FATHOM: dict[str, Rule] = {
     "head.norm": (("head.norm",), PLAIN),
     "output_layer": (("lm_head",), VOCABULARY),
 }
+_CONVERSIONS = {
+    "plain": PLAIN,
+    "qkv": QKV,
+    "kv": KV,
+    "gate_up": GATE_UP,
+    "vocabulary": VOCABULARY,
+    "positions_from_2": POSITIONS_FROM_2,
+}
+
+
+def _rules(named: Mapping[str, NamedRule]) -> dict[str, Rule]:
+    return {module: (names, _CONVERSIONS[key]) for module, (names, key) in named.items()}
+
+
+_FATHOM_CROSSED, _MARIAN_APART = _rules(crossed_names.FATHOM), _rules(crossed_names.MARIAN_APART)
 TABLES: dict[Target, dict[str, Rule]] = {
     "gpt2": _GPT2,
     "llama": _LLAMA,
@@ -222,14 +267,21 @@ TABLES: dict[Target, dict[str, Rule]] = {
     "eurobert": _EUROBERT,
     "modernbert": _MODERNBERT,
     "mistral": _LLAMA,
+    "bart": _rules(crossed_names.BART),
+    "mbart": _rules(crossed_names.MBART),
+    "blenderbot": _rules(crossed_names.BLENDERBOT),
+    "marian": _rules(crossed_names.MARIAN),
     "fathom": _FATHOM,
 }
-SHOWN: dict[Target, dict[str, bool | int]] = {
+_CROSSED_SHOWN: dict[str, bool | int | str] = {"bias": True, "logit_bias": True, "position": "learned"}
+SHOWN: dict[Target, dict[str, bool | int | str]] = {
     "gpt2": {"bias": True},
     "bert": {"bias": True, "token_types": 2},
     "megatron-bert": {"bias": True, "token_types": 2},
+    **dict.fromkeys(FINAL_BIAS, _CROSSED_SHOWN),
+    "marian": {"bias": True, "logit_bias": True},
 }
-"""What a target always has; zeros where a model has no such tensors."""
+"""What a target always has; zeros where a model has no such tensors, or its fixed positions."""
 
 
 @dataclass(frozen=True)
@@ -240,8 +292,8 @@ class Entry:
     shape: tuple[int, ...]
     hf: tuple[str, ...]
     conversion: Conversion
-    constant: float | None = None
-    """The model has no such tensor, and the target wants this number there."""
+    constant: float | Tensor | None = None
+    """The model has no such tensor, and the target wants this number, or these, there."""
 
     def shapes(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
         """Shapes of the Hugging Face tensors."""
@@ -255,44 +307,90 @@ class Entry:
 
 def last_norm(config: ModelConfig) -> str:
     """The norm before the output projection: the head's, or that after the stack."""
-    return "head.norm" if config.head_transform else config.stack.final_norm
+    return "head.norm" if config.head_transform else config.blueprint.stacks[-1].final_norm
 
 
-def norm_layers(target: Target, plan: DepthPlan) -> tuple[bool, bool]:
+def norm_layers(target: Target, config: ModelConfig) -> tuple[bool, bool]:
     """Whether the norm (after the embedding, after the stack) becomes a layer of its own.
 
     That is an OPT layer whose branches are zero.
     """
-    return (plan.embedding_norm, plan.final_norm) if target == "opt" else (False, False)
+    if target != "opt":
+        return False, False
+    plan = config.depth_plan()
+    return plan.embedding_norm, plan.final_norm
 
 
-def entries(target: Target, config: ModelConfig, positions: int) -> list[Entry]:
-    """The whole mapping of one model to one target. positions: rows of a learned position table.
+def _table(target: Target, config: ModelConfig) -> dict[str, Rule]:
+    if target == "marian" and not config.share_embeddings:
+        return _MARIAN_APART
+    return _FATHOM_CROSSED if target == "fathom" and config.blueprint.crossed else TABLES[target]
 
+
+def _shown(target: Target, config: ModelConfig) -> ModelConfig:
+    """The model with what the target always has."""
+    shown = SHOWN.get(target, {})
+    if shown.get("position") == "learned" and config.position == "sinusoidal":
+        # One length for both tables, which hold what the model computes.
+        longest = max(config.max_position_embeddings or 0, config.max_source_positions or 0)
+        shown = {**shown, "max_position_embeddings": longest, "max_source_positions": longest}
+    return config.model_copy(update=shown)
+
+
+def _within(conversion: Conversion, own: ModelConfig) -> Conversion:
+    """The conversion with the sizes of one of several stacks."""
+    return Conversion(
+        lambda t, config: conversion.to_hf(t, own), lambda parts, config: conversion.from_hf(parts, own)
+    )
+
+
+def entries(
+    target: Target, config: ModelConfig, positions: int, source_positions: int | None = None
+) -> list[Entry]:
+    """The whole mapping of one model to one target.
+
+    positions, source_positions: rows of a learned position table, and of an encoder's under it.
     Raises KeyError for a tensor the target has no home for; `folding.obstacle` tells beforehand.
     """
-    own = {row.name: row for row in parameter_table(config, positions=positions)}
-    shown = config.model_copy(update=SHOWN.get(target, {}))
-    first, last = norm_layers(target, config.depth_plan())
+    lengths = {"positions": positions, "source_positions": source_positions}
+    own = {row.name: row for row in parameter_table(config, **lengths)}
+    shown, table = _shown(target, config), _table(target, config)
+    stacks = config.blueprint.stacks
+    sizes = {stack.name: config.of(stack) for stack in stacks[:-1]}
+    first, last = norm_layers(target, config)
     places = {"embedding.norm": 0} if first else {}
     if last:
-        places[config.stack.final_norm] = config.num_layers + first
+        places[stacks[-1].final_norm] = config.num_layers + first
     result = []
-    for row in parameter_table(shown, positions=positions):
+    for row in parameter_table(shown, **lengths):
+        constant = None if row.name in own else _constant(row, config)
         if row.role is Role.LOGIT_BIAS:
-            result.append(Entry(row.name, row.shape, (LOGIT_BIAS_HF[target],), VOCABULARY))
+            conversion = BIAS_ROW if target in FINAL_BIAS else VOCABULARY
+            result.append(Entry(row.name, row.shape, (LOGIT_BIAS_HF[target],), conversion, constant))
             continue
-        module, number = _rule_name(row), "" if row.layer is None else str(row.layer + first)
+        module, number = _rule_name(row), "" if row.layer is None else str((row.index or 0) + first)
         if row.module in places:
             if row.leaf == "weight":
                 result += _norm_layer(own.values(), places[row.module])
             module, number = _L + "mlp_output_norm", str(places[row.module])
-        names, conversion = TABLES[target][module]
+        names, conversion = table[module]
         if conversion is GATE_UP and not config.gated:
             names, conversion = names[1:], PLAIN
+        if row.stack in sizes:
+            conversion = _within(conversion, sizes[row.stack])
         hf = tuple(f"{name.replace('{i}', number)}.{row.leaf}" for name in names)
-        result.append(Entry(row.name, row.shape, hf, conversion, None if row.name in own else 0.0))
+        result.append(Entry(row.name, row.shape, hf, conversion, constant))
     return result
+
+
+def _constant(row: Row, config: ModelConfig) -> float | Tensor:
+    """What a target has in a tensor that the model lacks."""
+    if row.role is not Role.POSITION or config.position != "sinusoidal":
+        return 0.0
+    rows, width = row.shape
+    frequencies = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angles = torch.outer(torch.arange(rows, dtype=torch.float64), frequencies)
+    return (sinusoid_scale(config) * torch.cat((angles.sin(), angles.cos()), dim=-1)).float()
 
 
 def _rule_name(row: Row) -> str:

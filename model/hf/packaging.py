@@ -15,10 +15,11 @@ from model.hf.mapping import Target
 
 REMOTE = Path(__file__).with_name("remote")
 """The folder of what travels with our own classes."""
-CONFIGURATION, MODELING, ENCODER = (
+CONFIGURATION, MODELING, ENCODER, SEQ2SEQ = (
     "configuration_fathom.py",
     "modeling_fathom.py",
     "modeling_fathom_encoder.py",
+    "modeling_fathom_seq2seq.py",
 )
 
 
@@ -83,6 +84,24 @@ PACKAGINGS: dict[str, Packaging] = {
             'batch = tokenizer(f"Once upon a{tokenizer.mask_token}", return_tensors="pt")',
             "best = model(**batch).logits.argmax(-1)",
             "print(tokenizer.decode(best[batch.input_ids == tokenizer.mask_token_id]))",
+        ),
+    ),
+    "seq2seq": Packaging(
+        targets=("marian", "bart", "blenderbot", "mbart", "fathom"),
+        auto="AutoModelForSeq2SeqLM",
+        own="FathomForConditionalGeneration",
+        code=(CONFIGURATION, MODELING, SEQ2SEQ),
+        auto_map={
+            "AutoConfig": "configuration_fathom.FathomConfig",
+            "AutoModel": "modeling_fathom_seq2seq.FathomSeq2SeqModel",
+            "AutoModelForSeq2SeqLM": "modeling_fathom_seq2seq.FathomForConditionalGeneration",
+        },
+        task="translation",
+        kind="model of an encoder and a decoder that reads it",
+        sample=(
+            'batch = tokenizer("A sentence in the source language.", return_tensors="pt")',
+            "best = model.generate(**batch, num_beams=4)[0]",
+            "print(tokenizer.decode(best, skip_special_tokens=True))",
         ),
     ),
 }

@@ -18,6 +18,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.depth.sublayer import Sublayer
 from model.errors import UserError
+from model.hf.crossed_reference import CrossedEvaluation, Side
 from model.hf.folding.pre_ln import Fold
 from model.hf.mapping import Target
 from model.hf.packaging import packaging
@@ -74,16 +75,23 @@ class Proof:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What both models are asked. All tensors are [b, s]."""
+    """What both models are asked. All tensors are [b, s], those of a source [b, t]."""
 
     tokens: Tensor
     keep: Tensor | None = None
-    """Of an encoder: 0 for padding, whose logits mean nothing."""
+    """Not of a decoder by itself: 0 for padding, whose logits mean nothing."""
     types: Tensor | None = None
     """Rows of an encoder's table of token types, where it has one."""
+    source: Tensor | None = None
+    """What the encoder under a decoder reads."""
+    source_keep: Tensor | None = None
+    """0 for its padding."""
 
     def ask(self, ours: Callable[..., Tensor]) -> Tensor:
         """Logits by a function of ours: [b, s, v], or [tokens, v] without those of padding."""
+        if self.source is not None:
+            more = {"source": self.source, "source_keep": self.source_keep, "keep": self.keep}
+            return self.seen(ours(self.tokens, **more))
         if self.keep is None:
             return ours(self.tokens)
         return self.seen(ours(self.tokens, keep=self.keep, types=self.types))
@@ -94,6 +102,14 @@ class Inputs:
 
     def arguments(self) -> dict[str, Tensor | bool | None]:
         """What transformers calls them."""
+        if self.source is not None:
+            return {
+                "input_ids": self.source,
+                "attention_mask": self.source_keep,
+                "decoder_input_ids": self.tokens,
+                "decoder_attention_mask": self.keep,
+                "use_cache": False,
+            }
         if self.keep is None:
             return {"input_ids": self.tokens, "use_cache": False}
         given: dict[str, Tensor | bool | None] = {"input_ids": self.tokens, "attention_mask": self.keep}
@@ -105,24 +121,34 @@ class Inputs:
         return self.tokens.numel() if self.keep is None else int(self.keep.sum())
 
 
-def proof_inputs(config: ModelConfig, positions: int, given: Tensor | None = None) -> Inputs:
+def proof_inputs(
+    config: ModelConfig, positions: int, given: Tensor | None = None, source_positions: int | None = None
+) -> Inputs:
     """Two random rows of up to 64 positions.
 
-    In an encoder the second half of the last is padding, and types are random.
-    given: rows that the random ones are put below, all cut to one length.
+    Unless it is of a decoder by itself, the second half of the last is padding; types are random.
+    Sources are as long as fits and padded in the first row.
+    given: rows that the random ones are put below, all cut to one length; of no encoder-decoder.
     """
     generator = torch.Generator().manual_seed(0)
     length = min(positions, 64) if given is None else min(positions, given.shape[1])
     tokens = torch.randint(0, config.vocab_size or 1, (2, length), generator=generator)
     if given is not None:
         tokens = torch.cat((given[:, :length], tokens))
-    if config.stack.causal:
+    crossed = config.blueprint.crossed
+    if not crossed and config.stack.causal:
         return Inputs(tokens)
     keep, types = torch.ones_like(tokens), None
     keep[-1, (length + 1) // 2 :] = 0
     if config.token_types:
         types = torch.randint(0, config.token_types, tokens.shape, generator=generator)
-    return Inputs(tokens, keep, types)
+    if not crossed:
+        return Inputs(tokens, keep, types)
+    length = min(source_positions or positions, 64)
+    source = torch.randint(0, config.vocab_size or 1, (len(tokens), length), generator=generator)
+    source_keep = torch.ones_like(source)
+    source_keep[0, (2 * length + 2) // 3 :] = 0
+    return Inputs(tokens, keep, None, source, source_keep)
 
 
 def change(a: Tensor, b: Tensor) -> float:
@@ -157,11 +183,11 @@ def _in_float64(
 ) -> Tensor:
     """Our logits [b, s, v] without rounding."""
     return inputs.ask(
-        Evaluation(weights, config, logit_scale=logit_scale, dtype=torch.float64, epsilons=epsilons)
+        evaluation(weights, config, logit_scale=logit_scale, dtype=torch.float64, epsilons=epsilons)
     )
 
 
-class _Rounding(Evaluation):
+class _Rounded(Evaluation):
     """Our model in fp32, its activations rounded to bf16.
 
     This is what computing in bf16 has to bear, constants aside.
@@ -185,6 +211,39 @@ class _Rounding(Evaluation):
         return super()._linear(x, name).bfloat16().float()
 
 
+class _RoundedSide(_Rounded, Side):
+    """The same of one of two stacks."""
+
+
+class _RoundedBoth(CrossedEvaluation):
+    """The same of an encoder and a decoder."""
+
+    side = _RoundedSide
+
+
+def evaluation(
+    weights: Weights,
+    config: ModelConfig,
+    *,
+    logit_scale: float,
+    dtype: torch.dtype = torch.float32,
+    epsilons: Mapping[str, float] | None = None,
+    rounded: bool = False,
+) -> Callable[..., Tensor]:
+    """The plain evaluation of a model of any family.
+
+    rounded: its activations to bf16. Other arguments as `Evaluation`.
+    """
+    kinds: dict[tuple[bool, bool], Callable[..., Callable[..., Tensor]]] = {
+        (False, False): Evaluation,
+        (False, True): _Rounded,
+        (True, False): CrossedEvaluation,
+        (True, True): _RoundedBoth,
+    }
+    kind = kinds[config.blueprint.crossed, rounded]
+    return kind(weights, config, logit_scale=logit_scale, dtype=dtype, epsilons=epsilons)
+
+
 def prove_precision(
     theirs: Tensor,
     weights: Weights,
@@ -205,7 +264,7 @@ def prove_precision(
     found = _cosine(ours, theirs)
     if found >= ALIKE:
         return found
-    rounded = _cosine(inputs.ask(_Rounding(weights, config, logit_scale=logit_scale)), theirs)
+    rounded = _cosine(inputs.ask(evaluation(weights, config, logit_scale=logit_scale, rounded=True)), theirs)
     # Not `1 - found > ...`, which a NaN would pass.
     if not 1 - found <= AMPLIFIED * (1 - rounded):
         raise ProofError(
@@ -293,7 +352,7 @@ def prove(
     which grows with depth, but never more than LIMIT.
     Raises ProofError with the numbers.
     """
-    plain = inputs.ask(Evaluation(weights, config, logit_scale=logit_scale))
+    plain = inputs.ask(evaluation(weights, config, logit_scale=logit_scale))
     ours = inputs.ask(reference).float()[..., : config.vocab_size] if reference else plain
     if not (plain.isfinite().all() and ours.isfinite().all()):
         raise UserError("the model's own logits are not finite: this checkpoint cannot be exported")
@@ -306,7 +365,7 @@ def prove(
             f"ours {tuple(ours.shape)}: nothing was written"
         )
     expected = (
-        inputs.ask(Evaluation(weights, config, logit_scale=logit_scale, epsilons=fold.epsilons))
+        inputs.ask(evaluation(weights, config, logit_scale=logit_scale, epsilons=fold.epsilons))
         if fold.epsilons
         else plain
     )

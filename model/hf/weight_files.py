@@ -70,11 +70,12 @@ def hf_tensors(entry: Entry, weights: Weights, config: ModelConfig, plan: Fold) 
 
     Raises UserError where its shape is not the configuration's.
     """
-    tensor = (
-        weights[entry.canonical].float()
-        if entry.constant is None
-        else torch.full(entry.shape, entry.constant)
-    )
+    if entry.constant is None:
+        tensor = weights[entry.canonical].float()
+    elif isinstance(entry.constant, Tensor):
+        tensor = entry.constant
+    else:
+        tensor = torch.full(entry.shape, entry.constant)
     if tuple(tensor.shape) != entry.shape:
         raise UserError(
             f"{entry.canonical} has shape {tuple(tensor.shape)}, "

@@ -55,6 +55,7 @@ def export_checkpoint(
         tokenizer={"auto": trained.tokenizer, "none": None}.get(tokenizer, Path(tokenizer)),
         special=_special(trained),
         seq_length=trained.positions,
+        source_length=trained.source_positions,
         architecture=architecture,
         dtype=dtype,
         provenance=provenance(trained),
@@ -77,10 +78,10 @@ def trained_in_16_bits(trained: Trained) -> bool:
     return not starts or starts[-1].precision != "float32"
 
 
-def _logits_in_bf16(trained: Trained, tokens: Tensor, **of_encoder: Tensor | None) -> Tensor:
+def _logits_in_bf16(trained: Trained, tokens: Tensor, **given: Tensor | None) -> Tensor:
     from pretrain.trained.scorer import Scorer
 
-    return Scorer(trained, "bf16", verified=True).logits(tokens, **of_encoder)
+    return Scorer(trained, "bf16", verified=True).logits(tokens, **given)
 
 
 def provenance(trained: Trained) -> dict[str, object]:

@@ -88,13 +88,27 @@ class Scorer:
         BranchShares(layers, warmup.kind, warmup.steps, len(layers)).fill(step)
 
     @torch.no_grad()
-    def logits(self, tokens: Tensor, keep: Tensor | None = None, types: Tensor | None = None) -> Tensor:
+    def logits(
+        self,
+        tokens: Tensor,
+        keep: Tensor | None = None,
+        types: Tensor | None = None,
+        source: Tensor | None = None,
+        source_keep: Tensor | None = None,
+    ) -> Tensor:
         """Logits [b, s, padded vocabulary] of token ids [b, s], fp32, on the CPU.
 
         keep: [b, s], 0 for padding; types: [b, s], rows of a table of token types. Of an encoder.
+        source, source_keep: [b, t], of an encoder under a decoder.
         """
         # Padding is a document of its own, which no token sees.
-        given = {"tokens": tokens, "documents": keep, "token_types": types}
+        given = {
+            "tokens": tokens,
+            "documents": keep,
+            "token_types": types,
+            "source": source,
+            "source_documents": source_keep,
+        }
         return self._model({name: tensor for name, tensor in given.items() if tensor is not None})
 
     @torch.no_grad()

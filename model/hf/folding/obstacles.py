@@ -11,6 +11,7 @@ from importlib.util import find_spec
 
 from model.config import ModelConfig
 from model.errors import UserError
+from model.hf.folding.parts import opened
 from model.hf.folding.post_ln import post_ln_obstacle
 from model.hf.folding.pre_ln import pre_ln_obstacle
 from model.hf.mapping import Target
@@ -63,6 +64,78 @@ def _pre_ln(config: ModelConfig) -> str | None:
 
 def _post_ln(config: ModelConfig) -> str | None:
     return post_ln_obstacle(config.depth_plan())
+
+
+def _each_pre_ln(config: ModelConfig, *, embedding_norm: bool) -> str | None:
+    """The form of both stacks, an encoder's last norm being a norm after its stack."""
+    for stack in config.blueprint.stacks:
+        plan = opened(config.stack_plan(stack))
+        if reason := pre_ln_obstacle(plan, embedding_norm=embedding_norm):
+            return f"in the {stack.name}, {reason}"
+    return None
+
+
+def _pre_ln_of_blenderbot(config: ModelConfig) -> str | None:
+    return _each_pre_ln(config, embedding_norm=False)
+
+
+def _pre_ln_of_mbart(config: ModelConfig) -> str | None:
+    if not config.stack_plan(config.blueprint.stacks[-1]).embedding_norm:
+        return "it always has norms after the embeddings: train with model.embedding_norm=true"
+    return _each_pre_ln(config, embedding_norm=True)
+
+
+def _each_post_ln(config: ModelConfig) -> str | None:
+    for stack in config.blueprint.stacks:
+        plan = config.stack_plan(stack)
+        if reason := post_ln_obstacle(plan):
+            return f"in the {stack.name}, {reason}"
+        if plan.final_norm:
+            return f"it has no norm after the last layer, the model one (in the {stack.name})"
+    return None
+
+
+def _norms_of_bart(config: ModelConfig) -> str | None:
+    if config.stack_plan(config.blueprint.stacks[-1]).embedding_norm:
+        return None
+    return "it always has norms after the embeddings: train with model.embedding_norm=true"
+
+
+def _like_marian(config: ModelConfig) -> str | None:
+    if config.stack_plan(config.blueprint.stacks[-1]).embedding_norm:
+        return "it has no norms after the embeddings, the model has (model.embedding_norm)"
+    if config.position != "sinusoidal":
+        return f"its positions are fixed sines and cosines, the model's {config.position}"
+    return None
+
+
+def _tables_of_positions(config: ModelConfig) -> str | None:
+    """One table of positions for each stack, of one length; fixed positions are written into it."""
+    if config.position not in ("learned", "sinusoidal"):
+        return f"it has a table of positions, the model {config.position}"
+    longest = (config.max_source_positions, config.max_position_embeddings)
+    if config.position == "learned" and longest[0] != longest[1]:
+        return (
+            f"its two tables of positions have one length, the model's {longest[0]} and {longest[1]} "
+            "(max_source_positions, max_position_embeddings)"
+        )
+    return None
+
+
+def _crossed(config: ModelConfig) -> str | None:
+    """What all of these classes share: LayerNorm, a plain feed-forward, heads that span the width."""
+    if reason := _layernorm(config):
+        return reason
+    if config.activation not in UNGATED_ACTIVATIONS:
+        return f"its feed-forward has no {config.activation}"
+    owned = (config.of(stack) for stack in config.blueprint.stacks)
+    return next((reason for own in owned if (reason := _plain_heads(own))), None)
+
+
+def _one_table(config: ModelConfig) -> str | None:
+    if not config.share_embeddings:
+        return "encoder and decoder read one table of words, the model's one each (share_embeddings=false)"
+    return _tied(config)
 
 
 def _pre_ln_of_modernbert(config: ModelConfig) -> str | None:
@@ -228,6 +301,10 @@ FORMS: dict[Target, tuple[Callable[[ModelConfig], str | None], ...]] = {
         _head_of_bert,
         _window_of_modernbert,
     ),
+    "bart": (_each_post_ln, _norms_of_bart, _crossed, _tables_of_positions, _one_table),
+    "mbart": (_pre_ln_of_mbart, _crossed, _tables_of_positions, _one_table),
+    "blenderbot": (_pre_ln_of_blenderbot, _crossed, _tables_of_positions, _one_table),
+    "marian": (_each_post_ln, _like_marian, _crossed, _tied),
     "fathom": (),
 }
 """What a target computes: each tells why a model is something else, or None."""

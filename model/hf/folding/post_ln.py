@@ -1,4 +1,4 @@
-"""Post-LN models in the form of OPT and of BERT.
+"""Post-LN models in the form of OPT, BERT, BART and Marian.
 
 The form is exact for any residual constant, and for any epsilon although OPT has only one.
 
@@ -18,7 +18,12 @@ Nothing stands between the last norm and the logits, so their factor goes into t
 with 1 / c for a tied table that was multiplied by c (derived).
 Where a head stands between them, it has the factor in its own norm, and the stack's last norm none.
 
-BERT has a norm after the embedding.
+Keys and values of cross-attention read the encoder's last norm, which keeps its scale: their
+weights stay as they are.
+
+BERT and BART have a norm after the embedding.
+Marian adds fixed positions of one scale to its words, so that c_1 is what makes ours of them, and
+the first norm of a stack has the epsilon e (a_1 / c_1)^2 instead of ours.
 In OPT a norm around the stack becomes a layer whose branches are zero: two norms in a row.
 The first has the gain k = sqrt(e) and no bias.
 With v the variance of x, an input c x with c^2 = e / (2 eps) leaves it as
@@ -34,9 +39,9 @@ from collections import defaultdict
 
 from model.config import ModelConfig
 from model.depth.plan import DepthPlan
+from model.families.family import Stack
+from model.hf.folding.parts import LEAVES, PARTS, tables
 from model.hf.mapping import Target, last_norm, norm_layers
-
-LEAVES = ("weight", "bias")
 
 
 def post_ln_obstacle(plan: DepthPlan) -> str | None:
@@ -69,19 +74,23 @@ def post_ln_obstacle(plan: DepthPlan) -> str | None:
 
 
 def post_ln_factors(
-    target: Target, config: ModelConfig, logit_scale: float, epsilon: float
-) -> dict[str, float]:
-    """Canonical tensor name -> factor on it, for a target whose norms have `epsilon`.
+    target: Target,
+    config: ModelConfig,
+    logit_scale: float,
+    epsilon: float,
+    entering: float | None = None,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Factors and epsilons, by canonical name, for a target whose norms have `epsilon`.
 
+    entering: c_1 where the target's positions leave no choice of it. The first norm of a stack then
+    has another epsilon than ours, which is told in terms of our stream; all others have ours.
     Meaningful where `post_ln_obstacle` is None.
     """
-    plan, ratio = config.depth_plan(), math.sqrt(epsilon / config.norm_epsilon)
+    ratio = math.sqrt(epsilon / config.norm_epsilon)
     factors: defaultdict[str, float] = defaultdict(lambda: 1.0)
-    first, last = norm_layers(target, plan)
-    # What makes the stream, and so takes its factor.
-    before = ["embedding.word_embeddings", "embedding.position_embeddings"]
-    if plan.embedding_norm and not first:
-        before = ["embedding.norm"]
+    epsilons: dict[str, float] = {}
+    first, last = norm_layers(target, config)
+    before: list[str] = []
 
     def scale(modules: list[str], factor: float) -> None:
         for module in modules:
@@ -93,23 +102,29 @@ def post_ln_factors(
         factors[f"{norm}.weight"] *= math.sqrt(2)
         before[:] = [norm]
 
-    if first:
-        norm_layer("embedding.norm")
-    for index, kind, sublayer in plan.sublayers():
-        name, attention = config.stack.layer(index), kind == "attention"
-        inner, outer = (
-            ("self_attention.linear_qkv", "self_attention.linear_proj")
-            if attention
-            else ("mlp.linear_fc1", "mlp.linear_fc2")
-        )
-        if sublayer.norm_in:
-            before = [f"{name}pre_mlp_layernorm"]
-        c = sublayer.residual_scale * ratio
-        scale(before, c)
-        factors[f"{name}{inner}.weight"] *= sublayer.input_scale / c
-        scale([f"{name}{outer}"], sublayer.branch_scale * ratio)
-        if sublayer.norm_out:
-            before = [name + ("self_attention_output_norm" if attention else "mlp_output_norm")]
+    for stack in config.blueprint.stacks:
+        plan, place = config.stack_plan(stack), tables(config, stack)
+        # What makes the stream, and so takes its factor; words that two stacks share take it once.
+        before = [place.positions] if factors.get(f"{place.words}.weight") else [place.words, place.positions]
+        if plan.embedding_norm and not first:
+            scale(before, ratio)
+            before = [place.norm]
+        if first:
+            norm_layer("embedding.norm")
+        given = None if plan.embedding_norm else entering
+        for index, kind, sublayer in plan.sublayers():
+            name, part = stack.layer(index), PARTS[kind]
+            if sublayer.norm_in:
+                before = [name + part.entrance]
+            c = given or sublayer.residual_scale * ratio
+            scale(before, c)
+            factors[f"{name}{part.first}.weight"] *= sublayer.input_scale / c
+            scale([name + part.last], sublayer.branch_scale * c / sublayer.residual_scale)
+            if given is not None:
+                epsilons[_first_norm(stack, plan)] = epsilon * (sublayer.residual_scale / given) ** 2
+                given = None
+            if sublayer.norm_out:
+                before = [name + part.exit]
     if last:
         norm_layer(config.stack.final_norm)
     if config.head_transform:
@@ -117,4 +132,15 @@ def post_ln_factors(
     scale(
         before, logit_scale / (factors["embedding.word_embeddings.weight"] if config.tie_embeddings else 1.0)
     )
-    return {name: factor for name, factor in factors.items() if factor != 1.0}
+    changed = {name: value for name, value in epsilons.items() if value != config.norm_epsilon}
+    return {name: factor for name, factor in factors.items() if factor != 1.0}, changed
+
+
+def _first_norm(stack: Stack, plan: DepthPlan) -> str:
+    """The canonical name of the norm on the first sublayer's sum."""
+    (_, kind, first), (layer, following, _), *_ = plan.sublayers()
+    return (
+        stack.layer(0) + PARTS[kind].exit
+        if first.norm_out
+        else stack.layer(layer) + PARTS[following].entrance
+    )

@@ -19,13 +19,20 @@ Post-LN form: `model/hf/folding/post_ln.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from model.config import ModelConfig
 from model.depth.plan import DepthPlan
+from model.hf.folding.parts import LEAVES, PARTS, tables
 from model.hf.folding.post_ln import post_ln_factors
-from model.hf.mapping import OPT_EPSILON, Target, last_norm
+from model.hf.mapping import FINAL_BIAS, OPT_EPSILON, Target, last_norm
+from model.weights.bases import sinusoid_scale
+
+
+FIXED_EPSILON: dict[Target, float] = dict.fromkeys(("opt", *FINAL_BIAS), OPT_EPSILON)
+"""Of the norms of targets whose config.json has none."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +50,9 @@ class Fold:
     """
 
 
-def pre_ln_obstacle(plan: DepthPlan) -> str | None:
-    """Why a plan is not of pre-LN form, or None."""
-    if plan.embedding_norm:
+def pre_ln_obstacle(plan: DepthPlan, *, embedding_norm: bool = False) -> str | None:
+    """Why a plan is not of pre-LN form, or None. embedding_norm: the target's norm there is one."""
+    if plan.embedding_norm and not embedding_norm:
         return "the scheme has a norm after the embedding"
     if not plan.final_norm:
         return "the scheme has no norm after the last layer"
@@ -80,39 +87,63 @@ def _as_it_is(target: Target, config: ModelConfig, logit_scale: float) -> Fold:
 
 
 def _post_ln(target: Target, config: ModelConfig, logit_scale: float) -> Fold:
-    epsilon = OPT_EPSILON if target == "opt" else config.norm_epsilon
-    return Fold(post_ln_factors(target, config, logit_scale, epsilon), epsilon)
+    epsilon = FIXED_EPSILON.get(target, config.norm_epsilon)
+    entering = 1 / sinusoid_scale(config) if target == "marian" else None
+    factors, epsilons = post_ln_factors(target, config, logit_scale, epsilon, entering)
+    return Fold(factors, epsilon, epsilons)
 
 
 def _pre_ln(target: Target, config: ModelConfig, logit_scale: float) -> Fold:
     factors: dict[str, float] = {}
     scales: dict[str, float] = {}
-    for index, kind, sublayer in config.depth_plan().folded_sublayers():
-        norm, output = (
-            ("input_layernorm", "self_attention.linear_proj")
-            if kind == "attention"
-            else ("pre_mlp_layernorm", "mlp.linear_fc2")
-        )
-        layer = config.stack.layer(index)
-        if sublayer.norm_in:
-            scales[layer + norm] = sublayer.entering
-            for leaf in ("weight", "bias"):
-                factors[f"{layer}{norm}.{leaf}"] = sublayer.input_scale
-        else:  # the first of a model without that norm, whose projection reads the stream
-            factors[f"{layer}self_attention.linear_qkv.weight"] = sublayer.input_scale
-            scales["embedding.norm"] = 1.0
-        for leaf in ("weight", "bias"):
-            factors[f"{layer}{output}.{leaf}"] = sublayer.branch_scale
+    for stack in config.blueprint.stacks:
+        plan = config.stack_plan(stack)
+        for index, kind, sublayer in plan.folded_sublayers():
+            layer, part = stack.layer(index), PARTS[kind]
+            if sublayer.norm_in:
+                scales[layer + part.entrance] = sublayer.entering
+                for leaf in LEAVES:
+                    factors[f"{layer}{part.entrance}.{leaf}"] = sublayer.input_scale
+            else:  # the first of a model without that norm, whose projection reads the stream
+                factors[f"{layer}{part.first}.weight"] = sublayer.input_scale
+                scales[tables(config, stack).norm] = 1.0
+            for leaf in LEAVES:
+                factors[f"{layer}{part.last}.{leaf}"] = sublayer.branch_scale
+            if sublayer.norm_out:  # the last of an encoder under a decoder
+                scales[layer + part.exit] = sublayer.joined
+        if plan.final_norm:
+            scales[stack.final_norm] = sublayer.leaving
     last = last_norm(config)
     # What a head reads has been normed before.
-    scales |= {last: 1.0, config.stack.final_norm: sublayer.leaving}
-    for leaf in ("weight", "bias"):
+    scales.setdefault(last, 1.0)
+    for leaf in LEAVES:
         factors[f"{last}.{leaf}"] = logit_scale
-    factors = {name: factor for name, factor in factors.items() if factor != 1.0}
-    if all(scale == 1.0 for scale in scales.values()):
-        return Fold(factors, config.norm_epsilon)
     epsilon = shared_epsilon(config.norm_epsilon, list(scales.values()))
-    return Fold(factors, epsilon, {name: epsilon * scale**2 for name, scale in scales.items()})
+    alike = all(scale == 1.0 for scale in scales.values())
+    fixed = FIXED_EPSILON.get(target)
+    if fixed is not None:
+        _enter(factors, config, fixed, math.sqrt(fixed / (config.norm_epsilon if alike else epsilon)))
+    factors = {name: factor for name, factor in factors.items() if factor != 1.0}
+    if alike:
+        return Fold(factors, fixed or config.norm_epsilon)
+    return Fold(factors, fixed or epsilon, {name: epsilon * scale**2 for name, scale in scales.items()})
+
+
+def _enter(factors: dict[str, float], config: ModelConfig, epsilon: float, unit: float) -> None:
+    """Multiplies the stream by `unit`, so that norms with a fixed epsilon have the one wanted."""
+    for stack in config.blueprint.stacks:
+        plan, place = config.stack_plan(stack), tables(config, stack)
+        before, leaving = [place.words, place.positions], unit
+        if plan.embedding_norm:
+            factors |= {f"{place.norm}.{leaf}": unit for leaf in LEAVES}
+            leaving = math.sqrt(epsilon / config.norm_epsilon)
+        factors |= {f"{module}.weight": leaving for module in before}
+        for index, kind, _ in plan.sublayers():
+            for leaf in LEAVES:
+                factors[f"{stack.layer(index)}{PARTS[kind].last}.{leaf}"] *= unit
+    if config.tie_embeddings:
+        for leaf in LEAVES:
+            factors[f"{last_norm(config)}.{leaf}"] /= factors["embedding.word_embeddings.weight"]
 
 
 FOLDS: dict[Target, Callable[[Target, ModelConfig, float], Fold]] = {
@@ -124,6 +155,10 @@ FOLDS: dict[Target, Callable[[Target, ModelConfig, float], Fold]] = {
     "eurobert": _pre_ln,
     "modernbert": _pre_ln,
     "mistral": _pre_ln,
+    "bart": _post_ln,
+    "mbart": _pre_ln,
+    "blenderbot": _pre_ln,
+    "marian": _post_ln,
     "fathom": _as_it_is,
 }
 

@@ -1,15 +1,16 @@
-"""Configuration of a Fathom model: a decoder or an encoder whose depth scheme is data.
+"""Configuration of a Fathom model: a decoder, an encoder, or both, whose depth scheme is data.
 
 This file travels with the weights and needs transformers only.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
-# One sublayer (attention or feed-forward) with input x, F its linear layers,
+# One sublayer (attention, cross-attention or feed-forward) with input x, F its linear layers,
 # x_layer the input of its layer:
 #   u  = input_scale * norm_in(x)
 #   b  = norm_branch(F(u))
@@ -36,14 +37,15 @@ POOLINGS = ("cls", "mean")
 
 
 class FathomConfig(PretrainedConfig):
-    """A decoder or an encoder, layer by layer.
+    """A decoder or an encoder, layer by layer, or a decoder that reads an encoder.
 
     depth_plan: runs of equal layers from the bottom up, each
         {"layers": count, "attention": {...}, "mlp": {...}} with the keys of SUBLAYER,
+        "cross": {...} where they attend to an encoder, after their attention,
         and "gate": true where each sum x of these layers becomes x - silu(gate) x.
     activation: gelu, gelu_tanh, relu, relu2, silu, or gated swiglu, geglu.
     normalization: layernorm or rmsnorm.
-    position: learned, rotary or none.
+    position: learned, sinusoidal, rotary or none; sinusoid_scale: factor on sines and cosines.
     window: how many tokens before its own a position sees, and in an encoder after it too;
         all where None. global_every: the first and every so-manieth layer after it see all anyway.
     rotary_base_local: rotary_base of layers with a window, where they have their own.
@@ -57,6 +59,10 @@ class FathomConfig(PretrainedConfig):
     type_vocab_size: rows of an encoder's segment table, 0 for none.
     classifier_pooling: what classifies a sequence of an encoder, cls for its first token, or mean.
     classifier_dropout: before a classifier; hidden_dropout where None.
+    encoder_depth_plan: of the encoder under a decoder, as depth_plan; None where there is none.
+    encoder_layers, encoder_attention_heads, encoder_head_dim, encoder_intermediate_size,
+        max_source_positions: of that encoder; the decoder's where None.
+    share_embeddings: whether encoder and decoder read one table of words.
     Raises ValueError where the depth plan and num_hidden_layers disagree,
     for an unknown key in the plan, and for an unknown pooling.
     """
@@ -101,6 +107,14 @@ class FathomConfig(PretrainedConfig):
         type_vocab_size: int = 0,
         classifier_pooling: str = "cls",
         classifier_dropout: float | None = None,
+        sinusoid_scale: float = 1.0,
+        encoder_depth_plan: list[dict[str, Any]] | None = None,
+        encoder_layers: int | None = None,
+        encoder_attention_heads: int | None = None,
+        encoder_head_dim: int | None = None,
+        encoder_intermediate_size: int | None = None,
+        max_source_positions: int | None = None,
+        share_embeddings: bool = True,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -143,6 +157,14 @@ class FathomConfig(PretrainedConfig):
             )
         self.classifier_pooling = classifier_pooling
         self.classifier_dropout = classifier_dropout
+        self.sinusoid_scale = sinusoid_scale
+        self.encoder_depth_plan = encoder_depth_plan
+        self.encoder_layers = encoder_layers
+        self.encoder_attention_heads = encoder_attention_heads
+        self.encoder_head_dim = encoder_head_dim
+        self.encoder_intermediate_size = encoder_intermediate_size
+        self.max_source_positions = max_source_positions
+        self.share_embeddings = share_embeddings
         self.sublayers()
         # transformers 4 has this field and its default, transformers 5 has neither.
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
@@ -155,7 +177,7 @@ class FathomConfig(PretrainedConfig):
         expanded = []
         for run in self.depth_plan:
             pair = (run["attention"], run["mlp"])
-            for given in pair:
+            for given in (*pair, run.get("cross") or {}):
                 if unknown := set(given) - set(SUBLAYER):
                     raise ValueError(
                         f"depth_plan has unknown keys {sorted(unknown)}; known: {', '.join(SUBLAYER)}"
@@ -170,6 +192,29 @@ class FathomConfig(PretrainedConfig):
     def is_local(self, layer: int) -> bool:
         """Whether a layer, counted from 0, sees no more than the window."""
         return self.window is not None and (self.global_every is None or layer % self.global_every != 0)
+
+    def crosses(self) -> list[dict[str, Any] | None]:
+        """Coefficients of every layer's cross-attention, defaults filled in; None without one."""
+        found: list[dict[str, Any] | None] = []
+        for run in self.depth_plan:
+            given = run.get("cross")
+            found += [None if given is None else {**SUBLAYER, **given}] * run["layers"]
+        return found
+
+    def of_encoder(self) -> FathomConfig:
+        """The encoder under a decoder, as a configuration of its own."""
+        own = copy.deepcopy(self)
+        own.depth_plan, own.encoder_depth_plan = self.encoder_depth_plan or self.depth_plan, None
+        own.num_hidden_layers = self.encoder_layers or self.num_hidden_layers
+        own.num_attention_heads = self.encoder_attention_heads or self.num_attention_heads
+        own.num_key_value_heads = own.num_attention_heads
+        own.head_dim = self.encoder_head_dim or self.head_dim
+        own.intermediate_size = self.encoder_intermediate_size or self.intermediate_size
+        own.max_position_embeddings = self.max_source_positions or self.max_position_embeddings
+        # Its last norm is its last layer's.
+        own.causal, own.is_encoder_decoder, own.final_norm = False, False, False
+        own.sublayers()
+        return own
 
     def gates(self) -> list[bool]:
         """Whether each layer has a gate."""

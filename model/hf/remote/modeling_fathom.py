@@ -151,6 +151,10 @@ class FathomSublayer(nn.Module):
         )
 
     def forward(self, x: Tensor, layer_input: Tensor, *args: Any) -> Tensor:
+        return self.norm_out(self.sum(x, layer_input, *args))
+
+    def sum(self, x: Tensor, layer_input: Tensor, *args: Any) -> Tensor:
+        """What comes out, before a norm on it."""
         c = self.c
         normed = self.norm_in(x)
         b = self.norm_branch(self.branch(c["input_scale"] * normed, *args))
@@ -162,7 +166,7 @@ class FathomSublayer(nn.Module):
         out = kept + F.dropout(c["branch_scale"] * b.to(wide), self.dropout, self.training)
         if c["skip_scale"]:
             out = out + c["skip_scale"] * layer_input.to(wide)
-        return self.norm_out(out.to(x.dtype))
+        return out.to(x.dtype)
 
 
 class FathomGate(nn.Module):
@@ -234,15 +238,17 @@ class FathomModel(FathomPreTrainedModel):
             nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
         )
         self.embed_norm = FathomNorm(config) if config.embedding_norm else nn.Identity()
-        self.layers = nn.ModuleList(
-            [
-                FathomLayer(config, index, *pair, gate)
-                for index, (pair, gate) in enumerate(zip(config.sublayers(), config.gates(), strict=True))
-            ]
-        )
+        self.layers = nn.ModuleList(self.make_layers(config))
         self.norm = FathomNorm(config) if config.final_norm else nn.Identity()
         self.gradient_checkpointing = False
         self.post_init()
+
+    def make_layers(self, config: FathomConfig) -> list[FathomLayer]:
+        """The layers, from the bottom up."""
+        return [
+            FathomLayer(config, index, *pair, gate)
+            for index, (pair, gate) in enumerate(zip(config.sublayers(), config.gates(), strict=True))
+        ]
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embed_tokens
@@ -277,13 +283,7 @@ class FathomModel(FathomPreTrainedModel):
         cache = DynamicCache() if use_cache and past_key_values is None else past_key_values
         start = int(cache.get_seq_length()) if cache is not None else 0
         if position_ids is None:
-            position_ids = torch.arange(start, start + x.shape[1], device=x.device).unsqueeze(0)
-            if (
-                attention_mask is not None and attention_mask.dim() == 2
-            ):  # padding on the left takes no positions
-                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[
-                    :, start : start + x.shape[1]
-                ]
+            position_ids = self._positions(attention_mask, start, x)
         if self.embed_positions is not None:
             x = x + self.embed_positions(position_ids)
         x = self._add_types(x, token_type_ids)
@@ -310,6 +310,12 @@ class FathomModel(FathomPreTrainedModel):
         return BaseModelOutputWithPast(
             last_hidden_state=x, past_key_values=cache, hidden_states=hidden_states
         )
+
+    def _positions(self, attention_mask: Tensor | None, start: int, x: Tensor) -> Tensor:
+        """[b or 1, s], of x [b, s, h] from position `start` on. Padding on the left takes none."""
+        if attention_mask is not None and attention_mask.dim() == 2:
+            return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, start : start + x.shape[1]]
+        return torch.arange(start, start + x.shape[1], device=x.device).unsqueeze(0)
 
     def _add_types(self, x: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """Adds the segments' rows to x [b, s, h]. Raises ValueError where there is no table."""
@@ -457,8 +463,10 @@ FathomForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 __all__ = [
     "ACTIVATIONS",
     "FathomForCausalLM",
+    "FathomLayer",
     "FathomModel",
     "FathomNorm",
     "FathomPreTrainedModel",
+    "FathomSublayer",
     "visible",
 ]

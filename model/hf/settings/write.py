@@ -18,6 +18,7 @@ from model.hf.packaging import packaging
 from model.hf.settings.rope import write_rope
 from model.rotary import frequencies, magnitude
 from model.sections import InitConfig
+from model.weights.bases import sinusoid_scale
 
 STOCK: dict[Target, str] = {
     "gpt2": "GPT2LMHeadModel",
@@ -28,10 +29,16 @@ STOCK: dict[Target, str] = {
     "eurobert": "EuroBertForMaskedLM",
     "modernbert": "ModernBertForMaskedLM",
     "mistral": "MistralForCausalLM",
+    "bart": "BartForConditionalGeneration",
+    "mbart": "MBartForConditionalGeneration",
+    "blenderbot": "BlenderbotForConditionalGeneration",
+    "marian": "MarianMTModel",
 }
 """Classes of transformers."""
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Ids that begin and end a text and fill up, by their names in config.json."""
+START = "decoder_start_token_id"
+"""What a decoder over an encoder reads before the first token of its text."""
 # The initialisation under which tied embeddings have no factor on the logits,
 # as in all stock architectures.
 STOCK_INIT = InitConfig(base="normal")
@@ -47,7 +54,12 @@ class _Gate(TypedDict, total=False):
     """The stream is scaled by a learned factor; left out where it is not."""
 
 
-class LayerRun(_Gate):
+class _Parts(_Gate, total=False):
+    cross: dict[str, object]
+    """Of cross-attention; left out where there is none."""
+
+
+class LayerRun(_Parts):
     """Equal layers in a row."""
 
     layers: int
@@ -60,17 +72,15 @@ def depth_plan(plan: DepthPlan) -> list[LayerRun]:
     """A plan as runs of equal layers."""
     runs: list[LayerRun] = []
     for layer in plan.layers:
-        attention, mlp, gate = _changed(layer.attention), _changed(layer.mlp), layer.gate
-        if runs and (runs[-1]["attention"], runs[-1]["mlp"], runs[-1].get("gate", False)) == (
-            attention,
-            mlp,
-            gate,
-        ):
+        run: LayerRun = {"layers": 1, "attention": _changed(layer.attention), "mlp": _changed(layer.mlp)}
+        if plan.cross:
+            run["cross"] = _changed(layer.cross)
+        if layer.gate:
+            run["gate"] = True
+        if runs and {**runs[-1], "layers": 1} == run:
             runs[-1]["layers"] += 1
         else:
-            runs.append({"layers": 1, "attention": attention, "mlp": mlp})
-            if gate:
-                runs[-1]["gate"] = True
+            runs.append(run)
     return runs
 
 
@@ -98,7 +108,7 @@ def write_config(
         "model_type": target,
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": config.tie_embeddings,
-        "use_cache": config.stack.causal,
+        "use_cache": config.blueprint.stacks[-1].causal,
         # transformers 5 reads the first, older ones the second.
         "dtype": dtype,
         "torch_dtype": dtype,
@@ -192,7 +202,7 @@ def _opt(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) ->
         "hidden_size": config.hidden_size,
         "word_embed_proj_dim": config.hidden_size,
         "ffn_dim": config.ffn_size,
-        "num_hidden_layers": config.num_layers + sum(norm_layers("opt", config.depth_plan())),
+        "num_hidden_layers": config.num_layers + sum(norm_layers("opt", config)),
         "num_attention_heads": config.num_attention_heads,
         "activation_function": UNGATED_ACTIVATIONS[config.activation],
         "do_layer_norm_before": False,
@@ -228,9 +238,66 @@ def _own_rotary(config: ModelConfig) -> dict[str, object]:
     }
 
 
+def _crossed(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
+    encoder, decoder = (config.of(stack) for stack in config.blueprint.stacks)
+    return {
+        "is_encoder_decoder": True,
+        "d_model": config.hidden_size,
+        "encoder_layers": encoder.num_layers,
+        "decoder_layers": decoder.num_layers,
+        "encoder_attention_heads": encoder.num_attention_heads,
+        "decoder_attention_heads": decoder.num_attention_heads,
+        "encoder_ffn_dim": encoder.ffn_size,
+        "decoder_ffn_dim": decoder.ffn_size,
+        "max_position_embeddings": max(positions, config.max_source_positions or 0),
+        "activation_function": UNGATED_ACTIVATIONS[config.activation],
+        "scale_embedding": False,
+        "dropout": config.hidden_dropout,
+        "attention_dropout": config.attention_dropout,
+        "activation_dropout": 0.0,
+        "encoder_layerdrop": 0.0,
+        "decoder_layerdrop": 0.0,
+        # What these classes would do when they generate, unless told otherwise.
+        "forced_bos_token_id": None,
+        "forced_eos_token_id": None,
+    }
+
+
+def _blenderbot(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
+    return {**_crossed(config, fold, positions, logit_scale), "encoder_no_repeat_ngram_size": 0}
+
+
+def _marian(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
+    return {
+        **_crossed(config, fold, positions, logit_scale),
+        "decoder_vocab_size": config.vocab_size,
+        "share_encoder_decoder_embeddings": config.share_embeddings,
+    }
+
+
+def _encoder_fields(config: ModelConfig) -> dict[str, object]:
+    """What the class `fathom` is told of an encoder under a decoder."""
+    if not config.blueprint.crossed:
+        return {}
+    first = config.blueprint.stacks[0]
+    own = config.of(first)
+    return {
+        "is_encoder_decoder": True,
+        "sinusoid_scale": sinusoid_scale(config) if config.position == "sinusoidal" else 1.0,
+        "encoder_depth_plan": depth_plan(config.stack_plan(first)),
+        "encoder_layers": own.num_layers,
+        "encoder_attention_heads": own.num_attention_heads,
+        "encoder_head_dim": own.kv_channels,
+        "encoder_intermediate_size": own.ffn_size,
+        "max_source_positions": config.max_source_positions,
+        "share_embeddings": config.share_embeddings,
+    }
+
+
 def fathom_fields(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
     """What config.json of the class `fathom` says beside what all targets say."""
-    plan = config.depth_plan()
+    last = config.blueprint.stacks[-1]
+    plan = config.stack_plan(last)
     return {
         "auto_map": dict(packaging(config).auto_map),
         "max_position_embeddings": positions,
@@ -256,10 +323,11 @@ def fathom_fields(config: ModelConfig, fold: Fold, positions: int, logit_scale: 
         "logit_bias": config.logit_bias,
         "plain_head": config.plain_head,
         "depth_plan": depth_plan(plan),
-        "causal": config.stack.causal,
+        "causal": last.causal,
         "type_vocab_size": config.token_types,
         "hidden_dropout": config.hidden_dropout,
         "attention_dropout": config.attention_dropout,
+        **_encoder_fields(config),
         # Not read by the model: what pretraining called it, for the way back.
         "pretraining": config.model_dump(mode="json", exclude_unset=True),
     }
@@ -274,6 +342,10 @@ FIELDS: dict[Target, Callable[[ModelConfig, Fold, int, float], dict[str, object]
     "eurobert": _llama,
     "modernbert": _modernbert,
     "mistral": _mistral,
+    "bart": _crossed,
+    "mbart": _crossed,
+    "blenderbot": _blenderbot,
+    "marian": _marian,
     "fathom": fathom_fields,
 }
 """What config.json of a target says beside what all of them say."""

@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.errors import UserError
-from model.hf.tokenizer.settings import Use, add_marks, decoder_marks, encoder_marks
+from model.hf.tokenizer.settings import (
+    Marks,
+    Use,
+    add_end,
+    add_marks,
+    decoder_marks,
+    encoder_marks,
+    pair_marks,
+)
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
@@ -168,6 +176,12 @@ class TokenIds:
     """Fuzz texts with another segmentation of the same score (unigram only)."""
 
 
+def _marks(proto: ModelProto, use: Use) -> Marks:
+    if use.pairs:
+        return pair_marks(proto)
+    return encoder_marks(proto) if use.encoder else decoder_marks(proto)
+
+
 def write_tokenizer(
     model_path: Path | str, folder: Path, max_length: int, use: Use | None = None
 ) -> TokenIds:
@@ -180,11 +194,13 @@ def write_tokenizer(
     tokenizer = build(proto)
     if use.encoder:
         add_marks(tokenizer, proto)
+    if use.pairs:
+        add_end(tokenizer, proto)
     tokenizer.save(str(folder / "tokenizer.json"))
     # transformers has no use for the source,
     # but the way back to training, and other programs, have.
     shutil.copyfile(model_path, folder / "tokenizer.model")
-    marks = encoder_marks(proto) if use.encoder else decoder_marks(proto)
+    marks = _marks(proto, use)
     settings = {
         # The one name that both transformers 4 and 5 load as "use tokenizer.json as it is".
         "tokenizer_class": "PreTrainedTokenizerFast",

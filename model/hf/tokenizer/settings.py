@@ -1,6 +1,6 @@
 """What a tokenizer is told besides its pieces: marks around a text, padding, special tokens.
 
-A decoder continues a text, an encoder reads one whole.
+A decoder continues a text, an encoder reads one whole, and pairs of texts end with a mark each.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class Use:
     """Whether its model reads a text whole, between a first and a last mark."""
     token_types: bool = False
     """Whether its model has a table of token types."""
+    pairs: bool = False
+    """Whether its model makes a text of another, both of which end with the end mark."""
 
     @property
     def input_names(self) -> list[str]:
@@ -83,6 +85,40 @@ def encoder_marks(proto: ModelProto) -> Marks:
             "eos_token_id": None,
             "pad_token_id": pieces["pad"][1] if "pad" in pieces else trainer.unk_id,
         },
+    )
+
+
+def pair_marks(proto: ModelProto) -> Marks:
+    """For a parsed SentencePiece model of pairs: a target is told from the end mark on."""
+    trainer, pieces = proto.trainer_spec, special_pieces(proto)
+    pad = pieces["pad"] if "pad" in pieces else (trainer.unk_piece, trainer.unk_id)
+    return Marks(
+        {
+            "eos_token": trainer.eos_piece,
+            "pad_token": pad[0],
+            "padding_side": "right",
+            # The text "</s>" is text: only code ends a document.
+            "split_special_tokens": True,
+        },
+        {
+            "bos_token_id": None,
+            "eos_token_id": trainer.eos_id,
+            "pad_token_id": pad[1],
+            "decoder_start_token_id": trainer.eos_id,
+        },
+    )
+
+
+def add_end(tokenizer: Tokenizer, proto: ModelProto) -> None:
+    """Puts the end mark after every text.
+
+    tokenizer: a `tokenizers.Tokenizer` made of `proto`.
+    """
+    from tokenizers import processors
+
+    end, number = proto.trainer_spec.eos_piece, proto.trainer_spec.eos_id
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, number)]
     )
 
 
