@@ -129,6 +129,7 @@ class Sections(Record):
     optimizer: Annotated[OptimizerSection, EMPTY] = OptimizerSection()
     schedule: Annotated[ScheduleSection, EMPTY] = ScheduleSection()
     masking: dict[str, object] | None = None
+    spans: dict[str, object] | None = None
     """How tokens were hidden."""
 
 

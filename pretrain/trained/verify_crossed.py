@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from model.hf.crossed_reference import CrossedEvaluation
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from model.hf.crossed_reference import CrossedEvaluation
 from model.hf.proof import Inputs, change
 from model.hf.tokenizer.special import SENTINEL
 from pretrain.trained.open import Trained

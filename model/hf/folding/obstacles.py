@@ -123,7 +123,7 @@ def _tables_of_positions(config: ModelConfig) -> str | None:
 
 
 def _crossed(config: ModelConfig) -> str | None:
-    """What all of these classes share: LayerNorm, a plain feed-forward, heads that span the width."""
+    """What these classes share: LayerNorm, a plain feed-forward, heads that span the width."""
     if reason := _layernorm(config):
         return reason
     if config.activation not in UNGATED_ACTIVATIONS:

@@ -30,7 +30,6 @@ from model.hf.folding.post_ln import post_ln_factors
 from model.hf.mapping import FINAL_BIAS, OPT_EPSILON, Target, last_norm
 from model.weights.bases import sinusoid_scale
 
-
 FIXED_EPSILON: dict[Target, float] = dict.fromkeys(("opt", *FINAL_BIAS), OPT_EPSILON)
 """Of the norms of targets whose config.json has none."""
 

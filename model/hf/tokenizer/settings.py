@@ -91,7 +91,7 @@ def encoder_marks(proto: ModelProto) -> Marks:
 def pair_marks(proto: ModelProto) -> Marks:
     """For a parsed SentencePiece model of pairs: a target is told from the end mark on."""
     trainer, pieces = proto.trainer_spec, special_pieces(proto)
-    pad = pieces["pad"] if "pad" in pieces else (trainer.unk_piece, trainer.unk_id)
+    pad = pieces.get("pad", (trainer.unk_piece, trainer.unk_id))
     return Marks(
         {
             "eos_token": trainer.eos_piece,
