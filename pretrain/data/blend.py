@@ -174,6 +174,20 @@ class Blend:
         self.vocab_size = self.manifests[0].vocab_size
         self.eod_id = self.manifests[0].eod_id
 
+    @property
+    def padding_share(self) -> float | None:
+        """Share of the places of a sample that hold no token; None where all hold one, or where it
+        is not known.
+        """
+        return None
+
+    def tokens_before(self, sample: int) -> int:
+        """How many tokens the first `sample` samples have, as a run counts what it has trained on.
+
+        Reads none.
+        """
+        return sample * self.seq_length
+
     def log_frequencies(self) -> torch.Tensor:
         """log p of every token in the training splits, float64 [v]. Raises as `token_counts`."""
         counts = [

@@ -204,8 +204,12 @@ class BlendPattern:
             low, high = (low, middle) if any(self._taken(middle + 1) > available) else (middle + 1, high)
         return low
 
+    def taken(self, samples: int) -> list[int]:
+        """How many of the first samples come from each corpus."""
+        return [samples] if self._single else [int(count) for count in self._taken(samples)]
+
     def _taken(self, samples: int) -> np.ndarray:
-        """How many of the first samples come from each corpus, [K]."""
+        """As `taken`, [K], of several corpora."""
         blocks, rest = divmod(samples, self._block)
         return blocks * self._counts + np.bincount(self._corpus[:rest], minlength=len(self._counts))
 

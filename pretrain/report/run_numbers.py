@@ -162,8 +162,7 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
     sizes = f"{layers} layers, width {width}, {heads} heads"
     if model is not None:
         sizes += f", feed-forward {model.ffn_size} ({model.activation})"
-    batch, length = run.config.count("train.global_batch_size"), run.config.count("data.seq_length")
-    planned = batch * length * (run.config.count("train.steps") or 0) if batch and length else 0
+    planned, batch = _batch(run)
     machine = ", ".join(part for part in (_devices(run), run.environment.word("host")) if part)
     commit = run.environment.word("git.commit") or ""
     found = [
@@ -171,7 +170,7 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
         ("Parameters", f"{start.parameters:,}" if start and start.parameters else ""),
         ("Vocabulary", f"{model.vocab_size:,} tokens" if model is not None and model.vocab_size else ""),
         ("Data", ", ".join(corpus.word("path") or "?" for corpus in run.config.rows("data.corpora"))),
-        ("Batch", f"{batch} × {length} tokens" if batch and length else ""),
+        ("Batch", batch),
         ("Tokens planned", quantity(planned) if planned else ""),
         ("Precision", (start and start.precision) or run.config.word("train.precision") or ""),
         ("Layout", _layout(start.layout, start.world_size) if start else ""),
@@ -185,6 +184,21 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
         ("Started", date(run.metrics.starts[0].time) if run.metrics.starts else ""),
     ]
     return [(label, value) for label, value in found if value]
+
+
+def _batch(run: RunRecord) -> tuple[float, str]:
+    """Tokens that the run is to train on, and what a step takes; of pairs, targets alone count."""
+    batch, length = run.config.count("train.global_batch_size"), run.config.count("data.seq_length")
+    if not batch or not length:
+        return 0, ""
+    source, start = run.config.count("data.source_length"), run.metrics.starts[-1:]
+    padding = start[0].padding if start else math.nan
+    latest = run.metrics.train[-1:]
+    share = latest[0].tokens / (latest[0].step * batch * length) if source and latest else 1.0
+    planned = batch * length * (run.config.count("train.steps") or 0)
+    sides = f"{source} + {length}" if source else f"{length}"
+    empty = f", {padding:.1%} of them padding" if math.isfinite(padding) else ""
+    return planned * (share if math.isfinite(share) else 1.0), f"{batch} × {sides} tokens{empty}"
 
 
 def commands(run: RunRecord) -> list[str]:

@@ -31,6 +31,8 @@ class Start:
     layout: Mapping[str, object] = field(default_factory=dict)
     precision: str | None = None
     unigram_entropy: float = math.nan
+    padding: float = math.nan
+    """Share of the places of training samples that held no token; nan where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Train:
     lr: float = math.nan
     """Of that step."""
     tokens: float = math.nan
-    """Consumed in total."""
+    """Consumed in total; of an encoder-decoder, those of the targets."""
     tokens_per_s: float = math.nan
     step_time_s: float = math.nan
     data_wait_share: float = math.nan

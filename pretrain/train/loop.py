@@ -85,8 +85,13 @@ class Trainer:
 
     @property
     def tokens(self) -> int:
-        """Training tokens consumed so far."""
-        return self.step * self.batch * self.config.data.seq_length
+        """Training tokens consumed so far: of encoder-decoders those of the targets, without
+        padding; of other models all positions.
+        """
+        return self._tokens_before(self.step)
+
+    def _tokens_before(self, step: int) -> int:
+        return self.train_data.blend.tokens_before(step * self.batch)
 
     def start_record(self) -> StartRecord:
         """The start event."""
@@ -102,6 +107,7 @@ class Trainer:
             "precision": weights if self.config.train.fp8.recipe == "none" else "fp8",
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "unigram_entropy": self.train_data.entropy,
+            "padding": self.train_data.blend.padding_share,
         }
 
     def tell(self, moment: str, *args: object) -> None:
@@ -441,13 +447,14 @@ class Trainer:
         )
         self.applied_steps += result.applied
         seconds = time.perf_counter() - begin
+        own_tokens = self.tokens - self._tokens_before(self.step - 1)
         record: StepRecord = {
             "step": self.step,
             "loss": result.loss,
             "grad_norm": result.grad_norm,
             "lr": lr,
             "tokens": self.tokens,
-            "tokens_per_s": self.batch * self.config.data.seq_length / seconds,
+            "tokens_per_s": own_tokens / seconds,
             "step_time_s": seconds,
             "data_wait_share": wait / seconds,
             "skipped": not result.applied,

@@ -20,6 +20,8 @@ from pretrain.config.schema import (
     TrainConfig,
 )
 from pretrain.data.prepare import PrepareOptions, prepare
+from pretrain.data.prepare_pairs import PairOptions, prepare_pairs
+from pretrain.data.reading.pairs import Sides
 from pretrain.data.samples import open_samples
 from pretrain.data.tokens.train import train_tokenizer
 from pretrain.train.build import build_engine
@@ -48,6 +50,30 @@ def small_data(folder: Path) -> Path:
             inputs=[str(texts)],
             out=folder / "data",
             tokenizer=folder / "tokenizer.model",
+            split=(0.8, 0.2, 0.0),
+            workers=1,
+        )
+    )
+    return folder / "data"
+
+
+def small_pairs(folder: Path) -> Path:
+    """Prepares pairs of a few words and the same words backwards. Returns the data set folder."""
+    generator = random.Random(0)
+    words = ["".join(generator.choices("abcdefgh", k=4)) for _ in range(30)]
+    texts = [generator.choices(words, k=generator.randint(1, 6)) for _ in range(200)]
+    folder.mkdir(parents=True, exist_ok=True)
+    sides = [" ".join(text) for text in texts], [" ".join(text[::-1][:4]) for text in texts]
+    (folder / "words.txt").write_text(" ".join(sides[0]))
+    lines = ("\t".join(pair) + "\n" for pair in zip(*sides, strict=True))
+    (folder / "pairs.tsv").write_text("".join(lines))
+    train_tokenizer([str(folder / "words.txt")], folder / "tokenizer.model", VOCAB, "bpe")
+    prepare_pairs(
+        PairOptions(
+            [str(folder / "pairs.tsv")],
+            folder / "data",
+            folder / "tokenizer.model",
+            sides=Sides("1", "2"),
             split=(0.8, 0.2, 0.0),
             workers=1,
         )

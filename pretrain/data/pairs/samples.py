@@ -62,6 +62,8 @@ class PairReader:
                 f"data.seq_length={lengths[1]}; raise them, or prepare more data{off}"
             )
         self._orders: OrderedDict[int, np.ndarray] = OrderedDict()
+        # A pass, and the tokens of targets before each of its rows, [R + 1].
+        self._counted: tuple[int, np.ndarray] | None = None
         self._lock = threading.Lock()  # a prefetching thread and its owner may read at once
 
     def _packing(self) -> Packing:
@@ -74,6 +76,10 @@ class PairReader:
     def row(self, sample: int) -> int:
         """The row of sample number `sample`, counted over all passes."""
         epoch, place = divmod(sample, self.samples)
+        return int(self._order(epoch)[place])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The rows of one pass, [R], in the order of training."""
         epoch = 0 if self.fixed else epoch
         with self._lock:
             if epoch not in self._orders:
@@ -81,7 +87,17 @@ class PairReader:
                 self._orders[epoch] = permutation(np.random.Philox(key=key), self.samples)
                 while len(self._orders) > EPOCHS_OPEN:
                     self._orders.popitem(last=False)
-            return int(self._orders[epoch][place])
+            return self._orders[epoch]
+
+    def targets_before(self, sample: int) -> int:
+        """How many tokens the targets of the first `sample` samples have."""
+        epoch, place = divmod(sample, self.samples)
+        if self._counted is None or self._counted[0] != epoch:
+            sums = np.zeros(self.samples + 1, dtype=np.int64)
+            np.cumsum(self.packing.targets[self._order(epoch)], out=sums[1:])
+            self._counted = epoch, sums
+        sums = self._counted[1]
+        return epoch * int(sums[-1]) + int(sums[place])
 
     def pairs(self, row: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """(source, target) of the pairs of a row, ids that end with the end mark."""
@@ -92,12 +108,16 @@ class PairReader:
         except (ValueError, IndexError) as error:
             raise damaged(self.path, self.split, error) from error
 
+    @property
+    def padding_share(self) -> float:
+        """Share of both sides of all rows that holds no token."""
+        used = self.packing.sources.sum() + self.packing.targets.sum()
+        return float(1 - used / (self.samples * sum(self.lengths)))
+
     def report(self) -> str:
         """How full the rows are, in a line."""
         packing, (source, target) = self.packing, self.lengths
-        padding = packing.padding(source, target)
-        used = packing.sources.sum() + packing.targets.sum()
-        whole = 1 - used / (packing.rows * (source + target))
+        padding, whole = packing.padding(source, target), self.padding_share
         text = (
             f"{self.path}: {len(packing.pairs)} pairs in {packing.rows} rows of {source} + {target} tokens, "
             f"{len(packing.pairs) / packing.rows:.1f} a row; padding {whole:.1%} (source {padding[0]:.1%}, "
@@ -124,6 +144,20 @@ class PairBlend(Blend):
     def left_out(self) -> int:
         """Pairs that are longer than a row."""
         return sum(reader.packing.left_out for reader in self._pairs)
+
+    @property
+    def padding_share(self) -> float:
+        """As `PairReader.padding_share`, of a sample of the blend."""
+        shares = np.array(self.weights) / sum(self.weights)
+        return float(shares @ [reader.padding_share for reader in self._pairs])
+
+    def tokens_before(self, sample: int) -> int:
+        """How many tokens the targets of the first `sample` samples have, their end marks included.
+
+        Sources and padding do not count.
+        """
+        taken = self._pattern.taken(sample)
+        return sum(reader.targets_before(count) for reader, count in zip(self._pairs, taken, strict=True))
 
     def batch(self, indices: Iterable[int]) -> dict[str, torch.Tensor]:
         """Returns the rows named, n of them, a pure function of their numbers.

@@ -24,6 +24,8 @@ class StartRecord(TypedDict):
     precision: str
     device: str
     unigram_entropy: float | None
+    padding: float | None
+    """Share of the places of training samples that hold no token, where it is known."""
 
 
 class _Step(TypedDict):
@@ -33,7 +35,7 @@ class _Step(TypedDict):
     grad_norm: float
     lr: float
     tokens: int
-    """Consumed in total."""
+    """Consumed in total; of an encoder-decoder, those of the targets."""
     tokens_per_s: float
     step_time_s: float
     data_wait_share: float

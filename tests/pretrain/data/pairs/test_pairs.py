@@ -114,6 +114,17 @@ def test_rows_are_full_and_what_is_left_out_is_told(folder: Path) -> None:
     assert f"{reader.packing.left_out} pairs are longer than a row and left out" in reader.report()
 
 
+def test_tokens_of_targets_are_counted_without_reading(folder: Path) -> None:
+    """Over passes, and over data sets of which one comes three times as often."""
+    one = rows(folder)
+    mixed = PairBlend(one._pairs * 2, [1.0, 3.0], one.padding)
+    count = one.samples_per_epoch[0]
+    for blend in (one, mixed):
+        for samples in (0, 1, 5, count, 2 * count + 3, 5):
+            assert blend.tokens_before(samples) == blend.targets(range(samples))
+    assert one.padding_share == pytest.approx(mixed.padding_share)
+
+
 def test_blanks_have_the_form_of_a_batch(folder: Path) -> None:
     blend = rows(folder)
     forms = [{name: (rows.shape, rows.dtype) for name, rows in batch.items()}
