@@ -70,8 +70,7 @@ def attention(
         raise ValueError(f"attn_mask_type={attn_mask_type!r}")
     if (mask is None) is (attn_mask_type == "arbitrary"):
         raise ValueError(f"attn_mask_type={attn_mask_type!r} with mask={mask!r}")
-    place = torch.arange(query.shape[0])
-    back = place[:, None] - place
+    back = torch.arange(query.shape[0])[:, None] - torch.arange(key.shape[0])
     hidden = torch.zeros(1, 1, *back.shape, dtype=torch.bool) if mask is None else mask
     # A window of -1 is everything on that side.
     left, right = self.window_size or (-1, -1)

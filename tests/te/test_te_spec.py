@@ -19,7 +19,7 @@ from model.config import ModelConfig
 from model.depth.schemes import SCHEMES
 from model.parameters.names import canonical_name
 from tests.te import extension, standin
-from tests.te.worker import ACTIVATIONS, DEGREES, LAYERS, NORMS, WINDOWS
+from tests.te.worker import ACTIVATIONS, CROSSED, DEGREES, LAYERS, NORMS, WINDOWS
 
 CASES = ["-".join(parts) for parts in itertools.product(SCHEMES, NORMS, ACTIVATIONS)]
 
@@ -93,7 +93,7 @@ def test_norms_are_fused_wherever_the_plan_allows(scheme: str, found: dict[str, 
     assert entrances == expected
 
 
-@pytest.mark.parametrize("name", [*CASES, "grouped-rotary-untied", *WINDOWS])
+@pytest.mark.parametrize("name", [*CASES, "grouped-rotary-untied", *WINDOWS, *CROSSED])
 def test_the_function_is_that_of_the_local_layers(name: str, found: dict[str, Any]) -> None:
     """Loss and all gradients of one weight file read by both, in float64.
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.te import kernels, standin
 
-LAYERS, WIDTH, HEADS, VOCAB, SEQ = 4, 32, 4, 96, 8
+LAYERS, WIDTH, HEADS, VOCAB, SEQ, SOURCE = 4, 32, 4, 96, 8, 12
 NORMS, ACTIVATIONS, DEGREES = ("layernorm", "rmsnorm"), ("gelu", "swiglu"), (1, 2)
 
 
@@ -33,6 +33,17 @@ WINDOWS: dict[str, dict[str, Any]] = {
     "window-encoder-documents": {"family": "bert", "window": 2, "global_every": 2},
 }
 """Models whose attention sees neighbours only, by the name of the case."""
+
+
+CROSSED: dict[str, dict[str, Any]] = {
+    f"{scheme} encoder-decoder": {"scheme": scheme, "family": "seq2seq", "encoder_layers": 3, **more}
+    for scheme, more in (
+        ("deepscalelm_pre_ln", {"position": "sinusoidal", "logit_bias": True}),
+        ("deepscalelm_post_ln", {"share_embeddings": False}),
+        ("b2t", {"position": "rotary", "normalization": "rmsnorm", "activation": "swiglu", "bias": False}),
+    )
+}
+"""Encoder-decoders, whose rows hold two pairs and padding on both sides."""
 
 
 def cases() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -97,7 +108,8 @@ def build(model: Any, topology: Any, kinds: Any, device: str, **core: Any) -> An
         model, on_cpu=False, init_model_with_meta_device=device == "meta", **topology.core_fields(), **core
     )
     with standin.pretend_cuda(device):
-        return LanguageModel(model, config, seq_length=SEQ, kernels=kinds)
+        source = SOURCE if model.blueprint.crossed else None
+        return LanguageModel(model, config, seq_length=SEQ, source_length=source, kernels=kinds)
 
 
 def parameters(chunk: Any, topology: Any) -> dict[str, Any]:
@@ -180,7 +192,9 @@ def compare_runs(name: str, fields: dict[str, Any]) -> dict[str, float]:
     for kinds in ("local", "te"):
         chunk = build(model, topology, kinds, "cpu").double()
         named = list(named_parameters(chunk, 0, 1))
-        initialize_(((one.name, one.parameter, one.shard) for one in named), model, SEQ, 1)
+        source = SOURCE if model.blueprint.crossed else None
+        placed = ((one.name, one.parameter, one.shard) for one in named)
+        initialize_(placed, model, SEQ, 1, source_length=source)
         with torch.no_grad():
             for one in named:
                 if one.parameter.dim() == 1:  # norms and biases at their initial values would hide mistakes
@@ -188,6 +202,10 @@ def compare_runs(name: str, fields: dict[str, Any]) -> dict[str, float]:
         batch = {"tokens": tokens[:, :-1], "labels": tokens[:, 1:]}
         if model.blueprint.head.targets and name.endswith("documents"):
             batch["documents"] = (torch.arange(SEQ) // 5).expand(2, SEQ)
+        if model.blueprint.crossed:
+            batch["source"] = torch.randint(0, VOCAB, (2, SOURCE), generator=torch.Generator().manual_seed(1))
+            batch["source_documents"] = torch.tensor([1] * 4 + [2] * 5 + [0] * 3).expand(2, SOURCE)
+            batch["documents"] = torch.tensor([1] * 3 + [2] * 3 + [0] * 2).expand(2, SEQ)
         with standin.pretend_cuda("cpu"):
             loss = chunk(batch)
         loss.sum().backward()
@@ -275,7 +293,7 @@ def main(folder: str, output: str) -> None:
             "bias": False,
         },
     )
-    for name, fields in WINDOWS.items():
+    for name, fields in (WINDOWS | CROSSED).items():
         found["compared"][name] = compare_runs(name, fields)
     found["half"] = {name: half(scheme, layers, wide) for name, scheme, layers, wide in half_runs()}
     Path(output).write_text(json.dumps(found))
