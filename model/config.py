@@ -20,7 +20,7 @@ from model.families.family import Family, Stack
 from model.families.table import DEFAULT_FAMILY, FAMILIES, OWN_SETTINGS, summaries
 from model.images import ImageConfig, image_problem
 from model.norms import NORMS
-from model.sections import LAYERS, InitConfig, RotaryConfig, Strict, TransferConfig
+from model.sections import LAYERS, AttentionConfig, InitConfig, RotaryConfig, Strict, TransferConfig
 from model.words import printable
 
 
@@ -156,6 +156,12 @@ class ModelConfig(Strict):
         "and no bias on the logits but that of logit_bias, as in EuroBERT.",
     )
     image: ImageConfig | None = Field(None, description="Images and their patches.")
+    attention: AttentionConfig = Field(
+        default_factory=AttentionConfig, description="Bounds on its scores, biases of its parts."
+    )
+    logit_soft_cap: float | None = Field(
+        None, gt=0, le=1e6, description="Logits z become cap tanh(z / cap) (Gemma 2: 30); null: none."
+    )
     bias: bool = Field(True, description="Biases in all linear layers of the stack.")
     logit_bias: bool = Field(
         False,
@@ -190,18 +196,13 @@ class ModelConfig(Strict):
             )
         for stack in self.blueprint.stacks:
             self.stack_plan(stack)  # refuses options and depths that have no constants
-        self._check_init_is_read()
+        self.init.check_read(self.scheme, recursion=self.plans_correlation)
         self._check_family_reads()
         self._check_crossed()
         if self.blueprint.inputs == "patches" and (problem := image_problem(self)):
             raise ValueError(problem)
         self._check_unigram()
         self._check_window()
-        if self.position != "rotary" and self.rotary_base != ModelConfig.model_fields["rotary_base"].default:
-            raise ValueError(
-                f"model.rotary_base={self.rotary_base} has no effect with model.position={self.position}: "
-                "remove it or set model.position=rotary"
-            )
         for name in ("num_attention_heads", "encoder_attention_heads"):
             heads = getattr(self, name)
             if heads is not None and self.head_dim is None and self.hidden_size % heads:
@@ -214,30 +215,11 @@ class ModelConfig(Strict):
                 f"model.num_query_groups={self.groups} does not divide "
                 f"model.num_attention_heads={self.num_attention_heads}"
             )
-        self.rotary.check(self.position, self.kv_channels)
+        base = self.rotary_base
+        default = base == ModelConfig.model_fields["rotary_base"].default
+        self.rotary.check(self.position, self.kv_channels, None if default else base)
+        self.attention.check(bias=self.bias, crossed=self.family if self.blueprint.crossed else None)
         return self
-
-    def _check_init_is_read(self) -> None:
-        """Refuses options of DeepScaleLM's recursion where another base is in force.
-
-        Defaults pass: a written-out configuration holds them.
-        """
-        if self.plans_correlation:
-            if self.init.token_correlation == 0 and not self.init.causal_correction:
-                raise ValueError(
-                    "model.init.token_correlation=0 gives infinite weights with "
-                    "model.init.causal_correction=false: give a positive number"
-                )
-            return
-        for name in ("token_correlation", "mask_token_share", "causal_correction"):
-            value, default = getattr(self.init, name), InitConfig.model_fields[name].default
-            if value != default:
-                raise ValueError(
-                    f"model.init.{name}={_written(value)} has no effect with model.scheme={self.scheme} "
-                    f"and model.init.base={self.init.base}: remove it "
-                    f"(its default is {_written(default)}), or choose deepscalelm_pre_ln or "
-                    "deepscalelm_post_ln with model.init.base=scheme"
-                )
 
     def _check_family_reads(self) -> None:
         for name in OWN_SETTINGS:
@@ -323,6 +305,11 @@ class ModelConfig(Strict):
 
     def _check_unigram(self) -> None:
         """Refuses `init.unigram` where no initial value can make the logits a constant."""
+        if self.init.unigram and self.logit_soft_cap is not None:
+            raise ValueError(
+                f"model.init.unigram=true does not combine with model.logit_soft_cap={self.logit_soft_cap}, "
+                "which bends the frequencies: remove one of them"
+            )
         if not self.init.unigram or self.biased_logits:
             return
         for present, problem in (
@@ -361,6 +348,8 @@ class ModelConfig(Strict):
         )
         if self.embedding_norm is not None:
             plan = replace(plan, embedding_norm=self.embedding_norm)
+        if self.attention.qk_norm:
+            plan = plan.with_score_norms()
         if not self.first_norm:
             plan = plan.without_first_norm()
         return plan if stack is stacks[-1] else plan.closed()

@@ -65,6 +65,28 @@ class InitConfig(Strict):
         "other models need model.logit_bias=true.",
     )
 
+    def check_read(self, scheme: str, *, recursion: bool) -> None:
+        """Refuses options of DeepScaleLM's recursion where another base is in force.
+
+        Defaults pass: a written-out configuration holds them.
+        """
+        if recursion:
+            if self.token_correlation == 0 and not self.causal_correction:
+                raise ValueError(
+                    "model.init.token_correlation=0 gives infinite weights with "
+                    "model.init.causal_correction=false: give a positive number"
+                )
+            return
+        for name in ("token_correlation", "mask_token_share", "causal_correction"):
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default:
+                raise ValueError(
+                    f"model.init.{name}={str(value).lower()} has no effect with model.scheme={scheme} "
+                    f"and model.init.base={self.base}: remove it "
+                    f"(its default is {str(default).lower()}), or choose deepscalelm_pre_ln or "
+                    "deepscalelm_post_ln with model.init.base=scheme"
+                )
+
     @model_validator(mode="after")
     def _std_needs_normal(self) -> InitConfig:
         if "std" in self.model_fields_set and self.base != "normal" and self.std != 0.02:
@@ -124,6 +146,48 @@ class TransferConfig(Strict):
                 "give that or remove alpha"
             )
         return self
+
+
+class AttentionConfig(Strict):
+    """What keeps attention's scores in bounds, and which of its parts have biases.
+
+    Theory and initial weights are those of attention without a norm or cap: at initialisation
+    attention under a causal mask hardly depends on its scores.
+    """
+
+    qk_norm: bool = Field(
+        False,
+        description="A norm, with a gain of its own, on every head's queries and keys before they turn "
+        "(Henry et al. 2020; as in Qwen 3): scores stay bounded however large the projections grow.",
+    )
+    soft_cap: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="Scores s become cap tanh(s / cap) (Gemma 2: 50). No fused kernel has it: memory and "
+        "time grow with the square of the length; null: none.",
+    )
+    qkv_bias: bool = Field(
+        False,
+        description="Biases of queries, keys and values where model.bias=false leaves no others (Qwen 2).",
+    )
+
+    def check(self, *, bias: bool, crossed: str | None) -> None:
+        """Raises ValueError for what has no effect, or no place.
+
+        bias: `model.bias`. crossed: the family, where it has cross-attention.
+        """
+        changed = sorted(self.model_dump(exclude_defaults=True))
+        if crossed and changed:
+            raise ValueError(
+                f"model.attention.{changed[0]} does not combine with model.family={crossed}: "
+                "cross-attention has no such thing; remove it"
+            )
+        if self.qkv_bias and bias:
+            raise ValueError(
+                "model.attention.qkv_bias=true has no effect with model.bias=true, which gives all linear "
+                "layers biases: remove it or set model.bias=false"
+            )
 
 
 class RotaryConfig(Strict):
@@ -196,13 +260,18 @@ class RotaryConfig(Strict):
                 )
         return self
 
-    def check(self, position: str, head_width: int) -> None:
-        """Raises ValueError where it does not fit the positions and the width of heads."""
+    def check(self, position: str, head_width: int, base: int | None) -> None:
+        """Raises ValueError where it does not fit the positions and the width of heads.
+
+        base: `model.rotary_base`, None where that has its default.
+        """
         if position != "rotary":
-            changed = sorted(self.model_dump(exclude_defaults=True))
+            changed = [f"rotary.{name}" for name in sorted(self.model_dump(exclude_defaults=True))]
+            if base is not None:
+                changed = [f"rotary_base={base}", *changed]
             if changed:
                 raise ValueError(
-                    f"model.rotary.{changed[0]} has no effect with model.position={position}: "
+                    f"model.{changed[0]} has no effect with model.position={position}: "
                     "remove it or set model.position=rotary"
                 )
             return

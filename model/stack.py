@@ -37,6 +37,7 @@ from model.layers.torch_parts import Norm
 from model.layers.torch_spec import local_layer_spec
 from model.layers.transformer_config import transformer_config
 from model.parameters.table import layer_rows
+from model.sections import AttentionConfig
 
 
 class Stack(nn.Module):
@@ -78,6 +79,8 @@ class Stack(nn.Module):
             raise ValueError("window: a stack by itself sees all tokens; build a LanguageModel")
         if self.model_config.position == "rotary":
             raise ValueError("position: a stack by itself rotates nothing; build a LanguageModel")
+        if self.model_config.attention != AttentionConfig():
+            raise ValueError("attention: a stack by itself has plain attention; build a LanguageModel")
         self.cross = cross
         config = transformer_config(self.model_config, dtype=dtype)
         self.plan = DepthPlan.of(

@@ -5,7 +5,7 @@ Counted are distinct storages (a view costs nothing beyond its base) without par
 `tests/model/cost/test_activations.py` holds the sum against what
 `torch.autograd.graph.saved_tensors_hooks` sees on the real model.
 Every count is derived from the backward formulas of the operators.
-Attention is fused: scores are never stored.
+Attention is fused: scores are never stored, but those with a cap.
 With attention dropout on a CPU they are, and this count is too small.
 """
 
@@ -142,6 +142,8 @@ class Activations:
         ):
             width = heads * config.kv_channels * self.element
             total += count * tokens * ((copies + (not turned)) * width + kind.statistics * FP32 * heads)
+        if rotated and self._copies_queries:
+            total += norms.queries * tokens * config.num_attention_heads * config.kv_channels * self.element
         query = config.num_attention_heads * config.kv_channels
         for count, size in ((norms.contexts, query), (norms.hidden, config.ffn_size)):
             total += count * (tokens * (1 + copies) * size * self.element)
@@ -165,10 +167,34 @@ class Activations:
         kept = n * (query + 2 * key)
         if config.position == "rotary":
             kept += n * (query + key)
-        elif config.num_attention_heads > config.groups > self.tensor:
-            kept += n * query  # queries of several groups do not lie side by side: they are copied together
+        elif self._copies_queries:
+            kept += n * query
+        if config.attention.soft_cap is not None and not recomputed:
+            if config.num_attention_heads > config.groups:
+                kept = self._expanded()
+            return kept + n * query + self._scores()
         statistics = FP32 * self.tokens * config.num_attention_heads / self.tensor
         return kept + n * query + (0 if recomputed else statistics)
+
+    @property
+    def _copies_queries(self) -> bool:
+        """Queries of several groups do not lie side by side: they are copied together."""
+        return self.config.num_attention_heads > self.config.groups > self.tensor
+
+    def _scores(self) -> float:
+        """Capped scores and probabilities of attention with a cap, which is not fused."""
+        heads = self.config.num_attention_heads / self.tensor
+        rounded = self.element if self.element < FP32 else 0
+        return self.tokens * self.seq_length * heads * (2 * FP32 + rounded)
+
+    def _expanded(self) -> float:
+        """Queries, keys and values where each query head gets keys and values of its own.
+
+        All three are copies then. The projection itself is kept only where norms read it.
+        """
+        config, n = self.config, self.tokens * self.element / self.tensor
+        query, key = config.num_attention_heads * config.kv_channels, config.groups * config.kv_channels
+        return 3 * n * query + (n * (query + 2 * key) if config.attention.qk_norm else 0.0)
 
     def _feed_forward(self) -> float:
         """Before the activation, after it, and for a gate also the activated gate.
@@ -240,6 +266,8 @@ class Activations:
         kept = self._norms(Norms(stream=int(scheme.final_norm))) + FP32 * self.labels * vocab + labels
         if config.blueprint.head.pooled:
             return kept + self.labels * config.hidden_size * self.element
+        if config.logit_soft_cap is not None:
+            kept += self.element * self.labels * (config.padded_vocab / self.tensor)
         if not config.blueprint.head.targets:
             return kept + self.narrow
         # Of the positions with labels, whole on every rank: the positions, and what is read there.

@@ -57,6 +57,32 @@ class DepthPlan:
         top = replace(top, mlp=replace(top.mlp, norm_out=True))
         return replace(self, layers=(*below, top), final_norm=False)
 
+    def with_score_norms(self) -> DepthPlan:
+        """The same with norms on every head's queries and keys.
+
+        Raises ValueError for a scheme that has norms there anyway.
+        """
+        if any(layer.attention.inner for layer in self.layers):
+            raise ValueError(
+                "model.attention.qk_norm=true has no effect with a scheme that norms queries and keys "
+                "itself: remove it or choose another model.scheme"
+            )
+        layers = (
+            replace(layer, attention=replace(layer.attention, norm_q=True, norm_k=True))
+            for layer in self.layers
+        )
+        return replace(self, layers=tuple(layers))
+
+    def without_score_norms(self) -> DepthPlan | None:
+        """The plan that `with_score_norms` makes this of; None where it makes none so."""
+        if any(layer.attention.inner != ("q", "k") for layer in self.layers):
+            return None
+        layers = (
+            replace(layer, attention=replace(layer.attention, norm_q=False, norm_k=False))
+            for layer in self.layers
+        )
+        return replace(self, layers=tuple(layers))
+
     def without_first_norm(self) -> DepthPlan:
         """The same without the first sublayer's norm, in the place of which the embedding's stands.
 

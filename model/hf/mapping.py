@@ -56,12 +56,21 @@ def _split_qkv(t: Tensor, config: ModelConfig) -> tuple[Tensor, ...]:
     by besides becomes a factor on the queries, which their rotation commutes with.
     """
     q, k, v = qkv_blocks(config).split(t)
-    return q if config.score_scale == 1 else q * config.score_scale, k, v
+    return q * _query_factor(config), k, v
 
 
 def _join_qkv(parts: tuple[Tensor, ...], config: ModelConfig) -> Tensor:
     q, k, v = parts
-    return qkv_blocks(config).join((q if config.score_scale == 1 else q / config.score_scale, k, v))
+    return qkv_blocks(config).join((q / _query_factor(config), k, v))
+
+
+def _normed_queries(config: ModelConfig) -> bool:
+    return "q" in config.depth_plan().layers[-1].attention.inner
+
+
+def _query_factor(config: ModelConfig) -> float:
+    """Of the projection: where queries are normed after it, their norm has the factor."""
+    return 1.0 if config.score_scale == 1 or _normed_queries(config) else config.score_scale
 
 
 def _flip(t: Tensor) -> Tensor:
@@ -92,6 +101,9 @@ def _kv_blocks(config: ModelConfig) -> Blocks:
 PLAIN = Conversion(lambda t, config: (t,), lambda parts, config: parts[0])
 CONV1D = Conversion(lambda t, config: (_flip(t),), lambda parts, config: _flip(parts[0]))
 QKV = Conversion(_split_qkv, _join_qkv)
+QUERY_NORM = Conversion(
+    lambda t, config: (t * config.score_scale,), lambda parts, config: parts[0] / config.score_scale
+)
 QKV_CONV1D = Conversion(lambda t, config: (_flip(torch.cat(_split_qkv(t, config))),), _split_fused)
 QKV_ROWS = Conversion(lambda t, config: (torch.cat(_split_qkv(t, config)),), _split_rows)
 GATE_UP = Conversion(lambda t, config: tuple(t.chunk(2)), lambda parts, config: torch.cat(parts))
@@ -218,7 +230,8 @@ _A, _M = "model.layers.{i}.attention.", "model.layers.{i}.mlp."
 _FATHOM_LAYER: dict[str, Rule] = {
     "input_layernorm": ((_A + "norm_in",), PLAIN),
     "self_attention.linear_qkv": (tuple(_A + "branch." + p + "_proj" for p in "qkv"), QKV),
-    **{f"self_attention.{p}_layernorm": ((_A + f"branch.{p}_norm",), PLAIN) for p in "qkv"},
+    "self_attention.q_layernorm": ((_A + "branch.q_norm",), QUERY_NORM),
+    **{f"self_attention.{p}_layernorm": ((_A + f"branch.{p}_norm",), PLAIN) for p in "kv"},
     "self_attention.linear_proj": ((_A + "branch.o_proj",), PLAIN),
     "self_attention.linear_proj.input_norm": ((_A + "branch.o_norm",), PLAIN),
     "mlp.linear_fc2.input_norm": ((_M + "branch.down_norm",), PLAIN),

@@ -167,7 +167,7 @@ class Evaluation:
         logits_bsv = (x_bsh * self.logit_scale) @ self._weight(table)[:rows].T
         if self.config.biased_logits:
             logits_bsv = logits_bsv + self._weight(logit_bias_name(self.config))[:rows]
-        return logits_bsv
+        return capped(logits_bsv, self.config.logit_soft_cap)
 
     def _hidden(self, start: int, length: int, keep: Tensor | None) -> Tensor:
         """True where a query [s] must not see a key [t], broadcastable to [b, n, s, t]."""
@@ -209,9 +209,9 @@ class Evaluation:
         return kind.of(x, gain, bias, epsilon)
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
-        return F.linear(
-            x, self._weight(f"{name}.weight"), self._weight(f"{name}.bias") if self.config.bias else None
-        )
+        alone = self.config.attention.qkv_bias and name.endswith("linear_qkv")
+        bias = self._weight(f"{name}.bias") if self.config.bias or alone else None
+        return F.linear(x, self._weight(f"{name}.weight"), bias)
 
     def _sublayer(
         self,
@@ -269,7 +269,7 @@ class Evaluation:
         if cache is not None:
             k, v = cache.extend(layer, k, v)
         k, v = (x.repeat_interleave(share, dim=1) for x in (k, v))
-        scores = config.score_scale * (q @ k.transpose(2, 3)) / d**0.5
+        scores = capped(config.score_scale * (q @ k.transpose(2, 3)) / d**0.5, config.attention.soft_cap)
         probabilities = scores.masked_fill(hidden, float("-inf")).softmax(-1)
         out = (probabilities @ v).transpose(1, 2).reshape(b, s, -1)
         return self._last(out, f"{name}.linear_proj", self.plan.layers[layer].attention.norm_last)
@@ -289,6 +289,11 @@ class Evaluation:
         other = torch.cat((-turned[..., width // 2 :], turned[..., : width // 2]), dim=-1)
         turned = factor * (turned * angles_sd.cos() + other * angles_sd.sin())
         return torch.cat((turned, rest), dim=-1)
+
+
+def capped(x: Tensor, cap: float | None) -> Tensor:
+    """cap tanh(x / cap), any shape; x without a cap."""
+    return x if cap is None else cap * torch.tanh(x / cap)
 
 
 def pick(

@@ -32,6 +32,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from torch import Tensor, nn
 
 from model.depth.folded import FoldedLayer, FoldedSublayer
+from model.layers.capped import core_attention
 from model.layers.layer import DepthLayer, DepthLayerSubmodules
 from model.layers.torch_parts import LocalCrossAttention, LocalSelfAttention, Norm
 
@@ -160,7 +161,12 @@ def _entrance(plan: FoldedSublayer, fp32_stream: bool) -> tuple[type, type]:
 
 
 def te_layer_spec(
-    plan: FoldedLayer, *, causal: bool = True, cross: bool = False, fp32_stream: bool = False
+    plan: FoldedLayer,
+    *,
+    causal: bool = True,
+    cross: bool = False,
+    fp32_stream: bool = False,
+    soft_cap: float | None = None,
 ) -> ModuleSpec:
     """One layer from Transformer Engine's parts.
 
@@ -178,7 +184,9 @@ def te_layer_spec(
         self_attention=ModuleSpec(
             module=LocalSelfAttention,
             params={"attn_mask_type": mask},
-            submodules=SelfAttentionSubmodules(linear_qkv=qkv, core_attention=TEAttention, linear_proj=TERow),
+            submodules=SelfAttentionSubmodules(
+                linear_qkv=qkv, core_attention=core_attention(TEAttention, soft_cap), linear_proj=TERow
+            ),
         ),
         self_attention_branch_norm=_norm(plan.attention.norm_branch),
         self_attention_output_norm=_norm(plan.attention.norm_out, makes_stream),

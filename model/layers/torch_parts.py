@@ -186,15 +186,25 @@ class SdpaAttention(MegatronModule):
         qkv_bhsd: Iterable[Tensor] = (part.permute(1, 2, 0, 3) for part in (query, key, value))
         if query.shape[0] >= COPIED_FROM and not query.is_cuda:
             qkv_bhsd = (part.contiguous() for part in qkv_bhsd)
-        args: tuple[Any, ...] = (*qkv_bhsd, mask, dropout, self.causal)
-        grouped: dict[str, Any] = {"enable_gqa": True} if query.shape[2] != key.shape[2] else {}
-        grouped |= self.scaled
         if dropout and self.fork_rng:
             with tensor_parallel.get_cuda_rng_tracker().fork():
-                out_bhsd = F.scaled_dot_product_attention(*args, **grouped)
+                out_bhsd = self.attend(*qkv_bhsd, mask, dropout)
         else:
-            out_bhsd = F.scaled_dot_product_attention(*args, **grouped)
+            out_bhsd = self.attend(*qkv_bhsd, mask, dropout)
         return out_bhsd.permute(2, 0, 1, 3).flatten(2)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
+    ) -> Tensor:
+        """Returns [b, heads, s, d].
+
+        query: [b, heads, s, d]; key, value: [b, groups, t, d].
+        mask: True where a key is seen, beside the causal mask.
+        """
+        grouped: dict[str, Any] = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
+        return F.scaled_dot_product_attention(
+            query, key, value, mask, dropout, self.causal, **grouped, **self.scaled
+        )
 
 
 def rotary_table(angles: Tensor, dtype: torch.dtype, magnitude: float = 1.0) -> Tensor:

@@ -8,6 +8,7 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 
 from model.depth.folded import FoldedLayer
+from model.layers.capped import core_attention
 from model.layers.layer import DepthLayer, DepthLayerSubmodules
 from model.layers.torch_parts import (
     ColumnLinear,
@@ -25,12 +26,18 @@ def _norm(present: bool) -> type:
 
 
 def local_layer_spec(
-    plan: FoldedLayer, *, causal: bool = True, cross: bool = False, fp32_stream: bool = False
+    plan: FoldedLayer,
+    *,
+    causal: bool = True,
+    cross: bool = False,
+    fp32_stream: bool = False,
+    soft_cap: float | None = None,
 ) -> ModuleSpec:
     """One layer from PyTorch parts.
 
     plan: the layer's coefficients; causal: mask of the self-attention; cross: with cross-attention.
     fp32_stream: the stream is in fp32 and the weights are not; these parts are the same for both.
+    soft_cap: of attention's scores.
     """
     submodules = DepthLayerSubmodules(
         input_layernorm=_norm(plan.attention.norm_in),
@@ -38,7 +45,9 @@ def local_layer_spec(
             module=LocalSelfAttention,
             params={"attn_mask_type": AttnMaskType.causal if causal else AttnMaskType.padding},
             submodules=SelfAttentionSubmodules(
-                linear_qkv=ColumnLinear, core_attention=SdpaAttention, linear_proj=RowLinear
+                linear_qkv=ColumnLinear,
+                core_attention=core_attention(SdpaAttention, soft_cap),
+                linear_proj=RowLinear,
             ),
         ),
         self_attention_branch_norm=_norm(plan.attention.norm_branch),

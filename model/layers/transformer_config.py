@@ -66,6 +66,7 @@ def transformer_config(
         activation_func=ACTIVATIONS[model.activation],
         gated_linear_unit=model.gated,
         add_bias_linear=model.bias,
+        add_qkv_bias=model.attention.qkv_bias,
         # Values come from `model/weights/init.py`, by global name, after the build.
         perform_initialization=False,
         use_cpu_initialization=on_cpu,

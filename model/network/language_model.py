@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.depth.folded import FoldedLayer
 from model.depth.placed import PlacedLayer
+from model.layers.capped import soft_capped
 from model.layers.torch_parts import Norm, rotary_table
 from model.layers.torch_spec import local_layer_spec
 from model.layers.transformer_config import stack_config
@@ -56,19 +57,20 @@ Kernels = Literal["local", "te"]
 
 
 def kernel_parts(
-    kernels: Kernels, fp32_stream: bool = False, *, causal: bool = True
+    kernels: Kernels, fp32_stream: bool = False, *, causal: bool = True, soft_cap: float | None = None
 ) -> tuple[Callable[[FoldedLayer], ModuleSpec], type]:
     """The layer specification and the norm around the stack of a set of kernels.
 
     fp32_stream: the stream is in fp32 and the weights are not. causal: mask of the self-attention.
+    soft_cap: of its scores.
     Raises ImportError for `te` where Transformer Engine is not installed.
     """
     if kernels == "te":
         from model.layers.te_spec import TENorm, te_layer_spec
 
-        spec = partial(te_layer_spec, causal=causal, fp32_stream=fp32_stream)
+        spec = partial(te_layer_spec, causal=causal, fp32_stream=fp32_stream, soft_cap=soft_cap)
         return spec, Norm if fp32_stream else TENorm
-    return partial(local_layer_spec, causal=causal, fp32_stream=fp32_stream), Norm
+    return partial(local_layer_spec, causal=causal, fp32_stream=fp32_stream, soft_cap=soft_cap), Norm
 
 
 def mark_tensor_parallel(module: nn.Module) -> None:
@@ -149,7 +151,8 @@ class LanguageModel(MegatronModule):
         self.plan = plan = tuple(place.folded for place in self.placed)
         self.fp32_stream = bool(config.fp32_residual_connection)
         last = self.placed[-1].stack
-        layer_spec, norm = kernel_parts(kernels, self.fp32_stream, causal=last.causal)
+        cap, self.logit_soft_cap = model.attention.soft_cap, model.logit_soft_cap
+        layer_spec, norm = kernel_parts(kernels, self.fp32_stream, causal=last.causal, soft_cap=cap)
         if pre_process:
             self._build_tables(model, seq_length, source_length)
         if model.position == "rotary":
@@ -159,7 +162,7 @@ class LanguageModel(MegatronModule):
             self.rotary_pos_emb_local = self._rotary(model, local=True)
         self.magnitudes = magnitude(model), magnitude(model, local=True)
         # Transformer Engine's attention knows its window itself.
-        windowed = kernels == "local" and config.window_size is not None
+        windowed = (kernels == "local" or cap is not None) and config.window_size is not None
         self.window = WindowMask(config) if windowed else None
         depth = model.stack_plan(last)
         self.decoder = self._block(model, layer_spec, norm if depth.final_norm else None)
@@ -429,7 +432,7 @@ class LanguageModel(MegatronModule):
         weight = self.shared_weight() if self.share_embeddings_and_output_weights else None
         logits_sbv: Tensor = self.output_layer(hidden_sbh, weight=weight)[0]
         bias = None if self.head is None else self.head.bias
-        return logits_sbv if bias is None else logits_sbv + bias
+        return soft_capped(logits_sbv if bias is None else logits_sbv + bias, self.logit_soft_cap)
 
     def shared_weight(self) -> Tensor:
         """The table of words where it is the output projection too: this stage's copy."""

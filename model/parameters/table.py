@@ -368,7 +368,7 @@ def _linear(config: ModelConfig, name: str, linear: _Linear, where: _Where) -> I
         blocks=linear.blocks,
         **where.fields,
     )
-    if config.bias:
+    if config.bias or (config.attention.qkv_bias and linear.role is Role.QKV):
         yield Row(
             name=f"{name}.bias",
             shape=linear.shape[:1],

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.reference import gpt
-from tests.reference.parts import Options, Weights, activate, linear, norm
+from tests.reference.parts import Options, Weights, activate, capped, linear, norm
 
 IGNORED = -100
 """Label of a position without a target."""
@@ -90,6 +90,7 @@ def _options(shape: gpt.Shape, batch: Batch) -> Options:
         local_base=shape.local_base,
         frequencies=shape.frequencies,
         turned_scale=shape.turned_scale,
+        soft_cap=shape.soft_cap,
         drop=shape.drop,
         drop_attention=shape.drop_attention,
         hide=batch.hidden(),
@@ -143,7 +144,7 @@ def head(parameters: gpt.Parameters, model: Encoder, hidden: Tensor) -> Tensor:
     x = linear(hidden, parameters["head.dense.weight"], parameters.get("head.dense.bias"))
     x = activate(x, POINTWISE.get(shape.activation, shape.activation))
     x = _norm(parameters, x, "head.norm", Options(shape.heads, norm=shape.normalization, eps=shape.eps))
-    return shape.logit_scale * x @ table.T + parameters["head.bias"]
+    return capped(shape.logit_scale * x @ table.T + parameters["head.bias"], shape.logit_soft_cap)
 
 
 def logits(

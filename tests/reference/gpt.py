@@ -31,7 +31,7 @@ from tests.reference import (
     spannorm,
     subln,
 )
-from tests.reference.parts import Drop, Options, Weights, keep, norm
+from tests.reference.parts import Drop, Options, Weights, capped, keep, norm
 
 Parameters = Mapping[str, Tensor]
 
@@ -100,6 +100,11 @@ class Shape:
     """As `Options.frequencies`."""
     turned_scale: float = 1.0
     """As `Options.turned_scale`."""
+    qk_norm: bool = False
+    """Norms on every head's queries and keys."""
+    soft_cap: float | None = None
+    """Of scores."""
+    logit_soft_cap: float | None = None
     logit_scale: float = 1.0
     options: Mapping[str, float | bool] = field(default_factory=dict)
     """Of the scheme; missing ones have the published value."""
@@ -127,10 +132,11 @@ def layer_weights(parameters: Parameters, index: int, shape: Shape, norms: Mappi
         weights["gate"] = parameters[f"{prefix}gpas.gate"]
     matrices = {"self_attention.linear_proj": "o", "mlp.linear_fc1": "fc1", "mlp.linear_fc2": "fc2"}
     for kind, mark in (("weight", ""), ("bias", "b")):
-        if f"{prefix}mlp.linear_fc1.{kind}" not in parameters:
-            continue
         for name, own in matrices.items():
-            weights[mark + own] = parameters[f"{prefix}{name}.{kind}"]
+            if f"{prefix}{name}.{kind}" in parameters:
+                weights[mark + own] = parameters[f"{prefix}{name}.{kind}"]
+        if f"{prefix}self_attention.linear_qkv.{kind}" not in parameters:
+            continue
         fused = parameters[f"{prefix}self_attention.linear_qkv.{kind}"]
         groups = shape.groups or shape.heads
         per_group = shape.heads // groups
@@ -142,12 +148,13 @@ def layer_weights(parameters: Parameters, index: int, shape: Shape, norms: Mappi
 
 
 def _layers(parameters: Parameters, shape: Shape) -> list[Weights]:
-    return [
-        layer_weights(
-            parameters, index, shape, norms_of(shape.scheme, index, shape.num_layers, shape.options)
-        )
-        for index in range(shape.num_layers)
-    ]
+    found = []
+    for index in range(shape.num_layers):
+        norms = dict(norms_of(shape.scheme, index, shape.num_layers, shape.options))
+        if shape.qk_norm:
+            norms |= {f"self_attention.{role}_layernorm": f"n{role}" for role in "qk"}
+        found.append(layer_weights(parameters, index, shape, norms))
+    return found
 
 
 @dataclass(frozen=True)
@@ -229,6 +236,7 @@ def logits(parameters: Parameters, shape: Shape, tokens: Tensor, trace: list[Ten
         local_base=shape.local_base,
         frequencies=shape.frequencies,
         turned_scale=shape.turned_scale,
+        soft_cap=shape.soft_cap,
         drop=shape.drop,
         drop_attention=shape.drop_attention,
     )
@@ -251,7 +259,8 @@ def logits(parameters: Parameters, shape: Shape, tokens: Tensor, trace: list[Ten
     x = family.run(parameters, shape, x, options, trace)
     if family.final_norm:
         x = outer_norm(x, "decoder.final_layernorm")
-    return x * shape.logit_scale @ parameters.get("output_layer.weight", word).T
+    scores = x * shape.logit_scale @ parameters.get("output_layer.weight", word).T
+    return capped(scores, shape.logit_soft_cap)
 
 
 def loss(

@@ -53,6 +53,8 @@ class Options:
     """
     turned_scale: float = 1.0
     """Factor on what `frequencies` turn."""
+    soft_cap: float | None = None
+    """Of scores."""
     drop: Drop = keep
     """After every branch."""
     drop_attention: Drop = keep
@@ -106,6 +108,14 @@ def rotate(x: Tensor, frequency: Tensor, positions: Tensor | None = None) -> Ten
     )
 
 
+def capped(x: Tensor, cap: float | None) -> Tensor:
+    """cap tanh(x / cap), by exponentials; x without a cap."""
+    if cap is None:
+        return x
+    grown = torch.exp(2 * x / cap)
+    return cap * (grown - 1) / (grown + 1)
+
+
 def attention(
     u: Tensor,
     weights: Weights,
@@ -148,7 +158,7 @@ def attention(
         )
     # Query head i reads key group i // (heads / groups).
     k, v = (x.repeat_interleave(options.heads // groups, dim=1) for x in (k, v))
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    scores = capped(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), options.soft_cap)
     unmasked = scores
     if options.causal and memory is None:
         scores = scores.masked_fill(torch.ones(t, s, dtype=torch.bool).triu(1), -math.inf)

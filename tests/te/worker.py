@@ -29,6 +29,8 @@ WINDOWS: dict[str, dict[str, Any]] = {
         "position": "rotary",
         "rotary": {"share": 0.5, "scaling": "yarn", "factor": 4.0, "original_positions": 9, "beta_slow": 0.5},
     },
+    "capped": {"attention": {"soft_cap": 0.5, "qk_norm": True}, "logit_soft_cap": 2.0, "num_query_groups": 2},
+    "capped-window": {"attention": {"soft_cap": 0.5, "qkv_bias": True}, "bias": False, "window": 2},
     "window-encoder": {"family": "bert", "window": 1, "global_every": 2},
     "window-encoder-documents": {"family": "bert", "window": 2, "global_every": 2},
 }

@@ -212,6 +212,27 @@ def _window_of_modernbert(config: ModelConfig) -> str | None:
     return None
 
 
+def _no_soft_caps(config: ModelConfig) -> str | None:
+    for name, cap in (
+        ("attention.soft_cap", config.attention.soft_cap),
+        ("logit_soft_cap", config.logit_soft_cap),
+    ):
+        if cap is not None:
+            return f"it has no soft caps, the model one (model.{name}={cap})"
+    return None
+
+
+def _one_switch_of_biases(config: ModelConfig) -> str | None:
+    alone = config.attention.qkv_bias
+    return (
+        "its queries, keys and values have no biases alone (model.attention.qkv_bias=true)" if alone else None
+    )
+
+
+PLAIN = (_no_soft_caps, _one_switch_of_biases)
+"""What a class has not that knows nothing of these options."""
+
+
 def _no_bias(config: ModelConfig) -> str | None:
     return "its linear layers have no biases (model.bias=true)" if config.bias else None
 
@@ -277,13 +298,14 @@ def _plain_heads(config: ModelConfig) -> str | None:
 
 
 FORMS: dict[Target, tuple[Callable[[ModelConfig], str | None], ...]] = {
-    "gpt2": (_no_logit_bias, _pre_ln, _like_gpt2, _sees_all),
-    "llama": (_no_logit_bias, _pre_ln, _like_llama, _sees_all),
-    "mistral": (_no_logit_bias, _pre_ln, _like_llama, _no_bias, _window_of_mistral),
-    "opt": (_no_logit_bias, _post_ln, _like_gpt2, _sees_all),
-    "bert": (_post_ln, _norms_of_bert, _like_gpt2, _tied, _head_of_bert, _sees_all),
-    "megatron-bert": (_pre_ln, _like_gpt2, _tied, _head_of_bert, _sees_all),
+    "gpt2": (*PLAIN, _no_logit_bias, _pre_ln, _like_gpt2, _sees_all),
+    "llama": (*PLAIN, _no_logit_bias, _pre_ln, _like_llama, _sees_all),
+    "mistral": (*PLAIN, _no_logit_bias, _pre_ln, _like_llama, _no_bias, _window_of_mistral),
+    "opt": (*PLAIN, _no_logit_bias, _post_ln, _like_gpt2, _sees_all),
+    "bert": (*PLAIN, _post_ln, _norms_of_bert, _like_gpt2, _tied, _head_of_bert, _sees_all),
+    "megatron-bert": (*PLAIN, _pre_ln, _like_gpt2, _tied, _head_of_bert, _sees_all),
     "eurobert": (
+        *PLAIN,
         _pre_ln,
         _like_llama,
         _no_token_types,
@@ -292,6 +314,7 @@ FORMS: dict[Target, tuple[Callable[[ModelConfig], str | None], ...]] = {
         _eurobert_is_installed,
     ),
     "modernbert": (
+        *PLAIN,
         _pre_ln_of_modernbert,
         _layernorm,
         _rotary_and_gated,

@@ -52,6 +52,8 @@ class FathomConfig(PretrainedConfig):
     rotary_share: share of a head that turns, its first entries.
     rotary_frequencies: radians per position of each pair of entries, where they are not those of
         rotary_base, and rotary_factor: on cosines and sines; neither of layers with their own base.
+    qkv_bias: whether queries, keys and values have biases where `bias` gives none.
+    attention_soft_cap, logit_soft_cap: scores and logits x become cap tanh(x / cap).
     logit_scale: factor on the last hidden state, before the output projection.
     logit_bias: whether the logits have a bias; those of an encoder with BERT's head always do.
     plain_head: whether an encoder has no layer of its own before the output projection.
@@ -92,6 +94,9 @@ class FathomConfig(PretrainedConfig):
         rotary_frequencies: list[float] | None = None,
         rotary_factor: float = 1.0,
         bias: bool = True,
+        qkv_bias: bool = False,
+        attention_soft_cap: float | None = None,
+        logit_soft_cap: float | None = None,
         embedding_norm: bool = False,
         final_norm: bool = True,
         logit_scale: float = 1.0,
@@ -137,6 +142,9 @@ class FathomConfig(PretrainedConfig):
         self.rotary_frequencies = rotary_frequencies
         self.rotary_factor = rotary_factor
         self.bias = bias
+        self.qkv_bias = qkv_bias
+        self.attention_soft_cap = attention_soft_cap
+        self.logit_soft_cap = logit_soft_cap
         self.embedding_norm = embedding_norm
         self.final_norm = final_norm
         self.logit_scale = logit_scale

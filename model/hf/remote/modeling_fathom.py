@@ -70,9 +70,10 @@ class FathomAttention(nn.Module):
             config.num_attention_heads * config.head_dim,
             config.num_key_value_heads * config.head_dim,
         )
-        self.q_proj = nn.Linear(config.hidden_size, query, bias=config.bias)
-        self.k_proj = nn.Linear(config.hidden_size, key, bias=config.bias)
-        self.v_proj = nn.Linear(config.hidden_size, key, bias=config.bias)
+        bias, self.soft_cap = config.bias or config.qkv_bias, config.attention_soft_cap
+        self.q_proj = nn.Linear(config.hidden_size, query, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, key, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, key, bias=bias)
         self.o_norm = FathomNorm(config, query) if coefficients["norm_last"] else nn.Identity()
         self.o_proj = nn.Linear(query, config.hidden_size, bias=config.bias)
 
@@ -90,10 +91,32 @@ class FathomAttention(nn.Module):
             k, v = cache.update(k, v, self.layer_idx)
         k, v = k.repeat_interleave(self.share, dim=1), v.repeat_interleave(self.share, dim=1)
         causal = self.causal and mask is None and q.shape[2] > 1
-        out_bnsd = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0, is_causal=causal
-        )
+        dropout = self.dropout if self.training else 0.0
+        if self.soft_cap:
+            out_bnsd = capped_attention(q, k, v, mask, dropout, causal, self.soft_cap)
+        else:
+            out_bnsd = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal
+            )
         return self.o_proj(self.o_norm(out_bnsd.transpose(1, 2).flatten(2)))
+
+
+def capped(x: Tensor, cap: float | None) -> Tensor:
+    """cap tanh(x / cap); x without a cap."""
+    return torch.tanh(x / cap) * cap if cap else x
+
+
+def capped_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, causal: bool, cap: float
+) -> Tensor:
+    """Attention over q, k, v [b, n, s, d] with a soft cap on its scores, in at least fp32."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = capped((q @ k.transpose(2, 3)).to(wide) * q.shape[-1] ** -0.5, cap)
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return F.dropout(scores.softmax(-1).to(v.dtype), dropout) @ v
 
 
 def visible(attention_mask: Tensor) -> Tensor:
@@ -443,6 +466,7 @@ class FathomForCausalLM(FathomPreTrainedModel, GenerationMixin):
         hidden = hidden[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else hidden[:, logits_to_keep]
         table = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         logits = F.linear(self.config.logit_scale * hidden, table, self.logit_bias)
+        logits = capped(logits, self.config.logit_soft_cap)
         loss = (
             None
             if labels is None
@@ -468,5 +492,6 @@ __all__ = [
     "FathomNorm",
     "FathomPreTrainedModel",
     "FathomSublayer",
+    "capped",
     "visible",
 ]

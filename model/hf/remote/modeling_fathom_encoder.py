@@ -20,7 +20,7 @@ from transformers.modeling_outputs import (
 )
 
 from .configuration_fathom import FathomConfig
-from .modeling_fathom import ACTIVATIONS, FathomModel, FathomNorm, FathomPreTrainedModel, visible
+from .modeling_fathom import ACTIVATIONS, FathomModel, FathomNorm, FathomPreTrainedModel, capped, visible
 
 
 class FathomHead(nn.Module):
@@ -133,7 +133,7 @@ class FathomForMaskedLM(FathomEncoder):
         )
         hidden = self.config.logit_scale * self.head(out.last_hidden_state)
         table = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        logits = F.linear(hidden, table, self.logit_bias)
+        logits = capped(F.linear(hidden, table, self.logit_bias), self.config.logit_soft_cap)
         loss = None
         if labels is not None:
             loss = self.loss_function(

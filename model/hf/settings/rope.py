@@ -53,7 +53,7 @@ def read_rope(
             (reason is not None, f"its rotary embedding is scaled (rope_type={shown}): {reason}"),
             (scaling not in ("default", *SCALINGS), f"its rotary embedding is scaled (rope_type={shown})"),
             (
-                scaling in SCALINGS and rope.factor is None and scaling != "yarn",
+                needs_factor and rope.factor is None,
                 f"it has no factor ({shown})",
             ),
             (base != int(base), f"its rotary base {base} is not a whole number"),

@@ -32,6 +32,14 @@ CASES: dict[str, dict[str, Any]] = {
     "dropout": {"hidden_dropout": 0.1},
     "rmsnorm, deepscale": {"scheme": "deepscalelm_post_ln", "normalization": "rmsnorm"},
     **{activation: {"activation": activation} for activation in ("relu", "relu2", "silu", "geglu")},
+    "norms of queries and keys": {**LLAMA, "attention": {"qk_norm": True}},
+    "capped scores and logits": {"attention": {"soft_cap": 2.0}, "logit_soft_cap": 3.0},
+    "capped scores, grouped queries": {**LLAMA, "attention": {"soft_cap": 2.0}},
+    "capped scores, grouped, no rotation": {"attention": {"soft_cap": 2.0}, "num_query_groups": 2},
+    "capped scores, one group": {"attention": {"soft_cap": 2.0}, "num_query_groups": 1},
+    "capped scores, norms": {**LLAMA, "attention": {"soft_cap": 2.0, "qk_norm": True}},
+    "capped scores, selective": {"attention": {"soft_cap": 2.0}, "recompute": "selective"},
+    "a part of a head turns": {**LLAMA, "rotary": {"share": 0.5}},
     "selective": {"recompute": "selective"},
     "full": {"recompute": "full"},
 }
@@ -84,7 +92,7 @@ def test_formula_counts_every_saved_byte(case: dict[str, Any]) -> None:
     ).train()
     expected = Activations(config, samples, seq, recompute=recompute).whole()
     if config.position == "rotary":
-        expected += 2 * 4 * seq * config.kv_channels  # one table for all layers
+        expected += 2 * 4 * seq * config.rotary_width  # one table for all layers
     measured = saved_bytes(model, samples, seq)
     if recompute == "none":
         assert measured == expected

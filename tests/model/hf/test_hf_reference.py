@@ -52,6 +52,9 @@ VARIANTS = [
         "window": 2,
         "global_every": 3,
         "rotary_base_local": 100,
+        "attention": {"soft_cap": 0.5, "qkv_bias": True},
+        "bias": False,
+        "logit_soft_cap": 1.5,
     },
 ]
 

@@ -91,6 +91,9 @@ def shape_of(config: ModelConfig, logit_scale: float) -> gpt.Shape:
         local_base=config.rotary_base_local,
         frequencies=frequencies,
         turned_scale=turned_scale,
+        qk_norm=config.attention.qk_norm,
+        soft_cap=config.attention.soft_cap,
+        logit_soft_cap=config.logit_soft_cap,
         logit_scale=logit_scale,
         options=config.scheme_options,
     )
