@@ -95,6 +95,11 @@ class PairFacts(Record):
     """Pairs of which one side is empty, left out."""
     too_long: BrokenRecords
     """Pairs with more than max_tokens, left out."""
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    """Inputs that are these splits, and nothing else is; none where shares decide."""
+    held_out: Count = 0
+    """Pairs left out because an input of `validation` or `test` has their source."""
 
 
 class ImageFacts(Record):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from model.errors import UserError
 from model.folders import whole_folder
-from pretrain.data.manifest import MANIFEST, Manifest, PairFacts
+from model.words import printable
+from pretrain.data.manifest import MANIFEST, SPLITS, Manifest, PairFacts
 from pretrain.data.prepare import (
     DATA_SET,
     CommonOptions,
@@ -19,12 +20,12 @@ from pretrain.data.prepare import (
     write_all,
 )
 from pretrain.data.reading.inputs import find_sources
-from pretrain.data.reading.pairs import PairFile, Sides, pair_files, pair_records
-from pretrain.data.reading.raw_record import Record
+from pretrain.data.reading.pairs import PairFile, Sides, pair_files, pair_of, pair_records
+from pretrain.data.reading.raw_record import Broken, Record
 from pretrain.data.token_files import TOKENIZER
-from pretrain.data.tokens.encode_pairs import PairJob
+from pretrain.data.tokens.encode_pairs import HeldOut, PairJob, digest_of
 from pretrain.data.tokens.tokenizer import Tokenizer
-from pretrain.data.writer import PairOutput, correlation
+from pretrain.data.writer import NAME, PairOutput, correlation
 
 MAX_TOKENS = 250
 """Of a side with its end mark, where nothing else is asked for; what is longer is seldom a pair."""
@@ -39,6 +40,15 @@ class PairOptions(CommonOptions):
     sides: Sides = SIDES
     max_tokens: int = MAX_TOKENS
     """Of a side with its end mark."""
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    """Inputs that are these splits by themselves."""
+
+    @property
+    def held(self) -> dict[int, tuple[str, ...]]:
+        """Inputs of splits that have their own, by the split's number."""
+        given = {1: self.validation, 2: self.test}
+        return {split: inputs for split, inputs in given.items() if inputs}
 
 
 def prepare_pairs(
@@ -48,21 +58,26 @@ def prepare_pairs(
 ) -> Manifest:
     """Writes the data set folder and returns its manifest, as `prepare` does for texts.
 
-    A pair's split follows from a hash of its source.
-    Raises UserError as `prepare` does, and for files that are not parallel.
+    A pair's split follows from a hash of its source, or from its input where a split has its own.
+    A pair whose source such an input has is left out elsewhere.
+    Raises UserError as `prepare` does, for files that are not parallel, for a file that is to be in
+    two splits, and for a share of a split with inputs of its own.
     """
     split = check_options(options)
+    _check_shares(options)
     if options.max_tokens < 2:
         raise UserError(f"--max-tokens {options.max_tokens}: must be at least 2, a token and the end mark")
-    sources = find_sources(options.inputs)
+    names = [*(name for inputs in options.held.values() for name in inputs), *options.inputs]
+    sources = find_sources(names)
     files = [file for source in sources for file in pair_files(source.shards, options.sides)]
+    held = _held_out(options, files)
     tokenizer = Tokenizer(options.tokenizer)
     for note in tokenizer_notes(tokenizer):
         on_note(note)
     with whole_folder(options.out, DATA_SET, options.overwrite) as folder:
         copy = folder / TOKENIZER
         copy.write_bytes(tokenizer.model_bytes)
-        job = PairJob(str(copy), options.sides, options.max_tokens, split, options.seed)
+        job = PairJob(str(copy), options.sides, options.max_tokens, split, options.seed, held)
         output = PairOutput(folder, tokenizer, options.strict)
         guessed = any(file.file.compressed or file.file.kind == "hub" for file in files)
         total = None if guessed or options.limit is not None else sum(file.size for file in files)
@@ -75,10 +90,50 @@ def prepare_pairs(
             source_token_correlation=correlation(output.source_counts),
             one_side=output.one_side.facts(),
             too_long=output.too_long.facts(),
+            validation=_named(options.validation),
+            test=_named(options.test),
+            held_out=output.held_out,
         )
         manifest = Manifest(**manifest_fields(options, sources, tokenizer), **facts, pairs=pairs)
         (folder / MANIFEST).write_text(manifest.text(), encoding="utf-8")
     return manifest
+
+
+def _check_shares(options: PairOptions) -> None:
+    for number in options.held:
+        if options.split[number]:
+            name, given = SPLITS[number], ",".join(f"{share:g}" for share in options.split)
+            raise UserError(
+                f"--split {given}: with --{name} the {name} split is that input alone: give it no share"
+            )
+
+
+def _held_out(options: PairOptions, files: list[PairFile]) -> HeldOut:
+    """Which files are a split of their own, and what they say.
+
+    A file of INPUT may be one of them, and is then no other split's.
+    """
+    own: dict[str, int] = {}
+    for number, inputs in options.held.items():
+        for source in find_sources(list(inputs)):
+            for shard in source.shards:
+                if own.setdefault(shard.name, number) != number:
+                    raise UserError(f"{shard.name} is named for --validation and --test: leave one out")
+    for number in options.held:
+        if not any(own.get(file.file.name) == number for file in files):
+            raise UserError(f"--{SPLITS[number]}: there is no file of sources in it: name those")
+    found: set[bytes] = set()
+    for file in files:
+        if file.file.name in own:
+            for record in pair_records(file, options.sides, options.streaming):
+                pair = pair_of(record, options.sides)
+                if not isinstance(pair, Broken):
+                    found.add(digest_of(pair[0]))
+    return HeldOut(own, frozenset(found))
+
+
+def _named(inputs: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(printable(name, NAME) for name in inputs)
 
 
 def _sized_pairs(files: list[PairFile], options: PairOptions) -> Iterator[tuple[Record, int]]:

@@ -140,6 +140,7 @@ class PairOutput(DatasetOutput):
         super().__init__(folder, tokenizer, strict)
         self.source_counts = np.zeros_like(self.counts)
         self.one_side, self.too_long = Complaints(), Complaints()
+        self.held_out = 0
 
     def add(self, result: EncodedBatch) -> None:
         """As `DatasetOutput`."""
@@ -147,6 +148,7 @@ class PairOutput(DatasetOutput):
         self.source_counts += self._occurrences(result.splits[0])
         self.one_side.add(result.one_side)
         self.too_long.add(result.too_long)
+        self.held_out += result.held_out
 
     def _left_out(self) -> str:
         others = {"with one side": self.one_side, "too long": self.too_long}

@@ -51,7 +51,14 @@ def prepare(
         Path | None, typer.Option(help="SentencePiece model file; texts and pairs need one.")
     ] = None,
     text_key: Annotated[str, typer.Option(help=TEXT_KEY)] = "text",
-    split: Annotated[str, typer.Option(help="Shares of train, validation and test.")] = "0.98,0.01,0.01",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Shares of train, validation and test; 0.98,0.01,0.01 if not given, without those of "
+            "--validation and --test.",
+            show_default=False,
+        ),
+    ] = None,
     pairs: Annotated[
         str | None,
         typer.Option(
@@ -75,6 +82,21 @@ def prepare(
     channels: Annotated[
         int | None,
         typer.Option(help="With --images, 1 for grey, 3 for colours, 4 with alpha; 3 if not given."),
+    ] = None,
+    validation: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="INPUT",
+            help="With --pairs: what the validation split is, and all it is; may be given several times.",
+        ),
+    ] = None,
+    test: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="INPUT",
+            help="With --pairs: the same of the test split. Pairs elsewhere with a source of either are "
+            "left out.",
+        ),
     ] = None,
     split_by: Annotated[
         SplitBy,
@@ -123,7 +145,7 @@ def prepare(
         inputs=inputs,
         out=out,
         tokenizer=tokenizer or Path(),
-        split=_shares(split),
+        split=_shares(split, validation, test),
         split_by=split_by.value,
         seed=seed,
         workers=workers,
@@ -132,14 +154,16 @@ def prepare(
         strict=strict,
         overwrite=overwrite,
     )
+    held = {"validation": tuple(validation or ()), "test": tuple(test or ())}
+    of_pairs = {"max_tokens": max_tokens, **held}
     options: CommonOptions
     if images is None:
         _refuse({f"--channels {channels}": channels is not None}, "without --images")
-        options = _options(common, pairs, max_tokens, text_key, begin_mark)
+        options = _options(common, pairs, of_pairs, text_key, begin_mark)
     else:
         useless = {
             f"--pairs {pairs}": pairs,
-            "--max-tokens": max_tokens,
+            **{f"--{name.replace('_', '-')}": value for name, value in of_pairs.items()},
             "--begin-mark": begin_mark is not None,
         }
         _refuse({**useless, **_of_texts(common, text_key, tokenizer)}, "with --images")
@@ -164,9 +188,11 @@ def prepare(
         _print_summary(out, manifest)
 
 
-def _shares(split: str) -> tuple[float, ...]:
+def _shares(split: str | None, validation: list[str] | None, test: list[str] | None) -> tuple[float, ...]:
     from model.errors import UserError
 
+    if split is None:
+        return 0.98, 0.0 if validation else 0.01, 0.0 if test else 0.01
     try:
         return tuple(float(share) for share in split.split(","))
     except ValueError as error:
@@ -175,20 +201,26 @@ def _shares(split: str) -> tuple[float, ...]:
 
 
 def _options(
-    common: CommonOptions, pairs: str | None, max_tokens: int | None, text_key: str, begin_mark: bool | None
+    common: CommonOptions,
+    pairs: str | None,
+    of_pairs: dict[str, Any],
+    text_key: str,
+    begin_mark: bool | None,
 ) -> PrepareOptions | PairOptions:
     """The options of pairs, or of texts. Raises UserError for one that has no effect."""
     from model.errors import UserError
     from pretrain.data.prepare import PrepareOptions
-    from pretrain.data.prepare_pairs import MAX_TOKENS, PairOptions
+    from pretrain.data.prepare_pairs import PairOptions
     from pretrain.data.reading.pairs import Sides
 
     if common.tokenizer == Path():
         raise UserError("--tokenizer is missing: name a SentencePiece model file")
     given = _given(common)
+    chosen = {name: value for name, value in of_pairs.items() if value}
     if pairs is None:
-        if max_tokens is not None:
-            raise UserError(f"--max-tokens {max_tokens} has no effect without --pairs: leave it out")
+        for name, value in chosen.items():
+            shown = value if isinstance(value, int) else " ".join(value)
+            raise UserError(f"--{name.replace('_', '-')} {shown} has no effect without --pairs: leave it out")
         return PrepareOptions(**given, text_key=text_key, begin_mark=begin_mark)
     useless = {
         f"--text-key {text_key}": text_key != "text",
@@ -196,7 +228,7 @@ def _options(
         "--begin-mark": begin_mark is not None,
     }
     _refuse(useless, "with --pairs")
-    return PairOptions(**given, sides=Sides.of(pairs), max_tokens=max_tokens or MAX_TOKENS)
+    return PairOptions(**given, sides=Sides.of(pairs), **chosen)
 
 
 def _given(common: CommonOptions) -> dict[str, Any]:
@@ -396,6 +428,8 @@ def _remarks(manifest: Manifest) -> Iterator[str]:
     if manifest.left_out:
         names = ", ".join(printable(name, 4096) for name in manifest.left_out)
         yield f"note: left out, as it only describes the data: {names}; name it to read it"
+    if manifest.pairs is not None and manifest.pairs.held_out:
+        yield f"left out {manifest.pairs.held_out} pairs whose source is in a split of its own"
     left_out = {"broken records": manifest.broken}
     if manifest.pairs is not None:
         left_out["pairs of which one side is empty"] = manifest.pairs.one_side

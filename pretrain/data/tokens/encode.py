@@ -78,6 +78,8 @@ class EncodedBatch:
     """Pairs of which one side is empty."""
     too_long: list[Broken] = field(default_factory=list)
     """Pairs with too many tokens."""
+    held_out: int = 0
+    """Pairs whose source belongs to another split."""
 
 
 class Encoder:

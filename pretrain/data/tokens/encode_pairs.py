@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +13,21 @@ from pretrain.data.reading.pairs import Sides, pair_of
 from pretrain.data.reading.raw_record import Broken, Record
 from pretrain.data.tokens.encode import EncodedBatch, gathered, split_of
 from pretrain.data.tokens.tokenizer import Tokenizer
+
+
+def digest_of(source: str) -> bytes:
+    """What tells a source from others."""
+    return hashlib.blake2b(source.encode(), digest_size=8).digest()
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Inputs that are a split of their own."""
+
+    files: Mapping[str, int]
+    """Names of their files, with the number of the split."""
+    sources: frozenset[bytes]
+    """`digest_of` all their sources, which no other file gives to any split."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +42,7 @@ class PairJob:
     split: tuple[float, float, float]
     """Shares of train, validation and test, adding up to 1."""
     seed: int
+    held: HeldOut
 
     def encoder(self) -> PairEncoder:
         """As `Job`."""
@@ -43,9 +61,9 @@ class PairEncoder:
     def encode(self, batch: list[Record], size: int) -> EncodedBatch:
         """Encodes the pairs of a batch; order is kept within each split.
 
-        The split of a pair follows from its source, so that no source is on both sides of it.
+        The split of a pair follows from its source or its file. No source is on both sides of it.
         """
-        result = EncodedBatch(records=len(batch), size=size)
+        result, held = EncodedBatch(records=len(batch), size=size), self.job.held
         kept: list[tuple[Record, str, str]] = []
         for record in batch:
             found = pair_of(record, self.job.sides)
@@ -58,12 +76,14 @@ class PairEncoder:
             elif any(blank):
                 side = self.job.sides[blank.index(True)]
                 result.one_side.append(Broken(record.file, record.line, f"{side!r} is empty"))
+            elif record.file not in held.files and digest_of(found[0]) in held.sources:
+                result.held_out += 1
             else:
                 kept.append((record, *found))
         texts = [source for _, source, _ in kept], [target for _, _, target in kept]
         sources, targets = (self._documents(side) for side in texts)
         fitting = [self._fits(kept[at][0], sources[at], targets[at], result) for at in range(len(kept))]
-        key_of = [split_of(source.encode(), self.job.seed, self.job.split) for _, source, _ in kept]
+        key_of = [self._split(record, source) for record, source, _ in kept]
         itemsize = len(self._end_mark)
         parts = []
         for split in range(len(SPLITS)):
@@ -73,6 +93,10 @@ class PairEncoder:
                 parts.append(gathered(documents, sizes, itemsize, chosen))
         result.splits = tuple(parts)
         return result
+
+    def _split(self, record: Record, source: str) -> int:
+        own = self.job.held.files.get(record.file)
+        return split_of(source.encode(), self.job.seed, self.job.split) if own is None else own
 
     def _documents(self, texts: list[str]) -> list[bytes]:
         return [ids + self._end_mark for ids in self.tokenizer.encode_documents(texts)]

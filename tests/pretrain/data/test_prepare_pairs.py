@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from model.errors import UserError
 from pretrain.data.dataset_admin import inspect_dataset, verify_data
 from pretrain.data.indexed import IndexedDataset
-from pretrain.data.manifest import PAIRED, SPLITS, Manifest, load_manifest
+from pretrain.data.manifest import PAIRED, SPLITS, Manifest, SplitName, load_manifest
 from pretrain.data.prepare_pairs import PairOptions, prepare_pairs
 from pretrain.data.reading.pairs import Sides
 from pretrain.data.tokens.tokenizer import Tokenizer
@@ -90,7 +90,9 @@ def options(given: str, out: Path, tokenizer: Path, sides: Sides = EN_DE) -> Pai
     return PairOptions([given], out, tokenizer, sides=sides, split=ALL, workers=1)
 
 
-def texts(folder: Path, name: str) -> list[str]:
+def texts(folder: Path, name: SplitName) -> list[str]:
+    if not load_manifest(folder).splits[name].documents:
+        return []
     tokenizer, dataset = Tokenizer(folder / "tokenizer.model"), IndexedDataset(str(folder / name))
     return [tokenizer.decode(dataset[index].tolist()) for index in range(len(dataset))]
 
@@ -133,6 +135,47 @@ def test_pairs_that_cannot_be_used_are_counted_and_named(tmp_path: Path, tokeniz
     with pytest.raises(UserError, match=r"x.jsonl:4.*no key 'de'.*--strict"):
         prepare_pairs(replace(wanted, out=tmp_path / "strict", strict=True))
     assert not (tmp_path / "strict").exists()
+
+
+def test_a_split_of_its_own_is_that_input_alone(tmp_path: Path, tokenizer: Path) -> None:
+    """It lies in the folder of all others, one of which repeats a source of it."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    (folder / "test.en").write_text("".join(one + "\n" for one, _ in PAIRS[:3]), encoding="utf-8")
+    (folder / "test.de").write_text("".join(two + "\n" for _, two in PAIRS[:3]), encoding="utf-8")
+    (folder / "rest.jsonl").write_text(json_lines([*PAIRS[3:], (PAIRS[1][0], "anders")]), encoding="utf-8")
+    command = ["data", "prepare", str(folder), "--pairs", "en,de", "--tokenizer", str(tokenizer)]
+    held = ["--out", str(out), "--test", str(folder / "test.en"), "--workers", "1"]
+    done = CliRunner().invoke(app, [*command, *held])
+    assert done.exit_code == 0, done.output
+    assert "left out 1 pairs whose source is in a split of its own" in done.output
+    manifest = load_manifest(out)
+    assert manifest.pairs is not None
+    assert manifest.pairs.test == (str(folder / "test.en"),)
+    assert (manifest.pairs.held_out, manifest.split[2]) == (1, 0)
+    assert list(zip(*(texts(out, name) for name in PAIRED["test"]), strict=True)) == PAIRS[:3]
+    others = [*texts(out, "train_source"), *texts(out, "validation_source")]
+    assert sorted(others) == sorted(source for source, _ in PAIRS[3:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"split": (0.8, 0.1, 0.1)}, r"--split 0.8,0.1,0.1: with --test the test split is that input alone"),
+        ({"test": ("x.de",)}, "--test: there is no file of sources in it"),
+        ({"validation": ("x.en",)}, "x.en is named for --validation and --test"),
+    ],
+)
+def test_a_split_of_its_own_that_cannot_be(
+    tmp_path: Path, tokenizer: Path, changes: dict[str, object], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("x.en", "one\n"), ("x.de", "eins\n"), ("more.jsonl", json_lines(PAIRS))):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    given = replace(options("more.jsonl", tmp_path / "out", tokenizer), test=("x.en",))
+    with pytest.raises(UserError, match=reason):
+        prepare_pairs(replace(given, **changes))  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
 
 
 def test_files_that_are_not_parallel_leave_nothing_behind(tmp_path: Path, tokenizer: Path) -> None:
