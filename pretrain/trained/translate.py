@@ -136,10 +136,14 @@ class Read:
 
 
 def open_translator(model: Path | str) -> Translator:
-    """The model of a checkpoint.
+    """The model of a checkpoint, or of a folder of `fathom export`.
 
-    Raises UserError as `open_trained` does, and as `CheckpointTranslator`.
+    Raises UserError as `open_trained` does, as `CheckpointTranslator` and `ExportTranslator`.
     """
+    if (Path(model) / "config.json").is_file():
+        from pretrain.trained.export_translator import ExportTranslator
+
+        return ExportTranslator(Path(model))
     return CheckpointTranslator(open_trained(model))
 
 

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="Run folder, its checkpoints folder, or one step folder.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="Run folder, its checkpoints folder, one step folder, or a folder of `fathom export`."
+        ),
+    ],
     file: Annotated[
         Path | None,
         typer.Argument(help="File of sources, one a line; without it and --text: standard input."),

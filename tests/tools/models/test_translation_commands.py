@@ -147,6 +147,25 @@ def test_lines_that_cannot_be_translated_are_named_before_any_is(
         assert reason in shown.err
 
 
+def test_an_export_translates_alike(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By transformers' `generate`, with equal settings."""
+    run, hf, sources = str(folder / "run"), str(tmp_path / "hf"), str(folder / "test.en")
+    fathom("export", run, hf)
+    for settings in (["--beam", "4", "--best", "2"], ["--beam", "1", "--best", "1"]):
+        found = []
+        for model in (run, hf):
+            capsys.readouterr()
+            fathom("translate", model, sources, *settings, "--max-new-tokens", "30")
+            out = capsys.readouterr().out.removesuffix("\n").split("\n")
+            found.append([line.split("\t") for line in out])
+        ours, theirs = found
+        assert [row[::2] for row in ours] == [row[::2] for row in theirs]
+        scores = [[float(row[1]) for row in rows] for rows in found]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+    fathom("translate", hf, sources, "--max-new-tokens", "49", code=2)
+    assert "max_new_tokens=49" in capsys.readouterr().err
+
+
 def test_another_kind_of_model_is_told_its_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
