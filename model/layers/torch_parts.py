@@ -5,7 +5,7 @@ They are for CPUs, and for GPUs where it is not installed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -183,14 +183,15 @@ class SdpaAttention(MegatronModule):
             raise ValueError("attention with a window needs its mask")
         mask = None if attention_mask is None else ~attention_mask
         dropout = self.dropout if self.training else 0.0
-        qkv_bhsd: Iterable[Tensor] = (part.permute(1, 2, 0, 3) for part in (query, key, value))
-        if query.shape[0] >= COPIED_FROM and not query.is_cuda:
-            qkv_bhsd = (part.contiguous() for part in qkv_bhsd)
+        copied = query.shape[0] >= COPIED_FROM and not query.is_cuda
+        q_bhsd, k_bhsd, v_bhsd = (part.permute(1, 2, 0, 3) for part in (query, key, value))
+        if copied:
+            q_bhsd, k_bhsd, v_bhsd = (part.contiguous() for part in (q_bhsd, k_bhsd, v_bhsd))
         if dropout and self.fork_rng:
             with tensor_parallel.get_cuda_rng_tracker().fork():
-                out_bhsd = self.attend(*qkv_bhsd, mask, dropout)
+                out_bhsd = self.attend(q_bhsd, k_bhsd, v_bhsd, mask, dropout)
         else:
-            out_bhsd = self.attend(*qkv_bhsd, mask, dropout)
+            out_bhsd = self.attend(q_bhsd, k_bhsd, v_bhsd, mask, dropout)
         return out_bhsd.permute(2, 0, 1, 3).flatten(2)
 
     def attend(

@@ -7,7 +7,7 @@ import os
 import re
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -181,7 +181,7 @@ def prepare(
         elif isinstance(options, ImageOptions):
             manifest = prepare_images(options, bar.show)
         else:
-            manifest = prepare_texts(cast("PrepareOptions", options), bar.show, say)
+            manifest = prepare_texts(options, bar.show, say)
     if as_json:
         typer.echo(manifest.text(), nl=False)
     elif not quiet:

@@ -46,6 +46,7 @@ def read_rope(
         if value is not None and key not in (*_PLAIN, *_MSCALES, *names.values())
     ]
     reason = _OTHERS.get(scaling)
+    needs_factor = scaling in ("linear", "llama3")
     shown = printable(scaling, 60)
     refuse_first(
         kind,
