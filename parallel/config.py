@@ -86,12 +86,15 @@ class ParallelConfig(Strict):
     virtual_stages: int = Field(
         1, ge=1, le=1 << 16, description="Model chunks per pipeline stage (interleaved schedule)."
     )
-    pipeline_split: list[Annotated[int, Field(ge=0, le=LAYERS)]] | None = Field(
+    pipeline_split: (
+        Annotated[list[Annotated[int, Field(ge=0, le=LAYERS)]], Field(min_length=1, max_length=LAYERS)]
+        | Literal["auto"]
+        | None
+    ) = Field(
         None,
-        min_length=1,
-        max_length=LAYERS,
-        description="Layers of each pipeline stage, first to last, for uneven splits; "
-        "null means equal stages.",
+        description="Layers of each pipeline stage, first to last, for uneven splits; auto: as many "
+        "sublayers in all as the layers allow, of which a layer with cross-attention has three; "
+        "null: equal numbers of layers.",
     )
     context: int = Field(1, ge=1, le=1 << 16, description="Context-parallel size (CP).")
     sequence_parallel: bool = Field(

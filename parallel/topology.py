@@ -5,7 +5,9 @@ That is: degrees, ranks, process groups, and what DeepSpeed asks of its `mpu`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -135,9 +137,15 @@ def check_layout(config: ParallelConfig, model: ModelConfig, world: int) -> Layo
         world // degrees,
         config.zero,
         config.sequence_parallel,
-        tuple(config.pipeline_split) if config.pipeline_split else None,
+        _split(config, model),
         config.offload.optimizer,
     )
+
+
+def _split(config: ParallelConfig, model: ModelConfig) -> tuple[int, ...] | None:
+    if config.pipeline_split == "auto":
+        return balanced_split(model, config.pipeline)
+    return tuple(config.pipeline_split) if config.pipeline_split else None
 
 
 def _check_model(config: ParallelConfig, model: ModelConfig) -> None:
@@ -172,34 +180,92 @@ def _check_model(config: ParallelConfig, model: ModelConfig) -> None:
         )
 
 
+def balanced_split(model: ModelConfig, stages: int) -> tuple[int, ...]:
+    """Layers of each pipeline stage, so that all have about the same number of sublayers.
+
+    The largest stage is as small as it can be, because the others wait for it; then the stages are
+    as alike as can be; then the earlier ones have more, because the last one also has the head.
+    Raises UserError for more stages than layers.
+    """
+    costs = tuple(place.sublayers for place in model.placed_layers())
+    if stages > len(costs):
+        raise _too_many(stages, len(costs), _depth(model))
+    return _split_evenly(costs, stages)
+
+
+@functools.cache
+def _split_evenly(costs: tuple[int, ...], stages: int) -> tuple[int, ...]:
+    done = [0, *itertools.accumulate(costs)]
+    limit = max(*costs, -(-done[-1] // stages))
+    while _stages_needed(costs, limit) > stages:
+        limit += 1
+    # From the last stage to the first: the least sum of squares of the layers from each one on.
+    rest = {len(costs): 0}
+    chosen: list[dict[int, int]] = []
+    for _ in range(stages):
+        least: dict[int, tuple[int, int]] = {}
+        for end, squares in rest.items():
+            for start in range(end - 1, -1, -1):
+                own = done[end] - done[start]
+                if own > limit:
+                    break
+                least[start] = min(least.get(start, (squares + own**2, -end)), (squares + own**2, -end))
+        rest = {start: squares for start, (squares, _) in least.items()}
+        chosen.append({start: -end for start, (_, end) in least.items()})
+    ends = [0]
+    for ends_of in reversed(chosen):
+        ends.append(ends_of[ends[-1]])
+    return tuple(end - start for start, end in itertools.pairwise(ends))
+
+
+def _stages_needed(costs: Sequence[int], limit: int) -> int:
+    """Stages of at most `limit` sublayers that hold all layers."""
+    needed, filled = 1, 0
+    for cost in costs:
+        if filled + cost > limit:
+            needed, filled = needed + 1, 0
+        filled += cost
+    return needed
+
+
+def _depth(model: ModelConfig) -> str:
+    """The keys that say how many layers a model has, and how many."""
+    keys = "model.encoder_layers + model.num_layers" if model.blueprint.crossed else "model.num_layers"
+    return f"{keys}={model.total_layers}"
+
+
+def _too_many(stages: int, layers: int, depth: str) -> UserError:
+    return UserError(
+        f"parallel.pipeline={stages} stages are more than {depth}: use parallel.pipeline={layers} or less"
+    )
+
+
 def _check_pipeline(config: ParallelConfig, model: ModelConfig) -> None:
-    stages, chunks, layers = config.pipeline, config.virtual_stages, model.num_layers
+    stages, chunks, layers = config.pipeline, config.virtual_stages, model.total_layers
+    depth = _depth(model)
     if config.pipeline_split is not None:
-        if (
-            len(config.pipeline_split) != stages
-            or sum(config.pipeline_split) != layers
-            or min(config.pipeline_split) < 1
-        ):
+        split = config.pipeline_split
+        if split != "auto" and (len(split) != stages or sum(split) != layers or min(split) < 1):
             raise UserError(
-                f"parallel.pipeline_split={config.pipeline_split} must have {stages} positive entries "
-                f"(parallel.pipeline) that sum to model.num_layers={layers}"
+                f"parallel.pipeline_split={split} must have {stages} positive entries "
+                f"(parallel.pipeline) that sum to {depth}"
             )
         if chunks > 1:
             raise UserError(
                 f"parallel.pipeline_split does not combine with parallel.virtual_stages={chunks}: "
                 "set virtual_stages=1 or remove the split"
             )
-    elif layers < stages:
+        if split == "auto" and stages == 1:
+            raise UserError(
+                "parallel.pipeline_split=auto has no effect with parallel.pipeline=1: "
+                "set it to null or raise parallel.pipeline"
+            )
+    if layers < stages:
+        raise _too_many(stages, layers, depth)
+    if config.pipeline_split is None and layers % stages:
         raise UserError(
-            f"parallel.pipeline={stages} stages are more than model.num_layers={layers}: "
-            f"use parallel.pipeline={layers} or less"
-        )
-    elif layers % stages:
-        quotient, rest = divmod(layers, stages)
-        split = [quotient + (index < rest) for index in range(stages)]
-        raise UserError(
-            f"model.num_layers={layers} is not divisible by parallel.pipeline={stages}: "
-            f"set parallel.pipeline_split={split}"
+            f"{depth} is not divisible by parallel.pipeline={stages}: "
+            f"set parallel.pipeline_split={list(balanced_split(model, stages))}"
         )
     if chunks > 1 and stages == 1:
         raise UserError(
@@ -208,7 +274,7 @@ def _check_pipeline(config: ParallelConfig, model: ModelConfig) -> None:
         )
     if chunks > 1 and layers % (stages * chunks):
         raise UserError(
-            f"model.num_layers={layers} is not divisible by parallel.pipeline x virtual_stages = "
+            f"{depth} is not divisible by parallel.pipeline x virtual_stages = "
             f"{stages * chunks}: choose virtual_stages that divides {layers // stages}"
         )
 

@@ -153,9 +153,10 @@ class Scheme:
         Raises ValueError on unknown options.
         """
         depths = self._depths(num_layers, options, sublayers, other)
-        return tuple(
-            {} if depth.options.get("in_forward") else _with_cross(self.gains(depth)) for depth in depths
-        )
+        if depths[0].options.get("in_forward"):
+            return ({},) * num_layers
+        gains = (self.gains(depth) for depth in depths)
+        return tuple(map(_with_cross, gains) if sublayers == 3 else gains)
 
     def _rule(self, depth: Depth) -> Transfer:
         if self.transfer is None:

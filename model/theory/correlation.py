@@ -187,42 +187,59 @@ def zipf_correlation(vocab_size: int) -> float:
 
 
 def stream_correlation(
-    word_correlation: float, *, positions: bool, segments: bool = False, position_correlation: float = 0.0
+    word_correlation: float,
+    *,
+    positions: bool,
+    segments: bool = False,
+    fixed: tuple[float, float] | None = None,
 ) -> float:
     """Token correlation of a sum of equal-variance embedding tables, before dropout (derived).
 
-    Two positions have the correlation position_correlation, which is 0 in a learned table;
-    two segments split at a uniform cut give the same segment with probability 2/3.
+    Two positions of a learned table have correlation 0; two segments split at a uniform cut give
+    the same segment with probability 2/3.
+    fixed: (variance, covariance) of positions that are not drawn, in units of a table's variance.
     """
-    tables = 1 + positions + segments
-    return (word_correlation + position_correlation * positions + (2 / 3 if segments else 0.0)) / tables
+    own, shared = fixed or (1.0, 0.0)
+    covariance = word_correlation + shared * positions + (2 / 3 if segments else 0.0)
+    return covariance / (1 + own * positions + segments)
 
 
 @lru_cache(maxsize=64)
-def sinusoid_correlation(length: int, width: int) -> float:
-    """Mean correlation of two positions among `length` in fixed sines and cosines (derived).
+def sinusoid_moments(length: int, width: int, centred: bool) -> tuple[float, float]:
+    """(variance, covariance of two places) of sines and cosines, over the mean square (derived).
 
-    Positions i and j have the mean over frequencies f of cos(f (i - j)); most frequencies are so
-    low that a short sequence does not see them turn.
+    Means over the `length` positions of a sequence. Positions i and j have the mean over
+    frequencies f of cos(f (i - j)), and most frequencies are so low that a short sequence does not
+    see them turn.
+    centred: a norm takes the mean over a vector's entries away. Slow cosines stay at 1 and slow
+    sines at 0, so this mean holds 0.29 of the power over 64 positions, and 0.15 over 512.
     """
-    if length < 2:
-        return 1.0
-    frequency = 10000.0 ** (-2 * np.arange(width // 2, dtype=np.float64) / width)
-    apart = np.arange(1, length, dtype=np.float64)
-    pairs = 2 * (length - apart) / (length * (length - 1))
-    return float(pairs @ np.cos(np.outer(apart, frequency)).mean(1))
+    return _moments(_sinusoids(length, width), centred)
 
 
-def grid_correlation(rows: int, columns: int, width: int) -> float:
-    """Mean correlation of two places of a grid in fixed sines and cosines (derived).
+@lru_cache(maxsize=64)
+def grid_moments(rows: int, columns: int, width: int, centred: bool) -> tuple[float, float]:
+    """The same of places of a grid, row by row.
 
     One half of a vector tells the row and the other the column, each as a vector of half the width.
     """
-    places = rows * columns
-    if places < 2:
-        return 1.0
-    # Pairs of different places that have one row, or one column, in common.
-    same_row, same_column = (columns - 1) / (places - 1), (rows - 1) / (places - 1)
-    in_rows = same_row + (1 - same_row) * sinusoid_correlation(rows, width // 2)
-    in_columns = same_column + (1 - same_column) * sinusoid_correlation(columns, width // 2)
-    return (in_rows + in_columns) / 2
+    row, column = (_sinusoids(count, width // 2) for count in (rows, columns))
+    return _moments(np.hstack((np.repeat(row, columns, axis=0), np.tile(column, (rows, 1)))), centred)
+
+
+def _sinusoids(length: int, width: int) -> Array:
+    """Sines of all frequencies, then cosines: [length, width]."""
+    frequency = 10000.0 ** (-2 * np.arange(width // 2, dtype=np.float64) / width)
+    angles = np.outer(np.arange(length, dtype=np.float64), frequency)
+    return np.hstack((np.sin(angles), np.cos(angles)))
+
+
+def _moments(table: Array, centred: bool) -> tuple[float, float]:
+    """Over the mean square of the table, [length, width]; one place alone is like itself."""
+    length = len(table)
+    size = float(np.square(table).sum())
+    if centred:
+        table = table - table.mean(1, keepdims=True)
+    own = float(np.square(table).sum())
+    pairs = float(np.square(table.sum(0)).sum()) - own
+    return own / size, (pairs / (length - 1) if length > 1 else own) / size

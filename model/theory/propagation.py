@@ -56,6 +56,25 @@ def attention_branch(
     )
 
 
+@dataclass(frozen=True)
+class Source:
+    """What cross-attention reads: the output of another stack."""
+
+    stream: Stream
+    attention: AttentionLaw
+    """Of the queries' correlation, as `recursion.cross_attention`."""
+
+
+def cross_branch(u: Stream, weights: WeightVariances, sizes: Sizes, source: Source) -> Branch:
+    """Cross-attention of input u (derived). What it sends down to the source is not in it."""
+    given = source.stream.variance
+    key, value = (sizes.hidden * weights[role] * given for role in ("ck", "cv"))
+    out = source.attention(u.correlation, sizes.hidden * weights["cq"] * u.variance * key)
+    gain = sizes.inner * weights["co"] * value
+    moments = Stream(out.second, out.covariance, out.late).times(gain)
+    return Branch(moments, gain / (u.variance or 1.0) * out.late_query)
+
+
 def feed_forward_branch(
     u: Stream,
     weights: WeightVariances,
@@ -110,7 +129,7 @@ class LayerSignal:
     """Predicted signal of one layer at initialisation."""
 
     layer: int
-    """Number from 1."""
+    """Number from 1, in its stack."""
     forward_variance: float
     """Of the stream after the layer."""
     token_correlation: float
@@ -124,6 +143,8 @@ class LayerSignal:
     """Variance that the branch adds to the stream, dropout and scale included."""
     mlp_variance: float
     """Variance that the branch adds to the stream, dropout and scale included."""
+    cross_variance: float | None = None
+    """The same of cross-attention; None without."""
 
 
 def propagate(
@@ -134,10 +155,12 @@ def propagate(
     *,
     attention: AttentionLaw,
     p: float = 0.0,
+    source: Source | None = None,
 ) -> list[LayerSignal]:
-    """Signals of all layers, first to last.
+    """Signals of all layers of a stack, first to last.
 
     start: the stream entering layer 1; p: dropout on every branch.
+    source: where the layers have cross-attention.
     """
     stream, signals, factors = start, [], []
     for number, (layer, weight) in enumerate(zip(plan, weights, strict=True), start=1):
@@ -148,23 +171,32 @@ def propagate(
             attention=attention,
             plan=layer.attention,
         )
-        attended = sublayer_step(stream, stream, 1.0, layer.attention, attend, p)
-        after = sublayer_step(
-            attended.stream,
-            stream,
-            attended.layer_share,
-            layer.mlp,
-            partial(feed_forward_branch, weights=weight, sizes=sizes, plan=layer.mlp),
-            p,
-        )
-        stream = after.stream
-        factors.append(backward_factor((attended, after)))
-        signals.append((number, stream, attended.added, after.added))
+        feed_forward = partial(feed_forward_branch, weights=weight, sizes=sizes, plan=layer.mlp)
+        branches = [(layer.attention, attend), (layer.mlp, feed_forward)]
+        if source is not None:
+            crossed = partial(cross_branch, weights=weight, sizes=sizes, source=source)
+            branches.insert(1, (layer.cross, crossed))
+        steps: list[Step] = []
+        x, share = stream, 1.0
+        for sublayer, branch in branches:
+            steps.append(sublayer_step(x, stream, share, sublayer, branch, p))
+            x, share = steps[-1].stream, steps[-1].layer_share
+        stream = x
+        factors.append(backward_factor(steps))
+        signals.append((number, stream, [step.added for step in steps]))
     gradients = [1.0]
     for factor in reversed(factors[:-1]):
         gradients.append(gradients[-1] * factor)
     gradients.reverse()
     return [
-        LayerSignal(n, s.variance, s.correlation, g, a, f)
-        for (n, s, a, f), g in zip(signals, gradients, strict=True)
+        LayerSignal(
+            number,
+            after.variance,
+            after.correlation,
+            gradient,
+            added[0],
+            added[-1],
+            None if source is None else added[1],
+        )
+        for (number, after, added), gradient in zip(signals, gradients, strict=True)
     ]

@@ -13,8 +13,8 @@ from model.errors import UserError
 from model.families.family import Stack
 from model.norms import NORMS
 from model.theory.correlation import (
-    grid_correlation,
-    sinusoid_correlation,
+    grid_moments,
+    sinusoid_moments,
     stream_correlation,
     zipf_correlation,
 )
@@ -116,20 +116,28 @@ def entering_correlation(config: ModelConfig, length: int) -> float:
 
     length: tokens of its sequences.
     """
-    fixed = config.position == "sinusoidal"
     return stream_correlation(
         word_correlation(config),
-        positions=fixed or config.position == "learned",
+        positions=config.position in ("learned", "sinusoidal"),
         segments=config.token_types > 0,
-        position_correlation=position_correlation(config, length) if fixed else 0.0,
+        fixed=fixed_positions(config, length),
     )
 
 
-def position_correlation(config: ModelConfig, length: int) -> float:
-    """Mean correlation of two tokens' fixed positions."""
+def fixed_positions(config: ModelConfig, length: int) -> tuple[float, float] | None:
+    """(variance, covariance of two) of sinusoidal positions as norms see them; None without.
+
+    In units of the variance that a table of positions has.
+    """
+    if config.position != "sinusoidal":
+        return None
+    centred = NORMS[config.normalization].centred
     if config.image is None:
-        return sinusoid_correlation(length, config.hidden_size)
-    return config.image.both_patches * grid_correlation(*config.image.grid, config.hidden_size)
+        return sinusoid_moments(length, config.hidden_size, centred)
+    own, shared = grid_moments(*config.image.grid, config.hidden_size, centred)
+    # A class token has that variance too, and nothing in common with others.
+    patches = config.image.patches / config.image.tokens
+    return patches * own + 1 - patches, config.image.both_patches * shared
 
 
 Rule = Callable[[ModelConfig, Stack], LayerVariances]

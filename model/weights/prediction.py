@@ -8,16 +8,17 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.depth.scheme import WeightRole
-from model.theory.propagation import LayerSignal, propagate
-from model.theory.recursion import bidirectional_attention, causal_attention
+from model.theory.propagation import LayerSignal, Source, propagate
+from model.theory.recursion import bidirectional_attention, causal_attention, cross_attention
 from model.theory.step import Stream
 from model.weights.bases import (
+    Lengths,
     fixed_position_variance,
-    position_correlation,
+    fixed_positions,
     stack_sizes,
     word_correlation,
 )
-from model.weights.init import standard_deviations
+from model.weights.init import Deviations, standard_deviations
 from model.weights.unigram import word_moments
 
 
@@ -25,43 +26,75 @@ def predict(
     config: ModelConfig,
     seq_length: int,
     *,
+    source_length: int | None = None,
     coincidence: float | None = None,
     causal: bool | None = None,
     log_p_v: Tensor | None = None,
 ) -> list[LayerSignal]:
-    """Signals of every layer at initialisation, first to last, for any scheme and initialisation.
+    """Signals of every layer at initialisation, stack after stack, for any scheme and weights.
 
-    seq_length: tokens a sequence.
+    seq_length: tokens a sequence. source_length: the same of an encoder under a decoder.
     coincidence: chance that two tokens are equal, or the correlation of what is made of patches;
     null takes the configuration's.
-    causal: the mask of attention; null takes that of the model's stack.
+    causal: the mask of self-attention; null takes those of the model's stacks.
     False predicts the same weights under unmasked attention.
     Causal gradients are those of late positions.
     Unmasked ones leave attention's share out too and are a lower bound.
+    An encoder's are relative to its own last layer, and what a decoder sends it is nearly the same
+    for all tokens, which grows on its way down.
     Padding, document masks and rotary embedding do not enter.
     log_p_v: log frequencies of the training tokens, for `model.init.unigram`.
     Raises UserError where the vocabulary size is needed and unknown.
     """
-    plan, init = config.depth_plan(), standard_deviations(config, seq_length)
+    init = standard_deviations(config, seq_length, source_length)
+    lengths = Lengths(seq_length, source_length)
+    deviations = iter(init.layers)
+    found: list[LayerSignal] = []
+    source: Source | None = None
+    for stack in config.blueprint.stacks:
+        own, length, plan = config.of(stack), lengths.of(config, stack), config.stack_plan(stack)
+        masked = stack.causal if causal is None else causal
+        law = causal_attention if masked else bidirectional_attention
+        start = _start(config, init, length, coincidence, log_p_v)
+        signals = propagate(
+            plan.layers,
+            [_variances(next(deviations), config.score_scale) for _ in plan.layers],
+            stack_sizes(own),
+            start.normed(plan.embedding_norm),
+            attention=law(length, config.attention_dropout),
+            p=config.hidden_dropout,
+            source=source if stack.cross else None,
+        )
+        found += signals
+        last = signals[-1]
+        covariance = last.token_correlation * last.forward_variance
+        source = Source(
+            Stream(last.forward_variance, covariance, last.forward_variance),
+            cross_attention(length, last.token_correlation, config.attention_dropout),
+        )
+    return found
+
+
+def _start(
+    config: ModelConfig,
+    init: Deviations,
+    length: int,
+    coincidence: float | None,
+    log_p_v: Tensor | None,
+) -> Stream:
+    """What a stack's tables give, after dropout. Arguments as in `predict`."""
     words, shared = word_moments(config, init.word**2, init.logit_scale, log_p_v)
-    types = (init.token_type or 0.0) ** 2
-    fixed = fixed_position_variance(config)
-    variance = words + (init.position or 0.0) ** 2 + fixed + types
+    types, positions = (init.token_type or 0.0) ** 2, (init.position or 0.0) ** 2
     same = word_correlation(config) if coincidence is None else coincidence
-    shared = same * shared + (fixed and fixed * position_correlation(config, seq_length))
     # Two tokens of a sample that is cut at a uniform place are of one type in 2 of 3 cases.
-    start = Stream(variance, shared + 2 / 3 * types, variance).dropped(config.hidden_dropout)
-    if causal is None:
-        causal = config.stack.causal
-    law = causal_attention if causal else bidirectional_attention
-    return propagate(
-        plan.layers,
-        [_variances(layer, config.score_scale) for layer in init.layers],
-        stack_sizes(config),
-        start.normed(plan.embedding_norm),
-        attention=law(seq_length, config.attention_dropout),
-        p=config.hidden_dropout,
-    )
+    covariance = same * shared + 2 / 3 * types
+    fixed = fixed_positions(config, length)
+    if fixed is not None:
+        drawn = fixed_position_variance(config)
+        positions = drawn * fixed[0]
+        covariance += drawn * fixed[1]
+    variance = words + positions + types
+    return Stream(variance, covariance, variance).dropped(config.hidden_dropout)
 
 
 def _variances(deviations: Mapping[WeightRole, float], score_scale: float) -> Mapping[WeightRole, float]:

@@ -21,6 +21,7 @@ from pretrain.config.transfer import transferred
 
 WORDS: dict[str, Callable[[ModelConfig], float]] = {
     "sqrt(hidden)": lambda model: math.sqrt(model.hidden_size),
+    # Of the stack that a parameter is in; the last one's for those outside of the layers.
     "1/layers": lambda model: 1 / model.num_layers,
     "1/sqrt(layers)": lambda model: 1 / math.sqrt(model.num_layers),
 }
@@ -91,11 +92,20 @@ def role_of(row: Row) -> str:
 
 def factors_of(factors: FactorsConfig, model: ModelConfig) -> Callable[[Row], Factors]:
     """From a parameter of the model to its factors, those of `model.transfer` among them."""
+    last = model.blueprint.stacks[-1]
     values = {
-        name: Factors(*(_number(factor, model) for factor in (role.rate, role.eps, role.decay)))
+        (stack.name, name): Factors(
+            *(_number(factor, model.of(stack)) for factor in (role.rate, role.eps, role.decay))
+        )
+        for stack in model.blueprint.stacks
         for name, role in ((name, getattr(factors, name)) for name in FactorsConfig.model_fields)
     }
-    return lambda row: values[role_of(row)].times(transferred(model, row))
+
+    def of(row: Row) -> Factors:
+        stack = last.name if row.layer is None else row.stack
+        return values[stack, role_of(row)].times(transferred(model, row))
+
+    return of
 
 
 def check_factors(
@@ -105,7 +115,7 @@ def check_factors(
     if factors == FactorsConfig():
         return
     known = model if model.vocab_size else model.model_copy(update={"vocab_size": 2})
-    present = {role_of(row) for row in parameter_table(known, positions=1)}
+    present = {role_of(row) for row in parameter_table(known, positions=1, source_positions=1)}
     for name in FactorsConfig.model_fields:
         given: RoleFactors = getattr(factors, name)
         for key in RoleFactors.model_fields:

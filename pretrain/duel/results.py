@@ -97,7 +97,12 @@ def outcome(cell: Cell, config: RunConfig, unigram: float) -> Outcome:
         median(times) if times else math.nan,
         result.seconds if result else math.nan,
         parameter_count(config.model)["total"],
-        flops_per_token(config.model, config.data.seq_length, targets=config.target_share).model,
+        flops_per_token(
+            config.model,
+            config.data.seq_length,
+            targets=config.target_share,
+            source_length=config.data.source_length,
+        ).model,
         config.model.hidden_size,
         [(event.step, event.loss) for event in metrics.train],
         evaluations,

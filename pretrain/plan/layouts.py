@@ -86,8 +86,14 @@ class Prediction:
 def work_of(config: RunConfig, model: ModelConfig) -> Work:
     """The work of a run; `auto` precision is bf16, as on every GPU that can be planned for.
 
-    Raises UserError while the vocabulary is unknown.
+    Raises UserError while the vocabulary is unknown, and for models of more than one stack, whose
+    memory and time are not predicted.
     """
+    if model.blueprint.crossed:
+        raise UserError(
+            f"model.family={model.family} has an encoder under its decoder, and fathom plan predicts models "
+            "of one stack only: use another family, or measure a short run"
+        )
     if model.vocab_size is None:
         raise UserError(
             "model.vocab_size is not known: set it (model.vocab_size=50257), "

@@ -219,7 +219,11 @@ def _mfu(run: RunRecord, tokens_per_s: float | None) -> float | None:
     start = run.metrics.starts[-1] if run.metrics.starts else None
     if tokens_per_s is None or model is None or model.vocab_size is None or not length or start is None:
         return None
-    flops = flops_per_token(model, length, targets=_target_share(run, model)).model
+    source = run.config.count("data.source_length") if model.blueprint.crossed else None
+    if model.blueprint.crossed and not source:
+        return None
+    share = _target_share(run, model)
+    flops = flops_per_token(model, length, targets=share, source_length=source).model
     return mfu(tokens_per_s, flops, _gpu(run), _world_size(run), start.precision or "")
 
 

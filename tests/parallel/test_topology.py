@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
 import pytest
 
+from model.config import ModelConfig
 from model.errors import UserError
-from parallel.topology import Topology, split_layout
+from parallel.topology import Topology, balanced_split, split_layout
 from tests.distributed import Group, gather, launch, rebuild
 from tests.documents.layouts import DOCUMENT, refusal_list, refusals_in
 from tests.parallel.refusals import REFUSALS, Refusal, layout
@@ -58,6 +60,25 @@ def test_degrees() -> None:
     one = layout(8, {}, tensor=2, pipeline=2, zero=2)
     assert one.data == 2
     assert one.summary() == {"tp": 2, "pp": 2, "vp": 1, "cp": 1, "dp": 2, "zero": 2}
+
+
+@pytest.mark.parametrize(("encoder", "decoder", "stages"), [(4, 4, 2), (4, 4, 3), (2, 7, 4), (6, 3, 5)])
+def test_balanced_splits_are_the_best_of_all(encoder: int, decoder: int, stages: int) -> None:
+    """The largest stage, then the squares of all, then more layers early, against every split."""
+    model = ModelConfig.model_validate(
+        {"family": "seq2seq", "num_layers": decoder, "encoder_layers": encoder}
+        | {"hidden_size": 8, "num_attention_heads": 2, "vocab_size": 8}
+    )
+    costs = [2] * encoder + [3] * decoder
+
+    def order(ends: tuple[int, ...]) -> tuple[int, int, list[int]]:
+        parts = list(itertools.pairwise((0, *ends, len(costs))))
+        sums = [sum(costs[start:end]) for start, end in parts]
+        return max(sums), sum(value**2 for value in sums), [start - end for start, end in parts]
+
+    best = min(itertools.combinations(range(1, len(costs)), stages - 1), key=order)
+    wanted = tuple(end - start for start, end in itertools.pairwise((0, *best, len(costs))))
+    assert balanced_split(model, stages) == wanted
 
 
 def test_notation_of_uneven_splits() -> None:

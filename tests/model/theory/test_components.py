@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from model.network.embedding import Sinusoids
 from model.theory import (
     causal_attention,
     correlation_map,
@@ -22,7 +23,8 @@ from model.theory import (
     stream_correlation,
     zipf_correlation,
 )
-from model.theory.correlation import POINTWISE, gaussian_expectation, gaussian_product
+from model.theory.correlation import POINTWISE, gaussian_expectation, gaussian_product, sinusoid_moments
+from tests.reference import oracle
 
 P = 0.1
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -143,6 +145,17 @@ def test_stream_correlation_of_embedding_tables() -> None:
     assert stream_correlation(word, positions=False) == word
     assert stream_correlation(word, positions=True) == word / 2
     assert stream_correlation(word, positions=True, segments=True) == pytest.approx(0.2268, abs=5e-5)
+    assert stream_correlation(0.1, positions=True, fixed=(0.7, 0.35)) == pytest.approx(0.45 / 1.7)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_sinusoids_moments_are_those_of_the_table_in_the_model(centred: bool) -> None:
+    table = Sinusoids(64, 128, math.sqrt(2), torch.float64)(torch.arange(64)[None])
+    if centred:
+        table = table - table.mean(-1, keepdim=True)
+    variance, covariance = sinusoid_moments(64, 128, centred)
+    assert float(table.square().mean()) == pytest.approx(variance, abs=1e-12)
+    assert oracle.token_correlation(table) == pytest.approx(covariance / variance, abs=1e-12)
 
 
 # ---- components ----------------------------------------------------------------------------------
