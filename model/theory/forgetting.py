@@ -46,10 +46,12 @@ class Passage:
 
 @dataclass(frozen=True)
 class LayerPassage:
-    """How the stream passed the two sublayers of one layer."""
+    """How the stream passed the sublayers of one layer."""
 
     attention: Passage
     mlp: Passage
+    cross: Passage | None = None
+    """None in a layer without cross-attention."""
 
 
 def along_common(attention: float, mlp: float) -> LayerPassage:
@@ -92,6 +94,8 @@ def log_factors(plan: Sequence[Layer], passages: Sequence[LayerPassage]) -> list
     factors, size = [], 1.0
     for layer, passage in zip(plan, passages, strict=True):
         x = _pass(_Carried(1.0, size), size, layer.attention, passage.attention)
+        if passage.cross is not None:
+            x = _pass(x, size, layer.cross, passage.cross)
         x = _pass(x, size, layer.mlp, passage.mlp)
         factors.append(_log(x.difference))
         size = x.size

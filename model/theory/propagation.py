@@ -145,6 +145,8 @@ class LayerSignal:
     """Variance that the branch adds to the stream, dropout and scale included."""
     cross_variance: float | None = None
     """The same of cross-attention; None without."""
+    cross_ratio: float | None = None
+    """Size of what cross-attention adds over that of what it is added to; None without."""
 
 
 def propagate(
@@ -183,7 +185,7 @@ def propagate(
             x, share = steps[-1].stream, steps[-1].layer_share
         stream = x
         factors.append(backward_factor(steps))
-        signals.append((number, stream, [step.added for step in steps]))
+        signals.append((number, stream, steps))
     gradients = [1.0]
     for factor in reversed(factors[:-1]):
         gradients.append(gradients[-1] * factor)
@@ -194,9 +196,10 @@ def propagate(
             after.variance,
             after.correlation,
             gradient,
-            added[0],
-            added[-1],
-            None if source is None else added[1],
+            passed[0].added,
+            passed[-1].added,
+            None if source is None else passed[1].added,
+            None if source is None or not passed[1].kept else math.sqrt(passed[1].added / passed[1].kept),
         )
-        for (number, after, added), gradient in zip(signals, gradients, strict=True)
+        for (number, after, passed), gradient in zip(signals, gradients, strict=True)
     ]

@@ -80,6 +80,8 @@ class Step:
     """Amplitude of the layer's input in the stream after the sublayer."""
     added: float
     """Variance that the branch adds to the sum."""
+    kept: float
+    """Variance of what the branch is added to."""
     residual: float
     """Amplitude of the sublayer's input in the sum."""
     skip: float
@@ -110,13 +112,15 @@ def sublayer_step(
     residual = plan.residual_scale * (math.sqrt(norm_in) if plan.residual_from_norm else 1.0)
     # (residual x + skip x_layer)^2, with x = layer_share x_layer + something independent.
     coherent = plan.skip_scale**2 + 2 * plan.skip_scale * residual * layer_share
-    total = kept.plus(layer_input.times(coherent)).plus(added)
+    base = kept.plus(layer_input.times(coherent))
+    total = base.plus(added)
     norm = _inverse(total.late, plan.norm_out)
     gain = plan.branch_scale**2 * _inverse(branch.output.late, plan.norm_branch) / (1 - p)
     return Step(
         stream=total.normed(plan.norm_out),
         layer_share=(residual * layer_share + plan.skip_scale) * math.sqrt(norm),
         added=added.variance,
+        kept=base.variance,
         residual=residual,
         skip=plan.skip_scale,
         branch_gain=gain * branch.backward * plan.input_scale**2 * norm_in,

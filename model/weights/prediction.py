@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from model.config import ModelConfig
 from model.depth.scheme import WeightRole
 from model.theory.propagation import LayerSignal, Source, propagate
-from model.theory.recursion import bidirectional_attention, causal_attention, cross_attention
+from model.theory.recursion import AttentionLaw, bidirectional_attention, causal_attention, cross_attention
 from model.theory.step import Stream
 from model.weights.bases import (
     Lengths,
@@ -27,21 +28,23 @@ def predict(
     seq_length: int,
     *,
     source_length: int | None = None,
-    coincidence: float | None = None,
+    coincidence: float | Sequence[float] | None = None,
     causal: bool | None = None,
     log_p_v: Tensor | None = None,
+    one_gradient: bool = False,
 ) -> list[LayerSignal]:
     """Signals of every layer at initialisation, stack after stack, for any scheme and weights.
 
     seq_length: tokens a sequence. source_length: the same of an encoder under a decoder.
     coincidence: chance that two tokens are equal, or the correlation of what is made of patches;
-    null takes the configuration's.
+    null takes the configuration's; a sequence has one for each stack.
     causal: the mask of self-attention; null takes those of the model's stacks.
     False predicts the same weights under unmasked attention.
     Causal gradients are those of late positions.
     Unmasked ones leave attention's share out too and are a lower bound.
-    An encoder's are relative to its own last layer, and what a decoder sends it is nearly the same
-    for all tokens, which grows on its way down.
+    An encoder's are relative to its own last layer.
+    one_gradient: all tokens of a stack without a causal mask have the same gradient, as nearly those
+    have to which a decoder attends. Attention hands it down whole, so it is an upper bound.
     Padding, document masks and rotary embedding do not enter.
     log_p_v: log frequencies of the training tokens, for `model.init.unigram`.
     Raises UserError where the vocabulary size is needed and unknown.
@@ -51,17 +54,18 @@ def predict(
     deviations = iter(init.layers)
     found: list[LayerSignal] = []
     source: Source | None = None
-    for stack in config.blueprint.stacks:
+    for place, stack in enumerate(config.blueprint.stacks):
         own, length, plan = config.of(stack), lengths.of(config, stack), config.stack_plan(stack)
         masked = stack.causal if causal is None else causal
         law = causal_attention if masked else bidirectional_attention
-        start = _start(config, init, length, coincidence, log_p_v)
+        equal = coincidence[place] if isinstance(coincidence, Sequence) else coincidence
+        start = _start(config, init, length, equal, log_p_v)
         signals = propagate(
             plan.layers,
             [_variances(next(deviations), config.score_scale) for _ in plan.layers],
             stack_sizes(own),
             start.normed(plan.embedding_norm),
-            attention=law(length, config.attention_dropout),
+            attention=_attention(law(length, config.attention_dropout), one_gradient and not masked),
             p=config.hidden_dropout,
             source=source if stack.cross else None,
         )
@@ -73,6 +77,16 @@ def predict(
             cross_attention(length, last.token_correlation, config.attention_dropout),
         )
     return found
+
+
+def _attention(law: AttentionLaw, one_gradient: bool) -> AttentionLaw:
+    """With the gradient that values pass on where all tokens have the same (derived).
+
+    Each value gets the mean over queries of what its readers get, and that is the gradient itself.
+    """
+    if not one_gradient:
+        return law
+    return lambda r, scores: replace(law(r, scores), late_value=1.0)
 
 
 def _start(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model.depth.scheme import LAYER_ROLES
-from pretrain.probe.measure import Probe
+from pretrain.probe.measure import ROLES, Probe
+from pretrain.probe.stacks import parts
 from pretrain.report.run_charts import Chart
 from pretrain.report.style import (
     GREY,
@@ -179,8 +179,10 @@ def draw_weights(axes: Axes, probes: Sequence[Probe]) -> None:
             _points(axes, probe, "weight_grad_norm", index)
             continue
         places = _places(probe.num_layers)
-        for number, kind in enumerate(LAYER_ROLES):
-            values = np.array([layer.weight_grad_norms[kind] for layer in probe.layers])
+        for number, kind in enumerate(ROLES):
+            values = np.array([layer.weight_grad_norms.get(kind, math.nan) for layer in probe.layers])
+            if not np.isfinite(values).any():
+                continue
             axes.plot(
                 places + 1,
                 values[places],
@@ -221,6 +223,34 @@ def draw_passed(axes: Axes, probes: Sequence[Probe]) -> None:
     log_ticks(axes)
 
 
+def draw_cross(axes: Axes, probes: Sequence[Probe]) -> None:
+    """Size of cross-attention's branch."""
+    for index, probe in enumerate(probes):
+        _line(axes, probe, "branch_ratio_cross_theory", index)
+        _points(axes, probe, "branch_ratio_cross", index)
+    _scale(axes, [value for probe in probes for value in probe.values("branch_ratio_cross")], (0.0, 0.1))
+
+
+def _mark_layers(axes: Axes, probes: Sequence[Probe]) -> None:
+    """The axis of layers, with a line between an encoder and the decoder over it."""
+    axes.set_xlabel("layer")
+    whole_ticks(axes)
+    (_, lower), *upper = parts(probes[0])
+    if upper:
+        axes.axvline(lower.num_layers + 0.5, color=GREY, linewidth=0.8, linestyle=":")
+        axes.set_xlabel(f"layer (encoder 1-{lower.num_layers}, then decoder)")
+
+
+CROSS = Panel(
+    "cross",
+    "Cross-attention",
+    "branch / what it is added to",
+    (
+        "Size of what cross-attention adds to the decoder's stream, over the size of the stream: what the "
+        "decoder takes from the encoder in each layer."
+    ),
+    draw_cross,
+)
 PANELS = (
     Panel(
         "forward",
@@ -282,6 +312,14 @@ PANELS = (
         draw_passed,
     ),
 )
+
+
+def panels(probes: Sequence[Probe]) -> tuple[Panel, ...]:
+    """Those that some of the probes have values for."""
+    crossed = any(probe.model.blueprint.crossed for probe in probes)
+    return (*PANELS, CROSS) if crossed else PANELS
+
+
 MEASURED_ONLY = ("weights", "share", "passed")
 """Panels without a line of theory."""
 
@@ -331,14 +369,17 @@ def picture(probes: Sequence[Probe], title: str, subtitle: str) -> Figure:
     import textwrap
 
     with drawing() as new:
-        figure = new((10.0, 10.6))
-        grid = figure.subplots(3, 2)
-        for panel, axes in zip(PANELS, grid.flat, strict=True):
+        drawn = panels(probes)
+        rows = -(-len(drawn) // 2)
+        figure = new((10.0, 1.0 + 3.2 * rows))
+        grid = figure.subplots(rows, 2)
+        for axes in grid.flat[len(drawn) :]:
+            axes.set_axis_off()
+        for panel, axes in zip(drawn, grid.flat, strict=False):
             panel.draw(axes, probes)
             axes.set_title(panel.title, loc="left", fontsize=9.5, fontweight="bold")
             axes.set_ylabel(panel.label)
-            axes.set_xlabel("layer")
-            whole_ticks(axes)
+            _mark_layers(axes, probes)
         if len(probes) == 1:
             _kinds_legend(grid.flat[3])
         lines = textwrap.wrap(subtitle, 135)
@@ -357,14 +398,13 @@ def save_picture(probes: Sequence[Probe], path: Any, title: str, subtitle: str, 
 def charts(probes: Sequence[Probe]) -> list[Chart]:
     """Every panel as a picture of its own, for a page."""
     made = []
-    for panel in PANELS:
+    for panel in panels(probes):
         with drawing() as new:
             figure = new((HALF[0], 3.6))
             axes = figure.add_subplot()
             panel.draw(axes, probes)
             axes.set_ylabel(panel.label)
-            axes.set_xlabel("layer")
-            whole_ticks(axes)
+            _mark_layers(axes, probes)
             if len(probes) == 1:
                 handles, labels = axes.get_legend_handles_labels()
                 if panel.name in ("gradient", "weights"):

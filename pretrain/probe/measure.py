@@ -16,15 +16,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.depth.scheme import LAYER_ROLES
+from model.depth.placed import PlacedLayer
+from model.depth.scheme import CROSS, LAYER_ROLES, WeightRole
 from model.depth.schemes import SCHEMES
 from model.errors import UserError
+from model.layers.layer import DepthLayer
 from model.network.language_model import LanguageModel
 from model.parameters.names import named_parameters
 from model.parameters.shards import take
@@ -37,6 +40,7 @@ from parallel.topology import Topology
 from pretrain.probe.sublayers import Sums, common_share, mean_square, watch
 from pretrain.tasks.task import Batch, Task
 from pretrain.train.build import build_chunks, seed_everything
+from pretrain.train.callbacks.signal import streams
 from pretrain.train.callbacks.signal.forgetting import gain_of, implied
 from pretrain.train.steps import on_device, shared, training_step
 
@@ -50,7 +54,7 @@ class LayerProbe:
     """
 
     layer: int
-    """From 1."""
+    """From 1, in its stack."""
     forward_variance: float
     """torch.var of the stream after the layer, mean over seeds."""
     forward_variance_min: float
@@ -62,7 +66,7 @@ class LayerProbe:
     grad_variance: float
     """Mean square of the loss gradient at the stream entering the layer.
 
-    Relative to the last layer's, geometric mean over seeds.
+    Relative to that of the last layer of its stack, geometric mean over seeds.
     """
     grad_variance_late: float
     """The same of the positions in the second half of the sequence only."""
@@ -77,7 +81,7 @@ class LayerProbe:
     weight_grad_norm: float
     """Frobenius norm of the gradients of all matrices of the layer, geometric mean over seeds."""
     weight_grad_norms: dict[str, float]
-    """The same by kind of matrix: q, k, v, o, fc1, fc2."""
+    """The same by kind of matrix: q, k, v, o, fc1, fc2, and of cross-attention cq, ck, cv, co."""
     common_share: float
     """Part of that stream's power that all tokens of the batch have in common, mean over seeds."""
     branch_ratio_attention: float
@@ -85,10 +89,15 @@ class LayerProbe:
     branch_ratio_mlp: float
     """The same of the feed-forward."""
     forgetting: float
-    """ln of the gradient entering the layer over that leaving the last one, as norms imply it.
+    """ln of the gradient entering the layer over that leaving its stack's last, as norms imply it.
 
     The law of `model/theory/forgetting.py` for the measured sizes, mean over seeds.
     """
+    stack: str
+    """The name of its stack."""
+    branch_ratio_cross: float | None = None
+    """The same of cross-attention; None in a layer without."""
+    branch_ratio_cross_theory: float | None = None
     forward_variance_theory: float | None = None
     token_correlation_theory: float | None = None
     grad_variance_late_theory: float | None = None
@@ -103,6 +112,7 @@ class Probe:
     label: str
     """Its name with options."""
     num_layers: int
+    """Of all stacks."""
     seeds: int
     layers: tuple[LayerProbe, ...]
     model: ModelConfig
@@ -121,6 +131,17 @@ class Probe:
 
     The smallest over layers and seeds.
     """
+    smallest_by_stack: dict[str, float] = field(default_factory=dict)
+    """The same of each stack."""
+    reader_weight_grad: float | None = None
+    """`weight_grad_norm` of the decoder's last layer, in a model that has an encoder under it."""
+    gradient_limits: tuple[float, float] | None = None
+    """Of an encoder under a decoder: what its gradient is between in theory.
+
+    At its first layer relative to its last, where those of all tokens are independent, and the same.
+    """
+    source_length: int | None = None
+    """Tokens of a sequence of an encoder under a decoder."""
     checkpoint: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -140,7 +161,7 @@ class _Sample:
     """Natural logarithm of the mean square gradient of the stream entering the layer."""
     log_late: float = -math.inf
     """The same over the second half of the positions."""
-    squares: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LAYER_ROLES, 0.0))
+    squares: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ROLES, 0.0))
     common: float = math.nan
     """Share of the stream's power that all tokens have in common."""
     sums: Sums = field(default_factory=dict)
@@ -150,6 +171,9 @@ class _Sample:
         """Size of a branch over that of what it is added to; nan where that is 0."""
         base = self.sums[f"{part}_residual"]
         return math.sqrt(self.sums[f"{part}_branch"] / base) if base > 0 else math.nan
+
+
+ROLES: tuple[WeightRole, ...] = (*LAYER_ROLES, *CROSS.values())
 
 
 def zipf_tokens(vocab: int, batch: int, length: int, seed: int) -> Tensor:
@@ -214,16 +238,15 @@ class Meter:
 
     def __init__(self, chunk: LanguageModel, model: ModelConfig) -> None:
         self.chunk, self.model = chunk, model
-        self.samples = [_Sample() for _ in range(model.num_layers)]
+        self.samples = [_Sample() for _ in range(model.total_layers)]
         self.embedding_variance = math.nan
         self.handles: list[Any] = []
 
     def __enter__(self) -> Meter:
         for sample, layer in zip(self.samples, self.chunk.decoder.layers, strict=True):
-            self.handles.append(
-                layer.register_forward_pre_hook(self._entering(sample, layer.plan.entering), with_kwargs=True)
-            )
-            self.handles.append(layer.register_forward_hook(self._leaving(sample, layer.plan.leaving)))
+            entering = self._entering(sample, layer)
+            self.handles.append(layer.register_forward_pre_hook(entering, with_kwargs=True))
+            self.handles.append(layer.register_forward_hook(self._leaving(sample, layer)))
             self.handles += watch(layer, sample.sums)
         for named in named_parameters(self.chunk, 0, 1):
             gain = gain_of(named.row)
@@ -237,8 +260,8 @@ class Meter:
             handle.remove()
         self.handles = []
 
-    def _entering(self, sample: _Sample, unit: float) -> Callable[..., None]:
-        log_square = 2 * math.log(unit)
+    def _entering(self, sample: _Sample, layer: DepthLayer) -> Callable[..., None]:
+        log_square = 2 * math.log(layer.plan.entering)
 
         def on_gradient(gradient_sbh: Tensor) -> None:
             sample.log_gradient = log_mean_square(gradient_sbh) - log_square
@@ -247,18 +270,19 @@ class Meter:
             sample.log_late = log_mean_square(gradient_sbh[gradient_sbh.shape[0] // 2 :]) - log_square
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            stream: Tensor = args[0] if args else kwargs["hidden_states"]
+            stream, rows = streams.entering(layer, args, kwargs)
             if sample is self.samples[0]:
-                self.embedding_variance = float(stream.detach().double().var())
-            stream.register_hook(on_gradient)
+                self.embedding_variance = float(stream[rows].detach().double().var())
+            stream.register_hook(lambda gradient: on_gradient(gradient[rows]))
 
         return hook
 
-    def _leaving(self, sample: _Sample, unit: float) -> Callable[..., None]:
+    def _leaving(self, sample: _Sample, layer: DepthLayer) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> None:
-            sample.variance = float(output[0].detach().double().var()) * unit**2
-            sample.correlation = token_correlation(output[0])
-            sample.common = common_share(output[0])
+            stream = streams.leaving(layer, output)
+            sample.variance = float(stream.detach().double().var()) * layer.plan.leaving**2
+            sample.correlation = token_correlation(stream)
+            sample.common = common_share(stream)
 
         return hook
 
@@ -293,6 +317,7 @@ def probe(
     topology: Topology,
     *,
     seq_length: int,
+    source_length: int | None = None,
     task: Task,
     batches: Callable[[int], Batch],
     seeds: Sequence[int],
@@ -309,6 +334,7 @@ def probe(
     Theory is left out for a checkpoint: it speaks of initialisation.
 
     model: with vocab_size and max_position_embeddings.
+    source_length: tokens that an encoder under a decoder reads.
     task: whose loss is taken; batches: from a seed to a micro-batch of it.
     dtype: of weights and activations, as in training.
     fp32_residual: `train.fp32_residual`.
@@ -325,6 +351,7 @@ def probe(
             model,
             topology,
             seq_length=seq_length,
+            source_length=source_length,
             dtype=dtype,
             seed=seed,
             log_p_v=log_p_v,
@@ -340,17 +367,34 @@ def probe(
         runs.append(meter.samples)
         losses.append(loss)
         entering.append(meter.embedding_variance)
-        coincidences.append(coincidence(given["tokens"]))
+        coincidences.append([coincidence(given[key]) for key in ("source", "tokens") if key in given])
         batch = len(given["tokens"])
     # Those of the tokens, which need not be what the weights were planned for.
-    equal = sum(coincidences) / len(coincidences)
-    theory = predict(model, seq_length, coincidence=equal, log_p_v=log_p_v) if checkpoint is None else None
+    equal = [sum(values) / len(values) for values in zip(*coincidences, strict=True)]
+    theory, limits = None, None
+    if checkpoint is None:
+        predicted = partial(
+            predict,
+            model,
+            seq_length,
+            source_length=source_length,
+            coincidence=equal,
+            log_p_v=log_p_v,
+        )
+        theory = predicted()
+        if source_length is not None:
+            limits = (theory[0].grad_variance_late, predicted(one_gradient=True)[0].grad_variance_late)
+    layers = tuple(_layers(model, runs, theory))
+    smallest: dict[str, float] = {}
+    for index, place in enumerate(model.placed_layers()):
+        least = min(run[index].log_late for run in runs) / 2 / math.log(10)
+        smallest[place.stack.name] = min(least, smallest.get(place.stack.name, math.inf))
     return Probe(
         scheme=model.scheme,
         label=label or model.scheme,
-        num_layers=model.num_layers,
+        num_layers=model.total_layers,
         seeds=len(seeds),
-        layers=tuple(_layers(model, runs, theory)),
+        layers=layers,
         model=model,
         seq_length=seq_length,
         batch=batch,
@@ -359,7 +403,11 @@ def probe(
         parameters=parameter_count(model)["total"],
         loss=sum(losses) / len(losses),
         embedding_variance=sum(entering) / len(entering),
-        smallest_gradient_log10=min(sample.log_late for run in runs for sample in run) / 2 / math.log(10),
+        smallest_gradient_log10=min(smallest.values()),
+        smallest_by_stack=smallest,
+        reader_weight_grad=layers[-1].weight_grad_norm if model.blueprint.crossed else None,
+        gradient_limits=limits,
+        source_length=source_length,
         checkpoint=None if checkpoint is None else str(checkpoint.folder),
         options={**SCHEMES[model.scheme].options, **model.scheme_options},
     )
@@ -386,18 +434,20 @@ def _layers(
 ) -> list[LayerProbe]:
     layers = []
     forgotten = [implied(model, [sample.sums for sample in run]) for run in runs]
-    for index in range(len(runs[0])):
+    for index, place in enumerate(model.placed_layers()):
         samples = [run[index] for run in runs]
+        top = index - place.index + place.depth - 1
         variances = [sample.variance for sample in samples]
-        lates = [_difference(run[index].log_late, run[-1].log_late) for run in runs]
+        lates = [_difference(run[index].log_late, run[top].log_late) for run in runs]
         late, everywhere = (
             _mean(lates),
-            _mean([_difference(run[index].log_gradient, run[-1].log_gradient) for run in runs]),
+            _mean([_difference(run[index].log_gradient, run[top].log_gradient) for run in runs]),
         )
         predicted = None if theory is None else theory[index]
         layers.append(
             LayerProbe(
-                layer=index + 1,
+                layer=place.index + 1,
+                stack=place.stack.name,
                 forward_variance=_mean(variances),
                 forward_variance_min=min(variances),
                 forward_variance_max=max(variances),
@@ -411,18 +461,29 @@ def _layers(
                 weight_grad_norm=_exp(_mean([_log(sum(sample.squares.values())) / 2 for sample in samples])),
                 weight_grad_norms={
                     kind: _exp(_mean([_log(sample.squares[kind]) / 2 for sample in samples]))
-                    for kind in LAYER_ROLES
+                    for kind in (ROLES if place.stack.cross else LAYER_ROLES)
                 },
                 common_share=_mean([sample.common for sample in samples]),
                 branch_ratio_attention=_mean([sample.branch_ratio("attention") for sample in samples]),
                 branch_ratio_mlp=_mean([sample.branch_ratio("mlp") for sample in samples]),
+                branch_ratio_cross=_mean([sample.branch_ratio("cross") for sample in samples])
+                if place.stack.cross
+                else None,
+                branch_ratio_cross_theory=None if predicted is None else predicted.cross_ratio,
                 forgetting=_mean([logs[index] for logs in forgotten]),
                 forward_variance_theory=None if predicted is None else predicted.forward_variance,
                 token_correlation_theory=None if predicted is None else predicted.token_correlation,
-                grad_variance_late_theory=None if predicted is None else predicted.grad_variance_late,
+                grad_variance_late_theory=_own_gradient(model, place, predicted),
             )
         )
     return layers
+
+
+def _own_gradient(model: ModelConfig, place: PlacedLayer, predicted: LayerSignal | None) -> float | None:
+    """The gradient predicted; None where a decoder's tokens send an encoder nearly the same."""
+    if predicted is None or place.stack is not model.blueprint.stacks[-1]:
+        return None
+    return predicted.grad_variance_late
 
 
 def _mean(values: list[float]) -> float:

@@ -17,6 +17,7 @@ from model.records import without_nan
 from model.words import quantity
 from pretrain.probe.measure import Probe
 from pretrain.probe.rules import RULES, findings, trainable, verdict
+from pretrain.probe.stacks import depth_words, expectation, layer_name
 from pretrain.report.page import Page, Section, Table, render_page
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -45,6 +46,8 @@ def as_json(probe: Probe) -> dict[str, Any]:
             "parameters": probe.parameters,
             "vocab_size": probe.model.vocab_size,
             "seq_length": probe.seq_length,
+            **({} if probe.source_length is None else {"source_length": probe.source_length}),
+            **({} if probe.gradient_limits is None else {"encoder_gradient": probe.gradient_limits}),
             "batch": probe.batch,
             "dtype": probe.dtype,
             "tokens": probe.tokens,
@@ -95,9 +98,13 @@ def title(probes: Sequence[Probe]) -> str:
     seeds = f"{first.seeds} seed{'' if first.seeds == 1 else 's'}"
     when = "at initialisation" if first.checkpoint is None else f"from {first.checkpoint}"
     return (
-        f"{names}: {first.num_layers} layers of width {first.model.hidden_size}, "
-        f"{first.seq_length} tokens, {seeds}, {when}"
+        f"{names}: {depth_words(first)} layers of width {first.model.hidden_size}, "
+        f"{_lengths(first)} tokens, {seeds}, {when}"
     )
+
+
+def _lengths(probe: Probe) -> str:
+    return f"{probe.source_length} + {probe.seq_length}" if probe.source_length else str(probe.seq_length)
 
 
 def table(probe: Probe, rows: int | None = None) -> Table:
@@ -117,6 +124,9 @@ def table(probe: Probe, rows: int | None = None) -> Table:
         "common share",
         "passed on",
     ]
+    crossed = probe.model.blueprint.crossed
+    if crossed:
+        head += ["cross / stream", "theory"]
     chosen = (
         range(probe.num_layers)
         if rows is None
@@ -127,7 +137,7 @@ def table(probe: Probe, rows: int | None = None) -> Table:
         layer = probe.layers[int(index)]
         lines.append(
             [
-                str(layer.layer),
+                layer_name(probe, layer),
                 *(
                     _number(value)
                     for value in (
@@ -145,6 +155,8 @@ def table(probe: Probe, rows: int | None = None) -> Table:
                 _power(math.exp(min(layer.forgetting, 700.0)), layer.forgetting / math.log(10)),
             ]
         )
+        if crossed:
+            lines[-1] += [_number(layer.branch_ratio_cross), _number(layer.branch_ratio_cross_theory)]
     return Table(head, lines)
 
 
@@ -194,7 +206,8 @@ def text(probe: Probe) -> str:
     lines += ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
     lines += ["", f"{probe.label}: {verdict(probe)}"]
     lines += [f"  {finding.level}: {finding.message}\n    {finding.why}" for finding in findings(probe)]
-    return "\n".join(lines)
+    expected = expectation(probe)
+    return "\n".join(lines if expected is None else [*lines, f"  {expected}"])
 
 
 def page(probes: Sequence[Probe]) -> str:
@@ -205,11 +218,11 @@ def page(probes: Sequence[Probe]) -> str:
     worst = {"no": "bad", "at risk": "open", "yes": "good"}
     status = (worst[trainable(first)], verdict(first)) if len(probes) == 1 else ("good", "")
     facts = [
-        ("Layers", str(first.num_layers)),
+        ("Layers", depth_words(first)),
         ("Width", str(first.model.hidden_size)),
         ("Parameters", quantity(first.parameters)),
         ("Vocabulary", f"{first.model.vocab_size:,}"),
-        ("Sequence", f"{first.batch} of {first.seq_length} tokens a seed"),
+        ("Sequence", f"{first.batch} of {_lengths(first)} tokens a seed"),
         ("Seeds", str(first.seeds)),
         ("Tokens", first.tokens),
         ("Arithmetic", first.dtype),
@@ -223,7 +236,7 @@ def page(probes: Sequence[Probe]) -> str:
         sections.append(
             Section(
                 name,
-                [verdict(probe)],
+                [verdict(probe), *filter(None, [expectation(probe)])],
                 tables=[Table(["level", "finding", "reason for the threshold"], found)] if found else [],
             )
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pretrain.probe.measure import Probe
+from pretrain.probe.stacks import is_source, parts, share_of_reader
 from pretrain.train.callbacks.signal.forgetting import COMMON_SHARE, LEAST_PASSED, forgetful_layers, spans
 
 Level = Literal["fails", "risk", "note"]
@@ -55,6 +56,8 @@ class Finding:
     why: str
     value: float
     layer: int
+    stack: str = ""
+    """The stack that it is about, where there are two."""
 
 
 def _lowest(values: list[float]) -> tuple[float, int]:
@@ -97,6 +100,18 @@ def _most_gradient(probe: Probe) -> tuple[float, int]:
     return _highest(probe.values("log10_grad_variance_late"))
 
 
+def _unexpected_growth(probe: Probe) -> tuple[float, int]:
+    """As `_most_gradient`; nan in an encoder whose gradient grows no more than theory has it."""
+    value, layer = _most_gradient(probe)
+    limits = probe.gradient_limits if is_source(probe) else None
+    return (math.nan if limits and value <= math.log10(limits[1]) else value), layer
+
+
+def apart(probe: Probe) -> tuple[float, int]:
+    """Weight gradients of an encoder over those of the decoder's last layer; nan elsewhere."""
+    return (share_of_reader(probe) if is_source(probe) else math.nan), 0
+
+
 def weight_spread(probe: Probe) -> tuple[float, int]:
     """Largest weight-gradient norm of a layer over the smallest, and the layer of the smallest."""
     norms = probe.values("weight_grad_norm")
@@ -115,7 +130,9 @@ def forgotten(probe: Probe) -> tuple[float, int]:
 
 
 def excess_loss(probe: Probe) -> tuple[float, int]:
-    """Loss above that of knowing nothing, ln V, in nats."""
+    """Loss above that of knowing nothing, ln V, in nats; nan for a stack without logits."""
+    if is_source(probe):
+        return math.nan, 0
     return probe.loss - math.log(probe.model.vocab_size or 1), 0
 
 
@@ -175,7 +192,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "gradient_grows",
         "note",
-        _most_gradient,
+        _unexpected_growth,
         "the gradient variance of late tokens grows to {ratio:.3g} of the last layer's at layer {layer}",
         "up to some hundred this is how pre-LN behaves, which trains: Adam evens it out",
         above=math.log10(4.0),
@@ -253,6 +270,17 @@ RULES: tuple[Rule, ...] = (
         above=30.0,
     ),
     Rule(
+        "encoder_starts_apart",
+        "note",
+        apart,
+        "the weight gradients of its layers are {value:.2g} of those of the decoder's last layer",
+        (
+            "below 0.1 cross-attention lets little through to the encoder at first: Adam evens that out; "
+            "clipping by the global norm, Muon and plain gradient descent do not"
+        ),
+        below=0.1,
+    ),
+    Rule(
         "loss_starts_high",
         "note",
         excess_loss,
@@ -274,7 +302,12 @@ FAMILIES = (
 
 
 def findings(probe: Probe) -> list[Finding]:
-    """Every broken rule, worst first."""
+    """Every broken rule of every stack, worst first."""
+    found = [finding for name, part in parts(probe) for finding in _findings_of(name, part)]
+    return sorted(found, key=lambda finding: ORDER.index(finding.level))
+
+
+def _findings_of(stack: str, probe: Probe) -> list[Finding]:
     found: list[Finding] = []
     for rule in RULES:
         family = next((names for names in FAMILIES if rule.name in names), (rule.name,))
@@ -286,8 +319,9 @@ def findings(probe: Probe) -> list[Finding]:
             message = rule.message.format(
                 value=value, layer=layer, layers=probe.num_layers, ratio=ratio, merged=_merged(probe)
             )
-            found.append(Finding(rule.name, rule.level, message, rule.why, value, layer))
-    return sorted(found, key=lambda finding: ORDER.index(finding.level))
+            message = f"{stack}: {message}" if stack else message
+            found.append(Finding(rule.name, rule.level, message, rule.why, value, layer, stack))
+    return found
 
 
 def _merged(probe: Probe) -> str:
@@ -316,6 +350,10 @@ def verdict(probe: Probe) -> str:
 
 def level_words(probe: Probe) -> str:
     """What a sound model looks like, in numbers."""
+    return "; ".join((f"{name}: " if name else "") + _level_words(part) for name, part in parts(probe))
+
+
+def _level_words(probe: Probe) -> str:
     forward, late = probe.values("forward_variance"), probe.layers[0].grad_variance_late
     return (
         f"forward variance {min(forward):.2f} to {max(forward):.2f}, "

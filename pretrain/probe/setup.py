@@ -15,11 +15,12 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.errors import UserError
 from model.parameters.size import parameter_count
+from model.weights.bases import Lengths
 from parallel.checkpoint.audit import saved_model
 from parallel.checkpoint.reader import CheckpointReader, open_checkpoint
 from parallel.launch.one_process import single_process
 from pretrain.config.load import complete_model, load_config
-from pretrain.config.schema import RunConfig
+from pretrain.config.schema import DataConfig, RunConfig
 from pretrain.config.scheme_choice import Variant, base_asked_for, parse_variant, parse_variants, validated
 from pretrain.data.manifest import vocabulary_of
 from pretrain.data.samples import open_samples
@@ -88,7 +89,8 @@ def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Pr
     if choices.layers is not None:
         # Not every scheme has constants at every depth.
         model = validated(
-            {**model.model_dump(), "num_layers": choices.layers}, f"--layers {choices.layers}: "
+            {**model.model_dump(), "num_layers": choices.layers, "encoder_layers": None},
+            f"--layers {choices.layers}: ",
         )
     reader = None if choices.checkpoint is None else _checkpoint(choices.checkpoint, config, model)
     variants: list[Variant | None] = [None]
@@ -103,7 +105,7 @@ def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Pr
         for variant in variants
     ]
     for _, chosen in models:
-        check_memory(chosen, config.data.seq_length, choices.batch, DTYPES[choices.dtype])
+        check_memory(chosen, config.data, choices.batch, DTYPES[choices.dtype])
     source, batches, frequencies = (
         _data(config, choices.batch) if use_data else _synthetic(config, model, choices.batch)
     )
@@ -115,6 +117,7 @@ def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Pr
                 chosen,
                 topology,
                 seq_length=config.data.seq_length,
+                source_length=config.data.source_length,
                 task=config.task,
                 batches=batches,
                 seeds=range(config.train.seed, config.train.seed + choices.seeds),
@@ -161,30 +164,38 @@ def _of_run(folder: Path, choices: Choices) -> tuple[str, Choices]:
     return str(config), replace(choices, checkpoint=folder)
 
 
-def check_memory(model: ModelConfig, seq_length: int, batch: int, dtype: torch.dtype) -> None:
+def check_memory(model: ModelConfig, data: DataConfig, batch: int, dtype: torch.dtype) -> None:
     """Checks that weights and activations of one pass fit into the memory that is free.
 
     Raises UserError where they would not.
     """
-    needed = memory_needed(model, seq_length, batch, dtype)
+    needed = memory_needed(model, data.seq_length, batch, dtype, data.source_length)
     free = _free_memory()
     if free and needed > 0.9 * free:
         raise UserError(
             f"the probe would need about {needed / 2**30:.0f} GiB and {free / 2**30:.0f} GiB are free: "
-            f"lower --batch={batch}, data.seq_length={seq_length}, "
+            f"lower --batch={batch}, data.seq_length={data.seq_length}, "
             f"model.hidden_size={model.hidden_size} or --layers (signals hardly depend on the width)"
         )
 
 
-def memory_needed(model: ModelConfig, seq_length: int, batch: int, dtype: torch.dtype) -> int:
+def memory_needed(
+    model: ModelConfig, seq_length: int, batch: int, dtype: torch.dtype, source_length: int | None = None
+) -> int:
     """Bytes of weights, one layer's gradients and all that the backward pass keeps (estimate)."""
-    tokens, size = batch * seq_length, dtype.itemsize
-    ffn = model.ffn_size * (2 if model.gated else 1)
-    layer = tokens * (KEPT_WIDTHS * model.hidden_size + KEPT_FFN * ffn)
-    # With attention dropout the probabilities are kept, and their mask.
-    probabilities = 3 * tokens * seq_length * model.num_attention_heads if model.attention_dropout else 0
-    logits = 4 * tokens * model.padded_vocab
-    return size * (parameter_count(model)["total"] + model.num_layers * (layer + probabilities) + logits)
+    lengths, kept = Lengths(seq_length, source_length), 0
+    for stack in model.blueprint.stacks:
+        own, length = model.of(stack), lengths.of(model, stack)
+        ffn, tokens = own.ffn_size * (2 if own.gated else 1), batch * length
+        # Cross-attention keeps half as much as the two sublayers that a layer has at least.
+        widths = KEPT_WIDTHS * (3 if stack.cross else 2) / 2
+        layer = tokens * (widths * own.hidden_size + KEPT_FFN * ffn)
+        # With attention dropout the probabilities are kept, and their mask.
+        seen = length + (source_length or 0 if stack.cross else 0)
+        probabilities = 3 * tokens * seen * own.num_attention_heads if own.attention_dropout else 0
+        kept += int(own.num_layers * (layer + probabilities))
+    logits = 4 * batch * seq_length * model.padded_vocab
+    return dtype.itemsize * (parameter_count(model)["total"] + kept + logits)
 
 
 def _free_memory() -> int:

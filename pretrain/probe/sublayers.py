@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.depth.folded import FoldedSublayer
 from model.layers.layer import DepthLayer
 from model.layers.residual import ResidualJoin
-from pretrain.train.callbacks.signal.hooks import PARTS
+from pretrain.train.callbacks.signal.hooks import parts_of
 
 Sums = dict[str, float]
 
@@ -36,7 +36,7 @@ def common_share(x_sbh: Tensor) -> float:
 def watch(layer: DepthLayer, sums: Sums) -> list[Any]:
     """Hooks that fill `sums` with the mean squares of `hooks.SUBLAYER_MEANS`; returns handles."""
     handles: list[Any] = []
-    for part, module in PARTS:
+    for part, module in parts_of(layer):
         plan: FoldedSublayer = getattr(layer.plan, part)
         join: ResidualJoin = getattr(layer, f"{module}_join")
         handles.append(join.register_forward_hook(_joined(part, plan, sums)))

@@ -40,8 +40,17 @@ def _masked(config: RunConfig, vocab: int, batch: int, seed: int) -> Batch:
     return MaskedTokens(MaskedBlend(windows, config.masking, words, seed), config.model).batch(range(batch))
 
 
+def _pairs(config: RunConfig, vocab: int, batch: int, seed: int) -> Batch:
+    """One pair fills a row: sources and targets are drawn apart."""
+    source_length = config.data.source_length or 0
+    source = zipf_tokens(vocab, batch, source_length, 2 * seed + 1)
+    return next_tokens(zipf_tokens(vocab, batch, config.data.seq_length + 1, 2 * seed)) | {"source": source}
+
+
 SYNTHETIC: dict[SampleKind, Callable[[RunConfig, int, int, int], Batch]] = {
     "next_token": _next_token,
     "masked": _masked,
+    "pairs": _pairs,
+    "spans": _pairs,
 }
 """From a run with its model, a vocabulary, a number of samples and a seed to a micro-batch."""

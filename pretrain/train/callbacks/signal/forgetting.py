@@ -30,27 +30,37 @@ LEAST_PASSED = 1e-2
 Of fifty trainings of 48 layers over 200 steps, all that passed on less at step 100 ended within
 0.15 nats of the token frequencies.
 """
-GAINS = ("attention_gain_in", "attention_gain_out", "mlp_gain_in", "mlp_gain_out")
+_NORMS = {
+    "input_layernorm": "attention_gain_in",
+    "self_attention_output_norm": "attention_gain_out",
+    "pre_cross_attn_layernorm": "cross_gain_in",
+    "cross_attention_output_norm": "cross_gain_out",
+    "pre_mlp_layernorm": "mlp_gain_in",
+    "mlp_output_norm": "mlp_gain_out",
+}
+GAINS = tuple(_NORMS.values())
 """Mean squares of the gains of the norms that the stream may pass."""
-_NORMS = ("input_layernorm", "self_attention_output_norm", "pre_mlp_layernorm", "mlp_output_norm")
 
 
 def gain_of(row: Row) -> str | None:
     """Which of `GAINS` a parameter is; None for all others."""
     if not row.in_stream or row.layer is None or row.role is not Role.NORM_GAIN:
         return None
-    return dict(zip(_NORMS, GAINS, strict=True)).get(row.name.split(".")[-2])
+    return _NORMS.get(row.name.split(".")[-2])
 
 
-def layer_passage(layer: Layer, sums: Mapping[str, float], last: bool) -> LayerPassage:
+def layer_passage(layer: Layer, sums: Mapping[str, float], last: bool, cross: bool = False) -> LayerPassage:
     """How the stream passed a layer.
 
     layer: its plan, in any units.
     sums: mean squares as in `hooks.MEANS` and `GAINS`.
     last: the layer is the stack's last, whose Norm_out divides for all layers alike.
+    cross: it has cross-attention.
     """
     return LayerPassage(
-        _passage(layer.attention, "attention", sums, last=False), _passage(layer.mlp, "mlp", sums, last=last)
+        _passage(layer.attention, "attention", sums, last=False),
+        _passage(layer.mlp, "mlp", sums, last=last),
+        _passage(layer.cross, "cross", sums, last=False) if cross else None,
     )
 
 
@@ -67,17 +77,20 @@ def _passage(plan: Sublayer, part: str, sums: Mapping[str, float], last: bool) -
 
 
 def implied(model: ModelConfig, rows: Sequence[Mapping[str, float]]) -> list[float]:
-    """ln of the gradient entering each layer over that leaving the last, by identity paths.
+    """ln of the gradient entering each layer over that leaving its stack's last, by identity paths.
 
-    rows: mean squares of each layer, first to last.
+    rows: mean squares of each layer, first to last, stack after stack.
     """
-    plan = model.depth_plan().layers
-    last = len(plan) - 1
-    passages = [
-        layer_passage(layer, sums, index == last)
-        for index, (layer, sums) in enumerate(zip(plan, rows, strict=True))
-    ]
-    return log_gradients(plan, passages)
+    found: list[float] = []
+    for stack in model.blueprint.stacks:
+        plan = model.stack_plan(stack).layers
+        own = rows[len(found) : len(found) + len(plan)]
+        passages = [
+            layer_passage(layer, sums, index == len(plan) - 1, stack.cross)
+            for index, (layer, sums) in enumerate(zip(plan, own, strict=True))
+        ]
+        found += log_gradients(plan, passages)
+    return found
 
 
 def forgetful_layers(shares: Sequence[float], forgetting: float) -> list[int]:
@@ -137,19 +150,25 @@ class ForgettingWatch:
     """Warns once when a stack begins to forget, and again if it does so after a recovery."""
 
     def __init__(self) -> None:
-        self.warned = False
+        self.warned: set[str] = set()
 
     def check(self, config: RunConfig, rows: Sequence[Mapping[str, float]]) -> str | None:
         """The warning of one full measurement, or None. rows: as in a `signal` event."""
         if any(key not in row for row in rows for key in ("common_share", "forgetting")):
             return None
-        shares = [row["common_share"] for row in rows]
-        forgetting = rows[0]["forgetting"]
-        layers = forgetful_layers(shares, forgetting)
-        first, self.warned = bool(layers) and not self.warned, bool(layers)
-        if not first:
+        found, start = [], 0
+        for stack in config.model.blueprint.stacks:
+            own = rows[start : start + config.model.of(stack).num_layers]
+            start += len(own)
+            shares, forgetting = [row["common_share"] for row in own], own[0]["forgetting"]
+            layers = forgetful_layers(shares, forgetting)
+            if layers and stack.name not in self.warned:
+                name = f"{stack.name}: " if config.model.blueprint.crossed else ""
+                found.append(name + diagnosis(layers, shares, forgetting))
+            (self.warned.add if layers else self.warned.discard)(stack.name)
+        if not found:
             return None
         return (
-            f"{diagnosis(layers, shares, forgetting)}: left so, the loss will stay at the token frequencies. "
+            f"{'; '.join(found)}: left so, the loss will stay at the token frequencies. "
             f"Start again with {'; '.join(remedies(config))}"
         )

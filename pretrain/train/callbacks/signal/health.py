@@ -104,7 +104,7 @@ class SignalHealth(Callback):
         self.hooks = LayerHooks()
         if not full and trainer.engine.graph is not None:
             return
-        chosen = set(spread(trainer.config.model.num_layers, SAMPLED_LAYERS))
+        chosen = set(spread(trainer.config.model.total_layers, SAMPLED_LAYERS))
         late = not trainer.engine.topology.layout.sequence_parallel
         for chunk in trainer.engine.chunks:
             for layer in chunk.get_submodule("decoder.layers").children():
@@ -152,7 +152,7 @@ class SignalHealth(Callback):
         nan-free: what was not measured is 0.
         """
         device = trainer.engine.device
-        total = trainer.config.model.num_layers
+        total = trainer.config.model.total_layers
         table = torch.zeros(total, len(COLUMNS), dtype=torch.float64, device=device)
         logits = torch.full((total,), -math.inf, dtype=torch.float64, device=device)
         scale = _share(trainer)
@@ -181,7 +181,7 @@ class SignalHealth(Callback):
         The mean of tokens is over all ranks and micro-batches, and so are not the means of each.
         """
         model, scale = trainer.config.model, _share(trainer)
-        means = torch.zeros(model.num_layers, model.hidden_size, device=trainer.engine.device)
+        means = torch.zeros(model.total_layers, model.hidden_size, device=trainer.engine.device)
         if scale:
             for number, vector in self.hooks.vectors.items():
                 means[number - 1] = vector * scale
@@ -241,7 +241,7 @@ def segments(trainer: RunView) -> list[Segment]:
 
 def squares(trainer: RunView, parts: list[Segment]) -> Tensor:
     """Squared gradient norm of every layer, this rank's share, [layers] in float64."""
-    total = torch.zeros(trainer.config.model.num_layers, dtype=torch.float64, device=trainer.engine.device)
+    total = torch.zeros(trainer.config.model.total_layers, dtype=torch.float64, device=trainer.engine.device)
     if parts:
         views = [trainer.engine.buffers[part.group].partition[part.start : part.stop] for part in parts]
         total.index_add_(
@@ -301,7 +301,7 @@ def gain_squares(trainer: RunView) -> Tensor:
     This rank's share, [layers, len(GAINS)] in float64.
     """
     engine, model = trainer.engine, trainer.config.model
-    total = torch.zeros(model.num_layers, len(GAINS), dtype=torch.float64, device=engine.device)
+    total = torch.zeros(model.total_layers, len(GAINS), dtype=torch.float64, device=engine.device)
     for named, fragment in owned_fragments(engine):
         gain = gain_of(named.row)
         if gain is None or named.row.layer is None or not engine.buffers[fragment.group].counted:
@@ -317,7 +317,7 @@ def update_squares(trainer: RunView, before: Tensor) -> Tensor:
     This rank's share, [layers, 2] in float64.
     """
     owners, after = weight_sample(trainer)
-    total = torch.zeros(trainer.config.model.num_layers, 2, dtype=torch.float64, device=after.device)
+    total = torch.zeros(trainer.config.model.total_layers, 2, dtype=torch.float64, device=after.device)
     if owners:
         both = torch.stack([(after - before).double().square().sum(1), after.double().square().sum(1)], dim=1)
         total.index_add_(0, torch.tensor(owners, device=after.device), both)
@@ -364,7 +364,7 @@ def _row(number: int, sums: dict[str, float], logit: float) -> dict[str, float]:
         row["residual_rms"] = math.sqrt(sums["stream_square"])
     if sums["forward_variance"]:
         row["forward_variance"] = sums["forward_variance"]
-    for part in ("attention", "mlp"):
+    for part in ("attention", "cross", "mlp"):
         if sums[f"{part}_residual"]:
             row[f"branch_ratio_{part}"] = math.sqrt(sums[f"{part}_branch"] / sums[f"{part}_residual"])
     if sums["grad_variance_late"]:

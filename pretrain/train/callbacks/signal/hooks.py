@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from model.depth.folded import FoldedSublayer
 from model.layers.layer import DepthLayer
 from model.layers.residual import ResidualJoin
+from pretrain.train.callbacks.signal import streams
 
-PARTS = (("attention", "self_attention"), ("mlp", "mlp"))
+PARTS = (("attention", "self_attention"), ("cross", "cross_attention"), ("mlp", "mlp"))
 """Sublayers: name in the plan, and what a layer's modules of it begin with."""
 # Mean squares of a sublayer: the branch; what it is added to; their sum; what Norm_in gives where
 # the residual is taken from it; what Norm_out gives.
@@ -33,6 +34,13 @@ MEANS = (
 )
 """Sums over micro-batches that become means."""
 CHEAP = "stream_square"
+
+
+def parts_of(layer: DepthLayer) -> tuple[tuple[str, str], ...]:
+    """Those of `PARTS` that a layer has."""
+    return tuple(part for part in PARTS if part[0] != "cross" or layer.has_cross)
+
+
 # Scores of one sample are made in pieces of at most this many numbers.
 PIECE = 1 << 24
 
@@ -96,7 +104,7 @@ class LayerHooks:
         def left(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> None:
             # Recomputation runs the forward pass twice, the first time without gradients.
             if torch.is_grad_enabled():
-                self._add(number, CHEAP, mean_square(output[0]) * square)
+                self._add(number, CHEAP, mean_square(streams.leaving(layer, output)) * square)
 
         self.handles.append(layer.register_forward_hook(left))
 
@@ -110,17 +118,19 @@ class LayerHooks:
         self.watch_stream(layer)
 
         def entering(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            stream: Tensor = args[0] if args else kwargs["hidden_states"]
-            if late and torch.is_grad_enabled() and stream.requires_grad:
-                stream.register_hook(
-                    lambda g: self._add(
-                        number, "grad_variance_late", mean_square(g[g.shape[0] // 2 :]) / before
-                    )
-                )
+            stream, rows = streams.entering(layer, args, kwargs)
+            if not late or not torch.is_grad_enabled() or not stream.requires_grad:
+                return
+
+            def on_gradient(gradient: Tensor) -> None:
+                own = gradient[rows]
+                self._add(number, "grad_variance_late", mean_square(own[len(own) // 2 :]) / before)
+
+            stream.register_hook(on_gradient)
 
         def left(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> None:
             if torch.is_grad_enabled():
-                stream = output[0].detach().float()
+                stream = streams.leaving(layer, output).detach().float()
                 self._add(number, "forward_variance", stream.var() * after)
                 mean = stream.mean((0, 1)) * layer.plan.leaving
                 self.vectors[number] = self.vectors[number] + mean if number in self.vectors else mean
@@ -129,7 +139,7 @@ class LayerHooks:
             layer.register_forward_pre_hook(entering, with_kwargs=True),
             layer.register_forward_hook(left),
         ]
-        for part, module in PARTS:
+        for part, module in parts_of(layer):
             plan: FoldedSublayer = getattr(layer.plan, part)
             join: ResidualJoin = getattr(layer, f"{module}_join")
             self.handles.append(join.register_forward_hook(self._joined(number, part, plan)))
