@@ -42,9 +42,12 @@ class ExportTranslator:
         self.model.generation_config.max_length = None
         self.name = str(folder)
         self.end: int = model.generation_config.eos_token_id
-        self.longest_new: int | None = config.max_position_embeddings
-        self.longest: int | None = getattr(config, "max_source_positions", None) or self.longest_new
-        self.trained: int = config.max_position_embeddings
+        self.new_tokens: int = config.max_position_embeddings
+        # Of our own class; all others have tables of positions.
+        limited = getattr(config, "position", "learned") == "learned"
+        source: int = getattr(config, "max_source_positions", None) or self.new_tokens
+        self.longest_new = self.new_tokens if limited else None
+        self.longest = source if limited else None
 
     def encode(self, text: str) -> list[int]:
         """As `Translator`."""

@@ -56,7 +56,7 @@ class Translator(Protocol):
         """The same of a translation."""
 
     @property
-    def trained(self) -> int:
+    def new_tokens(self) -> int:
         """Tokens of the longest targets in training."""
 
     def encode(self, text: str) -> list[int]:
@@ -94,7 +94,7 @@ class CheckpointTranslator:
         learned = trained.config.position == "learned"
         self.longest = trained.source_positions if learned else None
         self.longest_new = trained.positions if learned else None
-        self.trained = trained.positions
+        self.new_tokens = trained.positions
 
     def encode(self, text: str) -> list[int]:
         """As `Translator`."""
@@ -183,7 +183,7 @@ def _new_tokens(translator: Translator, wanted: int | None) -> int:
     most = translator.longest_new
     if wanted is not None and most is not None and wanted > most:
         raise UserError(f"max_new_tokens={wanted}: {translator.name} has learned {most} positions")
-    return wanted or translator.trained
+    return wanted or translator.new_tokens
 
 
 def _encoded(translator: Translator, text: str, name: str) -> list[int]:
