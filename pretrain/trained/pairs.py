@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model.errors import UserError
+from pretrain.tasks.table import task_of
 from pretrain.trained.bleu import Score, score_texts
 from pretrain.trained.open import BOTH
 
@@ -216,6 +217,12 @@ def _given(trained: Trained, tokenizer: Tokenizer, asked: PairsAsked) -> _Given:
         return _text_pairs(trained, tokenizer, asked)
     if asked.sides is not None:
         raise UserError(f"--pairs {asked.sides} has an effect with --text only: data sets hold tokens")
+    task = task_of(trained.reader.sections.train.task, trained.config.family)
+    if asked.data is None and task.samples != "pairs":
+        raise UserError(
+            f"{trained.reader.folder} was trained for {task.name}, and translations are measured on pairs: "
+            "name a data set of pairs with --data, or files with --text and --pairs"
+        )
     return _data_pairs(trained, tokenizer, asked)
 
 
