@@ -5,14 +5,21 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sacrebleu
+import torch
 
+from parallel.checkpoint.folders import MANIFEST
+from parallel.checkpoint.format import manifest_text
 from pretrain.data.dataset_admin import inspect_dataset
+from pretrain.trained.beam import Search
+from pretrain.trained.open import open_trained
+from pretrain.trained.translate import CheckpointTranslator, translate
 from tests.pretrain.trained.encoders import save_encoder
 from tests.pretrain.trained.pairs import save_translator
 from tools.cli import main
@@ -174,3 +181,31 @@ def test_another_kind_of_model_is_told_its_command(
     assert "holds an encoder, which fills places in a text: use `fathom fill`" in capsys.readouterr().err
     fathom("eval", str(tmp_path / "run"), "--translate", code=2)
     assert "--translate: has no effect on an encoder" in capsys.readouterr().err
+
+
+def test_a_run_of_another_task_is_measured_on_named_pairs(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder / "run" / "checkpoints", tmp_path / "checkpoints")
+    (step,) = (tmp_path / "checkpoints").glob("step_*")
+    manifest = json.loads((step / MANIFEST).read_text())
+    manifest["config"]["train"]["task"] = "span_corruption"
+    (step / MANIFEST).write_text(manifest_text(manifest))
+    fathom("eval", str(step), code=2)
+    assert (
+        "was trained for span_corruption, and translations are measured on pairs" in capsys.readouterr().err
+    )
+    assert told(capsys, "eval", str(step), "--data", str(folder / "data"))["pairs"] > 10
+
+
+@pytest.mark.gpu
+def test_a_gpu_translates_alike(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = (folder / "test.en").read_text(encoding="utf-8").splitlines()
+    found = []
+    for available in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        found.append(translate(CheckpointTranslator(open_trained(folder / "run")), texts, Search(best=2)))
+    ours, theirs = ([one for best in each for one in best] for each in found)
+    assert [one.text for one in ours] == [one.text for one in theirs]
+    scores = [[one.score for one in each] for each in (ours, theirs)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
