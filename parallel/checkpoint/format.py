@@ -131,6 +131,8 @@ class Sections(Record):
     masking: dict[str, object] | None = None
     spans: dict[str, object] | None = None
     """How tokens were hidden."""
+    spans: dict[str, object] | None = None
+    """How parts of a text were hidden."""
 
 
 class Manifest(Record):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from model.hf.crossed_reference import CrossedEvaluation
-from model.hf.proof import Inputs, change
+from model.hf.proof import change
 from model.hf.tokenizer.special import SENTINEL
 from pretrain.trained.open import Trained
 
@@ -57,21 +58,53 @@ def _data(trained: Trained) -> tuple[list[Any], tuple[int, int], Path | None]:
     return trained.corpora(), (source, data.seq_length or trained.positions), cache
 
 
-def pairs_of(batch: Mapping[str, Tensor]) -> tuple[Inputs, Tensor]:
-    """The pairs of a batch, each in a row of its own, and the labels that count, flat."""
-    sources, tokens, labels = [], [], []
-    for row, documents in enumerate(batch["documents"]):
-        for number in range(1, int(documents.max()) + 1):
-            sources.append(batch["source"][row][batch["source_documents"][row] == number])
-            inside = documents == number
-            tokens.append(batch["tokens"][row][inside])
-            labels.append(batch["labels"][row][inside])
-    padded = [pad_sequence(side, batch_first=True) for side in (tokens, sources)]
-    keeps = [
-        pad_sequence([torch.ones_like(one) for one in side], batch_first=True) for side in (tokens, sources)
-    ]
-    inputs = Inputs(padded[0], keeps[0], source=padded[1], source_keep=keeps[1])
-    return inputs, torch.cat(labels)
+@dataclass(frozen=True)
+class Rows:
+    """Pairs, each in a row of its own; behind the shorter ones stands padding."""
+
+    source: Tensor
+    """[pairs, longest source] ids."""
+    source_keep: Tensor
+    """0 for padding."""
+    tokens: Tensor
+    """[pairs, longest target] ids that the decoder reads."""
+    keep: Tensor
+    """0 for padding."""
+    labels: Tensor
+    """[n]: what follows each token that is kept, row by row."""
+
+    @classmethod
+    def of(cls, batch: Mapping[str, Tensor]) -> Rows:
+        """The pairs of a batch for an encoder and a decoder."""
+        sources, tokens, labels = [], [], []
+        for row, documents in enumerate(batch["documents"]):
+            for number in range(1, int(documents.max()) + 1):
+                inside = documents == number
+                sources.append(batch["source"][row][batch["source_documents"][row] == number])
+                tokens.append(batch["tokens"][row][inside])
+                labels.append(batch["labels"][row][inside])
+        return cls(*_padded(sources), *_padded(tokens), torch.cat(labels))
+
+    def theirs(self, model: Any) -> Tensor:
+        """Logits [n, v] of a model of transformers."""
+        found = model(
+            input_ids=self.source,
+            attention_mask=self.source_keep,
+            decoder_input_ids=self.tokens,
+            decoder_attention_mask=self.keep,
+            use_cache=False,
+        )
+        logits: Tensor = found.logits.float()[self.keep.bool()]
+        return logits
+
+    def ours(self, model: CrossedEvaluation) -> Tensor:
+        """Logits [n, v] of canonical weights."""
+        return model.decode(self.tokens, model.encode(self.source, self.source_keep))[self.keep.bool()]
+
+
+def _padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    ones = [torch.ones_like(row) for row in rows]
+    return pad_sequence(rows, batch_first=True), pad_sequence(ones, batch_first=True)
 
 
 def compare(
@@ -79,15 +112,15 @@ def compare(
 ) -> tuple[float, float]:
     """As `verify_export.Check.compare`, with whom opens the samples."""
     batches = opened(trained)
-    ours = CrossedEvaluation(trained.weights, trained.config, logit_scale=trained.logit_scale)
+    own = CrossedEvaluation(trained.weights, trained.config, logit_scale=trained.logit_scale)
     nats, count, difference = 0.0, 0, 0.0
     for at in range(0, samples, BATCH):
-        inputs, labels = pairs_of(batches(range(at, min(at + BATCH, samples))))
-        logits = inputs.seen(model(**inputs.arguments()).logits.float())
-        nats += float(F.cross_entropy(logits, labels, reduction="none").double().sum())
-        count += len(labels)
+        rows = Rows.of(batches(range(at, min(at + BATCH, samples))))
+        logits = rows.theirs(model)
+        nats += float(F.cross_entropy(logits, rows.labels, reduction="none").double().sum())
+        count += len(rows.labels)
         if not at:
-            difference = change(logits, inputs.ask(ours))
+            difference = change(logits, rows.ours(own))
     return nats / max(count, 1), difference
 
 
@@ -103,6 +136,7 @@ def sample(model: Any, tokenizer: Any, prompt: str, loss: float) -> list[str]:
             ids += tokenizer(part, add_special_tokens=False)["input_ids"]
         else:
             ids.append(known)
+    model.generation_config.max_length = None  # of a stock class; ours counts new tokens
     source = torch.tensor([[*ids, tokenizer.eos_token_id]])
     keep = torch.ones_like(source)
     (found,) = model.generate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from parallel.checkpoint.folders import MANIFEST
 from pretrain.rundir.metrics import read_metrics
 from pretrain.tasks.table import task_of
 from pretrain.tasks.task import SampleKind
-from pretrain.trained import verify_masked, verify_next_token
+from pretrain.trained import verify_crossed, verify_masked, verify_next_token
 from pretrain.trained.open import open_trained
 
 if TYPE_CHECKING:
@@ -48,6 +49,18 @@ CHECKS: dict[SampleKind, Check] = {
         verify_masked.compare,
         "def f(self):\n    return [MASK].name",
         verify_masked.sample,
+    ),
+    "pairs": Check(
+        "AutoModelForSeq2SeqLM",
+        partial(verify_crossed.compare, verify_crossed.pair_rows),
+        "Select the file to open.",
+        verify_crossed.sample,
+    ),
+    "spans": Check(
+        "AutoModelForSeq2SeqLM",
+        partial(verify_crossed.compare, verify_crossed.span_rows),
+        "def f(self):\n    return <extra_id_0>.name",
+        verify_crossed.sample,
     ),
 }
 
