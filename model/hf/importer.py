@@ -12,7 +12,15 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.errors import UserError
-from model.hf.mapping import LOGIT_BIAS_HF, CanonicalWeights, Entry, Target, entries
+from model.hf.mapping import (
+    FINAL_BIAS,
+    LOGIT_BIAS_HF,
+    CanonicalWeights,
+    Entry,
+    Target,
+    entries,
+    fixed_positions,
+)
 from model.hf.settings.read import read_config
 from model.hf.settings.records import ADVICE, Special
 from model.hf.source import TOKENIZERS, SafetensorsFolder, download, source_file
@@ -23,8 +31,14 @@ from model.words import printable
 # Tensors that some files carry and no weight depends on:
 # GPT-2's causal mask, Llama's rotary frequencies, BERT's numbers of positions.
 _NO_WEIGHTS = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|embeddings\.position_ids)$")
-# The tied output projection: GPT-2's and others', BERT's, and the second place of BERT's bias.
-_TIED = re.compile(r"^(lm_head\.weight|decoder\.weight|cls\.predictions\.decoder\.(weight|bias))$")
+# The tied output projection: GPT-2's and others', BERT's, the second place of BERT's bias,
+# and further places of the words of BART and others.
+_TIED = re.compile(
+    r"^(lm_head\.weight|decoder\.weight|cls\.predictions\.decoder\.(weight|bias)"
+    r"|model\.(shared|(encoder|decoder)\.embed_tokens)\.weight)$"
+)
+# Marian's fixed positions, which older files have.
+_FIXED = re.compile(r"^model\.(encoder|decoder)\.embed_positions\.weight$")
 # What BERT was trained with beside masked language modelling: whether two sentences follow.
 _LEFT_OUT = re.compile(r"^(bert\.pooler\.|cls\.seq_relationship\.)")
 # Old files call a norm's gain and bias so.
@@ -104,7 +118,28 @@ class _WithZeros(Mapping[str, Tensor]):
         return sum(1 for _ in self)
 
 
-_Files = _Prefixed | _WithZeros
+class _Multiplied(Mapping[str, Tensor]):
+    """Files of which some tensors are multiplied, in float64, and rounded to float32."""
+
+    def __init__(self, inner: _Prefixed | _WithZeros, names: frozenset[str], factor: float) -> None:
+        self._inner, self._names, self._factor = inner, names, factor
+
+    def facts(self, name: str) -> tuple[tuple[int, ...], str]:
+        """(shape, element type) of a tensor."""
+        return self._inner.facts(name)
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._inner[name]
+        return (tensor.double() * self._factor).float() if name in self._names else tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._inner)
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+
+_Files = _Prefixed | _WithZeros | _Multiplied
 
 
 def _new_leaf(name: str) -> str:
@@ -121,6 +156,7 @@ PREFIXES: dict[Target, tuple[str, ...]] = {
     "eurobert": ("model.", "lm_head."),
     "modernbert": ("model.", "head.", "decoder."),
     "mistral": ("model.", "lm_head."),
+    **dict.fromkeys(FINAL_BIAS, ("model.", "lm_head.", "final_logits_bias")),
     "fathom": ("model.", "lm_head.", "head.", LOGIT_BIAS_HF["fathom"]),
 }
 """What the names of a whole model begin with; the first part is what base-model files leave out."""
@@ -154,7 +190,14 @@ def import_model(source: str | Path, *, vocab_multiple: int = 128) -> Imported:
             f"{ADVICE}"
         )
     todo = entries(layout, config, read.positions)
-    files: _Files = whole if read.norm_bias else _WithZeros(whole, _norm_biases(todo, config))
+    zeros = {} if read.norm_bias else _norm_biases(todo, config)
+    if layout in FINAL_BIAS and LOGIT_BIAS_HF[layout] not in whole:
+        zeros[LOGIT_BIAS_HF[layout]] = (1, config.vocab_size or 0)
+    files: _Files = _WithZeros(whole, zeros) if zeros else whole
+    if read.word_factor != 1:
+        words = {row.name for row in parameter_table(config) if row.role is Role.WORD}
+        scaled = frozenset(name for entry in todo if entry.canonical in words for name in entry.hf)
+        files = _Multiplied(files, scaled, read.word_factor)
     _check_names(files, todo, config)
     _check_facts(files, todo, config)
     tokenizer = next((found for name in TOKENIZERS if (found := source_file(folder, name))), None)
@@ -208,11 +251,26 @@ def _check_names(files: _Files, todo: list[Entry], config: ModelConfig) -> None:
         raise UserError(f"the model files have no tensor {name!r}, which config.json asks for")
     for name in sorted(set(files) - wanted):
         tied = config.tie_embeddings and _TIED.match(name)
+        if config.position == "sinusoidal" and _FIXED.match(name):
+            _check_fixed(name, files[name], config)
+            continue
         if not (_NO_WEIGHTS.search(name) or tied or _LEFT_OUT.match(name)):
             raise UserError(
                 f"the model files have a tensor {printable(repr(name))}, which config.json does not "
                 "account for: this is another architecture"
             )
+
+
+def _check_fixed(name: str, given: Tensor, config: ModelConfig) -> None:
+    """Raises UserError for positions in the files that are no sines and cosines."""
+    if given.dim() != 2 or given.shape[1] != config.hidden_size:
+        raise UserError(f"{name} has shape {tuple(given.shape)}, and hidden_size={config.hidden_size}")
+    difference = float((given.float() - fixed_positions(config, len(given)).float()).abs().max())
+    if not difference < 1e-4:
+        raise UserError(
+            f"{name} has learned positions, up to {difference:.2g} away from the sines and cosines of its "
+            "class: transformers itself drops them when it saves the model, and they are not read"
+        )
 
 
 def _check_facts(files: _Files, todo: list[Entry], config: ModelConfig) -> None:

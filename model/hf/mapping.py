@@ -400,10 +400,15 @@ def _constant(row: Row, config: ModelConfig) -> float | Tensor:
     """What a target has in a tensor that the model lacks."""
     if row.role is not Role.POSITION or config.position != "sinusoidal":
         return 0.0
-    rows, width = row.shape
+    return fixed_positions(config, row.shape[0]).float()
+
+
+def fixed_positions(config: ModelConfig, rows: int) -> Tensor:
+    """[rows, h] in fp64: sines of all frequencies, then cosines, as they are added to words."""
+    width = config.hidden_size
     frequencies = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     angles = torch.outer(torch.arange(rows, dtype=torch.float64), frequencies)
-    return (sinusoid_scale(config) * torch.cat((angles.sin(), angles.cos()), dim=-1)).float()
+    return sinusoid_scale(config) * torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
 def _rule_name(row: Row) -> str:

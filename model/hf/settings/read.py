@@ -40,6 +40,8 @@ class Read(NamedTuple):
     logit_scale: float
     norm_bias: bool = True
     """Whether the weight files have the biases of norms; they are zero where not."""
+    word_factor: float = 1.0
+    """On the tables of words of the files, which their model multiplies on the way in alone."""
 
 
 def read_config(content: object, source: str) -> Read:
@@ -47,6 +49,8 @@ def read_config(content: object, source: str) -> Read:
 
     Raises UserError with the first reason why it is not one of our models.
     """
+    from model.hf.settings.read_crossed import FORMS, REFUSED, read_crossed
+
     kind = as_record(content, Kind, source, ADVICE).model_type
     assert isinstance(content, dict)
     readers = {
@@ -58,8 +62,11 @@ def read_config(content: object, source: str) -> Read:
         "megatron-bert": _read_bert,
         "eurobert": _read_eurobert,
         "modernbert": _read_modernbert,
+        **dict.fromkeys(FORMS, read_crossed),
         "fathom": _read_fathom,
     }
+    if kind in REFUSED:
+        raise _refuse(str(kind), REFUSED[str(kind)])
     if kind not in readers:
         shown = printable(repr(kind), 60)
         raise UserError(f"model_type={shown} cannot be imported; supported: {', '.join(readers)}")
@@ -384,6 +391,8 @@ def _read_fathom(content: Mapping[str, object], kind: str, source: str) -> Read:
     # Before the section builds as many layers as it says.
     if (layers := data.pretraining.get("num_layers")) != data.num_hidden_layers:
         raise _contradiction("num_hidden_layers", data.num_hidden_layers, layers)
+    if (layers := data.pretraining.get("encoder_layers")) not in (None, data.encoder_layers):
+        raise _contradiction("encoder_layers", data.encoder_layers, layers)
     config = model_config(kind, data.pretraining)
     # The section must describe the very model that config.json makes transformers build.
     built = fathom_fields(

@@ -180,6 +180,51 @@ class BertFile(Record):
     tie_word_embeddings: bool = True
 
 
+class CrossedFile(Record):
+    """Fields of transformers' BartConfig, MBartConfig and BlenderbotConfig, with BART's defaults."""
+
+    vocab_size: Rows = 50265
+    max_position_embeddings: Rows = 1024
+    encoder_layers: Layers = 12
+    encoder_ffn_dim: Width = 4096
+    encoder_attention_heads: Heads = 16
+    decoder_layers: Layers = 12
+    decoder_ffn_dim: Width = 4096
+    decoder_attention_heads: Heads = 16
+    d_model: Width = 1024
+    activation_function: str = "gelu"
+    dropout: Dropout = 0.1
+    attention_dropout: Dropout = 0.0
+    activation_dropout: float = 0.0
+    encoder_layerdrop: float = 0.0
+    decoder_layerdrop: float = 0.0
+    scale_embedding: bool = False
+    is_decoder: bool = False
+    tie_word_embeddings: bool = True
+    decoder_vocab_size: Rows | None = None
+    share_encoder_decoder_embeddings: bool = True
+
+
+class BlenderbotFile(CrossedFile):
+    """Fields of transformers' BlenderbotConfig with other defaults than BART's."""
+
+    vocab_size: Rows = 8008
+    max_position_embeddings: Rows = 128
+    encoder_layers: Layers = 2
+    encoder_ffn_dim: Width = 10240
+    encoder_attention_heads: Heads = 32
+    decoder_layers: Layers = 24
+    decoder_ffn_dim: Width = 10240
+    decoder_attention_heads: Heads = 32
+    d_model: Width = 2560
+
+
+class MarianFile(CrossedFile):
+    """Fields of transformers' MarianConfig with other defaults than BART's."""
+
+    vocab_size: Rows = 58101
+
+
 class Special(Record):
     """Ids that begin and end a text and fill up; several where a list.
 
@@ -189,6 +234,8 @@ class Special(Record):
     bos_token_id: int | list[int] | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | list[int] | None = None
+    decoder_start_token_id: int | None = None
+    """Of an encoder-decoder: what its decoder reads first."""
 
 
 class FathomFile(Record):
@@ -204,4 +251,5 @@ class FathomFile(Record):
     max_position_embeddings: Rows = 2048
     logit_scale: float = 1.0
     type_vocab_size: int = 0
+    encoder_layers: Layers | None = None
     pretraining: dict[str, object] | None = None

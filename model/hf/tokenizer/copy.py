@@ -23,6 +23,8 @@ COPIED = (
     "tokenizer.model",
     "vocab.json",
     "merges.txt",
+    "source.spm",
+    "target.spm",
     "chat_template.jinja",
 )
 """Files of which tokenizers of Hugging Face folders consist."""
