@@ -184,14 +184,14 @@ class SdpaAttention(MegatronModule):
         mask = None if attention_mask is None else ~attention_mask
         dropout = self.dropout if self.training else 0.0
         copied = query.shape[0] >= COPIED_FROM and not query.is_cuda
-        q_bhsd, k_bhsd, v_bhsd = (part.permute(1, 2, 0, 3) for part in (query, key, value))
+        q, k, v = (part.permute(1, 2, 0, 3) for part in (query, key, value))
         if copied:
-            q_bhsd, k_bhsd, v_bhsd = (part.contiguous() for part in (q_bhsd, k_bhsd, v_bhsd))
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         if dropout and self.fork_rng:
             with tensor_parallel.get_cuda_rng_tracker().fork():
-                out_bhsd = self.attend(q_bhsd, k_bhsd, v_bhsd, mask, dropout)
+                out_bhsd = self.attend(q, k, v, mask, dropout)
         else:
-            out_bhsd = self.attend(q_bhsd, k_bhsd, v_bhsd, mask, dropout)
+            out_bhsd = self.attend(q, k, v, mask, dropout)
         return out_bhsd.permute(2, 0, 1, 3).flatten(2)
 
     def attend(

@@ -47,7 +47,15 @@ from model.layers.windows import WindowMask
 from model.network.crossed import crossed_masks, seam_spec
 from model.network.embedding import input_tables
 from model.network.head import TargetHead, TransformHead
-from model.network.losses import VocabularyPart, cross_entropy, likeliest, rank_of_label, smoothing_gradient
+from model.network.losses import (
+    VocabularyPart,
+    cross_entropy,
+    likeliest,
+    log_partition,
+    rank_of_label,
+    smoothing_gradient,
+    z_loss_gradient,
+)
 from model.network.patches import PatchTables, PooledHead
 from model.parameters.table import parameter_table
 from model.rotary import frequencies, magnitude, scales
@@ -124,6 +132,8 @@ class LanguageModel(MegatronModule):
     """Share of each label that is spread over the vocabulary, in gradients alone."""
     embedding: LanguageModelEmbedding
     """What makes the stream, on the first stage; of images a `PatchTables`."""
+    z_loss: float = 0.0
+    """Factor on log(Z)^2 beside the loss of each label, in gradients alone."""
     plan: tuple[FoldedLayer, ...]
     """Of all layers of the model, whatever stage of it this is, in the units that layers compute in
     (`model/depth/folded.py`).
@@ -448,17 +458,20 @@ class LanguageModel(MegatronModule):
         """
         smoothing = self.label_smoothing
         if self.pg_collection.tp.size() == 1:
-            loss = cross_entropy(logits.flatten(0, 1), labels.t().flatten(), self.true_vocab, smoothing)
+            rows, row_labels = logits.flatten(0, 1), labels.t().flatten()
+            loss = cross_entropy(rows, row_labels, self.true_vocab, smoothing, self.z_loss)
             return loss.view(labels.shape[1], labels.shape[0]).t().contiguous()
         local = logits.shape[-1]
         valid = min(max(self.true_vocab - self.pg_collection.tp.rank() * local, 0), local)
         if valid < local:
             logits[..., valid:].fill_(torch.finfo(logits.dtype).min)
         labels_sb = labels.t().contiguous()
+        added: list[Tensor] = []  # first, as the losses may be computed in the memory of the logits
         if smoothing:
             part = VocabularyPart(self.pg_collection.tp.rank() * local, valid, self.true_vocab, smoothing)
-            added = smoothing_gradient(logits, labels_sb, part)
-            smoothed_sb: Tensor = vocab_parallel_cross_entropy(logits, labels_sb) + added
-            return smoothed_sb.t().contiguous()
+            added.append(smoothing_gradient(logits, labels_sb, part))
+        if self.z_loss:
+            log_z_sb = log_partition(logits, valid, self.pg_collection.tp)
+            added.append(z_loss_gradient(logits, log_z_sb, valid, self.z_loss))
         losses_sb: Tensor = vocab_parallel_cross_entropy(logits, labels_sb)
-        return losses_sb.t().contiguous()
+        return sum(added, losses_sb).t().contiguous()

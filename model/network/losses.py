@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+
+class Extra(NamedTuple):
+    """What the gradient has beside that of the cross-entropy."""
+
+    smoothing: float
+    z_loss: float
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -20,40 +27,100 @@ class _CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits_nv: Tensor, labels_n: Tensor, vocab: int, smoothing: float) -> Tensor:
+    def forward(ctx: Any, logits_nv: Tensor, labels_n: Tensor, vocab: int, extra: Extra) -> Tensor:
         dtype = torch.promote_types(logits_nv.dtype, torch.float32)
         log_p_nv = torch.log_softmax(logits_nv[:, :vocab], dim=-1, dtype=dtype)
-        ctx.save_for_backward(log_p_nv, labels_n)
+        loss_n = -log_p_nv.gather(1, labels_n[:, None]).squeeze(1)
+        log_z_n = None
+        if extra.z_loss:
+            log_z_n = loss_n + logits_nv.gather(1, labels_n[:, None]).squeeze(1).to(dtype)
+        ctx.save_for_backward(log_p_nv, labels_n, log_z_n)
         ctx.like = logits_nv.dtype, logits_nv.shape[1] - vocab
-        ctx.smoothing = smoothing
-        return -log_p_nv.gather(1, labels_n[:, None]).squeeze(1)
+        ctx.extra = extra
+        return loss_n
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_n: Tensor) -> tuple[Tensor, None, None, None]:
         # Changed in place, so that autograd itself refuses a second backward pass.
-        log_p_nv, labels_n = ctx.saved_tensors
+        log_p_nv, labels_n, log_z_n = ctx.saved_tensors
+        smoothing = ctx.extra.smoothing
         grad_nv = log_p_nv.exp_()
-        grad_nv[torch.arange(len(labels_n), device=labels_n.device), labels_n] -= 1.0 - ctx.smoothing
-        if ctx.smoothing:
-            grad_nv -= ctx.smoothing / grad_nv.shape[1]
+        if log_z_n is not None:
+            grad_nv.mul_((1.0 + 2.0 * ctx.extra.z_loss * log_z_n)[:, None])
+        grad_nv[torch.arange(len(labels_n), device=labels_n.device), labels_n] -= 1.0 - smoothing
+        if smoothing:
+            grad_nv -= smoothing / grad_nv.shape[1]
         grad_nv.mul_(grad_n[:, None])
         dtype, padding = ctx.like
         grad_nv = grad_nv.to(dtype)
         return F.pad(grad_nv, (0, padding)) if padding else grad_nv, None, None, None
 
 
-def cross_entropy(logits_nv: Tensor, labels_n: Tensor, vocab: int, smoothing: float = 0.0) -> Tensor:
+def cross_entropy(
+    logits_nv: Tensor, labels_n: Tensor, vocab: int, smoothing: float = 0.0, z_loss: float = 0.0
+) -> Tensor:
     """-log softmax(logits)[label] in nats, [n], in fp32 (fp64 for fp64 logits).
 
     logits_nv: [n, V]; labels_n: [n] below `vocab`.
     Columns from `vocab` on are padding: they take no part and get no gradient.
     smoothing: the gradient is that of the loss whose label has the probability 1 - smoothing and
     each of the `vocab` tokens smoothing / vocab more (Szegedy et al. 2016); the value is not.
+    z_loss: the gradient is that of the loss with z_loss x log(Z)^2 added, Z the sum of exp(logits)
+    (Chowdhery et al. 2022, section 5); the value is not.
     The gradient can be taken once.
     """
-    loss: Tensor = _CrossEntropy.apply(logits_nv, labels_n, vocab, smoothing)  # type: ignore[no-untyped-call]
+    extra = Extra(smoothing, z_loss)
+    loss: Tensor = _CrossEntropy.apply(logits_nv, labels_n, vocab, extra)  # type: ignore[no-untyped-call]
     return loss
+
+
+class _ZLoss(torch.autograd.Function):
+    """Zeros, with the gradient of z_loss x log(Z)^2: 2 z_loss log(Z) softmax(logits)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_sbv: Tensor, log_z_sb: Tensor, valid: int, z_loss: float) -> Tensor:
+        p_sbv = (logits_sbv[..., :valid] - log_z_sb[..., None]).exp_()
+        ctx.save_for_backward(p_sbv.mul_((2.0 * z_loss * log_z_sb)[..., None]))
+        ctx.like = logits_sbv.dtype, logits_sbv.shape[-1] - valid
+        return torch.zeros_like(log_z_sb)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_sb: Tensor) -> tuple[Tensor, None, None, None]:
+        (slope_sbv,) = ctx.saved_tensors
+        dtype, padding = ctx.like
+        return F.pad((slope_sbv * grad_sb[..., None]).to(dtype), (0, padding)), None, None, None
+
+
+def log_partition(logits_sbv: Tensor, valid: int, group: dist.ProcessGroup | None) -> Tensor:
+    """log of the sum of exp(logits) over the columns of all ranks, [s, b], in at least fp32.
+
+    valid: columns of this rank that belong to tokens; it may have none.
+    group: of the ranks with the others. No gradient passes.
+    """
+    wide = logits_sbv.detach()[..., :valid].to(torch.promote_types(logits_sbv.dtype, torch.float32))
+    if not valid:
+        own_sb = wide.new_full(wide.shape[:-1], -torch.inf)
+    else:
+        own_sb = wide.logsumexp(-1)
+    if group is None:
+        return own_sb
+    largest_sb = own_sb.clone()
+    dist.all_reduce(largest_sb, dist.ReduceOp.MAX, group=group)
+    total_sb = (own_sb - largest_sb).exp()
+    dist.all_reduce(total_sb, group=group)
+    return largest_sb + total_sb.log()
+
+
+def z_loss_gradient(logits_sbv: Tensor, log_z_sb: Tensor, valid: int, z_loss: float) -> Tensor:
+    """Zeros [s, b] to add to the cross-entropy, which give it the gradient of a z-loss beside it.
+
+    logits_sbv: this rank's columns, of which `valid` belong to tokens.
+    log_z_sb: `log_partition` of all ranks' columns.
+    """
+    zeros: Tensor = _ZLoss.apply(logits_sbv, log_z_sb, valid, z_loss)  # type: ignore[no-untyped-call]
+    return zeros
 
 
 class _Smoothing(torch.autograd.Function):

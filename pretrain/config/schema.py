@@ -292,6 +292,13 @@ class TrainConfig(Strict):
         description="Share of each label that is spread evenly over the vocabulary in training. "
         "Losses are logged without it.",
     )
+    z_loss: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Factor on log(Z)^2 beside the loss of each label, Z the sum of exp(logits), which keeps "
+        "logits near log probabilities (PaLM: 1e-4). Losses are logged without it.",
+    )
     seed: int = Field(1234, ge=0, lt=2**63, description="Seed of weights, data order and dropout.")
     eval_interval: int = Field(
         0,

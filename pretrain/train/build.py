@@ -164,7 +164,7 @@ def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | 
         **numerics.core_fields(),
     )
     for chunk in chunks:
-        chunk.label_smoothing = train.label_smoothing
+        chunk.label_smoothing, chunk.z_loss = train.label_smoothing, train.z_loss
     if train.compile:
         compile_chunks(config, numerics, chunks)
     return Engine(

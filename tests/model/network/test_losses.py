@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.network.losses import VocabularyPart, cross_entropy, smoothing_gradient
+from model.network.losses import (
+    VocabularyPart,
+    cross_entropy,
+    log_partition,
+    smoothing_gradient,
+    z_loss_gradient,
+)
 
 ROWS, VOCAB, PADDED = 50, 37, 40
 
@@ -91,3 +97,30 @@ def test_smoothing_is_in_the_gradient_alone_and_is_that_of_torch() -> None:
         assert not zeros.any()
         added.append(torch.autograd.grad((zeros * weights[:, None]).sum(), own)[0][:, 0])
     torch.testing.assert_close(unsmoothed + torch.cat(added, dim=1), wanted, rtol=0, atol=2e-8)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_z_loss_is_in_the_gradient_alone(smoothing: float) -> None:
+    """Also where the vocabulary, 11 tokens and 13 of padding, is cut over three ranks."""
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(6, 24, generator=generator, dtype=torch.float64, requires_grad=True)
+    labels, weights = torch.tensor([0, 3, 7, 8, 10, 10]), torch.rand(6, generator=generator)
+    kept = logits[:, :11]
+    plain = F.cross_entropy(kept, labels, reduction="none")
+    smoothed = F.cross_entropy(kept, labels, reduction="none", label_smoothing=smoothing)
+    squared = 0.3 * kept.exp().sum(-1).log().square()
+    (wanted,) = torch.autograd.grad(((smoothed + squared) * weights).sum(), logits, retain_graph=True)
+    (alone,) = torch.autograd.grad((squared * weights).sum(), logits, retain_graph=True)
+    ours = cross_entropy(logits, labels, 11, smoothing, 0.3)
+    torch.testing.assert_close(ours, plain, rtol=1e-13, atol=0)
+    (found,) = torch.autograd.grad((ours * weights).sum(), logits)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-15)
+
+    log_z = log_partition(logits[:, None], 11, None)
+    parts = []
+    for rank, valid in ((0, 8), (1, 3), (2, 0)):
+        own = logits.detach()[:, None, 8 * rank : 8 * rank + 8].requires_grad_()
+        zeros = z_loss_gradient(own, log_z, valid, 0.3)
+        assert not zeros.any()
+        parts.append(torch.autograd.grad((zeros * weights[:, None]).sum(), own)[0][:, 0])
+    torch.testing.assert_close(torch.cat(parts, dim=1), alone, rtol=1e-12, atol=1e-15)
