@@ -77,6 +77,8 @@ class SavedProgress(Record):
     """Tokens seen."""
     skipped_in_row: Count | None = None
     """Steps that were left out since the optimizer's last one."""
+    recent_steps: list[tuple[float, float]] | None = None
+    """Loss and gradient norm of the last steps, where spikes are left out."""
 
 
 class DataSection(Record):

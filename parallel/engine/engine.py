@@ -45,7 +45,7 @@ class StepResult:
     grad_norm: float
     """Before clipping."""
     applied: bool
-    """False where a non-finite value made the step be skipped."""
+    """False where the step was left out: a value was not finite, or `accepts` refused it."""
     votes: float
     """Sum over all ranks of what each passed as `vote`."""
 
@@ -240,6 +240,13 @@ class Engine:
             for tensor in (buffer.partition, buffer.group.parameters[0].parameter)
         ]
 
+    def accepts(self, loss: float, norm: float) -> bool:
+        """Whether a step with these finite values, the same on all ranks, is applied.
+
+        A run may set another function in its place.
+        """
+        return True
+
     def set_lr(self, lr: float) -> None:
         """Learning rate of the next steps, of parameters whose factor is 1."""
         for settings, group in zip(self.deepspeed.optimizer.param_groups, self.groups, strict=True):
@@ -309,7 +316,7 @@ class Engine:
             [squared, self._mean(losses), torch.tensor(vote, dtype=torch.float64, device=self.device)]
         )
         norm = math.sqrt(squared_norm) if squared_norm >= 0 else math.nan
-        applied = math.isfinite(norm) and math.isfinite(loss)
+        applied = math.isfinite(norm) and math.isfinite(loss) and self.accepts(loss, norm)
         if applied:
             self._apply(min(1.0, self.clip / (norm + 1e-6)) if self.clip > 0 else 1.0)
         return StepResult(loss, norm, applied, votes)

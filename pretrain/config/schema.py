@@ -31,6 +31,7 @@ from pretrain.config.factors import FactorsConfig, check_factors
 from pretrain.config.masking import Masking
 from pretrain.config.schedules import SCHEDULES
 from pretrain.config.spans import Spans
+from pretrain.config.spikes import SpikeConfig
 from pretrain.tasks.table import summaries, task_of
 from pretrain.tasks.task import Task
 
@@ -320,6 +321,8 @@ class TrainConfig(Strict):
         "read with nan_guard=skip only, where null means 10.",
     )
 
+    spikes: SpikeConfig = Field(default_factory=SpikeConfig, description="Steps that would harm.")
+
     @field_validator("precision", mode="before")
     @classmethod
     def _check_precision(cls, value: object) -> object:
@@ -346,6 +349,11 @@ class TrainConfig(Strict):
             raise ValueError(
                 f"train.skip_limit={self.skip_limit} has no effect with train.nan_guard={self.nan_guard}: "
                 "remove it or set train.nan_guard=skip"
+            )
+        if self.spikes.sigma is not None and self.spikes.window // 2 >= self.steps:
+            raise ValueError(
+                f"train.spikes.window={self.spikes.window} has no effect with train.steps={self.steps}: "
+                "half a window of steps has to come first; give a smaller one or remove train.spikes"
             )
         if self.fp8.recipe != "none" and self.kernels == "local":
             raise ValueError(

@@ -120,11 +120,20 @@ def _course(run: RunRecord, n: Mapping[str, float | int | None]) -> list[tuple[s
         (
             "Resumed",
             f"{n['resumes']}×",
-            f"{n['skipped']} step{'' if n['skipped'] == 1 else 's'} skipped as not finite"
-            if n["skipped"]
-            else "no step skipped",
+            _skipped(run),
         ),
     ]
+
+
+def _skipped(run: RunRecord) -> str:
+    left_out = [event for event in run.metrics.train if event.skipped]
+    spikes = sum(math.isfinite(event.loss) and math.isfinite(event.grad_norm) for event in left_out)
+    parts = [
+        f"{count} step{'' if count == 1 else 's'} skipped as {why}"
+        for count, why in ((len(left_out) - spikes, "not finite"), (spikes, "spikes"))
+        if count
+    ]
+    return ", ".join(parts) or "no step skipped"
 
 
 def _validation_remark(run: RunRecord, n: Mapping[str, float | int | None]) -> str:

@@ -29,6 +29,7 @@ from pretrain.train.branch_warmup import branch_shares
 from pretrain.train.callbacks.base import Callback, EvalRecord, SaveRecord, StartRecord, StepRecord
 from pretrain.train.learning_rate import learning_rate
 from pretrain.train.run_checkpoints import Checkpoints
+from pretrain.train.spikes import SpikeGuard
 from pretrain.train.steps import training_step
 from pretrain.train.stop_signals import BEGAN
 from pretrain.train.validation import Validation
@@ -71,6 +72,8 @@ class Trainer:
         self.step = self.applied_steps = self.skipped_in_row = 0
         self.last_step = min(config.train.steps, config.train.stop_at_step or config.train.steps)
         self.saved_step = -1
+        self.spikes = SpikeGuard(config.train.spikes)
+        engine.accepts = self.spikes.accepts  # type: ignore[method-assign]
         self.requests = Requests(run_dir, config.checkpoint, torch.distributed.get_rank(), BEGAN)
         self.exit_code = None
         self._begun: list[Callback] = []
@@ -179,6 +182,7 @@ class Trainer:
         if own:
             self.step = self.saved_step = reader.step
             self.skipped_in_row = reader.progress.skipped_in_row or 0
+            self.spikes.restore(reader.progress.recent_steps)
         return str(reader.folder)
 
     def save(self, *, asynchronous: bool = False, prune: bool = True) -> None:
@@ -196,7 +200,11 @@ class Trainer:
             self.requests.save_begins()
             self.saved_step = self.step
             self.saving.pruning = prune and not self.skipped_in_row
-            counts = {"optimizer_step": self.applied_steps, "skipped_in_row": self.skipped_in_row}
+            counts: dict[str, object] = {
+                "optimizer_step": self.applied_steps,
+                "skipped_in_row": self.skipped_in_row,
+                **self.spikes.state(),
+            }
             saved = self.saving.save(self.step, counts, asynchronous=asynchronous)
             if saved is not None:
                 self._report(saved)
@@ -397,6 +405,13 @@ class Trainer:
         self.skipped_in_row = 0 if applied else self.skipped_in_row + 1
         if applied:
             return ""
+        if self.spikes.reason:
+            if self.skipped_in_row < config.spikes.limit:
+                return ""
+            return (
+                f"{self.skipped_in_row} steps in a row were left out (train.spikes.limit), the last of them "
+                f"step {self.step}: {self.spikes.reason}"
+            )
         if config.nan_guard == "stop":
             return f"loss or gradient is not finite at step {self.step}"
         limit = min(config.skip_limit or SKIP_LIMIT, config.steps)
@@ -435,7 +450,7 @@ class Trainer:
         self.tell("before_step")
         lr = learning_rate(self.config.schedule, self.config.optimizer.lr, self.step, self.config.train.steps)
         self.engine.set_lr(lr)
-        vote = self.requests.vote(self._failed)
+        vote, self.spikes.reason = self.requests.vote(self._failed), ""
         watched = any(callback.watching for callback in self.callbacks)
         result = self.engine.train_step(
             self.forward_step,
@@ -463,4 +478,6 @@ class Trainer:
         if graph is not None and graph.capture_s is not None:
             record["graph_capture_s"] = graph.capture_s
         self.tell("on_step", record)
+        if self.spikes.reason:
+            self.tell("on_warning", self.spikes.reason)
         return result.applied, result.votes

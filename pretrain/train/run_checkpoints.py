@@ -119,7 +119,7 @@ class Checkpoints:
         load_from = self.config.checkpoint.load
         return Origin(folder=str(resolve(load_from)) if load_from else None)
 
-    def save(self, step: int, counts: dict[str, int], *, asynchronous: bool) -> Saved | None:
+    def save(self, step: int, counts: dict[str, object], *, asynchronous: bool) -> Saved | None:
         """Begins a save, or does it all. counts: kept with the position.
 
         Raises SaveError and StaleStartError as `Saver.save` does.

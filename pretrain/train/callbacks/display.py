@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from parallel.checkpoint.folders import step_folder
 from parallel.launch.exit_codes import ExitCode
 from pretrain.train.callbacks.base import Callback, EvalRecord, RunView, SaveRecord, StepRecord
@@ -29,7 +31,7 @@ class Display(Callback):
         self.progress.update(
             record["step"], record["loss"], record["grad_norm"], record["lr"], record["tokens_per_s"]
         )
-        if record["skipped"]:
+        if record["skipped"] and not (math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"])):
             self.progress.note(
                 f"step {record['step']}: loss or gradient is not finite; the step was not applied"
             )
