@@ -121,7 +121,7 @@ class _WithZeros(Mapping[str, Tensor]):
 class _Multiplied(Mapping[str, Tensor]):
     """Files of which some tensors are multiplied, in float64, and rounded to float32."""
 
-    def __init__(self, inner: _Prefixed | _WithZeros, names: frozenset[str], factor: float) -> None:
+    def __init__(self, inner: _Files, names: frozenset[str], factor: float) -> None:
         self._inner, self._names, self._factor = inner, names, factor
 
     def facts(self, name: str) -> tuple[tuple[int, ...], str]:

@@ -43,8 +43,9 @@ def predict(
     Causal gradients are those of late positions.
     Unmasked ones leave attention's share out too and are a lower bound.
     An encoder's are relative to its own last layer.
-    one_gradient: all tokens of a stack without a causal mask have the same gradient, as nearly those
-    have to which a decoder attends. Attention hands it down whole, so it is an upper bound.
+    one_gradient: all tokens of a stack without a causal mask have the same gradient.
+    It is nearly so where a decoder attends to them.
+    Attention hands it down whole, so it is an upper bound.
     Padding, document masks and rotary embedding do not enter.
     log_p_v: log frequencies of the training tokens, for `model.init.unigram`.
     Raises UserError where the vocabulary size is needed and unknown.

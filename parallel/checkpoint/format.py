@@ -131,7 +131,6 @@ class Sections(Record):
     optimizer: Annotated[OptimizerSection, EMPTY] = OptimizerSection()
     schedule: Annotated[ScheduleSection, EMPTY] = ScheduleSection()
     masking: dict[str, object] | None = None
-    spans: dict[str, object] | None = None
     """How tokens were hidden."""
     spans: dict[str, object] | None = None
     """How parts of a text were hidden."""

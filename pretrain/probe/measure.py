@@ -138,7 +138,7 @@ class Probe:
     gradient_limits: tuple[float, float] | None = None
     """Of an encoder under a decoder: what its gradient is between in theory.
 
-    At its first layer relative to its last, where those of all tokens are independent, and the same.
+    At its first layer relative to its last, where tokens have independent ones, and all the same.
     """
     source_length: int | None = None
     """Tokens of a sequence of an encoder under a decoder."""

@@ -40,7 +40,7 @@ def depth_words(probe: Probe) -> str:
 
 
 def share_of_reader(part: Probe) -> float:
-    """Weight gradient of an encoder's layers, their median, over that of the decoder's last layer."""
+    """Median weight gradient of an encoder's layers over that of the decoder's last layer."""
     norms = [layer.weight_grad_norm for layer in part.layers]
     return median(norms) / part.reader_weight_grad if part.reader_weight_grad else float("nan")
 

@@ -66,7 +66,7 @@ def read_config(content: object, source: str) -> Read:
         "fathom": _read_fathom,
     }
     if kind in REFUSED:
-        raise _refuse(str(kind), REFUSED[str(kind)])
+        raise refuse(str(kind), REFUSED[str(kind)])
     if kind not in readers:
         shown = printable(repr(kind), 60)
         raise UserError(f"model_type={shown} cannot be imported; supported: {', '.join(readers)}")

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from model.hf.folding.obstacles import UNGATED_ACTIVATIONS
 from model.hf.mapping import OPT_EPSILON, Target
-from model.hf.settings.read import Read, _activation, _model, _refuse_first
+from model.hf.settings.read import Read
 from model.hf.settings.records import ADVICE, BlenderbotFile, CrossedFile, MarianFile
+from model.hf.settings.refusal import activation, model_config, refuse_first
 from model.hf.settings.write import STOCK_INIT
 from model.records import as_record
 from model.sections import InitConfig
@@ -44,7 +45,7 @@ def read_crossed(content: Mapping[str, object], kind: str, source: str) -> Read:
     form = FORMS[kind]
     data = as_record(content, form.record, source, ADVICE)
     other = data.decoder_vocab_size
-    _refuse_first(
+    refuse_first(
         kind,
         [
             (data.is_decoder, "it is a decoder by itself (is_decoder=true)"),
@@ -84,7 +85,7 @@ def read_crossed(content: Mapping[str, object], kind: str, source: str) -> Read:
         "max_position_embeddings": data.max_position_embeddings,
         "max_source_positions": data.max_position_embeddings,
         "norm_epsilon": OPT_EPSILON,
-        "activation": _activation(kind, data.activation_function, UNGATED_ACTIVATIONS),
+        "activation": activation(kind, data.activation_function, UNGATED_ACTIVATIONS),
         "position": form.position,
         "embedding_norm": form.embedding_norm,
         "share_embeddings": data.share_encoder_decoder_embeddings,
@@ -93,7 +94,7 @@ def read_crossed(content: Mapping[str, object], kind: str, source: str) -> Read:
         "attention_dropout": data.attention_dropout,
     }
     factor = math.sqrt(data.d_model) if data.scale_embedding else 1.0
-    config = _model(kind, fields)
+    config = model_config(kind, fields)
     return Read(form.layout, config, data.max_position_embeddings, 1 / factor, word_factor=factor)
 
 

@@ -181,7 +181,7 @@ class BertFile(Record):
 
 
 class CrossedFile(Record):
-    """Fields of transformers' BartConfig, MBartConfig and BlenderbotConfig, with BART's defaults."""
+    """Fields of transformers' configurations of BART, MBart, Blenderbot; BART's defaults."""
 
     vocab_size: Rows = 50265
     max_position_embeddings: Rows = 1024

@@ -93,7 +93,7 @@ def stock_in_float64(
         if entry.constant is None:
             exact = weights[entry.canonical].double() * plan.factors.get(entry.canonical, 1.0)
         else:
-            exact = torch.full(entry.shape, entry.constant, dtype=torch.float64)
+            exact = torch.zeros(entry.shape, dtype=torch.float64) + entry.constant
         state |= dict(zip(entry.hf, entry.conversion.to_hf(exact, config), strict=True))
     for name, source in (
         ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),

@@ -44,7 +44,7 @@ def opt_in_float64(
         exact = (
             weights[entry.canonical].double()
             if entry.constant is None
-            else torch.full(entry.shape, entry.constant, dtype=torch.float64)
+            else torch.zeros(entry.shape, dtype=torch.float64) + entry.constant
         )
         state |= dict(
             zip(
@@ -139,7 +139,7 @@ def test_factors_of_one_layer_by_hand() -> None:
         for leaf in ("weight", "bias")
     }
     expected |= {f"decoder.layers.0.mlp_output_norm.{leaf}": 0.3 / root for leaf in ("weight", "bias")}
-    factors = post_ln_factors("opt", config, 0.3, OPT_EPSILON)
+    factors, _ = post_ln_factors("opt", config, 0.3, OPT_EPSILON)
     assert {name: factors.get(name, 1.0) for name in expected} == pytest.approx(expected, rel=1e-6)
     assert set(factors) <= set(expected)
 
