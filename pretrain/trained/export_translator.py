@@ -41,7 +41,10 @@ class ExportTranslator:
         # Settings of the folder that a search would follow beside those that it is told.
         self.model.generation_config.max_length = None
         self.name = str(folder)
-        self.end: int = model.generation_config.eos_token_id
+        end = model.generation_config.eos_token_id
+        if not isinstance(end, int):
+            raise UserError(f"{folder} names eos_token_id={end}, and a translation ends with one end mark")
+        self.end = end
         self.new_tokens: int = config.max_position_embeddings
         # Of our own class; all others have tables of positions.
         limited = getattr(config, "position", "learned") == "learned"

@@ -179,6 +179,8 @@ def test_another_kind_of_model_is_told_its_command(
     save_encoder(tmp_path, position="rotary")
     fathom("translate", str(tmp_path / "run"), "--text", "a", code=2)
     assert "holds an encoder, which fills places in a text: use `fathom fill`" in capsys.readouterr().err
+    fathom("translate", str(tmp_path / "hf"), "--text", "a", code=2)
+    assert "hf holds no encoder-decoder" in capsys.readouterr().err
     fathom("eval", str(tmp_path / "run"), "--translate", code=2)
     assert "--translate: has no effect on an encoder" in capsys.readouterr().err
 
