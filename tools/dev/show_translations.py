@@ -28,9 +28,8 @@ def main(
     trained = open_trained(folder)
     trained.check_kind(BOTH)
     pairs = held_out(trained, split, count)
-    translator = CheckpointTranslator(trained)
-    settings = Search(max_new_tokens=translator.new_tokens)
-    found = translate(translator, [source for source, _ in pairs], settings, names="pair")
+    sources = [source for source, _ in pairs]
+    found = translate(CheckpointTranslator(trained), sources, Search(), names="pair")
     table = Table("source", "wanted", "translated")
     for (source, wanted), translations in zip(pairs, found, strict=True):
         table.add_row(source, wanted, translations[0].line if translations else "")
