@@ -29,12 +29,14 @@ from model.records import read_json, read_record
 from model.words import printable
 
 # Tensors that some files carry and no weight depends on:
-# GPT-2's causal mask, Llama's rotary frequencies, BERT's numbers of positions.
-_NO_WEIGHTS = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|embeddings\.position_ids)$")
+# GPT-2's and GPT-NeoX's causal masks, Llama's rotary frequencies, BERT's numbers of positions.
+_NO_WEIGHTS = re.compile(
+    r"(\.(attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq|embeddings\.position_ids)$"
+)
 # The tied output projection: GPT-2's and others', BERT's, the second place of BERT's bias,
 # and further places of the words of BART and others.
 _TIED = re.compile(
-    r"^(lm_head\.weight|decoder\.weight|cls\.predictions\.decoder\.(weight|bias)"
+    r"^(lm_head\.weight|embed_out\.weight|decoder\.weight|cls\.predictions\.decoder\.(weight|bias)"
     r"|model\.(shared|(encoder|decoder)\.embed_tokens)\.weight)$"
 )
 # Marian's fixed positions, which older files have.
@@ -157,6 +159,9 @@ PREFIXES: dict[Target, tuple[str, ...]] = {
     "modernbert": ("model.", "head.", "decoder."),
     "mistral": ("model.", "lm_head."),
     **dict.fromkeys(FINAL_BIAS, ("model.", "lm_head.", "final_logits_bias")),
+    "qwen2": ("model.", "lm_head."),
+    "qwen3": ("model.", "lm_head."),
+    "gpt_neox": ("gpt_neox.", "embed_out."),
     "fathom": ("model.", "lm_head.", "head.", LOGIT_BIAS_HF["fathom"]),
 }
 """What the names of a whole model begin with; the first part is what base-model files leave out."""

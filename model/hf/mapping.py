@@ -18,20 +18,9 @@ from model.parameters.table import Role, Row, parameter_table, qkv_blocks
 from model.weights.bases import sinusoid_scale
 
 Target = Literal[
-    "gpt2",
-    "llama",
-    "opt",
-    "bert",
-    "megatron-bert",
-    "eurobert",
-    "modernbert",
-    "mistral",
-    "bart",
-    "mbart",
-    "blenderbot",
-    "marian",
-    "fathom",
-]
+    "gpt2", "llama", "opt", "bert", "megatron-bert", "eurobert", "modernbert", "mistral",
+    "bart", "mbart", "blenderbot", "marian", "qwen2", "qwen3", "gpt_neox", "fathom",
+]  # fmt: skip
 # Every norm of OPT's is a torch.nn.LayerNorm without an epsilon in config.json, so that torch's
 # default is the only one.
 OPT_EPSILON = 1e-5
@@ -105,6 +94,10 @@ QUERY_NORM = Conversion(
     lambda t, config: (t * config.score_scale,), lambda parts, config: parts[0] / config.score_scale
 )
 QKV_CONV1D = Conversion(lambda t, config: (_flip(torch.cat(_split_qkv(t, config))),), _split_fused)
+QKV_FUSED = Conversion(
+    lambda t, config: (qkv_blocks(config).join(_split_qkv(t, config)),),
+    lambda parts, config: _join_qkv(qkv_blocks(config).split(parts[0]), config),
+)
 QKV_ROWS = Conversion(lambda t, config: (torch.cat(_split_qkv(t, config)),), _split_rows)
 GATE_UP = Conversion(lambda t, config: tuple(t.chunk(2)), lambda parts, config: torch.cat(parts))
 VOCABULARY = Conversion(
@@ -162,6 +155,23 @@ _LLAMA: dict[str, Rule] = {
     _L + "mlp.linear_fc2": (("model.layers.{i}.mlp.down_proj",), PLAIN),
     "decoder.final_layernorm": (("model.norm",), PLAIN),
     "output_layer": (("lm_head",), VOCABULARY),
+}
+_QWEN3: dict[str, Rule] = {
+    **_LLAMA,
+    _L + "self_attention.q_layernorm": (("model.layers.{i}.self_attn.q_norm",), QUERY_NORM),
+    _L + "self_attention.k_layernorm": (("model.layers.{i}.self_attn.k_norm",), PLAIN),
+}
+_X = "gpt_neox.layers.{i}."
+_GPT_NEOX: dict[str, Rule] = {
+    "embedding.word_embeddings": (("gpt_neox.embed_in",), VOCABULARY),
+    _L + "input_layernorm": ((_X + "input_layernorm",), PLAIN),
+    _L + "self_attention.linear_qkv": ((_X + "attention.query_key_value",), QKV_FUSED),
+    _L + "self_attention.linear_proj": ((_X + "attention.dense",), PLAIN),
+    _L + "pre_mlp_layernorm": ((_X + "post_attention_layernorm",), PLAIN),
+    _L + "mlp.linear_fc1": ((_X + "mlp.dense_h_to_4h",), PLAIN),
+    _L + "mlp.linear_fc2": ((_X + "mlp.dense_4h_to_h",), PLAIN),
+    "decoder.final_layernorm": (("gpt_neox.final_layer_norm",), PLAIN),
+    "output_layer": (("embed_out",), VOCABULARY),
 }
 _D = "model.decoder.layers.{i}."
 # Post-LN: the norm between the sublayers may be written as the first one's norm_out or as the
@@ -284,6 +294,9 @@ TABLES: dict[Target, dict[str, Rule]] = {
     "mbart": _rules(crossed_names.MBART),
     "blenderbot": _rules(crossed_names.BLENDERBOT),
     "marian": _rules(crossed_names.MARIAN),
+    "qwen2": _LLAMA,
+    "qwen3": _QWEN3,
+    "gpt_neox": _GPT_NEOX,
     "fathom": _FATHOM,
 }
 _CROSSED_SHOWN: dict[str, bool | int | str] = {"bias": True, "logit_bias": True, "position": "learned"}

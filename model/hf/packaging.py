@@ -55,7 +55,7 @@ def _auto_map(causal: Mapping[str, str]) -> dict[str, str]:
 
 PACKAGINGS: dict[str, Packaging] = {
     "gpt": Packaging(
-        targets=("gpt2", "llama", "mistral", "opt", "fathom"),
+        targets=("gpt2", "llama", "mistral", "qwen2", "qwen3", "gpt_neox", "opt", "fathom"),
         auto="AutoModelForCausalLM",
         own="FathomForCausalLM",
         code=(CONFIGURATION, MODELING),

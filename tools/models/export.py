@@ -17,8 +17,8 @@ def command(
     architecture: Annotated[
         str,
         typer.Option(
-            help="auto; of a decoder gpt2, llama, mistral or opt; of an encoder bert, "
-            "megatron-bert, eurobert or modernbert; "
+            help="auto; of a decoder gpt2, llama, mistral, qwen2, qwen3, gpt_neox or opt; of an encoder "
+            "bert, megatron-bert, eurobert or modernbert; "
             "or fathom (with its modelling files). auto takes a stock one where it is exact."
         ),
     ] = "auto",

@@ -26,8 +26,9 @@ def command(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print folder and model section as JSON.")] = False,
 ) -> None:
-    """Read a GPT-2, Llama, post-LN OPT or BERT model, or an export of ours, as a checkpoint.
+    """Read a model of transformers, or an export of ours, as a checkpoint.
 
+    GPT-2, GPT-NeoX, Llama, Mistral, Qwen 2 and 3, post-LN OPT, BERT, EuroBERT and ModernBERT.
     What cannot be represented exactly is refused with the reason.
     """
     from parallel.checkpoint.reader import open_checkpoint

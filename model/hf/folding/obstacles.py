@@ -233,6 +233,33 @@ PLAIN = (_no_soft_caps, _one_switch_of_biases)
 """What a class has not that knows nothing of these options."""
 
 
+def _biases_of_qwen2(config: ModelConfig) -> str | None:
+    if config.bias or not config.attention.qkv_bias:
+        return (
+            "its queries, keys and values have biases and no other linear layer has: train with "
+            "model.bias=false and model.attention.qkv_bias=true"
+        )
+    return None
+
+
+def _pre_ln_of_qwen3(config: ModelConfig) -> str | None:
+    plan = config.depth_plan().without_score_norms()
+    if plan is None:
+        return "it norms queries and keys: train with model.attention.qk_norm=true"
+    return pre_ln_obstacle(plan)
+
+
+def _like_gpt_neox(config: ModelConfig) -> str | None:
+    """LayerNorm, rotary positions, a plain feed-forward, biases everywhere."""
+    if reason := _layernorm(config):
+        return reason
+    if config.position != "rotary":
+        return f"it has rotary positions, the model {config.position}"
+    if config.activation not in UNGATED_ACTIVATIONS:
+        return f"its feed-forward has no {config.activation}"
+    return None if config.bias else "its linear layers have biases (model.bias=false)"
+
+
 def _no_bias(config: ModelConfig) -> str | None:
     return "its linear layers have no biases (model.bias=true)" if config.bias else None
 
@@ -301,6 +328,9 @@ FORMS: dict[Target, tuple[Callable[[ModelConfig], str | None], ...]] = {
     "gpt2": (*PLAIN, _no_logit_bias, _pre_ln, _like_gpt2, _sees_all),
     "llama": (*PLAIN, _no_logit_bias, _pre_ln, _like_llama, _sees_all),
     "mistral": (*PLAIN, _no_logit_bias, _pre_ln, _like_llama, _no_bias, _window_of_mistral),
+    "qwen2": (_no_soft_caps, _no_logit_bias, _pre_ln, _like_llama, _sees_all, _biases_of_qwen2),
+    "qwen3": (*PLAIN, _no_logit_bias, _pre_ln_of_qwen3, _like_llama, _sees_all, _no_bias),
+    "gpt_neox": (*PLAIN, _no_logit_bias, _pre_ln, _like_gpt_neox, _plain_rotary, _plain_heads, _sees_all),
     "opt": (*PLAIN, _no_logit_bias, _post_ln, _like_gpt2, _sees_all),
     "bert": (*PLAIN, _post_ln, _norms_of_bert, _like_gpt2, _tied, _head_of_bert, _sees_all),
     "megatron-bert": (*PLAIN, _pre_ln, _like_gpt2, _tied, _head_of_bert, _sees_all),

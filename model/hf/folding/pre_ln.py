@@ -106,6 +106,7 @@ def _pre_ln(target: Target, config: ModelConfig, logit_scale: float) -> Fold:
             else:  # the first of a model without that norm, whose projection reads the stream
                 factors[f"{layer}{part.first}.weight"] = sublayer.input_scale
                 scales[tables(config, stack).norm] = 1.0
+            scales.update({f"{layer}self_attention.{role}_layernorm": 1.0 for role in sublayer.inner})
             for leaf in LEAVES:
                 factors[f"{layer}{part.last}.{leaf}"] = sublayer.branch_scale
             if sublayer.norm_out:  # the last of an encoder under a decoder
@@ -158,6 +159,9 @@ FOLDS: dict[Target, Callable[[Target, ModelConfig, float], Fold]] = {
     "mbart": _pre_ln,
     "blenderbot": _pre_ln,
     "marian": _post_ln,
+    "qwen2": _pre_ln,
+    "qwen3": _pre_ln,
+    "gpt_neox": _pre_ln,
     "fathom": _as_it_is,
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from model.config import ModelConfig
@@ -10,6 +10,7 @@ from model.errors import UserError
 from model.hf.folding.obstacles import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS
 from model.hf.folding.pre_ln import Fold
 from model.hf.mapping import OPT_EPSILON, Target
+from model.hf.settings.read_decoders import neox_fields, qwen_fields
 from model.hf.settings.records import (
     ADVICE,
     BertFile,
@@ -57,6 +58,9 @@ def read_config(content: object, source: str) -> Read:
         "gpt2": _read_gpt2,
         "llama": _read_llama,
         "mistral": _read_mistral,
+        "qwen2": _read_decoder,
+        "qwen3": _read_decoder,
+        "gpt_neox": _read_decoder,
         "opt": _read_opt,
         "bert": _read_bert,
         "megatron-bert": _read_bert,
@@ -135,6 +139,19 @@ def _read_mistral(content: Mapping[str, object], kind: str, source: str) -> Read
     # Its number counts the token itself.
     fields["window"] = window - 1
     return Read("mistral", model_config(kind, fields), data.max_position_embeddings, 1.0)
+
+
+_DECODERS: dict[str, tuple[Target, Callable[..., tuple[dict[str, object], int]]]] = {
+    "qwen2": ("qwen2", qwen_fields),
+    "qwen3": ("qwen3", qwen_fields),
+    "gpt_neox": ("gpt_neox", neox_fields),
+}
+
+
+def _read_decoder(content: Mapping[str, object], kind: str, source: str) -> Read:
+    layout, fields_of = _DECODERS[kind]
+    fields, longest = fields_of(content, kind, source)
+    return Read(layout, model_config(kind, fields), longest, 1.0)
 
 
 def _read_eurobert(content: Mapping[str, object], kind: str, source: str) -> Read:

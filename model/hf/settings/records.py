@@ -91,6 +91,46 @@ class EuroBertFile(LlamaFile):
     rms_norm_eps: Epsilon = 1e-5
 
 
+class Qwen2File(LlamaFile):
+    """Fields of transformers' Qwen2Config with other defaults than Llama's."""
+
+    vocab_size: Rows = 151936
+    intermediate_size: Width = 22016
+    max_position_embeddings: Rows = 32768
+    sliding_window: int | None = 4096
+    use_sliding_window: bool = False
+    max_window_layers: Annotated[int, Field(ge=0, le=10_000)] = 28
+    layer_types: list[str] | None = None
+
+
+class Qwen3File(Qwen2File):
+    """Fields of transformers' Qwen3Config with other defaults than Qwen 2's."""
+
+    head_dim: Heads | None = 128
+
+
+class GPTNeoXFile(Record):
+    """Fields and defaults of transformers' GPTNeoXConfig, and what older ones were called."""
+
+    vocab_size: Rows = 50432
+    hidden_size: Width = 6144
+    num_hidden_layers: Layers = 44
+    num_attention_heads: Heads = 64
+    intermediate_size: Width = 24576
+    hidden_act: str = "gelu"
+    rotary_pct: float | None = None
+    rotary_emb_base: Base | None = None
+    rope_scaling: dict[str, object] | None = None
+    rope_parameters: dict[str, object] | None = None
+    attention_dropout: Dropout = 0.0
+    hidden_dropout: Dropout = 0.0
+    max_position_embeddings: Rows = 2048
+    layer_norm_eps: Epsilon = 1e-5
+    tie_word_embeddings: bool = False
+    use_parallel_residual: bool = True
+    attention_bias: bool = True
+
+
 class ModernBertFile(Record):
     """Fields and defaults of transformers' ModernBertConfig, and what older ones were called."""
 

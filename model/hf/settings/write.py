@@ -33,6 +33,9 @@ STOCK: dict[Target, str] = {
     "mbart": "MBartForConditionalGeneration",
     "blenderbot": "BlenderbotForConditionalGeneration",
     "marian": "MarianMTModel",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gpt_neox": "GPTNeoXForCausalLM",
 }
 """Classes of transformers."""
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -158,6 +161,33 @@ def _mistral(config: ModelConfig, fold: Fold, positions: int, logit_scale: float
     # Its number counts the token itself.
     window = None if config.window is None else config.window + 1
     return {**_llama(config, fold, positions, logit_scale), "sliding_window": window}
+
+
+def _qwen(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
+    """Biases are what the class has, and no field of it."""
+    fields = _llama(config, fold, positions, logit_scale)
+    del fields["mlp_bias"]
+    return {**fields, "use_sliding_window": False}
+
+
+def _gpt_neox(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
+    return {
+        "max_position_embeddings": positions,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.ffn_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "hidden_act": UNGATED_ACTIVATIONS[config.activation],
+        "layer_norm_eps": fold.epsilon,
+        "rope_parameters": {**write_rope(config), "partial_rotary_factor": config.rotary.share},
+        # Older versions read these in its place.
+        "rotary_pct": config.rotary.share,
+        "rotary_emb_base": float(config.rotary_base),
+        "use_parallel_residual": False,
+        "attention_bias": True,
+        "hidden_dropout": config.hidden_dropout,
+        "attention_dropout": config.attention_dropout,
+    }
 
 
 def _modernbert(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
@@ -349,6 +379,9 @@ FIELDS: dict[Target, Callable[[ModelConfig, Fold, int, float], dict[str, object]
     "mbart": _crossed,
     "blenderbot": _blenderbot,
     "marian": _marian,
+    "qwen2": _qwen,
+    "qwen3": _qwen,
+    "gpt_neox": _gpt_neox,
     "fathom": fathom_fields,
 }
 """What config.json of a target says beside what all of them say."""

@@ -19,6 +19,8 @@ from transformers import (
     EuroBertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MegatronBertConfig,
@@ -30,6 +32,10 @@ from transformers import (
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from model.depth.schemes import SCHEMES
@@ -347,6 +353,47 @@ def test_mistral_with_a_window(tmp_path: Path) -> None:
     assert (settings["architectures"], settings["sliding_window"]) == (["MistralForCausalLM"], 5)
 
 
+@pytest.mark.parametrize("rope", [{}, LLAMA3])
+def test_qwen2(tmp_path: Path, rope: dict[str, Any]) -> None:
+    given = {"num_key_value_heads": 2, "tie_word_embeddings": not rope}
+    given["rope_parameters"] = {"rope_theta": 1000000.0, "rope_type": "default", **rope}
+    model = save(Qwen2ForCausalLM(Qwen2Config(**{**LLAMA, **given})), tmp_path / "source")
+    config = check(model, tmp_path / "source", tmp_path).config
+    assert (config.bias, config.attention.qkv_bias, config.rotary_base) == (False, True, 1000000)
+    back = json.loads((tmp_path / "back/config.json").read_text())
+    assert back["architectures"] == ["Qwen2ForCausalLM"]
+
+
+def test_qwen3(tmp_path: Path) -> None:
+    model = Qwen3ForCausalLM(Qwen3Config(**{**LLAMA, "num_key_value_heads": 2, "head_dim": 12}))
+    config = check(save(model, tmp_path / "source"), tmp_path / "source", tmp_path).config
+    assert (config.attention.qk_norm, config.kv_channels) == (True, 12)
+    back = json.loads((tmp_path / "back/config.json").read_text())
+    assert back["architectures"] == ["Qwen3ForCausalLM"]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_gpt_neox_with_one_sublayer_after_the_other(tmp_path: Path, tied: bool) -> None:
+    sizes = {**LLAMA, "num_attention_heads": 2, "tie_word_embeddings": tied}
+    model = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, use_parallel_residual=False))
+    config = check(save(model, tmp_path / "source"), tmp_path / "source", tmp_path).config
+    assert (config.rotary.share, config.rotary_width) == (0.25, 4)
+
+
+def test_a_depth_scheme_with_norms_of_queries_and_keys_is_exported_as_qwen3(tmp_path: Path) -> None:
+    """The factor that transfer puts on scores goes into the norm of the queries."""
+    transfer = {"method": "completep", "base_hidden": 16, "base_head_dim": 4}
+    llama = {"normalization": "rmsnorm", "activation": "swiglu", "position": "rotary", "bias": False}
+    config = make_config(
+        "layernorm_scaling", **llama, attention={"qk_norm": True}, transfer=transfer, num_query_groups=2
+    )
+    weights = make_weights(config)
+    result = export(
+        weights, config, tmp_path / "out", logit_scale=LOGIT_SCALE, tokenizer=None, seq_length=POSITIONS
+    )
+    assert result.architecture == "qwen3"
+
+
 def test_old_files_in_shards_without_prefix_and_with_masks(tmp_path: Path) -> None:
     """The Hub's GPT-2 has no `transformer.` in its names and carries the causal mask.
 
@@ -416,7 +463,8 @@ def test_our_exports_come_back_bit_by_bit(tmp_path: Path, scheme: str, number: i
     [
         (
             {"model_type": "roberta"},
-            "model_type='roberta' cannot be imported; supported: gpt2, llama, mistral, opt, bert, "
+            "model_type='roberta' cannot be imported; supported: gpt2, llama, mistral, qwen2, qwen3, "
+            "gpt_neox, opt, bert, "
             "megatron-bert, eurobert, modernbert, fathom",
         ),
         (
@@ -447,6 +495,12 @@ def test_our_exports_come_back_bit_by_bit(tmp_path: Path, scheme: str, number: i
         ({**LLAMA, "model_type": "llama", "hidden_act": "relu"}, "activation is relu"),
         ({**LLAMA, "model_type": "llama", "sliding_window": 9}, r"sliding-window attention \(9 tokens\)"),
         ({**LLAMA, "model_type": "mistral", "sliding_window": 1}, "see themselves only"),
+        ({**LLAMA, "model_type": "qwen3", "attention_bias": True}, "its attention has biases"),
+        (
+            {**LLAMA, "model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1},
+            "its upper layers see a window",
+        ),
+        ({**LLAMA, "model_type": "gpt_neox"}, "use_parallel_residual=true, as in Pythia"),
         ({**MODERNBERT, "model_type": "modernbert", "mlp_bias": True}, "mlp_bias=True and"),
         ({**MODERNBERT, "model_type": "modernbert", "decoder_bias": False}, "decoder_bias=false"),
         ({**MODERNBERT, "model_type": "modernbert", "classifier_activation": "silu"}, "activation is silu"),

@@ -1,0 +1,104 @@
+"""config.json of decoders beside GPT-2, Llama and OPT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from model.hf.folding.obstacles import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS
+from model.hf.settings.records import ADVICE, GPTNeoXFile, Qwen2File, Qwen3File
+from model.hf.settings.refusal import activation, refuse_first
+from model.hf.settings.rope import read_rope
+from model.hf.settings.write import STOCK_INIT
+from model.records import as_record
+
+
+def qwen_fields(content: Mapping[str, object], kind: str, source: str) -> tuple[dict[str, object], int]:
+    """Our fields of a Qwen 2 or Qwen 3, and its longest sequence.
+
+    Raises UserError for what is not ours: layers with a window above others without, biases of all
+    attention's matrices alone.
+    """
+    data = as_record(content, Qwen2File if kind == "qwen2" else Qwen3File, source, ADVICE)
+    layers = data.num_hidden_layers
+    windows = data.use_sliding_window and data.sliding_window is not None
+    windowed = [windows and index >= data.max_window_layers for index in range(layers)]
+    if data.layer_types is not None:
+        windowed = [windows and name == "sliding_attention" for name in data.layer_types]
+    biased = data.attention_bias
+    refuse_first(
+        kind,
+        [
+            (
+                any(windowed),
+                "its upper layers see a window, the lower ones all (use_sliding_window)",
+            ),
+            (bool(biased), "its attention has biases and its feed-forward none (attention_bias=true)"),
+        ],
+    )
+    given = {**(data.rope_scaling or {}), **(data.rope_parameters or {})}
+    attention = {"qkv_bias": True} if kind == "qwen2" else {"qk_norm": True}
+    longest = data.max_position_embeddings
+    return {
+        "scheme": "pre_ln",
+        "init": STOCK_INIT,
+        "num_layers": layers,
+        "hidden_size": data.hidden_size,
+        "num_attention_heads": data.num_attention_heads,
+        "num_query_groups": data.num_key_value_heads or data.num_attention_heads,
+        "head_dim": data.head_dim or data.hidden_size // data.num_attention_heads,
+        "ffn_hidden_size": data.intermediate_size,
+        "vocab_size": data.vocab_size,
+        "max_position_embeddings": longest,
+        "normalization": "rmsnorm",
+        "norm_epsilon": data.rms_norm_eps,
+        "activation": activation(kind, data.hidden_act, LLAMA_ACTIVATIONS),
+        "position": "rotary",
+        **read_rope(given, data.rope_theta, longest, kind, source),
+        "attention": attention,
+        "tie_embeddings": data.tie_word_embeddings,
+        "bias": False,
+        "attention_dropout": data.attention_dropout or 0.0,
+    }, longest
+
+
+def neox_fields(content: Mapping[str, object], kind: str, source: str) -> tuple[dict[str, object], int]:
+    """Our fields of a GPT-NeoX (Pythia), and its longest sequence.
+
+    Raises UserError for what is not ours, above all sublayers side by side.
+    """
+    data = as_record(content, GPTNeoXFile, source, ADVICE)
+    refuse_first(
+        kind,
+        [
+            (
+                data.use_parallel_residual,
+                "its feed-forward reads what attention reads, not what attention adds to "
+                "(use_parallel_residual=true, as in Pythia); our sublayers follow each other",
+            ),
+            (
+                not data.attention_bias,
+                "its feed-forward has biases and its attention none (attention_bias)",
+            ),
+        ],
+    )
+    given = {**(data.rope_scaling or {}), **(data.rope_parameters or {})}
+    share = data.rotary_pct if data.rotary_pct is not None else 0.25
+    given.setdefault("partial_rotary_factor", share)
+    longest = data.max_position_embeddings
+    return {
+        "scheme": "pre_ln",
+        "init": STOCK_INIT,
+        "num_layers": data.num_hidden_layers,
+        "hidden_size": data.hidden_size,
+        "num_attention_heads": data.num_attention_heads,
+        "ffn_hidden_size": data.intermediate_size,
+        "vocab_size": data.vocab_size,
+        "max_position_embeddings": longest,
+        "norm_epsilon": data.layer_norm_eps,
+        "activation": activation(kind, data.hidden_act, UNGATED_ACTIVATIONS),
+        "position": "rotary",
+        **read_rope(given, data.rotary_emb_base, longest, kind, source),
+        "tie_embeddings": data.tie_word_embeddings,
+        "hidden_dropout": data.hidden_dropout,
+        "attention_dropout": data.attention_dropout,
+    }, longest
