@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.reference import deepnorm, gpt
-from tests.reference.parts import Options, Weights, attention, feed_forward, norm
+from tests.reference.parts import Options, Weights, attention, capped, feed_forward, norm
 
 PRE = {"input_layernorm": "ln1", "pre_cross_attn_layernorm": "ln2", "pre_mlp_layernorm": "ln3"}
 POST = {"pre_cross_attn_layernorm": "ln1", "pre_mlp_layernorm": "ln2", "mlp_output_norm": "ln3"}
@@ -214,6 +214,7 @@ def _options(shape: gpt.Shape, positions: Tensor, hide: Tensor, *, causal: bool)
         eps=shape.eps,
         causal=causal,
         rotary_base=shape.rotary_base if shape.position == "rotary" else None,
+        frequencies=shape.frequencies,
         drop=shape.drop,
         drop_attention=shape.drop_attention,
         hide=hide,
@@ -316,7 +317,8 @@ def hidden_states(
 def logits(parameters: gpt.Parameters, model: Model, batch: Batch) -> Tensor:
     """[batch, tokens, padded vocabulary]."""
     table = parameters.get("output_layer.weight", parameters["embedding.word_embeddings.weight"])
-    return hidden_states(parameters, model, batch) * model.decoder.logit_scale @ table.T
+    scores = hidden_states(parameters, model, batch) * model.decoder.logit_scale @ table.T
+    return capped(scores, model.decoder.logit_soft_cap)
 
 
 def losses(

@@ -22,7 +22,14 @@ from transformers.modeling_outputs import (
 )
 
 from .configuration_fathom import FathomConfig
-from .modeling_fathom import FathomLayer, FathomModel, FathomPreTrainedModel, FathomSublayer, visible
+from .modeling_fathom import (
+    FathomLayer,
+    FathomModel,
+    FathomPreTrainedModel,
+    FathomSublayer,
+    capped,
+    visible,
+)
 
 
 class FathomCrossAttention(nn.Module):
@@ -159,7 +166,7 @@ class FathomStack(FathomModel):
             position_ids = self._positions(attention_mask, start, x)
         x = self._with_positions(x, position_ids)
         x = self.embed_norm(F.dropout(x, self.config.hidden_dropout, self.training))
-        rotation = self._rotation(position_ids, x, self.config.rotary_base)
+        rotation = self._rotation(position_ids, x, None)
         mask = self._mask(attention_mask, start, x)
         seen = None
         if encoder_attention_mask is not None and not bool(encoder_attention_mask.all()):
@@ -355,6 +362,7 @@ class FathomForConditionalGeneration(FathomPreTrainedModel, GenerationMixin):
         words = self.model.decoder.embed_tokens
         table = words.weight if self.lm_head is None else self.lm_head.weight
         logits = F.linear(self.config.logit_scale * out.last_hidden_state, table, self.logit_bias)
+        logits = capped(logits, self.config.logit_soft_cap)
         loss = None
         if labels is not None:
             count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch

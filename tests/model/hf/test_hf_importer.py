@@ -464,8 +464,7 @@ def test_our_exports_come_back_bit_by_bit(tmp_path: Path, scheme: str, number: i
         (
             {"model_type": "roberta"},
             "model_type='roberta' cannot be imported; supported: gpt2, llama, mistral, qwen2, qwen3, "
-            "gpt_neox, opt, bert, "
-            "megatron-bert, eurobert, modernbert, fathom",
+            "gpt_neox, opt, bert, megatron-bert, eurobert, modernbert, bart, mbart, blenderbot, marian, fathom",
         ),
         (
             {**GPT2, "model_type": "gpt2", "activation_function": "tanh"},

@@ -13,9 +13,11 @@ from model.depth.schemes import SCHEMES
 from model.layers.transformer_config import transformer_config
 from model.network.language_model import LanguageModel
 from model.parameters.names import named_parameters
+from model.rotary import frequencies
 from model.weights.bases import sinusoid_scale
 from model.weights.init import logit_scale
 from parallel.launch.one_process import single_process
+from tests.model.hf.tiny import rotation
 from tests.reference import gpt, seq2seq
 
 SOURCE, TARGET, VOCAB, PADDED = 10, 8, 30, 32
@@ -49,8 +51,7 @@ def build(scheme: str, **changes: Any) -> tuple[LanguageModel, ModelConfig]:
         source_length=SOURCE,
     ).double()
     if config.position == "rotary":  # Megatron-core's angles are in fp32
-        width = torch.arange(0, config.kv_channels, 2, dtype=torch.float64) / config.kv_channels
-        chunk.rotary_pos_emb.inv_freq = config.rotary_base**-width
+        chunk.rotary_pos_emb.inv_freq = frequencies(config, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in chunk.named_parameters():
@@ -92,6 +93,8 @@ def described(config: ModelConfig) -> seq2seq.Model:
             normalization=own.normalization,
             eps=own.norm_epsilon,
             position=own.position,
+            frequencies=rotation(own)[0],
+            logit_soft_cap=own.logit_soft_cap,
             logit_scale=logit_scale(config),
             options=own.scheme_options,
         )
@@ -126,6 +129,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"position": "sinusoidal", "share_embeddings": False, "activation": "relu", "bias": False},
     {
         "position": "rotary",
+        "rotary": {"share": 0.5, "scaling": "linear", "factor": 3.0},
+        "logit_soft_cap": 2.0,
         "activation": "swiglu",
         "normalization": "rmsnorm",
         "tie_embeddings": False,
