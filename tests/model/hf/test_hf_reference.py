@@ -7,11 +7,16 @@ from typing import get_args
 
 import pytest
 import torch
+from transformers.activations import ACT2FN
 
 from model.config import ModelConfig
 from model.depth.schemes import SCHEMES
 from model.errors import UserError
+from model.hf.folding.obstacles import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS
 from model.hf.reference import ACTIVATIONS, Cache, Evaluation, generate, pick
+from model.hf.remote import modeling_fathom
+from model.layers import transformer_config
+from model.theory import correlation
 from tests.model.hf.tiny import LOGIT_SCALE, make_config, make_tokens, make_weights, reference
 
 VARIANTS = [
@@ -158,5 +163,16 @@ def test_reads_weights_one_at_a_time() -> None:
     assert 1 <= most[0] <= 3
 
 
-def test_knows_every_activation() -> None:
-    assert set(ACTIVATIONS) == set(get_args(ModelConfig.model_fields["activation"].annotation))
+def test_all_tables_have_every_activation() -> None:
+    names = set(get_args(ModelConfig.model_fields["activation"].annotation))
+    x = torch.linspace(-4, 4, 101, dtype=torch.float64)
+    for table in (ACTIVATIONS, modeling_fathom.ACTIVATIONS, transformer_config.ACTIVATIONS):
+        assert set(table) == names
+        for name in names:
+            torch.testing.assert_close(table[name](x), ACTIVATIONS[name](x), rtol=0, atol=1e-14)
+    assert {*correlation.POINTWISE, *correlation.GATES} == names
+    gated = {name for name in names if make_config(activation=name).gated}
+    assert set(modeling_fathom.GATED) == set(LLAMA_ACTIVATIONS) == set(correlation.GATES) == gated
+    assert set(UNGATED_ACTIVATIONS) == names - gated
+    for name, theirs in (UNGATED_ACTIVATIONS | LLAMA_ACTIVATIONS).items():
+        torch.testing.assert_close(ACT2FN[theirs](x), ACTIVATIONS[name](x), rtol=0, atol=1e-14)
