@@ -85,17 +85,27 @@ class Grid:
         ]
 
 
+OWN_SIZES = ("encoder_attention_heads", "encoder_ffn_hidden_size")
+
+
 def sized(model: ModelConfig, layers: int, equal: Equal) -> ModelConfig:
-    """The model at another depth.
+    """The model at another depth, which is that of both stacks of an encoder-decoder.
 
     tokens: the same width, so that deeper models have more parameters. parameters: the number of
     heads (of unchanged width) whose model comes nearest to the given one's parameters.
     Both train on the same tokens.
-    Raises UserError where no width comes near.
+    Raises UserError where no width comes near, or an encoder has sizes of its own.
     """
+    depth = {"num_layers": layers, "encoder_layers": None}
     if equal == "tokens":
-        return model.model_copy(update={"num_layers": layers})
-    validated({**model.model_dump(), "num_layers": layers}, f"{layers} layers: ")
+        return model.model_copy(update=depth)
+    if own := [key for key in OWN_SIZES if getattr(model, key) is not None]:
+        raise UserError(
+            "--equal parameters finds one width for both stacks, "
+            f"and model.{own[0]}={getattr(model, own[0])} gives the encoder sizes of its own: "
+            "remove it, or use --equal tokens"
+        )
+    validated(model.model_dump() | depth, f"{layers} layers: ")
     wanted = parameter_count(model)["total"]
     ratio = model.ffn_size / model.hidden_size
 
@@ -104,7 +114,7 @@ def sized(model: ModelConfig, layers: int, equal: Equal) -> ModelConfig:
         ffn = None if model.ffn_hidden_size is None else round(ratio * hidden)
         return model.model_copy(
             update={
-                "num_layers": layers,
+                **depth,
                 "num_attention_heads": heads,
                 "hidden_size": hidden,
                 "ffn_hidden_size": ffn,

@@ -76,10 +76,16 @@ def _points(axes: Axes, probe: Probe, key: str, index: int, **style: Any) -> Non
 
 
 def _line(axes: Axes, probe: Probe, key: str, index: int) -> None:
-    values = np.array(probe.values(key))
-    if np.isfinite(values).any():
+    """One a stack: nothing goes on from an encoder's last layer to a decoder's first."""
+    start = 1
+    for _, part in parts(probe):
+        values = np.array(part.values(key))
+        places = np.arange(start, start + len(values))
+        start += len(values)
+        if not np.isfinite(values).any():
+            continue
         axes.plot(
-            np.arange(1, len(values) + 1),
+            places,
             values,
             color=PALETTE[index % len(PALETTE)],
             linewidth=1.5,

@@ -134,7 +134,7 @@ class Probe:
     smallest_by_stack: dict[str, float] = field(default_factory=dict)
     """The same of each stack."""
     reader_weight_grad: float | None = None
-    """`weight_grad_norm` of the decoder's last layer, in a model that has an encoder under it."""
+    """`weight_grad_norm` of the decoder's last layer, in a model that has an encoder."""
     gradient_limits: tuple[float, float] | None = None
     """Of an encoder under a decoder: what its gradient is between in theory.
 
@@ -293,7 +293,8 @@ class Meter:
                 return
             squares = self.samples[row.layer].squares
             for role, part in row.blocks.by_role(gradient).items():
-                squares[role] += float(part.double().square().sum())
+                own = CROSS[role] if row.sublayer == "cross" else role
+                squares[own] += float(part.double().square().sum())
 
         return hook
 

@@ -22,6 +22,8 @@ VERDICTS = {
     "note": "trainable at initialisation",
     "": "trainable at initialisation",
 }
+SCATTER = 1.5
+"""What narrow models may have more of than theory, whose numbers are means."""
 # Smallest normal number of float32, which bfloat16 shares.
 SMALLEST = 2.0**-126
 
@@ -104,7 +106,7 @@ def _unexpected_growth(probe: Probe) -> tuple[float, int]:
     """As `_most_gradient`; nan in an encoder whose gradient grows no more than theory has it."""
     value, layer = _most_gradient(probe)
     limits = probe.gradient_limits if is_source(probe) else None
-    return (math.nan if limits and value <= math.log10(limits[1]) else value), layer
+    return (math.nan if limits and value <= math.log10(SCATTER * limits[1]) else value), layer
 
 
 def apart(probe: Probe) -> tuple[float, int]:

@@ -65,6 +65,8 @@ class Context:
     metrics: Metrics
     clip_grad: float = 0.0
     unigram_entropy: float = math.nan
+    encoder_layers: int = 0
+    """Layers of an encoder under a decoder, which are the first ones; 0 without."""
 
 
 def all_charts(context: Context) -> list[Chart]:
@@ -260,6 +262,8 @@ def branch_chart(context: Context) -> Chart:
     )
     title = "Branch-to-stream ratio by layer"
     parts = [("branch_ratio_attention", "attention"), ("branch_ratio_mlp", "feed-forward")]
+    if context.encoder_layers:
+        parts.insert(1, ("branch_ratio_cross", "cross-attention"))
     return _profiles(context, parts, title, caption, "branch / stream", wide=True) or _unmeasured(
         title, caption, wide=True
     )
@@ -377,7 +381,11 @@ def _profiles(
                 )
             axes.set_yscale("log")
             log_ticks(axes)
-            axes.set_xlabel("layer" + (f" ({name})" if name else ""))
+            what = [name] * bool(name)
+            if context.encoder_layers:
+                axes.axvline(context.encoder_layers + 0.5, color=GREY, linewidth=0.8, linestyle=":")
+                what.append(f"encoder to {context.encoder_layers}")
+            axes.set_xlabel("layer" + (f" ({', '.join(what)})" if what else ""))
             whole_ticks(axes)
         panels[0].set_ylabel(label)
         handles, labels = panels[0].get_legend_handles_labels()

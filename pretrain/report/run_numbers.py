@@ -161,6 +161,12 @@ def _loss(value: float | int | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
+def encoder_layers(run: RunRecord) -> int:
+    """Layers of an encoder under a decoder; 0 without."""
+    model = run.model
+    return model.total_layers - model.num_layers if model is not None else 0
+
+
 def facts(run: RunRecord) -> list[tuple[str, str]]:
     """(name, value) of what defines the run; what is not known is left out."""
     model, start = run.model, run.metrics.starts[-1] if run.metrics.starts else None
@@ -168,7 +174,8 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
         run.config.count(f"model.{key}") or "?"
         for key in ("num_layers", "hidden_size", "num_attention_heads")
     )
-    sizes = f"{layers} layers, width {width}, {heads} heads"
+    encoder = encoder_layers(run)
+    sizes = f"{f'{encoder} + ' if encoder else ''}{layers} layers, width {width}, {heads} heads"
     if model is not None:
         sizes += f", feed-forward {model.ffn_size} ({model.activation})"
     planned, batch = _batch(run)

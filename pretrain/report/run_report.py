@@ -20,7 +20,7 @@ from model.words import printable
 from pretrain.report.page import template
 from pretrain.report.run import RunRecord, read_run
 from pretrain.report.run_charts import Context, all_charts
-from pretrain.report.run_numbers import commands, date, facts, headlines, numbers
+from pretrain.report.run_numbers import commands, date, encoder_layers, facts, headlines, numbers
 from pretrain.rundir.outcome import ending
 
 __all__ = [
@@ -57,7 +57,9 @@ def write_page(run: RunRecord, out: Path | None = None) -> Path:
 
 def render(run: RunRecord) -> str:
     """The page as HTML, with every picture inside."""
-    context = Context(run.metrics, run.config.number("optimizer.clip_grad") or 0.0, run.unigram_entropy)
+    context = Context(
+        run.metrics, run.config.number("optimizer.clip_grad") or 0.0, run.unigram_entropy, encoder_layers(run)
+    )
     warnings = grouped_warnings(run)
     return template("report.html").render(
         name=run.name,

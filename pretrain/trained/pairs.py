@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pretrain.data.tokens.tokenizer import Tokenizer
     from pretrain.trained.beam import Search
     from pretrain.trained.open import Trained
+    from pretrain.trained.scorer import Scorer
 
 BATCH = 8
 Pair = tuple[np.ndarray, np.ndarray]
@@ -76,17 +77,24 @@ class Told:
     """Without label smoothing."""
     tokens: int
     """Of targets, end marks among them."""
+    wrong_nats: float | None = None
+    """The same with every target beside the source of another pair; None where not asked for."""
     translated: Translated | None = None
     """None where it was not asked for."""
 
     def to_json(self) -> dict[str, object]:
         """All of it as plain data."""
         facts: dict[str, object] = {
-            name: value for name, value in vars(self).items() if name not in ("nats", "translated")
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("nats", "wrong_nats", "translated")
         }
         loss = self.nats / self.tokens
         # Beyond the range of floating-point numbers there is none.
         facts |= {"total_nats": self.nats, "loss": loss, "perplexity": math.exp(loss) if loss < 700 else None}
+        if self.wrong_nats is not None:
+            wrong = self.wrong_nats / self.tokens
+            facts |= {"wrong_source_loss": wrong, "source_gain": wrong - loss}
         return facts | ({} if self.translated is None else {"translated": asdict(self.translated)})
 
 
@@ -112,11 +120,14 @@ def evaluate_pairs(
     *,
     precision: str | None = None,
     settings: Search | None = None,
+    wrong: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Told:
     """Loss of the targets of pairs, and scores of the translations of their sources.
 
     precision: of the loss; None: the run's. settings: how to translate; None: not at all.
+    wrong: also with every target beside another pair's source, which tells how much the decoder
+    takes from the encoder.
     The first `train.eval_samples` rows of the run's validation split are those that the trainer
     evaluates on.
     Raises UserError where data and model do not fit, or an argument has no effect.
@@ -135,15 +146,20 @@ def evaluate_pairs(
     run = trained.reader.sections
     size = asked.batch_size or run.train.micro_batch_size or BATCH
     scorer = Scorer(trained, precision or run.train.precision or "auto")
-    nats, tokens, pairs, done = 0.0, 0, [], 0
+    nats, tokens, done = 0.0, 0, 0
+    pairs: list[Pair] = []
     while rows := list(islice(given.rows, size)):
-        batch = _batch(rows, given.lengths, tokenizer.eod_id)
-        counted = batch["weights"] > 0
-        nats += float(scorer.labelled(batch)[counted].double().sum())
-        tokens, done = tokens + int(counted.sum()), done + len(rows)
+        told, count = _score(scorer, _batch(rows, given.lengths, tokenizer.eod_id))
+        nats, tokens, done = nats + told, tokens + count, done + len(rows)
         pairs += [pair for row in rows for pair in row]
         if progress:
             progress(done, given.samples)
+    wrong_nats = None
+    if wrong:
+        mixed = iter(with_wrong_sources(pairs))
+        wrong_nats = 0.0
+        while few := list(islice(mixed, size)):
+            wrong_nats += _score(scorer, _batch([[pair] for pair in few], None, tokenizer.eod_id))[0]
     texts = given.texts or [
         (tokenizer.decode(source.tolist()), tokenizer.decode(target.tolist())) for source, target in pairs
     ]
@@ -157,8 +173,32 @@ def evaluate_pairs(
         precision=scorer.label,
         nats=nats,
         tokens=tokens,
+        wrong_nats=wrong_nats,
         translated=_translated(trained, texts, settings, progress) if settings else None,
     )
+
+
+def _score(scorer: Scorer, batch: dict[str, Tensor]) -> tuple[float, int]:
+    """(Nats of all target tokens, how many there are)."""
+    counted = batch["weights"] > 0
+    return float(scorer.labelled(batch)[counted].double().sum()), int(counted.sum())
+
+
+def with_wrong_sources(pairs: Sequence[Pair]) -> list[Pair]:
+    """Every target beside the source of the next pair that has another one, in a circle.
+
+    Raises UserError where all pairs have one source.
+    """
+    count = len(pairs)
+    # From the last pair to the first, twice round: the distance to the next other source.
+    apart = [0] * count
+    for index in (*range(count - 1, -1, -1), *range(count - 1, -1, -1)):
+        after = (index + 1) % count
+        same = np.array_equal(pairs[index][0], pairs[after][0])
+        apart[index] = apart[after] + 1 if same and apart[after] else 0 if same else 1
+    if not all(apart):
+        raise UserError("--wrong-source needs pairs with at least two different sources: measure more pairs")
+    return [(pairs[(index + apart[index]) % count][0], pair[1]) for index, pair in enumerate(pairs)]
 
 
 def held_out(trained: Trained, split: str, count: int) -> list[tuple[str, str]]:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from pretrain.trained.pairs import Told as ToldPairs
     from pretrain.trained.perplexity import Perplexity
 
+HARDLY = 0.01
+"""Nats a token that a right source is worth where the decoder does not use it yet."""
+
 
 def command(
     checkpoint: Annotated[
@@ -54,6 +57,14 @@ def command(
     translate: Annotated[
         bool,
         typer.Option("--translate", help="Of an encoder-decoder: also translate, and give BLEU and chrF."),
+    ] = False,
+    wrong_source: Annotated[
+        bool,
+        typer.Option(
+            "--wrong-source",
+            help="Of an encoder-decoder: also the loss of each target beside another pair's source, which "
+            "tells how much the decoder takes from the encoder.",
+        ),
     ] = False,
     beam: Beam = None,
     length_penalty: LengthPenalty = None,
@@ -91,7 +102,9 @@ def command(
         "max_new_tokens": max_new_tokens,
     }
     options = {"text": text, "text_key": text_key, "stride": stride, "pairs": pairs, **searching}
-    refuse_unread(trained.kind, options | {"translate": translate or None})
+    refuse_unread(
+        trained.kind, options | {"translate": translate or None, "wrong_source": wrong_source or None}
+    )
     common: dict[str, Any] = {"precision": precision, "progress": progress if live else None}
     measured: dict[str, Any] = {"data": data, "split": split or "validation", "samples": samples}
     if trained.kind is DECODER:
@@ -113,7 +126,7 @@ def command(
             raise UserError(f"{_named(given)}: has no effect without --translate: remove it")
         asked = PairsAsked(text=text or (), sides=pairs, batch_size=batch_size, **measured)
         settings = search_of(**searching) if translate else None
-        found = evaluate_pairs(trained, asked, settings=settings, **common)
+        found = evaluate_pairs(trained, asked, settings=settings, wrong=wrong_source, **common)
         typer.echo(json.dumps(found.to_json()) if as_json else pairs_table(found))
 
 
@@ -147,6 +160,13 @@ def pairs_table(told: ToldPairs) -> str:
         f"{told.data}: {told.pairs:,} pairs, {told.tokens:,} target tokens{left_out}",
         f"loss {facts['loss']:.5f} nats, perplexity {shown}",
     ]
+    if told.wrong_nats is not None:
+        gain = (told.wrong_nats - told.nats) / told.tokens
+        lines.append(
+            f"with the sources of other pairs {facts['wrong_source_loss']:.5f} nats: "
+            f"the right ones are worth {gain:.5f} nats a token"
+            + (", so that the decoder hardly uses the encoder" if gain < HARDLY else "")
+        )
     if told.translated is None:
         return "\n".join(lines)
     given = told.translated

@@ -136,11 +136,6 @@ def test_an_encoder_is_measured_on_its_own_task(source: str, tmp_path: Path) -> 
     assert all(0 < layer.weight_grad_norm < math.inf for layer in b2t.layers)
 
 
-def test_a_task_without_a_probe_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"^train\.task=translation has no probe yet: .*causal_lm"):
-        next(probes("configs/quickstart_translation.yaml", [], Choices()))
-
-
 def plain_correlation(x_sbh: Tensor) -> float:
     """Pair by pair."""
     x = x_sbh.detach().transpose(0, 1)

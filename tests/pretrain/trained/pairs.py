@@ -35,7 +35,7 @@ optimizer: {{lr: 1e-2, weight_decay: 0.0}}
 schedule: {{kind: inverse_sqrt, warmup_steps: 10}}
 train: {{steps: {steps}, global_batch_size: 4, micro_batch_size: 4, eval_interval: {steps}, eval_samples: 2,
   label_smoothing: 0.1}}
-log: {{signal_interval: 0, tensorboard: false}}
+log: {{signal_interval: 20, tensorboard: false}}
 """
 
 

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sacrebleu
 import torch
 
+from model.errors import UserError
 from parallel.checkpoint.folders import MANIFEST
 from parallel.checkpoint.format import manifest_text
 from pretrain.data.dataset_admin import inspect_dataset
+from pretrain.report.run import read_run
+from pretrain.report.run_report import render
 from pretrain.trained.beam import Search
 from pretrain.trained.open import open_trained
+from pretrain.trained.pairs import with_wrong_sources
 from pretrain.trained.translate import CheckpointTranslator, translate
 from tests.pretrain.trained.encoders import save_encoder
 from tests.pretrain.trained.pairs import save_translator
@@ -57,6 +63,64 @@ def test_the_loss_is_the_trainers(folder: Path, capsys: pytest.CaptureFixture[st
     assert found["loss"] == pytest.approx(last["loss"], rel=1e-6)
     assert found["tokens"] == last["tokens"]
     assert "translated" not in found
+
+
+def test_signal_health_knows_both_stacks(folder: Path) -> None:
+    """Layers are numbered over both, the encoder's first; cross-attention is a branch."""
+    events = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    signals = [event for event in events if event["event"] == "signal"]
+    assert [event["step"] for event in signals] == [1, 20, 40]
+    for event in signals:
+        layers = event["layers"]
+        assert [row["layer"] for row in layers] == [1, 2, 3]
+        assert ["branch_ratio_cross" in row for row in layers] == [False, True, True]
+        keys = (
+            "grad_norm",
+            "residual_rms",
+            "grad_variance_late",
+            "common_share",
+            "update_ratio",
+            "forgetting",
+        )
+        assert all(math.isfinite(row[key]) for row in layers for key in keys)
+        assert all(row["grad_norm"] > 0 and row["grad_variance_late"] > 0 for row in layers)
+
+
+def test_a_report_shows_both_stacks(folder: Path) -> None:
+    page = render(read_run(folder / "run"))
+    assert "1 + 2 layers, width 32" in page
+    assert "<!-- layer (cross-attention, encoder to 1) -->" in page
+
+
+def test_a_wrong_source_costs_what_the_decoder_takes_from_the_encoder(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The loss with other pairs' sources is that of files in which they are exchanged."""
+    run, sources = str(folder / "run"), (folder / "test.en").read_text(encoding="utf-8").splitlines()
+    asked = ["eval", run, "--split", "test", "--wrong-source"]
+    found = told(capsys, *asked)
+    assert len(set(sources)) == len(sources)
+    for side, lines in (("en", [*sources[1:], sources[0]]), ("de", None)):
+        text = (folder / "test.de").read_text(encoding="utf-8") if lines is None else "\n".join(lines) + "\n"
+        (folder / f"wrong.{side}").write_text(text, encoding="utf-8")
+    wrong = told(capsys, "eval", run, "--text", str(folder / "wrong.en"), "--pairs", "en,de")
+    assert found["wrong_source_loss"] == pytest.approx(wrong["loss"], rel=1e-6)
+    assert found["source_gain"] == pytest.approx(wrong["loss"] - found["loss"], rel=1e-4)
+    fathom(*asked)
+    shown = capsys.readouterr().out
+    assert f"with the sources of other pairs {wrong['loss']:.5f} nats: the right ones are worth" in shown
+    assert ("hardly uses the encoder" in shown) == (found["source_gain"] < 0.01)
+
+
+def test_wrong_sources_are_other_ones() -> None:
+    """Also where neighbours, or the last and the first pair, have the same."""
+    pairs = [(np.array([source]), np.array([target])) for target, source in enumerate([7, 7, 8, 9, 9, 7])]
+    mixed = with_wrong_sources(pairs)
+    assert [int(source[0]) for source, _ in mixed] == [8, 8, 9, 7, 7, 8]
+    assert [int(target[0]) for _, target in mixed] == list(range(6))
+    for few in (pairs[:2], pairs[:1]):
+        with pytest.raises(UserError, match="at least two different sources"):
+            with_wrong_sources(few)
 
 
 def test_scores_are_those_of_the_translations(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
