@@ -26,6 +26,12 @@ from pretrain.train.build import build_chunks, seed_everything
 
 SOURCE, LENGTH, ENCODER, DECODER, VOCAB = 10, 12, 3, 4, 50
 
+LEARNED: dict[str, Any] = {
+    "position": "learned",
+    "max_position_embeddings": LENGTH,
+    "max_source_positions": SOURCE,
+}
+
 
 def model(scheme: str, width: int = 16, **changes: Any) -> ModelConfig:
     fields = {"family": "seq2seq", "scheme": scheme, "num_layers": DECODER, "encoder_layers": ENCODER}
@@ -120,9 +126,7 @@ def test_every_statistic_is_what_autograd_gives_in_both_stacks(scheme: str) -> N
 
 def test_an_encoders_gradient_grows_as_far_as_theory_has_it() -> None:
     """Between independent token gradients and equal ones; the decoder's has a line of theory."""
-    found = measured(
-        model("deepscalelm_pre_ln", 64, num_layers=12, encoder_layers=12, position="learned"), (1, 2, 3)
-    )
+    found = measured(model("deepscalelm_pre_ln", 64, num_layers=12, encoder_layers=12, **LEARNED), (1, 2, 3))
     (_, encoder), (_, decoder) = parts(found)
     assert found.gradient_limits is not None
     low, high = found.gradient_limits

@@ -74,14 +74,9 @@ def test_signal_health_knows_both_stacks(folder: Path) -> None:
         layers = event["layers"]
         assert [row["layer"] for row in layers] == [1, 2, 3]
         assert ["branch_ratio_cross" in row for row in layers] == [False, True, True]
-        keys = (
-            "grad_norm",
-            "residual_rms",
-            "grad_variance_late",
-            "common_share",
-            "update_ratio",
-            "forgetting",
-        )
+        # DeepScaleLM's encoder of one layer keeps nothing of what enters it, and forgets all.
+        assert all(math.isfinite(row["forgetting"]) for row in layers[1:])
+        keys = ("residual_rms", "common_share", "update_ratio")
         assert all(math.isfinite(row[key]) for row in layers for key in keys)
         assert all(row["grad_norm"] > 0 and row["grad_variance_late"] > 0 for row in layers)
 
@@ -97,7 +92,7 @@ def test_a_wrong_source_costs_what_the_decoder_takes_from_the_encoder(
 ) -> None:
     """The loss with other pairs' sources is that of files in which they are exchanged."""
     run, sources = str(folder / "run"), (folder / "test.en").read_text(encoding="utf-8").splitlines()
-    asked = ["eval", run, "--split", "test", "--wrong-source"]
+    asked = ["eval", run, "--text", str(folder / "test.en"), "--pairs", "en,de", "--wrong-source"]
     found = told(capsys, *asked)
     assert len(set(sources)) == len(sources)
     for side, lines in (("en", [*sources[1:], sources[0]]), ("de", None)):
