@@ -166,7 +166,7 @@ class ModelConfig(Strict):
     logit_bias: bool = Field(
         False,
         description="A trained bias on the logits, one number for each token; "
-        "exports then need Fathom's own class, but for encoders of EuroBERT's kind.",
+        "exports then need Fathom's own class, but for encoders of EuroBERT's kind and encoder-decoders.",
     )
     hidden_dropout: float = Field(
         0.0, ge=0, lt=1, description="Dropout after the embedding and after every branch."

@@ -124,6 +124,7 @@ def _write(imported: Imported, folder: Path, source: str) -> None:
             "consumed_samples": 0,
             "consumed_tokens": 0,
             "imported_from": source,
+            "imported_layout": imported.layout,
             "special_tokens": imported.special,
             "left_out": list(imported.left_out),
         },

@@ -28,7 +28,8 @@ def command(
 ) -> None:
     """Read a model of transformers, or an export of ours, as a checkpoint.
 
-    GPT-2, GPT-NeoX, Llama, Mistral, Qwen 2 and 3, post-LN OPT, BERT, EuroBERT and ModernBERT.
+    GPT-2, GPT-NeoX, Llama, Mistral, Qwen 2 and 3, post-LN OPT, BERT, EuroBERT and ModernBERT;
+    BART, MBart, Blenderbot and Marian.
     What cannot be represented exactly is refused with the reason.
     """
     from parallel.checkpoint.reader import open_checkpoint
@@ -46,6 +47,12 @@ def command(
         )
         if isinstance(left_out, list) and left_out:
             typer.echo(f"left out, of another task than the model's own: {', '.join(map(str, left_out))}")
+        if checkpoint.manifest.progress.get("imported_layout") == "marian" and not checkpoint.tokenizer_path:
+            typer.echo(
+                "its tokenizer is not read: a Marian tokenizer is two SentencePiece models and a table of ids "
+                "(source.spm, target.spm, vocab.json), and data need one model; give the checkpoint's export "
+                "the folder's own with `fathom export --tokenizer FOLDER`"
+            )
         typer.echo(
             f"start from it: fathom pretrain CONFIG +include={out / 'model.yaml'} checkpoint.load={out}"
         )
