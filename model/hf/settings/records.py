@@ -221,7 +221,7 @@ class BertFile(Record):
 
 
 class CrossedFile(Record):
-    """Fields of transformers' configurations of BART, MBart, Blenderbot; BART's defaults."""
+    """Fields and defaults of transformers' BartConfig; MBart's are the same."""
 
     vocab_size: Rows = 50265
     max_position_embeddings: Rows = 1024

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from model.hf.mapping import entries
 from model.hf.proof import ProofError, change, forget
 from model.hf.result import Export
 from model.hf.settings.write import SPECIAL, START, STOCK, write_config
+from pretrain.data.tokens.train import special_names, train_tokenizer
 from tests.model.hf.crossed import asked, make_crossed, published
 from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_weights
 
@@ -144,19 +148,23 @@ def test_generation_is_that_of_the_logits_with_and_without_cache(
     weights = make_weights(config)
     written(config, tmp_path, weights)
     model, inputs = loaded(tmp_path), asked(config)
-    assert inputs.source is not None and inputs.source_keep is not None
+    assert inputs.source is not None
+    assert inputs.source_keep is not None
     read = {"input_ids": inputs.source, "attention_mask": inputs.source_keep}
     settings = json.loads((tmp_path / "out/generation_config.json").read_text())
     assert settings == {"eos_token_id": 2, "pad_token_id": 1, START: 2, "max_length": POSITIONS}
     for beams in (1, 3):
-        kept, anew = (model.generate(**read, num_beams=beams, use_cache=cache) for cache in (True, False))
+        kept, anew = (
+            model.generate(**read, num_beams=beams, use_cache=cache, min_new_tokens=8)
+            for cache in (True, False)
+        )
         assert torch.equal(kept, anew)
         assert kept[:, 0].eq(2).all()
-        assert kept.shape[1] > 3
         if beams == 1:
             ours = published(config, weights)(
                 kept[:, :-1], inputs.source, inputs.source_keep, torch.ones_like(kept[:, 1:])
             )[..., :101]
+            ours[:, :8, 2] = float("-inf")
             done = kept[:, :-1].eq(2).int().cumsum(1).gt(1)
             assert (ours.argmax(-1).eq(kept[:, 1:]) | done).all()
     forget(model)
@@ -178,7 +186,8 @@ def test_our_class_is_saved_again_trained_and_resized(tmp_path: Path) -> None:
     found.loss.backward()
     assert all(one.grad is not None for one in again.parameters())
     started = again.prepare_decoder_input_ids_from_labels(labels)
-    assert (started[:, 0] == 2).all() and (started != -100).all()
+    assert (started[:, 0] == 2).all()
+    assert (started != -100).all()
     again.resize_token_embeddings(110)
     grown = again.eval()(**inputs.arguments()).logits
     assert grown.shape[-1] == 110
@@ -209,9 +218,19 @@ def test_padding_on_the_left_of_a_source_changes_nothing_in_our_class(tmp_path: 
     [
         ("gpt2", "pre_ln", {}, "it is a decoder-only language model, the model a model of an encoder"),
         ("bart", "pre_ln", NORMED, "in the encoder, the scheme's attention sublayer of layer 1 has a norm"),
-        ("bart", "b2t", NORMED, "in the encoder, the scheme's mlp sublayer of layer 1 adds the layer's input"),
+        (
+            "bart",
+            "b2t",
+            NORMED,
+            "in the encoder, the scheme's mlp sublayer of layer 1 adds the layer's input",
+        ),
         ("bart", "post_ln", {}, "norms after the embeddings: train with model.embedding_norm=true"),
-        ("bart", "post_ln", {**NORMED, "position": "rotary"}, "it has a table of positions, the model rotary"),
+        (
+            "bart",
+            "post_ln",
+            {**NORMED, "position": "rotary"},
+            "it has a table of positions, the model rotary",
+        ),
         ("bart", "post_ln", {**NORMED, "max_source_positions": 20}, "one length, the model's 20 and 24"),
         ("bart", "post_ln", {**NORMED, "activation": "swiglu"}, "its feed-forward has no swiglu"),
         ("bart", "post_ln", {**NORMED, "head_dim": 12}, "its heads span hidden_size"),
@@ -253,6 +272,60 @@ def test_a_decoder_that_sees_padding_of_its_source_fails_the_proof(tmp_path: Pat
             ),
         )
     assert not (tmp_path / "out").exists()
+
+
+USE = """
+import sys
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+assert not any(name in sys.modules for name in ("model", "pretrain", "sentencepiece"))
+model = AutoModelForSeq2SeqLM.from_pretrained(".", trust_remote_code=True).eval()
+tokenizer = AutoTokenizer.from_pretrained(".", trust_remote_code=True)
+texts = ["the deep layers", "a scale"]
+batch = tokenizer(texts, padding=True, return_tensors="pt")
+assert batch.input_ids[0, -1] == tokenizer.eos_token_id and batch.attention_mask[1, -1] == 0
+assert tokenizer("", text_target="x").labels[-1] == tokenizer.eos_token_id
+together = model.generate(**batch, num_beams=2, max_new_tokens=5, min_new_tokens=5)
+for text, best in zip(texts, together):
+    alone = model.generate(**tokenizer(text, return_tensors="pt"), num_beams=2, max_new_tokens=5, min_new_tokens=5)
+    assert torch.equal(alone[0], best) and best[0] == tokenizer.eos_token_id
+print(tokenizer.batch_decode(together, skip_special_tokens=True))
+"""
+
+
+@pytest.mark.parametrize(
+    ("scheme", "given"), [("b2t", FIXED), ("pre_ln", FIXED), ("post_ln", FIXED), ("post_ln", NORMED)]
+)
+def test_a_fresh_process_translates_with_transformers_alone(
+    scheme: str, given: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text("the deep layers norm the signal, a scale of time\n" * 50)
+    tokenizer = tmp_path / "joint.model"
+    train_tokenizer([str(tmp_path / "text.txt")], tokenizer, vocab_size=300, special=special_names("pad"))
+    config = make_crossed(scheme, vocab_size=300, **given)
+    weights = make_weights(config)
+    result = export(
+        weights,
+        config,
+        tmp_path / "out",
+        logit_scale=LOGIT_SCALE,
+        tokenizer=tokenizer,
+        seq_length=POSITIONS,
+        prove_with=published(config, weights),
+    )
+    assert result.tokenizer is not None
+    special = result.tokenizer.special
+    assert special[START] == special["eos_token_id"] != special["pad_token_id"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", USE],
+        cwd=tmp_path / "out",
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_generation_would_do_by_default_is_taken_out_of_stock_settings(tmp_path: Path) -> None:
