@@ -49,9 +49,9 @@ def command(
             typer.echo(f"left out, of another task than the model's own: {', '.join(map(str, left_out))}")
         if checkpoint.manifest.progress.get("imported_layout") == "marian" and not checkpoint.tokenizer_path:
             typer.echo(
-                "its tokenizer is not read: a Marian tokenizer is two SentencePiece models and a table of ids "
-                "(source.spm, target.spm, vocab.json), and data need one model; give the checkpoint's export "
-                "the folder's own with `fathom export --tokenizer FOLDER`"
+                "its tokenizer is not read: a Marian tokenizer is two SentencePiece models and a table of "
+                "ids (source.spm, target.spm, vocab.json), and data need one model; give the checkpoint's "
+                "export the folder's own with `fathom export --tokenizer FOLDER`"
             )
         typer.echo(
             f"start from it: fathom pretrain CONFIG +include={out / 'model.yaml'} checkpoint.load={out}"

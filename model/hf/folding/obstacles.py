@@ -354,10 +354,10 @@ FORMS: dict[Target, tuple[Callable[[ModelConfig], str | None], ...]] = {
         _head_of_bert,
         _window_of_modernbert,
     ),
-    "bart": (_no_soft_caps, _each_post_ln, _norms_of_bart, _crossed, _tables_of_positions, _one_table),
-    "mbart": (_no_soft_caps, _pre_ln_of_mbart, _crossed, _tables_of_positions, _one_table),
-    "blenderbot": (_no_soft_caps, _pre_ln_of_blenderbot, _crossed, _tables_of_positions, _one_table),
-    "marian": (_no_soft_caps, _each_post_ln, _like_marian, _crossed, _tied),
+    "bart": (*PLAIN, _each_post_ln, _norms_of_bart, _crossed, _tables_of_positions, _one_table),
+    "mbart": (*PLAIN, _pre_ln_of_mbart, _crossed, _tables_of_positions, _one_table),
+    "blenderbot": (*PLAIN, _pre_ln_of_blenderbot, _crossed, _tables_of_positions, _one_table),
+    "marian": (*PLAIN, _each_post_ln, _like_marian, _crossed, _tied),
     "fathom": (),
 }
 """What a target computes: each tells why a model is something else, or None."""

@@ -174,7 +174,7 @@ def exported(config: ModelConfig, weights: dict[str, Tensor], tokens: Tensor) ->
     )
     (name,) = cast(list[str], settings["architectures"])
     file = modeling_fathom if config.stack.causal else modeling_fathom_encoder
-    model = getattr(file, name)(FathomConfig(**settings)).double().eval()
+    model = getattr(file, name)(FathomConfig(**cast(dict[str, Any], settings))).double().eval()
     state: dict[str, Tensor] = {}
     for entry in entries("fathom", config, config.max_position_embeddings or POSITIONS):
         exact = weights[entry.canonical] * plan.factors.get(entry.canonical, 1.0)

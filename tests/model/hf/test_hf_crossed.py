@@ -179,7 +179,8 @@ def test_our_class_is_saved_again_trained_and_resized(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "again")
     again = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "again", trust_remote_code=True)
     assert torch.equal(again.eval()(**inputs.arguments()).logits, before)
-    labels = inputs.tokens.masked_fill(inputs.keep == 0, -100)  # type: ignore[operator]
+    assert inputs.keep is not None
+    labels = inputs.tokens.masked_fill(inputs.keep.eq(0), -100)
     again.gradient_checkpointing_enable()
     again.train()
     found = again(input_ids=inputs.source, attention_mask=inputs.source_keep, labels=labels)
@@ -287,7 +288,8 @@ assert batch.input_ids[0, -1] == tokenizer.eos_token_id and batch.attention_mask
 assert tokenizer("", text_target="x").labels[-1] == tokenizer.eos_token_id
 together = model.generate(**batch, num_beams=2, max_new_tokens=5, min_new_tokens=5)
 for text, best in zip(texts, together):
-    alone = model.generate(**tokenizer(text, return_tensors="pt"), num_beams=2, max_new_tokens=5, min_new_tokens=5)
+    given = tokenizer(text, return_tensors="pt")
+    alone = model.generate(**given, num_beams=2, max_new_tokens=5, min_new_tokens=5)
     assert torch.equal(alone[0], best) and best[0] == tokenizer.eos_token_id
 print(tokenizer.batch_decode(together, skip_special_tokens=True))
 """

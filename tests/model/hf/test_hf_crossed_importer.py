@@ -53,8 +53,8 @@ def saved(kind: str, folder: Path, **given: Any) -> Any:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if not (kind == "marian" and "embed_positions" in name):
-                weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
-                weight += 1.0 if "norm" in name and name.endswith("weight") else 0.0
+                around = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+                weight.copy_(around + 0.3 * torch.randn(weight.shape, generator=generator))
         model.final_logits_bias.copy_(torch.randn(1, 101, generator=generator))
     model.save_pretrained(folder)
     return model

@@ -355,7 +355,7 @@ def test_mistral_with_a_window(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rope", [{}, LLAMA3])
 def test_qwen2(tmp_path: Path, rope: dict[str, Any]) -> None:
-    given = {"num_key_value_heads": 2, "tie_word_embeddings": not rope}
+    given: dict[str, Any] = {"num_key_value_heads": 2, "tie_word_embeddings": not rope}
     given["rope_parameters"] = {"rope_theta": 1000000.0, "rope_type": "default", **rope}
     model = save(Qwen2ForCausalLM(Qwen2Config(**{**LLAMA, **given})), tmp_path / "source")
     config = check(model, tmp_path / "source", tmp_path).config
@@ -464,7 +464,8 @@ def test_our_exports_come_back_bit_by_bit(tmp_path: Path, scheme: str, number: i
         (
             {"model_type": "roberta"},
             "model_type='roberta' cannot be imported; supported: gpt2, llama, mistral, qwen2, qwen3, "
-            "gpt_neox, opt, bert, megatron-bert, eurobert, modernbert, bart, mbart, blenderbot, marian, fathom",
+            "gpt_neox, opt, bert, megatron-bert, eurobert, modernbert, bart, mbart, blenderbot, marian, "
+            "fathom",
         ),
         (
             {**GPT2, "model_type": "gpt2", "activation_function": "tanh"},

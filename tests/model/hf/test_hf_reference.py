@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -166,7 +166,8 @@ def test_reads_weights_one_at_a_time() -> None:
 def test_all_tables_have_every_activation() -> None:
     names = set(get_args(ModelConfig.model_fields["activation"].annotation))
     x = torch.linspace(-4, 4, 101, dtype=torch.float64)
-    for table in (ACTIVATIONS, modeling_fathom.ACTIVATIONS, transformer_config.ACTIVATIONS):
+    tables: list[dict[str, Any]] = [ACTIVATIONS, modeling_fathom.ACTIVATIONS, transformer_config.ACTIVATIONS]
+    for table in tables:
         assert set(table) == names
         for name in names:
             torch.testing.assert_close(table[name](x), ACTIVATIONS[name](x), rtol=0, atol=1e-14)
