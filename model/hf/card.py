@@ -45,9 +45,7 @@ def model_card(config: ModelConfig, result: Export, provenance: Mapping[str, obj
             f"{SCHEMES[config.scheme].summary} ({SCHEMES[config.scheme].source}). {code}".rstrip(),
             "",
             "```python",
-            f"from transformers import {packaging(config).auto}, AutoTokenizer",
-            "",
-            f'model = {packaging(config).auto}.from_pretrained("."{trust})',
+            *_loading(config, trust),
             *(
                 [
                     f'tokenizer = AutoTokenizer.from_pretrained("."{trust})',
@@ -75,6 +73,18 @@ def model_card(config: ModelConfig, result: Export, provenance: Mapping[str, obj
     )
 
 
+def _loading(config: ModelConfig, trust: str) -> list[str]:
+    """Python that loads the model; of images a pipeline, which also reads files."""
+    auto = packaging(config).auto
+    if config.image is not None:
+        return ["from transformers import pipeline", "", *packaging(config).sample]
+    return [
+        f"from transformers import {auto}, AutoTokenizer",
+        "",
+        f'model = {auto}.from_pretrained("."{trust})',
+    ]
+
+
 def _model_rows(config: ModelConfig, result: Export) -> dict[str, object]:
     options = ", ".join(f"{key}={value}" for key, value in config.scheme_options.items())
     return {
@@ -88,7 +98,7 @@ def _model_rows(config: ModelConfig, result: Export) -> dict[str, object]:
         "norms": config.normalization,
         "positions": config.position,
         **_window(config),
-        "vocabulary": config.vocab_size,
+        ("vocabulary" if config.image is None else "classes"): config.vocab_size,
         "embeddings": "tied" if config.tie_embeddings else "untied",
         "scheme options": options or "defaults",
         "stored as": result.dtype,
@@ -114,10 +124,11 @@ def _table(rows: Mapping[str, object]) -> list[str]:
 
 def _proof(config: ModelConfig, result: Export) -> list[str]:
     proof, extra = result.proof, norm_layers(result.architecture, config)
+    asked = "tokens" if config.image is None else "images"
     lines = [
         "Before it was put in place, this folder was loaded with transformers in fp32 and its logits "
         "were compared with the pretraining model's "
-        f"on {proof.tokens} tokens: they differ by at most {proof.difference:.1e} "
+        f"on {proof.tokens} {asked}: they differ by at most {proof.difference:.1e} "
         f"of their standard deviation ({proof.scale:.3g}); "
         f"allowed was {proof.tolerance:.1e}.",
     ]
@@ -136,7 +147,8 @@ def _proof(config: ModelConfig, result: Export) -> list[str]:
             "The depth scheme's constants are folded into the weights; "
             f"the one epsilon of all norms is {result.epsilon:.3g}{effect}. "
             "Fine-tuning has to know: where a constant made a matrix smaller, a step of the same rate "
-            "changes it more. Lower the rate, or export with `--architecture fathom`."
+            "changes it more. Lower the rate"
+            + (", or export with `--architecture fathom`." if config.image is None else ".")
         )
     for place, present, normed in zip(
         ("first", "last"), extra, ("embedding", "output of the stack"), strict=True

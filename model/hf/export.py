@@ -50,6 +50,7 @@ class _Job:
     texts: tuple[str, ...]
     shard_bytes: int
     special: Mapping[str, object]
+    processor: Mapping[str, object]
 
 
 def export(
@@ -71,6 +72,7 @@ def export(
     max_shard_size: int | str = "5GB",
     overwrite: bool = False,
     special: Mapping[str, object] | None = None,
+    processor: Mapping[str, object] | None = None,
 ) -> Export:
     """Writes a folder that transformers' Auto classes load, after proving it.
 
@@ -81,6 +83,8 @@ def export(
         a Hugging Face folder, whose tokenizer is copied; or None.
     special: bos_token_id, eos_token_id and pad_token_id where there is no tokenizer, and of an
         encoder-decoder decoder_start_token_id; unknown without.
+        Of a model of images all that its classes are called.
+    processor: how images are made ready, preprocessor_config.json.
     prove_with: token ids [b, s] -> our model's logits [b, s, at least v];
         the plain evaluation of `weights` where None.
         An encoder's also gets `keep` [b, s], 0 for padding, and `types` [b, s] or None,
@@ -122,6 +126,7 @@ def export(
         texts=tuple(sample_texts),
         shard_bytes=parse_size(max_shard_size),
         special=special or {},
+        processor=processor or {},
     )
     check_target(out, EXPORT, overwrite)
     target, plan, effect, skipped = _choose(job, architecture)
@@ -218,6 +223,8 @@ def _write_settings(
         special=special,
     )
     write_json(folder / "config.json", settings)
+    if job.processor:
+        write_json(folder / "preprocessor_config.json", dict(job.processor))
     known = {key: value for key, value in special.items() if value is not None}
     if job.config.blueprint.crossed:
         # transformers would stop after 20 tokens.
@@ -243,6 +250,8 @@ def _store_as_asked(job: _Job, target: Target, settings: Mapping[str, object], f
 def _write_tokenizer(job: _Job, folder: Path) -> tuple[TokenIds | None, Mapping[str, object]]:
     """(ids of a tokenizer made from a SentencePiece model, special ids of the configuration)."""
     size = job.config.vocab_size
+    if job.config.image is not None:
+        return None, job.special
     crossed = job.config.blueprint.crossed
     use = Use(
         encoder=not job.config.blueprint.stacks[-1].causal,

@@ -19,7 +19,7 @@ from model.weights.bases import sinusoid_scale
 
 Target = Literal[
     "gpt2", "llama", "opt", "bert", "megatron-bert", "eurobert", "modernbert", "mistral",
-    "bart", "mbart", "blenderbot", "marian", "qwen2", "qwen3", "gpt_neox", "fathom",
+    "bart", "mbart", "blenderbot", "marian", "qwen2", "qwen3", "gpt_neox", "vit", "fathom",
 ]  # fmt: skip
 # Every norm of OPT's is a torch.nn.LayerNorm without an epsilon in config.json, so that torch's
 # default is the only one.
@@ -116,12 +116,38 @@ BIAS_ROW = Conversion(
 
 FINAL_BIAS: tuple[Target, ...] = ("bart", "mbart", "blenderbot", "marian")
 """Encoder-decoders of transformers: their bias on the logits is a row, and always there."""
+
+
+def _kernel(t: Tensor, config: ModelConfig) -> Tensor:
+    """The map of patches as a convolution; grey images become colours of three equal channels."""
+    image = config.image
+    assert image is not None
+    if t.dim() == 1:
+        return t
+    kernel = t.reshape(-1, image.channels, image.patch, image.patch)
+    return kernel.expand(-1, COLOURS, -1, -1) / COLOURS if image.channels == 1 else kernel
+
+
+def _from_kernel(parts: tuple[Tensor, ...], config: ModelConfig) -> Tensor:
+    assert config.image is not None
+    whole = parts[0]
+    if whole.dim() == 4 and config.image.channels == 1:
+        whole = whole.sum(1)
+    return whole.reshape(len(whole), -1) if whole.dim() > 1 else whole
+
+
+COLOURS = 3
+"""Channels that transformers reads every image with."""
+PATCHES = Conversion(lambda t, config: (_kernel(t, config),), _from_kernel)
+BATCHED = Conversion(lambda t, config: (t[None],), lambda parts, config: parts[0][0])
+
 LOGIT_BIAS_HF: dict[Target, str] = {
     "bert": "cls.predictions.bias",
     "megatron-bert": "cls.predictions.bias",
     "eurobert": "lm_head.bias",
     "modernbert": "decoder.bias",
     **dict.fromkeys(FINAL_BIAS, "final_logits_bias"),
+    "vit": "classifier.bias",
     "fathom": "logit_bias",
 }
 """What the bias on the logits is called by the targets that have one."""
@@ -236,6 +262,28 @@ _MODERNBERT: dict[str, Rule] = {
     "head.norm": (("head.norm",), PLAIN),
     "output_layer": (("decoder",), VOCABULARY),
 }
+_V = "vit.encoder.layer.{i}."
+_VIT: dict[str, Rule] = {
+    "embedding.patches": (("vit.embeddings.patch_embeddings.projection",), PATCHES),
+    _E + "input_layernorm": ((_V + "layernorm_before",), PLAIN),
+    _E + "self_attention.linear_qkv": (
+        tuple(_V + "attention.attention." + p for p in ("query", "key", "value")),
+        QKV,
+    ),
+    _E + "self_attention.linear_proj": ((_V + "attention.output.dense",), PLAIN),
+    _E + "pre_mlp_layernorm": ((_V + "layernorm_after",), PLAIN),
+    _E + "mlp.linear_fc1": ((_V + "intermediate.dense",), PLAIN),
+    _E + "mlp.linear_fc2": ((_V + "output.dense",), PLAIN),
+    "encoder.final_layernorm": (("vit.layernorm",), PLAIN),
+    "output_layer": (("classifier",), VOCABULARY),
+}
+BARE: dict[Target, dict[str, Rule]] = {
+    "vit": {
+        "embedding.class_token": (("vit.embeddings.cls_token",), BATCHED),
+        "embedding.position_embeddings": (("vit.embeddings.position_embeddings",), BATCHED),
+    }
+}
+"""Tensors that stand by themselves there, without a module."""
 _A, _M = "model.layers.{i}.attention.", "model.layers.{i}.mlp."
 _FATHOM_LAYER: dict[str, Rule] = {
     "input_layernorm": ((_A + "norm_in",), PLAIN),
@@ -297,6 +345,7 @@ TABLES: dict[Target, dict[str, Rule]] = {
     "qwen2": _LLAMA,
     "qwen3": _QWEN3,
     "gpt_neox": _GPT_NEOX,
+    "vit": _VIT,
     "fathom": _FATHOM,
 }
 _CROSSED_SHOWN: dict[str, bool | int | str] = {"bias": True, "logit_bias": True, "position": "learned"}
@@ -306,6 +355,7 @@ SHOWN: dict[Target, dict[str, bool | int | str]] = {
     "megatron-bert": {"bias": True, "token_types": 2},
     **dict.fromkeys(FINAL_BIAS, _CROSSED_SHOWN),
     "marian": {"bias": True, "logit_bias": True},
+    "vit": {"bias": True, "logit_bias": True},
 }
 """What a target always has; zeros where a model has no such tensors, or its fixed positions."""
 
@@ -393,6 +443,10 @@ def entries(
         if row.role is Role.LOGIT_BIAS:
             conversion = BIAS_ROW if target in FINAL_BIAS else VOCABULARY
             result.append(Entry(row.name, row.shape, (LOGIT_BIAS_HF[target],), conversion, constant))
+            continue
+        if row.module in BARE.get(target, {}):
+            names, conversion = BARE[target][row.module]
+            result.append(Entry(row.name, row.shape, names, conversion))
             continue
         module, number = _rule_name(row), "" if row.layer is None else str((row.index or 0) + first)
         if row.module in places:

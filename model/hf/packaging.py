@@ -104,6 +104,16 @@ PACKAGINGS: dict[str, Packaging] = {
             "print(tokenizer.decode(best, skip_special_tokens=True))",
         ),
     ),
+    "vit": Packaging(
+        targets=("vit",),
+        auto="AutoModelForImageClassification",
+        own="",
+        code=(),
+        auto_map={},
+        task="image-classification",
+        kind="classifier of images",
+        sample=('print(pipeline("image-classification", model=".")("image.png"))',),
+    ),
 }
 """By the name of the family."""
 

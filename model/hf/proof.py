@@ -20,7 +20,7 @@ from model.depth.sublayer import Sublayer
 from model.errors import UserError
 from model.hf.crossed_reference import CrossedEvaluation, Side
 from model.hf.folding.pre_ln import Fold
-from model.hf.mapping import Target
+from model.hf.mapping import COLOURS, Target
 from model.hf.packaging import packaging
 from model.hf.reference import Evaluation, Weights
 
@@ -36,6 +36,8 @@ ALIKE = 0.99
 
 Rounding to bf16 leaves 0.997 at 1000 layers.
 """
+IMAGES = 8
+"""Random images that are asked."""
 AMPLIFIED = 10
 """Below it, how many times what rounding the activations does is still rounding."""
 
@@ -86,6 +88,8 @@ class Inputs:
     """What the encoder under a decoder reads."""
     source_keep: Tensor | None = None
     """0 for its padding."""
+    images: bool = False
+    """`tokens` are standardised images [b, c, h, w]."""
 
     def ask(self, ours: Callable[..., Tensor]) -> Tensor:
         """Logits by a function of ours: [b, s, v], or [tokens, v] without those of padding."""
@@ -110,6 +114,9 @@ class Inputs:
                 "decoder_attention_mask": self.keep,
                 "use_cache": False,
             }
+        if self.images:
+            grey = self.tokens.shape[1] == 1
+            return {"pixel_values": self.tokens.expand(-1, COLOURS, -1, -1) if grey else self.tokens}
         if self.keep is None:
             return {"input_ids": self.tokens, "use_cache": False}
         given: dict[str, Tensor | bool | None] = {"input_ids": self.tokens, "attention_mask": self.keep}
@@ -117,7 +124,9 @@ class Inputs:
 
     @property
     def count(self) -> int:
-        """Positions with logits."""
+        """Positions, or images, with logits."""
+        if self.images:
+            return len(self.tokens)
         return self.tokens.numel() if self.keep is None else int(self.keep.sum())
 
 
@@ -129,8 +138,12 @@ def proof_inputs(
     Unless it is of a decoder by itself, the second half of the last is padding; types are random.
     Sources are as long as fits and padded in the first row.
     given: rows that the random ones are put below, all cut to one length; of no encoder-decoder.
+    Of a model of images random ones.
     """
     generator = torch.Generator().manual_seed(0)
+    if config.image is not None:
+        drawn = torch.randn(IMAGES, *config.image.shape, generator=generator)
+        return Inputs(drawn if given is None else torch.cat((given, drawn)), images=True)
     length = min(positions, 64) if given is None else min(positions, given.shape[1])
     tokens = torch.randint(0, config.vocab_size or 1, (2, length), generator=generator)
     if given is not None:

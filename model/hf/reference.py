@@ -21,6 +21,7 @@ from model.config import ModelConfig
 from model.depth.sublayer import Sublayer
 from model.errors import UserError
 from model.families.family import Stack
+from model.images import ImageConfig
 from model.norms import NORMS
 from model.parameters.table import logit_bias_name
 from model.rotary import frequencies, magnitude
@@ -107,16 +108,41 @@ class Evaluation:
     ) -> Tensor:
         """Logits [b, s, v] of token ids [b, s], padding rows of the vocabulary left out.
 
+        Of a model of images: [b, v] of `tokens` that are images [b, c, h, w], standardised.
+
         cache: `tokens` continue the sequence in it.
         last_only: keeps the last position.
         keep: [b, s], 0 for padding, which an encoder does not see.
         types: [b, s], rows of an encoder's table of token types; zeros where None.
         Raises UserError when a learned position table is too short.
         """
+        if self.config.image is not None:
+            return self._of_images(tokens, self.config.image)
         start = cache.length if cache else 0
         hidden = self._hidden(start, tokens.shape[1], keep)
         x_bsh = self._layers(self._embed(tokens, start, types), hidden, cache)
         return self._read(x_bsh[:, -1:] if last_only else x_bsh)
+
+    def _of_images(self, images_bchw: Tensor, image: ImageConfig) -> Tensor:
+        kernel = self._weight("embedding.patches.weight")
+        kernel = kernel.view(-1, image.channels, image.patch, image.patch)
+        bias = self._weight("embedding.patches.bias") if self.config.bias else None
+        x_bsh = F.conv2d(images_bchw.to(self.dtype), kernel, bias, stride=image.patch).flatten(2).mT
+        if self.config.position == "sinusoidal":
+            raise UserError(
+                "images with model.position=sinusoidal have no evaluation outside of training yet"
+            )
+        if image.class_token:
+            token = self._weight("embedding.class_token.weight")
+            x_bsh = torch.cat((token.expand(len(x_bsh), 1, -1), x_bsh), dim=1)
+        if self.config.position == "learned":
+            x_bsh = x_bsh + self._weight("embedding.position_embeddings.weight")
+        if self.plan.embedding_norm:
+            x_bsh = self._norm(x_bsh, "embedding.norm")
+        x_bsh = self._layers(x_bsh, torch.zeros(1, x_bsh.shape[1], dtype=torch.bool), None)
+        if self.plan.final_norm:
+            x_bsh = self._norm(x_bsh, self.stack.final_norm)
+        return self._logits(x_bsh[:, 0] if image.class_token else x_bsh.mean(1))
 
     def _layers(
         self, x_bsh: Tensor, hidden: Tensor, cache: Cache | None, cross: CrossAttention | None = None

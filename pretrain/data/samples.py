@@ -177,7 +177,7 @@ KINDS: dict[SampleKind, Callable[[RunConfig, str, bool], Samples]] = {
     "masked": MaskedTokens.of,
     "pairs": pairs,
     "spans": spans,
-    "images": Images,
+    "images": Images.of,
 }
 
 

@@ -141,6 +141,7 @@ class Checkpoints:
                 "consumed_tokens": step * train.global_batch_size * self.config.data.seq_length,
                 "seed": train.seed,
                 "data": [corpus.model_dump() for corpus in identity_of(self.data)],
+                **_of_images(self.data),
             },
             config=self.config.model_dump(mode="json"),
             versions=versions(),
@@ -222,3 +223,11 @@ def fresh_seed(seed: int, step: int) -> int:
     Other than at the beginning of the run or at any other step.
     """
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:4], "big")
+
+
+def _of_images(data: Blend) -> dict[str, object]:
+    """What a model needs to know of images that it was not trained on."""
+    facts = data.manifests[0].images
+    if facts is None:
+        return {}
+    return {"images": facts.model_dump(mode="json", include={"classes", "mean", "std"})}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,10 @@ from model.records import Record, as_record, read_record
 from parallel.checkpoint.folders import MANIFEST
 from pretrain.rundir.metrics import read_metrics
 from pretrain.trained.open import Trained, open_trained
+from pretrain.trained.pictures import image_facts
+
+BICUBIC = 3
+"""Pillow's number of it."""
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +58,7 @@ def export_checkpoint(
         out,
         logit_scale=trained.logit_scale,
         tokenizer={"auto": trained.tokenizer, "none": None}.get(tokenizer, Path(tokenizer)),
-        special=_special(trained),
+        **_of_images(trained),
         seq_length=trained.positions,
         source_length=trained.source_positions,
         architecture=architecture,
@@ -111,6 +116,33 @@ def _special(trained: Trained) -> dict[str, int | None]:
     given = trained.reader.manifest.progress.get("special_tokens") or {}
     source = str(trained.reader.folder / MANIFEST)
     return as_record(given, Special, f"{source}, special_tokens", "use another checkpoint").model_dump()
+
+
+def _of_images(trained: Trained) -> dict[str, Mapping[str, object]]:
+    """What `model.hf.export.export` is told of special tokens, or of images and their classes."""
+    image = trained.config.image
+    if image is None:
+        return {"special": _special(trained)}
+    facts = image_facts(trained)
+    grey = 3 if image.channels == 1 else 1
+    return {
+        "special": {
+            "id2label": {str(number): name for number, name in enumerate(facts.classes)},
+            "label2id": {name: number for number, name in enumerate(facts.classes)},
+        },
+        "processor": {
+            "image_processor_type": "ViTImageProcessor",
+            "do_convert_rgb": image.channels in (1, 3),
+            "do_resize": True,
+            "size": {"height": image.height, "width": image.columns},
+            "resample": BICUBIC,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(facts.mean) * grey,
+            "image_std": list(facts.std) * grey,
+        },
+    }
 
 
 class Git(Record):

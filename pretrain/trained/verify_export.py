@@ -15,7 +15,7 @@ from parallel.checkpoint.folders import MANIFEST
 from pretrain.rundir.metrics import read_metrics
 from pretrain.tasks.table import task_of
 from pretrain.tasks.task import SampleKind
-from pretrain.trained import verify_crossed, verify_masked, verify_next_token
+from pretrain.trained import verify_crossed, verify_images, verify_masked, verify_next_token
 from pretrain.trained.open import open_trained
 
 if TYPE_CHECKING:
@@ -36,31 +36,46 @@ class Check:
     """
     prompt: str
     """What a sample is made of, unless told otherwise."""
-    sample: Callable[[Any, Any, str, float], list[str]]
-    """From an export, its tokenizer, a prompt and the loss to lines that show what it does."""
+    sample: Callable[[Trained, Any, Any, str, float], list[str]]
+    """From a run, its export, its tokenizer, a prompt and the loss to lines that show what it
+    does."""
+    reads: str = "AutoTokenizer"
+    """Of transformers, which loads what makes the model's input."""
+
+
+def _of_text(sample: Callable[[Any, Any, str, float], list[str]]) -> Callable[..., list[str]]:
+    """A sample that needs no data of the run."""
+    return lambda trained, *asked: sample(*asked)
 
 
 CHECKS: dict[SampleKind, Check] = {
     "next_token": Check(
-        "AutoModelForCausalLM", verify_next_token.compare, "def main(", verify_next_token.sample
+        "AutoModelForCausalLM", verify_next_token.compare, "def main(", _of_text(verify_next_token.sample)
     ),
     "masked": Check(
         "AutoModelForMaskedLM",
         verify_masked.compare,
         "def f(self):\n    return [MASK].name",
-        verify_masked.sample,
+        _of_text(verify_masked.sample),
+    ),
+    "images": Check(
+        "AutoModelForImageClassification",
+        verify_images.compare,
+        "",
+        verify_images.sample,
+        reads="AutoImageProcessor",
     ),
     "pairs": Check(
         "AutoModelForSeq2SeqLM",
         partial(verify_crossed.compare, verify_crossed.pair_rows),
         "Select the file to open.",
-        verify_crossed.sample,
+        _of_text(verify_crossed.sample),
     ),
     "spans": Check(
         "AutoModelForSeq2SeqLM",
         partial(verify_crossed.compare, verify_crossed.span_rows),
         "def f(self):\n    return <extra_id_0>.name",
-        verify_crossed.sample,
+        _of_text(verify_crossed.sample),
     ),
 }
 
@@ -134,10 +149,10 @@ def verify_export(run_dir: Path, exported: Path, prompt: str | None = None) -> V
     model = loading.from_pretrained(
         exported, trust_remote_code=trust, dtype=torch.float32, use_safetensors=True
     ).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(exported, trust_remote_code=trust)
+    tokenizer = getattr(transformers, check.reads).from_pretrained(exported, trust_remote_code=trust)
     with torch.no_grad():
         loss, difference = check.compare(trained, model, samples)
-        shown = check.sample(model, tokenizer, check.prompt if prompt is None else prompt, loss)
+        shown = check.sample(trained, model, tokenizer, check.prompt if prompt is None else prompt, loss)
     return Verification(
         trained_loss=evaluations[-1].loss,
         exported_loss=loss,

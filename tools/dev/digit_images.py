@@ -7,10 +7,10 @@ from pathlib import Path
 
 from model.errors import UserError
 from model.files import atomic_write_text
+from tools.dev.quickstarts import DIGITS
 
 TEST = 360
 """Digits of the test split, the last of all: other people wrote them."""
-DONE = "SOURCE.txt"
 SOURCE = "scikit-learn's digits: 8 x 8 pixels, UCI handwritten digits, CC BY 4.0\n"
 
 
@@ -34,7 +34,7 @@ def write_digits(folder: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
         # Pixels are 0 .. 16.
         Image.fromarray((pixels * 255 / 16).round().astype("uint8")).save(place / f"{number:04}.png")
-    atomic_write_text(folder / DONE, SOURCE)
+    atomic_write_text(folder / DIGITS, SOURCE)
 
 
 if __name__ == "__main__":

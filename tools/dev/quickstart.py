@@ -28,7 +28,7 @@ def main(
     scheme: str = typer.Option(SCHEME, help="Depth scheme to train with; `fathom config` names them all."),
     fresh: bool = typer.Option(False, help="Remove this quick start's data and run first."),
 ) -> None:
-    """Prepare text, pretrain a deep model on it, stop, resume, export, check, report."""
+    """Prepare data, pretrain a deep model on it, stop, resume, export, check, report."""
     chosen, recipe = choice(family, scheme)
     run = chosen.name if scheme == SCHEME else f"{chosen.name}_{scheme}"
     folder = Path("runs") / run
@@ -37,7 +37,7 @@ def main(
             shutil.rmtree(path, ignore_errors=True)
     begin = time.monotonic()
     title = Titles(6 + len(chosen.trials))
-    title("Text and tokenizer")
+    title("Data")
     chosen.data.parent.mkdir(parents=True, exist_ok=True)
     for each in chosen.makings(chosen.name):
         step(

@@ -22,7 +22,7 @@ class Making:
 
     made: Path
     arguments: tuple[str, ...]
-    """Of `fathom`."""
+    """Of `fathom`, or of another module."""
     files: tuple[str, ...] = ()
     """Those of the arguments that are many."""
     files_are: str = ""
@@ -105,6 +105,18 @@ def _catalogues(name: str) -> list[Making]:
     ]
 
 
+def _digits(name: str) -> list[Making]:
+    """Images of digits in folders, and a data set of them."""
+    images, data = f"data/{name}_images", _data(name)
+    prepare = ("data", "prepare", images, "--images", "8", "--channels", "1", "--split", "1,0,0")
+    return [
+        Making(Path(images) / DIGITS, (images,), module="tools.dev.digit_images"),
+        Making(data / "dataset.json", (*prepare, "--out", str(data))),
+    ]
+
+
+DIGITS = "SOURCE.txt"
+"""A file beside the digits, written last."""
 QUICKSTARTS = {
     "gpt": QuickStart(
         name="quickstart",
@@ -136,5 +148,14 @@ QUICKSTARTS = {
                 ("eval", "{folder}", "--split", "test", "--translate"),
             ),
         ),
+    ),
+    "vit": QuickStart(
+        name="quickstart_vit",
+        makings=_digits,
+        auto_class="AutoModelForImageClassification",
+        # Recipes that carry a rate over from another width have no rule for patches.
+        overrides=("model.transfer.method=none", "model.transfer.base_hidden=null"),
+        go_on=".venv/bin/python -m tools.dev.check_export {folder} "
+        "--prompt data/quickstart_vit_images/validation/3/1439.png",
     ),
 }

@@ -43,7 +43,14 @@ def targets(architecture: str, config: ModelConfig) -> list[Target]:
     Raises UserError where the one asked for is not exact, or unknown.
     """
     if architecture == "auto":
-        return [target for target in packaging(config).targets if obstacle(target, config) is None]
+        able = [target for target in packaging(config).targets if obstacle(target, config) is None]
+        if not able:
+            first = packaging(config).targets[0]
+            raise UserError(
+                f"no class of transformers computes this model (scheme {config.scheme}), not even {first}: "
+                f"{obstacle(first, config)}; it cannot be exported"
+            )
+        return able
     target = next((known for known in FORMS if known == architecture), None)
     if target is None:
         raise UserError(
@@ -324,6 +331,13 @@ def _plain_heads(config: ModelConfig) -> str | None:
     return next((reason for present, reason in problems if present), None)
 
 
+def _reads_class_token(config: ModelConfig) -> str | None:
+    assert config.image is not None
+    if config.image.class_token:
+        return None
+    return "it reads a class token: train with model.image.pool=class_token"
+
+
 FORMS: dict[Target, tuple[Callable[[ModelConfig], str | None], ...]] = {
     "gpt2": (*PLAIN, _no_logit_bias, _pre_ln, _like_gpt2, _sees_all),
     "llama": (*PLAIN, _no_logit_bias, _pre_ln, _like_llama, _sees_all),
@@ -358,6 +372,7 @@ FORMS: dict[Target, tuple[Callable[[ModelConfig], str | None], ...]] = {
     "mbart": (*PLAIN, _pre_ln_of_mbart, _crossed, _tables_of_positions, _one_table),
     "blenderbot": (*PLAIN, _pre_ln_of_blenderbot, _crossed, _tables_of_positions, _one_table),
     "marian": (*PLAIN, _each_post_ln, _like_marian, _crossed, _tied),
+    "vit": (*PLAIN, _pre_ln, _like_gpt2, _reads_class_token),
     "fathom": (),
 }
 """What a target computes: each tells why a model is something else, or None."""

@@ -162,6 +162,7 @@ FOLDS: dict[Target, Callable[[Target, ModelConfig, float], Fold]] = {
     "qwen2": _pre_ln,
     "qwen3": _pre_ln,
     "gpt_neox": _pre_ln,
+    "vit": _pre_ln,
     "fathom": _as_it_is,
 }
 

@@ -13,7 +13,7 @@ from model.depth.plan import DepthPlan
 from model.depth.sublayer import Sublayer
 from model.hf.folding.obstacles import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS
 from model.hf.folding.pre_ln import Fold
-from model.hf.mapping import SHOWN, Target, norm_layers
+from model.hf.mapping import COLOURS, SHOWN, Target, norm_layers
 from model.hf.packaging import packaging
 from model.hf.settings.rope import write_rope
 from model.rotary import frequencies, magnitude
@@ -36,6 +36,7 @@ STOCK: dict[Target, str] = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "gpt_neox": "GPTNeoXForCausalLM",
+    "vit": "ViTForImageClassification",
 }
 """Classes of transformers."""
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -366,6 +367,25 @@ def fathom_fields(config: ModelConfig, fold: Fold, positions: int, logit_scale: 
     }
 
 
+def _vit(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
+    image = config.image
+    assert image is not None
+    return {
+        "image_size": [image.height, image.columns],
+        "patch_size": image.patch,
+        "num_channels": COLOURS if image.channels == 1 else image.channels,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.ffn_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "hidden_act": UNGATED_ACTIVATIONS[config.activation],
+        "layer_norm_eps": fold.epsilon,
+        "qkv_bias": True,
+        "hidden_dropout_prob": config.hidden_dropout,
+        "attention_probs_dropout_prob": config.attention_dropout,
+    }
+
+
 FIELDS: dict[Target, Callable[[ModelConfig, Fold, int, float], dict[str, object]]] = {
     "gpt2": _gpt2,
     "llama": _llama,
@@ -382,6 +402,7 @@ FIELDS: dict[Target, Callable[[ModelConfig, Fold, int, float], dict[str, object]
     "qwen2": _qwen,
     "qwen3": _qwen,
     "gpt_neox": _gpt_neox,
+    "vit": _vit,
     "fathom": fathom_fields,
 }
 """What config.json of a target says beside what all of them say."""

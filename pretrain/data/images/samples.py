@@ -31,8 +31,11 @@ EPOCHS_OPEN = 2
 class ImageReader:
     """The images of one split of one data set, pass after pass."""
 
-    def __init__(self, path: str, split: str, seed: int, cache: Path, alone: bool) -> None:
-        self.path, self.split, self.cache, self.alone = path, split, cache, alone
+    alone = True
+    """Nothing is cached for others: an order takes milliseconds."""
+
+    def __init__(self, path: str, split: str, seed: int, cache: Path) -> None:
+        self.path, self.split, self.cache = path, split, cache
         self.manifest = load_manifest(path)
         if self.manifest.images is None:
             raise UserError(
@@ -99,7 +102,22 @@ class ImageBlend(Blend):
 class Images:
     """Samples of images, each with the number of its class."""
 
-    def __init__(self, config: RunConfig, split: str, alone: bool = False) -> None:
+    def __init__(
+        self, path: str, split: str, image: ImageConfig, seed: int, cache: Path, augment: Augment
+    ) -> None:
+        """augment: of the training split; others are shown as they are."""
+        self.reader = ImageReader(path, split, seed, cache)
+        self.blend = ImageBlend(self.reader)
+        self.changes, self.augment = split == "train", augment if split == "train" else Augment()
+        self.seed, self.shape = seed, image.shape
+        facts = self.reader.facts
+        mean, std = (torch.tensor(values)[:, None, None] for values in (facts.mean, facts.std))
+        self.view = View(image.shape[1:], mean, std)
+        check_size(path, (facts.channels, facts.height, facts.width), image)
+
+    @classmethod
+    def of(cls, config: RunConfig, split: str, alone: bool = False) -> Images:
+        """Those of a run."""
         data, image = config.data, config.model.image
         assert image is not None
         if len(data.corpora) > 1:
@@ -109,16 +127,7 @@ class Images:
             )
         path = data.corpora[0].path
         cache = Path(data.cache) if data.cache else Path(path).absolute().parent / "index_cache"
-        self.reader = ImageReader(path, split, config.train.seed, cache, alone)
-        self.blend = ImageBlend(self.reader)
-        self.augment = config.augment if split == "train" else Augment()
-        self.changes = split == "train"
-        self.seed = config.train.seed
-        self.shape = image.shape
-        facts = self.reader.facts
-        mean, std = (torch.tensor(values)[:, None, None] for values in (facts.mean, facts.std))
-        self.view = View(image.shape[1:], mean, std)
-        check_size(path, (facts.channels, facts.height, facts.width), image)
+        return cls(path, split, image, config.train.seed, cache, config.augment)
 
     @property
     def entropy(self) -> float | None:
