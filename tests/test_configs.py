@@ -22,6 +22,7 @@ FAMILIES = {
     "deep_1p5b": (1.5e9, ("billion", 1e9, 3), [24, 48, 96, 192, 384, 1000]),
     "deep_bert_base": (184.1e6, ("million", 1e6, 1), [12, 48, 96, 192, 384]),
     "deep_bert_large": (335.2e6, ("million", 1e6, 1), [24, 48, 96, 192, 384]),
+    "deep_vit_base": (86.0e6, ("million", 1e6, 1), [12, 48, 96, 192]),
 }
 MEMBERS = [(name, path) for name in FAMILIES for path in sorted(SHIPPED.glob(f"{name}_[0-9]*_layers.yaml"))]
 
@@ -38,9 +39,13 @@ def test_runs_load_under_their_own_names(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PIECES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_pieces_fit_into_a_run(path: Path) -> None:
-    family = yaml.safe_load(path.read_text()).get("model", {}).get("family")
-    run = "quickstart_translation.yaml" if family == "seq2seq" else "quickstart.yaml"
-    load_config(SHIPPED / run, [f"+include={path}"])
+    content = yaml.safe_load(path.read_text())
+    family = "vit" if "augment" in content else content.get("model", {}).get("family")
+    runs = {"seq2seq": "quickstart_translation.yaml", "vit": "quickstart_vit.yaml"}
+    run = runs.get(family, "quickstart.yaml")
+    # Patches of the quick start's images are 17 tokens.
+    tokens = ["data.seq_length=17"] if family == "vit" else []
+    load_config(SHIPPED / run, [f"+include={path}", *tokens])
 
 
 def test_every_scheme_has_a_piece_that_chooses_it() -> None:

@@ -81,7 +81,7 @@ def command(
             typer.echo(f"in 16 bits, as trained: cosine of the logits {proof.trained:.5f}")
         if result.copied_tokenizer:
             typer.echo(f"tokenizer: copied from {result.copied_tokenizer}, not proved")
-        elif result.tokenizer is None:
+        elif result.tokenizer is None and "preprocessor_config.json" not in result.files:
             typer.echo(
                 "the export has no tokenizer"
                 + ("" if tokenizer == "none" else ": the checkpoint has none either")
