@@ -9,15 +9,12 @@ from model.errors import UserError
 from model.files import atomic_write_text
 from tools.dev.quickstarts import DIGITS
 
-TEST = 360
-"""Digits of the test split, the last of all: other people wrote them."""
 SOURCE = "scikit-learn's digits: 8 x 8 pixels, UCI handwritten digits, CC BY 4.0\n"
 
 
 def write_digits(folder: Path) -> None:
-    """Writes FOLDER/train/CLASS/*.png and FOLDER/validation/CLASS/*.png.
+    """Writes the 1797 images as FOLDER/CLASS/*.png.
 
-    1437 and 360 images: the usual split, in which no writer of the second part is in the first.
     Raises UserError where scikit-learn is missing.
     """
     from PIL import Image
@@ -27,10 +24,8 @@ def write_digits(folder: Path) -> None:
     except ImportError:
         raise UserError("the digits are in the package scikit-learn: pip install scikit-learn") from None
     found = load_digits()
-    first = len(found.target) - TEST
     for number, (pixels, label) in enumerate(zip(found.images, found.target, strict=True)):
-        split = "train" if number < first else "validation"
-        place = folder / split / str(label)
+        place = folder / str(label)
         place.mkdir(parents=True, exist_ok=True)
         # Pixels are 0 .. 16.
         Image.fromarray((pixels * 255 / 16).round().astype("uint8")).save(place / f"{number:04}.png")

@@ -108,7 +108,7 @@ def _catalogues(name: str) -> list[Making]:
 def _digits(name: str) -> list[Making]:
     """Images of digits in folders, and a data set of them."""
     images, data = f"data/{name}_images", _data(name)
-    prepare = ("data", "prepare", images, "--images", "8", "--channels", "1", "--split", "1,0,0")
+    prepare = ("data", "prepare", images, "--images", "8", "--channels", "1", "--split", "0.8,0.2,0")
     return [
         Making(Path(images) / DIGITS, (images,), module="tools.dev.digit_images"),
         Making(data / "dataset.json", (*prepare, "--out", str(data))),
@@ -156,6 +156,6 @@ QUICKSTARTS = {
         # Recipes that carry a rate over from another width have no rule for patches.
         overrides=("model.transfer.method=none", "model.transfer.base_hidden=null"),
         go_on=".venv/bin/python -m tools.dev.check_export {folder} "
-        "--prompt data/quickstart_vit_images/validation/3/1438.png",
+        "--prompt data/quickstart_vit_images/3/0003.png",
     ),
 }
