@@ -52,13 +52,15 @@ def export_checkpoint(
     trained.check_warm()
     trained.reader.verify()
     half = trained_in_16_bits(trained)
+    special, processor = _described(trained)
     return export(
         trained.weights,
         trained.config,
         out,
         logit_scale=trained.logit_scale,
         tokenizer={"auto": trained.tokenizer, "none": None}.get(tokenizer, Path(tokenizer)),
-        **_of_images(trained),
+        special=special,
+        processor=processor,
         seq_length=trained.positions,
         source_length=trained.source_positions,
         architecture=architecture,
@@ -118,30 +120,28 @@ def _special(trained: Trained) -> dict[str, int | None]:
     return as_record(given, Special, f"{source}, special_tokens", "use another checkpoint").model_dump()
 
 
-def _of_images(trained: Trained) -> dict[str, Mapping[str, object]]:
-    """What `model.hf.export.export` is told of special tokens, or of images and their classes."""
+def _described(trained: Trained) -> tuple[Mapping[str, object], Mapping[str, object] | None]:
+    """Special tokens, or the classes of images, and how images are processed."""
     image = trained.config.image
     if image is None:
-        return {"special": _special(trained)}
+        return _special(trained), None
     facts = image_facts(trained)
     grey = 3 if image.channels == 1 else 1
-    return {
-        "special": {
-            "id2label": {str(number): name for number, name in enumerate(facts.classes)},
-            "label2id": {name: number for number, name in enumerate(facts.classes)},
-        },
-        "processor": {
-            "image_processor_type": "ViTImageProcessor",
-            "do_convert_rgb": image.channels in (1, 3),
-            "do_resize": True,
-            "size": {"height": image.height, "width": image.columns},
-            "resample": BICUBIC,
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": list(facts.mean) * grey,
-            "image_std": list(facts.std) * grey,
-        },
+    classes = {
+        "id2label": {str(number): name for number, name in enumerate(facts.classes)},
+        "label2id": {name: number for number, name in enumerate(facts.classes)},
+    }
+    return classes, {
+        "image_processor_type": "ViTImageProcessor",
+        "do_convert_rgb": image.channels in (1, 3),
+        "do_resize": True,
+        "size": {"height": image.height, "width": image.columns},
+        "resample": BICUBIC,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(facts.mean) * grey,
+        "image_std": list(facts.std) * grey,
     }
 
 
