@@ -153,6 +153,18 @@ REFUSALS = [
         r"data.seq_length=15 .*: use 16",
         lambda: layout(2, **SP).check_batches(15, 1),
     ),
+    Refusal(
+        "a source that SP cannot cut",
+        r"data.source_length=13 .*: use 14",
+        lambda: layout(2, **SP).check_batches(16, 1, 13),
+    ),
+    _layout(
+        "heads of an encoder that TP does not divide",
+        "model.encoder_attention_heads=2 is not divisible by parallel.tensor=4: set parallel.tensor=2",
+        4,
+        given(family="seq2seq", encoder_attention_heads=2, head_dim=8),
+        tensor=4,
+    ),
     _layout("layers that stages do not divide", r"set parallel.pipeline_split=\[2, 2, 1, 1\]", 4, pipeline=4),
     _layout("more stages than layers", "use parallel.pipeline=6 or less", 8, pipeline=8),
     _layout(

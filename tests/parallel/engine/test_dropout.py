@@ -11,6 +11,7 @@ from torch import nn
 from pretrain.config.schema import RunConfig
 from tests.distributed import Group, gather, launch
 from tests.parallel.training import (
+    SEQ2SEQ,
     Curve,
     batches_of,
     engine_of,
@@ -37,6 +38,8 @@ SELECTIVE = {"recompute": given(granularity="selective")}
 # Attention alone is computed again in one way for all.
 # With sequence parallelism its masks and those of the rest come from different streams.
 RECOMPUTE = dict.fromkeys(LAYOUTS, (FULL,)) | {"TP2 + SP": (FULL, SELECTIVE)}
+# Encoder-decoders, of which two streams have to draw.
+CROSSED = {"TP2 + SP": FULL, "TP2": SELECTIVE, "PP2 interleaved": FULL, "DP2": SELECTIVE}
 
 
 def curve(config: RunConfig) -> Curve:
@@ -100,6 +103,12 @@ def two_ranks() -> dict[str, Any]:
         found["recompute"][name] = [
             same(first, curve(run_config(BOTH, layout | how))) for how in RECOMPUTE[name]
         ]
+    found["crossed"] = {}
+    for name, how in CROSSED.items():
+        first = curve(run_config(SEQ2SEQ | BOTH, LAYOUTS[name]))
+        again = curve(run_config(SEQ2SEQ | BOTH, LAYOUTS[name] | how))
+        found["crossed"][name] = same(first, again) and not first.unequal
+    found["crossed_hidden"] = curve(run_config(SEQ2SEQ | HIDDEN, TP)).losses
     found["hidden"] = curve(run_config(HIDDEN, TP)).losses
     found["other_seed"] = [curve(run_config(BOTH, TP, given(seed=seed))).losses for seed in (1, 2)]
     found["tensor"] = losses_on_every_rank(TP, BOTH)
@@ -112,7 +121,11 @@ def two_ranks() -> dict[str, Any]:
 
 def one_rank() -> dict[str, Any]:
     """Runs inside one rank."""
-    return {"one_hidden": curve(run_config(HIDDEN)).losses, "one_without": curve(run_config()).losses}
+    return {
+        "one_hidden": curve(run_config(HIDDEN)).losses,
+        "one_without": curve(run_config()).losses,
+        "crossed_one_hidden": curve(run_config(SEQ2SEQ | HIDDEN)).losses,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +149,15 @@ def test_recompute_draws_the_same_masks_again(found: dict[str, Any], layout: str
     assert found["recompute"][layout] == [True] * len(RECOMPUTE[layout])
 
 
+@pytest.mark.parametrize("layout", CROSSED)
+def test_recompute_of_two_stacks_draws_the_same_masks_again(found: dict[str, Any], layout: str) -> None:
+    assert found["crossed"][layout]
+
+
 def test_hidden_masks_of_tensor_parallel_ranks_are_those_of_one_process(found: dict[str, Any]) -> None:
     assert found["hidden"] == pytest.approx(found["one_hidden"], rel=1e-6)
     assert found["hidden"] != pytest.approx(found["one_without"], rel=1e-4)
+    assert found["crossed_hidden"] == pytest.approx(found["crossed_one_hidden"], rel=1e-6)
 
 
 @pytest.mark.parametrize("layout", ["tensor", "sequence"])

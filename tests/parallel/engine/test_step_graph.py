@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,12 +18,12 @@ from parallel.engine.step_graph import WARM_UP, Batch, StepGraph
 from parallel.launch.one_process import single_process
 from pretrain.data.samples import next_tokens
 from pretrain.tasks.causal_lm import CAUSAL_LM
-from pretrain.tasks.masked_lm import MASKED_LM
 from pretrain.train.build import build_engine
 from pretrain.train.steps import evaluation_step, training_step
 from tests.parallel.engine.test_encoder_layouts import batches as encoder_batches
 from tests.parallel.graph_emulator import Graph, emulated
-from tests.parallel.training import forward_step, run_config, sample
+from tests.parallel.training import SEQ2SEQ, forward_step, run_config, sample
+from tests.parallel.training import batches_of as pair_batches
 
 STEPS, MICRO, ACCUMULATION = WARM_UP + 4, 2, 2
 
@@ -70,20 +70,26 @@ def test_steps_are_bit_identical(scheme: str, precision: str, graphs: type[Graph
     assert all(torch.equal(value, expected[name]) for name, value in weights(graphed).items())
 
 
-def test_steps_with_masks_and_weights_are_bit_identical(graphs: type[Graph]) -> None:
+@pytest.mark.parametrize(
+    ("model", "batches_of"),
+    [({"family": "bert", "token_types": 2}, encoder_batches), (SEQ2SEQ, pair_batches)],
+)
+def test_steps_with_masks_and_weights_are_bit_identical(
+    model: dict[str, Any], batches_of: Callable[..., list[Batch]], graphs: type[Graph]
+) -> None:
     """Masks, targets and what labels weigh are read anew by every replay."""
-    model = {"family": "bert", "token_types": 2}
     engines = [
         build_engine(run_config(model, train={"cuda_graph": graph}), single_process())
         for graph in (False, True)
     ]
+    config = run_config(model)
     for step in range(1, STEPS + 1):
         results = []
         for engine in engines:
             engine.set_lr(1e-2 / step)
-            micro = encoder_batches(run_config(model), engine, step)
+            micro = batches_of(config, engine, step)
             results.append(
-                engine.train_step(training_step(MASKED_LM), functools.partial(iter, micro), len(micro))
+                engine.train_step(training_step(config.task), functools.partial(iter, micro), len(micro))
             )
         assert results[0] == results[1]
     assert graphs.replays == STEPS - WARM_UP
