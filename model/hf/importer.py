@@ -198,11 +198,12 @@ def import_model(source: str | Path, *, vocab_multiple: int = 128) -> Imported:
     zeros = {} if read.norm_bias else _norm_biases(todo, config)
     if layout in FINAL_BIAS and LOGIT_BIAS_HF[layout] not in whole:
         zeros[LOGIT_BIAS_HF[layout]] = (1, config.vocab_size or 0)
-    files: _Files = _WithZeros(whole, zeros) if zeros else whole
+    given = _WithZeros(whole, zeros) if zeros else whole
+    files: _Files = given
     if read.word_factor != 1:
         words = {row.name for row in parameter_table(config) if row.role is Role.WORD}
         scaled = frozenset(name for entry in todo if entry.canonical in words for name in entry.hf)
-        files = _Multiplied(files, scaled, read.word_factor)
+        files = _Multiplied(given, scaled, read.word_factor)
     _check_names(files, todo, config)
     _check_facts(files, todo, config)
     tokenizer = next((found for name in TOKENIZERS if (found := source_file(folder, name))), None)

@@ -317,6 +317,14 @@ class FathomForConditionalGeneration(FathomPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: Any) -> None:
         self.lm_head = value
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """As every model's. New words get no bias."""
+        table: nn.Embedding = super().resize_token_embeddings(*args, **kwargs)
+        if self.logit_bias is not None:
+            kept = self.logit_bias.data[: table.num_embeddings]
+            self.logit_bias = nn.Parameter(F.pad(kept, (0, table.num_embeddings - len(kept))))
+        return table
+
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """What the decoder reads to tell labels [b, s]: the start token, and all but the last."""
         start = labels.new_full((len(labels), 1), self.config.decoder_start_token_id)

@@ -229,8 +229,8 @@ def test_padding_on_the_left_of_a_source_changes_nothing_in_our_class(tmp_path: 
         (
             "bart",
             "post_ln",
-            {**NORMED, "position": "rotary"},
-            "it has a table of positions, the model rotary",
+            {**NORMED, "position": "none"},
+            "it has a table of positions, the model none",
         ),
         ("bart", "post_ln", {**NORMED, "max_source_positions": 20}, "one length, the model's 20 and 24"),
         ("bart", "post_ln", {**NORMED, "activation": "swiglu"}, "its feed-forward has no swiglu"),
@@ -242,7 +242,7 @@ def test_padding_on_the_left_of_a_source_changes_nothing_in_our_class(tmp_path: 
         ("marian", "post_ln", {}, "its positions are fixed sines and cosines, the model's learned"),
         ("marian", "post_ln", {**FIXED, **NORMED}, "it has no norms after the embeddings, the model has"),
         ("blenderbot", "pre_ln", NORMED, "in the encoder, the scheme has a norm after the embedding"),
-        ("blenderbot", "peri_ln", FIXED, "has a norm after its branch"),
+        ("blenderbot", "gpas", FIXED, "in the encoder, the scheme's stream is scaled by learned gates"),
         ("mbart", "pre_ln", {}, "norms after the embeddings: train with model.embedding_norm=true"),
     ],
 )
@@ -279,7 +279,6 @@ USE = """
 import sys
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-assert not any(name in sys.modules for name in ("model", "pretrain", "sentencepiece"))
 model = AutoModelForSeq2SeqLM.from_pretrained(".", trust_remote_code=True).eval()
 tokenizer = AutoTokenizer.from_pretrained(".", trust_remote_code=True)
 texts = ["the deep layers", "a scale"]
@@ -291,6 +290,7 @@ for text, best in zip(texts, together):
     given = tokenizer(text, return_tensors="pt")
     alone = model.generate(**given, num_beams=2, max_new_tokens=5, min_new_tokens=5)
     assert torch.equal(alone[0], best) and best[0] == tokenizer.eos_token_id
+assert not {"model", "pretrain", "megatron"} & set(sys.modules)
 print(tokenizer.batch_decode(together, skip_special_tokens=True))
 """
 
