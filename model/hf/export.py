@@ -15,7 +15,8 @@ from model.folders import FolderKind, check_target, whole_folder
 from model.hf.card import model_card
 from model.hf.folding.obstacles import targets
 from model.hf.folding.pre_ln import Fold, fold
-from model.hf.mapping import Target, check_weights, entries
+from model.hf.mapping import check_weights, entries
+from model.hf.names.conversions import Target
 from model.hf.packaging import REMOTE, packaging
 from model.hf.proof import LIMIT, Inputs, change, epsilon_effect, logits, proof_inputs, prove
 from model.hf.reference import Weights

@@ -12,15 +12,9 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.errors import UserError
-from model.hf.mapping import (
-    FINAL_BIAS,
-    LOGIT_BIAS_HF,
-    CanonicalWeights,
-    Entry,
-    Target,
-    entries,
-    fixed_positions,
-)
+from model.hf.mapping import CanonicalWeights, Entry, entries, fixed_positions
+from model.hf.names.conversions import FINAL_BIAS, Target
+from model.hf.names.tables import LOGIT_BIAS_HF
 from model.hf.settings.read import read_config
 from model.hf.settings.records import ADVICE, Special
 from model.hf.source import TOKENIZERS, SafetensorsFolder, download, source_file

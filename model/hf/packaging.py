@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.config import ModelConfig
-from model.hf.mapping import Target
+from model.hf.names.conversions import Target
 
 REMOTE = Path(__file__).with_name("remote")
 """The folder of what travels with our own classes."""

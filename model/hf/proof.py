@@ -20,7 +20,7 @@ from model.depth.sublayer import Sublayer
 from model.errors import UserError
 from model.hf.crossed_reference import CrossedEvaluation, Side
 from model.hf.folding.pre_ln import Fold
-from model.hf.mapping import COLOURS, Target
+from model.hf.names.conversions import COLOURS, Target
 from model.hf.packaging import packaging
 from model.hf.reference import Evaluation, Weights
 

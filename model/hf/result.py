@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.hf.mapping import Target
+from model.hf.names.conversions import Target
 from model.hf.proof import Proof
 from model.hf.tokenizer.convert import TokenIds
 

@@ -14,7 +14,7 @@ from model.errors import UserError
 from model.hf.folding.parts import opened
 from model.hf.folding.post_ln import post_ln_obstacle
 from model.hf.folding.pre_ln import pre_ln_obstacle
-from model.hf.mapping import Target
+from model.hf.names.conversions import Target
 from model.hf.packaging import PACKAGINGS, packaging
 from model.norms import NORMS
 

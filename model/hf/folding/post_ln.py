@@ -41,7 +41,8 @@ from model.config import ModelConfig
 from model.depth.plan import DepthPlan
 from model.families.family import Stack
 from model.hf.folding.parts import LEAVES, PARTS, tables
-from model.hf.mapping import Target, last_norm, norm_layers
+from model.hf.mapping import last_norm, norm_layers
+from model.hf.names.conversions import Target
 
 
 def post_ln_obstacle(plan: DepthPlan) -> str | None:

@@ -27,7 +27,8 @@ from model.config import ModelConfig
 from model.depth.plan import DepthPlan
 from model.hf.folding.parts import LEAVES, PARTS, tables
 from model.hf.folding.post_ln import post_ln_factors
-from model.hf.mapping import FINAL_BIAS, OPT_EPSILON, Target, last_norm
+from model.hf.mapping import last_norm
+from model.hf.names.conversions import FINAL_BIAS, OPT_EPSILON, Target
 from model.weights.bases import sinusoid_scale
 
 FIXED_EPSILON: dict[Target, float] = dict.fromkeys(("opt", *FINAL_BIAS), OPT_EPSILON)

@@ -9,7 +9,7 @@ from model.config import ModelConfig
 from model.errors import UserError
 from model.hf.folding.obstacles import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS
 from model.hf.folding.pre_ln import Fold
-from model.hf.mapping import OPT_EPSILON, Target
+from model.hf.names.conversions import OPT_EPSILON, Target
 from model.hf.settings.read_decoders import neox_fields, qwen_fields
 from model.hf.settings.records import (
     ADVICE,

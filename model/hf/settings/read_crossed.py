@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from model.hf.folding.obstacles import UNGATED_ACTIVATIONS
-from model.hf.mapping import OPT_EPSILON, Target
+from model.hf.names.conversions import OPT_EPSILON, Target
 from model.hf.settings.read import Read
 from model.hf.settings.records import ADVICE, BlenderbotFile, CrossedFile, MarianFile
 from model.hf.settings.refusal import activation, model_config, refuse_first

@@ -13,7 +13,9 @@ from model.depth.plan import DepthPlan
 from model.depth.sublayer import Sublayer
 from model.hf.folding.obstacles import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS
 from model.hf.folding.pre_ln import Fold
-from model.hf.mapping import COLOURS, SHOWN, Target, norm_layers
+from model.hf.mapping import norm_layers
+from model.hf.names.conversions import COLOURS, Target
+from model.hf.names.tables import SHOWN
 from model.hf.packaging import packaging
 from model.hf.settings.rope import write_rope
 from model.rotary import frequencies, magnitude

@@ -15,7 +15,7 @@ from model.depth.schemes import SCHEMES
 from model.depth.sublayer import Layer, Sublayer
 from model.hf.folding.obstacles import obstacle
 from model.hf.folding.pre_ln import Fold, fold, pre_ln_obstacle, shared_epsilon
-from model.hf.mapping import Target
+from model.hf.names.conversions import Target
 from model.hf.proof import Inputs, change, epsilon_effect
 from model.hf.reference import Evaluation
 from tests.model.hf.tiny import make_config, make_tokens, make_weights, reference

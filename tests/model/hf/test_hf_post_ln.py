@@ -21,7 +21,8 @@ from model.depth.sublayer import Layer, Sublayer
 from model.hf.folding.obstacles import obstacle
 from model.hf.folding.post_ln import post_ln_factors, post_ln_obstacle
 from model.hf.folding.pre_ln import Fold, fold
-from model.hf.mapping import OPT_EPSILON, entries
+from model.hf.mapping import entries
+from model.hf.names.conversions import OPT_EPSILON
 from model.hf.proof import change
 from model.hf.reference import Evaluation
 from model.hf.settings.write import write_config

@@ -1,0 +1,138 @@
+"""How one canonical tensor becomes one or several of Hugging Face's, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.parameters.blocks import Blocks
+from model.parameters.table import qkv_blocks
+
+Target = Literal[
+    "gpt2", "llama", "opt", "bert", "megatron-bert", "eurobert", "modernbert", "mistral",
+    "bart", "mbart", "blenderbot", "marian", "qwen2", "qwen3", "gpt_neox", "vit", "fathom",
+]  # fmt: skip
+# Every norm of OPT's is a torch.nn.LayerNorm without an epsilon in config.json, so that torch's
+# default is the only one.
+OPT_EPSILON = 1e-5
+NORM_LAYER_GAIN = OPT_EPSILON**0.5
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How one canonical tensor becomes one or several Hugging Face tensors, and back.
+
+    Both ways work on weights and, where there are any, on biases.
+    """
+
+    to_hf: Callable[[Tensor, ModelConfig], tuple[Tensor, ...]]
+    from_hf: Callable[[tuple[Tensor, ...], ModelConfig], Tensor]
+
+
+def _split_qkv(t: Tensor, config: ModelConfig) -> tuple[Tensor, ...]:
+    """Rows [group: q.., k, v] -> (Q, K, V) with heads in order.
+
+    Hugging Face's attention divides its scores by sqrt(head width). What our scores are multiplied
+    by besides becomes a factor on the queries, which their rotation commutes with.
+    """
+    q, k, v = qkv_blocks(config).split(t)
+    return q * _query_factor(config), k, v
+
+
+def _join_qkv(parts: tuple[Tensor, ...], config: ModelConfig) -> Tensor:
+    q, k, v = parts
+    return qkv_blocks(config).join((q / _query_factor(config), k, v))
+
+
+def _normed_queries(config: ModelConfig) -> bool:
+    return "q" in config.depth_plan().layers[-1].attention.inner
+
+
+def _query_factor(config: ModelConfig) -> float:
+    """Of the projection: where queries are normed after it, their norm has the factor."""
+    return 1.0 if config.score_scale == 1 or _normed_queries(config) else config.score_scale
+
+
+def _flip(t: Tensor) -> Tensor:
+    """Conv1D keeps weights [in, out]; biases stay."""
+    return t.T if t.dim() == 2 else t
+
+
+def _split_fused(parts: tuple[Tensor, ...], config: ModelConfig) -> Tensor:
+    return _join_qkv(_flip(parts[0]).chunk(3), config)
+
+
+def _pad_rows(t: Tensor, config: ModelConfig) -> Tensor:
+    return torch.cat((t, t.new_zeros(config.padded_vocab - len(t), *t.shape[1:])))
+
+
+def _lead_rows(t: Tensor, config: ModelConfig) -> Tensor:
+    return torch.cat((t.new_zeros(2, *t.shape[1:]), t))
+
+
+def _split_rows(parts: tuple[Tensor, ...], config: ModelConfig) -> Tensor:
+    return _join_qkv(parts[0].chunk(3), config)
+
+
+def _kv_blocks(config: ModelConfig) -> Blocks:
+    return Blocks((("k", 1), ("v", 1)), config.num_attention_heads)
+
+
+PLAIN = Conversion(lambda t, config: (t,), lambda parts, config: parts[0])
+CONV1D = Conversion(lambda t, config: (_flip(t),), lambda parts, config: _flip(parts[0]))
+QKV = Conversion(_split_qkv, _join_qkv)
+QUERY_NORM = Conversion(
+    lambda t, config: (t * config.score_scale,), lambda parts, config: parts[0] / config.score_scale
+)
+QKV_CONV1D = Conversion(lambda t, config: (_flip(torch.cat(_split_qkv(t, config))),), _split_fused)
+QKV_FUSED = Conversion(
+    lambda t, config: (qkv_blocks(config).join(_split_qkv(t, config)),),
+    lambda parts, config: _join_qkv(qkv_blocks(config).split(parts[0]), config),
+)
+QKV_ROWS = Conversion(lambda t, config: (torch.cat(_split_qkv(t, config)),), _split_rows)
+GATE_UP = Conversion(lambda t, config: tuple(t.chunk(2)), lambda parts, config: torch.cat(parts))
+VOCABULARY = Conversion(
+    lambda t, config: (t[: config.vocab_size],), lambda parts, config: _pad_rows(parts[0], config)
+)
+# OPT looks positions up from row 2 on; row 1 is read at padding only, row 0 never.
+POSITIONS_FROM_2 = Conversion(lambda t, config: (_lead_rows(t, config),), lambda parts, config: parts[0][2:])
+
+# Rows [head: k, v] of cross-attention.
+KV = Conversion(
+    lambda t, config: _kv_blocks(config).split(t), lambda parts, config: _kv_blocks(config).join(parts)
+)
+BIAS_ROW = Conversion(
+    lambda t, config: (t[None, : config.vocab_size],), lambda parts, config: _pad_rows(parts[0][0], config)
+)
+
+FINAL_BIAS: tuple[Target, ...] = ("bart", "mbart", "blenderbot", "marian")
+"""Encoder-decoders of transformers: their bias on the logits is a row, and always there."""
+
+
+def _kernel(t: Tensor, config: ModelConfig) -> Tensor:
+    """The map of patches as a convolution; grey images become colours of three equal channels."""
+    image = config.image
+    assert image is not None
+    if t.dim() == 1:
+        return t
+    kernel = t.reshape(-1, image.channels, image.patch, image.patch)
+    return kernel.expand(-1, COLOURS, -1, -1) / COLOURS if image.channels == 1 else kernel
+
+
+def _from_kernel(parts: tuple[Tensor, ...], config: ModelConfig) -> Tensor:
+    assert config.image is not None
+    whole = parts[0]
+    if whole.dim() == 4 and config.image.channels == 1:
+        whole = whole.sum(1)
+    return whole.reshape(len(whole), -1) if whole.dim() > 1 else whole
+
+
+COLOURS = 3
+"""Channels that transformers reads every image with."""
+PATCHES = Conversion(lambda t, config: (_kernel(t, config),), _from_kernel)
+BATCHED = Conversion(lambda t, config: (t[None],), lambda parts, config: parts[0][0])
