@@ -1,4 +1,4 @@
-"""Every tensor of a model, canonical <-> Hugging Face: names, shapes, conversions, read both ways."""
+"""Every tensor of a model, canonical <-> Hugging Face: names, shapes, conversions, both ways."""
 
 from __future__ import annotations
 
