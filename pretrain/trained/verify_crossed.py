@@ -139,8 +139,10 @@ def sample(model: Any, tokenizer: Any, prompt: str, loss: float) -> list[str]:
     model.generation_config.max_length = None  # of a stock class; ours counts new tokens
     source = torch.tensor([[*ids, tokenizer.eos_token_id]])
     keep = torch.ones_like(source)
+    # A table of positions ends somewhere.
+    most = min(NEW_TOKENS, (getattr(model.config, "max_position_embeddings", None) or 2 * NEW_TOKENS) - 1)
     (found,) = model.generate(
-        input_ids=source, attention_mask=keep, num_beams=BEAMS, do_sample=False, max_new_tokens=NEW_TOKENS
+        input_ids=source, attention_mask=keep, num_beams=BEAMS, do_sample=False, max_new_tokens=most
     )
     text = tokenizer.decode([one for one in found[1:].tolist() if one != tokenizer.eos_token_id])
     return [f"to {prompt!r}, by beam search with {BEAMS} beams:", text]
