@@ -24,6 +24,7 @@ from model.hf.mapping import entries
 from model.hf.proof import ProofError, change, forget
 from model.hf.result import Export
 from model.hf.settings.write import SPECIAL, START, STOCK, write_config
+from model.hf.trust import own_code
 from pretrain.data.tokens.train import special_names, train_tokenizer
 from tests.model.hf.crossed import asked, make_crossed, published
 from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_weights
@@ -128,6 +129,7 @@ def test_every_scheme_is_exported_and_proved(scheme: str, given: dict[str, Any],
     # All of the source's positions, and of one target the first half.
     assert result.proof.tokens == POSITIONS + POSITIONS // 2
     assert ("modeling_fathom_seq2seq.py" in result.files) is (expected == "fathom")
+    assert own_code(tmp_path / "out") is (expected == "fathom")
 
 
 @pytest.mark.parametrize(
