@@ -121,6 +121,25 @@ def test_equal_tokens_keeps_the_width_and_equal_parameters_the_size() -> None:
     assert sized(model, 48, "parameters").hidden_size < 256 < sized(model, 3, "parameters").hidden_size
 
 
+def test_another_depth_is_that_of_both_stacks() -> None:
+    model = ModelConfig(
+        family="seq2seq",
+        num_layers=6,
+        encoder_layers=18,
+        hidden_size=64,
+        num_attention_heads=8,
+        vocab_size=100,
+        position="sinusoidal",
+    )
+    assert sized(model, 12, "tokens").total_layers == 24
+    fitted = sized(model, 10, "parameters")
+    assert fitted.total_layers == 20
+    assert parameter_count(fitted)["total"] == pytest.approx(parameter_count(model)["total"], rel=0.15)
+    own = model.model_copy(update={"encoder_attention_heads": 4})
+    with pytest.raises(UserError, match=r"model\.encoder_attention_heads=4 gives the encoder sizes"):
+        sized(own, 12, "parameters")
+
+
 def test_a_size_that_no_width_reaches_is_refused() -> None:
     model = ModelConfig(
         num_layers=2, hidden_size=64, num_attention_heads=1, vocab_size=100, max_position_embeddings=64
