@@ -23,7 +23,7 @@ def collapsed(layers: int = 6, first: int = 3, forgetting: float = FADED) -> lis
 
 
 def config(scheme: str, **options: float) -> RunConfig:
-    return run_config(model={"scheme": scheme, "scheme_options": options})
+    return run_config(model={"scheme": scheme, "scheme_options": options, "num_layers": 6})
 
 
 def test_the_warning_names_layers_numbers_and_settings() -> None:
@@ -88,3 +88,24 @@ def test_every_remedy_is_an_option_of_its_scheme(scheme: str) -> None:
             config(scheme, branch=float(value))
         elif key == "model.scheme_options":
             config(scheme, alpha=2, k=4)
+
+
+def test_each_stack_is_watched_and_named_by_itself() -> None:
+    """A decoder that forgets under a sound encoder, then the encoder too."""
+    both = run_config(
+        model={
+            "scheme": "b2t",
+            "family": "seq2seq",
+            "num_layers": 6,
+            "encoder_layers": 3,
+            "position": "rotary",
+        },
+    )
+    watch, sound = ForgettingWatch(), collapsed(3, first=4)
+    text = watch.check(both, sound + collapsed())
+    assert text is not None
+    assert text.startswith("decoder: the stack forgets its tokens: in layers 3-6 of 6")
+    assert watch.check(both, sound + collapsed()) is None
+    text = watch.check(both, collapsed(3, first=1) + collapsed())
+    assert text is not None
+    assert text.startswith("encoder: the stack forgets its tokens: in layers 1-3 of 3")
