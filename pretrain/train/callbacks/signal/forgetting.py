@@ -122,7 +122,7 @@ def remedies(config: RunConfig) -> list[str]:
     found = []
     if options.get("branch") == 0:
         # Attention counts half where a skip goes round its norm.
-        share = 2 if any(layer.mlp.skip_scale for layer in model.depth_plan().layers) else 1
+        share = 2 if any(place.plan.mlp.skip_scale for place in model.placed_layers()) else 1
         found.append(f"model.scheme_options.branch: {share}")
     if "k" in options and options["alpha"] < 2:
         found.append("model.scheme_options: {alpha: 2, k: 1}")
