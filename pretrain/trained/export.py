@@ -113,8 +113,17 @@ def provenance(trained: Trained) -> dict[str, object]:
 def _special(trained: Trained) -> dict[str, int | None]:
     """Special token ids that an import left in the checkpoint.
 
+    Of an encoder-decoder those of its tokenizer, which holds where a target starts whichever
+    tokenizer the export gets.
     Raises UserError where they are no ids.
     """
+    if trained.config.blueprint.crossed and trained.tokenizer is not None:
+        from sentencepiece import SentencePieceProcessor
+
+        pieces = SentencePieceProcessor(model_file=str(trained.tokenizer))
+        end, pad = pieces.eos_id(), pieces.pad_id()
+        ids = {"eos_token_id": end, "pad_token_id": pieces.unk_id() if pad < 0 else pad}
+        return {**ids, "decoder_start_token_id": end}
     given = trained.reader.manifest.progress.get("special_tokens") or {}
     source = str(trained.reader.folder / MANIFEST)
     return as_record(given, Special, f"{source}, special_tokens", "use another checkpoint").model_dump()

@@ -11,6 +11,7 @@ import torch
 from model.config import ModelConfig
 from model.depth.plan import DepthPlan
 from model.depth.sublayer import Sublayer
+from model.errors import UserError
 from model.hf.folding.obstacles import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS
 from model.hf.folding.pre_ln import Fold
 from model.hf.mapping import norm_layers
@@ -107,8 +108,15 @@ def write_config(
 ) -> dict[str, object]:
     """Contents of config.json.
 
-    special: an id, or None where it is not known, for each of SPECIAL.
+    special: an id, or None where it is not known, for each of SPECIAL, and START where there are
+        two stacks.
+    Raises UserError where a stock class is not told START, for which it has a number of its own.
     """
+    if target in FINAL_BIAS and special.get(START) is None:
+        raise UserError(
+            f"{START} is not known, and without it {STOCK[target]} starts a text from a token of its own: "
+            "export with a tokenizer, or with --architecture fathom"
+        )
     common = {
         "architectures": [architecture(target, config)],
         "model_type": target,

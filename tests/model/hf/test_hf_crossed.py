@@ -332,6 +332,20 @@ def test_a_fresh_process_translates_with_transformers_alone(
     assert done.returncode == 0, done.stderr
 
 
+def test_a_stock_class_is_told_where_a_text_starts(tmp_path: Path) -> None:
+    config = make_crossed("pre_ln", **FIXED)
+    with pytest.raises(UserError, match="decoder_start_token_id is not known, and without it Blenderbot"):
+        export(
+            make_weights(config),
+            config,
+            tmp_path / "out",
+            logit_scale=LOGIT_SCALE,
+            tokenizer=None,
+            seq_length=POSITIONS,
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_generation_would_do_by_default_is_taken_out_of_stock_settings(tmp_path: Path) -> None:
     config = make_crossed("pre_ln", **FIXED)
     written(config, tmp_path, make_weights(config), dtype="bfloat16")
