@@ -95,6 +95,16 @@ class SpanBlend(Blend):
         """Returns how many labels of these samples count. Reads no tokens."""
         return self.counts.target * sum(1 for _ in indices)
 
+    @property
+    def padding_share(self) -> float:
+        """As `Blend`."""
+        used = self.counts.source + self.counts.target
+        return 1 - used / (self.source_length + self.seq_length)
+
+    def tokens_before(self, sample: int) -> int:
+        """As `Blend`: targets with their sentinels and end marks. Sources and padding do not count."""
+        return sample * self.counts.target
+
     def blank(self, count: int) -> dict[str, torch.Tensor]:
         """Returns a batch of `count` samples of the same form, without text and weights."""
         padding = self.vocabulary.padding

@@ -130,6 +130,7 @@ def test_batches_are_what_encoder_and_decoder_read(sets: Path) -> None:
     assert bool((batch["source_documents"] == 1).all())
     assert data.targets([3, 5]) == data.tokens_before(2) == 2 * used == int(batch["weights"].sum())
     assert data.padding_share == pytest.approx((30 - used) / 70)
+    assert data.padding_share == pytest.approx((30 - used) / 70)
     blank = data.blank(2)
     forms = [{name: (rows.shape, rows.dtype) for name, rows in one.items()} for one in (batch, blank)]
     assert forms[0] == forms[1]
