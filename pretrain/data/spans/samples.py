@@ -102,7 +102,7 @@ class SpanBlend(Blend):
         return 1 - used / (self.source_length + self.seq_length)
 
     def tokens_before(self, sample: int) -> int:
-        """As `Blend`: targets with their sentinels and end marks. Sources and padding do not count."""
+        """As `Blend`: targets with sentinels and end marks. Sources and padding do not count."""
         return sample * self.counts.target
 
     def blank(self, count: int) -> dict[str, torch.Tensor]:
