@@ -114,7 +114,7 @@ def test_a_missing_file_names_the_shipped_ones_like_it(tiny: Path) -> None:
     found = message("configs/quikstart.yaml")
     assert found == (
         "configuration configs/quikstart.yaml does not exist; there are quickstart, quickstart_bert, "
-        "quickstart_translation"
+        "quickstart_vit"
     )
 
 

@@ -24,11 +24,12 @@ from pretrain.report.run import read_run
 from pretrain.report.run_report import render
 from pretrain.trained.beam import Search
 from pretrain.trained.open import open_trained
-from pretrain.trained.pairs import with_wrong_sources
+from pretrain.trained.pairs import held_out, with_wrong_sources
 from pretrain.trained.translate import CheckpointTranslator, translate
 from tests.pretrain.trained.encoders import save_encoder
 from tests.pretrain.trained.pairs import save_translator
 from tools.cli import main
+from tools.dev.show_translations import main as show_translations
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,17 @@ def test_the_loss_is_the_trainers(folder: Path, capsys: pytest.CaptureFixture[st
     assert found["loss"] == pytest.approx(last["loss"], rel=1e-6)
     assert found["tokens"] == last["tokens"]
     assert "translated" not in found
+
+
+def test_held_out_pairs_are_texts_of_the_split(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sides = [(folder / f"test.{name}").read_text(encoding="utf-8").splitlines() for name in ("en", "de")]
+    both = held_out(open_trained(folder / "run"), "test", 5)
+    assert len(set(both)) == 5
+    assert set(both) <= set(zip(*sides, strict=True))
+    show_translations(folder / "run", count=2, split="test")
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "source" in shown
+    assert both[0][0].split()[1] in shown
 
 
 def test_signal_health_knows_both_stacks(folder: Path) -> None:
