@@ -264,8 +264,10 @@ class Activations:
             vocab = config.padded_vocab / self.tensor
         labels = 8 * self.labels if self.samples > 1 else 0  # turned to [s, b], which is a copy unless b is 1
         kept = self._norms(Norms(stream=int(scheme.final_norm))) + FP32 * self.labels * vocab + labels
-        if config.blueprint.head.pooled:
-            return kept + self.labels * config.hidden_size * self.element
+        if config.image is not None:
+            # A class token's row is a view, which keeps all rows; a mean is not.
+            mean = self.labels * config.hidden_size * self.element
+            return kept + (self.narrow if config.image.class_token else mean)
         if config.logit_soft_cap is not None:
             kept += self.element * self.labels * (config.padded_vocab / self.tensor)
         if not config.blueprint.head.targets:
