@@ -1,4 +1,4 @@
-"""Measures every layout and writes the table and the refusals of docs/parallelism.md.
+"""Measures every layout and writes the tables and the refusals of docs/parallelism.md.
 
 python -m tests.documents.layouts            everything
 python -m tests.documents.layouts new        rows that the document lacks; the others stay
@@ -13,14 +13,17 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.parallel.layouts import CASES, Row, measure
+from tests.parallel.crossed_layouts import CROSSED
+from tests.parallel.layouts import CASES, Case, Row, measure
 from tests.parallel.refusals import REFUSALS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "parallelism.md"
-TABLE, LIST = (
-    ("<!-- table: begin -->", "<!-- table: end -->"),
-    ("<!-- refusals: begin -->", "<!-- refusals: end -->"),
-)
+TABLES = {
+    "table": [case for cases in CASES.values() for case in cases],
+    "crossed": [case for cases in CROSSED.values() for case in cases],
+}
+"""The tables by their marks in the document."""
+LIST = "refusals"
 HEADER = (
     "| layout and model | processes | loss | gradient norm | parameters | bit-identical |\n"
     "|---|---|---|---|---|---|"
@@ -36,9 +39,9 @@ def table_line(row: Row) -> str:
     )
 
 
-def rows_in(text: str) -> list[tuple[str, int]]:
-    """Names and processes of the rows in the document."""
-    return [(name, int(world)) for name, world in LINE.findall(_parts(text, TABLE)[1])]
+def rows_in(text: str, table: str) -> list[tuple[str, int]]:
+    """Names and processes of the rows of a table in the document."""
+    return [(name, int(world)) for name, world in LINE.findall(_parts(text, table)[1])]
 
 
 def refusal_list() -> str:
@@ -51,21 +54,21 @@ def refusals_in(text: str) -> str:
     return _parts(text, LIST)[1].strip()
 
 
-def _parts(text: str, marks: tuple[str, str]) -> tuple[str, str, str]:
-    before, _, rest = text.partition(marks[0])
-    inside, _, after = rest.partition(marks[1])
+def _parts(text: str, mark: str) -> tuple[str, str, str]:
+    before, _, rest = text.partition(f"<!-- {mark}: begin -->")
+    inside, _, after = rest.partition(f"<!-- {mark}: end -->")
     return before, inside, after
 
 
-def _write(marks: tuple[str, str], inside: str) -> None:
-    before, _, after = _parts(DOCUMENT.read_text(), marks)
-    DOCUMENT.write_text(f"{before}{marks[0]}\n{inside}\n{marks[1]}{after}")
+def _write(mark: str, inside: str) -> None:
+    before, _, after = _parts(DOCUMENT.read_text(), mark)
+    DOCUMENT.write_text(f"{before}<!-- {mark}: begin -->\n{inside}\n<!-- {mark}: end -->{after}")
 
 
-def _measured(known: Iterable[str]) -> dict[str, str]:
-    """Lines by name of all cases but the known ones."""
+def _measured(table: Iterable[Case], known: Iterable[str]) -> dict[str, str]:
+    """Lines by name of all cases of a table but the known ones."""
     known = set(known)
-    cases = [case for some in CASES.values() for case in some if case.name not in known]
+    cases = [case for case in table if case.name not in known]
     return {name: table_line(row) for name, row in measure(cases, timeout=7200).items()} if cases else {}
 
 
@@ -75,16 +78,12 @@ def main(what: str = "all") -> None:
     _write(LIST, refusal_list())
     if what == "refusals":
         return
-    inside = _parts(DOCUMENT.read_text(), TABLE)[1]
-    lines = (
-        {match[1]: line for line in inside.splitlines() if (match := LINE.match(line))}
-        if what == "new"
-        else {}
-    )
-    names = [case.name for cases in CASES.values() for case in cases]
-    measured = _measured([name for name in names if name in lines])
-    _write(TABLE, "\n".join([HEADER, *[(lines | measured)[name] for name in names]]))
-    print(f"{DOCUMENT}: {len(measured)} rows in {time.monotonic() - begin:.0f} s", file=sys.stderr)
+    for mark, cases in TABLES.items():
+        inside = _parts(DOCUMENT.read_text(), mark)[1] if what == "new" else ""
+        lines = {match[1]: line for line in inside.splitlines() if (match := LINE.match(line))}
+        measured = _measured(cases, lines)
+        _write(mark, "\n".join([HEADER, *[(lines | measured)[case.name] for case in cases]]))
+        print(f"{DOCUMENT}: {len(measured)} rows in {time.monotonic() - begin:.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":
