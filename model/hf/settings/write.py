@@ -15,7 +15,7 @@ from model.errors import UserError
 from model.hf.folding.obstacles import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS
 from model.hf.folding.pre_ln import Fold
 from model.hf.mapping import norm_layers
-from model.hf.names.conversions import COLOURS, Target
+from model.hf.names.conversions import COLOURS, FINAL_BIAS, Target
 from model.hf.names.tables import SHOWN
 from model.hf.packaging import packaging
 from model.hf.settings.rope import write_rope
