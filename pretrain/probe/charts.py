@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pretrain.probe.measure import ROLES, Probe
+from pretrain.probe.records import ROLES, Probe
 from pretrain.probe.stacks import parts
 from pretrain.report.run_charts import Chart
 from pretrain.report.style import (

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,8 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.depth.placed import PlacedLayer
-from model.depth.scheme import CROSS, LAYER_ROLES, WeightRole
+from model.depth.scheme import CROSS
 from model.depth.schemes import SCHEMES
 from model.errors import UserError
 from model.layers.layer import DepthLayer
@@ -37,143 +35,14 @@ from model.theory.propagation import LayerSignal
 from model.weights.prediction import predict
 from parallel.checkpoint.reader import CheckpointReader
 from parallel.topology import Topology
-from pretrain.probe.sublayers import Sums, common_share, mean_square, watch
+from pretrain.probe.means import means
+from pretrain.probe.records import Probe, Sample
+from pretrain.probe.sublayers import common_share, mean_square, watch
 from pretrain.tasks.task import Batch, Task
 from pretrain.train.build import build_chunks, seed_everything
 from pretrain.train.callbacks.signal import streams
-from pretrain.train.callbacks.signal.forgetting import gain_of, implied
+from pretrain.train.callbacks.signal.forgetting import gain_of
 from pretrain.train.steps import on_device, shared, training_step
-
-
-@dataclass(frozen=True)
-class LayerProbe:
-    """One layer, over all seeds.
-
-    Means of gradients over seeds are geometric.
-    Fields in `_theory` hold the prediction, None where there is none.
-    """
-
-    layer: int
-    """From 1, in its stack."""
-    forward_variance: float
-    """torch.var of the stream after the layer, mean over seeds."""
-    forward_variance_min: float
-    """The lowest over seeds."""
-    forward_variance_max: float
-    """The highest over seeds."""
-    token_correlation: float
-    """Mean product of two different tokens' vectors of that stream over their mean square."""
-    grad_variance: float
-    """Mean square of the loss gradient at the stream entering the layer.
-
-    Relative to that of the last layer of its stack, geometric mean over seeds.
-    """
-    grad_variance_late: float
-    """The same of the positions in the second half of the sequence only."""
-    grad_variance_late_min: float
-    """The lowest over seeds."""
-    grad_variance_late_max: float
-    """The highest over seeds."""
-    log10_grad_variance: float
-    """Decimal logarithm of `grad_variance`, which does not underflow."""
-    log10_grad_variance_late: float
-    """Decimal logarithm of `grad_variance_late`, which does not underflow."""
-    weight_grad_norm: float
-    """Frobenius norm of the gradients of all matrices of the layer, geometric mean over seeds."""
-    weight_grad_norms: dict[str, float]
-    """The same by kind of matrix: q, k, v, o, fc1, fc2, and of cross-attention cq, ck, cv, co."""
-    common_share: float
-    """Part of that stream's power that all tokens of the batch have in common, mean over seeds."""
-    branch_ratio_attention: float
-    """Root mean square of what attention adds over that of what it is added to, mean over seeds."""
-    branch_ratio_mlp: float
-    """The same of the feed-forward."""
-    forgetting: float
-    """ln of the gradient entering the layer over that leaving its stack's last, as norms imply it.
-
-    The law of `model/theory/forgetting.py` for the measured sizes, mean over seeds.
-    """
-    stack: str
-    """The name of its stack."""
-    branch_ratio_cross: float | None = None
-    """The same of cross-attention; None in a layer without."""
-    branch_ratio_cross_theory: float | None = None
-    forward_variance_theory: float | None = None
-    token_correlation_theory: float | None = None
-    grad_variance_late_theory: float | None = None
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A measured model."""
-
-    scheme: str
-    """Its name."""
-    label: str
-    """Its name with options."""
-    num_layers: int
-    """Of all stacks."""
-    seeds: int
-    layers: tuple[LayerProbe, ...]
-    model: ModelConfig
-    seq_length: int
-    batch: int
-    dtype: str
-    tokens: str
-    """Where the tokens are from, in words."""
-    parameters: int
-    loss: float
-    """Nats per token, mean over seeds."""
-    embedding_variance: float
-    """Of the stream entering layer 1."""
-    smallest_gradient_log10: float
-    """Decimal logarithm of the smallest root mean square of the late gradient itself.
-
-    The smallest over layers and seeds.
-    """
-    smallest_by_stack: dict[str, float] = field(default_factory=dict)
-    """The same of each stack."""
-    reader_weight_grad: float | None = None
-    """`weight_grad_norm` of the decoder's last layer, in a model that has an encoder."""
-    gradient_limits: tuple[float, float] | None = None
-    """Of an encoder under a decoder: what its gradient is between in theory.
-
-    At its first layer relative to its last, where tokens have independent ones, and all the same.
-    """
-    source_length: int | None = None
-    """Tokens of a sequence of an encoder under a decoder."""
-    checkpoint: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def values(self, key: str) -> list[float]:
-        """One measurement of all layers, first to last; nan where there is none."""
-        found = [getattr(layer, key) for layer in self.layers]
-        return [math.nan if value is None else float(value) for value in found]
-
-
-@dataclass
-class _Sample:
-    """One layer in one pass."""
-
-    variance: float = math.nan
-    correlation: float = math.nan
-    log_gradient: float = -math.inf
-    """Natural logarithm of the mean square gradient of the stream entering the layer."""
-    log_late: float = -math.inf
-    """The same over the second half of the positions."""
-    squares: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ROLES, 0.0))
-    common: float = math.nan
-    """Share of the stream's power that all tokens have in common."""
-    sums: Sums = field(default_factory=dict)
-    """Mean squares at the sublayers, and of the gains of the norms in the stream."""
-
-    def branch_ratio(self, part: str) -> float:
-        """Size of a branch over that of what it is added to; nan where that is 0."""
-        base = self.sums[f"{part}_residual"]
-        return math.sqrt(self.sums[f"{part}_branch"] / base) if base > 0 else math.nan
-
-
-ROLES: tuple[WeightRole, ...] = (*LAYER_ROLES, *CROSS.values())
 
 
 def zipf_tokens(vocab: int, batch: int, length: int, seed: int) -> Tensor:
@@ -238,7 +107,7 @@ class Meter:
 
     def __init__(self, chunk: LanguageModel, model: ModelConfig) -> None:
         self.chunk, self.model = chunk, model
-        self.samples = [_Sample() for _ in range(model.total_layers)]
+        self.samples = [Sample() for _ in range(model.total_layers)]
         self.embedding_variance = math.nan
         self.handles: list[Any] = []
 
@@ -260,7 +129,7 @@ class Meter:
             handle.remove()
         self.handles = []
 
-    def _entering(self, sample: _Sample, layer: DepthLayer) -> Callable[..., None]:
+    def _entering(self, sample: Sample, layer: DepthLayer) -> Callable[..., None]:
         log_square = 2 * math.log(layer.plan.entering)
 
         def on_gradient(gradient_sbh: Tensor) -> None:
@@ -277,7 +146,7 @@ class Meter:
 
         return hook
 
-    def _leaving(self, sample: _Sample, layer: DepthLayer) -> Callable[..., None]:
+    def _leaving(self, sample: Sample, layer: DepthLayer) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> None:
             stream = streams.leaving(layer, output)
             sample.variance = float(stream.detach().double().var()) * layer.plan.leaving**2
@@ -344,21 +213,20 @@ def probe(
 
     Raises UserError for a checkpoint of another model.
     """
-    runs: list[list[_Sample]] = []
+    build = partial(
+        _initial,
+        model,
+        topology,
+        dtype,
+        seq_length=seq_length,
+        source_length=source_length,
+        log_p_v=log_p_v,
+        fp32_residual_connection=fp32_residual,
+    )
+    runs: list[list[Sample]] = []
     losses, entering, coincidences, batch = [], [], [], 0
     for seed in seeds:
-        seed_everything(seed, topology)
-        (chunk,) = build_chunks(
-            model,
-            topology,
-            seq_length=seq_length,
-            source_length=source_length,
-            dtype=dtype,
-            seed=seed,
-            log_p_v=log_p_v,
-            fp32_residual_connection=fp32_residual,
-        )
-        chunk.to(dtype)  # as DeepSpeed does in training: Megatron-core makes a table in fp32
+        chunk = build(seed)
         if checkpoint is not None:
             load_weights(chunk, checkpoint)
         chunk.train()
@@ -370,26 +238,13 @@ def probe(
         entering.append(meter.embedding_variance)
         coincidences.append([coincidence(given[key]) for key in ("source", "tokens") if key in given])
         batch = len(given["tokens"])
-    # Those of the tokens, which need not be what the weights were planned for.
-    equal = [sum(values) / len(values) for values in zip(*coincidences, strict=True)]
     theory, limits = None, None
     if checkpoint is None:
-        predicted = partial(
-            predict,
-            model,
-            seq_length,
-            source_length=source_length,
-            coincidence=equal,
-            log_p_v=log_p_v,
-        )
-        theory = predicted()
-        if source_length is not None:
-            limits = (theory[0].grad_variance_late, predicted(one_gradient=True)[0].grad_variance_late)
-    layers = tuple(_layers(model, runs, theory))
-    smallest: dict[str, float] = {}
-    for index, place in enumerate(model.placed_layers()):
-        least = min(run[index].log_late for run in runs) / 2 / math.log(10)
-        smallest[place.stack.name] = min(least, smallest.get(place.stack.name, math.inf))
+        # Those of the tokens, which need not be what the weights were planned for.
+        equal = [sum(values) / len(values) for values in zip(*coincidences, strict=True)]
+        theory, limits = _predicted(model, seq_length, source_length, equal, log_p_v)
+    layers = tuple(means(model, runs, theory))
+    smallest = _smallest(model, runs)
     return Probe(
         scheme=model.scheme,
         label=label or model.scheme,
@@ -414,6 +269,47 @@ def probe(
     )
 
 
+def _initial(
+    model: ModelConfig, topology: Topology, dtype: torch.dtype, seed: int, **given: Any
+) -> LanguageModel:
+    """A model as it starts from a seed. given: as `build_chunks`."""
+    seed_everything(seed, topology)
+    (chunk,) = build_chunks(model, topology, dtype=dtype, seed=seed, **given)
+    return chunk.to(dtype)  # as DeepSpeed does in training: Megatron-core makes a table in fp32
+
+
+def _predicted(
+    model: ModelConfig,
+    seq_length: int,
+    source_length: int | None,
+    coincidences: list[float],
+    log_p_v: Tensor | None,
+) -> tuple[list[LayerSignal], tuple[float, float] | None]:
+    """What theory says of every layer, and `Probe.gradient_limits`."""
+    signals = partial(
+        predict,
+        model,
+        seq_length,
+        source_length=source_length,
+        coincidence=coincidences,
+        log_p_v=log_p_v,
+    )
+    theory = signals()
+    if source_length is None:
+        return theory, None
+    same = signals(one_gradient=True)
+    return theory, (theory[0].grad_variance_late, same[0].grad_variance_late)
+
+
+def _smallest(model: ModelConfig, runs: list[list[Sample]]) -> dict[str, float]:
+    """`Probe.smallest_gradient_log10` of each stack."""
+    smallest: dict[str, float] = {}
+    for index, place in enumerate(model.placed_layers()):
+        least = min(run[index].log_late for run in runs) / 2 / math.log(10)
+        smallest[place.stack.name] = min(least, smallest.get(place.stack.name, math.inf))
+    return smallest
+
+
 def load_weights(chunk: LanguageModel, reader: CheckpointReader) -> None:
     """Puts a checkpoint's master weights into a model.
 
@@ -428,76 +324,3 @@ def load_weights(chunk: LanguageModel, reader: CheckpointReader) -> None:
                     f"the configured model needs {list(named.parameter.shape)}"
                 )
             named.parameter.copy_(value)
-
-
-def _layers(
-    model: ModelConfig, runs: list[list[_Sample]], theory: list[LayerSignal] | None
-) -> list[LayerProbe]:
-    layers = []
-    forgotten = [implied(model, [sample.sums for sample in run]) for run in runs]
-    for index, place in enumerate(model.placed_layers()):
-        samples = [run[index] for run in runs]
-        top = index - place.index + place.depth - 1
-        variances = [sample.variance for sample in samples]
-        lates = [_difference(run[index].log_late, run[top].log_late) for run in runs]
-        late, everywhere = (
-            _mean(lates),
-            _mean([_difference(run[index].log_gradient, run[top].log_gradient) for run in runs]),
-        )
-        predicted = None if theory is None else theory[index]
-        layers.append(
-            LayerProbe(
-                layer=place.index + 1,
-                stack=place.stack.name,
-                forward_variance=_mean(variances),
-                forward_variance_min=min(variances),
-                forward_variance_max=max(variances),
-                token_correlation=_mean([sample.correlation for sample in samples]),
-                grad_variance=_exp(everywhere),
-                grad_variance_late=_exp(late),
-                grad_variance_late_min=_exp(min(lates)),
-                grad_variance_late_max=_exp(max(lates)),
-                log10_grad_variance=everywhere / math.log(10),
-                log10_grad_variance_late=late / math.log(10),
-                weight_grad_norm=_exp(_mean([_log(sum(sample.squares.values())) / 2 for sample in samples])),
-                weight_grad_norms={
-                    kind: _exp(_mean([_log(sample.squares[kind]) / 2 for sample in samples]))
-                    for kind in (ROLES if place.stack.cross else LAYER_ROLES)
-                },
-                common_share=_mean([sample.common for sample in samples]),
-                branch_ratio_attention=_mean([sample.branch_ratio("attention") for sample in samples]),
-                branch_ratio_mlp=_mean([sample.branch_ratio("mlp") for sample in samples]),
-                branch_ratio_cross=_mean([sample.branch_ratio("cross") for sample in samples])
-                if place.stack.cross
-                else None,
-                branch_ratio_cross_theory=None if predicted is None else predicted.cross_ratio,
-                forgetting=_mean([logs[index] for logs in forgotten]),
-                forward_variance_theory=None if predicted is None else predicted.forward_variance,
-                token_correlation_theory=None if predicted is None else predicted.token_correlation,
-                grad_variance_late_theory=_own_gradient(model, place, predicted),
-            )
-        )
-    return layers
-
-
-def _own_gradient(model: ModelConfig, place: PlacedLayer, predicted: LayerSignal | None) -> float | None:
-    """The gradient predicted; None where a decoder's tokens send an encoder nearly the same."""
-    if predicted is None or place.stack is not model.blueprint.stacks[-1]:
-        return None
-    return predicted.grad_variance_late
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _difference(a: float, b: float) -> float:
-    return math.nan if math.isinf(b) else a - b
-
-
-def _log(value: float) -> float:
-    return math.log(value) if value > 0 else -math.inf if value == 0 else math.nan
-
-
-def _exp(value: float) -> float:
-    return math.nan if math.isnan(value) else math.exp(value) if value < 700 else math.inf

@@ -15,7 +15,7 @@ from model.errors import UserError
 from model.files import atomic_path, atomic_write_text
 from model.records import without_nan
 from model.words import quantity
-from pretrain.probe.measure import Probe
+from pretrain.probe.records import Probe
 from pretrain.probe.rules import RULES, findings, trainable, verdict
 from pretrain.probe.stacks import depth_words, expectation, layer_name
 from pretrain.report.page import Page, Section, Table, render_page

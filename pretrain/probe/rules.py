@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from pretrain.probe.measure import Probe
+from pretrain.probe.records import Probe
 from pretrain.probe.stacks import is_source, parts, share_of_reader
 from pretrain.train.callbacks.signal.forgetting import COMMON_SHARE, LEAST_PASSED, forgetful_layers, spans
 

@@ -24,7 +24,8 @@ from pretrain.config.schema import DataConfig, RunConfig
 from pretrain.config.scheme_choice import Variant, base_asked_for, parse_variant, parse_variants, validated
 from pretrain.data.manifest import vocabulary_of
 from pretrain.data.samples import open_samples
-from pretrain.probe.measure import Probe, probe, zipf_log_frequencies
+from pretrain.probe.measure import probe, zipf_log_frequencies
+from pretrain.probe.records import Probe
 from pretrain.probe.synthetic import SYNTHETIC
 from pretrain.tasks.table import TASKS
 from pretrain.tasks.task import Batch
@@ -93,17 +94,7 @@ def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Pr
             f"--layers {choices.layers}: ",
         )
     reader = None if choices.checkpoint is None else _checkpoint(choices.checkpoint, config, model)
-    variants: list[Variant | None] = [None]
-    if choices.compare:
-        variants = list(parse_variants(choices.compare))
-    elif choices.scheme:
-        variants = [parse_variant(choices.scheme)]
-    base = base_asked_for(path, overrides)
-    variants = [variant and variant.with_base(base) for variant in variants]
-    models = [
-        (variant.text, _complete(config, variant.apply(model))) if variant else (model.scheme, model)
-        for variant in variants
-    ]
+    models = _models(config, model, choices, base_asked_for(path, overrides))
     for _, chosen in models:
         check_memory(chosen, config.data, choices.batch, DTYPES[choices.dtype])
     source, batches, frequencies = (
@@ -128,6 +119,22 @@ def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Pr
                 checkpoint=reader,
                 log_p_v=log_p_v,
             )
+
+
+def _models(
+    config: RunConfig, model: ModelConfig, choices: Choices, base: str | None
+) -> list[tuple[str, ModelConfig]]:
+    """Label and configuration of each model to measure. base: weights asked for by name."""
+    variants: list[Variant | None] = [None]
+    if choices.compare:
+        variants = list(parse_variants(choices.compare))
+    elif choices.scheme:
+        variants = [parse_variant(choices.scheme)]
+    variants = [variant and variant.with_base(base) for variant in variants]
+    return [
+        (variant.text, _complete(config, variant.apply(model))) if variant else (model.scheme, model)
+        for variant in variants
+    ]
 
 
 def _check_task(config: RunConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from statistics import median
 
-from pretrain.probe.measure import LayerProbe, Probe
+from pretrain.probe.records import LayerProbe, Probe
 
 
 def parts(probe: Probe) -> list[tuple[str, Probe]]:

@@ -16,7 +16,7 @@ from PIL import Image
 from model.depth.schemes import SCHEMES
 from model.files import atomic_write_bytes, atomic_write_text
 from pretrain.probe.charts import save_picture
-from pretrain.probe.measure import Probe
+from pretrain.probe.records import Probe
 from pretrain.probe.rules import trainable, verdict
 from pretrain.probe.setup import Choices, probes
 

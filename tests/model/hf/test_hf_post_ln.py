@@ -106,7 +106,7 @@ def test_the_algebra_would_find_a_wrong_epsilon(monkeypatch: pytest.MonkeyPatch)
     from model.hf.folding import pre_ln
 
     config = make_config("post_ln", norm_epsilon=1e-3)
-    monkeypatch.setattr(pre_ln, "OPT_EPSILON", 1e-3)  # no factors
+    monkeypatch.setitem(pre_ln.FIXED_EPSILON, "opt", 1e-3)  # no factors
     assert fold("opt", config, 1.0).factors == {}
     assert difference(config) > 1e-4
 

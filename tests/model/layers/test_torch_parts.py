@@ -21,7 +21,7 @@ TOKENS = 200
 
 @pytest.mark.parametrize(
     "shape",
-    [{}, {"num_query_groups": 2, "position": "rotary"}, {"causal": False}],
+    [{}, {"num_query_groups": 2}, {"causal": False}],
     ids=["causal", "grouped", "bidirectional"],
 )
 def test_attention_over_copied_heads(shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,8 +80,14 @@ def test_every_family_has_exactly_these_parameters(family: str) -> None:
     own |= {"encoder_layers": 3, "encoder_attention_heads": 2, "encoder_ffn_hidden_size": 24}
     own |= {"max_source_positions": 9, "share_embeddings": False}
     own |= {"first_norm": False, "window": 3, "global_every": 2, "rotary_base_local": 9, "position": "rotary"}
-    chosen = {name: own[name] for name in (*FAMILIES[family].settings, "position")}
-    for kind in ({"family": family}, {"family": family, **chosen}, {"family": family, "bias": False}):
+    own |= {"image": {"height": 4, "width": 6, "patch": 2, "pool": "mean"}}
+    settings = FAMILIES[family].settings
+    least: dict[str, Any] = {"family": family}
+    if "image" in settings:
+        least |= {"image": {"height": 4, "patch": 2}, "tie_embeddings": False}
+        own["position"] = "sinusoidal"
+    chosen = {name: own[name] for name in (*settings, "position")}
+    for kind in (least, {**least, **chosen}, {**least, "bias": False}):
         model = config(**kind)
         built = {one.name: tuple(one.parameter.shape) for one in named_parameters(build(model), 0, 1)}
         rows = table(model)

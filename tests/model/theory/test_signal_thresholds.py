@@ -19,7 +19,8 @@ from model.theory import fixed_point, relu_kappa
 from parallel.launch.one_process import single_process
 from pretrain.config.scheme_choice import parse_variant
 from pretrain.data.samples import next_tokens
-from pretrain.probe.measure import Probe, probe, zipf_tokens
+from pretrain.probe.measure import probe, zipf_tokens
+from pretrain.probe.records import Probe
 from pretrain.tasks.causal_lm import CAUSAL_LM
 
 VOCAB, LENGTH, BATCH = 4096, 128, 2

@@ -185,12 +185,12 @@ from tests.pretrain.config.minimal import MINIMAL, message
         ),
         (
             "model.family=t5",
-            "model.family='t5' is not a family; choose one of gpt, bert, seq2seq",
+            "model.family='t5' is not a family; choose one of gpt, bert, seq2seq, vit",
         ),
         (
             "train.task=mlm",
             "train.task='mlm' is not a task; choose one of causal_lm, masked_lm, translation, "
-            "span_corruption",
+            "span_corruption, classification",
         ),
         (
             "train.task=masked_lm",

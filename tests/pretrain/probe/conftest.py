@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pretrain.probe.measure import Probe
+from pretrain.probe.records import Probe
 from tests.pretrain.probe.probes import measured, model
 
 

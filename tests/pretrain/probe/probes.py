@@ -11,7 +11,8 @@ from model.config import ModelConfig
 from parallel.launch.one_process import single_process
 from pretrain.config.scheme_choice import parse_variant
 from pretrain.data.samples import next_tokens
-from pretrain.probe.measure import Probe, probe, zipf_tokens
+from pretrain.probe.measure import probe, zipf_tokens
+from pretrain.probe.records import Probe
 from pretrain.tasks.causal_lm import CAUSAL_LM
 
 LENGTH = 12

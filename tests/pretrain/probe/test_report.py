@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.probe.measure import Probe
+from pretrain.probe.records import Probe
 from pretrain.probe.report import as_json, page, text, write_json, write_plot
 from pretrain.probe.rules import verdict
 from tests.pretrain.probe.probes import changed

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pretrain.probe.measure import Probe
+from pretrain.probe.records import Probe
 from pretrain.probe.rules import RULES, findings, trainable, verdict
 from tests.pretrain.probe.probes import changed, measured, model
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.parameters.names import named_parameters
 from parallel.launch.one_process import single_process
-from pretrain.probe.measure import Probe, probe, zipf_tokens
+from pretrain.probe.measure import probe, zipf_tokens
+from pretrain.probe.records import Probe
 from pretrain.probe.report import text, write_json, write_plot
 from pretrain.probe.rules import findings, verdict
 from pretrain.probe.setup import Choices, memory_needed, probes
