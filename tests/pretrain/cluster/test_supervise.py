@@ -17,7 +17,7 @@ from model.errors import UserError
 from parallel.launch.exit_codes import ExitCode
 from parallel.launch.slurm_client import Job
 from pretrain.cluster.decision import decide
-from pretrain.cluster.supervise import NOTHING_TO_DO, carry_out, main, on_term, start, usable_nodes
+from pretrain.cluster.supervise import NOTHING_TO_DO, main, on_term, start, usable_nodes
 from pretrain.rundir import state as states
 from pretrain.rundir.lock import owned
 from pretrain.rundir.state import (
@@ -34,30 +34,7 @@ from pretrain.rundir.state import (
     write_state,
 )
 from pretrain.train.stop_signals import StopRequest, task_exit_code
-
-OWNER = Owner("12", 0)
-RUNNING = Job("RUNNING")
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A run directory that start 12.0 has claimed, with a checkpoint of step 100."""
-    run_dir = tmp_path / "run"
-    (run_dir / "control").mkdir(parents=True)
-    checkpoint(run_dir, 100)
-    assert start(run_dir, OWNER, RUNNING) is None
-    return run_dir
-
-
-def checkpoint(run_dir: Path, step: int) -> None:
-    folder = run_dir / "checkpoints" / f"step_{step:08d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.json").write_text("{}")
-    (run_dir / "checkpoints" / "latest").write_text(f"step_{step:08d}\n")
-
-
-def left(run_dir: Path, state: str, code: ExitCode, reason: str = "why") -> None:
-    write_state(run_dir, OWNER, state=state, exit_code=int(code), reason=reason)
+from tests.pretrain.cluster.starts import OWNER, RUNNING, checkpoint, left
 
 
 def test_each_start_has_a_secret_of_its_own(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,25 +381,6 @@ def test_hung_names_the_late_rank(run: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("named", "excluded"),
-    [
-        (("node2", "node2"), ("node2",)),
-        (("node2", "node1"), ()),
-        (("node2", None), ()),
-        ((None, None), ()),
-    ],
-)
-def test_a_hung_node_is_left_out_where_all_name_it(
-    run: Path, named: tuple[str | None, ...], excluded: tuple[str, ...]
-) -> None:
-    for rank, host in enumerate(named):
-        record_failure(run, rank, ExitCode.HUNG, "step 3 did not end", OWNER, at_fault=host)
-    record_failure(run, 2, ExitCode.CRASH, "Connection closed by peer", OWNER)  # a victim names nobody
-    decision = decide(run, 137, RUNNING, OWNER)
-    assert (decision.requeue, decision.exclude) == (True, excluded)
-
-
 def test_who_died_without_a_word(run: Path) -> None:
     """Its victims lose the connection and say so; what they say is not the reason."""
     nodes = {f"node{node}": {"ranks": [2 * node - 2, 2 * node - 1]} for node in (1, 2)}
@@ -441,50 +399,6 @@ def test_who_died_without_a_word(run: Path) -> None:
     )
     record_failure(run, 1, ExitCode.CRASH, "RuntimeError: CUDA error", OWNER)  # somebody knows more
     assert "rank 2" not in decide(run, 137, RUNNING, OWNER).reason
-
-
-@pytest.fixture
-def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A scontrol that writes down its calls, and refuses what is in the file `refused`."""
-    folder = tmp_path / "commands"
-    folder.mkdir()
-    (folder / "refused").write_text("nothing\n")
-    command = folder / "scontrol"
-    command.write_text(
-        f'#!/bin/sh\necho "$@" >>{folder}/calls\n'
-        f'if grep -qx "$1" {folder}/refused; then echo "no $1" >&2; exit 1; fi\n'
-    )
-    command.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    return folder
-
-
-@pytest.mark.parametrize("refused", ["nothing", "update"])
-def test_bad_nodes_are_left_out(run: Path, scontrol: Path, refused: str) -> None:
-    (scontrol / "refused").write_text(f"{refused}\n")
-    write_state(run, OWNER, excluded=["node9"])
-    record_failure(run, 3, ExitCode.BAD_NODE, "GPU 1 computes wrong products", OWNER)
-    failure = read_failures(run, OWNER)[0]
-    decision = decide(run, 79, RUNNING, OWNER)
-    assert decision.exclude == (failure.host,)
-    assert carry_out(run, OWNER, decision, exclude_bad_nodes=True) == 0
-    excluded = ",".join(sorted(["node9", failure.host]))
-    assert (scontrol / "calls").read_text().splitlines() == [
-        "requeuehold 12",
-        f"update JobId=12 ExcNodeList={excluded}",
-        "release 12",
-    ]
-    assert (read_state(run)["state"], read_state(run)["excluded"]) == (
-        "requeued",
-        sorted(["node9", failure.host]),
-    )
-
-
-def test_bad_nodes_stay_where_the_site_says_nothing(run: Path, scontrol: Path) -> None:
-    record_failure(run, 3, ExitCode.BAD_NODE, "GPU 1 computes wrong products", OWNER)
-    carry_out(run, OWNER, decide(run, 79, RUNNING, OWNER))
-    assert (scontrol / "calls").read_text().splitlines() == ["requeue 12"]
-    assert "excluded" not in read_state(run)
 
 
 def test_a_run_that_was_moved_away(
