@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from statistics import mean
 from typing import Any
 
 import torch
@@ -223,28 +225,14 @@ def probe(
         log_p_v=log_p_v,
         fp32_residual_connection=fp32_residual,
     )
-    runs: list[list[Sample]] = []
-    losses, entering, coincidences, batch = [], [], [], 0
-    for seed in seeds:
-        chunk = build(seed)
-        if checkpoint is not None:
-            load_weights(chunk, checkpoint)
-        chunk.train()
-        given = batches(seed)
-        meter, loss = measure(chunk, model, task, on_device(given, next(chunk.parameters()).device))
-        del chunk
-        runs.append(meter.samples)
-        losses.append(loss)
-        entering.append(meter.embedding_variance)
-        coincidences.append([coincidence(given[key]) for key in ("source", "tokens") if key in given])
-        batch = len(given["tokens"])
+    passes = _passes(build, model, task, batches, seeds, checkpoint)
     theory, limits = None, None
     if checkpoint is None:
         # Those of the tokens, which need not be what the weights were planned for.
-        equal = [sum(values) / len(values) for values in zip(*coincidences, strict=True)]
+        equal = [mean(values) for values in zip(*passes.coincidences, strict=True)]
         theory, limits = _predicted(model, seq_length, source_length, equal, log_p_v)
-    layers = tuple(means(model, runs, theory))
-    smallest = _smallest(model, runs)
+    layers = tuple(means(model, passes.runs, theory))
+    smallest = _smallest(model, passes.runs)
     return Probe(
         scheme=model.scheme,
         label=label or model.scheme,
@@ -253,12 +241,12 @@ def probe(
         layers=layers,
         model=model,
         seq_length=seq_length,
-        batch=batch,
+        batch=passes.batch,
         dtype=str(dtype).removeprefix("torch.") + (", fp32 residual" if fp32_residual else ""),
         tokens=source,
         parameters=parameter_count(model)["total"],
-        loss=sum(losses) / len(losses),
-        embedding_variance=sum(entering) / len(entering),
+        loss=mean(passes.losses),
+        embedding_variance=mean(passes.entering),
         smallest_gradient_log10=min(smallest.values()),
         smallest_by_stack=smallest,
         reader_weight_grad=layers[-1].weight_grad_norm if model.blueprint.crossed else None,
@@ -267,6 +255,45 @@ def probe(
         checkpoint=None if checkpoint is None else str(checkpoint.folder),
         options={**SCHEMES[model.scheme].options, **model.scheme_options},
     )
+
+
+@dataclass
+class _Passes:
+    """What was measured, an entry a seed."""
+
+    runs: list[list[Sample]]
+    losses: list[float]
+    entering: list[float]
+    """Variance of the stream entering layer 1."""
+    coincidences: list[list[float]]
+    """Of the tokens of each stack."""
+    batch: int = 0
+
+
+def _passes(
+    build: Callable[[int], LanguageModel],
+    model: ModelConfig,
+    task: Task,
+    batches: Callable[[int], Batch],
+    seeds: Sequence[int],
+    checkpoint: CheckpointReader | None,
+) -> _Passes:
+    """A pass of every seed, or of a checkpoint's weights on every seed's tokens."""
+    found = _Passes([], [], [], [])
+    for seed in seeds:
+        chunk = build(seed)
+        if checkpoint is not None:
+            load_weights(chunk, checkpoint)
+        chunk.train()
+        given = batches(seed)
+        meter, loss = measure(chunk, model, task, on_device(given, next(chunk.parameters()).device))
+        del chunk
+        found.runs.append(meter.samples)
+        found.losses.append(loss)
+        found.entering.append(meter.embedding_variance)
+        found.coincidences.append([coincidence(given[key]) for key in ("source", "tokens") if key in given])
+        found.batch = len(given["tokens"])
+    return found
 
 
 def _initial(
