@@ -11,6 +11,7 @@ CLASSIFICATION = Task(
     mask=Mask.BIDIRECTIONAL,
     inputs="patches",
     samples="images",
+    unit="images",
     sections=("augment",),
     accuracy=True,
     within=5,

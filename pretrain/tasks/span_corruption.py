@@ -11,5 +11,6 @@ SPAN_CORRUPTION = Task(
     mask=Mask.CAUSAL,
     crossed=True,
     samples="spans",
+    unit="texts",
     sections=("spans",),
 )

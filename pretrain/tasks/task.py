@@ -67,6 +67,8 @@ class Task:
     """What a token attends to in the stack that makes the predictions."""
     samples: SampleKind
     """What its batches are made of."""
+    unit: str = "windows of data.seq_length={}"
+    """What its samples are, in words; {} stands for the sequence length."""
     inputs: Literal["tokens", "patches"] = "tokens"
     """What its models read."""
     crossed: bool = False

@@ -11,4 +11,5 @@ TRANSLATION = Task(
     mask=Mask.CAUSAL,
     crossed=True,
     samples="pairs",
+    unit="rows of pairs",
 )

@@ -42,9 +42,7 @@ class Validation:
         wanted = config.train.eval_samples if data is not None else 0
         self.samples = data.blend.without_repetition(wanted) if data is not None else 0
         if self.samples < wanted and torch.distributed.get_rank() == 0:
-            windows = f"{self.samples} windows of data.seq_length={config.data.seq_length}"
-            if config.model.image is not None:
-                windows = f"{self.samples} images"
+            windows = f"{self.samples} {config.task.unit.format(config.data.seq_length)}"
             print(
                 (
                     f"fathom: train.eval_samples={wanted}: "

@@ -135,7 +135,7 @@ class Trained:
 def open_trained(checkpoint: Path | str, reader_of: str = "") -> Trained:
     """Opens a run folder, a `checkpoints` folder or a step folder.
 
-    reader_of: what is done with it, where that needs a model that reads from left to right.
+    reader_of: what is done with it, where that needs a model that is a decoder alone.
 
     Raises UserError where there is no checkpoint, it is damaged, its vocabulary size is not known,
     or it does not hold the model that it describes.
@@ -147,7 +147,7 @@ def open_trained(checkpoint: Path | str, reader_of: str = "") -> Trained:
     family = model.config.blueprint
     if reader_of and (family.crossed or not family.stacks[-1].causal):
         raise UserError(
-            f"{reader.folder}: {reader_of} needs a model that reads from left to right, "
+            f"{reader.folder}: {reader_of} needs a decoder alone, which reads from left to right, "
             f"and this one is of model.family={model.config.family}"
         )
     return Trained(

@@ -114,7 +114,7 @@ def test_the_model_that_trains_sees_no_padding(encoder: tuple[Path, ModelConfig]
 
 def test_depth_use_is_of_models_that_read_from_left_to_right(encoder: tuple[Path, ModelConfig]) -> None:
     asked = Asked(data=encoder[0] / "data")
-    with pytest.raises(UserError, match=r"depth-use needs a model that reads from left to right"):
+    with pytest.raises(UserError, match=r"depth-use needs a decoder alone, which reads from left to right"):
         open_runs([encoder[0] / "run"], asked)
 
 
