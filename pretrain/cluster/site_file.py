@@ -274,28 +274,36 @@ def load_site(path: Path | str | None) -> SiteConfig:
         )
     content = _read(Path(path))
     if not isinstance(content, dict):
-        raise UserError(f"site file {path} must be a mapping of keys such as partition and gpus_per_node")
+        raise UserError(
+            f"site file {printable(path)} must be a mapping of keys such as partition and gpus_per_node"
+        )
     try:
         return SiteConfig.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"site file {path}: {_first(error)}") from None
+        raise UserError(f"site file {printable(path)}: {_first(error)}") from None
 
 
 def _read(path: Path) -> object:
     try:
         if path.exists() and (not path.is_file() or path.stat().st_size > LARGEST_FILE):
-            raise UserError(f"site file {path} is no regular file of at most {LARGEST_FILE >> 20} MiB")
+            raise UserError(
+                f"site file {printable(path)} is no regular file of at most {LARGEST_FILE >> 20} MiB"
+            )
         return yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
-        raise UserError(f"site file {path}: {error.strerror}") from None
+        raise UserError(f"site file {printable(path)}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
-        raise UserError(f"site file {path} is no YAML: {place}{printable(error.problem)}") from None
+        raise UserError(
+            f"site file {printable(path)} is no YAML: {place}{printable(error.problem)}"
+        ) from None
     except RecursionError:
-        raise UserError(f"site file {path} is no YAML that can be read: it is nested too deeply") from None
+        raise UserError(
+            f"site file {printable(path)} is no YAML that can be read: it is nested too deeply"
+        ) from None
     except (yaml.YAMLError, ValueError, KeyError) as error:  # bytes that are no text, !!int abc, !!bool abc
-        raise UserError(f"site file {path} is no YAML: {printable(error)}") from None
+        raise UserError(f"site file {printable(path)} is no YAML: {printable(error)}") from None
 
 
 def _first(error: ValidationError) -> str:

@@ -5,8 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.fuzz import artefacts
+
+
+@pytest.fixture(autouse=True)
+def subnormal_numbers() -> None:
+    """hypothesis needs them. Compiled code that other tests load turns them off for the process."""
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """One command with a time limit, and what its answer must look like.
 
-It runs in a forked process where it computes: the libraries are loaded once then.
+It runs in a process forked from a server where it computes: the libraries are loaded once then, and
+what other tests did to the process that asks (a process group, its environment) is not there.
 A crash of the interpreter, a hang or what a command leaves in memory stays its own.
 It runs in this process where it only reads a configuration.
 """
@@ -8,8 +9,8 @@ It runs in this process where it only reads a configuration.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
+import multiprocessing
 import os
 import re
 import signal
@@ -40,6 +41,7 @@ PRELOADED = (
     "pretrain.train.build",
     "transformers.models.gpt2.modeling_gpt2",
 )
+SERVER = multiprocessing.get_context("forkserver")
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,8 @@ def _wrong_line(err: str) -> str:
 
 
 def preload() -> None:
-    """Imports in this process what forked ones would each import for themselves."""
-    for module in PRELOADED:
-        importlib.import_module(module)
+    """Has the server import what its forks would each import for themselves."""
+    SERVER.set_forkserver_preload([*PRELOADED, __name__])
 
 
 class Hung(BaseException):
@@ -133,33 +134,35 @@ def run(*arguments: object, cwd: Path | None = None, limit: float = LIMIT) -> Ou
     """Runs `fathom arguments...` in `cwd`."""
     words = tuple(map(str, arguments))
     begin = time.monotonic()
-    with tempfile.TemporaryFile("w+b") as out, tempfile.TemporaryFile("w+b") as err:
-        pid = os.fork()
-        if pid == 0:
-            _child(words, cwd, out.fileno(), err.fileno())
-        code = _wait(pid, begin + limit)
-        texts = []
-        for file in (out, err):
-            file.seek(0)
-            texts.append(file.read().decode(errors="backslashreplace"))
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process = SERVER.Process(target=_child, args=(words, cwd or Path.cwd(), out, err))
+        process.start()
+        process.join(limit)
+        code = process.exitcode
+        if code is None:
+            assert process.pid is not None
+            os.killpg(process.pid, signal.SIGKILL)
+            process.join()
+            code = HUNG
+        texts = [file.read_bytes().decode(errors="backslashreplace") for file in (out, err)]
     return Outcome(words, code, texts[0], texts[1], time.monotonic() - begin)
 
 
-def _child(words: tuple[str, ...], cwd: Path | None, out: int, err: int) -> None:
+def _child(words: tuple[str, ...], cwd: Path, out: Path, err: Path) -> None:
     code = 1
     try:
         os.setsid()
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        for source, target in ((nothing, 0), (out, 1), (err, 2)):
-            os.dup2(source, target)
-        # Those of pytest keep what is written for themselves.
+        for source, target in ((Path(os.devnull), 0), (out, 1), (err, 2)):
+            flags = os.O_RDWR | os.O_CREAT if target else os.O_RDONLY
+            os.dup2(os.open(source, flags, 0o600), target)
+        # Those of the server keep what is written for themselves.
         sys.stdin = os.fdopen(0, closefd=False)
         sys.stdout = os.fdopen(1, "w", closefd=False)
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, errors="backslashreplace")
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "FATHOM_DEBUG"):
             os.environ.pop(name, None)
-        if cwd is not None:
-            os.chdir(cwd)
+        os.chdir(cwd)
         main(list(words))
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
@@ -171,18 +174,6 @@ def _child(words: tuple[str, ...], cwd: Path | None, out: int, err: int) -> None
             sys.stderr.flush()
         finally:
             os._exit(code & 0xFF)
-
-
-def _wait(pid: int, end: float) -> int:
-    while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > end:
-            os.killpg(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return HUNG
-        time.sleep(0.002)
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int, int]]:

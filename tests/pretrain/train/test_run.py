@@ -354,7 +354,8 @@ def test_mistakes_are_said_before_anything_starts(
     message: str,
     processes: int,
 ) -> None:
-    monkeypatch.delenv("RANK", raising=False)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pretrain.train.run.start_local", pytest.fail)
     monkeypatch.setattr("pretrain.train.run.run_rank", pytest.fail)
     with pytest.raises(SystemExit) as leaving:

@@ -27,7 +27,7 @@ def test_a_number_gives_the_same_image_again() -> None:
     everything = Augment(flip=True, min_area=0.2)
     for first, second in zip(views(everything, count=20), views(everything, count=20), strict=True):
         assert torch.equal(first, second)
-    assert len({one.numpy().tobytes() for one in views(everything)}) > 150
+    assert len({one.numpy().tobytes() for one in views(everything)}) > 50
 
 
 def test_one_half_is_turned() -> None:
