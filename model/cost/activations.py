@@ -11,45 +11,18 @@ With attention dropout on a CPU they are, and this count is too small.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from model.config import ModelConfig
 from model.cost.flops import Recompute
+from model.cost.held import Chunk, Norms, chunk_of, norms_of
 from model.depth.schemes import SCHEMES
-from model.depth.sublayer import Layer
+from model.families.family import Stack
 from model.norms import NORMS
 
 FP32 = 4
-
-
-@dataclass(frozen=True)
-class Norms:
-    """Numbers of norms by what they make."""
-
-    branch: int = 0
-    """Those that make the input of a branch only, or a branch."""
-    stream: int = 0
-    """Those that make the stream too."""
-    gates: int = 0
-    """Sums that a learned gate of the stream reads and keeps, as if they were norms."""
-
-    queries: int = 0
-    """Those of every head's queries."""
-    keys: int = 0
-    """Those of every head's keys, or values, before rotation."""
-    values: int = 0
-    contexts: int = 0
-    """Those of what attention gives, before its output projection."""
-    hidden: int = 0
-    """Those of a feed-forward's hidden layer, before its second matrix."""
-
-    def __add__(self, other: Norms) -> Norms:
-        return Norms(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return self.branch + self.stream
 
 
 PRE_NORM = Norms(branch=2)
@@ -58,7 +31,10 @@ PRE_NORM = Norms(branch=2)
 
 @dataclass(frozen=True)
 class Activations:
-    """What one micro-batch on one rank looks like."""
+    """What one micro-batch on one rank looks like.
+
+    Of an encoder under a decoder: as the decoder sees it; `of` gives the encoder's side.
+    """
 
     config: ModelConfig
     samples: int
@@ -84,6 +60,30 @@ class Activations:
 
     targets: float = 1.0
     """Share of the positions that have labels."""
+    source_length: int | None = None
+    """Tokens of every sequence that an encoder under the decoder reads; None without one."""
+
+    def of(self, stack: Stack) -> Activations:
+        """The same micro-batch as the layers of one of the model's stacks see it."""
+        if self.source_length is None or stack.cross:
+            return self
+        own = self.config.of(stack)
+        return replace(self, config=own, seq_length=self.source_length, source_length=None)
+
+    @property
+    def sides(self) -> tuple[Activations, ...]:
+        """What the layers of every stack see, in the order of the stream."""
+        return tuple(self.of(stack) for stack in self.config.blueprint.stacks)
+
+    @property
+    def message(self) -> float:
+        """Bytes that a rank hands on to the next pipeline stage: the streams of all stacks."""
+        return sum(side.stream for side in self.sides)
+
+    @property
+    def sublayers(self) -> int:
+        """Of a layer."""
+        return 2 if self.source_length is None else 3
 
     @property
     def labels(self) -> float:
@@ -159,7 +159,7 @@ class Activations:
 
         Norms, dropout, and the inputs of their first matrices.
         """
-        return self._norms(norms) + 2 * (self._dropout(self.config.hidden_dropout) + self.narrow)
+        return self._norms(norms) + self.sublayers * (self._dropout(self.config.hidden_dropout) + self.narrow)
 
     def _attention(self, recomputed: bool) -> float:
         config, n = self.config, self.tokens * self.element / self.tensor
@@ -173,8 +173,31 @@ class Activations:
             if config.num_attention_heads > config.groups:
                 kept = self._expanded()
             return kept + n * query + self._scores()
-        statistics = FP32 * self.tokens * config.num_attention_heads / self.tensor
-        return kept + n * query + (0 if recomputed else statistics)
+        return kept + n * query + (0 if recomputed else self._core(self.seq_length))
+
+    def _core(self, keys: int) -> float:
+        """Bytes that fused attention over so many keys keeps beside its inputs and its output.
+
+        A row's logarithm of its sum, and a mask of any form: added to scores, in their format.
+        """
+        statistics = FP32 * self.tokens * self.config.num_attention_heads / self.tensor
+        return statistics + (self.element * self.tokens * keys if self.config.blueprint.crossed else 0.0)
+
+    def _cross_attention(self, recomputed: bool) -> float:
+        """Queries and what attention gives of the decoder's tokens, keys and values of a source.
+
+        The source itself is the same for all layers, but where they read it as a copy.
+        """
+        if self.source_length is None:
+            return 0.0
+        inner = self.config.num_attention_heads * self.config.kv_channels * self.element / self.tensor
+        source = self.samples * self.source_length
+        kept = 2 * inner * (self.tokens + source) + (0.0 if recomputed else self._core(self.source_length))
+        return kept + (self._source_side.narrow if self.fp32_stream else 0.0)
+
+    @property
+    def _source_side(self) -> Activations:
+        return self.sides[0]
 
     @property
     def _copies_queries(self) -> bool:
@@ -211,16 +234,56 @@ class Activations:
 
         recomputed: its attention core is computed again in the backward pass.
         """
-        return self._connections(norms) + self._attention(recomputed) + self._feed_forward()
+        attention = self._attention(recomputed) + self._cross_attention(recomputed)
+        return self._connections(norms) + attention + self._feed_forward()
 
-    def layers(self, count: int, norms: Norms) -> float:
-        """Bytes that `count` layers with `norms` norms in all keep between forward and backward.
+    def chunk(self, parts: Chunk) -> float:
+        """Bytes that the layers of a chunk keep between forward and backward.
 
         The recomputation is the one that was asked for.
         """
         if self.recompute == "full":
-            return -(-count // self.group) * self.stream
-        return count * self.layer(Norms(), recomputed=self.recompute == "selective") + self._norms(norms)
+            return sum(self._checkpoints(parts)) + self._masks()
+        kept = 0.0
+        for part in parts:
+            side, again = self.of(part.stack), self.recompute == "selective"
+            kept += part.count * side.layer(Norms(), recomputed=again) + side._norms(part.norms)
+        kept += self._masks() if self.recompute == "selective" else 0.0
+        return kept + self._beside(parts)
+
+    def _beside(self, parts: Chunk) -> float:
+        """Bytes of the stream that a chunk's layers do not change but keep, once for all of them.
+
+        For a decoder's layers what the encoder gave; for an encoder's the decoder's embedding, the
+        other half of the message that they take apart.
+        """
+        if self.source_length is None:
+            return 0.0
+        first, last = parts[0].stack, parts[-1].stack
+        if not last.cross:
+            return self.stream
+        # Copies in another format stand for an encoder's last stream, but not for a message.
+        return 0.0 if self.fp32_stream and not first.cross else self._source_side.stream
+
+    def _checkpoints(self, parts: Chunk) -> Iterator[float]:
+        """Bytes of what each group of layers of a chunk starts from.
+
+        That is the whole message; and in the groups after the first the streams that the group
+        before has changed.
+        """
+        yield self.message
+        stacks = [part.stack for part in parts for _ in range(part.count)]
+        starts = range(0, len(stacks), self.group)
+        for start, after in itertools.pairwise(starts):
+            changed = dict.fromkeys(stacks[start:after])
+            yield sum(self.of(stack).stream for stack in changed)
+
+    def _masks(self) -> float:
+        """Bytes of masks that recomputation reads again, the same for all layers: a byte a pair."""
+        if self.source_length is None:
+            return 0.0
+        source, target = self.source_length, self.seq_length
+        return float(self.samples * (target**2 + (source + target) * source))
 
     def working(self, norms: Norms) -> float:
         """Bytes that recomputation brings back for a while.
@@ -236,8 +299,11 @@ class Activations:
     def embedding(self) -> float:
         """Bytes kept by the embedding: token and position numbers, its norm and dropout.
 
-        Of images: their patches.
+        Of images: their patches. Under a decoder with an encoder: of both.
         """
+        return sum(side._embedding() for side in self.sides)
+
+    def _embedding(self) -> float:
         numbers: float = 8 * self.samples * (self.seq_length + 1) + (
             8 * self.seq_length if self.config.position == "learned" else 0
         )
@@ -245,11 +311,14 @@ class Activations:
             numbers = (
                 self.samples * self.config.image.patches * self.config.image.patch_numbers * self.element
             )
+        if self.config.blueprint.crossed:  # inputs and labels apart, and a position for every token
+            numbers = 8 * self.tokens * (1 + (self.config.position == "learned"))
         if self.config.token_types:
             numbers += 8 * self.tokens
+        plan = self.config.stack_plan(self.config.blueprint.stacks[-1])
         return (
             numbers
-            + self._norms(Norms(stream=int(self.config.depth_plan().embedding_norm)))
+            + self._norms(Norms(stream=int(plan.embedding_norm)))
             + self._dropout(self.config.hidden_dropout)
         )
 
@@ -281,15 +350,6 @@ class Activations:
 
     def whole(self) -> float:
         """Bytes of a whole model on one pipeline stage."""
-        layers = self.config.depth_plan().layers
-        return self.embedding() + self.layers(len(layers), sum(map(norms_of, layers), Norms())) + self.head()
-
-
-def norms_of(plan: Layer) -> Norms:
-    """Norms of one layer without cross-attention."""
-    parts = (plan.attention, plan.mlp)
-    stream = sum(part.norm_out + part.residual_from_norm for part in parts)
-    norms = sum(part.norm_in + part.norm_branch + part.norm_out for part in parts)
-    inner = (int(role in plan.attention.inner) for role in ("q", "k", "v"))
-    last = (int(part.norm_last) for part in parts)
-    return Norms(norms - stream, stream, len(parts) if plan.gate else 0, *inner, *last)
+        places = self.config.placed_layers()
+        norms = [norms_of(place.plan, cross=place.stack.cross) for place in places]
+        return self.embedding() + self.chunk(chunk_of(places, norms)) + self.head()

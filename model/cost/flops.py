@@ -76,7 +76,7 @@ def forward_flops(
             if source_length is None:
                 raise ValueError(f"a model of family {config.family} needs the length of its source")
             length = source_length
-        part = _stack_flops(own, length, source_length if stack.cross else None, causal=stack.causal)
+        part = stack_flops(own, length, source_length if stack.cross else None, causal=stack.causal)
         share = length / seq_length
         linear, core, mlp = (
             total + share * value for total, value in zip((linear, core, mlp), part, strict=True)
@@ -106,7 +106,7 @@ def _seen_in_window(config: ModelConfig, seq_length: int, *, causal: bool) -> fl
     return 1 + (side if causal else 2 * side)
 
 
-def _stack_flops(
+def stack_flops(
     config: ModelConfig, length: int, source: int | None, *, causal: bool
 ) -> tuple[float, float, float]:
     """(attention's projections, its core, feed-forward) per token of one stack's sequence.

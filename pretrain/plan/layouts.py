@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from model.config import ModelConfig
 from model.cost.activations import Activations
-from model.cost.flops import Recompute, flops_per_token
+from model.cost.flops import FlopCount, Recompute, flops_per_token
 from model.errors import UserError
 from parallel.config import ParallelConfig, RecomputeConfig
 from parallel.hardware.gpus import GIB, Gpu
@@ -47,6 +47,18 @@ class Work:
     """Share of the positions that have labels."""
     optimizer: OptimizerName = "adamw"
     """`optimizer.kind`."""
+    source_length: int | None = None
+    """Tokens of a sample that an encoder under the decoder reads; None without one."""
+
+    def flops(self, recompute: Recompute = "none") -> FlopCount:
+        """Operations per token; what an encoder costs counts as that of the decoder's tokens."""
+        return flops_per_token(
+            self.config,
+            self.seq_length,
+            recompute=recompute,
+            targets=self.targets,
+            source_length=self.source_length,
+        )
 
     @property
     def element(self) -> int:
@@ -86,14 +98,8 @@ class Prediction:
 def work_of(config: RunConfig, model: ModelConfig) -> Work:
     """The work of a run; `auto` precision is bf16, as on every GPU that can be planned for.
 
-    Raises UserError while the vocabulary is unknown, and for models of more than one stack, whose
-    memory and time are not predicted.
+    Raises UserError while the vocabulary is unknown.
     """
-    if model.blueprint.crossed:
-        raise UserError(
-            f"model.family={model.family} has an encoder under its decoder, and fathom plan predicts models "
-            "of one stack only: use another family, or measure a short run"
-        )
     if model.vocab_size is None:
         raise UserError(
             "model.vocab_size is not known: set it (model.vocab_size=50257), "
@@ -111,6 +117,7 @@ def work_of(config: RunConfig, model: ModelConfig) -> Work:
         config.train.fp32_residual,
         config.target_share,
         config.optimizer.kind,
+        config.data.source_length,
     )
 
 
@@ -123,7 +130,7 @@ def predict(
     """
     layout = check_layout(parallel, work.config, world)
     count = layout.num_microbatches(work.batch, micro)
-    layout.check_batches(work.seq_length, count)
+    layout.check_batches(work.seq_length, count, work.source_length)
     recompute, group = parallel.recompute.granularity, parallel.recompute.num_layers
     sequence = layout.sequence_parallel
     activations = Activations(
@@ -138,6 +145,7 @@ def predict(
         fused=True,
         fp32_stream=work.fp32_stream,
         targets=work.targets,
+        source_length=work.source_length,
     )
     # The ranked list has layouts that a graph does not combine with (pretrain/config/conflicts.py).
     graph = work.graph and layout.pipeline == 1 and not sequence and layout.zero < 3 and recompute == "none"
@@ -159,7 +167,7 @@ def predict(
     if parallel.offload.optimizer:
         memory = replace(memory, optimizer=0.0)  # it lies in host memory
     rate = work.batch * work.seq_length / time.total
-    flops = flops_per_token(work.config, work.seq_length, targets=work.targets).model
+    flops = work.flops().model
     heaviest = max(stages(work.config, layout, count), key=lambda stage: stage.parameters)
     sent = traffic(layout, heaviest, activations, count)
     mfu = rate * flops / (world * gpu.peak(work.precision))
@@ -172,22 +180,22 @@ def predict(
 def layouts(config: ModelConfig, world: int) -> Iterator[ParallelConfig]:
     """Layouts worth trying over `world` GPUs.
 
-    Tensor parallelism within a host and with sequence parallelism, pipelines as even as the depth
-    allows.
+    Tensor parallelism within a host and with sequence parallelism, pipelines whose stages have
+    about as many sublayers; interleaved ones where all chunks have as many layers.
     """
+    layers, crossed = config.total_layers, config.blueprint.crossed
     for tensor in range(1, min(MOST_TENSOR, world) + 1):
-        for pipeline in range(1, min(config.num_layers, world // tensor) + 1):
+        for pipeline in range(1, min(layers, world // tensor) + 1):
             if world % (tensor * pipeline):
                 continue
-            quotient, rest = divmod(config.num_layers, pipeline)
-            split = [quotient + (index < rest) for index in range(pipeline)] if rest else None
-            for virtual in VIRTUAL if pipeline > 1 and not rest else (1,):
+            uneven = pipeline > 1 and (crossed or layers % pipeline > 0)
+            for virtual in VIRTUAL if pipeline > 1 and layers % pipeline == 0 else (1,):
                 for granularity in RECOMPUTE:
                     yield ParallelConfig(
                         tensor=tensor,
                         pipeline=pipeline,
                         virtual_stages=virtual,
-                        pipeline_split=split,
+                        pipeline_split="auto" if uneven and virtual == 1 else None,
                         sequence_parallel=tensor > 1,
                         zero=1,
                         recompute=RecomputeConfig(granularity=granularity),
@@ -222,7 +230,7 @@ def why_none(work: Work, gpu: Gpu, world: int, predictions: Sequence[Prediction]
             f"No layout fits: the smallest needs {least / GIB:.1f} of {gpu.memory / GIB:.1f} GiB. "
             "Take more GPUs, or a smaller model."
         )
-    most = work.batch * MOST_TENSOR * work.config.num_layers
+    most = work.batch * MOST_TENSOR * work.config.total_layers
     if world > most:
         return (
             f"No layout is possible: {world} GPUs are more than train.global_batch_size={work.batch} "

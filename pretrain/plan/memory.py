@@ -7,11 +7,14 @@ All in bytes.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 
 from model.config import ModelConfig
-from model.cost.activations import FP32, Activations, Norms, norms_of
-from model.parameters.table import Role, parameter_table
+from model.cost.activations import FP32, Activations
+from model.cost.held import Chunk, Norms, Part, chunk_of, norms_of
+from model.depth.placed import PlacedLayer
+from model.parameters.table import WORD_EMBEDDING, parameter_table
 from parallel.optimizers import OPTIMIZERS, OptimizerName
 from parallel.topology import Layout
 
@@ -45,12 +48,8 @@ class Memory:
 class Stage:
     """One pipeline rank."""
 
-    layers: int
-    """Of all its chunks."""
-    norms: Norms
-    """In all its layers."""
-    most_norms: Norms
-    """In one layer."""
+    chunks: tuple[Chunk, ...]
+    """Its layers."""
     first: bool
     last: bool
     parameters: int
@@ -63,12 +62,18 @@ class Stage:
     products: float
     """Operations of a step's update on those matrices, which are whole for it."""
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Layers of one stack each, of all chunks."""
+        return tuple(itertools.chain.from_iterable(self.chunks))
+
 
 @dataclass(frozen=True)
 class _Held:
     """Parameters that one tensor-parallel rank holds of each part of a model."""
 
     layers: tuple[int, ...]
+    places: tuple[PlacedLayer, ...]
     norms: tuple[Norms, ...]
     """Of each layer, a count of modules."""
     before: int
@@ -76,7 +81,10 @@ class _Held:
     after: int
     """The norm after the layers, and an output projection of its own."""
     words: int
-    """The table of words, which the last stage holds too where it is the output projection."""
+    """The table of words, which the last stage holds too where it is the output projection.
+
+    Not an encoder's own under a decoder.
+    """
     hidden: tuple[int, ...]
     """Matrices between the embedding and the output projection: of each layer, and after them."""
     products: tuple[float, ...]
@@ -86,8 +94,9 @@ class _Held:
 @functools.lru_cache(maxsize=256)
 def _held(config_json: str, tensor: int, optimizer: OptimizerName) -> _Held:
     config = ModelConfig.model_validate_json(config_json)
-    layers, before, after, words = [0] * config.num_layers, 0, 0, 0
-    hidden, products = [0] * (config.num_layers + 1), [0.0] * (config.num_layers + 1)
+    count = config.total_layers
+    layers, before, after, words = [0] * count, 0, 0, 0
+    hidden, products = [0] * (count + 1), [0.0] * (count + 1)
     operations = OPTIMIZERS[optimizer].hidden.products
     for row in parameter_table(config):
         size = row.elements // (1 if row.cut is None else tensor)
@@ -101,10 +110,22 @@ def _held(config_json: str, tensor: int, optimizer: OptimizerName) -> _Held:
             before += size
         else:
             after += size
-        if row.role is Role.WORD:
+        if row.name == WORD_EMBEDDING:
             words += size
-    norms = tuple(norms_of(plan) for plan in config.depth_plan().layers)
-    return _Held(tuple(layers), norms, before, after, words, tuple(hidden), tuple(products))
+    places = config.placed_layers()
+    norms = tuple(norms_of(place.plan, cross=place.stack.cross) for place in places)
+    return _Held(tuple(layers), places, norms, before, after, words, tuple(hidden), tuple(products))
+
+
+def _held_by(layout: Layout, layers: int) -> list[list[range]]:
+    """Numbers of the layers of every chunk of every pipeline rank."""
+    if layout.pipeline_split:
+        ends = [0, *itertools.accumulate(layout.pipeline_split)]
+        return [[range(start, end)] for start, end in itertools.pairwise(ends)]
+    p, v = layout.pipeline, layout.virtual
+    count = layers // (p * v)
+    starts = ([(chunk * p + rank) * count for chunk in range(v)] for rank in range(p))
+    return [[range(start, start + count) for start in own] for own in starts]
 
 
 def stages(
@@ -112,20 +133,21 @@ def stages(
 ) -> list[Stage]:
     """Every pipeline rank of a layout. Raises UserError while a size of the model is unknown."""
     model = _held(config.model_dump_json(), layout.tensor, optimizer)
-    counts = layout.pipeline_split or (config.num_layers // layout.pipeline,) * layout.pipeline
-    result, start = [], 0
-    for rank, count in enumerate(counts):
-        first, last, own = rank == 0, rank == layout.pipeline - 1, slice(start, start + count)
-        in_layers, norms = sum(model.layers[own]), model.norms[own]
+    result = []
+    for rank, chunks in enumerate(_held_by(layout, len(model.layers))):
+        first, last = rank == 0, rank == layout.pipeline - 1
+        own = [slice(chunk.start, chunk.stop) for chunk in chunks]
+        in_layers = sum(sum(model.layers[chunk]) for chunk in own)
         held = in_layers + (model.before if first else 0) + (model.after if last else 0)
         if last and not first and config.tie_embeddings:
             held += model.words
-        matrices, products = (sum(of[own]) + (of[-1] if last else 0) for of in (model.hidden, model.products))
+        matrices, products = (
+            sum(sum(of[chunk]) for chunk in own) + (of[-1] if last else 0)
+            for of in (model.hidden, model.products)
+        )
         result.append(
             Stage(
-                count,
-                sum(norms, Norms()),
-                max(norms, key=lambda one: one.total),
+                tuple(chunk_of(model.places[chunk], model.norms[chunk]) for chunk in own),
                 first,
                 last,
                 held,
@@ -135,7 +157,6 @@ def stages(
                 products,
             )
         )
-        start += count
     return result
 
 
@@ -171,7 +192,7 @@ def rank_memory(
     kept, hidden = OPTIMIZERS[optimizer], stage.hidden
     moments = len(kept.hidden.states) * hidden + len(kept.others.states) * (p - hidden)
     state = FP32 * (moments + (p if layout.zero else 0)) / shards
-    plain = _kept(stage, Activations(**{**vars(activations), "recompute": "none"}))
+    plain = _kept(stage, replace(activations, recompute="none"))
     gradients: float = FP32 * p
     if element < FP32:
         gradients += element * _largest(activations.config, layout.tensor)
@@ -182,7 +203,7 @@ def rank_memory(
 
 
 def _kept(stage: Stage, activations: Activations) -> float:
-    inside = activations.layers(stage.layers, stage.norms) + (activations.embedding() if stage.first else 0)
+    inside = sum(map(activations.chunk, stage.chunks)) + (activations.embedding() if stage.first else 0)
     return stage.in_flight * inside + (activations.head() if stage.last else 0)
 
 
@@ -196,18 +217,20 @@ def _buffers(stage: Stage, a: Activations) -> float:
     """
     each = 2 * FP32 if a.tensor > 1 else a.element + (FP32 if a.element < FP32 else 0)
     loss = each * a.labels * a.config.padded_vocab / a.tensor if stage.last else 0.0
+    layer = max(_layer_buffers(part, a.of(part.stack)) for part in stage.parts)
+    return max(loss, layer)
+
+
+def _layer_buffers(part: Part, a: Activations) -> float:
+    """a: as the layer's stack sees it."""
     width = a.config.ffn_size * (2 if a.config.gated else 1) / a.tensor
-    return max(loss, a.working(stage.most_norms) + 2 * a.tokens * width * a.element + 2 * a.stream)
+    return a.working(part.most_norms) + 2 * a.tokens * width * a.element + 2 * a.stream
 
 
 def _largest(config: ModelConfig, tensor: int) -> float:
-    return (
-        max(
-            config.padded_vocab * config.hidden_size,
-            config.hidden_size * config.ffn_size * (2 if config.gated else 1),
-        )
-        / tensor
-    )
+    width = max(config.of(stack).ffn_size for stack in config.blueprint.stacks)
+    wide = config.hidden_size * width * (2 if config.gated else 1)
+    return max(config.padded_vocab * config.hidden_size, wide) / tensor
 
 
 def peak_memory(

@@ -7,10 +7,12 @@ docs/performance.md holds the result against published runs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from model.cost.activations import FP32, Activations
-from model.cost.flops import forward_flops
+from model.cost.flops import forward_flops, stack_flops
+from model.families.family import Stack
 from parallel.engine.overlap import PIECES
 from parallel.hardware.gpus import Gpu
 from parallel.optimizers import OPTIMIZERS, Optimizer, OptimizerName
@@ -31,7 +33,8 @@ about 0.2 ms of host time per layer and pass).
 """
 LAUNCHES = {"forward": 18, "backward": 36, "accumulate": 12}
 """Operators of one pre-norm layer with biases, counted with torch.profiler; `accumulate` in bf16
-only, one per parameter.
+only, one per parameter. A layer with cross-attention has half as many more (derived: it has three
+sublayers instead of two).
 """
 CASTS = {"forward": 2, "backward": 2}
 """Further operators of a layer whose stream is in fp32 and whose branches are not: each branch
@@ -125,25 +128,33 @@ class Seconds:
         """How long the device is busy."""
         return self.products + self.attention + self.moved
 
+    @property
+    def waiting(self) -> float:
+        """How long the device waits for the host."""
+        return max(0.0, self.host - self.device)
 
-def layer_seconds(gpu: Gpu, a: Activations, precision: str) -> Seconds:
-    """Time of one layer."""
+
+def layer_seconds(gpu: Gpu, a: Activations, precision: str, stack: Stack) -> Seconds:
+    """Time of one layer of a stack. a: as this stack sees it.
+
+    Under masks of any form, as encoder-decoders have them, attention computes the full square.
+    """
     c, tokens = a.config, a.tokens / a.tensor
-    flops = forward_flops(c, a.seq_length)
+    causal = stack.causal and not c.blueprint.crossed
+    projections, scores, mlp = stack_flops(c, a.seq_length, a.source_length, causal=causal)
     again = 1.0 if a.recompute == "full" else 0.0
     share = gpu.fp8 if precision == "fp8" else gpu.matmul
-    linear = flops.attention_linear + flops.mlp
-    linear = linear / c.num_layers * tokens * (3 + again) / (gpu.peak(precision) * share)
+    linear = (projections + mlp) / c.num_layers * tokens * (3 + again) / (gpu.peak(precision) * share)
     passes = 1 + ATTENTION_BACKWARD + (1.0 if a.recompute != "none" else 0.0)
     dense = "bf16" if precision == "fp8" else precision
-    core = flops.attention_core / c.num_layers * tokens * passes / (gpu.peak(dense) * gpu.attention)
+    core = scores / c.num_layers * tokens * passes / (gpu.peak(dense) * gpu.attention)
     elementwise = _moved_bytes(a) * (1 + again / 3) / (gpu.bandwidth * TRAFFIC)
     casts = 1 if a.fp32_stream else 0
     calls = (LAUNCHES["forward"] + casts * CASTS["forward"]) * (1 + again)
     calls += LAUNCHES["backward"] + casts * CASTS["backward"]
     calls += SELECTIVE_LAUNCHES if a.recompute == "selective" else 0
     calls += LAUNCHES["accumulate"] if a.element < FP32 else 0
-    return Seconds(linear, core, elementwise, calls * LAUNCH_S)
+    return Seconds(linear, core, elementwise, calls * a.sublayers / 2 * LAUNCH_S)
 
 
 def _moved_bytes(a: Activations) -> float:
@@ -151,12 +162,15 @@ def _moved_bytes(a: Activations) -> float:
     a norm moves 2 and 3 streams, a join 3 and 3, of which 2 and 2 are the stream itself and not a
     branch, rotary embedding 4 and 4 times queries and keys, an activation its input and output,
     backward also its gradient; a stream in another format than the branches is read and its copy
-    written).
+    written; of a mask of any form the inverse and what is added to scores are made, and read
+    twice).
     """
-    c, n = a.config, a.tokens * a.element / a.tensor
-    stream = a.narrow * 2 * (2 + 3 + 1 + 1) + a.stream * 2 * (2 + 2)
+    c, n, branches = a.config, a.tokens * a.element / a.tensor, a.sublayers
+    stream = a.narrow * branches * (2 + 3 + 1 + 1) + a.stream * branches * (2 + 2)
     if a.fp32_stream:
-        stream += 2 * 2 * (a.stream + a.narrow)
+        stream += 2 * branches * (a.stream + a.narrow)
+    if c.blueprint.crossed:
+        stream += a.tokens * (a.seq_length + (a.source_length or 0)) * (5 + 4 * a.element)
     wide = (3 + 5) if c.gated else (2 + 3)
     rotary = 8 * (c.num_attention_heads + c.groups) * c.kv_channels if c.position == "rotary" else 0
     return stream + n * (wide * c.ffn_size + rotary)
@@ -167,7 +181,7 @@ def head_seconds(gpu: Gpu, a: Activations, precision: str) -> Seconds:
     (derived).
     """
     dense = "bf16" if precision == "fp8" else precision
-    flops = 3 * forward_flops(a.config, a.seq_length, a.targets).vocabulary
+    flops = 3 * forward_flops(a.config, a.seq_length, a.targets, a.source_length).vocabulary
     products = flops * a.tokens / a.tensor / (gpu.peak(dense) * gpu.matmul)
     moved = 7 * FP32 * a.labels * a.config.padded_vocab / a.tensor / (gpu.bandwidth * TRAFFIC)
     return Seconds(products, 0.0, moved)
@@ -176,16 +190,22 @@ def head_seconds(gpu: Gpu, a: Activations, precision: str) -> Seconds:
 def traffic(layout: Layout, stage: Stage, a: Activations, micro_batches: int) -> Traffic:
     """Bytes sent per step.
 
-    Tensor: an all-reduce, or gather and scatter, after each of a layer's two branches, forward and
-    backward, of 2 (t-1)/t streams.
-    Pipeline: one stream per chunk boundary each way.
+    Tensor: an all-reduce, or gather and scatter, after each of a layer's branches, forward and
+    backward, of 2 (t-1)/t streams; for what cross-attention reads once in both passes together.
+    Pipeline: one message per chunk boundary each way.
     Data: fp32 gradients reduced (all-reduced at ZeRO-0), updated weights gathered.
     """
     t, d = layout.tensor, layout.data
     again = 1 if a.recompute == "full" else 0
-    whole = a.tokens * a.config.hidden_size * a.element
-    tensor = micro_batches * stage.layers * (4 + 2 * again) * 2 * (t - 1) / t * whole
-    pipeline = micro_batches * layout.virtual * 2 * a.stream if layout.pipeline > 1 else 0.0
+    width, tensor = a.config.hidden_size * a.element, 0.0
+    for part in stage.parts:
+        side = a.of(part.stack)
+        passed: float = side.sublayers * (2 + again) * side.tokens
+        if side.source_length is not None:
+            # Gathered forward and scattered backward, or summed backward.
+            passed += (1 + (again / 2 if a.sequence_parallel else 0)) * side.samples * side.source_length
+        tensor += micro_batches * part.count * passed * 2 * (t - 1) / t * width
+    pipeline = micro_batches * layout.virtual * 2 * a.message if layout.pipeline > 1 else 0.0
     ring = (d - 1) / d
     data = stage.parameters * ring * (FP32 + a.element if layout.zero else 2 * FP32)
     return Traffic(tensor, pipeline, data)
@@ -211,12 +231,17 @@ def step_time(
     early: gradients are reduced during the last backward pass.
     optimizer: whose update ends the step.
     """
-    layer, head = layer_seconds(gpu, a, precision), head_seconds(gpu, a, precision)
-    host = 0.0 if graph else layer.host
+    kinds = {
+        stack.name: layer_seconds(gpu, a.of(stack), precision, stack) for stack in a.config.blueprint.stacks
+    }
+    if graph:
+        kinds = {name: replace(layer, host=0.0) for name, layer in kinds.items()}
+    head = head_seconds(gpu, a, precision)
     everything = stages(a.config, layout, micro_batches, optimizer)
     slowest, heaviest = 0.0, everything[0]
     for stage in everything:
-        seconds = stage.layers * max(layer.device, host) + (head.device if stage.last else 0.0)
+        seconds = _over(stage, kinds, lambda layer: layer.device + layer.waiting)
+        seconds += head.device if stage.last else 0.0
         seconds += _tensor_seconds(gpu, layout, stage, a)
         seconds += _accumulation(gpu, stage, a)
         if seconds > slowest:
@@ -233,12 +258,17 @@ def step_time(
         bubble=(layout.pipeline - 1) / layout.virtual * slowest,
         communication=max(0.0, pipeline + data - compute) if overlap else pipeline + data,
         optimizer=_optimizer(gpu, heaviest, layout, a, OPTIMIZERS[optimizer]),
-        host=micro_batches * heaviest.layers * max(0.0, host - layer.device),
+        host=micro_batches * _over(heaviest, kinds, lambda layer: layer.waiting),
         products=micro_batches
-        * (heaviest.layers * layer.products + (head.products if heaviest.last else 0.0)),
-        attention=micro_batches * heaviest.layers * layer.attention,
+        * (_over(heaviest, kinds, lambda layer: layer.products) + (head.products if heaviest.last else 0.0)),
+        attention=micro_batches * _over(heaviest, kinds, lambda layer: layer.attention),
         tensor=micro_batches * _tensor_seconds(gpu, layout, heaviest, a),
     )
+
+
+def _over(stage: Stage, kinds: Mapping[str, Seconds], what: Callable[[Seconds], float]) -> float:
+    """The sum over a stage's layers. kinds: time of one layer by the name of its stack."""
+    return sum(part.count * what(kinds[part.stack.name]) for part in stage.parts)
 
 
 def _tensor_seconds(gpu: Gpu, layout: Layout, stage: Stage, a: Activations) -> float:

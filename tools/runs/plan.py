@@ -118,7 +118,6 @@ def plan(
 
     Raises UserError for an unknown GPU, an impossible layout or an unknown vocabulary.
     """
-    from model.cost.flops import flops_per_token
     from model.parameters.size import parameter_count
     from parallel.hardware.gpus import planned_gpu
     from pretrain.config.load import complete_model, load_config
@@ -132,9 +131,7 @@ def plan(
     parallel = config.parallel
     world = gpus or parallel.processes or parallel.tensor * parallel.pipeline * parallel.context
     budget = tokens or config.train.steps * work.batch * work.seq_length
-    flops = flops_per_token(
-        model, work.seq_length, recompute=parallel.recompute.granularity, targets=work.targets
-    )
+    flops = work.flops(parallel.recompute.granularity)
     try:
         own: Row | Impossible = _row(configured(config, work, device, world), budget, world, price)
     except UserError as error:
@@ -211,6 +208,7 @@ def _print(report: Report, console: Console) -> None:
         "micro samples of a micro-batch",
         style="dim",
     )
+    console.print("stages of pipelines with vp=1 are cut as by parallel.pipeline_split=auto", style="dim")
     console.print("limit: the two that take most of the step, and their shares", style="dim")
     for word, meaning in LIMITS.items():
         console.print(f"  {word}: {meaning}", style="dim")

@@ -13,6 +13,7 @@ from model.depth.schemes import SCHEMES
 from model.layers.transformer_config import transformer_config
 from model.network.language_model import LanguageModel
 from parallel.launch.one_process import single_process
+from tests.model.cost.saved import saved_bytes
 
 LLAMA = {
     "position": "rotary",
@@ -50,21 +51,9 @@ def _process() -> None:
     single_process()
 
 
-def saved_bytes(model: LanguageModel, samples: int, seq: int) -> int:
-    """Bytes of all storages that autograd keeps, parameters left out."""
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    storages: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used twice
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            storages.setdefault(storage.data_ptr(), storage)
-        return tensor
-
+def loss_of(model: LanguageModel, samples: int, seq: int) -> torch.Tensor:
     tokens = torch.randint(0, 500, (samples, seq + 1))
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model({"tokens": tokens[:, :-1], "labels": tokens[:, 1:]}).mean()
-    return sum(storage.nbytes() for storage in storages.values())
+    return model({"tokens": tokens[:, :-1], "labels": tokens[:, 1:]}).mean()
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -93,7 +82,7 @@ def test_formula_counts_every_saved_byte(case: dict[str, Any]) -> None:
     expected = Activations(config, samples, seq, recompute=recompute).whole()
     if config.position == "rotary":
         expected += 2 * 4 * seq * config.rotary_width  # one table for all layers
-    measured = saved_bytes(model, samples, seq)
+    measured = saved_bytes(model, lambda: loss_of(model, samples, seq))
     if recompute == "none":
         assert measured == expected
     else:  # masks' stand-ins and random states of the recomputation, which do not grow with the layers' width
@@ -119,7 +108,8 @@ def test_an_fp32_stream_among_bf16_branches(scheme: str, recompute: Literal["non
     full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     core: dict[str, Any] = {"fp32_residual_connection": True, **(full if recompute == "full" else {})}
     model = LanguageModel(config, transformer_config(config, dtype=torch.bfloat16, **core), seq_length=16)
-    measured = saved_bytes(model.to(torch.bfloat16).train(), 3, 16)
+    model = model.to(torch.bfloat16).train()
+    measured = saved_bytes(model, lambda: loss_of(model, 3, 16))
     expected = Activations(config, 3, 16, element=2, recompute=recompute, fp32_stream=True).whole()
     assert measured == pytest.approx(expected, rel=0.015)
 

@@ -66,12 +66,7 @@ def is_kept(engine: Engine) -> bool:
 
 
 def is_planned(config: RunConfig, engine: Engine) -> bool:
-    """Whether this rank's optimizer state has the size that `fathom plan` predicts, to the byte.
-
-    It predicts no models of two stacks.
-    """
-    if config.model.blueprint.crossed:
-        return True
+    """Whether this rank's optimizer state has the size that `fathom plan` predicts, to the byte."""
     topology, train = engine.topology, config.train
     tensors = [
         value
@@ -80,7 +75,10 @@ def is_planned(config: RunConfig, engine: Engine) -> bool:
         if name != "step"
     ]
     tensors += engine.masters if engine.zero else []
-    activations = Activations(config.model, train.micro_batch_size, config.data.seq_length, 4)
+    data = config.data
+    activations = Activations(
+        config.model, train.micro_batch_size, data.seq_length, 4, source_length=data.source_length
+    )
     kind = config.optimizer.kind
     stage = stages(config.model, topology.layout, 1, kind)[topology.pipeline_rank]
     planned = rank_memory(stage, topology.layout, activations, optimizer=kind).optimizer
