@@ -64,7 +64,12 @@ class Activations:
     """Tokens of every sequence that an encoder under the decoder reads; None without one."""
 
     def of(self, stack: Stack) -> Activations:
-        """The same micro-batch as the layers of one of the model's stacks see it."""
+        """The same micro-batch as the layers of one of the model's stacks see it.
+
+        Raises ValueError where the length of a source is needed and missing.
+        """
+        if stack.cross and self.source_length is None:
+            raise ValueError(f"a model of family {self.config.family} needs the length of its source")
         if self.source_length is None or stack.cross:
             return self
         own = self.config.of(stack)

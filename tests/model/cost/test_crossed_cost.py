@@ -145,6 +145,11 @@ def test_chunks_of_a_pipeline_keep_the_message_they_get(scheme: str, first: int,
     assert saved_bytes(model, forward) == expected
 
 
+def test_a_source_without_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="family seq2seq needs the length of its source"):
+        Activations(config_of(), SAMPLES, TARGET).whole()
+
+
 def test_operations_are_those_that_the_model_computes() -> None:
     """But for the half of the decoder's own scores that its mask hides, which are computed here."""
     config = config_of(**OWN_SIZES)

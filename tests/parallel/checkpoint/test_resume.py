@@ -76,11 +76,12 @@ def is_planned(config: RunConfig, engine: Engine) -> bool:
     ]
     tensors += engine.masters if engine.zero else []
     data = config.data
+    model = config.model.model_copy(update={"max_source_positions": data.source_length})
     activations = Activations(
-        config.model, train.micro_batch_size, data.seq_length, 4, source_length=data.source_length
+        model, train.micro_batch_size, data.seq_length, 4, source_length=data.source_length
     )
     kind = config.optimizer.kind
-    stage = stages(config.model, topology.layout, 1, kind)[topology.pipeline_rank]
+    stage = stages(model, topology.layout, 1, kind)[topology.pipeline_rank]
     planned = rank_memory(stage, topology.layout, activations, optimizer=kind).optimizer
     return sum(tensor.nbytes for tensor in tensors) == planned
 
