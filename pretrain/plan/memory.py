@@ -73,9 +73,6 @@ class _Held:
     """Parameters that one tensor-parallel rank holds of each part of a model."""
 
     layers: tuple[int, ...]
-    places: tuple[PlacedLayer, ...]
-    norms: tuple[Norms, ...]
-    """Of each layer, a count of modules."""
     before: int
     """The embedding, before the layers."""
     after: int
@@ -112,9 +109,7 @@ def _held(config_json: str, tensor: int, optimizer: OptimizerName) -> _Held:
             after += size
         if row.name == WORD_EMBEDDING:
             words += size
-    places = config.placed_layers()
-    norms = tuple(norms_of(place.plan, cross=place.stack.cross) for place in places)
-    return _Held(tuple(layers), places, norms, before, after, words, tuple(hidden), tuple(products))
+    return _Held(tuple(layers), before, after, words, tuple(hidden), tuple(products))
 
 
 def _held_by(layout: Layout, layers: int) -> list[list[range]]:
@@ -128,11 +123,25 @@ def _held_by(layout: Layout, layers: int) -> list[list[range]]:
     return [[range(start, start + count) for start in own] for own in starts]
 
 
+@functools.lru_cache(maxsize=1024)
+def _chunk(config_json: str, first: int, end: int) -> Chunk:
+    """Of layers by their numbers. Many layouts have the same ones."""
+    places, norms = _normed(config_json)
+    return chunk_of(places[first:end], norms[first:end])
+
+
+@functools.lru_cache(maxsize=16)
+def _normed(config_json: str) -> tuple[tuple[PlacedLayer, ...], list[Norms]]:
+    places = ModelConfig.model_validate_json(config_json).placed_layers()
+    return places, [norms_of(place.plan, cross=place.stack.cross) for place in places]
+
+
 def stages(
     config: ModelConfig, layout: Layout, micro_batches: int, optimizer: OptimizerName = "adamw"
 ) -> list[Stage]:
     """Every pipeline rank of a layout. Raises UserError while a size of the model is unknown."""
-    model = _held(config.model_dump_json(), layout.tensor, optimizer)
+    written = config.model_dump_json()
+    model = _held(written, layout.tensor, optimizer)
     result = []
     for rank, chunks in enumerate(_held_by(layout, len(model.layers))):
         first, last = rank == 0, rank == layout.pipeline - 1
@@ -147,7 +156,7 @@ def stages(
         )
         result.append(
             Stage(
-                tuple(chunk_of(model.places[chunk], model.norms[chunk]) for chunk in own),
+                tuple(_chunk(written, chunk.start, chunk.stop) for chunk in chunks),
                 first,
                 last,
                 held,
