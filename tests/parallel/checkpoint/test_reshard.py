@@ -5,6 +5,7 @@ Compared are every tensor and moment, then the curve.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,9 @@ from parallel.checkpoint.format import STATE_KINDS
 from parallel.checkpoint.reader import open_checkpoint
 from tests.distributed import Group, launch
 from tests.parallel.checkpoint.states import bring, keep
-from tests.parallel.training import engine_of, given, run_config, train
+from tests.parallel.training import SEQ2SEQ, engine_of, given, run_config, train
 
 START, END = 3, 9
-# Layouts in which a gated, grouped model is cut in another way than in the one before.
-# The rest says nothing new about it.
-CUT_OTHERWISE = ("DP2, ZeRO-1", "TP2", "TP2 x PP2 from DP2, ZeRO-1", "TP2 x DP2 from TP2")
 MODELS = {
     "tied": {},
     # Gated, so that a tensor-parallel part is two blocks.
@@ -33,6 +31,16 @@ MODELS = {
         bias=False,
         tie_embeddings=False,
     ),
+    # Its two stacks share neither words nor sizes.
+    "crossed": SEQ2SEQ
+    | given(
+        share_embeddings=False,
+        position="sinusoidal",
+        logit_bias=True,
+        encoder_ffn_hidden_size=48,
+        encoder_attention_heads=2,
+        head_dim=8,
+    ),
 }
 SOURCE = given(tensor=2, pipeline=2, sequence_parallel=True)
 TWO = {
@@ -44,6 +52,7 @@ TWO = {
     "PP2": given(pipeline=2),
     "PP2 interleaved": given(pipeline=2, virtual_stages=2),
     "TP2": given(tensor=2),
+    "PP2, layers 2 + 6": given(pipeline=2, pipeline_split=[2, 6]),
 }
 # Back in four processes: the layout it came from and others.
 # Each is from a checkpoint that a layout of two processes wrote.
@@ -55,14 +64,46 @@ FOUR = {
     "TP2 x DP2, ZeRO-3 from DP2, ZeRO-3": ("DP2, ZeRO-3", given(tensor=2, zero=3)),
     "PP4 from PP2 interleaved": ("PP2 interleaved", given(pipeline=4)),
     "PP2, layers 1 + 3, x DP2 from DP2, ZeRO-2": ("DP2, ZeRO-2", given(pipeline=2, pipeline_split=[1, 3])),
+    "PP2, layers 5 + 3, x DP2 from DP2, ZeRO-2": ("DP2, ZeRO-2", given(pipeline=2, pipeline_split=[5, 3])),
+    "PP4, layers 1 + 2 + 2 + 3 from PP2, layers 2 + 6": (
+        "PP2, layers 2 + 6",
+        given(pipeline=4, pipeline_split=[1, 2, 2, 3]),
+    ),
+    "TP2 x PP2 interleaved from TP2": ("TP2", SOURCE | given(virtual_stages=2)),
 }
+# Layouts of eight layers in two stacks; a decoder of four layers has one of its own.
+OF_STACKS = (
+    "PP2, layers 2 + 6",
+    "PP2, layers 5 + 3, x DP2 from DP2, ZeRO-2",
+    "PP4, layers 1 + 2 + 2 + 3 from PP2, layers 2 + 6",
+    "TP2 x PP2 interleaved from TP2",
+)
+OF_DECODERS = ("PP2, layers 1 + 3, x DP2 from DP2, ZeRO-2",)
+# Layouts in which a gated, grouped model is cut in another way than in the one before.
+# The rest says nothing new about it.
+CUT_OTHERWISE = ("DP2, ZeRO-1", "TP2", "TP2 x PP2 from DP2, ZeRO-1", "TP2 x DP2 from TP2")
+# The least that moves two stacks between tensor parts, stages that hold both, and ZeRO.
+CUT_IN_STACKS = ("DP2, ZeRO-3", "PP2 interleaved", "TP2 x DP2, ZeRO-3 from DP2, ZeRO-3")
+EVERY = (*TWO, *FOUR)
 
 
-def begin(root: str) -> dict[str, Any]:
+def cases_of(model: str, targets: Iterable[str]) -> list[str]:
+    return [f"{target}, {model}" for target in targets]
+
+
+QUICK = [
+    *cases_of("tied", [target for target in EVERY if target not in OF_STACKS]),
+    *cases_of("gated", CUT_OTHERWISE),
+    *cases_of("crossed", CUT_IN_STACKS),
+]
+SLOW = cases_of("crossed", [target for target in EVERY if target not in (*OF_DECODERS, *CUT_IN_STACKS)])
+
+
+def begin(root: str, models: list[str]) -> dict[str, Any]:
     """Runs inside four ranks: trains, saves, and goes on."""
     curves: dict[str, Any] = {}
-    for name, model in MODELS.items():
-        config = run_config(model, SOURCE, eps=1e-6)
+    for name in models:
+        config = run_config(MODELS[name], SOURCE, eps=1e-6)
         engine = engine_of(config)
         train(config, engine, 0, START)
         keep(engine, config, Path(root) / name / "source", START)
@@ -70,43 +111,62 @@ def begin(root: str) -> dict[str, Any]:
     return curves
 
 
-def go_on(root: str, layouts: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Runs inside ranks: for each layout and model loads (source folder, layout).
+def go_on(root: str, layouts: dict[str, tuple[str, dict[str, Any]]], cases: list[str]) -> dict[str, Any]:
+    """Runs inside ranks: for each case loads (source folder, layout).
 
     It saves at once under the layout's name, and trains to the end.
     """
     curves: dict[str, Any] = {}
-    for name, model in MODELS.items():
-        for target, (source, parallel) in layouts.items():
-            if f"{target}, {name}" not in CASES:
-                continue
-            config = run_config(model, parallel, given(seed=77), eps=1e-6)
-            engine = engine_of(config)
-            streams = bring(engine, Path(root) / name / source)
-            keep(engine, config, Path(root) / name / target, START)
-            curves[f"{target}, {name}"] = (streams, train(config, engine, START, END).losses)
+    for case in cases:
+        target, _, name = case.rpartition(", ")
+        if target not in layouts:
+            continue
+        source, parallel = layouts[target]
+        config = run_config(MODELS[name], parallel, given(seed=77), eps=1e-6)
+        engine = engine_of(config)
+        streams = bring(engine, Path(root) / name / source)
+        keep(engine, config, Path(root) / name / target, START)
+        curves[case] = (streams, train(config, engine, START, END).losses)
     return curves
 
 
-CASES = [
-    f"{target}, {name}"
-    for name in MODELS
-    for target in (*TWO, *FOUR)
-    if name == "tied" or target in CUT_OTHERWISE
-]
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    root = str(tmp_path_factory.mktemp("reshard"))
+def measure(root: str, cases: list[str]) -> dict[str, Any]:
+    """Checkpoints and curves of the cases, and of those that they start from."""
+    split = [case.rpartition(", ") for case in cases]
+    sources = [f"{FOUR[target][0]}, {name}" for target, _, name in split if target in FOUR]
+    cases = list(dict.fromkeys([*sources, *cases]))
     two = {target: ("source", parallel) for target, parallel in TWO.items()}
     source, there, back = launch(
-        Group(4, begin, (root,)), Group(2, go_on, (root, two)), Group(4, go_on, (root, FOUR))
+        Group(4, begin, (root, list(dict.fromkeys(name for *_, name in split)))),
+        Group(2, go_on, (root, two, cases)),
+        Group(4, go_on, (root, FOUR, cases)),
     )
     return {"root": root, "source": source[0], "curves": there[0] | back[0]}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return measure(str(tmp_path_factory.mktemp("reshard")), QUICK)
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return measure(str(tmp_path_factory.mktemp("reshard")), SLOW)
+
+
+@pytest.fixture
+def found(request: pytest.FixtureRequest, case: str) -> dict[str, Any]:
+    """What was measured together with this case."""
+    measured: dict[str, Any] = request.getfixturevalue("quick" if case in QUICK else "slow")
+    return measured
+
+
+every_case = pytest.mark.parametrize(
+    "case", [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)]
+)
+
+
+@every_case
 def test_every_tensor_and_moment_is_the_same(found: dict[str, Any], case: str) -> None:
     target, _, model = case.rpartition(", ")
     folder = Path(found["root"]) / model
@@ -118,7 +178,7 @@ def test_every_tensor_and_moment_is_the_same(found: dict[str, Any], case: str) -
             assert torch.equal(source.tensor(name, kind), copy.tensor(name, kind)), f"{kind} of {name}"
 
 
-@pytest.mark.parametrize("case", CASES)
+@every_case
 def test_the_curve_goes_on(found: dict[str, Any], case: str) -> None:
     streams, losses = found["curves"][case]
     assert not streams, "random states belong to the layout that saved them"
