@@ -234,7 +234,9 @@ def test_interrupt_leaves_with_130(tmp_path: Path) -> None:
     (tmp_path / "waiting.py").write_text(
         "import time\n\ndef command() -> None:\n    print('ready', flush=True)\n    time.sleep(60)\n"
     )
+    # A shell's background jobs ignore the signal, and so does what they start.
     script = (
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"from pathlib import Path\nfrom tools import cli\ncli.ROOT = Path({str(tmp_path)!r})\n"
         "cli.COMMANDS = (cli.Row('wait', 'waiting:command', 'Wait.', 'Test'),)\ncli.main(['wait'])"
     )
