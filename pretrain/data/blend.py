@@ -17,7 +17,7 @@ import torch
 from model.errors import UserError
 from pretrain.config.schema import Corpus
 from pretrain.data.frequencies import log_frequencies, token_counts
-from pretrain.data.index_cache import build_once
+from pretrain.data.index_cache import build_once, cache_folder
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.manifest import AGAIN, Manifest, fingerprint, load_manifest
 from pretrain.data.order import (
@@ -29,14 +29,12 @@ from pretrain.data.order import (
     epoch_key,
     micro_batch_indices,
 )
+from pretrain.data.passes import EPOCHS_OPEN
 from pretrain.data.prefetch import Prefetcher
 from pretrain.data.token_files import check_start, damaged, index_problem, split_prefix
 from pretrain.data.tokens.tokenizer import token_dtype
 
 __all__ = ["Prefetcher", "TokenBlend", "micro_batch_indices", "open_blend"]
-
-EPOCHS_OPEN = 2
-"""Orders kept mapped for each corpus: prefetching may reach into the next pass."""
 
 
 class _CorpusReader:
@@ -305,7 +303,7 @@ def open_blend(
     Raises UserError when a data set is missing, damaged, named twice or shorter than a sample, or
     the tokenizers differ.
     """
-    folder = cache if cache is not None else Path(corpora[0].path).absolute().parent / "index_cache"
+    folder = cache_folder(cache, corpora[0].path)
     readers: list[_CorpusReader] = []
     for corpus in corpora:
         reader = _CorpusReader(corpus.path, split, cut or Stream(seq_length), seed, folder, alone)

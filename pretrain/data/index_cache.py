@@ -41,6 +41,11 @@ NOTICE_S = 5.0
 logger = logging.getLogger(__name__)
 
 
+def cache_folder(given: str | Path | None, corpus: str | Path) -> Path:
+    """Where indices are kept: `data.cache`, or `index_cache` beside the first corpus."""
+    return Path(given) if given else Path(corpus).absolute().parent / "index_cache"
+
+
 class _Owner(Record):
     """What a lock file says."""
 

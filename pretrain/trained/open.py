@@ -58,6 +58,14 @@ class Trained:
         return self.reader.sections.name or self.reader.folder.name
 
     @property
+    def row_lengths(self) -> tuple[int, int]:
+        """Tokens of the two sides of a row in training, of an encoder-decoder."""
+        data = self.reader.sections.data
+        source = data.source_length or self.source_positions
+        assert source is not None  # of every encoder under a decoder
+        return source, data.seq_length or self.positions
+
+    @property
     def warmup(self) -> BranchConfig:
         """How the branches came in; no warm-up where the checkpoint does not tell."""
         given = self.reader.sections.schedule.branch or {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -160,9 +160,9 @@ def evaluate_pairs(
         wrong_nats = 0.0
         while few := list(islice(mixed, size)):
             wrong_nats += _score(scorer, _batch([[pair] for pair in few], None, tokenizer.eod_id))[0]
-    texts = given.texts or [
-        (tokenizer.decode(source.tolist()), tokenizer.decode(target.tolist())) for source, target in pairs
-    ]
+    translated = None
+    if settings:
+        translated = _translated(trained, given.texts or _spelt(tokenizer, pairs), settings, progress)
     return Told(
         checkpoint=str(trained.reader.folder),
         step=trained.reader.step,
@@ -174,7 +174,7 @@ def evaluate_pairs(
         nats=nats,
         tokens=tokens,
         wrong_nats=wrong_nats,
-        translated=_translated(trained, texts, settings, progress) if settings else None,
+        translated=translated,
     )
 
 
@@ -210,7 +210,11 @@ def held_out(trained: Trained, split: str, count: int) -> list[tuple[str, str]]:
 
     tokenizer = Tokenizer(trained.needed_tokenizer())
     rows = _data_pairs(trained, tokenizer, PairsAsked(split=split)).rows
-    pairs = islice(chain.from_iterable(rows), count)
+    return _spelt(tokenizer, islice(chain.from_iterable(rows), count))
+
+
+def _spelt(tokenizer: Tokenizer, pairs: Iterable[Pair]) -> list[tuple[str, str]]:
+    """The texts of pairs of ids."""
     return [
         (tokenizer.decode(source.tolist()), tokenizer.decode(target.tolist())) for source, target in pairs
     ]
@@ -270,12 +274,8 @@ def _data_pairs(trained: Trained, tokenizer: Tokenizer, asked: PairsAsked) -> _G
     from pretrain.data.pairs.samples import open_pairs
     from pretrain.trained.windows import check_fits, chosen
 
-    run = trained.reader.sections
     corpora, cache = chosen(trained, asked.data)
-    lengths = (
-        run.data.source_length or trained.source_positions or 0,
-        run.data.seq_length or trained.positions,
-    )
+    lengths = trained.row_lengths
     blend = open_pairs(corpora, asked.split, lengths, 0, cache, alone=True)
     name = f"{asked.split} split of {check_fits(trained, tokenizer, corpora, blend)}"
     available = blend.samples_per_epoch[0] if len(corpora) == 1 else None

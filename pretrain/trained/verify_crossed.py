@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from model.hf.crossed_reference import CrossedEvaluation
 from model.hf.proof import change
 from model.hf.tokenizer.special import SENTINEL
 from pretrain.trained.open import Trained
+from pretrain.trained.windows import chosen
 
 BATCH = 4
 """Rows at a time."""
@@ -34,8 +34,8 @@ def pair_rows(trained: Trained) -> Batches:
     """The rows of the task `translation` that the trainer evaluated on."""
     from pretrain.data.pairs.samples import open_pairs
 
-    corpora, lengths, cache = _data(trained)
-    return open_pairs(corpora, "validation", lengths, 0, cache, alone=True).batch
+    corpora, cache = chosen(trained, None)
+    return open_pairs(corpora, "validation", trained.row_lengths, 0, cache, alone=True).batch
 
 
 def span_rows(trained: Trained) -> Batches:
@@ -44,18 +44,9 @@ def span_rows(trained: Trained) -> Batches:
     from pretrain.config.spans import Spans
     from pretrain.data.spans.samples import open_spans
 
-    corpora, lengths, cache = _data(trained)
+    corpora, cache = chosen(trained, None)
     settings = checked(Spans, trained.reader.sections.spans or {}, f"{trained.reader.folder}, spans.")
-    return open_spans(corpora, "validation", lengths, 0, cache, settings, alone=True).batch
-
-
-def _data(trained: Trained) -> tuple[list[Any], tuple[int, int], Path | None]:
-    """Data sets of the run, the lengths of source and target, and where indices are kept."""
-    data = trained.reader.sections.data
-    source = data.source_length or trained.source_positions
-    assert source is not None  # of every encoder under a decoder
-    cache = Path(data.cache) if data.cache else None
-    return trained.corpora(), (source, data.seq_length or trained.positions), cache
+    return open_spans(corpora, "validation", trained.row_lengths, 0, cache, settings, alone=True).batch
 
 
 @dataclass(frozen=True)

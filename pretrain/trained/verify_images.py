@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
@@ -12,6 +11,7 @@ from model.hf.proof import Inputs, change
 from model.hf.reference import Evaluation
 from pretrain.config.augment import Augment
 from pretrain.data.images.samples import Images
+from pretrain.data.index_cache import cache_folder
 from pretrain.trained.open import Trained
 
 BATCH = 32
@@ -24,7 +24,8 @@ def validation_images(trained: Trained) -> Images:
     image, path = trained.config.image, trained.corpora()[0].path
     if image is None:
         raise UserError(f"{trained.reader.folder} is no model of images")
-    return Images(path, "validation", image, 0, Path(path).absolute().parent / "index_cache", Augment())
+    cache = cache_folder(trained.reader.sections.data.cache, path)
+    return Images(path, "validation", image, 0, cache, Augment())
 
 
 def compare(trained: Trained, model: Any, samples: int) -> tuple[float, float]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,14 +16,12 @@ from pretrain.config.schema import RunConfig
 from pretrain.data.blend import Blend
 from pretrain.data.images.augment import Draws, View, mixture
 from pretrain.data.images.encode import LABEL
+from pretrain.data.index_cache import cache_folder
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.manifest import fingerprint, load_manifest
-from pretrain.data.order import epoch_key, permutation
+from pretrain.data.passes import Passes
 from pretrain.data.token_files import check_start, damaged, split_prefix
 from pretrain.tasks.task import Batch
-
-EPOCHS_OPEN = 2
-"""Orders kept: prefetching may reach into the next pass."""
 
 
 class ImageReader:
@@ -46,9 +42,6 @@ class ImageReader:
         prefix = split_prefix(path, split, self.manifest)
         check_start(path, split, self.manifest)
         self.fingerprint = fingerprint(self.manifest, split)
-        # Evaluations are compared between runs, so their order depends on no seed and no pass.
-        self.fixed = split != "train"
-        self.seed = 0 if self.fixed else seed
         self.samples = self.manifest.facts(path, split).documents
         if not self.samples:
             off = "" if split == "train" else ", or set train.eval_samples=0"
@@ -57,22 +50,13 @@ class ImageReader:
             self.dataset = IndexedDataset(prefix)
         except Exception as error:  # whatever the reader meets in a file that was overwritten
             raise damaged(path, split, error) from error
-        self._orders: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._lock = threading.Lock()  # a prefetching thread and its owner may read at once
+        self.passes = Passes(self.samples, seed if split == "train" else None, self.fingerprint)
 
     def place(self, sample: int) -> int:
         """The image of sample number `sample`, counted over all passes."""
         if sample < 0:
             raise IndexError(f"sample {sample}: numbers begin at 0")
-        epoch, place = divmod(sample, self.samples)
-        epoch = 0 if self.fixed else epoch
-        with self._lock:
-            if epoch not in self._orders:
-                key = epoch_key(self.seed, self.fingerprint, epoch)
-                self._orders[epoch] = permutation(np.random.Philox(key=key), self.samples)
-                while len(self._orders) > EPOCHS_OPEN:
-                    self._orders.popitem(last=False)
-            return int(self._orders[epoch][place])
+        return self.passes.locate(sample)
 
     def read(self, place: int) -> tuple[Tensor, int]:
         """Pixels [c, h, w] uint8 and the label of an image."""
@@ -126,7 +110,7 @@ class Images:
                 "prepare their images together"
             )
         path = data.corpora[0].path
-        cache = Path(data.cache) if data.cache else Path(path).absolute().parent / "index_cache"
+        cache = cache_folder(data.cache, path)
         return cls(path, split, image, config.train.seed, cache, config.augment)
 
     @property

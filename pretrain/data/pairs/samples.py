@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,15 +11,13 @@ import torch
 from model.errors import UserError
 from pretrain.config.schema import Corpus
 from pretrain.data.blend import Blend, agree_on_tokens
-from pretrain.data.index_cache import build_once
+from pretrain.data.index_cache import build_once, cache_folder
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.manifest import PAIRED, load_manifest, pair_fingerprint
-from pretrain.data.order import epoch_key, permutation
 from pretrain.data.pairs.packing import PACKING_VERSION, Packing, pack
+from pretrain.data.passes import Passes
 from pretrain.data.token_files import check_start, damaged, split_prefix
 
-EPOCHS_OPEN = 2
-"""Orders kept for each corpus: prefetching may reach into the next pass."""
 MUCH_PADDING = 0.1
 """From this share on a side's length is worth changing."""
 
@@ -46,9 +42,6 @@ class PairReader:
         for side in sides:
             check_start(path, side, self.manifest)
         self.fingerprint = pair_fingerprint(self.manifest, split)
-        # Evaluations are compared between runs, so their order depends on no seed and no pass.
-        self.fixed = split != "train"
-        self.seed = 0 if self.fixed else seed
         try:
             self.datasets = [IndexedDataset(prefix) for prefix in prefixes]
         except Exception as error:  # whatever the reader meets in a file that was overwritten
@@ -61,10 +54,9 @@ class PairReader:
                 f"data set {path}: no pair of the {split} split fits data.source_length={lengths[0]} and "
                 f"data.seq_length={lengths[1]}; raise them, or prepare more data{off}"
             )
-        self._orders: OrderedDict[int, np.ndarray] = OrderedDict()
+        self.passes = Passes(self.samples, seed if split == "train" else None, self.fingerprint)
         # A pass, and the tokens of targets before each of its rows, [R + 1].
         self._counted: tuple[int, np.ndarray] | None = None
-        self._lock = threading.Lock()  # a prefetching thread and its owner may read at once
 
     def _packing(self) -> Packing:
         both = np.stack([dataset.sequence_lengths for dataset in self.datasets], axis=1).astype(np.int64)
@@ -75,26 +67,14 @@ class PairReader:
 
     def row(self, sample: int) -> int:
         """The row of sample number `sample`, counted over all passes."""
-        epoch, place = divmod(sample, self.samples)
-        return int(self._order(epoch)[place])
-
-    def _order(self, epoch: int) -> np.ndarray:
-        """The rows of one pass, [R], in the order of training."""
-        epoch = 0 if self.fixed else epoch
-        with self._lock:
-            if epoch not in self._orders:
-                key = epoch_key(self.seed, self.fingerprint, epoch)
-                self._orders[epoch] = permutation(np.random.Philox(key=key), self.samples)
-                while len(self._orders) > EPOCHS_OPEN:
-                    self._orders.popitem(last=False)
-            return self._orders[epoch]
+        return self.passes.locate(sample)
 
     def targets_before(self, sample: int) -> int:
         """How many tokens the targets of the first `sample` samples have."""
         epoch, place = divmod(sample, self.samples)
         if self._counted is None or self._counted[0] != epoch:
             sums = np.zeros(self.samples + 1, dtype=np.int64)
-            np.cumsum(self.packing.targets[self._order(epoch)], out=sums[1:])
+            np.cumsum(self.packing.targets[self.passes.order(epoch)], out=sums[1:])
             self._counted = epoch, sums
         sums = self._counted[1]
         return epoch * int(sums[-1]) + int(sums[place])
@@ -267,7 +247,7 @@ def open_pairs(
     lengths: of a row's source and target side. The other arguments are those of `open_blend`.
     Raises UserError as that does, and for a data set that holds no pairs.
     """
-    folder = cache if cache is not None else Path(corpora[0].path).absolute().parent / "index_cache"
+    folder = cache_folder(cache, corpora[0].path)
     readers: list[PairReader] = []
     for corpus in corpora:
         reader = PairReader(corpus.path, split, lengths, seed, folder, alone)
