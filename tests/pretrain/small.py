@@ -25,7 +25,7 @@ from pretrain.data.reading.pairs import Sides
 from pretrain.data.samples import open_samples
 from pretrain.data.tokens.train import train_tokenizer
 from pretrain.train.build import build_engine
-from pretrain.train.callbacks.base import StepRecord
+from pretrain.train.callbacks.base import Callback, EvalRecord, StepRecord
 from pretrain.train.loop import Trainer
 
 VOCAB = 300
@@ -117,6 +117,29 @@ def small_trainer(config: RunConfig) -> Trainer:
     log_p_v = data["train"].blend.log_frequencies() if config.model.init.unigram else None
     engine = build_engine(config, topology, log_p_v)
     return Trainer(config, folder, engine, data["train"], data["validation"], [])
+
+
+class Told(Callback):
+    """What a run reports."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.evaluations: list[EvalRecord] = []
+
+    def on_step(self, trainer: object, record: StepRecord) -> None:
+        self.losses.append(record["loss"])
+
+    def on_eval(self, trainer: object, record: EvalRecord) -> None:
+        self.evaluations.append(record)
+
+
+def trained(config: RunConfig) -> tuple[Trainer, Told]:
+    """A run to its end, from its newest checkpoint where there is one."""
+    trainer, told = small_trainer(config), Told()
+    trainer.callbacks.append(told)
+    trainer.resume()
+    trainer.run()
+    return trainer, told
 
 
 def step_record(seconds: float = 1.0) -> StepRecord:

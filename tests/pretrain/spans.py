@@ -12,9 +12,6 @@ from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import load_manifest
 from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.tokens.train import special_names, train_tokenizer
-from pretrain.train.callbacks.base import Callback, EvalRecord, StepRecord
-from pretrain.train.loop import Trainer
-from tests.pretrain.small import small_trainer
 
 SMALL = (
     "model.num_layers=2",
@@ -47,26 +44,3 @@ def span_config(data: Path, runs: Path, *overrides: str) -> RunConfig:
     config = load_config(SHIPPED / "span_corruption.yaml", given)
     config.model = complete_model(config, load_manifest(data).vocab_size)
     return config
-
-
-class Told(Callback):
-    """What a run reports."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-        self.evaluations: list[EvalRecord] = []
-
-    def on_step(self, trainer: object, record: StepRecord) -> None:
-        self.losses.append(record["loss"])
-
-    def on_eval(self, trainer: object, record: EvalRecord) -> None:
-        self.evaluations.append(record)
-
-
-def trained(config: RunConfig) -> tuple[Trainer, Told]:
-    """A run to its end, from its newest checkpoint where there is one."""
-    trainer, told = small_trainer(config), Told()
-    trainer.callbacks.append(told)
-    trainer.resume()
-    trainer.run()
-    return trainer, told

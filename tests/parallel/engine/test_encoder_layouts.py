@@ -18,10 +18,11 @@ from pretrain.config.schema import RunConfig
 from pretrain.data.order import micro_batch_indices
 from pretrain.tasks.masked_lm import MASKED_LM
 from pretrain.tasks.task import Batch
-from pretrain.train.steps import evaluation_step, shared, training_step
+from pretrain.train.steps import shared
 from tests.distributed import Group, launch
 from tests.parallel.layouts import FULL, SP
-from tests.parallel.training import SEQ_LENGTH, VOCAB_SIZE, engine_of, given, run_config, whole_parameters
+from tests.parallel.task_layouts import Layout, assert_same, measured, outcome
+from tests.parallel.training import SEQ_LENGTH, VOCAB_SIZE, engine_of, given, run_config
 
 STEPS, PLACES, GLOBAL, MICRO = 3, 4, 8, 2
 LABELS = torch.tensor([5, 70, 119])
@@ -42,7 +43,7 @@ MODELS = {
         rotary_base_local=100,
     ),
 }
-LAYOUTS: dict[str, tuple[int, dict[str, Any], str]] = {
+LAYOUTS: dict[str, Layout] = {
     "TP2 x PP2 + SP": (4, given(tensor=2, pipeline=2, sequence_parallel=True), "post"),
     "TP2, PP2, selective recomputation": (
         4,
@@ -90,27 +91,8 @@ def train(model: dict[str, Any], layout: dict[str, Any]) -> dict[str, Any] | Non
     log_p_v[LABELS] = 0.0
     engine = engine_of(config, log_p_v.log_softmax(0))
     engine.set_lr(1e-3)
-    losses, norms = [], []
-    for step in range(STEPS):
-        result = engine.train_step(
-            training_step(MASKED_LM),
-            functools.partial(iter, given_batches := batches(config, engine, step)),
-            len(given_batches),
-        )
-        losses.append(result.loss)
-        norms.append(result.grad_norm)
     held_out = batches(config, engine, STEPS)
-    sums = engine.evaluate(
-        evaluation_step(MASKED_LM), functools.partial(iter, held_out), len(held_out), MASKED_LM.sums
-    )
-    parameters, unequal = whole_parameters(engine)
-    found: dict[str, Any] = {
-        "losses": losses,
-        "norms": norms,
-        "sums": sums,
-        "parameters": parameters,
-        "unequal": unequal,
-    }
+    found = outcome(engine, MASKED_LM, functools.partial(batches, config, engine), held_out, STEPS)
     if torch.distributed.get_world_size() == 1:
         found["hits"] = hits_by_logits(engine, held_out)
     return found if torch.distributed.get_rank() == 0 else None
@@ -140,24 +122,12 @@ def likeliest_of_equals() -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    groups = {name: Group(1, train, (model, {})) for name, model in MODELS.items()}
-    groups |= {
-        name: Group(world, train, (MODELS[kind], layout)) for name, (world, layout, kind) in LAYOUTS.items()
-    }
-    return {name: ranks[0] for name, ranks in zip(groups, launch(*groups.values()), strict=True)}
+    return measured(train, MODELS, LAYOUTS)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_layout_trains_and_evaluates_as_one_process(name: str, found: dict[str, Any]) -> None:
-    ours, one = found[name], found[LAYOUTS[name][2]]
-    assert not ours["unequal"]
-    assert ours["losses"] == pytest.approx(one["losses"], rel=2e-6)
-    assert ours["norms"] == pytest.approx(one["norms"], rel=2e-5)
-    assert ours["sums"] == pytest.approx(one["sums"], rel=2e-6)
-    assert ours["sums"][1:] == one["sums"][1:]
-    assert ours["parameters"].keys() == one["parameters"].keys()
-    for parameter, value in one["parameters"].items():
-        torch.testing.assert_close(ours["parameters"][parameter], value, rtol=1e-5, atol=1e-5)
+    assert_same(found[name], found[LAYOUTS[name][2]])
 
 
 def test_the_first_loss_is_the_mean_over_all_labels_of_the_step(found: dict[str, Any]) -> None:

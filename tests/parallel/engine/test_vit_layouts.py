@@ -17,10 +17,11 @@ from pretrain.config.schema import RunConfig
 from pretrain.data.order import micro_batch_indices
 from pretrain.tasks.classification import CLASSIFICATION
 from pretrain.tasks.task import Batch
-from pretrain.train.steps import evaluation_step, shared, training_step
+from pretrain.train.steps import shared
 from tests.distributed import Group, launch
 from tests.parallel.layouts import FULL, SP
-from tests.parallel.training import engine_of, given, run_config, whole_parameters
+from tests.parallel.task_layouts import Layout, assert_same, measured, outcome
+from tests.parallel.training import engine_of, given, run_config
 
 STEPS, GLOBAL, MICRO, CLASSES = 3, 8, 2, 11
 IMAGES = given(
@@ -44,7 +45,7 @@ MODELS = {
         image=given(height=8, patch=2, channels=1, pool="mean", zero_head=False),
     ),
 }
-LAYOUTS: dict[str, tuple[int, dict[str, Any], str]] = {
+LAYOUTS: dict[str, Layout] = {
     "TP2 x PP2 + SP": (4, given(tensor=2, pipeline=2, sequence_parallel=True), "class token"),
     "TP2, full recomputation": (2, given(tensor=2) | FULL, "mean"),
     "TP2 + SP": (2, SP, "mean"),
@@ -79,21 +80,8 @@ def train(model: dict[str, Any], layout: dict[str, Any]) -> dict[str, Any] | Non
     config = run_config(model, layout, given(label_smoothing=0.1), eps=1e-3)
     engine = engine_of(config)
     engine.set_lr(1e-3)
-    losses, norms = [], []
-    for step in range(STEPS):
-        result = engine.train_step(
-            training_step(CLASSIFICATION),
-            functools.partial(iter, given_batches := batches(config, engine, step)),
-            len(given_batches),
-        )
-        losses.append(result.loss)
-        norms.append(result.grad_norm)
     held_out = batches(config, engine, STEPS, mixed=False)
-    sums = engine.evaluate(
-        evaluation_step(CLASSIFICATION), functools.partial(iter, held_out), len(held_out), CLASSIFICATION.sums
-    )
-    parameters, unequal = whole_parameters(engine)
-    found = {"losses": losses, "norms": norms, "sums": sums, "parameters": parameters, "unequal": unequal}
+    found = outcome(engine, CLASSIFICATION, functools.partial(batches, config, engine), held_out, STEPS)
     return found if torch.distributed.get_rank() == 0 else None
 
 
@@ -110,25 +98,14 @@ def ranks_of_labels() -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    groups = {name: Group(1, train, (model, {})) for name, model in MODELS.items()}
-    groups |= {
-        name: Group(world, train, (MODELS[kind], layout)) for name, (world, layout, kind) in LAYOUTS.items()
-    }
-    return {name: ranks[0] for name, ranks in zip(groups, launch(*groups.values()), strict=True)}
+    return measured(train, MODELS, LAYOUTS)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_layout_trains_and_evaluates_as_one_process(name: str, found: dict[str, Any]) -> None:
-    ours, one = found[name], found[LAYOUTS[name][2]]
-    assert not ours["unequal"]
-    assert ours["losses"] == pytest.approx(one["losses"], rel=2e-6)
-    assert ours["norms"] == pytest.approx(one["norms"], rel=2e-5)
-    assert ours["sums"] == pytest.approx(one["sums"], rel=2e-6)
-    assert ours["sums"][1:] == one["sums"][1:]
+    ours = found[name]
+    assert_same(ours, found[LAYOUTS[name][2]])
     assert 0 < ours["sums"][2] <= ours["sums"][-1] == GLOBAL
-    assert ours["parameters"].keys() == one["parameters"].keys()
-    for parameter, value in one["parameters"].items():
-        torch.testing.assert_close(ours["parameters"][parameter], value, rtol=1e-5, atol=1e-5)
 
 
 def test_ranks_of_labels_are_the_same_on_all_ranks_and_count_no_padding() -> None:

@@ -13,10 +13,8 @@ from pretrain.config.load import complete_model
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import load_manifest
 from pretrain.data.samples import open_samples
-from pretrain.train.callbacks.base import Callback, EvalRecord, StepRecord
-from pretrain.train.loop import Trainer
 from tests.pretrain.pictures import picture_data
-from tests.pretrain.small import small_trainer
+from tests.pretrain.small import trained
 
 
 @pytest.fixture(scope="module")
@@ -60,28 +58,6 @@ def config_of(data: Path, runs: Path, /, **changes: Any) -> RunConfig:
     manifest = load_manifest(data)
     config.model = complete_model(config, manifest.vocab_size, manifest.patch_correlations)
     return config
-
-
-class Told(Callback):
-    """What a run reports."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-        self.evaluations: list[EvalRecord] = []
-
-    def on_step(self, trainer: Any, record: StepRecord) -> None:
-        self.losses.append(record["loss"])
-
-    def on_eval(self, trainer: Any, record: EvalRecord) -> None:
-        self.evaluations.append(record)
-
-
-def trained(config: RunConfig) -> tuple[Trainer, Told]:
-    trainer, told = small_trainer(config), Told()
-    trainer.callbacks.append(told)
-    trainer.resume()
-    trainer.run()
-    return trainer, told
 
 
 def test_a_run_that_stops_goes_on_bit_for_bit(data: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,9 +16,7 @@ from pretrain.data.manifest import load_manifest
 from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.reading.inputs import standard_library_files
 from pretrain.data.tokens.train import special_names, train_tokenizer
-from pretrain.train.callbacks.base import Callback, EvalRecord, StepRecord
-from pretrain.train.loop import Trainer
-from tests.pretrain.small import small_trainer
+from tests.pretrain.small import trained
 
 
 def prepared(folder: Path, inputs: list[str], vocab: int) -> Path:
@@ -44,33 +41,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepared(folder, [str(folder / "texts.jsonl")], 320)
 
 
-class Told(Callback):
-    """What a run reports."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-        self.evaluations: list[EvalRecord] = []
-
-    def on_step(self, trainer: Any, record: StepRecord) -> None:
-        self.losses.append(record["loss"])
-
-    def on_eval(self, trainer: Any, record: EvalRecord) -> None:
-        self.evaluations.append(record)
-
-
 def config_of(data: Path, runs: Path, *overrides: str) -> RunConfig:
     given = [f"data.corpora=[{{path: {data}}}]", f"runs_dir={runs}", "parallel.processes=1", *overrides]
     config = load_config(SHIPPED / "quickstart_bert.yaml", given)
     config.model = complete_model(config, load_manifest(data).vocab_size)
     return config
-
-
-def trained(config: RunConfig) -> tuple[Trainer, Told]:
-    trainer, told = small_trainer(config), Told()
-    trainer.callbacks.append(told)
-    trainer.resume()
-    trainer.run()
-    return trainer, told
 
 
 SMALL = (

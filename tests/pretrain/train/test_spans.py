@@ -10,7 +10,8 @@ import torch
 from model.errors import UserError
 from pretrain.config.compose import SHIPPED
 from pretrain.config.load import load_config
-from tests.pretrain.spans import span_config, span_data, trained
+from tests.pretrain.small import trained
+from tests.pretrain.spans import span_config, span_data
 
 
 @pytest.fixture(scope="module")
