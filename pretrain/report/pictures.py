@@ -10,14 +10,13 @@ from model.errors import UserError
 from model.words import printable
 from pretrain.report.run import RunRecord
 from pretrain.report.run_charts import Chart
-from pretrain.report.style import drawing, to_svg
+from pretrain.report.style import GREEN, ORANGE, drawing, to_svg
 
 COLUMNS, ROWS = 10, 4
 TITLE = "Validation images"
-RIGHT, WRONG = "#2d6a4f", "#b3261e"
 CAPTION = (
     "The first images of the validation split, each with the class that the newest checkpoint finds "
-    "likeliest and its share; where that is wrong it is in red, with the right class after the arrow."
+    "likeliest and its share; where that is wrong it is in orange, with the right class after the arrow."
 )
 
 
@@ -43,7 +42,7 @@ def picture_charts(run: RunRecord) -> list[Chart]:
             right = labels[place] == found[place]
             text = f"{names[found[place]][:12]} {shares[place]:.0%}"
             text += "" if right else f" → {names[labels[place]][:12]}"
-            axes.set_title(text, fontsize=7, color=RIGHT if right else WRONG, pad=2)
+            axes.set_title(text, fontsize=7, color=GREEN if right else ORANGE, pad=2)
             axes.set_axis_off()
         svg = to_svg(figure, "pictures", TITLE)
     return [Chart(TITLE, CAPTION, svg, wide=True)]

@@ -146,13 +146,20 @@ def _gpt2(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -
     }
 
 
-def _llama(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
+def _sizes(config: ModelConfig, positions: int) -> dict[str, object]:
+    """By the names that most classes have for them."""
     return {
         "max_position_embeddings": positions,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.ffn_size,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_attention_heads,
+    }
+
+
+def _llama(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
+    return {
+        **_sizes(config, positions),
         "num_key_value_heads": config.groups,
         "head_dim": config.kv_channels,
         "hidden_act": LLAMA_ACTIVATIONS[config.activation],
@@ -183,11 +190,7 @@ def _qwen(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -
 
 def _gpt_neox(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
     return {
-        "max_position_embeddings": positions,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.ffn_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_attention_heads,
+        **_sizes(config, positions),
         "hidden_act": UNGATED_ACTIVATIONS[config.activation],
         "layer_norm_eps": fold.epsilon,
         "rope_parameters": {**write_rope(config), "partial_rotary_factor": config.rotary.share},
@@ -208,11 +211,7 @@ def _modernbert(config: ModelConfig, fold: Fold, positions: int, logit_scale: fl
     }
     kinds = ("full_attention", "sliding_attention")
     return {
-        "max_position_embeddings": positions,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.ffn_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_attention_heads,
+        **_sizes(config, positions),
         "hidden_activation": LLAMA_ACTIVATIONS[config.activation],
         "classifier_activation": LLAMA_ACTIVATIONS[config.activation],
         "norm_eps": fold.epsilon,
@@ -257,11 +256,7 @@ def _opt(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) ->
 
 def _bert(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
     return {
-        "max_position_embeddings": positions,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.ffn_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_attention_heads,
+        **_sizes(config, positions),
         "hidden_act": UNGATED_ACTIVATIONS[config.activation],
         "layer_norm_eps": fold.epsilon,
         "type_vocab_size": SHOWN["bert"]["token_types"],
@@ -341,11 +336,7 @@ def fathom_fields(config: ModelConfig, fold: Fold, positions: int, logit_scale: 
     plan = config.stack_plan(last)
     return {
         "auto_map": dict(packaging(config).auto_map),
-        "max_position_embeddings": positions,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.ffn_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_attention_heads,
+        **_sizes(config, positions),
         "num_key_value_heads": config.groups,
         "head_dim": config.kv_channels,
         "activation": config.activation,
