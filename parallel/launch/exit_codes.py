@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 from enum import IntEnum
+from typing import NoReturn
 
 
 class ExitCode(IntEnum):
@@ -37,6 +41,9 @@ class ExitCode(IntEnum):
     """
 
 
+ENDED_IN_ORDER = frozenset({ExitCode.FINISHED, ExitCode.STOPPED, ExitCode.STOPPED_BY_USER})
+"""Codes of processes that have left their group together."""
+
 RESTARTABLE = frozenset({ExitCode.CRASH, ExitCode.STOPPED, ExitCode.HUNG, ExitCode.BAD_NODE})
 """Codes after which another start can help.
 
@@ -50,3 +57,17 @@ def as_exit_code(code: int) -> ExitCode:
         return ExitCode(code)
     except ValueError:
         return ExitCode.CRASH
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process at once with a code, after what it has said is written.
+
+    For a rank that failed.
+    Others may be inside a collective with it, whose threads in C++ end only then.
+    One that asks for the interpreter while Python is being torn down aborts the process (134),
+    and the code that says whether to start again would be lost.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

@@ -26,7 +26,7 @@ from model.errors import UserError, debugging, say, told
 from model.files import atomic_write_text
 from parallel.checkpoint.errors import SaveError
 from parallel.exchange import PeerError, is_shared, together
-from parallel.launch.exit_codes import ExitCode
+from parallel.launch.exit_codes import ENDED_IN_ORDER, ExitCode, as_exit_code, leave
 from parallel.launch.gate import StrangerError
 from parallel.launch.host import check_processes
 from parallel.launch.local import start_local
@@ -303,8 +303,11 @@ if __name__ == "__main__":
     if rank is None:
         sys.exit("fathom: error: pretrain.train.run is started by `fathom pretrain`")
     try:
-        sys.exit(start_rank(sys.argv[1], sys.argv[2:], rank))
+        code = start_rank(sys.argv[1], sys.argv[2:], rank)
     except Exception as problem:
         if not told(problem):
-            raise
-        sys.exit(int(exit_code_of(problem)))
+            traceback.print_exc()
+        code = int(exit_code_of(problem))
+    if as_exit_code(code) in ENDED_IN_ORDER:
+        sys.exit(code)
+    leave(code)
