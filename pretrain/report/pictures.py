@@ -56,8 +56,8 @@ def _predictions(
     Raises UserError or OSError for a run without a checkpoint, or whose data are gone.
     """
     from model.hf.reference import Evaluation
+    from pretrain.trained.folders.verify_images import validation_images
     from pretrain.trained.open import open_trained
-    from pretrain.trained.verify_images import validation_images
 
     trained = open_trained(folder)
     data = validation_images(trained)

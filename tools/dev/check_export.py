@@ -25,7 +25,7 @@ def main(
     Exit code 1 where the losses differ by more than 0.2 %.
     Code in the folder is run only where it is this version's own.
     """
-    from pretrain.trained.verify_export import verify_export
+    from pretrain.trained.folders.verify_export import verify_export
 
     place = exported or folder / "hf"
     result = verify_export(folder, place, prompt)

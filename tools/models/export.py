@@ -45,7 +45,7 @@ def command(
     Before it is put in place, it is loaded with transformers
     and its logits are compared with the checkpoint's.
     """
-    from pretrain.trained.export import export_checkpoint
+    from pretrain.trained.folders.export import export_checkpoint
 
     options = {
         "architecture": architecture,

@@ -33,7 +33,7 @@ def command(
     What cannot be represented exactly is refused with the reason.
     """
     from parallel.checkpoint.reader import open_checkpoint
-    from pretrain.trained.import_hf import import_checkpoint
+    from pretrain.trained.folders.import_hf import import_checkpoint
 
     folder = import_checkpoint(source, out, vocab_multiple=vocab_multiple)
     checkpoint = open_checkpoint(folder)

@@ -17,8 +17,8 @@ from model.hf.export import export
 from model.hf.importer import import_model
 from model.hf.proof import change
 from model.weights.init import logit_scale
-from pretrain.trained.export import export_checkpoint
-from pretrain.trained.import_hf import import_checkpoint
+from pretrain.trained.folders.export import export_checkpoint
+from pretrain.trained.folders.import_hf import import_checkpoint
 from pretrain.trained.open import open_trained
 from pretrain.trained.scorer import Scorer
 from tests.model.hf.crossed import asked, make_crossed, published

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from model.errors import UserError
 from parallel.checkpoint.folders import MANIFEST
 from pretrain.rundir.checkpoint_admin import checkpoint_facts, list_checkpoints, verify_checkpoint
-from pretrain.trained.export import provenance
+from pretrain.trained.folders.export import provenance
 from pretrain.trained.generate import generate_text
 from pretrain.trained.open import open_trained
 from pretrain.trained.perplexity import evaluate

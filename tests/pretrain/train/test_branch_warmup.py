@@ -11,7 +11,7 @@ from parallel.launch.exit_codes import ExitCode
 from pretrain.config.schema import BranchConfig
 from pretrain.rundir.metrics import read_metrics
 from pretrain.train.branch_warmup import branch_shares, remark
-from pretrain.trained.export import export_checkpoint
+from pretrain.trained.folders.export import export_checkpoint
 from pretrain.trained.generate import generate_text
 from pretrain.trained.perplexity import evaluate
 from tests.parallel.training import run_config

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.errors import UserError
 from pretrain.rundir.metrics import read_metrics
-from pretrain.trained.export import export_checkpoint
+from pretrain.trained.folders.export import export_checkpoint
 from pretrain.trained.open import open_trained
 from tests.distributed import Group, launch
 from tests.parallel.training import Curve, engine_of, given, run_config, train, whole_parameters

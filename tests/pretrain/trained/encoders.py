@@ -10,7 +10,7 @@ from model.hf.export import export
 from model.weights.init import logit_scale
 from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.tokens.train import special_names, train_tokenizer
-from pretrain.trained.import_hf import import_checkpoint
+from pretrain.trained.folders.import_hf import import_checkpoint
 from tests.model.hf.tiny import POSITIONS, make_encoder, make_weights
 
 SIZE = 340

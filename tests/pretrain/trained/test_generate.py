@@ -16,8 +16,8 @@ import torch
 from model.errors import UserError
 from pretrain.data.tokens.tokenizer import Tokenizer
 from pretrain.data.tokens.train import train_tokenizer
+from pretrain.trained.folders.import_hf import import_checkpoint
 from pretrain.trained.generate import generate_text, stream
-from pretrain.trained.import_hf import import_checkpoint
 from tests.tools.small_models import save_gpt2
 
 TEXT = "deep layers keep the signal\nthe norm of a residual stream\n"

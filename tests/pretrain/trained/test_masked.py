@@ -18,8 +18,8 @@ from pretrain.config.schema import Corpus
 from pretrain.data.masked.samples import open_masked
 from pretrain.data.tokens.tokenizer import Tokenizer
 from pretrain.depth_use.runs import open_runs
-from pretrain.trained.export import export_checkpoint
 from pretrain.trained.fill import fill_text
+from pretrain.trained.folders.export import export_checkpoint
 from pretrain.trained.generate import generate_text
 from pretrain.trained.masked import evaluate_masked
 from pretrain.trained.open import open_trained

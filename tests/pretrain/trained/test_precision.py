@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from parallel.checkpoint.format import Sections, TrainSection
-from pretrain.trained.export import export_checkpoint, trained_in_16_bits
+from pretrain.trained.folders.export import export_checkpoint, trained_in_16_bits
 from pretrain.trained.perplexity import evaluate
 from tests.pretrain.small import small_config, small_data, small_trainer
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from model.errors import UserError
-from pretrain.trained.export import export_checkpoint
+from pretrain.trained.folders.export import export_checkpoint
+from pretrain.trained.folders.import_hf import import_checkpoint
 from pretrain.trained.generate import generate_text
-from pretrain.trained.import_hf import import_checkpoint
 from tests.tools.small_models import save_gpt2, save_llama, save_opt
 from tools.dev.fresh_export import PROMPTS, continue_there, make_venv
 

@@ -11,7 +11,7 @@ import typer
 
 from model.depth.schemes import scheme_names
 from pretrain.config.load import load_config
-from pretrain.trained.verify_export import CHECKS
+from pretrain.trained.folders.verify_export import CHECKS
 from tools.dev import quickstart
 from tools.dev.quickstarts import QUICKSTARTS, SCHEME
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model.config import ModelConfig
 from parallel.checkpoint.reader import open_checkpoint
-from pretrain.trained import import_hf
+from pretrain.trained.folders import import_hf
 from tests.tools.small_models import save_gpt2
 from tools.cli import main
 

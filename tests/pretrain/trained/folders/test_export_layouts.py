@@ -15,7 +15,7 @@ from pretrain.data.blend import open_blend
 from pretrain.data.samples import next_tokens
 from pretrain.tasks.causal_lm import CAUSAL_LM
 from pretrain.train.steps import evaluation_step
-from pretrain.trained.export import export_checkpoint
+from pretrain.trained.folders.export import export_checkpoint
 from pretrain.trained.open import open_trained
 from pretrain.trained.perplexity import evaluate
 from tests.distributed import Group, launch

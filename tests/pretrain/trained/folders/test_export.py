@@ -13,8 +13,8 @@ import pytest
 
 from model.errors import UserError
 from parallel.checkpoint.format import manifest_text
-from pretrain.trained.export import export_checkpoint, provenance
-from pretrain.trained.import_hf import import_checkpoint
+from pretrain.trained.folders.export import export_checkpoint, provenance
+from pretrain.trained.folders.import_hf import import_checkpoint
 from pretrain.trained.open import open_trained
 from tests.tools.small_models import save_gpt2
 

@@ -13,8 +13,8 @@ from model.hf.settings.records import Special
 from model.records import Record, as_record, read_record
 from parallel.checkpoint.folders import MANIFEST
 from pretrain.rundir.metrics import read_metrics
+from pretrain.trained.folders.pictures import image_facts
 from pretrain.trained.open import Trained, open_trained
-from pretrain.trained.pictures import image_facts
 
 BICUBIC = 3
 """Pillow's number of it."""

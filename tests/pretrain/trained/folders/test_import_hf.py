@@ -23,7 +23,7 @@ from model.hf.export import export
 from model.hf.importer import import_model
 from parallel.checkpoint.reader import open_checkpoint
 from pretrain.data.tokens.train import train_tokenizer
-from pretrain.trained.import_hf import import_checkpoint
+from pretrain.trained.folders.import_hf import import_checkpoint
 from tests.model.hf.tiny import make_config, make_weights
 
 TARGETS: dict[str, dict[str, Any]] = {

@@ -11,12 +11,12 @@ import torch
 from model.errors import UserError
 from pretrain.rundir.metrics import read_metrics
 from pretrain.train.callbacks.metrics_log import MetricsFile
-from pretrain.trained.export import export_checkpoint
 from pretrain.trained.fill import fill_text
+from pretrain.trained.folders.export import export_checkpoint
+from pretrain.trained.folders.verify_export import CHECKS, verify_export
+from pretrain.trained.folders.verify_masked import documents_of
 from pretrain.trained.masked import masked_samples
 from pretrain.trained.open import open_trained
-from pretrain.trained.verify_export import CHECKS, verify_export
-from pretrain.trained.verify_masked import documents_of
 from tests.pretrain.small import small_config, small_data, small_trainer
 from tests.pretrain.trained.encoders import SIZE, save_encoder
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from model.hf.crossed_reference import CrossedEvaluation
+from pretrain.trained.folders.verify_crossed import Rows, compare, span_rows
 from pretrain.trained.open import Trained, open_trained
-from pretrain.trained.verify_crossed import Rows, compare, span_rows
 from tests.pretrain.small import trained
 from tests.pretrain.spans import span_config, span_data
 

@@ -15,7 +15,7 @@ from parallel.checkpoint.folders import MANIFEST
 from pretrain.rundir.metrics import read_metrics
 from pretrain.tasks.table import task_of
 from pretrain.tasks.task import SampleKind
-from pretrain.trained import verify_crossed, verify_images, verify_masked, verify_next_token
+from pretrain.trained.folders import verify_crossed, verify_images, verify_masked, verify_next_token
 from pretrain.trained.open import open_trained
 
 if TYPE_CHECKING:
