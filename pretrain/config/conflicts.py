@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from parallel.config import ParallelConfig
 from parallel.optimizers import OPTIMIZERS, OptimizerName
-from pretrain.config.spans import span_counts
+from pretrain.config.sections.spans import span_counts
 from pretrain.tasks.table import OWN_SECTIONS, task_of
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from model.depth.ramp import end
 from model.sections import Strict
 from parallel.config import Fp8Config, ParallelConfig
 from parallel.optimizers import OPTIMIZERS, OptimizerName
-from pretrain.config.augment import Augment
 from pretrain.config.conflicts import (
     check_compile,
     check_cuda_graph,
@@ -27,11 +26,12 @@ from pretrain.config.conflicts import (
     check_transfer,
     check_window,
 )
-from pretrain.config.factors import FactorsConfig, check_factors
-from pretrain.config.masking import Masking
-from pretrain.config.schedules import SCHEDULES
-from pretrain.config.spans import Spans
-from pretrain.config.spikes import SpikeConfig
+from pretrain.config.sections.augment import Augment
+from pretrain.config.sections.factors import FactorsConfig, check_factors
+from pretrain.config.sections.masking import Masking
+from pretrain.config.sections.schedules import SCHEDULES
+from pretrain.config.sections.spans import Spans
+from pretrain.config.sections.spikes import SpikeConfig
 from pretrain.tasks.table import summaries, task_of
 from pretrain.tasks.task import Task
 

@@ -16,8 +16,8 @@ from model.depth.schemes import SCHEMES, scheme_names
 from model.errors import UserError
 from pretrain.config.compose import COMMAND_LINE, compose
 from pretrain.config.errors import checked
-from pretrain.config.factors import FactorsConfig
 from pretrain.config.load import load_with_origins
+from pretrain.config.sections.factors import FactorsConfig
 from pretrain.config.yaml_reader import Plain, YamlError, parse
 
 # Settings of the model, beside the scheme's own options, that belong to how a scheme is used.

@@ -18,8 +18,8 @@ from parallel.engine.muon import Muon
 from parallel.hardware.precision import fallback, this_machine
 from parallel.optimizers import OptimizerName
 from parallel.topology import Topology
-from pretrain.config.factors import factors_of
 from pretrain.config.schema import MOMENTUM, OptimizerConfig, RunConfig
+from pretrain.config.sections.factors import factors_of
 from pretrain.train.checks.feasibility import fit_machine
 from pretrain.train.compiling import compile_chunks
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pretrain.config.schedules import SCHEDULES, Place
 from pretrain.config.schema import ScheduleConfig
+from pretrain.config.sections.schedules import SCHEDULES, Place
 
 
 def learning_rate(schedule: ScheduleConfig, peak: float, step: int, total: int) -> float:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable
 from statistics import median
 
-from pretrain.config.spikes import SpikeConfig
+from pretrain.config.sections.spikes import SpikeConfig
 
 NORMAL = 1.4826
 """Standard deviation of normal values over the median of their distances from their median."""

@@ -111,7 +111,7 @@ def evaluate_masked(
 def masked_samples(trained: Trained, data: Path | str | None, split: str) -> tuple[MaskedTokens, str]:
     """Samples of a split, masked as in the run, and what they are of."""
     from pretrain.config.errors import checked
-    from pretrain.config.masking import Masking
+    from pretrain.config.sections.masking import Masking
     from pretrain.data.masked.samples import open_masked
     from pretrain.data.samples import MaskedTokens
     from pretrain.data.tokens.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.config.augment import Augment
+from pretrain.config.sections.augment import Augment
 
 TRIES = 10
 """Of a part of an image whose sides have to fit."""

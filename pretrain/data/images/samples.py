@@ -11,8 +11,8 @@ from torch import Tensor
 
 from model.errors import UserError
 from model.images import ImageConfig
-from pretrain.config.augment import Augment
 from pretrain.config.schema import RunConfig
+from pretrain.config.sections.augment import Augment
 from pretrain.data.blend import Blend
 from pretrain.data.images.augment import Draws, View, mixture
 from pretrain.data.images.encode import LABEL

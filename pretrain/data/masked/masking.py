@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from model.errors import UserError
-from pretrain.config.masking import Masking
+from pretrain.config.sections.masking import Masking
 from pretrain.data.tokens.tokenizer import Tokenizer
 
 WORDS = 2.0**-64

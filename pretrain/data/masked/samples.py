@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pretrain.config.masking import Masking
 from pretrain.config.schema import Corpus
+from pretrain.config.sections.masking import Masking
 from pretrain.data.blend import TokenBlend, open_blend
 from pretrain.data.manifest import Manifest
 from pretrain.data.masked.masking import (

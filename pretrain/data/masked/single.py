@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pretrain.config.masking import LongDocuments
+from pretrain.config.sections.masking import LongDocuments
 from pretrain.data.order import permutation
 
 

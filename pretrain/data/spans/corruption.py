@@ -10,7 +10,7 @@ import hashlib
 
 import numpy as np
 
-from pretrain.config.spans import SpanCounts
+from pretrain.config.sections.spans import SpanCounts
 
 
 def span_key(seed: int | None, index: int) -> int:

@@ -12,7 +12,7 @@ import torch
 
 from model.errors import UserError
 from pretrain.config.schema import Corpus
-from pretrain.config.spans import SpanCounts, Spans, span_counts
+from pretrain.config.sections.spans import SpanCounts, Spans, span_counts
 from pretrain.data.blend import Blend, TokenBlend, open_blend
 from pretrain.data.manifest import Manifest
 from pretrain.data.order import Stream

@@ -41,7 +41,7 @@ def pair_rows(trained: Trained) -> Batches:
 def span_rows(trained: Trained) -> Batches:
     """The samples of the task `span_corruption` that the trainer evaluated on."""
     from pretrain.config.errors import checked
-    from pretrain.config.spans import Spans
+    from pretrain.config.sections.spans import Spans
     from pretrain.data.spans.samples import open_spans
 
     corpora, cache = chosen(trained, None)

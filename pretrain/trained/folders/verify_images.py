@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from model.errors import UserError
 from model.hf.proof import Inputs, change
 from model.hf.reference import Evaluation
-from pretrain.config.augment import Augment
+from pretrain.config.sections.augment import Augment
 from pretrain.data.images.samples import Images
 from pretrain.data.index_cache import cache_folder
 from pretrain.trained.open import Trained

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from parallel.engine.gradients import GradientBuffer
-from pretrain.config.factors import role_of
+from pretrain.config.sections.factors import role_of
 from tests.distributed import Group, launch
 from tests.parallel.checkpoint.states import bring, keep
 from tests.parallel.layouts import FP32, FULL, OPTIMIZER, SP, Case, Row, measure

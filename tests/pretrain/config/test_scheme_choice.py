@@ -9,8 +9,8 @@ import pytest
 
 from model.config import ModelConfig
 from model.errors import UserError
-from pretrain.config.factors import FactorsConfig
 from pretrain.config.scheme_choice import parse_variant, parse_variants
+from pretrain.config.sections.factors import FactorsConfig
 
 
 def model(scheme: str = "pre_ln", **more: Any) -> ModelConfig:

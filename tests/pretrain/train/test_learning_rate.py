@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 import pytest
 
-from pretrain.config.schedules import SCHEDULES
 from pretrain.config.schema import RunConfig, ScheduleConfig
+from pretrain.config.sections.schedules import SCHEDULES
 from pretrain.train.learning_rate import learning_rate, remark
 from tests.parallel.training import run_config
 

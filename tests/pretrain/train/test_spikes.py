@@ -10,7 +10,7 @@ import pytest
 
 from parallel.launch.exit_codes import ExitCode
 from pretrain.config.schema import RunConfig, TrainConfig
-from pretrain.config.spikes import SpikeConfig
+from pretrain.config.sections.spikes import SpikeConfig
 from pretrain.rundir.metrics import read_metrics
 from pretrain.rundir.state import read_state
 from pretrain.train.callbacks.base import Callback, RunView, StepRecord

@@ -13,8 +13,8 @@ from model.errors import UserError
 from model.hf.proof import change, proof_inputs
 from model.hf.reference import Evaluation
 from model.weights.init import logit_scale
-from pretrain.config.masking import Masking
 from pretrain.config.schema import Corpus
+from pretrain.config.sections.masking import Masking
 from pretrain.data.masked.samples import open_masked
 from pretrain.data.tokens.tokenizer import Tokenizer
 from pretrain.depth_use.runs import open_runs

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.config.augment import Augment
+from pretrain.config.sections.augment import Augment
 from pretrain.data.images.augment import Draws, View, mixture
 
 PIXELS = torch.arange(2 * 6 * 5, dtype=torch.uint8).reshape(2, 6, 5)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from model.errors import UserError
-from pretrain.config.masking import Masking
 from pretrain.config.schema import Corpus
+from pretrain.config.sections.masking import Masking
 from pretrain.data.manifest import load_manifest
 from pretrain.data.masked.masking import MaskVocabulary, document_positions
 from pretrain.data.masked.samples import MaskedBlend, open_masked, target_entropy

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model.errors import UserError
-from pretrain.config.masking import Masking
+from pretrain.config.sections.masking import Masking
 from pretrain.data.masked.masking import (
     Masked,
     MaskVocabulary,

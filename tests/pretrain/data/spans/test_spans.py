@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from model.errors import UserError
 from pretrain.config.schema import Corpus
-from pretrain.config.spans import SpanCounts, Spans, span_counts
+from pretrain.config.sections.spans import SpanCounts, Spans, span_counts
 from pretrain.data.manifest import load_manifest
 from pretrain.data.order import micro_batch_indices
 from pretrain.data.spans.corruption import corrupted, parts, span_key, span_lengths

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pretrain.config.masking import Masking
+from pretrain.config.sections.masking import Masking
 
 
 @pytest.mark.parametrize(

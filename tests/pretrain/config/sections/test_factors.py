@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from model.config import ModelConfig
 from model.parameters.table import parameter_table
-from pretrain.config.factors import FactorsConfig, factors_of, role_of
+from pretrain.config.sections.factors import FactorsConfig, factors_of, role_of
 from tests.parallel.training import given, run_config
 
 LAST = "decoder.layers.3.mlp_output_norm"

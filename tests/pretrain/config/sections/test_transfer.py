@@ -13,7 +13,7 @@ from model.depth.schemes import SCHEMES
 from model.parameters.table import parameter_table
 from model.weights.init import logit_scale, standard_deviations
 from parallel.factors import ONE, Factors
-from pretrain.config.factors import FactorsConfig, factors_of
+from pretrain.config.sections.factors import FactorsConfig, factors_of
 from tests.parallel.training import run_config, train
 from tests.reference.completep import multipliers
 

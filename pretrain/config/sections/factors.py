@@ -17,7 +17,7 @@ from model.parameters.table import Role, Row, parameter_table
 from model.sections import Strict
 from parallel.factors import Factors
 from parallel.optimizers import OPTIMIZERS, OptimizerName
-from pretrain.config.transfer import transferred
+from pretrain.config.sections.transfer import transferred
 
 WORDS: dict[str, Callable[[ModelConfig], float]] = {
     "sqrt(hidden)": lambda model: math.sqrt(model.hidden_size),
