@@ -35,6 +35,7 @@ class Case(TypedDict):
     model: dict[str, int]
     seq: int
     micro: int
+    loss_chunk: int | None
 
 
 class Report(TypedDict):
@@ -48,22 +49,33 @@ class Report(TypedDict):
     """Of the prediction, as a share of what was measured."""
 
 
+WORDS: Case = {
+    "model": {"num_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 131072},
+    "seq": 1024,
+    "micro": 1,
+    "loss_chunk": None,
+}
 CASES: dict[str, Case] = {
     "24x256": {
+        "loss_chunk": None,
         "model": {"num_layers": 24, "hidden_size": 256, "num_attention_heads": 4, "vocab_size": 8192},
         "seq": 256,
         "micro": 2,
     },
     "100x128": {
+        "loss_chunk": None,
         "model": {"num_layers": 100, "hidden_size": 128, "num_attention_heads": 4, "vocab_size": 4096},
         "seq": 128,
         "micro": 4,
     },
     "8x512": {
+        "loss_chunk": None,
         "model": {"num_layers": 8, "hidden_size": 512, "num_attention_heads": 8, "vocab_size": 16384},
         "seq": 128,
         "micro": 2,
     },
+    "4x64, vocabulary of 131072": WORDS,
+    "4x64, vocabulary of 131072, loss_chunk 64": {**WORDS, "loss_chunk": 64},
 }
 
 
@@ -143,6 +155,7 @@ def run_config(case: Case) -> RunConfig:
                 "global_batch_size": 2 * WORLD * case["micro"],
                 "micro_batch_size": case["micro"],
                 "precision": "fp32",
+                "loss_chunk": case["loss_chunk"],
             },
         }
     )
@@ -160,7 +173,7 @@ def predicted(case: Case) -> dict[str, float]:
     memory = peak_memory(
         config.model,
         check_layout(config.parallel, config.model, WORLD),
-        Activations(config.model, case["micro"], case["seq"]),
+        Activations(config.model, case["micro"], case["seq"], loss_chunk=case["loss_chunk"]),
         2,
     )
     return asdict(memory) | {"total": memory.total}

@@ -62,6 +62,8 @@ class Activations:
     """Share of the positions that have labels."""
     source_length: int | None = None
     """Tokens of every sequence that an encoder under the decoder reads; None without one."""
+    loss_chunk: int | None = None
+    """`train.loss_chunk`: positions whose logits exist at once."""
 
     def of(self, stack: Stack) -> Activations:
         """The same micro-batch as the layers of one of the model's stacks see it.
@@ -94,6 +96,11 @@ class Activations:
     def labels(self) -> float:
         """Labels of a micro-batch."""
         return self.tokens * self.targets
+
+    @property
+    def logit_rows(self) -> float:
+        """Rows of logits that exist at once."""
+        return self.labels if self.loss_chunk is None else min(self.labels, self.loss_chunk * self.samples)
 
     @property
     def tokens(self) -> int:
@@ -330,20 +337,19 @@ class Activations:
     def head(self) -> float:
         """Bytes kept by the final norm, a head's own layer, the output projection and the loss.
 
-        The loss keeps fp32 log-probabilities and labels.
+        The loss keeps labels and, where its logits are not made again, `logits_kept`.
         """
         scheme, config = SCHEMES[self.config.scheme], self.config
-        vocab: float = config.vocab_size or config.padded_vocab
-        if self.tensor > 1:
-            vocab = config.padded_vocab / self.tensor
-        labels = 8 * self.labels if self.samples > 1 else 0  # turned to [s, b], which is a copy unless b is 1
-        kept = self._norms(Norms(stream=int(scheme.final_norm))) + FP32 * self.labels * vocab + labels
+        kept = self._norms(Norms(stream=int(scheme.final_norm)))
+        if self.loss_chunk is None:
+            # Labels are turned to [s, b], which is a copy unless b is 1.
+            kept += self.logits_kept() + (8 * self.labels if self.samples > 1 else 0)
+        elif self.sequence_parallel:  # a chunk is rows of all ranks
+            kept += 8 * self.labels
         if config.image is not None:
             # A class token's row is a view, which keeps all rows; a mean is not.
             mean = self.labels * config.hidden_size * self.element
             return kept + (self.narrow if config.image.class_token else mean)
-        if config.logit_soft_cap is not None:
-            kept += self.element * self.labels * (config.padded_vocab / self.tensor)
         if not config.blueprint.head.targets:
             return kept + self.narrow
         # Of the positions with labels, whole on every rank: the positions, and what is read there.
@@ -352,6 +358,16 @@ class Activations:
             return kept + picked + 8 * self.labels
         # The dense layer's input and output, the activation, the norm's result.
         return kept + 4 * picked + 2 * FP32 * self.labels + 8 * self.labels
+
+    def logits_kept(self) -> float:
+        """Bytes that the loss keeps of the logits that exist at once.
+
+        Their log-probabilities in fp32, and what a soft cap makes of them.
+        """
+        config, padded = self.config, self.config.padded_vocab / self.tensor
+        vocab = padded if self.tensor > 1 else config.vocab_size or padded
+        capped = 0 if config.logit_soft_cap is None else self.element * padded
+        return self.logit_rows * (FP32 * vocab + capped)
 
     def whole(self) -> float:
         """Bytes of a whole model on one pipeline stage."""

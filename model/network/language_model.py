@@ -44,6 +44,7 @@ from model.layers.torch_parts import Norm, rotary_table
 from model.layers.torch_spec import local_layer_spec
 from model.layers.transformer_config import stack_config
 from model.layers.windows import WindowMask
+from model.network.chunks import in_chunks
 from model.network.crossed import crossed_masks, seam_spec
 from model.network.embedding import input_tables
 from model.network.head import TargetHead, TransformHead
@@ -134,6 +135,8 @@ class LanguageModel(MegatronModule):
     """What makes the stream, on the first stage; of images a `PatchTables`."""
     z_loss: float = 0.0
     """Factor on log(Z)^2 beside the loss of each label, in gradients alone."""
+    loss_chunk: int | None = None
+    """Positions whose logits exist at once where labels are given; None for all."""
     plan: tuple[FoldedLayer, ...]
     """Of all layers of the model, whatever stage of it this is, in the units that layers compute in
     (`model/depth/folded.py`).
@@ -327,10 +330,19 @@ class LanguageModel(MegatronModule):
         stream = self._both_streams(batch) if self.crossed else self._one_stream(batch)
         if not self.post_process:
             return stream
-        logits_sbv = self._read(stream, batch.get("targets"))
+        hidden_sbh = self._at_targets(stream, batch.get("targets"))
         if "labels" not in batch:
-            return logits_sbv.transpose(0, 1).contiguous()
-        labels = batch["labels"]
+            return self._logits(hidden_sbh).transpose(0, 1).contiguous()
+        measure = partial(self._measured, hits=hits, within=within)
+        if self.loss_chunk is None:
+            return measure(hidden_sbh, batch["labels"])
+        cut = self.output_layer.sequence_parallel
+        ranks = self.pg_collection.tp.size() if cut else 1
+        return in_chunks(measure, hidden_sbh, batch["labels"], self.loss_chunk, ranks)
+
+    def _measured(self, hidden_sbh: Tensor, labels: Tensor, *, hits: bool, within: int | None) -> Tensor:
+        """What `forward` gives for labels [b, t] of what the output projection reads."""
+        logits_sbv = self._logits(hidden_sbh)
         if self.images:  # an image has one row of logits, whatever the number of its labels
             logits_sbv = logits_sbv.repeat(labels.shape[1], 1, 1)
         if not hits:
@@ -389,13 +401,12 @@ class LanguageModel(MegatronModule):
         For a model that is no stage of a pipeline.
         """
         norm: Callable[[Tensor], Tensor] | None = self.decoder.final_layernorm
-        return self._read(stream_sbh if norm is None else norm(stream_sbh), None).transpose(0, 1).contiguous()
+        hidden_sbh = self._at_targets(stream_sbh if norm is None else norm(stream_sbh), None)
+        return self._logits(hidden_sbh).transpose(0, 1).contiguous()
 
-    def _read(self, hidden_sbh: Tensor, targets_bt: Tensor | None) -> Tensor:
-        """Logits [t, b, V / TP] of what the block gives."""
-        if self.head is not None:
-            hidden_sbh = self.head(hidden_sbh, targets_bt)
-        return self._logits(hidden_sbh)
+    def _at_targets(self, hidden_sbh: Tensor, targets_bt: Tensor | None) -> Tensor:
+        """What the output projection reads, [t, b, h], of what the block gives."""
+        return hidden_sbh if self.head is None else self.head(hidden_sbh, targets_bt)
 
     def _embed(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The stream [s, b, h] that enters the first layer, with the scheme's norm."""

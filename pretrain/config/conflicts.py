@@ -55,6 +55,16 @@ def check_window(config: RunConfig) -> None:
         )
 
 
+def check_loss_chunk(config: RunConfig) -> None:
+    """Raises ValueError for chunks of the loss that are no part of a sequence's labels."""
+    chunk, labels = config.train.loss_chunk, round(config.target_share * config.data.seq_length)
+    if chunk is not None and chunk >= labels:
+        raise ValueError(
+            f"train.loss_chunk={chunk} has no effect with the {labels} labels of a sample: "
+            "remove it, or give a smaller number"
+        )
+
+
 def check_compile(config: RunConfig) -> None:
     """Checks what `train.compile=true` combines with.
 

@@ -19,6 +19,7 @@ from parallel.optimizers import OPTIMIZERS, OptimizerName
 from pretrain.config.conflicts import (
     check_compile,
     check_cuda_graph,
+    check_loss_chunk,
     check_optimizer,
     check_schedule,
     check_spans,
@@ -300,6 +301,12 @@ class TrainConfig(Strict):
         description="Factor on log(Z)^2 beside the loss of each label, Z the sum of exp(logits), which keeps "
         "logits near log probabilities (PaLM: 1e-4). Losses are logged without it.",
     )
+    loss_chunk: int | None = Field(
+        None,
+        ge=1,
+        description="Positions of each sequence whose logits exist at once; null: all. "
+        "Saves memory where the vocabulary is large, and computes the logits twice.",
+    )
     seed: int = Field(1234, ge=0, lt=2**63, description="Seed of weights, data order and dropout.")
     eval_interval: int = Field(
         0,
@@ -470,6 +477,7 @@ class RunConfig(Strict):
         check_schedule(self)
         check_transfer(self)
         check_window(self)
+        check_loss_chunk(self)
         check_factors(
             self.optimizer.factors,
             self.model,

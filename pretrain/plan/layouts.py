@@ -49,6 +49,8 @@ class Work:
     """`optimizer.kind`."""
     source_length: int | None = None
     """Tokens of a sample that an encoder under the decoder reads; None without one."""
+    loss_chunk: int | None = None
+    """`train.loss_chunk`."""
 
     def flops(self, recompute: Recompute = "none") -> FlopCount:
         """Operations per token; what an encoder costs counts as that of the decoder's tokens."""
@@ -118,6 +120,7 @@ def work_of(config: RunConfig, model: ModelConfig) -> Work:
         config.target_share,
         config.optimizer.kind,
         config.data.source_length,
+        config.train.loss_chunk,
     )
 
 
@@ -146,6 +149,7 @@ def predict(
         fp32_stream=work.fp32_stream,
         targets=work.targets,
         source_length=work.source_length,
+        loss_chunk=work.loss_chunk,
     )
     # The ranked list has layouts that a graph does not combine with (pretrain/config/conflicts.py).
     graph = work.graph and layout.pipeline == 1 and not sequence and layout.zero < 3 and recompute == "none"

@@ -225,7 +225,10 @@ def _buffers(stage: Stage, a: Activations) -> float:
     Layer: the gradients of the two widest activations and of the stream on both sides of a join.
     """
     each = 2 * FP32 if a.tensor > 1 else a.element + (FP32 if a.element < FP32 else 0)
-    loss = each * a.labels * a.config.padded_vocab / a.tensor if stage.last else 0.0
+    loss = each * a.logit_rows * a.config.padded_vocab / a.tensor if stage.last else 0.0
+    if stage.last and a.loss_chunk is not None:
+        # The chunk's own, and its gradient of the projection beside the sum of those before it.
+        loss += a.logits_kept() + a.element * a.config.padded_vocab * a.config.hidden_size / a.tensor
     layer = max(_layer_buffers(part, a.of(part.stack)) for part in stage.parts)
     return max(loss, layer)
 

@@ -178,12 +178,20 @@ def _moved_bytes(a: Activations) -> float:
 
 def head_seconds(gpu: Gpu, a: Activations, precision: str) -> Seconds:
     """Time of the vocabulary projection and the loss; logits are moved about seven times in fp32
-    (derived).
+    (derived). In chunks they are made twice.
     """
     dense = "bf16" if precision == "fp8" else precision
-    flops = 3 * forward_flops(a.config, a.seq_length, a.targets, a.source_length).vocabulary
+    passes = 3 if a.loss_chunk is None else 4
+    flops = passes * forward_flops(a.config, a.seq_length, a.targets, a.source_length).vocabulary
     products = flops * a.tokens / a.tensor / (gpu.peak(dense) * gpu.matmul)
-    moved = 7 * FP32 * a.labels * a.config.padded_vocab / a.tensor / (gpu.bandwidth * TRAFFIC)
+    moved = (
+        (7 if a.loss_chunk is None else 9)
+        * FP32
+        * a.labels
+        * a.config.padded_vocab
+        / a.tensor
+        / (gpu.bandwidth * TRAFFIC)
+    )
     return Seconds(products, 0.0, moved)
 
 

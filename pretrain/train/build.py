@@ -165,6 +165,7 @@ def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | 
     )
     for chunk in chunks:
         chunk.label_smoothing, chunk.z_loss = train.label_smoothing, train.z_loss
+        chunk.loss_chunk = train.loss_chunk
     if train.compile:
         compile_chunks(config, numerics, chunks)
     return Engine(

@@ -41,6 +41,8 @@ CASES: dict[str, dict[str, Any]] = {
     "capped scores, norms": {**LLAMA, "attention": {"soft_cap": 2.0, "qk_norm": True}},
     "capped scores, selective": {"attention": {"soft_cap": 2.0}, "recompute": "selective"},
     "a part of a head turns": {**LLAMA, "rotary": {"share": 0.5}},
+    "losses in chunks": {"loss_chunk": 5},
+    "losses in chunks, one sample, capped": {"loss_chunk": 5, "samples": 1, "logit_soft_cap": 3.0},
     "selective": {"recompute": "selective"},
     "full": {"recompute": "full"},
 }
@@ -60,6 +62,7 @@ def loss_of(model: LanguageModel, samples: int, seq: int) -> torch.Tensor:
 def test_formula_counts_every_saved_byte(case: dict[str, Any]) -> None:
     case = dict(case)
     samples, seq, recompute = case.pop("samples", 3), 16, case.pop("recompute", "none")
+    loss_chunk = case.pop("loss_chunk", None)
     config = ModelConfig(
         **{
             "num_layers": 4,
@@ -79,7 +82,8 @@ def test_formula_counts_every_saved_byte(case: dict[str, Any]) -> None:
     model = LanguageModel(
         config, transformer_config(config, **core.get(recompute, full)), seq_length=seq
     ).train()
-    expected = Activations(config, samples, seq, recompute=recompute).whole()
+    model.loss_chunk = loss_chunk
+    expected = Activations(config, samples, seq, recompute=recompute, loss_chunk=loss_chunk).whole()
     if config.position == "rotary":
         expected += 2 * 4 * seq * config.rotary_width  # one table for all layers
     measured = saved_bytes(model, lambda: loss_of(model, samples, seq))

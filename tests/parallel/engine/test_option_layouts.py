@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.parallel.layouts import LLAMA, PP, SELECTIVE, SP, TP, Case, Row, measure
+from tests.parallel.layouts import LLAMA, PP, SELECTIVE, SP, THREE, TP, Case, Row, measure
 from tests.parallel.training import given
 
 CAPPED = LLAMA | given(
@@ -13,9 +13,11 @@ CAPPED = LLAMA | given(
     logit_soft_cap=4.0,
 )
 CASES = [
-    Case("TP2 + SP", 2, SP, CAPPED, given(z_loss=0.01)),
+    Case("TP2 + SP", 2, SP, CAPPED, given(z_loss=0.01, loss_chunk=6), reference_train=given(z_loss=0.01)),
     Case("TP2, selective recompute", 2, TP | SELECTIVE, CAPPED, given(z_loss=0.01, label_smoothing=0.1)),
     Case("PP2", 2, PP, CAPPED, given(z_loss=0.01)),
+    Case("PP2, chunks of losses", 2, PP, {}, given(loss_chunk=5), reference_train={}),
+    Case("DP2, ZeRO-3, chunks of losses", 2, THREE, {}, given(loss_chunk=5), reference_train={}),
 ]
 
 

@@ -76,6 +76,13 @@ from tests.pretrain.config.minimal import MINIMAL, message
             "model={num_layers: 2, hidden_size: 8, num_attention_heads: 2, window: 100000}",
             "model.window=100000 has no effect with data.seq_length=16: remove it, or give a number below 15",
         ),
+        (
+            "train.loss_chunk=16",
+            (
+                "train.loss_chunk=16 has no effect with the 16 labels of a sample: remove it, "
+                "or give a smaller number"
+            ),
+        ),
         ("train=null", "train=null must be a section of keys (command line)"),
         (
             "model.hidden_size=9",
