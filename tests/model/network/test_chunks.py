@@ -1,4 +1,4 @@
-"""Losses in chunks of positions against losses of all at once, in fp64, and how many logits exist."""
+"""Losses in chunks of positions against losses of all at once, in fp64, and how many exist."""
 
 from __future__ import annotations
 
