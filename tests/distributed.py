@@ -1,7 +1,7 @@
 """Groups of local gloo processes for tests.
 
-One launcher process imports the libraries once, then forks the ranks of each group.
-So a group costs its own work and little more:
+A launcher is forked from a process that has loaded the libraries, and forks the ranks of each
+group. So a group costs its own work and little more:
 
     first, second = launch(Group(2, worker, (1,)), Group(4, other))  # what each rank returned
 
@@ -11,7 +11,6 @@ so that many cases share one group.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
 import importlib
@@ -19,11 +18,11 @@ import logging
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,23 +32,12 @@ if TYPE_CHECKING:
     from parallel.config import ParallelConfig
     from parallel.topology import Topology
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests import forks
+from tests.forks import ROOT
+
 RANK_TIMEOUT_MINUTES = 2.0  # a rank that waits longer for the others gives up and says where
 GRACE_SECONDS = 5.0
 WRONG = 3  # exit code of a rank that found something wrong, not just that another one is gone
-# What ranks would each import for themselves, some of it only inside deepspeed.initialize.
-PRELOADED = (
-    "deepspeed",
-    "megatron.core.models.gpt",
-    "pretrain.train.loop",
-    "pretrain.train.build",
-    "deepspeed.comm.mori",
-    "deepspeed.moe.ep_count",
-    "deepspeed.module_inject.auto_ep_layer",
-    "deepspeed.runtime.zero.muon.muon_optimizer",
-    "deepspeed.utils.pin_memory",
-    "torch.utils.serialization.config",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,34 +73,14 @@ def launch(*groups: Group, timeout: float = 1500.0) -> list[list[Any]]:
             for group in groups
         ]
         request.write_bytes(pickle.dumps(plain))
+        said = Path(folder) / "said"
         # Temporary files of ranks go when this is over, also those of killed ones.
-        env = dict(os.environ, TMPDIR=folder, OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")
-        env["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-            env.pop(name, None)
-        # A session of its own, so that everything it started can be ended by its group.
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.distributed", folder],
-            cwd=ROOT,
-            env=env,
-            start_new_session=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            output, _ = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            output, _ = process.communicate()
-            raise AssertionError(
-                f"ranks did not finish in {timeout:.0f} s\n{output.decode(errors='replace')[-4000:]}"
-            ) from None
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        assert process.returncode == 0, (
-            f"the launcher ended with code {process.returncode}\n{output.decode(errors='replace')[-8000:]}"
-        )
+        env = {"TMPDIR": folder}
+        process = forks.start(_serve, Path(folder), cwd=ROOT, out=said, err=said, env=env)
+        code = forks.finish(process, timeout)
+        output = said.read_text(errors="replace")
+        assert code is not None, f"ranks did not finish in {timeout:.0f} s\n{output[-4000:]}"
+        assert code == 0, f"the launcher ended with code {code}\n{output[-8000:]}"
         return [
             [
                 pickle.loads(path.read_bytes())
@@ -135,22 +103,12 @@ def _result(folder: Path, group: int, rank: int) -> Path:
 
 
 def _serve(folder: Path) -> None:
-    """The launcher: imports, then forks each group."""
-    import warnings
-
-    warnings.filterwarnings("ignore")
-    # Bare `warning` and `print` of the libraries at import are nothing a test reads.
-    with (
-        open(os.devnull, "w") as nothing,
-        contextlib.redirect_stdout(nothing),
-        contextlib.redirect_stderr(nothing),
-    ):
-        for module in PRELOADED:
-            importlib.import_module(module)
+    """The launcher: forks each group."""
     # On a CPU the model-parallel stream is the default stream.
     # Megatron-core remarks on that in every layer.
     logging.getLogger("megatron").setLevel(logging.ERROR)
-    # What is imported stays: the collector need not walk it again in every rank and case.
+    warnings.filterwarnings("ignore")
+    # What is imported and received stays: the collector need not walk it again in every rank.
     gc.freeze()
     requests = pickle.loads((folder / "request").read_bytes())
     for index, (world, module, name, args, killed) in enumerate(requests):
@@ -255,8 +213,3 @@ def gather(value: Any) -> list[Any]:
 def first_difference(ours: Sequence[Any], theirs: Sequence[Any]) -> int | None:
     """Index of the first unequal pair, None where all are equal."""
     return next((index for index, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), None)
-
-
-if __name__ == "__main__":
-    # By its importable name, so that what is pickled here can be read by the tests.
-    importlib.import_module("tests.distributed")._serve(Path(sys.argv[1]))

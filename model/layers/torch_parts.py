@@ -339,7 +339,8 @@ class LocalMLP(MLP):
     """
 
     def __init__(self, config: TransformerConfig) -> None:
-        super().__init__(config, MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear))
+        parts = MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)
+        super().__init__(config, parts, ffn_hidden_size=config.ffn_hidden_size)
         self.linear_fc1.adds_bias = False
 
     def forward(

@@ -78,6 +78,7 @@ def transformer_config(
         bias_activation_fusion=False,
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
+        cuda_graph_scope=[],  # the whole layer; by its default it says the same and warns of it
         **parallel,
     )
 

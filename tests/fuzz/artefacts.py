@@ -15,8 +15,8 @@ from pathlib import Path
 
 from parallel.checkpoint.folders import MANIFEST
 from parallel.checkpoint.format import file_facts, manifest_text
-from tests.fuzz.running import Outcome, preload, run
 from tests.pretrain.small import small_data
+from tests.running import Outcome, run
 
 CONFIG = """\
 name: tiny
@@ -96,7 +96,6 @@ COMMANDS = (
 
 def make(folder: Path) -> Path:
     """Makes everything in a folder, through the commands that users have."""
-    preload()
     small_data(folder)
     (folder / "c.yaml").write_text(CONFIG)
     (folder / "site.yaml").write_text(SITE)

@@ -18,7 +18,7 @@ import pytest
 
 from tests.fuzz.artefacts import COMMANDS, RUN, files, leftovers, seal_again, walk
 from tests.fuzz.damage import damages
-from tests.fuzz.running import listing, run
+from tests.running import listing, run
 from tools import cli
 
 QUICK, LONG, QUICK_OPTIONS = 120, 1000, 40

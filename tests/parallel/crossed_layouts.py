@@ -129,6 +129,14 @@ def _combined() -> list[Case]:
 
 
 CROSSED: dict[int, list[Case]] = {1: _one(), 2: _two()}
-"""What every run of the tests measures, and docs/parallelism.md shows."""
+"""What docs/parallelism.md shows, and every run of the tests measures but for what follows."""
+HELD_BY = {
+    "full recompute": "full recompute, groups of 2",
+    "TP2 + SP": "TP2 + SP, Muon",
+    "PP2": "PP2, post-LN, learned positions, smoothed labels",
+    "DP2, ZeRO-1": "DP2, ZeRO-2",
+    "DP2, ZeRO-3, two tables": "DP2, ZeRO-3",
+}
+"""Cases that are left to the slow tests -> cases with all their parts."""
 COMBINED: list[Case] = _combined()
 """Combinations of these, and more processes, for the slow tests."""

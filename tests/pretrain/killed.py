@@ -10,7 +10,6 @@ What kills them lives here alone: a timer, or a hook on the interpreter's file e
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import itertools
 import json
@@ -21,6 +20,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +30,9 @@ from parallel.checkpoint.folders import resolve, steps_in
 from parallel.checkpoint.reader import open_checkpoint
 from parallel.launch.exit_codes import ExitCode
 from pretrain.rundir.metrics import read_metrics
+from tests import forks
+from tests.running import be_rank
+from tools import cli
 
 # Things a process does to files; after the start of each is a place to die.
 EVENTS = (
@@ -125,32 +128,15 @@ def _rank(rank: int, port: int, config: Path, run_dir: Path, kill: Kill | None, 
     output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(WORLD),
-        LOCAL_WORLD_SIZE=str(WORLD),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
+    be_rank(rank, WORLD, port)
     if kill is not None and kill.event is not None and rank in kill.ranks:
         _hook(kill.event, run_dir / "checkpoints", run_dir.parent / "moment")
-    code = 1
-    try:
-        from tools.cli import main
-
-        overrides = [
-            f"runs_dir={run_dir.parent}",
-            f"name={run_dir.name}",
-            f"checkpoint.asynchronous={str(kill is not None and kill.asynchronous).lower()}",
-        ]
-        main(["pretrain", str(config), *overrides])
-    except SystemExit as leaving:
-        code = int(leaving.code or 0)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    overrides = [
+        f"runs_dir={run_dir.parent}",
+        f"name={run_dir.name}",
+        f"checkpoint.asynchronous={str(kill is not None and kill.asynchronous).lower()}",
+    ]
+    forks.leave(cli.main, ["pretrain", str(config), *overrides])
 
 
 def start(config: Path, run_dir: Path, kill: Kill | None, log: Path) -> list[int]:
@@ -338,26 +324,15 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    import warnings
+    importlib.import_module("tests.preloaded")
+    trial(options.config, options.folder, options.kills, options.seed)
 
+
+def trial(config: Path, folder: Path, kills: int, seed: int) -> None:
+    """Writes rows.json and table.md into a folder that is there."""
     warnings.filterwarnings("ignore")
-    from tests.distributed import PRELOADED
-
-    with (
-        open(os.devnull, "w") as nothing,
-        contextlib.redirect_stdout(nothing),
-        contextlib.redirect_stderr(nothing),
-    ):
-        for module in (
-            *PRELOADED,
-            "pretrain.train.run",
-            "tools.runs.pretrain",
-            "pretrain.train.callbacks.signal.health",
-            "pretrain.train.callbacks.display",
-        ):
-            importlib.import_module(module)
-    rows = Trial(options.config, options.folder, options.kills, options.seed).run()
-    (options.folder / "table.md").write_text(table(rows) + "\n")
+    rows = Trial(config, folder, kills, seed).run()
+    (folder / "table.md").write_text(table(rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from parallel.launch.slurm import expand_hosts
 from pretrain.cluster.status import collect
 from pretrain.rundir.metrics import read_metrics
 from tests.pretrain.small import small_data
+from tests.running import run
 from tests.slurm.slurm_cluster import PATIENCE, Cluster
 from tests.slurm.slurm_runs import Runs, wait_for
 
@@ -57,13 +56,8 @@ def alone(runs: Runs) -> list[float]:
         "parallel.pipeline=1",
         "parallel.processes=1",
     ]
-    env = {
-        key: value
-        for key, value in os.environ.items()
-        if not key.startswith(("SLURM", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_"))
-    }
-    command = [sys.executable, "-m", "tools.cli", "pretrain", str(runs.config_file), *options]
-    subprocess.run(command, check=True, env={**env, "OMP_NUM_THREADS": "1"}, timeout=PATIENCE)
+    done = run("pretrain", runs.config_file, *options, limit=PATIENCE)
+    assert done.code == ExitCode.FINISHED, done.err
     return [event.loss for event in read_metrics(runs.folder / "alone" / "demo" / "metrics.jsonl").train]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from tests.documents.layouts import DOCUMENT, TABLES, rows_in
-from tests.parallel.layouts import STEPS, Case, Row, is_quick, measure
+from tests.parallel.layouts import HELD_BY, QUICK_OF_FOUR, STEPS, Case, Row, is_quick, measure
 
 ALL = TABLES["table"]
 QUICK, SLOW = [case for case in ALL if is_quick(case)], [case for case in ALL if not is_quick(case)]
@@ -53,6 +53,17 @@ def test_documented_table_has_every_case() -> None:
         assert rows_in(DOCUMENT.read_text(), table) == [(case.name, case.world) for case in cases], (
             "docs/parallelism.md is older than the cases: python -m tests.documents.layouts"
         )
+
+
+def test_what_is_left_out_stands_among_what_is_measured() -> None:
+    names = {case.name for case in ALL}
+    assert names >= {*HELD_BY, *HELD_BY.values(), *QUICK_OF_FOUR}
+    quick = {case.name for case in QUICK}
+    for name in HELD_BY:
+        holder = name
+        while holder in HELD_BY:
+            holder = HELD_BY[holder]
+        assert holder in quick, name
 
 
 def test_names_are_unique_and_steps_are_ten() -> None:

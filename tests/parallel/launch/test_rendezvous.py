@@ -139,10 +139,10 @@ def test_who_slips_in_before_the_door_is_closed_ends_the_start(
             door.detach()
         if act == "connects":
             inside.append(
-                TCPStore("127.0.0.1", port, None, False, timedelta(seconds=5), wait_for_workers=False)
+                TCPStore("127.0.0.1", port, None, False, timedelta(seconds=60), wait_for_workers=False)
             )
         else:
-            TCPStore("127.0.0.1", port, None, False, timedelta(seconds=5), wait_for_workers=False).set(
+            TCPStore("127.0.0.1", port, None, False, timedelta(seconds=60), wait_for_workers=False).set(
                 "a", "b"
             )
             time.sleep(0.5)  # until its end is seen

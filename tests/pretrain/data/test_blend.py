@@ -167,7 +167,7 @@ def test_prefetching_keeps_order_measures_waiting_and_passes_errors_on(
     def fetch(position: int) -> int:
         nonlocal now
         if position == 5:
-            assert waits.wait(60)
+            assert waits.wait(240)
             now += 0.15
         if position == 8:
             raise OSError("disk gone")
@@ -188,7 +188,7 @@ def test_prefetching_works_while_the_caller_computes() -> None:
     fetched = [threading.Event() for _ in range(6)]
     with Prefetcher(lambda position: fetched[position].set(), 0, 6, depth=2) as loader:
         for position in range(6):
-            assert all(event.wait(60) for event in fetched[position : position + 2]), (
+            assert all(event.wait(240) for event in fetched[position : position + 2]), (
                 "nothing is loaded ahead of the caller"
             )
             assert not any(event.is_set() for event in fetched[position + 2 :])

@@ -6,18 +6,15 @@ Every start goes on, and the run ends as if nothing had been, bit for bit.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.pretrain.killed import CONFIG
+from tests import forks
+from tests.forks import ROOT
+from tests.pretrain import killed
 from tests.pretrain.small import small_data
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def trial(folder: Path, kills: int, seed: int, timeout: float) -> list[dict[str, Any]]:
@@ -26,35 +23,14 @@ def trial(folder: Path, kills: int, seed: int, timeout: float) -> list[dict[str,
     Raises AssertionError with its last words where anything is not as it must be.
     """
     config = folder / "config.yaml"
-    config.write_text(CONFIG + f"data: {{corpora: [{{path: {small_data(folder)}}}], seq_length: 16}}\n")
+    config.write_text(
+        killed.CONFIG + f"data: {{corpora: [{{path: {small_data(folder)}}}], seq_length: 16}}\n"
+    )
     runs = folder / "runs"
     runs.mkdir()
-    command = [
-        sys.executable,
-        "-m",
-        "tests.pretrain.killed",
-        str(runs),
-        "--config",
-        str(config),
-        "--kills",
-        str(kills),
-        "--seed",
-        str(seed),
-    ]
-    env = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    }
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=dict(env, OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu"),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    said = folder / "said"
+    process = forks.start(killed.trial, config, runs, kills, seed, cwd=ROOT, out=said, err=said)
+    assert forks.finish(process, timeout) == 0, said.read_text()[-6000:]
     rows: list[dict[str, Any]] = json.loads((runs / "rows.json").read_text())
     assert [row["kill"] for row in rows] == list(range(1, kills + 1))
     return rows

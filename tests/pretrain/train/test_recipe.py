@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 from parallel.launch.exit_codes import ExitCode
 from pretrain.config.compose import SHIPPED
 from tests.pretrain.small import small_data
+from tests.running import run
 
 CONFIG = """
 include:
@@ -37,9 +36,8 @@ def layers_at_step_50(piece: str, data: Path, folder: Path) -> list[dict[str, An
     """Signals of every layer of 48, a quarter into a run at the rate that its warm-up ended at."""
     path = folder / "config.yaml"
     path.write_text(CONFIG.format(piece=SHIPPED / f"{piece}.yaml", runs=folder / "runs", data=data))
-    command = [sys.executable, "-m", "tools.cli", "pretrain", str(path)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == ExitCode.STOPPED_BY_USER, done.stderr
+    done = run("pretrain", path, limit=400)
+    assert done.code == ExitCode.STOPPED_BY_USER, done.err
     lines = (folder / "runs/run/metrics.jsonl").read_text().splitlines()
     signals = [event for event in map(json.loads, lines) if event["event"] == "signal"]
     assert signals[-1]["step"] == 50
@@ -61,7 +59,7 @@ def test_every_layer_of_a_post_norm_recipe_learns(recipe: str, data: Path, tmp_p
     assert max(layer["common_share"] for layer in layers[:-1]) < 0.6
 
 
-@pytest.mark.parametrize("scheme", ["b2t", "deepscalelm_post_ln"])
+@pytest.mark.parametrize("scheme", ["b2t", pytest.param("deepscalelm_post_ln", marks=pytest.mark.slow)])
 def test_without_it_the_stack_is_one_vector_and_its_first_layers_are_out_of_reach(
     scheme: str, data: Path, tmp_path: Path
 ) -> None:

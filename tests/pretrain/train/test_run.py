@@ -25,6 +25,7 @@ from parallel.launch.exit_codes import ExitCode
 from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.token_files import BLOCK_BYTES, SAMPLE_BLOCKS
 from pretrain.rundir.metrics import read_metrics
+from tests import running
 from tests.pretrain.small import small_data
 from tools.cli import main
 
@@ -62,9 +63,8 @@ def start(config: Path, runs: Path, *overrides: str) -> subprocess.Popen[str]:
 
 
 def run(config: Path, runs: Path, *overrides: str) -> tuple[int, str]:
-    process = start(config, runs, *overrides)
-    _, errors = process.communicate(timeout=240)
-    return process.returncode, errors
+    done = running.run("pretrain", config, f"runs_dir={runs}", *overrides, limit=240)
+    return done.code, done.err
 
 
 def losses(runs: Path) -> dict[int, tuple[float, float]]:
@@ -262,17 +262,19 @@ def test_tokens_beyond_the_vocabulary_end_all_ranks_in_one_line(config: Path, tm
     )
     prepare(options)
     damage_unseen(tmp_path / "data" / "train.bin")
-    code, errors = run(
+    done = running.run_ranks(
+        2,
+        "pretrain",
         config,
-        tmp_path / "runs",
+        f"runs_dir={tmp_path / 'runs'}",
         f"data.corpora.0.path={tmp_path / 'data'}",
         "train.eval_samples=0",
         "train.eval_interval=0",
         "train.steps=50",
-        "parallel.processes=2",
+        limit=240,
     )
-    (line,) = beside_preflight(errors)
-    assert (code, "token 65535 in a vocabulary of 300, in sample" in line) == (ExitCode.USER_ERROR, True)
+    (line,) = beside_preflight(done.err)
+    assert (done.code, "token 65535 in a vocabulary of 300, in sample" in line) == (ExitCode.USER_ERROR, True)
     assert f"fathom data verify {tmp_path / 'data'}" in line
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from pretrain.report.run import read_run
 from pretrain.report.run_numbers import facts
 from pretrain.rundir.metrics import read_metrics
 from tests.pretrain.small import small_pairs
+from tests.running import run_ranks
 
 SEED, LENGTHS, STEPS, BATCH = 5, (24, 20), 6, 8
 CONFIG = f"""
@@ -33,8 +31,8 @@ seed: {SEED}, label_smoothing: 0.1}}
 log: {{signal_interval: 0, progress: none, tensorboard: false}}
 """
 PLAIN = "model.hidden_dropout=0", "model.attention_dropout=0"
-TWO = "parallel.processes=2", "parallel.tensor=2", "parallel.sequence_parallel=true"
-STAGES = "parallel.processes=2", "parallel.pipeline=2"
+TWO = 2, "parallel.tensor=2", "parallel.sequence_parallel=true"
+STAGES = 2, "parallel.pipeline=2"
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +43,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def pretrain(config: Path, runs: Path, *overrides: str) -> list[dict[str, Any]]:
+def pretrain(config: Path, runs: Path, world: int, *overrides: str) -> list[dict[str, Any]]:
     """A start that ends as it should. Returns the lines of all steps so far."""
-    command = [sys.executable, "-m", "tools.cli", "pretrain", str(config), f"runs_dir={runs}", *overrides]
-    named = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    env = {key: value for key, value in os.environ.items() if key not in named}
-    code = subprocess.run(command, env={**env, "OMP_NUM_THREADS": "1"}, timeout=400).returncode
-    assert code in (ExitCode.FINISHED, ExitCode.STOPPED_BY_USER)
+    done = run_ranks(world, "pretrain", config, f"runs_dir={runs}", *overrides, limit=400)
+    assert done.code in (ExitCode.FINISHED, ExitCode.STOPPED_BY_USER), done.err
     lines = (runs / "tiny" / "metrics.jsonl").read_text().splitlines()
     return [line for line in map(json.loads, lines) if line["event"] in ("train", "eval")]
 
@@ -80,9 +75,9 @@ def test_a_pipeline_that_stops_goes_on_bit_for_bit(config: Path, whole: Path, tm
 
 
 def test_a_run_goes_on_in_another_layout(config: Path, tmp_path: Path) -> None:
-    expected = counted(pretrain(config, tmp_path / "one", *PLAIN, "parallel.processes=1"))
-    pretrain(config, tmp_path / "cut", *PLAIN, *STAGES, "train.stop_at_step=3")
-    found = counted(pretrain(config, tmp_path / "cut", *PLAIN, *TWO))
+    expected = counted(pretrain(config, tmp_path / "one", 1, *PLAIN))
+    pretrain(config, tmp_path / "cut", *STAGES, *PLAIN, "train.stop_at_step=3")
+    found = counted(pretrain(config, tmp_path / "cut", *TWO, *PLAIN))
     for ours, theirs in zip(found, expected, strict=True):
         assert ours == pytest.approx(theirs, rel=2e-6)
 

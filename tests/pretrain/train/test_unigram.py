@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from tests.distributed import Group, launch
 from tests.parallel.training import Curve, engine_of, given, run_config, train, whole_parameters
 from tests.pretrain.small import small_config, small_data, small_trainer
 from tests.pretrain.train.test_run import CONFIG
+from tests.running import run
 
 SCHEMES = ("pre_ln", "b2t", "post_ln", "deepscalelm_pre_ln")
 BIASED = given(tie_embeddings=False, normalization="rmsnorm", logit_bias=True)
@@ -98,8 +97,8 @@ def test_a_run_takes_the_frequencies_of_its_data(data: Path, tmp_path: Path) -> 
     path.write_text(CONFIG.replace("DATA", str(data)))
     settings = ["model.init={base: normal, unigram: true}", "train.steps=1", "train.eval_interval=0"]
     settings += ["schedule.warmup_steps=0", f"runs_dir={tmp_path / 'runs'}"]
-    command = [sys.executable, "-m", "tools.cli", "pretrain", str(path), *settings]
-    subprocess.run(command, check=True, capture_output=True)
+    done = run("pretrain", path, *settings, limit=240)
+    assert done.code == 0, done.err
     metrics = read_metrics(tmp_path / "runs/tiny/metrics.jsonl")
     # 64 tokens of some 4000: their own frequencies differ.
     assert metrics.train[0].loss == pytest.approx(metrics.starts[0].unigram_entropy, abs=0.3)

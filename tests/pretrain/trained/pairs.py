@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 from pretrain.data.prepare_pairs import PairOptions, prepare_pairs
 from pretrain.data.reading.pairs import Sides
 from pretrain.data.tokens.train import Reading, special_names, train_tokenizer
+from tests.running import run
 
 EN_DE = Sides("en", "de")
 NOUNS = (("house", "Haus"), ("boat", "Boot"), ("child", "Kind"), ("book", "Buch"), ("bed", "Bett"))
@@ -62,9 +60,5 @@ def save_translator(folder: Path, position: str = "learned", steps: int = 40) ->
     prepare_pairs(PairOptions(source, folder / "data", tokenizer, split=split, workers=1, sides=EN_DE))
     config = folder / "run.yaml"
     config.write_text(CONFIG.format(folder=folder, steps=steps, position=position))
-    subprocess.run(
-        [sys.executable, "-m", "tools.cli", "pretrain", str(config), "--quiet"],
-        check=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = run("pretrain", config, "--quiet", limit=300)
+    assert done.code == 0, done.err

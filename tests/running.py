@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import multiprocessing
 import os
 import re
 import signal
@@ -18,13 +17,16 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from parallel.launch.local import reserve_port
+from tests import forks
 from tools.cli import main
 
-LIMIT = 60.0
+LIMIT = 240.0
 """Seconds until a command counts as hanging.
 
 Far above what any needs, as machines are slow at times.
@@ -33,15 +35,6 @@ LINE = 2100
 """Characters of the longest line for a mistake."""
 HUNG = -1000
 """In place of an exit code: there was no answer in time."""
-PRELOADED = (
-    "deepspeed",
-    "matplotlib.pyplot",
-    "megatron.core.models.gpt",
-    "pretrain.train.loop",
-    "pretrain.train.build",
-    "transformers.models.gpt2.modeling_gpt2",
-)
-SERVER = multiprocessing.get_context("forkserver")
 
 
 @dataclass(frozen=True)
@@ -54,12 +47,13 @@ class Outcome:
     out: str
     err: str
     seconds: float
+    """Of this process's processors where it ran here, else by the clock."""
 
     @property
     def wrong(self) -> str:
         """What is wrong with the answer, or nothing."""
         if self.code == HUNG:
-            return f"no answer in {self.seconds:.0f} s"
+            return f"no answer in {LIMIT:.0f} s"
         if "Traceback" in self.err or "Exception ignored" in self.err:
             return f"a traceback: {' | '.join(self.err.strip().splitlines()[-4:])[-600:]}"
         if self.code == 2:
@@ -82,11 +76,6 @@ def _wrong_line(err: str) -> str:
     return "" if line.isprintable() else f"control characters: {err[:500]!r}"
 
 
-def preload() -> None:
-    """Has the server import what its forks would each import for themselves."""
-    SERVER.set_forkserver_preload([*PRELOADED, __name__])
-
-
 class Hung(BaseException):
     """The time is over. No Exception, so that no command catches it."""
 
@@ -95,7 +84,7 @@ def run_here(*arguments: object, limit: float = LIMIT) -> Outcome:
     """Runs `fathom arguments...` in this process."""
     words = tuple(map(str, arguments))
     out, err = io.StringIO(), io.StringIO()
-    code, begin = 1, time.monotonic()
+    code, begin = 1, time.process_time()
     try:
         with time_limit(limit), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             main(list(words))
@@ -105,7 +94,7 @@ def run_here(*arguments: object, limit: float = LIMIT) -> Outcome:
         code = HUNG
     except BaseException:
         err.write(traceback.format_exc())
-    return Outcome(words, code, out.getvalue(), err.getvalue(), time.monotonic() - begin)
+    return Outcome(words, code, out.getvalue(), err.getvalue(), time.process_time() - begin)
 
 
 @contextlib.contextmanager
@@ -130,50 +119,73 @@ def time_limit(seconds: float) -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, max(0.1, left - (time.monotonic() - begin)))
 
 
-def run(*arguments: object, cwd: Path | None = None, limit: float = LIMIT) -> Outcome:
+def run(
+    *arguments: object,
+    cwd: Path | None = None,
+    limit: float = LIMIT,
+    env: Mapping[str, str] | None = None,
+) -> Outcome:
     """Runs `fathom arguments...` in `cwd`."""
     words = tuple(map(str, arguments))
+    return _outcome(words, cwd, limit, env, main, list(words))
+
+
+def run_ranks(
+    world: int,
+    *arguments: object,
+    cwd: Path | None = None,
+    limit: float = LIMIT,
+    env: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Runs `fathom arguments...` in `world` processes, as under a launcher.
+
+    The exit code is the first of a rank that is not 0.
+    """
+    words = tuple(map(str, arguments))
+    return _outcome(words, cwd, limit, env, _ranks, world, list(words))
+
+
+def _outcome(
+    words: tuple[str, ...],
+    cwd: Path | None,
+    limit: float,
+    env: Mapping[str, str] | None,
+    function: Callable[..., Any],
+    *args: Any,
+) -> Outcome:
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        process = SERVER.Process(target=_child, args=(words, cwd or Path.cwd(), out, err))
-        process.start()
-        process.join(limit)
-        code = process.exitcode
-        if code is None:
-            assert process.pid is not None
-            os.killpg(process.pid, signal.SIGKILL)
-            process.join()
-            code = HUNG
+        process = forks.start(function, *args, cwd=cwd or Path.cwd(), out=out, err=err, env=env)
+        code = forks.finish(process, limit)
         texts = [file.read_bytes().decode(errors="backslashreplace") for file in (out, err)]
-    return Outcome(words, code, texts[0], texts[1], time.monotonic() - begin)
+    return Outcome(words, HUNG if code is None else code, *texts, time.monotonic() - begin)
 
 
-def _child(words: tuple[str, ...], cwd: Path, out: Path, err: Path) -> None:
-    code = 1
-    try:
-        os.setsid()
-        for source, target in ((Path(os.devnull), 0), (out, 1), (err, 2)):
-            flags = os.O_RDWR | os.O_CREAT if target else os.O_RDONLY
-            os.dup2(os.open(source, flags, 0o600), target)
-        # Those of the server keep what is written for themselves.
-        sys.stdin = os.fdopen(0, closefd=False)
-        sys.stdout = os.fdopen(1, "w", closefd=False)
-        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, errors="backslashreplace")
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "FATHOM_DEBUG"):
-            os.environ.pop(name, None)
-        os.chdir(cwd)
-        main(list(words))
-    except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        try:
-            sys.stdout.flush()
-            sys.stderr.flush()
-        finally:
-            os._exit(code & 0xFF)
+def _ranks(world: int, words: list[str]) -> None:
+    """In a fork: becomes a launcher."""
+    with reserve_port() as holder:
+        ranks = []
+        for rank in range(world):
+            pid = os.fork()
+            if pid == 0:
+                be_rank(rank, world, holder.getsockname()[1])
+                forks.leave(main, words)
+            ranks.append(pid)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ranks]
+    sys.exit(next(filter(None, codes), 0))
+
+
+def be_rank(rank: int, world: int, port: int) -> None:
+    """Tells this process what a launcher on one machine would."""
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int, int]]:
