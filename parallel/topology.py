@@ -32,6 +32,14 @@ class Layout:
     pipeline_split: tuple[int, ...] | None
     offload: bool = False
 
+    @property
+    def replicas(self) -> int:
+        """Ranks that hold the same parameters and other tokens: data x context.
+
+        Gradients are averaged over them, and ZeRO cuts over them.
+        """
+        return self.data * self.context
+
     def summary(self) -> dict[str, int]:
         """Degrees by their usual abbreviations, for logs."""
         return {
@@ -73,6 +81,13 @@ class Layout:
         num_microbatches: micro-batches per rank in the step.
         source_length: of what an encoder under a decoder reads.
         """
+        pieces = 2 * self.context * (self.tensor if self.sequence_parallel else 1)
+        if self.context > 1 and seq_length % pieces:
+            also = " x parallel.tensor, as parallel.sequence_parallel needs" if self.sequence_parallel else ""
+            raise UserError(
+                f"data.seq_length={seq_length} is not divisible by {pieces}, the pieces of "
+                f"2 x parallel.context{also}: use {-(-seq_length // pieces) * pieces}"
+            )
         for name, length in (("seq_length", seq_length), ("source_length", source_length or 0)):
             if self.sequence_parallel and length % self.tensor:
                 raise UserError(
@@ -99,7 +114,7 @@ def check_layout(config: ParallelConfig, model: ModelConfig, world: int) -> Layo
             f"= {degrees} does not divide {world} processes: "
             f"use parallel.processes={max(1, round(world / degrees)) * degrees} or smaller degrees"
         )
-    if config.overlap_grad_reduce and world == degrees:
+    if config.overlap_grad_reduce and world == degrees and config.context == 1:
         raise UserError(
             "parallel.overlap_grad_reduce=true has no effect with one data-parallel rank: set it to null"
         )
@@ -110,12 +125,7 @@ def check_layout(config: ParallelConfig, model: ModelConfig, world: int) -> Layo
         )
     _check_model(config, model)
     _check_pipeline(config, model)
-    if config.context > 1:
-        raise UserError(
-            f"parallel.context={config.context}: Megatron-core attends over a cut sequence with Transformer "
-            "Engine only, and no test has shown that equal to one process: set parallel.context=1, "
-            "and for long sequences raise parallel.tensor with parallel.sequence_parallel=true"
-        )
+    _check_context(config, model)
     if config.zero == 3 and config.pipeline > 1:
         raise UserError(
             f"parallel.zero=3 with parallel.pipeline={config.pipeline}: "
@@ -177,6 +187,15 @@ def _check_model(config: ParallelConfig, model: ModelConfig) -> None:
         raise UserError(
             "parallel.sequence_parallel=true has no effect with parallel.tensor=1: "
             "set it to false or raise parallel.tensor"
+        )
+
+
+def _check_context(config: ParallelConfig, model: ModelConfig) -> None:
+    if config.context > 1 and (model.blueprint.crossed or not model.stack.causal):
+        raise UserError(
+            f"parallel.context={config.context} does not combine with model.family={model.family}: "
+            "sequences are cut so that causal attention is balanced, and only decoders have that; "
+            "set parallel.context=1"
         )
 
 
@@ -303,8 +322,12 @@ class Topology:
         )
         self.tensor_rank: int = parallel_state.get_tensor_model_parallel_rank()
         self.pipeline_rank: int = parallel_state.get_pipeline_model_parallel_rank()
+        self.context_rank: int = parallel_state.get_context_parallel_rank()
         self.data_rank: int = parallel_state.get_data_parallel_rank()
-        self.data_group = parallel_state.get_data_parallel_group()
+        """Which samples of a step this rank gets: context-parallel ranks get the same ones."""
+        self.replica_rank: int = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+        self.replica_group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        """The ranks of `Layout.replicas`."""
         self.tensor_group = parallel_state.get_tensor_model_parallel_group()
         self.embedding_group = (
             parallel_state.get_embedding_group() if self.first_stage or self.last_stage else None
@@ -356,9 +379,22 @@ class Topology:
         """Processes that hold one copy of the model."""
         return self.layout.tensor * self.layout.pipeline
 
+    def get_data_parallel_group(self) -> torch.distributed.ProcessGroup:
+        """What DeepSpeed cuts and averages over: the ranks that hold the same parameters."""
+        group: torch.distributed.ProcessGroup = self.replica_group
+        return group
+
+    def get_data_parallel_rank(self) -> int:
+        """Rank in that group."""
+        return self.replica_rank
+
+    def get_data_parallel_world_size(self) -> int:
+        """Ranks of that group."""
+        return self.layout.replicas
+
     def get_data_parallel_group_ranks(self) -> list[int]:
-        """Global ranks of this rank's data-parallel group."""
-        return list(torch.distributed.get_process_group_ranks(self.data_group))
+        """Global ranks of that group."""
+        return list(torch.distributed.get_process_group_ranks(self.replica_group))
 
 
 def split_layout(split: tuple[int, ...]) -> str:

@@ -64,6 +64,8 @@ class Activations:
     """Tokens of every sequence that an encoder under the decoder reads; None without one."""
     loss_chunk: int | None = None
     """`train.loss_chunk`: positions whose logits exist at once."""
+    context: int = 1
+    """Context-parallel size: a rank has that part of every sequence, and all keys and values."""
 
     def of(self, stack: Stack) -> Activations:
         """The same micro-batch as the layers of one of the model's stacks see it.
@@ -104,8 +106,8 @@ class Activations:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a micro-batch."""
-        return self.samples * self.seq_length
+        """Tokens of a micro-batch on one rank."""
+        return self.samples * self.seq_length // self.context
 
     @property
     def rows(self) -> float:
@@ -181,11 +183,31 @@ class Activations:
             kept += n * (query + key)
         elif self._copies_queries:
             kept += n * query
+        if self.context > 1 and not recomputed:
+            return self._cut_attention(n * query, n * key)
         if config.attention.soft_cap is not None and not recomputed:
             if config.num_attention_heads > config.groups:
                 kept = self._expanded()
             return kept + n * query + self._scores()
         return kept + n * query + (0 if recomputed else self._core(self.seq_length))
+
+    def _cut_attention(self, query: float, key: float) -> float:
+        """Bytes of attention over sequences that are cut, where nothing is computed again.
+
+        Queries, with the projection where they are a view of it; the keys and values of all ranks;
+        what attention gives of each of the two pieces, and both together.
+        query, key: bytes of this rank's queries, and of its keys or values.
+        """
+        config = self.config
+        alone = config.position == "rotary" or self._copies_queries or config.attention.qk_norm
+        kept = query if alone else query + 2 * key
+        kept += 2 * self.context * key + query
+        if config.attention.soft_cap is None or config.window is not None:
+            return kept + query + self._core(self.seq_length)
+        # The two pieces see (2 N + 1) / 4 N of all keys between them; groups are expanded for each.
+        seen = (2 * self.context + 1) / 2
+        expanded = 2 * seen * query if config.num_attention_heads > config.groups else 0.0
+        return kept + expanded + self._scores() * seen / (2 * self.context)
 
     def _core(self, keys: int) -> float:
         """Bytes that fused attention over so many keys keeps beside its inputs and its output.
@@ -323,6 +345,9 @@ class Activations:
             numbers = (
                 self.samples * self.config.image.patches * self.config.image.patch_numbers * self.element
             )
+        if self.context > 1:  # inputs and labels are copies of what a rank gets
+            numbers = 8 * self.tokens * 2
+            numbers += 8 * self.seq_length / self.context if self.config.position == "learned" else 0
         if self.config.blueprint.crossed:  # inputs and labels apart, and a position for every token
             numbers = 8 * self.tokens * (1 + (self.config.position == "learned"))
         if self.config.token_types:

@@ -39,8 +39,8 @@ class CappedAttention(SdpaAttention):
         scale = self.scaled.get("scale", query.shape[-1] ** -0.5)
         scores_bhst = soft_capped((query @ key.transpose(-1, -2)).to(wide) * scale, self.soft_cap)
         if self.causal:
-            square = scores_bhst.shape[-2:]
-            mask = torch.ones(square, dtype=torch.bool, device=query.device).tril()
+            queries, keys = scores_bhst.shape[-2:]  # the last of the keys have queries
+            mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
         if mask is not None:
             # Added, not filled in: a sum keeps nothing for the backward pass.
             scores_bhst = scores_bhst + torch.zeros_like(mask, dtype=wide).masked_fill(~mask, -torch.inf)

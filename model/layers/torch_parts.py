@@ -144,8 +144,11 @@ class SdpaAttention(MegatronModule):
 
     It has that function's flash and memory-efficient kernels where they exist.
     Stands where Megatron-core's unfused DotProductAttention would.
-    Raises ValueError for context parallelism, which it does not have.
+    Raises ValueError for context parallelism, for which `model/layers/context.py` has others.
     """
+
+    gathers = False
+    """Whether it attends over sequences that are cut over ranks."""
 
     def __init__(
         self,
@@ -156,10 +159,8 @@ class SdpaAttention(MegatronModule):
         **unused: Any,
     ) -> None:
         super().__init__(config=config)
-        if config.context_parallel_size > 1:
-            raise ValueError(
-                "context parallelism needs Transformer Engine's attention: set parallel.context=1"
-            )
+        if config.context_parallel_size > 1 and not self.gathers:
+            raise ValueError(f"{type(self).__name__} does not attend over a sequence that is cut")
         self.windowed = has_window(config, layer_number)
         self.causal = attn_mask_type == AttnMaskType.causal and not self.windowed
         self.dropout = config.attention_dropout

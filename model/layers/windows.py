@@ -32,10 +32,12 @@ class WindowMask:
         layers = range(1, config.num_layers + 1)
         self.alternating = not all(has_window(config, number) for number in layers)
 
-    def __call__(self, hidden_b1ss: Tensor | None, length: int, device: torch.device) -> Tensor:
-        """hidden_b1ss: what all layers hide, True where hidden; None where that is nothing."""
-        place = torch.arange(length, device=device)
-        back_ss = place[:, None] - place
+    def __call__(self, hidden_b1ss: Tensor | None, queries_s: Tensor, length: int) -> Tensor:
+        """hidden_b1ss: what all layers hide, True where hidden; None where that is nothing.
+
+        queries_s: positions of the rows; columns are all positions of a sequence of this length.
+        """
+        back_ss = queries_s[:, None] - torch.arange(length, device=queries_s.device)
         far_ss = (back_ss > self.before) | (back_ss < -self.after)
         if hidden_b1ss is None:
             return far_ss[None, None, None]

@@ -40,6 +40,7 @@ from model.config import ModelConfig
 from model.depth.folded import FoldedLayer
 from model.depth.placed import PlacedLayer
 from model.layers.capped import soft_capped
+from model.layers.context import of_pieces, own_pieces, places
 from model.layers.torch_parts import Norm, rotary_table
 from model.layers.torch_spec import local_layer_spec
 from model.layers.transformer_config import stack_config
@@ -166,6 +167,10 @@ class LanguageModel(MegatronModule):
         last = self.placed[-1].stack
         cap, self.logit_soft_cap = model.attention.soft_cap, model.logit_soft_cap
         layer_spec, norm = kernel_parts(kernels, self.fp32_stream, causal=last.causal, soft_cap=cap)
+        self.ranks = self.pg_collection.cp.size()
+        if self.ranks > 1:
+            whole_spec = layer_spec
+            layer_spec = lambda plan: of_pieces(whole_spec(plan))  # noqa: E731
         if pre_process:
             self._build_tables(model, seq_length, source_length)
         if model.position == "rotary":
@@ -308,7 +313,8 @@ class LanguageModel(MegatronModule):
     ) -> Tensor:
         """Losses in nats where the batch has labels, else logits; the stream on an inner stage.
 
-        batch: a micro-batch, of which every stage gets all:
+        batch: a micro-batch, of which every stage gets all; s is that of this rank's pieces
+        (`model/layers/context.py`):
         tokens [b, s]: ids.
         documents [b, s]: numbers; tokens of different ones do not see each other. Padding has one.
         positions [b, s]: rows of a table of positions; without them 0 .. s - 1.
@@ -418,7 +424,7 @@ class LanguageModel(MegatronModule):
     def _embed_with(self, tables: LanguageModelEmbedding, batch: Mapping[str, Tensor]) -> Tensor:
         tokens, positions = batch["tokens"], batch.get("positions")
         if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+            positions = self._places(tokens).expand_as(tokens)
         types = batch.get("token_types")
         if types is None and tables.tokentype_embeddings is not None:
             types = torch.zeros_like(tokens)
@@ -430,13 +436,28 @@ class LanguageModel(MegatronModule):
         hidden = hidden_keys(batch)
         if self.window is None:
             return hidden
-        return self.window(hidden, batch["tokens"].shape[1], batch["tokens"].device)
+        tokens = batch["tokens"]
+        return self.window(hidden, self._places(tokens), tokens.shape[1] * self.ranks)
+
+    def _places(self, tokens: Tensor) -> Tensor:
+        """Positions [s] of a rank's tokens [b, s] in their sequences."""
+        group = self.pg_collection.cp
+        return places(tokens.shape[1] * self.ranks, group.rank(), self.ranks, tokens.device)
 
     def _angles(self, length: int) -> Tensor:
-        """A `rotary_table`, beside it that of layers with a window where they have their own."""
+        """A `rotary_table`, beside it that of layers with a window where they have their own.
+
+        length: tokens of this rank.
+        """
         parts = [self.rotary_pos_emb, *([self.rotary_pos_emb_local] if self.two_bases else [])]
+        rank = self.pg_collection.cp.rank()
         tables = [
-            rotary_table(part(length, packed_seq=False, cp_group=None), self.config.params_dtype, magnitude)
+            # What Megatron-core calls packed it does not cut itself, for which it needs a GPU.
+            rotary_table(
+                own_pieces(part(length * self.ranks, packed_seq=True), 0, rank, self.ranks),
+                self.config.params_dtype,
+                magnitude,
+            )
             for part, magnitude in zip(parts, self.magnitudes, strict=False)
         ]
         return torch.cat(tables, dim=1) if self.two_bases else tables[0]

@@ -26,7 +26,7 @@ def is_writer(engine: Engine, group: int) -> bool:
     One copy of replicated parameters is enough, and the tied copy is the embedding's.
     """
     topology = engine.topology
-    if not engine.zero and topology.data_rank:
+    if not engine.zero and topology.replica_rank:
         return False
     kind = engine.groups[group].kind
     if kind in (Kind.REPLICATED, Kind.SEQUENCE):

@@ -164,7 +164,7 @@ class Engine:
         if isinstance(optimizer, Muon):
             optimizer.orthogonalizers = self._orthogonalizers()
         self.graph = StepGraph(self._fixed()) if options.cuda_graph else None
-        overlapping = options.overlap and layout.data > 1 and not options.cuda_graph
+        overlapping = options.overlap and layout.replicas > 1 and not options.cuda_graph
         self.overlap = Overlap(self.buffers) if overlapping else None
         self.checked = False
         for chunk in self.chunks:
@@ -263,12 +263,13 @@ class Engine:
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
         length, source = self.options.seq_length, self.options.source_length
+        context = self.topology.layout.context
         self.topology.layout.check_batches(length, num_microbatches, source)
         # Every chunk of an interleaved stage walks the same micro-batches.
         iterators = [batches() for _ in self.chunks]
         single = len(self.models) == 1
         return get_forward_backward_func()(  # type: ignore[no-any-return]
-            forward_step_func=forward_step,
+            forward_step_func=forward_step if context == 1 else _of_own_tokens(forward_step, context),
             data_iterator=iterators[0] if single else iterators,
             model=self.models[0] if single else self.models,
             num_microbatches=num_microbatches,
@@ -351,7 +352,7 @@ class Engine:
 
     def _mean(self, losses: list[Any]) -> Tensor:
         """This rank's share of the mean loss."""
-        return self._reported(losses).mean() / self.topology.layout.data
+        return self._reported(losses).mean() / self.topology.layout.replicas
 
     def _reported(self, losses: list[Any]) -> Tensor:
         """Losses that this rank contributes, in float64: one tensor-parallel rank of the last stage
@@ -392,6 +393,25 @@ class Engine:
             gradient = buffer.partition[: flat.numel()]
             rate, eps = float(settings[index]["lr"]), float(settings[index].get("eps", 0.0))
             yield Sample(group.parameters[0].name, flat, gradient, rate, eps)
+
+
+def _of_own_tokens(forward_step: ForwardStep, ranks: int) -> ForwardStep:
+    """A forward step whose loss stays the mean over a rank's own tokens.
+
+    Megatron-core's schedules multiply it by the number of context-parallel ranks; here gradients
+    are averaged over them.
+    """
+
+    def step(iterator: Iterator[Any], chunk: nn.Module) -> tuple[Tensor, Callable[[Tensor], Any]]:
+        output, loss_of = forward_step(iterator, chunk)
+
+        def divided(measured: Tensor) -> tuple[Tensor, Any]:
+            loss, reported = loss_of(measured)
+            return loss / ranks, reported
+
+        return output, divided
+
+    return step
 
 
 def _as_deepspeed(group: Group) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class Gradient:
             Kind.REPLICATED: topology.tensor_rank == 0,
             Kind.SEQUENCE: topology.tensor_rank == 0,
             Kind.TIED: topology.first_stage or topology.layout.pipeline == 1,
-        }[group.kind] and (sharded or topology.data_rank == 0)
+        }[group.kind] and (sharded or topology.replica_rank == 0)
 
     def pieces(self) -> Iterator[Piece]:
         """What of which parameter lies in the partition, in order."""
@@ -169,8 +169,8 @@ class GradientBuffer(Gradient):
             self.flat[start : start + p.numel()].view_as(p)
             for p, start in zip(self.parameters, offsets, strict=True)
         ]
-        size = numel // (topology.layout.data if sharded else 1)
-        self.first = topology.data_rank * size if sharded else 0
+        size = numel // (topology.layout.replicas if sharded else 1)
+        self.first = topology.replica_rank * size if sharded else 0
         super().__init__(group, self.flat[self.first : self.first + size], topology, sharded=sharded)
         self.started = numel
         self.works: list[dist.Work] = []
@@ -203,8 +203,8 @@ class GradientBuffer(Gradient):
 
         That is from element `low` to where the last call of this step began, or the end.
         """
-        part, data, group = self.flat[low : self.started], self.topology.layout.data, self.topology.data_group
-        part.div_(data)
+        part, group = self.flat[low : self.started], self.topology.replica_group
+        part.div_(self.topology.layout.replicas)
         if not self.sharded:
             self.works.append(dist.all_reduce(part, group=group, async_op=True))
         else:
@@ -230,15 +230,15 @@ class GradientBuffer(Gradient):
             dist.all_reduce(self.flat, group=self.topology.tensor_group)
         elif self.group.kind is Kind.TIED:
             dist.all_reduce(self.flat, group=self.topology.embedding_group)
-        data = self.topology.layout.data
-        if data == 1:
+        replicas = self.topology.layout.replicas
+        if replicas == 1:
             return
         # Gloo has no averaging; the division is exact for powers of two and the same on every rank.
-        self.flat.div_(data)
+        self.flat.div_(replicas)
         if self.sharded and self.flat.is_cuda:
-            dist.reduce_scatter_tensor(self.partition, self.flat, group=self.topology.data_group)
+            dist.reduce_scatter_tensor(self.partition, self.flat, group=self.topology.replica_group)
         else:
-            dist.all_reduce(self.flat, group=self.topology.data_group)
+            dist.all_reduce(self.flat, group=self.topology.replica_group)
 
 
 def _accumulate(parameter: nn.Parameter) -> None:

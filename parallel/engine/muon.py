@@ -87,8 +87,8 @@ class Orthogonalizer:
     def __call__(self, update: Tensor) -> Tensor:
         topology, first = self.buffer.topology, self.buffer.first
         whole = self.buffer.flat.view(self.dtype)[: self.buffer.flat.numel()]
-        if topology.layout.data > 1:
-            dist.all_gather_into_tensor(whole, update.to(self.dtype), group=topology.data_group)
+        if topology.layout.replicas > 1:
+            dist.all_gather_into_tensor(whole, update.to(self.dtype), group=topology.replica_group)
         else:
             whole.copy_(update)
         result = torch.zeros_like(update)

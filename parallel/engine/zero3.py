@@ -84,7 +84,7 @@ class ScatteredGradient(Gradient):
     def pieces(self) -> Iterator[Piece]:
         offset = 0
         for named, part in zip(self.group.parameters, self.parts, strict=True):
-            start = self.topology.data_rank * part
+            start = self.topology.replica_rank * part
             length = min(part, math.prod(named.shape) - start)
             if length > 0:
                 yield Piece(named, offset, start, length, named.shape)

@@ -100,7 +100,7 @@ def checkpoint_file(chunks: Sequence[nn.Module], topology: Topology) -> dict[str
     """
     if not has_state(chunks):
         return {}
-    own = fp8_state(chunks) if topology.tensor_rank == 0 and topology.data_rank == 0 else {}
+    own = fp8_state(chunks) if topology.tensor_rank == 0 and topology.replica_rank == 0 else {}
     merged: dict[str, Tensor] = {}
     for part in gather_bytes(to_bytes(own) if own else b""):
         if dist.get_rank() == 0:

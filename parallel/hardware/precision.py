@@ -252,7 +252,8 @@ def check_sizes(
         return
     multiple, tensor = RECIPES[numerics.recipe].multiple, layout.tensor
     width = model.kv_channels
-    tokens = seq_length * micro_batch_size // (tensor if layout.sequence_parallel else 1)
+    tokens = seq_length // layout.context * micro_batch_size
+    tokens //= tensor if layout.sequence_parallel else 1
     sizes = {
         "model.hidden_size": model.hidden_size,
         "query, key and value rows per tensor-parallel rank "

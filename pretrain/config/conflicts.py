@@ -78,6 +78,7 @@ def check_compile(config: RunConfig) -> None:
         )
     if tensor > 1 and config.train.kernels == "local":
         raise ValueError(inside_layers(tensor))
+    _without_context("train.compile", config)
     _zero_and_dropout("train.compile", config)
 
 
@@ -110,6 +111,7 @@ def check_cuda_graph(config: RunConfig) -> None:
             f"train.cuda_graph=true with parallel.recompute.granularity={granularity} "
             "has not been shown to compute the same: set it to none"
         )
+    _without_context("train.cuda_graph", config)
     if config.parallel.overlap_grad_reduce:
         raise ValueError(
             "train.cuda_graph=true does not combine with parallel.overlap_grad_reduce=true: "
@@ -122,6 +124,14 @@ def check_cuda_graph(config: RunConfig) -> None:
             f"which costs more than it saves: set log.signal_interval={SELDOM} or more, or 0"
         )
     _zero_and_dropout("train.cuda_graph", config)
+
+
+def _without_context(option: str, config: RunConfig) -> None:
+    if config.parallel.context > 1:
+        raise ValueError(
+            f"{option}=true does not combine with parallel.context={config.parallel.context}, "
+            f"whose keys and values are exchanged inside the layers: set {option}=false"
+        )
 
 
 def _zero_and_dropout(option: str, config: RunConfig) -> None:

@@ -150,9 +150,11 @@ def predict(
         targets=work.targets,
         source_length=work.source_length,
         loss_chunk=work.loss_chunk,
+        context=layout.context,
     )
     # The ranked list has layouts that a graph does not combine with (pretrain/config/conflicts.py).
-    graph = work.graph and layout.pipeline == 1 and not sequence and layout.zero < 3 and recompute == "none"
+    alone = layout.pipeline == 1 and layout.context == 1
+    graph = work.graph and alone and not sequence and layout.zero < 3 and recompute == "none"
     early = not graph and parallel.overlap_grad_reduce is not False and layout.zero < 3
     time = step_time(
         gpu,
@@ -182,7 +184,7 @@ def predict(
 
 
 def layouts(config: ModelConfig, world: int) -> Iterator[ParallelConfig]:
-    """Layouts worth trying over `world` GPUs.
+    """Layouts worth trying over `world` GPUs, without context parallelism.
 
     Tensor parallelism within a host and with sequence parallelism, pipelines whose stages have
     about as many sublayers; interleaved ones where all chunks have as many layers.

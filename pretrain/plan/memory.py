@@ -192,12 +192,12 @@ def rank_memory(
     """Memory of one pipeline rank.
 
     Weights in the format of the activations; fp32 gradients, whole on every rank; the optimizer's
-    moments and, beside bf16 weights or under ZeRO, an fp32 copy of the weights, over data-parallel
-    ranks from ZeRO-1 on.
+    moments and, beside bf16 weights or under ZeRO, an fp32 copy of the weights, over data- and
+    context-parallel ranks from ZeRO-1 on.
     With FP8 also the layers' weights cast, as they are and transposed, kept for a step's
     micro-batches.
     """
-    element, p, shards = activations.element, stage.parameters, layout.data if layout.zero else 1
+    element, p, shards = activations.element, stage.parameters, layout.replicas if layout.zero else 1
     kept, hidden = OPTIMIZERS[optimizer], stage.hidden
     moments = len(kept.hidden.states) * hidden + len(kept.others.states) * (p - hidden)
     state = FP32 * (moments + (p if layout.zero else 0)) / shards
@@ -205,7 +205,7 @@ def rank_memory(
     gradients: float = FP32 * p
     if element < FP32:
         gradients += element * _largest(activations.config, layout.tensor)
-    weights = element * p / (layout.data if layout.zero == 3 else 1) + (
+    weights = element * p / (layout.replicas if layout.zero == 3 else 1) + (
         FP8_CASTS * stage.in_layers if fp8 else 0
     )
     return Memory(weights, gradients, state, _kept(stage, activations), plain, _buffers(stage, activations))

@@ -67,7 +67,7 @@ class StepTime:
     attention: float
     """How much of `compute` is attention's core."""
     tensor: float
-    """How much of `compute` is sent between tensor-parallel ranks."""
+    """How much of `compute` is sent between tensor- and context-parallel ranks."""
 
     @property
     def total(self) -> float:
@@ -106,11 +106,12 @@ class Traffic:
     tensor: float
     pipeline: float
     data: float
+    context: float = 0.0
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.tensor + self.pipeline + self.data
+        return self.tensor + self.pipeline + self.data + self.context
 
 
 @dataclass(frozen=True)
@@ -201,9 +202,12 @@ def traffic(layout: Layout, stage: Stage, a: Activations, micro_batches: int) ->
     Tensor: an all-reduce, or gather and scatter, after each of a layer's branches, forward and
     backward, of 2 (t-1)/t streams; for what cross-attention reads once in both passes together.
     Pipeline: one message per chunk boundary each way.
-    Data: fp32 gradients reduced (all-reduced at ZeRO-0), updated weights gathered.
+    Data: fp32 gradients reduced (all-reduced at ZeRO-0), updated weights gathered, over the ranks
+    that hold the same parameters.
+    Context: keys and values of a layer gathered, again where attention is computed again, and their
+    gradients scattered.
     """
-    t, d = layout.tensor, layout.data
+    t, d, n = layout.tensor, layout.replicas, layout.context
     again = 1 if a.recompute == "full" else 0
     width, tensor = a.config.hidden_size * a.element, 0.0
     for part in stage.parts:
@@ -213,10 +217,14 @@ def traffic(layout: Layout, stage: Stage, a: Activations, micro_batches: int) ->
             # Gathered forward and scattered backward, or summed backward.
             passed += (1 + (again / 2 if a.sequence_parallel else 0)) * side.samples * side.source_length
         tensor += micro_batches * part.count * passed * 2 * (t - 1) / t * width
+    keys = 2 * a.samples * a.seq_length * a.config.groups * a.config.kv_channels * a.element / t
+    exchanges = 2 if a.recompute == "none" else 3
+    layers = sum(part.count for part in stage.parts)
+    context = micro_batches * layers * exchanges * keys * (n - 1) / n
     pipeline = micro_batches * layout.virtual * 2 * a.message if layout.pipeline > 1 else 0.0
     ring = (d - 1) / d
     data = stage.parameters * ring * (FP32 + a.element if layout.zero else 2 * FP32)
-    return Traffic(tensor, pipeline, data)
+    return Traffic(tensor, pipeline, data, context)
 
 
 def step_time(
@@ -250,12 +258,12 @@ def step_time(
     for stage in everything:
         seconds = _over(stage, kinds, lambda layer: layer.device + layer.waiting)
         seconds += head.device if stage.last else 0.0
-        seconds += _tensor_seconds(gpu, layout, stage, a)
+        seconds += _inside_seconds(gpu, layout, stage, a)
         seconds += _accumulation(gpu, stage, a)
         if seconds > slowest:
             slowest, heaviest = seconds, stage
     sent = traffic(layout, heaviest, a, micro_batches)
-    pipeline = sent.pipeline / _wire(gpu, layout.tensor * layout.pipeline)
+    pipeline = sent.pipeline / _wire(gpu, layout.tensor * layout.context * layout.pipeline)
     data = sent.data / _wire(gpu, layout.world)
     compute = micro_batches * slowest
     if early:
@@ -270,7 +278,7 @@ def step_time(
         products=micro_batches
         * (_over(heaviest, kinds, lambda layer: layer.products) + (head.products if heaviest.last else 0.0)),
         attention=micro_batches * _over(heaviest, kinds, lambda layer: layer.attention),
-        tensor=micro_batches * _tensor_seconds(gpu, layout, heaviest, a),
+        tensor=micro_batches * _inside_seconds(gpu, layout, heaviest, a),
     )
 
 
@@ -279,9 +287,10 @@ def _over(stage: Stage, kinds: Mapping[str, Seconds], what: Callable[[Seconds], 
     return sum(part.count * what(kinds[part.stack.name]) for part in stage.parts)
 
 
-def _tensor_seconds(gpu: Gpu, layout: Layout, stage: Stage, a: Activations) -> float:
-    """What tensor-parallel ranks send each other in a micro-batch."""
-    return traffic(layout, stage, a, 1).tensor / _wire(gpu, layout.tensor)
+def _inside_seconds(gpu: Gpu, layout: Layout, stage: Stage, a: Activations) -> float:
+    """What tensor- and context-parallel ranks send each other in a micro-batch."""
+    sent, ranks = traffic(layout, stage, a, 1), layout.tensor * layout.context
+    return sent.tensor / _wire(gpu, layout.tensor) + sent.context / _wire(gpu, ranks)
 
 
 def _wire(gpu: Gpu, ranks: int) -> float:
@@ -301,7 +310,7 @@ def _optimizer(gpu: Gpu, stage: Stage, layout: Layout, a: Activations, optimizer
     """Zeroing the sums, the norm, clipping, the update of this rank's share and the copy into the
     weights; for updates of whole matrices also their products, and gathering them before.
     """
-    shards = layout.data if layout.zero else 1
+    shards = layout.replicas if layout.zero else 1
     others, hidden = stage.parameters - stage.hidden, stage.hidden
     values = 3 * stage.parameters + optimizer.others.moved * others + optimizer.hidden.moved * hidden
     moved = stage.parameters * FP32 + (values * FP32 + stage.parameters * a.element) / shards
@@ -309,7 +318,7 @@ def _optimizer(gpu: Gpu, stage: Stage, layout: Layout, a: Activations, optimizer
     if not optimizer.hidden.whole:
         return seconds
     # Data-parallel ranks share the matrices, tensor-parallel ones compute the same.
-    d, t = layout.data, layout.tensor
+    d, t = layout.replicas, layout.tensor
     precision = "fp32" if a.element == FP32 else "bf16"
     seconds += stage.products / shards / (gpu.peak(precision) * gpu.matmul)
     seconds += hidden * a.element * (d - 1) / d / _wire(gpu, layout.world)

@@ -12,7 +12,7 @@ from pretrain.data.blend import Prefetcher, micro_batch_indices
 from pretrain.data.samples import Samples
 from pretrain.data.token_files import DamagedDataError
 from pretrain.tasks.task import Batch
-from pretrain.train.steps import on_device, shared
+from pretrain.train.steps import on_device, own_tokens, shared
 
 
 class StepBatches:
@@ -22,7 +22,7 @@ class StepBatches:
     """Micro-batches of a rank in one step."""
 
     def __init__(self, train: TrainConfig, data: Samples, topology: Topology, device: torch.device) -> None:
-        self.data, self.device = data, device
+        self.data, self.device, self.topology = data, device, topology
         self.step, self.micro = train.global_batch_size, train.micro_batch_size
         self.rank, self.ranks = topology.data_rank, topology.layout.data
         self.number = topology.layout.num_microbatches(self.step, self.micro)
@@ -38,7 +38,7 @@ class StepBatches:
             for k in range(self.number)
         ]
         whole = range(step * self.step, (step + 1) * self.step)
-        return shared(batches, self.data.targets(whole), self.ranks)
+        return shared(batches, self.data.targets(whole), self.topology.layout.replicas)
 
     def next(self, fetched: Prefetcher[list[Batch]], met: Callable[[DamagedDataError], None]) -> list[Batch]:
         """The batches of the next step, on the device.
@@ -52,4 +52,4 @@ class StepBatches:
             met(error)
             blank = [self.data.blank(self.micro)] * self.number
             batches = shared(blank, self.data.targets(range(1)), 1)
-        return [on_device(batch, self.device) for batch in batches]
+        return [on_device(own_tokens(batch, self.topology), self.device) for batch in batches]

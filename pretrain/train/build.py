@@ -27,12 +27,12 @@ from pretrain.train.compiling import compile_chunks
 def seed_everything(seed: int, topology: Topology) -> None:
     """Sets the random streams for dropout.
 
-    Data-parallel ranks and pipeline stages have their own.
+    Data- and context-parallel ranks and pipeline stages have their own.
     Tensor-parallel regions have Megatron-core's.
     """
     from megatron.core import tensor_parallel
 
-    own = seed + 100 * topology.pipeline_rank + 10_000 * topology.data_rank
+    own = seed + 100 * topology.pipeline_rank + 10_000 * topology.replica_rank
     torch.manual_seed(own)
     tensor_parallel.model_parallel_cuda_manual_seed(own)
 

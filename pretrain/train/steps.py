@@ -8,18 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.layers.context import own_pieces
 from parallel.engine.engine import ForwardStep
+from parallel.topology import Topology
 from pretrain.tasks.task import Batch, Task
 
 
-def shared(batches: list[Batch], labels: int | None, data_ranks: int) -> list[Batch]:
+def shared(batches: list[Batch], labels: int | None, replicas: int) -> list[Batch]:
     """A rank's micro-batches of a step with what they weigh in its loss.
 
-    labels: of the whole step that count; None where all do.
+    labels: of the whole step that count; None where all do. replicas: as `Layout.replicas`.
     """
     if labels is None:
         return batches
-    share = torch.tensor(len(batches) * data_ranks / max(labels, 1))
+    share = torch.tensor(len(batches) * replicas / max(labels, 1))
     return [batch | {"share": share} for batch in batches]
 
 
@@ -36,6 +38,17 @@ def training_step(task: Task) -> ForwardStep:
         return chunk(batch), loss_of
 
     return step
+
+
+def own_tokens(batch: Batch, topology: Topology) -> Batch:
+    """What a rank gets of a micro-batch whose sequences are cut over context-parallel ranks."""
+    rank, ranks = topology.context_rank, topology.layout.context
+    if ranks == 1:
+        return batch
+    return {
+        name: own_pieces(tensor, 1, rank, ranks) if tensor.dim() > 1 else tensor
+        for name, tensor in batch.items()
+    }
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

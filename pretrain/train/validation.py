@@ -14,7 +14,7 @@ from pretrain.data.blend import micro_batch_indices
 from pretrain.data.samples import Samples
 from pretrain.tasks.task import Batch
 from pretrain.train.checks.feasibility import eval_rounds
-from pretrain.train.steps import evaluation_step, on_device
+from pretrain.train.steps import evaluation_step, on_device, own_tokens
 
 
 @dataclass(frozen=True)
@@ -81,4 +81,4 @@ class Validation:
         batch = self.data.batch(numbers)
         weights = batch.get("weights", torch.ones(batch["labels"].shape))
         weights[count:] = 0.0
-        return on_device(batch | {"weights": weights}, self.engine.device)
+        return on_device(own_tokens(batch | {"weights": weights}, topology), self.engine.device)

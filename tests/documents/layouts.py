@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests.parallel.context_layouts import CONTEXT
 from tests.parallel.crossed_layouts import CROSSED
 from tests.parallel.layouts import CASES, Case, Row, measure
 from tests.parallel.refusals import REFUSALS
@@ -20,6 +21,7 @@ from tests.parallel.refusals import REFUSALS
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "parallelism.md"
 TABLES = {
     "table": [case for cases in CASES.values() for case in cases],
+    "context": [case for cases in CONTEXT.values() for case in cases],
     "crossed": [case for cases in CROSSED.values() for case in cases],
 }
 """The tables by their marks in the document."""

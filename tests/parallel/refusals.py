@@ -15,6 +15,7 @@ from parallel.config import Fp8Config, ParallelConfig
 from parallel.hardware.precision import Machine, check_sizes, numerics_for
 from parallel.topology import Layout, check_layout
 from pretrain.config.schema import RunConfig
+from pretrain.train.checks.feasibility import check_context
 from tests.parallel.training import given, run_config
 
 MODEL = given(num_layers=6, hidden_size=32, num_attention_heads=4, vocab_size=120)
@@ -69,6 +70,15 @@ def _run(what: str, message: str, **changes: Any) -> Refusal:
             **changes.get("optimizer", {}),
         ),
     )
+
+
+def _context_te(what: str, message: str, precision: str, **model: Any) -> Refusal:
+    def attempt() -> None:
+        config = run_config(model, given(context=2), given(precision=precision, kernels="te"))
+        numerics = numerics_for(precision, "te", Fp8Config(), H100)
+        check_context(config, check_layout(config.parallel, config.model, 2), numerics)
+
+    return Refusal(what, message, attempt)
 
 
 def _machine(
@@ -203,7 +213,25 @@ REFUSALS = [
         r"3 micro-batches .*virtual_stages=1",
         lambda: layout(2, **VP).check_batches(16, 3),
     ),
-    _layout("context parallelism", "Transformer Engine only.* set parallel.context=1", 2, context=2),
+    _layout(
+        "cut sequences that are not causal",
+        "model.family=bert: .* set parallel.context=1",
+        2,
+        given(family="bert"),
+        context=2,
+    ),
+    Refusal(
+        "a sequence that does not divide into pieces",
+        r"data.seq_length=18 is not divisible by 4, .*: use 20",
+        lambda: layout(2, context=2).check_batches(18, 4),
+    ),
+    Refusal(
+        "pieces that SP does not divide",
+        r"data.seq_length=20 is not divisible by 8, .* x parallel.tensor, .*: use 24",
+        lambda: layout(4, context=2, **SP).check_batches(20, 4),
+    ),
+    _context_te("a window over cut sequences", "window=4, .* set train.kernels=local", "bf16", window=4),
+    _context_te("cut sequences in fp32 by Transformer Engine", "16 bits only", "fp32"),
     _layout(
         "ZeRO-3 under a pipeline",
         "parallel.zero=3 with parallel.pipeline=2: .* parallel.pipeline=1",
@@ -274,6 +302,18 @@ REFUSALS = [
         "set parallel.tensor=1",
         parallel=given(tensor=2),
         train=COMPILE | given(kernels="local"),
+    ),
+    _run(
+        "compiled layers over cut sequences",
+        "compile=true .*parallel.context=2.*set train.compile=false",
+        parallel=given(context=2),
+        train=COMPILE,
+    ),
+    _run(
+        "a CUDA graph over cut sequences",
+        "cuda_graph=true .*parallel.context=2.*set train.cuda_graph=false",
+        parallel=given(context=2),
+        train=GRAPH,
     ),
     _run(
         "compiled layers under ZeRO-3",

@@ -24,7 +24,7 @@ from pretrain.tasks.causal_lm import CAUSAL_LM
 from pretrain.tasks.task import Batch
 from pretrain.train.branch_warmup import branch_shares
 from pretrain.train.build import build_engine
-from pretrain.train.steps import shared, training_step
+from pretrain.train.steps import own_tokens, shared, training_step
 from tests.distributed import gather, rebuild
 
 SEQ_LENGTH, SOURCE_LENGTH = 16, 12
@@ -127,7 +127,8 @@ def batches_of(config: RunConfig, engine: Engine, step: int) -> list[Batch]:
         for k in range(batch // (micro * layout.data))
     ]
     if config.task.samples == "next_token":
-        return [next_tokens(torch.stack([sample(int(i)) for i in part])) for part in parts]
+        batches = [next_tokens(torch.stack([sample(int(i)) for i in part])) for part in parts]
+        return [own_tokens(one, engine.topology) for one in batches]
     rows = [[pairs(int(i)) for i in part] for part in parts]
     stacked = [{name: torch.stack([row[name] for row in part]) for name in part[0]} for part in rows]
     whole = sum(int(pairs(index)["weights"].sum()) for index in range(step * batch, (step + 1) * batch))

@@ -236,6 +236,7 @@ def _details(own: Row, memory: float, console: Console) -> None:
     console.print(
         f"  sent per GPU and step, GiB  tensor {sent['tensor'] / 2**30:.2f}, "
         f"pipeline {sent['pipeline'] / 2**30:.2f}, data {sent['data'] / 2**30:.2f}"
+        + (f", context {sent['context'] / 2**30:.2f}" if own["layout"]["cp"] != 1 else "")
     )
     cost = "" if own["cost"] is None else f", cost {own['cost']:,.0f}"
     console.print(
@@ -249,7 +250,10 @@ def _limit(row: Row) -> str:
 
 
 def _degrees(row: Row) -> str:
-    return " ".join(f"{name}={value}" for name, value in row["layout"].items() if name not in ("cp", "sp"))
+    shown = {name: value for name, value in row["layout"].items() if name != "sp"}
+    if shown["cp"] == 1:
+        del shown["cp"]
+    return " ".join(f"{name}={value}" for name, value in shown.items())
 
 
 def _table(report: Report) -> Table:

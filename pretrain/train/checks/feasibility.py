@@ -5,6 +5,9 @@ Asked before local processes start or a job is submitted, and again by each proc
 
 from __future__ import annotations
 
+import torch
+
+from model.errors import UserError
 from parallel.hardware.precision import Numerics, check_sizes, numerics_for, this_machine
 from parallel.topology import Layout, check_layout
 from pretrain.config.load import complete_model
@@ -54,8 +57,24 @@ def fit_machine(config: RunConfig, layout: Layout) -> Numerics:
         seq_length=config.data.seq_length,
         micro_batch_size=train.micro_batch_size,
     )
+    if layout.context > 1 and numerics.kernels == "te":
+        check_context(config, layout, numerics)
     if train.cuda_graph:
         from pretrain.train.compiling import check_graphs  # loads Megatron-core
 
         check_graphs(config.data.seq_length)
     return numerics
+
+
+def check_context(config: RunConfig, layout: Layout, numerics: Numerics) -> None:
+    """Raises UserError for what Transformer Engine's attention over cut sequences cannot do."""
+    own = f"parallel.context={layout.context} with Transformer Engine's attention"
+    if config.model.window is not None and config.model.attention.soft_cap is None:
+        raise UserError(
+            f"{own} does not combine with model.window={config.model.window}, which its ring of keys "
+            "does not have: set train.kernels=local, or remove the window"
+        )
+    if numerics.dtype == torch.float32:
+        raise UserError(
+            f"{own} has kernels for 16 bits only: set train.kernels=local or train.precision=bf16"
+        )

@@ -52,6 +52,8 @@ TWO = {
     "PP2": given(pipeline=2),
     "PP2 interleaved": given(pipeline=2, virtual_stages=2),
     "TP2": given(tensor=2),
+    "CP2, ZeRO-2": given(context=2, zero=2),
+    "CP2, ZeRO-3": given(context=2, zero=3),
     "PP2, layers 2 + 6": given(pipeline=2, pipeline_split=[2, 6]),
 }
 # Back in four processes: the layout it came from and others.
@@ -69,6 +71,9 @@ FOUR = {
         "PP2, layers 2 + 6",
         given(pipeline=4, pipeline_split=[1, 2, 2, 3]),
     ),
+    "CP4 from CP2, ZeRO-2": ("CP2, ZeRO-2", given(context=4)),
+    "TP2 x CP2 from CP2, ZeRO-3": ("CP2, ZeRO-3", given(context=2, tensor=2, sequence_parallel=True)),
+    "DP4 from CP2, ZeRO-2": ("CP2, ZeRO-2", given(zero=2)),
     "TP2 x PP2 interleaved from TP2": ("TP2", SOURCE | given(virtual_stages=2)),
 }
 # Layouts of eight layers in two stacks; a decoder of four layers has one of its own.
@@ -78,7 +83,14 @@ OF_STACKS = (
     "PP4, layers 1 + 2 + 2 + 3 from PP2, layers 2 + 6",
     "TP2 x PP2 interleaved from TP2",
 )
-OF_DECODERS = ("PP2, layers 1 + 3, x DP2 from DP2, ZeRO-2",)
+CUT_SEQUENCES = (
+    "CP2, ZeRO-2",
+    "CP2, ZeRO-3",
+    "CP4 from CP2, ZeRO-2",
+    "TP2 x CP2 from CP2, ZeRO-3",
+    "DP4 from CP2, ZeRO-2",
+)
+OF_DECODERS = ("PP2, layers 1 + 3, x DP2 from DP2, ZeRO-2", *CUT_SEQUENCES)
 # Layouts in which a gated, grouped model is cut in another way than in the one before.
 # The rest says nothing new about it.
 CUT_OTHERWISE = ("DP2, ZeRO-1", "TP2", "TP2 x PP2 from DP2, ZeRO-1", "TP2 x DP2 from TP2")
@@ -92,11 +104,12 @@ def cases_of(model: str, targets: Iterable[str]) -> list[str]:
 
 
 QUICK = [
-    *cases_of("tied", [target for target in EVERY if target not in OF_STACKS]),
+    *cases_of("tied", [target for target in EVERY if target not in (*OF_STACKS, *CUT_SEQUENCES)]),
     *cases_of("gated", CUT_OTHERWISE),
     *cases_of("crossed", CUT_IN_STACKS),
 ]
 SLOW = cases_of("crossed", [target for target in EVERY if target not in (*OF_DECODERS, *CUT_IN_STACKS)])
+SLOW += cases_of("gated", CUT_SEQUENCES)
 
 
 def begin(root: str, models: list[str]) -> dict[str, Any]:

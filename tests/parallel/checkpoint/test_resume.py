@@ -42,6 +42,7 @@ TWO: dict[str, RunConfig] = {
     "PP2, Muon": run_config(DROPOUT, given(pipeline=2), kind="muon"),
     "TP2 + SP, bf16": run_config(DROPOUT, SP, BF16),
     "TP2, full recompute": run_config(DROPOUT, given(tensor=2, recompute=given(granularity="full"))),
+    "CP2, ZeRO-2": run_config(DROPOUT, given(context=2, zero=2)),
     "PP2": run_config(DROPOUT, given(pipeline=2)),
     "PP2 interleaved, untied": run_config(DROPOUT | given(tie_embeddings=False), VP),
     "TP2 + SP, encoder-decoder": run_config(DROPOUT | SEQ2SEQ, SP),

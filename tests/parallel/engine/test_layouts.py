@@ -8,10 +8,13 @@ from __future__ import annotations
 import pytest
 
 from tests.documents.layouts import DOCUMENT, TABLES, rows_in
+from tests.parallel.context_layouts import QUICK_OF_CONTEXT
 from tests.parallel.layouts import HELD_BY, QUICK_OF_FOUR, STEPS, Case, Row, is_quick, measure
 
-ALL = TABLES["table"]
-QUICK, SLOW = [case for case in ALL if is_quick(case)], [case for case in ALL if not is_quick(case)]
+ALL = [*TABLES["table"], *TABLES["context"]]
+QUICK = [case for case in TABLES["table"] if is_quick(case)]
+QUICK += [case for case in TABLES["context"] if case.name in QUICK_OF_CONTEXT]
+SLOW = [case for case in ALL if case not in QUICK]
 
 
 @pytest.fixture(scope="module")

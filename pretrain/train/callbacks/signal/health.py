@@ -160,8 +160,10 @@ class SignalHealth(Callback):
             for number, sums in self.hooks.sums.items():
                 for key, value in sums.items():
                     table[number - 1, MEANS.index(key)] = value.double() * scale
-            # A micro-batch's loss is divided by their number, which depends on the layout.
-            table[:, MEANS.index("grad_variance_late")] *= trainer.num_microbatches**2
+            # A micro-batch's loss is divided by their number, which depends on the layout; that of
+            # a rank which has only some pieces of a sequence is the mean of fewer tokens.
+            times = trainer.num_microbatches / trainer.engine.topology.layout.context
+            table[:, MEANS.index("grad_variance_late")] *= times**2
         for number, value in self.hooks.logits.items():
             logits[number - 1] = value.double()
         column = COLUMNS.index(GRADIENT)
@@ -218,7 +220,7 @@ def _share(trainer: RunView) -> float:
     shares = topology.layout.tensor if topology.layout.sequence_parallel else 1
     if topology.tensor_rank and shares == 1:
         return 0.0
-    return 1.0 / (trainer.num_microbatches * topology.layout.data * shares)
+    return 1.0 / (trainer.num_microbatches * topology.layout.replicas * shares)
 
 
 def segments(trainer: RunView) -> list[Segment]:

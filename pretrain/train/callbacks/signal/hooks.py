@@ -14,9 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.depth.folded import FoldedSublayer
+from model.layers.context import gathered_pieces, places
 from model.layers.layer import DepthLayer
 from model.layers.residual import ResidualJoin
 from pretrain.train.callbacks.signal import streams
@@ -50,30 +52,28 @@ def mean_square(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x.detach(), dtype=torch.float32).square() / x.numel()
 
 
-def largest_logit(query: Tensor, key: Tensor) -> Tensor:
+def largest_logit(query: Tensor, key: Tensor, places: Tensor | None = None) -> Tensor:
     """Largest scaled attention score of the first sample under a causal mask, over all heads.
 
     The score of its size that softmax sees, as large logits are what makes attention collapse.
 
     query: [s, b, heads, d].
-    key: [s, b, groups, d].
+    key: [t, b, groups, d].
+    places: of the queries among the keys, rising, [s] on the host; without them 0 .. s - 1.
     Returns a scalar.
     """
     q, k = query.detach()[:, 0].float(), key.detach()[:, 0].float()
     length, heads, width = q.shape
     k = k.repeat_interleave(heads // k.shape[1], dim=1)
-    rows = max(1, PIECE // (length * heads))
+    places = torch.arange(length) if places is None else places
+    rows = max(1, PIECE // (len(k) * heads))
     best = torch.full((), -math.inf, device=q.device)
     for start in range(0, length, rows):
-        piece = torch.einsum("ihd,jhd->hij", q[start : start + rows], k[: start + rows])
-        later = (
-            torch.ones(piece.shape[-2:], dtype=torch.bool, device=q.device).triu(start + 1)
-            if piece.shape[-2] > 1
-            else None
-        )
-        if later is not None:
-            piece = piece.masked_fill(later, -math.inf)
-        best = torch.maximum(best, piece.max())
+        own = places[start : start + rows]
+        seen = int(own[-1]) + 1
+        piece = torch.einsum("ihd,jhd->hij", q[start : start + rows], k[:seen])
+        later = torch.arange(seen, device=q.device) > own.to(q.device)[:, None]
+        best = torch.maximum(best, piece.masked_fill(later, -math.inf).max())
     return best / math.sqrt(width)
 
 
@@ -148,7 +148,8 @@ class LayerHooks:
                 self.handles.append(norm.register_forward_hook(self._normed(number, part)))
         core = getattr(layer.self_attention, "core_attention", None)
         if core is not None:
-            self.handles.append(core.register_forward_pre_hook(self._attending(number)))
+            group = layer.self_attention.pg_collection.cp
+            self.handles.append(core.register_forward_pre_hook(self._attending(number, group)))
 
     def _joined(self, number: int, part: str, plan: FoldedSublayer) -> Callable[..., None]:
         def hook(join: ResidualJoin, args: tuple[Any, ...], output: Tensor) -> None:
@@ -171,10 +172,21 @@ class LayerHooks:
 
         return hook
 
-    def _attending(self, number: int) -> Callable[..., None]:
+    def _attending(self, number: int, group: dist.ProcessGroup) -> Callable[..., None]:
+        rank, ranks = group.rank(), group.size()
+
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             # One micro-batch is enough for a maximum that is followed over steps.
-            if number not in self.logits and len(args) >= 2:
-                self.logits[number] = largest_logit(args[0], args[1])
+            if number in self.logits or len(args) < 2:
+                return
+            query, key = args[0], args[1]
+            if ranks == 1:
+                self.logits[number] = largest_logit(query, key)
+                return
+            # Here every rank is: all watch the same steps.
+            own_bgsd = key.detach()[:, :1].permute(1, 2, 0, 3)
+            whole_bgtd, _ = gathered_pieces(own_bgsd, own_bgsd, group)
+            at = places(len(query) * ranks, rank, ranks)
+            self.logits[number] = largest_logit(query, whole_bgtd.permute(2, 0, 1, 3), at)
 
         return hook

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from parallel.config import RecomputeConfig
 from pretrain.config.schema import RunConfig
 from pretrain.data.samples import open_samples
 from pretrain.train.build import build_engine
@@ -24,6 +25,11 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "DP2, ZeRO-1": {"zero": 1},
     "DP2, ZeRO-3": {"zero": 3},
 }
+CUT: dict[str, dict[str, Any]] = {
+    "CP2": {"context": 2},
+    "CP2, full recompute": {"context": 2, "recompute": RecomputeConfig(granularity="full")},
+}
+"""Layouts that cut sequences."""
 
 
 class Kept(Callback):
@@ -43,7 +49,7 @@ def measured(data: str, runs: str, layouts: Sequence[str | None]) -> list[Any]:
 
 def _config(data: str, runs: str, layout: str | None) -> RunConfig:
     config = small_config(Path(data), Path(runs), 2, scheme="b2t", num_layers=4)
-    for key, value in ({} if layout is None else LAYOUTS[layout]).items():
+    for key, value in ({} if layout is None else (LAYOUTS | CUT)[layout]).items():
         setattr(config.parallel, key, value)
     config.train.global_batch_size, config.train.micro_batch_size = 8, 2
     return config

@@ -8,7 +8,7 @@ import pytest
 
 from tests.distributed import Group, launch
 from tests.pretrain.small import small_data
-from tests.pretrain.train.callbacks.signal.layouts import LAYOUTS, measured
+from tests.pretrain.train.callbacks.signal.layouts import CUT, LAYOUTS, measured
 
 # A largest score is of the first sample that a rank sees.
 # Weights are estimated from other elements where matrices are cut.
@@ -24,6 +24,25 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str | None, Any]:
         Group(2, measured, (data, str(folder / "two"), names)),
     )
     return {None: one[0][0], **dict(zip(names, two[0], strict=True))}
+
+
+@pytest.fixture(scope="module")
+def cut_rows(rows: dict[str | None, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str | None, Any]:
+    folder = tmp_path_factory.mktemp("cut")
+    ((two, _),) = launch(
+        Group(2, measured, (str(small_data(folder / "data")), str(folder / "two"), list(CUT)))
+    )
+    return {None: rows[None], **dict(zip(CUT, two, strict=True))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", CUT)
+def test_pieces_of_sequences_measure_the_same(cut_rows: dict[str | None, Any], layout: str) -> None:
+    """The late halves too, and the largest score: ranks see pieces of the same first sample."""
+    test_a_layout_measures_what_one_process_measures(cut_rows, layout)
+    for step, expected in zip(cut_rows[layout], cut_rows[None], strict=True):
+        for layer, reference in zip(step, expected, strict=True):
+            assert layer["attention_logit_max"] == pytest.approx(reference["attention_logit_max"], rel=1e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
