@@ -5,6 +5,7 @@ you could type yourself.
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def main(
     if fresh:
         for path in (chosen.data, folder):
             shutil.rmtree(path, ignore_errors=True)
-    begin = time.monotonic()
+    begin = time.monotonic(), processor_seconds()
     title = Titles(6 + len(chosen.trials))
     title("Data")
     chosen.data.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +70,7 @@ def main(
         step(False, "", [part.format(folder=folder) for part in trial.arguments], module=trial.module)
     title("Report")
     step(False, "", ["report", str(folder)])
-    closing(chosen, folder, time.monotonic() - begin)
+    closing(chosen, folder, time.monotonic() - begin[0], processor_seconds() - begin[1])
 
 
 def choice(family: str, scheme: str) -> tuple[QuickStart, str]:
@@ -123,14 +124,26 @@ def step(
 
 
 def shell(command: list[str], allowed: tuple[int, ...] = (0,)) -> None:
-    """Runs a command on this terminal; a code that is not allowed ends the quick start with it."""
+    """Runs a command on this terminal and says what it took.
+
+    A code that is not allowed ends the quick start with it.
+    """
+    begin = time.monotonic(), processor_seconds()
     code = subprocess.run(command, check=False, env=dict(os.environ, PYTHONWARNINGS="ignore")).returncode
+    took = f"took {time.monotonic() - begin[0]:.0f} s, {processor_seconds() - begin[1]:.0f} s of processors"
+    console.print(f"[dim]{took}[/dim]")
     if code not in allowed:
         console.print(
             f"[red]the command above ended with code {code}; "
             "run `make quickstart` again to go on from here[/red]"
         )
         raise typer.Exit(code if code > 0 else 1)
+
+
+def processor_seconds() -> float:
+    """Time of processors that finished commands have taken, in s."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def newest_step(folder: Path) -> int:
@@ -147,10 +160,13 @@ def half_way(arguments: list[str]) -> int:
     return load_config(arguments[0], arguments[1:]).train.steps // 2
 
 
-def closing(chosen: QuickStart, folder: Path, seconds: float) -> None:
-    """Where everything is and what to do next."""
+def closing(chosen: QuickStart, folder: Path, seconds: float, processors: float) -> None:
+    """Where everything is and what to do next.
+
+    seconds: by the clock. processors: of all processors together.
+    """
     console.print(Rule(style="dim"))
-    console.print(f"Done in {seconds / 60:.1f} minutes.")
+    console.print(f"Done in {seconds / 60:.1f} minutes, with {processors / 60:.1f} minutes of processors.")
     family = next(name for name, other in QUICKSTARTS.items() if other is chosen)
     rows = [
         ("report", f"{folder}/report.html  (open it in a browser)"),
