@@ -37,6 +37,7 @@ from model.theory.propagation import LayerSignal
 from model.weights.prediction import predict
 from parallel.checkpoint.reader import CheckpointReader
 from parallel.topology import Topology
+from pretrain.data.images.statistics import patch_correlations
 from pretrain.probe.means import means
 from pretrain.probe.records import Probe, Sample
 from pretrain.probe.sublayers import common_share, mean_square, watch
@@ -138,7 +139,9 @@ class Meter:
             sample.log_gradient = log_mean_square(gradient_sbh) - log_square
             # The loss reaches early positions through many later ones.
             # In a causal stack they hide how the others fade.
-            sample.log_late = log_mean_square(gradient_sbh[gradient_sbh.shape[0] // 2 :]) - log_square
+            # Of images the head reads the first position, or all alike: no half tells more.
+            half = 0 if self.model.image is not None else gradient_sbh.shape[0] // 2
+            sample.log_late = log_mean_square(gradient_sbh[half:]) - log_square
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             stream, rows = streams.entering(layer, args, kwargs)
@@ -176,7 +179,7 @@ def measure(chunk: LanguageModel, model: ModelConfig, task: Task, batch: Batch) 
     Returns the filled meter and the loss in nats per label.
     """
     weights = batch.get("weights")
-    labels = None if weights is None else int(weights.sum())
+    labels = None if weights is None else round(float(weights.sum()))  # shares of mixtures add up to 1
     with Meter(chunk, model) as meter:
         output, loss_of = training_step(task)(iter(shared([batch], labels, 1)), chunk)
         loss, _ = loss_of(output)
@@ -252,6 +255,7 @@ def probe(
         reader_weight_grad=layers[-1].weight_grad_norm if model.blueprint.crossed else None,
         gradient_limits=limits,
         source_length=source_length,
+        documents=mean(passes.documents),
         checkpoint=None if checkpoint is None else str(checkpoint.folder),
         options={**SCHEMES[model.scheme].options, **model.scheme_options},
     )
@@ -267,6 +271,8 @@ class _Passes:
     """Variance of the stream entering layer 1."""
     coincidences: list[list[float]]
     """Of the tokens of each stack."""
+    documents: list[float]
+    """Texts of a sequence that do not see each other."""
     batch: int = 0
 
 
@@ -279,7 +285,7 @@ def _passes(
     checkpoint: CheckpointReader | None,
 ) -> _Passes:
     """A pass of every seed, or of a checkpoint's weights on every seed's tokens."""
-    found = _Passes([], [], [], [])
+    found = _Passes([], [], [], [], [])
     for seed in seeds:
         chunk = build(seed)
         if checkpoint is not None:
@@ -291,9 +297,25 @@ def _passes(
         found.runs.append(meter.samples)
         found.losses.append(loss)
         found.entering.append(meter.embedding_variance)
-        found.coincidences.append([coincidence(given[key]) for key in ("source", "tokens") if key in given])
-        found.batch = len(given["tokens"])
+        found.coincidences.append(coincidences(model, given))
+        found.documents.append(documents(given))
+        found.batch = len(given["labels"])
     return found
+
+
+def coincidences(model: ModelConfig, batch: Batch) -> list[float]:
+    """Token correlation of what each stack's words, or patches, are made of, in a micro-batch."""
+    if model.image is None:
+        return [coincidence(batch[key]) for key in ("source", "tokens") if key in batch]
+    found = patch_correlations(batch["images"].double().numpy())
+    return [model.image.both_patches * found.get(model.image.patch, 0.0)]
+
+
+def documents(batch: Batch) -> float:
+    """Mean number of texts of a sequence that do not see each other; padding, 0, is none."""
+    if "documents" not in batch:
+        return 1.0
+    return mean(len(row[row > 0].unique()) for row in batch["documents"])
 
 
 def _initial(

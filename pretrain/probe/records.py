@@ -37,7 +37,7 @@ class LayerProbe:
     Relative to that of the last layer of its stack, geometric mean over seeds.
     """
     grad_variance_late: float
-    """The same of the positions in the second half of the sequence only."""
+    """The same of the positions in the second half of the sequence only; of images, of all."""
     grad_variance_late_min: float
     """The lowest over seeds."""
     grad_variance_late_max: float
@@ -91,7 +91,7 @@ class Probe:
     """Where the tokens are from, in words."""
     parameters: int
     loss: float
-    """Nats per token, mean over seeds."""
+    """Nats per label, mean over seeds."""
     embedding_variance: float
     """Of the stream entering layer 1."""
     smallest_gradient_log10: float
@@ -110,6 +110,8 @@ class Probe:
     """
     source_length: int | None = None
     """Tokens of a sequence of an encoder under a decoder."""
+    documents: float = 1.0
+    """Texts of a sequence that do not see each other, mean over all."""
     checkpoint: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 

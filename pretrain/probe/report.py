@@ -16,8 +16,9 @@ from model.files import atomic_path, atomic_write_text
 from model.records import without_nan
 from model.words import quantity
 from pretrain.probe.records import Probe
+from pretrain.probe.remarks import remarks
 from pretrain.probe.rules import RULES, findings, trainable, verdict
-from pretrain.probe.stacks import depth_words, expectation, layer_name
+from pretrain.probe.stacks import depth_words, layer_name
 from pretrain.report.page import Page, Section, Table, render_page
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -48,6 +49,7 @@ def as_json(probe: Probe) -> dict[str, Any]:
             "seq_length": probe.seq_length,
             **({} if probe.source_length is None else {"source_length": probe.source_length}),
             **({} if probe.gradient_limits is None else {"encoder_gradient": probe.gradient_limits}),
+            "documents": probe.documents,
             "batch": probe.batch,
             "dtype": probe.dtype,
             "tokens": probe.tokens,
@@ -206,8 +208,7 @@ def text(probe: Probe) -> str:
     lines += ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
     lines += ["", f"{probe.label}: {verdict(probe)}"]
     lines += [f"  {finding.level}: {finding.message}\n    {finding.why}" for finding in findings(probe)]
-    expected = expectation(probe)
-    return "\n".join(lines if expected is None else [*lines, f"  {expected}"])
+    return "\n".join([*lines, *(f"  {remark}" for remark in remarks(probe))])
 
 
 def page(probes: Sequence[Probe]) -> str:
@@ -221,7 +222,7 @@ def page(probes: Sequence[Probe]) -> str:
         ("Layers", depth_words(first)),
         ("Width", str(first.model.hidden_size)),
         ("Parameters", quantity(first.parameters)),
-        ("Vocabulary", f"{first.model.vocab_size:,}"),
+        ("Vocabulary" if first.model.image is None else "Classes", f"{first.model.vocab_size:,}"),
         ("Sequence", f"{first.batch} of {_lengths(first)} tokens a seed"),
         ("Seeds", str(first.seeds)),
         ("Tokens", first.tokens),
@@ -236,7 +237,7 @@ def page(probes: Sequence[Probe]) -> str:
         sections.append(
             Section(
                 name,
-                [verdict(probe), *filter(None, [expectation(probe)])],
+                [verdict(probe), *remarks(probe)],
                 tables=[Table(["level", "finding", "reason for the threshold"], found)] if found else [],
             )
         )

@@ -22,16 +22,15 @@ from parallel.launch.one_process import single_process
 from pretrain.config.load import complete_model, load_config
 from pretrain.config.schema import DataConfig, RunConfig
 from pretrain.config.scheme_choice import Variant, base_asked_for, parse_variant, parse_variants, validated
-from pretrain.data.manifest import vocabulary_of
+from pretrain.data.manifest import load_manifest, vocabulary_of
 from pretrain.data.samples import open_samples
-from pretrain.probe.measure import probe, zipf_log_frequencies
+from pretrain.probe.measure import probe
 from pretrain.probe.records import Probe
 from pretrain.probe.synthetic import SYNTHETIC
 from pretrain.tasks.table import TASKS
 from pretrain.tasks.task import Batch
 from pretrain.train.same_run import check_same_model
 
-ASSUMED_VOCABULARY = 32_000
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 # Values that the backward pass of one layer keeps for each token: of the stream's width, and beside
 # them of the feed-forward's; measured.
@@ -85,8 +84,14 @@ def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Pr
             f"--tokens data: {config.data.corpora[0].path} is no prepared data set: "
             "run `fathom data prepare` first, or use --tokens synthetic"
         )
-    note = "" if vocab else f", vocabulary of {ASSUMED_VOCABULARY:,} assumed"
-    model = complete_model(config, vocab or config.model.vocab_size or ASSUMED_VOCABULARY)
+    synthetic = SYNTHETIC[config.task.samples]
+    note = "" if vocab else f", {synthetic.assumed_words.format(synthetic.assumed)}"
+    correlations = load_manifest(config.data.corpora[0].path).patch_correlations if has_data else None
+    model = complete_model(config, vocab or config.model.vocab_size or synthetic.assumed, correlations)
+    if model.image is not None and choices.checkpoint is None:
+        # A head of zeros hands no gradient down at the first step.
+        unit = model.image.model_copy(update={"zero_head": False})
+        model = model.model_copy(update={"image": unit})
     if choices.layers is not None:
         # Not every scheme has constants at every depth.
         model = validated(
@@ -239,16 +244,18 @@ def _data(config: RunConfig, batch: int) -> _Tokens:
         return samples.batch(range(first, first + batch))
 
     paths = ", ".join(corpus.path for corpus in config.data.corpora)
-    return _Tokens(f"tokens of {paths}", batches, samples.blend.log_frequencies)
+    what = "tokens" if config.task.inputs == "tokens" else config.task.unit
+    return _Tokens(f"{what} of {paths}", batches, samples.blend.log_frequencies)
 
 
 def _synthetic(config: RunConfig, model: ModelConfig, batch: int) -> _Tokens:
-    vocab = model.vocab_size or ASSUMED_VOCABULARY
+    made = SYNTHETIC[config.task.samples]
+    vocab = model.vocab_size or made.assumed
     whole = config.model_copy(update={"model": model})
     return _Tokens(
-        "synthetic tokens after Zipf's law",
-        lambda seed: SYNTHETIC[config.task.samples](whole, vocab, batch, seed),
-        lambda: zipf_log_frequencies(vocab),
+        made.words,
+        lambda seed: made.batch(whole, vocab, batch, seed),
+        lambda: made.log_frequencies(vocab),
     )
 
 

@@ -1,18 +1,22 @@
-"""Samples of tokens that no text has, for a probe without data."""
+"""Samples that no text and no image gives, for a probe without data."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pretrain.config.schema import RunConfig
 from pretrain.data.blend import TokenBlend
 from pretrain.data.masked.masking import MaskVocabulary
 from pretrain.data.masked.samples import MaskedBlend
 from pretrain.data.samples import MaskedTokens, next_tokens
-from pretrain.probe.measure import zipf_tokens
+from pretrain.probe.measure import zipf_log_frequencies, zipf_tokens
 from pretrain.tasks.task import Batch, SampleKind
 
 
@@ -47,10 +51,45 @@ def _pairs(config: RunConfig, vocab: int, batch: int, seed: int) -> Batch:
     return next_tokens(zipf_tokens(vocab, batch, config.data.seq_length + 1, 2 * seed)) | {"source": source}
 
 
-SYNTHETIC: dict[SampleKind, Callable[[RunConfig, int, int, int], Batch]] = {
-    "next_token": _next_token,
-    "masked": _masked,
-    "pairs": _pairs,
-    "spans": _pairs,
+def _images(config: RunConfig, classes: int, batch: int, seed: int) -> Batch:
+    """Standardised Gaussian pixels, whose patches correlate as the model was planned for."""
+    image = config.model.image
+    assert image is not None
+    generator, shared = torch.Generator().manual_seed(seed), image.patch_correlation or 0.0
+    (rows, columns), patch = image.grid, image.patch
+    one = torch.randn(batch, image.channels, patch, patch, generator=generator).repeat(1, 1, rows, columns)
+    own = torch.randn(batch, *image.shape, generator=generator)
+    labels = torch.randint(classes, (batch, 1), generator=generator)
+    return {"images": math.sqrt(shared) * one + math.sqrt(1 - shared) * own, "labels": labels}
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """How samples of one kind are made without data."""
+
+    batch: Callable[[RunConfig, int, int, int], Batch]
+    """From a run with its model, a vocabulary, a number of samples and a seed to a micro-batch."""
+    words: str = "synthetic tokens after Zipf's law"
+    """What they are."""
+    log_frequencies: Callable[[int], Tensor] = zipf_log_frequencies
+    """log p of each of so many labels, float64 [v]."""
+    assumed: int = 32_000
+    """Labels where nothing tells their number."""
+    assumed_words: str = "vocabulary of {:,} assumed"
+
+
+_OF_IMAGES = Synthetic(
+    _images,
+    "Gaussian pixels",
+    lambda classes: torch.full((classes,), -math.log(classes), dtype=torch.float64),
+    assumed=1000,
+    assumed_words="{:,} classes assumed",
+)
+SYNTHETIC: dict[SampleKind, Synthetic] = {
+    "next_token": Synthetic(_next_token),
+    "masked": Synthetic(_masked),
+    "pairs": Synthetic(_pairs),
+    "spans": Synthetic(_pairs),
+    "images": _OF_IMAGES,
 }
-"""From a run with its model, a vocabulary, a number of samples and a seed to a micro-batch."""
+"""By what a task's batches are made of."""

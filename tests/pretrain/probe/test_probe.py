@@ -19,14 +19,17 @@ from model.parameters.names import named_parameters
 from model.stack import Stack
 from parallel.launch.one_process import single_process
 from pretrain.config.load import load_config
+from pretrain.data.images.statistics import patch_correlations
+from pretrain.data.manifest import load_manifest
 from pretrain.data.samples import open_samples
 from pretrain.probe.measure import coincidence, log_mean_square, token_correlation, zipf_tokens
-from pretrain.probe.report import page
+from pretrain.probe.report import page, text
 from pretrain.probe.rules import verdict
 from pretrain.probe.setup import Choices, memory_needed, probes
 from pretrain.probe.synthetic import SYNTHETIC
 from pretrain.train.build import build_chunks, seed_everything
 from tests.model.narrow import without_units
+from tests.pretrain.pictures import picture_data
 from tests.pretrain.probe.probes import LENGTH, measured, model
 from tests.pretrain.small import small_config, small_data, small_trainer
 from tests.pretrain.trained.encoders import SIZE, save_encoder
@@ -130,12 +133,52 @@ def test_an_encoder_is_measured_on_its_own_task(source: str, tmp_path: Path) -> 
         batch = open_samples(loaded, "masked", "train", alone=True).batch(range(3))
     else:
         whole = loaded.model_copy(update={"model": b2t.model})
-        batch = SYNTHETIC["masked"](whole, SIZE, 3, loaded.train.seed)
+        batch = SYNTHETIC["masked"].batch(whole, SIZE, 3, loaded.train.seed)
         assert torch.equal((batch["tokens"] == SIZE - 1).sum(1) > 3, torch.ones(3, dtype=torch.bool))
     weights = batch.pop("weights")
     losses = chunk(batch).detach()
     assert b2t.loss == pytest.approx(float((losses * weights).sum() / weights.sum()), rel=1e-6)
     assert all(0 < layer.weight_grad_norm < math.inf for layer in b2t.layers)
+    held = [len(set(row.tolist()) - {0}) for row in batch["documents"]]
+    assert deepscale.documents == pytest.approx(sum(held) / 3)
+    said = "which do not see each other: theory takes it as one"
+    assert (said in text(deepscale)) == (deepscale.documents > 1) == (source == "data")
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.5])
+def test_a_model_of_images_is_measured_on_its_classes(mixup: float, tmp_path: Path) -> None:
+    """With a head of unit logits: zeros would hand no gradient down."""
+    model = (
+        "{family: vit, tie_embeddings: false, vocab_multiple: 2, num_layers: 3, hidden_size: 32, "
+        "num_attention_heads: 2, image: {height: 8, patch: 4}}"
+    )
+    config = written(tmp_path, picture_data(tmp_path), model=model, augment=f"{{mixup: {mixup}}}")
+    overrides, choices = ["data.seq_length=5"], Choices(batch=16, dtype="float64", scheme="b2t")
+    (found,) = probes(config, overrides, choices)
+    facts = load_manifest(tmp_path / "data").patch_correlations
+    assert found.model.image is not None
+    assert found.model.image.patch_correlation == facts[4]
+    assert found.model.vocab_size == 2
+    assert found.loss != pytest.approx(math.log(2), rel=1e-3)
+    assert found.loss < 1.4
+    assert found.layers[-1].token_correlation == pytest.approx(
+        found.layers[-1].token_correlation_theory or math.nan, abs=0.25
+    )
+    assert all(0.3 < layer.grad_variance_late < 3 for layer in found.layers)
+    assert "training starts it at zero with model.image.zero_head=true" in text(found)
+    assert "images of " in text(found)
+
+
+def test_images_that_are_not_there_are_gaussian_and_correlate_as_planned() -> None:
+    image = {"height": 12, "channels": 2, "patch": 3, "patch_correlation": 0.4}
+    config = load_config(
+        "configs/quickstart_vit.yaml",
+        ["data.seq_length=17", *(f"model.image.{k}={v}" for k, v in image.items())],
+    )
+    batch = SYNTHETIC["images"].batch(config, 10, 400, 0)
+    assert float(batch["images"].var()) == pytest.approx(1, abs=0.02)
+    assert patch_correlations(batch["images"].numpy())[3] == pytest.approx(0.4, abs=0.02)
+    assert set(batch["labels"].flatten().tolist()) == set(range(10))
 
 
 def plain_correlation(x_sbh: Tensor) -> float:
