@@ -56,11 +56,11 @@ def _predictions(
     Raises UserError or OSError for a run without a checkpoint, or whose data are gone.
     """
     from model.hf.reference import Evaluation
-    from pretrain.trained.folders.verify_images import validation_images
+    from pretrain.trained.classified import images_of
     from pretrain.trained.open import open_trained
 
     trained = open_trained(folder)
-    data = validation_images(trained)
+    data, _ = images_of(trained, None, "validation")
     numbers = range(min(COLUMNS * ROWS, data.blend.samples_per_epoch[0]))
     batch = data.batch(numbers)
     evaluate = Evaluation(trained.weights, trained.config, logit_scale=trained.logit_scale)

@@ -33,7 +33,7 @@ class Kind:
 
 DECODER = Kind("a decoder, which continues a text", "fathom generate")
 ENCODER = Kind("an encoder, which fills places in a text", "fathom fill")
-IMAGES = Kind("an encoder of images, which tells their classes", "")
+IMAGES = Kind("an encoder of images, which tells their classes", "fathom eval")
 BOTH = Kind("an encoder-decoder, which translates a text", "fathom translate")
 
 

@@ -131,6 +131,14 @@ class Scorer:
         """
         return self._model({name: value for name, value in batch.items() if name not in ("weights", "share")})
 
+    @torch.no_grad()
+    def scores(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Logits of the classes of images, [n, classes] in fp32, on the CPU.
+
+        batch: of the task `classification`.
+        """
+        return self._model({"images": batch["images"]})[:, 0, : self.vocab_size]
+
     def _model(self, given: Mapping[str, Tensor]) -> Tensor:
         found: Tensor = self.model({name: tensor.to(self.device) for name, tensor in given.items()})
         return found.float().cpu()

@@ -1,4 +1,4 @@
-"""`fathom eval`: perplexity of a checkpoint, or how well it tells hidden tokens."""
+"""`fathom eval`: perplexity of a checkpoint, or how well it tells hidden tokens or classes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tools.measured_on import BatchSize, Data, Split, Text, TextKey
 from tools.models.searching import Beam, LengthPenalty, MaxNewTokens, search_of
 
 if TYPE_CHECKING:
+    from pretrain.trained.classified import Classified
     from pretrain.trained.masked import Told
     from pretrain.trained.open import Kind
     from pretrain.trained.pairs import Told as ToldPairs
@@ -75,10 +76,11 @@ def command(
 
     Without --data and --text on the validation split of the run.
     Words are separated by white space; ends of documents count as tokens.
-    Of an encoder: loss and accuracy on hidden tokens of a data set.
+    Of an encoder: loss and accuracy on hidden tokens of a data set, or on images.
     Of an encoder-decoder: loss of target tokens, and scores of translations.
     """
     from model.errors import UserError
+    from pretrain.trained.classified import evaluate_images
     from pretrain.trained.masked import evaluate_masked
     from pretrain.trained.open import DECODER, ENCODER, IMAGES, open_trained
     from pretrain.trained.pairs import PairsAsked, evaluate_pairs
@@ -94,8 +96,6 @@ def command(
         print(f"\r{done}/{total}", end="\n" if done == total else "", file=sys.stderr)
 
     trained = open_trained(checkpoint)
-    if trained.kind is IMAGES:
-        raise UserError(f"{trained.reader.folder} holds {trained.kind.name}: `fathom eval` is for texts")
     searching: dict[str, Any] = {
         "beam": beam,
         "length_penalty": length_penalty,
@@ -121,6 +121,9 @@ def command(
     elif trained.kind is ENCODER:
         hidden = evaluate_masked(trained, batch_size=batch_size, **measured, **common)
         typer.echo(json.dumps(hidden.to_json()) if as_json else hidden_table(hidden))
+    elif trained.kind is IMAGES:
+        seen = evaluate_images(trained, batch_size=batch_size, **measured, **common)
+        typer.echo(json.dumps(seen.to_json()) if as_json else images_table(seen))
     else:
         if not translate and (given := [name for name, value in searching.items() if value is not None]):
             raise UserError(f"{_named(given)}: has no effect without --translate: remove it")
@@ -133,12 +136,13 @@ def command(
 def refuse_unread(kind: Kind, options: Mapping[str, object]) -> None:
     """Raises UserError for options that are given, not None, and say nothing to a kind of model."""
     from model.errors import UserError
-    from pretrain.trained.open import BOTH, DECODER, ENCODER
+    from pretrain.trained.open import BOTH, DECODER, ENCODER, IMAGES
 
     of_decoders, of_both = {"text", "text_key", "stride"}, options.keys() - {"text_key", "stride"}
     read, advice = {
         DECODER: (of_decoders, "a decoder, which is measured on text"),
         ENCODER: (set(), "an encoder, which is measured on hidden tokens of a data set (--data)"),
+        IMAGES: (set(), "a model of images, which is measured on those of a data set (--data)"),
         BOTH: (of_both, "an encoder-decoder, which is measured on pairs of texts"),
     }[kind]
     if unread := [name for name, value in options.items() if value is not None and name not in read]:
@@ -190,6 +194,19 @@ def hidden_table(told: Told) -> str:
             f"{told.data}: {told.samples:,} samples of {told.window} tokens, "
             f"{told.tokens:,} tokens hidden at a rate of {told.rate:g}",
             f"loss {facts['loss']:.5f} nats, pseudo-perplexity {shown}, accuracy {facts['accuracy']:.2%}",
+        )
+    )
+
+
+def images_table(told: Classified) -> str:
+    """What is told of images, for people."""
+    facts = told.to_json()
+    return "\n".join(
+        (
+            f"{told.checkpoint}, {told.precision}",
+            f"{told.data}: {told.images:,} images of {len(told.classes):,} classes",
+            f"loss {facts['loss']:.5f} nats per image, accuracy {facts['accuracy']:.2%}, "
+            f"top 5 {facts['top5']:.2%}",
         )
     )
 
