@@ -58,9 +58,10 @@ def check_window(config: RunConfig) -> None:
 def check_loss_chunk(config: RunConfig) -> None:
     """Raises ValueError for chunks of the loss that are no part of a sequence's labels."""
     chunk, labels = config.train.loss_chunk, round(config.target_share * config.data.seq_length)
-    if chunk is not None and chunk >= labels:
+    own = labels // config.parallel.context
+    if chunk is not None and chunk >= own:
         raise ValueError(
-            f"train.loss_chunk={chunk} has no effect with the {labels} labels of a sample: "
+            f"train.loss_chunk={chunk} has no effect with the {own} labels of a sample on a rank: "
             "remove it, or give a smaller number"
         )
 

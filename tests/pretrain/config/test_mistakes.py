@@ -79,7 +79,7 @@ from tests.pretrain.config.minimal import MINIMAL, message
         (
             "train.loss_chunk=16",
             (
-                "train.loss_chunk=16 has no effect with the 16 labels of a sample: remove it, "
+                "train.loss_chunk=16 has no effect with the 16 labels of a sample on a rank: remove it, "
                 "or give a smaller number"
             ),
         ),
