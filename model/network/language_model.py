@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal
 
 import torch
 from megatron.core.enums import ModelType
@@ -18,12 +17,7 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEm
 from megatron.core.parallel_state import get_pipeline_model_parallel_rank
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.quantization.utils import get_quant_config_or_none
-from megatron.core.tensor_parallel import (
-    ColumnParallelLinear,
-    RowParallelLinear,
-    VocabParallelEmbedding,
-    vocab_parallel_cross_entropy,
-)
+from megatron.core.tensor_parallel import ColumnParallelLinear, vocab_parallel_cross_entropy
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import MegatronModule
@@ -41,8 +35,7 @@ from model.depth.folded import FoldedLayer
 from model.depth.placed import PlacedLayer
 from model.layers.capped import soft_capped
 from model.layers.context import of_pieces, own_pieces, places
-from model.layers.torch_parts import Norm, rotary_table
-from model.layers.torch_spec import local_layer_spec
+from model.layers.torch_parts import rotary_table
 from model.layers.transformer_config import stack_config
 from model.layers.windows import WindowMask
 from model.network.chunks import in_chunks
@@ -58,44 +51,11 @@ from model.network.losses import (
     smoothing_gradient,
     z_loss_gradient,
 )
+from model.network.parts import Kernels, kernel_parts, mark_tensor_parallel
 from model.network.patches import PatchTables, PooledHead
 from model.parameters.table import parameter_table
 from model.rotary import frequencies, magnitude, scales
 from model.weights.init import logit_scale
-
-Kernels = Literal["local", "te"]
-
-
-def kernel_parts(
-    kernels: Kernels, fp32_stream: bool = False, *, causal: bool = True, soft_cap: float | None = None
-) -> tuple[Callable[[FoldedLayer], ModuleSpec], type]:
-    """The layer specification and the norm around the stack of a set of kernels.
-
-    fp32_stream: the stream is in fp32 and the weights are not. causal: mask of the self-attention.
-    soft_cap: of its scores.
-    Raises ImportError for `te` where Transformer Engine is not installed.
-    """
-    if kernels == "te":
-        from model.layers.te_spec import TENorm, te_layer_spec
-
-        spec = partial(te_layer_spec, causal=causal, fp32_stream=fp32_stream, soft_cap=soft_cap)
-        return spec, Norm if fp32_stream else TENorm
-    return partial(local_layer_spec, causal=causal, fp32_stream=fp32_stream, soft_cap=soft_cap), Norm
-
-
-def mark_tensor_parallel(module: nn.Module) -> None:
-    """Sets the attributes that say how weights are cut over tensor-parallel ranks.
-
-    Megatron-core sets them only where it draws the values itself.
-    """
-    for part in module.modules():
-        weight = getattr(part, "weight", None)
-        if weight is None or hasattr(weight, "tensor_model_parallel"):
-            continue
-        if isinstance(part, (ColumnParallelLinear, VocabParallelEmbedding)):
-            set_tensor_model_parallel_attributes(weight, True, 0, 1)
-        elif isinstance(part, RowParallelLinear):
-            set_tensor_model_parallel_attributes(weight, True, 1, 1)
 
 
 def unread(model: ModelConfig) -> frozenset[str]:

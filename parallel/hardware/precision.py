@@ -20,7 +20,7 @@ from parallel.config import Fp8Config
 from parallel.hardware.versions import in_range, installed, supported
 
 if TYPE_CHECKING:  # Megatron-core takes seconds to import, and questions about a machine do not need it
-    from model.network.language_model import Kernels
+    from model.network.parts import Kernels
     from parallel.topology import Layout
 
 INSTALL = "install it (pip install --no-build-isolation '.[te]')"

@@ -10,7 +10,8 @@ import torch
 
 from model.config import ModelConfig
 from model.layers.transformer_config import transformer_config
-from model.network.language_model import Kernels, LanguageModel
+from model.network.language_model import LanguageModel
+from model.network.parts import Kernels
 from model.parameters.names import named_parameters
 from model.weights.init import initialize_
 from parallel.engine.engine import Engine, EngineOptions

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from model.depth.schemes import SCHEMES
-from model.network.language_model import Kernels
+from model.network.parts import Kernels
 from parallel.hardware.precision import RECIPES, this_machine
 from tests.gpu.gpu_models import build, numerics_of, one_pass, round_weights, tokens
 from tests.model.narrow import cosine, narrow, seen

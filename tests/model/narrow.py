@@ -17,7 +17,8 @@ from model.config import ModelConfig
 from model.depth import folded as units
 from model.depth.folded import FoldedSublayer
 from model.depth.sublayer import Sublayer
-from model.network.language_model import Kernels, LanguageModel
+from model.network.language_model import LanguageModel
+from model.network.parts import Kernels
 from parallel.launch.one_process import single_process
 from pretrain.train.build import build_chunks
 
