@@ -103,6 +103,7 @@ COMMANDS = (
     ),
     Row("submit", "tools.runs.submit:command", "Send a run to Slurm.", "Cluster"),
     Row("status", "tools.runs.status:command", "Show runs and their Slurm jobs.", "Cluster"),
+    Row("board", "tools.runs.board:command", "Show all runs in a browser, live.", "Cluster"),
     Row(
         "doctor",
         "tools.runs.doctor:command",

@@ -81,15 +81,17 @@ def collect(path: Path) -> list[RunStatus]:
     A run that cannot be read is shown as damaged, and hides no other. FATHOM_DEBUG=1 shows why.
     """
     queued = slurm_client.queue()
-    statuses = []
-    for folder in find_runs(path):
-        try:
-            statuses.append(run_status(folder, queued))
-        except Exception as error:
-            if debugging():
-                raise
-            statuses.append(RunStatus(folder.name, str(folder), "damaged", words_of(error)))
-    return statuses
+    return [status_of(folder, queued) for folder in find_runs(path)]
+
+
+def status_of(folder: Path, queued: Mapping[str, Queued] | None) -> RunStatus:
+    """As `run_status`, but a run that cannot be read is damaged. FATHOM_DEBUG=1 shows why."""
+    try:
+        return run_status(folder, queued)
+    except Exception as error:
+        if debugging():
+            raise
+        return RunStatus(folder.name, str(folder), "damaged", words_of(error))
 
 
 def run_status(folder: Path, queued: Mapping[str, Queued] | None, now: float | None = None) -> RunStatus:

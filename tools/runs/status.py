@@ -17,7 +17,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from model.words import duration, printable, quantity
+from model.words import printable
+from pretrain.cluster.status_cells import HEADINGS, NAME_WIDTH, RIGHT, cells
 
 if TYPE_CHECKING:
     from pretrain.cluster.status import RunStatus
@@ -34,15 +35,12 @@ COLOURS = {
     "dead": "bold red",
     "damaged": "bold red",
 }
-HEADINGS = ("RUN", "STATE", "STEP", "LOSS", "TOKENS/S", "LEFT", "RESTARTS", "CHECKPOINT", "JOB")
-RIGHT = ("STEP", "LOSS", "TOKENS/S", "LEFT", "RESTARTS")
 FIRST_TO_GO, LAST_TO_GO = ("TOKENS/S", "RESTARTS", "LEFT"), ("LOSS", "CHECKPOINT")
 """Columns that a narrow console does without.
 
 The first ones to keep names on one line, the others only where nothing else helps.
 """
 LEAST_NAME, GAP, PIPE_WIDTH = 8, 2, 140
-STATE_WIDTH, NAME_WIDTH = 20, 500
 
 
 def command(
@@ -128,24 +126,6 @@ def screen(statuses: Sequence[RunStatus], width: int = PIPE_WIDTH) -> Renderable
             Text.assemble((printable(status.name, NAME_WIDTH), "bold"), f": {printable(status.reason, 500)}")
         )
     return whole
-
-
-def cells(status: RunStatus) -> dict[str, str]:
-    """What the table says of a run, by heading."""
-    texts = (
-        printable(status.name, NAME_WIDTH),
-        printable(status.state, STATE_WIDTH),
-        f"{status.step}/{'?' if status.total is None else status.total}",
-        "" if status.loss is None else f"{status.loss:.4f}",
-        "" if status.tokens_per_s is None else quantity(status.tokens_per_s),
-        "" if status.left_s is None else duration(status.left_s, brief=True),
-        str(status.restarts or ""),
-        "none"
-        if status.checkpoint_step is None
-        else f"{status.checkpoint_step}, {duration(status.checkpoint_age_s or 0, brief=True)} ago",
-        printable(status.job or "", NAME_WIDTH),
-    )
-    return dict(zip(HEADINGS, texts, strict=True))
 
 
 def _total(widths: Mapping[str, int]) -> int:

@@ -23,6 +23,7 @@ from pretrain.cluster import status
 from pretrain.cluster.status import Recent, RunStatus, collect, find_runs, recent_events, run_status
 from pretrain.rundir.metrics import MetricsWriter
 from pretrain.rundir.state import Owner, claim
+from tests.pretrain.cluster.starts import make_run
 from tools.cli import main
 from tools.runs.status import screen
 
@@ -30,30 +31,6 @@ from tools.runs.status import screen
 @pytest.fixture(autouse=True)
 def no_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-
-
-def make_run(folder: Path, steps: int = 10, total: int = 100, layers: int = 0) -> Path:
-    """A run that has trained some steps at 0.5 s each."""
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(
-        f"name: {folder.name}\ntrain: {{steps: {total}, stop_at_step: null}}\n"
-    )
-    with MetricsWriter(folder / "metrics.jsonl") as writer:
-        writer.write("start", 0, world_size=4)
-        for step in range(1, steps + 1):
-            writer.write(
-                "train", step, loss=10.0 / step, tokens=step * 512, tokens_per_s=1024.0, step_time_s=0.5
-            )
-            if layers:
-                writer.write(
-                    "signal",
-                    step,
-                    layers=[
-                        {"layer": layer, "residual_rms": 1.0, "grad_norm": 0.1}
-                        for layer in range(1, layers + 1)
-                    ],
-                )
-    return folder
 
 
 def test_running(tmp_path: Path) -> None:

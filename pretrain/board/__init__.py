@@ -1,0 +1,1 @@
+"""How does one follow all runs at once?"""

@@ -1,0 +1,167 @@
+"""What the board shows: a table of all runs, and of each the page of its report, as they are now.
+
+Nothing is written. What has not changed since the last look is not read again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from model.errors import UserError
+from parallel.launch import slurm_client
+from parallel.launch.slurm_client import Queued
+from pretrain.cluster.status import RunStatus, find_runs, status_of
+from pretrain.cluster.status_cells import HEADINGS, RIGHT, cells
+from pretrain.report.page import template
+from pretrain.report.run_report import read_run, render
+from pretrain.rundir.state import STATE_FILE, SUBMITTED_FILE
+
+FILES = ("metrics.jsonl", STATE_FILE, "config.yaml", SUBMITTED_FILE)
+"""Files of a run that say how it is."""
+MARKS = {
+    "finished": "good",
+    "failed": "bad",
+    "dead": "bad",
+    "damaged": "bad",
+    "cancelled": "bad",
+}
+"""Colour of a state's mark; others are open."""
+Version = tuple[tuple[int, int], ...]
+"""Time of the last change and size of each of a run's files, zeros where there is none."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A page as it was made of a run's files."""
+
+    version: Version
+    text: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run was that does not go on."""
+
+    version: Version
+    looked: float
+    """Seconds since 1970."""
+    status: RunStatus
+
+
+class Board:
+    """The runs at or below a folder.
+
+    Pages are made one at a time, as drawing is not safe among threads.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Raises UserError where the folder does not exist; it may hold no run yet."""
+        if not root.is_dir():
+            raise UserError(
+                f"{root} does not exist: give a run directory or the folder of several "
+                "(runs_dir of the configuration)"
+            )
+        self.root = root
+        self._drawing = threading.Lock()
+        self._folders: dict[str, Path] = {}
+        self._ended: dict[Path, Ended] = {}
+        self._reports: dict[Path, Shown] = {}
+
+    def statuses(self) -> list[RunStatus]:
+        """All runs. Those that have ended are read again when a file of theirs has changed."""
+        self._look()
+        queued = slurm_client.queue()
+        folders = list(self._folders.values())
+        found = [self._status(folder, queued) for folder in folders]
+        self._ended = {folder: self._ended[folder] for folder in folders if folder in self._ended}
+        return found
+
+    def table(self) -> str:
+        """The table's rows as HTML."""
+        return template("board_rows.html").render(**self._rows(self.statuses()))
+
+    def index(self, interval_s: float) -> str:
+        """The page of all runs, which asks for the table every so many seconds."""
+        return template("board.html").render(
+            root=str(self.root),
+            interval=interval_s,
+            headings=HEADINGS,
+            right=RIGHT,
+            **self._rows(self.statuses()),
+        )
+
+    def run(self, place: str, interval_s: float) -> str:
+        """The report of a run, which looks every so many seconds whether the run has gone on.
+
+        place: the run's folder below the root, empty for the root itself.
+        Raises KeyError where no run is there, UserError where it cannot be read.
+        """
+        folder = self._folder(place)
+        version = version_of(folder)
+        with self._drawing:
+            shown = self._reports.get(folder)
+            if shown is None or shown.version != version:
+                shown = Shown(version, render(read_run(folder)))
+                self._reports = {folder: shown, **dict(list(self._reports.items())[:15])}
+        follow = template("board_follow.html").render(interval=interval_s, version=self.version(place))
+        return shown.text.replace("</body>", f"{follow}</body>")
+
+    def version(self, place: str) -> str:
+        """A text that changes with the files of a run. Raises KeyError where no run is there."""
+        return "-".join(f"{time:x}.{size:x}" for time, size in version_of(self._folder(place)))
+
+    def _look(self) -> None:
+        try:
+            folders = find_runs(self.root)
+        except UserError:  # none yet
+            folders = []
+        self._folders = {self._place(folder): folder for folder in folders}
+
+    def _place(self, folder: Path) -> str:
+        place = folder.relative_to(self.root).as_posix()
+        return "" if place == "." else place
+
+    def _folder(self, place: str) -> Path:
+        if place not in self._folders or not self._folders[place].is_dir():
+            self._look()
+        return self._folders[place]
+
+    def _status(self, folder: Path, queued: Mapping[str, Queued] | None) -> RunStatus:
+        version, known, now = version_of(folder), self._ended.get(folder), time.time()
+        if known is not None and known.version == version:
+            age = known.status.checkpoint_age_s
+            return replace(known.status, checkpoint_age_s=None if age is None else age + now - known.looked)
+        status = status_of(folder, queued)
+        if status.state in MARKS:
+            self._ended[folder] = Ended(version, now, status)
+        return status
+
+    def _rows(self, statuses: Sequence[RunStatus]) -> dict[str, object]:
+        rows = [
+            {
+                "place": self._place(Path(status.folder)),
+                "mark": MARKS.get(status.state, "open"),
+                "cells": cells(status),
+                "done": 100 * min(1.0, status.step / status.total) if status.total else 0.0,
+                "reason": "" if status.state == "finished" else status.reason,
+            }
+            for status in statuses
+        ]
+        return {"rows": rows, "numeric": RIGHT}
+
+
+def version_of(folder: Path) -> Version:
+    """What changes when a run has gone on."""
+    found = []
+    for name in FILES:
+        try:
+            looked = (folder / name).stat()
+        except OSError:
+            found.append((0, 0))
+        else:
+            found.append((looked.st_mtime_ns, looked.st_size))
+    return tuple(found)
