@@ -71,6 +71,12 @@ test-gpu: $(STAMP) ## Run the tests that need a GPU
 	@echo "test-gpu: tests marked gpu or te"
 	@$(RUN) -m pytest -m "gpu or te" $(ARGS)
 
+.PHONY: docs
+docs: $(STAMP) ## Build the documentation as a site, in site/
+	@echo "docs: site/index.html"
+	@$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --build-constraint $(CONSTRAINTS) --editable ".[docs]"
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+
 .PHONY: bench
 bench: $(STAMP) ## Run the benchmarks on the CPU
 	@echo "bench: benchmarks on the CPU"

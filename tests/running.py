@@ -158,8 +158,8 @@ def _outcome(
         out, err = Path(folder, "out"), Path(folder, "err")
         process = forks.start(function, *args, cwd=cwd or Path.cwd(), out=out, err=err, env=env)
         code = forks.finish(process, limit)
-        texts = [file.read_bytes().decode(errors="backslashreplace") for file in (out, err)]
-    return Outcome(words, HUNG if code is None else code, *texts, time.monotonic() - begin)
+        said, wrong = (file.read_bytes().decode(errors="backslashreplace") for file in (out, err))
+    return Outcome(words, HUNG if code is None else code, said, wrong, time.monotonic() - begin)
 
 
 def _ranks(world: int, words: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Measures every layout and writes the tables and the refusals of docs/parallelism.md.
+"""Measures every layout and writes their tables and the refusals into docs/measured/.
 
 python -m tests.documents.layouts            everything
 python -m tests.documents.layouts new        rows that the document lacks; the others stay
@@ -18,7 +18,8 @@ from tests.parallel.crossed_layouts import CROSSED
 from tests.parallel.layouts import CASES, Case, Row, measure
 from tests.parallel.refusals import REFUSALS
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "parallelism.md"
+MEASURED = Path(__file__).resolve().parents[2] / "docs" / "measured"
+DOCUMENT, REFUSED = MEASURED / "layouts.md", MEASURED / "refusals.md"
 TABLES = {
     "table": [case for cases in CASES.values() for case in cases],
     "context": [case for cases in CONTEXT.values() for case in cases],
@@ -62,9 +63,9 @@ def _parts(text: str, mark: str) -> tuple[str, str, str]:
     return before, inside, after
 
 
-def _write(mark: str, inside: str) -> None:
-    before, _, after = _parts(DOCUMENT.read_text(), mark)
-    DOCUMENT.write_text(f"{before}<!-- {mark}: begin -->\n{inside}\n<!-- {mark}: end -->{after}")
+def _write(document: Path, mark: str, inside: str) -> None:
+    before, _, after = _parts(document.read_text(), mark)
+    document.write_text(f"{before}<!-- {mark}: begin -->\n{inside}\n<!-- {mark}: end -->{after}")
 
 
 def _measured(table: Iterable[Case], known: Iterable[str]) -> dict[str, str]:
@@ -77,14 +78,14 @@ def _measured(table: Iterable[Case], known: Iterable[str]) -> dict[str, str]:
 def main(what: str = "all") -> None:
     """Writes the refusals, and trains what is asked for, minutes on a small machine."""
     begin = time.monotonic()
-    _write(LIST, refusal_list())
+    _write(REFUSED, LIST, refusal_list())
     if what == "refusals":
         return
     for mark, cases in TABLES.items():
         inside = _parts(DOCUMENT.read_text(), mark)[1] if what == "new" else ""
         lines = {match[1]: line for line in inside.splitlines() if (match := LINE.match(line))}
         measured = _measured(cases, lines)
-        _write(mark, "\n".join([HEADER, *[(lines | measured)[case.name] for case in cases]]))
+        _write(DOCUMENT, mark, "\n".join([HEADER, *[(lines | measured)[case.name] for case in cases]]))
         print(f"{DOCUMENT}: {len(measured)} rows in {time.monotonic() - begin:.0f} s", file=sys.stderr)
 
 

@@ -129,7 +129,7 @@ def _combined() -> list[Case]:
 
 
 CROSSED: dict[int, list[Case]] = {1: _one(), 2: _two()}
-"""What docs/parallelism.md shows, and every run of the tests measures but for what follows."""
+"""What docs/measured/layouts.md shows, and every run of the tests measures but for what follows."""
 HELD_BY = {
     "full recompute": "full recompute, groups of 2",
     "TP2 + SP": "TP2 + SP, Muon",

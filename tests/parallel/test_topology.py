@@ -12,7 +12,7 @@ from model.config import ModelConfig
 from model.errors import UserError
 from parallel.topology import Topology, balanced_split, split_layout
 from tests.distributed import Group, gather, launch, rebuild
-from tests.documents.layouts import DOCUMENT, refusal_list, refusals_in
+from tests.documents.layouts import REFUSED, refusal_list, refusals_in
 from tests.parallel.refusals import REFUSALS, Refusal, layout
 from tests.parallel.training import given, run_config
 
@@ -25,8 +25,8 @@ def test_refusal_names_the_key_and_a_way_out(refusal: Refusal) -> None:
 
 
 def test_documented_refusals_are_what_users_read() -> None:
-    assert refusals_in(DOCUMENT.read_text()) == refusal_list(), (
-        "docs/parallelism.md is older than the refusals: python -m tests.documents.layouts refusals"
+    assert refusals_in(REFUSED.read_text()) == refusal_list(), (
+        "docs/measured/refusals.md is older than the refusals: python -m tests.documents.layouts refusals"
     )
 
 

@@ -54,7 +54,7 @@ def test_larger_layout_equals_one_process(case: Case, slow_rows: dict[str, Row])
 def test_documented_table_has_every_case() -> None:
     for table, cases in TABLES.items():
         assert rows_in(DOCUMENT.read_text(), table) == [(case.name, case.world) for case in cases], (
-            "docs/parallelism.md is older than the cases: python -m tests.documents.layouts"
+            "docs/measured/layouts.md is older than the cases: python -m tests.documents.layouts"
         )
 
 
