@@ -29,12 +29,12 @@ VOCAB = 512
 
 
 def run_config(length: int, ranks: int) -> RunConfig:
-    """A decoder of four narrow layers over one sequence of this length, cut over `ranks`."""
+    """A decoder of two narrow layers over one sequence of this length, cut over `ranks`."""
     from pretrain.config.schema import RunConfig
 
     model = {
         "scheme": "pre_ln",
-        "num_layers": 4,
+        "num_layers": 2,
         "hidden_size": 64,
         "num_attention_heads": 4,
         "num_query_groups": 1,

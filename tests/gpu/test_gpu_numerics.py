@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from model.depth.schemes import SCHEMES
+from model.layers.context import causal_tail
 from model.network.parts import Kernels
 from parallel.hardware.precision import RECIPES, this_machine
 from tests.gpu.gpu_models import build, numerics_of, one_pass, round_weights, tokens
@@ -148,3 +150,33 @@ def test_a_normed_input_is_not_kept(scheme: str) -> None:
     for layer in chunk.decoder.layers:
         assert getattr(layer.mlp.linear_fc1, "normed", None) is None
         assert getattr(layer.self_attention.linear_qkv, "normed", None) is None
+
+
+@pytest.mark.parametrize("groups", [8, 2])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+def test_last_queries_of_a_sequence_see_all_before_them(
+    dtype: torch.dtype, close: float, groups: int
+) -> None:
+    """Attention of a piece of a sequence that is cut, in the GPU's own kernels."""
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def drawn(heads: int, length: int) -> torch.Tensor:
+        shape = (2, heads, length, 64)
+        return torch.randn(shape, dtype=dtype, device="cuda", generator=generator).requires_grad_()
+
+    query, key, value = drawn(8, 128), drawn(groups, 512), drawn(groups, 512)
+    mask = torch.ones(128, 512, dtype=torch.bool, device="cuda").tril(384)
+    wide = [part.detach().double().requires_grad_() for part in (query, key, value)]
+    found, expected = (
+        causal_tail(query, key, value),
+        F.scaled_dot_product_attention(*wide, mask, enable_gqa=groups < 8),
+    )
+    pairs = [(found, expected)]
+    weight = torch.randn_like(expected)
+    pairs += zip(
+        torch.autograd.grad(found, (query, key, value), weight.to(dtype)),
+        torch.autograd.grad(expected, wide, weight),
+        strict=True,
+    )
+    for ours, theirs in pairs:
+        assert float((ours.double() - theirs).norm() / theirs.norm()) < close

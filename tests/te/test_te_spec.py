@@ -115,6 +115,12 @@ def test_bf16_is_alike_in_both_kinds(found: dict[str, Any]) -> None:
         assert cosines["te"] == pytest.approx(cosines["local"], abs=1e-3), name
 
 
+def test_attention_is_told_of_the_ranks_that_share_a_sequence(found: dict[str, Any]) -> None:
+    """Transformer Engine's cuts in the same zigzag; a soft cap is ours and gathers by itself."""
+    told = {"class": "TEAttention", "size": 4, "ranks": [0, 1, 2, 3], "way": "p2p"}
+    assert found["context"] == {"plain": told, "capped": {"class": "ContextCapped"}}
+
+
 def test_the_stand_in_has_no_kernels() -> None:
     with pytest.raises(RuntimeError, match=r"rmsnorm_fwd: there are no kernels"):
         extension.rmsnorm_fwd()

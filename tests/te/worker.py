@@ -72,8 +72,8 @@ def model_config(**fields: Any) -> Any:
     return ModelConfig(**shape | {"max_position_embeddings": SEQ} | fields)
 
 
-def topology_of(tensor: int, sequence_parallel: bool) -> Any:
-    """Process groups of `tensor` imagined ranks, of which this is the first."""
+def topology_of(tensor: int, sequence_parallel: bool, context: int = 1) -> Any:
+    """Process groups of `tensor` x `context` imagined ranks, of which this is the first."""
     import torch.distributed as dist
     from megatron.core import parallel_state
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -84,7 +84,8 @@ def topology_of(tensor: int, sequence_parallel: bool) -> Any:
     if dist.is_initialized():
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
-    dist.init_process_group("fake", rank=0, world_size=tensor, store=FakeStore())
+    world = tensor * context
+    dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
     real = dist.new_group
     # Groups that ask for gloo would wait for ranks that are not there.
     with unittest.mock.patch.object(
@@ -92,7 +93,9 @@ def topology_of(tensor: int, sequence_parallel: bool) -> Any:
     ):
         return Topology(
             check_layout(
-                ParallelConfig(tensor=tensor, sequence_parallel=sequence_parallel), model_config(), tensor
+                ParallelConfig(tensor=tensor, sequence_parallel=sequence_parallel, context=context),
+                model_config(),
+                world,
             )
         )
 
@@ -273,6 +276,16 @@ def half_runs() -> Iterator[tuple[str, str, int, bool]]:
         yield f"{scheme}, fp32 residual", scheme, 24, True
 
 
+def context_attention(**fields: Any) -> dict[str, Any]:
+    """What core attention of a model over four imagined context-parallel ranks was told of them."""
+    chunk = build(model_config(**fields), topology_of(1, False, context=4), "te", "cpu")
+    core = chunk.decoder.layers[0].self_attention.core_attention
+    told = {"class": type(core).__name__}
+    if hasattr(core, "cp_group"):
+        told |= {"size": core.cp_group.size(), "ranks": core.cp_global_ranks, "way": core.cp_comm_type}
+    return told
+
+
 def main(folder: str, output: str) -> None:
     te = standin.load(Path(folder))
     import megatron.core.models.gpt  # noqa: F401
@@ -297,6 +310,10 @@ def main(folder: str, output: str) -> None:
     )
     for name, fields in (WINDOWS | CROSSED).items():
         found["compared"][name] = compare_runs(name, fields)
+    found["context"] = {
+        "plain": context_attention(num_query_groups=2, position="rotary"),
+        "capped": context_attention(attention={"soft_cap": 0.5}),
+    }
     found["half"] = {name: half(scheme, layers, wide) for name, scheme, layers, wide in half_runs()}
     Path(output).write_text(json.dumps(found))
 
