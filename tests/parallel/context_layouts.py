@@ -29,7 +29,7 @@ def _two() -> list[Case]:
     cases = [
         Case("CP2", 2, CP),
         Case("CP2, GQA rotary SwiGLU RMSNorm", 2, CP, LLAMA),
-        Case("CP2, one group, sinusoidal", 2, CP, given(num_query_groups=1, position="sinusoidal")),
+        Case("CP2, one group", 2, CP, given(num_query_groups=1)),
         Case("CP2, no positions", 2, CP, given(position="none")),
         Case("CP2, windows", 2, CP, WINDOWED),
         Case("CP2, soft caps, z-loss, smoothed labels", 2, CP, CAPPED, LOSSES),

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 MODELS: dict[str, dict[str, Any]] = {
     "learned positions": {},
-    "sinusoids, one group": given(position="sinusoidal", num_query_groups=1),
+    "one group, no positions": given(position="none", num_query_groups=1),
     "GQA rotary": LLAMA,
     "windows": WINDOWED,
     "windows everywhere": LLAMA | given(window=3),
