@@ -199,15 +199,17 @@ class Activations:
         query, key: bytes of this rank's queries, and of its keys or values.
         """
         config = self.config
-        alone = config.position == "rotary" or self._copies_queries or config.attention.qk_norm
-        kept = query if alone else query + 2 * key
-        kept += 2 * self.context * key + query
-        if config.attention.soft_cap is None or config.window is not None:
-            return kept + query + self._core(self.seq_length)
-        # The two pieces see (2 N + 1) / 4 N of all keys between them; groups are expanded for each.
-        seen = (2 * self.context + 1) / 2
-        expanded = 2 * seen * query if config.num_attention_heads > config.groups else 0.0
-        return kept + expanded + self._scores() * seen / (2 * self.context)
+        copied = config.position == "rotary" or self._copies_queries
+        kept = query + (query if copied else 0.0)
+        if config.attention.qk_norm or not copied:
+            kept += query + 2 * key
+        if config.attention.soft_cap is None:
+            return kept + 2 * self.context * key + query + self._core(self.seq_length)
+        # Copies of the keys and values that each piece sees, one for a query head; not of those of
+        # all ranks. A mask of rows shows all of them.
+        seen = self.context if config.window is not None else (2 * self.context + 1) / 2
+        share = 1.0 if config.window is not None else seen / (2 * self.context)
+        return kept + 2 * seen * query + self._scores() * share
 
     def _core(self, keys: int) -> float:
         """Bytes that fused attention over so many keys keeps beside its inputs and its output.
@@ -345,8 +347,8 @@ class Activations:
             numbers = (
                 self.samples * self.config.image.patches * self.config.image.patch_numbers * self.element
             )
-        if self.context > 1:  # inputs and labels are copies of what a rank gets
-            numbers = 8 * self.tokens * 2
+        if self.context > 1:  # inputs and labels are apart; labels are turned, or counted here
+            numbers = 8 * self.tokens * (2 if self.samples == 1 else 1)
             numbers += 8 * self.seq_length / self.context if self.config.position == "learned" else 0
         if self.config.blueprint.crossed:  # inputs and labels apart, and a position for every token
             numbers = 8 * self.tokens * (1 + (self.config.position == "learned"))

@@ -98,9 +98,17 @@ def seen_by_rank() -> dict[str, Any]:
         "ulysses": hasattr(topology, "initialize_sequence_parallel"),
         "core": topology.core_fields(),
     }
+    config = run_config(parallel=given(context=2))
+    topology = rebuild(config.parallel, config.model)
+    cut = {
+        "ranks": (topology.context_rank, topology.data_rank, topology.replica_rank),
+        "replicas": topology.layout.replicas,
+        "cut over": (topology.get_data_parallel_group_ranks(), topology.get_data_parallel_world_size()),
+    }
     config = run_config(parallel=given(pipeline=2, virtual_stages=2))
     topology = rebuild(config.parallel, config.model)
     return tensor_first | {
+        "cut": cut,
         "data": (
             topology.get_data_parallel_group_ranks(),
             topology.get_data_parallel_world_size(),
@@ -121,6 +129,10 @@ def test_groups_and_what_deepspeed_asks() -> None:
     assert not any(one["ulysses"] for one in ranks)
     assert [one["data"] for one in ranks] == [([0, 1], 2, 0), ([0, 1], 2, 1), ([2, 3], 2, 0), ([2, 3], 2, 1)]
     assert ranks[0]["everyone"] == [0, 0, 1, 1]
+    # Ranks with pieces of the same samples are replicas too, to DeepSpeed.
+    assert [one["cut"]["ranks"] for one in ranks] == [(0, 0, 0), (1, 0, 1), (0, 1, 2), (1, 1, 3)]
+    assert all(one["cut"]["replicas"] == 4 for one in ranks)
+    assert all(one["cut"]["cut over"] == ([0, 1, 2, 3], 4) for one in ranks)
     plain, interleaved = ranks[0]["core"], ranks[0]["interleaved"]
     assert (
         plain["overlap_p2p_comm"],

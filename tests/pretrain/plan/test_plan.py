@@ -205,6 +205,30 @@ def test_recompute_costs_time_and_saves_memory() -> None:
     assert full.memory.total < plain.memory.total
 
 
+def test_cut_sequences_save_activations_and_send_keys() -> None:
+    """As many GPUs over the same samples: four replicas, or four pieces of every sample."""
+    long = MODEL.model_copy(update={"num_query_groups": 2})
+    work = Work(long, 4096, 4, "bf16")
+    whole, cut, again = (
+        predict(work, H100, parallel, 4, 1)
+        for parallel in (
+            ParallelConfig(),
+            ParallelConfig(context=4),
+            ParallelConfig(context=4, recompute=RecomputeConfig(granularity="selective")),
+        )
+    )
+    assert (whole.micro_batches, cut.micro_batches) == (1, 4)
+    # Two groups of 32 in bf16, keys and values: 8 layers, 4 micro-batches, there and back.
+    assert cut.traffic.context == 2 * 8 * 4 * (2 * 4096 * 64 * 2) * 3 / 4
+    assert (whole.traffic.context, again.traffic.context) == (0, cut.traffic.context * 3 / 2)
+    assert cut.traffic.data == whole.traffic.data
+    assert (cut.memory.optimizer, cut.memory.weights) == (whole.memory.optimizer, whole.memory.weights)
+    assert 0.25 < cut.memory.activations / whole.memory.activations < 0.35
+    assert cut.time.products == pytest.approx(whole.time.products)
+    assert cut.time.attention == pytest.approx(whole.time.attention)
+    assert cut.time.tensor > whole.time.tensor == 0
+
+
 def test_an_fp32_stream_costs_traffic_and_checkpoints() -> None:
     parallel = ParallelConfig(pipeline=4, recompute=RecomputeConfig(granularity="full"))
     narrow, wide = (
