@@ -12,6 +12,8 @@ from pretrain.rundir.description import Facts, read_config, read_environment
 from pretrain.rundir.metrics import Metrics, read_metrics
 from pretrain.rundir.state import read_state
 from pretrain.rundir.state_file import State
+from pretrain.tasks.table import suited, task_of
+from pretrain.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,15 @@ class RunRecord:
             return None
 
     @property
+    def task(self) -> Task:
+        """What it was trained for; the model's own task where the run names none that is known."""
+        family = self.model.family if self.model is not None else "gpt"
+        name = self.config.word("train.task")
+        return task_of(name if name in suited(family) else None, family)
+
+    @property
     def unigram_entropy(self) -> float:
-        """Nats per token; nan where no start says it."""
+        """Nats per label; nan where no start says it."""
         known = (start.unigram_entropy for start in reversed(self.metrics.starts))
         return next((entropy for entropy in known if math.isfinite(entropy)), math.nan)
 

@@ -67,6 +67,13 @@ class Context:
     unigram_entropy: float = math.nan
     encoder_layers: int = 0
     """Layers of an encoder under a decoder, which are the first ones; 0 without."""
+    counted: str = "token"
+    """What losses and speeds count, in the singular."""
+
+    @property
+    def known(self) -> str:
+        """What is told by its frequencies alone."""
+        return "token" if self.counted == "token" else "class"
 
 
 def all_charts(context: Context) -> list[Chart]:
@@ -87,8 +94,8 @@ def loss_chart(context: Context) -> Chart:
     """Training and validation loss over steps, with the entropy of the token frequencies."""
     caption = (
         "Training loss (thin: each step; thick: running median) and validation loss should fall "
-        "together, and anything below the dotted line is more than knowing how frequent each token is; "
-        "deep models may rest near that line for a while during warm-up, "
+        "together, and anything below the dotted line is more than knowing how frequent each "
+        f"{context.known} is; deep models may rest near that line for a while during warm-up, "
         "but a rise that lasts is divergence."
     )
     metrics, title = context.metrics, "Loss"
@@ -108,7 +115,8 @@ def loss_chart(context: Context) -> Chart:
                 color=INK,
                 linestyle=":",
                 linewidth=1.2,
-                label=f"unigram entropy, {context.unigram_entropy:.2f}",
+                label=f"{'unigram entropy' if context.known == 'token' else 'entropy of classes'}, "
+                f"{context.unigram_entropy:.2f}",
             )
         _lost_steps(axes, metrics)
         if hidden := _limit(axes, losses, context):
@@ -119,8 +127,8 @@ def loss_chart(context: Context) -> Chart:
             )
         _resumes(axes, metrics)
         step_axis(axes)
-        axes.set_ylabel("loss (nats per token)")
-        _token_axis(axes, metrics)
+        axes.set_ylabel(f"loss (nats per {context.counted})")
+        _token_axis(axes, metrics, context.counted)
         legend(figure, *axes.get_legend_handles_labels())
         svg = to_svg(figure, "loss", title)
     if not metrics.eval:
@@ -286,11 +294,12 @@ def share_chart(context: Context) -> Chart:
 
 
 def throughput_chart(context: Context) -> Chart:
-    """Tokens per second and the share of waiting for data, over steps."""
+    """Tokens, or images, per second and the share of waiting for data, over steps."""
     caption = (
-        "Tokens per second of all devices together and, below, the share of each step spent waiting for "
-        "data: a level line with dips at evaluations and checkpoints is normal at any depth, and waiting "
-        "should stay below a few percent; a slow slide points to memory, heat or a busy file system."
+        f"{context.counted.capitalize()}s per second of all devices together and, below, the share of each "
+        "step spent waiting for data: a level line with dips at evaluations and checkpoints is normal at any "
+        "depth, and waiting should stay below a few percent; a slow slide points to memory, heat or a busy "
+        "file system."
     )
     title, metrics = "Throughput", context.metrics
     steps, speeds = _series(metrics.train, lambda event: event.tokens_per_s)
@@ -308,7 +317,7 @@ def throughput_chart(context: Context) -> Chart:
         upper, lowest = panels[0], panels[-1]
         raw_and_smooth(upper, steps, speeds, "each logged step")
         upper.set_ylim(0, float(np.quantile(speeds, 0.995)) * 1.25 or None)
-        upper.set_ylabel("tokens per second")
+        upper.set_ylabel(f"{context.counted}s per second")
         upper.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         if len(wait_steps):
             lowest.fill_between(*envelope(wait_steps, 100 * waits), color=ORANGE, alpha=0.35, linewidth=0)
@@ -442,8 +451,8 @@ def _limit(axes: Axes, losses: Values, context: Context) -> int:
     return 0
 
 
-def _token_axis(axes: Axes, metrics: Metrics) -> None:
-    """Tokens consumed along the top, where they are proportional to the steps."""
+def _token_axis(axes: Axes, metrics: Metrics, counted: str) -> None:
+    """Tokens, or images, consumed along the top, where they are proportional to the steps."""
     known = [event for event in metrics.train if math.isfinite(event.tokens) and event.tokens > 0]
     if not known:
         return
@@ -458,7 +467,7 @@ def _token_axis(axes: Axes, metrics: Metrics) -> None:
         return np.asarray(tokens) / share
 
     top = axes.secondary_xaxis("top", functions=(to_tokens, to_steps))
-    top.set_xlabel("tokens", color=GREY)
+    top.set_xlabel(f"{counted}s", color=GREY)
     top.spines["top"].set_visible(False)
     top.tick_params(length=0, labelcolor=GREY)
     top.xaxis.set_major_formatter(lambda value, _: quantity(value))

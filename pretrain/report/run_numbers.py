@@ -9,21 +9,19 @@ from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 
-from model.config import ModelConfig
 from model.cost.flops import flops_per_token
 from model.words import duration, quantity
 from parallel.hardware.gpus import mfu
 from pretrain.report.run import RunRecord
 from pretrain.report.style import SHORT, smoothing_window
 from pretrain.rundir.metrics import End, Metrics, Start, Train
-from pretrain.tasks.table import suited, task_of
 
 
 def numbers(run: RunRecord) -> dict[str, float | int | None]:
     """The headline numbers, for programs.
 
-    None where unknown. Losses in nats per token, times in seconds, tokens_per_s the median over
-    steps.
+    None where unknown. Losses in nats per token, or per image, times in seconds, tokens_per_s (of
+    images: images) the median over steps.
     """
     metrics = run.metrics
     losses = [event.loss for event in metrics.train if math.isfinite(event.loss)]
@@ -45,7 +43,7 @@ def numbers(run: RunRecord) -> dict[str, float | int | None]:
         "train_loss_steps": window,
         "validation_loss": validation[-1] if validation else None,
         "validation_loss_best": min(validation, default=None),
-        "validation_perplexity": _perplexity(validation[-1]) if validation else None,
+        "validation_perplexity": _perplexity(validation[-1]) if validation and run.task.of_text else None,
         "validation_accuracy": right[-1] if right and math.isfinite(right[-1]) else None,
         "validation_top5": five[-1] if five and math.isfinite(five[-1]) else None,
         "test_loss": test[-1] if test else None,
@@ -75,23 +73,29 @@ def _losses(run: RunRecord, n: Mapping[str, float | int | None]) -> list[tuple[s
         (
             "Training loss",
             _loss(n["train_loss"]),
-            f"nats per token{mean}" if n["train_loss"] is not None else "no finite loss yet",
+            f"nats per {run.task.counted}{mean}" if n["train_loss"] is not None else "no finite loss yet",
         ),
         ("Validation loss", _loss(n["validation_loss"]), _validation_remark(run, n)),
-        (
-            "Validation perplexity",
-            "–" if n["validation_perplexity"] is None else f"{n['validation_perplexity']:,.1f}",
-            "per token, exp of the loss",
-        ),
+        *_perplexity_line(run, n),
         *_accuracy(n),
-        (
-            "Unigram entropy",
-            _loss(n["unigram_entropy"]),
-            "the loss of knowing token frequencies alone"
-            if n["unigram_entropy"] is not None
-            else "not recorded",
-        ),
+        _entropy(run, n),
     ]
+
+
+def _perplexity_line(run: RunRecord, n: Mapping[str, float | int | None]) -> list[tuple[str, str, str]]:
+    value = n["validation_perplexity"]
+    line = ("Validation perplexity", "–" if value is None else f"{value:,.1f}", "per token, exp of the loss")
+    return [line] if run.task.of_text else []
+
+
+def _entropy(run: RunRecord, n: Mapping[str, float | int | None]) -> tuple[str, str, str]:
+    value, of_text = n["unigram_entropy"], run.task.of_text
+    remark = f"the loss of knowing {'token' if of_text else 'class'} frequencies alone"
+    return (
+        "Unigram entropy" if of_text else "Entropy of classes",
+        _loss(value),
+        "not recorded" if value is None else remark,
+    )
 
 
 def _accuracy(n: Mapping[str, float | int | None]) -> list[tuple[str, str, str]]:
@@ -115,7 +119,8 @@ def _course(run: RunRecord, n: Mapping[str, float | int | None]) -> list[tuple[s
             "Steps",
             f"{n['step']:,}",
             (f"of {n['steps']:,}; " if n["steps"] else "")
-            + (f"{quantity(n['tokens'])} tokens" if n["tokens"] else "no tokens yet"),
+            + f"{quantity(n['tokens']) if n['tokens'] else 'no'} {run.task.counted}s"
+            + ("" if n["tokens"] else " yet"),
         ),
         (
             "Resumed",
@@ -140,7 +145,7 @@ def _validation_remark(run: RunRecord, n: Mapping[str, float | int | None]) -> s
     if n["validation_loss"] is None:
         return "no evaluation logged"
     evaluations = [event for event in run.metrics.eval if event.split == "validation"]
-    remark = f"nats per token, step {evaluations[-1].step:,}"
+    remark = f"nats per {run.task.counted}, step {evaluations[-1].step:,}"
     best = n["validation_loss_best"]
     if best is not None and best < n["validation_loss"] - 5e-4:
         remark += f"; lowest {best:.3f}"
@@ -149,7 +154,7 @@ def _validation_remark(run: RunRecord, n: Mapping[str, float | int | None]) -> s
 
 def _speed_remark(run: RunRecord, n: Mapping[str, float | int | None]) -> str:
     speed, share, world = n["tokens_per_s"], n["mfu"], _world_size(run)
-    remark = "tokens per second, median"
+    remark = f"{run.task.counted}s per second, median"
     if speed is not None and world > 1:
         remark += f"; {quantity(speed / world)} a device"
     if share is not None:
@@ -179,15 +184,17 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
     if model is not None:
         sizes += f", feed-forward {model.ffn_size} ({model.activation})"
     planned, batch = _batch(run)
+    of_text = run.task.of_text
     machine = ", ".join(part for part in (_devices(run), run.environment.word("host")) if part)
     commit = run.environment.word("git.commit") or ""
     found = [
         ("Model", sizes if run.config.get("model") else ""),
         ("Parameters", f"{start.parameters:,}" if start and start.parameters else ""),
-        ("Vocabulary", f"{model.vocab_size:,} tokens" if model is not None and model.vocab_size else ""),
+        ("Vocabulary", f"{model.vocab_size:,} tokens" if model and model.vocab_size and of_text else ""),
+        ("Classes", f"{model.vocab_size:,}" if model and model.vocab_size and not of_text else ""),
         ("Data", ", ".join(corpus.word("path") or "?" for corpus in run.config.rows("data.corpora"))),
         ("Batch", batch),
-        ("Tokens planned", quantity(planned) if planned else ""),
+        (f"{run.task.counted.capitalize()}s planned", quantity(planned) if planned else ""),
         ("Precision", (start and start.precision) or run.config.word("train.precision") or ""),
         ("Layout", _layout(start.layout, start.world_size) if start else ""),
         ("Machine", machine),
@@ -214,6 +221,8 @@ def _batch(run: RunRecord) -> tuple[float, str]:
     planned = batch * length * (run.config.count("train.steps") or 0)
     sides = f"{source} + {length}" if source else f"{length}"
     empty = f", {padding:.1%} of them padding" if math.isfinite(padding) else ""
+    if not run.task.of_text:
+        return planned / length, f"{batch} {run.task.counted}s of {length} tokens"
     return planned * (share if math.isfinite(share) else 1.0), f"{batch} × {sides} tokens{empty}"
 
 
@@ -238,15 +247,16 @@ def _mfu(run: RunRecord, tokens_per_s: float | None) -> float | None:
     source = run.config.count("data.source_length") if model.blueprint.crossed else None
     if model.blueprint.crossed and not source:
         return None
-    share = _target_share(run, model)
+    share = _target_share(run)
     flops = flops_per_token(model, length, targets=share, source_length=source).model
-    return mfu(tokens_per_s, flops, _gpu(run), _world_size(run), start.precision or "")
+    # The speed of images is in whole images.
+    positions = 1 if model.image is None else model.image.tokens
+    return mfu(tokens_per_s * positions, flops, _gpu(run), _world_size(run), start.precision or "")
 
 
-def _target_share(run: RunRecord, model: ModelConfig) -> float:
+def _target_share(run: RunRecord) -> float:
     """Share of a sample's positions that have labels."""
-    name = run.config.word("train.task")
-    masks = "masking" in task_of(name if name in suited(model.family) else None, model.family).sections
+    masks = "masking" in run.task.sections
     return (run.config.number("masking.rate") or 1.0) if masks else 1.0
 
 

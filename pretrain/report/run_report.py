@@ -59,7 +59,11 @@ def write_page(run: RunRecord, out: Path | None = None) -> Path:
 def render(run: RunRecord) -> str:
     """The page as HTML, with every picture inside."""
     context = Context(
-        run.metrics, run.config.number("optimizer.clip_grad") or 0.0, run.unigram_entropy, encoder_layers(run)
+        run.metrics,
+        run.config.number("optimizer.clip_grad") or 0.0,
+        run.unigram_entropy,
+        encoder_layers(run),
+        run.task.counted,
     )
     warnings = grouped_warnings(run)
     return template("report.html").render(

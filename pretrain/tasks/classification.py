@@ -12,6 +12,7 @@ CLASSIFICATION = Task(
     inputs="patches",
     samples="images",
     unit="images",
+    counted="image",
     sections=("augment",),
     accuracy=True,
     within=5,

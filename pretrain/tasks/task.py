@@ -69,6 +69,8 @@ class Task:
     """What its batches are made of."""
     unit: str = "windows of data.seq_length={}"
     """What its samples are, in words; {} stands for the sequence length."""
+    counted: str = "token"
+    """What labels are counted in: losses are in nats per one of them, speeds in many a second."""
     inputs: Literal["tokens", "patches"] = "tokens"
     """What its models read."""
     crossed: bool = False
@@ -85,6 +87,11 @@ class Task:
     """From losses of labels [b, t], or losses and hits [2 or 3, b, t], to what an evaluation sums
     up: these sums and the number of labels, `sums` values in fp64.
     """
+
+    @property
+    def of_text(self) -> bool:
+        """Whether its labels are tokens of a text, of which exp(loss) is a perplexity."""
+        return self.counted == "token"
 
     @property
     def sums(self) -> int:

@@ -22,7 +22,10 @@ class Display(Callback):
 
     def on_start(self, trainer: RunView) -> None:
         """Opens the display."""
-        self.progress = Progress(trainer.config.train.steps, self.mode, start_step=trainer.step)
+        config = trainer.config
+        self.progress = Progress(
+            config.train.steps, self.mode, start_step=trainer.step, counted=config.task.counted
+        )
         if self.resumed is not None:
             self.progress.note(f"continuing from {self.resumed}, step {trainer.step}")
 

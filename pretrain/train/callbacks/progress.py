@@ -40,6 +40,7 @@ class Progress:
     (every minute once ten have passed, so that the log of a long run stays readable).
     mode `none`: is silent.
     mode `auto`: a bar where stdout is a terminal, else plain.
+    counted: what speeds and losses count, in the singular; perplexities are those of tokens.
     console, clock (seconds): for tests.
 
     Raises ValueError for another mode.
@@ -51,12 +52,13 @@ class Progress:
         mode: str = "auto",
         start_step: int = 0,
         *,
+        counted: str = "token",
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if mode not in ("auto", "bar", "plain", "none"):
             raise ValueError(f"log.progress={mode!r} is none of auto, bar, plain, none")
-        self.total_steps, self.step = total_steps, start_step
+        self.total_steps, self.step, self.counted = total_steps, start_step, counted
         self._console = console or Console()
         self.mode = (
             ("bar" if self._console.is_terminal and not self._console.is_dumb_terminal else "plain")
@@ -78,8 +80,8 @@ class Progress:
 
         Mostly takes less than 0.1 ms: drawing is rationed by time.
 
-        loss: nats per token.
-        tokens_per_s: of the whole run.
+        loss: nats per token, or what else is counted.
+        tokens_per_s: of these, of the whole run.
         """
         if self.mode == "none":
             return
@@ -90,7 +92,8 @@ class Progress:
         if not self._due(now):
             return
         numbers = (
-            f"loss {loss:.4f}   grad norm {grad_norm:.3g}   lr {lr:.2e}   {quantity(tokens_per_s)} tokens/s"
+            f"loss {loss:.4f}   grad norm {grad_norm:.3g}   lr {lr:.2e}   "
+            f"{quantity(tokens_per_s)} {self.counted}s/s"
         )
         if self._bar is not None:
             self._bar.show(step, numbers + self._evaluation, self._left())
@@ -106,12 +109,13 @@ class Progress:
     def evaluated(
         self, step: int, loss: float, accuracy: float | None = None, top5: float | None = None
     ) -> None:
-        """An evaluation after `step` steps; loss in nats per token, accuracy as a share."""
+        """An evaluation after `step` steps; loss as in `update`, accuracy as a share."""
         perplexity = math.exp(loss) if loss < 700 else math.inf
+        worth = f", perplexity {perplexity:.5g}" if self.counted == "token" else f" nats per {self.counted}"
         self._evaluation = f"   validation {loss:.4f}"
         right = "" if accuracy is None else f", accuracy {accuracy:.1%}"
         right += "" if top5 is None else f", top 5 {top5:.1%}"
-        self.note(f"step {step}: validation loss {loss:.4f}, perplexity {perplexity:.5g}{right}")
+        self.note(f"step {step}: validation loss {loss:.4f}{worth}{right}")
 
     def note(self, message: str) -> None:
         """A line that stays, above the bar."""

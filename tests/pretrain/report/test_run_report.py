@@ -17,6 +17,7 @@ import pytest
 import yaml
 from markupsafe import escape
 
+from model.cost.flops import flops_per_token
 from model.errors import UserError
 from pretrain.report.run_charts import (
     Context,
@@ -243,6 +244,31 @@ def test_an_accuracy_is_a_headline_where_evaluations_have_one(run_dir: Path) -> 
     assert numbers(run)["validation_accuracy"] == 0.4321
     shown = {label: (value, remark) for label, value, remark in headlines(run)}
     assert shown["Validation accuracy"] == ("43.2%", "of the tokens to predict are the likeliest")
+
+
+def test_a_run_on_images_counts_images(run_dir: Path) -> None:
+    """Nothing of its page is per token, and its share of a peak counts all patches of an image."""
+    model = {**CONFIG["model"], "family": "vit", "tie_embeddings": False, "image": {"height": 6, "patch": 2}}
+    model |= {"position": "learned", "vocab_multiple": 2}
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    config["model"], config["data"]["seq_length"] = model, 10
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+    run = read_run(run_dir)
+    assert run.model is not None
+    named = {label: (number, remark) for label, number, remark in headlines(run)}
+    assert named["Throughput"][1].startswith("images per second")
+    assert named["Training loss"][1].startswith("nats per image")
+    assert "of knowing class frequencies alone" in named["Entropy of classes"][1]
+    assert "Validation perplexity" not in named
+    assert ("Images planned", "240") in facts(run)
+    assert ("Batch", "4 images of 10 tokens") in facts(run)
+    page = render(run)
+    assert "per token" not in page
+    assert "tokens per second" not in page
+    found = numbers(run)
+    assert found["validation_perplexity"] is None
+    flops = 10 * flops_per_token(run.model, 10).model
+    assert found["mfu"] == pytest.approx(64.0 * flops / (2 * 989e12))
 
 
 def test_three_steps_without_evaluation_or_signals(tmp_path: Path) -> None:

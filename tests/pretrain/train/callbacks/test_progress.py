@@ -107,6 +107,16 @@ def test_notes_and_evaluations_are_lines(capsys: pytest.CaptureFixture[str]) -> 
     assert fourth == "step 5: validation loss 2.0000, perplexity 7.3891, accuracy 25.0%"
 
 
+def test_images_are_counted_as_images(capsys: pytest.CaptureFixture[str]) -> None:
+    """Their loss is that of a choice of classes, of which nobody asks a perplexity."""
+    with Progress(10, "plain", counted="image") as progress:
+        progress.update(1, 1.0, 1.0, 1.0, 64.0)
+        progress.evaluated(1, 2.0, 0.25, 0.5)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("   64 images/s   ? left")
+    assert second == "step 1: validation loss 2.0000 nats per image, accuracy 25.0%, top 5 50.0%"
+
+
 def test_none_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(10, "none") as progress:
         progress.update(1, 1.0, 1.0, 1.0, 1.0)
