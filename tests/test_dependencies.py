@@ -77,7 +77,7 @@ def packages_of(module: str) -> set[str]:
 
 @pytest.mark.parametrize(
     ("folders", "extras"),
-    [(SHIPPED, ("te",)), (("benchmarks", "tests"), ("te", "dev"))],
+    [(SHIPPED, ("te", "digits")), (("benchmarks", "tests"), ("te", "dev"))],
     ids=["shipped", "benchmarks and tests"],
 )
 def test_every_import_is_declared(folders: tuple[str, ...], extras: tuple[str, ...]) -> None:

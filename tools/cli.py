@@ -50,7 +50,12 @@ class Row:
 
 
 COMMANDS = (
-    Row("data", "tools.text.data:app", "Prepare text for training, and look at prepared data.", "Data"),
+    Row(
+        "data",
+        "tools.text.data:app",
+        "Prepare texts, pairs of texts or images for training, and look at prepared data.",
+        "Data",
+    ),
     Row("tokenizer", "tools.text.tokenizer:app", "Train a tokenizer.", "Data"),
     Row(
         "config",
@@ -78,7 +83,7 @@ COMMANDS = (
     Row(
         "eval",
         "tools.models.eval:command",
-        "Measure a checkpoint's perplexity on prepared data or text.",
+        "Measure a checkpoint: perplexity, hidden tokens, translations or classes of images.",
         "Models",
     ),
     Row("export", "tools.models.export:command", "Write a checkpoint as a Hugging Face model.", "Models"),

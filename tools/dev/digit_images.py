@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from model.errors import UserError
 from model.files import atomic_write_text
+from tools.dev import run
 from tools.dev.quickstarts import DIGITS
 
 SOURCE = "scikit-learn's digits: 8 x 8 pixels, UCI handwritten digits, CC BY 4.0\n"
@@ -22,7 +22,7 @@ def write_digits(folder: Path) -> None:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise UserError("the digits are in the package scikit-learn: pip install scikit-learn") from None
+        raise UserError("the digits are in the package scikit-learn: pip install '.[digits]'") from None
     found = load_digits()
     for number, (pixels, label) in enumerate(zip(found.images, found.target, strict=True)):
         place = folder / str(label)
@@ -33,4 +33,4 @@ def write_digits(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write_digits(Path(sys.argv[1]))
+    run(write_digits)
