@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from model.hf.mapping import CanonicalWeights, Entry, entries, fixed_positions
 from model.hf.names.conversions import FINAL_BIAS, Target
 from model.hf.names.tables import LOGIT_BIAS_HF
 from model.hf.settings.read import read_config
+from model.hf.settings.read_images import image_facts
 from model.hf.settings.records import ADVICE, Special
 from model.hf.source import TOKENIZERS, SafetensorsFolder, download, source_file
 from model.parameters.table import Role, parameter_table
@@ -63,6 +64,8 @@ class Imported:
     """Token ids by the names in SPECIAL, those that are given."""
     left_out: tuple[str, ...] = ()
     """Tensors of the files that masked language modelling does not read."""
+    images: dict[str, object] = field(default_factory=dict)
+    """Classes, mean and standard deviation of images; empty where the folder does not tell."""
 
 
 class _Prefixed(Mapping[str, Tensor]):
@@ -156,6 +159,7 @@ PREFIXES: dict[Target, tuple[str, ...]] = {
     "qwen2": ("model.", "lm_head."),
     "qwen3": ("model.", "lm_head."),
     "gpt_neox": ("gpt_neox.", "embed_out."),
+    "vit": ("vit.", "classifier."),
     "fathom": ("model.", "lm_head.", "head.", LOGIT_BIAS_HF["fathom"]),
 }
 """What the names of a whole model begin with; the first part is what base-model files leave out."""
@@ -175,7 +179,8 @@ def import_model(source: str | Path, *, vocab_multiple: int = 128) -> Imported:
     path = source_file(folder, "config.json")
     if path is None:
         raise UserError(f"{folder} has no config.json: it is not a Hugging Face model")
-    read = read_config(read_json(path, ADVICE), str(path))
+    content = read_json(path, ADVICE)
+    read = read_config(content, str(path))
     layout, config = read.layout, read.config
     if layout != "fathom":
         config = config.model_copy(update={"vocab_multiple": vocab_multiple})
@@ -203,8 +208,12 @@ def import_model(source: str | Path, *, vocab_multiple: int = 128) -> Imported:
     tokenizer = next((found for name in TOKENIZERS if (found := source_file(folder, name))), None)
     weights = CanonicalWeights(files, todo, config)
     left_out = tuple(sorted(filter(_LEFT_OUT.match, files)))
+    images: dict[str, object] = {}
+    if config.image is not None:
+        images = image_facts(content, str(path), source_file(folder, "preprocessor_config.json"))
+    special = _special(folder)
     return Imported(
-        config, weights, read.positions, read.logit_scale, layout, tokenizer, _special(folder), left_out
+        config, weights, read.positions, read.logit_scale, layout, tokenizer, special, left_out, images
     )
 
 

@@ -11,6 +11,7 @@ from model.hf.folding.obstacles import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS
 from model.hf.folding.pre_ln import Fold
 from model.hf.names.conversions import OPT_EPSILON, Target
 from model.hf.settings.read_decoders import neox_fields, qwen_fields
+from model.hf.settings.read_images import image_fields
 from model.hf.settings.records import (
     ADVICE,
     BertFile,
@@ -67,6 +68,7 @@ def read_config(content: object, source: str) -> Read:
         "eurobert": _read_eurobert,
         "modernbert": _read_modernbert,
         **dict.fromkeys(FORMS, read_crossed),
+        "vit": _read_vit,
         "fathom": _read_fathom,
     }
     if kind in REFUSED:
@@ -304,6 +306,12 @@ def _read_bert(content: Mapping[str, object], kind: str, source: str) -> Read:
         "attention_dropout": data.attention_probs_dropout_prob,
     }
     return Read(layout, model_config(kind, fields), data.max_position_embeddings, 1.0)
+
+
+def _read_vit(content: Mapping[str, object], kind: str, source: str) -> Read:
+    config = model_config(kind, image_fields(content, kind, source))
+    assert config.image is not None
+    return Read("vit", config, config.image.tokens, 1.0)
 
 
 def _read_modernbert(content: Mapping[str, object], kind: str, source: str) -> Read:

@@ -15,6 +15,7 @@ Layers = Annotated[int, Field(ge=1, le=10_000)]
 Heads = Annotated[int, Field(ge=1, le=1 << 16)]
 Width = Annotated[int, Field(ge=1, le=1 << 22)]
 Rows = Annotated[int, Field(ge=2, le=1 << 30)]
+Side = Annotated[int, Field(ge=1, le=1 << 16)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 Epsilon = Annotated[float, Field(gt=0, lt=1)]
 Base = Annotated[float, Field(ge=1, le=1 << 53)]
@@ -276,6 +277,37 @@ class Special(Record):
     pad_token_id: int | list[int] | None = None
     decoder_start_token_id: int | None = None
     """Of an encoder-decoder: what its decoder reads first."""
+
+
+class ViTFile(Record):
+    """Fields and defaults of transformers' ViTConfig."""
+
+    architectures: list[str] | None = None
+    image_size: Side | tuple[Side, Side] = 224
+    patch_size: Side | tuple[Side, Side] = 16
+    num_channels: Annotated[int, Field(ge=1, le=1 << 12)] = 3
+    hidden_size: Width = 768
+    num_hidden_layers: Layers = 12
+    num_attention_heads: Heads = 12
+    intermediate_size: Width = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: Dropout = 0.0
+    attention_probs_dropout_prob: Dropout = 0.0
+    layer_norm_eps: Epsilon = 1e-12
+    qkv_bias: bool = True
+    id2label: Annotated[dict[str, str], Field(min_length=2, max_length=1 << 20)] = Field(
+        default_factory=lambda: {"0": "LABEL_0", "1": "LABEL_1"}
+    )
+
+
+class ProcessorFile(Record):
+    """Fields and defaults of transformers' ViTImageProcessor that say what pixels become."""
+
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 0.5, 0.5)
 
 
 class FathomFile(Record):

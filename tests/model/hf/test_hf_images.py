@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,13 @@ from model.config import ModelConfig
 from model.errors import UserError
 from model.hf.export import export
 from model.hf.proof import load_exported, proof_inputs
+from model.hf.reference import Evaluation
 from model.network.language_model import LanguageModel
 from model.parameters.names import named_parameters
 from model.weights.init import logit_scale
+from pretrain.trained.folders.export import export_checkpoint
+from pretrain.trained.folders.import_hf import import_checkpoint
+from pretrain.trained.open import open_trained
 from tests.model.network.test_vit import build, config_of
 
 PROCESSOR = {
@@ -98,3 +104,70 @@ def test_other_models_are_refused_in_one_line(
     with pytest.raises(UserError, match=reason):
         exported(tmp_path / "hf", config_of(scheme, **changes))
     assert not (tmp_path / "hf").exists()
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier that transformers made."""
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    folder = tmp_path_factory.mktemp("theirs")
+    torch.manual_seed(0)
+    config = ViTConfig(
+        image_size=8,
+        patch_size=4,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=40,
+        num_labels=11,
+        hidden_act="gelu_new",
+        initializer_range=0.3,
+    )
+    model = ViTForImageClassification(config)
+    for parameter in model.parameters():  # biases too
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    ViTImageProcessor(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4]).save_pretrained(folder)
+    return folder
+
+
+def test_a_classifier_of_transformers_is_imported(theirs: Path, tmp_path: Path) -> None:
+    """Its logits are ours, and an export brings all of it back."""
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    step = import_checkpoint(str(theirs), tmp_path / "run")
+    trained = open_trained(step)
+    evaluate = Evaluation(trained.weights, trained.config, logit_scale=trained.logit_scale)
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    expected = AutoModelForImageClassification.from_pretrained(theirs)(images).logits
+    torch.testing.assert_close(evaluate(images).float(), expected, rtol=1e-5, atol=1e-5)
+    export_checkpoint(step, tmp_path / "back")
+    again = AutoModelForImageClassification.from_pretrained(tmp_path / "back")
+    for name, tensor in AutoModelForImageClassification.from_pretrained(theirs).state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], tensor, rtol=0, atol=0)
+    assert again.config.id2label == AutoConfig.from_pretrained(theirs).id2label
+    processor = json.loads((tmp_path / "back/preprocessor_config.json").read_text())
+    assert (processor["image_mean"], processor["image_std"]) == ([0.4, 0.5, 0.6], [0.2, 0.3, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "reason"),
+    [
+        ("config", {"qkv_bias": False}, "its queries, keys and values have no biases"),
+        ("config", {"patch_size": [4, 2]}, "its patches are no squares"),
+        ("config", {"architectures": ["ViTModel"]}, "it is a ViTModel, not a ViTForImageClassification"),
+        ("config", {"id2label": {"0": "a", "2": "b"}}, "does not number its 2 classes|has shape"),
+        ("preprocessor_config", {"do_normalize": False}, "pixels have to be divided by 255"),
+        ("preprocessor_config", {"image_mean": [0.5]}, "are not of num_channels=3"),
+    ],
+)
+def test_what_is_no_classifier_of_ours_is_refused(
+    file: str, changes: dict[str, Any], reason: str, theirs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(theirs, tmp_path / "in")
+    path = tmp_path / f"in/{file}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match=reason):
+        import_checkpoint(str(tmp_path / "in"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
