@@ -40,9 +40,9 @@ def cut_rows(rows: dict[str | None, Any], tmp_path_factory: pytest.TempPathFacto
 def test_pieces_of_sequences_measure_the_same(cut_rows: dict[str | None, Any], layout: str) -> None:
     """The late halves too, and the largest score: ranks see pieces of the same first sample."""
     test_a_layout_measures_what_one_process_measures(cut_rows, layout)
-    for step, expected in zip(cut_rows[layout], cut_rows[None], strict=True):
-        for layer, reference in zip(step, expected, strict=True):
-            assert layer["attention_logit_max"] == pytest.approx(reference["attention_logit_max"], rel=1e-5)
+    # Of the first step: then Adam has moved biases of keys, whose gradient is nothing but rounding.
+    for layer, reference in zip(cut_rows[layout][0], cut_rows[None][0], strict=True):
+        assert layer["attention_logit_max"] == pytest.approx(reference["attention_logit_max"], rel=1e-6)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
