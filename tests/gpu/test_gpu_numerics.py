@@ -166,10 +166,10 @@ def test_last_queries_of_a_sequence_see_all_before_them(
 
     query, key, value = drawn(8, 128), drawn(groups, 512), drawn(groups, 512)
     mask = torch.ones(128, 512, dtype=torch.bool, device="cuda").tril(384)
-    wide = [part.detach().double().requires_grad_() for part in (query, key, value)]
+    wide = q, k, v = [part.detach().double().requires_grad_() for part in (query, key, value)]
     found, expected = (
         causal_tail(query, key, value),
-        F.scaled_dot_product_attention(*wide, mask, enable_gqa=groups < 8),
+        F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=groups < 8),
     )
     pairs = [(found, expected)]
     weight = torch.randn_like(expected)
