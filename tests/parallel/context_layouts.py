@@ -77,8 +77,6 @@ def _eight() -> list[Case]:
     return [
         Case("CP2 x TP2 x PP2 interleaved + SP, GQA rotary SwiGLU RMSNorm", 8, CP | SP | VP, LLAMA),
         Case("CP2 x TP2 x DP2 + SP, ZeRO-2", 8, CP | SP | given(zero=2)),
-        Case("CP4 x PP2", 8, FOUR | PP),
-        Case("CP2 x TP2 x DP2 + SP, ZeRO-3", 8, CP | SP | THREE),
     ]
 
 
