@@ -63,10 +63,14 @@ LONGEST = (
     "slurm/test_slurm_cluster.py",
     "parallel/engine/test_layouts.py",
     "slurm/test_slurm_training.py",
+    "parallel/engine/test_crossed_layouts.py",
     "parallel/checkpoint/test_reshard.py",
     "parallel/engine/test_gradients.py",
     "parallel/checkpoint/test_resume.py",
     "pretrain/train/test_run.py",
+    "pretrain/train/test_recipe.py",
+    "fuzz/test_commands.py",
+    "te/test_te_spec.py",
     "parallel/engine/test_dropout.py",
 )
 

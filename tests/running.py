@@ -145,6 +145,40 @@ def run_ranks(
     return _outcome(words, cwd, limit, env, _ranks, world, list(words))
 
 
+class Started:
+    """Processes that compute while the test goes on. Inside `with`; what is left ends there."""
+
+    def __init__(self, words: tuple[str, ...], function: Callable[..., Any], *args: Any, **how: Any) -> None:
+        self.words, self.begin = words, time.monotonic()
+        self.folder = tempfile.TemporaryDirectory()
+        self.files = Path(self.folder.name, "out"), Path(self.folder.name, "err")
+        out, err = self.files
+        self.process = forks.start(function, *args, out=out, err=err, **how)
+
+    def __enter__(self) -> Started:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        forks.finish(self.process, 0)
+        self.folder.cleanup()
+
+    @property
+    def ended(self) -> bool:
+        return self.process.exitcode is not None
+
+    def outcome(self, limit: float) -> Outcome:
+        """What it answered; waits until it has."""
+        code = forks.finish(self.process, limit)
+        out, err = (file.read_bytes().decode(errors="backslashreplace") for file in self.files)
+        return Outcome(self.words, HUNG if code is None else code, out, err, time.monotonic() - self.begin)
+
+
+def start_ranks(world: int, *arguments: object) -> Started:
+    """Starts `fathom arguments...` in `world` processes, as `run_ranks`."""
+    words = tuple(map(str, arguments))
+    return Started(words, _ranks, world, list(words), cwd=Path.cwd())
+
+
 def _outcome(
     words: tuple[str, ...],
     cwd: Path | None,
@@ -153,13 +187,8 @@ def _outcome(
     function: Callable[..., Any],
     *args: Any,
 ) -> Outcome:
-    begin = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        process = forks.start(function, *args, cwd=cwd or Path.cwd(), out=out, err=err, env=env)
-        code = forks.finish(process, limit)
-        said, wrong = (file.read_bytes().decode(errors="backslashreplace") for file in (out, err))
-    return Outcome(words, HUNG if code is None else code, said, wrong, time.monotonic() - begin)
+    with Started(words, function, *args, cwd=cwd or Path.cwd(), env=env) as started:
+        return started.outcome(limit)
 
 
 def _ranks(world: int, words: list[str]) -> None:

@@ -30,7 +30,7 @@ STEPS = 3
 DEEP = given(num_layers=12)
 INTERLEAVED = given(pipeline=2, virtual_stages=3)
 CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
-    **{scheme: (2, given(scheme=scheme), {}, {}) for scheme in ("pre_ln", "b2t", "spannorm", "mix_ln")},
+    **{scheme: (2, given(scheme=scheme), {}, {}) for scheme in ("b2t", "spannorm", "mix_ln")},
     "zero 0": (2, {}, given(zero=0), {}),
     "zero 2": (2, {}, given(zero=2), {}),
     "bf16": (2, {}, {}, given(precision="bf16")),

@@ -118,29 +118,36 @@ def beside_preflight(errors: str) -> list[str]:
     return [line for line in errors.splitlines() if not line.startswith("preflight: ")]
 
 
-@contextmanager
-def training(config: Path, runs: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
-    """A run of two processes without end, while it takes steps."""
-    process = start(
-        config, runs, "train.steps=100000", "parallel.processes=2", "train.micro_batch_size=1", *overrides
-    )
+ENDLESS = "train.steps=100000", "train.micro_batch_size=1"
+
+
+def wait_for_steps(runs: Path) -> None:
     metrics = runs / "tiny" / "metrics.jsonl"
-    deadline = time.monotonic() + 200
-    try:
-        while time.monotonic() < deadline and not (
-            metrics.is_file() and metrics.read_text().count('"train"') > 3
-        ):
-            time.sleep(0.1)
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and not (
+        metrics.is_file() and metrics.read_text().count('"train"') > 3
+    ):
+        time.sleep(0.1)
+
+
+@contextmanager
+def training(config: Path, runs: Path, *overrides: str) -> Iterator[running.Started]:
+    """A run of two processes without end, while it takes steps."""
+    with running.start_ranks(2, "pretrain", config, f"runs_dir={runs}", *ENDLESS, *overrides) as started:
+        wait_for_steps(runs)
+        yield started
 
 
 def test_interrupt_saves_and_the_same_command_continues(config: Path, tmp_path: Path) -> None:
-    with training(config, tmp_path) as process:
+    """Sent to the process that has started the ranks, as users do."""
+    process = start(config, tmp_path, "parallel.processes=2", *ENDLESS)
+    try:
+        wait_for_steps(tmp_path)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=240)
+    finally:
+        process.kill()
+        process.wait()
     assert process.returncode == ExitCode.STOPPED_BY_USER, errors
     last = max(losses(tmp_path))
     assert (tmp_path / "tiny" / "checkpoints" / "latest").read_text() == f"step_{last:08d}\n"
@@ -148,11 +155,11 @@ def test_interrupt_saves_and_the_same_command_continues(config: Path, tmp_path: 
 
 def test_a_run_folder_that_is_moved_takes_the_run_along(config: Path, tmp_path: Path) -> None:
     """Saved where it is now, by both processes; nothing appears at its old place."""
-    with training(config, tmp_path, "log.interval=1") as process:
+    with training(config, tmp_path, "log.interval=1") as started:
         (tmp_path / "tiny").rename(tmp_path / "moved")
-        _, errors = process.communicate(timeout=120)
-    assert process.returncode == ExitCode.STOPPED_BY_USER, errors
-    assert f"tiny: {tmp_path}/tiny was moved while it trained, and is saved in {tmp_path}/moved" in errors
+        done = started.outcome(limit=240)
+    assert done.code == ExitCode.STOPPED_BY_USER, done.err
+    assert f"tiny: {tmp_path}/tiny was moved while it trained, and is saved in {tmp_path}/moved" in done.err
     assert not (tmp_path / "tiny").exists()
     end = read_metrics(tmp_path / "moved" / "metrics.jsonl").finished
     assert end is not None
@@ -173,22 +180,22 @@ def test_a_full_disk_is_one_line_and_is_told(config: Path, tmp_path: Path, inter
     if mounted.returncode:
         pytest.skip(f"no small disk can be mounted here: {mounted.stderr.decode().strip()}")
     try:
-        with training(config, disk, f"checkpoint.interval={interval}", "train.eval_interval=0") as process:
+        with training(config, disk, f"checkpoint.interval={interval}", "train.eval_interval=0") as started:
             end = time.monotonic() + 240
             while interval and not read_metrics(disk / "tiny" / "metrics.jsonl").checkpoint:
-                assert process.poll() is None, "it ended before its first checkpoint"
+                assert not started.ended, "it ended before its first checkpoint"
                 assert time.monotonic() < end, "no checkpoint in four minutes"
                 time.sleep(0.02)
             with suppress(OSError), (disk / "large").open("wb", buffering=0) as file:
                 while True:
                     file.write(b"x" * 1024)
-            _, errors = process.communicate(timeout=120)
-        assert process.returncode in (ExitCode.CRASH, ExitCode.USER_ERROR), errors
-        assert len(beside_preflight(errors)) == 1, errors
-        assert "No space left on device" in errors
-        assert f"{disk}/tiny" in errors
+            done = started.outcome(limit=240)
+        assert done.code in (ExitCode.CRASH, ExitCode.USER_ERROR), done.err
+        assert len(beside_preflight(done.err)) == 1, done.err
+        assert "No space left on device" in done.err
+        assert f"{disk}/tiny" in done.err
         state = json.loads((disk / "tiny" / "state.json").read_text())
-        assert (state["state"], state["exit_code"]) == ("failed", process.returncode)
+        assert (state["state"], state["exit_code"]) == ("failed", done.code)
         assert "No space left on device" in state["reason"]
         (disk / "large").unlink()
         saved = read_metrics(disk / "tiny" / "metrics.jsonl").checkpoint
