@@ -20,7 +20,7 @@ from model.weights.bases import (
     word_correlation,
 )
 from model.weights.init import Deviations, standard_deviations
-from model.weights.unigram import word_moments
+from model.weights.unigram import last_bias_moments, word_moments
 
 
 def predict(
@@ -77,7 +77,18 @@ def predict(
             Stream(last.forward_variance, covariance, last.forward_variance),
             cross_attention(length, last.token_correlation, config.attention_dropout),
         )
-    return found
+    return [*found[:-1], _shifted(found[-1], *last_bias_moments(config, log_p_v))]
+
+
+def _shifted(signal: LayerSignal, variance: float, square: float) -> LayerSignal:
+    """With a vector added to every token's. variance, square: of its entries."""
+    power = signal.forward_variance + square
+    shared = signal.token_correlation * signal.forward_variance + square
+    return replace(
+        signal,
+        forward_variance=signal.forward_variance + variance,
+        token_correlation=shared / power if power else 0.0,
+    )
 
 
 def _attention(law: AttentionLaw, one_gradient: bool) -> AttentionLaw:

@@ -63,6 +63,19 @@ def overrides(config: ModelConfig, logit_scale: float, log_p_v: Tensor) -> dict[
     }
 
 
+def last_bias_moments(config: ModelConfig, log_p_v: Tensor | None) -> tuple[float, float]:
+    """Variance and mean square that PEAK adds to the entries of the stream after the last layer.
+
+    0 where the last norm stands behind the layers, or the logits have a bias of their own.
+    log_p_v: None without `init.unigram`.
+    """
+    plan = config.stack_plan(config.blueprint.stacks[-1])
+    if log_p_v is None or config.biased_logits or plan.final_norm:
+        return 0.0, 0.0
+    mean, square = PEAK / config.hidden_size, PEAK**2 / config.hidden_size
+    return square - mean**2, square
+
+
 def word_moments(
     config: ModelConfig, variance: float, logit_scale: float, log_p_v: Tensor | None
 ) -> tuple[float, float]:

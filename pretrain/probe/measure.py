@@ -35,6 +35,7 @@ from model.parameters.size import parameter_count
 from model.parameters.table import Role, Row
 from model.theory.propagation import LayerSignal
 from model.weights.prediction import predict
+from model.weights.unigram import last_bias_moments
 from parallel.checkpoint.reader import CheckpointReader
 from parallel.topology import Topology
 from pretrain.data.images.statistics import patch_correlations
@@ -229,11 +230,12 @@ def probe(
         fp32_residual_connection=fp32_residual,
     )
     passes = _passes(build, model, task, batches, seeds, checkpoint)
-    theory, limits = None, None
+    theory, limits, start = None, None, 0.0
     if checkpoint is None:
         # Those of the tokens, which need not be what the weights were planned for.
         equal = [mean(values) for values in zip(*passes.coincidences, strict=True)]
         theory, limits = _predicted(model, seq_length, source_length, equal, log_p_v)
+        start, _ = last_bias_moments(model, log_p_v)
     layers = tuple(means(model, passes.runs, theory))
     smallest = _smallest(model, passes.runs)
     return Probe(
@@ -257,6 +259,7 @@ def probe(
         source_length=source_length,
         documents=mean(passes.documents),
         checkpoint=None if checkpoint is None else str(checkpoint.folder),
+        start_variance=start,
         options={**SCHEMES[model.scheme].options, **model.scheme_options},
     )
 

@@ -113,12 +113,22 @@ class Probe:
     documents: float = 1.0
     """Texts of a sequence that do not see each other, mean over all."""
     checkpoint: str | None = None
+    start_variance: float = 0.0
+    """Part of the last layer's `forward_variance` that is the start of the logits.
+
+    That of the last norm's bias at initialisation, see `model/weights/unigram.py`.
+    """
     options: dict[str, Any] = field(default_factory=dict)
 
     def values(self, key: str) -> list[float]:
         """One measurement of all layers, first to last; nan where there is none."""
         found = [getattr(layer, key) for layer in self.layers]
         return [math.nan if value is None else float(value) for value in found]
+
+    def stream_variances(self) -> list[float]:
+        """`forward_variance` of all layers, without the start of the logits."""
+        *lower, last = self.values("forward_variance")
+        return [*lower, last - self.start_variance]
 
 
 @dataclass

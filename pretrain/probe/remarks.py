@@ -20,6 +20,11 @@ def remarks(probe: Probe) -> list[str]:
             f"with model.window={probe.model.window} tokens see those near them in some layers: "
             "theory takes every layer as seeing the whole sequence"
         )
+    if probe.start_variance:
+        found.append(
+            f"{probe.start_variance:.2f} of the variance after the last layer is the bias that starts the "
+            "logits at the token frequencies (model.init.unigram): theory has it, the rules leave it out"
+        )
     image = probe.model.image
     if theory and image is not None and not image.zero_head:
         found.append(

@@ -56,6 +56,7 @@ def as_json(probe: Probe) -> dict[str, Any]:
             "checkpoint": probe.checkpoint,
             "loss": probe.loss,
             "embedding_variance": probe.embedding_variance,
+            "start_variance": probe.start_variance,
             "layers": layers,
         }
     )

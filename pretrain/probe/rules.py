@@ -12,7 +12,13 @@ from typing import Literal
 
 from pretrain.probe.records import Probe
 from pretrain.probe.stacks import is_source, parts, share_of_reader
-from pretrain.train.callbacks.signal.forgetting import COMMON_SHARE, LEAST_PASSED, forgetful_layers, spans
+from pretrain.train.callbacks.signal.forgetting import (
+    BASE_WIDTH,
+    COMMON_SHARE,
+    LEAST_PASSED,
+    forgetful_layers,
+    spans,
+)
 
 Level = Literal["fails", "risk", "note"]
 ORDER: tuple[Level, ...] = ("fails", "risk", "note")
@@ -84,13 +90,13 @@ def not_finite(probe: Probe) -> tuple[float, int]:
 
 def growth(probe: Probe) -> tuple[float, int]:
     """Largest forward variance over that of layer 1."""
-    value, layer = _highest(probe.values("forward_variance"))
+    value, layer = _highest(probe.stream_variances())
     return value / probe.layers[0].forward_variance if probe.layers[0].forward_variance else math.nan, layer
 
 
 def shrinking(probe: Probe) -> tuple[float, int]:
     """Smallest forward variance over that of layer 1."""
-    value, layer = _lowest(probe.values("forward_variance"))
+    value, layer = _lowest(probe.stream_variances())
     return value / probe.layers[0].forward_variance if probe.layers[0].forward_variance else math.nan, layer
 
 
@@ -259,7 +265,8 @@ RULES: tuple[Rule, ...] = (
             f"{LEAST_PASSED:g} of the gradient passed on, ends at the token frequencies: "
             "set model.scheme_options.branch, optimizer.factors.stream_norm.rate: 1/layers, "
             "optimizer.factors.embedding.rate: sqrt(hidden), model.init.unigram: true, "
-            "or a lower optimizer.lr"
+            f"at widths above {BASE_WIDTH} model.transfer "
+            f"({{method: completep, base_hidden: {BASE_WIDTH}}}), or a lower optimizer.lr"
         ),
         below=math.log10(LEAST_PASSED),
     ),
@@ -356,7 +363,7 @@ def level_words(probe: Probe) -> str:
 
 
 def _level_words(probe: Probe) -> str:
-    forward, late = probe.values("forward_variance"), probe.layers[0].grad_variance_late
+    forward, late = probe.stream_variances(), probe.layers[0].grad_variance_late
     return (
         f"forward variance {min(forward):.2f} to {max(forward):.2f}, "
         f"late-token gradient variance {late:.2f} at layer 1 relative to layer {probe.num_layers}"

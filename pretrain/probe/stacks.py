@@ -20,6 +20,8 @@ def parts(probe: Probe) -> list[tuple[str, Probe]]:
         own = tuple(layer for layer in probe.layers if layer.stack == stack.name)
         least = probe.smallest_by_stack[stack.name]
         part = replace(probe, layers=own, num_layers=len(own), smallest_gradient_log10=least)
+        if is_source(part):
+            part = replace(part, start_variance=0.0)
         found.append((stack.name, part))
     return found
 

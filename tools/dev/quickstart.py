@@ -21,6 +21,8 @@ from tools.dev import run as command
 from tools.dev.quickstarts import FATHOM, QUICKSTARTS, SCHEME, QuickStart
 
 STOPPED = 76
+OTHER = "b2t"
+"""The scheme to try after the default one."""
 console = Console(highlight=False)
 
 
@@ -70,7 +72,8 @@ def main(
         step(False, "", [part.format(folder=folder) for part in trial.arguments], module=trial.module)
     title("Report")
     step(False, "", ["report", str(folder)])
-    closing(chosen, folder, time.monotonic() - begin[0], processor_seconds() - begin[1])
+    other = next(name for name in (OTHER, SCHEME) if name != scheme)
+    closing(chosen, folder, other, time.monotonic() - begin[0], processor_seconds() - begin[1])
 
 
 def choice(family: str, scheme: str) -> tuple[QuickStart, str]:
@@ -135,7 +138,7 @@ def shell(command: list[str], allowed: tuple[int, ...] = (0,)) -> None:
     if code not in allowed:
         console.print(
             f"[red]the command above ended with code {code}; "
-            "run `make quickstart` again to go on from here[/red]"
+            "run the same `make quickstart` again to go on from here[/red]"
         )
         raise typer.Exit(code if code > 0 else 1)
 
@@ -160,21 +163,22 @@ def half_way(arguments: list[str]) -> int:
     return load_config(arguments[0], arguments[1:]).train.steps // 2
 
 
-def closing(chosen: QuickStart, folder: Path, seconds: float, processors: float) -> None:
+def closing(chosen: QuickStart, folder: Path, other: str, seconds: float, processors: float) -> None:
     """Where everything is and what to do next.
 
+    other: a scheme that this run did not have.
     seconds: by the clock. processors: of all processors together.
     """
     console.print(Rule(style="dim"))
     console.print(f"Done in {seconds / 60:.1f} minutes, with {processors / 60:.1f} minutes of processors.")
-    family = next(name for name, other in QUICKSTARTS.items() if other is chosen)
+    family = next(name for name, start in QUICKSTARTS.items() if start is chosen)
     rows = [
         ("report", f"{folder}/report.html  (open it in a browser)"),
         ("model", f"{folder}/hf  ({chosen.auto_class}.from_pretrained)"),
         ("checkpoints", f"{folder}/checkpoints"),
         ("metrics", f"{folder}/metrics.jsonl; tensorboard --logdir {folder}/tensorboard"),
         ("continue", chosen.go_on.format(folder=folder)),
-        ("", f"make quickstart FAMILY={family} SCHEME=b2t    fathom config {chosen.config}"),
+        ("", f"make quickstart FAMILY={family} SCHEME={other}    fathom config {chosen.config}"),
     ]
     for name, text in rows:
         console.print(f"  {name:12} {text}", markup=False)

@@ -11,7 +11,7 @@ from model.config import ModelConfig
 from parallel.launch.one_process import single_process
 from pretrain.config.scheme_choice import parse_variant
 from pretrain.data.samples import next_tokens
-from pretrain.probe.measure import probe, zipf_tokens
+from pretrain.probe.measure import probe, zipf_log_frequencies, zipf_tokens
 from pretrain.probe.records import Probe
 from pretrain.tasks.causal_lm import CAUSAL_LM
 
@@ -39,6 +39,7 @@ def measured(config: ModelConfig, seeds: tuple[int, ...] = (5,), dtype: torch.dt
         seeds=seeds,
         dtype=dtype,
         source="synthetic",
+        log_p_v=zipf_log_frequencies(50) if config.init.unigram else None,
     )
 
 

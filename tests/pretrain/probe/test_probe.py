@@ -24,7 +24,7 @@ from pretrain.data.manifest import load_manifest
 from pretrain.data.samples import open_samples
 from pretrain.probe.measure import coincidence, log_mean_square, token_correlation, zipf_tokens
 from pretrain.probe.report import page, text
-from pretrain.probe.rules import verdict
+from pretrain.probe.rules import findings, verdict
 from pretrain.probe.setup import Choices, memory_needed, probes
 from pretrain.probe.synthetic import SYNTHETIC
 from pretrain.train.build import build_chunks, seed_everything
@@ -77,6 +77,29 @@ def test_every_statistic_is_what_autograd_gives(scheme: str, groups: int | None)
         assert layer.weight_grad_norm == pytest.approx(
             math.sqrt(sum(norm**2 for norm in norms[index].values()))
         )
+
+
+START = "is the bias that starts the logits"
+
+
+@pytest.mark.parametrize("scheme", ["post_ln:branch=1", "keel"])
+def test_the_start_of_the_logits_is_in_theory_and_in_no_rule(scheme: str) -> None:
+    """The last norm, whose bias it is, stands inside of the last layer."""
+    found = measured(model(f"{scheme}:init.unigram=true", hidden_size=32), seeds=tuple(range(16)))
+    last = found.layers[-1]
+    assert found.start_variance == pytest.approx(100 / 32 - (10 / 32) ** 2)
+    assert last.forward_variance_theory == pytest.approx(1 + found.start_variance)
+    assert last.forward_variance == pytest.approx(last.forward_variance_theory, rel=0.04)
+    assert last.token_correlation == pytest.approx(last.token_correlation_theory, rel=0.04)
+    assert [finding.rule for finding in findings(found)] == []
+    assert f"3.03 of the variance after the last layer {START}" in text(found)
+    assert START in page([found])
+
+
+def test_a_norm_behind_the_layers_takes_the_start_of_the_logits_out_of_them() -> None:
+    found = measured(model("pre_ln:init.unigram=true"))
+    assert found.start_variance == 0
+    assert START not in text(found)
 
 
 @pytest.mark.parametrize("scheme", ["deepscalelm_pre_ln", "deepscalelm_post_ln", "deepnorm"])

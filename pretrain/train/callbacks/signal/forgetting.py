@@ -14,6 +14,7 @@ from model.depth.schemes import SCHEMES
 from model.depth.sublayer import Layer, Sublayer
 from model.parameters.table import Role, Row
 from model.theory.forgetting import LayerPassage, Passage, log_gradients
+from parallel.optimizers import OPTIMIZERS
 from pretrain.config.schema import RunConfig
 
 COMMON_SHARE = 0.95
@@ -29,6 +30,11 @@ LEAST_PASSED = 1e-2
 
 Of fifty trainings of 48 layers over 200 steps, all that passed on less at step 100 ended within
 0.15 nats of the token frequencies.
+"""
+BASE_WIDTH = 32
+"""At which the rates of the recipes were found.
+
+Post-norm stacks of width 128 forget at them without `model.transfer`.
 """
 _NORMS = {
     "input_layernorm": "attention_gain_in",
@@ -128,8 +134,19 @@ def remedies(config: RunConfig) -> list[str]:
         found.append("model.scheme_options: {alpha: 2, k: 1}")
     if factors.stream_norm.rate == 1:
         found.append("optimizer.factors.stream_norm.rate: 1/layers")
+    base = model.transfer.base_hidden
+    carry = (
+        model.transfer.method == "none"
+        and model.hidden_size > BASE_WIDTH
+        and OPTIMIZERS[config.optimizer.kind].transfers
+    )
+    if carry:
+        base = BASE_WIDTH
+        found.append(f"model.transfer: {{method: completep, base_hidden: {base}}}")
     if factors.embedding.rate == 1:
-        found.append("optimizer.factors.embedding.rate: sqrt(hidden)")
+        # With transfer in width the rate of tables stays what it is at the base.
+        rate = "sqrt(hidden)" if base is None else f"{math.sqrt(base):.3g}"
+        found.append(f"optimizer.factors.embedding.rate: {rate}")
     if not model.init.unigram:
         found.append("model.init.unigram: true")
     return [*found, f"optimizer.lr below {config.optimizer.lr:g}"]

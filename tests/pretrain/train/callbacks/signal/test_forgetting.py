@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
 from model.depth.schemes import SCHEMES
 from pretrain.config.schema import RunConfig
+from pretrain.config.yaml_reader import parse
 from pretrain.train.callbacks.signal.forgetting import ForgettingWatch, forgetful_layers, remedies, spans
 from tests.parallel.training import run_config
 
@@ -79,15 +81,40 @@ def test_remedies_are_settings_that_the_run_does_not_have() -> None:
     assert remedies(config("deepscalelm_post_ln"))[0] == "model.scheme_options: {alpha: 2, k: 1}"
 
 
+def test_wide_models_are_told_to_carry_over_what_was_found_at_width_32() -> None:
+    """With transfer in width, tables have the rate of the base's."""
+
+    def found(hidden: int, **more: Any) -> list[str]:
+        model = {"scheme": "post_ln", "hidden_size": hidden, "scheme_options": {"branch": 1.0}}
+        return remedies(run_config({**model, **more}))
+
+    advice, tables = (
+        "model.transfer: {method: completep, base_hidden: 32}",
+        "optimizer.factors.embedding.rate: ",
+    )
+    assert advice not in found(32)
+    assert tables + "sqrt(hidden)" in found(32)
+    assert advice in found(64)
+    assert tables + "5.66" in found(64)
+    carried = found(64, transfer={"method": "completep", "base_hidden": 16})
+    assert advice not in carried
+    assert tables + "4" in carried
+    muon = run_config({"scheme": "post_ln", "hidden_size": 64}, kind="muon")
+    assert not any(one.startswith("model.transfer") for one in remedies(muon))
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_remedy_is_an_option_of_its_scheme(scheme: str) -> None:
     """A configuration that follows the advice is one."""
-    for advice in remedies(config(scheme)):
+    wide = run_config(model={"scheme": scheme, "hidden_size": 64})
+    for advice in remedies(config(scheme)) + remedies(wide)[:3]:
         key, _, value = advice.partition(": ")
         if key == "model.scheme_options.branch":
             config(scheme, branch=float(value))
         elif key == "model.scheme_options":
             config(scheme, alpha=2, k=4)
+        elif key == "model.transfer":
+            run_config(model={"scheme": scheme, "hidden_size": 64, "transfer": parse(value).value})
 
 
 def test_each_stack_is_watched_and_named_by_itself() -> None:
