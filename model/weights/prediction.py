@@ -77,17 +77,19 @@ def predict(
             Stream(last.forward_variance, covariance, last.forward_variance),
             cross_attention(length, last.token_correlation, config.attention_dropout),
         )
-    return [*found[:-1], _shifted(found[-1], *last_bias_moments(config, log_p_v))]
+    variance, square = last_bias_moments(config, log_p_v)
+    if square:
+        found[-1] = _shifted(found[-1], variance, square)
+    return found
 
 
 def _shifted(signal: LayerSignal, variance: float, square: float) -> LayerSignal:
-    """With a vector added to every token's. variance, square: of its entries."""
-    power = signal.forward_variance + square
+    """With a vector added to every token's. variance, square: of its entries, square above 0."""
     shared = signal.token_correlation * signal.forward_variance + square
     return replace(
         signal,
         forward_variance=signal.forward_variance + variance,
-        token_correlation=shared / power if power else 0.0,
+        token_correlation=shared / (signal.forward_variance + square),
     )
 
 
