@@ -1,6 +1,7 @@
 """Measures every layout and writes their tables and the refusals into docs/measured/.
 
 python -m tests.documents.layouts            everything
+python -m tests.documents.layouts table      decoders' layouts; `crossed` those of encoder-decoders
 python -m tests.documents.layouts new        rows that the document lacks; the others stay
 python -m tests.documents.layouts refusals   no row is measured
 """
@@ -77,11 +78,13 @@ def _measured(table: Iterable[Case], known: Iterable[str]) -> dict[str, str]:
 
 def main(what: str = "all") -> None:
     """Writes the refusals, and trains what is asked for, minutes on a small machine."""
+    if what not in ("all", "new", LIST, *TABLES):
+        sys.exit(f"{what}: choose one of all, new, {LIST}, {', '.join(TABLES)}")
     begin = time.monotonic()
     _write(REFUSED, LIST, refusal_list())
-    if what == "refusals":
-        return
     for mark, cases in TABLES.items():
+        if what not in ("all", "new", mark):
+            continue
         inside = _parts(DOCUMENT.read_text(), mark)[1] if what == "new" else ""
         lines = {match[1]: line for line in inside.splitlines() if (match := LINE.match(line))}
         measured = _measured(cases, lines)

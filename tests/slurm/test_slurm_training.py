@@ -16,7 +16,7 @@ from parallel.launch.exit_codes import ExitCode
 from parallel.launch.slurm import expand_hosts
 from pretrain.cluster.status import collect
 from pretrain.rundir.metrics import read_metrics
-from tests.pretrain.small import small_data
+from tests.pretrain.small import small_data, small_pairs
 from tests.running import run
 from tests.slurm.slurm_cluster import PATIENCE, Cluster
 from tests.slurm.slurm_runs import Runs, wait_for
@@ -33,6 +33,17 @@ parallel: {{{{tensor: 2, pipeline: 2}}}}
 schedule: {{{{warmup_steps: 5}}}}
 train: {{{{steps: 10, micro_batch_size: 4, eval_samples: 0}}}}
 log: {{{{signal_interval: 0, progress: none, tensorboard: false}}}}
+"""
+PAIRS = """
+name: demo
+runs_dir: {folder}/runs
+model: {{family: seq2seq, encoder_layers: 2, num_layers: 4, hidden_size: 16, num_attention_heads: 2}}
+data: {{corpora: [{{path: {data}}}], source_length: 24, seq_length: 20, cache: {folder}/cache}}
+parallel: {{pipeline: 2}}
+optimizer: {{lr: 0.001}}
+schedule: {{kind: constant}}
+train: {{steps: 30, global_batch_size: 16, micro_batch_size: 1, eval_samples: 0, label_smoothing: 0.1}}
+log: {{signal_interval: 0, progress: none, tensorboard: false}}
 """
 CHECKPOINTS = "checkpoint.interval=5"
 
@@ -96,6 +107,20 @@ def test_quick_start_model(runs: Runs) -> None:
     assert runs.cluster.wait(job) == "COMPLETED", runs.log.read_text()
     assert runs.cluster.job(job)["Restarts"] == "1"
     assert runs.steps() == list(range(1, 11))
+    assert runs.losses() == pytest.approx(alone(runs), rel=2e-6)
+
+
+@pytest.mark.slow
+def test_encoder_decoder(runs: Runs) -> None:
+    """Translation, begun again between two stages of which the first holds layers of both kinds."""
+    text = PAIRS.format(folder=runs.folder, data=small_pairs(runs.folder / "pairs"))
+    runs.config_file.write_text(text)
+    (job,) = runs.submit(nodes="1")
+    runs.cluster.wait_text(runs.run_dir / "metrics.jsonl", '"step": 1,')
+    runs.cluster.signal_batch(job)
+    assert runs.cluster.wait(job) == "COMPLETED", runs.log.read_text()
+    assert runs.cluster.job(job)["Restarts"] == "1"
+    assert runs.steps() == list(range(1, STEPS + 1))
     assert runs.losses() == pytest.approx(alone(runs), rel=2e-6)
 
 
