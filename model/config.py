@@ -254,6 +254,11 @@ class ModelConfig(Strict):
                         f"model.scheme_options.{name}=true has no effect with model.family={self.family}, "
                         "which has no cross-attention: remove it"
                     )
+            if self.transfer.base_encoder_layers is not None:
+                raise ValueError(
+                    f"model.transfer.base_encoder_layers={self.transfer.base_encoder_layers} has no effect "
+                    f"with model.family={self.family}, which has one stack: give model.transfer.base_layers"
+                )
             return
         other = f"model.family={self.family}"
         for present, problem in (
@@ -266,11 +271,6 @@ class ModelConfig(Strict):
                 self.groups != self.num_attention_heads,
                 f"model.num_query_groups={self.groups} does not combine with {other}: "
                 "cross-attention has as many key heads as query heads; remove it",
-            ),
-            (
-                self.transfer.method != "none",
-                f"model.transfer.method={self.transfer.method} has no rule for two stacks and does not "
-                f"combine with {other}: set it to none",
             ),
             (
                 self.init.unigram and not self.logit_bias,
@@ -343,7 +343,7 @@ class ModelConfig(Strict):
             self.of(stack).num_layers,
             self.scheme_options,
             sublayers=stack.sublayers,
-            reach=self.reach,
+            reach=self.of(stack).reach,
             other=other,
         )
         if self.embedding_norm is not None:
@@ -364,7 +364,10 @@ class ModelConfig(Strict):
         return tuple(found)
 
     def of(self, stack: Stack) -> ModelConfig:
-        """The same model with the sizes of one of its stacks: layers, heads and feed-forward."""
+        """The same model with the sizes of one of its stacks: layers, heads and feed-forward.
+
+        Its base of transfer is the stack's too.
+        """
         if stack is self.blueprint.stacks[-1]:
             return self
         return self.model_copy(
@@ -373,6 +376,7 @@ class ModelConfig(Strict):
                 "num_attention_heads": self.encoder_attention_heads or self.num_attention_heads,
                 "num_query_groups": None,
                 "ffn_hidden_size": self.encoder_ffn_hidden_size or self.ffn_hidden_size,
+                "transfer": self.transfer.of_encoder(),
             }
         )
 
@@ -392,13 +396,13 @@ class ModelConfig(Strict):
 
     @property
     def reach(self) -> Reach | None:
-        """From which depth settings carry over; None where they do not."""
+        """From which depth settings of the last stack carry over; None where they do not."""
         base = self.transfer.base_layers
         return None if base is None else Reach(base, self.transfer.alpha)
 
     @property
     def deeper(self) -> float:
-        """Layers over those of the base of transfer; 1 without."""
+        """Layers of the last stack over those of the base of transfer; 1 without."""
         return self.num_layers / (self.transfer.base_layers or self.num_layers)
 
     @property

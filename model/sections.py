@@ -109,7 +109,17 @@ class TransferConfig(Strict):
         "by depth and width, so that the best rate stays where it is (Dey et al. 2025).",
     )
     base_layers: int | None = Field(
-        None, ge=1, le=LAYERS, description="Layers of the base; null: as many as the model has."
+        None,
+        ge=1,
+        le=LAYERS,
+        description="Layers of the base, of its decoder where there is an encoder too; "
+        "null: as many as the model has.",
+    )
+    base_encoder_layers: int | None = Field(
+        None,
+        ge=1,
+        le=LAYERS,
+        description="Layers of the base's encoder under a decoder; null: as many as base_layers.",
     )
     base_hidden: int | None = Field(
         None, ge=1, le=1 << 20, description="Width of the base; null: the model's."
@@ -126,7 +136,7 @@ class TransferConfig(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> TransferConfig:
-        bases = ("base_layers", "base_hidden", "base_head_dim")
+        bases = ("base_layers", "base_encoder_layers", "base_hidden", "base_head_dim")
         given = [name for name in bases if getattr(self, name) is not None]
         if self.method == "none":
             unread = [*given, *(["alpha"] if self.alpha != 1 else [])]
@@ -140,12 +150,16 @@ class TransferConfig(Strict):
                 f"model.transfer.method={self.method} has no effect without a base: "
                 "give model.transfer.base_layers or model.transfer.base_hidden"
             )
-        elif self.alpha != 1 and self.base_layers is None:
+        elif self.alpha != 1 and self.base_layers is None and self.base_encoder_layers is None:
             raise ValueError(
                 f"model.transfer.alpha={self.alpha} has no effect without model.transfer.base_layers: "
                 "give that or remove alpha"
             )
         return self
+
+    def of_encoder(self) -> TransferConfig:
+        """The section as an encoder under a decoder reads it: by its own depth and its base's."""
+        return self.model_copy(update={"base_layers": self.base_encoder_layers or self.base_layers})
 
 
 class AttentionConfig(Strict):

@@ -43,7 +43,6 @@ def transformer_config(
     parallel: its fields about degrees and communication, given by the topology,
         and about precision.
     """
-    scores = model.score_scale
     after = 0 if model.window is None or model.stack.causal else model.window
     stream = torch.float32 if parallel.get("fp32_residual_connection") else dtype
     return TransformerConfig(
@@ -52,8 +51,7 @@ def transformer_config(
         num_attention_heads=model.num_attention_heads,
         num_query_groups=model.groups,
         kv_channels=model.kv_channels,
-        # None is 1 / sqrt(kv_channels) everywhere.
-        softmax_scale=None if scores == 1 else scores / math.sqrt(model.kv_channels),
+        softmax_scale=_softmax_scale(model),
         window_size=None if model.window is None else (model.window, after),
         window_attn_skip_freq=None
         if model.global_every is None
@@ -88,4 +86,11 @@ def stack_config(config: TransformerConfig, sizes: ModelConfig) -> TransformerCo
     own = copy.copy(config)
     own.num_attention_heads, own.num_query_groups = sizes.num_attention_heads, sizes.groups
     own.kv_channels, own.ffn_hidden_size = sizes.kv_channels, sizes.ffn_size
+    own.softmax_scale = _softmax_scale(sizes)
     return own
+
+
+def _softmax_scale(sizes: ModelConfig) -> float | None:
+    """None is 1 / sqrt(kv_channels) everywhere."""
+    scores = sizes.score_scale
+    return None if scores == 1 else scores / math.sqrt(sizes.kv_channels)

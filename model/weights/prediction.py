@@ -63,7 +63,7 @@ def predict(
         start = _start(config, init, length, equal, log_p_v)
         signals = propagate(
             plan.layers,
-            [_variances(next(deviations), config.score_scale) for _ in plan.layers],
+            [_variances(next(deviations), own.score_scale) for _ in plan.layers],
             stack_sizes(own),
             start.normed(plan.embedding_norm),
             attention=_attention(law(length, config.attention_dropout), one_gradient and not masked),
@@ -127,5 +127,6 @@ def _start(
 
 def _variances(deviations: Mapping[WeightRole, float], score_scale: float) -> Mapping[WeightRole, float]:
     """Of a layer's weights by role, with the factor on attention's scores as one on the queries."""
-    variances = {role: std**2 for role, std in deviations.items()}
-    return {**variances, "q": variances["q"] * score_scale**2}
+    return {
+        role: std**2 * (score_scale**2 if role in ("q", "cq") else 1.0) for role, std in deviations.items()
+    }

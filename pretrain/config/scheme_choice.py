@@ -30,6 +30,7 @@ SETTINGS = (
     "logit_bias",
     "transfer.method",
     "transfer.base_layers",
+    "transfer.base_encoder_layers",
     "transfer.base_hidden",
     "transfer.alpha",
     "normalization",

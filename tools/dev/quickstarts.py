@@ -135,8 +135,6 @@ QUICKSTARTS = {
         makings=_catalogues,
         auto_class="AutoModelForSeq2SeqLM",
         go_on="fathom translate {folder} --text 'Select the file to open.'",
-        # Recipes that carry a rate over from another width have no rule for two stacks.
-        overrides=("model.transfer.method=none", "model.transfer.base_hidden=null"),
         trials=(
             Trial(
                 "Ten messages that it was not trained on",

@@ -50,7 +50,7 @@ def _join_qkv(parts: tuple[Tensor, ...], config: ModelConfig) -> Tensor:
 
 
 def _normed_queries(config: ModelConfig) -> bool:
-    return "q" in config.depth_plan().layers[-1].attention.inner
+    return "q" in config.stack_plan(config.blueprint.stacks[-1]).layers[-1].attention.inner
 
 
 def _query_factor(config: ModelConfig) -> float:
@@ -86,7 +86,8 @@ def _kv_blocks(config: ModelConfig) -> Blocks:
 PLAIN = Conversion(lambda t, config: (t,), lambda parts, config: parts[0])
 CONV1D = Conversion(lambda t, config: (_flip(t),), lambda parts, config: _flip(parts[0]))
 QKV = Conversion(_split_qkv, _join_qkv)
-QUERY_NORM = Conversion(
+# Of a norm on queries, or of what alone makes them.
+QUERY = Conversion(
     lambda t, config: (t * config.score_scale,), lambda parts, config: parts[0] / config.score_scale
 )
 QKV_CONV1D = Conversion(lambda t, config: (_flip(torch.cat(_split_qkv(t, config))),), _split_fused)

@@ -13,7 +13,7 @@ _E, _D = "encoder.layers.{i}.", "decoder.layers.{i}."
 def _attention(module: str, theirs: str, out: str) -> dict[str, NamedRule]:
     return {
         f"{module}.linear_qkv": (tuple(f"{theirs}.{p}_proj" for p in "qkv"), "qkv"),
-        f"{module}.linear_q": ((f"{theirs}.q_proj",), "plain"),
+        f"{module}.linear_q": ((f"{theirs}.q_proj",), "query"),
         f"{module}.linear_kv": ((f"{theirs}.k_proj", f"{theirs}.v_proj"), "kv"),
         f"{module}.linear_proj": ((f"{theirs}.{out}",), "plain"),
     }

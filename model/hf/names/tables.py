@@ -18,7 +18,7 @@ from model.hf.names.conversions import (
     QKV_CONV1D,
     QKV_FUSED,
     QKV_ROWS,
-    QUERY_NORM,
+    QUERY,
     VOCABULARY,
     Conversion,
     Target,
@@ -68,7 +68,7 @@ _LLAMA: dict[str, Rule] = {
 }
 _QWEN3: dict[str, Rule] = {
     **_LLAMA,
-    _L + "self_attention.q_layernorm": (("model.layers.{i}.self_attn.q_norm",), QUERY_NORM),
+    _L + "self_attention.q_layernorm": (("model.layers.{i}.self_attn.q_norm",), QUERY),
     _L + "self_attention.k_layernorm": (("model.layers.{i}.self_attn.k_norm",), PLAIN),
 }
 _X = "gpt_neox.layers.{i}."
@@ -172,7 +172,7 @@ _A, _M = "model.layers.{i}.attention.", "model.layers.{i}.mlp."
 _FATHOM_LAYER: dict[str, Rule] = {
     "input_layernorm": ((_A + "norm_in",), PLAIN),
     "self_attention.linear_qkv": (tuple(_A + "branch." + p + "_proj" for p in "qkv"), QKV),
-    "self_attention.q_layernorm": ((_A + "branch.q_norm",), QUERY_NORM),
+    "self_attention.q_layernorm": ((_A + "branch.q_norm",), QUERY),
     **{f"self_attention.{p}_layernorm": ((_A + f"branch.{p}_norm",), PLAIN) for p in "kv"},
     "self_attention.linear_proj": ((_A + "branch.o_proj",), PLAIN),
     "self_attention.linear_proj.input_norm": ((_A + "branch.o_norm",), PLAIN),
@@ -201,6 +201,7 @@ _FATHOM: dict[str, Rule] = {
 _CONVERSIONS = {
     "plain": PLAIN,
     "qkv": QKV,
+    "query": QUERY,
     "kv": KV,
     "gate_up": GATE_UP,
     "vocabulary": VOCABULARY,

@@ -93,17 +93,16 @@ def role_of(row: Row) -> str:
 def factors_of(factors: FactorsConfig, model: ModelConfig) -> Callable[[Row], Factors]:
     """From a parameter of the model to its factors, those of `model.transfer` among them."""
     last = model.blueprint.stacks[-1]
+    owned = {stack.name: model.of(stack) for stack in model.blueprint.stacks}
     values = {
-        (stack.name, name): Factors(
-            *(_number(factor, model.of(stack)) for factor in (role.rate, role.eps, role.decay))
-        )
-        for stack in model.blueprint.stacks
+        (stack, name): Factors(*(_number(factor, own) for factor in (role.rate, role.eps, role.decay)))
+        for stack, own in owned.items()
         for name, role in ((name, getattr(factors, name)) for name in FactorsConfig.model_fields)
     }
 
     def of(row: Row) -> Factors:
         stack = last.name if row.layer is None else row.stack
-        return values[stack, role_of(row)].times(transferred(model, row))
+        return values[stack, role_of(row)].times(transferred(owned[stack], row))
 
     return of
 

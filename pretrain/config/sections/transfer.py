@@ -22,7 +22,10 @@ from parallel.factors import ONE, Factors
 
 
 def transferred(model: ModelConfig, row: Row) -> Factors:
-    """What `model.transfer` makes of the optimizer's settings for a parameter; 1 without it."""
+    """What `model.transfer` makes of the optimizer's settings for a parameter; 1 without it.
+
+    model: with the sizes of the parameter's stack (`ModelConfig.of`).
+    """
     wider, deeper, alpha = model.wider, model.deeper, model.transfer.alpha
     if row.role is Role.LOGIT_BIAS:
         return ONE

@@ -40,7 +40,7 @@ def make_encoder(scheme: str = "pre_ln", **given: object) -> ModelConfig:
 def make_weights(config: ModelConfig, seed: int = 0, positions: int = POSITIONS) -> dict[str, Tensor]:
     """Stream and logits of about unit size."""
     generator, out = torch.Generator().manual_seed(seed), {}
-    for row in parameter_table(config, positions=positions):
+    for row in parameter_table(config, positions=positions, source_positions=positions):
         name, shape = row.name, row.shape
         r = torch.randn(shape, generator=generator)
         if "norm" in name:

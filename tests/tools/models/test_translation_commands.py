@@ -226,9 +226,13 @@ def test_lines_that_cannot_be_translated_are_named_before_any_is(
 
 
 def test_an_export_translates_alike(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By transformers' `generate`, with equal settings."""
+    """By transformers' `generate`, with equal settings: the same texts, and so the same BLEU."""
     run, hf, sources = str(folder / "run"), str(tmp_path / "hf"), str(folder / "test.en")
     fathom("export", run, hf)
+    capsys.readouterr()
+    given = ("--split", "test", "--translate", "--max-new-tokens", "30")
+    scored = told(capsys, "eval", run, *given)["translated"]["scores"]
+    wanted = [(folder / "test.de").read_text(encoding="utf-8").splitlines()]
     for settings in (["--beam", "4", "--best", "2"], ["--beam", "1", "--best", "1"]):
         found = []
         for model in (run, hf):
@@ -240,6 +244,10 @@ def test_an_export_translates_alike(folder: Path, tmp_path: Path, capsys: pytest
         assert [row[::2] for row in ours] == [row[::2] for row in theirs]
         scores = [[float(row[1]) for row in rows] for rows in found]
         assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+        if settings[1] == "4":
+            best = [row[2] for row in theirs[::2]]
+            assert scored["bleu"]["value"] == sacrebleu.corpus_bleu(best, wanted).score
+            assert scored["chrf"]["value"] == sacrebleu.corpus_chrf(best, wanted).score
     fathom("translate", hf, sources, "--max-new-tokens", "49", code=2)
     assert "max_new_tokens=49" in capsys.readouterr().err
 

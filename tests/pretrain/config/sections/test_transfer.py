@@ -92,6 +92,66 @@ def test_rates_epsilons_and_decay_follow_the_table(alpha: float) -> None:
         assert found.decay == pytest.approx(expected.decay, rel=1e-14), row.name
 
 
+CROSSED: dict[str, Any] = {"family": "seq2seq", "max_source_positions": 16}
+DEPTHS = {"encoder": (3, 6), "decoder": (2, 8)}
+"""Layers of the base and of the model."""
+
+
+@pytest.mark.parametrize("scheme", KNOWN)
+@pytest.mark.parametrize("base", ["scheme", "normal"])
+def test_each_of_two_stacks_follows_its_own_depth(scheme: str, base: str) -> None:
+    small, large = (
+        _config(
+            (1, 2)[at],
+            scheme=scheme,
+            init={"base": base},
+            **CROSSED,
+            encoder_layers=DEPTHS["encoder"][at],
+            num_layers=DEPTHS["decoder"][at],
+            transfer=given,
+        )
+        for at, given in enumerate(
+            (
+                {},
+                {
+                    "method": "completep",
+                    "base_hidden": WIDTH,
+                    "base_layers": DEPTHS["decoder"][0],
+                    "base_encoder_layers": DEPTHS["encoder"][0],
+                    "alpha": 0.75,
+                },
+            )
+        )
+    )
+    tables = {name: multipliers(2, deep / shallow, 0.75) for name, (shallow, deep) in DEPTHS.items()}
+    stds = [iter(standard_deviations(one, 16, 16).layers) for one in (small, large)]
+    for stack in large.blueprint.stacks:
+        before, after = small.stack_plan(stack), large.stack_plan(stack)
+        for kind in after.kinds:
+            ours, theirs = (getattr(plan.layers[-1], kind) for plan in (after, before))
+            factor = tables[stack.name].branch
+            assert ours.branch_scale == pytest.approx(theirs.branch_scale * factor, rel=1e-15), kind
+        found = [[next(one) for _ in plan.layers] for one, plan in zip(stds, (before, after), strict=True)]
+        # Of weights that follow the correlation of tokens only sizes are the base's.
+        for role, std in found[0][0].items() if base == "normal" else ():
+            assert found[1][-1][role] ** 2 == pytest.approx(std**2 / 2, rel=1e-12), role
+    of = factors_of(FactorsConfig(), large)
+    for row in parameter_table(large):
+        if row.layer is None:
+            assert of(row) == Factors(1.0, 1 / 2, 1.0), row.name
+            continue
+        table = tables[row.stack]
+        matrix = row.leaf == "weight" and "norm" not in row.name
+        expected = (table.hidden_rate, table.hidden_decay) if matrix else (table.vector_rate, 1.0)
+        assert (of(row).rate, of(row).decay) == pytest.approx(expected, rel=1e-14), row.name
+        assert of(row).eps == pytest.approx(table.layer_eps, rel=1e-14), row.name
+
+
+def test_an_encoder_without_a_base_of_its_own_has_the_decoders() -> None:
+    config = _config(1, 4, **CROSSED, encoder_layers=8, transfer=TRANSFER)
+    assert [config.of(stack).deeper for stack in config.blueprint.stacks] == [2, 4]
+
+
 def test_scores_are_divided_by_the_width_of_a_head() -> None:
     one = _config(transfer={"method": "completep", "base_head_dim": 2})
     assert one.kv_channels == 8
@@ -140,6 +200,10 @@ def test_a_training_at_the_base_is_the_same_bit_for_bit() -> None:
             "base_layers gives branches a factor of 5, and more than 1 leaves no residual",
         ),
         ({"transfer": {"method": "completep"}}, "has no effect without a base"),
+        (
+            {"transfer": {"method": "completep", "base_encoder_layers": 2}},
+            "base_encoder_layers=2 has no effect with model.family=gpt, which has one stack",
+        ),
         ({"transfer": {"base_layers": 4}}, r"base_layers=4 has no effect with model.transfer.method=none"),
         (
             {"transfer": {"method": "completep", "base_hidden": 8, "alpha": 0.5}},
