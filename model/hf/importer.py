@@ -160,7 +160,7 @@ PREFIXES: dict[Target, tuple[str, ...]] = {
     "qwen3": ("model.", "lm_head."),
     "gpt_neox": ("gpt_neox.", "embed_out."),
     "vit": ("vit.", "classifier."),
-    "fathom": ("model.", "lm_head.", "head.", LOGIT_BIAS_HF["fathom"]),
+    "fathom": ("model.", "lm_head.", "head.", "patches.", "class_token", LOGIT_BIAS_HF["fathom"]),
 }
 """What the names of a whole model begin with; the first part is what base-model files leave out."""
 

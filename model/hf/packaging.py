@@ -15,11 +15,12 @@ from model.hf.names.conversions import Target
 
 REMOTE = Path(__file__).with_name("remote")
 """The folder of what travels with our own classes."""
-CONFIGURATION, MODELING, ENCODER, SEQ2SEQ = (
+CONFIGURATION, MODELING, ENCODER, SEQ2SEQ, IMAGES = (
     "configuration_fathom.py",
     "modeling_fathom.py",
     "modeling_fathom_encoder.py",
     "modeling_fathom_seq2seq.py",
+    "modeling_fathom_images.py",
 )
 
 
@@ -105,11 +106,14 @@ PACKAGINGS: dict[str, Packaging] = {
         ),
     ),
     "vit": Packaging(
-        targets=("vit",),
+        targets=("vit", "fathom"),
         auto="AutoModelForImageClassification",
-        own="",
-        code=(),
-        auto_map={},
+        own="FathomForImageClassification",
+        code=(CONFIGURATION, MODELING, IMAGES),
+        auto_map={
+            "AutoConfig": "configuration_fathom.FathomConfig",
+            "AutoModelForImageClassification": "modeling_fathom_images.FathomForImageClassification",
+        },
         task="image-classification",
         kind="classifier of images",
         sample=('print(pipeline("image-classification", model=".")("image.png"))',),

@@ -46,6 +46,16 @@ MODEL = given(
 )
 # The first of two equal pipeline stages, and the second of four, hold layers of both kinds.
 SEQ2SEQ = given(family="seq2seq", encoder_layers=3, num_layers=5)
+CLASSES = 11
+VIT = given(
+    family="vit",
+    vocab_size=CLASSES,
+    vocab_multiple=8,  # under tensor parallelism the last rank has columns that are no class
+    tie_embeddings=False,
+    max_position_embeddings=None,
+    logit_bias=True,
+    image=given(height=6, width=10, patch=2, channels=2, zero_head=False),
+)
 OPTIMIZER = given(lr=1e-3)
 TRAIN = given(steps=100, global_batch_size=8, micro_batch_size=2, precision="fp32", seed=1)
 
@@ -59,7 +69,7 @@ def run_config(
 ) -> RunConfig:
     """A run of the tiny model with changes.
 
-    Its data set does not exist: batches come from `sample` and `pair`.
+    Its data set does not exist: batches come from `sample`, `pairs` and `picture`.
     """
     chosen = ModelConfig(**(MODEL | (model or {})))
     source = given(source_length=SOURCE_LENGTH) if chosen.blueprint.crossed else {}
@@ -115,6 +125,16 @@ def pairs(index: int) -> Batch:
     }
 
 
+def picture(config: RunConfig, index: int) -> Batch:
+    """An image and its class, the same on every rank."""
+    image, draw = config.model.image, torch.Generator().manual_seed(index)
+    assert image is not None
+    return {
+        "images": torch.randn(image.shape, generator=draw),
+        "labels": torch.randint(0, CLASSES, (1,), generator=draw),
+    }
+
+
 def batches_of(config: RunConfig, engine: Engine, step: int) -> list[Batch]:
     """This rank's micro-batches of a step, by the product's own order."""
     layout, batch, micro = (
@@ -129,8 +149,11 @@ def batches_of(config: RunConfig, engine: Engine, step: int) -> list[Batch]:
     if config.task.samples == "next_token":
         batches = [next_tokens(torch.stack([sample(int(i)) for i in part])) for part in parts]
         return [own_tokens(one, engine.topology) for one in batches]
-    rows = [[pairs(int(i)) for i in part] for part in parts]
+    of_images = config.task.samples == "images"
+    rows = [[picture(config, int(i)) if of_images else pairs(int(i)) for i in part] for part in parts]
     stacked = [{name: torch.stack([row[name] for row in part]) for name in part[0]} for part in rows]
+    if of_images:
+        return stacked
     whole = sum(int(pairs(index)["weights"].sum()) for index in range(step * batch, (step + 1) * batch))
     return shared(stacked, whole, layout.data)
 

@@ -165,7 +165,8 @@ BARE: dict[Target, dict[str, Rule]] = {
     "vit": {
         "embedding.class_token": (("vit.embeddings.cls_token",), BATCHED),
         "embedding.position_embeddings": (("vit.embeddings.position_embeddings",), BATCHED),
-    }
+    },
+    "fathom": {"embedding.class_token": (("class_token",), BATCHED)},
 }
 """Tensors that stand by themselves there, without a module."""
 _A, _M = "model.layers.{i}.attention.", "model.layers.{i}.mlp."
@@ -194,6 +195,7 @@ _FATHOM: dict[str, Rule] = {
     **{stack + module: rule for stack in (_L, _E) for module, rule in _FATHOM_LAYER.items()},
     "decoder.final_layernorm": (("model.norm",), PLAIN),
     "encoder.final_layernorm": (("model.norm",), PLAIN),
+    "embedding.patches": (("patches",), PATCHES),
     "head.dense": (("head.dense",), PLAIN),
     "head.norm": (("head.norm",), PLAIN),
     "output_layer": (("lm_head",), VOCABULARY),

@@ -65,6 +65,8 @@ class FathomConfig(PretrainedConfig):
     encoder_layers, encoder_attention_heads, encoder_head_dim, encoder_intermediate_size,
         max_source_positions: of that encoder; the decoder's where None.
     share_embeddings: whether encoder and decoder read one table of words.
+    image_size: rows and columns of a classifier's images; None where there are none. patch_size,
+        num_channels: of its patches. image_pooling: class_token, or mean of all patches.
     Raises ValueError where the depth plan and num_hidden_layers disagree,
     for an unknown key in the plan, and for an unknown pooling.
     """
@@ -120,6 +122,10 @@ class FathomConfig(PretrainedConfig):
         encoder_intermediate_size: int | None = None,
         max_source_positions: int | None = None,
         share_embeddings: bool = True,
+        image_size: list[int] | None = None,
+        patch_size: int = 16,
+        num_channels: int = 3,
+        image_pooling: str = "class_token",
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -173,6 +179,10 @@ class FathomConfig(PretrainedConfig):
         self.encoder_intermediate_size = encoder_intermediate_size
         self.max_source_positions = max_source_positions
         self.share_embeddings = share_embeddings
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.num_channels = num_channels
+        self.image_pooling = image_pooling
         self.sublayers()
         # transformers 4 has this field and its default, transformers 5 has neither.
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)

@@ -330,6 +330,19 @@ def _encoder_fields(config: ModelConfig) -> dict[str, object]:
     }
 
 
+def _image_fields(config: ModelConfig) -> dict[str, object]:
+    """What the class `fathom` is told of images."""
+    image = config.image
+    if image is None:
+        return {}
+    return {
+        "image_size": [image.height, image.columns],
+        "patch_size": image.patch,
+        "num_channels": COLOURS if image.channels == 1 else image.channels,
+        "image_pooling": image.pool,
+    }
+
+
 def fathom_fields(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
     """What config.json of the class `fathom` says beside what all targets say."""
     last = config.blueprint.stacks[-1]
@@ -363,6 +376,7 @@ def fathom_fields(config: ModelConfig, fold: Fold, positions: int, logit_scale: 
         "hidden_dropout": config.hidden_dropout,
         "attention_dropout": config.attention_dropout,
         **_encoder_fields(config),
+        **_image_fields(config),
         # Not read by the model: what pretraining called it, for the way back.
         "pretraining": config.model_dump(mode="json", exclude_unset=True),
     }

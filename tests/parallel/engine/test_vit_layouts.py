@@ -21,26 +21,15 @@ from pretrain.train.steps import shared
 from tests.distributed import Group, launch
 from tests.parallel.layouts import FULL, SP
 from tests.parallel.task_layouts import Layout, assert_same, measured, outcome
-from tests.parallel.training import engine_of, given, run_config
+from tests.parallel.training import CLASSES, VIT, engine_of, given, run_config
 
-STEPS, GLOBAL, MICRO, CLASSES = 3, 8, 2, 11
-IMAGES = given(
-    family="vit",
-    vocab_size=CLASSES,
-    vocab_multiple=8,  # under tensor parallelism the last rank has columns that are no class
-    tie_embeddings=False,
-    max_position_embeddings=None,
-)
+STEPS, GLOBAL, MICRO = 3, 8, 2
 MODELS = {
-    "class token": IMAGES
-    | given(
-        scheme="deepscalelm_post_ln",
-        logit_bias=True,
-        image=given(height=6, width=10, patch=2, channels=2, zero_head=False),
-    ),
-    "mean": IMAGES
+    "class token": VIT | given(scheme="deepscalelm_post_ln"),
+    "mean": VIT
     | given(
         scheme="b2t",
+        logit_bias=False,
         position="sinusoidal",
         image=given(height=8, patch=2, channels=1, pool="mean", zero_head=False),
     ),
