@@ -16,6 +16,9 @@ from model.config import ModelConfig
 from model.errors import UserError
 from parallel.config import ParallelConfig
 
+BATCH_KEY = "train.global_batch_size"
+"""Where the samples of a step stand in a configuration."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -59,8 +62,8 @@ class Layout:
                 "or train.precision=fp32"
             )
 
-    def num_microbatches(self, global_batch_size: int, micro_batch_size: int) -> int:
-        """Micro-batches of one rank in a step.
+    def num_microbatches(self, global_batch_size: int, micro_batch_size: int, key: str = BATCH_KEY) -> int:
+        """Micro-batches of one rank in a step. key: where the first number stands.
 
         Raises UserError where a step does not divide into them.
         """
@@ -68,37 +71,46 @@ class Layout:
         if global_batch_size % share:
             nearest = max(1, round(global_batch_size / share)) * share
             raise UserError(
-                f"train.global_batch_size={global_batch_size} is not divisible by train.micro_batch_size x "
+                f"{key}={global_batch_size} is not divisible by train.micro_batch_size x "
                 f"data-parallel ranks = {micro_batch_size} x {self.data} = {share}: "
-                f"set train.global_batch_size={nearest}, or change the others"
+                f"set {key}={nearest}, or change the others"
             )
         return global_batch_size // share
 
-    def check_batches(self, seq_length: int, num_microbatches: int, source_length: int | None = None) -> None:
+    def check_batches(
+        self,
+        seq_length: int,
+        num_microbatches: int,
+        source_length: int | None = None,
+        *,
+        batch_key: str = BATCH_KEY,
+        length_key: str = "data.seq_length",
+    ) -> None:
         """Raises UserError where the schedule cannot cut up a step.
 
         seq_length: of every sequence, in tokens.
         num_microbatches: micro-batches per rank in the step.
         source_length: of what an encoder under a decoder reads.
+        batch_key, length_key: where the step's size and the first length stand.
         """
         pieces = 2 * self.context * (self.tensor if self.sequence_parallel else 1)
         if self.context > 1 and seq_length % pieces:
             also = " x parallel.tensor, as parallel.sequence_parallel needs" if self.sequence_parallel else ""
             raise UserError(
-                f"data.seq_length={seq_length} is not divisible by {pieces}, the pieces of "
+                f"{length_key}={seq_length} is not divisible by {pieces}, the pieces of "
                 f"2 x parallel.context{also}: use {-(-seq_length // pieces) * pieces}"
             )
-        for name, length in (("seq_length", seq_length), ("source_length", source_length or 0)):
+        for key, length in ((length_key, seq_length), ("data.source_length", source_length or 0)):
             if self.sequence_parallel and length % self.tensor:
                 raise UserError(
-                    f"data.{name}={length} is not divisible by parallel.tensor={self.tensor}, "
+                    f"{key}={length} is not divisible by parallel.tensor={self.tensor}, "
                     f"as parallel.sequence_parallel needs: use {-(-length // self.tensor) * self.tensor}"
                 )
         if self.virtual > 1 and num_microbatches % self.pipeline:
             raise UserError(
                 f"{num_microbatches} micro-batches per step and rank are not a multiple of "
                 f"parallel.pipeline={self.pipeline}, as parallel.virtual_stages={self.virtual} needs: "
-                "change train.global_batch_size or train.micro_batch_size, or set virtual_stages=1"
+                f"change {batch_key} or train.micro_batch_size, or set virtual_stages=1"
             )
 
 

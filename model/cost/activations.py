@@ -66,6 +66,8 @@ class Activations:
     """`train.loss_chunk`: positions whose logits exist at once."""
     context: int = 1
     """Context-parallel size: a rank has that part of every sequence, and all keys and values."""
+    documents: bool = False
+    """Documents of one sequence do not see each other."""
 
     def of(self, stack: Stack) -> Activations:
         """The same micro-batch as the layers of one of the model's stacks see it.
@@ -260,9 +262,8 @@ class Activations:
 
         A ReLU's gradient needs its result only.
         """
-        widths = {"gelu": 2, "gelu_tanh": 2, "silu": 2, "relu": 1, "relu2": 2, "swiglu": 4, "geglu": 4}[
-            self.config.activation
-        ]
+        ungated = 1 if self.config.activation == "relu" else 2
+        widths = 4 if self.config.gated else ungated
         return widths * self.tokens * self.config.ffn_size * self.element / self.tensor
 
     def layer(self, norms: Norms = PRE_NORM, *, recomputed: bool = False) -> float:
@@ -279,8 +280,8 @@ class Activations:
         The recomputation is the one that was asked for.
         """
         if self.recompute == "full":
-            return sum(self._checkpoints(parts)) + self._masks()
-        kept = 0.0
+            return sum(self._checkpoints(parts)) + self._masks() + self._shared_mask()
+        kept = self._shared_mask()
         for part in parts:
             side, again = self.of(part.stack), self.recompute == "selective"
             kept += part.count * side.layer(Norms(), recomputed=again) + side._norms(part.norms)
@@ -321,6 +322,19 @@ class Activations:
         source, target = self.source_length, self.seq_length
         return float(self.samples * (target**2 + (source + target) * source))
 
+    def _shared_mask(self) -> float:
+        """Bytes of the mask that all layers of one stack add to their scores, where there is one.
+
+        Layers with a window have their own beside that of the others. A sum keeps none of it.
+        """
+        config = self.config
+        if config.blueprint.crossed or (config.attention.soft_cap is not None and self.recompute == "none"):
+            return 0.0
+        local = config.local_layers
+        masks = (local > 0) + (self.documents and local < config.num_layers)
+        rows = self.samples if self.documents else 1
+        return float(masks * rows * self.seq_length**2 * self.element / self.context)
+
     def working(self, norms: Norms) -> float:
         """Bytes that recomputation brings back for a while.
 
@@ -343,6 +357,8 @@ class Activations:
         numbers: float = 8 * self.samples * (self.seq_length + 1) + (
             8 * self.seq_length if self.config.position == "learned" else 0
         )
+        if self.documents and self.config.position == "learned":
+            numbers += 8 * (self.tokens - self.seq_length)
         if self.config.image is not None:
             numbers = (
                 self.samples * self.config.image.patches * self.config.image.patch_numbers * self.element

@@ -38,12 +38,14 @@ class CappedAttention(SdpaAttention):
         wide = torch.promote_types(query.dtype, torch.float32)
         scale = self.scaled.get("scale", query.shape[-1] ** -0.5)
         scores_bhst = soft_capped((query @ key.transpose(-1, -2)).to(wide) * scale, self.soft_cap)
-        if self.causal:
+        if self.causal and mask is None:
             queries, keys = scores_bhst.shape[-2:]  # the last of the keys have queries
             mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
         if mask is not None:
             # Added, not filled in: a sum keeps nothing for the backward pass.
-            scores_bhst = scores_bhst + torch.zeros_like(mask, dtype=wide).masked_fill(~mask, -torch.inf)
+            if mask.dtype == torch.bool:
+                mask = torch.zeros_like(mask, dtype=wide).masked_fill(~mask, -torch.inf)
+            scores_bhst = scores_bhst + mask
         probabilities_bhst = scores_bhst.softmax(-1).to(value.dtype)
         return F.dropout(probabilities_bhst, dropout) @ value if dropout else probabilities_bhst @ value
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.identity_op import IdentityOp
@@ -206,7 +207,7 @@ class DepthLayer(TransformerLayer):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         rotary_pos_emb: Tensor | None = None,
-        packed_seq_params: None = None,
+        packed_seq_params: PackedSeqParams | None = None,
         attention_bias: None = None,
         **unused: Any,
     ) -> tuple[Tensor, Tensor | None]:
@@ -215,14 +216,18 @@ class DepthLayer(TransformerLayer):
         hidden_states: [s, b, h].
         context: encoder output [s_enc, b, h] for layers with cross-attention.
         Masks: True hides, or None for the layer's own mask type.
-        Raises ValueError for packed sequences and a bias on scores, which it does not have.
+        packed_seq_params: as `LocalSelfAttention`; where it is None it is not handed on.
+        Raises ValueError for a bias on scores, which it does not have.
         """
-        if packed_seq_params is not None or attention_bias is not None:
-            raise ValueError("packed_seq_params and attention_bias have no effect in this layer")
+        if attention_bias is not None:
+            raise ValueError("attention_bias has no effect in this layer")
+        packed = {} if packed_seq_params is None else {"packed_seq_params": packed_seq_params}
         layer_input = stream = hidden_states
 
         branch_input, residual = self._enter("attention", self.plan.attention, self.input_layernorm, stream)
-        branch, bias = self.self_attention(branch_input, attention_mask, rotary_pos_emb=rotary_pos_emb)
+        branch, bias = self.self_attention(
+            branch_input, attention_mask, rotary_pos_emb=rotary_pos_emb, **packed
+        )
         if self.normed_by_qkv:
             residual = self.self_attention.linear_qkv.take_normed()
         stream = self._leave("self_attention", residual, branch, bias, layer_input)

@@ -24,6 +24,7 @@ from megatron.core.extensions.transformer_engine import (
     TENorm,
     TERowParallelLinear,
 )
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.attention import CrossAttentionSubmodules, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -125,16 +126,30 @@ class TEAttention(TEDotProductAttention):
                 backend.attention_dropout_ctx = contextlib.nullcontext
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        packed_seq_params: PackedSeqParams | None = None,
+        **kwargs: Any,
     ) -> Tensor:
         """Returns [s, b, heads d].
 
         query: [s, b, heads, d]; key, value: [t, b, groups, d].
         attention_mask: True hides, broadcastable to [b, 1, s, t]. Its form is not known to
         Transformer Engine, which has kernels of its own for causal masks alone.
+        packed_seq_params: documents, for its kernels for rows of sequences.
         Raises ValueError for a mask beside the causal one.
         """
         kind = self.mask_type
+        if packed_seq_params is not None:
+            # One row after the other, as documents are counted: [b s, heads, d].
+            rows = [part.transpose(0, 1).flatten(0, 1) for part in (query, key, value)]
+            out = super().forward(
+                *rows, None, packed_seq_params=packed_seq_params, **{"attn_mask_type": kind} | kwargs
+            )
+            return out.unflatten(0, (query.shape[1], query.shape[0])).transpose(0, 1).contiguous()
         if attention_mask is not None:
             if kind is AttnMaskType.causal:
                 raise ValueError("attention under a causal mask takes no other mask")

@@ -6,11 +6,13 @@ They are for CPUs, and for GPUs where it is not installed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.attention import CrossAttention, SelfAttention
@@ -174,15 +176,15 @@ class SdpaAttention(MegatronModule):
         """Returns [s, b, heads d].
 
         query: [s, b, heads, d]; key, value: [t, b, groups, d].
-        attention_mask: True hides, broadcastable to [b, heads, s, t].
-        Raises ValueError for a mask beside the causal one, and for none where there is a window,
-        which only a mask tells.
+        attention_mask: broadcastable to [b, heads, s, t], True hides, or a number added to scores:
+        all that is hidden, also by a causal mask. None: the layer's own kind of mask.
+        Raises ValueError for none where there is a window, which only a mask tells.
         """
-        if self.causal and attention_mask is not None:
-            raise ValueError("attention under a causal mask takes no other mask")
         if self.windowed and attention_mask is None:
             raise ValueError("attention with a window needs its mask")
-        mask = None if attention_mask is None else ~attention_mask
+        mask = attention_mask
+        if mask is not None:
+            mask = ~mask if mask.dtype == torch.bool else mask.to(query.dtype)
         dropout = self.dropout if self.training else 0.0
         copied = query.shape[0] >= COPIED_FROM and not query.is_cuda
         q, k, v = (part.permute(1, 2, 0, 3) for part in (query, key, value))
@@ -201,11 +203,12 @@ class SdpaAttention(MegatronModule):
         """Returns [b, heads, s, d].
 
         query: [b, heads, s, d]; key, value: [b, groups, t, d].
-        mask: True where a key is seen, beside the causal mask.
+        mask: True where a key is seen, or added to scores; None: the layer's own kind of mask.
         """
         grouped: dict[str, Any] = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
+        causal = self.causal and mask is None
         return F.scaled_dot_product_attention(
-            query, key, value, mask, dropout, self.causal, **grouped, **self.scaled
+            query, key, value, mask, dropout, causal, **grouped, **self.scaled
         )
 
 
@@ -223,7 +226,7 @@ def rotary_table(angles: Tensor, dtype: torch.dtype, magnitude: float = 1.0) -> 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding, rotate-half form (Su et al. 2021 as in Llama).
 
-    x: [s, b, heads, d]; cos, sin: [s, 1, 1, d], or narrower where only the first entries turn.
+    x: [s, b, heads, d]; cos, sin: [s, 1 or b, 1, d], or narrower where only the first entries turn.
     """
     rest = x[..., cos.shape[-1] :]
     if rest.shape[-1]:
@@ -252,15 +255,20 @@ class LocalSelfAttention(SelfAttention):
         attention_mask: Tensor | None = None,
         *,
         rotary_pos_emb: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
         **unused: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Returns ([s, b, h], bias if it is left to the caller).
 
         hidden_states: [s, b, h] (or [s / TP, b, h] under sequence parallelism).
-        attention_mask: True hides, or of all layers together (`model/layers/windows.py`).
+        attention_mask: of `SdpaAttention`, or of all layers together (`model/layers/windows.py`).
         rotary_pos_emb: a `rotary_table`, or two side by side: the second for layers with a window.
+        packed_seq_params: documents in a row, instead of a mask that hides them from each other.
         """
         attention_mask = own_mask(attention_mask, self.windowed)
+        attend = self.core_attention
+        if packed_seq_params is not None:
+            attend = partial(attend, packed_seq_params=packed_seq_params)
         qkv, bias = self.linear_qkv(hidden_states)
         if bias is not None:
             qkv = qkv + bias
@@ -280,11 +288,9 @@ class LocalSelfAttention(SelfAttention):
             cos, sin = own_table(rotary_pos_emb, self.windowed).chunk(2, dim=-1)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if self.checkpoint_core_attention and self.training:
-            context = tensor_parallel.checkpoint(
-                self.core_attention, False, query, key, value, attention_mask
-            )
+            context = tensor_parallel.checkpoint(attend, False, query, key, value, attention_mask)
         else:
-            context = self.core_attention(query, key, value, attention_mask)
+            context = attend(query, key, value, attention_mask)
         return self.linear_proj(context)
 
 

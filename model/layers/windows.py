@@ -55,8 +55,8 @@ def own_mask(mask: Tensor | None, windowed: bool) -> Tensor | None:
 
 
 def own_table(table: Tensor, windowed: bool) -> Tensor:
-    """A layer's own `rotary_table` [s, 1, 1, 2 d] of one, or of two [s, 2, 1, 2 d].
+    """A layer's own `rotary_table` [s, 1 or b, 1, 2 d] of one, or of two [s, 1 or b, 2, 2 d].
 
     The second is for layers with a window.
     """
-    return table[:, int(windowed) :][:, :1] if table.shape[1] > 1 else table
+    return table[:, :, int(windowed) :][:, :, :1] if table.shape[2] > 1 else table

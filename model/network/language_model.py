@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from megatron.core.enums import ModelType
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.parallel_state import get_pipeline_model_parallel_rank
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.quantization.utils import get_quant_config_or_none
-from megatron.core.tensor_parallel import ColumnParallelLinear, vocab_parallel_cross_entropy
+from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import MegatronModule
@@ -40,16 +42,16 @@ from model.layers.transformer_config import stack_config
 from model.layers.windows import WindowMask
 from model.network.chunks import in_chunks
 from model.network.crossed import crossed_masks, seam_spec
+from model.network.documents import additive, hidden_keys, packed_sequences, turned_by_position
 from model.network.embedding import input_tables
 from model.network.head import TargetHead, TransformHead
 from model.network.losses import (
     VocabularyPart,
     cross_entropy,
+    cut_cross_entropy,
     likeliest,
-    log_partition,
     rank_of_label,
     smoothing_gradient,
-    z_loss_gradient,
 )
 from model.network.parts import Kernels, kernel_parts, mark_tensor_parallel
 from model.network.patches import PatchTables, PooledHead
@@ -63,22 +65,13 @@ def unread(model: ModelConfig) -> frozenset[str]:
     crossed = model.blueprint.crossed
     ways = {
         **dict.fromkeys(("source", "source_documents", "source_positions"), crossed),
-        "documents": crossed or not model.stack.causal,
+        "documents": model.image is None,
         "token_types": model.token_types > 0,
         "tokens": model.image is None,
         "images": model.image is not None,
         "targets": model.blueprint.head.targets,
     }
     return frozenset(name for name, read in ways.items() if not read)
-
-
-def hidden_keys(batch: Mapping[str, Tensor]) -> Tensor | None:
-    """[b, 1, s, s], True where a token does not see another; None where all see all.
-
-    A row always has a key that is not hidden: the token itself.
-    """
-    documents = batch.get("documents")
-    return None if documents is None else (documents[:, None, :, None] != documents[:, None, None, :])
 
 
 class LanguageModel(MegatronModule):
@@ -140,8 +133,10 @@ class LanguageModel(MegatronModule):
             self.rotary_pos_emb_local = self._rotary(model, local=True)
         self.magnitudes = magnitude(model), magnitude(model, local=True)
         # Transformer Engine's attention knows its window itself.
-        windowed = (kernels == "local" or cap is not None) and config.window_size is not None
-        self.window = WindowMask(config) if windowed else None
+        self.adds = kernels == "local" or cap is not None
+        self.window = WindowMask(config) if self.adds and config.window_size is not None else None
+        self.causal = last.causal and not self.crossed
+        self.packs = kernels == "te" and cap is None and self.causal
         depth = model.stack_plan(last)
         self.decoder = self._block(model, layer_spec, norm if depth.final_norm else None)
         # Nothing but a norm undoes the units of the stream.
@@ -277,7 +272,8 @@ class LanguageModel(MegatronModule):
         (`model/layers/context.py`):
         tokens [b, s]: ids.
         documents [b, s]: numbers; tokens of different ones do not see each other. Padding has one.
-        positions [b, s]: rows of a table of positions; without them 0 .. s - 1.
+        positions [b, s]: rows of a table of positions, in a decoder angles too;
+        without them 0 .. s - 1.
         token_types [b, s]: rows of a table of token types; without them 0.
         targets [b, t]: positions that an encoder's head reads; without them all.
         labels [b, t] -> losses [b, t]; without them logits [b, t, V / TP].
@@ -327,7 +323,8 @@ class LanguageModel(MegatronModule):
         stream: Tensor = self.decoder(
             hidden_states=self._embed(batch) if self.pre_process else None,
             attention_mask=None if self.images else self._mask(batch),
-            rotary_pos_emb=self._angles(batch["tokens"].shape[1]) if self.rotary else None,
+            rotary_pos_emb=self._turns(batch) if self.rotary else None,
+            **self._packed(batch),
         )
         return stream
 
@@ -351,15 +348,19 @@ class LanguageModel(MegatronModule):
         )
         return stream
 
-    def enter(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor | None]]:
+    def enter(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Any]]:
         """The stream [s, b, h] before the first layer, and what layers read beside it, by name.
 
         For a model that is no stage of a pipeline.
-        tokens: [b, s].
+        batch: as `forward` reads it, of which labels are left.
         """
-        batch = {"tokens": tokens}
-        angles = self._angles(tokens.shape[1]) if self.rotary else None
-        return self._embed(batch), {"attention_mask": self._mask(batch), "rotary_pos_emb": angles}
+        angles = self._turns(batch) if self.rotary else None
+        beside: dict[str, Any] = {
+            "attention_mask": self._mask(batch),
+            "rotary_pos_emb": angles,
+            **self._packed(batch),
+        }
+        return self._embed(batch), beside
 
     def leave(self, stream_sbh: Tensor) -> Tensor:
         """Logits [b, s, V] of the stream after the last layer, in its units.
@@ -392,12 +393,27 @@ class LanguageModel(MegatronModule):
         return tables.norm(stream) if self.embedding_norm else stream
 
     def _mask(self, batch: Mapping[str, Tensor]) -> Tensor | None:
-        """What layers hide beside what their kind of mask does."""
-        hidden = hidden_keys(batch)
-        if self.window is None:
-            return hidden
-        tokens = batch["tokens"]
-        return self.window(hidden, self._places(tokens), tokens.shape[1] * self.ranks)
+        """What layers hide, all of it; None where their kind of mask says it.
+
+        PyTorch's kernels get it added to scores, Transformer Engine's True where hidden.
+        """
+        hidden = None if self.packs else hidden_keys(batch, causal=self.causal)
+        if self.window is not None:
+            tokens = batch["tokens"]
+            hidden = self.window(hidden, self._places(tokens), tokens.shape[1] * self.ranks)
+        return hidden if hidden is None or not self.adds else additive(hidden, self.config.params_dtype)
+
+    def _packed(self, batch: Mapping[str, Tensor]) -> dict[str, PackedSeqParams]:
+        """What the block is told of documents where its kernels know rows of them."""
+        if not self.packs or "documents" not in batch:
+            return {}
+        return {"packed_seq_params": packed_sequences(batch["documents"])}
+
+    def _turns(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """As `_angles` of a batch. In a decoder they start again with every document."""
+        table = self._angles(batch["tokens"].shape[1])
+        positions = batch.get("positions") if self.causal else None
+        return table if positions is None else turned_by_position(table, positions)
 
     def _places(self, tokens: Tensor) -> Tensor:
         """Positions [s] of a rank's tokens [b, s] in their sequences."""
@@ -420,7 +436,7 @@ class LanguageModel(MegatronModule):
             )
             for part, magnitude in zip(parts, self.magnitudes, strict=False)
         ]
-        return torch.cat(tables, dim=1) if self.two_bases else tables[0]
+        return torch.cat(tables, dim=2) if self.two_bases else tables[0]
 
     def _logits(self, hidden_sbh: Tensor) -> Tensor:
         """[s, b, V / TP].
@@ -462,8 +478,5 @@ class LanguageModel(MegatronModule):
         if smoothing:
             part = VocabularyPart(self.pg_collection.tp.rank() * local, valid, self.true_vocab, smoothing)
             added.append(smoothing_gradient(logits, labels_sb, part))
-        if self.z_loss:
-            log_z_sb = log_partition(logits, valid, self.pg_collection.tp)
-            added.append(z_loss_gradient(logits, log_z_sb, valid, self.z_loss))
-        losses_sb: Tensor = vocab_parallel_cross_entropy(logits, labels_sb)
+        losses_sb = cut_cross_entropy(logits, labels_sb, self.pg_collection.tp, self.z_loss)
         return sum(added, losses_sb).t().contiguous()

@@ -1,4 +1,4 @@
-"""Cross-entropy over logits that one process holds whole, smoothing of it, the likeliest token."""
+"""Cross-entropy over logits, whole or cut, smoothing of it, the likeliest token."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from megatron.core.tensor_parallel.cross_entropy import (
+    _VocabParallelCrossEntropy,
+    vocab_parallel_cross_entropy,
+)
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -75,52 +79,53 @@ def cross_entropy(
     return loss
 
 
-class _ZLoss(torch.autograd.Function):
-    """Zeros, with the gradient of z_loss x log(Z)^2: 2 z_loss log(Z) softmax(logits)."""
+class _CutWithZLoss(_VocabParallelCrossEntropy):
+    """Megatron-core's cross-entropy over cut logits, with the gradient of a z-loss beside it.
+
+    With p = softmax(logits) and a = 2 z_loss log(Z) of each label, that of both is (1 + a) p less 1
+    at the label: (1 + a) times that of the cross-entropy, and a at the label. So nothing as large
+    as the logits is kept beside p, which the cross-entropy keeps.
+    """
 
     @staticmethod
-    def forward(ctx: Any, logits_sbv: Tensor, log_z_sb: Tensor, valid: int, z_loss: float) -> Tensor:
-        p_sbv = (logits_sbv[..., :valid] - log_z_sb[..., None]).exp_()
-        ctx.save_for_backward(p_sbv.mul_((2.0 * z_loss * log_z_sb)[..., None]))
-        ctx.like = logits_sbv.dtype, logits_sbv.shape[-1] - valid
-        return torch.zeros_like(log_z_sb)
+    def forward(
+        ctx: Any, logits_sbv: Tensor, labels_sb: Tensor, z_loss: float, group: dist.ProcessGroup
+    ) -> Tensor:
+        local = logits_sbv.shape[-1]
+        index_sb = labels_sb - group.rank() * local
+        own_sb = (index_sb >= 0) & (index_sb < local)
+        logit_sb = logits_sbv.gather(-1, index_sb.clamp(0, local - 1)[..., None]).squeeze(-1).float()
+        logit_sb = torch.where(own_sb, logit_sb, 0.0)
+        dist.all_reduce(logit_sb, group=group)
+        # Afterwards, as it computes in the memory of the logits.
+        loss_sb: Tensor = _VocabParallelCrossEntropy.forward(ctx, logits_sbv, labels_sb)
+        ctx.slope_sb = 2.0 * z_loss * (loss_sb + logit_sb)
+        return loss_sb
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_sb: Tensor) -> tuple[Tensor, None, None, None]:
-        (slope_sbv,) = ctx.saved_tensors
-        dtype, padding = ctx.like
-        return F.pad((slope_sbv * grad_sb[..., None]).to(dtype), (0, padding)), None, None, None
+        _, elsewhere_sb, index_n = ctx.saved_tensors
+        added_sb = ctx.slope_sb * grad_sb
+        grad_sbv: Tensor = _VocabParallelCrossEntropy.backward(ctx, grad_sb + added_sb)[0]
+        grad_nv = grad_sbv.view(-1, grad_sbv.shape[-1])
+        rows_n = torch.arange(len(grad_nv), device=grad_nv.device)
+        grad_nv[rows_n, index_n] += added_sb.masked_fill(elsewhere_sb, 0.0).flatten()
+        return grad_sbv, None, None, None
 
 
-def log_partition(logits_sbv: Tensor, valid: int, group: dist.ProcessGroup | None) -> Tensor:
-    """log of the sum of exp(logits) over the columns of all ranks, [s, b], in at least fp32.
+def cut_cross_entropy(
+    logits_sbv: Tensor, labels_sb: Tensor, group: dist.ProcessGroup, z_loss: float = 0.0
+) -> Tensor:
+    """As `cross_entropy`, [s, b], of logits that the ranks of the tensor-parallel group have cut.
 
-    valid: columns of this rank that belong to tokens; it may have none.
-    group: of the ranks with the others. No gradient passes.
+    logits_sbv: this rank's columns, those of padding very small; the memory is used.
     """
-    wide = logits_sbv.detach()[..., :valid].to(torch.promote_types(logits_sbv.dtype, torch.float32))
-    if not valid:
-        own_sb = wide.new_full(wide.shape[:-1], -torch.inf)
-    else:
-        own_sb = wide.logsumexp(-1)
-    if group is None:
-        return own_sb
-    largest_sb = own_sb.clone()
-    dist.all_reduce(largest_sb, dist.ReduceOp.MAX, group=group)
-    total_sb = (own_sb - largest_sb).exp()
-    dist.all_reduce(total_sb, group=group)
-    return largest_sb + total_sb.log()
-
-
-def z_loss_gradient(logits_sbv: Tensor, log_z_sb: Tensor, valid: int, z_loss: float) -> Tensor:
-    """Zeros [s, b] to add to the cross-entropy, which give it the gradient of a z-loss beside it.
-
-    logits_sbv: this rank's columns, of which `valid` belong to tokens.
-    log_z_sb: `log_partition` of all ranks' columns.
-    """
-    zeros: Tensor = _ZLoss.apply(logits_sbv, log_z_sb, valid, z_loss)  # type: ignore[no-untyped-call]
-    return zeros
+    if not z_loss:
+        plain: Tensor = vocab_parallel_cross_entropy(logits_sbv, labels_sb)
+        return plain
+    loss: Tensor = _CutWithZLoss.apply(logits_sbv, labels_sb, z_loss, group)
+    return loss
 
 
 class _Smoothing(torch.autograd.Function):

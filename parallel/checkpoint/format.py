@@ -86,6 +86,8 @@ class DataSection(Record):
 
     seq_length: Annotated[int, Field(ge=1, le=1 << 40)] | None = None
     source_length: Annotated[int, Field(ge=1, le=1 << 40)] | None = None
+    document_mask: bool = False
+    """Documents that share a sample do not see each other."""
     corpora: list[dict[str, object]] = Field(default_factory=list)
     cache: str | None = None
 

@@ -138,6 +138,8 @@ class Engine:
         layout.check_dtype(options.dtype)
         self.chunks, self.topology, self.options = list(chunks), topology, options
         self.clip = options.clip
+        self.step_length = options.seq_length
+        """Tokens of a sequence in the next steps; a micro-batch has as many tokens as ever."""
         self.parameters: list[NamedParameter] = [
             named
             for chunk in self.chunks
@@ -262,7 +264,8 @@ class Engine:
     ) -> list[Any]:
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
-        length, source = self.options.seq_length, self.options.source_length
+        whole, source = self.options.seq_length, self.options.source_length
+        length = whole if forward_only else self.step_length
         context = self.topology.layout.context
         self.topology.layout.check_batches(length, num_microbatches, source)
         # Every chunk of an interleaved stage walks the same micro-batches.
@@ -274,7 +277,7 @@ class Engine:
             model=self.models[0] if single else self.models,
             num_microbatches=num_microbatches,
             seq_length=source + length,
-            micro_batch_size=self.options.micro_batch_size,
+            micro_batch_size=self.options.micro_batch_size * (whole // length),
             forward_only=forward_only,
         )
 

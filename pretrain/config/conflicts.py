@@ -35,6 +35,57 @@ def check_optimizer(kind: OptimizerName, parallel: ParallelConfig) -> None:
         )
 
 
+def check_documents(config: RunConfig) -> None:
+    """Raises ValueError where `data.document_mask=true` has no effect, or no form yet."""
+    if not config.data.document_mask:
+        return
+    task = task_of(config.train.task, config.model.family)
+    if task.samples != "next_token":
+        raise ValueError(
+            f"data.document_mask=true has no effect with train.task={task.name}, "
+            "whose samples say themselves what sees what: remove it"
+        )
+    for option, present, instead in (
+        ("parallel.context", config.parallel.context > 1, 1),
+        ("train.cuda_graph", config.train.cuda_graph, "false"),
+    ):
+        if present:
+            section, name = option.split(".")
+            value = str(getattr(getattr(config, section), name)).lower()
+            raise ValueError(
+                f"data.document_mask=true does not combine with {option}={value} yet: set {option}={instead}"
+            )
+
+
+def check_growth(config: RunConfig) -> None:
+    """Raises ValueError for what grows and cannot: stages, or what they do not combine with."""
+    sizes, lengths = config.batch_sizes, config.seq_lengths
+    graph, steps = config.train.cuda_graph, config.train.steps
+    for name, growth in (("batch_rampup", sizes), ("seq_length_warmup", lengths)):
+        if growth.grows and growth.steps >= steps:
+            raise ValueError(
+                f"schedule.{name}.steps={growth.steps} do not end within train.steps={steps}: give fewer"
+            )
+        if growth.grows and graph:
+            raise ValueError(
+                f"train.cuda_graph=true does not combine with schedule.{name}.start={growth.values[0]}: "
+                "a graph has steps of one form; set it to false"
+            )
+    if not lengths.grows:
+        return
+    first = f"schedule.seq_length_warmup.start={lengths.values[0]}"
+    if config.task.samples != "next_token":
+        raise ValueError(
+            f"{first} does not combine with train.task={config.task.name}, whose samples are no windows "
+            "of a stream: remove it"
+        )
+    if config.train.compile:
+        raise ValueError(
+            f"train.compile=true does not combine with {first}, by which layers would be compiled for each "
+            "length: set it to false"
+        )
+
+
 def check_transfer(config: RunConfig) -> None:
     """Raises ValueError for an optimizer whose rates `model.transfer` does not know."""
     method, kind = config.model.transfer.method, config.optimizer.kind

@@ -19,6 +19,8 @@ from parallel.optimizers import OPTIMIZERS, OptimizerName
 from pretrain.config.conflicts import (
     check_compile,
     check_cuda_graph,
+    check_documents,
+    check_growth,
     check_loss_chunk,
     check_optimizer,
     check_schedule,
@@ -29,6 +31,13 @@ from pretrain.config.conflicts import (
 )
 from pretrain.config.sections.augment import Augment
 from pretrain.config.sections.factors import FactorsConfig, check_factors
+from pretrain.config.sections.growth import (
+    BatchRampup,
+    Growth,
+    LengthWarmup,
+    batch_growth,
+    length_growth,
+)
 from pretrain.config.sections.masking import Masking
 from pretrain.config.sections.schedules import SCHEDULES
 from pretrain.config.sections.spans import Spans
@@ -88,6 +97,11 @@ class DataConfig(Strict):
         le=1 << 26,
         description="Tokens per sample that the encoder under a decoder reads; data.seq_length are then "
         "the decoder's. Only model.family=seq2seq has it, and needs it.",
+    )
+    document_mask: bool = Field(
+        False,
+        description="Documents that share a sample do not see each other, and positions start again with "
+        "each. Of train.task=causal_lm; masked_lm has it in any case.",
     )
     cache: FilePath | None = Field(
         None, description="Folder for sample indices; null means `index_cache` beside the first corpus."
@@ -208,6 +222,12 @@ class ScheduleConfig(Strict):
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="Final learning rate divided by the peak.")
     branch: BranchConfig = Field(
         default_factory=BranchConfig, description="Warm-up of the layers' branches; none by default."
+    )
+    batch_rampup: BatchRampup = Field(
+        default_factory=BatchRampup, description="Fewer samples in the first steps; none by default."
+    )
+    seq_length_warmup: LengthWarmup = Field(
+        default_factory=LengthWarmup, description="Shorter sequences in the first steps; none by default."
     )
 
     @model_validator(mode="after")
@@ -463,6 +483,21 @@ class RunConfig(Strict):
         return task_of(self.train.task, self.model.family)
 
     @property
+    def batch_sizes(self) -> Growth:
+        """Samples of every step."""
+        return batch_growth(self.schedule.batch_rampup, self.train.global_batch_size)
+
+    @property
+    def seq_lengths(self) -> Growth:
+        """Tokens of a sequence in every step; a sample has as many as ever."""
+        return length_growth(self.schedule.seq_length_warmup, self.data.seq_length)
+
+    @property
+    def hides_documents(self) -> bool:
+        """Whether documents that share a sample do not see each other, in one stack."""
+        return self.data.document_mask or "masking" in self.task.sections
+
+    @property
     def target_share(self) -> float:
         """Share of a sample's positions that have labels."""
         if self.model.image is not None:
@@ -473,6 +508,8 @@ class RunConfig(Strict):
     def _check(self) -> RunConfig:
         check_task(self)
         check_spans(self)
+        check_documents(self)
+        check_growth(self)
         check_optimizer(self.optimizer.kind, self.parallel)
         check_schedule(self)
         check_transfer(self)

@@ -18,6 +18,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from pretrain.config.schema import RunConfig
 from pretrain.data.blend import Blend, open_blend
+from pretrain.data.documents import document_parts
 from pretrain.data.images.samples import Images
 from pretrain.data.masked.masking import type_cut
 from pretrain.data.masked.samples import MaskedBlend, open_masked, target_entropy
@@ -63,6 +64,7 @@ class NextToken:
 
     def __init__(self, config: RunConfig, split: str, alone: bool = False) -> None:
         data, cache = config.data, Path(config.data.cache) if config.data.cache else None
+        self.document_mask = data.document_mask
         self.blend = open_blend(data.corpora, split, data.seq_length, config.train.seed, cache, alone)
 
     @property
@@ -72,11 +74,15 @@ class NextToken:
 
     def batch(self, indices: Iterable[int]) -> Batch:
         """As `Samples`."""
-        return next_tokens(self.blend.batch(indices))
+        return self._of(self.blend.batch(indices))
 
     def blank(self, count: int) -> Batch:
         """As `Samples`."""
-        return next_tokens(torch.zeros(count, self.blend.seq_length + 1, dtype=torch.int64))
+        return self._of(torch.zeros(count, self.blend.seq_length + 1, dtype=torch.int64))
+
+    def _of(self, tokens: Tensor) -> Batch:
+        found = next_tokens(tokens)
+        return found | document_parts(found["tokens"], self.blend.eod_id) if self.document_mask else found
 
     def targets(self, indices: Iterable[int]) -> int | None:
         """As `Samples`."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -197,7 +197,7 @@ def _cost(scorer: Scorer, walk: Walk, plan: Plan, batches: Sequence[Batch]) -> s
     windows = sum(len(tokens) for tokens, _ in batches)
     _finite(scorer.losses(batches[0][0]))  # the first pass is slower than the others
     times = [time.perf_counter()]
-    stream, beside = walk.enter(inputs)
+    stream, beside = walk.enter(scorer.batch(inputs))
     stream = walk.run(stream, 0, walk.last, beside)
     float(stream.sum())  # waits for the device
     times.append(time.perf_counter())
@@ -223,7 +223,7 @@ def _walks(scorer: Scorer, walk: Walk, batches: Sequence[Batch], sums: _Sums) ->
     stretches, done = sums.plan.skips, 0
     for tokens, first in batches:
         inputs, labels = scorer.inputs(tokens)
-        start, beside = walk.enter(inputs)
+        start, beside = walk.enter(scorer.batch(inputs))
         final_bsv = walk.log_probabilities(walk.run(start, 0, walk.last, beside), walk.last)
         losses = _losses(final_bsv, labels)[:, first:]
         _finite(losses)
@@ -243,9 +243,7 @@ def _walks(scorer: Scorer, walk: Walk, batches: Sequence[Batch], sums: _Sums) ->
                 stream = _layer(walk, place, stream, beside, sums)
 
 
-def _layer(
-    walk: Walk, place: int, stream_sbh: Tensor, beside: dict[str, Tensor | None], sums: _Sums
-) -> Tensor:
+def _layer(walk: Walk, place: int, stream_sbh: Tensor, beside: dict[str, Any], sums: _Sums) -> Tensor:
     """The stream after one layer, which is added to the sums."""
     with Branches(walk.layers[place]) as branches:
         after_sbh = walk.run(stream_sbh, place, place + 1, beside)

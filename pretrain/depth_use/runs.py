@@ -32,6 +32,8 @@ class Run:
     window: int
     """Tokens of a window."""
     batches: tuple[Batch, ...]
+    end_mark: int | None = None
+    """As `Windows.end_mark`."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def measure_runs(
 
     for run in runs:
         scorer = Scorer(run.trained, precision)
+        scorer.end_mark = run.end_mark
         measured = measure(
             scorer,
             run.plan,
@@ -102,7 +105,10 @@ def _open(path: Path, asked: Asked, every: int | None) -> Run:
     trained = open_trained(path, "fathom depth-use")
     plan = Plan.of(trained.config.num_layers, every)
     windows = open_windows(trained, Tokenizer(trained.tokenizer) if trained.tokenizer else None, asked)
-    return Run(printable(trained.name), trained, plan, windows.data, windows.window, tuple(windows.batches))
+    batches = tuple(windows.batches)
+    return Run(
+        printable(trained.name), trained, plan, windows.data, windows.window, batches, windows.end_mark
+    )
 
 
 def _same(ours: Sequence[Batch], theirs: Sequence[Batch]) -> bool:

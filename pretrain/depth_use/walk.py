@@ -8,6 +8,7 @@ the units of the other place, so that the stream of the scheme's equation passes
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,11 +34,11 @@ class Walk:
         """The place after the last layer."""
         return len(self.layers)
 
-    def enter(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor | None]]:
-        """The stream [s, b, h] at place 0 of token ids [b, s], and what layers read beside it."""
-        return self.model.enter(inputs)
+    def enter(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Any]]:
+        """The stream [s, b, h] at place 0 of a batch, and what layers read beside it."""
+        return self.model.enter(batch)
 
-    def run(self, stream_sbh: Tensor, start: int, stop: int, beside: dict[str, Tensor | None]) -> Tensor:
+    def run(self, stream_sbh: Tensor, start: int, stop: int, beside: dict[str, Any]) -> Tensor:
         """Takes the stream from place `start` to place `stop` through the layers between them.
 
         beside: what `enter` gives.

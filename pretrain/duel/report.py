@@ -127,7 +127,7 @@ def render(duel: Duel) -> str:
             "Steps",
             (
                 f"{base.train.steps:,} "
-                f"({quantity(base.train.steps * base.train.global_batch_size * base.data.seq_length)} tokens)"
+                f"({quantity(base.batch_sizes.before(base.train.steps) * base.data.seq_length)} tokens)"
             ),
         ),
         ("Rates", ", ".join(f"{lr:g}" for lr in grid.lrs)),

@@ -51,6 +51,8 @@ class Work:
     """Tokens of a sample that an encoder under the decoder reads; None without one."""
     loss_chunk: int | None = None
     """`train.loss_chunk`."""
+    documents: bool = False
+    """Documents of a sample do not see each other."""
 
     def flops(self, recompute: Recompute = "none") -> FlopCount:
         """Operations per token; what an encoder costs counts as that of the decoder's tokens."""
@@ -121,6 +123,7 @@ def work_of(config: RunConfig, model: ModelConfig) -> Work:
         config.optimizer.kind,
         config.data.source_length,
         config.train.loss_chunk,
+        config.hides_documents,
     )
 
 
@@ -151,6 +154,7 @@ def predict(
         source_length=work.source_length,
         loss_chunk=work.loss_chunk,
         context=layout.context,
+        documents=work.documents,
     )
     # The ranked list has layouts that a graph does not combine with (pretrain/config/conflicts.py).
     alone = layout.pipeline == 1 and layout.context == 1

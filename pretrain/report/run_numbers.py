@@ -12,6 +12,7 @@ from statistics import median
 from model.cost.flops import flops_per_token
 from model.words import duration, quantity
 from parallel.hardware.gpus import mfu
+from pretrain.config.sections.growth import BatchRampup, Growth, LengthWarmup, batch_growth, length_growth
 from pretrain.report.run import RunRecord
 from pretrain.report.style import SHORT, smoothing_window
 from pretrain.rundir.metrics import End, Metrics, Start, Train
@@ -217,13 +218,29 @@ def _batch(run: RunRecord) -> tuple[float, str]:
     source, start = run.config.count("data.source_length"), run.metrics.starts[-1:]
     padding = start[0].padding if start else math.nan
     latest = run.metrics.train[-1:]
-    share = latest[0].tokens / (latest[0].step * batch * length) if source and latest else 1.0
-    planned = batch * length * (run.config.count("train.steps") or 0)
-    sides = f"{source} + {length}" if source else f"{length}"
+    sizes, lengths = _growth(run, batch, length)
+    done = sizes.before(latest[0].step) * length if latest else 0
+    share = latest[0].tokens / done if source and done else 1.0
+    planned = sizes.before(run.config.count("train.steps") or 0) * length
+    sides = f"{source} + {length}" if source else f"{lengths}"
     empty = f", {padding:.1%} of them padding" if math.isfinite(padding) else ""
     if not run.task.of_text:
-        return planned / length, f"{batch} {run.task.counted}s of {length} tokens"
-    return planned * (share if math.isfinite(share) else 1.0), f"{batch} × {sides} tokens{empty}"
+        return planned / length, f"{sizes} {run.task.counted}s of {length} tokens"
+    return planned * (share if math.isfinite(share) else 1.0), f"{sizes} × {sides} tokens{empty}"
+
+
+def _growth(run: RunRecord, batch: int, length: int) -> tuple[Growth, Growth]:
+    """Samples of a step and tokens of a sequence; as at the end where nothing else can be read."""
+    ramp, warmup = (
+        run.config.get(f"schedule.{name}") or {} for name in ("batch_rampup", "seq_length_warmup")
+    )
+    try:
+        return (
+            batch_growth(BatchRampup.model_validate(ramp), batch),
+            length_growth(LengthWarmup.model_validate(warmup), length),
+        )
+    except ValueError:
+        return Growth((batch,)), Growth((length,))
 
 
 def commands(run: RunRecord) -> list[str]:

@@ -52,6 +52,10 @@ class Train:
     step_time_s: float = math.nan
     data_wait_share: float = math.nan
     skipped: bool = False
+    batch_size: float = math.nan
+    """Samples of the step, where that grows."""
+    seq_length: float = math.nan
+    """Tokens of its sequences, where that grows."""
 
 
 @dataclass(frozen=True)

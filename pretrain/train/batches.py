@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 
 from parallel.topology import Topology
-from pretrain.config.schema import TrainConfig
+from pretrain.config.schema import RunConfig
 from pretrain.data.blend import Prefetcher, micro_batch_indices
+from pretrain.data.documents import in_pieces
 from pretrain.data.samples import Samples
 from pretrain.data.token_files import DamagedDataError
 from pretrain.tasks.task import Batch
@@ -18,27 +19,37 @@ from pretrain.train.steps import on_device, own_tokens, shared
 class StepBatches:
     """Cuts a run's samples into the micro-batches of one rank."""
 
-    number: int
-    """Micro-batches of a rank in one step."""
-
-    def __init__(self, train: TrainConfig, data: Samples, topology: Topology, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, data: Samples, topology: Topology, device: torch.device) -> None:
         self.data, self.device, self.topology = data, device, topology
-        self.step, self.micro = train.global_batch_size, train.micro_batch_size
-        self.rank, self.ranks = topology.data_rank, topology.layout.data
-        self.number = topology.layout.num_microbatches(self.step, self.micro)
+        self.micro = config.train.micro_batch_size
+        self.sizes, self.lengths = config.batch_sizes, config.seq_lengths
+        self.layout, self.rank, self.ranks = topology.layout, topology.data_rank, topology.layout.data
+        self.upcoming = 0
+        """The step, 0-based, whose batches are next."""
+
+    def number(self, step: int) -> int:
+        """Micro-batches of a rank in step `step`, 0-based."""
+        return self.layout.num_microbatches(self.sizes.at(step), self.micro)
 
     def ahead(self, first: int, steps: int) -> Prefetcher[list[Batch]]:
         """Reads the batches of `steps` steps from `first` on, in a thread of its own."""
+        self.upcoming = first
         return Prefetcher(self.fetch, first, steps)
 
     def fetch(self, step: int) -> list[Batch]:
         """The micro-batches of step `step`, 0-based, on the host."""
-        batches = [
-            self.data.batch(micro_batch_indices(step, k, self.rank, self.ranks, self.micro, self.step))
-            for k in range(self.number)
-        ]
-        whole = range(step * self.step, (step + 1) * self.step)
-        return shared(batches, self.data.targets(whole), self.topology.layout.replicas)
+        size, before = self.sizes.at(step), self.sizes.before(step)
+        batches = []
+        for k in range(self.number(step)):
+            of_step = micro_batch_indices(0, k, self.rank, self.ranks, self.micro, size)
+            batches.append(self.data.batch(range(before + of_step.start, before + of_step.stop)))
+        labels = self.data.targets(range(before, before + size))
+        return shared(self._in_pieces(batches, step), labels, self.layout.replicas)
+
+    def _in_pieces(self, batches: list[Batch], step: int) -> list[Batch]:
+        if not self.lengths.grows:
+            return batches
+        return [in_pieces(batch, self.lengths.at(step)) for batch in batches]
 
     def next(self, fetched: Prefetcher[list[Batch]], met: Callable[[DamagedDataError], None]) -> list[Batch]:
         """The batches of the next step, on the device.
@@ -46,10 +57,12 @@ class StepBatches:
         A rank whose data are damaged tells `met` and takes part in one more step with other tokens.
         Its vote has to end the run on all ranks, and nothing of that step may be saved.
         """
+        step = self.upcoming
+        self.upcoming += 1
         try:
             batches = fetched.get()
         except DamagedDataError as error:
             met(error)
-            blank = [self.data.blank(self.micro)] * self.number
+            blank = self._in_pieces([self.data.blank(self.micro)] * self.number(step), step)
             batches = shared(blank, self.data.targets(range(1)), 1)
         return [on_device(own_tokens(batch, self.topology), self.device) for batch in batches]

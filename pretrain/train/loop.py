@@ -64,9 +64,7 @@ class Trainer:
         self.task = config.task
         self.forward_step = training_step(self.task)
         self.saving = Checkpoints(config, run_dir, engine, train.blend)
-        self.batches = StepBatches(config.train, train, engine.topology, engine.device)
-        self.num_microbatches = self.batches.number
-        self.batch = config.train.global_batch_size
+        self.batches = StepBatches(config, train, engine.topology, engine.device)
         self.validation = Validation(config, engine, validation)
         self.branch_shares = branch_shares(config, engine.chunks)
         self.step = self.applied_steps = self.skipped_in_row = 0
@@ -94,7 +92,12 @@ class Trainer:
         return self._tokens_before(self.step)
 
     def _tokens_before(self, step: int) -> int:
-        return self.train_data.blend.tokens_before(step * self.batch)
+        return self.train_data.blend.tokens_before(self.batches.sizes.before(step))
+
+    @property
+    def num_microbatches(self) -> int:
+        """Of one rank in the step that is taken, or was the last one."""
+        return self.batches.number(max(self.step - 1, 0))
 
     def start_record(self) -> StartRecord:
         """The start event."""
@@ -450,6 +453,7 @@ class Trainer:
         self.tell("before_step")
         lr = learning_rate(self.config.schedule, self.config.optimizer.lr, self.step, self.config.train.steps)
         self.engine.set_lr(lr)
+        self.engine.step_length = self.batches.lengths.at(self.step - 1)
         vote, self.spikes.reason = self.requests.vote(self._failed), ""
         watched = any(callback.watching for callback in self.callbacks)
         result = self.engine.train_step(
@@ -474,6 +478,10 @@ class Trainer:
             "data_wait_share": wait / seconds,
             "skipped": not result.applied,
         }
+        if self.batches.sizes.grows:
+            record["batch_size"] = self.batches.sizes.at(self.step - 1)
+        if self.batches.lengths.grows:
+            record["seq_length"] = self.batches.lengths.at(self.step - 1)
         graph = self.engine.graph
         if graph is not None and graph.capture_s is not None:
             record["graph_capture_s"] = graph.capture_s

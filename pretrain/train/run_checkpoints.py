@@ -124,7 +124,7 @@ class Checkpoints:
 
         Raises SaveError and StaleStartError as `Saver.save` does.
         """
-        train = self.config.train
+        train, samples = self.config.train, self.config.batch_sizes.before(step)
         tokenizer = Path(self.config.data.corpora[0].path) / "tokenizer.model"
         files = (
             {"tokenizer.model": tokenizer.read_bytes()}
@@ -137,8 +137,8 @@ class Checkpoints:
             asynchronous=asynchronous,
             progress={
                 **counts,
-                "consumed_samples": step * train.global_batch_size,
-                "consumed_tokens": step * train.global_batch_size * self.config.data.seq_length,
+                "consumed_samples": samples,
+                "consumed_tokens": samples * self.config.data.seq_length,
                 "seed": train.seed,
                 "data": [corpus.model_dump() for corpus in identity_of(self.data)],
                 **_of_images(self.data),

@@ -16,6 +16,7 @@ from model.records import Record, as_record
 from model.words import printable
 from parallel.checkpoint.reader import CheckpointReader
 from pretrain.config.schema import OptimizerConfig, RunConfig, ScheduleConfig
+from pretrain.config.sections.growth import BatchRampup
 from pretrain.data.blend import Blend
 from pretrain.train.learning_rate import learning_rate
 
@@ -25,6 +26,7 @@ FIXED = (
     "masking.packed",
     "spans.density",
     "spans.mean_length",
+    "schedule.batch_rampup",
     "train.global_batch_size",
     "train.seed",
 )
@@ -32,6 +34,8 @@ FIXED = (
 
 With others, a run that goes on would leave out some of its data or see it twice.
 """
+MISSING: dict[str, object] = {"schedule.batch_rampup": BatchRampup().model_dump(mode="json")}
+"""What checkpoints have of versions that did not know a setting of `FIXED`."""
 FREE = ("model.init", "model.hidden_dropout", "model.attention_dropout", "model.max_position_embeddings")
 """Settings of a model with which loaded weights do not compute anything else."""
 UNSAID = (
@@ -131,7 +135,7 @@ def check_same_data(reader: CheckpointReader, config: RunConfig, blend: Blend) -
     elsewhere = "start a run with another name from it (checkpoint.load)"
     for name in FIXED:
         section, key = name.split(".")
-        theirs = _section(reader, section).get(key)
+        theirs = _section(reader, section).get(key, MISSING.get(name))
         if theirs is not None and theirs != ours[section][key]:
             differs = f"{name}={_shown(theirs)}, the configuration has {ours[section][key]!r}"
             raise UserError(f"{reader.folder} was trained with {differs}: change it back, or {elsewhere}")
@@ -181,7 +185,7 @@ def differences(reader: CheckpointReader, config: RunConfig) -> list[str]:
 
 
 def _said(key: str) -> bool:
-    if key in FIXED or (key.startswith("model.") and key not in LOADED):
+    if key.startswith(FIXED) or (key.startswith("model.") and key not in LOADED):
         return False
     return not any(key == one or (one.endswith(".") and key.startswith(one)) for one in UNSAID)
 

@@ -45,10 +45,13 @@ def generate_text(
     tokenizer = Tokenizer(trained.needed_tokenizer())
     try:
         # Documents follow each other with nothing but the end mark between them,
-        # so that mark is what the first token of one is predicted from.
-        ids = tokenizer.encode(prompt) or [tokenizer.eod_id]
+        # so that mark is what the first token of one is predicted from. Where documents do not see
+        # each other it is the first that all texts are read after.
+        ids = tokenizer.encode(prompt)
     except UnicodeEncodeError as error:
         raise UserError(f"the prompt is not valid text: {error.reason} at character {error.start}") from None
+    if trained.reader.sections.data.document_mask or not ids:
+        ids = [tokenizer.eod_id, *ids]
     new = generate(
         dict(trained.weights),
         trained.config,

@@ -129,6 +129,7 @@ def _score(
     from pretrain.trained.scorer import Scorer
 
     scorer = Scorer(trained, precision)
+    scorer.end_mark = found.end_mark
     units = Units(tokenizer) if tokenizer and tokenizer.lossless else None
     nats, totals, done = torch.zeros((), dtype=torch.float64), np.zeros(3, dtype=np.int64), 0
     for batch, first in found.batches:

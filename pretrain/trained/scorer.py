@@ -15,6 +15,7 @@ from torch import Tensor
 
 from model.errors import UserError
 from parallel.config import Fp8Config
+from pretrain.data.documents import document_parts
 
 if TYPE_CHECKING:
     from pretrain.config.schema import BranchConfig
@@ -28,6 +29,9 @@ class Scorer:
     verified: the checkpoint's files were, already.
     Raises UserError for damage, or a precision this machine lacks.
     """
+
+    end_mark: int | None = None
+    """Ends documents that do not see each other, where the model was trained so."""
 
     def __init__(self, trained: Trained, precision: str = "auto", *, verified: bool = False) -> None:
         from parallel.launch.one_process import single_process
@@ -174,5 +178,10 @@ class Scorer:
         Raises UserError as `inputs` does.
         """
         inputs, labels = self.inputs(tokens)
-        losses: Tensor = self.model({"tokens": inputs, "labels": labels})
+        losses: Tensor = self.model(self.batch(inputs) | {"labels": labels})
         return losses.float().cpu()
+
+    def batch(self, inputs: Tensor) -> dict[str, Tensor]:
+        """What the model reads with tokens [b, n] of the stream of documents."""
+        parts = {} if self.end_mark is None else document_parts(inputs, self.end_mark)
+        return {"tokens": inputs, **parts}

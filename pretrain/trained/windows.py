@@ -5,12 +5,13 @@ Documents follow each other in one stream, each ended by the end-of-document tok
 A window may begin inside a document.
 Without a stride, windows do not overlap: the first token of a window is seen by nothing before it
 but the token it is predicted from.
+A model whose documents did not see each other (`data.document_mask`) is measured so too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,8 @@ class Windows:
     stride: int
     batches: Iterator[tuple[Tensor, int]]
     """Windows [b, n + 1] with the first target that counts in each."""
+    end_mark: int | None
+    """Ends documents that do not see each other, where the model was trained so."""
 
 
 def open_windows(trained: Trained, tokenizer: Tokenizer | None, asked: Asked) -> Windows:
@@ -81,7 +84,9 @@ def open_windows(trained: Trained, tokenizer: Tokenizer | None, asked: Asked) ->
         raise UserError(f"text_key={asked.text_key} has an effect on --text only: data sets hold tokens")
     if asked.text:
         ids, name = _tokens_of(asked.text, tokenizer, asked.text_key or "text")
-        return _text_windows(ids, name, window, batch_size, asked)
+        assert tokenizer is not None
+        found = _text_windows(ids, name, window, batch_size, asked)
+        return replace(found, end_mark=tokenizer.eod_id) if run.data.document_mask else found
     if asked.stride is not None:
         raise UserError(
             f"stride={asked.stride} has an effect on --text only: windows of prepared data do not overlap"
@@ -142,7 +147,8 @@ def _data_windows(
         )
     steps = range(0, samples, batch_size)
     batches = ((blend.batch(range(at, min(at + batch_size, samples))), 0) for at in steps)
-    return Windows(f"{split} split of {name}", samples, window, window, batches)
+    mark = blend.eod_id if trained.reader.sections.data.document_mask else None
+    return Windows(f"{split} split of {name}", samples, window, window, batches, mark)
 
 
 def _tokens_of(files: Sequence[str], tokenizer: Tokenizer | None, text_key: str) -> tuple[Tensor, str]:
@@ -164,7 +170,7 @@ def _text_windows(ids: Tensor, name: str, window: int, batch_size: int, asked: A
         raise UserError(f"stride={stride} must lie between 1 and the window of {window} tokens")
     starts = list(range(0, max(len(ids) - 1 - window, 0) + stride, stride))
     starts = starts[: _limit(asked, len(starts), name)]
-    return Windows(name, len(starts), window, stride, _cut(ids, starts, window, stride, batch_size))
+    return Windows(name, len(starts), window, stride, _cut(ids, starts, window, stride, batch_size), None)
 
 
 def _cut(

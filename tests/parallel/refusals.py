@@ -67,6 +67,7 @@ def _run(what: str, message: str, **changes: Any) -> Refusal:
             changes.get("model"),
             changes.get("parallel"),
             changes.get("train"),
+            data=changes.get("data"),
             **changes.get("optimizer", {}),
         ),
     )
@@ -107,6 +108,7 @@ def _sizes() -> None:
 
 
 COMPILE, GRAPH = given(compile=True), given(cuda_graph=True)
+DOCUMENTS = given(document_mask=True)
 SP, VP = given(tensor=2, sequence_parallel=True), given(pipeline=2, virtual_stages=3)
 REFUSALS = [
     _layout(
@@ -289,6 +291,24 @@ REFUSALS = [
         "offload.optimizer=false or",
         parallel=given(offload=given(optimizer=True)),
         optimizer=given(kind="muon"),
+    ),
+    _run(
+        "documents that do not see each other under context parallelism",
+        "document_mask=true does not combine with parallel.context=2 yet: set parallel.context=1",
+        parallel=given(context=2),
+        data=DOCUMENTS,
+    ),
+    _run(
+        "documents that do not see each other in a CUDA graph",
+        "document_mask=true does not combine with train.cuda_graph=true yet",
+        train=GRAPH,
+        data=DOCUMENTS,
+    ),
+    _run(
+        "hiding documents where samples say what is hidden",
+        "document_mask=true has no effect with train.task=masked_lm",
+        model=given(family="bert"),
+        data=DOCUMENTS,
     ),
     _run("momentum without Muon", "set optimizer.kind=muon", optimizer=given(momentum=0.9)),
     _run(

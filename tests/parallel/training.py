@@ -18,6 +18,7 @@ from model.parameters.shards import full_shape, put
 from parallel.config import ParallelConfig
 from parallel.engine.engine import Engine
 from pretrain.config.schema import RunConfig
+from pretrain.data.documents import document_parts, in_pieces
 from pretrain.data.order import micro_batch_indices
 from pretrain.data.samples import next_tokens
 from pretrain.tasks.causal_lm import CAUSAL_LM
@@ -65,6 +66,7 @@ def run_config(
     parallel: dict[str, Any] | None = None,
     train: dict[str, Any] | None = None,
     schedule: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
     **optimizer: Any,
 ) -> RunConfig:
     """A run of the tiny model with changes.
@@ -76,7 +78,7 @@ def run_config(
     return RunConfig(
         name="tiny",
         model=chosen,
-        data={"corpora": [{"path": "none"}], "seq_length": SEQ_LENGTH} | source,
+        data={"corpora": [{"path": "none"}], "seq_length": SEQ_LENGTH} | source | (data or {}),
         parallel=ParallelConfig(**(parallel or {})),
         optimizer=OPTIMIZER | optimizer,
         train=TRAIN | (train or {}),
@@ -137,24 +139,24 @@ def picture(config: RunConfig, index: int) -> Batch:
 
 def batches_of(config: RunConfig, engine: Engine, step: int) -> list[Batch]:
     """This rank's micro-batches of a step, by the product's own order."""
-    layout, batch, micro = (
-        engine.topology.layout,
-        config.train.global_batch_size,
-        config.train.micro_batch_size,
-    )
+    layout, micro = engine.topology.layout, config.train.micro_batch_size
+    batch, before = config.batch_sizes.at(step), config.batch_sizes.before(step)
     parts = [
-        micro_batch_indices(step, k, engine.topology.data_rank, layout.data, micro, batch)
+        [before + i for i in micro_batch_indices(0, k, engine.topology.data_rank, layout.data, micro, batch)]
         for k in range(batch // (micro * layout.data))
     ]
     if config.task.samples == "next_token":
-        batches = [next_tokens(torch.stack([sample(int(i)) for i in part])) for part in parts]
-        return [own_tokens(one, engine.topology) for one in batches]
+        found = [next_tokens(torch.stack([sample(i) for i in part])) for part in parts]
+        if config.data.document_mask:  # every eighth token ends a document
+            found = [one | document_parts(one["tokens"] % 8, 0) for one in found]
+        cut = [in_pieces(one, config.seq_lengths.at(step)) for one in found]
+        return [own_tokens(one, engine.topology) for one in cut]
     of_images = config.task.samples == "images"
-    rows = [[picture(config, int(i)) if of_images else pairs(int(i)) for i in part] for part in parts]
+    rows = [[picture(config, i) if of_images else pairs(i) for i in part] for part in parts]
     stacked = [{name: torch.stack([row[name] for row in part]) for name in part[0]} for part in rows]
     if of_images:
         return stacked
-    whole = sum(int(pairs(index)["weights"].sum()) for index in range(step * batch, (step + 1) * batch))
+    whole = sum(int(pairs(index)["weights"].sum()) for index in range(before, before + batch))
     return shared(stacked, whole, layout.data)
 
 
@@ -182,6 +184,7 @@ def train(
     for step in range(first, last):
         if shares is not None:
             shares.fill(step)
+        engine.step_length = config.seq_lengths.at(step)
         batches = batches_of(config, engine, step)
         result = engine.train_step(training_step(config.task), functools.partial(iter, batches), len(batches))
         assert result.applied, f"step {step} was skipped: loss {result.loss}, norm {result.grad_norm}"

@@ -9,6 +9,7 @@ and so to check how ours are put together. Numbers of the real kernels are check
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -60,12 +61,27 @@ def attention(
     mask: Tensor | None = None,
     *,
     attn_mask_type: str,
+    qkv_format: str | None = None,
+    cu_seqlens_q: Tensor | None = None,
     **unused: Any,
 ) -> Tensor:
     """`transformer_engine.pytorch.DotProductAttention.forward` on [s, b, heads, d].
 
+    On [t, heads, d] with qkv_format "thd": sequences one after the other, from bound to bound.
     Raises ValueError for a mask type that Fathom does not use, and for a mask beside another type.
     """
+    if qkv_format == "thd":
+        if attn_mask_type != "padding_causal" or cu_seqlens_q is None:
+            raise ValueError(f"attn_mask_type={attn_mask_type!r} for rows of sequences")
+        bounds = cu_seqlens_q.tolist()
+        parts = [
+            attention(
+                self, *(part[first:last, None] for part in (query, key, value)), attn_mask_type="causal"
+            )
+            for first, last in itertools.pairwise(bounds)
+        ]
+        assert bounds[-1] == len(query)
+        return torch.cat(parts).flatten(1)
     if attn_mask_type not in ("causal", "no_mask", "arbitrary"):
         raise ValueError(f"attn_mask_type={attn_mask_type!r}")
     if (mask is None) is (attn_mask_type == "arbitrary"):

@@ -32,9 +32,18 @@ WINDOWS: dict[str, dict[str, Any]] = {
     "capped": {"attention": {"soft_cap": 0.5, "qk_norm": True}, "logit_soft_cap": 2.0, "num_query_groups": 2},
     "capped-window": {"attention": {"soft_cap": 0.5, "qkv_bias": True}, "bias": False, "window": 2},
     "window-encoder": {"family": "bert", "window": 1, "global_every": 2},
+    "rotary-documents": {
+        "position": "rotary",
+        "num_query_groups": 2,
+        "window": 2,
+        "global_every": 3,
+        "rotary_base_local": 9,
+    },
+    "learned-documents": {"scheme": "b2t"},
+    "capped-documents": {"attention": {"soft_cap": 0.5}, "position": "rotary"},
     "window-encoder-documents": {"family": "bert", "window": 2, "global_every": 2},
 }
-"""Models whose attention sees neighbours only, by the name of the case."""
+"""Models whose attention sees neighbours or documents only, by the name of the case."""
 
 
 CROSSED: dict[str, dict[str, Any]] = {
@@ -205,8 +214,12 @@ def compare_runs(name: str, fields: dict[str, Any]) -> dict[str, float]:
                 if one.parameter.dim() == 1:  # norms and biases at their initial values would hide mistakes
                     one.parameter.add_(torch.linspace(-0.3, 0.3, one.parameter.numel()).roll(len(one.name)))
         batch = {"tokens": tokens[:, :-1], "labels": tokens[:, 1:]}
-        if model.blueprint.head.targets and name.endswith("documents"):
-            batch["documents"] = (torch.arange(SEQ) // 5).expand(2, SEQ)
+        if name.endswith("documents"):
+            # Of other lengths in both rows; neighbours over the border of rows have one number.
+            documents = torch.stack((torch.arange(SEQ) // 5, 1 + torch.arange(SEQ) // 3))
+            batch["documents"] = documents
+            if model.stack.causal:
+                batch["positions"] = torch.stack((torch.arange(SEQ) % 5, torch.arange(SEQ) % 3))
         if model.blueprint.crossed:
             batch["source"] = torch.randint(0, VOCAB, (2, SOURCE), generator=torch.Generator().manual_seed(1))
             batch["source_documents"] = torch.tensor([1] * 4 + [2] * 5 + [0] * 3).expand(2, SOURCE)

@@ -93,7 +93,8 @@ def _text(value: object) -> str:
 
 def _summary(config: RunConfig, model: ModelConfig, sizes: dict[str, int] | None) -> str:
     tokens = config.train.global_batch_size * config.data.seq_length
-    lines = [f"Tokens per step {tokens:,}, in the whole run {tokens * config.train.steps:,}."]
+    whole = config.batch_sizes.before(config.train.steps) * config.data.seq_length
+    lines = [f"Tokens per step {tokens:,}, in the whole run {whole:,}."]
     if sizes is not None:
         parts = ", ".join(
             f"{name.replace('_', ' ')} {count:,}"

@@ -130,7 +130,7 @@ def plan(
     work = work_of(config, model)
     parallel = config.parallel
     world = gpus or parallel.processes or parallel.tensor * parallel.pipeline * parallel.context
-    budget = tokens or config.train.steps * work.batch * work.seq_length
+    budget = tokens or config.batch_sizes.before(config.train.steps) * work.seq_length
     flops = work.flops(parallel.recompute.granularity)
     try:
         own: Row | Impossible = _row(configured(config, work, device, world), budget, world, price)

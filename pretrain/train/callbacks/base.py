@@ -46,6 +46,10 @@ class StepRecord(_Step, total=False):
     """The metrics line of a step."""
 
     graph_capture_s: float
+    batch_size: int
+    """Samples of the step, where that grows."""
+    seq_length: int
+    """Tokens of its sequences, where that grows."""
     signal: dict[str, float]
     """Ends and extremes of the signal, where they were measured."""
 
@@ -87,8 +91,11 @@ class RunView(Protocol):
     """Steps done; in `before_step` the one about to be taken."""
     last_step: int
     """Where this start of the run ends."""
-    num_microbatches: int
-    """Of one rank in a step."""
+
+    @property
+    def num_microbatches(self) -> int:
+        """Of one rank in the step that is taken."""
+        ...
 
     @property
     def checkpoints(self) -> Path:

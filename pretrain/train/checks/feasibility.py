@@ -9,7 +9,7 @@ import torch
 
 from model.errors import UserError
 from parallel.hardware.precision import Numerics, check_sizes, numerics_for, this_machine
-from parallel.topology import Layout, check_layout
+from parallel.topology import BATCH_KEY, Layout, check_layout
 from pretrain.config.load import complete_model
 from pretrain.config.schema import RunConfig
 
@@ -21,8 +21,18 @@ def fit_processes(config: RunConfig, world: int) -> Layout:
     """
     train, seq_length, source = config.train, config.data.seq_length, config.data.source_length
     layout = check_layout(config.parallel, complete_model(config), world)
-    count = layout.num_microbatches(train.global_batch_size, train.micro_batch_size)
-    layout.check_batches(seq_length, count, source)
+    ramp, warmup, batch = config.schedule.batch_rampup, config.schedule.seq_length_warmup, BATCH_KEY
+    # A batch that grows is a sum of these, and a length that grows a multiple.
+    for key, size in (
+        ("schedule.batch_rampup.increment", ramp.increment),
+        ("schedule.batch_rampup.start", ramp.start),
+        (batch, train.global_batch_size),
+    ):
+        if size is not None:
+            count = layout.num_microbatches(size, train.micro_batch_size, key)
+            layout.check_batches(seq_length, count, source, batch_key=key)
+    if warmup.start is not None:
+        layout.check_batches(warmup.start, count, length_key="schedule.seq_length_warmup.start")
     if train.eval_samples:
         rounds = eval_rounds(layout, train.eval_samples, train.micro_batch_size)
         layout.check_batches(seq_length, rounds, source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from model.errors import UserError
 from model.hf.proof import change
 from model.hf.reference import Evaluation
 from pretrain.data.blend import open_blend
+from pretrain.data.tokens.tokenizer import Tokenizer
 from pretrain.trained.open import Trained
 
 BATCH = 8
@@ -36,10 +38,25 @@ def validation_tokens(trained: Trained, samples: int) -> torch.Tensor:
 def compare(trained: Trained, model: Any, samples: int) -> tuple[float, float]:
     """As `verify_export.Check.compare`."""
     tokens = validation_tokens(trained, samples)
-    losses = [_loss(model(batch[:, :-1]).logits, batch) for batch in tokens.split(BATCH)]
+    parts = list(tokens.split(BATCH))
+    if trained.reader.sections.data.document_mask:
+        parts = alone(tokens, Tokenizer(trained.needed_tokenizer()).eod_id)
+    losses = [_loss(model(batch[:, :-1]).logits, batch) for batch in parts]
     first = tokens[:BATCH, :-1]
     ours = Evaluation(trained.weights, trained.config, logit_scale=trained.logit_scale)(first)
     return float(torch.cat(losses).mean()), change(model(first).logits, ours)
+
+
+def alone(tokens: torch.Tensor, end_mark: int) -> list[torch.Tensor]:
+    """The documents in windows [n, s + 1], one by one: [1, length + 1], with the label that comes.
+
+    Each begins with the end mark before it, as the trainer has it (`data.document_mask`).
+    """
+    found = []
+    for row in tokens:
+        cuts = sorted({0, *(row[:-1] == end_mark).nonzero().flatten().tolist(), len(row) - 1})
+        found += [row[first : last + 1][None] for first, last in itertools.pairwise(cuts)]
+    return found
 
 
 def _loss(logits_bsv: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from model.depth.schemes import SCHEMES
 from model.layers.transformer_config import transformer_config
 from model.network.language_model import LanguageModel
 from parallel.launch.one_process import single_process
+from pretrain.data.documents import document_parts
 from tests.model.cost.saved import saved_bytes
 
 LLAMA = {
@@ -45,6 +46,12 @@ CASES: dict[str, dict[str, Any]] = {
     "losses in chunks, one sample, capped": {"loss_chunk": 5, "samples": 1, "logit_soft_cap": 3.0},
     "selective": {"recompute": "selective"},
     "full": {"recompute": "full"},
+    "a window": {"window": 3},
+    "windows in some layers": {"window": 3, "global_every": 2},
+    "documents": {"documents": True},
+    "documents, windows in some layers": {"documents": True, "window": 3, "global_every": 2, **LLAMA},
+    "documents, capped": {"documents": True, "attention": {"soft_cap": 2.0}},
+    "documents, full": {"documents": True, "recompute": "full"},
 }
 
 
@@ -53,9 +60,11 @@ def _process() -> None:
     single_process()
 
 
-def loss_of(model: LanguageModel, samples: int, seq: int) -> torch.Tensor:
+def loss_of(model: LanguageModel, samples: int, seq: int, documents: bool = False) -> torch.Tensor:
     tokens = torch.randint(0, 500, (samples, seq + 1))
-    return model({"tokens": tokens[:, :-1], "labels": tokens[:, 1:]}).mean()
+    inputs = tokens[:, :-1]
+    parts = document_parts(inputs % 5, 0) if documents else {}
+    return model({"tokens": inputs, "labels": tokens[:, 1:], **parts}).mean()
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -63,6 +72,7 @@ def test_formula_counts_every_saved_byte(case: dict[str, Any]) -> None:
     case = dict(case)
     samples, seq, recompute = case.pop("samples", 3), 16, case.pop("recompute", "none")
     loss_chunk = case.pop("loss_chunk", None)
+    documents = case.pop("documents", False)
     config = ModelConfig(
         **{
             "num_layers": 4,
@@ -83,10 +93,11 @@ def test_formula_counts_every_saved_byte(case: dict[str, Any]) -> None:
         config, transformer_config(config, **core.get(recompute, full)), seq_length=seq
     ).train()
     model.loss_chunk = loss_chunk
-    expected = Activations(config, samples, seq, recompute=recompute, loss_chunk=loss_chunk).whole()
-    if config.position == "rotary":
-        expected += 2 * 4 * seq * config.rotary_width  # one table for all layers
-    measured = saved_bytes(model, lambda: loss_of(model, samples, seq))
+    asked = {"recompute": recompute, "loss_chunk": loss_chunk, "documents": documents}
+    expected = Activations(config, samples, seq, **asked).whole()
+    if config.position == "rotary":  # one table for all layers
+        expected += 2 * 4 * seq * config.rotary_width * (samples if documents else 1)
+    measured = saved_bytes(model, lambda: loss_of(model, samples, seq, documents))
     if recompute == "none":
         assert measured == expected
     else:  # masks' stand-ins and random states of the recomputation, which do not grow with the layers' width

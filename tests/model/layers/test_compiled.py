@@ -18,6 +18,7 @@ from model.network.language_model import LanguageModel
 from model.parameters.names import named_parameters
 from model.weights.init import initialize_
 from parallel.launch.one_process import single_process
+from pretrain.data.documents import document_parts
 from pretrain.data.samples import next_tokens
 from pretrain.tasks.task import Batch
 from tests.parallel.training import SEQ_LENGTH, SOURCE_LENGTH, VOCAB_SIZE, pairs
@@ -119,12 +120,18 @@ def test_layers_of_two_stacks_are_compiled_by_stack(scheme: str) -> None:
         torch.testing.assert_close(compiled_gradients[name], gradient, rtol=1e-4, atol=1e-7)
 
 
-def test_rotary_grouped_gated_layers_compile_once() -> None:
+@pytest.mark.parametrize("documents", [False, True])
+def test_rotary_grouped_gated_layers_compile_once(documents: bool) -> None:
     model = build("deepscalelm_pre_ln", layers=40, **LLAMA)
+    batch = WINDOWS | (document_parts(WINDOWS["tokens"] % 5, 0) if documents else {})
+    loss, gradients = loss_and_gradients(model, batch)
     graphs, backend = counting()
     compile_layers([model], backend=backend)
-    loss_and_gradients(model)
+    again, compiled_gradients = loss_and_gradients(model, batch)
     assert len(graphs) == 1
+    torch.testing.assert_close(again, loss, rtol=1e-6, atol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(compiled_gradients[name], gradient, rtol=1e-4, atol=1e-7)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
 
 

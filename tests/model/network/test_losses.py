@@ -5,15 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from megatron.core.parallel_state import get_tensor_model_parallel_group
 from torch import Tensor
 
-from model.network.losses import (
-    VocabularyPart,
-    cross_entropy,
-    log_partition,
-    smoothing_gradient,
-    z_loss_gradient,
-)
+from model.network.losses import VocabularyPart, cross_entropy, cut_cross_entropy, smoothing_gradient
+from parallel.launch.one_process import single_process
+from tests.model.cost.saved import saved_bytes
 
 ROWS, VOCAB, PADDED = 50, 37, 40
 
@@ -101,7 +98,7 @@ def test_smoothing_is_in_the_gradient_alone_and_is_that_of_torch() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_z_loss_is_in_the_gradient_alone(smoothing: float) -> None:
-    """Also where the vocabulary, 11 tokens and 13 of padding, is cut over three ranks."""
+    """Of 11 tokens and 13 of padding."""
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(6, 24, generator=generator, dtype=torch.float64, requires_grad=True)
     labels, weights = torch.tensor([0, 3, 7, 8, 10, 10]), torch.rand(6, generator=generator)
@@ -110,17 +107,33 @@ def test_z_loss_is_in_the_gradient_alone(smoothing: float) -> None:
     smoothed = F.cross_entropy(kept, labels, reduction="none", label_smoothing=smoothing)
     squared = 0.3 * kept.exp().sum(-1).log().square()
     (wanted,) = torch.autograd.grad(((smoothed + squared) * weights).sum(), logits, retain_graph=True)
-    (alone,) = torch.autograd.grad((squared * weights).sum(), logits, retain_graph=True)
     ours = cross_entropy(logits, labels, 11, smoothing, 0.3)
     torch.testing.assert_close(ours, plain, rtol=1e-13, atol=0)
     (found,) = torch.autograd.grad((ours * weights).sum(), logits)
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-15)
 
-    log_z = log_partition(logits[:, None], 11, None)
-    parts = []
-    for rank, valid in ((0, 8), (1, 3), (2, 0)):
-        own = logits.detach()[:, None, 8 * rank : 8 * rank + 8].requires_grad_()
-        zeros = z_loss_gradient(own, log_z, valid, 0.3)
-        assert not zeros.any()
-        parts.append(torch.autograd.grad((zeros * weights[:, None]).sum(), own)[0][:, 0])
-    torch.testing.assert_close(torch.cat(parts, dim=1), alone, rtol=1e-12, atol=1e-15)
+
+def test_z_loss_of_cut_logits_keeps_nothing_as_large_as_they_are() -> None:
+    """One process in the place of ranks; layouts are compared in tests/parallel/engine."""
+    single_process()
+    group = get_tensor_model_parallel_group()
+    generator = torch.Generator().manual_seed(4)
+    given = torch.randn(5, 2, 11, generator=generator)
+    labels = torch.randint(0, 11, (5, 2), generator=generator)
+    weights = torch.rand(5, 2, generator=generator)
+    narrow = given.clone().requires_grad_()
+
+    def loss(z_loss: float) -> Tensor:
+        return cut_cross_entropy(narrow * 1.0, labels, group, z_loss)  # it computes in their memory
+
+    without, with_it = (saved_bytes(torch.nn.Module(), lambda z=z: loss(z)) for z in (0.0, 0.3))  # type: ignore[misc]
+    assert without == with_it > given.nbytes
+    logits = given.double().requires_grad_()
+    plain = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(5, 2)
+    (wanted,) = torch.autograd.grad(
+        ((plain + 0.3 * logits.logsumexp(-1).square()) * weights).sum(), logits, retain_graph=True
+    )
+    ours = loss(0.3)
+    torch.testing.assert_close(ours.double(), plain, rtol=1e-6, atol=0)
+    (found,) = torch.autograd.grad((ours * weights).sum(), narrow)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)

@@ -17,7 +17,13 @@ from pretrain.config.schema import RunConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGURATION = ("pretrain/config/", "model/config.py", "model/sections.py", "parallel/config.py")
-NAMES = {"RunConfig": ("config", "run"), "Corpus": ("corpus",), "RoleFactors": ("role",)}
+NAMES = {
+    "RunConfig": ("config", "run"),
+    "Corpus": ("corpus",),
+    "RoleFactors": ("role",),
+    "BatchRampup": ("ramp",),
+    "LengthWarmup": ("warmup",),
+}
 """Class -> what its objects are called, beside `config`, `settings` and the field they are in."""
 BY_NAME = {
     **dict.fromkeys(

@@ -230,7 +230,7 @@ def test_a_walk_is_the_models_own_forward_pass_bit_by_bit(trained: Trained, batc
     walk, layers = Walk(scorer.model), scorer.model.decoder.layers
     inputs, labels = scorer.inputs(tokens)
     with torch.no_grad():
-        stream, angles = walk.enter(inputs)
+        stream, angles = walk.enter({"tokens": inputs})
         for place in range(LAYERS):
             end = walk.run(walk.skip(stream, place, place + 1), place + 1, LAYERS, angles)
             found = -walk.log_probabilities(end, LAYERS).gather(2, labels[..., None]).squeeze(2)

@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,10 +22,13 @@ from parallel.checkpoint.reader import CheckpointReader
 from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.tokens.tokenizer import Tokenizer
 from pretrain.data.tokens.train import train_tokenizer
+from pretrain.trained.folders.verify_next_token import compare
+from pretrain.trained.generate import generate_text
 from pretrain.trained.open import open_trained
 from pretrain.trained.perplexity import evaluate
 from pretrain.trained.text_tokens import read_text
 from tests.pretrain.small import VOCAB, small_config, small_data, small_trainer
+from tests.pretrain.small import trained as trained_run
 from tools.cli import main
 
 WINDOW = 16
@@ -96,6 +100,31 @@ def test_text_in_windows(run: dict[str, Any], stride: int | None) -> None:
     assert got.bytes == sum(len(text.encode()) for text in TEXTS)
     assert got.words == sum(len(text.split()) for text in TEXTS)
     assert got.per(got.bytes)["bits"] == pytest.approx(expected / math.log(2) / got.bytes, rel=1e-5)  # type: ignore[index]
+
+
+def test_documents_that_did_not_see_each_other_do_not_here(run: dict[str, Any], tmp_path: Path) -> None:
+    """The trainer's evaluation, `fathom eval`, an export's check and a continued text agree."""
+    config = small_config(run["data"], tmp_path, 2, scheme="deepscalelm_pre_ln")
+    config.data.document_mask, config.data.seq_length = True, 12
+    _, told = trained_run(config)
+    folder = tmp_path / "small"
+    ours = evaluate(folder, samples=4, batch_size=3)
+    assert ours.nats / ours.tokens == pytest.approx(told.evaluations[-1]["loss"], rel=1e-6)
+    opened = open_trained(folder)
+    plain = Evaluation(dict(opened.weights), opened.config, logit_scale=opened.logit_scale)
+    told_apart, _ = compare(opened, lambda ids: SimpleNamespace(logits=plain(ids)), 4)
+    assert told_apart == pytest.approx(told.evaluations[-1]["loss"], rel=1e-6)
+
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": one}) + "\n" for one in ("ab", "a b c", "k")))
+    tokenizer = Tokenizer(run["data"] / "tokenizer.model")
+    mark = tokenizer.eod_id
+    documents = [[mark, *tokenizer.encode(one), mark] for one in ("ab", "a b c", "k")]
+    assert sum(map(len, documents)) - len(documents) < 12
+    expected = sum(sum(losses_of(folder, ids)) for ids in documents)
+    assert evaluate(folder, text=[str(text)]).nats == pytest.approx(expected, rel=1e-5)
+    best = plain(torch.tensor([[mark, *tokenizer.encode("a b")]]))[0, -1].argmax()
+    assert "".join(generate_text(folder, "a b", 1, top_k=1)) == tokenizer.decode([int(best)])
 
 
 def test_json_lines_are_documents(run: dict[str, Any], tmp_path: Path) -> None:
