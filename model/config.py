@@ -23,6 +23,8 @@ from model.norms import NORMS
 from model.sections import LAYERS, AttentionConfig, InitConfig, RotaryConfig, Strict, TransferConfig
 from model.words import printable
 
+Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_tanh"]
+
 
 def _written(value: float | str) -> str:
     """A value as it is written in YAML."""
@@ -101,10 +103,10 @@ class ModelConfig(Strict):
     )
     normalization: Literal["layernorm", "rmsnorm"] = Field("layernorm", description="Kind of every norm.")
     norm_epsilon: float = Field(1e-5, ge=1e-30, le=1, description="Epsilon inside every norm.")
-    activation: Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "swiglu", "geglu"] = Field(
+    activation: Activation = Field(
         "gelu",
         description="Feed-forward activation. gelu is the exact one, gelu_tanh GPT-2's approximation of it; "
-        "swiglu and geglu are gated.",
+        "swiglu, geglu and geglu_tanh are gated.",
     )
     position: Literal["learned", "sinusoidal", "rotary", "none"] = Field(
         "learned",
@@ -124,8 +126,16 @@ class ModelConfig(Strict):
         None,
         ge=2,
         le=LAYERS,
-        description="The first and every so-manieth layer after it see all tokens in spite of the window; "
+        description="The first layer, or that after global_first, and every so-manieth after it see all "
+        "tokens in spite of the window; "
         "null: none.",
+    )
+    global_first: int = Field(
+        0,
+        ge=0,
+        le=LAYERS,
+        description="With global_every, how many layers with a window come before the first that sees all "
+        "tokens (Gemma 2: 1; Gemma 3: 5).",
     )
     rotary_base_local: int | None = Field(
         None,
@@ -296,12 +306,18 @@ class ModelConfig(Strict):
         window, every, base = self.window, self.global_every, self.rotary_base_local
         for name, present, missing in (
             ("global_every", every and not window, "without model.window"),
+            ("global_first", self.global_first and not every, "without model.global_every"),
             ("rotary_base_local", base and not every, "without model.global_every"),
             ("rotary_base_local", base and self.position != "rotary", f"with model.position={self.position}"),
             ("window", window and not self.local_layers, f"in {self.num_layers} layers of which none has it"),
         ):
             if present:
                 raise ValueError(f"model.{name}={getattr(self, name)} has no effect {missing}; remove it")
+        if every and self.global_first >= every:
+            raise ValueError(
+                f"model.global_first={self.global_first} must be below model.global_every={every}: "
+                f"the layer {every} before it would see all tokens too"
+            )
 
     def _check_unigram(self) -> None:
         """Refuses `init.unigram` where no initial value can make the logits a constant."""
@@ -387,7 +403,9 @@ class ModelConfig(Strict):
 
     def is_local(self, layer: int) -> bool:
         """Whether a layer, 0-based of the whole model, sees no more than the window."""
-        return self.window is not None and (self.global_every is None or layer % self.global_every != 0)
+        if self.window is None or self.global_every is None:
+            return self.window is not None
+        return (layer - self.global_first) % self.global_every != 0
 
     @property
     def local_layers(self) -> int:
@@ -476,7 +494,7 @@ class ModelConfig(Strict):
     @property
     def gated(self) -> bool:
         """Whether the feed-forward has a gate and an up projection (fc1 rows: [gate; up])."""
-        return self.activation in ("swiglu", "geglu")
+        return self.activation in ("swiglu", "geglu", "geglu_tanh")
 
     @property
     def ffn_size(self) -> int:

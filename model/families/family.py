@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
-WINDOWS = ("window", "global_every", "rotary_base_local")
+WINDOWS = ("window", "global_every", "global_first", "rotary_base_local")
 """Fields of `ModelConfig` about layers that see a part of the sequence."""
 
 

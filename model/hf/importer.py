@@ -13,7 +13,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.errors import UserError
 from model.hf.mapping import CanonicalWeights, Entry, entries, fixed_positions
-from model.hf.names.conversions import FINAL_BIAS, Target
+from model.hf.names.conversions import FINAL_BIAS, GEMMAS, Target
 from model.hf.names.tables import LOGIT_BIAS_HF
 from model.hf.settings.read import read_config
 from model.hf.settings.read_images import image_facts
@@ -159,6 +159,7 @@ PREFIXES: dict[Target, tuple[str, ...]] = {
     "qwen2": ("model.", "lm_head."),
     "qwen3": ("model.", "lm_head."),
     "gpt_neox": ("gpt_neox.", "embed_out."),
+    **dict.fromkeys(GEMMAS, ("model.", "lm_head.")),
     "vit": ("vit.", "classifier."),
     "fathom": ("model.", "lm_head.", "head.", "patches.", "class_token", LOGIT_BIAS_HF["fathom"]),
 }

@@ -56,7 +56,19 @@ def _auto_map(causal: Mapping[str, str]) -> dict[str, str]:
 
 PACKAGINGS: dict[str, Packaging] = {
     "gpt": Packaging(
-        targets=("gpt2", "llama", "mistral", "qwen2", "qwen3", "gpt_neox", "opt", "fathom"),
+        targets=(
+            "gpt2",
+            "llama",
+            "mistral",
+            "qwen2",
+            "qwen3",
+            "gpt_neox",
+            "gemma2",
+            "gemma3_text",
+            "opt",
+            "gemma",
+            "fathom",
+        ),
         auto="AutoModelForCausalLM",
         own="FathomForCausalLM",
         code=(CONFIGURATION, MODELING),

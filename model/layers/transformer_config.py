@@ -28,6 +28,7 @@ ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": gelu_tanh,
     "geglu": F.gelu,
+    "geglu_tanh": gelu_tanh,
     "relu": F.relu,
     "relu2": relu2,
     "silu": F.silu,

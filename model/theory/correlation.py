@@ -106,7 +106,7 @@ POINTWISE: dict[str, Activation] = {
     ),
 }
 # Gated activations: a(gate) * up, gate and up independent of each other.
-GATES = {"swiglu": "silu", "geglu": "gelu"}
+GATES = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}
 
 
 def second_moment(activation: str, variance: float = 1.0) -> float:

@@ -27,7 +27,7 @@ from tests.reference.parts import Options, Weights, activate, capped, linear, no
 
 IGNORED = -100
 """Label of a position without a target."""
-POINTWISE = {"swiglu": "silu", "geglu": "gelu"}
+POINTWISE = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}
 """The head's activation where the feed-forward's is gated."""
 
 

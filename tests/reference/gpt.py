@@ -94,6 +94,8 @@ class Shape:
     """How far layers see on either side; None for everything."""
     global_every: int | None = None
     """The first and every so-manieth layer after it see everything; None for no layer."""
+    global_first: int = 0
+    """Layers before that first one."""
     local_base: float | None = None
     """`rotary_base` of layers with a window."""
     frequencies: Tensor | None = None
@@ -119,7 +121,9 @@ def layer_weights(parameters: Parameters, index: int, shape: Shape, norms: Mappi
     """
     prefix = f"decoder.layers.{index}."
     weights: Weights = {}
-    if shape.window is not None and not (shape.global_every and index % shape.global_every == 0):
+    if shape.window is not None and not (
+        shape.global_every and (index - shape.global_first) % shape.global_every == 0
+    ):
         weights["local"] = torch.tensor(True)
     for name, own in norms.items():
         if index == 0 and own == "ln1" and not shape.first_norm:
@@ -294,7 +298,7 @@ def parameter_shapes(
     out: dict[str, tuple[int, ...]] = {"embedding.word_embeddings.weight": (vocab, hidden)}
     if shape.position == "learned":
         out["embedding.position_embeddings.weight"] = (positions, hidden)
-    wide = (2 if shape.activation in ("swiglu", "geglu") else 1) * ffn
+    wide = (2 if shape.activation in ("swiglu", "geglu", "geglu_tanh") else 1) * ffn
     matrices = {
         "self_attention.linear_qkv": (groups * (shape.heads // groups + 2) * d, hidden),
         "self_attention.linear_proj": (hidden, shape.heads * d),

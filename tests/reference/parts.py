@@ -181,9 +181,9 @@ def attention(
 
 def activate(x: Tensor, name: str) -> Tensor:
     """The feed-forward's non-linearity on fc1's output; gated ones halve the width."""
-    if name in ("swiglu", "geglu"):
+    if name in ("swiglu", "geglu", "geglu_tanh"):
         gate, up = x.chunk(2, dim=-1)
-        return activate(gate, {"swiglu": "silu", "geglu": "gelu"}[name]) * up
+        return activate(gate, {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}[name]) * up
     if name == "gelu":
         return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
     if name == "gelu_tanh":

@@ -13,7 +13,7 @@ from model.config import ModelConfig
 from model.errors import UserError
 from model.hf.folding.parts import opened
 from model.hf.folding.post_ln import post_ln_obstacle
-from model.hf.folding.pre_ln import pre_ln_obstacle
+from model.hf.folding.pre_ln import pre_ln_obstacle, sandwich_obstacle
 from model.hf.names.conversions import Target
 from model.hf.packaging import PACKAGINGS, packaging
 from model.norms import NORMS
@@ -26,7 +26,7 @@ UNGATED_ACTIVATIONS = {
     "relu2": "relu2",
     "silu": "silu",
 }
-LLAMA_ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu"}
+LLAMA_ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_pytorch_tanh"}
 
 
 def obstacle(target: Target, config: ModelConfig) -> str | None:
@@ -214,9 +214,30 @@ def _plain_rotary(config: ModelConfig) -> str | None:
 
 
 def _window_of_modernbert(config: ModelConfig) -> str | None:
-    if config.window is not None and config.global_every is None:
+    if config.window is not None and (config.global_every is None or config.global_first):
         return "its first layer sees the whole sequence: train with model.global_every"
     return None
+
+
+def _one_base(config: ModelConfig) -> str | None:
+    local = config.rotary_base_local
+    return f"all its layers turn alike, the model's not (rotary_base_local={local})" if local else None
+
+
+def _norms_of_gemma2(config: ModelConfig) -> str | None:
+    return sandwich_obstacle(config.depth_plan())
+
+
+def _norms_of_gemma3(config: ModelConfig) -> str | None:
+    plan = config.depth_plan().without_score_norms()
+    if plan is None:
+        return "it norms queries and keys: train with model.attention.qk_norm=true"
+    return sandwich_obstacle(plan)
+
+
+def _no_cap_on_scores(config: ModelConfig) -> str | None:
+    cap = config.attention.soft_cap
+    return None if cap is None else f"its scores have no soft cap, the model's one (soft_cap={cap})"
 
 
 def _no_soft_caps(config: ModelConfig) -> str | None:
@@ -342,9 +363,26 @@ FORMS: dict[Target, tuple[Callable[[ModelConfig], str | None], ...]] = {
     "gpt2": (*PLAIN, _no_logit_bias, _pre_ln, _like_gpt2, _sees_all),
     "llama": (*PLAIN, _no_logit_bias, _pre_ln, _like_llama, _sees_all),
     "mistral": (*PLAIN, _no_logit_bias, _pre_ln, _like_llama, _no_bias, _window_of_mistral),
-    "qwen2": (_no_soft_caps, _no_logit_bias, _pre_ln, _like_llama, _sees_all, _biases_of_qwen2),
-    "qwen3": (*PLAIN, _no_logit_bias, _pre_ln_of_qwen3, _like_llama, _sees_all, _no_bias),
+    "qwen2": (_no_soft_caps, _no_logit_bias, _pre_ln, _like_llama, _one_base, _biases_of_qwen2),
+    "qwen3": (*PLAIN, _no_logit_bias, _pre_ln_of_qwen3, _like_llama, _one_base, _no_bias),
     "gpt_neox": (*PLAIN, _no_logit_bias, _pre_ln, _like_gpt_neox, _plain_rotary, _plain_heads, _sees_all),
+    "gemma": (*PLAIN, _no_logit_bias, _pre_ln, _like_llama, _sees_all, _no_bias),
+    "gemma2": (
+        _one_switch_of_biases,
+        _no_logit_bias,
+        _norms_of_gemma2,
+        _like_llama,
+        _one_base,
+        _no_bias,
+    ),
+    "gemma3_text": (
+        _one_switch_of_biases,
+        _no_cap_on_scores,
+        _no_logit_bias,
+        _norms_of_gemma3,
+        _like_llama,
+        _no_bias,
+    ),
     "opt": (*PLAIN, _no_logit_bias, _post_ln, _like_gpt2, _sees_all),
     "bert": (*PLAIN, _post_ln, _norms_of_bert, _like_gpt2, _tied, _head_of_bert, _sees_all),
     "megatron-bert": (*PLAIN, _pre_ln, _like_gpt2, _tied, _head_of_bert, _sees_all),

@@ -22,6 +22,8 @@ class Part(NamedTuple):
     """The linear layer whose output joins the stream."""
     exit: str
     """The norm on the sum."""
+    branch: str
+    """The norm on what the sublayer adds."""
 
 
 PARTS = {
@@ -30,14 +32,18 @@ PARTS = {
         "self_attention.linear_qkv",
         "self_attention.linear_proj",
         "self_attention_output_norm",
+        "self_attention_branch_norm",
     ),
     "cross": Part(
         "pre_cross_attn_layernorm",
         "cross_attention.linear_q",
         "cross_attention.linear_proj",
         "cross_attention_output_norm",
+        "cross_attention_branch_norm",
     ),
-    "mlp": Part("pre_mlp_layernorm", "mlp.linear_fc1", "mlp.linear_fc2", "mlp_output_norm"),
+    "mlp": Part(
+        "pre_mlp_layernorm", "mlp.linear_fc1", "mlp.linear_fc2", "mlp_output_norm", "mlp_branch_norm"
+    ),
 }
 LEAVES = ("weight", "bias")
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from model.config import ModelConfig
 from model.depth.plan import DepthPlan
@@ -77,6 +77,21 @@ def pre_ln_obstacle(plan: DepthPlan, *, embedding_norm: bool = False) -> str | N
     return None
 
 
+def sandwich_obstacle(plan: DepthPlan) -> str | None:
+    """Why a plan is not of pre-LN form with a norm after every branch, or None."""
+    if not all(sublayer.norm_branch for _, _, sublayer in plan.sublayers()):
+        return "it norms what every branch adds (scheme peri_ln)"
+    bare = (
+        replace(
+            layer,
+            attention=replace(layer.attention, norm_branch=False),
+            mlp=replace(layer.mlp, norm_branch=False),
+        )
+        for layer in plan.layers
+    )
+    return pre_ln_obstacle(replace(plan, layers=tuple(bare)))
+
+
 def fold(target: Target, config: ModelConfig, logit_scale: float) -> Fold:
     """Factors and epsilons of one export. Meaningful where `obstacle` is None."""
     return FOLDS[target](target, config, logit_scale)
@@ -108,8 +123,11 @@ def _pre_ln(target: Target, config: ModelConfig, logit_scale: float) -> Fold:
                 factors[f"{layer}{part.first}.weight"] = sublayer.input_scale
                 scales[tables(config, stack).norm] = 1.0
             scales.update({f"{layer}self_attention.{role}_layernorm": 1.0 for role in sublayer.inner})
+            added = part.branch if sublayer.norm_branch else part.last
+            if sublayer.norm_branch:  # whose input has no unit of the stream
+                scales[layer + part.branch] = 1.0
             for leaf in LEAVES:
-                factors[f"{layer}{part.last}.{leaf}"] = sublayer.branch_scale
+                factors[f"{layer}{added}.{leaf}"] = sublayer.branch_scale
             if sublayer.norm_out:  # the last of an encoder under a decoder
                 scales[layer + part.exit] = sublayer.joined
         if plan.final_norm:
@@ -128,6 +146,17 @@ def _pre_ln(target: Target, config: ModelConfig, logit_scale: float) -> Fold:
     if alike:
         return Fold(factors, fixed or config.norm_epsilon)
     return Fold(factors, fixed or epsilon, {name: epsilon * scale**2 for name, scale in scales.items()})
+
+
+def _scaled_words(target: Target, config: ModelConfig, logit_scale: float) -> Fold:
+    """Of Gemma, which multiplies the words of its table by the root of the width."""
+    found, root = _pre_ln(target, config, logit_scale), math.sqrt(config.hidden_size)
+    factors = dict(found.factors)
+    factors["embedding.word_embeddings.weight"] = 1 / root
+    if config.tie_embeddings:
+        gain = f"{last_norm(config)}.weight"
+        factors[gain] = factors.get(gain, 1.0) * root
+    return replace(found, factors=factors)
 
 
 def _enter(factors: dict[str, float], config: ModelConfig, epsilon: float, unit: float) -> None:
@@ -163,6 +192,9 @@ FOLDS: dict[Target, Callable[[Target, ModelConfig, float], Fold]] = {
     "qwen2": _pre_ln,
     "qwen3": _pre_ln,
     "gpt_neox": _pre_ln,
+    "gemma": _scaled_words,
+    "gemma2": _scaled_words,
+    "gemma3_text": _scaled_words,
     "vit": _pre_ln,
     "fathom": _as_it_is,
 }

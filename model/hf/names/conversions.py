@@ -15,7 +15,8 @@ from model.parameters.table import qkv_blocks
 
 Target = Literal[
     "gpt2", "llama", "opt", "bert", "megatron-bert", "eurobert", "modernbert", "mistral",
-    "bart", "mbart", "blenderbot", "marian", "qwen2", "qwen3", "gpt_neox", "vit", "fathom",
+    "bart", "mbart", "blenderbot", "marian", "qwen2", "qwen3", "gpt_neox", "gemma", "gemma2",
+    "gemma3_text", "vit", "fathom",
 ]  # fmt: skip
 # Every norm of OPT's is a torch.nn.LayerNorm without an epsilon in config.json, so that torch's
 # default is the only one.
@@ -58,6 +59,11 @@ def _query_factor(config: ModelConfig) -> float:
     return 1.0 if config.score_scale == 1 or _normed_queries(config) else config.score_scale
 
 
+def _plus(t: Tensor, number: int) -> Tensor:
+    """The sum, rounded once."""
+    return (t.double() + number).to(t.dtype)
+
+
 def _flip(t: Tensor) -> Tensor:
     """Conv1D keeps weights [in, out]; biases stay."""
     return t.T if t.dim() == 2 else t
@@ -96,6 +102,12 @@ QKV_FUSED = Conversion(
     lambda parts, config: _join_qkv(qkv_blocks(config).split(parts[0]), config),
 )
 QKV_ROWS = Conversion(lambda t, config: (torch.cat(_split_qkv(t, config)),), _split_rows)
+# Gemma's norms multiply by one more than their tensor says.
+GAIN = Conversion(lambda t, config: (_plus(t, -1),), lambda parts, config: _plus(parts[0], 1))
+QUERY_GAIN = Conversion(
+    lambda t, config: (_plus(t * config.score_scale, -1),),
+    lambda parts, config: _plus(parts[0], 1) / config.score_scale,
+)
 GATE_UP = Conversion(lambda t, config: tuple(t.chunk(2)), lambda parts, config: torch.cat(parts))
 VOCABULARY = Conversion(
     lambda t, config: (t[: config.vocab_size],), lambda parts, config: _pad_rows(parts[0], config)
@@ -111,6 +123,8 @@ BIAS_ROW = Conversion(
     lambda t, config: (t[None, : config.vocab_size],), lambda parts, config: _pad_rows(parts[0][0], config)
 )
 
+GEMMAS: tuple[Target, ...] = ("gemma", "gemma2", "gemma3_text")
+"""Decoders whose words are multiplied by the root of the width, and whose norms by 1 + gain."""
 FINAL_BIAS: tuple[Target, ...] = ("bart", "mbart", "blenderbot", "marian")
 """Encoder-decoders of transformers: their bias on the logits is a row, and always there."""
 

@@ -9,6 +9,7 @@ from model.hf.names.conversions import (
     BATCHED,
     CONV1D,
     FINAL_BIAS,
+    GAIN,
     GATE_UP,
     KV,
     PATCHES,
@@ -19,6 +20,7 @@ from model.hf.names.conversions import (
     QKV_FUSED,
     QKV_ROWS,
     QUERY,
+    QUERY_GAIN,
     VOCABULARY,
     Conversion,
     Target,
@@ -70,6 +72,23 @@ _QWEN3: dict[str, Rule] = {
     **_LLAMA,
     _L + "self_attention.q_layernorm": (("model.layers.{i}.self_attn.q_norm",), QUERY),
     _L + "self_attention.k_layernorm": (("model.layers.{i}.self_attn.k_norm",), PLAIN),
+}
+_GEMMA: dict[str, Rule] = {
+    **_LLAMA,
+    _L + "input_layernorm": (("model.layers.{i}.input_layernorm",), GAIN),
+    _L + "pre_mlp_layernorm": (("model.layers.{i}.post_attention_layernorm",), GAIN),
+    "decoder.final_layernorm": (("model.norm",), GAIN),
+}
+_GEMMA2: dict[str, Rule] = {
+    **_GEMMA,
+    _L + "self_attention_branch_norm": (("model.layers.{i}.post_attention_layernorm",), GAIN),
+    _L + "pre_mlp_layernorm": (("model.layers.{i}.pre_feedforward_layernorm",), GAIN),
+    _L + "mlp_branch_norm": (("model.layers.{i}.post_feedforward_layernorm",), GAIN),
+}
+_GEMMA3: dict[str, Rule] = {
+    **_GEMMA2,
+    _L + "self_attention.q_layernorm": (("model.layers.{i}.self_attn.q_norm",), QUERY_GAIN),
+    _L + "self_attention.k_layernorm": (("model.layers.{i}.self_attn.k_norm",), GAIN),
 }
 _X = "gpt_neox.layers.{i}."
 _GPT_NEOX: dict[str, Rule] = {
@@ -232,6 +251,9 @@ TABLES: dict[Target, dict[str, Rule]] = {
     "qwen2": _LLAMA,
     "qwen3": _QWEN3,
     "gpt_neox": _GPT_NEOX,
+    "gemma": _GEMMA,
+    "gemma2": _GEMMA2,
+    "gemma3_text": _GEMMA3,
     "vit": _VIT,
     "fathom": _FATHOM,
 }

@@ -43,11 +43,12 @@ class FathomConfig(PretrainedConfig):
         {"layers": count, "attention": {...}, "mlp": {...}} with the keys of SUBLAYER,
         "cross": {...} where they attend to an encoder, after their attention,
         and "gate": true where each sum x of these layers becomes x - silu(gate) x.
-    activation: gelu, gelu_tanh, relu, relu2, silu, or gated swiglu, geglu.
+    activation: gelu, gelu_tanh, relu, relu2, silu, or gated swiglu, geglu, geglu_tanh.
     normalization: layernorm or rmsnorm.
     position: learned, sinusoidal, rotary or none; sinusoid_scale: factor on sines and cosines.
     window: how many tokens before its own a position sees, and in an encoder after it too;
-        all where None. global_every: the first and every so-manieth layer after it see all anyway.
+        all where None. global_every: the layer after the first global_first and every so-manieth
+        one after it see all anyway.
     rotary_base_local: rotary_base of layers with a window, where they have their own.
     rotary_share: share of a head that turns, its first entries.
     rotary_frequencies: radians per position of each pair of entries, where they are not those of
@@ -91,6 +92,7 @@ class FathomConfig(PretrainedConfig):
         rotary_base: float = 10000.0,
         window: int | None = None,
         global_every: int | None = None,
+        global_first: int = 0,
         rotary_base_local: float | None = None,
         rotary_share: float = 1.0,
         rotary_frequencies: list[float] | None = None,
@@ -143,6 +145,7 @@ class FathomConfig(PretrainedConfig):
         self.rotary_base = rotary_base
         self.window = window
         self.global_every = global_every
+        self.global_first = global_first
         self.rotary_base_local = rotary_base_local
         self.rotary_share = rotary_share
         self.rotary_frequencies = rotary_frequencies
@@ -209,7 +212,9 @@ class FathomConfig(PretrainedConfig):
 
     def is_local(self, layer: int) -> bool:
         """Whether a layer, counted from 0, sees no more than the window."""
-        return self.window is not None and (self.global_every is None or layer % self.global_every != 0)
+        if self.window is None or self.global_every is None:
+            return self.window is not None
+        return (layer - self.global_first) % self.global_every != 0
 
     def crosses(self) -> list[dict[str, Any] | None]:
         """Coefficients of every layer's cross-attention, defaults filled in; None without one."""

@@ -46,12 +46,26 @@ class Read(NamedTuple):
     """On the tables of words of the files, which their model multiplies on the way in alone."""
 
 
+OTHERS = {
+    **dict.fromkeys(
+        ("olmo2", "olmo3"),
+        "it norms what its sublayers add and not what they read, and queries and keys of all heads together",
+    ),
+    "gpt_oss": "its feed-forwards are mixtures of experts, and each head of its attention has a learned "
+    "score beside those of the keys (attention sinks)",
+    "gemma3": "it reads images too: save its language model by itself (gemma3_text)",
+    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe"), "its feed-forwards are mixtures of experts"),
+}
+"""Kinds of decoders that are told why they are not read."""
+
+
 def read_config(content: object, source: str) -> Read:
     """The model that the parsed content of a config.json describes. source: the file, for messages.
 
     Raises UserError with the first reason why it is not one of our models.
     """
     from model.hf.settings.read_crossed import FORMS, REFUSED, read_crossed
+    from model.hf.settings.read_gemma import read_gemma, read_gemma2, read_gemma3
 
     kind = as_record(content, Kind, source, ADVICE).model_type
     assert isinstance(content, dict)
@@ -62,6 +76,9 @@ def read_config(content: object, source: str) -> Read:
         "qwen2": _read_decoder,
         "qwen3": _read_decoder,
         "gpt_neox": _read_decoder,
+        "gemma": read_gemma,
+        "gemma2": read_gemma2,
+        "gemma3_text": read_gemma3,
         "opt": _read_opt,
         "bert": _read_bert,
         "megatron-bert": _read_bert,
@@ -71,8 +88,9 @@ def read_config(content: object, source: str) -> Read:
         "vit": _read_vit,
         "fathom": _read_fathom,
     }
-    if kind in REFUSED:
-        raise refuse(str(kind), REFUSED[str(kind)])
+    reason = {**REFUSED, **OTHERS}.get(str(kind))
+    if reason is not None:
+        raise refuse(str(kind), reason)
     if kind not in readers:
         shown = printable(repr(kind), 60)
         raise UserError(f"model_type={shown} cannot be imported; supported: {', '.join(readers)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from model.hf.folding.obstacles import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS
+from model.hf.settings.layer_types import window_fields
 from model.hf.settings.records import ADVICE, GPTNeoXFile, Qwen2File, Qwen3File
 from model.hf.settings.refusal import activation, refuse_first
 from model.hf.settings.rope import read_rope
@@ -15,8 +16,8 @@ from model.records import as_record
 def qwen_fields(content: Mapping[str, object], kind: str, source: str) -> tuple[dict[str, object], int]:
     """Our fields of a Qwen 2 or Qwen 3, and its longest sequence.
 
-    Raises UserError for what is not ours: layers with a window above others without, biases of all
-    attention's matrices alone.
+    Raises UserError for what is not ours: windows in uneven layers, biases of all attention's
+    matrices alone.
     """
     data = as_record(content, Qwen2File if kind == "qwen2" else Qwen3File, source, ADVICE)
     layers = data.num_hidden_layers
@@ -28,10 +29,6 @@ def qwen_fields(content: Mapping[str, object], kind: str, source: str) -> tuple[
     refuse_first(
         kind,
         [
-            (
-                any(windowed),
-                "its upper layers see a window, the lower ones all (use_sliding_window)",
-            ),
             (bool(biased), "its attention has biases and its feed-forward none (attention_bias=true)"),
         ],
     )
@@ -55,6 +52,7 @@ def qwen_fields(content: Mapping[str, object], kind: str, source: str) -> tuple[
         "position": "rotary",
         **read_rope(given, data.rope_theta, longest, kind, source),
         "attention": attention,
+        **window_fields(windowed, data.sliding_window, kind),
         "tie_embeddings": data.tie_word_embeddings,
         "bias": False,
         "attention_dropout": data.attention_dropout or 0.0,

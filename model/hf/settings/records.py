@@ -110,6 +110,51 @@ class Qwen3File(Qwen2File):
     head_dim: Heads | None = 128
 
 
+class GemmaFile(LlamaFile):
+    """Fields of transformers' GemmaConfig with other defaults than Llama's."""
+
+    vocab_size: Rows = 256000
+    hidden_size: Width = 3072
+    intermediate_size: Width = 24576
+    num_hidden_layers: Layers = 28
+    num_attention_heads: Heads = 16
+    num_key_value_heads: Heads | None = 16
+    head_dim: Heads | None = 256
+    hidden_act: str = "gelu_pytorch_tanh"
+    hidden_activation: str | None = None
+    max_position_embeddings: Rows = 8192
+    tie_word_embeddings: bool = True
+    use_bidirectional_attention: bool | None = None
+
+
+class Gemma2File(GemmaFile):
+    """Fields of transformers' Gemma2Config with other defaults than Gemma's."""
+
+    hidden_size: Width = 2304
+    intermediate_size: Width = 9216
+    num_hidden_layers: Layers = 26
+    num_attention_heads: Heads = 8
+    num_key_value_heads: Heads | None = 4
+    query_pre_attn_scalar: Annotated[float, Field(gt=0, le=1 << 22)] = 256
+    sliding_window: int | None = 4096
+    layer_types: list[str] | None = None
+    sliding_window_pattern: Annotated[int, Field(ge=1, le=10_000)] = 2
+    final_logit_softcapping: Annotated[float, Field(gt=0, le=1e6)] | None = 30.0
+    attn_logit_softcapping: Annotated[float, Field(gt=0, le=1e6)] | None = 50.0
+
+
+class Gemma3File(Gemma2File):
+    """Fields of transformers' Gemma3TextConfig with other defaults than Gemma 2's."""
+
+    vocab_size: Rows = 262208
+    max_position_embeddings: Rows = 131072
+    sliding_window_pattern: Annotated[int, Field(ge=1, le=10_000)] = 6
+    final_logit_softcapping: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    attn_logit_softcapping: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    rope_theta: Base | None = 1000000.0
+    rope_local_base_freq: Base = 10000.0
+
+
 class GPTNeoXFile(Record):
     """Fields and defaults of transformers' GPTNeoXConfig, and what older ones were called."""
 

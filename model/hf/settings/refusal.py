@@ -38,7 +38,7 @@ def activation(kind: str, name: str, table: Mapping[str, str]) -> str:
     """
     name = _SAME_ACTIVATION.get(name, name)
     for ours, theirs in table.items():
-        if theirs == name:
+        if _SAME_ACTIVATION.get(theirs, theirs) == name:
             return ours
     supported = ", ".join(table.values())
     raise refuse(kind, f"its activation is {printable(name, 60)}; supported: {supported}")

@@ -39,6 +39,9 @@ STOCK: dict[Target, str] = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "gpt_neox": "GPTNeoXForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
     "vit": "ViTForImageClassification",
 }
 """Classes of transformers."""
@@ -185,7 +188,43 @@ def _qwen(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -
     """Biases are what the class has, and no field of it."""
     fields = _llama(config, fold, positions, logit_scale)
     del fields["mlp_bias"]
-    return {**fields, "use_sliding_window": False}
+    windows = {"max_window_layers": 0, **_windows(config)} if config.window is not None else {}
+    return {**fields, "use_sliding_window": config.window is not None, **windows}
+
+
+def _windows(config: ModelConfig) -> dict[str, object]:
+    """Which layers see a window. Its size counts the token itself."""
+    kinds = ("full_attention", "sliding_attention")
+    return {
+        "sliding_window": None if config.window is None else config.window + 1,
+        "layer_types": [kinds[config.is_local(layer)] for layer in range(config.num_layers)],
+    }
+
+
+def _gemma(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
+    fields = _llama(config, fold, positions, logit_scale)
+    del fields["mlp_bias"]
+    return {**fields, "hidden_activation": fields["hidden_act"]}
+
+
+def _gemma2(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
+    return {
+        **_gemma(config, fold, positions, logit_scale),
+        **_windows(config),
+        "query_pre_attn_scalar": config.kv_channels,
+        "attn_logit_softcapping": config.attention.soft_cap,
+        "final_logit_softcapping": config.logit_soft_cap,
+        "use_bidirectional_attention": False,
+    }
+
+
+def _gemma3(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
+    fields, everywhere = _gemma2(config, fold, positions, logit_scale), write_rope(config)
+    local = config.rotary_base_local
+    own = everywhere if local is None else {"rope_type": "default", "rope_theta": float(local)}
+    for older in ("rope_theta", "rope_scaling"):
+        fields.pop(older, None)
+    return {**fields, "rope_parameters": {"full_attention": everywhere, "sliding_attention": own}}
 
 
 def _gpt_neox(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
@@ -359,6 +398,7 @@ def fathom_fields(config: ModelConfig, fold: Fold, positions: int, logit_scale: 
         "rotary_base": float(config.rotary_base),
         "window": config.window,
         "global_every": config.global_every,
+        "global_first": config.global_first,
         "rotary_base_local": config.rotary_base_local,
         **_own_rotary(config),
         "bias": config.bias,
@@ -417,6 +457,9 @@ FIELDS: dict[Target, Callable[[ModelConfig, Fold, int, float], dict[str, object]
     "qwen2": _qwen,
     "qwen3": _qwen,
     "gpt_neox": _gpt_neox,
+    "gemma": _gemma,
+    "gemma2": _gemma2,
+    "gemma3_text": _gemma3,
     "vit": _vit,
     "fathom": fathom_fields,
 }

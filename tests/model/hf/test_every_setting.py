@@ -86,6 +86,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rotary.truncate": {**ROTARY, "rotary": {**YARN, "truncate": False}},
     "window": {"window": 2},
     "global_every": WINDOWS,
+    "global_first": {**WINDOWS, "global_first": 1},
     "rotary_base_local": {**WINDOWS, "rotary_base_local": 50},
     "tie_embeddings": {"tie_embeddings": False},
     "share_embeddings": {"share_embeddings": False},

@@ -24,8 +24,8 @@ from tests.model.hf.tiny import POSITIONS, make_config, make_weights
         (
             {"model_type": "roberta"},
             "model_type='roberta' cannot be imported; supported: gpt2, llama, mistral, qwen2, qwen3, "
-            "gpt_neox, opt, bert, megatron-bert, eurobert, modernbert, bart, mbart, blenderbot, marian, "
-            "fathom",
+            "gpt_neox, gemma, gemma2, gemma3_text, opt, bert, megatron-bert, eurobert, modernbert, bart, "
+            "mbart, blenderbot, marian, vit, fathom",
         ),
         (
             {**GPT2, "model_type": "gpt2", "activation_function": "tanh"},
@@ -58,8 +58,12 @@ from tests.model.hf.tiny import POSITIONS, make_config, make_weights
         ({**LLAMA, "model_type": "qwen3", "attention_bias": True}, "its attention has biases"),
         (
             {**LLAMA, "model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1},
-            "its upper layers see a window",
+            "its layers that see all tokens do not follow each other evenly",
         ),
+        ({**LLAMA, "model_type": "gemma2", "head_dim": 8}, "query_pre_attn_scalar=256, not of head_dim=8"),
+        ({**LLAMA, "model_type": "gemma3_text", "attn_logit_softcapping": 5.0}, "scores have a soft cap"),
+        ({**LLAMA, "model_type": "olmo2"}, "queries and keys of all heads together"),
+        ({**LLAMA, "model_type": "gpt_oss"}, "mixtures of experts"),
         ({**LLAMA, "model_type": "gpt_neox"}, "use_parallel_residual=true, as in Pythia"),
         ({**MODERNBERT, "model_type": "modernbert", "mlp_bias": True}, "mlp_bias=True and"),
         ({**MODERNBERT, "model_type": "modernbert", "decoder_bias": False}, "decoder_bias=false"),
@@ -77,7 +81,7 @@ from tests.model.hf.tiny import POSITIONS, make_config, make_weights
             {**BERT, "model_type": "megatron-bert", "position_embedding_type": "relative_key"},
             "its positions are relative_key",
         ),
-        ({**LLAMA, "model_type": "eurobert", "hidden_act": "gelu_new"}, "activation is gelu_new"),
+        ({**LLAMA, "model_type": "eurobert", "hidden_act": "tanh"}, "activation is tanh"),
         ({"model_type": "fathom"}, "no `pretraining` section"),
     ],
 )

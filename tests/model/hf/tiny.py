@@ -88,6 +88,7 @@ def shape_of(config: ModelConfig, logit_scale: float) -> gpt.Shape:
         first_norm=config.first_norm,
         window=config.window,
         global_every=config.global_every,
+        global_first=config.global_first,
         local_base=config.rotary_base_local,
         frequencies=frequencies,
         turned_scale=turned_scale,

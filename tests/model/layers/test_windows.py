@@ -23,6 +23,7 @@ ROTARY = {"position": "rotary", "num_query_groups": 2, "normalization": "rmsnorm
 MODELS: dict[str, dict[str, Any]] = {
     "decoder, all layers": {"window": 2},
     "decoder, alternating": {**ROTARY, "global_every": 2, "rotary_base_local": 50},
+    "decoder, a window first": {**ROTARY, "global_every": 3, "global_first": 1},
     "encoder, all layers": {**ROTARY, "family": "bert"},
     "encoder, alternating": {"family": "bert", "window": 1, "global_every": 3},
 }
@@ -60,6 +61,7 @@ def test_logits_and_gradients_are_the_references(name: str) -> None:
         config.position,
         window=config.window,
         global_every=config.global_every,
+        global_first=config.global_first,
         local_base=config.rotary_base_local,
         logit_scale=logit_scale(config),
     )
@@ -104,6 +106,8 @@ def test_a_layer_without_the_mask_of_its_window_is_refused() -> None:
     ("fields", "problem"),
     [
         ({"global_every": 2}, "model.global_every=2 has no effect without model.window"),
+        ({"window": 2, "global_first": 1}, "model.global_first=1 has no effect without model.global_every"),
+        ({"window": 2, "global_every": 2, "global_first": 2}, "model.global_first=2 must be below"),
         (
             {"window": 2, "rotary_base_local": 5},
             "rotary_base_local=5 has no effect without model.global_every",

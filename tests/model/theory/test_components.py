@@ -107,7 +107,9 @@ def test_moments_by_quadrature_equal_fine_sums(activation: str) -> None:
     assert POINTWISE[activation].product(1.0, r) == pytest.approx(product, abs=1e-12)
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu", "relu2", "swiglu", "geglu"])
+@pytest.mark.parametrize(
+    "activation", ["relu", "gelu", "gelu_tanh", "silu", "relu2", "swiglu", "geglu", "geglu_tanh"]
+)
 def test_correlation_map_against_sampling(activation: str) -> None:
     generator = torch.Generator().manual_seed(0)
     r, samples = 0.4, 400_000
@@ -116,11 +118,11 @@ def test_correlation_map_against_sampling(activation: str) -> None:
     functions: dict[str, Function] = {
         "relu": RELU, "gelu": GELU, "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"), "silu": SILU,
         "relu2": lambda z: F.relu(z) ** 2,
-        "swiglu": SILU, "geglu": GELU,
+        "swiglu": SILU, "geglu": GELU, "geglu_tanh": lambda z: F.gelu(z, approximate="tanh"),
     }  # fmt: skip
     pointwise = functions[activation]
     u, v = pointwise(x), pointwise(y)
-    if activation in ("swiglu", "geglu"):
+    if activation in ("swiglu", "geglu", "geglu_tanh"):
         u, v = u * (math.sqrt(r) * c + math.sqrt(1 - r) * d), v * (math.sqrt(r) * c + math.sqrt(1 - r) * e)
     measured = float((u * v).mean() / ((u * u).mean() + (v * v).mean()) * 2)
     assert correlation_map(activation, r) == pytest.approx(measured, abs=0.006)

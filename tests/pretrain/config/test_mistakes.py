@@ -41,7 +41,7 @@ from tests.pretrain.config.minimal import MINIMAL, message
             "model.activation=gelo",
             (
                 "model.activation='gelo' must be one of 'gelu', 'gelu_tanh', 'relu', 'relu2', "
-                "'silu', 'swiglu' or 'geglu' (command line)"
+                "'silu', 'swiglu', 'geglu' or 'geglu_tanh' (command line)"
             ),
         ),
         (
