@@ -22,10 +22,10 @@ from model.hf.proof import LIMIT, Inputs, change, epsilon_effect, logits, proof_
 from model.hf.reference import Weights
 from model.hf.result import Export
 from model.hf.settings.write import SPECIAL, START, write_config
-from model.hf.tokenizer.convert import TokenIds, write_tokenizer
+from model.hf.tokenizer.convert import TokenIds
 from model.hf.tokenizer.copy import copy_tokenizer
-from model.hf.tokenizer.proof import prove as prove_tokenizer
 from model.hf.tokenizer.settings import Use
+from model.hf.tokenizer.table import read_tokenizer
 from model.hf.weight_files import DTYPES, parse_size, round_weights, write_json, write_weights
 from model.parameters.table import parameter_table
 
@@ -81,6 +81,7 @@ def export(
     seq_length: positions, where the configuration names none; source_length: of an encoder under a
         decoder, seq_length where None.
     tokenizer: a SentencePiece model, of which an equal fast tokenizer is made and proved;
+        a tokenizer.json, which is copied and proved;
         a Hugging Face folder, whose tokenizer is copied; or None.
     special: bos_token_id, eos_token_id and pad_token_id where there is no tokenizer, and of an
         encoder-decoder decoder_start_token_id; unknown without.
@@ -165,7 +166,8 @@ def _build(
     for name in packaging(config).code if target == "fathom" else ():
         shutil.copyfile(REMOTE / name, folder / name)
     if job.tokenizer is not None and ids is not None:
-        ids = replace(ids, ties=prove_tokenizer(job.tokenizer, folder, job.texts, trust=target == "fathom"))
+        kind, _, _ = read_tokenizer(job.tokenizer)
+        ids = replace(ids, ties=kind.prove(job.tokenizer, folder, job.texts, target == "fathom"))
     parameters = write_weights(
         folder,
         entries(target, config, job.positions),
@@ -249,7 +251,7 @@ def _store_as_asked(job: _Job, target: Target, settings: Mapping[str, object], f
 
 
 def _write_tokenizer(job: _Job, folder: Path) -> tuple[TokenIds | None, Mapping[str, object]]:
-    """(ids of a tokenizer made from a SentencePiece model, special ids of the configuration)."""
+    """(ids of a tokenizer made from the checkpoint's, special ids of the configuration)."""
     size = job.config.vocab_size
     if job.config.image is not None:
         return None, job.special
@@ -266,7 +268,8 @@ def _write_tokenizer(job: _Job, folder: Path) -> tuple[TokenIds | None, Mapping[
         assert size is not None
         found = copy_tokenizer(job.tokenizer, folder, size, use)
         return None, {key: found.get(key, job.special.get(key)) for key in names}
-    ids = write_tokenizer(job.tokenizer, folder, job.config.max_source_positions or job.positions, use)
+    kind, _, _ = read_tokenizer(job.tokenizer)
+    ids = kind.write(job.tokenizer, folder, job.config.max_source_positions or job.positions, use)
     if ids.size != size:
         raise UserError(
             f"tokenizer {job.tokenizer} has {ids.size} pieces, but model.vocab_size={size}: "

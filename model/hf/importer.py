@@ -12,13 +12,15 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.errors import UserError
+from model.hf.hub import download
 from model.hf.mapping import CanonicalWeights, Entry, entries, fixed_positions
 from model.hf.names.conversions import FINAL_BIAS, GEMMAS, Target
 from model.hf.names.tables import LOGIT_BIAS_HF
 from model.hf.settings.read import read_config
 from model.hf.settings.read_images import image_facts
 from model.hf.settings.records import ADVICE, Special
-from model.hf.source import TOKENIZERS, SafetensorsFolder, download, source_file
+from model.hf.source import SafetensorsFolder, source_file
+from model.hf.tokenizer.table import FILES, tokenizer_in
 from model.parameters.table import Role, parameter_table
 from model.records import read_json, read_record
 from model.words import printable
@@ -59,7 +61,7 @@ class Imported:
     layout: Target
     """Whose tensor names the files have."""
     tokenizer: Path | None
-    """The files' SentencePiece model, where they have one."""
+    """The files' own, where they have one."""
     special: dict[str, object]
     """Token ids by the names in SPECIAL, those that are given."""
     left_out: tuple[str, ...] = ()
@@ -206,7 +208,7 @@ def import_model(source: str | Path, *, vocab_multiple: int = 128) -> Imported:
         files = _Multiplied(given, scaled, read.word_factor)
     _check_names(files, todo, config)
     _check_facts(files, todo, config)
-    tokenizer = next((found for name in TOKENIZERS if (found := source_file(folder, name))), None)
+    tokenizer = tokenizer_in(folder, source_file)
     weights = CanonicalWeights(files, todo, config)
     left_out = tuple(sorted(filter(_LEFT_OUT.match, files)))
     images: dict[str, object] = {}
@@ -230,7 +232,7 @@ def _folder(source: str | Path) -> Path:
         local = Path(source).is_dir()
     except OSError:  # a name that is too long for a folder
         local = False
-    return Path(source) if local else download(str(source))
+    return Path(source) if local else download(str(source), ["*.json", "*.safetensors", *FILES])
 
 
 def _special(folder: Path) -> dict[str, object]:

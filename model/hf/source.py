@@ -15,8 +15,6 @@ from model.records import Record, read_record
 from model.weights.tensor_file import TensorFile, open_tensors
 from model.words import printable
 
-TOKENIZERS = ("tokenizer.model", "spiece.model")
-"""Names that SentencePiece models have in Hugging Face folders."""
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 AGAIN = "download the model again"
@@ -107,20 +105,3 @@ class SafetensorsFolder(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._places)
-
-
-def download(name: str) -> Path:
-    """The files of a model of the Hub that an import reads.
-
-    Raises UserError where the Hub gives none.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", *TOKENIZERS]))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = printable((str(error).splitlines() or [type(error).__name__])[0])
-        raise UserError(
-            f"{printable(repr(name))} is neither a folder nor a model that the Hub gives: {reason}"
-        ) from error

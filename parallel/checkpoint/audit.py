@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -154,21 +153,12 @@ def _vocabulary(reader: CheckpointReader) -> int:
     tokenizer = reader.tokenizer_path
     if tokenizer is None:
         raise UserError(
-            f"{reader.folder} has neither model.vocab_size nor a tokenizer.model: "
+            f"{reader.folder} has neither model.vocab_size nor a tokenizer: "
             "put the tokenizer of its data there"
         )
-    return _pieces(tokenizer)
+    from model.hf.tokenizer.table import vocabulary
 
-
-def _pieces(tokenizer: Path) -> int:
-    from sentencepiece import SentencePieceProcessor
-
-    try:
-        return int(SentencePieceProcessor(model_file=str(tokenizer)).get_piece_size())
-    except (RuntimeError, OSError) as error:
-        raise UserError(
-            f"{tokenizer} is no SentencePiece model ({printable(error)}): put the tokenizer of its data there"
-        ) from None
+    return vocabulary(tokenizer)
 
 
 def _length(reader: CheckpointReader, data: str, model: str) -> int:

@@ -34,7 +34,6 @@ from parallel.checkpoint.format import (
 from parallel.optimizers import STATES
 
 INDEX_FILE = re.compile(r"^rank_[0-9]+\.json\Z")
-TOKENIZER = "tokenizer.model"
 BYTES = 4
 """Of one element."""
 
@@ -82,10 +81,13 @@ class CheckpointReader:
 
     @property
     def tokenizer_path(self) -> Path | None:
-        """The SentencePiece model saved with the checkpoint, or put there by hand, if any."""
-        path = inside(self.folder, TOKENIZER)
-        if TOKENIZER in self.manifest.files:
-            self._compare(TOKENIZER)
+        """The tokenizer saved with the checkpoint, or put there by hand, if any."""
+        from model.hf.tokenizer.table import FILES, tokenizer_file
+
+        path = inside(self.folder, tokenizer_file(self.folder).name)
+        for name in self.manifest.files:
+            if name in FILES:
+                self._compare(name)
         return path if path.is_file() else None
 
     def verify(self, files: list[str] | None = None) -> None:

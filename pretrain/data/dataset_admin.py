@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.errors import UserError
+from model.hf.tokenizer.table import tokenizer_file
 from pretrain.data.frequencies import counts_problem
 from pretrain.data.manifest import AGAIN, MANIFEST, PAIRED, Manifest, load_manifest
 from pretrain.data.token_files import (
-    TOKENIZER,
     beyond,
     check_start,
     chunks,
@@ -60,7 +60,7 @@ def _first_texts(folder: Path, split: str, manifest: Manifest, documents: int) -
             for index in range(min(documents, len(stored)))
         ]
         return [f"an image of class {label}, {names[label]}" for label in labels]
-    tokenizer = Tokenizer(folder / TOKENIZER)
+    tokenizer = Tokenizer(tokenizer_file(folder))
     dataset = IndexedDataset(prefix)
     shown = range(min(documents, len(dataset)))
     try:
@@ -103,11 +103,11 @@ def verify_data(folder: Path, on_bytes: Callable[[int], None] = lambda count: No
 def _other_vocabulary(folder: Path, manifest: Manifest) -> str:
     if manifest.images is not None:
         return ""
-    tokenizer = Tokenizer(folder / TOKENIZER)
+    tokenizer = Tokenizer(tokenizer_file(folder))
     if (tokenizer.vocab_size, tokenizer.eod_id) != (manifest.vocab_size, manifest.eod_id):
-        return f"{MANIFEST} has another vocabulary or end mark than {TOKENIZER}"
+        return f"{MANIFEST} has another vocabulary or end mark than {tokenizer.path.name}"
     if manifest.special and manifest.special != tokenizer.special:
-        return f"{MANIFEST} has other special tokens than {TOKENIZER}"
+        return f"{MANIFEST} has other special tokens than {tokenizer.path.name}"
     return ""
 
 

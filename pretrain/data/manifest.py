@@ -128,6 +128,8 @@ class Manifest(Record):
     eod_id: Count
     special: dict[Role, Count] = Field(default_factory=dict)
     """Ids of the tokenizer's special tokens. This and what follows is missing in version 0.1.0."""
+    special_in_text: bool = False
+    """Names of special tokens in the texts stand for those tokens. Missing in version 0.1.0."""
     begin_id: Count | None = None
     """What every document begins with; nothing of the kind where it is null."""
     seed: int = 0

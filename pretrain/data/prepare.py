@@ -23,7 +23,6 @@ from pretrain.data.manifest import FORMAT, MANIFEST, SPLITS, Manifest, SourceFac
 from pretrain.data.reading.documents import Record, records
 from pretrain.data.reading.inputs import InputFile, Source, find_sources
 from pretrain.data.reading.pairs import licence_of
-from pretrain.data.token_files import TOKENIZER
 from pretrain.data.tokens.encode import EncodedBatch, EncodeJob, Job, encode_in_worker, start_worker
 from pretrain.data.tokens.tokenizer import Tokenizer
 from pretrain.data.writer import NAME, REASON, DatasetOutput
@@ -40,7 +39,8 @@ class CommonOptions:
 
     inputs: list[str]
     out: Path
-    tokenizer: Path
+    tokenizer: Path | str
+    """A file, a folder or the name of a model of the Hub."""
     split: tuple[float, ...] = (0.98, 0.01, 0.01)
     """Weights of train, validation and test."""
     split_by: Literal["document", "file"] = "document"
@@ -54,6 +54,8 @@ class CommonOptions:
     strict: bool = False
     """The first broken record ends the run."""
     overwrite: bool = False
+    marked: bool = False
+    """Names of special tokens in texts stand for those tokens; they are text without."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,10 @@ def prepare(
     for note in tokenizer_notes(tokenizer):
         on_note(note)
     with whole_folder(options.out, DATA_SET, options.overwrite) as folder:
-        copy = folder / TOKENIZER
-        copy.write_bytes(tokenizer.model_bytes)
-        job = EncodeJob(str(copy), options.text_key, split, options.split_by, options.seed, begin_id)
+        copy = tokenizer.copy_to(folder)
+        job = EncodeJob(
+            str(copy), options.text_key, split, options.split_by, options.seed, begin_id, options.marked
+        )
         output = DatasetOutput(folder, tokenizer, options.strict)
         guessed = any(shard.compressed or shard.kind == "hub" for shard in shards)
         total = None if guessed or options.limit is not None else sum(shard.size for shard in shards)
@@ -136,6 +139,8 @@ def write_all(
     progress: bytes of all of them, if that is known, and whom to tell.
     """
     total, on_progress = progress
+    # A process uses one core, so that --workers means what it says; the tokenizers library asks this.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     batches = _batches(islice(sized, options.limit))
     for result in _encode_in_order(batches, job, options.workers or _usable_cores()):
         output.add(result)
@@ -155,16 +160,15 @@ def _begin_id(tokenizer: Tokenizer, wanted: bool | None) -> int | None:
 
 def tokenizer_notes(tokenizer: Tokenizer) -> list[str]:
     """What one would otherwise learn after the training, a line each."""
-    from model.hf.tokenizer.convert import load_proto
-
     notes = []
     if tokenizer.changes:
         what = f"tokenizer {tokenizer.path} changes text: it {', it '.join(tokenizer.changes)}"
         notes.append(f"{what}; the data set will hold the changed text")
-    try:
-        load_proto(tokenizer.path)
-    except UserError as error:
-        notes.append(f"a model of these data cannot be exported with its tokenizer: {error}")
+    if problem := tokenizer.kind.obstacle(tokenizer.path):
+        from model.hf.tokenizer.convert import OTHERWISE
+
+        why = f"tokenizer {tokenizer.path} has no equal fast tokenizer: {problem}; {OTHERWISE}"
+        notes.append(f"a model of these data cannot be exported with its tokenizer: {why}")
     return notes
 
 
@@ -176,6 +180,7 @@ class _Fields(TypedDict):
     vocab_size: int
     eod_id: int
     special: dict[Role, int]
+    special_in_text: bool
     seed: int
     split: tuple[float, ...]
     split_by: str
@@ -190,13 +195,14 @@ def manifest_fields(options: CommonOptions, sources: list[Source], tokenizer: To
     rest = sources[SOURCES_LISTED:]
     listed = [_facts(printable(source.input, NAME), [source]) for source in sources[:SOURCES_LISTED]]
     left_out = [printable(name, NAME) for source in sources for name in source.left_out]
-    libraries = ("megatron-core", "sentencepiece", "datasets", "numpy")
+    libraries = ("megatron-core", tokenizer.kind.library, "datasets", "numpy")
     return {
         "format": FORMAT,
         "tokenizer_sha256": tokenizer.sha256,
         "vocab_size": tokenizer.vocab_size,
         "eod_id": tokenizer.eod_id,
-        "special": tokenizer.special,
+        "special": dict(tokenizer.special),
+        "special_in_text": options.marked,
         "seed": options.seed,
         "split": options.split,
         "split_by": options.split_by,

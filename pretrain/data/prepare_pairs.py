@@ -22,7 +22,6 @@ from pretrain.data.prepare import (
 from pretrain.data.reading.inputs import find_sources
 from pretrain.data.reading.pairs import PairFile, Sides, pair_files, pair_of, pair_records
 from pretrain.data.reading.raw_record import Broken, Record
-from pretrain.data.token_files import TOKENIZER
 from pretrain.data.tokens.encode_pairs import HeldOut, PairJob, digest_of
 from pretrain.data.tokens.tokenizer import Tokenizer
 from pretrain.data.writer import NAME, PairOutput, correlation
@@ -75,9 +74,8 @@ def prepare_pairs(
     for note in tokenizer_notes(tokenizer):
         on_note(note)
     with whole_folder(options.out, DATA_SET, options.overwrite) as folder:
-        copy = folder / TOKENIZER
-        copy.write_bytes(tokenizer.model_bytes)
-        job = PairJob(str(copy), options.sides, options.max_tokens, split, options.seed, held)
+        copy = tokenizer.copy_to(folder)
+        job = PairJob(str(copy), options.sides, options.max_tokens, split, options.seed, held, options.marked)
         output = PairOutput(folder, tokenizer, options.strict)
         guessed = any(file.file.compressed or file.file.kind == "hub" for file in files)
         total = None if guessed or options.limit is not None else sum(file.size for file in files)

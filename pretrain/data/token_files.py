@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from model.errors import UserError
+from model.hf.tokenizer.table import tokenizer_file
 from pretrain.data.manifest import AGAIN, MANIFEST, Manifest, SplitFacts
 from pretrain.data.tokens.tokenizer import token_dtype
 
@@ -24,7 +25,6 @@ SAMPLE_BLOCKS, BLOCK_BYTES = 16, 1 << 14
 CHUNK_BYTES = 1 << 23
 DOCUMENTS = 1 << 20
 """Documents looked at together."""
-TOKENIZER = "tokenizer.model"
 
 
 class DamagedDataError(UserError):
@@ -97,15 +97,15 @@ def tokenizer_problem(folder: str | Path, manifest: Manifest) -> str:
     """What is wrong with the tokenizer of a data set; empty if nothing is, or images need none."""
     if manifest.images is not None:
         return ""
-    path = Path(folder) / TOKENIZER
+    path = tokenizer_file(folder)
     if path.exists() and not path.is_file():
-        return f"{TOKENIZER} is no regular file"
+        return f"{path.name} is no regular file"
     try:
         content = path.read_bytes()
     except OSError as error:
-        return f"{TOKENIZER} cannot be read ({error.strerror})"
+        return f"{path.name} cannot be read ({error.strerror})"
     if hashlib.sha256(content).hexdigest() != manifest.tokenizer_sha256:
-        return f"{TOKENIZER} is damaged or another than the data were prepared with"
+        return f"{path.name} is damaged or another than the data were prepared with"
     return ""
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.errors import UserError
 from model.folders import FolderKind, check_target, whole_folder
+from model.hf.tokenizer.table import tokenizer_files
 from parallel.checkpoint.folders import MANIFEST, step_folder, steps_in
 from parallel.checkpoint.format import FORMAT, Fragment, Row, file_facts, manifest_text
 from parallel.checkpoint.part import write_part
-from parallel.checkpoint.reader import TOKENIZER, CheckpointReader
+from parallel.checkpoint.reader import CheckpointReader
 from pretrain.rundir.checkpoint_admin import checkpoints_folder
 from pretrain.rundir.environment import versions
 
@@ -64,8 +64,9 @@ def _write(readers: Sequence[CheckpointReader], folder: Path) -> None:
     for number, (tensors, rows) in enumerate(_parts(readers)):
         files += write_part(folder, number, tensors, rows)
     if newest.tokenizer_path is not None:
-        shutil.copyfile(newest.tokenizer_path, folder / TOKENIZER)
-        files.append(folder / TOKENIZER)
+        for name, content in tokenizer_files(newest.tokenizer_path).items():
+            (folder / name).write_bytes(content)
+            files.append(folder / name)
     manifest = {
         "format": FORMAT,
         "step": newest.step,

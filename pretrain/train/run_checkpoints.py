@@ -14,6 +14,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from model.errors import UserError
+from model.hf.tokenizer.table import tokenizer_file, tokenizer_files
 from model.records import Record
 from parallel.checkpoint.background import Saved, Saver
 from parallel.checkpoint.folders import findings, newest_in, read_pointer, resolve, step_folder, steps_in
@@ -125,12 +126,8 @@ class Checkpoints:
         Raises SaveError and StaleStartError as `Saver.save` does.
         """
         train, samples = self.config.train, self.config.batch_sizes.before(step)
-        tokenizer = Path(self.config.data.corpora[0].path) / "tokenizer.model"
-        files = (
-            {"tokenizer.model": tokenizer.read_bytes()}
-            if dist.get_rank() == 0 and tokenizer.is_file()
-            else {}
-        )
+        tokenizer = tokenizer_file(self.config.data.corpora[0].path)
+        files = tokenizer_files(tokenizer) if dist.get_rank() == 0 and tokenizer.is_file() else {}
         return self.saver.save(
             self.engine,
             step,

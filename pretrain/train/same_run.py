@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, Field, ValidationError
 
 from model.config import ModelConfig
 from model.errors import UserError
+from model.hf.tokenizer.table import tokenizer_file
 from model.records import Record, as_record
 from model.words import printable
 from parallel.checkpoint.reader import CheckpointReader
@@ -126,7 +126,7 @@ def check_same_data(reader: CheckpointReader, config: RunConfig, blend: Blend) -
     Raises UserError naming the first setting by which the run would lose its place in the data,
     and for another tokenizer.
     """
-    ours_at, theirs_at = Path(config.data.corpora[0].path) / "tokenizer.model", reader.tokenizer_path
+    ours_at, theirs_at = tokenizer_file(config.data.corpora[0].path), reader.tokenizer_path
     if theirs_at is not None and ours_at.is_file() and ours_at.read_bytes() != theirs_at.read_bytes():
         advice = "name data prepared with that one, or start a run with another name"
         other = f"{ours_at} is not the tokenizer the run was trained with, {theirs_at}"

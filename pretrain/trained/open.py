@@ -100,9 +100,7 @@ class Trained:
     def needed_tokenizer(self) -> Path:
         """The tokenizer's file. Raises UserError where the checkpoint has none."""
         if self.tokenizer is None:
-            raise UserError(
-                f"{self.reader.folder} has no tokenizer.model: put the tokenizer of its data there"
-            )
+            raise UserError(f"{self.reader.folder} has no tokenizer: put the tokenizer of its data there")
         return self.tokenizer
 
     def check_warm(self) -> None:

@@ -154,7 +154,7 @@ def _data_windows(
 def _tokens_of(files: Sequence[str], tokenizer: Tokenizer | None, text_key: str) -> tuple[Tensor, str]:
     """The ids of text files, and what they are in words."""
     if tokenizer is None:
-        advice = "put the tokenizer.model of its data there"
+        advice = "put the tokenizer of its data there"
         raise UserError(f"--text needs a tokenizer, and the checkpoint has none: {advice}")
     found = read_text(files, tokenizer, text_key)
     name = f"{found.documents} document{'s' * (found.documents > 1)} of {', '.join(files)}"

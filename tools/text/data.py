@@ -48,7 +48,11 @@ def prepare(
     ],
     out: Annotated[Path, typer.Option(help="Data set folder to write.")],
     tokenizer: Annotated[
-        Path | None, typer.Option(help="SentencePiece model file; texts and pairs need one.")
+        str | None,
+        typer.Option(
+            help="SentencePiece model, Hugging Face tokenizer.json, a folder with either, or hf://NAME of "
+            "the Hub; texts and pairs need one."
+        ),
     ] = None,
     text_key: Annotated[str, typer.Option(help=TEXT_KEY)] = "text",
     split: Annotated[
@@ -110,6 +114,14 @@ def prepare(
             "without a choice, where the tokenizer has a mask token.",
         ),
     ] = None,
+    special_in_text: Annotated[
+        bool,
+        typer.Option(
+            "--special-in-text",
+            help="Names of special tokens in the texts, such as <|endoftext|>, stand for those tokens; "
+            "without it they are text like any other.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the assignment to splits.")] = 1234,
     workers: Annotated[
         int,
@@ -144,7 +156,7 @@ def prepare(
     common = CommonOptions(
         inputs=inputs,
         out=out,
-        tokenizer=tokenizer or Path(),
+        tokenizer=tokenizer or "",
         split=_shares(split, validation, test),
         split_by=split_by.value,
         seed=seed,
@@ -153,6 +165,7 @@ def prepare(
         limit=limit,
         strict=strict,
         overwrite=overwrite,
+        marked=special_in_text,
     )
     held = {"validation": tuple(validation or ()), "test": tuple(test or ())}
     of_pairs = {"max_tokens": max_tokens, **held}
@@ -213,8 +226,8 @@ def _options(
     from pretrain.data.prepare_pairs import PairOptions
     from pretrain.data.reading.pairs import Sides
 
-    if common.tokenizer == Path():
-        raise UserError("--tokenizer is missing: name a SentencePiece model file")
+    if not common.tokenizer:
+        raise UserError("--tokenizer is missing: name a SentencePiece model or a tokenizer.json")
     given = _given(common)
     chosen = {name: value for name, value in of_pairs.items() if value}
     if pairs is None:
@@ -245,13 +258,14 @@ def _refuse(useless: Mapping[str, object], where: str) -> None:
         raise UserError(f"{option} has no effect {where}: leave it out")
 
 
-def _of_texts(common: CommonOptions, text_key: str, tokenizer: Path | None) -> dict[str, bool]:
+def _of_texts(common: CommonOptions, text_key: str, tokenizer: str | None) -> dict[str, bool]:
     """Options that images do not read, and whether they were given."""
     return {
         f"--tokenizer {tokenizer}": tokenizer is not None,
         f"--text-key {text_key}": text_key != "text",
         f"--split-by {common.split_by}": common.split_by != "document",
         "--streaming": common.streaming,
+        "--special-in-text": common.marked,
     }
 
 

@@ -15,11 +15,12 @@ from tools.text.data import TEXT_KEY
 app = typer.Typer(help="Tokenizers.", no_args_is_help=True)
 
 
-class Model(str, Enum):
-    """Kinds of SentencePiece models."""
+class Kind(str, Enum):
+    """Kinds of tokenizers."""
 
     bpe = "bpe"
     unigram = "unigram"
+    bpe_bytes = "bpe-bytes"
 
 
 @app.callback()
@@ -35,14 +36,27 @@ def train(
             metavar="INPUT...", help="Files, folders, globs or data set names, as for `fathom data prepare`."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Model file to write.")] = Path("tokenizer.model"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write, tokenizer.model if not given; with --kind bpe-bytes a folder (or "
+            "tokenizer.json in it), which then also holds tokenizer_config.json.",
+            show_default=False,
+        ),
+    ] = None,
     vocab_size: Annotated[
         int,
         typer.Option(min=1, max=1_000_000, help="Pieces of the vocabulary, including 256 bytes and 3 marks."),
     ] = 4096,
-    model: Annotated[
-        Model, typer.Option(help="bpe trains and encodes documents faster; unigram is SentencePiece's own.")
-    ] = Model.bpe,
+    kind: Annotated[
+        Kind,
+        typer.Option(
+            "--kind",
+            "--model",
+            help="SentencePiece's bpe, which trains and encodes documents fastest, or its unigram; bpe-bytes "
+            "is a Hugging Face tokenizer.json, byte-level as GPT-2's.",
+        ),
+    ] = Kind.bpe,
     max_bytes: Annotated[
         int, typer.Option(min=1, max=10**12, help="Bytes of text to train on at most; more input is sampled.")
     ] = 10_000_000,
@@ -67,19 +81,21 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Train a SentencePiece tokenizer that keeps every text exactly, indentation included."""
+    """Train a tokenizer that keeps every text exactly, indentation included."""
     from rich.console import Console
 
     from model.errors import UserError
     from pretrain.data.reading.pairs import Sides
-    from pretrain.data.tokens.train import Reading, Reserved, special_names, train_tokenizer
+    from pretrain.data.tokens.reserved import Reserved
+    from pretrain.data.tokens.train import TRAINERS, Reading, special_names, train_tokenizer
 
     if pairs is not None and text_key != "text":
         raise UserError(f"--text-key {text_key} has no effect with --pairs: leave it out")
     reading = Reading(text_key, streaming, None if pairs is None else Sides.of(pairs))
     reserved = Reserved() if special is None else special_names(special)
+    target = out or Path(TRAINERS[kind.value].file)
     with Console(stderr=True, quiet=quiet or as_json).status("training the tokenizer"):
-        trained = train_tokenizer(inputs, out, vocab_size, model.value, max_bytes, reading, reserved)
+        trained = train_tokenizer(inputs, target, vocab_size, kind.value, max_bytes, reading, reserved)
     if as_json:
         typer.echo(json.dumps(asdict(trained), indent=1))
     elif not quiet:

@@ -47,6 +47,14 @@ def load_proto(path: Path | str) -> ModelProto:
 
     Raises UserError for a missing or unreadable file, or settings that no fast tokenizer has.
     """
+    proto = parse(path)
+    if problem := no_equal(proto):
+        raise UserError(f"tokenizer {path} has no equal fast tokenizer: {problem}; {OTHERWISE}")
+    return proto
+
+
+def parse(path: Path | str) -> ModelProto:
+    """The parsed model file. Raises UserError for a missing or unreadable one."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from sentencepiece import sentencepiece_model_pb2
 
@@ -57,6 +65,11 @@ def load_proto(path: Path | str) -> ModelProto:
         raise UserError(f"tokenizer {path} does not exist") from None
     except DecodeError:
         raise UserError(f"tokenizer {path} is not a SentencePiece model") from None
+    return proto
+
+
+def no_equal(proto: ModelProto) -> str:
+    """The first setting of a parsed model that no fast tokenizer has; empty where there is none."""
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     problems = (
         (trainer.model_type not in (1, 2), "its model type is neither unigram nor bpe"),
@@ -75,10 +88,7 @@ def load_proto(path: Path | str) -> ModelProto:
             "it has user-defined pieces with spaces, which SentencePiece never finds in a text",
         ),
     )
-    for present, problem in problems:
-        if present:
-            raise UserError(f"tokenizer {path} has no equal fast tokenizer: {problem}; {OTHERWISE}")
-    return proto
+    return next((problem for present, problem in problems if present), "")
 
 
 def build(proto: ModelProto) -> Tokenizer:

@@ -46,7 +46,7 @@ def prove(model_path: Path | str, folder: Path, texts: Iterable[str] = (), trust
         if expected == got:
             continue
         if not unigram or not _tie(ours, expected, got):
-            theirs = f"gives other ids than SentencePiece for {text!r}: {_difference(expected, got)}"
+            theirs = f"gives other ids than SentencePiece for {text!r}: {difference(expected, got)}"
             raise UserError(f"{what} {theirs}; {OTHERWISE}")
         ties += 1
     return ties
@@ -73,7 +73,8 @@ def _tie(ours: SentencePieceProcessor, expected: list[int], got: list[int]) -> b
     return ours.decode(expected) == ours.decode(got) and abs(scores[0] - scores[1]) <= rounding
 
 
-def _difference(expected: list[int], got: list[int]) -> str:
+def difference(expected: list[int], got: list[int]) -> str:
+    """Where two lists of ids first differ, and how, in a phrase."""
     at = next(
         (i for i, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b),
         min(len(expected), len(got)),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from model.hf.tokenizer.special import Role, settings_of, special_pieces
 
@@ -29,6 +29,11 @@ class Use:
     """Whether its model has a table of token types."""
     pairs: bool = False
     """Whether its model makes a text of another, both of which end with the end mark."""
+
+    @property
+    def decoder(self) -> bool:
+        """Whether its model continues a text."""
+        return not self.encoder and not self.pairs
 
     @property
     def input_names(self) -> list[str]:
@@ -109,6 +114,20 @@ def pair_marks(proto: ModelProto) -> Marks:
     )
 
 
+def marks_around(begin: list[tuple[str, int]], end: list[tuple[str, int]]) -> dict[str, Any]:
+    """What `TemplateProcessing` is told: marks before and after a text, by names and ids.
+
+    Of two texts the second has no mark before it; after a mark before the first it is of type 1.
+    """
+    first, last = "".join(f"{name} " for name, _ in begin), "".join(f" {name}" for name, _ in end)
+    second = f"$B:1{last}:1" if begin else f"$B{last}"
+    return {
+        "single": f"{first}$A{last}",
+        "pair": f"{first}$A{last} {second}",
+        "special_tokens": [*begin, *end],
+    }
+
+
 def add_end(tokenizer: Tokenizer, proto: ModelProto) -> None:
     """Puts the end mark after every text.
 
@@ -116,10 +135,8 @@ def add_end(tokenizer: Tokenizer, proto: ModelProto) -> None:
     """
     from tokenizers import processors
 
-    end, number = proto.trainer_spec.eos_piece, proto.trainer_spec.eos_id
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, number)]
-    )
+    end = proto.trainer_spec.eos_piece, proto.trainer_spec.eos_id
+    tokenizer.post_processor = processors.TemplateProcessing(**marks_around([], [end]))
 
 
 def add_marks(tokenizer: Tokenizer, proto: ModelProto) -> None:
@@ -135,9 +152,5 @@ def add_marks(tokenizer: Tokenizer, proto: ModelProto) -> None:
         mask = AddedToken(pieces["mask"][0], lstrip=True, normalized=False, special=True)
         tokenizer.add_special_tokens([mask])
     if "cls" in pieces and "sep" in pieces:
-        (cls, _), (sep, _) = pieces["cls"], pieces["sep"]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{cls} $A {sep}",
-            pair=f"{cls} $A {sep} $B:1 {sep}:1",
-            special_tokens=[pieces["cls"], pieces["sep"]],
-        )
+        marks = marks_around([pieces["cls"]], [pieces["sep"]])
+        tokenizer.post_processor = processors.TemplateProcessing(**marks)

@@ -38,6 +38,14 @@ SPECIAL: dict[Role, Special] = {
     "pad": Special("[PAD]", "pad_token", "pad_piece", "fills a sample up"),
     "mask": Special("[MASK]", "mask_token", "", "hides a token that is to be predicted"),
 }
+USUAL: dict[Role, tuple[str, ...]] = {
+    "cls": ("[CLS]", "<s>", "<bos>", "<|begin_of_text|>"),
+    "sep": ("[SEP]", "</s>"),
+    "pad": ("[PAD]", "<pad>", "<|pad|>"),
+}
+"""What special tokens of a tokenizer.json are called where nothing beside it says so."""
+ENDS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")
+"""The same of what ends a document, the first that there is."""
 SENTINEL = "<extra_id_{}>"
 """The name of a sentinel, after T5, by its number: what stands for a hidden span of a text."""
 _SENTINEL = re.compile(r"<extra_id_\d+>")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from model.hf.tokenizer.table import tokenizer_file
 from pretrain.config.schema import Corpus
 from pretrain.config.sections.masking import Masking
 from pretrain.data.blend import TokenBlend, open_blend
@@ -25,7 +26,6 @@ from pretrain.data.masked.masking import (
 )
 from pretrain.data.masked.single import Single
 from pretrain.data.order import Cut, Stream
-from pretrain.data.token_files import TOKENIZER
 from pretrain.data.tokens.tokenizer import Tokenizer
 
 
@@ -119,7 +119,7 @@ def open_masked(
     """
     cut: Cut = Stream(seq_length) if settings.packed else Single(seq_length, settings.long)
     blend = open_blend(corpora, split, seq_length, seed, cache, alone, cut)
-    vocabulary = MaskVocabulary.of(Tokenizer(Path(corpora[0].path) / TOKENIZER))
+    vocabulary = MaskVocabulary.of(Tokenizer(tokenizer_file(corpora[0].path)))
     return MaskedBlend(blend, settings, vocabulary, seed if split == "train" else None)
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from model.errors import UserError
+from model.hf.tokenizer.table import tokenizer_file
 from pretrain.config.schema import Corpus
 from pretrain.config.sections.spans import SpanCounts, Spans, span_counts
 from pretrain.data.blend import Blend, TokenBlend, open_blend
 from pretrain.data.manifest import Manifest
 from pretrain.data.order import Stream
 from pretrain.data.spans.corruption import corrupted, span_key, span_lengths
-from pretrain.data.token_files import TOKENIZER
 from pretrain.data.tokens.tokenizer import Tokenizer
 
 MUCH_PADDING = 0.1
@@ -178,7 +178,7 @@ def open_spans(
     """
     counts = span_counts(settings, *lengths)
     windows = open_blend(corpora, split, counts.tokens, seed, cache, alone, _Texts(counts.tokens))
-    vocabulary = SpanVocabulary.of(Tokenizer(Path(corpora[0].path) / TOKENIZER), counts.spans)
+    vocabulary = SpanVocabulary.of(Tokenizer(tokenizer_file(corpora[0].path)), counts.spans)
     return SpanBlend(windows, counts, lengths, vocabulary, seed if split == "train" else None)
 
 

@@ -45,6 +45,8 @@ class EncodeJob:
     seed: int
     begin_id: int | None = None
     """What every document begins with."""
+    marked: bool = False
+    """Names of special tokens in texts stand for those tokens."""
 
     def encoder(self) -> Encoder:
         """As `Job`."""
@@ -115,9 +117,8 @@ class Encoder:
             whole_files = self.job.split_by == "file"
             key = record.group.encode(errors="surrogateescape") if whole_files else data
             splits.append(split_of(key, self.job.seed, self.job.split))
-        documents = [
-            self._begin_mark + ids + self._end_mark for ids in self.tokenizer.encode_documents(texts)
-        ]
+        found = self.tokenizer.encode_documents(texts, self.job.marked)
+        documents = [self._begin_mark + ids + self._end_mark for ids in found]
         result.splits = tuple(
             gathered(documents, sizes, len(self._end_mark), [own == split for own in splits])
             for split in range(len(SPLITS))

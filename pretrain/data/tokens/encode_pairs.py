@@ -43,6 +43,8 @@ class PairJob:
     """Shares of train, validation and test, adding up to 1."""
     seed: int
     held: HeldOut
+    marked: bool = False
+    """Names of special tokens in texts stand for those tokens."""
 
     def encoder(self) -> PairEncoder:
         """As `Job`."""
@@ -99,7 +101,7 @@ class PairEncoder:
         return split_of(source.encode(), self.job.seed, self.job.split) if own is None else own
 
     def _documents(self, texts: list[str]) -> list[bytes]:
-        return [ids + self._end_mark for ids in self.tokenizer.encode_documents(texts)]
+        return [ids + self._end_mark for ids in self.tokenizer.encode_documents(texts, self.job.marked)]
 
     def _fits(self, record: Record, source: bytes, target: bytes, result: EncodedBatch) -> bool:
         """Whether a pair is short enough; one that is not is named in the result."""

@@ -1,291 +1,103 @@
-"""Text to token ids and back, with SentencePiece; quick over many documents.
+"""Text to token ids and back, with a tokenizer of any kind; quick over many documents.
 
-Lossless for every text where the model allows it, as those of `fathom tokenizer train` do.
 Nothing here imports torch or Megatron: the processes of `fathom data prepare` load this module.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import sentencepiece
 
-from model.errors import UserError
-from model.hf.tokenizer.special import Role, sentinel_ids, special_pieces
-
-if TYPE_CHECKING:
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
-
-SPACE_MARK = "\u2581"
-"""How SentencePiece writes a space, so that a text that holds the character itself needs care."""
-SEGMENT_CHARS = 1 << 20
-"""Characters handled at once: bounds the memory of splitting a very long document."""
-CACHE_BYTES = 64 << 20
-"""Ids of known chunks kept by one process, by a rough estimate."""
-PROBES = ("a b", " a", "a ", "  a   b", "\n\t \r\n", "é 中 😀", "<s> </s> <unk>", "\u00a0\ufb01\uff21\u3000")
-"""Texts that models which change text have changed."""
-
-_WORD = r"A-Za-z\x80-\U0010ffff"
-# Ways to cut text into chunks, finest first. Whether a boundary lies between two characters depends
-# on these two characters alone.
-_CHUNKS = (re.compile(rf" *(?:[{_WORD}]+|[0-9]|[^ 0-9{_WORD}]+)| +"), re.compile(r" *[^ ]+| +"))
-_BOUNDARY = re.compile(r"[^ ](?= )")  # ends at a place that is a boundary in every entry of _CHUNKS
-_BPE = 2  # TrainerSpec.ModelType in a SentencePiece model
-
-
-def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.int32]:
-    """Returns the element type of a .bin file for a vocabulary, by Megatron-core's rule.
-
-    That is DType.optimal_dtype.
-    """
-    return np.uint16 if vocab_size < 65500 else np.int32
-
-
-@dataclass(frozen=True)
-class _Properties:
-    """What a model's own settings allow."""
-
-    changes: tuple[str, ...]
-    """What it does to text, a phrase each; empty where it keeps every text as it is."""
-    pattern: re.Pattern[str] | None
-    """Cuts text where no token can reach across."""
-    special: dict[Role, int]
-    """Ids of special tokens."""
-    sentinels: tuple[int, ...]
+from model.hf.tokenizer.kinds import Codec, token_dtype
+from model.hf.tokenizer.special import Role
+from model.hf.tokenizer.table import find_tokenizer, read_tokenizer
 
 
 class Tokenizer:
-    """A SentencePiece model file.
+    """A tokenizer's file, of whichever kind.
 
     `decode(encode(text)) == text` for every Unicode text if `fathom tokenizer train` wrote it.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Loads the model.
+        """Loads a file, the tokenizer of a folder, or one of the Hub by its name.
 
-        Raises UserError when the file is missing, is no SentencePiece model, or defines no
-        end-of-document (eos) id.
+        Raises UserError when there is none, it is damaged, or defines no end-of-document id.
         """
-        self.path = Path(path)
-        if self.path.exists() and not self.path.is_file():
-            raise UserError(f"tokenizer {self.path}: no regular file; name a SentencePiece model file")
-        try:
-            self.model_bytes = self.path.read_bytes()
-        except OSError as error:
-            advice = "name a SentencePiece model file, for example one from `fathom tokenizer train`"
-            raise UserError(f"tokenizer {self.path}: {error.strerror}; {advice}") from error
-        try:
-            if not self.model_bytes:
-                raise ValueError("no bytes, of which SentencePiece would make a model without pieces")
-            self._sp = sentencepiece.SentencePieceProcessor(model_proto=self.model_bytes)
-            self.vocab_size: int = self._sp.get_piece_size()
-        except (RuntimeError, OSError, ValueError) as error:
-            advice = "not a SentencePiece model file; `fathom tokenizer train` writes one"
-            raise UserError(f"tokenizer {self.path}: {advice}") from error
-        self.sha256: str = hashlib.sha256(self.model_bytes).hexdigest()
-        self.eod_id: int = self._sp.eos_id()
-        if self.eod_id < 0:
-            missing = "the model has no eos piece, which marks the end of a document"
-            raise UserError(f"tokenizer {self.path}: {missing}; train it with an eos id")
+        self.path = find_tokenizer(path)
+        self.kind, content, beside = read_tokenizer(self.path)
+        self.files: dict[str, bytes] = {self.kind.file: content, **beside}
+        """What a data set keeps of it, by names."""
+        self.codec: Codec = self.kind.load(self.path, content, beside)
+        self.sha256: str = hashlib.sha256(content).hexdigest()
+        """Of the tokenizer's own file."""
+        self.vocab_size, self.eod_id = self.codec.vocab_size, self.codec.eod_id
         self.dtype = token_dtype(self.vocab_size)
-        self._known: dict[str, bytes] = {}
-        self._known_bytes = 0
 
-    def encode(self, text: str) -> list[int]:
+    def copy_to(self, folder: Path) -> Path:
+        """Writes it into a data set. Returns its file there."""
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+        return folder / self.kind.file
+
+    def encode(self, text: str, marked: bool = False) -> list[int]:
         """Returns the ids of a text, without an end mark.
 
+        marked: whether the name of a special token in it stands for that token; it is text without.
         Raises UnicodeEncodeError for text that UTF-8 cannot hold (lone surrogates).
         """
-        ids: list[int] = np.frombuffer(self.encode_documents([text])[0], dtype=self.dtype).tolist()
+        found = self.encode_documents([text], marked)[0]
+        ids: list[int] = np.frombuffer(found, dtype=self.dtype).tolist()
         return ids
+
+    def encode_documents(self, texts: Sequence[str], marked: bool = False) -> list[bytes]:
+        """Encodes many texts: for each the bytes of its ids, of `self.dtype`, without an end mark.
+
+        The ids of a text do not depend on the others. Raises UnicodeEncodeError as `encode` does.
+        """
+        return self.codec.encode_marked(texts) if marked else self.codec.encode(texts)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids; the end mark decodes to nothing.
 
         Raises IndexError for an id outside the vocabulary.
         """
-        text: str = self._sp.decode([int(index) for index in ids])
-        return text
+        return self.codec.decode([int(index) for index in ids])
 
     @property
     def lossless(self) -> bool:
         """Whether the ids of every text spell that very text."""
-        return not self._properties.changes
+        return not self.codec.changes
 
     @property
     def changes(self) -> tuple[str, ...]:
-        """What the model does to text, a phrase each; empty where it is lossless."""
-        return self._properties.changes
+        """What the tokenizer does to text, a phrase each; empty where it is lossless."""
+        return self.codec.changes
 
     @property
-    def special(self) -> dict[Role, int]:
-        """Ids of the special tokens that the model has, by what they are for."""
-        return self._properties.special
+    def special(self) -> Mapping[Role, int]:
+        """Ids of the special tokens that it has, by what they are for."""
+        return self.codec.special
 
     @property
     def sentinels(self) -> tuple[int, ...]:
         """Ids of the tokens that stand for hidden spans, in order."""
-        return self._properties.sentinels
+        return self.codec.sentinels
 
     def piece(self, index: int) -> str:
         """Returns the name of a token, such as [MASK]."""
-        name: str = self._sp.id_to_piece(index)
-        return name
+        return self.codec.piece(index)
 
     def is_control(self) -> np.ndarray:
         """Returns for each id of the vocabulary, [v] bool, whether no text contains it."""
-        return np.array(self._sp.is_control(list(range(self.vocab_size))), dtype=bool)
+        return self.codec.is_control()
 
     def token_bytes(self) -> list[bytes]:
         """Returns what each id adds to a text, in UTF-8; b"" for ids that are no text.
 
         The end mark is one of those.
         """
-        parts = []
-        for index in range(self.vocab_size):
-            piece: str = self._sp.id_to_piece(index)
-            if self._sp.is_control(index) or self._sp.is_unknown(index):
-                parts.append(b"")
-            else:
-                parts.append(
-                    bytes([int(piece[3:5], 16)])
-                    if self._sp.is_byte(index)
-                    else piece.replace(SPACE_MARK, " ").encode()
-                )
-        return parts
-
-    def encode_documents(self, texts: Sequence[str]) -> list[bytes]:
-        """Encodes many texts: for each the bytes of its ids, of `self.dtype`, without an end mark.
-
-        The ids of a text do not depend on the others. Raises UnicodeEncodeError as `encode` does.
-        """
-        for text in texts:
-            if not text.isascii():
-                # SentencePiece's own complaint about lone surrogates does not say what is wrong.
-                text.encode()
-        if self._properties.pattern is None:
-            return [np.array(ids, dtype=self.dtype).tobytes() for ids in self._encode_plain(texts)]
-        parts: list[list[bytes]] = [[] for _ in texts]
-        for group in _segment_groups(texts):
-            for (number, _), ids in zip(
-                group,
-                self._encode_chunked([segment for _, segment in group], self._properties.pattern),
-                strict=True,
-            ):
-                parts[number].append(ids)
-        return [b"".join(document) for document in parts]
-
-    def _encode_chunked(self, segments: list[str], pattern: re.Pattern[str]) -> list[bytes]:
-        """Encodes through a table of chunks seen before.
-
-        Most words of a text repeat, and a table look-up is far cheaper than merging pairs.
-        """
-        chunks = [pattern.findall(segment) for segment in segments]
-        missing = list(set().union(*chunks).difference(self._known))
-        for chunk, ids in zip(missing, self._encode_plain(missing), strict=True):
-            self._known[chunk] = np.array(ids, dtype=self.dtype).tobytes()
-            self._known_bytes += 200 + 2 * len(chunk)
-        encoded = [b"".join(map(self._known.__getitem__, document)) for document in chunks]
-        if self._known_bytes > CACHE_BYTES:
-            self._known.clear()
-            self._known_bytes = 0
-        return encoded
-
-    def _encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encodes with one call of the library.
-
-        Except for texts that hold the space mark, whose bytes are spelt out.
-        """
-        encoded: list[list[int]] = self._sp.encode(list(texts), out_type=int, num_threads=1) if texts else []
-        if self.lossless:
-            mark = [self._sp.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
-            for number, text in enumerate(texts):
-                if SPACE_MARK in text:
-                    parts = [self._sp.encode(part, out_type=int) for part in text.split(SPACE_MARK)]
-                    encoded[number] = parts[0] + [index for part in parts[1:] for index in (*mark, *part)]
-        return encoded
-
-    @cached_property
-    def _properties(self) -> _Properties:
-        """Reads the model's settings.
-
-        Byte-pair merging joins two neighbours only into a piece of the vocabulary. If no piece
-        crosses a boundary of a chunk pattern, no merge does either, and encoding chunk by chunk
-        gives exactly the ids of encoding the whole.
-        Unigram models are left whole: the result would be the same up to ties of rounded scores.
-        """
-        from sentencepiece import sentencepiece_model_pb2
-
-        model = sentencepiece_model_pb2.ModelProto()
-        model.ParseFromString(self.model_bytes)
-        changes = self._changes(model)
-        pattern = None
-        neutral = not any(present for present, _ in _normalisation(model))
-        escaped = model.normalizer_spec.escape_whitespaces
-        if neutral and escaped and model.trainer_spec.model_type == _BPE:
-            kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
-            text_kinds = (kinds.NORMAL, kinds.USER_DEFINED, kinds.UNUSED)
-            pieces = [
-                entry.piece.replace(SPACE_MARK, " ") for entry in model.pieces if entry.type in text_kinds
-            ]
-            fitting = (each for each in _CHUNKS if all(each.fullmatch(piece) for piece in pieces))
-            pattern = next(fitting, None)
-        special = {role: number for role, (_, number) in special_pieces(model).items()}
-        return _Properties(changes, pattern, special, sentinel_ids(model))
-
-    def _changes(self, model: ModelProto) -> tuple[str, ...]:
-        """What the model does to text, by its settings; and by trying, where these show nothing."""
-        changes = [words for present, words in _normalisation(model) if present]
-        if sum(self._sp.is_byte(index) for index in range(self.vocab_size)) < 256:
-            changes.append("has no piece for every byte, so that unknown characters are lost")
-        if model.normalizer_spec.escape_whitespaces and SPACE_MARK not in {
-            entry.piece for entry in model.pieces
-        }:
-            changes.append("has no piece for a space")
-        if not changes and any(self._sp.decode(self._sp.encode(text)) != text for text in PROBES):
-            changes.append("does not give every text back")
-        return tuple(changes)
-
-
-def _normalisation(model: ModelProto) -> tuple[tuple[bool, str], ...]:
-    """Whether each setting that changes text is on, and what it does."""
-    normalizer, denormalizer = model.normalizer_spec, model.denormalizer_spec
-    return (
-        (bool(normalizer.precompiled_charsmap), f"normalises characters ({normalizer.name})"),
-        (normalizer.add_dummy_prefix, "adds a space before each document"),
-        (normalizer.remove_extra_whitespaces, "merges and strips spaces"),
-        (bool(denormalizer.precompiled_charsmap), "denormalises what it decodes"),
-    )
-
-
-def _segment_groups(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
-    """Yields lists of (text number, part of that text), each list about SEGMENT_CHARS long.
-
-    Parts end where chunks end.
-    """
-    group: list[tuple[int, str]] = []
-    size = 0
-    for number, text in enumerate(texts):
-        start = 0
-        while start < len(text):
-            cut = (
-                _BOUNDARY.search(text, start + SEGMENT_CHARS - 1)
-                if len(text) - start > SEGMENT_CHARS
-                else None
-            )
-            stop = cut.end() if cut else len(text)
-            group.append((number, text[start:stop]))
-            size += stop - start
-            start = stop
-            if size >= SEGMENT_CHARS:
-                yield group
-                group, size = [], 0
-    if group:
-        yield group
+        return self.codec.token_bytes()

@@ -1,4 +1,4 @@
-"""Training of a SentencePiece tokenizer that keeps every text exactly.
+"""Training of a tokenizer that keeps every text exactly, of any kind in TRAINERS.
 
 Code, indentation, any byte of UTF-8.
 """
@@ -6,52 +6,31 @@ Code, indentation, any byte of UTF-8.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import sentencepiece
+from typing import Literal
 
 from model.errors import UserError
 from model.files import atomic_write_bytes
-from model.hf.tokenizer.special import SENTINEL, SPECIAL, Role, names_mask, names_sentinel
+from model.hf.tokenizer.special import SPECIAL, Role, names_mask, names_sentinel
 from model.words import printable
 from pretrain.data.reading.documents import Broken, records, text_of
 from pretrain.data.reading.inputs import InputFile, find_sources
 from pretrain.data.reading.pairs import Sides, pair_files, pair_of, pair_records
-from pretrain.data.tokens.tokenizer import SPACE_MARK
+from pretrain.data.tokens.reserved import Reserved, Trainer
+from pretrain.data.tokens.train_bytes import ByteTrainer
+from pretrain.data.tokens.train_sentencepiece import SentencePieceTrainer
 
-ModelType = Literal["bpe", "unigram"]
-FIXED_PIECES = 3 + 256
-"""unk, bos and eos, and one piece for each byte."""
-SETTINGS: dict[str, Any] = {
-    # Text comes back as it went in: no Unicode normalisation, no spaces added or merged, unknown
-    # characters as their bytes.
-    "normalization_rule_name": "identity",
-    "add_dummy_prefix": False,
-    "remove_extra_whitespaces": False,
-    "byte_fallback": True,
-    # Indentation is worth pieces of its own; numbers are spelt digit by digit.
-    "allow_whitespace_only_pieces": True,
-    "split_digits": True,
-    # Also where the sample has none of them, or as good as none: without a piece for the space mark
-    # a space is spelt as the mark's bytes, and comes back as the mark.
-    "required_chars": f"\n\t{SPACE_MARK}",
-    "unk_id": 0,
-    "bos_id": 1,
-    "eos_id": 2,
-    "pad_id": -1,
-    # The result depends on the order of sentences and, for unigram, on the number of threads: both
-    # are constants.
-    "shuffle_input_sentence": False,
-    "num_threads": 2,
-    "max_sentence_length": 1 << 30,
-    "minloglevel": 2,
+ModelType = Literal["bpe", "unigram", "bpe-bytes"]
+TRAINERS: dict[ModelType, Trainer] = {
+    "bpe": SentencePieceTrainer("bpe"),
+    "unigram": SentencePieceTrainer("unigram"),
+    "bpe-bytes": ByteTrainer(),
 }
+"""Another kind is an entry here, and a file beside this one."""
 LEAST_SHARE = 1 << 20
 """Bytes that a file may give at least, so that of many small files not all are read."""
 LONGEST_NAME = 64
@@ -78,32 +57,6 @@ class TrainedTokenizer:
     """Names of special tokens that were asked for."""
     sentinels: int = 0
     """Tokens beside them that stand for hidden spans."""
-
-
-@dataclass(frozen=True)
-class Reserved:
-    """Tokens that no text contains, beside those that every model has."""
-
-    names: Mapping[Role, str] = field(default_factory=dict)
-    sentinels: int = 0
-    """Tokens that stand for hidden spans."""
-
-    @property
-    def pieces(self) -> int:
-        """How many of the vocabulary they take: begin and end are there in any case."""
-        return len({"mask", "pad"} & set(self.names)) + self.sentinels
-
-    def settings(self) -> dict[str, Any]:
-        """SentencePiece's settings for them."""
-        settings: dict[str, Any] = {
-            SPECIAL[role].spec: name for role, name in self.names.items() if SPECIAL[role].spec
-        }
-        if "pad" in self.names:
-            settings["pad_id"] = 3
-        control = [self.names["mask"]] if "mask" in self.names else []
-        if control := control + [SENTINEL.format(number) for number in range(self.sentinels)]:
-            settings["control_symbols"] = control
-        return settings
 
 
 @dataclass(frozen=True)
@@ -139,7 +92,9 @@ def train_tokenizer(
     reading: Reading | None = None,
     special: Reserved | None = None,
 ) -> TrainedTokenizer:
-    """Trains on a sample of the inputs and writes the model file.
+    """Trains on a sample of the inputs and writes the tokenizer.
+
+    out: a file; a folder, or the main file in it, for a kind that is several files.
 
     inputs: as for `fathom data prepare`. max_bytes: of the sample in UTF-8, at most, about.
     special: as `special_names` returns them.
@@ -149,35 +104,28 @@ def train_tokenizer(
     range.
     """
     special = special or Reserved()
-    fixed = FIXED_PIECES + special.pieces
+    trainer = TRAINERS[model]
+    fixed = trainer.fixed(special)
     if vocab_size <= fixed:
         taken = f"{fixed} pieces are taken by bytes and marks"
         raise UserError(f"--vocab-size {vocab_size}: {taken}; use at least {fixed + 100}")
     if max_bytes < 1:
         raise UserError(f"--max-bytes {max_bytes}: must be at least 1")
+    folder = trainer.folder(Path(out))
     reading = reading or Reading()
     sample = _Sample(inputs, max_bytes, reading)
     pieces = list(sample)
     if not any(piece.strip("\r\n") for piece in pieces):
         raise UserError(f"INPUT {' '.join(inputs)}: no text to train on{sample.first_broken}")
-    written = io.BytesIO()
+    files = trainer.train(pieces, vocab_size, special, sample.bytes)
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(pieces),
-            model_writer=written,
-            model_type=model,
-            vocab_size=vocab_size,
-            **SETTINGS | special.settings(),
-        )
-    except (RuntimeError, OSError) as error:
-        raise UserError(f"--vocab-size {vocab_size} {_misfit(str(error), sample.bytes)}") from error
-    data = written.getvalue()
-    try:
-        atomic_write_bytes(out, data)
+        for name, data in files.items():
+            atomic_write_bytes(Path(out) if folder is None else folder / name, data)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written: {error.strerror}") from error
+    main, data = next(iter(files.items()))
     return TrainedTokenizer(
-        str(out),
+        str(out if folder is None else folder / main),
         hashlib.sha256(data).hexdigest(),
         vocab_size,
         model,
@@ -233,20 +181,6 @@ def _name_problem(role: Role, name: str, others: list[str]) -> str:
     if role != "mask" and names_mask(name):
         return "is what only the mask token can be called: give it another"
     return ""
-
-
-def _misfit(reason: str, size: int) -> str:
-    """Why a vocabulary does not suit a sample of `size` bytes, after SentencePiece's own words.
-
-    These name options that it has and this command has not.
-    """
-    if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", reason):
-        least = f"bytes, marks and the characters of the text take {found[1]} pieces"
-        return f"is too small: {least}; use at least that many"
-    if found := re.search(r"too high .*<= (\d+)", reason):
-        most = f"{size} bytes of text give {found[1]} pieces at most"
-        return f"is too large: {most}; use no more, or give more text (INPUT, --max-bytes)"
-    return f"does not suit {size} bytes of text: {reason.rpartition('] ')[2].strip() or reason}"
 
 
 class _Sample:

@@ -118,12 +118,11 @@ def _special(trained: Trained) -> dict[str, int | None]:
     Raises UserError where they are no ids.
     """
     if trained.config.blueprint.crossed and trained.tokenizer is not None:
-        from sentencepiece import SentencePieceProcessor
+        from pretrain.data.tokens.tokenizer import Tokenizer
 
-        pieces = SentencePieceProcessor(model_file=str(trained.tokenizer))
-        end, pad = pieces.eos_id(), pieces.pad_id()
-        ids = {"eos_token_id": end, "pad_token_id": pieces.unk_id() if pad < 0 else pad}
-        return {**ids, "decoder_start_token_id": end}
+        pieces = Tokenizer(trained.tokenizer)
+        end, pad = pieces.eod_id, pieces.codec.padding_id
+        return {"eos_token_id": end, "pad_token_id": pad, "decoder_start_token_id": end}
     given = trained.reader.manifest.progress.get("special_tokens") or {}
     source = str(trained.reader.folder / MANIFEST)
     return as_record(given, Special, f"{source}, special_tokens", "use another checkpoint").model_dump()

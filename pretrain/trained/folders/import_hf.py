@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import yaml
 
 from model.errors import UserError
 from model.folders import FolderKind, check_target, whole_folder
-from model.records import LARGEST
+from model.hf.tokenizer.table import tokenizer_files, vocabulary
 from parallel.checkpoint.folders import MANIFEST, step_folder
 from parallel.checkpoint.format import FORMAT, Fragment, Row, file_facts, manifest_text
 from pretrain.rundir.environment import versions
@@ -66,21 +65,13 @@ def import_checkpoint(source: str, out: Path | str, *, vocab_multiple: int = 128
 
 
 def _check_tokenizer(path: Path, rows: int) -> None:
-    """Checks that a file is a SentencePiece model with ids that the model has rows for.
-
-    Raises UserError where it is none, or has ids that the model has no row for.
-    """
-    from sentencepiece import SentencePieceProcessor
-
-    tokenizer = SentencePieceProcessor()
+    """Raises UserError for a damaged tokenizer, or ids that the model has no row for."""
     advice = "download it again, or remove it to import the model without a tokenizer"
-    if path.stat().st_size > LARGEST:
-        raise UserError(f"{path} has {path.stat().st_size} bytes, too many for a tokenizer: {advice}")
     try:
-        tokenizer.LoadFromSerializedProto(path.read_bytes())
-    except (RuntimeError, ValueError):
-        raise UserError(f"{path} is not a SentencePiece model: {advice}") from None
-    if (pieces := tokenizer.get_piece_size()) > rows:
+        pieces = vocabulary(path)
+    except UserError as error:
+        raise UserError(f"{error}; {advice}") from None
+    if pieces > rows:
         raise UserError(f"{path} has {pieces} pieces, but the model has rows for {rows}: {advice}")
 
 
@@ -111,7 +102,8 @@ def _write(imported: Imported, folder: Path, source: str) -> None:
         (folder / f"{name}.json").write_text(json.dumps({"fragments": rows}))
         files += [f"{name}.safetensors", f"{name}.json"]
     if imported.tokenizer:
-        shutil.copyfile(imported.tokenizer, folder / "tokenizer.model")
+        for name, content in tokenizer_files(imported.tokenizer).items():
+            (folder / name).write_bytes(content)
     facts = {name: file_facts(folder / name).model_dump() for name in files}
     manifest = {
         "format": FORMAT,

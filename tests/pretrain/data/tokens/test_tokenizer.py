@@ -13,7 +13,7 @@ import sentencepiece
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-import pretrain.data.tokens.tokenizer as tokenizer_module
+import model.hf.tokenizer.sentencepiece_model as tokenizer_module
 from model.errors import UserError
 from model.hf.tokenizer.convert import write_tokenizer
 from model.hf.tokenizer.proof import prove
@@ -77,7 +77,7 @@ def test_decoding_gives_the_text_back(trained: Tokenizer, text: str) -> None:
 @FUZZ
 def test_encoding_by_chunks_gives_the_ids_of_the_library(bpe: Tokenizer, text: str) -> None:
     library = sentencepiece.SentencePieceProcessor(model_file=str(bpe.path))
-    assert bpe._properties.pattern is not None, "the quick way is not taken, so this test compares nothing"
+    assert bpe.codec.properties.pattern is not None, "the quick way is not taken, so this test compares nothing"
     assert bpe.encode(text) == library.encode(text)
 
 
@@ -373,7 +373,7 @@ def test_pieces_that_cross_boundaries_make_chunks_larger(
         Tokenizer(tmp_path / "t.model"),
         sentencepiece.SentencePieceProcessor(model_proto=written.getvalue()),
     )
-    pattern = tokenizer._properties.pattern
+    pattern = tokenizer.codec.properties.pattern
     assert (pattern is None) == (ways == 0)
     assert pattern != tokenizer_module._CHUNKS[0]
     text = "\n".join(lines)

@@ -1,0 +1,326 @@
+"""Hugging Face's tokenizer.json: text to token ids and back, by the `tokenizers` library.
+
+What its special tokens are for stands in tokenizer_config.json beside it, or follows from their
+names.
+Nothing here imports torch or Megatron: the processes of `fathom data prepare` load this module.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from itertools import count, takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from model.errors import UserError
+from model.hf.tokenizer.kinds import TRAIN, read_beside, token_dtype
+from model.hf.tokenizer.special import ENDS, SENTINEL, SPECIAL, USUAL, Role, names_mask
+from model.words import printable
+
+FILE, SETTINGS, MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+BESIDE = (SETTINGS, MAP, "chat_template.jinja")
+"""Files that belong to it."""
+PROBES = ("a b", " a", "a ", "  a   b", "\n\t \r\n", "é 中 😀", "e\u0301 \ufb01\uff21\u3000", "Aa \u2581")
+"""Texts that tokenizers which change text have changed."""
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class TokenizerJson:
+    """A tokenizer.json that was loaded. Its methods are those of `Codec`."""
+
+    def __init__(self, path: Path, content: bytes, beside: Mapping[str, bytes]) -> None:
+        """beside: contents of tokenizer_config.json and special_tokens_map.json, where there are.
+
+        Raises UserError for what is damaged, draws merges by chance, or has no end mark.
+        """
+        self._json = _object(path, content)
+        self._tokenizer = _loaded(path, content, self._json)
+        entries = self._tokenizer.get_vocab(with_added_tokens=True)
+        self._ids: dict[str, int] = entries
+        self.vocab_size = max(entries.values(), default=-1) + 1
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._unknown = self._part("model").get("unk_token")
+        self._special = {index: token.content for index, token in added.items() if token.special}
+        self._texts = {index: token.content for index, token in added.items() if not token.special}
+        self.roles = self._roles(path, _settings(path, beside))
+        self.eod_id = self.roles.pop("eos")
+        self.dtype = token_dtype(self.vocab_size)
+
+    @classmethod
+    def open(cls, path: Path) -> TokenizerJson:
+        """From the files themselves."""
+        return cls(path, path.read_bytes(), read_beside(path, (FILE,), BESIDE))
+
+    def _part(self, name: str) -> dict[str, Any]:
+        part = self._json.get(name)
+        return part if isinstance(part, dict) else {}
+
+    def _roles(self, path: Path, settings: Mapping[str, str]) -> dict[str, int]:
+        """Ids by what they are for; "eos" is always there."""
+        known = set(self._special.values())
+        names: dict[str, str | None] = {
+            role: settings.get(special.setting) for role, special in SPECIAL.items()
+        }
+        for role, usual in USUAL.items():
+            names[role] = names[role] or next((name for name in usual if name in known), None)
+        names["mask"] = names["mask"] or next(filter(names_mask, sorted(known)), None)
+        names["eos"] = settings.get("eos_token") or settings.get("sep_token")
+        names["eos"] = names["eos"] or next((name for name in ENDS if name in known), None)
+        if names["eos"] is None:
+            raise UserError(
+                f"tokenizer {path}: nothing says which token ends a document: put a {SETTINGS} with "
+                f"eos_token beside it, in a folder where it is called {FILE}"
+            )
+        for role, name in names.items():
+            if name is not None and name not in self._ids:
+                raise UserError(
+                    f"tokenizer {path}: {SETTINGS} says {role}={printable(name)}, which is no token of it"
+                )
+        return {role: self._ids[name] for role, name in names.items() if name is not None}
+
+    @property
+    def special(self) -> dict[Role, int]:
+        """As `Codec`."""
+        return {role: self.roles[role] for role in SPECIAL if role in self.roles}
+
+    @property
+    def padding_id(self) -> int:
+        """As `Codec`."""
+        return self.roles.get("pad", self.eod_id)
+
+    @cached_property
+    def sentinels(self) -> tuple[int, ...]:
+        """As `Codec`."""
+        known = set(self._special.values())
+        names = takewhile(known.__contains__, map(SENTINEL.format, count()))
+        return tuple(self._ids[name] for name in names)
+
+    def piece(self, index: int) -> str:
+        """As `Codec`."""
+        return self._tokenizer.id_to_token(index) or ""
+
+    def id_of(self, name: str) -> int | None:
+        """The id of a token by its name; None where there is none."""
+        return self._ids.get(name)
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of a text, as data sets have them."""
+        found: list[int] = np.frombuffer(self.encode([text])[0], dtype=self.dtype).tolist()
+        return found
+
+    def keeps(self, text: str) -> bool:
+        """Whether a text has a name of a special token that the file alone would not keep text."""
+        return any(name in text for name in self._taken)
+
+    def is_control(self) -> np.ndarray:
+        """As `Codec`. What is unknown may stand for a text."""
+        control = np.zeros(self.vocab_size, dtype=bool)
+        control[[index for index, name in self._special.items() if name != self._unknown]] = True
+        control[[self.eod_id, *self.roles.values()]] = True
+        return control
+
+    def decode(self, ids: list[int]) -> str:
+        """As `Codec`."""
+        for index in ids:
+            if not 0 <= index < self.vocab_size:
+                raise IndexError(f"token {index} in a vocabulary of {self.vocab_size}")
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+    def encode(self, texts: Sequence[str]) -> list[bytes]:
+        """As `Codec`."""
+        _check(texts)
+        encoded = self._ids_of(self._tokenizer, texts)
+        if self._guarded is None:
+            return encoded
+        tokenizer, names = self._guarded
+        for number, text in enumerate(texts):
+            if names.search(text):
+                encoded[number] = self._ids_of(tokenizer, [text])[0]
+        return encoded
+
+    def encode_marked(self, texts: Sequence[str]) -> list[bytes]:
+        """As `Codec`."""
+        _check(texts)
+        self._tokenizer.encode_special_tokens = False
+        try:
+            return self._ids_of(self._tokenizer, texts)
+        finally:
+            self._tokenizer.encode_special_tokens = True
+
+    def _ids_of(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[bytes]:
+        found = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(each.ids, dtype=self.dtype).tobytes() for each in found]
+
+    @cached_property
+    def _taken(self) -> tuple[str, ...]:
+        """Names of special tokens that as text give that very token."""
+        names = {index: name for index, name in self._special.items() if name != self._unknown}
+        texts = [f"{name} {name}a {name}" for name in names.values()]
+        found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return tuple(
+            name for (index, name), each in zip(names.items(), found, strict=True) if index in each.ids
+        )
+
+    @cached_property
+    def _guarded(self) -> tuple[Tokenizer, re.Pattern[str]] | None:
+        """What texts with names of special tokens are read by, and what finds those names.
+
+        A unigram model takes the name "<s>" for the piece "<s>", because that has a score: a low
+        one keeps it from that. It also changes what unknown characters cost, so that other texts
+        are left to the model as it is. None where no name needs it.
+        """
+        vocabulary = self._part("model").get("vocab")
+        if (
+            not self._taken
+            or self._part("model").get("type") != "Unigram"
+            or not isinstance(vocabulary, list)
+        ):
+            return None
+        lowest = min(score for _, score in vocabulary)
+        scores = [
+            [piece, 20 * lowest - 1000 if piece in self._taken else score] for piece, score in vocabulary
+        ]
+        changed = {**self._json, "model": {**self._part("model"), "vocab": scores}}
+        tokenizer = Tokenizer.from_str(json.dumps(changed))
+        _as_text(tokenizer)
+        return tokenizer, re.compile("|".join(map(re.escape, self._taken)))
+
+    @cached_property
+    def changes(self) -> tuple[str, ...]:
+        """As `Codec`: by its settings, and by trying, where these show nothing."""
+        kinds = _types(self._part("normalizer"))
+        changes = [f"normalises text ({', '.join(kinds)})"] if kinds else []
+        for name in self._taken:
+            if self._guarded is None or self._reads(self._guarded[0], name):
+                changes.append(f"takes the text {printable(name)!r} for a special token")
+        if not changes and any(self._round_trip(text) != text for text in PROBES):
+            changes.append("does not give every text back")
+        return tuple(changes)
+
+    def _reads(self, tokenizer: Tokenizer, name: str) -> bool:
+        return self._ids[name] in tokenizer.encode(name, add_special_tokens=False).ids
+
+    def _round_trip(self, text: str) -> str:
+        return self.decode(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def token_bytes(self) -> list[bytes]:
+        """As `Codec`. Beside a byte-level vocabulary: what it adds after another token."""
+        control = self.is_control()
+        decoders = _types(self._part("decoder"))
+        if "ByteLevel" in decoders:
+            return [b"" if control[index] else self._spelt(index) for index in range(self.vocab_size)]
+        anchor = next(
+            (
+                index
+                for index in range(self.vocab_size)
+                if not control[index] and self.decode([index]).strip()
+            ),
+            self.eod_id,
+        )
+        before = len(self.decode([anchor]))
+        both = self._tokenizer.decode_batch([[anchor, index] for index in range(self.vocab_size)])
+        parts = [text[before:].encode() for text in both]
+        for index in range(self.vocab_size):
+            byte = _BYTE.fullmatch(self.piece(index)) if "ByteFallback" in decoders else None
+            if control[index]:
+                parts[index] = b""
+            elif byte is not None:
+                parts[index] = bytes([int(byte[1], 16)])
+        return parts
+
+    def _spelt(self, index: int) -> bytes:
+        """What a piece of a byte-level vocabulary spells."""
+        if index in self._texts:
+            return self._texts[index].encode()
+        piece = "" if index in self._special else self.piece(index)
+        try:
+            return bytes(map(BYTES.__getitem__, piece))
+        except KeyError:
+            return piece.encode()
+
+
+def _bytes() -> dict[str, int]:
+    """GPT-2's letters for bytes: itself where it is printable, else one from U+0100 on."""
+    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printed]
+    return {chr(byte): byte for byte in printed} | {chr(256 + at): byte for at, byte in enumerate(others)}
+
+
+BYTES = _bytes()
+
+
+def _types(part: Mapping[str, Any]) -> list[str]:
+    """Types of a part of the file, of those in a sequence each."""
+    inner = [
+        found
+        for key in ("decoders", "normalizers", "pretokenizers")
+        for one in part.get(key) or ()
+        for found in _types(one)
+    ]
+    return inner or ([str(part["type"])] if part.get("type") not in (None, "Sequence") else [])
+
+
+def _check(texts: Iterable[str]) -> None:
+    for text in texts:
+        if not text.isascii():
+            text.encode()  # the library's own complaint about lone surrogates does not say what is wrong
+
+
+def _as_text(tokenizer: Tokenizer) -> None:
+    """Makes a tokenizer read whole texts, in which names of special tokens are text."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+
+
+def _object(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+        if not isinstance(found, dict):
+            raise ValueError("no JSON object")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"tokenizer {path} is damaged ({printable(error)}): copy it again; {TRAIN}") from None
+    return found
+
+
+def _loaded(path: Path, content: bytes, parsed: Mapping[str, Any]) -> Tokenizer:
+    """Raises UserError for a file that the library does not read."""
+    try:
+        tokenizer = Tokenizer.from_str(content.decode())
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # panics of the library are no Exception
+        reason = printable(error)
+        raise UserError(f"tokenizer {path} is no {FILE} ({reason}): copy it again; {TRAIN}") from None
+    model = parsed.get("model")
+    if isinstance(model, dict) and model.get("dropout"):
+        raise UserError(f"tokenizer {path} draws its merges by chance (dropout): set model.dropout to null")
+    _as_text(tokenizer)
+    return tokenizer
+
+
+def _settings(path: Path, beside: Mapping[str, bytes]) -> dict[str, str]:
+    """Names of special tokens by their keys in tokenizer_config.json, which goes first."""
+    found: dict[str, str] = {}
+    for file in (MAP, SETTINGS):
+        if file not in beside:
+            continue
+        for key, value in _object(path.parent / file, beside[file]).items():
+            name = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(name, str) and name:
+                found[key] = name
+    # What begins a document goes by two names; with none of its own, it is what ends one.
+    if found.get("bos_token") != found.get("eos_token") and "bos_token" in found:
+        found.setdefault("cls_token", found["bos_token"])
+    return found
+
+
+def holds(name: str, content: bytes) -> bool:
+    """Whether a file is a tokenizer.json, be it damaged."""
+    return name.endswith(".json") or content.lstrip()[:1] == b"{"
