@@ -139,7 +139,7 @@ def write_all(
     progress: bytes of all of them, if that is known, and whom to tell.
     """
     total, on_progress = progress
-    # A process uses one core, so that --workers means what it says; the tokenizers library asks this.
+    # A process uses one core, so that --workers means what it says.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     batches = _batches(islice(sized, options.limit))
     for result in _encode_in_order(batches, job, options.workers or _usable_cores()):

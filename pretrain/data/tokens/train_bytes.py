@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.errors import UserError
-from model.hf.tokenizer.special import SPECIAL
+from model.hf.tokenizer.special import SPECIAL, names_mask
 from model.hf.tokenizer.tokenizer_json import FILE, SETTINGS
 from pretrain.data.tokens.reserved import Reserved
 
@@ -40,7 +40,7 @@ class ByteTrainer:
 
     def train(self, texts: Sequence[str], vocab_size: int, special: Reserved, size: int) -> dict[str, bytes]:
         """As `Trainer`."""
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -49,7 +49,11 @@ class ByteTrainer:
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
-            special_tokens=_names(special),
+            # A place to fill takes the spaces before it, because words begin with theirs.
+            special_tokens=[
+                AddedToken(name, lstrip=names_mask(name), normalized=False, special=True)
+                for name in _names(special)
+            ],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )

