@@ -45,7 +45,8 @@ class TokenizerJson:
         self._ids: dict[str, int] = entries
         self.vocab_size = max(entries.values(), default=-1) + 1
         added = self._tokenizer.get_added_tokens_decoder()
-        self._unknown = self._part("model").get("unk_token")
+        number = self._part("model").get("unk_id")
+        self._unknown = self.piece(number) if number is not None else self._part("model").get("unk_token")
         self._special = {index: token.content for index, token in added.items() if token.special}
         self._texts = {index: token.content for index, token in added.items() if not token.special}
         self.roles = self._roles(path, _settings(path, beside))
@@ -135,14 +136,7 @@ class TokenizerJson:
     def encode(self, texts: Sequence[str]) -> list[bytes]:
         """As `Codec`."""
         _check(texts)
-        encoded = self._ids_of(self._tokenizer, texts)
-        if self._guarded is None:
-            return encoded
-        tokenizer, names = self._guarded
-        for number, text in enumerate(texts):
-            if names.search(text):
-                encoded[number] = self._ids_of(tokenizer, [text])[0]
-        return encoded
+        return self._ids_of(self._reader, texts)
 
     def encode_marked(self, texts: Sequence[str]) -> list[bytes]:
         """As `Codec`."""
@@ -168,28 +162,29 @@ class TokenizerJson:
         )
 
     @cached_property
-    def _guarded(self) -> tuple[Tokenizer, re.Pattern[str]] | None:
-        """What texts with names of special tokens are read by, and what finds those names.
+    def _reader(self) -> Tokenizer:
+        """What reads texts in which names of special tokens are text.
 
-        A unigram model takes the name "<s>" for the piece "<s>", because that has a score: a low
-        one keeps it from that. It also changes what unknown characters cost, so that other texts
-        are left to the model as it is. None where no name needs it.
+        A unigram model takes the name "<s>" for the piece "<s>", and a list of words the word. Here
+        such pieces have names that no text has. All else, ids and scores, is as it was.
         """
-        vocabulary = self._part("model").get("vocab")
-        if (
-            not self._taken
-            or self._part("model").get("type") != "Unigram"
-            or not isinstance(vocabulary, list)
-        ):
-            return None
-        lowest = min(score for _, score in vocabulary)
-        scores = [
-            [piece, 20 * lowest - 1000 if piece in self._taken else score] for piece, score in vocabulary
-        ]
-        changed = {**self._json, "model": {**self._part("model"), "vocab": scores}}
-        tokenizer = Tokenizer.from_str(json.dumps(changed))
+        if not self._taken:
+            return self._tokenizer
+        hidden = {name: f"\U0010fffd{name}\U0010fffd" for name in self._taken}
+        model, added = self._part("model"), self._json["added_tokens"]
+        entries = model.get("vocab", ())
+        if isinstance(entries, dict):
+            vocab: object = {hidden.get(piece, piece): index for piece, index in entries.items()}
+        else:
+            vocab = [[hidden.get(piece, piece), score] for piece, score in entries]
+        tokens = [{**token, "content": hidden.get(token["content"], token["content"])} for token in added]
+        changed = {**self._json, "model": {**model, "vocab": vocab}, "added_tokens": tokens}
+        try:
+            tokenizer = Tokenizer.from_str(json.dumps(changed))
+        except Exception:  # merges that name such a piece
+            return self._tokenizer
         _as_text(tokenizer)
-        return tokenizer, re.compile("|".join(map(re.escape, self._taken)))
+        return tokenizer
 
     @cached_property
     def changes(self) -> tuple[str, ...]:
@@ -197,14 +192,11 @@ class TokenizerJson:
         kinds = _types(self._part("normalizer"))
         changes = [f"normalises text ({', '.join(kinds)})"] if kinds else []
         for name in self._taken:
-            if self._guarded is None or self._reads(self._guarded[0], name):
+            if self._ids[name] in self._reader.encode(name, add_special_tokens=False).ids:
                 changes.append(f"takes the text {printable(name)!r} for a special token")
         if not changes and any(self._round_trip(text) != text for text in PROBES):
             changes.append("does not give every text back")
         return tuple(changes)
-
-    def _reads(self, tokenizer: Tokenizer, name: str) -> bool:
-        return self._ids[name] in tokenizer.encode(name, add_special_tokens=False).ids
 
     def _round_trip(self, text: str) -> str:
         return self.decode(self._tokenizer.encode(text, add_special_tokens=False).ids)

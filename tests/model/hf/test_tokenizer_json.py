@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from pretrain.data.tokens.train import special_names, train_tokenizer
 NAMES = ("<s>", "<|endoftext|>", "[MASK]", "</s>", "<extra_id_0>")
 TEXT = "def f(x):\n    return x + 1984  # the signal, é 中 <s> [MASK] <|endoftext|>\n" * 60
 OTHERS = [f"word{number} deep layers norm {number}\n" for number in range(80)]
+LIBRARY = Path(textwrap.__file__).read_text()
 
 
 def unigram() -> Fast:
@@ -55,7 +57,7 @@ def word_pieces() -> Fast:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("kinds")
-    (root / "in.txt").write_text(TEXT + "".join(OTHERS))
+    (root / "in.txt").write_text(TEXT + LIBRARY)
     inputs, special = [str(root / "in.txt")], special_names("mask,pad,cls=<s>,sentinels=2")
     train_tokenizer(inputs, root / "bytes", 400, "bpe-bytes", special=special)
     train_tokenizer(inputs, root / "piece/tokenizer.model", 400, "bpe", special=special)
@@ -103,7 +105,7 @@ def test_names_of_special_tokens_are_text_unless_asked_for(folders: dict[str, Pa
         assert kind == "unigram" or asked == [*a, index, *b]
 
 
-def test_other_texts_of_a_guarded_unigram_are_those_of_the_library(folders: dict[str, Path]) -> None:
+def test_other_texts_of_a_unigram_are_those_of_the_library(folders: dict[str, Path]) -> None:
     fast, tokenizer = (
         Fast.from_file(str(folders["unigram"] / "tokenizer.json")),
         Tokenizer(folders["unigram"]),
@@ -118,7 +120,7 @@ def test_roles_and_changes_of_foreign_ones(folders: dict[str, Path]) -> None:
     assert words.changes == ("normalises text (BertNormalizer)",)
     assert len(words.encode("deep layers " * 20)) > 16, "no text is cut"
     assert (pieces.special, pieces.eod_id) == ({"cls": 0, "sep": 2, "pad": 1, "mask": 4}, 2)
-    assert pieces.changes == ("does not give every text back",)
+    assert pieces.changes[-1] == "does not give every text back"
     assert not words.is_control()[1], "an unknown word is text"
     ids = words.encode("deep layers")
     assert b"".join(map(words.token_bytes().__getitem__, ids)) == b" deep layers"
@@ -229,7 +231,7 @@ def test_which_tokenizer_of_a_folder_or_a_name(folders: dict[str, Path], tmp_pat
 
 
 def test_training_is_deterministic_and_refuses_what_cannot_be(tmp_path: Path) -> None:
-    (tmp_path / "in.txt").write_text(TEXT + "".join(OTHERS))
+    (tmp_path / "in.txt").write_text(TEXT + LIBRARY)
     inputs = [str(tmp_path / "in.txt")]
     found = [train_tokenizer(inputs, tmp_path / name, 350, "bpe-bytes") for name in "ab"]
     assert found[0].sha256 == found[1].sha256
