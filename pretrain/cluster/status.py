@@ -24,7 +24,7 @@ from pretrain.rundir.outcome import code_of_reason, ending, words_of
 from pretrain.rundir.state_file import State
 
 MARKS = (states.STATE_FILE, "metrics.jsonl", "config.yaml")
-SKIPPED = frozenset({"code", "checkpoints", "tensorboard", "hf", "control"})
+SKIPPED = frozenset({"code", "checkpoints", "tensorboard", "trackers", "hf", "control"})
 DEPTH = 3
 RECENT_STEPS = 20
 SILENT_SECONDS, SILENT_STEPS = 300.0, 20

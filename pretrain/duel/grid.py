@@ -157,7 +157,9 @@ def cell_config(base: RunConfig, cell: Cell, equal: Equal, folder: Path) -> RunC
     values["schedule"]["warmup_steps"] = round(cell.warmup * base.train.steps)
     values["train"] |= {"seed": cell.seed, "stop_at_step": None}
     values["checkpoint"] |= {"keep_last": 1, "keep_every": 0, "load": None}
-    values["log"] |= {"tensorboard": False, "progress": "none", "interval": 1}
+    # Whatever else keeps metrics is off: a cell has its own files.
+    values["log"] = {"signal_interval": values["log"]["signal_interval"], "interval": 1}
+    values["log"] |= {"tensorboard": False, "progress": "none"}
     config = checked(RunConfig, values, f"cell {printable(cell.name)}: ")
     # Some schemes take more from the data than the scheme of `base` does.
     config.model = complete_model(config, base.model.vocab_size)

@@ -30,7 +30,9 @@ BY_NAME = {
         ("embedding", "stream_norm", "norm", "bias", "hidden", "output"),
         "FactorsConfig: `factors_of` goes over all of them",
     ),
-    "tensorboard": "LogConfig: `LOGGERS` has its name",
+    **dict.fromkeys(
+        ("tensorboard", "wandb", "mlflow", "comet", "aim"), "LogConfig: `LOGGERS` has its name"
+    ),
 }
 """Fields that no attribute reads -> who does."""
 
