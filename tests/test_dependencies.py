@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ("model", "parallel", "pretrain", "tools")
 REACHED_INTO = ("deepspeed", "megatron-core", "torch", "transformer-engine", "transformers")
 """Packages whose inner parts are used, and which may therefore change under us."""
+TRACKERS = ("wandb", "mlflow", "comet", "aim")
+"""Extras, one for each tracker of metrics."""
 LOADED_BY_OTHERS = {"tensorboard": "torch.utils.tensorboard", "zstandard": "fsspec, for .zst files"}
 """Declared although no import names them."""
 
@@ -68,6 +70,7 @@ def installed_packages() -> Mapping[str, list[str]]:
 def packages_of(module: str) -> set[str]:
     """Packages that bring a module. Many share `google` and `megatron`: theirs are named here."""
     shared = {"google": "protobuf", "megatron": "megatron-core", "transformer_engine": "transformer-engine"}
+    shared |= {"mlflow": "mlflow-skinny", "comet_ml": "comet-ml"}
     return (
         {shared[module]}
         if module in shared
@@ -77,7 +80,7 @@ def packages_of(module: str) -> set[str]:
 
 @pytest.mark.parametrize(
     ("folders", "extras"),
-    [(SHIPPED, ("te", "digits")), (("benchmarks", "tests"), ("te", "dev"))],
+    [(SHIPPED, ("te", "digits", *TRACKERS)), (("benchmarks", "tests"), ("te", "dev", *TRACKERS))],
     ids=["shipped", "benchmarks and tests"],
 )
 def test_every_import_is_declared(folders: tuple[str, ...], extras: tuple[str, ...]) -> None:

@@ -69,6 +69,12 @@ COMMANDS = (
         "Predict memory, speed, duration and cost of a run, and rank layouts.",
         "Training",
     ),
+    Row(
+        "design",
+        "tools.runs.design:command",
+        "Write a configuration for a size, a depth, GPUs and a budget of tokens.",
+        "Training",
+    ),
     Row("pretrain", "tools.runs.pretrain:command", "Train a model, or go on with a run.", "Training"),
     Row(
         "report",

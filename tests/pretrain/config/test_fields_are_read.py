@@ -30,9 +30,7 @@ BY_NAME = {
         ("embedding", "stream_norm", "norm", "bias", "hidden", "output"),
         "FactorsConfig: `factors_of` goes over all of them",
     ),
-    **dict.fromkeys(
-        ("tensorboard", "wandb", "mlflow", "comet", "aim"), "LogConfig: `LOGGERS` has its name"
-    ),
+    **dict.fromkeys(("tensorboard", "wandb", "mlflow", "comet", "aim"), "LogConfig: `LOGGERS` has its name"),
 }
 """Fields that no attribute reads -> who does."""
 

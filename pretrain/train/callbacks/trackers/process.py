@@ -38,7 +38,7 @@ REASON = 300
 def serve(name: str, lines: TextIO, told: TextIO) -> None:
     """Does what the lines say, the first of which describes the entry.
 
-    Writes `id ID` once, and `problem TEXT`, where it cannot go on.
+    Writes `id ID` once, and at last `ended`, or `problem TEXT` where it cannot go on.
     """
     client = CLIENTS[name]()
     try:
@@ -55,6 +55,7 @@ def serve(name: str, lines: TextIO, told: TextIO) -> None:
                 client.log(message["step"], message["values"])
         threading.Timer(LEAVE_S, os._exit, (1,)).start()
         client.close(finished)
+        print("ended", file=told, flush=True)
     except Exception as error:
         words = " ".join(str(error).split()) or type(error).__name__
         print("problem", words[:REASON], file=told, flush=True)

@@ -154,6 +154,9 @@ class Tracked(Scalars):
                     atomic_write_text(self.folder / f"{self.name}.json", json.dumps({"id": text}) + "\n")
             elif word == "problem":
                 self._problem = self._problem or text
+            elif word == "ended":
+                return
+        self._problem = self._problem or "its process ended"
 
 
 class Wandb(Tracked):

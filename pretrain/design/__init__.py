@@ -1,0 +1,1 @@
+"""How does one get from a size, a depth and a budget to a configuration?"""
