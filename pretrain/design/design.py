@@ -1,7 +1,8 @@
 """`fathom design`: a complete configuration for a size, a depth, GPUs and a budget of tokens.
 
-Sizes are those of the shipped family from 24 to 1000 layers. Rate and warm-up are a scheme's recipe,
-carried over by `model.transfer` (docs/transfer.md); the layout is the first of `fathom plan`.
+Sizes are those of the shipped family from 24 to 1000 layers. Rate and warm-up are a scheme's
+recipe, carried over by `model.transfer` (docs/transfer.md). The layout is the first of
+`fathom plan`.
 """
 
 from __future__ import annotations

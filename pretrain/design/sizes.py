@@ -38,14 +38,6 @@ def sizes_for(parameters: float, layers: int, base: dict[str, Plain]) -> Sizes:
     base: the other fields of the model section.
     Raises UserError where no width brings the model within TOLERANCE.
     """
-    found: list[tuple[float, Sizes]] = []
-    for head in HEAD_WIDTHS:
-        for hidden in _widths(parameters, layers, head):
-            sizes = _fitted(parameters, layers, hidden, hidden // head, base)
-            if sizes is not None:
-                found.append((abs(math.log(sizes.ffn / hidden / RATIO)), sizes))
-        if found:
-            return min(found, key=lambda each: each[0])[1]
     smallest = _count(layers, 2 * HEAD_WIDTHS[-1], 2, STEP, base)
     if parameters < smallest:
         raise UserError(
@@ -53,6 +45,19 @@ def sizes_for(parameters: float, layers: int, base: dict[str, Plain]) -> Sizes:
             f"{base['vocab_size']} have {quantity(smallest)} parameters at the least: ask for more, or for "
             "fewer layers or a smaller --vocab-size"
         )
+    for head in HEAD_WIDTHS:
+        near = [
+            _fitted(parameters, layers, width, head, base)
+            for width in _widths(parameters, layers, head, base)
+        ]
+        fitting = [
+            one
+            for one in near
+            if abs(one.parameters / parameters - 1) <= TOLERANCE
+            and LEAST_RATIO <= one.ffn / one.hidden <= MOST_RATIO
+        ]
+        if fitting:
+            return min(fitting, key=lambda one: abs(math.log(one.ffn / one.hidden / RATIO)))
     asked = f"--params {quantity(parameters)} --layers {layers}"
     raise UserError(
         f"{asked}: no width comes within {TOLERANCE:.0%} of it with a feed-forward of {LEAST_RATIO:g} to "
@@ -60,22 +65,22 @@ def sizes_for(parameters: float, layers: int, base: dict[str, Plain]) -> Sizes:
     )
 
 
-def _widths(parameters: float, layers: int, head: int) -> range:
-    """Widths with two heads or more, up to what the layers would need without a feed-forward."""
-    most = math.isqrt(int(parameters / (4 * layers)))
-    middle = math.isqrt(int(parameters / ((4 + 2 * RATIO) * layers)))
-    least = max(2 * head, middle // 3 // head * head)
-    return range(least, most + head, head)
+def _widths(parameters: float, layers: int, head: int, base: dict[str, Plain]) -> range:
+    """The widths around that at which the feed-forward is RATIO times as wide."""
+    low, high = 2, max(3, math.isqrt(int(parameters / (4 * layers))) // head + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        sizes = _fitted(parameters, layers, middle * head, head, base)
+        low, high = (middle, high) if sizes.ffn > RATIO * sizes.hidden else (low, middle)
+    return range(max(2, low - 1) * head, (high + 2) * head, head)
 
 
-def _fitted(parameters: float, layers: int, hidden: int, heads: int, base: dict[str, Plain]) -> Sizes | None:
-    """The feed-forward width that comes nearest, if it is of a usual proportion."""
+def _fitted(parameters: float, layers: int, hidden: int, head: int, base: dict[str, Plain]) -> Sizes:
+    """The feed-forward width that comes nearest."""
+    heads = hidden // head
     one, two = (_count(layers, hidden, heads, width, base) for width in (STEP, 2 * STEP))
     ffn = STEP * max(1, round(1 + (parameters - one) / (two - one)))
-    if not LEAST_RATIO <= ffn / hidden <= MOST_RATIO:
-        return None
-    count = _count(layers, hidden, heads, ffn, base)
-    return Sizes(hidden, heads, ffn, count) if abs(count / parameters - 1) <= TOLERANCE else None
+    return Sizes(hidden, heads, ffn, one + (ffn // STEP - 1) * (two - one))
 
 
 def _count(layers: int, hidden: int, heads: int, ffn: int, base: dict[str, Plain]) -> int:

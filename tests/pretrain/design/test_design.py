@@ -23,11 +23,11 @@ SMALL = Wish(params=3e6, layers=12, gpu="h100", gpus=1, tokens=1e9, scheme="pre_
 @pytest.mark.parametrize(
     "wish",
     [
-        replace(SMALL, params=1.5e9, layers=96, gpu="h200", gpus=64, tokens=30e9, vocab_size=32000),
+        replace(SMALL, params=350e6, layers=24, gpu="h200", gpus=16, tokens=30e9, vocab_size=32000),
         replace(SMALL, params=12e6, layers=200, gpus=6, seq_length=512, scheme="post_ln"),
         SMALL,
     ],
-    ids=["1.5B", "deep and narrow", "one GPU"],
+    ids=["two hosts", "deep and narrow", "one GPU"],
 )
 def test_the_written_file_is_the_model_and_the_layout_that_were_chosen(wish: Wish, tmp_path: Path) -> None:
     found, config, prediction = design(wish)
@@ -68,7 +68,7 @@ def test_every_scheme_has_the_rate_of_its_recipe_carried_over(scheme: str) -> No
         ({"gpu": "abacus"}, "--gpu abacus is not known"),
         ({"scheme": "none"}, "--scheme none is unknown: choose one of pre_ln"),
         ({"family": "vit"}, "--family vit cannot be designed yet, only gpt"),
-        ({"tokens": 1e6}, r"--tokens 1M: \d+ steps of \d+ samples, which is no training"),
+        ({"tokens": 1e5}, r"--tokens 100k: \d+ steps of \d+ samples, which is no training"),
         ({"params": 1e12, "layers": 100, "vocab_size": 32000}, "--gpus 1 --gpu h100: no layout fits"),
     ],
 )
