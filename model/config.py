@@ -21,6 +21,7 @@ from model.families.table import DEFAULT_FAMILY, FAMILIES, OWN_SETTINGS, summari
 from model.images import ImageConfig, image_problem
 from model.norms import NORMS
 from model.sections import LAYERS, AttentionConfig, InitConfig, RotaryConfig, Strict, TransferConfig
+from model.speech import SpeechConfig, speech_problem
 from model.words import printable
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_tanh"]
@@ -166,6 +167,7 @@ class ModelConfig(Strict):
         "and no bias on the logits but that of logit_bias, as in EuroBERT.",
     )
     image: ImageConfig | None = Field(None, description="Images and their patches.")
+    speech: SpeechConfig | None = Field(None, description="Recordings and their convolutions.")
     attention: AttentionConfig = Field(
         default_factory=AttentionConfig, description="Bounds on its scores, biases of its parts."
     )
@@ -210,6 +212,8 @@ class ModelConfig(Strict):
         self._check_family_reads()
         self._check_crossed()
         if self.blueprint.inputs == "patches" and (problem := image_problem(self)):
+            raise ValueError(problem)
+        if self.blueprint.inputs == "frames" and (problem := speech_problem(self)):
             raise ValueError(problem)
         self._check_unigram()
         self._check_window()

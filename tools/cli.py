@@ -86,6 +86,7 @@ COMMANDS = (
     Row("generate", "tools.models.generate:command", "Continue a text with a trained model.", "Models"),
     Row("fill", "tools.models.fill:command", "Fill places in a text with a trained encoder.", "Models"),
     Row("translate", "tools.models.translate:command", "Translate lines with an encoder-decoder.", "Models"),
+    Row("transcribe", "tools.models.transcribe:command", "Write what recordings say.", "Models"),
     Row(
         "eval",
         "tools.models.eval:command",

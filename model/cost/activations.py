@@ -21,6 +21,7 @@ from model.cost.held import Chunk, Norms, chunk_of, norms_of
 from model.depth.schemes import SCHEMES
 from model.families.family import Stack
 from model.norms import NORMS
+from model.speech import FRAMES_PER_TOKEN, STRIDE, SpeechConfig
 
 FP32 = 4
 
@@ -370,12 +371,28 @@ class Activations:
             numbers = 8 * self.tokens * (1 + (self.config.position == "learned"))
         if self.config.token_types:
             numbers += 8 * self.tokens
+        if self.config.speech is not None and self.source_length is None:
+            numbers += self._convolutions(self.config.speech)
         plan = self.config.stack_plan(self.config.blueprint.stacks[-1])
         return (
             numbers
             + self._norms(Norms(stream=int(plan.embedding_norm)))
             + self._dropout(self.config.hidden_dropout)
         )
+
+    def _convolutions(self, speech: SpeechConfig) -> float:
+        """Bytes kept by the convolutions over frames, which every tensor-parallel rank has whole.
+
+        Of each what it reads, what enters its gate, and which places belong to a clip.
+        """
+        place, kept = FRAMES_PER_TOKEN, 0.0
+        for entering, leaving in zip(
+            speech.widths, (speech.channels, 2 * self.config.hidden_size), strict=True
+        ):
+            kept += self.tokens * place * (entering * self.element + 1)
+            place //= STRIDE
+            kept += self.tokens * place * leaving * self.element
+        return kept
 
     def head(self) -> float:
         """Bytes kept by the final norm, a head's own layer, the output projection and the loss.

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model.config import ModelConfig
+from model.speech import KERNEL
 
 Recompute = Literal["none", "selective", "full"]
 BACKWARD = 2
@@ -36,12 +37,19 @@ class ForwardFlops:
     vocabulary: float
     """At the positions that have labels, with a head's own layer."""
     patches: float = 0.0
-    """The map from pixels to tokens, whose backward pass has no gradient of its input."""
+    """The map from pixels or frames to tokens, whose backward pass has no gradient of its input."""
+    convolution: float = 0.0
+    """The second one over frames, which has one."""
 
     @property
     def total(self) -> float:
         """Sum of all parts."""
-        return self.attention_linear + self.attention_core + self.mlp + self.vocabulary + self.patches
+        return self.attention_linear + self.attention_core + self.mlp + self.vocabulary + self.ends
+
+    @property
+    def ends(self) -> float:
+        """What makes tokens of something else."""
+        return self.patches + self.convolution
 
 
 @dataclass(frozen=True)
@@ -83,14 +91,21 @@ def forward_flops(
         )
     hidden = config.hidden_size
     transform = 2 * hidden * hidden if config.head_transform else 0
-    image = config.image
+    image, speech = config.image, config.speech
+    convolutions = [0.0, 0.0]
+    if speech is not None and source_length is not None:
+        # Two places of the first convolution for each token, and one of the second.
+        for at, (places, out) in enumerate(((2, speech.channels), (1, 2 * hidden))):
+            window = KERNEL * speech.widths[at]
+            convolutions[at] = 2 * places * out * window * source_length / seq_length
     pixels = 0 if image is None else image.patches * image.patch_numbers / image.tokens
     return ForwardFlops(
         attention_linear=linear,
         attention_core=core,
         mlp=mlp,
         vocabulary=targets * (2 * hidden * config.padded_vocab + transform),
-        patches=2 * hidden * pixels,
+        patches=2 * hidden * pixels + convolutions[0],
+        convolution=convolutions[1],
     )
 
 
@@ -146,7 +161,7 @@ def flops_per_token(
     Raises ValueError before the vocabulary is known, and for another `recompute`.
     """
     forward = forward_flops(config, seq_length, targets, source_length)
-    layers = forward.total - forward.vocabulary - forward.patches
+    layers = forward.total - forward.vocabulary - forward.ends
     again = {"none": 0.0, "selective": forward.attention_core, "full": layers}
     if recompute not in again:
         raise ValueError(f"recompute={recompute!r} is none of {', '.join(again)}")

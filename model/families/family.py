@@ -68,6 +68,26 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Sinusoid:
+    """How fixed positions turn: entry i of either half by 10000^(-i / steps) a position."""
+
+    first: int = 0
+    """The number of a sequence's first position."""
+    slowest_last: bool = False
+    """The last entry turns 10000 times slower than the first, as in fairseq; else the one that
+    would follow it does, as in Vaswani et al. 2017.
+    """
+
+    def steps(self, width: int) -> int:
+        """From the fastest entry to one that turns 10000 times slower."""
+        return width // 2 - self.slowest_last
+
+
+PLAIN = Sinusoid()
+"""Of Vaswani et al. 2017."""
+
+
+@dataclass(frozen=True)
 class Family:
     """One kind of model."""
 
@@ -78,8 +98,12 @@ class Family:
     stacks: tuple[Stack, ...]
     """In the order of the stream."""
     head: Head = Head()
-    inputs: Literal["tokens", "patches"] = "tokens"
-    """What makes the stream: a table of words, or a linear map of an image's patches."""
+    inputs: Literal["tokens", "patches", "frames"] = "tokens"
+    """What makes the first stack's stream: a table of words, a linear map of an image's patches, or
+    convolutions over the frames of a recording.
+    """
+    sinusoid: Sinusoid = PLAIN
+    """Of fixed positions."""
     positions: tuple[str, ...] = ("learned", "rotary", "none")
     """What `model.position` may be."""
     settings: tuple[str, ...] = ()

@@ -6,9 +6,10 @@ from model.families.bert import BERT
 from model.families.family import Family
 from model.families.gpt import GPT
 from model.families.seq2seq import SEQ2SEQ
+from model.families.speech import SPEECH
 from model.families.vit import VIT
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (GPT, BERT, SEQ2SEQ, VIT)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (GPT, BERT, SEQ2SEQ, VIT, SPEECH)}
 DEFAULT_FAMILY = GPT.name
 OWN_SETTINGS = tuple(dict.fromkeys(name for family in FAMILIES.values() for name in family.settings))
 """Fields of `ModelConfig` that only some families read."""

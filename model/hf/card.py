@@ -74,9 +74,9 @@ def model_card(config: ModelConfig, result: Export, provenance: Mapping[str, obj
 
 
 def _loading(config: ModelConfig, trust: str) -> list[str]:
-    """Python that loads the model; of images a pipeline, which also reads files."""
+    """Python that loads the model; of images and speech a pipeline, which also reads files."""
     auto = packaging(config).auto
-    if config.image is not None:
+    if config.blueprint.inputs != "tokens":
         return ["from transformers import pipeline", "", *packaging(config).sample]
     return [
         f"from transformers import {auto}, AutoTokenizer",

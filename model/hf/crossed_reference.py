@@ -12,12 +12,14 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import ModelConfig
 from model.errors import UserError
 from model.hf.reference import Cache, Evaluation, Weights
-from model.parameters.table import SOURCE_EMBEDDING
+from model.parameters.table import CONVOLUTIONS, SOURCE_EMBEDDING
+from model.speech import KERNEL, STRIDE
 from model.weights.bases import sinusoid_scale
 
 
@@ -60,12 +62,46 @@ class Side(Evaluation):
             x_bsh = x_bsh + self._sinusoids(start, stop).to(x_bsh)
         return self._norm(x_bsh, f"{self.tables}.norm") if self.plan.embedding_norm else x_bsh
 
+    def enter(self, source: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The stream [b, e, h], and 0 for padding [b, e], of what an encoder reads."""
+        return self._embed(source, 0, None), torch.ones_like(source) if keep is None else keep
+
     def _sinusoids(self, start: int, stop: int) -> Tensor:
         """[stop - start, h]: sines of all frequencies, then cosines."""
         width = self.config.hidden_size
-        frequencies = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-        angles = torch.outer(torch.arange(start, stop, dtype=torch.float64), frequencies)
+        form = self.whole.blueprint.sinusoid
+        frequencies = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / form.steps(width))
+        turns = form.first + torch.arange(start, stop, dtype=torch.float64)
+        angles = torch.outer(turns, frequencies)
         return sinusoid_scale(self.whole) * torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
+class HearingSide(Side):
+    """An encoder of frames."""
+
+    def enter(self, source: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As `Side.enter`, of frames [b, f, m] with keep [b, f]."""
+        keep = source.new_ones(source.shape[:2]) if keep is None else keep
+        heard, x_bcf = keep[:, None] != 0, source.to(self.dtype).transpose(1, 2)
+        for name in CONVOLUTIONS:
+            kernel = self._weight(f"{name}.weight")
+            bias = self._weight(f"{name}.bias") if self.whole.bias else None
+            kernel = kernel.view(len(kernel), -1, KERNEL)
+            x_bcf = F.glu(F.conv1d(x_bcf * heard, kernel, bias, stride=STRIDE, padding=KERNEL // 2), dim=1)
+            heard = heard[..., ::STRIDE]
+        x_beh = x_bcf.transpose(1, 2)
+        if self.config.position == "learned":
+            table = self._weight(f"{self.tables}.position_embeddings.weight")
+            if x_beh.shape[1] > len(table):
+                raise UserError(
+                    f"{x_beh.shape[1]} positions asked for, but the model has learned only {len(table)}"
+                )
+            x_beh = x_beh + table[: x_beh.shape[1]]
+        if self.config.position == "sinusoidal":
+            x_beh = x_beh + self._sinusoids(0, x_beh.shape[1]).to(x_beh)
+        if self.plan.embedding_norm:
+            x_beh = self._norm(x_beh, f"{self.tables}.norm")
+        return x_beh, heard[:, 0].long()
 
 
 class CrossedEvaluation:
@@ -88,7 +124,8 @@ class CrossedEvaluation:
     ) -> None:
         encoder, decoder = config.blueprint.stacks
         given = {"logit_scale": logit_scale, "dtype": dtype, "epsilons": epsilons}
-        self.encoder = self.side(weights, config, SOURCE_EMBEDDING, stack=encoder, **given)
+        kind = self.side if config.speech is None else HearingSide
+        self.encoder = kind(weights, config, SOURCE_EMBEDDING, stack=encoder, **given)
         self.decoder = self.side(weights, config, "embedding", stack=decoder, **given)
 
     def __call__(
@@ -110,11 +147,12 @@ class CrossedEvaluation:
         """Reads sources.
 
         source: [b, e] ids. keep: [b, e], 0 for padding, which nobody sees.
+        Of a model of speech: frames [b, f, m], standardised, with keep [b, f]; padding is behind.
         Raises UserError when a learned position table is too short.
         """
-        keep = torch.ones_like(source) if keep is None else keep
         side = self.encoder
-        x_beh = side._layers(side._embed(source, 0, None), side._hidden(0, source.shape[1], keep), None)
+        x_beh, keep = side.enter(source, keep)
+        x_beh = side._layers(x_beh, side._hidden(0, x_beh.shape[1], keep), None)
         keys, values = [], []
         heads, width = self.decoder.config.num_attention_heads, self.decoder.config.kv_channels
         for index in range(self.decoder.config.num_layers):

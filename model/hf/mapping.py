@@ -138,8 +138,9 @@ def _constant(row: Row, config: ModelConfig) -> float | Tensor:
 def fixed_positions(config: ModelConfig, rows: int) -> Tensor:
     """[rows, h] in fp64: sines of all frequencies, then cosines, as they are added to words."""
     width = config.hidden_size
-    frequencies = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-    angles = torch.outer(torch.arange(rows, dtype=torch.float64), frequencies)
+    form = config.blueprint.sinusoid
+    frequencies = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / form.steps(width))
+    angles = torch.outer(form.first + torch.arange(rows, dtype=torch.float64), frequencies)
     return sinusoid_scale(config) * torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 

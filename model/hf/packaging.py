@@ -117,6 +117,16 @@ PACKAGINGS: dict[str, Packaging] = {
             "print(tokenizer.decode(best, skip_special_tokens=True))",
         ),
     ),
+    "speech": Packaging(
+        targets=("speech_to_text",),
+        auto="AutoModelForSpeechSeq2Seq",
+        own="",
+        code=(),
+        auto_map={},
+        task="automatic-speech-recognition",
+        kind="model of speech, whose decoder writes what its encoder hears",
+        sample=('print(pipeline("automatic-speech-recognition", model=".")("recording.wav"))',),
+    ),
     "vit": Packaging(
         targets=("vit", "fathom"),
         auto="AutoModelForImageClassification",

@@ -23,6 +23,7 @@ from model.hf.folding.pre_ln import Fold
 from model.hf.names.conversions import COLOURS, Target
 from model.hf.packaging import packaging
 from model.hf.reference import Evaluation, Weights
+from model.speech import FRAMES_PER_TOKEN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,7 +86,7 @@ class Inputs:
     types: Tensor | None = None
     """Rows of an encoder's table of token types, where it has one."""
     source: Tensor | None = None
-    """What the encoder under a decoder reads."""
+    """What the encoder under a decoder reads: ids, or standardised frames [b, f, m]."""
     source_keep: Tensor | None = None
     """0 for its padding."""
     images: bool = False
@@ -108,7 +109,7 @@ class Inputs:
         """What transformers calls them."""
         if self.source is not None:
             return {
-                "input_ids": self.source,
+                "input_features" if self.source.is_floating_point() else "input_ids": self.source,
                 "attention_mask": self.source_keep,
                 "decoder_input_ids": self.tokens,
                 "decoder_attention_mask": self.keep,
@@ -158,6 +159,12 @@ def proof_inputs(
     if not crossed:
         return Inputs(tokens, keep, types)
     length = min(source_positions or positions, 64)
+    if config.speech is not None:
+        # Convolutions of transformers read what stands behind the end of a clip: none is padded.
+        shape = len(tokens), FRAMES_PER_TOKEN * length, config.speech.filters
+        padding = config.blueprint.sinusoid.first - 1  # has no position there, and no place in a text
+        heard = torch.randn(shape, generator=generator)
+        return Inputs(tokens.masked_fill(tokens == padding, 0), keep, None, heard)
     source = torch.randint(0, config.vocab_size or 1, (len(tokens), length), generator=generator)
     source_keep = torch.ones_like(source)
     source_keep[0, (2 * length + 2) // 3 :] = 0

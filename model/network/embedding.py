@@ -9,22 +9,24 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.families.family import PLAIN, Sinusoid
 from model.weights.bases import sinusoid_scale
 
 CORE_POSITIONS = {"learned": "learned_absolute", "sinusoidal": "learned_absolute", "rotary": "rope"}
 
 
 class Sinusoids(nn.Module):
-    """Fixed positions: sines of all frequencies, then cosines.
+    """Fixed positions: sines of all frequencies, then cosines, in the order of Marian.
 
-    Entry i of either half turns by position x 10000^(-2i / h) (Vaswani et al. 2017, in the order of
-    Marian). It stands where Megatron-core's embedding has its table of positions.
+    It stands where Megatron-core's embedding has its table of positions.
     """
 
-    def __init__(self, rows: int, width: int, scale: float, dtype: torch.dtype) -> None:
+    def __init__(
+        self, rows: int, width: int, scale: float, dtype: torch.dtype, form: Sinusoid = PLAIN
+    ) -> None:
         """rows: positions of the longest sequence. scale: factor on all entries."""
         super().__init__()
-        self.rows, self.width, self.scale, self.dtype = rows, width, scale, dtype
+        self.rows, self.width, self.scale, self.dtype, self.form = rows, width, scale, dtype, form
         self.table: Tensor | None = None
         """[rows, h], made at first use. It is no buffer: nothing is learned or saved."""
 
@@ -32,8 +34,8 @@ class Sinusoids(nn.Module):
         """positions: [b, s] -> [b, s, h]."""
         if self.table is None or self.table.device != positions.device:
             half = torch.arange(self.width // 2, dtype=torch.float64, device=positions.device)
-            turns = torch.arange(self.rows, dtype=torch.float64, device=positions.device)[:, None]
-            angles = turns * 10000.0 ** (-2 * half / self.width)
+            turns = self.form.first + torch.arange(self.rows, dtype=torch.float64, device=positions.device)
+            angles = turns[:, None] * 10000.0 ** (-half / self.form.steps(self.width))
             self.table = (self.scale * torch.cat((angles.sin(), angles.cos()), dim=-1)).to(self.dtype)
         return self.table[positions]
 
@@ -60,7 +62,11 @@ def input_tables(
     )
     if model.position == "sinusoidal":
         embedding.position_embeddings = Sinusoids(
-            positions, config.hidden_size, sinusoid_scale(model), config.params_dtype
+            positions,
+            config.hidden_size,
+            sinusoid_scale(model),
+            config.params_dtype,
+            model.blueprint.sinusoid,
         )
     if words is not None:
         embedding.word_embeddings = words

@@ -44,6 +44,7 @@ from model.network.chunks import in_chunks
 from model.network.crossed import crossed_masks, seam_spec
 from model.network.documents import additive, hidden_keys, packed_sequences, turned_by_position
 from model.network.embedding import input_tables
+from model.network.frames import FrameTables, with_source
 from model.network.head import TargetHead, TransformHead
 from model.network.losses import (
     VocabularyPart,
@@ -64,7 +65,9 @@ def unread(model: ModelConfig) -> frozenset[str]:
     """Names in a batch that would change nothing, although they say something of the samples."""
     crossed = model.blueprint.crossed
     ways = {
-        **dict.fromkeys(("source", "source_documents", "source_positions"), crossed),
+        **dict.fromkeys(("source", "source_documents"), crossed and model.speech is None),
+        "source_positions": crossed,
+        **dict.fromkeys(("frames", "frame_documents"), model.speech is not None),
         "documents": model.image is None,
         "token_types": model.token_types > 0,
         "tokens": model.image is None,
@@ -198,6 +201,9 @@ class LanguageModel(MegatronModule):
         if not self.crossed:
             return
         longest = model.max_source_positions or source_positions or 0
+        if model.speech is not None:
+            self.source_embedding = FrameTables(model, model.speech, self.config, groups, longest)
+            return
         words = self.embedding.word_embeddings if model.share_embeddings else None
         self.source_embedding = input_tables(model, self.config, longest, groups, words)
 
@@ -281,6 +287,9 @@ class LanguageModel(MegatronModule):
         source [b, s_e]: ids that the encoder reads.
         source_documents [b, s_e], documents [b, s_d]: numbers of pairs from 1, 0 for padding.
         source_positions [b, s_e]: as positions.
+        With an encoder of speech, instead of source and source_documents:
+        frames [b, 4 s_e, m], in any float format, standardised, zeros outside of clips.
+        frame_documents [b, 4 s_e]: numbers of clips (`model/network/frames.py`).
         Of images, instead of all that is about tokens:
         images [b, channels, rows, columns], in any float format; labels [b, t]: t classes of each.
         hits: losses, and 1 for every label that is the likeliest token, else 0: [2, b, t] in fp32.
@@ -332,17 +341,13 @@ class LanguageModel(MegatronModule):
         """The message of an inner stage (`model/layers/seam.py`), or the decoder's stream."""
         message, angles = None, None
         if self.pre_process:
-            source = {"tokens": batch["source"]}
-            if "source_positions" in batch:
-                source["positions"] = batch["source_positions"]
-            message = torch.cat(
-                (self._embed_with(self.source_embedding, source), self._embed_with(self.embedding, batch))
-            )
+            message = torch.cat((self._embed_source(batch), self._embed_with(self.embedding, batch)))
+        heard = with_source(batch)
         if self.rotary:
-            lengths = batch["source"].shape[1], batch["tokens"].shape[1]
+            lengths = heard["source"].shape[1], batch["tokens"].shape[1]
             longest = self._angles(max(lengths))
             angles = torch.cat([longest[:length] for length in lengths])
-        own, of_source = crossed_masks(batch)
+        own, of_source = crossed_masks(heard)
         stream: Tensor = self.decoder(
             hidden_states=message, attention_mask=own, context_mask=of_source, rotary_pos_emb=angles
         )
@@ -381,6 +386,18 @@ class LanguageModel(MegatronModule):
             stream: Tensor = self.embedding(batch["images"])
             return self.embedding.norm(stream) if self.embedding_norm else stream
         return self._embed_with(self.embedding, batch)
+
+    def _embed_source(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The stream [s_e, b, h] of an encoder under a decoder."""
+        positions = batch.get("source_positions")
+        if "frames" in batch:
+            tables = self.source_embedding
+            stream: Tensor = tables(batch["frames"], batch["frame_documents"], positions)
+            return tables.norm(stream) if self.embedding_norm else stream
+        source = {"tokens": batch["source"]}
+        if positions is not None:
+            source["positions"] = positions
+        return self._embed_with(self.source_embedding, source)
 
     def _embed_with(self, tables: LanguageModelEmbedding, batch: Mapping[str, Tensor]) -> Tensor:
         tokens, positions = batch["tokens"], batch.get("positions")

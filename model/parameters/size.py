@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from model.config import ModelConfig
-from model.parameters.table import Role, Row, parameter_table
+from model.parameters.table import CONVOLUTIONS, Role, Row, parameter_table
 
 ENDS = {
     Role.WORD: "word_embeddings",
@@ -11,6 +11,7 @@ ENDS = {
     Role.TOKEN_TYPE: "token_type_embeddings",
     Role.PATCH: "patches",
     Role.CLASS_TOKEN: "patches",
+    Role.FRAMES: "convolutions",
     Role.OUTPUT: "output_layer",
     Role.LOGIT_BIAS: "output_layer",
     Role.NORM_GAIN: "norms",
@@ -24,7 +25,8 @@ COUNTED = ("word_embeddings", "position_embeddings", "attention", "mlp", "norms"
 def parameter_count(config: ModelConfig) -> dict[str, int]:
     """Parameters by part, those that the model lacks as 0, then `total`.
 
-    Tables of token types, maps of patches and heads with parameters are named where there are some.
+    Tables of token types, maps of patches, convolutions over frames and heads with parameters are
+    named where there are some.
 
     Tied embeddings count once, and the padding rows of the vocabulary count.
     Raises UserError where `parameter_table` does.
@@ -39,5 +41,5 @@ def _part(row: Row) -> str:
     if row.stack == "head":
         return "head"
     if row.stack == "embedding" and row.role is Role.LINEAR_BIAS:
-        return "patches"
+        return "convolutions" if row.module in CONVOLUTIONS else "patches"
     return ENDS.get(row.role) or ("mlp" if row.sublayer == "mlp" else "attention")

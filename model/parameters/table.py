@@ -23,6 +23,7 @@ from model.images import ImageConfig
 from model.norms import NORMS
 from model.parameters.blocks import Blocks
 from model.parameters.shards import WHOLE, Shard
+from model.speech import KERNEL, SpeechConfig
 
 StackName = str
 """The part of a model that the stream passes through: embedding, a stack's name, head or output."""
@@ -50,6 +51,7 @@ class Role(Enum):
     LOGIT_BIAS = "bias on the logits"
     PATCH = "map from patches to tokens"
     CLASS_TOKEN = "token that stands for the whole image"
+    FRAMES = "convolution over frames"
 
 
 HIDDEN = (Role.QKV, Role.Q, Role.KV, Role.ATTENTION_OUTPUT, Role.FC1, Role.FC2, Role.DENSE)
@@ -200,7 +202,9 @@ def _source(
     config: ModelConfig, normed: bool, vocabulary: tuple[int, int], positions: int | None
 ) -> Iterator[Row]:
     """What an encoder under a decoder has before its layers, beside shared words."""
-    if not config.share_embeddings:
+    if config.speech is not None:
+        yield from _frames(config.speech, config.hidden_size, config.bias)
+    elif not config.share_embeddings:
         name = f"{SOURCE_EMBEDDING}.word_embeddings.weight"
         yield Row(name=name, shape=vocabulary, role=Role.WORD, stack="embedding", cut=Cut(0))
     if config.position == "learned":
@@ -210,6 +214,15 @@ def _source(
         yield _positions(SOURCE_EMBEDDING, rows, vocabulary[1])
     if normed:
         yield from _norm(config, f"{SOURCE_EMBEDDING}.norm", _Where("embedding"))
+
+
+def _frames(speech: SpeechConfig, hidden: int, bias: bool) -> Iterator[Row]:
+    """What makes tokens of the frames of a recording, before their positions."""
+    for name, rows, entering in zip(CONVOLUTIONS, (speech.channels, 2 * hidden), speech.widths, strict=True):
+        shape = (rows, KERNEL * entering)
+        yield Row(name=f"{name}.weight", shape=shape, role=Role.FRAMES, stack="embedding")
+        if bias:
+            yield Row(name=f"{name}.bias", shape=(rows,), role=Role.LINEAR_BIAS, stack="embedding")
 
 
 def _head(config: ModelConfig) -> Iterator[Row]:
@@ -249,6 +262,8 @@ PATCHES = "embedding.patches"
 CLASS_TOKEN = "embedding.class_token.weight"
 SOURCE_EMBEDDING = "source_embedding"
 """What the names of an encoder's input tables begin with, where a decoder has tables too."""
+CONVOLUTIONS = f"{SOURCE_EMBEDDING}.first", f"{SOURCE_EMBEDDING}.second"
+"""Of a model of speech, in place of its encoder's table of words."""
 LOGIT_BIAS = "output_layer.bias"
 HEAD_BIAS = "head.bias"
 """The same bias in a head with a layer of its own."""

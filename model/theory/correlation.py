@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from model.families.family import PLAIN, Sinusoid
 from model.theory import moments
 
 Array = NDArray[np.float64]
@@ -205,7 +206,7 @@ def stream_correlation(
 
 
 @lru_cache(maxsize=64)
-def sinusoid_moments(length: int, width: int, centred: bool) -> tuple[float, float]:
+def sinusoid_moments(length: int, width: int, centred: bool, form: Sinusoid = PLAIN) -> tuple[float, float]:
     """(variance, covariance of two places) of sines and cosines, over the mean square (derived).
 
     Means over the `length` positions of a sequence. Positions i and j have the mean over
@@ -214,7 +215,7 @@ def sinusoid_moments(length: int, width: int, centred: bool) -> tuple[float, flo
     centred: a norm takes the mean over a vector's entries away. Slow cosines stay at 1 and slow
     sines at 0, so this mean holds 0.29 of the power over 64 positions, and 0.15 over 512.
     """
-    return _moments(_sinusoids(length, width), centred)
+    return _moments(_sinusoids(length, width, form), centred)
 
 
 @lru_cache(maxsize=64)
@@ -223,14 +224,14 @@ def grid_moments(rows: int, columns: int, width: int, centred: bool) -> tuple[fl
 
     One half of a vector tells the row and the other the column, each as a vector of half the width.
     """
-    row, column = (_sinusoids(count, width // 2) for count in (rows, columns))
+    row, column = (_sinusoids(count, width // 2, PLAIN) for count in (rows, columns))
     return _moments(np.hstack((np.repeat(row, columns, axis=0), np.tile(column, (rows, 1)))), centred)
 
 
-def _sinusoids(length: int, width: int) -> Array:
+def _sinusoids(length: int, width: int, form: Sinusoid) -> Array:
     """Sines of all frequencies, then cosines: [length, width]."""
-    frequency = 10000.0 ** (-2 * np.arange(width // 2, dtype=np.float64) / width)
-    angles = np.outer(np.arange(length, dtype=np.float64), frequency)
+    frequency = 10000.0 ** (-np.arange(width // 2, dtype=np.float64) / form.steps(width))
+    angles = np.outer(form.first + np.arange(length, dtype=np.float64), frequency)
     return np.hstack((np.sin(angles), np.cos(angles)))
 
 

@@ -105,19 +105,26 @@ def word_correlation(config: ModelConfig) -> float:
     return given * (1 - masked) ** 2 + masked**2
 
 
+def input_correlation(config: ModelConfig, stack: Stack) -> float:
+    """As `word_correlation`, of what a stack reads, which may be frames of speech."""
+    if config.speech is not None and stack is config.blueprint.stacks[0]:
+        return config.speech.known_moments.correlation
+    return word_correlation(config)
+
+
 def attention_law(config: ModelConfig, stack: Stack, length: int) -> AttentionLaw:
     """Moments of self-attention over sequences of so many tokens, under the stack's mask."""
     law = causal_attention if stack.causal else bidirectional_attention
     return law(length, config.attention_dropout)
 
 
-def entering_correlation(config: ModelConfig, length: int) -> float:
+def entering_correlation(config: ModelConfig, stack: Stack, length: int) -> float:
     """Token correlation of what the tables of a stack give, before dropout.
 
     length: tokens of its sequences.
     """
     return stream_correlation(
-        word_correlation(config),
+        input_correlation(config, stack),
         positions=config.position in ("learned", "sinusoidal"),
         segments=config.token_types > 0,
         fixed=fixed_positions(config, length),
@@ -133,7 +140,7 @@ def fixed_positions(config: ModelConfig, length: int) -> tuple[float, float] | N
         return None
     centred = NORMS[config.normalization].centred
     if config.image is None:
-        return sinusoid_moments(length, config.hidden_size, centred)
+        return sinusoid_moments(length, config.hidden_size, centred, config.blueprint.sinusoid)
     own, shared = grid_moments(*config.image.grid, config.hidden_size, centred)
     # A class token has that variance too, and nothing in common with others.
     patches = config.image.patches / config.image.tokens
@@ -213,7 +220,7 @@ def _deepscale(config: ModelConfig, lengths: Lengths) -> list[LayerVariances]:
         planned = deepscale_plan(
             config.stack_plan(stack).layers,
             stack_sizes(own),
-            entering_correlation(config, length),
+            entering_correlation(config, stack, length),
             config.hidden_dropout,
             law if config.init.causal_correction or not stack.causal else published_attention,
             cross if stack.cross else None,

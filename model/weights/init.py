@@ -18,9 +18,24 @@ from model.depth.scheme import CROSS, WeightRole
 from model.depth.schemes import SCHEMES
 from model.parameters.blocks import Blocks
 from model.parameters.shards import Shard, full_shape, take
-from model.parameters.table import Role, Row, parameter_table
+from model.parameters.table import CONVOLUTIONS, Role, Row, parameter_table
+from model.speech import KERNEL
 from model.weights.bases import Base, Lengths, base_of, fixed_position_variance
 from model.weights.unigram import Override, overrides
+
+
+@dataclass(frozen=True)
+class Convolutions:
+    """Standard deviations of what makes tokens of frames: tokens get the variance of words.
+
+    All pre-activations have mean square 1, but for the values that the last gate lets through.
+    """
+
+    first: float
+    values: float
+    """Of those rows of the second convolution whose results are let through."""
+    gates: float
+    """Of those rows that tell how much."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,8 @@ class Deviations:
     """Of the map of patches, which gives tokens the variance of words; None where there is none."""
     class_token: float | None = None
     """None where the model has no such token."""
+    frames: Convolutions | None = None
+    """None where the model reads no frames."""
 
 
 def logit_scale(config: ModelConfig) -> float:
@@ -83,6 +100,7 @@ def standard_deviations(config: ModelConfig, seq_length: int, source_length: int
         logit_scale=logit_scale(config),
         patch=_patch(config, base),
         class_token=_class_token(config, base),
+        frames=_frames(config, base),
     )
 
 
@@ -94,6 +112,19 @@ def _output(config: ModelConfig, base: Base) -> float:
 def _patch(config: ModelConfig, base: Base) -> float | None:
     """Pixels have mean 0 and variance 1."""
     return None if config.image is None else math.sqrt(base.word(config) / config.image.patch_numbers)
+
+
+def _frames(config: ModelConfig, base: Base) -> Convolutions | None:
+    """Frames have mean 0 and variance 1."""
+    if config.speech is None:
+        return None
+    told, (entering, inner) = config.speech.known_moments, (KERNEL * n for n in config.speech.widths)
+    gates = 1 / (inner * told.middle)
+    return Convolutions(
+        first=math.sqrt(1 / (entering * told.entering)),
+        values=math.sqrt(gates * base.word(config) / told.leaving),
+        gates=math.sqrt(gates),
+    )
 
 
 def _class_token(config: ModelConfig, base: Base) -> float | None:
@@ -144,6 +175,8 @@ def parameter_fill(row: Row, planned: Deviations, config: ModelConfig) -> Fill:
         return Fill(planned.patch)
     if row.role is Role.CLASS_TOKEN:
         return Fill(planned.class_token)
+    if row.role is Role.FRAMES:
+        return _fill_of_frames(row, planned.frames)
     if row.role is Role.DENSE:
         return Fill(planned.dense)
     if row.role is Role.OUTPUT:
@@ -154,6 +187,14 @@ def parameter_fill(row: Row, planned: Deviations, config: ModelConfig) -> Fill:
     if row.sublayer == "cross":
         layer = {role: layer[CROSS[role]] for role in row.blocks.roles}
     return Fill(_block_deviations(row.blocks, row.shape[0], layer))
+
+
+def _fill_of_frames(row: Row, planned: Convolutions | None) -> Fill:
+    assert planned is not None
+    if row.module == CONVOLUTIONS[0]:
+        return Fill(planned.first)
+    values, gates = torch.tensor([planned.values, planned.gates])
+    return Fill(torch.cat((values.expand(row.shape[0] // 2, 1), gates.expand(row.shape[0] // 2, 1))))
 
 
 def _block_deviations(blocks: Blocks, rows: int, layer: Mapping[WeightRole, float]) -> float | Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.depth.scheme import WeightRole
+from model.families.family import Stack
 from model.theory.propagation import LayerSignal, Source, propagate
 from model.theory.recursion import AttentionLaw, bidirectional_attention, causal_attention, cross_attention
 from model.theory.step import Stream
@@ -16,8 +17,8 @@ from model.weights.bases import (
     Lengths,
     fixed_position_variance,
     fixed_positions,
+    input_correlation,
     stack_sizes,
-    word_correlation,
 )
 from model.weights.init import Deviations, standard_deviations
 from model.weights.unigram import last_bias_moments, word_moments
@@ -60,7 +61,7 @@ def predict(
         masked = stack.causal if causal is None else causal
         law = causal_attention if masked else bidirectional_attention
         equal = coincidence[place] if isinstance(coincidence, Sequence) else coincidence
-        start = _start(config, init, length, equal, log_p_v)
+        start = _start(config, stack, init, length, equal, log_p_v)
         signals = propagate(
             plan.layers,
             [_variances(next(deviations), own.score_scale) for _ in plan.layers],
@@ -105,6 +106,7 @@ def _attention(law: AttentionLaw, one_gradient: bool) -> AttentionLaw:
 
 def _start(
     config: ModelConfig,
+    stack: Stack,
     init: Deviations,
     length: int,
     coincidence: float | None,
@@ -113,7 +115,9 @@ def _start(
     """What a stack's tables give, after dropout. Arguments as in `predict`."""
     words, shared = word_moments(config, init.word**2, init.logit_scale, log_p_v)
     types, positions = (init.token_type or 0.0) ** 2, (init.position or 0.0) ** 2
-    same = word_correlation(config) if coincidence is None else coincidence
+    if config.speech is not None and stack is config.blueprint.stacks[0]:
+        words = shared = init.word**2
+    same = input_correlation(config, stack) if coincidence is None else coincidence
     # Two tokens of a sample that is cut at a uniform place are of one type in 2 of 3 cases.
     covariance = same * shared + 2 / 3 * types
     fixed = fixed_positions(config, length)

@@ -82,7 +82,7 @@ def check_run(run_dir: Path, config: RunConfig, problems: Problems) -> None:
 
 
 def _complete(config: RunConfig, manifest: Manifest) -> None:
-    complete_model(config, manifest.vocab_size, manifest.patch_correlations)
+    complete_model(config, manifest.vocab_size, manifest.patch_correlations, manifest.moments)
 
 
 def allowed_nodes(config: RunConfig, site: SiteConfig, nodes: str) -> list[int]:

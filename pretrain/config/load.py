@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from model.config import ModelConfig
 from model.errors import UserError
+from model.speech import FrameMoments
 from pretrain.config.compose import Composition, compose
 from pretrain.config.errors import user_error
 from pretrain.config.interpolation import MARK
@@ -78,14 +79,17 @@ def explained(config: RunConfig, origins: Composition | None = None) -> list[Row
 
 
 def complete_model(
-    config: RunConfig, vocab_size: int | None = None, correlations: Mapping[int, float] | None = None
+    config: RunConfig,
+    vocab_size: int | None = None,
+    correlations: Mapping[int, float] | None = None,
+    moments: FrameMoments | None = None,
 ) -> ModelConfig:
     """The model section with what it takes from the data filled in.
 
     That is the vocabulary (of the tokenizer), the longest sequence, how much of the input is
     the mask token, and the correlation of patches.
 
-    correlations: of the data's patches by their size.
+    correlations: of the data's patches by their size. moments: of the data's frames of speech.
 
     Raises UserError where model.vocab_size and the tokenizer's differ, or the sequences are longer
     than the model's positions.
@@ -120,6 +124,8 @@ def complete_model(
     if model.image is not None and model.image.patch_correlation is None and correlations:
         known = {"patch_correlation": correlations.get(model.image.patch, 0.0)}
         found["image"] = model.image.model_copy(update=known)
+    if model.speech is not None and model.speech.moments is None and moments is not None:
+        found["speech"] = model.speech.model_copy(update={"moments": moments})
     return model.model_copy(update=found)
 
 

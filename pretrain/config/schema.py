@@ -41,6 +41,7 @@ from pretrain.config.sections.growth import (
 from pretrain.config.sections.masking import Masking
 from pretrain.config.sections.schedules import SCHEDULES
 from pretrain.config.sections.spans import Spans
+from pretrain.config.sections.spec_augment import SpecAugment
 from pretrain.config.sections.spikes import SpikeConfig
 from pretrain.tasks.table import summaries, task_of
 from pretrain.tasks.task import Task
@@ -494,6 +495,10 @@ class RunConfig(Strict):
     )
     augment: Augment = Field(
         default_factory=Augment, description="Changes of training images, where train.task reads images."
+    )
+    spec_augment: SpecAugment = Field(
+        default_factory=SpecAugment,
+        description="What is hidden of training recordings, where train.task reads recordings.",
     )
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig

@@ -11,12 +11,14 @@ from model.errors import UserError
 from model.hf.tokenizer.table import tokenizer_file
 from pretrain.data.frequencies import counts_problem
 from pretrain.data.manifest import AGAIN, MANIFEST, PAIRED, Manifest, load_manifest
+from pretrain.data.speech.filterbanks import FRAMES_PER_SECOND
 from pretrain.data.token_files import (
     beyond,
     check_start,
     chunks,
     damaged,
     file_sha256,
+    holds_frames,
     index_problem,
     size_problem,
     split_prefix,
@@ -35,11 +37,11 @@ def inspect_dataset(folder: Path, split: str = "train", documents: int = 0) -> t
     manifest = load_manifest(folder)
     for name in manifest.splits:
         split_prefix(folder, name, manifest)
-    sides = next((PAIRED[name] for name in PAIRED if name == split and manifest.pairs), (split,))
+    sides = next((PAIRED[name] for name in PAIRED if name == split and manifest.both), (split,))
     texts = [_first_texts(folder, side, manifest, documents) for side in sides]
-    if manifest.pairs is None or len(texts) == 1:
+    if manifest.both is None or len(texts) == 1:
         return manifest, texts[0]
-    names = manifest.pairs.source, manifest.pairs.target
+    names = manifest.both.source, manifest.both.target
     both = zip(*texts, strict=True)
     return manifest, [
         "\n".join(f"{name}: {text}" for name, text in zip(names, pair, strict=True)) for pair in both
@@ -60,6 +62,10 @@ def _first_texts(folder: Path, split: str, manifest: Manifest, documents: int) -
             for index in range(min(documents, len(stored)))
         ]
         return [f"an image of class {label}, {names[label]}" for label in labels]
+    if holds_frames(manifest, split):
+        assert manifest.speech is not None
+        lengths = IndexedDataset(prefix).sequence_lengths[:documents] // manifest.speech.filters
+        return [f"a clip of {length / FRAMES_PER_SECOND:.2f} s" for length in lengths]
     tokenizer = Tokenizer(tokenizer_file(folder))
     dataset = IndexedDataset(prefix)
     shown = range(min(documents, len(dataset)))
@@ -113,12 +119,12 @@ def _other_vocabulary(folder: Path, manifest: Manifest) -> str:
 
 def _split_problems(prefix: Path, manifest: Manifest, on_bytes: Callable[[int], None]) -> list[str]:
     split, facts = prefix.name, manifest.facts(prefix.parent, prefix.name)
-    dtype = stored_dtype(manifest)
+    dtype = stored_dtype(manifest, split)
     digest, first = hashlib.sha256(), None
     position = 0
     for data in chunks(prefix.with_suffix(".bin")):
         digest.update(data)
-        if first is None and (found := beyond(data, dtype, stored_values(manifest))):
+        if first is None and (found := beyond(data, dtype, stored_values(manifest, split))):
             first = position // dtype.itemsize + found[0], found[1]
         position += len(data)
         on_bytes(len(data))
@@ -130,6 +136,7 @@ def _split_problems(prefix: Path, manifest: Manifest, on_bytes: Callable[[int], 
     if facts.index_sha256 not in (None, file_sha256(prefix.with_suffix(".idx"))):
         return [*problems, f"{split}.idx has another checksum than {MANIFEST} says"]
     # Where the tokens are damaged, so may be the end marks.
-    marks = (None, None) if problems or manifest.images is not None else (manifest.begin_id, manifest.eod_id)
+    no_marks = problems or manifest.images is not None or holds_frames(manifest, split)
+    marks = (None, None) if no_marks else (manifest.begin_id, manifest.eod_id)
     wrong = index_problem(prefix, facts, dtype, *marks)
     return [*problems, f"{split}.idx has {wrong}"] if wrong else problems

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from model.errors import UserError
 from model.hf.tokenizer.special import Role
 from model.records import Record, as_record, read_json
+from model.speech import FrameMoments
 from model.words import printable
 
 MANIFEST = "dataset.json"
@@ -118,6 +119,22 @@ class ImageFacts(Record):
     """Of two patches of an image, standardised, by the size of patches."""
 
 
+class SpeechFacts(PairFacts):
+    """What only a data set of speech has: its sources are frames, its targets what is said."""
+
+    filters: Count
+    """Numbers of a frame."""
+    normalise: Literal["utterance", "global"]
+    """Over which frames each filter is given mean 0 and variance 1: the clip's, or all of train."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """Of each filter in train, before."""
+    moments: FrameMoments
+    """Of train."""
+    max_seconds: float
+    """Of a clip; longer ones are among those that are too long."""
+
+
 class Manifest(Record):
     """The content of dataset.json."""
 
@@ -152,6 +169,8 @@ class Manifest(Record):
     sources: tuple[SourceFacts, ...] = ()
     pairs: PairFacts | None = None
     """Of a data set of pairs; null where documents are texts."""
+    speech: SpeechFacts | None = None
+    """Of a data set of recordings, whose sources are filterbanks."""
     images: ImageFacts | None = None
     """Of a data set of images, whose tokens are the bytes of labels and pixels."""
     versions: dict[str, str] = Field(default_factory=dict)
@@ -163,11 +182,21 @@ class Manifest(Record):
         for number in (*self.special.values(), self.begin_id or 0):
             if number >= self.vocab_size:
                 raise ValueError(f"special token {number} is not in a vocabulary of {self.vocab_size}")
-        for sides in PAIRED.values() if self.pairs is not None else ():
+        for sides in PAIRED.values() if self.both is not None else ():
             found = [self.splits[side].documents for side in sides if side in self.splits]
             if len(found) != len(sides) or len(set(found)) > 1:
                 raise ValueError(f"{sides[0]} and {sides[1]} have {found} documents, which must be equal")
         return self
+
+    @property
+    def both(self) -> PairFacts | None:
+        """Of a data set whose splits have two sides each."""
+        return self.pairs or self.speech
+
+    @property
+    def moments(self) -> FrameMoments | None:
+        """Of a data set of speech."""
+        return None if self.speech is None else self.speech.moments
 
     @property
     def patch_correlations(self) -> dict[int, float]:
@@ -183,15 +212,17 @@ class Manifest(Record):
     @property
     def counted(self) -> SplitName:
         """The files whose tokens are counted: a model's predictions are among them."""
-        return "train" if self.pairs is None else PAIRED["train"][1]
+        return "train" if self.both is None else PAIRED["train"][1]
 
     def facts(self, folder: Path | str, split: str) -> SplitFacts:
         """The facts of a split. Raises UserError, which names the folder, where there is none."""
         found = next((facts for name, facts in self.splits.items() if name == split), None)
-        if found is None and (self.pairs is not None) == (split in PAIRED):
+        if found is None and (self.both is not None) == (split in PAIRED):
             holds = "pairs, which only train.task=translation reads"
+            if self.speech is not None:
+                holds = "speech, which only a model of model.family=speech reads"
             text = "text, and not the pairs that are needed: prepare it with --pairs"
-            raise UserError(f"data set {folder} holds {holds if self.pairs is not None else text}")
+            raise UserError(f"data set {folder} holds {holds if self.both is not None else text}")
         if found is None:
             raise UserError(f"data set {folder}: no split {split!r}; it has {', '.join(self.splits)}")
         return found

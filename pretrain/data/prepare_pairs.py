@@ -63,13 +63,13 @@ def prepare_pairs(
     two splits, and for a share of a split with inputs of its own.
     """
     split = check_options(options)
-    _check_shares(options)
+    check_shares(options)
     if options.max_tokens < 2:
         raise UserError(f"--max-tokens {options.max_tokens}: must be at least 2, a token and the end mark")
     names = [*(name for inputs in options.held.values() for name in inputs), *options.inputs]
     sources = find_sources(names)
     files = [file for source in sources for file in pair_files(source.shards, options.sides)]
-    held = _held_out(options, files)
+    held = held_out(options, files)
     tokenizer = Tokenizer(options.tokenizer)
     for note in tokenizer_notes(tokenizer):
         on_note(note)
@@ -79,7 +79,7 @@ def prepare_pairs(
         output = PairOutput(folder, tokenizer, options.strict)
         guessed = any(file.file.compressed or file.file.kind == "hub" for file in files)
         total = None if guessed or options.limit is not None else sum(file.size for file in files)
-        write_all(_sized_pairs(files, options), job, output, options, (total, on_progress))
+        write_all(sized_pairs(files, options), job, output, options, (total, on_progress))
         facts = output.finish()
         pairs = PairFacts(
             source=options.sides.source,
@@ -88,8 +88,8 @@ def prepare_pairs(
             source_token_correlation=correlation(output.source_counts),
             one_side=output.one_side.facts(),
             too_long=output.too_long.facts(),
-            validation=_named(options.validation),
-            test=_named(options.test),
+            validation=named(options.validation),
+            test=named(options.test),
             held_out=output.held_out,
         )
         manifest = Manifest(**manifest_fields(options, sources, tokenizer), **facts, pairs=pairs)
@@ -97,7 +97,8 @@ def prepare_pairs(
     return manifest
 
 
-def _check_shares(options: PairOptions) -> None:
+def check_shares(options: PairOptions) -> None:
+    """Raises UserError for a share of a split that has inputs of its own."""
     for number in options.held:
         if options.split[number]:
             name, given = SPLITS[number], ",".join(f"{share:g}" for share in options.split)
@@ -106,7 +107,7 @@ def _check_shares(options: PairOptions) -> None:
             )
 
 
-def _held_out(options: PairOptions, files: list[PairFile]) -> HeldOut:
+def held_out(options: PairOptions, files: list[PairFile]) -> HeldOut:
     """Which files are a split of their own, and what they say.
 
     A file of INPUT may be one of them, and is then no other split's.
@@ -130,11 +131,12 @@ def _held_out(options: PairOptions, files: list[PairFile]) -> HeldOut:
     return HeldOut(own, frozenset(found))
 
 
-def _named(inputs: tuple[str, ...]) -> tuple[str, ...]:
+def named(inputs: tuple[str, ...]) -> tuple[str, ...]:
+    """Inputs as a manifest names them."""
     return tuple(printable(name, NAME) for name in inputs)
 
 
-def _sized_pairs(files: list[PairFile], options: PairOptions) -> Iterator[tuple[Record, int]]:
+def sized_pairs(files: list[PairFile], options: PairOptions) -> Iterator[tuple[Record, int]]:
     """Raw pairs with the bytes of input that each stands for."""
     for file in files:
         for record in pair_records(file, options.sides, options.streaming):

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.errors import UserError
 from pretrain.config.schema import RunConfig
 from pretrain.data.blend import Blend, open_blend
 from pretrain.data.documents import document_parts
@@ -24,6 +25,7 @@ from pretrain.data.masked.masking import type_cut
 from pretrain.data.masked.samples import MaskedBlend, open_masked, target_entropy
 from pretrain.data.pairs.samples import PairBlend, open_pairs
 from pretrain.data.spans.samples import SpanBlend, label_entropy, open_spans
+from pretrain.data.speech.samples import open_clips
 from pretrain.tasks.task import Batch, SampleKind
 
 
@@ -178,12 +180,28 @@ def spans(config: RunConfig, split: str, alone: bool = False) -> Crossed:
     return Crossed(blend, label_entropy(blend.manifests[0], blend.counts), split)
 
 
+def clips(config: RunConfig, split: str, alone: bool = False) -> Crossed:
+    """Rows of clips, whose words are the labels."""
+    data, speech = config.data, config.model.speech
+    assert speech is not None
+    cache = Path(data.cache) if data.cache else None
+    given = config.train.seed, cache, config.spec_augment, alone
+    blend = open_clips(data.corpora, split, _sides(config), *given)
+    if blend.filters != speech.filters:
+        raise UserError(
+            f"data set {data.corpora[0].path}: its frames have {blend.filters} filters, "
+            f"model.speech.filters={speech.filters}: change it, or prepare them with --filters"
+        )
+    return Crossed(blend, blend.manifests[0].unigram_entropy_nats, split)
+
+
 KINDS: dict[SampleKind, Callable[[RunConfig, str, bool], Samples]] = {
     "next_token": NextToken,
     "masked": MaskedTokens.of,
     "pairs": pairs,
     "spans": spans,
     "images": Images.of,
+    "clips": clips,
 }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from model.errors import UserError
 from model.hf.tokenizer.table import tokenizer_file
-from pretrain.data.manifest import AGAIN, MANIFEST, Manifest, SplitFacts
+from pretrain.data.manifest import AGAIN, MANIFEST, PAIRED, Manifest, SplitFacts
 from pretrain.data.tokens.tokenizer import token_dtype
 
 HEADER = struct.Struct("<9sQBQQ")
@@ -31,14 +31,23 @@ class DamagedDataError(UserError):
     """Tokens or an index that are damaged, which one process of a run may meet alone."""
 
 
-def stored_dtype(manifest: Manifest) -> np.dtype:
-    """The element type of a data set's .bin files."""
+def stored_dtype(manifest: Manifest, split: str) -> np.dtype:
+    """The element type of the .bin file of a split."""
+    if holds_frames(manifest, split):
+        return np.dtype(np.uint16)
     return np.dtype(np.uint8 if manifest.images is not None else token_dtype(manifest.vocab_size))
 
 
-def stored_values(manifest: Manifest) -> int:
+def stored_values(manifest: Manifest, split: str) -> int:
     """How many values such an element may have."""
+    if holds_frames(manifest, split):
+        return 1 << 16
     return 256 if manifest.images is not None else manifest.vocab_size
+
+
+def holds_frames(manifest: Manifest, split: str) -> bool:
+    """Whether the files of a split hold filterbanks of speech."""
+    return manifest.speech is not None and split in {sides[0] for sides in PAIRED.values()}
 
 
 def split_prefix(folder: str | Path, split: str, manifest: Manifest) -> str:
@@ -55,7 +64,7 @@ def split_prefix(folder: str | Path, split: str, manifest: Manifest) -> str:
 def size_problem(folder: str | Path, split: str, manifest: Manifest) -> str:
     """What is wrong with the sizes and first bytes of a split's files; empty if nothing is."""
     facts = manifest.facts(folder, split)
-    dtype = stored_dtype(manifest)
+    dtype = stored_dtype(manifest, split)
     sizes = {
         f"{split}.bin": facts.tokens * dtype.itemsize,
         f"{split}.idx": HEADER.size + PER_DOCUMENT * facts.documents + 8,
@@ -83,7 +92,7 @@ def check_start(folder: str | Path, split: str, manifest: Manifest) -> None:
     digest, tokens = sample(Path(folder) / split)
     if facts.sample_sha256 is not None and digest != facts.sample_sha256:
         raise damaged(folder, split, f"not what {MANIFEST} says")
-    if found := beyond(tokens, stored_dtype(manifest), stored_values(manifest)):
+    if found := beyond(tokens, stored_dtype(manifest, split), stored_values(manifest, split)):
         raise damaged(folder, split, f"token {found[1]} in a vocabulary of {manifest.vocab_size}")
 
 

@@ -89,7 +89,7 @@ class DatasetOutput:
             raise UserError(f"{result.broken[0].place}; without --strict it would be left out and reported")
         if not self.splits:
             # Made late: loading Megatron-core takes seconds, in which the workers already encode.
-            self.splits = [_SplitWriter(self.folder / name, self.tokenizer) for name in self.names]
+            self.splits = [_SplitWriter(self.folder / name, self.dtype_of(name)) for name in self.names]
         for writer, part in zip(self.splits, result.splits, strict=True):
             writer.add(part)
         self.counts += self._occurrences(result.splits[self.counted])
@@ -98,6 +98,10 @@ class DatasetOutput:
         self.bytes += result.size
         self.empty += result.empty
         self.broken.add(result.broken)
+
+    def dtype_of(self, name: SplitName) -> type[np.generic]:
+        """Of what a file holds."""
+        return self.tokenizer.dtype
 
     def _occurrences(self, part: EncodedSplit) -> np.ndarray:
         tokens = np.frombuffer(part.tokens, dtype=self.tokenizer.dtype)
@@ -145,10 +149,14 @@ class PairOutput(DatasetOutput):
     def add(self, result: EncodedBatch) -> None:
         """As `DatasetOutput`."""
         super().add(result)
-        self.source_counts += self._occurrences(result.splits[0])
+        self.count_sources(result)
         self.one_side.add(result.one_side)
         self.too_long.add(result.too_long)
         self.held_out += result.held_out
+
+    def count_sources(self, result: EncodedBatch) -> None:
+        """Counts the tokens of the sources of train."""
+        self.source_counts += self._occurrences(result.splits[0])
 
     def _left_out(self) -> str:
         others = {"with one side": self.one_side, "too long": self.too_long}
@@ -169,11 +177,11 @@ def _shown(broken: Broken) -> BrokenFacts:
 class _SplitWriter:
     """One .bin and .idx. Whole batches go to the .bin; Megatron-core's builder writes the .idx."""
 
-    def __init__(self, prefix: Path, tokenizer: Alphabet) -> None:
+    def __init__(self, prefix: Path, dtype: type[np.generic]) -> None:
         from pretrain.data.indexed import IndexedDatasetBuilder
 
         self.prefix = prefix
-        self.builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=tokenizer.dtype)
+        self.builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
         self.lengths: list[np.ndarray] = []
         self.text_bytes = 0
         self.sha256 = hashlib.sha256()

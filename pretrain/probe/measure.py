@@ -308,6 +308,8 @@ def _passes(
 
 def coincidences(model: ModelConfig, batch: Batch) -> list[float]:
     """Token correlation of what each stack's words, or patches, are made of, in a micro-batch."""
+    if model.speech is not None:
+        return [model.speech.known_moments.correlation, coincidence(batch["tokens"])]
     if model.image is None:
         return [coincidence(batch[key]) for key in ("source", "tokens") if key in batch]
     found = patch_correlations(batch["images"].double().numpy())

@@ -86,8 +86,12 @@ def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Pr
         )
     synthetic = SYNTHETIC[config.task.samples]
     note = "" if vocab else f", {synthetic.assumed_words.format(synthetic.assumed)}"
-    correlations = load_manifest(config.data.corpora[0].path).patch_correlations if has_data else None
-    model = complete_model(config, vocab or config.model.vocab_size or synthetic.assumed, correlations)
+    manifest = load_manifest(config.data.corpora[0].path) if has_data else None
+    # Of synthetic frames nothing is measured.
+    moments = manifest.moments if manifest is not None and use_data else None
+    correlations = None if manifest is None else manifest.patch_correlations
+    labels = vocab or config.model.vocab_size or synthetic.assumed
+    model = complete_model(config, labels, correlations, moments)
     if model.image is not None and choices.checkpoint is None:
         # A head of zeros hands no gradient down at the first step.
         unit = model.image.model_copy(update={"zero_head": False})

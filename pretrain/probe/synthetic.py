@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.speech import FRAMES_PER_TOKEN
 from pretrain.config.schema import RunConfig
 from pretrain.data.blend import TokenBlend
 from pretrain.data.masked.masking import MaskVocabulary
@@ -63,6 +64,17 @@ def _images(config: RunConfig, classes: int, batch: int, seed: int) -> Batch:
     return {"images": math.sqrt(shared) * one + math.sqrt(1 - shared) * own, "labels": labels}
 
 
+def _clips(config: RunConfig, vocab: int, batch: int, seed: int) -> Batch:
+    """One clip fills a row, and its frames have nothing in common."""
+    speech, places = config.model.speech, FRAMES_PER_TOKEN * (config.data.source_length or 0)
+    assert speech is not None
+    drawn = torch.Generator().manual_seed(2 * seed + 1)
+    return next_tokens(zipf_tokens(vocab, batch, config.data.seq_length + 1, 2 * seed)) | {
+        "frames": torch.randn(batch, places, speech.filters, generator=drawn),
+        "frame_documents": torch.ones(batch, places, dtype=torch.int64),
+    }
+
+
 @dataclass(frozen=True)
 class Synthetic:
     """How samples of one kind are made without data."""
@@ -91,5 +103,6 @@ SYNTHETIC: dict[SampleKind, Synthetic] = {
     "pairs": Synthetic(_pairs),
     "spans": Synthetic(_pairs),
     "images": _OF_IMAGES,
+    "clips": Synthetic(_clips, "Gaussian frames, and synthetic tokens after Zipf's law"),
 }
 """By what a task's batches are made of."""

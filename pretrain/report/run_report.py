@@ -19,6 +19,7 @@ from model.files import atomic_write_text
 from model.words import printable
 from pretrain.report.page import template
 from pretrain.report.pictures import picture_charts
+from pretrain.report.recordings import recording_charts
 from pretrain.report.run import RunRecord, read_run
 from pretrain.report.run_charts import Context, all_charts
 from pretrain.report.run_numbers import commands, date, encoder_layers, facts, headlines, numbers
@@ -73,7 +74,7 @@ def render(run: RunRecord) -> str:
         scheme=_scheme(run),
         facts=facts(run),
         headlines=headlines(run),
-        charts=[*picture_charts(run), *all_charts(context)],
+        charts=[*picture_charts(run), *recording_charts(run), *all_charts(context)],
         commands=commands(run),
         dirty=bool(run.environment.get("git.dirty")),
         warnings=warnings[:MOST_WARNINGS],

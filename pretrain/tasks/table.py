@@ -7,11 +7,22 @@ from pretrain.tasks.causal_lm import CAUSAL_LM
 from pretrain.tasks.classification import CLASSIFICATION
 from pretrain.tasks.masked_lm import MASKED_LM
 from pretrain.tasks.span_corruption import SPAN_CORRUPTION
+from pretrain.tasks.speech_translation import SPEECH_TRANSLATION
 from pretrain.tasks.task import Task
+from pretrain.tasks.transcription import TRANSCRIPTION
 from pretrain.tasks.translation import TRANSLATION
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (CAUSAL_LM, MASKED_LM, TRANSLATION, SPAN_CORRUPTION, CLASSIFICATION)
+    task.name: task
+    for task in (
+        CAUSAL_LM,
+        MASKED_LM,
+        TRANSLATION,
+        SPAN_CORRUPTION,
+        CLASSIFICATION,
+        TRANSCRIPTION,
+        SPEECH_TRANSLATION,
+    )
 }
 
 OWN_SECTIONS = tuple(dict.fromkeys(name for task in TASKS.values() for name in task.sections))
@@ -50,6 +61,8 @@ def task_of(name: str | None, family: str) -> Task:
 
 
 def _sees(family: str) -> str:
+    if FAMILIES[family].inputs == "frames":
+        return "recordings are heard"
     if FAMILIES[family].crossed:
         return "a decoder reads what an encoder makes"
     if FAMILIES[family].inputs == "patches":

@@ -25,7 +25,7 @@ share: a scalar in fp32, micro-batches of a step x data-parallel ranks / labels 
 that count.
 """
 
-SampleKind = Literal["next_token", "masked", "pairs", "spans", "images"]
+SampleKind = Literal["next_token", "masked", "pairs", "spans", "images", "clips"]
 """A kind of samples, of which `pretrain/data/samples.py` makes batches."""
 
 
@@ -71,7 +71,7 @@ class Task:
     """What its samples are, in words; {} stands for the sequence length."""
     counted: str = "token"
     """What labels are counted in: losses are in nats per one of them, speeds in many a second."""
-    inputs: Literal["tokens", "patches"] = "tokens"
+    inputs: Literal["tokens", "patches", "frames"] = "tokens"
     """What its models read."""
     crossed: bool = False
     """It is for a decoder over an encoder, which reads a source."""

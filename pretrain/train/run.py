@@ -67,7 +67,7 @@ def prepared_config(path: str, overrides: Sequence[str]) -> RunConfig:
                 "run `fathom data prepare` first, or correct the path"
             )
     manifest = load_manifest(config.data.corpora[0].path)
-    config.model = complete_model(config, manifest.vocab_size, manifest.patch_correlations)
+    config.model = complete_model(config, manifest.vocab_size, manifest.patch_correlations, manifest.moments)
     return config
 
 

@@ -139,6 +139,7 @@ class Checkpoints:
                 "seed": train.seed,
                 "data": [corpus.model_dump() for corpus in identity_of(self.data)],
                 **_of_images(self.data),
+                **_of_speech(self.data),
             },
             config=self.config.model_dump(mode="json"),
             versions=versions(),
@@ -228,3 +229,12 @@ def _of_images(data: Blend) -> dict[str, object]:
     if facts is None:
         return {}
     return {"images": facts.model_dump(mode="json", include={"classes", "mean", "std"})}
+
+
+def _of_speech(data: Blend) -> dict[str, object]:
+    """What a model needs to know of recordings that it was not trained on."""
+    facts = data.manifests[0].speech
+    if facts is None:
+        return {}
+    known = {"filters", "normalise", "mean", "std"}
+    return {"speech": facts.model_dump(mode="json", include=known)}

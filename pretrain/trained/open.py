@@ -34,6 +34,7 @@ class Kind:
 DECODER = Kind("a decoder, which continues a text", "fathom generate")
 ENCODER = Kind("an encoder, which fills places in a text", "fathom fill")
 IMAGES = Kind("an encoder of images, which tells their classes", "fathom eval")
+SPEECH = Kind("a model of speech, which writes what it hears", "fathom transcribe")
 BOTH = Kind("an encoder-decoder, which translates a text", "fathom translate")
 
 
@@ -82,8 +83,9 @@ class Trained:
     def kind(self) -> Kind:
         """What it is asked for."""
         family = self.config.blueprint
-        if family.inputs != "tokens":
-            return IMAGES
+        others = {"patches": IMAGES, "frames": SPEECH}
+        if family.inputs in others:
+            return others[family.inputs]
         if family.crossed:
             return BOTH
         return DECODER if family.stacks[-1].causal else ENCODER

@@ -113,6 +113,9 @@ class Scorer:
             "source": source,
             "source_documents": source_keep,
         }
+        if source is not None and source.is_floating_point():  # frames of speech
+            heard = torch.ones(source.shape[:2], dtype=torch.int64)
+            given |= {"source": None, "frames": source, "frame_documents": heard}
         return self._model({name: tensor for name, tensor in given.items() if tensor is not None})
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from model.errors import UserError
 from pretrain.trained.beam import Found, Search, search
@@ -59,13 +59,16 @@ class Translator(Protocol):
     def new_tokens(self) -> int:
         """Tokens of the longest targets in training."""
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a source with its end mark. Raises UnicodeEncodeError for a text that is none."""
+    def encode(self, text: str) -> Any:
+        """What the encoder reads of a source: ids with their end mark, or frames of a recording.
+
+        Raises UnicodeEncodeError for a text that is none.
+        """
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids."""
 
-    def search(self, sources: Sequence[list[int]], settings: Search) -> list[list[Found]]:
+    def search(self, sources: Sequence[Any], settings: Search) -> list[list[Found]]:
         """The best sequences of each of some sources."""
 
     @property
@@ -106,24 +109,24 @@ class CheckpointTranslator:
 
     def search(self, sources: Sequence[list[int]], settings: Search) -> list[list[Found]]:
         """As `Translator`."""
-        return search(Read(self.evaluation, sources, self.device), len(sources), settings, self.end)
+        import torch
+
+        longest = max(map(len, sources))
+        # What stands in the place of padding is seen by nobody.
+        ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in sources])
+        keep = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in sources])
+        return search(Read(self.evaluation, ids, keep, self.device), len(sources), settings, self.end)
 
 
 class Read:
     """Sources that an encoder has read: a `Decoding`."""
 
-    def __init__(self, evaluation: CrossedEvaluation, sources: Sequence[list[int]], on: device) -> None:
-        """on: where the weights are."""
-        import torch
-
+    def __init__(self, evaluation: CrossedEvaluation, sources: Tensor, keep: Tensor, on: device) -> None:
+        """sources, keep: as `CrossedEvaluation.encode`. on: where the weights are."""
         from model.hf.reference import Cache
 
         self.evaluation, self.device = evaluation, on
-        longest = max(map(len, sources))
-        # What stands in the place of padding is seen by nobody.
-        ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in sources])
-        keep = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in sources])
-        self.memory, self.cache = evaluation.encode(ids.to(on), keep.to(on)), Cache()
+        self.memory, self.cache = evaluation.encode(sources.to(on), keep.to(on)), Cache()
 
     def next(self, tokens: Tensor, rows: Tensor | None, sources: Tensor | None) -> Tensor:
         """As `Decoding`."""
@@ -163,11 +166,24 @@ def translate(
     Raises UserError before the first translation for a text that is no text or too long, and where
     the model's logits are not finite.
     """
-    settings = replace(settings, max_new_tokens=_new_tokens(translator, settings.max_new_tokens))
     sources = [_encoded(translator, text, f"{names} {at}") for at, text in enumerate(texts, start=1)]
-    given = sorted((at for at, ids in enumerate(sources) if ids), key=lambda at: -len(sources[at]))
-    found: list[list[Translation]] = [[] for _ in texts]
-    size = batch_size or BATCH
+    return searched(translator, sources, settings, batch_size or BATCH, progress)
+
+
+def searched(
+    translator: Translator,
+    sources: Sequence[Any],
+    settings: Search,
+    size: int,
+    progress: Progress | None,
+) -> list[list[Translation]]:
+    """As `translate`, of what the encoder reads: the longest first, `size` of them at once.
+
+    Sources of length 0 have no translations.
+    """
+    settings = replace(settings, max_new_tokens=_new_tokens(translator, settings.max_new_tokens))
+    given = sorted((at for at, one in enumerate(sources) if len(one)), key=lambda at: -len(sources[at]))
+    found: list[list[Translation]] = [[] for _ in sources]
     for start in range(0, len(given), size):
         chosen = given[start : start + size]
         results = translator.search([sources[at] for at in chosen], settings)
@@ -186,7 +202,7 @@ def _new_tokens(translator: Translator, wanted: int | None) -> int:
     return wanted or translator.new_tokens
 
 
-def _encoded(translator: Translator, text: str, name: str) -> list[int]:
+def _encoded(translator: Translator, text: str, name: str) -> Any:
     """Ids of a text; none of a blank one. Raises UserError for a text that cannot be read."""
     if not text.strip():
         return []

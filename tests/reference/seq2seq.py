@@ -50,6 +50,8 @@ class Model:
     """Whether a norm stands on both embeddings; None leaves it to the scheme."""
     sinusoid: float | None = None
     """Factor on fixed sines and cosines; None where positions are others."""
+    turns: Callable[[Tensor, int], Tensor] | None = None
+    """Those fixed positions, from places and a width; None for the usual ones."""
 
     @property
     def embedding_normed(self) -> bool:
@@ -67,6 +69,8 @@ class Batch:
     documents: Tensor
     source_positions: Tensor
     positions: Tensor
+    heard: Tensor | None = None
+    """What enters the encoder, where that is no embedding of words."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +241,7 @@ def _embed(
     if model.decoder.position == "learned":
         x = x + parameters[f"{module}.position_embeddings.weight"][positions]
     if model.sinusoid is not None:
-        x = x + model.sinusoid * sinusoids(positions, x.shape[-1]).to(x.dtype)
+        x = x + model.sinusoid * (model.turns or sinusoids)(positions, x.shape[-1]).to(x.dtype)
     x = model.decoder.drop(x)
     return _outer(parameters, x, f"{module}.norm", options) if model.embedding_normed else x
 
@@ -256,7 +260,12 @@ def memory(
     """
     shape, hide = model.encoder, _other(batch.source_documents, batch.source_documents)
     options = _options(shape, batch.source_positions, hide, causal=False)
-    x = _embed(parameters, model, batch.source, batch.source_positions, "source_embedding", options)
+    if batch.heard is None:
+        x = _embed(parameters, model, batch.source, batch.source_positions, "source_embedding", options)
+    else:
+        x = batch.heard
+        if model.embedding_normed:
+            x = _outer(parameters, x, "source_embedding.norm", options)
     if trace is not None:
         trace.append(x)
     layers = {

@@ -115,6 +115,22 @@ def _digits(name: str) -> list[Making]:
     ]
 
 
+def _prompts(name: str) -> list[Making]:
+    """Spoken prompts of Debian packages with their words, and a tokenizer of these."""
+    clips, model, data = Path(f"data/{name}_clips"), Path(f"data/{name}_tokenizer.model"), _data(name)
+    table, text = str(clips / "clips.tsv"), ("--text-key", "transcript")
+    train = ("tokenizer", "train", table, *text, "--vocab-size", "320", "--special", "pad")
+    prepare = ("data", "prepare", table, "--speech", "path,transcript", "--tokenizer", str(model))
+    chosen = ("--max-seconds", "8", "--split", "0.9,0.1,0", "--out", str(data))
+    return [
+        Making(clips / PROMPTS, (str(clips),), module="tools.dev.spoken_prompts"),
+        Making(model, (*train, "--out", str(model))),
+        Making(data / "dataset.json", (*prepare, *chosen)),
+    ]
+
+
+PROMPTS = "SOURCE.txt"
+"""A file beside the table of spoken prompts, written last."""
 DIGITS = "SOURCE.txt"
 """A file beside the digits, written last."""
 QUICKSTARTS = {
@@ -144,6 +160,20 @@ QUICKSTARTS = {
             Trial(
                 "BLEU and chrF on them all, beside those of copying the source",
                 ("eval", "{folder}", "--split", "test", "--translate"),
+            ),
+        ),
+    ),
+    "speech": QuickStart(
+        name="quickstart_speech",
+        makings=_prompts,
+        auto_class="AutoModelForSpeechSeq2Seq",
+        go_on="fathom transcribe {folder} data/quickstart_speech_clips/added.wav",
+        # Recipes that carry a rate over from another width have no rule for two stacks.
+        overrides=("model.transfer.method=none", "model.transfer.base_hidden=null"),
+        trials=(
+            Trial(
+                "Wrong words of prompts that it was not trained on",
+                ("eval", "{folder}", "--translate"),
             ),
         ),
     ),

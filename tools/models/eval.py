@@ -14,9 +14,11 @@ from tools.measured_on import BatchSize, Data, Split, Text, TextKey
 from tools.models.searching import Beam, LengthPenalty, MaxNewTokens, search_of
 
 if TYPE_CHECKING:
+    from pretrain.trained.beam import Search
     from pretrain.trained.classified import Classified
+    from pretrain.trained.clips import ToldClips
     from pretrain.trained.masked import Told
-    from pretrain.trained.open import Kind
+    from pretrain.trained.open import Kind, Trained
     from pretrain.trained.pairs import Told as ToldPairs
     from pretrain.trained.perplexity import Perplexity
 
@@ -57,7 +59,11 @@ def command(
     ] = None,
     translate: Annotated[
         bool,
-        typer.Option("--translate", help="Of an encoder-decoder: also translate, and give BLEU and chrF."),
+        typer.Option(
+            "--translate",
+            help="Of an encoder-decoder: also translate, and give BLEU and chrF; of a model of speech: also "
+            "write what it hears, and give error rates.",
+        ),
     ] = False,
     wrong_source: Annotated[
         bool,
@@ -78,11 +84,12 @@ def command(
     Words are separated by white space; ends of documents count as tokens.
     Of an encoder: loss and accuracy on hidden tokens of a data set, or on images.
     Of an encoder-decoder: loss of target tokens, and scores of translations.
+    Of a model of speech: the same, and how many words it gets wrong.
     """
     from model.errors import UserError
     from pretrain.trained.classified import evaluate_images
     from pretrain.trained.masked import evaluate_masked
-    from pretrain.trained.open import DECODER, ENCODER, IMAGES, open_trained
+    from pretrain.trained.open import DECODER, ENCODER, IMAGES, SPEECH, open_trained
     from pretrain.trained.pairs import PairsAsked, evaluate_pairs
     from pretrain.trained.perplexity import evaluate
 
@@ -105,6 +112,9 @@ def command(
     refuse_unread(
         trained.kind, options | {"translate": translate or None, "wrong_source": wrong_source or None}
     )
+    if not translate and (given := [name for name, value in searching.items() if value is not None]):
+        raise UserError(f"{_named(given)}: has no effect without --translate: remove it")
+    searched = search_of(**searching) if translate else None
     common: dict[str, Any] = {"precision": precision, "progress": progress if live else None}
     measured: dict[str, Any] = {"data": data, "split": split or "validation", "samples": samples}
     if trained.kind is DECODER:
@@ -124,19 +134,49 @@ def command(
     elif trained.kind is IMAGES:
         seen = evaluate_images(trained, batch_size=batch_size, **measured, **common)
         typer.echo(json.dumps(seen.to_json()) if as_json else images_table(seen))
+    elif trained.kind is SPEECH:
+        typer.echo(_of_speech(trained, {**measured, **common, "batch_size": batch_size}, searched, as_json))
     else:
-        if not translate and (given := [name for name, value in searching.items() if value is not None]):
-            raise UserError(f"{_named(given)}: has no effect without --translate: remove it")
         asked = PairsAsked(text=text or (), sides=pairs, batch_size=batch_size, **measured)
-        settings = search_of(**searching) if translate else None
-        found = evaluate_pairs(trained, asked, settings=settings, wrong=wrong_source, **common)
+        found = evaluate_pairs(trained, asked, settings=searched, wrong=wrong_source, **common)
         typer.echo(json.dumps(found.to_json()) if as_json else pairs_table(found))
+
+
+def _of_speech(trained: Trained, measured: dict[str, Any], settings: Search | None, as_json: bool) -> str:
+    """What is told of a model of speech."""
+    from pretrain.trained.clips import evaluate_clips
+
+    told = evaluate_clips(trained, settings=settings, **measured)
+    return json.dumps(told.to_json(), ensure_ascii=False) if as_json else clips_table(told)
+
+
+def clips_table(told: ToldClips) -> str:
+    """What is told of clips, for people."""
+    left_out = f"; {told.left_out:,} longer than a row are left out" if told.left_out else ""
+    lines = [
+        f"{told.checkpoint}, {told.precision}",
+        f"{told.data}: {told.clips:,} clips, {told.tokens:,} target tokens{left_out}",
+        f"loss {told.loss:.5f} nats",
+    ]
+    if (given := told.written) is None:
+        return "\n".join(lines)
+    lines.append(
+        f"beam {given.beam}, length penalty {given.length_penalty:g}: {given.ended:,} have an end mark"
+    )
+    lines.append(
+        f"word error rate {given.errors.words:.1%} of {given.errors.said:,} words, "
+        f"{given.errors.plain_words:.1%} without case and punctuation; "
+        f"of characters {given.errors.characters:.1%}; BLEU {given.bleu:.1f}"
+    )
+    for said, written in given.examples:
+        lines += [f"  said     {said}", f"  written  {written}"]
+    return "\n".join(lines)
 
 
 def refuse_unread(kind: Kind, options: Mapping[str, object]) -> None:
     """Raises UserError for options that are given, not None, and say nothing to a kind of model."""
     from model.errors import UserError
-    from pretrain.trained.open import BOTH, DECODER, ENCODER, IMAGES
+    from pretrain.trained.open import BOTH, DECODER, ENCODER, IMAGES, SPEECH
 
     of_decoders, of_both = {"text", "text_key", "stride"}, options.keys() - {"text_key", "stride"}
     read, advice = {
@@ -144,6 +184,10 @@ def refuse_unread(kind: Kind, options: Mapping[str, object]) -> None:
         ENCODER: (set(), "an encoder, which is measured on hidden tokens of a data set (--data)"),
         IMAGES: (set(), "a model of images, which is measured on those of a data set (--data)"),
         BOTH: (of_both, "an encoder-decoder, which is measured on pairs of texts"),
+        SPEECH: (
+            {"beam", "length_penalty", "max_new_tokens", "translate"},
+            "a model of speech, which is measured on clips of a data set (--data)",
+        ),
     }[kind]
     if unread := [name for name, value in options.items() if value is not None and name not in read]:
         raise UserError(f"{_named(unread)}: has no effect on {advice}: remove it")

@@ -11,19 +11,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from model.words import printable
+from tools.text.summary import print_summary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
-    from pretrain.data.manifest import ImageFacts, Manifest
     from pretrain.data.prepare import CommonOptions, PrepareOptions, PrepareProgress
     from pretrain.data.prepare_pairs import PairOptions
+    from pretrain.data.speech.prepare import SpeechOptions
 
 TEXT_KEY = "Key or column that holds the text; meta.text is the key text inside of meta."
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Characters of a document that a terminal would obey."""
 app = typer.Typer(help="Data sets of text, of pairs of texts and of images.", no_args_is_help=True)
+
+
+class Normalise(str, Enum):
+    """Over which frames filters are normalised."""
+
+    utterance = "utterance"
+    train = "global"
 
 
 class SplitBy(str, Enum):
@@ -73,7 +80,9 @@ def prepare(
     ] = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option(min=2, max=10**9, help="With --pairs, leave out longer ones; 250 if not given."),
+        typer.Option(
+            min=2, max=10**9, help="With --pairs or --speech, leave out longer texts; 250 if not given."
+        ),
     ] = None,
     images: Annotated[
         str | None,
@@ -87,19 +96,43 @@ def prepare(
         int | None,
         typer.Option(help="With --images, 1 for grey, 3 for colours, 4 with alpha; 3 if not given."),
     ] = None,
+    speech: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AUDIO,TEXT",
+            help="Prepare recordings with what is said, or its translation: two keys or columns of INPUT, "
+            "the path of a WAV or FLAC file beside it and the text.",
+        ),
+    ] = None,
+    filters: Annotated[
+        int | None,
+        typer.Option(min=1, max=1024, help="With --speech, filters of a frame; 80 if not given."),
+    ] = None,
+    max_seconds: Annotated[
+        float | None,
+        typer.Option(min=0.1, max=1e4, help="With --speech, leave out longer clips; 30 if not given."),
+    ] = None,
+    normalise: Annotated[
+        Normalise | None,
+        typer.Option(
+            help="With --speech, over which frames each filter gets mean 0 and variance 1: those of the "
+            "utterance, as if not given, or of all of train."
+        ),
+    ] = None,
     validation: Annotated[
         list[str] | None,
         typer.Option(
             metavar="INPUT",
-            help="With --pairs: what the validation split is, and all it is; may be given several times.",
+            help="With --pairs or --speech: what the validation split is, and all it is; may be given "
+            "several times.",
         ),
     ] = None,
     test: Annotated[
         list[str] | None,
         typer.Option(
             metavar="INPUT",
-            help="With --pairs: the same of the test split. Pairs elsewhere with a source of either are "
-            "left out.",
+            help="With --pairs or --speech: the same of the test split. Pairs elsewhere with a source of "
+            "either are left out.",
         ),
     ] = None,
     split_by: Annotated[
@@ -147,11 +180,12 @@ def prepare(
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Make a data set folder for training of text, of pairs of texts, or of images."""
+    """Make a data set folder for training of text, of pairs of texts, of images, or of speech."""
     from pretrain.data.images.prepare import ImageOptions, prepare_images
     from pretrain.data.prepare import CommonOptions
     from pretrain.data.prepare import prepare as prepare_texts
     from pretrain.data.prepare_pairs import PairOptions, prepare_pairs
+    from pretrain.data.speech.prepare import SpeechOptions, prepare_speech
 
     common = CommonOptions(
         inputs=inputs,
@@ -169,9 +203,18 @@ def prepare(
     )
     held = {"validation": tuple(validation or ()), "test": tuple(test or ())}
     of_pairs = {"max_tokens": max_tokens, **held}
+    of_speech = {"filters": filters, "max_seconds": max_seconds, "normalise": normalise and normalise.value}
     options: CommonOptions
+    if speech is None:
+        shown = {f"--{name.replace('_', '-')} {value}": value for name, value in of_speech.items()}
+        _refuse(shown, "without --speech")
     if images is None:
         _refuse({f"--channels {channels}": channels is not None}, "without --images")
+    if speech is not None:
+        _refuse({f"--pairs {pairs}": pairs, f"--images {images}": images}, "with --speech")
+        chosen = {name: value for name, value in {**of_pairs, **of_speech}.items() if value}
+        options = _of_speech(common, speech, chosen, text_key, begin_mark)
+    elif images is None:
         options = _options(common, pairs, of_pairs, text_key, begin_mark)
     else:
         useless = {
@@ -189,7 +232,9 @@ def prepare(
             typer.echo(f"note: {note}", err=True)
 
     with _ProgressBar(visible=not (quiet or as_json)) as bar:
-        if isinstance(options, PairOptions):
+        if isinstance(options, SpeechOptions):
+            manifest = prepare_speech(options, bar.show, say)
+        elif isinstance(options, PairOptions):
             manifest = prepare_pairs(options, bar.show, say)
         elif isinstance(options, ImageOptions):
             manifest = prepare_images(options, bar.show)
@@ -198,7 +243,7 @@ def prepare(
     if as_json:
         typer.echo(manifest.text(), nl=False)
     elif not quiet:
-        _print_summary(out, manifest)
+        print_summary(out, manifest)
 
 
 def _shares(split: str | None, validation: list[str] | None, test: list[str] | None) -> tuple[float, ...]:
@@ -235,13 +280,31 @@ def _options(
             shown = value if isinstance(value, int) else " ".join(value)
             raise UserError(f"--{name.replace('_', '-')} {shown} has no effect without --pairs: leave it out")
         return PrepareOptions(**given, text_key=text_key, begin_mark=begin_mark)
-    useless = {
+    _refuse(_of_plain_texts(common, text_key, begin_mark), "with --pairs")
+    return PairOptions(**given, sides=Sides.of(pairs), **chosen)
+
+
+def _of_plain_texts(common: CommonOptions, text_key: str, begin_mark: bool | None) -> dict[str, bool]:
+    """Options that pairs do not read, and whether they were given."""
+    return {
         f"--text-key {text_key}": text_key != "text",
         f"--split-by {common.split_by}": common.split_by != "document",
         "--begin-mark": begin_mark is not None,
     }
-    _refuse(useless, "with --pairs")
-    return PairOptions(**given, sides=Sides.of(pairs), **chosen)
+
+
+def _of_speech(
+    common: CommonOptions, speech: str, chosen: dict[str, Any], text_key: str, begin_mark: bool | None
+) -> SpeechOptions:
+    """The options of recordings. Raises UserError for one that has no effect."""
+    from model.errors import UserError
+    from pretrain.data.reading.pairs import Sides
+    from pretrain.data.speech.prepare import SpeechOptions
+
+    if common.tokenizer == Path():
+        raise UserError("--tokenizer is missing: name a SentencePiece model file")
+    _refuse(_of_plain_texts(common, text_key, begin_mark), "with --speech")
+    return SpeechOptions(**_given(common), sides=Sides.of(speech, "--speech"), **chosen)
 
 
 def _given(common: CommonOptions) -> dict[str, Any]:
@@ -300,7 +363,7 @@ def inspect(
         content = {"manifest": manifest.model_dump(mode="json"), "documents": texts}
         typer.echo(json.dumps(content, indent=1, ensure_ascii=False))
         return
-    _print_summary(folder, manifest)
+    print_summary(folder, manifest)
     console = Console()
     for number, text in enumerate(texts, start=1):
         console.print(Rule(f"{split} document {number}"))
@@ -381,76 +444,3 @@ class _ProgressBar:
             tokens=progress.tokens,
             speed=progress.tokens / elapsed if elapsed else 0.0,
         )
-
-
-def _print_summary(folder: Path, manifest: Manifest) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    columns = ("split", "documents", "tokens", "bytes of text", "bytes/token")
-    if manifest.images is not None:
-        columns = ("split", "images", "bytes", "bytes of files", "bytes of files/byte")
-    table = Table(*columns, title=printable(folder), title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for name, split in manifest.splits.items():
-        ratio = f"{split.bytes / split.tokens:.2f}" if split.tokens else "-"
-        table.add_row(name, f"{split.documents:,}", f"{split.tokens:,}", f"{split.bytes:,}", ratio)
-    console = Console()
-    console.print(table)
-    for line in _remarks(manifest):
-        console.out(line, highlight=False)
-
-
-def _of_images(images: ImageFacts) -> Iterator[str]:
-    mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (images.mean, images.std))
-    yield f"images of {images.channels}x{images.height}x{images.width}, mean {mean}, standard deviation {std}"
-    usual = {
-        size: value for size, value in images.patch_correlations.items() if size in (2, 4, 8, 14, 16, 32)
-    }
-    shown = ", ".join(f"{size}: {value:.3f}" for size, value in usual.items())
-    yield f"correlation of patches by their size {shown}"
-
-
-def _remarks(manifest: Manifest) -> Iterator[str]:
-    """What there is to say about a data set, a line each."""
-    from pretrain.data.reading.documents import Broken
-
-    numbers = {
-        "unigram entropy": manifest.unigram_entropy_nats,
-        "token correlation": manifest.token_correlation,
-    }
-    if manifest.images is not None:
-        yield from _of_images(manifest.images)
-        numbers = {"entropy of classes": manifest.unigram_entropy_nats}
-    known = [f"{name} {value:.5g}" for name, value in numbers.items() if value is not None]
-    empty = f"empty documents {manifest.empty_documents}"
-    if manifest.images is None:
-        yield ", ".join([f"vocabulary {manifest.vocab_size}", *known, empty])
-    else:
-        yield ", ".join([f"classes {manifest.vocab_size}", *known])
-    if "mask" in manifest.special:
-        ids = ", ".join(f"{name} {number}" for name, number in manifest.special.items())
-        begins = "begin with cls" if manifest.begin_id is not None else "have no mark at their begin"
-        yield f"special tokens {ids}; documents {begins}"
-    paired = manifest.pairs is not None
-    for share, (name, split) in zip(
-        manifest.split, list(manifest.splits.items())[:: 1 + paired], strict=False
-    ):
-        if share and not split.documents:
-            yield f"note: the {name} split is empty; give more documents or a larger share in --split"
-    if manifest.left_out:
-        names = ", ".join(printable(name, 4096) for name in manifest.left_out)
-        yield f"note: left out, as it only describes the data: {names}; name it to read it"
-    if manifest.pairs is not None and manifest.pairs.held_out:
-        yield f"left out {manifest.pairs.held_out} pairs whose source is in a split of its own"
-    left_out = {"broken records": manifest.broken}
-    if manifest.pairs is not None:
-        left_out["pairs of which one side is empty"] = manifest.pairs.one_side
-        left_out[f"pairs longer than {manifest.pairs.max_tokens} tokens"] = manifest.pairs.too_long
-    for what, broken in left_out.items():
-        if not broken.count:
-            continue
-        yield f"left out {broken.count} {what}, the first {len(broken.examples)}:"
-        for example in broken.examples:
-            yield f"  {printable(Broken(example.file, example.line, example.reason).place, 5000)}"

@@ -139,6 +139,12 @@ def _crossed(config: ModelConfig) -> str | None:
     return next((reason for own in owned if (reason := _plain_heads(own))), None)
 
 
+def _positions_of_speech(config: ModelConfig) -> str | None:
+    if config.position != "sinusoidal":
+        return f"its positions are fixed sines and cosines, the model's {config.position}"
+    return None
+
+
 def _one_table(config: ModelConfig) -> str | None:
     if not config.share_embeddings:
         return "encoder and decoder read one table of words, the model's one each (share_embeddings=false)"
@@ -410,6 +416,14 @@ FORMS: dict[Target, tuple[Callable[[ModelConfig], str | None], ...]] = {
     "mbart": (*PLAIN, _pre_ln_of_mbart, _crossed, _tables_of_positions, _one_table),
     "blenderbot": (*PLAIN, _pre_ln_of_blenderbot, _crossed, _tables_of_positions, _one_table),
     "marian": (*PLAIN, _each_post_ln, _like_marian, _crossed, _tied),
+    "speech_to_text": (
+        *PLAIN,
+        _no_logit_bias,
+        _pre_ln_of_blenderbot,
+        _crossed,
+        _tied,
+        _positions_of_speech,
+    ),
     "vit": (*PLAIN, _pre_ln, _like_gpt2, _reads_class_token),
     "fathom": (),
 }

@@ -31,7 +31,7 @@ from model.hf.mapping import last_norm
 from model.hf.names.conversions import FINAL_BIAS, OPT_EPSILON, Target
 from model.weights.bases import sinusoid_scale
 
-FIXED_EPSILON: dict[Target, float] = dict.fromkeys(("opt", *FINAL_BIAS), OPT_EPSILON)
+FIXED_EPSILON: dict[Target, float] = dict.fromkeys(("opt", *FINAL_BIAS, "speech_to_text"), OPT_EPSILON)
 """Of the norms of targets whose config.json has none."""
 
 
@@ -140,7 +140,12 @@ def _pre_ln(target: Target, config: ModelConfig, logit_scale: float) -> Fold:
     epsilon = shared_epsilon(config.norm_epsilon, list(scales.values()))
     alike = all(scale == 1.0 for scale in scales.values())
     fixed = FIXED_EPSILON.get(target)
-    if fixed is not None:
+    if target == "speech_to_text" and fixed is not None:
+        # Its positions have a factor of 1, which decides in which unit the stream is.
+        unit = 1 / sinusoid_scale(config)
+        epsilon, alike = fixed / unit**2, alike and fixed / unit**2 == config.norm_epsilon
+        _enter(factors, config, fixed, unit)
+    elif fixed is not None:
         _enter(factors, config, fixed, math.sqrt(fixed / (config.norm_epsilon if alike else epsilon)))
     factors = {name: factor for name, factor in factors.items() if factor != 1.0}
     if alike:
@@ -196,6 +201,7 @@ FOLDS: dict[Target, Callable[[Target, ModelConfig, float], Fold]] = {
     "gemma2": _scaled_words,
     "gemma3_text": _scaled_words,
     "vit": _pre_ln,
+    "speech_to_text": _pre_ln,
     "fathom": _as_it_is,
 }
 

@@ -12,11 +12,13 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.parameters.blocks import Blocks
 from model.parameters.table import qkv_blocks
+from model.speech import KERNEL
+from model.weights.bases import sinusoid_scale
 
 Target = Literal[
     "gpt2", "llama", "opt", "bert", "megatron-bert", "eurobert", "modernbert", "mistral",
     "bart", "mbart", "blenderbot", "marian", "qwen2", "qwen3", "gpt_neox", "gemma", "gemma2",
-    "gemma3_text", "vit", "fathom",
+    "gemma3_text", "vit", "speech_to_text", "fathom",
 ]  # fmt: skip
 # Every norm of OPT's is a torch.nn.LayerNorm without an epsilon in config.json, so that torch's
 # default is the only one.
@@ -147,7 +149,32 @@ def _from_kernel(parts: tuple[Tensor, ...], config: ModelConfig) -> Tensor:
     return whole.reshape(len(whole), -1) if whole.dim() > 1 else whole
 
 
+def _windows(t: Tensor, config: ModelConfig) -> Tensor:
+    """A convolution over frames with its kernel as a dimension; a bias stays."""
+    return t.reshape(len(t), -1, KERNEL) if t.dim() == 2 else t
+
+
+def _last_windows(t: Tensor, config: ModelConfig) -> Tensor:
+    """The same of the last one, whose results get the unit in which positions have a factor of 1.
+
+    They are the first half of its rows; the others open and close the gate.
+    """
+    values, gates = t.chunk(2)
+    return _windows(torch.cat((values / sinusoid_scale(config), gates)), config)
+
+
+def _from_last_windows(parts: tuple[Tensor, ...], config: ModelConfig) -> Tensor:
+    values, gates = parts[0].chunk(2)
+    whole = torch.cat((values * sinusoid_scale(config), gates))
+    return whole.flatten(1) if whole.dim() == 3 else whole
+
+
 COLOURS = 3
 """Channels that transformers reads every image with."""
 PATCHES = Conversion(lambda t, config: (_kernel(t, config),), _from_kernel)
 BATCHED = Conversion(lambda t, config: (t[None],), lambda parts, config: parts[0][0])
+FRAMES = Conversion(
+    lambda t, config: (_windows(t, config),),
+    lambda parts, config: parts[0].flatten(1) if parts[0].dim() == 3 else parts[0],
+)
+LAST_FRAMES = Conversion(lambda t, config: (_last_windows(t, config),), _from_last_windows)

@@ -99,6 +99,14 @@ MARIAN_APART: dict[str, NamedRule] = {
 """Marian whose encoder and decoder read a table of words each."""
 
 
+SPEECH_TO_TEXT: dict[str, NamedRule] = {
+    "embedding.word_embeddings": (("model.decoder.embed_tokens",), "vocabulary"),
+    "source_embedding.first": (("model.encoder.conv.conv_layers.0",), "frames"),
+    "source_embedding.second": (("model.encoder.conv.conv_layers.1",), "last_frames"),
+    **_PRE,
+}
+
+
 def _own(stack: str) -> dict[str, NamedRule]:
     layer = f"model.{stack}.layers.{{i}}."
     rules: dict[str, NamedRule] = {}

@@ -9,9 +9,11 @@ from model.hf.names.conversions import (
     BATCHED,
     CONV1D,
     FINAL_BIAS,
+    FRAMES,
     GAIN,
     GATE_UP,
     KV,
+    LAST_FRAMES,
     PATCHES,
     PLAIN,
     POSITIONS_FROM_2,
@@ -227,6 +229,8 @@ _CONVERSIONS = {
     "gate_up": GATE_UP,
     "vocabulary": VOCABULARY,
     "positions_from_2": POSITIONS_FROM_2,
+    "frames": FRAMES,
+    "last_frames": LAST_FRAMES,
 }
 
 
@@ -255,6 +259,7 @@ TABLES: dict[Target, dict[str, Rule]] = {
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA3,
     "vit": _VIT,
+    "speech_to_text": _rules(crossed.SPEECH_TO_TEXT),
     "fathom": _FATHOM,
 }
 _CROSSED_SHOWN: dict[str, bool | int | str] = {"bias": True, "logit_bias": True, "position": "learned"}
@@ -265,5 +270,6 @@ SHOWN: dict[Target, dict[str, bool | int | str]] = {
     **dict.fromkeys(FINAL_BIAS, _CROSSED_SHOWN),
     "marian": {"bias": True, "logit_bias": True},
     "vit": {"bias": True, "logit_bias": True},
+    "speech_to_text": {"bias": True},
 }
 """What a target always has; zeros where a model has no such tensors, or its fixed positions."""

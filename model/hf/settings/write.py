@@ -21,6 +21,7 @@ from model.hf.packaging import packaging
 from model.hf.settings.rope import write_rope
 from model.rotary import frequencies, magnitude
 from model.sections import InitConfig
+from model.speech import FRAMES_PER_TOKEN, KERNEL
 from model.weights.bases import sinusoid_scale
 
 STOCK: dict[Target, str] = {
@@ -43,6 +44,7 @@ STOCK: dict[Target, str] = {
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
     "vit": "ViTForImageClassification",
+    "speech_to_text": "Speech2TextForConditionalGeneration",
 }
 """Classes of transformers."""
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -115,7 +117,7 @@ def write_config(
         two stacks.
     Raises UserError where a stock class is not told START, for which it has a number of its own.
     """
-    if target in FINAL_BIAS and special.get(START) is None:
+    if target in (*FINAL_BIAS, "speech_to_text") and special.get(START) is None:
         raise UserError(
             f"{START} is not known, and without it {STOCK[target]} starts a text from a token of its own: "
             "export with a tokenizer, or with --architecture fathom"
@@ -350,6 +352,25 @@ def _marian(config: ModelConfig, fold: Fold, positions: int, logit_scale: float)
     }
 
 
+def _speech_to_text(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
+    speech = config.speech
+    assert speech is not None
+    shared = _crossed(config, fold, positions, logit_scale)
+    del shared["max_position_embeddings"]
+    return {
+        **shared,
+        "max_source_positions": FRAMES_PER_TOKEN * (config.max_source_positions or 0),
+        "max_target_positions": positions,
+        "num_conv_layers": 2,
+        "conv_kernel_sizes": [KERNEL, KERNEL],
+        "conv_channels": speech.channels,
+        "input_feat_per_channel": speech.filters,
+        "input_channels": 1,
+        # Positions are counted from the one after it, and it has none itself.
+        "pad_token_id": config.blueprint.sinusoid.first - 1,
+    }
+
+
 def _encoder_fields(config: ModelConfig) -> dict[str, object]:
     """What the class `fathom` is told of an encoder under a decoder."""
     if not config.blueprint.crossed:
@@ -461,6 +482,7 @@ FIELDS: dict[Target, Callable[[ModelConfig, Fold, int, float], dict[str, object]
     "gemma2": _gemma2,
     "gemma3_text": _gemma3,
     "vit": _vit,
+    "speech_to_text": _speech_to_text,
     "fathom": fathom_fields,
 }
 """What config.json of a target says beside what all of them say."""

@@ -49,7 +49,8 @@ class FactorsConfig(Strict):
 
     embedding: RoleFactors = Field(
         default_factory=RoleFactors,
-        description="Tables of words, positions and token types, and the map of patches. "
+        description="Tables of words, positions and token types, the map of patches, and convolutions over "
+        "frames. "
         "Tables of variance 1 move "
         "sqrt(hidden) times less, for their size, than GPT-2's: rate: sqrt(hidden).",
     )
@@ -74,6 +75,7 @@ SPECIAL = {
     Role.TOKEN_TYPE: "embedding",
     Role.PATCH: "embedding",
     Role.CLASS_TOKEN: "embedding",
+    Role.FRAMES: "embedding",
     Role.LINEAR_BIAS: "bias",
     Role.LOGIT_BIAS: "bias",
     Role.OUTPUT: "output",

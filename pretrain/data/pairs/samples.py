@@ -13,7 +13,7 @@ from pretrain.config.schema import Corpus
 from pretrain.data.blend import Blend, agree_on_tokens
 from pretrain.data.index_cache import build_once, cache_folder
 from pretrain.data.indexed import IndexedDataset
-from pretrain.data.manifest import PAIRED, load_manifest, pair_fingerprint
+from pretrain.data.manifest import PAIRED, Manifest, PairFacts, load_manifest, pair_fingerprint
 from pretrain.data.pairs.packing import PACKING_VERSION, Packing, pack
 from pretrain.data.passes import Passes
 from pretrain.data.token_files import check_start, damaged, split_prefix
@@ -25,6 +25,9 @@ MUCH_PADDING = 0.1
 class PairReader:
     """The rows of one split of one data set of pairs, pass after pass."""
 
+    wanted = "pairs, which train.task=translation reads: prepare it with `fathom data prepare --pairs`"
+    """What is needed where a data set holds something else."""
+
     def __init__(
         self, path: str, split: str, lengths: tuple[int, int], seed: int, cache: Path, alone: bool
     ) -> None:
@@ -33,15 +36,12 @@ class PairReader:
         self.cache, self.alone = cache, alone
         self.manifest = load_manifest(path)
         sides = next((sides for name, sides in PAIRED.items() if name == split), None)
-        if self.manifest.pairs is None or sides is None:
-            raise UserError(
-                f"data set {path} holds no pairs, which train.task=translation reads: "
-                "prepare it with `fathom data prepare --pairs`"
-            )
+        if self.facts_of(self.manifest) is None or sides is None:
+            raise UserError(f"data set {path} holds no {self.wanted}")
         prefixes = [split_prefix(path, side, self.manifest) for side in sides]
         for side in sides:
             check_start(path, side, self.manifest)
-        self.fingerprint = pair_fingerprint(self.manifest, split)
+        self.fingerprint = self.name_of(split)
         try:
             self.datasets = [IndexedDataset(prefix) for prefix in prefixes]
         except Exception as error:  # whatever the reader meets in a file that was overwritten
@@ -58,8 +58,22 @@ class PairReader:
         # A pass, and the tokens of targets before each of its rows, [R + 1].
         self._counted: tuple[int, np.ndarray] | None = None
 
+    @staticmethod
+    def facts_of(manifest: Manifest) -> PairFacts | None:
+        """What a data set of this kind says; None of another kind."""
+        return manifest.pairs
+
+    def name_of(self, split: str) -> str:
+        """Of what the model sees of a split, the same wherever the data set lies."""
+        return pair_fingerprint(self.manifest, split)
+
+    def side_lengths(self) -> np.ndarray:
+        """Places that each pair takes on the two sides of a row, int64 [P, 2]."""
+        lengths = [dataset.sequence_lengths for dataset in self.datasets]
+        return np.stack(lengths, axis=1).astype(np.int64)
+
     def _packing(self) -> Packing:
-        both = np.stack([dataset.sequence_lengths for dataset in self.datasets], axis=1).astype(np.int64)
+        both = self.side_lengths()
         name = f"{self.fingerprint[:20]}-{self.split}-pairs{self.lengths[0]}x{self.lengths[1]}"
         path = self.cache / f"{name}-v{PACKING_VERSION}.npy"
         rows = build_once(path, lambda: pack(both, *self.lengths), len(both), self.alone)
@@ -166,9 +180,15 @@ class PairBlend(Blend):
             (source.astype(np.int64), target.astype(np.int64))
             for source, target in reader.pairs(reader.row(sample))
         ]
-        if any(int(ids.view(np.uint64).max()) >= self.vocab_size for pair in pairs for ids in pair):
-            raise damaged(reader.path, reader.split, f"a token beyond the vocabulary, in sample {index}")
+        for pair in pairs:
+            for ids in pair:
+                self.check_ids(ids, reader, index)
         return pairs
+
+    def check_ids(self, ids: np.ndarray, reader: PairReader, index: int) -> None:
+        """Raises UserError for ids, int64, beyond the vocabulary."""
+        if int(ids.view(np.uint64).max()) >= self.vocab_size:
+            raise damaged(reader.path, reader.split, f"a token beyond the vocabulary, in sample {index}")
 
     def targets(self, indices: Iterable[int]) -> int:
         """Returns how many labels of these rows count. Reads no tokens."""

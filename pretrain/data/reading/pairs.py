@@ -35,12 +35,12 @@ class Sides(NamedTuple):
     target: str
 
     @classmethod
-    def of(cls, given: str) -> Sides:
-        """Reads --pairs. Raises UserError for anything but two different names."""
+    def of(cls, given: str, option: str = "--pairs") -> Sides:
+        """Reads an option. Raises UserError for anything but two different names."""
         names = [name.strip() for name in given.split(",")]
         if len(names) != 2 or not all(names) or names[0] == names[1]:
             wanted = "give two names, SOURCE,TARGET: keys, columns or suffixes of files, such as en,de"
-            raise UserError(f"--pairs {given}: {wanted}")
+            raise UserError(f"{option} {given}: {wanted}")
         return cls(*names)
 
 

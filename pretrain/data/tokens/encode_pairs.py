@@ -65,7 +65,25 @@ class PairEncoder:
 
         The split of a pair follows from its source or its file. No source is on both sides of it.
         """
-        result, held = EncodedBatch(records=len(batch), size=size), self.job.held
+        result = EncodedBatch(records=len(batch), size=size)
+        kept = self.kept(batch, result)
+        texts = [source for _, source, _ in kept], [target for _, _, target in kept]
+        sources, targets = (self._documents(side) for side in texts)
+        fitting = [self._fits(kept[at][0], sources[at], targets[at], result) for at in range(len(kept))]
+        key_of = [self._split(record, source) for record, source, _ in kept]
+        itemsize = len(self._end_mark)
+        parts = []
+        for split in range(len(SPLITS)):
+            chosen = [fits and own == split for fits, own in zip(fitting, key_of, strict=True)]
+            for own_texts, documents in zip(texts, (sources, targets), strict=True):
+                sizes = [len(text.encode()) for text in own_texts]
+                parts.append(gathered(documents, sizes, itemsize, chosen))
+        result.splits = tuple(parts)
+        return result
+
+    def kept(self, batch: list[Record], result: EncodedBatch) -> list[tuple[Record, str, str]]:
+        """Records with two texts that no other split has; the others are counted in the result."""
+        held = self.job.held
         kept: list[tuple[Record, str, str]] = []
         for record in batch:
             found = pair_of(record, self.job.sides)
@@ -82,19 +100,7 @@ class PairEncoder:
                 result.held_out += 1
             else:
                 kept.append((record, *found))
-        texts = [source for _, source, _ in kept], [target for _, _, target in kept]
-        sources, targets = (self._documents(side) for side in texts)
-        fitting = [self._fits(kept[at][0], sources[at], targets[at], result) for at in range(len(kept))]
-        key_of = [self._split(record, source) for record, source, _ in kept]
-        itemsize = len(self._end_mark)
-        parts = []
-        for split in range(len(SPLITS)):
-            chosen = [fits and own == split for fits, own in zip(fitting, key_of, strict=True)]
-            for own_texts, documents in zip(texts, (sources, targets), strict=True):
-                sizes = [len(text.encode()) for text in own_texts]
-                parts.append(gathered(documents, sizes, itemsize, chosen))
-        result.splits = tuple(parts)
-        return result
+        return kept
 
     def _split(self, record: Record, source: str) -> int:
         own = self.job.held.files.get(record.file)

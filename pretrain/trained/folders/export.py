@@ -12,8 +12,10 @@ from model.folders import check_target
 from model.hf.settings.records import Special
 from model.records import Record, as_record, read_record
 from parallel.checkpoint.folders import MANIFEST
+from pretrain.data.speech.filterbanks import RATE
 from pretrain.rundir.metrics import read_metrics
 from pretrain.trained.folders.pictures import image_facts
+from pretrain.trained.heard import speech_facts
 from pretrain.trained.open import Trained, open_trained
 
 BICUBIC = 3
@@ -131,6 +133,8 @@ def _special(trained: Trained) -> dict[str, int | None]:
 def _described(trained: Trained) -> tuple[Mapping[str, object], Mapping[str, object] | None]:
     """Special tokens, or the classes of images, and how images are processed."""
     image = trained.config.image
+    if trained.config.speech is not None:
+        return _special(trained), _of_speech(trained)
     if image is None:
         return _special(trained), None
     facts = image_facts(trained)
@@ -150,6 +154,35 @@ def _described(trained: Trained) -> tuple[Mapping[str, object], Mapping[str, obj
         "do_normalize": True,
         "image_mean": list(facts.mean) * grey,
         "image_std": list(facts.std) * grey,
+    }
+
+
+def _of_speech(trained: Trained) -> dict[str, object]:
+    """How transformers makes frames. Raises UserError for frames and ids that its class has not."""
+    from sentencepiece import SentencePieceProcessor
+
+    facts, unread = speech_facts(trained), trained.config.blueprint.sinusoid.first - 1
+    if facts.normalise != "utterance":
+        raise UserError(
+            f"{trained.reader.folder} hears frames normalised over all of its data, and Speech2Text of "
+            "transformers each clip over its own: prepare data with --normalise utterance"
+        )
+    pieces = SentencePieceProcessor(model_file=str(trained.needed_tokenizer()))
+    if not pieces.IsControl(unread) or pieces.eos_id() == unread:
+        raise UserError(
+            f"{trained.needed_tokenizer()} has a piece of text as id {unread}, which Speech2Text of "
+            "transformers takes for padding: use a tokenizer of `fathom tokenizer train`"
+        )
+    return {
+        "feature_extractor_type": "Speech2TextFeatureExtractor",
+        "feature_size": facts.filters,
+        "num_mel_bins": facts.filters,
+        "sampling_rate": RATE,
+        "padding_value": 0.0,
+        "do_ceptral_normalize": True,
+        "normalize_means": True,
+        "normalize_vars": True,
+        "return_attention_mask": True,
     }
 
 

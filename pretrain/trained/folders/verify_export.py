@@ -15,7 +15,13 @@ from parallel.checkpoint.folders import MANIFEST
 from pretrain.rundir.metrics import read_metrics
 from pretrain.tasks.table import task_of
 from pretrain.tasks.task import SampleKind
-from pretrain.trained.folders import verify_crossed, verify_images, verify_masked, verify_next_token
+from pretrain.trained.folders import (
+    verify_crossed,
+    verify_images,
+    verify_masked,
+    verify_next_token,
+    verify_speech,
+)
 from pretrain.trained.open import open_trained
 
 if TYPE_CHECKING:
@@ -70,6 +76,12 @@ CHECKS: dict[SampleKind, Check] = {
         partial(verify_crossed.compare, verify_crossed.pair_rows),
         "Select the file to open.",
         _of_text(verify_crossed.sample),
+    ),
+    "clips": Check(
+        "AutoModelForSpeechSeq2Seq",
+        verify_speech.compare,
+        "",
+        verify_speech.sample,
     ),
     "spans": Check(
         "AutoModelForSeq2SeqLM",

@@ -1,0 +1,1 @@
+"""How do recordings become filterbanks beside their words?"""

@@ -1,0 +1,66 @@
+"""Sound files as samples: WAV, FLAC and whatever else libsndfile reads, by library soundfile."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from math import gcd
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import UserError
+from pretrain.data.speech.filterbanks import RATE
+
+HIGHEST_RATE = 1 << 20
+"""Samples of a second, above which a header is damaged."""
+MISSING = "reading recordings needs the packages soundfile and scipy: pip install 'fathom[speech]'"
+
+
+def check_installed() -> None:
+    """Raises UserError where the libraries that read recordings are missing."""
+    if any(importlib.util.find_spec(name) is None for name in ("soundfile", "scipy")):
+        raise UserError(MISSING)
+
+
+def read_clip(source: Path | bytes, longest: float | None = None) -> NDArray[np.float32]:
+    """Samples in -1 .. 1 at 16 kHz, the mean of all channels.
+
+    longest: seconds, above which nothing is decoded.
+    Raises ValueError for what is no recording, or too long, in one line.
+    """
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            rate, count = file.samplerate, file.frames
+            if not 0 < rate <= HIGHEST_RATE:
+                raise ValueError(f"{rate} samples a second")
+            if longest is not None and count > longest * rate:
+                raise TooLongError(f"{count / rate:.1f} s, the most is {longest:g} s")
+            samples = file.read(dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"no recording that can be read: {error.error_string.rstrip('.')}") from None
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from None
+    if len(samples) < count:
+        raise ValueError(f"cut off: {len(samples)} of {count} samples")
+    mono = samples.mean(1)
+    if not np.isfinite(mono).all():
+        raise ValueError("samples that are no numbers")
+    return resampled(mono, rate)
+
+
+class TooLongError(ValueError):
+    """A recording that is longer than allowed."""
+
+
+def resampled(samples: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
+    """The same sound at 16 kHz, by a polyphase filter."""
+    if rate == RATE:
+        return samples
+    from scipy.signal import resample_poly
+
+    shared = gcd(rate, RATE)
+    return np.asarray(resample_poly(samples, RATE // shared, rate // shared), dtype=np.float32)

@@ -1,0 +1,42 @@
+"""What a checkpoint of a model of speech says of recordings: how their frames are scaled."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from model.records import Record, as_record
+from parallel.checkpoint.folders import MANIFEST
+from pretrain.data.speech.filterbanks import LEAST_STD, loaded, log_mel, own_scale, stored
+from pretrain.trained.open import Trained
+
+
+class Heard(Record):
+    """Frames of the recordings that the model was trained on."""
+
+    filters: int
+    normalise: Literal["utterance", "global"]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def frames(self, samples: np.ndarray) -> np.ndarray:
+        """[f, m] in fp32 of samples in -1 .. 1 at 16 kHz, as training would read them.
+
+        Raises ValueError for a recording that is shorter than a frame.
+        """
+        values = loaded(stored(log_mel(samples, self.filters)))
+        if self.normalise == "utterance":
+            return own_scale(values)
+        std = np.maximum(np.array(self.std, dtype=np.float32), LEAST_STD)
+        return np.asarray((values - np.array(self.mean, dtype=np.float32)) / std)
+
+
+def speech_facts(trained: Trained) -> Heard:
+    """Those of the recordings that the model was trained on.
+
+    Raises UserError where the checkpoint does not tell.
+    """
+    source = f"{trained.reader.folder / MANIFEST}, progress.speech"
+    given = trained.reader.manifest.progress.get("speech") or {}
+    return as_record(given, Heard, source, "use another checkpoint")
