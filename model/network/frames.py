@@ -36,6 +36,9 @@ class FrameTables(nn.Module):
     gradients need no sum over ranks.
     """
 
+    norm: nn.Module
+    """The scheme's norm of the embedding, where it has one."""
+
     def __init__(
         self,
         model: ModelConfig,

@@ -391,9 +391,10 @@ class LanguageModel(MegatronModule):
         """The stream [s_e, b, h] of an encoder under a decoder."""
         positions = batch.get("source_positions")
         if "frames" in batch:
-            tables = self.source_embedding
+            tables: FrameTables = self.source_embedding
             stream: Tensor = tables(batch["frames"], batch["frame_documents"], positions)
-            return tables.norm(stream) if self.embedding_norm else stream
+            normed: Tensor = tables.norm(stream) if self.embedding_norm else stream
+            return normed
         source = {"tokens": batch["source"]}
         if positions is not None:
             source["positions"] = positions

@@ -16,7 +16,8 @@ from model.errors import UserError
 from model.hf.tokenizer.convert import OTHERWISE, TokenIds
 from model.hf.tokenizer.kinds import read_beside
 from model.hf.tokenizer.proof import AS_TEXT, difference, fuzz
-from model.hf.tokenizer.settings import Use, marks_around, settings_of
+from model.hf.tokenizer.settings import Use, marks_around
+from model.hf.tokenizer.special import settings_of
 from model.hf.tokenizer.tokenizer_json import BESIDE, FILE, SETTINGS, TokenizerJson
 
 if TYPE_CHECKING:

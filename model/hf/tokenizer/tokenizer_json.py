@@ -78,10 +78,10 @@ class TokenizerJson:
                 f"tokenizer {path}: nothing says which token ends a document: put a {SETTINGS} with "
                 f"eos_token beside it, in a folder where it is called {FILE}"
             )
-        for role, name in names.items():
+        for key, name in names.items():
             if name is not None and name not in self._ids:
                 raise UserError(
-                    f"tokenizer {path}: {SETTINGS} says {role}={printable(name)}, which is no token of it"
+                    f"tokenizer {path}: {SETTINGS} says {key}={printable(name)}, which is no token of it"
                 )
         return {role: self._ids[name] for role, name in names.items() if name is not None}
 

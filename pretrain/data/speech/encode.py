@@ -22,8 +22,10 @@ from pretrain.data.tokens.encode_pairs import PairEncoder, PairJob
 class SpeechJob(PairJob):
     """What every worker needs to know."""
 
-    filters: int
-    max_seconds: float
+    filters: int = 80
+    """Numbers of a frame."""
+    max_seconds: float = 30.0
+    """Of a clip."""
 
     def encoder(self) -> SpeechEncoder:
         """As `Job`."""

@@ -32,7 +32,6 @@ from pretrain.data.speech.audio import check_installed
 from pretrain.data.speech.encode import SpeechJob
 from pretrain.data.speech.filterbanks import LEAST_STD, loaded, own_scale
 from pretrain.data.speech.statistics import MEASURED_CLIPS, MEASURED_FRAMES, FrameSums, frame_moments
-from pretrain.data.token_files import TOKENIZER
 from pretrain.data.tokens.encode import EncodedBatch
 from pretrain.data.tokens.tokenizer import Tokenizer
 from pretrain.data.writer import PairOutput
@@ -122,8 +121,7 @@ def prepare_speech(
     for note in tokenizer_notes(tokenizer):
         on_note(note)
     with whole_folder(options.out, DATA_SET, options.overwrite) as folder:
-        copy = folder / TOKENIZER
-        copy.write_bytes(tokenizer.model_bytes)
+        copy = tokenizer.copy_to(folder)
         job = SpeechJob(
             tokenizer=str(copy),
             sides=options.sides,
@@ -131,6 +129,7 @@ def prepare_speech(
             split=split,
             seed=options.seed,
             held=held,
+            marked=options.marked,
             filters=options.filters,
             max_seconds=options.max_seconds,
         )

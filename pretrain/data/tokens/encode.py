@@ -117,8 +117,8 @@ class Encoder:
             whole_files = self.job.split_by == "file"
             key = record.group.encode(errors="surrogateescape") if whole_files else data
             splits.append(split_of(key, self.job.seed, self.job.split))
-        found = self.tokenizer.encode_documents(texts, self.job.marked)
-        documents = [self._begin_mark + ids + self._end_mark for ids in found]
+        encoded = self.tokenizer.encode_documents(texts, self.job.marked)
+        documents = [self._begin_mark + ids + self._end_mark for ids in encoded]
         result.splits = tuple(
             gathered(documents, sizes, len(self._end_mark), [own == split for own in splits])
             for split in range(len(SPLITS))

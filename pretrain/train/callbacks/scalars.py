@@ -31,6 +31,10 @@ class Scalars(Callback):
         """Scalars of a step."""
         for key, tag in SCALARS.items():
             self.add(tag, record[key], trainer.step)
+        if "batch_size" in record:
+            self.add("growth/batch_size", record["batch_size"], trainer.step)
+        if "seq_length" in record:
+            self.add("growth/seq_length", record["seq_length"], trainer.step)
 
     def on_signal(
         self, trainer: RunView, short: dict[str, float], layers: Sequence[dict[str, float]]

@@ -127,10 +127,17 @@ def everything(evaluation: CrossedEvaluation, source: list[int], penalty: float)
     return sorted(found, key=lambda one: -one.score)
 
 
+def padded(sources: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sources as rows of one length, and 1 where there is a token."""
+    longest = max(map(len, sources))
+    ids = torch.tensor([one + [0] * (longest - len(one)) for one in sources])
+    return ids, torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in sources])
+
+
 @pytest.mark.parametrize("penalty", [0.0, 0.6, 1.5])
 def test_a_beam_as_wide_as_all_sequences_finds_the_best(penalty: float) -> None:
     evaluation, width = tiny(), 256
-    read = Read(evaluation, SOURCES, torch.device("cpu"))
+    read = Read(evaluation, *padded(SOURCES), torch.device("cpu"))
     found = search(read, len(SOURCES), Search(width, penalty, LONGEST, best=width), END)
     for source, ours in zip(SOURCES, found, strict=True):
         theirs = everything(evaluation, source, penalty)
@@ -146,7 +153,7 @@ def test_company_changes_nothing(beam: int) -> None:
     evaluation, settings = tiny(), Search(beam, 0.6, 12, best=beam)
 
     def of(sources: list[list[int]]) -> list[list[Found]]:
-        return search(Read(evaluation, sources, torch.device("cpu")), len(sources), settings, 1)
+        return search(Read(evaluation, *padded(sources), torch.device("cpu")), len(sources), settings, 1)
 
     together = of(SOURCES)
     assert len({len(one.ids) for sequences in together for one in sequences}) > 1

@@ -61,8 +61,9 @@ def test_pieces_are_the_text_of_all_ids(tokenizers: dict[str, Path], kind: str, 
     """
     tokenizer, rng = Counting(tokenizers[kind]), random.Random(seed)
     ids = tokenizer.encode("the größte")
-    space = [tokenizer._sp.piece_to_id(piece) for piece in ("▁", "▁the")]
-    byte = [tokenizer._sp.piece_to_id(f"<0x{value:02X}>") for value in range(256)]
+    number = {tokenizer.codec.piece(index): index for index in range(tokenizer.vocab_size)}
+    space = [number[piece] for piece in ("▁", "▁the")]
+    byte = [number[f"<0x{value:02X}>"] for value in range(256)]
     new: list[int] = []
     while len(new) < 400:
         choice = rng.randrange(5)

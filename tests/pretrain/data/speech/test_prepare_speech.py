@@ -41,7 +41,8 @@ def options(data: tuple[Path, Manifest], manifest: Path, out: Path) -> SpeechOpt
 def test_frames_lie_beside_what_is_said(data: tuple[Path, Manifest]) -> None:
     folder, manifest = data
     clips = [json.loads(line) for line in (folder / "clips.jsonl").read_text().splitlines()]
-    tokenizer, found = Tokenizer(folder / "words.model"), {}
+    tokenizer = Tokenizer(folder / "words.model")
+    found: dict[str, list[tuple[str, np.ndarray]]] = {}
     for split in ("train", "validation"):
         frames, targets = (
             IndexedDataset(str(folder / "data" / f"{split}_{s}")) for s in ("source", "target")

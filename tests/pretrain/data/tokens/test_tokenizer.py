@@ -77,6 +77,7 @@ def test_decoding_gives_the_text_back(trained: Tokenizer, text: str) -> None:
 @FUZZ
 def test_encoding_by_chunks_gives_the_ids_of_the_library(bpe: Tokenizer, text: str) -> None:
     library = sentencepiece.SentencePieceProcessor(model_file=str(bpe.path))
+    assert isinstance(bpe.codec, tokenizer_module.SentencePieceModel)
     assert bpe.codec.properties.pattern is not None, (
         "the quick way is not taken, so this test compares nothing"
     )
@@ -374,6 +375,7 @@ def test_pieces_that_cross_boundaries_make_chunks_larger(
         Tokenizer(tmp_path / "t.model"),
         sentencepiece.SentencePieceProcessor(model_proto=written.getvalue()),
     )
+    assert isinstance(tokenizer.codec, tokenizer_module.SentencePieceModel)
     pattern = tokenizer.codec.properties.pattern
     assert (pattern is None) == (ways == 0)
     assert pattern != tokenizer_module._CHUNKS[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from pretrain.train.callbacks.base import StepRecord
-from pretrain.train.callbacks.metrics_log import SCALARS, Scalar
+from pretrain.train.callbacks.scalars import SCALARS, Scalar
 
 NOT_SHOWN = {
     "step": "the axis of all curves",

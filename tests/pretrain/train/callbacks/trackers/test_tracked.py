@@ -38,6 +38,12 @@ def steps(tracker: Tracked, trainer: Any, *numbers: int) -> None:
         tracker.on_step(trainer, step_record() | {"loss": float(trainer.step)})  # type: ignore[arg-type]
 
 
+def tracker_of(name: str = "wandb") -> Tracked:
+    tracker = LOGGERS[name]()
+    assert isinstance(tracker, Tracked)
+    return tracker
+
+
 @pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A package of the name of Weights & Biases, to be filled; processes find it first."""
@@ -74,7 +80,7 @@ def test_numbers_arrive_in_order_and_a_restart_continues(
     library.write_text(GOOD)
     monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
     for start, code in ((0, ExitCode.STOPPED), (2, ExitCode.FINISHED)):
-        trainer, tracker = run(tmp_path, start), LOGGERS["wandb"]()
+        trainer, tracker = run(tmp_path, start), tracker_of()
         tracker.on_start(trainer)
         steps(tracker, trainer, start + 1, start + 2)
         tracker.on_eval(trainer, {"split": "validation", "loss": 0.5})  # type: ignore[typeddict-item]
@@ -100,7 +106,7 @@ BROKEN = {
 def test_one_that_fails_costs_one_warning(tmp_path: Path, library: Path, case: str) -> None:
     code, words = BROKEN[case]
     library.write_text(code)
-    trainer, tracker = run(tmp_path), LOGGERS["wandb"]()
+    trainer, tracker = run(tmp_path), tracker_of()
     tracker.on_start(trainer)
     tracker._process.wait()
     tracker._listener.join()
@@ -132,7 +138,7 @@ def test_one_that_hangs_neither_stops_nor_slows_a_run(
     library.write_text("import time\ntime.sleep(10**6)")
     monkeypatch.setattr(tracked_module, "WAITING", 20)
     monkeypatch.setattr(tracked_module, "CLOSE_S", 0.1)
-    trainer, tracker = run(tmp_path), LOGGERS["wandb"]()
+    trainer, tracker = run(tmp_path), tracker_of()
     tracker.on_start(trainer)
     steps(tracker, trainer, *range(1, 1500))
     assert ["it is 20 steps behind" in text for _, text in trainer.told] == [True]
@@ -165,7 +171,7 @@ def test_the_real_library_continues_its_entry(
     monkeypatch.setattr(tracked_module, "CLOSE_S", 120)
     known = []
     for start in (0, 2):
-        trainer, tracker = run(tmp_path, start), LOGGERS[name]()
+        trainer, tracker = run(tmp_path, start), tracker_of(name)
         tracker.on_start(trainer)
         steps(tracker, trainer, start + 1, start + 2)
         tracker.on_end(trainer, ExitCode.FINISHED, "")
