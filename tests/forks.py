@@ -87,6 +87,8 @@ def finish(process: ForkServerProcess, limit: float) -> int | None:
     assert process.pid is not None
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    if code is None:
+        process.kill()  # one that does not lead its session yet
     process.join()
     return code
 
