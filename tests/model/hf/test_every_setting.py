@@ -4,8 +4,7 @@ The model that is trained, the plain evaluation that proves exports, and the cla
 them. A new field of `ModelConfig` fails here until it has an entry in `SETTINGS`, with a value that
 is not its default and what that needs, or in `NOT_COMPUTED`, with the reason.
 Every activation and every scheme: tests/model/hf/test_hf_reference.py, for encoder-decoders
-test_hf_crossed_reference.py beside it. Images have no class of ours, their exports are compared in
-test_hf_images.py.
+test_hf_crossed_reference.py beside it. What models of speech compute: test_hf_speech.py.
 """
 
 from __future__ import annotations
@@ -23,9 +22,13 @@ from model.families.family import Family
 from model.families.table import FAMILIES, OWN_SETTINGS
 from model.hf.folding.pre_ln import fold
 from model.hf.mapping import entries
-from model.hf.packaging import packaging
 from model.hf.proof import Inputs, evaluation, proof_inputs
-from model.hf.remote import modeling_fathom, modeling_fathom_encoder, modeling_fathom_seq2seq
+from model.hf.remote import (
+    modeling_fathom,
+    modeling_fathom_encoder,
+    modeling_fathom_images,
+    modeling_fathom_seq2seq,
+)
 from model.hf.remote.configuration_fathom import FathomConfig
 from model.hf.settings.write import SPECIAL, START, write_config
 from model.layers.transformer_config import transformer_config
@@ -38,7 +41,7 @@ from model.weights.init import logit_scale
 from parallel.launch.one_process import single_process
 from tests.model.hf.tiny import POSITIONS, make_config, make_weights
 
-OWN_CODE = (modeling_fathom, modeling_fathom_encoder, modeling_fathom_seq2seq)
+OWN_CODE = (modeling_fathom, modeling_fathom_encoder, modeling_fathom_images, modeling_fathom_seq2seq)
 OWN_BASE: dict[str, dict[str, Any]] = {
     "vit": {
         "tie_embeddings": False,
@@ -149,10 +152,11 @@ REFUSED = {
     ),
 }
 """Families and settings that they refuse, each in a line of its own (tests of `ModelConfig`)."""
+TESTED = [family for family in FAMILIES.values() if family.inputs != "frames"]
 CASES = [
     (family, path)
     for path in SETTINGS
-    for family in FAMILIES.values()
+    for family in TESTED
     if (path.partition(".")[0] not in OWN_SETTINGS or path.partition(".")[0] in family.settings)
     and (family.name, path) not in REFUSED
 ]
@@ -234,7 +238,11 @@ def trained(config: ModelConfig, weights: dict[str, Tensor], inputs: Inputs) -> 
 
 def exported(config: ModelConfig, weights: dict[str, Tensor], inputs: Inputs) -> Tensor:
     """Logits of our own class of transformers, with the settings that an export writes."""
-    scale, lengths = logit_scale(config), (config.max_position_embeddings or POSITIONS, POSITIONS)
+    own = config.max_position_embeddings if config.image is None else config.image.tokens
+    scale, lengths = logit_scale(config), (own or POSITIONS, POSITIONS)
+    special: dict[str, Any] = dict.fromkeys((*SPECIAL, START) if config.blueprint.crossed else SPECIAL)
+    if inputs.images:
+        special["id2label"] = {str(number): str(number) for number in range(config.vocab_size or 0)}
     plan = fold("fathom", config, scale)
     settings = write_config(
         "fathom",
@@ -243,7 +251,7 @@ def exported(config: ModelConfig, weights: dict[str, Tensor], inputs: Inputs) ->
         positions=lengths[0],
         logit_scale=scale,
         dtype="float64",
-        special=dict.fromkeys((*SPECIAL, START) if config.blueprint.crossed else SPECIAL),
+        special=special,
     )
     (name,) = cast(list[str], settings["architectures"])
     file = next(file for file in OWN_CODE if hasattr(file, name))
@@ -255,8 +263,9 @@ def exported(config: ModelConfig, weights: dict[str, Tensor], inputs: Inputs) ->
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected
     assert set(missing) <= set(model._tied_weights_keys or ())
+    given = {"pixel_values": inputs.tokens.double()} if inputs.images else inputs.arguments()
     with torch.no_grad():
-        return inputs.seen(model(**inputs.arguments()).logits)
+        return inputs.seen(model(**given).logits)
 
 
 def weights_of(config: ModelConfig) -> dict[str, Tensor]:
@@ -269,7 +278,8 @@ def table_of(config: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def test_every_setting_is_here() -> None:
-    known = set(fields(ModelConfig))
+    elsewhere = {name for name in OWN_SETTINGS if not any(takes(family, name) for family in TESTED)}
+    known = {name for name in fields(ModelConfig) if name.partition(".")[0] not in elsewhere}
     unknown = known - set(SETTINGS) - set(NOT_COMPUTED)
     assert not unknown, f"{sorted(unknown)}: give each an entry in SETTINGS or NOT_COMPUTED"
     assert not set(SETTINGS) & set(NOT_COMPUTED)
@@ -300,6 +310,5 @@ def test_all_who_compute_a_model_know_it(family: Family, path: str) -> None:
     torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-10)
     # Its rotary angles are in fp32.
     tolerance = 1e-4 if config.position == "rotary" else 1e-10
-    if packaging(config).own:
-        theirs = exported(config, weights, inputs)
-        torch.testing.assert_close(theirs, reference, rtol=tolerance, atol=tolerance)
+    theirs = exported(config, weights, inputs)
+    torch.testing.assert_close(theirs, reference, rtol=tolerance, atol=tolerance)
