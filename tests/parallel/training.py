@@ -57,6 +57,11 @@ VIT = given(
     logit_bias=True,
     image=given(height=6, width=10, patch=2, channels=2, zero_head=False),
 )
+# Of the post-norm kind, with all tables that an encoder may have, and BERT's head.
+ENCODER = given(family="bert", scheme="deepscalelm_post_ln", token_types=2, embedding_norm=True)
+PLACES = 4
+MASKED_LABELS = torch.tensor([5, 70, 119])
+"""All that occur in `masked`."""
 OPTIMIZER = given(lr=1e-3)
 TRAIN = given(steps=100, global_batch_size=8, micro_batch_size=2, precision="fp32", seed=1)
 
@@ -71,7 +76,7 @@ def run_config(
 ) -> RunConfig:
     """A run of the tiny model with changes.
 
-    Its data set does not exist: batches come from `sample`, `pairs` and `picture`.
+    Its data set does not exist: batches come from the functions below.
     """
     chosen = ModelConfig(**(MODEL | (model or {})))
     source = given(source_length=SOURCE_LENGTH) if chosen.blueprint.crossed else {}
@@ -127,6 +132,22 @@ def pairs(index: int) -> Batch:
     }
 
 
+def masked(config: RunConfig, index: int) -> Batch:
+    """A window of up to three documents and padding, with 0 to PLACES labels."""
+    generator = torch.Generator().manual_seed(index)
+    ends = torch.randint(1, SEQ_LENGTH + 1, (3,), generator=generator).sort().values
+    documents = torch.bucketize(torch.arange(SEQ_LENGTH), ends, right=True) + 1
+    found = {
+        "tokens": torch.randint(0, VOCAB_SIZE, (SEQ_LENGTH,), generator=generator),
+        "documents": torch.where(documents > 3, 0, documents),
+        "targets": torch.randperm(SEQ_LENGTH, generator=generator)[:PLACES].sort().values,
+        "labels": MASKED_LABELS[torch.randint(0, len(MASKED_LABELS), (PLACES,), generator=generator)],
+        "weights": (torch.arange(PLACES) < index % (PLACES + 1)).float(),
+    }
+    types = {"token_types": (torch.arange(SEQ_LENGTH) > 5).long()} if config.model.token_types else {}
+    return found | types
+
+
 def picture(config: RunConfig, index: int) -> Batch:
     """An image and its class, the same on every rank."""
     image, draw = config.model.image, torch.Generator().manual_seed(index)
@@ -151,12 +172,17 @@ def batches_of(config: RunConfig, engine: Engine, step: int) -> list[Batch]:
             found = [one | document_parts(one["tokens"] % 8, 0) for one in found]
         cut = [in_pieces(one, config.seq_lengths.at(step)) for one in found]
         return [own_tokens(one, engine.topology) for one in cut]
-    of_images = config.task.samples == "images"
-    rows = [[picture(config, i) if of_images else pairs(i) for i in part] for part in parts]
+    rows_of: dict[str, Callable[[int], Batch]] = {
+        "images": functools.partial(picture, config),
+        "masked": functools.partial(masked, config),
+        "pairs": pairs,
+    }
+    row_of = rows_of[config.task.samples]
+    rows = [[row_of(i) for i in part] for part in parts]
     stacked = [{name: torch.stack([row[name] for row in part]) for name in part[0]} for part in rows]
-    if of_images:
+    if "weights" not in stacked[0]:
         return stacked
-    whole = sum(int(pairs(index)["weights"].sum()) for index in range(before, before + batch))
+    whole = sum(int(row_of(index)["weights"].sum()) for index in range(before, before + batch))
     return shared(stacked, whole, layout.data)
 
 

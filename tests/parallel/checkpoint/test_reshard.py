@@ -16,7 +16,7 @@ from parallel.checkpoint.format import STATE_KINDS
 from parallel.checkpoint.reader import open_checkpoint
 from tests.distributed import Group, launch
 from tests.parallel.checkpoint.states import bring, keep
-from tests.parallel.training import SEQ2SEQ, VIT, engine_of, given, run_config, train
+from tests.parallel.training import ENCODER, SEQ2SEQ, VIT, engine_of, given, run_config, train
 
 START, END = 3, 9
 MODELS = {
@@ -43,6 +43,8 @@ MODELS = {
     ),
     # A map of patches, a class token, an output projection and its bias that tensor parts share.
     "images": VIT,
+    # A head of its own, with a bias that tensor parts share, and two tables beside words.
+    "encoder": ENCODER,
 }
 SOURCE = given(tensor=2, pipeline=2, sequence_parallel=True)
 TWO = {
@@ -99,7 +101,7 @@ CUT_OTHERWISE = ("DP2, ZeRO-1", "TP2", "TP2 x PP2 from DP2, ZeRO-1", "TP2 x DP2 
 # The least that moves two stacks between tensor parts, stages that hold both, and ZeRO.
 CUT_IN_STACKS = ("DP2, ZeRO-3", "PP2 interleaved", "TP2 x DP2, ZeRO-3 from DP2, ZeRO-3")
 # The least that cuts a head between tensor parts, and moves it to the last stage.
-CUT_OF_IMAGES = ("PP2", "TP2", "TP2 x DP2 from TP2")
+CUT_A_HEAD = ("PP2", "TP2", "TP2 x DP2 from TP2")
 EVERY = (*TWO, *FOUR)
 
 
@@ -111,12 +113,17 @@ QUICK = [
     *cases_of("tied", [target for target in EVERY if target not in (*OF_STACKS, *CUT_SEQUENCES)]),
     *cases_of("gated", CUT_OTHERWISE),
     *cases_of("crossed", CUT_IN_STACKS),
-    *cases_of("images", CUT_OF_IMAGES),
+    *cases_of("images", CUT_A_HEAD),
+    *cases_of("encoder", CUT_A_HEAD),
 ]
 SLOW = [
     *cases_of("crossed", [target for target in EVERY if target not in (*OF_DECODERS, *CUT_IN_STACKS)]),
-    *cases_of(
-        "images", [target for target in EVERY if target not in (*OF_STACKS, *CUT_OF_IMAGES, *CUT_SEQUENCES)]
+    *(
+        case
+        for model in ("images", "encoder")
+        for case in cases_of(
+            model, [one for one in EVERY if one not in (*OF_STACKS, *CUT_SEQUENCES, *CUT_A_HEAD)]
+        )
     ),
     *cases_of("gated", CUT_SEQUENCES),
 ]

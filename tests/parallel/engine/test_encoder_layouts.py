@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from model.network.losses import likeliest
 from parallel.engine.engine import Engine
@@ -22,16 +21,23 @@ from pretrain.train.steps import shared
 from tests.distributed import Group, launch
 from tests.parallel.layouts import FULL, SP
 from tests.parallel.task_layouts import Layout, assert_same, measured, outcome
-from tests.parallel.training import SEQ_LENGTH, VOCAB_SIZE, engine_of, given, run_config
+from tests.parallel.training import (
+    ENCODER,
+    MASKED_LABELS,
+    PLACES,
+    VOCAB_SIZE,
+    engine_of,
+    given,
+    masked,
+    run_config,
+)
 
-STEPS, PLACES, GLOBAL, MICRO = 3, 4, 8, 2
-LABELS = torch.tensor([5, 70, 119])
-"""All that occur. Logits start from these frequencies, so that many labels are the likeliest."""
-ENCODER = given(family="bert", num_layers=4, init=given(unigram=True))
+STEPS, GLOBAL, MICRO = 3, 8, 2
+# Logits start from the labels' frequencies, so that many labels are the likeliest.
+BASE = given(family="bert", num_layers=4, init=given(unigram=True))
 MODELS = {
-    "post": ENCODER
-    | given(scheme="deepscalelm_post_ln", token_types=2, embedding_norm=True, window=3, global_every=3),
-    "pre": ENCODER
+    "post": BASE | ENCODER | given(window=3, global_every=3),
+    "pre": BASE
     | given(
         scheme="b2t",
         position="rotary",
@@ -57,28 +63,14 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def sample(index: int) -> dict[str, Tensor]:
-    """A window of up to three documents and padding, with 0 to PLACES labels."""
-    generator = torch.Generator().manual_seed(index)
-    ends = torch.randint(1, SEQ_LENGTH + 1, (3,), generator=generator).sort().values
-    documents = torch.bucketize(torch.arange(SEQ_LENGTH), ends, right=True) + 1
-    return {
-        "tokens": torch.randint(0, VOCAB_SIZE, (SEQ_LENGTH,), generator=generator),
-        "documents": torch.where(documents > 3, 0, documents),
-        "targets": torch.randperm(SEQ_LENGTH, generator=generator)[:PLACES].sort().values,
-        "labels": LABELS[torch.randint(0, len(LABELS), (PLACES,), generator=generator)],
-        "weights": (torch.arange(PLACES) < index % (PLACES + 1)).float(),
-    }
-
-
 def batches(config: RunConfig, engine: Engine, step: int) -> list[Batch]:
     rank, size = engine.topology.data_rank, engine.topology.layout.data
     found = []
     for number in range(GLOBAL // (MICRO * size)):
-        rows = [sample(index) for index in micro_batch_indices(step, number, rank, size, MICRO, GLOBAL)]
+        rows = [
+            masked(config, index) for index in micro_batch_indices(step, number, rank, size, MICRO, GLOBAL)
+        ]
         found.append({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
-        if config.model.token_types:
-            found[-1]["token_types"] = (torch.arange(SEQ_LENGTH) > 5).long().expand(MICRO, -1)
     whole = range(step * GLOBAL, (step + 1) * GLOBAL)
     return shared(found, sum(index % (PLACES + 1) for index in whole), size)
 
@@ -88,7 +80,7 @@ def train(model: dict[str, Any], layout: dict[str, Any]) -> dict[str, Any] | Non
     # A larger epsilon: gradients that are zero but for rounding, as of keys' biases, move nothing.
     config = run_config(model, layout, eps=1e-3)
     log_p_v = torch.full((VOCAB_SIZE,), -9.0)
-    log_p_v[LABELS] = 0.0
+    log_p_v[MASKED_LABELS] = 0.0
     engine = engine_of(config, log_p_v.log_softmax(0))
     engine.set_lr(1e-3)
     held_out = batches(config, engine, STEPS)
