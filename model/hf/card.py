@@ -77,7 +77,8 @@ def _loading(config: ModelConfig, trust: str) -> list[str]:
     """Python that loads the model; of images and speech a pipeline, which also reads files."""
     auto = packaging(config).auto
     if config.blueprint.inputs != "tokens":
-        return ["from transformers import pipeline", "", *packaging(config).sample]
+        shown = [line.replace('model="."', f'model="."{trust}') for line in packaging(config).sample]
+        return ["from transformers import pipeline", "", *shown]
     return [
         f"from transformers import {auto}, AutoTokenizer",
         "",
@@ -148,7 +149,7 @@ def _proof(config: ModelConfig, result: Export) -> list[str]:
             f"the one epsilon of all norms is {result.epsilon:.3g}{effect}. "
             "Fine-tuning has to know: where a constant made a matrix smaller, a step of the same rate "
             "changes it more. Lower the rate"
-            + (", or export with `--architecture fathom`." if config.image is None else ".")
+            + (", or export with `--architecture fathom`." if "fathom" in packaging(config).targets else ".")
         )
     for place, present, normed in zip(
         ("first", "last"), extra, ("embedding", "output of the stack"), strict=True

@@ -93,6 +93,7 @@ def test_other_models_travel_with_their_code(
     theirs = model(**inputs.arguments()).logits
     ours = chunk({"images": inputs.tokens.double()})[:, 0, :11]
     torch.testing.assert_close(theirs.double(), ours, rtol=1e-4, atol=1e-4 * float(ours.std()))
+    assert 'model=".", trust_remote_code=True)' in (folder / "README.md").read_text()
     back = open_trained(import_checkpoint(str(folder), tmp_path / "run"))
     assert back.config.image == config.image
     for name, weight in weights_of(chunk).items():
