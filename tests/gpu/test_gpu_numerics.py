@@ -152,6 +152,7 @@ def test_a_normed_input_is_not_kept(scheme: str) -> None:
         assert getattr(layer.self_attention.linear_qkv, "normed", None) is None
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("groups", [8, 2])
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
 def test_last_queries_of_a_sequence_see_all_before_them(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from .configuration_fathom import FathomConfig
-from .modeling_fathom import FathomModel, FathomPreTrainedModel
+from .modeling_fathom import FathomModel, FathomPreTrainedModel, capped
 
 
 class FathomForImageClassification(FathomPreTrainedModel):
@@ -66,6 +66,7 @@ class FathomForImageClassification(FathomPreTrainedModel):
         last = out.last_hidden_state
         pooled = last.mean(1) if self.class_token is None else last[:, 0]
         logits = F.linear(self.config.logit_scale * pooled, self.lm_head.weight, self.logit_bias)
+        logits = capped(logits, self.config.logit_soft_cap)
         loss = None if labels is None else F.cross_entropy(logits.float(), labels.view(-1))
         result = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=out.hidden_states)
         return result.to_tuple() if return_dict is False else result

@@ -61,6 +61,8 @@ def parse(path: Path | str) -> ModelProto:
     proto = sentencepiece_model_pb2.ModelProto()
     try:
         proto.ParseFromString(Path(path).read_bytes())
+        if not proto.pieces:  # no bytes at all are a message, too
+            raise DecodeError
     except FileNotFoundError:
         raise UserError(f"tokenizer {path} does not exist") from None
     except DecodeError:

@@ -192,12 +192,12 @@ from tests.pretrain.config.minimal import MINIMAL, message
         ),
         (
             "model.family=t5",
-            "model.family='t5' is not a family; choose one of gpt, bert, seq2seq, vit",
+            "model.family='t5' is not a family; choose one of gpt, bert, seq2seq, vit, speech",
         ),
         (
             "train.task=mlm",
             "train.task='mlm' is not a task; choose one of causal_lm, masked_lm, translation, "
-            "span_corruption, classification",
+            "span_corruption, classification, transcription, speech_translation",
         ),
         (
             "train.task=masked_lm",
