@@ -7,10 +7,12 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 
 import typer
 from rich.console import Console
@@ -129,15 +131,25 @@ def step(
 def shell(command: list[str], allowed: tuple[int, ...] = (0,)) -> None:
     """Runs a command on this terminal and says what it took.
 
-    A code that is not allowed ends the quick start with it.
+    A code that is not allowed ends the quick start with it, and so does Ctrl-C, which the command
+    gets too: it has the time it needs to save.
     """
-    begin = time.monotonic(), processor_seconds()
-    code = subprocess.run(command, check=False, env=dict(os.environ, PYTHONWARNINGS="ignore")).returncode
+    begin, stopped = (time.monotonic(), processor_seconds()), False
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = True
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        code = subprocess.run(command, check=False, env=dict(os.environ, PYTHONWARNINGS="ignore")).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
     took = f"took {time.monotonic() - begin[0]:.0f} s, {processor_seconds() - begin[1]:.0f} s of processors"
     console.print(f"[dim]{took}[/dim]")
-    if code not in allowed:
+    if stopped or code not in allowed:
         console.print(
-            f"[red]the command above ended with code {code}; "
+            f"[red]the command above {'was stopped and ' if stopped else ''}ended with code {code}; "
             "run the same `make quickstart` again to go on from here[/red]"
         )
         raise typer.Exit(code if code > 0 else 1)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,35 @@ def test_a_failing_step_ends_with_its_code() -> None:
     with pytest.raises(typer.Exit) as left:
         quickstart.step(False, "", ["pretrain", "no_such_file.yaml"])
     assert left.value.exit_code == 2
+
+
+def test_ctrl_c_waits_for_the_command_to_save_and_ends_the_quick_start(tmp_path: Path) -> None:
+    """Both get the signal of a terminal. The code is one that lets a first half go on."""
+    began, saved = tmp_path / "began", tmp_path / "saved"
+    command = (
+        "import pathlib, signal, sys, time\n"
+        "def save(*_):\n"
+        f"    time.sleep(1); pathlib.Path({str(saved)!r}).touch(); sys.exit({quickstart.STOPPED})\n"
+        "signal.signal(signal.SIGINT, save)\n"
+        f"pathlib.Path({str(began)!r}).touch()\n"
+        "time.sleep(600)"
+    )
+    program = (
+        "import sys; from tools.dev.quickstart import shell\n"
+        f"shell([sys.executable, '-c', {command!r}], (0, {quickstart.STOPPED})); print('went on')"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        while not began.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        said, _ = process.communicate()
+    assert saved.exists()
+    assert process.returncode != 0
+    assert "was stopped and ended with code 76" in said
+    assert "went on" not in said
 
 
 @pytest.mark.parametrize(
