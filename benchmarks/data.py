@@ -1,6 +1,6 @@
 """`python -m benchmarks.data`: `fathom data prepare` against Megatron-LM's usual preprocessing.
 
-Both have the same text, tokenizer and worker count.
+Both have the same text, tokenizer and worker count. And the same with a tokenizer.json.
 The usual way, written anew: a pool of processes, each of which encodes one document at a time
 and sends its ids back; the parent appends them one by one to Megatron-core's IndexedDatasetBuilder.
 Text: the Python standard library, one JSON line a file.
@@ -88,34 +88,47 @@ def measure(megabytes: float, workers: int, rounds: int) -> Report:
         text, tokenizer = folder / "text.jsonl", folder / "tokenizer.model"
         size = corpus(text, int(megabytes * 1e6))
         train_tokenizer([str(text)], tokenizer, 2048, max_bytes=1_000_000)
+        train_tokenizer([str(text)], folder / "bytes", 2048, "bpe-bytes", max_bytes=1_000_000)
         counts: dict[str, int] = {}
 
-        def ours() -> None:
+        def prepared(name: str, path: Path) -> None:
             options = PrepareOptions(
                 [str(text)],
-                folder / "ours",
-                tokenizer,
+                folder / name,
+                path,
                 split=(1.0, 0.0, 0.0),
                 workers=workers,
                 overwrite=True,
             )
-            counts["fathom"] = prepare(options).splits["train"].tokens
+            counts[name] = prepare(options).splits["train"].tokens
 
         def usual() -> None:
             counts["usual"] = append_per_document(text, tokenizer, folder / "usual", workers)
 
-        seconds = turns({"usual": usual, "fathom": ours}, rounds)
+        seconds = turns(
+            {
+                "usual": usual,
+                "fathom": lambda: prepared("fathom", tokenizer),
+                "tokenizer.json": lambda: prepared("tokenizer.json", folder / "bytes"),
+            },
+            rounds,
+        )
     ratios = [
         counts["fathom"] / b / (counts["usual"] / a)
         for a, b in zip(seconds["usual"], seconds["fathom"], strict=True)
     ]
+    # Their tokens differ, so that text is what is compared.
+    kinds = [a / b for a, b in zip(seconds["fathom"], seconds["tokenizer.json"], strict=True)]
     rates = {key: counts[key] / statistics.median(seconds[key]) / workers for key in seconds}
     return {
         "bytes": size,
         "workers": workers,
         "tokens": counts,
         "tokens_per_s_per_core": rates,
-        "ratios": {"fathom data prepare": spread(ratios)},
+        "ratios": {
+            "fathom data prepare": spread(ratios),
+            "its text per second with a tokenizer.json over SentencePiece": spread(kinds),
+        },
         "seconds": seconds,
     }
 

@@ -170,7 +170,7 @@ def _proof(config: ModelConfig, result: Export) -> list[str]:
             if result.tokenizer.ties
             else ""
         )
-        lines.append(f"The tokenizer gives SentencePiece's ids and text on a fuzz corpus{ties}.")
+        lines.append(f"The tokenizer gives the ids and text of the training data's on a fuzz corpus{ties}.")
     if result.copied_tokenizer:
         lines.append(
             f"The tokenizer was copied from {result.copied_tokenizer} as it is; "

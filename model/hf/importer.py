@@ -208,6 +208,8 @@ def import_model(source: str | Path, *, vocab_multiple: int = 128) -> Imported:
         files = _Multiplied(given, scaled, read.word_factor)
     _check_names(files, todo, config)
     _check_facts(files, todo, config)
+    for name in FILES:  # whichever of them is taken, and what is taken with it
+        source_file(folder, name)
     tokenizer = tokenizer_in(folder, source_file)
     weights = CanonicalWeights(files, todo, config)
     left_out = tuple(sorted(filter(_LEFT_OUT.match, files)))
