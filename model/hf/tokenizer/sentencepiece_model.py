@@ -17,6 +17,7 @@ import numpy as np
 import sentencepiece
 
 from model.errors import UserError
+from model.hf.tokenizer.chunks import ChunkTable
 from model.hf.tokenizer.kinds import TRAIN, token_dtype
 from model.hf.tokenizer.special import Role, sentinel_ids, special_pieces
 
@@ -27,8 +28,6 @@ SPACE_MARK = "\u2581"
 """How SentencePiece writes a space, so that a text that holds the character itself needs care."""
 SEGMENT_CHARS = 1 << 20
 """Characters handled at once: bounds the memory of splitting a very long document."""
-CACHE_BYTES = 64 << 20
-"""Ids of known chunks kept by one process, by a rough estimate."""
 PROBES = ("a b", " a", "a ", "  a   b", "\n\t \r\n", "é 中 😀", "<s> </s> <unk>", "\u00a0\ufb01\uff21\u3000")
 """Texts that models which change text have changed."""
 
@@ -72,8 +71,9 @@ class SentencePieceModel:
             missing = "the model has no eos piece, which marks the end of a document"
             raise UserError(f"tokenizer {path}: {missing}; train it with an eos id")
         self.dtype = token_dtype(self.vocab_size)
-        self._known: dict[str, bytes] = {}
-        self._known_bytes = 0
+        self._table = ChunkTable(
+            lambda chunks: [np.array(ids, dtype=self.dtype).tobytes() for ids in self._encode_plain(chunks)]
+        )
 
     def decode(self, ids: list[int]) -> str:
         """As `Codec`."""
@@ -136,7 +136,7 @@ class SentencePieceModel:
         for group in _segment_groups(texts):
             for (number, _), ids in zip(
                 group,
-                self._encode_chunked([segment for _, segment in group], self.properties.pattern),
+                self._table.encode([self.properties.pattern.findall(segment) for _, segment in group]),
                 strict=True,
             ):
                 parts[number].append(ids)
@@ -167,22 +167,6 @@ class SentencePieceModel:
 
     def _mark(self, name: str) -> bytes:
         return np.array([self._sp.piece_to_id(name)], dtype=self.dtype).tobytes()
-
-    def _encode_chunked(self, segments: list[str], pattern: re.Pattern[str]) -> list[bytes]:
-        """Encodes through a table of chunks seen before.
-
-        Most words of a text repeat, and a table look-up is far cheaper than merging pairs.
-        """
-        chunks = [pattern.findall(segment) for segment in segments]
-        missing = list(set().union(*chunks).difference(self._known))
-        for chunk, ids in zip(missing, self._encode_plain(missing), strict=True):
-            self._known[chunk] = np.array(ids, dtype=self.dtype).tobytes()
-            self._known_bytes += 200 + 2 * len(chunk)
-        encoded = [b"".join(map(self._known.__getitem__, document)) for document in chunks]
-        if self._known_bytes > CACHE_BYTES:
-            self._known.clear()
-            self._known_bytes = 0
-        return encoded
 
     def _encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes with one call of the library.

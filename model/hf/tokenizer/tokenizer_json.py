@@ -19,6 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from model.errors import UserError
+from model.hf.tokenizer.chunks import ChunkTable
 from model.hf.tokenizer.kinds import TRAIN, read_beside, token_dtype
 from model.hf.tokenizer.special import ENDS, SENTINEL, SPECIAL, USUAL, Role, names_mask
 from model.words import printable
@@ -28,6 +29,9 @@ BESIDE = (SETTINGS, MAP, "chat_template.jinja")
 """Files that belong to it."""
 PROBES = ("a b", " a", "a ", "  a   b", "\n\t \r\n", "é 中 😀", "e\u0301 \ufb01\uff21\u3000", "Aa \u2581")
 """Texts that tokenizers which change text have changed."""
+# Where no word of GPT-2's pattern reaches across, in ASCII.
+_SIGN = r"!-&(-/:-@\[-`{-~"
+_BOUNDARY = re.compile(rf"(?<=[!-~])(?=[ \n])|(?<=[A-Za-z])(?=['{_SIGN}])|(?<=[{_SIGN}])(?=[A-Za-z])")
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -52,6 +56,7 @@ class TokenizerJson:
         self.roles = self._roles(path, _settings(path, beside))
         self.eod_id = self.roles.pop("eos")
         self.dtype = token_dtype(self.vocab_size)
+        self._table = ChunkTable(lambda chunks: self._ids_of(self._reader, chunks))
 
     @classmethod
     def open(cls, path: Path) -> TokenizerJson:
@@ -136,7 +141,28 @@ class TokenizerJson:
     def encode(self, texts: Sequence[str]) -> list[bytes]:
         """As `Codec`."""
         _check(texts)
-        return self._ids_of(self._reader, texts)
+        if not self._cuts:
+            return self._ids_of(self._reader, texts)
+        return self._table.encode([_BOUNDARY.split(text) for text in texts])
+
+    @cached_property
+    def _cuts(self) -> bool:
+        """Whether a text may be cut at _BOUNDARY without moving an id.
+
+        GPT-2's pattern lets no word have white space behind a character, or letters beside signs
+        (but after an apostrophe), and looks no further than to the next word. So it is for
+        byte-level merges of such words, with nothing done to the text before.
+        """
+        steps = self._part("pre_tokenizer")
+        words = [
+            step
+            for step in steps.get("pretokenizers") or [steps]
+            if step != {"type": "Digits", "individual_digits": step.get("individual_digits")}
+        ]
+        own = [{key: step.get(key) for key in ("type", "add_prefix_space", "use_regex")} for step in words]
+        plain = own == [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]
+        merges = self._part("model").get("type") == "BPE" and not self._json.get("normalizer")
+        return plain and merges and not self._texts and not self._taken
 
     def encode_marked(self, texts: Sequence[str]) -> list[bytes]:
         """As `Codec`."""

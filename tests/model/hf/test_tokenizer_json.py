@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from model.errors import UserError
 from model.hf.tokenizer.carry import prove
+from model.hf.tokenizer.proof import fuzz
 from model.hf.tokenizer.settings import Use
 from model.hf.tokenizer.special import SENTINEL
 from model.hf.tokenizer.table import find_tokenizer, tokenizer_files
@@ -112,6 +113,18 @@ def test_other_texts_of_a_unigram_are_those_of_the_library(folders: dict[str, Pa
     )
     for text in (*OTHERS, "unknown: \u1234 x"):
         assert tokenizer.encode(text) == fast.encode(text, add_special_tokens=False).ids
+
+
+def test_cutting_texts_moves_no_id(folders: dict[str, Path]) -> None:
+    tokenizer = Tokenizer(folders["bytes"])
+    assert tokenizer.codec._cuts, "the quick way is not taken, so this test compares nothing"  # type: ignore[attr-defined]
+    fast = Fast.from_file(str(folders["bytes"] / "tokenizer.json"))
+    fast.encode_special_tokens = True
+    texts = [*fuzz([tokenizer.piece(index) for index in range(tokenizer.vocab_size)]), LIBRARY, TEXT]
+    texts += [f"a{one}{two}1{two} b{one} " for one in " \n\t\r\x85\xa0é\u3000.1" for two in " \n\x1c\u2028's"]
+    for text, ids in zip(texts, tokenizer.encode_documents(texts), strict=True):
+        wanted = fast.encode(text, add_special_tokens=False).ids
+        assert np.frombuffer(ids, dtype=tokenizer.dtype).tolist() == wanted, text
 
 
 def test_roles_and_changes_of_foreign_ones(folders: dict[str, Path]) -> None:

@@ -13,6 +13,7 @@ import sentencepiece
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+import model.hf.tokenizer.chunks as chunks_module
 import model.hf.tokenizer.sentencepiece_model as tokenizer_module
 from model.errors import UserError
 from model.hf.tokenizer.convert import write_tokenizer
@@ -98,7 +99,7 @@ def test_long_documents_and_a_full_table_change_nothing(
     texts = ["def f(x):\n    return  x + 1\n" * 20, "", "x" * 100, " " * 100, "a \u2581 b " * 20]
     expected = Tokenizer(bpe.path).encode_documents(texts)
     monkeypatch.setattr(tokenizer_module, "SEGMENT_CHARS", 16)
-    monkeypatch.setattr(tokenizer_module, "CACHE_BYTES", 0)
+    monkeypatch.setattr(chunks_module, "CACHE_BYTES", 0)
     assert Tokenizer(bpe.path).encode_documents(texts) == expected
 
 
