@@ -69,6 +69,7 @@ def main(name: str) -> None:
     os.dup2(2, 1)
     serve(name, sys.stdin, told)
     told.flush()
+    sys.stdout.flush()
     os._exit(0)  # no library's own waiting at the exit
 
 
