@@ -52,7 +52,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 .PHONY: quickstart
-quickstart: $(STAMP) ## Train a 48-layer model on this machine, from text to report, in minutes (FAMILY=bert, seq2seq or vit, SCHEME=name)
+quickstart: $(STAMP) ## Train a 48-layer model on this machine, from text to report, in minutes (FAMILY=bert, seq2seq, speech or vit, SCHEME=name)
 	@echo "quickstart: text, tokenizer, training, resume, export, report"
 	@$(RUN) -m tools.dev.quickstart $(if $(FAMILY),--family $(FAMILY)) $(if $(SCHEME),--scheme $(SCHEME))
 

@@ -28,6 +28,18 @@ def with_source(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return {**batch, "source": source, "source_documents": source}
 
 
+class GatedConvolution(nn.Linear):
+    """A convolution that halves the number of places, and a gate that halves its channels.
+
+    Its weight is a matrix from a window's numbers, [out, in x kernel], as a convolution's lies.
+    """
+
+    def forward(self, x_bcf: Tensor) -> Tensor:
+        """[b, out / 2, f / 2] of [b, in, f]."""
+        kernel = self.weight.view(self.out_features, -1, KERNEL)
+        return F.glu(F.conv1d(x_bcf, kernel, self.bias, stride=STRIDE, padding=KERNEL // 2), dim=1)
+
+
 class FrameTables(nn.Module):
     """Two convolutions with gates, each of which halves the number of places, and positions.
 
@@ -52,9 +64,8 @@ class FrameTables(nn.Module):
         self.config, self.group = config, groups.tp
         width, dtype = config.hidden_size, config.params_dtype
         entering, inner = (KERNEL * numbers for numbers in speech.widths)
-        # Matrices from a window's numbers: [out, in x kernel], as a convolution's weight lies.
-        self.first = nn.Linear(entering, speech.channels, bias=model.bias, dtype=dtype)
-        self.second = nn.Linear(inner, 2 * width, bias=model.bias, dtype=dtype)
+        self.first = GatedConvolution(entering, speech.channels, bias=model.bias, dtype=dtype)
+        self.second = GatedConvolution(inner, 2 * width, bias=model.bias, dtype=dtype)
         self.position_embeddings: nn.Module | None = None
         if model.position == "learned":
             self.position_embeddings = nn.Embedding(positions, width, dtype=dtype)
@@ -73,10 +84,8 @@ class FrameTables(nn.Module):
         x_bcf = frames_bfm.to(self.first.weight.dtype).transpose(1, 2)
         heard_bf = documents_bf > 0
         for convolution in (self.first, self.second):
-            x_bcf = x_bcf * heard_bf[:, None]
-            kernel = convolution.weight.view(convolution.out_features, -1, KERNEL)
-            x_bcf = F.conv1d(x_bcf, kernel, convolution.bias, stride=STRIDE, padding=KERNEL // 2)
-            x_bcf, heard_bf = F.glu(x_bcf, dim=1), heard_bf[:, ::STRIDE]
+            x_bcf = convolution(x_bcf * heard_bf[:, None])
+            heard_bf = heard_bf[:, ::STRIDE]
         x_bsh = x_bcf.transpose(1, 2)
         if self.position_embeddings is not None:
             if positions_bs is None:

@@ -168,8 +168,13 @@ QUICKSTARTS = {
         makings=_prompts,
         auto_class="AutoModelForSpeechSeq2Seq",
         go_on="fathom transcribe {folder} data/quickstart_speech_clips/added.wav",
-        # Recipes that carry a rate over from another width have no rule for two stacks.
-        overrides=("model.transfer.method=none", "model.transfer.base_hidden=null"),
+        # Recipes that carry a rate over from another width have no rule for two stacks, and a start
+        # at the words' frequencies needs a bias that transformers' class has not.
+        overrides=(
+            "model.transfer.method=none",
+            "model.transfer.base_hidden=null",
+            "model.init.unigram=false",
+        ),
         trials=(
             Trial(
                 "Wrong words of prompts that it was not trained on",

@@ -86,7 +86,7 @@ def test_an_unknown_choice_is_one_line_before_anything_is_made(option: str, name
 @pytest.mark.parametrize("family", QUICKSTARTS)
 def test_a_quick_start_trains_its_family_on_the_data_it_makes(family: str) -> None:
     start, recipe = quickstart.choice(family, SCHEME)
-    config = load_config(start.config, [f"+include={recipe}"])
+    config = load_config(start.config, [f"+include={recipe}", *start.overrides])
     assert (config.model.family, config.name, config.model.scheme) == (family, start.name, SCHEME)
     assert [corpus.path for corpus in config.data.corpora] == [str(start.data)]
     last = start.makings(start.name)[-1]
