@@ -43,6 +43,7 @@ def recording_charts(run: RunRecord) -> list[Chart]:
             axes.set_xlabel(shown, fontsize=8, loc="left", color=colour)
             axes.set_ylabel("filter", fontsize=7)
             axes.tick_params(labelsize=6)
+            axes.grid(visible=False)
         svg = to_svg(figure, "recordings", TITLE)
     return [Chart(TITLE, CAPTION, svg, wide=True)]
 
