@@ -123,24 +123,6 @@ def _one() -> list[Case]:
         Case("ZeRO-2", 1, given(zero=2), exact=True),
         Case("ZeRO-3", 1, THREE, exact=True),
         Case("offload", 1, OFFLOAD, exact=True),
-        *_one_documents(),
-    ]
-
-
-def _one_documents() -> list[Case]:
-    """Documents in a sample do not see each other."""
-    return [
-        Case(
-            "document mask, 8 micro-batches of 1 against 1 of 8",
-            1,
-            train=given(micro_batch_size=1),
-            reference_train=given(micro_batch_size=8),
-            data=DOCUMENTS,
-        ),
-        Case("document mask, full recompute", 1, FULL, LOCAL, data=DOCUMENTS, exact=True),
-        Case(
-            "document mask, selective recompute, ZeRO-2", 1, SELECTIVE | given(zero=2), LLAMA, data=DOCUMENTS
-        ),
     ]
 
 
@@ -201,18 +183,6 @@ def _two_models() -> list[Case]:
             schedule=WARMING,
             exact=True,
         ),
-        Case("TP2 + SP, document mask, windows", 2, SP, LOCAL, data=DOCUMENTS),
-        Case("PP2 interleaved, document mask", 2, VP, data=DOCUMENTS),
-        Case("PP2 interleaved, growing batches and sequences", 2, VP, schedule=GROWING),
-        Case(
-            "TP2 + SP, growing batches and sequences, document mask",
-            2,
-            SP,
-            LLAMA,
-            schedule=GROWING,
-            data=DOCUMENTS,
-        ),
-        Case("DP2, ZeRO-2, growing batches and sequences", 2, given(zero=2), schedule=GROWING),
         Case("TP2, hybridnorm", 2, TP, given(scheme="hybridnorm")),
         Case("TP2, GQA rotary SwiGLU RMSNorm, subln", 2, TP, LLAMA | given(scheme="subln")),
     ]
@@ -258,7 +228,6 @@ def _two_sharded() -> list[Case]:
         Case("DP2, ZeRO-3, untied", 2, THREE, UNTIED),
         Case("DP2, ZeRO-3, GQA rotary SwiGLU RMSNorm", 2, THREE, LLAMA),
         Case("DP2, ZeRO-3, full recompute", 2, THREE | FULL),
-        Case("DP2, ZeRO-3, document mask", 2, THREE, data=DOCUMENTS),
         Case("DP2, ZeRO-3, selective recompute", 2, THREE | SELECTIVE),
         Case("DP2, ZeRO-3, bf16", 2, THREE, train=BF16),
         Case("DP2, offload", 2, OFFLOAD),
@@ -293,13 +262,6 @@ def _four() -> list[Case]:
             given(scheme="b2t"),
         ),
         Case("PP2 x DP2, untied, ZeRO-1", 4, pp_dp, UNTIED),
-        Case(
-            "TP2 x PP2 + SP, document mask, windows, full recompute",
-            4,
-            tp_pp | given(sequence_parallel=True) | FULL,
-            LOCAL,
-            data=DOCUMENTS,
-        ),
         Case("TP2 x DP2 + SP, bf16, ZeRO-2", 4, tp_dp | given(zero=2), train=BF16),
         Case("PP2 x DP2, bf16, ZeRO-2", 4, pp_dp | given(zero=2), train=BF16),
         Case("TP2 x DP2 + SP, ZeRO-3", 4, tp_dp | THREE),
@@ -368,7 +330,6 @@ QUICK_OF_FOUR = (
     "PP2 interleaved x DP2, ZeRO-2",
     "TP2 x PP2 + SP, GQA rotary SwiGLU RMSNorm",
     "TP2 x PP2 + SP, b2t, full recompute",
-    "TP2 x PP2 + SP, document mask, windows, full recompute",
     "TP2 x DP2 + SP, ZeRO-3",
     "TP2 x DP2 + SP, ZeRO-2, Muon",
 )

@@ -1,10 +1,25 @@
-"""Options of attention, positions, logits and loss under layouts that cut what they act on."""
+"""Options of attention, logits, loss and data under layouts that cut what they act on."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.parallel.layouts import LLAMA, PP, SELECTIVE, SP, THREE, TP, Case, Row, measure
+from tests.parallel.layouts import (
+    DOCUMENTS,
+    FULL,
+    GROWING,
+    LLAMA,
+    LOCAL,
+    PP,
+    SELECTIVE,
+    SP,
+    THREE,
+    TP,
+    VP,
+    Case,
+    Row,
+    measure,
+)
 from tests.parallel.training import given
 
 CAPPED = LLAMA | given(
@@ -18,6 +33,34 @@ CASES = [
     Case("PP2", 2, PP, CAPPED, given(z_loss=0.01)),
     Case("PP2, chunks of losses", 2, PP, {}, given(loss_chunk=5), reference_train={}),
     Case("DP2, ZeRO-3, chunks of losses", 2, THREE, {}, given(loss_chunk=5), reference_train={}),
+    Case(
+        "documents, 8 micro-batches of 1 against 1 of 8",
+        1,
+        train=given(micro_batch_size=1),
+        reference_train=given(micro_batch_size=8),
+        data=DOCUMENTS,
+    ),
+    Case("documents, windows, full recompute", 1, FULL, LOCAL, data=DOCUMENTS, exact=True),
+    Case("documents, selective recompute, ZeRO-2", 1, SELECTIVE | given(zero=2), LLAMA, data=DOCUMENTS),
+    Case("TP2 + SP, documents, windows", 2, SP, LOCAL, data=DOCUMENTS),
+    Case("DP2, ZeRO-3, documents", 2, THREE, data=DOCUMENTS),
+    Case("PP2 interleaved, growing batches and sequences", 2, VP, schedule=GROWING),
+    Case(
+        "TP2 + SP, growing batches and sequences, documents",
+        2,
+        SP,
+        LLAMA,
+        schedule=GROWING,
+        data=DOCUMENTS,
+    ),
+    Case("DP2, ZeRO-2, growing batches and sequences", 2, given(zero=2), schedule=GROWING),
+    Case(
+        "TP2 x PP2 + SP, documents, windows, full recompute",
+        4,
+        given(tensor=2, pipeline=2, sequence_parallel=True) | FULL,
+        LOCAL,
+        data=DOCUMENTS,
+    ),
 ]
 
 
@@ -33,3 +76,4 @@ def test_layout_equals_one_process(case: Case, rows: dict[str, Row]) -> None:
     assert row.loss <= case.tolerance.loss
     assert row.norm <= case.tolerance.norm
     assert row.parameters <= case.tolerance.parameters
+    assert row.identical or not case.exact
