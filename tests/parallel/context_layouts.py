@@ -65,6 +65,11 @@ def _four() -> list[Case]:
         Case("CP2 x TP2 + SP, full recompute", 4, CP | SP | FULL),
         Case("CP2 x PP2", 4, CP | PP),
         Case("CP2 x PP2 interleaved, GQA rotary SwiGLU RMSNorm", 4, CP | VP, LLAMA),
+        Case("CP2 x PP2, ZeRO-2, selective recompute", 4, CP | PP | SELECTIVE | given(zero=2)),
+        Case("CP2 x TP2 + SP, Muon", 4, CP | SP, optimizer=MUON),
+        Case("CP2 x TP2 + SP, bf16", 4, CP | SP, train=BF16),
+        Case("CP2 x DP2, ZeRO-3", 4, CP | THREE),
+        Case("CP2 x TP2 + SP, ZeRO-3", 4, CP | SP | THREE),
     ]
 
 
