@@ -8,5 +8,5 @@ GPT = Family(
     name="gpt",
     summary="a decoder under a causal mask",
     stacks=(Stack("decoder", Mask.CAUSAL),),
-    settings=("logit_bias", *WINDOWS),
+    settings=("logit_bias", "embedding_norm", *WINDOWS),
 )
