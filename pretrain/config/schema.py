@@ -5,11 +5,9 @@ It is assembled from the sections that each folder owns.
 
 from __future__ import annotations
 
-import unicodedata
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, field_validator, model_validator
 
 from model.config import ModelConfig
 from model.depth.ramp import end
@@ -30,6 +28,7 @@ from pretrain.config.conflicts import (
     check_window,
 )
 from pretrain.config.sections.augment import Augment
+from pretrain.config.sections.checkpoint import CheckpointConfig
 from pretrain.config.sections.factors import FactorsConfig, check_factors
 from pretrain.config.sections.growth import (
     BatchRampup,
@@ -38,6 +37,8 @@ from pretrain.config.sections.growth import (
     batch_growth,
     length_growth,
 )
+from pretrain.config.sections.limits import NAME, SAMPLES, STEPS, FilePath
+from pretrain.config.sections.log import LogConfig
 from pretrain.config.sections.masking import Masking
 from pretrain.config.sections.schedules import SCHEDULES
 from pretrain.config.sections.spans import Spans
@@ -45,28 +46,6 @@ from pretrain.config.sections.spec_augment import SpecAugment
 from pretrain.config.sections.spikes import SpikeConfig
 from pretrain.tasks.table import summaries, task_of
 from pretrain.tasks.task import Task
-
-STEPS, SAMPLES, MINUTES = 10**9, 1 << 24, 10**6
-"""Most steps of a run, samples of a step, minutes of any time."""
-NAME, COMPONENT, PATH = 128, 255, 4000
-"""Characters of the longest name of a run.
-
-Bytes of a name inside a path and of a path, as file systems have them.
-"""
-
-
-def _usable(path: str) -> str:
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in path):
-        raise PydanticCustomError("path", "a path without control characters")
-    if len(path.encode()) > PATH or any(len(part.encode()) > COMPONENT for part in path.split("/")):
-        raise PydanticCustomError(
-            "path", f"a path of at most {PATH} bytes, and {COMPONENT} for each name in it"
-        )
-    return path
-
-
-FilePath = Annotated[str, Field(min_length=1), AfterValidator(_usable)]
-"""A path that any file system takes; whether it is there is another question."""
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -393,86 +372,6 @@ class TrainConfig(Strict):
                 f"train.fp8.recipe={self.fp8.recipe} needs weights in bf16: "
                 "set train.precision=bf16 or train.fp8.recipe=none"
             )
-        return self
-
-
-class CheckpointConfig(Strict):
-    """When to save, what to keep, where to continue from."""
-
-    interval: int = Field(
-        0,
-        ge=0,
-        le=STEPS,
-        description=(
-            "Steps between checkpoints; 0: none by steps. At the end and on request there is one in any case."
-        ),
-    )
-    minutes: float = Field(
-        0.0,
-        ge=0,
-        le=MINUTES,
-        description="Also save when the last save is this many minutes ago; 0: none by time.",
-    )
-    asynchronous: bool = Field(
-        False,
-        description=(
-            "Training stands still for a copy to host memory only and "
-            "goes on while that is written. Needs host memory for the copy."
-        ),
-    )
-    leave_after_minutes: float = Field(
-        0.0,
-        ge=0,
-        le=MINUTES,
-        description=(
-            "Save and leave with exit code 75 after the first step "
-            "that ends later than this after the start; 0: never."
-        ),
-    )
-    keep_last: int = Field(2, ge=1, le=STEPS, description="Newest checkpoints kept.")
-    keep_every: int = Field(
-        0, ge=0, le=STEPS, description="Also keep every checkpoint whose step is a multiple of this; 0: none."
-    )
-    load: FilePath | None = Field(
-        None, description="Start from this checkpoint folder when the run directory has none yet."
-    )
-
-
-PROJECT = "fathom"
-"""What a run belongs to where nothing is said."""
-
-
-class LogConfig(Strict):
-    """What is written while training."""
-
-    interval: int = Field(1, ge=1, le=STEPS, description="Steps between lines of metrics.jsonl.")
-    signal_interval: int = Field(
-        50, ge=0, le=STEPS, description="Steps between per-layer signal measurements; 0 turns them off."
-    )
-    tensorboard: bool = Field(True, description="Write TensorBoard events.")
-    wandb: bool = Field(False, description="Send metrics to Weights & Biases.")
-    mlflow: bool = Field(False, description="Send metrics to MLflow (MLFLOW_TRACKING_URI).")
-    comet: bool = Field(False, description="Send metrics to Comet.")
-    aim: bool = Field(False, description="Send metrics to Aim (AIM_REPO).")
-    project: str = Field(
-        PROJECT, min_length=1, max_length=NAME, description="Project, or experiment, of these four."
-    )
-    offline: bool = Field(
-        False, description="They reach no server, and write into the run's folder `trackers` instead."
-    )
-    progress: Literal["auto", "bar", "plain", "none"] = Field(
-        "auto", description="Live progress: a bar on a terminal, else plain lines."
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> LogConfig:
-        if not (self.wandb or self.mlflow or self.comet or self.aim):
-            for name, given in {"project": self.project != PROJECT, "offline": self.offline}.items():
-                if given:
-                    raise ValueError(
-                        f"log.{name} has no effect without log.wandb, log.mlflow, log.comet or log.aim: "
-                        "turn one on, or leave it out"
-                    )
         return self
 
 

@@ -91,17 +91,7 @@ def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Pr
     moments = manifest.moments if manifest is not None and use_data else None
     correlations = None if manifest is None else manifest.patch_correlations
     labels = vocab or config.model.vocab_size or synthetic.assumed
-    model = complete_model(config, labels, correlations, moments)
-    if model.image is not None and choices.checkpoint is None:
-        # A head of zeros hands no gradient down at the first step.
-        unit = model.image.model_copy(update={"zero_head": False})
-        model = model.model_copy(update={"image": unit})
-    if choices.layers is not None:
-        # Not every scheme has constants at every depth.
-        model = validated(
-            {**model.model_dump(), "num_layers": choices.layers, "encoder_layers": None},
-            f"--layers {choices.layers}: ",
-        )
+    model = _as_asked(complete_model(config, labels, correlations, moments), choices)
     reader = None if choices.checkpoint is None else _checkpoint(choices.checkpoint, config, model)
     models = _models(config, model, choices, base_asked_for(path, overrides))
     for _, chosen in models:
@@ -128,6 +118,23 @@ def probes(path: str, overrides: Sequence[str], choices: Choices) -> Iterator[Pr
                 checkpoint=reader,
                 log_p_v=log_p_v,
             )
+
+
+def _as_asked(model: ModelConfig, choices: Choices) -> ModelConfig:
+    """The model as it is measured.
+
+    Raises UserError for a depth that a scheme has no constants for.
+    """
+    if model.image is not None and choices.checkpoint is None:
+        # A head of zeros hands no gradient down at the first step.
+        unit = model.image.model_copy(update={"zero_head": False})
+        model = model.model_copy(update={"image": unit})
+    if choices.layers is None:
+        return model
+    return validated(
+        {**model.model_dump(), "num_layers": choices.layers, "encoder_layers": None},
+        f"--layers {choices.layers}: ",
+    )
 
 
 def _models(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from model.errors import UserError
 from parallel.launch.exit_codes import ExitCode
-from pretrain.config.schema import CheckpointConfig
+from pretrain.config.sections.checkpoint import CheckpointConfig
 from pretrain.rundir.lock import HeldFolder
 from pretrain.rundir.state import CONTROL, StaleStartError, check_owner
 from pretrain.train.stop_signals import StopRequest

@@ -117,27 +117,20 @@ def command(
     searched = search_of(**searching) if translate else None
     common: dict[str, Any] = {"precision": precision, "progress": progress if live else None}
     measured: dict[str, Any] = {"data": data, "split": split or "validation", "samples": samples}
+    measured["batch_size"] = batch_size
     if trained.kind is DECODER:
-        told = evaluate(
-            checkpoint,
-            text=text or (),
-            text_key=text_key,
-            stride=stride,
-            batch_size=batch_size,
-            **measured,
-            **common,
-        )
+        told = evaluate(checkpoint, text=text or (), text_key=text_key, stride=stride, **measured, **common)
         typer.echo(json.dumps(told.to_json()) if as_json else table(told))
     elif trained.kind is ENCODER:
-        hidden = evaluate_masked(trained, batch_size=batch_size, **measured, **common)
+        hidden = evaluate_masked(trained, **measured, **common)
         typer.echo(json.dumps(hidden.to_json()) if as_json else hidden_table(hidden))
     elif trained.kind is IMAGES:
-        seen = evaluate_images(trained, batch_size=batch_size, **measured, **common)
+        seen = evaluate_images(trained, **measured, **common)
         typer.echo(json.dumps(seen.to_json()) if as_json else images_table(seen))
     elif trained.kind is SPEECH:
-        typer.echo(_of_speech(trained, {**measured, **common, "batch_size": batch_size}, searched, as_json))
+        typer.echo(_of_speech(trained, {**measured, **common}, searched, as_json))
     else:
-        asked = PairsAsked(text=text or (), sides=pairs, batch_size=batch_size, **measured)
+        asked = PairsAsked(text=text or (), sides=pairs, **measured)
         found = evaluate_pairs(trained, asked, settings=searched, wrong=wrong_source, **common)
         typer.echo(json.dumps(found.to_json()) if as_json else pairs_table(found))
 

@@ -204,12 +204,12 @@ def prepare(
     held = {"validation": tuple(validation or ()), "test": tuple(test or ())}
     of_pairs = {"max_tokens": max_tokens, **held}
     of_speech = {"filters": filters, "max_seconds": max_seconds, "normalise": normalise and normalise.value}
-    options: CommonOptions
     if speech is None:
         shown = {f"--{name.replace('_', '-')} {value}": value for name, value in of_speech.items()}
         _refuse(shown, "without --speech")
     if images is None:
         _refuse({f"--channels {channels}": channels is not None}, "without --images")
+    options: CommonOptions
     if speech is not None:
         _refuse({f"--pairs {pairs}": pairs, f"--images {images}": images}, "with --speech")
         chosen = {name: value for name, value in {**of_pairs, **of_speech}.items() if value}
@@ -217,11 +217,8 @@ def prepare(
     elif images is None:
         options = _options(common, pairs, of_pairs, text_key, begin_mark)
     else:
-        useless = {
-            f"--pairs {pairs}": pairs,
-            **{f"--{name.replace('_', '-')}": value for name, value in of_pairs.items()},
-            "--begin-mark": begin_mark is not None,
-        }
+        useless = {f"--{name.replace('_', '-')}": value for name, value in of_pairs.items()}
+        useless |= {f"--pairs {pairs}": pairs, "--begin-mark": begin_mark is not None}
         _refuse({**useless, **_of_texts(common, text_key, tokenizer)}, "with --images")
         options = ImageOptions(**_given(common), size=_size(images), channels=channels or 3)
     if quiet:

@@ -16,7 +16,13 @@ from model.sections import Strict
 from pretrain.config.schema import RunConfig
 
 ROOT = Path(__file__).resolve().parents[3]
-CONFIGURATION = ("pretrain/config/", "model/config.py", "model/sections.py", "parallel/config.py")
+CONFIGURATION = (
+    "pretrain/config/",
+    "model/config.py",
+    "model/fields.py",
+    "model/sections.py",
+    "parallel/config.py",
+)
 NAMES = {
     "RunConfig": ("config", "run"),
     "Corpus": ("corpus",),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from parallel.launch.exit_codes import ExitCode
-from pretrain.config.schema import CheckpointConfig
+from pretrain.config.sections.checkpoint import CheckpointConfig
 from pretrain.rundir.state import CONTROL, Owner, claim
 from pretrain.train.votes import FAILED, FENCED, LEAVE, LOST, RESTART, SAVE, Requests, Verdict, decision
 

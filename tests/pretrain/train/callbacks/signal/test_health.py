@@ -20,7 +20,8 @@ import pretrain.train.callbacks.signal.hooks as signal_hooks
 from model.depth.schemes import SCHEMES
 from model.parameters.names import named_parameters
 from parallel.launch.one_process import single_process
-from pretrain.config.schema import LogConfig, RunConfig
+from pretrain.config.schema import RunConfig
+from pretrain.config.sections.log import LogConfig
 from pretrain.rundir.metrics import read_metrics
 from pretrain.tasks.task import Batch
 from pretrain.train.build import build_chunks

@@ -12,7 +12,7 @@ import pytest
 
 import pretrain.train.callbacks.trackers.tracked as tracked_module
 from parallel.launch.exit_codes import ExitCode
-from pretrain.config.schema import LogConfig
+from pretrain.config.sections.log import LogConfig
 from pretrain.train.callbacks.metrics_log import LOGGERS
 from pretrain.train.callbacks.trackers.process import CLIENTS
 from pretrain.train.callbacks.trackers.tracked import Tracked, flat
