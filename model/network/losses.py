@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -105,9 +106,11 @@ class _CutWithZLoss(_VocabParallelCrossEntropy):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_sb: Tensor) -> tuple[Tensor, None, None, None]:
-        _, elsewhere_sb, index_n = ctx.saved_tensors
+        # Once: what a recomputation makes again can be read no second time.
+        kept = SimpleNamespace(**vars(ctx), saved_tensors=ctx.saved_tensors)
+        _, elsewhere_sb, index_n = kept.saved_tensors
         added_sb = ctx.slope_sb * grad_sb
-        grad_sbv: Tensor = _VocabParallelCrossEntropy.backward(ctx, grad_sb + added_sb)[0]
+        grad_sbv: Tensor = _VocabParallelCrossEntropy.backward(kept, grad_sb + added_sb)[0]
         grad_nv = grad_sbv.view(-1, grad_sbv.shape[-1])
         rows_n = torch.arange(len(grad_nv), device=grad_nv.device)
         grad_nv[rows_n, index_n] += added_sb.masked_fill(elsewhere_sb, 0.0).flatten()

@@ -304,6 +304,7 @@ class TrainConfig(Strict):
     loss_chunk: int | None = Field(
         None,
         ge=1,
+        le=SAMPLES,
         description="Positions of each sequence whose logits exist at once; null: all. "
         "Saves memory where the vocabulary is large, and computes the logits twice.",
     )

@@ -64,7 +64,8 @@ def _first_texts(folder: Path, split: str, manifest: Manifest, documents: int) -
         return [f"an image of class {label}, {names[label]}" for label in labels]
     if holds_frames(manifest, split):
         assert manifest.speech is not None
-        lengths = IndexedDataset(prefix).sequence_lengths[:documents] // manifest.speech.filters
+        clips = IndexedDataset(prefix)  # its lengths lie in a map of its file, which ends with it
+        lengths = clips.sequence_lengths[:documents] // manifest.speech.filters
         return [f"a clip of {length / FRAMES_PER_SECOND:.2f} s" for length in lengths]
     tokenizer = Tokenizer(tokenizer_file(folder))
     dataset = IndexedDataset(prefix)

@@ -110,6 +110,8 @@ class Shape:
     logit_scale: float = 1.0
     options: Mapping[str, float | bool] = field(default_factory=dict)
     """Of the scheme; missing ones have the published value."""
+    embedding_norm: bool | None = None
+    """None: as the scheme has it."""
     drop: Drop = keep
     drop_attention: Drop = keep
 
@@ -256,7 +258,7 @@ def logits(parameters: Parameters, shape: Shape, tokens: Tensor, trace: list[Ten
     if shape.position == "learned":
         x = x + parameters["embedding.position_embeddings.weight"][: tokens.shape[1]]
     x = shape.drop(x)
-    if family.embedding_norm:
+    if family.embedding_norm if shape.embedding_norm is None else shape.embedding_norm:
         x = outer_norm(x, "embedding.norm")
     if trace is not None:
         trace.append(x)

@@ -217,7 +217,9 @@ def prepare(
     elif images is None:
         options = _options(common, pairs, of_pairs, text_key, begin_mark)
     else:
-        useless = {f"--{name.replace('_', '-')}": value for name, value in of_pairs.items()}
+        useless: dict[str, object] = {
+            f"--{name.replace('_', '-')}": value for name, value in of_pairs.items()
+        }
         useless |= {f"--pairs {pairs}": pairs, "--begin-mark": begin_mark is not None}
         _refuse({**useless, **_of_texts(common, text_key, tokenizer)}, "with --images")
         options = ImageOptions(**_given(common), size=_size(images), channels=channels or 3)

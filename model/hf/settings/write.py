@@ -210,9 +210,12 @@ def _gemma(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) 
 
 
 def _gemma2(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
+    windows = _windows(config)
     return {
         **_gemma(config, fold, positions, logit_scale),
-        **_windows(config),
+        **windows,
+        # Those classes make the mask of a window also where no layer reads it.
+        "sliding_window": windows["sliding_window"] or positions,
         "query_pre_attn_scalar": config.kv_channels,
         "attn_logit_softcapping": config.attention.soft_cap,
         "final_logit_softcapping": config.logit_soft_cap,

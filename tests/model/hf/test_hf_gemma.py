@@ -73,7 +73,8 @@ def test_gemma(tmp_path: Path, name: str) -> None:
         Evaluation(weights, imported.config, logit_scale=imported.logit_scale),
         reference(imported.config, weights, imported.logit_scale),
     ):
-        torch.testing.assert_close(inputs.ask(ours)[..., :101], theirs, rtol=1e-5, atol=1e-5)
+        error = (inputs.ask(ours)[..., :101] - theirs).abs().max()
+        assert error < 1e-5 * theirs.abs().max()
     result = export(
         imported.weights,
         imported.config,

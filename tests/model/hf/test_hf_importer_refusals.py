@@ -57,7 +57,7 @@ from tests.model.hf.tiny import POSITIONS, make_config, make_weights
         ({**LLAMA, "model_type": "mistral", "sliding_window": 1}, "see themselves only"),
         ({**LLAMA, "model_type": "qwen3", "attention_bias": True}, "its attention has biases"),
         (
-            {**LLAMA, "model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1},
+            {**LLAMA, "model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 2},
             "its layers that see all tokens do not follow each other evenly",
         ),
         ({**LLAMA, "model_type": "gemma2", "head_dim": 8}, "query_pre_attn_scalar=256, not of head_dim=8"),

@@ -86,6 +86,7 @@ def shape_of(config: ModelConfig, logit_scale: float) -> gpt.Shape:
         position=config.position,
         rotary_base=float(config.rotary_base),
         first_norm=config.first_norm,
+        embedding_norm=config.embedding_norm,
         window=config.window,
         global_every=config.global_every,
         global_first=config.global_first,

@@ -80,6 +80,7 @@ def test_every_family_has_exactly_these_parameters(family: str) -> None:
     own |= {"encoder_layers": 3, "encoder_attention_heads": 2, "encoder_ffn_hidden_size": 24}
     own |= {"max_source_positions": 9, "share_embeddings": False}
     own |= {"first_norm": False, "window": 3, "global_every": 2, "rotary_base_local": 9, "position": "rotary"}
+    own |= {"global_first": 1, "speech": {"filters": 6, "channels": 4}}
     own |= {"image": {"height": 4, "width": 6, "patch": 2, "pool": "mean"}}
     settings = FAMILIES[family].settings
     least: dict[str, Any] = {"family": family}

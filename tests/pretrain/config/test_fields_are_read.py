@@ -29,6 +29,7 @@ NAMES = {
     "RoleFactors": ("role",),
     "BatchRampup": ("ramp",),
     "LengthWarmup": ("warmup",),
+    "FrameMoments": ("told",),
 }
 """Class -> what its objects are called, beside `config`, `settings` and the field they are in."""
 BY_NAME = {

@@ -99,7 +99,8 @@ def test_what_does_not_come_out_even_is_refused(tmp_path: Path, overrides: list[
         ),
         (
             [
-                "schedule.seq_length_warmup={start: 1, steps: 3}",
+                "schedule.seq_length_warmup={start: 1, steps: 4}",
+                "train.steps=8",
                 "parallel={tensor: 2, sequence_parallel: true}",
             ],
             2,

@@ -14,6 +14,8 @@ NOT_SHOWN = {
     "skipped": "its loss is not finite, or its line says so",
     "graph_capture_s": "of a few steps only",
     "signal": "has curves of its own (`on_signal`)",
+    "batch_size": "has a curve of its own while it grows",
+    "seq_length": "has a curve of its own while it grows",
 }
 """Field of a step -> why TensorBoard has no curve of it."""
 
