@@ -16,6 +16,7 @@ from tools.text.summary import print_summary
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pretrain.data.manifest import Manifest
     from pretrain.data.prepare import CommonOptions, PrepareOptions, PrepareProgress
     from pretrain.data.prepare_pairs import PairOptions
     from pretrain.data.speech.prepare import SpeechOptions
@@ -181,11 +182,8 @@ def prepare(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
     """Make a data set folder for training of text, of pairs of texts, of images, or of speech."""
-    from pretrain.data.images.prepare import ImageOptions, prepare_images
+    from pretrain.data.images.prepare import ImageOptions
     from pretrain.data.prepare import CommonOptions
-    from pretrain.data.prepare import prepare as prepare_texts
-    from pretrain.data.prepare_pairs import PairOptions, prepare_pairs
-    from pretrain.data.speech.prepare import SpeechOptions, prepare_speech
 
     common = CommonOptions(
         inputs=inputs,
@@ -223,6 +221,20 @@ def prepare(
         useless |= {f"--pairs {pairs}": pairs, "--begin-mark": begin_mark is not None}
         _refuse({**useless, **_of_texts(common, text_key, tokenizer)}, "with --images")
         options = ImageOptions(**_given(common), size=_size(images), channels=channels or 3)
+    manifest = _prepared(options, quiet=quiet, bar=not (quiet or as_json))
+    if as_json:
+        typer.echo(manifest.text(), nl=False)
+    elif not quiet:
+        print_summary(out, manifest)
+
+
+def _prepared(options: CommonOptions, *, quiet: bool, bar: bool) -> Manifest:
+    from pretrain.data.images.prepare import ImageOptions, prepare_images
+    from pretrain.data.prepare import PrepareOptions
+    from pretrain.data.prepare import prepare as prepare_texts
+    from pretrain.data.prepare_pairs import PairOptions, prepare_pairs
+    from pretrain.data.speech.prepare import SpeechOptions, prepare_speech
+
     if quiet:
         os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
@@ -230,19 +242,15 @@ def prepare(
         if not quiet:
             typer.echo(f"note: {note}", err=True)
 
-    with _ProgressBar(visible=not (quiet or as_json)) as bar:
+    with _ProgressBar(visible=bar) as shown:
         if isinstance(options, SpeechOptions):
-            manifest = prepare_speech(options, bar.show, say)
-        elif isinstance(options, PairOptions):
-            manifest = prepare_pairs(options, bar.show, say)
-        elif isinstance(options, ImageOptions):
-            manifest = prepare_images(options, bar.show)
-        else:
-            manifest = prepare_texts(options, bar.show, say)
-    if as_json:
-        typer.echo(manifest.text(), nl=False)
-    elif not quiet:
-        print_summary(out, manifest)
+            return prepare_speech(options, shown.show, say)
+        if isinstance(options, PairOptions):
+            return prepare_pairs(options, shown.show, say)
+        if isinstance(options, ImageOptions):
+            return prepare_images(options, shown.show)
+        assert isinstance(options, PrepareOptions)
+        return prepare_texts(options, shown.show, say)
 
 
 def _shares(split: str | None, validation: list[str] | None, test: list[str] | None) -> tuple[float, ...]:
