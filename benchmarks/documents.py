@@ -104,9 +104,9 @@ def trained(config: Any) -> Path:
 
 def nats(folder: Path, masked: bool) -> tuple[float, int]:
     """Loss of a run on the whole validation split, and how many tokens that are."""
+    from pretrain.trained.measures.windows import Asked, open_windows
     from pretrain.trained.open import open_trained
     from pretrain.trained.scorer import Scorer
-    from pretrain.trained.windows import Asked, open_windows
 
     found = open_trained(folder)
     windows = open_windows(found, None, Asked(batch_size=16))

@@ -12,8 +12,8 @@ from model.errors import UserError
 from model.words import printable
 from pretrain.data.tokens.tokenizer import Tokenizer
 from pretrain.depth_use.measure import Batch, Measured, Plan, Progress, measure
+from pretrain.trained.measures.windows import Asked, open_windows
 from pretrain.trained.open import Trained, open_trained
-from pretrain.trained.windows import Asked, open_windows
 
 SAMPLES = 32
 """Windows that are measured unless asked for others."""

@@ -56,7 +56,7 @@ def _predictions(
     Raises UserError or OSError for a run without a checkpoint, or whose data are gone.
     """
     from model.hf.reference import Evaluation
-    from pretrain.trained.classified import images_of
+    from pretrain.trained.measures.classified import images_of
     from pretrain.trained.open import open_trained
 
     trained = open_trained(folder)

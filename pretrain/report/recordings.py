@@ -54,7 +54,7 @@ def _written(folder: Path) -> list[tuple[np.ndarray, str, str]]:
     Raises UserError or OSError for a run without a checkpoint, or whose data are gone.
     """
     from pretrain.trained.beam import Search
-    from pretrain.trained.clips import open_split
+    from pretrain.trained.measures.clips import open_split
     from pretrain.trained.open import open_trained
     from pretrain.trained.transcribe import Transcriber
     from pretrain.trained.translate import searched

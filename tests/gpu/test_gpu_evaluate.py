@@ -13,9 +13,9 @@ from model.hf.reference import Evaluation
 from pretrain.data.tokens.tokenizer import Tokenizer
 from pretrain.data.tokens.train import train_tokenizer
 from pretrain.trained.folders.import_hf import import_checkpoint
+from pretrain.trained.measures.perplexity import evaluate
+from pretrain.trained.measures.text_tokens import read_text
 from pretrain.trained.open import open_trained
-from pretrain.trained.perplexity import evaluate
-from pretrain.trained.text_tokens import read_text
 
 pytestmark = pytest.mark.gpu
 

@@ -21,8 +21,8 @@ def main(
 ) -> None:
     """Translate the first sources of a split by beam search, and show them with what was wanted."""
     from pretrain.trained.beam import Search
+    from pretrain.trained.measures.pairs import held_out
     from pretrain.trained.open import BOTH, open_trained
-    from pretrain.trained.pairs import held_out
     from pretrain.trained.translate import CheckpointTranslator, translate
 
     trained = open_trained(folder)

@@ -15,12 +15,12 @@ from tools.models.searching import Beam, LengthPenalty, MaxNewTokens, search_of
 
 if TYPE_CHECKING:
     from pretrain.trained.beam import Search
-    from pretrain.trained.classified import Classified
-    from pretrain.trained.clips import ToldClips
-    from pretrain.trained.masked import Told
+    from pretrain.trained.measures.classified import Classified
+    from pretrain.trained.measures.clips import ToldClips
+    from pretrain.trained.measures.masked import Told
+    from pretrain.trained.measures.pairs import Told as ToldPairs
+    from pretrain.trained.measures.perplexity import Perplexity
     from pretrain.trained.open import Kind, Trained
-    from pretrain.trained.pairs import Told as ToldPairs
-    from pretrain.trained.perplexity import Perplexity
 
 HARDLY = 0.01
 """Nats a token that a right source is worth where the decoder does not use it yet."""
@@ -87,11 +87,11 @@ def command(
     Of a model of speech: the same, and how many words it gets wrong.
     """
     from model.errors import UserError
-    from pretrain.trained.classified import evaluate_images
-    from pretrain.trained.masked import evaluate_masked
+    from pretrain.trained.measures.classified import evaluate_images
+    from pretrain.trained.measures.masked import evaluate_masked
+    from pretrain.trained.measures.pairs import PairsAsked, evaluate_pairs
+    from pretrain.trained.measures.perplexity import evaluate
     from pretrain.trained.open import DECODER, ENCODER, IMAGES, SPEECH, open_trained
-    from pretrain.trained.pairs import PairsAsked, evaluate_pairs
-    from pretrain.trained.perplexity import evaluate
 
     if precision not in (None, "auto", "fp32", "bf16"):
         raise UserError(f"precision={precision!r} is not known; choose auto, fp32 or bf16")
@@ -137,7 +137,7 @@ def command(
 
 def _of_speech(trained: Trained, measured: dict[str, Any], settings: Search | None, as_json: bool) -> str:
     """What is told of a model of speech."""
-    from pretrain.trained.clips import evaluate_clips
+    from pretrain.trained.measures.clips import evaluate_clips
 
     told = evaluate_clips(trained, settings=settings, **measured)
     return json.dumps(told.to_json(), ensure_ascii=False) if as_json else clips_table(told)

@@ -58,7 +58,7 @@ def command(
     from pretrain.depth_use.report import check_picture, write_json, write_picture
     from pretrain.depth_use.runs import measure_runs, open_runs
     from pretrain.depth_use.verdict import facts, table, verdict
-    from pretrain.trained.windows import Asked
+    from pretrain.trained.measures.windows import Asked
 
     if precision not in ("auto", "fp32", "bf16"):
         raise UserError(f"precision={precision!r} is not known; choose auto, fp32 or bf16")

@@ -19,8 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 from model.hf.crossed_reference import CrossedEvaluation
 from model.hf.proof import change
 from model.hf.tokenizer.special import SENTINEL
+from pretrain.trained.measures.windows import chosen
 from pretrain.trained.open import Trained
-from pretrain.trained.windows import chosen
 
 BATCH = 4
 """Rows at a time."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from model.hf.proof import Inputs, change
 from model.hf.reference import Evaluation
-from pretrain.trained.classified import images_of
+from pretrain.trained.measures.classified import images_of
 from pretrain.trained.open import Trained
 
 BATCH = 32

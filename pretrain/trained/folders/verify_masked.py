@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from model.errors import UserError
 from model.hf.proof import Inputs, change
 from model.hf.reference import Evaluation
-from pretrain.trained.masked import masked_samples
+from pretrain.trained.measures.masked import masked_samples
 from pretrain.trained.open import Trained
 
 BATCH = 8

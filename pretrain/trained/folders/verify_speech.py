@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.hf.crossed_reference import CrossedEvaluation
 from model.hf.proof import change
-from pretrain.trained.clips import open_split
+from pretrain.trained.measures.clips import open_split
 from pretrain.trained.open import Trained
 
 SHOWN, NEW_TOKENS, BEAMS = 3, 64, 4

@@ -17,8 +17,8 @@ from parallel.checkpoint.folders import MANIFEST
 from pretrain.rundir.checkpoint_admin import checkpoint_facts, list_checkpoints, verify_checkpoint
 from pretrain.trained.folders.export import provenance
 from pretrain.trained.generate import generate_text
+from pretrain.trained.measures.perplexity import evaluate
 from pretrain.trained.open import open_trained
-from pretrain.trained.perplexity import evaluate
 from tests.parallel.checkpoint.handmade import FC1, NAMES, reseal, write
 
 ODD: tuple[Any, ...] = (None, True, -1, 3.5, 10**30, "x", "../../etc/passwd", [], {}, [1, "x"], {"x": []})

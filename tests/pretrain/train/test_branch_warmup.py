@@ -13,7 +13,7 @@ from pretrain.rundir.metrics import read_metrics
 from pretrain.train.branch_warmup import branch_shares, remark
 from pretrain.trained.folders.export import export_checkpoint
 from pretrain.trained.generate import generate_text
-from pretrain.trained.perplexity import evaluate
+from pretrain.trained.measures.perplexity import evaluate
 from tests.parallel.training import run_config
 from tests.pretrain.small import small_data
 from tests.pretrain.train.test_run import CONFIG, losses, run

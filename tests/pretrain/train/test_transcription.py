@@ -22,7 +22,7 @@ from pretrain.report.run import RunRecord
 from pretrain.rundir.description import Facts
 from pretrain.rundir.metrics import Metrics
 from pretrain.trained.beam import Search
-from pretrain.trained.clips import evaluate_clips
+from pretrain.trained.measures.clips import evaluate_clips
 from pretrain.trained.open import BOTH, open_trained
 from pretrain.trained.transcribe import Transcriber, open_transcriber
 from pretrain.trained.translate import translate

@@ -11,7 +11,7 @@ import pytest
 
 from parallel.checkpoint.format import Sections, TrainSection
 from pretrain.trained.folders.export import export_checkpoint, trained_in_16_bits
-from pretrain.trained.perplexity import evaluate
+from pretrain.trained.measures.perplexity import evaluate
 from tests.pretrain.small import small_config, small_data, small_trainer
 
 

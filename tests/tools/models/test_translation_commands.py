@@ -23,8 +23,8 @@ from pretrain.data.dataset_admin import inspect_dataset
 from pretrain.report.run import read_run
 from pretrain.report.run_report import render
 from pretrain.trained.beam import Search
+from pretrain.trained.measures.pairs import held_out, with_wrong_sources
 from pretrain.trained.open import open_trained
-from pretrain.trained.pairs import held_out, with_wrong_sources
 from pretrain.trained.translate import CheckpointTranslator, translate
 from tests.pretrain.trained.encoders import save_encoder
 from tests.pretrain.trained.pairs import save_translator

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.trained.perplexity import evaluate
+from pretrain.trained.measures.perplexity import evaluate
 from tests.pretrain.small import small_config, small_data, small_trainer
 from tools.cli import main
 

@@ -16,8 +16,8 @@ from pretrain.data.samples import next_tokens
 from pretrain.tasks.causal_lm import CAUSAL_LM
 from pretrain.train.steps import evaluation_step
 from pretrain.trained.folders.export import export_checkpoint
+from pretrain.trained.measures.perplexity import evaluate
 from pretrain.trained.open import open_trained
-from pretrain.trained.perplexity import evaluate
 from tests.distributed import Group, launch
 from tests.parallel.training import SEQ_LENGTH, engine_of, given, run_config, train, whole_parameters
 from tests.pretrain.small import VOCAB, small_data

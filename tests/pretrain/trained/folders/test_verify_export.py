@@ -15,7 +15,7 @@ from pretrain.trained.fill import fill_text
 from pretrain.trained.folders.export import export_checkpoint
 from pretrain.trained.folders.verify_export import CHECKS, verify_export
 from pretrain.trained.folders.verify_masked import documents_of
-from pretrain.trained.masked import masked_samples
+from pretrain.trained.measures.masked import masked_samples
 from pretrain.trained.open import open_trained
 from tests.pretrain.small import small_config, small_data, small_trainer
 from tests.pretrain.trained.encoders import SIZE, save_encoder

@@ -127,7 +127,7 @@ def images_of(trained: Trained, data: Path | str | None, split: str) -> tuple[Im
     from pretrain.data.images.samples import Images
     from pretrain.data.index_cache import cache_folder
     from pretrain.trained.folders.pictures import image_facts
-    from pretrain.trained.windows import chosen
+    from pretrain.trained.measures.windows import chosen
 
     image = trained.config.image
     assert image is not None

@@ -21,10 +21,10 @@ from pretrain.depth_use.runs import open_runs
 from pretrain.trained.fill import fill_text
 from pretrain.trained.folders.export import export_checkpoint
 from pretrain.trained.generate import generate_text
-from pretrain.trained.masked import evaluate_masked
+from pretrain.trained.measures.masked import evaluate_masked
+from pretrain.trained.measures.windows import Asked
 from pretrain.trained.open import open_trained
 from pretrain.trained.scorer import Scorer
-from pretrain.trained.windows import Asked
 from tests.model.hf.tiny import POSITIONS, reference
 from tests.pretrain.trained.encoders import save_encoder
 

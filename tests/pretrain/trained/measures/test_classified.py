@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pretrain.data.images.prepare import ImageOptions, prepare_images
-from pretrain.trained.classified import images_of
+from pretrain.trained.measures.classified import images_of
 from pretrain.trained.open import open_trained
 from tests.pretrain.pictures import picture_data, write_pictures
 from tests.pretrain.small import Told, trained

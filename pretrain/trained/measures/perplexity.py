@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pretrain.data.tokens.tokenizer import Tokenizer
-from pretrain.trained.windows import Asked, Windows, open_windows
+from pretrain.trained.measures.windows import Asked, Windows, open_windows
 
 if TYPE_CHECKING:
     from pretrain.trained.open import Trained

@@ -115,7 +115,7 @@ def masked_samples(trained: Trained, data: Path | str | None, split: str) -> tup
     from pretrain.data.masked.samples import open_masked
     from pretrain.data.samples import MaskedTokens
     from pretrain.data.tokens.tokenizer import Tokenizer
-    from pretrain.trained.windows import check_fits, chosen
+    from pretrain.trained.measures.windows import check_fits, chosen
 
     run = trained.reader.sections
     corpora, cache = chosen(trained, data)

@@ -13,7 +13,7 @@ import numpy as np
 
 from model.errors import UserError
 from pretrain.tasks.table import task_of
-from pretrain.trained.bleu import Score, score_texts
+from pretrain.trained.measures.bleu import Score, score_texts
 from pretrain.trained.open import BOTH
 
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ def _given(trained: Trained, tokenizer: Tokenizer, asked: PairsAsked) -> _Given:
 
 def _data_pairs(trained: Trained, tokenizer: Tokenizer, asked: PairsAsked) -> _Given:
     from pretrain.data.pairs.samples import open_pairs
-    from pretrain.trained.windows import check_fits, chosen
+    from pretrain.trained.measures.windows import check_fits, chosen
 
     corpora, cache = chosen(trained, asked.data)
     lengths = trained.row_lengths

@@ -12,8 +12,8 @@ import numpy as np
 
 from model.errors import UserError
 from pretrain.config.sections.spec_augment import SpecAugment
+from pretrain.trained.measures.wer import ErrorRates, check_installed, error_rates
 from pretrain.trained.open import SPEECH, Trained
-from pretrain.trained.wer import ErrorRates, check_installed, error_rates
 
 if TYPE_CHECKING:
     from pretrain.data.speech.samples import ClipBlend
@@ -67,7 +67,7 @@ def open_split(trained: Trained, split: str, data: Path | str | None = None) -> 
     Raises UserError as `open_clips` does.
     """
     from pretrain.data.speech.samples import open_clips
-    from pretrain.trained.windows import chosen
+    from pretrain.trained.measures.windows import chosen
 
     corpora, cache = chosen(trained, data)
     return open_clips(corpora, split, trained.row_lengths, 0, cache, SpecAugment(), alone=True)
@@ -91,8 +91,8 @@ def evaluate_clips(
     Raises UserError where data and model do not fit.
     """
     from pretrain.data.tokens.tokenizer import Tokenizer
+    from pretrain.trained.measures.windows import check_fits, chosen
     from pretrain.trained.scorer import Scorer
-    from pretrain.trained.windows import check_fits, chosen
 
     trained.check_kind(SPEECH)
     if settings:
@@ -133,7 +133,7 @@ def evaluate_clips(
 
 def write_clips(trained: Trained, clips: list[tuple[np.ndarray, np.ndarray]], settings: Search) -> Written:
     """What a model writes for clips of (standardised frames, ids), and how much of it is wrong."""
-    from pretrain.trained.bleu import score_texts
+    from pretrain.trained.measures.bleu import score_texts
     from pretrain.trained.transcribe import BATCH, Transcriber
     from pretrain.trained.translate import searched
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from model.errors import UserError
 from pretrain.data.tokens.tokenizer import Tokenizer
-from pretrain.trained.text_tokens import read_text
+from pretrain.trained.measures.text_tokens import read_text
 
 if TYPE_CHECKING:
     from pretrain.config.schema import Corpus

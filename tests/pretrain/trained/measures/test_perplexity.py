@@ -24,9 +24,9 @@ from pretrain.data.tokens.tokenizer import Tokenizer
 from pretrain.data.tokens.train import train_tokenizer
 from pretrain.trained.folders.verify_next_token import compare
 from pretrain.trained.generate import generate_text
+from pretrain.trained.measures.perplexity import evaluate
+from pretrain.trained.measures.text_tokens import read_text
 from pretrain.trained.open import open_trained
-from pretrain.trained.perplexity import evaluate
-from pretrain.trained.text_tokens import read_text
 from tests.pretrain.small import VOCAB, small_config, small_data, small_trainer
 from tests.pretrain.small import trained as trained_run
 from tools.cli import main

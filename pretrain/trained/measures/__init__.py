@@ -1,0 +1,1 @@
+"""How good is a checkpoint, on data or on text?"""
