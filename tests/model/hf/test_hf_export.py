@@ -249,7 +249,12 @@ def test_auto_takes_fathom_where_one_epsilon_is_too_coarse(tmp_path: Path) -> No
         ("opt", {"scheme": "post_ln", "activation": "geglu"}, "no geglu"),
         ("opt", {"scheme": "post_ln", "num_query_groups": 2}, "no grouped-query attention"),
         ("opt", {"scheme": "post_ln", "head_dim": 16}, "head_dim=16"),
-        ("roberta", {}, "choose auto or one of gpt2, llama, mistral, qwen2, qwen3, gpt_neox, opt, fathom"),
+        (
+            "roberta",
+            {},
+            "choose auto or one of gpt2, llama, mistral, qwen2, qwen3, gpt_neox, gemma2, gemma3_text, opt, "
+            "gemma, fathom",
+        ),
     ],
 )
 def test_an_inexact_architecture_is_refused_with_the_reason(

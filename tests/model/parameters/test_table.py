@@ -87,6 +87,8 @@ def test_every_family_has_exactly_these_parameters(family: str) -> None:
     if "image" in settings:
         least |= {"image": {"height": 4, "patch": 2}, "tie_embeddings": False}
         own["position"] = "sinusoidal"
+    if "speech" in settings:
+        least |= {"speech": own["speech"]}
     chosen = {name: own[name] for name in (*settings, "position")}
     for kind in (least, {**least, **chosen}, {**least, "bias": False}):
         model = config(**kind)
