@@ -58,7 +58,8 @@ def batches(config: RunConfig, engine: Engine, step: int) -> list[Batch]:
 
 def train(model: dict[str, Any], layout: dict[str, Any]) -> dict[str, Any] | None:
     """Inside ranks: what some steps and an evaluation give, from rank 0."""
-    config = run_config(model, layout, given(label_smoothing=0.1), eps=1e-3)
+    sizes = given(global_batch_size=GLOBAL, micro_batch_size=MICRO)
+    config = run_config(model, layout, given(label_smoothing=0.1) | sizes, eps=1e-3)
     config.data.source_length, config.data.seq_length = SOURCE, TARGET
     engine = engine_of(config)
     engine.set_lr(1e-3)
