@@ -119,7 +119,7 @@ def _prompts(name: str) -> list[Making]:
     """Spoken prompts of Debian packages with their words, and a tokenizer of these."""
     clips, model, data = Path(f"data/{name}_clips"), Path(f"data/{name}_tokenizer.model"), _data(name)
     table, text = str(clips / "clips.tsv"), ("--text-key", "transcript")
-    train = ("tokenizer", "train", table, *text, "--vocab-size", "320", "--special", "pad")
+    train = ("tokenizer", "train", table, *text, "--vocab-size", "512", "--special", "pad")
     prepare = ("data", "prepare", table, "--speech", "path,transcript", "--tokenizer", str(model))
     chosen = ("--max-seconds", "8", "--split", "0.9,0.1,0", "--out", str(data))
     return [
