@@ -23,6 +23,7 @@ from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.prepare_pairs import PairOptions, prepare_pairs
 from pretrain.data.reading.pairs import Sides
 from pretrain.data.samples import open_samples
+from pretrain.data.tokens.reserved import Reserved
 from pretrain.data.tokens.train import train_tokenizer
 from pretrain.train.build import build_engine
 from pretrain.train.callbacks.base import Callback, EvalRecord, StepRecord
@@ -31,8 +32,10 @@ from pretrain.train.loop import Trainer
 VOCAB = 300
 
 
-def small_data(folder: Path) -> Path:
+def small_data(folder: Path, special: Reserved | None = None) -> Path:
     """Prepares words in random order whose frequencies fall as 1/rank.
+
+    special: of the tokenizer's, as `special_names` returns them.
 
     Returns the data set folder.
     """
@@ -44,7 +47,7 @@ def small_data(folder: Path) -> Path:
         (texts / f"{index}.txt").write_text(
             " ".join(generator.choices(words, [1 / (rank + 1) for rank in range(60)], k=120))
         )
-    train_tokenizer([str(texts)], folder / "tokenizer.model", VOCAB, "bpe")
+    train_tokenizer([str(texts)], folder / "tokenizer.model", VOCAB, "bpe", special=special)
     prepare(
         PrepareOptions(
             inputs=[str(texts)],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ import pytest
 from parallel.launch.exit_codes import ExitCode
 from parallel.launch.slurm import expand_hosts
 from pretrain.cluster.status import collect
+from pretrain.data.tokens.train import special_names
 from pretrain.rundir.metrics import read_metrics
+from tests.pretrain.pictures import picture_data
 from tests.pretrain.small import small_data, small_pairs
 from tests.running import run
 from tests.slurm.slurm_cluster import PATIENCE, Cluster
@@ -34,17 +37,31 @@ schedule: {{{{warmup_steps: 5}}}}
 train: {{{{steps: 10, micro_batch_size: 4, eval_samples: 0}}}}
 log: {{{{signal_interval: 0, progress: none, tensorboard: false}}}}
 """
-PAIRS = """
+FAMILY = """
 name: demo
 runs_dir: {folder}/runs
-model: {{family: seq2seq, encoder_layers: 2, num_layers: 4, hidden_size: 16, num_attention_heads: 2}}
-data: {{corpora: [{{path: {data}}}], source_length: 24, seq_length: 20, cache: {folder}/cache}}
-parallel: {{pipeline: 2}}
-optimizer: {{lr: 0.001}}
-schedule: {{kind: constant}}
-train: {{steps: 30, global_batch_size: 16, micro_batch_size: 1, eval_samples: 0, label_smoothing: 0.1}}
-log: {{signal_interval: 0, progress: none, tensorboard: false}}
+model: {{{{family: {family}, num_layers: 4, hidden_size: 16, num_attention_heads: 2, {model}}}}}
+data: {{{{corpora: [{{{{path: {{data}}}}}}], cache: {folder}/cache, {lengths}}}}}
+parallel: {{{{pipeline: 2}}}}
+optimizer: {{{{lr: 0.001}}}}
+schedule: {{{{kind: constant}}}}
+train: {{{{steps: 30, global_batch_size: 16, micro_batch_size: 1, eval_samples: 0}}}}
+log: {{{{signal_interval: 0, progress: none, tensorboard: false}}}}
 """
+FAMILIES: dict[str, tuple[Callable[[Path], Path], dict[str, str]]] = {
+    "seq2seq": (small_pairs, {"model": "encoder_layers: 2", "lengths": "source_length: 24, seq_length: 20"}),
+    "bert": (
+        lambda folder: small_data(folder, special_names("all")),
+        {"model": "max_position_embeddings: 24", "lengths": "seq_length: 24"},
+    ),
+    "vit": (
+        picture_data,
+        {
+            "model": "tie_embeddings: false, vocab_multiple: 2, image: {height: 8, patch: 4}",
+            "lengths": "seq_length: 5",
+        },
+    ),
+}
 CHECKPOINTS = "checkpoint.interval=5"
 
 
@@ -111,9 +128,13 @@ def test_quick_start_model(runs: Runs) -> None:
 
 
 @pytest.mark.slow
-def test_encoder_decoder(runs: Runs) -> None:
-    """Translation, begun again between two stages of which the first holds layers of both kinds."""
-    text = PAIRS.format(folder=runs.folder, data=small_pairs(runs.folder / "pairs"))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families(runs: Runs, family: str) -> None:
+    """Begun again between two stages; a translator's first one holds layers of both kinds."""
+    prepare, settings = FAMILIES[family]
+    made = prepare(runs.folder / "made")
+    settings = {name: text.replace("{", "{{").replace("}", "}}") for name, text in settings.items()}
+    text = FAMILY.format(folder=runs.folder, family=family, **settings).format(data=made)
     runs.config_file.write_text(text)
     (job,) = runs.submit(nodes="1")
     runs.cluster.wait_text(runs.run_dir / "metrics.jsonl", '"step": 1,')
