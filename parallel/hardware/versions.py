@@ -19,12 +19,17 @@ from packaging.version import InvalidVersion, Version
 
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 DEVELOPMENT = "dev"
-OPTIONAL = {"transformer-engine"}
 
 
-def _requirements() -> Sequence[str]:
+def _requirements() -> tuple[Sequence[str], Sequence[str]]:
+    """What every installation needs, and what the extras for users bring."""
     try:
-        return [line for line in metadata.requires("fathom") or [] if f'extra == "{DEVELOPMENT}"' not in line]
+        lines = [
+            line for line in metadata.requires("fathom") or [] if f'extra == "{DEVELOPMENT}"' not in line
+        ]
+        return [line for line in lines if "extra ==" not in line], [
+            line for line in lines if "extra ==" in line
+        ]
     except metadata.PackageNotFoundError:
         pass
     if sys.version_info >= (3, 11) and PYPROJECT.is_file():
@@ -32,11 +37,14 @@ def _requirements() -> Sequence[str]:
 
         project = tomllib.loads(PYPROJECT.read_text())["project"]
         extras = project.get("optional-dependencies", {})
-        return [
-            *project["dependencies"],
-            *(line for name, lines in extras.items() if name != DEVELOPMENT for line in lines),
+        return project["dependencies"], [
+            line for name, lines in extras.items() if name != DEVELOPMENT for line in lines
         ]
-    return []
+    return [], []
+
+
+def _names(lines: Sequence[str]) -> set[str]:
+    return {canonicalize_name(requirement.name) for requirement in map(Requirement, lines)}
 
 
 @functools.cache
@@ -47,13 +55,14 @@ def supported() -> dict[str, SpecifierSet]:
     """
     return {
         canonicalize_name(requirement.name): requirement.specifier
-        for requirement in map(Requirement, _requirements())
+        for requirement in map(Requirement, [line for part in _requirements() for line in part])
     }
 
 
 def optional() -> set[str]:
     """Normalised names of the supported packages that training does not need."""
-    return OPTIONAL & supported().keys()
+    needed, extras = _requirements()
+    return _names(extras) - _names(needed)
 
 
 def installed(package: str) -> str | None:
