@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import get_cuda_rng_tracker, scatter_to_sequence_parallel_region
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 
@@ -13,6 +15,24 @@ from model.families.family import PLAIN, Sinusoid
 from model.weights.bases import sinusoid_scale
 
 CORE_POSITIONS = {"learned": "learned_absolute", "sinusoidal": "learned_absolute", "rotary": "rope"}
+
+
+def as_stream(
+    x_bsh: Tensor, dropout: nn.Module, config: TransformerConfig, group: dist.ProcessGroup
+) -> Tensor:
+    """What enters the first layer, as Megatron-core's embedding hands it on.
+
+    [s, b, h], or [s / TP, b, h] under sequence parallelism, where each rank drops for itself.
+    group: of the tensor-parallel ranks.
+    """
+    x_sbh = x_bsh.transpose(0, 1).contiguous()
+    if config.fp32_residual_connection:
+        x_sbh = x_sbh.float()
+    if not config.sequence_parallel:
+        return dropout(x_sbh)  # type: ignore[no-any-return]
+    x_sbh = scatter_to_sequence_parallel_region(x_sbh, group=group)
+    with get_cuda_rng_tracker().fork():
+        return dropout(x_sbh)  # type: ignore[no-any-return]
 
 
 class Sinusoids(nn.Module):

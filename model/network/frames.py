@@ -7,12 +7,11 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import get_cuda_rng_tracker, scatter_to_sequence_parallel_region
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.network.embedding import Sinusoids
+from model.network.embedding import Sinusoids, as_stream
 from model.speech import FRAMES_PER_TOKEN, KERNEL, STRIDE, SpeechConfig
 from model.weights.bases import sinusoid_scale
 
@@ -92,11 +91,4 @@ class FrameTables(nn.Module):
                 places = torch.arange(x_bsh.shape[1], device=x_bsh.device)
                 positions_bs = places.expand(len(x_bsh), -1)
             x_bsh = x_bsh + self.position_embeddings(positions_bs)
-        x_sbh = x_bsh.transpose(0, 1).contiguous()
-        if self.config.fp32_residual_connection:
-            x_sbh = x_sbh.float()
-        if not self.config.sequence_parallel:
-            return self.dropout(x_sbh)  # type: ignore[no-any-return]
-        x_sbh = scatter_to_sequence_parallel_region(x_sbh, group=self.group)
-        with get_cuda_rng_tracker().fork():
-            return self.dropout(x_sbh)  # type: ignore[no-any-return]
+        return as_stream(x_bsh, self.dropout, self.config, self.group)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import get_cuda_rng_tracker, scatter_to_sequence_parallel_region
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.images import ImageConfig
-from model.network.embedding import Sinusoids
+from model.network.embedding import Sinusoids, as_stream
 from model.network.head import TargetHead
 from model.weights.bases import sinusoid_scale
 
@@ -78,14 +77,7 @@ class PatchTables(nn.Module):
             x_bsh = torch.cat((self.class_token.weight.expand(len(x_bsh), 1, -1), x_bsh), dim=1)
         if self.learned:
             x_bsh = x_bsh + self.position_embeddings.weight
-        x_sbh = x_bsh.transpose(0, 1).contiguous()
-        if self.config.fp32_residual_connection:
-            x_sbh = x_sbh.float()
-        if not self.config.sequence_parallel:
-            return self.dropout(x_sbh)  # type: ignore[no-any-return]
-        x_sbh = scatter_to_sequence_parallel_region(x_sbh, group=self.group)
-        with get_cuda_rng_tracker().fork():
-            return self.dropout(x_sbh)  # type: ignore[no-any-return]
+        return as_stream(x_bsh, self.dropout, self.config, self.group)
 
 
 class PooledHead(TargetHead):

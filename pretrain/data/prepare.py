@@ -195,7 +195,7 @@ def manifest_fields(options: CommonOptions, sources: list[Source], tokenizer: To
     rest = sources[SOURCES_LISTED:]
     listed = [_facts(printable(source.input, NAME), [source]) for source in sources[:SOURCES_LISTED]]
     left_out = [printable(name, NAME) for source in sources for name in source.left_out]
-    libraries = ("megatron-core", tokenizer.kind.library, "datasets", "numpy")
+    packages = ("megatron-core", tokenizer.kind.package, "datasets", "numpy")
     return {
         "format": FORMAT,
         "tokenizer_sha256": tokenizer.sha256,
@@ -209,7 +209,7 @@ def manifest_fields(options: CommonOptions, sources: list[Source], tokenizer: To
         "limit": options.limit,
         "left_out": tuple(left_out[:SOURCES_LISTED]),
         "sources": (*listed, *([_facts(f"({len(rest)} more)", rest)] if rest else [])),
-        "versions": {name: importlib.metadata.version(name) for name in libraries},
+        "versions": {name: importlib.metadata.version(name) for name in packages},
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from model.errors import UserError
 from model.folders import whole_folder
@@ -19,7 +20,7 @@ from pretrain.data.prepare import (
     tokenizer_notes,
     write_all,
 )
-from pretrain.data.reading.inputs import find_sources
+from pretrain.data.reading.inputs import Source, find_sources
 from pretrain.data.reading.pairs import PairFile, Sides, pair_files, pair_of, pair_records
 from pretrain.data.reading.raw_record import Broken, Record
 from pretrain.data.tokens.encode_pairs import HeldOut, PairJob, digest_of
@@ -66,9 +67,7 @@ def prepare_pairs(
     check_shares(options)
     if options.max_tokens < 2:
         raise UserError(f"--max-tokens {options.max_tokens}: must be at least 2, a token and the end mark")
-    names = [*(name for inputs in options.held.values() for name in inputs), *options.inputs]
-    sources = find_sources(names)
-    files = [file for source in sources for file in pair_files(source.shards, options.sides)]
+    sources, files = sources_and_files(options)
     held = held_out(options, files)
     tokenizer = Tokenizer(options.tokenizer)
     for note in tokenizer_notes(tokenizer):
@@ -82,19 +81,32 @@ def prepare_pairs(
         write_all(sized_pairs(files, options), job, output, options, (total, on_progress))
         facts = output.finish()
         pairs = PairFacts(
-            source=options.sides.source,
-            target=options.sides.target,
-            max_tokens=options.max_tokens,
-            source_token_correlation=correlation(output.source_counts),
-            one_side=output.one_side.facts(),
-            too_long=output.too_long.facts(),
-            validation=named(options.validation),
-            test=named(options.test),
-            held_out=output.held_out,
+            **pair_fields(options, output), source_token_correlation=correlation(output.source_counts)
         )
         manifest = Manifest(**manifest_fields(options, sources, tokenizer), **facts, pairs=pairs)
         (folder / MANIFEST).write_text(manifest.text(), encoding="utf-8")
     return manifest
+
+
+def sources_and_files(options: PairOptions) -> tuple[list[Source], list[PairFile]]:
+    """All inputs, those of splits of their own first, and the files of pairs in them."""
+    names = [*(name for inputs in options.held.values() for name in inputs), *options.inputs]
+    sources = find_sources(names)
+    return sources, [file for source in sources for file in pair_files(source.shards, options.sides)]
+
+
+def pair_fields(options: PairOptions, output: PairOutput) -> dict[str, Any]:
+    """What a manifest says of pairs, whatever their sources are."""
+    return {
+        "source": options.sides.source,
+        "target": options.sides.target,
+        "max_tokens": options.max_tokens,
+        "one_side": output.one_side.facts(),
+        "too_long": output.too_long.facts(),
+        "validation": named(options.validation),
+        "test": named(options.test),
+        "held_out": output.held_out,
+    }
 
 
 def check_shares(options: PairOptions) -> None:

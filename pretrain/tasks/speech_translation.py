@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from model.families.family import Mask
-from pretrain.tasks.task import Task
+from dataclasses import replace
 
-SPEECH_TRANSLATION = Task(
-    name="speech_translation",
-    summary="tell a recording's translation",
-    mask=Mask.CAUSAL,
-    inputs="frames",
-    crossed=True,
-    samples="clips",
-    unit="rows of clips",
-    sections=("spec_augment",),
+from pretrain.tasks.transcription import TRANSCRIPTION
+
+SPEECH_TRANSLATION = replace(
+    TRANSCRIPTION, name="speech_translation", summary="tell a recording's translation"
 )

@@ -11,10 +11,10 @@ import numpy as np
 from model.errors import UserError
 from model.speech import FRAMES_PER_TOKEN
 from pretrain.data.speech.audio import check_installed, read_clip
-from pretrain.trained.beam import Found, Search, search
+from pretrain.trained.beam import Found, Search
 from pretrain.trained.heard import speech_facts
 from pretrain.trained.open import SPEECH, Trained, open_trained
-from pretrain.trained.translate import Read
+from pretrain.trained.translate import CrossedCheckpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,32 +23,16 @@ BATCH = 8
 """Recordings heard at once, where nothing is said."""
 
 
-class Transcriber:
-    """A checkpoint, as a `Translator`. On a GPU where there is one, in fp32."""
+class Transcriber(CrossedCheckpoint):
+    """A checkpoint, as a `Translator` of recordings."""
 
     longest = None
     """Recordings that are too long are refused when they are read."""
 
     def __init__(self, trained: Trained) -> None:
-        """Raises UserError for a model of another kind, without a tokenizer, or not warm yet."""
-        import torch
-
-        from model.hf.crossed_reference import CrossedEvaluation
-        from pretrain.data.tokens.tokenizer import Tokenizer
-
-        trained.check_kind(SPEECH)
-        trained.check_warm()
-        self.name = str(trained.reader.folder)
+        """Raises UserError as `CrossedCheckpoint` does."""
+        super().__init__(trained, SPEECH)
         self.facts = speech_facts(trained)
-        self.tokenizer = Tokenizer(trained.needed_tokenizer())
-        self.end = self.tokenizer.eod_id
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        weights = {name: weight.to(self.device) for name, weight in trained.weights.items()}
-        self.evaluation = CrossedEvaluation(weights, trained.config, logit_scale=trained.logit_scale)
-        learned = trained.config.position == "learned"
-        self.most_tokens = trained.source_positions if learned else None
-        self.longest_new = trained.positions if learned else None
-        self.new_tokens = trained.positions
 
     def encode(self, text: str) -> np.ndarray:
         """Standardised frames [f, m] of the recording at a path.
@@ -67,14 +51,9 @@ class Transcriber:
             )
         return frames
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """As `Translator`. Ids that the tokenizer does not know are left out."""
-        return self.tokenizer.decode(index for index in ids if index < self.tokenizer.vocab_size)
-
     def search(self, sources: Sequence[np.ndarray], settings: Search) -> list[list[Found]]:
         """As `Translator`."""
-        frames, keep = padded(sources)
-        return search(Read(self.evaluation, frames, keep, self.device), len(sources), settings, self.end)
+        return self.found(*padded(sources), settings)
 
 
 def padded(clips: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from model.errors import UserError
 from pretrain.trained.beam import Found, Search, search
-from pretrain.trained.open import BOTH, Trained, open_trained
+from pretrain.trained.open import BOTH, Kind, Trained, open_trained
 
 if TYPE_CHECKING:
     from torch import Tensor, device
@@ -76,17 +76,17 @@ class Translator(Protocol):
         """The end mark."""
 
 
-class CheckpointTranslator:
-    """A checkpoint, as a `Translator`. On a GPU where there is one, in fp32."""
+class CrossedCheckpoint:
+    """A checkpoint with an encoder under its decoder. On a GPU where there is one, in fp32."""
 
-    def __init__(self, trained: Trained) -> None:
+    def __init__(self, trained: Trained, kind: Kind) -> None:
         """Raises UserError for a model of another kind, without a tokenizer, or not warm yet."""
         import torch
 
         from model.hf.crossed_reference import CrossedEvaluation
         from pretrain.data.tokens.tokenizer import Tokenizer
 
-        trained.check_kind(BOTH)
+        trained.check_kind(kind)
         trained.check_warm()
         self.name = str(trained.reader.folder)
         self.tokenizer = Tokenizer(trained.needed_tokenizer())
@@ -95,17 +95,31 @@ class CheckpointTranslator:
         weights = {name: weight.to(self.device) for name, weight in trained.weights.items()}
         self.evaluation = CrossedEvaluation(weights, trained.config, logit_scale=trained.logit_scale)
         learned = trained.config.position == "learned"
-        self.longest = trained.source_positions if learned else None
+        self.most_tokens = trained.source_positions if learned else None
+        """Of a source, where its positions are learned."""
         self.longest_new = trained.positions if learned else None
         self.new_tokens = trained.positions
-
-    def encode(self, text: str) -> list[int]:
-        """As `Translator`."""
-        return [*self.tokenizer.encode(text), self.end]
 
     def decode(self, ids: Sequence[int]) -> str:
         """As `Translator`. Ids that the tokenizer does not know are left out."""
         return self.tokenizer.decode(index for index in ids if index < self.tokenizer.vocab_size)
+
+    def found(self, sources: Tensor, keep: Tensor, settings: Search) -> list[list[Found]]:
+        """The best sequences of each source. sources, keep: as `CrossedEvaluation.encode`."""
+        return search(Read(self.evaluation, sources, keep, self.device), len(sources), settings, self.end)
+
+
+class CheckpointTranslator(CrossedCheckpoint):
+    """A checkpoint, as a `Translator` of texts."""
+
+    def __init__(self, trained: Trained) -> None:
+        """Raises UserError as `CrossedCheckpoint` does."""
+        super().__init__(trained, BOTH)
+        self.longest = self.most_tokens
+
+    def encode(self, text: str) -> list[int]:
+        """As `Translator`."""
+        return [*self.tokenizer.encode(text), self.end]
 
     def search(self, sources: Sequence[list[int]], settings: Search) -> list[list[Found]]:
         """As `Translator`."""
@@ -115,7 +129,7 @@ class CheckpointTranslator:
         # What stands in the place of padding is seen by nobody.
         ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in sources])
         keep = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in sources])
-        return search(Read(self.evaluation, ids, keep, self.device), len(sources), settings, self.end)
+        return self.found(ids, keep, settings)
 
 
 class Read:

@@ -10,7 +10,7 @@ from model.errors import UserError
 from model.hf.folding.obstacles import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS
 from model.hf.folding.pre_ln import Fold
 from model.hf.names.conversions import OPT_EPSILON, Target
-from model.hf.settings.read_decoders import neox_fields, qwen_fields
+from model.hf.settings.read_decoders import llama_parts, neox_fields, qwen_fields
 from model.hf.settings.read_images import image_fields
 from model.hf.settings.records import (
     ADVICE,
@@ -195,22 +195,9 @@ def _llama_fields(data: LlamaFile, kind: str, source: str) -> dict[str, object]:
     return {
         "scheme": "pre_ln",
         "init": STOCK_INIT,
-        "num_layers": data.num_hidden_layers,
-        "hidden_size": data.hidden_size,
-        "num_attention_heads": data.num_attention_heads,
-        "num_query_groups": data.num_key_value_heads or data.num_attention_heads,
-        "head_dim": data.head_dim or data.hidden_size // data.num_attention_heads,
-        "ffn_hidden_size": data.intermediate_size,
-        "vocab_size": data.vocab_size,
-        "max_position_embeddings": data.max_position_embeddings,
-        "normalization": "rmsnorm",
-        "norm_epsilon": data.rms_norm_eps,
-        "activation": activation(kind, data.hidden_act, LLAMA_ACTIVATIONS),
-        "position": "rotary",
+        **llama_parts(data, kind, data.hidden_act),
         **_rope(data, kind, source),
-        "tie_embeddings": data.tie_word_embeddings,
         "bias": data.attention_bias,
-        "attention_dropout": data.attention_dropout or 0.0,
     }
 
 
@@ -219,7 +206,7 @@ def _rope(data: LlamaFile, kind: str, source: str) -> dict[str, object]:
 
     Raises UserError where it is of a kind that we have not.
     """
-    given = {**(data.rope_scaling or {}), **(data.rope_parameters or {})}
+    given = data.rope
     part = given.get("partial_rotary_factor", data.partial_rotary_factor)
     whole = part in (None, 1.0)
     refuse_first(kind, [(not whole, "only a part of each head is rotated (partial_rotary_factor)")])

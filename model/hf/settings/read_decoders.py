@@ -6,11 +6,35 @@ from collections.abc import Mapping
 
 from model.hf.folding.obstacles import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS
 from model.hf.settings.layer_types import window_fields
-from model.hf.settings.records import ADVICE, GPTNeoXFile, Qwen2File, Qwen3File
+from model.hf.settings.records import ADVICE, GPTNeoXFile, LlamaFile, Qwen2File, Qwen3File
 from model.hf.settings.refusal import activation, refuse_first
 from model.hf.settings.rope import read_rope
 from model.hf.settings.write import STOCK_INIT
 from model.records import as_record
+
+
+def llama_parts(data: LlamaFile, kind: str, hidden_act: str) -> dict[str, object]:
+    """Our fields of what all classes like Llama say alike: sizes, norms, activation, dropout.
+
+    hidden_act: the activation under transformers' name.
+    Raises UserError for an activation that is not ours.
+    """
+    return {
+        "num_layers": data.num_hidden_layers,
+        "hidden_size": data.hidden_size,
+        "num_attention_heads": data.num_attention_heads,
+        "num_query_groups": data.num_key_value_heads or data.num_attention_heads,
+        "head_dim": data.head_dim or data.hidden_size // data.num_attention_heads,
+        "ffn_hidden_size": data.intermediate_size,
+        "vocab_size": data.vocab_size,
+        "max_position_embeddings": data.max_position_embeddings,
+        "normalization": "rmsnorm",
+        "norm_epsilon": data.rms_norm_eps,
+        "activation": activation(kind, hidden_act, LLAMA_ACTIVATIONS),
+        "position": "rotary",
+        "tie_embeddings": data.tie_word_embeddings,
+        "attention_dropout": data.attention_dropout or 0.0,
+    }
 
 
 def qwen_fields(content: Mapping[str, object], kind: str, source: str) -> tuple[dict[str, object], int]:
@@ -32,30 +56,16 @@ def qwen_fields(content: Mapping[str, object], kind: str, source: str) -> tuple[
             (bool(biased), "its attention has biases and its feed-forward none (attention_bias=true)"),
         ],
     )
-    given = {**(data.rope_scaling or {}), **(data.rope_parameters or {})}
     attention = {"qkv_bias": True} if kind == "qwen2" else {"qk_norm": True}
     longest = data.max_position_embeddings
     return {
         "scheme": "pre_ln",
         "init": STOCK_INIT,
-        "num_layers": layers,
-        "hidden_size": data.hidden_size,
-        "num_attention_heads": data.num_attention_heads,
-        "num_query_groups": data.num_key_value_heads or data.num_attention_heads,
-        "head_dim": data.head_dim or data.hidden_size // data.num_attention_heads,
-        "ffn_hidden_size": data.intermediate_size,
-        "vocab_size": data.vocab_size,
-        "max_position_embeddings": longest,
-        "normalization": "rmsnorm",
-        "norm_epsilon": data.rms_norm_eps,
-        "activation": activation(kind, data.hidden_act, LLAMA_ACTIVATIONS),
-        "position": "rotary",
-        **read_rope(given, data.rope_theta, longest, kind, source),
+        **llama_parts(data, kind, data.hidden_act),
+        **read_rope(data.rope, data.rope_theta, longest, kind, source),
         "attention": attention,
         **window_fields(windowed, data.sliding_window, kind),
-        "tie_embeddings": data.tie_word_embeddings,
         "bias": False,
-        "attention_dropout": data.attention_dropout or 0.0,
     }, longest
 
 

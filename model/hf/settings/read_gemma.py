@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from model.hf.folding.obstacles import LLAMA_ACTIVATIONS
 from model.hf.names.conversions import GEMMAS
 from model.hf.settings.layer_types import window_fields
 from model.hf.settings.read import Read
+from model.hf.settings.read_decoders import llama_parts
 from model.hf.settings.records import ADVICE, Gemma2File, Gemma3File, GemmaFile
-from model.hf.settings.refusal import activation, model_config, refuse_first
+from model.hf.settings.refusal import model_config, refuse_first
 from model.hf.settings.rope import read_rope
 from model.records import as_record
 from model.sections import InitConfig
@@ -23,10 +23,9 @@ def read_gemma(content: Mapping[str, object], kind: str, source: str) -> Read:
     # Its class reads `gelu` as the tanh approximation.
     name = data.hidden_activation or data.hidden_act
     fields = _common(data, kind, "gelu_pytorch_tanh" if name == "gelu" else name)
-    given = {**(data.rope_scaling or {}), **(data.rope_parameters or {})}
     fields |= {
         "scheme": "pre_ln",
-        **read_rope(given, data.rope_theta, data.max_position_embeddings, kind, source),
+        **read_rope(data.rope, data.rope_theta, data.max_position_embeddings, kind, source),
     }
     return _read(kind, fields)
 
@@ -34,9 +33,8 @@ def read_gemma(content: Mapping[str, object], kind: str, source: str) -> Read:
 def read_gemma2(content: Mapping[str, object], kind: str, source: str) -> Read:
     """As `read_gemma`, of Gemma 2."""
     data = as_record(content, Gemma2File, source, ADVICE)
-    given = {**(data.rope_scaling or {}), **(data.rope_parameters or {})}
     fields = _sandwich(data, kind)
-    fields |= read_rope(given, data.rope_theta, data.max_position_embeddings, kind, source)
+    fields |= read_rope(data.rope, data.rope_theta, data.max_position_embeddings, kind, source)
     fields["attention"] = {"soft_cap": data.attn_logit_softcapping}
     return _read(kind, fields)
 
@@ -76,21 +74,8 @@ def _common(data: GemmaFile, kind: str, hidden_activation: str) -> dict[str, obj
     return {
         # Words times sqrt(h) on their way in: tied logits have 1 / sqrt(h) of the larger table.
         "init": InitConfig(base="fairseq"),
-        "num_layers": data.num_hidden_layers,
-        "hidden_size": data.hidden_size,
-        "num_attention_heads": data.num_attention_heads,
-        "num_query_groups": data.num_key_value_heads or data.num_attention_heads,
-        "head_dim": data.head_dim or data.hidden_size // data.num_attention_heads,
-        "ffn_hidden_size": data.intermediate_size,
-        "vocab_size": data.vocab_size,
-        "max_position_embeddings": data.max_position_embeddings,
-        "normalization": "rmsnorm",
-        "norm_epsilon": data.rms_norm_eps,
-        "activation": activation(kind, hidden_activation, LLAMA_ACTIVATIONS),
-        "position": "rotary",
-        "tie_embeddings": data.tie_word_embeddings,
+        **llama_parts(data, kind, hidden_activation),
         "bias": False,
-        "attention_dropout": data.attention_dropout or 0.0,
     }
 
 

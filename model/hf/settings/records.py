@@ -70,6 +70,11 @@ class LlamaFile(Record):
     tie_word_embeddings: bool = False
     sliding_window: int | None = None
 
+    @property
+    def rope(self) -> dict[str, object]:
+        """What is said of the rotary embedding, the newer field over the older one."""
+        return {**(self.rope_scaling or {}), **(self.rope_parameters or {})}
+
 
 class MistralFile(LlamaFile):
     """Fields of transformers' MistralConfig with other defaults than Llama's."""

@@ -91,8 +91,8 @@ class TokenizerKind:
     """What its file is called in Hugging Face folders. Data sets and checkpoints use the first."""
     beside: tuple[str, ...]
     """Files of the same folder that belong to it, where they are there."""
-    library: str
-    """The package that reads it, whose version a data set records."""
+    package: str
+    """What reads it, whose version a data set records."""
     holds: Callable[[str, bytes], bool]
     """Whether a file of this name and content is of this kind, be it damaged."""
     load: Callable[[Path, bytes, Mapping[str, bytes]], Codec]

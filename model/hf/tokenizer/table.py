@@ -61,7 +61,7 @@ SENTENCEPIECE = TokenizerKind(
     what="a SentencePiece model",
     names=("tokenizer.model", "spiece.model"),
     beside=(),
-    library="sentencepiece",
+    package="sentencepiece",
     # The first field of the format, pieces, begins with the byte of a line end.
     holds=lambda name, content: name.endswith((".model", ".spm")) or content[:1] == b"\n",
     load=_sentencepiece,
@@ -73,7 +73,7 @@ TOKENIZER_JSON = TokenizerKind(
     what=f"a {FILE}",
     names=(FILE,),
     beside=BESIDE,
-    library="tokenizers",
+    package="tokenizers",
     holds=holds,
     load=TokenizerJson,
     obstacle=lambda path: "",  # it is copied

@@ -24,9 +24,15 @@ from pretrain.data.prepare import (
     tokenizer_notes,
     write_all,
 )
-from pretrain.data.prepare_pairs import PairOptions, check_shares, held_out, named, sized_pairs
-from pretrain.data.reading.inputs import find_sources
-from pretrain.data.reading.pairs import PairFile, pair_files
+from pretrain.data.prepare_pairs import (
+    PairOptions,
+    check_shares,
+    held_out,
+    pair_fields,
+    sized_pairs,
+    sources_and_files,
+)
+from pretrain.data.reading.pairs import PairFile
 from pretrain.data.reading.raw_record import Record
 from pretrain.data.speech.audio import check_installed
 from pretrain.data.speech.encode import SpeechJob
@@ -113,9 +119,7 @@ def prepare_speech(
     check_shares(options)
     if not options.max_seconds > 0:
         raise UserError(f"--max-seconds {options.max_seconds:g}: must be above 0")
-    names = [*(name for inputs in options.held.values() for name in inputs), *options.inputs]
-    sources = find_sources(names)
-    files = [file for source in sources for file in pair_files(source.shards, options.sides)]
+    sources, files = sources_and_files(options)
     held = held_out(options, files)
     tokenizer = Tokenizer(options.tokenizer)
     for note in tokenizer_notes(tokenizer):
@@ -137,15 +141,8 @@ def prepare_speech(
         write_all(_sized(files, options), job, output, options, (None, on_progress))
         written = output.finish()
         speech = SpeechFacts(
-            source=options.sides.source,
-            target=options.sides.target,
-            max_tokens=options.max_tokens,
+            **pair_fields(options, output),
             source_token_correlation=0.0,
-            one_side=output.one_side.facts(),
-            too_long=output.too_long.facts(),
-            validation=named(options.validation),
-            test=named(options.test),
-            held_out=output.held_out,
             filters=options.filters,
             normalise=options.normalise,
             mean=output.sums.mean,

@@ -18,6 +18,7 @@ from model.weights.bases import sinusoid_scale
 from model.weights.init import logit_scale
 from parallel.launch.one_process import single_process
 from tests.model.hf.tiny import rotation
+from tests.model.network.references import assert_equals_reference
 from tests.reference import gpt, seq2seq
 
 SOURCE, TARGET, VOCAB, PADDED = 10, 8, 30, 32
@@ -148,30 +149,19 @@ OPTIONS: list[tuple[str, dict[str, float | bool]]] = [
 ]
 
 
-def check(chunk: LanguageModel, config: ModelConfig, given: dict[str, Tensor]) -> None:
-    ours = chunk({name: value for name, value in given.items() if name != "weights"})
-    (ours * given["weights"]).sum().backward()
-    theirs, gradients = reference(chunk, config, given)
-    counted = given["weights"] > 0
-    torch.testing.assert_close(ours[counted], theirs[counted], rtol=1e-10, atol=1e-10)
-    for one in named_parameters(chunk, 0, 1):
-        gradient = one.parameter.grad
-        assert gradient is not None, one.name
-        allowed = 1e-9 * float(gradients[one.name].abs().max())
-        torch.testing.assert_close(gradient, gradients[one.name], rtol=1e-9, atol=allowed, msg=one.name)
-
-
 @pytest.mark.parametrize("number", range(len(VARIANTS)))
 @pytest.mark.parametrize("scheme", CROSSED)
 def test_losses_and_gradients_are_the_references(scheme: str, number: int) -> None:
     chunk, config = build(scheme, **VARIANTS[number])
-    check(chunk, config, batch(padded([SOURCE, 6], [5, TARGET]) if number == 1 else PACKED))
+    given = batch(padded([SOURCE, 6], [5, TARGET]) if number == 1 else PACKED)
+    assert_equals_reference(chunk, given, *reference(chunk, config, given))
 
 
 @pytest.mark.parametrize(("scheme", "options"), OPTIONS)
 def test_options_are_the_references(scheme: str, options: dict[str, float | bool]) -> None:
     chunk, config = build(scheme, scheme_options=options)
-    check(chunk, config, batch(PACKED))
+    given = batch(PACKED)
+    assert_equals_reference(chunk, given, *reference(chunk, config, given))
 
 
 @pytest.mark.parametrize("position", ["learned", "sinusoidal", "rotary"])

@@ -16,6 +16,7 @@ from model.parameters.names import named_parameters
 from model.speech import tokens_of
 from model.weights.bases import sinusoid_scale
 from parallel.launch.one_process import single_process
+from tests.model.network.references import assert_equals_reference
 from tests.model.network.test_seq2seq import CROSSED, PADDED, TARGET, VOCAB, described
 from tests.reference import seq2seq, speech
 
@@ -129,16 +130,7 @@ VARIANTS: list[dict[str, Any]] = [
 def test_losses_and_gradients_are_the_references(scheme: str, number: int) -> None:
     chunk, config = build(scheme, **VARIANTS[number])
     given = packed(CLIPS, WORDS)
-    ours = chunk({name: value for name, value in given.items() if name != "weights"})
-    (ours * given["weights"]).sum().backward()
-    theirs, gradients = reference(chunk, config, given)
-    counted = given["weights"] > 0
-    torch.testing.assert_close(ours[counted], theirs[counted], rtol=1e-10, atol=1e-10)
-    for one in named_parameters(chunk, 0, 1):
-        gradient = one.parameter.grad
-        assert gradient is not None, one.name
-        allowed = 1e-9 * float(gradients[one.name].abs().max())
-        torch.testing.assert_close(gradient, gradients[one.name], rtol=1e-9, atol=allowed, msg=one.name)
+    assert_equals_reference(chunk, given, *reference(chunk, config, given))
 
 
 def test_a_clip_does_not_feel_what_stands_beside_it() -> None:
