@@ -35,6 +35,15 @@ ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THR
 """What libraries read when they are loaded. CUDA does not outlive a fork."""
 
 
+def shell_environment() -> dict[str, str]:
+    """This process's variables without those that say it is a rank, or a task of Slurm."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in OF_A_RUN and not name.startswith("SLURM")
+    }
+
+
 @functools.cache
 def server() -> ForkServerContext:
     """Starts in the project's folder, as from a shell."""
@@ -43,9 +52,8 @@ def server() -> ForkServerContext:
     folder, before = Path.cwd(), dict(os.environ)
     try:
         os.chdir(ROOT)
-        for name in before:
-            if name in OF_A_RUN or name.startswith("SLURM"):
-                del os.environ[name]
+        for name in before.keys() - shell_environment().keys():
+            del os.environ[name]
         paths = os.pathsep.join(filter(None, (str(ROOT), before.get("PYTHONPATH"))))
         os.environ.update(ENVIRONMENT, PYTHONPATH=paths)
         forkserver.ensure_running()
@@ -93,6 +101,11 @@ def finish(process: ForkServerProcess, limit: float) -> int | None:
     return code
 
 
+def code_of(leaving: SystemExit) -> int:
+    """The exit code of a process that leaves by this exception."""
+    return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+
+
 def leave(function: Callable[..., Any], *args: Any) -> NoReturn:
     """Ends a forked process with what `function(*args)` says; see `start`."""
     code = 1
@@ -100,7 +113,7 @@ def leave(function: Callable[..., Any], *args: Any) -> NoReturn:
         function(*args)
         code = 0
     except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        code = code_of(leaving)
     except BaseException:
         traceback.print_exc()
     finally:

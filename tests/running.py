@@ -53,7 +53,7 @@ class Outcome:
     def wrong(self) -> str:
         """What is wrong with the answer, or nothing."""
         if self.code == HUNG:
-            return f"no answer in {LIMIT:.0f} s"
+            return "no answer in time"
         if "Traceback" in self.err or "Exception ignored" in self.err:
             return f"a traceback: {' | '.join(self.err.strip().splitlines()[-4:])[-600:]}"
         if self.code == 2:
@@ -89,7 +89,7 @@ def run_here(*arguments: object, limit: float = LIMIT) -> Outcome:
         with time_limit(limit), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             main(list(words))
     except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        code = forks.code_of(leaving)
     except Hung:
         code = HUNG
     except BaseException:

@@ -1,7 +1,8 @@
 """Measures every layout and writes their tables and the refusals into docs/measured/.
 
 python -m tests.documents.layouts            everything
-python -m tests.documents.layouts table      decoders' layouts; `crossed` those of encoder-decoders
+python -m tests.documents.layouts table      decoders' layouts, or those of another table:
+                                             `context` cuts sequences, `crossed` has two stacks
 python -m tests.documents.layouts new        rows that the document lacks; the others stay
 python -m tests.documents.layouts refusals   no row is measured
 """

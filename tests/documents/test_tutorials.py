@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.documents.test_site import DOCS, in_navigation, settings
-from tests.forks import OF_A_RUN, ROOT
+from tests.forks import ROOT, shell_environment
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PAGES = [page for page in in_navigation(settings()["nav"]) if page.startswith("tutorials/")]
@@ -63,7 +63,7 @@ def test_files_of_a_tutorial_are_configurations(page: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("page", PAGES)
 def test_a_reader_can_type_it(page: str, folder: Path) -> None:
     """One page after another, in the order of the navigation, as later ones use earlier ones."""
-    env = {name: value for name, value in os.environ.items() if name not in OF_A_RUN}
+    env = shell_environment()
     env |= {
         "PATH": f"{folder / 'bin'}{os.pathsep}{env['PATH']}",
         "PYTHONPATH": str(ROOT),

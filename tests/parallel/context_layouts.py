@@ -7,20 +7,21 @@ from tests.parallel.layouts import (
     BF16,
     FULL,
     LLAMA,
+    LOCAL,
     MUON,
     OFFLOAD,
+    PP,
     SELECTIVE,
+    SP,
     THREE,
     UNTIED,
+    VP,
     WIDE,
     Case,
 )
 from tests.parallel.training import given
 
 CP, FOUR = given(context=2), given(context=4)
-SP, PP, VP = given(tensor=2, sequence_parallel=True), given(pipeline=2), given(pipeline=2, virtual_stages=2)
-# Layers with a window of three tokens, which reach over the ends of pieces, beside full ones.
-WINDOWED = LLAMA | given(window=3, global_every=2, rotary_base_local=100.0)
 CAPPED = LLAMA | given(attention=given(qk_norm=True, soft_cap=2.0, qkv_bias=True), logit_soft_cap=4.0)
 LOSSES = given(z_loss=0.01, label_smoothing=0.1)
 
@@ -31,7 +32,7 @@ def _two() -> list[Case]:
         Case("CP2, GQA rotary SwiGLU RMSNorm", 2, CP, LLAMA),
         Case("CP2, one group", 2, CP, given(num_query_groups=1)),
         Case("CP2, no positions", 2, CP, given(position="none")),
-        Case("CP2, windows", 2, CP, WINDOWED),
+        Case("CP2, windows", 2, CP, LOCAL),
         Case("CP2, soft caps, z-loss, smoothed labels", 2, CP, CAPPED, LOSSES),
         Case("CP2, full recompute", 2, CP | FULL),
         Case("CP2, selective recompute", 2, CP | SELECTIVE, LLAMA),
@@ -61,7 +62,7 @@ def _four() -> list[Case]:
         Case("CP2 x DP2, ZeRO-2", 4, CP | given(zero=2)),
         Case("CP2 x TP2", 4, CP | given(tensor=2)),
         Case("CP2 x TP2 + SP, GQA rotary SwiGLU RMSNorm", 4, CP | SP, LLAMA),
-        Case("CP2 x TP2 + SP, windows", 4, CP | SP, WINDOWED),
+        Case("CP2 x TP2 + SP, windows", 4, CP | SP, LOCAL),
         Case("CP2 x TP2 + SP, full recompute", 4, CP | SP | FULL),
         Case("CP2 x PP2", 4, CP | PP),
         Case("CP2 x PP2 interleaved, GQA rotary SwiGLU RMSNorm", 4, CP | VP, LLAMA),
@@ -73,11 +74,7 @@ def _four() -> list[Case]:
     ]
 
 
-def _eight() -> list[Case]:
-    return []
-
-
-CONTEXT: dict[int, list[Case]] = {2: _two(), 4: _four(), 8: _eight()}
+CONTEXT: dict[int, list[Case]] = {2: _two(), 4: _four()}
 QUICK_OF_CONTEXT = (
     "CP2, GQA rotary SwiGLU RMSNorm",
     "CP2 x TP2 + SP, GQA rotary SwiGLU RMSNorm",

@@ -38,11 +38,11 @@ TP, SP, PP = given(tensor=2), given(tensor=2, sequence_parallel=True), given(pip
 VP, SPLIT = given(pipeline=2, virtual_stages=2), given(pipeline=2, pipeline_split=[3, 1])
 UNCLIPPED = given(clip_grad=0.0)
 MUON = given(kind="muon")
-# The branches of four layers come in over eight of the ten steps.
 DOCUMENTS = given(document_mask=True)
 LOCAL = LLAMA | given(window=3, global_every=2, rotary_base_local=100)
 # Steps of 4, then 8 samples; sequences of 4, 8, then 16 tokens.
 GROWING = given(batch_rampup=given(start=4, steps=5), seq_length_warmup=given(start=4, steps=7))
+# The branches of four layers come in over eight of the ten steps.
 WARMING = given(branch=given(kind="linear", steps=2))
 
 
@@ -415,3 +415,18 @@ def compare(case: Case, curve: Curve, reference: Curve) -> Row:
 
 def _relative(ours: list[float], theirs: list[float]) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
+
+
+def check(case: Case, row: Row) -> None:
+    """Holds a row to what its case allows."""
+    assert not row.unequal, f"ranks hold different values of {row.unequal}"
+    assert row.loss <= case.tolerance.loss
+    assert row.norm <= case.tolerance.norm
+    assert row.parameters <= case.tolerance.parameters
+    if case.exact:
+        assert row.identical, "losses and parameters must be bit for bit those of one process"
+
+
+def ids(cases: list[Case]) -> list[str]:
+    """Their names, for pytest."""
+    return [case.name for case in cases]

@@ -19,8 +19,8 @@ def command(
         typer.Option(
             help="auto; of a decoder gpt2, llama, mistral, qwen2, qwen3, gpt_neox, gemma, gemma2, "
             "gemma3_text or opt; of an encoder bert, megatron-bert, eurobert or modernbert; of both together "
-            "marian, bart, blenderbot or mbart; or fathom (with its modelling files). auto takes a stock one "
-            "where it is exact."
+            "marian, bart, blenderbot or mbart; of images vit; of speech speech_to_text; or fathom (with its "
+            "modelling files). auto takes a stock one where it is exact."
         ),
     ] = "auto",
     dtype: Annotated[

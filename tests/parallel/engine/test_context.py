@@ -15,9 +15,9 @@ from pretrain.train.build import build_chunks, recompute_fields
 from pretrain.train.steps import evaluation_step, own_tokens
 from tests.distributed import Group, launch, rebuild
 from tests.model.cost.saved import saved_bytes
-from tests.parallel.context_layouts import CAPPED, WINDOWED
+from tests.parallel.context_layouts import CAPPED
 from tests.parallel.engine.test_dropout import BOTH, FULL, SELECTIVE, curve, same, streams
-from tests.parallel.layouts import LLAMA
+from tests.parallel.layouts import LLAMA, LOCAL
 from tests.parallel.training import (
     SEQ_LENGTH,
     VOCAB_SIZE,
@@ -34,7 +34,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "learned positions": {},
     "one group, no positions": given(position="none", num_query_groups=1),
     "GQA rotary": LLAMA,
-    "windows": WINDOWED,
+    "windows": LOCAL,
     "windows everywhere": LLAMA | given(window=3),
     "soft caps": CAPPED,
     "soft caps in windows": CAPPED | given(window=5),

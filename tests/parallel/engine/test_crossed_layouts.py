@@ -6,8 +6,7 @@ import pytest
 
 from tests.documents.layouts import TABLES
 from tests.parallel.crossed_layouts import COMBINED, HELD_BY
-from tests.parallel.engine.test_layouts import check, ids
-from tests.parallel.layouts import Case, Row, measure
+from tests.parallel.layouts import Case, Row, check, ids, measure
 
 ALL = TABLES["crossed"]
 QUICK = [case for case in ALL if case.name not in HELD_BY]

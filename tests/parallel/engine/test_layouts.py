@@ -9,7 +9,7 @@ import pytest
 
 from tests.documents.layouts import DOCUMENT, TABLES, rows_in
 from tests.parallel.context_layouts import QUICK_OF_CONTEXT
-from tests.parallel.layouts import HELD_BY, QUICK_OF_FOUR, STEPS, Case, Row, is_quick, measure
+from tests.parallel.layouts import HELD_BY, QUICK_OF_FOUR, STEPS, Case, Row, check, ids, is_quick, measure
 
 ALL = [*TABLES["table"], *TABLES["context"]]
 QUICK = [case for case in TABLES["table"] if is_quick(case)]
@@ -25,19 +25,6 @@ def rows() -> dict[str, Row]:
 @pytest.fixture(scope="module")
 def slow_rows() -> dict[str, Row]:
     return measure(SLOW, timeout=3400)
-
-
-def check(case: Case, row: Row) -> None:
-    assert not row.unequal, f"ranks hold different values of {row.unequal}"
-    assert row.loss <= case.tolerance.loss
-    assert row.norm <= case.tolerance.norm
-    assert row.parameters <= case.tolerance.parameters
-    if case.exact:
-        assert row.identical, "losses and parameters must be bit for bit those of one process"
-
-
-def ids(cases: list[Case]) -> list[str]:
-    return [case.name for case in cases]
 
 
 @pytest.mark.parametrize("case", QUICK, ids=ids(QUICK))

@@ -25,7 +25,7 @@ from parallel.launch.exit_codes import ExitCode
 from pretrain.data.prepare import PrepareOptions, prepare
 from pretrain.data.token_files import BLOCK_BYTES, SAMPLE_BLOCKS
 from pretrain.rundir.metrics import read_metrics
-from tests import running
+from tests import forks, running
 from tests.pretrain.small import small_data
 from tools.cli import main
 
@@ -54,12 +54,8 @@ def start(config: Path, runs: Path, *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tools.cli", "pretrain", str(config), f"runs_dir={runs}", *overrides]
     # Other tests of this process may have made it a rank of its own.
     # The run must not take that for a launcher.
-    env = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    }
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(env, OMP_NUM_THREADS="1"))
+    env = forks.shell_environment() | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
 
 
 def run(config: Path, runs: Path, *overrides: str) -> tuple[int, str]:
@@ -362,7 +358,7 @@ def test_mistakes_are_said_before_anything_starts(
     message: str,
     processes: int,
 ) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    for name in forks.OF_A_RUN:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pretrain.train.run.start_local", pytest.fail)
     monkeypatch.setattr("pretrain.train.run.run_rank", pytest.fail)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ from model.hf.export import export
 from model.hf.reference import Evaluation
 from pretrain.data.tokens.tokenizer import Tokenizer
 from pretrain.data.tokens.train import train_tokenizer
+from tests.forks import shell_environment
 from tests.model.hf.tiny import LOGIT_SCALE, make_config, make_weights
 
 pytestmark = [
@@ -120,14 +120,7 @@ def harness(folder: Path, architecture: str) -> dict[str, Any]:
         "--device",
         "cpu",
     ]
-    ours = (
-        "RANK",
-        "WORLD_SIZE",
-        "LOCAL_RANK",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-    )  # other tests of this process may have made it a rank
-    env = {key: value for key, value in os.environ.items() if key not in ours}
+    env = shell_environment()  # other tests of this process may have made it a rank
     env |= {
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
