@@ -14,11 +14,13 @@ from pathlib import Path
 from model.errors import UserError
 from parallel.launch import slurm_client
 from parallel.launch.slurm_client import Queued
-from pretrain.cluster.status import RunStatus, find_runs, status_of
+from pretrain.cluster.status import RunStatus, check_root, find_runs, status_of
 from pretrain.cluster.status_cells import HEADINGS, RIGHT, cells
 from pretrain.report.page import template
-from pretrain.report.run_report import read_run, render
-from pretrain.rundir.state import STATE_FILE, SUBMITTED_FILE
+from pretrain.report.run import RunRecord
+from pretrain.report.run_charts import Chart
+from pretrain.report.run_report import read_run, render, sample_charts
+from pretrain.rundir.state import STATE_FILE, SUBMITTED_FILE, latest_step
 
 FILES = ("metrics.jsonl", STATE_FILE, "config.yaml", SUBMITTED_FILE)
 """Files of a run that say how it is."""
@@ -30,6 +32,8 @@ MARKS = {
     "cancelled": "bad",
 }
 """Colour of a state's mark; others are open."""
+MOST_PAGES = 16
+"""Reports that are kept."""
 Version = tuple[tuple[int, int], ...]
 """Time of the last change and size of each of a run's files, zeros where there is none."""
 
@@ -60,16 +64,13 @@ class Board:
 
     def __init__(self, root: Path) -> None:
         """Raises UserError where the folder does not exist; it may hold no run yet."""
-        if not root.is_dir():
-            raise UserError(
-                f"{root} does not exist: give a run directory or the folder of several "
-                "(runs_dir of the configuration)"
-            )
+        check_root(root)
         self.root = root
         self._drawing = threading.Lock()
         self._folders: dict[str, Path] = {}
         self._ended: dict[Path, Ended] = {}
         self._reports: dict[Path, Shown] = {}
+        self._drawn: dict[Path, tuple[int | None, list[Chart]]] = {}
 
     def statuses(self) -> list[RunStatus]:
         """All runs. Those that have ended are read again when a file of theirs has changed."""
@@ -77,7 +78,8 @@ class Board:
         queued = slurm_client.queue()
         folders = list(self._folders.values())
         found = [self._status(folder, queued) for folder in folders]
-        self._ended = {folder: self._ended[folder] for folder in folders if folder in self._ended}
+        ended = self._ended
+        self._ended = {folder: ended[folder] for folder in folders if folder in ended}
         return found
 
     def table(self) -> str:
@@ -90,7 +92,6 @@ class Board:
             root=str(self.root),
             interval=interval_s,
             headings=HEADINGS,
-            right=RIGHT,
             **self._rows(self.statuses()),
         )
 
@@ -101,18 +102,27 @@ class Board:
         Raises KeyError where no run is there, UserError where it cannot be read.
         """
         folder = self._folder(place)
-        version = version_of(folder)
         with self._drawing:
-            shown = self._reports.get(folder)
+            version, shown = version_of(folder), self._reports.pop(folder, None)
             if shown is None or shown.version != version:
-                shown = Shown(version, render(read_run(folder)))
-                self._reports = {folder: shown, **dict(list(self._reports.items())[:15])}
-        follow = template("board_follow.html").render(interval=interval_s, version=self.version(place))
+                run = read_run(folder)
+                shown = Shown(version, render(run, self._samples(run)))
+            self._reports = {folder: shown, **dict(list(self._reports.items())[: MOST_PAGES - 1])}
+        follow = template("board_follow.html").render(interval=interval_s, version=word_of(shown.version))
         return shown.text.replace("</body>", f"{follow}</body>")
+
+    def _samples(self, run: RunRecord) -> list[Chart]:
+        """What the newest checkpoint makes of samples, drawn once for each checkpoint."""
+        folder = run.folder
+        step, known = latest_step(folder), self._drawn.pop(folder, None)
+        if known is None or known[0] != step:
+            known = step, sample_charts(run)
+        self._drawn = {folder: known, **dict(list(self._drawn.items())[: MOST_PAGES - 1])}
+        return known[1]
 
     def version(self, place: str) -> str:
         """A text that changes with the files of a run. Raises KeyError where no run is there."""
-        return "-".join(f"{time:x}.{size:x}" for time, size in version_of(self._folder(place)))
+        return word_of(version_of(self._folder(place)))
 
     def _look(self) -> None:
         try:
@@ -126,9 +136,11 @@ class Board:
         return "" if place == "." else place
 
     def _folder(self, place: str) -> Path:
-        if place not in self._folders or not self._folders[place].is_dir():
+        folder = self._folders.get(place)
+        if folder is None or not folder.is_dir():
             self._look()
-        return self._folders[place]
+            folder = self._folders[place]
+        return folder
 
     def _status(self, folder: Path, queued: Mapping[str, Queued] | None) -> RunStatus:
         version, known, now = version_of(folder), self._ended.get(folder), time.time()
@@ -152,6 +164,11 @@ class Board:
             for status in statuses
         ]
         return {"rows": rows, "numeric": RIGHT}
+
+
+def word_of(version: Version) -> str:
+    """A version as pages and their script compare it."""
+    return "-".join(f"{time:x}.{size:x}" for time, size in version)
 
 
 def version_of(folder: Path) -> Version:

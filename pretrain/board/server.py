@@ -6,6 +6,7 @@ so that a page of the web cannot read it through the reader's browser.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -70,8 +71,6 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.NOT_FOUND, PLAIN, "no run is there (any more)")
         except UserError as error:
             self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, PLAIN, printable(str(error), 1000))
-        except ConnectionError:
-            pass  # the reader has left
         except Exception as error:
             if debugging():
                 raise
@@ -103,8 +102,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Security-Policy", POLICY)
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Referrer-Policy", "no-referrer")
-        self.end_headers()
-        self.wfile.write(body)
+        with contextlib.suppress(ConnectionError):  # the reader has left
+            self.end_headers()
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         """Says nothing of requests; of what went wrong with one, only to who looks for faults."""

@@ -59,16 +59,21 @@ class RunStatus:
     nodes: str = ""
 
 
-def find_runs(path: Path) -> list[Path]:
-    """Run directories at or below a folder, oldest name first.
-
-    Raises UserError where the folder does not exist or holds none.
-    """
+def check_root(path: Path) -> None:
+    """Raises UserError where the folder of runs does not exist."""
     if not path.is_dir():
         raise UserError(
             f"{path} does not exist: give a run directory or the "
             "folder of several (runs_dir of the configuration)"
         )
+
+
+def find_runs(path: Path) -> list[Path]:
+    """Run directories at or below a folder, oldest name first.
+
+    Raises UserError where the folder does not exist or holds none.
+    """
+    check_root(path)
     runs = sorted(_search(path, DEPTH))
     if not runs:
         raise UserError(f"no run in {path}: a run directory holds {' or '.join(MARKS)}")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from model.words import duration, printable, quantity
-from pretrain.cluster.status import RunStatus
+
+if TYPE_CHECKING:
+    from pretrain.cluster.status import RunStatus
 
 HEADINGS = ("RUN", "STATE", "STEP", "LOSS", "TOKENS/S", "LEFT", "RESTARTS", "CHECKPOINT", "JOB")
 RIGHT = ("STEP", "LOSS", "TOKENS/S", "LEFT", "RESTARTS")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class RunRecord:
         """Name of the run."""
         return self.config.word("name") or self.folder.resolve().name
 
-    @property
+    @functools.cached_property
     def model(self) -> ModelConfig | None:
         """The model's configuration, where this version still reads it."""
         try:
@@ -40,7 +41,7 @@ class RunRecord:
         except (ValueError, TypeError):
             return None
 
-    @property
+    @functools.cached_property
     def task(self) -> Task:
         """What it was trained for; the model's own task where the run names none that is known."""
         family = self.model.family if self.model is not None else "gpt"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from pretrain.report.page import template
 from pretrain.report.pictures import picture_charts
 from pretrain.report.recordings import recording_charts
 from pretrain.report.run import RunRecord, read_run
-from pretrain.report.run_charts import Context, all_charts
+from pretrain.report.run_charts import Chart, Context, all_charts
 from pretrain.report.run_numbers import commands, date, encoder_layers, facts, headlines, numbers
 from pretrain.rundir.outcome import ending
 
@@ -57,8 +58,17 @@ def write_page(run: RunRecord, out: Path | None = None) -> Path:
     return target
 
 
-def render(run: RunRecord) -> str:
-    """The page as HTML, with every picture inside."""
+def sample_charts(run: RunRecord) -> list[Chart]:
+    """Pictures of samples with what the newest checkpoint makes of them, for which it computes."""
+    return [*picture_charts(run), *recording_charts(run)]
+
+
+def render(run: RunRecord, samples: Sequence[Chart] | None = None) -> str:
+    """The page as HTML, with every picture inside.
+
+    samples: `sample_charts` of the run, which change with its checkpoint alone, where known.
+    """
+    shown = sample_charts(run) if samples is None else samples
     context = Context(
         run.metrics,
         run.config.number("optimizer.clip_grad") or 0.0,
@@ -74,7 +84,7 @@ def render(run: RunRecord) -> str:
         scheme=_scheme(run),
         facts=facts(run),
         headlines=headlines(run),
-        charts=[*picture_charts(run), *recording_charts(run), *all_charts(context)],
+        charts=[*shown, *all_charts(context)],
         commands=commands(run),
         dirty=bool(run.environment.get("git.dirty")),
         warnings=warnings[:MOST_WARNINGS],

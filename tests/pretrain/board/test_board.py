@@ -16,9 +16,12 @@ import pytest
 from model.errors import UserError
 from pretrain.board.pages import Board
 from pretrain.board.server import BoardServer
+from pretrain.report.run import RunRecord
+from pretrain.report.run_charts import Chart
+from pretrain.report.run_report import render
 from pretrain.rundir.metrics import MetricsWriter
 from pretrain.rundir.state import claim, write_state
-from tests.pretrain.cluster.starts import make_run
+from tests.pretrain.cluster.starts import checkpoint, make_run
 
 NAME = "a <b> & c"
 PLACE = "/run/of%20us/a%20%3Cb%3E%20%26%20c"
@@ -91,6 +94,35 @@ def test_what_goes_on_is_shown_and_what_does_not_is_not_read_again(server: Board
     assert "42/100" in get(server, "/rows")[1]  # as far as it can see nothing has changed
     metrics.touch()
     assert "43/100" in get(server, "/rows")[1]
+
+
+def test_a_report_is_drawn_once_for_each_change(
+    server: BoardServer, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what the newest checkpoint makes of samples once for each checkpoint."""
+    drawn, sampled = [], []
+
+    def counted(run: RunRecord, samples: list[Chart]) -> str:
+        drawn.append(run.name)
+        return render(run, samples)
+
+    monkeypatch.setattr("pretrain.board.pages.render", counted)
+
+    def nothing(run: RunRecord) -> list[Chart]:
+        sampled.append(run.name)
+        return []
+
+    monkeypatch.setattr("pretrain.board.pages.sample_charts", nothing)
+    for count in (1, 2, 3):
+        for _ in range(2):
+            page = get(server, "/run/plain")[1]
+            assert f'data-version="{get(server, "/version/plain")[1]}"' in page
+        assert (len(drawn), len(sampled)) == (count, 1)
+        take_step(runs / "plain", 10 + count)
+    checkpoint(runs / "plain", 12)
+    (runs / "plain" / "checkpoints" / "latest").write_text("step_00000012\n")
+    get(server, "/run/plain")
+    assert (len(drawn), len(sampled)) == (4, 2)
 
 
 def test_a_run_that_cannot_be_read_hides_no_other(server: BoardServer, runs: Path) -> None:
