@@ -23,7 +23,7 @@ from pretrain.data.prepare import (
 from pretrain.data.reading.inputs import Source, find_sources
 from pretrain.data.reading.pairs import PairFile, Sides, pair_files, pair_of, pair_records
 from pretrain.data.reading.raw_record import Broken, Record
-from pretrain.data.tokens.encode_pairs import HeldOut, PairJob, digest_of
+from pretrain.data.tokens.encode_pairs import HeldOut, PairJob
 from pretrain.data.tokens.tokenizer import Tokenizer
 from pretrain.data.writer import NAME, PairOutput, correlation
 
@@ -119,9 +119,10 @@ def check_shares(options: PairOptions) -> None:
             )
 
 
-def held_out(options: PairOptions, files: list[PairFile]) -> HeldOut:
+def held_out(options: PairOptions, files: list[PairFile], job: type[PairJob] = PairJob) -> HeldOut:
     """Which files are a split of their own, and what they say.
 
+    job: knows what a source is.
     A file of INPUT may be one of them, and is then no other split's.
     """
     own: dict[str, int] = {}
@@ -139,7 +140,7 @@ def held_out(options: PairOptions, files: list[PairFile]) -> HeldOut:
             for record in pair_records(file, options.sides, options.streaming):
                 pair = pair_of(record, options.sides)
                 if not isinstance(pair, Broken):
-                    found.add(digest_of(pair[0]))
+                    found.add(job.source(record, pair[0]))
     return HeldOut(own, frozenset(found))
 
 

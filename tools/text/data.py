@@ -7,7 +7,7 @@ import os
 import re
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -207,6 +207,8 @@ def prepare(
         _refuse(shown, "without --speech")
     if images is None:
         _refuse({f"--channels {channels}": channels is not None}, "without --images")
+    if images is None and not tokenizer:
+        _missing_tokenizer()
     options: CommonOptions
     if speech is not None:
         _refuse({f"--pairs {pairs}": pairs, f"--images {images}": images}, "with --speech")
@@ -265,6 +267,12 @@ def _shares(split: str | None, validation: list[str] | None, test: list[str] | N
         raise UserError(f"--split {split}: {wanted}") from error
 
 
+def _missing_tokenizer() -> NoReturn:
+    from model.errors import UserError
+
+    raise UserError("--tokenizer is missing: name a SentencePiece model or a tokenizer.json")
+
+
 def _options(
     common: CommonOptions,
     pairs: str | None,
@@ -278,8 +286,6 @@ def _options(
     from pretrain.data.prepare_pairs import PairOptions
     from pretrain.data.reading.pairs import Sides
 
-    if not common.tokenizer:
-        raise UserError("--tokenizer is missing: name a SentencePiece model or a tokenizer.json")
     given = _given(common)
     chosen = {name: value for name, value in of_pairs.items() if value}
     if pairs is None:
@@ -304,12 +310,9 @@ def _of_speech(
     common: CommonOptions, speech: str, chosen: dict[str, Any], text_key: str, begin_mark: bool | None
 ) -> SpeechOptions:
     """The options of recordings. Raises UserError for one that has no effect."""
-    from model.errors import UserError
     from pretrain.data.reading.pairs import Sides
     from pretrain.data.speech.prepare import SpeechOptions
 
-    if common.tokenizer == Path():
-        raise UserError("--tokenizer is missing: name a SentencePiece model file")
     _refuse(_of_plain_texts(common, text_key, begin_mark), "with --speech")
     return SpeechOptions(**_given(common), sides=Sides.of(speech, "--speech"), **chosen)
 

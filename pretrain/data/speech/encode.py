@@ -5,6 +5,7 @@ Must stay free of torch and Megatron.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,13 @@ from pretrain.data.manifest import SPLITS
 from pretrain.data.reading.raw_record import Broken, Record
 from pretrain.data.speech.audio import TooLongError, read_clip
 from pretrain.data.speech.filterbanks import log_mel, stored
-from pretrain.data.tokens.encode import EncodedBatch, gathered, split_of
-from pretrain.data.tokens.encode_pairs import PairEncoder, PairJob
+from pretrain.data.tokens.encode import EncodedBatch, gathered
+from pretrain.data.tokens.encode_pairs import PairEncoder, PairJob, digest_of
+
+
+def path_of(record: Record, name: str) -> Path:
+    """The recording that a record names."""
+    return Path(record.file).parent / name.strip()
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,11 @@ class SpeechJob(PairJob):
     """Numbers of a frame."""
     max_seconds: float = 30.0
     """Of a clip."""
+
+    @staticmethod
+    def source(record: Record, text: str) -> bytes:
+        """As `PairJob`: a name says which file it is only together with the table it stands in."""
+        return digest_of(os.path.abspath(path_of(record, text)))
 
     def encoder(self) -> SpeechEncoder:
         """As `Job`."""
@@ -44,29 +55,29 @@ class SpeechEncoder(PairEncoder):
         two splits unless files say so.
         """
         result = EncodedBatch(records=len(batch), size=size)
-        found: list[tuple[bytes, str, int]] = []
+        frames, file_sizes = [], []
         kept: list[tuple[Record, str]] = []
         for record, path, text in self.kept(batch, result):
             clip = self._clip(record, path, result)
             if clip is not None:
-                found.append(clip)
+                frames.append(clip[0])
+                file_sizes.append(clip[1])
                 kept.append((record, text))
         targets = self._documents([text for _, text in kept])
-        fits = [self._short(record, ids, result) for (record, _), ids in zip(kept, targets, strict=True)]
-        own = [self._split_of(record, text) for record, text in kept]
+        fits = [self._fits(record, b"", ids, result) for (record, _), ids in zip(kept, targets, strict=True)]
+        own = [self._split(record, text) for record, text in kept]
         text_sizes = [len(text.encode()) for _, text in kept]
         parts = []
         for split in range(len(SPLITS)):
             chosen = [short and its == split for short, its in zip(fits, own, strict=True)]
-            frames, sizes = [clip[0] for clip in found], [clip[2] for clip in found]
-            parts.append(gathered(frames, sizes, np.dtype(np.uint16).itemsize, chosen))
+            parts.append(gathered(frames, file_sizes, np.dtype(np.uint16).itemsize, chosen))
             parts.append(gathered(targets, text_sizes, len(self._end_mark), chosen))
         result.splits = tuple(parts)
         return result
 
-    def _clip(self, record: Record, name: str, result: EncodedBatch) -> tuple[bytes, str, int] | None:
-        """The stored frames of a recording, its path and its file's bytes; None where broken."""
-        path = Path(record.file).parent / name.strip()
+    def _clip(self, record: Record, name: str, result: EncodedBatch) -> tuple[bytes, int] | None:
+        """The stored frames of a recording, and its file's bytes; None where broken."""
+        path = path_of(record, name)
         try:
             samples = read_clip(path, self.job.max_seconds)
             if not samples.any():
@@ -77,17 +88,5 @@ class SpeechEncoder(PairEncoder):
         except (ValueError, OSError) as error:
             result.broken.append(Broken(record.file, record.line, f"{name}: {error}"))
         else:
-            return frames.tobytes(), str(path), path.stat().st_size
+            return frames.tobytes(), path.stat().st_size
         return None
-
-    def _short(self, record: Record, ids: bytes, result: EncodedBatch) -> bool:
-        tokens = len(ids) // len(self._end_mark)
-        if tokens <= self.job.max_tokens:
-            return True
-        reason = f"{self.job.sides.target!r} has {tokens} tokens, the most is {self.job.max_tokens}"
-        result.too_long.append(Broken(record.file, record.line, reason))
-        return False
-
-    def _split_of(self, record: Record, text: str) -> int:
-        own = self.job.held.files.get(record.file)
-        return split_of(text.encode(), self.job.seed, self.job.split) if own is None else own

@@ -120,7 +120,7 @@ def prepare_speech(
     if not options.max_seconds > 0:
         raise UserError(f"--max-seconds {options.max_seconds:g}: must be above 0")
     sources, files = sources_and_files(options)
-    held = held_out(options, files)
+    held = held_out(options, files, SpeechJob)
     tokenizer = Tokenizer(options.tokenizer)
     for note in tokenizer_notes(tokenizer):
         on_note(note)

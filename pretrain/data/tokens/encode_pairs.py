@@ -46,6 +46,11 @@ class PairJob:
     marked: bool = False
     """Names of special tokens in texts stand for those tokens."""
 
+    @staticmethod
+    def source(record: Record, text: str) -> bytes:
+        """What tells the source of a pair from others."""
+        return digest_of(text)
+
     def encoder(self) -> PairEncoder:
         """As `Job`."""
         return PairEncoder(self)
@@ -96,7 +101,7 @@ class PairEncoder:
             elif any(blank):
                 side = self.job.sides[blank.index(True)]
                 result.one_side.append(Broken(record.file, record.line, f"{side!r} is empty"))
-            elif record.file not in held.files and digest_of(found[0]) in held.sources:
+            elif record.file not in held.files and self.job.source(record, found[0]) in held.sources:
                 result.held_out += 1
             else:
                 kept.append((record, *found))

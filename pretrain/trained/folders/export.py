@@ -159,7 +159,7 @@ def _described(trained: Trained) -> tuple[Mapping[str, object], Mapping[str, obj
 
 def _of_speech(trained: Trained) -> dict[str, object]:
     """How transformers makes frames. Raises UserError for frames and ids that its class has not."""
-    from sentencepiece import SentencePieceProcessor
+    from pretrain.data.tokens.tokenizer import Tokenizer
 
     facts, unread = speech_facts(trained), trained.config.blueprint.sinusoid.first - 1
     if facts.normalise != "utterance":
@@ -167,8 +167,8 @@ def _of_speech(trained: Trained) -> dict[str, object]:
             f"{trained.reader.folder} hears frames normalised over all of its data, and Speech2Text of "
             "transformers each clip over its own: prepare data with --normalise utterance"
         )
-    pieces = SentencePieceProcessor(model_file=str(trained.needed_tokenizer()))
-    if not pieces.IsControl(unread) or pieces.eos_id() == unread:
+    pieces = Tokenizer(trained.needed_tokenizer())
+    if not pieces.is_control()[unread] or pieces.eod_id == unread:
         raise UserError(
             f"{trained.needed_tokenizer()} has a piece of text as id {unread}, which Speech2Text of "
             "transformers takes for padding: use a tokenizer of `fathom tokenizer train`"

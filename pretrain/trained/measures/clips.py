@@ -91,7 +91,8 @@ def evaluate_clips(
     Raises UserError where data and model do not fit.
     """
     from pretrain.data.tokens.tokenizer import Tokenizer
-    from pretrain.trained.measures.windows import check_fits, chosen
+    from pretrain.trained.measures.pairs import score_batch
+    from pretrain.trained.measures.windows import check_fits, chosen, rows_asked
     from pretrain.trained.scorer import Scorer
 
     trained.check_kind(SPEECH)
@@ -100,21 +101,25 @@ def evaluate_clips(
     tokenizer = Tokenizer(trained.needed_tokenizer())
     blend = open_split(trained, split, data)
     name = f"{split} split of {check_fits(trained, tokenizer, chosen(trained, data)[0], blend)}"
-    available = blend.samples_per_epoch[0]
-    rows = available if samples is None else samples
-    if rows > available:
-        raise UserError(f"samples={samples}: the {name} gives {available} rows of clips only")
+    rows = rows_asked(blend, samples, name, "rows of clips ")
+    if settings and not tokenizer.lossless:
+        raise UserError(
+            f"tokenizer {tokenizer.path} changes texts ({', '.join(tokenizer.changes)}), so that a data set "
+            "does not hold what is said: leave out --translate"
+        )
     run = trained.reader.sections
     size = batch_size or run.train.micro_batch_size or 8
     scorer = Scorer(trained, precision or run.train.precision or "auto")
-    nats, tokens, clips = 0.0, 0, []
+    nats, tokens, count = 0.0, 0, 0
+    clips: list[tuple[np.ndarray, np.ndarray]] = []
     for first in range(0, rows, size):
         numbers = range(first, min(first + size, rows))
         batch = blend.batch(numbers)
-        counted = batch["weights"] > 0
-        nats += float(scorer.labelled(batch)[counted].double().sum())
-        tokens += int(counted.sum())
-        clips += [clip for number in numbers for clip in blend.clips_of(number)]
+        told, counted = score_batch(scorer, batch)
+        nats, tokens = nats + told, tokens + counted
+        count += int(batch["documents"].amax(1).sum())  # a row's clips are numbered from 1
+        if settings:
+            clips += [clip for number in numbers for clip in blend.clips_of(number)]
         if progress:
             progress(numbers.stop, rows)
     return ToldClips(
@@ -122,7 +127,7 @@ def evaluate_clips(
         step=trained.reader.step,
         data=name,
         rows=rows,
-        clips=len(clips),
+        clips=count,
         left_out=blend.left_out,
         precision=scorer.label,
         loss=nats / tokens,

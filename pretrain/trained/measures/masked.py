@@ -69,18 +69,12 @@ def evaluate_masked(
     `train.eval_samples` samples of the validation split are these, and their loss is the same.
     Raises UserError where data and model do not fit.
     """
+    from pretrain.trained.measures.windows import rows_asked
     from pretrain.trained.scorer import Scorer
 
     run = trained.reader.sections
     source, name = masked_samples(trained, data, split)
-    available = source.blend.samples_per_epoch[0] if len(source.blend.samples_per_epoch) == 1 else None
-    if samples is None and available is None:
-        raise UserError(
-            "the run blends several data sets, which has no end: give --samples, or name one with --data"
-        )
-    count = samples or available or 0
-    if available is not None and count > available:
-        raise UserError(f"samples={samples}: the {split} split of {name} gives {available} only")
+    count = rows_asked(source.blend, samples, f"{split} split of {name}")
     batch_size = batch_size or run.train.micro_batch_size or BATCH
     scorer = Scorer(trained, precision or run.train.precision or "auto")
     nats, tokens, right = 0.0, 0, 0

@@ -149,7 +149,7 @@ def evaluate_pairs(
     nats, tokens, done = 0.0, 0, 0
     pairs: list[Pair] = []
     while rows := list(islice(given.rows, size)):
-        told, count = _score(scorer, _batch(rows, given.lengths, tokenizer.eod_id))
+        told, count = score_batch(scorer, _batch(rows, given.lengths, tokenizer.eod_id))
         nats, tokens, done = nats + told, tokens + count, done + len(rows)
         pairs += [pair for row in rows for pair in row]
         if progress:
@@ -159,7 +159,7 @@ def evaluate_pairs(
         mixed = iter(with_wrong_sources(pairs))
         wrong_nats = 0.0
         while few := list(islice(mixed, size)):
-            wrong_nats += _score(scorer, _batch([[pair] for pair in few], None, tokenizer.eod_id))[0]
+            wrong_nats += score_batch(scorer, _batch([[pair] for pair in few], None, tokenizer.eod_id))[0]
     translated = None
     if settings:
         translated = _translated(trained, given.texts or _spelt(tokenizer, pairs), settings, progress)
@@ -178,7 +178,7 @@ def evaluate_pairs(
     )
 
 
-def _score(scorer: Scorer, batch: dict[str, Tensor]) -> tuple[float, int]:
+def score_batch(scorer: Scorer, batch: dict[str, Tensor]) -> tuple[float, int]:
     """(Nats of all target tokens, how many there are)."""
     counted = batch["weights"] > 0
     return float(scorer.labelled(batch)[counted].double().sum()), int(counted.sum())
@@ -272,20 +272,13 @@ def _given(trained: Trained, tokenizer: Tokenizer, asked: PairsAsked) -> _Given:
 
 def _data_pairs(trained: Trained, tokenizer: Tokenizer, asked: PairsAsked) -> _Given:
     from pretrain.data.pairs.samples import open_pairs
-    from pretrain.trained.measures.windows import check_fits, chosen
+    from pretrain.trained.measures.windows import check_fits, chosen, rows_asked
 
     corpora, cache = chosen(trained, asked.data)
     lengths = trained.row_lengths
     blend = open_pairs(corpora, asked.split, lengths, 0, cache, alone=True)
     name = f"{asked.split} split of {check_fits(trained, tokenizer, corpora, blend)}"
-    available = blend.samples_per_epoch[0] if len(corpora) == 1 else None
-    samples = available if asked.samples is None else asked.samples
-    if samples is None:
-        raise UserError(
-            "the run blends several data sets, which has no end: give --samples, or name one with --data"
-        )
-    if available is not None and samples > available:
-        raise UserError(f"samples={samples}: the {name} gives {available} rows of pairs only")
+    samples = rows_asked(blend, asked.samples, name, "rows of pairs ")
     return _Given(name, samples, (blend.pairs_of(index) for index in range(samples)), lengths, blend.left_out)
 
 

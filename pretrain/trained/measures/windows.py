@@ -52,6 +52,24 @@ class Asked:
     """Windows at once; None: the run's micro_batch_size."""
 
 
+def rows_asked(blend: Blend, samples: int | None, name: str, unit: str = "") -> int:
+    """How many rows of a data set are measured, from the first on. samples: None: all.
+
+    name, unit: of the data and of its rows, with a space behind it, for messages.
+    Raises UserError where there are fewer, and where several data sets have no end.
+    """
+    rows = blend.samples_per_epoch
+    available = rows[0] if len(rows) == 1 else None
+    asked = available if samples is None else samples
+    if asked is None:
+        raise UserError(
+            "the run blends several data sets, which has no end: give --samples, or name one with --data"
+        )
+    if available is not None and asked > available:
+        raise UserError(f"samples={samples}: the {name} gives {available} {unit}only")
+    return asked
+
+
 @dataclass(frozen=True)
 class Windows:
     """What is scored."""

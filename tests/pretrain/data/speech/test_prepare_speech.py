@@ -105,6 +105,23 @@ def test_what_cannot_be_used_is_counted_and_named(data: tuple[Path, Manifest], t
     assert not (tmp_path / "strict").exists()
 
 
+def test_a_held_out_recording_is_a_file_and_not_its_name(data: tuple[Path, Manifest], tmp_path: Path) -> None:
+    """Two tables in folders of their own name files alike, and one also the other's file."""
+    tables = {"train": "a.wav\tred\n../held/a.wav\tblue\n", "held": "a.wav\tblue\n"}
+    for seed, (folder, rows) in enumerate(tables.items()):
+        (tmp_path / folder).mkdir()
+        write_clip(tmp_path / folder / "a.wav", spoken(["red", "blue"], seed))
+        (tmp_path / folder / "list.tsv").write_text(f"path\ttranscript\n{rows}")
+    given = options(data, tmp_path / "train" / "list.tsv", tmp_path / "out")
+    held = (str(tmp_path / "held" / "list.tsv"),)
+    manifest = prepare_speech(replace(given, validation=held, split=(1.0, 0.0, 0.0)))
+    assert manifest.speech is not None
+    assert manifest.speech.held_out == 1
+    for split, said in (("train", "red"), ("validation", "blue")):
+        _, texts = inspect_dataset(tmp_path / "out", split, 9)
+        assert [text.split("transcript: ")[1] for text in texts] == [said]
+
+
 def test_the_command_reads_a_table_whose_validation_is_a_file(
     data: tuple[Path, Manifest], tmp_path: Path
 ) -> None:
@@ -127,6 +144,7 @@ def test_the_command_reads_a_table_whose_validation_is_a_file(
     [
         (["--filters", "8"], "--filters 8 has no effect without --speech"),
         (["--speech", "path"], "--speech path: give two names"),
+        (["--speech", "a,b", "--tokenizer", ""], "--tokenizer is missing: name a SentencePiece model"),
         (["--speech", "a,b", "--pairs", "a,b"], "--pairs a,b has no effect with --speech"),
     ],
 )
