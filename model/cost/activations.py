@@ -181,13 +181,13 @@ class Activations:
     def _attention(self, recomputed: bool) -> float:
         config, n = self.config, self.tokens * self.element / self.tensor
         query, key = config.num_attention_heads * config.kv_channels, config.groups * config.kv_channels
+        if self.context > 1 and not recomputed:
+            return self._cut_attention(n * query, n * key)
         kept = n * (query + 2 * key)
         if config.position == "rotary":
             kept += n * (query + key)
         elif self._copies_queries:
             kept += n * query
-        if self.context > 1 and not recomputed:
-            return self._cut_attention(n * query, n * key)
         if config.attention.soft_cap is not None and not recomputed:
             if config.num_attention_heads > config.groups:
                 kept = self._expanded()

@@ -177,7 +177,7 @@ class _OfPieces(SdpaAttention):
         return super().attend(query, key, value, None, dropout)
 
 
-class ContextAttention(_OfPieces, SdpaAttention):
+class ContextAttention(_OfPieces):
     """Core attention over torch's scaled_dot_product_attention, of a sequence's own pieces."""
 
     def tail(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:

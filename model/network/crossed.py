@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.depth.placed import PlacedLayer
 from model.layers.seam import DecoderLayer, EncoderLayer
+from model.network.documents import hidden_keys
 
 
 def seam_spec(
@@ -36,9 +37,8 @@ def crossed_masks(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         source = torch.ones_like(batch["source"])
     if target is None:
         target = torch.ones_like(batch["tokens"])
-    length = target.shape[1]
-    future = torch.ones(length, length, dtype=torch.bool, device=target.device).triu(1)
     in_encoder = source[:, :, None] != source[:, None, :]
     crossed = (target[:, :, None] != source[:, None, :]) & (target != 0)[:, :, None]
-    own = (target[:, :, None] != target[:, None, :]) | future
-    return own[:, None], torch.cat((in_encoder, crossed), dim=1)[:, None]
+    own = hidden_keys({"documents": target}, causal=True)
+    assert own is not None
+    return own, torch.cat((in_encoder, crossed), dim=1)[:, None]

@@ -40,6 +40,7 @@ from model.layers.context import of_pieces, own_pieces, places
 from model.layers.torch_parts import rotary_table
 from model.layers.transformer_config import stack_config
 from model.layers.windows import WindowMask
+from model.network.batch import unread
 from model.network.chunks import in_chunks
 from model.network.crossed import crossed_masks, seam_spec
 from model.network.documents import additive, hidden_keys, packed_sequences, turned_by_position
@@ -61,22 +62,6 @@ from model.rotary import frequencies, magnitude, scales
 from model.weights.init import logit_scale
 
 
-def unread(model: ModelConfig) -> frozenset[str]:
-    """Names in a batch that would change nothing, although they say something of the samples."""
-    crossed = model.blueprint.crossed
-    ways = {
-        **dict.fromkeys(("source", "source_documents"), crossed and model.speech is None),
-        "source_positions": crossed,
-        **dict.fromkeys(("frames", "frame_documents"), model.speech is not None),
-        "documents": model.image is None,
-        "token_types": model.token_types > 0,
-        "tokens": model.image is None,
-        "images": model.image is not None,
-        "targets": model.blueprint.head.targets,
-    }
-    return frozenset(name for name, read in ways.items() if not read)
-
-
 class LanguageModel(MegatronModule):
     """A model of tokens of any family under a depth scheme, or one pipeline stage of it.
 
@@ -93,7 +78,7 @@ class LanguageModel(MegatronModule):
     z_loss: float = 0.0
     """Factor on log(Z)^2 beside the loss of each label, in gradients alone."""
     loss_chunk: int | None = None
-    """Positions whose logits exist at once where labels are given; None for all."""
+    """Positions of a whole sequence whose logits exist at once beside labels; None: all."""
     plan: tuple[FoldedLayer, ...]
     """Of all layers of the model, whatever stage of it this is, in the units that layers compute in
     (`model/depth/folded.py`).
@@ -123,7 +108,7 @@ class LanguageModel(MegatronModule):
         last = self.placed[-1].stack
         cap, self.logit_soft_cap = model.attention.soft_cap, model.logit_soft_cap
         layer_spec, norm = kernel_parts(kernels, self.fp32_stream, causal=last.causal, soft_cap=cap)
-        self.ranks = self.pg_collection.cp.size()
+        self.ranks, self.seq_length = self.pg_collection.cp.size(), seq_length
         if self.ranks > 1:
             whole_spec = layer_spec
             layer_spec = lambda plan: of_pieces(whole_spec(plan))  # noqa: E731
@@ -307,9 +292,10 @@ class LanguageModel(MegatronModule):
         measure = partial(self._measured, hits=hits, within=within)
         if self.loss_chunk is None:
             return measure(hidden_sbh, batch["labels"])
-        cut = self.output_layer.sequence_parallel
-        ranks = self.pg_collection.tp.size() if cut else 1
-        return in_chunks(measure, hidden_sbh, batch["labels"], self.loss_chunk, ranks)
+        ranks = self.pg_collection.tp.size() if self.output_layer.sequence_parallel else 1
+        # Shorter sequences come as more rows.
+        size = self.loss_chunk * batch["tokens"].shape[1] * self.ranks // self.seq_length
+        return in_chunks(measure, hidden_sbh, batch["labels"], size, ranks)
 
     def _measured(self, hidden_sbh: Tensor, labels: Tensor, *, hits: bool, within: int | None) -> Tensor:
         """What `forward` gives for labels [b, t] of what the output projection reads."""

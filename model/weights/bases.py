@@ -105,9 +105,14 @@ def word_correlation(config: ModelConfig) -> float:
     return given * (1 - masked) ** 2 + masked**2
 
 
+def hears(config: ModelConfig, stack: Stack) -> bool:
+    """Whether a stack reads frames of speech."""
+    return config.speech is not None and stack is config.blueprint.stacks[0]
+
+
 def input_correlation(config: ModelConfig, stack: Stack) -> float:
     """As `word_correlation`, of what a stack reads, which may be frames of speech."""
-    if config.speech is not None and stack is config.blueprint.stacks[0]:
+    if config.speech is not None and hears(config, stack):
         return config.speech.known_moments.correlation
     return word_correlation(config)
 

@@ -17,6 +17,7 @@ from model.weights.bases import (
     Lengths,
     fixed_position_variance,
     fixed_positions,
+    hears,
     input_correlation,
     stack_sizes,
 )
@@ -115,7 +116,7 @@ def _start(
     """What a stack's tables give, after dropout. Arguments as in `predict`."""
     words, shared = word_moments(config, init.word**2, init.logit_scale, log_p_v)
     types, positions = (init.token_type or 0.0) ** 2, (init.position or 0.0) ** 2
-    if config.speech is not None and stack is config.blueprint.stacks[0]:
+    if hears(config, stack):
         words = shared = init.word**2
     same = input_correlation(config, stack) if coincidence is None else coincidence
     # Two tokens of a sample that is cut at a uniform place are of one type in 2 of 3 cases.

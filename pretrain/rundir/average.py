@@ -63,8 +63,9 @@ def _write(readers: Sequence[CheckpointReader], folder: Path) -> None:
     files: list[Path] = []
     for number, (tensors, rows) in enumerate(_parts(readers)):
         files += write_part(folder, number, tensors, rows)
-    if newest.tokenizer_path is not None:
-        for name, content in tokenizer_files(newest.tokenizer_path).items():
+    tokenizer = newest.tokenizer_path
+    if tokenizer is not None:
+        for name, content in tokenizer_files(tokenizer).items():
             (folder / name).write_bytes(content)
             files.append(folder / name)
     manifest = {

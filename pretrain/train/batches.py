@@ -24,8 +24,6 @@ class StepBatches:
         self.micro = config.train.micro_batch_size
         self.sizes, self.lengths = config.batch_sizes, config.seq_lengths
         self.layout, self.rank, self.ranks = topology.layout, topology.data_rank, topology.layout.data
-        self.upcoming = 0
-        """The step, 0-based, whose batches are next."""
 
     def number(self, step: int) -> int:
         """Micro-batches of a rank in step `step`, 0-based."""
@@ -33,7 +31,6 @@ class StepBatches:
 
     def ahead(self, first: int, steps: int) -> Prefetcher[list[Batch]]:
         """Reads the batches of `steps` steps from `first` on, in a thread of its own."""
-        self.upcoming = first
         return Prefetcher(self.fetch, first, steps)
 
     def fetch(self, step: int) -> list[Batch]:
@@ -51,14 +48,14 @@ class StepBatches:
             return batches
         return [in_pieces(batch, self.lengths.at(step)) for batch in batches]
 
-    def next(self, fetched: Prefetcher[list[Batch]], met: Callable[[DamagedDataError], None]) -> list[Batch]:
-        """The batches of the next step, on the device.
+    def next(
+        self, fetched: Prefetcher[list[Batch]], step: int, met: Callable[[DamagedDataError], None]
+    ) -> list[Batch]:
+        """The batches of the next step, the 0-based `step`, on the device.
 
         A rank whose data are damaged tells `met` and takes part in one more step with other tokens.
         Its vote has to end the run on all ranks, and nothing of that step may be saved.
         """
-        step = self.upcoming
-        self.upcoming += 1
         try:
             batches = fetched.get()
         except DamagedDataError as error:

@@ -358,7 +358,7 @@ class Trainer:
         with self.batches.ahead(self.step, self.last_step - self.step) as prefetcher:
             while self.step < self.last_step:
                 begin = time.perf_counter()
-                batches = self.batches.next(prefetcher, self._keep)
+                batches = self.batches.next(prefetcher, self.step, self._keep)
                 applied, votes = self._train_step(batches, begin, prefetcher.last_wait_s)
                 decided = self._heard(votes)
                 moved = self._follow_folder() if decided.lost else ""
@@ -466,13 +466,14 @@ class Trainer:
         )
         self.applied_steps += result.applied
         seconds = time.perf_counter() - begin
-        own_tokens = self.tokens - self._tokens_before(self.step - 1)
+        tokens = self.tokens
+        own_tokens = tokens - self._tokens_before(self.step - 1)
         record: StepRecord = {
             "step": self.step,
             "loss": result.loss,
             "grad_norm": result.grad_norm,
             "lr": lr,
-            "tokens": self.tokens,
+            "tokens": tokens,
             "tokens_per_s": own_tokens / seconds,
             "step_time_s": seconds,
             "data_wait_share": wait / seconds,

@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from pydantic import Field, model_validator
 
 from model.sections import Strict
-
-STEPS = 10**9
+from pretrain.config.sections.limits import SAMPLES, STEPS
 
 
 class BatchRampup(Strict):
     """Batch-size ramp-up: steps of few samples first (Smith et al. 2018; GPT-3)."""
 
     start: int | None = Field(
-        None, ge=1, le=1 << 24, description="Samples of the first step; null: train.global_batch_size."
+        None, ge=1, le=SAMPLES, description="Samples of the first step; null: train.global_batch_size."
     )
     increment: int | None = Field(
-        None, ge=1, le=1 << 24, description="Samples that come in at a time; null: as many as start."
+        None, ge=1, le=SAMPLES, description="Samples that come in at a time; null: as many as start."
     )
     steps: int | None = Field(
         None,

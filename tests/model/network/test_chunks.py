@@ -83,6 +83,19 @@ def test_chunks_equal_the_whole(fields: dict[str, Any], size: int) -> None:
         torch.testing.assert_close(model(batch, hits=True, within=5), evaluated, rtol=1e-6, atol=0)
 
 
+def test_shorter_sequences_come_as_more_rows() -> None:
+    """As under a warm-up of lengths: four rows of a quarter have as many logits at once as one."""
+    single_process()
+    config = make_config(hidden_size=32, max_position_embeddings=SEQ)
+    model = LanguageModel(config, transformer_config(config), seq_length=SEQ)
+    model.loss_chunk = 8
+    for rows in (1, 2, 4):
+        tokens = torch.zeros(6 * rows, SEQ // rows, dtype=torch.long)
+        with Largest(config.padded_vocab) as seen, torch.no_grad():
+            model({"tokens": tokens, "labels": tokens})
+        assert seen.rows == 8 * 6  # above the 32 of the projection's weight
+
+
 def test_parts_of_ranks_keep_their_places() -> None:
     """Under sequence parallelism a chunk is the same rows of all ranks, which `measure` gathers."""
     labels = torch.arange(2 * 12).view(2, 12)
