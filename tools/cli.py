@@ -53,7 +53,7 @@ COMMANDS = (
     Row(
         "data",
         "tools.text.data:app",
-        "Prepare texts, pairs of texts or images for training, and look at prepared data.",
+        "Prepare texts, pairs of texts, images or recordings for training, and look at prepared data.",
         "Data",
     ),
     Row("tokenizer", "tools.text.tokenizer:app", "Train a tokenizer.", "Data"),

@@ -51,8 +51,11 @@ class Side(Evaluation):
         self.words = f"{own}.word_embeddings.weight"
 
     def _embed(self, tokens: Tensor, start: int, types: Tensor | None) -> Tensor:
-        x_bsh = self.weights[self.words][tokens].to(self.dtype)
-        stop = start + tokens.shape[1]
+        return self._placed(self.weights[self.words][tokens].to(self.dtype), start)
+
+    def _placed(self, x_bsh: Tensor, start: int) -> Tensor:
+        """With positions from `start` on, and the norm of the embedding."""
+        stop = start + x_bsh.shape[1]
         if self.config.position == "learned":
             table = self._weight(f"{self.tables}.position_embeddings.weight")
             if stop > len(table):
@@ -89,19 +92,7 @@ class HearingSide(Side):
             kernel = kernel.view(len(kernel), -1, KERNEL)
             x_bcf = F.glu(F.conv1d(x_bcf * heard, kernel, bias, stride=STRIDE, padding=KERNEL // 2), dim=1)
             heard = heard[..., ::STRIDE]
-        x_beh = x_bcf.transpose(1, 2)
-        if self.config.position == "learned":
-            table = self._weight(f"{self.tables}.position_embeddings.weight")
-            if x_beh.shape[1] > len(table):
-                raise UserError(
-                    f"{x_beh.shape[1]} positions asked for, but the model has learned only {len(table)}"
-                )
-            x_beh = x_beh + table[: x_beh.shape[1]]
-        if self.config.position == "sinusoidal":
-            x_beh = x_beh + self._sinusoids(0, x_beh.shape[1]).to(x_beh)
-        if self.plan.embedding_norm:
-            x_beh = self._norm(x_beh, f"{self.tables}.norm")
-        return x_beh, heard[:, 0].long()
+        return self._placed(x_bcf.transpose(1, 2), 0), heard[:, 0].long()
 
 
 class CrossedEvaluation:

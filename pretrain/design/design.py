@@ -22,12 +22,9 @@ from pretrain.config.yaml_reader import Plain
 from pretrain.design.sizes import Sizes, sizes_for
 from pretrain.design.wish import Design, Wish
 from pretrain.plan.layouts import (
-    MICRO_BATCHES,
     Prediction,
     days,
-    layouts,
     possible,
-    predict,
     rank,
     why_none,
     work_of,
@@ -219,20 +216,13 @@ def _habits(found: Design, steps: int) -> None:
 def _layout(found: Design, wish: Wish, config: RunConfig, device: Gpu) -> Prediction:
     """The fastest layout that fits. Raises UserError where none does."""
     work = work_of(config, complete_model(config, wish.vocab_size))
-    tried = []
-    for parallel in layouts(work.config, wish.gpus):
-        for micro in MICRO_BATCHES:
-            try:
-                tried.append((predict(work, device, parallel, wish.gpus, micro), parallel))
-            except UserError:  # degrees that do not divide what they have to
-                continue
-    best = rank([one for one, _ in tried], most=1)
+    tried = possible(work, device, wish.gpus)
+    best = rank(tried, most=1)
     if not best:
-        reason = why_none(work, device, wish.gpus, possible(work, device, wish.gpus))
+        reason = why_none(work, device, wish.gpus, tried)
         raise UserError(f"--gpus {wish.gpus} --gpu {wish.gpu}: {reason[0].lower()}{reason[1:].rstrip('.')}")
     chosen = best[0]
-    parallel = next(parallel for one, parallel in tried if one is chosen)
-    given = parallel.model_dump(mode="json", exclude_defaults=True)
+    given = chosen.parallel.model_dump(mode="json", exclude_defaults=True)
     recompute = given.pop("recompute", None) or {}
     found.add(
         f"layout: the fastest of {len(tried)} that `fathom plan` tries for {wish.gpus} x {device.name}: "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from textwrap import wrap
 
 from pretrain.config.yaml_reader import Plain, dump
-from pretrain.design.wish import Design
+from pretrain.design.wish import Design, put
 
 LINE = 100
 Tree = dict[str, "Tree | tuple[Plain, str]"]
@@ -22,19 +22,11 @@ def configuration(found: Design, command: str) -> str:
             if top not in said:
                 said.add(top)
                 reason = choice.reason
-            _put(tree, key.split("."), (value, reason))
+            put(tree, key, (value, reason))
     lines = [f"# {command}", f"name: {found.name}"]
     for section, content in tree.items():
         lines += ["", *_lines(section, content, 0)]
     return "\n".join(lines) + "\n"
-
-
-def _put(tree: Tree, path: list[str], leaf: tuple[Plain, str]) -> None:
-    for part in path[:-1]:
-        inner = tree.setdefault(part, {})
-        assert isinstance(inner, dict)
-        tree = inner
-    tree[path[-1]] = leaf
 
 
 def _lines(key: str, content: Tree | tuple[Plain, str], depth: int) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pretrain.config.yaml_reader import Plain
 
@@ -23,6 +24,14 @@ class Wish:
     seq_length: int = 2048
     data: Path = Path("data/corpus")
     name: str | None = None
+
+
+def put(tree: dict[str, Any], key: str, value: object) -> None:
+    """Puts a value under a dotted key into nested sections, making those that are missing."""
+    *sections, last = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+    tree[last] = value
 
 
 @dataclass(frozen=True)
@@ -56,11 +65,5 @@ class Design:
         whole: dict[str, Plain] = {"name": self.name}
         for choice in self.choices:
             for key, value in choice.values.items():
-                *sections, last = key.split(".")
-                place = whole
-                for section in sections:
-                    inner = place.setdefault(section, {})
-                    assert isinstance(inner, dict)
-                    place = inner
-                place[last] = value
+                put(whole, key, value)
         return whole

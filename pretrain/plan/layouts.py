@@ -69,11 +69,33 @@ class Work:
         """Bytes of a weight and of an activation."""
         return 4 if self.precision == "fp32" else 2
 
+    def activations(self, parallel: ParallelConfig, layout: Layout, micro: int) -> Activations:
+        """What a rank of this layout keeps of a micro-batch of `micro` samples."""
+        return Activations(
+            self.config,
+            micro,
+            self.seq_length,
+            self.element,
+            layout.tensor,
+            layout.sequence_parallel,
+            parallel.recompute.granularity,
+            parallel.recompute.num_layers,
+            fused=True,
+            fp32_stream=self.fp32_stream,
+            targets=self.targets,
+            source_length=self.source_length,
+            loss_chunk=self.loss_chunk,
+            context=layout.context,
+            documents=self.documents,
+        )
+
 
 @dataclass(frozen=True)
 class Prediction:
     """One layout."""
 
+    parallel: ParallelConfig
+    """What gives it."""
     layout: Layout
     micro: int
     """Samples of a micro-batch."""
@@ -137,28 +159,11 @@ def predict(
     layout = check_layout(parallel, work.config, world)
     count = layout.num_microbatches(work.batch, micro)
     layout.check_batches(work.seq_length, count, work.source_length)
-    recompute, group = parallel.recompute.granularity, parallel.recompute.num_layers
-    sequence = layout.sequence_parallel
-    activations = Activations(
-        work.config,
-        micro,
-        work.seq_length,
-        work.element,
-        layout.tensor,
-        sequence,
-        recompute,
-        group,
-        fused=True,
-        fp32_stream=work.fp32_stream,
-        targets=work.targets,
-        source_length=work.source_length,
-        loss_chunk=work.loss_chunk,
-        context=layout.context,
-        documents=work.documents,
-    )
+    recompute = parallel.recompute.granularity
+    activations = work.activations(parallel, layout, micro)
     # The ranked list has layouts that a graph does not combine with (pretrain/config/conflicts.py).
     alone = layout.pipeline == 1 and layout.context == 1
-    graph = work.graph and alone and not sequence and layout.zero < 3 and recompute == "none"
+    graph = work.graph and alone and not layout.sequence_parallel and layout.zero < 3 and recompute == "none"
     early = not graph and parallel.overlap_grad_reduce is not False and layout.zero < 3
     time = step_time(
         gpu,
@@ -183,7 +188,18 @@ def predict(
     mfu = rate * flops / (world * gpu.peak(work.precision))
     fits = memory.total + RESERVED <= gpu.memory
     return Prediction(
-        layout, micro, count, recompute, memory, time, sent, bubble_share(layout, count), rate, mfu, fits
+        parallel,
+        layout,
+        micro,
+        count,
+        recompute,
+        memory,
+        time,
+        sent,
+        bubble_share(layout, count),
+        rate,
+        mfu,
+        fits,
     )
 
 

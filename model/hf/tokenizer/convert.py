@@ -27,13 +27,13 @@ from model.hf.tokenizer.settings import (
     encoder_marks,
     pair_marks,
 )
+from model.hf.tokenizer.special import SPACE_MARK
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
     from tokenizers import Tokenizer
     from tokenizers.models import BPE, Unigram
 
-SPACE_MARK = "\u2581"
 # Piece types of the SentencePiece model format.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 OTHERWISE = (

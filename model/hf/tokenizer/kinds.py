@@ -75,6 +75,16 @@ class Codec(Protocol):
         """The same, but the name of a special token stands for that token."""
 
 
+def check_texts(texts: Iterable[str]) -> None:
+    """Raises UnicodeEncodeError for text that UTF-8 cannot hold.
+
+    What the libraries say of lone surrogates does not tell what is wrong.
+    """
+    for text in texts:
+        if not text.isascii():
+            text.encode()
+
+
 def read_beside(path: Path, names: Sequence[str], beside: Sequence[str]) -> dict[str, bytes]:
     """The files `beside` a tokenizer that are there, by name; none if its own is not of `names`."""
     found = [path.parent / name for name in beside if path.name in names]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.errors import UserError
-from model.hf.tokenizer.convert import OTHERWISE, SPACE_MARK, load_proto
+from model.hf.tokenizer.convert import OTHERWISE, load_proto
+from model.hf.tokenizer.special import SPACE_MARK
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor

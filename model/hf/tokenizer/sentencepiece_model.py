@@ -18,14 +18,12 @@ import sentencepiece
 
 from model.errors import UserError
 from model.hf.tokenizer.chunks import ChunkTable
-from model.hf.tokenizer.kinds import TRAIN, token_dtype
-from model.hf.tokenizer.special import Role, sentinel_ids, special_pieces
+from model.hf.tokenizer.kinds import TRAIN, check_texts, token_dtype
+from model.hf.tokenizer.special import SPACE_MARK, Role, sentinel_ids, special_pieces
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-SPACE_MARK = "\u2581"
-"""How SentencePiece writes a space, so that a text that holds the character itself needs care."""
 SEGMENT_CHARS = 1 << 20
 """Characters handled at once: bounds the memory of splitting a very long document."""
 PROBES = ("a b", " a", "a ", "  a   b", "\n\t \r\n", "é 中 😀", "<s> </s> <unk>", "\u00a0\ufb01\uff21\u3000")
@@ -126,10 +124,7 @@ class SentencePieceModel:
 
     def encode(self, texts: Sequence[str]) -> list[bytes]:
         """As `Codec`. The ids of a text do not depend on the others."""
-        for text in texts:
-            if not text.isascii():
-                # SentencePiece's own complaint about lone surrogates does not say what is wrong.
-                text.encode()
+        check_texts(texts)
         if self.properties.pattern is None:
             return [np.array(ids, dtype=self.dtype).tobytes() for ids in self._encode_plain(texts)]
         parts: list[list[bytes]] = [[] for _ in texts]
@@ -147,16 +142,12 @@ class SentencePieceModel:
         if self._names is None:
             return self.encode(texts)
         parts = [self._names.split(text) for text in texts]
-        plain = self.encode([part for split in parts for part in split[::2]])
-        marks = [self._mark(name) for split in parts for name in split[1::2]]
-        encoded, at, mark = [], 0, 0
-        for split in parts:
-            document = [plain[at]]
-            for number in range(len(split) // 2):
-                document += marks[mark + number], plain[at + number + 1]
-            at, mark = at + len(split) // 2 + 1, mark + len(split) // 2
-            encoded.append(b"".join(document))
-        return encoded
+        # Texts and names take turns.
+        plain = iter(self.encode([part for split in parts for part in split[::2]]))
+        return [
+            b"".join(self._mark(part) if at % 2 else next(plain) for at, part in enumerate(split))
+            for split in parts
+        ]
 
     @cached_property
     def _names(self) -> re.Pattern[str] | None:

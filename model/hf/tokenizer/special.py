@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
+SPACE_MARK = "\u2581"
+"""How SentencePiece writes a space. A text that holds the character itself needs care."""
 CONTROL = 3
 """The type of these pieces in a SentencePiece model."""
 Role = Literal["cls", "sep", "pad", "mask"]

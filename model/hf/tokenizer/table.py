@@ -86,7 +86,6 @@ FILES = tuple(name for kind in KINDS for name in (*kind.names, *kind.beside))
 """All that tokenizers of Hugging Face folders consist of, for those kinds."""
 LARGEST = 1 << 28
 """Bytes of the largest file that is read. Those of 250,000 pieces have a tenth of it."""
-HUB = "hf://"
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w.-]+)?", re.ASCII)
 _WHAT = " or ".join(kind.what for kind in KINDS)
 
@@ -98,7 +97,7 @@ def find_tokenizer(given: str | Path) -> Path:
     Raises UserError where a folder has none, and where the Hub gives none.
     """
     name = str(given)
-    if name.startswith(("hf:/",)):  # one slash is what a Path leaves of two
+    if name.startswith("hf:/"):  # one slash is what a Path leaves of two
         return _of_hub(name.removeprefix("hf:").lstrip("/"))
     path = Path(given)
     if path.is_dir():

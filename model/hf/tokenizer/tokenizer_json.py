@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import count, takewhile
 from pathlib import Path
@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from model.errors import UserError
 from model.hf.tokenizer.chunks import ChunkTable
-from model.hf.tokenizer.kinds import TRAIN, read_beside, token_dtype
+from model.hf.tokenizer.kinds import TRAIN, check_texts, read_beside, token_dtype
 from model.hf.tokenizer.special import ENDS, SENTINEL, SPECIAL, USUAL, Role, names_mask
 from model.words import printable
 
@@ -140,7 +140,7 @@ class TokenizerJson:
 
     def encode(self, texts: Sequence[str]) -> list[bytes]:
         """As `Codec`."""
-        _check(texts)
+        check_texts(texts)
         if not self._cuts:
             return self._ids_of(self._reader, texts)
         return self._table.encode([_BOUNDARY.split(text) for text in texts])
@@ -166,7 +166,7 @@ class TokenizerJson:
 
     def encode_marked(self, texts: Sequence[str]) -> list[bytes]:
         """As `Codec`."""
-        _check(texts)
+        check_texts(texts)
         self._tokenizer.encode_special_tokens = False
         try:
             return self._ids_of(self._tokenizer, texts)
@@ -282,12 +282,6 @@ def _types(part: Mapping[str, Any]) -> list[str]:
         for found in _types(one)
     ]
     return inner or ([str(part["type"])] if part.get("type") not in (None, "Sequence") else [])
-
-
-def _check(texts: Iterable[str]) -> None:
-    for text in texts:
-        if not text.isascii():
-            text.encode()  # the library's own complaint about lone surrogates does not say what is wrong
 
 
 def _as_text(tokenizer: Tokenizer) -> None:

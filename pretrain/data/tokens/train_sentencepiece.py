@@ -15,8 +15,7 @@ from typing import Any
 import sentencepiece
 
 from model.errors import UserError
-from model.hf.tokenizer.sentencepiece_model import SPACE_MARK
-from model.hf.tokenizer.special import SPECIAL
+from model.hf.tokenizer.special import SPACE_MARK, SPECIAL
 from pretrain.data.tokens.reserved import Reserved
 
 FIXED_PIECES = 3 + 256
