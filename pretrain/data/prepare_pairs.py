@@ -21,7 +21,7 @@ from pretrain.data.prepare import (
     write_all,
 )
 from pretrain.data.reading.inputs import Source, find_sources
-from pretrain.data.reading.pairs import PairFile, Sides, pair_files, pair_of, pair_records
+from pretrain.data.reading.pairs import PairFile, Sides, pair_files, pair_records
 from pretrain.data.reading.raw_record import Broken, Record
 from pretrain.data.tokens.encode_pairs import HeldOut, PairJob
 from pretrain.data.tokens.tokenizer import Tokenizer
@@ -122,7 +122,7 @@ def check_shares(options: PairOptions) -> None:
 def held_out(options: PairOptions, files: list[PairFile], job: type[PairJob] = PairJob) -> HeldOut:
     """Which files are a split of their own, and what they say.
 
-    job: knows what a source is.
+    job: knows what a pair and a source is.
     A file of INPUT may be one of them, and is then no other split's.
     """
     own: dict[str, int] = {}
@@ -138,7 +138,7 @@ def held_out(options: PairOptions, files: list[PairFile], job: type[PairJob] = P
     for file in files:
         if file.file.name in own:
             for record in pair_records(file, options.sides, options.streaming):
-                pair = pair_of(record, options.sides)
+                pair = job.pair(record, options.sides)
                 if not isinstance(pair, Broken):
                     found.add(job.source(record, pair[0]))
     return HeldOut(own, frozenset(found))

@@ -17,6 +17,9 @@ from pretrain.data.reading.raw_record import Broken, Record, broken, value_of
 if TYPE_CHECKING:
     import pyarrow
 
+ROWS, ROWS_OF_SOUND = 1000, 16
+"""Of Parquet read at once: texts, and what may be a recording of a megabyte in each."""
+
 
 class _Reader(Protocol):
     """What the csv module reads with."""
@@ -95,6 +98,7 @@ def parquet_rows(shard: InputFile, keys: Sequence[str]) -> Iterator[Record]:
 
 def _parquet_rows(shard: InputFile, keys: Sequence[str]) -> Iterator[Record]:
     from pyarrow.parquet import ParquetFile
+    from pyarrow.types import is_struct
 
     with ParquetFile(shard.name) as file:
         names = file.schema_arrow.names
@@ -104,7 +108,8 @@ def _parquet_rows(shard: InputFile, keys: Sequence[str]) -> Iterator[Record]:
             return
         row = 0
         wanted = [column for column in dict.fromkeys(columns) if column is not None]
-        for batch in file.iter_batches(columns=wanted, batch_size=1000):
+        nested = any(is_struct(file.schema_arrow.field(column).type) for column in wanted)
+        for batch in file.iter_batches(columns=wanted, batch_size=ROWS_OF_SOUND if nested else ROWS):
             for values in zip(*(_values(batch.column(column)) for column in wanted), strict=True):
                 row += 1
                 yield _cells(shard.name, shard.group, row, dict(zip(wanted, values, strict=True)), keys)
@@ -140,9 +145,12 @@ def hub_rows(shard: InputFile, keys: Sequence[str], streaming: bool) -> Iterator
         columns = [_column_of(key, names) for key in keys]
         if None in columns:
             reason = _no_column(keys[columns.index(None)], names)
-            option = "--text-key" if len(keys) == 1 else "--pairs"
+            option = "--text-key" if len(keys) == 1 else "--pairs or --speech"
             raise UserError(f"INPUT {shard.name}: {reason}; choose one with {option}")
         table = table.select_columns(list(dict.fromkeys(columns)))
+        for name, feature in table.features.items():
+            if isinstance(feature, datasets.Audio):  # as it is stored: reading it is the workers' part
+                table = table.cast_column(name, datasets.Audio(decode=False))
     for row, entry in enumerate(table, start=1):
         yield _cells(shard.group, shard.group, row, entry, keys)
 

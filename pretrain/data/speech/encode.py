@@ -5,23 +5,36 @@ Must stay free of torch and Megatron.
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pretrain.data.manifest import SPLITS
+from pretrain.data.reading.pairs import Sides, pair_of
 from pretrain.data.reading.raw_record import Broken, Record
 from pretrain.data.speech.audio import TooLongError, read_clip
 from pretrain.data.speech.filterbanks import log_mel, stored
 from pretrain.data.tokens.encode import EncodedBatch, gathered
 from pretrain.data.tokens.encode_pairs import PairEncoder, PairJob, digest_of
 
+UNNAMED = "sound"
+"""What a recording without a name is called."""
+
 
 def path_of(record: Record, name: str) -> Path:
     """The recording that a record names."""
     return Path(record.file).parent / name.strip()
+
+
+def sound_in(record: Record) -> bytes | None:
+    """The recording that a record holds itself: a column of sound of the `datasets` library."""
+    source = record.raw[0] if isinstance(record.raw, tuple) else None
+    held = source.get("bytes") if isinstance(source, Mapping) else None
+    return held if isinstance(held, bytes) else None
 
 
 @dataclass(frozen=True)
@@ -34,8 +47,20 @@ class SpeechJob(PairJob):
     """Of a clip."""
 
     @staticmethod
+    def pair(record: Record, sides: Sides) -> tuple[str, str] | Broken:
+        """As `PairJob`. The source is the name of the recording; one that is held may have none."""
+        raw = record.raw
+        if isinstance(raw, tuple) and isinstance(raw[0], Mapping):
+            name = raw[0].get("path") or (UNNAMED if sound_in(record) else "")
+            record = record._replace(raw=(name, *raw[1:]))
+        return pair_of(record, sides)
+
+    @staticmethod
     def source(record: Record, text: str) -> bytes:
         """As `PairJob`: a name says which file it is only together with the table it stands in."""
+        sound = sound_in(record)
+        if sound is not None:
+            return hashlib.blake2b(sound, digest_size=8).digest()
         return digest_of(os.path.abspath(path_of(record, text)))
 
     def encoder(self) -> SpeechEncoder:
@@ -77,9 +102,10 @@ class SpeechEncoder(PairEncoder):
 
     def _clip(self, record: Record, name: str, result: EncodedBatch) -> tuple[bytes, int] | None:
         """The stored frames of a recording, and its file's bytes; None where broken."""
-        path = path_of(record, name)
+        sound = sound_in(record)
+        source = path_of(record, name) if sound is None else sound
         try:
-            samples = read_clip(path, self.job.max_seconds)
+            samples = read_clip(source, self.job.max_seconds)
             if not samples.any():
                 raise ValueError("silence from begin to end")
             frames = stored(log_mel(samples, self.job.filters))
@@ -88,5 +114,5 @@ class SpeechEncoder(PairEncoder):
         except (ValueError, OSError) as error:
             result.broken.append(Broken(record.file, record.line, f"{name}: {error}"))
         else:
-            return frames.tobytes(), path.stat().st_size
+            return frames.tobytes(), source.stat().st_size if isinstance(source, Path) else len(source)
         return None

@@ -47,6 +47,11 @@ class PairJob:
     """Names of special tokens in texts stand for those tokens."""
 
     @staticmethod
+    def pair(record: Record, sides: Sides) -> tuple[str, str] | Broken:
+        """As `pair_of`."""
+        return pair_of(record, sides)
+
+    @staticmethod
     def source(record: Record, text: str) -> bytes:
         """What tells the source of a pair from others."""
         return digest_of(text)
@@ -91,7 +96,7 @@ class PairEncoder:
         held = self.job.held
         kept: list[tuple[Record, str, str]] = []
         for record in batch:
-            found = pair_of(record, self.job.sides)
+            found = self.job.pair(record, self.job.sides)
             if isinstance(found, Broken):
                 result.broken.append(found)
                 continue

@@ -105,6 +105,58 @@ def test_what_cannot_be_used_is_counted_and_named(data: tuple[Path, Manifest], t
     assert not (tmp_path / "strict").exists()
 
 
+@pytest.mark.parametrize("form", ["parquet", "data set", "streamed"])
+def test_a_column_of_sound_is_read_as_files_are(
+    data: tuple[Path, Manifest], tmp_path: Path, form: str
+) -> None:
+    """Three recordings in a column as `datasets` writes it, one that is missing, one damaged."""
+    from datasets import Audio, Dataset
+
+    said = ["red blue", "green", "black grey"]
+    held: list[dict[str, bytes | str | None]] = []
+    for number, text in enumerate(said):
+        write_clip(tmp_path / f"{number}.flac", spoken(text.split(), number))
+        held.append({"bytes": (tmp_path / f"{number}.flac").read_bytes(), "path": f"{number}.flac"})
+    held[1]["path"] = None
+    lines = [
+        {"path": f"{number}.flac", "transcript": text}
+        for number, text in enumerate([*said, *said[:1], "red"])
+    ]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:3]))
+    sound = [*held, None, {"bytes": (tmp_path / "0.flac").read_bytes()[:40], "path": "cut.flac"}]
+    table = Dataset.from_dict({"path": sound, "transcript": [*said, "red", "red"]})
+    (tmp_path / "table").mkdir()
+    table.cast_column("path", Audio(decode=False)).to_parquet(tmp_path / "table" / "train.parquet")
+    files = prepare_speech(options(data, tmp_path / "x.jsonl", tmp_path / "files"))
+    name = f"hf://{tmp_path / 'table'}" if form != "parquet" else str(tmp_path / "table")
+    given = replace(options(data, tmp_path / "x", tmp_path / "held"), streaming=form == "streamed")
+    manifest = prepare_speech(replace(given, inputs=[name]))
+    assert manifest.splits == files.splits, "checksums of frames and ids are equal"
+    none, cut = manifest.broken.examples
+    assert (none.line, none.reason) == (4, "'path' is NoneType, not a string")
+    assert cut.line == 5
+    assert cut.reason.startswith("cut.flac: no recording that can be read: ")
+
+
+def test_a_recording_in_a_column_is_held_out_by_its_sound(
+    data: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    import pyarrow as pa
+    from pyarrow.parquet import write_table
+
+    for number, (name, texts) in enumerate({"held": ["red"], "train": ["blue", "green"]}.items()):
+        sounds = []
+        for seed in range(len(texts)):
+            write_clip(tmp_path / "x.wav", spoken(["grey"], seed))
+            sounds.append({"bytes": (tmp_path / "x.wav").read_bytes(), "path": f"{number}{seed}.wav"})
+        write_table(pa.table({"path": sounds, "transcript": texts}), tmp_path / f"{name}.parquet")
+    given = options(data, tmp_path / "train.parquet", tmp_path / "out")
+    manifest = prepare_speech(replace(given, validation=(str(tmp_path / "held.parquet"),)))
+    assert manifest.speech is not None
+    assert manifest.speech.held_out == 1
+    assert manifest.splits["train_target"].documents == manifest.splits["validation_target"].documents == 1
+
+
 def test_a_held_out_recording_is_a_file_and_not_its_name(data: tuple[Path, Manifest], tmp_path: Path) -> None:
     """Two tables in folders of their own name files alike, and one also the other's file."""
     tables = {"train": "a.wav\tred\n../held/a.wav\tblue\n", "held": "a.wav\tblue\n"}
