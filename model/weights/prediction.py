@@ -31,6 +31,7 @@ def predict(
     *,
     source_length: int | None = None,
     coincidence: float | Sequence[float] | None = None,
+    seen: Sequence[int | None] | None = None,
     causal: bool | None = None,
     log_p_v: Tensor | None = None,
     one_gradient: bool = False,
@@ -40,6 +41,7 @@ def predict(
     seq_length: tokens a sequence. source_length: the same of an encoder under a decoder.
     coincidence: chance that two tokens are equal, or the correlation of what is made of patches;
     null takes the configuration's; a sequence has one for each stack.
+    seen: tokens that see each other, of each stack, where a sequence holds several texts.
     causal: the mask of self-attention; null takes those of the model's stacks.
     False predicts the same weights under unmasked attention.
     Causal gradients are those of late positions.
@@ -48,7 +50,7 @@ def predict(
     one_gradient: all tokens of a stack without a causal mask have the same gradient.
     It is nearly so where a decoder attends to them.
     Attention hands it down whole, so it is an upper bound.
-    Padding, document masks and rotary embedding do not enter.
+    Padding, the spread of texts' lengths and rotary embedding do not enter.
     log_p_v: log frequencies of the training tokens, for `model.init.unigram`.
     Raises UserError where the vocabulary size is needed and unknown.
     """
@@ -58,7 +60,8 @@ def predict(
     found: list[LayerSignal] = []
     source: Source | None = None
     for place, stack in enumerate(config.blueprint.stacks):
-        own, length, plan = config.of(stack), lengths.of(config, stack), config.stack_plan(stack)
+        own, plan = config.of(stack), config.stack_plan(stack)
+        length = (seen and seen[place]) or lengths.of(config, stack)
         masked = stack.causal if causal is None else causal
         law = causal_attention if masked else bidirectional_attention
         equal = coincidence[place] if isinstance(coincidence, Sequence) else coincidence

@@ -40,6 +40,7 @@ from parallel.checkpoint.reader import CheckpointReader
 from parallel.topology import Topology
 from pretrain.data.images.statistics import patch_correlations
 from pretrain.probe.means import means
+from pretrain.probe.places import Places, places_of
 from pretrain.probe.records import Probe, Sample
 from pretrain.probe.sublayers import common_share, mean_square, watch
 from pretrain.tasks.task import Batch, Task
@@ -61,30 +62,6 @@ def zipf_tokens(vocab: int, batch: int, length: int, seed: int) -> Tensor:
 def zipf_log_frequencies(vocab: int) -> Tensor:
     """log p of the tokens that `zipf_tokens` draws, float64 [v]."""
     return torch.log_softmax(-torch.arange(1, vocab + 1, dtype=torch.float64).log(), 0)
-
-
-def coincidence(tokens: Tensor) -> float:
-    """Chance that two different places of a sequence hold the same token.
-
-    It is the word table's token correlation on these tokens.
-
-    tokens: [batch, length].
-    """
-    length = tokens.shape[1]
-    same = sum(float((torch.bincount(row).double() ** 2).sum()) - length for row in tokens)
-    return same / (tokens.shape[0] * length * (length - 1))
-
-
-def token_correlation(x_sbh: Tensor) -> float:
-    """Mean product of different tokens' vectors over the mean square of one's, within sequences.
-
-    x: [s, b, h].
-    0 for a stream of zeros.
-    """
-    x = x_sbh.detach().double()
-    own = float(x.square().sum())
-    pairs = float(x.sum(0).square().sum()) - own
-    return pairs / (x.shape[0] - 1) / own if own and x.shape[0] > 1 else 0.0
 
 
 def log_mean_square(x: Tensor) -> float:
@@ -109,18 +86,22 @@ class Meter:
     The model keeps no layer gradients.
     """
 
-    def __init__(self, chunk: LanguageModel, model: ModelConfig) -> None:
+    def __init__(self, chunk: LanguageModel, model: ModelConfig, places: Sequence[Places]) -> None:
+        """places: of each stack."""
         self.chunk, self.model = chunk, model
+        own = dict(zip(model.blueprint.stacks, places, strict=True))
+        self.places = [own[place.stack] for place in model.placed_layers()]
         self.samples = [Sample() for _ in range(model.total_layers)]
         self.embedding_variance = math.nan
         self.handles: list[Any] = []
 
     def __enter__(self) -> Meter:
-        for sample, layer in zip(self.samples, self.chunk.decoder.layers, strict=True):
-            entering = self._entering(sample, layer)
+        layers = self.chunk.decoder.layers
+        for sample, layer, places in zip(self.samples, layers, self.places, strict=True):
+            entering = self._entering(sample, layer, places)
             self.handles.append(layer.register_forward_pre_hook(entering, with_kwargs=True))
-            self.handles.append(layer.register_forward_hook(self._leaving(sample, layer)))
-            self.handles += watch(layer, sample.sums)
+            self.handles.append(layer.register_forward_hook(_leaving(sample, layer, places)))
+            self.handles += watch(layer, sample.sums, places.of)
         for named in named_parameters(self.chunk, 0, 1):
             gain = gain_of(named.row)
             if gain is not None and named.row.layer is not None:
@@ -133,31 +114,20 @@ class Meter:
             handle.remove()
         self.handles = []
 
-    def _entering(self, sample: Sample, layer: DepthLayer) -> Callable[..., None]:
+    def _entering(self, sample: Sample, layer: DepthLayer, places: Places) -> Callable[..., None]:
         log_square = 2 * math.log(layer.plan.entering)
 
         def on_gradient(gradient_sbh: Tensor) -> None:
-            sample.log_gradient = log_mean_square(gradient_sbh) - log_square
+            sample.log_gradient = log_mean_square(places.of(gradient_sbh)) - log_square
             # The loss reaches early positions through many later ones.
             # In a causal stack they hide how the others fade.
-            # Of images the head reads the first position, or all alike: no half tells more.
-            half = 0 if self.model.image is not None else gradient_sbh.shape[0] // 2
-            sample.log_late = log_mean_square(gradient_sbh[half:]) - log_square
+            sample.log_late = log_mean_square(places.late(gradient_sbh)) - log_square
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             stream, rows = streams.entering(layer, args, kwargs)
             if sample is self.samples[0]:
-                self.embedding_variance = float(stream[rows].detach().double().var())
+                self.embedding_variance = float(places.of(stream[rows]).detach().double().var())
             stream.register_hook(lambda gradient: on_gradient(gradient[rows]))
-
-        return hook
-
-    def _leaving(self, sample: Sample, layer: DepthLayer) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> None:
-            stream = streams.leaving(layer, output)
-            sample.variance = float(stream.detach().double().var()) * layer.plan.leaving**2
-            sample.correlation = token_correlation(stream)
-            sample.common = common_share(stream)
 
         return hook
 
@@ -174,6 +144,16 @@ class Meter:
         return hook
 
 
+def _leaving(sample: Sample, layer: DepthLayer, places: Places) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> None:
+        stream = streams.leaving(layer, output)
+        sample.variance = float(places.of(stream).detach().double().var()) * layer.plan.leaving**2
+        sample.correlation = places.correlation(stream)
+        sample.common = common_share(places.of(stream))
+
+    return hook
+
+
 def measure(chunk: LanguageModel, model: ModelConfig, task: Task, batch: Batch) -> tuple[Meter, float]:
     """One training pass over a micro-batch of a task.
 
@@ -181,7 +161,7 @@ def measure(chunk: LanguageModel, model: ModelConfig, task: Task, batch: Batch) 
     """
     weights = batch.get("weights")
     labels = None if weights is None else round(float(weights.sum()))  # shares of mixtures add up to 1
-    with Meter(chunk, model) as meter:
+    with Meter(chunk, model, places_of(model, batch)) as meter:
         output, loss_of = training_step(task)(iter(shared([batch], labels, 1)), chunk)
         loss, _ = loss_of(output)
         loss.backward()
@@ -234,7 +214,8 @@ def probe(
     if checkpoint is None:
         # Those of the tokens, which need not be what the weights were planned for.
         equal = [mean(values) for values in zip(*passes.coincidences, strict=True)]
-        theory, limits = _predicted(model, seq_length, source_length, equal, log_p_v)
+        seen = [_length(places) for places in zip(*passes.places, strict=True)]
+        theory, limits = _predicted(model, (seq_length, source_length), equal, seen, log_p_v)
         start, _ = last_bias_moments(model, log_p_v)
     layers = tuple(means(model, passes.runs, theory))
     smallest = _smallest(model, passes.runs)
@@ -257,7 +238,7 @@ def probe(
         reader_weight_grad=layers[-1].weight_grad_norm if model.blueprint.crossed else None,
         gradient_limits=limits,
         source_length=source_length,
-        documents=mean(passes.documents),
+        documents=mean(places[-1].texts_in_a_row for places in passes.places),
         checkpoint=None if checkpoint is None else str(checkpoint.folder),
         start_variance=start,
         options={**SCHEMES[model.scheme].options, **model.scheme_options},
@@ -274,8 +255,8 @@ class _Passes:
     """Variance of the stream entering layer 1."""
     coincidences: list[list[float]]
     """Of the tokens of each stack."""
-    documents: list[float]
-    """Texts of a sequence that do not see each other."""
+    places: list[list[Places]]
+    """Where texts stand, of each stack."""
     batch: int = 0
 
 
@@ -301,26 +282,27 @@ def _passes(
         found.losses.append(loss)
         found.entering.append(meter.embedding_variance)
         found.coincidences.append(coincidences(model, given))
-        found.documents.append(documents(given))
+        found.places.append(places_of(model, given))
         found.batch = len(given["labels"])
     return found
 
 
 def coincidences(model: ModelConfig, batch: Batch) -> list[float]:
     """Token correlation of what each stack's words, or patches, are made of, in a micro-batch."""
+    if model.image is not None:
+        found = patch_correlations(batch["images"].double().numpy())
+        return [model.image.both_patches * found.get(model.image.patch, 0.0)]
+    *below, places = places_of(model, batch)
+    own = [places.coincidence(batch["tokens"])]
     if model.speech is not None:
-        return [model.speech.known_moments.correlation, coincidence(batch["tokens"])]
-    if model.image is None:
-        return [coincidence(batch[key]) for key in ("source", "tokens") if key in batch]
-    found = patch_correlations(batch["images"].double().numpy())
-    return [model.image.both_patches * found.get(model.image.patch, 0.0)]
+        return [model.speech.known_moments.correlation, *own]
+    return [one.coincidence(batch["source"]) for one in below] + own
 
 
-def documents(batch: Batch) -> float:
-    """Mean number of texts of a sequence that do not see each other; padding, 0, is none."""
-    if "documents" not in batch:
-        return 1.0
-    return mean(len(row[row > 0].unique()) for row in batch["documents"])
+def _length(places: Sequence[Places]) -> int | None:
+    """Tokens of a text of a stack, mean over seeds; None where a row is one."""
+    lengths = [one.mean_length for one in places if one.mean_length is not None]
+    return round(mean(lengths)) if lengths else None
 
 
 def _initial(
@@ -334,22 +316,26 @@ def _initial(
 
 def _predicted(
     model: ModelConfig,
-    seq_length: int,
-    source_length: int | None,
+    lengths: tuple[int, int | None],
     coincidences: list[float],
+    seen: list[int | None],
     log_p_v: Tensor | None,
 ) -> tuple[list[LayerSignal], tuple[float, float] | None]:
-    """What theory says of every layer, and `Probe.gradient_limits`."""
+    """What theory says of every layer, and `Probe.gradient_limits`.
+
+    lengths: of a sequence and of its source. seen: tokens of a text, of each stack.
+    """
     signals = partial(
         predict,
         model,
-        seq_length,
-        source_length=source_length,
+        lengths[0],
+        source_length=lengths[1],
         coincidence=coincidences,
+        seen=seen,
         log_p_v=log_p_v,
     )
     theory = signals()
-    if source_length is None:
+    if lengths[1] is None:
         return theory, None
     same = signals(one_gradient=True)
     return theory, (theory[0].grad_variance_late, same[0].grad_variance_late)

@@ -111,7 +111,7 @@ class Probe:
     source_length: int | None = None
     """Tokens of a sequence of an encoder under a decoder."""
     documents: float = 1.0
-    """Texts of a sequence that do not see each other, mean over all."""
+    """Texts of a sequence, which do not see each other, mean over all."""
     checkpoint: str | None = None
     start_variance: float = 0.0
     """Part of the last layer's `forward_variance` that is the start of the logits.
@@ -140,7 +140,7 @@ class Sample:
     log_gradient: float = -math.inf
     """Natural logarithm of the mean square gradient of the stream entering the layer."""
     log_late: float = -math.inf
-    """The same over the second half of the positions."""
+    """The same over the second half of each text."""
     squares: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ROLES, 0.0))
     common: float = math.nan
     """Share of the stream's power that all tokens have in common."""

@@ -13,7 +13,7 @@ def remarks(probe: Probe) -> list[str]:
     if theory and probe.documents > 1:
         found.append(
             f"a sequence holds {probe.documents:.3g} texts on average, which do not see each other: "
-            "theory takes it as one, whose tokens grow more alike than these"
+            "theory takes all of them as long as their mean"
         )
     if theory and probe.model.window is not None:
         found.append(

@@ -26,40 +26,45 @@ def mean_square(x: Tensor) -> float:
 def common_share(x_sbh: Tensor) -> float:
     """The part of a stream's power that all its tokens have in common; 0 for a stream of zeros.
 
-    x: [s, b, h].
+    x: [s, b, h], or [tokens, h].
     """
-    x = x_sbh.detach().double()
+    x = x_sbh.detach().double().flatten(0, -2)
     power = float(x.square().mean())
-    return float(x.mean((0, 1)).square().mean()) / power if power else 0.0
+    return float(x.mean(0).square().mean()) / power if power else 0.0
 
 
-def watch(layer: DepthLayer, sums: Sums) -> list[Any]:
-    """Hooks that fill `sums` with the mean squares of `hooks.SUBLAYER_MEANS`; returns handles."""
+def watch(layer: DepthLayer, sums: Sums, of: Callable[[Tensor], Tensor]) -> list[Any]:
+    """Hooks that fill `sums` with the mean squares of `hooks.SUBLAYER_MEANS`; returns handles.
+
+    of: the part of a stream [s, b, h] that counts.
+    """
     handles: list[Any] = []
     for part, module in parts_of(layer):
         plan: FoldedSublayer = getattr(layer.plan, part)
         join: ResidualJoin = getattr(layer, f"{module}_join")
-        handles.append(join.register_forward_hook(_joined(part, plan, sums)))
+        handles.append(join.register_forward_hook(_joined(part, plan, sums, of)))
         if plan.norm_out:
             norm: nn.Module = getattr(layer, f"{module}_output_norm")
-            handles.append(norm.register_forward_hook(_normed(part, sums)))
+            handles.append(norm.register_forward_hook(_normed(part, sums, of)))
     return handles
 
 
-def _joined(part: str, plan: FoldedSublayer, sums: Sums) -> Callable[..., None]:
+def _joined(
+    part: str, plan: FoldedSublayer, sums: Sums, of: Callable[[Tensor], Tensor]
+) -> Callable[..., None]:
     def hook(join: ResidualJoin, args: tuple[Any, ...], output: Tensor) -> None:
         branch, factor, kept = join.terms(*args)
-        sums[f"{part}_branch"] = mean_square(branch) * float(factor) ** 2
-        sums[f"{part}_residual"] = mean_square(kept)
-        sums[f"{part}_sum"] = mean_square(output)
+        sums[f"{part}_branch"] = mean_square(of(branch)) * float(factor) ** 2
+        sums[f"{part}_residual"] = mean_square(of(kept))
+        sums[f"{part}_sum"] = mean_square(of(output))
         if plan.residual_from_norm:
-            sums[f"{part}_entered"] = mean_square(args[0])
+            sums[f"{part}_entered"] = mean_square(of(args[0]))
 
     return hook
 
 
-def _normed(part: str, sums: Sums) -> Callable[..., None]:
+def _normed(part: str, sums: Sums, of: Callable[[Tensor], Tensor]) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-        sums[f"{part}_left"] = mean_square(output)
+        sums[f"{part}_left"] = mean_square(of(output))
 
     return hook

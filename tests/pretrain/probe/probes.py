@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from model.config import ModelConfig
 from parallel.launch.one_process import single_process
@@ -47,3 +48,17 @@ def changed(base: Probe, index: int, **fields: Any) -> Probe:
     layers = list(base.layers)
     layers[index] = replace(layers[index], **fields)
     return replace(base, layers=tuple(layers))
+
+
+def plain_correlation(x_sbh: Tensor, texts_sb: Tensor | None = None) -> float:
+    """Mean product of two tokens of a text over the mean square of one, from the mean entry on."""
+    texts_sb = torch.ones(x_sbh.shape[:2]) if texts_sb is None else texts_sb
+    x = x_sbh.detach() - x_sbh[texts_sb > 0].mean().detach()
+    products = [
+        float(x[one, row] @ x[two, row])
+        for row in range(x.shape[1])
+        for one in range(len(x))
+        for two in range(len(x))
+        if one != two and texts_sb[one, row] == texts_sb[two, row] > 0
+    ]
+    return sum(products) / len(products) / float(x[texts_sb > 0].square().sum(-1).mean())

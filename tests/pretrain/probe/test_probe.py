@@ -22,7 +22,7 @@ from pretrain.config.load import load_config
 from pretrain.data.images.statistics import patch_correlations
 from pretrain.data.manifest import load_manifest
 from pretrain.data.samples import open_samples
-from pretrain.probe.measure import coincidence, log_mean_square, token_correlation, zipf_tokens
+from pretrain.probe.measure import log_mean_square, zipf_tokens
 from pretrain.probe.report import page, text
 from pretrain.probe.rules import findings, verdict
 from pretrain.probe.setup import Choices, memory_needed, probes
@@ -30,7 +30,7 @@ from pretrain.probe.synthetic import SYNTHETIC
 from pretrain.train.build import build_chunks, seed_everything
 from tests.model.narrow import without_units
 from tests.pretrain.pictures import picture_data
-from tests.pretrain.probe.probes import LENGTH, measured, model
+from tests.pretrain.probe.probes import LENGTH, measured, model, plain_correlation
 from tests.pretrain.small import small_config, small_data, small_trainer
 from tests.pretrain.trained.encoders import SIZE, save_encoder
 
@@ -164,7 +164,7 @@ def test_an_encoder_is_measured_on_its_own_task(source: str, tmp_path: Path) -> 
     assert all(0 < layer.weight_grad_norm < math.inf for layer in b2t.layers)
     held = [len(set(row.tolist()) - {0}) for row in batch["documents"]]
     assert deepscale.documents == pytest.approx(sum(held) / 3)
-    said = "which do not see each other: theory takes it as one"
+    said = "which do not see each other: theory takes all of them as long as their mean"
     assert (said in text(deepscale)) == (deepscale.documents > 1) == (source == "data")
 
 
@@ -204,16 +204,6 @@ def test_images_that_are_not_there_are_gaussian_and_correlate_as_planned() -> No
     assert set(batch["labels"].flatten().tolist()) == set(range(10))
 
 
-def plain_correlation(x_sbh: Tensor) -> float:
-    """Pair by pair."""
-    x = x_sbh.detach().transpose(0, 1)
-    products = [
-        float(row[i] @ row[j]) for row in x for i in range(len(row)) for j in range(len(row)) if i != j
-    ]
-    squares = [float(vector @ vector) for row in x for vector in row]
-    return sum(products) / len(products) / (sum(squares) / len(squares))
-
-
 def plain_share(x_sbh: Tensor) -> float:
     """Mean product of all pairs of tokens, of a token with itself too, over the mean square."""
     x = x_sbh.detach().flatten(0, 1)
@@ -249,18 +239,6 @@ def test_gradients_that_float32_cannot_square_are_reported() -> None:
     assert math.isnan(log_mean_square(torch.tensor([1.0, math.nan])))
 
 
-def test_correlation_of_equal_and_of_opposite_tokens() -> None:
-    x = torch.randn(1, 1, 8, generator=torch.Generator().manual_seed(0)).expand(5, 1, 8)
-    assert token_correlation(x) == pytest.approx(1.0)
-    assert token_correlation(torch.cat([x[:1], -x[:1]])) == pytest.approx(-1.0)
-    assert token_correlation(torch.zeros(5, 1, 8)) == 0.0
-
-
-def test_coincidence_counts_pairs() -> None:
-    tokens = torch.tensor([[1, 1, 2, 3], [4, 4, 4, 4]])
-    assert coincidence(tokens) == pytest.approx((2 / 12 + 12 / 12) / 2)
-
-
 def test_zipf_tokens_follow_the_law_and_the_seed() -> None:
     tokens = zipf_tokens(1000, 50, 400, 3)
     assert torch.equal(tokens, zipf_tokens(1000, 50, 400, 3))
@@ -284,10 +262,11 @@ def test_seeds_are_averaged() -> None:
 
 def test_the_model_is_left_without_hooks_and_layer_gradients() -> None:
     from pretrain.probe.measure import Meter
+    from pretrain.probe.places import Places
 
     config = model()
     (chunk,) = build_chunks(config, single_process(), seq_length=LENGTH, dtype=torch.float32, seed=1)
-    with Meter(chunk, config):
+    with Meter(chunk, config, [Places()]):
         tokens = zipf_tokens(50, 2, LENGTH, 1)
         chunk({"tokens": tokens, "labels": tokens}).mean().backward()
     assert all(parameter.grad is None for parameter in chunk.parameters())
