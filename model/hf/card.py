@@ -45,15 +45,7 @@ def model_card(config: ModelConfig, result: Export, provenance: Mapping[str, obj
             f"{SCHEMES[config.scheme].summary} ({SCHEMES[config.scheme].source}). {code}".rstrip(),
             "",
             "```python",
-            *_loading(config, trust),
-            *(
-                [
-                    f'tokenizer = AutoTokenizer.from_pretrained("."{trust})',
-                    *packaging(config).sample,
-                ]
-                if result.tokenizer or result.copied_tokenizer
-                else []
-            ),
+            *_loading(config, trust, tokenizer=bool(result.tokenizer or result.copied_tokenizer)),
             "```",
             "",
             "## Model",
@@ -73,8 +65,11 @@ def model_card(config: ModelConfig, result: Export, provenance: Mapping[str, obj
     )
 
 
-def _loading(config: ModelConfig, trust: str) -> list[str]:
-    """Python that loads the model; of images and speech a pipeline, which also reads files."""
+def _loading(config: ModelConfig, trust: str, *, tokenizer: bool) -> list[str]:
+    """Python that loads the model and shows what it does.
+
+    Of images and speech a pipeline, which also reads files.
+    """
     auto = packaging(config).auto
     if config.blueprint.inputs != "tokens":
         shown = [line.replace('model="."', f'model="."{trust}') for line in packaging(config).sample]
@@ -83,6 +78,11 @@ def _loading(config: ModelConfig, trust: str) -> list[str]:
         f"from transformers import {auto}, AutoTokenizer",
         "",
         f'model = {auto}.from_pretrained("."{trust})',
+        *(
+            [f'tokenizer = AutoTokenizer.from_pretrained("."{trust})', *packaging(config).sample]
+            if tokenizer
+            else []
+        ),
     ]
 
 

@@ -18,6 +18,7 @@ from model.hf.names.conversions import FINAL_BIAS, GEMMAS, Target
 from model.hf.names.tables import LOGIT_BIAS_HF
 from model.hf.settings.read import read_config
 from model.hf.settings.read_images import image_facts
+from model.hf.settings.read_speech import speech_facts
 from model.hf.settings.records import ADVICE, Special
 from model.hf.source import SafetensorsFolder, source_file
 from model.hf.tokenizer.table import FILES, tokenizer_in
@@ -66,8 +67,11 @@ class Imported:
     """Token ids by the names in SPECIAL, those that are given."""
     left_out: tuple[str, ...] = ()
     """Tensors of the files that masked language modelling does not read."""
-    images: dict[str, object] = field(default_factory=dict)
-    """Classes, mean and standard deviation of images; empty where the folder does not tell."""
+    inputs: dict[str, dict[str, object]] = field(default_factory=dict)
+    """Of images their classes, mean and standard deviation, of speech how frames are made.
+
+    Empty where the folder does not tell.
+    """
 
 
 class _Prefixed(Mapping[str, Tensor]):
@@ -213,12 +217,15 @@ def import_model(source: str | Path, *, vocab_multiple: int = 128) -> Imported:
     tokenizer = tokenizer_in(folder, source_file)
     weights = CanonicalWeights(files, todo, config)
     left_out = tuple(sorted(filter(_LEFT_OUT.match, files)))
-    images: dict[str, object] = {}
+    processor, inputs = source_file(folder, "preprocessor_config.json"), {}
     if config.image is not None:
-        images = image_facts(content, str(path), source_file(folder, "preprocessor_config.json"))
+        inputs["images"] = image_facts(content, str(path), processor)
+    if config.speech is not None:
+        inputs["speech"] = speech_facts(processor, config.speech.filters)
     special = _special(folder)
+    told = {kind: facts for kind, facts in inputs.items() if facts}
     return Imported(
-        config, weights, read.positions, read.logit_scale, layout, tokenizer, special, left_out, images
+        config, weights, read.positions, read.logit_scale, layout, tokenizer, special, left_out, told
     )
 
 

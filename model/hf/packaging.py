@@ -15,12 +15,13 @@ from model.hf.names.conversions import Target
 
 REMOTE = Path(__file__).with_name("remote")
 """The folder of what travels with our own classes."""
-CONFIGURATION, MODELING, ENCODER, SEQ2SEQ, IMAGES = (
+CONFIGURATION, MODELING, ENCODER, SEQ2SEQ, IMAGES, SPEECH = (
     "configuration_fathom.py",
     "modeling_fathom.py",
     "modeling_fathom_encoder.py",
     "modeling_fathom_seq2seq.py",
     "modeling_fathom_images.py",
+    "modeling_fathom_speech.py",
 )
 
 
@@ -118,11 +119,14 @@ PACKAGINGS: dict[str, Packaging] = {
         ),
     ),
     "speech": Packaging(
-        targets=("speech_to_text",),
+        targets=("speech_to_text", "fathom"),
         auto="AutoModelForSpeechSeq2Seq",
-        own="",
-        code=(),
-        auto_map={},
+        own="FathomForSpeechSeq2Seq",
+        code=(CONFIGURATION, MODELING, SEQ2SEQ, SPEECH),
+        auto_map={
+            "AutoConfig": "configuration_fathom.FathomConfig",
+            "AutoModelForSpeechSeq2Seq": "modeling_fathom_speech.FathomForSpeechSeq2Seq",
+        },
         task="automatic-speech-recognition",
         kind="model of speech, whose decoder writes what its encoder hears",
         sample=('print(pipeline("automatic-speech-recognition", model=".")("recording.wav"))',),

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from model.errors import UserError
 from model.records import Record, as_record
 from parallel.checkpoint.folders import MANIFEST
 from pretrain.data.speech.filterbanks import LEAST_STD, loaded, log_mel, own_scale, stored
@@ -17,8 +18,9 @@ class Heard(Record):
 
     filters: int
     normalise: Literal["utterance", "global"]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = ()
+    """Of each filter over all recordings; read where they are normalised together."""
+    std: tuple[float, ...] = ()
 
     def frames(self, samples: np.ndarray) -> np.ndarray:
         """[f, m] in fp32 of samples in -1 .. 1 at 16 kHz, as training would read them.
@@ -38,5 +40,10 @@ def speech_facts(trained: Trained) -> Heard:
     Raises UserError where the checkpoint does not tell.
     """
     source = f"{trained.reader.folder / MANIFEST}, progress.speech"
-    given = trained.reader.manifest.progress.get("speech") or {}
+    given = trained.reader.manifest.progress.get("speech")
+    if not given:
+        raise UserError(
+            f"{trained.reader.folder} does not tell how its recordings were made ready: import it "
+            "from a folder with preprocessor_config.json, or use another checkpoint"
+        )
     return as_record(given, Heard, source, "use another checkpoint")

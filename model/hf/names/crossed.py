@@ -143,6 +143,8 @@ FATHOM: dict[str, NamedRule] = {
             ("norm", "embed_norm", "plain"),
         )
     },
+    "source_embedding.first": (("model.encoder.first",), "frames"),
+    "source_embedding.second": (("model.encoder.second",), "frames"),
     **_own("encoder"),
     **_own("decoder"),
     "decoder.final_layernorm": (("model.decoder.norm",), "plain"),

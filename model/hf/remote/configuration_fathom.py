@@ -36,6 +36,12 @@ SUBLAYER: dict[str, bool | float] = {
 POOLINGS = ("cls", "mean")
 
 
+def _known(pooling: str) -> str:
+    if pooling not in POOLINGS:
+        raise ValueError(f"classifier_pooling={pooling!r} is not known; choose one of {', '.join(POOLINGS)}")
+    return pooling
+
+
 class FathomConfig(PretrainedConfig):
     """A decoder or an encoder, layer by layer, or a decoder that reads an encoder.
 
@@ -46,6 +52,8 @@ class FathomConfig(PretrainedConfig):
     activation: gelu, gelu_tanh, relu, relu2, silu, or gated swiglu, geglu, geglu_tanh.
     normalization: layernorm or rmsnorm.
     position: learned, sinusoidal, rotary or none; sinusoid_scale: factor on sines and cosines.
+    sinusoid: {"first": number of the first position, "steps": entries from the fastest to one that
+        turns 10000 times slower}; 0 and hidden_size / 2 where None.
     window: how many tokens before its own a position sees, and in an encoder after it too;
         all where None. global_every: the layer after the first global_first and every so-manieth
         one after it see all anyway.
@@ -68,6 +76,8 @@ class FathomConfig(PretrainedConfig):
     share_embeddings: whether encoder and decoder read one table of words.
     image_size: rows and columns of a classifier's images; None where there are none. patch_size,
         num_channels: of its patches. image_pooling: class_token, or mean of all patches.
+    speech: {"filters": numbers of a frame that an encoder hears, "channels": of its first
+        convolution, of which a gate leaves half}; None where it reads text.
     Raises ValueError where the depth plan and num_hidden_layers disagree,
     for an unknown key in the plan, and for an unknown pooling.
     """
@@ -117,6 +127,7 @@ class FathomConfig(PretrainedConfig):
         classifier_pooling: str = "cls",
         classifier_dropout: float | None = None,
         sinusoid_scale: float = 1.0,
+        sinusoid: dict[str, int] | None = None,
         encoder_depth_plan: list[dict[str, Any]] | None = None,
         encoder_layers: int | None = None,
         encoder_attention_heads: int | None = None,
@@ -128,6 +139,7 @@ class FathomConfig(PretrainedConfig):
         patch_size: int = 16,
         num_channels: int = 3,
         image_pooling: str = "class_token",
+        speech: dict[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -168,13 +180,10 @@ class FathomConfig(PretrainedConfig):
         self.use_cache = use_cache
         self.causal = causal
         self.type_vocab_size = type_vocab_size
-        if classifier_pooling not in POOLINGS:
-            raise ValueError(
-                f"classifier_pooling={classifier_pooling!r} is not known; choose one of {', '.join(POOLINGS)}"
-            )
-        self.classifier_pooling = classifier_pooling
+        self.classifier_pooling = _known(classifier_pooling)
         self.classifier_dropout = classifier_dropout
         self.sinusoid_scale = sinusoid_scale
+        self.sinusoid = sinusoid or {"first": 0, "steps": hidden_size // 2}
         self.encoder_depth_plan = encoder_depth_plan
         self.encoder_layers = encoder_layers
         self.encoder_attention_heads = encoder_attention_heads
@@ -186,6 +195,7 @@ class FathomConfig(PretrainedConfig):
         self.patch_size = patch_size
         self.num_channels = num_channels
         self.image_pooling = image_pooling
+        self.speech = speech
         self.sublayers()
         # transformers 4 has this field and its default, transformers 5 has neither.
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)

@@ -208,7 +208,8 @@ class FathomStack(FathomModel):
         if self.config.position != "sinusoidal":
             return x
         half = torch.arange(x.shape[-1] // 2, dtype=torch.float64, device=x.device)
-        angles = position_ids[..., None].double() * 10000.0 ** (-2 * half / x.shape[-1])
+        turns = (self.config.sinusoid["first"] + position_ids[..., None]).double()
+        angles = turns * 10000.0 ** (-half / self.config.sinusoid["steps"])
         fixed = torch.cat((angles.sin(), angles.cos()), dim=-1)
         return x + (self.config.sinusoid_scale * fixed).to(x.dtype)
 
@@ -221,9 +222,13 @@ class FathomSeq2SeqModel(FathomPreTrainedModel):
         if config.encoder_depth_plan is None:
             raise ValueError(f"{type(self).__name__} needs an encoder, and encoder_depth_plan has none")
         self.decoder = FathomStack(config)
-        words = self.decoder.embed_tokens if config.share_embeddings else None
-        self.encoder = FathomStack(config.of_encoder(), words)
+        self.encoder = self.make_encoder(config)
         self.post_init()
+
+    def make_encoder(self, config: FathomConfig) -> FathomStack:
+        """What the decoder reads."""
+        words = self.decoder.embed_tokens if config.share_embeddings else None
+        return FathomStack(config.of_encoder(), words)
 
     def get_encoder(self, *args: Any, **kwargs: Any) -> nn.Module:
         return self.encoder
@@ -288,9 +293,11 @@ class FathomForConditionalGeneration(FathomPreTrainedModel, GenerationMixin):
     With tied embeddings the logits use the decoder's table itself, and there is no lm_head.
     """
 
+    model_class = FathomSeq2SeqModel
+
     def __init__(self, config: FathomConfig) -> None:
         super().__init__(config)
-        self.model = FathomSeq2SeqModel(config)
+        self.model = self.model_class(config)
         self.lm_head = (
             None
             if config.tie_word_embeddings

@@ -26,7 +26,8 @@ from model.hf.settings.records import (
 )
 from model.hf.settings.refusal import activation, model_config, refuse, refuse_first
 from model.hf.settings.rope import read_rope
-from model.hf.settings.write import STOCK_INIT, fathom_fields
+from model.hf.settings.write import STOCK_INIT
+from model.hf.settings.write_fathom import fathom_fields
 from model.records import as_record
 from model.words import printable
 

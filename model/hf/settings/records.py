@@ -360,6 +360,17 @@ class ProcessorFile(Record):
     image_std: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 0.5, 0.5)
 
 
+class FramesFile(Record):
+    """Fields and defaults of Speech2TextFeatureExtractor that say what frames become."""
+
+    feature_extractor_type: str | None = None
+    num_mel_bins: Annotated[int, Field(ge=1, le=1 << 10)] = 80
+    sampling_rate: int = 16_000
+    do_ceptral_normalize: bool = True
+    normalize_means: bool = True
+    normalize_vars: bool = True
+
+
 class FathomFile(Record):
     """Sizes of our own class, which must be those of the section `pretraining`."""
 

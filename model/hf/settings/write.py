@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TypedDict
-
-import torch
 
 from model.config import ModelConfig
-from model.depth.plan import DepthPlan
-from model.depth.sublayer import Sublayer
 from model.errors import UserError
 from model.hf.folding.obstacles import LLAMA_ACTIVATIONS, UNGATED_ACTIVATIONS
 from model.hf.folding.pre_ln import Fold
@@ -19,10 +13,9 @@ from model.hf.names.conversions import COLOURS, FINAL_BIAS, Target
 from model.hf.names.tables import SHOWN
 from model.hf.packaging import packaging
 from model.hf.settings.rope import write_rope
-from model.rotary import frequencies, magnitude
+from model.hf.settings.write_fathom import fathom_fields, sizes
 from model.sections import InitConfig
 from model.speech import FRAMES_PER_TOKEN, KERNEL
-from model.weights.bases import sinusoid_scale
 
 STOCK: dict[Target, str] = {
     "gpt2": "GPT2LMHeadModel",
@@ -59,46 +52,6 @@ STOCK_INIT = InitConfig(base="normal")
 def architecture(target: Target, config: ModelConfig) -> str:
     """Name of the class that computes a model."""
     return STOCK.get(target) or packaging(config).own
-
-
-class _Gate(TypedDict, total=False):
-    gate: bool
-    """The stream is scaled by a learned factor; left out where it is not."""
-
-
-class _Parts(_Gate, total=False):
-    cross: dict[str, object]
-    """Of cross-attention; left out where there is none."""
-
-
-class LayerRun(_Parts):
-    """Equal layers in a row."""
-
-    layers: int
-    attention: dict[str, object]
-    """What differs from the defaults of a sublayer."""
-    mlp: dict[str, object]
-
-
-def depth_plan(plan: DepthPlan) -> list[LayerRun]:
-    """A plan as runs of equal layers."""
-    runs: list[LayerRun] = []
-    for layer in plan.layers:
-        run: LayerRun = {"layers": 1, "attention": _changed(layer.attention), "mlp": _changed(layer.mlp)}
-        if plan.cross:
-            run["cross"] = _changed(layer.cross)
-        if layer.gate:
-            run["gate"] = True
-        if runs and {**runs[-1], "layers": 1} == run:
-            runs[-1]["layers"] += 1
-        else:
-            runs.append(run)
-    return runs
-
-
-def _changed(sublayer: Sublayer) -> dict[str, object]:
-    defaults = dataclasses.asdict(Sublayer())
-    return {key: value for key, value in dataclasses.asdict(sublayer).items() if value != defaults[key]}
 
 
 def write_config(
@@ -151,20 +104,9 @@ def _gpt2(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -
     }
 
 
-def _sizes(config: ModelConfig, positions: int) -> dict[str, object]:
-    """By the names that most classes have for them."""
-    return {
-        "max_position_embeddings": positions,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.ffn_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_attention_heads,
-    }
-
-
 def _llama(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
     return {
-        **_sizes(config, positions),
+        **sizes(config, positions),
         "num_key_value_heads": config.groups,
         "head_dim": config.kv_channels,
         "hidden_act": LLAMA_ACTIVATIONS[config.activation],
@@ -234,7 +176,7 @@ def _gemma3(config: ModelConfig, fold: Fold, positions: int, logit_scale: float)
 
 def _gpt_neox(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
     return {
-        **_sizes(config, positions),
+        **sizes(config, positions),
         "hidden_act": UNGATED_ACTIVATIONS[config.activation],
         "layer_norm_eps": fold.epsilon,
         "rope_parameters": {**write_rope(config), "partial_rotary_factor": config.rotary.share},
@@ -255,7 +197,7 @@ def _modernbert(config: ModelConfig, fold: Fold, positions: int, logit_scale: fl
     }
     kinds = ("full_attention", "sliding_attention")
     return {
-        **_sizes(config, positions),
+        **sizes(config, positions),
         "hidden_activation": LLAMA_ACTIVATIONS[config.activation],
         "classifier_activation": LLAMA_ACTIVATIONS[config.activation],
         "norm_eps": fold.epsilon,
@@ -300,21 +242,12 @@ def _opt(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) ->
 
 def _bert(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
     return {
-        **_sizes(config, positions),
+        **sizes(config, positions),
         "hidden_act": UNGATED_ACTIVATIONS[config.activation],
         "layer_norm_eps": fold.epsilon,
         "type_vocab_size": SHOWN["bert"]["token_types"],
         "hidden_dropout_prob": config.hidden_dropout,
         "attention_probs_dropout_prob": config.attention_dropout,
-    }
-
-
-def _own_rotary(config: ModelConfig) -> dict[str, object]:
-    scaled = config.rotary.scaling != "none"
-    return {
-        "rotary_share": config.rotary.share,
-        "rotary_frequencies": frequencies(config, dtype=torch.float64).tolist() if scaled else None,
-        "rotary_factor": magnitude(config),
     }
 
 
@@ -371,78 +304,6 @@ def _speech_to_text(config: ModelConfig, fold: Fold, positions: int, logit_scale
         "input_channels": 1,
         # Positions are counted from the one after it, and it has none itself.
         "pad_token_id": config.blueprint.sinusoid.first - 1,
-    }
-
-
-def _encoder_fields(config: ModelConfig) -> dict[str, object]:
-    """What the class `fathom` is told of an encoder under a decoder."""
-    if not config.blueprint.crossed:
-        return {}
-    first = config.blueprint.stacks[0]
-    own = config.of(first)
-    return {
-        "is_encoder_decoder": True,
-        "sinusoid_scale": sinusoid_scale(config) if config.position == "sinusoidal" else 1.0,
-        "encoder_depth_plan": depth_plan(config.stack_plan(first)),
-        "encoder_layers": own.num_layers,
-        "encoder_attention_heads": own.num_attention_heads,
-        "encoder_head_dim": own.kv_channels,
-        "encoder_intermediate_size": own.ffn_size,
-        "max_source_positions": config.max_source_positions,
-        "share_embeddings": config.share_embeddings,
-    }
-
-
-def _image_fields(config: ModelConfig) -> dict[str, object]:
-    """What the class `fathom` is told of images."""
-    image = config.image
-    if image is None:
-        return {}
-    return {
-        "image_size": [image.height, image.columns],
-        "patch_size": image.patch,
-        "num_channels": COLOURS if image.channels == 1 else image.channels,
-        "image_pooling": image.pool,
-    }
-
-
-def fathom_fields(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
-    """What config.json of the class `fathom` says beside what all targets say."""
-    last = config.blueprint.stacks[-1]
-    plan = config.stack_plan(last)
-    return {
-        "auto_map": dict(packaging(config).auto_map),
-        **_sizes(config, positions),
-        "num_key_value_heads": config.groups,
-        "head_dim": config.kv_channels,
-        "activation": config.activation,
-        "normalization": config.normalization,
-        "norm_epsilon": fold.epsilon,
-        "position": config.position,
-        "rotary_base": float(config.rotary_base),
-        "window": config.window,
-        "global_every": config.global_every,
-        "global_first": config.global_first,
-        "rotary_base_local": config.rotary_base_local,
-        **_own_rotary(config),
-        "bias": config.bias,
-        "qkv_bias": config.attention.qkv_bias,
-        "attention_soft_cap": config.attention.soft_cap,
-        "logit_soft_cap": config.logit_soft_cap,
-        "embedding_norm": plan.embedding_norm,
-        "final_norm": plan.final_norm,
-        "logit_scale": logit_scale,
-        "logit_bias": config.logit_bias,
-        "plain_head": config.plain_head,
-        "depth_plan": depth_plan(plan),
-        "causal": last.causal,
-        "type_vocab_size": config.token_types,
-        "hidden_dropout": config.hidden_dropout,
-        "attention_dropout": config.attention_dropout,
-        **_encoder_fields(config),
-        **_image_fields(config),
-        # Not read by the model: what pretraining called it, for the way back.
-        "pretraining": config.model_dump(mode="json", exclude_unset=True),
     }
 
 

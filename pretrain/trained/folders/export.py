@@ -54,7 +54,7 @@ def export_checkpoint(
     trained.check_warm()
     trained.reader.verify()
     half = trained_in_16_bits(trained)
-    special, processor = _described(trained)
+    special, processor = _described(trained, stock=architecture != "fathom")
     return export(
         trained.weights,
         trained.config,
@@ -130,11 +130,14 @@ def _special(trained: Trained) -> dict[str, int | None]:
     return as_record(given, Special, f"{source}, special_tokens", "use another checkpoint").model_dump()
 
 
-def _described(trained: Trained) -> tuple[Mapping[str, object], Mapping[str, object] | None]:
-    """Special tokens, or the classes of images, and how images are processed."""
+def _described(trained: Trained, *, stock: bool) -> tuple[Mapping[str, object], Mapping[str, object] | None]:
+    """Special tokens, or the classes of images, and how images and recordings are processed.
+
+    stock: a class of transformers may be chosen.
+    """
     image = trained.config.image
     if trained.config.speech is not None:
-        return _special(trained), _of_speech(trained)
+        return _special(trained), _of_speech(trained, stock=stock)
     if image is None:
         return _special(trained), None
     facts = image_facts(trained)
@@ -157,8 +160,12 @@ def _described(trained: Trained) -> tuple[Mapping[str, object], Mapping[str, obj
     }
 
 
-def _of_speech(trained: Trained) -> dict[str, object]:
-    """How transformers makes frames. Raises UserError for frames and ids that its class has not."""
+def _of_speech(trained: Trained, *, stock: bool) -> dict[str, object]:
+    """How transformers makes frames.
+
+    stock: a class of transformers may read them.
+    Raises UserError for frames that it does not make, and for ids that such a class has not.
+    """
     from pretrain.data.tokens.tokenizer import Tokenizer
 
     facts, unread = speech_facts(trained), trained.config.blueprint.sinusoid.first - 1
@@ -167,12 +174,14 @@ def _of_speech(trained: Trained) -> dict[str, object]:
             f"{trained.reader.folder} hears frames normalised over all of its data, and Speech2Text of "
             "transformers each clip over its own: prepare data with --normalise utterance"
         )
-    pieces = Tokenizer(trained.needed_tokenizer())
-    if not pieces.is_control()[unread] or pieces.eod_id == unread:
-        raise UserError(
-            f"{trained.needed_tokenizer()} has a piece of text as id {unread}, which Speech2Text of "
-            "transformers takes for padding: use a tokenizer of `fathom tokenizer train`"
-        )
+    if stock:
+        pieces = Tokenizer(trained.needed_tokenizer())
+        if not pieces.is_control()[unread] or pieces.eod_id == unread:
+            raise UserError(
+                f"{trained.needed_tokenizer()} has a piece of text as id {unread}, which Speech2Text of "
+                "transformers takes for padding: use --architecture fathom, or a tokenizer of "
+                "`fathom tokenizer train`"
+            )
     return {
         "feature_extractor_type": "Speech2TextFeatureExtractor",
         "feature_size": facts.filters,

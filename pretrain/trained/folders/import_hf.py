@@ -119,7 +119,7 @@ def _write(imported: Imported, folder: Path, source: str) -> None:
             "imported_layout": imported.layout,
             "special_tokens": imported.special,
             "left_out": list(imported.left_out),
-            **({"images": imported.images} if imported.images else {}),
+            **imported.inputs,
         },
         "config": {"model": imported.config.model_dump(mode="json")},
         "versions": versions(),

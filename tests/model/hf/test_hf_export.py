@@ -157,7 +157,7 @@ def test_a_failing_proof_leaves_nothing(tmp_path: Path, damage: str, monkeypatch
     weights = make_weights(config)
     prove_with = reference(config, weights)
     if damage == "coefficient":
-        from model.hf.settings import write
+        from model.hf.settings import write_fathom as write
 
         honest = write.depth_plan
         monkeypatch.setattr(

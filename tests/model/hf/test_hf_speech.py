@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import ModelConfig
@@ -17,6 +19,9 @@ from model.hf.proof import load_exported
 from model.network.language_model import LanguageModel
 from model.parameters.names import named_parameters
 from model.weights.init import logit_scale
+from pretrain.trained.folders.import_hf import import_checkpoint
+from pretrain.trained.open import open_trained
+from pretrain.trained.transcribe import open_transcriber
 from tests.model.network.test_seq2seq import TARGET, VOCAB
 from tests.model.network.test_speech import FILTERS, SOURCE, build
 from tests.pretrain.clips import spoken, write_speech
@@ -26,7 +31,7 @@ ENDS = {"eos_token_id": 2, "pad_token_id": 3, "decoder_start_token_id": 2}
 
 
 def exported(
-    folder: Path, scheme: str, tokenizer: Path | None = None, **changes: Any
+    folder: Path, scheme: str, tokenizer: Path | None = None, architecture: str = "auto", **changes: Any
 ) -> tuple[LanguageModel, ModelConfig]:
     chunk, config = build(scheme, **changes)
     filters = config.speech.filters if config.speech else FILTERS
@@ -39,6 +44,7 @@ def exported(
         seq_length=TARGET,
         source_length=SOURCE,
         special=ENDS,
+        architecture=architecture,
         processor={
             "feature_extractor_type": "Speech2TextFeatureExtractor",
             "feature_size": filters,
@@ -100,27 +106,108 @@ def test_an_export_gives_the_models_logits(scheme: str, changes: dict[str, Any],
 @pytest.mark.parametrize(
     ("scheme", "changes", "message"),
     [
-        ("b2t", {}, "no class of transformers computes this model"),
+        ("b2t", {}, "speech_to_text"),
         ("pre_ln", {"position": "learned"}, "its positions are fixed sines and cosines, the model's learned"),
         ("pre_ln", {"logit_bias": True}, "it has no bias on its logits"),
     ],
 )
-def test_other_models_are_refused_in_a_line(
+def test_other_models_are_refused_in_a_line_where_the_stock_class_is_asked_for(
     scheme: str, changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        exported(tmp_path / "hf", scheme, **changes)
+        exported(tmp_path / "hf", scheme, architecture="speech_to_text", **changes)
     assert not (tmp_path / "hf").exists()
 
 
-def test_a_pipeline_writes_what_a_recording_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "changes"),
+    [
+        ("b2t", {}),
+        (
+            "deepscalelm_post_ln",
+            {
+                "position": "learned",
+                "max_position_embeddings": TARGET,
+                "max_source_positions": SOURCE,
+                "embedding_norm": True,
+            },
+        ),
+        ("pre_ln", {"logit_bias": True, "bias": False}),
+        ("peri_ln", {"position": "rotary", "activation": "swiglu", "normalization": "rmsnorm"}),
+    ],
+)
+def test_our_own_class_gives_the_logits_of_every_other_model(
+    scheme: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    """In fp64; also of a clip beside a longer one, whose padding is not heard."""
+    chunk, config = exported(tmp_path / "hf", scheme, **changes)
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["architectures"] == [
+        "FathomForSpeechSeq2Seq"
+    ]
+    theirs, ours = load_exported(tmp_path / "hf", "fathom", config).double(), chunk.eval()
+    tolerance = 1e-6 if config.position == "rotary" else 1e-12  # our angles are in fp32
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.copy_(parameter.float().double())
+        short, long = asked(29), asked(32)
+        frames = torch.cat((F.pad(short["frames"], (0, 0, 0, 3), value=7.0), long["frames"]))
+        keep = (torch.arange(32) < torch.tensor([[29], [32]])).long()
+        found = theirs(
+            input_features=frames,
+            attention_mask=keep,
+            decoder_input_ids=torch.cat((short["tokens"], long["tokens"])),
+            use_cache=False,
+        ).logits
+        for row, given in enumerate((short, long)):
+            expected = ours(given)[..., :VOCAB]
+            torch.testing.assert_close(found[row : row + 1], expected, rtol=tolerance, atol=tolerance)
+
+
+def test_our_own_folder_comes_back_and_transcribes(tmp_path: Path) -> None:
+    write_speech(tmp_path, 12, filters=FILTERS)
+    given = tmp_path / "hf"
+    chunk, _ = exported(given, "b2t", tmp_path / "words.model", vocab_size=300, vocab_multiple=1)
+    import_checkpoint(str(given), tmp_path / "back", vocab_multiple=1)
+    found, weights = open_transcriber(tmp_path / "back"), open_trained(tmp_path / "back").weights
+    for one in named_parameters(chunk, 0, 1):
+        assert torch.equal(weights[one.name], one.parameter.detach().float())
+    frames = found.encode(str(tmp_path / "0.wav"))
+    assert np.abs(frames.mean(0)).max() < 1e-5, "each clip is normalised by itself"
+    card = (given / "README.md").read_text()
+    assert card.count("print(") == card.count("trust_remote_code=True") == 1
+
+    processor = json.loads((given / "preprocessor_config.json").read_text())
+    for damage, said in (
+        ({"num_mel_bins": 3}, f"num_mel_bins=3, and the model hears {FILTERS}"),
+        ({"normalize_vars": False}, "each filter has to be normalised over its clip"),
+        ({"sampling_rate": 8000}, "at 16000 Hz, and these are of Speech2TextFeatureExtractor at 8000 Hz"),
+    ):
+        (given / "preprocessor_config.json").write_text(json.dumps(processor | damage))
+        with pytest.raises(UserError, match=said):
+            import_checkpoint(str(given), tmp_path / "other")
+    (given / "preprocessor_config.json").unlink()
+    import_checkpoint(str(given), tmp_path / "untold")
+    with pytest.raises(UserError, match="does not tell how its recordings were made ready"):
+        open_transcriber(tmp_path / "untold")
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_pipeline_writes_what_a_recording_says(own: bool, tmp_path: Path) -> None:
+    """Beam by beam and with a cache, what both classes write of the same weights."""
     from transformers import pipeline
 
     write_speech(tmp_path, 12, filters=FILTERS)
-    exported(tmp_path / "hf", "pre_ln", tmp_path / "words.model", vocab_size=300, vocab_multiple=1)
-    settings = json.loads((tmp_path / "hf" / "config.json").read_text())
+    more = {"vocab_size": 300, "vocab_multiple": 1}
+    written = []
+    for architecture in ("speech_to_text", "fathom")[: 1 + own]:
+        folder = tmp_path / architecture
+        exported(folder, "pre_ln", tmp_path / "words.model", architecture, **more)
+        hears = pipeline("automatic-speech-recognition", model=str(folder), trust_remote_code=own)
+        clip = {"raw": spoken(["red", "blue"]), "sampling_rate": 16000}
+        settings = {"max_new_tokens": 5, "num_beams": 3}
+        written.append(hears(clip, generate_kwargs=settings)["text"])
+    assert len(written[0]) > 3
+    assert set(written) == {written[0]}
+    settings = json.loads((tmp_path / "speech_to_text" / "config.json").read_text())
     assert settings["architectures"] == ["Speech2TextForConditionalGeneration"]
     assert settings["pad_token_id"] == 1
-    hears = pipeline("automatic-speech-recognition", model=str(tmp_path / "hf"))
-    clip = {"raw": spoken(["red", "blue"]), "sampling_rate": 16000}
-    assert isinstance(hears(clip, generate_kwargs={"max_new_tokens": 5})["text"], str)
