@@ -230,6 +230,10 @@ class FathomSeq2SeqModel(FathomPreTrainedModel):
         words = self.decoder.embed_tokens if config.share_embeddings else None
         return FathomStack(config.of_encoder(), words)
 
+    def memory_mask(self, attention_mask: Tensor | None) -> Tensor | None:
+        """Which places of what the encoder gives are seen, of the mask of what it reads."""
+        return attention_mask
+
     def get_encoder(self, *args: Any, **kwargs: Any) -> nn.Module:
         return self.encoder
 
@@ -275,7 +279,7 @@ class FathomSeq2SeqModel(FathomPreTrainedModel):
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
             encoder_hidden_states=encoder_outputs[0],
-            encoder_attention_mask=attention_mask,
+            encoder_attention_mask=self.memory_mask(attention_mask),
         )
         result = Seq2SeqModelOutput(
             last_hidden_state=out.last_hidden_state,

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
 
 from .configuration_fathom import FathomConfig
@@ -40,7 +40,11 @@ class FathomSpeechEncoder(FathomStack):
         self.second = nn.Conv1d(channels // 2, 2 * config.hidden_size, KERNEL, **given)
 
     def forward(  # type: ignore[override]
-        self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+        self,
+        input_features: Tensor,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: None = None,
+        **kwargs: Any,
     ) -> BaseModelOutput | tuple[Any, ...]:
         """input_features [b, f, m], standardised; attention_mask [b, f]: 0 for padding at ends.
 
@@ -65,23 +69,9 @@ class FathomSpeechModel(FathomSeq2SeqModel):
         """What hears."""
         return FathomSpeechEncoder(config.of_encoder())
 
-    def forward(  # type: ignore[override]
-        self,
-        input_features: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        decoder_input_ids: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        encoder_outputs: BaseModelOutput | tuple[Any, ...] | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Seq2SeqModelOutput | tuple[Any, ...]:
-        """input_features, attention_mask: as `FathomSpeechEncoder.forward`, the rest as ever."""
-        if encoder_outputs is None:
-            encoder_outputs = self.encoder(input_features, attention_mask)
-        heard_bt = None if attention_mask is None else attention_mask[:, :: STRIDE * STRIDE]
-        return super().forward(
-            None, heard_bt, decoder_input_ids, decoder_attention_mask, encoder_outputs, *args, **kwargs
-        )
+    def memory_mask(self, attention_mask: Tensor | None) -> Tensor | None:
+        """[b, t] of [b, f]: a token is there where the first of its frames is."""
+        return None if attention_mask is None else attention_mask[:, :: STRIDE * STRIDE]
 
 
 class FathomForSpeechSeq2Seq(FathomForConditionalGeneration):
@@ -91,23 +81,10 @@ class FathomForSpeechSeq2Seq(FathomForConditionalGeneration):
     model_class = FathomSpeechModel
 
     def forward(  # type: ignore[override]
-        self,
-        input_features: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        decoder_input_ids: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        encoder_outputs: BaseModelOutput | tuple[Any, ...] | None = None,
-        **kwargs: Any,
+        self, input_features: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> Seq2SeqLMOutput | tuple[Any, ...]:
         """input_features, attention_mask: as `FathomSpeechEncoder.forward`, the rest as ever."""
-        return super().forward(
-            input_features,
-            attention_mask,
-            decoder_input_ids,
-            decoder_attention_mask,
-            encoder_outputs,
-            **kwargs,
-        )
+        return super().forward(input_features, attention_mask, **kwargs)
 
 
 # As in modeling_fathom.py: saving a loaded model writes these files again.
