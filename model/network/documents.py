@@ -12,18 +12,19 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 
-def hidden_keys(batch: Mapping[str, Tensor], *, causal: bool) -> Tensor | None:
-    """[b, 1, s, s], True where a token does not see another; None where the kind of mask says all.
+def hidden_keys(batch: Mapping[str, Tensor], places: Tensor, *, causal: bool) -> Tensor | None:
+    """[b, 1, s, t], True where a token does not see another; None where the kind of mask says all.
 
     A row always has a key that is not hidden: the token itself.
+    places: of the s tokens that ask, in sequences of t, all of which the batch names documents of.
     causal: what follows is hidden too, as attention takes no second mask beside this one.
     """
     documents = batch.get("documents")
     if documents is None:
         return None
-    hidden = documents[:, None, :, None] != documents[:, None, None, :]
+    hidden = documents[:, None, places, None] != documents[:, None, None, :]
     if causal:
-        hidden |= torch.ones(hidden.shape[-2:], dtype=torch.bool, device=hidden.device).triu_(1)
+        hidden |= torch.arange(documents.shape[1], device=hidden.device) > places[:, None]
     return hidden
 
 

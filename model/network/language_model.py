@@ -262,7 +262,8 @@ class LanguageModel(MegatronModule):
         batch: a micro-batch, of which every stage gets all; s is that of this rank's pieces
         (`model/layers/context.py`):
         tokens [b, s]: ids.
-        documents [b, s]: numbers; tokens of different ones do not see each other. Padding has one.
+        documents [b, t]: numbers, of the whole sequences; tokens of different ones do not see each
+        other. Padding has one.
         positions [b, s]: rows of a table of positions, in a decoder angles too;
         without them 0 .. s - 1.
         token_types [b, s]: rows of a table of token types; without them 0.
@@ -401,10 +402,13 @@ class LanguageModel(MegatronModule):
 
         PyTorch's kernels get it added to scores, Transformer Engine's True where hidden.
         """
-        hidden = None if self.packs else hidden_keys(batch, causal=self.causal)
+        if self.window is None and "documents" not in batch:
+            return None
+        tokens = batch["tokens"]
+        places = self._places(tokens)
+        hidden = None if self.packs else hidden_keys(batch, places, causal=self.causal)
         if self.window is not None:
-            tokens = batch["tokens"]
-            hidden = self.window(hidden, self._places(tokens), tokens.shape[1] * self.ranks)
+            hidden = self.window(hidden, places, tokens.shape[1] * self.ranks)
         return hidden if hidden is None or not self.adds else additive(hidden, self.config.params_dtype)
 
     def _packed(self, batch: Mapping[str, Tensor]) -> dict[str, PackedSeqParams]:
@@ -415,26 +419,27 @@ class LanguageModel(MegatronModule):
 
     def _turns(self, batch: Mapping[str, Tensor]) -> Tensor:
         """As `_angles` of a batch. In a decoder they start again with every document."""
-        table = self._angles(batch["tokens"].shape[1])
-        positions = batch.get("positions") if self.causal else None
-        return table if positions is None else turned_by_position(table, positions)
+        length, positions = batch["tokens"].shape[1], batch.get("positions") if self.causal else None
+        if positions is None:
+            return self._angles(length)
+        return turned_by_position(self._angles(length, whole=True), positions)
 
     def _places(self, tokens: Tensor) -> Tensor:
         """Positions [s] of a rank's tokens [b, s] in their sequences."""
         group = self.pg_collection.cp
         return places(tokens.shape[1] * self.ranks, group.rank(), self.ranks, tokens.device)
 
-    def _angles(self, length: int) -> Tensor:
+    def _angles(self, length: int, *, whole: bool = False) -> Tensor:
         """A `rotary_table`, beside it that of layers with a window where they have their own.
 
-        length: tokens of this rank.
+        length: tokens of this rank. whole: of all positions of a sequence, not of its own alone.
         """
         parts = [self.rotary_pos_emb, *([self.rotary_pos_emb_local] if self.two_bases else [])]
-        rank = self.pg_collection.cp.rank()
+        rank, ranks = self.pg_collection.cp.rank(), 1 if whole else self.ranks
         tables = [
             # What Megatron-core calls packed it does not cut itself, for which it needs a GPU.
             rotary_table(
-                own_pieces(part(length * self.ranks, packed_seq=True), 0, rank, self.ranks),
+                own_pieces(part(length * self.ranks, packed_seq=True), 0, rank, ranks),
                 self.config.params_dtype,
                 magnitude,
             )

@@ -40,13 +40,17 @@ def training_step(task: Task) -> ForwardStep:
     return step
 
 
+WHOLE = ("documents",)
+"""What every rank reads of whole sequences: keys are all there (`model/layers/context.py`)."""
+
+
 def own_tokens(batch: Batch, topology: Topology) -> Batch:
     """What a rank gets of a micro-batch whose sequences are cut over context-parallel ranks."""
     rank, ranks = topology.context_rank, topology.layout.context
     if ranks == 1:
         return batch
     return {
-        name: own_pieces(tensor, 1, rank, ranks) if tensor.dim() > 1 else tensor
+        name: own_pieces(tensor, 1, rank, ranks) if tensor.dim() > 1 and name not in WHOLE else tensor
         for name, tensor in batch.items()
     }
 

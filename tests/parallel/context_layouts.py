@@ -5,7 +5,9 @@ from __future__ import annotations
 from model.depth.schemes import scheme_names
 from tests.parallel.layouts import (
     BF16,
+    DOCUMENTS,
     FULL,
+    GROWING,
     LLAMA,
     LOCAL,
     MUON,
@@ -34,6 +36,23 @@ def _two() -> list[Case]:
         Case("CP2, no positions", 2, CP, given(position="none")),
         Case("CP2, windows", 2, CP, LOCAL),
         Case("CP2, soft caps, z-loss, smoothed labels", 2, CP, CAPPED, LOSSES),
+        Case("CP2, documents", 2, CP, data=DOCUMENTS),
+        Case(
+            "CP2, documents, GQA rotary SwiGLU RMSNorm, selective recompute",
+            2,
+            CP | SELECTIVE,
+            LLAMA,
+            data=DOCUMENTS,
+        ),
+        Case(
+            "CP2, documents, windows, growing batches and sequences",
+            2,
+            CP,
+            LOCAL,
+            schedule=GROWING,
+            data=DOCUMENTS,
+        ),
+        Case("CP2, documents, soft caps", 2, CP, CAPPED, data=DOCUMENTS),
         Case("CP2, full recompute", 2, CP | FULL),
         Case("CP2, selective recompute", 2, CP | SELECTIVE, LLAMA),
         Case("CP2, untied", 2, CP, UNTIED),
@@ -63,6 +82,10 @@ def _four() -> list[Case]:
         Case("CP2 x TP2", 4, CP | given(tensor=2)),
         Case("CP2 x TP2 + SP, GQA rotary SwiGLU RMSNorm", 4, CP | SP, LLAMA),
         Case("CP2 x TP2 + SP, windows", 4, CP | SP, LOCAL),
+        Case("CP2 x TP2 + SP, documents, windows", 4, CP | SP, LOCAL, data=DOCUMENTS),
+        Case("CP4, documents, GQA rotary SwiGLU RMSNorm", 4, FOUR, LLAMA, data=DOCUMENTS),
+        Case("CP2 x PP2, documents, full recompute", 4, CP | PP | FULL, data=DOCUMENTS),
+        Case("CP2 x DP2, ZeRO-3, documents", 4, CP | THREE, LLAMA, data=DOCUMENTS),
         Case("CP2 x TP2 + SP, full recompute", 4, CP | SP | FULL),
         Case("CP2 x PP2", 4, CP | PP),
         Case("CP2 x PP2 interleaved, GQA rotary SwiGLU RMSNorm", 4, CP | VP, LLAMA),
@@ -76,6 +99,7 @@ def _four() -> list[Case]:
 
 CONTEXT: dict[int, list[Case]] = {2: _two(), 4: _four()}
 QUICK_OF_CONTEXT = (
+    "CP2, documents, windows, growing batches and sequences",
     "CP2, GQA rotary SwiGLU RMSNorm",
     "CP2 x TP2 + SP, GQA rotary SwiGLU RMSNorm",
 )

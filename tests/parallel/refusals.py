@@ -293,9 +293,10 @@ REFUSALS = [
         optimizer=given(kind="muon"),
     ),
     _run(
-        "documents that do not see each other under context parallelism",
-        "document_mask=true does not combine with parallel.context=2 yet: set parallel.context=1",
+        "documents that do not see each other under context parallelism with Transformer Engine",
+        "document_mask=true does not combine with parallel.context=2 and Transformer Engine's kernels",
         parallel=given(context=2),
+        train=given(kernels="te"),
         data=DOCUMENTS,
     ),
     _run(
