@@ -24,6 +24,7 @@ from model.hf.result import Export
 from model.hf.settings.write import SPECIAL, START, write_config
 from model.hf.tokenizer.convert import TokenIds
 from model.hf.tokenizer.copy import copy_tokenizer
+from model.hf.tokenizer.proof import TokenizerProofError
 from model.hf.tokenizer.settings import Use
 from model.hf.tokenizer.table import read_tokenizer
 from model.hf.weight_files import DTYPES, parse_size, round_weights, write_json, write_weights
@@ -131,27 +132,33 @@ def export(
         processor=processor or {},
     )
     check_target(out, EXPORT, overwrite)
-    target, plan, effect, skipped = _choose(job, architecture)
-    with whole_folder(out, EXPORT, overwrite) as folder:
-        return _build(job, target, plan, effect, folder, out, skipped)
+    return _first_exact(job, architecture, out, overwrite)
 
 
-def _choose(job: _Job, architecture: str) -> tuple[Target, Fold, float, tuple[str, ...]]:
-    """(target, its fold, the fold's epsilon effect, targets passed over and why).
+def _first_exact(job: _Job, architecture: str, out: Path, overwrite: bool) -> Export:
+    """Writes the first target whose epsilons and whose tokenizer are exact enough.
 
-    Raises UserError where the target asked for is not exact.
+    Raises UserError where none of those asked for is.
     """
     skipped: list[str] = []
-    for target in targets(architecture, job.config):
+    able = targets(architecture, job.config)
+    for target in able:
         plan = fold(target, job.config, job.logit_scale)
         effect = epsilon_effect(job.weights, job.config, job.inputs, job.logit_scale, plan)
-        if effect <= LIMIT:
-            return target, plan, effect, tuple(skipped)
-        skipped.append(
-            f"{target} has one epsilon for all norms; folding the residual constants "
-            f"({plan.epsilon:.3g} for norm_epsilon={job.config.norm_epsilon:.3g}) "
-            f"would move the logits by {effect:.1e} standard deviations, more than {LIMIT:.0e}"
-        )
+        if effect > LIMIT:
+            skipped.append(
+                f"{target} has one epsilon for all norms; folding the residual constants "
+                f"({plan.epsilon:.3g} for norm_epsilon={job.config.norm_epsilon:.3g}) "
+                f"would move the logits by {effect:.1e} standard deviations, more than {LIMIT:.0e}"
+            )
+            continue
+        try:
+            with whole_folder(out, EXPORT, overwrite) as folder:
+                return _build(job, target, plan, effect, folder, out, tuple(skipped))
+        except TokenizerProofError as error:
+            if target == able[-1]:
+                raise
+            skipped.append(f"in a folder of {target}, {error.fact}")
     raise UserError(
         f"architecture={architecture} cannot compute this model: {skipped[0]}; use auto or fathom"
     )

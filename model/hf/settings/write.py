@@ -246,6 +246,8 @@ def _bert(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -
         "hidden_act": UNGATED_ACTIVATIONS[config.activation],
         "layer_norm_eps": fold.epsilon,
         "type_vocab_size": SHOWN["bert"]["token_types"],
+        # What the class has always; other programs ask.
+        "position_embedding_type": "absolute",
         "hidden_dropout_prob": config.hidden_dropout,
         "attention_probs_dropout_prob": config.attention_dropout,
     }
@@ -273,6 +275,21 @@ def _crossed(config: ModelConfig, fold: Fold, positions: int, logit_scale: float
         # What these classes would do when they generate, unless told otherwise.
         "forced_bos_token_id": None,
         "forced_eos_token_id": None,
+    }
+
+
+def _bart(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
+    # The class has these built in. Published folders name them, and other programs read them there.
+    norms = {"normalize_before": False, "normalize_embedding": True}
+    return {**_crossed(config, fold, positions, logit_scale), **norms}
+
+
+def _mbart(config: ModelConfig, fold: Fold, positions: int, logit_scale: float) -> dict[str, object]:
+    return {
+        **_bart(config, fold, positions, logit_scale),
+        "normalize_before": True,
+        # Without it CTranslate2 expects texts to start with the name of a language.
+        "tokenizer_class": "PreTrainedTokenizerFast",
     }
 
 
@@ -335,8 +352,8 @@ FIELDS: dict[Target, Callable[[ModelConfig, Fold, int, float], dict[str, object]
     "eurobert": _llama,
     "modernbert": _modernbert,
     "mistral": _mistral,
-    "bart": _crossed,
-    "mbart": _crossed,
+    "bart": _bart,
+    "mbart": _mbart,
     "blenderbot": _blenderbot,
     "marian": _marian,
     "qwen2": _qwen,

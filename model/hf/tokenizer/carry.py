@@ -12,10 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.errors import UserError
-from model.hf.tokenizer.convert import OTHERWISE, TokenIds
+from model.hf.tokenizer.convert import TokenIds
 from model.hf.tokenizer.kinds import read_beside
-from model.hf.tokenizer.proof import AS_TEXT, difference, fuzz
+from model.hf.tokenizer.proof import AS_TEXT, TokenizerProofError, difference, fuzz, read_as
 from model.hf.tokenizer.settings import Use, marks_around
 from model.hf.tokenizer.special import settings_of
 from model.hf.tokenizer.tokenizer_json import BESIDE, FILE, SETTINGS, TokenizerJson
@@ -98,24 +97,24 @@ def prove(path: Path, folder: Path, texts: Iterable[str], trust: bool) -> int:
     Ids and the text that they decode to, on texts that have found differences. Texts are left out
     in which only we keep the name of a special token text (`TokenizerJson.keeps`).
     Returns 0: no text has two segmentations of the same score.
-    Raises UserError naming the first text that differs.
+    Raises TokenizerProofError naming the first text that differs.
     """
     from transformers import AutoTokenizer
 
     ours = TokenizerJson.open(path)
     fast = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
-    what = f"the exported tokenizer of {path}"
+    what = f"the exported tokenizer of {path}{read_as(fast)}"
     for text in (*fuzz([ours.piece(index) for index in range(ours.vocab_size)]), *texts):
         if ours.keeps(text):
             continue
         wanted, got = ours.ids(text), fast.encode(text, **AS_TEXT)
         if wanted != got:
             theirs = f"gives other ids for {text!r}: {difference(wanted, got)}"
-            raise UserError(f"{what} {theirs}; {OTHERWISE}")
+            raise TokenizerProofError(f"{what} {theirs}")
         decoded = fast.decode(wanted, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         if decoded != ours.decode(wanted):
             theirs = (
                 f"decodes the ids of {text!r} to {decoded!r}, that of the data to {ours.decode(wanted)!r}"
             )
-            raise UserError(f"{what} {theirs}; {OTHERWISE}")
+            raise TokenizerProofError(f"{what} {theirs}")
     return 0

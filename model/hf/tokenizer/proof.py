@@ -15,6 +15,30 @@ if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
 
+class TokenizerProofError(UserError):
+    """transformers gives other ids or text with an exported tokenizer than training had.
+
+    fact: which and how. The message also says what to do.
+    """
+
+    def __init__(self, fact: str) -> None:
+        super().__init__(f"{fact}; {OTHERWISE}")
+        self.fact = fact
+
+
+def read_as(fast: object) -> str:
+    """What a difference says of the class that transformers chose; empty for the general one.
+
+    Of some models it takes another class than tokenizer_config.json names.
+    """
+    name = type(fast).__name__
+    return "" if name in GENERAL else f", which transformers reads as {name} here,"
+
+
+GENERAL = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""The class that uses a tokenizer.json as it is, in transformers 5 and 4."""
+
+
 def prove(model_path: Path | str, folder: Path, texts: Iterable[str] = (), trust: bool = False) -> int:
     """Compares the tokenizer in `folder` with a SentencePiece model.
 
@@ -23,7 +47,7 @@ def prove(model_path: Path | str, folder: Path, texts: Iterable[str] = (), trust
     fp64, so that segmentations of equal score (the same pieces in another order, mostly) may be
     told apart by SentencePiece's rounding alone.
     trust: the folder has our modelling code, and asking whether to run it would stop an export.
-    Raises UserError naming the first text with other ids than that,
+    Raises TokenizerProofError naming the first text with other ids than that,
     or whose ids decode to another text.
     """
     from sentencepiece import SentencePieceProcessor
@@ -33,22 +57,22 @@ def prove(model_path: Path | str, folder: Path, texts: Iterable[str] = (), trust
         SentencePieceProcessor(model_file=str(model_path)),
         AutoTokenizer.from_pretrained(folder, trust_remote_code=trust),
     )
-    what = f"the fast tokenizer made of {model_path}"
+    what = f"the fast tokenizer made of {model_path}{read_as(fast)}"
     size, unigram = ours.get_piece_size(), load_proto(model_path).trainer_spec.model_type == 1
     if len(fast) != size:
-        raise UserError(f"{what} has {len(fast)} tokens, SentencePiece {size}; {OTHERWISE}")
+        raise TokenizerProofError(f"{what} has {len(fast)} tokens, SentencePiece {size}")
     ties = 0
     for text in (*fuzz([ours.id_to_piece(i) for i in range(size)]), *texts):
         expected, got = reference_ids(ours, text), fast.encode(text, **AS_TEXT)
         decoded, wanted = fast.decode(expected), ours.decode(expected)
         if decoded != wanted:
             theirs = f"decodes the ids of {text!r} to {decoded!r}, SentencePiece to {wanted!r}"
-            raise UserError(f"{what} {theirs}; {OTHERWISE}")
+            raise TokenizerProofError(f"{what} {theirs}")
         if expected == got:
             continue
         if not unigram or not _tie(ours, expected, got):
             theirs = f"gives other ids than SentencePiece for {text!r}: {difference(expected, got)}"
-            raise UserError(f"{what} {theirs}; {OTHERWISE}")
+            raise TokenizerProofError(f"{what} {theirs}")
         ties += 1
     return ties
 

@@ -278,3 +278,26 @@ def test_exports_carry_the_tokenizer(models: dict[str, Path], scheme: str, tmp_p
             seq_length=24,
         )
     assert not (tmp_path / "other").exists()
+
+
+def test_a_class_that_is_read_with_a_tokenizer_of_its_own_is_passed_over(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Whatever a folder says, transformers 5 splits the text of a Qwen2 as Qwen2's tokenizer does."""
+    config = make_config(
+        normalization="rmsnorm",
+        position="rotary",
+        activation="swiglu",
+        bias=False,
+        attention={"qkv_bias": True},
+        vocab_size=SIZE,
+    )
+    given: dict[str, Any] = {"logit_scale": 1.0, "tokenizer": models["bpe"], "seq_length": 24}
+    weights = make_weights(config)
+    with pytest.raises(UserError, match=r"transformers reads as Qwen2Tokenizer here, .*; export with"):
+        export(weights, config, tmp_path / "out", architecture="qwen2", **given)
+    assert not (tmp_path / "out").exists()
+    result = export(weights, config, tmp_path / "out", **given)
+    assert result.architecture == "fathom"
+    assert "Qwen2Tokenizer" in result.skipped[0]
+    assert export(weights, config, tmp_path / "bare", **{**given, "tokenizer": None}).architecture == "qwen2"
