@@ -43,7 +43,7 @@ def carry(path: Path, folder: Path, max_length: int, use: Use) -> TokenIds:
         "padding_side": "left" if use.decoder else "right",
         "model_max_length": max_length,
     }
-    if use.decoder:
+    if not use.encoder:
         usual.setdefault("bos_token", end)
     settings = {
         **usual,

@@ -99,6 +99,8 @@ def pair_marks(proto: ModelProto) -> Marks:
     pad = pieces.get("pad", (trainer.unk_piece, trainer.unk_id))
     return Marks(
         {
+            # What a target is told from. Programs that read this class ask for the name.
+            "bos_token": trainer.eos_piece,
             "eos_token": trainer.eos_piece,
             "pad_token": pad[0],
             "padding_side": "right",

@@ -283,7 +283,7 @@ def test_exports_carry_the_tokenizer(models: dict[str, Path], scheme: str, tmp_p
 def test_a_class_that_is_read_with_a_tokenizer_of_its_own_is_passed_over(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Whatever a folder says, transformers 5 splits the text of a Qwen2 as Qwen2's tokenizer does."""
+    """Whatever a folder says, transformers 5 splits the text of a Qwen2 as Qwen2Tokenizer."""
     config = make_config(
         normalization="rmsnorm",
         position="rotary",
