@@ -106,7 +106,12 @@ def command(
     rates = _numbers("--lrs", lrs) or [base.optimizer.lr]
     shares = _numbers("--warmups", warmups, zero=True) or [base.schedule.warmup_steps / base.train.steps]
     if max(shares) >= 1:
-        raise UserError(f"--warmups {warmups}: shares of the steps lie below 1")
+        raise UserError(
+            f"--warmups {warmups}: shares of the steps lie below 1"
+            if warmups
+            else f"schedule.warmup_steps={base.schedule.warmup_steps} is no part of train.steps="
+            f"{base.train.steps}: set fewer, or give shares with --warmups"
+        )
     asked = base_asked_for(config, settings)
     variants = [variant.with_base(asked) for variant in parse_variants(schemes)]
     if transfer:

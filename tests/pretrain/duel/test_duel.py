@@ -437,6 +437,7 @@ def test_the_command_stops_and_resumes_and_writes_its_page(config: Path, tmp_pat
         (("--lrs", "1e-3,x"), "separated by commas"),
         (("--lrs", "1e-3,nan"), "named once"),
         (("--warmups", "1.5"), "below 1"),
+        (("schedule.warmup_steps=90", "train.steps=60"), "warmup_steps=90 is no part of train.steps=60"),
         (("--equal", "time"), "tokens or parameters"),
         (("--layers", "2,2"), "named once"),
         (("--transfer",), "two depths or more"),
