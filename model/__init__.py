@@ -2,3 +2,6 @@
 
 Knows no process group and no engine.
 """
+
+__version__ = "0.1.0"
+"""Of all of Fathom. `fathom --version`, the package and what runs note down read it here."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from model import __version__
 from model.depth.schemes import SCHEMES
 from model.families.table import FAMILIES
 from pretrain.tasks.table import TASKS
@@ -168,12 +169,10 @@ def test_the_license_is_what_the_package_says() -> None:
 
 
 def test_the_changelog_has_the_version() -> None:
-    version = next(
-        line.split('"')[1]
-        for line in (ROOT / "pyproject.toml").read_text().splitlines()
-        if line.startswith("version = ")
-    )
-    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+    """What was released last stands below what was not released yet."""
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert next(heading for heading in headings if heading != "Unreleased").split()[0] == __version__
+    assert "Unreleased" not in headings[1:]
 
 
 def test_constraints_are_plain_pins() -> None:

@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_command_name, get_group
 
+from model import __version__
 from model.errors import UserError, say, told
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +51,12 @@ class Row:
 
 
 COMMANDS = (
+    Row(
+        "init",
+        "tools.runs.init:command",
+        "Write an example project: a configuration, a site file, a small text.",
+        "Data",
+    ),
     Row(
         "data",
         "tools.text.data:app",
@@ -84,6 +91,7 @@ COMMANDS = (
     ),
     Row("checkpoint", "tools.runs.checkpoint:app", "List, inspect and check checkpoints.", "Training"),
     Row("generate", "tools.models.generate:command", "Continue a text with a trained model.", "Models"),
+    Row("chat", "tools.models.chat:command", "Continue text line by line, to try a model out.", "Models"),
     Row("fill", "tools.models.fill:command", "Fill places in a text with a trained encoder.", "Models"),
     Row("translate", "tools.models.translate:command", "Translate lines with an encoder-decoder.", "Models"),
     Row("transcribe", "tools.models.transcribe:command", "Write what recordings say.", "Models"),
@@ -194,9 +202,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"fathom {version('fathom')}")
+        typer.echo(f"fathom {__version__}")
         raise typer.Exit
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -44,6 +45,15 @@ def threads_per_process(local_processes: int, env: Mapping[str, str]) -> int:
     if own.isascii() and own.isdecimal():
         return max(1, min(cores(), int(own)))
     return max(1, cores() // max(1, local_processes))
+
+
+def same_code() -> dict[str, str]:
+    """Variables with which `python -m` finds what this process imports.
+
+    Without them it looks into the working folder first, where a user's `model.py` may lie.
+    Python 3.10 looks there all the same: it does not know the second one.
+    """
+    return {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
 
 
 def free_memory() -> int | None:

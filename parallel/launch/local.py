@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Collection, Sequence
 
-from parallel.launch.host import threads_per_process
+from parallel.launch.host import same_code, threads_per_process
 from parallel.launch.ranks import GATE_VARIABLE
 from parallel.launch.secret import VARIABLE, new_secret
 
@@ -117,6 +117,7 @@ def _environment(processes: int, gate: socket.socket) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": str(threads_per_process(processes, {})),
         **os.environ,
+        **same_code(),
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",

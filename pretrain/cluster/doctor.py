@@ -262,7 +262,7 @@ def slurm() -> Iterator[Check]:
             "note",
             f"{SITE_VARIABLE} names none",
             (
-                "copy slurm/site.example.yaml, fill it in and set "
+                "`fathom init FOLDER` writes one with every key: fill it in and set "
                 f"{SITE_VARIABLE}, or give --site to `fathom submit`"
             ),
         )

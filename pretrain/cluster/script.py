@@ -16,7 +16,8 @@ from pretrain.cluster.decision import MAX_RESTARTS
 from pretrain.cluster.site_file import SiteConfig
 from pretrain.cluster.supervise import NOTHING_TO_DO
 
-TEMPLATE = Path(__file__).resolve().parents[2] / "slurm" / "train.sbatch.j2"
+SLURM = Path(__file__).resolve().parents[2] / "slurm"
+TEMPLATE, SITE_EXAMPLE = SLURM / "train.sbatch.j2", SLURM / "site.example.yaml"
 
 LEFT_OVER_SECONDS = 120
 """srun --wait: how long tasks may outlive the first one that ended, before they count as stuck."""
@@ -58,7 +59,7 @@ def render(script: Script, site: SiteConfig) -> str:
                 "(% \\ \" ' , : or one that is not shown): set runs_dir to another path"
             )
     if not TEMPLATE.is_file():
-        raise UserError(f"{TEMPLATE} is missing: run `fathom submit` from a checkout of the repository")
+        raise UserError(f"{TEMPLATE} is missing: install Fathom again, or restore the file")
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )

@@ -270,7 +270,8 @@ def load_site(path: Path | str | None) -> SiteConfig:
     path = path or os.environ.get(SITE_VARIABLE) or None
     if path is None:
         raise UserError(
-            f"no site file: give --site FILE or set {SITE_VARIABLE}; slurm/site.example.yaml is one to copy"
+            f"no site file: give --site FILE or set {SITE_VARIABLE}; "
+            "`fathom init FOLDER` writes one with every key"
         )
     content = _read(Path(path))
     if not isinstance(content, dict):

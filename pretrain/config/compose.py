@@ -62,7 +62,7 @@ def compose(path: Path | str, overrides: Sequence[str] = ()) -> Composition:
     Raises UserError for a missing or unreadable file, a circle of includes, an override that is no
     key=value, and an interpolation that leads nowhere; OSError as the file system does.
     """
-    file = find(str(path), [Path.cwd(), SHIPPED], "*.yaml")
+    file = find(str(path), [Path.cwd()], "*.yaml")
     merging = _Merging()
     merging.add_file(file, ())
     for text in overrides:
@@ -74,27 +74,50 @@ def compose(path: Path | str, overrides: Sequence[str] = ()) -> Composition:
 def find(name: str, folders: Sequence[Path], near: str = "**/*.yaml") -> Path:
     """The file `name` in the first folder that has it, `.yaml` added where it is missing.
 
+    The shipped configurations come last, with `configs/` before their names or without.
     Raises UserError, naming the shipped files (glob `near`) whose names are like it.
     """
-    for folder in folders:
-        for candidate in (folder / name, folder / f"{name}.yaml"):
-            if candidate.is_file():
-                return candidate
-            if candidate.exists() and not candidate.is_dir():
-                raise UserError(
-                    f"configuration {printable(name)} is no regular file: write it into one and name that"
-                )
-    shipped = {
-        str(file.relative_to(SHIPPED).with_suffix("")): file.stem for file in sorted(SHIPPED.glob(near))
-    }
-    alike = get_close_matches(Path(name).stem[:LONGEST_KEY], shipped.values(), n=3, cutoff=0.5)
-    names = [path for path, stem in shipped.items() if stem in alike] or list(shipped)
+    for folder, inside in [*((folder, name) for folder in folders), (SHIPPED, _in_shipped(name))]:
+        if file := _file(folder, inside):
+            return file
+    known = {str(file.relative_to(SHIPPED).with_suffix("")): file.stem for file in sorted(SHIPPED.glob(near))}
+    alike = get_close_matches(Path(name).stem[:LONGEST_KEY], known.values(), n=3, cutoff=0.5)
+    names = [path for path, stem in known.items() if stem in alike] or list(known)
     what = "is a folder, not a configuration file" if Path(name).is_dir() else "does not exist"
     more = f" and {len(names) - MOST_NAMES} more in {shown(SHIPPED)}" if len(names) > MOST_NAMES else ""
     are = "are" if len(names) > 1 else "is"
     raise UserError(
         f"configuration {printable(name)} {what}; there {are} {', '.join(names[:MOST_NAMES])}{more}"
     )
+
+
+def shipped(name: str) -> Path | None:
+    """The shipped file that a name stands for.
+
+    None where the working folder has one of that name, and where there is none at all.
+    """
+    return None if _file(Path.cwd(), name) else _file(SHIPPED, _in_shipped(name))
+
+
+def _file(folder: Path, name: str) -> Path | None:
+    """The file `name` of a folder, `.yaml` added where it is missing; None where it has none.
+
+    Raises UserError for what is neither a file nor a folder.
+    """
+    for candidate in (folder / name, folder / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+        if candidate.exists() and not candidate.is_dir():
+            raise UserError(
+                f"configuration {printable(name)} is no regular file: write it into one and name that"
+            )
+    return None
+
+
+def _in_shipped(name: str) -> str:
+    """The name of a file inside of the shipped folder, without the name of the folder itself."""
+    parts = Path(name).parts
+    return str(Path(*parts[1:])) if parts[:1] == (SHIPPED.name,) and len(parts) > 1 else name
 
 
 def shown(path: Path) -> str:
@@ -261,12 +284,12 @@ def _short(key: str) -> str:
 
 
 def _folders(file: Path) -> list[Path]:
-    """Where the includes of a file are looked for.
+    """Where the includes of a file are looked for before the shipped configurations.
 
-    Beside it, in the `configs` folder around it, in the shipped configurations.
+    Beside it, and in the `configs` folder around it.
     """
     around = [parent for parent in file.resolve().parents if parent.name == "configs"]
-    return [file.parent, *around, SHIPPED, SHIPPED.parent]
+    return [file.parent, *around]
 
 
 def _flat(values: Plain, prefix: str = "") -> Iterator[str]:

@@ -17,11 +17,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypedDict
 
+from model import __version__
 from model.errors import UserError
 from pretrain.rundir.git import git_output
 
 PACKAGES = (
-    "fathom",
     "torch",
     "deepspeed",
     "megatron-core",
@@ -106,8 +106,11 @@ def environment() -> dict[str, object]:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of the packages that matter to a run; null for one that is not installed."""
-    found: dict[str, str | None] = {}
+    """Versions of Fathom and of the packages that matter to a run.
+
+    Null for one that is not installed.
+    """
+    found: dict[str, str | None] = {"fathom": __version__}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

@@ -38,6 +38,32 @@ SPEECH = Kind("a model of speech, which writes what it hears", "fathom transcrib
 BOTH = Kind("an encoder-decoder, which translates a text", "fathom translate")
 
 
+def kind_of(config: ModelConfig) -> Kind:
+    """What a model is asked for."""
+    family = config.blueprint
+    others = {"patches": IMAGES, "frames": SPEECH}
+    if family.inputs in others:
+        return others[family.inputs]
+    if family.crossed:
+        return BOTH
+    return DECODER if family.stacks[-1].causal else ENCODER
+
+
+def check_kind(config: ModelConfig, wanted: Kind, folder: str) -> None:
+    """Raises UserError for the model of a folder that is of another kind than wanted."""
+    kind = kind_of(config)
+    if kind is not wanted:
+        use = f"use `{kind.command}`, " if kind.command else ""
+        raise UserError(
+            f"{folder} holds {kind.name}: {use}`{wanted.command}` is for {wanted.name.partition(',')[0]}"
+        )
+
+
+def is_export(model: Path | str) -> bool:
+    """Whether a folder is one in Hugging Face format, such as `fathom export` writes."""
+    return (Path(model) / "config.json").is_file()
+
+
 @dataclass(frozen=True)
 class Trained:
     """A model from a checkpoint."""
@@ -82,22 +108,11 @@ class Trained:
     @property
     def kind(self) -> Kind:
         """What it is asked for."""
-        family = self.config.blueprint
-        others = {"patches": IMAGES, "frames": SPEECH}
-        if family.inputs in others:
-            return others[family.inputs]
-        if family.crossed:
-            return BOTH
-        return DECODER if family.stacks[-1].causal else ENCODER
+        return kind_of(self.config)
 
     def check_kind(self, wanted: Kind) -> None:
         """Raises UserError for a model of another kind, which another command asks."""
-        if self.kind is not wanted:
-            use = f"use `{self.kind.command}`, " if self.kind.command else ""
-            raise UserError(
-                f"{self.reader.folder} holds {self.kind.name}: {use}"
-                f"`{wanted.command}` is for {wanted.name.partition(',')[0]}"
-            )
+        check_kind(self.config, wanted, str(self.reader.folder))
 
     def needed_tokenizer(self) -> Path:
         """The tokenizer's file. Raises UserError where the checkpoint has none."""

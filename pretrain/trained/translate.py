@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from model.errors import UserError
 from pretrain.trained.beam import Found, Search, search
-from pretrain.trained.open import BOTH, Kind, Trained, open_trained
+from pretrain.trained.open import BOTH, Kind, Trained, is_export, open_trained
 
 if TYPE_CHECKING:
     from torch import Tensor, device
@@ -157,7 +157,7 @@ def open_translator(model: Path | str) -> Translator:
 
     Raises UserError as `open_trained` does, as `CheckpointTranslator` and `ExportTranslator`.
     """
-    if (Path(model) / "config.json").is_file():
+    if is_export(model):
         from pretrain.trained.export_translator import ExportTranslator
 
         return ExportTranslator(Path(model))

@@ -15,6 +15,7 @@ import typer
 
 from model.errors import UserError
 from model.words import printable
+from tools.shipped import say_shipped
 
 LARGEST = 1e30
 """Of rates, depths and shares, as optimizer.lr has it."""
@@ -101,6 +102,7 @@ def command(
     if equal not in ("tokens", "parameters"):
         raise UserError(f"--equal {equal}: choose tokens or parameters")
     settings = [*(overrides or []), *([f"train.steps={steps}"] if steps else [])]
+    say_shipped(config)
     base = prepared_config(config, settings)
     depths = _depths(layers) or [base.model.num_layers]
     rates = _numbers("--lrs", lrs) or [base.optimizer.lr]

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from model.errors import UserError
+from tools.shipped import say_shipped
 
 PRECISIONS = ("float32", "float64", "bfloat16")
 SOURCES = ("auto", "synthetic", "data")
@@ -95,6 +96,8 @@ def command(
     from pretrain.probe.rules import verdict
     from pretrain.probe.setup import Choices, probes
 
+    if not quiet:
+        say_shipped(config)
     choices = Choices(scheme, layers, seeds, batch, tokens, dtype, compare, checkpoint)
     measured = []
     for one in probes(config, overrides or [], choices):

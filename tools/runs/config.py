@@ -18,6 +18,7 @@ from model.words import printable
 from pretrain.config.load import Row, complete_model, explained, load_with_origins
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import vocabulary_of
+from tools.shipped import say_shipped
 
 PIPED_WIDTH = 160
 LONGEST = 1000
@@ -34,6 +35,8 @@ def command(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Check only, print nothing.")] = False,
 ) -> None:
     """Check a configuration and explain every field of it, with its size in parameters."""
+    if not quiet:
+        say_shipped(config)
     loaded, composition = load_with_origins(config, overrides or [])
     model = complete_model(loaded, loaded.model.vocab_size or vocabulary_of(loaded.data.corpora[0].path))
     sizes = parameter_count(model) if model.vocab_size is not None else None

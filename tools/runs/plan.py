@@ -12,6 +12,7 @@ from rich.table import Table
 
 from model.errors import UserError
 from parallel.hardware.gpus import PLANNED
+from tools.shipped import say_shipped
 
 if TYPE_CHECKING:
     from pretrain.plan.layouts import Prediction
@@ -97,6 +98,7 @@ def command(
     Needs no GPU.
     How far off it may be: docs/performance.md.
     """
+    say_shipped(config)
     report = plan(config, overrides or [], gpus, gpu, tokens, price_per_gpu_hour, top)
     if as_json:
         typer.echo(json.dumps(report, indent=2))

@@ -7,6 +7,8 @@ import sys
 
 import typer
 
+from tools.shipped import say_shipped
+
 
 def command(
     config: str = typer.Argument(help="Run configuration, a YAML file."),
@@ -38,4 +40,6 @@ def command(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pretrain.train.run import pretrain
 
+    if not quiet:
+        say_shipped(config)
     sys.exit(pretrain(config, [*(overrides or []), *(["log.progress=none"] if quiet else [])]))

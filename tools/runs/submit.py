@@ -12,6 +12,7 @@ import typer
 
 from model.errors import UserError
 from pretrain.cluster.decision import MAX_RESTARTS
+from tools.shipped import say_shipped
 
 if TYPE_CHECKING:
     from pretrain.cluster.submit import Plan
@@ -95,6 +96,7 @@ def command(
 
     if as_json and follow:
         raise UserError("--json does not combine with --follow")
+    say_shipped(config)
     request = Request(
         nodes,
         time=limit,

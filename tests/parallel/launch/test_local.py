@@ -49,6 +49,15 @@ def test_every_rank_gets_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len({(tmp_path / str(rank)).read_text() for rank in range(3)}) == 1
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 always looks into the working folder")
+def test_ranks_take_no_file_of_the_working_folder_for_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "parallel.py").write_text("raise SystemExit(9)\n")
+    monkeypatch.chdir(tmp_path)
+    assert start_local(["-m", "parallel.launch.exit_codes"], 1) == 0
+
+
 def test_ranks_share_a_secret_and_rank_0_has_the_open_gate(tmp_path: Path) -> None:
     """A new secret at every start. What the environment is told, other users do not see."""
     code = (

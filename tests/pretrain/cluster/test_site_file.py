@@ -76,7 +76,7 @@ def test_site_file_is_read_as_it_looks(tmp_path: Path, monkeypatch: pytest.Monke
 def test_no_site_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("FATHOM_SITE", raising=False)
     with pytest.raises(
-        UserError, match=r"no site file: give --site FILE or set FATHOM_SITE; slurm/site\.example\.yaml"
+        UserError, match="no site file: give --site FILE or set FATHOM_SITE; `fathom init FOLDER` writes one"
     ):
         load_site(None)
     with pytest.raises(UserError, match="nowhere: No such file"):

@@ -35,6 +35,11 @@ def test_fill(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(json.loads(capsys.readouterr().out)["places"][0]) == 5
 
 
+def test_chat_is_for_other_models(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fathom("chat", str(folder / "run"), code=2)
+    assert "use `fathom fill`" in capsys.readouterr().err
+
+
 def test_eval(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, data = str(folder / "run"), str(folder / "data")
     fathom("eval", run, "--data", data, "--samples", "3")

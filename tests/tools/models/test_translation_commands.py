@@ -168,6 +168,9 @@ def test_a_line_for_a_line(
     found = capsys.readouterr().out.removesuffix("\n").split("\n")
     assert len(found) == 4
     assert [bool(line) for line in found] == [True, False, True, True]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.removeprefix("\ufeff").encode())))
+    fathom("chat", run)
+    assert capsys.readouterr().out.removesuffix("\n").split("\n") == found
     texts = [part for line in lines for part in ("--text", line)]
     fathom("translate", run, *texts, "--best", "3")
     rows = [line.split("\t") for line in capsys.readouterr().out.removesuffix("\n").split("\n")]
@@ -189,6 +192,10 @@ def test_a_line_for_a_line(
     [
         (["generate", "RUN"], "holds an encoder-decoder, which translates a text: use `fathom translate`"),
         (["fill", "RUN", "a [MASK]"], "use `fathom translate`"),
+        (
+            ["chat", "RUN", "--top-k", "3", "--seed", "1"],
+            "--top-k, --seed: no effect",
+        ),
         (["translate", "RUN", "--text", "a", "--best", "5"], "best=5 must lie between 1 and beam=4"),
         (["translate", "RUN", "--text", "a", "--max-new-tokens", "49"], "max_new_tokens=49: .* 48 positions"),
         (["translate", "RUN", "none.txt"], "none.txt: No such file or directory"),

@@ -20,6 +20,7 @@ from typing import IO, Any
 from model.files import atomic_write_text
 from model.records import Record, read_record
 from parallel.launch.exit_codes import ExitCode
+from parallel.launch.host import same_code
 from pretrain.train.callbacks.base import EvalRecord, RunView, StepRecord
 from pretrain.train.callbacks.scalars import Scalars
 
@@ -58,7 +59,7 @@ class Tracked(Scalars):
                 stderr=log,
                 text=True,
                 encoding="utf-8",
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env={**os.environ, **same_code()},
                 start_new_session=True,  # Ctrl-C is the run's
             )
         assert self._process.stdin is not None

@@ -1,0 +1,53 @@
+"""Options of commands that continue a text: how tokens are chosen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pretrain.trained.generate import Sampling
+
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens",
+        min=1,
+        help="Tokens to add at most; a document may end before. "
+        "Default: 64, or as many as the model has positions for.",
+        show_default=False,
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        help="0 takes the likeliest token each time; larger values are more varied. Default: 1.",
+        show_default=False,
+    ),
+]
+TopK = Annotated[int | None, typer.Option(help="Sample from the K likeliest tokens only.")]
+TopP = Annotated[
+    float | None, typer.Option(help="Sample from the likeliest tokens that together have this probability.")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of the sampling. Default: 0.", show_default=False)]
+
+
+def sampling_of(
+    max_new_tokens: int | None,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int | None,
+) -> Sampling:
+    """The settings that are given, and the defaults of the others."""
+    from pretrain.trained.generate import Sampling
+
+    given = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    return Sampling(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
