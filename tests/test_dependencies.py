@@ -80,7 +80,10 @@ def packages_of(module: str) -> set[str]:
 
 @pytest.mark.parametrize(
     ("folders", "extras"),
-    [(SHIPPED, ("te", "digits", "speech", *TRACKERS)), (("benchmarks", "tests"), ("te", "dev", *TRACKERS))],
+    [
+        (SHIPPED, ("te", "digits", "kernels", "speech", *TRACKERS)),
+        (("benchmarks", "tests"), ("te", "dev", *TRACKERS)),
+    ],
     ids=["shipped", "benchmarks and tests"],
 )
 def test_every_import_is_declared(folders: tuple[str, ...], extras: tuple[str, ...]) -> None:

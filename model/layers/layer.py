@@ -147,7 +147,7 @@ class DepthLayer(TransformerLayer):
             and torch.is_grad_enabled()
         )
 
-    def _parts(self) -> Iterator[tuple[str, FoldedSublayer, ResidualJoin, Any, Any]]:
+    def parts(self) -> Iterator[tuple[str, FoldedSublayer, ResidualJoin, Any, Any]]:
         """(name, plan, join, module that norms its input, module that norms its sum) by sublayer.
 
         A linear layer may norm its input itself.
@@ -170,14 +170,14 @@ class DepthLayer(TransformerLayer):
 
     def joins(self) -> list[ResidualJoin]:
         """The residual joins, in the order of the stream."""
-        return [join for _, _, join, _, _ in self._parts()]
+        return [join for _, _, join, _, _ in self.parts()]
 
     def _set_epsilons(self, epsilon: float) -> None:
         """Gives the norms of the stream the epsilon of its units.
 
         Raises TypeError for a norm that has none to set.
         """
-        for _, plan, _, norm_in, norm_out in self._parts():
+        for _, plan, _, norm_in, norm_out in self.parts():
             for norm, value in (
                 (norm_in if plan.norm_in else None, plan.epsilon_in(epsilon)),
                 (norm_out if plan.norm_out else None, plan.epsilon_out(epsilon)),
@@ -192,7 +192,7 @@ class DepthLayer(TransformerLayer):
 
         (place in a layer, module, its attribute for the number in a tensor, number).
         """
-        for name, plan, join, norm_in, norm_out in self._parts():
+        for name, plan, join, norm_in, norm_out in self.parts():
             yield f"{name} input", self, f"{name}_input_scale", plan.input_scale
             yield f"{name} branch", join, "shared_branch_scale", plan.branch_scale
             if plan.norm_in:
@@ -254,21 +254,21 @@ class DepthLayer(TransformerLayer):
         """Branch input and residual of a sublayer, both [s, b, h].
 
         norm: an identity where there is none, or where it is part of the linear layer. Branches
-        compute in the format of the weights, whatever the stream's.
+        compute in the format of the weights, whatever the stream's. What `model/layers/joined.py`
+        feeds gives that format, and multiplies by the factor on its way.
         """
+        fed = None if isinstance(norm, IdentityOp) else getattr(norm, "fed", None)
         if isinstance(norm, IdentityOp):
             branch_input, residual = stream, stream
         elif plan.residual_from_norm:
             branch_input = residual = norm(stream)
         else:
-            branch_input, residual = (
-                norm(stream.to(self.branch_dtype) if self.fp32_stream else stream),
-                stream,
-            )
+            narrows = self.fp32_stream and fed is None
+            branch_input, residual = norm(stream.to(self.branch_dtype) if narrows else stream), stream
         shared = getattr(self, f"{part}_input_scale") if torch.compiler.is_compiling() else None
         if shared is not None:
             branch_input = branch_input * shared
-        elif plan.input_scale != 1.0:
+        elif plan.input_scale != 1.0 and (fed is None or fed.scale == 1.0):
             branch_input = branch_input * plan.input_scale
         return branch_input.to(self.branch_dtype) if self.fp32_stream else branch_input, residual
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,9 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 
 from model.depth.folded import FoldedSublayer
+
+if TYPE_CHECKING:
+    from model.layers.joined import Follower
 
 
 def meta_device(config: TransformerConfig) -> AbstractContextManager[Any]:
@@ -100,6 +103,8 @@ class ResidualJoin(nn.Module):
         """The same number for compiled code that layers with other numbers share."""
         self.share: Tensor | None = None
         """Of the branch, on the device, while `model/layers/branch_share.py` warms it up."""
+        self.follower: Follower | None = None
+        """What computes this and what follows it in one pass (`model/layers/joined.py`)."""
 
     def forward(self, residual: Tensor, branch: Tensor, bias: Tensor | None, layer_input: Tensor) -> Tensor:
         """Returns the new stream [s, b, h].
@@ -107,6 +112,10 @@ class ResidualJoin(nn.Module):
         residual, branch, layer_input: [s, b, h].
         bias: [h] or None, scaled and dropped out with the branch.
         """
+        read = residual if self.residual_scale != 0.0 else None
+        source = layer_input if self.skip_scale != 0.0 else None
+        if self.follower is not None and self.training and self.follower.alone:
+            return self.follower(read, branch, bias, source, self.share)
         if self.dropout and self.training:
             # Dropout only zeroes and rescales, so the factor may follow it,
             # where the add carries it for free.
@@ -114,10 +123,10 @@ class ResidualJoin(nn.Module):
         function = self.function if self.training else join
         shared = self.shared_branch_scale if torch.compiler.is_compiling() else None
         return function(
-            residual if self.residual_scale != 0.0 else None,
+            read,
             branch,
             bias,
-            layer_input if self.skip_scale != 0.0 else None,
+            source,
             self.residual_scale,
             self.branch_scale if shared is None else shared,
             self.skip_scale,

@@ -163,13 +163,15 @@ def _norm(present: bool, norm: type = TENorm) -> type:
     return norm if present else IdentityOp
 
 
-def _entrance(plan: FoldedSublayer, fp32_stream: bool) -> tuple[type, type]:
+def _entrance(plan: FoldedSublayer, fp32_stream: bool, apart: bool) -> tuple[type, type]:
     """The norm module before a branch and the branch's first linear layer.
 
     The norm is the identity where it is fused or absent.
     """
     if not plan.norm_in:
         return IdentityOp, TEColumn
+    if apart:
+        return Norm, TEColumn
     if plan.input_scale != 1.0 or (plan.residual_from_norm and fp32_stream):
         return (Norm if plan.residual_from_norm and fp32_stream else TENorm), TEColumn
     return IdentityOp, TENormColumnWithResidual if plan.residual_from_norm else TENormColumn
@@ -182,18 +184,20 @@ def te_layer_spec(
     cross: bool = False,
     fp32_stream: bool = False,
     soft_cap: float | None = None,
+    apart: bool = False,
 ) -> ModuleSpec:
     """One layer from Transformer Engine's parts.
 
     Arguments and result are as `model.layers.torch_spec.local_layer_spec`.
+    apart: no norm is part of a linear layer, and those of the stream are PyTorch's.
     Transformer Engine's norms compute in the format of their weights.
     So where the stream is in fp32, the norms that make it are PyTorch's;
     those that only feed a branch stay.
     """
-    makes_stream = Norm if fp32_stream else TENorm
+    makes_stream = Norm if fp32_stream or apart else TENorm
     mask = AttnMaskType.causal if causal else AttnMaskType.no_mask
-    attention_norm, qkv = _entrance(plan.attention, fp32_stream)
-    mlp_norm, fc1 = _entrance(plan.mlp, fp32_stream)
+    attention_norm, qkv = _entrance(plan.attention, fp32_stream, apart)
+    mlp_norm, fc1 = _entrance(plan.mlp, fp32_stream, apart)
     submodules = DepthLayerSubmodules(
         input_layernorm=attention_norm,
         self_attention=ModuleSpec(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,9 @@ from torch import Tensor, nn
 
 from model.layers.windows import has_window, own_mask, own_table
 from model.norms import NORMS
+
+if TYPE_CHECKING:
+    from model.layers.joined import Follower
 
 COPIED_FROM = 192
 """Positions from which the CPU's attention kernel is quicker on heads that lie in one piece.
@@ -51,6 +54,9 @@ class Norm(nn.Module):
     the tensor-parallel group when the stream is sharded along the sequence.
     """
 
+    fed: Follower | None = None
+    """What has its result from the join before it."""
+
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.shape = (hidden_size,)
@@ -74,6 +80,10 @@ class Norm(nn.Module):
 
         An fp32 stream is normed in fp32, whatever the format of the weights.
         """
+        return self.apart(x) if self.fed is None else self.fed.normed(x)
+
+    def apart(self, x: Tensor) -> Tensor:
+        """As `forward`, by a kernel of its own."""
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
         if x.dtype != weight.dtype:
@@ -83,10 +93,10 @@ class Norm(nn.Module):
         return self.kernel(x, self.shape, weight, bias, self.eps)
 
 
-def norm_by_parts(x: Tensor, weight: Tensor, bias: Tensor | None, eps: Tensor) -> Tensor:
-    """LayerNorm, or RMSNorm where bias is None, of x [..., h] with an epsilon that is a tensor.
+def norm_by_parts(x: Tensor, weight: Tensor, bias: Tensor | None, eps: Tensor | float) -> Tensor:
+    """LayerNorm, or RMSNorm where bias is None, of x [..., h] with an epsilon that may be a tensor.
 
-    PyTorch's own norms do not take one.
+    PyTorch's own norms take numbers only.
     For compiled code, in which it is one kernel as they are. Computed in at least fp32.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))

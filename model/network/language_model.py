@@ -65,7 +65,7 @@ from model.weights.init import logit_scale
 class LanguageModel(MegatronModule):
     """A model of tokens of any family under a depth scheme, or one pipeline stage of it.
 
-    kernels: parts of the layers, PyTorch's (`local`) or Transformer Engine's (`te`);
+    kernels: parts of the layers, PyTorch's or Transformer Engine's (`model/network/parts.py`);
     names and values of parameters are the same.
     """
 
@@ -124,7 +124,7 @@ class LanguageModel(MegatronModule):
         self.adds = kernels == "local" or cap is not None
         self.window = WindowMask(config) if self.adds and config.window_size is not None else None
         self.causal = last.causal and not self.crossed
-        self.packs = kernels == "te" and cap is None and self.causal
+        self.packs = kernels != "local" and cap is None and self.causal
         depth = model.stack_plan(last)
         self.decoder = self._block(model, layer_spec, norm if depth.final_norm else None)
         # Nothing but a norm undoes the units of the stream.

@@ -15,7 +15,11 @@ from model.depth.folded import FoldedLayer
 from model.layers.torch_parts import Norm
 from model.layers.torch_spec import local_layer_spec
 
-Kernels = Literal["local", "te"]
+Kernels = Literal["local", "te", "te_apart"]
+"""Parts of the layers: PyTorch's; Transformer Engine's; those, with norms apart from the products.
+
+In the last, norms of the stream are PyTorch's, so that `model/layers/joined.py` can have them.
+"""
 
 
 def kernel_parts(
@@ -25,14 +29,15 @@ def kernel_parts(
 
     fp32_stream: the stream is in fp32 and the weights are not. causal: mask of the self-attention.
     soft_cap: of its scores.
-    Raises ImportError for `te` where Transformer Engine is not installed.
+    Raises ImportError for Transformer Engine's where Transformer Engine is not installed.
     """
-    if kernels == "te":
-        from model.layers.te_spec import TENorm, te_layer_spec
+    given = {"causal": causal, "fp32_stream": fp32_stream, "soft_cap": soft_cap}
+    if kernels == "local":
+        return partial(local_layer_spec, **given), Norm
+    from model.layers.te_spec import TENorm, te_layer_spec
 
-        spec = partial(te_layer_spec, causal=causal, fp32_stream=fp32_stream, soft_cap=soft_cap)
-        return spec, Norm if fp32_stream else TENorm
-    return partial(local_layer_spec, causal=causal, fp32_stream=fp32_stream, soft_cap=soft_cap), Norm
+    apart = kernels == "te_apart"
+    return partial(te_layer_spec, apart=apart, **given), Norm if fp32_stream or apart else TENorm
 
 
 def mark_tensor_parallel(module: nn.Module) -> None:

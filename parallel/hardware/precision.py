@@ -76,6 +76,8 @@ class Machine:
     """Version of Transformer Engine that can be imported."""
     te_problem: str = "is not installed"
     """Why there is none."""
+    triton: str | None = None
+    """Version of Triton that is installed."""
 
     @property
     def fast_bf16(self) -> bool:
@@ -103,6 +105,7 @@ def this_machine() -> Machine:
         (int(major), int(minor.partition(".")[0])),
         te,
         problem,
+        installed("triton"),
     )
 
 
@@ -135,6 +138,10 @@ class Numerics:
     first_last_bf16: bool = False
     fp32_residual: bool = False
     """The residual stream is in fp32 although `dtype` is not."""
+    joins: str | None = None
+    """What computes residual joins and the norms after them in one pass, by its name in
+    `model.layers.joined.MAKERS`; None: nothing, both are apart.
+    """
 
     @property
     def label(self) -> str:
@@ -170,13 +177,16 @@ def numerics_for(
         "fp32": torch.float32,
         "auto": torch.bfloat16 if machine.fast_bf16 else torch.float32,
     }[precision]
-    if kernels == "te" and machine.te is None:
+    joins = _joins(kernels, machine) if kernels.endswith("_joined") else None
+    if kernels.startswith("te") and machine.te is None:
         why = (
             "needs a GPU, and this machine has none"
             if machine.gpu is None
             else f"needs Transformer Engine, which {machine.te_problem}: {INSTALL}"
         )
-        raise UserError(f"train.kernels=te {why}; without it, set train.kernels=local")
+        raise UserError(
+            f"train.kernels={kernels} {why}; without it, set train.kernels={kernels.replace('te', 'local')}"
+        )
     if fp8.recipe != "none":
         _check_fp8(fp8.recipe, machine)
         if dtype != torch.bfloat16:
@@ -186,9 +196,27 @@ def numerics_for(
             "train.fp32_residual=true has no effect: train.precision=auto is fp32 on this machine; "
             "set train.fp32_residual=false or train.precision=bf16"
         )
-    use_te = kernels == "te" or (kernels == "auto" and machine.te is not None and dtype == torch.bfloat16)
+    use_te = kernels == "auto" and machine.te is not None and dtype == torch.bfloat16
+    parts: Kernels = "te" if use_te or kernels == "te" else "local"
+    if kernels == "te_joined":
+        parts = "te_apart"
     recipe = None if fp8.recipe == "none" else fp8.recipe
-    return Numerics(dtype, "te" if use_te else "local", recipe, fp8.first_last_bf16, fp32_residual)
+    return Numerics(dtype, parts, recipe, fp8.first_last_bf16, fp32_residual, joins)
+
+
+def _joins(kernels: str, machine: Machine) -> str:
+    """What computes joins together with norms here, as `Numerics.joins`.
+
+    Raises UserError for a GPU without Triton.
+    """
+    if machine.gpu is None:
+        return "compile"
+    if machine.triton is None:
+        raise UserError(
+            f"train.kernels={kernels} needs Triton, which is not installed: install it "
+            f"(pip install '.[kernels]'), or set train.kernels={kernels.removesuffix('_joined')}"
+        )
+    return "triton"
 
 
 def fallback(kernels: str, numerics: Numerics, machine: Machine) -> str | None:

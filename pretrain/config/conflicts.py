@@ -139,6 +139,27 @@ def check_compile(config: RunConfig) -> None:
     _zero_and_dropout("train.compile", config)
 
 
+def check_joined(config: RunConfig) -> None:
+    """Checks what kernels for joins together with norms combine with.
+
+    Raises ValueError, naming the first setting that they do not combine with.
+    """
+    kernels = config.train.kernels
+    if not kernels.endswith("_joined"):
+        return
+    apart = kernels.removesuffix("_joined")
+    if config.train.compile:
+        raise ValueError(
+            f"train.compile=true does not combine with train.kernels={kernels}, which has joins and norms "
+            f"compiled already: set train.compile=false or train.kernels={apart}"
+        )
+    if config.parallel.zero == 3:
+        raise ValueError(
+            f"train.kernels={kernels} does not combine with parallel.zero=3, which has the norm of the next "
+            f"layer elsewhere while a layer ends: set parallel.zero=2 or train.kernels={apart}"
+        )
+
+
 def inside_layers(tensor: int) -> str:
     """Why whole layers of PyTorch's kernels are not compiled under tensor parallelism."""
     return (

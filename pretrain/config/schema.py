@@ -19,6 +19,7 @@ from pretrain.config.conflicts import (
     check_cuda_graph,
     check_documents,
     check_growth,
+    check_joined,
     check_loss_chunk,
     check_optimizer,
     check_schedule,
@@ -264,11 +265,13 @@ class TrainConfig(Strict):
             "Costs memory traffic around every branch, and twice the bytes between pipeline stages."
         ),
     )
-    kernels: Literal["auto", "local", "te"] = Field(
+    kernels: Literal["auto", "local", "te", "local_joined", "te_joined"] = Field(
         "auto",
         description=(
             "Parts of the layers. te: Transformer Engine's; local: PyTorch's; "
-            "auto: te for bf16 on a GPU where it is installed. Weights fit both."
+            "auto: te for bf16 on a GPU where it is installed. "
+            "local_joined, te_joined: theirs, but each residual join and the norm after it in one pass, "
+            "by Triton on a GPU and by torch.compile on a CPU. Weights fit all."
         ),
     )
     compile: bool = Field(
@@ -363,7 +366,7 @@ class TrainConfig(Strict):
                 f"train.spikes.window={self.spikes.window} has no effect with train.steps={self.steps}: "
                 "half a window of steps has to come first; give a smaller one or remove train.spikes"
             )
-        if self.fp8.recipe != "none" and self.kernels == "local":
+        if self.fp8.recipe != "none" and self.kernels.startswith("local"):
             raise ValueError(
                 f"train.fp8.recipe={self.fp8.recipe} needs Transformer Engine's kernels: "
                 "set train.kernels=te or train.fp8.recipe=none"
@@ -451,6 +454,7 @@ class RunConfig(Strict):
             optimizer=self.optimizer.kind,
             decay_embeddings=self.optimizer.decay_embeddings,
         )
+        check_joined(self)
         if self.train.compile:
             check_compile(self)
         if self.train.cuda_graph:

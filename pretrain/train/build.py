@@ -10,6 +10,7 @@ import torch
 
 from model.config import ModelConfig
 from model.errors import UserError
+from model.layers.joined import join_norms
 from model.layers.transformer_config import transformer_config
 from model.network.language_model import LanguageModel
 from model.network.parts import Kernels
@@ -174,6 +175,8 @@ def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | 
         chunk.loss_chunk = train.loss_chunk
     if train.compile:
         compile_chunks(config, numerics, chunks)
+    if numerics.joins is not None:
+        join_norms(chunks, numerics.joins)
     return Engine(
         chunks,
         topology,

@@ -325,6 +325,17 @@ REFUSALS = [
         train=COMPILE | given(kernels="local"),
     ),
     _run(
+        "joins compiled twice",
+        "train.compile=true .*train.kernels=local_joined.*set train.compile=false or train.kernels=local$",
+        train=COMPILE | given(kernels="local_joined"),
+    ),
+    _run(
+        "joins with norms under ZeRO-3",
+        "train.kernels=te_joined .*parallel.zero=3.*set parallel.zero=2 or train.kernels=te$",
+        parallel=given(zero=3),
+        train=given(kernels="te_joined"),
+    ),
+    _run(
         "compiled layers over cut sequences",
         "compile=true .*parallel.context=2.*set train.compile=false",
         parallel=given(context=2),

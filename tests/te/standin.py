@@ -12,10 +12,7 @@ import contextlib
 import functools
 import importlib.util
 import os
-import shutil
-import subprocess
 import sys
-import tempfile
 import types
 import unittest.mock
 import warnings
@@ -23,72 +20,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.beside import beside
 from tests.te import extension
 
 VARIABLE = "FATHOM_TE_PYTHON"
-FOLDER = Path(sys.prefix) / f"transformer-engine-{extension.VERSION}"
-DOWNLOAD_SECONDS = 120
 
 
 @functools.cache
 def python_part() -> tuple[Path | None, str]:
-    """(folder that holds the package `transformer_engine`, "") or (None, why there is none).
-
-    The folder is $FATHOM_TE_PYTHON, or one inside the virtual environment.
-    pip fills that one the first time.
-    """
-    if VARIABLE in os.environ:
-        folder = Path(os.environ[VARIABLE])
-        return (
-            (folder, "")
-            if (folder / "transformer_engine").is_dir()
-            else (None, f"{VARIABLE}={folder} holds no package transformer_engine")
-        )
-    if (FOLDER / "transformer_engine").is_dir():
-        return FOLDER, ""
-    requirement = f"transformer-engine=={extension.VERSION}"
-    try:
-        FOLDER.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".transformer-engine-", dir=FOLDER.parent))
-    except OSError as error:
-        return (
-            None,
-            f"{FOLDER.parent} cannot be written: {error.strerror}; "
-            f"put {requirement} into a folder and name it in {VARIABLE}",
-        )
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--retries",
-        "1",
-        "--timeout",
-        "15",
-    ]
-    what = ["--no-deps", "--only-binary=:all:", "--no-compile", "--target", str(partial), requirement]
-    try:
-        done = subprocess.run(
-            [*pip, *what], capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False
-        )
-        failed = done.returncode != 0
-    except (OSError, subprocess.TimeoutExpired):
-        failed = True
-    if not failed:
-        # Another process may have been quicker; both folders hold the same.
-        with contextlib.suppress(OSError):
-            partial.chmod(0o755)
-            partial.rename(FOLDER)
-    shutil.rmtree(partial, ignore_errors=True)
-    if (FOLDER / "transformer_engine").is_dir():
-        return FOLDER, ""
-    by_hand = (
-        f"pip install --no-deps --target FOLDER {requirement} where there is a network, "
-        f"then {VARIABLE}=FOLDER"
-    )
-    return None, f"the Python part of {requirement} could not be downloaded: {by_hand}"
+    """(folder that holds the package `transformer_engine`, "") or (None, why there is none)."""
+    return beside("transformer-engine", extension.VERSION, VARIABLE)
 
 
 class _Names(types.ModuleType):

@@ -67,7 +67,7 @@ def fit_machine(config: RunConfig, layout: Layout) -> Numerics:
         seq_length=config.data.seq_length,
         micro_batch_size=train.micro_batch_size,
     )
-    if layout.context > 1 and numerics.kernels == "te":
+    if layout.context > 1 and numerics.kernels != "local":
         check_context(config, layout, numerics)
     if train.cuda_graph:
         from pretrain.train.compiling import check_graphs  # loads Megatron-core

@@ -21,7 +21,7 @@ from pretrain.config.schema import TrainConfig
 CPU = Machine(te_problem="is not used without a GPU")
 V100 = Machine("Tesla V100-SXM2-16GB", (7, 0), (12, 6), "2.11.0", "")
 A100 = Machine("NVIDIA A100-SXM4-80GB", (8, 0), (13, 0), "2.11.0", "")
-H100 = Machine("NVIDIA H100 80GB HBM3", (9, 0), (13, 0), "2.11.0", "")
+H100 = Machine("NVIDIA H100 80GB HBM3", (9, 0), (13, 0), "2.11.0", "", "3.6.0")
 H100_OLD_CUDA = Machine("NVIDIA H100 80GB HBM3", (9, 0), (12, 6), "2.11.0", "")
 H100_BARE = Machine("NVIDIA H100 80GB HBM3", (9, 0), (13, 0))
 B200 = Machine("NVIDIA B200", (10, 0), (13, 0), "2.11.0", "")
@@ -49,10 +49,18 @@ def resolved(
         (H100, {"recipe": "blockwise"}, (torch.bfloat16, "te", "blockwise")),
         (H100, {"recipe": "tensorwise", "first_last_bf16": True}, (torch.bfloat16, "te", "tensorwise")),
         (B200, {"recipe": "mxfp8", "precision": "bf16"}, (torch.bfloat16, "te", "mxfp8")),
+        (CPU, {"kernels": "local_joined"}, (torch.float32, "local", None)),
+        (H100, {"kernels": "te_joined", "recipe": "delayed"}, (torch.bfloat16, "te_apart", "delayed")),
     ],
 )
 def test_what_wishes_come_to(machine: Machine, wishes: dict[str, Any], expected: tuple[Any, ...]) -> None:
     assert resolved(machine, **wishes) == expected
+
+
+def test_what_computes_joins_with_norms() -> None:
+    wishes = (("local_joined", CPU, "compile"), ("te_joined", H100, "triton"), ("local", H100, None))
+    for kernels, machine, joins in wishes:
+        assert numerics_for("auto", kernels, Fp8Config(), machine).joins == joins
 
 
 @pytest.mark.parametrize(
@@ -84,6 +92,17 @@ def test_recipes_of_machines(machine: Machine, recipes: list[str]) -> None:
             {"kernels": "te"},
             r"^train.kernels=te needs Transformer Engine, which is not installed: install it .*; "
             r"without it, set train.kernels=local$",
+        ),
+        (
+            CPU,
+            {"kernels": "te_joined"},
+            r"^train.kernels=te_joined needs a GPU, .*; without it, set train.kernels=local_joined$",
+        ),
+        (
+            H100_BARE,
+            {"kernels": "local_joined"},
+            r"^train.kernels=local_joined needs Triton, which is not installed: install it .*, "
+            r"or set train.kernels=local$",
         ),
         (
             CPU,

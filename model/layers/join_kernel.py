@@ -1,0 +1,195 @@
+"""A residual join and the norm after it as two Triton kernels, forward and backward.
+
+For tensors [rows, h] in one piece. Sums and norms are computed in fp32, in fp64 where the tensors
+are. The sum is rounded to the stream's format before it is normed, as where both are kernels of
+their own. Dropout draws a seed instead of keeping a mask, and the backward pass draws the same
+numbers again.
+
+Importing this module needs Triton; raises ImportError without it.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _kept(seed, rows, dropout, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """1 / (1 - dropout) where an element is kept and 0 where it is dropped, [ROWS, BLOCK].
+
+    Philox gives four numbers at once: those of four neighbours.
+    """
+    fours = tl.arange(0, BLOCK // 4)[None, :] + tl.zeros((ROWS, 1), tl.int32)
+    a, b, c, d = tl.philox(
+        tl.load(seed), fours, rows[:, None] + tl.zeros_like(fours), tl.zeros_like(fours), tl.zeros_like(fours)
+    )
+    bits = tl.reshape(tl.join(tl.join(a, b), tl.join(c, d)), (ROWS, BLOCK))
+    return tl.where(tl.uint_to_uniform_float(bits) >= dropout, 1 / (1 - dropout), 0.0)
+
+
+@triton.jit
+def forward(
+    residual,
+    branch,
+    bias,
+    skip,
+    share,
+    seed,
+    weight,
+    shift,
+    stream,
+    normed,
+    means,
+    inverses,
+    n,
+    h,
+    residual_scale,
+    branch_scale,
+    skip_scale,
+    dropout,
+    eps,
+    out_scale,
+    CENTRED: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Some rows of the stream, and of it normed. A pointer is None where its tensor is."""
+    rows, cols = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
+    held, whole = rows < n, cols < h
+    inside = held[:, None] & whole[None, :]
+    at = rows.to(tl.int64)[:, None] * h + cols[None, :]
+    x = tl.load(branch + at, mask=inside, other=0.0).to(WIDE)
+    if bias is not None:
+        x += tl.load(bias + cols, mask=whole, other=0.0).to(WIDE)[None, :]
+    if share is not None:
+        branch_scale = branch_scale * tl.load(share).to(WIDE)
+    x = x * branch_scale
+    if seed is not None:
+        x = x * _kept(seed, rows, dropout, ROWS, BLOCK)
+    if residual is not None:
+        x += tl.load(residual + at, mask=inside, other=0.0).to(WIDE) * residual_scale
+    if skip is not None:
+        x += tl.load(skip + at, mask=inside, other=0.0).to(WIDE) * skip_scale
+    rounded = x.to(stream.dtype.element_ty)
+    tl.store(stream + at, rounded, mask=inside)
+    if normed is not None:
+        x = rounded.to(WIDE)
+        if CENTRED:
+            mean = tl.sum(x, 1) / h
+            tl.store(means + rows, mean, mask=held)
+            x = tl.where(inside, x - mean[:, None], 0.0)
+        inverse = 1 / tl.sqrt(tl.sum(x * x, 1) / h + eps)
+        tl.store(inverses + rows, inverse, mask=held)
+        x = x * inverse[:, None] * tl.load(weight + cols, mask=whole, other=0.0).to(WIDE)[None, :]
+        if shift is not None:
+            x += tl.load(shift + cols, mask=whole, other=0.0).to(WIDE)[None, :]
+        tl.store(normed + at, (x * out_scale).to(normed.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _norm_backward(g, x, weight, mean, inverse, inside, h, CENTRED: tl.constexpr):
+    """Gradient of what was normed, and the input without mean and size, [ROWS, BLOCK] each.
+
+    g: of what the norm gave, x: its input; weight: [1, BLOCK]; mean, inverse: [ROWS, 1].
+    """
+    if CENTRED:
+        x = x - mean
+    x = tl.where(inside, x * inverse, 0.0)
+    own = g * weight
+    dx = own - x * (tl.sum(own * x, 1) / h)[:, None]
+    if CENTRED:
+        dx = dx - (tl.sum(own, 1) / h)[:, None]
+    return dx * inverse, x
+
+
+@triton.jit
+def backward(
+    d_stream,
+    d_normed,
+    stream,
+    weight,
+    means,
+    inverses,
+    share,
+    seed,
+    d_residual,
+    d_branch,
+    d_skip,
+    sums,
+    n,
+    h,
+    residual_scale,
+    branch_scale,
+    skip_scale,
+    dropout,
+    out_scale,
+    CENTRED: tl.constexpr,
+    BIAS: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Gradients of every so many rows, and this program's part of those of weight, shift and bias.
+
+    sums: [3, programs, h]. A pointer is None where nobody asks for its tensor.
+    """
+    cols = tl.arange(0, BLOCK)
+    whole = cols < h
+    d_weight = tl.zeros((ROWS, BLOCK), WIDE)
+    d_shift, d_bias = d_weight, d_weight
+    if share is not None:
+        branch_scale = branch_scale * tl.load(share).to(WIDE)
+    for first in range(tl.program_id(0) * ROWS, n, tl.num_programs(0) * ROWS):
+        rows = first + tl.arange(0, ROWS)
+        held = rows < n
+        inside = held[:, None] & whole[None, :]
+        at = rows.to(tl.int64)[:, None] * h + cols[None, :]
+        dx = tl.zeros((ROWS, BLOCK), WIDE)
+        if d_normed is not None:
+            g = tl.load(d_normed + at, mask=inside, other=0.0).to(WIDE) * out_scale
+            x = tl.load(stream + at, mask=inside, other=0.0).to(WIDE)
+            gain = tl.load(weight + cols, mask=whole, other=0.0).to(WIDE)[None, :]
+            mean = tl.load(means + rows, mask=held, other=0.0)[:, None] if CENTRED else 0.0
+            inverse = tl.load(inverses + rows, mask=held, other=0.0)[:, None]
+            dx, x = _norm_backward(g, x, gain, mean, inverse, inside, h, CENTRED)
+            d_weight += g * x
+            if CENTRED:
+                d_shift += g
+        if d_stream is not None:
+            dx += tl.load(d_stream + at, mask=inside, other=0.0).to(WIDE)
+        if d_residual is not None:
+            tl.store(d_residual + at, (dx * residual_scale).to(d_residual.dtype.element_ty), mask=inside)
+        if d_skip is not None:
+            tl.store(d_skip + at, (dx * skip_scale).to(d_skip.dtype.element_ty), mask=inside)
+        dx = dx * branch_scale
+        if seed is not None:
+            dx = dx * _kept(seed, rows, dropout, ROWS, BLOCK)
+        if d_branch is not None:
+            tl.store(d_branch + at, dx.to(d_branch.dtype.element_ty), mask=inside)
+        if BIAS:
+            d_bias += tl.where(inside, dx, 0.0)
+    _store_sums(sums, d_weight, d_shift, d_bias, cols, h, CENTRED, BIAS)
+
+
+@triton.jit
+def _store_sums(
+    sums,
+    d_weight,
+    d_shift,
+    d_bias,
+    cols,
+    h,
+    CENTRED: tl.constexpr,
+    BIAS: tl.constexpr,
+):
+    """A program's part of the gradients of weight, shift and bias. sums: None where nobody asks."""
+    if sums is not None:
+        mine = sums + tl.program_id(0) * h + cols
+        step = tl.num_programs(0) * h
+        tl.store(mine, tl.sum(d_weight, 0), mask=cols < h)
+        if CENTRED:
+            tl.store(mine + step, tl.sum(d_shift, 0), mask=cols < h)
+        if BIAS:
+            tl.store(mine + 2 * step, tl.sum(d_bias, 0), mask=cols < h)

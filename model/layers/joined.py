@@ -1,0 +1,265 @@
+"""A residual join and the norm after it in one pass over memory, forward and backward.
+
+Apart they are an addition and a norm, with a third pass for a bias, a second addition, a factor or
+dropout. The norm stands in the layer of the join or in the next one. It is handed what the join
+computed for it: no caller sees a difference.
+
+Hooks hear what they would hear else: under hooks on the join, on its layer or on the layer of the
+norm, both run apart.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.depth.folded import FoldedSublayer
+from model.errors import UserError
+from model.layers.compiled import COMPILERS, RECOMPILES
+from model.layers.layer import DepthLayer
+from model.layers.residual import ResidualJoin, join
+from model.layers.torch_parts import Norm, norm_by_parts
+
+if TYPE_CHECKING:
+    from megatron.core.transformer import TransformerConfig
+    from megatron.core.transformer.module import MegatronModule
+
+Number = float | Tensor
+"""Tensors are scalars on the CPU, for compiled code that joins with other numbers share."""
+
+
+class Numbers(NamedTuple):
+    """What a join and the norm after it multiply by."""
+
+    residual_scale: float
+    branch_scale: Number
+    skip_scale: Number
+    eps: Number = 0.0
+    """Of the norm."""
+    out_scale: Number = 1.0
+    """On what the norm gives."""
+    dropout: float = 0.0
+    """Share of the branch's elements that are dropped."""
+    centred: bool = False
+    """The norm is a LayerNorm, else an RMSNorm."""
+    narrow: torch.dtype | None = None
+    """Format of what the norm gives; None: the stream's."""
+
+
+def joined(
+    residual: Tensor | None,
+    branch: Tensor,
+    bias: Tensor | None,
+    layer_input: Tensor | None,
+    share: Tensor | None,
+    weight: Tensor | None,
+    shift: Tensor | None,
+    numbers: Numbers,
+) -> tuple[Tensor, Tensor | None]:
+    """(the new stream, out_scale times the stream normed), [s, b, h] each.
+
+    residual, branch, bias, layer_input, share: as those of `model.layers.residual.join`.
+    weight, shift: [h], of the norm; without a weight there is no norm.
+    """
+    if numbers.dropout:
+        branch, bias = F.dropout(branch if bias is None else branch + bias, numbers.dropout), None
+    scales = numbers.residual_scale, numbers.branch_scale, numbers.skip_scale
+    stream = join(residual, branch, bias, layer_input, *scales, share)
+    if weight is None:
+        return stream, None
+    normed = norm_by_parts(stream, weight, shift, numbers.eps) * numbers.out_scale
+    return stream, normed.to(numbers.narrow or stream.dtype)
+
+
+Joined = Callable[..., tuple[Tensor, "Tensor | None"]]
+"""Takes and gives what `joined` does."""
+
+
+def _by_triton() -> Joined:
+    from model.layers.join_pass import join_norm
+
+    return join_norm
+
+
+def _by_compiler() -> Joined:
+    if not any(map(shutil.which, COMPILERS)):
+        raise UserError(
+            "train.kernels=local_joined needs a C++ compiler on a machine without GPUs: "
+            "install g++ (apt-get install g++) or set train.kernels=local"
+        )
+    return torch.compile(joined, fullgraph=True, dynamic=False)
+
+
+MAKERS: dict[str, Callable[[], Joined]] = {"triton": _by_triton, "compile": _by_compiler}
+"""What computes a join and its norm in one pass: Triton on GPUs, torch.compile on CPUs."""
+
+
+class Follower:
+    """What follows a join in the same pass: a norm, which gets its result from here.
+
+    norm: None where none follows in this part of the model.
+    heard: hooks under which both run apart.
+    narrow: what the norm gives is for a branch alone, in the format of the weights.
+    scale: a factor on what the norm gives.
+    """
+
+    def __init__(
+        self,
+        part: ResidualJoin,
+        norm: Norm | None,
+        heard: Sequence[Mapping[int, object]],
+        *,
+        narrow: bool = False,
+        scale: float = 1.0,
+    ) -> None:
+        self.norm, self.heard, self.scale = norm, heard, scale
+        self.narrow = None if norm is None or not narrow else norm.weight.dtype
+        self.function: Joined = joined
+        self.numbers = Numbers(part.residual_scale, part.branch_scale, part.skip_scale, dropout=part.dropout)
+        if norm is not None:
+            own = {"eps": norm.eps, "out_scale": scale, "centred": norm.bias is not None}
+            self.numbers = self.numbers._replace(**own, narrow=self.narrow)
+        self.ready: tuple[Tensor, Tensor, bool] | None = None
+        """A stream, that stream normed, and whether a gradient is recorded."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether nobody listens to the parts of a pass of now."""
+        return not any(self.heard)
+
+    def __call__(
+        self,
+        residual: Tensor | None,
+        branch: Tensor,
+        bias: Tensor | None,
+        layer_input: Tensor | None,
+        share: Tensor | None,
+    ) -> Tensor:
+        """The new stream [s, b, h]; keeps it normed for `normed`. Arguments as `join`."""
+        weight, shift = (None, None) if self.norm is None else (self.norm.weight, self.norm.bias)
+        stream, normed = self.function(
+            residual, branch, bias, layer_input, share, weight, shift, self.numbers
+        )
+        self.ready = None if normed is None else (stream, normed, torch.is_grad_enabled())
+        return stream
+
+    def normed(self, x: Tensor) -> Tensor:
+        """What the norm gives of x [s, b, h], once: nothing is kept alive here.
+
+        It computes that itself where x is not what the join gave last.
+        """
+        ready, self.ready = self.ready, None
+        if ready is not None and ready[0] is x and ready[2] == torch.is_grad_enabled():
+            return ready[1]
+        assert self.norm is not None
+        normed = self.norm.apart(x if self.narrow is None else x.to(self.narrow))
+        return normed if self.scale == 1.0 else normed * self.scale
+
+
+def _followers(stack: Any, config: TransformerConfig) -> Iterator[tuple[ResidualJoin, Follower]]:
+    """The joins of a stack (Megatron-core's block), each with what can follow in its pass.
+
+    Passes do not reach out of what is recomputed together, nor from layer to layer where layers of
+    two stacks take turns.
+    """
+    full = config.recompute_granularity == "full"
+    group = config.recompute_num_layers if full else len(stack.layers)
+    layers: list[DepthLayer] = list(stack.layers)
+    for place, layer in enumerate(layers):
+        parts = list(layer.parts())
+        ends = place + 1 == len(layers) or (place + 1) % group == 0
+        after = [(layer, plan, norm) for _, plan, _, norm, _ in parts[1:]]
+        if not ends and type(layer) is type(layers[place + 1]) is DepthLayer:
+            _, plan, _, norm, _ = next(layers[place + 1].parts())
+            after.append((layers[place + 1], plan, norm))
+        for index, (_, plan, part, _, norm_out) in enumerate(parts):
+            heard = [part._forward_hooks, layer._forward_hooks]
+            if plan.norm_out:
+                yield part, Follower(part, norm_out if type(norm_out) is Norm else None, heard)
+            elif layer.gated:
+                yield part, Follower(part, None, heard)
+            elif index < len(after):
+                yield part, _before(part, *after[index], heard)
+            else:
+                last = stack.final_layernorm if layer is layers[-1] and not full else None
+                yield part, Follower(part, last if type(last) is Norm else None, heard)
+
+
+def _before(
+    part: ResidualJoin,
+    reader: DepthLayer,
+    plan: FoldedSublayer,
+    norm: object,
+    heard: Sequence[Mapping[int, object]],
+) -> Follower:
+    """A join, and the norm before the branch of the sublayer `plan` of a layer."""
+    if not plan.norm_in or type(norm) is not Norm:
+        return Follower(part, None, heard)
+    # Where the residual is the norm's result too, only its copy for the branch has another format.
+    alone = not plan.residual_from_norm
+    return Follower(
+        part,
+        norm,
+        [*heard, reader._forward_pre_hooks],
+        narrow=alone and reader.fp32_stream,
+        scale=plan.input_scale if alone else 1.0,
+    )
+
+
+def _share_numbers(followers: Sequence[Follower]) -> None:
+    """Puts numbers that differ from join to join into tensors: one compilation takes them all.
+
+    Raises ValueError where more than PyTorch compiles one function for are left.
+    """
+    for field in ("branch_scale", "eps", "out_scale"):
+        if len({getattr(one.numbers, field) for one in followers if one.norm is not None}) > 1:
+            for one in followers:
+                value = torch.tensor(getattr(one.numbers, field), dtype=torch.float64)
+                one.numbers = one.numbers._replace(**{field: value})
+    numbers = ("residual_scale", "skip_scale", "branch_scale", "narrow")
+    kinds = {
+        (
+            one.norm is None,
+            *(
+                None if isinstance(value, Tensor) else value
+                for value in map(one.numbers.__getattribute__, numbers)
+            ),
+        )
+        for one in followers
+    }
+    if len(kinds) >= RECOMPILES:
+        raise ValueError(f"{len(kinds)} kinds of residual joins: each would be compiled by itself")
+
+
+def join_norms(chunks: Iterable[MegatronModule], by: str) -> int:
+    """Has residual joins of these model chunks and the norms after them computed in one pass.
+
+    by: one of `MAKERS`.
+    Returns the number of such joins. Left as they are: joins of one operation without a norm after
+    them in the same part of the model, as where a gate stands between, or at the end of a stage.
+    It is so in training; evaluation has both apart.
+    Raises UserError where a compiler is missing.
+    """
+    pairs = []
+    for stack in (chunk.decoder for chunk in chunks):
+        config = stack.config
+        biased = config.tensor_model_parallel_size > 1 and config.add_bias_linear
+        pairs += [
+            (part, follower)
+            for part, follower in _followers(stack, config)
+            if follower.norm is not None or part.kernels > 1 or part.dropout or biased
+        ]
+    function = MAKERS[by]()
+    if by == "compile":
+        _share_numbers([follower for _, follower in pairs])
+    for part, follower in pairs:
+        follower.function = function
+        part.follower = follower
+        if follower.norm is not None:
+            follower.norm.fed = follower
+    return len(pairs)

@@ -1,0 +1,202 @@
+"""Joins with norms by Triton's interpreter: what they compute, written to a file.
+
+A process of its own: TRITON_INTERPRET has to be in the environment before Triton is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.depth.schemes import SCHEMES
+from model.layers import join_pass
+from model.layers.join_pass import join_norm
+from model.layers.joined import Numbers, join_norms
+from model.network.language_model import LanguageModel
+from tests.model.narrow import narrow, tokens
+from tests.reference.join import Join
+
+NAMES = ("residual", "branch", "bias", "skip", "weight", "shift")
+TERMS = {
+    "pre-norm": ("residual", "weight", "shift"),
+    "RMSNorm": ("residual", "weight"),
+    "B2T": ("residual", "skip", "weight", "shift"),
+    "SpanNorm": ("skip", "weight", "shift"),
+    "bias": ("residual", "bias", "weight"),
+    "all": ("residual", "bias", "skip", "weight", "shift"),
+    "no norm": ("residual", "bias", "skip"),
+}
+FORMATS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
+ROWS, ODD = (5, 3), (40, 100, 257)
+"""Rows that no tile divides, and widths."""
+SHARE = 0.75
+"""Of the branch, as while it warms up."""
+
+
+def joins_and_gradients(
+    terms: tuple[str, ...], width: int, dtype: torch.dtype, stream: torch.dtype | None = None, **numbers: Any
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What the kernels and the reference give: both results, then the gradient of every tensor.
+
+    stream: format of what is not a branch or a weight.
+    """
+    torch.manual_seed(width)
+    own = Numbers(-1.0, 0.5, 1.0, eps=2.0**-8, out_scale=0.75, centred="shift" in terms)._replace(**numbers)
+    given: list[Tensor | None] = []
+    for name in NAMES:
+        shape = (*ROWS, width) if name in ("residual", "branch", "skip") else (width,)
+        wide = stream if name in ("residual", "skip") else None
+        there = name == "branch" or name in terms
+        value = torch.randn(shape, dtype=torch.float64).to(wide or dtype)
+        given.append(value.requires_grad_() if there else None)
+    residual, branch, bias, skip, weight, shift = given
+    assert branch is not None
+    share = torch.tensor(SHARE, dtype=dtype) if "bias" in terms else None
+    results = join_norm(residual, branch, bias, skip, share, weight, shift, own)
+    made = [x for x in results if x is not None]
+    weights = [torch.randn_like(x) for x in made]
+    torch.autograd.backward(made, weights)
+    leaves = [None if x is None else x.detach().double().requires_grad_() for x in given]
+    residual, branch, bias, skip, weight, shift = leaves
+    assert branch is not None
+    scale = float(own.branch_scale) * (1.0 if share is None else SHARE)
+    scales = float(own.residual_scale), scale, float(own.skip_scale)
+    after = float(own.out_scale), float(own.eps), own.centred
+    wanted = [
+        x for x in Join(residual, branch, bias, skip, weight, shift, *scales, *after)() if x is not None
+    ]
+    torch.autograd.backward(wanted, [weight.double() for weight in weights])
+    ours = [x.detach() for x in made] + [x.grad for x in given if x is not None and x.grad is not None]
+    theirs = [x.detach() for x in wanted] + [x.grad for x in leaves if x is not None and x.grad is not None]
+    assert len(ours) == len(theirs) == len(made) + sum(x is not None for x in given)
+    return ours, theirs
+
+
+def error(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """The largest difference, each by the largest element of its tensor."""
+    return max(
+        float((own.double() - other).abs().max() / other.abs().max())
+        for own, other in zip(ours, theirs, strict=True)
+    )
+
+
+def kernels() -> dict[str, float]:
+    """Errors by case."""
+    found = {}
+    for number, (name, terms) in enumerate(TERMS.items()):
+        for place, (label, dtype) in enumerate(FORMATS.items()):
+            width = ODD[(number + place) % len(ODD)]
+            found[f"{label} {name}"] = error(*joins_and_gradients(terms, width, dtype))
+    wide = {"stream": torch.float32, "narrow": torch.bfloat16}
+    found["fp32 stream"] = error(*joins_and_gradients(TERMS["all"], 40, torch.bfloat16, **wide))
+    one = joins_and_gradients(TERMS["pre-norm"], 40, torch.float64, residual_scale=1.0, branch_scale=1.0)
+    found["fp64 one gradient for both"] = error(*one)
+    return found
+
+
+def dropout() -> dict[str, Any]:
+    """What is kept, and whether the backward pass knows."""
+    share, shape = 0.25, (300, 100)
+    branch = torch.ones(shape, dtype=torch.float64, requires_grad=True)
+    numbers = Numbers(1.0, 0.5, 0.0, dropout=share)
+    masks = []
+    for seed in (1, 2, 1):
+        torch.manual_seed(seed)
+        branch.grad = None
+        stream, _ = join_norm(
+            torch.zeros(shape, dtype=torch.float64), branch, None, None, None, None, None, numbers
+        )
+        stream.backward(torch.full_like(stream, 3.0))
+        assert branch.grad is not None
+        masks.append(stream.detach())
+        same = torch.equal(branch.grad, 3 * stream.detach())
+    first = masks[0]
+    kept = (first != 0).double()
+    pairs = {
+        "columns": (kept[:, 1:], kept[:, :-1]),
+        "rows": (kept[1:], kept[:-1]),
+        "fours": (kept[:, 4:], kept[:, :-4]),
+    }
+    return {
+        "values": sorted(set(first.flatten().tolist())),
+        "share": float(kept.mean()),
+        "rows": [float(kept.mean(1).min()), float(kept.mean(1).max())],
+        "neighbours": {
+            name: float(((a - 1 + share) * (b - 1 + share)).mean()) for name, (a, b) in pairs.items()
+        },
+        "backward": same,
+        "repeated": torch.equal(masks[0], masks[2]),
+        "new": not torch.equal(masks[0], masks[1]),
+    }
+
+
+def measured(model: LanguageModel) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and gradients."""
+    model.zero_grad()
+    torch.manual_seed(5)
+    loss = model({"tokens": tokens(), "labels": tokens().roll(-1, 1)}).mean()
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def models() -> dict[str, Any]:
+    """Of every scheme in fp64: differences between apart and joined, and how many kernels ran."""
+    found = {}
+    for scheme in SCHEMES:
+        model = narrow(scheme, 3).double()
+        loss, gradients = measured(model)
+        joins = join_norms([model], "triton")
+        again, joined = measured(model)
+        # Some are zero but for rounding, as a bias of keys'.
+        least = 1e-3 * max(float(gradient.abs().max()) for gradient in gradients.values())
+        worst = max(
+            float((joined[name] - gradient).abs().max()) / max(least, float(gradient.abs().max()))
+            for name, gradient in gradients.items()
+        )
+        found[scheme] = {"joins": joins, "loss": float((again / loss - 1).abs()), "gradients": worst}
+    return found
+
+
+def dropped() -> dict[str, Any]:
+    """A model with dropout: recomputation repeats it, and no mask is kept for the backward pass.
+
+    Bytes that the backward pass has, of a forward pass apart and of one joined.
+    """
+    full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    found: dict[str, Any] = {}
+    for name, core in {"plain": {}, "recomputed": full}.items():
+        model = narrow("pre_ln", 3, core=core, hidden_dropout=0.1).double()
+        for joined in (False, True):
+            if joined:
+                join_norms([model], "triton")
+            held: dict[int, int] = {}
+
+            def pack(x: Tensor, held: dict[int, int] = held) -> Tensor:
+                held[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+                return x
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+                loss, gradients = measured(model)
+            found[f"{name} {'joined' if joined else 'apart'}"] = {
+                "bytes": sum(held.values()),
+                "loss": float(loss),
+                "norm": float(sum(gradient.square().sum() for gradient in gradients.values())),
+            }
+    return found
+
+
+def main(output: str) -> None:
+    """Everything, as JSON."""
+    assert join_pass._programs(torch.device("cpu")) > 1
+    with open(output, "w", encoding="utf-8") as file:
+        json.dump(
+            {"kernels": kernels(), "dropout": dropout(), "models": models(), "dropped": dropped()}, file
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

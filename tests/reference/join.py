@@ -1,0 +1,57 @@
+"""A residual join and the norm after it, written without any of the product's code, in float64.
+
+x' = r R + d * b (F + bias) + k x_layer, and n = s (x' - mean) / sqrt(var + eps) g + c, without mean
+and c for RMSNorm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Join:
+    """Tensors of one join: rows [..., h], vectors [h]; None where there is no such term."""
+
+    residual: Tensor | None
+    branch: Tensor
+    bias: Tensor | None
+    layer_input: Tensor | None
+    gain: Tensor | None
+    offset: Tensor | None
+    residual_scale: float = 1.0
+    branch_scale: float = 1.0
+    skip_scale: float = 1.0
+    factor: float = 1.0
+    """On what the norm gives."""
+    eps: float = 1e-5
+    centred: bool = True
+    kept: Tensor | None = None
+    """What dropout multiplies each element of the branch by."""
+
+    def leaves(self) -> list[Tensor]:
+        """Those tensors that are there, each a leaf in float64."""
+        given = (self.residual, self.branch, self.bias, self.layer_input, self.gain, self.offset)
+        return [tensor for tensor in given if tensor is not None]
+
+    def __call__(self) -> tuple[Tensor, Tensor | None]:
+        """(x', n)"""
+        added = self.branch if self.bias is None else self.branch + self.bias
+        x = self.branch_scale * added
+        if self.kept is not None:
+            x = x * self.kept
+        if self.residual is not None:
+            x = x + self.residual_scale * self.residual
+        if self.layer_input is not None:
+            x = x + self.skip_scale * self.layer_input
+        if self.gain is None:
+            return x, None
+        centre = x - x.mean(-1, keepdim=True) if self.centred else x
+        size = torch.sqrt(centre.pow(2).mean(-1, keepdim=True) + self.eps)
+        n = centre / size * self.gain
+        if self.offset is not None:
+            n = n + self.offset
+        return x, self.factor * n
