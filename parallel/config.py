@@ -112,7 +112,12 @@ class ParallelConfig(Strict):
     overlap_grad_reduce: bool | None = Field(
         None,
         description="Reduce gradients over data-parallel ranks while the last backward pass still runs. "
-        "null: where it can be, which is without train.cuda_graph and below ZeRO-3.",
+        "null: where it can be, which is below ZeRO-3 and with grad_reduce=fp32, but not from a CUDA graph.",
+    )
+    grad_reduce: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="Format in which gradients go to other data-parallel ranks; sums are fp32. "
+        "bf16: half the bytes, after the backward passes (zero=1 or 2).",
     )
     offload: OffloadConfig = Field(default_factory=OffloadConfig, description="Host offload.")
     timeout_minutes: float = Field(

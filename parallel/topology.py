@@ -114,6 +114,23 @@ class Layout:
             )
 
 
+def _check_narrow(config: ParallelConfig, replicas: int) -> None:
+    """Raises UserError where gradients cannot be sent in a narrower format."""
+    own = f"parallel.grad_reduce={config.grad_reduce}"
+    if replicas == 1:
+        raise UserError(f"{own} has no effect with one data-parallel rank: set it to fp32")
+    if config.zero not in (1, 2):
+        raise UserError(
+            f"{own} sends each rank its partition of the gradient, and parallel.zero={config.zero} "
+            "has none: set parallel.zero=1 or parallel.grad_reduce=fp32"
+        )
+    if config.overlap_grad_reduce:
+        raise UserError(
+            f"{own} does not combine with parallel.overlap_grad_reduce=true: all partitions are exchanged "
+            "at once, after the backward passes; set it to null"
+        )
+
+
 def check_layout(config: ParallelConfig, model: ModelConfig, world: int) -> Layout:
     """The layout of a run over `world` processes.
 
@@ -130,6 +147,8 @@ def check_layout(config: ParallelConfig, model: ModelConfig, world: int) -> Layo
         raise UserError(
             "parallel.overlap_grad_reduce=true has no effect with one data-parallel rank: set it to null"
         )
+    if config.grad_reduce != "fp32":
+        _check_narrow(config, world // degrees * config.context)
     if config.overlap_grad_reduce and config.zero == 3:
         raise UserError(
             "parallel.overlap_grad_reduce=true does not combine with parallel.zero=3, "

@@ -46,24 +46,46 @@ Kind = tuple[torch.Size | torch.dtype, ...]
 """Shapes of what a stack of layers is called with, and the format of its input."""
 
 
+def _kind(x_sbh: Tensor, beside: Iterable[object]) -> Kind:
+    shapes = (value.shape for value in beside if isinstance(value, Tensor))
+    return (x_sbh.shape, x_sbh.dtype, *shapes)
+
+
 class Shared:
     """The compiled function of all layers of a chunk, which may be of several stacks.
 
     kind: of what the chunk was called with.
-    guarded: layers that were called under all guards, by kind.
+    guarded: layers that were called under all guards in a forward pass, by kind.
+    again: layers that were so in a backward pass, which computes them again, by kind of their own.
     """
 
-    def __init__(self, function: Callable[..., tuple[Tensor, Tensor | None]]) -> None:
-        self.function = function
+    def __init__(
+        self, function: Callable[..., tuple[Tensor, Tensor | None]], layers: int, *, guards: bool
+    ) -> None:
+        self.function, self.layers, self.guards = function, layers, guards
         self.kind: Kind = ()
         self.guarded: defaultdict[Kind, set[int]] = defaultdict(set)
+        self.again: defaultdict[Kind, set[int]] = defaultdict(set)
+        self.forward = False
         self.trusted = False
 
     def __call__(self, layer: DepthLayer, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """The layer's forward pass."""
-        if not self.trusted:
+        if self.guards or self.trusted:
+            return self.function(layer, *args, **kwargs)
+        if self.forward:
             self.guarded[self.kind].add(layer.layer_number)
-        return self.function(layer, *args, **kwargs)
+            return self.function(layer, *args, **kwargs)
+        return self._again(layer, *args, **kwargs)
+
+    def _again(self, layer: DepthLayer, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """The forward pass in a backward pass, where no stack is called that could skip guards."""
+        x_sbh, *beside = (*args, *kwargs.values())
+        known = self.again[_kind(x_sbh, beside)]
+        trusted = layer.layer_number in known and len(set().union(*self.again.values())) == self.layers
+        known.add(layer.layer_number)
+        with torch.compiler.set_stance(skip_guard_eval_unsafe=trusted):
+            return self.function(layer, *args, **kwargs)
 
 
 def _without_guards(stack: TransformerBlock, shared: Shared) -> None:
@@ -79,15 +101,15 @@ def _without_guards(stack: TransformerBlock, shared: Shared) -> None:
         x_sbh: Tensor = (
             hidden_states if stack.pre_process else stack.input_tensor
         )  # as the block itself chooses
-        beside = (value.shape for value in kwargs.values() if isinstance(value, Tensor))
-        shared.kind = (x_sbh.shape, x_sbh.dtype, *beside)
+        shared.kind = _kind(x_sbh, kwargs.values())
         # Where the input has no gradient, the first layer is another compilation than the rest.
-        shared.trusted = x_sbh.requires_grad and len(shared.guarded[shared.kind]) == len(stack.layers)
+        shared.trusted = x_sbh.requires_grad and len(shared.guarded[shared.kind]) == shared.layers
+        shared.forward = True
         try:
             with torch.compiler.set_stance(skip_guard_eval_unsafe=shared.trusted):
                 return forward(hidden_states, *args, **kwargs)
         finally:
-            shared.trusted = False
+            shared.trusted = shared.forward = False
 
     stack.forward = run
 
@@ -128,11 +150,12 @@ def compile_layers(
         )
     function = torch.compile(_forward, fullgraph=True, dynamic=False, backend=backend)
     share_numbers(layers)
+    guards = os.environ.get("FATHOM_GUARDS") == "1"
     for stack in (chunk.decoder for chunk in chunks):
-        shared = Shared(function)
+        shared = Shared(function, len(stack.layers), guards=guards)
         for layer in stack.layers:
             layer.compiled = shared
-        if os.environ.get("FATHOM_GUARDS") != "1":
+        if not guards:
             _without_guards(stack, shared)
     return len(layers)
 
@@ -147,6 +170,7 @@ def compile_joins(
     and with none nothing is compiled.
     Raises ValueError for more sets of coefficients than PyTorch compiles one function for.
     """
+    chunks = list(chunks)
     joins = [
         part
         for chunk in chunks
@@ -154,7 +178,9 @@ def compile_joins(
         if isinstance(part, ResidualJoin) and part.kernels > 1
     ]
     kinds = {(part.residual_scale, part.branch_scale, part.skip_scale) for part in joins}
-    if len(kinds) >= RECOMPILES:
+    # Where layers are computed again, forward passes have no gradients: another compilation.
+    again = any(chunk.config.recompute_granularity == "full" for chunk in chunks)
+    if len(kinds) * (1 + again) >= RECOMPILES:
         raise ValueError(f"{len(kinds)} sets of residual coefficients: each would be compiled by itself")
     function = torch.compile(join, fullgraph=True, dynamic=False, backend=backend)
     for part in joins:

@@ -10,6 +10,7 @@ from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attri
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
+from model.layers.regions import total
 from model.layers.residual import meta_device
 from model.layers.torch_parts import Norm
 
@@ -23,15 +24,15 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
         ctx.group = group
-        total = x.contiguous().clone()
-        dist.all_reduce(total, group=group)
-        return total
+        summed = x.contiguous().clone()
+        dist.all_reduce(summed, group=group)
+        return summed
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        total = gradients[0].contiguous().clone()
-        dist.all_reduce(total, group=ctx.group)
-        return total, None
+        summed = gradients[0].contiguous().clone()
+        dist.all_reduce(summed, group=ctx.group)
+        return summed, None
 
 
 class CutNorm(Norm):
@@ -60,5 +61,8 @@ class CutNorm(Norm):
 
     def _sum(self, x: Tensor) -> Tensor:
         """[s, b, width / ranks] -> sums over the whole width, [s, b, 1]."""
-        total: Tensor = _Sum.apply(x.sum(-1, keepdim=True), self.group)  # type: ignore[no-untyped-call]
-        return total
+        own = x.sum(-1, keepdim=True)
+        if torch.compiler.is_compiling():
+            return total(own, self.group)
+        summed: Tensor = _Sum.apply(own, self.group)  # type: ignore[no-untyped-call]
+        return summed

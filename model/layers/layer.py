@@ -125,6 +125,8 @@ class DepthLayer(TransformerLayer):
         self.branch_dtype = config.params_dtype
         self._set_epsilons(config.layernorm_epsilon)
         self.compiled: Callable[..., tuple[Tensor, Tensor | None]] | None = None
+        # Then a forward pass is one without gradients, and the backward pass makes another.
+        self.computed_again = config.recompute_granularity == "full"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The forward pass, compiled where `model/layers/compiled.py` said so and nobody listens.
@@ -144,7 +146,7 @@ class DepthLayer(TransformerLayer):
             and self.training
             and not self._forward_hooks
             and not self._forward_pre_hooks
-            and torch.is_grad_enabled()
+            and (self.computed_again or torch.is_grad_enabled())
         )
 
     def parts(self) -> Iterator[tuple[str, FoldedSublayer, ResidualJoin, Any, Any]]:

@@ -20,7 +20,9 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from model.layers.regions import product_of_columns, product_of_rows
 from model.layers.windows import has_window, own_mask, own_table
 from model.norms import NORMS
 
@@ -121,10 +123,13 @@ class ColumnLinear(ColumnParallelLinear):
         self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """input_: [s, b, in] -> ([s, b, out / TP], bias if it is left to the caller)."""
-        if self.tp_group.size() > 1:
+        compiled = torch.compiler.is_compiling()
+        if self.tp_group.size() > 1 and not compiled:
             return super().forward(input_, weight, runtime_gather_output)
         weight = self.weight if weight is None else weight
-        if torch.compiler.is_compiling() and not self.adds_bias:
+        if self.tp_group.size() > 1:
+            return product_of_rows(input_, weight, self.tp_group, cut=self.sequence_parallel), self.bias
+        if compiled and not self.adds_bias:
             return F.linear(input_, weight), self.bias
         return F.linear(input_, weight, self.bias), None
 
@@ -144,9 +149,13 @@ class RowLinear(RowParallelLinear):
         """input_: [s, b, in / TP] -> ([s, b, out], bias if it is left to the caller)."""
         if self.input_norm is not None:
             input_ = self.input_norm(input_)
-        if self.tp_group.size() > 1:
+        compiled = torch.compiler.is_compiling()  # every caller takes the bias of these
+        if self.tp_group.size() > 1 and not compiled:
             return super().forward(input_)
-        if torch.compiler.is_compiling():  # every caller takes the bias of these
+        if self.tp_group.size() > 1:
+            cut = self.sequence_parallel
+            return product_of_columns(input_, self.weight, self.tp_group, cut=cut), self.bias
+        if compiled:
             return F.linear(input_, self.weight), self.bias
         return F.linear(input_, self.weight, self.bias), None
 
@@ -200,7 +209,8 @@ class SdpaAttention(MegatronModule):
         q, k, v = (part.permute(1, 2, 0, 3) for part in (query, key, value))
         if copied:
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        if dropout and self.fork_rng:
+        # Compiled code has one stream, that in force (`model/layers/compiled.py`).
+        if dropout and self.fork_rng and not torch.compiler.is_compiling():
             with tensor_parallel.get_cuda_rng_tracker().fork():
                 out_bhsd = self.attend(q, k, v, mask, dropout)
         else:
@@ -220,6 +230,15 @@ class SdpaAttention(MegatronModule):
         return F.scaled_dot_product_attention(
             query, key, value, mask, dropout, causal, **grouped, **self.scaled
         )
+
+
+def computed_again(attend: Callable[..., Tensor], *args: Tensor | None) -> Tensor:
+    """attend(*args); the backward pass computes what it needs again, with the same masks."""
+    if torch.compiler.is_compiling():
+        again: Tensor = checkpoint(attend, *args, use_reentrant=False)
+    else:
+        again = tensor_parallel.checkpoint(attend, False, *args)
+    return again
 
 
 def rotary_table(angles: Tensor, dtype: torch.dtype, magnitude: float = 1.0) -> Tensor:
@@ -298,7 +317,7 @@ class LocalSelfAttention(SelfAttention):
             cos, sin = own_table(rotary_pos_emb, self.windowed).chunk(2, dim=-1)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if self.checkpoint_core_attention and self.training:
-            context = tensor_parallel.checkpoint(attend, False, query, key, value, attention_mask)
+            context = computed_again(attend, query, key, value, attention_mask)
         else:
             context = attend(query, key, value, attention_mask)
         return self.linear_proj(context)
@@ -339,9 +358,7 @@ class LocalCrossAttention(CrossAttention):
         query = query.view(*query.shape[:2], heads, width)
         key, value = both.view(*both.shape[:2], heads, 2 * width).split(width, dim=-1)
         if self.checkpoint_core_attention and self.training:
-            context = tensor_parallel.checkpoint(
-                self.core_attention, False, query, key, value, attention_mask
-            )
+            context = computed_again(self.core_attention, query, key, value, attention_mask)
         else:
             context = self.core_attention(query, key, value, attention_mask)
         return self.linear_proj(context)

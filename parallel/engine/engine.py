@@ -28,7 +28,7 @@ from parallel.engine.gradients import Gradient, GradientBuffer, Group, build_gro
 from parallel.engine.muon import Muon, Orthogonalizer
 from parallel.engine.overlap import Overlap
 from parallel.engine.self_check import Sample, check_moved, watch
-from parallel.engine.step_graph import StepGraph
+from parallel.engine.step_graph import StepGraph, tracked_generators
 from parallel.factors import ONE, Factors
 from parallel.optimizers import OptimizerName
 from parallel.topology import Topology
@@ -78,9 +78,14 @@ class EngineOptions:
     factors: Callable[[Row], Factors] = lambda row: ONE
     """What each parameter multiplies rate, epsilon and decay by."""
     overlap: bool = True
-    """Gradients are reduced during the last backward pass.
+    """Gradients are reduced during the last backward pass, in a graph as part of it.
 
-    Where there are data-parallel ranks and neither a graph nor ZeRO-3.
+    Where there are data-parallel ranks, and not under ZeRO-3.
+    """
+    reduce_in_bf16: bool = False
+    """Gradients go to other data-parallel ranks in bf16, after the backward passes.
+
+    Under ZeRO-1 and 2 only.
     """
 
 
@@ -165,8 +170,8 @@ class Engine:
         self.buffers = self._buffers()
         if isinstance(optimizer, Muon):
             optimizer.orthogonalizers = self._orthogonalizers()
-        self.graph = StepGraph(self._fixed()) if options.cuda_graph else None
-        overlapping = options.overlap and layout.replicas > 1 and not options.cuda_graph
+        self.graph = StepGraph(self._fixed(), tracked_generators) if options.cuda_graph else None
+        overlapping = options.overlap and layout.replicas > 1 and not options.reduce_in_bf16
         self.overlap = Overlap(self.buffers) if overlapping else None
         self.checked = False
         for chunk in self.chunks:
@@ -229,10 +234,13 @@ class Engine:
                 for group, (offset, end) in zip(self.groups, offsets, strict=True)
             ]
         api.drop_gradient_hooks(self.optimizer, (named.parameter for named in self.parameters))
-        return [
+        buffers = [
             GradientBuffer(group, *api.flat_group(self.optimizer, index), self.topology, sharded=True)
             for index, group in enumerate(self.groups)
         ]
+        for buffer in buffers:
+            buffer.in_bf16 = self.options.reduce_in_bf16
+        return buffers
 
     def _fixed(self) -> list[Tensor]:
         """What stands for all weights and gradients in their flat groups: each moves as a whole."""
@@ -309,8 +317,10 @@ class Engine:
             losses = passes(batches)
         else:
             losses = self.graph.run(
-                lambda static: passes(lambda: iter(static)), list(batches()), watched=watched
+                functools.partial(self._captured, passes), list(batches()), watched=watched
             )
+            if self.overlap is not None:
+                self.overlap.repeated()
         for buffer in self.buffers:
             buffer.reduce()
         if inspect is not None:
@@ -324,6 +334,13 @@ class Engine:
         if applied:
             self._apply(min(1.0, self.clip / (norm + 1e-6)) if self.clip > 0 else 1.0)
         return StepResult(loss, norm, applied, votes)
+
+    def _captured(self, passes: Callable[..., list[Any]], batches: list[Any]) -> list[Any]:
+        """What a graph holds: the passes, and the reduction of what they have begun to reduce."""
+        losses = passes(lambda: iter(batches))
+        if self.overlap is not None:
+            self.overlap.land()
+        return losses
 
     def evaluate(
         self,

@@ -37,12 +37,15 @@ class Overlap:
     def __init__(self, buffers: Sequence[Gradient]) -> None:
         self.passes = 0
         self.seen: list[int] = []
+        self.begun: dict[GradientBuffer, int] = {}
+        """Buffers of which pieces leave early -> the first element that does."""
         for buffer in buffers:
             if (
                 isinstance(buffer, GradientBuffer)
                 and buffer.group.kind in (Kind.SHARDED, Kind.REPLICATED)
                 and buffer.flat.numel() >= SMALLEST
             ):
+                self.begun[buffer] = buffer.flat.numel()
                 for parameter, low in marks(buffer):
                     hook = self._hook(buffer, low)
                     parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
@@ -51,6 +54,20 @@ class Overlap:
         """Before the first of that many backward passes."""
         self.passes = num_microbatches
         self.seen = [0] * len(self.seen)
+
+    def land(self) -> None:
+        """Waits, at the end of passes that a graph repeats, for what they have begun.
+
+        A graph may leave nothing under way.
+        """
+        for buffer in self.begun:
+            buffer.land()
+            self.begun[buffer] = buffer.started
+
+    def repeated(self) -> None:
+        """After a graph did in these buffers what its passes do, without their Python."""
+        for buffer, low in self.begun.items():
+            buffer.started = low
 
     def _hook(self, buffer: GradientBuffer, low: int) -> Callable[[Tensor], None]:
         number = len(self.seen)

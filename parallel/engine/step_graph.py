@@ -39,12 +39,15 @@ class StepGraph:
     """Runs the passes of steps: the first as they are, then by a graph captured from them.
 
     fixed: tensors whose addresses the passes use; where one has moved, the graph is captured anew.
+    streams: gives the states of generators that the passes draw from beside the default one.
     capture_s: seconds of the capture that the latest step began with,
     None where it had one already.
     """
 
-    def __init__(self, fixed: Sequence[Tensor] = ()) -> None:
-        self.fixed = list(fixed)
+    def __init__(
+        self, fixed: Sequence[Tensor] = (), streams: Callable[[], Sequence[torch.Generator]] = tuple
+    ) -> None:
+        self.fixed, self.streams = list(fixed), streams
         # Not the default stream, which a capture cannot be on.
         # The same for all passes, because autograd's nodes remember the stream they were made on.
         self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -107,6 +110,9 @@ class StepGraph:
         self.inputs = [{name: tensor.clone() for name, tensor in batch.items()} for batch in batches]
         self.addresses = self._addresses()
         graph = torch.cuda.CUDAGraph()
+        for state in self.streams():
+            # Each replay then goes on from where the stream is, as eager passes would.
+            graph.register_generator_state(state)
         try:
             # Other threads (communication, data, checkpoints) may go on with their own work.
             with _collected(), torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
@@ -121,6 +127,16 @@ class StepGraph:
             ) from error
         self.graph = graph
         self.capture_s = time.perf_counter() - begin
+
+
+def tracked_generators() -> list[torch.Generator]:
+    """Megatron-core's random streams, which take the default generator's place for a while.
+
+    Empty where they are kept as bytes, which no graph can draw from.
+    """
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    return [state for state in get_cuda_rng_tracker().get_states().values() if not isinstance(state, Tensor)]
 
 
 def shapes(batches: Sequence[Batch]) -> list[list[tuple[str, torch.Size]]]:

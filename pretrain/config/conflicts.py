@@ -45,7 +45,7 @@ def check_documents(config: RunConfig) -> None:
             f"data.document_mask=true has no effect with train.task={task.name}, "
             "whose samples say themselves what sees what: remove it"
         )
-    if config.parallel.context > 1 and config.train.kernels == "te":
+    if config.parallel.context > 1 and config.train.kernels.startswith("te"):
         raise ValueError(packed_and_cut(config.parallel.context))
     if config.train.cuda_graph:
         raise ValueError(
@@ -127,16 +127,10 @@ def check_compile(config: RunConfig) -> None:
 
     Raises ValueError, naming the first setting that it does not combine with.
     """
-    granularity, tensor = config.parallel.recompute.granularity, config.parallel.tensor
-    if granularity != "none":
-        raise ValueError(
-            "train.compile=true does not combine with "
-            f"parallel.recompute.granularity={granularity}: set it to none"
-        )
-    if tensor > 1 and config.train.kernels == "local":
-        raise ValueError(inside_layers(tensor))
     _without_context("train.compile", config)
-    _zero_and_dropout("train.compile", config)
+    _without_zero_3("train.compile", config)
+    if config.train.kernels == "local":
+        check_streams(config)
 
 
 def check_joined(config: RunConfig) -> None:
@@ -160,12 +154,20 @@ def check_joined(config: RunConfig) -> None:
         )
 
 
-def inside_layers(tensor: int) -> str:
-    """Why whole layers of PyTorch's kernels are not compiled under tensor parallelism."""
-    return (
-        f"train.compile=true does not combine with parallel.tensor={tensor}, "
-        "whose collectives lie inside the layers: set parallel.tensor=1"
-    )
+def check_streams(config: RunConfig) -> None:
+    """Raises ValueError for compiled layers that would have to draw from two random streams.
+
+    Layers of PyTorch's kernels: where each tensor-parallel rank has its own heads and all have the
+    whole residual stream, masks of attention differ between ranks and the others do not.
+    """
+    tensor, model = config.parallel.tensor, config.model
+    if tensor > 1 and not config.parallel.sequence_parallel and model.attention_dropout > 0:
+        raise ValueError(
+            f"train.compile=true with parallel.tensor={tensor} and "
+            f"model.attention_dropout={model.attention_dropout:g} would drop alike on all ranks, "
+            "for compiled layers draw from one stream: set parallel.sequence_parallel=true, "
+            "or model.attention_dropout=0"
+        )
 
 
 def check_cuda_graph(config: RunConfig) -> None:
@@ -173,35 +175,48 @@ def check_cuda_graph(config: RunConfig) -> None:
 
     Raises ValueError, naming the first setting that it does not combine with.
     """
-    granularity, pipeline = config.parallel.recompute.granularity, config.parallel.pipeline
+    pipeline = config.parallel.pipeline
     if pipeline > 1:
         raise ValueError(
             f"train.cuda_graph=true does not combine with parallel.pipeline={pipeline}, "
             "whose stages wait for each other: set parallel.pipeline=1"
         )
-    if config.parallel.sequence_parallel:
-        raise ValueError(
-            "train.cuda_graph=true does not combine with parallel.sequence_parallel=true, "
-            "for which Megatron-core exchanges random states in every pass: set it to false"
-        )
-    if granularity != "none":
-        raise ValueError(
-            f"train.cuda_graph=true with parallel.recompute.granularity={granularity} "
-            "has not been shown to compute the same: set it to none"
-        )
+    _without_second_masks(config)
     _without_context("train.cuda_graph", config)
-    if config.parallel.overlap_grad_reduce:
-        raise ValueError(
-            "train.cuda_graph=true does not combine with parallel.overlap_grad_reduce=true: "
-            "the reduction follows the graph; set it to null"
-        )
     if 0 < config.log.signal_interval < SELDOM:
         raise ValueError(
             f"train.cuda_graph=true with log.signal_interval={config.log.signal_interval}: "
             "measured steps run without the graph and the next one captures again, "
             f"which costs more than it saves: set log.signal_interval={SELDOM} or more, or 0"
         )
-    _zero_and_dropout("train.cuda_graph", config)
+    _without_zero_3("train.cuda_graph", config)
+
+
+def _without_second_masks(config: RunConfig) -> None:
+    """Raises ValueError for passes in a graph that would have to go back in a random stream.
+
+    Recomputation draws the masks of a pass again. Streams of a graph only go on.
+    """
+    model, granularity = config.model, config.parallel.recompute.granularity
+    recomputed: dict[str, tuple[str, ...]] = {
+        "none": (),
+        "selective": ("attention_dropout",),
+        "full": ("hidden_dropout", "attention_dropout"),
+    }
+    for name in recomputed[granularity]:
+        if getattr(model, name) > 0:
+            raise ValueError(
+                f"train.cuda_graph=true with parallel.recompute.granularity={granularity} and "
+                f"model.{name}={getattr(model, name):g} would compute again with other masks, "
+                "for random streams of a graph do not go back: set granularity=none, "
+                f"or model.{name}=0"
+            )
+    if granularity == "full" and config.train.fp8.recipe != "none":
+        raise ValueError(
+            "train.cuda_graph=true with parallel.recompute.granularity=full and "
+            f"train.fp8.recipe={config.train.fp8.recipe}: Transformer Engine's recomputation has not been "
+            "shown to run in a graph: set granularity=none"
+        )
 
 
 def _without_context(option: str, config: RunConfig) -> None:
@@ -212,15 +227,11 @@ def _without_context(option: str, config: RunConfig) -> None:
         )
 
 
-def _zero_and_dropout(option: str, config: RunConfig) -> None:
+def _without_zero_3(option: str, config: RunConfig) -> None:
     if config.parallel.zero == 3:
         raise ValueError(
             f"{option}=true does not combine with parallel.zero=3, "
             "which fetches weights in hooks of the layers: set parallel.zero=1"
-        )
-    if config.model.hidden_dropout > 0 or config.model.attention_dropout > 0:
-        raise ValueError(
-            f"{option}=true has no tested dropout: set model.hidden_dropout=0 and model.attention_dropout=0"
         )
 
 

@@ -278,15 +278,15 @@ class TrainConfig(Strict):
         False,
         description=(
             "Compile with torch.compile, once for all layers: "
-            "whole layers of PyTorch's kernels (tensor=1), or the residual joins between "
-            "Transformer Engine's. Without recomputation and dropout, zero below 3."
+            "whole layers of PyTorch's kernels, or the residual joins between Transformer Engine's. "
+            "Without context parallelism, zero below 3. Dropout then draws other masks."
         ),
     )
     cuda_graph: bool = Field(
         False,
         description=(
             "Launch forward and backward of a step at once, as a CUDA graph; "
-            "without pipeline, sequence parallelism, ZeRO-3, recomputation, dropout."
+            "without pipeline, context parallelism, ZeRO-3, or recomputation of what drops."
         ),
     )
     fp8: Fp8Config = Field(default_factory=Fp8Config, description="FP8 matrix products.")

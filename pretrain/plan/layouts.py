@@ -149,6 +149,18 @@ def work_of(config: RunConfig, model: ModelConfig) -> Work:
     )
 
 
+def _in_graph(work: Work, parallel: ParallelConfig, layout: Layout) -> bool:
+    """Whether the host launches a step at once.
+
+    The ranked list has layouts that a graph does not combine with (pretrain/config/conflicts.py).
+    """
+    if not work.graph or layout.pipeline > 1 or layout.context > 1 or layout.zero == 3:
+        return False
+    recompute, attention = parallel.recompute.granularity, work.config.attention_dropout
+    dropped = {"none": 0.0, "selective": attention, "full": max(attention, work.config.hidden_dropout)}
+    return dropped[recompute] == 0 and not (recompute == "full" and work.precision == "fp8")
+
+
 def predict(
     work: Work, gpu: Gpu, parallel: ParallelConfig, world: int, micro: int, *, overlap: bool = False
 ) -> Prediction:
@@ -161,10 +173,9 @@ def predict(
     layout.check_batches(work.seq_length, count, work.source_length)
     recompute = parallel.recompute.granularity
     activations = work.activations(parallel, layout, micro)
-    # The ranked list has layouts that a graph does not combine with (pretrain/config/conflicts.py).
-    alone = layout.pipeline == 1 and layout.context == 1
-    graph = work.graph and alone and not layout.sequence_parallel and layout.zero < 3 and recompute == "none"
-    early = not graph and parallel.overlap_grad_reduce is not False and layout.zero < 3
+    graph = _in_graph(work, parallel, layout)
+    overlaps = parallel.overlap_grad_reduce or (parallel.overlap_grad_reduce is None and not graph)
+    early = overlaps and layout.zero < 3 and parallel.grad_reduce == "fp32"
     time = step_time(
         gpu,
         layout,
@@ -174,6 +185,7 @@ def predict(
         overlap=overlap,
         graph=graph,
         early=early,
+        narrow=parallel.grad_reduce == "bf16" and layout.replicas > 1,
         optimizer=work.optimizer,
     )
     memory = peak_memory(

@@ -237,6 +237,7 @@ def step_time(
     overlap: bool = False,
     graph: bool = False,
     early: bool = False,
+    narrow: bool = False,
     optimizer: OptimizerName = "adamw",
 ) -> StepTime:
     """The step of a layout.
@@ -245,6 +246,7 @@ def step_time(
     published runs; here most does not.
     graph: the host launches a step at once.
     early: gradients are reduced during the last backward pass.
+    narrow: they are sent in bf16.
     optimizer: whose update ends the step.
     """
     kinds = {
@@ -265,6 +267,8 @@ def step_time(
     sent = traffic(layout, heaviest, a, micro_batches)
     pipeline = sent.pipeline / _wire(gpu, layout.tensor * layout.context * layout.pipeline)
     data = sent.data / _wire(gpu, layout.world)
+    if narrow:
+        data *= (FP32 / 2 + a.element) / (FP32 + a.element)
     compute = micro_batches * slowest
     if early:
         reduced = data * (FP32 / (FP32 + a.element) if layout.zero else 1.0)

@@ -28,17 +28,18 @@ from pretrain.train.checks.feasibility import fit_machine
 from pretrain.train.compiling import compile_chunks
 
 
-def seed_everything(seed: int, topology: Topology) -> None:
+def seed_everything(seed: int, topology: Topology, *, graph: bool = False) -> None:
     """Sets the random streams for dropout.
 
     Data- and context-parallel ranks and pipeline stages have their own.
     Tensor-parallel regions have Megatron-core's.
+    graph: CUDA graphs may draw from them, of the same numbers.
     """
     from megatron.core import tensor_parallel
 
     own = seed + 100 * topology.pipeline_rank + 10_000 * topology.replica_rank
     torch.manual_seed(own)
-    tensor_parallel.model_parallel_cuda_manual_seed(own)
+    tensor_parallel.model_parallel_cuda_manual_seed(own, use_cudagraphable_rng=graph, force_reset_rng=True)
 
 
 def build_chunks(
@@ -138,6 +139,12 @@ def _adam_fields(config: OptimizerConfig) -> dict[str, Any]:
     return {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
 
 
+def _overlaps(config: RunConfig) -> bool:
+    """Whether gradients may leave in the last backward pass; from a graph if it is asked for."""
+    chosen = config.parallel.overlap_grad_reduce
+    return not config.train.cuda_graph if chosen is None else chosen
+
+
 def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | None = None) -> Engine:
     """The engine of a run. `config.model.vocab_size` must be set.
 
@@ -157,7 +164,7 @@ def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | 
         )
     for note in filter(None, notes if torch.distributed.get_rank() == 0 else []):
         print(f"fathom: {note}", file=sys.stderr)
-    seed_everything(config.train.seed, topology)
+    seed_everything(train.seed, topology, graph=train.cuda_graph)
     chunks = build_chunks(
         config.model,
         topology,
@@ -192,6 +199,7 @@ def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | 
             optimizer=config.optimizer.kind,
             factors=factors_of(config.optimizer.factors, config.model),
             cuda_graph=train.cuda_graph,
-            overlap=config.parallel.overlap_grad_reduce is not False,
+            overlap=_overlaps(config),
+            reduce_in_bf16=config.parallel.grad_reduce == "bf16",
         ),
     )

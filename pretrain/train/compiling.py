@@ -14,7 +14,7 @@ from torch import nn
 from model.errors import UserError
 from model.layers.compiled import compile_joins, compile_layers
 from parallel.hardware.precision import Numerics
-from pretrain.config.conflicts import inside_layers
+from pretrain.config.conflicts import check_streams
 from pretrain.config.schema import RunConfig
 
 ATTENTION_BLOCK, CUDNN_MENDED = 128, 91501
@@ -30,12 +30,14 @@ def compile_chunks(config: RunConfig, numerics: Numerics, chunks: Sequence[nn.Mo
 
     Where Transformer Engine has the rest, compiles their joins.
 
-    Raises UserError for joins that compiling would not change, for layers with collectives, and on
-    a CPU without a C++ compiler.
+    Raises UserError for joins that compiling would not change, for layers that draw from two random
+    streams, and on a CPU without a C++ compiler.
     """
     if numerics.kernels == "local":
-        if config.parallel.tensor > 1:
-            raise UserError(inside_layers(config.parallel.tensor))
+        try:
+            check_streams(config)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         compile_layers(chunks)
     elif not compile_joins(chunks):
         raise UserError(

@@ -107,7 +107,9 @@ class Checkpoints:
         if not whole:
             # Streams of another layout cannot be cut anew.
             # These are as good, and the same for every start from this checkpoint.
-            seed_everything(fresh_seed(self.config.train.seed, reader.step), self.engine.topology)
+            train = self.config.train
+            seed = fresh_seed(train.seed, reader.step)
+            seed_everything(seed, self.engine.topology, graph=train.cuda_graph)
         with together():
             restore(self.engine.chunks, reader.folder)
         return reader, own

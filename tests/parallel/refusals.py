@@ -263,6 +263,26 @@ REFUSALS = [
         overlap_grad_reduce=True,
     ),
     _layout(
+        "reducing in bf16 what is not reduced",
+        "grad_reduce=bf16 has no effect with one data-parallel rank",
+        1,
+        grad_reduce="bf16",
+    ),
+    _layout(
+        "reducing in bf16 without shards",
+        "zero=0 has none: set parallel.zero=1",
+        2,
+        grad_reduce="bf16",
+        zero=0,
+    ),
+    _layout(
+        "reducing in bf16 during the backward pass",
+        "grad_reduce=bf16 does not combine with parallel.overlap_grad_reduce=true",
+        2,
+        grad_reduce="bf16",
+        overlap_grad_reduce=True,
+    ),
+    _layout(
         "overlapping DeepSpeed's reduction",
         "does not combine with parallel.zero=3",
         2,
@@ -313,14 +333,9 @@ REFUSALS = [
     ),
     _run("momentum without Muon", "set optimizer.kind=muon", optimizer=given(momentum=0.9)),
     _run(
-        "compiled layers with recomputation",
-        "train.compile=true .*set it to none",
-        parallel=given(recompute=given(granularity="full")),
-        train=COMPILE,
-    ),
-    _run(
-        "compiled layers with TP",
-        "set parallel.tensor=1",
+        "compiled layers with TP, without SP, that drop attention",
+        "compile=true with parallel.tensor=2 .*set parallel.sequence_parallel=true",
+        model=given(attention_dropout=0.1),
         parallel=given(tensor=2),
         train=COMPILE | given(kernels="local"),
     ),
@@ -353,30 +368,31 @@ REFUSALS = [
         parallel=given(zero=3),
         train=COMPILE,
     ),
-    _run(
-        "compiled layers with dropout",
-        "train.compile=true .*set model.hidden_dropout=0",
-        model=given(hidden_dropout=0.1),
-        train=COMPILE,
-    ),
     _run("a CUDA graph with a pipeline", "set parallel.pipeline=1", parallel=given(pipeline=2), train=GRAPH),
-    _run("a CUDA graph with SP", "sequence_parallel=true.*set it to false", parallel=SP, train=GRAPH),
     _run(
-        "a CUDA graph with recomputation",
-        "cuda_graph=true .*set it to none",
+        "a CUDA graph with recomputed dropout",
+        "cuda_graph=true .*hidden_dropout=0.1 would compute again .*set granularity=none",
+        model=given(hidden_dropout=0.1),
         parallel=given(recompute=given(granularity="full")),
         train=GRAPH,
+    ),
+    _run(
+        "a CUDA graph with recomputed attention that drops",
+        "cuda_graph=true .*or model.attention_dropout=0",
+        model=given(attention_dropout=0.1),
+        parallel=given(recompute=given(granularity="selective")),
+        train=GRAPH,
+    ),
+    _run(
+        "a CUDA graph with recomputation in FP8",
+        "cuda_graph=true .*fp8.recipe=delayed: .*set granularity=none",
+        parallel=given(recompute=given(granularity="full")),
+        train=GRAPH | given(kernels="te", precision="bf16", fp8=given(recipe="delayed")),
     ),
     _run(
         "a CUDA graph under ZeRO-3",
         "cuda_graph=true .*set parallel.zero=1",
         parallel=given(zero=3),
-        train=GRAPH,
-    ),
-    _run(
-        "a CUDA graph with an overlapped reduction",
-        "set it to null",
-        parallel=given(overlap_grad_reduce=True),
         train=GRAPH,
     ),
     Refusal(
@@ -385,12 +401,6 @@ REFUSALS = [
         lambda: RunConfig.model_validate(
             run_config(train=GRAPH).model_dump() | {"log": given(signal_interval=5)}
         ),
-    ),
-    _run(
-        "a CUDA graph with dropout",
-        "cuda_graph=true .*set model.hidden_dropout=0",
-        model=given(hidden_dropout=0.1),
-        train=GRAPH,
     ),
     _run("fp16", "loss scaling.*set train.precision=bf16", train=given(precision="fp16")),
     _run(

@@ -24,13 +24,16 @@ from pretrain.tasks.task import Batch
 from tests.parallel.training import SEQ_LENGTH, SOURCE_LENGTH, VOCAB_SIZE, pairs
 
 SEQ = SEQ_LENGTH
-LLAMA = {
+LLAMA: dict[str, Any] = {
     "position": "rotary",
     "num_query_groups": 2,
     "activation": "swiglu",
     "normalization": "rmsnorm",
     "bias": False,
 }
+
+
+RECOMPUTED: dict[str, Any] = {"recompute_granularity": "full", "recompute_method": "uniform"}
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +44,8 @@ def _fresh() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def build(scheme: str, layers: int = 8, **sizes: Any) -> LanguageModel:
+def build(scheme: str, layers: int = 8, core: dict[str, Any] | None = None, **sizes: Any) -> LanguageModel:
+    """core: further fields of Megatron-core's configuration."""
     fields = {
         "scheme": scheme,
         "num_layers": layers,
@@ -52,7 +56,8 @@ def build(scheme: str, layers: int = 8, **sizes: Any) -> LanguageModel:
     }
     config = ModelConfig(**fields | sizes)
     source = SOURCE_LENGTH if config.blueprint.crossed else None
-    model = LanguageModel(config, transformer_config(config), seq_length=SEQ, source_length=source)
+    core_config = transformer_config(config, **(core or {}))
+    model = LanguageModel(config, core_config, seq_length=SEQ, source_length=source)
     placed = ((one.name, one.parameter, one.shard) for one in named_parameters(model, 0, 1))
     initialize_(placed, config, SEQ, 1, source_length=source)
     return model.train()
@@ -133,6 +138,28 @@ def test_rotary_grouped_gated_layers_compile_once(documents: bool) -> None:
     for name, gradient in gradients.items():
         torch.testing.assert_close(compiled_gradients[name], gradient, rtol=1e-4, atol=1e-7)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("scheme", "group"), [("deepscalelm_pre_ln", 1), ("layernorm_scaling", 4), ("mix_ln", 1)]
+)
+def test_layers_that_are_computed_again(scheme: str, group: int) -> None:
+    """A compilation without gradients for the forward pass, one with them for the second.
+
+    Inside a group inputs of the first have no gradients, which is another one.
+    """
+    model = build(scheme, core=RECOMPUTED | {"recompute_num_layers": group}).double()
+    loss, gradients = loss_and_gradients(model)
+    graphs, backend = counting()
+    compile_layers([model], backend=backend)
+    for _ in range(3):
+        again, compiled_gradients = loss_and_gradients(model)
+    shared = model.decoder.layers[0].compiled
+    assert len(graphs) == {"mix_ln": 4}.get(scheme, 2 + (group > 1))
+    assert [len(layers) for layers in (*shared.guarded.values(), *shared.again.values())] == [8, 8]
+    assert float(again) == pytest.approx(float(loss), rel=1e-13)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(compiled_gradients[name], gradient, rtol=1e-10, atol=1e-14)
 
 
 def test_hooks_and_evaluation_see_the_layer_itself() -> None:
@@ -283,6 +310,17 @@ def test_joins_are_compiled_where_one_pass_would_do(scheme: str) -> None:
     assert len(graphs) == len(
         {(join.residual_scale, join.branch_scale, join.skip_scale) for join in expected}
     )
+
+
+def test_joins_that_are_computed_again_are_compiled_twice() -> None:
+    model = build("b2t", layers=4, core=RECOMPUTED | {"recompute_num_layers": 1})
+    graphs, backend = counting()
+    eager_loss, eager = loss_and_gradients(model)
+    compile_joins([model], backend=backend)
+    loss, gradients = loss_and_gradients(model)
+    assert len(graphs) == 2
+    assert torch.equal(loss, eager_loss)
+    assert all(torch.equal(gradient, eager[name]) for name, gradient in gradients.items())
 
 
 @pytest.mark.parametrize(

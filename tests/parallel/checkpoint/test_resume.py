@@ -27,6 +27,7 @@ BF16 = given(precision="bf16")
 ONE: dict[str, RunConfig] = {
     "1 process": run_config(DROPOUT),
     "1 process, bf16": run_config(DROPOUT, {}, BF16),
+    "1 process, compiled": run_config(DROPOUT | given(num_layers=2), {}, given(compile=True)),
 }
 TWO: dict[str, RunConfig] = {
     **{
@@ -52,7 +53,14 @@ TWO: dict[str, RunConfig] = {
 
 
 # Layouts that are also compared with a training which wrote no checkpoint.
-UNDISTURBED = ("1 process", "1 process, bf16", "DP2, ZeRO-1, adamw", "DP2, ZeRO-3, bf16", "TP2 + SP, bf16")
+UNDISTURBED = (
+    "1 process",
+    "1 process, bf16",
+    "1 process, compiled",
+    "DP2, ZeRO-1, adamw",
+    "DP2, ZeRO-3, bf16",
+    "TP2 + SP, bf16",
+)
 FACTS = ("kept", "planned", "streams", "loaded", "losses", "norms", "state")
 
 

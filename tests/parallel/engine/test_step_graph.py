@@ -6,6 +6,7 @@ import functools
 import gc
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,13 +14,17 @@ from torch import Tensor
 
 from model.depth.schemes import SCHEMES
 from model.errors import UserError
+from parallel.checkpoint.random_state import rng_states, set_rng_states
+from parallel.engine import overlap
 from parallel.engine.engine import Engine
+from parallel.engine.gradients import GradientBuffer
 from parallel.engine.step_graph import WARM_UP, Batch, StepGraph
 from parallel.launch.one_process import single_process
 from pretrain.data.samples import next_tokens
 from pretrain.tasks.causal_lm import CAUSAL_LM
 from pretrain.train.build import build_engine
 from pretrain.train.steps import evaluation_step, training_step
+from tests.distributed import Group, gather, launch, rebuild
 from tests.parallel.graph_emulator import Graph, emulated
 from tests.parallel.training import SEQ2SEQ, batches_of, forward_step, run_config, sample
 
@@ -89,6 +94,113 @@ def test_steps_with_masks_and_weights_are_bit_identical(model: dict[str, Any], g
             )
         assert results[0] == results[1]
     assert graphs.replays == STEPS - WARM_UP
+
+
+DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
+HIDDEN = {"hidden_dropout": 0.1}
+FULL, SELECTIVE = {"granularity": "full"}, {"granularity": "selective"}
+Steps = tuple[list[tuple[float, float]], dict[str, Tensor]]
+
+
+def steps_of(
+    graph: bool,
+    model: dict[str, Any],
+    recompute: dict[str, Any],
+    parallel: dict[str, Any] | None = None,
+    steps: int = STEPS,
+) -> Steps:
+    """A training from its seed: losses and norms, and this rank's weights at its end."""
+    config = run_config(model, (parallel or {}) | {"recompute": recompute}, {"cuda_graph": graph})
+    engine = build_engine(config, rebuild(config.parallel, config.model) if parallel else single_process())
+    return [one_step(engine, step) for step in range(1, steps + 1)], weights(engine)
+
+
+def same(ours: Steps, theirs: Steps) -> bool:
+    return ours[0] == theirs[0] and all(value.equal(theirs[1][name]) for name, value in ours[1].items())
+
+
+CASES = [(DROPOUT, {}), ({}, FULL), ({}, FULL | {"num_layers": 2}), (HIDDEN, SELECTIVE)]
+
+
+@pytest.mark.parametrize(("model", "recompute"), CASES)
+@pytest.mark.parametrize("steps", [STEPS, pytest.param(120, marks=pytest.mark.slow)])
+def test_steps_that_drop_or_compute_again_are_bit_identical(
+    model: dict[str, Any], recompute: dict[str, Any], steps: int, graphs: type[Graph]
+) -> None:
+    """Replays draw what eager steps would draw, from the default stream and from attention's."""
+    eager, graphed = (steps_of(graph, model, recompute, steps=steps) for graph in (False, True))
+    assert same(graphed, eager)
+    assert graphs.replays == steps - WARM_UP
+    if model:
+        assert eager[0][-1] != steps_of(False, {}, {}, steps=steps)[0][-1]
+
+
+def test_streams_of_a_graph_are_restored(graphs: type[Graph]) -> None:
+    engine = build_engine(run_config(DROPOUT, train={"cuda_graph": True}), single_process())
+    for step in range(1, WARM_UP + 2):
+        one_step(engine, step)
+    engine.set_lr(0.0)
+    micro, saved = batches(0), rng_states()
+
+    def loss() -> float:
+        return engine.train_step(forward_step, lambda: iter(micro), len(micro)).loss
+
+    first, second = loss(), loss()
+    set_rng_states(saved)
+    assert [loss(), loss()] == [first, second]
+    assert first != second
+
+
+def ranks_with_graphs(steps: int) -> dict[str, list[bool]]:
+    """Runs inside two ranks: whether steps by a graph are the steps without, on each rank."""
+    layouts: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+        "TP2, dropout": ({"tensor": 2}, DROPOUT, {}),
+        "TP2 + SP, dropout": ({"tensor": 2, "sequence_parallel": True}, DROPOUT, {}),
+        "TP2 + SP, full recompute": ({"tensor": 2, "sequence_parallel": True}, {}, FULL),
+    }
+    found = {}
+    with emulated() as kind, patch("pretrain.train.compiling.check_graphs"):
+        for name, (parallel, model, recompute) in layouts.items():
+            eager, graphed = (steps_of(graph, model, recompute, parallel, steps) for graph in (False, True))
+            found[name] = gather(same(graphed, eager))
+        found["replays"] = gather(kind.replays == len(layouts) * (steps - WARM_UP))
+    return found
+
+
+@pytest.mark.parametrize("steps", [STEPS, pytest.param(120, marks=pytest.mark.slow)])
+def test_steps_of_tensor_parallel_ranks_are_bit_identical(steps: int) -> None:
+    found = launch(Group(2, ranks_with_graphs, (steps,)))[0][0]
+    assert len(found) == 4
+    assert all(all(same) for same in found.values()), found
+
+
+def ranks_that_reduce_in_graphs() -> tuple[bool, bool]:
+    """Runs inside two ranks: whether weights are those without graphs, and pieces left early."""
+    started: list[bool] = []
+    reduce = GradientBuffer.reduce
+
+    def noted(self: GradientBuffer) -> None:
+        started.append(0 < self.started < self.flat.numel() and not self.works)
+        reduce(self)
+
+    with (
+        emulated() as kind,
+        patch("pretrain.train.compiling.check_graphs"),
+        patch.object(overlap, "SMALLEST", 0),
+        patch.object(GradientBuffer, "reduce", noted),
+    ):
+        model = {"num_layers": 12}
+        eager = steps_of(False, model, {}, {"overlap_grad_reduce": False})
+        assert not any(started)
+        started.clear()
+        graphed = steps_of(True, model, {}, {"overlap_grad_reduce": True})
+        assert kind.replays == STEPS - WARM_UP
+    return same(graphed, eager), all(sum(started[step::STEPS]) for step in range(STEPS))
+
+
+def test_gradients_are_reduced_inside_a_graph() -> None:
+    """The first pieces, to the same sums; Python does not run in a replay to say that they were."""
+    assert launch(Group(2, ranks_that_reduce_in_graphs))[0] == [(True, True)] * 2
 
 
 def test_a_watched_step_calls_hooks_and_the_next_one_captures_again(graphs: type[Graph]) -> None:

@@ -33,22 +33,30 @@ def config(**sections: dict[str, Any]) -> RunConfig:
     )
 
 
-def test_plain_runs_are_accepted() -> None:
-    config(train={"cuda_graph": True})
+SP, FULL = {"tensor": 2, "sequence_parallel": True}, {"recompute": {"granularity": "full"}}
+DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
 
 
-SP = {"tensor": 2, "sequence_parallel": True}
+@pytest.mark.parametrize("train", [{}, {"compile": False, "cuda_graph": True}, {"cuda_graph": True}])
+@pytest.mark.parametrize(
+    "sections", [{"model": DROPOUT, "parallel": SP}, {"parallel": SP | FULL}, {"parallel": {"tensor": 2}}]
+)
+def test_runs_with_collectives_recomputation_and_dropout_are_accepted(
+    sections: dict[str, Any], train: dict[str, Any]
+) -> None:
+    config(**sections | {"train": train | {"kernels": "local"}})
+
+
 COMMON: list[tuple[dict[str, Any], str]] = [
-    ({"parallel": {"recompute": {"granularity": "full"}}}, "recompute.granularity=full"),
     ({"parallel": {"zero": 3}}, "parallel.zero=3"),
-    ({"model": {"hidden_dropout": 0.1}}, "model.hidden_dropout=0"),
-    ({"model": {"attention_dropout": 0.1}}, "model.attention_dropout=0"),
+    ({"parallel": {"context": 2}}, "parallel.context=2"),
 ]
+HEADS = {"parallel": {"tensor": 2}, "model": {"attention_dropout": 0.1}}
 
 
 @pytest.mark.parametrize(
     ("sections", "word"),
-    [*COMMON, ({"parallel": {"tensor": 2}, "train": {"kernels": "local"}}, "parallel.tensor=2")],
+    [*COMMON, (HEADS | {"train": {"kernels": "local"}}, "attention_dropout=0.1 would drop alike")],
 )
 def test_what_compile_does_not_combine_with_is_named(sections: dict[str, Any], word: str) -> None:
     with pytest.raises(ValidationError, match=f"train.compile=true .*{word}"):
@@ -60,7 +68,11 @@ def test_what_compile_does_not_combine_with_is_named(sections: dict[str, Any], w
     [
         *COMMON,
         ({"parallel": {"pipeline": 2}}, "parallel.pipeline=2"),
-        ({"parallel": SP}, "sequence_parallel"),
+        ({"parallel": FULL, "model": {"hidden_dropout": 0.1}}, "hidden_dropout=0.1 would compute again"),
+        (
+            {"parallel": FULL, "model": {"attention_dropout": 0.1}},
+            "attention_dropout=0.1 would compute again",
+        ),
     ],
 )
 def test_what_a_graph_does_not_combine_with_is_named(sections: dict[str, Any], word: str) -> None:
@@ -68,10 +80,10 @@ def test_what_a_graph_does_not_combine_with_is_named(sections: dict[str, Any], w
         config(**sections | {"train": {"compile": False, "cuda_graph": True}})
 
 
-def test_layers_with_collectives_are_not_compiled() -> None:
+def test_layers_that_would_draw_from_two_streams_are_not_compiled() -> None:
     """With kernels=auto it depends on the machine, which is known when layers are built."""
-    with pytest.raises(UserError, match="train.compile=true .*parallel.tensor=2"):
-        compile_chunks(config(parallel={"tensor": 2}), LOCAL, [])
+    with pytest.raises(UserError, match="train.compile=true .*parallel.sequence_parallel=true"):
+        compile_chunks(config(**HEADS), LOCAL, [])
 
 
 def test_compiling_joins_of_one_addition_is_refused() -> None:

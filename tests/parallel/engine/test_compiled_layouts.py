@@ -1,0 +1,155 @@
+"""Compiled layers under layouts whose collectives and second passes lie inside the layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from model.layers.compiled import compile_layers
+from parallel.engine.engine import Engine
+from pretrain.config.schema import RunConfig
+from tests.distributed import Group, gather, launch
+from tests.parallel.checkpoint.test_resume import all_resumed
+from tests.parallel.layouts import FULL, LLAMA, PP, SELECTIVE, SP, TP, Case, check, compare
+from tests.parallel.training import SEQ2SEQ, Curve, engine_of, given, run_config, train, whole_parameters
+
+STEPS = 4
+DROPOUT = given(hidden_dropout=0.1, attention_dropout=0.1)
+QUICK = [
+    Case("TP2, subln, selective recompute", 2, TP | SELECTIVE, given(scheme="subln")),
+    Case(
+        "TP2 + SP, layernorm_scaling, full recompute", 2, SP | FULL, LLAMA | given(scheme="layernorm_scaling")
+    ),
+]
+SLOW = [
+    Case("TP2", 2, TP, given(num_layers=6)),
+    Case("TP2 + SP, mix_ln", 2, SP, given(scheme="mix_ln")),
+    Case("TP2, encoder-decoder", 2, TP, SEQ2SEQ),
+    Case("PP2, full recompute", 2, PP | FULL),
+]
+COUNTS = {
+    "TP2 + SP, layernorm_scaling, full recompute": 2,
+    "TP2 + SP, mix_ln": 2,
+    "TP2, encoder-decoder": 3,
+    "PP2, full recompute": 2,
+}
+"""Compilations, where they are not one.
+
+Schemes and stacks have kinds of layers. A recomputed layer is compiled without gradients for the
+forward pass too.
+"""
+
+
+def compiled(config: RunConfig, backend: str) -> tuple[Engine, list[int]]:
+    """An engine with compiled layers, and what grows by one for each compilation."""
+    from torch._dynamo.backends.registry import lookup_backend
+
+    torch._dynamo.reset()
+    graphs: list[int] = []
+    compiler = lookup_backend(backend)
+
+    def counting(module: torch.fx.GraphModule, inputs: Any, **more: Any) -> Any:
+        function = compiler(module, inputs, **more)
+        graphs.append(1)  # a compiler may ask to have the function traced again first
+        return function
+
+    engine = engine_of(config)
+    compile_layers(engine.chunks, backend=counting)  # type: ignore[arg-type]
+    return engine, graphs
+
+
+def curve_of(engine: Engine, config: RunConfig) -> Curve:
+    curve = train(config, engine, 0, STEPS)
+    curve.parameters, curve.unequal = whole_parameters(engine)
+    return curve
+
+
+def ranks(cases: list[Case], backend: str) -> dict[str, tuple[Curve, Curve, int]]:
+    """Runs inside two ranks: each case eager and compiled, and compilations."""
+    found = {}
+    for case in cases:
+        config = case.config()
+        eager = curve_of(engine_of(config), config)
+        engine, graphs = compiled(config, backend)
+        found[case.name] = (eager, curve_of(engine, config), len(graphs))
+    return found
+
+
+def hold(cases: list[Case], backend: str) -> None:
+    found = launch(Group(2, ranks, (cases, backend)))[0][0]
+    for case in cases:
+        eager, curve, graphs = found[case.name]
+        check(case, compare(case, curve, eager))
+        assert graphs == COUNTS.get(case.name, 1), case.name
+
+
+def test_compiled_steps_are_the_steps() -> None:
+    """All but PyTorch's generator of code, which the slow tests have."""
+    hold(QUICK, "aot_eager")
+
+
+@pytest.mark.slow
+def test_compiled_steps_of_more_layouts_are_the_steps() -> None:
+    hold(SLOW, "aot_eager")
+
+
+@pytest.mark.slow
+def test_steps_by_inductor_are_the_steps() -> None:
+    hold(QUICK, "inductor")
+
+
+HIDDEN = given(hidden_dropout=0.1)
+COMPILE = given(compile=True)
+AGAIN = [FULL, SELECTIVE]
+
+
+def dropping(parallel: dict[str, Any], model: dict[str, Any]) -> tuple[Curve, bytes]:
+    """A compiled training, and the state of this rank's model-parallel stream after it."""
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    config = run_config(model, parallel, COMPILE)
+    curve = curve_of(engine_of(config), config)
+    return curve, get_cuda_rng_tracker().get_states()["model-parallel-rng"].numpy().tobytes()
+
+
+def dropping_ranks() -> dict[str, Any]:
+    """Runs inside two ranks."""
+    first, stream = dropping(SP, DROPOUT)
+    return {
+        "first": first,
+        "streams": gather(stream),
+        "again": [dropping(SP | how, DROPOUT)[0] for how in ({}, *AGAIN)],
+        "hidden": dropping(TP, HIDDEN)[0],
+        "resumed": all_resumed({"TP2 + SP": run_config(DROPOUT, SP, COMPILE)}),
+        "eager": curve_of(engine_of(run_config({}, SP)), run_config({}, SP)).losses,
+        "compiled": dropping(SP, {})[0].losses,
+    }
+
+
+def dropping_alone() -> Curve:
+    """Runs inside one rank."""
+    return dropping({}, HIDDEN)[0]
+
+
+@pytest.mark.slow
+def test_compiled_dropout_draws_from_the_right_streams() -> None:
+    """By PyTorch's own compiler: masks of a run are those of the same run.
+
+    Also where layers are computed again, and where the run is resumed.
+    """
+    one, two = launch(Group(1, dropping_alone), Group(2, dropping_ranks))
+    alone, found = one[0], two[0]
+    first = found["first"]
+    assert not first.unequal
+    assert found["again"][0].losses == first.losses
+    for again in found["again"]:
+        assert again.losses == pytest.approx(first.losses, rel=1e-6)
+        assert again.norms == pytest.approx(first.norms, rel=1e-6)
+    assert len(set(found["streams"])) == 2  # shards of the sequence have masks of their own
+    assert not found["hidden"].unequal
+    assert found["hidden"].losses == pytest.approx(alone.losses, rel=1e-6)
+    assert all(found["resumed"]["TP2 + SP"].values())
+    assert found["compiled"] == pytest.approx(found["eager"], rel=1e-6)
+    assert found["compiled"] != pytest.approx(first.losses, rel=1e-4)
