@@ -69,6 +69,29 @@ def test_graph_of_compiled_parts_equals_eager(kernels: str) -> None:
     check(BF16, scheme=scheme, precision="bf16", kernels=kernels, compile=True)
 
 
+DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
+AGAIN = {"recompute": {"granularity": "full"}}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernels", ["local", pytest.param("te", marks=pytest.mark.te)])
+@pytest.mark.parametrize("more", [DROPOUT, AGAIN])
+def test_graph_that_drops_or_computes_again_equals_eager(more: dict[str, Any], kernels: str) -> None:
+    """Replays draw from both streams what eager steps would."""
+    check(BF16, scheme="pre_ln", precision="bf16", kernels=kernels, **more)
+
+
+@pytest.mark.gpu
+def test_compiled_layers_that_drop_and_compute_again_repeat_themselves() -> None:
+    fields: dict[str, Any] = {"scheme": "pre_ln", "precision": "bf16", "kernels": "local", "compile": True}
+    first, second, again = (
+        losses_of(build_engine(run_config(**fields, **DROPOUT, **more), single_process()))
+        for more in ({}, {}, AGAIN)
+    )
+    assert second == pytest.approx(first, rel=BF16)
+    assert again == pytest.approx(first, rel=BF16)
+
+
 @pytest.mark.te
 @pytest.mark.parametrize("scheme", ["pre_ln", "b2t"])
 @pytest.mark.parametrize("recipe", list(RECIPES))

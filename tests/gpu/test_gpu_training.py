@@ -36,10 +36,13 @@ Seen on a CPU over all schemes, in fp32, bf16 and emulated FP8: at most 0.36.
 
 def run_config(**fields: Any) -> RunConfig:
     """A run of the small model; its data set does not exist, batches come from `tokens`."""
-    model = SHAPE | {key: fields.pop(key) for key in ("scheme",) if key in fields}
+    own = ("scheme", "hidden_dropout", "attention_dropout")
+    model = SHAPE | {key: fields.pop(key) for key in own if key in fields}
+    parallel = {"recompute": fields.pop("recompute")} if "recompute" in fields else {}
     return RunConfig(
         name="small",
         model=model,
+        parallel=parallel,
         data={"corpora": [{"path": "none"}], "seq_length": SEQ},
         optimizer={"lr": RATE},
         train={"steps": STEPS, "global_batch_size": BATCH, "micro_batch_size": MICRO, "seed": 1} | fields,

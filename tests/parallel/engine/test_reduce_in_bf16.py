@@ -23,8 +23,10 @@ def summed() -> bool:
     flats = [torch.randn(world * SIZE, generator=torch.Generator().manual_seed(r)) for r in range(world)]
     expected = torch.stack([flat.bfloat16() for flat in flats]).double().sum(0).view(world, SIZE)[rank]
     partition = flats[rank].view(world, SIZE)[rank]
+    group = torch.distributed.group.WORLD
+    assert group is not None
     with patch.object(gradients, "BLOCK", 32 * world):
-        sum_of_bf16(flats[rank], partition, torch.distributed.group.WORLD)
+        sum_of_bf16(flats[rank], partition, group)
     return bool(torch.allclose(partition.double(), expected, rtol=3e-7, atol=3e-7))
 
 

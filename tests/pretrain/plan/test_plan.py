@@ -94,15 +94,31 @@ def test_more_gpus_are_faster_and_deeper_is_slower() -> None:
     graphed = predict(Work(deep, 128, 64, "bf16", graph=True), H100, ParallelConfig(), 8, 1).time
     assert graphed.host == 0
     assert graphed.compute == pytest.approx(launches.compute - launches.host)
-    without = (
-        ParallelConfig(pipeline=2),
-        ParallelConfig(tensor=2, sequence_parallel=True),
-        ParallelConfig(recompute=RecomputeConfig(granularity="full")),
+
+
+def test_a_graph_is_counted_where_a_run_may_have_one() -> None:
+    drops = MODEL.model_copy(update={"hidden_dropout": 0.1})
+    full = ParallelConfig(recompute=RecomputeConfig(granularity="full"))
+    cases = (
+        (MODEL, ParallelConfig(tensor=2, sequence_parallel=True), True),
+        (MODEL, full, True),
+        (drops, ParallelConfig(), True),
+        (drops, full, False),
+        (MODEL, ParallelConfig(pipeline=2), False),
     )
-    assert all(
-        predict(Work(deep, 128, 64, "bf16", graph=True), H100, layout, 8, 1).time.host > 0
-        for layout in without
+    for model, parallel, graphed in cases:
+        time = predict(Work(model, 128, 64, "bf16", graph=True), H100, parallel, 8, 1).time
+        assert (time.host == 0) == graphed, parallel
+
+
+def test_gradients_in_bf16_are_half_the_bytes_of_the_reduction() -> None:
+    """Of the rest, the new weights: 2 of 6 bytes a parameter."""
+    work = Work(MODEL, 128, 64, "bf16")
+    wide, narrow = (
+        predict(work, H100, ParallelConfig(grad_reduce=form, overlap_grad_reduce=early), 8, 1).time
+        for form, early in (("fp32", False), ("bf16", None))
     )
+    assert narrow.communication == pytest.approx(wide.communication * 4 / 6)
 
 
 def test_fp8_keeps_casts_of_the_layers_weights() -> None:
