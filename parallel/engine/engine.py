@@ -74,7 +74,7 @@ class EngineOptions:
     optimizer: OptimizerName = "adamw"
     """Which one `make_optimizer` makes."""
     cuda_graph: bool = False
-    """The passes of a step run as one CUDA graph; without a pipeline and below ZeRO-3 only."""
+    """The passes of a step run as one CUDA graph, of each stage; below ZeRO-3 only."""
     factors: Callable[[Row], Factors] = lambda row: ONE
     """What each parameter multiplies rate, epsilon and decay by."""
     overlap: bool = True

@@ -1,6 +1,8 @@
 """The forward and backward passes of an optimizer step as one CUDA graph.
 
 The host launches it once instead of launching every kernel of every layer.
+A pipeline stage's has its whole schedule, messages to and from other stages included,
+which wait on the device for each other as they would without a graph.
 
 A graph repeats what the GPU did while it was captured, at the same addresses.
 Python does not run again.

@@ -175,12 +175,6 @@ def check_cuda_graph(config: RunConfig) -> None:
 
     Raises ValueError, naming the first setting that it does not combine with.
     """
-    pipeline = config.parallel.pipeline
-    if pipeline > 1:
-        raise ValueError(
-            f"train.cuda_graph=true does not combine with parallel.pipeline={pipeline}, "
-            "whose stages wait for each other: set parallel.pipeline=1"
-        )
     _without_second_masks(config)
     _without_context("train.cuda_graph", config)
     if 0 < config.log.signal_interval < SELDOM:

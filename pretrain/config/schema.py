@@ -286,7 +286,7 @@ class TrainConfig(Strict):
         False,
         description=(
             "Launch forward and backward of a step at once, as a CUDA graph; "
-            "without pipeline, context parallelism, ZeRO-3, or recomputation of what drops."
+            "without context parallelism, ZeRO-3, or recomputation of what drops."
         ),
     )
     fp8: Fp8Config = Field(default_factory=Fp8Config, description="FP8 matrix products.")

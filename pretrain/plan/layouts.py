@@ -154,7 +154,7 @@ def _in_graph(work: Work, parallel: ParallelConfig, layout: Layout) -> bool:
 
     The ranked list has layouts that a graph does not combine with (pretrain/config/conflicts.py).
     """
-    if not work.graph or layout.pipeline > 1 or layout.context > 1 or layout.zero == 3:
+    if not work.graph or layout.context > 1 or layout.zero == 3:
         return False
     recompute, attention = parallel.recompute.granularity, work.config.attention_dropout
     dropped = {"none": 0.0, "selective": attention, "full": max(attention, work.config.hidden_dropout)}

@@ -174,6 +174,9 @@ def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | 
         seed=train.seed,
         kernels=numerics.kernels,
         log_p_v=log_p_v,
+        # Otherwise the host waits for the device after messages between stages, which no capture
+        # allows. Megatron-core does so for versions of PyTorch long before ours.
+        batch_p2p_sync=not train.cuda_graph,
         **recompute_fields(config),
         **numerics.core_fields(),
     )

@@ -52,6 +52,8 @@ UNSAID = (
 """Settings that a start may change without changing what is trained, or what `FIXED` refuses."""
 LOADED = ("model.hidden_dropout", "model.attention_dropout")
 """Settings of the model that may differ, and make a difference."""
+ROUNDED = "parallel.grad_reduce"
+"""A setting of the layout by which gradients are others."""
 VALUE = 200
 """Characters shown of a value."""
 
@@ -185,6 +187,8 @@ def differences(reader: CheckpointReader, config: RunConfig) -> list[str]:
 
 
 def _said(key: str) -> bool:
+    if key == ROUNDED:
+        return True
     if key.startswith(FIXED) or (key.startswith("model.") and key not in LOADED):
         return False
     return not any(key == one or (one.endswith(".") and key.startswith(one)) for one in UNSAID)

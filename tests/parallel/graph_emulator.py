@@ -16,6 +16,7 @@ and calls that CUDA refuses during a capture.
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -26,7 +27,7 @@ import torch.distributed as dist
 from megatron.core.tensor_parallel import layers, mappings, random
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from parallel.launch.cpu import enable
 
@@ -117,7 +118,9 @@ class Graph(TorchDispatchMode):
         result = func(*args, **kwargs)
         read = {_storage(tensor) for tensor in _tensors((args, kwargs))}
         self.own |= {_storage(tensor) for tensor in _tensors(result)} - read
-        self.operators.append((func, args, kwargs, result, drawn_from))
+        # A graph knows addresses: a tensor may be given other memory after the operator.
+        seen = tree_map_only(Tensor, lambda tensor: tensor.detach(), (args, kwargs, result))
+        self.operators.append((func, *seen, drawn_from))
         return result
 
     def register_generator_state(self, state: State) -> None:
@@ -159,20 +162,40 @@ class Graph(TorchDispatchMode):
         """The recorded operators, their results into the recorded memory."""
         assert self.operators
         Graph.replays += 1
-        before = STREAMS.present
+        before, begun = STREAMS.present, _Begun()
         with torch._C._AutoDispatchBelowAutograd():  # where they were recorded
             for func, args, kwargs, result, drawn_from in self.operators:
                 if drawn_from is not STREAMS.present:
                     STREAMS.set(drawn_from, graph_safe=True)
                 read = {_storage(tensor) for tensor in _tensors((args, kwargs))}
+                begun.wait(read)
                 given = func(*args, **kwargs)
-                for leaf in tree_leaves(given):
-                    if isinstance(leaf, torch.ScriptObject):  # a collective that has begun
-                        leaf.wait()  # type: ignore[attr-defined]
+                begun.note(read, given)
                 for recorded, new in zip(_tensors(result), _tensors(given), strict=True):
                     if _storage(recorded) not in read:
                         recorded.copy_(new)
+        begun.wait(set(begun.works))
         STREAMS.set(before, graph_safe=True)
+
+
+class _Begun:
+    """Messages under way, by the memory that they read or write."""
+
+    def __init__(self) -> None:
+        self.works: defaultdict[int, list[Any]] = defaultdict(list)
+
+    def note(self, memory: set[int], given: Any) -> None:
+        """What an operator on this memory has given, of which some may be under way."""
+        for leaf in tree_leaves(given):
+            if isinstance(leaf, torch.ScriptObject):
+                for storage in memory:
+                    self.works[storage].append(leaf)
+
+    def wait(self, memory: set[int]) -> None:
+        """Lets messages that touch this memory arrive."""
+        for storage in memory & set(self.works):
+            for work in self.works.pop(storage):
+                work.wait()
 
 
 class _Capture(contextlib.AbstractContextManager):  # type: ignore[type-arg]
@@ -197,6 +220,11 @@ class _Stream:
     def wait_stream(self, other: _Stream) -> None:
         assert isinstance(other, _Stream)
         assert other is not self
+
+
+def _synchronize(*args: Any) -> None:
+    if STREAMS.capturing:
+        raise RuntimeError("the host cannot wait for a device during a capture")
 
 
 class _Done:
@@ -243,6 +271,7 @@ def emulated() -> Iterator[type[Graph]]:
             (core.torch, "get_rng_state", lambda: host),
             (core.torch, "set_rng_state", lambda state: None),
             (core.torch.cuda, "CUDAGraph", Graph),
+            (core.torch.cuda, "synchronize", _synchronize),
             (dist, "reduce_scatter_tensor", _reduce_scatter),
             (mappings, "dist_reduce_scatter_func", _reduce_scatter),
             (layers, "dist_reduce_scatter_func", _reduce_scatter),

@@ -368,7 +368,6 @@ REFUSALS = [
         parallel=given(zero=3),
         train=COMPILE,
     ),
-    _run("a CUDA graph with a pipeline", "set parallel.pipeline=1", parallel=given(pipeline=2), train=GRAPH),
     _run(
         "a CUDA graph with recomputed dropout",
         "cuda_graph=true .*hidden_dropout=0.1 would compute again .*set granularity=none",

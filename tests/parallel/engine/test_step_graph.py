@@ -157,6 +157,8 @@ def ranks_with_graphs(steps: int) -> dict[str, list[bool]]:
         "TP2, dropout": ({"tensor": 2}, DROPOUT, {}),
         "TP2 + SP, dropout": ({"tensor": 2, "sequence_parallel": True}, DROPOUT, {}),
         "TP2 + SP, full recompute": ({"tensor": 2, "sequence_parallel": True}, {}, FULL),
+        "PP2, dropout": ({"pipeline": 2}, DROPOUT, {}),
+        "PP2 interleaved, full recompute": ({"pipeline": 2, "virtual_stages": 2}, {}, FULL),
     }
     found = {}
     with emulated() as kind, patch("pretrain.train.compiling.check_graphs"):
@@ -168,9 +170,9 @@ def ranks_with_graphs(steps: int) -> dict[str, list[bool]]:
 
 
 @pytest.mark.parametrize("steps", [STEPS, pytest.param(120, marks=pytest.mark.slow)])
-def test_steps_of_tensor_parallel_ranks_are_bit_identical(steps: int) -> None:
+def test_steps_of_several_ranks_are_bit_identical(steps: int) -> None:
     found = launch(Group(2, ranks_with_graphs, (steps,)))[0][0]
-    assert len(found) == 4
+    assert len(found) == 6
     assert all(all(same) for same in found.values()), found
 
 

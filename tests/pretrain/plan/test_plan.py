@@ -104,7 +104,8 @@ def test_a_graph_is_counted_where_a_run_may_have_one() -> None:
         (MODEL, full, True),
         (drops, ParallelConfig(), True),
         (drops, full, False),
-        (MODEL, ParallelConfig(pipeline=2), False),
+        (MODEL, ParallelConfig(pipeline=2), True),
+        (MODEL, ParallelConfig(zero=3), False),
     )
     for model, parallel, graphed in cases:
         time = predict(Work(model, 128, 64, "bf16", graph=True), H100, parallel, 8, 1).time

@@ -39,7 +39,7 @@ DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
 
 @pytest.mark.parametrize("train", [{}, {"compile": False, "cuda_graph": True}, {"cuda_graph": True}])
 @pytest.mark.parametrize(
-    "sections", [{"model": DROPOUT, "parallel": SP}, {"parallel": SP | FULL}, {"parallel": {"tensor": 2}}]
+    "sections", [{"model": DROPOUT, "parallel": SP}, {"parallel": SP | FULL}, {"parallel": {"pipeline": 2}}]
 )
 def test_runs_with_collectives_recomputation_and_dropout_are_accepted(
     sections: dict[str, Any], train: dict[str, Any]
@@ -67,7 +67,6 @@ def test_what_compile_does_not_combine_with_is_named(sections: dict[str, Any], w
     ("sections", "word"),
     [
         *COMMON,
-        ({"parallel": {"pipeline": 2}}, "parallel.pipeline=2"),
         ({"parallel": FULL, "model": {"hidden_dropout": 0.1}}, "hidden_dropout=0.1 would compute again"),
         (
             {"parallel": FULL, "model": {"attention_dropout": 0.1}},

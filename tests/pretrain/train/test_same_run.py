@@ -78,6 +78,7 @@ def test_what_differs_is_said_in_one_line(
     config.data.corpora[0].path = str(data.with_name("moved"))
     config.optimizer.lr, config.optimizer.weight_decay, config.train.steps = 2e-3, 0.0, 40
     config.train.precision, config.model.hidden_dropout = "fp32", 0.1
+    config.train.compile, config.parallel.grad_reduce = True, "bf16"
     capsys.readouterr()
     start(config)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "differs" in line]
@@ -89,10 +90,12 @@ def test_what_differs_is_said_in_one_line(
         "train.steps 4 -> 40",
         "train.precision auto -> fp32",
         "model.hidden_dropout 0.0 -> 0.1",
+        "train.compile false -> true",
+        "parallel.grad_reduce fp32 -> bf16",
         "learning rate of step 3 0.00232 -> 0.00198",
     ):
         assert said in line
-    assert len(line.split(": ", 2)[2].split(", ")) == 7
+    assert len(line.split(": ", 2)[2].split(", ")) == 9
 
 
 def test_other_data_are_refused_unless_the_step_is_named(data: Path, tmp_path: Path) -> None:
