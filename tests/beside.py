@@ -1,4 +1,4 @@
-"""Packages that tests need and the environment must not have: in folders of their own, beside it."""
+"""Packages that tests need and the environment must not have, in folders of their own beside it."""
 
 from __future__ import annotations
 

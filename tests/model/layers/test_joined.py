@@ -65,7 +65,7 @@ def equal(model: LanguageModel, batch: dict[str, Tensor], change: Callable[[], o
         torch.testing.assert_close(others[name], gradient, rtol=1e-9, atol=1e-12)
 
 
-# Of 8 joins of four layers, and of norms apart: the first, two in a row, those of branches and heads.
+# Of 8 joins of four layers, and of norms apart: the first, two in a row, those of branches, heads.
 LINKED = {
     "pre_ln": (8, 1),
     "post_ln": (8, 0),
