@@ -154,7 +154,7 @@ def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | 
     """
     train = config.train
     numerics = fit_machine(config, topology.layout)
-    if numerics.kernels == "te" and config.data.document_mask and topology.layout.context > 1:
+    if numerics.kernels != "local" and config.data.document_mask and topology.layout.context > 1:
         raise UserError(packed_and_cut(topology.layout.context))
     notes = [fallback(train.kernels, numerics, this_machine())]
     if topology.layout.offload and not torch.cuda.is_available():

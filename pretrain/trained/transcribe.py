@@ -10,7 +10,8 @@ import numpy as np
 
 from model.errors import UserError
 from model.speech import FRAMES_PER_TOKEN
-from pretrain.data.speech.audio import check_installed, read_clip
+from pretrain.data.speech.audio import TooLongError, check_installed, read_clip
+from pretrain.data.speech.filterbanks import seconds_of
 from pretrain.trained.beam import Found, Search
 from pretrain.trained.heard import speech_facts
 from pretrain.trained.open import SPEECH, Trained, open_trained
@@ -30,26 +31,24 @@ class Transcriber(CrossedCheckpoint):
     """Recordings that are too long are refused when they are read."""
 
     def __init__(self, trained: Trained) -> None:
-        """Raises UserError as `CrossedCheckpoint` does."""
+        """Raises UserError as `CrossedCheckpoint` does, and where no recording can be read."""
+        check_installed()
         super().__init__(trained, SPEECH)
         self.facts = speech_facts(trained)
+        self.seconds = None if self.most_tokens is None else seconds_of(FRAMES_PER_TOKEN * self.most_tokens)
+        """Of the longest recording."""
 
     def encode(self, text: str) -> np.ndarray:
         """Standardised frames [f, m] of the recording at a path.
 
         Raises UserError for a file that is none, is too short, or too long for learned positions.
         """
-        check_installed()
         try:
-            frames = self.facts.frames(read_clip(Path(text)))
+            return self.facts.frames(read_clip(Path(text), self.seconds))
+        except TooLongError as error:
+            raise UserError(f"{text}: {error} with the positions of {self.name}: cut it") from None
         except (ValueError, OSError) as error:
             raise UserError(f"{text}: {error}: name a WAV or FLAC file") from None
-        if self.most_tokens is not None and len(frames) > self.most_tokens * FRAMES_PER_TOKEN:
-            seconds = self.most_tokens * FRAMES_PER_TOKEN / 100
-            raise UserError(
-                f"{text}: {len(frames) / 100:.1f} s, and {self.name} hears {seconds:.1f} s: cut it"
-            )
-        return frames
 
     def search(self, sources: Sequence[np.ndarray], settings: Search) -> list[list[Found]]:
         """As `Translator`."""

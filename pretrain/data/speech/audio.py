@@ -38,7 +38,7 @@ def read_clip(source: Path | bytes, longest: float | None = None) -> NDArray[np.
             if not 0 < rate <= HIGHEST_RATE:
                 raise ValueError(f"{rate} samples a second")
             if longest is not None and count > longest * rate:
-                raise TooLongError(f"{count / rate:.1f} s, the most is {longest:g} s")
+                raise TooLongError(f"{count / rate:.4g} s, the most is {longest:.4g} s")
             samples = file.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise ValueError(f"no recording that can be read: {error.error_string.rstrip('.')}") from None

@@ -37,6 +37,11 @@ def frames_of(samples: int) -> int:
     return max(0, 1 + (samples - WINDOW) // HOP)
 
 
+def seconds_of(frames: int) -> float:
+    """How long a recording of so many frames may be."""
+    return (frames * HOP + WINDOW - 1) / RATE
+
+
 def _mel(hertz: float | Array) -> Array:
     return np.asarray(1127.0 * np.log1p(np.asarray(hertz) / 700.0))
 

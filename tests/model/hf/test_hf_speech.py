@@ -24,7 +24,7 @@ from pretrain.trained.open import open_trained
 from pretrain.trained.transcribe import open_transcriber
 from tests.model.network.test_seq2seq import TARGET, VOCAB
 from tests.model.network.test_speech import FILTERS, SOURCE, build
-from tests.pretrain.clips import spoken, write_speech
+from tests.pretrain.clips import spoken, write_clip, write_speech
 from tests.reference import speech
 
 ENDS = {"eos_token_id": 2, "pad_token_id": 3, "decoder_start_token_id": 2}
@@ -175,6 +175,17 @@ def test_our_own_folder_comes_back_and_transcribes(tmp_path: Path) -> None:
     assert np.abs(frames.mean(0)).max() < 1e-5, "each clip is normalised by itself"
     card = (given / "README.md").read_text()
     assert card.count("print(") == card.count("trust_remote_code=True") == 1
+
+    learned = {"position": "learned", "max_position_embeddings": TARGET, "max_source_positions": SOURCE}
+    exported(tmp_path / "short", "b2t", tmp_path / "words.model", vocab_size=300, vocab_multiple=1, **learned)
+    import_checkpoint(str(tmp_path / "short"), tmp_path / "hears", vocab_multiple=1)
+    hears, samples = open_transcriber(tmp_path / "hears"), spoken(["red"] * 9)
+    longest = 160 * 4 * SOURCE + 399  # samples of as many frames, and not yet one more
+    write_clip(tmp_path / "longest.wav", samples[:longest])
+    assert len(hears.encode(str(tmp_path / "longest.wav"))) == 4 * SOURCE
+    write_clip(tmp_path / "longer.wav", samples[: longest + 1])
+    with pytest.raises(UserError, match=r"longer.wav: 0.505 s, the most is 0.5049 s .*: cut it"):
+        hears.encode(str(tmp_path / "longer.wav"))
 
     processor = json.loads((given / "preprocessor_config.json").read_text())
     for damage, said in (
