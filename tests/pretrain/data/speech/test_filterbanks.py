@@ -54,5 +54,5 @@ def test_files_give_one_channel_at_16_khz(tmp_path: Path, kind: str) -> None:
     expected = np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE) / 4
     assert np.abs(found - expected)[100:-100].max() < 2e-3  # the ends of a filter
     assert np.array_equal(found, read_clip((tmp_path / f"x.{kind}").read_bytes()))
-    with pytest.raises(TooLongError, match=r"1\.0 s, the most is 0\.5 s"):
+    with pytest.raises(TooLongError, match=r"1 s, the most is 0.5 s"):
         read_clip(tmp_path / f"x.{kind}", 0.5)
