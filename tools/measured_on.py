@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+STDOUT = Path("-")
+"""Of an option for a file: print what it would hold, and nothing else."""
+
 Data = Annotated[
     Path | None,
     typer.Option(help="Data set folder written by `fathom data prepare`; default: the data of the run."),

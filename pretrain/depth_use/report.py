@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
-from model.files import atomic_path, atomic_write_text
+from model.files import atomic_path
 from model.records import without_nan
 from pretrain.depth_use.runs import DepthUse
 from pretrain.depth_use.verdict import effective_depth, verdict
@@ -46,10 +46,9 @@ def as_json(use: DepthUse) -> dict[str, Any]:
     return found
 
 
-def write_json(uses: Sequence[DepthUse], path: Path) -> None:
+def json_text(uses: Sequence[DepthUse]) -> str:
     """{"runs": [objects]}, also for one model."""
-    content = {"runs": [as_json(use) for use in uses]}
-    atomic_write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return json.dumps({"runs": [as_json(use) for use in uses]}, indent=1, allow_nan=False) + "\n"
 
 
 def write_picture(uses: Sequence[DepthUse], path: Path) -> None:

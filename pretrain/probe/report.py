@@ -62,10 +62,10 @@ def as_json(probe: Probe) -> dict[str, Any]:
     )
 
 
-def write_json(probes: Sequence[Probe], path: Path, compare: bool) -> None:
+def json_text(probes: Sequence[Probe], compare: bool) -> str:
     """One object, or for a comparison {"compare": [objects]}."""
     content: Any = {"compare": [as_json(probe) for probe in probes]} if compare else as_json(probes[0])
-    atomic_write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
 def write_plot(probes: Sequence[Probe], path: Path) -> None:

@@ -8,6 +8,7 @@ import math
 import shlex
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -64,6 +65,10 @@ Jobs = Annotated[
 ReportOnly = Annotated[
     bool, typer.Option("--report-only", help="Train nothing; write the page of what is there.")
 ]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print duel.json, and nothing else; progress goes to standard error."),
+]
 
 
 def command(
@@ -80,6 +85,7 @@ def command(
     out: OutFolder = Path("duel"),
     jobs: Jobs = None,
     report_only: ReportOnly = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train every scheme at every depth, rate and warm-up, and write one page of curves, stability
     and cost.
@@ -122,7 +128,7 @@ def command(
     cells = grid.cells()
     configs = [cell_config(base, cell, grid.equal, out) for cell in cells]
     check_unchanged(configs)
-    complete = report_only or train_cells(configs, jobs or default_jobs(), typer.echo)
+    complete = report_only or train_cells(configs, jobs or default_jobs(), partial(typer.echo, err=as_json))
     known = open_samples(base, base.task.samples, "train", alone=True).entropy
     unigram = math.nan if known is None else known
     typed = ["fathom", *sys.argv[1:]] if sys.argv[1:2] == ["depth-duel"] else ["fathom", "depth-duel", config]
@@ -135,8 +141,8 @@ def command(
         transfer,
     )
     page, data = write(duel, out)
-    typer.echo(text(duel))
-    typer.echo(f"page: {page}\njson: {data}")
+    told = data.read_text(encoding="utf-8") if as_json else f"{text(duel)}\npage: {page}\njson: {data}\n"
+    typer.echo(told, nl=False)
     if not complete:
         raise typer.Exit(1)
 

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from model.errors import UserError
-from tools.measured_on import BatchSize, Data, Split, Text, TextKey
+from model.files import atomic_write_text
+from tools.measured_on import STDOUT, BatchSize, Data, Split, Text, TextKey
 
 
 def command(
@@ -40,7 +41,10 @@ def command(
         str,
         typer.Option(help="fp32, bf16 or auto. In fp32, small changes of the loss are no rounding."),
     ] = "fp32",
-    json_: Annotated[Path, typer.Option("--json", help="File for all numbers.")] = Path("depth_use.json"),
+    json_: Annotated[
+        Path,
+        typer.Option("--json", help="File for all numbers; - prints them as JSON, and nothing else."),
+    ] = Path("depth_use.json"),
     plot: Annotated[Path, typer.Option(help="File for the picture (.png, .svg, .pdf).")] = Path(
         "depth_use.png"
     ),
@@ -55,7 +59,7 @@ def command(
     """
     # Megatron-core's remarks on packages that this does not need.
     warnings.filterwarnings("ignore", module=r"megatron\.")
-    from pretrain.depth_use.report import check_picture, write_json, write_picture
+    from pretrain.depth_use.report import check_picture, json_text, write_picture
     from pretrain.depth_use.runs import measure_runs, open_runs
     from pretrain.depth_use.verdict import facts, table, verdict
     from pretrain.trained.measures.windows import Asked
@@ -76,8 +80,12 @@ def command(
     for use in measure_runs(
         opened, precision, say=lambda line: typer.echo(line, err=True), progress=progress if live else None
     ):
-        typer.echo(f"{facts(use)}\n{table(use)}\n{verdict(use)}\n")
+        if json_ != STDOUT:
+            typer.echo(f"{facts(use)}\n{table(use)}\n{verdict(use)}\n")
         found.append(use)
-    write_json(found, json_)
     write_picture(found, plot)
+    if json_ == STDOUT:
+        typer.echo(json_text(found), nl=False)
+        return
+    atomic_write_text(json_, json_text(found))
     typer.echo(f"json: {json_}\nplot: {plot}")

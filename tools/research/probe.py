@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from model.errors import UserError
+from model.files import atomic_write_text
+from tools.measured_on import STDOUT
 from tools.shipped import say_shipped
 
 PRECISIONS = ("float32", "float64", "bfloat16")
@@ -59,7 +61,12 @@ def command(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Measure these weights: a checkpoint folder or a run.")
     ] = None,
-    json_: Annotated[Path | None, typer.Option("--json", help="Write the measurement to this file.")] = None,
+    json_: Annotated[
+        Path | None,
+        typer.Option(
+            "--json", help="Write the measurement to this file; - prints it as JSON, and nothing else."
+        ),
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -78,7 +85,7 @@ def command(
     """
     # Megatron-core's remarks on packages that a probe does not need.
     warnings.filterwarnings("ignore", module=r"megatron\.")
-    from pretrain.probe.report import check_plot, text, write_json, write_plot
+    from pretrain.probe.report import check_plot, json_text, text, write_plot
 
     for name, value, allowed in (("--tokens", tokens, SOURCES), ("--dtype", dtype, PRECISIONS)):
         if value not in allowed:
@@ -101,12 +108,17 @@ def command(
     choices = Choices(scheme, layers, seeds, batch, tokens, dtype, compare, checkpoint)
     measured = []
     for one in probes(config, overrides or [], choices):
-        typer.echo(f"{one.label}: {verdict(one)}" if quiet else text(one) + "\n")
+        if json_ != STDOUT:
+            typer.echo(f"{one.label}: {verdict(one)}" if quiet else text(one) + "\n")
         measured.append(one)
-    if json_ is not None:
-        write_json(measured, json_, compare is not None)
+    content = json_text(measured, compare is not None) if json_ is not None else ""
     if plot is not None:
         write_plot(measured, plot)
+    if json_ == STDOUT:
+        typer.echo(content, nl=False)
+        return
+    if json_ is not None:
+        atomic_write_text(json_, content)
     for name, path in (("json", json_), ("plot", plot)):
         if path is not None and not quiet:
             typer.echo(f"{name}: {path}")

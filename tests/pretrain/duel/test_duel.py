@@ -407,10 +407,11 @@ def test_the_command_stops_and_resumes_and_writes_its_page(config: Path, tmp_pat
     assert process.returncode == 1
     assert "not finished" in (tmp_path / "duel.html").read_text()
 
-    process = start(config, tmp_path, "--jobs", "1", *options)
+    process = start(config, tmp_path, "--jobs", "1", "--json", *options)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert f"{len(done)} of 4 cells are finished" in output
+    assert f"{len(done)} of 4 cells are finished" in errors
+    assert output == (tmp_path / "duel.json").read_text()
     assert all(
         (tmp_path / "cells" / name / "cell.json").stat().st_mtime_ns == when for name, when in done.items()
     )

@@ -446,6 +446,9 @@ def test_the_command(data: Path, tmp_path: Path) -> None:
         "b2t",
         "pre_ln",
     ]
+    # Nothing else on standard output.
+    out = CliRunner().invoke(app, [config, "--scheme", "b2t", "--layers", "3", "--json", "-"])
+    assert json.loads(out.stdout) == json.loads((tmp_path / "p.json").read_text())
     for wrong in (
         ["--tokens", "x"],
         ["--dtype", "bf16"],

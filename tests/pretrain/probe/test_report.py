@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from pretrain.probe.records import Probe
-from pretrain.probe.report import as_json, page, text, write_json, write_plot
+from pretrain.probe.report import as_json, json_text, page, text, write_plot
 from pretrain.probe.rules import verdict
 from tests.pretrain.probe.probes import changed
 
 
-def test_json_has_the_promised_keys(sound: Probe, tmp_path: Path) -> None:
-    write_json([sound], tmp_path / "p.json", compare=False)
-    found = json.loads((tmp_path / "p.json").read_text())
+def test_json_has_the_promised_keys(sound: Probe) -> None:
+    found = json.loads(json_text([sound], compare=False))
     assert (found["scheme"], found["num_layers"], found["seeds"], found["trainable"]) == (
         "deepscalelm_pre_ln",
         4,

@@ -19,7 +19,7 @@ from model.parameters.names import named_parameters
 from parallel.launch.one_process import single_process
 from pretrain.probe.measure import probe, zipf_tokens
 from pretrain.probe.records import Probe
-from pretrain.probe.report import text, write_json, write_plot
+from pretrain.probe.report import json_text, text, write_plot
 from pretrain.probe.rules import findings, verdict
 from pretrain.probe.setup import Choices, memory_needed, probes
 from pretrain.probe.stacks import expectation, parts, share_of_reader
@@ -250,8 +250,7 @@ def test_reports_name_both_stacks(sound: Probe, tmp_path: Path) -> None:
     assert "encoder 3" in shown
     assert "cross / stream" in shown
     assert "encoder: a gradient variance of" in shown
-    write_json([sound], tmp_path / "one.json", compare=False)
-    written = json.loads((tmp_path / "one.json").read_text())
+    written = json.loads(json_text([sound], compare=False))
     assert [layer["stack"] for layer in written["layers"]] == ["encoder"] * ENCODER + ["decoder"] * DECODER
     assert written["encoder_gradient"] == list(sound.gradient_limits or ())
     assert "branch_ratio_cross" not in written["layers"][0]

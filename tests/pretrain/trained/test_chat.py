@@ -63,9 +63,7 @@ def test_the_text_is_cut_to_what_the_model_holds(writer: Writer) -> None:
 
 def test_an_answer_that_is_broken_off_stays_as_far_as_it_was_said(writer: Writer) -> None:
     conversation = Conversation(writer, GREEDY)
-    answer = conversation.answer("the norm")
-    said = next(answer)
-    answer.close()
+    said = next(conversation.answer("the norm"))
     assert conversation.text == f"the norm{said}"
 
 

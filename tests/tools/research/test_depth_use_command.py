@@ -67,6 +67,9 @@ def test_text_and_names_of_files(
     assert found["data"] == f"1 document of {tmp_path / 't.txt'}"
     assert out[1].read_text().startswith("<?xml")
     assert capsys.readouterr().out.endswith(f"json: {out[0]}\nplot: {out[1]}\n")
+    options[3] = "-"
+    assert not depth_use(runs["shallow"], "--text", tmp_path / "t.txt", *options)
+    assert json.loads(capsys.readouterr().out) == {"runs": [found]}
 
 
 def test_mistakes_are_one_line(
