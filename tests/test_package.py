@@ -5,9 +5,11 @@ from __future__ import annotations
 import email
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -155,3 +157,53 @@ def test_foreign_packages_of_our_names_are_named(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert f"model ({tmp_path}/model.py)" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_stranger_trains_a_model_and_talks_to_it(wheel: Path, tmp_path: Path) -> None:
+    """In a fresh environment, with what README.md of the example project says.
+
+    The packages that Fathom needs are those of this environment: a line of a .pth file adds them,
+    and not the checkout.
+    """
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    (packages / "needed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--quiet", str(wheel)], check=True, env=shell_environment())
+    readme = (ROOT / "tools/runs/project/README.md").read_text(encoding="utf-8")
+    (typed,) = re.findall(r"^```\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    (dry,) = re.findall(r"^`(fathom submit .*)`\.$", readme, re.MULTILINE)
+    script = [
+        "fathom --version",
+        "fathom init project",
+        "cd project",
+        "touch model.py" if sys.version_info >= (3, 11) else ":",
+        typed.replace(
+            "fathom chat", "printf 'A fox\\n\\n' | fathom chat --temperature 0 --max-new-tokens 24"
+        ),
+        "fathom pretrain run.yaml name=two train.steps=2 parallel.processes=2 train.micro_batch_size=4",
+        dry,
+        f"{python} -c 'import model; print(model.__file__)'",
+    ]
+    env = {name: value for name, value in shell_environment().items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        ["bash", "-euc", "\n".join(script)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=env | {"PATH": f"{python.parent}{os.pathsep}{env['PATH']}", "PYTHONSAFEPATH": "1"},
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert f"fathom {__version__}\n" in done.stdout
+    answer = done.stdout.rpartition("all steps are done")[0]
+    # It knows the fables by heart.
+    fables = (ROOT / "tools/runs/project/text/fables.jsonl").read_text(encoding="utf-8")
+    first = next(
+        line for line in answer.splitlines() if line.startswith(" ") and line.strip(" .")[:12] in fables
+    )
+    assert len(first) > 20
+    assert "The job would run in" in done.stdout
+    assert f"{packages}/model/__init__.py" in done.stdout
+    print(done.stdout, done.stderr)
