@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 
 RECOMPILES = 8
 """Compilations of one function that PyTorch makes before it gives up."""
+LAYER_KINDS = 64
+"""Compilations of the layers' function before something is wrong.
+
+Each kind of layer takes one, and one more for each shape and format of the input, and where it is
+computed again. A fault would take one for each layer.
+"""
 COMPILERS = ("g++", "clang++", "c++")
 
 
@@ -148,6 +154,8 @@ def compile_layers(
             "train.compile=true needs a C++ compiler on a machine without GPUs: "
             "install g++ (apt-get install g++) or set train.compile=false"
         )
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, LAYER_KINDS)
     function = torch.compile(_forward, fullgraph=True, dynamic=False, backend=backend)
     share_numbers(layers)
     guards = os.environ.get("FATHOM_GUARDS") == "1"

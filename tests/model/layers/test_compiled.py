@@ -125,6 +125,19 @@ def test_layers_of_two_stacks_are_compiled_by_stack(scheme: str) -> None:
         torch.testing.assert_close(compiled_gradients[name], gradient, rtol=1e-4, atol=1e-7)
 
 
+def test_more_kinds_of_layers_than_pytorch_would_compile() -> None:
+    """Five kinds, each with and without gradients."""
+    sizes: dict[str, Any] = {"family": "seq2seq", "encoder_layers": 4, "vocab_size": VOCAB_SIZE}
+    model = build("mix_ln", layers=5, core=RECOMPUTED | {"recompute_num_layers": 1}, **sizes)
+    loss, _ = loss_and_gradients(model, PAIRS)
+    graphs, backend = counting()
+    compile_layers([model], backend=backend)
+    for _ in range(2):
+        again, _ = loss_and_gradients(model, PAIRS)
+    assert len(graphs) == 2 * CROSSED["mix_ln"] > compiled.RECOMPILES
+    torch.testing.assert_close(again, loss, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("documents", [False, True])
 def test_rotary_grouped_gated_layers_compile_once(documents: bool) -> None:
     model = build("deepscalelm_pre_ln", layers=40, **LLAMA)

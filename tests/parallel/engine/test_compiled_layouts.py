@@ -109,6 +109,7 @@ def dropping(parallel: dict[str, Any], model: dict[str, Any]) -> tuple[Curve, by
     """A compiled training, and the state of this rank's model-parallel stream after it."""
     from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
+    torch._dynamo.reset()
     config = run_config(model, parallel, COMPILE)
     curve = curve_of(engine_of(config), config)
     return curve, get_cuda_rng_tracker().get_states()["model-parallel-rng"].numpy().tobytes()
