@@ -40,6 +40,8 @@ OUT_OF_MEMORY, FAILED = 3, 4
 """Exit codes of a case's process."""
 DEPTHS = (24, 48, 96, 192, 384, 1000)
 COMPILED = ("deep_24", "deep_1000")
+JOINED = ("gpt2_xl", "deep_24", "deep_384", "deep_1000")
+"""Models that joins with norms in one kernel are measured on."""
 FILES = {"gpt2_xl": "configs/gpt2_xl.yaml"} | {
     f"deep_{depth}": f"configs/deep_1p5b_{depth}_layers.yaml" for depth in DEPTHS
 }
@@ -217,14 +219,33 @@ def report(case: Case, config: RunConfig, measured: Measured) -> dict[str, objec
     }
 
 
+def worth(case: Case) -> int:
+    """Where a case stands in the order of measurements.
+
+    First what a run would use, last what that is compared with.
+    """
+    if case.compiled or case.kernels == "local":
+        return 4
+    if not case.graph:
+        return 3
+    return 2 if case.recipe != "none" else int(case.kernels.endswith("_joined"))
+
+
 def cases_for(
-    models: Sequence[str], kernels: Sequence[str], recipes: Sequence[str], micro: int, accumulation: int
+    models: Sequence[str],
+    kernels: Sequence[str],
+    recipes: Sequence[str],
+    micro: int,
+    accumulation: int,
+    *,
+    joined: bool = False,
 ) -> list[Case]:
-    """The measurements of these models.
+    """The measurements of these models, the most valuable first (`worth`).
 
     GPT-2 XL comes with all kinds of kernels and recipes, the first recipe also eager.
     The family by depth comes with the last kind, to see depth and launches only.
     Compiled layers of PyTorch's kernels come at both ends of the family.
+    joined: there is Triton for joins with norms.
     """
     cases = []
     for model in models:
@@ -233,13 +254,15 @@ def cases_for(
             cases += [Case(model, kind, "none", micro, accumulation, graph) for graph in (False, True)]
         if model in COMPILED and "local" in kernels:
             cases.append(Case(model, "local", "none", micro, accumulation, graph=True, compiled=True))
+        if model in JOINED and joined:
+            cases.append(Case(model, f"{kernels[-1]}_joined", "none", micro, accumulation, graph=True))
         if recipes and not family:
             cases.append(Case(model, "te", recipes[0], micro, accumulation))
         cases += [
             Case(model, "te", recipe, micro, accumulation, graph=True)
             for recipe in (recipes[:1] if family else recipes)
         ]
-    return cases
+    return sorted(cases, key=worth)
 
 
 def out_of_memory(error: BaseException | None) -> bool:
@@ -338,6 +361,7 @@ def main(
     micro: int = typer.Option(8, min=1, help="Samples of a micro-batch; halved where memory runs out."),
     accumulation: int = typer.Option(4, min=1, help="Micro-batches of a step."),
     steps: int = typer.Option(10, min=2, help="Timed steps."),
+    minutes: float = typer.Option(12, min=0, help="No measurement begins later than so many minutes."),
     out: Path = typer.Option(RESULTS, help="Folder for the JSON."),
     only: str = typer.Option("", hidden=True, help="One case as JSON, measured in this process."),
 ) -> None:
@@ -373,7 +397,13 @@ def main(
     results: dict[str, dict[str, Any]] = (
         {row["label"]: row for row in json.loads(path.read_text())["results"]} if path.is_file() else {}
     )
-    for case in cases_for(models.split(","), kernels, machine.recipes(), micro, accumulation):
+    joined, start = machine.triton is not None, time.monotonic()
+    cases = cases_for(models.split(","), kernels, machine.recipes(), micro, accumulation, joined=joined)
+    for number, case in enumerate(cases):
+        if time.monotonic() - start > 60 * minutes:
+            left = ", ".join(case.label for case in cases[number:])
+            console.print(f"{minutes:g} minutes are over; not measured (--minutes): {left}")
+            break
         row = results[case.label] = run_case(case, steps)
         console.print(f"{case.label}: {row.get('error') or format(row['tflops'], '.1f') + ' TFLOP/s'}")
         write_results(path, {**asdict(machine), "results": list(results.values())})

@@ -34,7 +34,7 @@ from parallel.hardware.precision import RECIPES, Machine, check_sizes, numerics_
 from parallel.topology import check_layout
 
 ROOT = Path(__file__).resolve().parents[2]
-B200 = Machine("NVIDIA B200", (10, 0), (13, 0), "2.11.0", "")
+B200 = Machine("NVIDIA B200", (10, 0), (13, 0), "2.11.0", "", "3.6.0")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_only_what_the_gpu_ran_is_busy() -> None:
 @pytest.mark.parametrize("model", list(FILES))
 def test_every_case_can_be_configured_at_1p5_billion(model: str) -> None:
     """Also in every FP8 recipe: all sizes fit their kernels."""
-    for case in cases_for([model], ["local", "te"], list(RECIPES), micro=8, accumulation=4):
+    for case in cases_for([model], ["local", "te"], list(RECIPES), micro=8, accumulation=4, joined=True):
         config = case.config()
         numerics = numerics_for(config.train.precision, config.train.kernels, config.train.fp8, B200)
         layout = check_layout(ParallelConfig(), config.model, 1)
@@ -77,24 +77,26 @@ def test_cases() -> None:
     labels = [
         case.label
         for case in cases_for(
-            ["gpt2_xl", "deep_96", "deep_1000"], ["local", "te"], ["blockwise", "delayed"], 8, 4
+            ["gpt2_xl", "deep_96", "deep_1000"], ["local", "te"], ["blockwise", "delayed"], 8, 4, joined=True
         )
     ]
     assert labels == [
-        "gpt2_xl local bf16 eager",
-        "gpt2_xl local bf16 graph",
-        "gpt2_xl te bf16 eager",
         "gpt2_xl te bf16 graph",
-        "gpt2_xl te blockwise eager",
+        "deep_96 te bf16 graph",
+        "deep_1000 te bf16 graph",
+        "gpt2_xl te_joined bf16 graph",
+        "deep_1000 te_joined bf16 graph",
         "gpt2_xl te blockwise graph",
         "gpt2_xl te delayed graph",
-        "deep_96 te bf16 eager",
-        "deep_96 te bf16 graph",
         "deep_96 te blockwise graph",
-        "deep_1000 te bf16 eager",
-        "deep_1000 te bf16 graph",
-        "deep_1000 local bf16 compiled graph",
         "deep_1000 te blockwise graph",
+        "gpt2_xl te bf16 eager",
+        "gpt2_xl te blockwise eager",
+        "deep_96 te bf16 eager",
+        "deep_1000 te bf16 eager",
+        "gpt2_xl local bf16 eager",
+        "gpt2_xl local bf16 graph",
+        "deep_1000 local bf16 compiled graph",
     ]
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.layers.joined import join_norms
 from model.network.language_model import LanguageModel
 from model.parameters.names import named_parameters
 from parallel.config import Fp8Config
@@ -80,7 +81,10 @@ def build(numerics: Numerics, **model: Any) -> LanguageModel:
     )
     # Megatron-core makes the table of positions in fp32.
     # In training DeepSpeed converts the whole model.
-    return chunk.to(numerics.dtype).train()
+    chunk = chunk.to(numerics.dtype).train()
+    if numerics.joins is not None:
+        join_norms([chunk], numerics.joins)
+    return chunk
 
 
 @dataclass

@@ -38,7 +38,13 @@ SHARE = 0.75
 
 
 def joins_and_gradients(
-    terms: tuple[str, ...], width: int, dtype: torch.dtype, stream: torch.dtype | None = None, **numbers: Any
+    terms: tuple[str, ...],
+    width: int,
+    dtype: torch.dtype,
+    stream: torch.dtype | None = None,
+    device: str = "cpu",
+    rows: tuple[int, ...] = ROWS,
+    **numbers: Any,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """What the kernels and the reference give: both results, then the gradient of every tensor.
 
@@ -48,14 +54,14 @@ def joins_and_gradients(
     own = Numbers(-1.0, 0.5, 1.0, eps=2.0**-8, out_scale=0.75, centred="shift" in terms)._replace(**numbers)
     given: list[Tensor | None] = []
     for name in NAMES:
-        shape = (*ROWS, width) if name in ("residual", "branch", "skip") else (width,)
+        shape = (*rows, width) if name in ("residual", "branch", "skip") else (width,)
         wide = stream if name in ("residual", "skip") else None
         there = name == "branch" or name in terms
-        value = torch.randn(shape, dtype=torch.float64).to(wide or dtype)
+        value = torch.randn(shape, dtype=torch.float64).to(device, wide or dtype)
         given.append(value.requires_grad_() if there else None)
     residual, branch, bias, skip, weight, shift = given
     assert branch is not None
-    share = torch.tensor(SHARE, dtype=dtype) if "bias" in terms else None
+    share = torch.tensor(SHARE, dtype=dtype, device=device) if "bias" in terms else None
     results = join_norm(residual, branch, bias, skip, share, weight, shift, own)
     made = [x for x in results if x is not None]
     weights = [torch.randn_like(x) for x in made]
