@@ -12,6 +12,8 @@ JOBS ?= 2
 # Family and depth scheme of `make quickstart`; empty means the default ones.
 FAMILY ?=
 SCHEME ?=
+# After which `make test-gpu` and `make bench-gpu` begin nothing new, each.
+MINUTES ?= 6
 # Further arguments of pytest, or of the benchmarks.
 ARGS ?=
 
@@ -24,7 +26,7 @@ CODE := model parallel pretrain tools tests $(wildcard benchmarks)
 help: ## Show this list
 	@echo "Fathom. Targets:"
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
-	@echo "Variables: PYTHON, CONSTRAINTS, FAMILY and SCHEME (quickstart), JOBS and ARGS (tests), e.g. make quickstart SCHEME=b2t"
+	@echo "Variables: PYTHON, CONSTRAINTS, FAMILY and SCHEME (quickstart), JOBS and ARGS (tests), MINUTES (GPU), e.g. make quickstart SCHEME=b2t"
 
 .PHONY: check-host
 check-host: ## Say what this machine lacks for the installation
@@ -68,8 +70,8 @@ test-slow: $(STAMP) ## Run the tests that take minutes
 
 .PHONY: test-gpu
 test-gpu: $(STAMP) ## Run the tests that need a GPU
-	@echo "test-gpu: tests marked gpu or te"
-	@$(RUN) -m pytest -m "gpu or te" $(ARGS)
+	@echo "test-gpu: tests marked gpu or te, the most valuable first; none of tests/gpu begins after $(MINUTES) minutes"
+	@FATHOM_GPU_MINUTES=$(MINUTES) $(RUN) -m pytest -v -m "gpu or te" $(ARGS)
 
 .PHONY: docs
 docs: $(STAMP) ## Build the documentation as a site, in site/
@@ -97,7 +99,7 @@ bench-profile: $(STAMP) ## Show where the time of a 1000-layer step goes, on the
 .PHONY: bench-gpu
 bench-gpu: $(STAMP) ## Run the benchmarks on the GPU
 	@echo "bench-gpu: benchmarks on the GPU"
-	@$(RUN) -m benchmarks.gpu $(ARGS)
+	@$(RUN) -m benchmarks.gpu --minutes $(MINUTES) $(ARGS)
 
 .PHONY: lint
 lint: $(STAMP) ## Check style and layout with ruff

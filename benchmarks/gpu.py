@@ -361,7 +361,7 @@ def main(
     micro: int = typer.Option(8, min=1, help="Samples of a micro-batch; halved where memory runs out."),
     accumulation: int = typer.Option(4, min=1, help="Micro-batches of a step."),
     steps: int = typer.Option(10, min=2, help="Timed steps."),
-    minutes: float = typer.Option(12, min=0, help="No measurement begins later than so many minutes."),
+    minutes: float = typer.Option(6, min=0, help="No measurement begins later than so many minutes."),
     out: Path = typer.Option(RESULTS, help="Folder for the JSON."),
     only: str = typer.Option("", hidden=True, help="One case as JSON, measured in this process."),
 ) -> None:

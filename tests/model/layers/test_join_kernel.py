@@ -19,7 +19,7 @@ from model.depth.schemes import SCHEMES
 from tests.beside import beside
 
 ROOT = Path(__file__).resolve().parents[3]
-SECONDS = 900
+SECONDS = 1700
 VERSION, VARIABLE = "3.9.0", "FATHOM_TRITON"
 
 
