@@ -38,7 +38,7 @@ class Numbers(NamedTuple):
 
     residual_scale: float
     branch_scale: Number
-    skip_scale: Number
+    skip_scale: float
     eps: Number = 0.0
     """Of the norm."""
     out_scale: Number = 1.0
@@ -68,8 +68,16 @@ def joined(
     """
     if numbers.dropout:
         branch, bias = F.dropout(branch if bias is None else branch + bias, numbers.dropout), None
-    scales = numbers.residual_scale, numbers.branch_scale, numbers.skip_scale
-    stream = join(residual, branch, bias, layer_input, *scales, share)
+    stream = join(
+        residual,
+        branch,
+        bias,
+        layer_input,
+        numbers.residual_scale,
+        numbers.branch_scale,
+        numbers.skip_scale,
+        share,
+    )
     if weight is None:
         return stream, None
     normed = norm_by_parts(stream, weight, shift, numbers.eps) * numbers.out_scale
@@ -122,8 +130,9 @@ class Follower:
         self.function: Joined = joined
         self.numbers = Numbers(part.residual_scale, part.branch_scale, part.skip_scale, dropout=part.dropout)
         if norm is not None:
-            own = {"eps": norm.eps, "out_scale": scale, "centred": norm.bias is not None}
-            self.numbers = self.numbers._replace(**own, narrow=self.narrow)
+            self.numbers = self.numbers._replace(
+                eps=norm.eps, out_scale=scale, centred=norm.bias is not None, narrow=self.narrow
+            )
         self.ready: tuple[Tensor, Tensor, bool] | None = None
         """A stream, that stream normed, and whether a gradient is recorded."""
 
@@ -219,8 +228,10 @@ def _share_numbers(followers: Sequence[Follower]) -> None:
     for field in ("branch_scale", "eps", "out_scale"):
         if len({getattr(one.numbers, field) for one in followers if one.norm is not None}) > 1:
             for one in followers:
-                value = torch.tensor(getattr(one.numbers, field), dtype=torch.float64)
-                one.numbers = one.numbers._replace(**{field: value})
+                changed: dict[str, Any] = {
+                    field: torch.tensor(getattr(one.numbers, field), dtype=torch.float64)
+                }
+                one.numbers = one.numbers._replace(**changed)
     numbers = ("residual_scale", "skip_scale", "branch_scale", "narrow")
     kinds = {
         (

@@ -205,7 +205,7 @@ class SdpaAttention(MegatronModule):
         if mask is not None:
             mask = ~mask if mask.dtype == torch.bool else mask.to(query.dtype)
         dropout = self.dropout if self.training else 0.0
-        copied = query.shape[0] >= COPIED_FROM and not query.is_cuda
+        copied = query.shape[0] >= COPIED_FROM and query.is_cpu
         q, k, v = (part.permute(1, 2, 0, 3) for part in (query, key, value))
         if copied:
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()

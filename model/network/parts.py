@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
@@ -31,7 +31,7 @@ def kernel_parts(
     soft_cap: of its scores.
     Raises ImportError for Transformer Engine's where Transformer Engine is not installed.
     """
-    given = {"causal": causal, "fp32_stream": fp32_stream, "soft_cap": soft_cap}
+    given: dict[str, Any] = {"causal": causal, "fp32_stream": fp32_stream, "soft_cap": soft_cap}
     if kernels == "local":
         return partial(local_layer_spec, **given), Norm
     from model.layers.te_spec import TENorm, te_layer_spec

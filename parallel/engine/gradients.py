@@ -181,8 +181,7 @@ class GradientBuffer(Gradient):
         self.direct = first.dtype == torch.float32
         if not self.direct:
             for parameter, view in zip(self.parameters, self.views, strict=True):
-                parameter.main_grad = view  # type: ignore[attr-defined]
-                parameter.register_post_accumulate_grad_hook(_accumulate)  # type: ignore[no-untyped-call]
+                accumulates(parameter, view)
 
     def pieces(self) -> Iterator[Piece]:
         last = self.first + self.partition.numel()
@@ -200,7 +199,7 @@ class GradientBuffer(Gradient):
         self.started = self.flat.numel()
         if self.direct:
             for parameter, view in zip(self.parameters, self.views, strict=True):
-                parameter.grad = view
+                accumulates(parameter, view)
 
     def start(self, low: int) -> None:
         """Begins the mean over data-parallel ranks of what is final.
@@ -266,6 +265,18 @@ def sum_of_bf16(flat: Tensor, partition: Tensor, group: dist.ProcessGroup) -> No
         # As bytes: gloo does not know bf16.
         dist.all_to_all_single(got.view(torch.uint8), sent.view(torch.uint8), group=group)
         torch.sum(got, 0, dtype=torch.float32, out=partition[low : low + columns])
+
+
+def accumulates(parameter: nn.Parameter, total: Tensor) -> None:
+    """From now on backward passes add the parameter's gradient to `total`, fp32 and of its shape.
+
+    In fp32 until somebody sets `.grad` to something else.
+    """
+    if parameter.dtype == torch.float32:
+        parameter.grad = total
+        return
+    parameter.main_grad = total  # type: ignore[attr-defined]
+    parameter.register_post_accumulate_grad_hook(_accumulate)  # type: ignore[no-untyped-call]
 
 
 def _accumulate(parameter: nn.Parameter) -> None:

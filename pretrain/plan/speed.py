@@ -17,31 +17,20 @@ from parallel.engine.overlap import PIECES
 from parallel.hardware.gpus import Gpu
 from parallel.optimizers import OPTIMIZERS, Optimizer, OptimizerName
 from parallel.topology import Layout
+from pretrain.plan.counted import LayerCost, Way, layer_cost
 from pretrain.plan.memory import Stage, stages
 
 HOST_GPUS = 8
 """GPUs that share NVLink; groups that reach beyond use the network."""
-TRAFFIC = 0.45
-"""Reached share of the memory bandwidth in element-wise work (fitted: it also stands for operators
-that move data and are not counted).
-"""
+TRAFFIC = 0.5
+"""Reached share of the memory bandwidth in element-wise work (fitted)."""
 WIRE = 0.7
 """Reached share of NVLink's and the network's bandwidth in large collectives."""
-LAUNCH_S = 5e-6
-"""Host time of one operator under PyTorch's eager execution (derived from a profile of this code:
-about 0.2 ms of host time per layer and pass).
+LAUNCH_S = 8e-6
+"""Host time of one operator under PyTorch's eager execution, with its share of Python and of views
+(derived from a profile of this code: a third of a millisecond a layer, whose 41 operators
+`counted.py` beside this file counts).
 """
-LAUNCHES = {"forward": 18, "backward": 36, "accumulate": 12}
-"""Operators of one pre-norm layer with biases, counted with torch.profiler; `accumulate` in bf16
-only, one per parameter. A layer with cross-attention has half as many more (derived: it has three
-sublayers instead of two).
-"""
-CASTS = {"forward": 2, "backward": 2}
-"""Further operators of a layer whose stream is in fp32 and whose branches are not: each branch
-reads a copy in its own format (derived).
-"""
-SELECTIVE_LAUNCHES = 6
-"""Further operators where attention's core is computed again."""
 BACKWARD = 2 / 3
 """Share of a micro-batch's time that is its backward pass, behind which gradients are reduced."""
 ATTENTION_BACKWARD = 2.5
@@ -135,7 +124,7 @@ class Seconds:
         return max(0.0, self.host - self.device)
 
 
-def layer_seconds(gpu: Gpu, a: Activations, precision: str, stack: Stack) -> Seconds:
+def layer_seconds(gpu: Gpu, a: Activations, precision: str, stack: Stack, cost: LayerCost) -> Seconds:
     """Time of one layer of a stack. a: as this stack sees it.
 
     Under masks of any form, as encoder-decoders have them, attention computes the full square.
@@ -149,32 +138,22 @@ def layer_seconds(gpu: Gpu, a: Activations, precision: str, stack: Stack) -> Sec
     passes = 1 + ATTENTION_BACKWARD + (1.0 if a.recompute != "none" else 0.0)
     dense = "bf16" if precision == "fp8" else precision
     core = scores / c.num_layers * tokens * passes / (gpu.peak(dense) * gpu.attention)
-    elementwise = _moved_bytes(a) * (1 + again / 3) / (gpu.bandwidth * TRAFFIC)
-    casts = 1 if a.fp32_stream else 0
-    calls = (LAUNCHES["forward"] + casts * CASTS["forward"]) * (1 + again)
-    calls += LAUNCHES["backward"] + casts * CASTS["backward"]
-    calls += SELECTIVE_LAUNCHES if a.recompute == "selective" else 0
-    calls += LAUNCHES["accumulate"] if a.element < FP32 else 0
-    return Seconds(linear, core, elementwise, calls * a.sublayers / 2 * LAUNCH_S)
+    moved = cost.moved(a.samples, a.tensor, sequence_parallel=a.sequence_parallel, passes=1 + again)
+    return Seconds(linear, core, moved / (gpu.bandwidth * TRAFFIC), cost.operators(1 + again) * LAUNCH_S)
 
 
-def _moved_bytes(a: Activations) -> float:
-    """Bytes that a layer's element-wise operators read and write in forward and backward (derived:
-    a norm moves 2 and 3 streams, a join 3 and 3, of which 2 and 2 are the stream itself and not a
-    branch, rotary embedding 4 and 4 times queries and keys, an activation its input and output,
-    backward also its gradient; a stream in another format than the branches is read and its copy
-    written; of a mask of any form the inverse and what is added to scores are made, and read
-    twice).
-    """
-    c, n, branches = a.config, a.tokens * a.element / a.tensor, a.sublayers
-    stream = a.narrow * branches * (2 + 3 + 1 + 1) + a.stream * branches * (2 + 2)
-    if a.fp32_stream:
-        stream += 2 * branches * (a.stream + a.narrow)
-    if c.blueprint.crossed:
-        stream += a.tokens * (a.seq_length + (a.source_length or 0)) * (5 + 4 * a.element)
-    wide = (3 + 5) if c.gated else (2 + 3)
-    rotary = 8 * (c.num_attention_heads + c.groups) * c.kv_channels if c.position == "rotary" else 0
-    return stream + n * (wide * c.ffn_size + rotary)
+def layer_costs(a: Activations) -> dict[str, LayerCost]:
+    """What the layers of every stack cost beside products and attention, by the stack's name."""
+    way = Way(
+        a.seq_length // a.context,
+        a.source_length,
+        samples=2,  # of one alone, copies between layouts are views
+        element=a.element,
+        fp32_stream=a.fp32_stream,
+        selective=a.recompute == "selective",
+        documents=a.documents,
+    )
+    return {stack.name: layer_cost(a.config, stack, way) for stack in a.config.blueprint.stacks}
 
 
 def head_seconds(gpu: Gpu, a: Activations, precision: str) -> Seconds:
@@ -249,9 +228,12 @@ def step_time(
     narrow: they are sent in bf16.
     optimizer: whose update ends the step.
     """
+    costs = layer_costs(a)
     kinds = {
-        stack.name: layer_seconds(gpu, a.of(stack), precision, stack) for stack in a.config.blueprint.stacks
+        stack.name: layer_seconds(gpu, a.of(stack), precision, stack, costs[stack.name])
+        for stack in a.config.blueprint.stacks
     }
+    added = next(iter(costs.values())).accumulated
     if graph:
         kinds = {name: replace(layer, host=0.0) for name, layer in kinds.items()}
     head = head_seconds(gpu, a, precision)
@@ -261,7 +243,7 @@ def step_time(
         seconds = _over(stage, kinds, lambda layer: layer.device + layer.waiting)
         seconds += head.device if stage.last else 0.0
         seconds += _inside_seconds(gpu, layout, stage, a)
-        seconds += _accumulation(gpu, stage, a)
+        seconds += stage.parameters * added / (gpu.bandwidth * TRAFFIC)
         if seconds > slowest:
             slowest, heaviest = seconds, stage
     sent = traffic(layout, heaviest, a, micro_batches)
@@ -299,15 +281,6 @@ def _inside_seconds(gpu: Gpu, layout: Layout, stage: Stage, a: Activations) -> f
 
 def _wire(gpu: Gpu, ranks: int) -> float:
     return WIRE * (gpu.link if ranks <= HOST_GPUS else gpu.network)
-
-
-def _accumulation(gpu: Gpu, stage: Stage, a: Activations) -> float:
-    """Reading and writing a micro-batch's weights and gradients: the sum in fp32 is read and
-    written, in bf16 the gradient itself too.
-    """
-    return (
-        stage.parameters * (2 * FP32 + (2 * a.element if a.element < FP32 else 0)) / (gpu.bandwidth * TRAFFIC)
-    )
 
 
 def _optimizer(gpu: Gpu, stage: Stage, layout: Layout, a: Activations, optimizer: Optimizer) -> float:

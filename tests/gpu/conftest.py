@@ -1,4 +1,4 @@
-"""On a GPU that is there for minutes, what matters most comes first, the rest while time is left."""
+"""On a GPU that is there for minutes, what matters most comes first, the rest if time is left."""
 
 from __future__ import annotations
 

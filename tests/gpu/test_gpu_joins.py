@@ -37,6 +37,7 @@ def test_dropout_is_drawn_again_from_its_seed() -> None:
     numbers = Numbers(1.0, 1.0, 0.0, dropout=0.25)
     stream, _ = join_norm(torch.zeros_like(branch), branch, None, None, None, None, None, numbers)
     stream.backward(torch.ones_like(stream))
+    assert branch.grad is not None
     assert torch.equal(branch.grad, stream.detach())
     assert float((stream != 0).double().mean()) == pytest.approx(0.75, abs=2e-3)
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from model.errors import UserError
 from parallel.hardware.gpus import PLANNED
+from tools.runs import plan_count
 from tools.shipped import say_shipped
 
 if TYPE_CHECKING:
@@ -91,6 +92,9 @@ def command(
         float | None, typer.Option(min=0, max=1e6, help="Price of one GPU for an hour, for the cost.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, max=1000, help="Layouts to list.")] = 8,
+    count: Annotated[
+        bool, typer.Option("--count", help="Count the operators of one layer of each kind instead.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Predict memory, speed, duration and cost of a run, and rank the layouts that fit.
@@ -99,12 +103,23 @@ def command(
     How far off it may be: docs/performance.md.
     """
     say_shipped(config)
+    console = Console()
+    console = console if console.is_terminal else Console(width=PIPED_WIDTH)
+    if count:
+        given = {"--gpus": gpus, "--tokens": tokens, "--price-per-gpu-hour": price_per_gpu_hour}
+        for name in (name for name, value in given.items() if value is not None):
+            raise UserError(f"{name} has no effect with --count: leave one of them out")
+        counted = plan_count.count(config, overrides or [])
+        if as_json:
+            typer.echo(json.dumps(counted, indent=2))
+        else:
+            plan_count.show(counted, console)
+        return
     report = plan(config, overrides or [], gpus, gpu, tokens, price_per_gpu_hour, top)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
         return
-    console = Console()
-    _print(report, console if console.is_terminal else Console(width=PIPED_WIDTH))
+    _print(report, console)
 
 
 def plan(

@@ -176,7 +176,11 @@ def test_our_own_folder_comes_back_and_transcribes(tmp_path: Path) -> None:
     card = (given / "README.md").read_text()
     assert card.count("print(") == card.count("trust_remote_code=True") == 1
 
-    learned = {"position": "learned", "max_position_embeddings": TARGET, "max_source_positions": SOURCE}
+    learned: dict[str, Any] = {
+        "position": "learned",
+        "max_position_embeddings": TARGET,
+        "max_source_positions": SOURCE,
+    }
     exported(tmp_path / "short", "b2t", tmp_path / "words.model", vocab_size=300, vocab_multiple=1, **learned)
     import_checkpoint(str(tmp_path / "short"), tmp_path / "hears", vocab_multiple=1)
     hears, samples = open_transcriber(tmp_path / "hears"), spoken(["red"] * 9)

@@ -97,7 +97,7 @@ def kernels() -> dict[str, float]:
         for place, (label, dtype) in enumerate(FORMATS.items()):
             width = ODD[(number + place) % len(ODD)]
             found[f"{label} {name}"] = error(*joins_and_gradients(terms, width, dtype))
-    wide = {"stream": torch.float32, "narrow": torch.bfloat16}
+    wide: dict[str, Any] = {"stream": torch.float32, "narrow": torch.bfloat16}
     found["fp32 stream"] = error(*joins_and_gradients(TERMS["all"], 40, torch.bfloat16, **wide))
     one = joins_and_gradients(TERMS["pre-norm"], 40, torch.float64, residual_scale=1.0, branch_scale=1.0)
     found["fp64 one gradient for both"] = error(*one)
@@ -109,7 +109,8 @@ def dropout() -> dict[str, Any]:
     share, shape = 0.25, (300, 100)
     branch = torch.ones(shape, dtype=torch.float64, requires_grad=True)
     numbers = Numbers(1.0, 0.5, 0.0, dropout=share)
-    masks = []
+    masks: list[Tensor] = []
+    same = True
     for seed in (1, 2, 1):
         torch.manual_seed(seed)
         branch.grad = None
@@ -119,7 +120,7 @@ def dropout() -> dict[str, Any]:
         stream.backward(torch.full_like(stream, 3.0))
         assert branch.grad is not None
         masks.append(stream.detach())
-        same = torch.equal(branch.grad, 3 * stream.detach())
+        same = same and torch.equal(branch.grad, 3 * stream.detach())
     first = masks[0]
     kept = (first != 0).double()
     pairs = {

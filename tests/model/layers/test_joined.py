@@ -107,7 +107,7 @@ def test_every_scheme_computes_the_same(
 
 @pytest.mark.parametrize("scheme", ["b2t", "deepscalelm_pre_ln", "peri_ln", "keel"])
 def test_two_stacks_compute_the_same(scheme: str, calls: list[bool]) -> None:
-    sizes = {"family": "seq2seq", "encoder_layers": 3, "vocab_size": VOCAB_SIZE}
+    sizes: dict[str, Any] = {"family": "seq2seq", "encoder_layers": 3, "vocab_size": VOCAB_SIZE}
     model = build(scheme, layers=3, **sizes).double()
     equal(model, PAIRS, lambda: join_norms([model], PLAIN))
     assert len(calls) >= 3 + 2 * 3

@@ -51,7 +51,7 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"parallel": {"zero": 3}}, "parallel.zero=3"),
     ({"parallel": {"context": 2}}, "parallel.context=2"),
 ]
-HEADS = {"parallel": {"tensor": 2}, "model": {"attention_dropout": 0.1}}
+HEADS: dict[str, Any] = {"parallel": {"tensor": 2}, "model": {"attention_dropout": 0.1}}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,295 @@
+"""Operators of one layer of a model, built as in a run and passed forward and backward.
+
+Its tensors have no memory, so that the largest layer is counted in milliseconds, by PyTorch's
+kernels for GPUs (`model.cost.operators.GpuKernels`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.cost.operators import Counting, GpuKernels, Kept, Operator, Phase, backward
+from model.depth.folded import FoldedSublayer
+from model.depth.placed import PlacedLayer
+from model.families.family import Stack
+from parallel.launch.pretended import pretended_ranks
+
+BESIDE = ("products", "attention", "messages")
+"""Kinds of operators whose time is not that of the bytes they move."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the layers of a run are computed, as far as their operators depend on it."""
+
+    seq_length: int
+    source_length: int | None = None
+    """Tokens that an encoder under a decoder reads."""
+    samples: int = 1
+    element: int = 2
+    """Bytes of a weight and of an activation, 2 or 4."""
+    fp32_stream: bool = False
+    selective: bool = False
+    """Attention's core is computed again."""
+    documents: bool = False
+    """Documents of a sample do not see each other."""
+    tensor: int = 1
+    """Tensor-parallel size."""
+    sequence_parallel: bool = False
+    device: str = "meta"
+    """Or cpu, where tensors have memory and the kernels are a CPU's."""
+
+
+@dataclass(frozen=True)
+class CountedLayer:
+    """What a layer's pass forward and backward did, and its gradients' way into their sums."""
+
+    operators: tuple[Operator, ...]
+    kept: int
+    """Bytes that autograd kept of it for its backward pass, beside parameters."""
+    parameters: int
+
+    def host(self, phase: Phase) -> int:
+        """Operators that the host starts a kernel for."""
+        return sum(one.phase == phase for one in self.operators)
+
+    def moved(self, phase: Phase) -> int:
+        """Bytes that element-wise operators read and write (not `BESIDE`)."""
+        return sum(one.moved for one in self.operators if one.phase == phase and one.kind not in BESIDE)
+
+
+def count_layer(config: ModelConfig, place: PlacedLayer, way: Way) -> CountedLayer:
+    """Counts one layer of a model.
+
+    config: of the whole model.
+    Raises RuntimeError as `pretended_ranks`.
+    """
+    meta = way.device == "meta"
+    draws = bool(config.hidden_dropout or config.attention_dropout or way.selective)
+    with pretended_ranks(way.tensor, draws=draws), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Megatron-core's remarks on settings of a run
+        layer = _build(config, place, way)
+        parameters = list(layer.parameters())
+        stream, beside = _inputs(config, place, way)
+        sums = _sums(parameters, way)
+        counting = Counting(way.device, sums)
+        kernels = GpuKernels() if meta else contextlib.nullcontext()
+        # The stream that enters counts as kept, for it is another layer's result.
+        kept = Kept([*parameters, *_shared(beside)])
+        with kernels, counting:
+            with kept:
+                out, _ = layer(stream, **beside)
+            counting.phase = "backward"
+            backward(out, torch.empty_like(out))
+        return CountedLayer(tuple(counting.operators), kept.bytes, sum(map(torch.numel, parameters)))
+
+
+def _build(config: ModelConfig, place: PlacedLayer, way: Way) -> nn.Module:
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.transformer.spec_utils import build_module
+
+    from model.layers.torch_spec import local_layer_spec
+    from model.layers.transformer_config import stack_config, transformer_config
+
+    dtype = torch.bfloat16 if way.element == 2 else torch.float32
+    recompute: dict[str, Any] = {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    core = transformer_config(
+        config,
+        dtype=dtype,
+        init_model_with_meta_device=way.device == "meta",
+        tensor_model_parallel_size=way.tensor,
+        sequence_parallel=way.sequence_parallel,
+        fp32_residual_connection=way.fp32_stream,
+        **(recompute if way.selective else {}),
+    )
+    spec = local_layer_spec(
+        place.folded,
+        causal=place.stack.causal and not config.blueprint.crossed,
+        cross=place.stack.cross,
+        fp32_stream=way.fp32_stream,
+        soft_cap=config.attention.soft_cap,
+    )
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    with torch.device(way.device):
+        layer: nn.Module = build_module(
+            spec,
+            config=stack_config(core, config.of(place.stack)),
+            layer_number=place.number + 1,
+            pg_collection=groups,
+        )
+    return layer.to(dtype).train()
+
+
+def _inputs(config: ModelConfig, place: PlacedLayer, way: Way) -> tuple[Tensor, dict[str, Any]]:
+    """The stream [s, b, h] that enters a layer, and what it reads beside it, by name."""
+    dtype = torch.bfloat16 if way.element == 2 else torch.float32
+    crossed, below = config.blueprint.crossed, place.stack is not config.blueprint.stacks[-1]
+    length = (way.source_length or 0) if below else way.seq_length
+    shards = way.tensor if way.sequence_parallel else 1
+    made: dict[str, Any] = {"device": way.device}
+
+    def stream(tokens: int) -> Tensor:
+        kind = torch.float32 if way.fp32_stream else dtype
+        size = (tokens // shards, way.samples, config.hidden_size)
+        return torch.zeros(size, dtype=kind, **made).requires_grad_()
+
+    beside: dict[str, Any] = {"attention_mask": None}
+    if crossed:
+        beside["attention_mask"] = torch.zeros(way.samples, 1, length, length, dtype=torch.bool, **made)
+    elif config.is_local(place.number) or way.documents:
+        rows = way.samples if way.documents else 1
+        beside["attention_mask"] = torch.zeros(rows, 1, length, length, dtype=dtype, **made)
+    if config.position == "rotary":
+        width = 2 * config.of(place.stack).rotary_width
+        beside["rotary_pos_emb"] = torch.zeros(length, 1, 1, width, dtype=dtype, **made)
+    if place.stack.cross:
+        source = way.source_length or 0
+        beside["context"] = stream(source)
+        beside["context_mask"] = torch.zeros(way.samples, 1, length, source, dtype=torch.bool, **made)
+    return stream(length), beside
+
+
+def _shared(beside: dict[str, Any]) -> Iterator[Tensor]:
+    """What all layers of a stack read: it is kept once for all of them."""
+    return (tensor for tensor in beside.values() if tensor is not None)
+
+
+def _sums(parameters: list[nn.Parameter], way: Way) -> list[Tensor]:
+    """The sums that gradients are added to, as `parallel.engine.gradients` has them."""
+    from parallel.engine.gradients import accumulates
+
+    sums = [torch.zeros(one.shape, dtype=torch.float32, device=way.device) for one in parameters]
+    for parameter, total in zip(parameters, sums, strict=True):
+        accumulates(parameter, total)
+    return sums
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What a layer costs a rank and micro-batch beside products and attention; a stack's average.
+
+    Bytes are of one sample on one rank: what every tensor-parallel rank moves of a stream that is
+    not cut, and what all of them move together of the heads and hidden features that they share.
+    """
+
+    forward: float
+    """Operators that the host starts."""
+    backward: float
+    accumulate: float
+    forward_stream: float
+    """Bytes."""
+    forward_shared: float
+    backward_stream: float
+    backward_shared: float
+    accumulated: float
+    """Bytes that adding a gradient to its sum moves, per parameter."""
+
+    def operators(self, passes: float = 1.0) -> float:
+        """That the host starts for one micro-batch. passes: forward ones."""
+        return passes * self.forward + self.backward + self.accumulate
+
+    def moved(self, samples: int, tensor: int, *, sequence_parallel: bool, passes: float = 1.0) -> float:
+        """Bytes of one rank and micro-batch."""
+        stream = passes * self.forward_stream + self.backward_stream
+        shared = passes * self.forward_shared + self.backward_shared
+        return samples * (stream / (tensor if sequence_parallel else 1) + shared / tensor)
+
+
+def layer_cost(config: ModelConfig, stack: Stack, way: Way) -> LayerCost:
+    """The average over a stack's layers, of which each kind is counted once.
+
+    way: without tensor parallelism and of one sample; both are reckoned from it.
+    """
+    return _layer_cost(config.model_dump_json(), stack.name, way)
+
+
+@functools.lru_cache(maxsize=256)
+def _layer_cost(config_json: str, stack: str, way: Way) -> LayerCost:
+    config = ModelConfig.model_validate_json(config_json)
+    places = [place for place in config.placed_layers() if place.stack.name == stack]
+    kinds = Counter(_kind(config, place) for place in places)
+    first = {_kind(config, place): place for place in reversed(places)}
+    costs = [(_cost(config, first[kind], way), count) for kind, count in kinds.items()]
+    return LayerCost(
+        *(
+            math.fsum(getattr(cost, one.name) * count for cost, count in costs) / len(places)
+            for one in fields(LayerCost)
+        )
+    )
+
+
+def _cost(config: ModelConfig, place: PlacedLayer, way: Way) -> LayerCost:
+    plain = count_layer(config, place, way)
+    wider = count_layer(_doubled(config, place.stack), place, way)
+    shared = {phase: wider.moved(phase) - plain.moved(phase) for phase in ("forward", "backward")}
+    added = plain.moved("accumulate") / plain.parameters
+    return LayerCost(
+        plain.host("forward"),
+        plain.host("backward"),
+        plain.host("accumulate"),
+        (plain.moved("forward") - shared["forward"]) / way.samples,
+        shared["forward"] / way.samples,
+        (plain.moved("backward") - shared["backward"]) / way.samples,
+        shared["backward"] / way.samples,
+        added,
+    )
+
+
+def _doubled(config: ModelConfig, stack: Stack) -> ModelConfig:
+    """A model with twice what tensor-parallel ranks share in a stack: heads and hidden features."""
+    own = config.of(stack)
+    double = {"num_attention_heads": 2 * own.num_attention_heads, "ffn_hidden_size": 2 * own.ffn_size}
+    beside = {"encoder_attention_heads": None, "encoder_ffn_hidden_size": None}
+    groups = {"num_query_groups": 2 * own.groups, "head_dim": own.kv_channels}
+    return config.model_copy(update=double | beside | groups)
+
+
+def _kind(config: ModelConfig, place: PlacedLayer) -> tuple[object, ...]:
+    """What decides which operators a layer has: of the numbers of its plan, which are 0 or 1."""
+
+    def form(part: FoldedSublayer) -> FoldedSublayer:
+        plain: dict[str, Any] = {one.name: _sign(getattr(part, one.name)) for one in fields(part)}
+        return replace(part, **plain | {"entering": 1.0, "joined": 1.0})
+
+    plan = place.folded
+    return (form(plan.attention), form(plan.cross), form(plan.mlp), plan.gate, config.is_local(place.number))
+
+
+def _sign(value: float | bool) -> float | bool:
+    return value if isinstance(value, bool) or value in (0.0, 1.0) else 2.0
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """Layers of a model that have the same operators."""
+
+    stack: str
+    layers: tuple[int, ...]
+    """Their numbers, from 1 in the whole model."""
+    counted: CountedLayer
+
+
+def layer_kinds(config: ModelConfig, way: Way) -> list[LayerKind]:
+    """Every kind of layer of a model, in the order in which each first appears."""
+    found: dict[tuple[object, ...], list[PlacedLayer]] = {}
+    for place in config.placed_layers():
+        found.setdefault((place.stack.name, *_kind(config, place)), []).append(place)
+    return [
+        LayerKind(
+            places[0].stack.name,
+            tuple(place.number + 1 for place in places),
+            count_layer(config, places[0], way),
+        )
+        for places in found.values()
+    ]

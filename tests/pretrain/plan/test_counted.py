@@ -1,0 +1,199 @@
+"""Real layers, counted operator by operator, against formulas and hand counts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.config import ModelConfig
+from model.cost.activations import Activations
+from model.cost.flops import stack_flops
+from model.cost.held import norms_of
+from model.depth.schemes import SCHEMES
+from pretrain.config.load import complete_model, load_config
+from pretrain.plan.counted import Way, count_layer, layer_cost, layer_kinds
+from tests.running import run, run_here
+
+SEQ, SOURCE, WIDTH = 32, 16, 64
+LLAMA = {
+    "position": "rotary",
+    "num_query_groups": 2,
+    "activation": "swiglu",
+    "normalization": "rmsnorm",
+    "bias": False,
+}
+WAY = Way(SEQ)
+RANDOM_STATES = 24
+"""Bytes that the flash kernel keeps for its dropout."""
+
+
+def config_of(**changes: Any) -> ModelConfig:
+    return ModelConfig.model_validate(
+        {
+            "scheme": "pre_ln",
+            "num_layers": 6,
+            "hidden_size": WIDTH,
+            "num_attention_heads": 4,
+            "vocab_size": 512,
+            "max_position_embeddings": SEQ,
+            **changes,
+        }
+    )
+
+
+OPERATORS = {
+    "pre_ln": (10, 19, 12),
+    "post_ln": (10, 19, 12),
+    "b2t": (11, 20, 12),
+    "deepscalelm_pre_ln": (10, 21, 12),
+    "deepscalelm_post_ln": (10, 21, 12),
+    "deepnorm": (10, 21, 12),
+    "layernorm_scaling": (12, 21, 12),
+    "peri_ln": (12, 21, 16),
+    "mix_ln": (10, 19, 12),
+    "spannorm": (10, 19, 12),
+    "keel": (12, 23, 16),
+    "gpas": (14, 28, 13),
+    "hybridnorm": (12, 21, 16),
+    "subln": (12, 21, 16),
+}
+"""Of the last layer, forward, backward, and sums of gradients, of which each parameter has one.
+
+Forward: two norms, four products, attention, an activation, two joins. Backward: two products and
+the sum over rows for each bias, one for each of the others, the gradient of queries, keys and
+values put together, and a sum where two gradients of the stream meet.
+"""
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_operators_of_every_scheme(scheme: str) -> None:
+    config = config_of(scheme=scheme)
+    place = config.placed_layers()[-1]
+    found = count_layer(config, place, WAY)
+    host = found.host("forward"), found.host("backward"), found.host("accumulate")
+    assert host == OPERATORS[scheme]
+    a = Activations(config, 1, SEQ, element=2, fused=True)
+    assert found.kept - RANDOM_STATES == a.layer(norms_of(place.plan))
+
+
+KEPT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "llama": (LLAMA, {}),
+    "norms of queries and keys": ({**LLAMA, "attention": {"qk_norm": True}}, {}),
+    "capped": ({"attention": {"soft_cap": 2.0}}, {}),
+    "dropout": ({"hidden_dropout": 0.1, "attention_dropout": 0.1}, {}),
+    "selective": ({}, {"selective": True}),
+    "fp32": ({}, {"element": 4}),
+    "samples": ({}, {"samples": 3}),
+    "fp32 stream": ({"scheme": "deepscalelm_pre_ln"}, {"fp32_stream": True}),
+    "on a cpu": ({"normalization": "rmsnorm"}, {"element": 4, "device": "cpu"}),
+}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_what_is_kept_is_what_the_plan_says(case: str) -> None:
+    changes, given = KEPT[case]
+    config, way = config_of(**changes), replace(WAY, **given)
+    place = config.placed_layers()[-1]
+    a = Activations(
+        config,
+        way.samples,
+        SEQ,
+        element=way.element,
+        fused=way.device == "meta",
+        fp32_stream=way.fp32_stream,
+    )
+    flash = way.device == "meta" and not way.selective and "soft_cap" not in str(changes)
+    expected = a.layer(norms_of(place.plan), recomputed=way.selective)
+    assert count_layer(config, place, way).kept - flash * RANDOM_STATES == expected
+
+
+CROSSED = {"encoder_layers": 2, "max_source_positions": SOURCE}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt": LLAMA,
+    "bert": {"family": "bert"},
+    "seq2seq": {"family": "seq2seq", **CROSSED},
+    "speech": {
+        "family": "speech",
+        "position": "sinusoidal",
+        "encoder_layers": 2,
+        "max_position_embeddings": None,
+        "speech": {"filters": 8, "channels": 16},
+    },
+    "vit": {
+        "family": "vit",
+        "tie_embeddings": False,
+        "max_position_embeddings": None,
+        "image": {"height": 8, "patch": 2},
+    },
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_operations_are_those_of_pytorchs_counter_and_of_the_formula(family: str) -> None:
+    config = config_of(**FAMILIES[family])
+    crossed = config.blueprint.crossed
+    way = replace(WAY, source_length=SOURCE if crossed else None)
+    for place in config.placed_layers():
+        with FlopCounterMode(display=False) as counter:
+            found = count_layer(config, place, way)
+        own, last = config.of(place.stack), place.stack is config.blueprint.stacks[-1]
+        length = SEQ if last else SOURCE
+        linear, core, mlp = stack_flops(own, length, SOURCE if place.stack.cross else None, causal=False)
+        # The backward pass of fused attention has five products for two: it computes scores again.
+        expected = length * (3 * (linear + mlp) + 3.5 * core) / own.num_layers
+        assert sum(one.flops for one in found.operators) == counter.get_total_flops() == expected
+
+
+def test_a_layer_that_is_cut_over_ranks_moves_what_is_reckoned_from_a_whole_one() -> None:
+    """And `fathom plan --count` gives it."""
+    for sequence_parallel in (False, True):
+        overrides = [
+            *("model.hidden_size=64", "model.num_attention_heads=4", "model.num_layers=2"),
+            *("parallel.tensor=2", f"parallel.sequence_parallel={str(sequence_parallel).lower()}"),
+            *("train.precision=bf16", "data.seq_length=32", "train.micro_batch_size=2"),
+        ]
+        done = run("plan", "configs/quickstart.yaml", *overrides, "--count", "--json")
+        (kind,) = json.loads(done.out)["kinds"]
+        config = complete_model(load_config("configs/quickstart.yaml", overrides), 512)
+        cost = layer_cost(config, config.blueprint.stacks[-1], replace(WAY, samples=2))
+        reckoned = cost.moved(2, 2, sequence_parallel=sequence_parallel)
+        assert kind["moved"] == pytest.approx(reckoned, rel=0.01)
+        assert kind["operators"]["messages"]["forward"] == 2 * (1 + sequence_parallel)
+
+
+def test_layers_of_one_kind_are_counted_once() -> None:
+    """The first layer of layernorm_scaling has no factor, that of mix_ln a norm after its sums."""
+    for scheme, layers in (("layernorm_scaling", [1, 5]), ("mix_ln", [1, 5]), ("deepnorm", [6])):
+        config = config_of(scheme=scheme)
+        kinds = layer_kinds(config, WAY)
+        assert sorted(len(kind.layers) for kind in kinds) == sorted(layers)
+        mean = sum(kind.counted.host("forward") * len(kind.layers) for kind in kinds) / 6
+        assert layer_cost(config, config.blueprint.stacks[-1], WAY).forward == pytest.approx(mean)
+
+
+def test_cpu_and_gpu_have_the_same_operators() -> None:
+    """Of real numbers on a CPU, and of none by what stands for a GPU's kernels."""
+    config = config_of(hidden_dropout=0.0)
+    place = config.placed_layers()[0]
+    real, imagined = (
+        [one.name.removesuffix("_for_cpu").replace("_for_cpu_", "_") for one in found.operators]
+        for found in (count_layer(config, place, replace(WAY, device=name)) for name in ("cpu", "meta"))
+    )
+    assert real == imagined
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["train.kernels=te"], "not with train.kernels=te: set train.kernels=local"),
+        (["--tokens", "1e9"], "--tokens has no effect with --count"),
+    ],
+)
+def test_what_cannot_be_counted_is_one_line(given: list[str], words: str) -> None:
+    done = run_here("plan", "configs/quickstart.yaml", "--count", *given)
+    assert (done.code, done.wrong) == (2, "")
+    assert words in done.err
