@@ -185,7 +185,7 @@ def test_a_stranger_trains_a_model_and_talks_to_it(wheel: Path, tmp_path: Path) 
         ),
         "fathom pretrain run.yaml name=two train.steps=2 parallel.processes=2 train.micro_batch_size=4",
         dry,
-        f"{python} -c 'import model; print(model.__file__)'",
+        f"cd / && {python} -c 'import model; print(model.__file__)'",
     ]
     env = {name: value for name, value in shell_environment().items() if name != "PYTHONPATH"}
     done = subprocess.run(
@@ -193,17 +193,13 @@ def test_a_stranger_trains_a_model_and_talks_to_it(wheel: Path, tmp_path: Path) 
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        env=env | {"PATH": f"{python.parent}{os.pathsep}{env['PATH']}", "PYTHONSAFEPATH": "1"},
+        env=env | {"PATH": f"{python.parent}{os.pathsep}{env['PATH']}"},
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert f"fathom {__version__}\n" in done.stdout
-    answer = done.stdout.rpartition("all steps are done")[0]
     # It knows the fables by heart.
     fables = (ROOT / "tools/runs/project/text/fables.jsonl").read_text(encoding="utf-8")
-    first = next(
-        line for line in answer.splitlines() if line.startswith(" ") and line.strip(" .")[:12] in fables
-    )
-    assert len(first) > 20
+    known = [line for line in done.stdout.splitlines() if line[:1] == " " and line[:20] in fables]
+    assert max(map(len, known), default=0) > 20, done.stdout[-3000:]
     assert "The job would run in" in done.stdout
     assert f"{packages}/model/__init__.py" in done.stdout
-    print(done.stdout, done.stderr)

@@ -53,6 +53,8 @@ def command(
     useless = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
     if isinstance(partner, Translations) and useless:
         raise UserError(f"{', '.join(useless)}: no effect on {model}, which translates: leave it out")
+    if sys.stdin is None:
+        raise UserError("standard input is closed, from which lines are read: open it, or use a pipe")
     typed = sys.stdin.isatty()
     if typed:
         typer.echo(f"{partner.hint}. {COMMANDS}.", err=True)
