@@ -20,7 +20,7 @@ from torch import Tensor
 
 from model.depth.folded import FoldedSublayer
 from model.errors import UserError
-from model.layers.compiled import COMPILERS, RECOMPILES
+from model.layers.compiled import COMPILERS, LAYER_KINDS
 from model.layers.layer import DepthLayer
 from model.layers.residual import ResidualJoin, join
 from model.layers.torch_parts import Norm, norm_by_parts
@@ -100,6 +100,8 @@ def _by_compiler() -> Joined:
             "train.kernels=local_joined needs a C++ compiler on a machine without GPUs: "
             "install g++ (apt-get install g++) or set train.kernels=local"
         )
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, LAYER_KINDS)
     return torch.compile(joined, fullgraph=True, dynamic=False)
 
 
@@ -221,10 +223,7 @@ def _before(
 
 
 def _share_numbers(followers: Sequence[Follower]) -> None:
-    """Puts numbers that differ from join to join into tensors: one compilation takes them all.
-
-    Raises ValueError where more than PyTorch compiles one function for are left.
-    """
+    """Puts numbers that differ from join to join into tensors: one compilation takes them all."""
     for field in ("branch_scale", "eps", "out_scale"):
         if len({getattr(one.numbers, field) for one in followers if one.norm is not None}) > 1:
             for one in followers:
@@ -232,19 +231,6 @@ def _share_numbers(followers: Sequence[Follower]) -> None:
                     field: torch.tensor(getattr(one.numbers, field), dtype=torch.float64)
                 }
                 one.numbers = one.numbers._replace(**changed)
-    numbers = ("residual_scale", "skip_scale", "branch_scale", "narrow")
-    kinds = {
-        (
-            one.norm is None,
-            *(
-                None if isinstance(value, Tensor) else value
-                for value in map(one.numbers.__getattribute__, numbers)
-            ),
-        )
-        for one in followers
-    }
-    if len(kinds) >= RECOMPILES:
-        raise ValueError(f"{len(kinds)} kinds of residual joins: each would be compiled by itself")
 
 
 def join_norms(chunks: Iterable[MegatronModule], by: str) -> int:
