@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 _sent = torch.ops._c10d_functional
 
@@ -38,24 +39,30 @@ def _scatter(x: Tensor, ranks: int, group: str) -> Tensor:
 
 
 class _Enter(torch.autograd.Function):
-    """x W^T of a weight whose rows are cut over ranks."""
+    """x W^T of a weight whose rows are cut over ranks.
+
+    whole: all of x, where x is a piece of it, else x itself. Its gradient is that of x.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, group: str, ranks: int, cut: bool) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.group, ctx.ranks, ctx.cut = group, ranks, cut
-        return F.linear(_sent.wait_tensor(_gather(x, ranks, group)) if cut else x, weight)
+    def forward(ctx: Any, x: Tensor, whole: Tensor, weight: Tensor, group: str, ranks: int) -> Tensor:
+        ctx.save_for_backward(whole, weight)
+        ctx.group, ctx.ranks, ctx.shape = group, ranks, x.shape
+        return F.linear(whole, weight)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        x, weight = ctx.saved_tensors
-        x, out = x.flatten(0, 1), gradients[0].flatten(0, 1)
-        # Kept as a piece and gathered again, as Megatron-core does: TP times less memory.
-        whole = _gather(x, ctx.ranks, ctx.group) if ctx.cut else x
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, None, None]:
+        whole, weight = ctx.saved_tensors
+        out, cut = gradients[0].flatten(0, 1), whole.shape != ctx.shape
         partial = out @ weight
-        total = _scatter(partial, ctx.ranks, ctx.group) if ctx.cut else _sum(partial, ctx.group)
-        of_weight = out.t() @ (_sent.wait_tensor(whole) if ctx.cut else whole)
-        return _sent.wait_tensor(total).view(ctx.saved_tensors[0].shape), of_weight, None, None, None
+        total = _scatter(partial, ctx.ranks, ctx.group) if cut else _sum(partial, ctx.group)
+        of_weight = out.t() @ whole.flatten(0, 1)
+        return _sent.wait_tensor(total).view(ctx.shape), None, of_weight, None, None
+
+
+def _whole(x: Tensor, ranks: int, group: str) -> Tensor:
+    whole: Tensor = _sent.wait_tensor(_gather(x, ranks, group))
+    return whole
 
 
 class _Leave(torch.autograd.Function):
@@ -92,7 +99,13 @@ def product_of_rows(x: Tensor, weight: Tensor, group: Any, *, cut: bool) -> Tens
 
     weight: [out / TP, in].
     """
-    product: Tensor = _Enter.apply(x, weight, group.group_name, group.size(), cut)  # type: ignore[no-untyped-call]
+    ranks, name = group.size(), group.group_name
+    whole = x.detach()
+    if cut:
+        # A piece is kept and gathered again, as in Megatron-core: TP times less memory. Gathered in
+        # `_Enter.backward` it would be so in the forward pass, where all of it is known, and kept.
+        whole = checkpoint(_whole, whole, ranks, name, use_reentrant=False)
+    product: Tensor = _Enter.apply(x, whole, weight, name, ranks)  # type: ignore[no-untyped-call]
     return product
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from model.layers.compiled import compile_layers
+from model.layers.regions import product_of_columns, product_of_rows
 from parallel.engine.engine import Engine
 from pretrain.config.schema import RunConfig
 from tests.distributed import Group, gather, launch
@@ -75,6 +76,43 @@ def ranks(cases: list[Case], backend: str) -> dict[str, tuple[Curve, Curve, int]
         engine, graphs = compiled(config, backend)
         found[case.name] = (eager, curve_of(engine, config), len(graphs))
     return found
+
+
+def exchanges() -> tuple[list[str], list[str]]:
+    """Runs inside two ranks: products and what is exchanged around them, forward and backward.
+
+    Of a norm and two products over a cut stream.
+    """
+    from functorch.compile import min_cut_rematerialization_partition
+    from torch._dynamo.backends.common import aot_autograd
+
+    group = torch.distributed.group.WORLD
+    found: list[list[str]] = []
+
+    def noting(module: torch.fx.GraphModule, inputs: Any) -> Any:
+        names = [str(node.target).split(".")[-2] for node in module.graph.nodes if "." in str(node.target)]
+        found.append([name for name in names if name == "mm" or "tensor" in name])
+        return module.forward
+
+    def passed(x_sbh: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+        inner = product_of_rows(torch.nn.functional.layer_norm(x_sbh, (8,)), up, group, cut=True)
+        return x_sbh + product_of_columns(inner.relu(), down, group, cut=True)
+
+    backend = aot_autograd(
+        fw_compiler=noting, bw_compiler=noting, partition_fn=min_cut_rematerialization_partition
+    )
+    parts = [torch.randn(shape, requires_grad=True) for shape in ((3, 2, 8), (16, 8), (8, 16))]
+    torch.compile(passed, backend=backend, fullgraph=True)(*parts).sum().backward()
+    forward, backward = found
+    return forward, backward
+
+
+def test_a_piece_is_kept_and_sent_while_a_product_runs() -> None:
+    forward, backward = launch(Group(2, exchanges))[0][0]
+    gather, scatter, wait = "all_gather_into_tensor", "reduce_scatter_tensor", "wait_tensor"
+    assert forward == [gather, wait, "mm", "mm", scatter, wait]
+    assert backward[:5] == [gather, wait, "mm", "mm", "mm"]  # of what comes back, and around the inner part
+    assert backward[5:] == [scatter, gather, wait, "mm", wait]
 
 
 def hold(cases: list[Case], backend: str) -> None:
