@@ -83,8 +83,8 @@ def exchanges() -> tuple[list[str], list[str]]:
 
     Of a norm and two products over a cut stream.
     """
-    from functorch.compile import min_cut_rematerialization_partition
     from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
 
     group = torch.distributed.group.WORLD
     found: list[list[str]] = []
