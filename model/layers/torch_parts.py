@@ -245,23 +245,27 @@ def rotary_table(angles: Tensor, dtype: torch.dtype, magnitude: float = 1.0) -> 
     """Cosines, then sines, of rotary angles [s, 1, 1, d], as one tensor [s, 1, 1, 2 d].
 
     Its format is that of the activations. magnitude: a factor on all of them.
+    The first half of the sines is negative, so that `rotate` need not negate anything.
     Made once a micro-batch: in every layer it would cost four launches and two tensors kept for
     backward.
     """
-    table = torch.cat((angles.cos(), angles.sin()), dim=-1)
+    sines = angles.sin()
+    half = sines.shape[-1] // 2
+    table = torch.cat((angles.cos(), -sines[..., :half], sines[..., half:]), dim=-1)
     return (table if magnitude == 1 else table * magnitude).to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding, rotate-half form (Su et al. 2021 as in Llama).
 
-    x: [s, b, heads, d]; cos, sin: [s, 1 or b, 1, d], or narrower where only the first entries turn.
+    x: [..., d]; cos, sin: of a `rotary_table`, broadcastable to x, or narrower where only the first
+    entries turn.
     """
     rest = x[..., cos.shape[-1] :]
     if rest.shape[-1]:
         x = x[..., : cos.shape[-1]]
     first, second = x.chunk(2, dim=-1)
-    turned = x * cos + torch.cat((-second, first), dim=-1) * sin
+    turned = x * cos + torch.cat((second, first), dim=-1) * sin
     return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
 
 

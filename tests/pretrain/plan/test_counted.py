@@ -80,6 +80,18 @@ def test_operators_of_every_scheme(scheme: str) -> None:
     assert found.kept - RANDOM_STATES == a.layer(norms_of(place.plan))
 
 
+ROTARY = {4: (18, 23, 6), 2: (19, 23, 6), 1: (18, 23, 6)}
+"""By key/value heads. Four operators forward turn queries, and four keys."""
+
+
+@pytest.mark.parametrize("groups", ROTARY)
+def test_operators_of_layers_that_turn_queries_and_keys(groups: int) -> None:
+    config = config_of(**LLAMA | {"num_query_groups": groups, "activation": "gelu"})
+    found = count_layer(config, config.placed_layers()[0], WAY)
+    host = found.host("forward"), found.host("backward"), found.host("accumulate")
+    assert host == ROTARY[groups]
+
+
 KEPT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "llama": (LLAMA, {}),
     "norms of queries and keys": ({**LLAMA, "attention": {"qk_norm": True}}, {}),
@@ -153,6 +165,8 @@ def test_a_layer_that_is_cut_over_ranks_moves_what_is_reckoned_from_a_whole_one(
     for sequence_parallel in (False, True):
         overrides = [
             *("model.hidden_size=64", "model.num_attention_heads=4", "model.num_layers=2"),
+            # Of the biases of cut products Megatron-core makes additions of their own.
+            "model.bias=false",
             *("parallel.tensor=2", f"parallel.sequence_parallel={str(sequence_parallel).lower()}"),
             *("train.precision=bf16", "data.seq_length=32", "train.micro_batch_size=2"),
         ]
@@ -161,7 +175,7 @@ def test_a_layer_that_is_cut_over_ranks_moves_what_is_reckoned_from_a_whole_one(
         config = complete_model(load_config("configs/quickstart.yaml", overrides), 512)
         cost = layer_cost(config, config.blueprint.stacks[-1], replace(WAY, samples=2))
         reckoned = cost.moved(2, 2, sequence_parallel=sequence_parallel)
-        assert kind["moved"] == pytest.approx(reckoned, rel=0.01)
+        assert kind["moved"] == pytest.approx(reckoned, rel=0.005)
         assert kind["operators"]["messages"]["forward"] == 2 * (1 + sequence_parallel)
 
 
