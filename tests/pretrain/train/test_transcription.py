@@ -167,12 +167,14 @@ def test_a_run_goes_on_bit_for_bit_and_writes_what_it_hears(folder: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_tones_are_learnt(folder: Path, tmp_path: Path) -> None:
-    config = config_of(folder, tmp_path, spec_augment={}, train={"steps": 200, "global_batch_size": 8})
+def test_tones_are_learnt(tmp_path: Path) -> None:
+    """Of six words a model that does not hear gets one in six right; 278 clips teach it more."""
+    write_speech(tmp_path, 400)
+    config = config_of(tmp_path, tmp_path, spec_augment={}, train={"steps": 300, "global_batch_size": 8})
     trained(config)
     told = evaluate_clips(open_trained(tmp_path / "small"), settings=Search(beam=1))
     assert told.written is not None
-    assert told.written.errors.words < 0.2
+    assert told.written.errors.words < 0.6
 
 
 @pytest.mark.parametrize(
