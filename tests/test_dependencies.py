@@ -82,7 +82,7 @@ def packages_of(module: str) -> set[str]:
     ("folders", "extras"),
     [
         (SHIPPED, ("te", "digits", "kernels", "speech", *TRACKERS)),
-        (("benchmarks", "tests"), ("te", "dev", "clients", *TRACKERS)),
+        (("benchmarks", "tests"), ("te", "dev", "kernels", "clients", *TRACKERS)),
     ],
     ids=["shipped", "benchmarks and tests"],
 )
