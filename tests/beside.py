@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import shutil
 import subprocess
@@ -12,7 +11,6 @@ import tempfile
 from pathlib import Path
 
 
-@functools.cache
 def beside(package: str, version: str, variable: str, seconds: int = 120) -> tuple[Path | None, str]:
     """(folder that holds a package, "") or (None, why there is none).
 

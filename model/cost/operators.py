@@ -78,7 +78,7 @@ KERNELS = {
     "_scaled_dot_product_flash_attention_backward": 3,
     "_scaled_dot_product_efficient_attention_backward": 2,
 }
-"""Kernels that an operator starts on a GPU, where that is not one (derived from PyTorch's sources).
+"""Kernels that an operator starts on a GPU, where that is not one (derived, not measured).
 
 Gradients of a norm's input, and of its gain and offset; fused attention sums its gradient over rows
 first and rounds the one of queries last.

@@ -243,8 +243,10 @@ def compare_runs(name: str, fields: dict[str, Any]) -> dict[str, float]:
         results.append((loss.detach(), {one.name: one.parameter.grad for one in named}))
     (loss, gradients), *others = results
     assert all(other.keys() == gradients.keys() for _, other in others)
+    # What is added to all keys alike changes nothing: its gradient is rounding, of any direction.
+    least = 1e-4 * max(float(gradient.norm()) for gradient in gradients.values())
     worst = max(
-        float((other[key] - gradient).norm() / gradient.norm())
+        float((other[key] - gradient).norm()) / max(float(gradient.norm()), least)
         for _, other in others
         for key, gradient in gradients.items()
     )
