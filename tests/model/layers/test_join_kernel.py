@@ -49,7 +49,7 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_results_and_gradients_are_the_reference_s(interpreted: dict[str, Any]) -> None:
     """Every set of terms, at odd sizes: fp64 is exact, others are but for rounding."""
-    # In bf16 a norm reads a stream that was rounded to 2^-8, and its result is rounded to that again.
+    # In bf16 a norm reads a stream that was rounded to 2^-8, and its result is rounded so again.
     limits = {"fp64": 2e-15, "fp32": 1e-6, "bf16": 3 * 2.0**-8}
     errors = interpreted["kernels"]
     assert len(errors) == 23
