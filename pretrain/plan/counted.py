@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
@@ -77,7 +78,7 @@ def count_layer(config: ModelConfig, place: PlacedLayer, way: Way) -> CountedLay
     """
     meta = way.device == "meta"
     draws = bool(config.hidden_dropout or config.attention_dropout or way.selective)
-    with pretended_ranks(way.tensor, draws=draws), warnings.catch_warnings():
+    with pretended_ranks(way.tensor, draws=draws), _own_linear(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Megatron-core's remarks on settings of a run
         layer = _build(config, place, way)
         parameters = list(layer.parameters())
@@ -93,6 +94,17 @@ def count_layer(config: ModelConfig, place: PlacedLayer, way: Way) -> CountedLay
             counting.phase = "backward"
             backward(out, torch.empty_like(out))
         return CountedLayer(tuple(counting.operators), kept.bytes, sum(map(torch.numel, parameters)))
+
+
+@contextlib.contextmanager
+def _own_linear() -> Iterator[None]:
+    """PyTorch's product with a bias. DeepSpeed's ZeRO-3 puts another in its place, for good."""
+    found = F.linear
+    F.linear = torch._C._nn.linear  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        F.linear = found  # type: ignore[assignment]
 
 
 def _build(config: ModelConfig, place: PlacedLayer, way: Way) -> nn.Module:

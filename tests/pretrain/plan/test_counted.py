@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch.nn.functional as F
+from deepspeed.runtime.zero.linear import zero3_linear_wrap
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import ModelConfig
@@ -78,6 +80,15 @@ def test_operators_of_every_scheme(scheme: str) -> None:
     assert host == OPERATORS[scheme]
     a = Activations(config, 1, SEQ, element=2, fused=True)
     assert found.kept - RANDOM_STATES == a.layer(norms_of(place.plan))
+
+
+def test_a_product_that_a_library_put_in_the_place_of_pytorchs_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As an engine of ZeRO-3 does in its process."""
+    monkeypatch.setattr(F, "linear", zero3_linear_wrap)
+    test_operators_of_every_scheme("pre_ln")
+    assert F.linear is zero3_linear_wrap
 
 
 ROTARY = {4: (18, 23, 6), 2: (19, 23, 6), 1: (18, 23, 6)}
