@@ -49,7 +49,7 @@ def command(
         "top_p": top_p,
         "seed": seed,
     }
-    partner = open_partner(model, sampling_of(**given))  # type: ignore[arg-type]
+    partner = open_partner(model, sampling_of(**given))
     useless = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
     if isinstance(partner, Translations) and useless:
         raise UserError(f"{', '.join(useless)}: no effect on {model}, which translates: leave it out")

@@ -32,7 +32,9 @@ def command(
     """Continue a text with a trained model, on one CPU process and in fp32."""
     from pretrain.trained.generate import open_writer
 
-    sampling = sampling_of(max_new_tokens, temperature, top_k, top_p, seed)
+    sampling = sampling_of(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+    )
     pieces = open_writer(model).text(prompt, sampling)
     if as_json:
         typer.echo(json.dumps({"prompt": prompt, "continuation": "".join(pieces)}, ensure_ascii=False))

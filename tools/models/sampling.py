@@ -33,21 +33,8 @@ TopP = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Seed of the sampling. Default: 0.", show_default=False)]
 
 
-def sampling_of(
-    max_new_tokens: int | None,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int | None,
-) -> Sampling:
-    """The settings that are given, and the defaults of the others."""
+def sampling_of(**given: float | None) -> Sampling:
+    """The settings that are given, by name, and the defaults of the others."""
     from pretrain.trained.generate import Sampling
 
-    given = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "seed": seed,
-    }
     return Sampling(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]

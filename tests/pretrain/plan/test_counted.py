@@ -18,16 +18,10 @@ from model.cost.held import norms_of
 from model.depth.schemes import SCHEMES
 from pretrain.config.load import complete_model, load_config
 from pretrain.plan.counted import Way, count_layer, layer_cost, layer_kinds
+from tests.model.cost.test_activations import LLAMA
 from tests.running import run, run_here
 
 SEQ, SOURCE, WIDTH = 32, 16, 64
-LLAMA = {
-    "position": "rotary",
-    "num_query_groups": 2,
-    "activation": "swiglu",
-    "normalization": "rmsnorm",
-    "bias": False,
-}
 WAY = Way(SEQ)
 RANDOM_STATES = 24
 """Bytes that the flash kernel keeps for its dropout."""
