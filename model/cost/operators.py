@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._library.custom_ops import custom_op
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -234,34 +235,39 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
     return dropped
 
 
+def _rms_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The result, and what the kernel keeps of each row."""
+    return torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)
+
+
+def _rms_backward(gradient: Tensor, x: Tensor, statistics: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(weight)
+
+
+def _on_meta(name: str, function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
+    """An operator of this name, which gives tensors without memory."""
+    operator = custom_op(f"fathom_meta::{name}", function, mutates_args=())
+    operator.register_fake(function)
+    return operator
+
+
+_FORWARD = _on_meta("_fused_rms_norm", _rms_forward)
+_BACKWARD = _on_meta("_fused_rms_norm_backward", _rms_backward)
+
+
 class _FusedRmsNorm(torch.autograd.Function):
     """PyTorch's kernel, which has no form on `meta`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         normed: Tensor
-        normed, statistics = torch.ops.fathom_meta._fused_rms_norm(x, weight, eps)
+        normed, statistics = _FORWARD(x, weight, eps)
         ctx.save_for_backward(x, statistics, weight)
         return normed
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return (*torch.ops.fathom_meta._fused_rms_norm_backward(gradient, *ctx.saved_tensors), None)
-
-
-LIBRARY: Any = torch.library.Library("fathom_meta", "DEF")  # type: ignore[no-untyped-call]
-LIBRARY.define("_fused_rms_norm(Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)")
-LIBRARY.define("_fused_rms_norm_backward(Tensor g, Tensor x, Tensor s, Tensor weight) -> (Tensor, Tensor)")
-LIBRARY.impl(
-    "_fused_rms_norm",
-    lambda x, weight, eps: (torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)),
-    "Meta",
-)
-LIBRARY.impl(
-    "_fused_rms_norm_backward",
-    lambda g, x, s, weight: (torch.empty_like(x), torch.empty_like(weight)),
-    "Meta",
-)
+        return (*_BACKWARD(gradient, *ctx.saved_tensors), None)
 
 
 def _rms_norm(
