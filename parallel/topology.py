@@ -143,12 +143,13 @@ def check_layout(config: ParallelConfig, model: ModelConfig, world: int) -> Layo
             f"= {degrees} does not divide {world} processes: "
             f"use parallel.processes={max(1, round(world / degrees)) * degrees} or smaller degrees"
         )
-    if config.overlap_grad_reduce and world == degrees and config.context == 1:
+    replicas = world // degrees * config.context
+    if config.overlap_grad_reduce and replicas == 1:
         raise UserError(
             "parallel.overlap_grad_reduce=true has no effect with one data-parallel rank: set it to null"
         )
     if config.grad_reduce != "fp32":
-        _check_narrow(config, world // degrees * config.context)
+        _check_narrow(config, replicas)
     if config.overlap_grad_reduce and config.zero == 3:
         raise UserError(
             "parallel.overlap_grad_reduce=true does not combine with parallel.zero=3, "

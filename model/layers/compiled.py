@@ -63,6 +63,7 @@ class Shared:
     kind: of what the chunk was called with.
     guarded: layers that were called under all guards in a forward pass, by kind.
     again: layers that were so in a backward pass, which computes them again, by kind of their own.
+    reached: the same, of all kinds together.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Shared:
         self.kind: Kind = ()
         self.guarded: defaultdict[Kind, set[int]] = defaultdict(set)
         self.again: defaultdict[Kind, set[int]] = defaultdict(set)
+        self.reached: set[int] = set()
         self.forward = False
         self.trusted = False
 
@@ -88,8 +90,9 @@ class Shared:
         """The forward pass in a backward pass, where no stack is called that could skip guards."""
         x_sbh, *beside = (*args, *kwargs.values())
         known = self.again[_kind(x_sbh, beside)]
-        trusted = layer.layer_number in known and len(set().union(*self.again.values())) == self.layers
+        trusted = layer.layer_number in known and len(self.reached) == self.layers
         known.add(layer.layer_number)
+        self.reached.add(layer.layer_number)
         with torch.compiler.set_stance(skip_guard_eval_unsafe=trusted):
             return self.function(layer, *args, **kwargs)
 

@@ -128,12 +128,14 @@ class Follower:
         scale: float = 1.0,
     ) -> None:
         self.norm, self.heard, self.scale = norm, heard, scale
-        self.narrow = None if norm is None or not narrow else norm.weight.dtype
         self.function: Joined = joined
         self.numbers = Numbers(part.residual_scale, part.branch_scale, part.skip_scale, dropout=part.dropout)
         if norm is not None:
             self.numbers = self.numbers._replace(
-                eps=norm.eps, out_scale=scale, centred=norm.bias is not None, narrow=self.narrow
+                eps=norm.eps,
+                out_scale=scale,
+                centred=norm.bias is not None,
+                narrow=norm.weight.dtype if narrow else None,
             )
         self.ready: tuple[Tensor, Tensor, bool] | None = None
         """A stream, that stream normed, and whether a gradient is recorded."""
@@ -168,7 +170,7 @@ class Follower:
         if ready is not None and ready[0] is x and ready[2] == torch.is_grad_enabled():
             return ready[1]
         assert self.norm is not None
-        normed = self.norm.apart(x if self.narrow is None else x.to(self.narrow))
+        normed = self.norm.apart(x if self.numbers.narrow is None else x.to(self.numbers.narrow))
         return normed if self.scale == 1.0 else normed * self.scale
 
 

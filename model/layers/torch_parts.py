@@ -209,7 +209,7 @@ class SdpaAttention(MegatronModule):
         q, k, v = (part.permute(1, 2, 0, 3) for part in (query, key, value))
         if copied:
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        # Compiled code has one stream, that in force (`model/layers/compiled.py`).
+        # Compiled code draws from the stream in force. Where ranks need two, a run is refused.
         if dropout and self.fork_rng and not torch.compiler.is_compiling():
             with tensor_parallel.get_cuda_rng_tracker().fork():
                 out_bhsd = self.attend(q, k, v, mask, dropout)

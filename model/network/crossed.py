@@ -39,6 +39,5 @@ def crossed_masks(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         target = torch.ones_like(batch["tokens"])
     in_encoder = source[:, :, None] != source[:, None, :]
     crossed = (target[:, :, None] != source[:, None, :]) & (target != 0)[:, :, None]
-    own = hidden_keys({"documents": target}, torch.arange(target.shape[1], device=target.device), causal=True)
-    assert own is not None
+    own = hidden_keys(target, torch.arange(target.shape[1], device=target.device), causal=True)
     return own, torch.cat((in_encoder, crossed), dim=1)[:, None]

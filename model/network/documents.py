@@ -1,27 +1,23 @@
 """Documents that share a row of tokens: who sees whom, and where each begins.
 
-A batch names them: documents [b, s], numbers that differ from one document to the next.
+A batch names them: documents [b, t], numbers that differ from one document to the next, of whole
+sequences, whatever part of them a rank has.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 
-def hidden_keys(batch: Mapping[str, Tensor], places: Tensor, *, causal: bool) -> Tensor | None:
-    """[b, 1, s, t], True where a token does not see another; None where the kind of mask says all.
+def hidden_keys(documents: Tensor, places: Tensor, *, causal: bool) -> Tensor:
+    """[b, 1, s, t], True where a token does not see another.
 
     A row always has a key that is not hidden: the token itself.
-    places: of the s tokens that ask, in sequences of t, all of which the batch names documents of.
+    documents: of whole sequences, [b, t]. places: in them, of the s tokens that ask.
     causal: what follows is hidden too, as attention takes no second mask beside this one.
     """
-    documents = batch.get("documents")
-    if documents is None:
-        return None
     hidden = documents[:, None, places, None] != documents[:, None, None, :]
     if causal:
         hidden |= torch.arange(documents.shape[1], device=hidden.device) > places[:, None]

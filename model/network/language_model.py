@@ -124,7 +124,7 @@ class LanguageModel(MegatronModule):
         self.adds = kernels == "local" or cap is not None
         self.window = WindowMask(config) if self.adds and config.window_size is not None else None
         self.causal = last.causal and not self.crossed
-        self.packs = kernels != "local" and cap is None and self.causal
+        self.packs = self.causal and not self.adds
         depth = model.stack_plan(last)
         self.decoder = self._block(model, layer_spec, norm if depth.final_norm else None)
         # Nothing but a norm undoes the units of the stream.
@@ -402,11 +402,12 @@ class LanguageModel(MegatronModule):
 
         PyTorch's kernels get it added to scores, Transformer Engine's True where hidden.
         """
-        if self.window is None and "documents" not in batch:
+        documents = None if self.packs else batch.get("documents")
+        if self.window is None and documents is None:
             return None
         tokens = batch["tokens"]
         places = self._places(tokens)
-        hidden = None if self.packs else hidden_keys(batch, places, causal=self.causal)
+        hidden = None if documents is None else hidden_keys(documents, places, causal=self.causal)
         if self.window is not None:
             hidden = self.window(hidden, places, tokens.shape[1] * self.ranks)
         return hidden if hidden is None or not self.adds else additive(hidden, self.config.params_dtype)

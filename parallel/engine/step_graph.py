@@ -10,7 +10,8 @@ That fits our passes because everything that outlives them has its place already
 micro-batches are copied into the same tensors,
 gradients are added into the flat buffers of `parallel.engine.gradients`,
 weights are views of DeepSpeed's flat groups.
-Reduction, clipping and the optimizer follow outside, a few kernels on whole buffers.
+Clipping and the optimizer follow outside, and so does the reduction that does not overlap with the
+last backward pass: a few kernels on whole buffers.
 """
 
 from __future__ import annotations

@@ -196,12 +196,14 @@ def numerics_for(
             "train.fp32_residual=true has no effect: train.precision=auto is fp32 on this machine; "
             "set train.fp32_residual=false or train.precision=bf16"
         )
-    use_te = kernels == "auto" and machine.te is not None and dtype == torch.bfloat16
-    parts: Kernels = "te" if use_te or kernels == "te" else "local"
-    if kernels == "te_joined":
-        parts = "te_apart"
+    auto: Kernels = "te" if machine.te is not None and dtype == torch.bfloat16 else "local"
+    parts = PARTS.get(kernels, auto)
     recipe = None if fp8.recipe == "none" else fp8.recipe
     return Numerics(dtype, parts, recipe, fp8.first_last_bf16, fp32_residual, joins)
+
+
+PARTS: dict[str, Kernels] = {"local": "local", "local_joined": "local", "te": "te", "te_joined": "te_apart"}
+"""What layers are made of, by `train.kernels`; `auto` depends on the machine."""
 
 
 def _joins(kernels: str, machine: Machine) -> str:

@@ -43,10 +43,6 @@ def _requirements() -> tuple[Sequence[str], Sequence[str]]:
     return [], []
 
 
-def _names(lines: Sequence[str]) -> set[str]:
-    return {canonicalize_name(requirement.name) for requirement in map(Requirement, lines)}
-
-
 @functools.cache
 def supported() -> dict[str, SpecifierSet]:
     """Range of releases by normalised package name, needed and optional packages alike.
@@ -59,10 +55,9 @@ def supported() -> dict[str, SpecifierSet]:
     }
 
 
-def optional() -> set[str]:
-    """Normalised names of the supported packages that training does not need."""
-    needed, extras = _requirements()
-    return _names(extras) - _names(needed)
+def needed() -> set[str]:
+    """Normalised names of the packages that training cannot do without."""
+    return {canonicalize_name(Requirement(line).name) for line in _requirements()[0]}
 
 
 def installed(package: str) -> str | None:

@@ -15,7 +15,7 @@ from typing import Literal
 from model.errors import UserError
 from parallel.hardware.gpus import peak_tflops
 from parallel.hardware.precision import RECIPES, this_machine
-from parallel.hardware.versions import in_range, installed, optional, supported
+from parallel.hardware.versions import in_range, installed, needed, supported
 from pretrain.rundir.environment import cpu, gpus
 
 State = Literal["ok", "note", "warning", "failure"]
@@ -59,7 +59,7 @@ def packages() -> Iterator[Check]:
     can be imported together.
     """
     present = []
-    for name in sorted(supported().keys() - optional()):
+    for name in sorted(needed()):
         version = installed(name)
         if version is None:
             yield Check(
