@@ -238,7 +238,9 @@ def balanced_split(model: ModelConfig, stages: int) -> tuple[int, ...]:
     as alike as can be; then the earlier ones have more, because the last one also has the head.
     Raises UserError for more stages than layers.
     """
-    costs = tuple(place.sublayers for place in model.placed_layers())
+    costs = tuple(
+        stack.sublayers for stack in model.blueprint.stacks for _ in range(model.of(stack).num_layers)
+    )
     if stages > len(costs):
         raise _too_many(stages, len(costs), _depth(model))
     return _split_evenly(costs, stages)

@@ -101,7 +101,6 @@ class Prediction:
     """Samples of a micro-batch."""
     micro_batches: int
     """Per step and rank."""
-    recompute: Recompute
     memory: Memory
     time: StepTime
     traffic: Traffic
@@ -117,7 +116,7 @@ class Prediction:
             **self.layout.summary(),
             "sp": int(self.layout.sequence_parallel),
             "micro": self.micro,
-            "recompute": self.recompute,
+            "recompute": self.parallel.recompute.granularity,
         }
 
 
@@ -171,7 +170,6 @@ def predict(
     layout = check_layout(parallel, work.config, world)
     count = layout.num_microbatches(work.batch, micro)
     layout.check_batches(work.seq_length, count, work.source_length)
-    recompute = parallel.recompute.granularity
     activations = work.activations(parallel, layout, micro)
     graph = _in_graph(work, parallel, layout)
     overlaps = parallel.overlap_grad_reduce or (parallel.overlap_grad_reduce is None and not graph)
@@ -204,7 +202,6 @@ def predict(
         layout,
         micro,
         count,
-        recompute,
         memory,
         time,
         sent,

@@ -147,9 +147,10 @@ class Meter:
 def _leaving(sample: Sample, layer: DepthLayer, places: Places) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> None:
         stream = streams.leaving(layer, output)
-        sample.variance = float(places.of(stream).detach().double().var()) * layer.plan.leaving**2
+        tokens = places.of(stream)
+        sample.variance = float(tokens.detach().double().var()) * layer.plan.leaving**2
         sample.correlation = places.correlation(stream)
-        sample.common = common_share(places.of(stream))
+        sample.common = common_share(tokens)
 
     return hook
 
@@ -281,19 +282,22 @@ def _passes(
         found.runs.append(meter.samples)
         found.losses.append(loss)
         found.entering.append(meter.embedding_variance)
-        found.coincidences.append(coincidences(model, given))
         found.places.append(places_of(model, given))
+        found.coincidences.append(coincidences(model, given, found.places[-1]))
         found.batch = len(given["labels"])
     return found
 
 
-def coincidences(model: ModelConfig, batch: Batch) -> list[float]:
-    """Token correlation of what each stack's words, or patches, are made of, in a micro-batch."""
+def coincidences(model: ModelConfig, batch: Batch, places: Sequence[Places]) -> list[float]:
+    """Token correlation of what each stack's words, or patches, are made of, in a micro-batch.
+
+    places: of each stack.
+    """
     if model.image is not None:
         found = patch_correlations(batch["images"].double().numpy())
         return [model.image.both_patches * found.get(model.image.patch, 0.0)]
-    *below, places = places_of(model, batch)
-    own = [places.coincidence(batch["tokens"])]
+    *below, last = places
+    own = [last.coincidence(batch["tokens"])]
     if model.speech is not None:
         return [model.speech.known_moments.correlation, *own]
     return [one.coincidence(batch["source"]) for one in below] + own

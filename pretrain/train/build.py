@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from model.config import ModelConfig
-from model.errors import UserError
 from model.layers.joined import join_norms
 from model.layers.transformer_config import transformer_config
 from model.network.language_model import LanguageModel
@@ -21,7 +20,6 @@ from parallel.engine.muon import Muon
 from parallel.hardware.precision import fallback, this_machine
 from parallel.optimizers import OptimizerName
 from parallel.topology import Topology
-from pretrain.config.conflicts import packed_and_cut
 from pretrain.config.schema import MOMENTUM, OptimizerConfig, RunConfig
 from pretrain.config.sections.factors import factors_of
 from pretrain.train.checks.feasibility import fit_machine
@@ -149,13 +147,10 @@ def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | 
     """The engine of a run. `config.model.vocab_size` must be set.
 
     log_p_v: as `build_chunks`.
-    Raises UserError for a precision that this machine does not have, and for documents that its
-    kernels cannot tell apart.
+    Raises UserError for a precision that this machine does not have.
     """
     train = config.train
     numerics = fit_machine(config, topology.layout)
-    if numerics.kernels != "local" and config.data.document_mask and topology.layout.context > 1:
-        raise UserError(packed_and_cut(topology.layout.context))
     notes = [fallback(train.kernels, numerics, this_machine())]
     if topology.layout.offload and not torch.cuda.is_available():
         notes.append(

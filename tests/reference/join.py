@@ -1,6 +1,6 @@
 """A residual join and the norm after it, written without any of the product's code, in float64.
 
-x' = r R + d * b (F + bias) + k x_layer, and n = s (x' - mean) / sqrt(var + eps) g + c, without mean
+x' = r R + b (F + bias) + k x_layer, and n = s (x' - mean) / sqrt(var + eps) g + c, without mean
 and c for RMSNorm.
 """
 
@@ -29,20 +29,11 @@ class Join:
     """On what the norm gives."""
     eps: float = 1e-5
     centred: bool = True
-    kept: Tensor | None = None
-    """What dropout multiplies each element of the branch by."""
-
-    def leaves(self) -> list[Tensor]:
-        """Those tensors that are there, each a leaf in float64."""
-        given = (self.residual, self.branch, self.bias, self.layer_input, self.gain, self.offset)
-        return [tensor for tensor in given if tensor is not None]
 
     def __call__(self) -> tuple[Tensor, Tensor | None]:
         """(x', n)"""
         added = self.branch if self.bias is None else self.branch + self.bias
         x = self.branch_scale * added
-        if self.kept is not None:
-            x = x * self.kept
         if self.residual is not None:
             x = x + self.residual_scale * self.residual
         if self.layer_input is not None:

@@ -67,7 +67,7 @@ def count(path: str, overrides: list[str]) -> Count:
             )
     precision = "fp32" if train.precision == "fp32" else "bf16"
     way = Way(
-        config.data.seq_length // parallel.context,
+        config.data.seq_length,
         config.data.source_length,
         train.micro_batch_size,
         element=4 if precision == "fp32" else 2,

@@ -106,7 +106,11 @@ class PairEncoder:
             elif any(blank):
                 side = self.job.sides[blank.index(True)]
                 result.one_side.append(Broken(record.file, record.line, f"{side!r} is empty"))
-            elif record.file not in held.files and self.job.source(record, found[0]) in held.sources:
+            elif (
+                held.sources
+                and record.file not in held.files
+                and self.job.source(record, found[0]) in held.sources
+            ):
                 result.held_out += 1
             else:
                 kept.append((record, *found))

@@ -10,6 +10,7 @@ import torch
 from model.errors import UserError
 from parallel.hardware.precision import Numerics, check_sizes, numerics_for, this_machine
 from parallel.topology import BATCH_KEY, Layout, check_layout
+from pretrain.config.conflicts import packed_and_cut
 from pretrain.config.load import complete_model
 from pretrain.config.schema import RunConfig
 
@@ -78,6 +79,8 @@ def fit_machine(config: RunConfig, layout: Layout) -> Numerics:
 
 def check_context(config: RunConfig, layout: Layout, numerics: Numerics) -> None:
     """Raises UserError for what Transformer Engine's attention over cut sequences cannot do."""
+    if config.data.document_mask:
+        raise UserError(packed_and_cut(layout.context))
     own = f"parallel.context={layout.context} with Transformer Engine's attention"
     if config.model.window is not None and config.model.attention.soft_cap is None:
         raise UserError(

@@ -13,6 +13,7 @@ from model.cost.flops import flops_per_token, forward_flops
 from model.layers.transformer_config import transformer_config
 from model.network.language_model import LanguageModel
 from parallel.launch.one_process import single_process
+from tests.model.cost.saved import saved_bytes
 
 SAMPLES = 3
 
@@ -55,18 +56,7 @@ def test_bytes_are_near_what_autograd_saves(pool: str) -> None:
     assert config.image is not None
     tokens = config.image.tokens
     model = LanguageModel(config, transformer_config(config, dtype=torch.float32), seq_length=tokens)
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    storages: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used twice
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            storages.setdefault(storage.data_ptr(), storage)
-        return tensor
-
     batch = {"images": torch.randn(SAMPLES, 3, 8, 8), "labels": torch.zeros(SAMPLES, 1, dtype=torch.int64)}
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(batch).mean()
-    saved = sum(storage.nbytes() for storage in storages.values())
+    saved = saved_bytes(model, lambda: model(batch).mean())
     counted = Activations(config, SAMPLES, tokens, targets=1 / tokens).whole()
     assert counted == pytest.approx(saved, rel=0.01)

@@ -206,23 +206,23 @@ def test_our_own_folder_comes_back_and_transcribes(tmp_path: Path) -> None:
         open_transcriber(tmp_path / "untold")
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_a_pipeline_writes_what_a_recording_says(own: bool, tmp_path: Path) -> None:
+def test_a_pipeline_writes_what_a_recording_says(tmp_path: Path) -> None:
     """Beam by beam and with a cache, what both classes write of the same weights."""
     from transformers import pipeline
 
     write_speech(tmp_path, 12, filters=FILTERS)
     more = {"vocab_size": 300, "vocab_multiple": 1}
     written = []
-    for architecture in ("speech_to_text", "fathom")[: 1 + own]:
+    for architecture in ("speech_to_text", "fathom"):
         folder = tmp_path / architecture
         exported(folder, "pre_ln", tmp_path / "words.model", architecture, **more)
+        own = architecture == "fathom"
         hears = pipeline("automatic-speech-recognition", model=str(folder), trust_remote_code=own)
         clip = {"raw": spoken(["red", "blue"]), "sampling_rate": 16000}
         settings = {"max_new_tokens": 5, "num_beams": 3}
         written.append(hears(clip, generate_kwargs=settings)["text"])
     assert len(written[0]) > 3
-    assert set(written) == {written[0]}
+    assert written[0] == written[1]
     settings = json.loads((tmp_path / "speech_to_text" / "config.json").read_text())
     assert settings["architectures"] == ["Speech2TextForConditionalGeneration"]
     assert settings["pad_token_id"] == 1

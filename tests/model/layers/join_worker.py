@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.cost.operators import Kept
 from model.depth.schemes import SCHEMES
 from model.layers import join_pass
 from model.layers.join_pass import join_norm
@@ -180,16 +181,11 @@ def dropped() -> dict[str, Any]:
         for joined in (False, True):
             if joined:
                 join_norms([model], "triton")
-            held: dict[int, int] = {}
-
-            def pack(x: Tensor, held: dict[int, int] = held) -> Tensor:
-                held[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-                return x
-
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            kept = Kept()
+            with kept:
                 loss, gradients = measured(model)
             found[f"{name} {'joined' if joined else 'apart'}"] = {
-                "bytes": sum(held.values()),
+                "bytes": kept.bytes,
                 "loss": float(loss),
                 "norm": float(sum(gradient.square().sum() for gradient in gradients.values())),
             }

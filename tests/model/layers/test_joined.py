@@ -19,7 +19,7 @@ from model.layers.layer import DepthLayer
 from model.layers.torch_parts import Norm
 from model.network.language_model import LanguageModel
 from parallel.launch.one_process import single_process
-from tests.model.layers.test_compiled import PAIRS, VOCAB_SIZE, WINDOWS, build, loss_and_gradients
+from tests.model.layers.test_compiled import PAIRS, VOCAB_SIZE, WINDOWS, build, counting, loss_and_gradients
 from tests.model.narrow import BF16, narrow, seen, tokens
 
 PLAIN = "plain"
@@ -183,12 +183,7 @@ def test_an_fp32_stream_is_handed_over_in_the_format_of_the_branch(scheme: str, 
 
 @pytest.mark.parametrize("scheme", list(SCHEMES))
 def test_compilations_do_not_grow_with_the_depth(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs: list[int] = []
-
-    def backend(module: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
-        graphs.append(len(module.graph.nodes))
-        return module.forward
-
+    graphs, backend = counting()
     compiled = torch.compile(joined, fullgraph=True, dynamic=False, backend=backend)
     monkeypatch.setitem(joining.MAKERS, "compile", lambda: compiled)
     model = build(scheme, layers=12).double()
