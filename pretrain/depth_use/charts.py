@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 DPI = 160
 SIZE = (13.0, 4.6)
+MOST_POINTS = 100
+"""Of a line of branches: single layers scatter more than their lines differ."""
 DASHED: Any = (0, (3, 1.5))
 
 
@@ -153,16 +156,22 @@ def _change_axis(axes: Axes, skips: Sequence[Skip]) -> None:
 
 
 def _branches(axes: Axes, uses: Sequence[DepthUse], depth: _Depth) -> None:
-    """Size of the branches over that of the stream."""
+    """Size of the branches over that of the stream, of many layers the median of neighbours."""
+    most = 1
     for index, use in enumerate(uses):
-        places = depth.of(use, [layer.layer for layer in use.measured.layers])
+        layers = use.measured.layers
+        step = math.ceil(len(layers) / MOST_POINTS)
+        most = max(most, step)
+        groups = [layers[first : first + step] for first in range(0, len(layers), step)]
+        places = depth.of(use, [(group[0].layer + group[-1].layer) / 2 for group in groups])
         for key, line in (("attention_ratio", DASHED), ("mlp_ratio", "-")):
-            values = [getattr(layer, key) for layer in use.measured.layers]
+            values = [median(getattr(layer, key) for layer in group) for group in groups]
             axes.plot(places, values, color=_colour(index), linestyle=line, linewidth=1.3)
     axes.set_yscale("log")
     log_ticks(axes)
     axes.set_ylabel("rms(branch) / rms(stream)")
-    _marks(axes, [("attention", {"linestyle": DASHED}), ("feed-forward", {})])
+    of = f", median of {most} layers" if most > 1 else ""
+    _marks(axes, [("attention", {"linestyle": DASHED}), (f"feed-forward{of}", {})])
 
 
 def _predictions(axes: Axes, uses: Sequence[DepthUse], depth: _Depth) -> None:

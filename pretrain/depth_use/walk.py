@@ -8,7 +8,7 @@ the units of the other place, so that the stream of the scheme's equation passes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,6 +28,10 @@ class Walk:
         self.layers: list[DepthLayer] = list(layers)
         self.units = [layer.plan.entering for layer in self.layers] + [self.layers[-1].plan.leaving]
         """Of the stream at every place."""
+        end = self.layers[-1]
+        closes = model.decoder.final_layernorm is None and end.plan.mlp.norm_out
+        self.closing: Callable[[Tensor], Tensor] | None = end.mlp_output_norm if closes else None
+        """The norm that ends the last layer, where the stack has none after it."""
 
     @property
     def last(self) -> int:
@@ -48,14 +52,22 @@ class Walk:
         return stream_sbh
 
     def skip(self, stream_sbh: Tensor, start: int, stop: int) -> Tensor:
-        """Takes the stream from place `start` to place `stop` past the layers between them."""
-        factor = self.units[start] / self.units[stop]
-        return stream_sbh if factor == 1.0 else stream_sbh * factor
+        """Takes the stream from place `start` to place `stop` past the layers between them.
+
+        A norm that closes the whole stack is no part of its last layer: the model's end needs it.
+        """
+        closing = self.closing if start < stop == self.last else None
+        unit = self.layers[-1].plan.mlp.joined if closing else self.units[stop]
+        factor = self.units[start] / unit
+        if factor != 1.0:
+            stream_sbh = stream_sbh * factor
+        return closing(stream_sbh) if closing else stream_sbh
 
     def log_probabilities(self, stream_sbh: Tensor, place: int) -> Tensor:
         """What the model's end makes of the stream at a place: [b, s, V], at least fp32, in nats.
 
-        Its end is the norm after the stack, if any, and the output projection.
+        Its end is the norm after the stack, or the one that ends the last layer, and the output
+        projection.
         """
         logits_bsv = self.model.leave(self.skip(stream_sbh, place, self.last))
         dtype = torch.promote_types(logits_bsv.dtype, torch.float32)

@@ -95,7 +95,8 @@ def measured(trained: Trained, batches: list[Batch]) -> Measured:
 class Without:
     """A model in fp64 some of whose layers are the identity, by the plain evaluation.
 
-    It computes the scheme's own equation, every stretch of layers from the start.
+    It computes the scheme's own equation, every stretch of layers from the start. Of a last layer
+    that ends the stack with a norm, that norm stays.
     """
 
     def __init__(self, trained: Trained) -> None:
@@ -111,7 +112,7 @@ class Without:
             replace(
                 self.whole.plan,
                 layers=tuple(
-                    Layer(NOTHING, NOTHING) if first <= number <= last else layer
+                    self.nothing(number) if first <= number <= last else layer
                     for number, layer in enumerate(layers, 1)
                 ),
             ),
@@ -119,6 +120,11 @@ class Without:
         found = [self.whole(tokens[:, :-1]).log_softmax(-1) for tokens, _ in batches]
         self.whole.plan = plan
         return found
+
+    def nothing(self, number: int) -> Layer:
+        """What stands for a layer that is left out."""
+        ends = number == LAYERS and not self.whole.plan.final_norm
+        return Layer(NOTHING, replace(NOTHING, norm_out=ends))
 
     def losses(self, batches: list[Batch], first: int, last: int) -> list[Tensor]:
         """Losses that count, of every window."""
@@ -214,14 +220,18 @@ def test_branches_that_are_warmed_up_count_with_their_share(
 
 
 class Identity(nn.Module):
-    """What stands in the model in place of a layer: the stream, in the units after it."""
+    """What stands in the model in place of a layer: the stream, in the units after it.
 
-    def __init__(self, factor: float) -> None:
+    Where the layer ends the stack with a norm, normed by it.
+    """
+
+    def __init__(self, layer: Any, *, ends: bool) -> None:
         super().__init__()
-        self.factor = factor
+        self.norm = layer.mlp_output_norm if ends else nn.Identity()
+        self.factor = layer.plan.entering / (layer.plan.mlp.joined if ends else layer.plan.leaving)
 
     def forward(self, hidden_states: Tensor, **unused: Any) -> tuple[Tensor, None]:
-        return hidden_states * self.factor, None
+        return self.norm(hidden_states * self.factor), None
 
 
 def test_a_walk_is_the_models_own_forward_pass_bit_by_bit(trained: Trained, batches: list[Batch]) -> None:
@@ -234,8 +244,9 @@ def test_a_walk_is_the_models_own_forward_pass_bit_by_bit(trained: Trained, batc
         for place in range(LAYERS):
             end = walk.run(walk.skip(stream, place, place + 1), place + 1, LAYERS, angles)
             found = -walk.log_probabilities(end, LAYERS).gather(2, labels[..., None]).squeeze(2)
-            plan, layer = walk.layers[place].plan, layers[place]
-            layers[place] = Identity(plan.entering / plan.leaving)
+            layer = layers[place]
+            ends = place == LAYERS - 1 and scorer.model.decoder.final_layernorm is None
+            layers[place] = Identity(layer, ends=ends)
             assert torch.equal(found, scorer.losses(tokens))
             layers[place] = layer
             stream = walk.run(stream, place, place + 1, angles)
