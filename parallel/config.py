@@ -136,3 +136,11 @@ class ParallelConfig(Strict):
         True,
         description="Check every node (GPUs, versions, run directory, clock, network) before the first step.",
     )
+
+    def reduces_early(self, *, graph: bool) -> bool:
+        """Whether gradients may leave while the last backward pass still runs.
+
+        graph: a CUDA graph launches the passes; gradients leave from one if it is asked for.
+        """
+        chosen = not graph if self.overlap_grad_reduce is None else self.overlap_grad_reduce
+        return chosen and self.zero < 3 and self.grad_reduce == "fp32"

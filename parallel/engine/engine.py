@@ -80,7 +80,7 @@ class EngineOptions:
     overlap: bool = True
     """Gradients are reduced during the last backward pass, in a graph as part of it.
 
-    Where there are data-parallel ranks, and not under ZeRO-3.
+    Where there are data-parallel ranks. Not under ZeRO-3, nor with `reduce_in_bf16`.
     """
     reduce_in_bf16: bool = False
     """Gradients go to other data-parallel ranks in bf16, after the backward passes.
@@ -171,8 +171,7 @@ class Engine:
         if isinstance(optimizer, Muon):
             optimizer.orthogonalizers = self._orthogonalizers()
         self.graph = StepGraph(self._fixed(), tracked_generators) if options.cuda_graph else None
-        overlapping = options.overlap and layout.replicas > 1 and not options.reduce_in_bf16
-        self.overlap = Overlap(self.buffers) if overlapping else None
+        self.overlap = Overlap(self.buffers) if options.overlap and layout.replicas > 1 else None
         self.checked = False
         for chunk in self.chunks:
             if not chunk.training:  # a new one is, and setting it walks all modules

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from model.config import ModelConfig
 from parallel.config import ParallelConfig
 from parallel.optimizers import OPTIMIZERS, OptimizerName
 from pretrain.config.sections.spans import span_counts
@@ -127,8 +128,8 @@ def check_compile(config: RunConfig) -> None:
 
     Raises ValueError, naming the first setting that it does not combine with.
     """
-    _without_context("train.compile", config)
-    _without_zero_3("train.compile", config)
+    _without_context("train.compile", config.parallel)
+    _without_zero_3("train.compile", config.parallel)
     if config.train.kernels == "local":
         check_streams(config)
 
@@ -175,23 +176,31 @@ def check_cuda_graph(config: RunConfig) -> None:
 
     Raises ValueError, naming the first setting that it does not combine with.
     """
-    _without_second_masks(config)
-    _without_context("train.cuda_graph", config)
+    check_graph(config.model, config.parallel, config.train.fp8.recipe)
     if 0 < config.log.signal_interval < SELDOM:
         raise ValueError(
             f"train.cuda_graph=true with log.signal_interval={config.log.signal_interval}: "
             "measured steps run without the graph and the next one captures again, "
             f"which costs more than it saves: set log.signal_interval={SELDOM} or more, or 0"
         )
-    _without_zero_3("train.cuda_graph", config)
 
 
-def _without_second_masks(config: RunConfig) -> None:
+def check_graph(model: ModelConfig, parallel: ParallelConfig, recipe: str) -> None:
+    """Raises ValueError for a layout whose passes no CUDA graph can launch.
+
+    recipe: `train.fp8.recipe`.
+    """
+    _without_second_masks(model, parallel, recipe)
+    _without_context("train.cuda_graph", parallel)
+    _without_zero_3("train.cuda_graph", parallel)
+
+
+def _without_second_masks(model: ModelConfig, parallel: ParallelConfig, recipe: str) -> None:
     """Raises ValueError for passes in a graph that would have to go back in a random stream.
 
     Recomputation draws the masks of a pass again. Streams of a graph only go on.
     """
-    model, granularity = config.model, config.parallel.recompute.granularity
+    granularity = parallel.recompute.granularity
     recomputed: dict[str, tuple[str, ...]] = {
         "none": (),
         "selective": ("attention_dropout",),
@@ -205,24 +214,24 @@ def _without_second_masks(config: RunConfig) -> None:
                 "for random streams of a graph do not go back: set granularity=none, "
                 f"or model.{name}=0"
             )
-    if granularity == "full" and config.train.fp8.recipe != "none":
+    if granularity == "full" and recipe != "none":
         raise ValueError(
             "train.cuda_graph=true with parallel.recompute.granularity=full and "
-            f"train.fp8.recipe={config.train.fp8.recipe}: Transformer Engine's recomputation has not been "
+            f"train.fp8.recipe={recipe}: Transformer Engine's recomputation has not been "
             "shown to run in a graph: set granularity=none"
         )
 
 
-def _without_context(option: str, config: RunConfig) -> None:
-    if config.parallel.context > 1:
+def _without_context(option: str, parallel: ParallelConfig) -> None:
+    if parallel.context > 1:
         raise ValueError(
-            f"{option}=true does not combine with parallel.context={config.parallel.context}, "
+            f"{option}=true does not combine with parallel.context={parallel.context}, "
             f"whose keys and values are exchanged inside the layers: set {option}=false"
         )
 
 
-def _without_zero_3(option: str, config: RunConfig) -> None:
-    if config.parallel.zero == 3:
+def _without_zero_3(option: str, parallel: ParallelConfig) -> None:
+    if parallel.zero == 3:
         raise ValueError(
             f"{option}=true does not combine with parallel.zero=3, "
             "which fetches weights in hooks of the layers: set parallel.zero=1"

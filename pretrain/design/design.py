@@ -216,7 +216,7 @@ def _habits(found: Design, steps: int) -> None:
 def _layout(found: Design, wish: Wish, config: RunConfig, device: Gpu) -> Prediction:
     """The fastest layout that fits. Raises UserError where none does."""
     work = work_of(config, complete_model(config, wish.vocab_size))
-    tried = possible(work, device, wish.gpus)
+    tried = possible(work, device, wish.gpus, config.parallel)
     best = rank(tried, most=1)
     if not best:
         reason = why_none(work, device, wish.gpus, tried)

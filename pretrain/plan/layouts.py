@@ -17,6 +17,7 @@ from parallel.config import ParallelConfig, RecomputeConfig
 from parallel.hardware.gpus import GIB, Gpu
 from parallel.optimizers import OptimizerName
 from parallel.topology import Layout, check_layout
+from pretrain.config.conflicts import check_graph
 from pretrain.config.schema import RunConfig
 from pretrain.plan.memory import Memory, peak_memory, stages
 from pretrain.plan.speed import StepTime, Traffic, bubble_share, step_time, traffic
@@ -148,16 +149,16 @@ def work_of(config: RunConfig, model: ModelConfig) -> Work:
     )
 
 
-def _in_graph(work: Work, parallel: ParallelConfig, layout: Layout) -> bool:
+def _in_graph(work: Work, parallel: ParallelConfig) -> bool:
     """Whether the host launches a step at once.
 
-    The ranked list has layouts that a graph does not combine with (pretrain/config/conflicts.py).
+    The ranked list has layouts that a graph does not combine with.
     """
-    if not work.graph or layout.context > 1 or layout.zero == 3:
+    try:
+        check_graph(work.config, parallel, work.precision if work.precision == "fp8" else "none")
+    except ValueError:
         return False
-    recompute, attention = parallel.recompute.granularity, work.config.attention_dropout
-    dropped = {"none": 0.0, "selective": attention, "full": max(attention, work.config.hidden_dropout)}
-    return dropped[recompute] == 0 and not (recompute == "full" and work.precision == "fp8")
+    return work.graph
 
 
 def predict(
@@ -171,9 +172,7 @@ def predict(
     count = layout.num_microbatches(work.batch, micro)
     layout.check_batches(work.seq_length, count, work.source_length)
     activations = work.activations(parallel, layout, micro)
-    graph = _in_graph(work, parallel, layout)
-    overlaps = parallel.overlap_grad_reduce or (parallel.overlap_grad_reduce is None and not graph)
-    early = overlaps and layout.zero < 3 and parallel.grad_reduce == "fp32"
+    graph = _in_graph(work, parallel)
     time = step_time(
         gpu,
         layout,
@@ -182,7 +181,7 @@ def predict(
         work.precision,
         overlap=overlap,
         graph=graph,
-        early=early,
+        early=parallel.reduces_early(graph=graph),
         narrow=parallel.grad_reduce == "bf16" and layout.replicas > 1,
         optimizer=work.optimizer,
     )
@@ -212,9 +211,10 @@ def predict(
     )
 
 
-def layouts(config: ModelConfig, world: int) -> Iterator[ParallelConfig]:
+def layouts(config: ModelConfig, world: int, asked: ParallelConfig) -> Iterator[ParallelConfig]:
     """Layouts worth trying over `world` GPUs, without context parallelism.
 
+    asked: the configured one; those with data-parallel ranks reduce gradients as it does.
     Tensor parallelism within a host and with sequence parallelism, pipelines whose stages have
     about as many sublayers; interleaved ones where all chunks have as many layers.
     """
@@ -223,6 +223,7 @@ def layouts(config: ModelConfig, world: int) -> Iterator[ParallelConfig]:
         for pipeline in range(1, min(layers, world // tensor) + 1):
             if world % (tensor * pipeline):
                 continue
+            alone = world == tensor * pipeline
             uneven = pipeline > 1 and (crossed or layers % pipeline > 0)
             for virtual in VIRTUAL if pipeline > 1 and layers % pipeline == 0 else (1,):
                 for granularity in RECOMPUTE:
@@ -233,14 +234,19 @@ def layouts(config: ModelConfig, world: int) -> Iterator[ParallelConfig]:
                         pipeline_split="auto" if uneven and virtual == 1 else None,
                         sequence_parallel=tensor > 1,
                         zero=1,
+                        overlap_grad_reduce=None if alone else asked.overlap_grad_reduce,
+                        grad_reduce="fp32" if alone else asked.grad_reduce,
                         recompute=RecomputeConfig(granularity=granularity),
                     )
 
 
-def possible(work: Work, gpu: Gpu, world: int) -> list[Prediction]:
-    """All layouts worth trying that divide model, batch and GPUs evenly, fitting or not."""
+def possible(work: Work, gpu: Gpu, world: int, asked: ParallelConfig) -> list[Prediction]:
+    """All layouts worth trying that divide model, batch and GPUs evenly, fitting or not.
+
+    asked: as in `layouts`.
+    """
     found = []
-    for parallel in layouts(work.config, world):
+    for parallel in layouts(work.config, world, asked):
         for micro in MICRO_BATCHES:
             with contextlib.suppress(UserError):
                 found.append(predict(work, gpu, parallel, world, micro))

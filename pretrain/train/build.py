@@ -137,12 +137,6 @@ def _adam_fields(config: OptimizerConfig) -> dict[str, Any]:
     return {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
 
 
-def _overlaps(config: RunConfig) -> bool:
-    """Whether gradients may leave in the last backward pass; from a graph if it is asked for."""
-    chosen = config.parallel.overlap_grad_reduce
-    return not config.train.cuda_graph if chosen is None else chosen
-
-
 def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | None = None) -> Engine:
     """The engine of a run. `config.model.vocab_size` must be set.
 
@@ -197,7 +191,7 @@ def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | 
             optimizer=config.optimizer.kind,
             factors=factors_of(config.optimizer.factors, config.model),
             cuda_graph=train.cuda_graph,
-            overlap=_overlaps(config),
+            overlap=config.parallel.reduces_early(graph=train.cuda_graph),
             reduce_in_bf16=config.parallel.grad_reduce == "bf16",
         ),
     )

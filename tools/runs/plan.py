@@ -153,7 +153,7 @@ def plan(
         own: Row | Impossible = _row(configured(config, work, device, world), budget, world, price)
     except UserError as error:
         own = {"impossible": str(error)}
-    tried = possible(work, device, world)
+    tried = possible(work, device, world, parallel)
     best = [_row(one, budget, world, price) for one in rank(tried, most=top)]
     return {
         "gpu": device.name,

@@ -115,7 +115,7 @@ def test_a_longer_source_costs_memory_time_and_messages() -> None:
 
 def test_ranked_pipelines_are_balanced() -> None:
     """By sublayers: of 6 + 10 layers, 42 sublayers, no stage of four has more than 12."""
-    found = rank(possible(work_of(), H100, 8), most=1000)
+    found = rank(possible(work_of(), H100, 8, ParallelConfig()), most=1000)
     assert all(one.memory.total + RESERVED <= H100.memory for one in found)
     cut = {(one.layout.pipeline, one.layout.pipeline_split) for one in found if one.layout.virtual == 1}
     assert cut == {(1, None), *((count, balanced_split(MODEL, count)) for count in (2, 4, 8))}

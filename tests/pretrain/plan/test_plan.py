@@ -156,7 +156,7 @@ def test_ranked_layouts_are_possible_and_fit() -> None:
         vocab_size=50257,
         max_position_embeddings=2048,
     )
-    found = rank(possible(Work(big, 2048, 512, "bf16"), H100, 64), most=100)
+    found = rank(possible(Work(big, 2048, 512, "bf16"), H100, 64, ParallelConfig()), most=100)
     assert len(found) > 10
     assert all(one.memory.total + RESERVED <= H100.memory for one in found)
     assert [one.time.total for one in found] == pytest.approx(
@@ -166,11 +166,18 @@ def test_ranked_layouts_are_possible_and_fit() -> None:
         one.layout.tensor * one.layout.pipeline > 1 for one in found
     )  # 1.4 TB of state do not fit in one GPU
     assert all(math.isfinite(one.mfu) and 0 < one.mfu < 0.76 for one in found)
-    alone = possible(Work(big, 2048, 512, "bf16"), H100, 1)
+    alone = possible(Work(big, 2048, 512, "bf16"), H100, 1, ParallelConfig())
     assert rank(alone) == []
     assert why_none(Work(big, 2048, 512, "bf16"), H100, 1, alone).startswith(
         "No layout fits: the smallest needs "
     )
+
+
+def test_ranked_layouts_reduce_gradients_as_configured() -> None:
+    """Those whose ranks all hold other weights have nothing to reduce."""
+    found = possible(Work(MODEL, 128, 64, "bf16"), H100, 8, ParallelConfig(grad_reduce="bf16"))
+    formats = {(one.parallel.grad_reduce, one.layout.replicas > 1) for one in found}
+    assert formats == {("bf16", True), ("fp32", False)}
 
 
 def test_why_no_layout_is_possible() -> None:
@@ -182,7 +189,7 @@ def test_why_no_layout_is_possible() -> None:
         ),
         (7 * 11, "no tensor x pipeline degrees for this model divide 77 GPUs"),
     ):
-        tried = possible(work, H100, world)
+        tried = possible(work, H100, world, ParallelConfig())
         assert rank(tried) == []
         assert re.search(words.replace("(", r"\(").replace(")", r"\)"), why_none(work, H100, world, tried))
 
