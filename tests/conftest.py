@@ -92,6 +92,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture(scope="session")
+def imported_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small GPT-2 of Hugging Face, and in `checkpoint` what `fathom import` makes of it."""
+    from pretrain.trained.folders.import_hf import import_checkpoint
+    from tests.tools.small_models import save_gpt2
+
+    folder = tmp_path_factory.mktemp("gpt2")
+    save_gpt2(folder, n_positions=32)
+    import_checkpoint(str(folder), folder / "checkpoint")
+    return folder
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Prints what tests have counted (`record_property("counts", TEXT)`), also under xdist."""
     lines = {

@@ -21,7 +21,7 @@ from pretrain.train.build import build_engine
 from tests.gpu.gpu_models import tokens
 from tests.gpu.test_gpu_numerics import needs
 from tests.gpu.test_gpu_training import BATCH, MICRO, RATE, run_config
-from tests.parallel.training import forward_step
+from tests.parallel.training import DROPOUT, forward_step
 
 STEPS = WARM_UP + 5
 BF16, FP8 = 2e-3, 2e-2
@@ -69,7 +69,6 @@ def test_graph_of_compiled_parts_equals_eager(kernels: str) -> None:
     check(BF16, scheme=scheme, precision="bf16", kernels=kernels, compile=True)
 
 
-DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
 AGAIN = {"recompute": {"granularity": "full"}}
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from model.depth.schemes import scheme_names
 from pretrain.config.schema import RunConfig
 from tests.distributed import Group, launch
@@ -356,11 +358,12 @@ class Row:
 
 
 def run_all(configs: list[RunConfig]) -> list[Curve | None]:
-    """Runs inside a rank: the training of each configuration."""
+    """Runs inside a rank: the training of each configuration; ranks but the first give None."""
     curves = []
     for config in configs:
         try:
-            curves.append(run(config, STEPS))
+            curve = run(config, STEPS)
+            curves.append(curve if torch.distributed.get_rank() == 0 else None)
         except Exception as error:
             raise RuntimeError(
                 f"the case with {config.parallel!r} {config.model.scheme} {config.train.precision} failed"

@@ -47,6 +47,7 @@ MODEL = given(
 )
 # The first of two equal pipeline stages, and the second of four, hold layers of both kinds.
 SEQ2SEQ = given(family="seq2seq", encoder_layers=3, num_layers=5)
+DROPOUT = given(hidden_dropout=0.1, attention_dropout=0.1)
 CLASSES = 11
 VIT = given(
     family="vit",
@@ -247,9 +248,13 @@ def whole_parameters(engine: Engine) -> tuple[dict[str, Tensor], list[str]]:
     return whole, unequal
 
 
-def run(config: RunConfig, steps: int) -> Curve | None:
-    """A training from the start, on all ranks; the curve comes from rank 0, others give None."""
-    engine = engine_of(config)
+def whole_curve(config: RunConfig, engine: Engine, steps: int) -> Curve:
+    """A training from the start with a new engine, and the parameters at its end."""
     curve = train(config, engine, 0, steps)
     curve.parameters, curve.unequal = whole_parameters(engine)
-    return curve if torch.distributed.get_rank() == 0 else None
+    return curve
+
+
+def run(config: RunConfig, steps: int) -> Curve:
+    """A training from the start, on all ranks."""
+    return whole_curve(config, engine_of(config), steps)

@@ -19,9 +19,8 @@ from pretrain.plan.memory import rank_memory, stages
 from pretrain.train.build import MAKERS
 from tests.distributed import Group, gather, launch
 from tests.parallel.checkpoint.states import bring, equal, keep, optimizer_of, state
-from tests.parallel.training import SEQ2SEQ, engine_of, given, run_config, train
+from tests.parallel.training import DROPOUT, SEQ2SEQ, engine_of, given, run_config, train
 
-DROPOUT = given(hidden_dropout=0.1, attention_dropout=0.1)
 SP, VP = given(tensor=2, sequence_parallel=True), given(pipeline=2, virtual_stages=2)
 BF16 = given(precision="bf16")
 ONE: dict[str, RunConfig] = {

@@ -14,10 +14,9 @@ from pretrain.config.schema import RunConfig
 from tests.distributed import Group, gather, launch
 from tests.parallel.checkpoint.test_resume import all_resumed
 from tests.parallel.layouts import FULL, LLAMA, PP, SELECTIVE, SP, TP, Case, check, compare
-from tests.parallel.training import SEQ2SEQ, Curve, engine_of, given, run_config, train, whole_parameters
+from tests.parallel.training import DROPOUT, SEQ2SEQ, Curve, engine_of, given, run, run_config, whole_curve
 
 STEPS = 4
-DROPOUT = given(hidden_dropout=0.1, attention_dropout=0.1)
 QUICK = [
     Case("TP2, subln, selective recompute", 2, TP | SELECTIVE, given(scheme="subln")),
     Case(
@@ -61,20 +60,14 @@ def compiled(config: RunConfig, backend: str) -> tuple[Engine, list[int]]:
     return engine, graphs
 
 
-def curve_of(engine: Engine, config: RunConfig) -> Curve:
-    curve = train(config, engine, 0, STEPS)
-    curve.parameters, curve.unequal = whole_parameters(engine)
-    return curve
-
-
 def ranks(cases: list[Case], backend: str) -> dict[str, tuple[Curve, Curve, int]]:
     """Runs inside two ranks: each case eager and compiled, and compilations."""
     found = {}
     for case in cases:
         config = case.config()
-        eager = curve_of(engine_of(config), config)
+        eager = run(config, STEPS)
         engine, graphs = compiled(config, backend)
-        found[case.name] = (eager, curve_of(engine, config), len(graphs))
+        found[case.name] = (eager, whole_curve(config, engine, STEPS), len(graphs))
     return found
 
 
@@ -149,7 +142,7 @@ def dropping(parallel: dict[str, Any], model: dict[str, Any]) -> tuple[Curve, by
 
     torch._dynamo.reset()
     config = run_config(model, parallel, COMPILE)
-    curve = curve_of(engine_of(config), config)
+    curve = run(config, STEPS)
     return curve, get_cuda_rng_tracker().get_states()["model-parallel-rng"].numpy().tobytes()
 
 
@@ -162,7 +155,7 @@ def dropping_ranks() -> dict[str, Any]:
         "again": [dropping(SP | how, DROPOUT)[0] for how in ({}, *AGAIN)],
         "hidden": dropping(TP, HIDDEN)[0],
         "resumed": all_resumed({"TP2 + SP": run_config(DROPOUT, SP, COMPILE)}),
-        "eager": curve_of(engine_of(run_config({}, SP)), run_config({}, SP)).losses,
+        "eager": run(run_config({}, SP), STEPS).losses,
         "compiled": dropping(SP, {})[0].losses,
     }
 

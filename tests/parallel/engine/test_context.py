@@ -16,14 +16,16 @@ from pretrain.train.steps import evaluation_step, own_tokens
 from tests.distributed import Group, launch, rebuild
 from tests.model.cost.saved import saved_bytes
 from tests.parallel.context_layouts import CAPPED
-from tests.parallel.engine.test_dropout import BOTH, FULL, SELECTIVE, curve, same, streams
+from tests.parallel.engine.test_dropout import FULL, SELECTIVE, STEPS, same, streams
 from tests.parallel.layouts import LLAMA, LOCAL
 from tests.parallel.training import (
+    DROPOUT,
     SEQ_LENGTH,
     VOCAB_SIZE,
     batches_of,
     engine_of,
     given,
+    run,
     run_config,
     train,
 )
@@ -106,16 +108,17 @@ def saved(model: dict[str, Any], recompute: dict[str, Any]) -> tuple[float, floa
 
 def two_ranks() -> dict[str, Any]:
     """Runs inside two ranks."""
-    config = run_config(BOTH, given(context=2))
-    first = curve(config)
+    config = run_config(DROPOUT, given(context=2))
+    first = run(config, STEPS)
     return {
         "exact": exact_of_all(2),
         "evaluated": evaluated(2),
         "saved": {name: saved(model, {}) for name, model in SAVED.items()},
         "saved again": {name: saved(LLAMA, how) for name, how in AGAIN.items()},
-        "repeated": same(first, curve(config)) and not first.unequal,
+        "repeated": same(first, run(config, STEPS)) and not first.unequal,
         "again": {
-            name: same(first, curve(run_config(BOTH, given(context=2) | how))) for name, how in AGAIN.items()
+            name: same(first, run(run_config(DROPOUT, given(context=2) | how), STEPS))
+            for name, how in AGAIN.items()
         },
         "streams": streams(given(context=2)),
     }

@@ -8,22 +8,21 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.config.schema import RunConfig
 from tests.distributed import Group, gather, launch
 from tests.parallel.training import (
+    DROPOUT,
     SEQ2SEQ,
     Curve,
     batches_of,
     engine_of,
     forward_step,
     given,
+    run,
     run_config,
     train,
-    whole_parameters,
 )
 
 STEPS = 2  # the second shows that the streams went on in the same way
-BOTH = given(hidden_dropout=0.1, attention_dropout=0.1)
 HIDDEN = given(hidden_dropout=0.1)
 TP, SP, PP = given(tensor=2), given(tensor=2, sequence_parallel=True), given(pipeline=2)
 LAYOUTS = {
@@ -40,13 +39,6 @@ SELECTIVE = {"recompute": given(granularity="selective")}
 RECOMPUTE = dict.fromkeys(LAYOUTS, (FULL,)) | {"TP2 + SP": (FULL, SELECTIVE)}
 # Encoder-decoders, of which two streams have to draw.
 CROSSED = {"TP2 + SP": FULL, "TP2": SELECTIVE, "PP2 interleaved": FULL, "DP2": SELECTIVE}
-
-
-def curve(config: RunConfig) -> Curve:
-    engine = engine_of(config)
-    one = train(config, engine, 0, STEPS)
-    one.parameters, one.unequal = whole_parameters(engine)
-    return one
 
 
 def same(ours: Curve, theirs: Curve) -> bool:
@@ -84,7 +76,7 @@ def streams(parallel: dict[str, Any]) -> list[tuple[bytes, bytes]]:
     """Each rank's default and model-parallel random state after a step."""
     from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
-    config = run_config(BOTH, parallel)
+    config = run_config(DROPOUT, parallel)
     train(config, engine_of(config), 0, 1)
     return gather(
         (
@@ -98,22 +90,22 @@ def two_ranks() -> dict[str, Any]:
     """Runs inside two ranks."""
     found: dict[str, Any] = {"repeatable": {}, "recompute": {}, "hidden": {}}
     for name, layout in LAYOUTS.items():
-        first = curve(run_config(BOTH, layout))
-        found["repeatable"][name] = same(first, curve(run_config(BOTH, layout))) and not first.unequal
+        first = run(run_config(DROPOUT, layout), STEPS)
+        found["repeatable"][name] = same(first, run(run_config(DROPOUT, layout), STEPS)) and not first.unequal
         found["recompute"][name] = [
-            same(first, curve(run_config(BOTH, layout | how))) for how in RECOMPUTE[name]
+            same(first, run(run_config(DROPOUT, layout | how), STEPS)) for how in RECOMPUTE[name]
         ]
     found["crossed"] = {}
     for name, how in CROSSED.items():
-        first = curve(run_config(SEQ2SEQ | BOTH, LAYOUTS[name]))
-        again = curve(run_config(SEQ2SEQ | BOTH, LAYOUTS[name] | how))
+        first = run(run_config(SEQ2SEQ | DROPOUT, LAYOUTS[name]), STEPS)
+        again = run(run_config(SEQ2SEQ | DROPOUT, LAYOUTS[name] | how), STEPS)
         found["crossed"][name] = same(first, again) and not first.unequal
-    found["crossed_hidden"] = curve(run_config(SEQ2SEQ | HIDDEN, TP)).losses
-    found["hidden"] = curve(run_config(HIDDEN, TP)).losses
-    found["other_seed"] = [curve(run_config(BOTH, TP, given(seed=seed))).losses for seed in (1, 2)]
-    found["tensor"] = losses_on_every_rank(TP, BOTH)
-    found["sequence"] = losses_on_every_rank(SP, BOTH)
-    found["data"] = losses_on_every_rank({}, BOTH)
+    found["crossed_hidden"] = run(run_config(SEQ2SEQ | HIDDEN, TP), STEPS).losses
+    found["hidden"] = run(run_config(HIDDEN, TP), STEPS).losses
+    found["other_seed"] = [run(run_config(DROPOUT, TP, given(seed=seed)), STEPS).losses for seed in (1, 2)]
+    found["tensor"] = losses_on_every_rank(TP, DROPOUT)
+    found["sequence"] = losses_on_every_rank(SP, DROPOUT)
+    found["data"] = losses_on_every_rank({}, DROPOUT)
     found["data_without"] = losses_on_every_rank({}, {})
     found["streams"] = {name: streams(layout) for name, layout in LAYOUTS.items()}
     return found
@@ -122,9 +114,9 @@ def two_ranks() -> dict[str, Any]:
 def one_rank() -> dict[str, Any]:
     """Runs inside one rank."""
     return {
-        "one_hidden": curve(run_config(HIDDEN)).losses,
-        "one_without": curve(run_config()).losses,
-        "crossed_one_hidden": curve(run_config(SEQ2SEQ | HIDDEN)).losses,
+        "one_hidden": run(run_config(HIDDEN), STEPS).losses,
+        "one_without": run(run_config(), STEPS).losses,
+        "crossed_one_hidden": run(run_config(SEQ2SEQ | HIDDEN), STEPS).losses,
     }
 
 

@@ -22,6 +22,7 @@ from pretrain.tasks.task import Batch
 from tests import distributed
 from tests.distributed import gather, launch, rebuild
 from tests.parallel.training import (
+    DROPOUT,
     batches_of,
     engine_of,
     forward_step,
@@ -35,7 +36,6 @@ from tests.rows import local_parameter
 SP = given(tensor=2, sequence_parallel=True)
 NORM = re.compile(r"(^embedding\.norm|_layernorm|(?<!\.input)_norm)\.(weight|bias)$|\.gpas\.gate$")
 ROW_BIAS = re.compile(r"(linear_proj|linear_fc2)\.bias$")
-DROPOUT = given(hidden_dropout=0.1, attention_dropout=0.1)
 
 
 def kinds(engine: Engine) -> dict[str, str]:

@@ -10,7 +10,7 @@ import torch
 from parallel.engine import gradients
 from parallel.engine.gradients import sum_of_bf16
 from tests.distributed import Group, gather, launch
-from tests.parallel.training import Curve, engine_of, given, run_config, train, whole_parameters
+from tests.parallel.training import Curve, given, run, run_config
 
 STEPS = 4
 SIZE = 100
@@ -37,9 +37,7 @@ def curves() -> tuple[list[bool], dict[str, Curve]]:
         config = run_config(
             {}, given(zero=2, grad_reduce=form, overlap_grad_reduce=False if form == "fp32" else None)
         )
-        engine = engine_of(config)
-        found[form] = train(config, engine, 0, STEPS)
-        found[form].parameters, found[form].unequal = whole_parameters(engine)
+        found[form] = run(config, STEPS)
     return gather(summed()), found
 
 

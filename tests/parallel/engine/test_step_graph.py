@@ -26,7 +26,7 @@ from pretrain.train.build import build_engine
 from pretrain.train.steps import evaluation_step, training_step
 from tests.distributed import Group, gather, launch, rebuild
 from tests.parallel.graph_emulator import Graph, emulated
-from tests.parallel.training import SEQ2SEQ, batches_of, forward_step, run_config, sample
+from tests.parallel.training import DROPOUT, SEQ2SEQ, batches_of, forward_step, run_config, sample
 
 STEPS, MICRO, ACCUMULATION = WARM_UP + 4, 2, 2
 
@@ -96,7 +96,6 @@ def test_steps_with_masks_and_weights_are_bit_identical(model: dict[str, Any], g
     assert graphs.replays == STEPS - WARM_UP
 
 
-DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
 HIDDEN = {"hidden_dropout": 0.1}
 FULL, SELECTIVE = {"granularity": "full"}, {"granularity": "selective"}
 Steps = tuple[list[tuple[float, float]], dict[str, Tensor]]

@@ -10,31 +10,23 @@ import pytest
 from model.errors import UserError
 from model.hf.reference import generate
 from pretrain.trained.chat import Conversation
-from pretrain.trained.folders.import_hf import import_checkpoint
 from pretrain.trained.generate import Sampling, Writer, generate_text, open_writer, stream
-from tests.tools.small_models import save_gpt2
 
 POSITIONS, NEW = 32, 8
 GREEDY = Sampling(NEW, temperature=0)
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("source")
-    save_gpt2(folder, n_positions=POSITIONS)
-    import_checkpoint(str(folder), folder / "checkpoint")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def writer(source: Path) -> Writer:
-    return open_writer(source / "checkpoint")
+def writer(imported_gpt2: Path) -> Writer:
+    return open_writer(imported_gpt2 / "checkpoint")
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(NEW, seed=3)])
-def test_the_first_answer_is_that_of_generate(source: Path, writer: Writer, sampling: Sampling) -> None:
+def test_the_first_answer_is_that_of_generate(
+    imported_gpt2: Path, writer: Writer, sampling: Sampling
+) -> None:
     alone = "".join(
-        generate_text(source / "checkpoint", "the norm", NEW, sampling.temperature, seed=sampling.seed)
+        generate_text(imported_gpt2 / "checkpoint", "the norm", NEW, sampling.temperature, seed=sampling.seed)
     )
     conversation = Conversation(writer, sampling)
     assert "".join(conversation.answer("the norm")) == alone

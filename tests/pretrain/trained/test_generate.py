@@ -16,9 +16,7 @@ import torch
 from model.errors import UserError
 from pretrain.data.tokens.tokenizer import Tokenizer
 from pretrain.data.tokens.train import train_tokenizer
-from pretrain.trained.folders.import_hf import import_checkpoint
 from pretrain.trained.generate import generate_text, stream
-from tests.tools.small_models import save_gpt2
 
 TEXT = "deep layers keep the signal\nthe norm of a residual stream\n"
 
@@ -97,12 +95,9 @@ def test_ids_that_the_tokenizer_does_not_know_have_no_text(tokenizers: dict[str,
     assert "".join(stream(tokenizer, [], iter([ids[0], 100_000, *ids[1:]]))) == "the norm"
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("source")
-    save_gpt2(folder, n_positions=32)
-    import_checkpoint(str(folder), folder / "checkpoint")
-    return folder / "checkpoint"
+@pytest.fixture
+def checkpoint(imported_gpt2: Path) -> Path:
+    return imported_gpt2 / "checkpoint"
 
 
 def test_the_default_fits_the_model(checkpoint: Path) -> None:

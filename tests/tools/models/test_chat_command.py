@@ -14,19 +14,9 @@ from typing import Any
 import pytest
 
 from model.hf import reference
-from pretrain.trained.folders.import_hf import import_checkpoint
-from tests.tools.small_models import save_gpt2
 from tools.cli import main
 
 GREEDY = ("--temperature", "0", "--max-new-tokens", "6")
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("source")
-    save_gpt2(folder, n_positions=32)
-    import_checkpoint(str(folder), folder / "checkpoint")
-    return folder
 
 
 def fathom(*arguments: str) -> int:
@@ -44,17 +34,19 @@ def piped(monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:
 
 
 @pytest.fixture
-def answer(source: Path, capsys: pytest.CaptureFixture[str]) -> str:
+def answer(imported_gpt2: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """To `the norm`, as generate has it."""
-    assert fathom("generate", str(source / "checkpoint"), "--prompt", "the norm", "--quiet", *GREEDY) == 0
+    assert (
+        fathom("generate", str(imported_gpt2 / "checkpoint"), "--prompt", "the norm", "--quiet", *GREEDY) == 0
+    )
     return capsys.readouterr().out
 
 
 def test_lines_of_a_pipe(
-    source: Path, answer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    imported_gpt2: Path, answer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Answers alone are printed; an export of the same weights answers alike."""
-    for model in (source / "checkpoint", source):
+    for model in (imported_gpt2 / "checkpoint", imported_gpt2):
         piped(monkeypatch, b"the norm\n/reset\nthe norm\r\n\n/quit\nnot read\n")
         assert fathom("chat", str(model), *GREEDY) == 0
         told = capsys.readouterr()
@@ -62,14 +54,14 @@ def test_lines_of_a_pipe(
         assert told.out.startswith(answer * 2)
         assert len(told.out) > 2 * len(answer), "the empty line goes on with the text"
     piped(monkeypatch, b"the norm\n\xff\n")
-    assert fathom("chat", str(source), *GREEDY) == 2
+    assert fathom("chat", str(imported_gpt2), *GREEDY) == 2
     told = capsys.readouterr()
     assert told.out == answer
     assert told.err.startswith("fathom: error: standard input, line 2: no valid UTF-8")
 
 
 def test_ctrl_c_stops_an_answer_and_no_more(
-    source: Path, answer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    imported_gpt2: Path, answer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen: list[int] = []
     pick = reference.pick
@@ -84,7 +76,7 @@ def test_ctrl_c_stops_an_answer_and_no_more(
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         piped(monkeypatch, b"the norm\n/reset\nthe norm\n")
-        assert fathom("chat", str(source / "checkpoint"), *GREEDY) == 0
+        assert fathom("chat", str(imported_gpt2 / "checkpoint"), *GREEDY) == 0
     finally:
         signal.signal(signal.SIGINT, before)
     first, second = capsys.readouterr().out.splitlines(keepends=True)
@@ -116,10 +108,10 @@ def _drained(master: int) -> None:
 
 
 def test_a_terminal_is_told_what_to_type_and_ctrl_d_leaves(
-    source: Path, answer: str, keys: int, capsys: pytest.CaptureFixture[str]
+    imported_gpt2: Path, answer: str, keys: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.write(keys, b"the norm\n/reset\nthe norm\n\x04")
-    assert fathom("chat", str(source / "checkpoint"), *GREEDY) == 0
+    assert fathom("chat", str(imported_gpt2 / "checkpoint"), *GREEDY) == 0
     told = capsys.readouterr()
     assert told.out == f"> {answer}> > {answer}> \n"
     assert "ctrl-D leaves" in told.err
