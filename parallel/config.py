@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -56,6 +56,18 @@ class RecomputeConfig(Strict):
                 "remove it or set parallel.recompute.granularity=full"
             )
         return self
+
+    def core_fields(self) -> dict[str, Any]:
+        """Megatron-core's fields for it."""
+        if self.granularity == "none":
+            return {}
+        if self.granularity == "selective":
+            return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+        return {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": self.num_layers,
+        }
 
 
 class OffloadConfig(Strict):

@@ -140,6 +140,21 @@ def share_numbers(layers: Sequence[DepthLayer]) -> None:
                 setattr(owner, name, torch.tensor(value, dtype=torch.float64))
 
 
+def check_compiler(option: str, without: str) -> None:
+    """Raises UserError on a CPU without a C++ compiler. without: what does not need one."""
+    if not torch.cuda.is_available() and not any(map(shutil.which, COMPILERS)):
+        raise UserError(
+            f"{option} needs a C++ compiler on a machine without GPUs: "
+            f"install g++ (apt-get install g++) or set {without}"
+        )
+
+
+def allow_kinds() -> None:
+    """Has one function compiled for as many kinds of layers as a model may have."""
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, LAYER_KINDS)
+
+
 def compile_layers(
     chunks: Iterable[MegatronModule], *, backend: str | Callable[..., object] = "inductor"
 ) -> int:
@@ -152,13 +167,9 @@ def compile_layers(
     """
     chunks = list(chunks)
     layers: list[DepthLayer] = [layer for chunk in chunks for layer in chunk.decoder.layers]
-    if backend == "inductor" and not torch.cuda.is_available() and not any(map(shutil.which, COMPILERS)):
-        raise UserError(
-            "train.compile=true needs a C++ compiler on a machine without GPUs: "
-            "install g++ (apt-get install g++) or set train.compile=false"
-        )
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, LAYER_KINDS)
+    if backend == "inductor":
+        check_compiler("train.compile=true", "train.compile=false")
+    allow_kinds()
     function = torch.compile(_forward, fullgraph=True, dynamic=False, backend=backend)
     share_numbers(layers)
     guards = os.environ.get("FATHOM_GUARDS") == "1"

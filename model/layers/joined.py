@@ -10,7 +10,6 @@ norm, both run apart.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.depth.folded import FoldedSublayer
-from model.errors import UserError
-from model.layers.compiled import COMPILERS, LAYER_KINDS
+from model.layers.compiled import allow_kinds, check_compiler
 from model.layers.layer import DepthLayer
 from model.layers.residual import ResidualJoin, join
 from model.layers.torch_parts import Norm, norm_by_parts
@@ -95,13 +93,8 @@ def _by_triton() -> Joined:
 
 
 def _by_compiler() -> Joined:
-    if not any(map(shutil.which, COMPILERS)):
-        raise UserError(
-            "train.kernels=local_joined needs a C++ compiler on a machine without GPUs: "
-            "install g++ (apt-get install g++) or set train.kernels=local"
-        )
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, LAYER_KINDS)
+    check_compiler("train.kernels=local_joined", "train.kernels=local")
+    allow_kinds()
     return torch.compile(joined, fullgraph=True, dynamic=False)
 
 

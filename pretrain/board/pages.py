@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from model.errors import UserError
 from parallel.launch import slurm_client
@@ -17,7 +18,6 @@ from parallel.launch.slurm_client import Queued
 from pretrain.cluster.status import RunStatus, check_root, find_runs, status_of
 from pretrain.cluster.status_cells import HEADINGS, RIGHT, cells
 from pretrain.report.page import template
-from pretrain.report.run import RunRecord
 from pretrain.report.run_charts import Chart
 from pretrain.report.run_report import read_run, render, sample_charts
 from pretrain.rundir.state import STATE_FILE, SUBMITTED_FILE, latest_step
@@ -32,18 +32,28 @@ MARKS = {
     "cancelled": "bad",
 }
 """Colour of a state's mark; others are open."""
-MOST_PAGES = 16
-"""Reports that are kept."""
+MOST_KEPT = 16
+"""Runs of which reports and drawings are kept."""
 Version = tuple[tuple[int, int], ...]
 """Time of the last change and size of each of a run's files, zeros where there is none."""
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A page as it was made of a run's files."""
+T = TypeVar("T")
 
-    version: Version
-    text: str
+
+class Latest(Generic[T]):
+    """What was made of the runs that were looked at last."""
+
+    def __init__(self) -> None:
+        self._made: dict[Path, tuple[Hashable, T]] = {}
+
+    def of(self, folder: Path, version: Hashable, make: Callable[[], T]) -> T:
+        """What was made of a run's files in this version, made now if that is new."""
+        known = self._made.pop(folder, None)
+        if known is None or known[0] != version:
+            known = version, make()
+        self._made = {folder: known, **dict(list(self._made.items())[: MOST_KEPT - 1])}
+        return known[1]
 
 
 @dataclass(frozen=True)
@@ -69,8 +79,8 @@ class Board:
         self._drawing = threading.Lock()
         self._folders: dict[str, Path] = {}
         self._ended: dict[Path, Ended] = {}
-        self._reports: dict[Path, Shown] = {}
-        self._drawn: dict[Path, tuple[int | None, list[Chart]]] = {}
+        self._reports = Latest[str]()
+        self._drawn = Latest[list[Chart]]()
 
     def statuses(self) -> list[RunStatus]:
         """All runs. Those that have ended are read again when a file of theirs has changed."""
@@ -103,22 +113,16 @@ class Board:
         """
         folder = self._folder(place)
         with self._drawing:
-            version, shown = version_of(folder), self._reports.pop(folder, None)
-            if shown is None or shown.version != version:
-                run = read_run(folder)
-                shown = Shown(version, render(run, self._samples(run)))
-            self._reports = {folder: shown, **dict(list(self._reports.items())[: MOST_PAGES - 1])}
-        follow = template("board_follow.html").render(interval=interval_s, version=word_of(shown.version))
-        return shown.text.replace("</body>", f"{follow}</body>")
+            version = version_of(folder)
+            text = self._reports.of(folder, version, lambda: self._report(folder))
+        follow = template("board_follow.html").render(interval=interval_s, version=word_of(version))
+        return text.replace("</body>", f"{follow}</body>")
 
-    def _samples(self, run: RunRecord) -> list[Chart]:
-        """What the newest checkpoint makes of samples, drawn once for each checkpoint."""
-        folder = run.folder
-        step, known = latest_step(folder), self._drawn.pop(folder, None)
-        if known is None or known[0] != step:
-            known = step, sample_charts(run)
-        self._drawn = {folder: known, **dict(list(self._drawn.items())[: MOST_PAGES - 1])}
-        return known[1]
+    def _report(self, folder: Path) -> str:
+        """What the newest checkpoint makes of samples is drawn once for each checkpoint."""
+        run = read_run(folder)
+        charts = self._drawn.of(folder, latest_step(folder), lambda: sample_charts(run))
+        return render(run, charts)
 
     def version(self, place: str) -> str:
         """A text that changes with the files of a run. Raises KeyError where no run is there."""

@@ -24,6 +24,7 @@ from model.cost.operators import Counting, GpuKernels, Kept, Operator, Phase, ba
 from model.depth.folded import FoldedSublayer
 from model.depth.placed import PlacedLayer
 from model.families.family import Stack
+from parallel.config import RecomputeConfig
 from parallel.launch.pretended import pretended_ranks
 
 BESIDE = ("products", "attention", "messages")
@@ -115,7 +116,6 @@ def _build(config: ModelConfig, place: PlacedLayer, way: Way) -> nn.Module:
     from model.layers.transformer_config import stack_config, transformer_config
 
     dtype = torch.bfloat16 if way.element == 2 else torch.float32
-    recompute: dict[str, Any] = {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
     core = transformer_config(
         config,
         dtype=dtype,
@@ -123,7 +123,7 @@ def _build(config: ModelConfig, place: PlacedLayer, way: Way) -> nn.Module:
         tensor_model_parallel_size=way.tensor,
         sequence_parallel=way.sequence_parallel,
         fp32_residual_connection=way.fp32_stream,
-        **(recompute if way.selective else {}),
+        **RecomputeConfig(granularity="selective" if way.selective else "none").core_fields(),
     )
     spec = local_layer_spec(
         place.folded,

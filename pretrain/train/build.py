@@ -80,20 +80,6 @@ def build_chunks(
     return chunks
 
 
-def recompute_fields(config: RunConfig) -> dict[str, Any]:
-    """Megatron-core's fields for activation recomputation."""
-    recompute = config.parallel.recompute
-    if recompute.granularity == "none":
-        return {}
-    if recompute.granularity == "selective":
-        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
-    return {
-        "recompute_granularity": "full",
-        "recompute_method": "uniform",
-        "recompute_num_layers": recompute.num_layers,
-    }
-
-
 def adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
     """AdamW over the engine's groups; only those marked `decay` decay."""
     return torch.optim.AdamW(_settings(config, groups), **_adam_fields(config))
@@ -166,7 +152,7 @@ def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | 
         # Otherwise the host waits for the device after messages between stages, which no capture
         # allows. Megatron-core does so for versions of PyTorch long before ours.
         batch_p2p_sync=not train.cuda_graph,
-        **recompute_fields(config),
+        **config.parallel.recompute.core_fields(),
         **numerics.core_fields(),
     )
     for chunk in chunks:

@@ -50,7 +50,7 @@ class Conversation:
                 f"the model has {writer.positions} positions, of which one is for what it goes on from"
             )
         self.reset()
-        writer.go_on(self._context(), self._chosen())
+        writer.go_on(self._context(""), self._chosen())
 
     def reset(self) -> None:
         """As `Partner`."""
@@ -62,11 +62,9 @@ class Conversation:
 
     def answer(self, line: str) -> Iterator[str]:
         """As `Partner`. What was said of an answer that is broken off stays in the text."""
-        if line:
-            joined = f"{self.text}\n{line}" if self.text else line
-            self.writer.ids(joined)  # for its error: a line that is no text changes nothing
-            self.text = joined
-        ids = self._context()
+        text = "\n".join(filter(None, (self.text, line)))
+        ids = self._context(text)  # a line that is no text changes nothing
+        self.text = text
         said: list[int] = []
 
         def new() -> Iterator[int]:
@@ -86,8 +84,8 @@ class Conversation:
         seed = (self.sampling.seed + self.answers) % (1 << 63) if self.answers else self.sampling.seed
         return replace(self.sampling, max_new_tokens=self.new_tokens, seed=seed)
 
-    def _context(self) -> list[int]:
-        ids = self.writer.ids(self.text) if self.text or not self.ended else []
+    def _context(self, text: str) -> list[int]:
+        ids = self.writer.ids(text) if text or not self.ended else []
         return [*self.ended, *ids][-(self.writer.positions - self.new_tokens) :]
 
 

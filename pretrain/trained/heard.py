@@ -9,7 +9,7 @@ import numpy as np
 from model.errors import UserError
 from model.records import Record, as_record
 from parallel.checkpoint.folders import MANIFEST
-from pretrain.data.speech.filterbanks import LEAST_STD, loaded, log_mel, own_scale, stored
+from pretrain.data.speech.filterbanks import Scale, loaded, log_mel, stored
 from pretrain.trained.open import Trained
 
 
@@ -28,10 +28,7 @@ class Heard(Record):
         Raises ValueError for a recording that is shorter than a frame.
         """
         values = loaded(stored(log_mel(samples, self.filters)))
-        if self.normalise == "utterance":
-            return own_scale(values)
-        std = np.maximum(np.array(self.std, dtype=np.float32), LEAST_STD)
-        return np.asarray((values - np.array(self.mean, dtype=np.float32)) / std)
+        return Scale(self.normalise, self.mean, self.std)(values)
 
 
 def speech_facts(trained: Trained) -> Heard:

@@ -89,9 +89,8 @@ def neox_fields(content: Mapping[str, object], kind: str, source: str) -> tuple[
             ),
         ],
     )
-    given = {**(data.rope_scaling or {}), **(data.rope_parameters or {})}
     share = data.rotary_pct if data.rotary_pct is not None else 0.25
-    given.setdefault("partial_rotary_factor", share)
+    rope = {"partial_rotary_factor": share, **data.rope}
     longest = data.max_position_embeddings
     return {
         "scheme": "pre_ln",
@@ -105,7 +104,7 @@ def neox_fields(content: Mapping[str, object], kind: str, source: str) -> tuple[
         "norm_epsilon": data.layer_norm_eps,
         "activation": activation(kind, data.hidden_act, UNGATED_ACTIVATIONS),
         "position": "rotary",
-        **read_rope(given, data.rotary_emb_base, longest, kind, source),
+        **read_rope(rope, data.rotary_emb_base, longest, kind, source),
         "tie_embeddings": data.tie_word_embeddings,
         "hidden_dropout": data.hidden_dropout,
         "attention_dropout": data.attention_dropout,

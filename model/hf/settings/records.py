@@ -47,7 +47,19 @@ class GPT2File(Record):
     tie_word_embeddings: bool = True
 
 
-class LlamaFile(Record):
+class RotaryFile(Record):
+    """Where decoders say what their rotary embedding is."""
+
+    rope_scaling: dict[str, object] | None = None
+    rope_parameters: dict[str, object] | None = None
+
+    @property
+    def rope(self) -> dict[str, object]:
+        """The newer field over the older one."""
+        return {**(self.rope_scaling or {}), **(self.rope_parameters or {})}
+
+
+class LlamaFile(RotaryFile):
     """Fields and defaults of transformers' LlamaConfig, and the one that only Mistral has."""
 
     vocab_size: Rows = 32000
@@ -61,19 +73,12 @@ class LlamaFile(Record):
     max_position_embeddings: Rows = 2048
     rms_norm_eps: Epsilon = 1e-6
     rope_theta: Base | None = None
-    rope_scaling: dict[str, object] | None = None
-    rope_parameters: dict[str, object] | None = None
     partial_rotary_factor: float | None = None
     attention_bias: bool = False
     mlp_bias: bool = False
     attention_dropout: Dropout | None = None
     tie_word_embeddings: bool = False
     sliding_window: int | None = None
-
-    @property
-    def rope(self) -> dict[str, object]:
-        """What is said of the rotary embedding, the newer field over the older one."""
-        return {**(self.rope_scaling or {}), **(self.rope_parameters or {})}
 
 
 class MistralFile(LlamaFile):
@@ -160,7 +165,7 @@ class Gemma3File(Gemma2File):
     rope_local_base_freq: Base = 10000.0
 
 
-class GPTNeoXFile(Record):
+class GPTNeoXFile(RotaryFile):
     """Fields and defaults of transformers' GPTNeoXConfig, and what older ones were called."""
 
     vocab_size: Rows = 50432
@@ -171,8 +176,6 @@ class GPTNeoXFile(Record):
     hidden_act: str = "gelu"
     rotary_pct: float | None = None
     rotary_emb_base: Base | None = None
-    rope_scaling: dict[str, object] | None = None
-    rope_parameters: dict[str, object] | None = None
     attention_dropout: Dropout = 0.0
     hidden_dropout: Dropout = 0.0
     max_position_embeddings: Rows = 2048

@@ -67,7 +67,7 @@ class ImageOutput(DatasetOutput):
     def __init__(self, folder: Path, classes: Classes, shape: tuple[int, int, int], strict: bool) -> None:
         super().__init__(folder, classes, strict)
         self.shape = shape
-        self.sums = PixelSums(shape)
+        self.sums = PixelSums(shape[0])
 
     def _occurrences(self, part: EncodedSplit) -> np.ndarray:
         stored = np.frombuffer(part.tokens, dtype=np.uint8).reshape(len(part.lengths), -1)

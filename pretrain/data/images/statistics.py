@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pretrain.data.sums import Sums
+
 MEASURED = 256
 """Images of which correlations are measured, spread over the training split."""
 LARGEST_PATCH = 64
@@ -13,17 +15,12 @@ SMALLEST_STD = 1e-3
 """Of pixels in 0 .. 1, by which those of a blank channel are divided."""
 
 
-class PixelSums:
-    """Sums of pixels by channel, from batches of encoded images."""
-
-    def __init__(self, shape: tuple[int, int, int]) -> None:
-        self.shape = shape
-        self.sums, self.squares = np.zeros(shape[0]), np.zeros(shape[0])
-        self.count = 0
+class PixelSums(Sums):
+    """Of pixels in 0 .. 1 by channel, from batches of encoded images."""
 
     def add(self, pixels: np.ndarray) -> None:
         """pixels: [n, c, h, w] uint8."""
-        channels = pixels.transpose(1, 0, 2, 3).reshape(self.shape[0], -1)
+        channels = pixels.transpose(1, 0, 2, 3).reshape(len(self.sums), -1)
         counts = np.stack([np.bincount(channel, minlength=256) for channel in channels]).astype(np.float64)
         levels = np.arange(256) / 255
         self.sums += counts @ levels
@@ -31,15 +28,9 @@ class PixelSums:
         self.count += channels.shape[1]
 
     @property
-    def mean(self) -> tuple[float, ...]:
-        """Of each channel, of pixels in 0 .. 1."""
-        return tuple(float(value) for value in self.sums / self.count)
-
-    @property
     def std(self) -> tuple[float, ...]:
         """Of each channel."""
-        variance = self.squares / self.count - (self.sums / self.count) ** 2
-        return tuple(max(float(value) ** 0.5, SMALLEST_STD) for value in variance.clip(0))
+        return tuple(max(value, SMALLEST_STD) for value in super().std)
 
 
 def patch_correlations(images: np.ndarray) -> dict[int, float]:

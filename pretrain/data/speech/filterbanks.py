@@ -8,6 +8,7 @@ the same numbers as `Speech2TextFeatureExtractor` of transformers).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -89,6 +90,20 @@ def stored(values: NDArray[np.floating]) -> NDArray[np.uint16]:
 def loaded(steps: NDArray[np.uint16]) -> NDArray[np.float32]:
     """What `stored` was given."""
     return np.asarray(steps * np.float32(STEP) - np.float32(OFFSET), dtype=np.float32)
+
+
+class Scale:
+    """Gives frames mean 0 and variance 1."""
+
+    def __init__(self, normalise: str, mean: Sequence[float], std: Sequence[float]) -> None:
+        """normalise: utterance, by the frames themselves; global, by these of each filter."""
+        self.own = normalise == "utterance"
+        self.mean = np.array(mean, dtype=np.float32)
+        self.std = np.maximum(np.array(std, dtype=np.float32), LEAST_STD)
+
+    def __call__(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[frames, filters], a new array."""
+        return own_scale(frames) if self.own else np.asarray((frames - self.mean) / self.std)
 
 
 def own_scale(values: NDArray[np.floating]) -> NDArray[np.float32]:

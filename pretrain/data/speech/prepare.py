@@ -36,7 +36,7 @@ from pretrain.data.reading.pairs import PairFile
 from pretrain.data.reading.raw_record import Record
 from pretrain.data.speech.audio import check_installed
 from pretrain.data.speech.encode import SpeechJob
-from pretrain.data.speech.filterbanks import LEAST_STD, loaded, own_scale
+from pretrain.data.speech.filterbanks import Scale, loaded
 from pretrain.data.speech.statistics import MEASURED_CLIPS, MEASURED_FRAMES, FrameSums, frame_moments
 from pretrain.data.tokens.encode import EncodedBatch
 from pretrain.data.tokens.tokenizer import Tokenizer
@@ -88,13 +88,8 @@ class SpeechOutput(PairOutput):
         values = np.memmap(self.folder / "train_source.bin", mode="r", dtype=np.uint16)
         places = np.unique(np.linspace(0, len(lengths) - 1, MEASURED_CLIPS).astype(int))
         clips = [values[ends[at] - lengths[at] : ends[at]].reshape(-1, self.filters) for at in places]
-        return frame_moments([self._scaled(loaded(clip))[:MEASURED_FRAMES] for clip in clips])
-
-    def _scaled(self, frames: np.ndarray) -> np.ndarray:
-        if self.normalise == "utterance":
-            return own_scale(frames)
-        std = np.maximum(np.array(self.sums.std), LEAST_STD)
-        return ((frames - np.array(self.sums.mean)) / std).astype(np.float32)
+        scale = Scale(self.normalise, self.sums.mean, self.sums.std)
+        return frame_moments([scale(loaded(clip))[:MEASURED_FRAMES] for clip in clips])
 
 
 def _sized(files: list[PairFile], options: SpeechOptions) -> Iterator[tuple[Record, int]]:

@@ -19,20 +19,7 @@ from pretrain.data.index_cache import cache_folder
 from pretrain.data.manifest import Manifest, SpeechFacts
 from pretrain.data.pairs.samples import PairBlend, PairReader, row_of
 from pretrain.data.speech.augment import hide
-from pretrain.data.speech.filterbanks import LEAST_STD, loaded, own_scale
-
-
-class Scale:
-    """Gives frames mean 0 and variance 1, as a data set says."""
-
-    def __init__(self, facts: SpeechFacts) -> None:
-        self.own = facts.normalise == "utterance"
-        self.mean = np.array(facts.mean, dtype=np.float32)
-        self.std = np.maximum(np.array(facts.std, dtype=np.float32), LEAST_STD)
-
-    def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """[f, m] in fp32, a new array."""
-        return own_scale(frames) if self.own else np.asarray((frames - self.mean) / self.std)
+from pretrain.data.speech.filterbanks import Scale, loaded
 
 
 class ClipReader(PairReader):
@@ -47,7 +34,8 @@ class ClipReader(PairReader):
         super().__init__(*given)  # type: ignore[arg-type]
         facts = self.manifest.speech
         assert facts is not None
-        self.filters, self.scale = facts.filters, Scale(facts)
+        self.filters = facts.filters
+        self.scale = Scale(facts.normalise, facts.mean, facts.std)
 
     @staticmethod
     def facts_of(manifest: Manifest) -> SpeechFacts | None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from model.speech import KERNEL, NO_DATA, FrameMoments, tokens_of
 from pretrain.data.speech.filterbanks import Array
+from pretrain.data.sums import Sums
 
 MEASURED_CLIPS, MEASURED_FRAMES = 128, 800
 """Clips of which moments are measured, spread over the training split, and frames of each."""
@@ -24,29 +25,14 @@ CLOSE = math.pi / 8
 """Variance of the normal variable whose distribution is next to the sigmoid."""
 
 
-class FrameSums:
-    """Sums over the frames of a training split, of each filter."""
-
-    def __init__(self, filters: int) -> None:
-        self.sums, self.squares = np.zeros(filters), np.zeros(filters)
-        self.count = 0
+class FrameSums(Sums):
+    """Over the frames of a training split, of each filter."""
 
     def add(self, frames: np.ndarray) -> None:
         """frames: [frames, filters]."""
         self.sums += frames.sum(0, dtype=np.float64)
         self.squares += np.square(frames, dtype=np.float64).sum(0)
         self.count += len(frames)
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Of each filter."""
-        return tuple(map(float, self.sums / self.count))
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Of each filter."""
-        variance = self.squares / self.count - (self.sums / self.count) ** 2
-        return tuple(map(float, np.sqrt(variance.clip(0))))
 
 
 def _subsampled(products: Array) -> Array:

@@ -166,6 +166,7 @@ def _of_speech(trained: Trained, *, stock: bool) -> dict[str, object]:
     stock: a class of transformers may read them.
     Raises UserError for frames that it does not make, and for ids that such a class has not.
     """
+    from model.hf.settings.read_speech import EXTRACTOR
     from pretrain.data.tokens.tokenizer import Tokenizer
 
     facts, unread = speech_facts(trained), trained.config.blueprint.sinusoid.first - 1
@@ -183,7 +184,7 @@ def _of_speech(trained: Trained, *, stock: bool) -> dict[str, object]:
                 "`fathom tokenizer train`"
             )
     return {
-        "feature_extractor_type": "Speech2TextFeatureExtractor",
+        "feature_extractor_type": EXTRACTOR,
         "feature_size": facts.filters,
         "num_mel_bins": facts.filters,
         "sampling_rate": RATE,

@@ -52,21 +52,23 @@ class Asked:
     """Windows at once; None: the run's micro_batch_size."""
 
 
-def rows_asked(blend: Blend, samples: int | None, name: str, unit: str = "") -> int:
-    """How many rows of a data set are measured, from the first on. samples: None: all.
+def rows_asked(
+    blend: Blend, samples: int | None, name: str, unit: str = "", at_most: int | None = None
+) -> int:
+    """How many rows of a data set are measured, from the first on.
 
+    samples, at_most: as in `Asked`.
     name, unit: of the data and of its rows, with a space behind it, for messages.
     Raises UserError where there are fewer, and where several data sets have no end.
     """
     rows = blend.samples_per_epoch
-    available = rows[0] if len(rows) == 1 else None
-    asked = available if samples is None else samples
+    if len(rows) == 1:
+        return _limit(samples, at_most, rows[0], f"the {name}", unit)
+    asked = at_most if samples is None else samples
     if asked is None:
         raise UserError(
             "the run blends several data sets, which has no end: give --samples, or name one with --data"
         )
-    if available is not None and asked > available:
-        raise UserError(f"samples={samples}: the {name} gives {available} {unit}only")
     return asked
 
 
@@ -155,18 +157,12 @@ def _data_windows(
     split = asked.split
     corpora, cache = chosen(trained, asked.data)
     blend = open_blend(corpora, split, window, 0, cache, alone=True)
-    name = check_fits(trained, tokenizer, corpora, blend)
-    samples = asked.at_most if asked.samples is None else asked.samples
-    if len(corpora) == 1:
-        samples = _limit(asked, blend.samples_per_epoch[0], f"the {split} split of {name}")
-    elif samples is None:
-        raise UserError(
-            "the run blends several data sets, which has no end: give --samples, or name one with --data"
-        )
+    name = f"{split} split of {check_fits(trained, tokenizer, corpora, blend)}"
+    samples = rows_asked(blend, asked.samples, name, "windows ", asked.at_most)
     steps = range(0, samples, batch_size)
     batches = ((blend.batch(range(at, min(at + batch_size, samples))), 0) for at in steps)
     mark = blend.eod_id if trained.reader.sections.data.document_mask else None
-    return Windows(f"{split} split of {name}", samples, window, window, batches, mark)
+    return Windows(name, samples, window, window, batches, mark)
 
 
 def _tokens_of(files: Sequence[str], tokenizer: Tokenizer | None, text_key: str) -> tuple[Tensor, str]:
@@ -187,7 +183,7 @@ def _text_windows(ids: Tensor, name: str, window: int, batch_size: int, asked: A
     if not 1 <= stride <= window:
         raise UserError(f"stride={stride} must lie between 1 and the window of {window} tokens")
     starts = list(range(0, max(len(ids) - 1 - window, 0) + stride, stride))
-    starts = starts[: _limit(asked, len(starts), name)]
+    starts = starts[: _limit(asked.samples, asked.at_most, len(starts), name, "windows ")]
     return Windows(name, len(starts), window, stride, _cut(ids, starts, window, stride, batch_size), None)
 
 
@@ -211,9 +207,9 @@ def _cut(
         yield ids[start : start + window + 1][None], window - stride
 
 
-def _limit(asked: Asked, available: int, what: str) -> int:
-    if asked.samples is None:
-        return available if asked.at_most is None else min(asked.at_most, available)
-    if asked.samples > available:
-        raise UserError(f"samples={asked.samples}: {what} gives {available} windows only")
-    return asked.samples
+def _limit(samples: int | None, at_most: int | None, available: int, what: str, unit: str) -> int:
+    if samples is None:
+        return available if at_most is None else min(at_most, available)
+    if samples > available:
+        raise UserError(f"samples={samples}: {what} gives {available} {unit}only")
+    return samples

@@ -12,6 +12,7 @@ from model.cost.activations import Activations
 from model.depth.schemes import SCHEMES
 from model.layers.transformer_config import transformer_config
 from model.network.language_model import LanguageModel
+from parallel.config import RecomputeConfig
 from parallel.launch.one_process import single_process
 from pretrain.data.documents import document_parts
 from tests.model.cost.saved import saved_bytes
@@ -84,14 +85,8 @@ def test_formula_counts_every_saved_byte(case: dict[str, Any]) -> None:
         }
         | case
     )
-    core = {
-        "none": {},
-        "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
-    }
-    full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    model = LanguageModel(
-        config, transformer_config(config, **core.get(recompute, full)), seq_length=seq
-    ).train()
+    core = RecomputeConfig(granularity=recompute).core_fields()
+    model = LanguageModel(config, transformer_config(config, **core), seq_length=seq).train()
     model.loss_chunk = loss_chunk
     asked = {"recompute": recompute, "loss_chunk": loss_chunk, "documents": documents}
     expected = Activations(config, samples, seq, **asked).whole()
@@ -120,9 +115,13 @@ def test_an_fp32_stream_among_bf16_branches(scheme: str, recompute: Literal["non
         vocab_size=512,
         max_position_embeddings=16,
     )
-    full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    core: dict[str, Any] = {"fp32_residual_connection": True, **(full if recompute == "full" else {})}
-    model = LanguageModel(config, transformer_config(config, dtype=torch.bfloat16, **core), seq_length=16)
+    core = transformer_config(
+        config,
+        dtype=torch.bfloat16,
+        fp32_residual_connection=True,
+        **RecomputeConfig(granularity=recompute).core_fields(),
+    )
+    model = LanguageModel(config, core, seq_length=16)
     model = model.to(torch.bfloat16).train()
     measured = saved_bytes(model, lambda: loss_of(model, 3, 16))
     expected = Activations(config, 3, 16, element=2, recompute=recompute, fp32_stream=True).whole()

@@ -17,6 +17,7 @@ from model.depth.schemes import SCHEMES
 from model.layers.transformer_config import transformer_config
 from model.network.crossed import crossed_masks
 from model.network.language_model import LanguageModel
+from parallel.config import RecomputeConfig
 from parallel.launch.one_process import single_process
 from tests.model.cost.saved import saved_bytes
 
@@ -100,13 +101,8 @@ def test_formula_counts_every_saved_byte(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("recompute", "group"), [("selective", 1), ("full", 1), ("full", 2), ("full", 4)])
 def test_what_recomputation_leaves(recompute: Literal["selective", "full"], group: int) -> None:
-    core: dict[str, Any] = {"recompute_granularity": recompute}
-    if recompute == "full":
-        core |= {"recompute_method": "uniform", "recompute_num_layers": group}
-    else:
-        core["recompute_modules"] = ["core_attn"]
     config = config_of(num_layers=5)  # groups of two and four have layers of both stacks
-    model = model_of(config, **core)
+    model = model_of(config, **RecomputeConfig(granularity=recompute, num_layers=group).core_fields())
     expected = counted(config, recompute=recompute, group=group)
     measured = saved_bytes(model, lambda: loss_of(model))
     assert expected <= measured <= 1.02 * expected  # random states, of one size for all models

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from model.cost.activations import Activations
 from pretrain.tasks.causal_lm import CAUSAL_LM
-from pretrain.train.build import build_chunks, recompute_fields
+from pretrain.train.build import build_chunks
 from pretrain.train.steps import evaluation_step, own_tokens
 from tests.distributed import Group, launch, rebuild
 from tests.model.cost.saved import saved_bytes
@@ -95,7 +95,7 @@ def saved(model: dict[str, Any], recompute: dict[str, Any]) -> tuple[float, floa
         seq_length=SEQ_LENGTH,
         dtype=torch.float32,
         seed=1,
-        **recompute_fields(config),
+        **config.parallel.recompute.core_fields(),
     )
     tokens = torch.randint(0, VOCAB_SIZE, (3, SEQ_LENGTH + 1))
     batch = own_tokens({"tokens": tokens[:, :-1], "labels": tokens[:, 1:]}, topology)

@@ -70,11 +70,11 @@ def test_the_next_line_begins_a_document_after_the_end_of_one(writer: Writer, ma
     assert not conversation.text, "no end mark in 200 answers of nearly equal chances"
     if marked:
         assert conversation.ended == []
-        assert conversation._context() == [end]
+        assert conversation._context("") == [end]
     else:
         assert conversation.ended[0] == writer.tokenizer.encode("the")[0]
         assert conversation.ended.index(end) == len(conversation.ended) - 1
-        assert conversation._context()[-1] == end
+        assert conversation._context("")[-1] == end
     list(conversation.answer("deep"))
     assert conversation.text.startswith("deep") or not conversation.text
 
