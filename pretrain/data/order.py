@@ -68,7 +68,20 @@ def samples_per_epoch(tokens: int, seq_length: int) -> int:
 
 def epoch_key(seed: int, identity: str, epoch: int) -> int:
     """Returns the 128-bit Philox key of one pass over one corpus."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{identity}/{epoch}".encode()).digest()[:16], "little")
+    return _key(f"{seed}/{identity}/{epoch}")
+
+
+def sample_key(what: str, seed: int | None, index: int) -> int:
+    """Returns the 128-bit Philox key of what is drawn for one sample.
+
+    seed: of the run; None for evaluations, which draw the same in all runs.
+    index: of the sample, over all passes.
+    """
+    return _key(f"{what}/{index}" if seed is None else f"{what}/{seed}/{index}")
+
+
+def _key(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")
 
 
 def permutation(generator: np.random.Philox, count: int) -> np.ndarray:

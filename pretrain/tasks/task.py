@@ -6,6 +6,7 @@ stack.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -53,6 +54,11 @@ def label_sums(measured: Tensor, batch: Batch) -> Tensor:
     found[:-1] = (measured_kbt * weights_bt).sum((1, 2))
     found[-1] = weights_bt.sum()
     return found
+
+
+def perplexity(loss: float) -> float | None:
+    """exp(loss); None beyond the range of floating-point numbers."""
+    return math.exp(loss) if loss < 700 else None
 
 
 @dataclass(frozen=True)

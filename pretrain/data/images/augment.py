@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.config.sections.augment import Augment
+from pretrain.data.order import sample_key
 
 TRIES = 10
 """Of a part of an image whose sides have to fit."""
@@ -20,9 +20,8 @@ class Draws:
     """Numbers in [0, 1) that belong to one sample."""
 
     def __init__(self, seed: int, index: int) -> None:
-        digest = hashlib.sha256(f"augment/{seed}/{index}".encode()).digest()
         # Raw output: numpy promises never to change it.
-        self.generator = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
+        self.generator = np.random.Philox(key=sample_key("augment", seed, index))
 
     def next(self) -> float:
         """The next one."""

@@ -6,13 +6,13 @@ has other masks (dynamic masking, arXiv:1907.11692), and any of them can be comp
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from model.errors import UserError
 from pretrain.config.sections.masking import Masking
+from pretrain.data.order import sample_key
 from pretrain.data.tokens.tokenizer import Tokenizer
 
 WORDS = 2.0**-64
@@ -93,23 +93,12 @@ def target_count(rate: float, tokens: int, maskable: int) -> int:
     return min(max(round(rate * tokens), 1), maskable)
 
 
-def mask_key(seed: int | None, index: int) -> int:
-    """Returns the 128-bit Philox key of one sample's mask.
-
-    seed: of the run; None for evaluations, whose masks are the same in all runs.
-    index: of the sample, over all passes.
-    """
-    name = f"mask/{index}" if seed is None else f"mask/{seed}/{index}"
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")
-
-
 def type_cut(seed: int | None, index: int, length: int) -> int:
     """Returns the place, 0 to length, from which tokens of a sample are of the second type.
 
-    Uniform; arguments are those of `mask_key`.
+    Uniform; seed and index as in `sample_key`.
     """
-    name = f"types/{index}" if seed is None else f"types/{seed}/{index}"
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") % (length + 1)
+    return sample_key("types", seed, index) % (1 << 64) % (length + 1)
 
 
 def mask_sample(
@@ -122,7 +111,7 @@ def mask_sample(
     """Masks one sample.
 
     tokens: [s] int64. segments: [s], 0 for padding, which is never to be predicted.
-    key: of `mask_key`.
+    key: of `sample_key`.
     """
     number = places_per_sample(settings.rate, len(tokens))
     # Raw output of the bit generator: numpy promises never to change it.

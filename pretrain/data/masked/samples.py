@@ -19,13 +19,12 @@ from pretrain.data.masked.masking import (
     Masked,
     MaskVocabulary,
     document_positions,
-    mask_key,
     mask_sample,
     places_per_sample,
     target_count,
 )
 from pretrain.data.masked.single import Single
-from pretrain.data.order import Cut, Stream
+from pretrain.data.order import Cut, Stream, sample_key
 from pretrain.data.tokens.tokenizer import Tokenizer
 
 
@@ -57,7 +56,7 @@ class MaskedBlend:
         Raises IndexError for a negative index, UserError for damaged data.
         """
         tokens, segments = self.blend.window(index, self.vocabulary.padding)
-        key = mask_key(self.seed, index)
+        key = sample_key("mask", self.seed, index)
         return MaskedSample(mask_sample(tokens, segments, self.settings, self.vocabulary, key), segments)
 
     def batch(self, indices: Iterable[int]) -> dict[str, torch.Tensor]:

@@ -6,21 +6,9 @@ hides other spans, and any of them can be computed again.
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 
 from pretrain.config.sections.spans import SpanCounts
-
-
-def span_key(seed: int | None, index: int) -> int:
-    """Returns the 128-bit Philox key of one sample's spans.
-
-    seed: of the run; None for evaluations, whose spans are the same in all runs.
-    index: of the sample, over all passes.
-    """
-    name = f"spans/{index}" if seed is None else f"spans/{seed}/{index}"
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")
 
 
 def parts(raw: np.ndarray, count: int) -> np.ndarray:
@@ -37,7 +25,7 @@ def span_lengths(counts: SpanCounts, key: int) -> np.ndarray:
     """Returns [k, 2] int64: tokens seen before each span, and tokens of the span.
 
     As in T5's code a text begins with tokens that are seen, and ends with a span.
-    key: of `span_key`.
+    key: of `sample_key`.
     """
     # Raw output of the bit generator: numpy promises never to change it.
     raw = np.random.Philox(key=key).random_raw(counts.tokens - 2)

@@ -16,8 +16,8 @@ from pretrain.config.schema import Corpus
 from pretrain.config.sections.spans import SpanCounts, Spans, span_counts
 from pretrain.data.blend import Blend, TokenBlend, open_blend
 from pretrain.data.manifest import Manifest
-from pretrain.data.order import Stream
-from pretrain.data.spans.corruption import corrupted, span_key, span_lengths
+from pretrain.data.order import Stream, sample_key
+from pretrain.data.spans.corruption import corrupted, span_lengths
 from pretrain.data.tokens.tokenizer import Tokenizer
 
 MUCH_PADDING = 0.1
@@ -88,7 +88,7 @@ class SpanBlend(Blend):
     def sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Source and target of sample `index`, with end marks and without padding, int64."""
         tokens, _ = self.windows.window(index, self.vocabulary.padding)
-        lengths = span_lengths(self.counts, span_key(self.seed, index))
+        lengths = span_lengths(self.counts, sample_key("spans", self.seed, index))
         return corrupted(tokens, lengths, self.vocabulary.sentinels, self.vocabulary.end)
 
     def targets(self, indices: Iterable[int]) -> int:

@@ -14,6 +14,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from model.words import duration, quantity
+from pretrain.tasks.task import perplexity
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -110,8 +111,9 @@ class Progress:
         self, step: int, loss: float, accuracy: float | None = None, top5: float | None = None
     ) -> None:
         """An evaluation after `step` steps; loss as in `update`, accuracy as a share."""
-        perplexity = math.exp(loss) if loss < 700 else math.inf
-        worth = f", perplexity {perplexity:.5g}" if self.counted == "token" else f" nats per {self.counted}"
+        worth = f" nats per {self.counted}"
+        if self.counted == "token":
+            worth = f", perplexity {perplexity(loss) or math.inf:.5g}"
         self._evaluation = f"   validation {loss:.4f}"
         right = "" if accuracy is None else f", accuracy {accuracy:.1%}"
         right += "" if top5 is None else f", top 5 {top5:.1%}"

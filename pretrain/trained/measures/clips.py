@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from model.errors import UserError
 from pretrain.config.sections.spec_augment import SpecAugment
+from pretrain.tasks.task import perplexity
 from pretrain.trained.measures.wer import ErrorRates, check_installed, error_rates
 from pretrain.trained.open import SPEECH, Trained
 
@@ -54,8 +54,7 @@ class ToldClips:
 
     def to_json(self) -> dict[str, object]:
         """All of it as plain data."""
-        perplexity = math.exp(self.loss) if self.loss < 700 else None
-        return asdict(self) | {"perplexity": perplexity}
+        return asdict(self) | {"perplexity": perplexity(self.loss)}
 
 
 EXAMPLES = 8

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.errors import UserError
+from pretrain.tasks.task import perplexity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,12 +41,10 @@ class Told:
         """All of it as plain data."""
         facts: dict[str, object] = {name: value for name, value in vars(self).items() if name != "nats"}
         loss = self.nats / self.tokens
-        # Beyond the range of floating-point numbers there is none.
-        perplexity = math.exp(loss) if loss < 700 else None
         return facts | {
             "total_nats": self.nats,
             "loss": loss,
-            "pseudo_perplexity": perplexity,
+            "pseudo_perplexity": perplexity(loss),
             "accuracy": self.right / self.tokens,
         }
 

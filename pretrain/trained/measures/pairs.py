@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
@@ -13,6 +12,7 @@ import numpy as np
 
 from model.errors import UserError
 from pretrain.tasks.table import task_of
+from pretrain.tasks.task import perplexity
 from pretrain.trained.measures.bleu import Score, score_texts
 from pretrain.trained.open import BOTH
 
@@ -90,8 +90,7 @@ class Told:
             if name not in ("nats", "wrong_nats", "translated")
         }
         loss = self.nats / self.tokens
-        # Beyond the range of floating-point numbers there is none.
-        facts |= {"total_nats": self.nats, "loss": loss, "perplexity": math.exp(loss) if loss < 700 else None}
+        facts |= {"total_nats": self.nats, "loss": loss, "perplexity": perplexity(loss)}
         if self.wrong_nats is not None:
             wrong = self.wrong_nats / self.tokens
             facts |= {"wrong_source_loss": wrong, "source_gain": wrong - loss}

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from pretrain.data.tokens.tokenizer import Tokenizer
+from pretrain.tasks.task import perplexity
 from pretrain.trained.measures.windows import Asked, Windows, open_windows
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Perplexity:
         return {
             "nats": nats,
             "bits": nats / math.log(2),
-            "perplexity": math.exp(nats) if nats < 700 else None,
+            "perplexity": perplexity(nats),
         }
 
     def to_json(self) -> dict[str, object]:

@@ -11,11 +11,11 @@ from pretrain.data.masked.masking import (
     Masked,
     MaskVocabulary,
     document_positions,
-    mask_key,
     mask_sample,
     places_per_sample,
     target_count,
 )
+from pretrain.data.order import sample_key
 
 V, MARKS, MASK = 60, 5, 4
 BEGINS = 40
@@ -39,7 +39,7 @@ def sample(length: int, seed: int, marks: float = 0.1) -> tuple[np.ndarray, np.n
 
 
 def mask(tokens: np.ndarray, segments: np.ndarray, index: int = 0, **settings: object) -> Masked:
-    return mask_sample(tokens, segments, Masking(**settings), VOCABULARY, mask_key(3, index))  # type: ignore[arg-type]
+    return mask_sample(tokens, segments, Masking(**settings), VOCABULARY, sample_key("mask", 3, index))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("whole_words", [False, True])
@@ -104,14 +104,14 @@ def test_all_places_are_taken_equally_often(whole_words: bool) -> None:
 def test_a_mask_is_a_function_of_seed_and_index() -> None:
     """The numbers stand here: neither another numpy nor another order of draws goes unseen."""
     expected = int.from_bytes(hashlib.sha256(b"mask/3/7").digest()[:16], "little")
-    assert mask_key(3, 7) == expected
+    assert sample_key("mask", 3, 7) == expected
     tokens, segments = np.arange(20) + MARKS, np.ones(20, dtype=np.int64)
     masked = mask(tokens, segments, 7, rate=0.3)
     assert masked.places.tolist() == [1, 3, 4, 16, 17, 19]
     assert masked.inputs[masked.places].tolist() == [4, 4, 4, 4, 28, 4]
-    keys = {mask_key(seed, index) for seed in (None, 0, 3, 30, 31) for index in range(40)}
+    keys = {sample_key("mask", seed, index) for seed in (None, 0, 3, 30, 31) for index in range(40)}
     assert len(keys) == 200, "no two samples share a mask"
-    assert mask_key(None, 7) == int.from_bytes(hashlib.sha256(b"mask/7").digest()[:16], "little")
+    assert sample_key("mask", None, 7) == int.from_bytes(hashlib.sha256(b"mask/7").digest()[:16], "little")
 
 
 def words_of(tokens: np.ndarray, segments: np.ndarray) -> list[list[int]]:

@@ -19,8 +19,8 @@ from model.errors import UserError
 from pretrain.config.schema import Corpus
 from pretrain.config.sections.spans import SpanCounts, Spans, span_counts
 from pretrain.data.manifest import load_manifest
-from pretrain.data.order import micro_batch_indices
-from pretrain.data.spans.corruption import corrupted, parts, span_key, span_lengths
+from pretrain.data.order import micro_batch_indices, sample_key
+from pretrain.data.spans.corruption import corrupted, parts, span_lengths
 from pretrain.data.spans.samples import SpanBlend, label_entropy, open_spans
 from pretrain.data.tokens.train import special_names, train_tokenizer
 from tests.pretrain.data.sets import blend, documents, write_set
@@ -161,12 +161,12 @@ def test_samples_depend_on_seed_and_number_alone(sets: Path) -> None:
 
 def test_the_numbers_of_a_sample() -> None:
     """Neither another numpy nor another order of draws goes unseen."""
-    assert span_key(3, 7) == int.from_bytes(hashlib.sha256(b"spans/3/7").digest()[:16], "little")
-    assert span_key(None, 7) == int.from_bytes(hashlib.sha256(b"spans/7").digest()[:16], "little")
+    assert sample_key("spans", 3, 7) == int.from_bytes(hashlib.sha256(b"spans/3/7").digest()[:16], "little")
+    assert sample_key("spans", None, 7) == int.from_bytes(hashlib.sha256(b"spans/7").digest()[:16], "little")
     counts = SpanCounts.of(Spans(**SPACED), 20)
-    keys = {span_key(seed, index) for seed in (None, 0, 3, 30, 31) for index in range(40)}
+    keys = {sample_key("spans", seed, index) for seed in (None, 0, 3, 30, 31) for index in range(40)}
     assert len(keys) == 200, "no two samples, in whichever pass, share their spans' key"
-    lengths = span_lengths(counts, span_key(3, 7))
+    lengths = span_lengths(counts, sample_key("spans", 3, 7))
     assert lengths.tolist() == [[1, 2], [10, 1], [3, 3]]
     source, target = corrupted(np.arange(20), lengths, np.array([90, 91, 92]), 2)
     assert put_back(source.tolist(), target.tolist(), [90, 91, 92]) == list(range(20))
@@ -193,7 +193,7 @@ def test_places_are_hidden_as_often_as_they_should() -> None:
     found = np.zeros(10)
     number = 4000
     for index in range(number):
-        lengths = span_lengths(counts, span_key(1, index))
+        lengths = span_lengths(counts, sample_key("spans", 1, index))
         ends = np.cumsum(lengths.ravel())
         for first, stop in zip(ends[::2], ends[1::2], strict=True):
             found[first:stop] += 1
@@ -238,6 +238,6 @@ def test_texts_of_every_length_have_spans() -> None:
         density = draw.uniform(0.001, 0.9)
         settings = Spans(density=density, mean_length=max(1.0, density / (1 - density)) + draw.random())
         counts = SpanCounts.of(settings, tokens)
-        lengths = span_lengths(counts, span_key(0, tokens))
+        lengths = span_lengths(counts, sample_key("spans", 0, tokens))
         assert lengths.min() >= 1
         assert lengths.sum(axis=0).tolist() == [tokens - counts.hidden, counts.hidden]
