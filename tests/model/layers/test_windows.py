@@ -13,10 +13,8 @@ import torch
 from model.config import ModelConfig
 from model.layers.transformer_config import transformer_config
 from model.network.language_model import LanguageModel
-from model.parameters.names import named_parameters
-from model.weights.init import logit_scale
 from parallel.launch.one_process import single_process
-from tests.reference import encoder, gpt
+from tests.model.network.references import assert_same_logits
 
 SEQ, VOCAB = 12, 32
 ROTARY = {"position": "rotary", "num_query_groups": 2, "normalization": "rmsnorm", "window": 3}
@@ -50,38 +48,8 @@ def build(**fields: Any) -> tuple[LanguageModel, ModelConfig]:
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_and_gradients_are_the_references(name: str) -> None:
     chunk, config = build(**MODELS[name])
-    shape = gpt.Shape(
-        config.scheme,
-        config.num_layers,
-        config.num_attention_heads,
-        config.num_query_groups,
-        config.activation,
-        config.normalization,
-        config.norm_epsilon,
-        config.position,
-        window=config.window,
-        global_every=config.global_every,
-        global_first=config.global_first,
-        local_base=config.rotary_base_local,
-        logit_scale=logit_scale(config),
-    )
-    named = list(named_parameters(chunk, 0, 1))
-    weights = {one.name: one.parameter.detach().clone().requires_grad_() for one in named}
     tokens = torch.randint(0, VOCAB, (2, SEQ), generator=torch.Generator().manual_seed(1))
-    if config.stack.causal:
-        theirs = gpt.logits(weights, shape, tokens)
-    else:
-        theirs = encoder.logits(weights, encoder.Encoder(shape), encoder.Batch(tokens))
-    ours = chunk({"tokens": tokens})
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-    for logits in (ours, theirs):
-        logits.square().mean().backward()
-    for one in named:
-        assert one.parameter.grad is not None
-        expected = weights[one.name].grad
-        assert expected is not None
-        atol = 1e-10 * float(expected.abs().max()) + 1e-14
-        torch.testing.assert_close(one.parameter.grad, expected, rtol=1e-9, atol=atol)
+    assert_same_logits(chunk, config, tokens)
 
 
 def test_what_a_token_sees_grows_by_the_window_from_layer_to_layer() -> None:

@@ -7,8 +7,33 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from model.config import ModelConfig
 from model.network.language_model import LanguageModel
 from model.parameters.names import named_parameters
+from model.weights.init import logit_scale
+from tests.model.hf.tiny import reference
+
+
+def copies(chunk: LanguageModel) -> dict[str, Tensor]:
+    """A model's parameters by canonical name, to take gradients of a reference by."""
+    return {
+        one.name: one.parameter.detach().clone().requires_grad_() for one in named_parameters(chunk, 0, 1)
+    }
+
+
+def gradients_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of those that have one."""
+    return {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
+
+
+def assert_gradients(chunk: LanguageModel, gradients: Mapping[str, Tensor], part: float = 1e-9) -> None:
+    """gradients: the reference's. part: of a tensor's largest entry, by which any may differ."""
+    for one in named_parameters(chunk, 0, 1):
+        ours, theirs = one.parameter.grad, gradients[one.name]
+        assert ours is not None, one.name
+        # A shift of all keys moves no probability: their bias has no gradient but for rounding.
+        atol = part * float(theirs.abs().max()) + 1e-14
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=atol, msg=one.name)
 
 
 def assert_equals_reference(
@@ -22,8 +47,15 @@ def assert_equals_reference(
     (ours * given["weights"]).sum().backward()
     counted = given["weights"] > 0
     torch.testing.assert_close(ours[counted], losses[counted], rtol=1e-10, atol=1e-10)
-    for one in named_parameters(chunk, 0, 1):
-        gradient = one.parameter.grad
-        assert gradient is not None, one.name
-        allowed = 1e-9 * float(gradients[one.name].abs().max())
-        torch.testing.assert_close(gradient, gradients[one.name], rtol=1e-9, atol=allowed, msg=one.name)
+    assert_gradients(chunk, gradients)
+
+
+def assert_same_logits(chunk: LanguageModel, config: ModelConfig, tokens: Tensor) -> None:
+    """Logits of a decoder or an encoder are the reference's, and gradients of their squares too."""
+    weights = copies(chunk)
+    ours = chunk({"tokens": tokens})
+    theirs = reference(config, weights, logit_scale(config), torch.float64)(tokens)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    for logits in (ours, theirs):
+        logits.square().mean().backward()
+    assert_gradients(chunk, gradients_of(weights), 1e-10)

@@ -10,11 +10,10 @@ import torch
 from model.config import ModelConfig
 from model.layers.transformer_config import transformer_config
 from model.network.language_model import LanguageModel
-from model.parameters.names import named_parameters
 from model.rotary import frequencies
-from model.weights.init import logit_scale
 from parallel.launch.one_process import single_process
-from tests.model.hf.tiny import make_config, make_tokens, reference
+from tests.model.hf.tiny import make_config, make_tokens
+from tests.model.network.references import assert_same_logits
 
 SEQ = 12
 ROTARY = {"position": "rotary", "num_query_groups": 2, "normalization": "rmsnorm"}
@@ -100,17 +99,4 @@ def test_dropout_on_capped_scores_keeps_their_mean() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_and_gradients_are_the_references(name: str) -> None:
     chunk, config = build(**MODELS[name])
-    named = list(named_parameters(chunk, 0, 1))
-    weights = {one.name: one.parameter.detach().clone().requires_grad_() for one in named}
-    tokens = make_tokens(config, length=SEQ)
-    ours = chunk({"tokens": tokens})
-    theirs = reference(config, weights, logit_scale(config), torch.float64)(tokens)
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-    for logits in (ours, theirs):
-        logits.square().mean().backward()
-    for one in named:
-        assert one.parameter.grad is not None
-        expected = weights[one.name].grad
-        assert expected is not None
-        atol = 1e-10 * float(expected.abs().max()) + 1e-14
-        torch.testing.assert_close(one.parameter.grad, expected, rtol=1e-9, atol=atol)
+    assert_same_logits(chunk, config, make_tokens(config, length=SEQ))

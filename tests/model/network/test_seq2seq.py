@@ -12,14 +12,13 @@ from model.config import ModelConfig
 from model.depth.schemes import SCHEMES
 from model.layers.transformer_config import transformer_config
 from model.network.language_model import LanguageModel
-from model.parameters.names import named_parameters
 from model.rotary import frequencies
 from model.weights.bases import sinusoid_scale
 from model.weights.init import logit_scale
 from parallel.launch.one_process import single_process
-from tests.model.hf.tiny import rotation
-from tests.model.network.references import assert_equals_reference
-from tests.reference import gpt, seq2seq
+from tests.model.hf.tiny import shape_of
+from tests.model.network.references import assert_equals_reference, copies, gradients_of
+from tests.reference import seq2seq
 
 SOURCE, TARGET, VOCAB, PADDED = 10, 8, 30, 32
 PACKED = {
@@ -84,27 +83,11 @@ def batch(pairs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def described(config: ModelConfig) -> seq2seq.Model:
     """The model as the reference takes it."""
-
-    def shape(own: ModelConfig) -> gpt.Shape:
-        return gpt.Shape(
-            own.scheme,
-            own.num_layers,
-            own.num_attention_heads,
-            activation=own.activation,
-            normalization=own.normalization,
-            eps=own.norm_epsilon,
-            position=own.position,
-            frequencies=rotation(own)[0],
-            logit_soft_cap=own.logit_soft_cap,
-            logit_scale=logit_scale(config),
-            options=own.scheme_options,
-        )
-
     encoder, decoder = config.blueprint.stacks
     scale = sinusoid_scale(config) if config.position == "sinusoidal" else None
     return seq2seq.Model(
-        shape(config.of(encoder)),
-        shape(config.of(decoder)),
+        shape_of(config.of(encoder), logit_scale(config)),
+        shape_of(config.of(decoder), logit_scale(config)),
         config.share_embeddings,
         config.embedding_norm,
         scale,
@@ -115,14 +98,12 @@ def reference(
     chunk: LanguageModel, config: ModelConfig, given: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Losses [batch, tokens], and gradients of those that count by canonical name."""
-    weights = {
-        one.name: one.parameter.detach().clone().requires_grad_() for one in named_parameters(chunk, 0, 1)
-    }
+    weights = copies(chunk)
     fields = ("source", "tokens", "source_documents", "documents", "source_positions", "positions")
     inputs = seq2seq.Batch(**{name: given[name] for name in fields})
     losses = seq2seq.losses(weights, described(config), inputs, given["labels"], VOCAB)
     (losses * given["weights"]).sum().backward()
-    return losses, {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
+    return losses, gradients_of(weights)
 
 
 VARIANTS: list[dict[str, Any]] = [

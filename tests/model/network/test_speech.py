@@ -12,11 +12,10 @@ from model.config import ModelConfig
 from model.depth.schemes import SCHEMES
 from model.layers.transformer_config import transformer_config
 from model.network.language_model import LanguageModel
-from model.parameters.names import named_parameters
 from model.speech import tokens_of
 from model.weights.bases import sinusoid_scale
 from parallel.launch.one_process import single_process
-from tests.model.network.references import assert_equals_reference
+from tests.model.network.references import assert_equals_reference, copies, gradients_of
 from tests.model.network.test_seq2seq import CROSSED, PADDED, TARGET, VOCAB, described
 from tests.reference import seq2seq, speech
 
@@ -86,9 +85,7 @@ def reference(
     chunk: LanguageModel, config: ModelConfig, given: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Losses [batch, tokens], and gradients of those that count by canonical name."""
-    weights = {
-        one.name: one.parameter.detach().clone().requires_grad_() for one in named_parameters(chunk, 0, 1)
-    }
+    weights = copies(chunk)
     table: Tensor | None = weights.get("source_embedding.position_embeddings.weight")
     if config.position == "sinusoidal":
         table = sinusoid_scale(config) * speech.turns(torch.arange(SOURCE), config.hidden_size)
@@ -114,7 +111,7 @@ def reference(
     )
     losses = seq2seq.losses(weights, model, inputs, given["labels"], VOCAB)
     (losses * given["weights"]).sum().backward()
-    return losses, {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
+    return losses, gradients_of(weights)
 
 
 VARIANTS: list[dict[str, Any]] = [

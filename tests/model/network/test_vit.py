@@ -16,7 +16,9 @@ from model.parameters.names import named_parameters
 from model.weights.bases import sinusoid_scale
 from model.weights.init import initialize_, logit_scale
 from parallel.launch.one_process import single_process
-from tests.reference import gpt, vit
+from tests.model.hf.tiny import shape_of
+from tests.model.network.references import assert_gradients, copies, gradients_of
+from tests.reference import vit
 
 CLASSES, PADDED = 11, 16
 IMAGE = {"height": 6, "width": 8, "channels": 2, "patch": 2}
@@ -60,26 +62,9 @@ def batch(count: int, labels: int = 1) -> dict[str, Tensor]:
 
 def reference_of(config: ModelConfig) -> vit.Vit:
     assert config.image is not None
-    shape = gpt.Shape(
-        config.scheme,
-        config.num_layers,
-        config.num_attention_heads,
-        config.num_query_groups,
-        config.activation,
-        config.normalization,
-        config.norm_epsilon,
-        config.position,
-        logit_scale=logit_scale(config),
-        options=config.scheme_options,
-    )
+    shape = shape_of(config, logit_scale(config))
     scale = sinusoid_scale(config)
     return vit.Vit(shape, config.image.patch, config.image.class_token, config.embedding_norm, scale)
-
-
-def weights_of(chunk: LanguageModel) -> dict[str, Tensor]:
-    return {
-        one.name: one.parameter.detach().clone().requires_grad_() for one in named_parameters(chunk, 0, 1)
-    }
 
 
 VARIANTS: list[dict[str, Any]] = [
@@ -106,19 +91,12 @@ def test_losses_and_gradients_are_the_references(scheme: str, number: int) -> No
     shares = torch.tensor([[0.75, 0.25], [1.0, 0.0], [0.5, 0.5]])
     ours = chunk(given)
     ((ours * shares).sum(1).mean()).backward()
-    weights = weights_of(chunk)
+    weights = copies(chunk)
     scores = vit.logits(weights, model, given["images"])[:, :CLASSES]
     vit.loss(scores, given["labels"], shares, smoothing=0.1).backward()
     plain = torch.stack([-scores.log_softmax(1).gather(1, given["labels"][:, [k]])[:, 0] for k in (0, 1)], 1)
     torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10)
-    for one in named_parameters(chunk, 0, 1):
-        gradient, theirs = one.parameter.grad, weights[one.name].grad
-        assert gradient is not None
-        assert theirs is not None
-        # A shift of all keys moves no probability: that gradient is zero but for rounding.
-        zero = one.name.endswith("k_layernorm.bias")
-        allowed = 1e-14 if zero else 1e-9 * float(theirs.abs().max())
-        torch.testing.assert_close(gradient, theirs, rtol=1e-9, atol=allowed)
+    assert_gradients(chunk, gradients_of(weights))
 
 
 def test_hits_count_the_likeliest_class_and_those_close_to_it() -> None:

@@ -25,6 +25,7 @@ from model.theory import (
 )
 from model.theory.recursion import Sizes
 from model.weights.init import Deviations, initialize_, logit_scale, standard_deviations
+from tests.model.hf.tiny import shape_of
 from tests.reference import gpt
 
 LENGTH = 32
@@ -43,7 +44,7 @@ def _config(**changes: Any) -> ModelConfig:
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return gpt.parameter_shapes(
-        _shape(config),
+        shape_of(config, logit_scale(config)),
         config.hidden_size,
         config.ffn_size,
         config.padded_vocab,
@@ -51,20 +52,6 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         config.kv_channels,
         config.bias,
         config.tie_embeddings,
-    )
-
-
-def _shape(config: ModelConfig) -> gpt.Shape:
-    return gpt.Shape(
-        config.scheme,
-        config.num_layers,
-        config.num_attention_heads,
-        groups=config.groups,
-        activation=config.activation,
-        normalization=config.normalization,
-        position=config.position,
-        logit_scale=logit_scale(config),
-        options=config.scheme_options,
     )
 
 
@@ -204,7 +191,7 @@ def test_given_token_correlation_is_used() -> None:
 def test_logits_start_near_unit_variance(scheme: str, tied: bool) -> None:
     config = _config(scheme=scheme, tie_embeddings=tied, hidden_size=128, vocab_size=500)
     tokens = torch.randint(500, (4, LENGTH), generator=torch.Generator().manual_seed(0))
-    logits = gpt.logits(_whole(config), _shape(config), tokens)[..., :500]
+    logits = gpt.logits(_whole(config), shape_of(config, logit_scale(config)), tokens)[..., :500]
     assert 0.8 < float(logits.var()) < 1.3
 
 
@@ -235,7 +222,7 @@ def test_every_parameter_has_its_planned_spread(changes: dict[str, Any]) -> None
                 value, torch.full_like(value, float("norm" in name and name.endswith("weight")))
             )
     for layer in range(config.num_layers):
-        weights = gpt.layer_weights(parameters, layer, _shape(config), {})
+        weights = gpt.layer_weights(parameters, layer, shape_of(config, logit_scale(config)), {})
         for role in LAYER_ROLES:
             spread = float(weights[role].std())
             assert spread == pytest.approx(
