@@ -59,7 +59,7 @@ class ConfigurationError(UserError):
 def user_error(error: ValidationError, composition: Composition) -> ConfigurationError:
     """The first problem as an exception to raise, with the number of the others.
 
-    Spelling mistakes come first.
+    Spelling mistakes come first, then wrong values, then all that is missing as one problem.
     """
     groups: dict[str, list[ErrorDetails]] = {}
     for item in error.errors(include_url=False):
@@ -67,16 +67,13 @@ def user_error(error: ValidationError, composition: Composition) -> Configuratio
     strange = [key for key, items in groups.items() if items[0]["type"] == "extra_forbidden"]
     unknown = {key: suggest(key) if place < SUGGESTIONS else None for place, key in enumerate(strange)}
     meant = set(unknown.values())
-    others = [
-        key
-        for key, items in groups.items()
-        if key not in unknown and not (items[0]["type"] == "missing" and key in meant)
-    ]
+    absent = {key for key, items in groups.items() if items[0]["type"] == "missing"}
     # A misspelt key is the likely cause of the rest, so it comes first.
     # The key it was meant to be is not reported as missing.
     return ConfigurationError(
         [_unknown(key, unknown[key], composition) for key in unknown]
-        + [_wrong(key, groups[key], composition) for key in others]
+        + [_wrong(key, groups[key], composition) for key in groups if key not in {*unknown, *absent}]
+        + _missing([key for key in groups if key in absent - meant], composition)
     )
 
 
@@ -136,14 +133,21 @@ def _unknown(key: str, meant: str | None, composition: Composition) -> str:
     return f"{name} is not a known key{_place(key, composition)}; {hint}"
 
 
+def _missing(keys: list[str], composition: Composition) -> list[str]:
+    if not keys:
+        return []
+    *rest, key = keys
+    if rest:
+        return [f"{', '.join(rest)} and {key} must be set"]
+    field = schema().get(general(key))
+    meaning = f": {field.description.rstrip('.')}" if field and field.description else ""
+    return [f"{key} must be set{meaning}{_place(key, composition)}"]
+
+
 def _wrong(key: str, items: list[ErrorDetails], composition: Composition) -> str:
     first = items[0]
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
-    if first["type"] == "missing":
-        field = schema().get(general(key))
-        meaning = f": {field.description.rstrip('.')}" if field and field.description else ""
-        return f"{key} must be set{meaning}{_place(key, composition)}"
     name = printable(key, LONGEST_KEY)
     expected = [item for item in items if item["type"] == "finite_number"] or items
     wanted = " or ".join(dict.fromkeys(map(_expected, expected)))

@@ -349,7 +349,6 @@ def test_every_mistake_on_the_command_line_has_its_line(tiny: Path, override: st
             "name: tiny\ninclude: [tiny.yaml]\n",
             "tiny.yaml includes itself: tiny.yaml -> tiny.yaml",
         ),
-        ("  steps: 4\n", "", "train.steps must be set: "),
         (
             "train:\n",
             "train.seed: 1\ntrain:\n",
@@ -394,6 +393,8 @@ def test_further_problems_are_counted(tiny: Path) -> None:
     found = message(tiny, "train.steps=x", "train.seed=x", "model.num_layer=3")
     assert found.startswith("model.num_layer is not a known key")
     assert found.endswith("(and 2 more problems)")
+    found = message(tiny, "model.image.channels=1", "train.seed=x")  # two keys are missing
+    assert found == "train.seed='x' must be a whole number (command line) (and 1 more problem)"
 
 
 def test_a_file_of_another_kind(tiny: Path) -> None:
