@@ -65,6 +65,8 @@ class Case:
     """As train.cuda_graph."""
     compiled: bool = False
     """As train.compile."""
+    losses: str = "local"
+    """As train.loss_kernel."""
 
     @property
     def precision(self) -> str:
@@ -75,6 +77,7 @@ class Case:
     def label(self) -> str:
         """Model, kernels, recipe, and how steps are launched."""
         how = ["compiled"] * self.compiled + ["graph" if self.graph else "eager"]
+        how += [f"losses by {self.losses}"] * (self.losses != "local")
         return (
             f"{self.model} {self.kernels} "
             f"{self.precision if self.recipe == 'none' else self.recipe} {' '.join(how)}"
@@ -96,6 +99,7 @@ class Case:
                 f"train.fp8.recipe={self.recipe}",
                 f"train.cuda_graph={str(self.graph).lower()}",
                 f"train.compile={str(self.compiled).lower()}",
+                f"train.loss_kernel={self.losses}",
             ],
         )
 
@@ -239,13 +243,15 @@ def cases_for(
     accumulation: int,
     *,
     joined: bool = False,
+    liger: bool = False,
 ) -> list[Case]:
     """The measurements of these models, the most valuable first (`worth`).
 
     GPT-2 XL comes with all kinds of kernels and recipes, the first recipe also eager.
     The family by depth comes with the last kind, to see depth and launches only.
     Compiled layers of PyTorch's kernels come at both ends of the family.
-    joined: there is Triton for joins with norms.
+    joined: there is Triton for joins with norms. liger: there is Liger-Kernel for losses, which
+    GPT-2 XL is measured with beside its eager steps.
     """
     cases = []
     for model in models:
@@ -256,6 +262,8 @@ def cases_for(
             cases.append(Case(model, "local", "none", micro, accumulation, graph=True, compiled=True))
         if model in JOINED and joined:
             cases.append(Case(model, f"{kernels[-1]}_joined", "none", micro, accumulation, graph=True))
+        if liger and not family:
+            cases.append(Case(model, kernels[-1], "none", micro, accumulation, losses="liger"))
         if recipes and not family:
             cases.append(Case(model, "te", recipes[0], micro, accumulation))
         cases += [
@@ -382,6 +390,7 @@ def main(
             sys.exit(OUT_OF_MEMORY if out_of_memory(error) else FAILED)
         return
     from parallel.hardware.precision import this_machine
+    from parallel.hardware.versions import installed
 
     machine, console = this_machine(), Console()
     unknown = [name for name in models.split(",") if name not in FILES]
@@ -398,7 +407,12 @@ def main(
         {row["label"]: row for row in json.loads(path.read_text())["results"]} if path.is_file() else {}
     )
     joined, start = machine.triton is not None, time.monotonic()
-    cases = cases_for(models.split(","), kernels, machine.recipes(), micro, accumulation, joined=joined)
+    liger = installed("liger-kernel") is not None
+    if not liger:
+        console.print("losses by liger are not measured: liger-kernel is not installed")
+    cases = cases_for(
+        models.split(","), kernels, machine.recipes(), micro, accumulation, joined=joined, liger=liger
+    )
     for number, case in enumerate(cases):
         if time.monotonic() - start > 60 * minutes:
             left = ", ".join(case.label for case in cases[number:])

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import typer
+from typing_extensions import NotRequired
 
 from benchmarks.turns import allocator
+from model.loss_kernels import LossKernelName
 
 if TYPE_CHECKING:  # each process loads it itself, when its memory is looked at
     from pretrain.config.schema import RunConfig
@@ -36,6 +38,7 @@ class Case(TypedDict):
     seq: int
     micro: int
     loss_chunk: int | None
+    loss_kernel: NotRequired[LossKernelName]
 
 
 class Report(TypedDict):
@@ -76,6 +79,7 @@ CASES: dict[str, Case] = {
     },
     "4x64, vocabulary of 131072": WORDS,
     "4x64, vocabulary of 131072, loss_chunk 64": {**WORDS, "loss_chunk": 64},
+    "4x64, vocabulary of 131072, losses by torch": {**WORDS, "loss_chunk": 64, "loss_kernel": "torch"},
 }
 
 
@@ -156,6 +160,7 @@ def run_config(case: Case) -> RunConfig:
                 "micro_batch_size": case["micro"],
                 "precision": "fp32",
                 "loss_chunk": case["loss_chunk"],
+                "loss_kernel": case.get("loss_kernel", "local"),
             },
         }
     )
@@ -173,7 +178,13 @@ def predicted(case: Case) -> dict[str, float]:
     memory = peak_memory(
         config.model,
         check_layout(config.parallel, config.model, WORLD),
-        Activations(config.model, case["micro"], case["seq"], loss_chunk=case["loss_chunk"]),
+        Activations(
+            config.model,
+            case["micro"],
+            case["seq"],
+            loss_chunk=case["loss_chunk"],
+            loss_kernel=config.train.loss_kernel,
+        ),
         2,
     )
     return asdict(memory) | {"total": memory.total}

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from model.loss_kernels import LOSS_KERNELS
+
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ("model", "parallel", "pretrain", "tools")
-REACHED_INTO = ("deepspeed", "megatron-core", "torch", "transformer-engine", "transformers")
+REACHED_INTO = ("deepspeed", "liger-kernel", "megatron-core", "torch", "transformer-engine", "transformers")
 """Packages whose inner parts are used, and which may therefore change under us."""
 TRACKERS = ("wandb", "mlflow", "comet", "aim")
 """Extras, one for each tracker of metrics."""
@@ -70,7 +72,7 @@ def installed_packages() -> Mapping[str, list[str]]:
 def packages_of(module: str) -> set[str]:
     """Packages that bring a module. Many share `google` and `megatron`: theirs are named here."""
     shared = {"google": "protobuf", "megatron": "megatron-core", "transformer_engine": "transformer-engine"}
-    shared |= {"mlflow": "mlflow-skinny", "comet_ml": "comet-ml"}
+    shared |= {"mlflow": "mlflow-skinny", "comet_ml": "comet-ml", "liger_kernel": "liger-kernel"}
     return (
         {shared[module]}
         if module in shared
@@ -81,8 +83,8 @@ def packages_of(module: str) -> set[str]:
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
-        (SHIPPED, ("te", "digits", "kernels", "speech", *TRACKERS)),
-        (("benchmarks", "tests"), ("te", "dev", "kernels", "clients", *TRACKERS)),
+        (SHIPPED, ("te", "digits", "kernels", "liger", "speech", *TRACKERS)),
+        (("benchmarks", "tests"), ("te", "dev", "kernels", "liger", "clients", *TRACKERS)),
     ],
     ids=["shipped", "benchmarks and tests"],
 )
@@ -99,8 +101,15 @@ def test_nothing_is_declared_in_vain() -> None:
 
 
 def test_what_is_reached_into_has_an_upper_bound() -> None:
-    ranges = declared("te")
+    ranges = declared("te", "liger")
     assert {name: ranges[name] for name in REACHED_INTO if "<" not in ranges[name]} == {}
+
+
+def test_losses_are_checked_for_the_releases_that_are_declared() -> None:
+    kernels = [kernel for kernel in LOSS_KERNELS.values() if kernel.extra]
+    assert kernels
+    for kernel in kernels:
+        assert declared(kernel.extra)[kernel.package] == kernel.releases
 
 
 def test_the_pins_are_in_the_ranges() -> None:

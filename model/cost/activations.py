@@ -20,6 +20,7 @@ from model.cost.flops import Recompute
 from model.cost.held import Chunk, Norms, chunk_of, norms_of
 from model.depth.schemes import SCHEMES
 from model.families.family import Stack
+from model.loss_kernels import LOSS_KERNELS, LossKernelName, rows_at_once
 from model.norms import NORMS
 from model.speech import FRAMES_PER_TOKEN, STRIDE, SpeechConfig
 
@@ -65,6 +66,8 @@ class Activations:
     """Tokens of every sequence that an encoder under the decoder reads; None without one."""
     loss_chunk: int | None = None
     """`train.loss_chunk`: positions whose logits exist at once."""
+    loss_kernel: LossKernelName = "local"
+    """`train.loss_kernel`: what takes the output projection and the loss together."""
     context: int = 1
     """Context-parallel size: a rank has that part of every sequence, and all keys and values."""
     documents: bool = False
@@ -105,7 +108,16 @@ class Activations:
     @property
     def logit_rows(self) -> float:
         """Rows of logits that exist at once."""
-        return self.labels if self.loss_chunk is None else min(self.labels, self.loss_chunk * self.samples)
+        if self.loss_chunk is not None:
+            return min(self.labels, self.loss_chunk * self.samples)
+        if LOSS_KERNELS[self.loss_kernel].fused:
+            return rows_at_once(self.labels, self.config.hidden_size, self.config.padded_vocab)
+        return self.labels
+
+    @property
+    def logits_again(self) -> bool:
+        """Whether the backward pass makes the logits again."""
+        return self.loss_chunk is not None or LOSS_KERNELS[self.loss_kernel].fused
 
     @property
     def tokens(self) -> int:
@@ -399,7 +411,8 @@ class Activations:
         """
         scheme, config = SCHEMES[self.config.scheme], self.config
         kept = self._norms(Norms(stream=int(scheme.final_norm)))
-        if self.loss_chunk is None:
+        fused = LOSS_KERNELS[self.loss_kernel].fused
+        if fused or self.loss_chunk is None:
             # Labels are turned to [s, b], which is a copy unless b is 1.
             kept += self.logits_kept() + (8 * self.labels if self.samples > 1 else 0)
         elif self.sequence_parallel:  # a chunk is rows of all ranks
@@ -420,8 +433,10 @@ class Activations:
     def logits_kept(self) -> float:
         """Bytes that the loss keeps of the logits that exist at once.
 
-        Their log-probabilities in fp32, and what a soft cap makes of them.
+        Their log-probabilities in fp32, and what a soft cap makes of them; fused kernels nothing.
         """
+        if LOSS_KERNELS[self.loss_kernel].fused:
+            return 0.0
         config, padded = self.config, self.config.padded_vocab / self.tensor
         vocab = padded if self.tensor > 1 else config.vocab_size or padded
         capped = 0 if config.logit_soft_cap is None else self.element * padded

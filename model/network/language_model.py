@@ -40,21 +40,16 @@ from model.layers.context import of_pieces, own_pieces, places
 from model.layers.torch_parts import rotary_table
 from model.layers.transformer_config import stack_config
 from model.layers.windows import WindowMask
+from model.loss_kernels import rows_at_once
 from model.network.batch import unread
 from model.network.chunks import in_chunks
 from model.network.crossed import crossed_masks, seam_spec
 from model.network.documents import additive, hidden_keys, packed_sequences, turned_by_position
 from model.network.embedding import input_tables
 from model.network.frames import FrameTables, with_source
+from model.network.fused_losses import FusedLosses, Projection, fused_losses
 from model.network.head import TargetHead, TransformHead
-from model.network.losses import (
-    VocabularyPart,
-    cross_entropy,
-    cut_cross_entropy,
-    likeliest,
-    rank_of_label,
-    smoothing_gradient,
-)
+from model.network.losses import Extra, cross_entropy, cut_losses, likeliest, rank_of_label
 from model.network.parts import Kernels, kernel_parts, mark_tensor_parallel
 from model.network.patches import PatchTables, PooledHead
 from model.parameters.table import parameter_table
@@ -79,6 +74,8 @@ class LanguageModel(MegatronModule):
     """Factor on log(Z)^2 beside the loss of each label, in gradients alone."""
     loss_chunk: int | None = None
     """Positions of a whole sequence whose logits exist at once beside labels; None: all."""
+    loss_kernel: FusedLosses | None = None
+    """What computes losses from what the output projection reads; None: `losses`, of logits."""
     plan: tuple[FoldedLayer, ...]
     """Of all layers of the model, whatever stage of it this is, in the units that layers compute in
     (`model/depth/folded.py`).
@@ -290,13 +287,24 @@ class LanguageModel(MegatronModule):
         hidden_sbh = self._at_targets(stream, batch.get("targets"))
         if "labels" not in batch:
             return self._logits(hidden_sbh).transpose(0, 1).contiguous()
-        measure = partial(self._measured, hits=hits, within=within)
-        if self.loss_chunk is None:
-            return measure(hidden_sbh, batch["labels"])
+        measure, labels = partial(self._measured, hits=hits, within=within), batch["labels"]
+        size = self._positions_at_once(batch)
+        if size is None:
+            return measure(hidden_sbh, labels)
+        if self.loss_kernel is not None and not hits:
+            return fused_losses(self.loss_kernel, self._read(hidden_sbh), labels, self._projection(), size)
         ranks = self.pg_collection.tp.size() if self.output_layer.sequence_parallel else 1
-        # Shorter sequences come as more rows.
-        size = self.loss_chunk * batch["tokens"].shape[1] * self.ranks // self.seq_length
-        return in_chunks(measure, hidden_sbh, batch["labels"], size, ranks)
+        return in_chunks(measure, hidden_sbh, labels, size, ranks)
+
+    def _positions_at_once(self, batch: Mapping[str, Tensor]) -> int | None:
+        """Positions of every sample whose logits may exist at once beside labels; None: all."""
+        if self.loss_chunk is not None:
+            # Shorter sequences come as more rows.
+            return self.loss_chunk * batch["tokens"].shape[1] * self.ranks // self.seq_length
+        if self.loss_kernel is None:
+            return None
+        labels = batch["labels"]
+        return -(-rows_at_once(labels.numel(), self.config.hidden_size, self.true_vocab) // len(labels))
 
     def _measured(self, hidden_sbh: Tensor, labels: Tensor, *, hits: bool, within: int | None) -> Tensor:
         """What `forward` gives for labels [b, t] of what the output projection reads."""
@@ -448,17 +456,26 @@ class LanguageModel(MegatronModule):
         ]
         return torch.cat(tables, dim=2) if self.two_bases else tables[0]
 
-    def _logits(self, hidden_sbh: Tensor) -> Tensor:
-        """[s, b, V / TP].
-
-        The logit scale belongs to the output projection and is applied to its input.
-        """
+    def _read(self, hidden_sbh: Tensor) -> Tensor:
+        """What the output projection reads, with the logit scale, which belongs to it."""
         if self.logit_scale != 1.0:
             hidden_sbh = hidden_sbh * self.logit_scale
         if self.fp32_stream:
             hidden_sbh = hidden_sbh.to(self.config.params_dtype)
+        return hidden_sbh
+
+    def _projection(self) -> Projection:
+        """The output projection of a model that is not cut by tensor parallelism."""
+        tied = self.share_embeddings_and_output_weights
+        weight = self.shared_weight() if tied else self.output_layer.weight
+        bias = self.output_layer.bias if self.head is None or self.head.bias is None else self.head.bias
+        extra = Extra(self.label_smoothing, self.z_loss)
+        return Projection(weight, bias, self.logit_soft_cap, extra).of(self.true_vocab)
+
+    def _logits(self, hidden_sbh: Tensor) -> Tensor:
+        """[s, b, V / TP]."""
         weight = self.shared_weight() if self.share_embeddings_and_output_weights else None
-        logits_sbv: Tensor = self.output_layer(hidden_sbh, weight=weight)[0]
+        logits_sbv: Tensor = self.output_layer(self._read(hidden_sbh), weight=weight)[0]
         bias = None if self.head is None else self.head.bias
         return soft_capped(logits_sbv if bias is None else logits_sbv + bias, self.logit_soft_cap)
 
@@ -474,19 +491,10 @@ class LanguageModel(MegatronModule):
         labels: [b, s]; logits: [s, b, V / TP].
         Padding rows of the vocabulary take no part.
         """
-        smoothing = self.label_smoothing
-        if self.pg_collection.tp.size() == 1:
-            rows, row_labels = logits.flatten(0, 1), labels.t().flatten()
-            loss = cross_entropy(rows, row_labels, self.true_vocab, smoothing, self.z_loss)
-            return loss.view(labels.shape[1], labels.shape[0]).t().contiguous()
-        local = logits.shape[-1]
-        valid = min(max(self.true_vocab - self.pg_collection.tp.rank() * local, 0), local)
-        if valid < local:
-            logits[..., valid:].fill_(torch.finfo(logits.dtype).min)
-        labels_sb = labels.t().contiguous()
-        added: list[Tensor] = []  # first, as the losses may be computed in the memory of the logits
-        if smoothing:
-            part = VocabularyPart(self.pg_collection.tp.rank() * local, valid, self.true_vocab, smoothing)
-            added.append(smoothing_gradient(logits, labels_sb, part))
-        losses_sb = cut_cross_entropy(logits, labels_sb, self.pg_collection.tp, self.z_loss)
-        return sum(added, losses_sb).t().contiguous()
+        extra = Extra(self.label_smoothing, self.z_loss)
+        if self.pg_collection.tp.size() > 1:
+            labels_sb = labels.t().contiguous()
+            losses_sb = cut_losses(logits, labels_sb, self.true_vocab, self.pg_collection.tp, extra)
+            return losses_sb.t().contiguous()
+        loss = cross_entropy(logits.flatten(0, 1), labels.t().flatten(), self.true_vocab, *extra)
+        return loss.view(labels.shape[1], labels.shape[0]).t().contiguous()

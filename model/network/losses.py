@@ -178,6 +178,26 @@ def smoothing_gradient(logits_sbv: Tensor, labels_sb: Tensor, part: VocabularyPa
     return zeros
 
 
+def cut_losses(
+    logits_sbv: Tensor, labels_sb: Tensor, vocab: int, group: dist.ProcessGroup, extra: Extra
+) -> Tensor:
+    """As `cross_entropy`, [s, b], of logits that the ranks of the tensor-parallel group have cut.
+
+    logits_sbv: this rank's columns [s, b, V / TP]; the memory is used.
+    """
+    local = logits_sbv.shape[-1]
+    first = group.rank() * local
+    valid = min(max(vocab - first, 0), local)
+    if valid < local:
+        logits_sbv[..., valid:].fill_(torch.finfo(logits_sbv.dtype).min)
+    added: list[Tensor] = []  # first, as the losses may be computed in the memory of the logits
+    if extra.smoothing:
+        part = VocabularyPart(first, valid, vocab, extra.smoothing)
+        added.append(smoothing_gradient(logits_sbv, labels_sb, part))
+    losses_sb = cut_cross_entropy(logits_sbv, labels_sb, group, extra.z_loss)
+    return sum(added, losses_sb)
+
+
 def likeliest(logits_sbv: Tensor, vocab: int, group: dist.ProcessGroup | None) -> Tensor:
     """The token with the largest logit, [s, b]; the first of equal ones.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model.config import ModelConfig
+from model.loss_kernels import LOSS_KERNELS
 from parallel.config import ParallelConfig
 from parallel.optimizers import OPTIMIZERS, OptimizerName
 from pretrain.config.sections.spans import span_counts
@@ -120,6 +121,48 @@ def check_loss_chunk(config: RunConfig) -> None:
         raise ValueError(
             f"train.loss_chunk={chunk} has no effect with the {own} labels of a sample on a rank: "
             "remove it, or give a smaller number"
+        )
+
+
+def check_loss_kernel(config: RunConfig) -> None:
+    """Checks what a library's kernel for the projection and the loss combines with.
+
+    Raises ValueError, naming the first setting that it does not combine with.
+    """
+    name, parallel = config.train.loss_kernel, config.parallel
+    kernel = LOSS_KERNELS[name]
+    if not kernel.fused:
+        return
+    instead = "set train.loss_kernel=local, which train.loss_chunk cuts"
+    if config.model.image is not None:
+        raise ValueError(
+            f"train.loss_kernel={name} has no effect with model.family={config.model.family}, "
+            "which has one label for many tokens: remove it"
+        )
+    if parallel.tensor > 1:
+        raise ValueError(
+            f"train.loss_kernel={name} does not combine with parallel.tensor={parallel.tensor}, "
+            f"which has only a part of the vocabulary on each rank: {instead}"
+        )
+    if parallel.zero == 3:
+        raise ValueError(
+            f"train.loss_kernel={name} does not combine with parallel.zero=3, which fetches the projection "
+            f"in a hook that it goes past: set parallel.zero=2, or {instead}"
+        )
+    if config.train.cuda_graph:
+        raise ValueError(
+            f"train.loss_kernel={name} does not combine with train.cuda_graph=true, "
+            f"as it has not been shown to run in a graph: set train.cuda_graph=false, or {instead}"
+        )
+    for key in kernel.lacks:
+        section, field = key.split(".")
+        value = getattr(getattr(config, section), field)
+        if value:
+            raise ValueError(f"train.loss_kernel={name} has no form for {key}={value:g}: {instead}")
+    if kernel.own_chunks and config.train.loss_chunk is not None:
+        raise ValueError(
+            f"train.loss_chunk={config.train.loss_chunk} has no effect with train.loss_kernel={name}, "
+            "which decides itself how many logits it makes at once: remove one of them"
         )
 
 

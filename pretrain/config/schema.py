@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from model.config import ModelConfig
 from model.depth.ramp import end
+from model.loss_kernels import LossKernelName
 from model.sections import Strict
 from parallel.config import Fp8Config, ParallelConfig
 from parallel.optimizers import OPTIMIZERS, OptimizerName
@@ -21,6 +22,7 @@ from pretrain.config.conflicts import (
     check_growth,
     check_joined,
     check_loss_chunk,
+    check_loss_kernel,
     check_optimizer,
     check_schedule,
     check_spans,
@@ -311,6 +313,13 @@ class TrainConfig(Strict):
         description="Positions of each sequence whose logits exist at once; null: all. "
         "Saves memory where the vocabulary is large, and computes the logits twice.",
     )
+    loss_kernel: LossKernelName = Field(
+        "local",
+        description="What computes the output projection and the loss of training. "
+        "local: the logits, then the loss of them, as `loss_chunk` says; the others take both together, "
+        "some positions at a time. torch: PyTorch's (2.13 and up), in fp32; liger: Liger-Kernel's, on GPUs. "
+        "Without tensor parallelism, CUDA graphs, zero below 3.",
+    )
     seed: int = Field(1234, ge=0, lt=2**63, description="Seed of weights, data order and dropout.")
     eval_interval: int = Field(
         0,
@@ -448,6 +457,7 @@ class RunConfig(Strict):
         check_transfer(self)
         check_window(self)
         check_loss_chunk(self)
+        check_loss_kernel(self)
         check_factors(
             self.optimizer.factors,
             self.model,

@@ -13,6 +13,7 @@ from model.config import ModelConfig
 from model.cost.activations import Activations
 from model.cost.flops import FlopCount, Recompute, flops_per_token
 from model.errors import UserError
+from model.loss_kernels import LOSS_KERNELS, LossKernelName
 from parallel.config import ParallelConfig, RecomputeConfig
 from parallel.hardware.gpus import GIB, Gpu
 from parallel.optimizers import OptimizerName
@@ -54,6 +55,8 @@ class Work:
     """`train.loss_chunk`."""
     documents: bool = False
     """Documents of a sample do not see each other."""
+    loss_kernel: LossKernelName = "local"
+    """`train.loss_kernel`."""
 
     def flops(self, recompute: Recompute = "none") -> FlopCount:
         """Operations per token; what an encoder costs counts as that of the decoder's tokens."""
@@ -86,6 +89,7 @@ class Work:
             targets=self.targets,
             source_length=self.source_length,
             loss_chunk=self.loss_chunk,
+            loss_kernel=self.loss_kernel,
             context=layout.context,
             documents=self.documents,
         )
@@ -146,6 +150,7 @@ def work_of(config: RunConfig, model: ModelConfig) -> Work:
         config.data.source_length,
         config.train.loss_chunk,
         config.hides_documents,
+        config.train.loss_kernel,
     )
 
 
@@ -246,7 +251,10 @@ def possible(work: Work, gpu: Gpu, world: int, asked: ParallelConfig) -> list[Pr
     asked: as in `layouts`.
     """
     found = []
+    whole = LOSS_KERNELS[work.loss_kernel].fused  # tables are not cut (pretrain/config/conflicts.py)
     for parallel in layouts(work.config, world, asked):
+        if whole and parallel.tensor > 1:
+            continue
         for micro in MICRO_BATCHES:
             with contextlib.suppress(UserError):
                 found.append(predict(work, gpu, parallel, world, micro))

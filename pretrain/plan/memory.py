@@ -14,6 +14,7 @@ from model.config import ModelConfig
 from model.cost.activations import FP32, Activations
 from model.cost.held import Chunk, Norms, Part, chunk_of, norms_of
 from model.depth.placed import PlacedLayer
+from model.loss_kernels import LOSS_KERNELS
 from model.parameters.table import WORD_EMBEDDING, parameter_table
 from parallel.optimizers import OPTIMIZERS, OptimizerName
 from parallel.topology import Layout
@@ -224,13 +225,24 @@ def _buffers(stage: Stage, a: Activations) -> float:
     tensor parallelism its gradient twice in fp32.
     Layer: the gradients of the two widest activations and of the stream on both sides of a join.
     """
-    each = 2 * FP32 if a.tensor > 1 else a.element + (FP32 if a.element < FP32 else 0)
-    loss = each * a.logit_rows * a.config.padded_vocab / a.tensor if stage.last else 0.0
-    if stage.last and a.loss_chunk is not None:
-        # The chunk's own, and its gradient of the projection beside the sum of those before it.
-        loss += a.logits_kept() + a.element * a.config.padded_vocab * a.config.hidden_size / a.tensor
     layer = max(_layer_buffers(part, a.of(part.stack)) for part in stage.parts)
-    return max(loss, layer)
+    return max(_loss_buffers(a) if stage.last else 0.0, layer)
+
+
+def _loss_buffers(a: Activations) -> float:
+    kernel, vocab = LOSS_KERNELS[a.loss_kernel], a.config.padded_vocab / a.tensor
+    table = vocab * a.config.hidden_size
+    if kernel.fused:
+        # The projection's gradient as it is summed, rounded, and with rows of padding.
+        sums = FP32 if kernel.widens_gradient and a.element < FP32 else 0
+        padded = a.element if a.config.vocab_size != a.config.padded_vocab else 0
+        return kernel.copies * a.element * a.logit_rows * vocab + (sums + a.element + padded) * table
+    each = 2 * FP32 if a.tensor > 1 else a.element + (FP32 if a.element < FP32 else 0)
+    logits = each * a.logit_rows * vocab
+    if a.loss_chunk is None:
+        return logits
+    # The chunk's own, and its gradient of the projection beside the sum of those before it.
+    return logits + a.logits_kept() + a.element * table
 
 
 def _layer_buffers(part: Part, a: Activations) -> float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from model.cost.activations import FP32, Activations
 from model.cost.flops import forward_flops, stack_flops
 from model.families.family import Stack
+from model.loss_kernels import LOSS_KERNELS
 from parallel.engine.overlap import PIECES
 from parallel.hardware.gpus import Gpu
 from parallel.optimizers import OPTIMIZERS, Optimizer, OptimizerName
@@ -158,20 +159,16 @@ def layer_costs(a: Activations) -> dict[str, LayerCost]:
 
 def head_seconds(gpu: Gpu, a: Activations, precision: str) -> Seconds:
     """Time of the vocabulary projection and the loss; logits are moved about seven times in fp32
-    (derived). In chunks they are made twice.
+    (derived). In chunks they are made twice, by fused kernels too (`model/loss_kernels.py`).
     """
-    dense = "bf16" if precision == "fp8" else precision
-    passes = 3 if a.loss_chunk is None else 4
+    dense, kernel = "bf16" if precision == "fp8" else precision, LOSS_KERNELS[a.loss_kernel]
+    passes = 4 if a.logits_again else 3
     flops = passes * forward_flops(a.config, a.seq_length, a.targets, a.source_length).vocabulary
     products = flops * a.tokens / a.tensor / (gpu.peak(dense) * gpu.matmul)
-    moved = (
-        (7 if a.loss_chunk is None else 9)
-        * FP32
-        * a.labels
-        * a.config.padded_vocab
-        / a.tensor
-        / (gpu.bandwidth * TRAFFIC)
-    )
+    bytes_each = (9 if a.logits_again else 7) * FP32
+    if kernel.fused:
+        bytes_each = kernel.moves * a.element
+    moved = bytes_each * a.labels * a.config.padded_vocab / a.tensor / (gpu.bandwidth * TRAFFIC)
     return Seconds(products, 0.0, moved)
 
 

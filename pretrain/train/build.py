@@ -11,6 +11,7 @@ import torch
 from model.config import ModelConfig
 from model.layers.joined import join_norms
 from model.layers.transformer_config import transformer_config
+from model.network.fused_losses import FUSED_LOSSES
 from model.network.language_model import LanguageModel
 from model.network.parts import Kernels
 from model.parameters.names import named_parameters
@@ -157,7 +158,7 @@ def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | 
     )
     for chunk in chunks:
         chunk.label_smoothing, chunk.z_loss = train.label_smoothing, train.z_loss
-        chunk.loss_chunk = train.loss_chunk
+        chunk.loss_chunk, chunk.loss_kernel = train.loss_chunk, FUSED_LOSSES.get(train.loss_kernel)
     if train.compile:
         compile_chunks(config, numerics, chunks)
     if numerics.joins is not None:

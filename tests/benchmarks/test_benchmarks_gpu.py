@@ -63,7 +63,9 @@ def test_only_what_the_gpu_ran_is_busy() -> None:
 @pytest.mark.parametrize("model", list(FILES))
 def test_every_case_can_be_configured_at_1p5_billion(model: str) -> None:
     """Also in every FP8 recipe: all sizes fit their kernels."""
-    for case in cases_for([model], ["local", "te"], list(RECIPES), micro=8, accumulation=4, joined=True):
+    for case in cases_for(
+        [model], ["local", "te"], list(RECIPES), micro=8, accumulation=4, joined=True, liger=True
+    ):
         config = case.config()
         numerics = numerics_for(config.train.precision, config.train.kernels, config.train.fp8, B200)
         layout = check_layout(ParallelConfig(), config.model, 1)
@@ -77,7 +79,13 @@ def test_cases() -> None:
     labels = [
         case.label
         for case in cases_for(
-            ["gpt2_xl", "deep_96", "deep_1000"], ["local", "te"], ["blockwise", "delayed"], 8, 4, joined=True
+            ["gpt2_xl", "deep_96", "deep_1000"],
+            ["local", "te"],
+            ["blockwise", "delayed"],
+            8,
+            4,
+            joined=True,
+            liger=True,
         )
     ]
     assert labels == [
@@ -91,6 +99,7 @@ def test_cases() -> None:
         "deep_96 te blockwise graph",
         "deep_1000 te blockwise graph",
         "gpt2_xl te bf16 eager",
+        "gpt2_xl te bf16 eager losses by liger",
         "gpt2_xl te blockwise eager",
         "deep_96 te bf16 eager",
         "deep_1000 te bf16 eager",

@@ -11,12 +11,14 @@ from pydantic import ValidationError
 
 from model.config import ModelConfig
 from model.errors import UserError
+from model.loss_kernels import LossKernelName
 from parallel.config import Fp8Config, ParallelConfig
+from parallel.hardware.fused_losses import check_loss_kernel
 from parallel.hardware.precision import Machine, check_sizes, numerics_for
 from parallel.topology import Layout, check_layout
 from pretrain.config.schema import RunConfig
 from pretrain.train.checks.feasibility import check_context
-from tests.parallel.training import given, run_config
+from tests.parallel.training import VIT, given, run_config
 
 MODEL = given(num_layers=6, hidden_size=32, num_attention_heads=4, vocab_size=120)
 CPU = Machine(te_problem="is not used without a GPU")
@@ -93,6 +95,12 @@ def _machine(
     return Refusal(what, message, lambda: numerics_for(precision, kernels, Fp8Config(recipe=recipe), machine))
 
 
+def _losses(
+    what: str, message: str, name: LossKernelName, version: str | None = None, gpu: bool = True
+) -> Refusal:
+    return Refusal(what, message, lambda: check_loss_kernel(name, torch.bfloat16, version, gpu=gpu))
+
+
 def _sizes() -> None:
     model, parallel = (
         ModelConfig(**(MODEL | given(ffn_hidden_size=1520, hidden_size=1536, num_attention_heads=24))),
@@ -108,6 +116,7 @@ def _sizes() -> None:
 
 
 COMPILE, GRAPH = given(compile=True), given(cuda_graph=True)
+LIGER = given(loss_kernel="liger")
 DOCUMENTS = given(document_mask=True)
 SP, VP = given(tensor=2, sequence_parallel=True), given(pipeline=2, virtual_stages=3)
 REFUSALS = [
@@ -400,6 +409,75 @@ REFUSALS = [
         lambda: RunConfig.model_validate(
             run_config(train=GRAPH).model_dump() | {"log": given(signal_interval=5)}
         ),
+    ),
+    _run(
+        "fused losses of a vocabulary that is cut",
+        "loss_kernel=liger does not combine with parallel.tensor=2, .*local, which train.loss_chunk cuts$",
+        parallel=given(tensor=2),
+        train=LIGER,
+    ),
+    _run(
+        "fused losses under ZeRO-3",
+        "loss_kernel=liger does not combine with parallel.zero=3, .*set parallel.zero=2, or",
+        parallel=given(zero=3),
+        train=LIGER,
+    ),
+    _run(
+        "fused losses in a CUDA graph",
+        "loss_kernel=liger does not combine with train.cuda_graph=true.*set train.cuda_graph=false, or",
+        train=GRAPH | LIGER,
+    ),
+    _run(
+        "fused losses of images",
+        "loss_kernel=torch has no effect with model.family=vit, .*remove it",
+        model=VIT,
+        train=given(loss_kernel="torch"),
+    ),
+    _run(
+        "a soft cap on logits by torch's fused losses",
+        "loss_kernel=torch has no form for model.logit_soft_cap=3: set",
+        model=given(logit_soft_cap=3.0),
+        train=given(loss_kernel="torch"),
+    ),
+    _run(
+        "a z-loss by torch's fused losses",
+        "loss_kernel=torch has no form for train.z_loss=0.01: set",
+        train=given(loss_kernel="torch", z_loss=0.01),
+    ),
+    _run(
+        "label smoothing by torch's fused losses",
+        "loss_kernel=torch has no form for train.label_smoothing=0.1: set",
+        train=given(loss_kernel="torch", label_smoothing=0.1),
+    ),
+    _run(
+        "chunks of fused losses that have their own",
+        "loss_chunk=4 has no effect with train.loss_kernel=liger, .*remove one of them",
+        train=LIGER | given(loss_chunk=4),
+    ),
+    _losses(
+        "fused losses on a machine without a GPU",
+        "needs a GPU, and this machine has none",
+        "liger",
+        gpu=False,
+    ),
+    _losses("fused losses that are not there", r"not installed: .*pip install '.\[liger\]'\), or", "liger"),
+    _losses(
+        "fused losses of a release that is not known",
+        "needs liger-kernel>=0.8.5,<0.9, and 0.9.1 is installed: set",
+        "liger",
+        version="0.9.1",
+    ),
+    _losses(
+        "fused losses of an older torch",
+        "needs torch>=2.13, and 2.11.0 is installed: set",
+        "torch",
+        version="2.11.0",
+    ),
+    _losses(
+        "torch's fused losses in bf16",
+        "bf16 has three digits: set train.precision=fp32, or",
+        "torch",
+        version="2.13.0",
     ),
     _run("fp16", "loss scaling.*set train.precision=bf16", train=given(precision="fp16")),
     _run(

@@ -8,7 +8,10 @@ from __future__ import annotations
 import torch
 
 from model.errors import UserError
+from model.loss_kernels import LOSS_KERNELS
+from parallel.hardware.fused_losses import check_loss_kernel
 from parallel.hardware.precision import Numerics, check_sizes, numerics_for, this_machine
+from parallel.hardware.versions import installed
 from parallel.topology import BATCH_KEY, Layout, check_layout
 from pretrain.config.conflicts import packed_and_cut
 from pretrain.config.load import complete_model
@@ -53,7 +56,7 @@ def eval_rounds(layout: Layout, samples: int, micro_batch_size: int) -> int:
 def fit_machine(config: RunConfig, layout: Layout) -> Numerics:
     """What the run computes with on this machine; looks at its GPU, which takes some of its memory.
 
-    Raises UserError for a precision, kernels or a CUDA graph that this machine cannot have.
+    Raises UserError for a precision, kernels, losses or a CUDA graph that this machine cannot have.
     Raises UserError for sizes that its FP8 products do not take.
     """
     train = config.train
@@ -61,6 +64,8 @@ def fit_machine(config: RunConfig, layout: Layout) -> Numerics:
         train.precision, train.kernels, train.fp8, this_machine(), fp32_residual=train.fp32_residual
     )
     layout.check_dtype(numerics.dtype)
+    version = installed(LOSS_KERNELS[train.loss_kernel].package or "torch")
+    check_loss_kernel(train.loss_kernel, numerics.dtype, version, gpu=this_machine().gpu is not None)
     check_sizes(
         numerics,
         config.model,

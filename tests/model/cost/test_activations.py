@@ -11,6 +11,7 @@ from model.config import ModelConfig
 from model.cost.activations import Activations
 from model.depth.schemes import SCHEMES
 from model.layers.transformer_config import transformer_config
+from model.network.fused_losses import FUSED_LOSSES
 from model.network.language_model import LanguageModel
 from parallel.config import RecomputeConfig
 from parallel.launch.one_process import single_process
@@ -45,6 +46,8 @@ CASES: dict[str, dict[str, Any]] = {
     "a part of a head turns": {**LLAMA, "rotary": {"share": 0.5}},
     "losses in chunks": {"loss_chunk": 5},
     "losses in chunks, one sample, capped": {"loss_chunk": 5, "samples": 1, "logit_soft_cap": 3.0},
+    "losses by torch": {"loss_kernel": "torch"},
+    "losses by torch, one sample, untied": {"loss_kernel": "torch", "samples": 1, "tie_embeddings": False},
     "selective": {"recompute": "selective"},
     "full": {"recompute": "full"},
     "a window": {"window": 3},
@@ -72,7 +75,7 @@ def loss_of(model: LanguageModel, samples: int, seq: int, documents: bool = Fals
 def test_formula_counts_every_saved_byte(case: dict[str, Any]) -> None:
     case = dict(case)
     samples, seq, recompute = case.pop("samples", 3), 16, case.pop("recompute", "none")
-    loss_chunk = case.pop("loss_chunk", None)
+    loss_chunk, loss_kernel = case.pop("loss_chunk", None), case.pop("loss_kernel", "local")
     documents = case.pop("documents", False)
     config = ModelConfig(
         **{
@@ -87,8 +90,9 @@ def test_formula_counts_every_saved_byte(case: dict[str, Any]) -> None:
     )
     core = RecomputeConfig(granularity=recompute).core_fields()
     model = LanguageModel(config, transformer_config(config, **core), seq_length=seq).train()
-    model.loss_chunk = loss_chunk
+    model.loss_chunk, model.loss_kernel = loss_chunk, FUSED_LOSSES.get(loss_kernel)
     asked = {"recompute": recompute, "loss_chunk": loss_chunk, "documents": documents}
+    asked["loss_kernel"] = loss_kernel
     expected = Activations(config, samples, seq, **asked).whole()
     if config.position == "rotary":  # one table for all layers
         expected += 2 * 4 * seq * config.rotary_width * (samples if documents else 1)

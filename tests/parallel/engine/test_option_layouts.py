@@ -31,6 +31,7 @@ CASES = [
     Case("TP2, selective recompute", 2, TP | SELECTIVE, TURNED, given(z_loss=0.01, label_smoothing=0.1)),
     Case("PP2", 2, PP, TURNED, given(z_loss=0.01)),
     Case("PP2, chunks of losses", 2, PP, {}, given(loss_chunk=5), reference_train={}),
+    Case("PP2, losses by torch", 2, PP, {}, given(loss_kernel="torch"), reference_train={}),
     Case("DP2, ZeRO-3, chunks of losses", 2, THREE, {}, given(loss_chunk=5), reference_train={}),
     Case(
         "documents, 8 micro-batches of 1 against 1 of 8",
