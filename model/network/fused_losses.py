@@ -65,9 +65,9 @@ class _Liger(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x_nh, weight_vh, bias_v, labels_n)
         ctx.soft_cap, ctx.extra = head.soft_cap, head.extra
-        return _liger(x_nh, weight_vh, labels_n, bias=bias_v, softcap=head.soft_cap, compute_gradients=False)[
-            0
-        ]
+        plain = {"bias": bias_v, "softcap": head.soft_cap, "compute_gradients": False}
+        losses_n: Tensor = _liger(x_nh, weight_vh, labels_n, **plain)[0]
+        return losses_n
 
     @staticmethod
     @once_differentiable
@@ -101,7 +101,8 @@ def _liger(x_nh: Tensor, weight_vh: Tensor, labels_n: Tensor, **options: Any) ->
 
 def liger_losses(x_nh: Tensor, labels_n: Tensor, head: Projection, rows: int) -> Tensor:
     """By Liger-Kernel, in fp32; it decides about rows itself, by the rule of `rows_at_once`."""
-    losses_n: Tensor = _Liger.apply(x_nh, head.weight_vh, head.bias_v, labels_n, head)
+    given = x_nh, head.weight_vh, head.bias_v, labels_n, head
+    losses_n: Tensor = _Liger.apply(*given)  # type: ignore[no-untyped-call]
     return losses_n
 
 

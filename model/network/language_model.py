@@ -300,7 +300,7 @@ class LanguageModel(MegatronModule):
         """Positions of every sample whose logits may exist at once beside labels; None: all."""
         if self.loss_chunk is not None:
             # Shorter sequences come as more rows.
-            return self.loss_chunk * batch["tokens"].shape[1] * self.ranks // self.seq_length
+            return int(self.loss_chunk * batch["tokens"].shape[1] * self.ranks // self.seq_length)
         if self.loss_kernel is None:
             return None
         labels = batch["labels"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model.config import ModelConfig
-from model.loss_kernels import LOSS_KERNELS
+from model.loss_kernels import LOSS_KERNELS, LossKernelName
 from parallel.config import ParallelConfig
 from parallel.optimizers import OPTIMIZERS, OptimizerName
 from pretrain.config.sections.spans import span_counts
@@ -17,6 +17,8 @@ from pretrain.tasks.table import OWN_SECTIONS, task_of
 if TYPE_CHECKING:
     from pretrain.config.schema import RunConfig
 
+INSTEAD = "set train.loss_kernel=local, which train.loss_chunk cuts"
+"""Of a library's kernel for losses."""
 SELDOM = 10
 """Steps between full measurements of signals from which a CUDA graph is worth its captures."""
 
@@ -133,36 +135,42 @@ def check_loss_kernel(config: RunConfig) -> None:
     kernel = LOSS_KERNELS[name]
     if not kernel.fused:
         return
-    instead = "set train.loss_kernel=local, which train.loss_chunk cuts"
     if config.model.image is not None:
         raise ValueError(
             f"train.loss_kernel={name} has no effect with model.family={config.model.family}, "
             "which has one label for many tokens: remove it"
         )
-    if parallel.tensor > 1:
-        raise ValueError(
-            f"train.loss_kernel={name} does not combine with parallel.tensor={parallel.tensor}, "
-            f"which has only a part of the vocabulary on each rank: {instead}"
-        )
-    if parallel.zero == 3:
-        raise ValueError(
-            f"train.loss_kernel={name} does not combine with parallel.zero=3, which fetches the projection "
-            f"in a hook that it goes past: set parallel.zero=2, or {instead}"
-        )
+    check_whole_projection(name, parallel)
     if config.train.cuda_graph:
         raise ValueError(
             f"train.loss_kernel={name} does not combine with train.cuda_graph=true, "
-            f"as it has not been shown to run in a graph: set train.cuda_graph=false, or {instead}"
+            f"as it has not been shown to run in a graph: set train.cuda_graph=false, or {INSTEAD}"
         )
     for key in kernel.lacks:
         section, field = key.split(".")
         value = getattr(getattr(config, section), field)
         if value:
-            raise ValueError(f"train.loss_kernel={name} has no form for {key}={value:g}: {instead}")
+            raise ValueError(f"train.loss_kernel={name} has no form for {key}={value:g}: {INSTEAD}")
     if kernel.own_chunks and config.train.loss_chunk is not None:
         raise ValueError(
             f"train.loss_chunk={config.train.loss_chunk} has no effect with train.loss_kernel={name}, "
             "which decides itself how many logits it makes at once: remove one of them"
+        )
+
+
+def check_whole_projection(name: LossKernelName, parallel: ParallelConfig) -> None:
+    """Raises ValueError for a layout that hides the output projection from a library's kernel."""
+    if not LOSS_KERNELS[name].fused:
+        return
+    if parallel.tensor > 1:
+        raise ValueError(
+            f"train.loss_kernel={name} does not combine with parallel.tensor={parallel.tensor}, "
+            f"which has only a part of the vocabulary on each rank: {INSTEAD}"
+        )
+    if parallel.zero == 3:
+        raise ValueError(
+            f"train.loss_kernel={name} does not combine with parallel.zero=3, which fetches the projection "
+            f"in a hook that it goes past: set parallel.zero=2, or {INSTEAD}"
         )
 
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from model.config import ModelConfig
 from model.cost.activations import Activations
 from model.cost.flops import FlopCount, Recompute, flops_per_token
 from model.errors import UserError
-from model.loss_kernels import LOSS_KERNELS, LossKernelName
+from model.loss_kernels import LossKernelName
 from parallel.config import ParallelConfig, RecomputeConfig
 from parallel.hardware.gpus import GIB, Gpu
 from parallel.optimizers import OptimizerName
 from parallel.topology import Layout, check_layout
-from pretrain.config.conflicts import check_graph
+from pretrain.config.conflicts import check_graph, check_whole_projection
 from pretrain.config.schema import RunConfig
 from pretrain.plan.memory import Memory, peak_memory, stages
 from pretrain.plan.speed import StepTime, Traffic, bubble_share, step_time, traffic
@@ -166,6 +167,15 @@ def _in_graph(work: Work, parallel: ParallelConfig) -> bool:
     return work.graph
 
 
+def _has_losses(work: Work, parallel: ParallelConfig) -> bool:
+    """Whether what computes the losses has a form for a layout."""
+    try:
+        check_whole_projection(work.loss_kernel, parallel)
+    except ValueError:
+        return False
+    return True
+
+
 def predict(
     work: Work, gpu: Gpu, parallel: ParallelConfig, world: int, micro: int, *, overlap: bool = False
 ) -> Prediction:
@@ -251,10 +261,7 @@ def possible(work: Work, gpu: Gpu, world: int, asked: ParallelConfig) -> list[Pr
     asked: as in `layouts`.
     """
     found = []
-    whole = LOSS_KERNELS[work.loss_kernel].fused  # tables are not cut (pretrain/config/conflicts.py)
-    for parallel in layouts(work.config, world, asked):
-        if whole and parallel.tensor > 1:
-            continue
+    for parallel in filter(partial(_has_losses, work), layouts(work.config, world, asked)):
         for micro in MICRO_BATCHES:
             with contextlib.suppress(UserError):
                 found.append(predict(work, gpu, parallel, world, micro))

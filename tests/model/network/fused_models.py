@@ -35,9 +35,9 @@ CAPPED = {"logit_soft_cap": 1.5}
 def example(config: ModelConfig, dtype: torch.dtype, device: str = "cpu") -> tuple[LanguageModel, Any]:
     """A model with weights at random, and two micro-batches of it."""
     single_process()
-    lengths = {"seq_length": SEQ, **({"source_length": SEQ} if config.blueprint.crossed else {})}
     core = transformer_config(config, dtype=dtype, on_cpu=device == "cpu")
-    model = LanguageModel(config, core, **lengths).to(device, dtype)
+    source = SEQ if config.blueprint.crossed else None
+    model = LanguageModel(config, core, seq_length=SEQ, source_length=source).to(device, dtype)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

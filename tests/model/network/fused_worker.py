@@ -38,7 +38,7 @@ def interpreted(x_nh: Tensor, labels_n: Tensor, head: Projection, rows: int) -> 
 def main(output: str) -> None:
     """Errors of every case, as JSON."""
     cross_entropy.tanh = tanh
-    extras = {"smoothing": 0.1, "z_loss": 0.02}
+    extras: dict[str, Any] = {"smoothing": 0.1, "z_loss": 0.02}
     found = {name: errors(interpreted, fields, torch.float32) for name, fields in CASES.items()}
     found["capped"] = errors(interpreted, CAPPED, torch.float32)
     found["smoothed, with z-loss"] = errors(interpreted, {}, torch.float32, **extras)
