@@ -28,8 +28,8 @@ def command(
 ) -> None:
     """Read a model of transformers, or an export of ours, as a checkpoint.
 
-    GPT-2, GPT-NeoX, Llama, Mistral, Qwen 2 and 3, Gemma, post-LN OPT, BERT, EuroBERT,
-    ModernBERT; BART, MBart, Blenderbot and Marian.
+    GPT-2, GPT-NeoX, Llama, Mistral, Qwen 2 and 3, Gemma, post-LN OPT; BERT, MegatronBERT,
+    EuroBERT, ModernBERT; BART, MBart, Blenderbot, Marian; ViT.
     What cannot be represented exactly is refused with the reason.
     """
     from parallel.checkpoint.reader import open_checkpoint

@@ -13,14 +13,14 @@ Beam = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Translations of a text that are followed at once; 1 is greedy search. Default: 4.",
+        help="Beginnings of a text that are followed at once; 1 is greedy search. Default: 4.",
         show_default=False,
     ),
 ]
 LengthPenalty = Annotated[
     float | None,
     typer.Option(
-        help="A translation is worth its log probability / tokens^LENGTH_PENALTY: 0 prefers short ones, "
+        help="A text is worth its log probability / tokens^LENGTH_PENALTY: 0 prefers short ones, "
         "1 compares means. Default: 0.6.",
         show_default=False,
     ),
@@ -29,8 +29,7 @@ MaxNewTokens = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Tokens of a translation at most, with its end mark. "
-        "Default: as many as a target had in training.",
+        help="Tokens of a text at most, with its end mark. Default: as many as a target had in training.",
         show_default=False,
     ),
 ]

@@ -23,7 +23,9 @@ LARGEST = 1e30
 
 ConfigFile = Annotated[
     str,
-    typer.Argument(help="Run configuration of the model that all schemes train, e.g. configs/duel.yaml."),
+    typer.Argument(
+        help="Configuration of the model that all schemes train: a file, or a shipped one, e.g. duel."
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")

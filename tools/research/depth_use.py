@@ -33,7 +33,8 @@ def command(
     every: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Skip every so many-th layer alone; default: such that about 100 layers are."
+            min=1,
+            help="Layers from one that is skipped alone to the next; default: so that about 100 are.",
         ),
     ] = None,
     batch_size: BatchSize = None,

@@ -22,8 +22,8 @@ def command(
         str,
         typer.Argument(
             metavar="CONFIG_OR_RUN",
-            help="Run configuration, of which the model, the sequence length, the data and the seed are "
-            "read; or a run folder or checkpoint, whose weights are measured.",
+            help="Configuration file, or the name of a shipped one, of which the model, the sequence length, "
+            "the data and the seed are read; or a run folder or checkpoint, whose weights are measured.",
         ),
     ],
     overrides: Annotated[

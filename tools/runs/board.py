@@ -24,7 +24,6 @@ def command(
     """Show all runs in a browser, and each one's report while it goes on; ctrl-C ends it.
 
     Reads only. Nothing is sent to another machine.
-    Raises UserError where RUNS does not exist or the port is taken.
     """
     from pretrain.board.pages import Board
     from pretrain.board.server import BoardServer

@@ -20,7 +20,6 @@ def command(
     """Write an example project.
 
     A configuration, a site file for Slurm, a small text, and in README.md what to type.
-    Raises UserError for a folder that has files.
     """
     from model.folders import FolderKind, check_target, whole_folder
     from pretrain.cluster.script import SITE_EXAMPLE

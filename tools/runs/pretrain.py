@@ -11,7 +11,7 @@ from tools.shipped import say_shipped
 
 
 def command(
-    config: str = typer.Argument(help="Run configuration, a YAML file."),
+    config: str = typer.Argument(help="Configuration file, or the name of a shipped one."),
     overrides: list[str] = typer.Argument(
         None,
         metavar="[KEY=VALUE]...",

@@ -25,7 +25,6 @@ def command(
     """Write a one-page HTML report of a run, pictures included.
 
     Lines of metrics.jsonl that are damaged are left out; how many is said.
-    Raises UserError where RUN is no run folder.
     """
     from pretrain.report.run_report import damage, numbers, read_run, write_page
 

@@ -22,7 +22,7 @@ QUEUE_SECONDS = 15.0
 """Between two looks at the queue while following: slurmctld serves everybody."""
 
 
-ConfigFile = Annotated[str, typer.Argument(help="Configuration file.")]
+ConfigFile = Annotated[str, typer.Argument(help="Configuration file, or the name of a shipped one.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to it, key=value.")]
 Nodes = Annotated[
     str,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TEXT_KEY = "Key or column that holds the text; meta.text is the key text inside of meta."
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Characters of a document that a terminal would obey."""
-app = typer.Typer(help="Data sets of text, of pairs of texts and of images.", no_args_is_help=True)
+app = typer.Typer(help="Data sets of texts, pairs of texts, images or recordings.", no_args_is_help=True)
 
 
 class Normalise(str, Enum):
