@@ -14,15 +14,16 @@ from pathlib import Path
 def beside(package: str, version: str, variable: str, seconds: int = 120) -> tuple[Path | None, str]:
     """(folder that holds a package, "") or (None, why there is none).
 
-    The folder is that of an environment variable, or one inside the virtual environment.
-    pip fills that one the first time, within so many seconds.
+    It is PACKAGE-VERSION inside of the folder that an environment variable names, or else inside
+    the virtual environment. pip fills that one the first time, within so many seconds.
     """
     requirement, module = f"{package}=={version}", package.replace("-", "_")
+    name = f"{package}-{version}"
     if variable in os.environ:
         given = Path(os.environ[variable])
-        there = (given / module).is_dir()
-        return (given, "") if there else (None, f"{variable}={given} holds no package {module}")
-    folder = Path(sys.prefix) / f"{package}-{version}"
+        there = (given / name / module).is_dir()
+        return (given / name, "") if there else (None, f"{variable}={given} holds no {name}/{module}")
+    folder = Path(sys.prefix) / name
     if (folder / module).is_dir():
         return folder, ""
     try:
@@ -32,7 +33,7 @@ def beside(package: str, version: str, variable: str, seconds: int = 120) -> tup
         return (
             None,
             f"{folder.parent} cannot be written: {error.strerror}; "
-            f"put {requirement} into a folder and name it in {variable}",
+            f"put {requirement} into a folder FOLDER/{name}, and name FOLDER in {variable}",
         )
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     limits = ["--retries", "1", "--timeout", "15"]
@@ -53,7 +54,7 @@ def beside(package: str, version: str, variable: str, seconds: int = 120) -> tup
     if (folder / module).is_dir():
         return folder, ""
     by_hand = (
-        f"pip install --no-deps --target FOLDER {requirement} where there is a network, "
+        f"pip install --no-deps --target FOLDER/{name} {requirement} where there is a network, "
         f"then {variable}=FOLDER"
     )
     return None, f"{requirement} could not be downloaded: {by_hand}"

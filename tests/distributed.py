@@ -115,13 +115,22 @@ def _serve(folder: Path) -> None:
         function: Any = importlib.import_module(module)
         for part in name.split("."):
             function = getattr(function, part)
-        if not _run_group(folder, index, world, function, args, killed):
+        if not run_group(folder, index, world, function, args, killed):
             sys.exit(1)
 
 
-def _run_group(
-    folder: Path, index: int, world: int, function: Callable[..., Any], args: tuple[Any, ...], killed: bool
+def run_group(
+    folder: Path,
+    index: int,
+    world: int,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    killed: bool = False,
 ) -> bool:
+    """Forks the ranks of one group, waits for them, and says whether all was well.
+
+    What rank R returned is pickled in the file result_INDEX_R of the folder.
+    """
     from parallel.launch.local import reserve_port
 
     holder = reserve_port()

@@ -192,7 +192,7 @@ class ContextCapped(_OfPieces, CappedAttention):
 WITH_CONTEXT: dict[type, type] = {SdpaAttention: ContextAttention, CappedAttention: ContextCapped}
 """What stands for a core attention where sequences are cut.
 
-Others, as Transformer Engine's, do it themselves.
+That for Transformer Engine's joins them where it is (`model/layers/te_spec.py`).
 """
 
 
@@ -201,7 +201,7 @@ def of_pieces(spec: ModuleSpec) -> ModuleSpec:
     inside = spec.submodules.self_attention.submodules
     core = inside.core_attention
     if isinstance(core, ModuleSpec):
-        inside.core_attention = replace(core, module=WITH_CONTEXT.get(core.module, core.module))
+        inside.core_attention = replace(core, module=WITH_CONTEXT[core.module])
     else:
-        inside.core_attention = WITH_CONTEXT.get(core, core)
+        inside.core_attention = WITH_CONTEXT[core]
     return spec

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+import torch
 from megatron.core.extensions.transformer_engine import (
     HAVE_TE,
     TEColumnParallelLinear,
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 
 from model.depth.folded import FoldedLayer, FoldedSublayer
 from model.layers.capped import core_attention
+from model.layers.context import WITH_CONTEXT, ContextAttention
 from model.layers.layer import DepthLayer, DepthLayerSubmodules
 from model.layers.torch_parts import LocalCrossAttention, LocalSelfAttention, Norm
 
@@ -41,6 +43,9 @@ if not HAVE_TE:
     raise ImportError("Transformer Engine is not installed: its layers cannot be built")
 
 __all__ = ["TENorm", "te_layer_spec"]
+
+RING = (torch.float16, torch.bfloat16)
+"""Formats in which Transformer Engine attends over sequences that are cut."""
 
 
 class TEColumn(TEColumnParallelLinear):
@@ -157,6 +162,43 @@ class TEAttention(TEDotProductAttention):
             shape = (query.shape[1], 1, query.shape[0], key.shape[0])
             attention_mask = attention_mask.expand(shape)
         return super().forward(query, key, value, attention_mask, **{"attn_mask_type": kind} | kwargs)
+
+
+class TEContextAttention(TEAttention):
+    """Core attention over sequences that are cut over ranks.
+
+    Transformer Engine passes keys and values in a ring, which has causal attention in 16 bits.
+    Masks, of documents and of windows, and other formats have no form in it:
+    they go through our own attention, over the same pieces.
+    """
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.gathered = ContextAttention(config, *args, **kwargs)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        packed_seq_params: PackedSeqParams | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """As `ContextAttention.forward`: rows of a mask are own queries, its columns all keys.
+
+        Raises ValueError for rows of sequences, whose documents the ring would cut each for itself.
+        """
+        if packed_seq_params is not None:
+            raise ValueError("documents of sequences that are cut come as a mask")
+        if attention_mask is None and query.dtype in RING:
+            return super().forward(query, key, value, None, **kwargs)
+        out: Tensor = self.gathered(query, key, value, attention_mask)
+        return out
+
+
+# Here, as the other file is for machines without Transformer Engine too.
+WITH_CONTEXT[TEAttention] = TEContextAttention
 
 
 def _norm(present: bool, norm: type = TENorm) -> type:

@@ -117,8 +117,8 @@ class LanguageModel(MegatronModule):
         if model.rotary_base_local is not None:
             self.rotary_pos_emb_local = self._rotary(model, local=True)
         self.magnitudes = magnitude(model), magnitude(model, local=True)
-        # Transformer Engine's attention knows its window itself.
-        self.adds = kernels == "local" or cap is not None
+        # Transformer Engine's attention knows its window itself, but not where sequences are cut.
+        self.adds = kernels == "local" or cap is not None or self.ranks > 1
         self.window = WindowMask(config) if self.adds and config.window_size is not None else None
         self.causal = last.causal and not self.crossed
         self.packs = self.causal and not self.adds

@@ -52,7 +52,7 @@ class Fp8Recipe:
 
 
 # In order of preference where another one does not run.
-# Requirements are those of Transformer Engine 2.9 to 2.11
+# Requirements are those of Transformer Engine, the same from 2.9 to 2.20
 # (`transformer_engine.pytorch.quantization`).
 RECIPES = {
     "mxfp8": Fp8Recipe(lowest=(10, 0), below=(12, 0), cuda=(12, 8), multiple=32, format="e4m3"),

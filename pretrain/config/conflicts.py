@@ -49,21 +49,11 @@ def check_documents(config: RunConfig) -> None:
             f"data.document_mask=true has no effect with train.task={task.name}, "
             "whose samples say themselves what sees what: remove it"
         )
-    if config.parallel.context > 1 and config.train.kernels.startswith("te"):
-        raise ValueError(packed_and_cut(config.parallel.context))
     if config.train.cuda_graph:
         raise ValueError(
             "data.document_mask=true does not combine with train.cuda_graph=true yet: "
             "set train.cuda_graph=false"
         )
-
-
-def packed_and_cut(context: int) -> str:
-    """Why Transformer Engine's attention does not read documents of sequences that are cut."""
-    return (
-        f"data.document_mask=true does not combine with parallel.context={context} and Transformer Engine's "
-        "kernels, which cut each document for itself: set train.kernels=local or parallel.context=1"
-    )
 
 
 def check_growth(config: RunConfig) -> None:

@@ -17,7 +17,6 @@ from parallel.hardware.fused_losses import check_loss_kernel
 from parallel.hardware.precision import Machine, check_sizes, numerics_for
 from parallel.topology import Layout, check_layout
 from pretrain.config.schema import RunConfig
-from pretrain.train.checks.feasibility import check_context
 from tests.parallel.training import VIT, given, run_config
 
 MODEL = given(num_layers=6, hidden_size=32, num_attention_heads=4, vocab_size=120)
@@ -73,15 +72,6 @@ def _run(what: str, message: str, **changes: Any) -> Refusal:
             **changes.get("optimizer", {}),
         ),
     )
-
-
-def _context_te(what: str, message: str, precision: str, **model: Any) -> Refusal:
-    def attempt() -> None:
-        config = run_config(model, given(context=2), given(precision=precision, kernels="te"))
-        numerics = numerics_for(precision, "te", Fp8Config(), H100)
-        check_context(config, check_layout(config.parallel, config.model, 2), numerics)
-
-    return Refusal(what, message, attempt)
 
 
 def _machine(
@@ -241,8 +231,6 @@ REFUSALS = [
         r"data.seq_length=20 is not divisible by 8, .* x parallel.tensor, .*: use 24",
         lambda: layout(4, context=2, **SP).check_batches(20, 4),
     ),
-    _context_te("a window over cut sequences", "window=4, .* set train.kernels=local", "bf16", window=4),
-    _context_te("cut sequences in fp32 by Transformer Engine", "16 bits only", "fp32"),
     _layout(
         "ZeRO-3 under a pipeline",
         "parallel.zero=3 with parallel.pipeline=2: .* parallel.pipeline=1",
@@ -320,13 +308,6 @@ REFUSALS = [
         "offload.optimizer=false or",
         parallel=given(offload=given(optimizer=True)),
         optimizer=given(kind="muon"),
-    ),
-    _run(
-        "documents that do not see each other under context parallelism with Transformer Engine",
-        "document_mask=true does not combine with parallel.context=2 and Transformer Engine's kernels",
-        parallel=given(context=2),
-        train=given(kernels="te"),
-        data=DOCUMENTS,
     ),
     _run(
         "documents that do not see each other in a CUDA graph",

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.te import kernels, standin
+from tests.te import context, kernels, standin
 from tests.te.worker import SEQ, VOCAB, build, model_config
 
 STEPS = 2
@@ -312,6 +312,7 @@ def main(folder: str, output: str) -> None:
     from model.depth.schemes import SCHEMES
 
     found: dict[str, Any] = {
+        "context": context.compared(),  # first, as its ranks are forked from a process without groups
         "local to te": exchange("local", "te", "b2t"),
         "te to local": exchange("te", "local", "deepscalelm_pre_ln"),
         "fp8 state": fp8_state(te),

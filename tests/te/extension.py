@@ -11,8 +11,10 @@ from __future__ import annotations
 import enum
 from typing import Any
 
-VERSION = "2.11.0"
-"""The release of Transformer Engine whose names and values these are."""
+OLDEST, NEWEST = "2.9.0", "2.20.2"
+"""The releases of Transformer Engine whose names and values these are: the ends of its range."""
+GONE = {"NVTE_F16_max512_seqlen"}
+"""Names that the newest release has no more. It has more others, and no value has changed."""
 
 OVERLAPS = """BULK_OVERLAP_AG BULK_OVERLAP_RS SPLIT_PIPELINED_AG_P2P SPLIT_PIPELINED_RS \
 SPLIT_PIPELINED_RS_P2P ATOMIC_GEMM_RS ATOMIC_GEMM_AG_P2P
@@ -21,7 +23,8 @@ LAYOUTS = """SB3HD SBH3D SBHD_SB2HD SBHD_SBH2D SBHD_SBHD_SBHD BS3HD BSH3D BSHD_B
 BSHD_BSHD_BSHD T3HD TH3D THD_T2HD THD_TH2D THD_THD_THD
 SBHD_BSHD_BSHD BSHD_SBHD_SBHD THD_BSHD_BSHD THD_SBHD_SBHD \
 Paged_KV_BSHD_BSHD_BSHD Paged_KV_BSHD_SBHD_SBHD Paged_KV_SBHD_BSHD_BSHD
-Paged_KV_SBHD_SBHD_SBHD Paged_KV_THD_BSHD_BSHD Paged_KV_THD_SBHD_SBHD"""
+Paged_KV_SBHD_SBHD_SBHD Paged_KV_THD_BSHD_BSHD Paged_KV_THD_SBHD_SBHD BHSD_BHSD_BHSD QKV_Layout_NOT_SET"""
+SCALINGS = "DELAYED_TENSOR_SCALING MXFP8_1D_SCALING BLOCK_SCALING_1D BLOCK_SCALING_2D NVFP4_1D_SCALING"
 ENUMS: dict[str, tuple[tuple[str, int], ...]] = {
     "DType": (
         ("kByte", 0),
@@ -35,7 +38,7 @@ ENUMS: dict[str, tuple[tuple[str, int], ...]] = {
     ),
     "FP8FwdTensors": tuple((f"GEMM{i // 3 + 1}_{('INPUT', 'WEIGHT', 'OUTPUT')[i % 3]}", i) for i in range(9)),
     "FP8BwdTensors": tuple((f"GRAD_{('OUTPUT', 'INPUT')[i % 2]}{i // 2 + 1}", i) for i in range(6)),
-    "Float8BlockScaleTensorFormat": (("GEMM_READY", 0), ("COMPACT", 1)),
+    "Float8BlockScaleTensorFormat": (("GEMM_READY", 0), ("COMPACT", 1), ("INVALID", 2)),
     "CommOverlapType": (("RS", 0), ("AG", 1)),
     "CommOverlapAlgo": tuple((name, i) for i, name in enumerate(OVERLAPS.split())),
     "NVTE_Bias_Type": tuple(
@@ -64,17 +67,43 @@ ENUMS: dict[str, tuple[tuple[str, int], ...]] = {
     "NVTE_QKV_Format": tuple(
         (f"NVTE_{name}", i)
         for i, name in enumerate(
-            ("SBHD", "BSHD", "THD", "BSHD_2SBHD", "SBHD_2BSHD", "THD_2BSHD", "THD_2SBHD")
+            (
+                "SBHD",
+                "BSHD",
+                "THD",
+                "BSHD_2SBHD",
+                "SBHD_2BSHD",
+                "THD_2BSHD",
+                "THD_2SBHD",
+                "BHSD",
+                "QKV_Format_NOT_SET",
+            )
         )
     ),
     "NVTE_QKV_Layout": tuple((f"NVTE_{name}", i) for i, name in enumerate(LAYOUTS.split())),
+    "NVTEScalingMode": (
+        *((f"NVTE_{name}", i) for i, name in enumerate(SCALINGS.split())),
+        ("NVTE_INVALID_SCALING", 100),
+    ),
+    "NVTERoutingMapFormat": (("BYTEMAP", 0), ("BITMAP_U8", 1)),
+    "NVTEQBHistogramMode": (("TWO_KERNEL", 0), ("FUSED_ATOMIC", 1)),
     "NVTE_Softmax_Type": (
         ("NVTE_VANILLA_SOFTMAX", 0),
         ("NVTE_OFF_BY_ONE_SOFTMAX", 1),
         ("NVTE_LEARNABLE_SOFTMAX", 2),
     ),
 }
-globals().update({name: enum.IntEnum(name, list(members)) for name, members in ENUMS.items()})  # type: ignore[misc]
+
+
+def speak(version: str) -> None:
+    """Takes on the enumerations of a release.
+
+    The newest one compares some with its own at import.
+    """
+    gone = set() if version == OLDEST else GONE
+    for name, members in ENUMS.items():
+        kept = [member for member in members if member[0] not in gone]
+        globals()[name] = enum.IntEnum(name, kept)  # type: ignore[misc]
 
 
 class FP8TensorMeta:

@@ -69,7 +69,10 @@ def attention(
 
     On [t, heads, d] with qkv_format "thd": sequences one after the other, from bound to bound.
     Raises ValueError for a mask type that Fathom does not use, and for a mask beside another type.
+    Raises RuntimeError for sequences that are cut: its ring of keys is no subject here.
     """
+    if self.cp_group is not None:
+        raise RuntimeError("a ring of keys")
     if qkv_format == "thd":
         if attn_mask_type != "padding_causal" or cu_seqlens_q is None:
             raise ValueError(f"attn_mask_type={attn_mask_type!r} for rows of sequences")

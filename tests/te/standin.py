@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -27,9 +28,9 @@ VARIABLE = "FATHOM_TE_PYTHON"
 
 
 @functools.cache
-def python_part() -> tuple[Path | None, str]:
+def python_part(release: str) -> tuple[Path | None, str]:
     """(folder that holds the package `transformer_engine`, "") or (None, why there is none)."""
-    return beside("transformer-engine", extension.VERSION, VARIABLE)
+    return beside("transformer-engine", release, VARIABLE)
 
 
 class _Names(types.ModuleType):
@@ -91,6 +92,7 @@ def load(folder: Path) -> types.ModuleType:
             sys.modules["transformer_engine.common"].load_framework_extension = lambda framework: None  # type: ignore[attr-defined]
             for name in [name for name in sys.modules if name.startswith("transformer_engine.pytorch")]:
                 del sys.modules[name]
+            extension.speak(importlib.metadata.version("transformer_engine"))
             sys.modules["transformer_engine_torch"] = extension
             _module(
                 "transformer_engine.pytorch.onnx_extensions"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from model.depth.schemes import SCHEMES
+from tests.te.context import CASES, WORLDS
 from tests.te.worker import LAYERS
 
 RECIPES = {
@@ -18,6 +19,21 @@ RECIPES = {
     "blockwise": "Float8BlockScaling",
     "mxfp8": "MXFP8BlockScaling",
 }
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("case", CASES)
+def test_sequences_that_are_cut_have_the_loss_and_gradients_of_one_process(
+    case: str, world: int, engines: dict[str, Any]
+) -> None:
+    """In fp64, against PyTorch's layers in one process."""
+    assert engines["context"][f"{case}, {world}"] < 1e-13
+
+
+def test_where_sequences_are_cut_documents_are_ours_and_the_ring_has_the_rest(
+    engines: dict[str, Any],
+) -> None:
+    assert engines["context"]["bf16"] == {"documents": "ours", "plain": "a ring of keys"}
 
 
 @pytest.mark.parametrize("exchange", ["local to te", "te to local"])

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 from model.config import ModelConfig
 from model.depth.schemes import SCHEMES
 from model.parameters.names import canonical_name
 from tests.te import extension, standin
 from tests.te.worker import ACTIVATIONS, CROSSED, DEGREES, LAYERS, NORMS, WINDOWS
+from tests.test_dependencies import declared
 
 CASES = ["-".join(parts) for parts in itertools.product(SCHEMES, NORMS, ACTIVATIONS)]
 
@@ -117,7 +119,7 @@ def test_bf16_is_alike_in_both_kinds(found: dict[str, Any]) -> None:
 
 def test_attention_is_told_of_the_ranks_that_share_a_sequence(found: dict[str, Any]) -> None:
     """Transformer Engine's cuts in the same zigzag; a soft cap is ours and gathers by itself."""
-    told = {"class": "TEAttention", "size": 4, "ranks": [0, 1, 2, 3], "way": "p2p"}
+    told = {"class": "TEContextAttention", "size": 4, "ranks": [0, 1, 2, 3], "way": "p2p"}
     assert found["context"] == {"plain": told, "capped": {"class": "ContextCapped"}}
 
 
@@ -129,7 +131,14 @@ def test_the_stand_in_has_no_kernels() -> None:
 def test_a_folder_without_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(standin.VARIABLE, str(tmp_path))
     standin.python_part.cache_clear()
-    folder, why = standin.python_part()
+    folder, why = standin.python_part(extension.NEWEST)
     standin.python_part.cache_clear()
     assert folder is None
-    assert f"{standin.VARIABLE}={tmp_path}" in why
+    assert f"{standin.VARIABLE}={tmp_path} holds no transformer-engine-{extension.NEWEST}" in why
+
+
+def test_both_ends_of_the_range_are_tested() -> None:
+    """The oldest release that it has, and one of its newest minor release."""
+    oldest, newest = Version(extension.OLDEST), Version(extension.NEWEST)
+    wanted = f">={oldest.major}.{oldest.minor},<{newest.major}.{newest.minor + 1}"
+    assert declared("te")["transformer-engine"] == wanted

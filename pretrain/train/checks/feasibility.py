@@ -5,15 +5,11 @@ Asked before local processes start or a job is submitted, and again by each proc
 
 from __future__ import annotations
 
-import torch
-
-from model.errors import UserError
 from model.loss_kernels import LOSS_KERNELS
 from parallel.hardware.fused_losses import check_loss_kernel
 from parallel.hardware.precision import Numerics, check_sizes, numerics_for, this_machine
 from parallel.hardware.versions import installed
 from parallel.topology import BATCH_KEY, Layout, check_layout
-from pretrain.config.conflicts import packed_and_cut
 from pretrain.config.load import complete_model
 from pretrain.config.schema import RunConfig
 
@@ -73,26 +69,8 @@ def fit_machine(config: RunConfig, layout: Layout) -> Numerics:
         seq_length=config.data.seq_length,
         micro_batch_size=train.micro_batch_size,
     )
-    if layout.context > 1 and numerics.kernels != "local":
-        check_context(config, layout, numerics)
     if train.cuda_graph:
         from pretrain.train.compiling import check_graphs  # loads Megatron-core
 
         check_graphs(config.data.seq_length)
     return numerics
-
-
-def check_context(config: RunConfig, layout: Layout, numerics: Numerics) -> None:
-    """Raises UserError for what Transformer Engine's attention over cut sequences cannot do."""
-    if config.data.document_mask:
-        raise UserError(packed_and_cut(layout.context))
-    own = f"parallel.context={layout.context} with Transformer Engine's attention"
-    if config.model.window is not None and config.model.attention.soft_cap is None:
-        raise UserError(
-            f"{own} does not combine with model.window={config.model.window}, which its ring of keys "
-            "does not have: set train.kernels=local, or remove the window"
-        )
-    if numerics.dtype == torch.float32:
-        raise UserError(
-            f"{own} has kernels for 16 bits only: set train.kernels=local or train.precision=bf16"
-        )

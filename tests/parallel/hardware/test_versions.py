@@ -21,6 +21,8 @@ from parallel.hardware.versions import in_range, installed, supported
         ("megatron-core", "0.16.1", True),
         ("megatron_core", "0.17.0", False),
         ("transformer-engine", "2.11.0", True),
+        ("transformer-engine", "2.20.2", True),
+        ("transformer-engine", "2.21.0", False),
         ("transformer-engine", "1.13.0", False),
         ("transformer-engine", "2.11.0+c90a920", True),
         ("torch", "not a version", False),
