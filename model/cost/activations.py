@@ -25,7 +25,8 @@ from model.norms import NORMS
 from model.speech import FRAMES_PER_TOKEN, STRIDE, SpeechConfig
 
 FP32 = 4
-
+SEED = 8
+"""Bytes from which joins in one pass draw their masks again."""
 
 PRE_NORM = Norms(branch=2)
 """Those of a plain pre-norm layer."""
@@ -72,6 +73,8 @@ class Activations:
     """Context-parallel size: a rank has that part of every sequence, and all keys and values."""
     documents: bool = False
     """Documents of one sequence do not see each other."""
+    joined: bool = False
+    """`train.kernels: local_joined`, on a GPU."""
 
     def of(self, stack: Stack) -> Activations:
         """The same micro-batch as the layers of one of the model's stacks see it.
@@ -152,7 +155,10 @@ class Activations:
         return kept * copies + kind.statistics * FP32 * self.rows
 
     def _norms(self, norms: Norms) -> float:
-        normed = norms.branch * self._norm(self.narrow) + norms.stream * self._norm(self.stream)
+        # A norm in the pass of a join keeps that join's sum, not a copy for the branch.
+        fed = norms.fed if self.joined else 0
+        normed = (norms.branch - fed) * self._norm(self.narrow)
+        normed += (norms.stream + fed) * self._norm(self.stream)
         return normed + norms.gates * self.stream + self._head_norms(norms)
 
     def _head_norms(self, norms: Norms) -> float:
@@ -188,7 +194,10 @@ class Activations:
 
         Norms, dropout, and the inputs of their first matrices.
         """
-        return self._norms(norms) + self.sublayers * (self._dropout(self.config.hidden_dropout) + self.narrow)
+        mask = self._dropout(self.config.hidden_dropout)
+        if self.joined:
+            mask = SEED * (mask > 0)
+        return self._norms(norms) + self.sublayers * (mask + self.narrow)
 
     def _attention(self, recomputed: bool) -> float:
         config, n = self.config, self.tokens * self.element / self.tensor
@@ -273,10 +282,11 @@ class Activations:
     def _feed_forward(self) -> float:
         """Before the activation, after it, and for a gate also the activated gate.
 
-        A ReLU's gradient needs its result only.
+        A ReLU's gradient needs its result only. In one pass the activated gate is computed again.
         """
         ungated = 1 if self.config.activation == "relu" else 2
-        widths = 4 if self.config.gated else ungated
+        gated = 3 if self.joined else 4
+        widths = gated if self.config.gated else ungated
         return widths * self.tokens * self.config.ffn_size * self.element / self.tensor
 
     def layer(self, norms: Norms = PRE_NORM, *, recomputed: bool = False) -> float:

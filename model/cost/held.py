@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from model.depth.placed import PlacedLayer
 from model.depth.sublayer import Layer
@@ -31,6 +31,8 @@ class Norms:
     """Those of what attention gives, before its output projection."""
     hidden: int = 0
     """Those of a feed-forward's hidden layer, before its second matrix."""
+    fed: int = 0
+    """Those among `branch` that read what a join gave, and can be computed with it."""
 
     def __add__(self, other: Norms) -> Norms:
         return Norms(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
@@ -71,6 +73,12 @@ def norms_of(plan: Layer, *, cross: bool = False) -> Norms:
     parts = (plan.attention, plan.cross, plan.mlp) if cross else (plan.attention, plan.mlp)
     stream = sum(part.norm_out + part.residual_from_norm for part in parts)
     norms = sum(part.norm_in + part.norm_branch + part.norm_out for part in parts)
+    before = (parts[-1], *parts[:-1])  # of the first: as the last of the layer before
+    fed = sum(
+        part.norm_in and not (part.residual_from_norm or last.norm_out or plan.gate)
+        for part, last in zip(parts, before, strict=True)
+    )
     inner = (int(role in plan.attention.inner) for role in ("q", "k", "v"))
-    last = (int(part.norm_last) for part in (plan.attention, plan.mlp))
-    return Norms(norms - stream, stream, len(parts) if plan.gate else 0, *inner, *last)
+    ends = (int(part.norm_last) for part in (plan.attention, plan.mlp))
+    gates = len(parts) if plan.gate else 0
+    return replace(Norms(norms - stream, stream, gates, *inner, *ends), fed=fed)

@@ -50,7 +50,11 @@ KINDS = {
         *("gelu", "gelu_backward", "silu", "silu_backward", "relu", "threshold_backward"),
         *("tanh", "tanh_backward", "softmax", "_safe_softmax", "_softmax", "_softmax_backward_data"),
     ),
-    "dropout": ("native_dropout", "native_dropout_backward", "bernoulli_", "bernoulli"),
+    "one pass": tuple(
+        f"{name}_{phase}" for name in ("join", "activation", "heads") for phase in ("forward", "backward")
+    ),
+    "partial sums": ("sum_parts",),
+    "dropout": ("native_dropout", "native_dropout_backward", "bernoulli_", "bernoulli", "random_"),
     "sums": ("add", "add_", "addcmul", "addcdiv", "sub", "sub_", "rsub"),
     "factors": (
         *("mul", "mul_", "div", "div_", "neg", "pow", "rsqrt", "reciprocal", "square", "sqrt"),
@@ -72,7 +76,10 @@ KINDS = {
         *("reduce_scatter_", "alltoall_base_", "wait_tensor"),
     ),
 }
-"""Operators that start a kernel, by what they are for. One that is in neither table is an error."""
+"""Operators that start a kernel, by what they are for. One that is in neither table is an error.
+
+`one pass` and `partial sums`: kernels of our own, noted by `model/layers/launching.py`.
+"""
 KERNELS = {
     "native_layer_norm_backward": 2,
     "_fused_rms_norm_backward": 2,
@@ -145,6 +152,8 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         read = _tensors((args, kwargs))
         changed = [tensor for tensor in _changed(func, args, kwargs) if isinstance(tensor, Tensor)]
         own = {id(tensor) for tensor in changed}
+        if NAMED[name] in ("one pass", "partial sums"):
+            read = args[0]  # the operator's other argument is what it writes
         written = changed + [tensor for tensor in _tensors(out) if id(tensor) not in own]
         if NAMED[name] in ("fills", "dropout") and changed:
             read = [tensor for tensor in read if id(tensor) not in own]  # written without a look
@@ -284,10 +293,10 @@ _STAND_INS: dict[Any, Callable[..., Tensor]] = {
 }
 
 
-def backward(out: Tensor, gradient: Tensor) -> None:
+def backward(outs: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
     """As `torch.autograd.backward`, which would put modes like `GpuKernels` out of force."""
     run = torch.autograd.graph._engine_run_backward
-    run((out,), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+    run(tuple(outs), tuple(gradients), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
 def table(operators: Sequence[Operator]) -> dict[str, dict[str, int]]:

@@ -117,7 +117,9 @@ def backward(
     d_residual,
     d_branch,
     d_skip,
-    sums,
+    weight_parts,
+    shift_parts,
+    bias_parts,
     n,
     h,
     residual_scale,
@@ -126,14 +128,14 @@ def backward(
     dropout,
     out_scale,
     CENTRED: tl.constexpr,
-    BIAS: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Gradients of every so many rows, and this program's part of those of weight, shift and bias.
 
-    sums: [3, programs, h]. A pointer is None where nobody asks for its tensor.
+    weight_parts, shift_parts, bias_parts: [programs, h].
+    A pointer is None where nobody asks for its tensor.
     """
     cols = tl.arange(0, BLOCK)
     whole = cols < h
@@ -168,28 +170,12 @@ def backward(
             dx = dx * _kept(seed, rows, dropout, ROWS, BLOCK)
         if d_branch is not None:
             tl.store(d_branch + at, dx.to(d_branch.dtype.element_ty), mask=inside)
-        if BIAS:
+        if bias_parts is not None:
             d_bias += tl.where(inside, dx, 0.0)
-    _store_sums(sums, d_weight, d_shift, d_bias, cols, h, CENTRED, BIAS)
-
-
-@triton.jit
-def _store_sums(
-    sums,
-    d_weight,
-    d_shift,
-    d_bias,
-    cols,
-    h,
-    CENTRED: tl.constexpr,
-    BIAS: tl.constexpr,
-):
-    """A program's part of the gradients of weight, shift and bias. sums: None where nobody asks."""
-    if sums is not None:
-        mine = sums + tl.program_id(0) * h + cols
-        step = tl.num_programs(0) * h
-        tl.store(mine, tl.sum(d_weight, 0), mask=cols < h)
-        if CENTRED:
-            tl.store(mine + step, tl.sum(d_shift, 0), mask=cols < h)
-        if BIAS:
-            tl.store(mine + 2 * step, tl.sum(d_bias, 0), mask=cols < h)
+    mine = tl.program_id(0) * h + cols
+    if weight_parts is not None:
+        tl.store(weight_parts + mine, tl.sum(d_weight, 0), mask=whole)
+    if shift_parts is not None:
+        tl.store(shift_parts + mine, tl.sum(d_shift, 0), mask=whole)
+    if bias_parts is not None:
+        tl.store(bias_parts + mine, tl.sum(d_bias, 0), mask=whole)

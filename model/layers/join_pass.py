@@ -1,7 +1,4 @@
-"""What launches the kernels of `model/layers/join_kernel.py`, as a function that autograd knows.
-
-Importing this module needs Triton; raises ImportError without it.
-"""
+"""What launches the kernels of `model/layers/join_kernel.py`, as a function that autograd knows."""
 
 from __future__ import annotations
 
@@ -9,36 +6,26 @@ import functools
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.layers.join_kernel import backward, forward
 from model.layers.joined import Numbers
-
-TILE = 2048
-"""Elements of each tensor that a program holds at once, where a row is not longer."""
-PROGRAMS = 4
-"""Programs of the backward pass on a multiprocessor; each sums a part of the weights' gradients."""
-
-
-@functools.cache
-def _programs(device: torch.device) -> int:
-    """Programs of a backward pass at most."""
-    if device.type != "cuda":
-        return 3  # Triton's interpreter: each has several tiles
-    return PROGRAMS * int(torch.cuda.get_device_properties(device).multi_processor_count)
+from model.layers.launching import (
+    Parts,
+    ceil_div,
+    programs,
+    row_tile,
+    row_warps,
+    starts,
+    triton_format,
+    wide_format,
+)
 
 
-@functools.cache
 def _shape(h: int, wide: torch.dtype) -> dict[str, Any]:
-    """Rows and elements of a tile for rows of h elements, its format, and the warps on it."""
-    block = max(4, triton.next_power_of_2(h))
-    rows = max(1, TILE // block)
-    warps = min(32, max(4, rows * block // 512))
-    number = tl.float64 if wide == torch.float64 else tl.float32
-    return {"WIDE": number, "ROWS": rows, "BLOCK": block, "num_warps": warps}
+    """What kernels for rows of h elements are compiled for: a tile, its format, the warps on it."""
+    rows, block = row_tile(h)
+    return {"WIDE": triton_format(wide), "ROWS": rows, "BLOCK": block, "num_warps": row_warps(rows, block)}
 
 
 class _JoinNorm(torch.autograd.Function):
@@ -59,8 +46,8 @@ class _JoinNorm(torch.autograd.Function):
         residual, skip = (None if x is None else x.contiguous() for x in (residual, skip))
         formats = [x.dtype for x in (residual, branch, skip) if x is not None]
         stream = torch.empty_like(branch, dtype=functools.reduce(torch.promote_types, formats))
-        h, wide = branch.shape[-1], torch.promote_types(stream.dtype, torch.float32)
-        n, shape = branch.numel() // h, _shape(h, wide)
+        h, wide = branch.shape[-1], wide_format(stream.dtype)
+        n = branch.numel() // h
         normed = means = inverses = seed = None
         if weight is not None:
             normed = torch.empty_like(stream, dtype=numbers.narrow)
@@ -69,17 +56,21 @@ class _JoinNorm(torch.autograd.Function):
         if numbers.dropout:
             # From the generator that torch's own dropout draws from: recomputation repeats it.
             seed = stream.new_empty((), dtype=torch.int64).random_()
-        scales = numbers.residual_scale, numbers.branch_scale, numbers.skip_scale, numbers.dropout
-        forward[(triton.cdiv(n, shape["ROWS"]),)](
-            *(residual, branch, bias, skip, share, seed, weight, shift),
-            *(stream, normed, means, inverses, n, h, *scales),
-            *(numbers.eps, numbers.out_scale, numbers.centred),
-            **shape,
+        read, made = (
+            (residual, branch, bias, skip, share, seed, weight, shift),
+            (stream, normed, means, inverses),
         )
+        scales = numbers.residual_scale, numbers.branch_scale, numbers.skip_scale, numbers.dropout
+        if starts("join_forward", read, made):
+            from model.layers.join_kernel import forward
+
+            after = numbers.eps, numbers.out_scale, numbers.centred
+            shape = _shape(h, wide)
+            forward[(ceil_div(n, shape["ROWS"]),)](*read, *made, n, h, *scales, *after, **shape)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(None if weight is None else stream, weight, means, inverses, share, seed)
         ctx.numbers, ctx.wide = numbers, wide
-        ctx.formats = [None if x is None else x.dtype for x in (residual, branch, bias, skip, weight)]
+        ctx.formats = [None if x is None else x.dtype for x in (residual, branch, bias, skip, weight, shift)]
         return stream, normed
 
     @staticmethod
@@ -92,23 +83,24 @@ class _JoinNorm(torch.autograd.Function):
         like = d_normed if d_stream is None else d_stream
         assert like is not None
         h = like.shape[-1]
-        n, shape = like.numel() // h, _shape(h, ctx.wide)
+        n = like.numel() // h
         own, pointers = _gradients(ctx, like, asked)
-        programs = min(triton.cdiv(n, shape["ROWS"]), _programs(like.device))
-        normed = d_normed is not None and any(asked[4:])
-        sums = like.new_empty((3, programs, h), dtype=ctx.wide) if normed or asked[2] else None
+        count = min(ceil_div(n, row_tile(h)[0]), programs(like.device))
+        vectors = asked[4] and d_normed is not None, asked[5] and d_normed is not None, asked[2]
+        formats = ctx.formats[4], ctx.formats[5], ctx.formats[2]
+        wanted = [kind if there else None for kind, there in zip(formats, vectors, strict=True)]
+        parts = Parts(like.new_empty(0, dtype=ctx.wide), count, h, wanted)
+        of_norm = (None if d_normed is None else x for x in (stream, weight, means, inverses))
+        read = d_stream, d_normed, *of_norm, share, seed
         scales = numbers.residual_scale, numbers.branch_scale, numbers.skip_scale, numbers.dropout
-        backward[(programs,)](
-            *(d_stream, d_normed, stream, weight, means, inverses, share, seed),
-            *(*pointers, sums, n, h, *scales, numbers.out_scale, numbers.centred, asked[2]),
-            **shape,
-        )
-        d_weight = d_shift = d_bias = None
-        if sums is not None:
-            totals = (sums if asked[2] else sums[:2] if numbers.centred else sums[:1]).sum(1)
-            d_weight = totals[0].to(ctx.formats[4]) if normed and asked[4] else None
-            d_shift = totals[1].to(ctx.formats[4]) if normed and asked[5] else None
-            d_bias = totals[2].to(ctx.formats[2]) if asked[2] else None
+        if starts("join_backward", read, pointers):
+            from model.layers.join_kernel import backward
+
+            after = numbers.out_scale, numbers.centred
+            backward[(count,)](
+                *read, *pointers, *parts.pointers, n, h, *scales, *after, **_shape(h, ctx.wide)
+            )
+        d_weight, d_shift, d_bias = parts.totals()
         d_residual, d_branch, d_skip = own
         return None, None, d_residual, d_branch, d_bias, d_skip, d_weight, d_shift
 

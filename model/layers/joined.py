@@ -21,7 +21,7 @@ from model.depth.folded import FoldedSublayer
 from model.layers.compiled import allow_kinds, check_compiler
 from model.layers.layer import DepthLayer
 from model.layers.residual import ResidualJoin, join
-from model.layers.torch_parts import Norm, norm_by_parts
+from model.layers.torch_parts import Norm, RowLinear, norm_by_parts
 
 if TYPE_CHECKING:
     from megatron.core.transformer import TransformerConfig
@@ -167,8 +167,12 @@ class Follower:
         return normed if self.scale == 1.0 else normed * self.scale
 
 
-def _followers(stack: Any, config: TransformerConfig) -> Iterator[tuple[ResidualJoin, Follower]]:
+def _followers(
+    stack: Any, config: TransformerConfig
+) -> Iterator[tuple[ResidualJoin, Follower, RowLinear | None]]:
     """The joins of a stack (Megatron-core's block), each with what can follow in its pass.
+
+    And with the linear layer before it, where that can leave its bias to the join.
 
     Passes do not reach out of what is recomputed together, nor from layer to layer where layers of
     two stacks take turns.
@@ -183,17 +187,26 @@ def _followers(stack: Any, config: TransformerConfig) -> Iterator[tuple[Residual
         if not ends and type(layer) is type(layers[place + 1]) is DepthLayer:
             _, plan, _, norm, _ = next(layers[place + 1].parts())
             after.append((layers[place + 1], plan, norm))
-        for index, (_, plan, part, _, norm_out) in enumerate(parts):
+        for index, (name, plan, part, _, norm_out) in enumerate(parts):
             heard = [part._forward_hooks, layer._forward_hooks]
             if plan.norm_out:
-                yield part, Follower(part, norm_out if type(norm_out) is Norm else None, heard)
+                follower = Follower(part, norm_out if type(norm_out) is Norm else None, heard)
             elif layer.gated:
-                yield part, Follower(part, None, heard)
+                follower = Follower(part, None, heard)
             elif index < len(after):
-                yield part, _before(part, *after[index], heard)
+                follower = _before(part, *after[index], heard)
             else:
                 last = stack.final_layernorm if layer is layers[-1] and not full else None
-                yield part, Follower(part, last if type(last) is Norm else None, heard)
+                follower = Follower(part, last if type(last) is Norm else None, heard)
+            yield part, follower, _linear(layer, name)
+
+
+def _linear(layer: DepthLayer, name: str) -> RowLinear | None:
+    """The last linear layer of a branch, if what it gives enters the join as it is."""
+    module = {"attention": "self_attention", "cross": "cross_attention"}.get(name, name)
+    branch = getattr(layer, module)
+    last = branch.linear_fc2 if name == "mlp" else branch.linear_proj
+    return last if isinstance(last, RowLinear) and not layer.norms[f"{module}_branch_norm"] else None
 
 
 def _before(
@@ -231,6 +244,7 @@ def _share_numbers(followers: Sequence[Follower]) -> None:
 def join_norms(chunks: Iterable[MegatronModule], by: str) -> int:
     """Has residual joins of these model chunks and the norms after them computed in one pass.
 
+    It adds the bias of the product before the join too, and sums its gradient.
     by: one of `MAKERS`.
     Returns the number of such joins. Left as they are: joins of one operation without a norm after
     them in the same part of the model, as where a gate stands between, or at the end of a stage.
@@ -242,16 +256,18 @@ def join_norms(chunks: Iterable[MegatronModule], by: str) -> int:
         config = stack.config
         biased = config.tensor_model_parallel_size > 1 and config.add_bias_linear
         pairs += [
-            (part, follower)
-            for part, follower in _followers(stack, config)
+            (part, follower, linear)
+            for part, follower, linear in _followers(stack, config)
             if follower.norm is not None or part.kernels > 1 or part.dropout or biased
         ]
     function = MAKERS[by]()
     if by == "compile":
-        _share_numbers([follower for _, follower in pairs])
-    for part, follower in pairs:
+        _share_numbers([follower for _, follower, _ in pairs])
+    for part, follower, linear in pairs:
         follower.function = function
         part.follower = follower
+        if linear is not None:
+            linear.leaves_bias = True
         if follower.norm is not None:
             follower.norm.fed = follower
     return len(pairs)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.layers.regions import product_of_columns, product_of_rows
+from model.layers.transformer_config import Activation
 from model.layers.windows import has_window, own_mask, own_table
 from model.norms import NORMS
 
@@ -115,9 +116,13 @@ class ColumnLinear(ColumnParallelLinear):
     There it has no autograd function of Megatron's.
     adds_bias: False where the caller adds it, in compiled code,
         in the element-wise kernel that follows anyway.
+    leaves_bias: as `RowLinear`.
+    lends_bias: in training the bias is added here, and the caller has its gradient.
     """
 
     adds_bias = True
+    leaves_bias = False
+    lends_bias = False
 
     def forward(
         self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
@@ -129,8 +134,10 @@ class ColumnLinear(ColumnParallelLinear):
         weight = self.weight if weight is None else weight
         if self.tp_group.size() > 1:
             return product_of_rows(input_, weight, self.tp_group, cut=self.sequence_parallel), self.bias
-        if compiled and not self.adds_bias:
+        if (compiled and not self.adds_bias) or (self.leaves_bias and self.training):
             return F.linear(input_, weight), self.bias
+        if self.lends_bias and self.training and self.bias is not None:
+            return F.linear(input_, weight, self.bias.detach()), self.bias
         return F.linear(input_, weight, self.bias), None
 
 
@@ -138,7 +145,10 @@ class RowLinear(RowParallelLinear):
     """Row-parallel linear layer.
 
     Without tensor parallelism the bias goes into the matrix product instead of to the caller.
+    leaves_bias: in training the caller adds it, in a pass that sums its gradient too.
     """
+
+    leaves_bias = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -155,7 +165,7 @@ class RowLinear(RowParallelLinear):
         if self.tp_group.size() > 1:
             cut = self.sequence_parallel
             return product_of_columns(input_, self.weight, self.tp_group, cut=cut), self.bias
-        if compiled:
+        if compiled or (self.leaves_bias and self.training):
             return F.linear(input_, self.weight), self.bias
         return F.linear(input_, self.weight, self.bias), None
 
@@ -269,6 +279,49 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
 
 
+class Heads(NamedTuple):
+    """Heads of a product whose columns are those of one group after another."""
+
+    groups: int
+    share: int
+    """Query heads of a group, before its key and its value."""
+    width: int
+
+
+Separated = Callable[[Tensor, "Tensor | None", "Tensor | None", Heads], tuple[Tensor, Tensor, Tensor]]
+"""Takes and gives what `separated` does."""
+
+
+def views_of(qkv: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [s, b, heads, d], keys and values [s, b, groups, d] of a product [s, b, all of them].
+
+    Queries are a copy where no view has such a shape.
+    """
+    groups, share, width = heads
+    qkv = qkv.view(*qkv.shape[:2], groups, (share + 2) * width)
+    query, key, value = torch.split(qkv, [share * width, width, width], dim=-1)
+    return query.reshape(*query.shape[:2], groups * share, width), key, value
+
+
+def turned(query: Tensor, key: Tensor, table: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both [s, b, .., d] by a `rotary_table`, or as they are without one."""
+    if table is None:
+        return query, key
+    cos, sin = table.chunk(2, dim=-1)
+    return rotate(query, cos, sin), rotate(key, cos, sin)
+
+
+def separated(
+    qkv: Tensor, bias: Tensor | None, table: Tensor | None, heads: Heads
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys, turned by a `rotary_table` or not, and values, as `views_of` gives them.
+
+    qkv: the product [s, b, columns]; bias: [columns], None where the product has it.
+    """
+    query, key, value = views_of(qkv if bias is None else qkv + bias, heads)
+    return *turned(query, key, table), value
+
+
 class LocalSelfAttention(SelfAttention):
     """Megatron-core's self-attention with a forward for training only.
 
@@ -280,6 +333,11 @@ class LocalSelfAttention(SelfAttention):
         self.linear_qkv.adds_bias = False
         self.v_layernorm: nn.Module | None = None
         """As Megatron-core's `q_layernorm` and `k_layernorm`: None, or set by the layer."""
+        groups = self.num_query_groups_per_partition
+        share = self.num_attention_heads_per_partition // groups
+        self.heads = Heads(groups, share, self.hidden_size_per_attention_head)
+        self.separate: Separated = separated
+        """In training; `model/layers/separated.py` puts what does the same in one pass here."""
         self.windowed = has_window(self.config, self.layer_number)
 
     def forward(
@@ -303,23 +361,17 @@ class LocalSelfAttention(SelfAttention):
         if packed_seq_params is not None:
             attend = partial(attend, packed_seq_params=packed_seq_params)
         qkv, bias = self.linear_qkv(hidden_states)
-        if bias is not None:
-            qkv = qkv + bias
-        groups, width = self.num_query_groups_per_partition, self.hidden_size_per_attention_head
-        per_group = self.num_attention_heads_per_partition // groups
-        # Rows of one group: its query heads, then its key, then its value.
-        qkv = qkv.view(*qkv.shape[:2], groups, (per_group + 2) * width)
-        query, key, value = qkv.split([per_group * width, width, width], dim=-1)
-        query = query.reshape(*query.shape[:2], groups * per_group, width)
-        if self.q_layernorm is not None:
-            query = self.q_layernorm(query)
-        if self.k_layernorm is not None:
-            key = self.k_layernorm(key)
+        separate = self.separate if self.training else separated
+        table = None if rotary_pos_emb is None else own_table(rotary_pos_emb, self.windowed)
+        if self.q_layernorm is None and self.k_layernorm is None:
+            query, key, value = separate(qkv, bias, table, self.heads)
+        else:
+            query, key, value = separate(qkv, bias, None, self.heads)
+            query = query if self.q_layernorm is None else self.q_layernorm(query)
+            key = key if self.k_layernorm is None else self.k_layernorm(key)
+            query, key = turned(query, key, table)
         if self.v_layernorm is not None:
             value = self.v_layernorm(value)
-        if rotary_pos_emb is not None:
-            cos, sin = own_table(rotary_pos_emb, self.windowed).chunk(2, dim=-1)
-            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if self.checkpoint_core_attention and self.training:
             context = computed_again(attend, query, key, value, attention_mask)
         else:
@@ -368,6 +420,19 @@ class LocalCrossAttention(CrossAttention):
         return self.linear_proj(context)
 
 
+def activated(inner: Tensor, bias: Tensor | None, function: Activation, gated: bool) -> Tensor:
+    """The activation of inner [.., f] plus bias [f].
+
+    gated: both have 2 f entries, and the activation of the first half multiplies the other.
+    """
+    if bias is not None:
+        inner = inner + bias
+    if not gated:
+        return function(inner)
+    gate, up = inner.chunk(2, dim=-1)
+    return function(gate) * up
+
+
 class LocalMLP(MLP):
     """Megatron-core's feed-forward with a forward for training only.
 
@@ -380,6 +445,8 @@ class LocalMLP(MLP):
         parts = MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)
         super().__init__(config, parts, ffn_hidden_size=config.ffn_hidden_size)
         self.linear_fc1.adds_bias = False
+        self.activate: Callable[[Tensor, Tensor | None, Activation, bool], Tensor] = activated
+        """In training; `model/layers/activated.py` puts what computes the same in one pass here."""
 
     def forward(
         self, hidden_states: Tensor, per_token_scale: Tensor | None = None, **unused: Any
@@ -389,11 +456,5 @@ class LocalMLP(MLP):
         hidden_states: [s, b, h] (or [s / TP, b, h] under sequence parallelism).
         """
         inner, bias = self.linear_fc1(hidden_states)
-        if bias is not None:
-            inner = inner + bias
-        if self.config.gated_linear_unit:
-            gate, up = inner.chunk(2, dim=-1)
-            inner = self.activation_func(gate) * up
-        else:
-            inner = self.activation_func(inner)
-        return self.linear_fc2(inner)
+        activate = self.activate if self.training else activated
+        return self.linear_fc2(activate(inner, bias, self.activation_func, self.config.gated_linear_unit))

@@ -11,9 +11,9 @@ import functools
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +23,17 @@ from model.config import ModelConfig
 from model.cost.operators import Counting, GpuKernels, Kept, Operator, Phase, backward
 from model.depth.folded import FoldedSublayer
 from model.depth.placed import PlacedLayer
+from model.depth.schemes import SCHEMES
 from model.families.family import Stack
 from parallel.config import RecomputeConfig
 from parallel.launch.pretended import pretended_ranks
 
+if TYPE_CHECKING:
+    from model.layers.layer import DepthLayer
+
 BESIDE = ("products", "attention", "messages")
 """Kinds of operators whose time is not that of the bytes they move."""
+PARTIAL = "partial sums"
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,10 @@ class Way:
     tensor: int = 1
     """Tensor-parallel size."""
     sequence_parallel: bool = False
+    joined: bool = False
+    """`train.kernels: local_joined`."""
+    alone: bool = False
+    """Layers are computed again each by itself: no pass reaches from one into the next."""
     device: str = "meta"
     """Or cpu, where tensors have memory and the kernels are a CPU's."""
 
@@ -66,15 +75,22 @@ class CountedLayer:
         """Operators that the host starts a kernel for."""
         return sum(one.phase == phase for one in self.operators)
 
-    def moved(self, phase: Phase) -> int:
-        """Bytes that element-wise operators read and write (not `BESIDE`)."""
-        return sum(one.moved for one in self.operators if one.phase == phase and one.kind not in BESIDE)
+    def moved(self, phase: Phase, without: Sequence[str] = BESIDE) -> int:
+        """Bytes that operators read and write, but those of some kinds: element-wise ones."""
+        return sum(one.moved for one in self.operators if one.phase == phase and one.kind not in without)
+
+    @property
+    def fixed(self) -> int:
+        """Bytes of partial sums of gradients, of which a larger batch has no more."""
+        return sum(one.moved for one in self.operators if one.kind == PARTIAL)
 
 
 def count_layer(config: ModelConfig, place: PlacedLayer, way: Way) -> CountedLayer:
     """Counts one layer of a model.
 
     config: of the whole model.
+    With joined kernels the first norm is part of the layer before, and that of the next layer of
+    this one, which then has its gradients in this one's place.
     Raises RuntimeError as `pretended_ranks`.
     """
     meta = way.device == "meta"
@@ -83,7 +99,10 @@ def count_layer(config: ModelConfig, place: PlacedLayer, way: Way) -> CountedLay
         warnings.simplefilter("ignore")  # Megatron-core's remarks on settings of a run
         layer = _build(config, place, way)
         parameters = list(layer.parameters())
+        if way.joined:
+            parameters = list(_pass_at_once(config, place, way, layer).parameters())
         stream, beside = _inputs(config, place, way)
+        _feed(layer, stream)
         sums = _sums(parameters, way)
         counting = Counting(way.device, sums)
         kernels = GpuKernels() if meta else contextlib.nullcontext()
@@ -92,9 +111,60 @@ def count_layer(config: ModelConfig, place: PlacedLayer, way: Way) -> CountedLay
         with kernels, counting:
             with kept:
                 out, _ = layer(stream, **beside)
+            follower = layer.joins()[-1].follower
+            ready = None if follower is None else follower.ready
+            outs = [out] if ready is None else [out, ready[1]]
+            gradients = [torch.empty_like(one) for one in outs]
             counting.phase = "backward"
-            backward(out, torch.empty_like(out))
-        return CountedLayer(tuple(counting.operators), kept.bytes, sum(map(torch.numel, parameters)))
+            backward(outs, gradients)
+        own = sum(map(torch.numel, layer.parameters()))
+        return CountedLayer(tuple(counting.operators), kept.bytes, own)
+
+
+def _beside(config: ModelConfig, place: PlacedLayer, way: Way) -> list[PlacedLayer]:
+    """The layers that a layer shares passes with: the one before and the one after it."""
+    if not way.joined or way.alone or config.blueprint.crossed:
+        return []
+    return [one for one in config.placed_layers() if abs(one.number - place.number) == 1]
+
+
+class _Stack(nn.Module):
+    """Some layers as `pass_at_once` knows a chunk of a model."""
+
+    def __init__(self, layers: list[DepthLayer], final_norm: nn.Module | None) -> None:
+        super().__init__()
+        self.config = layers[0].config
+        self.layers, self.final_layernorm = nn.ModuleList(layers), final_norm
+
+    @property
+    def decoder(self) -> _Stack:
+        return self
+
+
+def _pass_at_once(config: ModelConfig, place: PlacedLayer, way: Way, layer: DepthLayer) -> _Stack:
+    """Has the element-wise work of a layer computed by our kernels, between those beside it."""
+    from model.layers.one_pass import pass_at_once
+    from model.layers.torch_parts import Norm
+
+    layers, final = [layer], None
+    for one in _beside(config, place, way):
+        layers.insert(0 if one.number < place.number else 2, _build(config, one, way))
+    last = place.number + 1 == config.total_layers and not way.alone
+    if last and SCHEMES[config.scheme].final_norm:
+        with torch.device(way.device):
+            final = Norm(layer.config, config.hidden_size).to(_format(way))
+    stack = _Stack(layers, final)
+    pass_at_once([stack], "triton")
+    return stack
+
+
+def _feed(layer: DepthLayer, stream: Tensor) -> None:
+    """Gives the first norm what the layer before has computed for it."""
+    _, _, _, norm, _ = next(layer.parts())
+    fed = getattr(norm, "fed", None)
+    if fed is not None:
+        normed = torch.zeros_like(stream, dtype=fed.numbers.narrow, requires_grad=True)
+        fed.ready = (stream, normed, True)
 
 
 @contextlib.contextmanager
@@ -108,14 +178,18 @@ def _own_linear() -> Iterator[None]:
         F.linear = found  # type: ignore[assignment]
 
 
-def _build(config: ModelConfig, place: PlacedLayer, way: Way) -> nn.Module:
+def _format(way: Way) -> torch.dtype:
+    return torch.bfloat16 if way.element == 2 else torch.float32
+
+
+def _build(config: ModelConfig, place: PlacedLayer, way: Way) -> DepthLayer:
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.transformer.spec_utils import build_module
 
     from model.layers.torch_spec import local_layer_spec
     from model.layers.transformer_config import stack_config, transformer_config
 
-    dtype = torch.bfloat16 if way.element == 2 else torch.float32
+    dtype = _format(way)
     core = transformer_config(
         config,
         dtype=dtype,
@@ -134,7 +208,7 @@ def _build(config: ModelConfig, place: PlacedLayer, way: Way) -> nn.Module:
     )
     groups = ProcessGroupCollection.use_mpu_process_groups()
     with torch.device(way.device):
-        layer: nn.Module = build_module(
+        layer: DepthLayer = build_module(
             spec,
             config=stack_config(core, config.of(place.stack)),
             layer_number=place.number + 1,
@@ -145,7 +219,7 @@ def _build(config: ModelConfig, place: PlacedLayer, way: Way) -> nn.Module:
 
 def _inputs(config: ModelConfig, place: PlacedLayer, way: Way) -> tuple[Tensor, dict[str, Any]]:
     """The stream [s, b, h] that enters a layer, and what it reads beside it, by name."""
-    dtype = torch.bfloat16 if way.element == 2 else torch.float32
+    dtype = _format(way)
     crossed, below = config.blueprint.crossed, place.stack is not config.blueprint.stacks[-1]
     length = (way.source_length or 0) if below else way.seq_length
     shards = way.tensor if way.sequence_parallel else 1
@@ -169,7 +243,9 @@ def _inputs(config: ModelConfig, place: PlacedLayer, way: Way) -> tuple[Tensor, 
         source = way.source_length or 0
         beside["context"] = stream(source)
         beside["context_mask"] = torch.zeros(way.samples, 1, length, source, dtype=torch.bool, **made)
-    return stream(length), beside
+    # A view, for a leaf copies a gradient that it has in common with another tensor.
+    entering = stream(length)
+    return entering.view_as(entering), beside
 
 
 def _shared(beside: dict[str, Any]) -> Iterator[Tensor]:
@@ -206,6 +282,8 @@ class LayerCost:
     backward_shared: float
     accumulated: float
     """Bytes that adding a gradient to its sum moves, per parameter."""
+    fixed: float = 0.0
+    """Bytes of a micro-batch of any size."""
 
     def operators(self, passes: float = 1.0) -> float:
         """That the host starts for one micro-batch. passes: forward ones."""
@@ -215,7 +293,7 @@ class LayerCost:
         """Bytes of one rank and micro-batch."""
         stream = passes * self.forward_stream + self.backward_stream
         shared = passes * self.forward_shared + self.backward_shared
-        return samples * (stream / (tensor if sequence_parallel else 1) + shared / tensor)
+        return self.fixed + samples * (stream / (tensor if sequence_parallel else 1) + shared / tensor)
 
 
 def layer_cost(config: ModelConfig, stack: Stack, way: Way) -> LayerCost:
@@ -229,13 +307,13 @@ def layer_cost(config: ModelConfig, stack: Stack, way: Way) -> LayerCost:
 @functools.lru_cache(maxsize=256)
 def _layer_cost(config_json: str, stack: str, way: Way) -> LayerCost:
     config = ModelConfig.model_validate_json(config_json)
-    places = [place for place in config.placed_layers() if place.stack.name == stack]
-    kinds = Counter(_kind(config, place) for place in places)
-    first = {_kind(config, place): place for place in reversed(places)}
+    found = [(place, kind) for place, kind in _kinds(config, way) if place.stack.name == stack]
+    kinds = Counter(kind for _, kind in found)
+    first = {kind: place for place, kind in reversed(found)}
     costs = [(_cost(config, first[kind], way), count) for kind, count in kinds.items()]
     return LayerCost(
         *(
-            math.fsum(getattr(cost, one.name) * count for cost, count in costs) / len(places)
+            math.fsum(getattr(cost, one.name) * count for cost, count in costs) / len(found)
             for one in fields(LayerCost)
         )
     )
@@ -244,17 +322,21 @@ def _layer_cost(config_json: str, stack: str, way: Way) -> LayerCost:
 def _cost(config: ModelConfig, place: PlacedLayer, way: Way) -> LayerCost:
     plain = count_layer(config, place, way)
     wider = count_layer(_doubled(config, place.stack), place, way)
-    shared = {phase: wider.moved(phase) - plain.moved(phase) for phase in ("forward", "backward")}
+    phases: tuple[Phase, ...] = ("forward", "backward")
+    beside = (*BESIDE, PARTIAL)
+    moved = {phase: plain.moved(phase, beside) for phase in phases}
+    shared = {phase: wider.moved(phase, beside) - moved[phase] for phase in phases}
     added = plain.moved("accumulate") / plain.parameters
     return LayerCost(
         plain.host("forward"),
         plain.host("backward"),
         plain.host("accumulate"),
-        (plain.moved("forward") - shared["forward"]) / way.samples,
+        (moved["forward"] - shared["forward"]) / way.samples,
         shared["forward"] / way.samples,
-        (plain.moved("backward") - shared["backward"]) / way.samples,
+        (moved["backward"] - shared["backward"]) / way.samples,
         shared["backward"] / way.samples,
         added,
+        plain.fixed,
     )
 
 
@@ -278,6 +360,20 @@ def _kind(config: ModelConfig, place: PlacedLayer) -> tuple[object, ...]:
     return (form(plan.attention), form(plan.cross), form(plan.mlp), plan.gate, config.is_local(place.number))
 
 
+def _kinds(config: ModelConfig, way: Way) -> list[tuple[PlacedLayer, tuple[object, ...]]]:
+    """Every layer, and what decides which operators it has.
+
+    That is the layers beside it too where passes reach from one into the next.
+    """
+    places = config.placed_layers()
+    own = {place.number: _kind(config, place) for place in places}
+    if not way.joined or way.alone or config.blueprint.crossed:
+        return [(place, own[place.number]) for place in places]
+    return [
+        (place, (own.get(place.number - 1), own[place.number], own.get(place.number + 1))) for place in places
+    ]
+
+
 def _sign(value: float | bool) -> float | bool:
     return value if isinstance(value, bool) or value in (0.0, 1.0) else 2.0
 
@@ -295,8 +391,8 @@ class LayerKind:
 def layer_kinds(config: ModelConfig, way: Way) -> list[LayerKind]:
     """Every kind of layer of a model, in the order in which each first appears."""
     found: dict[tuple[object, ...], list[PlacedLayer]] = {}
-    for place in config.placed_layers():
-        found.setdefault((place.stack.name, *_kind(config, place)), []).append(place)
+    for place, kind in _kinds(config, way):
+        found.setdefault((place.stack.name, *kind), []).append(place)
     return [
         LayerKind(
             places[0].stack.name,

@@ -58,6 +58,8 @@ class Work:
     """Documents of a sample do not see each other."""
     loss_kernel: LossKernelName = "local"
     """`train.loss_kernel`."""
+    joined: bool = False
+    """`train.kernels` is local_joined."""
 
     def flops(self, recompute: Recompute = "none") -> FlopCount:
         """Operations per token; what an encoder costs counts as that of the decoder's tokens."""
@@ -93,6 +95,7 @@ class Work:
             loss_kernel=self.loss_kernel,
             context=layout.context,
             documents=self.documents,
+            joined=self.joined,
         )
 
 
@@ -152,6 +155,7 @@ def work_of(config: RunConfig, model: ModelConfig) -> Work:
         config.train.loss_chunk,
         config.hides_documents,
         config.train.loss_kernel,
+        config.train.kernels == "local_joined",
     )
 
 

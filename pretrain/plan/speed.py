@@ -153,6 +153,8 @@ def layer_costs(a: Activations) -> dict[str, LayerCost]:
         fp32_stream=a.fp32_stream,
         selective=a.recompute == "selective",
         documents=a.documents,
+        joined=a.joined,
+        alone=a.joined and a.recompute == "full",
     )
     return {stack.name: layer_cost(a.config, stack, way) for stack in a.config.blueprint.stacks}
 

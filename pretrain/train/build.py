@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from model.config import ModelConfig
-from model.layers.joined import join_norms
+from model.layers.one_pass import pass_at_once
 from model.layers.transformer_config import transformer_config
 from model.network.fused_losses import FUSED_LOSSES
 from model.network.language_model import LanguageModel
@@ -162,7 +162,7 @@ def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | 
     if train.compile:
         compile_chunks(config, numerics, chunks)
     if numerics.joins is not None:
-        join_norms(chunks, numerics.joins)
+        pass_at_once(chunks, numerics.joins)
     return Engine(
         chunks,
         topology,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.layers.joined import join_norms
+from model.layers.one_pass import pass_at_once
 from model.network.language_model import LanguageModel
 from model.parameters.names import named_parameters
 from parallel.config import Fp8Config
@@ -83,7 +83,7 @@ def build(numerics: Numerics, **model: Any) -> LanguageModel:
     # In training DeepSpeed converts the whole model.
     chunk = chunk.to(numerics.dtype).train()
     if numerics.joins is not None:
-        join_norms([chunk], numerics.joins)
+        pass_at_once([chunk], numerics.joins)
     return chunk
 
 

@@ -1,4 +1,7 @@
-"""Joins with norms by Triton on a GPU: kernels against float64, models against PyTorch's parts."""
+"""Our Triton kernels on a GPU: against float64, and models against PyTorch's parts.
+
+Joins with norms, activations with biases and gates, and heads out of their product.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,30 @@ def test_results_and_gradients_are_the_reference_s(dtype: torch.dtype, width: in
         ours, theirs = joins_and_gradients(terms, width, dtype, device="cuda", rows=(1201,))
         # Sums over rows have that many roundings.
         assert error(ours, theirs) < LIMITS[dtype] * 4, name
+
+
+@pytest.mark.parametrize("width", [257, 2048, 16384])
+@pytest.mark.parametrize("dtype", list(LIMITS), ids=["fp32", "bf16"])
+def test_activations_and_gradients_are_pytorch_s(dtype: torch.dtype, width: int) -> None:
+    from tests.model.layers.activation_worker import FUNCTIONS, results_and_gradients
+    from tests.model.layers.join_worker import error
+
+    for kind in FUNCTIONS:
+        for gated in (False, True):
+            made = results_and_gradients(
+                kind, dtype, width, gated=gated, biased=True, device="cuda", rows=(401, 3)
+            )
+            assert error(*made) < LIMITS[dtype] * 4, (kind, gated)
+
+
+@pytest.mark.parametrize("dtype", list(LIMITS), ids=["fp32", "bf16"])
+def test_heads_and_gradients_are_the_reference_s(dtype: torch.dtype) -> None:
+    from tests.model.layers.heads_worker import CASES, results_and_gradients
+    from tests.model.layers.join_worker import error
+
+    for name in CASES:
+        made = results_and_gradients(name, dtype, "cuda", positions=401)
+        assert error(*made) < LIMITS[dtype] * 4, name
 
 
 def test_dropout_is_drawn_again_from_its_seed() -> None:

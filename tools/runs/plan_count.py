@@ -39,6 +39,8 @@ class Count(TypedDict):
     seq_length: int
     tensor: int
     recompute: str
+    joined: bool
+    """With `train.kernels: local_joined`."""
     kinds: list[Kind]
 
 
@@ -55,7 +57,7 @@ def count(path: str, overrides: list[str]) -> Count:
     model = complete_model(config, config.model.vocab_size or 1)
     parallel, train = config.parallel, config.train
     for key, given, counted in (
-        ("train.kernels", train.kernels, ("auto", "local")),
+        ("train.kernels", train.kernels, ("auto", "local_joined", "local")),
         ("train.fp8.recipe", train.fp8.recipe, ("none",)),
         ("train.compile", train.compile, (False,)),
         ("parallel.context", parallel.context, (1,)),
@@ -76,6 +78,8 @@ def count(path: str, overrides: list[str]) -> Count:
         documents=config.hides_documents,
         tensor=parallel.tensor,
         sequence_parallel=parallel.sequence_parallel,
+        joined=train.kernels == "local_joined",
+        alone=parallel.recompute.granularity == "full",
     )
     kinds: list[Kind] = []
     for kind in layer_kinds(model, way):
@@ -99,6 +103,7 @@ def count(path: str, overrides: list[str]) -> Count:
         "seq_length": way.seq_length,
         "tensor": way.tensor,
         "recompute": parallel.recompute.granularity,
+        "joined": way.joined,
         "kinds": kinds,
     }
 
@@ -108,7 +113,7 @@ def show(report: Count, console: Console) -> None:
     console.print(
         f"One layer of {report['scheme']}, {report['precision']}, {report['samples']} x "
         f"{report['seq_length']} tokens, tensor-parallel size {report['tensor']}, "
-        "PyTorch's kernels for GPUs"
+        f"PyTorch's kernels for GPUs{' and our own' if report['joined'] else ''}"
     )
     if report["recompute"] == "full":
         console.print("Recomputation runs the forward pass once more.")

@@ -32,7 +32,7 @@ def test_products_have_operations_and_gradients_their_own_phase() -> None:
     with Counting("cpu", [total]) as counting:
         out: Tensor = layer(x)
         counting.phase = "backward"
-        backward(out, torch.ones_like(out))
+        backward([out], [torch.ones_like(out)])
     found = [(one.name, one.phase, one.flops) for one in counting.operators if one.name != "ones_like"]
     flops = 2 * 3 * 8 * 4
     assert found == [("mm", "forward", flops), ("mm", "backward", flops), ("add_", "accumulate", 0)]
@@ -61,7 +61,7 @@ def test_on_meta_there_are_the_kernels_of_a_gpu(function: str) -> None:
         with kept:
             out = getattr(torch.nn.functional, function)(*given)
         counting.phase = "backward"
-        backward(out, torch.empty_like(out))
+        backward([out], [torch.empty_like(out)])
     phases = [one.phase for one in counting.operators if one.kind != "sums" and one.kind != "fills"]
     assert phases == ["forward", "backward"]
     assert kept.bytes == expected

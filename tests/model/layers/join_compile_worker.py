@@ -1,4 +1,4 @@
-"""The kernels of joins with norms, compiled for a GPU that need not be there."""
+"""Our kernels, compiled for a GPU that need not be there."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from model.layers import join_kernel
+from model.layers import activation_kernel, heads_kernel, join_kernel, parts_kernel
 
 HOPPER = GPUTarget("cuda", 90, 32)
-NORM = {"weight", "shift", "normed", "means", "inverses", "d_normed", "sums"}
-BARE = {"bias", "skip", "share", "seed", "d_skip", "d_branch"}
+PARTS = ("parts", "weight_parts", "shift_parts", "bias_parts")
+INTEGERS = ("n", "h", "f", "programs", "batch", "groups", "per_group", "width", "turning")
+NORM = {"weight", "shift", "normed", "means", "inverses", "d_normed", "weight_parts", "shift_parts"}
+BARE = {"bias", "skip", "share", "seed", "d_skip", "d_branch", "bias_parts"}
 
 
 def compiled(function: Any, left_out: set[str], **flags: Any) -> Mapping[str, Any]:
@@ -26,12 +28,12 @@ def compiled(function: Any, left_out: set[str], **flags: Any) -> Mapping[str, An
         given = {"WIDE": tl.float32, "ROWS": 1, "BLOCK": 1024, **flags}
         if name in given or name in left_out:
             kinds[name], values[name] = "constexpr", given.get(name)
-        elif name in ("n", "h"):
+        elif name in INTEGERS or name.endswith(("_s", "_b", "_h")):
             kinds[name] = "i32"
         elif name.endswith("scale") or name in ("dropout", "eps"):
             kinds[name] = "fp32"
         else:
-            numbers = {"means": "*fp32", "inverses": "*fp32", "sums": "*fp32", "seed": "*i64"}
+            numbers = {"means": "*fp32", "inverses": "*fp32", "seed": "*i64"} | dict.fromkeys(PARTS, "*fp32")
             kinds[name] = numbers.get(name, "*bf16")
             attributes[place,] = [["tt.divisibility", 16]]
     made = triton.compile(ASTSource(function, kinds, values, attributes), target=HOPPER)
@@ -41,14 +43,22 @@ def compiled(function: Any, left_out: set[str], **flags: Any) -> Mapping[str, An
 
 def main(output: str) -> None:
     """Sizes of the machine code, as JSON."""
-    cases = {
+    cases: dict[str, tuple[Any, set[str], dict[str, Any]]] = {
         "forward": (join_kernel.forward, BARE, {"CENTRED": True}),
-        "backward": (join_kernel.backward, BARE, {"CENTRED": True, "BIAS": False}),
+        "backward": (join_kernel.backward, BARE, {"CENTRED": True}),
         "forward, all": (join_kernel.forward, set(), {"CENTRED": True}),
-        "backward, all": (join_kernel.backward, set(), {"CENTRED": True, "BIAS": True}),
+        "backward, all": (join_kernel.backward, set(), {"CENTRED": True}),
         "forward, no norm": (join_kernel.forward, NORM, {"CENTRED": False}),
-        "backward, no norm": (join_kernel.backward, NORM | {"stream"}, {"CENTRED": False, "BIAS": False}),
+        "backward, no norm": (join_kernel.backward, NORM | {"stream", "bias_parts"}, {"CENTRED": False}),
     }
+    for gated in (False, True):
+        flags = {"KIND": "gelu", "GATED": gated, "ROWS": 8, "BLOCK": 256}
+        cases[f"activation forward, {gated}"] = (activation_kernel.forward, set(), flags)
+        cases[f"activation backward, {gated}"] = (activation_kernel.backward, set(), flags)
+    tile = {"ROWS": 8, "BLOCK": 256}
+    cases["heads forward"] = (heads_kernel.forward, set(), tile)
+    cases["heads backward"] = (heads_kernel.backward, set(), tile)
+    cases["sums of parts"] = (parts_kernel.total, {"third"}, {"ROWS": 64, "BLOCK": 64})
     found = {
         name: len(compiled(kernel, out, **flags)["cubin"]) for name, (kernel, out, flags) in cases.items()
     }

@@ -14,10 +14,13 @@ from torch import Tensor
 
 from model.cost.operators import Kept
 from model.depth.schemes import SCHEMES
-from model.layers import join_pass
+from model.layers import launching
+from model.layers.activated import activate_at_once
 from model.layers.join_pass import join_norm
 from model.layers.joined import Numbers, join_norms
+from model.layers.separated import separate_at_once
 from model.network.language_model import LanguageModel
+from tests.model.layers import activation_worker, heads_worker
 from tests.model.narrow import narrow, tokens
 from tests.reference.join import Join
 
@@ -158,6 +161,8 @@ def models() -> dict[str, Any]:
         model = narrow(scheme, 3).double()
         loss, gradients = measured(model)
         joins = join_norms([model], "triton")
+        activate_at_once([model], "triton")
+        separate_at_once([model], "triton")
         again, joined = measured(model)
         # Some are zero but for rounding, as a bias of keys'.
         least = 1e-3 * max(float(gradient.abs().max()) for gradient in gradients.values())
@@ -194,10 +199,18 @@ def dropped() -> dict[str, Any]:
 
 def main(output: str) -> None:
     """Everything, as JSON."""
-    assert join_pass._programs(torch.device("cpu")) > 1
+    assert launching.programs(torch.device("cpu")) > 1
     with open(output, "w", encoding="utf-8") as file:
         json.dump(
-            {"kernels": kernels(), "dropout": dropout(), "models": models(), "dropped": dropped()}, file
+            {
+                "kernels": kernels(),
+                "activations": activation_worker.errors(),
+                "heads": heads_worker.errors(),
+                "dropout": dropout(),
+                "models": models(),
+                "dropped": dropped(),
+            },
+            file,
         )
 
 

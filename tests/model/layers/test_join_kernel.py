@@ -1,4 +1,4 @@
-"""Joins with norms as Triton kernels: by its interpreter, and compiled for a GPU.
+"""Our Triton kernels, of joins, activations and heads: by its interpreter, and compiled for a GPU.
 
 Triton comes into a folder beside the environment (1 GB): where it is installed, Megatron-core loads
 it in every process. On a GPU: `tests/gpu/test_gpu_joins.py`.
@@ -59,6 +59,22 @@ def test_results_and_gradients_are_the_reference_s(interpreted: dict[str, Any]) 
     assert errors["fp32 stream"] < 2.0**-7
 
 
+def test_activations_and_gradients_are_pytorch_s(interpreted: dict[str, Any]) -> None:
+    """Every activation in every format, with and without gates and biases."""
+    limits = {"fp64": 2e-15, "fp32": 1e-6, "bf16": 2.0**-7}
+    errors = interpreted["activations"]
+    assert len(errors) == 15
+    assert {name: error for name, error in errors.items() if error > limits[name[:4]]} == {}
+
+
+def test_heads_and_gradients_are_the_reference_s(interpreted: dict[str, Any]) -> None:
+    """Grouped or not, turned or not, with gradients that lie in any order."""
+    limits = {"fp64": 2e-15, "fp32": 1e-6, "bf16": 2.0**-7}
+    errors = interpreted["heads"]
+    assert len(errors) == 21
+    assert {name: error for name, error in errors.items() if error > limits[name[:4]]} == {}
+
+
 def test_dropout_is_drawn_again_from_its_seed(interpreted: dict[str, Any]) -> None:
     seen = interpreted["dropout"]
     assert seen["values"] == pytest.approx([0.0, 0.5 / 0.75], rel=1e-6)
@@ -95,5 +111,5 @@ def test_a_model_with_dropout_keeps_no_mask(interpreted: dict[str, Any]) -> None
 def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     """What the interpreter takes, Triton's compiler may not."""
     sizes = found("join_compile_worker", tmp_path)
-    assert len(sizes) == 6
+    assert len(sizes) == 13
     assert min(sizes.values()) > 0

@@ -76,6 +76,34 @@ def test_operators_of_every_scheme(scheme: str) -> None:
     assert found.kept - RANDOM_STATES == a.layer(norms_of(place.plan))
 
 
+JOINED = {
+    "pre_ln": (8, 17, 12),
+    "b2t": (8, 20, 12),
+    "deepscalelm_pre_ln": (8, 17, 12),
+    "deepnorm": (8, 19, 12),
+    "layernorm_scaling": (8, 17, 12),
+    "peri_ln": (10, 21, 16),
+    "gpas": (14, 28, 13),
+}
+
+
+@pytest.mark.parametrize("scheme", JOINED)
+def test_operators_of_joined_layers(scheme: str) -> None:
+    """Forward: four products, attention, an activation, two joins.
+
+    Backward: one for each of those and another for each weight; what puts attention's gradients
+    together; and sums of the parts of vectors' gradients, for both joins, activation and heads.
+    Where a norm's result is the residual too, its two gradients are added.
+    """
+    config = config_of(scheme=scheme)
+    place = config.placed_layers()[-2]
+    found = count_layer(config, place, replace(WAY, joined=True))
+    host = found.host("forward"), found.host("backward"), found.host("accumulate")
+    assert host == JOINED[scheme]
+    a = Activations(config, 1, SEQ, element=2, fused=True, joined=True)
+    assert found.kept - RANDOM_STATES == a.layer(norms_of(place.plan))
+
+
 def test_a_product_that_a_library_put_in_the_place_of_pytorchs_is_not_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -106,6 +134,9 @@ KEPT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fp32": ({}, {"element": 4}),
     "samples": ({}, {"samples": 3}),
     "fp32 stream": ({"scheme": "deepscalelm_pre_ln"}, {"fp32_stream": True}),
+    "joined, llama": (LLAMA, {"joined": True}),
+    "joined, dropout": ({"hidden_dropout": 0.1, "attention_dropout": 0.1}, {"joined": True}),
+    "joined, fp32 stream": ({"scheme": "peri_ln"}, {"joined": True, "fp32_stream": True}),
     "on a cpu": ({"normalization": "rmsnorm"}, {"element": 4, "device": "cpu"}),
 }
 
@@ -114,7 +145,7 @@ KEPT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def test_what_is_kept_is_what_the_plan_says(case: str) -> None:
     changes, given = KEPT[case]
     config, way = config_of(**changes), replace(WAY, **given)
-    place = config.placed_layers()[-1]
+    place = config.placed_layers()[-1 - way.joined]  # the last one's norm is the one after all
     a = Activations(
         config,
         way.samples,
@@ -122,6 +153,7 @@ def test_what_is_kept_is_what_the_plan_says(case: str) -> None:
         element=way.element,
         fused=way.device == "meta",
         fp32_stream=way.fp32_stream,
+        joined=way.joined,
     )
     flash = way.device == "meta" and not way.selective and "soft_cap" not in str(changes)
     expected = a.layer(norms_of(place.plan), recomputed=way.selective)

@@ -1,0 +1,124 @@
+"""A bias and the activation after it, with its gate, as two Triton kernels, forward and backward.
+
+For tensors [n, f] in one piece, or [n, 2 f] with a gate: the activated half, then the other. All is
+computed in fp32, in fp64 where the tensors are.
+
+Importing this module needs Triton; raises ImportError without it.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+ROOT_HALF = tl.constexpr(0.7071067811865476)
+DENSITY = tl.constexpr(0.3989422804014327)
+"""Of a standard Gaussian at 0."""
+TANH_RATE, TANH_CUBE = tl.constexpr(1.5957691216057308), tl.constexpr(0.044715)
+"""Of GELU's approximation: 2 sqrt(2 / pi), and the share of the cube."""
+
+
+@triton.jit
+def _both(x, KIND: tl.constexpr):
+    """An activation and its derivative, which is 0 where a ReLU's input is 0."""
+    if KIND == "gelu":
+        share = 0.5 * (1 + tl.erf(x * ROOT_HALF))
+        value = x * share
+        slope = share + x * DENSITY * tl.exp(-0.5 * x * x)
+    elif KIND == "gelu_tanh":
+        cube = x * x * TANH_CUBE
+        rest = tl.exp(tl.minimum(-(x + x * cube) * TANH_RATE, 80.0))
+        share = 1 / (1 + rest)
+        value = x * share
+        slope = share + value * (rest * share) * (1 + 3 * cube) * TANH_RATE
+    elif KIND == "silu":
+        share = 1 / (1 + tl.exp(-x))
+        value = x * share
+        slope = share + value * (1 - share)
+    else:
+        value = tl.where(x <= 0, 0.0, x)  # what is no number stays none
+        slope = tl.where(x <= 0, 0.0, 1.0)
+        if KIND == "relu2":
+            slope = 2 * value
+            value = value * value
+    return value, slope
+
+
+@triton.jit
+def _load(pointer, bias, at, cols, inside, whole, WIDE: tl.constexpr):
+    x = tl.load(pointer + at, mask=inside, other=0.0).to(WIDE)
+    if bias is not None:
+        x += tl.load(bias + cols, mask=whole, other=0.0).to(WIDE)[None, :]
+    return x
+
+
+@triton.jit
+def forward(
+    x,
+    bias,
+    out,
+    n,
+    f,
+    KIND: tl.constexpr,
+    GATED: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Some columns of some rows. bias: None where there is none."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    whole = cols < f
+    inside = (rows < n)[:, None] & whole[None, :]
+    far = rows.to(tl.int64)[:, None]
+    width = 2 * f if GATED else f
+    value, _ = _both(_load(x, bias, far * width + cols[None, :], cols, inside, whole, WIDE), KIND)
+    if GATED:
+        value *= _load(x, bias, far * width + f + cols[None, :], f + cols, inside, whole, WIDE)
+    tl.store(out + far * f + cols[None, :], value.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def backward(
+    gradient,
+    x,
+    bias,
+    dx,
+    bias_parts,
+    n,
+    f,
+    KIND: tl.constexpr,
+    GATED: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Some columns of every so many rows, and this program's part of the bias's gradient.
+
+    bias_parts: [programs, f], or 2 f with a gate; None where nobody asks for it.
+    """
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    whole = cols < f
+    width = 2 * f if GATED else f
+    sums = tl.zeros((ROWS, BLOCK), WIDE)
+    other_sums = sums
+    for first in range(tl.program_id(0) * ROWS, n, tl.num_programs(0) * ROWS):
+        rows = first + tl.arange(0, ROWS)
+        inside = (rows < n)[:, None] & whole[None, :]
+        far = rows.to(tl.int64)[:, None]
+        at = far * width + cols[None, :]
+        g = tl.load(gradient + far * f + cols[None, :], mask=inside, other=0.0).to(WIDE)
+        value, slope = _both(_load(x, bias, at, cols, inside, whole, WIDE), KIND)
+        if GATED:
+            other = g * value
+            g *= _load(x, bias, at + f, f + cols, inside, whole, WIDE)
+            tl.store(dx + at + f, other.to(dx.dtype.element_ty), mask=inside)
+            other_sums += other
+        own = g * slope
+        tl.store(dx + at, own.to(dx.dtype.element_ty), mask=inside)
+        sums += own
+    if bias_parts is not None:
+        mine = bias_parts + tl.program_id(0) * width + cols
+        tl.store(mine, tl.sum(sums, 0), mask=whole)
+        if GATED:
+            tl.store(mine + f, tl.sum(other_sums, 0), mask=whole)

@@ -1,0 +1,144 @@
+"""What passes with kernels of our own share: tiles, programs, sums of their parts.
+
+On tensors without memory a kernel is noted instead of started, as an operator that reads and writes
+what the kernel would (`model/cost/operators.py`). Only what starts kernels imports Triton.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._library.custom_ops import custom_op
+
+TILE = 2048
+"""Elements of each tensor that a program holds at once, where a row is not longer."""
+COLUMNS = 256
+"""Of a tile, where not all are needed at once."""
+PROGRAMS = 4
+"""Programs of a backward pass on a multiprocessor; each sums a part of the vectors' gradients."""
+MULTIPROCESSORS = 132
+"""Of an H100, which stands for the GPU where kernels are only noted."""
+PARTS = 64
+"""Rows and columns of the parts that a program sums at once."""
+
+
+def wide_format(dtype: torch.dtype) -> torch.dtype:
+    """What kernels compute in: fp32, or fp64 for fp64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+@functools.cache
+def programs(device: torch.device) -> int:
+    """Programs of a backward pass at most."""
+    if device.type == "meta":
+        return PROGRAMS * MULTIPROCESSORS
+    if device.type != "cuda":
+        return 3  # Triton's interpreter: each has several tiles
+    return PROGRAMS * int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def ceil_div(count: int, size: int) -> int:
+    """Pieces of a size that hold so many."""
+    return -(-count // size)
+
+
+def power(count: int) -> int:
+    """The next power of two."""
+    return 1 << (count - 1).bit_length()
+
+
+@functools.cache
+def row_tile(h: int) -> tuple[int, int]:
+    """Rows and elements of a row of a tile that holds whole rows of h elements."""
+    block = max(4, power(h))
+    return max(1, TILE // block), block
+
+
+def column_tile(columns: int, size: int = TILE) -> tuple[int, int]:
+    """Rows and columns of a tile where columns do not depend on each other."""
+    block = min(COLUMNS, max(4, power(columns)))
+    return size // block, block
+
+
+def row_warps(rows: int, block: int) -> int:
+    """On a tile of whole rows: as many as keep registers from spilling."""
+    elements = rows * block
+    return 32 if elements > 8192 else min(16, max(4, elements // 256))
+
+
+def column_warps(rows: int, block: int) -> int:
+    """On a tile of columns. Fewer elements a thread leave registers for sums of two halves."""
+    return max(1, rows * block // 256)
+
+
+@functools.cache
+def triton_format(wide: torch.dtype) -> Any:
+    """Triton's word for fp64 or fp32."""
+    import triton.language as tl
+
+    return tl.float64 if wide == torch.float64 else tl.float32
+
+
+@functools.cache
+def _operator(name: str) -> Callable[[list[Tensor], list[Tensor]], None]:
+    def noted(read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+        """Nothing: what would be computed has no memory."""
+
+    operator = custom_op(
+        f"fathom::{name}",
+        noted,
+        mutates_args=("written",),
+        schema="(Tensor[] read, Tensor(a!)[] written) -> ()",
+    )
+    operator.register_fake(noted)
+    return operator
+
+
+def starts(name: str, read: Sequence[Tensor | None], written: Sequence[Tensor | None]) -> bool:
+    """Whether to start a kernel of this name. Where tensors have no memory it is noted instead.
+
+    read, written: its tensors; those that are None do not count.
+    """
+    reads, writes = ([x for x in given if x is not None] for given in (read, written))
+    if not any(x.is_meta for x in (*reads, *writes)):
+        return True
+    _operator(name)(reads, writes)
+    return False
+
+
+class Parts:
+    """Room for what each program sums of the gradients of up to three vectors [h].
+
+    formats: of each vector's gradient, None where nobody asks for it.
+    """
+
+    def __init__(self, like: Tensor, count: int, h: int, formats: Sequence[torch.dtype | None]) -> None:
+        self.asked, self.h = list(formats), h
+        vectors = sum(one is not None for one in formats)
+        wide = wide_format(like.dtype)
+        self.room = like.new_empty((vectors, count, h), dtype=wide) if vectors else None
+
+    @property
+    def pointers(self) -> list[Tensor | None]:
+        """[programs, h] for each vector, None where nobody asks for its gradient."""
+        rows = iter(() if self.room is None else self.room.unbind())
+        return [None if one is None else next(rows) for one in self.asked]
+
+    def totals(self) -> list[Tensor | None]:
+        """The gradients [h], each in its format, rounded once."""
+        if self.room is None:
+            return [None] * len(self.asked)
+        made = [None if one is None else self.room.new_empty(self.h, dtype=one) for one in self.asked]
+        given = [one for one in made if one is not None]
+        # Written by the pass before and read here. Noted in one place: no batch makes them larger.
+        if starts("sum_parts", [self.room], [self.room, *given]):
+            from model.layers.parts_kernel import total
+
+            places = (*given, None, None)[:3]
+            grid = ceil_div(self.h, PARTS), len(given)
+            total[grid](self.room, *places, self.room.shape[1], self.h, ROWS=PARTS, BLOCK=PARTS)
+        return made

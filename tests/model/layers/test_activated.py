@@ -1,0 +1,56 @@
+"""Feed-forwards whose activations are handed their biases, whatever computes both.
+
+The kernels themselves: `tests/model/layers/test_join_kernel.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.layers import activated as activating
+from model.layers.activated import activate_at_once
+from model.layers.torch_parts import activated
+from parallel.launch.one_process import single_process
+from tests.model.layers.test_compiled import WINDOWS, build, counting, loss_and_gradients
+from tests.model.layers.test_joined import equal
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"activation": "geglu"}, {"activation": "relu2", "bias": False}], ids=str
+)
+def test_a_model_computes_the_same(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training; evaluation has products with their biases."""
+    single_process()
+    biases: list[bool] = []
+
+    def watched(inner: Tensor, bias: Tensor | None, *given: Any) -> Tensor:
+        biases.append(bias is not None)
+        return activated(inner, bias, *given)
+
+    monkeypatch.setitem(activating.MAKERS, "plain", lambda: watched)
+    model = build("pre_ln", layers=3, **changes).double()
+
+    def change() -> None:
+        assert activate_at_once([model], "plain") == 3
+
+    equal(model, WINDOWS, change)
+    assert biases == [changes.get("bias", True)] * 3
+    model.eval()
+    loss_and_gradients(model)
+    assert len(biases) == 3
+
+
+def test_layers_share_one_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    single_process()
+    graphs, backend = counting()
+    torch._dynamo.reset()
+    compiled = torch.compile(activated, fullgraph=True, dynamic=False, backend=backend)
+    monkeypatch.setitem(activating.MAKERS, "compile", lambda: compiled)
+    model = build("pre_ln", layers=6).double()
+    equal(model, WINDOWS, lambda: activate_at_once([model], "compile"))
+    torch._dynamo.reset()
+    assert len(graphs) == 1
