@@ -41,7 +41,7 @@ OUT_OF_MEMORY, FAILED = 3, 4
 DEPTHS = (24, 48, 96, 192, 384, 1000)
 COMPILED = ("deep_24", "deep_1000")
 JOINED = ("gpt2_xl", "deep_24", "deep_384", "deep_1000")
-"""Models that joins with norms in one kernel are measured on."""
+"""Models that kernels of our own are measured on: joins, and with `local` all of them."""
 FILES = {"gpt2_xl": "configs/gpt2_xl.yaml"} | {
     f"deep_{depth}": f"configs/deep_1p5b_{depth}_layers.yaml" for depth in DEPTHS
 }
@@ -250,7 +250,7 @@ def cases_for(
     GPT-2 XL comes with all kinds of kernels and recipes, the first recipe also eager.
     The family by depth comes with the last kind, to see depth and launches only.
     Compiled layers of PyTorch's kernels come at both ends of the family.
-    joined: there is Triton for joins with norms. liger: there is Liger-Kernel for losses, which
+    joined: there is Triton for kernels of our own. liger: there is Liger-Kernel for losses, which
     GPT-2 XL is measured with beside its eager steps.
     """
     cases = []
@@ -261,7 +261,8 @@ def cases_for(
         if model in COMPILED and "local" in kernels:
             cases.append(Case(model, "local", "none", micro, accumulation, graph=True, compiled=True))
         if model in JOINED and joined:
-            cases.append(Case(model, f"{kernels[-1]}_joined", "none", micro, accumulation, graph=True))
+            for kind in dict.fromkeys((kernels[-1], "local")):
+                cases.append(Case(model, f"{kind}_joined", "none", micro, accumulation, graph=True))
         if liger and not family:
             cases.append(Case(model, kernels[-1], "none", micro, accumulation, losses="liger"))
         if recipes and not family:
