@@ -20,6 +20,7 @@ from model.layers.join_pass import join_norm
 from model.layers.joined import Numbers, join_norms
 from model.layers.separated import separate_at_once
 from model.network.language_model import LanguageModel
+from tests.model.cost.test_activations import LLAMA
 from tests.model.layers import activation_worker, heads_worker
 from tests.model.narrow import narrow, tokens
 from tests.reference.join import Join
@@ -155,10 +156,12 @@ def measured(model: LanguageModel) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def models() -> dict[str, Any]:
-    """Of every scheme in fp64: differences between apart and joined, and how many kernels ran."""
+    """Of every scheme, and of Llama's layers, in fp64: differences between apart and joined, and how many kernels ran."""
     found = {}
-    for scheme in SCHEMES:
-        model = narrow(scheme, 3).double()
+    kinds = {scheme: narrow(scheme, 3) for scheme in SCHEMES}
+    kinds["llama"] = narrow("pre_ln", 3, **LLAMA)
+    for name, kind in kinds.items():
+        model = kind.double()
         loss, gradients = measured(model)
         joins = join_norms([model], "triton")
         activate_at_once([model], "triton")
@@ -167,10 +170,10 @@ def models() -> dict[str, Any]:
         # Some are zero but for rounding, as a bias of keys'.
         least = 1e-3 * max(float(gradient.abs().max()) for gradient in gradients.values())
         worst = max(
-            float((joined[name] - gradient).abs().max()) / max(least, float(gradient.abs().max()))
-            for name, gradient in gradients.items()
+            float((joined[key] - gradient).abs().max()) / max(least, float(gradient.abs().max()))
+            for key, gradient in gradients.items()
         )
-        found[scheme] = {"joins": joins, "loss": float((again / loss - 1).abs()), "gradients": worst}
+        found[name] = {"joins": joins, "loss": float((again / loss - 1).abs()), "gradients": worst}
     return found
 
 

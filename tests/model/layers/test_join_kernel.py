@@ -88,7 +88,7 @@ def test_dropout_is_drawn_again_from_its_seed(interpreted: dict[str, Any]) -> No
     assert {name: value for name, value in seen["neighbours"].items() if abs(value) > 0.0055} == {}
 
 
-@pytest.mark.parametrize("scheme", list(SCHEMES))
+@pytest.mark.parametrize("scheme", [*SCHEMES, "llama"])
 def test_every_scheme_computes_the_same(interpreted: dict[str, Any], scheme: str) -> None:
     """As with joins and norms apart, in fp64."""
     seen = interpreted["models"][scheme]
