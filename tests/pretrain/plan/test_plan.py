@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,19 @@ def test_documented_table_is_what_the_code_gives() -> None:
     found = [abs(error) for error in errors()]
     assert statistics.median(found) < 0.08
     assert max(found) < 0.35
+
+
+def test_losses_of_a_library_need_whole_tables_and_few_logits() -> None:
+    work = Work(MODEL.model_copy(update={"vocab_size": 131072}), 128, 16, "bf16")
+    fused = replace(work, loss_kernel="liger")
+    asked = ParallelConfig()
+    assert {one.layout.tensor for one in possible(work, H100, 4, asked)} == {1, 2, 4}
+    assert {one.layout.tensor for one in possible(fused, H100, 4, asked)} == {1}
+    ours, theirs = (predict(one, H100, asked, 1, 8) for one in (work, fused))
+    # Two rows of logits for 1024 tokens, twice in bf16; the table's gradient in fp32, and rounded.
+    assert theirs.memory.buffers == 131072 * (2 * 2 * 2 + (4 + 2) * 256)
+    # Log-probabilities in fp32 are kept for no token.
+    assert ours.memory.activations - theirs.memory.activations == 4 * 1024 * 131072
 
 
 @pytest.mark.parametrize("tensor", [1, 2])
