@@ -17,7 +17,6 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.depth.schemes import SCHEMES
 from model.errors import UserError
-from model.hf.export import export
 from model.hf.folding.obstacles import obstacle
 from model.hf.folding.pre_ln import fold
 from model.hf.mapping import entries
@@ -27,7 +26,7 @@ from model.hf.settings.write import SPECIAL, START, STOCK, write_config
 from model.hf.trust import own_code
 from pretrain.data.tokens.train import special_names, train_tokenizer
 from tests.model.hf.crossed import asked, make_crossed, published
-from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_weights
+from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, export_tiny, make_weights
 
 CROSSED = [name for name, scheme in SCHEMES.items() if not scheme.no_cross]
 PRE = ("pre_ln", "deepscalelm_pre_ln", "layernorm_scaling")
@@ -47,13 +46,10 @@ IDS = {"bos_token_id": None, "eos_token_id": 2, "pad_token_id": 1, START: 2}
 
 
 def written(config: ModelConfig, folder: Path, weights: dict[str, Tensor], **given: Any) -> Export:
-    return export(
+    return export_tiny(
         weights,
         config,
         folder / "out",
-        logit_scale=LOGIT_SCALE,
-        tokenizer=None,
-        seq_length=POSITIONS,
         special=IDS,
         prove_with=published(config, weights),
         **given,
@@ -262,13 +258,10 @@ def test_a_decoder_that_sees_padding_of_its_source_fails_the_proof(tmp_path: Pat
     weights = make_weights(config)
     plain = published(config, weights)
     with pytest.raises(ProofError, match="does not compute this model"):
-        export(
+        export_tiny(
             weights,
             config,
             tmp_path / "out",
-            logit_scale=LOGIT_SCALE,
-            tokenizer=None,
-            seq_length=POSITIONS,
             special=IDS,
             prove_with=lambda tokens, source, source_keep, keep: plain(
                 tokens, source, torch.ones_like(source_keep), keep
@@ -308,14 +301,8 @@ def test_a_fresh_process_translates_with_transformers_alone(
     train_tokenizer([str(tmp_path / "text.txt")], tokenizer, vocab_size=300, special=special_names("pad"))
     config = make_crossed(scheme, vocab_size=300, **given)
     weights = make_weights(config)
-    result = export(
-        weights,
-        config,
-        tmp_path / "out",
-        logit_scale=LOGIT_SCALE,
-        tokenizer=tokenizer,
-        seq_length=POSITIONS,
-        prove_with=published(config, weights),
+    result = export_tiny(
+        weights, config, tmp_path / "out", tokenizer=tokenizer, prove_with=published(config, weights)
     )
     assert result.tokenizer is not None
     special = result.tokenizer.special
@@ -335,14 +322,7 @@ def test_a_fresh_process_translates_with_transformers_alone(
 def test_a_stock_class_is_told_where_a_text_starts(tmp_path: Path) -> None:
     config = make_crossed("pre_ln", **FIXED)
     with pytest.raises(UserError, match="decoder_start_token_id is not known, and without it Blenderbot"):
-        export(
-            make_weights(config),
-            config,
-            tmp_path / "out",
-            logit_scale=LOGIT_SCALE,
-            tokenizer=None,
-            seq_length=POSITIONS,
-        )
+        export_tiny(make_weights(config), config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -15,14 +15,13 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.depth.schemes import SCHEMES
 from model.errors import UserError
-from model.hf.export import export
 from model.hf.folding.obstacles import obstacle
 from model.hf.folding.pre_ln import fold
 from model.hf.mapping import entries
 from model.hf.proof import Inputs, ProofError, change, forget, proof_inputs
 from model.hf.reference import Evaluation
 from model.hf.settings.write import SPECIAL, write_config
-from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_encoder, make_weights, reference
+from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, export_tiny, make_encoder, make_weights, reference
 
 VARIANTS: list[dict[str, Any]] = [
     {"num_query_groups": 2, "normalization": "rmsnorm", "position": "rotary", "activation": "swiglu"},
@@ -145,15 +144,7 @@ def test_the_algebra_of_a_stock_class_is_exact(target: Any, scheme: str, given: 
 def test_every_scheme_is_exported_and_proved(scheme: str, tmp_path: Path) -> None:
     config = make_encoder(scheme)
     weights = make_weights(config)
-    result = export(
-        weights,
-        config,
-        tmp_path / "out",
-        logit_scale=LOGIT_SCALE,
-        tokenizer=None,
-        seq_length=POSITIONS,
-        prove_with=reference(config, weights),
-    )
+    result = export_tiny(weights, config, tmp_path / "out", prove_with=reference(config, weights))
     expected = STOCK.get(scheme, "fathom")
     assert result.architecture == expected
     assert result.proof.tokens == POSITIONS + POSITIONS // 2
@@ -179,15 +170,7 @@ def test_a_model_of_eurobert_s_kind_is_proved_with_padding(scheme: str, tmp_path
     # At 1e-5 the one epsilon of all norms would move DeepScaleLM's logits too far.
     config = make_encoder(scheme, **EUROBERT, norm_epsilon=1e-6)
     weights = make_weights(config)
-    result = export(
-        weights,
-        config,
-        tmp_path / "out",
-        logit_scale=LOGIT_SCALE,
-        tokenizer=None,
-        seq_length=POSITIONS,
-        prove_with=reference(config, weights),
-    )
+    result = export_tiny(weights, config, tmp_path / "out", prove_with=reference(config, weights))
     assert result.architecture == ("fathom" if scheme == "b2t" else "eurobert")
     assert result.proof.tokens == POSITIONS + POSITIONS // 2
     if scheme != "b2t":
@@ -205,15 +188,7 @@ def test_a_model_of_eurobert_s_kind_is_proved_with_padding(scheme: str, tmp_path
 def test_a_model_of_modernbert_s_kind_is_proved_with_padding(scheme: str, tmp_path: Path) -> None:
     config = make_encoder(scheme, **MODERNBERT, norm_epsilon=1e-6)
     weights = make_weights(config)
-    result = export(
-        weights,
-        config,
-        tmp_path / "out",
-        logit_scale=LOGIT_SCALE,
-        tokenizer=None,
-        seq_length=POSITIONS,
-        prove_with=reference(config, weights),
-    )
+    result = export_tiny(weights, config, tmp_path / "out", prove_with=reference(config, weights))
     assert result.architecture == ("fathom" if scheme == "peri_ln" else "modernbert")
     assert result.proof.tokens == POSITIONS + POSITIONS // 2
     assert "each token sees 3 on each side, all in one layer of 3" in (tmp_path / "out/README.md").read_text()
@@ -221,15 +196,7 @@ def test_a_model_of_modernbert_s_kind_is_proved_with_padding(scheme: str, tmp_pa
 
 def test_a_model_of_bits_is_stored_and_described(tmp_path: Path) -> None:
     config = make_encoder("deepscalelm_post_ln")
-    result = export(
-        make_weights(config),
-        config,
-        tmp_path / "out",
-        logit_scale=1.0,
-        tokenizer=None,
-        seq_length=POSITIONS,
-        dtype="bfloat16",
-    )
+    result = export_tiny(make_weights(config), config, tmp_path / "out", logit_scale=1.0, dtype="bfloat16")
     assert 0 < result.dtype_difference < 0.2
     settings = json.loads((tmp_path / "out/config.json").read_text())
     assert (settings["architectures"], settings["use_cache"]) == (["BertForMaskedLM"], False)
@@ -273,15 +240,7 @@ def test_what_a_stock_class_cannot_compute_is_refused_with_the_reason(
 ) -> None:
     config = make_encoder(scheme, **given)
     with pytest.raises(UserError, match=reason):
-        export(
-            make_weights(config),
-            config,
-            tmp_path / "out",
-            logit_scale=1.0,
-            tokenizer=None,
-            seq_length=POSITIONS,
-            architecture=target,
-        )
+        export_tiny(make_weights(config), config, tmp_path / "out", logit_scale=1.0, architecture=target)
 
 
 def test_a_decoder_is_no_bert(tmp_path: Path) -> None:
@@ -295,13 +254,10 @@ def test_a_reference_that_ignores_padding_fails_the_proof(tmp_path: Path) -> Non
     weights = make_weights(config)
     plain = reference(config, weights)
     with pytest.raises(ProofError, match="does not compute this model"):
-        export(
+        export_tiny(
             weights,
             config,
             tmp_path / "out",
-            logit_scale=LOGIT_SCALE,
-            tokenizer=None,
-            seq_length=POSITIONS,
             prove_with=lambda tokens, keep, types: plain(tokens, None, types),
         )
     assert not (tmp_path / "out").exists()

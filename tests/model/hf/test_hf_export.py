@@ -17,13 +17,19 @@ from torch import Tensor
 
 from model.depth.schemes import SCHEMES
 from model.errors import UserError
-from model.hf.export import export
 from model.hf.folding.pre_ln import fold
 from model.hf.mapping import entries
 from model.hf.proof import ProofError
 from model.hf.result import Export
 from model.hf.weight_files import parse_size, write_weights
-from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_config, make_tokens, make_weights, reference
+from tests.model.hf.tiny import (
+    POSITIONS,
+    export_tiny,
+    make_config,
+    make_tokens,
+    make_weights,
+    reference,
+)
 
 KINDS = list(itertools.product((4, 2), ("layernorm", "rmsnorm"), ("learned", "rotary"), (True, False)))
 # Every pair of values meets in these, with the activations spread over them.
@@ -41,12 +47,11 @@ FOLDS_INTO_LLAMA = {
     "bias": False,
     "num_query_groups": 2,
 }
-ARGUMENTS: dict[str, Any] = {"logit_scale": LOGIT_SCALE, "tokenizer": None, "seq_length": POSITIONS}
 ACTIVATIONS = ("gelu", "swiglu", "relu2", "geglu", "silu", "gelu_tanh")
 
 
 def run(tmp_path: Path, config: Any, weights: dict[str, Tensor], **given: Any) -> Export:
-    return export(weights, config, tmp_path / "out", **{**ARGUMENTS, **given})
+    return export_tiny(weights, config, tmp_path / "out", **given)
 
 
 def check_scheme(tmp_path: Path, scheme: str, kind: tuple[int, str, str, bool], number: int) -> None:
@@ -415,7 +420,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("x")
     for place, reason in (("out", "is a file"), ("out/deeper", "cannot"), ("n" * 5000, "cannot be written")):
         with pytest.raises(UserError, match=reason) as refused:
-            export(make_weights(config), config, tmp_path / place, **ARGUMENTS)
+            export_tiny(make_weights(config), config, tmp_path / place)
         assert "\n" not in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -23,7 +23,7 @@ from model.hf.importer import import_model
 from model.hf.proof import proof_inputs
 from model.hf.reference import Evaluation
 from tests.model.hf.foreign import LLAMA, save
-from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_config, make_weights, reference
+from tests.model.hf.tiny import export_tiny, make_config, make_weights, reference
 
 GEMMA = {**LLAMA, "hidden_size": 64, "head_dim": 24, "num_key_value_heads": 2, "pad_token_id": None}
 SCALED = {"rope_type": "linear", "rope_theta": 50000.0, "factor": 4.0}
@@ -100,12 +100,5 @@ def test_peri_ln_is_exported_as_gemma2(tmp_path: Path) -> None:
         config = make_config(
             "peri_ln", **llama, transfer=transfer, embedding_norm=False, attention={"qk_norm": qk_norm}
         )
-        result = export(
-            make_weights(config),
-            config,
-            tmp_path / architecture,
-            logit_scale=LOGIT_SCALE,
-            tokenizer=None,
-            seq_length=POSITIONS,
-        )
+        result = export_tiny(make_weights(config), config, tmp_path / architecture)
         assert result.architecture == architecture

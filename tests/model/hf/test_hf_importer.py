@@ -45,7 +45,7 @@ from model.hf.importer import import_model
 from model.hf.proof import proof_inputs
 from model.hf.reference import Evaluation
 from tests.model.hf.foreign import BERT, GPT2, LLAMA, MODERNBERT, OPT, save
-from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_config, make_weights, reference
+from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, export_tiny, make_config, make_weights, reference
 
 
 def check(model: PreTrainedModel, folder: Path, tmp_path: Path) -> Any:
@@ -173,15 +173,7 @@ def test_a_post_ln_export_comes_back_as_opt_bit_by_bit(tmp_path: Path) -> None:
     config = make_config("post_ln", init={"base": "normal"}, max_position_embeddings=POSITIONS)
     weights = make_weights(config)
     weights["embedding.word_embeddings.weight"][101:] = 0
-    export(
-        weights,
-        config,
-        tmp_path / "out",
-        logit_scale=1.0,
-        tokenizer=None,
-        seq_length=POSITIONS,
-        architecture="opt",
-    )
+    export_tiny(weights, config, tmp_path / "out", logit_scale=1.0, architecture="opt")
     imported = import_model(tmp_path / "out", vocab_multiple=16)
     assert imported.config.model_dump(exclude={"num_query_groups", "head_dim"}) == config.model_dump(
         exclude={"num_query_groups", "head_dim"}
@@ -366,9 +358,7 @@ def test_a_depth_scheme_with_norms_of_queries_and_keys_is_exported_as_qwen3(tmp_
         "layernorm_scaling", **llama, attention={"qk_norm": True}, transfer=transfer, num_query_groups=2
     )
     weights = make_weights(config)
-    result = export(
-        weights, config, tmp_path / "out", logit_scale=LOGIT_SCALE, tokenizer=None, seq_length=POSITIONS
-    )
+    result = export_tiny(weights, config, tmp_path / "out")
     assert result.architecture == "qwen3"
 
 
@@ -420,15 +410,7 @@ def test_our_exports_come_back_bit_by_bit(tmp_path: Path, scheme: str, number: i
     for name in ("embedding.word_embeddings.weight", "output_layer.weight", "head.bias"):
         if name in weights:
             weights[name][101:] = 0
-    export(
-        weights,
-        config,
-        tmp_path / "out",
-        logit_scale=LOGIT_SCALE,
-        tokenizer=None,
-        seq_length=POSITIONS,
-        architecture="fathom",
-    )
+    export_tiny(weights, config, tmp_path / "out", architecture="fathom")
     imported = import_model(tmp_path / "out")
     assert imported.config == config
     assert (imported.logit_scale, imported.positions) == (LOGIT_SCALE, POSITIONS)

@@ -18,13 +18,18 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from model.config import ModelConfig
 from model.depth.schemes import SCHEMES
-from model.hf.export import export
 from model.hf.proof import forget
 from model.hf.reference import generate
 from model.hf.remote.configuration_fathom import FathomConfig
-from tests.model.hf.tiny import LOGIT_SCALE, POSITIONS, make_config, make_tokens, make_weights, reference
+from tests.model.hf.tiny import (
+    LOGIT_SCALE,
+    export_tiny,
+    make_config,
+    make_tokens,
+    make_weights,
+    reference,
+)
 
-ARGUMENTS: dict[str, Any] = {"logit_scale": LOGIT_SCALE, "tokenizer": None, "seq_length": POSITIONS}
 MODELS: dict[str, dict[str, Any]] = {
     "post_ln": {
         "num_query_groups": 2,
@@ -77,7 +82,7 @@ def case(
 ) -> Iterator[tuple[ModelConfig, dict[str, torch.Tensor], Path, Any]]:
     config = make_config(request.param, **MODELS[request.param])
     weights, folder = make_weights(config), tmp_path / "out"
-    export(weights, config, folder, logit_scale=LOGIT_SCALE, tokenizer=None, seq_length=POSITIONS)
+    export_tiny(weights, config, folder)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
     yield config, weights, folder, model
     forget(model)
@@ -132,14 +137,7 @@ def test_left_padding_takes_no_positions_in_a_plain_pass(case: Any) -> None:
 
 def test_a_cache_of_fixed_length_is_refused_with_the_reason(tmp_path: Path) -> None:
     config = make_config("b2t")
-    export(
-        make_weights(config),
-        config,
-        tmp_path / "out",
-        logit_scale=LOGIT_SCALE,
-        tokenizer=None,
-        seq_length=POSITIONS,
-    )
+    export_tiny(make_weights(config), config, tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
     with pytest.raises(
         ValueError, match="caches of fixed length .* are not supported; use the default cache"
@@ -187,7 +185,7 @@ def test_saving_and_loading_again_keeps_every_bit(case: Any, tmp_path: Path) -> 
 def test_inference_keeps_one_layers_output(tmp_path: Path, wanted: bool) -> None:
     """A thousand layers' outputs of a batch would be a hundred gigabytes."""
     config, kept = make_config("b2t", num_layers=8), 0
-    export(make_weights(config), config, tmp_path / "out", **ARGUMENTS)
+    export_tiny(make_weights(config), config, tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
     outputs: list[weakref.ref[torch.Tensor]] = []
     for layer in model.model.layers:
@@ -259,14 +257,7 @@ def test_half_precision_stays_near(case: Any) -> None:
 
 def test_an_export_loads_without_this_repository(tmp_path: Path) -> None:
     config = make_config("b2t")
-    export(
-        make_weights(config),
-        config,
-        tmp_path / "out",
-        logit_scale=LOGIT_SCALE,
-        tokenizer=None,
-        seq_length=POSITIONS,
-    )
+    export_tiny(make_weights(config), config, tmp_path / "out")
     code = (
         "import sys; from transformers import AutoModelForCausalLM as A; import torch;"
         f"m = A.from_pretrained({str(tmp_path / 'out')!r}, trust_remote_code=True); "
@@ -289,15 +280,7 @@ def test_the_configuration_file_holds_the_plan(scheme: str, tmp_path: Path) -> N
     from dataclasses import asdict
 
     config = make_config(scheme, num_layers=7)
-    export(
-        make_weights(config),
-        config,
-        tmp_path / "out",
-        logit_scale=LOGIT_SCALE,
-        tokenizer=None,
-        seq_length=POSITIONS,
-        architecture="fathom",
-    )
+    export_tiny(make_weights(config), config, tmp_path / "out", architecture="fathom")
     loaded = AutoConfig.from_pretrained(tmp_path / "out", trust_remote_code=True)
     plan = SCHEMES[scheme].plan(7)
     assert [tuple(pair) for pair in loaded.sublayers()] == [

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,9 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.parameters.table import parameter_table
 from tests.reference import encoder, gpt, parts, rotary
+
+if TYPE_CHECKING:
+    from model.hf.result import Export
 
 POSITIONS = 24
 LOGIT_SCALE = 0.3
@@ -50,6 +55,14 @@ def make_weights(config: ModelConfig, seed: int = 0, positions: int = POSITIONS)
         else:
             out[name] = r * (0.7 if "embeddings" in name else shape[1] ** -0.5)
     return out
+
+
+def export_tiny(weights: dict[str, Tensor], config: ModelConfig, folder: Path, **given: Any) -> Export:
+    """An export with a tiny model's factor and length, without a tokenizer unless one is given."""
+    from model.hf.export import export
+
+    always = {"logit_scale": LOGIT_SCALE, "tokenizer": None, "seq_length": POSITIONS}
+    return export(weights, config, folder, **{**always, **given})
 
 
 def reference(

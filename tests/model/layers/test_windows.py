@@ -11,10 +11,8 @@ import pytest
 import torch
 
 from model.config import ModelConfig
-from model.layers.transformer_config import transformer_config
 from model.network.language_model import LanguageModel
-from parallel.launch.one_process import single_process
-from tests.model.network.references import assert_same_logits
+from tests.model.network.references import assert_same_logits, random_model
 
 SEQ, VOCAB = 12, 32
 ROTARY = {"position": "rotary", "num_query_groups": 2, "normalization": "rmsnorm", "window": 3}
@@ -28,21 +26,10 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def build(**fields: Any) -> tuple[LanguageModel, ModelConfig]:
-    single_process()
     sizes = {"num_layers": 4, "hidden_size": 16, "num_attention_heads": 4, "ffn_hidden_size": 24}
     vocabulary = {"vocab_size": VOCAB, "vocab_multiple": VOCAB, "max_position_embeddings": SEQ}
     config = ModelConfig.model_validate({"scheme": "pre_ln", **sizes, **vocabulary, **fields})
-    chunk = LanguageModel(config, transformer_config(config, dtype=torch.float64), seq_length=SEQ).double()
-    if config.position == "rotary":  # Megatron-core's angles are in fp32
-        width = torch.arange(0, config.kv_channels, 2, dtype=torch.float64) / config.kv_channels
-        chunk.rotary_pos_emb.inv_freq = config.rotary_base**-width
-        if config.rotary_base_local is not None:
-            chunk.rotary_pos_emb_local.inv_freq = config.rotary_base_local**-width
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in chunk.named_parameters():
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.4, generator=generator)
-    return chunk, config
+    return random_model(config, SEQ), config
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,4 +1,4 @@
-"""A model's losses and gradients against those of an independent reference, in fp64."""
+"""A small model, its losses and gradients against an independent reference's, in fp64."""
 
 from __future__ import annotations
 
@@ -8,10 +8,29 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.layers.transformer_config import transformer_config
 from model.network.language_model import LanguageModel
 from model.parameters.names import named_parameters
+from model.rotary import frequencies
 from model.weights.init import logit_scale
+from parallel.launch.one_process import single_process
 from tests.model.hf.tiny import reference
+
+
+def random_model(config: ModelConfig, seq_length: int, source_length: int | None = None) -> LanguageModel:
+    """A model on one process, of weights that hide nothing."""
+    single_process()
+    core = transformer_config(config, dtype=torch.float64)
+    chunk = LanguageModel(config, core, seq_length=seq_length, source_length=source_length).double()
+    if config.position == "rotary":  # Megatron-core's angles are in fp32
+        chunk.rotary_pos_emb.inv_freq = frequencies(config, dtype=torch.float64)
+        if config.rotary_base_local is not None:
+            chunk.rotary_pos_emb_local.inv_freq = frequencies(config, local=True, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in chunk.named_parameters():
+            parameter.normal_(1.0 if "norm" in name else 0.0, 0.4, generator=generator)
+    return chunk
 
 
 def copies(chunk: LanguageModel) -> dict[str, Tensor]:

@@ -10,12 +10,10 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.depth.schemes import SCHEMES
-from model.layers.transformer_config import transformer_config
 from model.network.language_model import LanguageModel
 from model.weights.init import logit_scale
-from parallel.launch.one_process import single_process
 from tests.model.hf.tiny import shape_of
-from tests.model.network.references import assert_gradients, copies, gradients_of
+from tests.model.network.references import assert_gradients, copies, gradients_of, random_model
 from tests.reference import encoder
 
 SEQ, VOCAB, PADDED = 12, 30, 32
@@ -25,7 +23,6 @@ TARGETS = torch.tensor([[1, 5, 11], [0, 3, 6]])
 
 
 def build(scheme: str, **changes: Any) -> tuple[LanguageModel, ModelConfig]:
-    single_process()
     sizes = {"num_layers": 4, "hidden_size": 16, "num_attention_heads": 4, "ffn_hidden_size": 24}
     config = ModelConfig.model_validate(
         {
@@ -38,17 +35,7 @@ def build(scheme: str, **changes: Any) -> tuple[LanguageModel, ModelConfig]:
             **changes,
         }
     )
-    chunk = LanguageModel(config, transformer_config(config, dtype=torch.float64), seq_length=SEQ).double()
-    if config.position == "rotary":  # Megatron-core's angles are in fp32
-        width = torch.arange(0, config.kv_channels, 2, dtype=torch.float64) / config.kv_channels
-        chunk.rotary_pos_emb.inv_freq = config.rotary_base**-width
-        if config.rotary_base_local is not None:
-            chunk.rotary_pos_emb_local.inv_freq = config.rotary_base_local**-width
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in chunk.named_parameters():
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.4, generator=generator)
-    return chunk, config
+    return random_model(config, SEQ), config
 
 
 def batch(config: ModelConfig) -> dict[str, Tensor]:

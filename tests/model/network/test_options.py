@@ -8,12 +8,9 @@ import pytest
 import torch
 
 from model.config import ModelConfig
-from model.layers.transformer_config import transformer_config
 from model.network.language_model import LanguageModel
-from model.rotary import frequencies
-from parallel.launch.one_process import single_process
 from tests.model.hf.tiny import make_config, make_tokens
-from tests.model.network.references import assert_same_logits
+from tests.model.network.references import assert_same_logits, random_model
 
 SEQ = 12
 ROTARY = {"position": "rotary", "num_query_groups": 2, "normalization": "rmsnorm"}
@@ -49,18 +46,8 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def build(**fields: Any) -> tuple[LanguageModel, ModelConfig]:
-    single_process()
     config = make_config(**{"hidden_size": 32, "max_position_embeddings": SEQ, **fields})
-    chunk = LanguageModel(config, transformer_config(config, dtype=torch.float64), seq_length=SEQ).double()
-    if config.position == "rotary":  # Megatron-core's angles are in fp32
-        chunk.rotary_pos_emb.inv_freq = frequencies(config, dtype=torch.float64)
-        if config.rotary_base_local is not None:
-            chunk.rotary_pos_emb_local.inv_freq = frequencies(config, local=True, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in chunk.named_parameters():
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.4, generator=generator)
-    return chunk, config
+    return random_model(config, SEQ), config
 
 
 @pytest.mark.parametrize(

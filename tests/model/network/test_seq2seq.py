@@ -10,14 +10,11 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.depth.schemes import SCHEMES
-from model.layers.transformer_config import transformer_config
 from model.network.language_model import LanguageModel
-from model.rotary import frequencies
 from model.weights.bases import sinusoid_scale
 from model.weights.init import logit_scale
-from parallel.launch.one_process import single_process
 from tests.model.hf.tiny import shape_of
-from tests.model.network.references import assert_equals_reference, copies, gradients_of
+from tests.model.network.references import assert_equals_reference, copies, gradients_of, random_model
 from tests.reference import seq2seq
 
 SOURCE, TARGET, VOCAB, PADDED = 10, 8, 30, 32
@@ -31,7 +28,6 @@ CROSSED = [name for name, scheme in SCHEMES.items() if not scheme.no_cross]
 
 
 def build(scheme: str, **changes: Any) -> tuple[LanguageModel, ModelConfig]:
-    single_process()
     sizes = {"num_layers": 4, "encoder_layers": 3, "hidden_size": 16, "num_attention_heads": 4}
     config = ModelConfig.model_validate(
         {
@@ -44,19 +40,7 @@ def build(scheme: str, **changes: Any) -> tuple[LanguageModel, ModelConfig]:
             **changes,
         }
     )
-    chunk = LanguageModel(
-        config,
-        transformer_config(config, dtype=torch.float64),
-        seq_length=TARGET,
-        source_length=SOURCE,
-    ).double()
-    if config.position == "rotary":  # Megatron-core's angles are in fp32
-        chunk.rotary_pos_emb.inv_freq = frequencies(config, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in chunk.named_parameters():
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.4, generator=generator)
-    return chunk, config
+    return random_model(config, TARGET, SOURCE), config
 
 
 def padded(sources: list[int], targets: list[int]) -> dict[str, Tensor]:

@@ -10,12 +10,10 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.depth.schemes import SCHEMES
-from model.layers.transformer_config import transformer_config
 from model.network.language_model import LanguageModel
 from model.speech import tokens_of
 from model.weights.bases import sinusoid_scale
-from parallel.launch.one_process import single_process
-from tests.model.network.references import assert_equals_reference, copies, gradients_of
+from tests.model.network.references import assert_equals_reference, copies, gradients_of, random_model
 from tests.model.network.test_seq2seq import CROSSED, PADDED, TARGET, VOCAB, described
 from tests.reference import seq2seq, speech
 
@@ -26,7 +24,6 @@ WORDS = [[3, 2, 2], [4, 4]]
 
 
 def build(scheme: str, **changes: Any) -> tuple[LanguageModel, ModelConfig]:
-    single_process()
     config = ModelConfig.model_validate(
         {
             "family": "speech",
@@ -43,13 +40,7 @@ def build(scheme: str, **changes: Any) -> tuple[LanguageModel, ModelConfig]:
             **changes,
         }
     )
-    shape = transformer_config(config, dtype=torch.float64)
-    chunk = LanguageModel(config, shape, seq_length=TARGET, source_length=SOURCE + 2).double()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in chunk.named_parameters():
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.4, generator=generator)
-    return chunk, config
+    return random_model(config, TARGET, SOURCE + 2), config
 
 
 def packed(clips: list[list[int]], words: list[list[int]], width: int = SOURCE) -> dict[str, Tensor]:

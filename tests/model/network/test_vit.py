@@ -10,14 +10,12 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.depth.schemes import SCHEMES
-from model.layers.transformer_config import transformer_config
 from model.network.language_model import LanguageModel
 from model.parameters.names import named_parameters
 from model.weights.bases import sinusoid_scale
 from model.weights.init import initialize_, logit_scale
-from parallel.launch.one_process import single_process
 from tests.model.hf.tiny import shape_of
-from tests.model.network.references import assert_gradients, copies, gradients_of
+from tests.model.network.references import assert_gradients, copies, gradients_of, random_model
 from tests.reference import vit
 
 CLASSES, PADDED = 11, 16
@@ -41,15 +39,8 @@ def config_of(scheme: str, image: dict[str, Any] | None = None, **changes: Any) 
 
 
 def build(config: ModelConfig) -> LanguageModel:
-    single_process()
     assert config.image is not None
-    core = transformer_config(config, dtype=torch.float64)
-    chunk = LanguageModel(config, core, seq_length=config.image.tokens).double()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in chunk.named_parameters():
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.4, generator=generator)
-    return chunk
+    return random_model(config, config.image.tokens)
 
 
 def batch(count: int, labels: int = 1) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from parallel.checkpoint.format import STATE_KINDS
 from parallel.checkpoint.reader import open_checkpoint
 from tests.distributed import Group, launch
 from tests.parallel.checkpoint.states import bring, keep
+from tests.parallel.layouts import LLAMA
 from tests.parallel.training import ENCODER, SEQ2SEQ, VIT, engine_of, given, run_config, train
 
 START, END = 3, 9
@@ -23,14 +24,7 @@ MODELS = {
     "tied": {},
     # Gated, so that a tensor-parallel part is two blocks.
     # Grouped, so that query, key and value have other sizes.
-    "gated": given(
-        num_query_groups=2,
-        position="rotary",
-        activation="swiglu",
-        normalization="rmsnorm",
-        bias=False,
-        tie_embeddings=False,
-    ),
+    "gated": LLAMA,
     # Its two stacks share neither words nor sizes.
     "crossed": SEQ2SEQ
     | given(

@@ -22,16 +22,9 @@ from pretrain.tasks.masked_lm import MASKED_LM
 from pretrain.train.steps import training_step
 from tests.distributed import Group, launch
 from tests.parallel.checkpoint.states import bring, keep
+from tests.parallel.layouts import LLAMA
 from tests.parallel.training import batches_of, engine_of, forward_step, given, run_config
 
-LLAMA = given(
-    num_query_groups=2,
-    position="rotary",
-    activation="swiglu",
-    normalization="rmsnorm",
-    bias=False,
-    tie_embeddings=False,
-)
 SETTINGS = given(kind="muon", clip_grad=0.0, momentum=0.9, weight_decay=0.1, lr=1e-2)
 STEPS = 3
 
