@@ -10,7 +10,6 @@ import contextlib
 import functools
 import math
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -307,13 +306,11 @@ def layer_cost(config: ModelConfig, stack: Stack, way: Way) -> LayerCost:
 @functools.lru_cache(maxsize=256)
 def _layer_cost(config_json: str, stack: str, way: Way) -> LayerCost:
     config = ModelConfig.model_validate_json(config_json)
-    found = [(place, kind) for place, kind in _kinds(config, way) if place.stack.name == stack]
-    kinds = Counter(kind for _, kind in found)
-    first = {kind: place for place, kind in reversed(found)}
-    costs = [(_cost(config, first[kind], way), count) for kind, count in kinds.items()]
+    found = [places for places in _by_kind(config, way) if places[0].stack.name == stack]
+    costs = [(_cost(config, places[0], way), len(places)) for places in found]
     return LayerCost(
         *(
-            math.fsum(getattr(cost, one.name) * count for cost, count in costs) / len(found)
+            math.fsum(getattr(cost, one.name) * count for cost, count in costs) / sum(map(len, found))
             for one in fields(LayerCost)
         )
     )
@@ -360,18 +357,19 @@ def _kind(config: ModelConfig, place: PlacedLayer) -> tuple[object, ...]:
     return (form(plan.attention), form(plan.cross), form(plan.mlp), plan.gate, config.is_local(place.number))
 
 
-def _kinds(config: ModelConfig, way: Way) -> list[tuple[PlacedLayer, tuple[object, ...]]]:
-    """Every layer, and what decides which operators it has.
+def _by_kind(config: ModelConfig, way: Way) -> list[list[PlacedLayer]]:
+    """Layers that have the same operators, in the order in which each kind first appears.
 
-    That is the layers beside it too where passes reach from one into the next.
+    The layers beside one decide too where passes reach from one into the next.
     """
     places = config.placed_layers()
     own = {place.number: _kind(config, place) for place in places}
-    if not way.joined or way.alone or config.blueprint.crossed:
-        return [(place, own[place.number]) for place in places]
-    return [
-        (place, (own.get(place.number - 1), own[place.number], own.get(place.number + 1))) for place in places
-    ]
+    near = (0,) if not way.joined or way.alone or config.blueprint.crossed else (-1, 0, 1)
+    found: dict[tuple[object, ...], list[PlacedLayer]] = {}
+    for place in places:
+        kinds = (own.get(place.number + step) for step in near)
+        found.setdefault((place.stack.name, *kinds), []).append(place)
+    return list(found.values())
 
 
 def _sign(value: float | bool) -> float | bool:
@@ -390,14 +388,11 @@ class LayerKind:
 
 def layer_kinds(config: ModelConfig, way: Way) -> list[LayerKind]:
     """Every kind of layer of a model, in the order in which each first appears."""
-    found: dict[tuple[object, ...], list[PlacedLayer]] = {}
-    for place, kind in _kinds(config, way):
-        found.setdefault((place.stack.name, *kind), []).append(place)
     return [
         LayerKind(
             places[0].stack.name,
             tuple(place.number + 1 for place in places),
             count_layer(config, places[0], way),
         )
-        for places in found.values()
+        for places in _by_kind(config, way)
     ]
