@@ -97,7 +97,21 @@ def _four() -> list[Case]:
     ]
 
 
-CONTEXT: dict[int, list[Case]] = {2: _two(), 4: _four()}
+def _eight() -> list[Case]:
+    return [
+        Case(
+            "CP2 x TP2 x PP2 + SP, documents, GQA rotary SwiGLU RMSNorm",
+            8,
+            CP | SP | PP,
+            LLAMA,
+            data=DOCUMENTS,
+        ),
+        Case("CP4 x DP2, ZeRO-2, documents, windows", 8, FOUR | given(zero=2), LOCAL, data=DOCUMENTS),
+        Case("CP4 x TP2 + SP, ZeRO-1, documents, full recompute", 8, FOUR | SP | FULL, data=DOCUMENTS),
+    ]
+
+
+CONTEXT: dict[int, list[Case]] = {2: _two(), 4: _four(), 8: _eight()}
 QUICK_OF_CONTEXT = (
     "CP2, documents, windows, growing batches and sequences",
     "CP2, GQA rotary SwiGLU RMSNorm",

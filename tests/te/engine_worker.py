@@ -151,6 +151,7 @@ def made_up_state(num_layers: int) -> dict[str, Any]:
 def fp8_state(te: Any) -> dict[str, Any]:
     """A made-up state of delayed scaling through a checkpoint file into another model."""
     import torch
+    from megatron.core.fp8_utils import get_fp8_recipe
     from transformer_engine.pytorch import quantization
 
     from parallel.hardware.fp8_state import checkpoint_file, fp8_state, has_state, restore, set_fp8_state
@@ -163,6 +164,7 @@ def fp8_state(te: Any) -> dict[str, Any]:
     def on_cpu(self: Any, *args: Any, **kwargs: Any) -> None:
         real(self, *args, **kwargs | {"device": torch.device("cpu")})
 
+    able = unittest.mock.patch.object(quantization, "get_device_compute_capability", return_value=(9, 0))
     hopper = unittest.mock.patch.object(quantization, "get_default_fp8_recipe", quantization.DelayedScaling)
     with hopper, unittest.mock.patch.object(states, "__init__", on_cpu):
         one, other, stateless = (
@@ -175,8 +177,11 @@ def fp8_state(te: Any) -> dict[str, Any]:
                 (Path(folder) / name).write_bytes(content)
             restored = restore([other], Path(folder))
             ignored = restore([stateless], Path(folder))
+        module = other.decoder.layers[1].mlp.linear_fc2
+        # What a forward pass begins with could make another state.
+        with able, quantization.fp8_autocast(enabled=True, fp8_recipe=get_fp8_recipe(other.config)):
+            module.init_fp8_metadata()
         found = fp8_state([other])
-    module = other.decoder.layers[1].mlp.linear_fc2
     quantizer = module.quantizers["scaling_fwd"][0]
     return {
         "restored": restored,

@@ -47,7 +47,7 @@ def test_a_checkpoint_goes_on_in_the_other_kind_of_layers(exchange: str, engines
 def test_the_state_of_delayed_scaling_goes_through_a_file(fact: str, engines: dict[str, Any]) -> None:
     """restored: the file is read; ignored: other recipes write and read none.
 
-    equal: every number; in force: the quantizers hold what was read.
+    equal: every number; in force: the quantizers hold what was read as a forward pass begins.
     """
     assert engines["fp8 state"][fact] is True
     assert engines["fp8 state"]["tensors"] == 4 * 2 * 4
