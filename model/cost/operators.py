@@ -26,7 +26,7 @@ FREE = {
     "views": (
         *("alias", "as_strided", "chunk", "detach", "expand", "narrow", "permute", "select", "slice"),
         *("split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsqueeze", "view"),
-        *("_unsafe_view", "_reshape_alias", "lift_fresh"),
+        *("_unsafe_view", "_reshape_alias", "lift_fresh", "set_"),
     ),
     "allocations": ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
 }

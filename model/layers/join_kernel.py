@@ -108,6 +108,7 @@ def _norm_backward(g, x, weight, mean, inverse, inside, h, CENTRED: tl.constexpr
 def backward(
     d_stream,
     d_normed,
+    d_again,
     stream,
     weight,
     means,
@@ -134,6 +135,7 @@ def backward(
 ):
     """Gradients of every so many rows, and this program's part of those of weight, shift and bias.
 
+    d_normed, d_again: of both tensors that hold what the norm gave, if there are two.
     weight_parts, shift_parts, bias_parts: [programs, h].
     A pointer is None where nobody asks for its tensor.
     """
@@ -150,7 +152,10 @@ def backward(
         at = rows.to(tl.int64)[:, None] * h + cols[None, :]
         dx = tl.zeros((ROWS, BLOCK), WIDE)
         if d_normed is not None:
-            g = tl.load(d_normed + at, mask=inside, other=0.0).to(WIDE) * out_scale
+            g = tl.load(d_normed + at, mask=inside, other=0.0).to(WIDE)
+            if d_again is not None:
+                g += tl.load(d_again + at, mask=inside, other=0.0).to(WIDE)
+            g = g * out_scale
             x = tl.load(stream + at, mask=inside, other=0.0).to(WIDE)
             gain = tl.load(weight + cols, mask=whole, other=0.0).to(WIDE)[None, :]
             mean = tl.load(means + rows, mask=held, other=0.0)[:, None] if CENTRED else 0.0

@@ -39,7 +39,7 @@ class _JoinNorm(torch.autograd.Function):
         residual: Tensor | None,
         branch: Tensor,
         *others: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """others: bias, layer_input, weight, shift."""
         bias, skip, weight, shift = others
         branch = branch.contiguous()
@@ -71,15 +71,22 @@ class _JoinNorm(torch.autograd.Function):
         ctx.save_for_backward(None if weight is None else stream, weight, means, inverses, share, seed)
         ctx.numbers, ctx.wide = numbers, wide
         ctx.formats = [None if x is None else x.dtype for x in (residual, branch, bias, skip, weight, shift)]
-        return stream, normed
+        if normed is None or not numbers.forked:
+            return stream, normed, None
+        # The same memory, with a gradient of its own.
+        again = normed.new_empty(0).set_(normed.untyped_storage(), 0, normed.shape, normed.stride())
+        return stream, normed, again
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_stream: Tensor | None, d_normed: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        """gradients: of the stream, of what the norm gave, and of that again."""
         stream, weight, means, inverses, share, seed = ctx.saved_tensors
         numbers: Numbers = ctx.numbers
         _, _, *asked = ctx.needs_input_grad  # residual, branch, bias, skip, weight, shift
-        d_stream, d_normed = (None if x is None else x.contiguous() for x in (d_stream, d_normed))
+        d_stream, d_normed, d_again = (None if x is None else x.contiguous() for x in gradients)
+        if d_normed is None:
+            d_normed, d_again = d_again, None
         like = d_normed if d_stream is None else d_stream
         assert like is not None
         h = like.shape[-1]
@@ -91,7 +98,7 @@ class _JoinNorm(torch.autograd.Function):
         wanted = [kind if there else None for kind, there in zip(formats, vectors, strict=True)]
         parts = Parts(like.new_empty(0, dtype=ctx.wide), count, h, wanted)
         of_norm = (None if d_normed is None else x for x in (stream, weight, means, inverses))
-        read = d_stream, d_normed, *of_norm, share, seed
+        read = d_stream, d_normed, d_again, *of_norm, share, seed
         scales = numbers.residual_scale, numbers.branch_scale, numbers.skip_scale, numbers.dropout
         if starts("join_backward", read, pointers):
             from model.layers.join_kernel import backward
@@ -134,8 +141,8 @@ def join_norm(
     weight: Tensor | None,
     shift: Tensor | None,
     numbers: Numbers,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """As `model.layers.joined.joined`. Sums in at least fp32, each result rounded once."""
     given = residual, branch, bias, layer_input, weight, shift
-    both: tuple[Tensor, Tensor | None] = _JoinNorm.apply(numbers, share, *given)  # type: ignore[no-untyped-call]
-    return both
+    made: tuple[Tensor, Tensor | None, Tensor | None] = _JoinNorm.apply(numbers, share, *given)  # type: ignore[no-untyped-call]
+    return made

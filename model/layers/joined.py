@@ -47,6 +47,8 @@ class Numbers(NamedTuple):
     """The norm is a LayerNorm, else an RMSNorm."""
     narrow: torch.dtype | None = None
     """Format of what the norm gives; None: the stream's."""
+    forked: bool = False
+    """What the norm gives is read as a branch's input and as the stream."""
 
 
 def joined(
@@ -58,9 +60,10 @@ def joined(
     weight: Tensor | None,
     shift: Tensor | None,
     numbers: Numbers,
-) -> tuple[Tensor, Tensor | None]:
-    """(the new stream, out_scale times the stream normed), [s, b, h] each.
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(the new stream, out_scale times the stream normed, that again), [s, b, h] each.
 
+    The last is None, or for the first of two readers, whose gradients are then added in the pass.
     residual, branch, bias, layer_input, share: as those of `model.layers.residual.join`.
     weight, shift: [h], of the norm; without a weight there is no norm.
     """
@@ -77,12 +80,12 @@ def joined(
         share,
     )
     if weight is None:
-        return stream, None
+        return stream, None, None
     normed = norm_by_parts(stream, weight, shift, numbers.eps) * numbers.out_scale
-    return stream, normed.to(numbers.narrow or stream.dtype)
+    return stream, normed.to(numbers.narrow or stream.dtype), None
 
 
-Joined = Callable[..., tuple[Tensor, "Tensor | None"]]
+Joined = Callable[..., tuple[Tensor, "Tensor | None", "Tensor | None"]]
 """Takes and gives what `joined` does."""
 
 
@@ -130,8 +133,10 @@ class Follower:
                 centred=norm.bias is not None,
                 narrow=norm.weight.dtype if narrow else None,
             )
-        self.ready: tuple[Tensor, Tensor, bool] | None = None
-        """A stream, that stream normed, and whether a gradient is recorded."""
+        self.ready: tuple[Tensor, Tensor, bool, Tensor | None] | None = None
+        """A stream, that stream normed, whether a gradient is recorded, and the second again."""
+        self.again: tuple[Tensor, Tensor] | None = None
+        """What the norm gave last, and that again."""
 
     @property
     def alone(self) -> bool:
@@ -148,10 +153,10 @@ class Follower:
     ) -> Tensor:
         """The new stream [s, b, h]; keeps it normed for `normed`. Arguments as `join`."""
         weight, shift = (None, None) if self.norm is None else (self.norm.weight, self.norm.bias)
-        stream, normed = self.function(
+        stream, normed, again = self.function(
             residual, branch, bias, layer_input, share, weight, shift, self.numbers
         )
-        self.ready = None if normed is None else (stream, normed, torch.is_grad_enabled())
+        self.ready = None if normed is None else (stream, normed, torch.is_grad_enabled(), again)
         return stream
 
     def normed(self, x: Tensor) -> Tensor:
@@ -161,10 +166,16 @@ class Follower:
         """
         ready, self.ready = self.ready, None
         if ready is not None and ready[0] is x and ready[2] == torch.is_grad_enabled():
+            self.again = None if ready[3] is None else (ready[1], ready[3])
             return ready[1]
         assert self.norm is not None
         normed = self.norm.apart(x if self.numbers.narrow is None else x.to(self.numbers.narrow))
         return normed if self.scale == 1.0 else normed * self.scale
+
+    def branch_input(self, normed: Tensor) -> Tensor:
+        """What a branch reads of the norm's result, once, with a gradient of its own if it can."""
+        last, self.again = self.again, None
+        return normed if last is None or last[0] is not normed else last[1]
 
 
 def _followers(
@@ -183,14 +194,16 @@ def _followers(
     for place, layer in enumerate(layers):
         parts = list(layer.parts())
         ends = place + 1 == len(layers) or (place + 1) % group == 0
-        after = [(layer, plan, norm) for _, plan, _, norm, _ in parts[1:]]
+        after = [(layer, name, plan, norm) for name, plan, _, norm, _ in parts[1:]]
         if not ends and type(layer) is type(layers[place + 1]) is DepthLayer:
-            _, plan, _, norm, _ = next(layers[place + 1].parts())
-            after.append((layers[place + 1], plan, norm))
+            name, plan, _, norm, _ = next(layers[place + 1].parts())
+            after.append((layers[place + 1], name, plan, norm))
         for index, (name, plan, part, _, norm_out) in enumerate(parts):
             heard = [part._forward_hooks, layer._forward_hooks]
             if plan.norm_out:
                 follower = Follower(part, norm_out if type(norm_out) is Norm else None, heard)
+                if index < len(after) and not after[index][2].norm_in:
+                    _fork(follower, *after[index][:2])
             elif layer.gated:
                 follower = Follower(part, None, heard)
             elif index < len(after):
@@ -209,9 +222,16 @@ def _linear(layer: DepthLayer, name: str) -> RowLinear | None:
     return last if isinstance(last, RowLinear) and not layer.norms[f"{module}_branch_norm"] else None
 
 
+def _fork(follower: Follower, reader: DepthLayer, name: str) -> None:
+    """Has the branch of a layer's sublayer read what the norm gives by `Follower.branch_input`."""
+    follower.numbers = follower.numbers._replace(forked=follower.norm is not None)
+    reader.forks[name] = follower
+
+
 def _before(
     part: ResidualJoin,
     reader: DepthLayer,
+    name: str,
     plan: FoldedSublayer,
     norm: object,
     heard: Sequence[Mapping[int, object]],
@@ -221,13 +241,16 @@ def _before(
         return Follower(part, None, heard)
     # Where the residual is the norm's result too, only its copy for the branch has another format.
     alone = not plan.residual_from_norm
-    return Follower(
+    follower = Follower(
         part,
         norm,
         [*heard, reader._forward_pre_hooks],
         narrow=alone and reader.fp32_stream,
         scale=plan.input_scale if alone else 1.0,
     )
+    if not alone:
+        _fork(follower, reader, name)
+    return follower
 
 
 def _share_numbers(followers: Sequence[Follower]) -> None:

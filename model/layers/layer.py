@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -22,6 +22,9 @@ from torch import Tensor
 from model.depth.folded import FoldedLayer, FoldedSublayer
 from model.layers.cut_norm import CutNorm
 from model.layers.residual import ResidualJoin, StreamGate
+
+if TYPE_CHECKING:
+    from model.layers.joined import Follower
 
 
 @dataclass
@@ -106,6 +109,8 @@ class DepthLayer(TransformerLayer):
         ):
             if part.norm_last:
                 linear.input_norm = CutNorm(config, width, self.self_attention.pg_collection.tp)
+        self.forks: dict[str, Follower] = {}
+        """By sublayer, whose norm gives its input and the stream (`model/layers/joined.py`)."""
         self.gated = plan.gate
         if self.gated:
             self.gpas = StreamGate(config)
@@ -267,6 +272,9 @@ class DepthLayer(TransformerLayer):
         else:
             narrows = self.fp32_stream and fed is None
             branch_input, residual = norm(stream.to(self.branch_dtype) if narrows else stream), stream
+        fork = self.forks.get(part)
+        if fork is not None:
+            branch_input = fork.branch_input(residual)
         shared = getattr(self, f"{part}_input_scale") if torch.compiler.is_compiling() else None
         if shared is not None:
             branch_input = branch_input * shared

@@ -110,9 +110,7 @@ def count_layer(config: ModelConfig, place: PlacedLayer, way: Way) -> CountedLay
         with kernels, counting:
             with kept:
                 out, _ = layer(stream, **beside)
-            follower = layer.joins()[-1].follower
-            ready = None if follower is None else follower.ready
-            outs = [out] if ready is None else [out, ready[1]]
+            outs = [out, *_beside_stream(layer)]
             gradients = [torch.empty_like(one) for one in outs]
             counting.phase = "backward"
             backward(outs, gradients)
@@ -158,12 +156,28 @@ def _pass_at_once(config: ModelConfig, place: PlacedLayer, way: Way, layer: Dept
 
 
 def _feed(layer: DepthLayer, stream: Tensor) -> None:
-    """Gives the first norm what the layer before has computed for it."""
-    _, _, _, norm, _ = next(layer.parts())
-    fed = getattr(norm, "fed", None)
+    """Gives a layer what the layer before has computed for it beside its stream."""
+    name, _, _, norm, _ = next(layer.parts())
+    fork, fed = layer.forks.get(name), getattr(norm, "fed", None)
+
+    def made(dtype: torch.dtype | None) -> Tensor:
+        return torch.zeros_like(stream, dtype=dtype, requires_grad=True)
+
     if fed is not None:
-        normed = torch.zeros_like(stream, dtype=fed.numbers.narrow, requires_grad=True)
-        fed.ready = (stream, normed, True)
+        dtype = fed.numbers.narrow
+        fed.ready = (stream, made(dtype), True, None if fork is None else made(dtype))
+    elif fork is not None:
+        fork.again = (stream, made(None))
+
+
+def _beside_stream(layer: DepthLayer) -> list[Tensor]:
+    """What a layer has computed for the next one beside its stream."""
+    last = layer.joins()[-1].follower
+    if last is None:
+        return []
+    given: list[Tensor | None] = [] if last.ready is None else [last.ready[1], last.ready[3]]
+    given += [] if last.again is None else [last.again[1]]
+    return [one for one in given if one is not None]
 
 
 @contextlib.contextmanager

@@ -62,7 +62,7 @@ def test_dropout_is_drawn_again_from_its_seed() -> None:
 
     branch = torch.ones(4096, 1000, device="cuda", requires_grad=True)
     numbers = Numbers(1.0, 1.0, 0.0, dropout=0.25)
-    stream, _ = join_norm(torch.zeros_like(branch), branch, None, None, None, None, None, numbers)
+    stream, *_ = join_norm(torch.zeros_like(branch), branch, None, None, None, None, None, numbers)
     stream.backward(torch.ones_like(stream))
     assert branch.grad is not None
     assert torch.equal(branch.grad, stream.detach())

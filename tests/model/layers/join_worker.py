@@ -80,6 +80,8 @@ def joins_and_gradients(
     wanted = [
         x for x in Join(residual, branch, bias, skip, weight, shift, *scales, *after)() if x is not None
     ]
+    if own.forked:
+        wanted.append(wanted[1].clone())
     torch.autograd.backward(wanted, [weight.double() for weight in weights])
     ours = [x.detach() for x in made] + [x.grad for x in given if x is not None and x.grad is not None]
     theirs = [x.detach() for x in wanted] + [x.grad for x in leaves if x is not None and x.grad is not None]
@@ -106,6 +108,8 @@ def kernels() -> dict[str, float]:
     found["fp32 stream"] = error(*joins_and_gradients(TERMS["all"], 40, torch.bfloat16, **wide))
     one = joins_and_gradients(TERMS["pre-norm"], 40, torch.float64, residual_scale=1.0, branch_scale=1.0)
     found["fp64 one gradient for both"] = error(*one)
+    twice = joins_and_gradients(TERMS["pre-norm"], 100, torch.float64, forked=True)
+    found["fp64 a result for two readers"] = error(*twice)
     return found
 
 
@@ -119,7 +123,7 @@ def dropout() -> dict[str, Any]:
     for seed in (1, 2, 1):
         torch.manual_seed(seed)
         branch.grad = None
-        stream, _ = join_norm(
+        stream, *_ = join_norm(
             torch.zeros(shape, dtype=torch.float64), branch, None, None, None, None, None, numbers
         )
         stream.backward(torch.full_like(stream, 3.0))
@@ -156,10 +160,14 @@ def measured(model: LanguageModel) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def models() -> dict[str, Any]:
-    """Of every scheme, and of Llama's layers, in fp64: differences between apart and joined, and how many kernels ran."""
+    """Of every scheme, and of Llama's layers, in fp64: differences between apart and joined.
+
+    And how many kernels of joins ran.
+    """
     found = {}
     kinds = {scheme: narrow(scheme, 3) for scheme in SCHEMES}
-    kinds["llama"] = narrow("pre_ln", 3, **LLAMA)
+    llama: dict[str, Any] = LLAMA
+    kinds["llama"] = narrow("pre_ln", 3, **llama)
     for name, kind in kinds.items():
         model = kind.double()
         loss, gradients = measured(model)

@@ -30,10 +30,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     """Calls of what computes both, here plain PyTorch: whether there was a norm."""
     made: list[bool] = []
 
-    def watched(*given: Any) -> tuple[Tensor, Tensor | None]:
-        result = joined(*given)
-        made.append(result[1] is not None)
-        return result
+    def watched(*given: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        stream, normed, again = joined(*given)
+        made.append(normed is not None)
+        if normed is not None and given[-1].forked:
+            again = normed.clone()
+        return stream, normed, again
 
     monkeypatch.setitem(joining.MAKERS, PLAIN, lambda: watched)
     single_process()
@@ -84,6 +86,15 @@ LINKED = {
 }
 
 
+FORKED = {
+    **dict.fromkeys(("post_ln", "b2t", "deepscalelm_post_ln", "deepnorm"), 7),
+    "mix_ln": 1,
+    "spannorm": 3,
+    "hybridnorm": 4,
+}
+"""Branches among those that read what is the stream too."""
+
+
 @pytest.mark.parametrize("scheme", list(SCHEMES))
 def test_every_scheme_computes_the_same(
     scheme: str, calls: list[bool], monkeypatch: pytest.MonkeyPatch
@@ -100,6 +111,7 @@ def test_every_scheme_computes_the_same(
     equal(model, WINDOWS, change)
     assert calls == [True] * joins
     assert len(heard) == apart
+    assert sum(len(layer.forks) for layer in model.decoder.layers) == FORKED.get(scheme, 0)
     model.eval()
     loss_and_gradients(model)
     assert len(calls) == joins  # evaluation has both apart

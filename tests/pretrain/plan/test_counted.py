@@ -78,9 +78,9 @@ def test_operators_of_every_scheme(scheme: str) -> None:
 
 JOINED = {
     "pre_ln": (8, 17, 12),
-    "b2t": (8, 20, 12),
+    "b2t": (8, 18, 12),
     "deepscalelm_pre_ln": (8, 17, 12),
-    "deepnorm": (8, 19, 12),
+    "deepnorm": (8, 17, 12),
     "layernorm_scaling": (8, 17, 12),
     "peri_ln": (10, 21, 16),
     "gpas": (14, 28, 13),
@@ -93,7 +93,7 @@ def test_operators_of_joined_layers(scheme: str) -> None:
 
     Backward: one for each of those and another for each weight; what puts attention's gradients
     together; and sums of the parts of vectors' gradients, for both joins, activation and heads.
-    Where a norm's result is the residual too, its two gradients are added.
+    Where a norm's result is the residual too, its two gradients are added in the join's pass.
     """
     config = config_of(scheme=scheme)
     place = config.placed_layers()[-2]
@@ -224,6 +224,19 @@ def test_layers_of_one_kind_are_counted_once() -> None:
         assert sorted(len(kind.layers) for kind in kinds) == sorted(layers)
         mean = sum(kind.counted.host("forward") * len(kind.layers) for kind in kinds) / 6
         assert layer_cost(config, config.blueprint.stacks[-1], WAY).forward == pytest.approx(mean)
+
+
+def test_partial_sums_do_not_grow_with_the_batch() -> None:
+    """What is counted of two samples gives the bytes of eight."""
+    config = config_of(hidden_size=512, max_position_embeddings=2048)
+    two, eight = (Way(2048, samples=samples, joined=True) for samples in (2, 8))
+    counted = sum(
+        len(kind.layers) * (kind.counted.moved("forward") + kind.counted.moved("backward")) / 6
+        for kind in layer_kinds(config, eight)
+    )
+    cost = layer_cost(config, config.blueprint.stacks[-1], two)
+    assert cost.moved(8, 1, sequence_parallel=False) == pytest.approx(counted, rel=0.002)
+    assert cost.fixed > 0.01 * counted
 
 
 def test_cpu_and_gpu_have_the_same_operators() -> None:

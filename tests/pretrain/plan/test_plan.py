@@ -126,6 +126,19 @@ def test_a_graph_is_counted_where_a_run_may_have_one() -> None:
         assert (time.host == 0) == graphed, parallel
 
 
+def test_joined_kernels_move_less_and_keep_less() -> None:
+    """Of layers with rotary positions and gates, which are turned and multiplied in other passes."""
+    model = MODEL.model_copy(update={"position": "rotary", "activation": "swiglu"})
+    apart, joined = (
+        predict(Work(model, 128, 64, "bf16", graph=True, joined=joined), H100, ParallelConfig(), 1, 4)
+        for joined in (False, True)
+    )
+    moved = [one.time.total * one.time.shares()["bytes"] for one in (apart, joined)]
+    assert moved[1] < 0.75 * moved[0]
+    assert joined.memory.activations < 0.95 * apart.memory.activations
+    assert joined.time.products == apart.time.products
+
+
 def test_gradients_in_bf16_are_half_the_bytes_of_the_reduction() -> None:
     """Of the rest, the new weights: 2 of 6 bytes a parameter."""
     work = Work(MODEL, 128, 64, "bf16")
