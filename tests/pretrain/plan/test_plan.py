@@ -127,7 +127,7 @@ def test_a_graph_is_counted_where_a_run_may_have_one() -> None:
 
 
 def test_joined_kernels_move_less_and_keep_less() -> None:
-    """Of layers with rotary positions and gates, which are turned and multiplied in other passes."""
+    """Of layers with rotary positions and gates, which take most passes apart."""
     model = MODEL.model_copy(update={"position": "rotary", "activation": "swiglu"})
     apart, joined = (
         predict(Work(model, 128, 64, "bf16", graph=True, joined=joined), H100, ParallelConfig(), 1, 4)
