@@ -28,6 +28,7 @@ PACKAGES = (
     "transformer-engine",
     "flash-attn",
     "triton",
+    "liger-kernel",
     "numpy",
     "transformers",
     "datasets",
