@@ -143,7 +143,7 @@ class TransferConfig(Strict):
             if unread:
                 raise ValueError(
                     f"model.transfer.{unread[0]}={getattr(self, unread[0])} has no effect with "
-                    "model.transfer.method=none: remove it or set method=completep"
+                    "model.transfer.method=none: remove it or set model.transfer.method=completep"
                 )
         elif not given:
             raise ValueError(

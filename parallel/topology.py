@@ -110,7 +110,7 @@ class Layout:
             raise UserError(
                 f"{num_microbatches} micro-batches per step and rank are not a multiple of "
                 f"parallel.pipeline={self.pipeline}, as parallel.virtual_stages={self.virtual} needs: "
-                f"change {batch_key} or train.micro_batch_size, or set virtual_stages=1"
+                f"change {batch_key} or train.micro_batch_size, or set parallel.virtual_stages=1"
             )
 
 
@@ -306,7 +306,7 @@ def _check_pipeline(config: ParallelConfig, model: ModelConfig) -> None:
         if chunks > 1:
             raise UserError(
                 f"parallel.pipeline_split does not combine with parallel.virtual_stages={chunks}: "
-                "set virtual_stages=1 or remove the split"
+                "set parallel.virtual_stages=1 or remove the split"
             )
         if split == "auto" and stages == 1:
             raise UserError(
@@ -327,8 +327,8 @@ def _check_pipeline(config: ParallelConfig, model: ModelConfig) -> None:
         )
     if chunks > 1 and layers % (stages * chunks):
         raise UserError(
-            f"{depth} is not divisible by parallel.pipeline x virtual_stages = "
-            f"{stages * chunks}: choose virtual_stages that divides {layers // stages}"
+            f"{depth} is not divisible by parallel.pipeline x parallel.virtual_stages = "
+            f"{stages * chunks}: choose parallel.virtual_stages that divides {layers // stages}"
         )
 
 

@@ -252,14 +252,14 @@ def _without_second_masks(model: ModelConfig, parallel: ParallelConfig, recipe: 
             raise ValueError(
                 f"train.cuda_graph=true with parallel.recompute.granularity={granularity} and "
                 f"model.{name}={getattr(model, name):g} would compute again with other masks, "
-                "for random streams of a graph do not go back: set granularity=none, "
+                "for random streams of a graph do not go back: set parallel.recompute.granularity=none, "
                 f"or model.{name}=0"
             )
     if granularity == "full" and recipe != "none":
         raise ValueError(
             "train.cuda_graph=true with parallel.recompute.granularity=full and "
             f"train.fp8.recipe={recipe}: Transformer Engine's recomputation has not been "
-            "shown to run in a graph: set granularity=none"
+            "shown to run in a graph: set parallel.recompute.granularity=none"
         )
 
 

@@ -204,7 +204,7 @@ REFUSALS = [
     _layout("interleaving without a pipeline", "has no effect with parallel.pipeline=1", 1, virtual_stages=2),
     _layout(
         "layers that chunks do not divide",
-        "choose virtual_stages that divides 3",
+        "choose parallel.virtual_stages that divides 3",
         2,
         pipeline=2,
         virtual_stages=2,
@@ -360,7 +360,7 @@ REFUSALS = [
     ),
     _run(
         "a CUDA graph with recomputed dropout",
-        "cuda_graph=true .*hidden_dropout=0.1 would compute again .*set granularity=none",
+        "cuda_graph=true .*hidden_dropout=0.1 would compute again .*set parallel.recompute.granularity=none",
         model=given(hidden_dropout=0.1),
         parallel=given(recompute=given(granularity="full")),
         train=GRAPH,
@@ -374,7 +374,7 @@ REFUSALS = [
     ),
     _run(
         "a CUDA graph with recomputation in FP8",
-        "cuda_graph=true .*fp8.recipe=delayed: .*set granularity=none",
+        "cuda_graph=true .*fp8.recipe=delayed: .*set parallel.recompute.granularity=none",
         parallel=given(recompute=given(granularity="full")),
         train=GRAPH | given(kernels="te", precision="bf16", fp8=given(recipe="delayed")),
     ),

@@ -46,13 +46,13 @@ class Masking(Strict):
         # .9 + .1 is a little more than 1 in binary numbers.
         if self.masked_share + self.random_share > 1 + 1e-9:
             raise ValueError(
-                f"masked_share={self.masked_share:g} and random_share={self.random_share:g} "
+                f"masking.masked_share={self.masked_share:g} and masking.random_share={self.random_share:g} "
                 "add up to more than 1: lower one of them"
             )
         if self.packed and self.long_documents is not None:
             raise ValueError(
-                f"long_documents={self.long_documents} has no effect with packed=true: "
-                "remove it or set packed=false"
+                f"masking.long_documents={self.long_documents} has no effect with masking.packed=true: "
+                "remove it or set masking.packed=false"
             )
         return self
 

@@ -30,8 +30,9 @@ class Spans(Strict):
         least = self.density / (1 - self.density)
         if self.mean_length < least - 1e-9:
             raise ValueError(
-                f"mean_length={self.mean_length:g} with density={self.density:g} leaves less than one token "
-                f"between spans: set spans.mean_length={least:.3g} or more, or a lower spans.density"
+                f"spans.mean_length={self.mean_length:g} with spans.density={self.density:g} leaves less "
+                "than one token between spans: "
+                f"set spans.mean_length={least:.3g} or more, or a lower spans.density"
             )
         return self
 

@@ -11,8 +11,8 @@ from pretrain.config.sections.masking import Masking
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"masked_share": 1.0}, "masked_share=1 and random_share=0.1 add up to more than 1"),
-        ({"long_documents": "cut"}, "long_documents=cut has no effect with packed=true"),
+        ({"masked_share": 1.0}, "masking.masked_share=1 and masking.random_share=0.1 add up to more than 1"),
+        ({"long_documents": "cut"}, "masking.long_documents=cut has no effect with masking.packed=true"),
         ({"rate": 0.0}, "greater than or equal to 0.001"),
         ({"rate": 0.95}, "less than or equal to 0.9"),
         ({"masked_share": 0.0}, "greater than 0"),
