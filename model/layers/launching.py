@@ -103,9 +103,10 @@ def starts(name: str, read: Sequence[Tensor | None], written: Sequence[Tensor | 
 
     read, written: its tensors; those that are None do not count.
     """
-    reads, writes = ([x for x in given if x is not None] for given in (read, written))
-    if not any(x.is_meta for x in (*reads, *writes)):
+    first = next(tensor for tensor in (*written, *read) if tensor is not None)
+    if not first.is_meta:
         return True
+    reads, writes = ([x for x in given if x is not None] for given in (read, written))
     _operator(name)(reads, writes)
     return False
 

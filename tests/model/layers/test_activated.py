@@ -13,7 +13,9 @@ from torch import Tensor
 
 from model.layers import activated as activating
 from model.layers.activated import activate_at_once
+from model.layers.activation_pass import KERNELS
 from model.layers.torch_parts import activated
+from model.layers.transformer_config import ACTIVATIONS
 from parallel.launch.one_process import single_process
 from tests.model.layers.test_compiled import WINDOWS, build, counting, loss_and_gradients
 from tests.model.layers.test_joined import equal
@@ -42,6 +44,10 @@ def test_a_model_computes_the_same(changes: dict[str, Any], monkeypatch: pytest.
     model.eval()
     loss_and_gradients(model)
     assert len(biases) == 3
+
+
+def test_every_activation_has_a_kernel() -> None:
+    assert set(KERNELS) == set(ACTIVATIONS.values())
 
 
 def test_layers_share_one_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
