@@ -20,6 +20,8 @@ class LossKernel:
 
     package: str
     """That has it; "" for this one."""
+    module: str = ""
+    """Of the package, that has it."""
     extra: str = ""
     """Of ours, that brings the package along."""
     releases: str = ""
@@ -41,7 +43,7 @@ class LossKernel:
 
     @property
     def fused(self) -> bool:
-        """Whether it takes the projection along, and no logits reach PyTorch."""
+        """Whether it takes the projection along, so that all logits never exist at once."""
         return bool(self.package)
 
 
@@ -53,6 +55,7 @@ LOSS_KERNELS: dict[LossKernelName, LossKernel] = {
     "local": LossKernel(""),
     "torch": LossKernel(
         "torch",
+        module="torch.nn.modules.linear_cross_entropy",
         releases=">=2.13",
         rounds_losses=True,
         lacks=("model.logit_soft_cap", "train.label_smoothing", "train.z_loss"),
@@ -60,6 +63,7 @@ LOSS_KERNELS: dict[LossKernelName, LossKernel] = {
     ),
     "liger": LossKernel(
         "liger-kernel",
+        module="liger_kernel.ops.fused_linear_cross_entropy",
         extra="liger",
         releases=">=0.8.5,<0.9",  # as the extra in pyproject.toml
         gpu_only=True,

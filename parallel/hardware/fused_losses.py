@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
@@ -39,3 +41,10 @@ def check_loss_kernel(name: LossKernelName, dtype: torch.dtype, version: str | N
             f"{chosen} gives losses in the format of the weights, and bf16 has three digits: "
             f"set train.precision=fp32, or {INSTEAD}"
         )
+    try:
+        importlib.import_module(kernel.module)
+    except Exception as error:  # a broken installation raises whatever its loader meets
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"{chosen}: {kernel.package} {version} cannot be imported ({why}): install it anew, or {INSTEAD}"
+        ) from None
