@@ -42,6 +42,8 @@ DEPTHS = (24, 48, 96, 192, 384, 1000)
 COMPILED = ("deep_24", "deep_1000")
 JOINED = ("gpt2_xl", "deep_24", "deep_384", "deep_1000")
 """Models that kernels of our own are measured on: joins, and with `local` all of them."""
+FUSED = ("gpt2_xl", "deep_1000")
+"""Models whose gradients are measured as products that add to their sums, too."""
 FILES = {"gpt2_xl": "configs/gpt2_xl.yaml"} | {
     f"deep_{depth}": f"configs/deep_1p5b_{depth}_layers.yaml" for depth in DEPTHS
 }
@@ -67,6 +69,8 @@ class Case:
     """As train.compile."""
     losses: str = "local"
     """As train.loss_kernel."""
+    fused: bool = False
+    """As train.gradient_accumulation_fusion."""
 
     @property
     def precision(self) -> str:
@@ -78,6 +82,7 @@ class Case:
         """Model, kernels, recipe, and how steps are launched."""
         how = ["compiled"] * self.compiled + ["graph" if self.graph else "eager"]
         how += [f"losses by {self.losses}"] * (self.losses != "local")
+        how += ["sums in products"] * self.fused
         return (
             f"{self.model} {self.kernels} "
             f"{self.precision if self.recipe == 'none' else self.recipe} {' '.join(how)}"
@@ -100,6 +105,7 @@ class Case:
                 f"train.cuda_graph={str(self.graph).lower()}",
                 f"train.compile={str(self.compiled).lower()}",
                 f"train.loss_kernel={self.losses}",
+                f"train.gradient_accumulation_fusion={str(self.fused).lower()}",
             ],
         )
 
@@ -232,7 +238,7 @@ def worth(case: Case) -> int:
         return 4
     if not case.graph:
         return 3
-    return 2 if case.recipe != "none" else int(case.kernels.endswith("_joined"))
+    return 2 if case.recipe != "none" else int(case.kernels.endswith("_joined") or case.fused)
 
 
 def cases_for(
@@ -263,6 +269,8 @@ def cases_for(
         if model in JOINED and joined:
             for kind in dict.fromkeys((kernels[-1], "local")):
                 cases.append(Case(model, f"{kind}_joined", "none", micro, accumulation, graph=True))
+        if model in FUSED:
+            cases.append(Case(model, kernels[-1], "none", micro, accumulation, graph=True, fused=True))
         if liger and not family:
             cases.append(Case(model, kernels[-1], "none", micro, accumulation, losses="liger"))
         if recipes and not family:

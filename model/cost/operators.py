@@ -125,7 +125,8 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     phase: of what runs from now on.
     device: operators that touch no tensor of it are the host's own, and not noted.
-    Operators that write to one of the tensors of `sums` are `accumulate` in any phase.
+    Operators that write to one of the tensors of `sums` are `accumulate` in any phase, but for
+    products.
     Raises LookupError for an operator that has no kind.
     """
 
@@ -158,10 +159,13 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if NAMED[name] in ("fills", "dropout") and changed:
             read = [tensor for tensor in read if id(tensor) not in own]  # written without a look
         phase = self.phase
-        if any(_storage(tensor) in self.sums for tensor in changed):
+        # A product that adds onto a sum takes the place of one that does not.
+        if NAMED[name] != "products" and any(_storage(tensor) in self.sums for tensor in changed):
             phase = "accumulate"
         registered = flop_registry.get(func._overloadpacket)
-        flops = 0 if registered is None else registered(*args, **kwargs, out_val=out)
+        # PyTorch's counter does not know the format that a product may be asked for.
+        sizes = [argument for argument in args if not isinstance(argument, torch.dtype)]
+        flops = 0 if registered is None else registered(*sizes, **kwargs, out_val=out)
         self.operators.append(
             Operator(name, NAMED[name], phase, _bytes(read), _bytes(written), int(flops or 0))
         )

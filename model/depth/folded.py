@@ -55,6 +55,11 @@ class FoldedSublayer(Sublayer):
         """Unit of the stream that leaves."""
         return 1.0 if self.norm_out else self.joined
 
+    @property
+    def adds_product(self) -> bool:
+        """Whether the join adds a multiple of the branch's last product to the plain residual."""
+        return self.residual_scale == 1.0 and self.skip_scale == 0.0 and not self.norm_branch
+
     def epsilon_in(self, epsilon: float) -> float:
         """Epsilon of the norm before the branch, from the model's."""
         return epsilon / self.entering**2

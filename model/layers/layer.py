@@ -232,6 +232,7 @@ class DepthLayer(TransformerLayer):
         layer_input = stream = hidden_states
 
         branch_input, residual = self._enter("attention", self.plan.attention, self.input_layernorm, stream)
+        self.self_attention_join.offer(residual)
         branch, bias = self.self_attention(
             branch_input, attention_mask, rotary_pos_emb=rotary_pos_emb, **packed
         )
@@ -244,6 +245,7 @@ class DepthLayer(TransformerLayer):
             branch_input, residual = self._enter(
                 "cross", self.plan.cross, self.pre_cross_attn_layernorm, stream
             )
+            self.cross_attention_join.offer(residual)
             branch, bias = self.cross_attention(
                 branch_input,
                 attention_mask=context_mask,
@@ -252,6 +254,7 @@ class DepthLayer(TransformerLayer):
             stream = self._leave("cross_attention", residual, branch, bias, layer_input)
 
         branch_input, residual = self._enter("mlp", self.plan.mlp, self.pre_mlp_layernorm, stream)
+        self.mlp_join.offer(residual)
         branch, bias = self.mlp(branch_input)
         if self.normed_by_fc1:
             residual = self.mlp.linear_fc1.take_normed()

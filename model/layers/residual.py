@@ -16,6 +16,7 @@ from model.depth.folded import FoldedSublayer
 
 if TYPE_CHECKING:
     from model.layers.joined import Follower
+    from model.layers.torch_parts import RowLinear
 
 
 def meta_device(config: TransformerConfig) -> AbstractContextManager[Any]:
@@ -105,6 +106,24 @@ class ResidualJoin(nn.Module):
         """Of the branch, on the device, while `model/layers/branch_share.py` warms it up."""
         self.follower: Follower | None = None
         """What computes this and what follows it in one pass (`model/layers/joined.py`)."""
+        self.product: list[RowLinear] = []
+        """The branch's last linear layer, where its product adds onto the residual itself.
+
+        In a list, or it would become a submodule.
+        """
+        self.added = False
+        """Whether the next branch comes with the residual in it."""
+
+    def offer(self, residual: Tensor) -> None:
+        """Hands the residual [s, b, h] to the product of the branch that comes next.
+
+        Where that can be in a pass of now: hooks on the join are to hear the branch alone.
+        """
+        if not self.product:
+            return
+        self.added = self.training and self.share is None and not self._forward_hooks
+        if self.added:
+            self.product[0].onto = residual, self.branch_scale
 
     def forward(self, residual: Tensor, branch: Tensor, bias: Tensor | None, layer_input: Tensor) -> Tensor:
         """Returns the new stream [s, b, h].
@@ -112,6 +131,9 @@ class ResidualJoin(nn.Module):
         residual, branch, layer_input: [s, b, h].
         bias: [h] or None, scaled and dropped out with the branch.
         """
+        if self.added:
+            self.added = False
+            return branch
         read = residual if self.residual_scale != 0.0 else None
         source = layer_input if self.skip_scale != 0.0 else None
         if self.follower is not None and self.training and self.follower.alone:

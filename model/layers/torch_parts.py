@@ -22,6 +22,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from model.layers.products import product
 from model.layers.regions import product_of_columns, product_of_rows
 from model.layers.transformer_config import Activation
 from model.layers.windows import has_window, own_mask, own_table
@@ -123,6 +124,8 @@ class ColumnLinear(ColumnParallelLinear):
     adds_bias = True
     leaves_bias = False
     lends_bias = False
+    fuse_wgrad_accumulation = False
+    """The weight's gradient is added to its sum in the product (`model/layers/products.py`)."""
 
     def forward(
         self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
@@ -134,11 +137,15 @@ class ColumnLinear(ColumnParallelLinear):
         weight = self.weight if weight is None else weight
         if self.tp_group.size() > 1:
             return product_of_rows(input_, weight, self.tp_group, cut=self.sequence_parallel), self.bias
+        used, left = self.bias, None
         if (compiled and not self.adds_bias) or (self.leaves_bias and self.training):
-            return F.linear(input_, weight), self.bias
-        if self.lends_bias and self.training and self.bias is not None:
-            return F.linear(input_, weight, self.bias.detach()), self.bias
-        return F.linear(input_, weight, self.bias), None
+            used, left = None, self.bias
+        elif self.lends_bias and self.training and self.bias is not None:
+            used, left = self.bias.detach(), self.bias
+        if self.fuse_wgrad_accumulation:
+            total: Tensor = weight.main_grad  # type: ignore[union-attr]
+            return product(input_, weight, used, total=total), left
+        return F.linear(input_, weight, used), left
 
 
 class RowLinear(RowParallelLinear):
@@ -149,11 +156,15 @@ class RowLinear(RowParallelLinear):
     """
 
     leaves_bias = False
+    fuse_wgrad_accumulation = False
+    """As that of `ColumnLinear`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.input_norm: nn.Module | None = None
         """Of what enters, where the layer has set one."""
+        self.onto: tuple[Tensor, float] | None = None
+        """What the next product is added to [s, b, out], and a factor on the product."""
 
     def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
         """input_: [s, b, in / TP] -> ([s, b, out], bias if it is left to the caller)."""
@@ -165,9 +176,15 @@ class RowLinear(RowParallelLinear):
         if self.tp_group.size() > 1:
             cut = self.sequence_parallel
             return product_of_columns(input_, self.weight, self.tp_group, cut=cut), self.bias
-        if compiled or (self.leaves_bias and self.training):
-            return F.linear(input_, self.weight), self.bias
-        return F.linear(input_, self.weight, self.bias), None
+        total = self.weight.main_grad if self.fuse_wgrad_accumulation else None
+        if self.onto is not None:
+            (residual, factor), self.onto = self.onto, None
+            return product(input_, self.weight, None, residual, factor, total), None
+        apart = compiled or (self.leaves_bias and self.training)
+        used, left = (None, self.bias) if apart else (self.bias, None)
+        if total is not None:
+            return product(input_, self.weight, used, total=total), left
+        return F.linear(input_, self.weight, used), left
 
 
 class SdpaAttention(MegatronModule):

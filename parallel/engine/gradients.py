@@ -156,8 +156,8 @@ class GradientBuffer(Gradient):
 
     offsets: first element of each parameter.
     numel: size with padding, a multiple of the data-parallel size where the buffer is sharded.
-    In fp32 the views are the parameters' `.grad`.
-    In lower precision a hook adds each gradient into `main_grad` and drops it.
+    Its views are the parameters' `main_grad`, and in fp32 their `.grad`.
+    In lower precision a hook adds each gradient into it and drops it.
     """
 
     def __init__(
@@ -179,9 +179,8 @@ class GradientBuffer(Gradient):
         self.in_bf16 = False
         """Ranks send each other bf16 for their partitions."""
         self.direct = first.dtype == torch.float32
-        if not self.direct:
-            for parameter, view in zip(self.parameters, self.views, strict=True):
-                accumulates(parameter, view)
+        for parameter, view in zip(self.parameters, self.views, strict=True):
+            accumulates(parameter, view)
 
     def pieces(self) -> Iterator[Piece]:
         last = self.first + self.partition.numel()
@@ -199,7 +198,7 @@ class GradientBuffer(Gradient):
         self.started = self.flat.numel()
         if self.direct:
             for parameter, view in zip(self.parameters, self.views, strict=True):
-                accumulates(parameter, view)
+                parameter.grad = view
 
     def start(self, low: int) -> None:
         """Begins the mean over data-parallel ranks of what is final.
@@ -271,15 +270,18 @@ def accumulates(parameter: nn.Parameter, total: Tensor) -> None:
     """From now on backward passes add the parameter's gradient to `total`, fp32 and of its shape.
 
     In fp32 until somebody sets `.grad` to something else.
+    Products that add a weight's gradient themselves (`model/layers/products.py`) find it as
+    `main_grad`.
     """
+    parameter.main_grad = total  # type: ignore[attr-defined]
     if parameter.dtype == torch.float32:
         parameter.grad = total
         return
-    parameter.main_grad = total  # type: ignore[attr-defined]
     parameter.register_post_accumulate_grad_hook(_accumulate)  # type: ignore[no-untyped-call]
 
 
 def _accumulate(parameter: nn.Parameter) -> None:
+    # There is none where the product has added it.
     if parameter.grad is not None:
         parameter.main_grad.add_(parameter.grad)  # type: ignore[attr-defined]
         parameter.grad = None

@@ -196,6 +196,52 @@ def check_joined(config: RunConfig) -> None:
         )
 
 
+def check_fused_products(config: RunConfig) -> None:
+    """Checks what products that add onto something combine with.
+
+    Raises ValueError, naming the first setting that they do not combine with, or without effect.
+    """
+    train = config.train
+    if train.gradient_accumulation_fusion:
+        _without_zero_3("train.gradient_accumulation_fusion", config.parallel)
+        if train.compile and not train.kernels.startswith("te"):
+            raise ValueError(
+                "train.gradient_accumulation_fusion=true does not combine with train.compile=true, whose "
+                "compiled products add to nothing: set one of them to false, "
+                "or train.kernels=te, which has joins compiled only"
+            )
+    if train.residual_in_product:
+        _check_residual(config)
+
+
+def _check_residual(config: RunConfig) -> None:
+    """Raises ValueError where something stands between the product and the join in every layer."""
+    train, model = config.train, config.model
+    for key, given, needed in (
+        ("train.kernels", train.kernels, "local"),
+        ("train.compile", train.compile, False),
+        ("train.fp32_residual", train.fp32_residual, False),
+        ("parallel.tensor", config.parallel.tensor, 1),
+        ("model.bias", model.bias, False),
+        ("model.hidden_dropout", model.hidden_dropout, 0.0),
+    ):
+        if given != needed:
+            raise ValueError(
+                f"train.residual_in_product=true has no effect with {key}={_as_yaml(given)}: "
+                f"set {key}={_as_yaml(needed)}, or train.residual_in_product=false"
+            )
+    layers = [place.folded for place in model.placed_layers()]
+    if not any(layer.attention.adds_product or layer.mlp.adds_product for layer in layers):
+        raise ValueError(
+            f"train.residual_in_product=true has no effect with model.scheme={model.scheme}, in which no "
+            "branch ends in a product: set it to false"
+        )
+
+
+def _as_yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def check_streams(config: RunConfig) -> None:
     """Raises ValueError for compiled layers that would have to draw from two random streams.
 

@@ -19,6 +19,7 @@ from pretrain.config.conflicts import (
     check_compile,
     check_cuda_graph,
     check_documents,
+    check_fused_products,
     check_growth,
     check_joined,
     check_loss_chunk,
@@ -293,6 +294,21 @@ class TrainConfig(Strict):
             "without context parallelism, ZeRO-3, or recomputation of what drops."
         ),
     )
+    gradient_accumulation_fusion: bool = Field(
+        False,
+        description=(
+            "The product that is a weight's gradient adds it to the sum over micro-batches itself. "
+            "Without ZeRO-3 and compiled layers, in bf16 on GPUs only. Rounds in another order."
+        ),
+    )
+    residual_in_product: bool = Field(
+        False,
+        description=(
+            "The last product of a branch adds to the residual itself, and has the branch's factor; "
+            "with kernels=local, where nothing stands between the product and the join. "
+            "Rounds in another order."
+        ),
+    )
     fp8: Fp8Config = Field(default_factory=Fp8Config, description="FP8 matrix products.")
     label_smoothing: float = Field(
         0.0,
@@ -467,6 +483,7 @@ class RunConfig(Strict):
             decay_embeddings=self.optimizer.decay_embeddings,
         )
         check_joined(self)
+        check_fused_products(self)
         if self.train.compile:
             check_compile(self)
         if self.train.cuda_graph:

@@ -65,6 +65,10 @@ class Way:
     """`train.kernels: local_joined`."""
     alone: bool = False
     """Layers are computed again each by itself: no pass reaches from one into the next."""
+    fused_sums: bool = False
+    """Gradients of weights are added to their sums in the product."""
+    fused_residual: bool = False
+    """The last products of branches add onto the residual."""
     device: str = "meta"
     """Or cpu, where tensors have memory and the kernels are a CPU's."""
 
@@ -116,6 +120,7 @@ def count_layer(config: ModelConfig, place: PlacedLayer, way: Way) -> CountedLay
         stream, beside = _inputs(config, place, way)
         _feed(layer, stream)
         sums = _sums(parameters, way)
+        _fuse(layer, way)
         counting = Counting(way.device, sums)
         kernels = GpuKernels() if meta else contextlib.nullcontext()
         # The stream that enters counts as kept, for it is another layer's result.
@@ -287,6 +292,15 @@ def _sums(parameters: list[nn.Parameter], way: Way) -> list[Tensor]:
     for parameter, total in zip(parameters, sums, strict=True):
         accumulates(parameter, total)
     return sums
+
+
+def _fuse(layer: nn.Module, way: Way) -> None:
+    from model.layers.products import add_in_products, sum_in_products
+
+    if way.fused_sums:
+        sum_in_products([layer])
+    if way.fused_residual:
+        add_in_products([layer])
 
 
 @dataclass(frozen=True)

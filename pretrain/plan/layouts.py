@@ -22,7 +22,15 @@ from parallel.topology import Layout, check_layout
 from pretrain.config.conflicts import check_graph, check_whole_projection
 from pretrain.config.schema import RunConfig
 from pretrain.plan.memory import Memory, peak_memory, stages
-from pretrain.plan.speed import StepTime, Traffic, bubble_share, step_time, traffic
+from pretrain.plan.speed import (
+    APART,
+    FusedProducts,
+    StepTime,
+    Traffic,
+    bubble_share,
+    step_time,
+    traffic,
+)
 
 RESERVED = 3 * GIB
 """Memory that no tensor may have: CUDA context, NCCL and kernel workspaces, fragments."""
@@ -60,6 +68,7 @@ class Work:
     """`train.loss_kernel`."""
     joined: bool = False
     """`train.kernels` is local_joined."""
+    fused: FusedProducts = APART
 
     def flops(self, recompute: Recompute = "none") -> FlopCount:
         """Operations per token; what an encoder costs counts as that of the decoder's tokens."""
@@ -156,6 +165,7 @@ def work_of(config: RunConfig, model: ModelConfig) -> Work:
         config.hides_documents,
         config.train.loss_kernel,
         config.train.kernels == "local_joined",
+        FusedProducts(config.train.gradient_accumulation_fusion, config.train.residual_in_product),
     )
 
 
@@ -203,6 +213,8 @@ def predict(
         early=parallel.reduces_early(graph=graph),
         narrow=parallel.grad_reduce == "bf16" and layout.replicas > 1,
         optimizer=work.optimizer,
+        # The ranked list has layouts that these do not combine with.
+        fused=FusedProducts(work.fused.sums and layout.zero < 3, work.fused.residual and layout.tensor == 1),
     )
     memory = peak_memory(
         work.config, layout, activations, count, fp8=work.precision == "fp8", optimizer=work.optimizer

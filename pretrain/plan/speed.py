@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from model.cost.activations import FP32, Activations
 from model.cost.flops import forward_flops, stack_flops
@@ -125,6 +126,19 @@ class Seconds:
         return max(0.0, self.host - self.device)
 
 
+class FusedProducts(NamedTuple):
+    """What products add onto by themselves."""
+
+    sums: bool = False
+    """`train.gradient_accumulation_fusion`."""
+    residual: bool = False
+    """`train.residual_in_product`."""
+
+
+APART = FusedProducts()
+"""Nothing."""
+
+
 def layer_seconds(gpu: Gpu, a: Activations, precision: str, stack: Stack, cost: LayerCost) -> Seconds:
     """Time of one layer of a stack. a: as this stack sees it.
 
@@ -143,7 +157,7 @@ def layer_seconds(gpu: Gpu, a: Activations, precision: str, stack: Stack, cost: 
     return Seconds(linear, core, moved / (gpu.bandwidth * TRAFFIC), cost.operators(1 + again) * LAUNCH_S)
 
 
-def layer_costs(a: Activations) -> dict[str, LayerCost]:
+def layer_costs(a: Activations, fused: FusedProducts = APART) -> dict[str, LayerCost]:
     """What the layers of every stack cost beside products and attention, by the stack's name."""
     way = Way(
         a.seq_length // a.context,
@@ -155,6 +169,8 @@ def layer_costs(a: Activations) -> dict[str, LayerCost]:
         documents=a.documents,
         joined=a.joined,
         alone=a.joined and a.recompute == "full",
+        fused_sums=fused.sums,
+        fused_residual=fused.residual,
     )
     return {stack.name: layer_cost(a.config, stack, way) for stack in a.config.blueprint.stacks}
 
@@ -217,6 +233,7 @@ def step_time(
     early: bool = False,
     narrow: bool = False,
     optimizer: OptimizerName = "adamw",
+    fused: FusedProducts = APART,
 ) -> StepTime:
     """The step of a layout.
 
@@ -227,7 +244,7 @@ def step_time(
     narrow: they are sent in bf16.
     optimizer: whose update ends the step.
     """
-    costs = layer_costs(a)
+    costs = layer_costs(a, fused)
     kinds = {
         stack.name: layer_seconds(gpu, a.of(stack), precision, stack, costs[stack.name])
         for stack in a.config.blueprint.stacks

@@ -10,6 +10,7 @@ import torch
 
 from model.config import ModelConfig
 from model.layers.one_pass import pass_at_once
+from model.layers.products import add_in_products, sum_in_products
 from model.layers.transformer_config import transformer_config
 from model.network.fused_losses import FUSED_LOSSES
 from model.network.language_model import LanguageModel
@@ -163,7 +164,9 @@ def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | 
         compile_chunks(config, numerics, chunks)
     if numerics.joins is not None:
         pass_at_once(chunks, numerics.joins)
-    return Engine(
+    if train.residual_in_product:
+        add_in_products(layer for chunk in chunks for layer in chunk.decoder.layers)
+    engine = Engine(
         chunks,
         topology,
         make_optimizer=lambda groups: make_optimizer(config.optimizer, groups),
@@ -182,3 +185,6 @@ def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | 
             reduce_in_bf16=config.parallel.grad_reduce == "bf16",
         ),
     )
+    if train.gradient_accumulation_fusion:
+        sum_in_products(chunks)
+    return engine

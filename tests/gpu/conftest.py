@@ -10,7 +10,7 @@ import pytest
 
 VARIABLE = "FATHOM_GPU_MINUTES"
 """No test begins later than so many minutes after the first; unset: all run."""
-ORDER = ("numerics", "joins", "losses", "graphs", "training", "evaluate")
+ORDER = ("numerics", "joins", "products", "losses", "graphs", "training", "evaluate")
 FOLDER = Path(__file__).resolve().parent
 BEGUN: list[float] = []
 """When the first test began."""

@@ -17,6 +17,7 @@ from parallel.hardware.fused_losses import check_loss_kernel
 from parallel.hardware.precision import Machine, check_sizes, numerics_for
 from parallel.topology import Layout, check_layout
 from pretrain.config.schema import RunConfig
+from pretrain.train.checks.feasibility import check_sums
 from tests.parallel.training import VIT, given, run_config
 
 MODEL = given(num_layers=6, hidden_size=32, num_attention_heads=4, vocab_size=120)
@@ -105,6 +106,7 @@ def _sizes() -> None:
     )
 
 
+SUMS, RESIDUAL = given(gradient_accumulation_fusion=True), given(residual_in_product=True, kernels="local")
 COMPILE, GRAPH = given(compile=True), given(cuda_graph=True)
 LIGER = given(loss_kernel="liger")
 DOCUMENTS = given(document_mask=True)
@@ -339,6 +341,45 @@ REFUSALS = [
         "train.kernels=te_joined .*parallel.zero=3.*set parallel.zero=2 or train.kernels=te$",
         parallel=given(zero=3),
         train=given(kernels="te_joined"),
+    ),
+    _run(
+        "sums in products under ZeRO-3",
+        "gradient_accumulation_fusion=true .*parallel.zero=3",
+        parallel=given(zero=3),
+        train=SUMS,
+    ),
+    _run(
+        "sums in compiled products",
+        "gradient_accumulation_fusion=true .*train.compile=true.* or train.kernels=te",
+        train=COMPILE | SUMS,
+    ),
+    Refusal(
+        "sums in products of bf16 on a CPU",
+        "gradient_accumulation_fusion=true .*or train.precision=fp32",
+        lambda: check_sums(numerics_for("bf16", "local", Fp8Config(), CPU), CPU),
+    ),
+    _run(
+        "residuals in products of Transformer Engine",
+        "residual_in_product=true has no effect with train.kernels=auto: set train.kernels=local",
+        train=RESIDUAL | given(kernels="auto"),
+    ),
+    _run(
+        "residuals in products before biases",
+        "residual_in_product=true has no effect with model.bias=true: set model.bias=false",
+        train=RESIDUAL,
+    ),
+    _run(
+        "residuals in products of parts",
+        "residual_in_product=true has no effect with parallel.tensor=2: set parallel.tensor=1",
+        parallel=given(tensor=2),
+        model=given(bias=False),
+        train=RESIDUAL,
+    ),
+    _run(
+        "residuals in products before norms",
+        "residual_in_product=true has no effect with model.scheme=peri_ln",
+        model=given(scheme="peri_ln", bias=False),
+        train=RESIDUAL,
     ),
     _run(
         "compiled layers over cut sequences",

@@ -296,6 +296,21 @@ def random_states() -> dict[str, list[bool]]:
     return found
 
 
+def summed() -> list[bool]:
+    """Of every product of a layer with its norms in the products and apart: whether it adds."""
+    from model.layers.products import sum_in_products
+    from parallel.launch.one_process import single_process
+
+    found = []
+    for kinds in ("te", "te_apart"):
+        layer = build(model_config(scheme="b2t"), single_process(), kinds, "cpu").decoder.layers[0]
+        assert sum_in_products([layer]) == 4
+        attention, mlp = layer.self_attention, layer.mlp
+        products = (attention.linear_qkv, attention.linear_proj, mlp.linear_fc1, mlp.linear_fc2)
+        found += [vars(one)["fuse_wgrad_accumulation"] for one in products]
+    return found
+
+
 def graphed(scheme: str) -> dict[str, Any]:
     """Losses of steps with and without a CUDA graph, on the imitation of one."""
     from parallel.engine.step_graph import WARM_UP
@@ -324,6 +339,7 @@ def main(folder: str, output: str) -> None:
         "fp8 contexts": fp8_contexts(te),
         "weight casts": {f"zero {zero}": weight_casts(te, zero) for zero in (1, 3)},
         "random states": random_states(),
+        "summed": summed(),
         "graphed": {scheme: graphed(scheme) for scheme in SCHEMES},
     }
     Path(output).write_text(json.dumps(found))

@@ -66,6 +66,10 @@ def test_attention_without_dropout_leaves_random_states_alone(engines: dict[str,
     assert engines["random states"] == {"0.0": [False] * 3, "0.1": [True] * 3}
 
 
+def test_its_products_have_a_switch_for_adding_to_sums(engines: dict[str, Any]) -> None:
+    assert engines["summed"] == [True] * 8
+
+
 @pytest.mark.parametrize("scheme", list(SCHEMES))
 def test_steps_by_a_cuda_graph_are_bit_identical(scheme: str, engines: dict[str, Any]) -> None:
     losses = engines["graphed"][scheme]

@@ -80,6 +80,8 @@ def count(path: str, overrides: list[str]) -> Count:
         sequence_parallel=parallel.sequence_parallel,
         joined=train.kernels == "local_joined",
         alone=parallel.recompute.granularity == "full",
+        fused_sums=train.gradient_accumulation_fusion,
+        fused_residual=train.residual_in_product,
     )
     kinds: list[Kind] = []
     for kind in layer_kinds(model, way):

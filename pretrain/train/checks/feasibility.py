@@ -5,9 +5,12 @@ Asked before local processes start or a job is submitted, and again by each proc
 
 from __future__ import annotations
 
+import torch
+
+from model.errors import UserError
 from model.loss_kernels import LOSS_KERNELS
 from parallel.hardware.fused_losses import check_loss_kernel
-from parallel.hardware.precision import Numerics, check_sizes, numerics_for, this_machine
+from parallel.hardware.precision import Machine, Numerics, check_sizes, numerics_for, this_machine
 from parallel.hardware.versions import installed
 from parallel.topology import BATCH_KEY, Layout, check_layout
 from pretrain.config.load import complete_model
@@ -69,8 +72,19 @@ def fit_machine(config: RunConfig, layout: Layout) -> Numerics:
         seq_length=config.data.seq_length,
         micro_batch_size=train.micro_batch_size,
     )
+    if train.gradient_accumulation_fusion:
+        check_sums(numerics, this_machine())
     if train.cuda_graph:
         from pretrain.train.compiling import check_graphs  # loads Megatron-core
 
         check_graphs(config.data.seq_length)
     return numerics
+
+
+def check_sums(numerics: Numerics, machine: Machine) -> None:
+    """Raises UserError for gradients that no product of this machine can add to sums in fp32."""
+    if numerics.dtype != torch.float32 and machine.gpu is None:
+        raise UserError(
+            "train.gradient_accumulation_fusion=true needs products of bf16 that add to fp32, which PyTorch "
+            "has for GPUs only: set it to false, or train.precision=fp32"
+        )

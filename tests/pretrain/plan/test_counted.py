@@ -104,6 +104,39 @@ def test_operators_of_joined_layers(scheme: str) -> None:
     assert found.kept - RANDOM_STATES == a.layer(norms_of(place.plan))
 
 
+FUSED = {
+    # With biases, and without: only those branches can end in the residual.
+    "pre_ln": ((10, 19, 8), (8, 15, 4)),
+    "b2t": ((11, 20, 8), (10, 16, 4)),
+    "deepscalelm_pre_ln": ((10, 21, 8), (8, 15, 4)),
+    "peri_ln": ((12, 21, 12), (12, 17, 8)),
+    "gpas": ((14, 28, 9), (12, 24, 4 + 1)),
+}
+"""As `OPERATORS`, of layers whose products add gradients to sums, and branches to the residual."""
+
+
+@pytest.mark.parametrize("scheme", FUSED)
+def test_products_that_add_leave_the_addition_out(scheme: str) -> None:
+    """And keep what is kept without, and compute as much."""
+    for bias, host in zip((True, False), FUSED[scheme], strict=True):
+        config = config_of(scheme=scheme, bias=bias)
+        place = config.placed_layers()[-1]
+        apart = count_layer(config, place, WAY)
+        found = count_layer(config, place, replace(WAY, fused_sums=True, fused_residual=not bias))
+        assert (found.host("forward"), found.host("backward"), found.host("accumulate")) == host
+        assert found.kept == apart.kept
+        assert sum(one.flops for one in found.operators) == sum(one.flops for one in apart.operators)
+
+
+def test_products_of_tensor_parallel_ranks_add_to_sums_too() -> None:
+    config = config_of(bias=False)
+    way = replace(WAY, tensor=2, sequence_parallel=True)
+    place = config.placed_layers()[-1]
+    apart, found = (count_layer(config, place, replace(way, fused_sums=on)) for on in (False, True))
+    assert found.host("accumulate") == apart.host("accumulate") - 4
+    assert found.host("backward") == apart.host("backward")
+
+
 def test_a_product_that_a_library_put_in_the_place_of_pytorchs_is_not_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -25,7 +25,7 @@ from parallel.topology import check_layout
 from pretrain.plan.layouts import RESERVED, Work, possible, predict, rank, why_none
 from pretrain.plan.memory import peak_memory, stages
 from pretrain.plan.published import errors, table
-from pretrain.plan.speed import LIMITS, TRAFFIC, WIRE, bubble_share
+from pretrain.plan.speed import LAUNCH_S, LIMITS, TRAFFIC, WIRE, FusedProducts, bubble_share
 from tools.runs.plan import plan
 
 MODEL = ModelConfig(
@@ -137,6 +137,24 @@ def test_joined_kernels_move_less_and_keep_less() -> None:
     assert moved[1] < 0.75 * moved[0]
     assert joined.memory.activations < 0.95 * apart.memory.activations
     assert joined.time.products == apart.time.products
+
+
+def test_products_that_add_are_counted_where_a_run_may_have_them() -> None:
+    """Four additions fewer a layer and micro-batch for sums, and two for residuals."""
+    plain = MODEL.model_copy(update={"bias": False})
+    layers = plain.num_layers
+    for fused, parallel, fewer in (
+        (FusedProducts(sums=True), ParallelConfig(), 4),
+        (FusedProducts(sums=True), ParallelConfig(zero=3), 0),
+        (FusedProducts(residual=True), ParallelConfig(), 2),
+        (FusedProducts(residual=True), ParallelConfig(tensor=2), 0),
+    ):
+        works = Work(plain, 128, 64, "bf16"), Work(plain, 128, 64, "bf16", fused=fused)
+        apart, added = (predict(work, H100, parallel, 8, 1) for work in works)
+        saved = apart.time.compute - added.time.compute
+        # A model this small waits for the host. Sums move fewer bytes too.
+        assert saved >= 0.999 * apart.micro_batches * layers * fewer * LAUNCH_S, fused
+        assert (saved == 0) == (fewer == 0), fused
 
 
 def test_gradients_in_bf16_are_half_the_bytes_of_the_reduction() -> None:
