@@ -124,3 +124,23 @@ def test_a_share_of_the_branch_is_not_lost() -> None:
     for stack in (plain, fused):
         stack.layers[0].mlp_join.share = torch.tensor(0.25, dtype=torch.float64)
     torch.testing.assert_close(passed(fused), passed(plain), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("switch", ["leaves_bias", "lends_bias"])
+def test_biases_of_kernels_that_take_them_stay_theirs(switch: str) -> None:
+    """As `train.kernels: local_joined` has them: out of the product, or without a gradient."""
+    single_process()
+    stack = Stack("pre_ln", num_layers=1, hidden_size=16, num_attention_heads=2, dtype=torch.float64)
+    linear: Any = stack.layers[0].mlp.linear_fc1  # type: ignore[union-attr]
+    setattr(linear, switch, True)
+    linear.weight.main_grad = torch.zeros_like(linear.weight)
+    nn.init.normal_(linear.weight)
+    nn.init.normal_(linear.bias)
+    x = drawn(3, 2, 16)
+    (plain, _), _ = linear(x), sum_in_products([linear])
+    fused, left = linear(x)
+    assert left is linear.bias
+    assert torch.equal(fused, plain)
+    fused.sum().backward()
+    assert linear.bias.grad is None
+    assert linear.weight.main_grad.any()

@@ -107,9 +107,10 @@ def steps_of(
     recompute: dict[str, Any],
     parallel: dict[str, Any] | None = None,
     steps: int = STEPS,
+    **train: Any,
 ) -> Steps:
     """A training from its seed: losses and norms, and this rank's weights at its end."""
-    config = run_config(model, (parallel or {}) | {"recompute": recompute}, {"cuda_graph": graph})
+    config = run_config(model, (parallel or {}) | {"recompute": recompute}, {"cuda_graph": graph} | train)
     engine = build_engine(config, rebuild(config.parallel, config.model) if parallel else single_process())
     return [one_step(engine, step) for step in range(1, steps + 1)], weights(engine)
 
@@ -148,6 +149,18 @@ def test_streams_of_a_graph_are_restored(graphs: type[Graph]) -> None:
     set_rng_states(saved)
     assert [loss(), loss()] == [first, second]
     assert first != second
+
+
+def test_products_add_in_replays_too(graphs: type[Graph]) -> None:
+    """To sums of gradients and to the residual."""
+    train: dict[str, Any] = {
+        "gradient_accumulation_fusion": True,
+        "residual_in_product": True,
+        "kernels": "local",
+    }
+    eager, graphed = (steps_of(graph, {"bias": False}, FULL, **train) for graph in (False, True))
+    assert same(graphed, eager)
+    assert graphs.replays == STEPS - WARM_UP
 
 
 def ranks_with_graphs(steps: int) -> dict[str, list[bool]]:
