@@ -211,6 +211,7 @@ def check_fused_products(config: RunConfig) -> None:
                 "or train.kernels=te, which has joins compiled only"
             )
     if train.residual_in_product:
+        _without_zero_3("train.residual_in_product", config.parallel)
         _check_residual(config)
 
 

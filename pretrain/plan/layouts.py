@@ -190,6 +190,13 @@ def _has_losses(work: Work, parallel: ParallelConfig) -> bool:
     return True
 
 
+def _fused(work: Work, layout: Layout) -> FusedProducts:
+    """What products add onto; the ranked list has layouts that this does not combine with."""
+    if layout.zero == 3:
+        return APART
+    return work.fused._replace(residual=work.fused.residual and layout.tensor == 1)
+
+
 def predict(
     work: Work, gpu: Gpu, parallel: ParallelConfig, world: int, micro: int, *, overlap: bool = False
 ) -> Prediction:
@@ -213,8 +220,7 @@ def predict(
         early=parallel.reduces_early(graph=graph),
         narrow=parallel.grad_reduce == "bf16" and layout.replicas > 1,
         optimizer=work.optimizer,
-        # The ranked list has layouts that these do not combine with.
-        fused=FusedProducts(work.fused.sums and layout.zero < 3, work.fused.residual and layout.tensor == 1),
+        fused=_fused(work, layout),
     )
     memory = peak_memory(
         work.config, layout, activations, count, fp8=work.precision == "fp8", optimizer=work.optimizer

@@ -364,6 +364,12 @@ REFUSALS = [
         train=RESIDUAL | given(kernels="auto"),
     ),
     _run(
+        "residuals in products under ZeRO-3",
+        "residual_in_product=true .*parallel.zero=3",
+        parallel=given(zero=3),
+        train=RESIDUAL,
+    ),
+    _run(
         "residuals in products before biases",
         "residual_in_product=true has no effect with model.bias=true: set model.bias=false",
         train=RESIDUAL,

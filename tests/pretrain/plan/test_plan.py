@@ -148,6 +148,7 @@ def test_products_that_add_are_counted_where_a_run_may_have_them() -> None:
         (FusedProducts(sums=True), ParallelConfig(zero=3), 0),
         (FusedProducts(residual=True), ParallelConfig(), 2),
         (FusedProducts(residual=True), ParallelConfig(tensor=2), 0),
+        (FusedProducts(residual=True), ParallelConfig(zero=3), 0),
     ):
         works = Work(plain, 128, 64, "bf16"), Work(plain, 128, 64, "bf16", fused=fused)
         apart, added = (predict(work, H100, parallel, 8, 1) for work in works)
