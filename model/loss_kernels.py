@@ -75,11 +75,29 @@ LOSS_KERNELS: dict[LossKernelName, LossKernel] = {
 }
 
 
+LEAST = 256
+"""Rows of logits that products of fused kernels have at least, so that they do not wait for memory.
+
+A product reads the projection, and adds to its gradient, once for all rows of a part.
+"""
+
+
 def rows_at_once(rows: float, width: int, vocab: int) -> int:
     """Rows of logits [rows, vocab] that fused kernels hold at once: a power of two, or all.
 
-    About as many numbers as the hidden states [rows, width] have.
-    Liger-Kernel decides so, and torch by its `aspect_ratio`.
+    About as many numbers as the hidden states [rows, width] have, as Liger-Kernel decides by
+    itself, and torch by its `aspect_ratio`; at least `LEAST`.
     """
-    least = math.ceil(rows / -(-vocab // width))
-    return min(math.ceil(rows), 1 << max(least - 1, 0).bit_length())
+    least = max(math.ceil(rows / -(-vocab // width)), LEAST)
+    return min(math.ceil(rows), 1 << (least - 1).bit_length())
+
+
+def liger_budget(rows: int, width: int, vocab: int) -> int:
+    """Liger's `chunk_mem_const`, by which it takes as many as `rows_at_once`, or fewer.
+
+    It allows logits to be so many times as large as the hidden states.
+    """
+    parts = -(-rows // rows_at_once(rows, width, vocab))
+    if parts == 1:
+        return -(-vocab // width)
+    return max(1, -(-vocab // ((parts - 1) * width)) - 1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.loss_kernels import LossKernelName
+from model.loss_kernels import LossKernelName, liger_budget
 from model.network.losses import Extra
 
 
@@ -93,14 +93,15 @@ def _liger(x_nh: Tensor, weight_vh: Tensor, labels_n: Tensor, **options: Any) ->
     """Losses [n] in fp32 and, last, the gradients of hidden states, weight and bias."""
     from liger_kernel.ops.fused_linear_cross_entropy import fused_linear_cross_entropy_forward
 
+    budget = liger_budget(len(x_nh), x_nh.shape[1], len(weight_vh))
     made: tuple[Any, ...] = fused_linear_cross_entropy_forward(
-        x_nh, weight_vh, labels_n, reduction="none", **options
+        x_nh, weight_vh, labels_n, reduction="none", chunk_mem_const=budget, **options
     )
     return made
 
 
 def liger_losses(x_nh: Tensor, labels_n: Tensor, head: Projection, rows: int) -> Tensor:
-    """By Liger-Kernel, in fp32; it decides about rows itself, by the rule of `rows_at_once`."""
+    """By Liger-Kernel, in fp32, as many rows at once as `rows_at_once`."""
     given = x_nh, head.weight_vh, head.bias_v, labels_n, head
     losses_n: Tensor = _Liger.apply(*given)  # type: ignore[no-untyped-call]
     return losses_n

@@ -6,6 +6,7 @@ Liger-Kernel and Triton come into folders beside the environment, as for
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -16,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from model.loss_kernels import LOSS_KERNELS, rows_at_once
+from model import loss_kernels
+from model.loss_kernels import LOSS_KERNELS, liger_budget, rows_at_once
 from model.network.fused_losses import FUSED_LOSSES, torch_losses
 from tests.beside import beside
 from tests.model.network.fused_models import CASES, errors
@@ -45,11 +47,12 @@ def test_torch_computes_the_same(fields: dict[str, Any]) -> None:
 
 @has_torch
 @pytest.mark.parametrize("chunk", [None, 1, 5])
-def test_few_logits_exist_at_once(chunk: int | None) -> None:
+def test_few_logits_exist_at_once(chunk: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where an evaluation asks for the likeliest tokens, for which no kernel is made."""
     from tests.model.hf.tiny import make_config
     from tests.model.network.fused_models import BATCH, SEQ, example, passed
 
+    monkeypatch.setattr(loss_kernels, "LEAST", 1)
     config = make_config(hidden_size=8, max_position_embeddings=SEQ, vocab_size=112)
     model, batches = example(config, torch.float32)
     model.loss_kernel, model.loss_chunk = torch_losses, chunk
@@ -63,11 +66,27 @@ def test_few_logits_exist_at_once(chunk: int | None) -> None:
 
 
 def test_rows_at_once_are_as_many_numbers_as_the_hidden_states() -> None:
-    assert rows_at_once(8192, 4096, 131072) == 256
     assert rows_at_once(8192, 4096, 128256) == 256
-    assert rows_at_once(8192, 4096, 50257) == 1024  # 630 make the next power of two
-    assert rows_at_once(100, 64, 60) == 100
-    assert rows_at_once(3, 8, 4096) == 1
+    assert rows_at_once(8192, 4096, 50257) == 1024  # 631 make the next power of two
+    assert rows_at_once(8192, 1024, 131072) == 256  # 64 would be few
+    assert rows_at_once(1000, 64, 60) == 1000
+    assert rows_at_once(3, 8, 4096) == 3
+
+
+def test_liger_takes_as_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its own rule (`fused_linear_cross_entropy_forward`); never more."""
+
+    def taken(rows: int, width: int, vocab: int) -> int:
+        parts = -(-vocab // (liger_budget(rows, width, vocab) * width))
+        return min(1 << (-(-rows // parts) - 1).bit_length(), rows)
+
+    assert taken(8192, 4096, 50257) == 1024
+    for width in (256, 1024, 4096):
+        assert taken(8192, width, 131072) == 256
+    monkeypatch.setattr(loss_kernels, "LEAST", 1)
+    for rows, width, vocab in itertools.product((1, 36, 100, 1023), (8, 32, 100), (16, 101, 3000)):
+        assert 1 <= taken(rows, width, vocab) <= rows_at_once(rows, width, vocab)
+    assert taken(36, 32, 101) == 16  # so that the interpreter has several parts
 
 
 @pytest.fixture(scope="module")

@@ -57,8 +57,8 @@ def test_losses_of_a_library_need_whole_tables_and_few_logits() -> None:
     assert {one.layout.tensor for one in possible(work, H100, 4, asked)} == {1, 2, 4}
     assert {one.layout.tensor for one in possible(fused, H100, 4, asked)} == {1}
     ours, theirs = (predict(one, H100, asked, 1, 8) for one in (work, fused))
-    # Two rows of logits for 1024 tokens, twice in bf16; the table's gradient in fp32, and rounded.
-    assert theirs.memory.buffers == 131072 * (2 * 2 * 2 + (4 + 2) * 256)
+    # 256 rows of logits for 1024 tokens, twice in bf16; the table's gradient in fp32, and rounded.
+    assert theirs.memory.buffers == 131072 * (2 * 2 * 256 + (4 + 2) * 256)
     # Log-probabilities in fp32 are kept for no token.
     assert ours.memory.activations - theirs.memory.activations == 4 * 1024 * 131072
 
