@@ -113,8 +113,8 @@ def backward(
     columns, half = groups * (per_group + 2) * width, turning // 2
     place, group, entry = _places(cols, per_group, width)
     whole = cols < columns
-    of_query, of_key = ((group * per_group + place) * query_h)[None, :], (group * key_h)[None, :]
-    heads = of_query, of_key, (group * value_h)[None, :]
+    own, head = group.to(tl.int64)[None, :], (group * per_group + place).to(tl.int64)[None, :]
+    heads = head * query_h, own * key_h, own * value_h
     other = tl.where(entry < half, entry + half, entry - half)
     turned = whole & (place <= per_group) & (entry < turning)
     sums = tl.zeros((ROWS, BLOCK), WIDE)
