@@ -26,12 +26,13 @@ from tests.parallel.layouts import (
 from tests.parallel.training import given
 
 TURNED = CAPPED | given(rotary=given(share=0.5, scaling="yarn", factor=4.0, original_positions=12))
+ADDING = given(loss_kernel="torch", gradient_accumulation_fusion=True)
 CASES = [
     Case("TP2 + SP", 2, SP, TURNED, given(z_loss=0.01, loss_chunk=6), reference_train=given(z_loss=0.01)),
     Case("TP2, selective recompute", 2, TP | SELECTIVE, TURNED, given(z_loss=0.01, label_smoothing=0.1)),
     Case("PP2", 2, PP, TURNED, given(z_loss=0.01)),
     Case("PP2, chunks of losses", 2, PP, {}, given(loss_chunk=5), reference_train={}),
-    Case("PP2, losses by torch", 2, PP, {}, given(loss_kernel="torch"), reference_train={}),
+    Case("PP2, losses by torch, products that add", 2, PP, {}, ADDING, reference_train={}),
     Case("DP2, ZeRO-3, chunks of losses", 2, THREE, {}, given(loss_chunk=5), reference_train={}),
     Case(
         "documents, 8 micro-batches of 1 against 1 of 8",
