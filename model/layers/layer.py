@@ -88,17 +88,7 @@ class DepthLayer(TransformerLayer):
                         spec, config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon
                     ),
                 )
-        for role in plan.attention.inner:
-            norm = build_module(
-                submodules.head_norm,
-                config=config,
-                hidden_size=config.kv_channels,
-                eps=config.layernorm_epsilon,
-            )
-            # A rank norms its own heads, so that its gradients are partial sums in any case.
-            for parameter in norm.parameters():
-                parameter.sequence_parallel = config.tensor_model_parallel_size > 1
-            setattr(self.self_attention, f"{role}_layernorm", norm)
+        self._norm_heads(config, submodules)
         for part, linear, width in (
             (
                 plan.attention,
@@ -132,6 +122,20 @@ class DepthLayer(TransformerLayer):
         self.compiled: Callable[..., tuple[Tensor, Tensor | None]] | None = None
         # Then a forward pass is one without gradients, and the backward pass makes another.
         self.computed_again = config.recompute_granularity == "full"
+
+    def _norm_heads(self, config: TransformerConfig, submodules: DepthLayerSubmodules) -> None:
+        """Gives attention the norms of its heads that the plan has."""
+        for role in self.plan.attention.inner:
+            norm = build_module(
+                submodules.head_norm,
+                config=config,
+                hidden_size=config.kv_channels,
+                eps=config.layernorm_epsilon,
+            )
+            # A rank norms its own heads, so that its gradients are partial sums in any case.
+            for parameter in norm.parameters():
+                parameter.sequence_parallel = config.tensor_model_parallel_size > 1
+            setattr(self.self_attention, f"{role}_layernorm", norm)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The forward pass, compiled where `model/layers/compiled.py` said so and nobody listens.

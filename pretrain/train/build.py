@@ -19,7 +19,7 @@ from model.parameters.names import named_parameters
 from model.weights.init import initialize_
 from parallel.engine.engine import Engine, EngineOptions
 from parallel.engine.muon import Muon
-from parallel.hardware.precision import fallback, this_machine
+from parallel.hardware.precision import Numerics, fallback, this_machine
 from parallel.optimizers import OptimizerName
 from parallel.topology import Topology
 from pretrain.config.schema import MOMENTUM, OptimizerConfig, RunConfig
@@ -125,6 +125,20 @@ def _adam_fields(config: OptimizerConfig) -> dict[str, Any]:
     return {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
 
 
+def _set_up(chunks: list[LanguageModel], config: RunConfig, numerics: Numerics) -> None:
+    """Has new chunks compute losses as a run does, and of their layers together what it asks for."""
+    train = config.train
+    for chunk in chunks:
+        chunk.label_smoothing, chunk.z_loss = train.label_smoothing, train.z_loss
+        chunk.loss_chunk, chunk.loss_kernel = train.loss_chunk, FUSED_LOSSES.get(train.loss_kernel)
+    if train.compile:
+        compile_chunks(config, numerics, chunks)
+    if numerics.joins is not None:
+        pass_at_once(chunks, numerics.joins)
+    if train.residual_in_product:
+        add_in_products(layer for chunk in chunks for layer in chunk.decoder.layers)
+
+
 def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | None = None) -> Engine:
     """The engine of a run. `config.model.vocab_size` must be set.
 
@@ -157,15 +171,7 @@ def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | 
         **config.parallel.recompute.core_fields(),
         **numerics.core_fields(),
     )
-    for chunk in chunks:
-        chunk.label_smoothing, chunk.z_loss = train.label_smoothing, train.z_loss
-        chunk.loss_chunk, chunk.loss_kernel = train.loss_chunk, FUSED_LOSSES.get(train.loss_kernel)
-    if train.compile:
-        compile_chunks(config, numerics, chunks)
-    if numerics.joins is not None:
-        pass_at_once(chunks, numerics.joins)
-    if train.residual_in_product:
-        add_in_products(layer for chunk in chunks for layer in chunk.decoder.layers)
+    _set_up(chunks, config, numerics)
     engine = Engine(
         chunks,
         topology,

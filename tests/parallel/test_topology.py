@@ -13,7 +13,8 @@ from model.errors import UserError
 from parallel.topology import Topology, balanced_split, split_layout
 from tests.distributed import Group, gather, launch, rebuild
 from tests.documents.layouts import REFUSED, refusal_list, refusals_in
-from tests.parallel.refusals import REFUSALS, Refusal, layout
+from tests.parallel.refusals import REFUSALS
+from tests.parallel.refusing import Refusal, layout
 from tests.parallel.training import given, run_config
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from rich.console import Console
 from rich.table import Table
 
 from model.errors import UserError
+
+if TYPE_CHECKING:
+    from pretrain.config.schema import RunConfig
+    from pretrain.plan.counted import LayerKind, Way
 
 PHASES = ("forward", "backward", "accumulate")
 
@@ -49,9 +53,8 @@ def count(path: str, overrides: list[str]) -> Count:
 
     Raises UserError for a configuration that is none, and for kernels that run on GPUs only.
     """
-    from model.cost.operators import table
     from pretrain.config.load import complete_model, load_config
-    from pretrain.plan.counted import Way, layer_kinds
+    from pretrain.plan.counted import layer_kinds
 
     config = load_config(path, overrides)
     model = complete_model(config, config.model.vocab_size or 1)
@@ -67,8 +70,26 @@ def count(path: str, overrides: list[str]) -> Count:
                 f"--count counts layers of PyTorch's kernels as they are, not with {key}={given}: "
                 f"set {key}={str(counted[-1]).lower()}"
             )
-    precision = "fp32" if train.precision == "fp32" else "bf16"
-    way = Way(
+    precision: Literal["fp32", "bf16"] = "fp32" if train.precision == "fp32" else "bf16"
+    way = _way(config, precision)
+    return {
+        "scheme": model.scheme,
+        "precision": precision,
+        "samples": way.samples,
+        "seq_length": way.seq_length,
+        "tensor": way.tensor,
+        "recompute": parallel.recompute.granularity,
+        "joined": way.joined,
+        "kinds": [_shown(kind) for kind in layer_kinds(model, way)],
+    }
+
+
+def _way(config: RunConfig, precision: Literal["fp32", "bf16"]) -> Way:
+    """How a run of the configuration computes its layers."""
+    from pretrain.plan.counted import Way
+
+    parallel, train = config.parallel, config.train
+    return Way(
         config.data.seq_length,
         config.data.source_length,
         train.micro_batch_size,
@@ -83,30 +104,22 @@ def count(path: str, overrides: list[str]) -> Count:
         fused_sums=train.gradient_accumulation_fusion,
         fused_residual=train.residual_in_product,
     )
-    kinds: list[Kind] = []
-    for kind in layer_kinds(model, way):
-        own = kind.counted
-        kinds.append(
-            {
-                "stack": kind.stack,
-                "layers": _spans(kind.layers),
-                "operators": table(own.operators),
-                "host_operators": len(own.operators),
-                "kernels": sum(one.kernels for one in own.operators),
-                "moved": own.moved("forward") + own.moved("backward"),
-                "kept": own.kept,
-                "flops": sum(one.flops for one in own.operators),
-            }
-        )
+
+
+def _shown(kind: LayerKind) -> Kind:
+    """A kind of layer as it is printed."""
+    from model.cost.operators import table
+
+    own = kind.counted
     return {
-        "scheme": model.scheme,
-        "precision": precision,
-        "samples": way.samples,
-        "seq_length": way.seq_length,
-        "tensor": way.tensor,
-        "recompute": parallel.recompute.granularity,
-        "joined": way.joined,
-        "kinds": kinds,
+        "stack": kind.stack,
+        "layers": _spans(kind.layers),
+        "operators": table(own.operators),
+        "host_operators": len(own.operators),
+        "kernels": sum(one.kernels for one in own.operators),
+        "moved": own.moved("forward") + own.moved("backward"),
+        "kept": own.kept,
+        "flops": sum(one.flops for one in own.operators),
     }
 
 
