@@ -126,7 +126,7 @@ def _adam_fields(config: OptimizerConfig) -> dict[str, Any]:
 
 
 def _set_up(chunks: list[LanguageModel], config: RunConfig, numerics: Numerics) -> None:
-    """Has new chunks compute losses as a run does, and of their layers together what it asks for."""
+    """Has new chunks compute as a run trains: losses, and what of layers is put together."""
     train = config.train
     for chunk in chunks:
         chunk.label_smoothing, chunk.z_loss = train.label_smoothing, train.z_loss
