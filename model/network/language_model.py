@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from megatron.core.enums import ModelType
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
-from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.parallel_state import get_pipeline_model_parallel_rank
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -36,15 +35,15 @@ from model.config import ModelConfig
 from model.depth.folded import FoldedLayer
 from model.depth.placed import PlacedLayer
 from model.layers.capped import soft_capped
-from model.layers.context import of_pieces, own_pieces, places
-from model.layers.torch_parts import rotary_table
+from model.layers.context import of_pieces, places
 from model.layers.transformer_config import stack_config
 from model.layers.windows import WindowMask
 from model.loss_kernels import rows_at_once
+from model.network.angles import RotaryAngles
 from model.network.batch import unread
 from model.network.chunks import in_chunks
 from model.network.crossed import crossed_masks, seam_spec
-from model.network.documents import additive, hidden_keys, packed_sequences, turned_by_position
+from model.network.documents import additive, hidden_keys, packed_sequences
 from model.network.embedding import input_tables
 from model.network.frames import FrameTables, with_source
 from model.network.fused_losses import FusedLosses, Projection, fused_losses
@@ -53,7 +52,6 @@ from model.network.losses import Extra, cross_entropy, cut_losses, likeliest, ra
 from model.network.parts import Kernels, kernel_parts, mark_tensor_parallel
 from model.network.patches import PatchTables, PooledHead
 from model.parameters.table import parameter_table
-from model.rotary import frequencies, magnitude, scales
 from model.weights.init import logit_scale
 
 
@@ -111,17 +109,14 @@ class LanguageModel(MegatronModule):
             layer_spec = lambda plan: of_pieces(whole_spec(plan))  # noqa: E731
         if pre_process:
             self._build_tables(model, seq_length, source_length)
-        if model.position == "rotary":
-            self.rotary_pos_emb = self._rotary(model)
-        self.rotary, self.two_bases = model.position == "rotary", model.rotary_base_local is not None
-        if model.rotary_base_local is not None:
-            self.rotary_pos_emb_local = self._rotary(model, local=True)
-        self.magnitudes = magnitude(model), magnitude(model, local=True)
         # Transformer Engine's attention knows its window itself, but not where sequences are cut.
         self.adds = kernels == "local" or cap is not None or self.ranks > 1
         self.window = WindowMask(config) if self.adds and config.window_size is not None else None
         self.causal = last.causal and not self.crossed
         self.packs = self.causal and not self.adds
+        self.angles: RotaryAngles | None = None
+        if model.position == "rotary":
+            self.angles = RotaryAngles(model, config, self.pg_collection.cp, restarts=self.causal)
         depth = model.stack_plan(last)
         self.decoder = self._block(model, layer_spec, norm if depth.final_norm else None)
         # Nothing but a norm undoes the units of the stream.
@@ -188,19 +183,6 @@ class LanguageModel(MegatronModule):
             return
         words = self.embedding.word_embeddings if model.share_embeddings else None
         self.source_embedding = input_tables(model, self.config, longest, groups, words)
-
-    def _rotary(self, model: ModelConfig, *, local: bool = False) -> RotaryEmbedding:
-        part = RotaryEmbedding(
-            kv_channels=model.rotary_width,
-            rotary_percent=1.0,
-            rotary_interleaved=self.config.rotary_interleaved,
-            rotary_base=(local and model.rotary_base_local) or model.rotary_base,
-            use_cpu_initialization=self.config.use_cpu_initialization,
-            cp_group=self.pg_collection.cp,
-        )
-        if scales(model, local=local):
-            part.inv_freq = frequencies(model, local=local).to(part.inv_freq.device)
-        return part
 
     def _block(
         self, model: ModelConfig, layer_spec: Callable[..., ModuleSpec], norm: type | None
@@ -327,7 +309,7 @@ class LanguageModel(MegatronModule):
         stream: Tensor = self.decoder(
             hidden_states=self._embed(batch) if self.pre_process else None,
             attention_mask=None if self.images else self._mask(batch),
-            rotary_pos_emb=self._turns(batch) if self.rotary else None,
+            rotary_pos_emb=None if self.angles is None else self.angles.of_batch(batch),
             **self._packed(batch),
         )
         return stream
@@ -338,9 +320,9 @@ class LanguageModel(MegatronModule):
         if self.pre_process:
             message = torch.cat((self._embed_source(batch), self._embed_with(self.embedding, batch)))
         heard = with_source(batch)
-        if self.rotary:
+        if self.angles is not None:
             lengths = heard["source"].shape[1], batch["tokens"].shape[1]
-            longest = self._angles(max(lengths))
+            longest = self.angles.of_length(max(lengths))
             angles = torch.cat([longest[:length] for length in lengths])
         own, of_source = crossed_masks(heard)
         stream: Tensor = self.decoder(
@@ -354,7 +336,7 @@ class LanguageModel(MegatronModule):
         For a model that is no stage of a pipeline.
         batch: as `forward` reads it, of which labels are left.
         """
-        angles = self._turns(batch) if self.rotary else None
+        angles = None if self.angles is None else self.angles.of_batch(batch)
         beside: dict[str, Any] = {
             "attention_mask": self._mask(batch),
             "rotary_pos_emb": angles,
@@ -426,35 +408,10 @@ class LanguageModel(MegatronModule):
             return {}
         return {"packed_seq_params": packed_sequences(batch["documents"])}
 
-    def _turns(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """As `_angles` of a batch. In a decoder they start again with every document."""
-        length, positions = batch["tokens"].shape[1], batch.get("positions") if self.causal else None
-        if positions is None:
-            return self._angles(length)
-        return turned_by_position(self._angles(length, whole=True), positions)
-
     def _places(self, tokens: Tensor) -> Tensor:
         """Positions [s] of a rank's tokens [b, s] in their sequences."""
         group = self.pg_collection.cp
         return places(tokens.shape[1] * self.ranks, group.rank(), self.ranks, tokens.device)
-
-    def _angles(self, length: int, *, whole: bool = False) -> Tensor:
-        """A `rotary_table`, beside it that of layers with a window where they have their own.
-
-        length: tokens of this rank. whole: of all positions of a sequence, not of its own alone.
-        """
-        parts = [self.rotary_pos_emb, *([self.rotary_pos_emb_local] if self.two_bases else [])]
-        rank, ranks = self.pg_collection.cp.rank(), 1 if whole else self.ranks
-        tables = [
-            # What Megatron-core calls packed it does not cut itself, for which it needs a GPU.
-            rotary_table(
-                own_pieces(part(length * self.ranks, packed_seq=True), 0, rank, ranks),
-                self.config.params_dtype,
-                magnitude,
-            )
-            for part, magnitude in zip(parts, self.magnitudes, strict=False)
-        ]
-        return torch.cat(tables, dim=2) if self.two_bases else tables[0]
 
     def _read(self, hidden_sbh: Tensor) -> Tensor:
         """What the output projection reads, with the logit scale, which belongs to it."""

@@ -226,9 +226,9 @@ def trained(config: ModelConfig, weights: dict[str, Tensor], inputs: Inputs) -> 
     source = POSITIONS if config.blueprint.crossed else None
     chunk = LanguageModel(config, core, seq_length=length, source_length=source).double().eval()
     if config.position == "rotary":  # Megatron-core's angles are in fp32
-        chunk.rotary_pos_emb.inv_freq = frequencies(config, dtype=torch.float64)
+        chunk.angles.bases[0].inv_freq = frequencies(config, dtype=torch.float64)
     if config.rotary_base_local is not None:
-        chunk.rotary_pos_emb_local.inv_freq = frequencies(config, local=True, dtype=torch.float64)
+        chunk.angles.bases[1].inv_freq = frequencies(config, local=True, dtype=torch.float64)
     with torch.no_grad():
         for named in named_parameters(chunk, 0, 1):
             named.parameter.copy_(weights[named.name])

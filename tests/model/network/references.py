@@ -23,9 +23,9 @@ def random_model(config: ModelConfig, seq_length: int, source_length: int | None
     core = transformer_config(config, dtype=torch.float64)
     chunk = LanguageModel(config, core, seq_length=seq_length, source_length=source_length).double()
     if config.position == "rotary":  # Megatron-core's angles are in fp32
-        chunk.rotary_pos_emb.inv_freq = frequencies(config, dtype=torch.float64)
+        chunk.angles.bases[0].inv_freq = frequencies(config, dtype=torch.float64)
         if config.rotary_base_local is not None:
-            chunk.rotary_pos_emb_local.inv_freq = frequencies(config, local=True, dtype=torch.float64)
+            chunk.angles.bases[1].inv_freq = frequencies(config, local=True, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in chunk.named_parameters():
