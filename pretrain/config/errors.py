@@ -68,11 +68,12 @@ def user_error(error: ValidationError, composition: Composition) -> Configuratio
     unknown = {key: suggest(key) if place < SUGGESTIONS else None for place, key in enumerate(strange)}
     meant = set(unknown.values())
     absent = {key for key, items in groups.items() if items[0]["type"] == "missing"}
+    told = {*unknown, *absent}
     # A misspelt key is the likely cause of the rest, so it comes first.
     # The key it was meant to be is not reported as missing.
     return ConfigurationError(
         [_unknown(key, unknown[key], composition) for key in unknown]
-        + [_wrong(key, groups[key], composition) for key in groups if key not in {*unknown, *absent}]
+        + [_wrong(key, groups[key], composition) for key in groups if key not in told]
         + _missing([key for key in groups if key in absent - meant], composition)
     )
 

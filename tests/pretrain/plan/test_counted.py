@@ -128,15 +128,6 @@ def test_products_that_add_leave_the_addition_out(scheme: str) -> None:
         assert sum(one.flops for one in found.operators) == sum(one.flops for one in apart.operators)
 
 
-def test_products_of_tensor_parallel_ranks_add_to_sums_too() -> None:
-    config = config_of(bias=False)
-    way = replace(WAY, tensor=2, sequence_parallel=True)
-    place = config.placed_layers()[-1]
-    apart, found = (count_layer(config, place, replace(way, fused_sums=on)) for on in (False, True))
-    assert found.host("accumulate") == apart.host("accumulate") - 4
-    assert found.host("backward") == apart.host("backward")
-
-
 def test_a_product_that_a_library_put_in_the_place_of_pytorchs_is_not_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -230,23 +221,36 @@ def test_operations_are_those_of_pytorchs_counter_and_of_the_formula(family: str
         assert sum(one.flops for one in found.operators) == counter.get_total_flops() == expected
 
 
+def cut_over_two(*, sequence_parallel: bool, fused: bool = False) -> tuple[list[str], dict[str, Any]]:
+    """A configuration, and what `fathom plan --count` gives of its layers on two ranks."""
+    overrides = [
+        *("model.hidden_size=64", "model.num_attention_heads=4", "model.num_layers=2"),
+        # Of the biases of cut products Megatron-core makes additions of their own.
+        "model.bias=false",
+        *("parallel.tensor=2", f"parallel.sequence_parallel={str(sequence_parallel).lower()}"),
+        *("train.precision=bf16", "data.seq_length=32", "train.micro_batch_size=2"),
+        f"train.gradient_accumulation_fusion={str(fused).lower()}",
+    ]
+    done = run("plan", "configs/quickstart.yaml", *overrides, "--count", "--json")
+    (kind,) = json.loads(done.out)["kinds"]
+    return overrides, kind
+
+
 def test_a_layer_that_is_cut_over_ranks_moves_what_is_reckoned_from_a_whole_one() -> None:
-    """And `fathom plan --count` gives it."""
+    """And its products add gradients to sums where they are asked to."""
     for sequence_parallel in (False, True):
-        overrides = [
-            *("model.hidden_size=64", "model.num_attention_heads=4", "model.num_layers=2"),
-            # Of the biases of cut products Megatron-core makes additions of their own.
-            "model.bias=false",
-            *("parallel.tensor=2", f"parallel.sequence_parallel={str(sequence_parallel).lower()}"),
-            *("train.precision=bf16", "data.seq_length=32", "train.micro_batch_size=2"),
-        ]
-        done = run("plan", "configs/quickstart.yaml", *overrides, "--count", "--json")
-        (kind,) = json.loads(done.out)["kinds"]
+        overrides, kind = cut_over_two(sequence_parallel=sequence_parallel)
         config = complete_model(load_config("configs/quickstart.yaml", overrides), 512)
         cost = layer_cost(config, config.blueprint.stacks[-1], replace(WAY, samples=2))
         reckoned = cost.moved(2, 2, sequence_parallel=sequence_parallel)
         assert kind["moved"] == pytest.approx(reckoned, rel=0.005)
         assert kind["operators"]["messages"]["forward"] == 2 * (1 + sequence_parallel)
+    _, fused = cut_over_two(sequence_parallel=True, fused=True)
+    apart, found = (
+        [sum(row[phase] for row in one["operators"].values()) for phase in ("backward", "accumulate")]
+        for one in (kind, fused)
+    )
+    assert found == [apart[0], apart[1] - 4]
 
 
 def test_layers_of_one_kind_are_counted_once() -> None:
