@@ -188,6 +188,12 @@ class ModelConfig(ModelFields):
         """
         return self.stack_plan(self.stack)
 
+    @property
+    def norms_embedding(self) -> bool:
+        """Whether the embedding has a norm: as the model says, else as its scheme does."""
+        own = self.embedding_norm
+        return SCHEMES[self.scheme].embedding_norm if own is None else own
+
     def stack_plan(self, stack: Stack) -> DepthPlan:
         """What the scheme makes of every layer of a stack, by the stack's own depth.
 
@@ -204,8 +210,7 @@ class ModelConfig(ModelFields):
             reach=self.of(stack).reach,
             other=other,
         )
-        if self.embedding_norm is not None:
-            plan = replace(plan, embedding_norm=self.embedding_norm)
+        plan = replace(plan, embedding_norm=self.norms_embedding)
         if self.attention.qk_norm:
             plan = plan.with_score_norms()
         if not self.first_norm:

@@ -395,10 +395,8 @@ class Activations:
             numbers += 8 * self.tokens
         if self.config.speech is not None and self.source_length is None:
             numbers += self._convolutions(self.config.speech)
-        # As in the plan of a stack, which holds every layer and is made for this alone otherwise.
-        own = self.config.embedding_norm
-        normed = SCHEMES[self.config.scheme].embedding_norm if own is None else own
-        return numbers + self._norms(Norms(stream=int(normed))) + self._dropout(self.config.hidden_dropout)
+        normed = self._norms(Norms(stream=int(self.config.norms_embedding)))
+        return numbers + normed + self._dropout(self.config.hidden_dropout)
 
     def _convolutions(self, speech: SpeechConfig) -> float:
         """Bytes kept by the convolutions over frames, which every tensor-parallel rank has whole.

@@ -8,27 +8,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.layers.launching import (
-    Parts,
-    ceil_div,
-    column_tile,
-    column_warps,
-    programs,
-    starts,
-    triton_format,
-    wide_format,
-)
+from model.layers.launching import Parts, column_grid, column_shape, starts, summing_grid
 from model.layers.transformer_config import ACTIVATIONS, Activation
 
 KERNELS = {ACTIVATIONS[name]: name for name in ("gelu", "gelu_tanh", "relu", "relu2", "silu")}
 """Which activation of the kernel a function is."""
-
-
-def _shape(kind: str, gated: bool, f: int, dtype: torch.dtype) -> dict[str, Any]:
-    """What kernels for f columns are compiled for."""
-    rows, block = column_tile(f)
-    tile = {"ROWS": rows, "BLOCK": block, "num_warps": column_warps(rows, block)}
-    return {"KIND": kind, "GATED": gated, "WIDE": triton_format(wide_format(dtype)), **tile}
 
 
 class _Activated(torch.autograd.Function):
@@ -43,9 +27,8 @@ class _Activated(torch.autograd.Function):
         if starts("activation_forward", (x, bias), (out,)):
             from model.layers.activation_kernel import forward
 
-            rows, block = column_tile(f)
-            grid = ceil_div(n, rows), ceil_div(f, block)
-            forward[grid](x, bias, out, n, f, **_shape(kind, gated, f, x.dtype))
+            shape = column_shape(f, x.dtype)
+            forward[column_grid(n, f)](x, bias, out, n, f, KIND=kind, GATED=gated, **shape)
         # A ReLU's gradient needs its result only, which the next product keeps anyway.
         plain = kind == "relu" and not gated
         ctx.save_for_backward(out if plain else x, None if plain else bias)
@@ -59,16 +42,14 @@ class _Activated(torch.autograd.Function):
         x, bias = ctx.saved_tensors
         gradient, f = gradient.contiguous(), gradient.shape[-1]
         n = gradient.numel() // f
-        rows, block = column_tile(f)
-        blocks = ceil_div(f, block)
-        count = min(ceil_div(n, rows), ceil_div(programs(x.device), blocks))
+        grid = summing_grid(n, f, x.device)
         dx = torch.empty_like(x)
-        parts = Parts(x, count, x.shape[-1], [ctx.format if ctx.needs_input_grad[1] else None])
+        parts = Parts(x, grid[0], x.shape[-1], [ctx.format if ctx.needs_input_grad[1] else None])
         if starts("activation_backward", (gradient, x, bias), (dx,)):
             from model.layers.activation_kernel import backward
 
-            shape = _shape(ctx.kind, ctx.gated, f, x.dtype)
-            backward[count, blocks](gradient, x, bias, dx, *parts.pointers, n, f, **shape)
+            shape = {"KIND": ctx.kind, "GATED": ctx.gated, **column_shape(f, x.dtype)}
+            backward[grid](gradient, x, bias, dx, *parts.pointers, n, f, **shape)
         (d_bias,) = parts.totals()
         return dx, d_bias, None, None
 

@@ -8,28 +8,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.layers.launching import (
-    TILE,
-    Parts,
-    ceil_div,
-    column_tile,
-    column_warps,
-    programs,
-    starts,
-    triton_format,
-    wide_format,
-)
+from model.layers.launching import TILE, Parts, column_grid, column_shape, starts, summing_grid
 from model.layers.torch_parts import Heads, separated, views_of
 
 SIZE = TILE // 2
 """Elements of a tile: what is turned backward holds six numbers for each."""
-
-
-def _shape(columns: int, dtype: torch.dtype) -> dict[str, Any]:
-    """What kernels for so many columns are compiled for."""
-    rows, block = column_tile(columns, SIZE)
-    number = triton_format(wide_format(dtype))
-    return {"WIDE": number, "ROWS": rows, "BLOCK": block, "num_warps": column_warps(rows, block)}
 
 
 def _angles(table: Tensor | None) -> tuple[int, int, int]:
@@ -56,10 +39,10 @@ class _Separated(torch.autograd.Function):
                 from model.layers.heads_kernel import forward
 
                 s, batch, columns = product.shape
-                rows, block = column_tile(columns, SIZE)
-                grid = ceil_div(s * batch, rows), ceil_div(columns, block)
                 sizes = s * batch, batch, *heads, *_angles(table)
-                forward[grid](product, table, turned, turned_key, *sizes, **_shape(columns, product.dtype))
+                shape = column_shape(columns, product.dtype, SIZE)
+                grid = column_grid(s * batch, columns, SIZE)
+                forward[grid](product, table, turned, turned_key, *sizes, **shape)
             query, key = turned, turned_key
         ctx.save_for_backward(table)
         ctx.heads, ctx.shape = heads, product.shape
@@ -72,21 +55,19 @@ class _Separated(torch.autograd.Function):
         (table,) = ctx.saved_tensors
         given = [one if one.stride(-1) == 1 else one.contiguous() for one in gradients]
         s, batch, columns = ctx.shape
-        rows, block = column_tile(columns, SIZE)
-        blocks = ceil_div(columns, block)
         product = given[0].new_empty(ctx.shape)
-        count = min(ceil_div(s * batch, rows), ceil_div(programs(product.device), blocks))
-        parts = Parts(product, count, columns, [ctx.format if ctx.needs_input_grad[1] else None])
+        grid = summing_grid(s * batch, columns, product.device, SIZE)
+        parts = Parts(product, grid[0], columns, [ctx.format if ctx.needs_input_grad[1] else None])
         if starts("heads_backward", (*given, table), (product,)):
             from model.layers.heads_kernel import backward
 
             sizes = s * batch, batch, *ctx.heads, *_angles(table)
             strides = [stride for one in given for stride in one.stride()[:3]]
-            backward[count, blocks](
+            backward[grid](
                 *(*given, table, product, *parts.pointers),
                 *sizes,
                 *strides,
-                **_shape(columns, product.dtype),
+                **column_shape(columns, product.dtype, SIZE),
             )
         (d_bias,) = parts.totals()
         return product, d_bias, None, None

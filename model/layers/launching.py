@@ -83,6 +83,25 @@ def triton_format(wide: torch.dtype) -> Any:
     return tl.float64 if wide == torch.float64 else tl.float32
 
 
+def column_shape(columns: int, dtype: torch.dtype, size: int = TILE) -> dict[str, Any]:
+    """What kernels on tiles of columns are compiled for: a tile, its format, the warps on it."""
+    rows, block = column_tile(columns, size)
+    warps = column_warps(rows, block)
+    return {"WIDE": triton_format(wide_format(dtype)), "ROWS": rows, "BLOCK": block, "num_warps": warps}
+
+
+def column_grid(n: int, columns: int, size: int = TILE) -> tuple[int, int]:
+    """Programs over n rows and over columns, of which each has one tile."""
+    rows, block = column_tile(columns, size)
+    return ceil_div(n, rows), ceil_div(columns, block)
+
+
+def summing_grid(n: int, columns: int, device: torch.device, size: int = TILE) -> tuple[int, int]:
+    """The same of a backward pass, in which a program sums over many tiles of rows."""
+    tiles, blocks = column_grid(n, columns, size)
+    return min(tiles, ceil_div(programs(device), blocks)), blocks
+
+
 @functools.cache
 def _operator(name: str) -> Callable[[list[Tensor], list[Tensor]], None]:
     def noted(read: Sequence[Tensor], written: Sequence[Tensor]) -> None:

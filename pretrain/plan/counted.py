@@ -136,9 +136,14 @@ def count_layer(config: ModelConfig, place: PlacedLayer, way: Way) -> CountedLay
         return CountedLayer(tuple(counting.operators), kept.bytes, own)
 
 
+def _reach_on(config: ModelConfig, way: Way) -> bool:
+    """Whether passes reach from one layer into the next."""
+    return way.joined and not way.alone and not config.blueprint.crossed
+
+
 def _beside(config: ModelConfig, place: PlacedLayer, way: Way) -> list[PlacedLayer]:
     """The layers that a layer shares passes with: the one before and the one after it."""
-    if not way.joined or way.alone or config.blueprint.crossed:
+    if not _reach_on(config, way):
         return []
     return [one for one in config.placed_layers() if abs(one.number - place.number) == 1]
 
@@ -405,7 +410,7 @@ def _by_kind(config: ModelConfig, way: Way) -> list[list[PlacedLayer]]:
     """
     places = config.placed_layers()
     own = {place.number: _kind(config, place) for place in places}
-    near = (0,) if not way.joined or way.alone or config.blueprint.crossed else (-1, 0, 1)
+    near = (-1, 0, 1) if _reach_on(config, way) else (0,)
     found: dict[tuple[object, ...], list[PlacedLayer]] = {}
     for place in places:
         kinds = (own.get(place.number + step) for step in near)
