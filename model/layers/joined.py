@@ -216,10 +216,8 @@ def _followers(
 
 def _linear(layer: DepthLayer, name: str) -> RowLinear | None:
     """The last linear layer of a branch, if what it gives enters the join as it is."""
-    module = {"attention": "self_attention", "cross": "cross_attention"}.get(name, name)
-    branch = getattr(layer, module)
-    last = branch.linear_fc2 if name == "mlp" else branch.linear_proj
-    return last if isinstance(last, RowLinear) and not layer.norms[f"{module}_branch_norm"] else None
+    last, plan = layer.last_linear(name), getattr(layer.plan, name)
+    return last if isinstance(last, RowLinear) and not plan.norm_branch else None
 
 
 def _fork(follower: Follower, reader: DepthLayer, name: str) -> None:

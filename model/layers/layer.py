@@ -179,6 +179,12 @@ class DepthLayer(TransformerLayer):
                 getattr(self, f"{module}_output_norm", None),
             )
 
+    def last_linear(self, name: str) -> Any:
+        """The linear layer that ends a sublayer's branch, by the sublayer's name in `parts`."""
+        if name == "mlp":
+            return self.mlp.linear_fc2
+        return (self.cross_attention if name == "cross" else self.self_attention).linear_proj
+
     def joins(self) -> list[ResidualJoin]:
         """The residual joins, in the order of the stream."""
         return [join for _, _, join, _, _ in self.parts()]

@@ -132,11 +132,8 @@ def add_in_products(layers: Iterable[Any]) -> int:
     """
     found = 0
     for layer in layers:
-        last = {"attention": layer.self_attention.linear_proj, "mlp": layer.mlp.linear_fc2}
-        if layer.has_cross:
-            last["cross"] = layer.cross_attention.linear_proj
         for name, plan, part, _, _ in layer.parts():
             if plan.adds_product:
-                part.product = [last[name]]
+                part.product = [layer.last_linear(name)]
                 found += 1
     return found
