@@ -155,11 +155,13 @@ class Activations:
         return kept * copies + kind.statistics * FP32 * self.rows
 
     def _norms(self, norms: Norms) -> float:
-        # A norm in the pass of a join keeps that join's sum, not a copy for the branch.
+        # A norm in the pass of a join keeps that join's sum, not a copy for the branch. A gate
+        # between them reads the same sum, and what it gives is computed again.
         fed = norms.fed if self.joined else 0
+        gates = 0 if self.joined else norms.gates
         normed = (norms.branch - fed) * self._norm(self.narrow)
         normed += (norms.stream + fed) * self._norm(self.stream)
-        return normed + norms.gates * self.stream + self._head_norms(norms)
+        return normed + gates * self.stream + self._head_norms(norms)
 
     def _head_norms(self, norms: Norms) -> float:
         """What norms inside attention keep beside their inputs, which lie in the projection.

@@ -75,7 +75,7 @@ def norms_of(plan: Layer, *, cross: bool = False) -> Norms:
     norms = sum(part.norm_in + part.norm_branch + part.norm_out for part in parts)
     before = (parts[-1], *parts[:-1])  # of the first: as the last of the layer before
     fed = sum(
-        part.norm_in and not (part.residual_from_norm or last.norm_out or plan.gate)
+        part.norm_in and not (part.residual_from_norm or last.norm_out)
         for part, last in zip(parts, before, strict=True)
     )
     inner = (int(role in plan.attention.inner) for role in ("q", "k", "v"))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.layers.launching import Parts, column_grid, column_shape, starts, summing_grid
+from model.layers.launching import Parts, column_grid, column_shape, starts, summing_grid, vector
 from model.layers.transformer_config import ACTIVATIONS, Activation
 
 KERNELS = {ACTIVATIONS[name]: name for name in ("gelu", "gelu_tanh", "relu", "relu2", "silu")}
@@ -33,7 +33,7 @@ class _Activated(torch.autograd.Function):
         plain = kind == "relu" and not gated
         ctx.save_for_backward(out if plain else x, None if plain else bias)
         ctx.kind, ctx.gated = kind, gated
-        ctx.format = None if bias is None else bias.dtype
+        ctx.vector = vector(bias)
         return out
 
     @staticmethod
@@ -44,7 +44,7 @@ class _Activated(torch.autograd.Function):
         n = gradient.numel() // f
         grid = summing_grid(n, f, x.device)
         dx = torch.empty_like(x)
-        parts = Parts(x, grid[0], x.shape[-1], [ctx.format if ctx.needs_input_grad[1] else None])
+        parts = Parts(x, grid[0], x.shape[-1], [ctx.vector if ctx.needs_input_grad[1] else None])
         if starts("activation_backward", (gradient, x, bias), (dx,)):
             from model.layers.activation_kernel import backward
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.layers.launching import TILE, Parts, column_grid, column_shape, starts, summing_grid
+from model.layers.launching import TILE, Parts, column_grid, column_shape, starts, summing_grid, vector
 from model.layers.torch_parts import Heads, separated, views_of
 
 SIZE = TILE // 2
@@ -46,7 +46,7 @@ class _Separated(torch.autograd.Function):
             query, key = turned, turned_key
         ctx.save_for_backward(table)
         ctx.heads, ctx.shape = heads, product.shape
-        ctx.format = None if bias is None else bias.dtype
+        ctx.vector = vector(bias)
         return query, key, value
 
     @staticmethod
@@ -57,7 +57,7 @@ class _Separated(torch.autograd.Function):
         s, batch, columns = ctx.shape
         product = given[0].new_empty(ctx.shape)
         grid = summing_grid(s * batch, columns, product.device, SIZE)
-        parts = Parts(product, grid[0], columns, [ctx.format if ctx.needs_input_grad[1] else None])
+        parts = Parts(product, grid[0], columns, [ctx.vector if ctx.needs_input_grad[1] else None])
         if starts("heads_backward", (*given, table), (product,)):
             from model.layers.heads_kernel import backward
 

@@ -29,6 +29,13 @@ def _kept(seed, rows, dropout, ROWS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _shrunk(x, gate, place, WIDE: tl.constexpr):
+    """x less silu(gate) x, rounded to the format of `place`."""
+    g = tl.load(gate).to(WIDE)
+    return (x - x * (g / (1 + tl.exp(-g)))).to(place.dtype.element_ty)
+
+
+@triton.jit
 def forward(
     residual,
     branch,
@@ -38,7 +45,9 @@ def forward(
     seed,
     weight,
     shift,
+    gate,
     stream,
+    whole_stream,
     normed,
     means,
     inverses,
@@ -55,7 +64,10 @@ def forward(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Some rows of the stream, and of it normed. A pointer is None where its tensor is."""
+    """Some rows of the stream, and of it normed. A pointer is None where its tensor is.
+
+    whole_stream: what the gate reads, where there is one.
+    """
     rows, cols = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
     held, whole = rows < n, cols < h
     inside = held[:, None] & whole[None, :]
@@ -73,6 +85,9 @@ def forward(
     if skip is not None:
         x += tl.load(skip + at, mask=inside, other=0.0).to(WIDE) * skip_scale
     rounded = x.to(stream.dtype.element_ty)
+    if gate is not None:
+        tl.store(whole_stream + at, rounded, mask=inside)
+        rounded = _shrunk(rounded.to(WIDE), gate, stream, WIDE)
     tl.store(stream + at, rounded, mask=inside)
     if normed is not None:
         x = rounded.to(WIDE)
@@ -115,12 +130,14 @@ def backward(
     inverses,
     share,
     seed,
+    gate,
     d_residual,
     d_branch,
     d_skip,
     weight_parts,
     shift_parts,
     bias_parts,
+    gate_parts,
     n,
     h,
     residual_scale,
@@ -136,13 +153,15 @@ def backward(
     """Gradients of every so many rows, and this program's part of those of weight, shift and bias.
 
     d_normed, d_again: of both tensors that hold what the norm gave, if there are two.
-    weight_parts, shift_parts, bias_parts: [programs, h].
+    stream: what was normed, or what the gate read: it lets the gradient pass as it is.
+    weight_parts, shift_parts, bias_parts: [programs, h]; gate_parts: [programs, 1].
     A pointer is None where nobody asks for its tensor.
     """
     cols = tl.arange(0, BLOCK)
     whole = cols < h
     d_weight = tl.zeros((ROWS, BLOCK), WIDE)
     d_shift, d_bias = d_weight, d_weight
+    d_gate = tl.zeros((ROWS,), WIDE)
     if share is not None:
         branch_scale = branch_scale * tl.load(share).to(WIDE)
     for first in range(tl.program_id(0) * ROWS, n, tl.num_programs(0) * ROWS):
@@ -156,7 +175,12 @@ def backward(
             if d_again is not None:
                 g += tl.load(d_again + at, mask=inside, other=0.0).to(WIDE)
             g = g * out_scale
+        if stream is not None:
             x = tl.load(stream + at, mask=inside, other=0.0).to(WIDE)
+            entered = x
+            if gate is not None:
+                x = _shrunk(x, gate, stream, WIDE).to(WIDE)
+        if d_normed is not None:
             gain = tl.load(weight + cols, mask=whole, other=0.0).to(WIDE)[None, :]
             mean = tl.load(means + rows, mask=held, other=0.0)[:, None] if CENTRED else 0.0
             inverse = tl.load(inverses + rows, mask=held, other=0.0)[:, None]
@@ -166,6 +190,8 @@ def backward(
                 d_shift += g
         if d_stream is not None:
             dx += tl.load(d_stream + at, mask=inside, other=0.0).to(WIDE)
+        if gate_parts is not None:
+            d_gate += tl.sum(dx * entered, 1)
         if d_residual is not None:
             tl.store(d_residual + at, (dx * residual_scale).to(d_residual.dtype.element_ty), mask=inside)
         if d_skip is not None:
@@ -184,3 +210,8 @@ def backward(
         tl.store(shift_parts + mine, tl.sum(d_shift, 0), mask=whole)
     if bias_parts is not None:
         tl.store(bias_parts + mine, tl.sum(d_bias, 0), mask=whole)
+    if gate_parts is not None:
+        g = tl.load(gate).to(WIDE)
+        rate = 1 / (1 + tl.exp(-g))
+        part = tl.sum(d_gate, 0) * (rate * (1 + g * (1 - rate)))
+        tl.store(gate_parts + tl.program_id(0), -part)

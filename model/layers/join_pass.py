@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.layers.joined import Numbers
+from model.layers.joined import After, Numbers
 from model.layers.launching import (
     Parts,
     ceil_div,
@@ -18,6 +18,7 @@ from model.layers.launching import (
     row_warps,
     starts,
     triton_format,
+    vector,
     wide_format,
 )
 
@@ -40,8 +41,8 @@ class _JoinNorm(torch.autograd.Function):
         branch: Tensor,
         *others: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """others: bias, layer_input, weight, shift."""
-        bias, skip, weight, shift = others
+        """others: bias, layer_input, and what `After` has."""
+        bias, skip, weight, shift, gate = others
         branch = branch.contiguous()
         residual, skip = (None if x is None else x.contiguous() for x in (residual, skip))
         formats = [x.dtype for x in (residual, branch, skip) if x is not None]
@@ -49,6 +50,7 @@ class _JoinNorm(torch.autograd.Function):
         h, wide = branch.shape[-1], wide_format(stream.dtype)
         n = branch.numel() // h
         normed = means = inverses = seed = None
+        entered = None if gate is None else torch.empty_like(stream)
         if weight is not None:
             normed = torch.empty_like(stream, dtype=numbers.narrow)
             inverses = stream.new_empty(n, dtype=wide)
@@ -57,8 +59,8 @@ class _JoinNorm(torch.autograd.Function):
             # From the generator that torch's own dropout draws from: recomputation repeats it.
             seed = stream.new_empty((), dtype=torch.int64).random_()
         read, made = (
-            (residual, branch, bias, skip, share, seed, weight, shift),
-            (stream, normed, means, inverses),
+            (residual, branch, bias, skip, share, seed, weight, shift, gate),
+            (stream, entered, normed, means, inverses),
         )
         scales = numbers.residual_scale, numbers.branch_scale, numbers.skip_scale, numbers.dropout
         if starts("join_forward", read, made):
@@ -68,9 +70,11 @@ class _JoinNorm(torch.autograd.Function):
             shape = _shape(h, wide)
             forward[(ceil_div(n, shape["ROWS"]),)](*read, *made, n, h, *scales, *after, **shape)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(None if weight is None else stream, weight, means, inverses, share, seed)
+        read_again = (None if weight is None else stream) if gate is None else entered
+        ctx.save_for_backward(read_again, weight, means, inverses, share, seed, gate)
         ctx.numbers, ctx.wide = numbers, wide
-        ctx.formats = [None if x is None else x.dtype for x in (residual, branch, bias, skip, weight, shift)]
+        ctx.formats = [None if x is None else x.dtype for x in (residual, branch, skip)]
+        ctx.vectors = [vector(x) for x in (weight, shift, bias, gate)]
         if normed is None or not numbers.forked:
             return stream, normed, None
         # The same memory, with a gradient of its own.
@@ -81,9 +85,9 @@ class _JoinNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         """gradients: of the stream, of what the norm gave, and of that again."""
-        stream, weight, means, inverses, share, seed = ctx.saved_tensors
+        stream, weight, means, inverses, share, seed, gate = ctx.saved_tensors
         numbers: Numbers = ctx.numbers
-        _, _, *asked = ctx.needs_input_grad  # residual, branch, bias, skip, weight, shift
+        _, _, *asked = ctx.needs_input_grad  # residual, branch, bias, skip, weight, shift, gate
         d_stream, d_normed, d_again = (None if x is None else x.contiguous() for x in gradients)
         if d_normed is None:
             d_normed, d_again = d_again, None
@@ -93,23 +97,25 @@ class _JoinNorm(torch.autograd.Function):
         n = like.numel() // h
         own, pointers = _gradients(ctx, like, asked)
         count = min(ceil_div(n, row_tile(h)[0]), programs(like.device))
-        vectors = asked[4] and d_normed is not None, asked[5] and d_normed is not None, asked[2]
-        formats = ctx.formats[4], ctx.formats[5], ctx.formats[2]
-        wanted = [kind if there else None for kind, there in zip(formats, vectors, strict=True)]
-        parts = Parts(like.new_empty(0, dtype=ctx.wide), count, h, wanted)
-        of_norm = (None if d_normed is None else x for x in (stream, weight, means, inverses))
-        read = d_stream, d_normed, d_again, *of_norm, share, seed
+        there = asked[4] and d_normed is not None, asked[5] and d_normed is not None, asked[2]
+        wanted = [one if called else None for one, called in zip(ctx.vectors[:3], there, strict=True)]
+        wide = like.new_empty(0, dtype=ctx.wide)
+        parts = Parts(wide, count, h, wanted)
+        of_gate = Parts(wide, count, 1, [ctx.vectors[3] if asked[6] else None])
+        of_norm = (None if d_normed is None else x for x in (weight, means, inverses))
+        entered = stream if asked[6] or d_normed is not None else None
+        read = d_stream, d_normed, d_again, entered, *of_norm, share, seed, gate
         scales = numbers.residual_scale, numbers.branch_scale, numbers.skip_scale, numbers.dropout
         if starts("join_backward", read, pointers):
             from model.layers.join_kernel import backward
 
             after = numbers.out_scale, numbers.centred
-            backward[(count,)](
-                *read, *pointers, *parts.pointers, n, h, *scales, *after, **_shape(h, ctx.wide)
-            )
+            summed = *parts.pointers, *of_gate.pointers
+            backward[(count,)](*read, *pointers, *summed, n, h, *scales, *after, **_shape(h, wide.dtype))
         d_weight, d_shift, d_bias = parts.totals()
+        (d_gate,) = of_gate.totals()
         d_residual, d_branch, d_skip = own
-        return None, None, d_residual, d_branch, d_bias, d_skip, d_weight, d_shift
+        return None, None, d_residual, d_branch, d_bias, d_skip, d_weight, d_shift, d_gate
 
 
 def _gradients(ctx: Any, like: Tensor, asked: list[bool]) -> tuple[list[Tensor | None], list[Tensor | None]]:
@@ -122,12 +128,12 @@ def _gradients(ctx: Any, like: Tensor, asked: list[bool]) -> tuple[list[Tensor |
     made: dict[tuple[float | None, torch.dtype], Tensor] = {}
     own: list[Tensor | None] = []
     written: list[Tensor | None] = []
-    for factor, place in zip(factors, (0, 1, 3), strict=True):
-        key = factor, ctx.formats[place]
-        first = asked[place] and key not in made
+    for factor, kind, called in zip(factors, ctx.formats, (*asked[:2], asked[3]), strict=True):
+        key = factor, kind
+        first = called and key not in made
         if first:
-            made[key] = torch.empty_like(like, dtype=ctx.formats[place])
-        own.append(made[key] if asked[place] else None)
+            made[key] = torch.empty_like(like, dtype=kind)
+        own.append(made[key] if called else None)
         written.append(made[key] if first else None)
     return own, written
 
@@ -138,11 +144,10 @@ def join_norm(
     bias: Tensor | None,
     layer_input: Tensor | None,
     share: Tensor | None,
-    weight: Tensor | None,
-    shift: Tensor | None,
+    after: After,
     numbers: Numbers,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """As `model.layers.joined.joined`. Sums in at least fp32, each result rounded once."""
-    given = residual, branch, bias, layer_input, weight, shift
+    given = residual, branch, bias, layer_input, *after
     made: tuple[Tensor, Tensor | None, Tensor | None] = _JoinNorm.apply(numbers, share, *given)  # type: ignore[no-untyped-call]
     return made

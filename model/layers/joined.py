@@ -20,7 +20,7 @@ from torch import Tensor
 from model.depth.folded import FoldedSublayer
 from model.layers.compiled import allow_kinds, check_compiler
 from model.layers.layer import DepthLayer
-from model.layers.residual import ResidualJoin, join
+from model.layers.residual import ResidualJoin, StreamGate, gated, join
 from model.layers.torch_parts import Norm, RowLinear, norm_by_parts
 
 if TYPE_CHECKING:
@@ -51,21 +51,30 @@ class Numbers(NamedTuple):
     """What the norm gives is read as a branch's input and as the stream."""
 
 
+class After(NamedTuple):
+    """Parameters of what follows a join in its pass, in this order."""
+
+    weight: Tensor | None = None
+    """[h], of the norm; None where there is no norm."""
+    shift: Tensor | None = None
+    """[h], of a LayerNorm."""
+    gate: Tensor | None = None
+    """[1], of `model.layers.residual.StreamGate`."""
+
+
 def joined(
     residual: Tensor | None,
     branch: Tensor,
     bias: Tensor | None,
     layer_input: Tensor | None,
     share: Tensor | None,
-    weight: Tensor | None,
-    shift: Tensor | None,
+    after: After,
     numbers: Numbers,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(the new stream, out_scale times the stream normed, that again), [s, b, h] each.
 
     The last is None, or for the first of two readers, whose gradients are then added in the pass.
     residual, branch, bias, layer_input, share: as those of `model.layers.residual.join`.
-    weight, shift: [h], of the norm; without a weight there is no norm.
     """
     if numbers.dropout:
         branch, bias = F.dropout(branch if bias is None else branch + bias, numbers.dropout), None
@@ -79,9 +88,11 @@ def joined(
         numbers.skip_scale,
         share,
     )
-    if weight is None:
+    if after.gate is not None:
+        stream = gated(stream, after.gate)
+    if after.weight is None:
         return stream, None, None
-    normed = norm_by_parts(stream, weight, shift, numbers.eps) * numbers.out_scale
+    normed = norm_by_parts(stream, after.weight, after.shift, numbers.eps) * numbers.out_scale
     return stream, normed.to(numbers.narrow or stream.dtype), None
 
 
@@ -106,9 +117,10 @@ MAKERS: dict[str, Callable[[], Joined]] = {"triton": _by_triton, "compile": _by_
 
 
 class Follower:
-    """What follows a join in the same pass: a norm, which gets its result from here.
+    """What follows a join in the same pass: a norm, which gets its result from here, and a gate.
 
     norm: None where none follows in this part of the model.
+    gate: of the stream before the norm, None where there is none.
     heard: hooks under which both run apart.
     narrow: what the norm gives is for a branch alone, in the format of the weights.
     scale: a factor on what the norm gives.
@@ -120,10 +132,12 @@ class Follower:
         norm: Norm | None,
         heard: Sequence[Mapping[int, object]],
         *,
+        gate: StreamGate | None = None,
         narrow: bool = False,
         scale: float = 1.0,
     ) -> None:
-        self.norm, self.heard, self.scale = norm, heard, scale
+        self.norm, self.gate, self.scale = norm, gate, scale
+        self.heard = [*heard, gate._forward_hooks] if gate is not None else heard
         self.function: Joined = joined
         self.numbers = Numbers(part.residual_scale, part.branch_scale, part.skip_scale, dropout=part.dropout)
         if norm is not None:
@@ -153,9 +167,10 @@ class Follower:
     ) -> Tensor:
         """The new stream [s, b, h]; keeps it normed for `normed`. Arguments as `join`."""
         weight, shift = (None, None) if self.norm is None else (self.norm.weight, self.norm.bias)
-        stream, normed, again = self.function(
-            residual, branch, bias, layer_input, share, weight, shift, self.numbers
-        )
+        after = After(weight, shift, None if self.gate is None else self.gate.gate)
+        stream, normed, again = self.function(residual, branch, bias, layer_input, share, after, self.numbers)
+        if self.gate is not None:
+            self.gate.passed = True
         self.ready = None if normed is None else (stream, normed, torch.is_grad_enabled(), again)
         return stream
 
@@ -198,19 +213,18 @@ def _followers(
         if not ends and type(layer) is type(layers[place + 1]) is DepthLayer:
             name, plan, _, norm, _ = next(layers[place + 1].parts())
             after.append((layers[place + 1], name, plan, norm))
+        gate = layer.gpas if layer.gated else None
         for index, (name, plan, part, _, norm_out) in enumerate(parts):
             heard = [part._forward_hooks, layer._forward_hooks]
             if plan.norm_out:
-                follower = Follower(part, norm_out if type(norm_out) is Norm else None, heard)
+                follower = Follower(part, norm_out if type(norm_out) is Norm else None, heard, gate=gate)
                 if index < len(after) and not after[index][2].norm_in:
                     _fork(follower, *after[index][:2])
-            elif layer.gated:
-                follower = Follower(part, None, heard)
             elif index < len(after):
-                follower = _before(part, *after[index], heard)
+                follower = _before(part, after[index], heard, gate)
             else:
                 last = stack.final_layernorm if layer is layers[-1] and not full else None
-                follower = Follower(part, last if type(last) is Norm else None, heard)
+                follower = Follower(part, last if type(last) is Norm else None, heard, gate=gate)
             yield part, follower, _linear(layer, name)
 
 
@@ -228,21 +242,21 @@ def _fork(follower: Follower, reader: DepthLayer, name: str) -> None:
 
 def _before(
     part: ResidualJoin,
-    reader: DepthLayer,
-    name: str,
-    plan: FoldedSublayer,
-    norm: object,
+    after: tuple[DepthLayer, str, FoldedSublayer, object],
     heard: Sequence[Mapping[int, object]],
+    gate: StreamGate | None,
 ) -> Follower:
-    """A join, and the norm before the branch of the sublayer `plan` of a layer."""
+    """A join, its gate, and the norm before the branch of the sublayer `after` of a layer."""
+    reader, name, plan, norm = after
     if not plan.norm_in or type(norm) is not Norm:
-        return Follower(part, None, heard)
+        return Follower(part, None, heard, gate=gate)
     # Where the residual is the norm's result too, only its copy for the branch has another format.
     alone = not plan.residual_from_norm
     follower = Follower(
         part,
         norm,
         [*heard, reader._forward_pre_hooks],
+        gate=gate,
         narrow=alone and reader.fp32_stream,
         scale=plan.input_scale if alone else 1.0,
     )
@@ -267,8 +281,9 @@ def join_norms(chunks: Iterable[MegatronModule], by: str) -> int:
 
     It adds the bias of the product before the join too, and sums its gradient.
     by: one of `MAKERS`.
-    Returns the number of such joins. Left as they are: joins of one operation without a norm after
-    them in the same part of the model, as where a gate stands between, or at the end of a stage.
+    A gate of the stream is in the same pass.
+    Returns the number of such joins. Left as they are: joins of one operation without a norm or a
+    gate after them in the same part of the model, as at the end of a stage.
     It is so in training; evaluation has both apart.
     Raises UserError where a compiler is missing.
     """
@@ -279,7 +294,11 @@ def join_norms(chunks: Iterable[MegatronModule], by: str) -> int:
         pairs += [
             (part, follower, linear)
             for part, follower, linear in _followers(stack, config)
-            if follower.norm is not None or part.kernels > 1 or part.dropout or biased
+            if follower.norm is not None
+            or follower.gate is not None
+            or part.kernels > 1
+            or part.dropout
+            or biased
         ]
     function = MAKERS[by]()
     if by == "compile":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -130,17 +130,33 @@ def starts(name: str, read: Sequence[Tensor | None], written: Sequence[Tensor | 
     return False
 
 
+class Vector(NamedTuple):
+    """A vector [h] whose gradient a pass sums."""
+
+    format: torch.dtype
+    total: Tensor | None
+    """What the gradient is added to, None where autograd takes it (`model/layers/products.py`)."""
+
+
+def vector(parameter: Tensor | None) -> Vector | None:
+    """What a pass has to know of a parameter [h] for its gradient."""
+    if parameter is None:
+        return None
+    total = getattr(parameter, "main_grad", None) if getattr(parameter, "added_in_pass", False) else None
+    return Vector(parameter.dtype, total)
+
+
 class Parts:
     """Room for what each program sums of the gradients of up to three vectors [h].
 
-    formats: of each vector's gradient, None where nobody asks for it.
+    vectors: None where nobody asks for a gradient.
     """
 
-    def __init__(self, like: Tensor, count: int, h: int, formats: Sequence[torch.dtype | None]) -> None:
-        self.asked, self.h = list(formats), h
-        vectors = sum(one is not None for one in formats)
+    def __init__(self, like: Tensor, count: int, h: int, vectors: Sequence[Vector | None]) -> None:
+        self.asked, self.h = list(vectors), h
+        number = sum(one is not None for one in vectors)
         wide = wide_format(like.dtype)
-        self.room = like.new_empty((vectors, count, h), dtype=wide) if vectors else None
+        self.room = like.new_empty((number, count, h), dtype=wide) if number else None
 
     @property
     def pointers(self) -> list[Tensor | None]:
@@ -149,16 +165,26 @@ class Parts:
         return [None if one is None else next(rows) for one in self.asked]
 
     def totals(self) -> list[Tensor | None]:
-        """The gradients [h], each in its format, rounded once."""
+        """The gradients [h], each in its format, rounded once.
+
+        None where it was added to what its vector has for it; so it is of all of them, or of none.
+        """
         if self.room is None:
             return [None] * len(self.asked)
-        made = [None if one is None else self.room.new_empty(self.h, dtype=one) for one in self.asked]
-        given = [one for one in made if one is not None]
+        asked = [one for one in self.asked if one is not None]
+        added = all(one.total is not None for one in asked)
+        given = [
+            one.total if added and one.total is not None else self.room.new_empty(self.h, dtype=one.format)
+            for one in asked
+        ]
         # Written by the pass before and read here. Noted in one place: no batch makes them larger.
-        if starts("sum_parts", [self.room], [self.room, *given]):
+        if starts("sum_parts", [self.room, *(given if added else ())], [self.room, *given]):
             from model.layers.parts_kernel import total
 
             places = (*given, None, None)[:3]
             grid = ceil_div(self.h, PARTS), len(given)
-            total[grid](self.room, *places, self.room.shape[1], self.h, ROWS=PARTS, BLOCK=PARTS)
-        return made
+            sizes = self.room.shape[1], self.h
+            total[grid](self.room, *places, *sizes, ADDED=added, ROWS=PARTS, BLOCK=PARTS)
+        made = iter(given)
+        own = [None if one is None else next(made) for one in self.asked]
+        return [None] * len(own) if added else own

@@ -10,10 +10,28 @@ import triton.language as tl
 
 
 @triton.jit
-def total(parts, first, second, third, programs, h, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def _give(place, cols, column, mine, ADDED: tl.constexpr):
+    if ADDED:
+        column += tl.load(place + cols, mask=mine, other=0.0).to(column.dtype)
+    tl.store(place + cols, column.to(place.dtype.element_ty), mask=mine)
+
+
+@triton.jit
+def total(
+    parts,
+    first,
+    second,
+    third,
+    programs,
+    h,
+    ADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Sums over the programs of [vectors, programs, h], some columns of one vector.
 
-    first, second, third: [h] in any format, None beyond the number of vectors.
+    first, second, third: [h] in any format, None beyond the number of vectors. With ADDED the sums
+    are added to what is there.
     """
     cols, vector = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1)
     whole = cols < h
@@ -24,8 +42,8 @@ def total(parts, first, second, third, programs, h, ROWS: tl.constexpr, BLOCK: t
         inside = (rows < programs)[:, None] & whole[None, :]
         sums += tl.load(own + rows[:, None] * h + cols[None, :], mask=inside, other=0.0)
     column = tl.sum(sums, 0)
-    tl.store(first + cols, column.to(first.dtype.element_ty), mask=cols < tl.where(vector == 0, h, 0))
+    _give(first, cols, column, cols < tl.where(vector == 0, h, 0), ADDED)
     if second is not None:
-        tl.store(second + cols, column.to(second.dtype.element_ty), mask=cols < tl.where(vector == 1, h, 0))
+        _give(second, cols, column, cols < tl.where(vector == 1, h, 0), ADDED)
     if third is not None:
-        tl.store(third + cols, column.to(third.dtype.element_ty), mask=cols < tl.where(vector == 2, h, 0))
+        _give(third, cols, column, cols < tl.where(vector == 2, h, 0), ADDED)

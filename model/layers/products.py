@@ -1,7 +1,8 @@
 """Matrix products of linear layers that add onto what is there already.
 
 Forward, a branch's last product adds onto the residual. Backward, the product that is a weight's
-gradient adds onto the sum over micro-batches, instead of making a tensor that is added to it.
+gradient adds onto the sum over micro-batches, instead of making a tensor that is added to it. So do
+passes of ours that sum the gradients of biases, gains and offsets (`model/layers/launching.py`).
 """
 
 from __future__ import annotations
@@ -98,14 +99,18 @@ def sum_in_products(parts: Iterable[nn.Module]) -> int:
     """Has linear layers in these parts of a model add gradients to `weight.main_grad` in products.
 
     Those of layers and of the output; every weight has that sum, in fp32, by now.
-    Returns their number. Ours and Transformer Engine's read a switch of one name at every pass.
+    Passes of ours do the same for vectors that they sum.
+    Returns the number of linear layers.
+    Ours and Transformer Engine's read a switch of one name at every pass.
     Megatron-core's have another, and call an extension of APEX, whose place PyTorch's product takes
     where it is not installed: their own collectives stay beside the products.
     Transformer Engine writes over the sum in a step's first micro-batch, where it is zero.
     """
     found = 0
-    modules: Iterable[Any] = (module for part in parts for module in part.modules())
+    modules: list[Any] = [module for part in parts for module in part.modules()]
     for module in modules:
+        for parameter in module.parameters(recurse=False):
+            parameter.added_in_pass = parameter.dim() == 1
         ours_or_te = hasattr(module, "fuse_wgrad_accumulation")
         core = isinstance(module, (ColumnParallelLinear, RowParallelLinear))
         if ours_or_te:

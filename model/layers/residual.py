@@ -65,6 +65,11 @@ def join(
     return stream if layer_input is None else add_scaled(stream, layer_input, skip_scale)
 
 
+def gated(x: Tensor, gate: Tensor) -> Tensor:
+    """x - silu(gate) stopgrad(x), of x [s, b, h] and gate [1]."""
+    return torch.addcmul(x, x.detach(), F.silu(gate).to(x.dtype), value=-1)
+
+
 class StreamGate(nn.Module):
     """x - silu(g) stopgrad(x): the stream shrinks on its way up, its gradient does not.
 
@@ -78,11 +83,13 @@ class StreamGate(nn.Module):
         with meta_device(config):
             self.gate = nn.Parameter(torch.zeros(1, dtype=config.params_dtype))
         self.gate.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        self.passed = False
+        """Whether the join before has gated what comes next (`model/layers/joined.py`)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [s, b, h] -> the same shape and format."""
-        share = F.silu(self.gate)
-        return torch.addcmul(x, x.detach(), share.to(x.dtype), value=-1)
+        passed, self.passed = self.passed, False
+        return x if passed else gated(x, self.gate)
 
 
 class ResidualJoin(nn.Module):

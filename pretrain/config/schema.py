@@ -297,7 +297,8 @@ class TrainConfig(Strict):
     gradient_accumulation_fusion: bool = Field(
         False,
         description=(
-            "The product that is a weight's gradient adds it to the sum over micro-batches itself. "
+            "The product that is a weight's gradient adds it to the sum over micro-batches itself; "
+            "with joined kernels the passes that sum gradients of biases and norms do so too. "
             "Without ZeRO-3 and compiled layers, in bf16 on GPUs only. Rounds in another order."
         ),
     )

@@ -114,13 +114,12 @@ def count_layer(config: ModelConfig, place: PlacedLayer, way: Way) -> CountedLay
     with pretended_ranks(way.tensor, draws=draws), _own_linear(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Megatron-core's remarks on settings of a run
         layer = _build(config, place, way)
-        parameters = list(layer.parameters())
-        if way.joined:
-            parameters = list(_pass_at_once(config, place, way, layer).parameters())
+        whole = _pass_at_once(config, place, way, layer) if way.joined else layer
+        parameters = list(whole.parameters())
         stream, beside = _inputs(config, place, way)
         _feed(layer, stream)
         sums = _sums(parameters, way)
-        _fuse(layer, way)
+        _fuse(layer, whole, way)
         counting = Counting(way.device, sums)
         kernels = GpuKernels() if meta else contextlib.nullcontext()
         # The stream that enters counts as kept, for it is another layer's result.
@@ -299,11 +298,12 @@ def _sums(parameters: list[nn.Parameter], way: Way) -> list[Tensor]:
     return sums
 
 
-def _fuse(layer: nn.Module, way: Way) -> None:
+def _fuse(layer: nn.Module, whole: nn.Module, way: Way) -> None:
+    """whole: the layer and what its passes reach."""
     from model.layers.products import add_in_products, sum_in_products
 
     if way.fused_sums:
-        sum_in_products([layer])
+        sum_in_products([whole])
     if way.fused_residual:
         add_in_products([layer])
 
@@ -369,7 +369,7 @@ def _cost(config: ModelConfig, place: PlacedLayer, way: Way) -> LayerCost:
     beside = (*BESIDE, PARTIAL)
     moved = {phase: plain.moved(phase, beside) for phase in phases}
     shared = {phase: wider.moved(phase, beside) - moved[phase] for phase in phases}
-    added = plain.moved("accumulate") / plain.parameters
+    added = plain.moved("accumulate", beside) / plain.parameters
     return LayerCost(
         plain.host_time("forward"),
         plain.host_time("backward"),

@@ -58,11 +58,11 @@ def test_heads_and_gradients_are_the_reference_s(dtype: torch.dtype) -> None:
 
 def test_dropout_is_drawn_again_from_its_seed() -> None:
     from model.layers.join_pass import join_norm
-    from model.layers.joined import Numbers
+    from model.layers.joined import After, Numbers
 
     branch = torch.ones(4096, 1000, device="cuda", requires_grad=True)
     numbers = Numbers(1.0, 1.0, 0.0, dropout=0.25)
-    stream, *_ = join_norm(torch.zeros_like(branch), branch, None, None, None, None, None, numbers)
+    stream, *_ = join_norm(torch.zeros_like(branch), branch, None, None, None, After(), numbers)
     stream.backward(torch.ones_like(stream))
     assert branch.grad is not None
     assert torch.equal(branch.grad, stream.detach())

@@ -1,7 +1,8 @@
 """A residual join and the norm after it, written without any of the product's code, in float64.
 
-x' = r R + b (F + bias) + k x_layer, and n = s (x' - mean) / sqrt(var + eps) g + c, without mean
-and c for RMSNorm.
+x' = r R + b (F + bias) + k x_layer, less silu(a) x' where there is a gate a, through which the
+gradient of x' goes as if it were not there; and n = s (x' - mean) / sqrt(var + eps) g + c, without
+mean and c for RMSNorm.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class Join:
     layer_input: Tensor | None
     gain: Tensor | None
     offset: Tensor | None
+    gate: Tensor | None = None
     residual_scale: float = 1.0
     branch_scale: float = 1.0
     skip_scale: float = 1.0
@@ -38,6 +40,8 @@ class Join:
             x = x + self.residual_scale * self.residual
         if self.layer_input is not None:
             x = x + self.skip_scale * self.layer_input
+        if self.gate is not None:
+            x = x - x.detach() * self.gate / (1 + torch.exp(-self.gate))
         if self.gain is None:
             return x, None
         centre = x - x.mean(-1, keepdim=True) if self.centred else x

@@ -15,10 +15,11 @@ from triton.compiler import ASTSource
 from model.layers import activation_kernel, heads_kernel, join_kernel, parts_kernel
 
 HOPPER = GPUTarget("cuda", 90, 32)
-PARTS = ("parts", "weight_parts", "shift_parts", "bias_parts")
+PARTS = ("parts", "weight_parts", "shift_parts", "bias_parts", "gate_parts")
 INTEGERS = ("n", "h", "f", "programs", "batch", "groups", "per_group", "width", "turning")
 NORM = {"weight", "shift", "normed", "means", "inverses", "d_normed", "weight_parts", "shift_parts"}
-BARE = {"bias", "skip", "share", "seed", "d_skip", "d_branch", "bias_parts"}
+GATE = {"gate", "whole_stream", "gate_parts"}
+BARE = {"bias", "skip", "share", "seed", "d_skip", "d_branch", "bias_parts"} | GATE
 
 
 def compiled(function: Any, left_out: set[str], **flags: Any) -> Mapping[str, Any]:
@@ -43,13 +44,14 @@ def compiled(function: Any, left_out: set[str], **flags: Any) -> Mapping[str, An
 
 def main(output: str) -> None:
     """Sizes of the machine code, as JSON."""
+    bare = NORM | GATE
     cases: dict[str, tuple[Any, set[str], dict[str, Any]]] = {
         "forward": (join_kernel.forward, BARE, {"CENTRED": True}),
         "backward": (join_kernel.backward, BARE, {"CENTRED": True}),
         "forward, all": (join_kernel.forward, set(), {"CENTRED": True}),
         "backward, all": (join_kernel.backward, set(), {"CENTRED": True}),
-        "forward, no norm": (join_kernel.forward, NORM, {"CENTRED": False}),
-        "backward, no norm": (join_kernel.backward, NORM | {"stream", "bias_parts"}, {"CENTRED": False}),
+        "forward, no norm": (join_kernel.forward, bare, {"CENTRED": False}),
+        "backward, no norm": (join_kernel.backward, bare | {"stream", "bias_parts"}, {"CENTRED": False}),
     }
     for gated in (False, True):
         flags = {"KIND": "gelu", "GATED": gated, "ROWS": 8, "BLOCK": 256}
@@ -58,7 +60,7 @@ def main(output: str) -> None:
     tile = {"ROWS": 8, "BLOCK": 256}
     cases["heads forward"] = (heads_kernel.forward, set(), tile)
     cases["heads backward"] = (heads_kernel.backward, set(), tile)
-    cases["sums of parts"] = (parts_kernel.total, {"third"}, {"ROWS": 64, "BLOCK": 64})
+    cases["sums of parts"] = (parts_kernel.total, {"third"}, {"ADDED": True, "ROWS": 64, "BLOCK": 64})
     found = {
         name: len(compiled(kernel, out, **flags)["cubin"]) for name, (kernel, out, flags) in cases.items()
     }

@@ -17,15 +17,16 @@ from model.depth.schemes import SCHEMES
 from model.layers import launching
 from model.layers.activated import activate_at_once
 from model.layers.join_pass import join_norm
-from model.layers.joined import Numbers, join_norms
+from model.layers.joined import After, Numbers, join_norms
+from model.layers.products import sum_in_products
 from model.layers.separated import separate_at_once
 from model.network.language_model import LanguageModel
 from tests.model.cost.test_activations import LLAMA
 from tests.model.layers import activation_worker, heads_worker
-from tests.model.narrow import narrow, tokens
+from tests.model.narrow import narrow, open_gates, tokens
 from tests.reference.join import Join
 
-NAMES = ("residual", "branch", "bias", "skip", "weight", "shift")
+NAMES = ("residual", "branch", "bias", "skip", "weight", "shift", "gate")
 TERMS = {
     "pre-norm": ("residual", "weight", "shift"),
     "RMSNorm": ("residual", "weight"),
@@ -34,6 +35,8 @@ TERMS = {
     "bias": ("residual", "bias", "weight"),
     "all": ("residual", "bias", "skip", "weight", "shift"),
     "no norm": ("residual", "bias", "skip"),
+    "gate": ("residual", "weight", "shift", "gate"),
+    "gate alone": ("residual", "gate"),
 }
 FORMATS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
 ROWS, ODD = (5, 3), (40, 100, 257)
@@ -60,26 +63,28 @@ def joins_and_gradients(
     given: list[Tensor | None] = []
     for name in NAMES:
         shape = (*rows, width) if name in ("residual", "branch", "skip") else (width,)
+        shape = (1,) if name == "gate" else shape
         wide = stream if name in ("residual", "skip") else None
         there = name == "branch" or name in terms
         value = torch.randn(shape, dtype=torch.float64).to(device, wide or dtype)
         given.append(value.requires_grad_() if there else None)
-    residual, branch, bias, skip, weight, shift = given
+    residual, branch, bias, skip, *after = given
     assert branch is not None
     share = torch.tensor(SHARE, dtype=dtype, device=device) if "bias" in terms else None
-    results = join_norm(residual, branch, bias, skip, share, weight, shift, own)
+    results = join_norm(residual, branch, bias, skip, share, After(*after), own)
     made = [x for x in results if x is not None]
-    weights = [torch.randn_like(x) for x in made]
+    # A gate's gradient is one sum, of which terms that cancel would leave little.
+    weights = [torch.randn_like(x) + (x.detach() if "gate" in terms else 0) for x in made]
     torch.autograd.backward(made, weights)
     leaves = [None if x is None else x.detach().double().requires_grad_() for x in given]
-    residual, branch, bias, skip, weight, shift = leaves
+    residual, branch, bias, skip, *after = leaves
     assert branch is not None
     scale = float(own.branch_scale) * (1.0 if share is None else SHARE)
     scales = float(own.residual_scale), scale, float(own.skip_scale)
-    after = float(own.out_scale), float(own.eps), own.centred
-    wanted = [
-        x for x in Join(residual, branch, bias, skip, weight, shift, *scales, *after)() if x is not None
-    ]
+    norm = float(own.out_scale), float(own.eps), own.centred
+    weight, shift, gate = after
+    join = Join(residual, branch, bias, skip, weight, shift, gate, *scales, *norm)
+    wanted = [x for x in join() if x is not None]
     if own.forked:
         wanted.append(wanted[1].clone())
     torch.autograd.backward(wanted, [weight.double() for weight in weights])
@@ -123,9 +128,8 @@ def dropout() -> dict[str, Any]:
     for seed in (1, 2, 1):
         torch.manual_seed(seed)
         branch.grad = None
-        stream, *_ = join_norm(
-            torch.zeros(shape, dtype=torch.float64), branch, None, None, None, None, None, numbers
-        )
+        zeros = torch.zeros(shape, dtype=torch.float64)
+        stream, *_ = join_norm(zeros, branch, None, None, None, After(), numbers)
         stream.backward(torch.full_like(stream, 3.0))
         assert branch.grad is not None
         masks.append(stream.detach())
@@ -150,9 +154,13 @@ def dropout() -> dict[str, Any]:
     }
 
 
-def measured(model: LanguageModel) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and gradients."""
+def measured(model: LanguageModel, *, added: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and gradients. added: to sums that the layers' passes and products know."""
     model.zero_grad()
+    if added:
+        for parameter in model.parameters():
+            parameter.grad = parameter.main_grad = torch.zeros_like(parameter)  # type: ignore[attr-defined]
+        sum_in_products([model.decoder])  # Megatron-core's output projection adds no fp64
     torch.manual_seed(5)
     loss = model({"tokens": tokens(), "labels": tokens().roll(-1, 1)}).mean()
     loss.backward()
@@ -170,16 +178,19 @@ def models() -> dict[str, Any]:
     kinds["llama"] = narrow("pre_ln", 3, **llama)
     for name, kind in kinds.items():
         model = kind.double()
+        open_gates(model)
         loss, gradients = measured(model)
         joins = join_norms([model], "triton")
         activate_at_once([model], "triton")
         separate_at_once([model], "triton")
         again, joined = measured(model)
+        summed = measured(model, added=True)[1]
         # Some are zero but for rounding, as a bias of keys'.
         least = 1e-3 * max(float(gradient.abs().max()) for gradient in gradients.values())
         worst = max(
-            float((joined[key] - gradient).abs().max()) / max(least, float(gradient.abs().max()))
+            float((way[key] - gradient).abs().max()) / max(least, float(gradient.abs().max()))
             for key, gradient in gradients.items()
+            for way in (joined, summed)
         )
         found[name] = {"joins": joins, "loss": float((again / loss - 1).abs()), "gradients": worst}
     return found

@@ -20,7 +20,7 @@ from model.layers.torch_parts import Norm
 from model.network.language_model import LanguageModel
 from parallel.launch.one_process import single_process
 from tests.model.layers.test_compiled import PAIRS, VOCAB_SIZE, WINDOWS, build, counting, loss_and_gradients
-from tests.model.narrow import BF16, narrow, seen, tokens
+from tests.model.narrow import BF16, narrow, open_gates, seen, tokens
 
 PLAIN = "plain"
 
@@ -80,7 +80,7 @@ LINKED = {
     "mix_ln": (8, 1),
     "spannorm": (8, 1),
     "keel": (8, 7),
-    "gpas": (0, 9),
+    "gpas": (8, 1),
     "hybridnorm": (5, 4 * 3),
     "subln": (8, 1 + 8),
 }
@@ -101,6 +101,7 @@ def test_every_scheme_computes_the_same(
 ) -> None:
     """No norm computes what its join has computed, and none goes without."""
     model = build(scheme, layers=4).double()
+    open_gates(model)
     joins, apart = LINKED[scheme]
     heard = norms_apart(monkeypatch)
 
@@ -115,6 +116,17 @@ def test_every_scheme_computes_the_same(
     model.eval()
     loss_and_gradients(model)
     assert len(calls) == joins  # evaluation has both apart
+
+
+def test_who_listens_to_a_gate_hears_what_enters_it(calls: list[bool]) -> None:
+    heard: list[bool] = []
+    model = build("gpas", layers=2).double()
+    open_gates(model)
+    gate = model.decoder.layers[0].gpas
+    gate.register_forward_hook(lambda one, args, out: heard.append(torch.equal(args[0], out)))
+    equal(model, WINDOWS, lambda: join_norms([model], PLAIN))
+    assert heard == [False] * 4  # two joins, apart and again
+    assert len(calls) == 2  # those of the other layer
 
 
 @pytest.mark.parametrize("scheme", ["b2t", "deepscalelm_pre_ln", "peri_ln", "keel"])

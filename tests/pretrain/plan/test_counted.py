@@ -77,14 +77,16 @@ def test_operators_of_every_scheme(scheme: str) -> None:
 
 
 JOINED = {
-    "pre_ln": (8, 17, 12),
-    "b2t": (8, 18, 12),
-    "deepscalelm_pre_ln": (8, 17, 12),
-    "deepnorm": (8, 17, 12),
-    "layernorm_scaling": (8, 17, 12),
-    "peri_ln": (10, 21, 16),
-    "gpas": (14, 28, 13),
+    **dict.fromkeys(SCHEMES, ((8, 17, 12), (8, 13, 4))),
+    "b2t": ((8, 18, 12), (8, 14, 4)),
+    "spannorm": ((8, 18, 12), (8, 14, 4)),
+    "peri_ln": ((10, 21, 16), (10, 17, 10)),
+    "keel": ((10, 21, 16), (10, 17, 8)),
+    "gpas": ((8, 20, 13), (8, 13, 6)),
+    "hybridnorm": ((11, 20, 16), (11, 17, 10)),
+    "subln": ((10, 19, 16), (10, 15, 8)),
 }
+"""Of joined layers, and of those that add gradients to sums in products and passes."""
 
 
 @pytest.mark.parametrize("scheme", JOINED)
@@ -97,11 +99,24 @@ def test_operators_of_joined_layers(scheme: str) -> None:
     """
     config = config_of(scheme=scheme)
     place = config.placed_layers()[-2]
-    found = count_layer(config, place, replace(WAY, joined=True))
-    host = found.host("forward"), found.host("backward"), found.host("accumulate")
-    assert host == JOINED[scheme]
     a = Activations(config, 1, SEQ, element=2, fused=True, joined=True)
-    assert found.kept - RANDOM_STATES == a.layer(norms_of(place.plan))
+    for fused, expected in zip((False, True), JOINED[scheme], strict=True):
+        found = count_layer(config, place, replace(WAY, joined=True, fused_sums=fused))
+        host = found.host("forward"), found.host("backward"), found.host("accumulate")
+        assert host == expected
+        assert found.kept - RANDOM_STATES == a.layer(norms_of(place.plan))
+    assert sum(host) <= 40
+
+
+def test_partial_sums_that_go_into_sums_are_counted_once() -> None:
+    config = config_of()
+    stack = config.placed_layers()[0].stack
+    apart, added = (
+        layer_cost(config, stack, replace(WAY, joined=True, fused_sums=fused)) for fused in (False, True)
+    )
+    assert apart.fixed < added.fixed  # what is added to is read too, in fp32
+    assert apart.accumulated > 10
+    assert added.accumulated < 0.01  # that of the first layer's first norm, which stays apart
 
 
 FUSED = {
