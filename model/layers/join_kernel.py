@@ -120,6 +120,19 @@ def _norm_backward(g, x, weight, mean, inverse, inside, h, CENTRED: tl.constexpr
 
 
 @triton.jit
+def _store_part(parts, sums, cols, whole, h):
+    """What this program has summed of a vector's gradient, [ROWS, BLOCK]."""
+    if parts is not None:
+        tl.store(parts + tl.program_id(0) * h + cols, tl.sum(sums, 0), mask=whole)
+
+
+@triton.jit
+def _silu_slope(g):
+    rate = 1 / (1 + tl.exp(-g))
+    return rate * (1 + g * (1 - rate))
+
+
+@triton.jit
 def backward(
     d_stream,
     d_normed,
@@ -203,15 +216,9 @@ def backward(
             tl.store(d_branch + at, dx.to(d_branch.dtype.element_ty), mask=inside)
         if bias_parts is not None:
             d_bias += tl.where(inside, dx, 0.0)
-    mine = tl.program_id(0) * h + cols
-    if weight_parts is not None:
-        tl.store(weight_parts + mine, tl.sum(d_weight, 0), mask=whole)
-    if shift_parts is not None:
-        tl.store(shift_parts + mine, tl.sum(d_shift, 0), mask=whole)
-    if bias_parts is not None:
-        tl.store(bias_parts + mine, tl.sum(d_bias, 0), mask=whole)
+    _store_part(weight_parts, d_weight, cols, whole, h)
+    _store_part(shift_parts, d_shift, cols, whole, h)
+    _store_part(bias_parts, d_bias, cols, whole, h)
     if gate_parts is not None:
-        g = tl.load(gate).to(WIDE)
-        rate = 1 / (1 + tl.exp(-g))
-        part = tl.sum(d_gate, 0) * (rate * (1 + g * (1 - rate)))
+        part = tl.sum(d_gate, 0) * _silu_slope(tl.load(gate).to(WIDE))
         tl.store(gate_parts + tl.program_id(0), -part)
