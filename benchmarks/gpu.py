@@ -43,7 +43,7 @@ COMPILED = ("deep_24", "deep_1000")
 JOINED = ("gpt2_xl", "deep_24", "deep_384", "deep_1000")
 """Models that kernels of our own are measured on: joins, and with `local` all of them."""
 FUSED = ("gpt2_xl", "deep_1000")
-"""Models whose gradients are measured as products that add to their sums, too."""
+"""Models whose gradients are measured as products, and joined passes, that add to their sums."""
 FILES = {"gpt2_xl": "configs/gpt2_xl.yaml"} | {
     f"deep_{depth}": f"configs/deep_1p5b_{depth}_layers.yaml" for depth in DEPTHS
 }
@@ -270,7 +270,8 @@ def cases_for(
             for kind in dict.fromkeys((kernels[-1], "local")):
                 cases.append(Case(model, f"{kind}_joined", "none", micro, accumulation, graph=True))
         if model in FUSED:
-            cases.append(Case(model, kernels[-1], "none", micro, accumulation, graph=True, fused=True))
+            for kind in (kernels[-1], *["local_joined"] * joined):
+                cases.append(Case(model, kind, "none", micro, accumulation, graph=True, fused=True))
         if liger and not family:
             cases.append(Case(model, kernels[-1], "none", micro, accumulation, losses="liger"))
         if recipes and not family:

@@ -21,11 +21,12 @@ SOURCE, PICTURE = ROOT / "docs/measured/recipes.json", ROOT / "docs/images/thous
 FREQUENCIES = 4.232
 """Nats per token that the training text's frequencies cost on the validation samples."""
 SHOWN = (
-    ("b2t, with the recipe", ["model.scheme=b2t", "model.scheme_options.branch=2", "optimizer.lr=0.016"]),
-    ("deepscalelm_pre_ln, with it", ["model.scheme=deepscalelm_pre_ln", "optimizer.lr=0.016"]),
+    ("b2t, with the recipe", ["+include=configs/recipe/b2t.yaml", "optimizer.lr=0.032"]),
+    ("deepscalelm_post_ln", ["+include=configs/recipe/deepscalelm_post_ln.yaml", "optimizer.lr=0.032"]),
+    ("deepscalelm_pre_ln", ["+include=configs/recipe/deepscalelm_pre_ln.yaml", "optimizer.lr=0.032"]),
     ("b2t as published", ["model.scheme=b2t", "optimizer.lr=4e-3", "schedule.warmup_steps=100"]),
 )
-"""Legend of each run, and settings by which it is found."""
+"""Legend of each set of runs, and settings by which they are found: a seed each."""
 
 
 class Run(TypedDict):
@@ -36,10 +37,13 @@ class Run(TypedDict):
     gradient_norm: dict[str, float]
 
 
-def found(runs: list[Run], wanted: list[str]) -> Run:
-    """The first run of 1000 layers that has these settings. Raises StopIteration without one."""
+def found(runs: list[Run], wanted: list[str]) -> list[Run]:
+    """The runs of 1000 layers that have these settings. Raises ValueError without one."""
     deep = ["model.num_layers=1000", *wanted]
-    return next(run for run in runs if set(deep) <= set(run["setting"]))
+    there = [run for run in runs if set(deep) <= set(run["setting"])]
+    if not there:
+        raise ValueError(f"{SOURCE} has no run with {' '.join(deep)}")
+    return there
 
 
 def smooth(values: list[float], reach: int = 4) -> list[float]:
@@ -48,19 +52,31 @@ def smooth(values: list[float], reach: int = 4) -> list[float]:
     return [sum(part) / len(part) for part in parts]
 
 
-def losses(axes: Axes, runs: list[tuple[str, Run]]) -> None:
+def band(axes: Axes, places: list[int], curves: list[list[float]], color: str) -> None:
+    """The mean of some curves, and what lies between the lowest and the highest of them."""
+    columns = list(zip(*curves, strict=True))
+    axes.plot(places, [sum(column) / len(column) for column in columns], color=color)
+    if len(curves) > 1:
+        low, high = ([choose(column) for column in columns] for choose in (min, max))
+        axes.fill_between(places, low, high, color=color, alpha=0.25, linewidth=0)
+
+
+def losses(axes: Axes, shown: list[tuple[str, list[Run]]]) -> None:
     """Training loss over steps."""
     axes.axhline(FREQUENCIES, color=INK, linestyle=":", linewidth=1.2, label="token frequencies")
-    for (label, run), color in zip(runs, PALETTE, strict=False):
-        axes.plot([int(step) for step in run["train"]], smooth(list(run["train"].values())), color=color)
+    for (label, runs), color in zip(shown, PALETTE, strict=False):
+        curves = [smooth(list(run["train"].values())) for run in runs]
+        band(axes, [int(step) for step in runs[0]["train"]], curves, color)
         axes.plot([], [], color=color, label=label)
     axes.set(xlabel="step", ylabel="training loss (nats per token)", ylim=(3.1, 6.0))
 
 
-def gradients(axes: Axes, runs: list[tuple[str, Run]]) -> None:
+def gradients(axes: Axes, shown: list[tuple[str, list[Run]]]) -> None:
     """Gradient norm of each layer's weights at the last step."""
-    for (_, run), color in zip(runs, PALETTE, strict=False):
-        axes.semilogy([int(one) for one in run["gradient_norm"]], run["gradient_norm"].values(), color=color)
+    axes.set_yscale("log")
+    for (_, runs), color in zip(shown, PALETTE, strict=False):
+        curves = [list(run["gradient_norm"].values()) for run in runs]
+        band(axes, [int(one) for one in runs[0]["gradient_norm"]], curves, color)
     axes.set(xlabel="layer", ylabel="gradient norm at the last step")
 
 
@@ -73,7 +89,7 @@ def main() -> None:
         left, right = figure.subplots(1, 2)
         losses(left, shown)
         gradients(right, shown)
-        figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8)
         figure.savefig(PICTURE, dpi=130)
     print(f"wrote {PICTURE.relative_to(ROOT)}")
 

@@ -17,7 +17,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "fp32": {"precision": "fp32", "kernels": "local"},
     "bf16": {"precision": "bf16", "kernels": "local"},
     "graph": {"precision": "bf16", "kernels": "local", "cuda_graph": True},
+    "joined": {"precision": "bf16", "kernels": "local_joined"},
+    "joined fp32": {"precision": "fp32", "kernels": "local_joined"},
+    "joined graph": {"precision": "bf16", "kernels": "local_joined", "cuda_graph": True},
 }
+"""Joined kernels add gradients of vectors to their sums, too."""
 OF_TE: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16", "kernels": "te"},
     "graph": {"precision": "bf16", "kernels": "te", "cuda_graph": True},
