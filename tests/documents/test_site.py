@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from parallel.topology import check_layout
+from pretrain.config.load import load_config
 from tests.documents import reference
 from tools import cli
 
@@ -114,6 +116,28 @@ def test_an_unknown_command_or_option_is_found() -> None:
     assert unknown("fathom data prepair x") == "prepair"
     assert unknown("fathom status runs --wach 3 | head") == "--wach"
     assert not unknown("fathom submit c.yaml name=run7 --nodes 4 --dry-run  # looks only")
+
+
+def run_of(line: str) -> tuple[Path, list[str]] | None:
+    """A shipped configuration that a command names, and the settings after it. None without."""
+    words = shlex.split(line, comments=True)
+    files = [word for word in words[2:] if word.startswith("configs/") and (ROOT / word).is_file()]
+    if not files or re.search(r"\$|SCHEME", line):  # a loop of the shell, a placeholder
+        return None
+    return ROOT / files[0], [word for word in words[2:] if re.match(r"\+?[a-z_.]+=", word)]
+
+
+RUNS = {line: found for page in [*PAGES, *OUTSIDE] for line in lines_of(page) if (found := run_of(line))}
+
+
+@pytest.mark.parametrize("line", RUNS)
+def test_settings_in_the_documents_are_accepted(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On as many GPUs as their layout needs."""
+    monkeypatch.chdir(ROOT)
+    file, settings = RUNS[line]
+    config = load_config(file, settings)
+    parallel = config.parallel
+    check_layout(parallel, config.model, parallel.tensor * parallel.pipeline * parallel.context)
 
 
 # ---- pages made from code
