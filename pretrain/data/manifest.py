@@ -217,15 +217,28 @@ class Manifest(Record):
     def facts(self, folder: Path | str, split: str) -> SplitFacts:
         """The facts of a split. Raises UserError, which names the folder, where there is none."""
         found = next((facts for name, facts in self.splits.items() if name == split), None)
-        if found is None and (self.both is not None) == (split in PAIRED):
+        if found is not None:
+            return found
+        if self.both is not None and split in PAIRED:
             holds = "pairs, which only train.task=translation reads"
             if self.speech is not None:
                 holds = "speech, which only a model of model.family=speech reads"
-            text = "text, and not the pairs that are needed: prepare it with --pairs"
-            raise UserError(f"data set {folder} holds {holds if self.both is not None else text}")
-        if found is None:
-            raise UserError(f"data set {folder}: no split {split!r}; it has {', '.join(self.splits)}")
+            raise UserError(f"data set {folder} holds {holds}")
+        raise self._no_split(folder, split)
+
+    def sides(self, folder: Path | str, split: str) -> tuple[SplitName, SplitName]:
+        """The files of both sides of a split of pairs.
+
+        Raises UserError, which names the folder, where there is no such split.
+        """
+        found = next((sides for name, sides in PAIRED.items() if name == split), None)
+        if found is None or found[0] not in self.splits:
+            raise self._no_split(folder, split)
         return found
+
+    def _no_split(self, folder: Path | str, split: str) -> UserError:
+        names = [name for name, sides in PAIRED.items() if name in self.splits or sides[0] in self.splits]
+        return UserError(f"data set {folder}: no split {split!r}; it has {', '.join(names)}")
 
     def text(self) -> str:
         """What is written to dataset.json."""
@@ -278,5 +291,5 @@ def fingerprint(manifest: Manifest, split: SplitName | str) -> str:
 
 def pair_fingerprint(manifest: Manifest, split: SplitName | str) -> str:
     """As `fingerprint`, of both sides of a split of pairs."""
-    sides = next(sides for name, sides in PAIRED.items() if name == split)
-    return hashlib.sha256("/".join(fingerprint(manifest, side) for side in sides).encode()).hexdigest()
+    names = [fingerprint(manifest, side) for side in manifest.sides("", split)]
+    return hashlib.sha256("/".join(names).encode()).hexdigest()

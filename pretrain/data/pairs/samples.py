@@ -13,7 +13,7 @@ from pretrain.config.schema import Corpus
 from pretrain.data.blend import Blend, agree_on_tokens
 from pretrain.data.index_cache import build_once, cache_folder
 from pretrain.data.indexed import IndexedDataset
-from pretrain.data.manifest import PAIRED, Manifest, PairFacts, load_manifest, pair_fingerprint
+from pretrain.data.manifest import Manifest, PairFacts, load_manifest, pair_fingerprint
 from pretrain.data.pairs.packing import PACKING_VERSION, Packing, pack
 from pretrain.data.passes import Passes
 from pretrain.data.token_files import check_start, damaged, split_prefix
@@ -35,9 +35,9 @@ class PairReader:
         self.path, self.split, self.lengths = path, split, lengths
         self.cache, self.alone = cache, alone
         self.manifest = load_manifest(path)
-        sides = next((sides for name, sides in PAIRED.items() if name == split), None)
-        if self.facts_of(self.manifest) is None or sides is None:
+        if self.facts_of(self.manifest) is None:
             raise UserError(f"data set {path} holds no {self.wanted}")
+        sides = self.manifest.sides(path, split)
         prefixes = [split_prefix(path, side, self.manifest) for side in sides]
         for side in sides:
             check_start(path, side, self.manifest)
