@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from model.errors import UserError
 from model.words import printable
+from pretrain.data.reading.hub import load_named
 from pretrain.data.reading.raw_record import Broken, Record
 
 SPLIT_NAMES = {
@@ -156,7 +157,9 @@ def _table(given: str, path: Path) -> Table:
         elif path.suffix == ".parquet":
             loaded = datasets.load_dataset("parquet", data_files=given)
         else:
-            loaded = datasets.load_dataset(given.removeprefix("hf://"))
+            loaded = load_named(given, given.removeprefix("hf://"))
+    except UserError:
+        raise
     except Exception as error:  # whatever a library and a network have to say
         raise UserError(
             f"INPUT {printable(given)}: cannot be loaded ({printable(str(error), 300)})"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from model.errors import UserError
 from pretrain.data.reading.compressed import open_binary
 from pretrain.data.reading.file_kinds import HEAD, inner_suffix, looks_like
+from pretrain.data.reading.hub import load_named
 from pretrain.data.reading.inputs import InputFile
 from pretrain.data.reading.raw_record import Broken, Record, broken, value_of
 
@@ -135,11 +136,8 @@ def hub_rows(shard: InputFile, keys: Sequence[str], streaming: bool) -> Iterator
 
     name, _, rest = shard.name.partition(":")
     config, _, split = rest.partition(":")
-    try:
-        table = datasets.load_dataset(name, config or None, split=split or "train", streaming=streaming)
-    except (OSError, ValueError, ImportError) as error:
-        neither = "no such file or folder, and the datasets library cannot load a data set of that name"
-        raise UserError(f"INPUT {shard.name}: {neither}: {error}") from error
+    wanted = split or "train"
+    table = load_named(shard.name, name, config or None, split=wanted, streaming=streaming)
     if table.features is not None:
         names = list(table.features)
         columns = [_column_of(key, names) for key in keys]
