@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import signal
 import sys
@@ -23,7 +22,6 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
 
 from model.errors import UserError, debugging, say, told
-from model.files import atomic_write_text
 from parallel.checkpoint.errors import SaveError
 from parallel.exchange import PeerError, is_shared, together
 from parallel.launch.exit_codes import ENDED_IN_ORDER, ExitCode, as_exit_code, leave
@@ -34,7 +32,7 @@ from parallel.launch.process_group import has_gpu, has_own_store, init_process_g
 from parallel.launch.ranks import ALONE, RankInfo, rank_from_environment
 from parallel.launch.secret import run_secret
 from parallel.topology import Topology
-from pretrain.config.load import complete_model, dump_config, load_config
+from pretrain.config.load import complete_model, load_config
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import load_manifest
 from pretrain.data.token_files import DamagedDataError
@@ -255,6 +253,7 @@ def _trainer(
     from pretrain.train import branch_warmup, learning_rate
     from pretrain.train.build import build_engine
     from pretrain.train.callbacks.base import Callback
+    from pretrain.train.callbacks.description import Description, describe
     from pretrain.train.callbacks.display import Display
     from pretrain.train.callbacks.metrics_log import LOGGERS, MetricsFile
     from pretrain.train.callbacks.run_state import RunState
@@ -267,7 +266,7 @@ def _trainer(
     with together():
         known = info.rank == 0 and (run_dir / "config.yaml").exists()
         if info.rank == 0 and not known:
-            _describe(config, run_dir)
+            describe(config, run_dir)
         kind = config.task.samples
         data = {
             split: open_samples(config, kind, split)
@@ -278,8 +277,8 @@ def _trainer(
     callbacks: list[Callback] = [watchdog] if watchdog is not None else []
     trainer = Trainer(config, run_dir, engine, data["train"], data.get("validation"), callbacks)
     resumed = trainer.resume()
-    if known:  # not before: a start that is refused leaves the run's description as it was
-        _describe(config, run_dir)
+    if known:
+        callbacks.append(Description())
     metrics = MetricsFile(config.log.interval)
     if info.rank == 0:
         callbacks += [RunState(), metrics, Display(config.log.progress, resumed)]
@@ -287,15 +286,6 @@ def _trainer(
     if config.log.signal_interval:
         callbacks.append(SignalHealth(config.log.signal_interval, reports=info.rank == 0))
     return trainer
-
-
-def _describe(config: RunConfig, run_dir: Path) -> None:
-    """Writes what the run is and where it runs."""
-    from pretrain.rundir.environment import environment
-
-    run_dir.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(run_dir / "config.yaml", dump_config(config))
-    atomic_write_text(run_dir / "environment.json", json.dumps(environment(), indent=1))
 
 
 if __name__ == "__main__":

@@ -226,6 +226,21 @@ def test_a_refused_start_leaves_the_runs_description(config: Path, whole: Path, 
     assert (tmp_path / "tiny" / "config.yaml").read_text() == before
 
 
+def test_a_start_that_takes_no_step_leaves_the_runs_description(
+    config: Path, whole: Path, tmp_path: Path
+) -> None:
+    """One that does take a step says with what."""
+    shutil.copytree(whole / "tiny", tmp_path / "tiny")
+    described = [tmp_path / "tiny" / name for name in ("config.yaml", "environment.json")]
+    described[1].write_text("{}")
+    before = [path.read_text() for path in described]
+    assert run(config, tmp_path, "optimizer.lr=1e-4", "train.eval_samples=0")[0] == ExitCode.FINISHED
+    assert [path.read_text() for path in described] == before
+    assert run(config, tmp_path, "optimizer.lr=1e-4", "train.steps=9")[0] == ExitCode.FINISHED
+    assert "lr: 0.0001" in described[0].read_text()
+    assert "packages" in described[1].read_text()
+
+
 @pytest.mark.parametrize("ignored", [False, True])
 def test_interrupt_while_a_rank_imports_is_quiet(ignored: bool) -> None:
     action = signal.SIG_IGN if ignored else signal.default_int_handler
