@@ -34,6 +34,12 @@ from pretrain.data.prefetch import Prefetcher
 from pretrain.data.token_files import check_start, damaged, index_problem, split_prefix
 from pretrain.data.tokens.tokenizer import token_dtype
 
+STORED_FROM = 1 << 17
+"""Numbers of an index that later passes store too.
+
+Shorter ones take each process milliseconds, and a run may go over little data a million times.
+"""
+
 __all__ = ["Prefetcher", "TokenBlend", "micro_batch_indices", "open_blend"]
 
 
@@ -90,7 +96,10 @@ class _CorpusReader:
             identity = f"{self.fingerprint[:20]}-{self.split}-{self.cut.name}-seed{self.seed}"
             path = self.cache / f"{identity}-epoch{epoch}-v{INDEX_VERSION}.npy"
             length = self.cut.stored(self.facts.documents, self.samples)
-            index = build_once(path, lambda: self._build(epoch), length, self.alone)
+            if epoch and length < STORED_FROM:
+                index = self._build(epoch)
+            else:
+                index = build_once(path, lambda: self._build(epoch), length, self.alone)
             self.orders[epoch] = self.cut.order(index, self.dataset.sequence_lengths)
             while len(self.orders) > EPOCHS_OPEN:
                 self.orders.popitem(last=False)

@@ -9,6 +9,7 @@ A file is a one-dimensional .npy of int64 whose last number is the checksum of t
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import logging
 import os
@@ -27,7 +28,7 @@ import xxhash
 from pydantic import Field
 
 from model.errors import UserError
-from model.files import atomic_path
+from model.files import TEMPORARY, atomic_path
 from model.records import Record
 from model.words import printable
 
@@ -83,10 +84,14 @@ def build_once(
             found = _load(path, length)
             if found is not None:
                 break
+            _remove_leftovers(path)
             built = build()
             try:
                 _store(path, built)
             except OSError as error:
+                found = _load(path, length)  # of a process that was thought dead, and was not
+                if found is not None:
+                    break
                 if alone:
                     return built
                 raise _unwritable(path, error) from error
@@ -133,6 +138,12 @@ def _store(path: Path, array: np.ndarray) -> None:
         np.lib.format.write_array_header_1_0(file, header)
         array.tofile(file)
         np.array([_checksum(array)]).tofile(file)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes what a process left that was killed while it wrote this file."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{TEMPORARY}"):
+        leftover.unlink(missing_ok=True)
 
 
 def _acquire(lock: Path) -> bool:

@@ -41,7 +41,7 @@ from pretrain.rundir.outcome import exit_code_of, going_on, known_line, words_of
 from pretrain.rundir.state import CONTROL, StaleStartError, forget_failures, record_failure
 from pretrain.train.callbacks.watchdog import Watchdog, timed_out
 from pretrain.train.checks.before_start import FirstStart, check_before_start
-from pretrain.train.checks.feasibility import fit_machine, fit_processes
+from pretrain.train.checks.feasibility import check_passes, fit_machine, fit_processes
 from pretrain.train.checks.network import check_network
 from pretrain.train.checks.preflight import BadNodeError, check_nodes, share_problem
 from pretrain.train.stop_signals import task_exit_code
@@ -272,6 +272,7 @@ def _trainer(
             split: open_samples(config, kind, split)
             for split in (("train", "validation") if config.train.eval_samples else ("train",))
         }
+        check_passes(config, data["train"].blend)
         log_p_v = data["train"].blend.log_frequencies() if config.model.init.unigram else None
     engine = build_engine(config, topology, log_p_v)
     callbacks: list[Callback] = [watchdog] if watchdog is not None else []

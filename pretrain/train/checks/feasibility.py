@@ -5,6 +5,8 @@ Asked before local processes start or a job is submitted, and again by each proc
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from model.errors import UserError
@@ -15,6 +17,12 @@ from parallel.hardware.versions import installed
 from parallel.topology import BATCH_KEY, Layout, check_layout
 from pretrain.config.load import complete_model
 from pretrain.config.schema import RunConfig
+
+if TYPE_CHECKING:
+    from pretrain.data.blend import Blend
+
+MOST_PASSES = 1000
+"""Of a step over a data set. A batch that repeats its samples more often is a slip of the pen."""
 
 
 def fit_processes(config: RunConfig, world: int) -> Layout:
@@ -50,6 +58,20 @@ def eval_rounds(layout: Layout, samples: int, micro_batch_size: int) -> int:
     """
     rounds = -(-samples // (micro_batch_size * layout.data))
     return -(-rounds // layout.pipeline) * layout.pipeline if layout.virtual > 1 else rounds
+
+
+def check_passes(config: RunConfig, blend: Blend) -> None:
+    """Raises UserError for a step that would take all samples of a data set over and over."""
+    batch = config.train.global_batch_size
+    for corpus, weight, samples in zip(
+        config.data.corpora, blend.weights, blend.samples_per_epoch, strict=True
+    ):
+        share = weight / sum(blend.weights)
+        if (passes := batch * share / samples) > MOST_PASSES:
+            most = int(MOST_PASSES * samples / share)
+            over = f"a step would go {passes:,.0f} times over {corpus.path}"
+            has = f"whose train split has {samples:,} samples"
+            raise UserError(f"{BATCH_KEY}={batch}: {over}, {has}: set {most} or less, or prepare more data")
 
 
 def fit_machine(config: RunConfig, layout: Layout) -> Numerics:

@@ -79,6 +79,20 @@ def test_moving_the_folders_changes_nothing(sets: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(moved.batch(range(50)), blend(sets, "red").batch(range(50)))
 
 
+def test_many_passes_over_little_data_leave_one_file(
+    sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpora = [Corpus(path=str(sets / "red"))]
+    few = open_blend(corpora, "train", SEQ, 7, tmp_path / "few")
+    samples = range(4 * few.samples_per_epoch[0])
+    read = few.batch(samples)
+    assert len(list((tmp_path / "few").iterdir())) == 1
+    monkeypatch.setattr("pretrain.data.blend.STORED_FROM", 0)
+    many = open_blend(corpora, "train", SEQ, 7, tmp_path / "many")
+    np.testing.assert_array_equal(many.batch(samples), read)
+    assert len(list((tmp_path / "many").iterdir())) == 4
+
+
 def test_positions_far_away(sets: Path) -> None:
     data = blend(sets, "red", "blue")
     assert data.sample(10**9 + 7).shape == (SEQ + 1,)

@@ -49,6 +49,13 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["index.npy"]
 
 
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".index.npy.abcd.tmp").write_bytes(b"half")
+    (tmp_path / ".other.npy.abcd.tmp").write_bytes(b"somebody's")
+    build_once(tmp_path / "index.npy", lambda: np.arange(3), 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.npy.abcd.tmp", "index.npy"]
+
+
 GARBAGE = {
     "empty": b"",
     "text": b"not an array",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 
 from model.errors import UserError
 from parallel.hardware.precision import Machine
+from pretrain.config.schema import Corpus
 from pretrain.train.checks import feasibility
-from pretrain.train.checks.feasibility import eval_rounds, fit_machine, fit_processes
+from pretrain.train.checks.feasibility import check_passes, eval_rounds, fit_machine, fit_processes
 from tests.parallel.training import given, run_config
 
 H100 = Machine("NVIDIA H100 80GB HBM3", (9, 0), (13, 0), "2.11.0", "")
@@ -45,6 +47,21 @@ def test_processes_that_do_not_fit(
 ) -> None:
     with pytest.raises(UserError, match=message):
         fit_processes(run_config(parallel=parallel, train=train), world)
+
+
+def test_a_step_that_repeats_its_data_without_end() -> None:
+    """Of two data sets by their weights."""
+    config = run_config(train=given(global_batch_size=16_777_216))
+    config.data.corpora = [Corpus(path="data/large", weight=3), Corpus(path="data/small", weight=1)]
+    blend = SimpleNamespace(weights=[3, 1], samples_per_epoch=[10**9, 27])
+    with pytest.raises(UserError) as caught:
+        check_passes(config, blend)  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "train.global_batch_size=16777216: a step would go 155,345 times over data/small, whose train split "
+        "has 27 samples: set 108000 or less, or prepare more data"
+    )
+    config.train.global_batch_size = 108_000
+    check_passes(config, blend)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
