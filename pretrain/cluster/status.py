@@ -109,7 +109,8 @@ def run_status(folder: Path, queued: Mapping[str, Queued] | None, now: float | N
     state, submitted = states.read_state(folder), states.read_submitted(folder)
     recent = recent_events(folder / "metrics.jsonl")
     step = recent.train[-1].step if recent.train else int(state.get("step") or 0)
-    total = _total_steps(folder)
+    # As the run's own lines count: train.stop_at_step ends a start, and not the run.
+    total = read_config(folder).count("train.steps")
     step_time = _mean([event.step_time_s for event in recent.train])
     checkpoint = states.latest_step(folder)
     known, reason = _told(state, recent.end) or (_state_by_age(folder, now), "")
@@ -231,12 +232,6 @@ def _search(folder: Path, depth: int) -> Iterator[Path]:
         for child in children:
             if child.is_dir() and child.name not in SKIPPED and not child.name.startswith("."):
                 yield from _search(child, depth - 1)
-
-
-def _total_steps(folder: Path) -> int | None:
-    config = read_config(folder)
-    steps = config.count("train.steps")
-    return None if steps is None else min(steps, config.count("train.stop_at_step") or steps)
 
 
 def _told(state: State, end: End | None) -> tuple[str, str] | None:

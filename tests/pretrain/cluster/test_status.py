@@ -143,6 +143,17 @@ def test_run_without_a_state_file(tmp_path: Path) -> None:
     assert run_status(run, None).state == "stopped"
 
 
+def test_a_start_that_ends_early_is_part_of_its_run(tmp_path: Path) -> None:
+    """As the run's own lines count: `step 10/100`."""
+    run = make_run(tmp_path / "a")
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("stop_at_step: null", "stop_at_step: 10"))
+    with MetricsWriter(run / "metrics.jsonl") as writer:
+        writer.write("end", 10, reason="train.stop_at_step=10 is reached", exit_code=76)
+    status = run_status(run, None)
+    assert (status.state, status.step, status.total) == ("stopped", 10, 100)
+
+
 def test_newest_steps_behind_long_lines(tmp_path: Path) -> None:
     """Signals of a deep model are longer than a block.
 
