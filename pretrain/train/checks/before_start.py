@@ -49,7 +49,10 @@ def lack_of_room(config: RunConfig, run_dir: Path) -> tuple[str, int]:
     The run directory need not be there yet. Raises OSError as the file system does.
     """
     there = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(there).free
+    disk = shutil.disk_usage(there)
+    free = disk.free
+    if not disk.total:  # /proc, say, where the folder cannot be made, which is said when it is tried
+        return "", free
     needed = CHECKPOINT_BYTES * parameter_count(config.model)["total"]
     if free >= needed:
         return "", free

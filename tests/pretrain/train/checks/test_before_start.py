@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from model.errors import UserError
-from pretrain.rundir.lock import owned
+from pretrain.rundir.lock import UnwritableError, owned
 from pretrain.train.checks.before_start import FirstStart, check_before_start
 from tests.pretrain.small import small_config, small_data
 
@@ -61,3 +61,15 @@ def test_what_is_missing_is_found_before_anything_is_written(tmp_path: Path) -> 
     ):
         check_before_start(config.model_copy(update={"model": large}))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc")
+def test_a_folder_that_cannot_be_made_is_not_called_full(tmp_path: Path) -> None:
+    """Of a file system without room for anything, not even one byte."""
+    config = small_config(small_data(tmp_path), Path("/proc/nothing"), 2)
+    check_before_start(config)
+    with (
+        pytest.raises(UnwritableError, match="runs_dir: /proc/nothing/small cannot be written"),
+        owned(Path(config.runs_dir) / config.name, 0),
+    ):
+        pass
