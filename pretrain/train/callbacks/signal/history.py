@@ -102,4 +102,7 @@ def message(departures: list[Departure], layers: int) -> str:
     """
     worst = max(departures, key=lambda departure: (not math.isfinite(departure.value), abs(departure.z)))
     others = len(departures) - 1
-    return str(worst) + (f"; so do {others} of the other {layers - 1} layers" if others else "")
+    if not others:
+        return str(worst)
+    where = f"{others} of the other {layers - 1} layers" if layers > 2 else "the other layer"
+    return f"{worst}; also in {where}"

@@ -104,9 +104,11 @@ def test_several_layers_make_one_line() -> None:
     departures = [
         histories.check(layer, "grad_norm", value) for layer, value in ((1, 4.0), (2, 400.0), (3, 4.0))
     ]
-    text = message([departed for departed in departures if departed is not None], 12)
+    found = [departed for departed in departures if departed is not None]
+    text = message(found, 12)
     assert text.startswith("layer 2: grad_norm 400")
-    assert text.endswith("so do 2 of the other 11 layers")
+    assert text.endswith("; also in 2 of the other 11 layers")
+    assert message(found[:2], 2).endswith("; also in the other layer")
 
 
 # ---- single measurements -------------------------------------------------------------------------
