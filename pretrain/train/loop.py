@@ -28,7 +28,7 @@ from pretrain.train.batches import StepBatches
 from pretrain.train.branch_warmup import branch_shares
 from pretrain.train.callbacks.base import Callback, EvalRecord, SaveRecord, StartRecord, StepRecord
 from pretrain.train.learning_rate import learning_rate
-from pretrain.train.run_checkpoints import Checkpoints
+from pretrain.train.run_checkpoints import Checkpoints, way_back
 from pretrain.train.spikes import SpikeGuard
 from pretrain.train.steps import training_step
 from pretrain.train.stop_signals import BEGAN
@@ -323,7 +323,7 @@ class Trainer:
         begun = self.step
         code, reason = self._loop()
         if code is ExitCode.DIVERGED:
-            return code, self._settled(reason)
+            return code, self._settled(reason) + self._way_back()
         self.save(prune=False)
         decided = self._ask()
         if code is ExitCode.FINISHED and self.validation.samples:
@@ -350,7 +350,8 @@ class Trainer:
             return code, f"{asked}; all steps are done, and the last evaluation is left to the next start"
         if math.isfinite(self.evaluate()):
             return ExitCode.FINISHED, reason
-        return ExitCode.DIVERGED, f"the validation loss is not finite after step {self.step}"
+        reason = f"the validation loss is not finite after step {self.step}"
+        return ExitCode.DIVERGED, reason + self._way_back()
 
     def _loop(self) -> tuple[ExitCode, str]:
         if self.step >= self.last_step:
@@ -429,6 +430,11 @@ class Trainer:
         except SaveError as error:
             return f"{reason}; {error}"
         return reason
+
+    def _way_back(self) -> str:
+        """What can be done after a divergence."""
+        # Weights are known to work where the step after them was taken.
+        return way_back(self.checkpoints, self.step - self.skipped_in_row - 1)
 
     def _evaluation_is_due(self) -> bool:
         """Whether an evaluation follows the present step, which is not the run's last."""

@@ -202,6 +202,29 @@ def going_back(folder: Path | None) -> Iterator[None]:
         raise UserError(f"{error}. To go back, move {newest} away and start again: {after}") from None
 
 
+def way_back(folder: Path, known: int) -> str:
+    """What can be done after a divergence, as the end of a line.
+
+    folder: of the run's checkpoints.
+    known: the last step after which the run went on as it should.
+    """
+    change = "with a lower optimizer.lr, say"
+    steps = steps_in(folder)
+    if not steps:
+        return f"; no checkpoint is saved: begin again {change}"
+    sound = [step_folder(step) for step in steps if step <= known]
+    doubtful = [step_folder(step) for step in steps if step > known]
+    if not doubtful:
+        return f"; start again {change}: the run goes on from {sound[-1]}, after which steps were taken"
+    if not sound:
+        return f"; no checkpoint is known to be sound: begin again under another name, {change}"
+    newer = doubtful[0] if len(doubtful) == 1 else f"{doubtful[0]} and what is newer"
+    moved = f"move {newer} out of {folder}"
+    return (
+        f"; {sound[-1]} is the last checkpoint after which steps were taken: {moved} and start again {change}"
+    )
+
+
 def check_nothing_lost(run_dir: Path) -> None:
     """Raises UserError where a run without complete checkpoints had some.
 

@@ -29,6 +29,7 @@ from pretrain.train.callbacks.base import Callback, RunView, StepRecord
 from pretrain.train.callbacks.metrics_log import MetricsFile
 from pretrain.train.callbacks.run_state import RunState
 from pretrain.train.loop import Trainer
+from pretrain.train.run_checkpoints import way_back
 from tests.pretrain.small import small_config, small_data, small_trainer
 
 
@@ -63,6 +64,10 @@ def told(run_dir: Path) -> tuple[str | None, int | None, str, str]:
     assert state["exit_code"] == end.exit_code
     assert state["reason"] == end.reason
     return state["state"], end.exit_code, run_status(run_dir, None).state, report_status(read_run(run_dir))[0]
+
+
+def reason(run_dir: Path) -> str:
+    return read_state(run_dir)["reason"] or ""
 
 
 class At(Callback):
@@ -178,6 +183,9 @@ def test_a_diverged_run_is_never_finished(data: Path, tmp_path: Path, last: bool
     assert (trainer.exit_code, trainer.step) == (ExitCode.DIVERGED, 3)
     assert told(tmp_path / "small") == ("failed", 77, "failed", "bad")
     assert "diverged at step 3" in report_status(read_run(tmp_path / "small"))[1]
+    assert reason(tmp_path / "small").endswith(
+        "; no checkpoint is saved: begin again with a lower optimizer.lr, say"
+    )
 
 
 def test_a_last_step_that_breaks_the_weights_is_seen_by_the_last_evaluation(
@@ -189,7 +197,14 @@ def test_a_last_step_that_breaks_the_weights_is_seen_by_the_last_evaluation(
     trainer = trained(config, Broken(3))
     assert trainer.exit_code is ExitCode.DIVERGED
     assert told(tmp_path / "small") == ("failed", 77, "failed", "bad")
-    assert steps_in(tmp_path / "small" / "checkpoints") == [2, 3]
+    folder = tmp_path / "small" / "checkpoints"
+    assert steps_in(folder) == [2, 3]
+    assert reason(tmp_path / "small") == (
+        "the validation loss is not finite after step 3; step_00000002 is the last checkpoint after which "
+        f"steps were taken: move step_00000003 out of {folder} and start again with a lower optimizer.lr, say"
+    )
+    assert "the run goes on from step_00000003" in way_back(folder, 3)
+    assert "no checkpoint is known to be sound: begin again under another name" in way_back(folder, 1)
 
 
 def test_a_save_that_fails_does_not_hide_that_the_run_diverged(
@@ -217,6 +232,8 @@ def test_skipping_ends_after_a_number_of_steps_in_a_row(
     assert told(tmp_path / "small") == ("failed", 77, "failed", "bad")
     assert f"{steps} steps in a row" in (read_state(tmp_path / "small")["reason"] or "")
     assert steps_in(tmp_path / "small" / "checkpoints")[:2] == [1, 2], "the last good ones are not pruned"
+    assert "; step_00000001 is the last checkpoint after" in reason(tmp_path / "small")
+    assert ": move step_00000002 and what is newer out of " in reason(tmp_path / "small")
 
 
 def test_single_steps_are_skipped_without_end(data: Path, tmp_path: Path) -> None:
