@@ -299,7 +299,7 @@ class TrainConfig(Strict):
         description=(
             "The product that is a weight's gradient adds it to the sum over micro-batches itself; "
             "with joined kernels the passes that sum gradients of biases and norms do so too. "
-            "Without ZeRO-3 and compiled layers, in bf16 on GPUs only. Rounds in another order."
+            "Without ZeRO-3 and compiled layers; in bf16 it needs a GPU. Rounds in another order."
         ),
     )
     residual_in_product: bool = Field(
