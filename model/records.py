@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from model.errors import UserError
+from model.files import about
 from model.words import printable
 
 LARGEST = 1 << 28
@@ -48,7 +49,8 @@ def read_json(path: Path | str, advice: str) -> object:
     if size > LARGEST:
         raise UserError(f"{path} has {size} bytes, which is no plausible size for it: {advice}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with about(path):
+            return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({printable(error)}): {advice}") from None
 

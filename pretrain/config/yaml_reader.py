@@ -19,6 +19,7 @@ from typing import TypeAlias
 import yaml
 
 from model.errors import UserError
+from model.files import about
 from model.words import printable
 
 LARGEST = 1 << 20
@@ -62,7 +63,7 @@ def read_text(path: Path, name: str) -> str:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{name} is no regular file: write the text into one and name that")
-    with path.open("rb") as file:
+    with about(path), path.open("rb") as file:
         data = file.read(LARGEST + 1)
     if len(data) > LARGEST:
         raise UserError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from model.errors import UserError
+from model.files import about
 
 BLOCK = 1 << 16
 
@@ -37,7 +38,7 @@ def lines_backwards(path: Path, block: int = BLOCK, limit: int | None = None) ->
         file = open_regular(path)
     except (FileNotFoundError, NotADirectoryError):
         return
-    with file:
+    with about(path), file:
         end = file.seek(0, os.SEEK_END)
         first, rest = 0 if limit is None else max(0, end - limit), b""
         while end > first:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from model.errors import UserError
+from model.files import about
 from model.words import printable
 from pretrain.rundir.events import Checkpoint, End, Eval, Event, Place, Signal, Start, Train, Warn, event_of
 from pretrain.rundir.lines import lines_backwards, open_regular
@@ -106,7 +107,7 @@ def read_metrics(path: Path | str) -> Metrics:
             f"{path} does not exist: give the folder of a run that "
             "has started (it holds config.yaml and metrics.jsonl)"
         ) from None
-    with file:
+    with about(path), file:
         for number, line in enumerate(file, 1):
             place = Place(path, offset, len(line))
             offset += len(line)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.config.compose import SHIPPED
+from pretrain.config.load import load_config
 from tests.pretrain.config.minimal import MINIMAL, message
 
 
@@ -410,6 +411,8 @@ def test_a_file_of_another_kind(tiny: Path) -> None:
         message(tiny)
         == "tiny.yaml is larger than 1048576 bytes, the most that is read: is it a configuration?"
     )
+    with pytest.raises(OSError, match="Input/output error: '/proc/self/mem'"):
+        load_config("/proc/self/mem")
     tiny.write_text(MINIMAL)
     os.mkfifo("pipe.yaml")
     assert (
