@@ -21,7 +21,7 @@ from pathlib import Path
 from model.errors import UserError
 from model.words import printable
 from pretrain.config.interpolation import interpolated
-from pretrain.config.keys import defaults, general, is_text, schema
+from pretrain.config.keys import LEAST_LIKENESS, defaults, general, is_text, schema
 from pretrain.config.yaml_reader import LARGEST, LONGEST_KEY, Plain, YamlError, parse, read_text
 
 SHIPPED = Path(__file__).resolve().parents[2] / "configs"
@@ -81,7 +81,7 @@ def find(name: str, folders: Sequence[Path], near: str = "**/*.yaml") -> Path:
         if file := _file(folder, inside):
             return file
     known = {str(file.relative_to(SHIPPED).with_suffix("")): file.stem for file in sorted(SHIPPED.glob(near))}
-    alike = get_close_matches(Path(name).stem[:LONGEST_KEY], known.values(), n=3, cutoff=0.5)
+    alike = get_close_matches(Path(name).stem[:LONGEST_KEY], known.values(), n=3, cutoff=LEAST_LIKENESS)
     names = [path for path, stem in known.items() if stem in alike] or list(known)
     what = "is a folder, not a configuration file" if Path(name).is_dir() else "does not exist"
     more = f" and {len(names) - MOST_NAMES} more in {shown(SHIPPED)}" if len(names) > MOST_NAMES else ""

@@ -21,7 +21,8 @@ from pretrain.config.yaml_reader import Plain
 
 Kind = Literal["value", "section", "list", "free"]
 INDEX = re.compile(r"\.\d+(?=\.|$)")
-LEAST_LIKENESS = 0.6
+LEAST_LIKENESS, LEAST_ELSEWHERE = 0.6, 0.75
+"""How alike two names must be to be taken for each other: in one section, and in two."""
 LONGEST = 60
 """Characters of a mistaken key for which a meant one is looked for."""
 
@@ -99,7 +100,7 @@ def section_of(annotation: object) -> type[BaseModel] | None:
 
 
 def suggest(key: str) -> str | None:
-    """The valid key nearest to a mistaken one, or None.
+    """The valid key nearest to a mistaken one, or None where none is near.
 
     The last part of the key counts most, then its section.
     So `model.num_layer` is a spelling mistake, `train.num_layers` is a misplaced key.
@@ -108,17 +109,19 @@ def suggest(key: str) -> str | None:
         return None
     parent, _, last = general(key).rpartition(".")
 
-    def likeness(candidate: SchemaField) -> tuple[float, float]:
-        """(overall, of the last part alone)"""
-        its_parent, _, its_last = candidate.key.rpartition(".")
+    def likeness(key: str) -> float | None:
+        """None for a key that is too far away."""
+        its_parent, _, its_last = key.rpartition(".")
         name = _ratio(last, its_last)
-        return name + 0.3 * _ratio(parent, its_parent) - 0.2 * its_parent.count("."), name
+        if its_parent == parent:
+            return name + 0.3 if name >= LEAST_LIKENESS else None
+        far = 0.2 * its_parent.count(".")
+        return name + 0.3 * _ratio(parent, its_parent) - far if name >= LEAST_ELSEWHERE else None
 
     # A section is meant only where the mistaken key is a whole section itself, at the top level.
-    wanted = [field for field in schema().values() if field.kind in ("value", "free") or not parent]
-    scored = [(*likeness(field), field.key) for field in wanted]
-    near = [item for item in scored if item[1] >= LEAST_LIKENESS]
-    return max(near, key=lambda item: item[0])[2].replace(".*", ".0") if near else None
+    wanted = [field.key for field in schema().values() if field.kind in ("value", "free") or not parent]
+    near = {key: score for key in wanted if (score := likeness(key)) is not None}
+    return max(near, key=lambda key: near[key]).replace(".*", ".0") if near else None
 
 
 def _ratio(left: str, right: str) -> float:

@@ -29,6 +29,15 @@ from tests.pretrain.config.minimal import MINIMAL, message
             "data.corpora.0.pth=x",
             "data.corpora.0.pth is not a known key (command line); did you mean data.corpora.0.path?",
         ),
+        (
+            "model.transfer.base_width=0",
+            "model.transfer.base_width is not a known key (command line); "
+            "did you mean model.transfer.base_hidden?",
+        ),
+        (
+            "model.rope.theta=5",
+            "model.rope.theta is not a known key (command line); `fathom config FILE` lists all keys",
+        ),
         ("zzz=1", "zzz is not a known key (command line); `fathom config FILE` lists all keys"),
         ("train.steps=many", "train.steps='many' must be a whole number (command line)"),
         ("train.steps='3'", "train.steps='3' must be a whole number (command line)"),
@@ -306,7 +315,14 @@ from tests.pretrain.config.minimal import MINIMAL, message
                 "find expected ',' or ']')"
             ),
         ),
-        ("+include=scheme/b3t", "configuration scheme/b3t does not exist; there are "),
+        (
+            "+include=scheme/b3t",
+            "configuration scheme/b3t does not exist; there are recipe/b2t, scheme/b2t",
+        ),
+        (
+            "+include=nowhere.yaml",
+            "configuration nowhere.yaml does not exist; there are data/corpus, data/quickstart, ",
+        ),
     ],
 )
 def test_every_mistake_on_the_command_line_has_its_line(tiny: Path, override: str, text: str) -> None:
