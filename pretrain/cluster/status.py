@@ -60,11 +60,11 @@ class RunStatus:
 
 
 def check_root(path: Path) -> None:
-    """Raises UserError where the folder of runs does not exist."""
+    """Raises UserError where the folder of runs does not exist, or is none."""
     if not path.is_dir():
+        wrong = "is no folder" if path.exists() else "does not exist"
         raise UserError(
-            f"{path} does not exist: give a run directory or the "
-            "folder of several (runs_dir of the configuration)"
+            f"{path} {wrong}: give a run directory or the folder of several (runs_dir of the configuration)"
         )
 
 

@@ -177,6 +177,11 @@ def test_finding_runs(tmp_path: Path) -> None:
         UserError, match="nowhere does not exist: give a run directory or the folder of several"
     ):
         find_runs(tmp_path / "nowhere")
+    (tmp_path / "a.yaml").write_text("")
+    with pytest.raises(
+        UserError, match=r"a\.yaml is no folder: give a run directory or the folder of several"
+    ):
+        find_runs(tmp_path / "a.yaml")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no run in "):
         find_runs(tmp_path / "empty")
