@@ -256,7 +256,18 @@ def _wrong_call(error: Any) -> str:
         return ""
     context = getattr(error, "ctx", None)
     hint = f" ({context.command_path} --help)" if context is not None else ""
-    return " ".join(error.format_message().split()) + hint
+    return (_wrong_value(error) or " ".join(error.format_message().split())) + hint
+
+
+def _wrong_value(error: Any) -> str:
+    """An option's value beside what it must be; nothing where it is not the value that is wrong."""
+    cause, parameter = error.__cause__, getattr(error, "param", None)
+    if parameter is None or type(cause).__name__ != "ValidationError":
+        return ""
+    from pretrain.config.expected import expected, typed_value
+
+    first = cause.errors(include_url=False)[0]
+    return f"{max(parameter.opts, key=len)} {typed_value(first['input'])} must be {expected(first)}"
 
 
 def _reader_left() -> bool:

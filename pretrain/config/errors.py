@@ -5,8 +5,6 @@ The line has the key, the value, what it must be, and where it was written.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -17,32 +15,14 @@ from model.errors import UserError
 from model.sections import Strict
 from model.words import printable
 from pretrain.config.compose import Composition
+from pretrain.config.expected import expected, shown_value, typed_value
 from pretrain.config.keys import general, schema, suggest
 from pretrain.config.yaml_reader import Plain
 
-EXPECTED = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true/false",
-    "string": "text",
-    "list": "a list",
-    "tuple": "a list",
-    "dict": "a section of keys",
-    "model": "a section of keys",
-}
-"""What a key must be, by the first word of the error's type."""
-NOT_FINITE = "a finite number"
-LONGEST_KEY, LONGEST_VALUE, LONGEST_LINE = 80, 60, 600
+LONGEST_KEY, LONGEST_LINE = 80, 600
 """Characters that are shown."""
 SUGGESTIONS = 10
 """Unknown keys for which a meant one is looked for."""
-
-LIMITS = {
-    "greater_than": ("gt", "above"),
-    "greater_than_equal": ("ge", "at least"),
-    "less_than": ("lt", "below"),
-    "less_than_equal": ("le", "at most"),
-}
 
 
 class ConfigurationError(UserError):
@@ -81,10 +61,13 @@ def user_error(error: ValidationError, composition: Composition) -> Configuratio
 S = TypeVar("S", bound=Strict)
 
 
-def checked(kind: type[S], values: Mapping[str, object], prefix: str) -> S:
+def checked(
+    kind: type[S], values: Mapping[str, object], prefix: str, typed: Mapping[str, str] | None = None
+) -> S:
     """A section of values that no configuration file gave.
 
-    Raises UserError in one line, after `prefix`.
+    typed: options of a command by the keys whose values they gave.
+    Raises UserError in one line: with such an option as it was typed, else after `prefix`.
     """
     try:
         return kind.model_validate(values)
@@ -93,9 +76,10 @@ def checked(kind: type[S], values: Mapping[str, object], prefix: str) -> S:
         place = ".".join(map(str, first["loc"]))
         if first["type"] == "value_error":
             raise UserError(f"{prefix}{first['ctx']['error']}") from error
-        raise UserError(
-            f"{prefix}{place}={shown_value(first['input'])} must be {_expected(first)}"
-        ) from error
+        said = f"{prefix}{place}={shown_value(first['input'])}"
+        if typed is not None and place in typed:
+            said = f"{typed[place]} {typed_value(first['input'])}"
+        raise UserError(f"{said} must be {expected(first)}") from error
 
 
 def _key(item: ErrorDetails, values: Plain) -> str:
@@ -150,42 +134,6 @@ def _wrong(key: str, items: list[ErrorDetails], composition: Composition) -> str
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     name = printable(key, LONGEST_KEY)
-    expected = [item for item in items if item["type"] == "finite_number"] or items
-    wanted = " or ".join(dict.fromkeys(map(_expected, expected)))
+    telling = [item for item in items if item["type"] == "finite_number"] or items
+    wanted = " or ".join(dict.fromkeys(map(expected, telling)))
     return f"{name}={shown_value(first['input'])} must be {wanted}{_place(key, composition)}"
-
-
-def shown_value(value: object) -> str:
-    """A value about as it is written in YAML, cut where it is long."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return ".nan" if math.isnan(value) else f"{'-' if value < 0 else ''}.inf"
-    return printable(repr(value) if isinstance(value, str) else json.dumps(value, default=str), LONGEST_VALUE)
-
-
-def _number(limit: float) -> str:
-    """A limit; whole ones with all digits."""
-    return str(int(limit)) if float(limit).is_integer() and abs(limit) < 1e19 else f"{limit:g}"
-
-
-def _expected(item: ErrorDetails) -> str:
-    kind, context = item["type"], item.get("ctx", {})
-    if kind == "literal_error":
-        return f"one of {context['expected']}" if " or " in context["expected"] else str(context["expected"])
-    if kind in LIMITS:
-        name, words = LIMITS[kind]
-        return f"{words} {_number(context[name])}"
-    if kind == "finite_number":
-        return NOT_FINITE
-    if kind in ("string_too_short", "string_too_long"):
-        name, words = ("min_length", "at least") if kind == "string_too_short" else ("max_length", "at most")
-        number = context[name]
-        return f"text of {words} {number} character{'s' if number > 1 else ''}"
-    if kind == "path":
-        return str(item["msg"])
-    if kind == "too_short":
-        return f"a list of at least {context['min_length']}"
-    if kind == "too_long":
-        return f"a list of at most {context['max_length']}"
-    if kind == "string_pattern_mismatch":
-        return f"text like {context['pattern']}"
-    return EXPECTED.get(kind.split("_")[0], item["msg"])

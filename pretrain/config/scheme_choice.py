@@ -112,12 +112,14 @@ class Variant:
         return self if base is None else replace(self, settings={"init.base": base, **self.settings})
 
 
-def validated(values: Mapping[str, object], prefix: str = "") -> ModelConfig:
+def validated(
+    values: Mapping[str, object], prefix: str = "", typed: Mapping[str, str] | None = None
+) -> ModelConfig:
     """The model of these values.
 
-    Raises UserError in one line, after `prefix`, where they do not fit together.
+    Raises UserError as `checked` does, where they do not fit together.
     """
-    return checked(ModelConfig, values, prefix)
+    return checked(ModelConfig, values, prefix, typed)
 
 
 def base_asked_for(path: str, overrides: Sequence[str]) -> str | None:

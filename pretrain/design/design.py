@@ -37,6 +37,14 @@ BATCH_TOKENS, BUDGET = 256 * 2048, 31.5e9
 WARMUP_STEPS = 2000
 """Of such a run, a warm-up of a tenth ends here at the latest."""
 LEAST_STEPS = 100
+TYPED = {
+    "name": "--name",
+    "data.corpora.0.path": "--data",
+    "data.seq_length": "--seq-length",
+    "model.vocab_size": "--vocab-size",
+    "model.num_layers": "--layers",
+}
+"""Options of the command by the keys that take their values as they are."""
 
 
 def design(wish: Wish) -> tuple[Design, RunConfig, Prediction]:
@@ -64,7 +72,7 @@ def design(wish: Wish) -> tuple[Design, RunConfig, Prediction]:
     train = whole["train"]
     assert isinstance(train, dict)
     whole["train"] = {**train, "micro_batch_size": 1}  # until the layout says otherwise
-    config = checked(RunConfig, whole, f"--scheme {wish.scheme}: ")
+    config = checked(RunConfig, whole, f"--scheme {wish.scheme}: ", TYPED)
     prediction = _layout(found, wish, config, device)
     return found, checked(RunConfig, found.overrides(), ""), prediction
 

@@ -134,6 +134,7 @@ def _as_asked(model: ModelConfig, choices: Choices) -> ModelConfig:
     return validated(
         {**model.model_dump(), "num_layers": choices.layers, "encoder_layers": None},
         f"--layers {choices.layers}: ",
+        {"num_layers": "--layers"},
     )
 
 

@@ -186,6 +186,22 @@ def test_a_typing_mistake_gets_a_suggestion(fake: None, capsys: pytest.CaptureFi
     assert capsys.readouterr().err == "fathom: error: Missing argument 'what'. (fathom do --help)\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--tokens", "nan"], "--tokens nan must be at most 1000000000000000000"),
+        (["--tokens=-inf"], "--tokens -inf must be at least 1"),
+        (["--price-per-gpu-hour", "\n"], "--price-per-gpu-hour \\n must be a number"),
+        (["--top", "1.5"], "--top 1.5 must be a whole number"),
+    ],
+)
+def test_a_wrong_value_is_shown_as_it_was_typed(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("plan", "quickstart", *arguments) == 2
+    assert capsys.readouterr().err == f"fathom: error: {line} (fathom plan --help)\n"
+
+
 def test_a_row_that_names_nothing_says_so(fake: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("bad") == 2
     assert capsys.readouterr().err == "fathom: error: command bad: fake_command has no app\n"

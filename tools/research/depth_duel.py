@@ -18,8 +18,10 @@ from model.errors import UserError
 from model.words import printable
 from tools.shipped import say_shipped
 
-LARGEST = 1e30
-"""Of rates, depths and shares, as optimizer.lr has it."""
+LEAST, MOST = 1e-30, 1e30
+"""Of rates and shares, as optimizer.lr has it."""
+MOST_LAYERS, MOST_STEPS = 10_000, 10**9
+"""As model.num_layers and train.steps have it."""
 
 ConfigFile = Annotated[
     str,
@@ -56,7 +58,10 @@ CarryOver = Annotated[
         "best rate moves over depth.",
     ),
 ]
-Steps = Annotated[int | None, typer.Option(min=2, help="Steps of every cell instead of the configuration's.")]
+Steps = Annotated[
+    int | None,
+    typer.Option(min=2, max=MOST_STEPS, help="Steps of every cell instead of the configuration's."),
+]
 OutFolder = Annotated[
     Path, typer.Option(help="Folder of the cells, the page and the JSON; the same command there resumes.")
 ]
@@ -114,7 +119,7 @@ def command(
     base = prepared_config(config, settings)
     depths = _depths(layers) or [base.model.num_layers]
     rates = _numbers("--lrs", lrs) or [base.optimizer.lr]
-    shares = _numbers("--warmups", warmups, zero=True) or [base.schedule.warmup_steps / base.train.steps]
+    shares = _numbers("--warmups", warmups, least=0) or [base.schedule.warmup_steps / base.train.steps]
     if max(shares) >= 1:
         raise UserError(
             f"--warmups {warmups}: shares of the steps lie below 1"
@@ -154,14 +159,14 @@ def _depths(text: str | None) -> list[int]:
 
     Raises UserError for anything else and for one that occurs twice.
     """
-    numbers = _numbers("--layers", text)
+    numbers = _numbers("--layers", text, least=1, most=MOST_LAYERS)
     if not all(number.is_integer() for number in numbers):
         raise UserError(f"--layers {printable(text, 60)}: depths are whole numbers")
     return [int(number) for number in numbers]
 
 
-def _numbers(option: str, text: str | None, zero: bool = False) -> list[float]:
-    """Comma-separated numbers above 0 (or from 0).
+def _numbers(option: str, text: str | None, least: float = LEAST, most: float = MOST) -> list[float]:
+    """Comma-separated numbers within limits.
 
     Raises UserError for anything else and for a number that occurs twice.
     """
@@ -169,10 +174,9 @@ def _numbers(option: str, text: str | None, zero: bool = False) -> list[float]:
         numbers = [float(part) for part in (text or "").split(",") if part.strip()]
     except ValueError:
         raise UserError(f"{option} {printable(text, 60)}: give numbers separated by commas") from None
-    wrong = any(not 0 <= number <= LARGEST or (number == 0 and not zero) for number in numbers)
-    if wrong or len(set(numbers)) < len(numbers):
+    if not all(least <= number <= most for number in numbers) or len(set(numbers)) < len(numbers):
         raise UserError(
-            f"{option} {printable(text, 60)}: every number must be positive, at most {LARGEST:g}, "
+            f"{option} {printable(text, 60)}: every number must be at least {least:g}, at most {most:g}, "
             "and named once"
         )
     return numbers

@@ -18,7 +18,7 @@ def command(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8642,
     interval: Annotated[
-        float, typer.Option(min=1.0, help="Seconds between two looks of an open page.")
+        float, typer.Option(min=1.0, max=86_400.0, help="Seconds between two looks of an open page.")
     ] = 10.0,
 ) -> None:
     """Show all runs in a browser, and each one's report while it goes on; ctrl-C ends it.

@@ -15,6 +15,8 @@ from model.depth.schemes import SCHEMES
 from parallel.hardware.gpus import PLANNED
 
 SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
+MOST = 1e18
+"""Of parameters and of tokens."""
 
 
 def command(
@@ -76,11 +78,14 @@ def command(
 
 
 def _number(option: str, text: str) -> float:
-    """A number with k, M, B or T after it. Raises UserError for anything else."""
+    """A number with k, M, B or T after it. Raises UserError for anything else, and beyond MOST."""
     from model.errors import UserError
+    from model.words import printable
 
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?(?:e[0-9]{1,2})?)([kmbt]?)", text.strip().lower())
-    value = float(match[1]) * SUFFIXES[match[2]] if match else 0.0
-    if not 1 <= value <= 1e18:
-        raise UserError(f"{option} {text}: give a number such as 1.5B, 350M or 30e9")
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]{1,4})?)([kmbt]?)", text.strip().lower())
+    if match is None:
+        raise UserError(f"{option} {printable(text, 60)}: give a number such as 1.5B, 350M or 30e9")
+    value = float(match[1]) * SUFFIXES[match[2]]
+    if not 1 <= value <= MOST:
+        raise UserError(f"{option} {printable(text, 60)} must be at least 1 and at most 1e18")
     return value

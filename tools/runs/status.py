@@ -48,7 +48,9 @@ def command(
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Stay and look again every few seconds; ctrl-C leaves.")
     ] = False,
-    interval: Annotated[float, typer.Option(min=1.0, help="Seconds between two looks of --watch.")] = 10.0,
+    interval: Annotated[
+        float, typer.Option(min=1.0, max=86_400.0, help="Seconds between two looks of --watch.")
+    ] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of JSON objects instead.")] = False,
 ) -> None:
     """Show the state of runs.

@@ -124,7 +124,7 @@ def chosen(trained: Trained, data: Path | str | None) -> tuple[list[Corpus], Pat
     from pretrain.config.schema import Corpus
 
     if data is not None:
-        return [checked(Corpus, {"path": str(data)}, "--data: ")], None
+        return [checked(Corpus, {"path": str(data)}, "--data: ", {"path": "--data"})], None
     cache = trained.reader.sections.data.cache
     return trained.corpora(), Path(cache) if cache else None
 

@@ -67,6 +67,8 @@ def test_every_scheme_has_the_rate_of_its_recipe_carried_over(scheme: str) -> No
         ({"layers": 2000}, r"--params 3M --layers 2000: 2000 layers .* have \S+ parameters at the least"),
         ({"gpu": "abacus"}, "--gpu abacus is not known"),
         ({"scheme": "none"}, "--scheme none is unknown: choose one of pre_ln"),
+        ({"name": "../x"}, "^--name ../x must be text like"),
+        ({"data": Path("x" * 300)}, "^--data x+… must be a path of at most"),
         ({"family": "vit"}, "--family vit cannot be designed yet, only gpt"),
         ({"tokens": 1e5}, r"--tokens 100k: \d+ steps of \d+ samples, which is no training"),
         ({"params": 1e12, "layers": 100, "vocab_size": 32000}, "--gpus 1 --gpu h100: no layout fits"),
@@ -85,12 +87,15 @@ def test_the_command_writes_once_and_says_why(tmp_path: Path, capsys: pytest.Cap
         main(arguments)
     assert not left.value.code
     assert "feed-forward " in capsys.readouterr().out
-    with pytest.raises(SystemExit) as left:
-        main([*arguments[:2], "3 apples", *arguments[3:]])
-    assert left.value.code == 2
-    assert capsys.readouterr().err == (
-        "fathom: error: --params 3 apples: give a number such as 1.5B, 350M or 30e9\n"
-    )
+    for params, refusal in (
+        ("3 apples", ": give a number such as 1.5B, 350M or 30e9"),
+        ("1e30", " must be at least 1 and at most 1e18"),
+        ("0.5", " must be at least 1 and at most 1e18"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main([*arguments[:2], params, *arguments[3:]])
+        assert left.value.code == 2
+        assert capsys.readouterr().err == f"fathom: error: --params {params}{refusal}\n"
     with pytest.raises(SystemExit) as left:
         main(arguments)
     assert left.value.code == 2

@@ -440,7 +440,9 @@ def test_the_command_stops_and_resumes_and_writes_its_page(config: Path, tmp_pat
         (("--warmups", "1.5"), "below 1"),
         (("schedule.warmup_steps=90", "train.steps=60"), "warmup_steps=90 is no part of train.steps=60"),
         (("--equal", "time"), "tokens or parameters"),
+        (("--lrs", "1e-40"), "--lrs 1e-40: every number must be at least 1e-30"),
         (("--layers", "2,2"), "named once"),
+        (("--layers", "2,1000000"), "--layers 2,1000000: every number must be at least 1, at most 10000,"),
         (("--transfer",), "two depths or more"),
     ],
 )
