@@ -29,6 +29,7 @@ from model.hf.tokenizer.settings import Use
 from model.hf.tokenizer.table import read_tokenizer
 from model.hf.weight_files import DTYPES, parse_size, round_weights, write_json, write_weights
 from model.parameters.table import parameter_table
+from model.words import printable
 
 EXPORT = FolderKind(
     "an exported model", marker="config.json", advice="choose another folder, or replace it with --overwrite"
@@ -104,7 +105,7 @@ def export(
     """
     out, positions = Path(out_dir), config.max_position_embeddings or seq_length
     if dtype not in DTYPES:
-        raise UserError(f"dtype={dtype!r} is not supported; choose one of {', '.join(DTYPES)}")
+        raise UserError(f"--dtype {printable(dtype, 60)} is not supported; choose one of {', '.join(DTYPES)}")
     if config.vocab_size is None:
         raise UserError("model.vocab_size is not known: take it from the tokenizer before exporting")
     source = None
@@ -160,7 +161,7 @@ def _first_exact(job: _Job, architecture: str, out: Path, overwrite: bool) -> Ex
                 raise
             skipped.append(f"in a folder of {target}, {error.fact}")
     raise UserError(
-        f"architecture={architecture} cannot compute this model: {skipped[0]}; use auto or fathom"
+        f"--architecture {architecture} cannot compute this model: {skipped[0]}; use auto or fathom"
     )
 
 

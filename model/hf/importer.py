@@ -192,7 +192,8 @@ def import_model(source: str | Path, *, vocab_multiple: int = 128) -> Imported:
     if layout != "fathom":
         config = config.model_copy(update={"vocab_multiple": vocab_multiple})
     if not 1 <= config.vocab_multiple <= MOST_PADDING:
-        raise UserError(f"vocab_multiple={config.vocab_multiple} must lie between 1 and {MOST_PADDING}")
+        said = f"{path}: vocab_multiple=" if layout == "fathom" else "--vocab-multiple "
+        raise UserError(f"{said}{config.vocab_multiple} must lie between 1 and {MOST_PADDING}")
     whole = _Prefixed(SafetensorsFolder(folder), PREFIXES[layout])
     if config.num_layers > len(whole):
         raise UserError(

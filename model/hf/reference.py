@@ -375,10 +375,10 @@ def generate(
             f"the prompt has token ids outside the vocabulary of {config.vocab_size}",
         ),
         # Not `temperature < 0`, which a NaN would pass.
-        (not temperature >= 0, f"temperature={temperature} must be 0 (greedy) or larger"),
-        (top_k is not None and top_k < 1, f"top_k={top_k} must be at least 1"),
-        (top_p is not None and not 0 < top_p <= 1, f"top_p={top_p} must lie in (0, 1]"),
-        (not -(1 << 63) <= seed < 1 << 64, f"seed={seed} has more than 64 bits"),
+        (not temperature >= 0, f"--temperature {temperature} must be 0 (greedy) or larger"),
+        (top_k is not None and top_k < 1, f"--top-k {top_k} must be at least 1"),
+        (top_p is not None and not 0 < top_p <= 1, f"--top-p {top_p} must lie in (0, 1]"),
+        (not -(1 << 63) <= seed < 1 << 64, f"--seed {seed} has more than 64 bits"),
     )
     for wrong, message in checks:
         if wrong:

@@ -100,7 +100,7 @@ def round_weights(folder: Path, dtype: torch.dtype) -> None:
         shard = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
         for name, tensor in shard.items():
             if not tensor.isfinite().all():
-                raise UserError(f"{name} does not fit into {dtype}: choose dtype=float32 or bfloat16")
+                raise UserError(f"{name} does not fit into {dtype}: choose --dtype float32 or bfloat16")
         save_file(shard, path, metadata={"format": "pt"})
 
 
@@ -114,8 +114,10 @@ def parse_size(size: int | str) -> int:
     found = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([KMGT])B?\s*", str(size), re.IGNORECASE)
     count = int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper())) if found else 0
     if not count:
-        shown = printable(repr(size), 60)
-        raise UserError(f"max_shard_size={shown} is not a size with its unit; write for example 500MB or 5GB")
+        shown = printable(size, 60)
+        raise UserError(
+            f"--max-shard-size {shown} is not a size with its unit; write for example 500MB or 5GB"
+        )
     return count
 
 

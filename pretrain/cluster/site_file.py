@@ -202,7 +202,7 @@ class SiteConfig(Strict):
     @classmethod
     def _time(cls, value: str | None) -> str | None:
         if value is not None:
-            parse_time(value)
+            parse_time(value, f"time={printable(value)!r}")
         return value
 
     @model_validator(mode="after")

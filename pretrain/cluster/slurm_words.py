@@ -69,16 +69,17 @@ def parse_nodes(text: str) -> tuple[int, int]:
     return low, high
 
 
-def parse_time(text: str) -> int:
+def parse_time(text: str, said: str) -> int:
     """Seconds of a Slurm time: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
 
+    said: the time with its name, as the user wrote them.
     Raises UserError for anything else, for 0, which Slurm takes as no limit, and for more than a
     year.
     """
     forms = "give minutes, HH:MM:SS or D-HH:MM:SS"
     match = _TIME.fullmatch(text.strip())
     if match is None:
-        raise UserError(f"time={printable(text)!r} is no time limit: {forms}")
+        raise UserError(f"{said} is no time limit: {forms}")
     days, first, second, third = (None if part is None else int(part) for part in match.groups())
     assert first is not None
     below = [second, third]  # the leading number may be any
@@ -90,15 +91,12 @@ def parse_time(text: str) -> int:
         seconds = first * 60 + (second or 0)
     if any(part is not None and part > 59 for part in below) or (days is not None and first > 23):
         raise UserError(
-            f"time={printable(text)!r} is no time limit: "
-            f"minutes and seconds end at 59, hours after days at 23; {forms}"
+            f"{said} is no time limit: minutes and seconds end at 59, hours after days at 23; {forms}"
         )
     if seconds == 0:
-        raise UserError(
-            f"time={printable(text)!r} is no time limit: Slurm would take it as unlimited; {forms}"
-        )
+        raise UserError(f"{said} is no time limit: Slurm would take it as unlimited; {forms}")
     if seconds > LONGEST_DAYS * 86400:
-        raise UserError(f"time={printable(text)!r} is more than a year; {forms}")
+        raise UserError(f"{said} is more than a year; {forms}")
     return seconds
 
 

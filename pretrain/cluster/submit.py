@@ -298,10 +298,11 @@ def _time_limit(request: Request, site: SiteConfig | None) -> str | None:
         if site is None:
             return None
         raise UserError("no time limit: give --time HH:MM:SS, or set `time` in the site file")
-    seconds = parse_time(limit)
+    said = f"--time {printable(limit)}" if request.time else f"time={limit} of the site file"
+    seconds = parse_time(limit, said)
     if site is not None and seconds < site.signal_margin + CLOCK_SECONDS:
         raise UserError(
-            f"--time {limit} is {seconds} s: "
+            f"{said} is {seconds} s: "
             f"the run is told to save {site.signal_margin} s before the end (signal_margin), so give "
             f"more than {site.signal_margin + CLOCK_SECONDS} s, or lower signal_margin in the site file"
         )

@@ -110,7 +110,7 @@ class Plan:
         Raises UserError for more than there are layers.
         """
         if every is not None and every > num_layers:
-            raise UserError(f"every={every}: the model has {num_layers} layers only")
+            raise UserError(f"--every {every}: the model has {num_layers} layers only")
         step = every or math.ceil(num_layers / MOST_LAYERS)
         starts = sorted({*range(0, num_layers, step), num_layers - 1})
         count = min(BLOCKS, num_layers)

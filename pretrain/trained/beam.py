@@ -41,15 +41,18 @@ class Search:
     def __post_init__(self) -> None:
         """Raises UserError for a value out of range."""
         for wrong, message in (
-            (self.beam < 1, f"beam={self.beam} must be at least 1, which is greedy search"),
-            (not math.isfinite(self.length_penalty), f"length_penalty={self.length_penalty} is no number"),
+            (self.beam < 1, f"--beam {self.beam} must be at least 1, which is greedy search"),
+            (
+                not math.isfinite(self.length_penalty),
+                f"--length-penalty {self.length_penalty} must be a finite number",
+            ),
             (
                 self.max_new_tokens is not None and self.max_new_tokens < 1,
-                f"max_new_tokens={self.max_new_tokens} must be at least 1",
+                f"--max-new-tokens {self.max_new_tokens} must be at least 1",
             ),
             (
                 not 1 <= self.best <= self.beam,
-                f"best={self.best} must lie between 1 and beam={self.beam}: search with a larger beam",
+                f"--best {self.best} must lie between 1 and --beam {self.beam}: search with a larger beam",
             ),
         ):
             if wrong:

@@ -46,7 +46,7 @@ class Conversation:
         self.new_tokens = sampling.max_new_tokens or min(NEW_TOKENS, max(1, most // 2))
         if self.new_tokens > most:
             raise UserError(
-                f"max_new_tokens={self.new_tokens} does not fit: "
+                f"--max-new-tokens {self.new_tokens} does not fit: "
                 f"the model has {writer.positions} positions, of which one is for what it goes on from"
             )
         self.reset()

@@ -101,7 +101,7 @@ class Writer:
             )
         if wanted is not None and wanted > room:
             raise UserError(
-                f"max_new_tokens={wanted} does not fit: the prompt has {prompt} tokens "
+                f"--max-new-tokens {wanted} does not fit: the prompt has {prompt} tokens "
                 f"and the model {self.positions} positions"
             )
         return wanted or min(NEW_TOKENS, room)

@@ -212,7 +212,7 @@ def _new_tokens(translator: Translator, wanted: int | None) -> int:
     """Raises UserError for more tokens than there are positions."""
     most = translator.longest_new
     if wanted is not None and most is not None and wanted > most:
-        raise UserError(f"max_new_tokens={wanted}: {translator.name} has learned {most} positions")
+        raise UserError(f"--max-new-tokens {wanted}: {translator.name} has learned {most} positions")
     return wanted or translator.new_tokens
 
 

@@ -87,6 +87,7 @@ def command(
     Of a model of speech: the same, and how many words it gets wrong.
     """
     from model.errors import UserError
+    from model.words import printable
     from pretrain.trained.measures.classified import evaluate_images
     from pretrain.trained.measures.masked import evaluate_masked
     from pretrain.trained.measures.pairs import PairsAsked, evaluate_pairs
@@ -94,9 +95,9 @@ def command(
     from pretrain.trained.open import DECODER, ENCODER, IMAGES, SPEECH, open_trained
 
     if precision not in (None, "auto", "fp32", "bf16"):
-        raise UserError(f"precision={precision!r} is not known; choose auto, fp32 or bf16")
+        raise UserError(f"--precision {printable(precision, 60)} is not known: choose auto, fp32 or bf16")
     if split is not None and text:
-        raise UserError(f"split={split} has no effect with --text: remove one of them")
+        raise UserError(f"--split {printable(split, 60)} has no effect with --text: remove one of them")
     live = sys.stderr.isatty() and not as_json
 
     def progress(done: int, total: int) -> None:

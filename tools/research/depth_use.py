@@ -11,6 +11,7 @@ import typer
 
 from model.errors import UserError
 from model.files import atomic_write_text
+from model.words import printable
 from tools.measured_on import STDOUT, BatchSize, Data, Split, Text, TextKey
 
 
@@ -66,9 +67,9 @@ def command(
     from pretrain.trained.measures.windows import Asked
 
     if precision not in ("auto", "fp32", "bf16"):
-        raise UserError(f"precision={precision!r} is not known; choose auto, fp32 or bf16")
+        raise UserError(f"--precision {printable(precision, 60)} is not known: choose auto, fp32 or bf16")
     if split is not None and text:
-        raise UserError(f"split={split} has no effect with --text: remove one of them")
+        raise UserError(f"--split {printable(split, 60)} has no effect with --text: remove one of them")
     check_picture(plot)
     asked = Asked(data, split or "validation", text or (), text_key, samples, batch_size=batch_size)
     opened = open_runs(runs, asked, every)

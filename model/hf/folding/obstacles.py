@@ -17,6 +17,7 @@ from model.hf.folding.pre_ln import pre_ln_obstacle, sandwich_obstacle
 from model.hf.names.conversions import Target
 from model.hf.packaging import PACKAGINGS, packaging
 from model.norms import NORMS
+from model.words import printable
 
 # Our activation -> the name transformers has for the same function.
 UNGATED_ACTIVATIONS = {
@@ -54,12 +55,12 @@ def targets(architecture: str, config: ModelConfig) -> list[Target]:
     target = next((known for known in FORMS if known == architecture), None)
     if target is None:
         raise UserError(
-            f"architecture={architecture!r} is not known; "
+            f"--architecture {printable(architecture, 60)} is not known; "
             f"choose auto or one of {', '.join(packaging(config).targets)}"
         )
     if reason := obstacle(target, config):
         raise UserError(
-            f"architecture={target} cannot compute this model (scheme {config.scheme}): {reason}; "
+            f"--architecture {target} cannot compute this model (scheme {config.scheme}): {reason}; "
             "use auto or fathom"
         )
     return [target]

@@ -78,7 +78,7 @@ def evaluate_images(
     images, name = images_of(trained, data, split)
     available = images.reader.samples
     if samples is not None and samples > available:
-        raise UserError(f"samples={samples}: the {split} split of {name} has {available} images only")
+        raise UserError(f"--samples {samples}: the {split} split of {name} has {available} images only")
     count, batch_size = samples or available, batch_size or run.train.micro_batch_size or BATCH
     scorer = Scorer(trained, precision or run.train.precision or "auto")
     nats, among = 0.0, 0

@@ -306,7 +306,7 @@ def _text_pairs(trained: Trained, tokenizer: Tokenizer, asked: PairsAsked) -> _G
         raise UserError(f"--text: there is no pair in it, {name}")
     samples = len(pairs) if asked.samples is None else asked.samples
     if samples > len(pairs):
-        raise UserError(f"samples={samples}: there are {name} only")
+        raise UserError(f"--samples {samples}: there are {name} only")
     return _Given(name, samples, ([pair] for pair in pairs[:samples]), None, texts=texts[:samples])
 
 

@@ -101,7 +101,7 @@ def open_windows(trained: Trained, tokenizer: Tokenizer | None, asked: Asked) ->
     if asked.data is not None and asked.text:
         raise UserError("give either --data or --text, not both")
     if asked.text_key is not None and not asked.text:
-        raise UserError(f"text_key={asked.text_key} has an effect on --text only: data sets hold tokens")
+        raise UserError(f"--text-key {asked.text_key} has an effect on --text only: data sets hold tokens")
     if asked.text:
         ids, name = _tokens_of(asked.text, tokenizer, asked.text_key or "text")
         assert tokenizer is not None
@@ -109,7 +109,7 @@ def open_windows(trained: Trained, tokenizer: Tokenizer | None, asked: Asked) ->
         return replace(found, end_mark=tokenizer.eod_id) if run.data.document_mask else found
     if asked.stride is not None:
         raise UserError(
-            f"stride={asked.stride} has an effect on --text only: windows of prepared data do not overlap"
+            f"--stride {asked.stride} has an effect on --text only: windows of prepared data do not overlap"
         )
     return _data_windows(trained, tokenizer, window, batch_size, asked)
 
@@ -181,7 +181,7 @@ def _tokens_of(files: Sequence[str], tokenizer: Tokenizer | None, text_key: str)
 def _text_windows(ids: Tensor, name: str, window: int, batch_size: int, asked: Asked) -> Windows:
     stride = window if asked.stride is None else asked.stride
     if not 1 <= stride <= window:
-        raise UserError(f"stride={stride} must lie between 1 and the window of {window} tokens")
+        raise UserError(f"--stride {stride} must lie between 1 and the window of {window} tokens")
     starts = list(range(0, max(len(ids) - 1 - window, 0) + stride, stride))
     starts = starts[: _limit(asked.samples, asked.at_most, len(starts), name, "windows ")]
     return Windows(name, len(starts), window, stride, _cut(ids, starts, window, stride, batch_size), None)
@@ -211,5 +211,5 @@ def _limit(samples: int | None, at_most: int | None, available: int, what: str, 
     if samples is None:
         return available if at_most is None else min(at_most, available)
     if samples > available:
-        raise UserError(f"samples={samples}: {what} gives {available} {unit}only")
+        raise UserError(f"--samples {samples}: {what} gives {available} {unit}only")
     return samples

@@ -211,7 +211,7 @@ def test_auto_takes_fathom_where_one_epsilon_is_too_coarse(tmp_path: Path) -> No
     config = make_config("deepscalelm_pre_ln", norm_epsilon=1e-2)
     weights = make_weights(config)
     with pytest.raises(
-        UserError, match=r"architecture=gpt2 .* one epsilon for all norms.*standard deviations"
+        UserError, match=r"--architecture gpt2 .* one epsilon for all norms.*standard deviations"
     ):
         run(tmp_path, config, weights, architecture="gpt2")
     assert list(tmp_path.iterdir()) == []
@@ -361,7 +361,7 @@ def test_values_beyond_float16_are_refused(tmp_path: Path) -> None:
     weights["decoder.final_layernorm.weight"] *= 1e6
     with pytest.raises(UserError, match="transformer.ln_f.weight does not fit"):
         run(tmp_path, config, weights, dtype="float16")
-    with pytest.raises(UserError, match="dtype='int8'"):
+    with pytest.raises(UserError, match="--dtype int8 is"):
         run(tmp_path, config, weights, dtype="int8")
     assert list(tmp_path.iterdir()) == []
 
@@ -486,5 +486,5 @@ def test_sizes(text: str, size: int) -> None:
     "text", ["", "GB", "-1", "5 potatoes", "0GB", "5", "0.0001KB", "9" * 400 + "GB", "\u0665GB"]
 )
 def test_bad_sizes(text: str) -> None:
-    with pytest.raises(UserError, match="max_shard_size"):
+    with pytest.raises(UserError, match="--max-shard-size "):
         parse_size(text)

@@ -126,9 +126,9 @@ def test_top_k_and_top_p_cut_where_they_should() -> None:
     [
         ([], {}, "empty"),
         ([101], {}, "outside the vocabulary of 101"),
-        ([1], {"temperature": -1.0}, "temperature=-1.0"),
-        ([1], {"top_k": 0}, "top_k=0"),
-        ([1], {"top_p": 1.5}, "top_p=1.5"),
+        ([1], {"temperature": -1.0}, "--temperature -1.0"),
+        ([1], {"top_k": 0}, "--top-k 0"),
+        ([1], {"top_p": 1.5}, "--top-p 1.5"),
     ],
 )
 def test_refuses_bad_settings_before_the_first_token(

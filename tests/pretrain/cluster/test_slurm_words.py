@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from model.errors import UserError
+from model.words import printable
 from pretrain.cluster.slurm_words import (
     OURS_OF_SBATCH,
     OURS_OF_SRUN,
@@ -28,7 +31,7 @@ from pretrain.cluster.slurm_words import (
     ],
 )
 def test_times(text: str, seconds: int) -> None:
-    assert parse_time(text) == seconds
+    assert parse_time(text, f"--time {text}") == seconds
 
 
 @pytest.mark.parametrize(
@@ -52,10 +55,11 @@ def test_times(text: str, seconds: int) -> None:
     ],
 )
 def test_times_that_are_none(text: str) -> None:
+    said = f"--time {printable(text)}"
     with pytest.raises(
-        UserError, match=r"time=.*; give minutes, HH:MM:SS or D-HH:MM:SS|time=.*: give minutes"
+        UserError, match=rf"^{re.escape(said)} is .*[:;] give minutes, HH:MM:SS or D-HH:MM:SS"
     ) as refusal:
-        parse_time(text)
+        parse_time(text, said)
     assert len(str(refusal.value)) < 400
     assert str(refusal.value).isprintable()
 

@@ -140,8 +140,9 @@ def test_numbers_of_nodes(folder: Path) -> None:
     ("site", "request_", "message"),
     [
         ({"time": None}, Request("1"), "no time limit: give --time"),
+        ({"time": "5"}, Request("1"), "time=5 of the site file is 300 s: the run is told"),
         ({}, Request("1", time="5"), "--time 5 is 300 s: the run is told to save 300 s before the end"),
-        ({}, Request("1", time="tomorrow"), "time='tomorrow' is no time limit"),
+        ({}, Request("1", time="tomorrow"), "--time tomorrow is no time limit"),
         ({}, Request("1", chain=2, array=["a=1"]), "--chain 2 does not combine with --array"),
         ({}, Request("1", chain=0), "--chain 0 must be at least 1"),
         ({}, Request("1", chain=10**30), "must be at least 1 and at most 1000"),
@@ -284,7 +285,7 @@ def test_a_dry_run_names_every_mistake(folder: Path, capsys: pytest.CaptureFixtu
     said = [
         "no site",
         "--nodes three",
-        "time='soon' is",
+        "--time soon is",
         "--chain 0",
         "--dependency 12",
         "data.corpora: /",

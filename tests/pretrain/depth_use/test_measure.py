@@ -282,7 +282,7 @@ def test_a_thousand_layers_cost_fifty_passes() -> None:
     assert plan.passes == pytest.approx(2 + 50.4 + 3.5)
     assert len(Plan.of(100).singles) == 100
     assert Plan.of(1).blocks == ((0, 1),)
-    with pytest.raises(UserError, match="every=4: the model has 3 layers only"):
+    with pytest.raises(UserError, match="--every 4: the model has 3 layers only"):
         Plan.of(3, 4)
 
 

@@ -124,7 +124,7 @@ def test_exports_are_exact(
     assert done.architecture == target
     if target == "fathom":
         line = (
-            r"architecture=gpt2 cannot compute this model .*: it has no bias on its logits "
+            r"--architecture gpt2 cannot compute this model .*: it has no bias on its logits "
             r"\(model.logit_bias=true\); use auto or fathom"
         )
         with pytest.raises(UserError, match=line):

@@ -171,10 +171,10 @@ def test_company_changes_nothing(beam: int) -> None:
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"beam": 0}, "beam=0"),
-        ({"length_penalty": float("nan")}, "length_penalty=nan"),
-        ({"max_new_tokens": 0}, "max_new_tokens=0"),
-        ({"beam": 2, "best": 3}, "best=3 must lie between 1 and beam=2"),
+        ({"beam": 0}, "--beam 0"),
+        ({"length_penalty": float("nan")}, "--length-penalty nan"),
+        ({"max_new_tokens": 0}, "--max-new-tokens 0"),
+        ({"beam": 2, "best": 3}, "--best 3 must lie between 1 and --beam 2"),
     ],
 )
 def test_settings_out_of_range_are_one_line(given: dict[str, Any], reason: str) -> None:

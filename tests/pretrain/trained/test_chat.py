@@ -82,9 +82,9 @@ def test_the_next_line_begins_a_document_after_the_end_of_one(writer: Writer, ma
 @pytest.mark.parametrize(
     ("sampling", "reason"),
     [
-        (Sampling(32), "max_new_tokens=32 does not fit: the model has 32 positions, of which one"),
-        (Sampling(temperature=-1), "temperature=-1"),
-        (Sampling(top_k=0), "top_k=0"),
+        (Sampling(32), "--max-new-tokens 32 does not fit: the model has 32 positions, of which one"),
+        (Sampling(temperature=-1), "--temperature -1"),
+        (Sampling(top_k=0), "--top-k 0"),
     ],
 )
 def test_wrong_settings_are_told_before_the_first_line(

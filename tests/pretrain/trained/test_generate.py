@@ -103,7 +103,7 @@ def checkpoint(imported_gpt2: Path) -> Path:
 def test_the_default_fits_the_model(checkpoint: Path) -> None:
     assert "".join(generate_text(checkpoint, "the", temperature=0))
     with pytest.raises(
-        UserError, match="max_new_tokens=64 does not fit: the prompt has . tokens? and the model 32"
+        UserError, match="--max-new-tokens 64 does not fit: the prompt has . tokens? and the model 32"
     ):
         generate_text(checkpoint, "the", 64)
     with pytest.raises(UserError, match="leaves no room"):
@@ -113,11 +113,11 @@ def test_the_default_fits_the_model(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"temperature": float("nan")}, "temperature=nan"),
-        ({"temperature": -1.0}, "temperature=-1.0"),
-        ({"top_p": float("nan")}, "top_p=nan"),
-        ({"top_k": 0}, "top_k=0"),
-        ({"seed": 1 << 64}, "seed=18446744073709551616"),
+        ({"temperature": float("nan")}, "--temperature nan"),
+        ({"temperature": -1.0}, "--temperature -1.0"),
+        ({"top_p": float("nan")}, "--top-p nan"),
+        ({"top_k": 0}, "--top-k 0"),
+        ({"seed": 1 << 64}, "--seed 18446744073709551616"),
         ({"prompt": "a\udcff"}, "the prompt is not valid text"),
     ],
 )

@@ -179,8 +179,8 @@ def test_mistakes_are_one_line(
         capsys, "export", str(checkpoint), str(tmp_path / "x"), "--architecture", "llama"
     )
     long = refused(capsys, "generate", str(checkpoint), "--prompt", "the", "--max-new-tokens", "64")
-    assert "max_new_tokens=64 does not fit" in long
-    assert "temperature=-1.0" in refused(
+    assert "--max-new-tokens 64 does not fit" in long
+    assert "--temperature -1.0" in refused(
         capsys, "generate", str(checkpoint), "--temperature", "-1", "--max-new-tokens", "4"
     )
     assert "is there already" in refused(capsys, "import", str(source), str(checkpoint))

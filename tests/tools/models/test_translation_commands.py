@@ -196,15 +196,18 @@ def test_a_line_for_a_line(
             ["chat", "RUN", "--top-k", "3", "--seed", "1"],
             "--top-k, --seed: no effect",
         ),
-        (["translate", "RUN", "--text", "a", "--best", "5"], "best=5 must lie between 1 and beam=4"),
-        (["translate", "RUN", "--text", "a", "--max-new-tokens", "49"], "max_new_tokens=49: .* 48 positions"),
+        (["translate", "RUN", "--text", "a", "--best", "5"], "--best 5 must lie between 1 and --beam 4"),
+        (
+            ["translate", "RUN", "--text", "a", "--max-new-tokens", "49"],
+            "--max-new-tokens 49: .* 48 positions",
+        ),
         (["translate", "RUN", "none.txt"], "none.txt: No such file or directory"),
         (["translate", "RUN", "none.txt", "--text", "a"], "give either the file none.txt or --text"),
         (["eval", "RUN", "--stride", "3"], "--stride: has no effect on an encoder-decoder"),
         (["eval", "RUN", "--beam", "3"], "--beam: has no effect without --translate"),
         (["eval", "RUN", "--pairs", "en,de"], "--pairs en,de has an effect with --text only"),
         (["eval", "RUN", "--text", "test.en"], "needs --pairs SOURCE,TARGET"),
-        (["eval", "RUN", "--samples", "999"], "samples=999: the validation split of .* rows of pairs only"),
+        (["eval", "RUN", "--samples", "999"], "--samples 999: the validation split of .* rows of pairs only"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -256,7 +259,7 @@ def test_an_export_translates_alike(folder: Path, tmp_path: Path, capsys: pytest
             assert scored["bleu"]["value"] == sacrebleu.corpus_bleu(best, wanted).score
             assert scored["chrf"]["value"] == sacrebleu.corpus_chrf(best, wanted).score
     fathom("translate", hf, sources, "--max-new-tokens", "49", code=2)
-    assert "max_new_tokens=49" in capsys.readouterr().err
+    assert "--max-new-tokens 49" in capsys.readouterr().err
 
 
 def test_another_kind_of_model_is_told_its_command(

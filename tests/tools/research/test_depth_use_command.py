@@ -84,10 +84,10 @@ def test_mistakes_are_one_line(
         (("nowhere",), "nowhere"),
         ((run, tmp_path), "holds no checkpoint"),
         ((run, runs["short"]), "would be measured on different tokens"),
-        ((run, "--every", 4), "every=4: the model has 3 layers only"),
+        ((run, "--every", 4), "--every 4: the model has 3 layers only"),
         ((run, "--plot", "a.html"), "--plot a.html: the name must end in one of .png, .svg, .pdf"),
-        ((run, "--precision", "fp16"), "precision='fp16' is not known"),
-        ((run, "--split", "train", "--text", "a.txt"), "split=train has no effect with --text"),
+        ((run, "--precision", "fp16"), "--precision fp16 is not known"),
+        ((run, "--split", "train", "--text", "a.txt"), "--split train has no effect with --text"),
         ((run, "--samples", 10**6), "gives"),
     ):
         assert depth_use(*arguments) == 2

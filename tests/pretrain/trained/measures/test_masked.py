@@ -66,7 +66,7 @@ def test_losses_and_hits_are_those_of_the_reference(encoder: tuple[Path, ModelCo
 def test_what_an_evaluation_refuses(encoder: tuple[Path, ModelConfig]) -> None:
     folder, _ = encoder
     trained = open_trained(folder / "run")
-    with pytest.raises(UserError, match="samples=1000000: the validation split"):
+    with pytest.raises(UserError, match="--samples 1000000: the validation split"):
         evaluate_masked(trained, data=folder / "data", samples=1_000_000)
     with pytest.raises(UserError, match="name a data set with --data"):
         evaluate_masked(trained)

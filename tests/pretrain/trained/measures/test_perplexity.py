@@ -189,16 +189,16 @@ def test_what_does_not_fit_is_refused(
         ({"data": other["larger"]}, f"vocabulary of {VOCAB + 5}, the model {VOCAB}"),
         ({"data": run["data"], "text": ["x"]}, "either --data or --text"),
         ({"data": run["data"], "split": "test"}, "the test split has 0 tokens"),
-        ({"data": run["data"], "stride": 4}, "stride=4 has an effect on --text only"),
-        ({"data": run["data"], "samples": 10**6}, r"samples=1000000: .* gives \d+ windows only"),
+        ({"data": run["data"], "stride": 4}, "--stride 4 has an effect on --text only"),
+        ({"data": run["data"], "samples": 10**6}, r"--samples 1000000: .* gives \d+ windows only"),
         (
             {"text": [str(tmp_path / "t.txt")], "stride": 17},
-            "stride=17 must lie between 1 and the window of 16",
+            "--stride 17 must lie between 1 and the window of 16",
         ),
         ({"text": [str(tmp_path / "nothing.txt")]}, "no such file"),
         ({"text": [str(tmp_path / "empty.txt")]}, "there is no text"),
         ({"text": [str(tmp_path / "bad.txt")]}, "there is no text in it: .*bad.txt: .*not UTF-8"),
-        ({"data": run["data"], "text_key": "x"}, "text_key=x has an effect on --text only"),
+        ({"data": run["data"], "text_key": "x"}, "--text-key x has an effect on --text only"),
     ]
     for arguments, reason in cases:
         with pytest.raises(UserError, match=reason):
@@ -206,7 +206,7 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(SystemExit) as left:
         main(["eval", str(run["run"]), "--text", "x.txt", "--split", "train"])
     assert left.value.code == 2
-    assert "split=train has no effect with --text" in capsys.readouterr().err
+    assert "--split train has no effect with --text" in capsys.readouterr().err
 
 
 def test_without_a_tokenizer_there_are_tokens_only(
