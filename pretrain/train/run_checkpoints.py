@@ -217,7 +217,8 @@ def way_back(folder: Path, known: int) -> str:
     if not doubtful:
         return f"; start again {change}: the run goes on from {sound[-1]}, after which steps were taken"
     if not sound:
-        return f"; no checkpoint is known to be sound: begin again under another name, {change}"
+        unknown = f"no step was taken after {doubtful[0]}, which may be broken"
+        return f"; {unknown}: start again {change}, and under another name where that ends alike"
     newer = doubtful[0] if len(doubtful) == 1 else f"{doubtful[0]} and what is newer"
     moved = f"move {newer} out of {folder}"
     return (

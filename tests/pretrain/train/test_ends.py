@@ -204,7 +204,9 @@ def test_a_last_step_that_breaks_the_weights_is_seen_by_the_last_evaluation(
         f"steps were taken: move step_00000003 out of {folder} and start again with a lower optimizer.lr, say"
     )
     assert "the run goes on from step_00000003" in way_back(folder, 3)
-    assert "no checkpoint is known to be sound: begin again under another name" in way_back(folder, 1)
+    assert way_back(folder, 1).startswith(
+        "; no step was taken after step_00000002, which may be broken: start"
+    )
 
 
 def test_a_save_that_fails_does_not_hide_that_the_run_diverged(
