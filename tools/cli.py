@@ -267,7 +267,10 @@ def _wrong_value(error: Any) -> str:
     from pretrain.config.expected import expected, typed_value
 
     first = cause.errors(include_url=False)[0]
-    return f"{max(parameter.opts, key=len)} {typed_value(first['input'])} must be {expected(first)}"
+    name = "/".join(one for one in parameter.opts if not one.startswith("-") or one.startswith("--"))
+    if first["type"] == "value_error":
+        return f"{name}: {str(first['ctx']['error']).rstrip('.')}"
+    return f"{name} {typed_value(first['input'])} must be {expected(first)}"
 
 
 def _reader_left() -> bool:

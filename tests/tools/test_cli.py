@@ -187,19 +187,20 @@ def test_a_typing_mistake_gets_a_suggestion(fake: None, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
-    ("arguments", "line"),
+    ("command", "arguments", "line"),
     [
-        (["--tokens", "nan"], "--tokens nan must be at most 1000000000000000000"),
-        (["--tokens=-inf"], "--tokens -inf must be at least 1"),
-        (["--price-per-gpu-hour", "\n"], "--price-per-gpu-hour \\n must be a number"),
-        (["--top", "1.5"], "--top 1.5 must be a whole number"),
+        ("plan", ["--tokens", "nan"], "--tokens nan must be at most 1000000000000000000"),
+        ("plan", ["--tokens=-inf"], "--tokens -inf must be at least 1"),
+        ("plan", ["--price-per-gpu-hour", "\n"], "--price-per-gpu-hour \\n must be a number"),
+        ("plan", ["--top", "1.5"], "--top 1.5 must be a whole number"),
+        ("data prepare", ["--split-by", "foo"], "--split-by: 'foo' is not one of 'document', 'file'"),
     ],
 )
 def test_a_wrong_value_is_shown_as_it_was_typed(
-    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+    command: str, arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("plan", "quickstart", *arguments) == 2
-    assert capsys.readouterr().err == f"fathom: error: {line} (fathom plan --help)\n"
+    assert run(*command.split(), "quickstart", *arguments) == 2
+    assert capsys.readouterr().err == f"fathom: error: {line} (fathom {command} --help)\n"
 
 
 def test_a_row_that_names_nothing_says_so(fake: None, capsys: pytest.CaptureFixture[str]) -> None:
