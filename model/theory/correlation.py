@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.families.family import PLAIN, Sinusoid
-from model.theory import moments
 
 Array = NDArray[np.float64]
 # 80 nodes a dimension: the quadrature of smooth activations is exact to 1e-12 at unit variance.
@@ -69,8 +68,17 @@ def _relu2_product(s2: float, r: float) -> float:
 
 
 def _gelu_product(s2: float, r: float) -> float:
-    out = moments.gelu(s2, r)
-    return out.covariance + out.mean**2
+    """Of x Phi(x), the exact form (Kedia et al. 2024)."""
+    a = s2 / (1 + s2)
+    ratio = (s2 * (1 - r * r) + 1 + r * r) / ((s2 + 1) * math.sqrt((s2 + 1) ** 2 - (r * s2) ** 2))
+    return s2 / 4 * (r + 2 / math.pi * r * math.asin(r * a) + 2 / math.pi * s2 * ratio)
+
+
+def _gelu_slope(s2: float) -> float:
+    """As `_gelu_product`; their form for two tokens at correlation 1."""
+    a = s2 / (1 + s2)
+    bump: float = a * (5 * s2 + 3) / (2 * s2 + 1) ** 1.5
+    return 0.5 + (bump - math.acos(a)) / (2 * math.pi)
 
 
 def _silu(x: Array) -> Array:
@@ -96,7 +104,7 @@ def _gelu_tanh_slope(x: Array) -> Array:
 POINTWISE: dict[str, Activation] = {
     "relu": Activation(_relu_product, lambda s2: 0.5),
     "relu2": Activation(_relu2_product, lambda s2: 2 * s2),
-    "gelu": Activation(_gelu_product, lambda s2: moments.gelu_gradient(s2, 1.0, 1.0, 1.0).variance),
+    "gelu": Activation(_gelu_product, _gelu_slope),
     "gelu_tanh": Activation(
         lambda s2, r: gaussian_product(_gelu_tanh, s2, r),
         lambda s2: gaussian_expectation(lambda x: _gelu_tanh_slope(x) ** 2, s2),

@@ -50,7 +50,7 @@ def published_attention(correlation: float, score_variance: float) -> AttentionM
 def bidirectional_attention(length: int, p: float) -> AttentionLaw:
     """Unmasked attention over `length` tokens, dropout p on the probabilities.
 
-    Derived; terms of order 1/length of `moments.attention_head`.
+    Derived; the terms of order 1/length of Kedia et al. 2024 for one head.
     """
 
     def law(correlation: float, score_variance: float) -> AttentionMoments:
