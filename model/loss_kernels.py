@@ -12,6 +12,8 @@ from typing import Literal
 
 LossKernelName = Literal["local", "torch", "liger"]
 """`train.loss_kernel`."""
+INSTEAD = "set train.loss_kernel=local, which train.loss_chunk cuts"
+"""What refusals of the others advise."""
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from model.errors import UserError
-from model.loss_kernels import LOSS_KERNELS, LossKernelName
-
-INSTEAD = "set train.loss_kernel=local, which train.loss_chunk cuts"
+from model.loss_kernels import INSTEAD, LOSS_KERNELS, LossKernelName
 
 
 def check_loss_kernel(name: LossKernelName, dtype: torch.dtype, version: str | None, *, gpu: bool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model.config import ModelConfig
-from model.loss_kernels import LOSS_KERNELS, LossKernelName
+from model.loss_kernels import INSTEAD, LOSS_KERNELS, LossKernelName
 from parallel.config import ParallelConfig
 from parallel.optimizers import OPTIMIZERS, OptimizerName
 from pretrain.config.sections.spans import span_counts
@@ -17,8 +17,6 @@ from pretrain.tasks.table import OWN_SECTIONS, task_of
 if TYPE_CHECKING:
     from pretrain.config.schema import RunConfig
 
-INSTEAD = "set train.loss_kernel=local, which train.loss_chunk cuts"
-"""Of a library's kernel for losses."""
 SELDOM = 10
 """Steps between full measurements of signals from which a CUDA graph is worth its captures."""
 
