@@ -22,7 +22,7 @@ from model.errors import UserError
 from model.words import printable
 from pretrain.config.interpolation import interpolated
 from pretrain.config.keys import LEAST_LIKENESS, defaults, general, is_text, schema
-from pretrain.config.yaml_reader import LARGEST, LONGEST_KEY, Plain, YamlError, parse, read_text
+from pretrain.config.yaml_reader import LARGEST, LONGEST_KEY, Plain, YamlError, dotted, parse, read_text
 
 SHIPPED = Path(__file__).resolve().parents[2] / "configs"
 COMMAND_LINE = "command line"
@@ -244,7 +244,7 @@ class _Merging:
         inner = _item(node, part, above, said)
         if isinstance(inner, (dict, list)):
             return inner
-        key = f"{above}.{part}" if above else part
+        key = dotted(above, part)
         kind = schema()[general(key)].kind if general(key) in schema() else "section"
         if kind == "list" and rest[0].isdecimal():
             raise UserError(f"{said}: {_short(key)}")

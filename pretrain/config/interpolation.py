@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 from model.errors import UserError
 from model.words import printable
-from pretrain.config.yaml_reader import MOST_VALUES, Plain, scalar
+from pretrain.config.yaml_reader import MOST_VALUES, Plain, dotted, scalar
 
 MARK = re.compile(r"(\\*)\$\{")
 INSIDE = re.compile(
@@ -45,7 +45,7 @@ class _Resolver:
 
     def section(self, values: dict[str, Plain], key: str, chain: tuple[str, ...]) -> dict[str, Plain]:
         """A section and all inside it. chain: the keys whose interpolations led here."""
-        return {name: self._value(inner, _joined(key, name), chain) for name, inner in values.items()}
+        return {name: self._value(inner, dotted(key, name), chain) for name, inner in values.items()}
 
     def _value(self, value: Plain, key: str, chain: tuple[str, ...]) -> Plain:
         self._count += 1
@@ -54,7 +54,7 @@ class _Resolver:
         if isinstance(value, dict):
             return self.section(value, key, chain)
         if isinstance(value, list):
-            return [self._value(inner, _joined(key, str(index)), chain) for index, inner in enumerate(value)]
+            return [self._value(inner, dotted(key, str(index)), chain) for index, inner in enumerate(value)]
         return self._text(value, key, chain) if isinstance(value, str) else value
 
     def _text(self, text: str, key: str, chain: tuple[str, ...]) -> Plain:
@@ -124,7 +124,3 @@ class _Resolver:
     def _error(self, key: str, problem: str) -> UserError:
         place = f" ({self._origins[key]})" if key in self._origins else ""
         return UserError(f"{printable(key, 100)}: {problem}{place}")
-
-
-def _joined(key: str, last: str) -> str:
-    return f"{key}.{last}" if key else last

@@ -222,14 +222,14 @@ class _Builder:
             raise _error(event, f"found duplicate key {printable(event.value, 60)}")
         section.last = event.value
         # The line of a key, not of its value, which may begin below it.
-        self.lines[_joined(section.key, event.value)] = event.start_mark.line + 1
+        self.lines[dotted(section.key, event.value)] = event.start_mark.line + 1
 
     def _place(self, above: _Open | None, event: yaml.NodeEvent) -> str:
         if above is None:
             return self._prefix
         if above.last is not None:
-            return _joined(above.key, above.last)
-        key = _joined(above.key, str(len(above.value)))
+            return dotted(above.key, above.last)
+        key = dotted(above.key, str(len(above.value)))
         self.lines[key] = event.start_mark.line + 1
         return key
 
@@ -274,7 +274,8 @@ def _copied(value: Plain) -> Plain:
     return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _joined(key: str, last: str) -> str:
+def dotted(key: str, last: str) -> str:
+    """A key below another one, or by itself where that is ''."""
     return f"{key}.{last}" if key else last
 
 
