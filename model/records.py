@@ -78,14 +78,19 @@ def as_record(content: object, kind: type[R], source: str, advice: str) -> R:
         raise UserError(f"{source} is damaged ({key}: {printable(first['msg'])}): {advice}") from None
 
 
+def finite(value: float) -> float | None:
+    """A number for JSON, which has none that is not finite: those are null."""
+    return value if math.isfinite(value) else None
+
+
 def without_nan(content: dict[str, Any]) -> dict[str, Any]:
-    """An object for JSON, which has no number that is not finite: those are null."""
+    """An object for JSON, with every number inside it as `finite` has it."""
     return {key: _finite(value) for key, value in content.items()}
 
 
 def _finite(value: object) -> object:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+    if isinstance(value, float):
+        return finite(value)
     if isinstance(value, dict):
         return without_nan(value)
     return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value

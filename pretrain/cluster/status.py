@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model.errors import UserError, debugging
+from model.records import finite
 from parallel.checkpoint.folders import MANIFEST, step_folder
 from parallel.launch import slurm_client
 from parallel.launch.exit_codes import ExitCode
@@ -121,7 +122,7 @@ def run_status(folder: Path, queued: Mapping[str, Queued] | None, now: float | N
         reason=reason,
         step=step,
         total=total,
-        loss=_finite(recent.train[-1].loss) if recent.train else None,
+        loss=finite(recent.train[-1].loss) if recent.train else None,
         tokens_per_s=_mean([event.tokens_per_s for event in recent.train]),
         left_s=max(0, total - step) * step_time if total is not None and step_time is not None else None,
         restarts=state.get("restarts") or 0,
@@ -261,10 +262,6 @@ def _age(path: Path, now: float) -> float | None:
         return max(0.0, now - path.stat().st_mtime)
     except OSError:
         return None
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _mean(values: list[float]) -> float | None:

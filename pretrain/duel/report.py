@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.files import atomic_write_text
+from model.records import finite
 from model.words import duration, quantity
 from pretrain.config.schema import RunConfig
 from pretrain.duel import transfer
@@ -53,7 +54,7 @@ def as_json(duel: Duel) -> dict[str, object]:
         "steps": base.train.steps,
         "tokens_per_step": base.train.global_batch_size * base.data.seq_length,
         "seq_length": base.data.seq_length,
-        "unigram_entropy": _number(duel.unigram),
+        "unigram_entropy": finite(duel.unigram),
         "equal": duel.grid.equal,
         "statements": statements(duel.outcomes, duel.unigram),
         "best": [
@@ -62,9 +63,9 @@ def as_json(duel: Duel) -> dict[str, object]:
                 "layers": one.layers,
                 "lr": one.lr,
                 "warmup": one.warmup,
-                "validation_loss": _number(one.validation),
+                "validation_loss": finite(one.validation),
                 "seeds": len(one.outcomes),
-                "half_range": _number(one.spread),
+                "half_range": finite(one.spread),
                 "settings_tried": one.tried,
                 "edge": one.edge,
             }
@@ -74,8 +75,8 @@ def as_json(duel: Duel) -> dict[str, object]:
             {
                 "scheme": one.variant,
                 "layers": one.layers,
-                "best_lr": _number(one.rate),
-                "validation_loss": _number(one.loss),
+                "best_lr": finite(one.rate),
+                "validation_loss": finite(one.loss),
                 "edge": one.edge,
                 "points": [list(point) for point in one.points],
             }
@@ -90,12 +91,12 @@ def as_json(duel: Duel) -> dict[str, object]:
                 "warmup": one.cell.warmup,
                 "seed": one.cell.seed,
                 "status": one.status,
-                "validation_loss": _number(one.validation),
-                "train_loss": _number(one.train),
+                "validation_loss": finite(one.validation),
+                "train_loss": finite(one.train),
                 "spikes": one.spikes,
                 "gradient_bursts": one.bursts,
-                "step_seconds": _number(one.step_seconds),
-                "seconds": _number(one.seconds),
+                "step_seconds": finite(one.step_seconds),
+                "seconds": finite(one.seconds),
                 "parameters": one.parameters,
                 "flops_per_token": one.flops,
                 "hidden_size": one.hidden_size,
@@ -275,7 +276,3 @@ def _aligned(table: Table) -> list[str]:
 
 def _words(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "–"
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
