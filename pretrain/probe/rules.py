@@ -90,14 +90,18 @@ def not_finite(probe: Probe) -> tuple[float, int]:
 
 def growth(probe: Probe) -> tuple[float, int]:
     """Largest forward variance over that of layer 1."""
-    value, layer = _highest(probe.stream_variances())
-    return value / probe.layers[0].forward_variance if probe.layers[0].forward_variance else math.nan, layer
+    return _over_first(probe, _highest)
 
 
 def shrinking(probe: Probe) -> tuple[float, int]:
     """Smallest forward variance over that of layer 1."""
-    value, layer = _lowest(probe.stream_variances())
-    return value / probe.layers[0].forward_variance if probe.layers[0].forward_variance else math.nan, layer
+    return _over_first(probe, _lowest)
+
+
+def _over_first(probe: Probe, chosen: Callable[[list[float]], tuple[float, int]]) -> tuple[float, int]:
+    value, layer = chosen(probe.stream_variances())
+    first = probe.layers[0].forward_variance
+    return value / first if first else math.nan, layer
 
 
 def _least_gradient(probe: Probe) -> tuple[float, int]:
