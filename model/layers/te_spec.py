@@ -48,21 +48,19 @@ RING = (torch.float16, torch.bfloat16)
 """Formats in which Transformer Engine attends over sequences that are cut."""
 
 
-class TEColumn(TEColumnParallelLinear):
-    """Column-parallel linear layer whose bias is added inside the matrix product.
-
-    It is so whatever the caller offers to do with the bias.
-    """
+class _BiasInside:
+    """A linear layer adds its bias inside the product, whatever the caller offers to do with it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs | {"skip_bias_add": False})
 
 
-class TENormColumn(TELayerNormColumnParallelLinear):
+class TEColumn(_BiasInside, TEColumnParallelLinear):
+    """Column-parallel linear layer whose bias is added inside the matrix product."""
+
+
+class TENormColumn(_BiasInside, TELayerNormColumnParallelLinear):
     """Norm and column-parallel linear layer in one, bias included."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs | {"skip_bias_add": False})
 
 
 class TENormColumnWithResidual(TENormColumn):
