@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from model.errors import UserError
 from model.sections import LAYERS, Strict
 
 
@@ -35,6 +36,14 @@ class Fp8Config(Strict):
                 "or set train.fp8.recipe=tensorwise"
             )
         return self
+
+    def check_weights(self, precision: str) -> None:
+        """Raises UserError for weights in fp32, of which no product is in FP8."""
+        if self.recipe != "none" and precision == "fp32":
+            raise UserError(
+                f"train.fp8.recipe={self.recipe} needs weights in bf16: "
+                "set train.precision=bf16 or train.fp8.recipe=none"
+            )
 
 
 class RecomputeConfig(Strict):

@@ -189,8 +189,7 @@ def numerics_for(
         )
     if fp8.recipe != "none":
         _check_fp8(fp8.recipe, machine)
-        if dtype != torch.bfloat16:
-            raise UserError(f"train.fp8.recipe={fp8.recipe} needs weights in bf16: set train.precision=bf16")
+        fp8.check_weights("fp32" if dtype == torch.float32 else "bf16")
     if fp32_residual and dtype == torch.float32:
         raise UserError(
             "train.fp32_residual=true has no effect: train.precision=auto is fp32 on this machine; "

@@ -399,11 +399,7 @@ class TrainConfig(Strict):
                 f"train.fp8.recipe={self.fp8.recipe} needs Transformer Engine's kernels: "
                 "set train.kernels=te or train.fp8.recipe=none"
             )
-        if self.fp8.recipe != "none" and self.precision == "fp32":
-            raise ValueError(
-                f"train.fp8.recipe={self.fp8.recipe} needs weights in bf16: "
-                "set train.precision=bf16 or train.fp8.recipe=none"
-            )
+        self.fp8.check_weights(self.precision)
         return self
 
 
