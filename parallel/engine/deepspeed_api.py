@@ -107,7 +107,10 @@ def keep_weights_cut(optimizer: ZeroOptimizer) -> None:
 
 
 def weights_cut_anew(optimizer: ZeroOptimizer) -> Callable[..., None]:
-    """Stages 1 and 2: what `keep_weights_cut` took out, for measurements of its cost."""
+    """Stages 1 and 2: what `keep_weights_cut` took out.
+
+    For `benchmarks/ablation.py`, which puts it back to measure what it costs.
+    """
     return functools.partial(require(type(optimizer), "_update_model_bit16_weights"), optimizer)
 
 

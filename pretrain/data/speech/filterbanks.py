@@ -33,11 +33,6 @@ LEAST_STD = 1e-3
 """By which a filter that hears nothing is divided."""
 
 
-def frames_of(samples: int) -> int:
-    """How many frames so many samples have."""
-    return max(0, 1 + (samples - WINDOW) // HOP)
-
-
 def seconds_of(frames: int) -> float:
     """How long a recording of so many frames may be."""
     return (frames * HOP + WINDOW - 1) / RATE
