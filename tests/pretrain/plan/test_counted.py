@@ -105,7 +105,6 @@ def test_operators_of_joined_layers(scheme: str) -> None:
         host = found.host("forward"), found.host("backward"), found.host("accumulate")
         assert host == expected
         assert found.kept - RANDOM_STATES == a.layer(norms_of(place.plan))
-    assert sum(host) <= 40
 
 
 def test_partial_sums_that_go_into_sums_are_counted_once() -> None:
