@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.depth.folded import FoldedSublayer
-from model.layers.compiled import allow_kinds, check_compiler
 from model.layers.layer import DepthLayer
 from model.layers.residual import ResidualJoin, StreamGate, gated, join
 from model.layers.torch_parts import Norm, RowLinear, norm_by_parts
@@ -98,22 +97,6 @@ def joined(
 
 Joined = Callable[..., tuple[Tensor, "Tensor | None", "Tensor | None"]]
 """Takes and gives what `joined` does."""
-
-
-def _by_triton() -> Joined:
-    from model.layers.join_pass import join_norm
-
-    return join_norm
-
-
-def _by_compiler() -> Joined:
-    check_compiler("train.kernels=local_joined", "train.kernels=local")
-    allow_kinds()
-    return torch.compile(joined, fullgraph=True, dynamic=False)
-
-
-MAKERS: dict[str, Callable[[], Joined]] = {"triton": _by_triton, "compile": _by_compiler}
-"""What computes a join and its norm in one pass: Triton on GPUs, torch.compile on CPUs."""
 
 
 class Follower:
@@ -276,16 +259,15 @@ def _share_numbers(followers: Sequence[Follower]) -> None:
                 one.numbers = one.numbers._replace(**changed)
 
 
-def join_norms(chunks: Iterable[MegatronModule], by: str) -> int:
+def join_norms(chunks: Iterable[MegatronModule], function: Joined, *, compiled: bool = False) -> int:
     """Has residual joins of these model chunks and the norms after them computed in one pass.
 
     It adds the bias of the product before the join too, and sums its gradient.
-    by: one of `MAKERS`.
+    function: what computes a pass. compiled: it is, for each value of the numbers once.
     A gate of the stream is in the same pass.
     Returns the number of such joins. Left as they are: joins of one operation without a norm or a
     gate after them in the same part of the model, as at the end of a stage.
     It is so in training; evaluation has both apart.
-    Raises UserError where a compiler is missing.
     """
     pairs = []
     for stack in (chunk.decoder for chunk in chunks):
@@ -300,8 +282,7 @@ def join_norms(chunks: Iterable[MegatronModule], by: str) -> int:
             or part.dropout
             or biased
         ]
-    function = MAKERS[by]()
-    if by == "compile":
+    if compiled:
         _share_numbers([follower for _, follower, _ in pairs])
     for part, follower, linear in pairs:
         follower.function = function

@@ -6,7 +6,7 @@ is the gradient of the product's bias. By a kernel of ours on GPUs; on CPUs they
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from model.layers.torch_parts import ColumnLinear, LocalSelfAttention, Separated
@@ -15,30 +15,17 @@ if TYPE_CHECKING:
     from megatron.core.transformer.module import MegatronModule
 
 
-def _by_triton() -> Separated:
-    from model.layers.heads_pass import separate_pass
-
-    return separate_pass
-
-
-MAKERS: dict[str, Callable[[], Separated]] = {"triton": _by_triton}
-"""What does it in one pass: as those of `model.layers.joined`, by the same names."""
-
-
-def separate_at_once(chunks: Iterable[MegatronModule], by: str) -> int:
+def separate_at_once(chunks: Iterable[MegatronModule], function: Separated) -> int:
     """Has self-attention of PyTorch's parts do so in training; returns the number of those that do.
 
-    by: one of `model.layers.joined.MAKERS`.
+    function: what computes the pass.
     """
-    if by not in MAKERS:
-        return 0
     parts = [
         part
         for chunk in chunks
         for part in chunk.modules()
         if isinstance(part, LocalSelfAttention) and isinstance(part.linear_qkv, ColumnLinear)
     ]
-    function = MAKERS[by]()
     for part in parts:
         part.separate = function
         part.linear_qkv.lends_bias = True

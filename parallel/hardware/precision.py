@@ -140,7 +140,7 @@ class Numerics:
     """The residual stream is in fp32 although `dtype` is not."""
     joins: str | None = None
     """What computes residual joins and the norms after them in one pass, by its name in
-    `model.layers.joined.MAKERS`; None: nothing, both are apart.
+    `model.layers.one_pass.MAKERS`; None: nothing, both are apart.
     """
 
     @property

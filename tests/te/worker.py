@@ -198,20 +198,19 @@ def compare_runs(name: str, fields: dict[str, Any]) -> dict[str, float]:
     """
     import torch
 
-    from model.layers import joined as joining
+    from model.layers.joined import join_norms, joined
     from model.parameters.names import named_parameters
     from model.weights.init import initialize_
 
     model, topology = model_config(**fields), topology_of(1, False)
     tokens = torch.randint(0, VOCAB, (2, SEQ + 1), generator=torch.Generator().manual_seed(0))
     results: list[tuple[Any, dict[str, Any]]] = []
-    joining.MAKERS["plain"] = lambda: joining.joined
     for kinds in ("local", "te", "te_apart"):
         chunk = build(model, topology, kinds, "cpu").double()
         if kinds == "te_apart":
             fused = [name for name, _ in chunk.named_parameters() if "layer_norm_" in name]
             assert not fused, f"norms that are not apart: {fused}"
-            joining.join_norms([chunk], "plain")
+            join_norms([chunk], joined)
         named = list(named_parameters(chunk, 0, 1))
         source = SOURCE if model.blueprint.crossed else None
         placed = ((one.name, one.parameter, one.shard) for one in named)

@@ -16,6 +16,8 @@ from model.cost.operators import Kept
 from model.depth.schemes import SCHEMES
 from model.layers import launching
 from model.layers.activated import activate_at_once
+from model.layers.activation_pass import activation_pass
+from model.layers.heads_pass import separate_pass
 from model.layers.join_pass import join_norm
 from model.layers.joined import After, Numbers, join_norms
 from model.layers.products import sum_in_products
@@ -180,9 +182,9 @@ def models() -> dict[str, Any]:
         model = kind.double()
         open_gates(model)
         loss, gradients = measured(model)
-        joins = join_norms([model], "triton")
-        activate_at_once([model], "triton")
-        separate_at_once([model], "triton")
+        joins = join_norms([model], join_norm)
+        activate_at_once([model], activation_pass)
+        separate_at_once([model], separate_pass)
         again, joined = measured(model)
         summed = measured(model, added=True)[1]
         # Some are zero but for rounding, as a bias of keys'.
@@ -207,7 +209,7 @@ def dropped() -> dict[str, Any]:
         model = narrow("pre_ln", 3, core=core, hidden_dropout=0.1).double()
         for joined in (False, True):
             if joined:
-                join_norms([model], "triton")
+                join_norms([model], join_norm)
             kept = Kept()
             with kept:
                 loss, gradients = measured(model)

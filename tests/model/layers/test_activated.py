@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.layers import activated as activating
 from model.layers.activated import activate_at_once
 from model.layers.activation_pass import KERNELS
 from model.layers.torch_parts import activated
@@ -24,7 +23,7 @@ from tests.model.layers.test_joined import equal
 @pytest.mark.parametrize(
     "changes", [{}, {"activation": "geglu"}, {"activation": "relu2", "bias": False}], ids=str
 )
-def test_a_model_computes_the_same(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_computes_the_same(changes: dict[str, Any]) -> None:
     """In training; evaluation has products with their biases."""
     single_process()
     biases: list[bool] = []
@@ -33,11 +32,10 @@ def test_a_model_computes_the_same(changes: dict[str, Any], monkeypatch: pytest.
         biases.append(bias is not None)
         return activated(inner, bias, *given)
 
-    monkeypatch.setitem(activating.MAKERS, "plain", lambda: watched)
     model = build("pre_ln", layers=3, **changes).double()
 
     def change() -> None:
-        assert activate_at_once([model], "plain") == 3
+        assert activate_at_once([model], watched) == 3
 
     equal(model, WINDOWS, change)
     assert biases == [changes.get("bias", True)] * 3
@@ -50,13 +48,12 @@ def test_every_activation_has_a_kernel() -> None:
     assert set(KERNELS) == set(ACTIVATIONS.values())
 
 
-def test_layers_share_one_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_share_one_compilation() -> None:
     single_process()
     graphs, backend = counting()
     torch._dynamo.reset()
     compiled = torch.compile(activated, fullgraph=True, dynamic=False, backend=backend)
-    monkeypatch.setitem(activating.MAKERS, "compile", lambda: compiled)
     model = build("pre_ln", layers=6).double()
-    equal(model, WINDOWS, lambda: activate_at_once([model], "compile"))
+    equal(model, WINDOWS, lambda: activate_at_once([model], compiled))
     torch._dynamo.reset()
     assert len(graphs) == 1

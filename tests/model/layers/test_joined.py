@@ -13,34 +13,35 @@ import torch
 from torch import Tensor
 
 from model.depth.schemes import SCHEMES
-from model.layers import joined as joining
 from model.layers.joined import join_norms, joined
 from model.layers.layer import DepthLayer
+from model.layers.one_pass import pass_at_once
 from model.layers.torch_parts import Norm
 from model.network.language_model import LanguageModel
 from parallel.launch.one_process import single_process
 from tests.model.layers.test_compiled import PAIRS, VOCAB_SIZE, WINDOWS, build, counting, loss_and_gradients
 from tests.model.narrow import BF16, narrow, open_gates, seen, tokens
 
-PLAIN = "plain"
+MADE: list[bool] = []
+"""Calls of `plain`: whether there was a norm."""
+
+
+def plain(*given: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What computes both, here plain PyTorch."""
+    stream, normed, again = joined(*given)
+    MADE.append(normed is not None)
+    if normed is not None and given[-1].forked:
+        again = normed.clone()
+    return stream, normed, again
 
 
 @pytest.fixture(autouse=True)
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
-    """Calls of what computes both, here plain PyTorch: whether there was a norm."""
-    made: list[bool] = []
-
-    def watched(*given: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        stream, normed, again = joined(*given)
-        made.append(normed is not None)
-        if normed is not None and given[-1].forked:
-            again = normed.clone()
-        return stream, normed, again
-
-    monkeypatch.setitem(joining.MAKERS, PLAIN, lambda: watched)
+def calls() -> Iterator[list[bool]]:
+    """Calls of `plain` in a test."""
+    MADE.clear()
     single_process()
     torch._dynamo.reset()
-    yield made
+    yield MADE
     torch._dynamo.reset()
 
 
@@ -107,7 +108,7 @@ def test_every_scheme_computes_the_same(
 
     def change() -> None:
         heard.clear()
-        assert join_norms([model], PLAIN) == joins
+        assert join_norms([model], plain) == joins
 
     equal(model, WINDOWS, change)
     assert calls == [True] * joins
@@ -124,7 +125,7 @@ def test_who_listens_to_a_gate_hears_what_enters_it(calls: list[bool]) -> None:
     open_gates(model)
     gate = model.decoder.layers[0].gpas
     gate.register_forward_hook(lambda one, args, out: heard.append(torch.equal(args[0], out)))
-    equal(model, WINDOWS, lambda: join_norms([model], PLAIN))
+    equal(model, WINDOWS, lambda: join_norms([model], plain))
     assert heard == [False] * 4  # two joins, apart and again
     assert len(calls) == 2  # those of the other layer
 
@@ -133,13 +134,13 @@ def test_who_listens_to_a_gate_hears_what_enters_it(calls: list[bool]) -> None:
 def test_two_stacks_compute_the_same(scheme: str, calls: list[bool]) -> None:
     sizes: dict[str, Any] = {"family": "seq2seq", "encoder_layers": 3, "vocab_size": VOCAB_SIZE}
     model = build(scheme, layers=3, **sizes).double()
-    equal(model, PAIRS, lambda: join_norms([model], PLAIN))
+    equal(model, PAIRS, lambda: join_norms([model], plain))
     assert len(calls) >= 3 + 2 * 3
 
 
 def test_rmsnorm_without_biases(calls: list[bool]) -> None:
     model = build("pre_ln", layers=2, normalization="rmsnorm", bias=False).double()
-    equal(model, WINDOWS, lambda: join_norms([model], PLAIN))
+    equal(model, WINDOWS, lambda: join_norms([model], plain))
     assert calls == [True] * 4
 
 
@@ -162,7 +163,7 @@ def test_rmsnorm_without_biases(calls: list[bool]) -> None:
 )
 def test_recomputation(core: dict[str, Any], joins: int, calls: list[bool]) -> None:
     model = narrow("pre_ln", 4, core=core).double()
-    equal(model, {"tokens": tokens(), "labels": tokens()}, lambda: join_norms([model], PLAIN))
+    equal(model, {"tokens": tokens(), "labels": tokens()}, lambda: join_norms([model], plain))
     assert calls == [True] * joins
 
 
@@ -175,7 +176,7 @@ def test_hooks_hear_what_they_would_hear() -> None:
         kwargs["hidden_states"].register_hook(heard.append)
 
     handle = model.decoder.layers[1].register_forward_pre_hook(entering, with_kwargs=True)
-    equal(model, WINDOWS, lambda: join_norms([model], PLAIN))
+    equal(model, WINDOWS, lambda: join_norms([model], plain))
     handle.remove()
     loss_and_gradients(model)
     apart, joined_ = heard
@@ -184,7 +185,7 @@ def test_hooks_hear_what_they_would_hear() -> None:
 
 def test_a_norm_of_another_stream_computes_itself() -> None:
     model = build("pre_ln", layers=2).double()
-    join_norms([model], PLAIN)
+    join_norms([model], plain)
     loss_and_gradients(model)
     norm = model.decoder.layers[1].input_layernorm
     x = torch.randn(4, 2, 32, dtype=torch.float64)
@@ -198,7 +199,7 @@ def test_an_fp32_stream_is_handed_over_in_the_format_of_the_branch(scheme: str, 
     core = {"fp32_residual_connection": True}
     model = narrow(scheme, 6, BF16, core=core)
     apart = seen(model).logits
-    join_norms([model], PLAIN)
+    join_norms([model], plain)
     after = seen(model).logits  # of layers under hooks, but the first and the last, joined
     exact = seen(narrow(scheme, 6)).logits
     assert len(calls) >= 8
@@ -206,12 +207,11 @@ def test_an_fp32_stream_is_handed_over_in_the_format_of_the_branch(scheme: str, 
 
 
 @pytest.mark.parametrize("scheme", list(SCHEMES))
-def test_compilations_do_not_grow_with_the_depth(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compilations_do_not_grow_with_the_depth(scheme: str) -> None:
     graphs, backend = counting()
     compiled = torch.compile(joined, fullgraph=True, dynamic=False, backend=backend)
-    monkeypatch.setitem(joining.MAKERS, "compile", lambda: compiled)
     model = build(scheme, layers=12).double()
-    equal(model, WINDOWS, lambda: join_norms([model], "compile"))
+    equal(model, WINDOWS, lambda: join_norms([model], compiled, compiled=True))
     assert len(graphs) <= 4
 
 
@@ -219,7 +219,7 @@ def test_compilations_do_not_grow_with_the_depth(scheme: str, monkeypatch: pytes
 @pytest.mark.parametrize("scheme", ["b2t", "deepscalelm_pre_ln", "layernorm_scaling"])
 def test_inductor_gives_the_same_numbers(scheme: str) -> None:
     model = build(scheme, layers=3).double()
-    equal(model, WINDOWS, lambda: join_norms([model], "compile"))
+    equal(model, WINDOWS, lambda: pass_at_once([model], "compile"))
 
 
 @pytest.mark.slow
@@ -228,7 +228,7 @@ def test_compiled_dropout_is_repeated_by_recomputation() -> None:
     losses = []
     for fields in ({}, core):
         model = narrow("pre_ln", 3, core=fields, hidden_dropout=0.1).double()
-        join_norms([model], "compile")
+        pass_at_once([model], "compile")
         torch.manual_seed(3)
         loss, gradients = loss_and_gradients(model, {"tokens": tokens(), "labels": tokens()})
         losses.append((float(loss), float(sum(one.square().sum() for one in gradients.values()))))
