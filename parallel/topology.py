@@ -114,10 +114,25 @@ class Layout:
             )
 
 
-def _check_narrow(config: ParallelConfig, replicas: int) -> None:
+def _check_reduction(config: ParallelConfig, alone: bool) -> None:
+    """Raises UserError where gradients cannot be reduced as asked. alone: by one rank."""
+    if config.overlap_grad_reduce and alone:
+        raise UserError(
+            "parallel.overlap_grad_reduce=true has no effect with one data-parallel rank: set it to null"
+        )
+    if config.grad_reduce != "fp32":
+        _check_narrow(config, alone)
+    if config.overlap_grad_reduce and config.zero == 3:
+        raise UserError(
+            "parallel.overlap_grad_reduce=true does not combine with parallel.zero=3, "
+            "where DeepSpeed reduces gradients: set it to null"
+        )
+
+
+def _check_narrow(config: ParallelConfig, alone: bool) -> None:
     """Raises UserError where gradients cannot be sent in a narrower format."""
     own = f"parallel.grad_reduce={config.grad_reduce}"
-    if replicas == 1:
+    if alone:
         raise UserError(f"{own} has no effect with one data-parallel rank: set it to fp32")
     if config.zero not in (1, 2):
         raise UserError(
@@ -131,30 +146,23 @@ def _check_narrow(config: ParallelConfig, replicas: int) -> None:
         )
 
 
-def check_layout(config: ParallelConfig, model: ModelConfig, world: int) -> Layout:
+def check_layout(config: ParallelConfig, model: ModelConfig, world: int | None) -> Layout:
     """The layout of a run over `world` processes.
 
+    world: None where nothing says how many there will be: as few as the degrees take. What only
+    more data-parallel ranks give an effect is then let be.
     Raises UserError for an impossible or harmful combination, naming a working choice.
     """
     degrees = config.tensor * config.pipeline * config.context
-    if world % degrees:
+    processes = degrees if world is None else world
+    if processes % degrees:
         raise UserError(
             f"parallel: tensor x pipeline x context = {config.tensor} x {config.pipeline} x {config.context} "
-            f"= {degrees} does not divide {world} processes: "
-            f"use parallel.processes={max(1, round(world / degrees)) * degrees} or smaller degrees"
+            f"= {degrees} does not divide {processes} processes: "
+            f"use parallel.processes={max(1, round(processes / degrees)) * degrees} or smaller degrees"
         )
-    replicas = world // degrees * config.context
-    if config.overlap_grad_reduce and replicas == 1:
-        raise UserError(
-            "parallel.overlap_grad_reduce=true has no effect with one data-parallel rank: set it to null"
-        )
-    if config.grad_reduce != "fp32":
-        _check_narrow(config, replicas)
-    if config.overlap_grad_reduce and config.zero == 3:
-        raise UserError(
-            "parallel.overlap_grad_reduce=true does not combine with parallel.zero=3, "
-            "where DeepSpeed reduces gradients: set it to null"
-        )
+    replicas = processes // degrees * config.context
+    _check_reduction(config, alone=replicas == 1 and world is not None)
     _check_model(config, model)
     _check_pipeline(config, model)
     _check_context(config, model)
@@ -171,12 +179,12 @@ def check_layout(config: ParallelConfig, model: ModelConfig, world: int) -> Layo
             f"and parallel.zero={config.zero}: set parallel.zero=1"
         )
     return Layout(
-        world,
+        processes,
         config.tensor,
         config.pipeline,
         config.virtual_stages,
         config.context,
-        world // degrees,
+        processes // degrees,
         config.zero,
         config.sequence_parallel,
         _split(config, model),

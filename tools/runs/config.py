@@ -18,6 +18,7 @@ from model.words import printable
 from pretrain.config.load import Row, complete_model, explained, load_with_origins
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import vocabulary_of
+from pretrain.train.checks.feasibility import fit_configuration
 from tools.shipped import say_shipped
 
 PIPED_WIDTH = 160
@@ -34,11 +35,16 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Check only, print nothing.")] = False,
 ) -> None:
-    """Check a configuration and explain every field of it, with its size in parameters."""
+    """Check a configuration and explain every field of it, with its size in parameters.
+
+    Checks all that depends on the configuration alone: what depends on the machine, the data or
+    the number of processes is told by `fathom pretrain`.
+    """
     if not quiet:
         say_shipped(config)
     loaded, composition = load_with_origins(config, overrides or [])
     model = complete_model(loaded, loaded.model.vocab_size or vocabulary_of(loaded.data.corpora[0].path))
+    fit_configuration(loaded.model_copy(update={"model": model}))
     sizes = parameter_count(model) if model.vocab_size is not None else None
     rows = explained(loaded, composition)
     if quiet:

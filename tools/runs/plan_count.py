@@ -51,13 +51,16 @@ class Count(TypedDict):
 def count(path: str, overrides: list[str]) -> Count:
     """Counts the layers of a configuration.
 
-    Raises UserError for a configuration that is none, and for kernels that run on GPUs only.
+    Raises UserError for a configuration that is none, for kernels that run on GPUs only, and for a
+    layout that no run can have.
     """
     from pretrain.config.load import complete_model, load_config
+    from pretrain.data.manifest import vocabulary_of
     from pretrain.plan.counted import layer_kinds
+    from pretrain.train.checks.feasibility import fit_configuration
 
     config = load_config(path, overrides)
-    model = complete_model(config, config.model.vocab_size or 1)
+    model = complete_model(config, config.model.vocab_size or vocabulary_of(config.data.corpora[0].path))
     parallel, train = config.parallel, config.train
     for key, given, counted in (
         ("train.kernels", train.kernels, ("auto", "local_joined", "local")),
@@ -70,8 +73,10 @@ def count(path: str, overrides: list[str]) -> Count:
                 f"--count counts layers of PyTorch's kernels as they are, not with {key}={given}: "
                 f"set {key}={str(counted[-1]).lower()}"
             )
+    fit_configuration(config.model_copy(update={"model": model}))
     precision: Literal["fp32", "bf16"] = "fp32" if train.precision == "fp32" else "bf16"
     way = _way(config, precision)
+    sized = model.model_copy(update={"vocab_size": model.vocab_size or 1})  # no layer depends on it
     return {
         "scheme": model.scheme,
         "precision": precision,
@@ -80,7 +85,7 @@ def count(path: str, overrides: list[str]) -> Count:
         "tensor": way.tensor,
         "recompute": parallel.recompute.granularity,
         "joined": way.joined,
-        "kinds": [_shown(kind) for kind in layer_kinds(model, way)],
+        "kinds": [_shown(kind) for kind in layer_kinds(sized, way)],
     }
 
 

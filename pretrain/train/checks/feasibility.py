@@ -25,9 +25,10 @@ MOST_PASSES = 1000
 """Of a step over a data set. A batch that repeats its samples more often is a slip of the pen."""
 
 
-def fit_processes(config: RunConfig, world: int) -> Layout:
+def fit_processes(config: RunConfig, world: int | None) -> Layout:
     """The layout of a run over `world` processes.
 
+    world: None as in `check_layout`.
     Raises UserError where degrees, batch sizes or the sequence length do not come out even.
     """
     train, seq_length, source = config.train, config.data.seq_length, config.data.source_length
@@ -47,6 +48,21 @@ def fit_processes(config: RunConfig, world: int) -> Layout:
     if train.eval_samples:
         rounds = eval_rounds(layout, train.eval_samples, train.micro_batch_size)
         layout.check_batches(seq_length, rounds, source)
+    return layout
+
+
+def fit_configuration(config: RunConfig) -> Layout:
+    """The layout of a run over as few processes as it takes, on whatever machine.
+
+    config: with the vocabulary of its data where that is known. Its `parallel.processes` are not
+    looked at, for a launcher may start others.
+    Raises UserError for what `fit_processes` and `fit_machine` refuse everywhere.
+    """
+    layout, train = fit_processes(config, None), config.train
+    recipe = None if train.fp8.recipe == "none" else train.fp8.recipe
+    if recipe or train.precision == "bf16":
+        layout.check_dtype(torch.bfloat16)
+    _check_sizes(config, layout, Numerics(torch.bfloat16, "te", recipe))
     return layout
 
 
@@ -87,13 +103,7 @@ def fit_machine(config: RunConfig, layout: Layout) -> Numerics:
     layout.check_dtype(numerics.dtype)
     version = installed(LOSS_KERNELS[train.loss_kernel].package or "torch")
     check_loss_kernel(train.loss_kernel, numerics.dtype, version, gpu=this_machine().gpu is not None)
-    check_sizes(
-        numerics,
-        config.model,
-        layout,
-        seq_length=config.data.seq_length,
-        micro_batch_size=train.micro_batch_size,
-    )
+    _check_sizes(config, layout, numerics)
     if train.gradient_accumulation_fusion:
         check_sums(numerics, this_machine())
     if train.cuda_graph:
@@ -101,6 +111,12 @@ def fit_machine(config: RunConfig, layout: Layout) -> Numerics:
 
         check_graphs(config.data.seq_length)
     return numerics
+
+
+def _check_sizes(config: RunConfig, layout: Layout, numerics: Numerics) -> None:
+    """Raises UserError for sizes that FP8 products do not take."""
+    lengths = {"seq_length": config.data.seq_length, "micro_batch_size": config.train.micro_batch_size}
+    check_sizes(numerics, config.model, layout, **lengths)
 
 
 def check_sums(numerics: Numerics, machine: Machine) -> None:

@@ -306,9 +306,24 @@ def test_cpu_and_gpu_have_the_same_operators() -> None:
     [
         (["train.kernels=te"], "not with train.kernels=te: set train.kernels=local"),
         (["--tokens", "1e9"], "--tokens has no effect with --count"),
+        (["parallel.tensor=3"], "model.num_attention_heads=4 is not divisible by parallel.tensor=3"),
+        (["parallel.tensor=4096", "model.vocab_size=9"], "is not divisible by parallel.tensor=4096"),
+        (["parallel.sequence_parallel=true"], "has no effect with parallel.tensor=1"),
+        (["parallel.pipeline=77"], "parallel.pipeline=77 stages are more than model.num_layers="),
+        (
+            ["parallel.tensor=2", "parallel.sequence_parallel=true", "data.seq_length=63"],
+            "data.seq_length=63 is not divisible by parallel.tensor=2",
+        ),
     ],
 )
 def test_what_cannot_be_counted_is_one_line(given: list[str], words: str) -> None:
     done = run_here("plan", "configs/quickstart.yaml", "--count", *given)
-    assert (done.code, done.wrong) == (2, "")
+    assert (done.code, done.wrong, done.err.count("\n")) == (2, "", 1)
     assert words in done.err
+
+
+def test_layouts_of_more_gpus_than_there_are_can_be_counted() -> None:
+    sizes = ["model.hidden_size=1024", "model.num_attention_heads=64", "model.num_layers=128"]
+    layout = ["parallel.tensor=64", "parallel.pipeline=128", "parallel.overlap_grad_reduce=true"]
+    done = run_here("plan", "configs/quickstart.yaml", "--count", "--json", *sizes, *layout)
+    assert (done.code, json.loads(done.out)["tensor"]) == (0, 64)

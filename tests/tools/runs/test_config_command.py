@@ -49,3 +49,15 @@ def test_quiet_checks_and_prints_nothing(scheme: str, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == ""
     with pytest.raises(UserError, match="train.steps=0 must be at least 1"):
         command("configs/quickstart.yaml", ["train.steps=0"], quiet=True)
+
+
+def test_layouts_are_checked_with_the_vocabulary_of_the_data(tmp_path: Path) -> None:
+    sizes = ["model.num_attention_heads=3", "model.hidden_size=48", f"data.corpora.0.path={tmp_path}"]
+    command("configs/quickstart.yaml", [*sizes, "parallel.tensor=3"], quiet=True)
+    (tmp_path / "dataset.json").write_text('{"vocab_size": 1000}')
+    with pytest.raises(
+        UserError, match=r"is not divisible by parallel\.tensor=3: set model\.vocab_multiple="
+    ):
+        command("configs/quickstart.yaml", [*sizes, "parallel.tensor=3"], quiet=True)
+    with pytest.raises(UserError, match=r"sequence_parallel=true has no effect with parallel\.tensor=1"):
+        command("configs/quickstart.yaml", [*sizes, "parallel.sequence_parallel=true"], quiet=True)

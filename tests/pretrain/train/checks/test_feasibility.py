@@ -12,7 +12,13 @@ from model.errors import UserError
 from parallel.hardware.precision import Machine
 from pretrain.config.schema import Corpus
 from pretrain.train.checks import feasibility
-from pretrain.train.checks.feasibility import check_passes, eval_rounds, fit_machine, fit_processes
+from pretrain.train.checks.feasibility import (
+    check_passes,
+    eval_rounds,
+    fit_configuration,
+    fit_machine,
+    fit_processes,
+)
 from tests.parallel.training import given, run_config
 
 H100 = Machine("NVIDIA H100 80GB HBM3", (9, 0), (13, 0), "2.11.0", "")
@@ -62,6 +68,43 @@ def test_a_step_that_repeats_its_data_without_end() -> None:
     )
     config.train.global_batch_size = 108_000
     check_passes(config, blend)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("model", "parallel", "train", "message"),
+    [
+        ({}, given(sequence_parallel=True), {}, "has no effect with parallel.tensor=1"),
+        ({}, {}, given(micro_batch_size=3), "8 is not divisible by .* = 3 x 1 = 3"),
+        ({}, given(overlap_grad_reduce=True, zero=3), {}, "does not combine with parallel.zero=3"),
+        ({}, given(grad_reduce="bf16", zero=3), {}, "and parallel.zero=3 has none"),
+        ({}, given(zero=0), given(precision="bf16"), "parallel.zero=0 keeps no fp32 copy"),
+        (
+            {},
+            given(zero=0),
+            given(precision="auto", fp8=given(recipe="delayed")),
+            "parallel.zero=0 keeps no fp32 copy",
+        ),
+        (
+            given(ffn_hidden_size=40),
+            {},
+            given(precision="auto", fp8=given(recipe="delayed")),
+            "40 is not a multiple of 16",
+        ),
+    ],
+)
+def test_what_no_machine_can_run(
+    model: dict[str, Any], parallel: dict[str, Any], train: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        fit_configuration(run_config(model, parallel, train))
+
+
+def test_processes_that_are_left_open_may_be_many() -> None:
+    layout = fit_configuration(run_config(parallel=given(processes=3, tensor=4, overlap_grad_reduce=True)))
+    assert (layout.world, layout.data) == (4, 1)
+    fit_configuration(run_config(parallel=given(grad_reduce="bf16")))
+    with pytest.raises(UserError, match="grad_reduce=bf16 has no effect with one data-parallel rank"):
+        fit_processes(run_config(parallel=given(grad_reduce="bf16")), 1)
 
 
 @pytest.mark.parametrize(
