@@ -26,7 +26,8 @@ from pretrain.config.schema import RunConfig
 from pretrain.config.scheme_choice import Variant, validated
 
 Equal = Literal["tokens", "parameters"]
-RESULT = "cell.json"
+RESULT, CELLS = "cell.json", "cells"
+"""A file of a cell that has ended, and the folder of all cells in that of a duel."""
 DONE = (ExitCode.FINISHED, ExitCode.DIVERGED)
 # Learned from this share on, whatever the depth: a width further off is no longer the same budget.
 PARAMETER_TOLERANCE = 0.15
@@ -149,7 +150,7 @@ def cell_config(base: RunConfig, cell: Cell, equal: Equal, folder: Path) -> RunC
     """
     model = cell.variant.apply(sized(base.model, cell.layers, equal))
     values = base.model_dump()
-    values |= {"name": cell.name, "runs_dir": str(folder / "cells"), "model": model.model_dump()}
+    values |= {"name": cell.name, "runs_dir": str(folder / CELLS), "model": model.model_dump()}
     values["parallel"] = {"recompute": values["parallel"]["recompute"]}
     values["optimizer"]["lr"] = cell.lr
     factors = cell.variant.apply_factors(base.model, base.optimizer.factors)

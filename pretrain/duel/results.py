@@ -68,6 +68,8 @@ class Outcome:
     parameters: int
     flops: float
     hidden_size: int
+    steps: int
+    """That the cell trains in all."""
     curve: list[tuple[int, float]] = field(default_factory=list, repr=False)
     evaluations: list[tuple[int, float]] = field(default_factory=list, repr=False)
 
@@ -104,6 +106,7 @@ def outcome(cell: Cell, config: RunConfig, unigram: float) -> Outcome:
             source_length=config.data.source_length,
         ).model,
         config.model.hidden_size,
+        config.train.steps,
         [(event.step, event.loss) for event in metrics.train],
         evaluations,
     )
@@ -268,11 +271,11 @@ def _of_depth(ranked: list[Best], layers: int, unigram: float) -> list[str]:
 
 def _trust(outcomes: Sequence[Outcome]) -> str:
     seeds = len({one.cell.seed for one in outcomes})
-    steps = max((one.curve[-1][0] for one in outcomes if one.curve), default=0)
+    steps = max(one.steps for one in outcomes)
     many = (
         f"{seeds} seeds" if seeds > 1 else f"one seed, so differences below about {NOISE} nats mean nothing"
     )
     return (
-        f"{len(outcomes)} cells of {steps} steps, {many}. "
+        f"{len(outcomes)} cell{'s' if len(outcomes) > 1 else ''} of {steps} steps, {many}. "
         "A short duel ranks how well schemes start, not where they end."
     )

@@ -70,7 +70,7 @@ Jobs = Annotated[
     typer.Option(min=1, max=1024, help="Cells trained at once; one per GPU or processor unless given."),
 ]
 ReportOnly = Annotated[
-    bool, typer.Option("--report-only", help="Train nothing; write the page of what is there.")
+    bool, typer.Option("--report-only", help="Train nothing; write the page of the cells in --out.")
 ]
 AsJson = Annotated[
     bool,
@@ -112,8 +112,7 @@ def command(
     from pretrain.duel.workers import default_jobs, train_cells
     from pretrain.train.run import prepared_config
 
-    if equal not in ("tokens", "parameters"):
-        raise UserError(f"--equal {equal}: choose tokens or parameters")
+    _check_asked(equal, report_only, out, jobs)
     settings = [*(overrides or []), *([f"train.steps={steps}"] if steps else [])]
     say_shipped(config)
     base = prepared_config(config, settings)
@@ -135,7 +134,8 @@ def command(
     cells = grid.cells()
     configs = [cell_config(base, cell, grid.equal, out) for cell in cells]
     check_unchanged(configs)
-    complete = report_only or train_cells(configs, jobs or default_jobs(), partial(typer.echo, err=as_json))
+    if not report_only:
+        train_cells(configs, jobs or default_jobs(), partial(typer.echo, err=as_json))
     known = open_samples(base, base.task.samples, "train", alone=True).entropy
     unigram = math.nan if known is None else known
     typed = ["fathom", *sys.argv[1:]] if sys.argv[1:2] == ["depth-duel"] else ["fathom", "depth-duel", config]
@@ -150,8 +150,25 @@ def command(
     page, data = write(duel, out)
     told = data.read_text(encoding="utf-8") if as_json else f"{text(duel)}\npage: {page}\njson: {data}\n"
     typer.echo(told, nl=False)
-    if not complete:
+    if any(one.status == "unfinished" for one in duel.outcomes):
         raise typer.Exit(1)
+
+
+def _check_asked(equal: str, report_only: bool, out: Path, jobs: int | None) -> None:
+    """Raises UserError for an unknown choice, and a report without cells or with workers."""
+    from pretrain.duel.grid import CELLS
+
+    if equal not in ("tokens", "parameters"):
+        raise UserError(f"--equal {equal}: choose tokens or parameters")
+    if not report_only:
+        return
+    if jobs is not None:
+        raise UserError(f"--jobs {jobs} has no effect with --report-only: leave one of them out")
+    if not (out / CELLS).is_dir():
+        raise UserError(
+            f"--out {out}: holds no cells of a duel to report on; "
+            "name another folder, or leave out --report-only to train them"
+        )
 
 
 def _depths(text: str | None) -> list[int]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 PIPED_WIDTH = 160
 MOST_GPUS = 10_000_000
+GPU, TOP = "h100", 8
+"""What is planned for, and how many layouts are listed, where nothing is said."""
 
 
 @final
@@ -81,7 +83,9 @@ def command(
             min=1, max=MOST_GPUS, help="GPUs; default: the processes the configuration's layout needs."
         ),
     ] = None,
-    gpu: Annotated[str, typer.Option(help=f"Kind of GPU: {', '.join(PLANNED)}.")] = "h100",
+    gpu: Annotated[
+        str | None, typer.Option(help=f"Kind of GPU: {', '.join(PLANNED)}; default: {GPU}.")
+    ] = None,
     tokens: Annotated[
         float | None,
         typer.Option(
@@ -91,7 +95,9 @@ def command(
     price_per_gpu_hour: Annotated[
         float | None, typer.Option(min=0, max=1e6, help="Price of one GPU for an hour, for the cost.")
     ] = None,
-    top: Annotated[int, typer.Option(min=1, max=1000, help="Layouts to list.")] = 8,
+    top: Annotated[
+        int | None, typer.Option(min=1, max=1000, help=f"Layouts to list; default: {TOP}.")
+    ] = None,
     count: Annotated[
         bool, typer.Option("--count", help="Count the operators of one layer of each kind instead.")
     ] = False,
@@ -106,7 +112,13 @@ def command(
     console = Console()
     console = console if console.is_terminal else Console(width=PIPED_WIDTH)
     if count:
-        given = {"--gpus": gpus, "--tokens": tokens, "--price-per-gpu-hour": price_per_gpu_hour}
+        given = {
+            "--gpus": gpus,
+            "--gpu": gpu,
+            "--tokens": tokens,
+            "--price-per-gpu-hour": price_per_gpu_hour,
+            "--top": top,
+        }
         for name in (name for name, value in given.items() if value is not None):
             raise UserError(f"{name} has no effect with --count: leave one of them out")
         counted = plan_count.count(config, overrides or [])
@@ -115,7 +127,7 @@ def command(
         else:
             plan_count.show(counted, console)
         return
-    report = plan(config, overrides or [], gpus, gpu, tokens, price_per_gpu_hour, top)
+    report = plan(config, overrides or [], gpus, gpu or GPU, tokens, price_per_gpu_hour, top or TOP)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
         return

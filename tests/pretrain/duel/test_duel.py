@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
+from typer.testing import CliRunner, Result
 
 from model.config import ModelConfig
 from model.errors import UserError
@@ -217,7 +219,7 @@ def made(
 ) -> Outcome:
     cell = Cell(parse_variant(scheme), layers, lr, warmup, seed)
     curve = [(1, 4.0), (100, validation)]
-    numbers = (0, 0, 0.1, 10.0, 1000, 6000.0, 16)
+    numbers = (0, 0, 0.1, 10.0, 1000, 6000.0, 16, 100)
     return Outcome(cell, status, validation, validation, *numbers, curve)  # type: ignore[arg-type]
 
 
@@ -267,7 +269,7 @@ def test_statements_name_winner_ties_losers_and_the_stuck() -> None:
     assert "12 layers: post_ln learned no more than how frequent tokens are (entropy 3.600)" in said
     assert "not yet at token frequencies (entropy 3.600) at any setting tried: mix_ln (4.800)." in said
     assert "1 cell diverged: deepnorm, 12 layers, lr 0.001" in said
-    assert "one seed" in said
+    assert "6 cells of 100 steps, one seed" in said
 
 
 def test_spikes_and_bursts_are_counted_once_each() -> None:
@@ -393,6 +395,35 @@ def test_a_killed_worker_takes_its_own_cell_along_and_no_other(config: Path, tmp
     assert lines[2].startswith(f"[1/2] {cells[1].name}: all steps are done")
 
 
+def run_command(config: Path, *arguments: object) -> Result:
+    app = typer.Typer()
+    app.command()(command)
+    return CliRunner().invoke(app, [str(config), *map(str, arguments)])
+
+
+def test_a_report_tells_finished_from_missing_cells(config: Path, tmp_path: Path) -> None:
+    options = ["train.steps=2", "--schemes", "pre_ln", "--layers", "1", "--warmups", "0"]
+    out = tmp_path / "out"
+    report = [*options, "--report-only", "--out", out]
+    refused = run_command(config, *report)
+    assert str(refused.exception).startswith(f"--out {out}: holds no cells of a duel")
+    assert list(tmp_path.iterdir()) == []
+    base = prepared_config(str(config), ["train.steps=2"])
+    train_cell(cell_config(base, Cell(parse_variant("pre_ln"), 1, 1e-2, 0.0, 1234), "tokens", out))
+    refused = run_command(config, *report, "--jobs", "5")
+    assert str(refused.exception) == "--jobs 5 has no effect with --report-only: leave one of them out"
+    assert [path.name for path in out.iterdir()] == ["cells"]
+    done = run_command(config, *report)
+    assert (done.exit_code, "1 cell of 2 steps" in done.stdout) == (0, True)
+    part = run_command(config, *report, "--lrs", "1e-2,2e-2")
+    assert part.exit_code == 1
+    assert "1 cell not finished: pre_ln" in part.stdout
+    assert "2 cells of 2 steps" in part.stdout
+    none = run_command(config, *report, "--lrs", "3e-2", "--json")
+    assert (none.exit_code, json.loads(none.stdout)["best"]) == (1, [])
+    assert "1 cell of 2 steps" in none.stdout
+
+
 @pytest.mark.slow
 def test_the_command_stops_and_resumes_and_writes_its_page(config: Path, tmp_path: Path) -> None:
     options = ("--schemes", "pre_ln,b2t:rescale=false", "--layers", "1,2", "--steps", "60")
@@ -449,14 +480,7 @@ def test_the_command_stops_and_resumes_and_writes_its_page(config: Path, tmp_pat
 def test_mistakes_are_refused_before_anything_trains(
     config: Path, tmp_path: Path, wrong: tuple[str, ...], says: str
 ) -> None:
-    import typer
-    from typer.testing import CliRunner
-
-    from tools.research.depth_duel import command
-
-    app = typer.Typer()
-    app.command()(command)
-    failed = CliRunner().invoke(app, [str(config), "--out", str(tmp_path), *wrong])
+    failed = run_command(config, "--out", tmp_path, *wrong)
     assert isinstance(failed.exception, UserError)
     assert says in str(failed.exception)
     assert list(tmp_path.iterdir()) == []

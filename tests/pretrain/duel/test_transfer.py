@@ -30,7 +30,7 @@ def outcomes(best: dict[tuple[str, int], float]) -> list[Outcome]:
         distance = math.log(cell.lr / best[cell.variant.text, cell.layers])
         loss = 2 + 0.1 * distance**2 + cell.warmup
         made.append(
-            Outcome(cell, "learned", loss, loss, 0, 0, 0.1, 1.0, 1000, 1e3, 32, [(1, 3.0), (2, loss)], [])
+            Outcome(cell, "learned", loss, loss, 0, 0, 0.1, 1.0, 1000, 1e3, 32, 2, [(1, 3.0), (2, loss)], [])
         )
     return made
 

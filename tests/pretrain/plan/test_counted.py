@@ -306,6 +306,8 @@ def test_cpu_and_gpu_have_the_same_operators() -> None:
     [
         (["train.kernels=te"], "not with train.kernels=te: set train.kernels=local"),
         (["--tokens", "1e9"], "--tokens has no effect with --count"),
+        (["--top", "8"], "--top has no effect with --count"),
+        (["--gpu", "h100"], "--gpu has no effect with --count"),
         (["parallel.tensor=3"], "model.num_attention_heads=4 is not divisible by parallel.tensor=3"),
         (["parallel.tensor=4096", "model.vocab_size=9"], "is not divisible by parallel.tensor=4096"),
         (["parallel.sequence_parallel=true"], "has no effect with parallel.tensor=1"),

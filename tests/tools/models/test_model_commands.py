@@ -183,6 +183,15 @@ def test_mistakes_are_one_line(
     assert "--temperature -1.0" in refused(
         capsys, "generate", str(checkpoint), "--temperature", "-1", "--max-new-tokens", "4"
     )
+    for greedy, useless in (
+        (("--temperature", "0"), ("--top-p", "0.5")),
+        (("--temperature", "0"), ("--top-k", "3")),
+        (("--temperature", "0"), ("--seed", "3")),
+        (("--top-k", "1"), ("--temperature", "0.5")),
+    ):
+        line = refused(capsys, "generate", str(checkpoint), *greedy, *useless)
+        assert f"{' '.join(useless)} has no effect with {' '.join(greedy)}, which" in line
+    assert "'--seed': Input should be greater" in refused(capsys, "generate", str(checkpoint), "--seed", "-1")
     assert "is there already" in refused(capsys, "import", str(source), str(checkpoint))
     assert "has no config.json" in refused(capsys, "import", str(tmp_path), str(tmp_path / "x"))
     assert list(tmp_path.iterdir()) == []
