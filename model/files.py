@@ -68,10 +68,39 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     Raises UserError for a device, pipe or folder there: a rename would put a file in its place.
     """
     target = Path(path)
-    if target.exists() and not target.is_file():
-        raise UserError(f"{path} is no regular file: name a file to write to")
+    _check_regular(target, str(path))
     with about(target):
         yield from _written_beside(target)
+
+
+def check_output(path: Path | str, option: str = "") -> None:
+    """Raises UserError where `atomic_path` could not write. To be asked before long work.
+
+    Tries it with a file that is gone at once, and makes no folder.
+    option: by which the user named the file.
+    """
+    name = f"{option} {path}".strip()
+    try:
+        _check_regular(Path(path), name)
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise UserError(f"{name}: cannot be written: {error.strerror}; name another file") from None
+    check_room(Path(path), name)
+
+
+def check_room(path: Path, name: str) -> None:
+    """Raises UserError where nothing new can stand beside `path`. name: as messages have it."""
+    place = path.parent
+    try:
+        place = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.NamedTemporaryFile(dir=place, prefix=f".{path.name}.", suffix=TEMPORARY):
+            return
+    except OSError as error:
+        raise UserError(f"{name}: cannot write to {place}: {error.strerror}; name another place") from None
+
+
+def _check_regular(target: Path, name: str) -> None:
+    if target.exists() and not target.is_file():
+        raise UserError(f"{name} is no regular file: name a file to write to")
 
 
 @contextmanager

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.errors import UserError
-from model.files import sync_folder, umask
+from model.files import check_room, sync_folder, umask
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 """What a file system says that has no place for a file, whichever file it is."""
+LONGEST = 200
+"""Characters of a folder's name in that of the hidden one beside it."""
 NO_ROOM_TEXT = "no space left on device"
 """The same from libraries that keep the text of the error only."""
 
@@ -41,9 +43,16 @@ class FolderKind:
 def check_target(out: Path | str, kind: FolderKind, replace: bool = False) -> None:
     """Raises UserError where `out` cannot be written, or holds what may not be replaced.
 
+    To be asked before long work.
     replace: whether a folder of the same kind may be.
     """
-    out = Path(out)
+    _check_free(Path(out), kind, replace)
+    real = Path(os.path.realpath(out))
+    check_room(real.parent / real.name[:LONGEST], kind.name(Path(out)))
+
+
+def _check_free(out: Path, kind: FolderKind, replace: bool) -> None:
+    """Raises UserError where `out` holds what may not be replaced."""
     name = kind.name(out)
     try:
         taken = os.path.lexists(out) and (not out.is_dir() or any(out.iterdir()))
@@ -74,7 +83,7 @@ def whole_folder(out: Path | str, kind: FolderKind, replace: bool = False) -> It
     """
     given, out = out, Path(os.path.realpath(out))
     name = kind.name(Path(given))
-    check_target(out, kind, replace)
+    _check_free(out, kind, replace)
     made = [folder for folder in out.parents if not folder.exists()]
     staging = _beside(out, "tmp", name)
     done = False
@@ -107,7 +116,7 @@ def _beside(out: Path, suffix: str, name: str) -> Path:
     """A new hidden folder on the same file system."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{out.name[:200]}.", suffix=f".{suffix}", dir=out.parent))
+        return Path(tempfile.mkdtemp(prefix=f".{out.name[:LONGEST]}.", suffix=f".{suffix}", dir=out.parent))
     except OSError as error:
         raise UserError(f"{name}: cannot write to {out.parent}: {error.strerror}") from error
 
@@ -132,14 +141,14 @@ def _into_place(staging: Path, out: Path, kind: FolderKind, replace: bool, name:
 
     An older folder is moved aside, looked at where nobody else finds it, and only then removed.
     """
-    check_target(out, kind, replace)
+    _check_free(out, kind, replace)
     old = None
     if out.is_dir() and any(out.iterdir()):
         old = _beside(out, "old", name)
         out.rename(old)  # onto the empty folder just made
     try:
         if old is not None:
-            check_target(old, kind, replace)
+            _check_free(old, kind, replace)
         staging.rename(out)  # which takes the place of nothing but an empty folder
     except (OSError, UserError) as error:
         kept = "" if old is None else _put_back(old, out)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from model.errors import UserError
-from model.folders import FolderKind, whole_folder
+from model.folders import FolderKind, check_target, whole_folder
 from model.hf.tokenizer.special import Role
 from model.words import printable
 from pretrain.data.manifest import FORMAT, MANIFEST, SPLITS, Manifest, SourceFacts
@@ -223,7 +223,11 @@ def _facts(given: str, sources: list[Source]) -> SourceFacts:
 
 
 def check_options(options: CommonOptions) -> tuple[float, float, float]:
-    """Returns the split weights scaled to a sum of 1. Raises UserError for what is out of range."""
+    """Returns the split weights scaled to a sum of 1.
+
+    Raises UserError for what is out of range, and for a folder that cannot be written.
+    """
+    check_target(options.out, DATA_SET, options.overwrite)
     given = ",".join(f"{share:g}" for share in options.split)
     shares = [share for share in options.split if math.isfinite(share) and share >= 0]
     if not len(options.split) == len(shares) == len(SPLITS) or shares[0] <= 0:

@@ -54,10 +54,7 @@ def design(wish: Wish) -> tuple[Design, RunConfig, Prediction]:
     """
     device = planned_gpu(wish.gpu)
     _check(wish)
-    name = (
-        wish.name or f"{wish.family}_{quantity(wish.params).replace('.', 'p').lower()}_{wish.layers}_layers"
-    )
-    found = Design(name)
+    found = Design(run_name(wish))
     layer = _section(FAMILIES[wish.family], "model")
     recipe = load_config(SHIPPED / "quickstart.yaml", [f"+include={SHIPPED / 'recipe' / wish.scheme}.yaml"])
     given: dict[str, Plain] = {"vocab_size": wish.vocab_size, "max_position_embeddings": wish.seq_length}
@@ -75,6 +72,13 @@ def design(wish: Wish) -> tuple[Design, RunConfig, Prediction]:
     config = checked(RunConfig, whole, f"--scheme {wish.scheme}: ", TYPED)
     prediction = _layout(found, wish, config, device)
     return found, checked(RunConfig, found.overrides(), ""), prediction
+
+
+def run_name(wish: Wish) -> str:
+    """The run's name, as wished or after its sizes."""
+    return (
+        wish.name or f"{wish.family}_{quantity(wish.params).replace('.', 'p').lower()}_{wish.layers}_layers"
+    )
 
 
 def _check(wish: Wish) -> None:

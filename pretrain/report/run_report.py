@@ -16,7 +16,7 @@ from pathlib import Path
 from markupsafe import Markup, escape
 
 from model.depth.schemes import SCHEMES
-from model.files import atomic_write_text
+from model.files import atomic_write_text, check_output
 from model.words import printable
 from pretrain.report.page import template
 from pretrain.report.pictures import picture_charts
@@ -46,7 +46,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
 
     out: `run_dir`/report.html unless given.
 
-    Raises UserError where `run_dir` is no run directory, OSError where the page cannot be written.
+    Raises UserError where `run_dir` is no run directory, or the page cannot be written.
     """
     return write_page(read_run(run_dir), out)
 
@@ -54,6 +54,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
 def write_page(run: RunRecord, out: Path | None = None) -> Path:
     """As `write_report`, of a run that was read."""
     target = Path(out) if out is not None else run.folder / "report.html"
+    check_output(target, "--out" if out is not None else "")
     atomic_write_text(target, render(run))
     return target
 

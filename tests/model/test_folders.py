@@ -10,7 +10,7 @@ import pytest
 
 from model import folders
 from model.errors import UserError
-from model.folders import FolderKind, whole_folder
+from model.folders import FolderKind, check_target, whole_folder
 
 LETTERS = FolderKind(what="a letter", marker="letter.txt", advice="burn it first", option="--to")
 ONCE = FolderKind(what="a vow", marker=None, advice="it stands")
@@ -51,6 +51,15 @@ def test_a_folder_appears_at_once_and_replaces_its_like_on_request(tmp_path: Pat
     write(out, "third", replace=True)
     assert contents(tmp_path) == {"new/a/letter.txt": "third"}
     assert os.listdir(tmp_path / "new") == ["a"]
+
+
+def test_whether_a_folder_can_be_written_is_tried_before_the_work(tmp_path: Path) -> None:
+    check_target(tmp_path / "a" / ("n" * 250), LETTERS)
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "a", Path("/proc/a")):
+        with pytest.raises(UserError, match=f"--to {out}: cannot write to {out.parent}: "):
+            check_target(out, LETTERS)
+    assert os.listdir(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize("replace", [False, True])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from model.errors import UserError
-from model.files import atomic_write_text, inside
+from model.files import atomic_write_text, check_output, inside
 from model.records import Record, read_record
 
 
@@ -61,6 +61,23 @@ def test_names_that_lead_out_of_a_folder_are_not_followed(tmp_path: Path, name: 
     with pytest.raises(UserError, match="leads out"):
         inside(folder, name)
     assert inside(folder, "a/b") == folder / "a" / "b"
+
+
+def test_whether_a_file_can_be_written_is_tried_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text("old")
+    for fine in ("old.json", "new.json", "a/b/new.json"):
+        check_output(tmp_path / fine, "--json")
+    for wrong, reason in (
+        ("/dev/full", "--json /dev/full is no regular file: name a file"),
+        (tmp_path, "is no regular file"),
+        (tmp_path / "old.json/x", "old.json/x: cannot write to .*old.json: Not a directory; name another"),
+        ("/proc/x/y.json", "--json /proc/x/y.json: cannot write to /proc: "),
+        (tmp_path / ("n" * 250), "File name too long"),
+        (tmp_path / ("n" * 300), "File name too long"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            check_output(wrong, "--json")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("old.json", "old")]
 
 
 def test_new_files_have_the_modes_that_the_umask_leaves(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from model.errors import UserError
+from model.files import check_output
 from model.words import printable
 from tools.shipped import say_shipped
 
@@ -155,13 +156,21 @@ def command(
 
 
 def _check_asked(equal: str, report_only: bool, out: Path, jobs: int | None) -> None:
-    """Raises UserError for an unknown choice, and a report without cells or with workers."""
-    from pretrain.duel.grid import CELLS
+    """Raises UserError for an unknown choice, a report of nothing, and an unwritable folder."""
+    from pretrain.duel.report import DATA, PAGE
 
     if equal not in ("tokens", "parameters"):
         raise UserError(f"--equal {equal}: choose tokens or parameters")
-    if not report_only:
-        return
+    if report_only:
+        _check_report(out, jobs)
+    for name in (PAGE, DATA):
+        check_output(out / name, "--out")
+
+
+def _check_report(out: Path, jobs: int | None) -> None:
+    """Raises UserError for a report without cells, or with workers."""
+    from pretrain.duel.grid import CELLS
+
     if jobs is not None:
         raise UserError(f"--jobs {jobs} has no effect with --report-only: leave one of them out")
     if not (out / CELLS).is_dir():

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from model.errors import UserError
-from model.files import atomic_write_text
+from model.files import atomic_write_text, check_output
 from model.words import printable
 from tools.measured_on import STDOUT, BatchSize, Data, Split, Text, TextKey
 
@@ -71,6 +71,9 @@ def command(
     if split is not None and text:
         raise UserError(f"--split {printable(split, 60)} has no effect with --text: remove one of them")
     check_picture(plot)
+    check_output(plot, "--plot")
+    if json_ != STDOUT:
+        check_output(json_, "--json")
     asked = Asked(data, split or "validation", text or (), text_key, samples, batch_size=batch_size)
     opened = open_runs(runs, asked, every)
     live = sys.stderr.isatty()
@@ -85,9 +88,11 @@ def command(
         if json_ != STDOUT:
             typer.echo(f"{facts(use)}\n{table(use)}\n{verdict(use)}\n")
         found.append(use)
-    write_picture(found, plot)
+    # Numbers before the picture, which may fail.
     if json_ == STDOUT:
         typer.echo(json_text(found), nl=False)
+        write_picture(found, plot)
         return
     atomic_write_text(json_, json_text(found))
+    write_picture(found, plot)
     typer.echo(f"json: {json_}\nplot: {plot}")

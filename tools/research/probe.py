@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from model.errors import UserError
-from model.files import atomic_write_text
+from model.files import atomic_write_text, check_output
 from tools.measured_on import STDOUT
 from tools.shipped import say_shipped
 
@@ -100,6 +100,9 @@ def command(
         plot = Path("probe.html")
     if plot is not None:
         check_plot(plot)
+        check_output(plot, "--plot")
+    if json_ not in (None, STDOUT):
+        check_output(json_, "--json")
     from pretrain.probe.rules import verdict
     from pretrain.probe.setup import Choices, probes
 
@@ -112,13 +115,15 @@ def command(
             typer.echo(f"{one.label}: {verdict(one)}" if quiet else text(one) + "\n")
         measured.append(one)
     content = json_text(measured, compare is not None) if json_ is not None else ""
+    # Numbers before the picture, which may fail.
+    if json_ == STDOUT:
+        typer.echo(content, nl=False)
+    elif json_ is not None:
+        atomic_write_text(json_, content)
     if plot is not None:
         write_plot(measured, plot)
     if json_ == STDOUT:
-        typer.echo(content, nl=False)
         return
-    if json_ is not None:
-        atomic_write_text(json_, content)
     for name, path in (("json", json_), ("plot", plot)):
         if path is not None and not quiet:
             typer.echo(f"{name}: {path}")

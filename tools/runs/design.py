@@ -41,8 +41,8 @@ def command(
 ) -> None:
     """Write a complete, commented configuration, and say in a line each how it was chosen."""
     from model.errors import UserError
-    from model.files import atomic_write_text
-    from pretrain.design.design import design
+    from model.files import atomic_write_text, check_output
+    from pretrain.design.design import design, run_name
     from pretrain.design.text import configuration
     from pretrain.design.wish import Wish
 
@@ -59,10 +59,14 @@ def command(
         data=data,
         name=name,
     )
-    found, config, _ = design(wish)
-    target = out or Path(f"{config.name}.yaml")
+    target = out or Path(f"{run_name(wish)}.yaml")
+    check_output(target, "--out")
     if target.exists() and not overwrite:
         raise UserError(f"--out {target}: there is a file already; name another, or add --overwrite")
+    found, _, _ = design(wish)
+    if not as_json:
+        for reason in found.reasons:
+            typer.echo(reason)
     said = f"fathom design {shlex.join(sys.argv[2:])}" if sys.argv[1:2] == ["design"] else "fathom design"
     try:
         atomic_write_text(target, configuration(found, said))
@@ -72,8 +76,6 @@ def command(
         content = {"file": str(target), "choices": [vars(choice) for choice in found.choices]}
         typer.echo(json.dumps(content, indent=1))
         return
-    for reason in found.reasons:
-        typer.echo(reason)
     typer.echo(f"written: {target}; look at it with `fathom plan {target} --gpus {gpus} --gpu {gpu}`")
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from model.errors import UserError
-from model.files import atomic_write_bytes
+from model.files import atomic_write_bytes, check_output
 from model.hf.tokenizer.special import SPECIAL, Role, names_mask, names_sentinel
+from model.hf.tokenizer.tokenizer_json import FILE
 from model.words import printable
 from pretrain.data.reading.documents import Broken, records, text_of
 from pretrain.data.reading.inputs import InputFile, find_sources
@@ -112,6 +113,7 @@ def train_tokenizer(
     if max_bytes < 1:
         raise UserError(f"--max-bytes {max_bytes}: must be at least 1")
     folder = trainer.folder(Path(out))
+    check_output(out if folder is None else folder / FILE, "--out")
     reading = reading or Reading()
     sample = _Sample(inputs, max_bytes, reading)
     pieces = list(sample)

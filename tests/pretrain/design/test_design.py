@@ -80,7 +80,9 @@ def test_what_cannot_be_had_is_one_line(change: dict[str, object], message: str)
     assert "\n" not in str(refused.value)
 
 
-def test_the_command_writes_once_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_once_and_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = ["design", "--params", "3M", "--layers", "12", "--tokens", "1B", "--gpus", "1"]
     arguments += ["--vocab-size", "1000", "--out", str(tmp_path / "it.yaml")]
     with pytest.raises(SystemExit) as left:
@@ -96,7 +98,9 @@ def test_the_command_writes_once_and_says_why(tmp_path: Path, capsys: pytest.Cap
             main([*arguments[:2], params, *arguments[3:]])
         assert left.value.code == 2
         assert capsys.readouterr().err == f"fathom: error: --params {params}{refusal}\n"
-    with pytest.raises(SystemExit) as left:
-        main(arguments)
-    assert left.value.code == 2
-    assert "there is a file already" in capsys.readouterr().err
+    monkeypatch.setattr("pretrain.design.design.design", lambda wish: pytest.fail("it was computed"))
+    for out, reason in (("it.yaml", "there is a file already"), ("it.yaml/x", "Not a directory")):
+        with pytest.raises(SystemExit) as left:
+            main([*arguments[:-1], str(tmp_path / out)])
+        assert left.value.code == 2
+        assert reason in capsys.readouterr().err

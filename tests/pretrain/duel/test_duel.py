@@ -475,6 +475,7 @@ def test_the_command_stops_and_resumes_and_writes_its_page(config: Path, tmp_pat
         (("--layers", "2,2"), "named once"),
         (("--layers", "2,1000000"), "--layers 2,1000000: every number must be at least 1, at most 10000,"),
         (("--transfer",), "two depths or more"),
+        (("--out", __file__), "duel.html: cannot write to"),
     ],
 )
 def test_mistakes_are_refused_before_anything_trains(

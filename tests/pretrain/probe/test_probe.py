@@ -459,3 +459,7 @@ def test_the_command(data: Path, tmp_path: Path) -> None:
     ):
         failed = CliRunner().invoke(app, [config, *wrong])
         assert isinstance(failed.exception, UserError), wrong
+    for wrong in (["--json", "/dev/full"], ["--plot", f"{config}/x.png"], ["--plot", f"{config}/x.html"]):
+        failed = CliRunner().invoke(app, [config, *wrong])
+        assert str(failed.exception).startswith(" ".join(wrong))
+        assert failed.output == ""  # nothing was measured

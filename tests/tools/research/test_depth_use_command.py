@@ -88,6 +88,8 @@ def test_mistakes_are_one_line(
         ((run, "--plot", "a.html"), "--plot a.html: the name must end in one of .png, .svg, .pdf"),
         ((run, "--precision", "fp16"), "--precision fp16 is not known"),
         ((run, "--split", "train", "--text", "a.txt"), "--split train has no effect with --text"),
+        ((run, "--plot", f"{__file__}/x.png"), "x.png: cannot write to "),
+        ((run, "--json", "/dev/full"), "--json /dev/full is no regular file"),
         ((run, "--samples", 10**6), "gives"),
     ):
         assert depth_use(*arguments) == 2

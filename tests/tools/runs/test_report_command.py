@@ -41,6 +41,12 @@ def test_writes_the_page_and_says_where(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere" / "page.html").exists()
 
 
+def test_a_page_that_cannot_be_written_is_not_drawn(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pretrain.report.run_report.render", lambda found: pytest.fail("it was drawn"))
+    refused = CliRunner().invoke(app, [str(run), "--out", str(run)])
+    assert str(refused.exception) == f"--out {run} is no regular file: name a file to write to"
+
+
 def test_json_has_the_numbers(run: Path) -> None:
     found = json.loads(CliRunner().invoke(app, [str(run), "--json"]).output)
     assert found["report"] == str(run / "report.html")

@@ -21,7 +21,7 @@ from model.hf.tokenizer.proof import prove
 from pretrain.data.prepare import tokenizer_notes
 from pretrain.data.reading.inputs import standard_library_files
 from pretrain.data.tokens.tokenizer import Tokenizer
-from pretrain.data.tokens.train import Reserved, special_names, train_tokenizer
+from pretrain.data.tokens.train import ModelType, Reserved, special_names, train_tokenizer
 
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LIBRARY = [
@@ -310,6 +310,17 @@ def test_nothing_to_train_on_names_the_first_broken_line(tmp_path: Path) -> None
     (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
     with pytest.raises(UserError, match=r"a.jsonl:1: no key 'text'; the keys are 'body'"):
         train_tokenizer([str(tmp_path / "a.jsonl")], tmp_path / "t.model")
+
+
+@pytest.mark.parametrize(("kind", "file"), [("bpe", ""), ("bpe-bytes", "/tokenizer.json")])
+def test_a_file_that_cannot_be_written_is_named_before_texts_are_read(
+    tmp_path: Path, kind: ModelType, file: str
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        UserError, match=f"--out {tmp_path}/file/t{file}: cannot write to {tmp_path}/file: Not"
+    ):
+        train_tokenizer(["absent.txt"], tmp_path / "file" / "t", model=kind)
 
 
 def test_unusable_model_files_are_named(tmp_path: Path) -> None:
