@@ -136,8 +136,7 @@ def test_settings_in_the_documents_are_accepted(line: str, monkeypatch: pytest.M
     monkeypatch.chdir(ROOT)
     file, settings = RUNS[line]
     config = load_config(file, settings)
-    parallel = config.parallel
-    check_layout(parallel, config.model, parallel.tensor * parallel.pipeline * parallel.context)
+    check_layout(config.parallel, config.model, None)
 
 
 # ---- pages made from code
