@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -85,6 +85,21 @@ def check_output(path: Path | str, option: str = "") -> None:
     except OSError as error:  # a name that is too long, a folder that may not be looked into
         raise UserError(f"{name}: cannot be written: {error.strerror}; name another file") from None
     check_room(Path(path), name)
+
+
+def check_outputs(named: Mapping[str, Path | None]) -> None:
+    """As `check_output` of several files, by their options. None: no file is asked for.
+
+    Raises UserError also where one would take the place of another.
+    """
+    taken: dict[str, str] = {}
+    for option, path in named.items():
+        if path is None:
+            continue
+        check_output(path, option)
+        other = taken.setdefault(os.path.realpath(path), option)
+        if other != option:
+            raise UserError(f"{other} and {option} name the same file, {path}: give two")
 
 
 def check_room(path: Path, name: str) -> None:

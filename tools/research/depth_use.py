@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from model.errors import UserError
-from model.files import atomic_write_text, check_output
+from model.files import atomic_write_text, check_outputs
 from model.words import printable
 from tools.measured_on import STDOUT, BatchSize, Data, Split, Text, TextKey
 
@@ -71,9 +71,7 @@ def command(
     if split is not None and text:
         raise UserError(f"--split {printable(split, 60)} has no effect with --text: remove one of them")
     check_picture(plot)
-    check_output(plot, "--plot")
-    if json_ != STDOUT:
-        check_output(json_, "--json")
+    check_outputs({"--json": None if json_ == STDOUT else json_, "--plot": plot})
     asked = Asked(data, split or "validation", text or (), text_key, samples, batch_size=batch_size)
     opened = open_runs(runs, asked, every)
     live = sys.stderr.isatty()

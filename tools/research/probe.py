@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from model.errors import UserError
-from model.files import atomic_write_text, check_output
+from model.files import atomic_write_text, check_outputs
 from tools.measured_on import STDOUT
 from tools.shipped import say_shipped
 
@@ -100,9 +100,7 @@ def command(
         plot = Path("probe.html")
     if plot is not None:
         check_plot(plot)
-        check_output(plot, "--plot")
-    if json_ not in (None, STDOUT):
-        check_output(json_, "--json")
+    check_outputs({"--json": None if json_ == STDOUT else json_, "--plot": plot})
     from pretrain.probe.rules import verdict
     from pretrain.probe.setup import Choices, probes
 

@@ -18,7 +18,6 @@ from model.words import printable
 from pretrain.config.load import Row, complete_model, explained, load_with_origins
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import vocabulary_of
-from pretrain.train.checks.feasibility import fit_configuration
 from tools.shipped import say_shipped
 
 PIPED_WIDTH = 160
@@ -44,6 +43,8 @@ def command(
         say_shipped(config)
     loaded, composition = load_with_origins(config, overrides or [])
     model = complete_model(loaded, loaded.model.vocab_size or vocabulary_of(loaded.data.corpora[0].path))
+    from pretrain.train.checks.feasibility import fit_configuration  # loads torch
+
     fit_configuration(loaded.model_copy(update={"model": model}))
     sizes = parameter_count(model) if model.vocab_size is not None else None
     rows = explained(loaded, composition)

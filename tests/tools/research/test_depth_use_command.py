@@ -89,6 +89,7 @@ def test_mistakes_are_one_line(
         ((run, "--precision", "fp16"), "--precision fp16 is not known"),
         ((run, "--split", "train", "--text", "a.txt"), "--split train has no effect with --text"),
         ((run, "--plot", f"{__file__}/x.png"), "x.png: cannot write to "),
+        ((run, "--json", "x.png", "--plot", "./x.png"), "--json and --plot name the same file, x.png"),
         ((run, "--json", "/dev/full"), "--json /dev/full is no regular file"),
         ((run, "--samples", 10**6), "gives"),
     ):
