@@ -89,12 +89,15 @@ def errors(
 ) -> dict[str, float]:
     """Largest differences from our losses: of losses, of evaluated ones, of any gradient.
 
-    The last in shares of the largest gradient of its parameter.
+    The last in shares of the largest gradient of its parameter. And so what rounding does to ours:
+    their difference from fp64's.
     """
     fields = {"hidden_size": 32, "max_position_embeddings": SEQ, **fields}
     model, batches = example(make_config(**fields), dtype, device)
     model.label_smoothing, model.z_loss = smoothing, z_loss
     expected, of_ours = passed(model, batches)
+    _, exact = passed(model.double(), batches)
+    model.to(dtype)  # nothing is lost on the way there and back
     with torch.no_grad():
         evaluated = model(batches[0], hits=True, within=5)
     model.loss_kernel, model.loss_chunk = kernel, chunk
@@ -106,12 +109,17 @@ def errors(
     return {
         "losses": _error(found, expected),
         "evaluated": max(_error(again, evaluated), _error(alone, evaluated[0])),
-        "gradients": max(
-            _error(of_theirs[name], of_ours[name]) / float(of_ours[name].abs().max().clamp_min(1e-9))
-            for name in of_ours
-            if not name.endswith("key.bias")
-        ),
+        "gradients": _gradients(of_theirs, of_ours),
+        "rounding": _gradients(of_ours, exact),
     }
+
+
+def _gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    return max(
+        _error(found[name], expected[name]) / float(expected[name].abs().max().clamp_min(1e-9))
+        for name in expected
+        if not name.endswith("key.bias")
+    )
 
 
 def _error(found: Tensor, expected: Tensor) -> float:

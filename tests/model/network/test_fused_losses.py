@@ -117,6 +117,7 @@ def test_liger_computes_the_same(interpreted: dict[str, dict[str, float]]) -> No
     for name, found in interpreted.items():
         assert found["losses"] < 2e-6, name
         assert found["evaluated"] < 2e-6, name
-        assert found["gradients"] < 1e-5, name
+        # Two roundings of one gradient, which some models make much of.
+        assert found["gradients"] < 3 * max(found["rounding"], 4e-7), name
     assert bf16["losses"] < 2e-6  # of the same logits
     assert bf16["gradients"] < 2.0**-6

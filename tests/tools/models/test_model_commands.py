@@ -191,7 +191,7 @@ def test_mistakes_are_one_line(
     ):
         line = refused(capsys, "generate", str(checkpoint), *greedy, *useless)
         assert f"{' '.join(useless)} has no effect with {' '.join(greedy)}, which" in line
-    assert "'--seed': Input should be greater" in refused(capsys, "generate", str(checkpoint), "--seed", "-1")
+    assert "--seed -1 must be at least 0" in refused(capsys, "generate", str(checkpoint), "--seed", "-1")
     assert "is there already" in refused(capsys, "import", str(source), str(checkpoint))
     assert "has no config.json" in refused(capsys, "import", str(tmp_path), str(tmp_path / "x"))
     assert list(tmp_path.iterdir()) == []
