@@ -19,7 +19,7 @@ TANH_RATE, TANH_CUBE = tl.constexpr(1.5957691216057308), tl.constexpr(0.044715)
 
 
 @triton.jit
-def _both(x, KIND: tl.constexpr):
+def value_and_slope(x, KIND: tl.constexpr):
     """An activation and its derivative, which is 0 where a ReLU's input is 0."""
     if KIND == "gelu":
         share = 0.5 * (1 + tl.erf(x * ROOT_HALF))
@@ -72,7 +72,7 @@ def forward(
     inside = (rows < n)[:, None] & whole[None, :]
     far = rows.to(tl.int64)[:, None]
     width = 2 * f if GATED else f
-    value, _ = _both(_load(x, bias, far * width + cols[None, :], cols, inside, whole, WIDE), KIND)
+    value, _ = value_and_slope(_load(x, bias, far * width + cols[None, :], cols, inside, whole, WIDE), KIND)
     if GATED:
         value *= _load(x, bias, far * width + f + cols[None, :], f + cols, inside, whole, WIDE)
     tl.store(out + far * f + cols[None, :], value.to(out.dtype.element_ty), mask=inside)
@@ -108,7 +108,7 @@ def backward(
         far = rows.to(tl.int64)[:, None]
         at = far * width + cols[None, :]
         g = tl.load(gradient + far * f + cols[None, :], mask=inside, other=0.0).to(WIDE)
-        value, slope = _both(_load(x, bias, at, cols, inside, whole, WIDE), KIND)
+        value, slope = value_and_slope(_load(x, bias, at, cols, inside, whole, WIDE), KIND)
         if GATED:
             other = g * value
             g *= _load(x, bias, at + f, f + cols, inside, whole, WIDE)

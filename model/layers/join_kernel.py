@@ -13,6 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from model.layers.activation_kernel import value_and_slope
+
 
 @triton.jit
 def _kept(seed, rows, dropout, ROWS: tl.constexpr, BLOCK: tl.constexpr):
@@ -31,8 +33,8 @@ def _kept(seed, rows, dropout, ROWS: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def _shrunk(x, gate, place, WIDE: tl.constexpr):
     """x less silu(gate) x, rounded to the format of `place`."""
-    g = tl.load(gate).to(WIDE)
-    return (x - x * (g / (1 + tl.exp(-g)))).to(place.dtype.element_ty)
+    share, _ = value_and_slope(tl.load(gate).to(WIDE), "silu")
+    return (x - x * share).to(place.dtype.element_ty)
 
 
 @triton.jit
@@ -127,12 +129,6 @@ def _store_part(parts, sums, cols, whole, h):
 
 
 @triton.jit
-def _silu_slope(g):
-    rate = 1 / (1 + tl.exp(-g))
-    return rate * (1 + g * (1 - rate))
-
-
-@triton.jit
 def backward(
     d_stream,
     d_normed,
@@ -220,5 +216,5 @@ def backward(
     _store_part(shift_parts, d_shift, cols, whole, h)
     _store_part(bias_parts, d_bias, cols, whole, h)
     if gate_parts is not None:
-        part = tl.sum(d_gate, 0) * _silu_slope(tl.load(gate).to(WIDE))
-        tl.store(gate_parts + tl.program_id(0), -part)
+        _, slope = value_and_slope(tl.load(gate).to(WIDE), "silu")
+        tl.store(gate_parts + tl.program_id(0), -tl.sum(d_gate, 0) * slope)

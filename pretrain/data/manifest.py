@@ -9,11 +9,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from model.config import ModelConfig
 from model.errors import UserError
 from model.hf.tokenizer.special import Role
 from model.records import Record, as_record, read_json
 from model.speech import FrameMoments
 from model.words import printable
+from pretrain.config.load import complete_model
+from pretrain.config.schema import RunConfig
 
 MANIFEST = "dataset.json"
 FORMAT: Literal[1] = 1
@@ -276,6 +279,14 @@ def vocabulary_of(folder: str | Path) -> int | None:
     if not path.is_file():
         return None
     return as_record(read_json(path, AGAIN), _Sized, str(path), AGAIN).vocab_size
+
+
+def sized_model(config: RunConfig) -> ModelConfig:
+    """The model, with the vocabulary of its data where it says none and they are there.
+
+    Raises UserError for a damaged dataset.json.
+    """
+    return complete_model(config, config.model.vocab_size or vocabulary_of(config.data.corpora[0].path))
 
 
 def fingerprint(manifest: Manifest, split: SplitName | str) -> str:

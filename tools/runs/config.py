@@ -15,9 +15,9 @@ from rich.text import Text
 from model.config import ModelConfig
 from model.parameters.size import parameter_count
 from model.words import printable
-from pretrain.config.load import Row, complete_model, explained, load_with_origins
+from pretrain.config.load import Row, explained, load_with_origins
 from pretrain.config.schema import RunConfig
-from pretrain.data.manifest import vocabulary_of
+from pretrain.data.manifest import sized_model
 from tools.shipped import say_shipped
 
 PIPED_WIDTH = 160
@@ -42,7 +42,7 @@ def command(
     if not quiet:
         say_shipped(config)
     loaded, composition = load_with_origins(config, overrides or [])
-    model = complete_model(loaded, loaded.model.vocab_size or vocabulary_of(loaded.data.corpora[0].path))
+    model = sized_model(loaded)
     from pretrain.train.checks.feasibility import fit_configuration  # loads torch
 
     fit_configuration(loaded.model_copy(update={"model": model}))

@@ -149,13 +149,13 @@ def plan(
     """
     from model.parameters.size import parameter_count
     from parallel.hardware.gpus import planned_gpu
-    from pretrain.config.load import complete_model, load_config
-    from pretrain.data.manifest import vocabulary_of
+    from pretrain.config.load import load_config
+    from pretrain.data.manifest import sized_model
     from pretrain.plan.layouts import configured, possible, rank, why_none, work_of
 
     device = planned_gpu(gpu)
     config = load_config(path, overrides)
-    model = complete_model(config, config.model.vocab_size or vocabulary_of(config.data.corpora[0].path))
+    model = sized_model(config)
     work = work_of(config, model)
     parallel = config.parallel
     world = gpus or parallel.processes or parallel.tensor * parallel.pipeline * parallel.context

@@ -54,13 +54,13 @@ def count(path: str, overrides: list[str]) -> Count:
     Raises UserError for a configuration that is none, for kernels that run on GPUs only, and for a
     layout that no run can have.
     """
-    from pretrain.config.load import complete_model, load_config
-    from pretrain.data.manifest import vocabulary_of
+    from pretrain.config.load import load_config
+    from pretrain.data.manifest import sized_model
     from pretrain.plan.counted import layer_kinds
     from pretrain.train.checks.feasibility import fit_configuration
 
     config = load_config(path, overrides)
-    model = complete_model(config, config.model.vocab_size or vocabulary_of(config.data.corpora[0].path))
+    model = sized_model(config)
     parallel, train = config.parallel, config.train
     for key, given, counted in (
         ("train.kernels", train.kernels, ("auto", "local_joined", "local")),
