@@ -43,7 +43,10 @@ COMPILED = ("deep_24", "deep_1000")
 JOINED = ("gpt2_xl", "deep_24", "deep_384", "deep_1000")
 """Models that kernels of our own are measured on: joins, and with `local` all of them."""
 FUSED = ("gpt2_xl", "deep_1000")
-"""Models whose gradients are measured as products, and joined passes, that add to their sums."""
+"""Models whose gradients are measured as products, and joined passes, that add to their sums.
+
+And those with activations inside of products.
+"""
 FILES = {"gpt2_xl": "configs/gpt2_xl.yaml"} | {
     f"deep_{depth}": f"configs/deep_1p5b_{depth}_layers.yaml" for depth in DEPTHS
 }
@@ -71,6 +74,8 @@ class Case:
     """As train.loss_kernel."""
     fused: bool = False
     """As train.gradient_accumulation_fusion."""
+    inside: bool = False
+    """As train.activation_in_product."""
 
     @property
     def precision(self) -> str:
@@ -82,7 +87,7 @@ class Case:
         """Model, kernels, recipe, and how steps are launched."""
         how = ["compiled"] * self.compiled + ["graph" if self.graph else "eager"]
         how += [f"losses by {self.losses}"] * (self.losses != "local")
-        how += ["sums in products"] * self.fused
+        how += ["sums in products"] * self.fused + ["activations in products"] * self.inside
         return (
             f"{self.model} {self.kernels} "
             f"{self.precision if self.recipe == 'none' else self.recipe} {' '.join(how)}"
@@ -106,6 +111,7 @@ class Case:
                 f"train.compile={str(self.compiled).lower()}",
                 f"train.loss_kernel={self.losses}",
                 f"train.gradient_accumulation_fusion={str(self.fused).lower()}",
+                f"train.activation_in_product={str(self.inside).lower()}",
             ],
         )
 
@@ -272,6 +278,8 @@ def cases_for(
         if model in FUSED:
             for kind in (kernels[-1], *["local_joined"] * joined):
                 cases.append(Case(model, kind, "none", micro, accumulation, graph=True, fused=True))
+            if joined:
+                cases.append(replace(cases[-1], inside=True))
         if liger and not family:
             cases.append(Case(model, kernels[-1], "none", micro, accumulation, losses="liger"))
         if recipes and not family:

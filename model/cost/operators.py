@@ -22,6 +22,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 Phase = Literal["forward", "backward", "accumulate"]
+INSIDE, PARTIAL = "products inside", "partial sums"
+OWN = ("one pass", INSIDE, PARTIAL)
+"""Kinds of operators that are kernels of our own, started from Python."""
 FREE = {
     "views": (
         *("alias", "as_strided", "chunk", "detach", "expand", "narrow", "permute", "select", "slice"),
@@ -53,7 +56,8 @@ KINDS = {
     "one pass": tuple(
         f"{name}_{phase}" for name in ("join", "activation", "heads") for phase in ("forward", "backward")
     ),
-    "partial sums": ("sum_parts",),
+    INSIDE: ("product_forward", "product_backward"),
+    PARTIAL: ("sum_parts",),
     "dropout": ("native_dropout", "native_dropout_backward", "bernoulli_", "bernoulli", "random_"),
     "sums": ("add", "add_", "addcmul", "addcdiv", "sub", "sub_", "rsub"),
     "factors": (
@@ -78,7 +82,9 @@ KINDS = {
 }
 """Operators that start a kernel, by what they are for. One that is in neither table is an error.
 
-`one pass` and `partial sums`: kernels of our own, noted by `model/layers/launching.py`.
+`one pass`, `products inside` and `partial sums`: kernels of our own, noted by
+`model/layers/launching.py`. Those of products with an activation inside are what a plain product
+would not read or write.
 """
 KERNELS = {
     "native_layer_norm_backward": 2,
@@ -153,8 +159,10 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         read = _tensors((args, kwargs))
         changed = [tensor for tensor in _changed(func, args, kwargs) if isinstance(tensor, Tensor)]
         own = {id(tensor) for tensor in changed}
-        if NAMED[name] in ("one pass", "partial sums"):
-            read = args[0]  # the operator's other argument is what it writes
+        if NAMED[name] in OWN:
+            read = args[-2]  # the operator's last argument is what it writes
+        if NAMED[name] == INSIDE:
+            changed = changed[1:]
         written = changed + [tensor for tensor in _tensors(out) if id(tensor) not in own]
         if NAMED[name] in ("fills", "dropout") and changed:
             read = [tensor for tensor in read if id(tensor) not in own]  # written without a look

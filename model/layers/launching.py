@@ -7,12 +7,14 @@ what the kernel would (`model/cost/operators.py`). Only what starts kernels impo
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._library.custom_ops import custom_op
+from torch.utils.flop_counter import register_flop_formula
 
 TILE = 2048
 """Elements of each tensor that a program holds at once, where a row is not longer."""
@@ -90,6 +92,19 @@ def column_shape(columns: int, dtype: torch.dtype, size: int = TILE) -> dict[str
     return {"WIDE": triton_format(wide_format(dtype)), "ROWS": rows, "BLOCK": block, "num_warps": warps}
 
 
+def product_shape(rows: Tensor, *, gated: bool) -> dict[str, int]:
+    """What kernels that multiply matrices of a format are compiled for, by what limits them.
+
+    In 16 bits two programs share a multiprocessor's memory and registers; a gate has two sums.
+    """
+    if rows.is_cpu:
+        return {"ROWS": 32, "BLOCK": 32, "DEPTH": 16, "WIDENED": True}  # Triton's interpreter: several
+    made = {"BLOCK": 64 if gated else 128, "WIDENED": False}
+    if rows.element_size() > 2:
+        return made | {"ROWS": 32, "DEPTH": 16, "num_warps": 4}
+    return made | {"ROWS": 128, "DEPTH": 64, "num_warps": 8, "num_stages": 3}
+
+
 def column_grid(n: int, columns: int, size: int = TILE) -> tuple[int, int]:
     """Programs over n rows and over columns, of which each has one tile."""
     rows, block = column_tile(columns, size)
@@ -127,6 +142,42 @@ def starts(name: str, read: Sequence[Tensor | None], written: Sequence[Tensor | 
         return True
     reads, writes = ([x for x in given if x is not None] for given in (read, written))
     _operator(name)(reads, writes)
+    return False
+
+
+@functools.cache
+def _product_operator(name: str) -> Callable[[list[Tensor], list[Tensor], list[Tensor]], None]:
+    def noted(factors: Sequence[Tensor], read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+        """Nothing, as above."""
+
+    def flops(factors: Any, read: Any, written: Any, **given: Any) -> int:
+        """Of rows [.., k] and a matrix of which one side is k long."""
+        rows, weight = factors
+        return 2 * math.prod(rows) * math.prod(weight) // rows[-1]
+
+    operator = custom_op(
+        f"fathom::{name}",
+        noted,
+        mutates_args=("written",),
+        schema="(Tensor[] factors, Tensor[] read, Tensor(a!)[] written) -> ()",
+    )
+    operator.register_fake(noted)
+    register_flop_formula(getattr(torch.ops.fathom, name))(flops)
+    return operator
+
+
+def starts_product(
+    name: str, factors: tuple[Tensor, Tensor], read: Sequence[Tensor | None], written: Sequence[Tensor]
+) -> bool:
+    """As `starts`, of a kernel that multiplies matrices.
+
+    factors: rows [.., k], and a matrix of which one side is k long.
+    read: what it reads beside them.
+    written: what a plain product would write, then what it would not.
+    """
+    if not written[0].is_meta:
+        return True
+    _product_operator(name)(list(factors), [x for x in read if x is not None], list(written))
     return False
 
 

@@ -41,6 +41,17 @@ def _times(a: Tensor, b: Tensor, factor: float) -> Tensor:
     return torch.addmm(a.new_empty(()), a, b, beta=0, alpha=factor)
 
 
+def gradient_of_weight(rows: Tensor, x: Tensor, total: Tensor | None, factor: float = 1.0) -> Tensor | None:
+    """That of W in factor x W^T; None where it was added to a total.
+
+    rows: [n, out], the gradient of the product; x: [n, in]; total: [out, in], as `product`.
+    """
+    if total is None:
+        return _times(rows.t(), x, factor)
+    add_product(total, rows.t(), x, factor)
+    return None
+
+
 class _Product(torch.autograd.Function):
     """residual + factor x W^T, or x W^T + bias. `product` says of what."""
 
@@ -69,10 +80,8 @@ class _Product(torch.autograd.Function):
         of_x = of_weight = None
         if ctx.needs_input_grad[0]:
             of_x = _times(rows, weight, ctx.factor).view(x.shape)
-        if ctx.needs_input_grad[1] and ctx.total is None:
-            of_weight = _times(rows.t(), x.flatten(0, -2), ctx.factor)
-        elif ctx.needs_input_grad[1]:
-            add_product(ctx.total, rows.t(), x.flatten(0, -2), ctx.factor)
+        if ctx.needs_input_grad[1]:
+            of_weight = gradient_of_weight(rows, x.flatten(0, -2), ctx.total, ctx.factor)
         of_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
         return of_x, of_weight, of_bias, gradient if ctx.needs_input_grad[3] else None, None, None
 

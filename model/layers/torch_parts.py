@@ -464,6 +464,8 @@ class LocalMLP(MLP):
         self.linear_fc1.adds_bias = False
         self.activate: Callable[[Tensor, Tensor | None, Activation, bool], Tensor] = activated
         """In training; `model/layers/activated.py` puts what computes the same in one pass here."""
+        self.feed: Callable[[Tensor, ColumnLinear, RowLinear, Activation, bool], Tensor] | None = None
+        """In training; what computes all of it, with the activation inside of the products."""
 
     def forward(
         self, hidden_states: Tensor, per_token_scale: Tensor | None = None, **unused: Any
@@ -472,6 +474,10 @@ class LocalMLP(MLP):
 
         hidden_states: [s, b, h] (or [s / TP, b, h] under sequence parallelism).
         """
+        function, gated, second = self.activation_func, self.config.gated_linear_unit, self.linear_fc2
+        if self.feed is not None and self.training:
+            out = self.feed(hidden_states, self.linear_fc1, second, function, gated)
+            return out, second.bias if second.leaves_bias else None
         inner, bias = self.linear_fc1(hidden_states)
         activate = self.activate if self.training else activated
-        return self.linear_fc2(activate(inner, bias, self.activation_func, self.config.gated_linear_unit))
+        return second(activate(inner, bias, function, gated))

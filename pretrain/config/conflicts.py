@@ -211,30 +211,56 @@ def check_fused_products(config: RunConfig) -> None:
     if train.residual_in_product:
         _without_zero_3("train.residual_in_product", config.parallel)
         _check_residual(config)
+    if train.activation_in_product:
+        _check_activation(config)
 
 
 def _check_residual(config: RunConfig) -> None:
     """Raises ValueError where something stands between the product and the join in every layer."""
     train, model = config.train, config.model
-    for key, given, needed in (
+    _needs(
+        "train.residual_in_product",
         ("train.kernels", train.kernels, "local"),
         ("train.compile", train.compile, False),
         ("train.fp32_residual", train.fp32_residual, False),
         ("parallel.tensor", config.parallel.tensor, 1),
         ("model.bias", model.bias, False),
         ("model.hidden_dropout", model.hidden_dropout, 0.0),
-    ):
-        if given != needed:
-            raise ValueError(
-                f"train.residual_in_product=true has no effect with {key}={_as_yaml(given)}: "
-                f"set {key}={_as_yaml(needed)}, or train.residual_in_product=false"
-            )
+    )
     layers = [place.folded for place in model.placed_layers()]
     if not any(layer.attention.adds_product or layer.mlp.adds_product for layer in layers):
         raise ValueError(
             f"train.residual_in_product=true has no effect with model.scheme={model.scheme}, in which no "
             "branch ends in a product: set it to false"
         )
+
+
+def _check_activation(config: RunConfig) -> None:
+    """Raises ValueError where no feed-forward's activation can be inside of its products."""
+    option, model = "train.activation_in_product", config.model
+    _needs(
+        option,
+        ("train.kernels", config.train.kernels, "local_joined"),
+        ("parallel.tensor", config.parallel.tensor, 1),
+    )
+    if all(place.plan.mlp.norm_last for place in model.placed_layers()):
+        raise ValueError(
+            f"{option}=true has no effect with model.scheme={model.scheme}, in which a norm stands between "
+            "the activation and the second product: set it to false"
+        )
+
+
+def _needs(option: str, *settings: tuple[str, object, object]) -> None:
+    """Raises ValueError where an option would have no effect.
+
+    settings: key, value and the value that the option needs.
+    """
+    for key, given, needed in settings:
+        if given != needed:
+            raise ValueError(
+                f"{option}=true has no effect with {key}={_as_yaml(given)}: "
+                f"set {key}={_as_yaml(needed)}, or {option}=false"
+            )
 
 
 def _as_yaml(value: object) -> str:

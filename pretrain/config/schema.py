@@ -310,6 +310,14 @@ class TrainConfig(Strict):
             "Rounds in another order."
         ),
     )
+    activation_in_product: bool = Field(
+        False,
+        description=(
+            "The first product of a feed-forward gives its activation too, and the product that is the "
+            "gradient of what the second one read goes through it; with kernels=local_joined, on a GPU. "
+            "Rounds in another order."
+        ),
+    )
     fp8: Fp8Config = Field(default_factory=Fp8Config, description="FP8 matrix products.")
     label_smoothing: float = Field(
         0.0,

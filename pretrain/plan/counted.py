@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.cost.operators import Counting, GpuKernels, Kept, Operator, Phase, backward
+from model.cost.operators import OWN, PARTIAL, Counting, GpuKernels, Kept, Operator, Phase, backward
 from model.depth.folded import FoldedSublayer
 from model.depth.placed import PlacedLayer
 from model.depth.schemes import SCHEMES
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 BESIDE = ("products", "attention", "messages")
 """Kinds of operators whose time is not that of the bytes they move."""
-PARTIAL = "partial sums"
-OWN = ("one pass", PARTIAL)
-"""Kinds of operators that are kernels of our own, started from Python."""
 OWN_HOST = 4
 """Operators of PyTorch whose host time one of them takes.
 
@@ -69,6 +66,8 @@ class Way:
     """Gradients of weights are added to their sums in the product."""
     fused_residual: bool = False
     """The last products of branches add onto the residual."""
+    fused_activation: bool = False
+    """Activations are inside of the products beside them."""
     device: str = "meta"
     """Or cpu, where tensors have memory and the kernels are a CPU's."""
 
@@ -300,12 +299,16 @@ def _sums(parameters: list[nn.Parameter], way: Way) -> list[Tensor]:
 
 def _fuse(layer: nn.Module, whole: nn.Module, way: Way) -> None:
     """whole: the layer and what its passes reach."""
+    from model.layers.activated import activate_in_products
+    from model.layers.product_pass import feed_pass
     from model.layers.products import add_in_products, sum_in_products
 
     if way.fused_sums:
         sum_in_products([whole])
     if way.fused_residual:
         add_in_products([layer])
+    if way.fused_activation:
+        activate_in_products([layer], feed_pass)
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,11 @@ def work_of(config: RunConfig, model: ModelConfig) -> Work:
         config.hides_documents,
         config.train.loss_kernel,
         config.train.kernels == "local_joined",
-        FusedProducts(config.train.gradient_accumulation_fusion, config.train.residual_in_product),
+        FusedProducts(
+            config.train.gradient_accumulation_fusion,
+            config.train.residual_in_product,
+            config.train.activation_in_product,
+        ),
     )
 
 
@@ -194,7 +198,9 @@ def _fused(work: Work, layout: Layout) -> FusedProducts:
     """What products add onto; the ranked list has layouts that this does not combine with."""
     if layout.zero == 3:
         return APART
-    return work.fused._replace(residual=work.fused.residual and layout.tensor == 1)
+    if layout.tensor == 1:
+        return work.fused
+    return work.fused._replace(residual=False, activation=False)
 
 
 def predict(

@@ -133,6 +133,8 @@ class FusedProducts(NamedTuple):
     """`train.gradient_accumulation_fusion`."""
     residual: bool = False
     """`train.residual_in_product`."""
+    activation: bool = False
+    """`train.activation_in_product`."""
 
 
 APART = FusedProducts()
@@ -171,6 +173,7 @@ def layer_costs(a: Activations, fused: FusedProducts = APART) -> dict[str, Layer
         alone=a.joined and a.recompute == "full",
         fused_sums=fused.sums,
         fused_residual=fused.residual,
+        fused_activation=fused.activation,
     )
     return {stack.name: layer_cost(a.config, stack, way) for stack in a.config.blueprint.stacks}
 

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from model.config import ModelConfig
+from model.layers.activated import activate_in_products
 from model.layers.one_pass import pass_at_once
+from model.layers.product_pass import feed_pass
 from model.layers.products import add_in_products, sum_in_products
 from model.layers.transformer_config import transformer_config
 from model.network.fused_losses import FUSED_LOSSES
@@ -135,8 +137,11 @@ def _set_up(chunks: list[LanguageModel], config: RunConfig, numerics: Numerics) 
         compile_chunks(config, numerics, chunks)
     if numerics.joins is not None:
         pass_at_once(chunks, numerics.joins)
+    layers = [layer for chunk in chunks for layer in chunk.decoder.layers]
     if train.residual_in_product:
-        add_in_products(layer for chunk in chunks for layer in chunk.decoder.layers)
+        add_in_products(layers)
+    if train.activation_in_product:
+        activate_in_products(layers, feed_pass)
 
 
 def build_engine(config: RunConfig, topology: Topology, log_p_v: torch.Tensor | None = None) -> Engine:

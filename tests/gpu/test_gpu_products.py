@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 from typing import Any
 
 import pytest
@@ -41,6 +43,42 @@ def test_a_product_adds_to_a_sum_in_fp32(dtype: torch.dtype, factor: float) -> N
     add_product(total, a.t(), b, factor)
     assert (total.dtype, total.data_ptr()) == (torch.float32, place)
     assert float((total.double() - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_activations_inside_of_products_are_as_exact_as_apart(dtype: torch.dtype) -> None:
+    """In fp64 by PyTorch's operators; at sizes of many tiles and at odd ones."""
+    from model.layers.product_pass import feed_pass
+    from tests.model.layers.join_worker import error
+    from tests.model.layers.product_worker import FUNCTIONS, by_parts, results_and_gradients
+
+    for kind, gated, widths in itertools.product(FUNCTIONS, (False, True), ((520, 1304), (131, 257))):
+        ours, parts = (
+            error(
+                *results_and_gradients(
+                    kind,
+                    dtype,
+                    widths,
+                    gated=gated,
+                    biased=gated,
+                    feed=feed,
+                    device="cuda",
+                    rows=(401, 3),
+                )
+            )
+            for feed in (feed_pass, by_parts)
+        )
+        assert ours < 1.5 * parts + 1e-6, (kind, gated, widths)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+def test_activations_inside_of_products_train_alike(graph: bool) -> None:
+    fields: dict[str, Any] = {"precision": "bf16", "kernels": "local_joined", "cuda_graph": graph}
+    apart, inside = (train(run_config(activation_in_product=on, **fields), STEPS)[0] for on in (False, True))
+    assert inside[0] == pytest.approx(apart[0], rel=1e-3)
+    assert inside == pytest.approx(apart, rel=2e-2)
 
 
 def test_a_branch_ends_in_the_residual() -> None:

@@ -9,7 +9,7 @@ from parallel.config import Fp8Config, ParallelConfig
 from parallel.hardware.precision import Machine, check_sizes, numerics_for
 from parallel.topology import check_layout
 from pretrain.config.schema import RunConfig
-from pretrain.train.checks.feasibility import check_sums
+from pretrain.train.checks.feasibility import check_activation, check_sums
 from tests.parallel.refusing import MODEL, Refusal, layout, of_layout, of_losses, of_machine, of_run
 from tests.parallel.training import VIT, given, run_config
 
@@ -35,9 +35,9 @@ def _sizes() -> None:
 
 
 SUMS, RESIDUAL = given(gradient_accumulation_fusion=True), given(residual_in_product=True, kernels="local")
+INSIDE = given(activation_in_product=True, kernels="local_joined")
 COMPILE, GRAPH = given(compile=True), given(cuda_graph=True)
-LIGER = given(loss_kernel="liger")
-DOCUMENTS = given(document_mask=True)
+LIGER, DOCUMENTS = given(loss_kernel="liger"), given(document_mask=True)
 SP, VP = given(tensor=2, sequence_parallel=True), given(pipeline=2, virtual_stages=3)
 REFUSALS = [
     of_layout(
@@ -318,6 +318,28 @@ REFUSALS = [
         "residual_in_product=true has no effect with model.scheme=peri_ln",
         model=given(scheme="peri_ln", bias=False),
         train=RESIDUAL,
+    ),
+    of_run(
+        "activations in products of kernels apart",
+        "no effect with train.kernels=local: set train.kernels=local_joined",
+        train=INSIDE | given(kernels="local"),
+    ),
+    of_run(
+        "activations in products of parts",
+        "=true .*parallel.tensor=2",
+        parallel=given(tensor=2),
+        train=INSIDE,
+    ),
+    of_run(
+        "activations in products before norms",
+        "activation_in_product=true has no effect with model.scheme=subln",
+        model=given(scheme="subln"),
+        train=INSIDE,
+    ),
+    Refusal(
+        "activations in products on a CPU",
+        "activation_in_product=true needs a GPU",
+        lambda: check_activation(numerics_for("fp32", "local_joined", Fp8Config(), CPU)),
     ),
     of_run(
         "compiled layers over cut sequences",

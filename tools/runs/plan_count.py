@@ -108,6 +108,7 @@ def _way(config: RunConfig, precision: Literal["fp32", "bf16"]) -> Way:
         alone=parallel.recompute.granularity == "full",
         fused_sums=train.gradient_accumulation_fusion,
         fused_residual=train.residual_in_product,
+        fused_activation=train.activation_in_product,
     )
 
 

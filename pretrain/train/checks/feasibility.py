@@ -106,6 +106,8 @@ def fit_machine(config: RunConfig, layout: Layout) -> Numerics:
     _check_sizes(config, layout, numerics)
     if train.gradient_accumulation_fusion:
         check_sums(numerics, this_machine())
+    if train.activation_in_product:
+        check_activation(numerics)
     if train.cuda_graph:
         from pretrain.train.compiling import check_graphs  # loads Megatron-core
 
@@ -117,6 +119,14 @@ def _check_sizes(config: RunConfig, layout: Layout, numerics: Numerics) -> None:
     """Raises UserError for sizes that FP8 products do not take."""
     lengths = {"seq_length": config.data.seq_length, "micro_batch_size": config.train.micro_batch_size}
     check_sizes(numerics, config.model, layout, **lengths)
+
+
+def check_activation(numerics: Numerics) -> None:
+    """Raises UserError where no kernel of ours multiplies matrices."""
+    if numerics.joins != "triton":
+        raise UserError(
+            "train.activation_in_product=true needs a GPU, which its products are made for: set it to false"
+        )
 
 
 def check_sums(numerics: Numerics, machine: Machine) -> None:

@@ -7,16 +7,18 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from model.layers import activation_kernel, heads_kernel, join_kernel, parts_kernel
+from model.layers import activation_kernel, heads_kernel, join_kernel, parts_kernel, product_kernel
+from model.layers.launching import product_shape
 
 HOPPER = GPUTarget("cuda", 90, 32)
 PARTS = ("parts", "weight_parts", "shift_parts", "bias_parts", "gate_parts")
-INTEGERS = ("n", "h", "f", "programs", "batch", "groups", "per_group", "width", "turning")
+INTEGERS = ("n", "k", "h", "f", "programs", "batch", "groups", "per_group", "width", "turning")
 NORM = {"weight", "shift", "normed", "means", "inverses", "d_normed", "weight_parts", "shift_parts"}
 GATE = {"gate", "whole_stream", "gate_parts"}
 BARE = {"bias", "skip", "share", "seed", "d_skip", "d_branch", "bias_parts"} | GATE
@@ -24,6 +26,7 @@ BARE = {"bias", "skip", "share", "seed", "d_skip", "d_branch", "bias_parts"} | G
 
 def compiled(function: Any, left_out: set[str], **flags: Any) -> Mapping[str, Any]:
     """One kernel in bf16 without these tensors: its code by language."""
+    options = {name: flags.pop(name) for name in ("num_warps", "num_stages") if name in flags}
     kinds, values, attributes = {}, {}, {}
     for place, name in enumerate(function.arg_names):
         given = {"WIDE": tl.float32, "ROWS": 1, "BLOCK": 1024, **flags}
@@ -37,14 +40,14 @@ def compiled(function: Any, left_out: set[str], **flags: Any) -> Mapping[str, An
             numbers = {"means": "*fp32", "inverses": "*fp32", "seed": "*i64"} | dict.fromkeys(PARTS, "*fp32")
             kinds[name] = numbers.get(name, "*bf16")
             attributes[place,] = [["tt.divisibility", 16]]
-    made = triton.compile(ASTSource(function, kinds, values, attributes), target=HOPPER)
+    made = triton.compile(ASTSource(function, kinds, values, attributes), target=HOPPER, options=options)
     code: Mapping[str, Any] = made.asm
     return code
 
 
 def main(output: str) -> None:
     """Sizes of the machine code, as JSON."""
-    bare = NORM | GATE
+    bare, narrow = NORM | GATE, torch.empty(0, dtype=torch.bfloat16, device="meta")
     cases: dict[str, tuple[Any, set[str], dict[str, Any]]] = {
         "forward": (join_kernel.forward, BARE, {"CENTRED": True}),
         "backward": (join_kernel.backward, BARE, {"CENTRED": True}),
@@ -57,6 +60,9 @@ def main(output: str) -> None:
         flags = {"KIND": "gelu", "GATED": gated, "ROWS": 8, "BLOCK": 256}
         cases[f"activation forward, {gated}"] = (activation_kernel.forward, set(), flags)
         cases[f"activation backward, {gated}"] = (activation_kernel.backward, set(), flags)
+        flags = {"KIND": "gelu", "GATED": gated, **product_shape(narrow, gated=gated)}
+        cases[f"product forward, {gated}"] = (product_kernel.forward, set(), flags)
+        cases[f"product backward, {gated}"] = (product_kernel.backward, set(), flags)
     tile = {"ROWS": 8, "BLOCK": 256}
     cases["heads forward"] = (heads_kernel.forward, set(), tile)
     cases["heads backward"] = (heads_kernel.backward, set(), tile)

@@ -15,16 +15,17 @@ from torch import Tensor
 from model.cost.operators import Kept
 from model.depth.schemes import SCHEMES
 from model.layers import launching
-from model.layers.activated import activate_at_once
+from model.layers.activated import activate_at_once, activate_in_products
 from model.layers.activation_pass import activation_pass
 from model.layers.heads_pass import separate_pass
 from model.layers.join_pass import join_norm
 from model.layers.joined import After, Numbers, join_norms
+from model.layers.product_pass import feed_pass
 from model.layers.products import sum_in_products
 from model.layers.separated import separate_at_once
 from model.network.language_model import LanguageModel
 from tests.model.cost.test_activations import LLAMA
-from tests.model.layers import activation_worker, heads_worker
+from tests.model.layers import activation_worker, heads_worker, product_worker
 from tests.model.narrow import narrow, open_gates, tokens
 from tests.reference.join import Join
 
@@ -187,14 +188,17 @@ def models() -> dict[str, Any]:
         separate_at_once([model], separate_pass)
         again, joined = measured(model)
         summed = measured(model, added=True)[1]
+        fed = activate_in_products(model.decoder.layers, feed_pass)
+        inside, added = measured(model, added=True)
         # Some are zero but for rounding, as a bias of keys'.
         least = 1e-3 * max(float(gradient.abs().max()) for gradient in gradients.values())
         worst = max(
             float((way[key] - gradient).abs().max()) / max(least, float(gradient.abs().max()))
             for key, gradient in gradients.items()
-            for way in (joined, summed)
+            for way in (joined, summed, added)
         )
-        found[name] = {"joins": joins, "loss": float((again / loss - 1).abs()), "gradients": worst}
+        difference = max(float((other / loss - 1).abs()) for other in (again, inside))
+        found[name] = {"joins": joins, "fed": fed, "loss": difference, "gradients": worst}
     return found
 
 
@@ -230,6 +234,7 @@ def main(output: str) -> None:
                 "kernels": kernels(),
                 "activations": activation_worker.errors(),
                 "heads": heads_worker.errors(),
+                "products": product_worker.errors(),
                 "dropout": dropout(),
                 "models": models(),
                 "dropped": dropped(),

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from model.layers.activated import activate_at_once
+from model.layers.activated import activate_at_once, activate_in_products
 from model.layers.activation_pass import KERNELS
+from model.layers.joined import join_norms, joined
 from model.layers.torch_parts import activated
 from model.layers.transformer_config import ACTIVATIONS
 from parallel.launch.one_process import single_process
@@ -42,6 +44,37 @@ def test_a_model_computes_the_same(changes: dict[str, Any]) -> None:
     model.eval()
     loss_and_gradients(model)
     assert len(biases) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "fed"),
+    [({}, 3), ({"activation": "geglu", "bias": False}, 3), ({"scheme": "subln"}, 0)],
+    ids=str,
+)
+def test_a_model_computes_the_same_with_activations_inside(changes: dict[str, Any], fed: int) -> None:
+    """Where no norm stands before the second product; biases of branches stay with their joins."""
+    single_process()
+    left: list[bool] = []
+
+    def watched(x: Tensor, first: Any, second: Any, function: Any, gated: bool) -> Tensor:
+        left.append(second.leaves_bias)
+        bias = None if second.leaves_bias else second.bias
+        return F.linear(
+            activated(F.linear(x, first.weight, first.bias), None, function, gated), second.weight, bias
+        )
+
+    named: dict[str, Any] = {"scheme": "pre_ln", "layers": 3} | changes
+    model = build(**named).double()
+
+    def change() -> None:
+        assert activate_in_products(model.decoder.layers, watched) == fed
+
+    equal(model, WINDOWS, change)
+    equal(model, WINDOWS, lambda: join_norms([model], joined))
+    assert left == [False] * fed + [False] * fed + [True] * fed
+    model.eval()
+    loss_and_gradients(model)
+    assert len(left) == 3 * fed
 
 
 def test_every_activation_has_a_kernel() -> None:

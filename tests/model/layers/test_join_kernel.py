@@ -1,4 +1,6 @@
-"""Our Triton kernels, of joins, activations and heads: by its interpreter, and compiled for a GPU.
+"""Our Triton kernels, of joins, activations, heads and products.
+
+By its interpreter, and compiled for a GPU that need not be there.
 
 Triton comes into a folder beside the environment (1 GB): where it is installed, Megatron-core loads
 it in every process. On a GPU: `tests/gpu/test_gpu_joins.py`.
@@ -75,6 +77,21 @@ def test_heads_and_gradients_are_the_reference_s(interpreted: dict[str, Any]) ->
     assert {name: error for name, error in errors.items() if error > limits[name[:4]]} == {}
 
 
+def test_feed_forwards_and_gradients_are_the_reference_s(interpreted: dict[str, Any]) -> None:
+    """Every activation inside of products; in bf16 as near to fp64 as PyTorch's own operators.
+
+    But for what the interpreter cuts off where a GPU rounds, which is twice as much.
+    """
+    limits = {"fp64": 2e-15, "fp32": 1e-6}
+    errors = interpreted["products"]
+    assert len(errors) == 15
+    assert {
+        name: found
+        for name, found in errors.items()
+        if found["ours"] > limits.get(name[:4], 4 * found["parts"])
+    } == {}
+
+
 def test_dropout_is_drawn_again_from_its_seed(interpreted: dict[str, Any]) -> None:
     seen = interpreted["dropout"]
     assert seen["values"] == pytest.approx([0.0, 0.5 / 0.75], rel=1e-6)
@@ -90,10 +107,15 @@ def test_dropout_is_drawn_again_from_its_seed(interpreted: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("scheme", [*SCHEMES, "llama"])
 def test_every_scheme_computes_the_same(interpreted: dict[str, Any], scheme: str) -> None:
-    """As with joins and norms apart, in fp64; gradients also where passes add them to sums."""
+    """As with joins and norms apart, in fp64, and with activations inside of products.
+
+    Gradients also where passes and products add them to sums.
+    """
     seen = interpreted["models"][scheme]
     assert seen["loss"] < 1e-14
     assert seen["gradients"] < 1e-12
+    # A norm between activation and second product.
+    assert seen["fed"] == {"subln": 0}.get(scheme, 3)
     # No norm before attention.
     assert seen["joins"] == {"hybridnorm": 4}.get(scheme, 6)
 
@@ -111,5 +133,5 @@ def test_a_model_with_dropout_keeps_no_mask(interpreted: dict[str, Any]) -> None
 def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     """What the interpreter takes, Triton's compiler may not."""
     sizes = found("join_compile_worker", tmp_path)
-    assert len(sizes) == 13
+    assert len(sizes) == 17
     assert min(sizes.values()) > 0

@@ -15,9 +15,10 @@ from model.config import ModelConfig
 from model.cost.activations import Activations
 from model.cost.flops import stack_flops
 from model.cost.held import norms_of
+from model.cost.operators import PARTIAL
 from model.depth.schemes import SCHEMES
 from pretrain.config.load import complete_model, load_config
-from pretrain.plan.counted import Way, count_layer, layer_cost, layer_kinds
+from pretrain.plan.counted import BESIDE, Way, count_layer, layer_cost, layer_kinds
 from tests.model.cost.test_activations import LLAMA
 from tests.running import run, run_here
 
@@ -105,6 +106,41 @@ def test_operators_of_joined_layers(scheme: str) -> None:
         host = found.host("forward"), found.host("backward"), found.host("accumulate")
         assert host == expected
         assert found.kept - RANDOM_STATES == a.layer(norms_of(place.plan))
+
+
+STREAM = WIDTH * SEQ * 2
+"""Bytes of a stream in 16 bits."""
+INSIDE: dict[str, tuple[dict[str, Any], int]] = {
+    # Read forward 4, backward 4 and 4, written backward 4: the gradient before the activation.
+    "gelu": ({}, 12),
+    # What a ReLU gives is the product's own result, of which there is no other.
+    "relu": ({"activation": "relu"}, 16),
+    # Of a width f forward 2 f are not read, backward neither f written nor read again.
+    "swiglu": ({"activation": "swiglu", "ffn_hidden_size": 4 * WIDTH}, 16),
+    "peri_ln": ({"scheme": "peri_ln"}, 12),
+    "no biases": ({"bias": False}, 12),
+}
+
+
+@pytest.mark.parametrize("case", INSIDE)
+def test_activations_inside_of_products_move_less(case: str) -> None:
+    """And as much is computed and kept."""
+    changes, streams = INSIDE[case]
+    config = config_of(**changes)
+    place, joined = config.placed_layers()[-2], replace(WAY, joined=True)
+    apart, inside = (
+        count_layer(config, place, replace(joined, fused_activation=fused)) for fused in (False, True)
+    )
+    assert inside.kept == apart.kept
+    assert sum(one.flops for one in inside.operators) == sum(one.flops for one in apart.operators)
+    for phase in ("forward", "backward"):
+        assert inside.host(phase) == apart.host(phase) - 1
+    moved = [
+        sum(one.moved(phase, (*BESIDE, PARTIAL)) for phase in ("forward", "backward"))
+        for one in (apart, inside)
+    ]
+    vectors = 3 * 8 * WIDTH * 2  # a bias of both halves is read three times, the fewer
+    assert moved[0] - moved[1] == pytest.approx(streams * STREAM, abs=vectors)
 
 
 def test_partial_sums_that_go_into_sums_are_counted_once() -> None:
