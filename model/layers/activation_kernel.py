@@ -45,7 +45,8 @@ def value_and_slope(x, KIND: tl.constexpr):
 
 
 @triton.jit
-def _load(pointer, bias, at, cols, inside, whole, WIDE: tl.constexpr):
+def load_biased(pointer, bias, at, cols, inside, whole, WIDE: tl.constexpr):
+    """Numbers at `at`, plus those of a bias at `cols`; bias: None where there is none."""
     x = tl.load(pointer + at, mask=inside, other=0.0).to(WIDE)
     if bias is not None:
         x += tl.load(bias + cols, mask=whole, other=0.0).to(WIDE)[None, :]
@@ -72,9 +73,11 @@ def forward(
     inside = (rows < n)[:, None] & whole[None, :]
     far = rows.to(tl.int64)[:, None]
     width = 2 * f if GATED else f
-    value, _ = value_and_slope(_load(x, bias, far * width + cols[None, :], cols, inside, whole, WIDE), KIND)
+    value, _ = value_and_slope(
+        load_biased(x, bias, far * width + cols[None, :], cols, inside, whole, WIDE), KIND
+    )
     if GATED:
-        value *= _load(x, bias, far * width + f + cols[None, :], f + cols, inside, whole, WIDE)
+        value *= load_biased(x, bias, far * width + f + cols[None, :], f + cols, inside, whole, WIDE)
     tl.store(out + far * f + cols[None, :], value.to(out.dtype.element_ty), mask=inside)
 
 
@@ -108,10 +111,10 @@ def backward(
         far = rows.to(tl.int64)[:, None]
         at = far * width + cols[None, :]
         g = tl.load(gradient + far * f + cols[None, :], mask=inside, other=0.0).to(WIDE)
-        value, slope = value_and_slope(_load(x, bias, at, cols, inside, whole, WIDE), KIND)
+        value, slope = value_and_slope(load_biased(x, bias, at, cols, inside, whole, WIDE), KIND)
         if GATED:
             other = g * value
-            g *= _load(x, bias, at + f, f + cols, inside, whole, WIDE)
+            g *= load_biased(x, bias, at + f, f + cols, inside, whole, WIDE)
             tl.store(dx + at + f, other.to(dx.dtype.element_ty), mask=inside)
             other_sums += other
         own = g * slope

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from model.layers.activation_kernel import value_and_slope
+from model.layers.norm_rows import norm_backward, norm_forward, store_part
 
 
 @triton.jit
@@ -71,8 +72,8 @@ def forward(
     whole_stream: what the gate reads, where there is one.
     """
     rows, cols = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
-    held, whole = rows < n, cols < h
-    inside = held[:, None] & whole[None, :]
+    whole = cols < h
+    inside = (rows < n)[:, None] & whole[None, :]
     at = rows.to(tl.int64)[:, None] * h + cols[None, :]
     x = tl.load(branch + at, mask=inside, other=0.0).to(WIDE)
     if bias is not None:
@@ -93,39 +94,8 @@ def forward(
     tl.store(stream + at, rounded, mask=inside)
     if normed is not None:
         x = rounded.to(WIDE)
-        if CENTRED:
-            mean = tl.sum(x, 1) / h
-            tl.store(means + rows, mean, mask=held)
-            x = tl.where(inside, x - mean[:, None], 0.0)
-        inverse = 1 / tl.sqrt(tl.sum(x * x, 1) / h + eps)
-        tl.store(inverses + rows, inverse, mask=held)
-        x = x * inverse[:, None] * tl.load(weight + cols, mask=whole, other=0.0).to(WIDE)[None, :]
-        if shift is not None:
-            x += tl.load(shift + cols, mask=whole, other=0.0).to(WIDE)[None, :]
+        x = norm_forward(x, weight, shift, means, inverses, rows, cols, n, h, eps, CENTRED)
         tl.store(normed + at, (x * out_scale).to(normed.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _norm_backward(g, x, weight, mean, inverse, inside, h, CENTRED: tl.constexpr):
-    """Gradient of what was normed, and the input without mean and size, [ROWS, BLOCK] each.
-
-    g: of what the norm gave, x: its input; weight: [1, BLOCK]; mean, inverse: [ROWS, 1].
-    """
-    if CENTRED:
-        x = x - mean
-    x = tl.where(inside, x * inverse, 0.0)
-    own = g * weight
-    dx = own - x * (tl.sum(own * x, 1) / h)[:, None]
-    if CENTRED:
-        dx = dx - (tl.sum(own, 1) / h)[:, None]
-    return dx * inverse, x
-
-
-@triton.jit
-def _store_part(parts, sums, cols, whole, h):
-    """What this program has summed of a vector's gradient, [ROWS, BLOCK]."""
-    if parts is not None:
-        tl.store(parts + tl.program_id(0) * h + cols, tl.sum(sums, 0), mask=whole)
 
 
 @triton.jit
@@ -175,8 +145,7 @@ def backward(
         branch_scale = branch_scale * tl.load(share).to(WIDE)
     for first in range(tl.program_id(0) * ROWS, n, tl.num_programs(0) * ROWS):
         rows = first + tl.arange(0, ROWS)
-        held = rows < n
-        inside = held[:, None] & whole[None, :]
+        inside = (rows < n)[:, None] & whole[None, :]
         at = rows.to(tl.int64)[:, None] * h + cols[None, :]
         dx = tl.zeros((ROWS, BLOCK), WIDE)
         if d_normed is not None:
@@ -190,10 +159,7 @@ def backward(
             if gate is not None:
                 x = _shrunk(x, gate, stream, WIDE).to(WIDE)
         if d_normed is not None:
-            gain = tl.load(weight + cols, mask=whole, other=0.0).to(WIDE)[None, :]
-            mean = tl.load(means + rows, mask=held, other=0.0)[:, None] if CENTRED else 0.0
-            inverse = tl.load(inverses + rows, mask=held, other=0.0)[:, None]
-            dx, x = _norm_backward(g, x, gain, mean, inverse, inside, h, CENTRED)
+            dx, x = norm_backward(g, x, weight, means, inverses, rows, cols, n, h, CENTRED)
             d_weight += g * x
             if CENTRED:
                 d_shift += g
@@ -212,9 +178,9 @@ def backward(
             tl.store(d_branch + at, dx.to(d_branch.dtype.element_ty), mask=inside)
         if bias_parts is not None:
             d_bias += tl.where(inside, dx, 0.0)
-    _store_part(weight_parts, d_weight, cols, whole, h)
-    _store_part(shift_parts, d_shift, cols, whole, h)
-    _store_part(bias_parts, d_bias, cols, whole, h)
+    store_part(weight_parts, d_weight, cols, h, h)
+    store_part(shift_parts, d_shift, cols, h, h)
+    store_part(bias_parts, d_bias, cols, h, h)
     if gate_parts is not None:
         _, slope = value_and_slope(tl.load(gate).to(WIDE), "silu")
         tl.store(gate_parts + tl.program_id(0), -tl.sum(d_gate, 0) * slope)

@@ -14,19 +14,12 @@ from model.layers.launching import (
     Parts,
     ceil_div,
     programs,
+    row_shape,
     row_tile,
-    row_warps,
     starts,
-    triton_format,
     vector,
     wide_format,
 )
-
-
-def _shape(h: int, wide: torch.dtype) -> dict[str, Any]:
-    """What kernels for rows of h elements are compiled for: a tile, its format, the warps on it."""
-    rows, block = row_tile(h)
-    return {"WIDE": triton_format(wide), "ROWS": rows, "BLOCK": block, "num_warps": row_warps(rows, block)}
 
 
 class _JoinNorm(torch.autograd.Function):
@@ -67,7 +60,7 @@ class _JoinNorm(torch.autograd.Function):
             from model.layers.join_kernel import forward
 
             after = numbers.eps, numbers.out_scale, numbers.centred
-            shape = _shape(h, wide)
+            shape = row_shape(h, wide)
             forward[(ceil_div(n, shape["ROWS"]),)](*read, *made, n, h, *scales, *after, **shape)
         ctx.set_materialize_grads(False)
         read_again = (None if weight is None else stream) if gate is None else entered
@@ -111,7 +104,7 @@ class _JoinNorm(torch.autograd.Function):
 
             after = numbers.out_scale, numbers.centred
             summed = *parts.pointers, *of_gate.pointers
-            backward[(count,)](*read, *pointers, *summed, n, h, *scales, *after, **_shape(h, wide.dtype))
+            backward[(count,)](*read, *pointers, *summed, n, h, *scales, *after, **row_shape(h, ctx.wide))
         d_weight, d_shift, d_bias = parts.totals()
         (d_gate,) = of_gate.totals()
         d_residual, d_branch, d_skip = own

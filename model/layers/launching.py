@@ -85,6 +85,13 @@ def triton_format(wide: torch.dtype) -> Any:
     return tl.float64 if wide == torch.float64 else tl.float32
 
 
+def row_shape(h: int, dtype: torch.dtype) -> dict[str, Any]:
+    """What kernels on tiles of whole rows of h elements are compiled for."""
+    rows, block = row_tile(h)
+    warps = row_warps(rows, block)
+    return {"WIDE": triton_format(wide_format(dtype)), "ROWS": rows, "BLOCK": block, "num_warps": warps}
+
+
 def column_shape(columns: int, dtype: torch.dtype, size: int = TILE) -> dict[str, Any]:
     """What kernels on tiles of columns are compiled for: a tile, its format, the warps on it."""
     rows, block = column_tile(columns, size)
