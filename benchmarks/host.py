@@ -30,6 +30,7 @@ KERNELS = {
     "join_kernel": ("forward", "backward"),
     "activation_kernel": ("forward", "backward"),
     "heads_kernel": ("forward", "backward"),
+    "normed_kernel": ("forward", "backward"),
     "parts_kernel": ("total",),
 }
 POSITIONS = ("learned", "rotary")

@@ -51,3 +51,9 @@ NORMS = {
     "layernorm": NormKind("LayerNorm", centred=True, statistics=2, keeps_normed=False),
     "rmsnorm": NormKind("RMSNorm", centred=False, statistics=1, keeps_normed=True),
 }
+
+WIDEST_AFTER_ACTIVATION = 8192
+"""Numbers in a row that a kernel of ours norms together with the activation before it.
+
+Backward its registers hold no more (`model/layers/normed_kernel.py`).
+"""

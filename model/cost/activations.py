@@ -21,7 +21,7 @@ from model.cost.held import Chunk, Norms, chunk_of, norms_of
 from model.depth.schemes import SCHEMES
 from model.families.family import Stack
 from model.loss_kernels import LOSS_KERNELS, LossKernelName, rows_at_once
-from model.norms import NORMS
+from model.norms import NORMS, WIDEST_AFTER_ACTIVATION
 from model.speech import FRAMES_PER_TOKEN, STRIDE, SpeechConfig
 
 FP32 = 4
@@ -182,10 +182,21 @@ class Activations:
         if rotated and self._copies_queries:
             total += norms.queries * tokens * config.num_attention_heads * config.kv_channels * self.element
         query = config.num_attention_heads * config.kv_channels
-        for count, size in ((norms.contexts, query), (norms.hidden, config.ffn_size)):
-            total += count * (tokens * (1 + copies) * size * self.element)
-            total += count * kind.statistics * FP32 * self.tokens
+        ends = (norms.contexts, query, 1.0 + copies), (norms.hidden, config.ffn_size, self._hidden_copies)
+        for count, size, kept in ends:
+            total += count * (tokens * kept * size * self.element + kind.statistics * FP32 * self.tokens)
         return total
+
+    @property
+    def _hidden_copies(self) -> float:
+        """Tensors of the hidden width that its norm keeps, beside those of `_feed_forward`.
+
+        In one pass with the activation, what enters both is kept, for a ReLU too.
+        """
+        config = self.config
+        if self.joined and self.tensor == 1 and config.ffn_size <= WIDEST_AFTER_ACTIVATION:
+            return float(config.activation == "relu")
+        return 2.0 if NORMS[config.normalization].keeps_normed and not self.fused else 1.0
 
     def _dropout(self, probability: float) -> float:
         """The mask: a byte per element where fused, else scaled and in the format of the stream."""

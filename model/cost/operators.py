@@ -54,7 +54,9 @@ KINDS = {
         *("tanh", "tanh_backward", "softmax", "_safe_softmax", "_softmax", "_softmax_backward_data"),
     ),
     "one pass": tuple(
-        f"{name}_{phase}" for name in ("join", "activation", "heads") for phase in ("forward", "backward")
+        f"{name}_{phase}"
+        for name in ("join", "activation", "normed", "heads")
+        for phase in ("forward", "backward")
     ),
     INSIDE: ("product_forward", "product_backward"),
     PARTIAL: ("sum_parts",),

@@ -11,6 +11,7 @@ import torch
 from model.layers.activated import Activated, activate_at_once
 from model.layers.compiled import allow_kinds, check_compiler
 from model.layers.joined import Joined, join_norms, joined
+from model.layers.normed import Normed, norm_at_once
 from model.layers.separated import separate_at_once
 from model.layers.torch_parts import Separated, activated
 
@@ -23,6 +24,8 @@ class Passes(NamedTuple):
 
     joined: Joined
     activated: Activated
+    normed: Normed | None = None
+    """None: norms after activations stay apart."""
     separated: Separated | None = None
     """None: queries, keys and values stay apart."""
     compiled: bool = False
@@ -33,8 +36,9 @@ def _by_triton() -> Passes:
     from model.layers.activation_pass import activation_pass
     from model.layers.heads_pass import separate_pass
     from model.layers.join_pass import join_norm
+    from model.layers.normed_pass import normed_pass
 
-    return Passes(join_norm, activation_pass, separate_pass)
+    return Passes(join_norm, activation_pass, normed_pass, separate_pass)
 
 
 def _by_compiler() -> Passes:
@@ -51,13 +55,15 @@ MAKERS: dict[str, Callable[[], Passes]] = {"triton": _by_triton, "compile": _by_
 def pass_at_once(chunks: Iterable[MegatronModule], by: str) -> None:
     """Has joins with their norms, and more, computed in one pass each in training.
 
-    That is activations with their biases and gates; and queries, keys and values taken out of their
-    product and turned, backward with the gradient of its bias.
+    That is activations with their biases, gates and norms; and queries, keys and values taken out
+    of their product and turned, backward with the gradient of its bias.
     by: one of `MAKERS`.
     Raises UserError where a compiler is missing.
     """
     chunks, passes = list(chunks), MAKERS[by]()
     join_norms(chunks, passes.joined, compiled=passes.compiled)
     activate_at_once(chunks, passes.activated)
+    if passes.normed is not None:
+        norm_at_once(chunks, passes.normed)
     if passes.separated is not None:
         separate_at_once(chunks, passes.separated)

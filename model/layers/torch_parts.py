@@ -30,6 +30,7 @@ from model.norms import NORMS
 
 if TYPE_CHECKING:
     from model.layers.joined import Follower
+    from model.layers.normed import NormedActivation
 
 COPIED_FROM = 192
 """Positions from which the CPU's attention kernel is quicker on heads that lie in one piece.
@@ -58,8 +59,8 @@ class Norm(nn.Module):
     the tensor-parallel group when the stream is sharded along the sequence.
     """
 
-    fed: Follower | None = None
-    """What has its result from the join before it."""
+    fed: Follower | NormedActivation | None = None
+    """What has its result from the join, or the activation, before it."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
         super().__init__()

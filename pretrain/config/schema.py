@@ -275,7 +275,8 @@ class TrainConfig(Strict):
             "auto: te for bf16 on a GPU where it is installed. "
             "local_joined, te_joined: theirs, but each residual join and the norm after it in one pass, "
             "by Triton on a GPU and by torch.compile on a CPU; local_joined also each activation with "
-            "bias and gate, and on a GPU rotation and gradients of queries, keys and values. "
+            "bias and gate, and on a GPU its norm in subln, rotation and gradients of queries, keys "
+            "and values. "
             "Weights fit all."
         ),
     )

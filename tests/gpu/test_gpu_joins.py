@@ -1,6 +1,6 @@
 """Our Triton kernels on a GPU: against float64, and models against PyTorch's parts.
 
-Joins with norms, activations with biases and gates, and heads out of their product.
+Joins with norms, activations with biases, gates and norms, and heads out of their product.
 """
 
 from __future__ import annotations
@@ -44,6 +44,20 @@ def test_activations_and_gradients_are_pytorch_s(dtype: torch.dtype, width: int)
                 kind, dtype, width, gated=gated, biased=True, device="cuda", rows=(401, 3)
             )
             assert error(*made) < LIMITS[dtype] * 4, (kind, gated)
+
+
+@pytest.mark.parametrize("width", [257, 2048, 8192])
+@pytest.mark.parametrize("dtype", list(LIMITS), ids=["fp32", "bf16"])
+def test_activations_with_norms_and_gradients_are_pytorch_s(dtype: torch.dtype, width: int) -> None:
+    """More rows than programs, and not a multiple of them."""
+    from tests.model.layers.activation_worker import FUNCTIONS
+    from tests.model.layers.join_worker import error
+    from tests.model.layers.normed_worker import results_and_gradients
+
+    for kind in FUNCTIONS:
+        for terms in ("", "centred", "biased centred", "gated", "gated biased centred"):
+            made = results_and_gradients(kind, dtype, width, terms, "cuda", rows=(401, 3))
+            assert error(*made) < LIMITS[dtype] * 4, (kind, terms)
 
 
 @pytest.mark.parametrize("dtype", list(LIMITS), ids=["fp32", "bf16"])

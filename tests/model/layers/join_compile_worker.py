@@ -13,7 +13,14 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from model.layers import activation_kernel, heads_kernel, join_kernel, parts_kernel, product_kernel
+from model.layers import (
+    activation_kernel,
+    heads_kernel,
+    join_kernel,
+    normed_kernel,
+    parts_kernel,
+    product_kernel,
+)
 from model.layers.launching import product_shape
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -60,9 +67,13 @@ def main(output: str) -> None:
         flags = {"KIND": "gelu", "GATED": gated, "ROWS": 8, "BLOCK": 256}
         cases[f"activation forward, {gated}"] = (activation_kernel.forward, set(), flags)
         cases[f"activation backward, {gated}"] = (activation_kernel.backward, set(), flags)
-        flags = {"KIND": "gelu", "GATED": gated, **product_shape(narrow, gated=gated)}
-        cases[f"product forward, {gated}"] = (product_kernel.forward, set(), flags)
-        cases[f"product backward, {gated}"] = (product_kernel.backward, set(), flags)
+        inside = {"KIND": "gelu", "GATED": gated, **product_shape(narrow, gated=gated)}
+        cases[f"product forward, {gated}"] = (product_kernel.forward, set(), inside)
+        cases[f"product backward, {gated}"] = (product_kernel.backward, set(), inside)
+        flags |= {"CENTRED": gated, "ROWS": 1, "BLOCK": 2048}
+        out = set() if gated else {"shift", "means", "shift_parts", "bias_parts"}
+        cases[f"activation and norm forward, {gated}"] = (normed_kernel.forward, out, flags)
+        cases[f"activation and norm backward, {gated}"] = (normed_kernel.backward, out, flags)
     tile = {"ROWS": 8, "BLOCK": 256}
     cases["heads forward"] = (heads_kernel.forward, set(), tile)
     cases["heads backward"] = (heads_kernel.backward, set(), tile)

@@ -20,12 +20,14 @@ from model.layers.activation_pass import activation_pass
 from model.layers.heads_pass import separate_pass
 from model.layers.join_pass import join_norm
 from model.layers.joined import After, Numbers, join_norms
+from model.layers.normed import norm_at_once
+from model.layers.normed_pass import normed_pass
 from model.layers.product_pass import feed_pass
 from model.layers.products import sum_in_products
 from model.layers.separated import separate_at_once
 from model.network.language_model import LanguageModel
 from tests.model.cost.test_activations import LLAMA
-from tests.model.layers import activation_worker, heads_worker, product_worker
+from tests.model.layers import activation_worker, heads_worker, normed_worker, product_worker
 from tests.model.narrow import narrow, open_gates, tokens
 from tests.reference.join import Join
 
@@ -173,18 +175,20 @@ def measured(model: LanguageModel, *, added: bool = False) -> tuple[Tensor, dict
 def models() -> dict[str, Any]:
     """Of every scheme, and of Llama's layers, in fp64: differences between apart and joined.
 
-    And how many kernels of joins ran.
+    And how many joins, and norms after activations, are computed so.
     """
     found = {}
     kinds = {scheme: narrow(scheme, 3) for scheme in SCHEMES}
     llama: dict[str, Any] = LLAMA
     kinds["llama"] = narrow("pre_ln", 3, **llama)
+    kinds["llama, subln"] = narrow("subln", 3, **llama)
     for name, kind in kinds.items():
         model = kind.double()
         open_gates(model)
         loss, gradients = measured(model)
         joins = join_norms([model], join_norm)
         activate_at_once([model], activation_pass)
+        norms = norm_at_once([model], normed_pass)
         separate_at_once([model], separate_pass)
         again, joined = measured(model)
         summed = measured(model, added=True)[1]
@@ -198,7 +202,13 @@ def models() -> dict[str, Any]:
             for way in (joined, summed, added)
         )
         difference = max(float((other / loss - 1).abs()) for other in (again, inside))
-        found[name] = {"joins": joins, "fed": fed, "loss": difference, "gradients": worst}
+        found[name] = {
+            "joins": joins,
+            "norms": norms,
+            "fed": fed,
+            "loss": difference,
+            "gradients": worst,
+        }
     return found
 
 
@@ -233,6 +243,7 @@ def main(output: str) -> None:
             {
                 "kernels": kernels(),
                 "activations": activation_worker.errors(),
+                "normed": normed_worker.errors(),
                 "heads": heads_worker.errors(),
                 "products": product_worker.errors(),
                 "dropout": dropout(),
