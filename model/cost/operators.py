@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 Phase = Literal["forward", "backward", "accumulate"]
-INSIDE, PARTIAL = "products inside", "partial sums"
+INSIDE, PARTIAL = "activated products", "partial sums"
 OWN = ("one pass", INSIDE, PARTIAL)
 """Kinds of operators that are kernels of our own, started from Python."""
 FREE = {
@@ -84,7 +84,7 @@ KINDS = {
 }
 """Operators that start a kernel, by what they are for. One that is in neither table is an error.
 
-`one pass`, `products inside` and `partial sums`: kernels of our own, noted by
+`one pass`, `activated products` and `partial sums`: kernels of our own, noted by
 `model/layers/launching.py`. Those of products with an activation inside are what a plain product
 would not read or write.
 """
