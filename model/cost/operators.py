@@ -63,10 +63,10 @@ KINDS = {
     "dropout": ("native_dropout", "native_dropout_backward", "bernoulli_", "bernoulli", "random_"),
     "sums": ("add", "add_", "addcmul", "addcdiv", "sub", "sub_", "rsub"),
     "factors": (
-        *("mul", "mul_", "div", "div_", "neg", "pow", "rsqrt", "reciprocal", "square", "sqrt"),
+        *("mul", "mul_", "div", "div_", "neg", "neg_", "pow", "rsqrt", "reciprocal", "square", "sqrt"),
         *("cos", "sin", "sigmoid", "sigmoid_backward", "exp", "log"),
     ),
-    "reductions": ("mean", "sum", "var_mean", "amax"),
+    "reductions": ("dot", "mean", "sum", "var_mean", "amax"),
     "copies": ("_to_copy", "cat", "clone", "copy", "copy_", "stack", "repeat"),
     "masks": (
         *("all", "bitwise_and", "bitwise_not", "bitwise_or", "eq", "ge", "gt", "le", "lt", "logical_and"),
