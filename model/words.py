@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 
 def printable(text: object, limit: int = 200) -> str:
     """Foreign text as one line that a terminal shows and does not obey.
@@ -13,6 +15,11 @@ def printable(text: object, limit: int = 200) -> str:
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)[: limit + 1]
     )
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def written(value: object, limit: int = 200) -> str:
+    """The value of a setting as it is typed. limit: as in `printable`."""
+    return printable(value if isinstance(value, str) else json.dumps(value, default=list), limit)
 
 
 def duration(seconds: float, brief: bool = False) -> str:

@@ -18,10 +18,11 @@ from model.config import ModelConfig
 from model.errors import UserError
 from model.parameters.size import parameter_count
 from model.records import Record, read_record
-from model.words import printable
+from model.words import printable, written
 from parallel.launch.exit_codes import ExitCode
+from pretrain.config.compose import COMMAND_LINE, Composition
 from pretrain.config.errors import checked
-from pretrain.config.load import complete_model, dump_config
+from pretrain.config.load import complete_model, dump_config, explained
 from pretrain.config.schema import RunConfig
 from pretrain.config.scheme_choice import Variant, validated
 
@@ -29,6 +30,19 @@ Equal = Literal["tokens", "parameters"]
 RESULT, CELLS = "cell.json", "cells"
 """A file of a cell that has ended, and the folder of all cells in that of a duel."""
 DONE = (ExitCode.FINISHED, ExitCode.DIVERGED)
+WITHOUT_EFFECT = {
+    "parallel.": "train on one process each",
+    "checkpoint.load": "begin untrained",
+    "train.stop_at_step": "train to their end",
+}
+"""Beginnings of keys that cells have values of their own for, and why."""
+TYPED_WITHOUT_EFFECT = {
+    "name": "have names of their own",
+    "runs_dir": "have folders of their own, below --out",
+    "checkpoint.": "keep what they need to go on",
+    "log.": "keep what the page shows",
+}
+"""The same of keys that files for other trainings have too: refused only where they are typed."""
 # Learned from this share on, whatever the depth: a width further off is no longer the same budget.
 PARAMETER_TOLERANCE = 0.15
 
@@ -165,6 +179,24 @@ def cell_config(base: RunConfig, cell: Cell, equal: Equal, folder: Path) -> RunC
     # Some schemes take more from the data than the scheme of `base` does.
     config.model = complete_model(config, base.model.vocab_size)
     return config
+
+
+def check_effect(base: RunConfig, cell: RunConfig, origins: Composition) -> None:
+    """Raises UserError naming the first setting of `base` that no cell has.
+
+    cell: one of those made from `base`. origins: where the settings came from.
+    """
+    own = {row.key: row.value for row in explained(cell)}
+    for row in explained(base, origins):
+        typed = row.source == COMMAND_LINE
+        places = WITHOUT_EFFECT | (TYPED_WITHOUT_EFFECT if typed else {})
+        why = next((why for place, why in places.items() if row.key.startswith(place)), None)
+        alone = row.key == "parallel.processes" and row.value == 1
+        if why and row.value != own.get(row.key) and (typed or row.changed) and not alone:
+            advice = "leave it out" if typed else f"set {row.key}={written(row.default)}"
+            raise UserError(
+                f"{row.key}={written(row.value)} has no effect in a duel, whose cells {why}: {advice}"
+            )
 
 
 class CellResult(Record):

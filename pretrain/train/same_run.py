@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from typing import Annotated
@@ -13,7 +12,7 @@ from model.config import ModelConfig
 from model.errors import UserError
 from model.hf.tokenizer.table import tokenizer_file
 from model.records import Record, as_record
-from model.words import printable
+from model.words import written
 from parallel.checkpoint.reader import CheckpointReader
 from pretrain.config.schema import OptimizerConfig, RunConfig, ScheduleConfig
 from pretrain.config.sections.growth import BatchRampup
@@ -54,8 +53,6 @@ LOADED = ("model.hidden_dropout", "model.attention_dropout")
 """Settings of the model that may differ, and make a difference."""
 ROUNDED = "parallel.grad_reduce"
 """A setting of the layout by which gradients are others."""
-VALUE = 200
-"""Characters shown of a value."""
 
 
 class CorpusIdentity(Record):
@@ -92,7 +89,9 @@ def check_same_model(reader: CheckpointReader, config: RunConfig) -> None:
         theirs[key] = default.model_dump(mode="json") if isinstance(default, BaseModel) else default
     for key in sorted(set(ours) | set(theirs)):
         if f"model.{key}" not in FREE and ours.get(key) != theirs.get(key):
-            differs = f"model.{key}={_shown(theirs.get(key))}, the configuration has {_shown(ours.get(key))}"
+            differs = (
+                f"model.{key}={written(theirs.get(key))}, the configuration has {written(ours.get(key))}"
+            )
             advice = "change it back, or start a run with another name"
             raise UserError(f"{reader.folder} was trained with {differs}: {advice}")
     if config.model.position == "learned":
@@ -139,7 +138,7 @@ def check_same_data(reader: CheckpointReader, config: RunConfig, blend: Blend) -
         section, key = name.split(".")
         theirs = _section(reader, section).get(key, MISSING.get(name))
         if theirs is not None and theirs != ours[section][key]:
-            differs = f"{name}={_shown(theirs)}, the configuration has {ours[section][key]!r}"
+            differs = f"{name}={written(theirs)}, the configuration has {ours[section][key]!r}"
             raise UserError(f"{reader.folder} was trained with {differs}: change it back, or {elsewhere}")
     changed = _other_data(reader, config, identity_of(blend))
     if changed and config.data.changed_at_step != reader.step:
@@ -176,7 +175,7 @@ def differences(reader: CheckpointReader, config: RunConfig) -> list[str]:
     """
     ours, theirs = dict(_flat(config.model_dump(mode="json"))), dict(_flat(reader.manifest.config))
     found = [
-        f"{key} {_shown(theirs[key])} -> {_shown(ours[key])}"
+        f"{key} {written(theirs[key])} -> {written(ours[key])}"
         for key in ours
         if key in theirs and ours[key] != theirs[key] and _said(key)
     ]
@@ -232,7 +231,3 @@ def _flat(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 def _percent(shares: list[float]) -> str:
     return " : ".join(f"{100 * share:.4g} %" for share in shares)
-
-
-def _shown(value: object) -> str:
-    return printable(value if isinstance(value, str) else json.dumps(value), VALUE)

@@ -104,9 +104,10 @@ def command(
     """
     # Megatron-core's remarks on packages that a duel does not need.
     warnings.filterwarnings("ignore", module=r"megatron\.")
+    from pretrain.config.load import load_with_origins
     from pretrain.config.scheme_choice import base_asked_for, parse_variants
     from pretrain.data.samples import open_samples
-    from pretrain.duel.grid import Grid, cell_config, check_unchanged
+    from pretrain.duel.grid import Grid, cell_config, check_effect, check_unchanged
     from pretrain.duel.report import Duel, text, write
     from pretrain.duel.results import outcome
     from pretrain.duel.transfer import doubled
@@ -134,6 +135,7 @@ def command(
     grid = Grid(variants, depths, rates, shares, range(base.train.seed, base.train.seed + seeds), equal)  # type: ignore[arg-type]
     cells = grid.cells()
     configs = [cell_config(base, cell, grid.equal, out) for cell in cells]
+    check_effect(base, configs[0], load_with_origins(config, settings)[1])
     check_unchanged(configs)
     if not report_only:
         train_cells(configs, jobs or default_jobs(), partial(typer.echo, err=as_json))

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from model.config import ModelConfig
 from model.parameters.size import parameter_count
-from model.words import printable
+from model.words import written
 from pretrain.config.load import Row, explained, load_with_origins
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import sized_model
@@ -90,15 +90,11 @@ def _table(section: str, rows: list[Row]) -> Table:
         table.add_row(
             Text(mark, style="bold"),
             Text(row.key),
-            Text(_text(row.value), style="bold" if mark else ""),
+            Text(written(row.value, LONGEST), style="bold" if mark else ""),
             Text(row.description),
             Text(row.source),
         )
     return table
-
-
-def _text(value: object) -> str:
-    return printable(value if isinstance(value, str) else json.dumps(value, default=list), LONGEST)
 
 
 def _summary(config: RunConfig, model: ModelConfig, sizes: dict[str, int] | None) -> str:

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -28,35 +26,14 @@ from model.parameters.size import parameter_count
 from pretrain.config.scheme_choice import parse_variant, parse_variants
 from pretrain.data.manifest import load_manifest
 from pretrain.data.masked.samples import target_entropy
-from pretrain.duel.grid import Cell, Grid, cell_config, check_unchanged, finished, sized
+from pretrain.duel.grid import Cell, Grid, cell_config, check_unchanged, sized
 from pretrain.duel.results import Outcome, best_settings, count_bursts, count_spikes, outcome, statements
-from pretrain.duel.workers import given_devices, train_cell, train_cells
-from pretrain.rundir.metrics import read_metrics
+from pretrain.duel.workers import train_cell
 from pretrain.train.run import prepared_config
-from tests.pretrain.small import small_data
 from tests.pretrain.trained.encoders import save_encoder
 from tools.research.depth_duel import _depths, command
 
 UNIGRAM = 3.6
-CONFIG = """
-name: small
-model: {num_layers: 2, hidden_size: 16, num_attention_heads: 2}
-data: {corpora: [{path: DATA}], seq_length: 16}
-optimizer: {lr: 1.0e-2}
-schedule: {warmup_steps: 2}
-train: {steps: 10, global_batch_size: 4, micro_batch_size: 2, eval_samples: 8}
-parallel: {processes: 2, zero: 1}
-"""
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("duel")
-    path = folder / "duel.yaml"
-    path.write_text(CONFIG.replace("DATA", str(small_data(folder))))
-    return path
-
-
 # ---- the grid ------------------------------------------------------------------------------------
 
 
@@ -88,16 +65,18 @@ def test_a_cell_is_the_configured_run_on_one_process(config: Path, tmp_path: Pat
     assert base.model.num_layers == 2
 
 
-def test_encoders_duel_on_hidden_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_encoders_duel_on_hidden_tokens(config: Path, tmp_path: Path) -> None:
     """The level to beat is the entropy of hidden tokens, and a scheme knows the share of masks
     whatever the configured one is.
     """
     save_encoder(tmp_path)
-    text = CONFIG.replace("DATA", str(tmp_path / "data"))
     path = tmp_path / "duel.yaml"
-    path.write_text(
-        text.replace("{num_layers: 2", "{family: bert, scheme: b2t, position: rotary, num_layers: 2")
-    )
+    asked = {
+        "include": [str(config)],
+        "model": {"family": "bert", "scheme": "b2t", "position": "rotary"},
+        "data": {"corpora": [{"path": str(tmp_path / "data")}]},
+    }
+    path.write_text(json.dumps(asked))
     base = prepared_config(str(path), [])
     cell = Cell(parse_variant("deepscalelm_pre_ln"), 2, 3e-3, 0.3, 7)
     made = cell_config(base, cell, "tokens", tmp_path)
@@ -161,23 +140,6 @@ def test_a_size_that_no_width_reaches_is_refused() -> None:
 
 
 # ---- cells ---------------------------------------------------------------------------------------
-
-
-def test_cells_train_one_after_another_in_one_process_as_they_would_alone(
-    config: Path, tmp_path: Path
-) -> None:
-    base = prepared_config(str(config), [])
-    cell = Cell(parse_variant("deepscalelm_post_ln:hidden_dropout=0.2"), 2, 1e-2, 0.2, 1)
-    losses = []
-    for folder, first in (("alone", None), ("after", Cell(parse_variant("pre_ln"), 3, 1e-2, 0.2, 1))):
-        for one in (first, cell) if first else (cell,):
-            result = train_cell(cell_config(base, one, "tokens", tmp_path / folder))
-            assert result.code == 0
-        run = tmp_path / folder / "cells" / cell.name
-        losses.append([event.loss for event in read_metrics(run / "metrics.jsonl").train])
-        assert finished(run) is not None
-        assert not (run / "checkpoints").exists()
-    assert losses[0] == losses[1]
 
 
 def test_a_cell_of_other_settings_is_not_mixed_in(config: Path, tmp_path: Path) -> None:
@@ -345,56 +307,6 @@ def test_depths_are_whole_numbers() -> None:
             _depths(wrong)
 
 
-def test_finished_cells_are_not_trained_again(config: Path, tmp_path: Path) -> None:
-    base = prepared_config(str(config), ["train.steps=2"])
-    configs = [
-        cell_config(base, Cell(parse_variant("pre_ln"), 1, lr, 0.0, 1), "tokens", tmp_path)
-        for lr in (1e-2, 2e-2)
-    ]
-    for one in configs:
-        train_cell(one)
-    assert train_cells(configs, 2, pytest.fail)
-
-
-@pytest.mark.parametrize(
-    ("visible", "count", "names"),
-    [
-        (None, 2, ["0", "1"]),
-        ("4,5", 2, ["4", "5"]),
-        ("GPU-8a1, MIG-77", 2, ["GPU-8a1", "MIG-77"]),
-        ("6,-1,7", 1, ["6"]),
-        ("", 0, []),
-        (None, 0, []),
-    ],
-)
-def test_workers_take_the_gpus_that_were_given(visible: str | None, count: int, names: list[str]) -> None:
-    assert given_devices(count, {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) == names
-
-
-def test_a_killed_worker_takes_its_own_cell_along_and_no_other(config: Path, tmp_path: Path) -> None:
-    base = prepared_config(str(config), ["train.steps=1000000"])
-    cells = [
-        cell_config(base, Cell(parse_variant("pre_ln"), 1, lr, 0.0, 1), "tokens", tmp_path)
-        for lr in (1e-2, 2e-2)
-    ]
-    cells[1].train.steps = 2
-    metrics = tmp_path / "cells" / cells[0].name / "metrics.jsonl"
-
-    def kill() -> None:
-        while not metrics.exists():
-            time.sleep(0.05)
-        for process in multiprocessing.active_children():
-            process.kill()
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    lines: list[str] = []
-    assert not train_cells(cells, 1, lines.append)
-    killer.join()
-    assert lines[1] == f"[0/2] {cells[0].name}: the worker was killed (out of memory?) (0 s)"
-    assert lines[2].startswith(f"[1/2] {cells[1].name}: all steps are done")
-
-
 def run_command(config: Path, *arguments: object) -> Result:
     app = typer.Typer()
     app.command()(command)
@@ -462,6 +374,22 @@ def test_the_command_stops_and_resumes_and_writes_its_page(config: Path, tmp_pat
     assert "ends lowest" in output
 
 
+def test_what_no_cell_does_is_refused_where_the_file_asks_for_it(config: Path, tmp_path: Path) -> None:
+    asked = tmp_path / "asked.yaml"
+    for key, given, advice in (
+        ("parallel", {"processes": 2}, "train on one process each: set parallel.processes=null"),
+        ("parallel", {"zero": 2}, "train on one process each: set parallel.zero=1"),
+        ("checkpoint", {"load": "x"}, "begin untrained: set checkpoint.load=null"),
+        ("train", {"stop_at_step": 4}, "train to their end: set train.stop_at_step=null"),
+    ):
+        ((name, value),) = given.items()
+        asked.write_text(json.dumps({"include": [str(config)], key: given}))
+        failed = run_command(asked, "--out", tmp_path / "out")
+        said = f"{key}.{name}={value} has no effect in a duel, whose cells {advice}"
+        assert str(failed.exception) == said
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
@@ -476,6 +404,9 @@ def test_the_command_stops_and_resumes_and_writes_its_page(config: Path, tmp_pat
         (("--layers", "2,1000000"), "--layers 2,1000000: every number must be at least 1, at most 10000,"),
         (("--transfer",), "two depths or more"),
         (("--out", __file__), "duel.html: cannot write to"),
+        (("log.interval=5",), "log.interval=5 has no effect in a duel, whose cells keep what the page shows"),
+        (("runs_dir=x",), "runs_dir=x has no effect in a duel, whose cells have folders of their own, below"),
+        (("parallel.offload.optimizer=true",), "parallel.offload.optimizer=true has no effect in a duel"),
     ],
 )
 def test_mistakes_are_refused_before_anything_trains(
