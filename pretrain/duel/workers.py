@@ -71,15 +71,15 @@ def default_jobs() -> int:
     return torch.cuda.device_count() or len(os.sched_getaffinity(0))
 
 
-def train_cells(configs: Sequence[RunConfig], jobs: int, report: Callable[[str], None]) -> bool:
-    """Trains what is not finished, `jobs` cells at a time. Returns whether all cells are finished.
+def train_cells(configs: Sequence[RunConfig], jobs: int, report: Callable[[str], None]) -> None:
+    """Trains what is not finished, `jobs` cells at a time.
 
     report: takes lines of progress.
     """
     check_unchanged(configs)
     waiting = [config for config in configs if finished(Path(config.runs_dir) / config.name) is None]
     if not waiting:
-        return True
+        return
     before = len(configs) - len(waiting)
     workers = min(jobs, len(waiting))
     report(f"{before} of {len(configs)} cells are finished; training {len(waiting)} with {workers} workers")
@@ -87,7 +87,6 @@ def train_cells(configs: Sequence[RunConfig], jobs: int, report: Callable[[str],
     for result in _run(waiting, workers):
         done += result.code in DONE
         report(f"[{before + done}/{len(configs)}] {result.name}: {result.reason} ({result.seconds:.0f} s)")
-    return done == len(waiting)
 
 
 class _Worker:

@@ -41,7 +41,7 @@ def test_finished_cells_are_not_trained_again(config: Path, tmp_path: Path) -> N
     ]
     for one in configs:
         train_cell(one)
-    assert train_cells(configs, 2, pytest.fail)
+    train_cells(configs, 2, pytest.fail)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_killed_worker_takes_its_own_cell_along_and_no_other(config: Path, tmp
     killer = threading.Thread(target=kill)
     killer.start()
     lines: list[str] = []
-    assert not train_cells(cells, 1, lines.append)
+    train_cells(cells, 1, lines.append)
     killer.join()
     assert lines[1] == f"[0/2] {cells[0].name}: the worker was killed (out of memory?) (0 s)"
     assert lines[2].startswith(f"[1/2] {cells[1].name}: all steps are done")
